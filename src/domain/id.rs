@@ -1,0 +1,64 @@
+//! Identifiers: a prefix that names the object, then 22 base-62 digits or 32 hex digits of a
+//! version 7 UUID, so that ids made later sort later.
+
+use uuid::Uuid;
+
+const DIGITS: &[u8; 62] = b"0123456789ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz";
+
+/// `file-…`, as OpenAI's files are called.
+#[must_use]
+pub fn file() -> String {
+    format!("file-{}", base62(Uuid::now_v7().as_u128()))
+}
+
+/// `batch_` and 32 hex digits, as OpenAI's batches are called.
+#[must_use]
+pub fn batch() -> String {
+    format!("batch_{}", Uuid::now_v7().simple())
+}
+
+/// `batch_req_` and 32 hex digits: the id of one output line.
+#[must_use]
+pub fn batch_request() -> String {
+    format!("batch_req_{}", Uuid::now_v7().simple())
+}
+
+/// `req_` and 32 hex digits: what `x-request-id` says, and a line whose upstream sent none.
+#[must_use]
+pub fn request() -> String {
+    format!("req_{}", Uuid::now_v7().simple())
+}
+
+/// `key_…`: the public name of an API key, which is not the key.
+#[must_use]
+pub fn key() -> String {
+    format!("key_{}", base62(Uuid::now_v7().as_u128()))
+}
+
+/// A process's incarnation: random, so that no two processes are ever taken for each other.
+#[must_use]
+pub fn incarnation() -> String {
+    Uuid::new_v4().simple().to_string()
+}
+
+/// 22 digits, most significant first, so that the order of numbers is the order of texts.
+fn base62(mut number: u128) -> String {
+    let mut digits = [b'0'; 22];
+    for digit in digits.iter_mut().rev() {
+        *digit = DIGITS[usize::try_from(number % 62).unwrap_or(0)];
+        number /= 62;
+    }
+    digits.iter().map(|&digit| char::from(digit)).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn ids_made_later_sort_later() {
+        let ids: Vec<String> = (0..1000).map(|_| file()).collect();
+        assert!(ids.is_sorted(), "{ids:?}");
+        assert!(ids.iter().all(|id| id.len() == "file-".len() + 22));
+    }
+}

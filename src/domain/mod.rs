@@ -1,0 +1,16 @@
+//! The nouns and rules of batching: pure, no I/O, no async.
+//!
+//! This room knows nothing of HTTP, SQL or model servers. Time comes in as an argument; the one
+//! place that reads the system's clock is [`clock`].
+
+pub mod batch;
+pub mod clock;
+pub mod endpoint;
+pub mod file;
+pub mod findings;
+pub mod id;
+pub mod json;
+pub mod line;
+pub mod outcome;
+pub mod unit;
+pub mod usage;

@@ -1,0 +1,1 @@
+//! Takes in an uploaded file.

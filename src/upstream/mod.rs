@@ -1,0 +1,1 @@
+//! Calling model servers.
