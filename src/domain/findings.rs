@@ -1,1 +1,3 @@
-//! (to come)
+//! What is wrong with a file.
+#[derive(Clone, Debug, Default, serde::Serialize, serde::Deserialize)]
+pub struct Findings {}

@@ -1,1 +1,36 @@
-//! SQL.
+//! The only room that speaks SQL: one [`Store`], one text a query, two engines.
+//!
+//! Its methods are spread over one file a noun. It knows nothing of HTTP or of model servers.
+
+mod backlog;
+mod batches;
+mod chunks;
+mod engine;
+mod error;
+mod files;
+mod flush;
+mod idempotency;
+mod keys;
+mod lifecycle;
+mod listen;
+mod migrate;
+mod purge;
+mod replicas;
+mod segments;
+mod units;
+mod uploads;
+
+pub use backlog::Backlog;
+pub use batches::{Batch, BatchRow, Cancel, NewBatch};
+pub use chunks::{Piece, StoredChunk};
+pub use engine::{Engine, Store};
+pub use error::{Error, Result};
+pub use files::{Order, Page, StoredFile};
+pub use flush::{FlushReply, Tally, UnitFlush};
+pub use idempotency::{Claim, Claimed, Remembered};
+pub use keys::ApiKey;
+pub use lifecycle::{Input, Unvalidated};
+pub use purge::Purged;
+pub use segments::SegmentTable;
+pub use units::LeasedUnit;
+pub use uploads::{NewUpload, PublishedUpload};

@@ -1,0 +1,38 @@
+//! How bytes stand in the store: zstd, and the layout of segments. Pure, no I/O.
+
+pub mod segment;
+
+use std::io;
+
+/// What decompression may at the most yield for one stored value: more is corruption.
+const DECOMPRESSED_BYTES_MAX: usize = 1 << 31;
+
+/// Compresses one value of its own.
+///
+/// # Errors
+/// When zstd fails, which it does for want of memory only.
+pub fn compress(bytes: &[u8], level: i32) -> io::Result<Vec<u8>> {
+    zstd::bulk::compress(bytes, level)
+}
+
+/// The bytes of one compressed value, which are known to be `size`.
+///
+/// # Errors
+/// When the stored bytes are not what was written.
+pub fn decompress(data: &[u8], size: usize) -> io::Result<Vec<u8>> {
+    if size > DECOMPRESSED_BYTES_MAX {
+        return Err(io::Error::new(
+            io::ErrorKind::InvalidData,
+            "a stored size is out of bounds",
+        ));
+    }
+    let bytes = zstd::bulk::decompress(data, size)?;
+    if bytes.len() == size {
+        Ok(bytes)
+    } else {
+        Err(io::Error::new(
+            io::ErrorKind::InvalidData,
+            "a stored value has another size",
+        ))
+    }
+}

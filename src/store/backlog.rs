@@ -1,0 +1,109 @@
+//! What there is to lease: one row for each live batch and model.
+
+use sqlx::FromRow;
+
+use super::batches::stage;
+use super::engine::{Tx, on, within};
+use super::{Result, Store};
+use crate::domain::batch::{Ending, Stage};
+
+/// Units of one model in one batch that nobody holds.
+#[derive(Clone, Debug)]
+pub struct Backlog {
+    pub batch_id: String,
+    pub model_no: i64,
+    /// The public name; empty where the lines name none.
+    pub model: String,
+    pub waiting: i64,
+    pub tenant: String,
+    pub endpoint: String,
+    pub input_file_id: String,
+    pub priority: i64,
+    pub created_at: i64,
+    pub expires_at: Option<i64>,
+    pub stage: Stage,
+}
+
+impl Backlog {
+    /// Why these lines are not to be sent any more, if so.
+    #[must_use]
+    pub fn ending(&self) -> Option<Ending> {
+        self.stage.ending
+    }
+}
+
+#[derive(FromRow)]
+struct Row {
+    batch_id: String,
+    model_no: i64,
+    model: String,
+    waiting: i64,
+    tenant: String,
+    endpoint: String,
+    input_file_id: String,
+    priority: i64,
+    created_at: i64,
+    expires_at: Option<i64>,
+    status: String,
+    ending: Option<String>,
+}
+
+impl Store {
+    /// All that waits, to be ranked in memory: as many rows as there are live batches and
+    /// models in them, never as many as there are units.
+    ///
+    /// # Errors
+    /// When the database fails.
+    pub async fn backlog(&self) -> Result<Vec<Backlog>> {
+        let rows: Vec<Row> = on!(self.reader(), c => {
+            sqlx::query_as(
+                "-- backlog
+                 SELECT w.batch_id, w.model_no, w.model, w.waiting, b.tenant, b.endpoint,
+                    b.input_file_id, b.priority, b.created_at, b.expires_at, b.status, b.ending
+                 FROM backlog w JOIN batches b ON b.id = w.batch_id
+                 WHERE w.waiting > 0",
+            )
+            .fetch_all(c)
+            .await?
+        });
+        rows.into_iter()
+            .map(|row| {
+                Ok(Backlog {
+                    stage: stage(&row.status, row.ending.as_deref())?,
+                    batch_id: row.batch_id,
+                    model_no: row.model_no,
+                    model: row.model,
+                    waiting: row.waiting,
+                    tenant: row.tenant,
+                    endpoint: row.endpoint,
+                    input_file_id: row.input_file_id,
+                    priority: row.priority,
+                    created_at: row.created_at,
+                    expires_at: row.expires_at,
+                })
+            })
+            .collect()
+    }
+}
+
+/// Adds to (or takes from) the units that wait. The caller has changed the units themselves in
+/// the same transaction, before this: units are locked first, everywhere.
+pub(super) async fn add_waiting(
+    tx: &mut Tx,
+    batch_id: &str,
+    model_no: i64,
+    units: i64,
+) -> Result<()> {
+    within!(tx, c => {
+        sqlx::query(
+            "-- add_waiting
+             UPDATE backlog SET waiting = waiting + $3 WHERE batch_id = $1 AND model_no = $2",
+        )
+        .bind(batch_id)
+        .bind(model_no)
+        .bind(units)
+        .execute(c)
+        .await?;
+    });
+    Ok(())
+}

@@ -1,0 +1,342 @@
+//! Batches as users see them: created, found, listed, cancelled.
+
+use std::collections::HashMap;
+
+use sqlx::{AssertSqlSafe, FromRow};
+
+use super::engine::{Tx, on, values, within};
+use super::{Claim, Error, Page, Result, Store};
+use crate::domain::batch::{Counts, Ending, Event, Stage, Status};
+use crate::domain::usage::Usage;
+
+/// What a user asks for.
+#[derive(Clone, Debug)]
+pub struct NewBatch {
+    pub id: String,
+    pub tenant: String,
+    pub endpoint: String,
+    pub input_file_id: String,
+    pub completion_window: String,
+    pub output_expires_seconds: i64,
+    /// JSON, as given.
+    pub metadata: Option<String>,
+    pub created_at: i64,
+    pub expires_at: Option<i64>,
+}
+
+/// A batch. Times are in milliseconds.
+#[derive(Clone, Debug)]
+pub struct Batch {
+    pub row: BatchRow,
+    pub stage: Stage,
+    pub counts: Counts,
+    pub usage: Usage,
+}
+
+#[derive(Clone, Debug, FromRow)]
+pub struct BatchRow {
+    pub id: String,
+    pub tenant: String,
+    pub endpoint: String,
+    pub input_file_id: String,
+    pub completion_window: String,
+    pub output_expires_seconds: i64,
+    pub metadata: Option<String>,
+    pub status: String,
+    pub ending: Option<String>,
+    pub model: Option<String>,
+    /// JSON: a list of findings.
+    pub errors: Option<String>,
+    pub total: i64,
+    pub output_file_id: Option<String>,
+    pub error_file_id: Option<String>,
+    pub created_at: i64,
+    pub expires_at: Option<i64>,
+    pub in_progress_at: Option<i64>,
+    pub finalizing_at: Option<i64>,
+    pub completed_at: Option<i64>,
+    pub failed_at: Option<i64>,
+    pub expired_at: Option<i64>,
+    pub cancelling_at: Option<i64>,
+    pub cancelled_at: Option<i64>,
+}
+
+/// What became of a request to cancel.
+#[derive(Clone, Debug)]
+pub enum Cancel {
+    /// The batch as it is now.
+    Granted(Box<Batch>),
+    /// It has ended already.
+    Refused(Status),
+    NotFound,
+}
+
+#[derive(FromRow)]
+struct CountsRow {
+    batch_id: String,
+    completed: i64,
+    failed: i64,
+    cancelled: i64,
+    input_tokens: i64,
+    cached_tokens: i64,
+    output_tokens: i64,
+    reasoning_tokens: i64,
+    total_tokens: i64,
+}
+
+impl Store {
+    /// Creates a batch in `validating`, and remembers the answer for its `Idempotency-Key`.
+    /// The input file's row is held while the reference to it is written, so that nobody
+    /// purges it in between.
+    ///
+    /// # Errors
+    /// When the database fails.
+    pub async fn create_batch(&self, new: &NewBatch, answer: Option<(&Claim, &str)>) -> Result<()> {
+        let lock = format!(
+            "-- create_batch_lock\nSELECT id FROM files WHERE id = $1 {}",
+            self.engine().for_share()
+        );
+        let mut tx = self.begin().await?;
+        within!(&mut tx, c => {
+            sqlx::query(AssertSqlSafe(lock)).bind(&new.input_file_id).execute(&mut *c).await?;
+            sqlx::query(
+                "-- create_batch
+                 INSERT INTO batches (id, tenant, endpoint, input_file_id, completion_window,
+                    output_expires_seconds, metadata, status, created_at, expires_at)
+                 VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10)",
+            )
+            .bind(&new.id)
+            .bind(&new.tenant)
+            .bind(&new.endpoint)
+            .bind(&new.input_file_id)
+            .bind(&new.completion_window)
+            .bind(new.output_expires_seconds)
+            .bind(&new.metadata)
+            .bind(Stage::CREATED.status.as_str())
+            .bind(new.created_at)
+            .bind(new.expires_at)
+            .execute(&mut *c)
+            .await?;
+        });
+        if let Some((claim, body)) = answer {
+            super::idempotency::remember(&mut tx, claim, 200, body, self.now_ms()).await?;
+        }
+        tx.commit().await?;
+        self.wake();
+        Ok(())
+    }
+
+    /// A tenant's batch.
+    ///
+    /// # Errors
+    /// When the database fails.
+    pub async fn batch(&self, tenant: &str, id: &str) -> Result<Option<Batch>> {
+        let row: Option<BatchRow> = on!(self.reader(), c => {
+            sqlx::query_as("-- batch\nSELECT * FROM batches WHERE id = $1 AND tenant = $2")
+                .bind(id)
+                .bind(tenant)
+                .fetch_optional(c)
+                .await?
+        });
+        Ok(self.with_counts(row.into_iter().collect()).await?.pop())
+    }
+
+    /// Where in its tenant's list a batch stands.
+    ///
+    /// # Errors
+    /// When the database fails.
+    pub async fn batch_position(&self, tenant: &str, id: &str) -> Result<Option<(i64, String)>> {
+        Ok(on!(self.reader(), c => {
+            sqlx::query_as(
+                "-- batch_position\nSELECT created_at, id FROM batches WHERE id = $1 AND tenant = $2",
+            )
+            .bind(id)
+            .bind(tenant)
+            .fetch_optional(c)
+            .await?
+        }))
+    }
+
+    /// A page of a tenant's batches, newest first, behind the position `after`.
+    ///
+    /// # Errors
+    /// When the database fails.
+    pub async fn batches(
+        &self,
+        tenant: &str,
+        after: Option<(i64, String)>,
+        limit: i64,
+    ) -> Result<Page<Batch>> {
+        let (created_at, id) = after.unwrap_or((i64::MAX, "~".to_owned()));
+        let rows: Vec<BatchRow> = on!(self.reader(), c => {
+            sqlx::query_as(
+                "-- batches
+                 SELECT * FROM batches WHERE tenant = $1 AND (created_at, id) < ($2, $3)
+                 ORDER BY created_at DESC, id DESC LIMIT $4",
+            )
+            .bind(tenant)
+            .bind(created_at)
+            .bind(id)
+            .bind(limit + 1)
+            .fetch_all(c)
+            .await?
+        });
+        let page = Page::cut(rows, limit);
+        Ok(Page {
+            items: self.with_counts(page.items).await?,
+            more: page.more,
+        })
+    }
+
+    /// Begins to cancel a tenant's batch.
+    ///
+    /// # Errors
+    /// When the database fails.
+    pub async fn cancel_batch(&self, tenant: &str, id: &str) -> Result<Cancel> {
+        let mut tx = self.begin().await?;
+        let Some((owner, stage)) = lock_stage(&mut tx, self, id).await? else {
+            return Ok(Cancel::NotFound);
+        };
+        if owner != tenant {
+            return Ok(Cancel::NotFound);
+        }
+        if stage.refuses_cancel() {
+            return Ok(Cancel::Refused(stage.status));
+        }
+        if let Some(next) = stage.after(Event::CancelRequested) {
+            set_stage(&mut tx, id, stage, next, self.now_ms()).await?;
+        }
+        tx.commit().await?;
+        self.wake();
+        let batch = self.batch(tenant, id).await?;
+        Ok(batch.map_or(Cancel::NotFound, |batch| Cancel::Granted(Box::new(batch))))
+    }
+
+    /// Adds the sums of their slots to batches. The rows were read before: so a batch that is
+    /// shown as completed is shown with all its lines.
+    async fn with_counts(&self, rows: Vec<BatchRow>) -> Result<Vec<Batch>> {
+        if rows.is_empty() {
+            return Ok(Vec::new());
+        }
+        let sql = format!(
+            "-- batch_counts
+             SELECT batch_id, CAST(SUM(completed) AS BIGINT) AS completed,
+                CAST(SUM(failed) AS BIGINT) AS failed,
+                CAST(SUM(cancelled) AS BIGINT) AS cancelled,
+                CAST(SUM(input_tokens) AS BIGINT) AS input_tokens,
+                CAST(SUM(cached_tokens) AS BIGINT) AS cached_tokens,
+                CAST(SUM(output_tokens) AS BIGINT) AS output_tokens,
+                CAST(SUM(reasoning_tokens) AS BIGINT) AS reasoning_tokens,
+                CAST(SUM(total_tokens) AS BIGINT) AS total_tokens
+             FROM batch_counts WHERE batch_id IN {} GROUP BY batch_id",
+            values(1, 1, rows.len())
+        );
+        let sums: Vec<CountsRow> = on!(self.reader(), c => {
+            let mut query = sqlx::query_as(AssertSqlSafe(sql));
+            for row in &rows {
+                query = query.bind(&row.id);
+            }
+            query.fetch_all(c).await?
+        });
+        let sums: HashMap<&str, &CountsRow> = sums
+            .iter()
+            .map(|sum| (sum.batch_id.as_str(), sum))
+            .collect();
+        rows.into_iter()
+            .map(|row| {
+                let stage = stage(&row.status, row.ending.as_deref())?;
+                let mut counts = Counts {
+                    total: row.total,
+                    ..Counts::default()
+                };
+                let mut usage = Usage::default();
+                if let Some(sum) = sums.get(row.id.as_str()) {
+                    counts.completed = sum.completed;
+                    counts.failed = sum.failed;
+                    counts.cancelled = sum.cancelled;
+                    usage = Usage {
+                        input_tokens: sum.input_tokens,
+                        cached_tokens: sum.cached_tokens,
+                        output_tokens: sum.output_tokens,
+                        reasoning_tokens: sum.reasoning_tokens,
+                        total_tokens: sum.total_tokens,
+                    };
+                }
+                Ok(Batch {
+                    row,
+                    stage,
+                    counts,
+                    usage,
+                })
+            })
+            .collect()
+    }
+}
+
+/// A stage from its columns.
+pub(super) fn stage(status: &str, ending: Option<&str>) -> Result<Stage> {
+    let unknown = || Error::corrupt("state of a batch", status);
+    let status = Status::parse(status).ok_or_else(unknown)?;
+    let ending = match ending {
+        Some(ending) => Some(Ending::parse(ending).ok_or_else(unknown)?),
+        None => None,
+    };
+    Ok(Stage { status, ending })
+}
+
+/// Reads a batch's tenant and stage and keeps others from changing them until the transaction
+/// ends.
+pub(super) async fn lock_stage(
+    tx: &mut Tx,
+    store: &Store,
+    id: &str,
+) -> Result<Option<(String, Stage)>> {
+    let sql = format!(
+        "-- lock_stage\nSELECT tenant, status, ending FROM batches WHERE id = $1 {}",
+        store.engine().for_update()
+    );
+    let row: Option<(String, String, Option<String>)> = within!(tx, c => {
+        sqlx::query_as(AssertSqlSafe(sql)).bind(id).fetch_optional(c).await?
+    });
+    row.map(|(tenant, status, ending)| Ok((tenant, stage(&status, ending.as_deref())?)))
+        .transpose()
+}
+
+/// Moves a batch to its next stage, with the time of it. The caller holds the row.
+pub(super) async fn set_stage(
+    tx: &mut Tx,
+    id: &str,
+    from: Stage,
+    to: Stage,
+    now: i64,
+) -> Result<()> {
+    let mut sql = "-- set_stage\nUPDATE batches SET status = $2, ending = $3".to_owned();
+    let mut times = Vec::new();
+    if from.status != to.status {
+        times.push(to.status);
+        // A batch that is cancelled before it ran was cancelling for no time.
+        if to.status == Status::Cancelled && from.status != Status::Cancelling {
+            times.push(Status::Cancelling);
+        }
+    }
+    for status in times {
+        sql.push_str(&format!(", {status}_at = $5"));
+    }
+    sql.push_str(" WHERE id = $1 AND status = $4 AND CAST($5 AS BIGINT) IS NOT NULL");
+    let changed = within!(tx, c => {
+        sqlx::query(AssertSqlSafe(sql))
+            .bind(id)
+            .bind(to.status.as_str())
+            .bind(to.ending.map(Ending::as_str))
+            .bind(from.status.as_str())
+            .bind(now)
+            .execute(c)
+            .await?
+            .rows_affected()
+    });
+    if changed == 1 {
+        Ok(())
+    } else {
+        Err(Error::Stale("the batch"))
+    }
+}

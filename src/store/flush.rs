@@ -1,0 +1,285 @@
+//! Group commit: everything that finished in many units since the last flush, in one transaction.
+
+use std::collections::{BTreeMap, BTreeSet, HashSet};
+
+use sqlx::AssertSqlSafe;
+
+use super::batches::stage;
+use super::engine::{Tx, on, typed_values, values, within};
+use super::{Result, Store};
+use crate::codec::segment::Encoded;
+use crate::domain::batch::Stage;
+use crate::domain::unit::{Bitmap, UnitKey};
+use crate::domain::usage::Usage;
+
+/// What a group of finished lines adds to its batch's counts.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Tally {
+    pub completed: i64,
+    pub failed: i64,
+    pub cancelled: i64,
+    pub usage: Usage,
+}
+
+impl std::ops::AddAssign for Tally {
+    fn add_assign(&mut self, other: Self) {
+        self.completed += other.completed;
+        self.failed += other.failed;
+        self.cancelled += other.cancelled;
+        self.usage += other.usage;
+    }
+}
+
+/// What finished in one unit.
+#[derive(Clone, Debug)]
+pub struct UnitFlush {
+    pub key: UnitKey,
+    pub epoch: i64,
+    /// The unit's flush number before this flush: with the owner and the epoch, the fence.
+    pub flush_no: i64,
+    /// All lines that are done, those of this flush included.
+    pub done: Bitmap,
+    /// Whether no line is left.
+    pub finished: bool,
+    pub segment: Encoded,
+    /// Raw bytes of the lines of each kind.
+    pub output_bytes: i64,
+    pub error_bytes: i64,
+    pub tally: Tally,
+}
+
+/// What the store made of a flush.
+#[derive(Clone, Debug, Default)]
+pub struct FlushReply {
+    /// Units that were this owner's, and are written. The others belong to somebody else now,
+    /// and nothing of theirs was written.
+    pub accepted: HashSet<UnitKey>,
+    /// Where the batches of the flushed units stand: how a replica learns that one is ending.
+    pub stages: Vec<(String, Stage)>,
+}
+
+impl Store {
+    /// Writes what finished, for the units that are still this owner's. May be repeated when
+    /// the reply was lost: what a first try wrote is recognised by its flush number.
+    ///
+    /// # Errors
+    /// When the database fails: then nothing of it may be written, or all.
+    pub async fn flush(&self, owner: &str, slot: i64, units: &[UnitFlush]) -> Result<FlushReply> {
+        let mut tx = self.begin().await?;
+        let fresh: HashSet<UnitKey> = advance_units(&mut tx, self, owner, units).await?;
+        let written: Vec<&UnitFlush> = units.iter().filter(|u| fresh.contains(&u.key)).collect();
+        insert_segments(&mut tx, &written).await?;
+        add_counts(&mut tx, slot, &written).await?;
+        let batches = units
+            .iter()
+            .map(|unit| unit.key.batch_id.as_str())
+            .collect();
+        let stages = stages_within(&mut tx, &batches).await?;
+        let missing: Vec<&UnitFlush> = units.iter().filter(|u| !fresh.contains(&u.key)).collect();
+        let before = written_before(&mut tx, &missing).await?;
+        tx.commit().await?;
+        let accepted = fresh.into_iter().chain(before).collect();
+        Ok(FlushReply { accepted, stages })
+    }
+}
+
+/// Moves the units past the fence, and says which were.
+async fn advance_units(
+    tx: &mut Tx,
+    store: &Store,
+    owner: &str,
+    units: &[UnitFlush],
+) -> Result<HashSet<UnitKey>> {
+    let bytes = store.engine().bytes_type();
+    let types = [
+        "TEXT", "BIGINT", "BIGINT", "BIGINT", "BIGINT", bytes, "TEXT", "BIGINT", "BIGINT",
+    ];
+    let sql = format!(
+        "-- flush_units
+         WITH v(batch_id, chunk_no, model_no, epoch, flush_no, done, state, output, error)
+            AS (VALUES {})
+         UPDATE units SET flush_no = units.flush_no + 1, done = v.done, state = v.state,
+            owner = CASE WHEN v.state = 'done' THEN NULL ELSE units.owner END,
+            output_bytes = units.output_bytes + v.output,
+            error_bytes = units.error_bytes + v.error
+         FROM v
+         WHERE units.batch_id = v.batch_id AND units.chunk_no = v.chunk_no
+           AND units.model_no = v.model_no AND units.state = 'leased'
+           AND units.owner = $1 AND units.epoch = v.epoch AND units.flush_no = v.flush_no
+         RETURNING units.batch_id, units.chunk_no, units.model_no",
+        typed_values(2, units.len(), &types)
+    );
+    let rows: Vec<(String, i64, i64)> = within!(tx, c => {
+        let mut query = sqlx::query_as(AssertSqlSafe(sql)).persistent(false).bind(owner);
+        for unit in units {
+            query = query
+                .bind(&unit.key.batch_id)
+                .bind(unit.key.chunk_no)
+                .bind(unit.key.model_no)
+                .bind(unit.epoch)
+                .bind(unit.flush_no)
+                .bind(unit.done.as_bytes())
+                .bind(if unit.finished { "done" } else { "leased" })
+                .bind(unit.output_bytes)
+                .bind(unit.error_bytes);
+        }
+        query.fetch_all(c).await?
+    });
+    Ok(rows
+        .into_iter()
+        .map(|(batch_id, chunk_no, model_no)| UnitKey {
+            batch_id,
+            chunk_no,
+            model_no,
+        })
+        .collect())
+}
+
+/// Which units' flush is there already: their epoch is unchanged, so nobody else wrote them, and
+/// their flush number is the one that this flush would have made.
+async fn written_before(tx: &mut Tx, units: &[&UnitFlush]) -> Result<Vec<UnitKey>> {
+    let mut found = Vec::new();
+    for unit in units {
+        let there: Option<(i64,)> = within!(&mut *tx, c => {
+            sqlx::query_as(
+                "-- written_before
+                 SELECT 1 FROM units WHERE batch_id = $1 AND chunk_no = $2 AND model_no = $3
+                    AND epoch = $4 AND flush_no = $5",
+            )
+            .bind(&unit.key.batch_id)
+            .bind(unit.key.chunk_no)
+            .bind(unit.key.model_no)
+            .bind(unit.epoch)
+            .bind(unit.flush_no + 1)
+            .fetch_optional(c)
+            .await?
+        });
+        if there.is_some() {
+            found.push(unit.key.clone());
+        }
+    }
+    Ok(found)
+}
+
+async fn insert_segments(tx: &mut Tx, units: &[&UnitFlush]) -> Result<()> {
+    let units: Vec<_> = units
+        .iter()
+        .filter(|unit| !unit.segment.data.is_empty())
+        .collect();
+    if units.is_empty() {
+        return Ok(());
+    }
+    let sql = format!(
+        "-- insert_segments
+         INSERT INTO segments (batch_id, chunk_no, model_no, flush_no, entries, data) VALUES {}",
+        values(1, units.len(), 6)
+    );
+    within!(tx, c => {
+        let mut query = sqlx::query(AssertSqlSafe(sql)).persistent(false);
+        for unit in units {
+            query = query
+                .bind(&unit.key.batch_id)
+                .bind(unit.key.chunk_no)
+                .bind(unit.key.model_no)
+                .bind(unit.flush_no + 1)
+                .bind(&unit.segment.entries)
+                .bind(&unit.segment.data);
+        }
+        query.execute(c).await?;
+    });
+    Ok(())
+}
+
+async fn add_counts(tx: &mut Tx, slot: i64, units: &[&UnitFlush]) -> Result<()> {
+    // In the order of batch ids: count rows are locked in one order, everywhere.
+    let mut by_batch: BTreeMap<&str, Tally> = BTreeMap::new();
+    for unit in units {
+        *by_batch.entry(&unit.key.batch_id).or_default() += unit.tally;
+    }
+    if by_batch.is_empty() {
+        return Ok(());
+    }
+    let sql = format!(
+        "-- add_counts
+         INSERT INTO batch_counts (batch_id, slot, completed, failed, cancelled, input_tokens,
+            cached_tokens, output_tokens, reasoning_tokens, total_tokens)
+         VALUES {}
+         ON CONFLICT (batch_id, slot) DO UPDATE SET
+            completed = batch_counts.completed + excluded.completed,
+            failed = batch_counts.failed + excluded.failed,
+            cancelled = batch_counts.cancelled + excluded.cancelled,
+            input_tokens = batch_counts.input_tokens + excluded.input_tokens,
+            cached_tokens = batch_counts.cached_tokens + excluded.cached_tokens,
+            output_tokens = batch_counts.output_tokens + excluded.output_tokens,
+            reasoning_tokens = batch_counts.reasoning_tokens + excluded.reasoning_tokens,
+            total_tokens = batch_counts.total_tokens + excluded.total_tokens",
+        values(1, by_batch.len(), 10)
+    );
+    within!(tx, c => {
+        let mut query = sqlx::query(AssertSqlSafe(sql)).persistent(false);
+        for (batch_id, tally) in &by_batch {
+            query = query
+                .bind(*batch_id)
+                .bind(slot)
+                .bind(tally.completed)
+                .bind(tally.failed)
+                .bind(tally.cancelled)
+                .bind(tally.usage.input_tokens)
+                .bind(tally.usage.cached_tokens)
+                .bind(tally.usage.output_tokens)
+                .bind(tally.usage.reasoning_tokens)
+                .bind(tally.usage.total_tokens);
+        }
+        query.execute(c).await?;
+    });
+    Ok(())
+}
+
+async fn stages_within(tx: &mut Tx, ids: &BTreeSet<&str>) -> Result<Vec<(String, Stage)>> {
+    if ids.is_empty() {
+        return Ok(Vec::new());
+    }
+    let sql = stages_sql(ids.len());
+    let rows: Vec<StageRow> = within!(tx, c => {
+        let mut query = sqlx::query_as(AssertSqlSafe(sql)).persistent(false);
+        for id in ids {
+            query = query.bind(*id);
+        }
+        query.fetch_all(c).await?
+    });
+    rows.into_iter().map(into_stage).collect()
+}
+
+type StageRow = (String, String, Option<String>);
+
+fn stages_sql(batches: usize) -> String {
+    format!(
+        "-- stages\nSELECT id, status, ending FROM batches WHERE id IN {}",
+        values(1, 1, batches)
+    )
+}
+
+fn into_stage((id, status, ending): StageRow) -> Result<(String, Stage)> {
+    Ok((id, stage(&status, ending.as_deref())?))
+}
+
+impl Store {
+    /// Where batches stand.
+    ///
+    /// # Errors
+    /// When the database fails.
+    pub async fn stages(&self, ids: &BTreeSet<&str>) -> Result<Vec<(String, Stage)>> {
+        if ids.is_empty() {
+            return Ok(Vec::new());
+        }
+        let sql = stages_sql(ids.len());
+        let rows: Vec<StageRow> = on!(self.reader(), c => {
+            let mut query = sqlx::query_as(AssertSqlSafe(sql)).persistent(false);
+            for id in ids {
+                query = query.bind(*id);
+            }
+            query.fetch_all(c).await?
+        });
+        rows.into_iter().map(into_stage).collect()
+    }
+}

@@ -1,0 +1,130 @@
+//! The content of output and error files: a batch's segments, chunk by chunk.
+
+use super::engine::on;
+use super::{Error, Result, Store};
+use crate::codec::segment::Table;
+
+/// One segment of a chunk, without its data.
+#[derive(Clone, Debug)]
+pub struct SegmentTable {
+    pub model_no: i64,
+    pub flush_no: i64,
+    pub table: Table,
+    /// Compressed bytes of the data.
+    pub data_bytes: usize,
+}
+
+impl Store {
+    /// How many bytes of an output or error file each chunk gave, in the file's order.
+    ///
+    /// # Errors
+    /// When the database fails or the bytes are damaged.
+    pub async fn chunk_sizes(&self, file_id: &str) -> Result<Vec<(i64, i64)>> {
+        let row: Option<(Option<Vec<u8>>,)> = on!(self.reader(), c => {
+            sqlx::query_as("-- chunk_sizes\nSELECT chunk_sizes FROM files WHERE id = $1")
+                .bind(file_id)
+                .fetch_optional(c)
+                .await?
+        });
+        let bytes = row.and_then(|(bytes,)| bytes).unwrap_or_default();
+        decode_sizes(&bytes)
+            .ok_or_else(|| Error::corrupt(format!("table of {file_id}"), "odd length"))
+    }
+
+    /// The tables of one chunk's segments.
+    ///
+    /// # Errors
+    /// When the database fails or the bytes are damaged.
+    pub async fn segment_tables(&self, batch_id: &str, chunk: i64) -> Result<Vec<SegmentTable>> {
+        let rows: Vec<(i64, i64, Vec<u8>, i64)> = on!(self.reader(), c => {
+            sqlx::query_as(
+                "-- segment_tables
+                 SELECT model_no, flush_no, entries, CAST(length(data) AS BIGINT) FROM segments
+                 WHERE batch_id = $1 AND chunk_no = $2 ORDER BY model_no, flush_no",
+            )
+            .bind(batch_id)
+            .bind(chunk)
+            .fetch_all(c)
+            .await?
+        });
+        rows.into_iter()
+            .map(|(model_no, flush_no, entries, bytes)| {
+                let table = Table::decode(&entries)
+                    .map_err(|e| Error::corrupt(format!("segment of {batch_id}/{chunk}"), e))?;
+                let data_bytes = usize::try_from(bytes).unwrap_or(0);
+                Ok(SegmentTable {
+                    model_no,
+                    flush_no,
+                    table,
+                    data_bytes,
+                })
+            })
+            .collect()
+    }
+
+    /// The data of one chunk's segments, in the order of [`Store::segment_tables`].
+    ///
+    /// # Errors
+    /// When the database fails.
+    pub async fn segments_data(&self, batch_id: &str, chunk: i64) -> Result<Vec<Vec<u8>>> {
+        let rows: Vec<(Vec<u8>,)> = on!(self.reader(), c => {
+            sqlx::query_as(
+                "-- segments_data
+                 SELECT data FROM segments WHERE batch_id = $1 AND chunk_no = $2
+                 ORDER BY model_no, flush_no",
+            )
+            .bind(batch_id)
+            .bind(chunk)
+            .fetch_all(c)
+            .await?
+        });
+        Ok(rows.into_iter().map(|(data,)| data).collect())
+    }
+
+    /// The data of one segment.
+    ///
+    /// # Errors
+    /// When the database fails, or the segment is gone.
+    pub async fn segment_data(
+        &self,
+        batch_id: &str,
+        chunk: i64,
+        model_no: i64,
+        flush_no: i64,
+    ) -> Result<Vec<u8>> {
+        let row: Option<(Vec<u8>,)> = on!(self.reader(), c => {
+            sqlx::query_as(
+                "-- segment_data
+                 SELECT data FROM segments
+                 WHERE batch_id = $1 AND chunk_no = $2 AND model_no = $3 AND flush_no = $4",
+            )
+            .bind(batch_id)
+            .bind(chunk)
+            .bind(model_no)
+            .bind(flush_no)
+            .fetch_optional(c)
+            .await?
+        });
+        row.map(|(data,)| data).ok_or(Error::Stale("the segment"))
+    }
+}
+
+/// Pairs of a chunk's number and its bytes, as 64-bit numbers, lowest byte first.
+pub(super) fn encode_sizes(sizes: &[(i64, i64)]) -> Vec<u8> {
+    sizes
+        .iter()
+        .flat_map(|(chunk, bytes)| [chunk.to_le_bytes(), bytes.to_le_bytes()].concat())
+        .collect()
+}
+
+fn decode_sizes(bytes: &[u8]) -> Option<Vec<(i64, i64)>> {
+    let (numbers, rest) = bytes.as_chunks::<8>();
+    let (pairs, odd) = numbers.as_chunks::<2>();
+    let whole = rest.is_empty() && odd.is_empty();
+    whole.then(|| {
+        pairs
+            .iter()
+            .map(|[chunk, size]| (i64::from_le_bytes(*chunk), i64::from_le_bytes(*size)))
+            .collect()
+    })
+}
