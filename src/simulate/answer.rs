@@ -122,7 +122,7 @@ impl<'a> Draft<'a> {
     pub(super) fn write(mut self) -> serde_json::Result<Bytes> {
         let number = self.random.next();
         let created = 1_750_000_000 + number % 10_000_000;
-        let id = format!("{number:016x}{:016x}", self.random.next());
+        let id = self.random.id();
         let answer = match self.endpoint {
             Endpoint::ChatCompletions => serde_json::to_vec(&self.chat_completion(&id, created)),
             Endpoint::Completions => serde_json::to_vec(&self.completion(&id, created)),

@@ -20,6 +20,11 @@ const SYLLABLES: [&str; 32] = [
     "ham", "les", "mon", "ton",
 ];
 
+/// Most words stand without an ending.
+const ENDINGS: [&str; 16] = [
+    "", "", "", "", "", "", "", "", "", "", "s", "s", "ed", "ing", "er", "ly",
+];
+
 /// How long a text is.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Length {
@@ -45,6 +50,18 @@ impl Random {
     pub(super) fn bytes<const N: usize>(&mut self) -> [u8; N] {
         let draw = self.next().to_le_bytes();
         std::array::from_fn(|index| draw.get(index).copied().unwrap_or(0))
+    }
+
+    /// Letters and digits, as in the ids of OpenAI's answers.
+    pub(super) fn id(&mut self) -> String {
+        const DIGITS: &[u8; 64] =
+            b"0123456789ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0z";
+        let draws = [self.next(), self.next(), self.next()];
+        draws
+            .iter()
+            .flat_map(|draw| (0..10).map(move |digit| (draw >> (6 * digit)) % 64))
+            .map(|digit| char::from(DIGITS[usize::try_from(digit).unwrap_or(0)]))
+            .collect()
     }
 
     /// A number from 0 (included) to 1 (excluded).
@@ -106,13 +123,19 @@ pub(super) fn compose(random: &mut Random, length: Length) -> (String, usize) {
 fn push_token(text: &mut String, draw: u64) {
     let rest = draw >> 20;
     match (draw >> SLOT_BITS) % 32 {
-        0 => text.push_str(&(rest % 10_000).to_string()),
-        1 => {
+        0..=2 => text.push_str(&(rest % 10_000).to_string()),
+        3..=6 => {
             push_capitalised(text, syllable(rest));
             text.push_str(syllable(rest >> 5));
             text.push_str(syllable(rest >> 10));
         }
-        _ => text.push_str(word(draw)),
+        _ => {
+            let word = word(draw);
+            text.push_str(word);
+            if word.len() > 3 {
+                text.push_str(ENDINGS[usize::try_from(rest % 16).unwrap_or(0)]);
+            }
+        }
     }
 }
 
@@ -136,7 +159,7 @@ fn syllable(draw: u64) -> &'static str {
 /// Gives each word its share of the slots; those left over go to the rarest.
 fn slots() -> Vec<&'static str> {
     let total: usize = 1 << SLOT_BITS;
-    let weights = || (1_u32..).map(|rank| 1.0 / f64::from(rank + 2));
+    let weights = || (1_u32..).map(|rank| 1.0 / f64::from(rank + 8));
     let sum: f64 = weights().take(WORDS.len()).sum();
     let mut slots = Vec::with_capacity(total);
     let mut share = 0.0;
