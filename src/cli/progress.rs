@@ -101,7 +101,7 @@ fn show(bar: &ProgressBar, snapshot: Snapshot, text: String) {
 }
 
 fn style() -> ProgressStyle {
-    ProgressStyle::with_template("{bar:24} {wide_msg}")
+    ProgressStyle::with_template("{wide_bar} {msg}")
         .unwrap_or_else(|_| ProgressStyle::default_bar())
 }
 
@@ -185,16 +185,16 @@ impl Sample {
     }
 }
 
-/// A line on a batch that runs: `42%  420/1,000  3 failed  83 requests/s  5,320 tokens/s  ETA 7s`.
+/// A line on a batch that runs: `42%  420/1,000  3 failed  83 req/s  5,320 tok/s  ETA 7s`.
 #[must_use]
 pub fn line(snapshot: Snapshot, rates: Rates) -> String {
     let left = snapshot.total.saturating_sub(snapshot.done);
     let eta = Duration::try_from_secs_f64(float(left) / rates.requests_per_second);
     let eta = match eta {
         _ if left == 0 => String::new(),
+        Ok(eta) => format!("  ETA {}", short(eta)),
         // Without a rate, or with next to none, nobody knows.
-        Ok(eta) if rates.requests_per_second > 0.0 => format!("  ETA {}", short(eta)),
-        _ => "  ETA -".to_owned(),
+        Err(_) => "  ETA -".to_owned(),
     };
     format!("{}  {}{eta}", counts(snapshot), speeds(rates))
 }
@@ -230,7 +230,7 @@ fn counts(snapshot: Snapshot) -> String {
 
 fn speeds(rates: Rates) -> String {
     format!(
-        "{} requests/s  {} tokens/s",
+        "{} req/s  {} tok/s",
         speed(rates.requests_per_second),
         speed(rates.tokens_per_second)
     )
@@ -287,19 +287,19 @@ mod tests {
     fn a_line_says_how_far_how_fast_and_how_long() {
         assert_eq!(
             line(snapshot(420, 3, 1000, 99), rates(83.2, 5320.4)),
-            " 42%  420/1,000  3 failed  83 requests/s  5,320 tokens/s  ETA 6s"
+            " 42%  420/1,000  3 failed  83 req/s  5,320 tok/s  ETA 6s"
         );
         assert_eq!(
             line(snapshot(0, 0, 1000, 0), Rates::default()),
-            "  0%  0/1,000  0 failed  0.0 requests/s  0.0 tokens/s  ETA -"
+            "  0%  0/1,000  0 failed  0.0 req/s  0.0 tok/s  ETA -"
         );
         assert_eq!(
             line(snapshot(5, 0, 0, 9), rates(0.5, 9.96)),
-            "5 done  0 failed  0.5 requests/s  10 tokens/s"
+            "5 done  0 failed  0.5 req/s  10 tok/s"
         );
         assert_eq!(
             line(snapshot(1, 0, u64::MAX, 0), rates(1e-300, 0.0)),
-            "  0%  1/18,446,744,073,709,551,615  0 failed  0.0 requests/s  0.0 tokens/s  ETA -"
+            "  0%  1/18,446,744,073,709,551,615  0 failed  0.0 req/s  0.0 tok/s  ETA -"
         );
     }
 
@@ -318,7 +318,7 @@ mod tests {
                 rates(1.0, 0.0),
                 Duration::from_secs(9)
             ),
-            "100%  9/9  9 failed  1.0 requests/s  0.0 tokens/s  in 9s"
+            "100%  9/9  9 failed  1.0 req/s  0.0 tok/s  in 9s"
         );
     }
 

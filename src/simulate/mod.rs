@@ -100,7 +100,7 @@ impl Default for Options {
             seed: 0,
             models: Vec::new(),
             api_key: None,
-            answer_tokens: 72,
+            answer_tokens: 80,
             track: false,
         }
     }

@@ -12,17 +12,12 @@ static WORDS: LazyLock<Vec<&str>> =
 /// What a draw of [`SLOT_BITS`] bits stands for: a common word has many slots, a rare one few.
 static SLOTS: LazyLock<Vec<&str>> = LazyLock::new(slots);
 
-const SLOT_BITS: u32 = 12;
+const SLOT_BITS: u32 = 13;
 
 const SYLLABLES: [&str; 32] = [
     "an", "bel", "cor", "da", "el", "fen", "gra", "hol", "is", "jo", "kar", "lin", "mar", "nor",
     "os", "per", "qui", "ros", "sta", "tam", "ul", "ver", "wil", "yor", "zan", "bri", "che", "dov",
     "ham", "les", "mon", "ton",
-];
-
-/// Most words stand without an ending.
-const ENDINGS: [&str; 16] = [
-    "", "", "", "", "", "", "", "", "", "", "s", "s", "ed", "ing", "er", "ly",
 ];
 
 /// How long a text is.
@@ -129,13 +124,7 @@ fn push_token(text: &mut String, draw: u64) {
             text.push_str(syllable(rest >> 5));
             text.push_str(syllable(rest >> 10));
         }
-        _ => {
-            let word = word(draw);
-            text.push_str(word);
-            if word.len() > 3 {
-                text.push_str(ENDINGS[usize::try_from(rest % 16).unwrap_or(0)]);
-            }
-        }
+        _ => text.push_str(word(draw)),
     }
 }
 
