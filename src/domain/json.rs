@@ -189,4 +189,4 @@ fn push_escaped(bytes: &[u8], out: &mut Vec<u8>) {
 }
 
 #[cfg(test)]
-mod tests;
+pub(super) mod tests;
