@@ -1,1 +1,72 @@
-//! (to come)
+//! The endpoints whose requests can be batched: one row each in one table.
+
+/// What is known about an endpoint before its request is sent.
+#[derive(Debug, PartialEq, Eq)]
+pub struct Endpoint {
+    /// The path, as a line's `url` and a batch's `endpoint` give it.
+    pub path: &'static str,
+    /// How messages to users call it.
+    pub name: &'static str,
+    /// The keys that a body must have, beside `model`; null does not count.
+    pub required: &'static [&'static str],
+    /// Whether a body must name its model.
+    pub model_required: bool,
+}
+
+/// All of them, in the order in which OpenAI's errors list them.
+pub static ENDPOINTS: [Endpoint; 8] = [
+    // A response can be asked for without an input: from a stored prompt or a conversation.
+    endpoint("/v1/responses", "Responses", &[], true),
+    endpoint(
+        "/v1/chat/completions",
+        "Chat Completions",
+        &["messages"],
+        true,
+    ),
+    endpoint("/v1/embeddings", "Embeddings", &["input"], true),
+    endpoint("/v1/completions", "Completions", &["prompt"], true),
+    endpoint("/v1/moderations", "Moderations", &["input"], false),
+    endpoint(
+        "/v1/images/generations",
+        "Image Generations",
+        &["prompt"],
+        false,
+    ),
+    endpoint("/v1/images/edits", "Image Edits", &["prompt"], false),
+    endpoint("/v1/videos", "Videos", &["prompt"], false),
+];
+
+/// The endpoint with that path.
+#[must_use]
+pub fn find(path: &str) -> Option<&'static Endpoint> {
+    ENDPOINTS.iter().find(|endpoint| endpoint.path == path)
+}
+
+const fn endpoint(
+    path: &'static str,
+    name: &'static str,
+    required: &'static [&'static str],
+    model_required: bool,
+) -> Endpoint {
+    Endpoint {
+        path,
+        name,
+        required,
+        model_required,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn every_endpoint_is_found_by_its_path_alone() {
+        for endpoint in &ENDPOINTS {
+            assert_eq!(find(endpoint.path), Some(endpoint));
+            assert_eq!(find(&format!("{}/", endpoint.path)), None);
+        }
+        assert_eq!(find("/v1/audio/speech"), None);
+        assert_eq!(find(""), None);
+    }
+}

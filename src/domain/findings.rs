@@ -1,3 +1,288 @@
-//! What is wrong with a file.
-#[derive(Clone, Debug, Default, serde::Serialize, serde::Deserialize)]
-pub struct Findings {}
+//! What is wrong with an input file, by line: gathered at upload, when nobody knows yet for which
+//! endpoint it will be used, and asked for when a batch is made.
+//!
+//! A batch lists the first [`LISTED`] lines that are at fault. Each list here keeps the first
+//! [`KEPT`], one more, so what is merged from them is exact, and so is whether there are more: of
+//! the first [`KEPT`] faulty lines of all, none can stand behind more than [`LISTED`] others in
+//! any list.
+
+use std::collections::BTreeMap;
+
+use serde::{Deserialize, Serialize};
+
+use super::endpoint::Endpoint;
+use super::line::Fault;
+
+/// How many lines a batch's `errors` name.
+pub const LISTED: usize = 100;
+/// How many entries of a list are kept.
+pub const KEPT: usize = LISTED + 1;
+
+/// One entry of a batch's `errors.data`.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Finding {
+    pub code: String,
+    pub message: String,
+    pub param: Option<String>,
+    /// The line, from 1; `None` if it is about the file.
+    pub line: Option<u64>,
+}
+
+impl Finding {
+    /// About the file as a whole.
+    #[must_use]
+    pub fn of_file(code: &str, message: &str, param: Option<&str>) -> Self {
+        Self {
+            code: code.to_owned(),
+            message: message.to_owned(),
+            param: param.map(str::to_owned),
+            line: None,
+        }
+    }
+
+    /// About one line.
+    #[must_use]
+    pub fn of_line(line: u64, fault: Fault) -> Self {
+        Self {
+            code: fault.code.to_owned(),
+            message: fault.message,
+            param: fault.param.map(Into::into),
+            line: Some(line),
+        }
+    }
+}
+
+/// What is wrong with a file, for whatever endpoint. Stored with it as JSON.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Findings {
+    /// Lines that are wrong for every endpoint.
+    envelopes: Vec<Finding>,
+    /// By the endpoint that their `url` names, lines with a whole envelope; those that name none
+    /// are under the empty name.
+    endpoints: BTreeMap<String, Requests>,
+    /// Lines whose `custom_id` stands on an earlier line.
+    duplicates: Vec<Finding>,
+}
+
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+struct Requests {
+    /// The first of them, which are wrong for every other endpoint.
+    lines: Vec<u64>,
+    /// The first that are wrong for their own endpoint, too.
+    faults: Vec<Finding>,
+}
+
+impl Findings {
+    /// Notes a line that is no request. Lines are noted in ascending order.
+    pub fn fault(&mut self, line: u64, fault: Fault) {
+        if self.envelopes.len() < KEPT {
+            self.envelopes.push(Finding::of_line(line, fault));
+        }
+    }
+
+    /// Notes a line that is a request, and what is wrong with its body. Lines are noted in
+    /// ascending order.
+    pub fn request(&mut self, line: u64, endpoint: Option<&Endpoint>, fault: Option<Fault>) {
+        let name = endpoint.map_or("", |endpoint| endpoint.path);
+        if !self.endpoints.contains_key(name) {
+            self.endpoints.insert(name.to_owned(), Requests::default());
+        }
+        let Some(requests) = self.endpoints.get_mut(name) else {
+            return;
+        };
+        if requests.lines.len() < KEPT {
+            requests.lines.push(line);
+        }
+        if let Some(fault) = fault
+            && requests.faults.len() < KEPT
+        {
+            requests.faults.push(Finding::of_line(line, fault));
+        }
+    }
+
+    /// Notes a line whose `custom_id` is known to stand on an earlier line, in ascending order.
+    pub fn duplicate(&mut self, line: u64, custom_id: &str) {
+        if self.duplicates.len() < KEPT {
+            let fault = Fault::duplicate_custom_id(custom_id);
+            self.duplicates.push(Finding::of_line(line, fault));
+        }
+    }
+
+    /// What is wrong with the file for a batch of that endpoint: one finding a line, by line, the
+    /// first [`KEPT`].
+    #[must_use]
+    pub fn for_endpoint(&self, endpoint: &str) -> Vec<Finding> {
+        let mut lists = vec![self.envelopes.clone()];
+        for (name, requests) in &self.endpoints {
+            lists.push(if name == endpoint {
+                requests.faults.clone()
+            } else {
+                let lines = requests.lines.iter();
+                lines
+                    .map(|&line| Finding::of_line(line, Fault::invalid_url()))
+                    .collect()
+            });
+        }
+        lists.push(self.duplicates.clone());
+        let mut findings = merge(lists);
+        findings.truncate(KEPT);
+        findings
+    }
+}
+
+/// What a batch's `errors` say, from lists that each hold at least their first [`KEPT`] lines:
+/// what is about the file, then one finding a line (the first list's, where several have one), by
+/// line. After [`LISTED`] lines comes one `too_many_errors`, if there are more.
+#[must_use]
+pub fn report(lists: impl IntoIterator<Item = Vec<Finding>>) -> Vec<Finding> {
+    let mut findings = merge(lists);
+    let of_file = findings.iter().take_while(|f| f.line.is_none()).count();
+    if findings.len() > of_file + LISTED {
+        findings.truncate(of_file + LISTED);
+        let message = format!("There are more errors than the first {LISTED} that are listed.");
+        findings.push(Finding::of_file("too_many_errors", &message, None));
+    }
+    findings
+}
+
+/// Everything about the file, then one finding a line, by line.
+fn merge(lists: impl IntoIterator<Item = Vec<Finding>>) -> Vec<Finding> {
+    let mut findings: Vec<Finding> = lists.into_iter().flatten().collect();
+    // Stable, so that of several about one line the first list's stands first.
+    findings.sort_by_key(|finding| finding.line);
+    findings.dedup_by(|later, first| first.line.is_some() && later.line == first.line);
+    findings
+}
+
+#[cfg(test)]
+mod tests {
+    use std::collections::BTreeMap;
+
+    use proptest::prelude::*;
+
+    use super::*;
+    use crate::domain::endpoint::{ENDPOINTS, find};
+
+    fn fault(code: &'static str) -> Fault {
+        Fault {
+            code,
+            message: format!("{code}!"),
+            param: Some("body.x".into()),
+        }
+    }
+
+    fn codes(findings: &[Finding]) -> Vec<(Option<u64>, &str)> {
+        let codes = findings.iter().map(|f| (f.line, f.code.as_str()));
+        codes.collect()
+    }
+
+    #[test]
+    fn a_line_is_judged_by_the_endpoint_of_the_batch() {
+        let mut findings = Findings::default();
+        findings.request(1, find("/v1/embeddings"), None);
+        findings.request(2, find("/v1/embeddings"), Some(fault("body")));
+        findings.fault(3, fault("envelope"));
+        findings.request(4, find("/v1/responses"), Some(fault("body")));
+        findings.request(5, None, None);
+        findings.request(6, find("/v1/embeddings"), None);
+        findings.duplicate(5, "x");
+        findings.duplicate(6, "x");
+        let stored = serde_json::to_string(&findings).expect("JSON");
+        let findings: Findings = serde_json::from_str(&stored).expect("findings");
+        assert_eq!(
+            codes(&findings.for_endpoint("/v1/embeddings")),
+            [
+                (Some(2), "body"),
+                (Some(3), "envelope"),
+                (Some(4), "invalid_url"),
+                (Some(5), "invalid_url"),
+                (Some(6), "duplicate_custom_id"),
+            ]
+        );
+        assert_eq!(
+            codes(&findings.for_endpoint("/v1/videos")),
+            [1, 2, 3, 4, 5, 6].map(|line| {
+                (
+                    Some(line),
+                    if line == 3 { "envelope" } else { "invalid_url" },
+                )
+            })
+        );
+    }
+
+    #[test]
+    fn a_finding_has_its_keys_in_order() {
+        let finding = Finding::of_line(7, fault("code"));
+        assert_eq!(
+            serde_json::to_string(&finding).expect("JSON"),
+            r#"{"code":"code","message":"code!","param":"body.x","line":7}"#
+        );
+    }
+
+    #[test]
+    fn a_report_lists_the_file_then_a_hundred_lines_then_that_there_are_more() {
+        let lines = |count: u64| -> Vec<Finding> {
+            (1..=count)
+                .map(|line| Finding::of_line(line, fault("x")))
+                .collect()
+        };
+        let of_file = vec![Finding::of_file("too_many_models", "Too many.", None)];
+        assert_eq!(report([]), []);
+        assert_eq!(report([lines(100), lines(50)]), lines(100));
+        let report = report([lines(101), of_file.clone()]);
+        assert_eq!(report[..1], of_file);
+        assert_eq!(report[1..101], lines(100));
+        assert_eq!(codes(&report[101..]), [(None, "too_many_errors")]);
+    }
+
+    proptest! {
+        /// A file of 600 lines, some at fault, against a judgement that forgets nothing.
+        #[test]
+        fn the_first_hundred_are_exact(
+            file in proptest::collection::vec((0_usize..24, any::<bool>()), 0..600),
+            rare in 1_usize..12,
+        ) {
+            let mut findings = Findings::default();
+            let mut expected = BTreeMap::new();
+            let mut duplicates = Vec::new();
+            let batch = &ENDPOINTS[0];
+            for (line, (kind, twice)) in (1..).zip(file) {
+                match kind {
+                    0..4 if kind * rare < 8 => {
+                        findings.fault(line, fault("envelope"));
+                        expected.insert(line, "envelope");
+                        continue;
+                    }
+                    4 => {
+                        findings.request(line, Some(batch), Some(fault("body")));
+                        expected.insert(line, "body");
+                    }
+                    5..14 => {
+                        findings.request(line, ENDPOINTS.get(kind - 5), None);
+                        if kind > 5 {
+                            expected.insert(line, "invalid_url");
+                        }
+                    }
+                    _ => findings.request(line, Some(batch), None),
+                }
+                if twice && kind % rare == 0 {
+                    duplicates.push(line);
+                    expected.entry(line).or_insert("duplicate_custom_id");
+                }
+            }
+            for line in duplicates {
+                findings.duplicate(line, "x");
+            }
+            let report = report([findings.for_endpoint(batch.path)]);
+            let mut listed: Vec<_> = expected
+                .iter()
+                .take(LISTED)
+                .map(|(&line, &code)| (Some(line), code))
+                .collect();
+            if expected.len() > LISTED {
+                listed.push((None, "too_many_errors"));
+            }
+            prop_assert_eq!(codes(&report), listed);
+        }
+    }
+}

@@ -1,1 +1,192 @@
-//! (to come)
+//! JSON as text: looked into and rewritten without ever being built.
+//!
+//! What is JSON here is the grammar of RFC 8259, which is a little wider than what
+//! `serde_json::Value` can hold: a number may be of any size, and an escape may be half of a
+//! surrogate pair. Such text is passed on as it came.
+
+use std::borrow::Cow;
+use std::fmt;
+
+use memchr::{memchr2, memchr2_iter};
+use serde::de::{Deserializer as _, IgnoredAny, MapAccess, Visitor};
+use serde_json::value::RawValue;
+
+/// Whether a byte is white space between tokens.
+#[must_use]
+pub fn is_space(byte: u8) -> bool {
+    matches!(byte, b' ' | b'\t' | b'\n' | b'\r')
+}
+
+/// Whether a text is one JSON value.
+#[must_use]
+pub fn is_valid(text: &str) -> bool {
+    serde_json::from_str::<IgnoredAny>(text).is_ok()
+}
+
+/// Shows each member of a JSON object: its key, decoded, and its value as it is written, with no
+/// white space around it. A key that stands twice is shown twice. `None` if the text as a whole is
+/// not one JSON object; some members may have been shown by then.
+pub fn members<'a>(text: &'a str, each: impl FnMut(&str, &'a str)) -> Option<()> {
+    let mut parser = serde_json::Deserializer::from_str(text);
+    parser.deserialize_map(Members(each)).ok()?;
+    parser.end().ok()
+}
+
+struct Members<F>(F);
+
+impl<'de, F: FnMut(&str, &'de str)> Visitor<'de> for Members<F> {
+    type Value = ();
+
+    fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("an object")
+    }
+
+    fn visit_map<A: MapAccess<'de>>(mut self, mut map: A) -> Result<(), A::Error> {
+        while let Some((key, value)) = map.next_entry::<&RawValue, &RawValue>()? {
+            // Half a surrogate pair has no text; nobody looks for a key that has one.
+            let key = text(key.get()).unwrap_or_default();
+            (self.0)(&key, value.get());
+        }
+        Ok(())
+    }
+}
+
+/// The text of a value that is a JSON string. `None` if it is another value, or has no text
+/// because of half a surrogate pair.
+#[must_use]
+pub fn text(value: &str) -> Option<Cow<'_, str>> {
+    let inner = value.strip_prefix('"')?.strip_suffix('"')?;
+    if inner.contains('\\') {
+        serde_json::from_str(value).ok().map(Cow::Owned)
+    } else {
+        Some(Cow::Borrowed(inner))
+    }
+}
+
+/// What a value is, as messages to users say it.
+#[must_use]
+pub fn type_name(value: &str) -> &'static str {
+    match value.as_bytes().first() {
+        Some(b'{') => "an object",
+        Some(b'[') => "an array",
+        Some(b'"') => "a string",
+        Some(b't' | b'f') => "a boolean",
+        Some(b'n') => "null",
+        _ if value.contains(['.', 'e', 'E']) => "a decimal",
+        _ => "an integer",
+    }
+}
+
+/// Whether arrays and objects in a JSON text stand in each other at most `limit` deep.
+#[must_use]
+pub fn is_nested_within(json: &str, limit: usize) -> bool {
+    let bytes = json.as_bytes();
+    // Nothing is nested deeper than it has opening brackets, and few lines have many.
+    if memchr2_iter(b'[', b'{', bytes).nth(limit).is_none() {
+        return true;
+    }
+    let mut depth = 0_usize;
+    let mut at = 0;
+    while let Some(&byte) = bytes.get(at) {
+        at += 1;
+        match byte {
+            b'"' => at = end_of_string(bytes, at),
+            b'[' | b'{' if depth == limit => return false,
+            b'[' | b'{' => depth += 1,
+            b']' | b'}' => depth = depth.saturating_sub(1),
+            _ => {}
+        }
+    }
+    true
+}
+
+/// Writes an upstream's body as it goes into a line of an output file, and says whether it was
+/// JSON.
+///
+/// JSON keeps its numbers, the order of its keys, and keys that stand twice: only the white space
+/// between tokens goes, and the characters that some clients take for the end of a line (U+0085,
+/// U+2028, U+2029) are written as escapes. Anything else becomes a JSON string.
+pub fn compact(body: &[u8], out: &mut Vec<u8>) -> bool {
+    let json = std::str::from_utf8(body).ok().filter(|text| is_valid(text));
+    match json {
+        Some(json) => compact_valid(json, out),
+        None => string(&String::from_utf8_lossy(body), out),
+    }
+    json.is_some()
+}
+
+/// As [`compact`], for a text that is known to be JSON.
+pub(super) fn compact_valid(json: &str, out: &mut Vec<u8>) {
+    let bytes = json.as_bytes();
+    let (mut from, mut at) = (0, 0);
+    while let Some(&byte) = bytes.get(at) {
+        if is_space(byte) {
+            push_escaped(&bytes[from..at], out);
+            from = at + 1;
+        }
+        at += 1;
+        if byte == b'"' {
+            at = end_of_string(bytes, at);
+        }
+    }
+    push_escaped(&bytes[from..], out);
+}
+
+/// Writes a text as a JSON string, on one line for every reader: see [`compact`].
+pub fn string(text: &str, out: &mut Vec<u8>) {
+    let bytes = text.as_bytes();
+    out.reserve(bytes.len() + 2);
+    out.push(b'"');
+    let mut from = 0;
+    for (at, &byte) in bytes.iter().enumerate() {
+        if byte >= b' ' && byte != b'"' && byte != b'\\' {
+            continue;
+        }
+        push_escaped(&bytes[from..at], out);
+        from = at + 1;
+        match byte {
+            b'"' | b'\\' => out.extend([b'\\', byte]),
+            b'\n' => out.extend(b"\\n"),
+            b'\r' => out.extend(b"\\r"),
+            b'\t' => out.extend(b"\\t"),
+            _ => out.extend(format!("\\u{byte:04x}").as_bytes()),
+        }
+    }
+    push_escaped(&bytes[from..], out);
+    out.push(b'"');
+}
+
+/// Where a string ends that began before `from`: behind its closing quote.
+fn end_of_string(bytes: &[u8], mut from: usize) -> usize {
+    while let Some(found) = bytes
+        .get(from..)
+        .and_then(|rest| memchr2(b'"', b'\\', rest))
+    {
+        let at = from + found;
+        if bytes[at] == b'"' {
+            return at + 1;
+        }
+        from = at + 2;
+    }
+    bytes.len()
+}
+
+/// Copies UTF-8 with U+0085, U+2028 and U+2029 as escapes. In JSON they stand only in strings.
+fn push_escaped(bytes: &[u8], out: &mut Vec<u8>) {
+    let mut from = 0;
+    for at in memchr2_iter(0xC2, 0xE2, bytes) {
+        let escape: &[u8; 6] = match &bytes[at..] {
+            [0xC2, 0x85, ..] => b"\\u0085",
+            [0xE2, 0x80, 0xA8, ..] => b"\\u2028",
+            [0xE2, 0x80, 0xA9, ..] => b"\\u2029",
+            _ => continue,
+        };
+        out.extend_from_slice(&bytes[from..at]);
+        out.extend_from_slice(escape);
+        from = at + if bytes[at] == 0xC2 { 2 } else { 3 };
+    }
+    out.extend_from_slice(&bytes[from..]);
+}
+
+#[cfg(test)]
+pub(super) mod tests;

@@ -1,1 +1,334 @@
-//! (to come)
+//! Lines of an input file: the envelope around a request, and what can be wrong with it.
+
+use std::borrow::Cow;
+
+use super::endpoint::{self, Endpoint};
+use super::json;
+
+/// How deep a line's arrays and objects may be nested, the line's own object counted.
+const MAX_NESTING: usize = 128;
+/// How long the name of a model may be.
+const MAX_MODEL_BYTES: usize = 256;
+/// How much of a user's text a message repeats.
+const MAX_QUOTED_CHARS: usize = 100;
+
+/// What a line needs to be run.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Envelope<'a> {
+    pub custom_id: Cow<'a, str>,
+    pub url: Cow<'a, str>,
+    /// The body as it is written: raw JSON.
+    pub body: &'a str,
+}
+
+/// Reads a line that [`check`] has found nothing wrong with; `None` for one that is no request.
+#[must_use]
+pub fn read(line: &str) -> Option<Envelope<'_>> {
+    let keys = Keys::read(line)?;
+    Some(Envelope {
+        custom_id: json::text(keys.custom_id?)?,
+        url: json::text(keys.url?)?,
+        body: keys.body?,
+    })
+}
+
+/// What a line of an uploaded file is.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Check<'a> {
+    /// Nothing but white space: skipped.
+    Blank,
+    Request(Request<'a>),
+    /// No request, whatever the batch's endpoint is.
+    Fault(Fault),
+}
+
+/// A line with a whole envelope.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Request<'a> {
+    pub custom_id: Cow<'a, str>,
+    /// The endpoint that its `url` names; `None` if that is not one that can be batched.
+    pub endpoint: Option<&'static Endpoint>,
+    /// `None` if it names none, or one that `fault` is about.
+    pub model: Option<Cow<'a, str>>,
+    /// What is wrong with its body, judged by its endpoint.
+    pub fault: Option<Fault>,
+}
+
+/// What is wrong with a line, in OpenAI's words where they are known.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Fault {
+    pub code: &'static str,
+    pub message: String,
+    /// The key it is about.
+    pub param: Option<Cow<'static, str>>,
+}
+
+/// Checks a line of an uploaded file, with or without its line end. At most one fault is
+/// reported, the first of: JSON, `custom_id`, `method`, `url`, `body`, and in the body the model,
+/// the keys that the endpoint requires, and streaming. A null is a missing key, and so is an empty
+/// `custom_id` or `url`, or an empty model where one is required.
+#[must_use]
+pub fn check(line: &[u8]) -> Check<'_> {
+    if line.iter().all(|&byte| json::is_space(byte)) {
+        return Check::Blank;
+    }
+    match request(line) {
+        Ok(request) => Check::Request(request),
+        Err(fault) => Check::Fault(fault),
+    }
+}
+
+fn request(line: &[u8]) -> Result<Request<'_>, Fault> {
+    let line = std::str::from_utf8(line).map_err(|_| Fault::not_json())?;
+    let keys = Keys::read(line).ok_or_else(Fault::not_json)?;
+    if !json::is_nested_within(line, MAX_NESTING) {
+        return Err(Fault::not_json());
+    }
+    let custom_id = required_text(keys.custom_id, "custom_id")?;
+    let method = required_text(keys.method, "method")?;
+    if method != "POST" {
+        return Err(Fault::invalid_method(&method));
+    }
+    let url = required_text(keys.url, "url")?;
+    let endpoint = endpoint::find(&url);
+    let body = Body::read(keys.body, endpoint)?;
+    let (model, fault) = match body.model() {
+        Ok(model) => (model, body.fault()),
+        Err(fault) => (None, Some(fault)),
+    };
+    Ok(Request {
+        custom_id,
+        endpoint,
+        model,
+        fault,
+    })
+}
+
+/// The keys of an envelope, as they are written. Of a key that stands twice, the last counts.
+#[derive(Default)]
+struct Keys<'a> {
+    custom_id: Option<&'a str>,
+    method: Option<&'a str>,
+    url: Option<&'a str>,
+    body: Option<&'a str>,
+}
+
+impl<'a> Keys<'a> {
+    fn read(line: &'a str) -> Option<Self> {
+        let mut keys = Self::default();
+        json::members(line, |key, value| match key {
+            "custom_id" => keys.custom_id = Some(value),
+            "method" => keys.method = Some(value),
+            "url" => keys.url = Some(value),
+            "body" => keys.body = Some(value),
+            _ => {}
+        })?;
+        Some(keys)
+    }
+}
+
+/// The keys of a body that are looked at.
+struct Body<'a> {
+    endpoint: Option<&'static Endpoint>,
+    model: Option<&'a str>,
+    stream: Option<&'a str>,
+    /// Which of the endpoint's required keys are there, one bit each.
+    present: u32,
+}
+
+impl<'a> Body<'a> {
+    fn read(body: Option<&'a str>, endpoint: Option<&'static Endpoint>) -> Result<Self, Fault> {
+        let body = required(body, "body")?;
+        let required = endpoint.map_or(&[][..], |endpoint| endpoint.required);
+        let (mut model, mut stream, mut present) = (None, None, 0);
+        json::members(body, |key, value| match key {
+            "model" => model = Some(value),
+            "stream" => stream = Some(value),
+            _ => {
+                if let Some(bit) = required.iter().position(|&required| required == key) {
+                    present &= !(1 << bit);
+                    present |= u32::from(value != "null") << bit;
+                }
+            }
+        })
+        .ok_or_else(|| Fault::invalid_type("body", "an object", body))?;
+        Ok(Self {
+            endpoint,
+            model,
+            stream,
+            present,
+        })
+    }
+
+    /// The model that the body names. Where the endpoint is unknown, nothing is asked of it.
+    fn model(&self) -> Result<Option<Cow<'a, str>>, Fault> {
+        match required_text(self.model, "body.model") {
+            Ok(model) if model.len() > MAX_MODEL_BYTES => Err(Fault::long_model()),
+            Ok(model) => Ok(Some(model)),
+            Err(fault) => match self.endpoint {
+                Some(endpoint) if endpoint.model_required || fault.code != Fault::MISSING => {
+                    Err(fault)
+                }
+                _ => Ok(None),
+            },
+        }
+    }
+
+    /// What is wrong with the rest of the body.
+    fn fault(&self) -> Option<Fault> {
+        let endpoint = self.endpoint?;
+        let mut required = (0..).zip(endpoint.required);
+        if let Some((_, key)) = required.find(|(bit, _)| self.present & (1 << bit) == 0) {
+            return Some(Fault::missing(format!("body.{key}").into()));
+        }
+        (self.stream == Some("true")).then(|| Fault::streaming(endpoint))
+    }
+}
+
+/// The value of a key that must be there and not null.
+fn required<'a>(value: Option<&'a str>, param: &'static str) -> Result<&'a str, Fault> {
+    value
+        .filter(|&value| value != "null")
+        .ok_or_else(|| Fault::missing(param.into()))
+}
+
+/// The text of a key that must be there and not be empty.
+fn required_text<'a>(value: Option<&'a str>, param: &'static str) -> Result<Cow<'a, str>, Fault> {
+    let value = required(value, param)?;
+    if !value.starts_with('"') {
+        return Err(Fault::invalid_type(param, "a string", value));
+    }
+    match json::text(value) {
+        Some(text) if text.is_empty() => Err(Fault::missing(param.into())),
+        Some(text) => Ok(text),
+        None => Err(Fault::not_json()),
+    }
+}
+
+impl Fault {
+    const MISSING: &'static str = "missing_required_parameter";
+
+    /// A line that is longer than the server takes.
+    #[must_use]
+    pub fn line_too_long(max_bytes: usize) -> Self {
+        Self {
+            code: "line_too_long",
+            message: format!("This line is longer than the maximum of {max_bytes} bytes."),
+            param: None,
+        }
+    }
+
+    /// A line whose `url` is not its batch's endpoint.
+    #[must_use]
+    pub fn invalid_url() -> Self {
+        Self {
+            code: "invalid_url",
+            message: "The URL provided for this request does not match the batch endpoint."
+                .to_owned(),
+            param: Some("url".into()),
+        }
+    }
+
+    /// A line whose `custom_id` an earlier line has.
+    #[must_use]
+    pub fn duplicate_custom_id(custom_id: &str) -> Self {
+        Self {
+            code: "duplicate_custom_id",
+            message: format!(
+                "The custom_id '{}' for this request is a duplicate of another request. The \
+                 custom_id parameter must be unique for each request in a batch.",
+                quoted(custom_id)
+            ),
+            param: Some("custom_id".into()),
+        }
+    }
+
+    /// A line whose model no upstream serves.
+    #[must_use]
+    pub fn model_not_found(model: &str) -> Self {
+        Self {
+            code: "model_not_found",
+            message: format!(
+                "The provided model '{}' is not supported by the Batch API.",
+                quoted(model)
+            ),
+            param: Some("body.model".into()),
+        }
+    }
+
+    fn not_json() -> Self {
+        Self {
+            code: "invalid_json_line",
+            message: "This line is not parseable as valid JSON.".to_owned(),
+            param: None,
+        }
+    }
+
+    fn missing(param: Cow<'static, str>) -> Self {
+        Self {
+            code: Self::MISSING,
+            message: format!("Missing required parameter: '{}'.", in_request(&param)),
+            param: Some(param),
+        }
+    }
+
+    fn invalid_type(param: &'static str, expected: &str, value: &str) -> Self {
+        Self {
+            code: "invalid_type",
+            message: format!(
+                "Invalid type for '{}': expected {expected}, but got {} instead.",
+                in_request(param),
+                json::type_name(value)
+            ),
+            param: Some(param.into()),
+        }
+    }
+
+    fn invalid_method(method: &str) -> Self {
+        Self {
+            code: "invalid_value",
+            message: format!(
+                "Invalid value: '{}'. Supported values are: 'POST'.",
+                quoted(method)
+            ),
+            param: Some("method".into()),
+        }
+    }
+
+    fn long_model() -> Self {
+        Self {
+            code: "invalid_value",
+            message: format!(
+                "Invalid value for 'model': expected at most {MAX_MODEL_BYTES} bytes."
+            ),
+            param: Some("body.model".into()),
+        }
+    }
+
+    fn streaming(endpoint: &Endpoint) -> Self {
+        Self {
+            code: "streaming_unsupported",
+            message: format!(
+                "{}: Streaming is not supported in the Batch API.",
+                endpoint.name
+            ),
+            param: Some("body.stream".into()),
+        }
+    }
+}
+
+/// How a message names a key: as the request, without the envelope, calls it.
+fn in_request(param: &str) -> &str {
+    param.strip_prefix("body.").unwrap_or(param)
+}
+
+/// A user's text within a message, cut if it is long.
+fn quoted(text: &str) -> Cow<'_, str> {
+    match text.char_indices().nth(MAX_QUOTED_CHARS) {
+        Some((end, _)) => Cow::Owned(format!("{}…", &text[..end])),
+        None => Cow::Borrowed(text),
+    }
+}
+
+#[cfg(test)]
+mod tests;
