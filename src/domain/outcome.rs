@@ -1,1 +1,219 @@
-//! (to come)
+//! How a line ended, and the line of the output or error file that says so.
+
+use super::file::Kind;
+use super::json;
+use super::usage::{self, Usage};
+
+/// What a line whose batch's window has ended says.
+pub const EXPIRED: &str =
+    "This request could not be executed before the completion window expired.";
+/// What a line whose batch was cancelled says.
+pub const CANCELLED: &str = "This request was not executed because the batch was cancelled.";
+
+/// How a line ended.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Outcome<'a> {
+    /// With an HTTP answer of whatever status.
+    Answer {
+        status: u16,
+        request_id: &'a str,
+        /// As the upstream sent it.
+        body: &'a [u8],
+    },
+    /// Without one.
+    Error { code: ErrorCode, message: &'a str },
+}
+
+/// Why a line never got an answer.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum ErrorCode {
+    BatchExpired,
+    BatchCancelled,
+    /// Every attempt timed out.
+    RequestTimeout,
+    /// No attempt reached the upstream, or none was answered.
+    UpstreamUnavailable,
+}
+
+impl ErrorCode {
+    #[must_use]
+    pub fn as_str(self) -> &'static str {
+        match self {
+            ErrorCode::BatchExpired => "batch_expired",
+            ErrorCode::BatchCancelled => "batch_cancelled",
+            ErrorCode::RequestTimeout => "request_timeout",
+            ErrorCode::UpstreamUnavailable => "upstream_unavailable",
+        }
+    }
+}
+
+/// Writes the line that says how a request ended, its line end included, and tells which file it
+/// belongs to and what usage the answer reports.
+pub fn write(
+    out: &mut Vec<u8>,
+    id: &str,
+    custom_id: &str,
+    outcome: Outcome<'_>,
+) -> (Kind, Option<Usage>) {
+    out.extend(b"{\"id\":");
+    json::string(id, out);
+    out.extend(b",\"custom_id\":");
+    json::string(custom_id, out);
+    match outcome {
+        Outcome::Answer {
+            status,
+            request_id,
+            body,
+        } => {
+            out.extend(b",\"response\":{\"status_code\":");
+            out.extend(status.to_string().as_bytes());
+            out.extend(b",\"request_id\":");
+            json::string(request_id, out);
+            out.extend(b",\"body\":");
+            let usage = write_body(body, out);
+            out.extend(b"},\"error\":null}\n");
+            let is_success = (200..300).contains(&status);
+            (
+                if is_success {
+                    Kind::Output
+                } else {
+                    Kind::Error
+                },
+                usage,
+            )
+        }
+        Outcome::Error { code, message } => {
+            out.extend(b",\"response\":null,\"error\":{\"code\":");
+            json::string(code.as_str(), out);
+            out.extend(b",\"message\":");
+            json::string(message, out);
+            out.extend(b"}}\n");
+            (Kind::Error, None)
+        }
+    }
+}
+
+/// Writes an answer's body, in the usual case parsing it only once for its validity and usage.
+fn write_body(body: &[u8], out: &mut Vec<u8>) -> Option<Usage> {
+    let mut usage = None;
+    let object = std::str::from_utf8(body).ok().filter(|text| {
+        let each = |key: &str, value| {
+            if key == "usage" {
+                usage = Some(value);
+            }
+        };
+        json::members(text, each).is_some()
+    });
+    let Some(object) = object else {
+        json::compact(body, out);
+        return None;
+    };
+    json::compact_valid(object, out);
+    usage.and_then(usage::parse)
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+    use serde_json::{Value, json};
+
+    use super::*;
+
+    fn written(custom_id: &str, outcome: Outcome<'_>) -> (String, Kind, Option<Usage>) {
+        let mut out = b"before\n".to_vec();
+        let (kind, usage) = write(&mut out, "batch_req_1", custom_id, outcome);
+        let line = String::from_utf8(out.split_off(7)).expect("UTF-8");
+        (line, kind, usage)
+    }
+
+    fn answer(status: u16, body: &[u8]) -> Outcome<'_> {
+        Outcome::Answer {
+            status,
+            request_id: "req_1",
+            body,
+        }
+    }
+
+    #[test]
+    fn an_answer_is_written_as_openai_writes_it() {
+        let body = b"{ \"b\": 1.0, \"a\": \"x\",\r\n \"usage\": {\"prompt_tokens\": 3} }\n";
+        let (line, kind, usage) = written("a\"\u{2028}", answer(200, body));
+        assert_eq!(
+            line,
+            concat!(
+                r#"{"id":"batch_req_1","custom_id":"a\"\u2028","response":{"status_code":200,"#,
+                r#""request_id":"req_1","body":{"b":1.0,"a":"x","usage":{"prompt_tokens":3}}},"#,
+                r#""error":null}"#,
+                "\n"
+            )
+        );
+        assert_eq!(kind, Kind::Output);
+        assert_eq!(usage, usage::read(body));
+        assert_eq!(usage.map(|usage| usage.input_tokens), Some(3));
+    }
+
+    #[test]
+    fn only_2xx_goes_to_the_output_file() {
+        for (status, kind) in [
+            (199, Kind::Error),
+            (200, Kind::Output),
+            (299, Kind::Output),
+            (300, Kind::Error),
+            (400, Kind::Error),
+            (503, Kind::Error),
+        ] {
+            let (line, written, _) = written("a", answer(status, b"oops"));
+            assert_eq!(written, kind, "{status}");
+            assert!(
+                line.ends_with(",\"body\":\"oops\"},\"error\":null}\n"),
+                "{line}"
+            );
+        }
+    }
+
+    #[test]
+    fn a_line_without_an_answer_says_why() {
+        for (code, message, expected) in [
+            (ErrorCode::BatchExpired, EXPIRED, "batch_expired"),
+            (ErrorCode::BatchCancelled, CANCELLED, "batch_cancelled"),
+            (ErrorCode::RequestTimeout, "slow", "request_timeout"),
+            (
+                ErrorCode::UpstreamUnavailable,
+                "\u{85}\n",
+                "upstream_unavailable",
+            ),
+        ] {
+            let (line, kind, usage) = written("a", Outcome::Error { code, message });
+            assert_eq!((kind, usage), (Kind::Error, None));
+            assert_eq!(
+                serde_json::from_str::<Value>(&line).expect("JSON"),
+                json!({
+                    "id": "batch_req_1",
+                    "custom_id": "a",
+                    "response": null,
+                    "error": {"code": expected, "message": message},
+                })
+            );
+        }
+    }
+
+    proptest! {
+        #[test]
+        fn whatever_the_upstream_sends_is_one_line_of_json(
+            custom_id in any::<String>(),
+            body in prop_oneof![
+                any::<Vec<u8>>(),
+                json::tests::texts().prop_map(String::into_bytes),
+            ],
+        ) {
+            let (line, _, usage) = written(&custom_id, answer(200, &body));
+            let value: Value = serde_json::from_str(&line).expect("JSON");
+            prop_assert_eq!(&value["custom_id"], &custom_id);
+            let expected: Value = serde_json::from_slice(&body)
+                .unwrap_or_else(|_| String::from_utf8_lossy(&body).into());
+            prop_assert_eq!(&value["response"]["body"], &expected);
+            prop_assert_eq!(usage, usage::read(&body));
+            prop_assert_eq!(line.find(['\n', '\r', '\u{85}', '\u{2028}', '\u{2029}']), Some(line.len() - 1));
+        }
+    }
+}

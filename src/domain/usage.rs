@@ -1,14 +1,200 @@
-//! How many tokens answers used.
+//! Tokens used, as answers report them and as a batch sums them.
+
+use std::ops::AddAssign;
+
+use super::json;
+
+/// No answer uses more tokens than this: what is beyond is a mistake, and must not spoil the sum
+/// of a batch.
+const MAX_TOKENS: i64 = 1_000_000_000;
+
+/// Numbers of tokens.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Usage {
     pub input_tokens: i64,
+    /// Those of the input that came from a cache.
     pub cached_tokens: i64,
     pub output_tokens: i64,
+    /// Those of the output that were spent on reasoning.
     pub reasoning_tokens: i64,
     pub total_tokens: i64,
 }
-impl std::ops::AddAssign for Usage {
-    fn add_assign(&mut self, o: Self) {
-        self.input_tokens += o.input_tokens;
+
+impl AddAssign for Usage {
+    fn add_assign(&mut self, other: Self) {
+        for (sum, part) in [
+            (&mut self.input_tokens, other.input_tokens),
+            (&mut self.cached_tokens, other.cached_tokens),
+            (&mut self.output_tokens, other.output_tokens),
+            (&mut self.reasoning_tokens, other.reasoning_tokens),
+            (&mut self.total_tokens, other.total_tokens),
+        ] {
+            *sum = sum.saturating_add(part);
+        }
+    }
+}
+
+/// What an answer's body reports under `usage`; `None` if it is no JSON object or reports nothing.
+#[must_use]
+pub fn read(body: &[u8]) -> Option<Usage> {
+    let mut usage = None;
+    let body = std::str::from_utf8(body).ok()?;
+    json::members(body, |key, value| {
+        if key == "usage" {
+            usage = Some(value);
+        }
+    })?;
+    parse(usage?)
+}
+
+/// Reads the value of `usage`, in the names of the Responses API or of those before it. Nothing
+/// in it is relied on: what is absent or no number counts as 0.
+pub(super) fn parse(usage: &str) -> Option<Usage> {
+    let mut tokens = Usage::default();
+    let mut total = None;
+    json::members(usage, |key, value| match key {
+        "input_tokens" | "prompt_tokens" => tokens.input_tokens = count(value),
+        "output_tokens" | "completion_tokens" => tokens.output_tokens = count(value),
+        "total_tokens" => total = (value != "null").then(|| count(value)),
+        "input_tokens_details" | "prompt_tokens_details" => {
+            tokens.cached_tokens = detail(value, "cached_tokens");
+        }
+        "output_tokens_details" | "completion_tokens_details" => {
+            tokens.reasoning_tokens = detail(value, "reasoning_tokens");
+        }
+        _ => {}
+    })?;
+    tokens.total_tokens = total.unwrap_or(tokens.input_tokens + tokens.output_tokens);
+    Some(tokens)
+}
+
+fn detail(details: &str, name: &str) -> i64 {
+    let mut found = 0;
+    // Details that are no object hold nothing.
+    let _ = json::members(details, |key, value| {
+        if key == name {
+            found = count(value);
+        }
+    });
+    found
+}
+
+/// A number of tokens, if it is one: `7`, but `7.0` and `7e0` as well.
+fn count(value: &str) -> i64 {
+    let number = value.parse().unwrap_or_else(|_| {
+        let number: f64 = value.parse().unwrap_or_default();
+        number as i64
+    });
+    number.clamp(0, MAX_TOKENS)
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    fn usage(tokens: [i64; 5]) -> Usage {
+        let [
+            input_tokens,
+            cached_tokens,
+            output_tokens,
+            reasoning_tokens,
+            total_tokens,
+        ] = tokens;
+        Usage {
+            input_tokens,
+            cached_tokens,
+            output_tokens,
+            reasoning_tokens,
+            total_tokens,
+        }
+    }
+
+    #[test]
+    fn usage_is_read_in_either_names_and_leniently() {
+        for (body, expected) in [
+            (
+                r#"{"id":"x","usage":{"prompt_tokens":5,"prompt_tokens_details":{"cached_tokens":2},
+                "completion_tokens":7,"completion_tokens_details":{"reasoning_tokens":3},
+                "total_tokens":12}}"#,
+                [5, 2, 7, 3, 12],
+            ),
+            (
+                r#"{"usage":{"input_tokens":5,"input_tokens_details":{"cached_tokens":2},
+                "output_tokens":7,"output_tokens_details":{"reasoning_tokens":3}}}"#,
+                [5, 2, 7, 3, 12],
+            ),
+            (
+                r#"{"usage":{"prompt_tokens":8,"total_tokens":8}}"#,
+                [8, 0, 0, 0, 8],
+            ),
+            (
+                r#"{"usage":{"prompt_tokens":4,"total_tokens":null}}"#,
+                [4, 0, 0, 0, 4],
+            ),
+            (
+                r#"{"usage":{"prompt_tokens":"9","completion_tokens":3.0}}"#,
+                [0, 0, 3, 0, 3],
+            ),
+            (
+                r#"{"usage":{"prompt_tokens":-9,"prompt_tokens_details":[1]}}"#,
+                [0; 5],
+            ),
+            (r#"{"usage":{"prompt_tokens":NaN}}"#, [-1; 5]),
+            (
+                r#"{"usage":{"prompt_tokens":1e300}}"#,
+                [1_000_000_000, 0, 0, 0, 1_000_000_000],
+            ),
+            (
+                r#"{"usage":{"output_tokens":99999999999999999999}}"#,
+                [0, 0, 1_000_000_000, 0, 1_000_000_000],
+            ),
+            (r#"{"usage":{}}"#, [0; 5]),
+            (
+                r#"{"usage":{"prompt_tokens":1},"usage":{"prompt_tokens":2}}"#,
+                [2, 0, 0, 0, 2],
+            ),
+        ] {
+            let expected = (expected[0] >= 0).then(|| usage(expected));
+            assert_eq!(read(body.as_bytes()), expected, "{body}");
+        }
+    }
+
+    #[test]
+    fn a_body_without_usage_has_none() {
+        for body in [
+            "",
+            "{}",
+            "[]",
+            r#"{"usage":null}"#,
+            r#"{"usage":5}"#,
+            r#"{"a":{"usage":{}}}"#,
+        ] {
+            assert_eq!(read(body.as_bytes()), None, "{body}");
+        }
+        assert_eq!(read(b"{\"usage\":{},\"a\":\"\xFF\"}"), None);
+    }
+
+    #[test]
+    fn sums_do_not_overflow() {
+        let mut sum = usage([i64::MAX, 1, 2, 3, i64::MAX]);
+        sum += usage([1, 1, 1, 1, 1]);
+        assert_eq!(sum, usage([i64::MAX, 2, 3, 4, i64::MAX]));
+    }
+
+    proptest! {
+        #[test]
+        fn whatever_is_reported_stays_within_bounds(value in json::tests::texts()) {
+            let body = format!(
+                r#"{{"usage":{{"prompt_tokens":{value},"completion_tokens":{value},
+                "prompt_tokens_details":{value},"total_tokens":{value}}}}}"#
+            );
+            let usage = read(body.as_bytes()).expect("usage");
+            for tokens in [usage.input_tokens, usage.cached_tokens, usage.output_tokens] {
+                prop_assert!((0..=MAX_TOKENS).contains(&tokens));
+            }
+            prop_assert!((0..=2 * MAX_TOKENS).contains(&usage.total_tokens));
+        }
     }
 }

@@ -1,18 +1,179 @@
-//! What an upload becomes.
+//! Takes in an uploaded file: bytes in any pieces become compressed chunks and, for a batch file,
+//! a report of what is in its lines.
+//!
+//! It is CPU and a little temporary disk: no async, so run it on a thread that may block. In
+//! memory it holds one chunk and one line, however long the file is. What comes out depends on
+//! the bytes alone, not on how they were pushed.
+
+mod cutter;
+mod duplicates;
+mod inspector;
+
+use std::io;
+
+use memchr::memchr;
+
+pub use duplicates::Suspect;
+pub use inspector::ModelReport;
+
+use crate::domain::findings::Findings;
+use cutter::Cutter;
+use inspector::Inspector;
+
+/// How large the raw bytes of a stored piece are at most, and of a chunk but for one long line.
+pub const PIECE_BYTES: usize = 1024 * 1024;
+/// How many models a file may name.
+pub const MAX_MODELS: usize = 100;
+
+/// What an upload must keep to.
+#[derive(Clone, Copy, Debug)]
+pub struct Limits {
+    /// How long a line may be, its `\n` not counted.
+    pub max_line_bytes: usize,
+}
+
+/// A part of a file, as it is stored. A chunk ends behind a line end, where the file has any; a
+/// chunk larger than [`PIECE_BYTES`] comes as several of these.
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Chunk {
+    /// Counts the file's chunks, from 0.
     pub no: i64,
+    /// Counts the chunk's pieces, from 0.
     pub piece: i64,
+    /// Where its first byte stands in the file.
     pub offset: u64,
+    /// The number of the first line that begins in the chunk, from 1.
     pub first_line: u64,
+    /// How many lines begin in the chunk, blank ones included; 0 in later pieces, and in a file
+    /// that is not checked.
     pub lines: u32,
+    /// The length of its raw bytes.
     pub bytes: u32,
+    /// Its bytes, compressed with zstd.
     pub data: Vec<u8>,
+    /// How many requests the chunk has of which model, by the model's place in
+    /// [`Report::models`]; empty in later pieces.
     pub requests: Vec<(u16, u32)>,
+    /// The length of the raw bytes of the whole chunk; 0 in later pieces.
     pub chunk_bytes: u64,
 }
-#[derive(Clone, Debug)]
-pub struct ModelReport {
-    pub name: String,
+
+/// What is known of a file when all of it was seen. Of one that is not checked, only `bytes`.
+#[derive(Clone, Debug, Default)]
+pub struct Report {
+    pub bytes: u64,
+    /// Lines, blank ones included.
+    pub lines: u64,
+    /// Lines that are not blank.
     pub requests: u64,
-    pub first_lines: Vec<u64>,
+    pub models: Vec<ModelReport>,
+    /// What is wrong with it, but for duplicates, which are to be confirmed first.
+    pub findings: Findings,
+    /// Lines that probably repeat a `custom_id`: the first 128, by line.
+    pub suspects: Vec<Suspect>,
+    /// Whether the first line that is not blank is JSON, a byte order mark before it or not; true
+    /// if it is too long to tell, `None` if there is no such line.
+    pub first_line_is_json: Option<bool>,
+    /// Whether there are more than [`MAX_MODELS`]; those beyond are not counted anywhere.
+    pub too_many_models: bool,
 }
+
+/// An upload on its way in.
+pub struct Intake {
+    max_line_bytes: usize,
+    mode: Mode,
+    cutter: Cutter,
+    inspector: Inspector,
+}
+
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Mode {
+    /// Lines are held until they end, and checked.
+    Lines,
+    /// Within a line that is too long: it has been found wrong, and is not held any more.
+    LongLine,
+    /// Not a batch file: nothing is known of lines.
+    Unchecked,
+}
+
+impl Intake {
+    /// An empty file so far. Only a batch file is checked.
+    #[must_use]
+    pub fn new(limits: Limits, check: bool) -> Self {
+        Self {
+            max_line_bytes: limits.max_line_bytes,
+            mode: if check { Mode::Lines } else { Mode::Unchecked },
+            cutter: Cutter::new(),
+            inspector: Inspector::new(),
+        }
+    }
+
+    /// Takes the file's next bytes, and adds the chunks that they complete to `out`. Fails if
+    /// something cannot be compressed, or written to temporary disk.
+    pub fn push(&mut self, bytes: &[u8], out: &mut Vec<Chunk>) -> io::Result<()> {
+        let mut rest = bytes;
+        while !rest.is_empty() {
+            let taken = match self.mode {
+                Mode::Lines => self.take_line(rest, out)?,
+                Mode::LongLine => self.take_long_line(rest, out)?,
+                Mode::Unchecked => self.cutter.fill(rest, out)?,
+            };
+            rest = &rest[taken..];
+        }
+        Ok(())
+    }
+
+    /// Stops checking, as the file turned out not to be for a batch.
+    pub fn stop_checking(&mut self) {
+        self.mode = Mode::Unchecked;
+        self.cutter.forget_lines();
+        self.inspector = Inspector::new();
+    }
+
+    /// Ends the file: its last line needs no line end. Fails as [`Intake::push`] does.
+    pub fn finish(mut self, out: &mut Vec<Chunk>) -> io::Result<Report> {
+        if self.mode == Mode::Lines && !self.cutter.line().is_empty() {
+            self.end_line(out)?;
+        }
+        self.cutter.cut_all(out)?;
+        let mut report = self.inspector.finish()?;
+        report.bytes = self.cutter.offset();
+        Ok(report)
+    }
+
+    /// Takes bytes up to the end of the line, or until it is too long; says how many.
+    fn take_line(&mut self, bytes: &[u8], out: &mut Vec<Chunk>) -> io::Result<usize> {
+        // One byte beyond the limit shows that the line is too long, unless it is the line end.
+        let room = self.max_line_bytes.saturating_add(1) - self.cutter.line().len();
+        let window = &bytes[..room.min(bytes.len())];
+        let end = memchr(b'\n', window);
+        let taken = end.map_or(window.len(), |end| end + 1);
+        self.cutter.extend_line(&window[..taken], out)?;
+        if end.is_some() {
+            self.end_line(out)?;
+        } else if taken == room {
+            self.inspector.long_line(self.max_line_bytes);
+            self.cutter.end_line(None, out)?;
+            self.mode = Mode::LongLine;
+        }
+        Ok(taken)
+    }
+
+    fn take_long_line(&mut self, bytes: &[u8], out: &mut Vec<Chunk>) -> io::Result<usize> {
+        let end = memchr(b'\n', bytes).map(|end| end + 1);
+        let window = &bytes[..end.unwrap_or(bytes.len())];
+        let taken = self.cutter.fill(window, out)?;
+        if end == Some(taken) {
+            self.mode = Mode::Lines;
+        }
+        Ok(taken)
+    }
+
+    fn end_line(&mut self, out: &mut Vec<Chunk>) -> io::Result<()> {
+        let model_no = self.inspector.line(self.cutter.line())?;
+        self.cutter.end_line(model_no, out)
+    }
+}
+
+#[cfg(test)]
+mod tests;

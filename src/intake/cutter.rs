@@ -1,0 +1,142 @@
+//! Cuts a file's bytes into chunks, and compresses them.
+
+use std::io;
+use std::mem;
+
+use zstd::bulk::Compressor;
+
+use super::{Chunk, PIECE_BYTES};
+
+/// A chunk is complete with the line that brings it to so many bytes or lines.
+const CHUNK_BYTES: usize = 256 * 1024;
+const CHUNK_LINES: u32 = 512;
+
+/// The fastest of zstd's usual levels: an upload waits for it.
+const LEVEL: i32 = 1;
+
+/// The bytes that are not cut yet: whole lines, then the line that has not ended.
+pub(super) struct Cutter {
+    /// Made with the first chunk.
+    compressor: Option<Compressor<'static>>,
+    bytes: Vec<u8>,
+    /// Where in `bytes` the line begins that has not ended.
+    line_start: usize,
+    /// What the next chunk will say of itself.
+    no: i64,
+    offset: u64,
+    first_line: u64,
+    lines: u32,
+    requests: Vec<(u16, u32)>,
+}
+
+impl Cutter {
+    pub fn new() -> Self {
+        Self {
+            compressor: None,
+            bytes: Vec::new(),
+            line_start: 0,
+            no: 0,
+            offset: 0,
+            first_line: 1,
+            lines: 0,
+            requests: Vec::new(),
+        }
+    }
+
+    /// The line that has not ended, as far as it came.
+    pub fn line(&self) -> &[u8] {
+        &self.bytes[self.line_start..]
+    }
+
+    /// Where in the file the bytes stand that are not cut yet.
+    pub fn offset(&self) -> u64 {
+        self.offset
+    }
+
+    /// Adds to the line. If it is long, the lines before it become a chunk of their own, so that
+    /// chunks of many lines are small.
+    pub fn extend_line(&mut self, bytes: &[u8], out: &mut Vec<Chunk>) -> io::Result<()> {
+        self.bytes.extend_from_slice(bytes);
+        if self.bytes.len() > PIECE_BYTES && self.line_start > 0 {
+            self.cut(self.line_start, out)?;
+        }
+        Ok(())
+    }
+
+    /// Ends the line: what comes next begins another, or is the rest of one that is too long.
+    /// `model_no` says which model it asks for, if it is a request.
+    pub fn end_line(&mut self, model_no: Option<u16>, out: &mut Vec<Chunk>) -> io::Result<()> {
+        self.line_start = self.bytes.len();
+        self.lines += 1;
+        if let Some(model_no) = model_no {
+            match self.requests.iter_mut().find(|(no, _)| *no == model_no) {
+                Some((_, count)) => *count += 1,
+                None => self.requests.push((model_no, 1)),
+            }
+        }
+        if self.bytes.len() >= CHUNK_BYTES || self.lines >= CHUNK_LINES {
+            self.cut_all(out)?;
+        }
+        Ok(())
+    }
+
+    /// Adds bytes that belong to no line as far as they fit, and says how many did. What is full
+    /// is cut.
+    pub fn fill(&mut self, bytes: &[u8], out: &mut Vec<Chunk>) -> io::Result<usize> {
+        let room = PIECE_BYTES.saturating_sub(self.bytes.len());
+        let taken = room.min(bytes.len());
+        self.bytes.extend_from_slice(&bytes[..taken]);
+        self.line_start = self.bytes.len();
+        if self.bytes.len() >= PIECE_BYTES {
+            self.cut_all(out)?;
+        }
+        Ok(taken)
+    }
+
+    /// Forgets what the next chunk would have said of its lines.
+    pub fn forget_lines(&mut self) {
+        self.lines = 0;
+        self.requests.clear();
+    }
+
+    /// Makes a chunk of all there is, if there is anything.
+    pub fn cut_all(&mut self, out: &mut Vec<Chunk>) -> io::Result<()> {
+        self.line_start = self.bytes.len();
+        self.cut(self.bytes.len(), out)
+    }
+
+    /// Makes a chunk of the first bytes, and all lines that have ended.
+    fn cut(&mut self, length: usize, out: &mut Vec<Chunk>) -> io::Result<()> {
+        if length == 0 {
+            return Ok(());
+        }
+        let compressor = match &mut self.compressor {
+            Some(compressor) => compressor,
+            empty => empty.insert(Compressor::new(LEVEL)?),
+        };
+        let mut lines = mem::take(&mut self.lines);
+        let mut requests = mem::take(&mut self.requests);
+        let (mut chunk_bytes, first_line) = (length as u64, self.first_line);
+        self.first_line += u64::from(lines);
+        for (piece, raw) in (0..).zip(self.bytes[..length].chunks(PIECE_BYTES)) {
+            out.push(Chunk {
+                no: self.no,
+                piece,
+                offset: self.offset,
+                first_line,
+                lines: mem::take(&mut lines),
+                bytes: raw.len() as u32,
+                data: compressor.compress(raw)?,
+                requests: mem::take(&mut requests),
+                chunk_bytes: mem::take(&mut chunk_bytes),
+            });
+            self.offset += raw.len() as u64;
+        }
+        self.no += 1;
+        self.bytes.drain(..length);
+        self.line_start -= length;
+        // A long line is no reason to hold so much memory for the rest of the file.
+        self.bytes.shrink_to(2 * PIECE_BYTES);
+        Ok(())
+    }
+}

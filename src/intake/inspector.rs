@@ -1,0 +1,122 @@
+//! Looks at a batch file's lines, and remembers what a batch will need to know of them.
+
+use std::collections::HashMap;
+use std::hash::RandomState;
+use std::io;
+
+use super::duplicates::Duplicates;
+use super::{MAX_MODELS, Report};
+use crate::domain::findings::KEPT;
+use crate::domain::json;
+use crate::domain::line::{self, Check, Fault};
+
+const BYTE_ORDER_MARK: &[u8] = "\u{feff}".as_bytes();
+
+/// What a file's lines say of one model.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct ModelReport {
+    /// As the lines give it; empty for those that give none.
+    pub name: String,
+    /// How many lines ask for it.
+    pub requests: u64,
+    /// The first 101 of them.
+    pub first_lines: Vec<u64>,
+}
+
+pub(super) struct Inspector {
+    report: Report,
+    duplicates: Duplicates,
+    /// Where in the report a model is, by its name.
+    model_nos: HashMap<String, u16>,
+    /// The last line's model, which is likely to be the next one's.
+    last_model_no: u16,
+}
+
+impl Inspector {
+    pub fn new() -> Self {
+        Self {
+            report: Report::default(),
+            duplicates: Duplicates::new(RandomState::new()),
+            model_nos: HashMap::new(),
+            last_model_no: 0,
+        }
+    }
+
+    /// Looks at the next line. If it is a request, says which model it asks for.
+    pub fn line(&mut self, bytes: &[u8]) -> io::Result<Option<u16>> {
+        self.report.lines += 1;
+        let number = self.report.lines;
+        let request = match line::check(bytes) {
+            Check::Blank => return Ok(None),
+            Check::Fault(fault) => {
+                self.report.requests += 1;
+                let is_json = &mut self.report.first_line_is_json;
+                is_json.get_or_insert_with(|| is_json_behind_mark(bytes));
+                self.report.findings.fault(number, fault);
+                return Ok(None);
+            }
+            Check::Request(request) => request,
+        };
+        self.report.requests += 1;
+        self.report.first_line_is_json.get_or_insert(true);
+        self.duplicates.insert(&request.custom_id, number)?;
+        let findings = &mut self.report.findings;
+        findings.request(number, request.endpoint, request.fault);
+        Ok(self.count_model(request.model.as_deref().unwrap_or_default(), number))
+    }
+
+    /// Notes that the next line is too long to be looked at.
+    pub fn long_line(&mut self, max_bytes: usize) {
+        let report = &mut self.report;
+        report.lines += 1;
+        report.requests += 1;
+        report.first_line_is_json.get_or_insert(true);
+        let fault = Fault::line_too_long(max_bytes);
+        report.findings.fault(report.lines, fault);
+    }
+
+    pub fn finish(mut self) -> io::Result<Report> {
+        self.report.suspects = self.duplicates.finish()?;
+        Ok(self.report)
+    }
+
+    fn count_model(&mut self, name: &str, line: u64) -> Option<u16> {
+        let model_no = self.model_no(name)?;
+        self.last_model_no = model_no;
+        let model = self.report.models.get_mut(usize::from(model_no))?;
+        model.requests += 1;
+        if model.first_lines.len() < KEPT {
+            model.first_lines.push(line);
+        }
+        Some(model_no)
+    }
+
+    /// Where in the report a model is, added if it is new; `None` if there are too many.
+    fn model_no(&mut self, name: &str) -> Option<u16> {
+        let models = &mut self.report.models;
+        let last = models.get(usize::from(self.last_model_no));
+        if last.is_some_and(|last| last.name == name) {
+            return Some(self.last_model_no);
+        }
+        if let Some(&model_no) = self.model_nos.get(name) {
+            return Some(model_no);
+        }
+        if models.len() == MAX_MODELS {
+            self.report.too_many_models = true;
+            return None;
+        }
+        let model_no = u16::try_from(models.len()).ok()?;
+        models.push(ModelReport {
+            name: name.to_owned(),
+            requests: 0,
+            first_lines: Vec::new(),
+        });
+        self.model_nos.insert(name.to_owned(), model_no);
+        Some(model_no)
+    }
+}
+
+fn is_json_behind_mark(line: &[u8]) -> bool {
+    let json = line.strip_prefix(BYTE_ORDER_MARK).unwrap_or(line);
+    std::str::from_utf8(json).is_ok_and(json::is_valid)
+}
