@@ -11,5 +11,6 @@ pub mod domain;
 pub mod intake;
 pub mod simulate;
 pub mod store;
+pub mod transfer;
 pub mod upstream;
 pub mod worker;
