@@ -5,7 +5,8 @@ use std::fmt;
 use axum::Json;
 use axum::http::{HeaderName, HeaderValue, Method, StatusCode, header};
 use axum::response::{IntoResponse, Response};
-use serde_json::json;
+use serde::Serialize;
+use utoipa::ToSchema;
 
 use crate::store;
 
@@ -31,6 +32,27 @@ pub struct ApiError {
     pub should_retry: Option<bool>,
     /// `retry-after`, in seconds.
     pub retry_after: Option<u64>,
+}
+
+/// What every error is answered with.
+#[derive(Debug, Serialize, ToSchema)]
+pub struct Envelope {
+    error: Body,
+}
+
+/// What is wrong.
+#[derive(Debug, Serialize, ToSchema)]
+#[schema(as = Error)]
+struct Body {
+    /// In words, for people.
+    message: String,
+    /// Whose fault it is.
+    #[schema(example = "invalid_request_error")]
+    r#type: &'static str,
+    /// What in the request is at fault.
+    param: Option<String>,
+    /// Which rule was broken.
+    code: Option<&'static str>,
 }
 
 /// What a handler comes to.
@@ -134,6 +156,26 @@ pub fn string_above(param: &str, max: usize, given: usize) -> ApiError {
          got a string with length {given} instead."
     ))
     .code("string_above_max_length")
+    .param(param)
+}
+
+/// An object of too many pairs.
+pub fn too_many_properties(param: &str, max: usize, given: usize) -> ApiError {
+    bad_request(format!(
+        "Invalid '{param}': too many properties. Expected an object with at most {max} \
+         properties, but got an object with {given} properties instead."
+    ))
+    .code("object_above_max_properties")
+    .param(param)
+}
+
+/// A key of too many characters in an object.
+pub fn property_name_above(param: &str, max: usize, given: usize) -> ApiError {
+    bad_request(format!(
+        "Invalid property name in '{param}': too long. Expected a name with maximum length \
+         {max}, but got a name with length {given} instead."
+    ))
+    .code("property_name_above_max_length")
     .param(param)
 }
 
@@ -283,14 +325,14 @@ impl From<store::Error> for ApiError {
 
 impl IntoResponse for ApiError {
     fn into_response(self) -> Response {
-        let body = json!({
-            "error": {
-                "message": self.message,
-                "type": self.kind,
-                "param": self.param,
-                "code": self.code,
-            }
-        });
+        let body = Envelope {
+            error: Body {
+                message: self.message,
+                r#type: self.kind,
+                param: self.param,
+                code: self.code,
+            },
+        };
         let mut response = (self.status, Json(body)).into_response();
         let headers = response.headers_mut();
         if let Some(should_retry) = self.should_retry {
@@ -305,7 +347,7 @@ impl IntoResponse for ApiError {
 }
 
 /// As much of a client's input as a message repeats.
-fn shown(input: &str) -> String {
+pub(super) fn shown(input: &str) -> String {
     match input.char_indices().nth(SHOWN_CHARS_MAX) {
         Some((end, _)) => format!("{}…", &input[..end]),
         None => input.to_owned(),
@@ -324,6 +366,8 @@ fn listed(items: &[String]) -> String {
 
 #[cfg(test)]
 mod tests {
+    use serde_json::json;
+
     use super::*;
 
     #[test]
