@@ -1,1 +1,4 @@
 //! The commands.
+
+pub mod progress;
+pub mod simulate;

@@ -1,11 +1,74 @@
-//! Configuration: file, environment and flags, as validated sections.
+//! Configuration: the defaults, a TOML file, the environment and flags, each over the one
+//! before, as validated sections.
+//!
+//! All layers are laid over each other as one tree of values that know where they were set
+//! (`value`). Then each section takes its keys from the tree by type (`reader`). Whatever is
+//! wrong is noted and reading goes on, so that all faults are reported at once. Only what wins
+//! is judged: a value that a later layer replaces is not.
+//!
+//! A new key is a field of its section, a line in that section's `read`, and a line in
+//! `config.example.toml`, which is the layer of defaults.
 
-use std::collections::BTreeMap;
-use std::path::PathBuf;
-use std::time::Duration;
+mod auth;
+mod database;
+mod duration;
+mod environment;
+mod error;
+mod limits;
+mod log;
+mod model;
+mod overrides;
+mod reader;
+mod retry;
+mod secret;
+mod server;
+#[cfg(test)]
+mod tests;
+mod upstream;
+mod value;
+mod worker;
 
-use secrecy::SecretString;
+use std::io::ErrorKind;
+use std::path::Path;
 
+pub use auth::Auth;
+pub use database::Database;
+pub use duration::{DurationError, parse as parse_duration};
+pub use environment::Environment;
+pub use error::{ConfigError, ConfigErrors};
+pub use limits::Limits;
+pub use log::{Log, LogFormat};
+pub use model::{Model, Route};
+pub use overrides::Overrides;
+pub use retry::Retry;
+pub use server::Server;
+pub use upstream::Upstream;
+pub use worker::Worker;
+
+use error::Faults;
+use reader::{Context, Reader};
+use value::{Table, merge, read_defaults, read_toml};
+
+/// The first layer, and what users copy: so the documented defaults cannot drift.
+const DEFAULTS: &str = include_str!("../../config.example.toml");
+
+/// Read from the working directory, if it is there and no other file is named.
+const DEFAULT_FILE: &str = "nightshift.toml";
+
+/// Sections of features that are not built yet.
+const LATER: [&str; 9] = [
+    "cache",
+    "metrics",
+    "rate_limits",
+    "retention",
+    "roles",
+    "tasks",
+    "telemetry",
+    "tenants",
+    "webhooks",
+];
+
+/// Everything that can be configured, judged. Its `Debug` shows no secret.
 #[derive(Clone, Debug)]
 pub struct Config {
     pub server: Server,
@@ -19,95 +82,106 @@ pub struct Config {
     pub log: Log,
 }
 
-#[derive(Clone, Debug)]
-pub struct Server {
-    /// host:port; port 0 takes a free one.
-    pub listen: String,
+impl Config {
+    /// Reads all layers: defaults, then the TOML file, then the environment, then the flags.
+    /// Relative paths start at the working directory.
+    ///
+    /// # Errors
+    /// Every fault at once. The faults of a file that cannot be read, or is not TOML, come
+    /// alone: what it was to say is not known.
+    pub fn load(overrides: &Overrides, environment: &Environment) -> Result<Self, ConfigErrors> {
+        Self::load_with(overrides, environment, Path::new(DEFAULT_FILE))
+    }
+
+    /// The defaults and the flags alone, for commands that promise to ignore file and
+    /// environment. Variables are read only where `--api-key-env` names one.
+    ///
+    /// # Errors
+    /// As [`Config::load`].
+    pub fn built_in(
+        overrides: &Overrides,
+        environment: &Environment,
+    ) -> Result<Self, ConfigErrors> {
+        let faults = Faults::default();
+        let mut root = read_defaults(DEFAULTS);
+        overrides.apply(&mut root, &Environment::default(), &faults);
+        Self::read(root, overrides, environment, faults)
+    }
+
+    fn load_with(
+        overrides: &Overrides,
+        environment: &Environment,
+        default_file: &Path,
+    ) -> Result<Self, ConfigErrors> {
+        let faults = Faults::default();
+        let mut root = read_defaults(DEFAULTS);
+        let Some(file) = file_layer(overrides.config.as_deref(), default_file, &faults) else {
+            return Err(faults.into_errors());
+        };
+        merge(&mut root, file, "", &faults);
+        let variables = environment.layer(&faults);
+        merge(&mut root, variables, "", &faults);
+        overrides.apply(&mut root, environment, &faults);
+        Self::read(root, overrides, environment, faults)
+    }
+
+    fn read(
+        root: Table,
+        overrides: &Overrides,
+        environment: &Environment,
+        faults: Faults,
+    ) -> Result<Self, ConfigErrors> {
+        let context = Context {
+            environment,
+            faults: &faults,
+        };
+        let mut root = Reader::root(context, root);
+        let mut upstreams = Upstream::read_all(root.tables("upstreams"));
+        if let Some(concurrency) = overrides.concurrency {
+            for upstream in &mut upstreams {
+                upstream.concurrency = concurrency;
+            }
+        }
+        let config = Self {
+            server: Server::read(root.section("server")),
+            database: Database::read(root.section("database")),
+            auth: Auth::read(root.section("auth")),
+            limits: Limits::read(root.section("limits")),
+            models: Model::read_all(root.tables("models"), &upstreams),
+            upstreams,
+            retry: Retry::read(root.section("retry")),
+            worker: Worker::read(root.section("worker")),
+            log: Log::read(root.section("log")),
+        };
+        root.later(&LATER);
+        root.finish();
+        faults.or(config)
+    }
+
+    /// Whether only this machine can reach the server: see [`Server::is_loopback`].
+    #[must_use]
+    pub fn listen_is_loopback(&self) -> bool {
+        self.server.is_loopback()
+    }
+
+    /// Whether a key is needed: what `[auth] required` says, and where it says nothing, whether
+    /// other machines can reach the server.
+    #[must_use]
+    pub fn auth_is_required(&self) -> bool {
+        self.auth.required.unwrap_or(!self.listen_is_loopback())
+    }
 }
 
-/// Where the data is.
-#[derive(Clone, Debug)]
-pub struct Database {
-    /// `sqlite://PATH` or `postgres://…`. May hold a password: never printed.
-    pub url: SecretString,
-}
-
-#[derive(Clone, Debug)]
-pub struct Auth {
-    /// `None`: required exactly when `server.listen` is not loopback.
-    pub required: Option<bool>,
-    pub bootstrap_key: Option<SecretString>,
-}
-
-#[derive(Clone, Debug)]
-pub struct Limits {
-    pub max_file_bytes: u64,
-    pub max_requests_per_batch: u64,
-    pub max_line_bytes: usize,
-    pub max_in_flight_bytes: usize,
-}
-
-#[derive(Clone, Debug)]
-pub struct Upstream {
-    pub name: String,
-    /// http or https; no trailing slash; its path is `/v1` where none was given.
-    pub base_url: String,
-    pub api_key: Option<SecretString>,
-    pub concurrency: usize,
-    pub timeout: Duration,
-    pub connect_timeout: Duration,
-    pub max_response_bytes: usize,
-    pub headers: BTreeMap<String, SecretString>,
-    pub proxy: Option<SecretString>,
-    pub ca_file: Option<PathBuf>,
-}
-
-#[derive(Clone, Debug)]
-pub struct Model {
-    /// What a line's `body.model` says; `*` matches any other.
-    pub name: String,
-    /// Calls at once over all its upstreams; `None`: what its upstreams allow.
-    pub concurrency: Option<usize>,
-    pub routes: Vec<Route>,
-    /// Filled in where the line leaves them out.
-    pub defaults: serde_json::Map<String, serde_json::Value>,
-}
-
-#[derive(Clone, Debug)]
-pub struct Route {
-    /// An upstream's name.
-    pub upstream: String,
-    /// What the upstream calls the model, where that differs.
-    pub model: Option<String>,
-    pub weight: u32,
-}
-
-#[derive(Clone, Debug)]
-pub struct Retry {
-    pub max_attempts: u32,
-    pub initial_backoff: Duration,
-    pub max_backoff: Duration,
-}
-
-#[derive(Clone, Debug)]
-pub struct Worker {
-    /// How long a replica may be silent before others take its work.
-    pub lease: Duration,
-    /// How long calls in flight may go on after a cancel or the window's end.
-    pub settle_timeout: Duration,
-    /// How long calls in flight may go on after SIGTERM.
-    pub shutdown_grace: Duration,
-}
-
-#[derive(Clone, Debug)]
-pub struct Log {
-    /// A `tracing` filter, such as `info` or `nightshift=debug`.
-    pub filter: String,
-    pub format: LogFormat,
-}
-
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum LogFormat {
-    Text,
-    Json,
+/// The file's table, an empty one where the default file is not there; `None` after a fault.
+fn file_layer(named: Option<&Path>, default: &Path, faults: &Faults) -> Option<Table> {
+    let path = named.unwrap_or(default);
+    match std::fs::read_to_string(path) {
+        Ok(text) => read_toml(&text, path, faults),
+        Err(error) if named.is_none() && error.kind() == ErrorKind::NotFound => Some(Table::new()),
+        Err(error) => {
+            let place = path.display().to_string();
+            faults.note(place, format!("the file cannot be read: {error}"));
+            None
+        }
+    }
 }

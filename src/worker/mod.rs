@@ -1,1 +1,190 @@
-//! The duties.
+//! The duties: validate, lease, send, flush, finish, expire, clean up. Each is a loop that may be
+//! killed at any line, and that goes on where the store says it stopped.
+//!
+//! This room knows nothing of HTTP's server side: it meets `api` in the store and its wake-ups.
+
+mod dispatch;
+mod duty;
+mod finish;
+mod flush;
+mod held;
+mod inbox;
+mod lease;
+mod line;
+mod retain;
+mod supply;
+mod validate;
+mod windows;
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::Duration;
+
+use tokio::task::JoinSet;
+use tokio_util::sync::CancellationToken;
+
+use crate::config;
+use crate::domain::clock::Clock;
+use crate::store::{self, Store};
+use crate::upstream::Pool;
+use dispatch::Dispatch;
+use flush::Flusher;
+use inbox::Inbox;
+use lease::Lease;
+
+/// What the duties are told.
+#[derive(Clone, Debug)]
+pub struct Settings {
+    pub retry: config::Retry,
+    pub worker: config::Worker,
+    /// This replica's name, for people.
+    pub name: String,
+    /// Requests that a batch may have.
+    pub max_requests: u64,
+    /// Nobody else can hold a lease on this store: whatever is leased was left by a dead process.
+    pub exclusive: bool,
+}
+
+/// All duties of one process.
+pub struct Worker {
+    store: Store,
+    dispatch: Arc<Dispatch>,
+    flusher: Arc<Flusher>,
+    lease: Arc<Lease>,
+    running: Arc<AtomicBool>,
+    grace: Duration,
+    tasks: JoinSet<&'static str>,
+    /// Ends what makes new work.
+    quiet: CancellationToken,
+    /// Ends everything.
+    stop: CancellationToken,
+}
+
+impl Worker {
+    /// Joins the replicas and starts the duties.
+    ///
+    /// # Errors
+    /// When the database fails.
+    pub async fn start(
+        store: Store,
+        pool: Arc<Pool>,
+        clock: Clock,
+        settings: Settings,
+    ) -> store::Result<Worker> {
+        let lease = Arc::new(Lease::join(&store, &settings).await?);
+        let inbox = Arc::new(Inbox::default());
+        let dispatch = Dispatch::new(
+            pool.clone(),
+            inbox.clone(),
+            lease.clone(),
+            clock.clone(),
+            &settings,
+        );
+        let flusher = Arc::new(Flusher::new(
+            store.clone(),
+            dispatch.clone(),
+            inbox,
+            lease.clone(),
+        ));
+        let (quiet, stop) = (CancellationToken::new(), CancellationToken::new());
+
+        let mut tasks = JoinSet::new();
+        tasks.spawn(lease::run(
+            lease.clone(),
+            store.clone(),
+            dispatch.clone(),
+            stop.clone(),
+        ));
+        tasks.spawn(flush::run(flusher.clone(), stop.clone()));
+        tasks.spawn(dispatch::run(dispatch.clone(), stop.clone()));
+        tasks.spawn(supply::run(
+            supply::Supply::new(store.clone(), pool.clone(), dispatch.clone(), lease.clone()),
+            quiet.clone(),
+        ));
+        tasks.spawn(duty::run(
+            validate::Validate {
+                store: store.clone(),
+                pool: pool.clone(),
+                max_requests: settings.max_requests,
+            },
+            store.clone(),
+            quiet.clone(),
+        ));
+        let finish = finish::Finish {
+            store: store.clone(),
+        };
+        tasks.spawn(duty::run(finish, store.clone(), quiet.clone()));
+        let windows = windows::Windows {
+            store: store.clone(),
+        };
+        tasks.spawn(duty::run(windows, store.clone(), quiet.clone()));
+        let retain = retain::Retain {
+            store: store.clone(),
+            clock,
+        };
+        tasks.spawn(duty::run(retain, store.clone(), quiet.clone()));
+        {
+            let (pool, stop) = (pool, stop.clone());
+            tasks.spawn(async move {
+                pool.run(stop).await;
+                "upstreams"
+            });
+        }
+        let running = Arc::new(AtomicBool::new(true));
+        let grace = settings.worker.shutdown_grace;
+        Ok(Worker {
+            store,
+            dispatch,
+            flusher,
+            lease,
+            running,
+            grace,
+            tasks,
+            quiet,
+            stop,
+        })
+    }
+
+    /// Whether the duties run: for `/readyz`.
+    #[must_use]
+    pub fn running(&self) -> Arc<AtomicBool> {
+        self.running.clone()
+    }
+
+    /// Waits until a duty ends that should not: its name. Then the process cannot go on.
+    pub async fn failed(&mut self) -> String {
+        let ended = self.tasks.join_next().await;
+        self.running.store(false, Ordering::Relaxed);
+        match ended {
+            Some(Ok(name)) => name.to_owned(),
+            Some(Err(error)) => error.to_string(),
+            None => "no duty runs".to_owned(),
+        }
+    }
+
+    /// Stops leasing, lets calls in flight finish for the grace period, writes their answers,
+    /// and gives the rest back.
+    pub async fn stop(mut self) {
+        self.running.store(false, Ordering::Relaxed);
+        self.quiet.cancel();
+        self.dispatch.close();
+        if tokio::time::timeout(self.grace, self.dispatch.idle())
+            .await
+            .is_err()
+        {
+            tracing::warn!("calls are still in flight after the grace period; they are cut off");
+            self.dispatch.abort_all();
+        }
+        self.flusher.drain().await;
+        self.stop.cancel();
+        while self.tasks.join_next().await.is_some() {}
+        let units = self.dispatch.drop_all();
+        let token = self.lease.token();
+        if let Err(error) = self.store.release_units(&token, &units).await {
+            tracing::warn!(%error, "units could not be given back; they wait for the lease's end");
+        }
+        if let Err(error) = self.store.leave(&token).await {
+            tracing::warn!(%error, "the lease could not be ended; it lapses by itself");
+        }
+    }
+}

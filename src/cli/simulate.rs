@@ -1,0 +1,236 @@
+//! `nightshift simulate`: a stand-in upstream, for trying things out and for load tests.
+
+use std::io::Write as _;
+use std::num::{NonZeroU64, NonZeroUsize};
+use std::time::Duration;
+
+use anyhow::{Context as _, bail, ensure};
+use secrecy::SecretString;
+
+use crate::simulate::{Options, Simulator};
+
+const EXAMPLE: &str = "\
+Examples:
+  nightshift simulate --latency 200ms --latency-jitter 150ms --error-rate 0.01
+  nightshift serve --upstream http://127.0.0.1:8081/v1
+
+  curl http://127.0.0.1:8081/v1/chat/completions -d \\
+    '{\"model\": \"any\", \"messages\": [], \"simulate\": {\"status\": 503, \"times\": 2}}'
+  curl http://127.0.0.1:8081/stats";
+
+/// Start a stand-in upstream for trying things out and for load tests.
+///
+/// It answers OpenAI's endpoints with made-up text: the same request gets the same answer in every
+/// run. `GET /stats` says what it saw. A request steers its own answer with a key "simulate" in
+/// its body: status, times, latency_ms, retry_after_ms, body, headers, reset, truncate, hang,
+/// bytes, echo.
+#[derive(Clone, Debug, clap::Args)]
+#[command(after_help = EXAMPLE)]
+pub struct Args {
+    /// Where to listen; port 0 takes a free one. The base URL is printed on standard output
+    #[arg(long, value_name = "HOST:PORT", default_value = "127.0.0.1:8081")]
+    pub listen: String,
+
+    /// How long a call takes on average, such as 500ms or 2s
+    #[arg(long, value_name = "DURATION", default_value = "0ms", value_parser = duration)]
+    pub latency: Duration,
+
+    /// A call takes up to this much less or more than --latency
+    #[arg(long, value_name = "DURATION", default_value = "0ms", value_parser = duration)]
+    pub latency_jitter: Duration,
+
+    /// Adds the time a model would need to write its answer
+    #[arg(long, value_name = "N", value_parser = positive)]
+    pub tokens_per_second: Option<f64>,
+
+    /// Calls beyond it get 429 with Retry-After; a second's worth may come at once
+    #[arg(long, value_name = "N")]
+    pub requests_per_minute: Option<NonZeroU64>,
+
+    /// The share of calls, from 0 to 1, that get 500
+    #[arg(long, value_name = "SHARE", default_value_t = 0.0, value_parser = share)]
+    pub error_rate: f64,
+
+    /// The share of calls, from 0 to 1, that get 429 with a short retry-after-ms
+    #[arg(long, value_name = "SHARE", default_value_t = 0.0, value_parser = share)]
+    pub rate_limit_rate: f64,
+
+    /// More calls at once get 429
+    #[arg(long, value_name = "N")]
+    pub max_concurrency: Option<NonZeroUsize>,
+
+    /// Another seed gives other answers and lets other calls fail
+    #[arg(long, value_name = "N", default_value_t = 0)]
+    pub seed: u64,
+
+    /// Serve this model (may be repeated) and no other; every model if none is named
+    #[arg(long = "model", value_name = "NAME")]
+    pub models: Vec<String>,
+
+    /// How many tokens an answer has on average
+    #[arg(long, value_name = "N", default_value_t = Options::default().answer_tokens)]
+    pub answer_tokens: usize,
+
+    /// The environment variable that holds the key which calls must carry
+    #[arg(long, value_name = "NAME")]
+    pub api_key_env: Option<String>,
+
+    /// Count how often each body came, for GET /stats
+    #[arg(long)]
+    pub track: bool,
+}
+
+/// Serves until Ctrl-C.
+///
+/// # Errors
+///
+/// The arguments contradict each other, the key's variable is not set, or the address cannot be
+/// listened on.
+pub async fn run(args: Args) -> anyhow::Result<()> {
+    let listen = args.listen.clone();
+    let simulator = Simulator::start(&listen, args.options()?)
+        .await
+        .with_context(|| format!("cannot listen on {listen}"))?;
+    writeln!(std::io::stdout(), "{}", simulator.base_url())?;
+    tokio::signal::ctrl_c().await?;
+    simulator.stop().await;
+    Ok(())
+}
+
+impl Args {
+    fn options(self) -> anyhow::Result<Options> {
+        ensure!(
+            self.error_rate + self.rate_limit_rate <= 1.0,
+            "--error-rate and --rate-limit-rate are more than 1 together"
+        );
+        ensure!(
+            self.latency_jitter <= self.latency,
+            "--latency-jitter is more than --latency"
+        );
+        Ok(Options {
+            latency: self.latency,
+            jitter: self.latency_jitter,
+            tokens_per_second: self.tokens_per_second,
+            requests_per_minute: self.requests_per_minute.map(NonZeroU64::get),
+            error_rate: self.error_rate,
+            rate_limit_rate: self.rate_limit_rate,
+            max_concurrency: self.max_concurrency.map(NonZeroUsize::get),
+            seed: self.seed,
+            models: self.models,
+            api_key: self.api_key_env.as_deref().map(key).transpose()?,
+            answer_tokens: self.answer_tokens,
+            track: self.track,
+        })
+    }
+}
+
+fn key(variable: &str) -> anyhow::Result<SecretString> {
+    #[expect(
+        clippy::disallowed_methods,
+        reason = "the name of the variable is an argument of this command, not configuration"
+    )]
+    match std::env::var(variable) {
+        Ok(key) if !key.is_empty() => Ok(key.into()),
+        _ => bail!("the environment variable {variable} of --api-key-env is not set"),
+    }
+}
+
+/// `500ms`, `30s`, `10m`, `24h` or `7d`, as in the configuration.
+fn duration(text: &str) -> Result<Duration, String> {
+    let unit_start = text.find(|c: char| !c.is_ascii_digit());
+    let (number, unit) = text.split_at(unit_start.unwrap_or(text.len()));
+    let milliseconds = match unit {
+        "ms" => Some(1),
+        "s" => Some(1000),
+        "m" => Some(60_000),
+        "h" => Some(3_600_000),
+        "d" => Some(86_400_000),
+        _ => None,
+    };
+    number
+        .parse::<u64>()
+        .ok()
+        .zip(milliseconds)
+        .and_then(|(number, milliseconds)| number.checked_mul(milliseconds))
+        .map(Duration::from_millis)
+        .ok_or_else(|| "a duration is written as 500ms, 30s, 10m, 24h or 7d".to_owned())
+}
+
+fn share(text: &str) -> Result<f64, String> {
+    match text.parse() {
+        Ok(share) if (0.0..=1.0).contains(&share) => Ok(share),
+        _ => Err("a share is a number from 0 to 1".to_owned()),
+    }
+}
+
+fn positive(text: &str) -> Result<f64, String> {
+    match text.parse::<f64>() {
+        Ok(number) if number.is_finite() && number > 0.0 => Ok(number),
+        _ => Err("this must be a number above 0".to_owned()),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use clap::Parser;
+
+    use super::*;
+
+    #[derive(Parser)]
+    struct Command {
+        #[command(flatten)]
+        args: Args,
+    }
+
+    fn options(line: &str) -> anyhow::Result<Options> {
+        let words = std::iter::once("simulate").chain(line.split_whitespace());
+        Command::try_parse_from(words)?.args.options()
+    }
+
+    #[test]
+    fn the_flags_become_options() {
+        let options = options(
+            "--latency 200ms --latency-jitter 50ms --tokens-per-second 40 --error-rate 0.1 \
+             --rate-limit-rate 0.2 --requests-per-minute 600 --max-concurrency 8 --seed 7 \
+             --model a --model b --answer-tokens 10 --track",
+        )
+        .unwrap();
+        assert_eq!(options.latency, Duration::from_millis(200));
+        assert_eq!(options.jitter, Duration::from_millis(50));
+        assert_eq!(options.tokens_per_second, Some(40.0));
+        assert_eq!((options.error_rate, options.rate_limit_rate), (0.1, 0.2));
+        assert_eq!(options.requests_per_minute, Some(600));
+        assert_eq!(options.max_concurrency, Some(8));
+        assert_eq!((options.seed, options.answer_tokens), (7, 10));
+        assert_eq!(options.models, ["a", "b"]);
+        assert!(options.track);
+    }
+
+    #[test]
+    fn wrong_values_are_refused() {
+        for line in [
+            "--latency 5",
+            "--latency ms",
+            "--latency 1.5s",
+            "--latency 99999999999999999d",
+            "--latency-jitter 1s",
+            "--error-rate 1.1",
+            "--error-rate NaN",
+            "--error-rate 0.6 --rate-limit-rate 0.6",
+            "--tokens-per-second 0",
+            "--requests-per-minute 0",
+            "--max-concurrency 0",
+            "--api-key-env NIGHTSHIFT_NO_SUCH_VARIABLE",
+        ] {
+            assert!(options(line).is_err(), "{line}");
+        }
+    }
+
+    #[test]
+    fn durations_have_the_units_of_the_configuration() {
+        for (text, seconds) in [("2s", 2), ("10m", 600), ("24h", 86_400), ("7d", 604_800)] {
+            assert_eq!(duration(text), Ok(Duration::from_secs(seconds)));
+        }
+        assert_eq!(duration("500ms"), Ok(Duration::from_millis(500)));
+    }
+}

@@ -1,0 +1,120 @@
+//! `[database]`: where the data is.
+
+use std::path::Path;
+
+use secrecy::{ExposeSecret, SecretString};
+
+use super::reader::Reader;
+
+/// More would only queue inside the database.
+const CONNECTIONS_MAX: u64 = 1_000;
+
+/// `[database]`
+#[derive(Clone, Debug)]
+pub struct Database {
+    /// `sqlite://PATH`, `sqlite:PATH`, `postgres://…` or `postgresql://…`. May hold a password:
+    /// never printed.
+    pub url: SecretString,
+    /// Connections that this process holds at most: at least 1.
+    pub max_connections: u32,
+}
+
+impl Database {
+    pub(super) fn read(mut reader: Reader<'_>) -> Self {
+        let url = reader.take("url").and_then(|item| {
+            let url = item.string()?;
+            if let Err(message) = judge_url(&url) {
+                item.fault(message);
+            }
+            Some(SecretString::from(url))
+        });
+        let max_connections = reader.whole("max_connections", 1, CONNECTIONS_MAX);
+        if let Some(mut pooler) = reader.take("pooler")
+            && pooler.boolean() == Some(true)
+        {
+            pooler.later();
+        }
+        reader.finish();
+        Self {
+            url: url.unwrap_or_default(),
+            max_connections: max_connections.unwrap_or_default(),
+        }
+    }
+
+    /// The database file, where the URL names one; `None` for Postgres. The path is taken as it
+    /// is written: `%` and spaces mean themselves.
+    #[must_use]
+    pub fn sqlite_path(&self) -> Option<&Path> {
+        sqlite_path(self.url.expose_secret()).map(Path::new)
+    }
+}
+
+fn sqlite_path(url: &str) -> Option<&str> {
+    let path = url.strip_prefix("sqlite:")?;
+    Some(path.strip_prefix("//").unwrap_or(path))
+}
+
+/// Its messages do not quote the URL, which may hold a password.
+fn judge_url(url: &str) -> Result<(), &'static str> {
+    if let Some(path) = sqlite_path(url) {
+        return match path {
+            "" => Err("the path of the database's file is missing: sqlite://PATH"),
+            ":memory:" => Err("a database in memory would lose everything: name a file"),
+            _ if path.contains(['?', '#']) => Err("a sqlite URL has no query and no fragment"),
+            _ => Ok(()),
+        };
+    }
+    if url.starts_with("postgres://") || url.starts_with("postgresql://") {
+        return match reqwest::Url::parse(url) {
+            Ok(_) => Ok(()),
+            Err(_) => Err(
+                "is not a URL (in a password, characters such as # / ? @ : and % are \
+                           written %23 %2F %3F %40 %3A and %25)",
+            ),
+        };
+    }
+    Err("expected sqlite://PATH or postgres://user:password@host/name")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn two_databases_are_known() {
+        for (url, path) in [
+            ("sqlite://data/a.db", Some("data/a.db")),
+            ("sqlite:///var/lib/a b%20.db", Some("/var/lib/a b%20.db")),
+            ("sqlite:a.db", Some("a.db")),
+            ("sqlite:/a.db", Some("/a.db")),
+            ("postgres://u:p@host/name", None),
+            ("postgresql://u:p%40@host:5432/name?sslmode=require", None),
+            ("postgres:///name?host=/var/run/postgresql", None),
+        ] {
+            assert_eq!(judge_url(url), Ok(()), "{url}");
+            let database = Database {
+                url: url.into(),
+                max_connections: 4,
+            };
+            assert_eq!(database.sqlite_path(), path.map(Path::new), "{url}");
+        }
+    }
+
+    #[test]
+    fn other_databases_are_refused() {
+        for url in [
+            "nightshift.db",
+            "mysql://host/name",
+            "file:///a.db",
+            "sqlite:",
+            "sqlite://",
+            "sqlite::memory:",
+            "sqlite://:memory:",
+            "sqlite://a.db?mode=ro",
+            "postgres:host",
+            "postgres://u:p#w@host/name",
+        ] {
+            assert!(judge_url(url).is_err(), "{url}");
+        }
+    }
+}

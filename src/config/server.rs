@@ -1,0 +1,111 @@
+//! `[server]`: where the HTTP server listens.
+
+use std::net::SocketAddr;
+
+use super::reader::Reader;
+
+/// `[server]`
+#[derive(Clone, Debug)]
+pub struct Server {
+    /// host:port; port 0 takes a free one.
+    pub listen: String,
+}
+
+impl Server {
+    pub(super) fn read(mut reader: Reader<'_>) -> Self {
+        reader.later(&["role", "roles"]);
+        let listen = reader.take("listen").and_then(|item| {
+            let listen = item.string()?;
+            if let Err(message) = judge_listen(&listen) {
+                item.fault(message);
+            }
+            Some(listen)
+        });
+        reader.finish();
+        Self {
+            listen: listen.unwrap_or_default(),
+        }
+    }
+
+    /// Whether only this machine can reach [`Server::listen`]: `localhost`, `127.0.0.0/8` or
+    /// `::1`. Any other host name counts as reachable from elsewhere.
+    #[must_use]
+    pub fn is_loopback(&self) -> bool {
+        match self.listen.parse::<SocketAddr>() {
+            Ok(address) => address.ip().to_canonical().is_loopback(),
+            Err(_) => self
+                .listen
+                .rsplit_once(':')
+                .is_some_and(|(host, _)| host.eq_ignore_ascii_case("localhost")),
+        }
+    }
+}
+
+fn judge_listen(listen: &str) -> Result<(), &'static str> {
+    if listen.parse::<SocketAddr>().is_ok() {
+        return Ok(());
+    }
+    let Some((host, port)) = listen.rsplit_once(':') else {
+        return Err("expected host:port, such as 127.0.0.1:8080");
+    };
+    if host.is_empty() {
+        return Err("the host is missing: 127.0.0.1 for this machine alone, 0.0.0.0 for all");
+    }
+    if host.contains(':') && !host.starts_with('[') {
+        return Err("an IPv6 address stands in brackets, such as [::1]:8080");
+    }
+    if port.parse::<u16>().is_err() || port.starts_with('+') {
+        return Err("the port must be from 0 to 65535");
+    }
+    let of_a_name = |c: char| c.is_ascii_alphanumeric() || matches!(c, '.' | '-' | '_');
+    if !host.chars().all(of_a_name) {
+        return Err("the host is neither an address nor a name");
+    }
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn only_this_machine_is_loopback() {
+        for (listen, loopback) in [
+            ("127.0.0.1:8080", true),
+            ("127.9.9.9:0", true),
+            ("[::1]:8080", true),
+            ("[::ffff:127.0.0.1]:8080", true),
+            ("localhost:8080", true),
+            ("LOCALHOST:8080", true),
+            ("0.0.0.0:8080", false),
+            ("[::]:8080", false),
+            ("10.0.0.5:8080", false),
+            ("my-host:8080", false),
+            ("localhost.example.com:8080", false),
+        ] {
+            assert_eq!(judge_listen(listen), Ok(()), "{listen}");
+            let server = Server {
+                listen: listen.to_owned(),
+            };
+            assert_eq!(server.is_loopback(), loopback, "{listen}");
+        }
+    }
+
+    #[test]
+    fn what_nobody_can_listen_on_is_refused() {
+        for listen in [
+            "8080",
+            ":8080",
+            "localhost",
+            "localhost:",
+            "localhost:65536",
+            "localhost:+80",
+            "::1:8080",
+            "[::g]:8080",
+            "http://localhost:8080",
+            "a b:80",
+        ] {
+            assert!(judge_listen(listen).is_err(), "{listen}");
+        }
+    }
+}

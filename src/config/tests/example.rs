@@ -1,0 +1,97 @@
+//! The documented file: its defaults and its examples.
+
+use std::fs;
+use std::time::Duration;
+
+use secrecy::ExposeSecret;
+use serde_json::json;
+
+use super::*;
+
+#[test]
+fn the_defaults_are_the_documented_ones() {
+    let config = load("", &[]).unwrap();
+    assert_eq!(config.server.listen, "127.0.0.1:8080");
+    let path = config.database.sqlite_path().unwrap();
+    assert_eq!(path, Path::new("nightshift-data/nightshift.db"));
+    assert_eq!(config.database.max_connections, 4);
+    assert_eq!(config.auth.required, None);
+    assert!(config.auth.bootstrap_key.is_none());
+    assert_eq!(config.limits.max_file_bytes, 10_737_418_240);
+    assert_eq!(config.limits.max_requests_per_batch, 10_000_000);
+    assert_eq!(config.limits.max_line_bytes, 16_777_216);
+    assert_eq!(config.limits.max_in_flight_bytes, 67_108_864);
+    assert!(config.upstreams.is_empty() && config.models.is_empty());
+    assert_eq!(config.retry.max_attempts, 5);
+    assert_eq!(config.retry.initial_backoff, Duration::from_millis(500));
+    assert_eq!(config.retry.max_backoff, Duration::from_secs(60));
+    assert_eq!(config.worker.lease, Duration::from_secs(15));
+    assert_eq!(config.worker.settle_timeout, Duration::from_secs(600));
+    assert_eq!(config.worker.shutdown_grace, Duration::from_secs(30));
+    assert_eq!(config.log.filter, "info");
+    assert_eq!(config.log.format, LogFormat::Text);
+    assert!(config.listen_is_loopback() && !config.auth_is_required());
+}
+
+#[test]
+fn the_examples_in_the_documented_file_hold_and_show_the_defaults() {
+    let folder = TempDir::new().unwrap();
+    let secret = folder.path().join("secret");
+    fs::write(&secret, "sk-from-a-file\r\n").unwrap();
+    let certificate = folder.path().join("ca.pem");
+    fs::write(&certificate, "-----BEGIN CERTIFICATE-----\n").unwrap();
+    let uncommented: String = DEFAULTS
+        .lines()
+        .map(|line| match line.strip_prefix('#') {
+            Some(example) if !example.is_empty() && !example.starts_with(' ') => example,
+            _ => line,
+        })
+        .flat_map(|line| [line, "\n"])
+        .collect();
+    let toml = uncommented
+        .replace("/run/secrets/nightshift_key", secret.to_str().unwrap())
+        .replace("/run/secrets/gpu2_key", secret.to_str().unwrap())
+        .replace("/etc/ssl/internal-ca.pem", certificate.to_str().unwrap());
+    let config = load(&toml, &[("GPU1_KEY", "sk-from-a-variable")]).unwrap();
+
+    assert_eq!(config.auth.required, Some(true));
+    let bootstrap_key = config.auth.bootstrap_key.unwrap();
+    assert_eq!(bootstrap_key.expose_secret(), "sk-from-a-file");
+    let [one, two] = config.upstreams.as_slice() else {
+        panic!("two upstreams are shown");
+    };
+    let key = |upstream: &Upstream| upstream.api_key.clone().unwrap();
+    assert_eq!(key(one).expose_secret(), "sk-from-a-variable");
+    assert_eq!(key(two).expose_secret(), "sk-from-a-file");
+    assert_eq!(two.base_url, "https://gpu-2.internal/v1");
+    assert_eq!(two.headers["x-team"].expose_secret(), "batch");
+    assert_eq!(two.ca_file, Some(certificate));
+    // The second leaves out what the first shows: both have the defaults.
+    assert_eq!(one.concurrency, two.concurrency);
+    assert_eq!(one.timeout, two.timeout);
+    assert_eq!(one.connect_timeout, two.connect_timeout);
+    assert_eq!(one.max_response_bytes, two.max_response_bytes);
+    let [model] = config.models.as_slice() else {
+        panic!("one model is shown");
+    };
+    assert_eq!(model.concurrency, Some(128));
+    assert_eq!(model.routes[0].weight, 3);
+    assert_eq!(model.routes[1].upstream, "gpu-2");
+    assert_eq!(model.routes[1].weight, 1);
+    assert_eq!(json!(model.defaults), json!({ "temperature": 0.3 }));
+}
+
+#[test]
+fn every_key_of_the_documented_file_has_a_comment_above_it() {
+    let mut above = "";
+    for line in DEFAULTS.lines() {
+        let key = line.strip_prefix('#').unwrap_or(line);
+        let is_key = key.starts_with(|c: char| c.is_ascii_lowercase());
+        let is_second_upstream = key.contains("gpu-2");
+        assert!(
+            !is_key || is_second_upstream || above.starts_with("# "),
+            "{line}"
+        );
+        above = line;
+    }
+}

@@ -1,0 +1,281 @@
+//! Every fault is found, and found where it stands.
+
+use super::*;
+
+/// Lines of `what is written => where: what is said`.
+fn cases(table: &str) -> impl Iterator<Item = (&str, &str, &str)> {
+    let lines = table.lines().map(str::trim).filter(|line| !line.is_empty());
+    lines.map(|line| {
+        let (written, fault) = line.split_once("=>").unwrap();
+        let (place, message) = fault.trim().split_once(": ").unwrap();
+        (written.trim(), place, message)
+    })
+}
+
+#[test]
+fn each_fault_of_a_section_is_found_at_its_line() {
+    let table = "
+        server   | port = 1                           => port: unknown key; the nearest
+        server   | listen = 1                         => listen: expected a string, found a whole
+        server   | listen = ''                        => listen: is empty
+        server   | listen = 'x'                       => listen: expected host:port
+        auth     | required = 'yes'                   => required: expected true or false, found a
+        auth     | bootstrap_key = 'x'                => bootstrap_key: a secret is not written
+        auth     | bootstrap_key_file = '/nowhere/x'  => bootstrap_key_file: the file cannot be
+        auth     | bootstrap_key_file = '/dev/null'   => bootstrap_key_file: names an empty secret
+        limits   | max_file_bytes = 0                 => max_file_bytes: must be from 1 to
+        limits   | max_file_bytes = -5                => max_file_bytes: must be from 1 to
+        limits   | max_line_bytes = 1.5               => max_line_bytes: expected a whole number
+        limits   | max_requests_per_batch = 9e9       => max_requests_per_batch: expected a whole
+        database | url = 'mysql://h'                  => url: expected sqlite://PATH or
+        database | max_connections = 0                => max_connections: must be from 1 to
+        database | pooler = 'no'                      => pooler: expected true or false
+        retry    | max_attempts = 0                   => max_attempts: must be from 1 to
+        retry    | max_attempts = 99999999999999999999 => max_attempts: must be from 1 to
+        retry    | initial_backoff = '0s'             => initial_backoff: must be at least 1ms
+        worker   | lease = '999ms'                    => lease: must be at least 1s
+        worker   | lease = 15                         => lease: expected a duration in quotes
+        log      | format = 'jsn'                     => format: expected text or json; the nearest
+        log      | filter = 'nightshift=loud'         => filter: expected a filter
+    ";
+    for (written, key, message) in cases(table) {
+        let (section, line) = written.split_once('|').unwrap();
+        let section = section.trim();
+        let expected = format!("{section}.{key} (nightshift.toml:2): {message}");
+        check_faults(&format!("[{section}]\n{line}"), &[], &[&expected]);
+    }
+}
+
+#[test]
+fn each_fault_at_the_top_is_found() {
+    let table = "
+        [servr]                           => servr: unknown key; the nearest known one is `server`
+        server = 1                        => server: expected a table, found a whole number
+        upstreams = 1                     => upstreams: expected an array, found a whole number
+        upstreams.0 = 1                   => upstreams: expected an array, found a table
+        [[upstreams]]                     => upstreams[0]: `base_url` is missing
+        limits.max_in_flight_bytes = 9    => limits: `max_in_flight_bytes` is less
+        retry.initial_backoff = '2m'      => retry: `max_backoff` is less
+    ";
+    for (toml, place, message) in cases(table) {
+        let expected = format!("{place} (nightshift.toml:1): {message}");
+        check_faults(toml, &[], &[&expected]);
+    }
+}
+
+#[test]
+fn all_syntax_errors_of_a_file_are_found() {
+    check_faults(
+        "[server]\n[server]",
+        &[],
+        &["nightshift.toml:2: duplicate key"],
+    );
+    let lines = ["nightshift.toml:1: ", "nightshift.toml:2: "];
+    check_faults("[server]]\nlisten = x", &[], &lines);
+}
+
+#[test]
+fn each_fault_of_an_upstream_is_found() {
+    let table = r#"
+        api_key = 'x'                        => api_key: a secret is not written here
+        api_key_env = 'NOT_SET'              => api_key_env: the variable NOT_SET is not set
+        api_key_env = 'SPACED'               => api_key_env: the secret holds what no key can
+        api_key_file = '/nowhere/x'          => api_key_file: the file cannot be read
+        url = 'http://a'                     => url: unknown key; the nearest known one is `base_u
+        concurrency = 0                      => concurrency: must be from 1 to
+        concurrency = 'auto'                 => concurrency: is not built yet
+        concurrency = 'many'                 => concurrency: expected a whole number
+        timeout = '10 minutes'               => timeout: expected a duration
+        timeout = '0s'                       => timeout: must be at least
+        connect_timeout = '4000d'            => connect_timeout: a duration is at most
+        max_response_bytes = 0               => max_response_bytes: must be from 1 to
+        provider = 'anthropic'               => provider: the provider anthropic is not built yet
+        provider = 'opnai'                   => provider: unknown provider; the nearest is openai
+        rate_limits = []                     => rate_limits: is not built yet
+        balance = 'weight'                   => balance: is not built yet
+        headers = [1]                        => headers: expected a table, found an array
+        headers = { 'a b' = 'x' }            => headers."a b": is not the name of a header
+        headers = { x = "a\nb" }             => headers.x: the value holds what no header can
+        headers = { x = 'a', X = 'b' }       => headers.x: the header is given twice
+        headers = { content-length = '1' }   => headers.content-length: this header is made
+        headers = { authorization = 'x' }    => headers.authorization: a secret is not written
+        proxy = 'ftp://a'                    => proxy: expected a URL
+        ca_file = '/dev/null'                => ca_file: the file holds no certificate
+        ca_file = '/nowhere/x'               => ca_file: the file cannot be read
+    "#;
+    for (line, key, message) in cases(table) {
+        let expected = format!("upstreams[0].{key} (nightshift.toml:4): {message}");
+        let variables = [("SPACED", "sk a")];
+        check_faults(&format!("{UPSTREAM}{line}"), &variables, &[&expected]);
+    }
+    check_faults(
+        &format!("{UPSTREAM}{UPSTREAM}[[upstreams]]\nbase_url = 'gpu:80'"),
+        &[],
+        &[
+            "upstreams[1].name (nightshift.toml:5): another upstream has this name",
+            "upstreams[2] (nightshift.toml:7): `name` is missing",
+            "upstreams[2].base_url (nightshift.toml:8): expected a URL",
+        ],
+    );
+    check_faults(
+        &format!("{UPSTREAM}api_key_env = 'A'\napi_key_file = 'b'"),
+        &[],
+        &["upstreams[0] (nightshift.toml:1): `api_key_env` and `api_key_file` are both set"],
+    );
+}
+
+#[test]
+fn each_fault_of_a_model_is_found() {
+    let table = r#"
+        defaults = {}                        => : `routes` is missing
+        routes = []                          => : `routes` is empty
+        routes = 'a'                         => .routes: expected an array, found a string
+        routes = ['a']                       => .routes[0]: expected a table, found a string
+        routes = [{}]                        => .routes[0]: `upstream` is missing
+        routes = [{ upstream = 'b' }]        => .routes[0].upstream: no upstream is named "b"; the
+        routes = [{ upstream = 'a', weight = 0 }]         => .routes[0].weight: must be from 1 to
+        routes = [{ upstream = 'a' }, { upstream = 'a' }] => .routes[1]: another route leads
+        concurrency = 'auto'                 => .concurrency: is not built yet
+        concurrency = 0                      => .concurrency: must be from 1 to
+        defaults = 1                         => .defaults: expected a table, found a whole number
+        defaults = { model = 'x' }           => .defaults.model: a line names its own model
+        defaults = { stream = true }         => .defaults.stream: answers in a batch are never
+        defaults = { at = 2026-01-01 }       => .defaults.at: expected a value that JSON has
+        defaults = { a = [nan] }             => .defaults.a[0]: expected a number that JSON has
+    "#;
+    for (line, place, message) in cases(table) {
+        let routes = if line.contains("routes") || message.contains("routes") {
+            ""
+        } else {
+            "routes = [{ upstream = 'a' }]"
+        };
+        let toml = format!("{UPSTREAM}[[models]]\nname = 'm'\n{line}\n{routes}");
+        let line = if place.is_empty() { 4 } else { 6 };
+        let expected = format!("models[0]{place} (nightshift.toml:{line}): {message}");
+        check_faults(&toml, &[], &[&expected]);
+    }
+    check_faults(
+        &format!("{UPSTREAM}{MODEL}{MODEL}"),
+        &[],
+        &["models[1].name (nightshift.toml:8): another model has this name"],
+    );
+    check_faults(
+        MODEL,
+        &[],
+        &["models[0].routes[0].upstream (nightshift.toml:3): no upstream is named \"a\": there"],
+    );
+}
+
+#[test]
+fn wrong_flags_are_faults_that_name_them() {
+    let overrides = Overrides {
+        config: None,
+        listen: Some("8080".to_owned()),
+        database: Some("mysql://host".to_owned()),
+        upstream: None,
+        api_key_env: Some("KEY".to_owned()),
+        role: Some("api".to_owned()),
+        concurrency: Some(0),
+    };
+    let errors = load_flagged("", &[], &overrides).unwrap_err().to_string();
+    for line in [
+        "--role: the role api is not built yet",
+        "--concurrency: must be from 1 to",
+        "--api-key-env: needs --upstream",
+        "server.listen (--listen): expected host:port",
+        "database.url (--database): expected sqlite://",
+    ] {
+        assert!(errors.contains(line), "{line}\nis not in\n{errors}");
+    }
+    assert_eq!(errors.lines().count(), 5, "{errors}");
+
+    let overrides = Overrides {
+        role: Some("wroker".to_owned()),
+        upstream: Some("http://gpu".to_owned()),
+        api_key_env: Some("KEY".to_owned()),
+        ..Overrides::default()
+    };
+    let errors = load_flagged("", &[], &overrides).unwrap_err().to_string();
+    let lines: Vec<_> = errors.lines().collect();
+    assert_eq!(
+        lines,
+        [
+            "--role: expected all, api or worker; the nearest is worker",
+            "upstreams[0].api_key_env (--api-key-env): the variable KEY is not set, or empty",
+        ]
+    );
+}
+
+#[test]
+fn keys_of_later_features_say_that_they_come_later() {
+    for section in LATER {
+        let expected = format!(
+            "{section} (nightshift.toml:1): is not built yet; it comes with a later version"
+        );
+        check_faults(&format!("[{section}]\nx = 1"), &[], &[&expected]);
+    }
+    check_faults(
+        "[[tasks]]\n[database]\npooler = true\n[worker]\nname = 'w'\n[limits]\npriority = 1",
+        &[("NIGHTSHIFT_METRICS__LISTEN", "x")],
+        &[
+            "tasks (nightshift.toml:1): is not built yet",
+            "database.pooler (nightshift.toml:3): is not built yet",
+            "worker.name (nightshift.toml:5): is not built yet",
+            "limits.priority (nightshift.toml:7): is not built yet",
+            "metrics (NIGHTSHIFT_METRICS__LISTEN): is not built yet",
+        ],
+    );
+}
+
+#[test]
+fn a_configuration_with_many_faults_reports_them_all() {
+    let toml = "
+[server]
+listen = 'nowhere'
+prot = 1
+[retry]
+max_attempts = 'five'
+max_backoff = '1 minute'
+[[upstreams]]
+name = 'a'
+base_url = 'http://user@a'
+concurrency = 0
+[[upstreams]]
+name = 'a'
+base_url = 'http://b?x=1'
+api_key_env = 'NOT_SET'
+[[models]]
+name = 'm'
+routes = [{ upstream = 'aa', weight = 0 }, { upstrm = 'a' }]
+[metrics]
+";
+    check_faults(
+        toml,
+        &[
+            ("NIGHTSHIFT_WORKER__LEASE", "soon"),
+            ("NIGHTSHIFT_AUTH__REQUIRED", "maybe"),
+            ("NIGHTSHIFT_LOG__LEVEL", "info"),
+            ("DATABASE_URL", "mysql://host"),
+        ],
+        &[
+            "server.listen (nightshift.toml:3): expected host:port",
+            "server.prot (nightshift.toml:4): unknown key",
+            "retry.max_attempts (nightshift.toml:6): expected a whole number",
+            "retry.max_backoff (nightshift.toml:7): expected a duration",
+            "upstreams[0].base_url (nightshift.toml:10): a URL holds no user",
+            "upstreams[0].concurrency (nightshift.toml:11): must be from 1",
+            "upstreams[1].name (nightshift.toml:13): another upstream",
+            "upstreams[1].base_url (nightshift.toml:14): a base URL has no query",
+            "upstreams[1].api_key_env (nightshift.toml:15): the variable NOT_SET",
+            "models[0].routes[0].upstream (nightshift.toml:18): no upstream is named \"aa\"",
+            "models[0].routes[0].weight (nightshift.toml:18): must be from 1",
+            "models[0].routes[1] (nightshift.toml:18): `upstream` is missing",
+            "models[0].routes[1].upstrm (nightshift.toml:18): unknown key",
+            "metrics (nightshift.toml:19): is not built yet",
+            "worker.lease (NIGHTSHIFT_WORKER__LEASE): expected a duration",
+            "auth.required (NIGHTSHIFT_AUTH__REQUIRED): expected true or false",
+            "log.level (NIGHTSHIFT_LOG__LEVEL): unknown key",
+            "database.url (DATABASE_URL): expected sqlite://",
+        ],
+    );
+}

@@ -1,0 +1,299 @@
+//! `[[upstreams]]`: the model servers that lines are sent to.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::path::PathBuf;
+use std::time::Duration;
+
+use reqwest::Url;
+use reqwest::header::{HeaderName, HeaderValue};
+use secrecy::SecretString;
+
+use super::error::nearest;
+use super::reader::{Item, Reader};
+use super::secret;
+use super::value::Origin;
+
+/// The name of an upstream that stands alone and has none.
+pub(super) const DEFAULT_NAME: &str = "default";
+
+/// Of anything that has a concurrency.
+pub(super) const CONCURRENCY_MAX: u64 = 1_000_000;
+
+const DEFAULT_CONCURRENCY: usize = 64;
+const DEFAULT_TIMEOUT: Duration = Duration::from_secs(10 * 60);
+const DEFAULT_CONNECT_TIMEOUT: Duration = Duration::from_secs(5);
+const DEFAULT_RESPONSE_BYTES: usize = 33_554_432;
+
+const RESPONSE_BYTES_MAX: u64 = 1 << 40;
+const TIMEOUT_MIN: Duration = Duration::from_millis(1);
+
+/// Said by the HTTP client itself, about the one call.
+const OWN_HEADERS: [&str; 8] = [
+    "connection",
+    "content-length",
+    "content-type",
+    "expect",
+    "te",
+    "trailer",
+    "transfer-encoding",
+    "upgrade",
+];
+
+/// One of `[[upstreams]]`.
+#[derive(Clone, Debug)]
+pub struct Upstream {
+    /// No two upstreams have one name.
+    pub name: String,
+    /// http or https; no trailing slash; its path is `/v1` where none was given.
+    pub base_url: String,
+    /// Printable ASCII without spaces, so that a header can carry it.
+    pub api_key: Option<SecretString>,
+    /// Calls at once.
+    pub concurrency: usize,
+    /// Of one call, from connecting to the last byte of its answer.
+    pub timeout: Duration,
+    /// Of connecting alone.
+    pub connect_timeout: Duration,
+    /// Of one answer.
+    pub max_response_bytes: usize,
+    /// Sent with each call. Valid in HTTP; names in lower case.
+    pub headers: BTreeMap<String, SecretString>,
+    /// `http`, `https`, `socks5` or `socks5h`. May hold a password: never printed.
+    pub proxy: Option<SecretString>,
+    /// Certificates in PEM that are trusted for this upstream.
+    pub ca_file: Option<PathBuf>,
+}
+
+impl Upstream {
+    /// Reads `[[upstreams]]`.
+    pub(super) fn read_all(readers: Vec<Reader<'_>>) -> Vec<Self> {
+        let alone = readers.len() == 1;
+        let mut names = BTreeSet::new();
+        let mut upstreams = Vec::new();
+        for mut reader in readers {
+            let name = if alone {
+                reader.take("name")
+            } else {
+                reader.need("name")
+            };
+            let name = name.map(|item| {
+                let name = item.string().unwrap_or_default();
+                if !name.is_empty() && !names.insert(name.clone()) {
+                    item.fault("another upstream has this name");
+                }
+                name
+            });
+            let default = if alone { DEFAULT_NAME } else { "" };
+            let name = name.unwrap_or_else(|| default.to_owned());
+            upstreams.push(Self::read(reader, name));
+        }
+        upstreams
+    }
+
+    fn read(mut reader: Reader<'_>, name: String) -> Self {
+        reader.later(&["rate_limits", "balance", "priority"]);
+        reader.refuse(
+            "api_key",
+            "a secret is not written here: name it with `api_key_env` or `api_key_file`",
+        );
+        let base_url = reader.need("base_url").and_then(|item| base_url(&item));
+        if let Some(item) = reader.take("provider") {
+            judge_provider(&item);
+        }
+        let api_key = secret::named_key(&mut reader, "api_key_env", "api_key_file");
+        let concurrency = concurrency(&mut reader);
+        let timeout = reader.duration("timeout", TIMEOUT_MIN);
+        let connect_timeout = reader.duration("connect_timeout", TIMEOUT_MIN);
+        let max_response_bytes = reader.whole("max_response_bytes", 1, RESPONSE_BYTES_MAX);
+        let headers = reader.take("headers").and_then(Item::entries);
+        let proxy = reader.take("proxy").and_then(|item| proxy(&item));
+        let ca_file = reader.take("ca_file").and_then(|item| ca_file(&item));
+        reader.finish();
+        Self {
+            name,
+            base_url: base_url.unwrap_or_default(),
+            concurrency: concurrency.unwrap_or(DEFAULT_CONCURRENCY),
+            timeout: timeout.unwrap_or(DEFAULT_TIMEOUT),
+            connect_timeout: connect_timeout.unwrap_or(DEFAULT_CONNECT_TIMEOUT),
+            max_response_bytes: max_response_bytes.unwrap_or(DEFAULT_RESPONSE_BYTES),
+            headers: read_headers(headers.unwrap_or_default(), api_key.is_some()),
+            api_key,
+            proxy,
+            ca_file,
+        }
+    }
+}
+
+/// Calls at once, of an upstream or a model.
+pub(super) fn concurrency(reader: &mut Reader<'_>) -> Option<usize> {
+    let item = reader.take("concurrency")?;
+    if item.as_str() == Some("auto") {
+        item.later();
+        return None;
+    }
+    item.whole(1, CONCURRENCY_MAX)
+}
+
+fn judge_provider(item: &Item<'_>) {
+    let Some(provider) = item.string() else {
+        return;
+    };
+    let later = ["anthropic", "gemini", "mistral", "cohere"];
+    match provider.as_str() {
+        "openai" => {}
+        name if later.contains(&name) => item.fault(format!(
+            "the provider {name} is not built yet; it comes with a later version"
+        )),
+        name => {
+            let known = std::iter::once("openai").chain(later);
+            let known = nearest(name, known).unwrap_or_default();
+            item.fault(format!(
+                "unknown provider; the nearest is {known} (openai fits any server that speaks \
+                 OpenAI's API)"
+            ));
+        }
+    }
+}
+
+/// Faults of a URL do not quote it: it may hold a secret in the wrong place.
+fn base_url(item: &Item<'_>) -> Option<String> {
+    normal_base_url(&item.string()?)
+        .map_err(|message| item.fault(message))
+        .ok()
+}
+
+fn normal_base_url(text: &str) -> Result<String, &'static str> {
+    let url = http_url(text, &["http", "https"])
+        .ok_or("expected a URL that begins with http:// or https://")?;
+    if !url.username().is_empty() || url.password().is_some() {
+        return Err("a URL holds no user or password: name a key with `api_key_env`");
+    }
+    if url.query().is_some() || url.fragment().is_some() {
+        return Err("a base URL has no query and no fragment");
+    }
+    let trimmed = url.as_str().trim_end_matches('/');
+    if url.path().chars().all(|c| c == '/') {
+        return Ok(format!("{trimmed}/v1"));
+    }
+    Ok(trimmed.to_owned())
+}
+
+/// A URL with a host and one of `schemes`. Spaces, which parsing would drop, are refused.
+fn http_url(text: &str, schemes: &[&str]) -> Option<Url> {
+    let (scheme, _) = text.split_once("://")?;
+    if !schemes.contains(&scheme.to_ascii_lowercase().as_str()) {
+        return None;
+    }
+    if text.contains(|c: char| c.is_whitespace() || c.is_control()) {
+        return None;
+    }
+    Url::parse(text).ok().filter(Url::has_host)
+}
+
+fn proxy(item: &Item<'_>) -> Option<SecretString> {
+    let text = item.string()?;
+    if http_url(&text, &["http", "https", "socks5", "socks5h"]).is_none() {
+        item.fault("expected a URL that begins with http://, https://, socks5:// or socks5h://");
+        return None;
+    }
+    Some(SecretString::from(text))
+}
+
+fn ca_file(item: &Item<'_>) -> Option<PathBuf> {
+    let path = PathBuf::from(item.string()?);
+    match std::fs::read_to_string(&path) {
+        Ok(text) if text.contains("-----BEGIN CERTIFICATE-----") => Some(path),
+        Ok(_) => {
+            item.fault("the file holds no certificate in PEM");
+            None
+        }
+        Err(error) => {
+            item.fault(format!("the file cannot be read: {error}"));
+            None
+        }
+    }
+}
+
+fn read_headers(entries: Vec<(String, Item<'_>)>, has_key: bool) -> BTreeMap<String, SecretString> {
+    let mut headers = BTreeMap::new();
+    for (name, item) in entries {
+        let Ok(name) = HeaderName::try_from(&name) else {
+            item.fault("is not the name of a header");
+            continue;
+        };
+        let name = name.as_str().to_owned();
+        if let Some(message) = judge_header(&name, item.origin(), has_key) {
+            item.fault(message);
+            continue;
+        }
+        let Some(value) = item.string() else {
+            continue;
+        };
+        if HeaderValue::try_from(&value).is_err() {
+            item.fault("the value holds what no header can, such as a line break");
+        } else if headers.insert(name, SecretString::from(value)).is_some() {
+            item.fault("the header is given twice: case does not tell names apart");
+        }
+    }
+    headers
+}
+
+fn judge_header(name: &str, origin: &Origin, has_key: bool) -> Option<&'static str> {
+    if OWN_HEADERS.contains(&name) {
+        return Some("this header is made for each call");
+    }
+    if name != "authorization" {
+        return None;
+    }
+    if has_key {
+        return Some("the upstream's key is sent in this header: use one of the two");
+    }
+    matches!(origin, Origin::File { .. }).then_some(
+        "a secret is not written here: use `api_key_env` or `api_key_file`, or set the headers \
+         by a variable (NIGHTSHIFT_UPSTREAMS__0__HEADERS)",
+    )
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_base_url_is_brought_into_one_form() {
+        for (written, normal) in [
+            ("http://gpu", "http://gpu/v1"),
+            ("http://gpu:8000", "http://gpu:8000/v1"),
+            ("http://gpu:8000/", "http://gpu:8000/v1"),
+            ("http://gpu:8000//", "http://gpu:8000/v1"),
+            ("http://gpu:8000/v1", "http://gpu:8000/v1"),
+            ("http://gpu:8000/v1/", "http://gpu:8000/v1"),
+            ("HTTPS://GPU/openai/v1//", "https://gpu/openai/v1"),
+            ("http://[::1]:8000", "http://[::1]:8000/v1"),
+        ] {
+            assert_eq!(normal_base_url(written), Ok(normal.to_owned()), "{written}");
+        }
+    }
+
+    #[test]
+    fn what_is_no_base_url_is_refused() {
+        for written in [
+            "",
+            "gpu:8000/v1",
+            "localhost:8000",
+            "ftp://gpu/v1",
+            "http:gpu",
+            "http://",
+            "http://gpu:99999/v1",
+            "http://gpu /v1",
+            "http://gpu/v1\n",
+            "http://user@gpu/v1",
+            "http://user:pass@gpu/v1",
+            "http://:pass@gpu/v1",
+            "http://gpu/v1?key=secret",
+            "http://gpu/v1?",
+            "http://gpu/v1#part",
+        ] {
+            assert!(normal_base_url(written).is_err(), "{written:?}");
+        }
+    }
+}

@@ -1,0 +1,31 @@
+//! `[worker]`: how long a replica holds its work.
+
+use std::time::Duration;
+
+use super::reader::Reader;
+
+/// `[worker]`
+#[derive(Clone, Debug)]
+pub struct Worker {
+    /// How long a replica may be silent before others take its work: at least a second.
+    pub lease: Duration,
+    /// How long calls in flight may go on after a cancel or the window's end; zero cuts them.
+    pub settle_timeout: Duration,
+    /// How long calls in flight may go on after SIGTERM; zero cuts them.
+    pub shutdown_grace: Duration,
+}
+
+impl Worker {
+    pub(super) fn read(mut reader: Reader<'_>) -> Self {
+        reader.later(&["name", "reclaim_after"]);
+        let lease = reader.duration("lease", Duration::from_secs(1));
+        let settle_timeout = reader.duration("settle_timeout", Duration::ZERO);
+        let shutdown_grace = reader.duration("shutdown_grace", Duration::ZERO);
+        reader.finish();
+        Self {
+            lease: lease.unwrap_or_default(),
+            settle_timeout: settle_timeout.unwrap_or_default(),
+            shutdown_grace: shutdown_grace.unwrap_or_default(),
+        }
+    }
+}

@@ -1,0 +1,156 @@
+//! What the simulator reads of a request's body. The rest is skipped, never built.
+
+use std::collections::BTreeMap;
+use std::fmt;
+
+use serde::Deserialize;
+use serde::de::{Deserializer, IgnoredAny, MapAccess, SeqAccess, Visitor};
+
+/// The keys of a body that its answer depends on.
+#[derive(Debug, Default, Deserialize)]
+#[serde(default)]
+pub(super) struct Call {
+    pub model: Option<String>,
+    pub stream: Option<bool>,
+    pub input: Option<Input>,
+    pub dimensions: Option<usize>,
+    pub encoding_format: Option<String>,
+    pub n: Option<usize>,
+    max_tokens: Option<usize>,
+    max_completion_tokens: Option<usize>,
+    max_output_tokens: Option<usize>,
+    pub simulate: Steering,
+}
+
+/// How a request steers its own answer: the key `simulate` of its body.
+#[derive(Debug, Default, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub(super) struct Steering {
+    pub status: Option<u16>,
+    /// `status`, `body`, `headers`, `retry_after_ms`, `reset`, `truncate` and `hang` hold for the
+    /// first so many calls with this body only.
+    pub times: Option<u32>,
+    pub latency_ms: Option<u64>,
+    pub retry_after_ms: Option<u64>,
+    pub body: Option<String>,
+    pub headers: BTreeMap<String, String>,
+    pub reset: bool,
+    pub truncate: bool,
+    pub hang: bool,
+    pub bytes: Option<usize>,
+    pub echo: bool,
+}
+
+impl Call {
+    /// Reads a body, which must be a JSON object.
+    pub(super) fn read(body: &[u8]) -> Result<Self, serde_json::Error> {
+        let first = body.iter().find(|byte| !byte.is_ascii_whitespace());
+        if first == Some(&b'[') {
+            // Serde would take an array for the struct's fields in their order.
+            return Err(serde::de::Error::custom("the body is not an object"));
+        }
+        serde_json::from_slice(body)
+    }
+
+    /// The most tokens that the request wants, in the words of whichever endpoint.
+    pub(super) fn token_limit(&self) -> Option<usize> {
+        self.max_completion_tokens
+            .or(self.max_output_tokens)
+            .or(self.max_tokens)
+    }
+
+    /// How many inputs there are to embed or to judge.
+    pub(super) fn inputs(&self) -> usize {
+        self.input.as_ref().map_or(1, |input| input.0)
+    }
+}
+
+impl Steering {
+    /// Whether the request wants another answer than the usual one.
+    pub(super) fn has_fault(&self) -> bool {
+        self.status.is_some()
+            || self.body.is_some()
+            || self.retry_after_ms.is_some()
+            || !self.headers.is_empty()
+            || self.reset
+            || self.truncate
+            || self.hang
+    }
+}
+
+/// `input`: a text or its tokens is one, an array of texts or of tokens is many.
+#[derive(Debug)]
+pub(super) struct Input(usize);
+
+impl<'de> Deserialize<'de> for Input {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        struct Inputs;
+
+        impl<'de> Visitor<'de> for Inputs {
+            type Value = Input;
+
+            fn expecting(&self, formatter: &mut fmt::Formatter) -> fmt::Result {
+                formatter.write_str("a text, an object or an array")
+            }
+
+            fn visit_str<E>(self, _: &str) -> Result<Input, E> {
+                Ok(Input(1))
+            }
+
+            fn visit_map<A: MapAccess<'de>>(self, mut map: A) -> Result<Input, A::Error> {
+                while map.next_entry::<IgnoredAny, IgnoredAny>()?.is_some() {}
+                Ok(Input(1))
+            }
+
+            fn visit_seq<A: SeqAccess<'de>>(self, mut seq: A) -> Result<Input, A::Error> {
+                let (mut items, mut tokens) = (0, 0);
+                while let Some(item) = seq.next_element::<&serde_json::value::RawValue>()? {
+                    items += 1;
+                    tokens += usize::from(item.get().starts_with(|c: char| c.is_ascii_digit()));
+                }
+                Ok(Input(if tokens > 0 { 1 } else { items }))
+            }
+        }
+
+        deserializer.deserialize_any(Inputs)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn read(body: &str) -> Call {
+        Call::read(body.as_bytes()).unwrap()
+    }
+
+    #[test]
+    fn the_inputs_of_an_embedding_are_counted() {
+        for (body, inputs) in [
+            ("{}", 1),
+            (r#"{"input":null}"#, 1),
+            (r#"{"input":"a"}"#, 1),
+            (r#"{"input":["a","b"]}"#, 2),
+            (r#"{"input":[1,2,3]}"#, 1),
+            (r#"{"input":[[1,2],[3]]}"#, 2),
+            (r#"{"input":[{"type":"text","text":"a"}]}"#, 1),
+        ] {
+            assert_eq!(read(body).inputs(), inputs, "{body}");
+        }
+    }
+
+    #[test]
+    fn what_is_not_needed_may_be_anything() {
+        let call = read(r#"{"messages":[{"content":{"deep":[1]}}],"model":"m","max_tokens":3}"#);
+        assert_eq!(call.model.as_deref(), Some("m"));
+        assert_eq!(call.token_limit(), Some(3));
+        assert!(!call.simulate.has_fault());
+    }
+
+    #[test]
+    fn a_body_that_is_no_object_or_steers_with_unknown_words_is_refused() {
+        for body in ["", "[]", "3", "{", r#"{"simulate":{"statsu":400}}"#] {
+            assert!(Call::read(body.as_bytes()).is_err(), "{body}");
+        }
+    }
+}

@@ -1,0 +1,107 @@
+//! The listening side: connections in, [`Service`] behind them.
+
+use std::io;
+use std::net::SocketAddr;
+use std::sync::Arc;
+use std::time::Duration;
+
+use hyper::server::conn::http1;
+use hyper::service::service_fn;
+use hyper_util::rt::TokioIo;
+use tokio::net::{TcpListener, TcpStream, ToSocketAddrs};
+use tokio::task::JoinSet;
+use tokio_util::sync::{CancellationToken, DropGuard};
+use tokio_util::task::AbortOnDropHandle;
+
+use super::service::Service;
+use super::{Options, Stats};
+
+/// A running stand-in upstream. Dropped, it stops.
+pub struct Simulator {
+    address: SocketAddr,
+    service: Arc<Service>,
+    stopping: DropGuard,
+    listening: AbortOnDropHandle<()>,
+}
+
+impl Simulator {
+    /// Listens and answers from now on. Port 0 takes a free one.
+    ///
+    /// # Errors
+    ///
+    /// The address cannot be listened on.
+    pub async fn start(listen: impl ToSocketAddrs, options: Options) -> io::Result<Self> {
+        let listener = TcpListener::bind(listen).await?;
+        let address = listener.local_addr()?;
+        let service = Arc::new(Service::new(options));
+        let stop = CancellationToken::new();
+        let listening = tokio::spawn(accept(listener, Arc::clone(&service), stop.clone()));
+        Ok(Self {
+            address,
+            service,
+            stopping: stop.drop_guard(),
+            listening: AbortOnDropHandle::new(listening),
+        })
+    }
+
+    #[must_use]
+    pub fn address(&self) -> SocketAddr {
+        self.address
+    }
+
+    /// `http://ADDRESS/v1`, as a client's base URL.
+    #[must_use]
+    pub fn base_url(&self) -> String {
+        format!("http://{}/v1", self.address)
+    }
+
+    #[must_use]
+    pub fn stats(&self) -> Stats {
+        self.service.ledger.stats()
+    }
+
+    /// Counts from zero again, and forgets which bodies came.
+    pub fn reset_stats(&self) {
+        self.service.ledger.reset();
+    }
+
+    /// Stops as a killed server does: calls in flight are cut. The port is free afterwards.
+    pub async fn stop(self) {
+        drop(self.stopping);
+        // It ends by itself, having ended its connections; it cannot fail.
+        let _ = self.listening.await;
+    }
+}
+
+async fn accept(listener: TcpListener, service: Arc<Service>, stop: CancellationToken) {
+    let mut connections = JoinSet::new();
+    loop {
+        let accepted = tokio::select! {
+            accepted = listener.accept() => accepted,
+            Some(_) = connections.join_next() => continue,
+            () = stop.cancelled() => break,
+        };
+        match accepted {
+            Ok((stream, _)) => {
+                connections.spawn(talk(stream, Arc::clone(&service)));
+            }
+            // Out of file descriptors, most likely: some may be free soon.
+            Err(_) => tokio::time::sleep(Duration::from_millis(20)).await,
+        }
+    }
+    drop(listener);
+    connections.shutdown().await;
+}
+
+async fn talk(stream: TcpStream, service: Arc<Service>) {
+    // Without it, small answers wait for the acknowledgement of the one before.
+    let _ = stream.set_nodelay(true);
+    let answer = service_fn(move |request| {
+        let service = Arc::clone(&service);
+        async move { service.respond(request).await }
+    });
+    // A connection that ends in an error was cut, by the client or because a request said so.
+    let _ = http1::Builder::new()
+        .serve_connection(TokioIo::new(stream), answer)
+        .await;
+}

@@ -1,0 +1,289 @@
+//! Takes a request and decides what to answer.
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::{Duration, Instant};
+
+use bytes::Bytes;
+use http_body_util::{BodyExt as _, Limited};
+use hyper::body::Incoming;
+use hyper::header::{AUTHORIZATION, HeaderMap, HeaderName, HeaderValue};
+use hyper::http::request::Parts;
+use hyper::{Method, Request, Response, StatusCode};
+use secrecy::ExposeSecret as _;
+use serde_json::{Value, json};
+use tokio::sync::Semaphore;
+
+use super::Options;
+use super::answer::{Draft, Endpoint};
+use super::call::{Call, Steering};
+use super::limit::RateLimit;
+use super::reply::{Cut, Reply, ReplyBody, Sending};
+use super::stats::{Ledger, OpenCall};
+use super::text::{Random, fingerprint};
+
+/// The largest body that is read.
+const MAX_BODY_BYTES: usize = 256 << 20;
+
+pub(super) struct Service {
+    options: Options,
+    pub(super) ledger: Arc<Ledger>,
+    rate_limit: Option<RateLimit>,
+    slots: Option<Semaphore>,
+    requests: AtomicU64,
+}
+
+impl Service {
+    pub(super) fn new(options: Options) -> Self {
+        Self {
+            ledger: Arc::new(Ledger::new(options.track)),
+            rate_limit: options.requests_per_minute.map(RateLimit::per_minute),
+            slots: options.max_concurrency.map(Semaphore::new),
+            requests: AtomicU64::new(0),
+            options,
+        }
+    }
+
+    /// Answers a request. An error means that its connection is to be cut.
+    pub(super) async fn respond(
+        &self,
+        request: Request<Incoming>,
+    ) -> Result<Response<ReplyBody>, Cut> {
+        let number = self.requests.fetch_add(1, Ordering::Relaxed);
+        let mut ids = Random::new(self.options.seed ^ number.rotate_left(32));
+        let request_id = format!("req_{:016x}{:016x}", ids.next(), ids.next());
+
+        let (parts, body) = request.into_parts();
+        let path = parts.uri.path();
+        let endpoint = Endpoint::of(path).filter(|_| parts.method == Method::POST);
+        let reply = match endpoint {
+            Some(endpoint) => {
+                let mut open = self.ledger.open();
+                let reply = self.call(endpoint, &parts, body, &mut open).await;
+                open.close(reply.end());
+                reply
+            }
+            None => self.look(&parts.method, path, &parts.headers),
+        };
+        reply.into_response(&request_id)
+    }
+
+    /// Everything that is not a call to a model.
+    fn look(&self, method: &Method, path: &str, headers: &HeaderMap) -> Reply {
+        match (method.as_str(), path) {
+            ("GET", "/health") => Reply::json("{\"status\":\"ok\"}"),
+            ("GET", "/stats") => match serde_json::to_vec(&self.ledger.stats()) {
+                Ok(stats) => Reply::json(stats),
+                Err(_) => Reply::server_error(),
+            },
+            ("POST", "/stats/reset") => {
+                self.ledger.reset();
+                Reply::json("{}")
+            }
+            (_, path) if path.starts_with("/v1/") && !self.may_enter(headers) => Reply::wrong_key(),
+            ("GET", "/v1/models") => {
+                let names = self.options.listed_models();
+                let models: Vec<Value> = names.iter().map(|name| model(name)).collect();
+                Reply::json(json!({"object": "list", "data": models}).to_string())
+            }
+            (verb, path) => match path.strip_prefix("/v1/models/") {
+                Some(name) if verb == "GET" => {
+                    let name = name.replace("%2F", "/").replace("%2f", "/");
+                    if self.options.serves(&name) {
+                        Reply::json(model(&name).to_string())
+                    } else {
+                        Reply::unknown_model(&name)
+                    }
+                }
+                None if Endpoint::of(path).is_some() => {
+                    Reply::unknown_url(StatusCode::METHOD_NOT_ALLOWED, verb, path)
+                }
+                _ => Reply::unknown_url(StatusCode::NOT_FOUND, verb, path),
+            },
+        }
+    }
+
+    /// A call to a model. The body is read first whatever becomes of it, so that the connection
+    /// can be used again.
+    async fn call(
+        &self,
+        endpoint: Endpoint,
+        parts: &Parts,
+        body: Incoming,
+        open: &mut OpenCall,
+    ) -> Reply {
+        let Ok(body) = Limited::new(body, MAX_BODY_BYTES).collect().await else {
+            return Reply::too_large();
+        };
+        let body = body.to_bytes();
+        if !self.may_enter(&parts.headers) {
+            return Reply::wrong_key();
+        }
+        if let Some(limit) = &self.rate_limit
+            && let Err(wait) = limit.admit(Instant::now())
+        {
+            return Reply::rate_limited().with_retry_after(wait);
+        }
+        let _slot = match self.slots.as_ref().map(Semaphore::try_acquire) {
+            Some(Err(_)) => return Reply::rate_limited(),
+            Some(Ok(slot)) => Some(slot),
+            None => None,
+        };
+        let call = match Call::read(&body) {
+            Ok(call) => call,
+            Err(error) => return Reply::invalid(&format!("The body is not valid: {error}.")),
+        };
+        let Some(model) = call.model.as_deref().or(endpoint.default_model()) else {
+            return Reply::invalid("you must provide a model parameter");
+        };
+        open.of_model(model);
+        if !self.options.serves(model) {
+            return Reply::unknown_model(model);
+        }
+        if call.stream == Some(true) {
+            return Reply::invalid("The simulator does not stream.");
+        }
+        let caller = Caller {
+            endpoint,
+            parts,
+            body: &body,
+            call: &call,
+            model,
+        };
+        self.serve(&caller, open).await
+    }
+
+    /// Waits as long as a model would take, then answers, unless the request or luck says
+    /// otherwise.
+    async fn serve(&self, caller: &Caller<'_>, open: &mut OpenCall) -> Reply {
+        let fingerprint = fingerprint(self.options.seed, caller.body);
+        let steering = &caller.call.simulate;
+        let counts_bodies =
+            self.options.track || self.options.is_moody() || steering.times.is_some();
+        let earlier = if counts_bodies {
+            open.of_body(fingerprint)
+        } else {
+            0
+        };
+        let steers = steering.has_fault() && steering.times.is_none_or(|times| earlier < times);
+        if steers && steering.hang {
+            std::future::pending::<()>().await;
+        }
+
+        let mut luck = Random::new(fingerprint.rotate_left(32) ^ u64::from(earlier));
+        let mood = luck.share();
+        let is_limited = mood >= self.options.error_rate
+            && mood < self.options.error_rate + self.options.rate_limit_rate;
+        if !steers && is_limited {
+            let wait = Duration::from_millis(20 + luck.next() % 100);
+            return Reply::rate_limited().with_retry_after(wait);
+        }
+
+        let draft = Draft::new(
+            &self.options,
+            caller.endpoint,
+            caller.call,
+            caller.model,
+            fingerprint,
+            caller.body.len(),
+        );
+        let wait = match steering.latency_ms {
+            Some(ms) => Duration::from_millis(ms),
+            None => self.options.wait(luck.share(), draft.tokens()),
+        };
+        if !wait.is_zero() {
+            tokio::time::sleep(wait).await;
+        }
+        if steers {
+            return steered(steering, || caller.answer(draft));
+        }
+        if mood < self.options.error_rate {
+            return Reply::server_error();
+        }
+        caller.answer(draft)
+    }
+
+    fn may_enter(&self, headers: &HeaderMap) -> bool {
+        self.options.api_key.as_ref().is_none_or(|key| {
+            headers
+                .get(AUTHORIZATION)
+                .and_then(|value| value.as_bytes().strip_prefix(b"Bearer "))
+                .is_some_and(|given| given == key.expose_secret().as_bytes())
+        })
+    }
+}
+
+/// A request that has got as far as the model.
+struct Caller<'a> {
+    endpoint: Endpoint,
+    parts: &'a Parts,
+    body: &'a Bytes,
+    call: &'a Call,
+    model: &'a str,
+}
+
+impl Caller<'_> {
+    fn answer(&self, draft: Draft<'_>) -> Reply {
+        match draft.write() {
+            Ok(answer) if self.call.simulate.echo => self.echo(&answer),
+            Ok(answer) => Reply::json(answer),
+            Err(_) => Reply::server_error(),
+        }
+    }
+
+    /// The answer with one more key: `echo`, what the request looked like from here.
+    fn echo(&self, answer: &[u8]) -> Reply {
+        let text = |value: &HeaderValue| String::from_utf8_lossy(value.as_bytes()).into_owned();
+        let headers: Value = self
+            .parts
+            .headers
+            .iter()
+            .map(|(name, value)| (name.to_string(), Value::String(text(value))))
+            .collect();
+        let echo = json!({
+            "path": self.parts.uri.path(),
+            "query": self.parts.uri.query(),
+            "headers": headers,
+            "body": String::from_utf8_lossy(self.body),
+        });
+        let start = answer.strip_suffix(b"}").unwrap_or(answer);
+        let end = format!(",\"echo\":{echo}}}");
+        Reply::json([start, end.as_bytes()].concat())
+    }
+}
+
+/// The answer that a request asked for.
+fn steered(steering: &Steering, usual: impl FnOnce() -> Reply) -> Reply {
+    let status = match steering.status.map(StatusCode::from_u16) {
+        Some(Err(_)) => return Reply::invalid("simulate.status is no status."),
+        Some(Ok(status)) => status,
+        None => StatusCode::OK,
+    };
+    let mut reply = match &steering.body {
+        Some(text) => Reply::json(text.clone()),
+        None if status.is_success() => usual(),
+        None => Reply::steered_error(status),
+    };
+    reply.status = status;
+    if let Some(ms) = steering.retry_after_ms {
+        reply = reply.with_retry_after(Duration::from_millis(ms));
+    }
+    for (name, value) in &steering.headers {
+        let name = HeaderName::from_bytes(name.as_bytes());
+        let (Ok(name), Ok(value)) = (name, HeaderValue::from_str(value)) else {
+            return Reply::invalid("simulate.headers has a name or value that is none.");
+        };
+        reply = reply.with_header(name, value);
+    }
+    if steering.truncate {
+        reply.sending = Sending::Half;
+    }
+    if steering.reset {
+        reply.sending = Sending::Nothing;
+    }
+    reply
+}
+
+fn model(name: &str) -> Value {
+    json!({"id": name, "object": "model", "created": 1_750_000_000, "owned_by": "simulate"})
+}

@@ -1,0 +1,98 @@
+//! Which of several targets takes the next line: the one with the least in flight for its weight.
+
+/// How busy a target is.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Load {
+    /// The line's last attempt failed here: only if nobody else has a place.
+    pub(super) avoid: bool,
+    pub(super) in_flight: usize,
+    /// At least 1.
+    pub(super) weight: u32,
+}
+
+impl Load {
+    fn is_less_than(self, other: Self) -> bool {
+        let product = |load: Self, other: Self| load.in_flight as u64 * u64::from(other.weight);
+        (self.avoid, product(self, other)) < (other.avoid, product(other, self))
+    }
+}
+
+/// The index of the least busy of `count` targets, looking at them from `turn` on, so that equals
+/// take turns. Those without a `load` have no place.
+pub(super) fn choose(
+    count: usize,
+    turn: usize,
+    load: impl Fn(usize) -> Option<Load>,
+) -> Option<usize> {
+    let mut best: Option<(usize, Load)> = None;
+    for step in 0..count {
+        let index = (turn % count + step) % count;
+        if let Some(load) = load(index)
+            && best.is_none_or(|(_, least)| load.is_less_than(least))
+        {
+            best = Some((index, load));
+        }
+    }
+    best.map(|(index, _)| index)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn fill(weights: &[u32], limit: usize, lines: usize) -> Vec<usize> {
+        let mut in_flight = vec![0; weights.len()];
+        for turn in 0..lines {
+            let chosen = choose(weights.len(), turn, |index| {
+                (in_flight[index] < limit).then_some(Load {
+                    avoid: false,
+                    in_flight: in_flight[index],
+                    weight: weights[index],
+                })
+            });
+            in_flight[chosen.expect("a place")] += 1;
+        }
+        in_flight
+    }
+
+    #[test]
+    fn lines_spread_by_weight_as_far_as_there_are_places() {
+        assert_eq!(fill(&[1, 1, 1], 100, 30), [10, 10, 10]);
+        assert_eq!(fill(&[3, 1], 100, 40), [30, 10]);
+        assert_eq!(fill(&[3, 1], 12, 20), [12, 8]);
+        assert_eq!(fill(&[u32::MAX, 1], 100, 10)[1], 1);
+    }
+
+    #[test]
+    fn equals_take_turns() {
+        let idle = Load {
+            avoid: false,
+            in_flight: 0,
+            weight: 1,
+        };
+        let chosen = [0, 1, 2, 3, usize::MAX].map(|turn| choose(3, turn, |_| Some(idle)));
+        assert_eq!(
+            chosen,
+            [Some(0), Some(1), Some(2), Some(0), Some(usize::MAX % 3)]
+        );
+    }
+
+    #[test]
+    fn the_target_of_the_last_failure_comes_last() {
+        let load = |avoid, in_flight| Load {
+            avoid,
+            in_flight,
+            weight: 1,
+        };
+        let loads = [load(true, 0), load(false, 9)];
+        for turn in 0..2 {
+            assert_eq!(choose(2, turn, |index| Some(loads[index])), Some(1));
+            assert_eq!(
+                choose(2, turn, |index| (index == 0).then_some(loads[0])),
+                Some(0)
+            );
+        }
+        assert_eq!(choose(2, 0, |_| None), None);
+        assert_eq!(choose(0, 5, |_| None), None);
+    }
+}

@@ -1,0 +1,413 @@
+//! One budget of bytes for a process: requests, answers, and what is not yet flushed.
+//!
+//! What is about to be sent waits until it fits ([`Budget::reserve`]). What is being received
+//! cannot be known beforehand, so it grows ([`Charge::grow`]); if every answer waited for another
+//! to end, none would, so one growing charge at a time may overdraw: the one that has waited
+//! longest. The overdraft is thus never more than one answer.
+
+use std::collections::VecDeque;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+
+use tokio::sync::oneshot;
+
+/// How many bytes a process may hold, and who waits for some.
+#[derive(Debug)]
+pub struct Budget {
+    limit: usize,
+    state: Mutex<State>,
+}
+
+#[derive(Debug, Default)]
+struct State {
+    used: usize,
+    /// A charge that may overdraw is open.
+    overdrawn: bool,
+    /// Answers that wait to grow. They go before `reserving`: they end, and free what they hold.
+    growing: VecDeque<Waiter>,
+    reserving: VecDeque<Waiter>,
+}
+
+#[derive(Debug)]
+struct Waiter {
+    bytes: usize,
+    grant: oneshot::Sender<Charge>,
+}
+
+impl Budget {
+    /// A budget of `limit` bytes.
+    #[must_use]
+    pub fn new(limit: usize) -> Arc<Self> {
+        Arc::new(Self {
+            limit,
+            state: Mutex::default(),
+        })
+    }
+
+    /// Waits, first come first served, until `bytes` fit, or until nothing at all is charged: so
+    /// even what is larger than the whole budget passes, alone.
+    pub async fn reserve(self: &Arc<Self>, bytes: usize) -> Charge {
+        let granted = {
+            let mut state = self.lock();
+            if state.reserving.is_empty() && self.admits(&state, bytes) {
+                state.used += bytes;
+                return self.charge(bytes);
+            }
+            let (grant, granted) = oneshot::channel();
+            state.reserving.push_back(Waiter { bytes, grant });
+            granted
+        };
+        self.granted(granted).await
+    }
+
+    /// As [`reserve`](Self::reserve), without waiting: `None` if it would have to.
+    pub fn try_reserve(self: &Arc<Self>, bytes: usize) -> Option<Charge> {
+        let mut state = self.lock();
+        if !state.reserving.is_empty() || !self.admits(&state, bytes) {
+            return None;
+        }
+        state.used += bytes;
+        drop(state);
+        Some(self.charge(bytes))
+    }
+
+    /// A charge of no bytes, to grow as an answer is read.
+    pub fn open(self: &Arc<Self>) -> Charge {
+        self.charge(0)
+    }
+
+    /// Bytes charged now.
+    #[must_use]
+    pub fn used(&self) -> usize {
+        self.lock().used
+    }
+
+    /// The budget is used up, or somebody waits for a part of it: send nothing new.
+    #[must_use]
+    pub fn is_full(&self) -> bool {
+        let state = self.lock();
+        state.used >= self.limit || !state.growing.is_empty() || !state.reserving.is_empty()
+    }
+
+    fn admits(&self, state: &State, bytes: usize) -> bool {
+        let fits = state.used.saturating_add(bytes) <= self.limit;
+        state.growing.is_empty() && (fits || state.used == 0)
+    }
+
+    /// Charges the growth of an answer if it need not wait; the value says whether the answer may
+    /// overdraw from now on.
+    fn growth(&self, state: &mut State, may_overdraw: bool, bytes: usize) -> Option<bool> {
+        let fits = state.used.saturating_add(bytes) <= self.limit;
+        let passes = fits && state.growing.is_empty();
+        if !passes && !may_overdraw && state.overdrawn {
+            return None;
+        }
+        state.used += bytes;
+        let may_overdraw = may_overdraw || !passes;
+        state.overdrawn |= may_overdraw;
+        Some(may_overdraw)
+    }
+
+    fn charge(self: &Arc<Self>, bytes: usize) -> Charge {
+        Charge {
+            budget: Arc::clone(self),
+            bytes,
+            may_overdraw: false,
+        }
+    }
+
+    async fn granted(self: &Arc<Self>, granted: oneshot::Receiver<Charge>) -> Charge {
+        // Whoever gives up waiting may have stood before others that fit.
+        let _served_on = ServeOnDrop(self);
+        match granted.await {
+            Ok(charge) => charge,
+            // The queue keeps every sender until it has granted: this does not happen.
+            Err(_) => self.charge(0),
+        }
+    }
+
+    /// Serves whoever waits and can go on now.
+    fn serve(self: &Arc<Self>, state: &mut State) {
+        while let Some(first) = state.growing.front() {
+            let gave_up = first.grant.is_closed();
+            let fits = state.used.saturating_add(first.bytes) <= self.limit;
+            if !gave_up && !fits && state.overdrawn {
+                return;
+            }
+            if let Some(waiter) = state.growing.pop_front() {
+                self.grant(state, waiter, !fits);
+            }
+        }
+        while let Some(first) = state.reserving.front() {
+            if !first.grant.is_closed() && !self.admits(state, first.bytes) {
+                return;
+            }
+            if let Some(waiter) = state.reserving.pop_front() {
+                self.grant(state, waiter, false);
+            }
+        }
+    }
+
+    fn grant(self: &Arc<Self>, state: &mut State, waiter: Waiter, may_overdraw: bool) {
+        let charge = Charge {
+            budget: Arc::clone(self),
+            bytes: waiter.bytes,
+            may_overdraw,
+        };
+        match waiter.grant.send(charge) {
+            Ok(()) => {
+                state.used += waiter.bytes;
+                state.overdrawn |= may_overdraw;
+            }
+            // Nobody waits any more. Emptied, for a drop would lock what is locked already.
+            Err(mut refused) => drop(refused.take()),
+        }
+    }
+
+    fn lock(&self) -> MutexGuard<'_, State> {
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+struct ServeOnDrop<'a>(&'a Arc<Budget>);
+
+impl Drop for ServeOnDrop<'_> {
+    fn drop(&mut self) {
+        self.0.serve(&mut self.0.lock());
+    }
+}
+
+/// A part of the budget, given back when dropped.
+#[derive(Debug)]
+pub struct Charge {
+    budget: Arc<Budget>,
+    bytes: usize,
+    may_overdraw: bool,
+}
+
+impl Charge {
+    /// Charges so many bytes more: at once if [`try_grow`](Self::try_grow) can, else waits, but
+    /// before anything new is reserved.
+    pub async fn grow(&mut self, bytes: usize) {
+        let granted = {
+            let mut state = self.budget.lock();
+            if let Some(may_overdraw) = self.budget.growth(&mut state, self.may_overdraw, bytes) {
+                self.bytes += bytes;
+                self.may_overdraw = may_overdraw;
+                return;
+            }
+            let (grant, granted) = oneshot::channel();
+            state.growing.push_back(Waiter { bytes, grant });
+            granted
+        };
+        let (bytes, may_overdraw) = self.budget.granted(granted).await.take();
+        self.bytes += bytes;
+        self.may_overdraw |= may_overdraw;
+    }
+
+    /// Charges so many bytes more if they fit and nobody waits, or if this is the charge that may
+    /// overdraw; false if not.
+    pub fn try_grow(&mut self, bytes: usize) -> bool {
+        let mut state = self.budget.lock();
+        let growth = self.budget.growth(&mut state, self.may_overdraw, bytes);
+        if let Some(may_overdraw) = growth {
+            self.bytes += bytes;
+            self.may_overdraw = may_overdraw;
+        }
+        growth.is_some()
+    }
+
+    /// Gives back all but `bytes`: what is still held, once the rest is let go.
+    pub fn shrink_to(&mut self, bytes: usize) {
+        let excess = self.bytes.saturating_sub(bytes);
+        if excess > 0 {
+            self.bytes = bytes;
+            self.give_back(excess, false);
+        }
+    }
+
+    /// Lets another answer overdraw, although this one is kept: for an answer that is held on to
+    /// while its line waits to be sent again.
+    pub(super) fn yield_overdraft(&mut self) {
+        if std::mem::take(&mut self.may_overdraw) {
+            self.give_back(0, true);
+        }
+    }
+
+    /// Bytes charged.
+    #[must_use]
+    pub fn bytes(&self) -> usize {
+        self.bytes
+    }
+
+    fn take(&mut self) -> (usize, bool) {
+        (
+            std::mem::take(&mut self.bytes),
+            std::mem::take(&mut self.may_overdraw),
+        )
+    }
+
+    fn give_back(&self, bytes: usize, overdraft: bool) {
+        let mut state = self.budget.lock();
+        state.used -= bytes;
+        if overdraft {
+            state.overdrawn = false;
+        }
+        if !state.growing.is_empty() || !state.reserving.is_empty() {
+            self.budget.serve(&mut state);
+        }
+    }
+}
+
+impl Drop for Charge {
+    fn drop(&mut self) {
+        let (bytes, may_overdraw) = self.take();
+        if bytes > 0 || may_overdraw {
+            self.give_back(bytes, may_overdraw);
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::time::Duration;
+
+    use futures::{FutureExt, poll};
+
+    use super::*;
+
+    #[tokio::test]
+    async fn what_fits_is_reserved_at_once_and_given_back() {
+        let budget = Budget::new(100);
+        let a = budget.reserve(60).now_or_never().expect("fits");
+        let b = budget.try_reserve(40).expect("fits");
+        assert!(budget.is_full() && budget.try_reserve(1).is_none());
+        drop((a, b));
+        assert_eq!(budget.used(), 0);
+    }
+
+    #[tokio::test]
+    async fn reserving_is_first_come_first_served() {
+        let budget = Budget::new(100);
+        let held = budget.reserve(90).await;
+        let mut large = Box::pin(budget.reserve(50));
+        assert!(poll!(&mut large).is_pending());
+        let mut small = Box::pin(budget.reserve(5));
+        assert!(
+            poll!(&mut small).is_pending(),
+            "5 would fit, but 50 came first"
+        );
+        drop(held);
+        assert!(poll!(&mut large).is_ready() && poll!(&mut small).is_ready());
+    }
+
+    #[tokio::test]
+    async fn who_gives_up_waiting_lets_the_next_pass() {
+        let budget = Budget::new(100);
+        let _held = budget.reserve(90).await;
+        let mut large = Box::pin(budget.reserve(50));
+        assert!(poll!(&mut large).is_pending());
+        let mut small = Box::pin(budget.reserve(5));
+        assert!(poll!(&mut small).is_pending());
+        drop(large);
+        assert_eq!(small.now_or_never().expect("served").bytes(), 5);
+        assert_eq!(
+            budget.used(),
+            90,
+            "the small one is dropped, the large one left no trace"
+        );
+    }
+
+    #[tokio::test]
+    async fn what_was_granted_but_never_taken_is_given_back() {
+        let budget = Budget::new(100);
+        let held = budget.reserve(90).await;
+        let mut waiting = Box::pin(budget.reserve(50));
+        assert!(poll!(&mut waiting).is_pending());
+        drop(held);
+        assert_eq!(budget.used(), 50, "granted");
+        drop(waiting);
+        assert_eq!(budget.used(), 0);
+    }
+
+    #[tokio::test]
+    async fn what_is_larger_than_the_budget_passes_alone() {
+        let budget = Budget::new(100);
+        let held = budget.reserve(1).await;
+        let mut large = Box::pin(budget.reserve(500));
+        assert!(poll!(&mut large).is_pending());
+        drop(held);
+        assert_eq!(large.await.bytes(), 500);
+    }
+
+    #[tokio::test]
+    async fn one_growing_charge_overdraws_and_the_next_only_after_it() {
+        let budget = Budget::new(100);
+        let (mut a, mut b) = (budget.open(), budget.open());
+        assert!(a.try_grow(80) && b.try_grow(20));
+        assert!(b.try_grow(50), "the first that finds it full overdraws");
+        assert!(!a.try_grow(1));
+        let mut waiting = Box::pin(a.grow(1));
+        assert!(poll!(&mut waiting).is_pending());
+        let mut reserving = Box::pin(budget.reserve(1));
+        assert!(poll!(&mut reserving).is_pending());
+        assert_eq!(budget.used(), 150);
+        drop(b);
+        waiting.await;
+        assert_eq!(a.bytes(), 81);
+        assert_eq!(reserving.await.bytes(), 1);
+    }
+
+    #[tokio::test]
+    async fn a_kept_answer_can_hand_on_the_right_to_overdraw() {
+        let budget = Budget::new(10);
+        let (mut a, mut b) = (budget.open(), budget.open());
+        a.grow(15).await;
+        let mut waiting = Box::pin(b.grow(5));
+        assert!(poll!(&mut waiting).is_pending());
+        a.yield_overdraft();
+        waiting.await;
+        assert_eq!(budget.used(), 20);
+    }
+
+    #[tokio::test]
+    async fn shrinking_lets_others_in() {
+        let budget = Budget::new(100);
+        let mut a = budget.reserve(100).await;
+        let mut waiting = Box::pin(budget.reserve(30));
+        assert!(poll!(&mut waiting).is_pending());
+        a.shrink_to(70);
+        assert_eq!(waiting.await.bytes() + a.bytes(), 100);
+        a.shrink_to(90);
+        assert_eq!(a.bytes(), 70, "shrinking never grows");
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn many_answers_larger_than_the_budget_all_end_with_one_overdrawing() {
+        const LIMIT: usize = 1000;
+        const ANSWER: usize = 7000;
+        let budget = Budget::new(LIMIT);
+        let mut calls = tokio::task::JoinSet::new();
+        for call in 0..50_u64 {
+            let budget = Arc::clone(&budget);
+            calls.spawn(async move {
+                let _request = budget.reserve(100).await;
+                let mut answer = budget.open();
+                let mut most = 0;
+                for _ in 0..70 {
+                    tokio::time::sleep(Duration::from_millis(1 + call % 7)).await;
+                    answer.grow(ANSWER / 70).await;
+                    most = most.max(budget.used());
+                }
+                tokio::time::sleep(Duration::from_millis(100)).await;
+                most
+            });
+        }
+        let most = calls.join_all().await.into_iter().max();
+        assert!(
+            most > Some(LIMIT) && most <= Some(LIMIT + ANSWER),
+            "{most:?}"
+        );
+        assert_eq!(budget.used(), 0);
+        assert!(!budget.is_full());
+    }
+}

@@ -1,0 +1,198 @@
+//! Looking after upstreams beside the lines: probing those that are down, and asking which models
+//! they have. Both are one request: `GET /models`.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use futures::future::{join, join_all};
+use tokio::time::Instant;
+use tokio_util::sync::CancellationToken;
+
+use super::ModelInfo;
+use super::client::FailureKind;
+use super::health::{Event, UpstreamState};
+use super::pool::Pool;
+
+/// How long the first validation waits for upstreams to tell their models.
+const DISCOVERY_WAIT_MAX: Duration = Duration::from_secs(5);
+
+/// What is to be done for an upstream next.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Chore {
+    /// It is down: see whether it answers.
+    Probe,
+    /// It is set aside: a line may be tried.
+    Announce,
+    /// It is up: see which models it has.
+    Discover,
+}
+
+impl Pool {
+    /// Probes upstreams that are down and asks those that are up for their models, until stopped.
+    pub async fn run(self: Arc<Self>, stop: CancellationToken) {
+        let upstreams = (0..self.upstreams.len()).map(|upstream| self.tend(upstream));
+        let duties = join(join_all(upstreams), self.watch_gates());
+        tokio::select! {
+            () = stop.cancelled() => {}
+            _ = duties => {}
+        }
+    }
+
+    /// Waits until every upstream was asked for its models once, but not longer than five seconds
+    /// from the start: before that, a model may seem to be nobody's. Returns at once where models
+    /// are not routed by what upstreams report.
+    pub async fn discovered(&self) {
+        if !self.routing.needs_reports() {
+            return;
+        }
+        let mut unasked = self.unasked.subscribe();
+        let all_asked = unasked.wait_for(|unasked| *unasked == 0);
+        let waited = tokio::time::timeout_at(self.created + DISCOVERY_WAIT_MAX, all_asked).await;
+        if waited.is_err() {
+            tracing::warn!("some upstreams have not told their models yet");
+        }
+    }
+
+    /// Tries each upstream once: how many models it lists, or what is wrong, in words.
+    pub async fn try_upstreams(&self) -> Vec<(String, Result<usize, String>)> {
+        let tries = self.upstreams.iter().map(async |upstream| {
+            let result = match upstream.models().await {
+                Ok((_, Some(models))) => Ok(models.len()),
+                Ok((status @ 200..=299, None)) => Err(format!(
+                    "it answers {status} at /models, but with no list of models: is base_url right?"
+                )),
+                Ok((401, None)) => Err("it answers 401: the key is missing or wrong".to_owned()),
+                Ok((status, None)) => Err(format!("it answers {status} at /models")),
+                Err(failure) => Err(failure.cause),
+            };
+            (upstream.name.clone(), result)
+        });
+        join_all(tries).await
+    }
+
+    async fn tend(&self, upstream: usize) {
+        let mut discover_at = self.routing.wants_reports().then(Instant::now);
+        let mut is_asked = false;
+        let mut announced = None;
+        loop {
+            let (chore, at) = self.chore(upstream, discover_at);
+            let at = at.filter(|_| chore != Chore::Announce || at != announced);
+            let due = async {
+                match at {
+                    Some(at) => tokio::time::sleep_until(at).await,
+                    None => std::future::pending().await,
+                }
+            };
+            tokio::select! {
+                () = due => {}
+                // Something has changed: think again. A change that came before is not missed.
+                () = self.attention[upstream].notified() => continue,
+            }
+            match chore {
+                Chore::Probe => self.probe(upstream).await,
+                Chore::Announce => {
+                    announced = at;
+                    self.changed.notify_one();
+                }
+                Chore::Discover => {
+                    self.discover(upstream).await;
+                    discover_at = Some(Instant::now() + self.settings.pace.discovery);
+                }
+            }
+            if !is_asked && chore != Chore::Announce {
+                is_asked = true;
+                self.unasked.send_modify(|unasked| *unasked -= 1);
+            }
+        }
+    }
+
+    fn chore(&self, upstream: usize, discover_at: Option<Instant>) -> (Chore, Option<Instant>) {
+        let state = self.lock();
+        let health = &state.places[upstream].health;
+        match health.state() {
+            UpstreamState::Up => (Chore::Discover, discover_at),
+            UpstreamState::Down => (Chore::Probe, health.due()),
+            UpstreamState::Aside => (Chore::Announce, health.due()),
+        }
+    }
+
+    async fn probe(&self, upstream: usize) {
+        let (answers, models, cause) = match self.upstreams[upstream].models().await {
+            Ok((status, models)) => {
+                // What a gateway says for a server that is not there; any other answer is its own.
+                let answers = !matches!(status, 502..=504 | 520..=529);
+                (Some(answers), models, format!("it answered {status}"))
+            }
+            Err(failure) => (None, None, failure.cause),
+        };
+        self.report(upstream, models);
+        let is_up = {
+            let mut state = self.lock();
+            let place = &mut state.places[upstream];
+            place.answered |= answers.is_some();
+            let (now, pace) = (Instant::now(), &self.settings.pace);
+            let answers = answers.unwrap_or(false);
+            let came_up = place.health.probed(answers, now, pace, rand::random());
+            if place.health.state() != UpstreamState::Aside {
+                let is_down = place.health.state() == UpstreamState::Down;
+                place.cause = is_down.then_some(cause);
+            }
+            came_up
+        };
+        if is_up {
+            self.tell(upstream, UpstreamState::Up, None, None);
+            self.changed.notify_one();
+        }
+    }
+
+    async fn discover(&self, upstream: usize) {
+        let era = self.lock().places[upstream].health.era();
+        match self.upstreams[upstream].models().await {
+            Ok((_, models)) => {
+                self.lock().places[upstream].answered = true;
+                self.report(upstream, models);
+            }
+            // Better found out now than by a line. A slow answer says less: it may be busy.
+            Err(failure) if failure.kind == FailureKind::Unreachable => {
+                let event = Event::Unavailable(None);
+                let (now, pace) = (Instant::now(), &self.settings.pace);
+                let mut state = self.lock();
+                let place = &mut state.places[upstream];
+                let changed = place.health.record(event, era, now, pace, rand::random());
+                if changed.is_some() {
+                    place.cause = Some(failure.cause.clone());
+                }
+                drop(state);
+                if let Some(state) = changed {
+                    self.tell(upstream, state, None, Some(&failure.cause));
+                }
+            }
+            Err(_) => {}
+        }
+    }
+
+    fn report(&self, upstream: usize, models: Option<Vec<ModelInfo>>) {
+        if let Some(models) = models
+            && self.routing.report(upstream, models)
+        {
+            self.changed.notify_one();
+        }
+    }
+
+    /// Wakes the dispatcher when a gate has opened.
+    async fn watch_gates(&self) {
+        loop {
+            let next = self.lock().gates.next_opening(Instant::now());
+            let opened = async {
+                match next {
+                    Some(opens) => tokio::time::sleep_until(opens).await,
+                    None => std::future::pending().await,
+                }
+            };
+            tokio::select! {
+                () = opened => self.changed.notify_one(),
+                () = self.gate_closed.notified() => {}
+            }
+        }
+    }
+}

@@ -1,0 +1,40 @@
+//! What differs between providers: URLs, how a key is sent, the JSON they answer with. One file a
+//! dialect, and one line in [`of`]; nothing outside this folder knows one.
+
+mod openai;
+
+use std::fmt;
+
+use reqwest::Url;
+use reqwest::header::{HeaderMap, InvalidHeaderValue};
+use secrecy::SecretString;
+
+use super::ModelInfo;
+use crate::config;
+
+/// The dialect of a model server.
+pub(super) trait Provider: fmt::Debug + Send + Sync {
+    /// Where to send a line whose `url` is `path`, such as `/v1/chat/completions`.
+    fn url(&self, base: &Url, path: &str) -> Url;
+
+    /// Where it lists its models.
+    fn models_url(&self, base: &Url) -> Url;
+
+    /// Adds the headers that carry the key.
+    fn authorize(
+        &self,
+        key: &SecretString,
+        headers: &mut HeaderMap,
+    ) -> Result<(), InvalidHeaderValue>;
+
+    /// Reads the list of models; `None` if it is none.
+    fn models(&self, body: &[u8]) -> Option<Vec<ModelInfo>>;
+
+    /// The server's own id for a request.
+    fn request_id<'h>(&self, headers: &'h HeaderMap) -> Option<&'h str>;
+}
+
+/// The dialect that an upstream speaks.
+pub(super) fn of(_upstream: &config::Upstream) -> &'static dyn Provider {
+    &openai::OpenAi
+}

@@ -1,0 +1,262 @@
+//! Which upstreams serve which model: from the configuration, or, without `[[models]]`, from what
+//! the upstreams report.
+
+use std::collections::{BTreeMap, HashMap};
+use std::sync::{Arc, PoisonError, RwLock};
+
+use super::gate::GateKey;
+use super::rewrite::Edit;
+use super::{BuildError, ModelInfo};
+use crate::config::{self, Config};
+
+/// Names resolved by a wildcard that are remembered: what users write must not fill the memory.
+const CACHED_MAX: usize = 10_000;
+
+/// Which concurrency limit a model counts against: one a `[[models]]` entry, or one for all.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub struct LaneId(pub usize);
+
+/// Where the lines of a model can go.
+#[derive(Debug)]
+pub struct Routes {
+    pub lane: LaneId,
+    /// Calls at once over all models of the lane.
+    pub lane_limit: usize,
+    pub(super) targets: Box<[Target]>,
+}
+
+/// A model at an upstream.
+#[derive(Debug)]
+pub(super) struct Target {
+    /// Its index among the upstreams.
+    pub(super) upstream: usize,
+    pub(super) weight: u32,
+    pub(super) edit: Option<Arc<Edit>>,
+    pub(super) gate: GateKey,
+}
+
+#[derive(Debug)]
+pub(super) struct Routing {
+    exact: HashMap<String, Arc<Routes>>,
+    /// Serves every other name; without `[[models]]`, every name.
+    wildcard: Option<Entry>,
+    /// Without `[[models]]`, and with a choice: upstreams get the models that they report.
+    by_report: bool,
+    /// The configured names; `None` without `[[models]]`.
+    configured: Option<Vec<String>>,
+    known: RwLock<Known>,
+}
+
+/// What is learned while running. One lock: a route made from an old list must not outlive it.
+#[derive(Debug)]
+struct Known {
+    /// By upstream; `None`: it has never told.
+    reported: Vec<Option<Vec<ModelInfo>>>,
+    resolved: HashMap<String, Arc<Routes>>,
+}
+
+/// A `[[models]]` entry, or what stands for one.
+#[derive(Debug)]
+struct Entry {
+    lane: LaneId,
+    lane_limit: usize,
+    routes: Vec<Route>,
+}
+
+#[derive(Debug)]
+struct Route {
+    upstream: usize,
+    weight: u32,
+    rename: Option<Arc<str>>,
+    edit: Option<Arc<Edit>>,
+}
+
+impl Routing {
+    pub(super) fn new(config: &Config) -> Result<Self, BuildError> {
+        let upstreams = &config.upstreams;
+        let mut exact = HashMap::new();
+        let mut wildcard = None;
+        for (index, model) in config.models.iter().enumerate() {
+            let entry = Entry::new(LaneId(index), model, upstreams)?;
+            if model.name == "*" {
+                wildcard = Some(entry);
+            } else {
+                let routes = entry.routes_of(&model.name, |_| true);
+                exact.insert(model.name.clone(), Arc::new(routes));
+            }
+        }
+        let unconfigured = config.models.is_empty();
+        if unconfigured && !upstreams.is_empty() {
+            wildcard = Some(Entry::of_all(upstreams));
+        }
+        let names = config.models.iter().map(|model| &model.name);
+        let listed = names.filter(|name| !matches!(name.as_str(), "*" | ""));
+        Ok(Self {
+            exact,
+            wildcard,
+            by_report: unconfigured && upstreams.len() > 1,
+            configured: (!unconfigured).then(|| listed.cloned().collect()),
+            known: RwLock::new(Known {
+                reported: vec![None; upstreams.len()],
+                resolved: HashMap::new(),
+            }),
+        })
+    }
+
+    /// Whether anybody wants to know what upstreams report.
+    pub(super) fn wants_reports(&self) -> bool {
+        self.configured.is_none()
+    }
+
+    /// Whether models are routed by what upstreams report.
+    pub(super) fn needs_reports(&self) -> bool {
+        self.by_report
+    }
+
+    /// Takes in the models that an upstream reports; true if that is news.
+    pub(super) fn report(&self, upstream: usize, models: Vec<ModelInfo>) -> bool {
+        let mut known = self.known.write().unwrap_or_else(PoisonError::into_inner);
+        if known.reported[upstream].as_ref() == Some(&models) {
+            return false;
+        }
+        known.reported[upstream] = Some(models);
+        known.resolved.clear();
+        true
+    }
+
+    pub(super) fn resolve(&self, model: &str) -> Option<Arc<Routes>> {
+        if let Some(routes) = self.exact.get(model) {
+            return Some(Arc::clone(routes));
+        }
+        let entry = self.wildcard.as_ref()?;
+        let known = self.known.read().unwrap_or_else(PoisonError::into_inner);
+        if let Some(routes) = known.resolved.get(model) {
+            return Some(Arc::clone(routes));
+        }
+        drop(known);
+        let mut known = self.known.write().unwrap_or_else(PoisonError::into_inner);
+        let routes = Arc::new(self.route(entry, model, &known.reported)?);
+        if known.resolved.len() >= CACHED_MAX {
+            known.resolved.clear();
+        }
+        known.resolved.insert(model.to_owned(), Arc::clone(&routes));
+        Some(routes)
+    }
+
+    fn route(
+        &self,
+        entry: &Entry,
+        model: &str,
+        reported: &[Option<Vec<ModelInfo>>],
+    ) -> Option<Routes> {
+        if !self.by_report || model.is_empty() {
+            return Some(entry.routes_of(model, |_| true));
+        }
+        let has = |models: &Vec<ModelInfo>| models.iter().any(|known| known.id == model);
+        let routes = entry.routes_of(model, |upstream| {
+            reported[upstream].as_ref().is_some_and(has)
+        });
+        if !routes.targets.is_empty() {
+            return Some(routes);
+        }
+        // Nobody says that he has it; those that have never said anything may.
+        let routes = entry.routes_of(model, |upstream| reported[upstream].is_none());
+        (!routes.targets.is_empty()).then_some(routes)
+    }
+
+    /// The models to list, each once.
+    pub(super) fn models(&self, started: i64) -> Vec<ModelInfo> {
+        if let Some(names) = &self.configured {
+            let configured = names.iter().map(|name| ModelInfo {
+                id: name.clone(),
+                created: started,
+                owned_by: "nightshift".to_owned(),
+            });
+            return configured.collect();
+        }
+        let known = self.known.read().unwrap_or_else(PoisonError::into_inner);
+        let all = known.reported.iter().flatten().flatten();
+        let mut by_id = BTreeMap::new();
+        for model in all {
+            by_id.entry(&model.id).or_insert(model);
+        }
+        by_id.into_values().cloned().collect()
+    }
+}
+
+impl Entry {
+    fn new(
+        lane: LaneId,
+        model: &config::Model,
+        upstreams: &[config::Upstream],
+    ) -> Result<Self, BuildError> {
+        let mut routes = Vec::with_capacity(model.routes.len());
+        for route in &model.routes {
+            let named = |upstream: &config::Upstream| upstream.name == route.upstream;
+            let upstream = upstreams.iter().position(named).ok_or_else(|| BuildError {
+                upstream: route.upstream.clone(),
+                problem: format!(
+                    "model `{}` has a route to it, but it is not there",
+                    model.name
+                ),
+            })?;
+            let edit = Edit::new(route.model.as_deref(), &model.defaults);
+            routes.push(Route {
+                upstream,
+                weight: route.weight.max(1),
+                rename: route.model.as_deref().map(Into::into),
+                edit: edit.map(Arc::new),
+            });
+        }
+        let allowed = lane_limit(&routes, upstreams);
+        Ok(Self {
+            lane,
+            lane_limit: model.concurrency.unwrap_or(allowed),
+            routes,
+        })
+    }
+
+    fn of_all(upstreams: &[config::Upstream]) -> Self {
+        let route = |upstream| Route {
+            upstream,
+            weight: 1,
+            rename: None,
+            edit: None,
+        };
+        let routes: Vec<_> = (0..upstreams.len()).map(route).collect();
+        Self {
+            lane: LaneId(0),
+            lane_limit: lane_limit(&routes, upstreams),
+            routes,
+        }
+    }
+
+    fn routes_of(&self, model: &str, goes_to: impl Fn(usize) -> bool) -> Routes {
+        let routes = self.routes.iter().filter(|route| goes_to(route.upstream));
+        let targets = routes.map(|route| Target {
+            upstream: route.upstream,
+            weight: route.weight,
+            edit: route.edit.clone(),
+            gate: (
+                route.upstream,
+                route.rename.clone().unwrap_or_else(|| model.into()),
+            ),
+        });
+        Routes {
+            lane: self.lane,
+            lane_limit: self.lane_limit,
+            targets: targets.collect(),
+        }
+    }
+}
+
+/// What the upstreams of some routes allow together.
+fn lane_limit(routes: &[Route], upstreams: &[config::Upstream]) -> usize {
+    let mut indices: Vec<_> = routes.iter().map(|route| route.upstream).collect();
+    indices.sort_unstable();
+    indices.dedup();
+    let limits = indices
+        .into_iter()
+        .map(|index| upstreams[index].concurrency);
+    limits.fold(0, usize::saturating_add)
+}

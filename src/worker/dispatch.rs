@@ -1,0 +1,553 @@
+//! Which line is sent next, and where it goes when its attempt is over.
+//!
+//! A *slot* is a task that sends lines, one after the other; there are as many as there are calls
+//! in flight, and a slot that finds nothing to send ends. Choosing the next line, with a permit of
+//! its model and of an upstream, is one step under one short lock; nothing waits while holding it.
+
+mod choose;
+
+use std::collections::{BinaryHeap, HashMap, VecDeque};
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::{Duration, Instant};
+
+use tokio::sync::Notify;
+use tokio_util::sync::CancellationToken;
+
+use super::Settings;
+use super::held::{HeldUnit, OpenLine};
+use super::inbox::{Finished, Inbox};
+use super::lease::Lease;
+use super::line::{self, Attempt};
+use crate::config;
+use crate::domain::batch::Ending;
+use crate::domain::clock::Clock;
+use crate::domain::unit::UnitKey;
+use crate::upstream::{Answer, LaneId, Permit, Pool, Retry, backoff};
+
+/// How long the pump may sleep when it knows of nothing to wait for.
+const PUMP_TICK: Duration = Duration::from_secs(1);
+/// The longest wait of a line that may be sent again at once: enough to keep a failure that
+/// nobody foresaw from becoming a loop without a pause.
+const AGAIN_AT_ONCE: Duration = Duration::from_millis(50);
+
+/// A line that is to be sent, with what is known from attempts before.
+pub(super) struct Pending {
+    pub line: OpenLine,
+    /// Attempts that counted.
+    pub attempts: u32,
+    /// The upstream of the last attempt, which others are preferred to.
+    pub avoid: Option<usize>,
+    /// The last answer, to be the line's if there is no better one.
+    pub answer: Option<Answer>,
+    /// How long the upstream asked to wait.
+    pub told: Option<Duration>,
+}
+
+/// A line on its way, with its permits.
+pub(super) struct Job {
+    pub unit: Arc<HeldUnit>,
+    pub pending: Pending,
+    pub permit: Option<Permit>,
+}
+
+pub(super) struct Dispatch {
+    state: Mutex<State>,
+    pool: Arc<Pool>,
+    inbox: Arc<Inbox>,
+    lease: Arc<Lease>,
+    clock: Clock,
+    retry: config::Retry,
+    settle: Duration,
+    next_id: AtomicU64,
+    /// Asks the pump to start slots.
+    pump: Notify,
+    /// Tells the supply that units run short.
+    hungry: Notify,
+    /// Told when nothing is in flight any more.
+    idle: Notify,
+}
+
+struct State {
+    entries: HashMap<u64, Entry>,
+    lanes: HashMap<LaneId, Lane>,
+    /// Lines in flight by tenant, for fairness.
+    tenants: HashMap<Arc<str>, usize>,
+    /// Every unit that the store says is ours, until its last flush is accepted.
+    held: HashMap<UnitKey, i64>,
+    in_flight: usize,
+    /// Lines that ever ended: the supply tells the rate from it.
+    ended: u64,
+    closed: bool,
+}
+
+struct Lane {
+    limit: usize,
+    in_flight: usize,
+    waiting: usize,
+}
+
+/// A unit with lines that are not ended.
+struct Entry {
+    unit: Arc<HeldUnit>,
+    lane: Option<LaneId>,
+    ready: VecDeque<Pending>,
+    waiting: BinaryHeap<Waiting>,
+    in_flight: usize,
+    ending: Option<Ending>,
+    /// When calls in flight are cut, once the batch is ending.
+    settle_by: Option<Instant>,
+}
+
+/// A line that waits for its next attempt. Ordered so that a heap gives the earliest first.
+struct Waiting {
+    due: Instant,
+    pending: Pending,
+}
+
+impl PartialEq for Waiting {
+    fn eq(&self, other: &Self) -> bool {
+        self.due == other.due
+    }
+}
+impl Eq for Waiting {}
+impl PartialOrd for Waiting {
+    fn partial_cmp(&self, other: &Self) -> Option<std::cmp::Ordering> {
+        Some(self.cmp(other))
+    }
+}
+impl Ord for Waiting {
+    fn cmp(&self, other: &Self) -> std::cmp::Ordering {
+        other.due.cmp(&self.due)
+    }
+}
+
+/// What is in hand, for the supply to decide what to lease.
+pub(super) struct InHand {
+    /// Lines ready to be sent, by lane and tenant.
+    pub ready: HashMap<(LaneId, Arc<str>), usize>,
+    /// Lines in flight by tenant.
+    pub tenants: HashMap<Arc<str>, usize>,
+    /// Lines that ever ended.
+    pub ended: u64,
+    /// Batches of which units are held.
+    pub batches: std::collections::BTreeSet<String>,
+}
+
+impl Dispatch {
+    pub(super) fn new(
+        pool: Arc<Pool>,
+        inbox: Arc<Inbox>,
+        lease: Arc<Lease>,
+        clock: Clock,
+        settings: &Settings,
+    ) -> Arc<Dispatch> {
+        let state = State {
+            entries: HashMap::new(),
+            lanes: HashMap::new(),
+            tenants: HashMap::new(),
+            held: HashMap::new(),
+            in_flight: 0,
+            ended: 0,
+            closed: false,
+        };
+        Arc::new(Dispatch {
+            state: Mutex::new(state),
+            pool,
+            inbox,
+            lease,
+            clock,
+            retry: settings.retry.clone(),
+            settle: settings.worker.settle_timeout,
+            next_id: AtomicU64::new(0),
+            pump: Notify::new(),
+            hungry: Notify::new(),
+            idle: Notify::new(),
+        })
+    }
+
+    fn lock(&self) -> MutexGuard<'_, State> {
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// A number for a unit that is being taken in hand.
+    pub(super) fn unit_id(&self) -> u64 {
+        self.next_id.fetch_add(1, Ordering::Relaxed)
+    }
+
+    /// Notes that a unit is leased, before its text is read.
+    pub(super) fn note_leased(&self, key: &UnitKey, epoch: i64) {
+        self.lock().held.insert(key.clone(), epoch);
+    }
+
+    /// Forgets a unit whose last flush is written, or that is somebody else's.
+    pub(super) fn forget(&self, key: &UnitKey, epoch: i64) {
+        let mut state = self.lock();
+        if state.held.get(key) == Some(&epoch) {
+            state.held.remove(key);
+        }
+    }
+
+    /// Units that the store says are ours under these epochs, but that nobody here holds.
+    pub(super) fn not_held(&self, leased: Vec<(UnitKey, i64)>) -> Vec<(UnitKey, i64)> {
+        let state = self.lock();
+        leased
+            .into_iter()
+            .filter(|(key, epoch)| state.held.get(key) != Some(epoch))
+            .collect()
+    }
+
+    /// Takes a unit's lines in hand; slots begin to send them.
+    pub(super) fn add(&self, unit: HeldUnit, lines: Vec<OpenLine>) {
+        let unit = Arc::new(unit);
+        let ready = lines
+            .into_iter()
+            .map(|line| Pending {
+                line,
+                attempts: 0,
+                avoid: None,
+                answer: None,
+                told: None,
+            })
+            .collect();
+        let mut state = self.lock();
+        let lane = unit.routes.as_ref().map(|routes| {
+            let limit = routes.lane_limit;
+            let lane = state.lanes.entry(routes.lane).or_insert(Lane {
+                limit,
+                in_flight: 0,
+                waiting: 0,
+            });
+            lane.limit = limit;
+            routes.lane
+        });
+        let entry = Entry {
+            unit: unit.clone(),
+            lane,
+            ready,
+            waiting: BinaryHeap::new(),
+            in_flight: 0,
+            ending: None,
+            settle_by: None,
+        };
+        state.entries.insert(unit.id, entry);
+        drop(state);
+        self.pump.notify_one();
+    }
+
+    /// Lines of a batch that have not been sent are not to be any more: they get their outcome
+    /// now. Calls in flight may settle.
+    pub(super) fn end_batch(&self, batch_id: &str, ending: Ending) {
+        let mut finished = Vec::new();
+        let mut state = self.lock();
+        let settle_by = Instant::now() + self.settle;
+        let ids: Vec<u64> = state
+            .entries
+            .values()
+            .filter(|entry| entry.unit.batch.id == batch_id && entry.ending != Some(ending))
+            .map(|entry| entry.unit.id)
+            .collect();
+        for id in ids {
+            state.end_unit(id, ending, settle_by, &mut finished);
+        }
+        drop(state);
+        if !finished.is_empty() {
+            self.inbox.push(finished);
+        }
+        self.pump.notify_one();
+    }
+
+    /// A unit is somebody else's now: nothing of it is sent or written any more.
+    pub(super) fn lose(&self, unit: &HeldUnit) {
+        unit.cut.cancel();
+        let mut state = self.lock();
+        state.remove(unit.id);
+        drop(state);
+        self.forget(&unit.key, unit.epoch);
+    }
+
+    /// All units are somebody else's now.
+    pub(super) fn lose_all(&self) {
+        self.drop_all();
+    }
+
+    /// Lets go of all units; returns those that the store says are ours.
+    pub(super) fn drop_all(&self) -> Vec<(UnitKey, i64)> {
+        let mut state = self.lock();
+        let ids: Vec<u64> = state.entries.keys().copied().collect();
+        for id in ids {
+            if let Some(entry) = state.remove(id) {
+                entry.unit.cut.cancel();
+            }
+        }
+        state.held.drain().collect()
+    }
+
+    /// Sends nothing new from now on.
+    pub(super) fn close(&self) {
+        self.lock().closed = true;
+        self.idle.notify_waiters();
+    }
+
+    /// Cuts all calls in flight.
+    pub(super) fn abort_all(&self) {
+        for entry in self.lock().entries.values() {
+            entry.unit.cut.cancel();
+        }
+    }
+
+    /// Waits until nothing is in flight.
+    pub(super) async fn idle(&self) {
+        loop {
+            let idle = self.idle.notified();
+            if self.lock().in_flight == 0 {
+                return;
+            }
+            idle.await;
+        }
+    }
+
+    /// Whether nothing is in flight now.
+    pub(super) fn is_idle(&self) -> bool {
+        self.lock().in_flight == 0
+    }
+
+    /// Something changed that may let lines be sent: budget, lease.
+    pub(super) fn poke(&self) {
+        self.pump.notify_one();
+    }
+
+    /// Waits until units may run short.
+    pub(super) async fn hungry(&self) {
+        self.hungry.notified().await;
+    }
+
+    pub(super) fn in_hand(&self) -> InHand {
+        let state = self.lock();
+        let mut ready = HashMap::new();
+        let mut batches = std::collections::BTreeSet::new();
+        for entry in state.entries.values() {
+            if !batches.contains(&entry.unit.batch.id) {
+                batches.insert(entry.unit.batch.id.clone());
+            }
+            if let Some(lane) = entry.lane {
+                *ready
+                    .entry((lane, entry.unit.batch.tenant.clone()))
+                    .or_default() += entry.ready.len();
+            }
+        }
+        InHand {
+            ready,
+            tenants: state.tenants.clone(),
+            ended: state.ended,
+            batches,
+        }
+    }
+
+    /// One slot: sends lines until there is none to send.
+    async fn slot(self: Arc<Self>, mut job: Job) {
+        loop {
+            let attempt = line::attempt(&self.pool, &mut job).await;
+            match self.settle(job, attempt) {
+                Some(next) => job = next,
+                None => return,
+            }
+        }
+    }
+
+    /// Books what came of an attempt, and chooses the next line to send.
+    fn settle(&self, job: Job, attempt: Attempt) -> Option<Job> {
+        let Job {
+            unit,
+            mut pending,
+            permit,
+        } = job;
+        drop(permit);
+        // The line is written in its final form before the lock is taken.
+        let mut finished = match attempt {
+            Attempt::Answered(answer) => Some(line::answered(&unit, &pending.line, answer)),
+            Attempt::Unreadable => Some(line::unreadable(&unit, &pending.line)),
+            Attempt::Cut => None,
+            Attempt::Failed(failure) => self.judge(&unit, &mut pending, failure),
+        };
+        let due = (finished.is_none()).then(|| Instant::now() + self.pause(&pending));
+
+        let mut state = self.lock();
+        state.landed(&unit);
+        let mut of_ended_unit = Vec::new();
+        match (&finished, state.entries.get_mut(&unit.id)) {
+            // The unit was lost, or is being given back: this line is not ours any more.
+            (_, None) => finished = None,
+            (Some(_), Some(_)) => state.ended += 1,
+            (None, Some(entry)) => {
+                if let Some(ending) = entry.ending {
+                    of_ended_unit.push(conclude(&unit, pending, ending));
+                } else if let Some(due) = due {
+                    entry.waiting.push(Waiting { due, pending });
+                    if let Some(lane) = entry.lane.and_then(|lane| state.lanes.get_mut(&lane)) {
+                        lane.waiting += 1;
+                    }
+                    self.pump.notify_one();
+                }
+            }
+        }
+        state.remove_if_spent(unit.id);
+        let next = self.choose(&mut state, Instant::now());
+        let idle = state.in_flight == 0;
+        drop(state);
+        self.inbox.push(finished.into_iter().chain(of_ended_unit));
+        if idle {
+            self.idle.notify_waiters();
+        }
+        next
+    }
+
+    /// What a failed attempt means: an outcome, or another attempt.
+    fn judge(
+        &self,
+        unit: &Arc<HeldUnit>,
+        pending: &mut Pending,
+        failure: Retry,
+    ) -> Option<Finished> {
+        pending.avoid = Some(failure.upstream);
+        pending.attempts += u32::from(failure.costs_attempt);
+        pending.told = failure.after;
+        if failure.answer.is_some() {
+            pending.answer = failure.answer;
+        }
+        if !failure.costs_attempt || pending.attempts < self.retry.max_attempts {
+            return None;
+        }
+        Some(match pending.answer.take() {
+            Some(answer) => line::answered(unit, &pending.line, answer),
+            None => line::given_up(unit, &pending.line, &failure.cause),
+        })
+    }
+
+    /// How long a line waits for its next attempt.
+    fn pause(&self, pending: &Pending) -> Duration {
+        let random = rand::random::<f64>();
+        let pause = match pending.attempts {
+            0 => AGAIN_AT_ONCE.mul_f64(random),
+            attempts => backoff(attempts, &self.retry, random),
+        };
+        pause.max(pending.told.unwrap_or_default())
+    }
+
+    /// Starts slots while there are lines to send and places to send them to; returns when to
+    /// look again.
+    fn start_slots(self: &Arc<Self>) -> Instant {
+        let now = Instant::now();
+        let mut state = self.lock();
+        state.cut_settled(now);
+        while let Some(job) = self.choose(&mut state, now) {
+            tokio::spawn(self.clone().slot(job));
+        }
+        let next = state.next_due().unwrap_or(now + PUMP_TICK);
+        next.clamp(now + Duration::from_millis(1), now + PUMP_TICK)
+    }
+}
+
+impl State {
+    /// Takes a line that has come back off the counts of what is in flight.
+    fn landed(&mut self, unit: &HeldUnit) {
+        self.in_flight -= 1;
+        if let Some(count) = self.tenants.get_mut(&unit.batch.tenant) {
+            *count -= 1;
+            if *count == 0 {
+                self.tenants.remove(&unit.batch.tenant);
+            }
+        }
+        let lane = unit
+            .routes
+            .as_ref()
+            .and_then(|routes| self.lanes.get_mut(&routes.lane));
+        if let Some(lane) = lane {
+            lane.in_flight -= 1;
+        }
+        if let Some(entry) = self.entries.get_mut(&unit.id) {
+            entry.in_flight -= 1;
+        }
+    }
+
+    fn remove(&mut self, id: u64) -> Option<Entry> {
+        let entry = self.entries.remove(&id)?;
+        if let Some(lane) = entry.lane.and_then(|lane| self.lanes.get_mut(&lane)) {
+            lane.waiting -= entry.waiting.len();
+        }
+        Some(entry)
+    }
+
+    /// Lets go of a unit all of whose lines have ended; the flusher does the rest.
+    fn remove_if_spent(&mut self, id: u64) {
+        let spent = self.entries.get(&id).is_some_and(|entry| {
+            entry.in_flight == 0 && entry.ready.is_empty() && entry.waiting.is_empty()
+        });
+        if spent {
+            self.entries.remove(&id);
+        }
+    }
+
+    fn end_unit(&mut self, id: u64, ending: Ending, by: Instant, finished: &mut Vec<Finished>) {
+        let Some(entry) = self.entries.get_mut(&id) else {
+            return;
+        };
+        entry.ending = Some(ending);
+        entry.settle_by.get_or_insert(by);
+        let waiting = std::mem::take(&mut entry.waiting);
+        if let Some(lane) = entry.lane.and_then(|lane| self.lanes.get_mut(&lane)) {
+            lane.waiting -= waiting.len();
+        }
+        let unsent = std::mem::take(&mut entry.ready).into_iter();
+        let unsent = unsent.chain(waiting.into_iter().map(|waiting| waiting.pending));
+        let unit = entry.unit.clone();
+        let before = finished.len();
+        finished.extend(unsent.map(|pending| conclude(&unit, pending, ending)));
+        self.ended += (finished.len() - before) as u64;
+        self.remove_if_spent(id);
+    }
+
+    /// Cuts calls whose batch has ended and that had their time to settle.
+    fn cut_settled(&mut self, now: Instant) {
+        for entry in self.entries.values() {
+            if entry.settle_by.is_some_and(|by| by <= now) {
+                entry.unit.cut.cancel();
+            }
+        }
+    }
+
+    /// When the next line that waits may be sent, or the next call be cut.
+    fn next_due(&self) -> Option<Instant> {
+        let due = self
+            .entries
+            .values()
+            .filter_map(|e| e.waiting.peek().map(|w| w.due));
+        let settle = self.entries.values().filter_map(|e| e.settle_by);
+        due.chain(settle).min()
+    }
+}
+
+/// The outcome of a line that will not be sent any more: an answer that was no fault of the
+/// line's, if that is all there was, else that its batch ended.
+fn conclude(unit: &Arc<HeldUnit>, pending: Pending, ending: Ending) -> Finished {
+    match pending.answer {
+        Some(answer) if matches!(answer.status, 401..=403) && ending == Ending::Expired => {
+            line::answered(unit, &pending.line, answer)
+        }
+        _ => line::ended(unit, &pending.line, ending),
+    }
+}
+
+/// The pump: starts slots when there is something to send and nobody on the way.
+pub(super) async fn run(dispatch: Arc<Dispatch>, stop: CancellationToken) -> &'static str {
+    loop {
+        let upstreams = dispatch.pool.changed().notified();
+        let look_again = dispatch.start_slots();
+        tokio::select! {
+            () = stop.cancelled() => return "dispatch",
+            () = upstreams => {}
+            () = dispatch.pump.notified() => {}
+            () = tokio::time::sleep_until(look_again.into()) => {}
+        }
+    }
+}

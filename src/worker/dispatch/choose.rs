@@ -1,0 +1,121 @@
+//! The choice of the next line: the best held unit whose model and upstream have a free place.
+
+use std::sync::Arc;
+use std::time::Instant;
+
+use super::{Dispatch, Entry, Job, State};
+use crate::upstream::{Acquired, Routes};
+
+/// Lines that wait for another attempt are at most so many times the permits of their model:
+/// permits that they free must not draw the whole queue into sleep.
+const WAITING_A_PERMIT: usize = 2;
+/// The supply is asked for more when this share of what it aims at is left.
+const HUNGRY_BELOW: usize = 2;
+
+impl Dispatch {
+    /// Takes the next line to send, with its permits; counts it as in flight.
+    pub(super) fn choose(&self, state: &mut State, now: Instant) -> Option<Job> {
+        if state.closed || !self.lease.holds() {
+            return None;
+        }
+        if state.in_flight > 0 && self.pool.budget().is_full() {
+            return None;
+        }
+        state.wake_due(now);
+        // Routes that have no free place: every unit that takes them must wait.
+        let mut full: Vec<*const Routes> = Vec::new();
+        loop {
+            let id = state.best(&full, self.clock.now_ms())?;
+            let (routes, avoid) = state.entries.get(&id).and_then(|entry| {
+                let routes = entry.unit.routes.clone()?;
+                Some((routes, entry.ready.front()?.avoid))
+            })?;
+            match self.pool.try_acquire(&routes, avoid) {
+                Acquired::Permit(permit) => {
+                    let (unit, pending) = state.depart(id)?;
+                    if state
+                        .entries
+                        .get(&id)
+                        .is_none_or(|entry| entry.ready.is_empty())
+                        || state.entries.len() < HUNGRY_BELOW
+                    {
+                        self.hungry.notify_one();
+                    }
+                    return Some(Job {
+                        unit,
+                        pending,
+                        permit: Some(permit),
+                    });
+                }
+                Acquired::Full | Acquired::Closed { .. } => full.push(Arc::as_ptr(&routes)),
+            }
+        }
+    }
+}
+
+impl State {
+    /// Lines whose wait is over go before the others of their unit.
+    fn wake_due(&mut self, now: Instant) {
+        for entry in self.entries.values_mut() {
+            while entry
+                .waiting
+                .peek()
+                .is_some_and(|waiting| waiting.due <= now)
+            {
+                let Some(waiting) = entry.waiting.pop() else {
+                    break;
+                };
+                entry.ready.push_front(waiting.pending);
+                if let Some(lane) = entry.lane.and_then(|lane| self.lanes.get_mut(&lane)) {
+                    lane.waiting -= 1;
+                }
+            }
+        }
+    }
+
+    /// The unit whose next line comes first: by priority, then the tenant with the least in
+    /// flight, then deadline, then age, then its place in the file.
+    fn best(&self, full: &[*const Routes], now_ms: i64) -> Option<u64> {
+        let candidates = self
+            .entries
+            .values()
+            .filter(|entry| self.may_send(entry, full, now_ms));
+        let best = candidates.min_by_key(|entry| {
+            let batch = &entry.unit.batch;
+            let busy = self.tenants.get(&batch.tenant).copied().unwrap_or(0);
+            let age = (batch.created_at, &batch.id, entry.unit.key.chunk_no);
+            (-batch.priority, busy, batch.deadline, age)
+        })?;
+        Some(best.unit.id)
+    }
+
+    fn may_send(&self, entry: &Entry, full: &[*const Routes], now_ms: i64) -> bool {
+        let (Some(lane), Some(routes)) = (entry.lane, &entry.unit.routes) else {
+            return false;
+        };
+        let (Some(lane), Some(next)) = (self.lanes.get(&lane), entry.ready.front()) else {
+            return false;
+        };
+        // A line that has waited may go although others wait: it was one of them.
+        let fresh = next.attempts == 0 && next.avoid.is_none();
+        entry.ending.is_none()
+            && lane.in_flight < lane.limit
+            && !(fresh && lane.waiting >= lane.limit.saturating_mul(WAITING_A_PERMIT))
+            && !full.contains(&Arc::as_ptr(routes))
+            && now_ms < entry.unit.batch.deadline
+    }
+
+    /// Takes a unit's first line and counts it as in flight.
+    fn depart(&mut self, id: u64) -> Option<(Arc<super::HeldUnit>, super::Pending)> {
+        let entry = self.entries.get_mut(&id)?;
+        let pending = entry.ready.pop_front()?;
+        entry.in_flight += 1;
+        let unit = entry.unit.clone();
+        self.in_flight += 1;
+        if let Some(lane) = entry.lane.and_then(|lane| self.lanes.get_mut(&lane)) {
+            lane.in_flight += 1;
+        }
+        *self.tenants.entry(unit.batch.tenant.clone()).or_default() += 1;
+        Some((unit, pending))
+    }
+}

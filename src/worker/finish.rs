@@ -1,0 +1,23 @@
+//! Ending batches that have nothing left to run.
+
+use std::time::Duration;
+
+use super::duty::Duty;
+use crate::store::{self, Store};
+
+pub(super) struct Finish {
+    pub store: Store,
+}
+
+impl Duty for Finish {
+    const NAME: &'static str = "finish";
+    const TICK: Duration = Duration::from_secs(2);
+
+    async fn round(&mut self) -> store::Result<bool> {
+        let drained = self.store.drained().await?;
+        for batch_id in &drained {
+            self.store.finish_batch(batch_id).await?;
+        }
+        Ok(!drained.is_empty())
+    }
+}

@@ -1,0 +1,267 @@
+//! Group commit: what finished anywhere in the process goes to disk together.
+
+use std::collections::BTreeMap;
+use std::io;
+use std::sync::{Arc, PoisonError};
+use std::time::Duration;
+
+use tokio::sync::Mutex;
+use tokio::time::Instant;
+use tokio_util::sync::CancellationToken;
+
+use super::dispatch::Dispatch;
+use super::held::HeldUnit;
+use super::inbox::{Finished, Inbox};
+use super::lease::Lease;
+use crate::codec::segment::{self, Line};
+use crate::domain::file::Kind;
+use crate::domain::unit::Bitmap;
+use crate::store::{FlushReply, Store, Tally, UnitFlush};
+
+/// A flush is due so long after its first line…
+const INTERVAL: Duration = Duration::from_millis(100);
+/// …or so long while little waits: few commits, and still durable within a second…
+const INTERVAL_QUIET: Duration = Duration::from_millis(400);
+const LITTLE_LINES: usize = 64;
+/// …or as soon as there is so much.
+const FULL_BYTES: usize = 1 << 20;
+/// Units written in one transaction.
+const UNITS_A_TRANSACTION: usize = 256;
+/// How often a group is tried before it is halved.
+const TRIES_A_GROUP: u32 = 3;
+const PAUSE_MAX: Duration = Duration::from_secs(5);
+/// Rows of counts that the processes of one store share.
+const SLOTS: u64 = 8;
+
+pub(super) struct Flusher {
+    store: Store,
+    dispatch: Arc<Dispatch>,
+    inbox: Arc<Inbox>,
+    lease: Arc<Lease>,
+    slot: i64,
+    /// One flush at a time in a process.
+    turn: Mutex<()>,
+}
+
+/// What finished in one unit, on its way to the store.
+struct Group {
+    unit: Arc<HeldUnit>,
+    lines: usize,
+    flush: UnitFlush,
+    /// Held until the answers are on disk.
+    _charges: Vec<crate::upstream::Charge>,
+}
+
+impl Flusher {
+    pub(super) fn new(
+        store: Store,
+        dispatch: Arc<Dispatch>,
+        inbox: Arc<Inbox>,
+        lease: Arc<Lease>,
+    ) -> Flusher {
+        let slot = lease
+            .token()
+            .bytes()
+            .fold(0, |sum, byte| sum * 31 % 8191 + u64::from(byte));
+        let slot = i64::try_from(slot % SLOTS).unwrap_or(0);
+        Flusher {
+            store,
+            dispatch,
+            inbox,
+            lease,
+            slot,
+            turn: Mutex::new(()),
+        }
+    }
+
+    /// Writes all that has finished so far.
+    pub(super) async fn drain(&self) {
+        while self.inbox.size().0 > 0 {
+            self.flush().await;
+        }
+        // Another flush may have been under way with what finished before.
+        drop(self.turn.lock().await);
+    }
+
+    async fn flush(&self) {
+        let _turn = self.turn.lock().await;
+        let finished = self.inbox.take();
+        if finished.is_empty() {
+            return;
+        }
+        let groups = match tokio::task::spawn_blocking(move || into_groups(finished)).await {
+            Ok(Ok(groups)) => groups,
+            Ok(Err(error)) => {
+                // Without memory for a few hundred KiB nothing goes on: end the process, so
+                // that the lines run again where there is some.
+                tracing::error!(%error, "answers could not be compressed");
+                std::process::abort();
+            }
+            Err(error) => {
+                tracing::error!(%error, "the thread that compresses answers failed");
+                std::process::abort();
+            }
+        };
+        let mut groups = groups.into_iter().peekable();
+        while groups.peek().is_some() {
+            self.write(groups.by_ref().take(UNITS_A_TRANSACTION).collect())
+                .await;
+        }
+        // The budget has room again.
+        self.dispatch.poke();
+    }
+
+    /// Writes groups until they are written: a group that keeps failing is halved, until the
+    /// one that cannot be written stands alone.
+    async fn write(&self, groups: Vec<Group>) {
+        let mut todo = vec![groups];
+        let mut failures = 0_u32;
+        while let Some(mut groups) = todo.pop() {
+            let flushes: Vec<UnitFlush> = groups.iter().map(|group| group.flush.clone()).collect();
+            match self
+                .store
+                .flush(&self.lease.token(), self.slot, &flushes)
+                .await
+            {
+                Ok(reply) => {
+                    failures = 0;
+                    self.accept(groups, &reply);
+                }
+                Err(error) => {
+                    failures += 1;
+                    tracing::warn!(%error, units = groups.len(), "answers could not be written yet");
+                    if failures % TRIES_A_GROUP == 0 && groups.len() > 1 {
+                        todo.push(groups.split_off(groups.len() / 2));
+                    }
+                    todo.push(groups);
+                    let pause = Duration::from_millis(50) * 2_u32.pow(failures.min(8));
+                    tokio::time::sleep(pause.min(PAUSE_MAX)).await;
+                }
+            }
+        }
+    }
+
+    fn accept(&self, groups: Vec<Group>, reply: &FlushReply) {
+        let mut any_finished = false;
+        for group in groups {
+            let unit = &group.unit;
+            if !reply.accepted.contains(&unit.key) {
+                tracing::info!(unit.key = %unit.key, "a unit is another replica's by now");
+                self.dispatch.lose(unit);
+                continue;
+            }
+            {
+                let mut durable = unit.durable.lock().unwrap_or_else(PoisonError::into_inner);
+                durable.flush_no = group.flush.flush_no + 1;
+                durable.open -= group.lines;
+                durable.done = group.flush.done;
+            }
+            if group.flush.finished {
+                any_finished = true;
+                self.dispatch.forget(&unit.key, unit.epoch);
+            }
+        }
+        for (batch_id, stage) in &reply.stages {
+            if let Some(ending) = stage.ending {
+                self.dispatch.end_batch(batch_id, ending);
+            }
+        }
+        if any_finished {
+            self.store.wake();
+        }
+    }
+
+    /// Waits until a flush is due.
+    async fn due(&self) {
+        while self.inbox.size().0 == 0 {
+            self.inbox.arrived().await;
+        }
+        let first = Instant::now();
+        loop {
+            let (lines, bytes) = self.inbox.size();
+            // Nothing else is on its way: waiting would gather nothing.
+            if bytes >= FULL_BYTES || self.dispatch.is_idle() {
+                return;
+            }
+            let interval = if lines < LITTLE_LINES {
+                INTERVAL_QUIET
+            } else {
+                INTERVAL
+            };
+            tokio::select! {
+                () = tokio::time::sleep_until(first + interval) => return,
+                () = self.inbox.arrived() => {}
+            }
+        }
+    }
+}
+
+/// Gathers finished lines by unit, in the order in which the store locks units, and lays out
+/// their segments.
+fn into_groups(finished: Vec<Finished>) -> io::Result<Vec<Group>> {
+    let mut by_unit: BTreeMap<(i64, u64), Vec<Finished>> = BTreeMap::new();
+    for line in finished {
+        by_unit
+            .entry((line.unit.key.chunk_no, line.unit.id))
+            .or_default()
+            .push(line);
+    }
+    let mut groups = by_unit
+        .into_values()
+        .map(into_group)
+        .collect::<io::Result<Vec<Group>>>()?;
+    groups.sort_by(|a, b| a.unit.key.cmp(&b.unit.key));
+    Ok(groups)
+}
+
+fn into_group(mut finished: Vec<Finished>) -> io::Result<Group> {
+    finished.sort_by_key(|finished| finished.line.line);
+    let unit = finished[0].unit.clone();
+    let mut tally = Tally::default();
+    let mut charges = Vec::with_capacity(finished.len());
+    let mut lines: Vec<Line> = Vec::with_capacity(finished.len());
+    for line in finished {
+        tally += line.tally;
+        charges.extend(line.charge);
+        lines.push(line.line);
+    }
+    let bytes = |kind| -> i64 {
+        lines
+            .iter()
+            .filter(|line| line.kind == kind)
+            .map(|line| line.bytes.len() as i64)
+            .sum()
+    };
+    let (flush_no, mut done, open): (i64, Bitmap, usize) = {
+        let durable = unit.durable.lock().unwrap_or_else(PoisonError::into_inner);
+        (durable.flush_no, durable.done.clone(), durable.open)
+    };
+    for line in &lines {
+        done.insert(line.line);
+    }
+    let flush = UnitFlush {
+        key: unit.key.clone(),
+        epoch: unit.epoch,
+        flush_no,
+        done,
+        finished: open == lines.len(),
+        segment: segment::encode(&lines)?,
+        output_bytes: bytes(Kind::Output),
+        error_bytes: bytes(Kind::Error),
+        tally,
+    };
+    Ok(Group {
+        unit,
+        lines: lines.len(),
+        flush,
+        _charges: charges,
+    })
+}
+
+/// Flushes until stopped.
+pub(super) async fn run(flusher: Arc<Flusher>, stop: CancellationToken) -> &'static str {
+    while stop.run_until_cancelled(flusher.due()).await.is_some() {
+        flusher.flush().await;
+    }
+    "flush"
+}

@@ -1,0 +1,130 @@
+//! A unit in hand: its text, its lines, and how far the store knows of them.
+
+use std::ops::Range;
+use std::sync::{Arc, Mutex};
+
+use bytes::Bytes;
+use tokio_util::sync::CancellationToken;
+
+use crate::domain::endpoint::Endpoint;
+use crate::domain::json;
+use crate::domain::line::{self, Check};
+use crate::domain::unit::{Bitmap, UnitKey};
+use crate::store::{Backlog, LeasedUnit};
+use crate::upstream::{Charge, Routes};
+
+/// What all units of a batch have in common.
+#[derive(Debug)]
+pub(super) struct BatchContext {
+    pub id: String,
+    pub tenant: Arc<str>,
+    pub endpoint: &'static Endpoint,
+    pub priority: i64,
+    /// Milliseconds; `i64::MAX` where there is no window.
+    pub deadline: i64,
+    pub created_at: i64,
+}
+
+impl BatchContext {
+    pub(super) fn new(backlog: &Backlog, endpoint: &'static Endpoint) -> Self {
+        BatchContext {
+            id: backlog.batch_id.clone(),
+            tenant: backlog.tenant.as_str().into(),
+            endpoint,
+            priority: backlog.priority,
+            deadline: backlog.expires_at.unwrap_or(i64::MAX),
+            created_at: backlog.created_at,
+        }
+    }
+}
+
+/// A leased unit with the text of its chunk.
+pub(super) struct HeldUnit {
+    /// Of this process's own making: tells a unit that was leased twice from itself.
+    pub id: u64,
+    pub key: UnitKey,
+    pub epoch: i64,
+    pub batch: Arc<BatchContext>,
+    /// `None`: its model is not served, or its lines are not to be sent any more.
+    pub routes: Option<Arc<Routes>>,
+    pub text: Bytes,
+    /// Cuts calls in flight: the unit was lost, or they had their time to settle.
+    pub cut: CancellationToken,
+    /// What the store knows. Only the flusher looks at it.
+    pub durable: Mutex<Durable>,
+    /// The text's part of the budget.
+    _charge: Option<Charge>,
+}
+
+pub(super) struct Durable {
+    pub flush_no: i64,
+    pub done: Bitmap,
+    /// Lines that are not done.
+    pub open: usize,
+}
+
+/// A line that is not done: its place in the chunk, and of its text in the unit's.
+#[derive(Clone, Debug)]
+pub(super) struct OpenLine {
+    pub index: u32,
+    pub range: Range<usize>,
+}
+
+impl HeldUnit {
+    /// Finds the lines of the unit's model that are not done.
+    pub(super) fn open(
+        id: u64,
+        leased: LeasedUnit,
+        model: &str,
+        batch: Arc<BatchContext>,
+        routes: Option<Arc<Routes>>,
+        text: Vec<u8>,
+        charge: Option<Charge>,
+    ) -> (HeldUnit, Vec<OpenLine>) {
+        let text = Bytes::from(text);
+        let mut lines = lines_of_model(&text, model, leased.requests);
+        lines.retain(|line| !leased.done.contains(line.index));
+        let durable = Mutex::new(Durable {
+            flush_no: leased.flush_no,
+            done: leased.done,
+            open: lines.len(),
+        });
+        let unit = HeldUnit {
+            id,
+            key: leased.key,
+            epoch: leased.epoch,
+            batch,
+            routes,
+            text,
+            cut: CancellationToken::new(),
+            durable,
+            _charge: charge,
+        };
+        (unit, lines)
+    }
+}
+
+/// The lines of a chunk that hold a request of one model. Where the unit has as many requests
+/// as the chunk has lines with text, they are all its own and need not be read for it.
+fn lines_of_model(text: &[u8], model: &str, requests: i64) -> Vec<OpenLine> {
+    let mut lines = Vec::new();
+    let mut start = 0;
+    let mut index = 0;
+    while start < text.len() {
+        let end = memchr::memchr(b'\n', &text[start..]).map_or(text.len(), |at| start + at);
+        if !text[start..end].iter().all(|&byte| json::is_space(byte)) {
+            lines.push(OpenLine {
+                index,
+                range: start..end,
+            });
+        }
+        (start, index) = (end + 1, index + 1);
+    }
+    if lines.len() as i64 != requests {
+        lines.retain(|line| match line::check(&text[line.range.clone()]) {
+            Check::Request(request) => request.model.as_deref().unwrap_or("") == model,
+            _ => false,
+        });
+    }
+    lines
+}

@@ -1,0 +1,60 @@
+//! Finished lines on their way to the store.
+
+use std::sync::{Arc, Mutex, PoisonError};
+
+use tokio::sync::Notify;
+
+use super::held::HeldUnit;
+use crate::codec::segment::Line;
+use crate::store::Tally;
+use crate::upstream::Charge;
+
+/// A line with its outcome.
+pub(super) struct Finished {
+    pub unit: Arc<HeldUnit>,
+    pub line: Line,
+    pub tally: Tally,
+    /// The answer's part of the budget, held until it is on disk.
+    pub charge: Option<Charge>,
+}
+
+/// Where slots leave finished lines and the flusher takes them.
+#[derive(Default)]
+pub(super) struct Inbox {
+    queue: Mutex<Queue>,
+    arrived: Notify,
+}
+
+#[derive(Default)]
+struct Queue {
+    lines: Vec<Finished>,
+    bytes: usize,
+}
+
+impl Inbox {
+    pub(super) fn push(&self, finished: impl IntoIterator<Item = Finished>) {
+        let mut queue = self.queue.lock().unwrap_or_else(PoisonError::into_inner);
+        for line in finished {
+            queue.bytes += line.line.bytes.len();
+            queue.lines.push(line);
+        }
+        drop(queue);
+        self.arrived.notify_one();
+    }
+
+    pub(super) fn take(&self) -> Vec<Finished> {
+        let mut queue = self.queue.lock().unwrap_or_else(PoisonError::into_inner);
+        queue.bytes = 0;
+        std::mem::take(&mut queue.lines)
+    }
+
+    /// How many lines and bytes wait.
+    pub(super) fn size(&self) -> (usize, usize) {
+        let queue = self.queue.lock().unwrap_or_else(PoisonError::into_inner);
+        (queue.lines.len(), queue.bytes)
+    }
+
+    pub(super) async fn arrived(&self) {
+        self.arrived.notified().await;
+    }
+}

@@ -1,0 +1,159 @@
+//! One line: sent, and its outcome written in its final form.
+
+use std::sync::Arc;
+
+use super::dispatch::Job;
+use super::held::{HeldUnit, OpenLine};
+use super::inbox::Finished;
+use crate::codec::segment::Line;
+use crate::domain::batch::Ending;
+use crate::domain::file::Kind;
+use crate::domain::id;
+use crate::domain::line::{self, Envelope};
+use crate::domain::outcome::{self, ErrorCode, Outcome};
+use crate::domain::usage::Usage;
+use crate::store::Tally;
+use crate::upstream::{Answer, Call, Cause, CauseKind, Pool, Retry, Verdict};
+
+/// What came of one attempt.
+pub(super) enum Attempt {
+    /// The upstream's answer is the line's.
+    Answered(Answer),
+    /// Not yet.
+    Failed(Retry),
+    /// The call was cut off.
+    Cut,
+    /// The stored line is not a request. It was one when it was uploaded.
+    Unreadable,
+}
+
+/// Sends a job's line once.
+pub(super) async fn attempt(pool: &Pool, job: &mut Job) -> Attempt {
+    let unit = job.unit.clone();
+    let Some(envelope) = envelope(&unit, &job.pending.line) else {
+        return Attempt::Unreadable;
+    };
+    let Some(permit) = job.permit.take() else {
+        return Attempt::Cut;
+    };
+    let call = Call {
+        path: unit.batch.endpoint.path,
+        body: unit.text.slice_ref(envelope.body.as_bytes()),
+        charge: pool.budget().open(),
+    };
+    match unit.cut.run_until_cancelled(pool.call(permit, call)).await {
+        None => Attempt::Cut,
+        Some(Verdict::Answer(answer)) => Attempt::Answered(answer),
+        Some(Verdict::Retry(retry)) => Attempt::Failed(retry),
+    }
+}
+
+fn envelope<'a>(unit: &'a HeldUnit, line: &OpenLine) -> Option<Envelope<'a>> {
+    line::read(std::str::from_utf8(&unit.text[line.range.clone()]).ok()?)
+}
+
+/// A line that an upstream answered.
+pub(super) fn answered(unit: &Arc<HeldUnit>, line: &OpenLine, answer: Answer) -> Finished {
+    let own_id;
+    let request_id = match &answer.request_id {
+        Some(id) => id.as_str(),
+        None => {
+            own_id = id::request();
+            &own_id
+        }
+    };
+    let body: &[u8] = &answer.body;
+    let outcome = Outcome::Answer {
+        status: answer.status,
+        request_id,
+        body,
+    };
+    let (line, usage) = write(unit, line, body.len(), outcome);
+    let completed = i64::from(line.kind == Kind::Output);
+    let usage = usage.unwrap_or_default();
+    let tally = Tally {
+        completed,
+        failed: 1 - completed,
+        cancelled: 0,
+        usage,
+    };
+    // What is held from here on is the line, which is about as long as the answer's body.
+    let mut charge = answer.charge;
+    charge.shrink_to(line.bytes.len());
+    Finished {
+        unit: unit.clone(),
+        line,
+        tally,
+        charge: Some(charge),
+    }
+}
+
+/// A line that was given up without an answer.
+pub(super) fn given_up(unit: &Arc<HeldUnit>, line: &OpenLine, cause: &Cause) -> Finished {
+    let code = match cause.kind {
+        CauseKind::Timeout => ErrorCode::RequestTimeout,
+        CauseKind::Unavailable => ErrorCode::UpstreamUnavailable,
+    };
+    failed(unit, line, code, &cause.message)
+}
+
+/// A line whose stored text is no request.
+pub(super) fn unreadable(unit: &Arc<HeldUnit>, line: &OpenLine) -> Finished {
+    tracing::error!(unit.key = %unit.key, unit.line = line.index, "a stored line is damaged");
+    failed(
+        unit,
+        line,
+        ErrorCode::UpstreamUnavailable,
+        "The stored request is damaged.",
+    )
+}
+
+/// A line that will not run any more, because its batch is ended.
+pub(super) fn ended(unit: &Arc<HeldUnit>, line: &OpenLine, ending: Ending) -> Finished {
+    let (code, message) = match ending {
+        Ending::Expired => (ErrorCode::BatchExpired, outcome::EXPIRED),
+        Ending::Cancelled => (ErrorCode::BatchCancelled, outcome::CANCELLED),
+    };
+    let mut finished = failed(unit, line, code, message);
+    if ending == Ending::Cancelled {
+        finished.tally = Tally {
+            cancelled: 1,
+            ..Tally::default()
+        };
+    }
+    finished
+}
+
+fn failed(unit: &Arc<HeldUnit>, line: &OpenLine, code: ErrorCode, message: &str) -> Finished {
+    let (line, _) = write(unit, line, message.len(), Outcome::Error { code, message });
+    let tally = Tally {
+        failed: 1,
+        ..Tally::default()
+    };
+    Finished {
+        unit: unit.clone(),
+        line,
+        tally,
+        charge: None,
+    }
+}
+
+fn write(
+    unit: &HeldUnit,
+    line: &OpenLine,
+    size: usize,
+    outcome: Outcome<'_>,
+) -> (Line, Option<Usage>) {
+    let envelope = envelope(unit, line);
+    let custom_id = envelope.as_ref().map_or("", |envelope| &envelope.custom_id);
+    let mut bytes = Vec::with_capacity(size + custom_id.len() + 192);
+    let (kind, usage) = outcome::write(&mut bytes, &id::batch_request(), custom_id, outcome);
+    (
+        Line {
+            line: line.index,
+            kind,
+            bytes,
+        },
+        usage,
+    )
+}
