@@ -14,5 +14,6 @@ pub mod shutdown;
 pub mod simulate;
 pub mod store;
 pub mod telemetry;
+pub mod transfer;
 pub mod upstream;
 pub mod worker;

@@ -1,1 +1,113 @@
-//! OpenAI's HTTP.
+//! OpenAI's HTTP: extract, ask the store, answer.
+//!
+//! One file a resource; a new endpoint is a handler and a line in [`routes`], and its
+//! documentation comes with it. This room knows no SQL, and nothing of the worker: the two meet
+//! in the store.
+
+pub mod auth;
+pub mod batch_object;
+pub mod batch_request;
+pub mod batches;
+pub mod drain;
+pub mod error;
+pub mod expiry;
+pub mod health;
+pub mod idempotency;
+pub mod json;
+pub mod models;
+pub mod openapi;
+mod origin;
+pub mod page;
+pub mod path;
+mod request_log;
+pub mod server;
+#[cfg(test)]
+mod tests;
+
+use std::sync::Arc;
+use std::sync::atomic::AtomicBool;
+
+use axum::extract::Request;
+use axum::response::{IntoResponse, Response};
+use axum::{Router, middleware, routing};
+use tower_http::catch_panic::CatchPanicLayer;
+use utoipa_axum::router::OpenApiRouter;
+use utoipa_axum::routes;
+
+use auth::Auth;
+use models::Models;
+
+use crate::config;
+use crate::domain::clock::Clock;
+use crate::store::Store;
+
+/// What handlers work with. Cheap to clone.
+#[derive(Clone)]
+pub struct Api {
+    pub store: Store,
+    pub models: Models,
+    pub clock: Clock,
+    pub limits: Arc<config::Limits>,
+    pub auth: Arc<Auth>,
+    /// Whether the workers of this process run, which `/readyz` tells. Always true in a process
+    /// that has none.
+    pub workers_run: Arc<AtomicBool>,
+}
+
+/// All of the API, ready to be served.
+pub fn router(api: Api) -> Router {
+    let (router, document) = routes().split_for_parts();
+    router
+        .merge(openapi::pages(document))
+        // A name with slashes that were not sent as %2F. The document has it already.
+        .route(
+            "/v1/models/{model}/{*rest}",
+            routing::get(models::retrieve_slashed),
+        )
+        .fallback(no_such_route)
+        .method_not_allowed_fallback(no_such_method)
+        .layer(middleware::from_fn_with_state(
+            api.clone(),
+            auth::authenticate,
+        ))
+        .layer(CatchPanicLayer::custom(panicked))
+        .layer(middleware::from_fn(request_log::observe))
+        .with_state(api)
+}
+
+/// The table of contents.
+fn routes() -> OpenApiRouter<Api> {
+    OpenApiRouter::with_openapi(openapi::base())
+        .routes(routes!(batches::create, batches::list))
+        .routes(routes!(batches::retrieve))
+        .routes(routes!(batches::cancel))
+        .routes(routes!(models::list))
+        .routes(routes!(models::retrieve))
+        .routes(routes!(health::live))
+        .routes(routes!(health::ready))
+}
+
+async fn no_such_route(request: Request) -> Response {
+    refuse(request, error::not_found_route).await
+}
+
+async fn no_such_method(request: Request) -> Response {
+    refuse(request, error::method_not_allowed).await
+}
+
+async fn refuse(
+    request: Request,
+    error: fn(&axum::http::Method, &str) -> error::ApiError,
+) -> Response {
+    let (parts, body) = request.into_parts();
+    if !drain::waits_for_leave(&parts.headers) {
+        drain::drain(body).await;
+    }
+    error(&parts.method, parts.uri.path()).into_response()
+}
+
+/// The panic itself is told by the panic hook.
+fn panicked(_: Box<dyn std::any::Any + Send>) -> Response {
+    tracing::error!("a request's handler panicked");
+    error::internal().into_response()
+}

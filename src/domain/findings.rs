@@ -55,6 +55,9 @@ impl Finding {
 /// What is wrong with a file, for whatever endpoint. Stored with it as JSON.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Findings {
+    /// What is wrong with the file as a whole.
+    #[serde(default)]
+    of_file: Vec<Finding>,
     /// Lines that are wrong for every endpoint.
     envelopes: Vec<Finding>,
     /// By the endpoint that their `url` names, lines with a whole envelope; those that name none
@@ -108,11 +111,18 @@ impl Findings {
         }
     }
 
-    /// What is wrong with the file for a batch of that endpoint: one finding a line, by line, the
-    /// first [`KEPT`].
+    /// Notes that the file names more models than it may.
+    pub fn too_many_models(&mut self, max: usize) {
+        let message = format!("The input file names more than {max} models, the maximum.");
+        let finding = Finding::of_file("too_many_models", &message, Some("body.model"));
+        self.of_file.push(finding);
+    }
+
+    /// What is wrong with the file for a batch of that endpoint: what is about the file, then one
+    /// finding a line, by line, the first [`KEPT`].
     #[must_use]
     pub fn for_endpoint(&self, endpoint: &str) -> Vec<Finding> {
-        let mut lists = vec![self.envelopes.clone()];
+        let mut lists = vec![self.of_file.clone(), self.envelopes.clone()];
         for (name, requests) in &self.endpoints {
             lists.push(if name == endpoint {
                 requests.faults.clone()
@@ -125,7 +135,7 @@ impl Findings {
         }
         lists.push(self.duplicates.clone());
         let mut findings = merge(lists);
-        findings.truncate(KEPT);
+        findings.truncate(self.of_file.len() + KEPT);
         findings
     }
 }
@@ -226,11 +236,16 @@ mod tests {
                 .map(|line| Finding::of_line(line, fault("x")))
                 .collect()
         };
-        let of_file = vec![Finding::of_file("too_many_models", "Too many.", None)];
         assert_eq!(report([]), []);
         assert_eq!(report([lines(100), lines(50)]), lines(100));
-        let report = report([lines(101), of_file.clone()]);
-        assert_eq!(report[..1], of_file);
+        let mut findings = Findings::default();
+        findings.too_many_models(100);
+        for line in 1..=200 {
+            findings.fault(line, fault("x"));
+        }
+        let of_file = findings.for_endpoint("/v1/embeddings");
+        let report = report([of_file, lines(101)]);
+        assert_eq!(codes(&report[..1]), [(None, "too_many_models")]);
         assert_eq!(report[1..101], lines(100));
         assert_eq!(codes(&report[101..]), [(None, "too_many_errors")]);
     }

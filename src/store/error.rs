@@ -21,10 +21,42 @@ pub enum Error {
 }
 
 impl Error {
+    /// Whether the database cannot be used just now, and the same may succeed later: it cannot
+    /// be reached, shuts down, is full or busy, or gave the statement up.
+    #[must_use]
+    pub fn is_outage(&self) -> bool {
+        let Error::Engine(error) = self else {
+            return false;
+        };
+        match error {
+            sqlx::Error::Io(_)
+            | sqlx::Error::Tls(_)
+            | sqlx::Error::PoolTimedOut
+            | sqlx::Error::PoolClosed
+            | sqlx::Error::WorkerCrashed => true,
+            sqlx::Error::Database(error) => error.code().is_some_and(|code| is_outage(&code)),
+            _ => false,
+        }
+    }
+
     pub(super) fn corrupt(what: impl Into<String>, cause: impl ToString) -> Self {
         Error::Corrupt {
             what: what.into(),
             cause: cause.to_string(),
         }
+    }
+}
+
+/// Whether an error code is of an outage: a class of Postgres's SQLSTATE (connection, rollback,
+/// resources, intervention, system), or SQLite's busy, locked, I/O error, full or cannot open.
+fn is_outage(code: &str) -> bool {
+    match code.len() {
+        5 => ["08", "25", "40", "53", "57", "58"]
+            .iter()
+            .any(|class| code.starts_with(class)),
+        // An extended code of SQLite holds the primary one in its low byte.
+        _ => code
+            .parse::<u32>()
+            .is_ok_and(|code| matches!(code & 0xff, 5 | 6 | 10 | 13 | 14)),
     }
 }

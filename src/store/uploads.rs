@@ -119,14 +119,31 @@ impl Store {
         tx.commit().await
     }
 
-    /// Removes an upload that came to nothing, with all it wrote.
+    /// Removes an upload that came to nothing, with all it wrote. Nothing where the file was
+    /// published after all.
     ///
     /// # Errors
-    /// When the database fails; the sweep removes it later.
+    /// When the database fails; the sweep, or the purge, removes it later.
     pub async fn discard_upload(&self, file_id: &str) -> Result<()> {
+        // First of all: from here on nothing is added to it, and it cannot be published.
+        let discarded = on!(self.writer(), c => {
+            sqlx::query(
+                "-- discard_upload
+                 UPDATE files SET state = 'deleted', touched_at = $2
+                 WHERE id = $1 AND state = 'uploading'",
+            )
+            .bind(file_id)
+            .bind(self.now_ms())
+            .execute(c)
+            .await?
+            .rows_affected()
+        });
+        if discarded == 0 {
+            return Ok(());
+        }
         self.remove_content(file_id).await?;
         on!(self.writer(), c => {
-            sqlx::query("-- discard_upload\nDELETE FROM files WHERE id = $1 AND state = 'uploading'")
+            sqlx::query("-- discarded_upload\nDELETE FROM files WHERE id = $1 AND state = 'deleted'")
                 .bind(file_id)
                 .execute(c)
                 .await?;

@@ -1,0 +1,344 @@
+//! What `POST /v1/batches` asks for, and the rules for it.
+
+use std::collections::BTreeMap;
+
+use axum::extract::{FromRequest, Request};
+use serde::Serialize;
+use utoipa::ToSchema;
+
+use super::error::{self, ApiError, Result};
+use super::expiry::{ANCHOR, expires_after};
+use super::json::Object;
+use crate::domain::batch::window_ms;
+use crate::domain::endpoint::{self, ENDPOINTS};
+use crate::domain::file::DEFAULT_EXPIRY_SECONDS;
+use crate::domain::id;
+use crate::store::NewBatch;
+
+const METADATA_PAIRS_MAX: usize = 16;
+const METADATA_KEY_CHARS_MAX: usize = 64;
+const METADATA_VALUE_CHARS_MAX: usize = 512;
+/// No file's id is longer.
+const FILE_ID_CHARS_MAX: usize = 512;
+
+/// A batch to be made.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, ToSchema)]
+pub struct BatchRequest {
+    /// The id of a file that was uploaded for the purpose `batch`.
+    pub input_file_id: String,
+    /// Where every line of the file is to be sent, such as `/v1/chat/completions`.
+    #[schema(example = "/v1/chat/completions")]
+    pub endpoint: String,
+    /// How long the batch may take: a number and a unit, from `1m` to `30d`.
+    #[schema(example = "24h")]
+    pub completion_window: String,
+    /// Up to 16 pairs that are given back with the batch: keys of up to 64 characters, values of
+    /// up to 512.
+    pub metadata: Option<BTreeMap<String, String>>,
+    /// How long the output and error files are kept: 30 days, unless said otherwise here.
+    pub output_expires_after: Option<OutputExpiresAfter>,
+}
+
+/// How long a batch's files are kept.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, ToSchema)]
+pub struct OutputExpiresAfter {
+    /// Always `created_at`: counted from when the file is made, not the batch.
+    #[schema(example = "created_at")]
+    pub anchor: &'static str,
+    /// From an hour to 30 days.
+    #[schema(minimum = 3600, maximum = 2_592_000)]
+    pub seconds: i64,
+}
+
+impl BatchRequest {
+    fn read(mut body: Object) -> Result<Self> {
+        let request = Self {
+            input_file_id: file_id(body.string("input_file_id")?)?,
+            endpoint: endpoint(body.string("endpoint")?)?,
+            completion_window: window(body.string("completion_window")?)?,
+            metadata: body
+                .optional_object("metadata")?
+                .map(metadata)
+                .transpose()?,
+            output_expires_after: expires_after(&mut body, "output_expires_after")?.map(
+                |seconds| OutputExpiresAfter {
+                    anchor: ANCHOR,
+                    seconds,
+                },
+            ),
+        };
+        body.finish()?;
+        Ok(request)
+    }
+
+    /// The batch, made now.
+    ///
+    /// # Errors
+    /// When the metadata cannot be written, which is a fault of ours.
+    pub fn into_batch(self, tenant: String, now_ms: i64) -> Result<NewBatch> {
+        let metadata = self.metadata.as_ref().map(super::idempotency::to_json);
+        Ok(NewBatch {
+            id: id::batch(),
+            tenant,
+            expires_at: window_ms(&self.completion_window).map(|window| now_ms + window),
+            output_expires_seconds: self
+                .output_expires_after
+                .map_or(DEFAULT_EXPIRY_SECONDS, |expiry| expiry.seconds),
+            endpoint: self.endpoint,
+            input_file_id: self.input_file_id,
+            completion_window: self.completion_window,
+            metadata: metadata.transpose()?,
+            created_at: now_ms,
+        })
+    }
+}
+
+impl<S: Send + Sync> FromRequest<S> for BatchRequest {
+    type Rejection = ApiError;
+
+    async fn from_request(request: Request, state: &S) -> Result<Self> {
+        BatchRequest::read(Object::from_request(request, state).await?)
+    }
+}
+
+/// Any file may be named, also one that is not there: the batch then fails validation, as at
+/// OpenAI. But it must be a name that can be stored.
+fn file_id(given: String) -> Result<String> {
+    let chars = given.chars().count();
+    if chars > FILE_ID_CHARS_MAX {
+        return Err(error::string_above(
+            "input_file_id",
+            FILE_ID_CHARS_MAX,
+            chars,
+        ));
+    }
+    if given.contains('\0') {
+        return Err(error::invalid_value_because(
+            "input_file_id",
+            "Invalid 'input_file_id': a file's id does not contain NUL characters.",
+        ));
+    }
+    Ok(given)
+}
+
+fn endpoint(given: String) -> Result<String> {
+    if endpoint::find(&given).is_some() {
+        return Ok(given);
+    }
+    let supported: Vec<&str> = ENDPOINTS.iter().map(|endpoint| endpoint.path).collect();
+    Err(error::invalid_value("endpoint", &given, &supported))
+}
+
+fn window(given: String) -> Result<String> {
+    if window_ms(&given).is_some() {
+        return Ok(given);
+    }
+    Err(error::invalid_value_because(
+        "completion_window",
+        format!(
+            "Invalid value: '{}'. Supported values are: '24h', and any whole number of minutes, \
+             hours or days from '1m' to '30d'.",
+            error::shown(&given)
+        ),
+    ))
+}
+
+fn metadata(given: Object) -> Result<BTreeMap<String, String>> {
+    let pairs = given.into_strings()?;
+    if pairs.len() > METADATA_PAIRS_MAX {
+        return Err(error::too_many_properties(
+            "metadata",
+            METADATA_PAIRS_MAX,
+            pairs.len(),
+        ));
+    }
+    for (key, value) in &pairs {
+        let chars = key.chars().count();
+        if chars > METADATA_KEY_CHARS_MAX {
+            return Err(error::property_name_above(
+                "metadata",
+                METADATA_KEY_CHARS_MAX,
+                chars,
+            ));
+        }
+        let chars = value.chars().count();
+        if chars > METADATA_VALUE_CHARS_MAX {
+            return Err(error::string_above(
+                &format!("metadata.{key}"),
+                METADATA_VALUE_CHARS_MAX,
+                chars,
+            ));
+        }
+    }
+    Ok(pairs.into_iter().collect())
+}
+
+#[cfg(test)]
+mod tests {
+    use serde_json::{Value, json};
+
+    use super::*;
+
+    /// A good request, with one field changed; `None` removes it.
+    fn read(field: &str, value: Option<Value>) -> Result<BatchRequest> {
+        let mut body = json!({
+            "input_file_id": "file-abc",
+            "endpoint": "/v1/chat/completions",
+            "completion_window": "24h",
+        });
+        let fields = body.as_object_mut().unwrap();
+        match value {
+            Some(value) => fields.insert(field.to_owned(), value),
+            None => fields.remove(field),
+        };
+        BatchRequest::read(Object::from(body.as_object().unwrap().clone()))
+    }
+
+    #[test]
+    fn a_request_may_leave_out_or_null_what_is_optional() {
+        for field in ["metadata", "output_expires_after", "nobody_knows_this"] {
+            let request = read(field, Some(Value::Null)).unwrap();
+            assert_eq!(request.metadata, None);
+            let batch = request.into_batch("t".to_owned(), 1_000).unwrap();
+            assert_eq!(batch.expires_at, Some(1_000 + 86_400_000));
+            assert_eq!(batch.output_expires_seconds, 2_592_000);
+            assert_eq!(batch.metadata, None);
+        }
+    }
+
+    #[test]
+    fn every_rule_is_named_by_code_and_param() {
+        let many: serde_json::Map<String, Value> =
+            (0..17).map(|n| (n.to_string(), json!("v"))).collect();
+        let long_key = "k".repeat(65);
+        let expiry =
+            |anchor: Value, seconds: Value| Some(json!({"anchor": anchor, "seconds": seconds}));
+        for (field, value, code, param) in [
+            (
+                "input_file_id",
+                None,
+                "missing_required_parameter",
+                "input_file_id",
+            ),
+            (
+                "input_file_id",
+                Some(json!(1)),
+                "invalid_type",
+                "input_file_id",
+            ),
+            (
+                "input_file_id",
+                Some(json!("a\0")),
+                "invalid_value",
+                "input_file_id",
+            ),
+            ("endpoint", None, "missing_required_parameter", "endpoint"),
+            (
+                "endpoint",
+                Some(json!("/v1/x")),
+                "invalid_value",
+                "endpoint",
+            ),
+            ("endpoint", Some(Value::Null), "invalid_type", "endpoint"),
+            (
+                "completion_window",
+                None,
+                "missing_required_parameter",
+                "completion_window",
+            ),
+            (
+                "completion_window",
+                Some(json!("48")),
+                "invalid_value",
+                "completion_window",
+            ),
+            (
+                "completion_window",
+                Some(json!(24)),
+                "invalid_type",
+                "completion_window",
+            ),
+            ("metadata", Some(json!("x")), "invalid_type", "metadata"),
+            (
+                "metadata",
+                Some(json!({"tags": ["a"]})),
+                "invalid_type",
+                "metadata.tags",
+            ),
+            (
+                "metadata",
+                Some(json!({"n": null})),
+                "invalid_type",
+                "metadata.n",
+            ),
+            (
+                "metadata",
+                Some(Value::Object(many)),
+                "object_above_max_properties",
+                "metadata",
+            ),
+            (
+                "metadata",
+                Some(json!({ long_key: "v" })),
+                "property_name_above_max_length",
+                "metadata",
+            ),
+            (
+                "metadata",
+                Some(json!({"k": "v".repeat(513)})),
+                "string_above_max_length",
+                "metadata.k",
+            ),
+            (
+                "output_expires_after",
+                Some(json!({"seconds": 3600})),
+                "missing_required_parameter",
+                "output_expires_after.anchor",
+            ),
+            (
+                "output_expires_after",
+                expiry(json!("now"), json!(3600)),
+                "invalid_value",
+                "output_expires_after.anchor",
+            ),
+            (
+                "output_expires_after",
+                expiry(json!("created_at"), json!(3599)),
+                "integer_below_min_value",
+                "output_expires_after.seconds",
+            ),
+            (
+                "output_expires_after",
+                expiry(json!("created_at"), json!(2_592_001)),
+                "integer_above_max_value",
+                "output_expires_after.seconds",
+            ),
+            ("priority", Some(json!(1)), "unknown_parameter", "priority"),
+        ] {
+            let error = read(field, value.clone()).unwrap_err();
+            assert_eq!(error.status, 400, "{field}: {value:?}");
+            assert_eq!(error.code, Some(code), "{field}: {value:?}");
+            assert_eq!(error.param.as_deref(), Some(param), "{field}: {value:?}");
+        }
+    }
+
+    #[test]
+    fn the_endpoints_error_is_openais() {
+        let error = read("endpoint", Some(json!("/v1/invalid/endpoint"))).unwrap_err();
+        assert_eq!(
+            error.message,
+            "Invalid value: '/v1/invalid/endpoint'. Supported values are: '/v1/responses', \
+             '/v1/chat/completions', '/v1/embeddings', '/v1/completions', '/v1/moderations', \
+             '/v1/images/generations', '/v1/images/edits', and '/v1/videos'."
+        );
+    }
+
+    #[test]
+    fn the_largest_metadata_is_kept() {
+        let pairs: BTreeMap<String, String> = (0..16)
+            .map(|n| (format!("{n:064}"), "é".repeat(512)))
+            .collect();
+        let request = read("metadata", Some(json!(pairs))).unwrap();
+        assert_eq!(request.metadata, Some(pairs));
+    }
+}

@@ -1,0 +1,159 @@
+//! `/v1/batches`.
+
+use axum::Json;
+use axum::extract::State;
+use axum::response::Response;
+
+use super::Api;
+use super::auth::Caller;
+use super::batch_object::BatchObject;
+use super::batch_request::BatchRequest;
+use super::error::{self, Envelope, Result};
+use super::idempotency::{self, Begun, Key};
+use super::page::{List, Query};
+use super::path::Id;
+use crate::store::{Cancel, Claim, NewBatch};
+
+/// What an `Idempotency-Key` for creating a batch is kept under.
+const CREATE: &str = "POST /v1/batches";
+const LIMITS: std::ops::RangeInclusive<i64> = 1..=100;
+const LIMIT_DEFAULT: i64 = 20;
+
+/// Creates a batch from an uploaded file, and begins to validate and run it.
+#[utoipa::path(
+    post,
+    path = "/v1/batches",
+    operation_id = "createBatch",
+    tag = "Batches",
+    params((
+        "Idempotency-Key" = Option<String>, Header,
+        description = "For 24 hours, the same request with the same key is done once, and \
+            answered the same again.",
+    )),
+    request_body = BatchRequest,
+    responses(
+        (status = 200, description = "The batch, `validating`.", body = BatchObject),
+        (status = 400, description = "Something in the request is wrong.", body = Envelope),
+        (status = 409, description = "The first request with the same `Idempotency-Key` is still \
+            being worked on.", body = Envelope),
+    ),
+)]
+pub async fn create(
+    State(api): State<Api>,
+    caller: Caller,
+    key: Key,
+    request: BatchRequest,
+) -> Result<Response> {
+    let fingerprint = idempotency::fingerprint(&request)?;
+    match idempotency::begin(&api.store, &caller.tenant, CREATE, key).await? {
+        Begun::Again(remembered) => idempotency::replay(remembered, &fingerprint),
+        Begun::First(mut attempt) => {
+            attempt.identify(fingerprint);
+            let batch = request.into_batch(caller.tenant, api.clock.now_ms())?;
+            let created = store(&api, &batch, attempt.claim()).await;
+            attempt.settle(&created).await;
+            Ok(idempotency::json_response(created?))
+        }
+    }
+}
+
+/// Stores a batch, and gives back the answer that is remembered with it.
+async fn store(api: &Api, batch: &NewBatch, claim: Option<&Claim>) -> Result<String> {
+    let body = idempotency::to_json(&BatchObject::created(batch)?)?;
+    let answer = claim.map(|claim| (claim, body.as_str()));
+    api.store.create_batch(batch, answer).await?;
+    tracing::info!(
+        batch.id = batch.id,
+        tenant = batch.tenant,
+        "a batch was created"
+    );
+    Ok(body)
+}
+
+/// Lists the caller's batches, the newest first.
+#[utoipa::path(
+    get,
+    path = "/v1/batches",
+    operation_id = "listBatches",
+    tag = "Batches",
+    params(
+        ("after" = Option<String>, Query, description = "The id behind which the page begins."),
+        ("limit" = Option<i64>, Query, minimum = 1, maximum = 100,
+            description = "How many batches the page may have; 20, unless said otherwise."),
+    ),
+    responses(
+        (status = 200, description = "A page of them.", body = List<BatchObject>),
+        (status = 400, description = "A parameter is wrong.", body = Envelope),
+        (status = 404, description = "`after` names no batch of the caller's.", body = Envelope),
+    ),
+)]
+pub async fn list(
+    State(api): State<Api>,
+    caller: Caller,
+    query: Query,
+) -> Result<Json<List<BatchObject>>> {
+    let limit = query.limit(LIMITS, LIMIT_DEFAULT)?;
+    let after = match query.after() {
+        None => None,
+        Some(id) => match api.store.batch_position(&caller.tenant, id).await? {
+            Some(position) => Some(position),
+            None => return Err(error::cursor_not_found(id)),
+        },
+    };
+    let page = api.store.batches(&caller.tenant, after, limit).await?;
+    let batches = page.items.into_iter().map(BatchObject::try_from);
+    let batches = batches.collect::<Result<Vec<_>>>()?;
+    Ok(Json(List::new(batches, page.more, |batch| &batch.id)))
+}
+
+/// Retrieves a batch.
+#[utoipa::path(
+    get,
+    path = "/v1/batches/{batch_id}",
+    operation_id = "retrieveBatch",
+    tag = "Batches",
+    params(("batch_id" = String, Path, description = "The batch's id.")),
+    responses(
+        (status = 200, description = "The batch.", body = BatchObject),
+        (status = 404, description = "The caller has no such batch.", body = Envelope),
+    ),
+)]
+pub async fn retrieve(
+    State(api): State<Api>,
+    caller: Caller,
+    Id(id): Id,
+) -> Result<Json<BatchObject>> {
+    match api.store.batch(&caller.tenant, &id).await? {
+        Some(batch) => Ok(Json(batch.try_into()?)),
+        None => Err(error::batch_not_found(&id)),
+    }
+}
+
+/// Cancels a batch: lines that have not been sent never will be, and what has been answered is
+/// kept.
+#[utoipa::path(
+    post,
+    path = "/v1/batches/{batch_id}/cancel",
+    operation_id = "cancelBatch",
+    tag = "Batches",
+    params(("batch_id" = String, Path, description = "The batch's id.")),
+    responses(
+        (status = 200, description = "The batch, `cancelling` or `cancelled`; as it was, if all \
+            its lines have run.", body = BatchObject),
+        (status = 404, description = "The caller has no such batch.", body = Envelope),
+        (status = 409, description = "The batch has ended already.", body = Envelope),
+    ),
+)]
+pub async fn cancel(
+    State(api): State<Api>,
+    caller: Caller,
+    Id(id): Id,
+) -> Result<Json<BatchObject>> {
+    match api.store.cancel_batch(&caller.tenant, &id).await? {
+        Cancel::Granted(batch) => Ok(Json((*batch).try_into()?)),
+        Cancel::Refused(status) => Err(error::conflict(format!(
+            "Cannot cancel a batch with status '{status}'."
+        ))),
+        Cancel::NotFound => Err(error::batch_not_found(&id)),
+    }
+}

@@ -1,0 +1,28 @@
+//! Bodies that are refused are still read, within bounds: a client that is cut off while it
+//! sends sees a broken connection in place of the answer, and tries again.
+
+use axum::body::Body;
+use axum::http::{HeaderMap, header};
+use http_body_util::BodyExt;
+
+/// How much of a body that nobody wants is read, in bytes.
+const DRAINED_BYTES_MAX: usize = 64 << 20;
+
+/// Reads the rest of a body and drops it, within a bound.
+pub async fn drain(mut body: Body) {
+    let mut left = DRAINED_BYTES_MAX;
+    while let Some(Ok(frame)) = body.frame().await {
+        let length = frame.data_ref().map_or(0, bytes::Bytes::len);
+        match left.checked_sub(length) {
+            Some(rest) => left = rest,
+            None => return,
+        }
+    }
+}
+
+/// Whether the client waits for leave to send its body (`Expect: 100-continue`): then an answer
+/// in its place arrives for sure, and the body is better left unread.
+#[must_use]
+pub fn waits_for_leave(headers: &HeaderMap) -> bool {
+    headers.contains_key(header::EXPECT)
+}

@@ -1,0 +1,433 @@
+//! The one place where an error becomes a response: OpenAI's envelope, with all four keys.
+
+use std::fmt;
+
+use axum::Json;
+use axum::http::{HeaderName, HeaderValue, Method, StatusCode, header};
+use axum::response::{IntoResponse, Response};
+use serde::Serialize;
+use utoipa::ToSchema;
+
+use crate::store;
+
+/// Tells OpenAI's clients whether to try again, whatever the status says.
+const SHOULD_RETRY: HeaderName = HeaderName::from_static("x-should-retry");
+/// What a message repeats of a client's input, in characters.
+const SHOWN_CHARS_MAX: usize = 200;
+
+const INVALID_REQUEST: &str = "invalid_request_error";
+const SERVER_ERROR: &str = "server_error";
+
+/// What a request is refused with. Made by the functions that name the case.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct ApiError {
+    pub status: StatusCode,
+    /// The envelope's `type`.
+    pub kind: &'static str,
+    pub code: Option<&'static str>,
+    /// What in the request is at fault.
+    pub param: Option<String>,
+    pub message: String,
+    /// `x-should-retry`; without it OpenAI's clients retry 408, 409, 429 and 5xx.
+    pub should_retry: Option<bool>,
+    /// `retry-after`, in seconds.
+    pub retry_after: Option<u64>,
+}
+
+/// What every error is answered with.
+#[derive(Debug, Serialize, ToSchema)]
+pub struct Envelope {
+    error: Body,
+}
+
+/// What is wrong.
+#[derive(Debug, Serialize, ToSchema)]
+#[schema(as = Error)]
+struct Body {
+    /// In words, for people.
+    message: String,
+    /// Whose fault it is.
+    #[schema(example = "invalid_request_error")]
+    r#type: &'static str,
+    /// What in the request is at fault.
+    param: Option<String>,
+    /// Which rule was broken.
+    code: Option<&'static str>,
+}
+
+/// What a handler comes to.
+pub type Result<T> = std::result::Result<T, ApiError>;
+
+impl ApiError {
+    fn new(status: StatusCode, kind: &'static str, message: impl Into<String>) -> Self {
+        Self {
+            status,
+            kind,
+            code: None,
+            param: None,
+            message: message.into(),
+            should_retry: None,
+            retry_after: None,
+        }
+    }
+
+    fn code(mut self, code: &'static str) -> Self {
+        self.code = Some(code);
+        self
+    }
+
+    /// The same error, at the fault of a parameter.
+    #[must_use]
+    pub fn param(mut self, param: impl Into<String>) -> Self {
+        self.param = Some(param.into());
+        self
+    }
+
+    fn retry(mut self, should_retry: bool) -> Self {
+        self.should_retry = Some(should_retry);
+        self
+    }
+}
+
+/// A request that is wrong in a way that no other function names.
+pub fn bad_request(message: impl Into<String>) -> ApiError {
+    ApiError::new(StatusCode::BAD_REQUEST, INVALID_REQUEST, message)
+}
+
+pub fn missing_parameter(name: &str) -> ApiError {
+    bad_request(format!("Missing required parameter: '{name}'."))
+        .code("missing_required_parameter")
+        .param(name)
+}
+
+/// A value that is none of those that are supported.
+pub fn invalid_value(param: &str, given: &str, supported: &[&str]) -> ApiError {
+    let quoted: Vec<String> = supported.iter().map(|value| format!("'{value}'")).collect();
+    invalid_value_because(
+        param,
+        format!(
+            "Invalid value: '{}'. Supported values are: {}.",
+            shown(given),
+            listed(&quoted)
+        ),
+    )
+}
+
+/// A value that breaks a rule, which the message names.
+pub fn invalid_value_because(param: &str, message: impl Into<String>) -> ApiError {
+    bad_request(message).code("invalid_value").param(param)
+}
+
+/// A value of the wrong type: `expected` and `got` with their article ("a string").
+pub fn invalid_type(param: &str, expected: &str, got: &str) -> ApiError {
+    bad_request(format!(
+        "Invalid type for '{param}': expected {expected}, but got {got} instead."
+    ))
+    .code("invalid_type")
+    .param(param)
+}
+
+/// A number over its maximum. `given` is text: it may not fit any type.
+pub fn integer_above(param: &str, max: i64, given: impl fmt::Display) -> ApiError {
+    bad_request(format!(
+        "Invalid '{param}': integer above maximum value. Expected a value <= {max}, but got {} \
+         instead.",
+        shown(&given.to_string())
+    ))
+    .code("integer_above_max_value")
+    .param(param)
+}
+
+/// A number under its minimum.
+pub fn integer_below(param: &str, min: i64, given: impl fmt::Display) -> ApiError {
+    bad_request(format!(
+        "Invalid '{param}': integer below minimum value. Expected a value >= {min}, but got {} \
+         instead.",
+        shown(&given.to_string())
+    ))
+    .code("integer_below_min_value")
+    .param(param)
+}
+
+/// A text of too many characters.
+pub fn string_above(param: &str, max: usize, given: usize) -> ApiError {
+    bad_request(format!(
+        "Invalid '{param}': string too long. Expected a string with maximum length {max}, but \
+         got a string with length {given} instead."
+    ))
+    .code("string_above_max_length")
+    .param(param)
+}
+
+/// An object of too many pairs.
+pub fn too_many_properties(param: &str, max: usize, given: usize) -> ApiError {
+    bad_request(format!(
+        "Invalid '{param}': too many properties. Expected an object with at most {max} \
+         properties, but got an object with {given} properties instead."
+    ))
+    .code("object_above_max_properties")
+    .param(param)
+}
+
+/// A key of too many characters in an object.
+pub fn property_name_above(param: &str, max: usize, given: usize) -> ApiError {
+    bad_request(format!(
+        "Invalid property name in '{param}': too long. Expected a name with maximum length \
+         {max}, but got a name with length {given} instead."
+    ))
+    .code("property_name_above_max_length")
+    .param(param)
+}
+
+pub fn unknown_parameter(name: &str) -> ApiError {
+    let name = shown(name);
+    bad_request(format!("Unknown parameter: '{name}'."))
+        .code("unknown_parameter")
+        .param(name)
+}
+
+pub fn file_not_found(id: &str) -> ApiError {
+    not_found(format!("No such File object: {}", shown(id))).param("id")
+}
+
+pub fn batch_not_found(id: &str) -> ApiError {
+    not_found(format!("No batch found with id '{}'.", shown(id)))
+}
+
+pub fn model_not_found(name: &str) -> ApiError {
+    not_found(format!(
+        "The model `{}` does not exist or you do not have access to it.",
+        shown(name)
+    ))
+    .code("model_not_found")
+    .param("model")
+}
+
+/// An object that is not there, or is another tenant's.
+pub fn not_found(message: impl Into<String>) -> ApiError {
+    ApiError::new(StatusCode::NOT_FOUND, INVALID_REQUEST, message)
+}
+
+/// A list's `after` that names nothing of the caller's.
+pub fn cursor_not_found(id: &str) -> ApiError {
+    not_found(format!("No such object: {}", shown(id))).param("after")
+}
+
+pub fn not_found_route(method: &Method, path: &str) -> ApiError {
+    not_found(format!("Invalid URL ({method} {})", shown(path)))
+}
+
+pub fn method_not_allowed(method: &Method, path: &str) -> ApiError {
+    ApiError::new(
+        StatusCode::METHOD_NOT_ALLOWED,
+        INVALID_REQUEST,
+        format!("Not allowed to {method} on {}.", shown(path)),
+    )
+    .code("method_not_supported")
+}
+
+/// A body of more bytes than are allowed. Trying again would not make it smaller.
+pub fn too_large(max_bytes: u64) -> ApiError {
+    ApiError::new(
+        StatusCode::PAYLOAD_TOO_LARGE,
+        INVALID_REQUEST,
+        format!("Maximum content size limit ({max_bytes}) exceeded."),
+    )
+    .retry(false)
+}
+
+pub fn missing_key() -> ApiError {
+    ApiError::new(
+        StatusCode::UNAUTHORIZED,
+        INVALID_REQUEST,
+        "You didn't provide an API key. You need to provide your API key in an Authorization \
+         header using Bearer auth (i.e. Authorization: Bearer YOUR_KEY). Whoever runs this \
+         server makes keys with `nightshift keys create`.",
+    )
+}
+
+/// A key that is not known, or revoked. `masked` must not give the key away.
+pub fn bad_key(masked: &str) -> ApiError {
+    ApiError::new(
+        StatusCode::UNAUTHORIZED,
+        INVALID_REQUEST,
+        format!(
+            "Incorrect API key provided: {masked}. Whoever runs this server makes keys with \
+             `nightshift keys create`."
+        ),
+    )
+    .code("invalid_api_key")
+}
+
+pub fn forbidden(message: impl Into<String>) -> ApiError {
+    ApiError::new(StatusCode::FORBIDDEN, INVALID_REQUEST, message)
+}
+
+/// A request that the state of its object forbids, now and later.
+pub fn conflict(message: impl Into<String>) -> ApiError {
+    ApiError::new(StatusCode::CONFLICT, INVALID_REQUEST, message).retry(false)
+}
+
+/// The key was used for a request that asked for something else.
+pub fn idempotency_key_reused() -> ApiError {
+    bad_request(
+        "This Idempotency-Key was used before, for a request with another body. Use a new key \
+         for each request that is not a retry.",
+    )
+    .code("idempotency_key_reused")
+}
+
+/// The first request with the key is still being worked on.
+pub fn idempotency_running() -> ApiError {
+    let mut error = ApiError::new(
+        StatusCode::CONFLICT,
+        INVALID_REQUEST,
+        "Another request with this Idempotency-Key is still being worked on.",
+    )
+    .code("idempotency_key_in_use")
+    .retry(true);
+    error.retry_after = Some(1);
+    error
+}
+
+/// A fault of ours. What it was stands in the log, not in the answer.
+pub fn internal() -> ApiError {
+    ApiError::new(
+        StatusCode::INTERNAL_SERVER_ERROR,
+        SERVER_ERROR,
+        "The server had an error while processing your request. Its log says which, under the \
+         id in the x-request-id header.",
+    )
+}
+
+/// The database cannot be used just now.
+pub fn unavailable() -> ApiError {
+    let mut error = ApiError::new(
+        StatusCode::SERVICE_UNAVAILABLE,
+        SERVER_ERROR,
+        "The server cannot reach its database at the moment. Please try again.",
+    )
+    .retry(true);
+    error.retry_after = Some(1);
+    error
+}
+
+impl From<store::Error> for ApiError {
+    fn from(error: store::Error) -> Self {
+        tracing::error!(%error, "the store failed");
+        if error.is_outage() {
+            unavailable()
+        } else {
+            internal()
+        }
+    }
+}
+
+impl IntoResponse for ApiError {
+    fn into_response(self) -> Response {
+        let body = Envelope {
+            error: Body {
+                message: self.message,
+                r#type: self.kind,
+                param: self.param,
+                code: self.code,
+            },
+        };
+        let mut response = (self.status, Json(body)).into_response();
+        let headers = response.headers_mut();
+        if let Some(should_retry) = self.should_retry {
+            let value = if should_retry { "true" } else { "false" };
+            headers.insert(SHOULD_RETRY, HeaderValue::from_static(value));
+        }
+        if let Some(seconds) = self.retry_after {
+            headers.insert(header::RETRY_AFTER, HeaderValue::from(seconds));
+        }
+        response
+    }
+}
+
+/// As much of a client's input as a message repeats.
+pub(super) fn shown(input: &str) -> String {
+    match input.char_indices().nth(SHOWN_CHARS_MAX) {
+        Some((end, _)) => format!("{}…", &input[..end]),
+        None => input.to_owned(),
+    }
+}
+
+/// `a`, `a and b`, `a, b, and c`: as OpenAI's messages list values.
+fn listed(items: &[String]) -> String {
+    match items {
+        [] => String::new(),
+        [one] => one.clone(),
+        [one, other] => format!("{one} and {other}"),
+        [init @ .., last] => format!("{}, and {last}", init.join(", ")),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use serde_json::json;
+
+    use super::*;
+
+    #[test]
+    fn messages_are_openais_to_the_letter() {
+        for (error, message) in [
+            (
+                missing_parameter("input_file_id"),
+                "Missing required parameter: 'input_file_id'.",
+            ),
+            (
+                invalid_value("endpoint", "/v1/x", &["/a", "/b", "/c"]),
+                "Invalid value: '/v1/x'. Supported values are: '/a', '/b', and '/c'.",
+            ),
+            (
+                invalid_type("metadata.tags", "a string", "an array"),
+                "Invalid type for 'metadata.tags': expected a string, but got an array instead.",
+            ),
+            (
+                integer_above("limit", 100, 101),
+                "Invalid 'limit': integer above maximum value. Expected a value <= 100, but got \
+                 101 instead.",
+            ),
+            (file_not_found("file-abc"), "No such File object: file-abc"),
+            (
+                batch_not_found("batch_abc"),
+                "No batch found with id 'batch_abc'.",
+            ),
+            (
+                not_found_route(&Method::POST, "/v1/x"),
+                "Invalid URL (POST /v1/x)",
+            ),
+            (
+                method_not_allowed(&Method::PUT, "/v1/files"),
+                "Not allowed to PUT on /v1/files.",
+            ),
+        ] {
+            assert_eq!(error.message, message);
+        }
+    }
+
+    #[test]
+    fn a_long_value_is_not_repeated_whole() {
+        let error = batch_not_found(&"é".repeat(100_000));
+        assert!(error.message.len() < 500, "{}", error.message.len());
+    }
+
+    #[tokio::test]
+    async fn the_envelope_has_all_four_keys() {
+        let response = conflict("No.").into_response();
+        assert_eq!(response.status(), StatusCode::CONFLICT);
+        assert_eq!(response.headers()["x-should-retry"], "false");
+        assert_eq!(response.headers()["content-type"], "application/json");
+        let body = axum::body::to_bytes(response.into_body(), 1 << 16)
+            .await
+            .unwrap();
+        assert_eq!(
+            serde_json::from_slice::<serde_json::Value>(&body).unwrap(),
+            json!({"error": {
+                "message": "No.", "type": "invalid_request_error", "param": null, "code": null,
+            }})
+        );
+    }
+}

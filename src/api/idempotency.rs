@@ -1,0 +1,226 @@
+//! Requests with an `Idempotency-Key`: done once, and answered the same whenever they come again.
+//!
+//! An attempt is claimed before its work begins and remembered by the transaction that does the
+//! work. One that fails, or whose client goes away, gives its claim up.
+
+use std::time::{Duration, Instant};
+
+use axum::extract::FromRequestParts;
+use axum::http::request::Parts;
+use axum::http::{HeaderName, HeaderValue, StatusCode, header};
+use axum::response::{IntoResponse, Response};
+use serde::Serialize;
+use sha2::{Digest, Sha256};
+
+use super::error::{self, ApiError, Result};
+use crate::domain::id;
+use crate::store::{Claim, Claimed, Remembered, Store};
+
+const HEADER: HeaderName = HeaderName::from_static("idempotency-key");
+const REPLAYED: HeaderName = HeaderName::from_static("idempotent-replayed");
+const KEY_CHARS_MAX: usize = 255;
+/// How often a long request says that it is still being worked on. Claims lapse after two
+/// minutes of silence.
+const TOUCH_INTERVAL: Duration = Duration::from_secs(20);
+
+/// The `Idempotency-Key` of a request, if it has one.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Key(pub Option<String>);
+
+impl<S: Send + Sync> FromRequestParts<S> for Key {
+    type Rejection = ApiError;
+
+    async fn from_request_parts(parts: &mut Parts, _: &S) -> Result<Self> {
+        let Some(value) = parts.headers.get(HEADER) else {
+            return Ok(Key(None));
+        };
+        match value.to_str() {
+            Ok(key) if (1..=KEY_CHARS_MAX).contains(&key.len()) => Ok(Key(Some(key.to_owned()))),
+            _ => Err(error::invalid_value_because(
+                "Idempotency-Key",
+                format!("An Idempotency-Key has 1 to {KEY_CHARS_MAX} ASCII characters."),
+            )),
+        }
+    }
+}
+
+/// What a request with or without a key is.
+#[derive(Debug)]
+pub enum Begun {
+    /// The first with its key, or one without: to be done.
+    First(Attempt),
+    /// One that was answered before: [`replay`] gives the answer again.
+    Again(Remembered),
+}
+
+/// Begins a request. `route` tells apart what one key may be used for at the same time.
+///
+/// # Errors
+/// When another request with the key is still being worked on, or the database fails.
+pub async fn begin(store: &Store, tenant: &str, route: &str, key: Key) -> Result<Begun> {
+    let Some(key) = key.0 else {
+        return Ok(Begun::First(Attempt { held: None }));
+    };
+    let claim = Claim {
+        tenant: tenant.to_owned(),
+        route: route.to_owned(),
+        key,
+        token: id::incarnation(),
+        fingerprint: String::new(),
+    };
+    // Armed before the claim is made: whoever is cut off in between gives it up as well.
+    let attempt = Attempt {
+        held: Some(Held {
+            store: store.clone(),
+            claim,
+            touched: Instant::now(),
+        }),
+    };
+    match attempt.claim_in_store().await? {
+        Claimed::Fresh => Ok(Begun::First(attempt)),
+        Claimed::Running => {
+            attempt.done();
+            Err(error::idempotency_running())
+        }
+        Claimed::Answered(remembered) => {
+            attempt.done();
+            Ok(Begun::Again(remembered))
+        }
+    }
+}
+
+/// A request that is being worked on, and its claim if it has a key. Dropped before it is
+/// [`settled`](Attempt::settle), it gives the claim up in the background.
+#[derive(Debug)]
+pub struct Attempt {
+    held: Option<Held>,
+}
+
+struct Held {
+    store: Store,
+    claim: Claim,
+    touched: Instant,
+}
+
+impl std::fmt::Debug for Held {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        self.claim.fmt(f)
+    }
+}
+
+impl Attempt {
+    async fn claim_in_store(&self) -> Result<Claimed> {
+        match &self.held {
+            Some(held) => Ok(held.store.claim(&held.claim).await?),
+            None => Ok(Claimed::Fresh),
+        }
+    }
+
+    /// Says what the request asks for, once that is known. To be called before [`Self::claim`].
+    pub fn identify(&mut self, fingerprint: String) {
+        if let Some(held) = &mut self.held {
+            held.claim.fingerprint = fingerprint;
+        }
+    }
+
+    /// The claim under which the store remembers the answer; `None` for a request without key.
+    #[must_use]
+    pub fn claim(&self) -> Option<&Claim> {
+        self.held.as_ref().map(|held| &held.claim)
+    }
+
+    /// Keeps the claim alive. Cheap: may be called at every step of a long request.
+    ///
+    /// # Errors
+    /// When the database fails.
+    pub async fn touch(&mut self) -> Result<()> {
+        if let Some(held) = &mut self.held
+            && held.touched.elapsed() >= TOUCH_INTERVAL
+        {
+            held.store.touch_claim(&held.claim).await?;
+            held.touched = Instant::now();
+        }
+        Ok(())
+    }
+
+    /// Ends the attempt. A failure gives the claim up before the client hears of it, so that it
+    /// can try again at once.
+    pub async fn settle<T>(self, outcome: &Result<T>) {
+        if outcome.is_err()
+            && let Some(held) = &self.held
+            && let Err(error) = held.store.abandon_claim(&held.claim).await
+        {
+            tracing::warn!(%error, "a claim was not given up; it will lapse by itself");
+        }
+        self.done();
+    }
+
+    /// Forgets the claim without giving it up.
+    fn done(mut self) {
+        self.held = None;
+    }
+}
+
+impl Drop for Attempt {
+    fn drop(&mut self) {
+        let Some(held) = self.held.take() else {
+            return;
+        };
+        if let Ok(runtime) = tokio::runtime::Handle::try_current() {
+            runtime.spawn(async move {
+                if let Err(error) = held.store.abandon_claim(&held.claim).await {
+                    tracing::warn!(%error, "a claim was not given up; it will lapse by itself");
+                }
+            });
+        }
+    }
+}
+
+/// The answer that was given before, to the byte.
+///
+/// # Errors
+/// When the request asks for something else than the first one with its key did.
+pub fn replay(remembered: Remembered, fingerprint: &str) -> Result<Response> {
+    if remembered.fingerprint != fingerprint {
+        return Err(error::idempotency_key_reused());
+    }
+    let status = u16::try_from(remembered.status)
+        .ok()
+        .and_then(|status| StatusCode::from_u16(status).ok())
+        .unwrap_or(StatusCode::OK);
+    let headers = [
+        (
+            header::CONTENT_TYPE,
+            HeaderValue::from_static("application/json"),
+        ),
+        (REPLAYED, HeaderValue::from_static("true")),
+    ];
+    Ok((status, headers, remembered.body).into_response())
+}
+
+/// The hash of what a request asks for, in hex.
+///
+/// # Errors
+/// When the request is nothing that can be written as JSON.
+pub fn fingerprint(request: &impl Serialize) -> Result<String> {
+    let canonical = to_json(request)?;
+    Ok(super::auth::hex(&Sha256::digest(canonical)))
+}
+
+/// JSON for an answer that is to be remembered as well as sent.
+///
+/// # Errors
+/// When the value cannot be written as JSON, which is a fault of ours.
+pub fn to_json(value: &impl Serialize) -> Result<String> {
+    serde_json::to_string(value).map_err(|error| {
+        tracing::error!(%error, "an answer could not be written as JSON");
+        error::internal()
+    })
+}
+
+/// A response of 200 with that JSON.
+#[must_use]
+pub fn json_response(body: String) -> Response {
+    let content_type = HeaderValue::from_static("application/json");
+    ([(header::CONTENT_TYPE, content_type)], body).into_response()
+}

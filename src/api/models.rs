@@ -1,0 +1,90 @@
+//! `/v1/models`: what lines can name as their `model`.
+
+use std::sync::Arc;
+
+use axum::Json;
+use axum::extract::{Path, State};
+use serde::Serialize;
+use utoipa::ToSchema;
+
+use super::Api;
+use super::auth::Caller;
+use super::error::{self, Result};
+use super::path::Id;
+
+/// Tells the models that can be asked for at the moment.
+pub type Models = Arc<dyn Fn() -> Vec<Model> + Send + Sync>;
+
+/// A model.
+#[derive(Clone, Debug, Serialize, ToSchema)]
+pub struct Model {
+    /// What a line's `body.model` says.
+    pub id: String,
+    /// Always `model`.
+    #[schema(example = "model")]
+    pub object: &'static str,
+    /// When it was made, in Unix seconds; 0 where nobody says.
+    pub created: i64,
+    pub owned_by: String,
+}
+
+/// All models.
+#[derive(Debug, Serialize, ToSchema)]
+pub struct ModelList {
+    /// Always `list`.
+    #[schema(example = "list")]
+    pub object: &'static str,
+    pub data: Vec<Model>,
+}
+
+/// Lists the models that batches can use.
+#[utoipa::path(
+    get,
+    path = "/v1/models",
+    operation_id = "listModels",
+    tag = "Models",
+    responses((status = 200, description = "All of them.", body = ModelList)),
+)]
+pub async fn list(State(api): State<Api>, _: Caller) -> Json<ModelList> {
+    Json(ModelList {
+        object: "list",
+        data: (api.models)(),
+    })
+}
+
+/// Retrieves a model.
+///
+/// A slash in its name can be sent as it is, or as `%2F`.
+#[utoipa::path(
+    get,
+    path = "/v1/models/{model}",
+    operation_id = "retrieveModel",
+    tag = "Models",
+    params(("model" = String, Path, description = "The model's name.")),
+    responses(
+        (status = 200, description = "The model.", body = Model),
+        (status = 404, description = "There is none of that name.", body = error::Envelope),
+    ),
+)]
+pub async fn retrieve(State(api): State<Api>, _: Caller, Id(name): Id) -> Result<Json<Model>> {
+    find(&api, &name)
+}
+
+/// Retrieves a model whose name was sent with slashes in it.
+pub async fn retrieve_slashed(
+    State(api): State<Api>,
+    _: Caller,
+    names: std::result::Result<Path<(String, String)>, axum::extract::rejection::PathRejection>,
+) -> Result<Json<Model>> {
+    let Path((first, rest)) =
+        names.map_err(|_| error::bad_request("The path of the URL is not valid UTF-8."))?;
+    find(&api, &format!("{first}/{rest}"))
+}
+
+fn find(api: &Api, name: &str) -> Result<Json<Model>> {
+    let mut models = (api.models)().into_iter();
+    models
+        .find(|model| model.id == name)
+        .map(Json)
+        .ok_or_else(|| error::model_not_found(name))
+}

@@ -1,0 +1,110 @@
+//! The OpenAPI document, and the page at `/docs` that shows it. The page loads nothing from
+//! elsewhere: its assets are part of this program.
+
+use std::sync::Arc;
+
+use axum::extract::Path;
+use axum::http::{HeaderName, HeaderValue, StatusCode, header};
+use axum::response::{Html, IntoResponse, Response};
+use axum::{Json, Router, routing};
+use utoipa::openapi::security::{HttpAuthScheme, HttpBuilder, SecurityRequirement, SecurityScheme};
+use utoipa::openapi::{ComponentsBuilder, InfoBuilder, OpenApi, OpenApiBuilder};
+use utoipa_swagger_ui::Config;
+
+use super::{Api, error};
+
+const DOCUMENT_PATH: &str = "/openapi.json";
+
+/// What the document says beside paths and schemas.
+pub(super) fn base() -> OpenApi {
+    let key = HttpBuilder::new()
+        .scheme(HttpAuthScheme::Bearer)
+        .description(Some("A key from `nightshift keys create`."))
+        .build();
+    OpenApiBuilder::new()
+        .info(
+            InfoBuilder::new()
+                .title("Nightshift")
+                .version(env!("CARGO_PKG_VERSION"))
+                .description(Some("OpenAI's Batch API, for any model server.")),
+        )
+        .components(Some(
+            ComponentsBuilder::new()
+                .security_scheme("api_key", SecurityScheme::Http(key))
+                .build(),
+        ))
+        .security(Some([SecurityRequirement::new(
+            "api_key",
+            Vec::<String>::new(),
+        )]))
+        .build()
+}
+
+/// The whole document.
+#[must_use]
+pub fn document() -> OpenApi {
+    super::routes().into_openapi()
+}
+
+/// Routes that serve the document and its page.
+pub(super) fn pages(document: OpenApi) -> Router<Api> {
+    let document = Arc::new(document);
+    let config = Config::from(DOCUMENT_PATH)
+        // Otherwise the page asks a server on the internet what it thinks of the document.
+        .validator_url("none")
+        .persist_authorization(true);
+    let config = Arc::new(config);
+    let asset = move |Path(name): Path<String>| async move { asset(&name, config) };
+    Router::new()
+        .route(
+            DOCUMENT_PATH,
+            routing::get(move || async move { Json(document).into_response() }),
+        )
+        .route("/docs", routing::get(page))
+        .route("/docs/{*asset}", routing::get(asset))
+}
+
+async fn page() -> Response {
+    // Nothing from elsewhere, even where an asset should ask for it.
+    const POLICY: HeaderValue = HeaderValue::from_static(
+        "default-src 'self'; style-src 'self' 'unsafe-inline'; img-src 'self' data:; \
+         frame-ancestors 'none'",
+    );
+    const HEADER: HeaderName = header::CONTENT_SECURITY_POLICY;
+    let page = Html(
+        r##"<!DOCTYPE html>
+<html lang="en">
+<head>
+<meta charset="utf-8">
+<title>Nightshift</title>
+<link rel="stylesheet" href="/docs/swagger-ui.css">
+<link rel="icon" href="/docs/favicon-32x32.png">
+</head>
+<body>
+<div id="swagger-ui"></div>
+<script src="/docs/swagger-ui-bundle.js"></script>
+<script src="/docs/swagger-ui-standalone-preset.js"></script>
+<script src="/docs/swagger-initializer.js"></script>
+</body>
+</html>
+"##,
+    );
+    ([(HEADER, POLICY)], page).into_response()
+}
+
+fn asset(name: &str, config: Arc<Config<'static>>) -> Response {
+    match utoipa_swagger_ui::serve(name, config) {
+        Ok(Some(file)) => {
+            let content_type = HeaderValue::from_str(&file.content_type)
+                .unwrap_or(HeaderValue::from_static("application/octet-stream"));
+            let headers = [(header::CONTENT_TYPE, content_type)];
+            (StatusCode::OK, headers, file.bytes.into_owned()).into_response()
+        }
+        Ok(None) => error::not_found_route(&axum::http::Method::GET, &format!("/docs/{name}"))
+            .into_response(),
+        Err(cause) => {
+            tracing::error!(%cause, "an asset of the documentation could not be served");
+            error::internal().into_response()
+        }
+    }
+}

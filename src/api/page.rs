@@ -1,0 +1,169 @@
+//! Lists: what a client asks for (`limit`, `order`, `after`), and the envelope it gets.
+
+use std::collections::HashMap;
+use std::num::IntErrorKind;
+use std::ops::RangeInclusive;
+
+use axum::extract::{FromRequestParts, Query as RawQuery};
+use axum::http::request::Parts;
+use serde::Serialize;
+use utoipa::ToSchema;
+
+use super::error::{self, ApiError, Result};
+use super::path::storable;
+use crate::store::Order;
+
+/// A URL's query, as text: values are judged one by one, so that errors can name them. Names
+/// that nobody asks for are ignored.
+#[derive(Clone, Debug, Default)]
+pub struct Query(HashMap<String, String>);
+
+impl Query {
+    /// A value, unless it is missing or empty.
+    #[must_use]
+    pub fn text(&self, name: &str) -> Option<&str> {
+        self.0
+            .get(name)
+            .map(String::as_str)
+            .filter(|value| !value.is_empty())
+    }
+
+    /// How many items a page may have.
+    ///
+    /// # Errors
+    /// When it is no whole number, or out of bounds.
+    pub fn limit(&self, bounds: RangeInclusive<i64>, default: i64) -> Result<i64> {
+        let Some(given) = self.0.get("limit") else {
+            return Ok(default);
+        };
+        let not_a_number = || error::invalid_type("limit", "an integer", "a string");
+        match given.parse::<i64>() {
+            Ok(limit) if limit < *bounds.start() => {
+                Err(error::integer_below("limit", *bounds.start(), given))
+            }
+            Ok(limit) if limit > *bounds.end() => {
+                Err(error::integer_above("limit", *bounds.end(), given))
+            }
+            Ok(limit) => Ok(limit),
+            Err(cause) => Err(match cause.kind() {
+                IntErrorKind::PosOverflow => error::integer_above("limit", *bounds.end(), given),
+                IntErrorKind::NegOverflow => error::integer_below("limit", *bounds.start(), given),
+                _ => not_a_number(),
+            }),
+        }
+    }
+
+    /// The direction by creation time: the newest first, unless the client asks otherwise.
+    ///
+    /// # Errors
+    /// When it is neither `asc` nor `desc`.
+    pub fn order(&self) -> Result<Order> {
+        match self.text("order") {
+            None | Some("desc") => Ok(Order::Descending),
+            Some("asc") => Ok(Order::Ascending),
+            Some(other) => Err(error::invalid_value("order", other, &["asc", "desc"])),
+        }
+    }
+
+    /// The id behind which the page begins.
+    #[must_use]
+    pub fn after(&self) -> Option<&str> {
+        self.text("after")
+    }
+}
+
+impl<S: Send + Sync> FromRequestParts<S> for Query {
+    type Rejection = ApiError;
+
+    async fn from_request_parts(parts: &mut Parts, state: &S) -> Result<Self> {
+        let RawQuery(pairs) = RawQuery::<Vec<(String, String)>>::from_request_parts(parts, state)
+            .await
+            .map_err(|_| error::bad_request("The query of the URL could not be read."))?;
+        let pairs = pairs.into_iter();
+        Ok(Query(
+            pairs.map(|(name, value)| (name, storable(value))).collect(),
+        ))
+    }
+}
+
+/// One page of a list.
+#[derive(Debug, Serialize, ToSchema)]
+pub struct List<T> {
+    /// Always `list`.
+    #[schema(example = "list")]
+    pub object: &'static str,
+    pub data: Vec<T>,
+    /// The id of the page's first item; null on an empty page.
+    pub first_id: Option<String>,
+    /// The id of the page's last item, which is the `after` of the next page.
+    pub last_id: Option<String>,
+    /// Whether the list goes on behind this page.
+    pub has_more: bool,
+}
+
+impl<T> List<T> {
+    /// The envelope of a page. `id` tells an item's id.
+    #[must_use]
+    pub fn new(data: Vec<T>, has_more: bool, id: impl Fn(&T) -> &str) -> Self {
+        Self {
+            object: "list",
+            first_id: data.first().map(|item| id(item).to_owned()),
+            last_id: data.last().map(|item| id(item).to_owned()),
+            data,
+            has_more,
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn query(pairs: &[(&str, &str)]) -> Query {
+        let pairs = pairs.iter();
+        Query(
+            pairs
+                .map(|(name, value)| ((*name).to_owned(), (*value).to_owned()))
+                .collect(),
+        )
+    }
+
+    #[test]
+    fn a_limit_is_a_whole_number_within_bounds() {
+        for (given, expected) in [
+            ("1", Ok(1)),
+            ("100", Ok(100)),
+            ("0", Err("integer_below_min_value")),
+            ("-7", Err("integer_below_min_value")),
+            ("101", Err("integer_above_max_value")),
+            ("99999999999999999999", Err("integer_above_max_value")),
+            ("-99999999999999999999", Err("integer_below_min_value")),
+            ("ten", Err("invalid_type")),
+            ("1.5", Err("invalid_type")),
+            ("", Err("invalid_type")),
+        ] {
+            let limit = query(&[("limit", given)]).limit(1..=100, 20);
+            match expected {
+                Ok(expected) => assert_eq!(limit, Ok(expected), "{given:?}"),
+                Err(code) => {
+                    let error = limit.unwrap_err();
+                    assert_eq!(error.code, Some(code), "{given:?}");
+                    assert_eq!(error.param.as_deref(), Some("limit"));
+                }
+            }
+        }
+        assert_eq!(query(&[]).limit(1..=100, 20), Ok(20));
+    }
+
+    #[test]
+    fn lists_go_either_way_by_time() {
+        assert_eq!(query(&[]).order(), Ok(Order::Descending));
+        assert_eq!(query(&[("order", "asc")]).order(), Ok(Order::Ascending));
+        let error = query(&[("order", "up")]).order().unwrap_err();
+        assert_eq!(error.code, Some("invalid_value"));
+        assert_eq!(
+            error.message,
+            "Invalid value: 'up'. Supported values are: 'asc' and 'desc'."
+        );
+    }
+}

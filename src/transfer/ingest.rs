@@ -1,0 +1,329 @@
+//! A file on its way into the store: bytes become chunks, chunks are written in groups, and at
+//! the end the file is shown, or all that was written is removed.
+
+use std::io;
+use std::mem;
+use std::time::Duration;
+
+use bytes::Bytes;
+use tokio::runtime::Handle;
+use tokio::task::JoinHandle;
+use tokio_util::task::{AbortOnDropHandle, TaskTracker};
+
+use super::duplicates;
+use crate::domain::file::Purpose;
+use crate::domain::id;
+use crate::intake::{Chunk, Intake, Limits, MAX_MODELS, Report};
+use crate::store::{self, Claim, NewUpload, PublishedUpload, Store, StoredFile};
+
+/// Bytes are cut and compressed in batches of at least this size: each costs a change of threads.
+const BATCH_BYTES: usize = 256 << 10;
+/// Chunks are written once they are together this large (compressed), or this many.
+const GROUP_BYTES: usize = 2 << 20;
+const GROUP_CHUNKS: usize = 64;
+/// How often a file says that its process lives, so that it is not taken for an abandoned one.
+const TOUCHED_EVERY: Duration = Duration::from_secs(20);
+
+/// Why a file was not taken in. Nothing of it is left.
+#[derive(Debug, thiserror::Error)]
+pub enum Error {
+    /// For [`Purpose::Batch`]: it is empty, or does not begin with a line of JSON.
+    #[error("Invalid file format for Batch API. Must be .jsonl")]
+    NotJsonl,
+    #[error(transparent)]
+    Store(#[from] store::Error),
+    /// Compressing failed, or temporary disk did.
+    #[error("cannot take the file in: {0}")]
+    Io(#[from] io::Error),
+}
+
+/// What a file is shown as.
+#[derive(Clone, Debug)]
+pub struct Finish {
+    pub purpose: Purpose,
+    pub filename: String,
+    /// Both in milliseconds.
+    pub created_at: i64,
+    pub expires_at: Option<i64>,
+}
+
+/// What is remembered for an `Idempotency-Key`, at the moment in which the file is shown.
+#[derive(Clone, Debug)]
+pub struct Answer {
+    pub claim: Claim,
+    pub body: fn(&StoredFile) -> String,
+}
+
+/// A file that is being written. Dropped before [`Ingest::finish`] is through, it removes what it
+/// has written, in the background.
+pub struct Ingest {
+    store: Store,
+    upload: NewUpload,
+    /// Not handed over yet.
+    gathered: Vec<Bytes>,
+    gathered_bytes: usize,
+    intake: Work,
+    /// All that writes runs in here, so that a write that has begun is always waited for.
+    tasks: TaskTracker,
+    /// Whether what was written stays.
+    shown: bool,
+    _alive: AbortOnDropHandle<()>,
+}
+
+/// Where the intake is. While it works on what was handed over, the next bytes are received.
+enum Work {
+    Idle(Box<State>),
+    Busy(JoinHandle<Result<Box<State>, Error>>),
+    /// It failed, or the file has ended.
+    Gone,
+}
+
+struct State {
+    store: Store,
+    file_id: String,
+    intake: Intake,
+    /// Chunks that are not written yet.
+    group: Vec<Chunk>,
+}
+
+impl Ingest {
+    /// Begins a file. `check` looks into its lines: needed if it may be for a batch.
+    ///
+    /// # Errors
+    /// When the database fails.
+    pub async fn begin(
+        store: &Store,
+        tenant: &str,
+        limits: Limits,
+        check: bool,
+    ) -> Result<Ingest, Error> {
+        let upload = NewUpload {
+            file_id: id::file(),
+            tenant: tenant.to_owned(),
+        };
+        let state = State {
+            store: store.clone(),
+            file_id: upload.file_id.clone(),
+            intake: Intake::new(limits, check),
+            group: Vec::new(),
+        };
+        let alive = stay_alive(store.clone(), upload.file_id.clone());
+        // Made before its row is, so that the row is removed if this is given up meanwhile.
+        let ingest = Ingest {
+            store: store.clone(),
+            upload,
+            gathered: Vec::new(),
+            gathered_bytes: 0,
+            intake: Work::Idle(Box::new(state)),
+            tasks: TaskTracker::new(),
+            shown: false,
+            _alive: AbortOnDropHandle::new(tokio::spawn(alive)),
+        };
+        let (store, upload) = (store.clone(), ingest.upload.clone());
+        ingest
+            .run(async move { Ok(store.begin_upload(&upload).await?) })
+            .await?;
+        Ok(ingest)
+    }
+
+    /// Takes the file's next bytes.
+    ///
+    /// # Errors
+    /// When the database or temporary disk fails, be it for bytes that were taken before. The
+    /// file is then lost.
+    pub async fn write(&mut self, bytes: Bytes) -> Result<(), Error> {
+        self.gathered_bytes += bytes.len();
+        self.gathered.push(bytes);
+        if self.gathered_bytes < BATCH_BYTES {
+            return Ok(());
+        }
+        let state = self.idle().await?;
+        self.gathered_bytes = 0;
+        let work = state.take(mem::take(&mut self.gathered));
+        self.intake = Work::Busy(self.tasks.spawn(work));
+        Ok(())
+    }
+
+    /// Ends the file and shows it, and has the answer remembered with it. If this is given up
+    /// meanwhile, the file is either shown whole or removed whole.
+    ///
+    /// # Errors
+    /// When the file is not what its purpose asks for, or the database or temporary disk fails.
+    pub async fn finish(
+        mut self,
+        finish: Finish,
+        answer: Option<Answer>,
+    ) -> Result<StoredFile, Error> {
+        let state = self.idle().await?;
+        let rest = mem::take(&mut self.gathered);
+        let report = self.run(state.end(rest)).await?;
+        let upload = self.judge(report, finish).await?;
+        let show = show(self.store.clone(), self.upload.clone(), upload, answer);
+        let file = self.run(show).await?;
+        self.shown = true;
+        Ok(file)
+    }
+
+    /// Waits for what was handed over.
+    async fn idle(&mut self) -> Result<Box<State>, Error> {
+        match mem::replace(&mut self.intake, Work::Gone) {
+            Work::Idle(state) => Ok(state),
+            Work::Busy(task) => task.await.map_err(io::Error::from)?,
+            Work::Gone => Err(Error::Io(io::Error::other("it has failed before"))),
+        }
+    }
+
+    async fn run<T: Send + 'static>(
+        &self,
+        task: impl Future<Output = Result<T, Error>> + Send + 'static,
+    ) -> Result<T, Error> {
+        self.tasks.spawn(task).await.map_err(io::Error::from)?
+    }
+
+    /// What the file is shown as, if it may be.
+    async fn judge(&self, report: Report, finish: Finish) -> Result<PublishedUpload, Error> {
+        let mut upload = PublishedUpload {
+            purpose: finish.purpose,
+            filename: finish.filename,
+            bytes: report.bytes,
+            created_at: finish.created_at,
+            expires_at: finish.expires_at,
+            requests: 0,
+            findings: None,
+            models: Vec::new(),
+        };
+        if finish.purpose != Purpose::Batch {
+            return Ok(upload);
+        }
+        if report.bytes == 0 || report.first_line_is_json == Some(false) {
+            return Err(Error::NotJsonl);
+        }
+        let mut findings = report.findings;
+        if report.too_many_models {
+            findings.too_many_models(MAX_MODELS);
+        }
+        duplicates::confirm(
+            &self.store,
+            &self.upload.file_id,
+            &report.suspects,
+            &mut findings,
+        )
+        .await?;
+        upload.requests = report.requests;
+        upload.models = report.models;
+        upload.findings = Some(serde_json::to_string(&findings).map_err(io::Error::from)?);
+        Ok(upload)
+    }
+}
+
+impl Drop for Ingest {
+    fn drop(&mut self) {
+        if self.shown {
+            return;
+        }
+        self.tasks.close();
+        let (store, tasks) = (self.store.clone(), self.tasks.clone());
+        let file_id = mem::take(&mut self.upload.file_id);
+        // Without a runtime the process is ending, and the sweep finds the file.
+        let Ok(runtime) = Handle::try_current() else {
+            return;
+        };
+        runtime.spawn(async move {
+            tasks.wait().await;
+            if let Err(error) = store.discard_upload(&file_id).await {
+                tracing::warn!(%error, file.id = file_id, "an upload is left to the sweep");
+            }
+        });
+    }
+}
+
+impl State {
+    /// Takes bytes, and writes what they complete.
+    async fn take(mut self: Box<Self>, bytes: Vec<Bytes>) -> Result<Box<Self>, Error> {
+        self = blocking(move || {
+            for bytes in &bytes {
+                self.intake.push(bytes, &mut self.group)?;
+            }
+            Ok(self)
+        })
+        .await?;
+        let size: usize = self.group.iter().map(|chunk| chunk.data.len()).sum();
+        if size >= GROUP_BYTES || self.group.len() >= GROUP_CHUNKS {
+            write(&self.store, &self.file_id, &mem::take(&mut self.group)).await?;
+        }
+        Ok(self)
+    }
+
+    /// Takes the last bytes, and writes all that is left.
+    async fn end(self: Box<Self>, bytes: Vec<Bytes>) -> Result<Report, Error> {
+        let State {
+            store,
+            file_id,
+            intake,
+            mut group,
+        } = *self.take(bytes).await?;
+        let (report, group) = blocking(move || {
+            let report = intake.finish(&mut group)?;
+            Ok((report, group))
+        })
+        .await?;
+        write(&store, &file_id, &group).await?;
+        Ok(report)
+    }
+}
+
+async fn blocking<T: Send + 'static>(
+    work: impl FnOnce() -> io::Result<T> + Send + 'static,
+) -> io::Result<T> {
+    tokio::task::spawn_blocking(work).await?
+}
+
+/// Writes chunks, in groups that are no larger than they need to be.
+async fn write(store: &Store, file_id: &str, mut chunks: &[Chunk]) -> Result<(), Error> {
+    while !chunks.is_empty() {
+        let mut size = 0;
+        let fitting = chunks.iter().take(GROUP_CHUNKS).take_while(|chunk| {
+            let fits = size < GROUP_BYTES;
+            size += chunk.data.len();
+            fits
+        });
+        let (group, rest) = chunks.split_at(fitting.count());
+        store.add_chunks(file_id, group).await?;
+        chunks = rest;
+    }
+    Ok(())
+}
+
+/// Makes the file visible. Where the database fails so that it is not known whether it has done
+/// so, that is looked up.
+async fn show(
+    store: Store,
+    upload: NewUpload,
+    published: PublishedUpload,
+    answer: Option<Answer>,
+) -> Result<StoredFile, Error> {
+    let NewUpload { file_id, tenant } = upload;
+    let file = published.clone().into_file(&file_id, &tenant);
+    let body = answer.as_ref().map(|answer| (answer.body)(&file));
+    let remembered = answer.as_ref().map(|answer| &answer.claim).zip(body.as_deref());
+    match store.publish_upload(&file_id, &published, remembered).await {
+        Ok(()) => Ok(file),
+        Err(error) => match store.file(&tenant, &file_id).await {
+            Ok(Some(file)) => Ok(file),
+            Ok(None) | Err(_) => Err(error.into()),
+        },
+    }
+}
+
+/// Says regularly that the file is being written, however slowly its bytes come.
+async fn stay_alive(store: Store, file_id: String) {
+    loop {
+        tokio::time::sleep(TOUCHED_EVERY).await;
+        if let Err(error) = store.touch_upload(&file_id).await {
+            tracing::warn!(%error, file.id = file_id, "an upload could not be kept alive");
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,22 @@
+//! Bytes into the store and out of it: what the API and the command line have in common.
+//!
+//! This room knows nothing of HTTP. It holds a bounded part of a file in memory, however large
+//! the file or its lines' answers are, and leaves what costs time to the blocking pool.
+
+mod chunk;
+mod content;
+mod duplicates;
+mod ingest;
+
+pub use content::content;
+pub use ingest::{Answer, Error, Finish, Ingest};
+
+use crate::store;
+
+/// What is stored does not fit together.
+fn damaged(what: impl Into<String>, cause: impl ToString) -> store::Error {
+    store::Error::Corrupt {
+        what: what.into(),
+        cause: cause.to_string(),
+    }
+}
