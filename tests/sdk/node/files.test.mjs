@@ -81,6 +81,7 @@ describe('a file is created', () => {
       assert.equal(file.purpose, purpose);
       const expected = purpose === 'batch' ? file.created_at + THIRTY_DAYS : null;
       assert.equal(file.expires_at, expected);
+      await client.files.delete(file.id);
     });
   }
 
