@@ -9,12 +9,14 @@ use tokio::net::TcpListener;
 use tokio::task::JoinHandle;
 use tokio_util::sync::CancellationToken;
 
-use crate::api::{self, Api, Auth};
+use crate::api::auth::Auth;
+use crate::api::models::Model;
+use crate::api::{self, Api};
 use crate::config::Config;
 use crate::domain::clock::Clock;
 use crate::domain::id;
 use crate::store::{Engine, Store};
-use crate::upstream::{Pool, PoolSettings};
+use crate::upstream::{ModelInfo, Pool, PoolSettings};
 use crate::worker::{Settings, Worker};
 
 const HOW_TO_CREATE_A_KEY: &str = "create one with `nightshift keys create --name NAME` (with the \
@@ -57,9 +59,9 @@ impl App {
             store: store.clone(),
             clock,
             limits: Arc::new(config.limits.clone()),
-            pool,
-            auth,
-            ready: worker.running(),
+            models: Arc::new(move || pool.models().into_iter().map(shown).collect()),
+            auth: Arc::new(auth),
+            workers_run: worker.running(),
         });
         let grace = config.worker.shutdown_grace;
         let http = tokio::spawn(api::server::serve(listener, router, stop.clone(), grace));
@@ -102,6 +104,11 @@ impl App {
     }
 }
 
+/// A model as the API lists it.
+fn shown(model: ModelInfo) -> Model {
+    Model { id: model.id, object: "model", created: model.created, owned_by: model.owned_by }
+}
+
 /// Opens the configured database.
 ///
 /// # Errors
@@ -136,7 +143,7 @@ async fn auth(config: &Config, store: &Store) -> anyhow::Result<Auth> {
                  on 127.0.0.1, or leave auth.required out and {HOW_TO_CREATE_A_KEY}"
             );
         }
-        return Ok(Auth::open());
+        return Ok(Auth::Off);
     }
     let bootstrap = config.auth.bootstrap_key.clone();
     let keys = store.keys().await?;
@@ -149,5 +156,5 @@ async fn auth(config: &Config, store: &Store) -> anyhow::Result<Auth> {
         }
         tracing::warn!("requests need an API key, and there is none: {HOW_TO_CREATE_A_KEY}");
     }
-    Ok(Auth::keys(bootstrap))
+    Ok(Auth::keys(bootstrap.as_ref()))
 }

@@ -4,6 +4,7 @@ use std::io::Write as _;
 use std::process::ExitCode;
 
 use anyhow::bail;
+use secrecy::ExposeSecret as _;
 
 use super::ConfigArgs;
 use crate::api::auth;
@@ -84,7 +85,7 @@ pub(super) async fn run(args: KeysArgs) -> anyhow::Result<ExitCode> {
             };
             store.add_key(&stored).await?;
             eprintln!("Created {id} for tenant {tenant}. The key is shown this once:");
-            writeln!(std::io::stdout(), "{}", key.key)?;
+            writeln!(std::io::stdout(), "{}", key.key.expose_secret())?;
             store.close().await;
         }
         KeysCommand::List { config } => {
