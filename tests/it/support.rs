@@ -1,0 +1,312 @@
+//! Servers to test, and what tests do with them again and again.
+
+pub mod binary;
+pub mod engines;
+
+use std::collections::BTreeMap;
+use std::time::{Duration, Instant};
+
+use nightshift::app::App;
+use nightshift::config::{Config, Environment, Overrides};
+use nightshift::domain::clock::Clock;
+use nightshift::simulate::{Options, Simulator};
+use reqwest::header::{AUTHORIZATION, HeaderMap, HeaderValue};
+use reqwest::multipart::{Form, Part};
+use reqwest::{Client, Response};
+use serde_json::{Value, json};
+use tempfile::TempDir;
+use tokio::task::JoinHandle;
+use tokio_util::sync::CancellationToken;
+
+use binary::Binary;
+pub use engines::{on, on_every_engine};
+
+pub const CHAT: &str = "/v1/chat/completions";
+/// How long anything may take that is waited for. Far more than it does.
+const PATIENCE: Duration = Duration::from_secs(60);
+
+/// One upstream, the simulator, and one model.
+const USUAL: &str = r#"
+[[upstreams]]
+name = "simulated"
+base_url = "{simulated}"
+concurrency = 64
+
+[[models]]
+name = "sim-small"
+routes = [{ upstream = "simulated" }]
+"#;
+
+/// A server with a database of its own, and a simulated upstream behind it. It asks for keys.
+pub struct Server {
+    base: String,
+    key: String,
+    other_key: String,
+    pub clock: Clock,
+    pub simulator: Simulator,
+    pub database: String,
+    running: Running,
+    _directory: TempDir,
+}
+
+enum Running {
+    /// In this process.
+    App { stop: CancellationToken, task: JoinHandle<anyhow::Result<()>> },
+    Binary(Binary),
+    Stopped,
+}
+
+impl Server {
+    pub async fn start() -> Self {
+        Self::with("").await
+    }
+
+    /// A server in this process, with more configuration. Where it names no upstream, there is
+    /// the usual one. `{simulated}` stands for the simulator's base URL.
+    pub async fn with(toml: &str) -> Self {
+        Self::build(toml, Options { track: true, ..Options::default() }, false).await
+    }
+
+    /// The same with another upstream.
+    pub async fn simulating(options: Options, toml: &str) -> Self {
+        Self::build(toml, options, false).await
+    }
+
+    /// A server that is a process: the real binary.
+    pub async fn binary(toml: &str) -> Self {
+        Self::build(toml, Options { track: true, ..Options::default() }, true).await
+    }
+
+    async fn build(toml: &str, options: Options, as_process: bool) -> Self {
+        let directory = tempfile::tempdir().expect("makes a directory");
+        let database = engines::database(directory.path()).await;
+        let simulator = Simulator::start("127.0.0.1:0", options).await.expect("starts");
+        let usual = if toml.contains("[[upstreams]]") { "" } else { USUAL };
+        let toml = format!("{toml}\n{usual}").replace("{simulated}", &simulator.base_url());
+        // In front: a table of the test's own must not swallow it.
+        let toml = if toml.contains("[auth]") {
+            toml
+        } else {
+            format!("[auth]\nrequired = true\n\n{toml}")
+        };
+        let file = directory.path().join("nightshift.toml");
+        std::fs::write(&file, toml).expect("writes the configuration");
+        let overrides = Overrides {
+            config: Some(file.clone()),
+            database: Some(database.clone()),
+            listen: Some("127.0.0.1:0".to_owned()),
+            ..Overrides::default()
+        };
+        let config = Config::load(&overrides, &Environment::default())
+            .unwrap_or_else(|errors| panic!("{errors}"));
+        let clock = Clock::default();
+        let store = nightshift::app::open_store(&config, clock.clone()).await.expect("opens");
+        let key = engines::add_key(&store, "tenant-a").await;
+        let other_key = engines::add_key(&store, "tenant-b").await;
+        store.close().await;
+        drop(store);
+        let (base, running) = if as_process {
+            let args = ["--config", file.to_str().expect("is text")];
+            let binary = Binary::serve(&args, &[("DATABASE_URL", &database)]).await;
+            (binary.base.clone(), Running::Binary(binary))
+        } else {
+            start(&config, clock.clone()).await
+        };
+        Server { base, key, other_key, clock, simulator, database, running, _directory: directory }
+    }
+
+    pub fn url(&self, path: &str) -> String {
+        format!("{}{path}", self.base)
+    }
+
+    pub fn key(&self) -> &str {
+        &self.key
+    }
+
+    pub fn other_key(&self) -> &str {
+        &self.other_key
+    }
+
+    /// A client that sends the key of tenant-a.
+    pub fn client(&self) -> Client {
+        client_with(Some(&self.key))
+    }
+
+    /// A client that sends the key of tenant-b.
+    pub fn other_client(&self) -> Client {
+        client_with(Some(&self.other_key))
+    }
+
+    /// Stops the server politely; its database and upstream stay.
+    pub async fn stop(&mut self) {
+        match std::mem::replace(&mut self.running, Running::Stopped) {
+            Running::App { stop, task } => {
+                stop.cancel();
+                task.await.expect("does not panic").expect("stops well");
+            }
+            Running::Binary(binary) => binary.terminate().await,
+            Running::Stopped => {}
+        }
+    }
+
+    pub async fn get(&self, path: &str) -> Value {
+        let response = self.client().get(self.url(path)).send().await.expect("answers");
+        assert!(response.status().is_success(), "{path}: {}", response.status());
+        response.json().await.expect("is JSON")
+    }
+
+    pub async fn post(&self, path: &str, body: &Value) -> Value {
+        let response = self.client().post(self.url(path)).json(body).send().await;
+        let response = response.expect("answers");
+        let status = response.status();
+        let text = response.text().await.expect("is text");
+        assert!(status.is_success(), "{path}: {status} {text}");
+        serde_json::from_str(&text).expect("is JSON")
+    }
+
+    pub async fn upload(&self, bytes: Vec<u8>, name: &str, purpose: &str) -> Response {
+        let part = Part::bytes(bytes).file_name(name.to_owned());
+        let form = Form::new().text("purpose", purpose.to_owned()).part("file", part);
+        let request = self.client().post(self.url("/v1/files")).multipart(form);
+        request.send().await.expect("answers")
+    }
+
+    /// Uploads a batch file; returns its id.
+    pub async fn upload_batch(&self, jsonl: impl AsRef<[u8]>) -> String {
+        let response = self.upload(jsonl.as_ref().to_vec(), "in.jsonl", "batch").await;
+        let status = response.status();
+        let text = response.text().await.expect("is text");
+        assert_eq!(status, 200, "{text}");
+        let file: Value = serde_json::from_str(&text).expect("is JSON");
+        file["id"].as_str().expect("has an id").to_owned()
+    }
+
+    /// Uploads a file and creates a batch of it.
+    pub async fn create_batch(&self, jsonl: impl AsRef<[u8]>, endpoint: &str) -> Value {
+        self.create_batch_within(jsonl, endpoint, "24h").await
+    }
+
+    pub async fn create_batch_within(
+        &self,
+        jsonl: impl AsRef<[u8]>,
+        endpoint: &str,
+        window: &str,
+    ) -> Value {
+        let file = self.upload_batch(jsonl).await;
+        let body = json!({
+            "input_file_id": file, "endpoint": endpoint, "completion_window": window,
+        });
+        self.post("/v1/batches", &body).await
+    }
+
+    /// Waits until a batch is in a state in which it stays.
+    pub async fn ended(&self, batch: &Value) -> Value {
+        self.until(batch, |batch| {
+            let status = batch["status"].as_str().unwrap_or_default();
+            ["completed", "failed", "expired", "cancelled"].contains(&status)
+        })
+        .await
+    }
+
+    /// Waits until something holds of a batch.
+    pub async fn until(&self, batch: &Value, holds: impl Fn(&Value) -> bool) -> Value {
+        let path = format!("/v1/batches/{}", batch["id"].as_str().expect("has an id"));
+        let deadline = Instant::now() + PATIENCE;
+        loop {
+            let batch = self.get(&path).await;
+            if holds(&batch) {
+                return batch;
+            }
+            assert!(Instant::now() < deadline, "it does not come to that: {batch}");
+            tokio::time::sleep(Duration::from_millis(20)).await;
+        }
+    }
+
+    /// Runs a batch to its end.
+    pub async fn run(&self, jsonl: impl AsRef<[u8]>, endpoint: &str) -> Value {
+        let batch = self.create_batch(jsonl, endpoint).await;
+        self.ended(&batch).await
+    }
+
+    /// Runs a batch that must fail validation.
+    pub async fn failed_batch(&self, jsonl: impl AsRef<[u8]>, endpoint: &str) -> Value {
+        let batch = self.run(jsonl, endpoint).await;
+        assert_eq!(batch["status"], "failed", "{batch}");
+        batch
+    }
+
+    /// The lines of one of a batch's files (`output_file_id` or `error_file_id`); none where
+    /// there is no file.
+    pub async fn lines(&self, batch: &Value, file: &str) -> Vec<Value> {
+        let Some(id) = batch[file].as_str() else { return Vec::new() };
+        let url = self.url(&format!("/v1/files/{id}/content"));
+        let response = self.client().get(url).send().await.expect("answers");
+        assert_eq!(response.status(), 200);
+        let text = response.text().await.expect("is text");
+        assert!(text.ends_with('\n'), "a file ends with a line end");
+        text.lines().map(|line| serde_json::from_str(line).expect("is JSON")).collect()
+    }
+
+    /// Asserts that both files together have exactly one line for each of these ids, each file
+    /// in input order; returns all lines by custom_id.
+    pub async fn exactly_once(&self, batch: &Value, ids: &[String]) -> BTreeMap<String, Value> {
+        let place: BTreeMap<&str, usize> =
+            ids.iter().enumerate().map(|(place, id)| (id.as_str(), place)).collect();
+        let mut found = BTreeMap::new();
+        for file in ["output_file_id", "error_file_id"] {
+            let lines = self.lines(batch, file).await;
+            let order: Vec<usize> = lines
+                .iter()
+                .map(|line| place[line["custom_id"].as_str().expect("has an id")])
+                .collect();
+            assert!(order.is_sorted(), "{file} is not in input order");
+            for line in lines {
+                let id = line["custom_id"].as_str().expect("has an id").to_owned();
+                assert!(found.insert(id.clone(), line).is_none(), "{id} is there twice");
+            }
+        }
+        assert_eq!(found.len(), ids.len(), "lines are missing");
+        found
+    }
+}
+
+async fn start(config: &Config, clock: Clock) -> (String, Running) {
+    let app = App::start(config, clock).await.expect("starts");
+    let base = format!("http://{}", app.address());
+    let stop = CancellationToken::new();
+    let task = tokio::spawn(app.serve_until(stop.clone()));
+    (base, Running::App { stop, task })
+}
+
+/// A client that sends this key, or none, and that waits for nobody's proxy.
+pub fn client_with(key: Option<&str>) -> Client {
+    let mut headers = HeaderMap::new();
+    if let Some(key) = key {
+        let value = HeaderValue::from_str(&format!("Bearer {key}")).expect("is a header");
+        headers.insert(AUTHORIZATION, value);
+    }
+    Client::builder().no_proxy().default_headers(headers).build().expect("builds")
+}
+
+/// A request as one line of a batch file, with a body of its own.
+pub fn request(custom_id: &str, body: Value) -> String {
+    let line = json!({"custom_id": custom_id, "method": "POST", "url": CHAT, "body": body});
+    format!("{line}\n")
+}
+
+/// A chat request to the usual model, steered by `simulate` unless that is null.
+pub fn chat(custom_id: &str, simulate: Value) -> String {
+    let mut body = json!({
+        "model": "sim-small",
+        "messages": [{"role": "user", "content": format!("This is {custom_id}.")}],
+    });
+    if !simulate.is_null() {
+        body["simulate"] = simulate;
+    }
+    request(custom_id, body)
+}
+
+/// So many ids, in the order in which their lines stand.
+pub fn ids(count: usize) -> Vec<String> {
+    (0..count).map(|number| format!("line-{number}")).collect()
+}

@@ -1,0 +1,84 @@
+//! The two databases. A test is written once and runs on both.
+
+use std::path::Path;
+
+use nightshift::api::auth;
+use nightshift::domain::id;
+use nightshift::store::{ApiKey, Engine, Store};
+use secrecy::ExposeSecret as _;
+use sqlx::{Connection as _, Executor as _, PgConnection};
+
+tokio::task_local! {
+    static ENGINE: Engine;
+}
+
+/// Runs a test on an engine: whatever it starts uses it.
+pub async fn on(engine: Engine, test: impl Future<Output = ()>) {
+    ENGINE.scope(engine, test).await;
+}
+
+/// Stamps tests out once for each engine. They are plain async functions of the module that
+/// names them here.
+macro_rules! on_every_engine {
+    ($($test:ident),+ $(,)?) => {
+        mod on_sqlite {
+            $(#[tokio::test]
+            async fn $test() {
+                $crate::support::on(nightshift::store::Engine::Sqlite, Box::pin(super::$test())).await;
+            })+
+        }
+        mod on_postgres {
+            $(#[tokio::test]
+            async fn $test() {
+                $crate::support::on(nightshift::store::Engine::Postgres, Box::pin(super::$test())).await;
+            })+
+        }
+    };
+}
+
+pub(crate) use on_every_engine;
+
+/// The engine of the running test: SQLite where it does not say.
+pub fn current() -> Engine {
+    ENGINE.try_with(|engine| *engine).unwrap_or(Engine::Sqlite)
+}
+
+/// The URL of a new, empty database of the running test's engine.
+pub async fn database(directory: &Path) -> String {
+    match current() {
+        Engine::Sqlite => format!("sqlite://{}", directory.join("data/test.db").display()),
+        Engine::Postgres => new_postgres_database().await,
+    }
+}
+
+async fn new_postgres_database() -> String {
+    #[expect(clippy::disallowed_methods, reason = "tests are told where Postgres is")]
+    let server = std::env::var("NIGHTSHIFT_TEST_POSTGRES").expect(
+        "NIGHTSHIFT_TEST_POSTGRES is not set: run tests/run.sh, which starts a Postgres, or set \
+         it to the URL of a server on which databases may be created",
+    );
+    let name = format!("test_{}", id::incarnation());
+    let mut connection = PgConnection::connect(&server).await.expect("connects to Postgres");
+    let create = format!("CREATE DATABASE {name}");
+    connection.execute(sqlx::AssertSqlSafe(create)).await.expect("creates a database");
+    let (front, query) = server.split_once('?').unwrap_or((&server, ""));
+    let (host, _) = front.rsplit_once('/').expect("names a database");
+    format!("{host}/{name}?{query}")
+}
+
+/// Stores a new key for a tenant.
+pub async fn add_key(store: &Store, tenant: &str) -> String {
+    let new = auth::new_key();
+    let key = ApiKey {
+        id: id::key(),
+        tenant: tenant.to_owned(),
+        name: "test".to_owned(),
+        hash: new.hash,
+        hint: new.hint,
+        admin: false,
+        created_at: 0,
+        revoked_at: None,
+    };
+    store.add_key(&key).await.expect("stores the key");
+    new.key.expose_secret().to_owned()
+}
