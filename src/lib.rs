@@ -4,13 +4,16 @@
 //! `tests/it/architecture.rs`, which keeps it so).
 
 pub mod api;
+pub mod app;
 pub mod cli;
 pub mod codec;
 pub mod config;
 pub mod domain;
 pub mod intake;
+pub mod shutdown;
 pub mod simulate;
 pub mod store;
+pub mod telemetry;
 pub mod transfer;
 pub mod upstream;
 pub mod worker;

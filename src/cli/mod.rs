@@ -1,4 +1,83 @@
-//! The commands.
+//! The commands, one a file.
 
+mod check;
+mod demo;
+mod keys;
+mod openapi;
 pub mod progress;
+mod run;
+mod serve;
 pub mod simulate;
+
+use std::path::PathBuf;
+use std::process::ExitCode;
+
+use clap::{Args, Parser, Subcommand};
+
+use crate::config::{Config, Environment, Overrides};
+
+const EXAMPLE: &str = "\
+Examples:
+  nightshift demo
+  nightshift serve --upstream http://localhost:8000/v1
+  nightshift run -i requests.jsonl -o answers.jsonl --upstream http://localhost:8000/v1";
+
+/// A self-hosted server that speaks OpenAI's Batch API, for any model server.
+#[derive(Debug, Parser)]
+#[command(name = "nightshift", version, after_help = EXAMPLE)]
+struct Cli {
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Debug, Subcommand)]
+enum Command {
+    Serve(serve::ServeArgs),
+    Run(run::RunArgs),
+    Demo(demo::DemoArgs),
+    Simulate(simulate::Args),
+    Keys(keys::KeysArgs),
+    Openapi(openapi::OpenapiArgs),
+    Check(check::CheckArgs),
+}
+
+/// Where the configuration is.
+#[derive(Clone, Debug, Args)]
+struct ConfigArgs {
+    /// The TOML file to read [default: nightshift.toml, if it exists]
+    #[arg(long, value_name = "FILE")]
+    config: Option<PathBuf>,
+
+    /// sqlite://PATH or postgres://user:password@host/name
+    #[arg(long, value_name = "URL")]
+    database: Option<String>,
+}
+
+impl ConfigArgs {
+    fn overrides(self) -> Overrides {
+        Overrides { config: self.config, database: self.database, ..Overrides::default() }
+    }
+}
+
+/// Reads all layers of the configuration.
+fn load(overrides: &Overrides) -> anyhow::Result<Config> {
+    Config::load(overrides, &Environment::capture())
+        .map_err(|errors| anyhow::anyhow!("the configuration has mistakes:\n{errors}"))
+}
+
+/// Reads the command line and does what it says. Exits 2 on wrong usage, 1 on failure.
+pub async fn main() -> ExitCode {
+    let outcome = match Cli::parse().command {
+        Command::Serve(args) => serve::run(args).await,
+        Command::Run(args) => run::run(args).await,
+        Command::Demo(args) => demo::run(args).await,
+        Command::Simulate(args) => simulate::run(args).await.map(|()| ExitCode::SUCCESS),
+        Command::Keys(args) => keys::run(args).await,
+        Command::Openapi(_) => openapi::run(),
+        Command::Check(args) => check::run(args).await,
+    };
+    outcome.unwrap_or_else(|error| {
+        eprintln!("error: {error:#}");
+        ExitCode::FAILURE
+    })
+}

@@ -1,0 +1,160 @@
+//! The server, built from its configuration: store, upstreams, duties and HTTP.
+
+use std::net::SocketAddr;
+use std::sync::Arc;
+
+use anyhow::{Context as _, bail};
+use secrecy::ExposeSecret as _;
+use tokio::net::TcpListener;
+use tokio::task::JoinHandle;
+use tokio_util::sync::CancellationToken;
+
+use crate::api::auth::Auth;
+use crate::api::models::Model;
+use crate::api::{self, Api};
+use crate::config::Config;
+use crate::domain::clock::Clock;
+use crate::domain::id;
+use crate::store::{Engine, Store};
+use crate::upstream::{ModelInfo, Pool, PoolSettings};
+use crate::worker::{Settings, Worker};
+
+const HOW_TO_CREATE_A_KEY: &str = "create one with `nightshift keys create --name NAME` (with the \
+     same --config or --database), or name a first key's file in auth.bootstrap_key_file";
+
+/// A server that runs.
+pub struct App {
+    address: SocketAddr,
+    store: Store,
+    worker: Worker,
+    http: JoinHandle<()>,
+    stop: CancellationToken,
+}
+
+impl App {
+    /// Opens the store, starts the duties, and listens.
+    ///
+    /// # Errors
+    /// When the configuration is not safe to serve, the database cannot be used, or the address
+    /// is taken.
+    pub async fn start(config: &Config, clock: Clock) -> anyhow::Result<App> {
+        let store = open_store(config, clock.clone()).await?;
+        store.lock()?;
+        let auth = auth(config, &store).await?;
+        let listener = TcpListener::bind(&config.server.listen)
+            .await
+            .with_context(|| format!("cannot listen on {}", config.server.listen))?;
+        let address = listener.local_addr()?;
+        if config.upstreams.is_empty() {
+            tracing::warn!(
+                "no upstream is configured: batches will fail validation with model_not_found; \
+                 give one with --upstream URL or [[upstreams]]"
+            );
+        }
+        let pool = Pool::new(config, PoolSettings::default())?;
+        let settings = settings(config, &store);
+        let worker = Worker::start(store.clone(), pool.clone(), clock.clone(), settings).await?;
+        let stop = CancellationToken::new();
+        let router = api::router(Api {
+            store: store.clone(),
+            clock,
+            limits: Arc::new(config.limits.clone()),
+            models: Arc::new(move || pool.models().into_iter().map(shown).collect()),
+            auth: Arc::new(auth),
+            workers_run: worker.running(),
+        });
+        let grace = config.worker.shutdown_grace;
+        let http = tokio::spawn(api::server::serve(listener, router, stop.clone(), grace));
+        Ok(App { address, store, worker, http, stop })
+    }
+
+    /// Where the server listens.
+    #[must_use]
+    pub fn address(&self) -> SocketAddr {
+        self.address
+    }
+
+    /// Serves until asked to stop, then stops. Fails if a duty fails: then the process must be
+    /// started again.
+    ///
+    /// # Errors
+    /// When a duty ended that should not.
+    pub async fn serve_until(mut self, stop: CancellationToken) -> anyhow::Result<()> {
+        let failed = tokio::select! {
+            () = stop.cancelled() => None,
+            name = self.worker.failed() => Some(name),
+        };
+        self.stop().await;
+        match failed {
+            None => Ok(()),
+            Some(name) => bail!("the duty {name} failed; what was accepted is safe"),
+        }
+    }
+
+    /// Takes no more requests, lets calls in flight finish within the grace period, and writes
+    /// what they brought.
+    pub async fn stop(self) {
+        tracing::info!("stopping; a second signal stops at once");
+        self.stop.cancel();
+        self.worker.stop().await;
+        if let Err(error) = self.http.await {
+            tracing::warn!(%error, "the HTTP server ended badly");
+        }
+        self.store.close().await;
+    }
+}
+
+/// A model as the API lists it.
+fn shown(model: ModelInfo) -> Model {
+    Model { id: model.id, object: "model", created: model.created, owned_by: model.owned_by }
+}
+
+/// Opens the configured database.
+///
+/// # Errors
+/// When it cannot be used.
+pub async fn open_store(config: &Config, clock: Clock) -> anyhow::Result<Store> {
+    let database = &config.database;
+    let connections = database.max_connections;
+    Ok(Store::open(database.url.expose_secret(), connections, clock).await?)
+}
+
+/// What the duties are told by the configuration.
+#[must_use]
+pub fn settings(config: &Config, store: &Store) -> Settings {
+    Settings {
+        retry: config.retry.clone(),
+        worker: config.worker.clone(),
+        name: id::incarnation(),
+        max_requests: config.limits.max_requests_per_batch,
+        // The lock on the file is held: nobody else can have a lease in it.
+        exclusive: store.engine() == Engine::Sqlite,
+    }
+}
+
+/// Who may ask. Off loopback there must be keys, so that a server is never open by accident.
+async fn auth(config: &Config, store: &Store) -> anyhow::Result<Auth> {
+    let loopback = config.listen_is_loopback();
+    let listen = &config.server.listen;
+    if !config.auth_is_required() {
+        if !loopback {
+            bail!(
+                "{listen} can be reached from other machines, and auth.required is false: listen \
+                 on 127.0.0.1, or leave auth.required out and {HOW_TO_CREATE_A_KEY}"
+            );
+        }
+        return Ok(Auth::Off);
+    }
+    let bootstrap = config.auth.bootstrap_key.clone();
+    let keys = store.keys().await?;
+    if bootstrap.is_none() && keys.iter().all(|key| key.revoked_at.is_some()) {
+        if !loopback {
+            bail!(
+                "{listen} can be reached from other machines, so requests need an API key, and \
+                 there is none: {HOW_TO_CREATE_A_KEY}"
+            );
+        }
+        tracing::warn!("requests need an API key, and there is none: {HOW_TO_CREATE_A_KEY}");
+    }
+    Ok(Auth::keys(bootstrap.as_ref()))
+}

@@ -1,0 +1,74 @@
+//! `nightshift check`: the configuration, tried.
+
+use std::io::Write as _;
+use std::process::ExitCode;
+
+use super::ConfigArgs;
+use crate::app;
+use crate::config::{Config, Environment, Overrides};
+use crate::domain::clock::Clock;
+use crate::upstream::{Pool, PoolSettings};
+
+const EXAMPLE: &str = "\
+Example:
+  nightshift check --config nightshift.toml";
+
+/// Read the configuration, report every mistake at once, and try each upstream and the database.
+#[derive(Clone, Debug, clap::Args)]
+#[command(after_help = EXAMPLE)]
+pub(super) struct CheckArgs {
+    #[command(flatten)]
+    config: ConfigArgs,
+
+    /// Check this server instead of the configured upstreams
+    #[arg(long, value_name = "URL")]
+    upstream: Option<String>,
+
+    /// The environment variable that holds the key of --upstream
+    #[arg(long, value_name = "NAME")]
+    api_key_env: Option<String>,
+}
+
+pub(super) async fn run(args: CheckArgs) -> anyhow::Result<ExitCode> {
+    let overrides = Overrides {
+        upstream: args.upstream,
+        api_key_env: args.api_key_env,
+        ..args.config.overrides()
+    };
+    let mut out = std::io::stdout();
+    let config = match Config::load(&overrides, &Environment::capture()) {
+        Ok(config) => config,
+        Err(errors) => {
+            for error in &errors.0 {
+                writeln!(out, "FAIL  configuration  {error}")?;
+            }
+            return Ok(ExitCode::FAILURE);
+        }
+    };
+    writeln!(out, "ok    configuration")?;
+    let mut good = true;
+    match app::open_store(&config, Clock::default()).await {
+        Ok(store) => {
+            writeln!(out, "ok    database       {:?}", store.engine())?;
+            store.close().await;
+        }
+        Err(error) => {
+            good = false;
+            writeln!(out, "FAIL  database       {error:#}")?;
+        }
+    }
+    if config.upstreams.is_empty() {
+        writeln!(out, "warn  upstreams      none is configured: no model can be served")?;
+    }
+    let pool = Pool::new(&config, PoolSettings::default())?;
+    for (name, outcome) in pool.try_upstreams().await {
+        match outcome {
+            Ok(models) => writeln!(out, "ok    upstream       {name}: {models} models")?,
+            Err(cause) => {
+                good = false;
+                writeln!(out, "FAIL  upstream       {name}: {cause}")?;
+            }
+        }
+    }
+    Ok(if good { ExitCode::SUCCESS } else { ExitCode::FAILURE })
+}

@@ -1,0 +1,397 @@
+//! `nightshift run`: one batch without a server.
+//!
+//! It runs on the same store and duties as a server, in a directory beside the output. What that
+//! directory says decides what happens at the next start: go on, or nothing.
+
+mod journal;
+
+use std::io::IsTerminal as _;
+use std::path::{Path, PathBuf};
+use std::process::ExitCode;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use anyhow::{Context as _, bail};
+use bytes::Bytes;
+use futures::StreamExt as _;
+use tokio::io::{AsyncRead, AsyncReadExt as _, AsyncWriteExt as _};
+use tokio_util::sync::CancellationToken;
+
+use super::progress::{Progress, Snapshot};
+use crate::config::{Config, Environment, Overrides};
+use crate::domain::batch::Status;
+use crate::domain::clock::Clock;
+use crate::domain::file::Purpose;
+use crate::domain::findings::Finding;
+use crate::domain::{id, line};
+use crate::intake::Limits;
+use crate::store::{Batch, NewBatch, Store};
+use crate::transfer::{self, Finish, Ingest};
+use crate::upstream::{Pool, PoolSettings};
+use crate::worker::Worker;
+use crate::{app, shutdown, telemetry};
+use journal::{Hashing, Journal};
+
+const EXAMPLE: &str = "\
+Examples:
+  nightshift run -i requests.jsonl -o answers.jsonl --upstream http://localhost:8000/v1
+  cat requests.jsonl | nightshift run -i - -o answers.jsonl --config nightshift.toml
+
+Stopped and started again it goes on where it was, and sends nothing twice.";
+
+/// The tenant of a store that belongs to one user.
+const TENANT: &str = "default";
+/// A hundred years.
+const KEPT_SECONDS: i64 = 100 * 365 * 24 * 3600;
+const READ_BYTES: usize = 256 << 10;
+const POLL: Duration = Duration::from_millis(100);
+/// How long upstreams may be silent before the command gives up, from its start.
+const FIRST_ANSWER_WITHIN: Duration = Duration::from_secs(30);
+/// Faults of an input that are printed.
+const PRINTED_FAULTS: usize = 20;
+
+/// Run one batch without a server, from a file to a file.
+///
+/// The output has one line for each request that succeeded, in input order; requests that failed
+/// are in the errors file. Exits 0 if all succeeded, 1 if any failed, 130 if interrupted.
+#[derive(Clone, Debug, clap::Args)]
+#[command(after_help = EXAMPLE)]
+pub(super) struct RunArgs {
+    /// The JSONL file of requests; - reads standard input
+    #[arg(short, long, value_name = "FILE")]
+    input: PathBuf,
+
+    /// Where the answers go; what is needed to go on later is kept in FILE.nightshift/
+    #[arg(short, long, value_name = "FILE")]
+    output: PathBuf,
+
+    /// Where failed requests go, if any [default: the output's name with .errors.jsonl]
+    #[arg(long, value_name = "FILE")]
+    errors: Option<PathBuf>,
+
+    /// Send every model to this server, instead of what the configuration says
+    #[arg(long, value_name = "URL")]
+    upstream: Option<String>,
+
+    /// The environment variable that holds the key of --upstream
+    #[arg(long, value_name = "NAME")]
+    api_key_env: Option<String>,
+
+    /// Calls at once to each upstream
+    #[arg(long, value_name = "N")]
+    concurrency: Option<usize>,
+
+    /// The TOML file to read [default: nightshift.toml, if it exists]
+    #[arg(long, value_name = "FILE")]
+    config: Option<PathBuf>,
+
+    /// Forget what an earlier run of this output did, and begin anew
+    #[arg(long)]
+    restart: bool,
+}
+
+/// How a run came out.
+enum Ended {
+    Batch(Box<Batch>),
+    Interrupted,
+}
+
+pub(super) async fn run(args: RunArgs) -> anyhow::Result<ExitCode> {
+    if args.output.as_os_str() == "-" {
+        bail!("the output must be a file: what is needed to go on later is kept beside it");
+    }
+    let state = beside(&args.output, ".nightshift");
+    let overrides = Overrides {
+        config: args.config.clone(),
+        upstream: args.upstream.clone(),
+        api_key_env: args.api_key_env.clone(),
+        concurrency: args.concurrency,
+        database: Some(format!("sqlite://{}", state.join(journal::DATABASE).display())),
+        ..Overrides::default()
+    };
+    let mut config = Config::load(&overrides, &Environment::capture())
+        .map_err(|errors| anyhow::anyhow!("the configuration has mistakes:\n{errors}"))?;
+    if config.upstreams.is_empty() {
+        bail!("there is no upstream to send to: give one with --upstream URL or a configuration");
+    }
+    if std::io::stderr().is_terminal() && config.log.filter == "info" {
+        // The progress bar says what there is to say.
+        "warn".clone_into(&mut config.log.filter);
+    }
+    telemetry::start(&config.log);
+    let stop = shutdown::on_signal()?;
+    let _claim = journal::claim(&state)?;
+    let Some(batch_id) = prepare(&args, &state, &config, &stop).await? else {
+        return Ok(ExitCode::from(shutdown::INTERRUPTED));
+    };
+    let store = app::open_store(&config, Clock::default()).await?;
+    store.lock()?;
+    let ended = work(&config, &store, &batch_id, stop).await?;
+    let code = match ended {
+        Ended::Interrupted => {
+            eprintln!("Interrupted. The same command goes on where this one stopped.");
+            ExitCode::from(shutdown::INTERRUPTED)
+        }
+        Ended::Batch(batch) => conclude(&args, &store, &batch).await?,
+    };
+    store.close().await;
+    Ok(code)
+}
+
+/// Finds the batch of an earlier run on the same input, or begins one. `None`: interrupted.
+async fn prepare(
+    args: &RunArgs,
+    state: &Path,
+    config: &Config,
+    stop: &CancellationToken,
+) -> anyhow::Result<Option<String>> {
+    let mut input = open_input(&args.input).await?;
+    if let Some(journal) = Journal::read(state)?
+        && !args.restart
+    {
+        let Some(hash) = stop.run_until_cancelled(hash(&mut input)).await else { return Ok(None) };
+        if hash? != journal.input_sha256 {
+            bail!(
+                "{} belongs to a run on another input; use another output, or --restart to throw \
+                 its answers away",
+                state.display()
+            );
+        }
+        return Ok(Some(journal.batch_id));
+    }
+    // Left by a run that was stopped before it had read its input, or to be forgotten.
+    Journal::clear(state)?;
+    let store = app::open_store(config, Clock::default()).await?;
+    store.lock()?;
+    let begun = stop.run_until_cancelled(begin(&store, config, &args.input, input)).await;
+    store.close().await;
+    let Some(begun) = begun else { return Ok(None) };
+    let journal = begun?;
+    journal.write(state)?;
+    Ok(Some(journal.batch_id))
+}
+
+/// Reads the input into the store and creates its batch.
+async fn begin(
+    store: &Store,
+    config: &Config,
+    path: &Path,
+    mut input: Box<dyn AsyncRead + Send + Unpin>,
+) -> anyhow::Result<Journal> {
+    let limits = Limits { max_line_bytes: config.limits.max_line_bytes };
+    let mut ingest = Ingest::begin(store, TENANT, limits, true).await?;
+    let mut hashing = Hashing::default();
+    loop {
+        let mut buffer = Vec::with_capacity(READ_BYTES);
+        let read = input.read_buf(&mut buffer).await;
+        if read.with_context(|| format!("cannot read {}", path.display()))? == 0 {
+            break;
+        }
+        hashing.update(&buffer);
+        ingest.write(Bytes::from(buffer)).await?;
+    }
+    let created_at = Clock::default().now_ms();
+    let name = path.file_name().unwrap_or_default().to_string_lossy().into_owned();
+    let finish =
+        Finish { purpose: Purpose::Batch, filename: name, created_at, expires_at: None };
+    let file = ingest.finish(finish, None).await.map_err(|error| match error {
+        transfer::Error::NotJsonl => anyhow::anyhow!(
+            "{} is empty, or its first line is not JSON: it must be a JSONL file of requests",
+            path.display()
+        ),
+        other => other.into(),
+    })?;
+    let batch = NewBatch {
+        id: id::batch(),
+        tenant: TENANT.to_owned(),
+        endpoint: first_url(store, &file.id).await?,
+        input_file_id: file.id,
+        completion_window: "none".to_owned(),
+        // They are copied out as soon as they are there; the state is kept as long as the user
+        // keeps it.
+        output_expires_seconds: KEPT_SECONDS,
+        metadata: None,
+        created_at,
+        expires_at: None,
+    };
+    store.create_batch(&batch, None).await?;
+    Ok(Journal { input_sha256: hashing.finish(), batch_id: batch.id })
+}
+
+/// The endpoint that the input's first request names; all others must name the same.
+async fn first_url(store: &Store, file_id: &str) -> anyhow::Result<String> {
+    let chunk = store.chunk(file_id, 0).await?;
+    let bytes = chunk.map(|chunk| chunk.bytes).unwrap_or_default();
+    let text = String::from_utf8_lossy(&bytes);
+    let first = text.lines().find(|line| !line.trim().is_empty()).and_then(line::read);
+    // A first line that names none is a fault that validation lists, with all others.
+    Ok(first.map_or_else(|| "/v1/chat/completions".to_owned(), |line| line.url.into_owned()))
+}
+
+/// Works until the batch ends or the user interrupts.
+async fn work(
+    config: &Config,
+    store: &Store,
+    batch_id: &str,
+    stop: CancellationToken,
+) -> anyhow::Result<Ended> {
+    let batch = find(store, batch_id).await?;
+    if batch.stage.status.is_terminal() {
+        return Ok(Ended::Batch(Box::new(batch)));
+    }
+    let settings = PoolSettings { final_auth_errors: true, ..PoolSettings::default() };
+    let pool = Pool::new(config, settings)?;
+    let duties = app::settings(config, store);
+    let mut worker = Worker::start(store.clone(), pool.clone(), Clock::default(), duties).await?;
+    let watched = tokio::select! {
+        watched = watch(store, &pool, batch_id, &stop) => watched,
+        name = worker.failed() => Err(anyhow::anyhow!("the duty {name} failed")),
+    };
+    if stop.is_cancelled() {
+        eprintln!("Stopping: waiting for calls in flight. Ctrl-C again stops at once.");
+    }
+    worker.stop().await;
+    watched
+}
+
+/// Shows how the batch gets on, until it ends, or the user interrupts, or it cannot begin.
+async fn watch(
+    store: &Store,
+    pool: &Arc<Pool>,
+    batch_id: &str,
+    stop: &CancellationToken,
+) -> anyhow::Result<Ended> {
+    let started = Instant::now();
+    let mut progress = Progress::new(None);
+    loop {
+        let batch = find(store, batch_id).await?;
+        let snapshot = snapshot(&batch);
+        if batch.stage.status.is_terminal() {
+            progress.finish(snapshot, Instant::now());
+            return Ok(Ended::Batch(Box::new(batch)));
+        }
+        progress.update(snapshot, Instant::now());
+        if started.elapsed() >= FIRST_ANSWER_WITHIN {
+            let status = pool.status();
+            if status.iter().all(|upstream| !upstream.answered) {
+                progress.finish(snapshot, Instant::now());
+                let causes = status.into_iter().filter_map(|upstream| {
+                    Some(format!("{}: {}", upstream.name, upstream.cause?))
+                });
+                bail!(
+                    "no upstream has answered within {} s ({}); the same command tries again",
+                    FIRST_ANSWER_WITHIN.as_secs(),
+                    causes.collect::<Vec<_>>().join("; ")
+                );
+            }
+        }
+        if stop.run_until_cancelled(tokio::time::sleep(POLL)).await.is_none() {
+            progress.finish(snapshot, Instant::now());
+            return Ok(Ended::Interrupted);
+        }
+    }
+}
+
+async fn find(store: &Store, batch_id: &str) -> anyhow::Result<Batch> {
+    store.batch(TENANT, batch_id).await?.context("the state directory does not hold the batch")
+}
+
+fn snapshot(batch: &Batch) -> Snapshot {
+    let count = |number: i64| u64::try_from(number).unwrap_or(0);
+    Snapshot {
+        done: count(batch.counts.completed + batch.counts.failed),
+        failed: count(batch.counts.failed),
+        total: count(batch.counts.total),
+        tokens: count(batch.usage.total_tokens),
+    }
+}
+
+/// Writes the files of a batch that has ended, and says how it went.
+async fn conclude(args: &RunArgs, store: &Store, batch: &Batch) -> anyhow::Result<ExitCode> {
+    if batch.stage.status == Status::Failed {
+        let errors = batch.row.errors.as_deref().unwrap_or("[]");
+        let faults: Vec<Finding> = serde_json::from_str(errors)?;
+        eprintln!("The input is not valid:");
+        for fault in faults.iter().take(PRINTED_FAULTS) {
+            let place = fault.line.map_or(String::new(), |line| format!("line {line}: "));
+            eprintln!("  {place}{} ({})", fault.message, fault.code);
+        }
+        if faults.len() > PRINTED_FAULTS {
+            eprintln!("  … and {} more", faults.len() - PRINTED_FAULTS);
+        }
+        return Ok(ExitCode::FAILURE);
+    }
+    let errors = args.errors.clone().unwrap_or_else(|| errors_path(&args.output));
+    write_file(store, batch.row.output_file_id.as_deref(), &args.output, true).await?;
+    write_file(store, batch.row.error_file_id.as_deref(), &errors, false).await?;
+    let counts = &batch.counts;
+    eprintln!("{} of {} requests succeeded: {}", counts.completed, counts.total, args.output.display());
+    if counts.failed == 0 {
+        return Ok(ExitCode::SUCCESS);
+    }
+    eprintln!("{} failed: {}", counts.failed, errors.display());
+    Ok(ExitCode::FAILURE)
+}
+
+/// Writes one of the batch's files beside its place and then renames it: whoever looks sees it
+/// whole or not at all. A file that the batch did not make is made empty if it is `needed`, and
+/// is else removed if an earlier run left one.
+async fn write_file(
+    store: &Store,
+    file_id: Option<&str>,
+    path: &Path,
+    needed: bool,
+) -> anyhow::Result<()> {
+    let cannot = || format!("cannot write {}", path.display());
+    if file_id.is_none() && !needed {
+        return match tokio::fs::remove_file(path).await {
+            Err(error) if error.kind() != std::io::ErrorKind::NotFound => {
+                Err(error).with_context(|| format!("cannot remove the old {}", path.display()))
+            }
+            _ => Ok(()),
+        };
+    }
+    let partial = beside(path, ".partial");
+    let mut out = tokio::fs::File::create(&partial).await.with_context(cannot)?;
+    if let Some(file_id) = file_id {
+        let file = store.file(TENANT, file_id).await?.context("the batch's file is gone")?;
+        let length = u64::try_from(file.bytes).unwrap_or(0);
+        let mut blocks = std::pin::pin!(transfer::content(store, &file, 0..length));
+        while let Some(block) = blocks.next().await {
+            out.write_all(&block?).await.with_context(cannot)?;
+        }
+    }
+    out.flush().await.with_context(cannot)?;
+    out.sync_all().await.with_context(cannot)?;
+    tokio::fs::rename(&partial, path).await.with_context(cannot)
+}
+
+async fn open_input(path: &Path) -> anyhow::Result<Box<dyn AsyncRead + Send + Unpin>> {
+    if path.as_os_str() == "-" {
+        return Ok(Box::new(tokio::io::stdin()));
+    }
+    let file = tokio::fs::File::open(path).await;
+    Ok(Box::new(file.with_context(|| format!("cannot open {}", path.display()))?))
+}
+
+async fn hash(input: &mut (dyn AsyncRead + Send + Unpin)) -> anyhow::Result<String> {
+    let mut hashing = Hashing::default();
+    let mut buffer = Vec::with_capacity(READ_BYTES);
+    while input.read_buf(&mut buffer).await? > 0 {
+        hashing.update(&buffer);
+        buffer.clear();
+    }
+    Ok(hashing.finish())
+}
+
+/// A path with something added to its name.
+fn beside(path: &Path, suffix: &str) -> PathBuf {
+    let mut name = path.as_os_str().to_owned();
+    name.push(suffix);
+    name.into()
+}
+
+/// `answers.jsonl` → `answers.errors.jsonl`.
+fn errors_path(output: &Path) -> PathBuf {
+    output.with_extension("errors.jsonl")
+}

@@ -1,0 +1,62 @@
+//! `nightshift serve`: the HTTP server and the worker pool.
+
+use std::io::Write as _;
+use std::process::ExitCode;
+
+use super::ConfigArgs;
+use crate::app::App;
+use crate::config::Overrides;
+use crate::domain::clock::Clock;
+use crate::{shutdown, telemetry};
+
+const EXAMPLE: &str = "\
+Examples:
+  nightshift serve --upstream http://localhost:8000/v1
+  nightshift serve --config nightshift.toml --database postgres://nightshift@localhost/nightshift
+
+  export OPENAI_BASE_URL=http://127.0.0.1:8080/v1 OPENAI_API_KEY=unused";
+
+/// Start the server, and the workers that send each line to its model server.
+///
+/// With no configuration at all it keeps its data in nightshift-data/ and listens on
+/// 127.0.0.1:8080. The address is printed on standard output.
+#[derive(Clone, Debug, clap::Args)]
+#[command(after_help = EXAMPLE)]
+pub(super) struct ServeArgs {
+    #[command(flatten)]
+    config: ConfigArgs,
+
+    /// Where to listen; port 0 takes a free one [default: 127.0.0.1:8080]
+    #[arg(long, value_name = "HOST:PORT")]
+    listen: Option<String>,
+
+    /// Send every model to this server, instead of what the configuration says
+    #[arg(long, value_name = "URL")]
+    upstream: Option<String>,
+
+    /// The environment variable that holds the key of --upstream
+    #[arg(long, value_name = "NAME")]
+    api_key_env: Option<String>,
+
+    /// Which half to run
+    #[arg(long, value_name = "all|api|worker")]
+    role: Option<String>,
+}
+
+pub(super) async fn run(args: ServeArgs) -> anyhow::Result<ExitCode> {
+    let overrides = Overrides {
+        listen: args.listen,
+        upstream: args.upstream,
+        api_key_env: args.api_key_env,
+        role: args.role,
+        ..args.config.overrides()
+    };
+    let config = super::load(&overrides)?;
+    telemetry::start(&config.log);
+    let stop = shutdown::on_signal()?;
+    let app = App::start(&config, Clock::default()).await?;
+    // A reader that has gone away is no reason not to serve.
+    let _ = writeln!(std::io::stdout(), "Listening on http://{}", app.address());
+    app.serve_until(stop).await?;
+    Ok(ExitCode::SUCCESS)
+}
