@@ -2,7 +2,6 @@
 //! they have. Both are one request: `GET /models`.
 
 use std::sync::Arc;
-use std::time::Duration;
 
 use futures::future::{join, join_all};
 use tokio::time::Instant;
@@ -12,9 +11,6 @@ use super::ModelInfo;
 use super::client::FailureKind;
 use super::health::{Event, UpstreamState};
 use super::pool::Pool;
-
-/// How long the first validation waits for upstreams to tell their models.
-const DISCOVERY_WAIT_MAX: Duration = Duration::from_secs(5);
 
 /// What is to be done for an upstream next.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -39,15 +35,16 @@ impl Pool {
     }
 
     /// Waits until every upstream was asked for its models once, but not longer than five seconds
-    /// from the start: before that, a model may seem to be nobody's. Returns at once where models
+    /// ([`Pace`](super::Pace)) from the start: before that, a model may seem to be nobody's. Returns at once where models
     /// are not routed by what upstreams report.
     pub async fn discovered(&self) {
         if !self.routing.needs_reports() {
             return;
         }
+        let end = self.created + self.settings.pace.first_discovery_max;
         let mut unasked = self.unasked.subscribe();
         let all_asked = unasked.wait_for(|unasked| *unasked == 0);
-        let waited = tokio::time::timeout_at(self.created + DISCOVERY_WAIT_MAX, all_asked).await;
+        let waited = tokio::time::timeout_at(end, all_asked).await;
         if waited.is_err() {
             tracing::warn!("some upstreams have not told their models yet");
         }

@@ -26,6 +26,8 @@ pub struct Pace {
     pub trial_longest: Duration,
     /// Between two looks at what models an upstream has.
     pub discovery: Duration,
+    /// How long the first validation waits for upstreams to tell their models.
+    pub first_discovery_max: Duration,
 }
 
 impl Default for Pace {
@@ -36,6 +38,7 @@ impl Default for Pace {
             trial_first: Duration::from_secs(30),
             trial_longest: Duration::from_mins(10),
             discovery: Duration::from_secs(60),
+            first_discovery_max: Duration::from_secs(5),
         }
     }
 }

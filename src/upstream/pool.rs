@@ -258,7 +258,7 @@ impl State {
 }
 
 impl Permit {
-    /// The upstream's index, as [`Retry::upstream`] gives it.
+    /// The upstream's index, as [`Retry::upstream`](super::Retry::upstream) gives it.
     #[must_use]
     pub fn upstream(&self) -> usize {
         self.target().upstream

@@ -92,7 +92,9 @@ pub(super) fn doubled(first: Duration, times: u32) -> Duration {
 mod tests {
     use super::*;
 
-    fn headers(pairs: &[(&'static str, &str)]) -> HeaderMap {
+    type Pairs<'a> = &'a [(&'static str, &'a str)];
+
+    fn headers(pairs: Pairs<'_>) -> HeaderMap {
         let mut headers = HeaderMap::new();
         for (name, value) in pairs {
             headers.insert(*name, value.parse().expect("a header value"));
@@ -154,7 +156,7 @@ mod tests {
         // Sun, 06 Nov 1994 08:49:37 GMT
         let now = UNIX_EPOCH + Duration::from_secs(784_111_777);
         let day = 86_400_000;
-        let cases: &[(&[(&'static str, &str)], Option<u64>)] = &[
+        let cases: &[(Pairs<'_>, Option<u64>)] = &[
             (&[], None),
             (&[("retry-after", "2")], Some(2000)),
             (&[("retry-after", " 0.25 ")], Some(250)),
@@ -168,7 +170,7 @@ mod tests {
             ),
             (&[("retry-after", "Sun, 06 Nov 1994 08:49:07 GMT")], Some(0)),
             (
-                &[("retry-after", "Sun, 06 Nov 2094 08:49:37 GMT")],
+                &[("retry-after", "Sat, 06 Nov 2094 08:49:37 GMT")],
                 Some(day),
             ),
             (&[("retry-after", "soon")], None),

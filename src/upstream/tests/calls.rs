@@ -1,0 +1,274 @@
+//! Single calls: what is sent, and what each kind of outcome means.
+
+use std::io::Write;
+
+use super::*;
+
+#[tokio::test]
+async fn a_call_is_sent_as_it_is_and_its_answer_comes_back_charged() {
+    let server = Server::start(|_| reply(200, r#"{"ok":1}"#).header("x-request-id", "req_7")).await;
+    let mut upstream = upstream("gpu", &server.base_url);
+    upstream.api_key = Some("sk-secret".into());
+    upstream.headers.insert("x-team".to_owned(), "batch".into());
+    let pool = pool(&config(vec![upstream], vec![]));
+    let body = "{ \"model\" : \"m\",\t\"x\": 1.0e2 }";
+    let answer = answer(send(&pool, permit(&pool, "m"), body).await);
+    assert_eq!((answer.status, &answer.body[..]), (200, &b"{\"ok\":1}"[..]));
+    assert_eq!(answer.request_id.as_deref(), Some("req_7"));
+    assert_eq!((answer.charge.bytes(), pool.budget().used()), (8, 8));
+    drop(answer);
+    assert_eq!(pool.budget().used(), 0);
+    let seen = server.seen("POST").remove(0);
+    assert_eq!(seen.path, "/v1/chat/completions");
+    assert_eq!(seen.body, body);
+    let header = |name: &str| seen.headers.get(name).and_then(|value| value.to_str().ok());
+    assert_eq!(header("authorization"), Some("Bearer sk-secret"));
+    assert_eq!(header("content-type"), Some("application/json"));
+    assert_eq!(header("x-team"), Some("batch"));
+    assert_eq!(
+        header("user-agent"),
+        Some(concat!("nightshift/", env!("CARGO_PKG_VERSION")))
+    );
+    assert_eq!(header("accept-encoding"), None);
+    assert!(!format!("{pool:?}").contains("sk-secret"));
+}
+
+#[tokio::test]
+async fn a_route_renames_the_model_and_fills_in_defaults() {
+    let server = Server::start(|_| reply(200, "{}")).await;
+    let mut model = model("m", vec![route("gpu", Some("org/M"))]);
+    model.defaults.insert("seed".to_owned(), 7.into());
+    let pool = pool(&config(
+        vec![upstream("gpu", &server.base_url)],
+        vec![model],
+    ));
+    answer(send(&pool, permit(&pool, "m"), r#"{"model": "m"}"#).await);
+    assert_eq!(
+        server.seen("POST")[0].body,
+        r#"{"model": "org/M","seed":7}"#
+    );
+}
+
+#[tokio::test]
+async fn the_place_is_free_again_when_the_answer_is_read() {
+    let server = Server::start(|_| reply(200, "{}")).await;
+    let mut upstream = upstream("gpu", &server.base_url);
+    upstream.concurrency = 1;
+    let pool = pool(&config(vec![upstream], vec![]));
+    let routes = pool.resolve("m").expect("is served");
+    assert_eq!(routes.lane_limit, 1);
+    let permit = permit(&pool, "m");
+    assert!(matches!(pool.try_acquire(&routes, None), Acquired::Full));
+    let _kept = answer(send(&pool, permit, "{}").await);
+    assert!(matches!(
+        pool.try_acquire(&routes, None),
+        Acquired::Permit(_)
+    ));
+    pool.changed().notified().await;
+}
+
+#[tokio::test]
+async fn a_call_that_is_broken_off_frees_its_place_and_its_bytes() {
+    let pool = pool(&config(vec![upstream("gpu", &raw(None).await)], vec![]));
+    let call = tokio::spawn({
+        let pool = Arc::clone(&pool);
+        async move { line(&pool).await }
+    });
+    until("it is in flight", || pool.status()[0].in_flight == 1).await;
+    call.abort();
+    until("its place is free", || pool.status()[0].in_flight == 0).await;
+    assert_eq!(pool.budget().used(), 0);
+}
+
+#[tokio::test]
+async fn what_a_server_says_is_the_lines_answer_or_costs_an_attempt() {
+    let server = Server::start(|seen| {
+        let status = std::str::from_utf8(&seen.body).expect("UTF-8");
+        reply(status.parse().expect("a status"), "not JSON").header("retry-after", "3")
+    })
+    .await;
+    let pool = pool(&config(vec![upstream("gpu", &server.base_url)], vec![]));
+    for status in ["200", "302", "400", "404", "422"] {
+        let answer = answer(send(&pool, permit(&pool, "m"), status).await);
+        assert_eq!(answer.status.to_string(), status);
+        assert_eq!(answer.body, "not JSON");
+    }
+    for status in ["408", "409", "498", "500", "502", "529"] {
+        let retry = retried(send(&pool, permit(&pool, "m"), status).await);
+        assert!(retry.costs_attempt, "{status}");
+        assert_eq!(retry.after, Some(Duration::from_secs(3)));
+        assert_eq!(
+            retry.cause.message,
+            format!("the model server answered {status}")
+        );
+        let kept = retry.answer.expect("the answer is given along");
+        assert_eq!(
+            (kept.status.to_string(), kept.charge.bytes()),
+            (status.to_owned(), 8)
+        );
+    }
+    assert_eq!(pool.status()[0].state, UpstreamState::Up);
+}
+
+#[tokio::test]
+async fn lost_connections_and_timeouts_cost_an_attempt() {
+    let cases: [(Option<&'static [u8]>, CauseKind, &str); 5] = [
+        (Some(b""), CauseKind::Unavailable, "connection was lost"),
+        (
+            Some(b"HTTP/1.1 200 OK\r\nconte"),
+            CauseKind::Unavailable,
+            "connection was lost",
+        ),
+        (
+            Some(b"HTTP/1.1 200 OK\r\ncontent-length: 99\r\n\r\n{\"a\":"),
+            CauseKind::Unavailable,
+            "connection was lost",
+        ),
+        (
+            Some(b"SSH-2.0-OpenSSH_9.6\r\n"),
+            CauseKind::Unavailable,
+            "connection was lost",
+        ),
+        (None, CauseKind::Timeout, "no whole answer within 300ms"),
+    ];
+    for (bytes, kind, words) in cases {
+        let mut upstream = upstream("gpu", &raw(bytes).await);
+        upstream.timeout = Duration::from_millis(300);
+        let pool = pool(&config(vec![upstream], vec![]));
+        let retry = retried(line(&pool).await);
+        assert!(retry.costs_attempt && retry.answer.is_none() && retry.after.is_none());
+        assert_eq!(retry.cause.kind, kind, "{:?}", retry.cause);
+        assert!(retry.cause.message.contains(words), "{:?}", retry.cause);
+        assert!(
+            !retry.cause.message.contains("127.0.0.1"),
+            "{:?}",
+            retry.cause
+        );
+        let status = pool.status().remove(0);
+        assert_eq!((status.state, status.in_flight), (UpstreamState::Up, 0));
+        assert_eq!(pool.budget().used(), 0);
+    }
+}
+
+#[tokio::test]
+async fn the_timeout_covers_the_body_too() {
+    let head = b"HTTP/1.1 200 OK\r\ncontent-length: 99\r\n\r\n{";
+    let listener = TcpListener::bind("127.0.0.1:0").await.expect("a port");
+    let base_url = format!("http://{}/v1", listener.local_addr().expect("an address"));
+    let mut upstream = upstream("gpu", &base_url);
+    upstream.timeout = Duration::from_millis(200);
+    let pool = pool(&config(vec![upstream], vec![]));
+    let serve = async {
+        let (mut stream, _) = listener.accept().await.expect("a connection");
+        let mut request = [0; 4096];
+        let _ = stream.read(&mut request).await;
+        stream.write_all(head).await.expect("is read");
+        std::future::pending::<()>().await;
+    };
+    tokio::select! {
+        verdict = line(&pool) => assert_eq!(retried(verdict).cause.kind, CauseKind::Timeout),
+        () = serve => {}
+    }
+}
+
+#[tokio::test]
+async fn an_answer_that_is_too_large_costs_an_attempt() {
+    let chunked = b"HTTP/1.1 200 OK\r\ntransfer-encoding: chunked\r\n\r\n\
+        6\r\n123456\r\n6\r\n123456\r\n0\r\n\r\n";
+    let announced = b"HTTP/1.1 200 OK\r\ncontent-length: 99999999999\r\n\r\n123456";
+    for (bytes, limit) in [(&chunked[..], 11), (announced, 1 << 20)] {
+        let mut upstream = upstream("gpu", &raw(Some(bytes)).await);
+        upstream.max_response_bytes = limit;
+        let pool = pool(&config(vec![upstream], vec![]));
+        let retry = retried(line(&pool).await);
+        assert!(retry.costs_attempt);
+        let words = format!("larger than {limit} bytes (max_response_bytes)");
+        assert!(retry.cause.message.contains(&words), "{:?}", retry.cause);
+        assert_eq!(pool.budget().used(), 0);
+    }
+}
+
+#[tokio::test]
+async fn many_answers_together_larger_than_the_budget_all_arrive() {
+    const ANSWER: usize = 300_000;
+    let server = Server::start(|_| reply(200, &"x".repeat(ANSWER))).await;
+    let mut upstream = upstream("gpu", &server.base_url);
+    upstream.concurrency = 32;
+    let mut config = config(vec![upstream], vec![]);
+    config.limits.max_in_flight_bytes = ANSWER;
+    let pool = pool(&config);
+    let mut calls = tokio::task::JoinSet::new();
+    for _ in 0..32 {
+        let pool = Arc::clone(&pool);
+        calls.spawn(async move {
+            let answer = answer(line(&pool).await);
+            let used = pool.budget().used();
+            assert!(
+                used <= 2 * ANSWER,
+                "overdrawn by more than one answer: {used}"
+            );
+            answer.body.len()
+        });
+    }
+    assert_eq!(calls.join_all().await, [ANSWER; 32]);
+    assert_eq!(pool.budget().used(), 0);
+}
+
+#[tokio::test]
+async fn calls_go_through_the_configured_proxy() {
+    let proxy = Server::start(|_| reply(200, "{}")).await;
+    let mut upstream = upstream("far", "http://model.invalid/v1");
+    upstream.proxy = Some(proxy.base_url.trim_end_matches("/v1").into());
+    let pool = pool(&config(vec![upstream], vec![]));
+    answer(line(&pool).await);
+    assert_eq!(
+        proxy.seen("POST")[0].path,
+        "http://model.invalid/v1/chat/completions"
+    );
+}
+
+#[tokio::test]
+async fn an_upstream_that_cannot_work_is_named() {
+    let mut file = tempfile::NamedTempFile::new().expect("a file");
+    file.write_all(b"no certificate").expect("is written");
+    let good = || upstream("gpu", "http://127.0.0.1:1/v1");
+    let with = |change: &dyn Fn(&mut config::Upstream)| {
+        let mut upstream = good();
+        change(&mut upstream);
+        upstream
+    };
+    let cases = [
+        (with(&|u| u.base_url = "nonsense".to_owned()), "no URL"),
+        (with(&|u| u.base_url = "ftp://h/v1".to_owned()), "http://"),
+        (
+            with(&|u| u.base_url = "http://me:hunter2@h/v1".to_owned()),
+            "api_key_env",
+        ),
+        (
+            with(&|u| u.proxy = Some("http://:hunter2@".into())),
+            "proxy",
+        ),
+        (
+            with(&|u| u.ca_file = Some("/nowhere/ca.pem".into())),
+            "cannot be read",
+        ),
+        (
+            with(&|u| u.ca_file = Some(file.path().to_owned())),
+            "no certificate",
+        ),
+        (with(&|u| u.api_key = Some("sk\n".into())), "API key"),
+        (
+            with(&|u| drop(u.headers.insert("a b".to_owned(), "x".into()))),
+            "`a b`",
+        ),
+    ];
+    for (upstream, words) in cases {
+        let error = Pool::new(&config(vec![upstream], vec![]), hasty()).expect_err(words);
+        assert_eq!(error.upstream, "gpu");
+        assert!(error.to_string().contains(words), "{error}");
+        assert!(!error.to_string().contains("hunter2"), "{error}");
+    }
+    let model = model("m", vec![route("gone", None)]);
+    let error = Pool::new(&config(vec![good()], vec![model]), hasty()).expect_err("no upstream");
+    assert_eq!(error.upstream, "gone");
+}

@@ -1,0 +1,318 @@
+//! Against scripted model servers on the loopback.
+
+mod calls;
+mod outages;
+mod routing;
+
+use std::collections::BTreeMap;
+use std::sync::{Arc, Mutex};
+use std::time::Duration;
+
+use axum::body::Bytes;
+use axum::extract::Request;
+use axum::http::{HeaderMap, HeaderName, HeaderValue, StatusCode};
+use axum::response::{IntoResponse, Response};
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::net::TcpListener;
+use tokio_util::sync::{CancellationToken, DropGuard};
+
+use super::*;
+use crate::config::{self, Config};
+
+/// A request that a scripted server has received.
+#[derive(Clone, Debug)]
+struct Seen {
+    method: String,
+    path: String,
+    headers: HeaderMap,
+    body: Bytes,
+    /// How many of this method came before.
+    nth: usize,
+}
+
+impl Seen {
+    fn is_get(&self) -> bool {
+        self.method == "GET"
+    }
+}
+
+struct Reply {
+    status: u16,
+    headers: Vec<(&'static str, String)>,
+    body: String,
+    delay: Duration,
+}
+
+fn reply(status: u16, body: &str) -> Reply {
+    Reply {
+        status,
+        headers: Vec::new(),
+        body: body.to_owned(),
+        delay: Duration::ZERO,
+    }
+}
+
+impl Reply {
+    fn header(mut self, name: &'static str, value: &str) -> Self {
+        self.headers.push((name, value.to_owned()));
+        self
+    }
+
+    fn after(mut self, ms: u64) -> Self {
+        self.delay = Duration::from_millis(ms);
+        self
+    }
+}
+
+fn models(ids: &[&str]) -> Reply {
+    let data: Vec<_> = ids.iter().map(|id| serde_json::json!({"id": id})).collect();
+    reply(
+        200,
+        &serde_json::json!({"object": "list", "data": data}).to_string(),
+    )
+}
+
+/// A scripted server; it goes away when dropped.
+struct Server {
+    base_url: String,
+    seen: Arc<Mutex<Vec<Seen>>>,
+    _stop: DropGuard,
+}
+
+impl Server {
+    async fn start(script: impl Fn(&Seen) -> Reply + Send + Sync + 'static) -> Self {
+        let listener = TcpListener::bind("127.0.0.1:0").await.expect("a port");
+        Self::on(listener, script)
+    }
+
+    fn on(listener: TcpListener, script: impl Fn(&Seen) -> Reply + Send + Sync + 'static) -> Self {
+        let address = listener.local_addr().expect("an address");
+        let seen = Arc::new(Mutex::new(Vec::<Seen>::new()));
+        let (script, log) = (Arc::new(script), Arc::clone(&seen));
+        let router = axum::Router::new().fallback(async move |request: Request| {
+            let (parts, body) = request.into_parts();
+            let body = axum::body::to_bytes(body, usize::MAX)
+                .await
+                .expect("a body");
+            let method = parts.method.to_string();
+            let one = {
+                let mut log = log.lock().expect("a lock");
+                let one = Seen {
+                    nth: log.iter().filter(|seen| seen.method == method).count(),
+                    method,
+                    path: parts.uri.to_string(),
+                    headers: parts.headers,
+                    body,
+                };
+                log.push(one.clone());
+                one
+            };
+            let reply = script(&one);
+            tokio::time::sleep(reply.delay).await;
+            respond(reply)
+        });
+        let stop = CancellationToken::new();
+        let stopped = stop.clone().cancelled_owned();
+        tokio::spawn(async move {
+            let served = axum::serve(listener, router);
+            tokio::select! {
+                served = served => served.expect("serves"),
+                () = stopped => {}
+            }
+        });
+        Self {
+            base_url: format!("http://{address}/v1"),
+            seen,
+            _stop: stop.drop_guard(),
+        }
+    }
+
+    fn seen(&self, method: &str) -> Vec<Seen> {
+        let seen = self.seen.lock().expect("a lock");
+        seen.iter()
+            .filter(|seen| seen.method == method)
+            .cloned()
+            .collect()
+    }
+}
+
+fn respond(reply: Reply) -> Response {
+    let status = StatusCode::from_u16(reply.status).expect("a status");
+    let mut response = (status, reply.body).into_response();
+    for (name, value) in reply.headers {
+        let value = HeaderValue::try_from(value).expect("a value");
+        response
+            .headers_mut()
+            .insert(HeaderName::from_static(name), value);
+    }
+    response
+}
+
+/// A server that reads a request and then writes these bytes and closes; `None`: says nothing.
+async fn raw(answer: Option<&'static [u8]>) -> String {
+    let listener = TcpListener::bind("127.0.0.1:0").await.expect("a port");
+    let address = listener.local_addr().expect("an address");
+    tokio::spawn(async move {
+        loop {
+            let (mut stream, _) = listener.accept().await.expect("a connection");
+            tokio::spawn(async move {
+                let mut request = [0; 4096];
+                let _ = stream.read(&mut request).await;
+                match answer {
+                    Some(answer) => stream.write_all(answer).await.expect("is read"),
+                    None => std::future::pending().await,
+                }
+            });
+        }
+    });
+    format!("http://{address}/v1")
+}
+
+/// An address where nobody listens.
+async fn nobody() -> String {
+    let listener = TcpListener::bind("127.0.0.1:0").await.expect("a port");
+    format!("http://{}/v1", listener.local_addr().expect("an address"))
+}
+
+fn upstream(name: &str, base_url: &str) -> config::Upstream {
+    config::Upstream {
+        name: name.to_owned(),
+        base_url: base_url.to_owned(),
+        api_key: None,
+        concurrency: 4,
+        timeout: Duration::from_secs(5),
+        connect_timeout: Duration::from_secs(2),
+        max_response_bytes: 1 << 20,
+        headers: BTreeMap::new(),
+        proxy: None,
+        ca_file: None,
+    }
+}
+
+fn route(upstream: &str, model: Option<&str>) -> config::Route {
+    config::Route {
+        upstream: upstream.to_owned(),
+        model: model.map(str::to_owned),
+        weight: 1,
+    }
+}
+
+fn model(name: &str, routes: Vec<config::Route>) -> config::Model {
+    config::Model {
+        name: name.to_owned(),
+        concurrency: None,
+        routes,
+        defaults: serde_json::Map::new(),
+    }
+}
+
+fn config(upstreams: Vec<config::Upstream>, models: Vec<config::Model>) -> Config {
+    Config {
+        server: config::Server {
+            listen: "127.0.0.1:0".to_owned(),
+        },
+        database: config::Database {
+            url: "sqlite://unused".into(),
+        },
+        auth: config::Auth {
+            required: None,
+            bootstrap_key: None,
+        },
+        limits: config::Limits {
+            max_file_bytes: 1 << 30,
+            max_requests_per_batch: 1000,
+            max_line_bytes: 1 << 24,
+            max_in_flight_bytes: 1 << 26,
+        },
+        upstreams,
+        models,
+        retry: config::Retry {
+            max_attempts: 5,
+            initial_backoff: Duration::from_millis(20),
+            max_backoff: Duration::from_millis(100),
+        },
+        worker: config::Worker {
+            lease: Duration::from_secs(30),
+            settle_timeout: Duration::from_mins(10),
+            shutdown_grace: Duration::from_secs(30),
+        },
+        log: config::Log {
+            filter: "info".to_owned(),
+            format: config::LogFormat::Text,
+        },
+    }
+}
+
+/// Settings that do not keep a test waiting.
+fn hasty() -> PoolSettings {
+    PoolSettings {
+        pace: Pace {
+            probe_first: Duration::from_millis(20),
+            probe_longest: Duration::from_millis(100),
+            trial_first: Duration::from_millis(50),
+            trial_longest: Duration::from_millis(200),
+            discovery: Duration::from_millis(50),
+            first_discovery_max: Duration::from_secs(1),
+        },
+        ..PoolSettings::default()
+    }
+}
+
+fn pool(config: &Config) -> Arc<Pool> {
+    Pool::new(config, hasty()).expect("a good configuration")
+}
+
+/// A pool whose upkeep runs until the guard is dropped.
+fn running(config: &Config) -> (Arc<Pool>, DropGuard) {
+    let (pool, stop) = (pool(config), CancellationToken::new());
+    tokio::spawn(Arc::clone(&pool).run(stop.clone()));
+    (pool, stop.drop_guard())
+}
+
+fn permit(pool: &Arc<Pool>, model: &str) -> Permit {
+    let routes = pool.resolve(model).expect("is served");
+    match pool.try_acquire(&routes, None) {
+        Acquired::Permit(permit) => permit,
+        other => panic!("no permit: {other:?}"),
+    }
+}
+
+const CHAT: &str = "/v1/chat/completions";
+
+async fn send(pool: &Arc<Pool>, permit: Permit, body: &str) -> Verdict {
+    let call = Call {
+        path: CHAT,
+        body: Bytes::copy_from_slice(body.as_bytes()),
+        charge: pool.budget().open(),
+    };
+    pool.call(permit, call).await
+}
+
+async fn line(pool: &Arc<Pool>) -> Verdict {
+    send(pool, permit(pool, "m"), r#"{"model":"m"}"#).await
+}
+
+fn answer(verdict: Verdict) -> Answer {
+    match verdict {
+        Verdict::Answer(answer) => answer,
+        Verdict::Retry(retry) => panic!("no answer: {retry:?}"),
+    }
+}
+
+fn retried(verdict: Verdict) -> Retry {
+    match verdict {
+        Verdict::Retry(retry) => retry,
+        Verdict::Answer(answer) => panic!("an answer: {answer:?}"),
+    }
+}
+
+/// Waits until something is so, and fails after ten seconds.
+async fn until(what: &str, mut is_so: impl FnMut() -> bool) {
+    for _ in 0..2000 {
+        if is_so() {
+            return;
+        }
+        tokio::time::sleep(Duration::from_millis(5)).await;
+    }
+    panic!("never came true: {what}");
+}
