@@ -3,7 +3,7 @@
 
 use serde_json::Value;
 
-use crate::support::Server;
+use crate::support::{Server, on_every_engine};
 
 mod batches;
 mod case;
@@ -16,7 +16,6 @@ use case::{LINE, batch_but, case, check, field, file, form, get, request};
 const NO_KEY: &str = "You didn't provide an API key. You need to provide your API key in an \
     Authorization header using Bearer auth (i.e. Authorization: Bearer YOUR_KEY)";
 
-#[tokio::test]
 async fn nothing_is_told_without_a_good_key() {
     let server = Server::start().await;
     let mut cases = Vec::new();
@@ -42,7 +41,6 @@ async fn nothing_is_told_without_a_good_key() {
     check(&server, cases).await;
 }
 
-#[tokio::test]
 async fn what_is_not_there_is_not_found() {
     let server = Server::start().await;
     let no_file = || (Null, "id", "No such File object: file-x");
@@ -140,7 +138,6 @@ async fn what_is_not_there_is_not_found() {
     check(&server, cases).await;
 }
 
-#[tokio::test]
 async fn a_wrong_method_is_not_allowed() {
     let server = Server::start().await;
     let cases = [
@@ -166,7 +163,6 @@ async fn a_wrong_method_is_not_allowed() {
     check(&server, cases.into()).await;
 }
 
-#[tokio::test]
 async fn a_query_out_of_bounds_is_refused() {
     let server = Server::start().await;
     let files = "limit must be between 1 and 10000.";
@@ -235,3 +231,10 @@ async fn a_query_out_of_bounds_is_refused() {
     ];
     check(&server, cases).await;
 }
+
+on_every_engine![
+    nothing_is_told_without_a_good_key,
+    what_is_not_there_is_not_found,
+    a_wrong_method_is_not_allowed,
+    a_query_out_of_bounds_is_refused,
+];

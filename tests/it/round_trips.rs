@@ -4,7 +4,7 @@ use reqwest::header::{CONTENT_LENGTH, CONTENT_RANGE, CONTENT_TYPE};
 use reqwest::{Method, Response, StatusCode};
 use serde_json::Value;
 
-use crate::support::Server;
+use crate::support::{Server, on_every_engine};
 
 /// Where the server cuts a file into chunks: after the line that reaches either bound. A line
 /// longer than a piece is cut inside.
@@ -173,7 +173,6 @@ async fn assert_part(response: Response, content: &[u8], first: usize, last: usi
     assert_same(&name, &bytes, &content[first..=last]);
 }
 
-#[tokio::test]
 async fn every_file_comes_back_byte_for_byte() {
     let server = Server::start().await;
     for (name, content) in files() {
@@ -182,7 +181,6 @@ async fn every_file_comes_back_byte_for_byte() {
     }
 }
 
-#[tokio::test]
 async fn every_range_at_a_boundary_comes_back() {
     let server = Server::start().await;
     for (name, content) in files() {
@@ -226,7 +224,6 @@ async fn every_range_at_a_boundary_comes_back() {
     }
 }
 
-#[tokio::test]
 async fn ranges_follow_the_rules_of_http() {
     let server = Server::start().await;
     let content = lines(2000, 0).into_bytes();
@@ -284,7 +281,6 @@ async fn ranges_follow_the_rules_of_http() {
     }
 }
 
-#[tokio::test]
 async fn a_head_request_tells_what_a_get_would() {
     let server = Server::start().await;
     let content = lines(2000, 0).into_bytes();
@@ -309,7 +305,6 @@ async fn a_head_request_tells_what_a_get_would() {
     .await;
 }
 
-#[tokio::test]
 async fn a_range_of_another_version_is_the_whole() {
     let server = Server::start().await;
     let content = lines(100, 0).into_bytes();
@@ -333,7 +328,6 @@ async fn a_range_of_another_version_is_the_whole() {
     }
 }
 
-#[tokio::test]
 async fn what_is_left_half_read_harms_nothing() {
     let server = Server::start().await;
     let content = format!("{}\n", line("long", 15_000_000)).into_bytes();
@@ -353,3 +347,12 @@ async fn what_is_left_half_read_harms_nothing() {
     )
     .await;
 }
+
+on_every_engine![
+    every_file_comes_back_byte_for_byte,
+    every_range_at_a_boundary_comes_back,
+    ranges_follow_the_rules_of_http,
+    a_head_request_tells_what_a_get_would,
+    a_range_of_another_version_is_the_whole,
+    what_is_left_half_read_harms_nothing,
+];

@@ -19,7 +19,8 @@ use tokio::task::JoinHandle;
 use tokio_util::sync::CancellationToken;
 
 use binary::Binary;
-pub use engines::{on, on_every_engine};
+pub use engines::on;
+pub(crate) use engines::on_every_engine;
 
 pub const CHAT: &str = "/v1/chat/completions";
 /// How long anything may take that is waited for. Far more than it does.
@@ -51,7 +52,10 @@ pub struct Server {
 
 enum Running {
     /// In this process.
-    App { stop: CancellationToken, task: JoinHandle<anyhow::Result<()>> },
+    App {
+        stop: CancellationToken,
+        task: JoinHandle<anyhow::Result<()>>,
+    },
     Binary(Binary),
     Stopped,
 }
@@ -64,7 +68,15 @@ impl Server {
     /// A server in this process, with more configuration. Where it names no upstream, there is
     /// the usual one. `{simulated}` stands for the simulator's base URL.
     pub async fn with(toml: &str) -> Self {
-        Self::build(toml, Options { track: true, ..Options::default() }, false).await
+        Self::build(
+            toml,
+            Options {
+                track: true,
+                ..Options::default()
+            },
+            false,
+        )
+        .await
     }
 
     /// The same with another upstream.
@@ -74,14 +86,28 @@ impl Server {
 
     /// A server that is a process: the real binary.
     pub async fn binary(toml: &str) -> Self {
-        Self::build(toml, Options { track: true, ..Options::default() }, true).await
+        Self::build(
+            toml,
+            Options {
+                track: true,
+                ..Options::default()
+            },
+            true,
+        )
+        .await
     }
 
     async fn build(toml: &str, options: Options, as_process: bool) -> Self {
         let directory = tempfile::tempdir().expect("makes a directory");
         let database = engines::database(directory.path()).await;
-        let simulator = Simulator::start("127.0.0.1:0", options).await.expect("starts");
-        let usual = if toml.contains("[[upstreams]]") { "" } else { USUAL };
+        let simulator = Simulator::start("127.0.0.1:0", options)
+            .await
+            .expect("starts");
+        let usual = if toml.contains("[[upstreams]]") {
+            ""
+        } else {
+            USUAL
+        };
         let toml = format!("{toml}\n{usual}").replace("{simulated}", &simulator.base_url());
         // In front: a table of the test's own must not swallow it.
         let toml = if toml.contains("[auth]") {
@@ -100,7 +126,9 @@ impl Server {
         let config = Config::load(&overrides, &Environment::default())
             .unwrap_or_else(|errors| panic!("{errors}"));
         let clock = Clock::default();
-        let store = nightshift::app::open_store(&config, clock.clone()).await.expect("opens");
+        let store = nightshift::app::open_store(&config, clock.clone())
+            .await
+            .expect("opens");
         let key = engines::add_key(&store, "tenant-a").await;
         let other_key = engines::add_key(&store, "tenant-b").await;
         store.close().await;
@@ -112,7 +140,16 @@ impl Server {
         } else {
             start(&config, clock.clone()).await
         };
-        Server { base, key, other_key, clock, simulator, database, running, _directory: directory }
+        Server {
+            base,
+            key,
+            other_key,
+            clock,
+            simulator,
+            database,
+            running,
+            _directory: directory,
+        }
     }
 
     pub fn url(&self, path: &str) -> String {
@@ -150,8 +187,17 @@ impl Server {
     }
 
     pub async fn get(&self, path: &str) -> Value {
-        let response = self.client().get(self.url(path)).send().await.expect("answers");
-        assert!(response.status().is_success(), "{path}: {}", response.status());
+        let response = self
+            .client()
+            .get(self.url(path))
+            .send()
+            .await
+            .expect("answers");
+        assert!(
+            response.status().is_success(),
+            "{path}: {}",
+            response.status()
+        );
         response.json().await.expect("is JSON")
     }
 
@@ -166,14 +212,18 @@ impl Server {
 
     pub async fn upload(&self, bytes: Vec<u8>, name: &str, purpose: &str) -> Response {
         let part = Part::bytes(bytes).file_name(name.to_owned());
-        let form = Form::new().text("purpose", purpose.to_owned()).part("file", part);
+        let form = Form::new()
+            .text("purpose", purpose.to_owned())
+            .part("file", part);
         let request = self.client().post(self.url("/v1/files")).multipart(form);
         request.send().await.expect("answers")
     }
 
     /// Uploads a batch file; returns its id.
     pub async fn upload_batch(&self, jsonl: impl AsRef<[u8]>) -> String {
-        let response = self.upload(jsonl.as_ref().to_vec(), "in.jsonl", "batch").await;
+        let response = self
+            .upload(jsonl.as_ref().to_vec(), "in.jsonl", "batch")
+            .await;
         let status = response.status();
         let text = response.text().await.expect("is text");
         assert_eq!(status, 200, "{text}");
@@ -217,7 +267,10 @@ impl Server {
             if holds(&batch) {
                 return batch;
             }
-            assert!(Instant::now() < deadline, "it does not come to that: {batch}");
+            assert!(
+                Instant::now() < deadline,
+                "it does not come to that: {batch}"
+            );
             tokio::time::sleep(Duration::from_millis(20)).await;
         }
     }
@@ -238,20 +291,27 @@ impl Server {
     /// The lines of one of a batch's files (`output_file_id` or `error_file_id`); none where
     /// there is no file.
     pub async fn lines(&self, batch: &Value, file: &str) -> Vec<Value> {
-        let Some(id) = batch[file].as_str() else { return Vec::new() };
+        let Some(id) = batch[file].as_str() else {
+            return Vec::new();
+        };
         let url = self.url(&format!("/v1/files/{id}/content"));
         let response = self.client().get(url).send().await.expect("answers");
         assert_eq!(response.status(), 200);
         let text = response.text().await.expect("is text");
         assert!(text.ends_with('\n'), "a file ends with a line end");
-        text.lines().map(|line| serde_json::from_str(line).expect("is JSON")).collect()
+        text.lines()
+            .map(|line| serde_json::from_str(line).expect("is JSON"))
+            .collect()
     }
 
     /// Asserts that both files together have exactly one line for each of these ids, each file
     /// in input order; returns all lines by custom_id.
     pub async fn exactly_once(&self, batch: &Value, ids: &[String]) -> BTreeMap<String, Value> {
-        let place: BTreeMap<&str, usize> =
-            ids.iter().enumerate().map(|(place, id)| (id.as_str(), place)).collect();
+        let place: BTreeMap<&str, usize> = ids
+            .iter()
+            .enumerate()
+            .map(|(place, id)| (id.as_str(), place))
+            .collect();
         let mut found = BTreeMap::new();
         for file in ["output_file_id", "error_file_id"] {
             let lines = self.lines(batch, file).await;
@@ -262,7 +322,10 @@ impl Server {
             assert!(order.is_sorted(), "{file} is not in input order");
             for line in lines {
                 let id = line["custom_id"].as_str().expect("has an id").to_owned();
-                assert!(found.insert(id.clone(), line).is_none(), "{id} is there twice");
+                assert!(
+                    found.insert(id.clone(), line).is_none(),
+                    "{id} is there twice"
+                );
             }
         }
         assert_eq!(found.len(), ids.len(), "lines are missing");
@@ -285,7 +348,11 @@ pub fn client_with(key: Option<&str>) -> Client {
         let value = HeaderValue::from_str(&format!("Bearer {key}")).expect("is a header");
         headers.insert(AUTHORIZATION, value);
     }
-    Client::builder().no_proxy().default_headers(headers).build().expect("builds")
+    Client::builder()
+        .no_proxy()
+        .default_headers(headers)
+        .build()
+        .expect("builds")
 }
 
 /// A request as one line of a batch file, with a body of its own.

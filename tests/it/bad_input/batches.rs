@@ -4,11 +4,10 @@ use serde_json::{Value, json};
 
 use super::case::Text::{Any, Null, Starts};
 use super::case::{Request, batch, batch_but, case, check, field, form, request, send};
-use crate::support::Server;
+use crate::support::{Server, on_every_engine};
 
 const UNPARSEABLE: &str = "We could not parse the JSON body of your request.";
 
-#[tokio::test]
 async fn a_batch_that_cannot_be_is_refused() {
     let server = Server::start().await;
     let mut cases = Vec::new();
@@ -180,7 +179,6 @@ async fn a_batch_that_cannot_be_is_refused() {
     check(&server, cases).await;
 }
 
-#[tokio::test]
 async fn a_body_that_is_not_a_json_object_is_refused() {
     let server = Server::start().await;
     let deep = format!(
@@ -227,7 +225,6 @@ async fn a_body_that_is_not_a_json_object_is_refused() {
     check(&server, cases).await;
 }
 
-#[tokio::test]
 async fn a_failed_batch_cannot_be_cancelled() {
     let server = Server::start().await;
     let failed = server
@@ -248,3 +245,9 @@ async fn a_failed_batch_cannot_be_cancelled() {
     )];
     check(&server, cases).await;
 }
+
+on_every_engine![
+    a_batch_that_cannot_be_is_refused,
+    a_body_that_is_not_a_json_object_is_refused,
+    a_failed_batch_cannot_be_cancelled,
+];

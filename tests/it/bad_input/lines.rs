@@ -4,7 +4,7 @@ use serde_json::{Value, json};
 
 use super::case::Text::{self, Any, Null, Starts};
 use super::case::{LINE, batch_but, ended, get, json_of, send};
-use crate::support::Server;
+use crate::support::{Server, on_every_engine};
 
 const CHAT: &str = "/v1/chat/completions";
 const UNPARSEABLE: &str = "This line is not parseable as valid JSON.";
@@ -99,7 +99,6 @@ async fn check(server: &Server, name: &str, content: impl AsRef<[u8]>, expected:
     );
 }
 
-#[tokio::test]
 async fn every_bad_line_is_named() {
     let server = Server::start().await;
     let missing = |key: &'static str, param: &'static str| {
@@ -223,7 +222,6 @@ async fn every_bad_line_is_named() {
     }
 }
 
-#[tokio::test]
 async fn several_bad_lines_are_named_at_once() {
     let server = Server::start().await;
     // Blank lines count as lines, and a carriage return belongs to the line end.
@@ -241,7 +239,6 @@ async fn several_bad_lines_are_named_at_once() {
     check(&server, "several", content, &expected).await;
 }
 
-#[tokio::test]
 async fn the_first_hundred_of_ten_thousand_bad_lines_are_named() {
     let server = Server::start().await;
     let content = format!("{LINE}\n{}", "not json\n".repeat(10_000));
@@ -256,7 +253,6 @@ async fn the_first_hundred_of_ten_thousand_bad_lines_are_named() {
     check(&server, "ten thousand of one", content, &expected).await;
 }
 
-#[tokio::test]
 async fn bytes_that_are_no_json_are_refused_line_by_line() {
     let server = Server::start().await;
     check(
@@ -319,7 +315,6 @@ async fn bytes_that_are_no_json_are_refused_line_by_line() {
     }
 }
 
-#[tokio::test]
 async fn a_line_of_twenty_megabytes_is_too_long() {
     let server = Server::start().await;
     let long = LINE
@@ -344,7 +339,6 @@ async fn a_line_of_twenty_megabytes_is_too_long() {
     .await;
 }
 
-#[tokio::test]
 async fn a_file_of_blank_lines_is_empty() {
     let server = Server::start().await;
     for content in ["\n", "\r\n\r\n", " \n\t\n\n"] {
@@ -358,7 +352,6 @@ async fn a_file_of_blank_lines_is_empty() {
     }
 }
 
-#[tokio::test]
 async fn too_many_lines_or_models_are_refused() {
     let server = Server::with("[limits]\nmax_requests_per_batch = 3").await;
     let content: String = (0..4)
@@ -394,7 +387,6 @@ async fn too_many_lines_or_models_are_refused() {
     );
 }
 
-#[tokio::test]
 async fn a_file_that_is_no_batch_file_cannot_be_found() {
     let server = Server::start().await;
     let response = server
@@ -410,7 +402,6 @@ async fn a_file_that_is_no_batch_file_cannot_be_found() {
     }
 }
 
-#[tokio::test]
 async fn what_only_looks_wrong_is_accepted() {
     let server = Server::start().await;
     let accepted = [
@@ -433,3 +424,15 @@ async fn what_only_looks_wrong_is_accepted() {
         assert_eq!(batch["status"], "completed", "{good}: {batch}");
     }
 }
+
+on_every_engine![
+    every_bad_line_is_named,
+    several_bad_lines_are_named_at_once,
+    the_first_hundred_of_ten_thousand_bad_lines_are_named,
+    bytes_that_are_no_json_are_refused_line_by_line,
+    a_line_of_twenty_megabytes_is_too_long,
+    a_file_of_blank_lines_is_empty,
+    too_many_lines_or_models_are_refused,
+    a_file_that_is_no_batch_file_cannot_be_found,
+    what_only_looks_wrong_is_accepted,
+];

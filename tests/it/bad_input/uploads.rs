@@ -6,7 +6,7 @@ use super::case::Text::{Any, Holds, Null};
 use super::case::{
     LINE, Request, case, check, field, file, form, get, json_of, listed, multipart, request,
 };
-use crate::support::Server;
+use crate::support::{Server, on_every_engine};
 
 const NOT_JSONL: &str = "Invalid file format for Batch API. Must be .jsonl";
 
@@ -20,7 +20,6 @@ fn expiring(anchor: &str, seconds: &str) -> Request {
     ])
 }
 
-#[tokio::test]
 async fn an_upload_that_is_no_file_is_refused() {
     let server = Server::start().await;
     let purpose = || field("purpose", "batch");
@@ -136,7 +135,6 @@ async fn an_upload_that_is_no_file_is_refused() {
     check(&server, cases).await;
 }
 
-#[tokio::test]
 async fn a_file_over_the_limit_is_refused() {
     let server = Server::with("[limits]\nmax_file_bytes = 100_000").await;
     let just = "x".repeat(100_000 - LINE.len() - 1);
@@ -163,7 +161,6 @@ async fn a_file_over_the_limit_is_refused() {
     check(&server, cases).await;
 }
 
-#[tokio::test]
 async fn an_upload_that_is_broken_off_leaves_nothing() {
     let server = Server::start().await;
     let before = listed(&server).await;
@@ -188,7 +185,6 @@ async fn an_upload_that_is_broken_off_leaves_nothing() {
     }
 }
 
-#[tokio::test]
 async fn some_purposes_cannot_be_downloaded() {
     let server = Server::start().await;
     let mut cases = Vec::new();
@@ -206,3 +202,10 @@ async fn some_purposes_cannot_be_downloaded() {
     }
     check(&server, cases).await;
 }
+
+on_every_engine![
+    an_upload_that_is_no_file_is_refused,
+    a_file_over_the_limit_is_refused,
+    an_upload_that_is_broken_off_leaves_nothing,
+    some_purposes_cannot_be_downloaded,
+];

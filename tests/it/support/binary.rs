@@ -33,7 +33,10 @@ impl Binary {
         let line = tokio::time::timeout(Duration::from_secs(30), lines.next_line()).await;
         match line.expect("listens in time").expect("can be read") {
             Some(line) => {
-                let base = line.strip_prefix("Listening on ").expect("says where").to_owned();
+                let base = line
+                    .strip_prefix("Listening on ")
+                    .expect("says where")
+                    .to_owned();
                 Binary { base, child }
             }
             None => panic!("it did not start: {}", log.await.expect("can be read")),
@@ -48,7 +51,9 @@ impl Binary {
 
     pub fn signal(&self, name: &str) {
         let id = self.child.id().expect("runs").to_string();
-        let sent = std::process::Command::new("kill").args(["-s", name, &id]).status();
+        let sent = std::process::Command::new("kill")
+            .args(["-s", name, &id])
+            .status();
         assert!(sent.expect("runs kill").success());
     }
 

@@ -52,15 +52,23 @@ pub async fn database(directory: &Path) -> String {
 }
 
 async fn new_postgres_database() -> String {
-    #[expect(clippy::disallowed_methods, reason = "tests are told where Postgres is")]
+    #[expect(
+        clippy::disallowed_methods,
+        reason = "tests are told where Postgres is"
+    )]
     let server = std::env::var("NIGHTSHIFT_TEST_POSTGRES").expect(
         "NIGHTSHIFT_TEST_POSTGRES is not set: run tests/run.sh, which starts a Postgres, or set \
          it to the URL of a server on which databases may be created",
     );
     let name = format!("test_{}", id::incarnation());
-    let mut connection = PgConnection::connect(&server).await.expect("connects to Postgres");
+    let mut connection = PgConnection::connect(&server)
+        .await
+        .expect("connects to Postgres");
     let create = format!("CREATE DATABASE {name}");
-    connection.execute(sqlx::AssertSqlSafe(create)).await.expect("creates a database");
+    connection
+        .execute(sqlx::AssertSqlSafe(create))
+        .await
+        .expect("creates a database");
     let (front, query) = server.split_once('?').unwrap_or((&server, ""));
     let (host, _) = front.rsplit_once('/').expect("names a database");
     format!("{host}/{name}?{query}")
