@@ -95,6 +95,12 @@ pub fn bad_request(message: impl Into<String>) -> ApiError {
     ApiError::new(StatusCode::BAD_REQUEST, INVALID_REQUEST, message)
 }
 
+/// The files' list has words of its own for a `limit` that is out of bounds or no number.
+pub fn files_limit(bounds: &std::ops::RangeInclusive<i64>) -> ApiError {
+    let (least, most) = (bounds.start(), bounds.end());
+    bad_request(format!("limit must be between {least} and {most}."))
+}
+
 pub fn missing_parameter(name: &str) -> ApiError {
     bad_request(format!("Missing required parameter: '{name}'."))
         .code("missing_required_parameter")

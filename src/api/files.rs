@@ -95,7 +95,9 @@ pub async fn list(
     caller: Caller,
     query: Query,
 ) -> Result<Json<List<FileObject>>> {
-    let limit = query.limit(LIMITS, LIMIT_DEFAULT)?;
+    let limit = query
+        .limit(LIMITS, LIMIT_DEFAULT)
+        .map_err(|_| error::files_limit(&LIMITS))?;
     let order = query.order()?;
     let after = match query.after() {
         None => None,
