@@ -179,3 +179,6 @@ pub(super) async fn find(api: &Api, caller: &Caller, id: &str) -> Result<StoredF
     let file = api.store.file(&caller.tenant, id).await?;
     file.ok_or_else(|| error::file_not_found(id))
 }
+
+#[cfg(test)]
+mod tests;
