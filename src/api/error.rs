@@ -6,6 +6,7 @@ use axum::Json;
 use axum::http::{HeaderName, HeaderValue, Method, StatusCode, header};
 use axum::response::{IntoResponse, Response};
 use serde::Serialize;
+use tower_http::timeout::TimeoutError;
 use utoipa::ToSchema;
 
 use crate::store;
@@ -92,6 +93,12 @@ impl ApiError {
 /// A request that is wrong in a way that no other function names.
 pub fn bad_request(message: impl Into<String>) -> ApiError {
     ApiError::new(StatusCode::BAD_REQUEST, INVALID_REQUEST, message)
+}
+
+/// The files' list has words of its own for a `limit` that is out of bounds or no number.
+pub fn files_limit(bounds: &std::ops::RangeInclusive<i64>) -> ApiError {
+    let (least, most) = (bounds.start(), bounds.end());
+    bad_request(format!("limit must be between {least} and {most}."))
 }
 
 pub fn missing_parameter(name: &str) -> ApiError {
@@ -234,6 +241,36 @@ pub fn too_large(max_bytes: u64) -> ApiError {
         format!("Maximum content size limit ({max_bytes}) exceeded."),
     )
     .retry(false)
+}
+
+/// A body that does not come to its end: nothing came for too long, or the connection broke.
+pub fn broken_body(cause: &(dyn std::error::Error + 'static)) -> ApiError {
+    let mut causes = std::iter::successors(Some(cause), |cause| cause.source());
+    if causes.any(|cause| cause.is::<TimeoutError>()) {
+        ApiError::new(
+            StatusCode::REQUEST_TIMEOUT,
+            INVALID_REQUEST,
+            "The body of the request stopped coming.",
+        )
+    } else {
+        bad_request("The body of the request broke off.")
+    }
+}
+
+/// A file of a purpose that is not given back.
+pub fn not_downloadable(purpose: &str) -> ApiError {
+    bad_request(format!(
+        "Not allowed to download files of purpose: {purpose}"
+    ))
+}
+
+/// A part that begins behind the end of a file.
+pub fn range_not_satisfiable(size: u64) -> ApiError {
+    ApiError::new(
+        StatusCode::RANGE_NOT_SATISFIABLE,
+        INVALID_REQUEST,
+        format!("The file has {size} bytes, none of which is in the range."),
+    )
 }
 
 pub fn missing_key() -> ApiError {

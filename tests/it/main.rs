@@ -1,6 +1,7 @@
 //! Nightshift from outside: real servers, real databases, a simulated upstream.
 
 mod bad_input;
+mod batches;
 mod round_trips;
 mod sdk;
 mod support;
