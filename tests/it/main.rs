@@ -2,6 +2,7 @@
 
 mod bad_input;
 mod batches;
+mod retries;
 mod round_trips;
 mod sdk;
 mod support;
