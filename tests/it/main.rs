@@ -5,4 +5,5 @@ mod batches;
 mod retries;
 mod round_trips;
 mod sdk;
+mod store;
 mod support;
