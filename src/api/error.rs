@@ -236,6 +236,31 @@ pub fn too_large(max_bytes: u64) -> ApiError {
     .retry(false)
 }
 
+/// A client that sends nothing for too long.
+pub fn timed_out(seconds: u64) -> ApiError {
+    ApiError::new(
+        StatusCode::REQUEST_TIMEOUT,
+        INVALID_REQUEST,
+        format!("Nothing of the request's body came for {seconds} seconds."),
+    )
+}
+
+/// A file of a purpose that is not given back.
+pub fn not_downloadable(purpose: &str) -> ApiError {
+    bad_request(format!(
+        "Not allowed to download files of purpose: {purpose}"
+    ))
+}
+
+/// A part that begins behind the end of a file.
+pub fn range_not_satisfiable(size: u64) -> ApiError {
+    ApiError::new(
+        StatusCode::RANGE_NOT_SATISFIABLE,
+        INVALID_REQUEST,
+        format!("The file has {size} bytes, none of which is in the range."),
+    )
+}
+
 pub fn missing_key() -> ApiError {
     ApiError::new(
         StatusCode::UNAUTHORIZED,

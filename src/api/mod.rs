@@ -8,19 +8,24 @@ pub mod auth;
 pub mod batch_object;
 pub mod batch_request;
 pub mod batches;
+pub mod content;
 pub mod drain;
 pub mod error;
 pub mod expiry;
+pub mod files;
 pub mod health;
 pub mod idempotency;
 pub mod json;
 pub mod models;
+mod multipart;
 pub mod openapi;
 mod origin;
 pub mod page;
 pub mod path;
+mod range;
 mod request_log;
 pub mod server;
+pub mod upload;
 #[cfg(test)]
 mod tests;
 
@@ -81,6 +86,9 @@ fn routes() -> OpenApiRouter<Api> {
         .routes(routes!(batches::create, batches::list))
         .routes(routes!(batches::retrieve))
         .routes(routes!(batches::cancel))
+        .routes(routes!(upload::create, files::list))
+        .routes(routes!(files::retrieve, files::delete))
+        .routes(routes!(content::download))
         .routes(routes!(models::list))
         .routes(routes!(models::retrieve))
         .routes(routes!(health::live))

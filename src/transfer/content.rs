@@ -51,7 +51,9 @@ struct Reader {
 
 enum Source {
     /// Chunk and piece that come next; `None` before the first.
-    Uploaded { place: Option<(i64, i64)> },
+    Uploaded {
+        place: Option<(i64, i64)>,
+    },
     Made(Made),
 }
 

@@ -51,7 +51,7 @@ pub struct Finish {
 #[derive(Clone, Debug)]
 pub struct Answer {
     pub claim: Claim,
-    pub body: fn(&StoredFile) -> String,
+    pub body: fn(&StoredFile) -> serde_json::Result<String>,
 }
 
 /// A file that is being written. Dropped before [`Ingest::finish`] is through, it removes what it
@@ -305,7 +305,11 @@ async fn show(
     let NewUpload { file_id, tenant } = upload;
     let file = published.clone().into_file(&file_id, &tenant);
     let body = answer.as_ref().map(|answer| (answer.body)(&file));
-    let remembered = answer.as_ref().map(|answer| &answer.claim).zip(body.as_deref());
+    let body = body.transpose().map_err(io::Error::from)?;
+    let remembered = answer
+        .as_ref()
+        .map(|answer| &answer.claim)
+        .zip(body.as_deref());
     match store.publish_upload(&file_id, &published, remembered).await {
         Ok(()) => Ok(file),
         Err(error) => match store.file(&tenant, &file_id).await {

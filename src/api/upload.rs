@@ -1,0 +1,386 @@
+//! `POST /v1/files`: a form of any order, taken in as it comes, however large its file is.
+
+use axum::body::Body;
+use axum::extract::State;
+use axum::http::{HeaderMap, header};
+use axum::response::Response;
+use serde::Serialize;
+use sha2::{Digest, Sha256};
+use utoipa::ToSchema;
+
+use super::Api;
+use super::auth::{Caller, hex};
+use super::drain::waits_for_leave;
+use super::error::{self, ApiError, Envelope, Result};
+use super::expiry::ANCHOR;
+use super::files::FileObject;
+use super::idempotency::{self, Attempt, Begun, Key, fingerprint, json_response, replay, to_json};
+use super::multipart::{self, Form, Incoming, Part};
+use super::path::storable;
+use crate::domain::file::{DEFAULT_EXPIRY_SECONDS, EXPIRY_SECONDS, Purpose};
+use crate::intake::Limits;
+use crate::store::{self, StoredFile};
+use crate::transfer::{self, Answer, Finish, Ingest};
+
+/// The name of a file that has none.
+const UNNAMED: &str = "upload";
+/// What the rest of a form may take beside its file.
+const FORM_BYTES_MAX: u64 = 8 << 20;
+const EXPIRY_ANCHOR: &str = "expires_after[anchor]";
+const EXPIRY_IN_SECONDS: &str = "expires_after[seconds]";
+
+/// What a file is uploaded with.
+#[derive(ToSchema)]
+#[expect(
+    dead_code,
+    reason = "it describes the form, which is read part by part"
+)]
+pub struct UploadForm {
+    /// The file.
+    #[schema(value_type = String, format = Binary)]
+    file: Vec<u8>,
+    /// What it is for: `assistants`, `batch`, `fine-tune`, `vision`, `user_data` or `evals`.
+    #[schema(example = "batch")]
+    purpose: String,
+    /// From when on it is kept for so long: `created_at`.
+    #[schema(rename = "expires_after[anchor]")]
+    expires_after_anchor: Option<String>,
+    /// How long it is kept, in seconds. Where nobody says, a file for batches is kept for 30 days
+    /// and any other for ever.
+    #[schema(rename = "expires_after[seconds]", minimum = 3600, maximum = 2_592_000)]
+    expires_after_seconds: Option<i64>,
+}
+
+/// Uploads a file.
+///
+/// A file for batches is looked into at once; what is wrong with its lines is told by the batch.
+#[utoipa::path(
+    post,
+    path = "/v1/files",
+    operation_id = "createFile",
+    tag = "Files",
+    params(("Idempotency-Key" = Option<String>, Header,
+        description = "Makes the same upload, sent again, have the same answer for a day.")),
+    request_body(content = UploadForm, content_type = "multipart/form-data"),
+    responses(
+        (status = 200, description = "The file.", body = FileObject),
+        (status = 400, description = "The form or the file is wrong.", body = Envelope),
+        (status = 408, description = "Nothing came for a minute.", body = Envelope),
+        (status = 409, description = "The same upload is still under way.", body = Envelope),
+        (status = 413, description = "The file is too large.", body = Envelope),
+    ),
+)]
+pub async fn create(
+    State(api): State<Api>,
+    caller: Caller,
+    key: Key,
+    headers: HeaderMap,
+    body: Body,
+) -> Result<Response> {
+    let mut incoming = Incoming::new(body);
+    let outcome = upload(&api, &caller, key, &headers, &mut incoming).await;
+    if outcome.is_err() && (incoming.begun() || !waits_for_leave(&headers)) {
+        incoming.drain().await;
+    }
+    outcome
+}
+
+async fn upload(
+    api: &Api,
+    caller: &Caller,
+    key: Key,
+    headers: &HeaderMap,
+    incoming: &mut Incoming,
+) -> Result<Response> {
+    let boundary = multipart::boundary(headers)?;
+    let max_bytes = api.limits.max_file_bytes;
+    if content_length(headers)
+        .is_some_and(|length| length > max_bytes.saturating_add(FORM_BYTES_MAX))
+    {
+        return Err(error::too_large(max_bytes));
+    }
+    let hashed = key.0.is_some();
+    let mut upload = Upload {
+        api,
+        caller,
+        form: Form::new(incoming, boundary),
+        hash: hashed.then(Sha256::new),
+        asked: Asked::default(),
+    };
+    match idempotency::begin(&api.store, &caller.tenant, "POST /v1/files", key).await? {
+        Begun::First(mut attempt) => {
+            let outcome = upload.store(&mut attempt).await;
+            attempt.settle(&outcome).await;
+            outcome.map(json_response)
+        }
+        Begun::Again(remembered) => {
+            upload.receive(&mut Sink::Nowhere).await?;
+            let request = upload.request()?;
+            replay(remembered, &request.fingerprint)
+        }
+    }
+}
+
+fn content_length(headers: &HeaderMap) -> Option<u64> {
+    headers
+        .get(header::CONTENT_LENGTH)?
+        .to_str()
+        .ok()?
+        .parse()
+        .ok()
+}
+
+/// A form that is being read.
+struct Upload<'a> {
+    api: &'a Api,
+    caller: &'a Caller,
+    form: Form<'a>,
+    /// Of the file's bytes, where the request has a key.
+    hash: Option<Sha256>,
+    asked: Asked,
+}
+
+/// What the form has said so far.
+#[derive(Default)]
+struct Asked {
+    purpose: Option<Purpose>,
+    anchored: bool,
+    expires_after_seconds: Option<i64>,
+    filename: Option<String>,
+}
+
+/// What a whole form asks for.
+struct Request {
+    purpose: Purpose,
+    filename: String,
+    expires_after_seconds: Option<i64>,
+    /// Of all of it; empty for a request without a key.
+    fingerprint: String,
+}
+
+/// Where the file's bytes go.
+enum Sink<'a> {
+    /// Into the store, from when the file begins.
+    Store {
+        attempt: &'a mut Attempt,
+        ingest: Option<Ingest>,
+    },
+    /// The file is there already.
+    Nowhere,
+}
+
+impl Upload<'_> {
+    /// Takes the file in, and returns the answer's JSON.
+    async fn store(mut self, attempt: &mut Attempt) -> Result<String> {
+        let mut sink = Sink::Store {
+            attempt,
+            ingest: None,
+        };
+        self.receive(&mut sink).await?;
+        let request = self.request()?;
+        let Sink::Store {
+            attempt,
+            ingest: Some(ingest),
+        } = sink
+        else {
+            return Err(error::missing_parameter("file"));
+        };
+        attempt.identify(request.fingerprint);
+        let created_at = self.api.clock.now_ms();
+        let default = (request.purpose == Purpose::Batch).then_some(DEFAULT_EXPIRY_SECONDS);
+        let kept_for = request.expires_after_seconds.or(default);
+        let finish = Finish {
+            purpose: request.purpose,
+            filename: request.filename,
+            created_at,
+            expires_at: kept_for.map(|seconds| created_at + seconds * 1000),
+        };
+        let answer = attempt.claim().map(|claim| Answer {
+            claim: claim.clone(),
+            body: |file| serde_json::to_string(&FileObject::from(file.clone())),
+        });
+        let file = ingest
+            .finish(finish, answer)
+            .await
+            .map_err(|cause| refused(cause, attempt))?;
+        tell(&file);
+        to_json(&FileObject::from(file))
+    }
+
+    /// Reads the form to its end.
+    async fn receive(&mut self, sink: &mut Sink<'_>) -> Result<()> {
+        while let Some(part) = self.form.next().await? {
+            match part.name.as_str() {
+                "file" => self.take_file(part, sink).await?,
+                "purpose" => {
+                    only_once(self.asked.purpose.is_some(), "purpose")?;
+                    self.asked.purpose = Some(purpose(&part.text().await?)?);
+                }
+                EXPIRY_ANCHOR => {
+                    only_once(self.asked.anchored, EXPIRY_ANCHOR)?;
+                    check_anchor(&part.text().await?)?;
+                    self.asked.anchored = true;
+                }
+                EXPIRY_IN_SECONDS => {
+                    only_once(
+                        self.asked.expires_after_seconds.is_some(),
+                        EXPIRY_IN_SECONDS,
+                    )?;
+                    self.asked.expires_after_seconds = Some(expiry(&part.text().await?)?);
+                }
+                // Clients may send what only other servers know.
+                _ => drop(part.text().await?),
+            }
+        }
+        Ok(())
+    }
+
+    async fn take_file(&mut self, mut part: Part<'_>, sink: &mut Sink<'_>) -> Result<()> {
+        only_once(self.asked.filename.is_some(), "file")?;
+        let name = part.filename.take().filter(|name| !name.is_empty());
+        self.asked.filename = Some(storable(name.unwrap_or_else(|| UNNAMED.to_owned())));
+        if let Sink::Store { ingest, .. } = sink {
+            let limits = Limits {
+                max_line_bytes: self.api.limits.max_line_bytes,
+            };
+            let tenant = &self.caller.tenant;
+            // A purpose that is still to come may be `batch`.
+            let check = self
+                .asked
+                .purpose
+                .is_none_or(|purpose| purpose == Purpose::Batch);
+            let begun = Ingest::begin(&self.api.store, tenant, limits, check).await;
+            *ingest = Some(begun.map_err(failed)?);
+        }
+        let max_bytes = self.api.limits.max_file_bytes;
+        let mut length = 0;
+        while let Some(bytes) = part.chunk().await? {
+            length += bytes.len() as u64;
+            if length > max_bytes {
+                return Err(error::too_large(max_bytes));
+            }
+            if let Some(hash) = &mut self.hash {
+                hash.update(&bytes);
+            }
+            if let Sink::Store {
+                attempt,
+                ingest: Some(ingest),
+            } = sink
+            {
+                ingest.write(bytes).await.map_err(failed)?;
+                attempt.touch().await?;
+            }
+        }
+        Ok(())
+    }
+
+    /// What a form that was read to its end asks for.
+    fn request(&mut self) -> Result<Request> {
+        let asked = std::mem::take(&mut self.asked);
+        let filename = asked
+            .filename
+            .ok_or_else(|| error::missing_parameter("file"))?;
+        let purpose = asked
+            .purpose
+            .ok_or_else(|| error::missing_parameter("purpose"))?;
+        match (asked.anchored, asked.expires_after_seconds) {
+            (true, None) => return Err(error::missing_parameter(EXPIRY_IN_SECONDS)),
+            (false, Some(_)) => return Err(error::missing_parameter(EXPIRY_ANCHOR)),
+            _ => {}
+        }
+        let fingerprint = match self.hash.take() {
+            None => String::new(),
+            Some(hash) => fingerprint(&Identity {
+                purpose: purpose.as_str(),
+                filename: &filename,
+                expires_after_seconds: asked.expires_after_seconds,
+                sha256: hex(&hash.finalize()),
+            })?,
+        };
+        Ok(Request {
+            purpose,
+            filename,
+            expires_after_seconds: asked.expires_after_seconds,
+            fingerprint,
+        })
+    }
+}
+
+/// What makes two uploads the same.
+#[derive(Serialize)]
+struct Identity<'a> {
+    purpose: &'a str,
+    filename: &'a str,
+    expires_after_seconds: Option<i64>,
+    sha256: String,
+}
+
+fn only_once(again: bool, name: &str) -> Result<()> {
+    if again {
+        let message = format!("The form has more than one part named '{name}'.");
+        return Err(error::invalid_value_because(name, message));
+    }
+    Ok(())
+}
+
+fn purpose(name: &str) -> Result<Purpose> {
+    let known = Purpose::UPLOADABLE.into_iter().find(|p| p.as_str() == name);
+    known.ok_or_else(|| {
+        error::invalid_value("purpose", name, &Purpose::UPLOADABLE.map(Purpose::as_str))
+    })
+}
+
+fn check_anchor(anchor: &str) -> Result<()> {
+    if anchor == ANCHOR {
+        Ok(())
+    } else {
+        Err(error::invalid_value(EXPIRY_ANCHOR, anchor, &[ANCHOR]))
+    }
+}
+
+fn expiry(text: &str) -> Result<i64> {
+    let (min, max) = (*EXPIRY_SECONDS.start(), *EXPIRY_SECONDS.end());
+    match text.parse::<i64>() {
+        Ok(seconds) if seconds < min => Err(error::integer_below(EXPIRY_IN_SECONDS, min, seconds)),
+        Ok(seconds) if seconds > max => Err(error::integer_above(EXPIRY_IN_SECONDS, max, seconds)),
+        Ok(seconds) => Ok(seconds),
+        Err(_) => Err(error::invalid_type(
+            EXPIRY_IN_SECONDS,
+            "an integer",
+            "a string",
+        )),
+    }
+}
+
+/// Why a file was not taken in.
+fn failed(cause: transfer::Error) -> ApiError {
+    match cause {
+        transfer::Error::NotJsonl => error::bad_request(cause.to_string()),
+        transfer::Error::Store(cause) => cause.into(),
+        transfer::Error::Io(_) => {
+            tracing::error!(error = %cause, "an upload failed");
+            error::internal()
+        }
+    }
+}
+
+/// The same for one that was whole.
+fn refused(cause: transfer::Error, attempt: &Attempt) -> ApiError {
+    match cause {
+        // The claim had lapsed, and another request has it.
+        transfer::Error::Store(store::Error::Stale(_)) if attempt.claim().is_some() => {
+            error::idempotency_running()
+        }
+        other => failed(other),
+    }
+}
+
+fn tell(file: &StoredFile) {
+    tracing::info!(
+        file.id = file.id,
+        file.bytes = file.bytes,
+        file.purpose = file.purpose,
+        tenant = file.tenant,
+        "a file was uploaded"
+    );
+}
