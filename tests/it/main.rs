@@ -1,5 +1,6 @@
 //! Nightshift from outside: real servers, real databases, a simulated upstream.
 
+mod architecture;
 mod bad_input;
 mod round_trips;
 mod sdk;
