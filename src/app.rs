@@ -65,7 +65,13 @@ impl App {
         });
         let grace = config.worker.shutdown_grace;
         let http = tokio::spawn(api::server::serve(listener, router, stop.clone(), grace));
-        Ok(App { address, store, worker, http, stop })
+        Ok(App {
+            address,
+            store,
+            worker,
+            http,
+            stop,
+        })
     }
 
     /// Where the server listens.
@@ -106,7 +112,12 @@ impl App {
 
 /// A model as the API lists it.
 fn shown(model: ModelInfo) -> Model {
-    Model { id: model.id, object: "model", created: model.created, owned_by: model.owned_by }
+    Model {
+        id: model.id,
+        object: "model",
+        created: model.created,
+        owned_by: model.owned_by,
+    }
 }
 
 /// Opens the configured database.

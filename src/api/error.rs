@@ -6,6 +6,7 @@ use axum::Json;
 use axum::http::{HeaderName, HeaderValue, Method, StatusCode, header};
 use axum::response::{IntoResponse, Response};
 use serde::Serialize;
+use tower_http::timeout::TimeoutError;
 use utoipa::ToSchema;
 
 use crate::store;
@@ -92,6 +93,12 @@ impl ApiError {
 /// A request that is wrong in a way that no other function names.
 pub fn bad_request(message: impl Into<String>) -> ApiError {
     ApiError::new(StatusCode::BAD_REQUEST, INVALID_REQUEST, message)
+}
+
+/// The files' list has words of its own for a `limit` that is out of bounds or no number.
+pub fn files_limit(bounds: &std::ops::RangeInclusive<i64>) -> ApiError {
+    let (least, most) = (bounds.start(), bounds.end());
+    bad_request(format!("limit must be between {least} and {most}."))
 }
 
 pub fn missing_parameter(name: &str) -> ApiError {
@@ -236,13 +243,18 @@ pub fn too_large(max_bytes: u64) -> ApiError {
     .retry(false)
 }
 
-/// A client that sends nothing for too long.
-pub fn timed_out(seconds: u64) -> ApiError {
-    ApiError::new(
-        StatusCode::REQUEST_TIMEOUT,
-        INVALID_REQUEST,
-        format!("Nothing of the request's body came for {seconds} seconds."),
-    )
+/// A body that does not come to its end: nothing came for too long, or the connection broke.
+pub fn broken_body(cause: &(dyn std::error::Error + 'static)) -> ApiError {
+    let mut causes = std::iter::successors(Some(cause), |cause| cause.source());
+    if causes.any(|cause| cause.is::<TimeoutError>()) {
+        ApiError::new(
+            StatusCode::REQUEST_TIMEOUT,
+            INVALID_REQUEST,
+            "The body of the request stopped coming.",
+        )
+    } else {
+        bad_request("The body of the request broke off.")
+    }
 }
 
 /// A file of a purpose that is not given back.

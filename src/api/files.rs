@@ -95,7 +95,9 @@ pub async fn list(
     caller: Caller,
     query: Query,
 ) -> Result<Json<List<FileObject>>> {
-    let limit = query.limit(LIMITS, LIMIT_DEFAULT)?;
+    let limit = query
+        .limit(LIMITS, LIMIT_DEFAULT)
+        .map_err(|_| error::files_limit(&LIMITS))?;
     let order = query.order()?;
     let after = match query.after() {
         None => None,
@@ -177,3 +179,6 @@ pub(super) async fn find(api: &Api, caller: &Caller, id: &str) -> Result<StoredF
     let file = api.store.file(&caller.tenant, id).await?;
     file.ok_or_else(|| error::file_not_found(id))
 }
+
+#[cfg(test)]
+mod tests;

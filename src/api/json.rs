@@ -153,7 +153,7 @@ impl<S: Send + Sync> FromRequest<S> for Object {
 async fn read(mut body: Body) -> Result<Vec<u8>> {
     let mut bytes = Vec::new();
     while let Some(frame) = body.frame().await {
-        let frame = frame.map_err(|_| error::bad_request("The body of the request broke off."))?;
+        let frame = frame.map_err(|cause| error::broken_body(&cause))?;
         let Some(data) = frame.data_ref() else {
             continue;
         };

@@ -25,9 +25,9 @@ pub mod path;
 mod range;
 mod request_log;
 pub mod server;
-pub mod upload;
 #[cfg(test)]
 mod tests;
+pub mod upload;
 
 use std::sync::Arc;
 use std::sync::atomic::AtomicBool;

@@ -2,7 +2,6 @@
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
-use std::time::Duration;
 
 use axum::body::Body;
 use axum::http::{HeaderMap, header};
@@ -13,10 +12,6 @@ use http_body_util::BodyExt;
 use super::drain::drain;
 use super::error::{self, ApiError, Result};
 
-/// How long a client may send nothing.
-const SILENCE_MAX: Duration = Duration::from_secs(60);
-/// How long the rest of a body is read that nobody wants.
-const DRAINED_FOR: Duration = Duration::from_secs(10);
 /// How much may come without being part of any part: headers, and what stands before the first.
 const OVERHEAD_BYTES_MAX: usize = 64 << 10;
 const PARTS_MAX: usize = 64;
@@ -54,12 +49,10 @@ pub struct Incoming {
 }
 
 /// Why no more bytes come.
-#[derive(Clone, Copy, Debug, thiserror::Error)]
+#[derive(Clone, Debug, thiserror::Error)]
 enum Broken {
-    #[error("the client is silent")]
-    Silent,
-    #[error("the connection broke off")]
-    Off,
+    #[error("the body does not come to its end")]
+    Off(ApiError),
     #[error("no part begins")]
     Overhead,
 }
@@ -84,8 +77,7 @@ impl Incoming {
     /// Reads the rest and drops it, within bounds.
     pub async fn drain(self) {
         if !self.broken {
-            // What is too slow is cut off.
-            let _ = tokio::time::timeout(DRAINED_FOR, drain(self.body)).await;
+            drain(self.body).await;
         }
     }
 
@@ -96,7 +88,7 @@ impl Incoming {
         }
         self.begun = true;
         let next = self.receive().await;
-        self.broken = matches!(next, Some(Err(Broken::Silent | Broken::Off)));
+        self.broken = matches!(next, Some(Err(Broken::Off(_))));
         next
     }
 
@@ -105,17 +97,14 @@ impl Incoming {
             return Some(Err(Broken::Overhead));
         }
         loop {
-            let Ok(frame) = tokio::time::timeout(SILENCE_MAX, self.body.frame()).await else {
-                return Some(Err(Broken::Silent));
-            };
-            match frame?.map(|frame| frame.into_data()) {
+            match self.body.frame().await?.map(|frame| frame.into_data()) {
                 Ok(Ok(bytes)) => {
                     self.overhead.fetch_add(bytes.len(), Ordering::Relaxed);
                     return Some(Ok(bytes));
                 }
                 // Trailers, which say nothing here.
                 Ok(Err(_)) => {}
-                Err(_) => return Some(Err(Broken::Off)),
+                Err(cause) => return Some(Err(Broken::Off(error::broken_body(&cause)))),
             }
         }
     }
@@ -217,11 +206,11 @@ impl Part<'_> {
 fn broken(cause: multer::Error) -> ApiError {
     let message = match &cause {
         multer::Error::StreamReadFailed(cause) => match cause.downcast_ref::<Broken>() {
-            Some(Broken::Silent) => return error::timed_out(SILENCE_MAX.as_secs()),
+            Some(Broken::Off(error)) => return error.clone(),
             Some(Broken::Overhead) => {
                 "The form has no part where one should begin, or one with too long headers."
             }
-            Some(Broken::Off) | None => "The body of the request broke off.",
+            None => "The body of the request broke off.",
         },
         multer::Error::IncompleteFieldData { .. }
         | multer::Error::IncompleteHeaders

@@ -384,3 +384,6 @@ fn tell(file: &StoredFile) {
         "a file was uploaded"
     );
 }
+
+#[cfg(test)]
+mod tests;

@@ -58,7 +58,10 @@ pub(super) async fn run(args: CheckArgs) -> anyhow::Result<ExitCode> {
         }
     }
     if config.upstreams.is_empty() {
-        writeln!(out, "warn  upstreams      none is configured: no model can be served")?;
+        writeln!(
+            out,
+            "warn  upstreams      none is configured: no model can be served"
+        )?;
     }
     let pool = Pool::new(&config, PoolSettings::default())?;
     for (name, outcome) in pool.try_upstreams().await {
@@ -70,5 +73,9 @@ pub(super) async fn run(args: CheckArgs) -> anyhow::Result<ExitCode> {
             }
         }
     }
-    Ok(if good { ExitCode::SUCCESS } else { ExitCode::FAILURE })
+    Ok(if good {
+        ExitCode::SUCCESS
+    } else {
+        ExitCode::FAILURE
+    })
 }

@@ -71,7 +71,9 @@ struct File {
 
 pub(super) async fn run(args: DemoArgs) -> anyhow::Result<ExitCode> {
     let stop = shutdown::on_signal()?;
-    let directory = tempfile::Builder::new().prefix("nightshift-demo-").tempdir()?;
+    let directory = tempfile::Builder::new()
+        .prefix("nightshift-demo-")
+        .tempdir()?;
     let options = Options {
         latency: LATENCY,
         jitter: LATENCY / 2,
@@ -101,7 +103,11 @@ pub(super) async fn run(args: DemoArgs) -> anyhow::Result<ExitCode> {
     }
     app.stop().await;
     upstream.stop().await;
-    Ok(if interrupted { ExitCode::from(shutdown::INTERRUPTED) } else { ExitCode::SUCCESS })
+    Ok(if interrupted {
+        ExitCode::from(shutdown::INTERRUPTED)
+    } else {
+        ExitCode::SUCCESS
+    })
 }
 
 /// The defaults, with the simulated upstream and a database that belongs to the demo.
@@ -122,11 +128,17 @@ fn config(upstream: &Simulator, directory: &std::path::Path) -> anyhow::Result<C
 async fn start(mut config: Config) -> anyhow::Result<App> {
     for port in FIRST_PORT..FIRST_PORT + PORTS_TRIED {
         config.server.listen = format!("127.0.0.1:{port}");
-        if tokio::net::TcpListener::bind(&config.server.listen).await.is_ok() {
+        if tokio::net::TcpListener::bind(&config.server.listen)
+            .await
+            .is_ok()
+        {
             return App::start(&config, Clock::default()).await;
         }
     }
-    bail!("no port from {FIRST_PORT} to {} is free", FIRST_PORT + PORTS_TRIED - 1)
+    bail!(
+        "no port from {FIRST_PORT} to {} is free",
+        FIRST_PORT + PORTS_TRIED - 1
+    )
 }
 
 /// One batch, as a user would run it.
@@ -160,12 +172,26 @@ async fn show(server: &str) -> anyhow::Result<()> {
         counts.failed,
         batch.usage.map_or(0, |usage| usage.total_tokens)
     ))?;
-    let files = [("output", batch.output_file_id), ("error", batch.error_file_id)];
+    let files = [
+        ("output", batch.output_file_id),
+        ("error", batch.error_file_id),
+    ];
     for (name, file_id) in files {
         let file_id = file_id.with_context(|| format!("the batch has no {name} file"))?;
-        say(&format!("\nThe first lines of the {name} file, {api}/files/{file_id}/content"))?;
-        let content = client.get(format!("{api}/files/{file_id}/content")).send().await?;
-        for line in content.error_for_status()?.text().await?.lines().take(SHOWN_LINES) {
+        say(&format!(
+            "\nThe first lines of the {name} file, {api}/files/{file_id}/content"
+        ))?;
+        let content = client
+            .get(format!("{api}/files/{file_id}/content"))
+            .send()
+            .await?;
+        for line in content
+            .error_for_status()?
+            .text()
+            .await?
+            .lines()
+            .take(SHOWN_LINES)
+        {
             say(&shorten(line))?;
         }
     }
@@ -175,7 +201,10 @@ async fn show(server: &str) -> anyhow::Result<()> {
 async fn wait(client: &reqwest::Client, api: &str, mut batch: Batch) -> anyhow::Result<Batch> {
     let url = format!("{api}/batches/{}", batch.id);
     let mut progress = Progress::new(None);
-    while matches!(batch.status.as_str(), "validating" | "in_progress" | "finalizing") {
+    while matches!(
+        batch.status.as_str(),
+        "validating" | "in_progress" | "finalizing"
+    ) {
         progress.update(snapshot(&batch), Instant::now());
         tokio::time::sleep(POLL).await;
         batch = read(client.get(&url)).await?;
@@ -223,4 +252,3 @@ fn say(line: &str) -> anyhow::Result<()> {
     writeln!(out, "{line}")?;
     Ok(out.flush()?)
 }
-

@@ -65,7 +65,12 @@ pub(super) async fn run(args: KeysArgs) -> anyhow::Result<ExitCode> {
         app::open_store(&config, clock.clone()).await
     };
     match args.command {
-        KeysCommand::Create { config, name, tenant, admin } => {
+        KeysCommand::Create {
+            config,
+            name,
+            tenant,
+            admin,
+        } => {
             if name.trim().is_empty() || tenant.trim().is_empty() {
                 bail!("a key needs a name and a tenant");
             }

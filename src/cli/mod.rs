@@ -55,7 +55,11 @@ struct ConfigArgs {
 
 impl ConfigArgs {
     fn overrides(self) -> Overrides {
-        Overrides { config: self.config, database: self.database, ..Overrides::default() }
+        Overrides {
+            config: self.config,
+            database: self.database,
+            ..Overrides::default()
+        }
     }
 }
 

@@ -106,7 +106,10 @@ pub(super) async fn run(args: RunArgs) -> anyhow::Result<ExitCode> {
         upstream: args.upstream.clone(),
         api_key_env: args.api_key_env.clone(),
         concurrency: args.concurrency,
-        database: Some(format!("sqlite://{}", state.join(journal::DATABASE).display())),
+        database: Some(format!(
+            "sqlite://{}",
+            state.join(journal::DATABASE).display()
+        )),
         ..Overrides::default()
     };
     let mut config = Config::load(&overrides, &Environment::capture())
@@ -149,7 +152,9 @@ async fn prepare(
     if let Some(journal) = Journal::read(state)?
         && !args.restart
     {
-        let Some(hash) = stop.run_until_cancelled(hash(&mut input)).await else { return Ok(None) };
+        let Some(hash) = stop.run_until_cancelled(hash(&mut input)).await else {
+            return Ok(None);
+        };
         if hash? != journal.input_sha256 {
             bail!(
                 "{} belongs to a run on another input; use another output, or --restart to throw \
@@ -163,7 +168,9 @@ async fn prepare(
     Journal::clear(state)?;
     let store = app::open_store(config, Clock::default()).await?;
     store.lock()?;
-    let begun = stop.run_until_cancelled(begin(&store, config, &args.input, input)).await;
+    let begun = stop
+        .run_until_cancelled(begin(&store, config, &args.input, input))
+        .await;
     store.close().await;
     let Some(begun) = begun else { return Ok(None) };
     let journal = begun?;
@@ -178,7 +185,9 @@ async fn begin(
     path: &Path,
     mut input: Box<dyn AsyncRead + Send + Unpin>,
 ) -> anyhow::Result<Journal> {
-    let limits = Limits { max_line_bytes: config.limits.max_line_bytes };
+    let limits = Limits {
+        max_line_bytes: config.limits.max_line_bytes,
+    };
     let mut ingest = Ingest::begin(store, TENANT, limits, true).await?;
     let mut hashing = Hashing::default();
     loop {
@@ -191,16 +200,27 @@ async fn begin(
         ingest.write(Bytes::from(buffer)).await?;
     }
     let created_at = Clock::default().now_ms();
-    let name = path.file_name().unwrap_or_default().to_string_lossy().into_owned();
-    let finish =
-        Finish { purpose: Purpose::Batch, filename: name, created_at, expires_at: None };
-    let file = ingest.finish(finish, None).await.map_err(|error| match error {
-        transfer::Error::NotJsonl => anyhow::anyhow!(
-            "{} is empty, or its first line is not JSON: it must be a JSONL file of requests",
-            path.display()
-        ),
-        other => other.into(),
-    })?;
+    let name = path
+        .file_name()
+        .unwrap_or_default()
+        .to_string_lossy()
+        .into_owned();
+    let finish = Finish {
+        purpose: Purpose::Batch,
+        filename: name,
+        created_at,
+        expires_at: None,
+    };
+    let file = ingest
+        .finish(finish, None)
+        .await
+        .map_err(|error| match error {
+            transfer::Error::NotJsonl => anyhow::anyhow!(
+                "{} is empty, or its first line is not JSON: it must be a JSONL file of requests",
+                path.display()
+            ),
+            other => other.into(),
+        })?;
     let batch = NewBatch {
         id: id::batch(),
         tenant: TENANT.to_owned(),
@@ -215,7 +235,10 @@ async fn begin(
         expires_at: None,
     };
     store.create_batch(&batch, None).await?;
-    Ok(Journal { input_sha256: hashing.finish(), batch_id: batch.id })
+    Ok(Journal {
+        input_sha256: hashing.finish(),
+        batch_id: batch.id,
+    })
 }
 
 /// The endpoint that the input's first request names; all others must name the same.
@@ -223,9 +246,15 @@ async fn first_url(store: &Store, file_id: &str) -> anyhow::Result<String> {
     let chunk = store.chunk(file_id, 0).await?;
     let bytes = chunk.map(|chunk| chunk.bytes).unwrap_or_default();
     let text = String::from_utf8_lossy(&bytes);
-    let first = text.lines().find(|line| !line.trim().is_empty()).and_then(line::read);
+    let first = text
+        .lines()
+        .find(|line| !line.trim().is_empty())
+        .and_then(line::read);
     // A first line that names none is a fault that validation lists, with all others.
-    Ok(first.map_or_else(|| "/v1/chat/completions".to_owned(), |line| line.url.into_owned()))
+    Ok(first.map_or_else(
+        || "/v1/chat/completions".to_owned(),
+        |line| line.url.into_owned(),
+    ))
 }
 
 /// Works until the batch ends or the user interrupts.
@@ -239,7 +268,10 @@ async fn work(
     if batch.stage.status.is_terminal() {
         return Ok(Ended::Batch(Box::new(batch)));
     }
-    let settings = PoolSettings { final_auth_errors: true, ..PoolSettings::default() };
+    let settings = PoolSettings {
+        final_auth_errors: true,
+        ..PoolSettings::default()
+    };
     let pool = Pool::new(config, settings)?;
     let duties = app::settings(config, store);
     let mut worker = Worker::start(store.clone(), pool.clone(), Clock::default(), duties).await?;
@@ -275,9 +307,9 @@ async fn watch(
             let status = pool.status();
             if status.iter().all(|upstream| !upstream.answered) {
                 progress.finish(snapshot, Instant::now());
-                let causes = status.into_iter().filter_map(|upstream| {
-                    Some(format!("{}: {}", upstream.name, upstream.cause?))
-                });
+                let causes = status
+                    .into_iter()
+                    .filter_map(|upstream| Some(format!("{}: {}", upstream.name, upstream.cause?)));
                 bail!(
                     "no upstream has answered within {} s ({}); the same command tries again",
                     FIRST_ANSWER_WITHIN.as_secs(),
@@ -285,7 +317,11 @@ async fn watch(
                 );
             }
         }
-        if stop.run_until_cancelled(tokio::time::sleep(POLL)).await.is_none() {
+        if stop
+            .run_until_cancelled(tokio::time::sleep(POLL))
+            .await
+            .is_none()
+        {
             progress.finish(snapshot, Instant::now());
             return Ok(Ended::Interrupted);
         }
@@ -293,7 +329,10 @@ async fn watch(
 }
 
 async fn find(store: &Store, batch_id: &str) -> anyhow::Result<Batch> {
-    store.batch(TENANT, batch_id).await?.context("the state directory does not hold the batch")
+    store
+        .batch(TENANT, batch_id)
+        .await?
+        .context("the state directory does not hold the batch")
 }
 
 fn snapshot(batch: &Batch) -> Snapshot {
@@ -313,7 +352,9 @@ async fn conclude(args: &RunArgs, store: &Store, batch: &Batch) -> anyhow::Resul
         let faults: Vec<Finding> = serde_json::from_str(errors)?;
         eprintln!("The input is not valid:");
         for fault in faults.iter().take(PRINTED_FAULTS) {
-            let place = fault.line.map_or(String::new(), |line| format!("line {line}: "));
+            let place = fault
+                .line
+                .map_or(String::new(), |line| format!("line {line}: "));
             eprintln!("  {place}{} ({})", fault.message, fault.code);
         }
         if faults.len() > PRINTED_FAULTS {
@@ -321,11 +362,25 @@ async fn conclude(args: &RunArgs, store: &Store, batch: &Batch) -> anyhow::Resul
         }
         return Ok(ExitCode::FAILURE);
     }
-    let errors = args.errors.clone().unwrap_or_else(|| errors_path(&args.output));
-    write_file(store, batch.row.output_file_id.as_deref(), &args.output, true).await?;
+    let errors = args
+        .errors
+        .clone()
+        .unwrap_or_else(|| errors_path(&args.output));
+    write_file(
+        store,
+        batch.row.output_file_id.as_deref(),
+        &args.output,
+        true,
+    )
+    .await?;
     write_file(store, batch.row.error_file_id.as_deref(), &errors, false).await?;
     let counts = &batch.counts;
-    eprintln!("{} of {} requests succeeded: {}", counts.completed, counts.total, args.output.display());
+    eprintln!(
+        "{} of {} requests succeeded: {}",
+        counts.completed,
+        counts.total,
+        args.output.display()
+    );
     if counts.failed == 0 {
         return Ok(ExitCode::SUCCESS);
     }
@@ -352,9 +407,14 @@ async fn write_file(
         };
     }
     let partial = beside(path, ".partial");
-    let mut out = tokio::fs::File::create(&partial).await.with_context(cannot)?;
+    let mut out = tokio::fs::File::create(&partial)
+        .await
+        .with_context(cannot)?;
     if let Some(file_id) = file_id {
-        let file = store.file(TENANT, file_id).await?.context("the batch's file is gone")?;
+        let file = store
+            .file(TENANT, file_id)
+            .await?
+            .context("the batch's file is gone")?;
         let length = u64::try_from(file.bytes).unwrap_or(0);
         let mut blocks = std::pin::pin!(transfer::content(store, &file, 0..length));
         while let Some(block) = blocks.next().await {
@@ -371,7 +431,9 @@ async fn open_input(path: &Path) -> anyhow::Result<Box<dyn AsyncRead + Send + Un
         return Ok(Box::new(tokio::io::stdin()));
     }
     let file = tokio::fs::File::open(path).await;
-    Ok(Box::new(file.with_context(|| format!("cannot open {}", path.display()))?))
+    Ok(Box::new(file.with_context(|| {
+        format!("cannot open {}", path.display())
+    })?))
 }
 
 async fn hash(input: &mut (dyn AsyncRead + Send + Unpin)) -> anyhow::Result<String> {

@@ -22,12 +22,12 @@ pub fn content(
 ) -> impl Stream<Item = Result<Bytes>> + Send + use<> {
     let source = match file.made_by() {
         None => Source::Uploaded { place: None },
-        Some((batch_id, kind)) => Source::Made(Made {
+        Some((batch_id, kind)) => Source::Made(Box::new(Made {
             batch_id: batch_id.to_owned(),
             kind,
             chunks: None,
             open: None,
-        }),
+        })),
     };
     let reader = Reader {
         store: store.clone(),
@@ -54,7 +54,7 @@ enum Source {
     Uploaded {
         place: Option<(i64, i64)>,
     },
-    Made(Made),
+    Made(Box<Made>),
 }
 
 /// The place within a file that a batch made.

@@ -7,6 +7,8 @@ mod chunk;
 mod content;
 mod duplicates;
 mod ingest;
+#[cfg(test)]
+mod testing;
 
 pub use content::content;
 pub use ingest::{Answer, Error, Finish, Ingest};

@@ -113,7 +113,7 @@ async fn what_is_not_there_is_not_found() {
         case(
             "id that is no text",
             get("/v1/files/%FF"),
-            404,
+            400,
             (Null, Any, Any),
         ),
         case(

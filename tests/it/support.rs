@@ -46,6 +46,7 @@ pub struct Server {
     pub clock: Clock,
     pub simulator: Simulator,
     pub database: String,
+    config: Config,
     running: Running,
     _directory: TempDir,
 }
@@ -147,6 +148,7 @@ impl Server {
             clock,
             simulator,
             database,
+            config,
             running,
             _directory: directory,
         }
@@ -184,6 +186,11 @@ impl Server {
             Running::Binary(binary) => binary.terminate().await,
             Running::Stopped => {}
         }
+    }
+
+    /// Starts it again, in this process, on the same database. Its address is another one.
+    pub async fn start_again(&mut self) {
+        (self.base, self.running) = start(&self.config, self.clock.clone()).await;
     }
 
     pub async fn get(&self, path: &str) -> Value {
@@ -247,6 +254,28 @@ impl Server {
             "input_file_id": file, "endpoint": endpoint, "completion_window": window,
         });
         self.post("/v1/batches", &body).await
+    }
+
+    /// Uploads a file and creates a batch of it with another key.
+    pub async fn create_batch_as(&self, key: &str, jsonl: &str) -> Value {
+        let client = client_with(Some(key));
+        let part = Part::text(jsonl.to_owned()).file_name("in.jsonl");
+        let form = Form::new().text("purpose", "batch").part("file", part);
+        let upload = client
+            .post(self.url("/v1/files"))
+            .multipart(form)
+            .send()
+            .await;
+        let file: Value = upload.expect("answers").json().await.expect("is JSON");
+        let body = json!({
+            "input_file_id": file["id"], "endpoint": CHAT, "completion_window": "24h",
+        });
+        let created = client
+            .post(self.url("/v1/batches"))
+            .json(&body)
+            .send()
+            .await;
+        created.expect("answers").json().await.expect("is JSON")
     }
 
     /// Waits until a batch is in a state in which it stays.

@@ -25,7 +25,9 @@ const TEXTS: [&str; 7] = [
 
 /// The input file: one request a line.
 pub(super) fn jsonl() -> String {
-    (0..REQUESTS).map(|number| format!("{}\n", line(number))).collect()
+    (0..REQUESTS)
+        .map(|number| format!("{}\n", line(number)))
+        .collect()
 }
 
 fn line(number: usize) -> Value {

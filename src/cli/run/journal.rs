@@ -41,7 +41,8 @@ impl Journal {
         let mut file = tempfile::NamedTempFile::new_in(state)?;
         file.write_all(&serde_json::to_vec(self)?)?;
         file.as_file().sync_all()?;
-        file.persist(&path).with_context(|| format!("cannot write {}", path.display()))?;
+        file.persist(&path)
+            .with_context(|| format!("cannot write {}", path.display()))?;
         Ok(())
     }
 
@@ -66,10 +67,17 @@ impl Journal {
 pub(super) fn claim(state: &Path) -> anyhow::Result<fs::File> {
     let cannot = || format!("cannot use {}", state.display());
     if !state.is_dir() {
-        fs::DirBuilder::new().mode(0o700).create(state).with_context(cannot)?;
+        fs::DirBuilder::new()
+            .mode(0o700)
+            .create(state)
+            .with_context(cannot)?;
     }
     let lock = state.join("run.lock");
-    let lock = fs::File::options().create(true).truncate(false).write(true).open(lock);
+    let lock = fs::File::options()
+        .create(true)
+        .truncate(false)
+        .write(true)
+        .open(lock);
     let lock = lock.with_context(cannot)?;
     match lock.try_lock() {
         Ok(()) => Ok(lock),
@@ -90,6 +98,10 @@ impl Hashing {
     }
 
     pub(super) fn finish(self) -> String {
-        self.0.finalize().iter().map(|byte| format!("{byte:02x}")).collect()
+        self.0
+            .finalize()
+            .iter()
+            .map(|byte| format!("{byte:02x}"))
+            .collect()
     }
 }

@@ -1,1 +1,143 @@
+use proptest::prelude::*;
 
+use futures::StreamExt;
+
+use super::*;
+use crate::domain::file::Purpose;
+use crate::transfer::testing::{Answer, TestStore, merged, noise};
+
+/// Ranges around every multiple of `step`, from the beginning to the end.
+fn ranges(size: u64, step: u64) -> Vec<Range<u64>> {
+    let edges: Vec<u64> = (0..=size / step)
+        .flat_map(|n| [(n * step).saturating_sub(1), n * step, n * step + 1])
+        .chain([size - 1, size])
+        .filter(|&edge| edge <= size)
+        .collect();
+    edges
+        .iter()
+        .flat_map(|&from| [from, from + 1, from + step, size].map(|to| from..to.clamp(from, size)))
+        .collect()
+}
+
+#[tokio::test]
+async fn any_part_of_an_uploaded_file_is_read() {
+    let test = TestStore::new().await;
+    let bytes = noise(3_500_000, 7);
+    let file = test
+        .ingest(Purpose::UserData, &bytes, &[70_000, 1, 5])
+        .await
+        .unwrap();
+    assert_eq!(file.bytes, 3_500_000);
+    for range in ranges(3_500_000, 1 << 20) {
+        let part = test.read(&file, range.clone()).await;
+        let expected = &bytes[range.start as usize..range.end as usize];
+        assert!(part == expected, "{range:?}");
+    }
+}
+
+#[tokio::test]
+async fn a_file_without_bytes_has_none_to_read() {
+    let test = TestStore::new().await;
+    let file = test.ingest(Purpose::UserData, b"", &[1]).await.unwrap();
+    assert_eq!(test.read_whole(&file).await, b"");
+}
+
+#[tokio::test]
+async fn content_that_is_gone_is_an_error_and_not_an_end() {
+    let test = TestStore::new().await;
+    let file = test
+        .ingest(Purpose::UserData, &noise(2_500_000, 1), &[9999])
+        .await
+        .unwrap();
+    let mut blocks = Box::pin(content(&test.store, &file, 0..2_500_000));
+    assert!(blocks.next().await.unwrap().is_ok());
+    test.store
+        .delete_file(&file.tenant, &file.id)
+        .await
+        .unwrap();
+    let purged = test.store.purge(i64::MAX).await.unwrap();
+    assert_eq!(purged.removed, 1);
+    assert!(blocks.next().await.unwrap().is_err());
+}
+
+#[tokio::test]
+async fn lines_of_megabytes_are_merged_in_bounded_memory() {
+    let test = TestStore::new().await;
+    let answers: Vec<Answer> = (0..36)
+        .map(|line| {
+            let mut bytes = noise(700_000, line);
+            bytes.push(b'\n');
+            Answer {
+                model: (line % 3) as u8,
+                flush: (line % 7) as u8,
+                kind: if line % 5 == 0 {
+                    Kind::Error
+                } else {
+                    Kind::Output
+                },
+                bytes,
+            }
+        })
+        .collect();
+    let files = test.run_batch(&answers).await;
+    for (file, kind) in files.into_iter().zip([Kind::Output, Kind::Error]) {
+        let (file, expected) = (file.unwrap(), merged(&answers, kind));
+        assert!(test.read_whole(&file).await == expected, "{kind:?}");
+        let middle = expected.len() / 2;
+        let part = test
+            .read(&file, middle as u64..middle as u64 + 900_000)
+            .await;
+        assert!(part == expected[middle..middle + 900_000], "{kind:?}");
+    }
+}
+
+fn answer() -> impl Strategy<Value = Answer> {
+    let length = prop_oneof![8 => 0_usize..300, 1 => 0_usize..3000];
+    (0_u8..4, 0_u8..5, 0_u8..4, length, any::<u64>()).prop_map(
+        |(model, flush, kind, length, seed)| {
+            let mut bytes = noise(length, seed);
+            bytes.push(b'\n');
+            let kind = if kind == 0 { Kind::Error } else { Kind::Output };
+            Answer {
+                model,
+                flush,
+                kind,
+                bytes,
+            }
+        },
+    )
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig::with_cases(24))]
+
+    #[test]
+    fn the_files_of_a_batch_are_its_lines_in_order(
+        answers in prop_oneof![
+            proptest::collection::vec(answer(), 1..40),
+            proptest::collection::vec(answer(), 500..1300),
+        ],
+        cuts in proptest::collection::vec(any::<(u32, u32)>(), 12),
+    ) {
+        let runtime = tokio::runtime::Runtime::new().unwrap();
+        runtime.block_on(async {
+            let test = TestStore::new().await;
+            let files = test.run_batch(&answers).await;
+            for (file, kind) in files.into_iter().zip([Kind::Output, Kind::Error]) {
+                let expected = merged(&answers, kind);
+                let Some(file) = file else {
+                    assert!(expected.is_empty());
+                    continue;
+                };
+                assert_eq!(file.bytes, expected.len() as i64);
+                assert_eq!(test.read_whole(&file).await, expected);
+                for (from, length) in &cuts {
+                    let from = *from as usize % expected.len();
+                    let to = (from + *length as usize % 5000).min(expected.len());
+                    let part = test.read(&file, from as u64..to as u64).await;
+                    assert_eq!(part, &expected[from..to], "{from}..{to}");
+                }
+            }
+        });
+    }
+}

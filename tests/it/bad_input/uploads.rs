@@ -56,7 +56,7 @@ async fn an_upload_that_is_no_file_is_refused() {
         bad(
             "an empty purpose",
             form(&[field("purpose", ""), file(LINE)]),
-            "purpose",
+            "Invalid value: ''",
         ),
         bad(
             "an unknown purpose",
@@ -93,7 +93,7 @@ async fn an_upload_that_is_no_file_is_refused() {
         bad(
             "a life from nowhere",
             expiring("last_used_at", "3600"),
-            "expires_after",
+            "'last_used_at'",
         ),
         bad(
             "a life without its beginning",
