@@ -3,6 +3,8 @@
 mod architecture;
 mod bad_input;
 mod batches;
+mod commands;
+mod openapi;
 mod round_trips;
 mod sdk;
 mod support;
