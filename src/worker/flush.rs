@@ -130,7 +130,7 @@ impl Flusher {
                 Err(error) => {
                     failures += 1;
                     tracing::warn!(%error, units = groups.len(), "answers could not be written yet");
-                    if failures % TRIES_A_GROUP == 0 && groups.len() > 1 {
+                    if failures.is_multiple_of(TRIES_A_GROUP) && groups.len() > 1 {
                         todo.push(groups.split_off(groups.len() / 2));
                     }
                     todo.push(groups);

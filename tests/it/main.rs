@@ -5,6 +5,7 @@ mod bad_input;
 mod batches;
 mod commands;
 mod openapi;
+mod retries;
 mod round_trips;
 mod sdk;
 mod support;

@@ -213,6 +213,7 @@ fn config(upstreams: Vec<config::Upstream>, models: Vec<config::Model>) -> Confi
         },
         database: config::Database {
             url: "sqlite://unused".into(),
+            max_connections: 4,
         },
         auth: config::Auth {
             required: None,

@@ -1,0 +1,275 @@
+//! Trouble upstream: what is tried again, what is the line's answer, and what waits.
+
+use std::time::Duration;
+
+use nightshift::simulate::{Options, Simulator};
+use secrecy::SecretString;
+use serde_json::{Value, json};
+
+use crate::support::{CHAT, Server, chat, ids, on_every_engine, request};
+
+/// Retries without long pauses.
+const QUICK: &str = r#"
+    [retry]
+    max_attempts = 4
+    initial_backoff = "10ms"
+    max_backoff = "50ms"
+"#;
+
+fn tracked() -> Options {
+    Options {
+        track: true,
+        ..Options::default()
+    }
+}
+
+/// Runs one line that is steered; returns the batch, the line and how many calls it took.
+async fn one_line(server: &Server, simulate: Value) -> (Value, Value, u64) {
+    server.simulator.reset_stats();
+    let batch = server.run(chat("a", simulate), CHAT).await;
+    assert_eq!(batch["status"], "completed", "{batch}");
+    let line = server
+        .exactly_once(&batch, &["a".to_owned()])
+        .await
+        .remove("a")
+        .expect("is there");
+    (batch, line, server.simulator.stats().total.calls)
+}
+
+async fn trouble_that_passes_is_tried_again() {
+    let server = Server::with(QUICK).await;
+    for (simulate, calls) in [
+        (json!({"status": 500, "times": 2}), 3),
+        (json!({"status": 408, "times": 1}), 2),
+        (json!({"status": 409, "times": 1}), 2),
+        (json!({"status": 502, "times": 3}), 4),
+        (json!({"reset": true, "times": 1}), 2),
+        (json!({"truncate": true, "times": 1}), 2),
+        (json!({"status": 429, "times": 1, "retry_after_ms": 30}), 2),
+        (json!({"status": 429, "times": 9, "retry_after_ms": 5}), 10),
+        (json!({"status": 503, "times": 1, "retry_after_ms": 20}), 2),
+    ] {
+        let (batch, line, made) = one_line(&server, simulate.clone()).await;
+        assert_eq!(batch["request_counts"]["completed"], 1, "{simulate}");
+        assert_eq!(line["response"]["status_code"], 200, "{simulate}");
+        assert_eq!(made, calls, "{simulate}");
+    }
+}
+
+async fn any_other_refusal_is_the_lines_answer_at_once() {
+    let server = Server::with(QUICK).await;
+    for status in [400, 404, 413, 415, 422] {
+        let (batch, line, calls) = one_line(&server, json!({"status": status})).await;
+        assert_eq!(calls, 1, "{status} is not tried again");
+        assert_eq!(batch["request_counts"]["failed"], 1);
+        assert!(
+            batch["output_file_id"].is_null(),
+            "nothing succeeded: no output file"
+        );
+        assert_eq!(line["response"]["status_code"], status);
+        assert!(line["error"].is_null(), "there was an HTTP answer");
+        assert!(line["response"]["body"]["error"].is_object(), "{line}");
+    }
+}
+
+async fn the_last_answer_stands_when_no_attempt_is_left() {
+    let server = Server::with(QUICK).await;
+    let (batch, line, calls) = one_line(&server, json!({"status": 500})).await;
+    assert_eq!(calls, 4, "max_attempts");
+    assert_eq!(batch["request_counts"]["failed"], 1);
+    assert_eq!(line["response"]["status_code"], 500);
+    assert!(line["error"].is_null());
+
+    let (_, line, calls) = one_line(&server, json!({"reset": true})).await;
+    assert_eq!(calls, 4);
+    assert!(line["response"].is_null(), "nothing ever answered");
+    assert_eq!(line["error"]["code"], "upstream_unavailable");
+}
+
+async fn a_call_that_takes_too_long_is_given_up() {
+    let config = r#"
+        [retry]
+        max_attempts = 2
+        initial_backoff = "10ms"
+
+        [[upstreams]]
+        name = "slow"
+        base_url = "{simulated}"
+        timeout = "200ms"
+    "#;
+    let server = Server::with(config).await;
+    let (_, line, calls) = one_line(&server, json!({"hang": true})).await;
+    assert_eq!(calls, 2);
+    assert_eq!(line["error"]["code"], "request_timeout", "{line}");
+}
+
+async fn an_answer_that_is_no_json_becomes_a_string() {
+    let server = Server::with(QUICK).await;
+    let html = "<html>\u{2028}no \"JSON\"</html>";
+    let (_, line, _) = one_line(&server, json!({"status": 200, "body": html})).await;
+    assert_eq!(line["response"]["body"], html);
+}
+
+async fn a_model_server_that_is_restarted_fails_no_line() {
+    let latency = Duration::from_millis(20);
+    let first = Simulator::start(
+        "127.0.0.1:0",
+        Options {
+            latency,
+            ..tracked()
+        },
+    )
+    .await;
+    let first = first.expect("starts");
+    let address = first.address();
+    let config = format!(
+        "[retry]\nmax_attempts = 2\ninitial_backoff = \"10ms\"\n\n\
+         [[upstreams]]\nname = \"restarted\"\nbase_url = \"{}\"\nconcurrency = 8",
+        first.base_url()
+    );
+    let server = Server::with(&config).await;
+    let ids = ids(400);
+    let jsonl: String = ids.iter().map(|id| chat(id, Value::Null)).collect();
+    let batch = server.create_batch(&jsonl, CHAT).await;
+    server
+        .until(&batch, |b| {
+            b["request_counts"]["completed"].as_i64() >= Some(50)
+        })
+        .await;
+    first.stop().await;
+    // Long enough that lines would have used up their attempts if each refusal cost one.
+    tokio::time::sleep(Duration::from_secs(1)).await;
+    let running = server.until(&batch, |_| true).await;
+    assert_eq!(running["status"], "in_progress");
+    let again = Simulator::start(address, tracked())
+        .await
+        .expect("starts again");
+    let batch = server.ended(&batch).await;
+    assert_eq!(
+        batch["request_counts"],
+        json!({"total": 400, "completed": 400, "failed": 0})
+    );
+    server.exactly_once(&batch, &ids).await;
+    assert!(again.stats().total.answered > 0);
+}
+
+async fn lines_of_an_upstream_that_is_down_go_to_another() {
+    let gone = Simulator::start("127.0.0.1:0", tracked())
+        .await
+        .expect("starts");
+    let base = gone.base_url();
+    gone.stop().await;
+    let config = format!(
+        "[[upstreams]]\nname = \"gone\"\nbase_url = \"{base}\"\n\n\
+         [[upstreams]]\nname = \"there\"\nbase_url = \"{{simulated}}\"\n\n\
+         [[models]]\nname = \"sim-small\"\n\
+         routes = [{{ upstream = \"gone\", weight = 9 }}, {{ upstream = \"there\" }}]"
+    );
+    let server = Server::with(&config).await;
+    let ids = ids(300);
+    let jsonl: String = ids.iter().map(|id| chat(id, Value::Null)).collect();
+    let batch = server.run(&jsonl, CHAT).await;
+    assert_eq!(batch["request_counts"]["completed"], 300, "{batch}");
+    server.exactly_once(&batch, &ids).await;
+}
+
+async fn a_rate_limit_closes_the_gate_of_its_model_only() {
+    let config = r#"
+        [[upstreams]]
+        name = "one"
+        base_url = "{simulated}"
+        concurrency = 4
+
+        [[models]]
+        name = "limited"
+        routes = [{ upstream = "one" }]
+
+        [[models]]
+        name = "free"
+        routes = [{ upstream = "one" }]
+    "#;
+    let server = Server::with(config).await;
+    let closed = json!({"status": 429, "times": 1, "retry_after_ms": 1500});
+    let body = |model: &str, simulate: Value| json!({"model": model, "messages": [], "simulate": simulate});
+    let mut jsonl = request("limited", body("limited", closed));
+    for number in 0..100 {
+        jsonl += &request(
+            &format!("free-{number}"),
+            body("free", json!({"latency_ms": 1})),
+        );
+    }
+    let batch = server.create_batch(&jsonl, CHAT).await;
+    let running = server
+        .until(&batch, |batch| {
+            batch["request_counts"]["completed"].as_i64() >= Some(100)
+        })
+        .await;
+    assert_eq!(
+        running["request_counts"]["completed"], 100,
+        "only the limited one waits"
+    );
+    let batch = server.ended(&batch).await;
+    assert_eq!(batch["request_counts"]["completed"], 101);
+}
+
+async fn a_refused_key_fails_no_line_before_the_window_ends() {
+    let options = Options {
+        api_key: Some(SecretString::from("right-key")),
+        ..tracked()
+    };
+    let server = Server::simulating(options, "").await;
+    let ids = ids(20);
+    let jsonl: String = ids.iter().map(|id| chat(id, Value::Null)).collect();
+    let batch = server.create_batch_within(&jsonl, CHAT, "10m").await;
+    server
+        .until(&batch, |batch| batch["status"] == "in_progress")
+        .await;
+    wait_for_a_call(&server).await;
+    let running = server.until(&batch, |_| true).await;
+    assert_eq!(
+        running["request_counts"]["failed"], 0,
+        "no line fails for a key"
+    );
+    server.clock.advance_ms(10 * 60 * 1000);
+    let batch = server.ended(&batch).await;
+    assert_eq!(batch["status"], "expired");
+    let lines = server.exactly_once(&batch, &ids).await;
+    let refused = lines
+        .values()
+        .filter(|line| line["response"]["status_code"] == 401)
+        .count();
+    let expired = lines
+        .values()
+        .filter(|line| line["error"]["code"] == "batch_expired")
+        .count();
+    assert!(refused > 0, "what was answered has its answer");
+    assert_eq!(refused + expired, 20);
+    let calls = server.simulator.stats().total.calls;
+    assert!(
+        calls < 20,
+        "an upstream that refuses the key is set aside: {calls}"
+    );
+}
+
+async fn wait_for_a_call(server: &Server) {
+    for _ in 0..1000 {
+        let stats = server.simulator.stats().total;
+        if stats.calls > 0 && stats.in_flight == 0 {
+            return;
+        }
+        tokio::time::sleep(Duration::from_millis(10)).await;
+    }
+    panic!("no call is made");
+}
+
+on_every_engine![
+    trouble_that_passes_is_tried_again,
+    any_other_refusal_is_the_lines_answer_at_once,
+    the_last_answer_stands_when_no_attempt_is_left,
+    a_call_that_takes_too_long_is_given_up,
+    an_answer_that_is_no_json_becomes_a_string,
+    a_model_server_that_is_restarted_fails_no_line,
+    lines_of_an_upstream_that_is_down_go_to_another,
+    a_rate_limit_closes_the_gate_of_its_model_only,
+    a_refused_key_fails_no_line_before_the_window_ends,
+];
