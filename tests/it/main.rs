@@ -7,5 +7,6 @@ mod commands;
 mod openapi;
 mod retries;
 mod round_trips;
+mod safety;
 mod sdk;
 mod support;

@@ -17,10 +17,14 @@ pub struct Binary {
 }
 
 impl Binary {
-    /// Starts `nightshift serve` on a free port and waits until it listens.
+    /// Starts `nightshift serve`, on a free port if nothing else is said, and waits until it
+    /// listens.
     pub async fn serve(args: &[&str], variables: &[(&str, &str)]) -> Binary {
-        let mut command = command(&["serve", "--listen", "127.0.0.1:0"]);
-        command.args(args).envs(variables.iter().copied());
+        let mut command = command(&["serve"]);
+        command
+            .env("NIGHTSHIFT_SERVER__LISTEN", "127.0.0.1:0")
+            .args(args)
+            .envs(variables.iter().copied());
         let mut process = Process::start(command, b"");
         match process.line().await {
             Some(line) => {
