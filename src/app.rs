@@ -126,8 +126,17 @@ fn shown(model: ModelInfo) -> Model {
 /// When it cannot be used.
 pub async fn open_store(config: &Config, clock: Clock) -> anyhow::Result<Store> {
     let database = &config.database;
-    let connections = database.max_connections;
-    Ok(Store::open(database.url.expose_secret(), connections, clock).await?)
+    let opened = Store::open(
+        database.url.expose_secret(),
+        database.max_connections,
+        clock,
+    )
+    .await;
+    opened.with_context(|| match database.sqlite_path() {
+        Some(path) => format!("cannot use {}", path.display()),
+        // Its URL may hold a password.
+        None => "cannot use the configured Postgres database".to_owned(),
+    })
 }
 
 /// What the duties are told by the configuration.

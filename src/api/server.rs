@@ -19,8 +19,9 @@ use tower_http::timeout::TimeoutBody;
 /// or go without sending or taking a byte of a body. A request that is being worked on, and a
 /// transfer that moves, may take as long as they need.
 const IDLE_TIMEOUT: Duration = Duration::from_secs(60);
-/// The largest head of a request, in bytes, and as much of a body as is read at once.
-const HEAD_BYTES_MAX: usize = 64 << 10;
+/// The largest head of a request, in bytes, and as much of a body as is read at once. It is looked
+/// at between reads, so that a head of up to twice this length may pass: less than 100,000 bytes.
+const HEAD_BYTES_MAX: usize = 48 << 10;
 /// How long to wait when the process has no file descriptor left for a connection.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(500);
 

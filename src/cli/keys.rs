@@ -20,6 +20,16 @@ Examples:
   nightshift keys list
   nightshift keys revoke key_…";
 
+const CREATE_EXAMPLE: &str = "\
+Example:
+  nightshift keys create --name laptop --tenant research";
+const LIST_EXAMPLE: &str = "\
+Example:
+  nightshift keys list --config nightshift.toml";
+const REVOKE_EXAMPLE: &str = "\
+Example:
+  nightshift keys revoke key_…";
+
 /// Create, list and revoke API keys. Works beside a running server.
 #[derive(Clone, Debug, clap::Args)]
 #[command(after_help = EXAMPLE)]
@@ -31,6 +41,7 @@ pub(super) struct KeysArgs {
 #[derive(Clone, Debug, clap::Subcommand)]
 enum KeysCommand {
     /// Create a key, and print it on standard output, this once
+    #[command(after_help = CREATE_EXAMPLE)]
     Create {
         #[command(flatten)]
         config: ConfigArgs,
@@ -45,11 +56,13 @@ enum KeysCommand {
         admin: bool,
     },
     /// List all keys, without the keys themselves
+    #[command(after_help = LIST_EXAMPLE)]
     List {
         #[command(flatten)]
         config: ConfigArgs,
     },
     /// Revoke a key: it is refused everywhere within 5 seconds
+    #[command(after_help = REVOKE_EXAMPLE)]
     Revoke {
         #[command(flatten)]
         config: ConfigArgs,

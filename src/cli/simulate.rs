@@ -4,9 +4,14 @@ use std::io::Write as _;
 use std::num::{NonZeroU64, NonZeroUsize};
 use std::time::Duration;
 
-use anyhow::{Context as _, bail, ensure};
+use anyhow::{Context as _, bail};
+use clap::CommandFactory as _;
+use clap::error::ErrorKind;
 use secrecy::SecretString;
 
+use super::Cli;
+use crate::config::{Environment, parse_duration};
+use crate::shutdown;
 use crate::simulate::{Options, Simulator};
 
 const EXAMPLE: &str = "\
@@ -32,11 +37,11 @@ pub struct Args {
     pub listen: String,
 
     /// How long a call takes on average, such as 500ms or 2s
-    #[arg(long, value_name = "DURATION", default_value = "0ms", value_parser = duration)]
+    #[arg(long, value_name = "DURATION", default_value = "0ms", value_parser = parse_duration)]
     pub latency: Duration,
 
     /// A call takes up to this much less or more than --latency
-    #[arg(long, value_name = "DURATION", default_value = "0ms", value_parser = duration)]
+    #[arg(long, value_name = "DURATION", default_value = "0ms", value_parser = parse_duration)]
     pub latency_jitter: Duration,
 
     /// Adds the time a model would need to write its answer
@@ -80,33 +85,45 @@ pub struct Args {
     pub track: bool,
 }
 
-/// Serves until Ctrl-C.
+/// Serves until Ctrl-C. Flags that contradict each other end the process as wrong usage.
 ///
 /// # Errors
 ///
-/// The arguments contradict each other, the key's variable is not set, or the address cannot be
-/// listened on.
+/// The key's variable is not set, or the address cannot be listened on.
 pub async fn run(args: Args) -> anyhow::Result<()> {
+    if let Some(contradiction) = args.contradiction() {
+        Cli::command()
+            .error(ErrorKind::ArgumentConflict, contradiction)
+            .exit();
+    }
     let listen = args.listen.clone();
-    let simulator = Simulator::start(&listen, args.options()?)
+    let options = args.options(&Environment::capture())?;
+    let simulator = Simulator::start(&listen, options)
         .await
         .with_context(|| format!("cannot listen on {listen}"))?;
     writeln!(std::io::stdout(), "{}", simulator.base_url())?;
-    tokio::signal::ctrl_c().await?;
+    shutdown::on_signal()?.cancelled().await;
     simulator.stop().await;
     Ok(())
 }
 
 impl Args {
-    fn options(self) -> anyhow::Result<Options> {
-        ensure!(
-            self.error_rate + self.rate_limit_rate <= 1.0,
-            "--error-rate and --rate-limit-rate are more than 1 together"
-        );
-        ensure!(
-            self.latency_jitter <= self.latency,
-            "--latency-jitter is more than --latency"
-        );
+    /// What cannot be meant together.
+    fn contradiction(&self) -> Option<&'static str> {
+        if self.error_rate + self.rate_limit_rate > 1.0 {
+            return Some("--error-rate and --rate-limit-rate are more than 1 together");
+        }
+        if self.latency_jitter > self.latency {
+            return Some("--latency-jitter is more than --latency");
+        }
+        None
+    }
+
+    fn options(self, environment: &Environment) -> anyhow::Result<Options> {
+        let api_key = self
+            .api_key_env
+            .map(|variable| key(environment, &variable))
+            .transpose()?;
         Ok(Options {
             latency: self.latency,
             jitter: self.latency_jitter,
@@ -117,43 +134,18 @@ impl Args {
             max_concurrency: self.max_concurrency.map(NonZeroUsize::get),
             seed: self.seed,
             models: self.models,
-            api_key: self.api_key_env.as_deref().map(key).transpose()?,
+            api_key,
             answer_tokens: self.answer_tokens,
             track: self.track,
         })
     }
 }
 
-fn key(variable: &str) -> anyhow::Result<SecretString> {
-    #[expect(
-        clippy::disallowed_methods,
-        reason = "the name of the variable is an argument of this command, not configuration"
-    )]
-    match std::env::var(variable) {
-        Ok(key) if !key.is_empty() => Ok(key.into()),
-        _ => bail!("the environment variable {variable} of --api-key-env is not set"),
+fn key(environment: &Environment, variable: &str) -> anyhow::Result<SecretString> {
+    match environment.get(variable) {
+        Some(key) => Ok(key.into()),
+        None => bail!("the environment variable {variable} of --api-key-env is not set"),
     }
-}
-
-/// `500ms`, `30s`, `10m`, `24h` or `7d`, as in the configuration.
-fn duration(text: &str) -> Result<Duration, String> {
-    let unit_start = text.find(|c: char| !c.is_ascii_digit());
-    let (number, unit) = text.split_at(unit_start.unwrap_or(text.len()));
-    let milliseconds = match unit {
-        "ms" => Some(1),
-        "s" => Some(1000),
-        "m" => Some(60_000),
-        "h" => Some(3_600_000),
-        "d" => Some(86_400_000),
-        _ => None,
-    };
-    number
-        .parse::<u64>()
-        .ok()
-        .zip(milliseconds)
-        .and_then(|(number, milliseconds)| number.checked_mul(milliseconds))
-        .map(Duration::from_millis)
-        .ok_or_else(|| "a duration is written as 500ms, 30s, 10m, 24h or 7d".to_owned())
 }
 
 fn share(text: &str) -> Result<f64, String> {
@@ -173,6 +165,7 @@ fn positive(text: &str) -> Result<f64, String> {
 #[cfg(test)]
 mod tests {
     use clap::Parser;
+    use secrecy::ExposeSecret as _;
 
     use super::*;
 
@@ -182,19 +175,23 @@ mod tests {
         args: Args,
     }
 
-    fn options(line: &str) -> anyhow::Result<Options> {
+    fn args(line: &str) -> Result<Args, clap::Error> {
         let words = std::iter::once("simulate").chain(line.split_whitespace());
-        Command::try_parse_from(words)?.args.options()
+        Ok(Command::try_parse_from(words)?.args)
     }
 
     #[test]
     fn the_flags_become_options() {
-        let options = options(
+        let environment = Environment::from_iter([("SIMULATED_KEY", "sk-simulated")]);
+        let args = args(
             "--latency 200ms --latency-jitter 50ms --tokens-per-second 40 --error-rate 0.1 \
              --rate-limit-rate 0.2 --requests-per-minute 600 --max-concurrency 8 --seed 7 \
-             --model a --model b --answer-tokens 10 --track",
+             --model a --model b --answer-tokens 10 --track \
+             --api-key-env SIMULATED_KEY",
         )
         .unwrap();
+        assert_eq!(args.contradiction(), None);
+        let options = args.options(&environment).unwrap();
         assert_eq!(options.latency, Duration::from_millis(200));
         assert_eq!(options.jitter, Duration::from_millis(50));
         assert_eq!(options.tokens_per_second, Some(40.0));
@@ -204,6 +201,7 @@ mod tests {
         assert_eq!((options.seed, options.answer_tokens), (7, 10));
         assert_eq!(options.models, ["a", "b"]);
         assert!(options.track);
+        assert_eq!(options.api_key.unwrap().expose_secret(), "sk-simulated");
     }
 
     #[test]
@@ -213,24 +211,29 @@ mod tests {
             "--latency ms",
             "--latency 1.5s",
             "--latency 99999999999999999d",
-            "--latency-jitter 1s",
             "--error-rate 1.1",
             "--error-rate NaN",
-            "--error-rate 0.6 --rate-limit-rate 0.6",
             "--tokens-per-second 0",
             "--requests-per-minute 0",
             "--max-concurrency 0",
-            "--api-key-env NIGHTSHIFT_NO_SUCH_VARIABLE",
         ] {
-            assert!(options(line).is_err(), "{line}");
+            assert!(args(line).is_err(), "{line}");
         }
     }
 
     #[test]
-    fn durations_have_the_units_of_the_configuration() {
-        for (text, seconds) in [("2s", 2), ("10m", 600), ("24h", 86_400), ("7d", 604_800)] {
-            assert_eq!(duration(text), Ok(Duration::from_secs(seconds)));
+    fn contradictions_are_found() {
+        for line in [
+            "--latency-jitter 1s",
+            "--error-rate 0.6 --rate-limit-rate 0.6",
+        ] {
+            assert!(args(line).unwrap().contradiction().is_some(), "{line}");
         }
-        assert_eq!(duration("500ms"), Ok(Duration::from_millis(500)));
+    }
+
+    #[test]
+    fn a_key_that_is_not_set_is_missed() {
+        let args = args("--api-key-env SIMULATED_KEY").unwrap();
+        assert!(args.options(&Environment::default()).is_err());
     }
 }

@@ -6,12 +6,12 @@ use std::str::FromStr;
 use std::sync::Arc;
 use std::time::Duration;
 
-use sqlx::postgres::{PgConnectOptions, PgPool, PgPoolOptions};
+use sqlx::postgres::{PgConnectOptions, PgConnection, PgPool, PgPoolOptions};
 use sqlx::sqlite::{
     SqliteAutoVacuum, SqliteConnectOptions, SqliteJournalMode, SqlitePool, SqlitePoolOptions,
     SqliteSynchronous,
 };
-use sqlx::{Postgres, Sqlite, Transaction};
+use sqlx::{Connection as _, Postgres, Sqlite, Transaction};
 use tokio_util::sync::CancellationToken;
 
 use super::listen::Wake;
@@ -24,6 +24,8 @@ const STATEMENT_TIMEOUT: Duration = Duration::from_secs(60);
 const BUSY_TIMEOUT: Duration = Duration::from_secs(20);
 /// How long a caller waits for a free connection.
 const ACQUIRE_TIMEOUT: Duration = Duration::from_secs(30);
+/// How long it may take to learn why Postgres could not be reached.
+const CAUSE_TIMEOUT: Duration = Duration::from_secs(5);
 /// SQLite connections that read; there is one that writes.
 const SQLITE_READERS: u32 = 4;
 
@@ -167,11 +169,7 @@ impl Store {
             }
             None => {
                 let options = postgres_options(url)?;
-                let pool = PgPoolOptions::new()
-                    .max_connections(connections)
-                    .acquire_timeout(ACQUIRE_TIMEOUT)
-                    .connect_with(options.clone())
-                    .await?;
+                let pool = open_postgres(&options, connections).await?;
                 let wake = Wake::across_processes(pool.clone(), options, stop.clone());
                 (Pools::Postgres(pool), wake, None)
             }
@@ -297,6 +295,22 @@ fn sqlite_path(url: &str) -> Option<PathBuf> {
         .strip_prefix("sqlite://")
         .or_else(|| url.strip_prefix("sqlite:"))?;
     Some(PathBuf::from(path))
+}
+
+async fn open_postgres(options: &PgConnectOptions, connections: u32) -> Result<PgPool> {
+    let pool = PgPoolOptions::new()
+        .max_connections(connections)
+        .acquire_timeout(ACQUIRE_TIMEOUT)
+        .connect_with(options.clone())
+        .await;
+    if let Err(sqlx::Error::PoolTimedOut) = pool {
+        // A pool does not say why it waited in vain; a connection does.
+        let connection = PgConnection::connect_with(options);
+        if let Ok(Err(cause)) = tokio::time::timeout(CAUSE_TIMEOUT, connection).await {
+            return Err(cause.into());
+        }
+    }
+    Ok(pool?)
 }
 
 async fn open_sqlite(path: &Path) -> Result<(SqlitePool, SqlitePool)> {

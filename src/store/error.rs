@@ -20,7 +20,15 @@ pub enum Error {
     TimedOut(&'static str),
     /// The database failed or could not be reached.
     #[error("database: {0}")]
-    Engine(#[from] sqlx::Error),
+    Engine(sqlx::Error),
+}
+
+/// Not by `#[from]`, which would make it the source as well: its message, which this one's ends
+/// with, would then be told twice.
+impl From<sqlx::Error> for Error {
+    fn from(error: sqlx::Error) -> Self {
+        Error::Engine(error)
+    }
 }
 
 impl Error {

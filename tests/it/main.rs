@@ -1,9 +1,13 @@
 //! Nightshift from outside: real servers, real databases, a simulated upstream.
 
+mod architecture;
 mod bad_input;
 mod batches;
+mod commands;
+mod openapi;
 mod retries;
 mod round_trips;
+mod safety;
 mod sdk;
 mod store;
 mod support;

@@ -183,9 +183,24 @@ impl Server {
                 stop.cancel();
                 task.await.expect("does not panic").expect("stops well");
             }
-            Running::Binary(binary) => binary.terminate().await,
+            Running::Binary(binary) => drop(binary.terminate().await),
             Running::Stopped => {}
         }
+    }
+
+    /// The server's process, taken out of it; the rest stays.
+    pub fn binary_process(&mut self) -> Binary {
+        match std::mem::replace(&mut self.running, Running::Stopped) {
+            Running::Binary(binary) => binary,
+            _ => panic!("it is no process, or has been stopped"),
+        }
+    }
+
+    /// Kills the server's process, as a power cut would.
+    pub async fn kill(&mut self) {
+        let binary = self.binary_process();
+        binary.signal("KILL");
+        binary.ended().await;
     }
 
     /// Starts it again, in this process, on the same database. Its address is another one.

@@ -3,50 +3,111 @@
 use std::process::{ExitStatus, Stdio};
 use std::time::Duration;
 
-use tokio::io::{AsyncBufReadExt as _, AsyncReadExt as _, BufReader};
-use tokio::process::{Child, Command};
+use tokio::io::{AsyncBufReadExt as _, AsyncReadExt as _, AsyncWriteExt as _, BufReader, Lines};
+use tokio::process::{Child, ChildStdout, Command};
+use tokio::task::JoinHandle;
+
+/// How long a process may take to say or to do what is waited for. Far more than it does.
+const PATIENCE: Duration = Duration::from_secs(120);
 
 /// A server that is a process of its own. Dropped, it is killed.
 pub struct Binary {
     pub base: String,
-    pub child: Child,
+    process: Process,
 }
 
 impl Binary {
-    /// Starts `nightshift serve` on a free port and waits until it listens.
+    /// Starts `nightshift serve`, on a free port if nothing else is said, and waits until it
+    /// listens.
     pub async fn serve(args: &[&str], variables: &[(&str, &str)]) -> Binary {
-        let mut command = command(&["serve", "--listen", "127.0.0.1:0"]);
-        command.args(args).envs(variables.iter().copied());
-        let mut child = command
-            .stdout(Stdio::piped())
-            .stderr(Stdio::piped())
-            .kill_on_drop(true)
-            .spawn()
-            .expect("starts");
-        let mut errors = child.stderr.take().expect("is piped");
-        let log = tokio::spawn(async move {
-            let mut text = String::new();
-            let _ = errors.read_to_string(&mut text).await;
-            text
-        });
-        let mut lines = BufReader::new(child.stdout.take().expect("is piped")).lines();
-        let line = tokio::time::timeout(Duration::from_secs(30), lines.next_line()).await;
-        match line.expect("listens in time").expect("can be read") {
+        let mut command = command(&["serve"]);
+        command
+            .env("NIGHTSHIFT_SERVER__LISTEN", "127.0.0.1:0")
+            .args(args)
+            .envs(variables.iter().copied());
+        let mut process = Process::start(command, b"");
+        match process.line().await {
             Some(line) => {
                 let base = line
                     .strip_prefix("Listening on ")
                     .expect("says where")
                     .to_owned();
-                Binary { base, child }
+                Binary { base, process }
             }
-            None => panic!("it did not start: {}", log.await.expect("can be read")),
+            None => panic!("it did not start: {}", process.ended().await.errors),
         }
     }
 
-    /// Asks it to stop, and expects that it does so well.
-    pub async fn terminate(mut self) {
+    /// Asks it to stop, expects that it does so well, and returns its log.
+    pub async fn terminate(self) -> String {
         self.signal("TERM");
-        assert!(self.wait().await.success(), "it does not stop well");
+        let ended = self.ended().await;
+        assert_eq!(
+            ended.code,
+            Some(0),
+            "it does not stop well: {}",
+            ended.errors
+        );
+        ended.errors
+    }
+
+    pub fn signal(&self, name: &str) {
+        self.process.signal(name);
+    }
+
+    pub async fn ended(self) -> Ended {
+        self.process.ended().await
+    }
+}
+
+/// A command that runs. Dropped, it is killed.
+pub struct Process {
+    child: Child,
+    out: Lines<BufReader<ChildStdout>>,
+    errors: JoinHandle<String>,
+}
+
+/// How a command ended.
+#[derive(Debug)]
+pub struct Ended {
+    /// `None`: by a signal.
+    pub code: Option<i32>,
+    /// What it wrote to standard output and was not read before.
+    pub out: String,
+    pub errors: String,
+}
+
+impl Process {
+    /// Starts a command, with all of its standard input.
+    pub fn start(mut command: Command, input: &[u8]) -> Process {
+        command
+            .stdin(Stdio::piped())
+            .stdout(Stdio::piped())
+            .stderr(Stdio::piped());
+        let mut child = command.kill_on_drop(true).spawn().expect("starts");
+        let (mut stdin, input) = (child.stdin.take().expect("is piped"), input.to_owned());
+        tokio::spawn(async move {
+            // It need not want all of it.
+            let _ = stdin.write_all(&input).await;
+        });
+        let mut errors = child.stderr.take().expect("is piped");
+        let errors = tokio::spawn(async move {
+            let mut bytes = Vec::new();
+            let _ = errors.read_to_end(&mut bytes).await;
+            String::from_utf8_lossy(&bytes).into_owned()
+        });
+        let out = BufReader::new(child.stdout.take().expect("is piped")).lines();
+        Process { child, out, errors }
+    }
+
+    /// The next line of its standard output; `None` where that has ended.
+    pub async fn line(&mut self) -> Option<String> {
+        let line = tokio::time::timeout(PATIENCE, self.out.next_line()).await;
+        line.expect("says something in time").expect("can be read")
+    }
+
+    pub fn is_running(&mut self) -> bool {
+        self.child.try_wait().expect("can be waited for").is_none()
     }
 
     pub fn signal(&self, name: &str) {
@@ -57,10 +118,27 @@ impl Binary {
         assert!(sent.expect("runs kill").success());
     }
 
-    pub async fn wait(&mut self) -> ExitStatus {
-        let ended = tokio::time::timeout(Duration::from_secs(60), self.child.wait()).await;
-        ended.expect("ends in time").expect("can be waited for")
+    /// Waits for its end.
+    pub async fn ended(mut self) -> Ended {
+        let mut out = String::new();
+        while let Some(line) = self.line().await {
+            out.push_str(&line);
+            out.push('\n');
+        }
+        let status = tokio::time::timeout(PATIENCE, self.child.wait()).await;
+        let status: ExitStatus = status.expect("ends in time").expect("can be waited for");
+        let errors = self.errors.await.expect("can be read");
+        Ended {
+            code: status.code(),
+            out,
+            errors,
+        }
     }
+}
+
+/// Runs a command to its end, with nothing on its standard input.
+pub async fn ended(command: Command) -> Ended {
+    Process::start(command, b"").ended().await
 }
 
 /// A command of the real binary, free of the caller's own settings.

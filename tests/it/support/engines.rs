@@ -6,7 +6,7 @@ use nightshift::api::auth;
 use nightshift::domain::id;
 use nightshift::store::{ApiKey, Engine, Store};
 use secrecy::ExposeSecret as _;
-use sqlx::{Connection as _, Executor as _, PgConnection};
+use sqlx::{Connection as _, Executor as _, PgConnection, SqliteConnection};
 
 tokio::task_local! {
     static ENGINE: Engine;
@@ -89,4 +89,17 @@ pub async fn add_key(store: &Store, tenant: &str) -> String {
     };
     store.add_key(&key).await.expect("stores the key");
     new.key.expose_secret().to_owned()
+}
+
+/// How many rows a table of a database has.
+pub async fn rows(database: &str, table: &str) -> i64 {
+    let sql = sqlx::AssertSqlSafe(format!("SELECT count(*) FROM {table}"));
+    let count: sqlx::Result<i64> = if database.starts_with("sqlite") {
+        let mut connection = SqliteConnection::connect(database).await.expect("connects");
+        sqlx::query_scalar(sql).fetch_one(&mut connection).await
+    } else {
+        let mut connection = PgConnection::connect(database).await.expect("connects");
+        sqlx::query_scalar(sql).fetch_one(&mut connection).await
+    };
+    count.expect("counts")
 }

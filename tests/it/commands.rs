@@ -1,0 +1,272 @@
+//! The commands, as a user meets them: what they print, and how they exit.
+
+mod demo;
+mod keys;
+mod resume;
+mod run;
+mod serve;
+
+use std::path::Path;
+use std::time::{Duration, Instant};
+
+use nightshift::simulate::{Options, Simulator};
+use tokio::process::Command;
+
+use crate::support::binary::{Ended, Process, command, ended};
+
+/// How long anything may take that is waited for. Far more than it does.
+const PATIENCE: Duration = Duration::from_secs(60);
+
+const COMMANDS: [&[&str]; 11] = [
+    &[],
+    &["serve"],
+    &["run"],
+    &["demo"],
+    &["simulate"],
+    &["keys"],
+    &["keys", "create"],
+    &["keys", "list"],
+    &["keys", "revoke"],
+    &["openapi"],
+    &["check"],
+];
+
+/// A command that works in a directory.
+fn command_in(directory: &Path, args: &[&str]) -> Command {
+    let mut command = command(args);
+    command.current_dir(directory);
+    command
+}
+
+/// Runs a command in a directory to its end.
+async fn ended_in(directory: &Path, args: &[&str]) -> Ended {
+    ended(command_in(directory, args)).await
+}
+
+/// Waits until something holds.
+async fn until(what: &str, mut holds: impl AsyncFnMut() -> bool) {
+    let deadline = Instant::now() + PATIENCE;
+    while !holds().await {
+        assert!(
+            Instant::now() < deadline,
+            "it does not come to that: {what}"
+        );
+        tokio::time::sleep(Duration::from_millis(10)).await;
+    }
+}
+
+#[tokio::test]
+async fn every_command_explains_itself_with_an_example() {
+    for args in COMMANDS {
+        let help = ended(command(&[args, &["--help"]].concat())).await;
+        assert_eq!(help.code, Some(0), "{args:?}");
+        assert!(
+            help.out.contains("Usage: nightshift"),
+            "{args:?}: {}",
+            help.out
+        );
+        let (_, example) = help.out.split_once("\nExample").expect("has an example");
+        let words = ["nightshift"]
+            .iter()
+            .chain(args)
+            .copied()
+            .collect::<Vec<_>>()
+            .join(" ");
+        assert!(example.contains(&words), "{args:?}: {example}");
+        assert_eq!(help.errors, "", "{args:?}");
+    }
+    let version = ended(command(&["--version"])).await;
+    assert_eq!(
+        version.out,
+        format!("nightshift {}\n", env!("CARGO_PKG_VERSION"))
+    );
+}
+
+#[tokio::test]
+async fn wrong_usage_exits_2() {
+    let directory = tempfile::tempdir().expect("makes a directory");
+    for line in [
+        "",
+        "dream",
+        "--dream",
+        "serve --dream",
+        "serve here",
+        "run -i in.jsonl",
+        "run -o out.jsonl",
+        "run -i in.jsonl -o out.jsonl --concurrency many",
+        "demo --port 1",
+        "simulate --latency 5",
+        "simulate --error-rate 2",
+        "simulate --latency-jitter 1s",
+        "simulate --error-rate 0.6 --rate-limit-rate 0.6",
+        "keys",
+        "keys create",
+        "keys revoke",
+        "openapi --dream",
+        "check --dream",
+    ] {
+        let args: Vec<&str> = line.split_whitespace().collect();
+        let wrong = ended_in(directory.path(), &args).await;
+        assert_eq!(wrong.code, Some(2), "{line}: {}", wrong.errors);
+        assert_eq!(wrong.out, "", "{line}");
+        let shown = ["Usage:", "--help"]
+            .iter()
+            .any(|word| wrong.errors.contains(word));
+        assert!(shown, "{line}: {}", wrong.errors);
+    }
+    let left = std::fs::read_dir(directory.path())
+        .expect("can be read")
+        .count();
+    assert_eq!(left, 0, "wrong usage does nothing");
+}
+
+const MISTAKES: &str = r#"
+[server]
+listen = "nowhere"
+lisen = "127.0.0.1:0"
+
+[retry]
+max_attempts = 0
+
+[metrics]
+listen = "127.0.0.1:9000"
+
+[[upstreams]]
+name = "a"
+base_url = "ftp://a"
+"#;
+
+#[tokio::test]
+async fn all_mistakes_of_a_configuration_are_told_at_once() {
+    let directory = tempfile::tempdir().expect("makes a directory");
+    std::fs::write(directory.path().join("nightshift.toml"), MISTAKES).expect("writes");
+    for name in ["serve", "check"] {
+        let mut command = command_in(directory.path(), &[name]);
+        command.env("NIGHTSHIFT_LOG__FORMAT", "yaml");
+        let ended = ended(command).await;
+        assert_eq!(ended.code, Some(1), "{name}");
+        let told = if name == "serve" {
+            &ended.errors
+        } else {
+            &ended.out
+        };
+        for mistake in [
+            "server.listen",
+            "lisen",
+            "`listen`",
+            "retry.max_attempts",
+            "metrics",
+            "base_url",
+            "NIGHTSHIFT_LOG__FORMAT",
+        ] {
+            assert!(
+                told.contains(mistake),
+                "{name} does not tell of {mistake}: {told}"
+            );
+        }
+    }
+    assert!(
+        !directory.path().join("nightshift-data").exists(),
+        "nothing was begun"
+    );
+}
+
+#[tokio::test]
+async fn check_tries_the_database_and_each_upstream() {
+    let directory = tempfile::tempdir().expect("makes a directory");
+    let good = Simulator::start("127.0.0.1:0", Options::default())
+        .await
+        .expect("starts");
+    let toml = |second: &str| {
+        format!(
+            "[[upstreams]]\nname = \"first\"\nbase_url = \"{}\"\n\
+             [[upstreams]]\nname = \"second\"\nbase_url = \"{second}\"\n",
+            good.base_url()
+        )
+    };
+    let file = directory.path().join("check.toml");
+    let args = ["check", "--config", "check.toml"];
+
+    std::fs::write(&file, toml(&good.base_url())).expect("writes");
+    let checked = ended_in(directory.path(), &args).await;
+    assert_eq!(checked.code, Some(0), "{}", checked.out);
+    for word in ["configuration", "database", "first", "second"] {
+        assert!(checked.out.contains(word), "{word}: {}", checked.out);
+    }
+    assert!(!checked.out.contains("FAIL"), "{}", checked.out);
+
+    std::fs::write(&file, toml("http://127.0.0.1:1/v1")).expect("writes");
+    let checked = ended_in(directory.path(), &args).await;
+    assert_eq!(checked.code, Some(1), "{}", checked.out);
+    let failed: Vec<&str> = checked
+        .out
+        .lines()
+        .filter(|line| line.starts_with("FAIL"))
+        .collect();
+    assert!(
+        failed.len() == 1 && failed[0].contains("second"),
+        "{}",
+        checked.out
+    );
+    assert!(
+        checked
+            .out
+            .lines()
+            .any(|line| line.starts_with("ok") && line.contains("first"))
+    );
+
+    let url = "postgres://nobody:secret-password@127.0.0.1:1/nothing";
+    let checked = ended_in(
+        directory.path(),
+        &[&args[..], &["--database", url]].concat(),
+    )
+    .await;
+    assert_eq!(checked.code, Some(1), "{}", checked.out);
+    assert!(checked.out.contains("FAIL  database"), "{}", checked.out);
+    assert!(
+        !format!("{checked:?}").contains("secret-password"),
+        "{checked:?}"
+    );
+}
+
+#[tokio::test]
+async fn the_openapi_document_is_printed() {
+    let printed = ended(command(&["openapi"])).await;
+    assert_eq!(printed.code, Some(0));
+    let committed = concat!(env!("CARGO_MANIFEST_DIR"), "/openapi/openapi.json");
+    assert_eq!(
+        printed.out,
+        std::fs::read_to_string(committed).expect("is there")
+    );
+    assert_eq!(printed.errors, "");
+}
+
+#[tokio::test]
+async fn the_simulator_prints_its_base_url() {
+    let mut command = command(&[
+        "simulate",
+        "--listen",
+        "127.0.0.1:0",
+        "--api-key-env",
+        "SIM_KEY",
+    ]);
+    command.env("SIM_KEY", "sk-simulated");
+    let mut process = Process::start(command, b"");
+    let base = process.line().await.expect("says where");
+    let client = crate::support::client_with(Some("sk-simulated"));
+    let models = client
+        .get(format!("{base}/models"))
+        .send()
+        .await
+        .expect("answers");
+    assert_eq!(models.status(), 200);
+    let models = crate::support::client_with(None).get(format!("{base}/models"));
+    assert_eq!(models.send().await.expect("answers").status(), 401);
+    let stats = base.replace("/v1", "/stats");
+    assert_eq!(
+        client.get(stats).send().await.expect("answers").status(),
+        200
+    );
+    process.signal("INT");
+    assert_eq!(process.ended().await.code, Some(0));
+}

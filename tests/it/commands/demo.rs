@@ -1,0 +1,77 @@
+//! `nightshift demo`: the first minute.
+
+use super::command_in;
+use crate::support::binary::{Process, ended};
+use crate::support::client_with;
+
+/// The demo in a directory whose configuration would break it, if it were read.
+fn demo(directory: &std::path::Path, more: &[&str]) -> tokio::process::Command {
+    std::fs::write(directory.join("nightshift.toml"), "nonsense").expect("writes");
+    let mut command = command_in(directory, &[&["demo"], more].concat());
+    command
+        .env("DATABASE_URL", "postgres://nobody@127.0.0.1:1/nothing")
+        .env("NIGHTSHIFT_SERVER__LISTEN", "nowhere")
+        .env("NIGHTSHIFT_UPSTREAM", "http://127.0.0.1:1");
+    command
+}
+
+#[tokio::test]
+async fn a_demo_shows_a_batch_and_exits_when_told_to() {
+    let directory = tempfile::tempdir().expect("makes a directory");
+    let shown = ended(demo(directory.path(), &["--exit"])).await;
+    assert_eq!(shown.code, Some(0), "{}", shown.errors);
+    let last = shown.out.lines().last().expect("says something");
+    assert!(last.starts_with("Server: http://127.0.0.1:"), "{last}");
+    assert!(
+        shown
+            .out
+            .contains("completed: 600 requests, 598 completed, 2 failed"),
+        "{}",
+        shown.out
+    );
+    let lines = shown
+        .out
+        .lines()
+        .filter(|line| line.contains("\"custom_id\":\"review-"))
+        .count();
+    assert_eq!(
+        lines, 5,
+        "three lines of the output, and the two errors: {}",
+        shown.out
+    );
+    let left = std::fs::read_dir(directory.path())
+        .expect("can be read")
+        .count();
+    assert_eq!(
+        left, 1,
+        "it leaves nothing beside the configuration that it ignored"
+    );
+}
+
+#[tokio::test]
+async fn a_demo_leaves_a_server_to_try_until_it_is_interrupted() {
+    let directory = tempfile::tempdir().expect("makes a directory");
+    let mut process = Process::start(demo(directory.path(), &[]), b"");
+    let server = loop {
+        let line = process.line().await.expect("comes to its end");
+        if let Some(server) = line.strip_prefix("Server: ") {
+            break server.to_owned();
+        }
+    };
+    let client = client_with(None);
+    let answer = client
+        .get(format!("{server}/v1/batches"))
+        .send()
+        .await
+        .expect("answers");
+    let batches: serde_json::Value = answer.json().await.expect("is JSON");
+    assert_eq!(batches["data"][0]["status"], "completed", "{batches}");
+    process.signal("INT");
+    let ended = process.ended().await;
+    assert_eq!(
+        (ended.code, ended.out.as_str()),
+        (Some(0), ""),
+        "{}",
+        ended.errors
+    );
+}

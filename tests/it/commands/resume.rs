@@ -1,0 +1,113 @@
+//! `nightshift run`, interrupted and started again.
+
+use std::time::Duration;
+
+use nightshift::simulate::Options;
+
+use super::run::{Workshop, requests};
+use super::until;
+use crate::support::binary::Process;
+use crate::support::ids;
+
+const LINES: usize = 400;
+
+/// Long enough that a run can be met in the middle.
+async fn slow_workshop() -> Workshop {
+    let options = Options {
+        latency: Duration::from_millis(30),
+        ..Options::default()
+    };
+    Workshop::new(&requests(&ids(LINES)), options).await
+}
+
+/// Starts a run, and waits until a part of it is done.
+async fn half_done(workshop: &Workshop) -> Process {
+    let running = Process::start(workshop.command(&["--concurrency", "8"]), b"");
+    until("the run is in the middle", async || {
+        workshop.simulator.stats().total.answered >= 100
+    })
+    .await;
+    running
+}
+
+#[tokio::test]
+async fn an_interrupted_run_goes_on_and_sends_nothing_twice() {
+    let workshop = slow_workshop().await;
+    let running = half_done(&workshop).await;
+    running.signal("INT");
+    let interrupted = running.ended().await;
+    assert_eq!(interrupted.code, Some(130), "{}", interrupted.errors);
+    let half = workshop.calls();
+    assert!(half < LINES as u64, "it was not interrupted");
+    assert_eq!(
+        workshop.files(),
+        ["in.jsonl", "out.jsonl.nightshift"],
+        "no output is half there"
+    );
+
+    let ran = workshop.run(&[]).await;
+    assert_eq!(ran.code, Some(0), "{}", ran.errors);
+    assert_eq!(workshop.custom_ids("out.jsonl"), ids(LINES));
+    let bodies = workshop.simulator.stats().bodies.expect("are tracked");
+    assert_eq!((bodies.distinct, bodies.most_calls), (LINES as u64, 1));
+}
+
+#[tokio::test]
+async fn a_killed_run_goes_on_and_loses_nothing() {
+    let workshop = slow_workshop().await;
+    for _ in 0..2 {
+        let running = half_done(&workshop).await;
+        running.signal("KILL");
+        assert_eq!(running.ended().await.code, None);
+        assert_eq!(workshop.files(), ["in.jsonl", "out.jsonl.nightshift"]);
+        workshop.simulator.reset_stats();
+    }
+    let ran = workshop.run(&[]).await;
+    assert_eq!(ran.code, Some(0), "{}", ran.errors);
+    assert_eq!(workshop.custom_ids("out.jsonl"), ids(LINES));
+    assert!(
+        workshop.calls() < LINES as u64 - 50,
+        "what was done is not done again"
+    );
+}
+
+#[tokio::test]
+async fn a_second_interrupt_stops_at_once() {
+    let hanging = crate::support::chat("a", serde_json::json!({"hang": true}));
+    let workshop = Workshop::new(&hanging, Options::default()).await;
+    let mut running = Process::start(workshop.command(&[]), b"");
+    until("the call is in flight", async || {
+        workshop.simulator.stats().total.in_flight == 1
+    })
+    .await;
+    running.signal("INT");
+    // The first is polite: the call may finish. Each further one is final, however soon it comes.
+    until("it ends", async || {
+        let ended = !running.is_running();
+        if !ended {
+            running.signal("INT");
+        }
+        ended
+    })
+    .await;
+    assert_eq!(running.ended().await.code, Some(130));
+}
+
+#[tokio::test]
+async fn one_run_at_a_time_works_on_an_output() {
+    let workshop = slow_workshop().await;
+    let running = half_done(&workshop).await;
+    let second = workshop.run(&[]).await;
+    assert_eq!(second.code, Some(1));
+    assert!(
+        second.errors.contains("another `nightshift run`"),
+        "{}",
+        second.errors
+    );
+    let restarted = workshop.run(&["--restart"]).await;
+    assert_eq!(restarted.code, Some(1), "not even to throw it away");
+    assert_eq!(running.ended().await.code, Some(0));
+    assert_eq!(workshop.custom_ids("out.jsonl"), ids(LINES));
+    let bodies = workshop.simulator.stats().bodies.expect("are tracked");
+    assert_eq!((bodies.distinct, bodies.most_calls), (LINES as u64, 1));
+}

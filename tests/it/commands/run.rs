@@ -1,0 +1,373 @@
+//! `nightshift run`, when nothing interrupts it.
+
+use std::path::{Path, PathBuf};
+
+use nightshift::simulate::{Options, Simulator};
+use serde_json::{Value, json};
+use tempfile::TempDir;
+use tokio::process::Command;
+
+use super::{command_in, ended_in};
+use crate::support::binary::{Ended, Process, ended};
+use crate::support::{chat, ids};
+
+/// A directory with an input file, and an upstream to send it to.
+pub struct Workshop {
+    directory: TempDir,
+    pub simulator: Simulator,
+}
+
+impl Workshop {
+    pub async fn new(input: &str, options: Options) -> Self {
+        let options = Options {
+            track: true,
+            ..options
+        };
+        let simulator = Simulator::start("127.0.0.1:0", options)
+            .await
+            .expect("starts");
+        let directory = tempfile::tempdir().expect("makes a directory");
+        let workshop = Workshop {
+            directory,
+            simulator,
+        };
+        workshop.write("in.jsonl", input);
+        workshop
+    }
+
+    pub fn path(&self, name: &str) -> PathBuf {
+        self.directory.path().join(name)
+    }
+
+    pub fn write(&self, name: &str, text: &str) {
+        std::fs::write(self.path(name), text).expect("writes");
+    }
+
+    pub fn read(&self, name: &str) -> String {
+        std::fs::read_to_string(self.path(name)).expect("is there")
+    }
+
+    /// `nightshift run -i in.jsonl -o out.jsonl`, and more.
+    pub fn command(&self, more: &[&str]) -> Command {
+        let url = self.simulator.base_url();
+        let usual = [
+            "run",
+            "-i",
+            "in.jsonl",
+            "-o",
+            "out.jsonl",
+            "--upstream",
+            &url,
+        ];
+        command_in(self.directory.path(), &[&usual, more].concat())
+    }
+
+    pub async fn run(&self, more: &[&str]) -> Ended {
+        ended(self.command(more)).await
+    }
+
+    /// The custom_ids of a file's lines, which are JSON and end with a line end.
+    pub fn custom_ids(&self, name: &str) -> Vec<String> {
+        let text = self.read(name);
+        assert!(text.is_empty() || text.ends_with('\n'));
+        let id = |line: &str| {
+            let line: Value = serde_json::from_str(line).expect("is JSON");
+            line["custom_id"].as_str().expect("has an id").to_owned()
+        };
+        text.lines().map(id).collect()
+    }
+
+    /// Names of what is in the directory, in order.
+    pub fn files(&self) -> Vec<String> {
+        let name = |entry: std::io::Result<std::fs::DirEntry>| {
+            entry
+                .expect("can be read")
+                .file_name()
+                .into_string()
+                .expect("is text")
+        };
+        let entries = std::fs::read_dir(self.directory.path()).expect("can be read");
+        let mut names: Vec<String> = entries.map(name).collect();
+        names.sort();
+        names
+    }
+
+    pub fn calls(&self) -> u64 {
+        self.simulator.stats().total.calls
+    }
+}
+
+pub fn requests(ids: &[String]) -> String {
+    ids.iter().map(|id| chat(id, Value::Null)).collect()
+}
+
+#[tokio::test]
+async fn a_file_becomes_a_file_and_the_same_again_sends_nothing() {
+    let ids = ids(600);
+    let workshop = Workshop::new(&requests(&ids), Options::default()).await;
+    let ran = workshop.run(&[]).await;
+    assert_eq!(ran.code, Some(0), "{}", ran.errors);
+    assert_eq!(ran.out, "", "results are in the file");
+    assert_eq!(workshop.custom_ids("out.jsonl"), ids);
+    let first: Value = serde_json::from_str(
+        workshop
+            .read("out.jsonl")
+            .lines()
+            .next()
+            .expect("has a line"),
+    )
+    .expect("is JSON");
+    assert_eq!(first["response"]["status_code"], 200);
+    assert_eq!(first["response"]["body"]["object"], "chat.completion");
+    assert_eq!(first["error"], Value::Null);
+    assert_eq!(
+        workshop.files(),
+        ["in.jsonl", "out.jsonl", "out.jsonl.nightshift"]
+    );
+
+    let (calls, output) = (workshop.calls(), workshop.read("out.jsonl"));
+    assert_eq!(calls, 600);
+    for _ in 0..2 {
+        let again = workshop.run(&[]).await;
+        assert_eq!(again.code, Some(0), "{}", again.errors);
+        assert_eq!(workshop.calls(), calls);
+        assert_eq!(workshop.read("out.jsonl"), output);
+        // Where it was lost, it is made again from what is kept.
+        std::fs::remove_file(workshop.path("out.jsonl")).expect("removes");
+    }
+}
+
+#[tokio::test]
+async fn another_input_is_refused_unless_it_is_to_begin_anew() {
+    let workshop = Workshop::new(&requests(&ids(3)), Options::default()).await;
+    assert_eq!(workshop.run(&[]).await.code, Some(0));
+    let output = workshop.read("out.jsonl");
+
+    workshop.write("in.jsonl", &requests(&ids(5)));
+    let refused = workshop.run(&[]).await;
+    assert_eq!(refused.code, Some(1));
+    assert!(refused.errors.contains("--restart"), "{}", refused.errors);
+    assert_eq!(workshop.read("out.jsonl"), output);
+    assert_eq!(workshop.calls(), 3);
+
+    let restarted = workshop.run(&["--restart"]).await;
+    assert_eq!(restarted.code, Some(0), "{}", restarted.errors);
+    assert_eq!(workshop.custom_ids("out.jsonl"), ids(5));
+    assert_eq!(workshop.calls(), 8);
+    let again = workshop.run(&["--restart"]).await;
+    assert_eq!(again.code, Some(0));
+    assert_eq!(workshop.calls(), 13, "begun anew, all is sent again");
+}
+
+#[tokio::test]
+async fn lines_that_fail_are_in_a_file_of_their_own() {
+    let ids = ids(6);
+    let bad = json!({"status": 400});
+    let input: String = ids
+        .iter()
+        .enumerate()
+        .map(|(n, id)| chat(id, if n % 2 == 1 { bad.clone() } else { Value::Null }))
+        .collect();
+    let workshop = Workshop::new(&input, Options::default()).await;
+    let ran = workshop.run(&[]).await;
+    assert_eq!(ran.code, Some(1), "{}", ran.errors);
+    assert!(
+        ran.errors.contains("3 of 6 requests succeeded: out.jsonl"),
+        "{}",
+        ran.errors
+    );
+    assert!(
+        ran.errors.contains("3 failed: out.errors.jsonl"),
+        "{}",
+        ran.errors
+    );
+    assert_eq!(
+        workshop.custom_ids("out.jsonl"),
+        ["line-0", "line-2", "line-4"]
+    );
+    assert_eq!(
+        workshop.custom_ids("out.errors.jsonl"),
+        ["line-1", "line-3", "line-5"]
+    );
+    assert!(
+        workshop
+            .read("out.errors.jsonl")
+            .contains("\"status_code\":400")
+    );
+
+    let elsewhere = workshop.run(&["--errors", "bad.jsonl"]).await;
+    assert_eq!(elsewhere.code, Some(1));
+    assert_eq!(
+        workshop.read("bad.jsonl"),
+        workshop.read("out.errors.jsonl")
+    );
+    assert_eq!(workshop.calls(), 6, "the same input again sends nothing");
+
+    // All is well now: there is no errors file, and the old one does not stay.
+    workshop.write("in.jsonl", &requests(&ids));
+    assert_eq!(workshop.run(&["--restart"]).await.code, Some(0));
+    assert!(!workshop.path("out.errors.jsonl").exists());
+}
+
+#[tokio::test]
+async fn an_output_without_answers_is_empty() {
+    let workshop = Workshop::new(&chat("a", json!({"status": 400})), Options::default()).await;
+    assert_eq!(workshop.run(&[]).await.code, Some(1));
+    assert_eq!(workshop.read("out.jsonl"), "");
+    assert_eq!(workshop.custom_ids("out.errors.jsonl"), ["a"]);
+}
+
+#[tokio::test]
+async fn standard_input_is_an_input_like_any_other() {
+    let workshop = Workshop::new("", Options::default()).await;
+    let url = workshop.simulator.base_url();
+    let args = ["run", "-i", "-", "-o", "out.jsonl", "--upstream", &url];
+    let run = async |ids: &[String]| {
+        let command = command_in(workshop.directory.path(), &args);
+        Process::start(command, requests(ids).as_bytes())
+            .ended()
+            .await
+    };
+    for _ in 0..2 {
+        let ran = run(&ids(20)).await;
+        assert_eq!(ran.code, Some(0), "{}", ran.errors);
+        assert_eq!(workshop.custom_ids("out.jsonl"), ids(20));
+        assert_eq!(workshop.calls(), 20);
+    }
+    assert_eq!(run(&ids(21)).await.code, Some(1), "another input");
+}
+
+#[tokio::test]
+async fn an_input_that_is_not_valid_is_refused_with_its_lines() {
+    let good = chat("a", Value::Null);
+    let input = format!("{good}{{\"custom_id\": 3}}\n\nno JSON\n{good}");
+    let workshop = Workshop::new(&input, Options::default()).await;
+    for _ in 0..2 {
+        let refused = workshop.run(&[]).await;
+        assert_eq!(refused.code, Some(1), "{}", refused.errors);
+        for line in ["line 2: ", "line 4: ", "line 5: ", "(duplicate_custom_id)"] {
+            assert!(refused.errors.contains(line), "{line}: {}", refused.errors);
+        }
+    }
+    assert_eq!(workshop.calls(), 0);
+    assert!(!workshop.path("out.jsonl").exists());
+
+    for (input, reason) in [("", "in.jsonl is empty"), ("words\n", "not JSON")] {
+        workshop.write("in.jsonl", input);
+        let refused = workshop.run(&["--restart"]).await;
+        assert_eq!(refused.code, Some(1));
+        assert!(refused.errors.contains(reason), "{}", refused.errors);
+    }
+    // Mended, it runs.
+    workshop.write("in.jsonl", &good);
+    let mended = workshop.run(&["--restart"]).await;
+    assert_eq!(mended.code, Some(0), "{}", mended.errors);
+}
+
+#[tokio::test]
+async fn what_cannot_begin_says_why() {
+    let workshop = Workshop::new(&requests(&ids(1)), Options::default()).await;
+    let directory: &Path = workshop.directory.path();
+    let url = workshop.simulator.base_url();
+    for (args, reason) in [
+        (&["run", "-i", "none.jsonl", "-o", "o"][..], "none.jsonl"),
+        (&["run", "-i", "in.jsonl", "-o", "-"], "must be a file"),
+        (
+            &["run", "-i", "in.jsonl", "-o", "no/such/place"],
+            "no/such/place",
+        ),
+    ] {
+        let args = [args, &["--upstream", &url]].concat();
+        let refused = ended_in(directory, &args).await;
+        assert_eq!(refused.code, Some(1), "{args:?}");
+        assert!(
+            refused.errors.contains(reason),
+            "{args:?}: {}",
+            refused.errors
+        );
+    }
+    let refused = ended_in(directory, &["run", "-i", "in.jsonl", "-o", "o"]).await;
+    assert_eq!(refused.code, Some(1));
+    assert!(refused.errors.contains("--upstream"), "{}", refused.errors);
+    assert_eq!(workshop.calls(), 0);
+}
+
+#[tokio::test]
+async fn an_upstream_that_refuses_the_key_ends_a_run_at_once() {
+    let options = Options {
+        api_key: Some("sk-right".into()),
+        ..Options::default()
+    };
+    let workshop = Workshop::new(&requests(&ids(50)), options).await;
+    let refused = workshop.run(&[]).await;
+    assert_eq!(refused.code, Some(1), "{}", refused.errors);
+    assert_eq!(workshop.custom_ids("out.errors.jsonl"), ids(50));
+    assert!(
+        workshop
+            .read("out.errors.jsonl")
+            .lines()
+            .all(|line| line.contains("401"))
+    );
+    assert_eq!(workshop.read("out.jsonl"), "");
+
+    let mut command = workshop.command(&["--restart", "--api-key-env", "RIGHT_KEY"]);
+    command.env("RIGHT_KEY", "sk-right");
+    let ran = ended(command).await;
+    assert_eq!(ran.code, Some(0), "{}", ran.errors);
+    assert!(!workshop.path("out.errors.jsonl").exists());
+}
+
+#[tokio::test]
+async fn a_configuration_is_read_and_the_concurrency_kept() {
+    let options = Options {
+        latency: std::time::Duration::from_millis(5),
+        ..Options::default()
+    };
+    let workshop = Workshop::new(&requests(&ids(60)), options).await;
+    let toml = format!(
+        "[[upstreams]]\nbase_url = \"{}\"\n",
+        workshop.simulator.base_url()
+    );
+    workshop.write("nightshift.toml", &toml);
+    let args = [
+        "run",
+        "-i",
+        "in.jsonl",
+        "-o",
+        "out.jsonl",
+        "--concurrency",
+        "3",
+    ];
+    let ran = ended_in(workshop.directory.path(), &args).await;
+    assert_eq!(ran.code, Some(0), "{}", ran.errors);
+    assert_eq!(workshop.custom_ids("out.jsonl"), ids(60));
+    let most = workshop.simulator.stats().total.most_in_flight;
+    assert!((1..=3).contains(&most), "{most}");
+}
+
+/// This takes the half minute that it is about.
+#[tokio::test]
+async fn a_run_without_an_upstream_gives_up_and_can_be_gone_on_with() {
+    let workshop = Workshop::new(&requests(&ids(5)), Options::default()).await;
+    let silent = [
+        "run",
+        "-i",
+        "in.jsonl",
+        "-o",
+        "out.jsonl",
+        "--upstream",
+        "http://127.0.0.1:1",
+    ];
+    let gave_up = ended_in(workshop.directory.path(), &silent).await;
+    assert_eq!(gave_up.code, Some(1));
+    assert!(
+        gave_up.errors.contains("no upstream has answered"),
+        "{}",
+        gave_up.errors
+    );
+    assert!(!workshop.path("out.jsonl").exists());
+
+    let ran = workshop.run(&[]).await;
+    assert_eq!(ran.code, Some(0), "{}", ran.errors);
+    assert_eq!(workshop.custom_ids("out.jsonl"), ids(5));
+}

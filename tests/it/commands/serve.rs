@@ -1,0 +1,167 @@
+//! `nightshift serve`: how it starts, and how it stops.
+
+use serde_json::json;
+
+use super::{ended_in, until};
+use crate::support::binary::{Binary, command, ended};
+use crate::support::{CHAT, Server, chat, client_with, ids};
+
+#[tokio::test]
+async fn with_nothing_said_it_keeps_its_data_in_the_working_directory() {
+    let directory = tempfile::tempdir().expect("makes a directory");
+    let mut command = command(&["serve", "--listen", "127.0.0.1:0"]);
+    command.current_dir(directory.path());
+    let mut server = crate::support::binary::Process::start(command, b"");
+    let line = server.line().await.expect("says where");
+    let base = line.strip_prefix("Listening on ").expect("says where");
+    let ready = client_with(None)
+        .get(format!("{base}/readyz"))
+        .send()
+        .await
+        .expect("answers");
+    assert_eq!(ready.status(), 200);
+    assert!(
+        directory
+            .path()
+            .join("nightshift-data/nightshift.db")
+            .exists()
+    );
+    server.signal("TERM");
+    let ended = server.ended().await;
+    assert_eq!(
+        (ended.code, ended.out.as_str()),
+        (Some(0), ""),
+        "{}",
+        ended.errors
+    );
+    assert!(
+        ended.errors.contains("no upstream is configured"),
+        "{}",
+        ended.errors
+    );
+}
+
+#[tokio::test]
+async fn an_interrupt_ends_it_well_too() {
+    let directory = tempfile::tempdir().expect("makes a directory");
+    let url = format!("sqlite://{}", directory.path().join("a.db").display());
+    let server = Binary::serve(&["--database", &url], &[]).await;
+    server.signal("INT");
+    let ended = server.ended().await;
+    assert_eq!(ended.code, Some(0), "{}", ended.errors);
+}
+
+#[tokio::test]
+async fn a_second_server_on_one_sqlite_file_is_refused() {
+    let directory = tempfile::tempdir().expect("makes a directory");
+    let url = format!("sqlite://{}", directory.path().join("a.db").display());
+    let args = ["--database", url.as_str()];
+    let first = Binary::serve(&args, &[]).await;
+    let second = ["serve", "--listen", "127.0.0.1:0", "--database", &url];
+    let second = ended_in(directory.path(), &second).await;
+    assert_eq!((second.code, second.out.as_str()), (Some(1), ""));
+    assert!(second.errors.contains("another"), "{}", second.errors);
+    assert!(
+        second.errors.contains("a.db"),
+        "it names the file: {}",
+        second.errors
+    );
+    // The first is none the worse for it, and when it is gone the file is free.
+    let ready = client_with(None)
+        .get(format!("{}/readyz", first.base))
+        .send()
+        .await;
+    assert_eq!(ready.expect("answers").status(), 200);
+    first.terminate().await;
+    Binary::serve(&args, &[]).await.terminate().await;
+}
+
+#[tokio::test]
+async fn a_taken_address_and_a_broken_database_are_told() {
+    let directory = tempfile::tempdir().expect("makes a directory");
+    let taken = tokio::net::TcpListener::bind("127.0.0.1:0")
+        .await
+        .expect("listens");
+    let address = taken.local_addr().expect("has an address").to_string();
+    let refused = ended_in(directory.path(), &["serve", "--listen", &address]).await;
+    assert_eq!((refused.code, refused.out.as_str()), (Some(1), ""));
+    assert!(refused.errors.contains(&address), "{}", refused.errors);
+
+    std::fs::write(
+        directory.path().join("broken.db"),
+        "this is no database".repeat(100),
+    )
+    .expect("writes");
+    let args = [
+        "serve",
+        "--listen",
+        "127.0.0.1:0",
+        "--database",
+        "sqlite://broken.db",
+    ];
+    let refused = ended_in(directory.path(), &args).await;
+    assert_eq!((refused.code, refused.out.as_str()), (Some(1), ""));
+    assert!(refused.errors.contains("broken.db"), "{}", refused.errors);
+
+    let url = "postgres://nobody:secret-password@127.0.0.1:1/nothing";
+    let mut command = command(&["serve", "--listen", "127.0.0.1:0"]);
+    command.env("DATABASE_URL", url);
+    let refused = ended(command).await;
+    assert_eq!((refused.code, refused.out.as_str()), (Some(1), ""));
+    assert!(
+        !refused.errors.contains("secret-password"),
+        "{}",
+        refused.errors
+    );
+}
+
+/// A server, in the middle of a call that never ends.
+async fn busy() -> Server {
+    let server = Server::binary("").await;
+    let lines = chat("hangs", json!({"hang": true})) + &chat("answers", json!(null));
+    server.create_batch(lines, CHAT).await;
+    until("a call hangs", async || {
+        let total = server.simulator.stats().total;
+        total.in_flight == 1 && total.answered == 1
+    })
+    .await;
+    server
+}
+
+#[tokio::test]
+async fn a_second_signal_stops_it_at_once() {
+    let mut server = busy().await;
+    let binary = server.binary_process();
+    binary.signal("INT");
+    let client = client_with(None);
+    let health = format!("{}/healthz", binary.base);
+    until("it listens no more", async || {
+        client.get(&health).send().await.is_err()
+    })
+    .await;
+    binary.signal("INT");
+    assert_eq!(binary.ended().await.code, Some(130));
+}
+
+#[tokio::test]
+async fn calls_in_flight_may_finish_before_it_stops() {
+    let server = Server::binary("").await;
+    let lines: String = ids(40)
+        .iter()
+        .map(|id| chat(id, json!({"latency_ms": 300})))
+        .collect();
+    let batch = server.create_batch(lines, CHAT).await;
+    until("calls are in flight", async || {
+        server.simulator.stats().total.in_flight > 0
+    })
+    .await;
+    let mut server = server;
+    server.stop().await;
+    let stats = server.simulator.stats();
+    assert_eq!(stats.total.abandoned, 0, "none was cut off");
+    server.start_again().await;
+    let batch = server.ended(&batch).await;
+    server.exactly_once(&batch, &ids(40)).await;
+    let bodies = server.simulator.stats().bodies.expect("are tracked");
+    assert_eq!((bodies.distinct, bodies.most_calls), (40, 1));
+}

@@ -1,0 +1,217 @@
+//! Secrets go where they are meant to go and nowhere else: no log, no answer, no row.
+
+use std::path::Path;
+
+use nightshift::simulate::{Options, Simulator};
+use reqwest::multipart::{Form, Part};
+use serde_json::{Value, json};
+
+use crate::support::binary::{Binary, command, ended};
+use crate::support::{CHAT, chat, client_with};
+
+const UPSTREAM_KEY: &str = "sk-upstream-7c1d5e0b9a";
+const WRONG_UPSTREAM_KEY: &str = "sk-upstream-wrong-52ab";
+const BOOTSTRAP_KEY: &str = "sk-bootstrap-41f0c6d2e8";
+const GUESSED_KEY: &str = "sk-guessed-key-b83a97";
+
+/// Runs one line through a server, as a client with this key; returns all that it answered.
+async fn session(base: &str, key: &str) -> String {
+    let client = client_with(Some(key));
+    let mut answers = String::new();
+    let part = Part::text(chat("a", json!({"echo": true}))).file_name("in.jsonl");
+    let form = Form::new().text("purpose", "batch").part("file", part);
+    let upload = client.post(format!("{base}/v1/files")).multipart(form);
+    let file: Value = upload
+        .send()
+        .await
+        .expect("answers")
+        .json()
+        .await
+        .expect("is JSON");
+    let body = json!({
+        "input_file_id": file["id"], "endpoint": CHAT, "completion_window": "24h",
+    });
+    let created = client.post(format!("{base}/v1/batches")).json(&body);
+    let mut batch: Value = created
+        .send()
+        .await
+        .expect("answers")
+        .json()
+        .await
+        .expect("is JSON");
+    let url = format!(
+        "{base}/v1/batches/{}",
+        batch["id"].as_str().expect("has an id")
+    );
+    while ["validating", "in_progress", "finalizing"].contains(&batch["status"].as_str().unwrap()) {
+        tokio::time::sleep(std::time::Duration::from_millis(20)).await;
+        batch = client
+            .get(&url)
+            .send()
+            .await
+            .expect("answers")
+            .json()
+            .await
+            .expect("is JSON");
+    }
+    assert_eq!(batch["request_counts"]["completed"], 1, "{batch}");
+    let output = batch["output_file_id"].as_str().expect("is there");
+    let output = client.get(format!("{base}/v1/files/{output}/content"));
+    let output = output
+        .send()
+        .await
+        .expect("answers")
+        .text()
+        .await
+        .expect("is text");
+    // The upstream echoes what it was sent: this is where its key is meant to arrive.
+    assert!(output.contains(UPSTREAM_KEY), "{output}");
+
+    for client in [client_with(Some(GUESSED_KEY)), client_with(Some(key))] {
+        for path in [
+            "/v1/files",
+            "/v1/files/file-x",
+            "/nowhere",
+            "/v1/models",
+            "/readyz",
+        ] {
+            let response = client
+                .get(format!("{base}{path}"))
+                .send()
+                .await
+                .expect("answers");
+            answers.push_str(&format!("{:?}", response.headers()));
+            answers.push_str(&response.text().await.expect("is text"));
+        }
+    }
+    answers
+}
+
+/// Everything below a directory, as one run of bytes.
+fn bytes_below(directory: &Path) -> Vec<u8> {
+    let mut bytes = Vec::new();
+    for entry in std::fs::read_dir(directory).expect("can be read") {
+        bytes.extend(std::fs::read(entry.expect("can be read").path()).expect("can be read"));
+    }
+    bytes
+}
+
+fn holds(bytes: &[u8], text: &str) -> bool {
+    bytes
+        .windows(text.len())
+        .any(|window| window == text.as_bytes())
+}
+
+#[tokio::test]
+async fn secrets_are_in_no_log_no_answer_and_no_row() {
+    let options = Options {
+        api_key: Some(UPSTREAM_KEY.into()),
+        ..Options::default()
+    };
+    let simulator = Simulator::start("127.0.0.1:0", options)
+        .await
+        .expect("starts");
+    let directory = tempfile::tempdir().expect("makes a directory");
+    let data = directory.path().join("data");
+    let url = format!("sqlite://{}", data.join("a.db").display());
+    let created = ended(command(&[
+        "keys",
+        "create",
+        "--name",
+        "a",
+        "--database",
+        &url,
+    ]))
+    .await;
+    let key = created.out.trim();
+
+    let toml = format!(
+        "[[upstreams]]\nname = \"one\"\nbase_url = \"{0}\"\napi_key_env = \"ONE_KEY\"\n\
+         [[upstreams]]\nname = \"two\"\nbase_url = \"{0}\"\napi_key_env = \"TWO_KEY\"\n\
+         [[models]]\nname = \"sim-small\"\nroutes = [{{ upstream = \"one\" }}]\n\
+         [[models]]\nname = \"refused\"\nroutes = [{{ upstream = \"two\" }}]\n\
+         [auth]\nrequired = true\n[log]\nfilter = \"trace\"\n",
+        simulator.base_url()
+    );
+    let file = directory.path().join("nightshift.toml");
+    std::fs::write(&file, toml).expect("writes");
+    let variables = [
+        ("ONE_KEY", UPSTREAM_KEY),
+        ("TWO_KEY", WRONG_UPSTREAM_KEY),
+        ("NIGHTSHIFT_AUTH__BOOTSTRAP_KEY", BOOTSTRAP_KEY),
+    ];
+    let config = [
+        "--config",
+        file.to_str().expect("is text"),
+        "--database",
+        &url,
+    ];
+    let server = Binary::serve(&config, &variables).await;
+    let mut answers = String::new();
+    for key in [key, BOOTSTRAP_KEY] {
+        answers += &session(&server.base, key).await;
+    }
+    let log = server.terminate().await;
+    assert!(
+        log.contains("TRACE") && log.contains("answered"),
+        "it is the whole log"
+    );
+
+    let mut check = command(&[&["check"], &config[..]].concat());
+    let checked = ended({
+        check.envs(variables);
+        check
+    })
+    .await;
+    assert_eq!(
+        checked.code,
+        Some(1),
+        "one upstream refuses its key: {}",
+        checked.out
+    );
+
+    let stored = bytes_below(&data);
+    for secret in [
+        key,
+        UPSTREAM_KEY,
+        WRONG_UPSTREAM_KEY,
+        BOOTSTRAP_KEY,
+        GUESSED_KEY,
+    ] {
+        // The echo that holds the upstream's key is compressed in the store, and not searched.
+        assert!(!holds(&stored, secret), "{secret} is stored");
+        assert!(!log.contains(secret), "{secret} is in the log");
+        assert!(!answers.contains(secret), "{secret} is in an answer");
+        assert!(
+            !format!("{checked:?}").contains(secret),
+            "{secret} is told by check"
+        );
+        assert!(!created.errors.contains(secret), "{secret} is told by keys");
+    }
+}
+
+#[tokio::test]
+async fn a_secret_in_a_broken_configuration_is_not_repeated() {
+    let directory = tempfile::tempdir().expect("makes a directory");
+    let file = directory.path().join("nightshift.toml");
+    let toml = format!("[[upstreams]]\nbase_url = \"http://a\"\napi_key = \"{UPSTREAM_KEY}\"\n");
+    std::fs::write(&file, toml).expect("writes");
+    for name in ["serve", "check"] {
+        let mut command = command(&[name]);
+        command
+            .current_dir(directory.path())
+            .env(
+                "NIGHTSHIFT_AUTH__BOOTSTRAP_KEY",
+                format!("{BOOTSTRAP_KEY} with spaces\n"),
+            )
+            .env("DATABASE_URL", format!("mysql://a:{GUESSED_KEY}@b/c"));
+        let refused = ended(command).await;
+        assert_eq!(refused.code, Some(1), "{refused:?}");
+        for secret in [UPSTREAM_KEY, BOOTSTRAP_KEY, GUESSED_KEY] {
+            assert!(
+                !format!("{refused:?}").contains(secret),
+                "{name}: {refused:?}"
+            );
+        }
+    }
+}
