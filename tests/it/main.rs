@@ -10,3 +10,4 @@ mod round_trips;
 mod safety;
 mod sdk;
 mod support;
+mod uploads;
