@@ -35,7 +35,7 @@ use crate::transfer;
         (status = 206, description = "The part that was asked for.",
             content_type = "application/octet-stream", body = String),
         (status = 304, description = "The client has it already (`If-None-Match`)."),
-        (status = 400, description = "Files of that purpose cannot be downloaded.", body = Envelope),
+        (status = 400, description = "Files of its purpose are not given back.", body = Envelope),
         (status = 404, description = "The caller has no such file.", body = Envelope),
         (status = 416, description = "The file does not reach that part.", body = Envelope),
     ),

@@ -164,6 +164,8 @@ impl<'a> Body<'a> {
     fn model(&self) -> Result<Option<Cow<'a, str>>, Fault> {
         match required_text(self.model, "body.model") {
             Ok(model) if model.len() > MAX_MODEL_BYTES => Err(Fault::long_model()),
+            // A database that keeps text cannot keep this one.
+            Ok(model) if model.contains('\0') => Err(Fault::nul_model()),
             Ok(model) => Ok(Some(model)),
             Err(fault) => match self.endpoint {
                 Some(endpoint) if endpoint.model_required || fault.code != Fault::MISSING => {
@@ -292,6 +294,14 @@ impl Fault {
                 quoted(method)
             ),
             param: Some("method".into()),
+        }
+    }
+
+    fn nul_model() -> Self {
+        Self {
+            code: "invalid_value",
+            message: "Invalid value for 'model': it has a NUL character.".to_owned(),
+            param: Some(Cow::Borrowed("body.model")),
         }
     }
 

@@ -15,6 +15,9 @@ pub enum Error {
     /// Another process holds the database, or it is of another version.
     #[error("{0}")]
     Refused(String),
+    /// The database did not answer in time.
+    #[error("the database did not answer in time: {0}")]
+    TimedOut(&'static str),
     /// The database failed or could not be reached.
     #[error("database: {0}")]
     Engine(sqlx::Error),
@@ -33,8 +36,10 @@ impl Error {
     /// be reached, shuts down, is full or busy, or gave the statement up.
     #[must_use]
     pub fn is_outage(&self) -> bool {
-        let Error::Engine(error) = self else {
-            return false;
+        let error = match self {
+            Error::TimedOut(_) => return true,
+            Error::Engine(error) => error,
+            _ => return false,
         };
         match error {
             sqlx::Error::Io(_)

@@ -51,9 +51,9 @@ pub struct UnitFlush {
 /// What the store made of a flush.
 #[derive(Clone, Debug, Default)]
 pub struct FlushReply {
-    /// Units that were this owner's, and are written. The others belong to somebody else now,
+    /// Units (with their epochs) that were this owner's, and are written. The others belong to somebody else now,
     /// and nothing of theirs was written.
-    pub accepted: HashSet<UnitKey>,
+    pub accepted: HashSet<(UnitKey, i64)>,
     /// Where the batches of the flushed units stand: how a replica learns that one is ending.
     pub stages: Vec<(String, Stage)>,
 }
@@ -64,10 +64,12 @@ impl Store {
     ///
     /// # Errors
     /// When the database fails: then nothing of it may be written, or all.
-    pub async fn flush(&self, owner: &str, slot: i64, units: &[UnitFlush]) -> Result<FlushReply> {
+    pub async fn flush(&self, owner: &str, slot: i64, units: &[&UnitFlush]) -> Result<FlushReply> {
         let mut tx = self.begin().await?;
-        let fresh: HashSet<UnitKey> = advance_units(&mut tx, self, owner, units).await?;
-        let written: Vec<&UnitFlush> = units.iter().filter(|u| fresh.contains(&u.key)).collect();
+        let fresh = advance_units(&mut tx, self, owner, units).await?;
+        let (written, missing): (Vec<&UnitFlush>, Vec<&UnitFlush>) = units
+            .iter()
+            .partition(|unit| fresh.contains(&(unit.key.clone(), unit.epoch)));
         insert_segments(&mut tx, &written).await?;
         add_counts(&mut tx, slot, &written).await?;
         let batches = units
@@ -75,7 +77,7 @@ impl Store {
             .map(|unit| unit.key.batch_id.as_str())
             .collect();
         let stages = stages_within(&mut tx, &batches).await?;
-        let missing: Vec<&UnitFlush> = units.iter().filter(|u| !fresh.contains(&u.key)).collect();
+
         let before = written_before(&mut tx, &missing).await?;
         tx.commit().await?;
         let accepted = fresh.into_iter().chain(before).collect();
@@ -88,8 +90,8 @@ async fn advance_units(
     tx: &mut Tx,
     store: &Store,
     owner: &str,
-    units: &[UnitFlush],
-) -> Result<HashSet<UnitKey>> {
+    units: &[&UnitFlush],
+) -> Result<HashSet<(UnitKey, i64)>> {
     let bytes = store.engine().bytes_type();
     let types = [
         "TEXT", "BIGINT", "BIGINT", "BIGINT", "BIGINT", bytes, "TEXT", "BIGINT", "BIGINT",
@@ -106,10 +108,10 @@ async fn advance_units(
          WHERE units.batch_id = v.batch_id AND units.chunk_no = v.chunk_no
            AND units.model_no = v.model_no AND units.state = 'leased'
            AND units.owner = $1 AND units.epoch = v.epoch AND units.flush_no = v.flush_no
-         RETURNING units.batch_id, units.chunk_no, units.model_no",
+         RETURNING units.batch_id, units.chunk_no, units.model_no, units.epoch",
         typed_values(2, units.len(), &types)
     );
-    let rows: Vec<(String, i64, i64)> = within!(tx, c => {
+    let rows: Vec<(String, i64, i64, i64)> = within!(tx, c => {
         let mut query = sqlx::query_as(AssertSqlSafe(sql)).persistent(false).bind(owner);
         for unit in units {
             query = query
@@ -127,23 +129,28 @@ async fn advance_units(
     });
     Ok(rows
         .into_iter()
-        .map(|(batch_id, chunk_no, model_no)| UnitKey {
-            batch_id,
-            chunk_no,
-            model_no,
+        .map(|(batch_id, chunk_no, model_no, epoch)| {
+            (
+                UnitKey {
+                    batch_id,
+                    chunk_no,
+                    model_no,
+                },
+                epoch,
+            )
         })
         .collect())
 }
 
 /// Which units' flush is there already: their epoch is unchanged, so nobody else wrote them, and
 /// their flush number is the one that this flush would have made.
-async fn written_before(tx: &mut Tx, units: &[&UnitFlush]) -> Result<Vec<UnitKey>> {
+async fn written_before(tx: &mut Tx, units: &[&UnitFlush]) -> Result<Vec<(UnitKey, i64)>> {
     let mut found = Vec::new();
     for unit in units {
         let there: Option<(i64,)> = within!(&mut *tx, c => {
             sqlx::query_as(
                 "-- written_before
-                 SELECT 1 FROM units WHERE batch_id = $1 AND chunk_no = $2 AND model_no = $3
+                 SELECT CAST(1 AS BIGINT) FROM units WHERE batch_id = $1 AND chunk_no = $2 AND model_no = $3
                     AND epoch = $4 AND flush_no = $5",
             )
             .bind(&unit.key.batch_id)
@@ -155,7 +162,7 @@ async fn written_before(tx: &mut Tx, units: &[&UnitFlush]) -> Result<Vec<UnitKey
             .await?
         });
         if there.is_some() {
-            found.push(unit.key.clone());
+            found.push((unit.key.clone(), unit.epoch));
         }
     }
     Ok(found)

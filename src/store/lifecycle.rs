@@ -1,4 +1,8 @@
-//! The steps of a batch's life that duties take: validated, drained, published, at its window's end.
+//! The steps of a batch's life that duties take: validated, drained, published, at its window's
+//! end.
+//!
+//! Queries over live batches repeat the condition of their partial index word for word: SQLite
+//! uses it only then.
 
 use sqlx::AssertSqlSafe;
 
@@ -44,7 +48,9 @@ impl Store {
             sqlx::query_as(
                 "-- unvalidated
                  SELECT id, tenant, endpoint, input_file_id, created_at FROM batches
-                 WHERE status = 'validating' ORDER BY created_at, id LIMIT $1",
+                 WHERE status IN ('validating', 'in_progress', 'finalizing', 'cancelling')
+                   AND status = 'validating'
+                 ORDER BY created_at, id LIMIT $1",
             )
             .bind(ROUND)
             .fetch_all(c)
@@ -52,13 +58,19 @@ impl Store {
         });
         let mut found = Vec::with_capacity(rows.len());
         for (batch_id, tenant, endpoint, input_file_id, created_at) in rows {
-            let input = self.input(&tenant, &input_file_id, created_at).await?;
-            found.push(Unvalidated {
-                batch_id,
-                endpoint,
-                input_file_id,
-                input,
-            });
+            match self.input(&tenant, &input_file_id, created_at).await {
+                Ok(input) => {
+                    found.push(Unvalidated {
+                        batch_id,
+                        endpoint,
+                        input_file_id,
+                        input,
+                    });
+                }
+                Err(error) if error.is_outage() => return Err(error),
+                // The others need not wait for one that is damaged.
+                Err(error) => tracing::error!(batch.id = batch_id, %error, "cannot be validated"),
+            }
         }
         Ok(found)
     }
@@ -196,8 +208,9 @@ impl Store {
         let ids: Vec<(String,)> = on!(self.reader(), c => {
             sqlx::query_as(
                 "-- end_windows
-                 SELECT id FROM batches WHERE status IN ('validating', 'in_progress')
-                   AND ending IS NULL AND expires_at <= $1 LIMIT $2",
+                 SELECT id FROM batches
+                 WHERE status IN ('validating', 'in_progress', 'finalizing', 'cancelling')
+                   AND status IN ('validating', 'in_progress') AND ending IS NULL AND expires_at <= $1 LIMIT $2",
             )
             .bind(self.now_ms())
             .bind(ROUND)
@@ -224,7 +237,8 @@ impl Store {
             sqlx::query_as(
                 "-- drained
                  SELECT id FROM batches b
-                 WHERE status IN ('in_progress', 'cancelling', 'finalizing') AND NOT EXISTS
+                 WHERE status IN ('validating', 'in_progress', 'finalizing', 'cancelling')
+                   AND status <> 'validating' AND NOT EXISTS
                     (SELECT 1 FROM units u WHERE u.batch_id = b.id AND u.state <> 'done')
                  LIMIT $1",
             )
@@ -340,6 +354,27 @@ impl Store {
                     .execute(&mut *c)
                     .await?;
             });
+        }
+        Ok(())
+    }
+
+    /// Removes units of batches that have ended, where a process died before it had done so.
+    ///
+    /// # Errors
+    /// When the database fails; the next round goes on.
+    pub async fn sweep_units(&self) -> Result<()> {
+        let ended: Vec<(String,)> = on!(self.reader(), c => {
+            sqlx::query_as(
+                "-- sweep_units
+                 SELECT DISTINCT u.batch_id FROM units u JOIN batches b ON b.id = u.batch_id
+                 WHERE b.status IN ('completed', 'expired', 'cancelled', 'failed') LIMIT $1",
+            )
+            .bind(ROUND)
+            .fetch_all(c)
+            .await?
+        });
+        for (batch_id,) in &ended {
+            self.remove_units(batch_id).await?;
         }
         Ok(())
     }

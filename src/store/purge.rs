@@ -40,7 +40,8 @@ impl Store {
             sqlx::query_as(
                 "-- purge
                  SELECT id, batch_id FROM files f
-                 WHERE state = 'deleted' AND touched_at < $1 AND NOT EXISTS
+                 WHERE state IN ('uploading', 'deleted') AND state = 'deleted'
+                   AND touched_at < $1 AND NOT EXISTS
                     (SELECT 1 FROM batches b WHERE b.input_file_id = f.id
                         AND b.status IN ('validating', 'in_progress', 'finalizing', 'cancelling'))
                  LIMIT $2",
@@ -115,9 +116,18 @@ impl Store {
     async fn give_back_space(&self) -> Result<()> {
         if let Connection::Sqlite(pool) = self.writer() {
             let sql = format!("PRAGMA incremental_vacuum({VACUUM_PAGES})");
-            sqlx::query(sqlx::AssertSqlSafe(sql))
-                .fetch_all(pool)
-                .await?;
+            // A step at a time: others may write in between.
+            loop {
+                let free: (i64,) = sqlx::query_as("PRAGMA freelist_count")
+                    .fetch_one(pool)
+                    .await?;
+                if free.0 == 0 {
+                    break;
+                }
+                sqlx::query(sqlx::AssertSqlSafe(sql.clone()))
+                    .fetch_all(pool)
+                    .await?;
+            }
         }
         Ok(())
     }

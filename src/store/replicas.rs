@@ -77,6 +77,19 @@ impl Store {
         self.take_over().await
     }
 
+    /// Forgets incarnations that have been silent for an hour; what they held was taken over.
+    ///
+    /// # Errors
+    /// When the database fails; the next round goes on.
+    pub async fn forget_replicas(&self) -> Result<()> {
+        let sql = format!(
+            "-- forget_replicas\nDELETE FROM replicas WHERE lease_until < {} - 3600000",
+            self.engine().now_ms()
+        );
+        on!(self.writer(), c => { sqlx::query(AssertSqlSafe(sql)).execute(c).await?; });
+        Ok(())
+    }
+
     /// Puts units back to waiting whose owner's lease has run out. Returns how many.
     ///
     /// # Errors

@@ -9,6 +9,9 @@ use super::engine::{on, typed_values, within};
 use super::{Result, Store};
 use crate::domain::unit::{Bitmap, UnitKey};
 
+/// Units given back in one transaction.
+const RELEASED_UNITS_MAX: usize = 500;
+
 /// A unit that this process holds: nobody else writes it while the epoch stands.
 #[derive(Clone, Debug)]
 pub struct LeasedUnit {
@@ -72,6 +75,9 @@ impl Store {
                 .fetch_all(c)
                 .await?
         });
+        if rows.is_empty() {
+            return Ok(Vec::new());
+        }
         add_waiting(&mut tx, batch_id, model_no, -(rows.len() as i64)).await?;
         tx.commit().await?;
         rows.sort_by_key(|row| row.chunk_no);
@@ -129,9 +135,16 @@ impl Store {
     /// # Errors
     /// When the database fails.
     pub async fn release_units(&self, owner: &str, units: &[(UnitKey, i64)]) -> Result<()> {
-        if units.is_empty() {
-            return Ok(());
+        for units in units.chunks(RELEASED_UNITS_MAX) {
+            self.release_some(owner, units).await?;
         }
+        if !units.is_empty() {
+            self.wake();
+        }
+        Ok(())
+    }
+
+    async fn release_some(&self, owner: &str, units: &[(UnitKey, i64)]) -> Result<()> {
         let sql = format!(
             "-- release_units
              WITH v(batch_id, chunk_no, model_no, epoch) AS (VALUES {})
@@ -154,9 +167,7 @@ impl Store {
         for ((batch_id, model_no), count) in tally(released) {
             add_waiting(&mut tx, &batch_id, model_no, count).await?;
         }
-        tx.commit().await?;
-        self.wake();
-        Ok(())
+        tx.commit().await
     }
 }
 

@@ -160,7 +160,8 @@ impl Store {
         let dead: Vec<(String,)> = on!(self.reader(), c => {
             sqlx::query_as(
                 "-- sweep_uploads
-                 SELECT id FROM files WHERE state = 'uploading' AND touched_at < $1 LIMIT 100",
+                 SELECT id FROM files WHERE state IN ('uploading', 'deleted')
+                   AND state = 'uploading' AND touched_at < $1 LIMIT 100",
             )
             .bind(before)
             .fetch_all(c)

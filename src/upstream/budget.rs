@@ -75,6 +75,12 @@ impl Budget {
         self.charge(0)
     }
 
+    /// How many bytes there are.
+    #[must_use]
+    pub fn limit(&self) -> usize {
+        self.limit
+    }
+
     /// Bytes charged now.
     #[must_use]
     pub fn used(&self) -> usize {

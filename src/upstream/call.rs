@@ -51,6 +51,10 @@ impl Pool {
         let event = match (class, status) {
             (Class::Unavailable, _) => Event::Unavailable(told),
             (Class::Limited, _) => Event::Limited(told),
+            // A server that names a time means every line of the model, whatever the status.
+            (Class::Transient, _) if told.is_some_and(|told| !told.is_zero()) => {
+                Event::Limited(told)
+            }
             (Class::Refused, _) => Event::Refused,
             (_, 200..=299) => Event::Succeeded,
             (_, 400..=499) => Event::KeyWorks,
@@ -72,7 +76,6 @@ impl Pool {
         let costs_attempt = class == Class::Transient;
         Verdict::Retry(Retry {
             costs_attempt,
-            after: told.filter(|_| costs_attempt),
             cause: Cause {
                 kind: CauseKind::Unavailable,
                 message: format!("the model server answered {status}"),
@@ -98,7 +101,6 @@ impl Pool {
         };
         Verdict::Retry(Retry {
             costs_attempt,
-            after: None,
             cause: Cause {
                 kind,
                 message: cause,

@@ -20,8 +20,6 @@ mod routes;
 #[cfg(test)]
 mod tests;
 
-use std::time::Duration;
-
 use bytes::Bytes;
 
 pub use budget::{Budget, Charge};
@@ -68,9 +66,6 @@ pub struct Retry {
     /// the pool itself holds back (a closed gate, an upstream down), and the line can be offered
     /// to [`Pool::try_acquire`] again at once.
     pub costs_attempt: bool,
-    /// How long the server asks this line to wait; `None`: as [`backoff`] says, if it cost an
-    /// attempt, else not at all.
-    pub after: Option<Duration>,
     pub cause: Cause,
     /// What the server said, for when no attempts or no time are left. It holds its charge.
     pub answer: Option<Answer>,

@@ -181,8 +181,20 @@ impl Pool {
         status.collect()
     }
 
-    /// A place at the least busy open upstream, or why there is none. Never waits. `avoid`: the
-    /// upstream where the line last failed; chosen only if no other open one has a place.
+    /// Whether any target is open, be it full: whether lines need not wait for a gate or for an
+    /// upstream that is down.
+    #[must_use]
+    pub fn may_take(&self, routes: &Routes) -> bool {
+        let now = Instant::now();
+        let state = self.lock();
+        routes
+            .targets
+            .iter()
+            .any(|target| state.is_open(target, now))
+    }
+
+    /// A free place at the best open target, or why not. Never blocks. `avoid`: the upstream of
+    /// the last failed attempt, which is not chosen while another has a place.
     pub fn try_acquire(self: &Arc<Self>, routes: &Arc<Routes>, avoid: Option<usize>) -> Acquired {
         let now = Instant::now();
         let mut state = self.lock();

@@ -6,11 +6,13 @@
 
 mod choose;
 
-use std::collections::{BinaryHeap, HashMap, VecDeque};
+use std::collections::{BTreeSet, BinaryHeap, HashMap, VecDeque};
+use std::panic::AssertUnwindSafe;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
+use futures::FutureExt as _;
 use tokio::sync::Notify;
 use tokio_util::sync::CancellationToken;
 
@@ -38,10 +40,8 @@ pub(super) struct Pending {
     pub attempts: u32,
     /// The upstream of the last attempt, which others are preferred to.
     pub avoid: Option<usize>,
-    /// The last answer, to be the line's if there is no better one.
+    /// The last answer, if it refused our key: it is the line's if there is no better one.
     pub answer: Option<Answer>,
-    /// How long the upstream asked to wait.
-    pub told: Option<Duration>,
 }
 
 /// A line on its way, with its permits.
@@ -76,15 +76,21 @@ struct State {
     /// Every unit that the store says is ours, until its last flush is accepted.
     held: HashMap<UnitKey, i64>,
     in_flight: usize,
-    /// Lines that ever ended: the supply tells the rate from it.
-    ended: u64,
     closed: bool,
 }
 
+#[derive(Default)]
 struct Lane {
     limit: usize,
     in_flight: usize,
     waiting: usize,
+    /// Lines that could be sent now, as far as permits and gates allow.
+    ready: usize,
+    /// Below so many ready lines the supply is told, once, if it has more to lease.
+    low: usize,
+    more: bool,
+    /// Lines that were ever answered: the supply tells the rate from it.
+    answered: u64,
 }
 
 /// A unit with lines that are not ended.
@@ -123,15 +129,18 @@ impl Ord for Waiting {
 }
 
 /// What is in hand, for the supply to decide what to lease.
+#[derive(Default)]
 pub(super) struct InHand {
-    /// Lines ready to be sent, by lane and tenant.
+    /// Lines ready to be sent by lane and tenant, where any upstream takes them at present.
     pub ready: HashMap<(LaneId, Arc<str>), usize>,
+    /// Bytes of text by lane.
+    pub bytes: HashMap<LaneId, usize>,
+    /// Lines that were ever answered, by lane.
+    pub answered: HashMap<LaneId, u64>,
     /// Lines in flight by tenant.
     pub tenants: HashMap<Arc<str>, usize>,
-    /// Lines that ever ended.
-    pub ended: u64,
     /// Batches of which units are held.
-    pub batches: std::collections::BTreeSet<String>,
+    pub batches: BTreeSet<String>,
 }
 
 impl Dispatch {
@@ -148,7 +157,6 @@ impl Dispatch {
             tenants: HashMap::new(),
             held: HashMap::new(),
             in_flight: 0,
-            ended: 0,
             closed: false,
         };
         Arc::new(Dispatch {
@@ -200,27 +208,22 @@ impl Dispatch {
     /// Takes a unit's lines in hand; slots begin to send them.
     pub(super) fn add(&self, unit: HeldUnit, lines: Vec<OpenLine>) {
         let unit = Arc::new(unit);
-        let ready = lines
+        let ready: VecDeque<Pending> = lines
             .into_iter()
             .map(|line| Pending {
                 line,
                 attempts: 0,
                 avoid: None,
                 answer: None,
-                told: None,
             })
             .collect();
         let mut state = self.lock();
-        let lane = unit.routes.as_ref().map(|routes| {
-            let limit = routes.lane_limit;
-            let lane = state.lanes.entry(routes.lane).or_insert(Lane {
-                limit,
-                in_flight: 0,
-                waiting: 0,
-            });
-            lane.limit = limit;
-            routes.lane
-        });
+        let lane = unit.routes.as_ref().map(|routes| routes.lane);
+        if let Some(routes) = &unit.routes {
+            let lane = state.lanes.entry(routes.lane).or_default();
+            lane.limit = routes.lane_limit;
+            lane.ready += ready.len();
+        }
         let entry = Entry {
             unit: unit.clone(),
             lane,
@@ -238,22 +241,15 @@ impl Dispatch {
     /// Lines of a batch that have not been sent are not to be any more: they get their outcome
     /// now. Calls in flight may settle.
     pub(super) fn end_batch(&self, batch_id: &str, ending: Ending) {
-        let mut finished = Vec::new();
-        let mut state = self.lock();
         let settle_by = Instant::now() + self.settle;
-        let ids: Vec<u64> = state
-            .entries
-            .values()
-            .filter(|entry| entry.unit.batch.id == batch_id && entry.ending != Some(ending))
-            .map(|entry| entry.unit.id)
-            .collect();
-        for id in ids {
-            state.end_unit(id, ending, settle_by, &mut finished);
-        }
-        drop(state);
-        if !finished.is_empty() {
-            self.inbox.push(finished);
-        }
+        let unsent = self.lock().end_batch(batch_id, ending, settle_by);
+        // Written after the lock is given back: there may be many.
+        let finished = unsent.into_iter().flat_map(|(unit, unsent)| {
+            unsent
+                .into_iter()
+                .map(move |pending| conclude(&unit, pending, ending))
+        });
+        self.inbox.push(finished);
         self.pump.notify_one();
     }
 
@@ -324,30 +320,87 @@ impl Dispatch {
 
     pub(super) fn in_hand(&self) -> InHand {
         let state = self.lock();
-        let mut ready = HashMap::new();
-        let mut batches = std::collections::BTreeSet::new();
-        for entry in state.entries.values() {
-            if !batches.contains(&entry.unit.batch.id) {
-                batches.insert(entry.unit.batch.id.clone());
-            }
-            if let Some(lane) = entry.lane {
-                *ready
-                    .entry((lane, entry.unit.batch.tenant.clone()))
-                    .or_default() += entry.ready.len();
-            }
-        }
-        InHand {
-            ready,
+        let mut in_hand = InHand {
             tenants: state.tenants.clone(),
-            ended: state.ended,
-            batches,
+            ..InHand::default()
+        };
+        for entry in state.entries.values() {
+            if !in_hand.batches.contains(&entry.unit.batch.id) {
+                in_hand.batches.insert(entry.unit.batch.id.clone());
+            }
+            let (Some(lane), Some(routes)) = (entry.lane, &entry.unit.routes) else {
+                continue;
+            };
+            *in_hand.bytes.entry(lane).or_default() += entry.unit.text.len();
+            // What must wait for its upstream is no work in hand.
+            if self.pool.may_take(routes) {
+                let of_tenant = (lane, entry.unit.batch.tenant.clone());
+                *in_hand.ready.entry(of_tenant).or_default() += entry.ready.len();
+            }
         }
+        in_hand.answered = state
+            .lanes
+            .iter()
+            .map(|(&id, lane)| (id, lane.answered))
+            .collect();
+        in_hand
+    }
+
+    /// Asks to be told when a lane has fewer ready lines than it should, where the supply has
+    /// more to lease: by lane, how many there should be beside those that must wait.
+    pub(super) fn ask(&self, wanted: &HashMap<LaneId, usize>, in_hand: &InHand) {
+        let mut state = self.lock();
+        for (id, lane) in &mut state.lanes {
+            let open = in_hand.ready.iter().filter(|((lane, _), _)| lane == id);
+            let open: usize = open.map(|(_, lines)| lines).sum();
+            lane.more = wanted.contains_key(id);
+            lane.low = lane.ready.saturating_sub(open) + wanted.get(id).unwrap_or(&0) / 2;
+        }
+    }
+
+    /// Lets go of units that no upstream takes at present and of which nothing is on its way, so
+    /// that others can use their part of the budget. Returns them, to be given back.
+    pub(super) fn shed(&self) -> Vec<(UnitKey, i64)> {
+        let mut state = self.lock();
+        let idle = |entry: &&Entry| {
+            let unwritten = entry
+                .unit
+                .durable
+                .lock()
+                .unwrap_or_else(PoisonError::into_inner)
+                .open
+                - entry.ready.len()
+                - entry.waiting.len();
+            entry.ending.is_none()
+                && unwritten == 0
+                && entry
+                    .unit
+                    .routes
+                    .as_ref()
+                    .is_some_and(|routes| !self.pool.may_take(routes))
+        };
+        let ids: Vec<u64> = state
+            .entries
+            .values()
+            .filter(idle)
+            .map(|e| e.unit.id)
+            .collect();
+        let mut shed = Vec::with_capacity(ids.len());
+        for id in ids {
+            if let Some(entry) = state.remove(id) {
+                state.held.remove(&entry.unit.key);
+                shed.push((entry.unit.key.clone(), entry.unit.epoch));
+            }
+        }
+        shed
     }
 
     /// One slot: sends lines until there is none to send.
     async fn slot(self: Arc<Self>, mut job: Job) {
         loop {
-            let attempt = line::attempt(&self.pool, &mut job).await;
+            let attempt = AssertUnwindSafe(line::attempt(&self.pool, &mut job)).catch_unwind();
+            // A line that makes the code panic ends alone, and takes no permit with it.
+            let attempt = attempt.await.unwrap_or(Attempt::Unreadable);
             match self.settle(job, attempt) {
                 Some(next) => job = next,
                 None => return,
@@ -373,12 +426,12 @@ impl Dispatch {
         let due = (finished.is_none()).then(|| Instant::now() + self.pause(&pending));
 
         let mut state = self.lock();
-        state.landed(&unit);
+        state.landed(&unit, finished.is_some());
         let mut of_ended_unit = Vec::new();
         match (&finished, state.entries.get_mut(&unit.id)) {
             // The unit was lost, or is being given back: this line is not ours any more.
             (_, None) => finished = None,
-            (Some(_), Some(_)) => state.ended += 1,
+            (Some(_), Some(_)) => {}
             (None, Some(entry)) => {
                 if let Some(ending) = entry.ending {
                     of_ended_unit.push(conclude(&unit, pending, ending));
@@ -393,10 +446,9 @@ impl Dispatch {
         }
         state.remove_if_spent(unit.id);
         let next = self.choose(&mut state, Instant::now());
-        let idle = state.in_flight == 0;
-        drop(state);
+        // Before the lock is given back: whoever sees that nothing is in flight finds it there.
         self.inbox.push(finished.into_iter().chain(of_ended_unit));
-        if idle {
+        if state.in_flight == 0 {
             self.idle.notify_waiters();
         }
         next
@@ -411,14 +463,15 @@ impl Dispatch {
     ) -> Option<Finished> {
         pending.avoid = Some(failure.upstream);
         pending.attempts += u32::from(failure.costs_attempt);
-        pending.told = failure.after;
-        if failure.answer.is_some() {
-            pending.answer = failure.answer;
-        }
         if !failure.costs_attempt || pending.attempts < self.retry.max_attempts {
+            // A refused key is what the line ends with, if nobody mends it before the window
+            // ends. Any other answer is worth nothing by the next attempt.
+            pending.answer = failure
+                .answer
+                .filter(|answer| matches!(answer.status, 401..=403));
             return None;
         }
-        Some(match pending.answer.take() {
+        Some(match failure.answer {
             Some(answer) => line::answered(unit, &pending.line, answer),
             None => line::given_up(unit, &pending.line, &failure.cause),
         })
@@ -427,11 +480,10 @@ impl Dispatch {
     /// How long a line waits for its next attempt.
     fn pause(&self, pending: &Pending) -> Duration {
         let random = rand::random::<f64>();
-        let pause = match pending.attempts {
+        match pending.attempts {
             0 => AGAIN_AT_ONCE.mul_f64(random),
             attempts => backoff(attempts, &self.retry, random),
-        };
-        pause.max(pending.told.unwrap_or_default())
+        }
     }
 
     /// Starts slots while there are lines to send and places to send them to; returns when to
@@ -450,7 +502,7 @@ impl Dispatch {
 
 impl State {
     /// Takes a line that has come back off the counts of what is in flight.
-    fn landed(&mut self, unit: &HeldUnit) {
+    fn landed(&mut self, unit: &HeldUnit, ended: bool) {
         self.in_flight -= 1;
         if let Some(count) = self.tenants.get_mut(&unit.batch.tenant) {
             *count -= 1;
@@ -464,6 +516,7 @@ impl State {
             .and_then(|routes| self.lanes.get_mut(&routes.lane));
         if let Some(lane) = lane {
             lane.in_flight -= 1;
+            lane.answered += u64::from(ended);
         }
         if let Some(entry) = self.entries.get_mut(&unit.id) {
             entry.in_flight -= 1;
@@ -474,6 +527,7 @@ impl State {
         let entry = self.entries.remove(&id)?;
         if let Some(lane) = entry.lane.and_then(|lane| self.lanes.get_mut(&lane)) {
             lane.waiting -= entry.waiting.len();
+            lane.ready -= entry.ready.len();
         }
         Some(entry)
     }
@@ -488,30 +542,41 @@ impl State {
         }
     }
 
-    fn end_unit(&mut self, id: u64, ending: Ending, by: Instant, finished: &mut Vec<Finished>) {
-        let Some(entry) = self.entries.get_mut(&id) else {
-            return;
-        };
-        entry.ending = Some(ending);
-        entry.settle_by.get_or_insert(by);
-        let waiting = std::mem::take(&mut entry.waiting);
-        if let Some(lane) = entry.lane.and_then(|lane| self.lanes.get_mut(&lane)) {
-            lane.waiting -= waiting.len();
+    /// Takes the lines of a batch that have not been sent, by unit.
+    fn end_batch(
+        &mut self,
+        batch_id: &str,
+        ending: Ending,
+        settle_by: Instant,
+    ) -> Vec<(Arc<HeldUnit>, Vec<Pending>)> {
+        let mut taken = Vec::new();
+        for entry in self.entries.values_mut() {
+            if entry.unit.batch.id != batch_id || entry.ending == Some(ending) {
+                continue;
+            }
+            entry.ending = Some(ending);
+            entry.settle_by.get_or_insert(settle_by);
+            let mut unsent: Vec<Pending> = entry.ready.drain(..).collect();
+            let ready = unsent.len();
+            unsent.extend(entry.waiting.drain().map(|waiting| waiting.pending));
+            if let Some(lane) = entry.lane.and_then(|lane| self.lanes.get_mut(&lane)) {
+                lane.ready -= ready;
+                lane.waiting -= unsent.len() - ready;
+            }
+            taken.push((entry.unit.clone(), unsent));
         }
-        let unsent = std::mem::take(&mut entry.ready).into_iter();
-        let unsent = unsent.chain(waiting.into_iter().map(|waiting| waiting.pending));
-        let unit = entry.unit.clone();
-        let before = finished.len();
-        finished.extend(unsent.map(|pending| conclude(&unit, pending, ending)));
-        self.ended += (finished.len() - before) as u64;
-        self.remove_if_spent(id);
+        for (unit, _) in &taken {
+            self.remove_if_spent(unit.id);
+        }
+        taken
     }
 
     /// Cuts calls whose batch has ended and that had their time to settle.
     fn cut_settled(&mut self, now: Instant) {
-        for entry in self.entries.values() {
+        for entry in self.entries.values_mut() {
             if entry.settle_by.is_some_and(|by| by <= now) {
                 entry.unit.cut.cancel();
+                entry.settle_by = None;
             }
         }
     }

@@ -53,3 +53,19 @@ pub(super) async fn run<D: Duty>(
     }
     D::NAME
 }
+
+/// Does something for each of several things: one that fails does not keep the others from being
+/// done. The first error comes back at the end.
+pub(super) async fn each<'a, T, F>(things: &'a [T], act: impl Fn(&'a T) -> F) -> store::Result<()>
+where
+    F: Future<Output = store::Result<()>>,
+{
+    let mut outcome = Ok(());
+    for thing in things {
+        let done = act(thing).await;
+        if outcome.is_ok() {
+            outcome = done;
+        }
+    }
+    outcome
+}

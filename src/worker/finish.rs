@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use super::duty::Duty;
+use super::duty::{self, Duty};
 use crate::store::{self, Store};
 
 pub(super) struct Finish {
@@ -15,9 +15,7 @@ impl Duty for Finish {
 
     async fn round(&mut self) -> store::Result<bool> {
         let drained = self.store.drained().await?;
-        for batch_id in &drained {
-            self.store.finish_batch(batch_id).await?;
-        }
+        duty::each(&drained, |batch_id| self.store.finish_batch(batch_id)).await?;
         Ok(!drained.is_empty())
     }
 }

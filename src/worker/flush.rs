@@ -1,6 +1,6 @@
 //! Group commit: what finished anywhere in the process goes to disk together.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, VecDeque};
 use std::io;
 use std::sync::{Arc, PoisonError};
 use std::time::Duration;
@@ -16,7 +16,7 @@ use super::lease::Lease;
 use crate::codec::segment::{self, Line};
 use crate::domain::file::Kind;
 use crate::domain::unit::Bitmap;
-use crate::store::{FlushReply, Store, Tally, UnitFlush};
+use crate::store::{self, FlushReply, Store, Tally, UnitFlush};
 
 /// A flush is due so long after its first line…
 const INTERVAL: Duration = Duration::from_millis(100);
@@ -29,6 +29,8 @@ const FULL_BYTES: usize = 1 << 20;
 const UNITS_A_TRANSACTION: usize = 256;
 /// How often a group is tried before it is halved.
 const TRIES_A_GROUP: u32 = 3;
+/// Longer than the database itself lets a statement run.
+const WRITE_TIMEOUT: Duration = Duration::from_secs(70);
 const PAUSE_MAX: Duration = Duration::from_secs(5);
 /// Rows of counts that the processes of one store share.
 const SLOTS: u64 = 8;
@@ -111,33 +113,53 @@ impl Flusher {
         self.dispatch.poke();
     }
 
-    /// Writes groups until they are written: a group that keeps failing is halved, until the
-    /// one that cannot be written stands alone.
+    /// Writes groups until they are written. A group that keeps failing is halved, until what
+    /// cannot be written stands alone; then it is let go, so that the others are not held up: its
+    /// lines run again. While the database is away, everything waits.
     async fn write(&self, groups: Vec<Group>) {
-        let mut todo = vec![groups];
+        let mut todo = VecDeque::from([groups]);
         let mut failures = 0_u32;
-        while let Some(mut groups) = todo.pop() {
-            let flushes: Vec<UnitFlush> = groups.iter().map(|group| group.flush.clone()).collect();
-            match self
-                .store
-                .flush(&self.lease.token(), self.slot, &flushes)
-                .await
-            {
+        while let Some(mut groups) = todo.pop_front() {
+            let error = match self.try_write(&groups).await {
                 Ok(reply) => {
                     failures = 0;
                     self.accept(groups, &reply);
+                    continue;
                 }
-                Err(error) => {
-                    failures += 1;
-                    tracing::warn!(%error, units = groups.len(), "answers could not be written yet");
-                    if failures.is_multiple_of(TRIES_A_GROUP) && groups.len() > 1 {
-                        todo.push(groups.split_off(groups.len() / 2));
-                    }
-                    todo.push(groups);
-                    let pause = Duration::from_millis(50) * 2_u32.pow(failures.min(8));
-                    tokio::time::sleep(pause.min(PAUSE_MAX)).await;
+                Err(error) => error,
+            };
+            failures += 1;
+            tracing::warn!(%error, units = groups.len(), "answers could not be written yet");
+            let is_stubborn = failures >= TRIES_A_GROUP && !error.is_outage();
+            if is_stubborn && groups.len() > 1 {
+                let half = groups.split_off(groups.len() / 2);
+                todo.push_front(half);
+                todo.push_front(groups);
+                failures = 0;
+            } else if is_stubborn {
+                for group in &groups {
+                    let key = &group.unit.key;
+                    tracing::error!(unit.key = %key, %error, "a unit cannot be written; let go");
+                    self.dispatch.lose(&group.unit);
                 }
+                failures = 0;
+            } else {
+                todo.push_front(groups);
+                let pause = Duration::from_millis(50) * 2_u32.pow(failures.min(8));
+                tokio::time::sleep(pause.min(PAUSE_MAX)).await;
             }
+        }
+    }
+
+    async fn try_write(&self, groups: &[Group]) -> store::Result<FlushReply> {
+        let flushes: Vec<&UnitFlush> = groups.iter().map(|group| &group.flush).collect();
+        let token = self.lease.token();
+        let flush = self.store.flush(&token, self.slot, &flushes);
+        // A connection that was cut without a word would be waited for without end. Trying again
+        // does no harm: what was written is known by its flush number.
+        match tokio::time::timeout(WRITE_TIMEOUT, flush).await {
+            Ok(reply) => reply,
+            Err(_) => Err(store::Error::TimedOut("a flush")),
         }
     }
 
@@ -145,7 +167,7 @@ impl Flusher {
         let mut any_finished = false;
         for group in groups {
             let unit = &group.unit;
-            if !reply.accepted.contains(&unit.key) {
+            if !reply.accepted.contains(&(unit.key.clone(), unit.epoch)) {
                 tracing::info!(unit.key = %unit.key, "a unit is another replica's by now");
                 self.dispatch.lose(unit);
                 continue;

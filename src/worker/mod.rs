@@ -32,6 +32,9 @@ use flush::Flusher;
 use inbox::Inbox;
 use lease::Lease;
 
+/// How long each of the last steps at a stop may take when the database does not answer.
+const LAST_WRITES: Duration = Duration::from_secs(5);
+
 /// What the duties are told.
 #[derive(Clone, Debug)]
 pub struct Settings {
@@ -83,7 +86,7 @@ impl Worker {
         let flusher = Arc::new(Flusher::new(
             store.clone(),
             dispatch.clone(),
-            inbox,
+            inbox.clone(),
             lease.clone(),
         ));
         let (quiet, stop) = (CancellationToken::new(), CancellationToken::new());
@@ -98,7 +101,13 @@ impl Worker {
         tasks.spawn(flush::run(flusher.clone(), stop.clone()));
         tasks.spawn(dispatch::run(dispatch.clone(), stop.clone()));
         tasks.spawn(supply::run(
-            supply::Supply::new(store.clone(), pool.clone(), dispatch.clone(), lease.clone()),
+            supply::Supply::new(
+                store.clone(),
+                pool.clone(),
+                dispatch.clone(),
+                inbox.clone(),
+                lease.clone(),
+            ),
             quiet.clone(),
         ));
         tasks.spawn(duty::run(
@@ -163,7 +172,8 @@ impl Worker {
     }
 
     /// Stops leasing, lets calls in flight finish for the grace period, writes their answers,
-    /// and gives the rest back.
+    /// and gives the rest back. While the database is away that is tried for a moment only: what
+    /// is not written is sent again.
     pub async fn stop(mut self) {
         self.running.store(false, Ordering::Relaxed);
         self.quiet.cancel();
@@ -174,17 +184,32 @@ impl Worker {
         {
             tracing::warn!("calls are still in flight after the grace period; they are cut off");
             self.dispatch.abort_all();
+            self.dispatch.idle().await;
         }
-        self.flusher.drain().await;
+        if tokio::time::timeout(LAST_WRITES, self.flusher.drain())
+            .await
+            .is_err()
+        {
+            tracing::error!("the database is away; answers that are not written are sent again");
+        }
         self.stop.cancel();
-        while self.tasks.join_next().await.is_some() {}
-        let units = self.dispatch.drop_all();
-        let token = self.lease.token();
-        if let Err(error) = self.store.release_units(&token, &units).await {
-            tracing::warn!(%error, "units could not be given back; they wait for the lease's end");
+        let ended = async { while self.tasks.join_next().await.is_some() {} };
+        if tokio::time::timeout(LAST_WRITES, ended).await.is_err() {
+            self.tasks.shutdown().await;
         }
-        if let Err(error) = self.store.leave(&token).await {
+        if let Ok(Err(error)) = tokio::time::timeout(LAST_WRITES, self.leave()).await {
             tracing::warn!(%error, "the lease could not be ended; it lapses by itself");
         }
+    }
+
+    /// Ends what the last flush has finished, and gives back what is left.
+    async fn leave(&self) -> store::Result<()> {
+        let drained = self.store.drained().await?;
+        duty::each(&drained, |batch_id| self.store.finish_batch(batch_id)).await?;
+        let token = self.lease.token();
+        self.store
+            .release_units(&token, &self.dispatch.drop_all())
+            .await?;
+        self.store.leave(&token).await
     }
 }

@@ -27,6 +27,8 @@ impl Duty for Retain {
         let swept = self.store.sweep_uploads(now - UPLOAD_SILENT_MS).await?;
         let purged = self.store.purge(now - HIDDEN_MS).await?;
         let forgotten = self.store.forget_claims().await?;
+        self.store.forget_replicas().await?;
+        self.store.sweep_units().await?;
         if swept > 0 || purged != store::Purged::default() || forgotten > 0 {
             tracing::info!(
                 uploads.swept = swept,

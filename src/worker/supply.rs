@@ -1,18 +1,22 @@
 //! Leasing: just enough units in hand that permits never run dry.
 
-use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet, VecDeque};
+mod texts;
+
+use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use tokio_util::sync::CancellationToken;
 
 use super::dispatch::{Dispatch, InHand};
-use super::held::{BatchContext, HeldUnit};
+use super::held::BatchContext;
+use super::inbox::Inbox;
 use super::lease::Lease;
 use crate::domain::batch::Status;
 use crate::domain::endpoint;
-use crate::store::{self, Backlog, LeasedUnit, Store};
-use crate::upstream::{Charge, LaneId, Pool, Routes};
+use crate::store::{self, Backlog, Store};
+use crate::upstream::{LaneId, Pool, Routes};
+use texts::{Texts, Unread};
 
 /// How long the supply may go without a look.
 const TICK: Duration = Duration::from_secs(1);
@@ -22,12 +26,16 @@ const BUDGET_TICK: Duration = Duration::from_millis(20);
 const READY_A_PERMIT: usize = 2;
 /// Time for which lines are kept ready: what leasing takes, with much to spare.
 const AHEAD_SECONDS: f64 = 0.5;
+/// Over how long the rate is measured, at least.
+const RATE_OVER_SECONDS: f64 = 0.2;
 /// Lines that a unit is taken to have until it is read.
 const LINES_A_UNIT: usize = 512;
 /// Units leased by one statement.
 const UNITS_A_LEASE: usize = 8;
-/// Units of ended batches handled in one round: their lines are only written.
-const ENDED_A_ROUND: i64 = 32;
+/// Units of ended batches handled in one go: their lines are only written.
+const ENDED_UNITS: i64 = 8;
+/// No more of them are read while so many lines wait to be written.
+const INBOX_LINES_MAX: usize = 8_192;
 /// How often what the store says is ours is compared with what is in hand.
 const COMPARE_EVERY: Duration = Duration::from_secs(5);
 
@@ -37,27 +45,21 @@ struct Offer {
     routes: Arc<Routes>,
 }
 
-/// A leased unit whose text is not read yet.
-struct Unread {
-    leased: LeasedUnit,
-    model: String,
-    file_id: String,
-    batch: Arc<BatchContext>,
-    routes: Option<Arc<Routes>>,
-}
-
 pub(super) struct Supply {
     store: Store,
     pool: Arc<Pool>,
     dispatch: Arc<Dispatch>,
+    inbox: Arc<Inbox>,
     lease: Arc<Lease>,
-    unread: VecDeque<Unread>,
-    /// Lines a second, lately.
-    rate: f64,
-    measured: (Instant, u64),
+    texts: Texts,
+    /// Lines a second by lane, lately.
+    rates: HashMap<LaneId, f64>,
+    measured: (Instant, HashMap<LaneId, u64>),
     compared: Instant,
     /// Models that were warned about.
     unserved: HashSet<String>,
+    /// Which lane leases first: each in its turn, so that none always finds the budget taken.
+    turn: usize,
 }
 
 impl Supply {
@@ -65,19 +67,23 @@ impl Supply {
         store: Store,
         pool: Arc<Pool>,
         dispatch: Arc<Dispatch>,
+        inbox: Arc<Inbox>,
         lease: Arc<Lease>,
     ) -> Supply {
         let now = Instant::now();
+        let texts = Texts::new(store.clone(), pool.clone(), dispatch.clone(), lease.clone());
         Supply {
             store,
             pool,
             dispatch,
+            inbox,
             lease,
-            unread: VecDeque::new(),
-            rate: 0.0,
-            measured: (now, 0),
+            texts,
+            rates: HashMap::new(),
+            measured: (now, HashMap::new()),
             compared: now,
             unserved: HashSet::new(),
+            turn: 0,
         }
     }
 
@@ -90,36 +96,51 @@ impl Supply {
         if !self.lease.holds() {
             return Ok(());
         }
-        self.read().await?;
+        self.texts.read().await?;
+        if self.texts.wait() {
+            self.shed().await?;
+        }
         let backlog = self.store.backlog().await?;
         let (ended, live): (Vec<_>, Vec<_>) =
             backlog.into_iter().partition(|row| row.ending().is_some());
-        for row in ended {
+        for row in &ended {
             self.lease_ended(row).await?;
         }
         let offers = self.offers(live);
-        for (lane, offers) in offers {
-            self.fill(lane, offers).await?;
+        let lanes = offers.len();
+        let mut wanted = HashMap::new();
+        let mut offers: Vec<_> = offers.into_iter().collect();
+        if lanes > 0 {
+            self.turn = (self.turn + 1) % lanes;
+            offers.rotate_left(self.turn);
         }
+        for (lane, offers) in offers {
+            let lines = self.wanted(lane, offers.first().map_or(0, |o| o.routes.lane_limit));
+            wanted.insert(lane, lines);
+            self.fill(lane, lanes, lines, offers, &in_hand).await?;
+        }
+        self.dispatch.ask(&wanted, &self.dispatch.in_hand());
         Ok(())
     }
 
-    /// What can be leased, by lane.
+    /// What can be leased, by lane. Units that no upstream takes at present are left for later,
+    /// or for replicas that see it otherwise.
     fn offers(&mut self, backlog: Vec<Backlog>) -> BTreeMap<LaneId, Vec<Offer>> {
         let mut offers: BTreeMap<LaneId, Vec<Offer>> = BTreeMap::new();
         for row in backlog {
             if row.stage.status != Status::InProgress {
                 continue;
             }
-            match self.pool.resolve(&row.model) {
-                Some(routes) => {
-                    self.unserved.remove(&row.model);
-                    offers.entry(routes.lane).or_default().push(Offer {
-                        backlog: row,
-                        routes,
-                    });
-                }
-                None => self.warn_unserved(&row),
+            let Some(routes) = self.pool.resolve(&row.model) else {
+                self.warn_unserved(&row);
+                continue;
+            };
+            self.unserved.remove(&row.model);
+            if self.pool.may_take(&routes) {
+                offers.entry(routes.lane).or_default().push(Offer {
+                    backlog: row,
+                    routes,
+                });
             }
         }
         offers
@@ -136,27 +157,31 @@ impl Supply {
         }
     }
 
-    /// Leases for one lane: every tenant that has work gets its share of what is kept ready.
-    async fn fill(&mut self, lane: LaneId, offers: Vec<Offer>) -> store::Result<()> {
-        let mut by_tenant: HashMap<Arc<str>, Vec<Offer>> = HashMap::new();
-        for offer in offers {
-            let tenant = offer.backlog.tenant.as_str().into();
-            by_tenant.entry(tenant).or_default().push(offer);
+    /// Leases for one lane: every tenant that has work gets its share of what is kept ready, the
+    /// one with the least in flight first.
+    async fn fill(
+        &mut self,
+        lane: LaneId,
+        lanes: usize,
+        wanted: usize,
+        offers: Vec<Offer>,
+        in_hand: &InHand,
+    ) -> store::Result<()> {
+        let bytes = in_hand.bytes.get(&lane).copied().unwrap_or(0);
+        if bytes > 0 && bytes >= self.pool.budget().limit() / lanes {
+            return Ok(());
         }
-        let in_hand = self.dispatch.in_hand();
+        let mut by_tenant: BTreeMap<Arc<str>, Vec<Offer>> = BTreeMap::new();
+        for offer in offers {
+            by_tenant
+                .entry(offer.backlog.tenant.as_str().into())
+                .or_default()
+                .push(offer);
+        }
+        let share = (wanted / by_tenant.len().max(1)).max(1);
         let mut tenants: Vec<_> = by_tenant.into_iter().collect();
-        // The one with the least in flight is served first.
-        tenants.sort_by_key(|(tenant, _)| {
-            (
-                in_hand.tenants.get(tenant).copied().unwrap_or(0),
-                tenant.clone(),
-            )
-        });
-        let share = |limit: usize, tenants: usize| (limit / tenants.max(1)).max(1);
-        let count = tenants.len();
+        tenants.sort_by_key(|(tenant, _)| in_hand.tenants.get(tenant).copied().unwrap_or(0));
         for (tenant, mut offers) in tenants {
-            let limit = offers.first().map_or(0, |offer| offer.routes.lane_limit);
-            let wanted = share(self.wanted(limit), count);
             let mut ready = in_hand.ready.get(&(lane, tenant)).copied().unwrap_or(0);
             offers.sort_by_key(|offer| {
                 let row = &offer.backlog;
@@ -170,8 +195,8 @@ impl Supply {
                 )
             });
             for offer in &offers {
-                while ready < wanted && self.unread.is_empty() {
-                    let units = (wanted - ready).div_ceil(LINES_A_UNIT).min(UNITS_A_LEASE);
+                while ready < share && !self.texts.wait_of(lane) {
+                    let units = (share - ready).div_ceil(LINES_A_UNIT).min(UNITS_A_LEASE);
                     let added = self.lease(offer, units as i64).await?;
                     if added == 0 {
                         break;
@@ -183,119 +208,105 @@ impl Supply {
         Ok(())
     }
 
-    /// Lines to have ready for a lane of so many permits.
-    fn wanted(&self, limit: usize) -> usize {
-        limit
+    /// Lines to have ready in a lane of so many permits.
+    fn wanted(&self, lane: LaneId, permits: usize) -> usize {
+        let rate = self.rates.get(&lane).copied().unwrap_or(0.0);
+        permits
             .saturating_mul(READY_A_PERMIT)
-            .max((self.rate * AHEAD_SECONDS) as usize)
+            .max((rate * AHEAD_SECONDS) as usize)
     }
 
-    /// Leases units and reads their text; returns how many lines there are now, or are coming.
+    /// Leases units and reads their text; returns how many lines are coming.
     async fn lease(&mut self, offer: &Offer, units: i64) -> store::Result<usize> {
         let row = &offer.backlog;
         let Some(batch) = context(row) else {
             return Ok(0);
         };
+        let mut lines = 0;
+        for unread in self
+            .lease_units(row, &batch, Some(&offer.routes), units)
+            .await?
+        {
+            lines += usize::try_from(unread.leased.requests).unwrap_or(0);
+            self.texts.push(offer.routes.lane, unread);
+        }
+        self.texts.read().await?;
+        Ok(lines)
+    }
+
+    /// Leases units of a batch that is being ended: their lines get their outcome unsent.
+    async fn lease_ended(&mut self, row: &Backlog) -> store::Result<()> {
+        let (Some(ending), Some(batch)) = (row.ending(), context(row)) else {
+            return Ok(());
+        };
+        loop {
+            if self.inbox.size().0 > INBOX_LINES_MAX {
+                // The flush wakes the supply, which goes on then.
+                return Ok(());
+            }
+            let units = self.lease_units(row, &batch, None, ENDED_UNITS).await?;
+            if units.is_empty() {
+                return Ok(());
+            }
+            for unread in units {
+                self.texts.open(unread, None).await?;
+            }
+            self.dispatch.end_batch(&row.batch_id, ending);
+        }
+    }
+
+    async fn lease_units(
+        &mut self,
+        row: &Backlog,
+        batch: &Arc<BatchContext>,
+        routes: Option<&Arc<Routes>>,
+        units: i64,
+    ) -> store::Result<Vec<Unread>> {
         let token = self.lease.token();
         let leased = self
             .store
             .lease_units(&token, &row.batch_id, row.model_no, units)
             .await?;
-        let mut lines = 0;
-        for leased in leased {
+        let unread = leased.into_iter().map(|leased| {
             self.dispatch.note_leased(&leased.key, leased.epoch);
-            lines += usize::try_from(leased.requests).unwrap_or(0);
-            self.unread.push_back(Unread {
+            Unread {
                 leased,
+                token: token.clone(),
                 model: row.model.clone(),
                 file_id: row.input_file_id.clone(),
                 batch: batch.clone(),
-                routes: Some(offer.routes.clone()),
-            });
-        }
-        self.read().await?;
-        Ok(lines)
+                routes: routes.cloned(),
+            }
+        });
+        Ok(unread.collect())
     }
 
-    /// Reads the text of leased units, as far as the budget has room for it.
-    async fn read(&mut self) -> store::Result<()> {
-        while let Some(unread) = self.unread.front() {
-            let bytes = usize::try_from(unread.leased.chunk_bytes).unwrap_or(0);
-            let Some(charge) = self.pool.budget().try_reserve(bytes) else {
-                return Ok(());
-            };
-            self.open(charge.into()).await?;
-        }
-        Ok(())
-    }
-
-    /// Reads the first unread unit and hands it to the dispatch.
-    async fn open(&mut self, charge: Option<Charge>) -> store::Result<()> {
-        let Some(unread) = self.unread.front() else {
-            return Ok(());
-        };
-        let chunk = self
-            .store
-            .chunk(&unread.file_id, unread.leased.key.chunk_no)
-            .await?;
-        let Some(unread) = self.unread.pop_front() else {
-            return Ok(());
-        };
-        let key = unread.leased.key.clone();
-        let Some(chunk) = chunk else {
-            return Err(store::Error::Stale("a batch's input"));
-        };
-        let (unit, lines) = HeldUnit::open(
-            self.dispatch.unit_id(),
-            unread.leased,
-            &unread.model,
-            unread.batch,
-            unread.routes,
-            chunk.bytes,
-            charge,
-        );
-        tracing::debug!(unit.key = %key, unit.lines = lines.len(), "holds a unit");
-        self.dispatch.add(unit, lines);
-        Ok(())
-    }
-
-    /// Leases units of a batch that is being ended: their lines get their outcome unsent.
-    async fn lease_ended(&mut self, row: Backlog) -> store::Result<()> {
-        let (Some(ending), Some(batch)) = (row.ending(), context(&row)) else {
-            return Ok(());
-        };
-        let token = self.lease.token();
-        let leased = self
-            .store
-            .lease_units(&token, &row.batch_id, row.model_no, ENDED_A_ROUND)
-            .await?;
-        let more = leased.len() as i64 == ENDED_A_ROUND;
-        for leased in leased {
-            self.dispatch.note_leased(&leased.key, leased.epoch);
-            self.unread.push_front(Unread {
-                leased,
-                model: row.model.clone(),
-                file_id: row.input_file_id.clone(),
-                batch: batch.clone(),
-                routes: None,
-            });
-            // Not charged: one text at a time, and gone as soon as its lines are written.
-            self.open(None).await?;
-            self.dispatch.end_batch(&row.batch_id, ending);
-        }
-        if more {
-            self.store.wake();
-        }
-        Ok(())
-    }
-
-    /// Tells the dispatch of batches that are being ended.
+    /// Tells the dispatch of batches that are being ended, and gives the lines of units that
+    /// were to be sent, but are not read yet, their outcome.
     async fn end_batches(&mut self, in_hand: &InHand) -> store::Result<()> {
-        let ids: BTreeSet<&str> = in_hand.batches.iter().map(String::as_str).collect();
+        let unread = self.texts.batches();
+        let ids: BTreeSet<&str> = in_hand
+            .batches
+            .iter()
+            .chain(&unread)
+            .map(String::as_str)
+            .collect();
         for (batch_id, stage) in self.store.stages(&ids).await? {
             if let Some(ending) = stage.ending {
+                for unread in self.texts.take(&batch_id) {
+                    self.texts.open(unread, None).await?;
+                }
                 self.dispatch.end_batch(&batch_id, ending);
             }
+        }
+        Ok(())
+    }
+
+    /// Gives back units that wait for their upstream, because others wait for the budget.
+    async fn shed(&mut self) -> store::Result<()> {
+        let shed = self.dispatch.shed();
+        if !shed.is_empty() {
+            self.store.release_units(&self.lease.token(), &shed).await?;
         }
         Ok(())
     }
@@ -322,10 +333,15 @@ impl Supply {
 
     fn measure(&mut self, in_hand: &InHand) {
         let elapsed = self.measured.0.elapsed().as_secs_f64();
-        if elapsed >= 0.2 {
-            self.rate = (in_hand.ended - self.measured.1) as f64 / elapsed;
-            self.measured = (Instant::now(), in_hand.ended);
+        if elapsed < RATE_OVER_SECONDS {
+            return;
         }
+        for (lane, answered) in &in_hand.answered {
+            let before = self.measured.1.get(lane).copied().unwrap_or(0);
+            self.rates
+                .insert(*lane, (answered - before) as f64 / elapsed);
+        }
+        self.measured = (Instant::now(), in_hand.answered.clone());
     }
 }
 
@@ -348,9 +364,12 @@ pub(super) async fn run(mut supply: Supply, stop: CancellationToken) -> &'static
         let mut pause = TICK;
         if let Err(error) = supply.round().await {
             tracing::warn!(%error, "units could not be leased; it is tried again");
-            tokio::time::sleep(TICK).await;
+            tokio::select! {
+                () = stop.cancelled() => return "supply",
+                () = tokio::time::sleep(TICK) => {}
+            }
         }
-        if !supply.unread.is_empty() {
+        if supply.texts.wait() {
             pause = BUDGET_TICK;
         }
         tokio::select! {

@@ -3,7 +3,7 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use super::duty::Duty;
+use super::duty::{self, Duty};
 use crate::domain::findings::{self, Finding};
 use crate::domain::line::Fault;
 use crate::store::{self, Input, Store, Unvalidated};
@@ -25,20 +25,23 @@ impl Duty for Validate {
             // The first batch may come before the upstreams have said what models they have.
             self.pool.discovered().await;
         }
-        for batch in &batches {
-            let faults = self.judge(batch);
-            if faults.is_empty() {
-                self.store.accept_batch(batch, only_model(batch)).await?;
-            } else {
-                let errors = serde_json::to_string(&faults).unwrap_or_else(|_| "[]".to_owned());
-                self.store.reject_batch(&batch.batch_id, &errors).await?;
-            }
-        }
+        duty::each(&batches, |batch| self.settle(batch)).await?;
         Ok(!batches.is_empty())
     }
 }
 
 impl Validate {
+    async fn settle(&self, batch: &Unvalidated) -> store::Result<()> {
+        let faults = self.judge(batch);
+        if faults.is_empty() {
+            self.store.accept_batch(batch, only_model(batch)).await?;
+        } else {
+            let errors = serde_json::to_string(&faults).unwrap_or_else(|_| "[]".to_owned());
+            self.store.reject_batch(&batch.batch_id, &errors).await?;
+        }
+        Ok(())
+    }
+
     /// All that is wrong with a batch, as OpenAI would list it.
     fn judge(&self, batch: &Unvalidated) -> Vec<Finding> {
         let Some(input) = &batch.input else {

@@ -9,5 +9,6 @@ mod retries;
 mod round_trips;
 mod safety;
 mod sdk;
+mod store;
 mod support;
 mod uploads;

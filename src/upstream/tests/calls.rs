@@ -94,9 +94,9 @@ async fn what_a_server_says_is_the_lines_answer_or_costs_an_attempt() {
         assert_eq!(answer.body, "not JSON");
     }
     for status in ["408", "409", "498", "500", "502", "529"] {
-        let retry = retried(send(&pool, permit(&pool, "m"), status).await);
+        let retry = retried(send(&pool, permit(&pool, status), status).await);
         assert!(retry.costs_attempt, "{status}");
-        assert_eq!(retry.after, Some(Duration::from_secs(3)));
+
         assert_eq!(
             retry.cause.message,
             format!("the model server answered {status}")
@@ -136,7 +136,7 @@ async fn lost_connections_and_timeouts_cost_an_attempt() {
         upstream.timeout = Duration::from_millis(300);
         let pool = pool(&config(vec![upstream], vec![]));
         let retry = retried(line(&pool).await);
-        assert!(retry.costs_attempt && retry.answer.is_none() && retry.after.is_none());
+        assert!(retry.costs_attempt && retry.answer.is_none());
         assert_eq!(retry.cause.kind, kind, "{:?}", retry.cause);
         assert!(retry.cause.message.contains(words), "{:?}", retry.cause);
         assert!(

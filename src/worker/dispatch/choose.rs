@@ -9,19 +9,17 @@ use crate::upstream::{Acquired, Routes};
 /// Lines that wait for another attempt are at most so many times the permits of their model:
 /// permits that they free must not draw the whole queue into sleep.
 const WAITING_A_PERMIT: usize = 2;
-/// The supply is asked for more when this share of what it aims at is left.
-const HUNGRY_BELOW: usize = 2;
 
 impl Dispatch {
     /// Takes the next line to send, with its permits; counts it as in flight.
     pub(super) fn choose(&self, state: &mut State, now: Instant) -> Option<Job> {
+        state.wake_due(now);
         if state.closed || !self.lease.holds() {
             return None;
         }
         if state.in_flight > 0 && self.pool.budget().is_full() {
             return None;
         }
-        state.wake_due(now);
         // Routes that have no free place: every unit that takes them must wait.
         let mut full: Vec<*const Routes> = Vec::new();
         loop {
@@ -33,12 +31,7 @@ impl Dispatch {
             match self.pool.try_acquire(&routes, avoid) {
                 Acquired::Permit(permit) => {
                     let (unit, pending) = state.depart(id)?;
-                    if state
-                        .entries
-                        .get(&id)
-                        .is_none_or(|entry| entry.ready.is_empty())
-                        || state.entries.len() < HUNGRY_BELOW
-                    {
+                    if state.runs_short(&unit) {
                         self.hungry.notify_one();
                     }
                     return Some(Job {
@@ -68,6 +61,7 @@ impl State {
                 entry.ready.push_front(waiting.pending);
                 if let Some(lane) = entry.lane.and_then(|lane| self.lanes.get_mut(&lane)) {
                     lane.waiting -= 1;
+                    lane.ready += 1;
                 }
             }
         }
@@ -114,8 +108,18 @@ impl State {
         self.in_flight += 1;
         if let Some(lane) = entry.lane.and_then(|lane| self.lanes.get_mut(&lane)) {
             lane.in_flight += 1;
+            lane.ready -= 1;
         }
         *self.tenants.entry(unit.batch.tenant.clone()).or_default() += 1;
         Some((unit, pending))
+    }
+
+    /// Whether the supply should lease more for a unit's lane; says so once.
+    fn runs_short(&mut self, unit: &super::HeldUnit) -> bool {
+        let lane = unit
+            .routes
+            .as_ref()
+            .and_then(|routes| self.lanes.get_mut(&routes.lane));
+        lane.is_some_and(|lane| lane.ready < lane.low && std::mem::take(&mut lane.more))
     }
 }

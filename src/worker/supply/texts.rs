@@ -1,0 +1,181 @@
+//! Units that are leased but whose text is not read yet: they wait for room in the budget.
+
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
+use std::sync::Arc;
+
+use super::super::dispatch::Dispatch;
+use super::super::held::{BatchContext, HeldUnit};
+use super::super::lease::Lease;
+use crate::codec::segment::Encoded;
+use crate::store::{self, LeasedUnit, Store, Tally, UnitFlush};
+use crate::upstream::{Charge, LaneId, Pool, Routes};
+
+/// A leased unit whose text is not read yet.
+pub(super) struct Unread {
+    pub leased: LeasedUnit,
+    /// Under which incarnation it was leased.
+    pub token: Arc<str>,
+    pub model: String,
+    pub file_id: String,
+    pub batch: Arc<BatchContext>,
+    /// `None`: its lines are not to be sent.
+    pub routes: Option<Arc<Routes>>,
+}
+
+/// What waits to be read, by lane: one whose lines are large holds up no other.
+pub(super) struct Texts {
+    store: Store,
+    pool: Arc<Pool>,
+    dispatch: Arc<Dispatch>,
+    lease: Arc<Lease>,
+    unread: BTreeMap<LaneId, VecDeque<Unread>>,
+}
+
+impl Texts {
+    pub(super) fn new(
+        store: Store,
+        pool: Arc<Pool>,
+        dispatch: Arc<Dispatch>,
+        lease: Arc<Lease>,
+    ) -> Self {
+        Texts {
+            store,
+            pool,
+            dispatch,
+            lease,
+            unread: BTreeMap::new(),
+        }
+    }
+
+    pub(super) fn push(&mut self, lane: LaneId, unread: Unread) {
+        self.unread.entry(lane).or_default().push_back(unread);
+    }
+
+    /// Whether any unit waits to be read.
+    pub(super) fn wait(&self) -> bool {
+        self.unread.values().any(|units| !units.is_empty())
+    }
+
+    /// Whether a unit of this lane waits to be read.
+    pub(super) fn wait_of(&self, lane: LaneId) -> bool {
+        self.unread
+            .get(&lane)
+            .is_some_and(|units| !units.is_empty())
+    }
+
+    /// Whose units wait to be read.
+    pub(super) fn batches(&self) -> BTreeSet<String> {
+        self.unread
+            .values()
+            .flatten()
+            .map(|unread| unread.batch.id.clone())
+            .collect()
+    }
+
+    /// Takes a batch's units out.
+    pub(super) fn take(&mut self, batch_id: &str) -> Vec<Unread> {
+        let mut taken = Vec::new();
+        for units in self.unread.values_mut() {
+            let (of_batch, others) = std::mem::take(units)
+                .into_iter()
+                .partition(|unread| unread.batch.id == batch_id);
+            *units = others;
+            taken.extend::<VecDeque<Unread>>(of_batch);
+        }
+        taken
+    }
+
+    /// Reads what there is room for in the budget.
+    pub(super) async fn read(&mut self) -> store::Result<()> {
+        let lanes: Vec<LaneId> = self.unread.keys().copied().collect();
+        for lane in lanes {
+            while let Some((unread, charge)) = self.next(lane) {
+                self.open(unread, Some(charge)).await?;
+            }
+        }
+        Ok(())
+    }
+
+    fn next(&mut self, lane: LaneId) -> Option<(Unread, Charge)> {
+        let units = self.unread.get_mut(&lane)?;
+        let bytes = usize::try_from(units.front()?.leased.chunk_bytes).unwrap_or(0);
+        let charge = self.pool.budget().try_reserve(bytes)?;
+        Some((units.pop_front()?, charge))
+    }
+
+    /// Reads one unit and hands it to the dispatch. If the database fails the unit is forgotten,
+    /// and is given back at the next comparison with the store.
+    pub(super) async fn open(&self, unread: Unread, charge: Option<Charge>) -> store::Result<()> {
+        let Unread {
+            leased,
+            token,
+            model,
+            file_id,
+            batch,
+            routes,
+        } = unread;
+        let (key, epoch) = (leased.key.clone(), leased.epoch);
+        if *token != *self.lease.token() {
+            // Leased by who this process was before it lost its lease: somebody else's by now.
+            self.dispatch.forget(&key, epoch);
+            return Ok(());
+        }
+        let chunk = match self.store.chunk(&file_id, key.chunk_no).await {
+            Ok(Some(chunk)) => chunk,
+            Ok(None) => return self.give_up(&leased, "its input is gone").await,
+            Err(error) if error.is_outage() => {
+                self.dispatch.forget(&key, epoch);
+                return Err(error);
+            }
+            Err(error) => return self.give_up(&leased, &error.to_string()).await,
+        };
+        let id = self.dispatch.unit_id();
+        let (unit, lines) = HeldUnit::open(
+            id,
+            leased.clone(),
+            &model,
+            batch,
+            routes,
+            chunk.bytes,
+            charge,
+        );
+        if lines.is_empty() {
+            return self
+                .give_up(&leased, "its text has none of its lines")
+                .await;
+        }
+        tracing::debug!(unit.key = %key, unit.lines = lines.len(), "holds a unit");
+        self.dispatch.add(unit, lines);
+        Ok(())
+    }
+
+    /// Ends a unit whose lines cannot be read, so that its batch can end. They count as failed,
+    /// but have no line in the error file: not even their ids are known.
+    async fn give_up(&self, leased: &LeasedUnit, cause: &str) -> store::Result<()> {
+        let lost = leased.requests - i64::from(leased.done.count());
+        tracing::error!(
+            unit.key = %leased.key,
+            unit.lines = lost,
+            cause,
+            "stored requests cannot be read; they end as failed, without a line"
+        );
+        let flush = UnitFlush {
+            key: leased.key.clone(),
+            epoch: leased.epoch,
+            flush_no: leased.flush_no,
+            done: leased.done.clone(),
+            finished: true,
+            segment: Encoded::default(),
+            output_bytes: 0,
+            error_bytes: 0,
+            tally: Tally {
+                failed: lost,
+                ..Tally::default()
+            },
+        };
+        self.store.flush(&self.lease.token(), 0, &[&flush]).await?;
+        self.dispatch.forget(&leased.key, leased.epoch);
+        self.store.wake();
+        Ok(())
+    }
+}

@@ -1,0 +1,592 @@
+//! What the store promises the duties, on both engines.
+
+use bytes::Bytes;
+use nightshift::codec::segment::{self, Line};
+use nightshift::domain::batch::{Ending, Status};
+use nightshift::domain::clock::Clock;
+use nightshift::domain::file::{Kind, Purpose};
+use nightshift::domain::id;
+use nightshift::domain::unit::Bitmap;
+use nightshift::domain::usage::Usage;
+use nightshift::intake::Limits;
+use nightshift::store::{Cancel, LeasedUnit, NewBatch, Store, StoredFile, Tally, UnitFlush};
+use nightshift::transfer::{Finish, Ingest};
+use tempfile::TempDir;
+
+use crate::support::{CHAT, chat, engines, ids, on_every_engine};
+
+const TENANT: &str = "tenant-a";
+const LEASE_MS: i64 = 60_000;
+
+struct Fixture {
+    store: Store,
+    clock: Clock,
+    _directory: TempDir,
+}
+
+impl Fixture {
+    async fn new() -> Self {
+        let directory = tempfile::tempdir().expect("makes a directory");
+        let clock = Clock::default();
+        let url = engines::database(directory.path()).await;
+        let store = Store::open(&url, 4, clock.clone()).await.expect("opens");
+        Fixture {
+            store,
+            clock,
+            _directory: directory,
+        }
+    }
+
+    async fn file(&self, lines: usize) -> StoredFile {
+        let limits = Limits {
+            max_line_bytes: 1 << 20,
+        };
+        let mut ingest = Ingest::begin(&self.store, TENANT, limits, true)
+            .await
+            .expect("begins");
+        for id in ids(lines) {
+            let line = chat(&id, serde_json::Value::Null);
+            ingest.write(Bytes::from(line)).await.expect("writes");
+        }
+        let finish = Finish {
+            purpose: Purpose::Batch,
+            filename: "in.jsonl".to_owned(),
+            created_at: self.clock.now_ms(),
+            expires_at: None,
+        };
+        ingest.finish(finish, None).await.expect("finishes")
+    }
+
+    /// A batch of so many lines, in `validating`.
+    async fn created(&self, lines: usize) -> String {
+        let file = self.file(lines).await;
+        let created_at = self.clock.now_ms();
+        let batch = NewBatch {
+            id: id::batch(),
+            tenant: TENANT.to_owned(),
+            endpoint: CHAT.to_owned(),
+            input_file_id: file.id,
+            completion_window: "1h".to_owned(),
+            output_expires_seconds: 3600,
+            metadata: None,
+            created_at,
+            expires_at: Some(created_at + 3_600_000),
+        };
+        self.store
+            .create_batch(&batch, None)
+            .await
+            .expect("creates");
+        batch.id
+    }
+
+    /// A batch of so many lines, in `in_progress`.
+    async fn running(&self, lines: usize) -> String {
+        let id = self.created(lines).await;
+        let found = self.store.unvalidated().await.expect("lists");
+        let batch = found
+            .iter()
+            .find(|batch| batch.batch_id == id)
+            .expect("is there");
+        assert!(
+            self.store
+                .accept_batch(batch, Some("sim-small"))
+                .await
+                .expect("accepts")
+        );
+        id
+    }
+
+    async fn replica(&self) -> String {
+        let token = id::incarnation();
+        self.store
+            .join(&token, "test", LEASE_MS)
+            .await
+            .expect("joins");
+        token
+    }
+
+    async fn lease(&self, owner: &str, batch: &str, units: i64) -> Vec<LeasedUnit> {
+        self.store
+            .lease_units(owner, batch, 0, units)
+            .await
+            .expect("leases")
+    }
+
+    async fn waiting(&self, batch: &str) -> i64 {
+        let backlog = self.store.backlog().await.expect("lists");
+        backlog
+            .iter()
+            .filter(|row| row.batch_id == batch)
+            .map(|row| row.waiting)
+            .sum()
+    }
+
+    async fn counts(&self, batch: &str) -> (i64, i64) {
+        let batch = self
+            .store
+            .batch(TENANT, batch)
+            .await
+            .expect("finds")
+            .expect("is there");
+        (batch.counts.completed, batch.counts.failed)
+    }
+}
+
+/// A flush of some lines of a unit, by index.
+fn flush(unit: &LeasedUnit, lines: &[u32], finished: bool) -> UnitFlush {
+    let mut done: Bitmap = unit.done.clone();
+    let lines: Vec<Line> = lines
+        .iter()
+        .map(|&line| {
+            done.insert(line);
+            Line {
+                line,
+                kind: Kind::Output,
+                bytes: format!("{line}\n").into_bytes(),
+            }
+        })
+        .collect();
+    UnitFlush {
+        key: unit.key.clone(),
+        epoch: unit.epoch,
+        flush_no: unit.flush_no,
+        done,
+        finished,
+        segment: segment::encode(&lines).expect("encodes"),
+        output_bytes: lines.iter().map(|line| line.bytes.len() as i64).sum(),
+        error_bytes: 0,
+        tally: Tally {
+            completed: lines.len() as i64,
+            usage: Usage {
+                total_tokens: 1,
+                ..Usage::default()
+            },
+            ..Tally::default()
+        },
+    }
+}
+
+async fn a_flush_whose_reply_was_lost_is_not_written_twice() {
+    let fixture = Fixture::new().await;
+    let (batch, owner) = (fixture.running(10).await, fixture.replica().await);
+    let unit = fixture.lease(&owner, &batch, 1).await.remove(0);
+    let first = flush(&unit, &[0, 1, 2], false);
+    for try_no in 1..=3 {
+        let reply = fixture
+            .store
+            .flush(&owner, 0, &[&first])
+            .await
+            .expect("flushes");
+        let accepted = reply.accepted.contains(&(unit.key.clone(), unit.epoch));
+        assert!(accepted, "try {try_no} succeeds");
+        assert_eq!(
+            fixture.counts(&batch).await,
+            (3, 0),
+            "try {try_no} counts nothing twice"
+        );
+    }
+    let segments = fixture
+        .store
+        .segment_tables(&batch, unit.key.chunk_no)
+        .await
+        .expect("reads");
+    assert_eq!(segments.len(), 1);
+}
+
+async fn a_stale_unit_costs_only_itself() {
+    let fixture = Fixture::new().await;
+    let batch = fixture.running(1200).await;
+    let (dead, alive) = (fixture.replica().await, fixture.replica().await);
+    let units = fixture.lease(&dead, &batch, 3).await;
+    assert_eq!(units.len(), 3);
+    // One of the three is given back and leased by somebody else meanwhile.
+    let stale = &units[1];
+    let back = [(stale.key.clone(), stale.epoch)];
+    fixture
+        .store
+        .release_units(&dead, &back)
+        .await
+        .expect("releases");
+    let taken = fixture.lease(&alive, &batch, 1).await.remove(0);
+    assert_eq!((&taken.key, taken.epoch), (&stale.key, stale.epoch + 1));
+
+    let flushes: Vec<UnitFlush> = units
+        .iter()
+        .map(|unit| flush(unit, &[0, 1], false))
+        .collect();
+    let flushes: Vec<&UnitFlush> = flushes.iter().collect();
+    let reply = fixture
+        .store
+        .flush(&dead, 0, &flushes)
+        .await
+        .expect("flushes");
+    assert_eq!(reply.accepted.len(), 2);
+    assert!(!reply.accepted.contains(&(stale.key.clone(), stale.epoch)));
+    assert_eq!(
+        fixture.counts(&batch).await,
+        (4, 0),
+        "nothing of the stale unit is counted"
+    );
+    let tables = fixture
+        .store
+        .segment_tables(&batch, stale.key.chunk_no)
+        .await
+        .expect("reads");
+    assert!(tables.is_empty(), "nothing of the stale unit is written");
+    // Who took it over starts from what the store knows: nothing.
+    assert_eq!(taken.done.count(), 0);
+}
+
+async fn two_leases_of_one_unit_in_one_flush_are_told_apart() {
+    let fixture = Fixture::new().await;
+    let batch = fixture.running(5).await;
+    let owner = fixture.replica().await;
+    let old = fixture.lease(&owner, &batch, 1).await.remove(0);
+    fixture
+        .store
+        .release_units(&owner, &[(old.key.clone(), old.epoch)])
+        .await
+        .expect("releases");
+    let new = fixture.lease(&owner, &batch, 1).await.remove(0);
+    let (stale, fresh) = (flush(&old, &[0, 1], false), flush(&new, &[2], false));
+    let reply = fixture
+        .store
+        .flush(&owner, 0, &[&stale, &fresh])
+        .await
+        .expect("flushes");
+    assert!(reply.accepted.contains(&(new.key.clone(), new.epoch)));
+    assert!(!reply.accepted.contains(&(old.key.clone(), old.epoch)));
+    assert_eq!(fixture.counts(&batch).await, (1, 0));
+}
+
+async fn what_is_done_is_known_to_who_leases_next() {
+    let fixture = Fixture::new().await;
+    let batch = fixture.running(20).await;
+    let owner = fixture.replica().await;
+    let unit = fixture.lease(&owner, &batch, 1).await.remove(0);
+    fixture
+        .store
+        .flush(&owner, 0, &[&flush(&unit, &[3, 7], false)])
+        .await
+        .expect("flushes");
+    fixture.store.leave(&owner).await.expect("leaves");
+    assert_eq!(
+        fixture.waiting(&batch).await,
+        1,
+        "its units wait again at once"
+    );
+    let heir = fixture.replica().await;
+    let unit = fixture.lease(&heir, &batch, 1).await.remove(0);
+    assert!(unit.done.contains(3) && unit.done.contains(7) && unit.done.count() == 2);
+    assert_eq!((unit.flush_no, unit.takeovers), (1, 1));
+    let late = fixture
+        .store
+        .flush(&owner, 0, &[&flush(&unit, &[8], false)])
+        .await;
+    assert!(
+        late.expect("answers").accepted.is_empty(),
+        "the dead write nothing any more"
+    );
+}
+
+async fn units_of_a_lapsed_lease_are_taken_over_and_others_are_not() {
+    let fixture = Fixture::new().await;
+    let batch = fixture.running(1500).await;
+    let (lapsed, alive) = (id::incarnation(), fixture.replica().await);
+    // A lease that is over as soon as it is made.
+    fixture
+        .store
+        .join(&lapsed, "test", -1)
+        .await
+        .expect("joins");
+    assert_eq!(fixture.lease(&lapsed, &batch, 2).await.len(), 2);
+    assert_eq!(fixture.lease(&alive, &batch, 1).await.len(), 1);
+    assert_eq!(fixture.waiting(&batch).await, 0);
+    assert_eq!(fixture.store.take_over().await.expect("takes over"), 2);
+    assert_eq!(fixture.waiting(&batch).await, 2);
+    assert!(
+        !fixture
+            .store
+            .renew(&lapsed, LEASE_MS)
+            .await
+            .expect("answers"),
+        "it is told"
+    );
+    assert!(
+        fixture
+            .store
+            .renew(&alive, LEASE_MS)
+            .await
+            .expect("answers")
+    );
+    assert_eq!(
+        fixture
+            .store
+            .leased_units(&alive)
+            .await
+            .expect("lists")
+            .len(),
+        1
+    );
+    assert_eq!(fixture.store.take_over().await.expect("takes over"), 0);
+}
+
+async fn no_unit_is_leased_twice_however_many_ask() {
+    let fixture = Fixture::new().await;
+    let batch = fixture.running(6000).await;
+    let mut tasks = tokio::task::JoinSet::new();
+    for _ in 0..4 {
+        let (store, batch, owner) = (
+            fixture.store.clone(),
+            batch.clone(),
+            fixture.replica().await,
+        );
+        tasks.spawn(async move {
+            let mut mine = Vec::new();
+            loop {
+                let units = store
+                    .lease_units(&owner, &batch, 0, 2)
+                    .await
+                    .expect("leases");
+                if units.is_empty() {
+                    return mine;
+                }
+                mine.extend(units.into_iter().map(|unit| unit.key.chunk_no));
+            }
+        });
+    }
+    let mut chunks: Vec<i64> = tasks.join_all().await.into_iter().flatten().collect();
+    chunks.sort_unstable();
+    let count = chunks.len();
+    chunks.dedup();
+    assert_eq!(chunks.len(), count, "none is there twice");
+    assert_eq!(count, 12);
+    assert_eq!(fixture.waiting(&batch).await, 0);
+}
+
+async fn a_batch_is_finished_once_and_only_when_nothing_is_open() {
+    let fixture = Fixture::new().await;
+    let batch = fixture.running(3).await;
+    let owner = fixture.replica().await;
+    let unit = fixture.lease(&owner, &batch, 1).await.remove(0);
+    assert!(fixture.store.drained().await.expect("lists").is_empty());
+    fixture
+        .store
+        .finish_batch(&batch)
+        .await
+        .expect("does nothing");
+    let status = |batch: &nightshift::store::Batch| batch.stage.status;
+    let found = fixture
+        .store
+        .batch(TENANT, &batch)
+        .await
+        .expect("finds")
+        .expect("is there");
+    assert_eq!(status(&found), Status::InProgress, "a unit is open");
+
+    fixture
+        .store
+        .flush(&owner, 0, &[&flush(&unit, &[0, 1, 2], true)])
+        .await
+        .expect("flushes");
+    assert_eq!(
+        fixture.store.drained().await.expect("lists"),
+        [batch.clone()]
+    );
+    for _ in 0..3 {
+        fixture.store.finish_batch(&batch).await.expect("finishes");
+    }
+    let found = fixture
+        .store
+        .batch(TENANT, &batch)
+        .await
+        .expect("finds")
+        .expect("is there");
+    assert_eq!(status(&found), Status::Completed);
+    assert_eq!(found.usage.total_tokens, 1);
+    let output = found.row.output_file_id.expect("has an output");
+    assert!(
+        found.row.error_file_id.is_none(),
+        "no file is made for nothing"
+    );
+    let file = fixture
+        .store
+        .file(TENANT, &output)
+        .await
+        .expect("finds")
+        .expect("is there");
+    assert_eq!(file.bytes, 6);
+    assert!(fixture.store.backlog().await.expect("lists").is_empty());
+    let late = fixture
+        .store
+        .flush(&owner, 0, &[&flush(&unit, &[0], true)])
+        .await;
+    assert!(
+        late.expect("answers").accepted.is_empty(),
+        "its units are gone"
+    );
+}
+
+async fn cancelling_goes_through_its_states() {
+    let fixture = Fixture::new().await;
+    let waiting = fixture.created(5).await;
+    let cancelled = fixture
+        .store
+        .cancel_batch(TENANT, &waiting)
+        .await
+        .expect("answers");
+    let Cancel::Granted(batch) = cancelled else {
+        panic!("{cancelled:?}")
+    };
+    assert_eq!(
+        batch.stage.status,
+        Status::Cancelled,
+        "nothing has run: there is nothing to settle"
+    );
+    assert!(batch.row.cancelling_at.is_some() && batch.row.cancelled_at.is_some());
+
+    let running = fixture.running(5).await;
+    let foreign = fixture
+        .store
+        .cancel_batch("tenant-b", &running)
+        .await
+        .expect("answers");
+    assert!(
+        matches!(foreign, Cancel::NotFound),
+        "another tenant's batch is not there"
+    );
+    let cancelled = fixture
+        .store
+        .cancel_batch(TENANT, &running)
+        .await
+        .expect("answers");
+    let Cancel::Granted(batch) = cancelled else {
+        panic!("{cancelled:?}")
+    };
+    assert_eq!(batch.stage.status, Status::Cancelling);
+    assert_eq!(batch.stage.ending, Some(Ending::Cancelled));
+    // The window may end meanwhile: it is cancelled all the same.
+    fixture.clock.advance_ms(2 * 3_600_000);
+    assert_eq!(fixture.store.end_windows().await.expect("looks"), 0);
+}
+
+async fn a_swept_upload_cannot_be_published() {
+    let fixture = Fixture::new().await;
+    let limits = Limits {
+        max_line_bytes: 1 << 20,
+    };
+    let mut ingest = Ingest::begin(&fixture.store, TENANT, limits, true)
+        .await
+        .expect("begins");
+    let line = chat("a", serde_json::Value::Null);
+    ingest
+        .write(Bytes::from(line.repeat(3000)))
+        .await
+        .expect("writes");
+    let later = fixture.clock.now_ms() + 1;
+    assert_eq!(fixture.store.sweep_uploads(later).await.expect("sweeps"), 1);
+    let finish = Finish {
+        purpose: Purpose::Batch,
+        filename: "in.jsonl".to_owned(),
+        created_at: later,
+        expires_at: None,
+    };
+    assert!(ingest.finish(finish, None).await.is_err());
+    assert_eq!(
+        fixture.store.sweep_uploads(i64::MAX).await.expect("sweeps"),
+        0
+    );
+}
+
+async fn what_is_deleted_is_purged_but_not_under_a_running_batch() {
+    let fixture = Fixture::new().await;
+    let batch = fixture.running(3).await;
+    let found = fixture
+        .store
+        .batch(TENANT, &batch)
+        .await
+        .expect("finds")
+        .expect("is there");
+    let file = found.row.input_file_id;
+    assert!(
+        fixture
+            .store
+            .delete_file(TENANT, &file)
+            .await
+            .expect("deletes")
+    );
+    assert!(
+        !fixture
+            .store
+            .delete_file(TENANT, &file)
+            .await
+            .expect("answers"),
+        "it is gone"
+    );
+    let purged = fixture.store.purge(i64::MAX).await.expect("purges");
+    assert_eq!(purged.removed, 0, "its batch still reads it");
+    assert!(
+        fixture
+            .store
+            .chunk(&file, 0)
+            .await
+            .expect("reads")
+            .is_some()
+    );
+
+    let owner = fixture.replica().await;
+    let unit = fixture.lease(&owner, &batch, 1).await.remove(0);
+    fixture
+        .store
+        .flush(&owner, 0, &[&flush(&unit, &[0, 1, 2], true)])
+        .await
+        .expect("flushes");
+    fixture.store.finish_batch(&batch).await.expect("finishes");
+    assert_eq!(
+        fixture.store.purge(i64::MAX).await.expect("purges").removed,
+        1
+    );
+    assert!(
+        fixture
+            .store
+            .chunk(&file, 0)
+            .await
+            .expect("reads")
+            .is_none()
+    );
+    let position = fixture
+        .store
+        .file_position(TENANT, &file)
+        .await
+        .expect("finds");
+    assert!(position.is_some(), "its place in the list stays");
+
+    // The output expires, and its bytes go.
+    fixture.clock.advance_ms(2 * 3_600_000);
+    assert_eq!(fixture.store.purge(0).await.expect("purges").expired, 1);
+    assert_eq!(
+        fixture.store.purge(i64::MAX).await.expect("purges").removed,
+        1
+    );
+    assert!(
+        fixture
+            .store
+            .segment_tables(&batch, 0)
+            .await
+            .expect("reads")
+            .is_empty()
+    );
+}
+
+on_every_engine![
+    a_flush_whose_reply_was_lost_is_not_written_twice,
+    a_stale_unit_costs_only_itself,
+    two_leases_of_one_unit_in_one_flush_are_told_apart,
+    what_is_done_is_known_to_who_leases_next,
+    units_of_a_lapsed_lease_are_taken_over_and_others_are_not,
+    no_unit_is_leased_twice_however_many_ask,
+    a_batch_is_finished_once_and_only_when_nothing_is_open,
+    cancelling_goes_through_its_states,
+    a_swept_upload_cannot_be_published,
+    what_is_deleted_is_purged_but_not_under_a_running_batch,
+];
