@@ -5,6 +5,7 @@ mod bad_input;
 mod batches;
 mod commands;
 mod openapi;
+mod readme;
 mod retries;
 mod round_trips;
 mod safety;
