@@ -57,7 +57,7 @@ enum Running {
         stop: CancellationToken,
         task: JoinHandle<anyhow::Result<()>>,
     },
-    Binary(Binary),
+    Binary(Box<Binary>),
     Stopped,
 }
 
@@ -137,7 +137,7 @@ impl Server {
         let (base, running) = if as_process {
             let args = ["--config", file.to_str().expect("is text")];
             let binary = Binary::serve(&args, &[("DATABASE_URL", &database)]).await;
-            (binary.base.clone(), Running::Binary(binary))
+            (binary.base.clone(), Running::Binary(Box::new(binary)))
         } else {
             start(&config, clock.clone()).await
         };
@@ -191,7 +191,7 @@ impl Server {
     /// The server's process, taken out of it; the rest stays.
     pub fn binary_process(&mut self) -> Binary {
         match std::mem::replace(&mut self.running, Running::Stopped) {
-            Running::Binary(binary) => binary,
+            Running::Binary(binary) => *binary,
             _ => panic!("it is no process, or has been stopped"),
         }
     }
