@@ -5,6 +5,7 @@
 //! its model and of an upstream, is one step under one short lock; nothing waits while holding it.
 
 mod choose;
+mod state;
 
 use std::collections::{BTreeSet, BinaryHeap, HashMap, VecDeque};
 use std::panic::AssertUnwindSafe;
@@ -20,36 +21,19 @@ use super::Settings;
 use super::held::{HeldUnit, OpenLine};
 use super::inbox::{Finished, Inbox};
 use super::lease::Lease;
-use super::line::{self, Attempt};
+use super::line::{self, Attempt, Job, Pending};
 use crate::config;
 use crate::domain::batch::Ending;
 use crate::domain::clock::Clock;
 use crate::domain::unit::UnitKey;
-use crate::upstream::{Answer, LaneId, Permit, Pool, Retry, backoff};
+use crate::upstream::{LaneId, Pool, Retry, backoff};
+use state::{Entry, State, Waiting};
 
 /// How long the pump may sleep when it knows of nothing to wait for.
 const PUMP_TICK: Duration = Duration::from_secs(1);
 /// The longest wait of a line that may be sent again at once: enough to keep a failure that
 /// nobody foresaw from becoming a loop without a pause.
 const AGAIN_AT_ONCE: Duration = Duration::from_millis(50);
-
-/// A line that is to be sent, with what is known from attempts before.
-pub(super) struct Pending {
-    pub line: OpenLine,
-    /// Attempts that counted.
-    pub attempts: u32,
-    /// The upstream of the last attempt, which others are preferred to.
-    pub avoid: Option<usize>,
-    /// The last answer, if it refused our key: it is the line's if there is no better one.
-    pub answer: Option<Answer>,
-}
-
-/// A line on its way, with its permits.
-pub(super) struct Job {
-    pub unit: Arc<HeldUnit>,
-    pub pending: Pending,
-    pub permit: Option<Permit>,
-}
 
 pub(super) struct Dispatch {
     state: Mutex<State>,
@@ -66,66 +50,6 @@ pub(super) struct Dispatch {
     hungry: Notify,
     /// Told when nothing is in flight any more.
     idle: Notify,
-}
-
-struct State {
-    entries: HashMap<u64, Entry>,
-    lanes: HashMap<LaneId, Lane>,
-    /// Lines in flight by tenant, for fairness.
-    tenants: HashMap<Arc<str>, usize>,
-    /// Every unit that the store says is ours, until its last flush is accepted.
-    held: HashMap<UnitKey, i64>,
-    in_flight: usize,
-    closed: bool,
-}
-
-#[derive(Default)]
-struct Lane {
-    limit: usize,
-    in_flight: usize,
-    waiting: usize,
-    /// Lines that could be sent now, as far as permits and gates allow.
-    ready: usize,
-    /// Below so many ready lines the supply is told, once, if it has more to lease.
-    low: usize,
-    more: bool,
-    /// Lines that were ever answered: the supply tells the rate from it.
-    answered: u64,
-}
-
-/// A unit with lines that are not ended.
-struct Entry {
-    unit: Arc<HeldUnit>,
-    lane: Option<LaneId>,
-    ready: VecDeque<Pending>,
-    waiting: BinaryHeap<Waiting>,
-    in_flight: usize,
-    ending: Option<Ending>,
-    /// When calls in flight are cut, once the batch is ending.
-    settle_by: Option<Instant>,
-}
-
-/// A line that waits for its next attempt. Ordered so that a heap gives the earliest first.
-struct Waiting {
-    due: Instant,
-    pending: Pending,
-}
-
-impl PartialEq for Waiting {
-    fn eq(&self, other: &Self) -> bool {
-        self.due == other.due
-    }
-}
-impl Eq for Waiting {}
-impl PartialOrd for Waiting {
-    fn partial_cmp(&self, other: &Self) -> Option<std::cmp::Ordering> {
-        Some(self.cmp(other))
-    }
-}
-impl Ord for Waiting {
-    fn cmp(&self, other: &Self) -> std::cmp::Ordering {
-        other.due.cmp(&self.due)
-    }
 }
 
 /// What is in hand, for the supply to decide what to lease.
@@ -151,16 +75,8 @@ impl Dispatch {
         clock: Clock,
         settings: &Settings,
     ) -> Arc<Dispatch> {
-        let state = State {
-            entries: HashMap::new(),
-            lanes: HashMap::new(),
-            tenants: HashMap::new(),
-            held: HashMap::new(),
-            in_flight: 0,
-            closed: false,
-        };
         Arc::new(Dispatch {
-            state: Mutex::new(state),
+            state: Mutex::default(),
             pool,
             inbox,
             lease,
@@ -497,98 +413,6 @@ impl Dispatch {
         }
         let next = state.next_due().unwrap_or(now + PUMP_TICK);
         next.clamp(now + Duration::from_millis(1), now + PUMP_TICK)
-    }
-}
-
-impl State {
-    /// Takes a line that has come back off the counts of what is in flight.
-    fn landed(&mut self, unit: &HeldUnit, ended: bool) {
-        self.in_flight -= 1;
-        if let Some(count) = self.tenants.get_mut(&unit.batch.tenant) {
-            *count -= 1;
-            if *count == 0 {
-                self.tenants.remove(&unit.batch.tenant);
-            }
-        }
-        let lane = unit
-            .routes
-            .as_ref()
-            .and_then(|routes| self.lanes.get_mut(&routes.lane));
-        if let Some(lane) = lane {
-            lane.in_flight -= 1;
-            lane.answered += u64::from(ended);
-        }
-        if let Some(entry) = self.entries.get_mut(&unit.id) {
-            entry.in_flight -= 1;
-        }
-    }
-
-    fn remove(&mut self, id: u64) -> Option<Entry> {
-        let entry = self.entries.remove(&id)?;
-        if let Some(lane) = entry.lane.and_then(|lane| self.lanes.get_mut(&lane)) {
-            lane.waiting -= entry.waiting.len();
-            lane.ready -= entry.ready.len();
-        }
-        Some(entry)
-    }
-
-    /// Lets go of a unit all of whose lines have ended; the flusher does the rest.
-    fn remove_if_spent(&mut self, id: u64) {
-        let spent = self.entries.get(&id).is_some_and(|entry| {
-            entry.in_flight == 0 && entry.ready.is_empty() && entry.waiting.is_empty()
-        });
-        if spent {
-            self.entries.remove(&id);
-        }
-    }
-
-    /// Takes the lines of a batch that have not been sent, by unit.
-    fn end_batch(
-        &mut self,
-        batch_id: &str,
-        ending: Ending,
-        settle_by: Instant,
-    ) -> Vec<(Arc<HeldUnit>, Vec<Pending>)> {
-        let mut taken = Vec::new();
-        for entry in self.entries.values_mut() {
-            if entry.unit.batch.id != batch_id || entry.ending == Some(ending) {
-                continue;
-            }
-            entry.ending = Some(ending);
-            entry.settle_by.get_or_insert(settle_by);
-            let mut unsent: Vec<Pending> = entry.ready.drain(..).collect();
-            let ready = unsent.len();
-            unsent.extend(entry.waiting.drain().map(|waiting| waiting.pending));
-            if let Some(lane) = entry.lane.and_then(|lane| self.lanes.get_mut(&lane)) {
-                lane.ready -= ready;
-                lane.waiting -= unsent.len() - ready;
-            }
-            taken.push((entry.unit.clone(), unsent));
-        }
-        for (unit, _) in &taken {
-            self.remove_if_spent(unit.id);
-        }
-        taken
-    }
-
-    /// Cuts calls whose batch has ended and that had their time to settle.
-    fn cut_settled(&mut self, now: Instant) {
-        for entry in self.entries.values_mut() {
-            if entry.settle_by.is_some_and(|by| by <= now) {
-                entry.unit.cut.cancel();
-                entry.settle_by = None;
-            }
-        }
-    }
-
-    /// When the next line that waits may be sent, or the next call be cut.
-    fn next_due(&self) -> Option<Instant> {
-        let due = self
-            .entries
-            .values()
-            .filter_map(|e| e.waiting.peek().map(|w| w.due));
-        let settle = self.entries.values().filter_map(|e| e.settle_by);
-        due.chain(settle).min()
     }
 }
 

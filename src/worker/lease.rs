@@ -3,10 +3,7 @@
 use std::sync::{Arc, Mutex, PoisonError, RwLock};
 use std::time::{Duration, Instant};
 
-use tokio_util::sync::CancellationToken;
-
 use super::Settings;
-use super::dispatch::Dispatch;
 use crate::domain::id;
 use crate::store::{self, Store};
 
@@ -52,21 +49,35 @@ impl Lease {
         Instant::now() < *self.ends.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    async fn renew(&self, store: &Store, dispatch: &Dispatch) -> store::Result<()> {
+    /// Renews the lease. False if it was lost: this process was silent for too long, and others
+    /// have taken its units.
+    pub(super) async fn renew(&self, store: &Store) -> store::Result<bool> {
         let sent = Instant::now();
-        if store.renew(&self.token(), millis(self.term)).await? {
+        let renewed = store.renew(&self.token(), millis(self.term)).await?;
+        if renewed {
             self.set_end(sent + self.term);
-            return Ok(());
         }
-        // Silent for too long: others have taken the units. Begin anew, as somebody else.
-        tracing::warn!("the lease was lost to other replicas; their work is not done twice");
-        dispatch.lose_all();
+        Ok(renewed)
+    }
+
+    /// Begins anew, as somebody else.
+    pub(super) async fn join_again(&self, store: &Store) -> store::Result<()> {
         let token = id::incarnation();
         let sent = Instant::now();
         store.join(&token, &self.name, millis(self.term)).await?;
         *self.token.write().unwrap_or_else(PoisonError::into_inner) = token.into();
         self.set_end(sent + self.term);
         Ok(())
+    }
+
+    /// How long a lease lasts.
+    pub(super) fn term(&self) -> Duration {
+        self.term
+    }
+
+    /// How long to wait between renewals.
+    pub(super) fn pause(&self) -> Duration {
+        self.term / RENEWALS_A_TERM
     }
 
     fn set_end(&self, end: Instant) {
@@ -76,29 +87,4 @@ impl Lease {
 
 fn millis(duration: Duration) -> i64 {
     i64::try_from(duration.as_millis()).unwrap_or(i64::MAX)
-}
-
-/// Renews the lease, and takes over what others have let go.
-pub(super) async fn run(
-    lease: Arc<Lease>,
-    store: Store,
-    dispatch: Arc<Dispatch>,
-    stop: CancellationToken,
-) -> &'static str {
-    let mut tick = tokio::time::interval(lease.term / RENEWALS_A_TERM);
-    tick.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
-    while stop.run_until_cancelled(tick.tick()).await.is_some() {
-        let held_before = lease.holds();
-        if let Err(error) = lease.renew(&store, &dispatch).await {
-            tracing::warn!(%error, "the lease could not be renewed; it is tried again");
-            continue;
-        }
-        if !held_before {
-            dispatch.poke();
-        }
-        if let Err(error) = store.take_over().await {
-            tracing::warn!(%error, "could not look for units of processes that are gone");
-        }
-    }
-    "lease"
 }

@@ -2,7 +2,6 @@
 
 use std::sync::Arc;
 
-use super::dispatch::Job;
 use super::held::{HeldUnit, OpenLine};
 use super::inbox::Finished;
 use crate::codec::segment::Line;
@@ -13,7 +12,25 @@ use crate::domain::line::{self, Envelope};
 use crate::domain::outcome::{self, ErrorCode, Outcome};
 use crate::domain::usage::Usage;
 use crate::store::Tally;
-use crate::upstream::{Answer, Call, Cause, CauseKind, Pool, Retry, Verdict};
+use crate::upstream::{Answer, Call, Cause, CauseKind, Permit, Pool, Retry, Verdict};
+
+/// A line that is to be sent, with what is known from attempts before.
+pub(super) struct Pending {
+    pub line: OpenLine,
+    /// Attempts that counted.
+    pub attempts: u32,
+    /// The upstream of the last attempt, which others are preferred to.
+    pub avoid: Option<usize>,
+    /// The last answer, if it refused our key: it is the line's if there is no better one.
+    pub answer: Option<Answer>,
+}
+
+/// A line on its way, with its permits.
+pub(super) struct Job {
+    pub unit: Arc<HeldUnit>,
+    pub pending: Pending,
+    pub permit: Option<Permit>,
+}
 
 /// What came of one attempt.
 pub(super) enum Attempt {

@@ -7,6 +7,7 @@ mod dispatch;
 mod duty;
 mod finish;
 mod flush;
+mod heartbeat;
 mod held;
 mod inbox;
 mod lease;
@@ -92,7 +93,7 @@ impl Worker {
         let (quiet, stop) = (CancellationToken::new(), CancellationToken::new());
 
         let mut tasks = JoinSet::new();
-        tasks.spawn(lease::run(
+        tasks.spawn(heartbeat::run(
             lease.clone(),
             store.clone(),
             dispatch.clone(),

@@ -4,6 +4,7 @@ mod architecture;
 mod bad_input;
 mod batches;
 mod commands;
+mod crashes;
 mod openapi;
 mod readme;
 mod retries;

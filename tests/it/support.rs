@@ -48,7 +48,7 @@ pub struct Server {
     pub database: String,
     config: Config,
     running: Running,
-    _directory: TempDir,
+    directory: TempDir,
 }
 
 enum Running {
@@ -135,8 +135,7 @@ impl Server {
         store.close().await;
         drop(store);
         let (base, running) = if as_process {
-            let args = ["--config", file.to_str().expect("is text")];
-            let binary = Binary::serve(&args, &[("DATABASE_URL", &database)]).await;
+            let binary = serve(&file, &database).await;
             (binary.base.clone(), Running::Binary(Box::new(binary)))
         } else {
             start(&config, clock.clone()).await
@@ -150,7 +149,7 @@ impl Server {
             database,
             config,
             running,
-            _directory: directory,
+            directory: directory,
         }
     }
 
@@ -201,6 +200,14 @@ impl Server {
         let binary = self.binary_process();
         binary.signal("KILL");
         binary.ended().await;
+    }
+
+    /// Starts it again, as a process, on the same database. Its address is another one.
+    pub async fn start_binary_again(&mut self) {
+        let file = self.directory.path().join("nightshift.toml");
+        let binary = serve(&file, &self.database).await;
+        self.base.clone_from(&binary.base);
+        self.running = Running::Binary(Box::new(binary));
     }
 
     /// Starts it again, in this process, on the same database. Its address is another one.
@@ -375,6 +382,11 @@ impl Server {
         assert_eq!(found.len(), ids.len(), "lines are missing");
         found
     }
+}
+
+async fn serve(file: &std::path::Path, database: &str) -> Binary {
+    let args = ["--config", file.to_str().expect("is text")];
+    Binary::serve(&args, &[("DATABASE_URL", database)]).await
 }
 
 async fn start(config: &Config, clock: Clock) -> (String, Running) {

@@ -3,7 +3,10 @@
 use std::sync::Arc;
 use std::time::Instant;
 
-use super::{Dispatch, Entry, Job, State};
+use super::super::held::HeldUnit;
+use super::super::line::{Job, Pending};
+use super::Dispatch;
+use super::state::{Entry, State};
 use crate::upstream::{Acquired, Routes};
 
 /// Lines that wait for another attempt are at most so many times the permits of their model:
@@ -100,7 +103,7 @@ impl State {
     }
 
     /// Takes a unit's first line and counts it as in flight.
-    fn depart(&mut self, id: u64) -> Option<(Arc<super::HeldUnit>, super::Pending)> {
+    fn depart(&mut self, id: u64) -> Option<(Arc<HeldUnit>, Pending)> {
         let entry = self.entries.get_mut(&id)?;
         let pending = entry.ready.pop_front()?;
         entry.in_flight += 1;
@@ -115,7 +118,7 @@ impl State {
     }
 
     /// Whether the supply should lease more for a unit's lane; says so once.
-    fn runs_short(&mut self, unit: &super::HeldUnit) -> bool {
+    fn runs_short(&mut self, unit: &HeldUnit) -> bool {
         let lane = unit
             .routes
             .as_ref()

@@ -1,0 +1,164 @@
+//! What is in hand: units and their lines, and how many are in flight, by lane and tenant.
+
+use std::collections::{BinaryHeap, HashMap, VecDeque};
+use std::sync::Arc;
+use std::time::Instant;
+
+use super::super::held::HeldUnit;
+use super::super::line::Pending;
+use crate::domain::batch::Ending;
+use crate::domain::unit::UnitKey;
+use crate::upstream::LaneId;
+
+#[derive(Default)]
+pub(super) struct State {
+    pub(super) entries: HashMap<u64, Entry>,
+    pub(super) lanes: HashMap<LaneId, Lane>,
+    /// Lines in flight by tenant, for fairness.
+    pub(super) tenants: HashMap<Arc<str>, usize>,
+    /// Every unit that the store says is ours, until its last flush is accepted.
+    pub(super) held: HashMap<UnitKey, i64>,
+    pub(super) in_flight: usize,
+    pub(super) closed: bool,
+}
+
+#[derive(Default)]
+pub(super) struct Lane {
+    pub(super) limit: usize,
+    pub(super) in_flight: usize,
+    pub(super) waiting: usize,
+    /// Lines that could be sent now, as far as permits and gates allow.
+    pub(super) ready: usize,
+    /// Below so many ready lines the supply is told, once, if it has more to lease.
+    pub(super) low: usize,
+    pub(super) more: bool,
+    /// Lines that were ever answered: the supply tells the rate from it.
+    pub(super) answered: u64,
+}
+
+/// A unit with lines that are not ended.
+pub(super) struct Entry {
+    pub(super) unit: Arc<HeldUnit>,
+    pub(super) lane: Option<LaneId>,
+    pub(super) ready: VecDeque<Pending>,
+    pub(super) waiting: BinaryHeap<Waiting>,
+    pub(super) in_flight: usize,
+    pub(super) ending: Option<Ending>,
+    /// When calls in flight are cut, once the batch is ending.
+    pub(super) settle_by: Option<Instant>,
+}
+
+/// A line that waits for its next attempt. Ordered so that a heap gives the earliest first.
+pub(super) struct Waiting {
+    pub(super) due: Instant,
+    pub(super) pending: Pending,
+}
+
+impl PartialEq for Waiting {
+    fn eq(&self, other: &Self) -> bool {
+        self.due == other.due
+    }
+}
+impl Eq for Waiting {}
+impl PartialOrd for Waiting {
+    fn partial_cmp(&self, other: &Self) -> Option<std::cmp::Ordering> {
+        Some(self.cmp(other))
+    }
+}
+impl Ord for Waiting {
+    fn cmp(&self, other: &Self) -> std::cmp::Ordering {
+        other.due.cmp(&self.due)
+    }
+}
+
+impl State {
+    /// Takes a line that has come back off the counts of what is in flight.
+    pub(super) fn landed(&mut self, unit: &HeldUnit, ended: bool) {
+        self.in_flight -= 1;
+        if let Some(count) = self.tenants.get_mut(&unit.batch.tenant) {
+            *count -= 1;
+            if *count == 0 {
+                self.tenants.remove(&unit.batch.tenant);
+            }
+        }
+        let lane = unit
+            .routes
+            .as_ref()
+            .and_then(|routes| self.lanes.get_mut(&routes.lane));
+        if let Some(lane) = lane {
+            lane.in_flight -= 1;
+            lane.answered += u64::from(ended);
+        }
+        if let Some(entry) = self.entries.get_mut(&unit.id) {
+            entry.in_flight -= 1;
+        }
+    }
+
+    pub(super) fn remove(&mut self, id: u64) -> Option<Entry> {
+        let entry = self.entries.remove(&id)?;
+        if let Some(lane) = entry.lane.and_then(|lane| self.lanes.get_mut(&lane)) {
+            lane.waiting -= entry.waiting.len();
+            lane.ready -= entry.ready.len();
+        }
+        Some(entry)
+    }
+
+    /// Lets go of a unit all of whose lines have ended; the flusher does the rest.
+    pub(super) fn remove_if_spent(&mut self, id: u64) {
+        let spent = self.entries.get(&id).is_some_and(|entry| {
+            entry.in_flight == 0 && entry.ready.is_empty() && entry.waiting.is_empty()
+        });
+        if spent {
+            self.entries.remove(&id);
+        }
+    }
+
+    /// Takes the lines of a batch that have not been sent, by unit.
+    pub(super) fn end_batch(
+        &mut self,
+        batch_id: &str,
+        ending: Ending,
+        settle_by: Instant,
+    ) -> Vec<(Arc<HeldUnit>, Vec<Pending>)> {
+        let mut taken = Vec::new();
+        for entry in self.entries.values_mut() {
+            if entry.unit.batch.id != batch_id || entry.ending == Some(ending) {
+                continue;
+            }
+            entry.ending = Some(ending);
+            entry.settle_by.get_or_insert(settle_by);
+            let mut unsent: Vec<Pending> = entry.ready.drain(..).collect();
+            let ready = unsent.len();
+            unsent.extend(entry.waiting.drain().map(|waiting| waiting.pending));
+            if let Some(lane) = entry.lane.and_then(|lane| self.lanes.get_mut(&lane)) {
+                lane.ready -= ready;
+                lane.waiting -= unsent.len() - ready;
+            }
+            taken.push((entry.unit.clone(), unsent));
+        }
+        for (unit, _) in &taken {
+            self.remove_if_spent(unit.id);
+        }
+        taken
+    }
+
+    /// Cuts calls whose batch has ended and that had their time to settle.
+    pub(super) fn cut_settled(&mut self, now: Instant) {
+        for entry in self.entries.values_mut() {
+            if entry.settle_by.is_some_and(|by| by <= now) {
+                entry.unit.cut.cancel();
+                entry.settle_by = None;
+            }
+        }
+    }
+
+    /// When the next line that waits may be sent, or the next call be cut.
+    pub(super) fn next_due(&self) -> Option<Instant> {
+        let due = self
+            .entries
+            .values()
+            .filter_map(|e| e.waiting.peek().map(|w| w.due));
+        let settle = self.entries.values().filter_map(|e| e.settle_by);
+        due.chain(settle).min()
+    }
+}
