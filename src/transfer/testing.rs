@@ -179,7 +179,7 @@ impl TestStore {
                 error_bytes: bytes_of(&lines, Kind::Error),
                 tally: Tally::default(),
             };
-            let reply = self.store.flush("me", 0, &[flush]).await.unwrap();
+            let reply = self.store.flush("me", 0, &[&flush]).await.unwrap();
             assert_eq!(reply.accepted.len(), 1);
         }
     }

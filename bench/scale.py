@@ -2,9 +2,10 @@
 """One large batch through the real binary, from upload to download, and what it took.
 
     cargo build --release
-    tests/scale/run.py --lines 1000000
-    tests/scale/run.py --lines 1000000 --database postgres://user@localhost/database
-    tests/scale/run.py --lines 2000 --line-bytes 5000000 --concurrency 64 --uploads 4 --slow-download
+    bench/scale.py --lines 1000000
+    bench/scale.py --lines 1000000 --database postgres://user@localhost/database
+    bench/scale.py --lines 400 --line-bytes 5000000 --concurrency 64 --uploads 4
+    bench/scale.py --lines 200000 --answer-bytes 5000 --slow-download
 
 Checks that every custom_id is there exactly once over both files, in input order, and prints the
 times, the server's peak memory (VmHWM), and how long GET /v1/batches/{id} took at the start and
@@ -25,7 +26,7 @@ import tempfile
 import threading
 import time
 
-BINARY = os.path.join(os.path.dirname(__file__), "..", "..", "target", "release", "nightshift")
+BINARY = os.path.join(os.path.dirname(__file__), "..", "target", "release", "nightshift")
 BLOCK = 1 << 20
 
 
@@ -36,6 +37,7 @@ def arguments():
     parser.add_argument("--concurrency", type=int, default=256)
     parser.add_argument("--latency", default="10ms", help="of the simulated upstream")
     parser.add_argument("--error-every", type=int, default=1000, help="lines between two that get 400")
+    parser.add_argument("--answer-bytes", type=int, help="of each answer's text")
     parser.add_argument("--uploads", type=int, default=1, help="of the same file, at once")
     parser.add_argument("--slow-download", action="store_true", help="read one of two downloads at 1 MB/s")
     parser.add_argument("--database", help="default: SQLite in a temporary directory")
@@ -43,8 +45,10 @@ def arguments():
     return parser.parse_args()
 
 
-def line(number, size, error_every, filler):
+def line(number, size, error_every, answer, filler):
     body = {"model": "sim", "messages": [{"role": "user", "content": ""}]}
+    if answer:
+        body["simulate"] = {"bytes": answer}
     if error_every and number % error_every == error_every - 1:
         body["simulate"] = {"status": 400}
     request = {"custom_id": f"request-{number}", "method": "POST", "url": "/v1/chat/completions", "body": body}
@@ -161,7 +165,7 @@ def main():
     text = filler(options.line_bytes)
     with open(path, "wb") as file:
         for number in range(options.lines):
-            file.write(line(number, options.line_bytes, options.error_every, text))
+            file.write(line(number, options.line_bytes, options.error_every, options.answer_bytes, text))
     del text
     size = os.path.getsize(path)
     report("input", f"{options.lines} lines, {size / 1e6:.0f} MB")
@@ -194,9 +198,13 @@ def main():
         began = time.monotonic()
         batch = client.json("POST", "/v1/batches", {
             "input_file_id": files[0]["id"], "endpoint": "/v1/chat/completions", "completion_window": "24h"})
+        created = time.monotonic()
         status = f"/v1/batches/{batch['id']}"
-        while batch["status"] == "validating":
-            batch = client.json("GET", status)
+        first = None
+        while first is None:
+            if Client(url.removesuffix("/v1")).json("GET", "/stats")["calls"] > 0:
+                first = (time.monotonic() - created) * 1000
+        report("first call at the upstream after POST", f"within {first:.0f} ms")
         report("GET at the start", client.status_ms(status))
         last = None
         while batch["status"] not in ("completed", "failed", "expired", "cancelled"):
