@@ -149,7 +149,7 @@ impl Server {
             database,
             config,
             running,
-            directory: directory,
+            directory,
         }
     }
 
