@@ -23,7 +23,7 @@ CREATE TABLE files (
     kind        TEXT CHECK (kind IN ('output', 'error')),
     chunk_sizes BYTEA
 );
-CREATE INDEX files_by_age ON files (tenant, created_at, id);
+CREATE INDEX files_listed ON files (tenant, created_at, id) WHERE state = 'ready';
 CREATE INDEX files_to_sweep ON files (touched_at) WHERE state IN ('uploading', 'deleted');
 CREATE INDEX files_to_expire ON files (expires_at) WHERE state = 'ready';
 CREATE INDEX files_of_batch ON files (batch_id) WHERE batch_id IS NOT NULL;

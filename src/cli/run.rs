@@ -3,6 +3,7 @@
 //! It runs on the same store and duties as a server, in a directory beside the output. What that
 //! directory says decides what happens at the next start: go on, or nothing.
 
+mod files;
 mod journal;
 
 use std::io::IsTerminal as _;
@@ -13,14 +14,14 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, bail};
 use bytes::Bytes;
-use futures::StreamExt as _;
-use tokio::io::{AsyncRead, AsyncReadExt as _, AsyncWriteExt as _};
+use tokio::io::{AsyncRead, AsyncReadExt as _};
 use tokio_util::sync::CancellationToken;
 
 use super::progress::{Progress, Snapshot};
 use crate::config::{Config, Environment, Overrides};
 use crate::domain::batch::Status;
 use crate::domain::clock::Clock;
+use crate::domain::endpoint::ENDPOINTS;
 use crate::domain::file::Purpose;
 use crate::domain::findings::Finding;
 use crate::domain::{id, line};
@@ -100,7 +101,12 @@ pub(super) async fn run(args: RunArgs) -> anyhow::Result<ExitCode> {
     if args.output.as_os_str() == "-" {
         bail!("the output must be a file: what is needed to go on later is kept beside it");
     }
-    let state = beside(&args.output, ".nightshift");
+    let errors = args
+        .errors
+        .clone()
+        .unwrap_or_else(|| files::errors_path(&args.output));
+    files::must_differ(&args.input, &args.output, &errors)?;
+    let state = files::beside(&args.output, ".nightshift");
     let overrides = Overrides {
         config: args.config.clone(),
         upstream: args.upstream.clone(),
@@ -124,18 +130,21 @@ pub(super) async fn run(args: RunArgs) -> anyhow::Result<ExitCode> {
     telemetry::start(&config.log);
     let stop = shutdown::on_signal()?;
     let _claim = journal::claim(&state)?;
-    let Some(batch_id) = prepare(&args, &state, &config, &stop).await? else {
+    let Some(mut journal) = prepare(&args, &state, &config, &stop).await? else {
         return Ok(ExitCode::from(shutdown::INTERRUPTED));
     };
     let store = app::open_store(&config, Clock::default()).await?;
     store.lock()?;
-    let ended = work(&config, &store, &batch_id, stop).await?;
+    let ended = work(&config, &store, &journal.batch_id, stop).await?;
     let code = match ended {
         Ended::Interrupted => {
             eprintln!("Interrupted. The same command goes on where this one stopped.");
             ExitCode::from(shutdown::INTERRUPTED)
         }
-        Ended::Batch(batch) => conclude(&args, &store, &batch).await?,
+        Ended::Batch(batch) => {
+            let code = conclude(&args, &errors, &store, &batch, &mut journal, &state).await;
+            code?
+        }
     };
     store.close().await;
     Ok(code)
@@ -147,9 +156,13 @@ async fn prepare(
     state: &Path,
     config: &Config,
     stop: &CancellationToken,
-) -> anyhow::Result<Option<String>> {
+) -> anyhow::Result<Option<Journal>> {
     let mut input = open_input(&args.input).await?;
-    if let Some(journal) = Journal::read(state)?
+    let earlier = Journal::read(state)?;
+    let errors_file = earlier
+        .as_ref()
+        .and_then(|journal| journal.errors_file.clone());
+    if let Some(journal) = earlier
         && !args.restart
     {
         let Some(hash) = stop.run_until_cancelled(hash(&mut input)).await else {
@@ -162,7 +175,7 @@ async fn prepare(
                 state.display()
             );
         }
-        return Ok(Some(journal.batch_id));
+        return Ok(Some(journal));
     }
     // Left by a run that was stopped before it had read its input, or to be forgotten.
     Journal::clear(state)?;
@@ -173,9 +186,12 @@ async fn prepare(
         .await;
     store.close().await;
     let Some(begun) = begun else { return Ok(None) };
-    let journal = begun?;
+    let journal = Journal {
+        errors_file,
+        ..begun?
+    };
     journal.write(state)?;
-    Ok(Some(journal.batch_id))
+    Ok(Some(journal))
 }
 
 /// Reads the input into the store and creates its batch.
@@ -238,23 +254,23 @@ async fn begin(
     Ok(Journal {
         input_sha256: hashing.finish(),
         batch_id: batch.id,
+        errors_file: None,
     })
 }
 
-/// The endpoint that the input's first request names; all others must name the same.
+/// The endpoint that the input's first readable request names; all others must name the same.
 async fn first_url(store: &Store, file_id: &str) -> anyhow::Result<String> {
-    let chunk = store.chunk(file_id, 0).await?;
-    let bytes = chunk.map(|chunk| chunk.bytes).unwrap_or_default();
-    let text = String::from_utf8_lossy(&bytes);
-    let first = text
-        .lines()
-        .find(|line| !line.trim().is_empty())
-        .and_then(line::read);
-    // A first line that names none is a fault that validation lists, with all others.
-    Ok(first.map_or_else(
-        || "/v1/chat/completions".to_owned(),
-        |line| line.url.into_owned(),
-    ))
+    for chunk_no in 0.. {
+        let Some(chunk) = store.chunk(file_id, chunk_no).await? else {
+            break;
+        };
+        let text = String::from_utf8_lossy(&chunk.bytes);
+        if let Some(request) = text.lines().find_map(line::read) {
+            return Ok(request.url.into_owned());
+        }
+    }
+    // There is none: validation lists what is wrong with each line.
+    Ok(ENDPOINTS[0].path.to_owned())
 }
 
 /// Works until the batch ends or the user interrupts.
@@ -346,7 +362,14 @@ fn snapshot(batch: &Batch) -> Snapshot {
 }
 
 /// Writes the files of a batch that has ended, and says how it went.
-async fn conclude(args: &RunArgs, store: &Store, batch: &Batch) -> anyhow::Result<ExitCode> {
+async fn conclude(
+    args: &RunArgs,
+    errors: &Path,
+    store: &Store,
+    batch: &Batch,
+    journal: &mut Journal,
+    state: &Path,
+) -> anyhow::Result<ExitCode> {
     if batch.stage.status == Status::Failed {
         let errors = batch.row.errors.as_deref().unwrap_or("[]");
         let faults: Vec<Finding> = serde_json::from_str(errors)?;
@@ -362,18 +385,17 @@ async fn conclude(args: &RunArgs, store: &Store, batch: &Batch) -> anyhow::Resul
         }
         return Ok(ExitCode::FAILURE);
     }
-    let errors = args
-        .errors
-        .clone()
-        .unwrap_or_else(|| errors_path(&args.output));
-    write_file(
-        store,
-        batch.row.output_file_id.as_deref(),
-        &args.output,
-        true,
-    )
-    .await?;
-    write_file(store, batch.row.error_file_id.as_deref(), &errors, false).await?;
+    files::write(store, batch.row.output_file_id.as_deref(), &args.output).await?;
+    let before = journal.errors_file.take();
+    if batch.row.error_file_id.is_some() {
+        // Noted first: only what a run of this output wrote is ever removed.
+        journal.errors_file = Some(errors.to_owned());
+        journal.write(state)?;
+        files::write(store, batch.row.error_file_id.as_deref(), errors).await?;
+    } else if before.is_some_and(|before| before == errors) {
+        files::remove(errors)?;
+        journal.write(state)?;
+    }
     let counts = &batch.counts;
     eprintln!(
         "{} of {} requests succeeded: {}",
@@ -386,44 +408,6 @@ async fn conclude(args: &RunArgs, store: &Store, batch: &Batch) -> anyhow::Resul
     }
     eprintln!("{} failed: {}", counts.failed, errors.display());
     Ok(ExitCode::FAILURE)
-}
-
-/// Writes one of the batch's files beside its place and then renames it: whoever looks sees it
-/// whole or not at all. A file that the batch did not make is made empty if it is `needed`, and
-/// is else removed if an earlier run left one.
-async fn write_file(
-    store: &Store,
-    file_id: Option<&str>,
-    path: &Path,
-    needed: bool,
-) -> anyhow::Result<()> {
-    let cannot = || format!("cannot write {}", path.display());
-    if file_id.is_none() && !needed {
-        return match tokio::fs::remove_file(path).await {
-            Err(error) if error.kind() != std::io::ErrorKind::NotFound => {
-                Err(error).with_context(|| format!("cannot remove the old {}", path.display()))
-            }
-            _ => Ok(()),
-        };
-    }
-    let partial = beside(path, ".partial");
-    let mut out = tokio::fs::File::create(&partial)
-        .await
-        .with_context(cannot)?;
-    if let Some(file_id) = file_id {
-        let file = store
-            .file(TENANT, file_id)
-            .await?
-            .context("the batch's file is gone")?;
-        let length = u64::try_from(file.bytes).unwrap_or(0);
-        let mut blocks = std::pin::pin!(transfer::content(store, &file, 0..length));
-        while let Some(block) = blocks.next().await {
-            out.write_all(&block?).await.with_context(cannot)?;
-        }
-    }
-    out.flush().await.with_context(cannot)?;
-    out.sync_all().await.with_context(cannot)?;
-    tokio::fs::rename(&partial, path).await.with_context(cannot)
 }
 
 async fn open_input(path: &Path) -> anyhow::Result<Box<dyn AsyncRead + Send + Unpin>> {
@@ -444,16 +428,4 @@ async fn hash(input: &mut (dyn AsyncRead + Send + Unpin)) -> anyhow::Result<Stri
         buffer.clear();
     }
     Ok(hashing.finish())
-}
-
-/// A path with something added to its name.
-fn beside(path: &Path, suffix: &str) -> PathBuf {
-    let mut name = path.as_os_str().to_owned();
-    name.push(suffix);
-    name.into()
-}
-
-/// `answers.jsonl` → `answers.errors.jsonl`.
-fn errors_path(output: &Path) -> PathBuf {
-    output.with_extension("errors.jsonl")
 }

@@ -182,6 +182,9 @@ const WINDOW_MS: std::ops::RangeInclusive<i64> = 60_000..=30 * 86_400_000;
 pub fn window_ms(text: &str) -> Option<i64> {
     let unit_at = text.find(|c: char| !c.is_ascii_digit())?;
     let (number, unit) = text.split_at(unit_at);
+    if number.starts_with('0') {
+        return None; // it is echoed as it was written, so there is one way to write it
+    }
     let unit_ms: i64 = match unit {
         "m" => 60_000,
         "h" => 3_600_000,
@@ -206,6 +209,7 @@ mod tests {
             ("30d", Some(2_592_000_000)),
             ("31d", None),
             ("0m", None),
+            ("024h", None),
             ("59s", None),
             ("1h30m", None),
             ("24", None),

@@ -93,12 +93,15 @@ impl Store {
     /// When the database fails.
     pub async fn create_batch(&self, new: &NewBatch, answer: Option<(&Claim, &str)>) -> Result<()> {
         let lock = format!(
-            "-- create_batch_lock\nSELECT id FROM files WHERE id = $1 {}",
+            "-- create_batch_lock\nSELECT id FROM files WHERE id = $1 AND tenant = $2 {}",
             self.engine().for_share()
         );
         let mut tx = self.begin().await?;
         within!(&mut tx, c => {
-            sqlx::query(AssertSqlSafe(lock)).bind(&new.input_file_id).execute(&mut *c).await?;
+            sqlx::query(AssertSqlSafe(lock))
+                .bind(&new.input_file_id)
+                .bind(&new.tenant)
+                .execute(&mut *c).await?;
             sqlx::query(
                 "-- create_batch
                  INSERT INTO batches (id, tenant, endpoint, input_file_id, completion_window,
@@ -193,13 +196,14 @@ impl Store {
     /// # Errors
     /// When the database fails.
     pub async fn cancel_batch(&self, tenant: &str, id: &str) -> Result<Cancel> {
-        let mut tx = self.begin().await?;
-        let Some((owner, stage)) = lock_stage(&mut tx, self, id).await? else {
-            return Ok(Cancel::NotFound);
-        };
-        if owner != tenant {
+        // Asked before the row is locked: nobody makes another tenant wait.
+        if self.batch_position(tenant, id).await?.is_none() {
             return Ok(Cancel::NotFound);
         }
+        let mut tx = self.begin().await?;
+        let Some(stage) = lock_stage(&mut tx, self, id).await? else {
+            return Ok(Cancel::NotFound);
+        };
         if stage.refuses_cancel() {
             return Ok(Cancel::Refused(stage.status));
         }
@@ -284,21 +288,17 @@ pub(super) fn stage(status: &str, ending: Option<&str>) -> Result<Stage> {
     Ok(Stage { status, ending })
 }
 
-/// Reads a batch's tenant and stage and keeps others from changing them until the transaction
+/// Reads a batch's stage and keeps others from changing them until the transaction
 /// ends.
-pub(super) async fn lock_stage(
-    tx: &mut Tx,
-    store: &Store,
-    id: &str,
-) -> Result<Option<(String, Stage)>> {
+pub(super) async fn lock_stage(tx: &mut Tx, store: &Store, id: &str) -> Result<Option<Stage>> {
     let sql = format!(
-        "-- lock_stage\nSELECT tenant, status, ending FROM batches WHERE id = $1 {}",
+        "-- lock_stage\nSELECT status, ending FROM batches WHERE id = $1 {}",
         store.engine().for_update()
     );
-    let row: Option<(String, String, Option<String>)> = within!(tx, c => {
+    let row: Option<(String, Option<String>)> = within!(tx, c => {
         sqlx::query_as(AssertSqlSafe(sql)).bind(id).fetch_optional(c).await?
     });
-    row.map(|(tenant, status, ending)| Ok((tenant, stage(&status, ending.as_deref())?)))
+    row.map(|(status, ending)| stage(&status, ending.as_deref()))
         .transpose()
 }
 

@@ -206,12 +206,7 @@ impl Store {
                 Path::new(&name).display()
             ))
         };
-        let file = std::fs::File::options()
-            .create(true)
-            .truncate(false)
-            .write(true)
-            .open(&name)
-            .map_err(refused)?;
+        let file = open_private(Path::new(&name)).map_err(refused)?;
         match file.try_lock() {
             Ok(()) => {
                 let _ = self.shared.lock.set(file);
@@ -319,6 +314,8 @@ async fn open_sqlite(path: &Path) -> Result<(SqlitePool, SqlitePool)> {
             Error::Refused(format!("cannot create {}: {cause}", directory.display()))
         })?;
     }
+    open_private(path)
+        .map_err(|cause| Error::Refused(format!("cannot open {}: {cause}", path.display())))?;
     let options = SqliteConnectOptions::new()
         .filename(path)
         .create_if_missing(true)
@@ -345,6 +342,16 @@ async fn open_sqlite(path: &Path) -> Result<(SqlitePool, SqlitePool)> {
         .connect_with(options.create_if_missing(false))
         .await?;
     Ok((write, read))
+}
+
+/// Opens a file for writing; one that is not there yet is made so that only its owner can read
+/// it. SQLite gives the files that it makes beside its database the same mode.
+fn open_private(path: &Path) -> std::io::Result<std::fs::File> {
+    let mut options = std::fs::File::options();
+    options.create(true).truncate(false).write(true);
+    #[cfg(unix)]
+    std::os::unix::fs::OpenOptionsExt::mode(&mut options, 0o600);
+    options.open(path)
 }
 
 /// Creates a directory that only its owner can enter: it will hold prompts and answers.

@@ -25,6 +25,7 @@ const REMOVED_UNITS_MAX: i64 = 500;
 #[derive(Clone, Debug)]
 pub struct Unvalidated {
     pub batch_id: String,
+    pub tenant: String,
     pub endpoint: String,
     pub input_file_id: String,
     /// `None` where the tenant has no such file for batches.
@@ -62,6 +63,7 @@ impl Store {
                 Ok(input) => {
                     found.push(Unvalidated {
                         batch_id,
+                        tenant,
                         endpoint,
                         input_file_id,
                         input,
@@ -402,7 +404,7 @@ impl Store {
 
     /// Moves a batch as an event says; false where the event changes nothing.
     async fn step(&self, tx: &mut Tx, batch_id: &str, event: Event) -> Result<bool> {
-        let Some((_, stage)) = lock_stage(tx, self, batch_id).await? else {
+        let Some(stage) = lock_stage(tx, self, batch_id).await? else {
             return Ok(false);
         };
         let Some(next) = stage.after(event) else {

@@ -116,14 +116,17 @@ impl Store {
     async fn give_back_space(&self) -> Result<()> {
         if let Connection::Sqlite(pool) = self.writer() {
             let sql = format!("PRAGMA incremental_vacuum({VACUUM_PAGES})");
-            // A step at a time: others may write in between.
+            // A step at a time, so that others may write in between; and only as long as it
+            // helps: in a database that was not created with incremental vacuum it never does.
+            let mut free_before = i64::MAX;
             loop {
-                let free: (i64,) = sqlx::query_as("PRAGMA freelist_count")
+                let (free,): (i64,) = sqlx::query_as("PRAGMA freelist_count")
                     .fetch_one(pool)
                     .await?;
-                if free.0 == 0 {
+                if free == 0 || free >= free_before {
                     break;
                 }
+                free_before = free;
                 sqlx::query(sqlx::AssertSqlSafe(sql.clone()))
                     .fetch_all(pool)
                     .await?;

@@ -63,7 +63,8 @@ impl Store {
     }
 
     /// Forgets every other incarnation, because nobody else can hold a lease: this process has
-    /// the database to itself.
+    /// the database to itself. Nobody else is working on a request with an `Idempotency-Key`
+    /// either.
     ///
     /// # Errors
     /// When the database fails.
@@ -71,6 +72,11 @@ impl Store {
         on!(self.writer(), c => {
             sqlx::query("-- evict_others\nDELETE FROM replicas WHERE token <> $1")
                 .bind(token)
+                .execute(c)
+                .await?;
+        });
+        on!(self.writer(), c => {
+            sqlx::query("-- evict_claims\nDELETE FROM idempotency WHERE status IS NULL")
                 .execute(c)
                 .await?;
         });

@@ -48,7 +48,10 @@ impl Validate {
             let id = &batch.input_file_id;
             return vec![Finding::of_file(
                 "invalid_request",
-                &format!("Cannot find file {id}, or your API key does not have access to it."),
+                &format!(
+                    "Cannot find file {id}, or organization {} does not have access to it.",
+                    batch.tenant
+                ),
                 Some("file_id"),
             )];
         };

@@ -298,6 +298,16 @@ async fn a_data_directory_is_for_its_owner_alone() {
         .permissions()
         .mode();
     assert_eq!(mode & 0o777, 0o700);
+    for file in std::fs::read_dir(&data).expect("lists") {
+        let file = file.expect("lists");
+        let mode = file.metadata().expect("is there").permissions().mode();
+        assert_eq!(
+            mode & 0o077,
+            0,
+            "{:?} is for its owner alone",
+            file.file_name()
+        );
+    }
 }
 
 /// What a server answers to these bytes, which it need not read to their end.

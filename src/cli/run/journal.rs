@@ -3,7 +3,7 @@
 use std::fs;
 use std::io::{ErrorKind, Write as _};
 use std::os::unix::fs::DirBuilderExt as _;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 use anyhow::{Context as _, bail};
 use serde::{Deserialize, Serialize};
@@ -18,6 +18,8 @@ pub(super) const DATABASE: &str = "state.db";
 pub(super) struct Journal {
     pub input_sha256: String,
     pub batch_id: String,
+    /// The errors file that a run of this output wrote, if it wrote one.
+    pub errors_file: Option<PathBuf>,
 }
 
 impl Journal {

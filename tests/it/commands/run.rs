@@ -371,3 +371,83 @@ async fn a_run_without_an_upstream_gives_up_and_can_be_gone_on_with() {
     assert_eq!(ran.code, Some(0), "{}", ran.errors);
     assert_eq!(workshop.custom_ids("out.jsonl"), ids(5));
 }
+
+#[tokio::test]
+async fn no_file_of_a_run_takes_anothers_place() {
+    let input = requests(&ids(3));
+    let workshop = Workshop::new(&input, Options::default()).await;
+    let url = workshop.simulator.base_url();
+    for files in [
+        ["-i", "in.jsonl", "-o", "./in.jsonl", "--errors", "e.jsonl"],
+        ["-i", "in.jsonl", "-o", "o.jsonl", "--errors", "o.jsonl"],
+        [
+            "-i",
+            "in.jsonl",
+            "-o",
+            "o.jsonl",
+            "--errors",
+            "../in.jsonl/../in.jsonl",
+        ],
+    ] {
+        let files = files.map(|file| match file {
+            "../in.jsonl/../in.jsonl" => workshop.path("in.jsonl").display().to_string(),
+            other => other.to_owned(),
+        });
+        let mut args = vec!["run", "--upstream", &url];
+        args.extend(files.iter().map(String::as_str));
+        let ran = ended_in(workshop.path("").as_path(), &args).await;
+        assert_eq!(ran.code, Some(1), "{args:?}");
+        assert!(ran.errors.contains("are the same file"), "{}", ran.errors);
+    }
+    // The name that failed requests go to, unless one is given.
+    workshop.write("o.errors.jsonl", &input);
+    let args = [
+        "run",
+        "--upstream",
+        &url,
+        "-i",
+        "o.errors.jsonl",
+        "-o",
+        "o.jsonl",
+    ];
+    let ran = ended_in(workshop.path("").as_path(), &args).await;
+    assert!(ran.errors.contains("are the same file"), "{}", ran.errors);
+    assert_eq!(
+        workshop.files(),
+        ["in.jsonl", "o.errors.jsonl"],
+        "nothing was made"
+    );
+    assert_eq!(workshop.read("in.jsonl"), input);
+}
+
+#[tokio::test]
+async fn only_an_errors_file_of_its_own_is_removed() {
+    let ids = ids(2);
+    let workshop = Workshop::new(&requests(&ids), Options::default()).await;
+    workshop.write("out.errors.jsonl", "somebody else's\n");
+    assert_eq!(workshop.run(&[]).await.code, Some(0));
+    assert_eq!(workshop.read("out.errors.jsonl"), "somebody else's\n");
+
+    workshop.write("in.jsonl", &chat("a", json!({"status": 400})));
+    assert_eq!(workshop.run(&["--restart"]).await.code, Some(1));
+    assert_eq!(workshop.custom_ids("out.errors.jsonl"), ["a"]);
+    workshop.write("in.jsonl", &requests(&ids));
+    assert_eq!(workshop.run(&["--restart"]).await.code, Some(0));
+    assert!(
+        !workshop.path("out.errors.jsonl").exists(),
+        "it was this output's"
+    );
+}
+
+#[tokio::test]
+async fn the_endpoint_is_that_of_the_first_request_however_far_down_it_is() {
+    let body = json!({"model": "m", "input": "x"});
+    let line = json!({
+        "custom_id": "a", "method": "POST", "url": "/v1/embeddings", "body": body,
+    });
+    let input = format!("{}{line}\n", "\n".repeat(70_000));
+    let workshop = Workshop::new(&input, Options::default()).await;
+    let ran = workshop.run(&[]).await;
+    assert_eq!(ran.code, Some(0), "{}", ran.errors);
+    assert_eq!(workshop.custom_ids("out.jsonl"), ["a"]);
+}
