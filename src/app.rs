@@ -20,7 +20,8 @@ use crate::upstream::{ModelInfo, Pool, PoolSettings};
 use crate::worker::{Settings, Worker};
 
 const HOW_TO_CREATE_A_KEY: &str = "create one with `nightshift keys create --name NAME` (with the \
-     same --config or --database), or name a first key's file in auth.bootstrap_key_file";
+     same --config or --database), or name a first key's \
+     file in auth.bootstrap_key_file, or give it in NIGHTSHIFT_AUTH__BOOTSTRAP_KEY";
 
 /// A server that runs.
 pub struct App {

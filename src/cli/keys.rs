@@ -2,6 +2,7 @@
 
 use std::io::Write as _;
 use std::process::ExitCode;
+use std::time::{Duration, UNIX_EPOCH};
 
 use anyhow::bail;
 use secrecy::ExposeSecret as _;
@@ -111,20 +112,20 @@ pub(super) async fn run(args: KeysArgs) -> anyhow::Result<ExitCode> {
             let mut out = std::io::stdout().lock();
             writeln!(
                 out,
-                "{:<28} {:<16} {:<20} {:<16} {:<6} {:<12} STATE",
+                "{:<28} {:<16} {:<20} {:<16} {:<6} {:<30} STATE",
                 "ID", "TENANT", "NAME", "KEY", "ADMIN", "CREATED"
             )?;
             for key in store.keys().await? {
                 let state = key.revoked_at.map_or("active", |_| "revoked");
                 writeln!(
                     out,
-                    "{:<28} {:<16} {:<20} {:<16} {:<6} {:<12} {state}",
+                    "{:<28} {:<16} {:<20} {:<16} {:<6} {:<30} {state}",
                     key.id,
                     key.tenant,
                     key.name,
                     key.hint,
                     if key.admin { "yes" } else { "no" },
-                    seconds(key.created_at),
+                    created(&key),
                 )?;
             }
             store.close().await;
@@ -140,4 +141,10 @@ pub(super) async fn run(args: KeysArgs) -> anyhow::Result<ExitCode> {
         }
     }
     Ok(ExitCode::SUCCESS)
+}
+
+/// When a key was made, for people.
+fn created(key: &ApiKey) -> String {
+    let since_epoch = Duration::from_secs(u64::try_from(seconds(key.created_at)).unwrap_or(0));
+    httpdate::fmt_http_date(UNIX_EPOCH + since_epoch)
 }

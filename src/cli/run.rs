@@ -6,7 +6,6 @@
 mod files;
 mod journal;
 
-use std::io::IsTerminal as _;
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 use std::sync::Arc;
@@ -106,6 +105,8 @@ pub(super) async fn run(args: RunArgs) -> anyhow::Result<ExitCode> {
         .clone()
         .unwrap_or_else(|| files::errors_path(&args.output));
     files::must_differ(&args.input, &args.output, &errors)?;
+    files::must_have_place(&args.output)?;
+    files::must_have_place(&errors)?;
     let state = files::beside(&args.output, ".nightshift");
     let overrides = Overrides {
         config: args.config.clone(),
@@ -123,15 +124,17 @@ pub(super) async fn run(args: RunArgs) -> anyhow::Result<ExitCode> {
     if config.upstreams.is_empty() {
         bail!("there is no upstream to send to: give one with --upstream URL or a configuration");
     }
-    if std::io::stderr().is_terminal() && config.log.filter == "info" {
-        // The progress bar says what there is to say.
+    if config.log.filter == "info" {
+        // The progress says what there is to say.
         "warn".clone_into(&mut config.log.filter);
     }
     telemetry::start(&config.log);
     let stop = shutdown::on_signal()?;
     let _claim = journal::claim(&state)?;
-    let Some(mut journal) = prepare(&args, &state, &config, &stop).await? else {
-        return Ok(ExitCode::from(shutdown::INTERRUPTED));
+    let prepared = prepare(&args, &errors, &state, &config, &stop).await;
+    let Ok(Some(mut journal)) = prepared else {
+        journal::discard(&state);
+        return prepared.map(|_| ExitCode::from(shutdown::INTERRUPTED));
     };
     let store = app::open_store(&config, Clock::default()).await?;
     store.lock()?;
@@ -153,15 +156,18 @@ pub(super) async fn run(args: RunArgs) -> anyhow::Result<ExitCode> {
 /// Finds the batch of an earlier run on the same input, or begins one. `None`: interrupted.
 async fn prepare(
     args: &RunArgs,
+    errors: &Path,
     state: &Path,
     config: &Config,
     stop: &CancellationToken,
 ) -> anyhow::Result<Option<Journal>> {
     let mut input = open_input(&args.input).await?;
     let earlier = Journal::read(state)?;
-    let errors_file = earlier
-        .as_ref()
-        .and_then(|journal| journal.errors_file.clone());
+    let errors_files = earlier.as_ref().map(|journal| journal.errors_files.clone());
+    if earlier.is_none() && !args.restart {
+        files::must_be_free(&args.output)?;
+        files::must_be_free(errors)?;
+    }
     if let Some(journal) = earlier
         && !args.restart
     {
@@ -187,7 +193,7 @@ async fn prepare(
     store.close().await;
     let Some(begun) = begun else { return Ok(None) };
     let journal = Journal {
-        errors_file,
+        errors_files: errors_files.unwrap_or_default(),
         ..begun?
     };
     journal.write(state)?;
@@ -254,7 +260,7 @@ async fn begin(
     Ok(Journal {
         input_sha256: hashing.finish(),
         batch_id: batch.id,
-        errors_file: None,
+        errors_files: Vec::new(),
     })
 }
 
@@ -282,6 +288,7 @@ async fn work(
 ) -> anyhow::Result<Ended> {
     let batch = find(store, batch_id).await?;
     if batch.stage.status.is_terminal() {
+        eprintln!("This run had ended before: nothing is sent. --restart begins anew.");
         return Ok(Ended::Batch(Box::new(batch)));
     }
     let settings = PoolSettings {
@@ -383,18 +390,21 @@ async fn conclude(
         if faults.len() > PRINTED_FAULTS {
             eprintln!("  … and {} more", faults.len() - PRINTED_FAULTS);
         }
+        // Nothing was sent: once the input is mended, there is nothing to go on with.
+        Journal::forget(state)?;
         return Ok(ExitCode::FAILURE);
     }
     files::write(store, batch.row.output_file_id.as_deref(), &args.output).await?;
-    let before = journal.errors_file.take();
+    let is_ours = journal.errors_files.iter().any(|file| file == errors);
     if batch.row.error_file_id.is_some() {
         // Noted first: only what a run of this output wrote is ever removed.
-        journal.errors_file = Some(errors.to_owned());
-        journal.write(state)?;
+        if !is_ours {
+            journal.errors_files.push(errors.to_owned());
+            journal.write(state)?;
+        }
         files::write(store, batch.row.error_file_id.as_deref(), errors).await?;
-    } else if before.is_some_and(|before| before == errors) {
+    } else if is_ours {
         files::remove(errors)?;
-        journal.write(state)?;
     }
     let counts = &batch.counts;
     eprintln!(
@@ -407,6 +417,9 @@ async fn conclude(
         return Ok(ExitCode::SUCCESS);
     }
     eprintln!("{} failed: {}", counts.failed, errors.display());
+    if let Some(cause) = files::first_cause(errors).await {
+        eprintln!("The first: {cause}");
+    }
     Ok(ExitCode::FAILURE)
 }
 

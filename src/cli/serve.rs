@@ -30,7 +30,8 @@ pub(super) struct ServeArgs {
     #[arg(long, value_name = "HOST:PORT")]
     listen: Option<String>,
 
-    /// Send every model to this server, instead of what the configuration says
+    /// Send every model to this server, instead of what the configuration says; the variable
+    /// NIGHTSHIFT_UPSTREAM says the same
     #[arg(long, value_name = "URL")]
     upstream: Option<String>,
 
@@ -55,6 +56,13 @@ pub(super) async fn run(args: ServeArgs) -> anyhow::Result<ExitCode> {
     telemetry::start(&config.log);
     let stop = shutdown::on_signal()?;
     let app = App::start(&config, Clock::default()).await?;
+    tracing::info!(
+        version = env!("CARGO_PKG_VERSION"),
+        listen = %app.address(),
+        upstreams = config.upstreams.len(),
+        models = config.models.len(),
+        "nightshift serves"
+    );
     // A reader that has gone away is no reason not to serve.
     let _ = writeln!(std::io::stdout(), "Listening on http://{}", app.address());
     app.serve_until(stop).await?;

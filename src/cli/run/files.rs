@@ -4,7 +4,8 @@ use std::path::{Path, PathBuf};
 
 use anyhow::{Context as _, bail};
 use futures::StreamExt as _;
-use tokio::io::AsyncWriteExt as _;
+use serde_json::Value;
+use tokio::io::{AsyncBufReadExt as _, AsyncWriteExt as _, BufReader};
 
 use super::TENANT;
 use crate::store::Store;
@@ -29,6 +30,36 @@ pub(super) fn must_differ(input: &Path, output: &Path, errors: &Path) -> anyhow:
         }
     }
     Ok(())
+}
+
+/// Refuses to begin where a result has no place to go, or would take the place of a file that is
+/// not this program's.
+pub(super) fn must_be_free(path: &Path) -> anyhow::Result<()> {
+    if path.is_dir() {
+        bail!("{} is a directory: name a file", path.display());
+    }
+    if path.metadata().is_ok_and(|file| file.len() > 0) {
+        bail!(
+            "{} is there already, and no run of this output wrote it: name another, or use \
+             --restart to overwrite it",
+            path.display()
+        );
+    }
+    Ok(())
+}
+
+/// Refuses to begin where there is no directory for a result.
+pub(super) fn must_have_place(path: &Path) -> anyhow::Result<()> {
+    match path.parent() {
+        Some(parent) if !parent.as_os_str().is_empty() && !parent.is_dir() => {
+            bail!(
+                "cannot write {}: there is no directory {}",
+                path.display(),
+                parent.display()
+            )
+        }
+        _ => Ok(()),
+    }
 }
 
 /// Whether two paths name one file, be it by another name. Neither need be there.
@@ -91,4 +122,28 @@ pub(super) fn remove(path: &Path) -> anyhow::Result<()> {
         }
         _ => Ok(()),
     }
+}
+
+/// Why the first line of an errors file failed, in short.
+pub(super) async fn first_cause(errors: &Path) -> Option<String> {
+    let file = tokio::fs::File::open(errors).await.ok()?;
+    let mut line = String::new();
+    BufReader::new(file).read_line(&mut line).await.ok()?;
+    let line: Value = serde_json::from_str(&line).ok()?;
+    let custom_id = line["custom_id"].as_str()?;
+    let (code, message) = match &line["error"] {
+        Value::Null => {
+            let response = &line["response"];
+            let message = &response["body"]["error"]["message"];
+            (response["status_code"].to_string(), message)
+        }
+        error => (error["code"].as_str()?.to_owned(), &error["message"]),
+    };
+    let message: String = message
+        .as_str()
+        .unwrap_or_default()
+        .chars()
+        .take(200)
+        .collect();
+    Some(format!("{custom_id}: {code} {message}"))
 }

@@ -18,8 +18,9 @@ pub(super) const DATABASE: &str = "state.db";
 pub(super) struct Journal {
     pub input_sha256: String,
     pub batch_id: String,
-    /// The errors file that a run of this output wrote, if it wrote one.
-    pub errors_file: Option<PathBuf>,
+    /// The errors files that runs of this output wrote.
+    #[serde(default)]
+    pub errors_files: Vec<PathBuf>,
 }
 
 impl Journal {
@@ -48,6 +49,12 @@ impl Journal {
         Ok(())
     }
 
+    /// Leaves nothing to go on with: the next start begins anew.
+    pub(super) fn forget(state: &Path) -> anyhow::Result<()> {
+        let path = state.join(NAME);
+        fs::remove_file(&path).with_context(|| format!("cannot remove {}", path.display()))
+    }
+
     /// Removes what an earlier run left, the journal first: without it the rest counts for
     /// nothing. Only files of this program's own names are touched.
     pub(super) fn clear(state: &Path) -> anyhow::Result<()> {
@@ -61,6 +68,18 @@ impl Journal {
             }
         }
         Ok(())
+    }
+}
+
+/// Removes the state directory after a start that came to nothing, unless it has a journal: then
+/// there is something to go on with.
+pub(super) fn discard(state: &Path) {
+    if matches!(Journal::read(state), Ok(None)) && Journal::clear(state).is_ok() {
+        // What cannot be removed does no harm.
+        for name in ["run.lock", "state.db.lock"] {
+            let _ = fs::remove_file(state.join(name));
+        }
+        let _ = fs::remove_dir(state);
     }
 }
 

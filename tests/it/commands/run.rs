@@ -260,7 +260,8 @@ async fn an_input_that_is_not_valid_is_refused_with_its_lines() {
     }
     // Mended, it runs.
     workshop.write("in.jsonl", &good);
-    let mended = workshop.run(&["--restart"]).await;
+    // Nothing was sent, so there is nothing to throw away.
+    let mended = workshop.run(&[]).await;
     assert_eq!(mended.code, Some(0), "{}", mended.errors);
 }
 
@@ -425,7 +426,14 @@ async fn only_an_errors_file_of_its_own_is_removed() {
     let ids = ids(2);
     let workshop = Workshop::new(&requests(&ids), Options::default()).await;
     workshop.write("out.errors.jsonl", "somebody else's\n");
-    assert_eq!(workshop.run(&[]).await.code, Some(0));
+    let refused = workshop.run(&[]).await;
+    assert_eq!(refused.code, Some(1));
+    assert!(
+        refused.errors.contains("is there already"),
+        "{}",
+        refused.errors
+    );
+    assert_eq!(workshop.run(&["--restart"]).await.code, Some(0));
     assert_eq!(workshop.read("out.errors.jsonl"), "somebody else's\n");
 
     workshop.write("in.jsonl", &chat("a", json!({"status": 400})));
