@@ -24,6 +24,8 @@ use crate::transfer::{self, Answer, Finish, Ingest};
 
 /// The name of a file that has none.
 const UNNAMED: &str = "upload";
+/// How long a file's name may be. Every answer that shows the file repeats it.
+const FILENAME_CHARS_MAX: usize = 255;
 /// What the rest of a form may take beside its file.
 const FORM_BYTES_MAX: u64 = 8 << 20;
 const EXPIRY_ANCHOR: &str = "expires_after[anchor]";
@@ -237,8 +239,7 @@ impl Upload<'_> {
 
     async fn take_file(&mut self, mut part: Part<'_>, sink: &mut Sink<'_>) -> Result<()> {
         only_once(self.asked.filename.is_some(), "file")?;
-        let name = part.filename.take().filter(|name| !name.is_empty());
-        self.asked.filename = Some(storable(name.unwrap_or_else(|| UNNAMED.to_owned())));
+        self.asked.filename = Some(filename(part.filename.take())?);
         if let Sink::Store { ingest, .. } = sink {
             let limits = Limits {
                 max_line_bytes: self.api.limits.max_line_bytes,
@@ -321,6 +322,17 @@ fn only_once(again: bool, name: &str) -> Result<()> {
         return Err(error::invalid_value_because(name, message));
     }
     Ok(())
+}
+
+/// What the file is called, by what the form says of it.
+fn filename(given: Option<String>) -> Result<String> {
+    let name = given.filter(|name| !name.is_empty());
+    let name = name.unwrap_or_else(|| UNNAMED.to_owned());
+    let chars = name.chars().count();
+    if chars > FILENAME_CHARS_MAX {
+        return Err(error::string_above("file", FILENAME_CHARS_MAX, chars));
+    }
+    Ok(storable(name))
 }
 
 fn purpose(name: &str) -> Result<Purpose> {

@@ -206,6 +206,28 @@ async fn a_form_that_says_the_wrong_thing_is_refused() {
 }
 
 #[tokio::test]
+async fn a_name_that_is_too_long_is_refused_before_the_file_is_stored() {
+    let test = TestApi::new(Auth::Off).await;
+    let send = async |name: &str| {
+        let fields = [Text("purpose", "batch"), File(name, LINE.as_bytes())];
+        upload(&test, &fields).await
+    };
+    let answer = send(&"é".repeat(256)).await;
+    assert_eq!(answer.status, 400);
+    assert_eq!(
+        error(&answer),
+        json!({
+            "message": "Invalid 'file': string too long. Expected a string with maximum length \
+                255, but got a string with length 256 instead.",
+            "type": "invalid_request_error", "param": "file", "code": "string_above_max_length",
+        })
+    );
+    no_files(&test).await;
+    let longest = "é".repeat(255);
+    assert_eq!(send(&longest).await.json()["filename"], longest);
+}
+
+#[tokio::test]
 async fn what_a_client_says_beside_the_file_is_ignored_within_bounds() {
     let test = TestApi::new(Auth::Off).await;
     let file = File("", LINE.as_bytes());
