@@ -75,12 +75,15 @@ pub struct UploadForm {
 pub async fn create(
     State(api): State<Api>,
     caller: Caller,
-    key: Key,
+    key: Result<Key>,
     headers: HeaderMap,
     body: Body,
 ) -> Result<Response> {
     let mut incoming = Incoming::new(body);
-    let outcome = upload(&api, &caller, key, &headers, &mut incoming).await;
+    let outcome = match key {
+        Ok(key) => upload(&api, &caller, key, &headers, &mut incoming).await,
+        Err(error) => Err(error),
+    };
     if outcome.is_err() && (incoming.begun() || !waits_for_leave(&headers)) {
         incoming.drain().await;
     }

@@ -359,6 +359,27 @@ async fn a_file_that_is_too_large_is_refused_and_read_to_its_end() {
 }
 
 #[tokio::test]
+async fn a_request_with_a_key_that_is_none_is_read_to_its_end() {
+    let test = TestApi::new(Auth::Off).await;
+    for path in ["/v1/files", "/v1/batches"] {
+        let (tell, is_read) = tokio::sync::oneshot::channel();
+        let end = stream::once(async move {
+            tell.send(()).unwrap();
+            Ok::<_, Infallible>(Bytes::from_static(b"}"))
+        });
+        let begin = stream::iter([Ok(Bytes::from_static(b"{"))]);
+        let mut request = post(
+            &[("idempotency-key", "")],
+            Body::from_stream(begin.chain(end)),
+        );
+        *request.uri_mut() = path.parse().unwrap();
+        let answer = test.send(request).await;
+        assert_eq!(answer.status, 400, "{path}");
+        assert!(is_read.await.is_ok(), "{path}: the body is read");
+    }
+}
+
+#[tokio::test]
 async fn a_key_makes_the_same_upload_once() {
     let test = TestApi::new(Auth::Off).await;
     let key = ("idempotency-key", "k-1");
