@@ -15,6 +15,7 @@ use super::error::{self, ApiError, Envelope, Result};
 use super::expiry::ANCHOR;
 use super::files::FileObject;
 use super::idempotency::{self, Attempt, Begun, Key, fingerprint, json_response, replay, to_json};
+use super::integer::integer;
 use super::multipart::{self, Form, Incoming, Part};
 use super::path::storable;
 use crate::domain::file::{DEFAULT_EXPIRY_SECONDS, EXPIRY_SECONDS, Purpose};
@@ -231,7 +232,9 @@ impl Upload<'_> {
                         self.asked.expires_after_seconds.is_some(),
                         EXPIRY_IN_SECONDS,
                     )?;
-                    self.asked.expires_after_seconds = Some(expiry(&part.text().await?)?);
+                    let seconds = part.text().await?;
+                    self.asked.expires_after_seconds =
+                        Some(integer(EXPIRY_IN_SECONDS, &seconds, &EXPIRY_SECONDS)?);
                 }
                 // Clients may send what only other servers know.
                 _ => drop(part.text().await?),
@@ -350,20 +353,6 @@ fn check_anchor(anchor: &str) -> Result<()> {
         Ok(())
     } else {
         Err(error::invalid_value(EXPIRY_ANCHOR, anchor, &[ANCHOR]))
-    }
-}
-
-fn expiry(text: &str) -> Result<i64> {
-    let (min, max) = (*EXPIRY_SECONDS.start(), *EXPIRY_SECONDS.end());
-    match text.parse::<i64>() {
-        Ok(seconds) if seconds < min => Err(error::integer_below(EXPIRY_IN_SECONDS, min, seconds)),
-        Ok(seconds) if seconds > max => Err(error::integer_above(EXPIRY_IN_SECONDS, max, seconds)),
-        Ok(seconds) => Ok(seconds),
-        Err(_) => Err(error::invalid_type(
-            EXPIRY_IN_SECONDS,
-            "an integer",
-            "a string",
-        )),
     }
 }
 

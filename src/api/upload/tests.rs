@@ -188,6 +188,16 @@ async fn a_form_that_says_the_wrong_thing_is_refused() {
             seconds,
         ),
         (
+            vec![purpose, file, Text(seconds, "99999999999999999999")],
+            "integer_above_max_value",
+            seconds,
+        ),
+        (
+            vec![purpose, file, Text(seconds, "+3600")],
+            "invalid_type",
+            seconds,
+        ),
+        (
             vec![purpose, file, Text(seconds, "1 h")],
             "invalid_type",
             seconds,
