@@ -41,9 +41,11 @@ const LIMIT_DEFAULT: i64 = 20;
 pub async fn create(
     State(api): State<Api>,
     caller: Caller,
-    key: Key,
+    key: Result<Key>,
     request: BatchRequest,
 ) -> Result<Response> {
+    // Only now: the body has been read.
+    let key = key?;
     let fingerprint = idempotency::fingerprint(&request)?;
     match idempotency::begin(&api.store, &caller.tenant, CREATE, key).await? {
         Begun::Again(remembered) => idempotency::replay(remembered, &fingerprint),

@@ -77,10 +77,10 @@ impl ApiError {
         self
     }
 
-    /// The same error, at the fault of a parameter.
+    /// The same error, at the fault of a parameter, whose name may be the client's.
     #[must_use]
-    pub fn param(mut self, param: impl Into<String>) -> Self {
-        self.param = Some(param.into());
+    pub fn param(mut self, param: &str) -> Self {
+        self.param = Some(shown(param));
         self
     }
 
@@ -102,7 +102,7 @@ pub fn files_limit(bounds: &std::ops::RangeInclusive<i64>) -> ApiError {
 }
 
 pub fn missing_parameter(name: &str) -> ApiError {
-    bad_request(format!("Missing required parameter: '{name}'."))
+    bad_request(format!("Missing required parameter: '{}'.", shown(name)))
         .code("missing_required_parameter")
         .param(name)
 }
@@ -128,7 +128,8 @@ pub fn invalid_value_because(param: &str, message: impl Into<String>) -> ApiErro
 /// A value of the wrong type: `expected` and `got` with their article ("a string").
 pub fn invalid_type(param: &str, expected: &str, got: &str) -> ApiError {
     bad_request(format!(
-        "Invalid type for '{param}': expected {expected}, but got {got} instead."
+        "Invalid type for '{}': expected {expected}, but got {got} instead.",
+        shown(param)
     ))
     .code("invalid_type")
     .param(param)
@@ -137,8 +138,9 @@ pub fn invalid_type(param: &str, expected: &str, got: &str) -> ApiError {
 /// A number over its maximum. `given` is text: it may not fit any type.
 pub fn integer_above(param: &str, max: i64, given: impl fmt::Display) -> ApiError {
     bad_request(format!(
-        "Invalid '{param}': integer above maximum value. Expected a value <= {max}, but got {} \
+        "Invalid '{}': integer above maximum value. Expected a value <= {max}, but got {} \
          instead.",
+        shown(param),
         shown(&given.to_string())
     ))
     .code("integer_above_max_value")
@@ -148,8 +150,9 @@ pub fn integer_above(param: &str, max: i64, given: impl fmt::Display) -> ApiErro
 /// A number under its minimum.
 pub fn integer_below(param: &str, min: i64, given: impl fmt::Display) -> ApiError {
     bad_request(format!(
-        "Invalid '{param}': integer below minimum value. Expected a value >= {min}, but got {} \
+        "Invalid '{}': integer below minimum value. Expected a value >= {min}, but got {} \
          instead.",
+        shown(param),
         shown(&given.to_string())
     ))
     .code("integer_below_min_value")
@@ -159,8 +162,9 @@ pub fn integer_below(param: &str, min: i64, given: impl fmt::Display) -> ApiErro
 /// A text of too many characters.
 pub fn string_above(param: &str, max: usize, given: usize) -> ApiError {
     bad_request(format!(
-        "Invalid '{param}': string too long. Expected a string with maximum length {max}, but \
-         got a string with length {given} instead."
+        "Invalid '{}': string too long. Expected a string with maximum length {max}, but \
+         got a string with length {given} instead.",
+        shown(param)
     ))
     .code("string_above_max_length")
     .param(param)
@@ -169,8 +173,9 @@ pub fn string_above(param: &str, max: usize, given: usize) -> ApiError {
 /// An object of too many pairs.
 pub fn too_many_properties(param: &str, max: usize, given: usize) -> ApiError {
     bad_request(format!(
-        "Invalid '{param}': too many properties. Expected an object with at most {max} \
-         properties, but got an object with {given} properties instead."
+        "Invalid '{}': too many properties. Expected an object with at most {max} \
+         properties, but got an object with {given} properties instead.",
+        shown(param)
     ))
     .code("object_above_max_properties")
     .param(param)
@@ -179,16 +184,16 @@ pub fn too_many_properties(param: &str, max: usize, given: usize) -> ApiError {
 /// A key of too many characters in an object.
 pub fn property_name_above(param: &str, max: usize, given: usize) -> ApiError {
     bad_request(format!(
-        "Invalid property name in '{param}': too long. Expected a name with maximum length \
-         {max}, but got a name with length {given} instead."
+        "Invalid property name in '{}': too long. Expected a name with maximum length \
+         {max}, but got a name with length {given} instead.",
+        shown(param)
     ))
     .code("property_name_above_max_length")
     .param(param)
 }
 
 pub fn unknown_parameter(name: &str) -> ApiError {
-    let name = shown(name);
-    bad_request(format!("Unknown parameter: '{name}'."))
+    bad_request(format!("Unknown parameter: '{}'.", shown(name)))
         .code("unknown_parameter")
         .param(name)
 }
@@ -447,8 +452,23 @@ mod tests {
 
     #[test]
     fn a_long_value_is_not_repeated_whole() {
-        let error = batch_not_found(&"é".repeat(100_000));
-        assert!(error.message.len() < 500, "{}", error.message.len());
+        let long = "é".repeat(100_000);
+        let long = long.as_str();
+        for error in [
+            batch_not_found(long),
+            missing_parameter(long),
+            unknown_parameter(long),
+            invalid_value(long, long, &["a"]),
+            invalid_type(long, "a string", "null"),
+            integer_above(long, 1, long),
+            integer_below(long, 1, long),
+            string_above(long, 1, 2),
+            too_many_properties(long, 1, 2),
+            property_name_above(long, 1, 2),
+        ] {
+            let length = error.message.len() + error.param.unwrap_or_default().len();
+            assert!(length < 2_000, "{}", error.message);
+        }
     }
 
     #[tokio::test]

@@ -23,7 +23,8 @@ const KEY_CHARS_MAX: usize = 255;
 /// minutes of silence.
 const TOUCH_INTERVAL: Duration = Duration::from_secs(20);
 
-/// The `Idempotency-Key` of a request, if it has one.
+/// The `Idempotency-Key` of a request, if it has one. A handler with a body takes a `Result` of
+/// it, and reads the body before it refuses the key.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Key(pub Option<String>);
 

@@ -8,8 +8,9 @@ use serde_json::{Map, Value};
 use super::drain::drain;
 use super::error::{self, ApiError, Result};
 
-/// The largest JSON body, in bytes. The largest that makes sense lists the parts of an upload.
-const BODY_BYTES_MAX: usize = 1 << 20;
+/// The largest JSON body, in bytes. The largest that makes sense, with all its metadata written
+/// in escapes, has less than half of that; and a parsed body takes many times its bytes.
+const BODY_BYTES_MAX: usize = 256 << 10;
 
 /// A JSON object whose fields are taken one by one.
 #[derive(Clone, Debug, Default, PartialEq)]

@@ -15,6 +15,7 @@ pub mod expiry;
 pub mod files;
 pub mod health;
 pub mod idempotency;
+mod integer;
 pub mod json;
 pub mod models;
 mod multipart;

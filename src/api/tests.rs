@@ -426,10 +426,14 @@ async fn a_model_is_found_by_its_name_however_its_slash_is_sent() {
 }
 
 #[tokio::test]
-async fn a_body_over_a_mebibyte_is_too_large() {
+async fn a_body_over_256_kib_is_too_large() {
     let test = TestApi::new(Auth::Off).await;
-    let body = format!("{{\"x\":\"{}\"}}", "a".repeat(1 << 20));
-    let answer = test.ask("POST", "/v1/batches", &body).await;
+    let body = |length: usize| format!("{{{}}}", " ".repeat(length - 2));
+    let answer = test.ask("POST", "/v1/batches", &body(256 << 10)).await;
+    assert_eq!(answer.code(400), "missing_required_parameter");
+    let answer = test
+        .ask("POST", "/v1/batches", &body((256 << 10) + 1))
+        .await;
     assert_eq!(answer.code(413), Value::Null);
     assert_eq!(answer.headers["x-should-retry"], "false");
 }

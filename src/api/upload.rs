@@ -15,6 +15,7 @@ use super::error::{self, ApiError, Envelope, Result};
 use super::expiry::ANCHOR;
 use super::files::FileObject;
 use super::idempotency::{self, Attempt, Begun, Key, fingerprint, json_response, replay, to_json};
+use super::integer::integer;
 use super::multipart::{self, Form, Incoming, Part};
 use super::path::storable;
 use crate::domain::file::{DEFAULT_EXPIRY_SECONDS, EXPIRY_SECONDS, Purpose};
@@ -24,6 +25,8 @@ use crate::transfer::{self, Answer, Finish, Ingest};
 
 /// The name of a file that has none.
 const UNNAMED: &str = "upload";
+/// How long a file's name may be. Every answer that shows the file repeats it.
+const FILENAME_CHARS_MAX: usize = 255;
 /// What the rest of a form may take beside its file.
 const FORM_BYTES_MAX: u64 = 8 << 20;
 const EXPIRY_ANCHOR: &str = "expires_after[anchor]";
@@ -73,12 +76,15 @@ pub struct UploadForm {
 pub async fn create(
     State(api): State<Api>,
     caller: Caller,
-    key: Key,
+    key: Result<Key>,
     headers: HeaderMap,
     body: Body,
 ) -> Result<Response> {
     let mut incoming = Incoming::new(body);
-    let outcome = upload(&api, &caller, key, &headers, &mut incoming).await;
+    let outcome = match key {
+        Ok(key) => upload(&api, &caller, key, &headers, &mut incoming).await,
+        Err(error) => Err(error),
+    };
     if outcome.is_err() && (incoming.begun() || !waits_for_leave(&headers)) {
         incoming.drain().await;
     }
@@ -226,7 +232,9 @@ impl Upload<'_> {
                         self.asked.expires_after_seconds.is_some(),
                         EXPIRY_IN_SECONDS,
                     )?;
-                    self.asked.expires_after_seconds = Some(expiry(&part.text().await?)?);
+                    let seconds = part.text().await?;
+                    self.asked.expires_after_seconds =
+                        Some(integer(EXPIRY_IN_SECONDS, &seconds, &EXPIRY_SECONDS)?);
                 }
                 // Clients may send what only other servers know.
                 _ => drop(part.text().await?),
@@ -237,8 +245,7 @@ impl Upload<'_> {
 
     async fn take_file(&mut self, mut part: Part<'_>, sink: &mut Sink<'_>) -> Result<()> {
         only_once(self.asked.filename.is_some(), "file")?;
-        let name = part.filename.take().filter(|name| !name.is_empty());
-        self.asked.filename = Some(storable(name.unwrap_or_else(|| UNNAMED.to_owned())));
+        self.asked.filename = Some(filename(part.filename.take())?);
         if let Sink::Store { ingest, .. } = sink {
             let limits = Limits {
                 max_line_bytes: self.api.limits.max_line_bytes,
@@ -323,6 +330,17 @@ fn only_once(again: bool, name: &str) -> Result<()> {
     Ok(())
 }
 
+/// What the file is called, by what the form says of it.
+fn filename(given: Option<String>) -> Result<String> {
+    let name = given.filter(|name| !name.is_empty());
+    let name = name.unwrap_or_else(|| UNNAMED.to_owned());
+    let chars = name.chars().count();
+    if chars > FILENAME_CHARS_MAX {
+        return Err(error::string_above("file", FILENAME_CHARS_MAX, chars));
+    }
+    Ok(storable(name))
+}
+
 fn purpose(name: &str) -> Result<Purpose> {
     let known = Purpose::UPLOADABLE.into_iter().find(|p| p.as_str() == name);
     known.ok_or_else(|| {
@@ -335,20 +353,6 @@ fn check_anchor(anchor: &str) -> Result<()> {
         Ok(())
     } else {
         Err(error::invalid_value(EXPIRY_ANCHOR, anchor, &[ANCHOR]))
-    }
-}
-
-fn expiry(text: &str) -> Result<i64> {
-    let (min, max) = (*EXPIRY_SECONDS.start(), *EXPIRY_SECONDS.end());
-    match text.parse::<i64>() {
-        Ok(seconds) if seconds < min => Err(error::integer_below(EXPIRY_IN_SECONDS, min, seconds)),
-        Ok(seconds) if seconds > max => Err(error::integer_above(EXPIRY_IN_SECONDS, max, seconds)),
-        Ok(seconds) => Ok(seconds),
-        Err(_) => Err(error::invalid_type(
-            EXPIRY_IN_SECONDS,
-            "an integer",
-            "a string",
-        )),
     }
 }
 

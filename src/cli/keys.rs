@@ -47,10 +47,10 @@ enum KeysCommand {
         #[command(flatten)]
         config: ConfigArgs,
         /// What the key is for: for people
-        #[arg(long, value_name = "NAME")]
+        #[arg(long, value_name = "NAME", value_parser = label)]
         name: String,
         /// Whose files and batches it can see
-        #[arg(long, value_name = "TENANT", default_value = "default")]
+        #[arg(long, value_name = "TENANT", default_value = "default", value_parser = label)]
         tenant: String,
         /// It may also read what operators read
         #[arg(long)]
@@ -72,6 +72,17 @@ enum KeysCommand {
     },
 }
 
+/// A name that can be shown on one line.
+fn label(text: &str) -> Result<String, &'static str> {
+    if text.trim().is_empty() {
+        Err("it is empty")
+    } else if text.contains(char::is_control) {
+        Err("it holds control characters, such as line breaks")
+    } else {
+        Ok(text.to_owned())
+    }
+}
+
 pub(super) async fn run(args: KeysArgs) -> anyhow::Result<ExitCode> {
     let clock = Clock::default();
     let open = async |config: ConfigArgs| {
@@ -85,9 +96,6 @@ pub(super) async fn run(args: KeysArgs) -> anyhow::Result<ExitCode> {
             tenant,
             admin,
         } => {
-            if name.trim().is_empty() || tenant.trim().is_empty() {
-                bail!("a key needs a name and a tenant");
-            }
             let store = open(config).await?;
             let key = auth::new_key();
             let created_at = clock.now_ms();

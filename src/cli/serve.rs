@@ -40,7 +40,7 @@ pub(super) struct ServeArgs {
     api_key_env: Option<String>,
 
     /// Which half to run
-    #[arg(long, value_name = "all|api|worker")]
+    #[arg(long, value_parser = ["all", "api", "worker"])]
     role: Option<String>,
 }
 

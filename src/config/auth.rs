@@ -1,10 +1,13 @@
 //! `[auth]`: who may ask.
 
-use secrecy::SecretString;
+use secrecy::{ExposeSecret, SecretString};
 
-use super::reader::Reader;
+use super::reader::{Item, Reader};
 use super::secret;
 use super::value::Origin;
+
+/// Whoever may try a key may guess a shorter one.
+const BOOTSTRAP_KEY_CHARS_MIN: usize = 20;
 
 /// `[auth]`
 #[derive(Clone, Debug)]
@@ -26,7 +29,8 @@ impl Auth {
         }
         let by_variable = by_variable.and_then(|item| {
             if let Origin::Variable(_) = item.origin() {
-                return secret::key(&item, &item.string()?);
+                let key = secret::key(&item, &item.string()?)?;
+                return long_enough(&item, key);
             }
             item.fault(
                 "a secret is not written here: use `bootstrap_key_file` or the variable \
@@ -36,7 +40,23 @@ impl Auth {
         });
         Self {
             required,
-            bootstrap_key: by_variable.or_else(|| secret::from_file(&by_file?)),
+            bootstrap_key: by_variable.or_else(|| {
+                let item = by_file?;
+                let key = secret::from_file(&item)?;
+                long_enough(&item, key)
+            }),
         }
     }
+}
+
+fn long_enough(item: &Item<'_>, key: SecretString) -> Option<SecretString> {
+    // Keys are ASCII.
+    if key.expose_secret().len() >= BOOTSTRAP_KEY_CHARS_MIN {
+        return Some(key);
+    }
+    item.fault(format!(
+        "the key is too short to be safe: it must have at least {BOOTSTRAP_KEY_CHARS_MIN} \
+         random characters"
+    ));
+    None
 }

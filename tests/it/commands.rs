@@ -85,12 +85,13 @@ async fn every_command_explains_itself_with_an_example() {
 #[tokio::test]
 async fn wrong_usage_exits_2() {
     let directory = tempfile::tempdir().expect("makes a directory");
-    for line in [
+    let lines = [
         "",
         "dream",
         "--dream",
         "serve --dream",
         "serve here",
+        "serve --role wroker",
         "run -i in.jsonl",
         "run -o out.jsonl",
         "run -i in.jsonl -o out.jsonl --concurrency many",
@@ -104,8 +105,17 @@ async fn wrong_usage_exits_2() {
         "keys revoke",
         "openapi --dream",
         "check --dream",
-    ] {
-        let args: Vec<&str> = line.split_whitespace().collect();
+    ];
+    let mut wrong_usages: Vec<Vec<&str>> = lines
+        .iter()
+        .map(|line| line.split_whitespace().collect())
+        .collect();
+    for label in ["", " ", "two\nlines", "\u{1b}[2J"] {
+        wrong_usages.push(vec!["keys", "create", "--name", label]);
+        wrong_usages.push(vec!["keys", "create", "--name", "a", "--tenant", label]);
+    }
+    for args in wrong_usages {
+        let line = format!("{args:?}");
         let wrong = ended_in(directory.path(), &args).await;
         assert_eq!(wrong.code, Some(2), "{line}: {}", wrong.errors);
         assert_eq!(wrong.out, "", "{line}");

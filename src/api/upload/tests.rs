@@ -188,6 +188,16 @@ async fn a_form_that_says_the_wrong_thing_is_refused() {
             seconds,
         ),
         (
+            vec![purpose, file, Text(seconds, "99999999999999999999")],
+            "integer_above_max_value",
+            seconds,
+        ),
+        (
+            vec![purpose, file, Text(seconds, "+3600")],
+            "invalid_type",
+            seconds,
+        ),
+        (
             vec![purpose, file, Text(seconds, "1 h")],
             "invalid_type",
             seconds,
@@ -203,6 +213,28 @@ async fn a_form_that_says_the_wrong_thing_is_refused() {
         );
     }
     no_files(&test).await;
+}
+
+#[tokio::test]
+async fn a_name_that_is_too_long_is_refused_before_the_file_is_stored() {
+    let test = TestApi::new(Auth::Off).await;
+    let send = async |name: &str| {
+        let fields = [Text("purpose", "batch"), File(name, LINE.as_bytes())];
+        upload(&test, &fields).await
+    };
+    let answer = send(&"é".repeat(256)).await;
+    assert_eq!(answer.status, 400);
+    assert_eq!(
+        error(&answer),
+        json!({
+            "message": "Invalid 'file': string too long. Expected a string with maximum length \
+                255, but got a string with length 256 instead.",
+            "type": "invalid_request_error", "param": "file", "code": "string_above_max_length",
+        })
+    );
+    no_files(&test).await;
+    let longest = "é".repeat(255);
+    assert_eq!(send(&longest).await.json()["filename"], longest);
 }
 
 #[tokio::test]
@@ -333,6 +365,27 @@ async fn a_file_that_is_too_large_is_refused_and_read_to_its_end() {
         assert_eq!(answer.status, 413);
         assert_eq!(answer.headers["x-should-retry"], "false");
         assert_eq!(read.load(std::sync::atomic::Ordering::Relaxed), large.len());
+    }
+}
+
+#[tokio::test]
+async fn a_request_with_a_key_that_is_none_is_read_to_its_end() {
+    let test = TestApi::new(Auth::Off).await;
+    for path in ["/v1/files", "/v1/batches"] {
+        let (tell, is_read) = tokio::sync::oneshot::channel();
+        let end = stream::once(async move {
+            tell.send(()).unwrap();
+            Ok::<_, Infallible>(Bytes::from_static(b"}"))
+        });
+        let begin = stream::iter([Ok(Bytes::from_static(b"{"))]);
+        let mut request = post(
+            &[("idempotency-key", "")],
+            Body::from_stream(begin.chain(end)),
+        );
+        *request.uri_mut() = path.parse().unwrap();
+        let answer = test.send(request).await;
+        assert_eq!(answer.status, 400, "{path}");
+        assert!(is_read.await.is_ok(), "{path}: the body is read");
     }
 }
 

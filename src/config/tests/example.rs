@@ -37,7 +37,7 @@ fn the_defaults_are_the_documented_ones() {
 fn the_examples_in_the_documented_file_hold_and_show_the_defaults() {
     let folder = TempDir::new().unwrap();
     let secret = folder.path().join("secret");
-    fs::write(&secret, "sk-from-a-file\r\n").unwrap();
+    fs::write(&secret, "sk-from-a-file-0123456789\r\n").unwrap();
     let certificate = folder.path().join("ca.pem");
     fs::write(&certificate, "-----BEGIN CERTIFICATE-----\n").unwrap();
     let uncommented: String = DEFAULTS
@@ -56,13 +56,13 @@ fn the_examples_in_the_documented_file_hold_and_show_the_defaults() {
 
     assert_eq!(config.auth.required, Some(true));
     let bootstrap_key = config.auth.bootstrap_key.unwrap();
-    assert_eq!(bootstrap_key.expose_secret(), "sk-from-a-file");
+    assert_eq!(bootstrap_key.expose_secret(), "sk-from-a-file-0123456789");
     let [one, two] = config.upstreams.as_slice() else {
         panic!("two upstreams are shown");
     };
     let key = |upstream: &Upstream| upstream.api_key.clone().unwrap();
     assert_eq!(key(one).expose_secret(), "sk-from-a-variable");
-    assert_eq!(key(two).expose_secret(), "sk-from-a-file");
+    assert_eq!(key(two).expose_secret(), "sk-from-a-file-0123456789");
     assert_eq!(two.base_url, "https://gpu-2.internal/v1");
     assert_eq!(two.headers["x-team"].expose_secret(), "batch");
     assert_eq!(two.ca_file, Some(certificate));

@@ -47,7 +47,7 @@ fn text_of_the_environment_is_taken_as_its_key_expects() {
         "",
         &[
             ("NIGHTSHIFT_AUTH__REQUIRED", "true"),
-            ("NIGHTSHIFT_AUTH__BOOTSTRAP_KEY", "sk-first"),
+            ("NIGHTSHIFT_AUTH__BOOTSTRAP_KEY", "sk-first-0123456789-x"),
             ("NIGHTSHIFT_LIMITS__MAX_LINE_BYTES", "1_000"),
             ("NIGHTSHIFT_WORKER__LEASE", "2s"),
             ("NIGHTSHIFT_UPSTREAMS__0__BASE_URL", "http://gpu"),
@@ -69,7 +69,7 @@ fn text_of_the_environment_is_taken_as_its_key_expects() {
     assert_eq!(config.auth.required, Some(true));
     assert_eq!(
         config.auth.bootstrap_key.unwrap().expose_secret(),
-        "sk-first"
+        "sk-first-0123456789-x"
     );
     assert_eq!(config.limits.max_line_bytes, 1000);
     assert_eq!(config.worker.lease, Duration::from_secs(2));

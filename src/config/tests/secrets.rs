@@ -18,7 +18,7 @@ fn no_debug_output_holds_a_secret() {
     );
     let variables = [
         ("DATABASE_URL", "postgres://u:hunter2@host/name"),
-        ("NIGHTSHIFT_AUTH__BOOTSTRAP_KEY", "hunter2"),
+        ("NIGHTSHIFT_AUTH__BOOTSTRAP_KEY", "hunter2-hunter2-hunter2"),
         ("OTHER", "hunter2"),
     ];
     let overrides = Overrides {
@@ -88,6 +88,30 @@ fn no_fault_holds_a_secret() {
             assert!(errors.0.len() > 2, "{errors}");
             assert!(!errors.to_string().contains("hunter2"), "{errors}");
             assert!(!format!("{errors:?}").contains("hunter2"), "{errors}");
+        }
+    }
+}
+
+#[test]
+fn a_first_key_that_can_be_guessed_is_a_fault() {
+    let folder = TempDir::new().unwrap();
+    let file = folder.path().join("key");
+    let name = "NIGHTSHIFT_AUTH__BOOTSTRAP_KEY";
+    for (key, taken) in [
+        ("0123456789012345678", false),
+        ("01234567890123456789", true),
+    ] {
+        fs::write(&file, format!("{key}\n")).unwrap();
+        let toml = format!("[auth]\nbootstrap_key_file = '{}'", file.display());
+        for loaded in [load("", &[(name, key)]), load(&toml, &[])] {
+            match loaded {
+                Ok(_) => assert!(taken),
+                Err(errors) => {
+                    assert!(!taken, "{errors}");
+                    assert!(errors.to_string().contains("at least 20"), "{errors}");
+                    assert!(!errors.to_string().contains(key), "{errors}");
+                }
+            }
         }
     }
 }

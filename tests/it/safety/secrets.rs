@@ -215,3 +215,17 @@ async fn a_secret_in_a_broken_configuration_is_not_repeated() {
         }
     }
 }
+
+#[tokio::test]
+async fn a_database_url_with_a_misspelled_password_is_not_logged() {
+    let directory = tempfile::tempdir().expect("makes a directory");
+    // A host that is no socket, so that nobody waits for a database to come up.
+    let url = format!("postgres:///name?host=/nowhere&pasword={GUESSED_KEY}");
+    let mut command = command(&["serve", "--database", &url]);
+    command
+        .current_dir(directory.path())
+        .env("NIGHTSHIFT_LOG__FILTER", "trace");
+    let refused = ended(command).await;
+    assert_eq!(refused.code, Some(1), "{refused:?}");
+    assert!(!format!("{refused:?}").contains(GUESSED_KEY), "{refused:?}");
+}
