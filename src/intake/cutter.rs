@@ -93,12 +93,6 @@ impl Cutter {
         Ok(taken)
     }
 
-    /// Forgets what the next chunk would have said of its lines.
-    pub fn forget_lines(&mut self) {
-        self.lines = 0;
-        self.requests.clear();
-    }
-
     /// Makes a chunk of all there is, if there is anything.
     pub fn cut_all(&mut self, out: &mut Vec<Chunk>) -> io::Result<()> {
         self.line_start = self.bytes.len();

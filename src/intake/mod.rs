@@ -123,13 +123,6 @@ impl Intake {
         Ok(())
     }
 
-    /// Stops checking, as the file turned out not to be for a batch.
-    pub fn stop_checking(&mut self) {
-        self.mode = Mode::Unchecked;
-        self.cutter.forget_lines();
-        self.inspector = Inspector::new();
-    }
-
     /// Ends the file: its last line needs no line end. Fails as [`Intake::push`] does.
     pub fn finish(mut self, out: &mut Vec<Chunk>) -> io::Result<Report> {
         if self.mode == Mode::Lines && !self.cutter.line().is_empty() {

@@ -284,23 +284,6 @@ fn what_is_not_for_a_batch_is_cut_by_size_alone() {
     assert_eq!(report.first_line_is_json, None);
 }
 
-#[test]
-fn checking_can_be_stopped_at_any_byte() {
-    let file = format!("{}\n{}\n", request("a", "m"), "x".repeat(3 * PIECE_BYTES));
-    for at in [0, 10, 1000, 2 * PIECE_BYTES, file.len()] {
-        let mut intake = Intake::new(LIMITS, true);
-        let mut chunks = Vec::new();
-        let (before, after) = file.as_bytes().split_at(at);
-        intake.push(before, &mut chunks).expect("pushed");
-        intake.stop_checking();
-        intake.push(after, &mut chunks).expect("pushed");
-        let report = intake.finish(&mut chunks).expect("finished");
-        assert!(joined(&chunks) == file.as_bytes());
-        assert_eq!((report.bytes, report.lines), (file.len() as u64, 0));
-        assert_eq!(report.findings, Findings::default());
-    }
-}
-
 /// Files of many kinds: lines of every length, in few models, with anything in between.
 fn files() -> impl Strategy<Value = Vec<u8>> {
     let line = prop_oneof![
