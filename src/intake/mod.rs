@@ -18,7 +18,7 @@ pub use inspector::ModelReport;
 
 use crate::domain::findings::Findings;
 use cutter::Cutter;
-use inspector::Inspector;
+use inspector::{Inspector, Line};
 
 /// How large the raw bytes of a stored piece are at most, and of a chunk but for one long line.
 pub const PIECE_BYTES: usize = 1024 * 1024;
@@ -146,7 +146,7 @@ impl Intake {
             self.end_line(out)?;
         } else if taken == room {
             self.inspector.long_line(self.max_line_bytes);
-            self.cutter.end_line(None, out)?;
+            self.cutter.end_line(Line::Faulty, out)?;
             self.mode = Mode::LongLine;
         }
         Ok(taken)
@@ -163,8 +163,8 @@ impl Intake {
     }
 
     fn end_line(&mut self, out: &mut Vec<Chunk>) -> io::Result<()> {
-        let model_no = self.inspector.line(self.cutter.line())?;
-        self.cutter.end_line(model_no, out)
+        let line = self.inspector.line(self.cutter.line())?;
+        self.cutter.end_line(line, out)
     }
 }
 
