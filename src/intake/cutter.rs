@@ -63,6 +63,11 @@ impl Cutter {
     /// Adds to the line. If it is long, the lines before it become a chunk of their own, so that
     /// chunks of many lines are small.
     pub fn extend_line(&mut self, bytes: &[u8], out: &mut Vec<Chunk>) -> io::Result<()> {
+        let held = self.bytes.len();
+        if held > PIECE_BYTES && held + bytes.len() > self.bytes.capacity() {
+            // By itself it would double, however much that is.
+            self.bytes.reserve_exact(bytes.len().max(held / 8));
+        }
         self.bytes.extend_from_slice(bytes);
         if self.bytes.len() > PIECE_BYTES && self.line_start > 0 {
             self.cut(self.line_start, out)?;

@@ -123,6 +123,12 @@ impl Intake {
         Ok(())
     }
 
+    /// How many bytes of a line are held because it has not ended.
+    #[must_use]
+    pub fn line_bytes(&self) -> usize {
+        self.cutter.line().len()
+    }
+
     /// Ends the file: its last line needs no line end. Fails as [`Intake::push`] does.
     pub fn finish(mut self, out: &mut Vec<Chunk>) -> io::Result<Report> {
         if self.mode == Mode::Lines && !self.cutter.line().is_empty() {
