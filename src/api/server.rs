@@ -1,7 +1,7 @@
 //! The accept loop: HTTP/1.1 connections, with a limit on every wait.
 
 use std::io;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use axum::Router;
 use hyper::server::conn::http1;
@@ -22,8 +22,21 @@ const IDLE_TIMEOUT: Duration = Duration::from_secs(60);
 /// The largest head of a request, in bytes, and as much of a body as is read at once. It is looked
 /// at between reads, so that a head of up to twice this length may pass: less than 100,000 bytes.
 const HEAD_BYTES_MAX: usize = 48 << 10;
+/// How many connections are served at once, at most half as many as the process may have file
+/// descriptors: the database and the calls to model servers need theirs. Further clients wait in
+/// the listener's queue until a connection ends.
+const CONNECTIONS_MAX: usize = 1024;
 /// How long to wait when the process has no file descriptor left for a connection.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(500);
+/// What keeps clients waiting is logged so often, however many they are.
+const LOGGED_EVERY: Duration = Duration::from_secs(60);
+
+/// What connections must keep to.
+#[derive(Clone, Copy)]
+struct Bounds {
+    idle: Duration,
+    connections: usize,
+}
 
 /// Serves until `stop`, then lets requests that are being worked on end within `grace`.
 pub async fn serve(
@@ -32,27 +45,42 @@ pub async fn serve(
     stop: CancellationToken,
     grace: Duration,
 ) {
-    serve_timed(listener, router, stop, grace, IDLE_TIMEOUT).await;
+    let descriptors = descriptors().unwrap_or(usize::MAX);
+    let bounds = Bounds {
+        idle: IDLE_TIMEOUT,
+        connections: CONNECTIONS_MAX.min(descriptors / 2).max(1),
+    };
+    serve_within(listener, router, stop, grace, bounds).await;
 }
 
-async fn serve_timed(
+async fn serve_within(
     listener: TcpListener,
     router: Router,
     stop: CancellationToken,
     grace: Duration,
-    idle: Duration,
+    bounds: Bounds,
 ) {
     let graceful = GracefulShutdown::new();
     let mut connections = JoinSet::new();
+    let (mut full, mut failing) = (Seldom::default(), Seldom::default());
     loop {
         tokio::select! {
             () = stop.cancelled() => break,
-            accepted = listener.accept() => match accepted {
-                Ok((stream, _)) => {
-                    connections.spawn(connection(stream, router.clone(), &graceful, idle));
+            accepted = listener.accept(), if connections.len() < bounds.connections => {
+                match accepted {
+                    Ok((stream, _)) => {
+                        let router = router.clone();
+                        connections.spawn(connection(stream, router, &graceful, bounds.idle));
+                        if connections.len() == bounds.connections && full.is_due() {
+                            tracing::warn!(
+                                connections = connections.len(),
+                                "no more connections are taken until one ends"
+                            );
+                        }
+                    }
+                    Err(error) => pause_after(&error, &mut failing).await,
                 }
-                Err(error) => pause_after(&error).await,
-            },
+            }
             // Connections that have ended are forgotten as they end.
             Some(_) = connections.join_next(), if !connections.is_empty() => {}
         }
@@ -103,23 +131,47 @@ fn connection(
     }
 }
 
-async fn pause_after(error: &io::Error) {
+async fn pause_after(error: &io::Error, failing: &mut Seldom) {
     match error.kind() {
         // The client went away before it was accepted: nothing to wait for.
         io::ErrorKind::ConnectionAborted
         | io::ErrorKind::ConnectionRefused
         | io::ErrorKind::ConnectionReset => {}
         _ => {
-            tracing::error!(%error, "a connection could not be accepted");
+            if failing.is_due() {
+                tracing::error!(%error, "connections cannot be accepted");
+            }
             tokio::time::sleep(ACCEPT_PAUSE).await;
         }
     }
 }
 
+/// When something that may happen again and again was logged last.
+#[derive(Default)]
+struct Seldom(Option<Instant>);
+
+impl Seldom {
+    /// Whether it is to be logged again, which is then taken to be done.
+    fn is_due(&mut self) -> bool {
+        let due = self.0.is_none_or(|last| last.elapsed() >= LOGGED_EVERY);
+        if due {
+            self.0 = Some(Instant::now());
+        }
+        due
+    }
+}
+
+/// How many file descriptors the process may have, where the system tells.
+fn descriptors() -> Option<usize> {
+    let limits = std::fs::read_to_string("/proc/self/limits").ok()?;
+    let mut lines = limits.lines();
+    let soft_and_hard = lines.find_map(|line| line.strip_prefix("Max open files"))?;
+    soft_and_hard.split_whitespace().next()?.parse().ok()
+}
+
 #[cfg(test)]
 mod tests {
     use std::net::SocketAddr;
-    use std::time::Instant;
 
     use axum::body::Body;
     use axum::routing::{get, post};
@@ -141,6 +193,10 @@ mod tests {
 
     impl Server {
         async fn start(grace: Duration, idle: Duration) -> Self {
+            Self::start_within(grace, idle, CONNECTIONS_MAX).await
+        }
+
+        async fn start_within(grace: Duration, idle: Duration, connections: usize) -> Self {
             let router = Router::new()
                 .route("/quick", get(|| async { "quick" }))
                 .route(
@@ -163,7 +219,8 @@ mod tests {
             let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
             let address = listener.local_addr().unwrap();
             let stop = CancellationToken::new();
-            let running = tokio::spawn(serve_timed(listener, router, stop.clone(), grace, idle));
+            let bounds = Bounds { idle, connections };
+            let running = tokio::spawn(serve_within(listener, router, stop.clone(), grace, bounds));
             Self {
                 address,
                 stop,
@@ -244,6 +301,34 @@ mod tests {
         tokio::time::sleep(LONG).await;
         // What was in the buffers comes, and then the end.
         rest(&mut stream).await;
+    }
+
+    #[tokio::test]
+    async fn more_connections_than_there_may_be_wait_for_one_to_end() {
+        let server = Server::start_within(LONG, LONG * 20, 2).await;
+        let asked = "GET /quick HTTP/1.1\r\nhost: x\r\nconnection: close\r\n\r\n";
+        let first = server.connect().await;
+        let _second = server.connect().await;
+        let mut third = server.send(asked).await;
+        let mut byte = [0; 1];
+        let early = tokio::time::timeout(IDLE, third.read(&mut byte)).await;
+        assert!(early.is_err(), "it was answered");
+        drop(first);
+        let answer = rest(&mut third).await;
+        assert!(answer.ends_with("quick"), "{answer}");
+    }
+
+    #[test]
+    fn what_may_happen_often_is_logged_seldom() {
+        let mut seldom = Seldom::default();
+        assert!(seldom.is_due());
+        assert!(!seldom.is_due());
+    }
+
+    #[test]
+    #[cfg(target_os = "linux")]
+    fn the_system_tells_how_many_file_descriptors_there_may_be() {
+        assert!(descriptors().is_some_and(|most| most > 2));
     }
 
     #[tokio::test]

@@ -5,11 +5,15 @@ use std::mem;
 
 use zstd::bulk::Compressor;
 
+use super::inspector::Line;
 use super::{Chunk, PIECE_BYTES};
 
-/// A chunk is complete with the line that brings it to so many bytes or lines.
+/// A chunk is complete with the line that brings it to so many bytes, to so many lines that are
+/// not blank, or to so many lines of any kind. Blank lines are no work, so that many of them are
+/// no reason for many chunks; but lines are numbered within a chunk, and a unit has a bit for each.
 const CHUNK_BYTES: usize = 256 * 1024;
-const CHUNK_LINES: u32 = 512;
+const CHUNK_FILLED_LINES: u32 = 512;
+const CHUNK_LINES: u32 = 65_536;
 
 /// The fastest of zstd's usual levels: an upload waits for it.
 const LEVEL: i32 = 1;
@@ -26,6 +30,8 @@ pub(super) struct Cutter {
     offset: u64,
     first_line: u64,
     lines: u32,
+    /// Those of them that are not blank.
+    filled_lines: u32,
     requests: Vec<(u16, u32)>,
 }
 
@@ -39,6 +45,7 @@ impl Cutter {
             offset: 0,
             first_line: 1,
             lines: 0,
+            filled_lines: 0,
             requests: Vec::new(),
         }
     }
@@ -56,6 +63,11 @@ impl Cutter {
     /// Adds to the line. If it is long, the lines before it become a chunk of their own, so that
     /// chunks of many lines are small.
     pub fn extend_line(&mut self, bytes: &[u8], out: &mut Vec<Chunk>) -> io::Result<()> {
+        let held = self.bytes.len();
+        if held > PIECE_BYTES && held + bytes.len() > self.bytes.capacity() {
+            // By itself it would double, however much that is.
+            self.bytes.reserve_exact(bytes.len().max(held / 8));
+        }
         self.bytes.extend_from_slice(bytes);
         if self.bytes.len() > PIECE_BYTES && self.line_start > 0 {
             self.cut(self.line_start, out)?;
@@ -64,17 +76,20 @@ impl Cutter {
     }
 
     /// Ends the line: what comes next begins another, or is the rest of one that is too long.
-    /// `model_no` says which model it asks for, if it is a request.
-    pub fn end_line(&mut self, model_no: Option<u16>, out: &mut Vec<Chunk>) -> io::Result<()> {
+    pub fn end_line(&mut self, line: Line, out: &mut Vec<Chunk>) -> io::Result<()> {
         self.line_start = self.bytes.len();
         self.lines += 1;
-        if let Some(model_no) = model_no {
+        self.filled_lines += u32::from(line != Line::Blank);
+        if let Line::Request { model_no } = line {
             match self.requests.iter_mut().find(|(no, _)| *no == model_no) {
                 Some((_, count)) => *count += 1,
                 None => self.requests.push((model_no, 1)),
             }
         }
-        if self.bytes.len() >= CHUNK_BYTES || self.lines >= CHUNK_LINES {
+        if self.bytes.len() >= CHUNK_BYTES
+            || self.filled_lines >= CHUNK_FILLED_LINES
+            || self.lines >= CHUNK_LINES
+        {
             self.cut_all(out)?;
         }
         Ok(())
@@ -93,12 +108,6 @@ impl Cutter {
         Ok(taken)
     }
 
-    /// Forgets what the next chunk would have said of its lines.
-    pub fn forget_lines(&mut self) {
-        self.lines = 0;
-        self.requests.clear();
-    }
-
     /// Makes a chunk of all there is, if there is anything.
     pub fn cut_all(&mut self, out: &mut Vec<Chunk>) -> io::Result<()> {
         self.line_start = self.bytes.len();
@@ -115,6 +124,7 @@ impl Cutter {
             empty => empty.insert(Compressor::new(LEVEL)?),
         };
         let mut lines = mem::take(&mut self.lines);
+        self.filled_lines = 0;
         let mut requests = mem::take(&mut self.requests);
         let (mut chunk_bytes, first_line) = (length as u64, self.first_line);
         self.first_line += u64::from(lines);

@@ -23,6 +23,18 @@ pub struct ModelReport {
     pub first_lines: Vec<u64>,
 }
 
+/// What a line turned out to be.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub(super) enum Line {
+    Blank,
+    /// It is no request, or asks for a model that is not counted.
+    Faulty,
+    /// `model_no` is the model's place in [`Report::models`].
+    Request {
+        model_no: u16,
+    },
+}
+
 pub(super) struct Inspector {
     report: Report,
     duplicates: Duplicates,
@@ -42,18 +54,18 @@ impl Inspector {
         }
     }
 
-    /// Looks at the next line. If it is a request, says which model it asks for.
-    pub fn line(&mut self, bytes: &[u8]) -> io::Result<Option<u16>> {
+    /// Looks at the next line.
+    pub fn line(&mut self, bytes: &[u8]) -> io::Result<Line> {
         self.report.lines += 1;
         let number = self.report.lines;
         let request = match line::check(bytes) {
-            Check::Blank => return Ok(None),
+            Check::Blank => return Ok(Line::Blank),
             Check::Fault(fault) => {
                 self.report.requests += 1;
                 let is_json = &mut self.report.first_line_is_json;
                 is_json.get_or_insert_with(|| is_json_behind_mark(bytes));
                 self.report.findings.fault(number, fault);
-                return Ok(None);
+                return Ok(Line::Faulty);
             }
             Check::Request(request) => request,
         };
@@ -62,7 +74,9 @@ impl Inspector {
         self.duplicates.insert(&request.custom_id, number)?;
         let findings = &mut self.report.findings;
         findings.request(number, request.endpoint, request.fault);
-        Ok(self.count_model(request.model.as_deref().unwrap_or_default(), number))
+        let model = request.model.as_deref().unwrap_or_default();
+        let model_no = self.count_model(model, number);
+        Ok(model_no.map_or(Line::Faulty, |model_no| Line::Request { model_no }))
     }
 
     /// Notes that the next line is too long to be looked at.

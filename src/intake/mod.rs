@@ -18,7 +18,7 @@ pub use inspector::ModelReport;
 
 use crate::domain::findings::Findings;
 use cutter::Cutter;
-use inspector::Inspector;
+use inspector::{Inspector, Line};
 
 /// How large the raw bytes of a stored piece are at most, and of a chunk but for one long line.
 pub const PIECE_BYTES: usize = 1024 * 1024;
@@ -123,11 +123,10 @@ impl Intake {
         Ok(())
     }
 
-    /// Stops checking, as the file turned out not to be for a batch.
-    pub fn stop_checking(&mut self) {
-        self.mode = Mode::Unchecked;
-        self.cutter.forget_lines();
-        self.inspector = Inspector::new();
+    /// How many bytes of a line are held because it has not ended.
+    #[must_use]
+    pub fn line_bytes(&self) -> usize {
+        self.cutter.line().len()
     }
 
     /// Ends the file: its last line needs no line end. Fails as [`Intake::push`] does.
@@ -153,7 +152,7 @@ impl Intake {
             self.end_line(out)?;
         } else if taken == room {
             self.inspector.long_line(self.max_line_bytes);
-            self.cutter.end_line(None, out)?;
+            self.cutter.end_line(Line::Faulty, out)?;
             self.mode = Mode::LongLine;
         }
         Ok(taken)
@@ -170,8 +169,8 @@ impl Intake {
     }
 
     fn end_line(&mut self, out: &mut Vec<Chunk>) -> io::Result<()> {
-        let model_no = self.inspector.line(self.cutter.line())?;
-        self.cutter.end_line(model_no, out)
+        let line = self.inspector.line(self.cutter.line())?;
+        self.cutter.end_line(line, out)
     }
 }
 

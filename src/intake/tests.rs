@@ -88,13 +88,18 @@ fn assert_lines(file: &[u8], chunks: &[Chunk], report: &Report) {
     let mut next_line = 1;
     for chunk in chunks.iter().filter(|chunk| chunk.piece == 0) {
         assert_eq!(chunk.first_line, next_line);
-        assert!((1..=512).contains(&chunk.lines));
+        assert!((1..=65_536).contains(&chunk.lines));
         assert!(chunk.lines == 1 || chunk.chunk_bytes <= PIECE_BYTES as u64);
+        let mut filled = 0;
         let bytes: usize = lines
             .by_ref()
             .take(chunk.lines as usize)
-            .map(<[u8]>::len)
+            .map(|line| {
+                filled += u32::from(!line.trim_ascii().is_empty());
+                line.len()
+            })
             .sum();
+        assert!(filled <= 512);
         assert_eq!(chunk.chunk_bytes, bytes as u64);
         next_line += u64::from(chunk.lines);
     }
@@ -195,13 +200,18 @@ fn the_first_line_tells_whether_the_file_is_json() {
 
 #[test]
 fn a_chunk_ends_with_the_line_that_fills_it() {
-    let blank = "\n".repeat(1100);
-    let (chunks, report) = take_in(blank.as_bytes(), &[100], LIMITS, true);
-    assert_lines(blank.as_bytes(), &chunks, &report);
-    assert_eq!(
-        chunks.iter().map(|c| c.lines).collect::<Vec<_>>(),
-        [512, 512, 76]
-    );
+    for (line, count, expected) in [
+        ("{}\n", 1100, [512, 512, 76]),
+        // What is blank counts for little.
+        ("\n{}\n\r\n", 1100, [1535, 1536, 229]),
+        ("\n", 2 * 65_536 + 7, [65_536, 65_536, 7]),
+    ] {
+        let file = line.repeat(count);
+        let (chunks, report) = take_in(file.as_bytes(), &[100], LIMITS, true);
+        assert_lines(file.as_bytes(), &chunks, &report);
+        let lines: Vec<_> = chunks.iter().map(|c| c.lines).collect();
+        assert_eq!(lines, expected, "{line:?}");
+    }
 
     let long = format!("{}\n", "x".repeat(100 * 1024 - 1)).repeat(7);
     let (chunks, report) = take_in(long.as_bytes(), &[1 << 20], LIMITS, true);
@@ -282,23 +292,6 @@ fn what_is_not_for_a_batch_is_cut_by_size_alone() {
             .all(|c| c.chunk_bytes == PIECE_BYTES as u64 && c.lines == 0)
     );
     assert_eq!(report.first_line_is_json, None);
-}
-
-#[test]
-fn checking_can_be_stopped_at_any_byte() {
-    let file = format!("{}\n{}\n", request("a", "m"), "x".repeat(3 * PIECE_BYTES));
-    for at in [0, 10, 1000, 2 * PIECE_BYTES, file.len()] {
-        let mut intake = Intake::new(LIMITS, true);
-        let mut chunks = Vec::new();
-        let (before, after) = file.as_bytes().split_at(at);
-        intake.push(before, &mut chunks).expect("pushed");
-        intake.stop_checking();
-        intake.push(after, &mut chunks).expect("pushed");
-        let report = intake.finish(&mut chunks).expect("finished");
-        assert!(joined(&chunks) == file.as_bytes());
-        assert_eq!((report.bytes, report.lines), (file.len() as u64, 0));
-        assert_eq!(report.findings, Findings::default());
-    }
 }
 
 /// Files of many kinds: lines of every length, in few models, with anything in between.

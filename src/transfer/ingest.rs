@@ -7,6 +7,7 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use tokio::runtime::Handle;
+use tokio::sync::{Semaphore, SemaphorePermit};
 use tokio::task::JoinHandle;
 use tokio_util::task::{AbortOnDropHandle, TaskTracker};
 
@@ -21,6 +22,13 @@ const BATCH_BYTES: usize = 256 << 10;
 /// Chunks are written once they are together this large (compressed), or this many.
 const GROUP_BYTES: usize = 2 << 20;
 const GROUP_CHUNKS: usize = 64;
+/// A line is held until it ends. One that is longer than this while it has not needs a permit of
+/// [`LONG_LINES`], which it keeps until it has ended and is written.
+const LONG_LINE_BYTES: usize = 1 << 20;
+/// How many files of the process may hold a long line at once. The others wait, in turn, and are
+/// not read from meanwhile: so memory is bounded, however many files come at once.
+const LONG_LINES_MAX: usize = 3;
+static LONG_LINES: Semaphore = Semaphore::const_new(LONG_LINES_MAX);
 /// How often a file says that its process lives, so that it is not taken for an abandoned one.
 const TOUCHED_EVERY: Duration = Duration::from_secs(20);
 
@@ -63,6 +71,8 @@ pub struct Ingest {
     gathered: Vec<Bytes>,
     gathered_bytes: usize,
     intake: Work,
+    /// Held for a long line.
+    long_line: Option<SemaphorePermit<'static>>,
     /// All that writes runs in here, so that a write that has begun is always waited for.
     tasks: TaskTracker,
     /// Whether what was written stays.
@@ -115,6 +125,7 @@ impl Ingest {
             gathered: Vec::new(),
             gathered_bytes: 0,
             intake: Work::Idle(Box::new(state)),
+            long_line: None,
             tasks: TaskTracker::new(),
             shown: false,
             _alive: AbortOnDropHandle::new(tokio::spawn(alive)),
@@ -126,7 +137,8 @@ impl Ingest {
         Ok(ingest)
     }
 
-    /// Takes the file's next bytes.
+    /// Takes the file's next bytes. Within a long line, this may wait until other files' long
+    /// lines have ended.
     ///
     /// # Errors
     /// When the database or temporary disk fails, be it for bytes that were taken before. The
@@ -138,6 +150,12 @@ impl Ingest {
             return Ok(());
         }
         let state = self.idle().await?;
+        if state.intake.line_bytes() <= LONG_LINE_BYTES {
+            self.long_line = None;
+        } else if self.long_line.is_none() {
+            let permit = LONG_LINES.acquire().await.map_err(io::Error::other)?;
+            self.long_line = Some(permit);
+        }
         self.gathered_bytes = 0;
         let work = state.take(mem::take(&mut self.gathered));
         self.intake = Work::Busy(self.tasks.spawn(work));
@@ -157,6 +175,7 @@ impl Ingest {
         let state = self.idle().await?;
         let rest = mem::take(&mut self.gathered);
         let report = self.run(state.end(rest)).await?;
+        self.long_line = None;
         let upload = self.judge(report, finish).await?;
         let show = show(self.store.clone(), self.upload.clone(), upload, answer);
         let file = self.run(show).await?;
@@ -223,6 +242,7 @@ impl Drop for Ingest {
         }
         self.tasks.close();
         let (store, tasks) = (self.store.clone(), self.tasks.clone());
+        let long_line = self.long_line.take();
         let file_id = mem::take(&mut self.upload.file_id);
         // Without a runtime the process is ending, and the sweep finds the file.
         let Ok(runtime) = Handle::try_current() else {
@@ -230,6 +250,7 @@ impl Drop for Ingest {
         };
         runtime.spawn(async move {
             tasks.wait().await;
+            drop(long_line);
             if let Err(error) = store.discard_upload(&file_id).await {
                 tracing::warn!(%error, file.id = file_id, "an upload is left to the sweep");
             }

@@ -48,6 +48,13 @@ impl TestStore {
         }
     }
 
+    /// Begins a file for a batch.
+    pub async fn begin(&self) -> Ingest {
+        Ingest::begin(&self.store, TENANT, LIMITS, true)
+            .await
+            .unwrap()
+    }
+
     /// Writes a file in pieces of the given lengths, over and over.
     pub async fn ingest(
         &self,

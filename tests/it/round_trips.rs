@@ -6,10 +6,11 @@ use serde_json::Value;
 
 use crate::support::{Server, on_every_engine};
 
-/// Where the server cuts a file into chunks: after the line that reaches either bound. A line
-/// longer than a piece is cut inside.
+/// Where the server cuts a file into chunks: after the line that reaches a bound, of bytes, lines
+/// that are not blank, or all lines. A line longer than a piece is cut inside.
 const CHUNK_BYTES: usize = 256 * 1024;
-const CHUNK_LINES: usize = 512;
+const CHUNK_FILLED_LINES: usize = 512;
+const CHUNK_LINES: usize = 65_536;
 const PIECE_BYTES: usize = 1024 * 1024;
 
 /// A good line with this id, made `bytes` long where that is longer.
@@ -53,8 +54,16 @@ fn files() -> Vec<(&'static str, Vec<u8>)> {
             "a line of 15 MB among others",
             format!("{short}{}\n{a}\n", line("l", 15_000_000)),
         ),
-        ("many short lines", lines(3 * CHUNK_LINES + 7, 0)),
-        ("just a chunk of lines", lines(CHUNK_LINES, 0)),
+        ("many short lines", lines(3 * CHUNK_FILLED_LINES + 7, 0)),
+        ("just a chunk of lines", lines(CHUNK_FILLED_LINES, 0)),
+        (
+            "many blank lines",
+            format!("{a}\n{}{b}\n", "\n".repeat(2 * CHUNK_LINES)),
+        ),
+        (
+            "blank lines among many",
+            lines(2 * CHUNK_FILLED_LINES, 0).replace('\n', "\n\n \r\n"),
+        ),
         ("long lines", lines(1000, 1000)),
         ("just a chunk of bytes", line("a", CHUNK_BYTES - 1) + "\n"),
         ("a byte less", line("a", CHUNK_BYTES - 2) + "\n" + &b),
@@ -89,15 +98,17 @@ fn files() -> Vec<(&'static str, Vec<u8>)> {
 
 /// Where chunks and pieces end, by the rule above.
 fn boundaries(content: &[u8]) -> Vec<usize> {
-    let (mut ends, mut start, mut lines, mut at) = (vec![0], 0, 0, 0);
+    let (mut ends, mut start, mut at) = (vec![0], 0, 0);
+    let (mut filled, mut lines) = (0, 0);
     for line in content.split_inclusive(|&byte| byte == b'\n') {
         let pieces = (1..=line.len() / PIECE_BYTES).map(|piece| at + piece * PIECE_BYTES);
         ends.extend(pieces);
         at += line.len();
         lines += 1;
-        if at - start >= CHUNK_BYTES || lines >= CHUNK_LINES {
+        filled += usize::from(!line.trim_ascii().is_empty());
+        if at - start >= CHUNK_BYTES || filled >= CHUNK_FILLED_LINES || lines >= CHUNK_LINES {
             ends.push(at);
-            (start, lines) = (at, 0);
+            (start, filled, lines) = (at, 0, 0);
         }
     }
     ends.push(content.len());

@@ -193,6 +193,45 @@ async fn a_swept_upload_cannot_be_finished() {
     is_removed(&test, &file_id).await;
 }
 
+#[tokio::test]
+async fn few_files_hold_a_long_line_at_once_and_the_others_wait() {
+    let test = TestStore::new().await;
+    let long = Bytes::from(vec![b'x'; LONG_LINE_BYTES + 1]);
+    let more = Bytes::from(vec![b'x'; BATCH_BYTES]);
+    let mut holders = Vec::new();
+    for _ in 0..LONG_LINES_MAX {
+        let mut ingest = test.begin().await;
+        ingest.write(long.clone()).await.unwrap();
+        ingest.write(more.clone()).await.unwrap();
+        assert!(ingest.long_line.is_some());
+        holders.push(ingest);
+    }
+
+    let mut waiting = test.begin().await;
+    waiting.write(long.clone()).await.unwrap();
+    let mut next = Box::pin(waiting.write(more.clone()));
+    let waited = tokio::time::timeout(Duration::from_millis(200), &mut next).await;
+    assert!(waited.is_err(), "it waits");
+
+    // Short lines go on meanwhile, in any number.
+    let lines = request("a", 0).repeat(2 * LONG_LINE_BYTES / 80);
+    let short = test.ingest(Purpose::Batch, lines.as_bytes(), &[BATCH_BYTES]);
+    short.await.unwrap();
+
+    // The end of a line makes room, and so does a client that goes away.
+    let mut ended = holders.remove(0);
+    ended.write(Bytes::from_static(b"\n")).await.unwrap();
+    ended.write(more.clone()).await.unwrap();
+    ended.write(more.clone()).await.unwrap();
+    next.await.unwrap();
+    assert!(ended.long_line.is_none());
+    let mut another = test.begin().await;
+    another.write(long).await.unwrap();
+    drop(holders);
+    another.write(more).await.unwrap();
+    assert!(another.long_line.is_some());
+}
+
 proptest! {
     #![proptest_config(ProptestConfig::with_cases(12))]
 
