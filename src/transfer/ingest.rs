@@ -252,7 +252,7 @@ impl Drop for Ingest {
             tasks.wait().await;
             drop(long_line);
             if let Err(error) = store.discard_upload(&file_id).await {
-                tracing::warn!(%error, file.id = file_id, "an upload is left to the sweep");
+                tracing::debug!(%error, file.id = file_id, "an upload is left to the sweep");
             }
         });
     }
