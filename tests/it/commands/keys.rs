@@ -107,7 +107,7 @@ async fn a_key_can_be_made_before_there_is_a_database() {
     assert!(listed.contains("default"), "{listed}");
     for words in [["--name", ""], ["--name", " "]] {
         let refused = shop.keys(&[&["create"][..], &words].concat()).await;
-        assert_eq!((refused.code, refused.out.as_str()), (Some(1), ""));
+        assert_eq!((refused.code, refused.out.as_str()), (Some(2), ""));
     }
 }
 
