@@ -1,9 +1,11 @@
 //! One chunk of an output or error file: the segments of its units, merged by line number.
 
 use std::collections::VecDeque;
+use std::mem;
+use std::ops::Range;
 use std::sync::Arc;
 
-use bytes::{Bytes, BytesMut};
+use bytes::Bytes;
 
 use super::damaged;
 use crate::codec::segment::Entry;
@@ -11,12 +13,12 @@ use crate::domain::file::Kind;
 use crate::store::{Error, Result, SegmentTable, Store};
 
 /// A chunk whose segments are together at most this large (compressed) is fetched at once.
-const FETCHED_BYTES_MAX: usize = 4 << 20;
-/// Decompressed frames that are kept for lines to come. One frame may be larger, and is then
-/// kept alone.
-const FRAMES_BYTES_MAX: usize = 16 << 20;
-/// Lines are handed out in blocks of about this size.
-const BLOCK_BYTES: usize = 256 << 10;
+const FETCHED_BYTES_MAX: usize = 1 << 20;
+/// Decompressed frames that are kept for blocks to come.
+const FRAMES_BYTES_MAX: usize = 2 << 20;
+/// Lines are handed out in blocks of at most this size, but for one line that is longer. A frame is
+/// read once for each block that has lines of it, unless it is kept.
+const BLOCK_BYTES: usize = 1 << 20;
 /// Decompressing up to this much is cheaper than asking another thread to.
 const DECOMPRESSED_HERE_MAX: usize = 64 << 10;
 
@@ -30,7 +32,21 @@ pub(super) struct Chunk {
     /// Bytes of the next line that are not wanted.
     skip: usize,
     data: Data,
-    frames: Frames,
+    /// Frames that have lines still to be read: as many as there is room for, and the others are
+    /// read again.
+    frames: Vec<(FrameKey, Bytes)>,
+}
+
+/// A segment's place in the chunk, and a frame's in the segment.
+type FrameKey = (usize, usize);
+
+/// A line, or the rest of one, on its way from a frame into a block.
+struct Part {
+    frame: FrameKey,
+    /// Where it stands in the frame.
+    from: Range<usize>,
+    /// Where it begins in the block.
+    to: usize,
 }
 
 /// The compressed bytes of segments.
@@ -75,7 +91,7 @@ impl Chunk {
             lines: lines.into(),
             skip: 0,
             data,
-            frames: Frames::default(),
+            frames: Vec::new(),
         })
     }
 
@@ -99,35 +115,66 @@ impl Chunk {
         self.skip = usize::try_from(bytes).unwrap_or(0);
     }
 
-    /// The next block; `None` at the end.
-    pub(super) async fn next(&mut self, store: &Store) -> Result<Option<Bytes>> {
-        let mut block = BytesMut::new();
+    /// The next block; `None` at the end. It need not be longer than `wanted`, in bytes.
+    pub(super) async fn next(&mut self, store: &Store, wanted: usize) -> Result<Option<Bytes>> {
+        let (parts, size) = self.take_parts(wanted);
+        let block = match &parts[..] {
+            [] => return Ok(None),
+            [part] => {
+                let frame = self.frame(store, part.frame).await?;
+                frame.slice(part.from.clone())
+            }
+            _ => self.gather(store, parts, size).await?,
+        };
+        let lines = &self.lines;
+        self.frames.retain(|(frame, _)| needed(lines, *frame));
+        Ok(Some(block))
+    }
+
+    /// Puts lines together. Those of many segments take turns, so each frame is read once for all
+    /// that it has of them.
+    async fn gather(&mut self, store: &Store, mut parts: Vec<Part>, size: usize) -> Result<Bytes> {
+        parts.sort_by_key(|part| part.frame);
+        let mut block = vec![0; size];
+        for parts in parts.chunk_by(|one, next| one.frame == next.frame) {
+            let frame = self.frame(store, parts[0].frame).await?;
+            for part in parts {
+                let line = &frame[part.from.clone()];
+                block[part.to..part.to + line.len()].copy_from_slice(line);
+            }
+        }
+        Ok(block.into())
+    }
+
+    /// Takes out the lines of the next block, and says how long they are together.
+    fn take_parts(&mut self, wanted: usize) -> (Vec<Part>, usize) {
+        let (mut parts, mut size) = (Vec::new(), 0);
         while let Some(&(segment, entry)) = self.lines.front() {
-            if !block.is_empty() && block.len() + entry.len > BLOCK_BYTES {
+            let len = entry.len - self.skip;
+            if size > 0 && (size >= wanted || size + len > BLOCK_BYTES) {
                 break;
             }
-            let frame = self.frame(store, segment, entry.frame).await?;
-            let line = frame.slice(entry.offset + self.skip..entry.offset + entry.len);
+            let skip = mem::take(&mut self.skip);
+            parts.push(Part {
+                frame: (segment, entry.frame),
+                from: entry.offset + skip..entry.offset + entry.len,
+                to: size,
+            });
+            size += len;
             self.lines.pop_front();
-            self.skip = 0;
-            if line.len() > BLOCK_BYTES {
-                return Ok(Some(line));
-            }
-            block.extend_from_slice(&line);
         }
-        Ok((!block.is_empty()).then(|| block.freeze()))
+        (parts, size)
     }
 
     /// A frame's raw bytes.
-    async fn frame(&mut self, store: &Store, segment: usize, frame: usize) -> Result<Bytes> {
-        if let Some(bytes) = self.frames.get((segment, frame)) {
-            return Ok(bytes);
+    async fn frame(&mut self, store: &Store, key: FrameKey) -> Result<Bytes> {
+        if let Some((_, bytes)) = self.frames.iter().find(|(kept, _)| *kept == key) {
+            return Ok(bytes.clone());
         }
+        let (segment, frame) = key;
         let table = Arc::clone(&self.segments[segment]);
         let data = self.data(store, segment).await?;
         let size = table.table.frames.get(frame).map_or(0, |frame| frame.size);
-        // Room first: the new frame is not to come on top of the old ones.
-        self.frames.make_room(size);
         let raw = if size <= DECOMPRESSED_HERE_MAX {
             table.table.frame(&data, frame)
         } else {
@@ -136,7 +183,10 @@ impl Chunk {
                 .unwrap_or_else(|panic| Err(panic.into()))
         };
         let bytes = Bytes::from(raw.map_err(|error| self.damaged(error))?);
-        self.frames.put((segment, frame), bytes.clone());
+        let kept: usize = self.frames.iter().map(|(_, bytes)| bytes.len()).sum();
+        if kept + bytes.len() <= FRAMES_BYTES_MAX && needed(&self.lines, key) {
+            self.frames.push((key, bytes.clone()));
+        }
         Ok(bytes)
     }
 
@@ -181,34 +231,9 @@ async fn fetch_all(
     }
 }
 
-/// Decompressed frames, the one used last at the end.
-#[derive(Default)]
-struct Frames {
-    frames: VecDeque<((usize, usize), Bytes)>,
-    bytes: usize,
-}
-
-impl Frames {
-    fn get(&mut self, key: (usize, usize)) -> Option<Bytes> {
-        let place = self.frames.iter().rposition(|(of, _)| *of == key)?;
-        let frame = self.frames.remove(place)?;
-        let bytes = frame.1.clone();
-        self.frames.push_back(frame);
-        Some(bytes)
-    }
-
-    /// Drops what was not used for longest, until `bytes` more fit.
-    fn make_room(&mut self, bytes: usize) {
-        while self.bytes + bytes > FRAMES_BYTES_MAX {
-            let Some((_, dropped)) = self.frames.pop_front() else {
-                break;
-            };
-            self.bytes -= dropped.len();
-        }
-    }
-
-    fn put(&mut self, key: (usize, usize), bytes: Bytes) {
-        self.bytes += bytes.len();
-        self.frames.push_back((key, bytes));
-    }
+/// Whether a frame has any of the lines.
+fn needed(lines: &VecDeque<(usize, Entry)>, (segment, frame): FrameKey) -> bool {
+    lines
+        .iter()
+        .any(|(of, entry)| *of == segment && entry.frame == frame)
 }

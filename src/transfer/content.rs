@@ -77,14 +77,14 @@ impl Reader {
             range,
             source,
         } = self;
+        let wanted = usize::try_from(range.end - range.start).unwrap_or(usize::MAX);
         let block = match source {
             Source::Uploaded { place } => uploaded(store, file_id, place, range.start).await?,
-            Source::Made(made) => made.next(store, file_id, range.start).await?,
+            Source::Made(made) => made.next(store, file_id, range.start, wanted).await?,
         };
         let mut block = block
             .filter(|block| !block.is_empty())
             .ok_or_else(|| damaged(format!("content of {file_id}"), "it ends too early"))?;
-        let wanted = usize::try_from(range.end - range.start).unwrap_or(usize::MAX);
         block.truncate(wanted);
         range.start += block.len() as u64;
         Ok(Some(block))
@@ -114,11 +114,18 @@ async fn uploaded(
 }
 
 impl Made {
-    /// What comes at the byte `at` of the file, which is where the last block ended.
-    async fn next(&mut self, store: &Store, file_id: &str, at: u64) -> Result<Option<Bytes>> {
+    /// What comes at the byte `at` of the file, which is where the last block ended. It need not
+    /// be longer than `wanted`.
+    async fn next(
+        &mut self,
+        store: &Store,
+        file_id: &str,
+        at: u64,
+        wanted: usize,
+    ) -> Result<Option<Bytes>> {
         loop {
             if let Some(chunk) = &mut self.open {
-                if let Some(block) = chunk.next(store).await? {
+                if let Some(block) = chunk.next(store, wanted).await? {
                     return Ok(Some(block));
                 }
                 self.open = None;

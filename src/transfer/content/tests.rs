@@ -91,6 +91,26 @@ async fn lines_of_megabytes_are_merged_in_bounded_memory() {
     }
 }
 
+#[tokio::test]
+async fn lines_of_many_flushes_are_merged_though_few_of_their_frames_are_kept() {
+    let test = TestStore::new().await;
+    let answers: Vec<Answer> = (0..400_u64)
+        .map(|line| {
+            let mut bytes = noise(30_000, line);
+            bytes.push(b'\n');
+            Answer {
+                model: 0,
+                flush: (line * 7 % 11) as u8,
+                kind: Kind::Output,
+                bytes,
+            }
+        })
+        .collect();
+    let [file, _] = test.run_batch(&answers).await;
+    let (file, expected) = (file.unwrap(), merged(&answers, Kind::Output));
+    assert!(test.read_whole(&file).await == expected);
+}
+
 fn answer() -> impl Strategy<Value = Answer> {
     let length = prop_oneof![8 => 0_usize..300, 1 => 0_usize..3000];
     (0_u8..4, 0_u8..5, 0_u8..4, length, any::<u64>()).prop_map(
