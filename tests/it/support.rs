@@ -248,6 +248,19 @@ impl Server {
         request.send().await.expect("answers")
     }
 
+    /// Waits until nothing is stored of any upload: what a refused one has written is removed
+    /// in the background.
+    pub async fn has_left_nothing(&self) {
+        let deadline = Instant::now() + PATIENCE;
+        while !engines::is_empty(&self.database).await {
+            assert!(
+                Instant::now() < deadline,
+                "something of a refused upload stays"
+            );
+            tokio::time::sleep(Duration::from_millis(20)).await;
+        }
+    }
+
     /// Uploads a batch file; returns its id.
     pub async fn upload_batch(&self, jsonl: impl AsRef<[u8]>) -> String {
         let response = self

@@ -12,7 +12,7 @@ use serde_json::{Value, json};
 use tokio::sync::mpsc;
 use tokio::task::JoinHandle;
 
-use crate::support::engines::rows;
+use crate::support::engines::{is_empty, rows};
 use crate::support::{CHAT, Server, chat, ids, on_every_engine};
 
 /// How long anything may take that is waited for. Far more than it does.
@@ -109,16 +109,6 @@ fn random(seed: u64) -> String {
 async fn json_of(response: Response) -> Value {
     assert_eq!(response.status(), 200);
     response.json().await.expect("is JSON")
-}
-
-/// Whether nothing is left of any upload.
-async fn is_empty(database: &str) -> bool {
-    for table in ["files", "chunks", "chunk_models", "file_models"] {
-        if rows(database, table).await > 0 {
-            return false;
-        }
-    }
-    true
 }
 
 async fn nothing_is_listed(server: &Server) {

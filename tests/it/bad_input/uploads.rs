@@ -133,6 +133,7 @@ async fn an_upload_that_is_no_file_is_refused() {
         any("garbage", multipart(vec![0xAA; 100_000])),
     ];
     check(&server, cases).await;
+    server.has_left_nothing().await;
 }
 
 async fn a_file_over_the_limit_is_refused() {

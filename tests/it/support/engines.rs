@@ -103,3 +103,13 @@ pub async fn rows(database: &str, table: &str) -> i64 {
     };
     count.expect("counts")
 }
+
+/// Whether no file is stored, nor anything of one.
+pub async fn is_empty(database: &str) -> bool {
+    for table in ["files", "chunks", "chunk_models", "file_models"] {
+        if rows(database, table).await > 0 {
+            return false;
+        }
+    }
+    true
+}
