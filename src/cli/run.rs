@@ -166,6 +166,9 @@ async fn prepare(
     let errors_files = earlier.as_ref().map(|journal| journal.errors_files.clone());
     if earlier.is_none() && !args.restart {
         files::must_be_free(&args.output)?;
+    }
+    let is_ours = errors_files.iter().flatten().any(|file| file == errors);
+    if !is_ours && !args.restart {
         files::must_be_free(errors)?;
     }
     if let Some(journal) = earlier

@@ -439,6 +439,11 @@ async fn only_an_errors_file_of_its_own_is_removed() {
     workshop.write("in.jsonl", &chat("a", json!({"status": 400})));
     assert_eq!(workshop.run(&["--restart"]).await.code, Some(1));
     assert_eq!(workshop.custom_ids("out.errors.jsonl"), ["a"]);
+    // Nor is one overwritten that a later run of the same output names.
+    workshop.write("foreign.jsonl", "somebody else's\n");
+    let refused = workshop.run(&["--errors", "foreign.jsonl"]).await;
+    assert_eq!(refused.code, Some(1));
+    assert_eq!(workshop.read("foreign.jsonl"), "somebody else's\n");
     workshop.write("in.jsonl", &requests(&ids));
     assert_eq!(workshop.run(&["--restart"]).await.code, Some(0));
     assert!(
