@@ -23,7 +23,7 @@ mod uploads;
 pub use backlog::Backlog;
 pub use batches::{Batch, BatchRow, Cancel, NewBatch};
 pub use chunks::{Piece, StoredChunk};
-pub use engine::{Engine, Store};
+pub use engine::{Engine, OpenOptions, Store};
 pub use error::{Error, Result};
 pub use files::{Order, Page, StoredFile};
 pub use flush::{FlushReply, Tally, UnitFlush};

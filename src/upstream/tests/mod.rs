@@ -215,6 +215,8 @@ fn config(upstreams: Vec<config::Upstream>, models: Vec<config::Model>) -> Confi
         database: config::Database {
             url: "sqlite://unused".into(),
             max_connections: 4,
+            start_timeout: Duration::from_secs(60),
+            statement_timeout: Duration::from_secs(60),
         },
         auth: config::Auth {
             required: None,
