@@ -285,7 +285,7 @@ impl Store {
 /// How units are taken from an owner that is gone. Who died with lines of a unit on their way may
 /// have died of them.
 const ORPHAN: &str = "UPDATE units SET state = 'waiting', takeovers = takeovers + begun,
-    crashes = crashes + begun WHERE state = 'leased'";
+    crashes = CASE WHEN noted_line IS NULL THEN 0 ELSE crashes + begun END WHERE state = 'leased'";
 const ORPHANED: &str = "RETURNING batch_id, model_no";
 
 /// Counts units that wait again; returns how many there are.

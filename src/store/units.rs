@@ -267,7 +267,7 @@ pub(super) async fn reclaim(
             "-- reclaim_units
              WITH v(batch_id, chunk_no, model_no, epoch) AS (VALUES {})
              UPDATE units SET state = 'leased', takeovers = takeovers - begun,
-                crashes = crashes - begun
+                crashes = CASE WHEN noted_line IS NULL THEN 0 ELSE crashes - begun END
              FROM v
              WHERE units.batch_id = v.batch_id AND units.chunk_no = v.chunk_no
                AND units.model_no = v.model_no AND units.epoch = v.epoch

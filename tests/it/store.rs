@@ -1,5 +1,8 @@
 //! What the store promises the duties, on both engines.
 
+mod leases;
+mod races;
+
 use bytes::Bytes;
 use nightshift::codec::segment::{self, Line};
 use nightshift::domain::batch::{Ending, Status};
@@ -22,6 +25,7 @@ const LEASE_MS: i64 = 60_000;
 
 struct Fixture {
     store: Store,
+    url: String,
     clock: Clock,
     _directory: TempDir,
 }
@@ -34,6 +38,7 @@ impl Fixture {
         let store = Store::open(&url, 4, clock.clone()).await.expect("opens");
         Fixture {
             store,
+            url,
             clock,
             _directory: directory,
         }

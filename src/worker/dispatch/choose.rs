@@ -114,7 +114,7 @@ impl State {
         let fresh = next.attempts == 0 && next.avoid.is_none();
         entry.ending.is_none()
             // One line at a time until it has its outcome: the note of another would hide it.
-            && !(entry.runs_alone() && !entry.waiting.is_empty())
+            && (entry.waiting.is_empty() || !entry.runs_alone())
             && lane.in_flight < lane.limit
             && !(fresh && lane.waiting >= lane.limit.saturating_mul(WAITING_A_PERMIT))
             && !full.contains(&Arc::as_ptr(routes))
