@@ -16,7 +16,6 @@ use crate::api::models::Model;
 use crate::api::{self, Api};
 use crate::config::{Config, Role};
 use crate::domain::clock::Clock;
-use crate::domain::id;
 use crate::store::{Engine, OpenOptions, Store};
 use crate::upstream::{ModelInfo, Pool, PoolSettings};
 use crate::worker::{Settings, Worker};
@@ -218,7 +217,6 @@ pub fn settings(config: &Config, store: &Store) -> Settings {
     Settings {
         retry: config.retry.clone(),
         worker: config.worker.clone(),
-        name: id::incarnation(),
         max_requests: config.limits.max_requests_per_batch,
         // The lock on the file is held: nobody else can have a lease in it.
         exclusive: store.engine() == Engine::Sqlite,

@@ -31,6 +31,7 @@ pub use idempotency::{Claim, Claimed, Remembered};
 pub use keys::ApiKey;
 pub use lifecycle::{Input, Unvalidated};
 pub use purge::Purged;
+pub use replicas::{Incumbent, Replica};
 pub use segments::SegmentTable;
 pub use units::LeasedUnit;
 pub use uploads::{NewUpload, PublishedUpload};
