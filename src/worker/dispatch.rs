@@ -5,6 +5,7 @@
 //! its model and of an upstream, is one step under one short lock; nothing waits while holding it.
 
 mod choose;
+mod demand;
 mod state;
 
 use std::collections::{BTreeSet, BinaryHeap, HashMap, VecDeque};
@@ -137,7 +138,7 @@ impl Dispatch {
         let lane = unit.routes.as_ref().map(|routes| routes.lane);
         if let Some(routes) = &unit.routes {
             let lane = state.lanes.entry(routes.lane).or_default();
-            lane.limit = routes.lane_limit;
+            lane.limit = self.pool.limits().lane(routes.lane);
             lane.ready += ready.len();
         }
         let entry = Entry {
@@ -199,6 +200,12 @@ impl Dispatch {
     pub(super) fn close(&self) {
         self.lock().closed = true;
         self.idle.notify_waiters();
+        self.pool.limits().poke();
+    }
+
+    /// Whether nothing new is sent any more.
+    pub(super) fn is_closed(&self) -> bool {
+        self.lock().closed
     }
 
     /// Cuts all calls in flight.
@@ -274,43 +281,6 @@ impl Dispatch {
         }
     }
 
-    /// Lets go of units that no upstream takes at present and of which nothing is on its way, so
-    /// that others can use their part of the budget. Returns them, to be given back.
-    pub(super) fn shed(&self) -> Vec<(UnitKey, i64)> {
-        let mut state = self.lock();
-        let idle = |entry: &&Entry| {
-            let unwritten = entry
-                .unit
-                .durable
-                .lock()
-                .unwrap_or_else(PoisonError::into_inner)
-                .open
-                - entry.ready.len()
-                - entry.waiting.len();
-            entry.ending.is_none()
-                && unwritten == 0
-                && entry
-                    .unit
-                    .routes
-                    .as_ref()
-                    .is_some_and(|routes| !self.pool.may_take(routes))
-        };
-        let ids: Vec<u64> = state
-            .entries
-            .values()
-            .filter(idle)
-            .map(|e| e.unit.id)
-            .collect();
-        let mut shed = Vec::with_capacity(ids.len());
-        for id in ids {
-            if let Some(entry) = state.remove(id) {
-                state.held.remove(&entry.unit.key);
-                shed.push((entry.unit.key.clone(), entry.unit.epoch));
-            }
-        }
-        shed
-    }
-
     /// One slot: sends lines until there is none to send.
     async fn slot(self: Arc<Self>, mut job: Job) {
         loop {
@@ -343,6 +313,7 @@ impl Dispatch {
 
         let mut state = self.lock();
         state.landed(&unit, finished.is_some());
+        self.pool.limits().landed();
         let mut of_ended_unit = Vec::new();
         match (&finished, state.entries.get_mut(&unit.id)) {
             // The unit was lost, or is being given back: this line is not ours any more.

@@ -17,7 +17,7 @@ impl Dispatch {
     /// Takes the next line to send, with its permits; counts it as in flight.
     pub(super) fn choose(&self, state: &mut State, now: Instant) -> Option<Job> {
         state.wake_due(now);
-        if state.closed || !self.lease.holds() {
+        if state.closed || !self.lease.holds() || !self.pool.limits().hold() {
             return None;
         }
         if state.in_flight > 0 && self.pool.budget().is_full() {
