@@ -128,6 +128,21 @@ impl Engine {
         }
     }
 
+    /// Waits for a turn that lasts until the transaction ends, for so many milliseconds; a
+    /// transaction that is idle for longer in its turn is ended. The lock's number is `nightshi`
+    /// in ASCII. SQLite has one writer anyway.
+    pub(super) fn take_turn(self) -> Option<&'static str> {
+        match self {
+            Engine::Sqlite => None,
+            Engine::Postgres => Some(
+                "-- take_turn
+                 SELECT set_config('lock_timeout', $1, true),
+                    set_config('idle_in_transaction_session_timeout', $1, true),
+                    pg_advisory_xact_lock(7956003915054671977)",
+            ),
+        }
+    }
+
     /// The database's own clock in milliseconds: for leases only, which processes with clocks
     /// of their own compare.
     pub(super) fn now_ms(self) -> &'static str {

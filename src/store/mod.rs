@@ -17,6 +17,7 @@ mod migrate;
 mod purge;
 mod replicas;
 mod segments;
+mod shares;
 mod units;
 mod uploads;
 
@@ -33,5 +34,6 @@ pub use lifecycle::{Input, Unvalidated};
 pub use purge::Purged;
 pub use replicas::{Incumbent, Replica};
 pub use segments::SegmentTable;
+pub use shares::{GateRow, ShareBook, ShareEntry};
 pub use units::LeasedUnit;
 pub use uploads::{NewUpload, PublishedUpload};

@@ -5,6 +5,7 @@ use sqlx::AssertSqlSafe;
 
 use super::backlog::add_waiting;
 use super::engine::{Tx, on, within};
+use super::shares::forget_holder;
 use super::units::{keep, tally};
 use super::{Error, Result, Store};
 use crate::domain::unit::UnitKey;
@@ -83,6 +84,8 @@ impl Store {
                     .await?
                 });
                 add_orphans(tx, taken).await?;
+                // What is started again under its name is known to call nobody any more.
+                forget_holder(tx, &incumbent.token).await?;
             }
             let joined = within!(&mut *tx, c => {
                 sqlx::query(AssertSqlSafe(insert.clone()))

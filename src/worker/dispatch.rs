@@ -6,6 +6,7 @@
 
 mod care;
 mod choose;
+mod demand;
 mod hold;
 mod state;
 
@@ -27,7 +28,6 @@ use super::line::{self, Attempt, Job, Pending};
 use crate::config;
 use crate::domain::batch::Ending;
 use crate::domain::clock::Clock;
-use crate::domain::unit::UnitKey;
 use crate::store::Store;
 use crate::upstream::{LaneId, Pool, Retry, backoff};
 use state::{Entry, State, Waiting};
@@ -135,7 +135,7 @@ impl Dispatch {
         let crashed = entry.take_care();
         if let Some(routes) = &unit.routes {
             let lane = state.lanes.entry(routes.lane).or_default();
-            lane.limit = routes.lane_limit;
+            lane.limit = self.pool.limits().lane(routes.lane);
             lane.ready += entry.ready.len();
         }
         state.entries.insert(unit.id, entry);
@@ -164,6 +164,12 @@ impl Dispatch {
     pub(super) fn close(&self) {
         self.lock().closed = true;
         self.idle.notify_waiters();
+        self.pool.limits().poke();
+    }
+
+    /// Whether nothing new is sent any more.
+    pub(super) fn is_closed(&self) -> bool {
+        self.lock().closed
     }
 
     /// Cuts all calls in flight.
@@ -239,43 +245,6 @@ impl Dispatch {
         }
     }
 
-    /// Lets go of units that no upstream takes at present and of which nothing is on its way, so
-    /// that others can use their part of the budget. Returns them, to be given back.
-    pub(super) fn shed(&self) -> Vec<(UnitKey, i64)> {
-        let mut state = self.lock();
-        let idle = |entry: &&Entry| {
-            let unwritten = entry
-                .unit
-                .durable
-                .lock()
-                .unwrap_or_else(PoisonError::into_inner)
-                .open
-                - entry.ready.len()
-                - entry.waiting.len();
-            entry.ending.is_none()
-                && unwritten == 0
-                && entry
-                    .unit
-                    .routes
-                    .as_ref()
-                    .is_some_and(|routes| !self.pool.may_take(routes))
-        };
-        let ids: Vec<u64> = state
-            .entries
-            .values()
-            .filter(idle)
-            .map(|e| e.unit.id)
-            .collect();
-        let mut shed = Vec::with_capacity(ids.len());
-        for id in ids {
-            if let Some(entry) = state.remove(id) {
-                state.held.remove(&entry.unit.key);
-                shed.push((entry.unit.key.clone(), entry.unit.epoch));
-            }
-        }
-        shed
-    }
-
     /// One slot: sends lines until there is none to send.
     async fn slot(self: Arc<Self>, mut job: Job) {
         loop {
@@ -316,6 +285,7 @@ impl Dispatch {
 
         let mut state = self.lock();
         state.landed(&unit, finished.is_some());
+        self.pool.limits().landed();
         let mut of_ended_unit = Vec::new();
         match (&finished, state.entries.get_mut(&unit.id)) {
             // The unit was lost, or is being given back: this line is not ours any more.

@@ -13,6 +13,7 @@ mod inbox;
 mod lease;
 mod line;
 mod retain;
+mod shares;
 mod supply;
 mod uptime;
 mod validate;
@@ -54,6 +55,8 @@ pub struct Worker {
     dispatch: Arc<Dispatch>,
     flusher: Arc<Flusher>,
     lease: Arc<Lease>,
+    /// Under which name it holds shares of limits, where there are others to share with.
+    shares_as: Option<Arc<str>>,
     running: Arc<AtomicBool>,
     grace: Duration,
     tasks: JoinSet<&'static str>,
@@ -99,6 +102,19 @@ impl Worker {
             dispatch.clone(),
             stop.clone(),
         ));
+        // Where others cannot be, or nothing is called, there is nothing to share.
+        let shares_limits = !settings.exclusive && pool.limits().all().next().is_some();
+        let shares_as = shares_limits.then(|| lease.token());
+        if let Some(token) = &shares_as {
+            let shares = shares::Shares::new(
+                store.clone(),
+                pool.clone(),
+                dispatch.clone(),
+                token.clone(),
+                &settings,
+            );
+            tasks.spawn(shares::run(shares, stop.clone()));
+        }
         tasks.spawn(flush::run(flusher.clone(), stop.clone()));
         tasks.spawn(dispatch::run(dispatch.clone(), stop.clone()));
         tasks.spawn(supply::run(
@@ -147,6 +163,7 @@ impl Worker {
             dispatch,
             flusher,
             lease,
+            shares_as,
             running,
             grace,
             tasks,
@@ -211,6 +228,9 @@ impl Worker {
         self.store
             .release_units(&token, &self.dispatch.drop_all())
             .await?;
+        if let Some(token) = &self.shares_as {
+            self.store.forget_shares(token).await?;
+        }
         self.store.leave(&token).await
     }
 }

@@ -97,9 +97,7 @@ impl Supply {
         }
         self.compare().await?;
         self.texts.read().await?;
-        if self.texts.wait() {
-            self.shed().await?;
-        }
+        self.shed().await?;
         let backlog = self.store.backlog().await?;
         let (ended, live): (Vec<_>, Vec<_>) =
             backlog.into_iter().partition(|row| row.ending().is_some());
@@ -115,7 +113,7 @@ impl Supply {
             offers.rotate_left(self.turn);
         }
         for (lane, offers) in offers {
-            let lines = self.wanted(lane, offers.first().map_or(0, |o| o.routes.lane_limit));
+            let lines = self.wanted(lane, self.pool.limits().lane(lane));
             wanted.insert(lane, lines);
             self.fill(lane, lanes, lines, offers, &in_hand).await?;
         }
@@ -127,6 +125,7 @@ impl Supply {
     /// or for replicas that see it otherwise.
     fn offers(&mut self, backlog: Vec<Backlog>) -> BTreeMap<LaneId, Vec<Offer>> {
         let mut offers: BTreeMap<LaneId, Vec<Offer>> = BTreeMap::new();
+        let mut open: Vec<Arc<Routes>> = Vec::new();
         for row in backlog {
             if row.stage.status != Status::InProgress {
                 continue;
@@ -136,13 +135,21 @@ impl Supply {
                 continue;
             };
             self.unserved.remove(&row.model);
-            if self.pool.may_take(&routes) {
+            if !self.pool.may_take(&routes) {
+                continue;
+            }
+            if !open.iter().any(|other| Arc::ptr_eq(other, &routes)) {
+                open.push(routes.clone());
+            }
+            // Who has a share leases it; who has none asks for one.
+            if self.pool.has_share(&routes) {
                 offers.entry(routes.lane).or_default().push(Offer {
                     backlog: row,
                     routes,
                 });
             }
         }
+        self.dispatch.note_offered(open);
         offers
     }
 
@@ -301,9 +308,14 @@ impl Supply {
         Ok(())
     }
 
-    /// Gives back units that wait for their upstream, because others wait for the budget.
+    /// Gives back units that other replicas have the whole limit for; and those that wait for
+    /// their upstream, where others wait for the budget.
     async fn shed(&mut self) -> store::Result<()> {
-        let shed = self.dispatch.shed();
+        let mut shed = self.dispatch.shed_without_share();
+        shed.extend(self.texts.take_without_share());
+        if self.texts.wait() {
+            shed.extend(self.dispatch.shed());
+        }
         if !shed.is_empty() {
             self.store.release_units(&self.lease.token(), &shed).await?;
         }

@@ -238,6 +238,7 @@ fn config(upstreams: Vec<config::Upstream>, models: Vec<config::Model>) -> Confi
         worker: config::Worker {
             name: None,
             lease: Duration::from_secs(30),
+            reclaim_after: Duration::from_secs(60),
             settle_timeout: Duration::from_mins(10),
             shutdown_grace: Duration::from_secs(30),
         },

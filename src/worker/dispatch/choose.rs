@@ -17,7 +17,8 @@ impl Dispatch {
     /// Takes the next line to send, with its permits; counts it as in flight.
     pub(super) fn choose(&self, state: &mut State, now: Instant) -> Option<Job> {
         state.wake_due(now);
-        if state.closed || state.alone.is_some() || !self.lease.holds() {
+        let owns = self.lease.holds() && self.pool.limits().hold();
+        if state.closed || state.alone.is_some() || !owns {
             return None;
         }
         if state.in_flight > 0 && self.pool.budget().is_full() {

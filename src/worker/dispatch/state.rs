@@ -8,7 +8,7 @@ use super::super::held::HeldUnit;
 use super::super::line::Pending;
 use crate::domain::batch::Ending;
 use crate::domain::unit::UnitKey;
-use crate::upstream::LaneId;
+use crate::upstream::{LaneId, Routes};
 
 #[derive(Default)]
 pub(super) struct State {
@@ -21,11 +21,14 @@ pub(super) struct State {
     pub(super) in_flight: usize,
     /// The unit that has its line in flight, and nothing else may be.
     pub(super) alone: Option<u64>,
+    /// What there is to lease, as the supply has seen it: routes that are open, each once.
+    pub(super) offered: Vec<Arc<Routes>>,
     pub(super) closed: bool,
 }
 
 #[derive(Default)]
 pub(super) struct Lane {
+    /// This process's share of it, kept here so that choosing need not ask.
     pub(super) limit: usize,
     pub(super) in_flight: usize,
     pub(super) waiting: usize,

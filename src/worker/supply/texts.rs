@@ -7,6 +7,7 @@ use super::super::dispatch::Dispatch;
 use super::super::held::{BatchContext, HeldUnit};
 use super::super::lease::Lease;
 use crate::codec::segment::Encoded;
+use crate::domain::unit::UnitKey;
 use crate::store::{self, LeasedUnit, Store, Tally, UnitFlush};
 use crate::upstream::{Charge, LaneId, Pool, Routes};
 
@@ -79,6 +80,25 @@ impl Texts {
                 .partition(|unread| unread.batch.id == batch_id);
             *units = others;
             taken.extend::<VecDeque<Unread>>(of_batch);
+        }
+        taken
+    }
+
+    /// Takes out the units for which other replicas have the whole limit, to be given back.
+    pub(super) fn take_without_share(&mut self) -> Vec<(UnitKey, i64)> {
+        let mut taken = Vec::new();
+        for units in self.unread.values_mut() {
+            units.retain(|unread| {
+                let routes = unread.routes.as_ref();
+                let stays = routes.is_none_or(|routes| !self.pool.lacks_share(routes));
+                if !stays {
+                    taken.push((unread.leased.key.clone(), unread.leased.epoch));
+                }
+                stays
+            });
+        }
+        for (key, epoch) in &taken {
+            self.dispatch.forget(key, *epoch);
         }
         taken
     }
