@@ -2,8 +2,10 @@
 
 pub mod binary;
 pub mod engines;
+pub mod session;
 
 use std::collections::BTreeMap;
+use std::path::PathBuf;
 use std::time::{Duration, Instant};
 
 use nightshift::app::App;
@@ -204,10 +206,27 @@ impl Server {
 
     /// Starts it again, as a process, on the same database. Its address is another one.
     pub async fn start_binary_again(&mut self) {
-        let file = self.directory.path().join("nightshift.toml");
-        let binary = serve(&file, &self.database).await;
+        self.serve_as(&[]).await;
+    }
+
+    /// Starts it again, as a process, with more variables.
+    pub async fn serve_as(&mut self, variables: &[(&str, &str)]) {
+        let binary = self.another(variables).await;
         self.base.clone_from(&binary.base);
         self.running = Running::Binary(Box::new(binary));
+    }
+
+    /// Starts another server, as a process, with the same configuration and more variables.
+    pub async fn another(&self, variables: &[(&str, &str)]) -> Binary {
+        let file = self.config_file();
+        let args = ["--config", file.to_str().expect("is text")];
+        let mut all = vec![("DATABASE_URL", self.database.as_str())];
+        all.extend(variables);
+        Binary::serve(&args, &all).await
+    }
+
+    pub fn config_file(&self) -> PathBuf {
+        self.directory.path().join("nightshift.toml")
     }
 
     /// Starts it again, in this process, on the same database. Its address is another one.
