@@ -233,6 +233,7 @@ fn config(upstreams: Vec<config::Upstream>, models: Vec<config::Model>) -> Confi
             max_backoff: Duration::from_millis(100),
         },
         worker: config::Worker {
+            name: None,
             lease: Duration::from_secs(30),
             settle_timeout: Duration::from_mins(10),
             shutdown_grace: Duration::from_secs(30),

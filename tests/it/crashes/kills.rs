@@ -112,7 +112,7 @@ fn requests(ids: &[String], random: &mut StdRng) -> BTreeMap<usize, String> {
 }
 
 fn refused(number: usize) -> bool {
-    number % 97 == 0
+    number.is_multiple_of(97)
 }
 
 fn done(batch: &Value) -> i64 {
