@@ -1,10 +1,11 @@
 //! Work that changes hands: given back at a stop, or let go because it is somebody else's.
 
+use nightshift::store::Engine;
 use serde_json::json;
 
 use super::until;
 use crate::support::session::Session;
-use crate::support::{CHAT, Server, chat, ids, on_every_engine};
+use crate::support::{CHAT, Server, chat, ids, on, on_every_engine};
 
 /// Lines that hang at the first call, and are answered at the second.
 fn hanging(ids: &[String]) -> String {
@@ -42,6 +43,27 @@ async fn what_cannot_finish_in_time_is_handed_back_at_a_stop() {
     let batch = server.ended(&batch).await;
     assert_eq!(batch["request_counts"]["completed"], 5);
     server.exactly_once(&batch, &ids).await;
+}
+
+#[tokio::test]
+async fn the_work_of_a_killed_replica_is_taken_over_by_another() {
+    let test = async {
+        let mut server = Server::binary("[worker]\nlease = \"1s\"").await;
+        let ids = ids(5);
+        let batch = server.create_batch(hanging(&ids), CHAT).await;
+        until("calls are in flight", async || {
+            server.simulator.stats().total.in_flight == 5
+        })
+        .await;
+        let killed = server.binary_process();
+        server.serve_as(&[]).await;
+        killed.signal("KILL");
+        let batch = server.ended(&batch).await;
+        assert_eq!(batch["request_counts"]["completed"], 5);
+        server.exactly_once(&batch, &ids).await;
+        assert_eq!(server.simulator.stats().total.calls, 10);
+    };
+    on(Engine::Postgres, Box::pin(test)).await;
 }
 
 async fn a_unit_is_let_go_and_given_back_where_the_store_says_otherwise() {
