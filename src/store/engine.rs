@@ -8,8 +8,8 @@ use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 
+use sqlx::Connection as _;
 use sqlx::sqlite::SqlitePool;
-use sqlx::{Connection as _, Sqlite, Transaction};
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
@@ -44,7 +44,7 @@ macro_rules! within {
     ($tx:expr, $c:ident => $e:expr) => {
         match $tx {
             $crate::store::engine::Tx::Sqlite(tx) => {
-                let $c = &mut **tx;
+                let $c = tx.connection();
                 $e
             }
             $crate::store::engine::Tx::Postgres(tx) => {
@@ -75,14 +75,14 @@ pub(super) enum Connection<'a> {
 }
 
 pub(super) enum Tx {
-    Sqlite(Transaction<'static, Sqlite>),
+    Sqlite(sqlite::Writing),
     Postgres(Lent),
 }
 
 impl Tx {
     pub(super) async fn commit(self) -> Result<()> {
         match self {
-            Tx::Sqlite(tx) => Ok(tx.commit().await?),
+            Tx::Sqlite(writing) => writing.commit().await,
             Tx::Postgres(lent) => lent.commit().await,
         }
     }
@@ -289,11 +289,10 @@ impl Store {
         }
     }
 
-    /// A transaction that writes. SQLite's takes the writer's lock at once: taking it later can
-    /// fail where another process has written in between.
+    /// A transaction that writes.
     pub(super) async fn begin(&self) -> Result<Tx> {
         Ok(match &self.shared.pools {
-            Pools::Sqlite { write, .. } => Tx::Sqlite(write.begin_with("BEGIN IMMEDIATE").await?),
+            Pools::Sqlite { write, .. } => Tx::Sqlite(sqlite::Writing::begin(write).await?),
             Pools::Postgres(database) => Tx::Postgres(database.begin().await?),
         })
     }
