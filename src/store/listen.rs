@@ -88,7 +88,7 @@ async fn notify_once(database: &Database) -> Result<()> {
     lent!(&mut lent, c => {
         sqlx::query("-- notify\nSELECT pg_notify($1, '')").bind(CHANNEL).execute(c).await?;
     });
-    Ok(())
+    lent.done().await
 }
 
 async fn listen(database: Database, signal: watch::Sender<u64>) {

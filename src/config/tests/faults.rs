@@ -215,13 +215,12 @@ fn keys_of_later_features_say_that_they_come_later() {
         check_faults(&format!("[{section}]\nx = 1"), &[], &[&expected]);
     }
     check_faults(
-        "[[tasks]]\n[database]\npooler = true\n[worker]\nname = 'w'\n[limits]\npriority = 1",
+        "[[tasks]]\n[worker]\nname = 'w'\n[limits]\npriority = 1",
         &[("NIGHTSHIFT_METRICS__LISTEN", "x")],
         &[
             "tasks (nightshift.toml:1): is not built yet",
-            "database.pooler (nightshift.toml:3): is not built yet",
-            "worker.name (nightshift.toml:5): is not built yet",
-            "limits.priority (nightshift.toml:7): is not built yet",
+            "worker.name (nightshift.toml:3): is not built yet",
+            "limits.priority (nightshift.toml:5): is not built yet",
             "metrics (NIGHTSHIFT_METRICS__LISTEN): is not built yet",
         ],
     );
