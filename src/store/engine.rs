@@ -144,7 +144,7 @@ impl Engine {
 
 enum Pools {
     Sqlite { write: SqlitePool, read: SqlitePool },
-    Postgres(Database),
+    Postgres(Box<Database>),
 }
 
 /// How a database is opened.
@@ -238,7 +238,7 @@ impl Store {
                 } else {
                     Wake::local()
                 };
-                (Pools::Postgres(database), wake)
+                (Pools::Postgres(Box::new(database)), wake)
             }
         };
         let shared = Shared {

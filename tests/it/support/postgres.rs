@@ -101,10 +101,6 @@ fn is_root() -> bool {
 
 /// Where Postgres's programs are: where tests/run.sh says, or the newest that is installed.
 fn bin() -> PathBuf {
-    #[expect(
-        clippy::disallowed_methods,
-        reason = "tests are told where Postgres is"
-    )]
     if let Some(bin) = std::env::var_os("NIGHTSHIFT_TEST_POSTGRES_BIN") {
         return bin.into();
     }
