@@ -2,6 +2,8 @@
 
 use std::net::SocketAddr;
 use std::sync::Arc;
+use std::sync::atomic::AtomicBool;
+use std::time::Duration;
 
 use anyhow::{Context as _, bail};
 use secrecy::ExposeSecret as _;
@@ -12,10 +14,9 @@ use tokio_util::sync::CancellationToken;
 use crate::api::auth::Auth;
 use crate::api::models::Model;
 use crate::api::{self, Api};
-use crate::config::Config;
+use crate::config::{Config, Role};
 use crate::domain::clock::Clock;
-use crate::domain::id;
-use crate::store::{Engine, Store};
+use crate::store::{Engine, OpenOptions, Store};
 use crate::upstream::{ModelInfo, Pool, PoolSettings};
 use crate::worker::{Settings, Worker};
 
@@ -23,11 +24,17 @@ const HOW_TO_CREATE_A_KEY: &str = "create one with `nightshift keys create --nam
      same --config or --database), or name a first key's \
      file in auth.bootstrap_key_file, or give it in NIGHTSHIFT_AUTH__BOOTSTRAP_KEY";
 
+/// How long a command waits for the database: long enough for one that another process migrates.
+const COMMAND_PATIENCE: Duration = Duration::from_secs(5);
+
 /// A server that runs.
 pub struct App {
     address: SocketAddr,
     store: Store,
-    worker: Worker,
+    /// `None` in a process with the role `api`.
+    worker: Option<Worker>,
+    /// Asks the upstreams for their models where no worker does.
+    discovery: Option<JoinHandle<()>>,
     http: JoinHandle<()>,
     stop: CancellationToken,
 }
@@ -39,37 +46,54 @@ impl App {
     /// When the configuration is not safe to serve, the database cannot be used, or the address
     /// is taken.
     pub async fn start(config: &Config, clock: Clock) -> anyhow::Result<App> {
-        let store = open_store(config, clock.clone()).await?;
+        judge_role(config)?;
+        let role = config.server.role;
+        let patience = config.database.start_timeout;
+        let store = open_store_within(patience, config, clock.clone()).await?;
         store.lock()?;
         let auth = auth(config, &store).await?;
         let listener = TcpListener::bind(&config.server.listen)
             .await
             .with_context(|| format!("cannot listen on {}", config.server.listen))?;
         let address = listener.local_addr()?;
-        if config.upstreams.is_empty() {
+        if role.works() && config.upstreams.is_empty() {
             tracing::warn!(
                 "no upstream is configured: batches will fail validation with model_not_found; \
                  give one with --upstream URL or [[upstreams]]"
             );
         }
         let pool = Pool::new(config, PoolSettings::default())?;
-        let settings = settings(config, &store);
-        let worker = Worker::start(store.clone(), pool.clone(), clock.clone(), settings).await?;
         let stop = CancellationToken::new();
-        let router = api::router(Api {
+        let (worker, discovery) = if role.works() {
+            let settings = settings(config, &store);
+            let (pool, clock) = (pool.clone(), clock.clone());
+            let worker = Worker::start(store.clone(), pool, clock, settings).await?;
+            (Some(worker), None)
+        } else {
+            let discovery = tokio::spawn(pool.clone().run(stop.clone()));
+            (None, Some(discovery))
+        };
+        let workers_run = worker.as_ref().map(Worker::running);
+        let api = Api {
             store: store.clone(),
             clock,
             limits: Arc::new(config.limits.clone()),
             models: Arc::new(move || pool.models().into_iter().map(shown).collect()),
             auth: Arc::new(auth),
-            workers_run: worker.running(),
-        });
+            workers_run: workers_run.unwrap_or_else(|| Arc::new(AtomicBool::new(true))),
+        };
+        let router = if role.serves() {
+            api::router(api)
+        } else {
+            api::worker_router(api)
+        };
         let grace = config.worker.shutdown_grace;
         let http = tokio::spawn(api::server::serve(listener, router, stop.clone(), grace));
         Ok(App {
             address,
             store,
             worker,
+            discovery,
             http,
             stop,
         })
@@ -82,19 +106,25 @@ impl App {
     }
 
     /// Serves until asked to stop, then stops. Fails if a duty fails: then the process must be
-    /// started again.
+    /// started again; or if a newer program has migrated the database.
     ///
     /// # Errors
-    /// When a duty ended that should not.
+    /// When a duty ended that should not, or the schema is not this program's any more.
     pub async fn serve_until(mut self, stop: CancellationToken) -> anyhow::Result<()> {
         let failed = tokio::select! {
             () = stop.cancelled() => None,
-            name = self.worker.failed() => Some(name),
+            name = failed(self.worker.as_mut()) => {
+                Some(format!("the duty {name} failed; what was accepted is safe"))
+            }
+            superseded = self.store.superseded() => Some(superseded.to_string()),
         };
+        if let Some(cause) = &failed {
+            tracing::error!("{cause}");
+        }
         self.stop().await;
         match failed {
             None => Ok(()),
-            Some(name) => bail!("the duty {name} failed; what was accepted is safe"),
+            Some(cause) => bail!(cause),
         }
     }
 
@@ -103,12 +133,45 @@ impl App {
     pub async fn stop(self) {
         tracing::info!("stopping; a second signal stops at once");
         self.stop.cancel();
-        self.worker.stop().await;
+        if let Some(worker) = self.worker {
+            worker.stop().await;
+        }
+        if let Some(discovery) = self.discovery {
+            // It ends by itself, and holds nothing.
+            discovery.abort();
+        }
         if let Err(error) = self.http.await {
             tracing::warn!(%error, "the HTTP server ended badly");
         }
         self.store.close().await;
     }
+}
+
+/// Waits until a duty fails: for ever where there are none.
+async fn failed(worker: Option<&mut Worker>) -> String {
+    match worker {
+        Some(worker) => worker.failed().await,
+        None => std::future::pending().await,
+    }
+}
+
+/// Refuses a role that the database cannot have.
+///
+/// # Errors
+/// When the halves are to run apart, on a SQLite file.
+pub fn judge_role(config: &Config) -> anyhow::Result<()> {
+    let role = config.server.role;
+    if role != Role::All
+        && let Some(path) = config.database.sqlite_path()
+    {
+        bail!(
+            "the role {} needs Postgres: a SQLite file ({}) belongs to one server process, which \
+             must be both halves; set database.url to a postgres:// URL, or leave the role out",
+            role.as_str(),
+            path.display()
+        );
+    }
+    Ok(())
 }
 
 /// A model as the API lists it.
@@ -121,18 +184,26 @@ fn shown(model: ModelInfo) -> Model {
     }
 }
 
-/// Opens the configured database.
+/// Opens the configured database, for a command: somebody waits for it.
 ///
 /// # Errors
 /// When it cannot be used.
 pub async fn open_store(config: &Config, clock: Clock) -> anyhow::Result<Store> {
+    open_store_within(COMMAND_PATIENCE, config, clock).await
+}
+
+async fn open_store_within(
+    patience: Duration,
+    config: &Config,
+    clock: Clock,
+) -> anyhow::Result<Store> {
     let database = &config.database;
-    let opened = Store::open(
-        database.url.expose_secret(),
-        database.max_connections,
-        clock,
-    )
-    .await;
+    let options = OpenOptions {
+        connections: database.max_connections,
+        statement_timeout: database.statement_timeout,
+        patience,
+    };
+    let opened = Store::open_with(database.url.expose_secret(), &options, clock).await;
     opened.with_context(|| match database.sqlite_path() {
         Some(path) => format!("cannot use {}", path.display()),
         // Its URL may hold a password.
@@ -146,7 +217,6 @@ pub fn settings(config: &Config, store: &Store) -> Settings {
     Settings {
         retry: config.retry.clone(),
         worker: config.worker.clone(),
-        name: id::incarnation(),
         max_requests: config.limits.max_requests_per_batch,
         // The lock on the file is held: nobody else can have a lease in it.
         exclusive: store.engine() == Engine::Sqlite,
@@ -168,7 +238,9 @@ async fn auth(config: &Config, store: &Store) -> anyhow::Result<Auth> {
     }
     let bootstrap = config.auth.bootstrap_key.clone();
     let keys = store.keys().await?;
-    if bootstrap.is_none() && keys.iter().all(|key| key.revoked_at.is_some()) {
+    // A worker has no API that needs keys.
+    let serves = config.server.role.serves();
+    if serves && bootstrap.is_none() && keys.iter().all(|key| key.revoked_at.is_some()) {
         if !loopback {
             bail!(
                 "{listen} can be reached from other machines, so requests need an API key, and \

@@ -229,6 +229,15 @@ pub fn not_found_route(method: &Method, path: &str) -> ApiError {
     not_found(format!("Invalid URL ({method} {})", shown(path)))
 }
 
+/// The API, asked of a process that only works.
+pub fn not_of_a_worker(method: &Method, path: &str) -> ApiError {
+    not_found(format!(
+        "Invalid URL ({method} {}). This process is a worker (--role worker), which has no API: \
+         ask one with the role api or all.",
+        shown(path)
+    ))
+}
+
 pub fn method_not_allowed(method: &Method, path: &str) -> ApiError {
     ApiError::new(
         StatusCode::METHOD_NOT_ALLOWED,
@@ -354,10 +363,24 @@ pub fn unavailable() -> ApiError {
     error
 }
 
+/// There is no room where the data is kept.
+pub fn insufficient_storage() -> ApiError {
+    let mut error = ApiError::new(
+        StatusCode::INSUFFICIENT_STORAGE,
+        SERVER_ERROR,
+        "The server has no room left to store this. Please try again when whoever runs it has \
+         made some.",
+    );
+    error.retry_after = Some(30);
+    error
+}
+
 impl From<store::Error> for ApiError {
     fn from(error: store::Error) -> Self {
         tracing::error!(%error, "the store failed");
-        if error.is_outage() {
+        if error.is_full() {
+            insufficient_storage()
+        } else if error.is_outage() {
             unavailable()
         } else {
             internal()

@@ -94,12 +94,7 @@ impl Store {
     /// When the database fails.
     pub async fn forget_shares(&self, token: &str) -> Result<()> {
         let mut tx = self.take_turn(TURN_MS).await?;
-        for sql in [
-            "-- forget_holder_shares\nDELETE FROM shares WHERE token = $1",
-            "-- forget_holder\nDELETE FROM share_holders WHERE token = $1",
-        ] {
-            within!(&mut tx, c => { sqlx::query(sql).bind(token).execute(c).await?; });
-        }
+        forget_holder(&mut tx, token).await?;
         tx.commit().await?;
         self.wake_shares();
         Ok(())
@@ -210,6 +205,17 @@ fn into_holders(rows: Vec<Row>) -> Vec<Holder> {
         }
     }
     holders
+}
+
+/// Removes all that a process holds.
+pub(super) async fn forget_holder(tx: &mut Tx, token: &str) -> Result<()> {
+    for sql in [
+        "-- forget_holder_shares\nDELETE FROM shares WHERE token = $1",
+        "-- forget_holder\nDELETE FROM share_holders WHERE token = $1",
+    ] {
+        within!(&mut *tx, c => { sqlx::query(sql).bind(token).execute(c).await?; });
+    }
+    Ok(())
 }
 
 async fn write_shares(tx: &mut Tx, token: &str, shares: &[(&String, &Share)]) -> Result<()> {

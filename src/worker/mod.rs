@@ -15,6 +15,7 @@ mod line;
 mod retain;
 mod shares;
 mod supply;
+mod uptime;
 mod validate;
 mod windows;
 
@@ -42,8 +43,6 @@ const LAST_WRITES: Duration = Duration::from_secs(5);
 pub struct Settings {
     pub retry: config::Retry,
     pub worker: config::Worker,
-    /// This replica's name, for people.
-    pub name: String,
     /// Requests that a batch may have.
     pub max_requests: u64,
     /// Nobody else can hold a lease on this store: whatever is leased was left by a dead process.
@@ -81,6 +80,7 @@ impl Worker {
         let lease = Arc::new(Lease::join(&store, &settings).await?);
         let inbox = Arc::new(Inbox::default());
         let dispatch = Dispatch::new(
+            store.clone(),
             pool.clone(),
             inbox.clone(),
             lease.clone(),

@@ -35,6 +35,7 @@ fn each_fault_of_a_section_is_found_at_its_line() {
         retry    | initial_backoff = '0s'             => initial_backoff: must be at least 1ms
         worker   | lease = '999ms'                    => lease: must be at least 1s
         worker   | lease = 15                         => lease: expected a duration in quotes
+        worker   | name = ''                          => name: is empty
         log      | format = 'jsn'                     => format: expected text or json; the nearest
         log      | filter = 'nightshift=loud'         => filter: expected a filter
     ";
@@ -174,12 +175,12 @@ fn wrong_flags_are_faults_that_name_them() {
         database: Some("mysql://host".to_owned()),
         upstream: None,
         api_key_env: Some("KEY".to_owned()),
-        role: Some("api".to_owned()),
+        role: Some("apis".to_owned()),
         concurrency: Some(0),
     };
     let errors = load_flagged("", &[], &overrides).unwrap_err().to_string();
     for line in [
-        "--role: the role api is not built yet",
+        "server.role (--role): expected all, api or worker; the nearest is api",
         "--concurrency: must be from 1 to",
         "--api-key-env: needs --upstream",
         "server.listen (--listen): expected host:port",
@@ -200,8 +201,8 @@ fn wrong_flags_are_faults_that_name_them() {
     assert_eq!(
         lines,
         [
-            "--role: expected all, api or worker; the nearest is worker",
             "upstreams[0].api_key_env (--api-key-env): the variable KEY is not set, or empty",
+            "server.role (--role): expected all, api or worker; the nearest is worker",
         ]
     );
 }
@@ -215,13 +216,12 @@ fn keys_of_later_features_say_that_they_come_later() {
         check_faults(&format!("[{section}]\nx = 1"), &[], &[&expected]);
     }
     check_faults(
-        "[[tasks]]\n[database]\npooler = true\n[worker]\nname = 'w'\n[limits]\npriority = 1",
+        "[[tasks]]\n[database]\npooler = true\n[limits]\npriority = 1",
         &[("NIGHTSHIFT_METRICS__LISTEN", "x")],
         &[
             "tasks (nightshift.toml:1): is not built yet",
             "database.pooler (nightshift.toml:3): is not built yet",
-            "worker.name (nightshift.toml:5): is not built yet",
-            "limits.priority (nightshift.toml:7): is not built yet",
+            "limits.priority (nightshift.toml:5): is not built yet",
             "metrics (NIGHTSHIFT_METRICS__LISTEN): is not built yet",
         ],
     );

@@ -210,10 +210,13 @@ fn config(upstreams: Vec<config::Upstream>, models: Vec<config::Model>) -> Confi
     Config {
         server: config::Server {
             listen: "127.0.0.1:0".to_owned(),
+            role: config::Role::All,
         },
         database: config::Database {
             url: "sqlite://unused".into(),
             max_connections: 4,
+            start_timeout: Duration::from_secs(60),
+            statement_timeout: Duration::from_secs(60),
         },
         auth: config::Auth {
             required: None,
@@ -233,6 +236,7 @@ fn config(upstreams: Vec<config::Upstream>, models: Vec<config::Model>) -> Confi
             max_backoff: Duration::from_millis(100),
         },
         worker: config::Worker {
+            name: None,
             lease: Duration::from_secs(30),
             reclaim_after: Duration::from_secs(60),
             settle_timeout: Duration::from_mins(10),

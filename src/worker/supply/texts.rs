@@ -14,8 +14,6 @@ use crate::upstream::{Charge, LaneId, Pool, Routes};
 /// A leased unit whose text is not read yet.
 pub(super) struct Unread {
     pub leased: LeasedUnit,
-    /// Under which incarnation it was leased.
-    pub token: Arc<str>,
     pub model: String,
     pub file_id: String,
     pub batch: Arc<BatchContext>,
@@ -128,16 +126,14 @@ impl Texts {
     pub(super) async fn open(&self, unread: Unread, charge: Option<Charge>) -> store::Result<()> {
         let Unread {
             leased,
-            token,
             model,
             file_id,
             batch,
             routes,
         } = unread;
         let (key, epoch) = (leased.key.clone(), leased.epoch);
-        if *token != *self.lease.token() {
-            // Leased by who this process was before it lost its lease: somebody else's by now.
-            self.dispatch.forget(&key, epoch);
+        if !self.dispatch.holds(&key, epoch) {
+            // Lost to another replica since it was leased.
             return Ok(());
         }
         let chunk = match self.store.chunk(&file_id, key.chunk_no).await {
