@@ -7,6 +7,7 @@ mod commands;
 mod crashes;
 mod openapi;
 mod readme;
+mod replicas;
 mod retries;
 mod roles;
 mod round_trips;

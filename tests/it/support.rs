@@ -8,6 +8,7 @@ pub mod proxy;
 pub mod session;
 
 use std::collections::BTreeMap;
+use std::path::Path;
 use std::time::{Duration, Instant};
 
 use nightshift::app::App;
@@ -139,7 +140,7 @@ impl Server {
         store.close().await;
         drop(store);
         let (base, running) = if as_process {
-            let binary = serve(&file, &database).await;
+            let binary = serve(&file, &database, &[]).await;
             (binary.base.clone(), Running::Binary(Box::new(binary)))
         } else {
             start(&config, clock.clone()).await
@@ -188,6 +189,34 @@ impl Server {
             }
             Running::Binary(binary) => drop(binary.terminate().await),
             Running::Stopped => {}
+        }
+    }
+
+    /// One more server on the same database, with the same configuration but for these variables.
+    pub async fn replica(&self, variables: &[(&str, &str)]) -> Binary {
+        let file = self.directory.path().join("nightshift.toml");
+        serve(&file, &self.database, variables).await
+    }
+
+    /// Sends the server's process a signal.
+    pub fn signal(&self, name: &str) {
+        match &self.running {
+            Running::Binary(binary) => binary.signal(name),
+            _ => panic!("it is no process, or has been stopped"),
+        }
+    }
+
+    /// Waits until a count in the database is so: of the rows of a table, or of what stands after
+    /// `SELECT count(*) FROM`.
+    pub async fn until_rows(&self, table: &str, is_so: impl Fn(i64) -> bool) -> i64 {
+        let deadline = Instant::now() + PATIENCE;
+        loop {
+            let count = engines::rows(&self.database, table).await;
+            if is_so(count) {
+                return count;
+            }
+            assert!(Instant::now() < deadline, "it stays at {count}: {table}");
+            tokio::time::sleep(Duration::from_millis(20)).await;
         }
     }
 
@@ -456,9 +485,10 @@ impl Server {
     }
 }
 
-async fn serve(file: &std::path::Path, database: &str) -> Binary {
+async fn serve(file: &Path, database: &str, variables: &[(&str, &str)]) -> Binary {
     let args = ["--config", file.to_str().expect("is text")];
-    Binary::serve(&args, &[("DATABASE_URL", database)]).await
+    let variables = [&[("DATABASE_URL", database)], variables].concat();
+    Binary::serve(&args, &variables).await
 }
 
 async fn start(config: &Config, clock: Clock) -> (String, Running) {
