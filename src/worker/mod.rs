@@ -41,6 +41,7 @@ const LAST_WRITES: Duration = Duration::from_secs(5);
 pub struct Settings {
     pub retry: config::Retry,
     pub worker: config::Worker,
+    pub retention: config::Retention,
     /// This replica's name, for people.
     pub name: String,
     /// Requests that a batch may have.
@@ -131,6 +132,7 @@ impl Worker {
         let retain = retain::Retain {
             store: store.clone(),
             clock,
+            grace: settings.retention.grace,
         };
         tasks.spawn(duty::run(retain, store.clone(), quiet.clone()));
         {

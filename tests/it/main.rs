@@ -7,6 +7,7 @@ mod commands;
 mod crashes;
 mod openapi;
 mod readme;
+mod retention;
 mod retries;
 mod round_trips;
 mod safety;
