@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use super::reader::Reader;
 
-/// No file goes sooner than its batch can be created.
+/// A file that goes sooner is of no use to anybody.
 const KEPT_MIN: Duration = Duration::from_secs(60);
 /// Less than this, and what is hidden could be removed before a batch that was created on it just
 /// then has begun.
