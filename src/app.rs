@@ -78,6 +78,7 @@ impl App {
             store: store.clone(),
             clock,
             limits: Arc::new(config.limits.clone()),
+            retention: Arc::new(config.retention.clone()),
             models: Arc::new(move || pool.models().into_iter().map(shown).collect()),
             auth: Arc::new(auth),
             workers_run: workers_run.unwrap_or_else(|| Arc::new(AtomicBool::new(true))),
@@ -218,6 +219,7 @@ pub fn settings(config: &Config, store: &Store) -> Settings {
     Settings {
         retry: config.retry.clone(),
         worker: config.worker.clone(),
+        retention: config.retention.clone(),
         max_requests: config.limits.max_requests_per_batch,
         // The lock on the file is held: nobody else can have a lease in it.
         exclusive: store.engine() == Engine::Sqlite,

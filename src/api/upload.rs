@@ -12,13 +12,13 @@ use super::Api;
 use super::auth::{Caller, hex};
 use super::drain::waits_for_leave;
 use super::error::{self, ApiError, Envelope, Result};
-use super::expiry::ANCHOR;
+use super::expiry::{self, ANCHOR};
 use super::files::FileObject;
 use super::idempotency::{self, Attempt, Begun, Key, fingerprint, json_response, replay, to_json};
 use super::integer::integer;
 use super::multipart::{self, Form, Incoming, Part};
 use super::path::storable;
-use crate::domain::file::{DEFAULT_EXPIRY_SECONDS, EXPIRY_SECONDS, Purpose};
+use crate::domain::file::{EXPIRY_SECONDS, Purpose};
 use crate::intake::Limits;
 use crate::store::{self, StoredFile};
 use crate::transfer::{self, Answer, Finish, Ingest};
@@ -194,8 +194,14 @@ impl Upload<'_> {
         };
         attempt.identify(request.fingerprint);
         let created_at = self.api.clock.now_ms();
-        let default = (request.purpose == Purpose::Batch).then_some(DEFAULT_EXPIRY_SECONDS);
-        let kept_for = request.expires_after_seconds.or(default);
+        let retention = &self.api.retention;
+        let default = match request.purpose {
+            Purpose::Batch => retention.input_files,
+            _ => retention.other_files,
+        };
+        let kept_for = request
+            .expires_after_seconds
+            .or_else(|| default.map(expiry::seconds));
         let finish = Finish {
             purpose: request.purpose,
             filename: request.filename,

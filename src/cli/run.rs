@@ -41,8 +41,6 @@ Stopped and started again it goes on where it was, and sends nothing twice.";
 
 /// The tenant of a store that belongs to one user.
 const TENANT: &str = "default";
-/// A hundred years.
-const KEPT_SECONDS: i64 = 100 * 365 * 24 * 3600;
 const READ_BYTES: usize = 256 << 10;
 const POLL: Duration = Duration::from_millis(100);
 /// How long upstreams may be silent before the command gives up, from its start.
@@ -254,7 +252,7 @@ async fn begin(
         completion_window: "none".to_owned(),
         // They are copied out as soon as they are there; the state is kept as long as the user
         // keeps it.
-        output_expires_seconds: KEPT_SECONDS,
+        output_expires_seconds: NewBatch::KEPT_FOR_GOOD,
         metadata: None,
         created_at,
         expires_at: None,

@@ -149,6 +149,6 @@ async fn watch(incumbent: &Incumbent) {
     tokio::time::sleep(beat + beat / 2 + BEAT_SLACK).await;
 }
 
-fn millis(duration: Duration) -> i64 {
+pub(super) fn millis(duration: Duration) -> i64 {
     i64::try_from(duration.as_millis()).unwrap_or(i64::MAX)
 }

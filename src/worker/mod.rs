@@ -43,6 +43,7 @@ const LAST_WRITES: Duration = Duration::from_secs(5);
 pub struct Settings {
     pub retry: config::Retry,
     pub worker: config::Worker,
+    pub retention: config::Retention,
     /// Requests that a batch may have.
     pub max_requests: u64,
     /// Nobody else can hold a lease on this store: whatever is leased was left by a dead process.
@@ -147,6 +148,7 @@ impl Worker {
         let retain = retain::Retain {
             store: store.clone(),
             clock,
+            grace: settings.retention.grace,
         };
         tasks.spawn(duty::run(retain, store.clone(), quiet.clone()));
         {

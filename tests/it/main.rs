@@ -8,6 +8,7 @@ mod crashes;
 mod openapi;
 mod readme;
 mod replicas;
+mod retention;
 mod retries;
 mod roles;
 mod round_trips;

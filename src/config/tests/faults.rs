@@ -36,6 +36,10 @@ fn each_fault_of_a_section_is_found_at_its_line() {
         worker   | lease = '999ms'                    => lease: must be at least 1s
         worker   | lease = 15                         => lease: expected a duration in quotes
         worker   | name = ''                          => name: is empty
+        retention | input_files = '59s'               => input_files: must be at least 60s
+        retention | other_files = 'nevr'              => other_files: expected a duration
+        retention | output_files = 30                 => output_files: expected a duration in quotes
+        retention | grace = 'never'                   => grace: expected a duration
         log      | format = 'jsn'                     => format: expected text or json; the nearest
         log      | filter = 'nightshift=loud'         => filter: expected a filter
     ";

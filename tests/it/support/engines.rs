@@ -136,3 +136,22 @@ pub async fn is_empty(database: &str) -> bool {
     }
     true
 }
+
+/// Changes a database behind the server's back.
+pub async fn execute(database: &str, sql: &str) {
+    let statement = sqlx::AssertSqlSafe(sql.to_owned());
+    let done = if database.starts_with("sqlite") {
+        let mut connection = SqliteConnection::connect(database).await.expect("connects");
+        sqlx::raw_sql(statement)
+            .execute(&mut connection)
+            .await
+            .map(drop)
+    } else {
+        let mut connection = PgConnection::connect(database).await.expect("connects");
+        sqlx::raw_sql(statement)
+            .execute(&mut connection)
+            .await
+            .map(drop)
+    };
+    done.unwrap_or_else(|error| panic!("{sql}: {error}"));
+}
