@@ -3,6 +3,7 @@
 mod architecture;
 mod bad_input;
 mod batches;
+mod broken_heads;
 mod commands;
 mod crashes;
 mod openapi;
