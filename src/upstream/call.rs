@@ -1,5 +1,6 @@
 //! One attempt, and what its outcome does to the upstream that it was made at.
 
+use bytes::Bytes;
 use tokio::time::Instant;
 
 use super::budget::Charge;
@@ -27,13 +28,20 @@ impl Pool {
             mut charge,
         } = call;
         let target = permit.target();
-        let body = match &target.edit {
-            Some(edit) => edit.apply(&body),
-            None => body,
-        };
+        let mut copy = None;
+        if let Some(splice) = target.edit.as_ref().and_then(|edit| edit.splice(&body)) {
+            // Of the answer's charge, not of one beside it: the two must not wait for each other.
+            charge.grow(splice.len()).await;
+            copy = Some(splice.copy());
+        }
+        let copied = copy.as_ref().map_or(0, Bytes::len);
+        let body = copy.unwrap_or(body);
         let upstream = &self.upstreams[target.upstream];
         match upstream.post(path, body, &mut charge).await {
-            Ok(received) => self.answered(permit, received, charge),
+            Ok(received) => {
+                charge.shrink_to(charge.bytes() - copied);
+                self.answered(permit, received, charge)
+            }
             Err(failure) => self.failed(permit, failure),
         }
     }

@@ -50,6 +50,40 @@ async fn a_route_renames_the_model_and_fills_in_defaults() {
 }
 
 #[tokio::test]
+async fn a_changed_copy_is_charged_for_as_long_as_its_call_lasts() {
+    let (answered, mut asked) = tokio::sync::mpsc::unbounded_channel();
+    let server = Server::start(move |_| {
+        answered.send(()).expect("is awaited");
+        reply(200, "{}").after(50)
+    })
+    .await;
+    let pool = pool(&config(
+        vec![upstream("gpu", &server.base_url)],
+        vec![model("m", vec![route("gpu", Some("longer"))])],
+    ));
+    let body = format!(r#"{{"model":"m","input":"{}"}}"#, "x".repeat(100_000));
+    let copy = body.len() + "longer".len() - "m".len();
+    let call = send(&pool, permit(&pool, "m"), &body);
+    let during = async {
+        asked.recv().await.expect("is called");
+        pool.budget().used()
+    };
+    let (verdict, during) = tokio::join!(call, during);
+    assert_eq!(during, copy);
+    let answer = answer(verdict);
+    assert_eq!((answer.charge.bytes(), pool.budget().used()), (2, 2));
+
+    let call = tokio::spawn({
+        let pool = Arc::clone(&pool);
+        async move { send(&pool, permit(&pool, "m"), &body).await }
+    });
+    asked.recv().await.expect("is called");
+    call.abort();
+    drop(answer);
+    until("the copy is given back", || pool.budget().used() == 0).await;
+}
+
+#[tokio::test]
 async fn the_place_is_free_again_when_the_answer_is_read() {
     let server = Server::start(|_| reply(200, "{}")).await;
     let mut upstream = upstream("gpu", &server.base_url);
@@ -211,6 +245,34 @@ async fn many_answers_together_larger_than_the_budget_all_arrive() {
         });
     }
     assert_eq!(calls.join_all().await, [ANSWER; 32]);
+    assert_eq!(pool.budget().used(), 0);
+}
+
+#[tokio::test]
+async fn many_changed_copies_together_larger_than_the_budget_all_arrive() {
+    const SIZE: usize = 300_000;
+    let server = Server::start(|_| reply(200, &"x".repeat(SIZE))).await;
+    let mut upstream = upstream("gpu", &server.base_url);
+    upstream.concurrency = 16;
+    let mut config = config(
+        vec![upstream],
+        vec![model("m", vec![route("gpu", Some("M"))])],
+    );
+    config.limits.max_in_flight_bytes = SIZE;
+    let pool = pool(&config);
+    let body = format!(r#"{{"model":"m","input":"{}"}}"#, "x".repeat(SIZE));
+    let mut calls = tokio::task::JoinSet::new();
+    for _ in 0..16 {
+        let (pool, body) = (Arc::clone(&pool), body.clone());
+        calls.spawn(async move {
+            let answer = answer(send(&pool, permit(&pool, "m"), &body).await);
+            let used = pool.budget().used();
+            let most = SIZE + SIZE + body.len();
+            assert!(used <= most, "overdrawn by more than one call: {used}");
+            answer.body.len()
+        });
+    }
+    assert_eq!(calls.join_all().await, [SIZE; 16]);
     assert_eq!(pool.budget().used(), 0);
 }
 
