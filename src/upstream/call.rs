@@ -9,6 +9,10 @@ use super::health::{Event, UpstreamState};
 use super::pool::{Permit, Pool, State};
 use super::retry::{self, Class};
 use super::{Answer, Call, Cause, CauseKind, Retry, Verdict};
+use crate::domain::json;
+
+/// How much of a body that is not JSON a line's error repeats.
+const EXCERPT_CHARS: usize = 100;
 
 /// What has come of taking in an event.
 struct Settled {
@@ -52,7 +56,10 @@ impl Pool {
             headers,
             body,
         } = received;
-        let class = retry::judge(status, &headers);
+        let judged = retry::judge(status, &headers);
+        // A page of a proxy, say, or of another server. No model answers so.
+        let is_garbled = judged == Class::Final && (200..300).contains(&status) && !is_json(&body);
+        let class = if is_garbled { Class::Transient } else { judged };
         let told = (class != Class::Final)
             .then(|| retry::told(&headers, retry::wall_clock(self.settings.clock.now_ms())))
             .flatten();
@@ -82,13 +89,19 @@ impl Pool {
         }
         answer.charge.yield_overdraft();
         let costs_attempt = class == Class::Transient;
+        let message = if is_garbled {
+            let body = excerpt(&answer.body);
+            format!("the model server answered {status} with a body that is not JSON: {body}")
+        } else {
+            format!("the model server answered {status}")
+        };
         Verdict::Retry(Retry {
             costs_attempt,
             cause: Cause {
                 kind: CauseKind::Unavailable,
-                message: format!("the model server answered {status}"),
+                message,
             },
-            answer: Some(answer),
+            answer: (!is_garbled).then_some(answer),
             upstream,
         })
     }
@@ -230,5 +243,22 @@ impl Pool {
                 );
             }
         }
+    }
+}
+
+fn is_json(body: &[u8]) -> bool {
+    std::str::from_utf8(body).is_ok_and(json::is_valid)
+}
+
+/// The beginning of a body that nobody understands, for people.
+fn excerpt(body: &[u8]) -> String {
+    if body.is_empty() {
+        return "it is empty".to_owned();
+    }
+    // A character has at most four bytes.
+    let begin = String::from_utf8_lossy(&body[..body.len().min(EXCERPT_CHARS * 4)]);
+    match begin.char_indices().nth(EXCERPT_CHARS) {
+        Some((end, _)) => format!("{}…", &begin[..end]),
+        None => begin.into_owned(),
     }
 }

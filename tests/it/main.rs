@@ -14,4 +14,5 @@ mod safety;
 mod sdk;
 mod store;
 mod support;
+mod trouble_upstream;
 mod uploads;

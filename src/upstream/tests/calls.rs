@@ -118,14 +118,14 @@ async fn a_call_that_is_broken_off_frees_its_place_and_its_bytes() {
 async fn what_a_server_says_is_the_lines_answer_or_costs_an_attempt() {
     let server = Server::start(|seen| {
         let status = std::str::from_utf8(&seen.body).expect("UTF-8");
-        reply(status.parse().expect("a status"), "not JSON").header("retry-after", "3")
+        reply(status.parse().expect("a status"), r#""said""#).header("retry-after", "3")
     })
     .await;
     let pool = pool(&config(vec![upstream("gpu", &server.base_url)], vec![]));
     for status in ["200", "302", "400", "404", "422"] {
         let answer = answer(send(&pool, permit(&pool, "m"), status).await);
         assert_eq!(answer.status.to_string(), status);
-        assert_eq!(answer.body, "not JSON");
+        assert_eq!(answer.body, r#""said""#);
     }
     for status in ["408", "409", "498", "500", "502", "529"] {
         let retry = retried(send(&pool, permit(&pool, status), status).await);
@@ -138,10 +138,30 @@ async fn what_a_server_says_is_the_lines_answer_or_costs_an_attempt() {
         let kept = retry.answer.expect("the answer is given along");
         assert_eq!(
             (kept.status.to_string(), kept.charge.bytes()),
-            (status.to_owned(), 8)
+            (status.to_owned(), 6)
         );
     }
     assert_eq!(pool.status()[0].state, UpstreamState::Up);
+}
+
+#[tokio::test]
+async fn a_success_that_is_no_json_costs_an_attempt_and_is_no_answer() {
+    let page = format!("<html>{}</html>", "é".repeat(200));
+    let shown = format!("<html>{}…", "é".repeat(94));
+    for (body, words) in [
+        (page.as_str(), shown.as_str()),
+        ("", "is empty"),
+        (r#"{"a":"#, r#"{"a":"#),
+    ] {
+        let body = body.to_owned();
+        let server = Server::start(move |_| reply(200, &body)).await;
+        let pool = pool(&config(vec![upstream("gpu", &server.base_url)], vec![]));
+        let retry = retried(line(&pool).await);
+        assert!(retry.costs_attempt && retry.answer.is_none());
+        assert!(retry.cause.message.ends_with(words), "{:?}", retry.cause);
+        assert_eq!(pool.status()[0].state, UpstreamState::Up);
+        assert_eq!(pool.budget().used(), 0);
+    }
 }
 
 #[tokio::test]
@@ -225,7 +245,7 @@ async fn an_answer_that_is_too_large_costs_an_attempt() {
 #[tokio::test]
 async fn many_answers_together_larger_than_the_budget_all_arrive() {
     const ANSWER: usize = 300_000;
-    let server = Server::start(|_| reply(200, &"x".repeat(ANSWER))).await;
+    let server = Server::start(|_| reply(200, &format!("\"{}\"", "x".repeat(ANSWER - 2)))).await;
     let mut upstream = upstream("gpu", &server.base_url);
     upstream.concurrency = 32;
     let mut config = config(vec![upstream], vec![]);
@@ -251,7 +271,7 @@ async fn many_answers_together_larger_than_the_budget_all_arrive() {
 #[tokio::test]
 async fn many_changed_copies_together_larger_than_the_budget_all_arrive() {
     const SIZE: usize = 300_000;
-    let server = Server::start(|_| reply(200, &"x".repeat(SIZE))).await;
+    let server = Server::start(|_| reply(200, &format!("\"{}\"", "x".repeat(SIZE - 2)))).await;
     let mut upstream = upstream("gpu", &server.base_url);
     upstream.concurrency = 16;
     let mut config = config(
