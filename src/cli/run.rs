@@ -330,18 +330,17 @@ async fn watch(
         }
         let status = pool.status();
         progress.update(snapshot, waits_for(&status).as_deref(), Instant::now());
-        if started.elapsed() >= FIRST_ANSWER_WITHIN {
-            if status.iter().all(|upstream| !upstream.answered) {
-                progress.finish(snapshot, Instant::now());
-                let causes = status
-                    .into_iter()
-                    .filter_map(|upstream| Some(format!("{}: {}", upstream.name, upstream.cause?)));
-                bail!(
-                    "no upstream has answered within {} s ({}); the same command tries again",
-                    FIRST_ANSWER_WITHIN.as_secs(),
-                    causes.collect::<Vec<_>>().join("; ")
-                );
-            }
+        let is_silent = status.iter().all(|upstream| !upstream.answered);
+        if is_silent && started.elapsed() >= FIRST_ANSWER_WITHIN {
+            progress.finish(snapshot, Instant::now());
+            let causes = status
+                .into_iter()
+                .filter_map(|upstream| Some(format!("{}: {}", upstream.name, upstream.cause?)));
+            bail!(
+                "no upstream has answered within {} s ({}); the same command tries again",
+                FIRST_ANSWER_WITHIN.as_secs(),
+                causes.collect::<Vec<_>>().join("; ")
+            );
         }
         if stop
             .run_until_cancelled(tokio::time::sleep(POLL))
