@@ -212,10 +212,8 @@ impl Upload<'_> {
             claim: claim.clone(),
             body: |file| serde_json::to_string(&FileObject::from(file.clone())),
         });
-        let file = ingest
-            .finish(finish, answer)
-            .await
-            .map_err(|cause| refused(cause, attempt))?;
+        let file = attempt.alive_during(ingest.finish(finish, answer)).await?;
+        let file = file.map_err(|cause| refused(cause, attempt))?;
         tell(&file);
         to_json(&FileObject::from(file))
     }
@@ -281,8 +279,9 @@ impl Upload<'_> {
                 ingest: Some(ingest),
             } = sink
             {
-                ingest.write(bytes).await.map_err(failed)?;
-                attempt.touch().await?;
+                // It may wait for the long lines of other files.
+                let written = attempt.alive_during(ingest.write(bytes)).await?;
+                written.map_err(failed)?;
             }
         }
         Ok(())

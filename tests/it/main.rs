@@ -3,6 +3,7 @@
 mod architecture;
 mod bad_input;
 mod batches;
+mod broken_heads;
 mod commands;
 mod crashes;
 mod openapi;
@@ -17,4 +18,5 @@ mod sdk;
 mod store;
 mod support;
 mod trouble;
+mod trouble_upstream;
 mod uploads;
