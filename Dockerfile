@@ -1,5 +1,5 @@
-# Three stages before the image itself, so that the dependencies are compiled in a layer of their
-# own: it changes with a Cargo.toml or Cargo.lock, and with nothing else.
+# The dependencies are compiled in a stage of their own, which changes with a Cargo.toml or
+# Cargo.lock, and with nothing else.
 FROM rust:1.95-slim-bookworm AS manifests
 WORKDIR /build
 COPY . .
@@ -8,11 +8,13 @@ RUN find . -type f ! -name Cargo.toml ! -name Cargo.lock -delete \
     && find . -name Cargo.toml -execdir mkdir -p src ';' -execdir touch src/lib.rs ';' \
     && echo 'fn main() {}' > src/main.rs
 
-FROM rust:1.95-slim-bookworm AS build
+FROM rust:1.95-slim-bookworm AS dependencies
 WORKDIR /build
 ENV CARGO_PROFILE_RELEASE_STRIP=symbols
 COPY --from=manifests /build .
 RUN cargo build --release --locked --package nightshift
+
+FROM dependencies AS build
 COPY . .
 # Cargo goes by times, and the empty sources may be newer than the real ones.
 RUN touch src/main.rs src/lib.rs && cargo build --release --locked --package nightshift
