@@ -22,7 +22,7 @@ RUN touch src/main.rs src/lib.rs && cargo build --release --locked --package nig
 FROM debian:bookworm-slim
 COPY --from=build /etc/ssl/certs/ca-certificates.crt /etc/ssl/certs/
 RUN useradd --system --uid 10001 --user-group --home-dir /data --shell /usr/sbin/nologin nightshift \
-    && install -d -o nightshift -g nightshift -m 0700 /data
+    && install -d -o nightshift -g nightshift /data
 COPY --from=build /build/target/release/nightshift /usr/local/bin/
 # By number, so that Kubernetes can see that it is not root.
 USER 10001:10001
