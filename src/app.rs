@@ -202,6 +202,7 @@ async fn open_store_within(
         connections: database.max_connections,
         statement_timeout: database.statement_timeout,
         patience,
+        pooler: database.pooler,
     };
     let opened = Store::open_with(database.url.expose_secret(), &options, clock).await;
     opened.with_context(|| match database.sqlite_path() {

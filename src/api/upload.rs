@@ -71,6 +71,7 @@ pub struct UploadForm {
         (status = 408, description = "Nothing came for a minute.", body = Envelope),
         (status = 409, description = "The same upload is still under way.", body = Envelope),
         (status = 413, description = "The file is too large.", body = Envelope),
+        (status = 507, description = "There is no room for it.", body = Envelope),
     ),
 )]
 pub async fn create(

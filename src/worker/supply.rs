@@ -269,6 +269,9 @@ impl Supply {
         routes: Option<&Arc<Routes>>,
         units: i64,
     ) -> store::Result<Vec<Unread>> {
+        if !self.lease.holds() {
+            return Ok(Vec::new());
+        }
         let token = self.lease.token();
         let leased = self
             .store

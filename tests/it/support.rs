@@ -2,8 +2,10 @@
 
 pub mod binary;
 pub mod engines;
+pub mod pooler;
 pub mod postgres;
 pub mod proxy;
+pub mod session;
 
 use std::collections::BTreeMap;
 use std::path::Path;
@@ -235,8 +237,12 @@ impl Server {
 
     /// Starts it again, as a process, on the same database. Its address is another one.
     pub async fn start_binary_again(&mut self) {
-        let file = self.directory.path().join("nightshift.toml");
-        let binary = serve(&file, &self.database, &[]).await;
+        self.serve_as(&[]).await;
+    }
+
+    /// Starts it again, as a process, with more variables.
+    pub async fn serve_as(&mut self, variables: &[(&str, &str)]) {
+        let binary = self.another(variables).await;
         self.base.clone_from(&binary.base);
         self.running = Running::Binary(Box::new(binary));
     }
@@ -281,6 +287,15 @@ impl Server {
     pub fn config_file(&self) -> String {
         let file = self.directory.path().join("nightshift.toml");
         file.to_str().expect("is text").to_owned()
+    }
+
+    /// Starts another server, as a process, with the same configuration and more variables.
+    pub async fn another(&self, variables: &[(&str, &str)]) -> Binary {
+        let file = self.config_file();
+        let args = ["--config", file.as_str()];
+        let mut all = vec![("DATABASE_URL", self.database.as_str())];
+        all.extend(variables);
+        Binary::serve(&args, &all).await
     }
 
     /// Starts it again, in this process, on the same database. Its address is another one.

@@ -216,13 +216,14 @@ fn keys_of_later_features_say_that_they_come_later() {
         check_faults(&format!("[{section}]\nx = 1"), &[], &[&expected]);
     }
     check_faults(
-        "[[tasks]]\n[database]\npooler = true\n[limits]\npriority = 1",
-        &[("NIGHTSHIFT_METRICS__LISTEN", "x")],
+        "[[tasks]]
+[limits]
+priority = 1",
+        &[("NIGHTSHIFT_CACHE__SIZE", "x")],
         &[
             "tasks (nightshift.toml:1): is not built yet",
-            "database.pooler (nightshift.toml:3): is not built yet",
-            "limits.priority (nightshift.toml:5): is not built yet",
-            "metrics (NIGHTSHIFT_METRICS__LISTEN): is not built yet",
+            "limits.priority (nightshift.toml:3): is not built yet",
+            "cache (NIGHTSHIFT_CACHE__SIZE): is not built yet",
         ],
     );
 }

@@ -217,6 +217,7 @@ fn config(upstreams: Vec<config::Upstream>, models: Vec<config::Model>) -> Confi
             max_connections: 4,
             start_timeout: Duration::from_secs(60),
             statement_timeout: Duration::from_secs(60),
+            pooler: false,
         },
         auth: config::Auth {
             required: None,

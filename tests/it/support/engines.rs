@@ -10,13 +10,21 @@ use sqlx::{Connection as _, Executor as _, PgConnection, SqliteConnection};
 
 tokio::task_local! {
     static ENGINE: Engine;
-    /// The URL of the Postgres to use instead of the one that all tests share.
-    static POSTGRES: String;
+    /// The URLs of the Postgres to use instead of the one that all tests share: by which its
+    /// databases are made, and by which they are used.
+    static POSTGRES: (String, String);
 }
 
 /// Runs a test on a Postgres of its own, or by a way of its own to the one that all share.
 pub async fn on_postgres_at(url: String, test: impl Future<Output = ()>) {
-    POSTGRES.scope(url, on(Engine::Postgres, test)).await;
+    on_postgres_through(url.clone(), url, test).await;
+}
+
+/// The same where databases are made by one URL, and used by another.
+pub async fn on_postgres_through(made: String, used: String, test: impl Future<Output = ()>) {
+    POSTGRES
+        .scope((made, used), on(Engine::Postgres, test))
+        .await;
 }
 
 /// Runs a test on an engine: whatever it starts uses it.
@@ -72,9 +80,9 @@ pub fn shared_postgres() -> String {
 }
 
 async fn new_postgres_database() -> String {
-    let server = POSTGRES
-        .try_with(String::clone)
-        .unwrap_or_else(|_| shared_postgres());
+    let (server, used) = POSTGRES
+        .try_with(Clone::clone)
+        .unwrap_or_else(|_| (shared_postgres(), shared_postgres()));
     let name = format!("test_{}", id::incarnation());
     let mut connection = PgConnection::connect(&server)
         .await
@@ -84,7 +92,7 @@ async fn new_postgres_database() -> String {
         .execute(sqlx::AssertSqlSafe(create))
         .await
         .expect("creates a database");
-    let (front, query) = server.split_once('?').unwrap_or((&server, ""));
+    let (front, query) = used.split_once('?').unwrap_or((&used, ""));
     let (host, _) = front.rsplit_once('/').expect("names a database");
     format!("{host}/{name}?{query}")
 }
