@@ -230,9 +230,10 @@ impl Worker {
         self.store
             .release_units(&token, &self.dispatch.drop_all())
             .await?;
-        if let Some(token) = &self.shares_as {
-            self.store.forget_shares(token).await?;
+        self.store.leave(&token).await?;
+        match &self.shares_as {
+            Some(token) => self.store.forget_shares(token).await,
+            None => Ok(()),
         }
-        self.store.leave(&token).await
     }
 }

@@ -15,7 +15,7 @@ use crate::support::{CHAT, Server, chat, client_with, ids, on, request};
 const CONFIG: &str = r#"
 [worker]
 lease = "1s"
-reclaim_after = "1s"
+reclaim_after = "{reclaim}"
 
 [[upstreams]]
 name = "simulated"
@@ -41,18 +41,32 @@ const WRITING: &str =
 
 /// A server and as many replicas of it, all of which hold a share of the model's limit.
 async fn replicas(limit: usize, names: &[&str]) -> (Server, Vec<Binary>) {
-    let server = Server::binary(&CONFIG.replace("{limit}", &limit.to_string())).await;
+    replicas_that_reclaim("1s", limit, names).await
+}
+
+async fn replicas_that_reclaim(
+    reclaim_after: &str,
+    limit: usize,
+    names: &[&str],
+) -> (Server, Vec<Binary>) {
+    let config = CONFIG.replace("{limit}", &limit.to_string());
+    let server = Server::binary(&config.replace("{reclaim}", reclaim_after)).await;
     let mut replicas = Vec::new();
     for name in names {
-        let headers = format!("{{ x-replica = \"{name}\" }}");
-        let variables = [("NIGHTSHIFT_UPSTREAMS__0__HEADERS", headers.as_str())];
-        replicas.push(server.replica(&variables).await);
+        replicas.push(replica(&server, name).await);
     }
     let all = (names.len() + 1).min(limit) as i64;
     server
         .until_rows(&held("held > 0"), |count| count == all)
         .await;
     (server, replicas)
+}
+
+/// One more replica, that calls itself so.
+async fn replica(server: &Server, name: &str) -> Binary {
+    let headers = format!("{{ x-replica = \"{name}\" }}");
+    let variables = [("NIGHTSHIFT_UPSTREAMS__0__HEADERS", headers.as_str())];
+    server.replica(&variables).await
 }
 
 /// Shares of the model's limit of which something holds.
@@ -163,13 +177,50 @@ async fn no_line_is_lost_or_doubled_whatever_becomes_of_two_replicas_in_three() 
 }
 
 #[tokio::test]
-async fn the_share_of_a_replica_that_leaves_or_vanishes_is_given_to_the_others() {
+async fn a_replica_that_joins_gets_what_the_others_let_go_of_and_not_before() {
     on(Engine::Postgres, async {
-        let (server, mut others) = replicas(6, &["b", "c"]).await;
+        let (server, _) = replicas(6, &[]).await;
+        let ids = ids(600);
+        let batch = server.create_batch(lines(&ids, 100), CHAT).await;
+        let is_busy = |batch: &Value| batch["request_counts"]["completed"].as_i64() > Some(0);
+        server.until(&batch, is_busy).await;
+        let _others = [replica(&server, "b").await, replica(&server, "c").await];
+        server.until_rows(WORKING, |count| count == 3).await;
+        let batch = server.ended(&batch).await;
+        assert_eq!(answered_by(&server, &batch, &ids).await.len(), 3);
+        assert_eq!(most_in_flight(&server), 6);
+    })
+    .await;
+}
+
+#[tokio::test]
+async fn the_share_of_a_replica_that_leaves_is_given_to_the_others_at_once() {
+    on(Engine::Postgres, async {
+        let (server, mut others) = replicas_that_reclaim("1h", 6, &["b", "c"]).await;
         server
             .until_rows(&held("held = 2"), |count| count == 3)
             .await;
         others.remove(0).terminate().await;
+        server
+            .until_rows(&held("held = 3"), |count| count == 2)
+            .await;
+        others.remove(0).terminate().await;
+        server
+            .until_rows(&held("held = 6"), |count| count == 1)
+            .await;
+
+        let ids = ids(100);
+        let batch = server.run(lines(&ids, 20), CHAT).await;
+        assert_eq!(answered_by(&server, &batch, &ids).await.len(), 1);
+        assert_eq!(most_in_flight(&server), 6);
+    })
+    .await;
+}
+
+#[tokio::test]
+async fn the_share_of_a_replica_that_vanished_is_given_to_the_others_in_the_end() {
+    on(Engine::Postgres, async {
+        let (server, mut others) = replicas(6, &["b"]).await;
         server
             .until_rows(&held("held = 3"), |count| count == 2)
             .await;
@@ -179,11 +230,26 @@ async fn the_share_of_a_replica_that_leaves_or_vanishes_is_given_to_the_others()
             .until_rows(&held("held = 6"), |count| count == 1)
             .await;
         server.until_rows("share_holders", |count| count == 1).await;
+    })
+    .await;
+}
 
-        let ids = ids(100);
-        let batch = server.run(lines(&ids, 20), CHAT).await;
-        assert_eq!(answered_by(&server, &batch, &ids).await.len(), 1);
-        assert_eq!(most_in_flight(&server), 6);
+#[tokio::test]
+async fn a_replica_that_is_started_again_under_its_name_has_its_share_again() {
+    on(Engine::Postgres, async {
+        let (server, _) = replicas_that_reclaim("1h", 6, &[]).await;
+        let named = [("NIGHTSHIFT_WORKER__NAME", "one")];
+        let first = server.replica(&named).await;
+        server
+            .until_rows(&held("held = 3"), |count| count == 2)
+            .await;
+        first.signal("KILL");
+        first.ended().await;
+        let _second = server.replica(&named).await;
+        server.until_rows("share_holders", |count| count == 2).await;
+        server
+            .until_rows(&held("held = 3"), |count| count == 2)
+            .await;
     })
     .await;
 }

@@ -109,12 +109,17 @@ async fn a_gate_stays_closed_until_the_last_time_that_was_told() {
     let mut opens = closes(1);
     opens.gates[0].model = "other".to_owned();
     turn(store, "a", opens).await;
-    loop {
-        let gates = turn(store, "a", ShareEntry::default()).await.gates;
-        if gates.iter().all(|gate| gate.model == "m") {
-            break;
-        }
-    }
+    let opened = async {
+        let is_other = |gate: &GateRow| gate.model == "other";
+        while turn(store, "a", ShareEntry::default())
+            .await
+            .gates
+            .iter()
+            .any(is_other)
+        {}
+    };
+    let opened = tokio::time::timeout(Duration::from_secs(60), opened).await;
+    opened.expect("it opens");
 }
 
 /// Each takes one as long as there is one: if two turns ran at once, both would take the last.
