@@ -47,6 +47,8 @@ settle_timeout = "3s"
 shutdown_grace = "3s"
 [retention]
 grace = "1m"
+output_files = "3m"
+other_files = "1m"
 [[upstreams]]
 name = "simulated"
 base_url = "{upstream}"
@@ -322,6 +324,8 @@ class Tenant(threading.Thread):
             return
         batch_id = self.dice.choice(list(self.running))
         batch = self.running[batch_id]
+        if batch.is_stuck and self.dice.random() < 0.8:
+            return
         batch.was_cancelled = True
         status, content = self.client.json("POST", f"/v1/batches/{batch_id}/cancel")
         assert status in (200, 409), (status, content)

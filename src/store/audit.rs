@@ -11,6 +11,7 @@ mod files;
 mod lines;
 mod motion;
 mod orphans;
+mod running;
 mod window;
 
 use std::time::Duration;

@@ -44,7 +44,7 @@ pub(super) const CHUNKS: Rows = Rows {
     table: "chunks",
     of: "file_id",
     key: "chunk_no, piece_no",
-    at_once: 64,
+    at_once: 16,
 };
 pub(super) const CHUNK_MODELS: Rows = Rows {
     table: "chunk_models",
