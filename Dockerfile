@@ -5,8 +5,10 @@ RUN apt-get update \
     && rm -rf /var/lib/apt/lists/*
 WORKDIR /build
 COPY Cargo.toml Cargo.lock ./
-RUN mkdir -p src tests/it \
-    && echo 'fn main() {}' | tee src/main.rs > tests/it/main.rs \
+COPY bench/Cargo.toml bench/
+RUN mkdir -p src tests/it bench/src bench/benches \
+    && echo 'fn main() {}' | tee src/main.rs bench/src/main.rs > tests/it/main.rs \
+    && touch bench/benches/time.rs bench/benches/instructions.rs \
     && touch src/lib.rs \
     && cargo build --release --locked
 COPY . .

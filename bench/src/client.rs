@@ -77,11 +77,14 @@ impl Client {
     }
 
     pub async fn create(&self, file_id: &str) -> Result<Batch> {
-        let request = self.http.post(format!("{}/v1/batches", self.base)).json(&json!({
-            "input_file_id": file_id,
-            "endpoint": "/v1/chat/completions",
-            "completion_window": "24h",
-        }));
+        let request = self
+            .http
+            .post(format!("{}/v1/batches", self.base))
+            .json(&json!({
+                "input_file_id": file_id,
+                "endpoint": "/v1/chat/completions",
+                "completion_window": "24h",
+            }));
         Ok(self.send(request).await?.json().await?)
     }
 

@@ -129,9 +129,16 @@ async fn by_reqwest(client: reqwest::Client, url: reqwest::Url, files: Arc<Files
     let json = HeaderValue::from_static("application/json");
     let mut lines = 0;
     while let Some(body) = files.next()? {
-        let call = client.post(url.clone()).header(CONTENT_TYPE, &json).body(body);
+        let call = client
+            .post(url.clone())
+            .header(CONTENT_TYPE, &json)
+            .body(body);
         let answer = call.send().await?;
-        ensure!(answer.status().is_success(), "the upstream answered {}", answer.status());
+        ensure!(
+            answer.status().is_success(),
+            "the upstream answered {}",
+            answer.status()
+        );
         files.write(&answer.bytes().await?)?;
         lines += 1;
     }
@@ -145,7 +152,8 @@ async fn by_hyper(url: hyper::Uri, files: Arc<Files>) -> Result<u64> {
     let host = HeaderValue::from_str(authority.as_str())?;
     let stream = TcpStream::connect(authority.as_str()).await?;
     stream.set_nodelay(true)?;
-    let (mut sender, connection) = hyper::client::conn::http1::handshake(TokioIo::new(stream)).await?;
+    let (mut sender, connection) =
+        hyper::client::conn::http1::handshake(TokioIo::new(stream)).await?;
     tokio::spawn(connection);
     let mut lines = 0;
     while let Some(body) = files.next()? {
@@ -154,7 +162,11 @@ async fn by_hyper(url: hyper::Uri, files: Arc<Files>) -> Result<u64> {
             .header(CONTENT_TYPE, "application/json")
             .body(Full::new(body))?;
         let answer = sender.send_request(call).await?;
-        ensure!(answer.status().is_success(), "the upstream answered {}", answer.status());
+        ensure!(
+            answer.status().is_success(),
+            "the upstream answered {}",
+            answer.status()
+        );
         files.write(&answer.into_body().collect().await?.to_bytes())?;
         lines += 1;
     }

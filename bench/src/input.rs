@@ -61,7 +61,9 @@ fn push_line(line: &mut String, number: u64) {
 /// When it is more than text has: then the figures would flatter whoever compresses.
 pub fn compression_factor(path: &Path) -> Result<f64> {
     let mut sample = Vec::new();
-    File::open(path)?.take(SAMPLE_BYTES).read_to_end(&mut sample)?;
+    File::open(path)?
+        .take(SAMPLE_BYTES)
+        .read_to_end(&mut sample)?;
     let compressed = zstd::bulk::compress(&sample, 3).context("zstd fails")?;
     let factor = sample.len() as f64 / compressed.len() as f64;
     ensure!(

@@ -30,7 +30,11 @@ impl<'a> Life<'a> {
         input: &'a Input,
     ) -> Result<Self> {
         let servers = vec![server.process.pid];
-        let meter = Meter { servers, upstream, store };
+        let meter = Meter {
+            servers,
+            upstream,
+            store,
+        };
         Ok(Self {
             server,
             begun: meter.begin()?,
@@ -45,7 +49,10 @@ impl<'a> Life<'a> {
         let file_id = self.server.client.upload(self.input).await?;
         let after = self.meter.end(Instant::now())?;
         let bytes = self.input.bytes as f64;
-        figures.set("upload_mb_per_s", bytes / 1e6 / (after.at - before.at).as_secs_f64());
+        figures.set(
+            "upload_mb_per_s",
+            bytes / 1e6 / (after.at - before.at).as_secs_f64(),
+        );
         let server = after.server_cpu - before.server_cpu;
         figures.set("upload_server_cpu_s_per_gb", server / (bytes / 1e9));
         let database = match (after.database_cpu, before.database_cpu) {
@@ -53,7 +60,10 @@ impl<'a> Life<'a> {
             _ => 0.0,
         };
         figures.set("upload_cpu_s_per_gb", (server + database) / (bytes / 1e9));
-        figures.set("upload_written_per_byte", after.written_since(&before) / bytes);
+        figures.set(
+            "upload_written_per_byte",
+            after.written_since(&before) / bytes,
+        );
         Ok(file_id)
     }
 
@@ -69,7 +79,10 @@ impl<'a> Life<'a> {
         figures.set("run_seconds", seconds);
         figures.set("lines_per_s", lines as f64 / seconds);
         after.cpu_figures(&before, lines, figures);
-        figures.set("written_per_line", after.written_since(&before) / lines as f64);
+        figures.set(
+            "written_per_line",
+            after.written_since(&before) / lines as f64,
+        );
         if let (Some(after), Some(before)) = (after.written.wal, before.written.wal) {
             figures.set("wal_per_line", (after - before) / lines as f64);
         }
@@ -86,7 +99,10 @@ impl<'a> Life<'a> {
 
     /// Reads the output, and says how many bytes it has.
     pub async fn download(&self, batch: &Batch, figures: &mut Figures) -> Result<u64> {
-        let file_id = batch.output_file_id.as_deref().context("there is no output")?;
+        let file_id = batch
+            .output_file_id
+            .as_deref()
+            .context("there is no output")?;
         let before = self.meter.begin()?;
         let mut bytes = 0;
         for _ in 0..DOWNLOADS {
@@ -112,7 +128,9 @@ impl<'a> Life<'a> {
     /// What Postgres has committed so far.
     fn commits(&self) -> Result<Option<f64>> {
         let postgres = self.meter.store.postgres();
-        postgres.map(|(postgres, database)| postgres.commits(database)).transpose()
+        postgres
+            .map(|(postgres, database)| postgres.commits(database))
+            .transpose()
     }
 }
 
@@ -121,7 +139,9 @@ pub async fn live(world: &mut World, engine: System, point: Point) -> Result<Fig
     let input = world.input(point.lines)?;
     let (upstream, upstream_pid) = world.upstream(point.latency_ms).await?;
     let store = Store::create(world, engine)?;
-    let server = store.serve(&Serving::new(&upstream, point.in_flight)).await?;
+    let server = store
+        .serve(&Serving::new(&upstream, point.in_flight))
+        .await?;
     let mut figures = Figures::default();
     let life = Life::begin(&store, &server, upstream_pid, &input)?;
     let file_id = life.upload(&mut figures).await?;

@@ -44,9 +44,13 @@ impl Machine {
 
 /// What a command prints, or a dash.
 fn said(command: &mut Command) -> String {
-    let output = command.output().ok().filter(|output| output.status.success());
+    let output = command
+        .output()
+        .ok()
+        .filter(|output| output.status.success());
     let text = output.map(|output| String::from_utf8_lossy(&output.stdout).trim().to_owned());
-    text.filter(|text| !text.is_empty()).unwrap_or_else(|| "–".to_owned())
+    text.filter(|text| !text.is_empty())
+        .unwrap_or_else(|| "–".to_owned())
 }
 
 fn first_value(path: &str, name: &str) -> String {
@@ -67,10 +71,17 @@ fn memory() -> String {
 }
 
 fn disk(data: &Path) -> Result<String> {
-    let line = said(Command::new("df").args(["--output=source,fstype"]).arg(data));
+    let line = said(
+        Command::new("df")
+            .args(["--output=source,fstype"])
+            .arg(data),
+    );
     let place = line.lines().last().unwrap_or("–");
     let place = place.split_whitespace().collect::<Vec<_>>().join(", ");
-    Ok(format!("{place}; fdatasync of 4 KiB {:.2} ms", sync_ms(data)?))
+    Ok(format!(
+        "{place}; fdatasync of 4 KiB {:.2} ms",
+        sync_ms(data)?
+    ))
 }
 
 /// The median of 100 appends, each on disk before the next.

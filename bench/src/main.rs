@@ -2,8 +2,8 @@
 //! tables and plots. bench/README.md tells how to run it and what the figures mean.
 
 mod client;
-mod floor;
 mod files;
+mod floor;
 mod input;
 mod life;
 mod machine;
@@ -127,7 +127,10 @@ async fn measure(args: MeasureArgs) -> Result<()> {
         .prefix("nightshift-bench-")
         .tempdir_in(args.data.clone().unwrap_or_else(std::env::temp_dir))?;
     // Postgres runs as a user of its own.
-    std::fs::set_permissions(data.path(), std::os::unix::fs::PermissionsExt::from_mode(0o755))?;
+    std::fs::set_permissions(
+        data.path(),
+        std::os::unix::fs::PermissionsExt::from_mode(0o755),
+    )?;
     let binary = match &args.binary {
         Some(binary) => binary.canonicalize().context("--binary")?,
         None => build(&root)?,
@@ -140,7 +143,11 @@ async fn measure(args: MeasureArgs) -> Result<()> {
     };
     let whole = args.sections.is_empty() && !args.quick;
     let out = args.out.clone().unwrap_or_else(|| {
-        root.join(if whole { "docs/benchmarks" } else { "target/benchmarks" })
+        root.join(if whole {
+            "docs/benchmarks"
+        } else {
+            "target/benchmarks"
+        })
     });
     std::fs::create_dir_all(&out)?;
     let path = out.join("results.json");
@@ -149,7 +156,10 @@ async fn measure(args: MeasureArgs) -> Result<()> {
         false => Results::default(),
     };
     results.machine = Machine {
-        postgres: postgres.as_ref().map(|p| p.version.clone()).unwrap_or_default(),
+        postgres: postgres
+            .as_ref()
+            .map(|p| p.version.clone())
+            .unwrap_or_default(),
         quick: args.quick,
         ..Machine::describe(data.path(), &binary)?
     };
@@ -157,19 +167,27 @@ async fn measure(args: MeasureArgs) -> Result<()> {
         world: World::new(binary, data.path(), postgres, engines),
         results,
         rounds: args.rounds.unwrap_or(if args.quick { 2 } else { 5 }),
-        lines: args.lines.unwrap_or(if args.quick { 5000 } else { Point::BASE.lines }),
+        lines: args
+            .lines
+            .unwrap_or(if args.quick { 5000 } else { Point::BASE.lines }),
         quick: args.quick,
         path,
         begun: Instant::now(),
     };
-    ensure!(bench.rounds > 0 && bench.lines > 0, "there is nothing to measure");
+    ensure!(
+        bench.rounds > 0 && bench.lines > 0,
+        "there is nothing to measure"
+    );
     let sections = match args.sections.as_slice() {
         [] if args.quick => &Section::QUICK[..],
         [] => &Section::ALL[..],
         named => named,
     };
     for section in sections {
-        bench.measure(*section).await.with_context(|| format!("section {}", section.name()))?;
+        bench
+            .measure(*section)
+            .await
+            .with_context(|| format!("section {}", section.name()))?;
     }
     report::write(&bench.results, &out)?;
     eprintln!("{} and what is beside it", out.join("README.md").display());
@@ -190,14 +208,18 @@ fn engines(named: &[Engine]) -> Vec<System> {
         (Engine::Sqlite, System::Sqlite),
         (Engine::Postgres, System::Postgres),
     ];
-    let measured = all.into_iter().filter(|(name, _)| named.is_empty() || named.contains(name));
+    let measured = all
+        .into_iter()
+        .filter(|(name, _)| named.is_empty() || named.contains(name));
     measured.map(|(_, engine)| engine).collect()
 }
 
 /// The repository: this crate's directory is one of its own.
 fn root() -> Result<PathBuf> {
     let root = Path::new(env!("CARGO_MANIFEST_DIR")).parent();
-    Ok(root.context("the crate stands in the repository")?.to_owned())
+    Ok(root
+        .context("the crate stands in the repository")?
+        .to_owned())
 }
 
 /// Builds what users run.

@@ -56,7 +56,10 @@ impl Postgres {
             .arg("-l")
             .arg(own.home.join("log"))
             .args(["-w", "-o", &options, "start"]))?;
-        let url = format!("postgres://postgres@localhost/postgres?host={}", own.home.display());
+        let url = format!(
+            "postgres://postgres@localhost/postgres?host={}",
+            own.home.display()
+        );
         let psql = own.bin.join("psql");
         Self::connect(url, psql, Some(own))
     }
@@ -86,7 +89,10 @@ impl Postgres {
         postgres.version = postgres.ask("SHOW server_version")?;
         for setting in ["fsync", "synchronous_commit", "full_page_writes"] {
             let value = postgres.ask(&format!("SHOW {setting}"))?;
-            ensure!(value == "on", "Postgres has {setting} = {value}: it is not durable");
+            ensure!(
+                value == "on",
+                "Postgres has {setting} = {value}: it is not durable"
+            );
         }
         Ok(postgres)
     }
@@ -110,7 +116,9 @@ impl Postgres {
             Some((server, parameters)) => (server, format!("?{parameters}")),
             None => (self.url.as_str(), String::new()),
         };
-        let (server, _) = server.rsplit_once('/').context("the URL names no database")?;
+        let (server, _) = server
+            .rsplit_once('/')
+            .context("the URL names no database")?;
         let url = format!("{server}/{name}{parameters}");
         Ok(Database { url, name })
     }
@@ -142,8 +150,19 @@ impl Postgres {
     }
 
     /// Asks one question with one answer.
-    pub fn ask(&self, sql: &str) -> Result<String> {        let output = Command::new(&self.psql)
-            .args(["-X", "-A", "-t", "-q", "-v", "ON_ERROR_STOP=1", "-c", sql, &self.url])
+    pub fn ask(&self, sql: &str) -> Result<String> {
+        let output = Command::new(&self.psql)
+            .args([
+                "-X",
+                "-A",
+                "-t",
+                "-q",
+                "-v",
+                "ON_ERROR_STOP=1",
+                "-c",
+                sql,
+                &self.url,
+            ])
             .output()
             .context("psql does not start")?;
         ensure!(
@@ -180,9 +199,9 @@ fn bin() -> Option<PathBuf> {
         })
         .collect();
     homes.sort();
-    let on_path = std::env::var_os("PATH").into_iter().flat_map(|path| {
-        std::env::split_paths(&path).collect::<Vec<_>>()
-    });
+    let on_path = std::env::var_os("PATH")
+        .into_iter()
+        .flat_map(|path| std::env::split_paths(&path).collect::<Vec<_>>());
     let installed = homes.into_iter().rev().map(|(_, bin)| bin);
     let mut all = installed.chain(on_path);
     all.find(|bin| bin.join("initdb").exists() && bin.join("postgres").exists())

@@ -39,8 +39,12 @@ impl Process {
         let Some(line) = line.with_context(|| format!("{what} does not start"))?? else {
             bail!("{what} ended: {}", child.wait().await?);
         };
-        let url = line.split_whitespace().find(|word| word.starts_with("http://"));
-        let url = url.with_context(|| format!("{what} said {line}"))?.to_owned();
+        let url = line
+            .split_whitespace()
+            .find(|word| word.starts_with("http://"));
+        let url = url
+            .with_context(|| format!("{what} said {line}"))?
+            .to_owned();
         Ok(Self {
             child,
             pid,

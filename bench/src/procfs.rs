@@ -13,7 +13,9 @@ pub fn cpu_seconds(pid: u32) -> Result<f64> {
 pub fn family_cpu_seconds(pid: u32) -> Result<f64> {
     let parent = Stat::read(pid)?;
     // A child that ends meanwhile is counted by its parent next time.
-    let children = children(pid)?.into_iter().filter_map(|pid| Stat::read(pid).ok());
+    let children = children(pid)?
+        .into_iter()
+        .filter_map(|pid| Stat::read(pid).ok());
     Ok(parent.own + parent.ended_children + children.map(|child| child.own).sum::<f64>())
 }
 
@@ -22,12 +24,6 @@ pub fn written_bytes(pid: u32) -> Result<f64> {
     let text = fs::read_to_string(format!("/proc/{pid}/io"))?;
     let value = field(&text, "write_bytes:").context("/proc/PID/io has no write_bytes")?;
     Ok(value.parse()?)
-}
-
-/// The same of its living children together.
-pub fn children_written_bytes(pid: u32) -> Result<f64> {
-    let children = children(pid)?;
-    Ok(children.into_iter().filter_map(|pid| written_bytes(pid).ok()).sum())
 }
 
 /// The most memory that a process has had resident, in MiB, since its start or the last
@@ -60,7 +56,9 @@ impl Stat {
     fn read(pid: u32) -> Result<Self> {
         let text = fs::read_to_string(format!("/proc/{pid}/stat"))?;
         // The name, in parentheses, may hold anything.
-        let (_, rest) = text.rsplit_once(')').context("/proc/PID/stat has no name")?;
+        let (_, rest) = text
+            .rsplit_once(')')
+            .context("/proc/PID/stat has no name")?;
         let fields: Vec<&str> = rest.split_whitespace().collect();
         // Numbered as in proc(5), where the name is 2.
         let field = |number: usize| fields.get(number - 3).context("/proc/PID/stat is short");

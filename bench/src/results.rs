@@ -91,10 +91,6 @@ impl Figures {
     pub fn get(&self, name: &str) -> Option<f64> {
         self.0.get(name).copied()
     }
-
-    pub fn extend(&mut self, other: Self) {
-        self.0.extend(other.0);
-    }
 }
 
 impl Results {
@@ -117,7 +113,10 @@ impl Results {
 
     /// The points of a section, in order, each once.
     pub fn points(&self, section: &str) -> BTreeSet<Point> {
-        let samples = self.samples.iter().filter(|sample| sample.section == section);
+        let samples = self
+            .samples
+            .iter()
+            .filter(|sample| sample.section == section);
         samples.map(|sample| sample.point).collect()
     }
 

@@ -54,7 +54,9 @@ pub struct Server {
 
 impl Store {
     pub fn create(world: &World, engine: System) -> Result<Self> {
-        let home = tempfile::Builder::new().prefix("store-").tempdir_in(&world.data)?;
+        let home = tempfile::Builder::new()
+            .prefix("store-")
+            .tempdir_in(&world.data)?;
         let postgres = if engine == System::Postgres {
             let postgres = world.postgres()?;
             let database = postgres.create_database()?;
@@ -82,7 +84,9 @@ impl Store {
 
     /// The Postgres it stands in.
     pub fn postgres(&self) -> Option<(&Postgres, &Database)> {
-        self.postgres.as_ref().map(|(postgres, database)| (&**postgres, database))
+        self.postgres
+            .as_ref()
+            .map(|(postgres, database)| (&**postgres, database))
     }
 
     /// Where a server's standard error goes.
@@ -248,8 +252,14 @@ impl Reading {
     /// CPU a line between two readings, in milliseconds, of each process apart.
     pub fn cpu_figures(&self, before: &Self, lines: u64, figures: &mut Figures) {
         let per_line = |seconds: f64| seconds * 1000.0 / lines as f64;
-        figures.set("server_cpu_ms_per_line", per_line(self.server_cpu - before.server_cpu));
-        figures.set("upstream_cpu_ms_per_line", per_line(self.upstream_cpu - before.upstream_cpu));
+        figures.set(
+            "server_cpu_ms_per_line",
+            per_line(self.server_cpu - before.server_cpu),
+        );
+        figures.set(
+            "upstream_cpu_ms_per_line",
+            per_line(self.upstream_cpu - before.upstream_cpu),
+        );
         if let (Some(now), Some(then)) = (self.database_cpu, before.database_cpu) {
             figures.set("database_cpu_ms_per_line", per_line(now - then));
         }

@@ -11,7 +11,9 @@ static WORDS: LazyLock<Vec<&str>> = LazyLock::new(|| {
 
 /// The sums of the words' shares up to each, of 2^32: the r-th has a share of about 1/r.
 static SHARES: LazyLock<Vec<u64>> = LazyLock::new(|| {
-    let weights: Vec<f64> = (0..WORDS.len()).map(|rank| 1.0 / (rank + 8) as f64).collect();
+    let weights: Vec<f64> = (0..WORDS.len())
+        .map(|rank| 1.0 / (rank + 8) as f64)
+        .collect();
     let whole: f64 = weights.iter().sum();
     let mut sum = 0.0;
     let mut add = |weight: &f64| {

@@ -99,9 +99,17 @@ impl World {
             .kill_on_drop(true)
             .output()
             .await?;
-        ensure!(output.status.success(), "the floor ended with {}", output.status);
+        ensure!(
+            output.status.success(),
+            "the floor ended with {}",
+            output.status
+        );
         let result: FloorResult = serde_json::from_slice(&output.stdout)?;
-        ensure!(result.lines == point.lines, "the floor sent {} lines", result.lines);
+        ensure!(
+            result.lines == point.lines,
+            "the floor sent {} lines",
+            result.lines
+        );
         Ok(result)
     }
 }

@@ -49,12 +49,21 @@ async fn floor(bench: &mut Bench, library: Library, point: Point) -> Result<Figu
     let mut figures = Figures::default();
     figures.set("run_seconds", seconds);
     figures.set("lines_per_s", lines as f64 / seconds);
-    figures.set("server_cpu_ms_per_line", cpu_seconds * 1000.0 / lines as f64);
+    figures.set(
+        "server_cpu_ms_per_line",
+        cpu_seconds * 1000.0 / lines as f64,
+    );
     figures.set("peak_mib", peak_mib);
     let output = bench.world.floor_output();
-    figures.set("requests_zstd3", compression_factor(&bench.world.input(lines)?.path)?);
+    figures.set(
+        "requests_zstd3",
+        compression_factor(&bench.world.input(lines)?.path)?,
+    );
     figures.set("answers_zstd3", compression_factor(&output)?);
-    figures.set("answer_bytes", output.metadata()?.len() as f64 / lines as f64);
+    figures.set(
+        "answer_bytes",
+        output.metadata()?.len() as f64 / lines as f64,
+    );
     Ok(figures)
 }
 

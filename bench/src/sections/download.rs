@@ -26,7 +26,9 @@ pub async fn run(bench: &mut Bench) -> Result<()> {
     }
     let mut servers = Vec::new();
     for (engine, store) in &stores {
-        let server = store.serve(&Serving::new(&upstream, point.in_flight)).await?;
+        let server = store
+            .serve(&Serving::new(&upstream, point.in_flight))
+            .await?;
         let life = Life::begin(store, &server, pid, &input)?;
         let file_id = life.upload(&mut Figures::default()).await?;
         let batch = life.run(&file_id, &mut Figures::default()).await?;

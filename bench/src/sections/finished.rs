@@ -18,7 +18,11 @@ const QUICK_FINISHED: u64 = 500;
 const AT_ONCE: usize = 64;
 
 pub async fn run(bench: &mut Bench) -> Result<()> {
-    let finished = if bench.quick { QUICK_FINISHED } else { FINISHED };
+    let finished = if bench.quick {
+        QUICK_FINISHED
+    } else {
+        FINISHED
+    };
     let empty = bench.base();
     let full = Point { finished, ..empty };
     for engine in bench.world.engines.clone() {
@@ -41,7 +45,9 @@ async fn fill(bench: &Bench, store: &Store, batches: u64) -> Result<f64> {
     let path = bench.world.data.join("one.jsonl");
     let input = Input::write(&path, 1, u64::MAX / 2)?;
     let recorder = Recorder::start(Duration::ZERO).await?;
-    let server = store.serve(&Serving::new(&recorder.url, Point::BASE.in_flight)).await?;
+    let server = store
+        .serve(&Serving::new(&recorder.url, Point::BASE.in_flight))
+        .await?;
     let begun = Instant::now();
     let file_id = server.client.upload(&input).await.context("upload")?;
     stream::iter(0..batches)
@@ -61,7 +67,9 @@ async fn fill(bench: &Bench, store: &Store, batches: u64) -> Result<f64> {
 async fn again(bench: &mut Bench, store: &Store, point: Point) -> Result<Figures> {
     let input = bench.world.input(point.lines)?;
     let (upstream, pid) = bench.world.upstream(point.latency_ms).await?;
-    let server = store.serve(&Serving::new(&upstream, point.in_flight)).await?;
+    let server = store
+        .serve(&Serving::new(&upstream, point.in_flight))
+        .await?;
     let mut figures = Figures::default();
     let life = Life::begin(store, &server, pid, &input)?;
     let file_id = life.upload(&mut figures).await?;

@@ -42,7 +42,9 @@ pub async fn run(bench: &mut Bench) -> Result<()> {
 /// From the answer to `POST /v1/batches` to the head of the first call, in milliseconds.
 async fn waits(store: &Store, input: &Input, point: Point, batches: u64) -> Result<Vec<f64>> {
     let mut recorder = Recorder::start(Duration::from_millis(point.latency_ms)).await?;
-    let server = store.serve(&Serving::new(&recorder.url, point.in_flight)).await?;
+    let server = store
+        .serve(&Serving::new(&recorder.url, point.in_flight))
+        .await?;
     let file_id = server.client.upload(input).await?;
     let mut waits = Vec::new();
     for _ in 0..batches {
@@ -51,7 +53,10 @@ async fn waits(store: &Store, input: &Input, point: Point, batches: u64) -> Resu
         let created = Instant::now();
         let first = loop {
             let event = tokio::time::timeout(PATIENCE, recorder.events.recv()).await;
-            match event.context("no call comes")?.context("the upstream ended")? {
+            match event
+                .context("no call comes")?
+                .context("the upstream ended")?
+            {
                 Event::Came(at) => break at,
                 _ => continue,
             }

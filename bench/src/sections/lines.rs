@@ -15,7 +15,11 @@ pub async fn run(bench: &mut Bench) -> Result<()> {
     let rounds = bench.rounds;
     for lines in FEW {
         // The larger ones say as much in fewer rounds.
-        bench.rounds = if lines > Point::BASE.lines { rounds.min(3) } else { rounds };
+        bench.rounds = if lines > Point::BASE.lines {
+            rounds.min(3)
+        } else {
+            rounds
+        };
         let compared = dispatch::compare(bench, Section::Lines, scaled(bench, lines)).await;
         bench.rounds = rounds;
         compared?;

@@ -19,13 +19,20 @@ pub async fn run(bench: &mut Bench) -> Result<()> {
         true => (QUICK_LINES, QUICK_UPLOAD_BYTES),
         false => (LINES, UPLOAD_BYTES),
     };
-    let point = Point { lines, ..Point::BASE };
+    let point = Point {
+        lines,
+        ..Point::BASE
+    };
     let input = bench.world.input(lines)?;
-    let large = bench.world.input(upload_bytes.div_ceil(LINE_BYTES as u64))?;
+    let large = bench
+        .world
+        .input(upload_bytes.div_ceil(LINE_BYTES as u64))?;
     let (upstream, upstream_pid) = bench.world.upstream(point.latency_ms).await?;
     for engine in bench.world.engines.clone() {
         let store = Store::create(&bench.world, engine)?;
-        let server = store.serve(&Serving::new(&upstream, point.in_flight)).await?;
+        let server = store
+            .serve(&Serving::new(&upstream, point.in_flight))
+            .await?;
         let pid = server.process.pid;
         let mut figures = Figures::default();
         server.client.upload(&large).await?;
@@ -40,7 +47,10 @@ pub async fn run(bench: &mut Bench) -> Result<()> {
         let output_bytes = life.download(&batch, &mut figures).await?;
         figures.set("download_peak_mib", peak_mib(pid)?);
         let peaks = ["upload_peak_mib", "run_peak_mib", "download_peak_mib"];
-        let peak = peaks.iter().filter_map(|peak| figures.get(peak)).fold(0.0, f64::max);
+        let peak = peaks
+            .iter()
+            .filter_map(|peak| figures.get(peak))
+            .fold(0.0, f64::max);
         figures.set("peak_mib", peak);
         life.end(output_bytes, &mut figures)?;
         server.process.stop().await?;

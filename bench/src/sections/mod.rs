@@ -104,7 +104,9 @@ pub struct Bench {
 
 impl Bench {
     pub async fn measure(&mut self, section: Section) -> Result<()> {
-        self.results.samples.retain(|sample| sample.section != section.name());
+        self.results
+            .samples
+            .retain(|sample| sample.section != section.name());
         match section {
             Section::Dispatch => dispatch::run(self).await,
             Section::Upload => upload::run(self).await,

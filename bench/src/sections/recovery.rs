@@ -86,7 +86,10 @@ async fn kill(store: &Store, input: &Input, point: Point) -> Result<Figures> {
     }
     survivor.process.stop().await?;
     let distinct = calls.sent.len() as u64;
-    ensure!(distinct == point.lines, "{distinct} different lines were sent");
+    ensure!(
+        distinct == point.lines,
+        "{distinct} different lines were sent"
+    );
 
     let mut figures = Figures::default();
     let since = |at: Option<Instant>, from| -> Result<f64> {
@@ -123,5 +126,7 @@ impl Calls {
 
 async fn next(recorder: &mut Recorder) -> Result<Event> {
     let event = timeout(PATIENCE, recorder.events.recv()).await;
-    event.context("no call comes")?.context("the upstream ended")
+    event
+        .context("no call comes")?
+        .context("the upstream ended")
 }

@@ -59,8 +59,12 @@ fn statements(log: &Path) -> Result<BTreeMap<String, u64>> {
         let Some((_, summary)) = line.split_once("sqlx::query: summary=\"") else {
             continue;
         };
-        let name = summary.strip_prefix("-- ").and_then(|rest| rest.split_whitespace().next());
-        *counts.entry(name.unwrap_or("unnamed").to_owned()).or_default() += 1;
+        let name = summary
+            .strip_prefix("-- ")
+            .and_then(|rest| rest.split_whitespace().next());
+        *counts
+            .entry(name.unwrap_or("unnamed").to_owned())
+            .or_default() += 1;
     }
     Ok(counts)
 }

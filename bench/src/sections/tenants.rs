@@ -46,7 +46,10 @@ async fn share(bench: &mut Bench, engine: System, point: Point) -> Result<Figure
         .buffer_unordered(AT_ONCE)
         .try_collect()
         .await?;
-    let clients: Vec<_> = keys.into_iter().map(|key| server.client.with_key(key)).collect();
+    let clients: Vec<_> = keys
+        .into_iter()
+        .map(|key| server.client.with_key(key))
+        .collect();
     let uploads = clients.iter().map(|client| client.upload(&input));
     let files = try_join_all(uploads).await?;
 
@@ -69,9 +72,15 @@ async fn share(bench: &mut Bench, engine: System, point: Point) -> Result<Figure
     let seconds = (after.at - before.at).as_secs_f64();
     figures.set("lines_per_s", lines as f64 / seconds);
     after.cpu_figures(&before, lines, &mut figures);
-    figures.set("written_per_line", after.written_since(&before) / lines as f64);
+    figures.set(
+        "written_per_line",
+        after.written_since(&before) / lines as f64,
+    );
     figures.set("peak_mib", peak_mib(server.process.pid)?);
-    let looks: Vec<f64> = watched.into_iter().flat_map(|watched| watched.looks_ms).collect();
+    let looks: Vec<f64> = watched
+        .into_iter()
+        .flat_map(|watched| watched.looks_ms)
+        .collect();
     for (name, share) in [("get_p50_ms", 0.5), ("get_p99_ms", 0.99)] {
         figures.set(name, quantile(looks.clone(), share).unwrap_or_default());
     }

@@ -13,13 +13,18 @@ const QUICK_LINES: u64 = 50_000;
 
 pub async fn run(bench: &mut Bench) -> Result<()> {
     let lines = if bench.quick { QUICK_LINES } else { LINES };
-    let point = Point { lines, ..Point::BASE };
+    let point = Point {
+        lines,
+        ..Point::BASE
+    };
     let input = bench.world.input(lines)?;
     let (upstream, pid) = bench.world.upstream(point.latency_ms).await?;
     for round in 0..bench.rounds {
         for engine in bench.world.engines.clone() {
             let store = Store::create(&bench.world, engine)?;
-            let server = store.serve(&Serving::new(&upstream, point.in_flight)).await?;
+            let server = store
+                .serve(&Serving::new(&upstream, point.in_flight))
+                .await?;
             let mut figures = Figures::default();
             let life = Life::begin(&store, &server, pid, &input)?;
             life.upload(&mut figures).await?;
