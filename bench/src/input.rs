@@ -79,6 +79,18 @@ mod tests {
     use super::*;
 
     #[test]
+    fn a_text_is_as_long_as_asked_and_another_seed_gives_another() {
+        let text = |seed| {
+            let mut text = String::from("> ");
+            text::push(&mut text, 500, seed);
+            text
+        };
+        assert_eq!(text(1).len(), 502);
+        assert_eq!(text(1), text(1));
+        assert_ne!(text(1), text(2));
+    }
+
+    #[test]
     fn requests_are_json_of_one_length_and_hard_to_compress() {
         let directory = tempfile::tempdir().unwrap();
         let input = Input::write(&directory.path().join("in.jsonl"), 5000, 0).unwrap();

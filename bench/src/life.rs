@@ -69,7 +69,6 @@ impl<'a> Life<'a> {
 
     /// Runs one batch over an uploaded file, from its creation to its end.
     pub async fn run(&self, file_id: &str, figures: &mut Figures) -> Result<Batch> {
-        let commits = self.commits()?;
         let before = self.meter.begin()?;
         let batch = self.server.client.create(file_id).await?;
         let watched = self.server.client.watch(&batch.id).await?;
@@ -85,9 +84,6 @@ impl<'a> Life<'a> {
         );
         if let (Some(after), Some(before)) = (after.written.wal, before.written.wal) {
             figures.set("wal_per_line", (after - before) / lines as f64);
-        }
-        if let (Some(after), Some(before)) = (self.commits()?, commits) {
-            figures.set("commits_per_line", (after - before) / lines as f64);
         }
         for (name, share) in [("get_p50_ms", 0.5), ("get_p99_ms", 0.99)] {
             let looks = quantile(watched.looks_ms.clone(), share).context("no look")?;
@@ -123,14 +119,6 @@ impl<'a> Life<'a> {
         figures.set("written_per_byte", now.written_since(&self.begun) / bytes);
         figures.set("stored_per_byte", self.meter.store.bytes()? / bytes);
         Ok(())
-    }
-
-    /// What Postgres has committed so far.
-    fn commits(&self) -> Result<Option<f64>> {
-        let postgres = self.meter.store.postgres();
-        postgres
-            .map(|(postgres, database)| postgres.commits(database))
-            .transpose()
     }
 }
 

@@ -14,7 +14,7 @@ use hyper::server::conn::http1;
 use hyper::service::service_fn;
 use hyper::{Method, Request, Response};
 use hyper_util::rt::TokioIo;
-use tokio::net::{TcpListener, TcpStream};
+use tokio::net::{TcpSocket, TcpStream};
 use tokio::sync::mpsc::{UnboundedReceiver, UnboundedSender, unbounded_channel};
 use tokio::task::JoinHandle;
 
@@ -42,7 +42,10 @@ pub struct Recorder {
 impl Recorder {
     /// Answers each call after `latency`.
     pub async fn start(latency: Duration) -> Result<Self> {
-        let listener = TcpListener::bind("127.0.0.1:0").await?;
+        let socket = TcpSocket::new_v4()?;
+        socket.bind("127.0.0.1:0".parse()?)?;
+        // With the usual backlog, some of many connections that come at once wait for a second.
+        let listener = socket.listen(4096)?;
         let url = format!("http://{}/v1", listener.local_addr()?);
         let (sender, events) = unbounded_channel();
         let listening = tokio::spawn(async move {

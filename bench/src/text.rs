@@ -53,20 +53,3 @@ pub fn push(text: &mut String, bytes: usize, seed: u64) {
     }
     text.truncate(end);
 }
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn a_text_is_as_long_as_asked_and_another_seed_gives_another() {
-        let text = |seed| {
-            let mut text = String::from("> ");
-            push(&mut text, 500, seed);
-            text
-        };
-        assert_eq!(text(1).len(), 502);
-        assert_eq!(text(1), text(1));
-        assert_ne!(text(1), text(2));
-    }
-}

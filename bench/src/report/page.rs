@@ -74,7 +74,6 @@ const PARTS: [Part; 11] = [
             ("stored_per_byte", "database, bytes/byte"),
             ("written_per_line", "written after upload, bytes/line"),
             ("wal_per_line", "WAL after upload, bytes/line"),
-            ("commits_per_line", "commits/line"),
         ],
         over: None,
     },
@@ -133,8 +132,9 @@ const PARTS: [Part; 11] = [
     Part {
         section: "statements",
         title: "Statements",
-        about: "Between `POST /v1/batches` and the server's end, `BEGIN` and `COMMIT` not \
-                counted, divided by the lines. Commits, of reads too, are counted by Postgres.",
+        about: "Between the server's start and its end, the upload before it, divided by the \
+                lines. `BEGIN` and `COMMIT` are not counted. Commits, of reads too, are counted \
+                by Postgres.",
         axes: &[LINES],
         systems: &ENGINES,
         columns: &[

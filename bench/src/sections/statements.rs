@@ -9,46 +9,53 @@ use std::path::Path;
 use anyhow::Result;
 
 use super::{Bench, Section};
-use crate::life::Life;
 use crate::results::Figures;
 use crate::server::{Serving, Store};
 
 pub async fn run(bench: &mut Bench) -> Result<()> {
     let point = bench.base();
     let input = bench.world.input(point.lines)?;
-    let (upstream, pid) = bench.world.upstream(point.latency_ms).await?;
+    let (upstream, _) = bench.world.upstream(point.latency_ms).await?;
     for engine in bench.world.engines.clone() {
         let store = Store::create(&bench.world, engine)?;
-        let serving = Serving {
-            log: "warn,sqlx::query=debug",
-            ..Serving::new(&upstream, point.in_flight)
-        };
+        let mut serving = Serving::new(&upstream, point.in_flight);
         let server = store.serve(&serving).await?;
-        let life = Life::begin(&store, &server, pid, &input)?;
-        let file_id = life.upload(&mut Figures::default()).await?;
-        let before = statements(&store.log())?;
-        let mut run = Figures::default();
-        life.run(&file_id, &mut run).await?;
+        let file_id = server.client.upload(&input).await?;
+        // Postgres counts commits of a connection that has ended, and of others now and then.
         server.process.stop().await?;
-        let after = statements(&store.log())?;
+        let commits_before = commits(&store)?;
+
+        serving.log = "warn,sqlx::query=debug";
+        let server = store.serve(&serving).await?;
+        let batch = server.client.create(&file_id).await?;
+        server.client.watch(&batch.id).await?;
+        server.process.stop().await?;
+        let statements = statements(&store.log())?;
 
         let mut figures = Figures::default();
-        let per_line = |statements: u64| statements as f64 / point.lines as f64;
-        let sum = after.values().sum::<u64>() - before.values().sum::<u64>();
-        figures.set("statements_per_line", per_line(sum));
-        for (name, all) in &after {
-            let earlier = before.get(name).copied().unwrap_or(0);
-            if *all > earlier {
-                figures.set(&format!("statements_{name}"), (all - earlier) as f64);
-            }
+        let lines = point.lines as f64;
+        figures.set(
+            "statements_per_line",
+            statements.values().sum::<u64>() as f64 / lines,
+        );
+        for (name, count) in statements {
+            figures.set(&format!("statements_{name}"), count as f64);
         }
-        if let Some(commits) = run.get("commits_per_line") {
-            figures.set("commits_per_line", commits);
+        if let (Some(after), Some(before)) = (commits(&store)?, commits_before) {
+            figures.set("commits_per_line", (after - before) / lines);
         }
         store.remove()?;
         bench.add(Section::Statements, engine, point, 0, figures)?;
     }
     Ok(())
+}
+
+/// Transactions that Postgres has committed in the store so far.
+fn commits(store: &Store) -> Result<Option<f64>> {
+    let postgres = store.postgres();
+    postgres
+        .map(|(postgres, database)| postgres.commits(database))
+        .transpose()
 }
 
 /// How often each statement has been logged, by its name.
