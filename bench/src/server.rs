@@ -54,6 +54,8 @@ pub struct Server {
 
 impl Store {
     pub fn create(world: &World, engine: System) -> Result<Self> {
+        // No run pays for what the one before it has left to be written.
+        rustix::fs::sync();
         let home = tempfile::Builder::new()
             .prefix("store-")
             .tempdir_in(&world.data)?;

@@ -88,6 +88,7 @@ impl World {
             Library::Reqwest => "reqwest",
             Library::Hyper => "hyper",
         };
+        rustix::fs::sync();
         let output = Command::new(std::env::current_exe()?)
             .args(["floor", "--library", library, "--url", &url])
             .args(["--in-flight", &point.in_flight.to_string()])

@@ -14,10 +14,10 @@ use crate::results::{Results, Series};
 /// Writes everything but `results.json`.
 pub fn write(results: &Results, out: &Path) -> Result<()> {
     let plots = plot::all(results, out)?;
-    Ok(std::fs::write(
-        out.join("README.md"),
-        page::render(results, &plots),
-    )?)
+    // Written by people: where the time goes, and what was tried.
+    let notes = out.join("notes.md").exists().then_some("notes.md");
+    let page = page::render(results, &plots, notes);
+    Ok(std::fs::write(out.join("README.md"), page)?)
 }
 
 /// A number with as many digits as one can make use of.

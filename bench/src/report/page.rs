@@ -50,7 +50,7 @@ const OVER_FLOOR: &[(&str, &str)] = &[
     ("server_cpu_ms_per_line", "CPU over floor"),
 ];
 
-const PARTS: [Part; 11] = [
+const PARTS: [Part; 12] = [
     Part {
         section: "dispatch",
         title: "Dispatch",
@@ -185,27 +185,30 @@ const PARTS: [Part; 11] = [
         columns: RUN,
         over: None,
     },
+    Part {
+        section: "finished",
+        title: "Growth with finished batches",
+        about: "An empty store, and one in which so many batches have come to their end.",
+        axes: &[FINISHED, LINES],
+        systems: &ENGINES,
+        columns: &[
+            ("lines_per_s", "lines/s"),
+            ("server_cpu_ms_per_line", "CPU ms/line, server"),
+            ("upload_mb_per_s", "upload MB/s"),
+            ("download_mb_per_s", "download MB/s"),
+            ("get_p99_ms", "GET p99, ms"),
+            ("fill_s", "seconds to fill"),
+        ],
+        over: None,
+    },
 ];
 
-const FINISHED_PART: Part = Part {
-    section: "finished",
-    title: "Growth with finished batches",
-    about: "An empty store, and one in which so many batches have come to their end.",
-    axes: &[FINISHED, LINES],
-    systems: &ENGINES,
-    columns: &[
-        ("lines_per_s", "lines/s"),
-        ("server_cpu_ms_per_line", "CPU ms/line, server"),
-        ("upload_mb_per_s", "upload MB/s"),
-        ("download_mb_per_s", "download MB/s"),
-        ("get_p99_ms", "GET p99, ms"),
-        ("fill_s", "seconds to fill"),
-    ],
-    over: None,
-};
-
 /// The whole page.
-pub fn render(results: &Results, plots: &BTreeMap<&str, Vec<String>>) -> String {
+pub fn render(
+    results: &Results,
+    plots: &BTreeMap<&str, Vec<String>>,
+    notes: Option<&str>,
+) -> String {
     let mut page = String::from(
         "# Benchmarks\n\n<!-- Written by `cargo run --release -p bench`; changed there, not here. -->\n\n\
          Medians, with the least and the greatest in parentheses, of runs taken in turn; ratios \
@@ -216,7 +219,10 @@ pub fn render(results: &Results, plots: &BTreeMap<&str, Vec<String>>) -> String 
     page.push_str(&entropy(results));
     page.push_str("\n## Targets\n\n");
     page.push_str(&targets::render(results));
-    for part in PARTS.iter().chain([&FINISHED_PART]) {
+    if let Some(notes) = notes {
+        page.push_str(&format!("\n[{notes}]({notes}) says where the time goes.\n"));
+    }
+    for part in &PARTS {
         let rows = part.rows(results);
         if rows.is_empty() {
             continue;
