@@ -136,6 +136,7 @@ impl Store {
         }
         tx.commit().await?;
         if count > 0 {
+            crate::observe::figures().took_over(count);
             tracing::info!(
                 units.count = count,
                 "took over units of a process that is gone"

@@ -22,6 +22,8 @@ mod tests;
 
 use bytes::Bytes;
 
+use crate::observe::CallOutcome;
+
 pub use budget::{Budget, Charge};
 pub use health::{Pace, UpstreamState};
 pub use pool::{Acquired, Permit, Pool, PoolSettings, UpstreamStatus};
@@ -67,6 +69,8 @@ pub struct Retry {
     /// to [`Pool::try_acquire`] again at once.
     pub costs_attempt: bool,
     pub cause: Cause,
+    /// The same for the figures.
+    pub outcome: CallOutcome,
     /// What the server said, for when no attempts or no time are left. It holds its charge.
     pub answer: Option<Answer>,
     /// Which upstream failed: to be avoided by the next attempt.

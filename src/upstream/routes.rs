@@ -8,6 +8,7 @@ use super::gate::GateKey;
 use super::rewrite::Edit;
 use super::{BuildError, ModelInfo};
 use crate::config::{self, Config};
+use crate::observe::{CallSeconds, OTHER, figures};
 
 /// Names resolved by a wildcard that are remembered: what users write must not fill the memory.
 const CACHED_MAX: usize = 10_000;
@@ -33,6 +34,7 @@ pub(super) struct Target {
     pub(super) weight: u32,
     pub(super) edit: Option<Arc<Edit>>,
     pub(super) gate: GateKey,
+    pub(super) seconds: CallSeconds,
 }
 
 #[derive(Debug)]
@@ -42,6 +44,8 @@ pub(super) struct Routing {
     wildcard: Option<Entry>,
     /// Without `[[models]]`, and with a choice: upstreams get the models that they report.
     by_report: bool,
+    /// The name and the limit of each lane.
+    lanes: Vec<(String, usize)>,
     /// The configured names; `None` without `[[models]]`.
     configured: Option<Vec<String>>,
     known: RwLock<Known>,
@@ -66,6 +70,8 @@ struct Entry {
 #[derive(Debug)]
 struct Route {
     upstream: usize,
+    /// The upstream's.
+    name: String,
     weight: u32,
     rename: Option<Arc<str>>,
     edit: Option<Arc<Edit>>,
@@ -76,24 +82,29 @@ impl Routing {
         let upstreams = &config.upstreams;
         let mut exact = HashMap::new();
         let mut wildcard = None;
+        let mut lanes = Vec::new();
         for (index, model) in config.models.iter().enumerate() {
             let entry = Entry::new(LaneId(index), model, upstreams)?;
+            lanes.push((model.name.clone(), entry.lane_limit));
             if model.name == "*" {
                 wildcard = Some(entry);
             } else {
-                let routes = entry.routes_of(&model.name, |_| true);
+                let routes = entry.routes_of(&model.name, &model.name, |_| true);
                 exact.insert(model.name.clone(), Arc::new(routes));
             }
         }
         let unconfigured = config.models.is_empty();
         if unconfigured && !upstreams.is_empty() {
-            wildcard = Some(Entry::of_all(upstreams));
+            let entry = Entry::of_all(upstreams);
+            lanes.push(("*".to_owned(), entry.lane_limit));
+            wildcard = Some(entry);
         }
         let names = config.models.iter().map(|model| &model.name);
         let listed = names.filter(|name| !matches!(name.as_str(), "*" | ""));
         Ok(Self {
             exact,
             wildcard,
+            lanes,
             by_report: unconfigured && upstreams.len() > 1,
             configured: (!unconfigured).then(|| listed.cloned().collect()),
             known: RwLock::new(Known {
@@ -149,19 +160,38 @@ impl Routing {
         model: &str,
         reported: &[Option<Vec<ModelInfo>>],
     ) -> Option<Routes> {
-        if !self.by_report || model.is_empty() {
-            return Some(entry.routes_of(model, |_| true));
-        }
         let has = |models: &Vec<ModelInfo>| models.iter().any(|known| known.id == model);
-        let routes = entry.routes_of(model, |upstream| {
+        let label = if reported.iter().flatten().any(has) {
+            model
+        } else {
+            OTHER
+        };
+        if !self.by_report || model.is_empty() {
+            return Some(entry.routes_of(model, label, |_| true));
+        }
+        let routes = entry.routes_of(model, label, |upstream| {
             reported[upstream].as_ref().is_some_and(has)
         });
         if !routes.targets.is_empty() {
             return Some(routes);
         }
         // Nobody says that he has it; those that have never said anything may.
-        let routes = entry.routes_of(model, |upstream| reported[upstream].is_none());
+        let routes = entry.routes_of(model, label, |upstream| reported[upstream].is_none());
         (!routes.targets.is_empty()).then_some(routes)
+    }
+
+    pub(super) fn label(&self, model: &str) -> String {
+        let is_reported = || {
+            let known = self.known.read().unwrap_or_else(PoisonError::into_inner);
+            let mut models = known.reported.iter().flatten().flatten();
+            models.any(|reported| reported.id == model)
+        };
+        let is_known = !model.is_empty() && (self.exact.contains_key(model) || is_reported());
+        if is_known { model } else { OTHER }.to_owned()
+    }
+
+    pub(super) fn lanes(&self) -> &[(String, usize)] {
+        &self.lanes
     }
 
     /// The models to list, each once.
@@ -203,6 +233,7 @@ impl Entry {
             let edit = Edit::new(route.model.as_deref(), &model.defaults);
             routes.push(Route {
                 upstream,
+                name: route.upstream.clone(),
                 weight: route.weight.max(1),
                 rename: route.model.as_deref().map(Into::into),
                 edit: edit.map(Arc::new),
@@ -217,8 +248,9 @@ impl Entry {
     }
 
     fn of_all(upstreams: &[config::Upstream]) -> Self {
-        let route = |upstream| Route {
+        let route = |upstream: usize| Route {
             upstream,
+            name: upstreams[upstream].name.clone(),
             weight: 1,
             rename: None,
             edit: None,
@@ -231,7 +263,8 @@ impl Entry {
         }
     }
 
-    fn routes_of(&self, model: &str, goes_to: impl Fn(usize) -> bool) -> Routes {
+    /// `label`: what figures call the model.
+    fn routes_of(&self, model: &str, label: &str, goes_to: impl Fn(usize) -> bool) -> Routes {
         let routes = self.routes.iter().filter(|route| goes_to(route.upstream));
         let targets = routes.map(|route| Target {
             upstream: route.upstream,
@@ -241,6 +274,7 @@ impl Entry {
                 route.upstream,
                 route.rename.clone().unwrap_or_else(|| model.into()),
             ),
+            seconds: figures().call_seconds(&route.name, label),
         });
         Routes {
             lane: self.lane,

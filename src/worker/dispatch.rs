@@ -380,6 +380,7 @@ impl Dispatch {
         pending.avoid = Some(failure.upstream);
         pending.attempts += u32::from(failure.costs_attempt);
         if !failure.costs_attempt || pending.attempts < self.retry.max_attempts {
+            self.pool.will_retry(&failure);
             // A refused key is what the line ends with, if nobody mends it before the window
             // ends. Any other answer is worth nothing by the next attempt.
             pending.answer = failure

@@ -6,6 +6,7 @@ use tokio_util::sync::CancellationToken;
 
 use super::dispatch::Dispatch;
 use super::lease::Lease;
+use crate::observe::figures;
 use crate::store::{self, Store};
 
 /// Beats until stopped.
@@ -32,6 +33,7 @@ async fn beat(lease: &Lease, store: &Store, dispatch: &Dispatch) -> store::Resul
     let held_before = lease.holds();
     if !lease.renew(store).await? {
         tracing::warn!("the lease was lost to other replicas; their work is not done twice");
+        figures().lease_lost();
         dispatch.lose_all();
         lease.join_again(store).await?;
     }
