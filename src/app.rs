@@ -2,6 +2,7 @@
 
 use std::net::SocketAddr;
 use std::sync::Arc;
+use std::sync::atomic::AtomicBool;
 
 use anyhow::{Context as _, bail};
 use secrecy::ExposeSecret as _;
@@ -12,7 +13,7 @@ use tokio_util::sync::CancellationToken;
 use crate::api::auth::Auth;
 use crate::api::models::Model;
 use crate::api::{self, Api};
-use crate::config::Config;
+use crate::config::{Config, Role};
 use crate::domain::clock::Clock;
 use crate::domain::id;
 use crate::store::{Engine, Store};
@@ -27,7 +28,10 @@ const HOW_TO_CREATE_A_KEY: &str = "create one with `nightshift keys create --nam
 pub struct App {
     address: SocketAddr,
     store: Store,
-    worker: Worker,
+    /// `None` in a process with the role `api`.
+    worker: Option<Worker>,
+    /// Asks the upstreams for their models where no worker does.
+    discovery: Option<JoinHandle<()>>,
     http: JoinHandle<()>,
     stop: CancellationToken,
 }
@@ -39,6 +43,8 @@ impl App {
     /// When the configuration is not safe to serve, the database cannot be used, or the address
     /// is taken.
     pub async fn start(config: &Config, clock: Clock) -> anyhow::Result<App> {
+        judge_role(config)?;
+        let role = config.server.role;
         let store = open_store(config, clock.clone()).await?;
         store.lock()?;
         let auth = auth(config, &store).await?;
@@ -46,30 +52,44 @@ impl App {
             .await
             .with_context(|| format!("cannot listen on {}", config.server.listen))?;
         let address = listener.local_addr()?;
-        if config.upstreams.is_empty() {
+        if role.works() && config.upstreams.is_empty() {
             tracing::warn!(
                 "no upstream is configured: batches will fail validation with model_not_found; \
                  give one with --upstream URL or [[upstreams]]"
             );
         }
         let pool = Pool::new(config, PoolSettings::default())?;
-        let settings = settings(config, &store);
-        let worker = Worker::start(store.clone(), pool.clone(), clock.clone(), settings).await?;
         let stop = CancellationToken::new();
-        let router = api::router(Api {
+        let (worker, discovery) = if role.works() {
+            let settings = settings(config, &store);
+            let (pool, clock) = (pool.clone(), clock.clone());
+            let worker = Worker::start(store.clone(), pool, clock, settings).await?;
+            (Some(worker), None)
+        } else {
+            let discovery = tokio::spawn(pool.clone().run(stop.clone()));
+            (None, Some(discovery))
+        };
+        let workers_run = worker.as_ref().map(Worker::running);
+        let api = Api {
             store: store.clone(),
             clock,
             limits: Arc::new(config.limits.clone()),
             models: Arc::new(move || pool.models().into_iter().map(shown).collect()),
             auth: Arc::new(auth),
-            workers_run: worker.running(),
-        });
+            workers_run: workers_run.unwrap_or_else(|| Arc::new(AtomicBool::new(true))),
+        };
+        let router = if role.serves() {
+            api::router(api)
+        } else {
+            api::worker_router(api)
+        };
         let grace = config.worker.shutdown_grace;
         let http = tokio::spawn(api::server::serve(listener, router, stop.clone(), grace));
         Ok(App {
             address,
             store,
             worker,
+            discovery,
             http,
             stop,
         })
@@ -89,7 +109,7 @@ impl App {
     pub async fn serve_until(mut self, stop: CancellationToken) -> anyhow::Result<()> {
         let failed = tokio::select! {
             () = stop.cancelled() => None,
-            name = self.worker.failed() => Some(name),
+            name = failed(self.worker.as_mut()) => Some(name),
         };
         self.stop().await;
         match failed {
@@ -103,12 +123,45 @@ impl App {
     pub async fn stop(self) {
         tracing::info!("stopping; a second signal stops at once");
         self.stop.cancel();
-        self.worker.stop().await;
+        if let Some(worker) = self.worker {
+            worker.stop().await;
+        }
+        if let Some(discovery) = self.discovery {
+            // It ends by itself, and holds nothing.
+            discovery.abort();
+        }
         if let Err(error) = self.http.await {
             tracing::warn!(%error, "the HTTP server ended badly");
         }
         self.store.close().await;
     }
+}
+
+/// Waits until a duty fails: for ever where there are none.
+async fn failed(worker: Option<&mut Worker>) -> String {
+    match worker {
+        Some(worker) => worker.failed().await,
+        None => std::future::pending().await,
+    }
+}
+
+/// Refuses a role that the database cannot have.
+///
+/// # Errors
+/// When the halves are to run apart, on a SQLite file.
+pub fn judge_role(config: &Config) -> anyhow::Result<()> {
+    let role = config.server.role;
+    if role != Role::All
+        && let Some(path) = config.database.sqlite_path()
+    {
+        bail!(
+            "the role {} needs Postgres: a SQLite file ({}) belongs to one server process, which \
+             must be both halves; set database.url to a postgres:// URL, or leave the role out",
+            role.as_str(),
+            path.display()
+        );
+    }
+    Ok(())
 }
 
 /// A model as the API lists it.
@@ -168,7 +221,9 @@ async fn auth(config: &Config, store: &Store) -> anyhow::Result<Auth> {
     }
     let bootstrap = config.auth.bootstrap_key.clone();
     let keys = store.keys().await?;
-    if bootstrap.is_none() && keys.iter().all(|key| key.revoked_at.is_some()) {
+    // A worker has no API that needs keys.
+    let serves = config.server.role.serves();
+    if serves && bootstrap.is_none() && keys.iter().all(|key| key.revoked_at.is_some()) {
         if !loopback {
             bail!(
                 "{listen} can be reached from other machines, so requests need an API key, and \

@@ -229,6 +229,15 @@ pub fn not_found_route(method: &Method, path: &str) -> ApiError {
     not_found(format!("Invalid URL ({method} {})", shown(path)))
 }
 
+/// The API, asked of a process that only works.
+pub fn not_of_a_worker(method: &Method, path: &str) -> ApiError {
+    not_found(format!(
+        "Invalid URL ({method} {}). This process is a worker (--role worker), which has no API: \
+         ask one with the role api or all.",
+        shown(path)
+    ))
+}
+
 pub fn method_not_allowed(method: &Method, path: &str) -> ApiError {
     ApiError::new(
         StatusCode::METHOD_NOT_ALLOWED,

@@ -81,6 +81,22 @@ pub fn router(api: Api) -> Router {
         .with_state(api)
 }
 
+/// What a process without the API serves: whether it is well. Whoever asks it for anything else
+/// is told, with a key or without, that this is the wrong process.
+pub fn worker_router(api: Api) -> Router {
+    let (router, _) = operators_routes().split_for_parts();
+    router
+        .route_layer(middleware::from_fn_with_state(
+            api.clone(),
+            auth::authenticate,
+        ))
+        .fallback(not_of_a_worker)
+        .method_not_allowed_fallback(no_such_method)
+        .layer(CatchPanicLayer::custom(panicked))
+        .layer(middleware::from_fn(request_log::observe))
+        .with_state(api)
+}
+
 /// The table of contents.
 fn routes() -> OpenApiRouter<Api> {
     OpenApiRouter::with_openapi(openapi::base())
@@ -92,12 +108,22 @@ fn routes() -> OpenApiRouter<Api> {
         .routes(routes!(content::download))
         .routes(routes!(models::list))
         .routes(routes!(models::retrieve))
+        .merge(operators_routes())
+}
+
+/// What is for those who run the server: every process has it, whatever its role.
+fn operators_routes() -> OpenApiRouter<Api> {
+    OpenApiRouter::new()
         .routes(routes!(health::live))
         .routes(routes!(health::ready))
 }
 
 async fn no_such_route(request: Request) -> Response {
     refuse(request, error::not_found_route).await
+}
+
+async fn not_of_a_worker(request: Request) -> Response {
+    refuse(request, error::not_of_a_worker).await
 }
 
 async fn no_such_method(request: Request) -> Response {

@@ -47,6 +47,10 @@ pub(super) async fn run(args: CheckArgs) -> anyhow::Result<ExitCode> {
     };
     writeln!(out, "ok    configuration")?;
     let mut good = true;
+    if let Err(error) = app::judge_role(&config) {
+        good = false;
+        writeln!(out, "FAIL  role           {error}")?;
+    }
     match app::open_store(&config, Clock::default()).await {
         Ok(store) => {
             writeln!(out, "ok    database       {:?}", store.engine())?;

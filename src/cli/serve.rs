@@ -39,7 +39,8 @@ pub(super) struct ServeArgs {
     #[arg(long, value_name = "NAME")]
     api_key_env: Option<String>,
 
-    /// Which half to run
+    /// Which half to run: api answers requests, worker does the work, each without the other;
+    /// both need Postgres [default: all]
     #[arg(long, value_parser = ["all", "api", "worker"])]
     role: Option<String>,
 }
@@ -58,6 +59,7 @@ pub(super) async fn run(args: ServeArgs) -> anyhow::Result<ExitCode> {
     let app = App::start(&config, Clock::default()).await?;
     tracing::info!(
         version = env!("CARGO_PKG_VERSION"),
+        role = config.server.role.as_str(),
         listen = %app.address(),
         upstreams = config.upstreams.len(),
         models = config.models.len(),

@@ -41,7 +41,7 @@ pub use log::{Log, LogFormat};
 pub use model::{Model, Route};
 pub use overrides::Overrides;
 pub use retry::Retry;
-pub use server::Server;
+pub use server::{Role, Server};
 pub use upstream::Upstream;
 pub use worker::Worker;
 

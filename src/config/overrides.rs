@@ -4,7 +4,7 @@ use std::fmt;
 use std::path::PathBuf;
 
 use super::environment::{Environment, variable};
-use super::error::{Faults, nearest};
+use super::error::Faults;
 use super::upstream::{CONCURRENCY_MAX, DEFAULT_NAME};
 use super::value::{Node, Origin, Table, Value, merge};
 
@@ -23,7 +23,7 @@ pub struct Overrides {
     pub upstream: Option<String>,
     /// `--api-key-env NAME`: the variable that holds the key of `upstream`.
     pub api_key_env: Option<String>,
-    /// `--role all|api|worker`: only `all` is built.
+    /// `--role all|api|worker`
     pub role: Option<String>,
     /// `--concurrency N`: calls at once to each upstream. What a model allows stays as it is.
     pub concurrency: Option<usize>,
@@ -55,6 +55,7 @@ impl Overrides {
             }
         };
         set("server", "listen", "--listen", &self.listen);
+        set("server", "role", "--role", &self.role);
         set("database", "url", "--database", &self.database);
 
         let flag = self.upstream.as_deref();
@@ -73,20 +74,6 @@ impl Overrides {
     }
 
     fn judge(&self, faults: &Faults) {
-        match self.role.as_deref() {
-            None | Some("all") => {}
-            Some(role @ ("api" | "worker")) => faults.note(
-                "--role",
-                format!("the role {role} is not built yet; it comes with a later version"),
-            ),
-            Some(role) => {
-                let known = nearest(role, ["all", "api", "worker"]).unwrap_or_default();
-                faults.note(
-                    "--role",
-                    format!("expected all, api or worker; the nearest is {known}"),
-                );
-            }
-        }
         let allowed = 1..=CONCURRENCY_MAX;
         if self
             .concurrency

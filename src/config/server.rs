@@ -2,6 +2,7 @@
 
 use std::net::SocketAddr;
 
+use super::error::nearest;
 use super::reader::Reader;
 
 /// `[server]`
@@ -9,11 +10,50 @@ use super::reader::Reader;
 pub struct Server {
     /// host:port; port 0 takes a free one.
     pub listen: String,
+    pub role: Role,
+}
+
+/// Which half of the server a process is.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Role {
+    /// Both.
+    #[default]
+    All,
+    /// The HTTP API without the duties.
+    Api,
+    /// The duties without the HTTP API.
+    Worker,
+}
+
+impl Role {
+    /// What `[server] role` and `--role` can say.
+    pub const ALL: [Role; 3] = [Role::All, Role::Api, Role::Worker];
+
+    /// As `[server] role` names it.
+    #[must_use]
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Role::All => "all",
+            Role::Api => "api",
+            Role::Worker => "worker",
+        }
+    }
+
+    /// Whether the process answers OpenAI's API.
+    #[must_use]
+    pub fn serves(self) -> bool {
+        self != Role::Worker
+    }
+
+    /// Whether the process runs the duties.
+    #[must_use]
+    pub fn works(self) -> bool {
+        self != Role::Api
+    }
 }
 
 impl Server {
     pub(super) fn read(mut reader: Reader<'_>) -> Self {
-        reader.later(&["role", "roles"]);
         let listen = reader.take("listen").and_then(|item| {
             let listen = item.string()?;
             if let Err(message) = judge_listen(&listen) {
@@ -21,9 +61,21 @@ impl Server {
             }
             Some(listen)
         });
+        let role = reader.take("role").and_then(|item| {
+            let name = item.string()?;
+            let role = Role::ALL.into_iter().find(|role| role.as_str() == name);
+            if role.is_none() {
+                let known = nearest(&name, Role::ALL.map(Role::as_str)).unwrap_or_default();
+                item.fault(format!(
+                    "expected all, api or worker; the nearest is {known}"
+                ));
+            }
+            role
+        });
         reader.finish();
         Self {
             listen: listen.unwrap_or_default(),
+            role: role.unwrap_or_default(),
         }
     }
 
@@ -86,6 +138,7 @@ mod tests {
             assert_eq!(judge_listen(listen), Ok(()), "{listen}");
             let server = Server {
                 listen: listen.to_owned(),
+                role: Role::All,
             };
             assert_eq!(server.is_loopback(), loopback, "{listen}");
         }

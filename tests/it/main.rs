@@ -8,6 +8,7 @@ mod crashes;
 mod openapi;
 mod readme;
 mod retries;
+mod roles;
 mod round_trips;
 mod safety;
 mod sdk;

@@ -210,6 +210,21 @@ impl Server {
         self.running = Running::Binary(Box::new(binary));
     }
 
+    /// Starts it again, as a process with more flags, on the same database. Its address is
+    /// another one.
+    pub async fn start_binary_with(&mut self, flags: &[&str]) {
+        let binary = self.beside(flags).await;
+        self.base.clone_from(&binary.base);
+        self.running = Running::Binary(Box::new(binary));
+    }
+
+    /// Starts one more process on the same configuration and database, with more flags.
+    pub async fn beside(&self, flags: &[&str]) -> Binary {
+        let file = self.directory.path().join("nightshift.toml");
+        let args = [&["--config", file.to_str().expect("is text")], flags].concat();
+        Binary::serve(&args, &[("DATABASE_URL", &self.database)]).await
+    }
+
     /// Starts it again, in this process, on the same database. Its address is another one.
     pub async fn start_again(&mut self) {
         (self.base, self.running) = start(&self.config, self.clock.clone()).await;

@@ -174,12 +174,12 @@ fn wrong_flags_are_faults_that_name_them() {
         database: Some("mysql://host".to_owned()),
         upstream: None,
         api_key_env: Some("KEY".to_owned()),
-        role: Some("api".to_owned()),
+        role: Some("apis".to_owned()),
         concurrency: Some(0),
     };
     let errors = load_flagged("", &[], &overrides).unwrap_err().to_string();
     for line in [
-        "--role: the role api is not built yet",
+        "server.role (--role): expected all, api or worker; the nearest is api",
         "--concurrency: must be from 1 to",
         "--api-key-env: needs --upstream",
         "server.listen (--listen): expected host:port",
@@ -200,8 +200,8 @@ fn wrong_flags_are_faults_that_name_them() {
     assert_eq!(
         lines,
         [
-            "--role: expected all, api or worker; the nearest is worker",
             "upstreams[0].api_key_env (--api-key-env): the variable KEY is not set, or empty",
+            "server.role (--role): expected all, api or worker; the nearest is worker",
         ]
     );
 }
