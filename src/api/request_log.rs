@@ -18,7 +18,7 @@ const VERSION: HeaderName = HeaderName::from_static("openai-version");
 const OPENAI_VERSION: HeaderValue = HeaderValue::from_static("2020-10-01");
 
 /// Paths that are asked for every few seconds by machines.
-const PROBES: [&str; 2] = ["/healthz", "/readyz"];
+const PROBES: [&str; 3] = ["/healthz", "/readyz", "/metrics"];
 
 /// The outermost middleware.
 pub async fn observe(request: Request, next: Next) -> Response {

@@ -22,6 +22,7 @@ mod reader;
 mod retry;
 mod secret;
 mod server;
+mod telemetry;
 #[cfg(test)]
 mod tests;
 mod upstream;
@@ -42,6 +43,7 @@ pub use model::{Model, Route};
 pub use overrides::Overrides;
 pub use retry::Retry;
 pub use server::{Role, Server};
+pub use telemetry::Telemetry;
 pub use upstream::Upstream;
 pub use worker::Worker;
 
@@ -56,14 +58,12 @@ const DEFAULTS: &str = include_str!("../../config.example.toml");
 const DEFAULT_FILE: &str = "nightshift.toml";
 
 /// Sections of features that are not built yet.
-const LATER: [&str; 9] = [
+const LATER: [&str; 7] = [
     "cache",
-    "metrics",
     "rate_limits",
     "retention",
     "roles",
     "tasks",
-    "telemetry",
     "tenants",
     "webhooks",
 ];
@@ -80,6 +80,7 @@ pub struct Config {
     pub retry: Retry,
     pub worker: Worker,
     pub log: Log,
+    pub telemetry: Telemetry,
 }
 
 impl Config {
@@ -152,6 +153,7 @@ impl Config {
             retry: Retry::read(root.section("retry")),
             worker: Worker::read(root.section("worker")),
             log: Log::read(root.section("log")),
+            telemetry: Telemetry::read(root.section("telemetry")),
         };
         root.later(&LATER);
         root.finish();

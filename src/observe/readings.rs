@@ -19,6 +19,14 @@ type Float = Gauge<f64, std::sync::atomic::AtomicU64>;
 pub struct Readings {
     /// What the database told; `None` where it did not answer.
     pub database: Option<Database>,
+    pub process: ProcessReading,
+}
+
+/// How things stand in this process.
+#[derive(Clone, Debug, Default)]
+pub struct ProcessReading {
+    /// The token of its lease, where it works. Not to be shown.
+    pub token: Option<std::sync::Arc<str>>,
     pub upstreams: Vec<UpstreamReading>,
     pub lanes: Vec<Lane>,
     pub budget_used: usize,
@@ -52,6 +60,8 @@ pub struct UpstreamReading {
     pub name: String,
     /// `up`, `down` or `aside`.
     pub state: &'static str,
+    /// Why it is not up, in words.
+    pub cause: Option<String>,
     pub in_flight: usize,
     pub limit: usize,
 }
@@ -127,17 +137,18 @@ fn list(readings: &Readings, process: Process) -> Listing {
     if let Some(database) = &readings.database {
         list_database(&mut list, database);
     }
-    list_upstreams(&mut list, &readings.upstreams);
-    list_lanes(&mut list, &readings.lanes);
+    let of_process = &readings.process;
+    list_upstreams(&mut list, &of_process.upstreams);
+    list_lanes(&mut list, &of_process.lanes);
     list.add(
         "nightshift_budget_used_bytes",
         "Bytes of requests and answers held in memory.",
-        gauge(readings.budget_used as f64),
+        gauge(of_process.budget_used as f64),
     );
     list.add(
         "nightshift_budget_limit_bytes",
         "Bytes of requests and answers that may be held in memory.",
-        gauge(readings.budget_limit as f64),
+        gauge(of_process.budget_limit as f64),
     );
     list_process(&mut list, process);
     list

@@ -164,13 +164,6 @@ impl Pool {
         self.routing.label(model)
     }
 
-    /// The limits that models count against, by [`LaneId`]: the names of the `[[models]]`
-    /// entries, or `*` without any.
-    #[must_use]
-    pub fn lanes(&self) -> &[(String, usize)] {
-        self.routing.lanes()
-    }
-
     /// A line whose attempt failed will be sent again.
     pub fn will_retry(&self, failed: &Retry) {
         self.figures[failed.upstream].retried(failed.outcome);

@@ -44,8 +44,6 @@ pub(super) struct Routing {
     wildcard: Option<Entry>,
     /// Without `[[models]]`, and with a choice: upstreams get the models that they report.
     by_report: bool,
-    /// The name and the limit of each lane.
-    lanes: Vec<(String, usize)>,
     /// The configured names; `None` without `[[models]]`.
     configured: Option<Vec<String>>,
     known: RwLock<Known>,
@@ -82,10 +80,8 @@ impl Routing {
         let upstreams = &config.upstreams;
         let mut exact = HashMap::new();
         let mut wildcard = None;
-        let mut lanes = Vec::new();
         for (index, model) in config.models.iter().enumerate() {
             let entry = Entry::new(LaneId(index), model, upstreams)?;
-            lanes.push((model.name.clone(), entry.lane_limit));
             if model.name == "*" {
                 wildcard = Some(entry);
             } else {
@@ -95,16 +91,13 @@ impl Routing {
         }
         let unconfigured = config.models.is_empty();
         if unconfigured && !upstreams.is_empty() {
-            let entry = Entry::of_all(upstreams);
-            lanes.push(("*".to_owned(), entry.lane_limit));
-            wildcard = Some(entry);
+            wildcard = Some(Entry::of_all(upstreams));
         }
         let names = config.models.iter().map(|model| &model.name);
         let listed = names.filter(|name| !matches!(name.as_str(), "*" | ""));
         Ok(Self {
             exact,
             wildcard,
-            lanes,
             by_report: unconfigured && upstreams.len() > 1,
             configured: (!unconfigured).then(|| listed.cloned().collect()),
             known: RwLock::new(Known {
@@ -188,10 +181,6 @@ impl Routing {
         };
         let is_known = !model.is_empty() && (self.exact.contains_key(model) || is_reported());
         if is_known { model } else { OTHER }.to_owned()
-    }
-
-    pub(super) fn lanes(&self) -> &[(String, usize)] {
-        &self.lanes
     }
 
     /// The models to list, each once.

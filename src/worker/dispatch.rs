@@ -234,6 +234,15 @@ impl Dispatch {
         self.hungry.notified().await;
     }
 
+    /// Calls in flight, and how many there may be, by lane. Of lanes that were ever used.
+    pub(super) fn lanes(&self) -> Vec<(LaneId, usize, usize)> {
+        let state = self.lock();
+        let lanes = state.lanes.iter();
+        lanes
+            .map(|(&id, lane)| (id, lane.in_flight, lane.limit))
+            .collect()
+    }
+
     pub(super) fn in_hand(&self) -> InHand {
         let state = self.lock();
         let mut in_hand = InHand {

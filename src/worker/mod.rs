@@ -27,7 +27,7 @@ use tokio_util::sync::CancellationToken;
 use crate::config;
 use crate::domain::clock::Clock;
 use crate::store::{self, Store};
-use crate::upstream::Pool;
+use crate::upstream::{LaneId, Pool};
 use dispatch::Dispatch;
 use flush::Flusher;
 use inbox::Inbox;
@@ -159,6 +159,19 @@ impl Worker {
     #[must_use]
     pub fn running(&self) -> Arc<AtomicBool> {
         self.running.clone()
+    }
+
+    /// Tells the calls in flight, and how many there may be, by lane: of lanes that were ever
+    /// used.
+    pub fn lanes(&self) -> impl Fn() -> Vec<(LaneId, usize, usize)> + Send + Sync + 'static {
+        let dispatch = self.dispatch.clone();
+        move || dispatch.lanes()
+    }
+
+    /// Tells under which token this process holds its units.
+    pub fn token(&self) -> impl Fn() -> Arc<str> + Send + Sync + 'static {
+        let lease = self.lease.clone();
+        move || lease.token()
     }
 
     /// Waits until a duty ends that should not: its name. Then the process cannot go on.
