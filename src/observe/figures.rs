@@ -221,8 +221,8 @@ impl Figures {
         );
         list.add(
             "nightshift_tokens_total",
-            "Tokens that answers reported, by model; cached is a part of input, reasoning of \
-             output.",
+            "Tokens that answers reported, by model and kind; cached is a part of input, \
+             reasoning of output.",
             self.tokens.clone(),
         );
         list.add(

@@ -190,7 +190,7 @@ fn list_database(list: &mut Listing, database: &Database) {
     );
     list.add(
         "nightshift_queue_oldest_seconds",
-        "Age of the oldest batch with a line that is not done, by model.",
+        "Age of the oldest batch with a line that is not done, by model, over all processes.",
         oldest,
     );
     list.add(
@@ -254,13 +254,12 @@ fn list_lanes(list: &mut Listing, lanes: &[Lane]) {
     }
     list.add(
         "nightshift_model_in_flight",
-        "Calls that this process has in flight, by model; * is all models without an entry of \
-         their own.",
+        "Calls that this process has in flight, by model.",
         in_flight,
     );
     list.add(
         "nightshift_model_limit",
-        "Calls that this process may have in flight, by model; * as above.",
+        "Calls that this process may have in flight, by model.",
         limit,
     );
 }

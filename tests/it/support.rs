@@ -2,6 +2,7 @@
 
 pub mod binary;
 pub mod engines;
+pub mod receiver;
 
 use std::collections::BTreeMap;
 use std::time::{Duration, Instant};
@@ -96,6 +97,11 @@ impl Server {
             true,
         )
         .await
+    }
+
+    /// The same with another upstream.
+    pub async fn simulating_binary(options: Options, toml: &str) -> Self {
+        Self::build(toml, options, true).await
     }
 
     async fn build(toml: &str, options: Options, as_process: bool) -> Self {
