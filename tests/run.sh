@@ -36,15 +36,20 @@ command -v curl >/dev/null || install curl
 python3 -c 'import ensurepip, venv' 2>/dev/null || install python3 python3-venv
 { command -v node && command -v npm; } >/dev/null || install nodejs npm
 
+[ -n "$(postgres_bin)" ] || install postgresql
+bin=$(postgres_bin)
+# For tests that start, stop and restart one of their own.
+export NIGHTSHIFT_TEST_POSTGRES_BIN="$bin"
+# Postgres refuses to run as root.
+if [ "$(id -u)" = 0 ]; then
+  id postgres >/dev/null 2>&1 || useradd --system postgres
+fi
+
 if [ -z "${NIGHTSHIFT_TEST_POSTGRES:-}" ]; then
-  [ -n "$(postgres_bin)" ] || install postgresql
-  bin=$(postgres_bin)
   home=$(mktemp -d)
   chmod 755 "$home"
-  # Postgres refuses to run as root.
   as=()
   if [ "$(id -u)" = 0 ]; then
-    id postgres >/dev/null 2>&1 || useradd --system postgres
     chown postgres "$home"
     as=(setpriv --reuid=postgres --regid="$(id -g postgres)" --clear-groups)
   fi

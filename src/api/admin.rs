@@ -12,7 +12,7 @@ use super::inside::Overview;
 use super::{Api, error};
 use crate::domain::clock::seconds;
 use crate::observe::{ProcessReading, figures};
-use crate::store::{Engine, LiveBatch, Replica};
+use crate::store::{Engine, LiveBatch, ReplicaLease};
 
 /// How many batches are told of: the oldest.
 const BATCHES_MAX: i64 = 50;
@@ -64,8 +64,11 @@ pub struct UpstreamStatus {
     pub state: String,
     /// Why it is not up, in words.
     pub cause: Option<String>,
-    /// Calls in flight, and how many there may be.
+    /// Calls that the process that answers has in flight.
     pub in_flight: usize,
+    /// How many it may have: its part of the limit.
+    pub share: usize,
+    /// How many all processes may have together.
     pub limit: usize,
 }
 
@@ -74,9 +77,12 @@ pub struct UpstreamStatus {
 #[derive(Debug, Default, Serialize, Deserialize, ToSchema)]
 pub struct ModelStatus {
     pub model: String,
-    /// Calls that the process that answers has in flight, and may have; `null` where the model
-    /// has no limit of its own.
+    /// Calls that the process that answers has in flight; `null`, as the next two, where the
+    /// model has no limit of its own.
     pub in_flight: Option<usize>,
+    /// How many it may have: its part of the limit.
+    pub share: Option<usize>,
+    /// How many all processes may have together.
     pub limit: Option<usize>,
     /// Units of work (up to 512 lines each) that nobody holds, over all processes.
     pub waiting_units: i64,
@@ -185,12 +191,13 @@ fn upstreams(process: ProcessReading) -> Vec<UpstreamStatus> {
             state: upstream.state.to_owned(),
             cause: upstream.cause,
             in_flight: upstream.in_flight,
+            share: upstream.share,
             limit: upstream.limit,
         })
         .collect()
 }
 
-fn replica_status(replica: &Replica, own_token: Option<&str>) -> ReplicaStatus {
+fn replica_status(replica: &ReplicaLease, own_token: Option<&str>) -> ReplicaStatus {
     ReplicaStatus {
         name: replica.name.clone(),
         started_at: seconds(replica.started_at),
@@ -209,6 +216,7 @@ fn models(
     for lane in &process.lanes {
         let model = models.entry(&lane.model).or_default();
         model.in_flight = Some(lane.in_flight);
+        model.share = Some(lane.share);
         model.limit = Some(lane.limit);
     }
     for queue in overview.iter().flat_map(|overview| &overview.queues) {

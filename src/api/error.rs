@@ -363,10 +363,24 @@ pub fn unavailable() -> ApiError {
     error
 }
 
+/// There is no room where the data is kept.
+pub fn insufficient_storage() -> ApiError {
+    let mut error = ApiError::new(
+        StatusCode::INSUFFICIENT_STORAGE,
+        SERVER_ERROR,
+        "The server has no room left to store this. Please try again when whoever runs it has \
+         made some.",
+    );
+    error.retry_after = Some(30);
+    error
+}
+
 impl From<store::Error> for ApiError {
     fn from(error: store::Error) -> Self {
         tracing::error!(%error, "the store failed");
-        if error.is_outage() {
+        if error.is_full() {
+            insufficient_storage()
+        } else if error.is_outage() {
             unavailable()
         } else {
             internal()

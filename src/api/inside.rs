@@ -9,7 +9,7 @@ use tokio::sync::Mutex as AsyncMutex;
 
 use crate::domain::batch::Status;
 use crate::observe::{self, ProcessReading, QueueOfModel, Readings};
-use crate::store::{self, LiveBatch, Queue, Replica, Store};
+use crate::store::{self, LiveBatch, Queue, ReplicaLease, Store};
 
 /// What was read is told again for so long.
 const FRESH: Duration = Duration::from_secs(2);
@@ -38,7 +38,7 @@ pub struct Inside {
 pub(super) struct Overview {
     pub statuses: Vec<(Status, i64)>,
     pub queues: Vec<QueueOfModel>,
-    pub replicas: Vec<Replica>,
+    pub replicas: Vec<ReplicaLease>,
 }
 
 impl Inside {

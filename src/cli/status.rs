@@ -170,12 +170,13 @@ fn picture(status: &Status) -> String {
 }
 
 fn upstreams(status: &Status) -> Table {
-    let mut table = Table::new(["UPSTREAM", "STATE", "CALLS", "LIMIT", "CAUSE"]);
+    let mut table = Table::new(["UPSTREAM", "STATE", "CALLS", "SHARE", "LIMIT", "CAUSE"]);
     for upstream in &status.upstreams {
         table.row([
             upstream.name.clone(),
             upstream.state.clone(),
             upstream.in_flight.to_string(),
+            upstream.share.to_string(),
             upstream.limit.to_string(),
             upstream.cause.clone().unwrap_or_default(),
         ]);
@@ -185,13 +186,14 @@ fn upstreams(status: &Status) -> Table {
 
 fn models(status: &Status) -> Table {
     let mut table = Table::new([
-        "MODEL", "CALLS", "LIMIT", "WAITING", "LEASED", "OLDEST", "LINES/S",
+        "MODEL", "CALLS", "SHARE", "LIMIT", "WAITING", "LEASED", "OLDEST", "LINES/S",
     ]);
     let number = |count: Option<usize>| count.map_or("-".to_owned(), |count| count.to_string());
     for model in &status.models {
         table.row([
             model.model.clone(),
             number(model.in_flight),
+            number(model.share),
             number(model.limit),
             model.waiting_units.to_string(),
             model.leased_units.to_string(),
@@ -255,8 +257,8 @@ mod tests {
                 "name": "r", "started_at": 400, "lease_seconds_left": 9.7, "answers": true
             }],
             "upstreams": [
-                {"name": "gpu", "state": "up", "cause": null, "in_flight": 3, "limit": 64},
-                {"name": "b", "state": "down", "cause": "no", "in_flight": 0, "limit": 8},
+                {"name": "gpu", "state": "up", "cause": null, "in_flight": 3, "share": 32, "limit": 64},
+                {"name": "b", "state": "down", "cause": "no", "in_flight": 0, "share": 8, "limit": 8},
             ],
             "models": [],
             "batches": {"in_progress": 1, "validating": 0},
@@ -274,9 +276,9 @@ mod tests {
             "nightshift 1   database sqlite (up)   12.5 lines/s   memory 1.0 MiB of 64.0 MiB\n\
              batches: 1 in_progress\n\
              \n\
-             UPSTREAM  STATE  CALLS  LIMIT  CAUSE\n\
-             gpu       up     3      64\n\
-             b         down   0      8      no\n\
+             UPSTREAM  STATE  CALLS  SHARE  LIMIT  CAUSE\n\
+             gpu       up     3      32     64\n\
+             b         down   0      8      8      no\n\
              \n\
              BATCH    TENANT  STATUS       MODEL  DONE          FAILED  LINES/S  ETA  DEADLINE\n\
              batch_1  t       in_progress  m      50/200 (25%)  1       12.5     12s  in 1h 0m\n\

@@ -272,7 +272,7 @@ impl Figures {
         );
         list.add(
             "nightshift_leases_lost_total",
-            "Times that this process lost its own lease to others.",
+            "Units that this process lost to others while it was silent.",
             self.leases_lost.clone(),
         );
         list.add(
@@ -326,8 +326,8 @@ impl Figures {
         self.takeovers.inc_by(units);
     }
 
-    pub fn lease_lost(&self) {
-        self.leases_lost.inc();
+    pub fn leases_lost(&self, units: usize) {
+        self.leases_lost.inc_by(units as u64);
     }
 
     /// The database failed. `is_outage`: it may be there again later.

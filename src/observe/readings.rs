@@ -63,6 +63,9 @@ pub struct UpstreamReading {
     /// Why it is not up, in words.
     pub cause: Option<String>,
     pub in_flight: usize,
+    /// How many this process may have.
+    pub share: usize,
+    /// How many all processes may have together.
     pub limit: usize,
 }
 
@@ -72,6 +75,9 @@ pub struct UpstreamReading {
 pub struct Lane {
     pub model: String,
     pub in_flight: usize,
+    /// How many this process may have.
+    pub share: usize,
+    /// How many all processes may have together.
     pub limit: usize,
 }
 
@@ -202,10 +208,7 @@ fn list_database(list: &mut Listing, database: &Database) {
 
 fn list_upstreams(list: &mut Listing, upstreams: &[UpstreamReading]) {
     let states = Family::<UpstreamState, Gauge>::default();
-    let (in_flight, limit) = (
-        Family::<Upstream, Gauge>::default(),
-        Family::<Upstream, Gauge>::default(),
-    );
+    let [in_flight, share, limit] = [(); 3].map(|()| Family::<Upstream, Gauge>::default());
     for upstream in upstreams {
         let labels = Upstream {
             upstream: upstream.name.clone(),
@@ -213,6 +216,7 @@ fn list_upstreams(list: &mut Listing, upstreams: &[UpstreamReading]) {
         in_flight
             .get_or_create(&labels)
             .set(whole(upstream.in_flight));
+        share.get_or_create(&labels).set(whole(upstream.share));
         limit.get_or_create(&labels).set(whole(upstream.limit));
         for state in ["up", "down", "aside"] {
             let labels = UpstreamState {
@@ -234,22 +238,25 @@ fn list_upstreams(list: &mut Listing, upstreams: &[UpstreamReading]) {
         in_flight,
     );
     list.add(
+        "nightshift_upstream_share",
+        "Calls that this process may have in flight: its part of the limit, by upstream.",
+        share,
+    );
+    list.add(
         "nightshift_upstream_limit",
-        "Calls that this process may have in flight, by upstream.",
+        "Calls that all processes may have in flight together, by upstream.",
         limit,
     );
 }
 
 fn list_lanes(list: &mut Listing, lanes: &[Lane]) {
-    let (in_flight, limit) = (
-        Family::<Model, Gauge>::default(),
-        Family::<Model, Gauge>::default(),
-    );
+    let [in_flight, share, limit] = [(); 3].map(|()| Family::<Model, Gauge>::default());
     for lane in lanes {
         let labels = Model {
             model: lane.model.clone(),
         };
         in_flight.get_or_create(&labels).set(whole(lane.in_flight));
+        share.get_or_create(&labels).set(whole(lane.share));
         limit.get_or_create(&labels).set(whole(lane.limit));
     }
     list.add(
@@ -258,8 +265,13 @@ fn list_lanes(list: &mut Listing, lanes: &[Lane]) {
         in_flight,
     );
     list.add(
+        "nightshift_model_share",
+        "Calls that this process may have in flight: its part of the limit, by model.",
+        share,
+    );
+    list.add(
         "nightshift_model_limit",
-        "Calls that this process may have in flight, by model.",
+        "Calls that all processes may have in flight together, by model.",
         limit,
     );
 }

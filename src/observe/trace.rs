@@ -10,7 +10,7 @@ use tracing_opentelemetry::OpenTelemetrySpanExt as _;
 
 /// The target of exported spans. They are at the level `TRACE`, which nobody listens to where
 /// nothing is exported: then they cost one look at a flag.
-pub const TARGET: &str = "nightshift::trace";
+pub const TARGET: &str = "nightshift.spans";
 
 /// Makes a span a part of the trace that a client's `traceparent` names. A header that is
 /// malformed changes nothing.

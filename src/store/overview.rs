@@ -24,7 +24,7 @@ pub struct Queue {
 
 /// A process that holds a lease.
 #[derive(Clone, Debug, FromRow)]
-pub struct Replica {
+pub struct ReplicaLease {
     pub token: String,
     pub name: String,
     /// In milliseconds.
@@ -114,7 +114,7 @@ impl Store {
     ///
     /// # Errors
     /// When the database fails.
-    pub async fn replicas(&self) -> Result<Vec<Replica>> {
+    pub async fn replicas(&self) -> Result<Vec<ReplicaLease>> {
         let sql = format!(
             "-- replicas
              SELECT token, name, started_at, lease_until - {} AS lease_left_ms

@@ -159,8 +159,12 @@ impl Pool {
             place.in_flight -= 1;
             (settled, std::mem::take(&mut place.starved))
         };
+        self.limits.landed();
         if matches!(event, Event::Limited(_)) {
             self.gate_closed.notify_one();
+            if self.lock().gates.have_news(Instant::now()) {
+                self.limits.poke();
+            }
         }
         if settled.was_or_is_closed {
             self.attention[upstream].notify_one();

@@ -12,6 +12,7 @@ mod client;
 mod discovery;
 mod gate;
 mod health;
+mod limits;
 mod pool;
 mod provider;
 mod retry;
@@ -25,7 +26,9 @@ use bytes::Bytes;
 use crate::observe::CallOutcome;
 
 pub use budget::{Budget, Charge};
+pub use gate::ClosedGate;
 pub use health::{Pace, UpstreamState};
+pub use limits::Limits;
 pub use pool::{Acquired, Permit, Pool, PoolSettings, UpstreamStatus};
 pub use retry::backoff;
 pub use routes::{LaneId, Routes};

@@ -13,10 +13,13 @@ mod inbox;
 mod lease;
 mod line;
 mod retain;
+mod shares;
 mod supply;
+mod uptime;
 mod validate;
 mod windows;
 
+use std::collections::HashMap;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
@@ -41,8 +44,6 @@ const LAST_WRITES: Duration = Duration::from_secs(5);
 pub struct Settings {
     pub retry: config::Retry,
     pub worker: config::Worker,
-    /// This replica's name, for people.
-    pub name: String,
     /// Requests that a batch may have.
     pub max_requests: u64,
     /// Nobody else can hold a lease on this store: whatever is leased was left by a dead process.
@@ -55,6 +56,8 @@ pub struct Worker {
     dispatch: Arc<Dispatch>,
     flusher: Arc<Flusher>,
     lease: Arc<Lease>,
+    /// Under which name it holds shares of limits, where there are others to share with.
+    shares_as: Option<Arc<str>>,
     running: Arc<AtomicBool>,
     grace: Duration,
     tasks: JoinSet<&'static str>,
@@ -78,6 +81,7 @@ impl Worker {
         let lease = Arc::new(Lease::join(&store, &settings).await?);
         let inbox = Arc::new(Inbox::default());
         let dispatch = Dispatch::new(
+            store.clone(),
             pool.clone(),
             inbox.clone(),
             lease.clone(),
@@ -99,6 +103,19 @@ impl Worker {
             dispatch.clone(),
             stop.clone(),
         ));
+        // Where others cannot be, or nothing is called, there is nothing to share.
+        let shares_limits = !settings.exclusive && pool.limits().all().next().is_some();
+        let shares_as = shares_limits.then(|| lease.token());
+        if let Some(token) = &shares_as {
+            let shares = shares::Shares::new(
+                store.clone(),
+                pool.clone(),
+                dispatch.clone(),
+                token.clone(),
+                &settings,
+            );
+            tasks.spawn(shares::run(shares, stop.clone()));
+        }
         tasks.spawn(flush::run(flusher.clone(), stop.clone()));
         tasks.spawn(dispatch::run(dispatch.clone(), stop.clone()));
         tasks.spawn(supply::run(
@@ -147,6 +164,7 @@ impl Worker {
             dispatch,
             flusher,
             lease,
+            shares_as,
             running,
             grace,
             tasks,
@@ -161,11 +179,10 @@ impl Worker {
         self.running.clone()
     }
 
-    /// Tells the calls in flight, and how many there may be, by lane: of lanes that were ever
-    /// used.
-    pub fn lanes(&self) -> impl Fn() -> Vec<(LaneId, usize, usize)> + Send + Sync + 'static {
+    /// Tells the calls in flight, by lane.
+    pub fn in_flight(&self) -> impl Fn() -> HashMap<LaneId, usize> + Send + Sync + 'static {
         let dispatch = self.dispatch.clone();
-        move || dispatch.lanes()
+        move || dispatch.in_flight_by_lane()
     }
 
     /// Tells under which token this process holds its units.
@@ -224,6 +241,9 @@ impl Worker {
         self.store
             .release_units(&token, &self.dispatch.drop_all())
             .await?;
+        if let Some(token) = &self.shares_as {
+            self.store.forget_shares(token).await?;
+        }
         self.store.leave(&token).await
     }
 }

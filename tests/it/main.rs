@@ -15,4 +15,5 @@ mod sdk;
 mod seeing;
 mod store;
 mod support;
+mod trouble;
 mod uploads;

@@ -6,10 +6,11 @@ mod spans;
 use std::time::{Duration, Instant};
 
 use nightshift::simulate::Options;
+use nightshift::store::Engine;
 use serde_json::{Value, json};
 
 use crate::support::binary::{Ended, command, ended};
-use crate::support::{CHAT, Server, chat, client_with, ids, on_every_engine};
+use crate::support::{CHAT, Server, chat, client_with, ids, on, on_every_engine};
 
 /// How long anything may take that is waited for. Far more than it does.
 const PATIENCE: Duration = Duration::from_secs(60);
@@ -251,8 +252,8 @@ async fn an_operator_sees_what_goes_on() {
     };
     assert!(row("nightshift ").contains("(up)"));
     assert!(row("batches: ").contains("1 in_progress"));
-    assert!(row("simulated ").contains("up     1      64"));
-    assert!(row("sim-small ").contains("1      64"));
+    assert!(row("simulated ").contains("up     1      "));
+    assert!(row("sim-small ").contains(" 64 "));
     assert!(row(id).contains("10/11 (90%)"));
     assert!(row(id).contains("tenant-a"));
     assert!(printed.out.contains("answers here"), "{}", printed.out);
@@ -316,6 +317,43 @@ async fn names_that_nobody_knows_are_one_label() {
     let failed = [r#"model="other""#, r#"outcome="failed""#];
     assert_eq!(figures.sum("nightshift_lines_total", &failed), 2.0);
     assert!(!figures.0.contains("invented"), "{}", figures.0);
+}
+
+#[tokio::test]
+async fn each_half_tells_what_it_knows() {
+    on(
+        Engine::Postgres,
+        Box::pin(async {
+            let mut server = Server::binary("").await;
+            let key = operator(&server.database).await;
+            server.stop().await;
+            server.start_binary_with(&["--role", "api"]).await;
+            let worker = server.beside(&["--role", "worker"]).await;
+            let batch = server.run(chat("a", Value::Null), CHAT).await;
+            assert_eq!(batch["status"], "completed", "{batch}");
+
+            let figures = Figures::until(&worker.base, &key, |figures| {
+                figures.sum("nightshift_lines_total", &[]) == 1.0
+            })
+            .await;
+            assert_eq!(figures.sum("nightshift_replicas", &[]), 1.0);
+            let api = Figures::of(&server.url(""), Some(&key)).await;
+            assert_eq!(api.sum("nightshift_lines_total", &[]), 0.0);
+            assert!(!api.0.contains("nightshift_model_in_flight"));
+
+            let base = server.url("");
+            let at = ["--url", base.as_str(), "--api-key-env", "OPS_KEY", "--json"];
+            let told = status(&at, &key).await;
+            let told: Value = serde_json::from_str(&told.out).expect("is JSON");
+            let [replica] = told["replicas"].as_array().expect("a list").as_slice() else {
+                panic!("one works: {told}");
+            };
+            assert_eq!(replica["answers"], false, "that is the other half");
+            worker.terminate().await;
+            server.stop().await;
+        }),
+    )
+    .await;
 }
 
 on_every_engine![

@@ -2,6 +2,8 @@
 
 pub mod binary;
 pub mod engines;
+pub mod postgres;
+pub mod proxy;
 pub mod receiver;
 
 use std::collections::BTreeMap;
@@ -226,9 +228,36 @@ impl Server {
 
     /// Starts one more process on the same configuration and database, with more flags.
     pub async fn beside(&self, flags: &[&str]) -> Binary {
-        let file = self.directory.path().join("nightshift.toml");
-        let args = [&["--config", file.to_str().expect("is text")], flags].concat();
+        let file = self.config_file();
+        let args = [&["--config", file.as_str()], flags].concat();
         Binary::serve(&args, &[("DATABASE_URL", &self.database)]).await
+    }
+
+    /// Starts it again, as a process that is begun by a shell's words, on the same database. Its
+    /// address is another one.
+    pub async fn start_binary_after(&mut self, words: &str) {
+        let file = self.config_file();
+        let mut serve = binary::command_after(words, &["serve", "--config", &file]);
+        serve
+            .env("DATABASE_URL", &self.database)
+            .env("NIGHTSHIFT_SERVER__LISTEN", "127.0.0.1:0");
+        let binary = Binary::listening(binary::Process::start(serve, b"")).await;
+        self.base.clone_from(&binary.base);
+        self.running = Running::Binary(Box::new(binary));
+    }
+
+    /// The number of the server's process.
+    pub fn process_id(&self) -> u32 {
+        match &self.running {
+            Running::Binary(binary) => binary.id(),
+            _ => panic!("it is no process, or has been stopped"),
+        }
+    }
+
+    /// The path of its configuration, for commands beside it.
+    pub fn config_file(&self) -> String {
+        let file = self.directory.path().join("nightshift.toml");
+        file.to_str().expect("is text").to_owned()
     }
 
     /// Starts it again, in this process, on the same database. Its address is another one.

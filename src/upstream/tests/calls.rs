@@ -56,7 +56,7 @@ async fn the_place_is_free_again_when_the_answer_is_read() {
     upstream.concurrency = 1;
     let pool = pool(&config(vec![upstream], vec![]));
     let routes = pool.resolve("m").expect("is served");
-    assert_eq!(routes.lane_limit, 1);
+    assert_eq!(pool.limits().lane(routes.lane), 1);
     let permit = permit(&pool, "m");
     assert!(matches!(pool.try_acquire(&routes, None), Acquired::Full));
     let _kept = answer(send(&pool, permit, "{}").await);

@@ -215,6 +215,8 @@ fn config(upstreams: Vec<config::Upstream>, models: Vec<config::Model>) -> Confi
         database: config::Database {
             url: "sqlite://unused".into(),
             max_connections: 4,
+            start_timeout: Duration::from_secs(60),
+            statement_timeout: Duration::from_secs(60),
         },
         auth: config::Auth {
             required: None,
@@ -234,7 +236,9 @@ fn config(upstreams: Vec<config::Upstream>, models: Vec<config::Model>) -> Confi
             max_backoff: Duration::from_millis(100),
         },
         worker: config::Worker {
+            name: None,
             lease: Duration::from_secs(30),
+            reclaim_after: Duration::from_secs(60),
             settle_timeout: Duration::from_mins(10),
             shutdown_grace: Duration::from_secs(30),
         },

@@ -10,6 +10,13 @@ use sqlx::{Connection as _, Executor as _, PgConnection, SqliteConnection};
 
 tokio::task_local! {
     static ENGINE: Engine;
+    /// The URL of the Postgres to use instead of the one that all tests share.
+    static POSTGRES: String;
+}
+
+/// Runs a test on a Postgres of its own, or by a way of its own to the one that all share.
+pub async fn on_postgres_at(url: String, test: impl Future<Output = ()>) {
+    POSTGRES.scope(url, on(Engine::Postgres, test)).await;
 }
 
 /// Runs a test on an engine: whatever it starts uses it.
@@ -51,15 +58,23 @@ pub async fn database(directory: &Path) -> String {
     }
 }
 
-async fn new_postgres_database() -> String {
+/// The URL of the Postgres that all tests share.
+pub fn shared_postgres() -> String {
     #[expect(
         clippy::disallowed_methods,
         reason = "tests are told where Postgres is"
     )]
-    let server = std::env::var("NIGHTSHIFT_TEST_POSTGRES").expect(
+    let server = std::env::var("NIGHTSHIFT_TEST_POSTGRES");
+    server.expect(
         "NIGHTSHIFT_TEST_POSTGRES is not set: run tests/run.sh, which starts a Postgres, or set \
          it to the URL of a server on which databases may be created",
-    );
+    )
+}
+
+async fn new_postgres_database() -> String {
+    let server = POSTGRES
+        .try_with(String::clone)
+        .unwrap_or_else(|_| shared_postgres());
     let name = format!("test_{}", id::incarnation());
     let mut connection = PgConnection::connect(&server)
         .await
