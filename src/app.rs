@@ -17,6 +17,7 @@ use crate::api::{self, Api};
 use crate::config::{Config, Role};
 use crate::domain::clock::Clock;
 use crate::store::{Engine, OpenOptions, Store};
+use crate::telemetry;
 use crate::upstream::{ModelInfo, Pool, PoolSettings};
 use crate::worker::{Settings, Worker};
 
@@ -73,6 +74,7 @@ impl App {
             let discovery = tokio::spawn(pool.clone().run(stop.clone()));
             (None, Some(discovery))
         };
+        let inside = Arc::new(telemetry::inside(config, &pool, worker.as_ref()));
         let workers_run = worker.as_ref().map(Worker::running);
         let api = Api {
             store: store.clone(),
@@ -81,6 +83,7 @@ impl App {
             retention: Arc::new(config.retention.clone()),
             models: Arc::new(move || pool.models().into_iter().map(shown).collect()),
             auth: Arc::new(auth),
+            inside,
             workers_run: workers_run.unwrap_or_else(|| Arc::new(AtomicBool::new(true))),
         };
         let router = if role.serves() {

@@ -24,7 +24,7 @@ const VERSION: HeaderName = HeaderName::from_static("openai-version");
 const OPENAI_VERSION: HeaderValue = HeaderValue::from_static("2020-10-01");
 
 /// Paths that are asked for every few seconds by machines.
-const PROBES: [&str; 2] = ["/healthz", "/readyz"];
+const PROBES: [&str; 3] = ["/healthz", "/readyz", "/metrics"];
 
 /// What is logged as the status of a request that nobody waited for to be answered.
 const NOT_ANSWERED: u16 = 499;

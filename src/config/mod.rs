@@ -23,6 +23,7 @@ mod retention;
 mod retry;
 mod secret;
 mod server;
+mod telemetry;
 #[cfg(test)]
 mod tests;
 mod upstream;
@@ -44,6 +45,7 @@ pub use overrides::Overrides;
 pub use retention::Retention;
 pub use retry::Retry;
 pub use server::{Role, Server};
+pub use telemetry::Telemetry;
 pub use upstream::Upstream;
 pub use worker::Worker;
 
@@ -58,13 +60,11 @@ const DEFAULTS: &str = include_str!("../../config.example.toml");
 const DEFAULT_FILE: &str = "nightshift.toml";
 
 /// Sections of features that are not built yet.
-const LATER: [&str; 8] = [
+const LATER: [&str; 6] = [
     "cache",
-    "metrics",
     "rate_limits",
     "roles",
     "tasks",
-    "telemetry",
     "tenants",
     "webhooks",
 ];
@@ -82,6 +82,7 @@ pub struct Config {
     pub worker: Worker,
     pub retention: Retention,
     pub log: Log,
+    pub telemetry: Telemetry,
 }
 
 impl Config {
@@ -155,6 +156,7 @@ impl Config {
             worker: Worker::read(root.section("worker")),
             retention: Retention::read(root.section("retention")),
             log: Log::read(root.section("log")),
+            telemetry: Telemetry::read(root.section("telemetry")),
         };
         root.later(&LATER);
         root.finish();

@@ -5,6 +5,7 @@ use std::collections::HashMap;
 use sqlx::{AssertSqlSafe, FromRow};
 
 use super::engine::{Tx, on, values, within};
+use super::lifecycle::Step;
 use super::{Claim, Error, Page, Result, Store};
 use crate::domain::batch::{Counts, Ending, Event, Stage, Status};
 use crate::domain::usage::Usage;
@@ -213,10 +214,15 @@ impl Store {
         if stage.refuses_cancel() {
             return Ok(Cancel::Refused(stage.status));
         }
-        if let Some(next) = stage.after(Event::CancelRequested) {
+        let next = stage.after(Event::CancelRequested);
+        if let Some(next) = next {
             set_stage(&mut tx, id, stage, next, self.now_ms()).await?;
         }
         tx.commit().await?;
+        if let Some(next) = next {
+            let (from, to) = (stage.status, next.status);
+            Step { from, to }.tell(id, None);
+        }
         self.wake();
         let batch = self.batch(tenant, id).await?;
         Ok(batch.map_or(Cancel::NotFound, |batch| Cancel::Granted(Box::new(batch))))

@@ -10,6 +10,7 @@ use super::pool::{Permit, Pool, State};
 use super::retry::{self, Class};
 use super::{Answer, Call, Cause, CauseKind, Retry, Verdict};
 use crate::domain::json;
+use crate::observe::CallOutcome;
 
 /// How much of a body that is not JSON a line's error repeats.
 const EXCERPT_CHARS: usize = 100;
@@ -83,6 +84,8 @@ impl Pool {
             body,
             charge,
         };
+        let outcome = outcome_of(class);
+        self.count(&permit, outcome, Some(status));
         let refusal_is_final = self.settle(permit, event, Some(status), None);
         if class == Class::Final || refusal_is_final {
             return Verdict::Answer(answer);
@@ -102,6 +105,7 @@ impl Pool {
                 message,
             },
             answer: (!is_garbled).then_some(answer),
+            outcome,
             upstream,
         })
     }
@@ -115,6 +119,13 @@ impl Pool {
                 (Event::Unclear, true)
             }
         };
+        let outcome = match kind {
+            FailureKind::Unreachable => CallOutcome::Unreachable,
+            FailureKind::Broken => CallOutcome::Broken,
+            FailureKind::TimedOut => CallOutcome::TimedOut,
+            FailureKind::TooLarge => CallOutcome::TooLarge,
+        };
+        self.count(&permit, outcome, None);
         self.settle(permit, event, None, Some(&cause));
         let kind = match kind {
             FailureKind::TimedOut => CauseKind::Timeout,
@@ -126,9 +137,23 @@ impl Pool {
                 kind,
                 message: cause,
             },
+            outcome,
             answer: None,
             upstream,
         })
+    }
+
+    /// Adds a call to the figures, and to its span if that is exported.
+    fn count(&self, permit: &Permit, outcome: CallOutcome, status: Option<u16>) {
+        let target = permit.target();
+        target.seconds.observe(permit.begun.elapsed());
+        self.figures[target.upstream].called(outcome);
+        let span = tracing::Span::current();
+        if !span.is_disabled() {
+            span.record("upstream.name", &self.upstreams[target.upstream].name);
+            span.record("outcome", outcome.as_str());
+            span.record("http.response.status_code", status);
+        }
     }
 
     /// Frees the place and takes in what the call showed. True if a refused key is to be the
@@ -264,5 +289,15 @@ fn excerpt(body: &[u8]) -> String {
     match begin.char_indices().nth(EXCERPT_CHARS) {
         Some((end, _)) => format!("{}…", &begin[..end]),
         None => begin.into_owned(),
+    }
+}
+
+fn outcome_of(class: Class) -> CallOutcome {
+    match class {
+        Class::Final => CallOutcome::Answered,
+        Class::Transient => CallOutcome::ServerError,
+        Class::Unavailable => CallOutcome::Unavailable,
+        Class::Limited => CallOutcome::RateLimited,
+        Class::Refused => CallOutcome::Refused,
     }
 }

@@ -15,6 +15,7 @@ mod roles;
 mod round_trips;
 mod safety;
 mod sdk;
+mod seeing;
 mod store;
 mod support;
 mod trouble;

@@ -5,6 +5,7 @@ pub mod engines;
 pub mod pooler;
 pub mod postgres;
 pub mod proxy;
+pub mod receiver;
 pub mod session;
 
 use std::collections::BTreeMap;
@@ -101,6 +102,11 @@ impl Server {
             true,
         )
         .await
+    }
+
+    /// The same with another upstream.
+    pub async fn simulating_binary(options: Options, toml: &str) -> Self {
+        Self::build(toml, options, true).await
     }
 
     async fn build(toml: &str, options: Options, as_process: bool) -> Self {

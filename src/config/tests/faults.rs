@@ -220,9 +220,7 @@ fn keys_of_later_features_say_that_they_come_later() {
         check_faults(&format!("[{section}]\nx = 1"), &[], &[&expected]);
     }
     check_faults(
-        "[[tasks]]
-[limits]
-priority = 1",
+        "[[tasks]]\n[limits]\npriority = 1",
         &[("NIGHTSHIFT_CACHE__SIZE", "x")],
         &[
             "tasks (nightshift.toml:1): is not built yet",
@@ -252,7 +250,7 @@ api_key_env = 'NOT_SET'
 [[models]]
 name = 'm'
 routes = [{ upstream = 'aa', weight = 0 }, { upstrm = 'a' }]
-[metrics]
+[cache]
 ";
     check_faults(
         toml,
@@ -276,11 +274,31 @@ routes = [{ upstream = 'aa', weight = 0 }, { upstrm = 'a' }]
             "models[0].routes[0].weight (nightshift.toml:18): must be from 1",
             "models[0].routes[1] (nightshift.toml:18): `upstream` is missing",
             "models[0].routes[1].upstrm (nightshift.toml:18): unknown key",
-            "metrics (nightshift.toml:19): is not built yet",
+            "cache (nightshift.toml:19): is not built yet",
             "worker.lease (NIGHTSHIFT_WORKER__LEASE): expected a duration",
             "auth.required (NIGHTSHIFT_AUTH__REQUIRED): expected true or false",
             "log.level (NIGHTSHIFT_LOG__LEVEL): unknown key",
             "database.url (DATABASE_URL): expected sqlite://",
+        ],
+    );
+}
+
+#[test]
+fn where_spans_are_sent_is_judged() {
+    check_faults(
+        "[telemetry]\notlp_endpoint = 'collector:4318'\nsample_ratio = 1.5",
+        &[],
+        &[
+            "telemetry.otlp_endpoint (nightshift.toml:2): expected the http:// or https:// URL",
+            "telemetry.sample_ratio (nightshift.toml:3): must be from 0 to 1",
+        ],
+    );
+    check_faults(
+        "[telemetry]\notlp_endpoint = 'http://user:secret@collector'\nsample_ratio = 'all'",
+        &[],
+        &[
+            "telemetry.otlp_endpoint (nightshift.toml:2): a URL holds no user name",
+            "telemetry.sample_ratio (nightshift.toml:3): expected a number from 0 to 1",
         ],
     );
 }

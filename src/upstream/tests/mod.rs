@@ -253,6 +253,10 @@ fn config(upstreams: Vec<config::Upstream>, models: Vec<config::Model>) -> Confi
             filter: "info".to_owned(),
             format: config::LogFormat::Text,
         },
+        telemetry: config::Telemetry {
+            otlp_endpoint: None,
+            sample_ratio: 0.0,
+        },
     }
 }
 
