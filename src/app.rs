@@ -3,6 +3,7 @@
 use std::net::SocketAddr;
 use std::sync::Arc;
 use std::sync::atomic::AtomicBool;
+use std::time::Duration;
 
 use anyhow::{Context as _, bail};
 use secrecy::ExposeSecret as _;
@@ -15,14 +16,16 @@ use crate::api::models::Model;
 use crate::api::{self, Api};
 use crate::config::{Config, Role};
 use crate::domain::clock::Clock;
-use crate::domain::id;
-use crate::store::{Engine, Store};
+use crate::store::{Engine, OpenOptions, Store};
 use crate::upstream::{ModelInfo, Pool, PoolSettings};
 use crate::worker::{Settings, Worker};
 
 const HOW_TO_CREATE_A_KEY: &str = "create one with `nightshift keys create --name NAME` (with the \
      same --config or --database), or name a first key's \
      file in auth.bootstrap_key_file, or give it in NIGHTSHIFT_AUTH__BOOTSTRAP_KEY";
+
+/// How long a command waits for the database: long enough for one that another process migrates.
+const COMMAND_PATIENCE: Duration = Duration::from_secs(5);
 
 /// A server that runs.
 pub struct App {
@@ -45,7 +48,8 @@ impl App {
     pub async fn start(config: &Config, clock: Clock) -> anyhow::Result<App> {
         judge_role(config)?;
         let role = config.server.role;
-        let store = open_store(config, clock.clone()).await?;
+        let patience = config.database.start_timeout;
+        let store = open_store_within(patience, config, clock.clone()).await?;
         store.lock()?;
         let auth = auth(config, &store).await?;
         let listener = TcpListener::bind(&config.server.listen)
@@ -74,6 +78,7 @@ impl App {
             store: store.clone(),
             clock,
             limits: Arc::new(config.limits.clone()),
+            retention: Arc::new(config.retention.clone()),
             models: Arc::new(move || pool.models().into_iter().map(shown).collect()),
             auth: Arc::new(auth),
             workers_run: workers_run.unwrap_or_else(|| Arc::new(AtomicBool::new(true))),
@@ -102,19 +107,25 @@ impl App {
     }
 
     /// Serves until asked to stop, then stops. Fails if a duty fails: then the process must be
-    /// started again.
+    /// started again; or if a newer program has migrated the database.
     ///
     /// # Errors
-    /// When a duty ended that should not.
+    /// When a duty ended that should not, or the schema is not this program's any more.
     pub async fn serve_until(mut self, stop: CancellationToken) -> anyhow::Result<()> {
         let failed = tokio::select! {
             () = stop.cancelled() => None,
-            name = failed(self.worker.as_mut()) => Some(name),
+            name = failed(self.worker.as_mut()) => {
+                Some(format!("the duty {name} failed; what was accepted is safe"))
+            }
+            superseded = self.store.superseded() => Some(superseded.to_string()),
         };
+        if let Some(cause) = &failed {
+            tracing::error!("{cause}");
+        }
         self.stop().await;
         match failed {
             None => Ok(()),
-            Some(name) => bail!("the duty {name} failed; what was accepted is safe"),
+            Some(cause) => bail!(cause),
         }
     }
 
@@ -174,18 +185,27 @@ fn shown(model: ModelInfo) -> Model {
     }
 }
 
-/// Opens the configured database.
+/// Opens the configured database, for a command: somebody waits for it.
 ///
 /// # Errors
 /// When it cannot be used.
 pub async fn open_store(config: &Config, clock: Clock) -> anyhow::Result<Store> {
+    open_store_within(COMMAND_PATIENCE, config, clock).await
+}
+
+async fn open_store_within(
+    patience: Duration,
+    config: &Config,
+    clock: Clock,
+) -> anyhow::Result<Store> {
     let database = &config.database;
-    let opened = Store::open(
-        database.url.expose_secret(),
-        database.max_connections,
-        clock,
-    )
-    .await;
+    let options = OpenOptions {
+        connections: database.max_connections,
+        statement_timeout: database.statement_timeout,
+        patience,
+        pooler: database.pooler,
+    };
+    let opened = Store::open_with(database.url.expose_secret(), &options, clock).await;
     opened.with_context(|| match database.sqlite_path() {
         Some(path) => format!("cannot use {}", path.display()),
         // Its URL may hold a password.
@@ -199,7 +219,7 @@ pub fn settings(config: &Config, store: &Store) -> Settings {
     Settings {
         retry: config.retry.clone(),
         worker: config.worker.clone(),
-        name: id::incarnation(),
+        retention: config.retention.clone(),
         max_requests: config.limits.max_requests_per_batch,
         // The lock on the file is held: nobody else can have a lease in it.
         exclusive: store.engine() == Engine::Sqlite,

@@ -14,6 +14,9 @@ const SECRETIVE: &str = "sqlx_postgres::options::parse=error";
 pub fn start(log: &Log) {
     let logs = tracing_subscriber::fmt()
         .with_env_filter(filter(&log.filter))
+        // It would tell of a log that cannot be written on standard error, and panic if that
+        // cannot be written either: on a full disk the process would end.
+        .log_internal_errors(false)
         .with_writer(std::io::stderr);
     // Fails where a subscriber is set already, as in tests.
     let _ = match log.format {

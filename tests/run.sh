@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
 # Runs all tests, on SQLite and on Postgres, after installing and starting what they need: a
-# Postgres of their own in a temporary directory, Python with venv, and Node with npm.
+# Postgres of their own in a temporary directory, PgBouncer, Python with venv, and Node with npm.
 # Arguments go to `cargo test`. Set NIGHTSHIFT_TEST_POSTGRES to the URL of a server on which
 # databases may be created to use that one instead.
 set -euo pipefail
@@ -36,15 +36,21 @@ command -v curl >/dev/null || install curl
 python3 -c 'import ensurepip, venv' 2>/dev/null || install python3 python3-venv
 { command -v node && command -v npm; } >/dev/null || install nodejs npm
 
+[ -n "$(postgres_bin)" ] || install postgresql
+command -v pgbouncer >/dev/null || [ -x /usr/sbin/pgbouncer ] || install pgbouncer
+bin=$(postgres_bin)
+# For tests that start, stop and restart one of their own.
+export NIGHTSHIFT_TEST_POSTGRES_BIN="$bin"
+# Postgres refuses to run as root.
+if [ "$(id -u)" = 0 ]; then
+  id postgres >/dev/null 2>&1 || useradd --system postgres
+fi
+
 if [ -z "${NIGHTSHIFT_TEST_POSTGRES:-}" ]; then
-  [ -n "$(postgres_bin)" ] || install postgresql
-  bin=$(postgres_bin)
   home=$(mktemp -d)
   chmod 755 "$home"
-  # Postgres refuses to run as root.
   as=()
   if [ "$(id -u)" = 0 ]; then
-    id postgres >/dev/null 2>&1 || useradd --system postgres
     chown postgres "$home"
     as=(setpriv --reuid=postgres --regid="$(id -g postgres)" --clear-groups)
   fi

@@ -54,6 +54,7 @@ pub struct Api {
     pub models: Models,
     pub clock: Clock,
     pub limits: Arc<config::Limits>,
+    pub retention: Arc<config::Retention>,
     pub auth: Arc<Auth>,
     /// Whether the workers of this process run, which `/readyz` tells. Always true in a process
     /// that has none.

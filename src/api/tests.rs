@@ -73,6 +73,7 @@ impl TestApi {
             models: Arc::new(move || models.clone()),
             clock,
             limits: Arc::new(config.limits),
+            retention: Arc::new(config.retention),
             auth: Arc::new(auth),
             workers_run: Arc::new(AtomicBool::new(true)),
         };

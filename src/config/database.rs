@@ -1,6 +1,7 @@
 //! `[database]`: where the data is.
 
 use std::path::Path;
+use std::time::Duration;
 
 use secrecy::{ExposeSecret, SecretString};
 
@@ -8,6 +9,8 @@ use super::reader::Reader;
 
 /// More would only queue inside the database.
 const CONNECTIONS_MAX: u64 = 1_000;
+/// With less, a database that is merely busy would seem to be away.
+const STATEMENT_TIMEOUT_MIN: Duration = Duration::from_secs(1);
 
 /// `[database]`
 #[derive(Clone, Debug)]
@@ -17,6 +20,12 @@ pub struct Database {
     pub url: SecretString,
     /// Connections that this process holds at most: at least 1.
     pub max_connections: u32,
+    /// How long a server waits at its start for a database that cannot be used yet.
+    pub start_timeout: Duration,
+    /// How long a statement may run on Postgres: at least a second.
+    pub statement_timeout: Duration,
+    /// Whether a pooler in transaction mode stands before Postgres.
+    pub pooler: bool,
 }
 
 impl Database {
@@ -29,15 +38,16 @@ impl Database {
             Some(SecretString::from(url))
         });
         let max_connections = reader.whole("max_connections", 1, CONNECTIONS_MAX);
-        if let Some(mut pooler) = reader.take("pooler")
-            && pooler.boolean() == Some(true)
-        {
-            pooler.later();
-        }
+        let start_timeout = reader.duration("start_timeout", Duration::ZERO);
+        let statement_timeout = reader.duration("statement_timeout", STATEMENT_TIMEOUT_MIN);
+        let pooler = reader.boolean("pooler");
         reader.finish();
         Self {
             url: url.unwrap_or_default(),
             max_connections: max_connections.unwrap_or_default(),
+            start_timeout: start_timeout.unwrap_or_default(),
+            statement_timeout: statement_timeout.unwrap_or_default(),
+            pooler: pooler.unwrap_or_default(),
         }
     }
 
@@ -95,6 +105,9 @@ mod tests {
             let database = Database {
                 url: url.into(),
                 max_connections: 4,
+                start_timeout: Duration::ZERO,
+                statement_timeout: STATEMENT_TIMEOUT_MIN,
+                pooler: false,
             };
             assert_eq!(database.sqlite_path(), path.map(Path::new), "{url}");
         }

@@ -12,5 +12,6 @@ pub mod id;
 pub mod json;
 pub mod line;
 pub mod outcome;
+pub mod share;
 pub mod unit;
 pub mod usage;

@@ -9,6 +9,9 @@ pub const EXPIRED: &str =
     "This request could not be executed before the completion window expired.";
 /// What a line whose batch was cancelled says.
 pub const CANCELLED: &str = "This request was not executed because the batch was cancelled.";
+/// What a line says that was on its way whenever its process died.
+pub const CRASHED: &str =
+    "The server died twice while it ran this request, so the request is not sent again.";
 
 /// How a line ended.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -33,6 +36,8 @@ pub enum ErrorCode {
     RequestTimeout,
     /// No attempt reached the upstream, or none was answered.
     UpstreamUnavailable,
+    /// The process that sent it died, more than once.
+    RequestCrashed,
 }
 
 impl ErrorCode {
@@ -43,6 +48,7 @@ impl ErrorCode {
             ErrorCode::BatchCancelled => "batch_cancelled",
             ErrorCode::RequestTimeout => "request_timeout",
             ErrorCode::UpstreamUnavailable => "upstream_unavailable",
+            ErrorCode::RequestCrashed => "request_crashed",
         }
     }
 }
@@ -177,6 +183,7 @@ mod tests {
             (ErrorCode::BatchExpired, EXPIRED, "batch_expired"),
             (ErrorCode::BatchCancelled, CANCELLED, "batch_cancelled"),
             (ErrorCode::RequestTimeout, "slow", "request_timeout"),
+            (ErrorCode::RequestCrashed, CRASHED, "request_crashed"),
             (
                 ErrorCode::UpstreamUnavailable,
                 "\u{85}\n",

@@ -1,41 +1,45 @@
 //! The two engines, and all in which they differ: connections, transactions, the spelling of
 //! bytes and of the database's clock, and how rows are locked.
 
-use std::path::{Path, PathBuf};
-use std::str::FromStr;
+mod postgres;
+mod sqlite;
+
+use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 
-use sqlx::postgres::{PgConnectOptions, PgConnection, PgPool, PgPoolOptions};
-use sqlx::sqlite::{
-    SqliteAutoVacuum, SqliteConnectOptions, SqliteJournalMode, SqlitePool, SqlitePoolOptions,
-    SqliteSynchronous,
-};
-use sqlx::{Connection as _, Postgres, Sqlite, Transaction};
+use sqlx::Connection as _;
+use sqlx::sqlite::SqlitePool;
+use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
 use super::listen::Wake;
-use super::{Error, Result};
+use super::{Error, Result, migrate};
 use crate::domain::clock::Clock;
+pub(super) use postgres::{Database, Lent, limited};
+pub(super) use sqlite::Writing;
 
-/// How long a statement may run on Postgres before it is given up.
-const STATEMENT_TIMEOUT: Duration = Duration::from_secs(60);
-/// How long a SQLite statement waits for another process's write (`keys` beside a server).
-const BUSY_TIMEOUT: Duration = Duration::from_secs(20);
-/// How long a caller waits for a free connection.
-const ACQUIRE_TIMEOUT: Duration = Duration::from_secs(30);
-/// How long it may take to learn why Postgres could not be reached.
-const CAUSE_TIMEOUT: Duration = Duration::from_secs(5);
-/// SQLite connections that read; there is one that writes.
-const SQLITE_READERS: u32 = 4;
+/// How long to wait between two tries to open a database, and between two lines that tell of it.
+const OPEN_PAUSE: Duration = Duration::from_millis(500);
+const OPEN_TOLD_EVERY: Duration = Duration::from_secs(5);
+/// The names that a migration's statements have stay on the pooler's connection.
+const FORGET_STATEMENTS: &str = "DEALLOCATE ALL";
+/// How long a migration may take.
+const MIGRATION_MAX: Duration = Duration::from_secs(3600);
 
 /// Runs one expression on whichever native connection there is. The expression is compiled
-/// once for each engine, so it must end in a value that belongs to neither.
+/// once for each engine, so it must end in a value that belongs to neither. On Postgres it has
+/// so long as a statement may take.
 macro_rules! on {
     ($db:expr, $c:ident => $e:expr) => {
         match $db {
             $crate::store::engine::Connection::Sqlite($c) => $e,
-            $crate::store::engine::Connection::Postgres($c) => $e,
+            $crate::store::engine::Connection::Postgres(database) => {
+                let mut lent = database.lend().await?;
+                let value = $crate::store::engine::lent!(&mut lent, $c => $e);
+                lent.done().await?;
+                value
+            }
         }
     };
 }
@@ -45,34 +49,46 @@ macro_rules! within {
     ($tx:expr, $c:ident => $e:expr) => {
         match $tx {
             $crate::store::engine::Tx::Sqlite(tx) => {
-                let $c = &mut **tx;
+                let $c = tx.connection();
                 $e
             }
             $crate::store::engine::Tx::Postgres(tx) => {
-                let $c = &mut **tx;
-                $e
+                $crate::store::engine::lent!(tx, $c => $e)
             }
         }
     };
 }
 
-pub(super) use {on, within};
+/// The same on one connection of Postgres.
+macro_rules! lent {
+    ($lent:expr, $c:ident => $e:expr) => {{
+        let lent: &mut $crate::store::engine::Lent = $lent;
+        let limit = lent.work();
+        let outcome = {
+            let $c = &mut *lent;
+            $crate::store::engine::limited(limit, async { Ok::<_, $crate::store::Error>($e) }).await
+        };
+        lent.settle(outcome)?
+    }};
+}
+
+pub(super) use {lent, on, within};
 
 pub(super) enum Connection<'a> {
     Sqlite(&'a SqlitePool),
-    Postgres(&'a PgPool),
+    Postgres(&'a Database),
 }
 
 pub(super) enum Tx {
-    Sqlite(Transaction<'static, Sqlite>),
-    Postgres(Transaction<'static, Postgres>),
+    Sqlite(sqlite::Writing),
+    Postgres(Lent),
 }
 
 impl Tx {
     pub(super) async fn commit(self) -> Result<()> {
         match self {
-            Tx::Sqlite(tx) => Ok(tx.commit().await?),
-            Tx::Postgres(tx) => Ok(tx.commit().await?),
+            Tx::Sqlite(writing) => writing.commit().await,
+            Tx::Postgres(lent) => lent.commit().await,
         }
     }
 }
@@ -117,6 +133,21 @@ impl Engine {
         }
     }
 
+    /// Waits for a turn that lasts until the transaction ends, for so many milliseconds; a
+    /// transaction that is idle for longer in its turn is ended. The lock's number is `nightshi`
+    /// in ASCII. SQLite has one writer anyway.
+    pub(super) fn take_turn(self) -> Option<&'static str> {
+        match self {
+            Engine::Sqlite => None,
+            Engine::Postgres => Some(
+                "-- take_turn
+                 SELECT set_config('lock_timeout', $1, true),
+                    set_config('idle_in_transaction_session_timeout', $1, true),
+                    pg_advisory_xact_lock(7956003915054671977)",
+            ),
+        }
+    }
+
     /// The database's own clock in milliseconds: for leases only, which processes with clocks
     /// of their own compare.
     pub(super) fn now_ms(self) -> &'static str {
@@ -129,7 +160,31 @@ impl Engine {
 
 enum Pools {
     Sqlite { write: SqlitePool, read: SqlitePool },
-    Postgres(PgPool),
+    Postgres(Box<Database>),
+}
+
+/// How a database is opened.
+#[derive(Clone, Debug)]
+pub struct OpenOptions {
+    /// Connections to Postgres that this process holds at most.
+    pub connections: u32,
+    /// How long a statement may run on Postgres before it is given up.
+    pub statement_timeout: Duration,
+    /// How long to wait for a database that cannot be used yet.
+    pub patience: Duration,
+    /// A pooler in transaction mode stands before Postgres.
+    pub pooler: bool,
+}
+
+impl Default for OpenOptions {
+    fn default() -> Self {
+        Self {
+            connections: 4,
+            statement_timeout: Duration::from_secs(60),
+            patience: Duration::from_secs(5),
+            pooler: false,
+        }
+    }
 }
 
 struct Shared {
@@ -158,20 +213,48 @@ impl Store {
     /// Connects, creates what does not exist yet, and migrates.
     ///
     /// # Errors
-    /// When the URL is of neither engine, the database cannot be reached, or its schema is newer
-    /// than this program.
+    /// As [`Store::open_with`].
     pub async fn open(url: &str, connections: u32, clock: Clock) -> Result<Store> {
+        let options = OpenOptions {
+            connections,
+            ..OpenOptions::default()
+        };
+        Self::open_with(url, &options, clock).await
+    }
+
+    /// Connects, creates what does not exist yet, and migrates. A database that cannot be reached,
+    /// or that another process migrates, is waited for.
+    ///
+    /// # Errors
+    /// When the URL is of neither engine, the database cannot be used, or its schema is newer
+    /// than this program.
+    pub async fn open_with(url: &str, options: &OpenOptions, clock: Clock) -> Result<Store> {
         let stop = CancellationToken::new();
-        let (pools, wake, sqlite_path) = match sqlite_path(url) {
+        let sqlite_path = sqlite::path_of(url);
+        let (pools, wake) = match &sqlite_path {
             Some(path) => {
-                let (write, read) = open_sqlite(&path).await?;
-                (Pools::Sqlite { write, read }, Wake::local(), Some(path))
+                let open = async || {
+                    let (write, read) = sqlite::open(path).await?;
+                    let mut tx = write.begin_with("BEGIN IMMEDIATE").await?;
+                    migrate::to_newest(&mut *tx, Engine::Sqlite).await?;
+                    tx.commit().await?;
+                    Ok(Pools::Sqlite { write, read })
+                };
+                (
+                    patiently(options.patience, Error::is_busy, open).await?,
+                    Wake::local(),
+                )
             }
             None => {
-                let options = postgres_options(url)?;
-                let pool = open_postgres(&options, connections).await?;
-                let wake = Wake::across_processes(pool.clone(), options, stop.clone());
-                (Pools::Postgres(pool), wake, None)
+                let database = Database::lazy(url, options)?;
+                let migrate = async || migrate_postgres(url, options.pooler).await;
+                patiently(options.patience, Error::is_outage, migrate).await?;
+                let wake = if database.can_listen() {
+                    Wake::across_processes(database.clone(), stop.clone())
+                } else {
+                    Wake::local()
+                };
+                (Pools::Postgres(Box::new(database)), wake)
             }
         };
         let shared = Shared {
@@ -182,11 +265,9 @@ impl Store {
             sqlite_path,
             stop,
         };
-        let store = Store {
+        Ok(Store {
             shared: Arc::new(shared),
-        };
-        store.migrate().await?;
-        Ok(store)
+        })
     }
 
     /// Claims a SQLite database for this server, until the process ends: two servers on one
@@ -198,27 +279,9 @@ impl Store {
         let Some(path) = &self.shared.sqlite_path else {
             return Ok(());
         };
-        let mut name = path.clone().into_os_string();
-        name.push(".lock");
-        let refused = |cause: std::io::Error| {
-            Error::Refused(format!(
-                "cannot lock {}: {cause}",
-                Path::new(&name).display()
-            ))
-        };
-        let file = open_private(Path::new(&name)).map_err(refused)?;
-        match file.try_lock() {
-            Ok(()) => {
-                let _ = self.shared.lock.set(file);
-                Ok(())
-            }
-            Err(std::fs::TryLockError::WouldBlock) => Err(Error::Refused(format!(
-                "another nightshift server is using {}; stop it, or give this one a database of \
-                 its own (--database), or use Postgres, which any number of servers can share",
-                path.display()
-            ))),
-            Err(std::fs::TryLockError::Error(cause)) => Err(refused(cause)),
-        }
+        let file = sqlite::lock(path)?;
+        let _ = self.shared.lock.set(file);
+        Ok(())
     }
 
     #[must_use]
@@ -241,7 +304,7 @@ impl Store {
     pub(super) fn reader(&self) -> Connection<'_> {
         match &self.shared.pools {
             Pools::Sqlite { read, .. } => Connection::Sqlite(read),
-            Pools::Postgres(pool) => Connection::Postgres(pool),
+            Pools::Postgres(database) => Connection::Postgres(database),
         }
     }
 
@@ -249,16 +312,15 @@ impl Store {
     pub(super) fn writer(&self) -> Connection<'_> {
         match &self.shared.pools {
             Pools::Sqlite { write, .. } => Connection::Sqlite(write),
-            Pools::Postgres(pool) => Connection::Postgres(pool),
+            Pools::Postgres(database) => Connection::Postgres(database),
         }
     }
 
-    /// A transaction that writes. SQLite's takes the writer's lock at once: taking it later can
-    /// fail where another process has written in between.
+    /// A transaction that writes.
     pub(super) async fn begin(&self) -> Result<Tx> {
         Ok(match &self.shared.pools {
-            Pools::Sqlite { write, .. } => Tx::Sqlite(write.begin_with("BEGIN IMMEDIATE").await?),
-            Pools::Postgres(pool) => Tx::Postgres(pool.begin().await?),
+            Pools::Sqlite { write, .. } => Tx::Sqlite(sqlite::Writing::begin(write).await?),
+            Pools::Postgres(database) => Tx::Postgres(database.begin().await?),
         })
     }
 
@@ -279,111 +341,59 @@ impl Store {
                 read.close().await;
                 write.close().await;
             }
-            Pools::Postgres(pool) => pool.close().await,
+            Pools::Postgres(database) => database.close().await,
         }
     }
 }
 
-/// The path in a SQLite URL, or `None` for a URL of Postgres.
-fn sqlite_path(url: &str) -> Option<PathBuf> {
-    let path = url
-        .strip_prefix("sqlite://")
-        .or_else(|| url.strip_prefix("sqlite:"))?;
-    Some(PathBuf::from(path))
-}
-
-async fn open_postgres(options: &PgConnectOptions, connections: u32) -> Result<PgPool> {
-    let pool = PgPoolOptions::new()
-        .max_connections(connections)
-        .acquire_timeout(ACQUIRE_TIMEOUT)
-        .connect_with(options.clone())
-        .await;
-    if let Err(sqlx::Error::PoolTimedOut) = pool {
-        // A pool does not say why it waited in vain; a connection does.
-        let connection = PgConnection::connect_with(options);
-        if let Ok(Err(cause)) = tokio::time::timeout(CAUSE_TIMEOUT, connection).await {
-            return Err(cause.into());
+/// Tries to open a database, again and again while it may still come to be usable.
+async fn patiently<T>(
+    patience: Duration,
+    may_pass: fn(&Error) -> bool,
+    mut open: impl AsyncFnMut() -> Result<T>,
+) -> Result<T> {
+    let end = Instant::now() + patience;
+    let mut told: Option<Instant> = None;
+    loop {
+        let error = match open().await {
+            Ok(opened) => return Ok(opened),
+            Err(error) => error,
+        };
+        let now = Instant::now();
+        if !may_pass(&error) || now >= end {
+            return Err(error);
         }
+        if told.is_none_or(|told| now - told >= OPEN_TOLD_EVERY) {
+            told = Some(now);
+            let seconds = (end - now).as_secs_f64().ceil();
+            tracing::warn!(%error, "waiting for the database; giving up in {seconds} s");
+        }
+        tokio::time::sleep(OPEN_PAUSE.min(end - now)).await;
     }
-    Ok(pool?)
 }
 
-async fn open_sqlite(path: &Path) -> Result<(SqlitePool, SqlitePool)> {
-    if let Some(directory) = path.parent().filter(|d| !d.as_os_str().is_empty()) {
-        create_private(directory).map_err(|cause| {
-            Error::Refused(format!("cannot create {}: {cause}", directory.display()))
-        })?;
-    }
-    open_private(path)
-        .map_err(|cause| Error::Refused(format!("cannot open {}: {cause}", path.display())))?;
-    let options = SqliteConnectOptions::new()
-        .filename(path)
-        .create_if_missing(true)
-        // Before the first table: freed pages can then be given back to the file system.
-        .auto_vacuum(SqliteAutoVacuum::Incremental)
-        .journal_mode(SqliteJournalMode::Wal)
-        // An answer of 200 means on disk; flushes are grouped, which keeps it cheap.
-        .synchronous(SqliteSynchronous::Full)
-        .busy_timeout(BUSY_TIMEOUT)
-        .foreign_keys(true)
-        .optimize_on_close(false, None);
-    let write = SqlitePoolOptions::new()
-        .max_connections(1)
-        .acquire_timeout(ACQUIRE_TIMEOUT)
-        .idle_timeout(None)
-        .max_lifetime(None)
-        .connect_with(options.clone())
-        .await?;
-    let read = SqlitePoolOptions::new()
-        .max_connections(SQLITE_READERS)
-        .acquire_timeout(ACQUIRE_TIMEOUT)
-        .idle_timeout(None)
-        .max_lifetime(None)
-        .connect_with(options.create_if_missing(false))
-        .await?;
-    Ok((write, read))
-}
-
-/// Opens a file for writing; one that is not there yet is made so that only its owner can read
-/// it. SQLite gives the files that it makes beside its database the same mode.
-fn open_private(path: &Path) -> std::io::Result<std::fs::File> {
-    let mut options = std::fs::File::options();
-    options.create(true).truncate(false).write(true);
-    #[cfg(unix)]
-    std::os::unix::fs::OpenOptionsExt::mode(&mut options, 0o600);
-    options.open(path)
-}
-
-/// Creates a directory that only its owner can enter: it will hold prompts and answers.
-fn create_private(directory: &Path) -> std::io::Result<()> {
-    if directory.is_dir() {
-        return Ok(());
-    }
-    let mut builder = std::fs::DirBuilder::new();
-    builder.recursive(true);
-    #[cfg(unix)]
-    std::os::unix::fs::DirBuilderExt::mode(&mut builder, 0o700);
-    builder.create(directory)
-}
-
-fn postgres_options(url: &str) -> Result<PgConnectOptions> {
-    // The cause is left out: it may repeat the URL, which may hold a password.
-    let options = PgConnectOptions::from_str(url).map_err(|_| {
-        Error::Refused("database.url is neither sqlite://… nor a valid postgres://… URL".to_owned())
-    })?;
-    Ok(options
-        .application_name("nightshift")
-        .options([
-            (
-                "statement_timeout",
-                STATEMENT_TIMEOUT.as_millis().to_string(),
-            ),
-            (
-                "idle_in_transaction_session_timeout",
-                STATEMENT_TIMEOUT.as_millis().to_string(),
-            ),
-        ])
-        .statement_cache_capacity(200))
+/// All in one transaction, under a lock that ends with it: so it does not matter how many start
+/// at once, or whether a pooler stands in between.
+async fn migrate_postgres(url: &str, pooler: bool) -> Result<()> {
+    let mut connection = postgres::connect(url, pooler).await?;
+    let migrate = async {
+        let mut tx = connection.begin().await?;
+        sqlx::raw_sql(migrate::LOCK_POSTGRES)
+            .execute(&mut *tx)
+            .await?;
+        if pooler {
+            // Of a migration that failed: they would be in the way of this one's.
+            sqlx::raw_sql(FORGET_STATEMENTS).execute(&mut *tx).await?;
+        }
+        migrate::to_newest(&mut *tx, Engine::Postgres).await?;
+        if pooler {
+            sqlx::raw_sql(FORGET_STATEMENTS).execute(&mut *tx).await?;
+        }
+        Ok(tx.commit().await?)
+    };
+    limited(MIGRATION_MAX, migrate).await?;
+    let _ = tokio::time::timeout(postgres::CONNECT_TIMEOUT, connection.close()).await;
+    Ok(())
 }
 
 /// `($1, $2), ($3, $4)`: the values of `rows` rows of `columns` columns, from parameter `first`.

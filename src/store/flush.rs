@@ -6,6 +6,7 @@ use sqlx::AssertSqlSafe;
 
 use super::batches::stage;
 use super::engine::{Tx, on, typed_values, values, within};
+use super::units::{ALONE_AFTER, into_lease, reclaim};
 use super::{Result, Store};
 use crate::codec::segment::Encoded;
 use crate::domain::batch::Stage;
@@ -66,7 +67,11 @@ impl Store {
     /// When the database fails: then nothing of it may be written, or all.
     pub async fn flush(&self, owner: &str, slot: i64, units: &[&UnitFlush]) -> Result<FlushReply> {
         let mut tx = self.begin().await?;
-        let fresh = advance_units(&mut tx, self, owner, units).await?;
+        let mut fresh = advance_units(&mut tx, self, owner, units).await?;
+        if fresh.len() < units.len() {
+            let reclaimed = reclaim_missing(&mut tx, owner, units, &fresh).await?;
+            fresh.extend(advance_units(&mut tx, self, owner, &reclaimed).await?);
+        }
         let (written, missing): (Vec<&UnitFlush>, Vec<&UnitFlush>) = units
             .iter()
             .partition(|unit| fresh.contains(&(unit.key.clone(), unit.epoch)));
@@ -85,13 +90,38 @@ impl Store {
     }
 }
 
-/// Moves the units past the fence, and says which were.
+/// Takes back those units of a flush that were taken over, but that nobody has leased since: what
+/// finished in them before their owner fell silent is as good as ever.
+async fn reclaim_missing<'a>(
+    tx: &mut Tx,
+    owner: &str,
+    units: &[&'a UnitFlush],
+    fresh: &HashSet<(UnitKey, i64)>,
+) -> Result<Vec<&'a UnitFlush>> {
+    let lease = |unit: &UnitFlush| (unit.key.clone(), unit.epoch);
+    let missing: Vec<_> = units
+        .iter()
+        .map(|unit| lease(unit))
+        .filter(|unit| !fresh.contains(unit))
+        .collect();
+    let reclaimed = reclaim(tx, owner, &missing).await?;
+    let again = units.iter().copied();
+    Ok(again
+        .filter(|unit| reclaimed.contains(&lease(unit)))
+        .collect())
+}
+
+/// Moves the units past the fence, and says which were. A unit that gets on is not suspected of
+/// killing its processes any more, unless it runs alone already.
 async fn advance_units(
     tx: &mut Tx,
     store: &Store,
     owner: &str,
     units: &[&UnitFlush],
 ) -> Result<HashSet<(UnitKey, i64)>> {
+    if units.is_empty() {
+        return Ok(HashSet::new());
+    }
     let bytes = store.engine().bytes_type();
     let types = [
         "TEXT", "BIGINT", "BIGINT", "BIGINT", "BIGINT", bytes, "TEXT", "BIGINT", "BIGINT",
@@ -102,6 +132,7 @@ async fn advance_units(
             AS (VALUES {})
          UPDATE units SET flush_no = units.flush_no + 1, done = v.done, state = v.state,
             owner = CASE WHEN v.state = 'done' THEN NULL ELSE units.owner END,
+            takeovers = CASE WHEN units.takeovers < {ALONE_AFTER} THEN 0 ELSE units.takeovers END,
             output_bytes = units.output_bytes + v.output,
             error_bytes = units.error_bytes + v.error
          FROM v
@@ -127,19 +158,7 @@ async fn advance_units(
         }
         query.fetch_all(c).await?
     });
-    Ok(rows
-        .into_iter()
-        .map(|(batch_id, chunk_no, model_no, epoch)| {
-            (
-                UnitKey {
-                    batch_id,
-                    chunk_no,
-                    model_no,
-                },
-                epoch,
-            )
-        })
-        .collect())
+    Ok(rows.into_iter().map(into_lease).collect())
 }
 
 /// Which units' flush is there already: their epoch is unchanged, so nobody else wrote them, and

@@ -9,51 +9,60 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use sqlx::PgPool;
-use sqlx::postgres::{PgConnectOptions, PgListener, PgPoolOptions};
+use sqlx::postgres::{PgListener, PgPoolOptions};
 use tokio::sync::{Notify, watch};
 use tokio_util::sync::CancellationToken;
 
-use super::Store;
+use super::engine::{Database, lent, limited};
+use super::{Result, Store};
 
 const CHANNEL: &str = "nightshift";
+/// For those who share limits only: they look more often than there is work.
+const SHARES_CHANNEL: &str = "nightshift_shares";
 const NOTIFY_PAUSE: Duration = Duration::from_millis(50);
 const RECONNECT_PAUSE: Duration = Duration::from_secs(1);
+/// How long nothing may come before the connection is asked whether it is still there, and how
+/// long that may take. A connection that was cut without a word looks like one on which nothing
+/// happens.
+const QUIET_MAX: Duration = Duration::from_secs(15);
+const ANSWER_MAX: Duration = Duration::from_secs(5);
 
 pub(super) struct Wake {
     signal: watch::Sender<u64>,
+    shares: watch::Sender<u64>,
     /// Asks for a NOTIFY to the other processes, where there can be any.
-    outward: Option<Arc<Notify>>,
+    outward: Option<Arc<Outward>>,
+}
+
+#[derive(Default)]
+struct Outward {
+    signal: Notify,
+    shares: Notify,
 }
 
 impl Wake {
     pub(super) fn local() -> Self {
         Wake {
             signal: watch::Sender::new(0),
+            shares: watch::Sender::new(0),
             outward: None,
         }
     }
 
-    pub(super) fn across_processes(
-        pool: PgPool,
-        options: PgConnectOptions,
-        stop: CancellationToken,
-    ) -> Self {
-        let signal = watch::Sender::new(0);
-        let outward = Arc::new(Notify::new());
-        // A connection of its own, so that the pool's are all for work.
-        let own = PgPoolOptions::new()
-            .max_connections(1)
-            .max_lifetime(None)
-            .idle_timeout(None);
-        let listening = listen(own.connect_lazy_with(options), signal.clone());
-        let notifying = notify(pool, outward.clone());
+    pub(super) fn across_processes(database: Database, stop: CancellationToken) -> Self {
+        let (signal, shares) = (watch::Sender::new(0), watch::Sender::new(0));
+        let outward = Arc::new(Outward::default());
+        let listening = listen(database.clone(), signal.clone(), shares.clone());
+        let asked = outward.clone();
         tokio::spawn(async move {
-            stop.run_until_cancelled(async { tokio::join!(listening, notifying) })
+            let notifying = notify(&database, CHANNEL, &asked.signal);
+            let sharing = notify(&database, SHARES_CHANNEL, &asked.shares);
+            stop.run_until_cancelled(async { tokio::join!(listening, notifying, sharing) })
                 .await;
         });
         Wake {
             signal,
+            shares,
             outward: Some(outward),
         }
     }
@@ -65,8 +74,21 @@ impl Store {
         let wake = self.wake_handle();
         wake.signal.send_modify(|count| *count += 1);
         if let Some(outward) = &wake.outward {
-            outward.notify_one();
+            outward.signal.notify_one();
         }
+    }
+
+    /// Tells other processes that share limits to look again.
+    pub fn wake_shares(&self) {
+        if let Some(outward) = &self.wake_handle().outward {
+            outward.shares.notify_one();
+        }
+    }
+
+    /// As [`wakeups`](Self::wakeups), of [`wake_shares`](Self::wake_shares).
+    #[must_use]
+    pub fn share_wakeups(&self) -> watch::Receiver<u64> {
+        self.wake_handle().shares.subscribe()
     }
 
     /// Changes at each wake-up. Mark it as seen before looking, then wait for the next change:
@@ -77,36 +99,69 @@ impl Store {
     }
 }
 
-async fn notify(pool: PgPool, asked: Arc<Notify>) {
+async fn notify(database: &Database, channel: &str, asked: &Notify) {
     loop {
         asked.notified().await;
-        let sent = sqlx::query("-- notify\nSELECT pg_notify($1, '')")
-            .bind(CHANNEL)
-            .execute(&pool);
-        if let Err(error) = sent.await {
+        if let Err(error) = notify_once(database, channel).await {
             tracing::debug!(%error, "a wake-up could not be sent; the others look by themselves");
         }
         tokio::time::sleep(NOTIFY_PAUSE).await;
     }
 }
 
-async fn listen(pool: PgPool, signal: watch::Sender<u64>) {
+async fn notify_once(database: &Database, channel: &str) -> Result<()> {
+    let mut lent = database.lend().await?;
+    lent!(&mut lent, c => {
+        sqlx::query("-- notify\nSELECT pg_notify($1, '')").bind(channel).execute(c).await?;
+    });
+    lent.done().await
+}
+
+async fn listen(database: Database, signal: watch::Sender<u64>, shares: watch::Sender<u64>) {
     loop {
-        if let Err(error) = listen_once(&pool, &signal).await {
+        if let Err(error) = listen_once(&database, &signal, &shares).await {
             tracing::debug!(%error, "no wake-ups from other processes; listening again");
         }
         tokio::time::sleep(RECONNECT_PAUSE).await;
     }
 }
 
-async fn listen_once(pool: &PgPool, signal: &watch::Sender<u64>) -> sqlx::Result<()> {
-    let mut listener = PgListener::connect_with(pool).await?;
-    listener.listen(CHANNEL).await?;
+/// Listens until the connection is lost.
+async fn listen_once(
+    database: &Database,
+    signal: &watch::Sender<u64>,
+    shares: &watch::Sender<u64>,
+) -> Result<()> {
+    // A connection of its own, so that the pool's are all for work; and a pool of its own, since
+    // a listener that is dropped may hold on to its connection for as long as that is silent.
+    let own = PgPoolOptions::new()
+        .max_connections(1)
+        .acquire_timeout(ANSWER_MAX)
+        .max_lifetime(None)
+        .idle_timeout(None)
+        .connect_lazy_with(database.options().clone());
+    let mut listener = PgListener::connect_with(&own).await?;
+    listener.eager_reconnect(false);
+    let channels = listener.listen_all([CHANNEL, SHARES_CHANNEL]);
+    limited(ANSWER_MAX, async { Ok(channels.await?) }).await?;
+    // What happened before LISTEN took effect, or while the connection was lost, is unknown.
+    signal.send_modify(|count| *count += 1);
+    shares.send_modify(|count| *count += 1);
     loop {
-        // What happened before LISTEN took effect, or while the connection was lost, is unknown.
-        signal.send_modify(|count| *count += 1);
-        while listener.try_recv().await?.is_some() {
-            signal.send_modify(|count| *count += 1);
+        match tokio::time::timeout(QUIET_MAX, listener.try_recv()).await {
+            Ok(Ok(Some(notification))) => {
+                let woken = match notification.channel() {
+                    SHARES_CHANNEL => shares,
+                    _ => signal,
+                };
+                woken.send_modify(|count| *count += 1);
+            }
+            Ok(Ok(None)) => return Ok(()),
+            Ok(Err(error)) => return Err(error.into()),
+            Err(_) => {
+                let ping = sqlx::query("-- ping\nSELECT 1").execute(&mut listener);
+                limited(ANSWER_MAX, async { Ok(ping.await?) }).await?;
+            }
         }
     }
 }

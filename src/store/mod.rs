@@ -2,6 +2,7 @@
 //!
 //! Its methods are spread over one file a noun. It knows nothing of HTTP or of model servers.
 
+mod audit;
 mod backlog;
 mod batches;
 mod chunks;
@@ -17,13 +18,15 @@ mod migrate;
 mod purge;
 mod replicas;
 mod segments;
+mod shares;
 mod units;
 mod uploads;
 
+pub use audit::{AuditSettings, Audited, Tell, Told};
 pub use backlog::Backlog;
 pub use batches::{Batch, BatchRow, Cancel, NewBatch};
 pub use chunks::{Piece, StoredChunk};
-pub use engine::{Engine, Store};
+pub use engine::{Engine, OpenOptions, Store};
 pub use error::{Error, Result};
 pub use files::{Order, Page, StoredFile};
 pub use flush::{FlushReply, Tally, UnitFlush};
@@ -31,6 +34,8 @@ pub use idempotency::{Claim, Claimed, Remembered};
 pub use keys::ApiKey;
 pub use lifecycle::{Input, Unvalidated};
 pub use purge::Purged;
+pub use replicas::{Incumbent, Replica};
 pub use segments::SegmentTable;
+pub use shares::{GateRow, ShareBook, ShareEntry};
 pub use units::LeasedUnit;
 pub use uploads::{NewUpload, PublishedUpload};

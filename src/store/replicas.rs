@@ -4,62 +4,205 @@
 use sqlx::AssertSqlSafe;
 
 use super::backlog::add_waiting;
-use super::engine::{on, within};
-use super::units::tally;
-use super::{Result, Store};
+use super::engine::{Tx, on, within};
+use super::shares::forget_holder;
+use super::units::{keep, tally};
+use super::{Error, Result, Store};
+use crate::domain::unit::UnitKey;
+
+/// An incarnation of a process that works on this store.
+#[derive(Clone, Debug)]
+pub struct Replica {
+    /// Random: names this incarnation and no other, ever.
+    pub token: String,
+    /// For people, and for a process that is started again. No two replicas have the same.
+    pub name: String,
+    /// How long its lease lasts from a renewal, and how often it renews it, in milliseconds.
+    pub lease_ms: i64,
+    pub beat_ms: i64,
+}
+
+/// Who has a name already.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Incumbent {
+    pub token: String,
+    /// How often it renews its lease, if it lives.
+    pub beat_ms: i64,
+    /// The database's time: it moves with every renewal.
+    pub lease_until: i64,
+}
 
 impl Store {
-    /// Registers an incarnation of this process, with a lease from now on.
+    /// Registers an incarnation of a process, with a lease from now on. A dead incarnation of its
+    /// name makes way, and what that held waits again at once: one whose lease has run out, or
+    /// that is known to be `dead`, because it has not renewed its lease since. One that may live
+    /// comes back, and nothing is changed.
     ///
     /// # Errors
     /// When the database fails.
-    pub async fn join(&self, token: &str, name: &str, lease_ms: i64) -> Result<()> {
-        let sql = format!(
-            "-- join
-             INSERT INTO replicas (token, name, started_at, lease_until)
-             VALUES ($1, $2, $3, {} + $4)",
-            self.engine().now_ms()
-        );
-        on!(self.writer(), c => {
-            sqlx::query(AssertSqlSafe(sql))
-                .bind(token)
-                .bind(name)
-                .bind(self.now_ms())
-                .bind(lease_ms)
-                .execute(c)
-                .await?;
-        });
-        Ok(())
+    pub async fn join(
+        &self,
+        replica: &Replica,
+        dead: Option<&Incumbent>,
+    ) -> Result<Option<Incumbent>> {
+        let mut tx = self.begin().await?;
+        let incumbent = self.enter(&mut tx, replica, dead).await?;
+        tx.commit().await?;
+        Ok(incumbent)
     }
 
-    /// Renews a lease. False if the incarnation is unknown: it was silent for too long, others
-    /// have taken its units, and what it still holds is not its own any more.
+    async fn enter(
+        &self,
+        tx: &mut Tx,
+        replica: &Replica,
+        dead: Option<&Incumbent>,
+    ) -> Result<Option<Incumbent>> {
+        let now = self.engine().now_ms();
+        let insert = format!(
+            "-- join
+             INSERT INTO replicas (token, name, started_at, beat_ms, lease_until)
+             VALUES ($1, $2, $3, $4, {now} + $5) ON CONFLICT DO NOTHING"
+        );
+        // Once more for who comes at the same time under the same name.
+        for _ in 0..2 {
+            if let Some((incumbent, has_lapsed)) = self.incumbent(tx, replica).await? {
+                if !has_lapsed && dead != Some(&incumbent) {
+                    return Ok(Some(incumbent));
+                }
+                within!(&mut *tx, c => {
+                    sqlx::query("-- join_after\nDELETE FROM replicas WHERE token = $1")
+                        .bind(&incumbent.token)
+                        .execute(c)
+                        .await?;
+                });
+                let taken: Vec<(String, i64)> = within!(&mut *tx, c => {
+                    sqlx::query_as(AssertSqlSafe(format!(
+                        "-- join_take_over\n{ORPHAN} AND owner = $1 {ORPHANED}"
+                    )))
+                    .bind(&incumbent.token)
+                    .fetch_all(c)
+                    .await?
+                });
+                add_orphans(tx, taken).await?;
+                // What is started again under its name is known to call nobody any more.
+                forget_holder(tx, &incumbent.token).await?;
+            }
+            let joined = within!(&mut *tx, c => {
+                sqlx::query(AssertSqlSafe(insert.clone()))
+                    .bind(&replica.token)
+                    .bind(&replica.name)
+                    .bind(self.now_ms())
+                    .bind(replica.beat_ms)
+                    .bind(replica.lease_ms)
+                    .execute(c)
+                    .await?
+                    .rows_affected()
+            });
+            if joined == 1 {
+                return Ok(None);
+            }
+        }
+        Err(Error::Stale("the replica's name"))
+    }
+
+    /// Who else has a replica's name, and whether its lease has run out.
+    async fn incumbent(&self, tx: &mut Tx, replica: &Replica) -> Result<Option<(Incumbent, bool)>> {
+        let (now, lock) = (self.engine().now_ms(), self.engine().for_update());
+        let row: Option<(String, i64, i64, i64)> = within!(tx, c => {
+            sqlx::query_as(AssertSqlSafe(format!(
+                "-- incumbent
+                 SELECT token, beat_ms, lease_until, {now} FROM replicas
+                 WHERE name = $1 AND token <> $2 {lock}"
+            )))
+            .bind(&replica.name)
+            .bind(&replica.token)
+            .fetch_optional(c)
+            .await?
+        });
+        Ok(row.map(|(token, beat_ms, lease_until, now)| {
+            let incumbent = Incumbent {
+                token,
+                beat_ms,
+                lease_until,
+            };
+            (incumbent, lease_until < now)
+        }))
+    }
+
+    /// Renews a lease, even one that has run out while nobody took it over. False if the
+    /// incarnation is unknown: it was silent for too long, and others have put what it holds back
+    /// to waiting; then it is to come back by [`Store::rejoin`].
     ///
     /// # Errors
     /// When the database fails.
     pub async fn renew(&self, token: &str, lease_ms: i64) -> Result<bool> {
-        let sql = format!(
-            "-- renew\nUPDATE replicas SET lease_until = {} + $2 WHERE token = $1",
-            self.engine().now_ms()
-        );
+        let sql = renew_sql(self);
         let renewed = on!(self.writer(), c => {
             sqlx::query(AssertSqlSafe(sql)).bind(token).bind(lease_ms).execute(c).await?.rows_affected()
         });
         Ok(renewed == 1)
     }
 
-    /// Ends a lease politely; units that were not given back wait again at once.
+    /// Comes back after a silence, or where it is not known what came of the last renewal, as
+    /// the same incarnation: with a lease, and with those of the units in hand that nobody else
+    /// has leased meanwhile. Returns the others, which are not its own any more.
+    ///
+    /// # Errors
+    /// When the database fails. [`Error::Refused`] when another process has the name by now.
+    pub async fn rejoin(
+        &self,
+        replica: &Replica,
+        held: &[(UnitKey, i64)],
+    ) -> Result<Vec<(UnitKey, i64)>> {
+        let renew = renew_sql(self);
+        let mut tx = self.begin().await?;
+        let renewed = within!(&mut tx, c => {
+            sqlx::query(AssertSqlSafe(renew))
+                .bind(&replica.token)
+                .bind(replica.lease_ms)
+                .execute(c)
+                .await?
+                .rows_affected()
+        });
+        if renewed == 0 && self.enter(&mut tx, replica, None).await?.is_some() {
+            return Err(Error::Refused(format!(
+                "another process has joined as {:?}, the name of this one, which was silent for \
+                 too long",
+                replica.name
+            )));
+        }
+        let lost = keep(&mut tx, &replica.token, held).await?;
+        tx.commit().await?;
+        Ok(lost)
+    }
+
+    /// Ends a lease politely; units that were not given back wait again at once, and are not
+    /// counted as taken over.
     ///
     /// # Errors
     /// When the database fails; then others take over when the lease has run out.
     pub async fn leave(&self, token: &str) -> Result<()> {
-        on!(self.writer(), c => {
+        let mut tx = self.begin().await?;
+        let left: Vec<(String, i64)> = within!(&mut tx, c => {
             sqlx::query("-- leave\nDELETE FROM replicas WHERE token = $1")
                 .bind(token)
-                .execute(c)
+                .execute(&mut *c)
                 .await?;
+            sqlx::query_as(
+                "-- leave_units
+                 UPDATE units SET state = 'waiting', owner = NULL
+                 WHERE state = 'leased' AND owner = $1 RETURNING batch_id, model_no",
+            )
+            .bind(token)
+            .fetch_all(&mut *c)
+            .await?
         });
-        self.take_over().await.map(|_| ())
+        let units = add_orphans(&mut tx, left).await?;
+        tx.commit().await?;
+        if units > 0 {
+            self.wake();
+        }
+        Ok(())
     }
 
     /// Forgets every other incarnation, because nobody else can hold a lease: this process has
@@ -96,44 +239,40 @@ impl Store {
         Ok(())
     }
 
-    /// Puts units back to waiting whose owner's lease has run out. Returns how many.
+    /// Puts units back to waiting whose owner's lease has run out. Returns how many. Their last
+    /// owner stays noted: while nobody else leases them it may still write what it had finished.
     ///
     /// # Errors
     /// When the database fails; the next round goes on.
     pub async fn take_over(&self) -> Result<u64> {
-        let lapse = format!(
-            "-- take_over_lapse\nDELETE FROM replicas WHERE lease_until < {}",
-            self.engine().now_ms()
+        let now = self.engine().now_ms();
+        // From owner to owner along the index: as many steps as there are owners, not units.
+        let look = format!(
+            "-- take_over_look
+             WITH RECURSIVE owners(token) AS (
+                SELECT MIN(owner) FROM units WHERE state = 'leased'
+                UNION ALL
+                SELECT (SELECT MIN(owner) FROM units WHERE state = 'leased' AND owner > token)
+                FROM owners WHERE token IS NOT NULL)
+             SELECT CAST(1 AS BIGINT) FROM owners WHERE token IS NOT NULL AND token NOT IN
+                (SELECT token FROM replicas WHERE lease_until >= {now}) LIMIT 1"
         );
         let orphans: Option<(i64,)> = on!(self.reader(), c => {
-            sqlx::query_as(AssertSqlSafe(format!(
-                "-- take_over_look
-                 SELECT CAST(1 AS BIGINT) FROM units WHERE state = 'leased' AND owner NOT IN
-                    (SELECT token FROM replicas WHERE lease_until >= {}) LIMIT 1",
-                self.engine().now_ms()
-            )))
-            .fetch_optional(c)
-            .await?
+            sqlx::query_as(AssertSqlSafe(look)).fetch_optional(c).await?
         });
         if orphans.is_none() {
             return Ok(0);
         }
+        let lapse = format!("-- take_over_lapse\nDELETE FROM replicas WHERE lease_until < {now}");
+        let take = format!(
+            "-- take_over\n{ORPHAN} AND owner NOT IN (SELECT token FROM replicas) {ORPHANED}"
+        );
         let mut tx = self.begin().await?;
         let taken: Vec<(String, i64)> = within!(&mut tx, c => {
             sqlx::query(AssertSqlSafe(lapse)).execute(&mut *c).await?;
-            sqlx::query_as(
-                "-- take_over
-                 UPDATE units SET state = 'waiting', owner = NULL, takeovers = takeovers + 1
-                 WHERE state = 'leased' AND owner NOT IN (SELECT token FROM replicas)
-                 RETURNING batch_id, model_no",
-            )
-            .fetch_all(&mut *c)
-            .await?
+            sqlx::query_as(AssertSqlSafe(take)).fetch_all(&mut *c).await?
         });
-        let count = taken.len() as u64;
-        for ((batch_id, model_no), units) in tally(taken) {
-            add_waiting(&mut tx, &batch_id, model_no, units).await?;
-        }
+        let count = add_orphans(&mut tx, taken).await?;
         tx.commit().await?;
         if count > 0 {
             tracing::info!(
@@ -144,4 +283,26 @@ impl Store {
         }
         Ok(count)
     }
+}
+
+/// How units are taken from an owner that is gone. Who died with lines of a unit on their way may
+/// have died of them.
+const ORPHAN: &str = "UPDATE units SET state = 'waiting', takeovers = takeovers + begun,
+    crashes = CASE WHEN noted_line IS NULL THEN 0 ELSE crashes + begun END WHERE state = 'leased'";
+const ORPHANED: &str = "RETURNING batch_id, model_no";
+
+/// Counts units that wait again; returns how many there are.
+async fn add_orphans(tx: &mut Tx, units: Vec<(String, i64)>) -> Result<u64> {
+    let count = units.len() as u64;
+    for ((batch_id, model_no), units) in tally(units) {
+        add_waiting(tx, &batch_id, model_no, units).await?;
+    }
+    Ok(count)
+}
+
+fn renew_sql(store: &Store) -> String {
+    format!(
+        "-- renew\nUPDATE replicas SET lease_until = {} + $2 WHERE token = $1",
+        store.engine().now_ms()
+    )
 }

@@ -1,16 +1,20 @@
 //! Units: leased and given back.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, HashSet};
 
 use sqlx::{AssertSqlSafe, FromRow};
 
 use super::backlog::add_waiting;
-use super::engine::{on, typed_values, within};
+use super::engine::{Tx, on, typed_values, within};
 use super::{Result, Store};
 use crate::domain::unit::{Bitmap, UnitKey};
 
-/// Units given back in one transaction.
-const RELEASED_UNITS_MAX: usize = 500;
+/// Units named in one statement.
+const NAMED_UNITS_MAX: usize = 500;
+/// So many take-overs in a row without a flush, and a unit is suspected of killing its process.
+pub(super) const ALONE_AFTER: i64 = 3;
+/// How the store names a unit under one of its leases, in a list of values.
+const LEASE_TYPES: [&str; 4] = ["TEXT", "BIGINT", "BIGINT", "BIGINT"];
 
 /// A unit that this process holds: nobody else writes it while the epoch stands.
 #[derive(Clone, Debug)]
@@ -21,10 +25,24 @@ pub struct LeasedUnit {
     pub flush_no: i64,
     pub requests: i64,
     pub chunk_bytes: i64,
-    /// How often it was taken over from a process that died with it.
+    /// How often it was taken over from a process that died while lines of it may have been on
+    /// their way, without a flush in between.
     pub takeovers: i64,
+    /// Where it runs alone: the line that was on its way last.
+    pub noted_line: Option<i64>,
+    /// How many processes have died since that line was noted.
+    pub crashes: i64,
     /// What is done already: read by the statement that leases, never from segments.
     pub done: Bitmap,
+}
+
+impl LeasedUnit {
+    /// Whether one of its lines is suspected of killing the process: then they are sent one at a
+    /// time, with nothing else on its way, each noted before.
+    #[must_use]
+    pub fn runs_alone(&self) -> bool {
+        self.takeovers >= ALONE_AFTER
+    }
 }
 
 #[derive(FromRow)]
@@ -35,11 +53,14 @@ struct Row {
     requests: i64,
     chunk_bytes: i64,
     takeovers: i64,
+    noted_line: Option<i64>,
+    crashes: i64,
     done: Vec<u8>,
 }
 
 impl Store {
-    /// Leases up to `count` waiting units of one model in a batch, the first chunks first.
+    /// Leases up to `count` waiting units of one model in a batch, the first chunks first. None to
+    /// a replica that is not known any more: it has to come back first.
     ///
     /// # Errors
     /// When the database fails.
@@ -56,13 +77,15 @@ impl Store {
              WITH chosen AS MATERIALIZED (
                 SELECT chunk_no FROM units
                 WHERE batch_id = $1 AND model_no = $2 AND state = 'waiting'
+                    AND EXISTS (SELECT 1 FROM replicas WHERE token = $4)
                 ORDER BY chunk_no LIMIT $3 {})
-             UPDATE units SET state = 'leased', owner = $4, epoch = epoch + 1
+             UPDATE units SET state = 'leased', owner = $4, epoch = epoch + 1,
+                begun = CASE WHEN takeovers = 0 THEN 1 ELSE 0 END
              FROM chosen
              WHERE units.batch_id = $1 AND units.model_no = $2
                AND units.chunk_no = chosen.chunk_no AND units.state = 'waiting'
              RETURNING units.chunk_no, units.epoch, units.flush_no, units.requests,
-                units.chunk_bytes, units.takeovers, units.done",
+                units.chunk_bytes, units.takeovers, units.noted_line, units.crashes, units.done",
             self.engine().skip_locked()
         );
         let mut tx = self.begin().await?;
@@ -94,6 +117,8 @@ impl Store {
                 requests: row.requests,
                 chunk_bytes: row.chunk_bytes,
                 takeovers: row.takeovers,
+                noted_line: row.noted_line,
+                crashes: row.crashes,
                 done: Bitmap::from_bytes(row.done),
             })
             .collect())
@@ -104,29 +129,59 @@ impl Store {
     /// # Errors
     /// When the database fails.
     pub async fn leased_units(&self, owner: &str) -> Result<Vec<(UnitKey, i64)>> {
-        let rows: Vec<(String, i64, i64, i64)> = on!(self.reader(), c => {
-            sqlx::query_as(
-                "-- leased_units
-                 SELECT batch_id, chunk_no, model_no, epoch FROM units
-                 WHERE owner = $1 AND state = 'leased'",
-            )
-            .bind(owner)
-            .fetch_all(c)
-            .await?
+        let rows: Vec<LeaseRow> = on!(self.reader(), c => {
+            sqlx::query_as(LEASED_UNITS).bind(owner).fetch_all(c).await?
         });
-        Ok(rows
-            .into_iter()
-            .map(|(batch_id, chunk_no, model_no, epoch)| {
-                (
-                    UnitKey {
-                        batch_id,
-                        chunk_no,
-                        model_no,
-                    },
-                    epoch,
-                )
-            })
-            .collect())
+        Ok(rows.into_iter().map(into_lease).collect())
+    }
+
+    /// Takes units back that were taken over, but not leased by anybody since; returns those that
+    /// are not this owner's any more.
+    ///
+    /// # Errors
+    /// When the database fails.
+    pub async fn reclaim_units(
+        &self,
+        owner: &str,
+        units: &[(UnitKey, i64)],
+    ) -> Result<Vec<(UnitKey, i64)>> {
+        let mut tx = self.begin().await?;
+        let lost = keep(&mut tx, owner, units).await?;
+        tx.commit().await?;
+        Ok(lost)
+    }
+
+    /// Notes that lines of a unit are about to be sent, or this one alone. False if the unit is
+    /// not this owner's under that epoch any more: then they must not be.
+    ///
+    /// # Errors
+    /// When the database fails.
+    pub async fn note_sending(
+        &self,
+        owner: &str,
+        key: &UnitKey,
+        epoch: i64,
+        line: Option<u32>,
+    ) -> Result<bool> {
+        let noted = on!(self.writer(), c => {
+            sqlx::query(
+                "-- note_sending
+                 UPDATE units SET begun = 1, noted_line = $6,
+                    crashes = CASE WHEN noted_line = $6 THEN crashes ELSE 0 END
+                 WHERE batch_id = $1 AND chunk_no = $2 AND model_no = $3
+                    AND owner = $4 AND epoch = $5 AND state = 'leased'",
+            )
+            .bind(&key.batch_id)
+            .bind(key.chunk_no)
+            .bind(key.model_no)
+            .bind(owner)
+            .bind(epoch)
+            .bind(line.map(i64::from))
+            .execute(c)
+            .await?
+            .rows_affected()
+        });
+        Ok(noted == 1)
     }
 
     /// Gives units back to whoever leases them next. Those that are not this owner's under that
@@ -135,7 +190,7 @@ impl Store {
     /// # Errors
     /// When the database fails.
     pub async fn release_units(&self, owner: &str, units: &[(UnitKey, i64)]) -> Result<()> {
-        for units in units.chunks(RELEASED_UNITS_MAX) {
+        for units in units.chunks(NAMED_UNITS_MAX) {
             self.release_some(owner, units).await?;
         }
         if !units.is_empty() {
@@ -154,7 +209,7 @@ impl Store {
                AND units.model_no = v.model_no AND units.epoch = v.epoch
                AND units.owner = $1 AND units.state = 'leased'
              RETURNING units.batch_id, units.model_no",
-            typed_values(2, units.len(), &["TEXT", "BIGINT", "BIGINT", "BIGINT"])
+            typed_values(2, units.len(), &LEASE_TYPES)
         );
         let mut tx = self.begin().await?;
         let released: Vec<(String, i64)> = within!(&mut tx, c => {
@@ -169,6 +224,75 @@ impl Store {
         }
         tx.commit().await
     }
+}
+
+type LeaseRow = (String, i64, i64, i64);
+
+const LEASED_UNITS: &str = "-- leased_units
+    SELECT batch_id, chunk_no, model_no, epoch FROM units WHERE owner = $1 AND state = 'leased'";
+
+pub(super) fn into_lease((batch_id, chunk_no, model_no, epoch): LeaseRow) -> (UnitKey, i64) {
+    let key = UnitKey {
+        batch_id,
+        chunk_no,
+        model_no,
+    };
+    (key, epoch)
+}
+
+/// Reclaims what can be of these units; returns those that are not this owner's any more.
+pub(super) async fn keep(
+    tx: &mut Tx,
+    owner: &str,
+    units: &[(UnitKey, i64)],
+) -> Result<Vec<(UnitKey, i64)>> {
+    reclaim(tx, owner, units).await?;
+    let rows: Vec<LeaseRow> = within!(tx, c => {
+        sqlx::query_as(LEASED_UNITS).bind(owner).fetch_all(c).await?
+    });
+    let ours: HashSet<(UnitKey, i64)> = rows.into_iter().map(into_lease).collect();
+    let lost = units.iter().filter(|unit| !ours.contains(unit));
+    Ok(lost.cloned().collect())
+}
+
+/// Leases units again to their last owner, under the same epoch: they were taken over, but nobody
+/// has leased them since, so nobody else can have sent or written anything of them. The take-over
+/// does not count: their owner lives. Returns those that it took back.
+pub(super) async fn reclaim(
+    tx: &mut Tx,
+    owner: &str,
+    units: &[(UnitKey, i64)],
+) -> Result<HashSet<(UnitKey, i64)>> {
+    let mut reclaimed = HashSet::new();
+    for units in units.chunks(NAMED_UNITS_MAX) {
+        let sql = format!(
+            "-- reclaim_units
+             WITH v(batch_id, chunk_no, model_no, epoch) AS (VALUES {})
+             UPDATE units SET state = 'leased', takeovers = takeovers - begun,
+                crashes = CASE WHEN noted_line IS NULL THEN 0 ELSE crashes - begun END
+             FROM v
+             WHERE units.batch_id = v.batch_id AND units.chunk_no = v.chunk_no
+               AND units.model_no = v.model_no AND units.epoch = v.epoch
+               AND units.owner = $1 AND units.state = 'waiting'
+             RETURNING units.batch_id, units.chunk_no, units.model_no, units.epoch",
+            typed_values(2, units.len(), &LEASE_TYPES)
+        );
+        let rows: Vec<LeaseRow> = within!(&mut *tx, c => {
+            let mut query = sqlx::query_as(AssertSqlSafe(sql)).persistent(false).bind(owner);
+            for (key, epoch) in units {
+                query = query.bind(&key.batch_id).bind(key.chunk_no).bind(key.model_no).bind(epoch);
+            }
+            query.fetch_all(c).await?
+        });
+        reclaimed.extend(rows.into_iter().map(into_lease));
+    }
+    let backlogs = reclaimed
+        .iter()
+        .map(|(key, _)| (key.batch_id.clone(), key.model_no));
+    for ((batch_id, model_no), units) in tally(backlogs.collect()) {
+        add_waiting(tx, &batch_id, model_no, -units).await?;
+    }
+    Ok(reclaimed)
 }
 
 /// How many units of each batch and model there are, in the order in which backlog rows are

@@ -14,7 +14,7 @@ use crate::domain::file::{Kind, Purpose};
 use crate::domain::id;
 use crate::domain::unit::Bitmap;
 use crate::intake::Limits;
-use crate::store::{LeasedUnit, NewBatch, Store, StoredFile, Tally, UnitFlush};
+use crate::store::{LeasedUnit, NewBatch, Replica, Store, StoredFile, Tally, UnitFlush};
 
 pub const TENANT: &str = "tenant";
 pub const LIMITS: Limits = Limits {
@@ -117,7 +117,13 @@ impl TestStore {
         let unvalidated = store.unvalidated().await.unwrap().remove(0);
         let models = unvalidated.input.as_ref().unwrap().models.len();
         assert!(store.accept_batch(&unvalidated, None).await.unwrap());
-        store.join("me", "me", 60_000).await.unwrap();
+        let replica = Replica {
+            token: "me".to_owned(),
+            name: "me".to_owned(),
+            lease_ms: 60_000,
+            beat_ms: 1000,
+        };
+        store.join(&replica, None).await.unwrap();
         for model_no in 0..models {
             let model_no = i64::try_from(model_no).unwrap();
             for unit in store

@@ -1,5 +1,6 @@
 //! One attempt, and what its outcome does to the upstream that it was made at.
 
+use bytes::Bytes;
 use tokio::time::Instant;
 
 use super::budget::Charge;
@@ -8,6 +9,10 @@ use super::health::{Event, UpstreamState};
 use super::pool::{Permit, Pool, State};
 use super::retry::{self, Class};
 use super::{Answer, Call, Cause, CauseKind, Retry, Verdict};
+use crate::domain::json;
+
+/// How much of a body that is not JSON a line's error repeats.
+const EXCERPT_CHARS: usize = 100;
 
 /// What has come of taking in an event.
 struct Settled {
@@ -27,13 +32,20 @@ impl Pool {
             mut charge,
         } = call;
         let target = permit.target();
-        let body = match &target.edit {
-            Some(edit) => edit.apply(&body),
-            None => body,
-        };
+        let mut copy = None;
+        if let Some(splice) = target.edit.as_ref().and_then(|edit| edit.splice(&body)) {
+            // Of the answer's charge, not of one beside it: the two must not wait for each other.
+            charge.grow(splice.len()).await;
+            copy = Some(splice.copy());
+        }
+        let copied = copy.as_ref().map_or(0, Bytes::len);
+        let body = copy.unwrap_or(body);
         let upstream = &self.upstreams[target.upstream];
         match upstream.post(path, body, &mut charge).await {
-            Ok(received) => self.answered(permit, received, charge),
+            Ok(received) => {
+                charge.shrink_to(charge.bytes() - copied);
+                self.answered(permit, received, charge)
+            }
             Err(failure) => self.failed(permit, failure),
         }
     }
@@ -44,7 +56,10 @@ impl Pool {
             headers,
             body,
         } = received;
-        let class = retry::judge(status, &headers);
+        let judged = retry::judge(status, &headers);
+        // A page of a proxy, say, or of another server. No model answers so.
+        let is_garbled = judged == Class::Final && (200..300).contains(&status) && !is_json(&body);
+        let class = if is_garbled { Class::Transient } else { judged };
         let told = (class != Class::Final)
             .then(|| retry::told(&headers, retry::wall_clock(self.settings.clock.now_ms())))
             .flatten();
@@ -74,13 +89,19 @@ impl Pool {
         }
         answer.charge.yield_overdraft();
         let costs_attempt = class == Class::Transient;
+        let message = if is_garbled {
+            let body = excerpt(&answer.body);
+            format!("the model server answered {status} with a body that is not JSON: {body}")
+        } else {
+            format!("the model server answered {status}")
+        };
         Verdict::Retry(Retry {
             costs_attempt,
             cause: Cause {
                 kind: CauseKind::Unavailable,
-                message: format!("the model server answered {status}"),
+                message,
             },
-            answer: Some(answer),
+            answer: (!is_garbled).then_some(answer),
             upstream,
         })
     }
@@ -134,8 +155,12 @@ impl Pool {
             place.in_flight -= 1;
             (settled, std::mem::take(&mut place.starved))
         };
+        self.limits.landed();
         if matches!(event, Event::Limited(_)) {
             self.gate_closed.notify_one();
+            if self.lock().gates.have_news(Instant::now()) {
+                self.limits.poke();
+            }
         }
         if settled.was_or_is_closed {
             self.attention[upstream].notify_one();
@@ -222,5 +247,22 @@ impl Pool {
                 );
             }
         }
+    }
+}
+
+fn is_json(body: &[u8]) -> bool {
+    std::str::from_utf8(body).is_ok_and(json::is_valid)
+}
+
+/// The beginning of a body that nobody understands, for people.
+fn excerpt(body: &[u8]) -> String {
+    if body.is_empty() {
+        return "it is empty".to_owned();
+    }
+    // A character has at most four bytes.
+    let begin = String::from_utf8_lossy(&body[..body.len().min(EXCERPT_CHARS * 4)]);
+    match begin.char_indices().nth(EXCERPT_CHARS) {
+        Some((end, _)) => format!("{}…", &begin[..end]),
+        None => begin.into_owned(),
     }
 }

@@ -6,6 +6,7 @@ use std::time::Duration;
 
 use tokio::time::Instant;
 
+use super::pool::Pool;
 use super::retry::doubled;
 use crate::config;
 
@@ -15,6 +16,19 @@ pub(super) type GateKey = (usize, Arc<str>);
 /// More gates than this are not remembered once they have long been open.
 const GATES_MAX: usize = 1024;
 const FORGOTTEN_AFTER: Duration = Duration::from_mins(10);
+/// A gate that is closed for longer, or for so much longer than they know, is told to the other
+/// processes.
+const WORTH_TELLING: Duration = Duration::from_secs(1);
+
+/// A gate as processes tell each other of it.
+#[derive(Clone, Debug)]
+pub struct ClosedGate {
+    /// The upstream's name.
+    pub upstream: String,
+    /// What that upstream calls the model.
+    pub model: String,
+    pub opens: Instant,
+}
 
 /// The gates that a 429 has closed and no success has taken away since.
 #[derive(Debug, Default)]
@@ -25,6 +39,8 @@ struct Gate {
     opens: Instant,
     /// 429s in a row, those that came together counted once.
     strikes: u32,
+    /// Until when the other processes believe it to be closed.
+    told: Option<Instant>,
 }
 
 impl Gates {
@@ -53,6 +69,7 @@ impl Gates {
         let gate = self.0.entry(key.clone()).or_insert(Gate {
             opens: begun,
             strikes: 0,
+            told: None,
         });
         // Calls that were under way when the gate closed say nothing new, unless the server does.
         let is_news = begun >= gate.opens;
@@ -74,10 +91,60 @@ impl Gates {
         }
     }
 
+    /// The gates that the other processes should know of.
+    fn to_tell(&self, now: Instant) -> impl Iterator<Item = (&GateKey, Instant)> {
+        let gates = self.0.iter().filter(move |(_, gate)| {
+            let known = gate.told.map_or(now, |told| told.max(now));
+            gate.opens > known + WORTH_TELLING
+        });
+        gates.map(|(key, gate)| (key, gate.opens))
+    }
+
+    pub(super) fn have_news(&self, now: Instant) -> bool {
+        self.to_tell(now).next().is_some()
+    }
+
+    /// The others believe that the gate is closed until then; so it is, at least.
+    fn known(&mut self, key: &GateKey, opens: Instant) {
+        let gate = self.0.entry(key.clone()).or_insert(Gate {
+            opens,
+            strikes: 0,
+            told: None,
+        });
+        gate.opens = gate.opens.max(opens);
+        gate.told = gate.told.max(Some(opens));
+    }
+
     /// When the next of the closed gates opens.
     pub(super) fn next_opening(&self, now: Instant) -> Option<Instant> {
         let closed = self.0.values().filter(|gate| gate.opens > now);
         closed.map(|gate| gate.opens).min()
+    }
+}
+
+impl Pool {
+    /// Gates that stay closed for a while, which other processes do not know yet.
+    #[must_use]
+    pub fn gates_to_tell(&self) -> Vec<ClosedGate> {
+        let state = self.lock();
+        let gates = state.gates.to_tell(Instant::now());
+        let told = gates.map(|((upstream, model), opens)| ClosedGate {
+            upstream: self.upstreams[*upstream].name.clone(),
+            model: model.to_string(),
+            opens,
+        });
+        told.collect()
+    }
+
+    /// Takes in what processes have told each other of a gate. An upstream that is not known here
+    /// is passed over.
+    pub fn know_gate(&self, gate: &ClosedGate) {
+        let named = |upstream: &super::client::Upstream| upstream.name == gate.upstream;
+        if let Some(upstream) = self.upstreams.iter().position(named) {
+            let key = (upstream, gate.model.as_str().into());
+            self.lock().gates.known(&key, gate.opens);
+            self.gate_closed.notify_one();
+        }
     }
 }
 

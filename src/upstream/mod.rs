@@ -12,6 +12,7 @@ mod client;
 mod discovery;
 mod gate;
 mod health;
+mod limits;
 mod pool;
 mod provider;
 mod retry;
@@ -23,7 +24,9 @@ mod tests;
 use bytes::Bytes;
 
 pub use budget::{Budget, Charge};
+pub use gate::ClosedGate;
 pub use health::{Pace, UpstreamState};
+pub use limits::Limits;
 pub use pool::{Acquired, Permit, Pool, PoolSettings, UpstreamStatus};
 pub use retry::backoff;
 pub use routes::{LaneId, Routes};

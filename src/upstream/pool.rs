@@ -10,6 +10,7 @@ use super::budget::Budget;
 use super::client::Upstream;
 use super::gate::Gates;
 use super::health::{Health, Pace, UpstreamState};
+use super::limits::Limits;
 use super::routes::{Routes, Routing, Target};
 use super::{BuildError, ModelInfo};
 use crate::config::{self, Config};
@@ -41,6 +42,7 @@ pub struct Pool {
     created_ms: i64,
     pub(super) retry: config::Retry,
     budget: Arc<Budget>,
+    pub(super) limits: Limits,
     state: Mutex<State>,
 }
 
@@ -127,6 +129,7 @@ impl Pool {
             created_ms: settings.clock.now_ms(),
             retry: config.retry.clone(),
             budget: Budget::new(config.limits.max_in_flight_bytes),
+            limits: Limits::new(config),
             state: Mutex::new(State {
                 places: upstreams.iter().map(place).collect(),
                 gates: Gates::default(),
@@ -157,6 +160,19 @@ impl Pool {
         &self.budget
     }
 
+    /// How many calls at once there may be.
+    #[must_use]
+    pub fn limits(&self) -> &Limits {
+        &self.limits
+    }
+
+    /// Calls in flight, by upstream.
+    #[must_use]
+    pub fn in_flight(&self) -> Vec<usize> {
+        let state = self.lock();
+        state.places.iter().map(|place| place.in_flight).collect()
+    }
+
     /// Woken when a place was freed at a full upstream, a gate has opened, an upstream came back
     /// or may be tried, or models have changed: time to look again. For one listener; a wake-up
     /// that finds nobody waiting is kept.
@@ -185,12 +201,28 @@ impl Pool {
     /// upstream that is down.
     #[must_use]
     pub fn may_take(&self, routes: &Routes) -> bool {
+        self.any_open(routes, |_| true)
+    }
+
+    /// Whether this process may have calls in flight there: at an upstream that is open, be it
+    /// full.
+    #[must_use]
+    pub fn has_share(&self, routes: &Routes) -> bool {
+        self.limits.lane(routes.lane) > 0
+            && self.any_open(routes, |target| self.limits.share(target.upstream) > 0)
+    }
+
+    /// Whether others have the whole limit, of the model or of every upstream that is open.
+    #[must_use]
+    pub fn lacks_share(&self, routes: &Routes) -> bool {
+        self.may_take(routes) && !self.has_share(routes)
+    }
+
+    fn any_open(&self, routes: &Routes, holds: impl Fn(&Target) -> bool) -> bool {
         let now = Instant::now();
         let state = self.lock();
-        routes
-            .targets
-            .iter()
-            .any(|target| state.is_open(target, now))
+        let mut targets = routes.targets.iter();
+        targets.any(|target| state.is_open(target, now) && holds(target))
     }
 
     /// A free place at the best open target, or why not. Never blocks. `avoid`: the upstream of
@@ -202,7 +234,7 @@ impl Pool {
         let chosen = balance::choose(routes.targets.len(), turn, |index| {
             let target = &routes.targets[index];
             let place = &state.places[target.upstream];
-            let has_room = place.in_flight < self.upstreams[target.upstream].concurrency;
+            let has_room = place.in_flight < self.limits.share(target.upstream);
             (has_room && state.is_open(target, now)).then_some(Load {
                 avoid: avoid == Some(target.upstream),
                 in_flight: place.in_flight,
@@ -294,6 +326,7 @@ impl Drop for Permit {
         let is_up = place.health.state() == UpstreamState::Up;
         let wanted = std::mem::take(&mut place.starved);
         drop(state);
+        self.pool.limits.landed();
         if wanted || !is_up {
             self.pool.changed.notify_one();
         }

@@ -20,8 +20,6 @@ pub struct LaneId(pub usize);
 #[derive(Debug)]
 pub struct Routes {
     pub lane: LaneId,
-    /// Calls at once over all models of the lane.
-    pub lane_limit: usize,
     pub(super) targets: Box<[Target]>,
 }
 
@@ -59,7 +57,6 @@ struct Known {
 #[derive(Debug)]
 struct Entry {
     lane: LaneId,
-    lane_limit: usize,
     routes: Vec<Route>,
 }
 
@@ -69,6 +66,13 @@ struct Route {
     weight: u32,
     rename: Option<Arc<str>>,
     edit: Option<Arc<Edit>>,
+}
+
+impl Routes {
+    /// The upstreams that it goes to, by their index.
+    pub fn upstreams(&self) -> impl Iterator<Item = usize> {
+        self.targets.iter().map(|target| target.upstream)
+    }
 }
 
 impl Routing {
@@ -208,12 +212,7 @@ impl Entry {
                 edit: edit.map(Arc::new),
             });
         }
-        let allowed = lane_limit(&routes, upstreams);
-        Ok(Self {
-            lane,
-            lane_limit: model.concurrency.unwrap_or(allowed),
-            routes,
-        })
+        Ok(Self { lane, routes })
     }
 
     fn of_all(upstreams: &[config::Upstream]) -> Self {
@@ -223,11 +222,9 @@ impl Entry {
             rename: None,
             edit: None,
         };
-        let routes: Vec<_> = (0..upstreams.len()).map(route).collect();
         Self {
             lane: LaneId(0),
-            lane_limit: lane_limit(&routes, upstreams),
-            routes,
+            routes: (0..upstreams.len()).map(route).collect(),
         }
     }
 
@@ -244,19 +241,7 @@ impl Entry {
         });
         Routes {
             lane: self.lane,
-            lane_limit: self.lane_limit,
             targets: targets.collect(),
         }
     }
-}
-
-/// What the upstreams of some routes allow together.
-fn lane_limit(routes: &[Route], upstreams: &[config::Upstream]) -> usize {
-    let mut indices: Vec<_> = routes.iter().map(|route| route.upstream).collect();
-    indices.sort_unstable();
-    indices.dedup();
-    let limits = indices
-        .into_iter()
-        .map(|index| upstreams[index].concurrency);
-    limits.fold(0, usize::saturating_add)
 }

@@ -4,7 +4,10 @@
 //! in flight, and a slot that finds nothing to send ends. Choosing the next line, with a permit of
 //! its model and of an upstream, is one step under one short lock; nothing waits while holding it.
 
+mod care;
 mod choose;
+mod demand;
+mod hold;
 mod state;
 
 use std::collections::{BTreeSet, BinaryHeap, HashMap, VecDeque};
@@ -18,14 +21,15 @@ use tokio::sync::Notify;
 use tokio_util::sync::CancellationToken;
 
 use super::Settings;
-use super::held::{HeldUnit, OpenLine};
+use super::held::{Care, HeldUnit, OpenLine};
 use super::inbox::{Finished, Inbox};
 use super::lease::Lease;
 use super::line::{self, Attempt, Job, Pending};
+use super::uptime::Uptime;
 use crate::config;
 use crate::domain::batch::Ending;
 use crate::domain::clock::Clock;
-use crate::domain::unit::UnitKey;
+use crate::store::Store;
 use crate::upstream::{LaneId, Pool, Retry, backoff};
 use state::{Entry, State, Waiting};
 
@@ -37,9 +41,12 @@ const AGAIN_AT_ONCE: Duration = Duration::from_millis(50);
 
 pub(super) struct Dispatch {
     state: Mutex<State>,
+    store: Store,
     pool: Arc<Pool>,
     inbox: Arc<Inbox>,
     lease: Arc<Lease>,
+    /// Until when the shares of limits are this process's; `None` before any is granted.
+    shares_until: Mutex<Option<Uptime>>,
     clock: Clock,
     retry: config::Retry,
     settle: Duration,
@@ -69,6 +76,7 @@ pub(super) struct InHand {
 
 impl Dispatch {
     pub(super) fn new(
+        store: Store,
         pool: Arc<Pool>,
         inbox: Arc<Inbox>,
         lease: Arc<Lease>,
@@ -77,9 +85,11 @@ impl Dispatch {
     ) -> Arc<Dispatch> {
         Arc::new(Dispatch {
             state: Mutex::default(),
+            store,
             pool,
             inbox,
             lease,
+            shares_until: Mutex::new(None),
             clock,
             retry: settings.retry.clone(),
             settle: settings.worker.settle_timeout,
@@ -99,28 +109,6 @@ impl Dispatch {
         self.next_id.fetch_add(1, Ordering::Relaxed)
     }
 
-    /// Notes that a unit is leased, before its text is read.
-    pub(super) fn note_leased(&self, key: &UnitKey, epoch: i64) {
-        self.lock().held.insert(key.clone(), epoch);
-    }
-
-    /// Forgets a unit whose last flush is written, or that is somebody else's.
-    pub(super) fn forget(&self, key: &UnitKey, epoch: i64) {
-        let mut state = self.lock();
-        if state.held.get(key) == Some(&epoch) {
-            state.held.remove(key);
-        }
-    }
-
-    /// Units that the store says are ours under these epochs, but that nobody here holds.
-    pub(super) fn not_held(&self, leased: Vec<(UnitKey, i64)>) -> Vec<(UnitKey, i64)> {
-        let state = self.lock();
-        leased
-            .into_iter()
-            .filter(|(key, epoch)| state.held.get(key) != Some(epoch))
-            .collect()
-    }
-
     /// Takes a unit's lines in hand; slots begin to send them.
     pub(super) fn add(&self, unit: HeldUnit, lines: Vec<OpenLine>) {
         let unit = Arc::new(unit);
@@ -134,13 +122,12 @@ impl Dispatch {
             })
             .collect();
         let mut state = self.lock();
-        let lane = unit.routes.as_ref().map(|routes| routes.lane);
-        if let Some(routes) = &unit.routes {
-            let lane = state.lanes.entry(routes.lane).or_default();
-            lane.limit = routes.lane_limit;
-            lane.ready += ready.len();
+        if state.held.get(&unit.key) != Some(&unit.epoch) {
+            // Lost while its text was read.
+            return;
         }
-        let entry = Entry {
+        let lane = unit.routes.as_ref().map(|routes| routes.lane);
+        let mut entry = Entry {
             unit: unit.clone(),
             lane,
             ready,
@@ -149,8 +136,16 @@ impl Dispatch {
             ending: None,
             settle_by: None,
         };
+        let crashed = entry.take_care();
+        if let Some(routes) = &unit.routes {
+            let lane = state.lanes.entry(routes.lane).or_default();
+            lane.limit = self.pool.limits().lane(routes.lane);
+            lane.ready += entry.ready.len();
+        }
         state.entries.insert(unit.id, entry);
+        state.remove_if_spent(unit.id);
         drop(state);
+        self.inbox.push(crashed);
         self.pump.notify_one();
     }
 
@@ -169,36 +164,16 @@ impl Dispatch {
         self.pump.notify_one();
     }
 
-    /// A unit is somebody else's now: nothing of it is sent or written any more.
-    pub(super) fn lose(&self, unit: &HeldUnit) {
-        unit.cut.cancel();
-        let mut state = self.lock();
-        state.remove(unit.id);
-        drop(state);
-        self.forget(&unit.key, unit.epoch);
-    }
-
-    /// All units are somebody else's now.
-    pub(super) fn lose_all(&self) {
-        self.drop_all();
-    }
-
-    /// Lets go of all units; returns those that the store says are ours.
-    pub(super) fn drop_all(&self) -> Vec<(UnitKey, i64)> {
-        let mut state = self.lock();
-        let ids: Vec<u64> = state.entries.keys().copied().collect();
-        for id in ids {
-            if let Some(entry) = state.remove(id) {
-                entry.unit.cut.cancel();
-            }
-        }
-        state.held.drain().collect()
-    }
-
     /// Sends nothing new from now on.
     pub(super) fn close(&self) {
         self.lock().closed = true;
         self.idle.notify_waiters();
+        self.pool.limits().poke();
+    }
+
+    /// Whether nothing new is sent any more.
+    pub(super) fn is_closed(&self) -> bool {
+        self.lock().closed
     }
 
     /// Cuts all calls in flight.
@@ -274,53 +249,25 @@ impl Dispatch {
         }
     }
 
-    /// Lets go of units that no upstream takes at present and of which nothing is on its way, so
-    /// that others can use their part of the budget. Returns them, to be given back.
-    pub(super) fn shed(&self) -> Vec<(UnitKey, i64)> {
-        let mut state = self.lock();
-        let idle = |entry: &&Entry| {
-            let unwritten = entry
-                .unit
-                .durable
-                .lock()
-                .unwrap_or_else(PoisonError::into_inner)
-                .open
-                - entry.ready.len()
-                - entry.waiting.len();
-            entry.ending.is_none()
-                && unwritten == 0
-                && entry
-                    .unit
-                    .routes
-                    .as_ref()
-                    .is_some_and(|routes| !self.pool.may_take(routes))
-        };
-        let ids: Vec<u64> = state
-            .entries
-            .values()
-            .filter(idle)
-            .map(|e| e.unit.id)
-            .collect();
-        let mut shed = Vec::with_capacity(ids.len());
-        for id in ids {
-            if let Some(entry) = state.remove(id) {
-                state.held.remove(&entry.unit.key);
-                shed.push((entry.unit.key.clone(), entry.unit.epoch));
-            }
-        }
-        shed
-    }
-
     /// One slot: sends lines until there is none to send.
     async fn slot(self: Arc<Self>, mut job: Job) {
         loop {
-            let attempt = AssertUnwindSafe(line::attempt(&self.pool, &mut job)).catch_unwind();
+            let attempt = AssertUnwindSafe(self.attempt(&mut job)).catch_unwind();
             // A line that makes the code panic ends alone, and takes no permit with it.
             let attempt = attempt.await.unwrap_or(Attempt::Unreadable);
             match self.settle(job, attempt) {
                 Some(next) => job = next,
                 None => return,
             }
+        }
+    }
+
+    async fn attempt(&self, job: &mut Job) -> Attempt {
+        // Looked at once more right before the line is sent: the process may have stood still.
+        if self.note(&job.unit, &job.pending).await && self.may_send() {
+            line::attempt(&self.pool, job).await
+        } else {
+            Attempt::Cut
         }
     }
 
@@ -343,6 +290,7 @@ impl Dispatch {
 
         let mut state = self.lock();
         state.landed(&unit, finished.is_some());
+        self.pool.limits().landed();
         let mut of_ended_unit = Vec::new();
         match (&finished, state.entries.get_mut(&unit.id)) {
             // The unit was lost, or is being given back: this line is not ours any more.
@@ -361,6 +309,10 @@ impl Dispatch {
             }
         }
         state.remove_if_spent(unit.id);
+        if matches!(unit.care, Care::Alone { .. }) {
+            // Others may have waited for it.
+            self.pump.notify_one();
+        }
         let next = self.choose(&mut state, Instant::now());
         // Before the lock is given back: whoever sees that nothing is in flight finds it there.
         self.inbox.push(finished.into_iter().chain(of_ended_unit));

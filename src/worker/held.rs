@@ -52,8 +52,41 @@ pub(super) struct HeldUnit {
     pub cut: CancellationToken,
     /// What the store knows. Only the flusher looks at it.
     pub durable: Mutex<Durable>,
+    pub care: Care,
+    /// What was noted last, under this lease, before it was sent: a line, or any.
+    pub noted: tokio::sync::Mutex<Option<Option<u32>>>,
     /// The text's part of the budget.
     _charge: Option<Charge>,
+}
+
+/// What is noted in the store before lines are sent, so that one that kills its process is found.
+#[derive(Clone, Copy, Debug)]
+pub(super) enum Care {
+    /// Nothing: no process has died with the unit, or it has got on since.
+    Usual,
+    /// That lines are sent at all: so that the unit is not suspected if this process dies first.
+    Begin,
+    /// Each line, and then nothing else is sent until it is back: the unit is suspected.
+    Alone {
+        /// The line noted last, and how many processes have died since.
+        noted: Option<i64>,
+        crashes: i64,
+    },
+}
+
+impl Care {
+    fn of(leased: &LeasedUnit) -> Self {
+        if leased.runs_alone() {
+            Care::Alone {
+                noted: leased.noted_line,
+                crashes: leased.crashes,
+            }
+        } else if leased.takeovers > 0 {
+            Care::Begin
+        } else {
+            Care::Usual
+        }
+    }
 }
 
 pub(super) struct Durable {
@@ -84,6 +117,7 @@ impl HeldUnit {
         let text = Bytes::from(text);
         let mut lines = lines_of_model(&text, model, leased.requests);
         lines.retain(|line| !leased.done.contains(line.index));
+        let care = Care::of(&leased);
         let durable = Mutex::new(Durable {
             flush_no: leased.flush_no,
             done: leased.done,
@@ -98,6 +132,8 @@ impl HeldUnit {
             text,
             cut: CancellationToken::new(),
             durable,
+            care,
+            noted: tokio::sync::Mutex::default(),
             _charge: charge,
         };
         (unit, lines)

@@ -125,6 +125,11 @@ pub(super) fn unreadable(unit: &Arc<HeldUnit>, line: &OpenLine) -> Finished {
     )
 }
 
+/// A line that is not sent again, because processes died of it.
+pub(super) fn crashed(unit: &Arc<HeldUnit>, line: &OpenLine) -> Finished {
+    failed(unit, line, ErrorCode::RequestCrashed, outcome::CRASHED)
+}
+
 /// A line that will not run any more, because its batch is ended.
 pub(super) fn ended(unit: &Arc<HeldUnit>, line: &OpenLine, ending: Ending) -> Finished {
     let (code, message) = match ending {

@@ -13,7 +13,9 @@ mod inbox;
 mod lease;
 mod line;
 mod retain;
+mod shares;
 mod supply;
+mod uptime;
 mod validate;
 mod windows;
 
@@ -41,8 +43,7 @@ const LAST_WRITES: Duration = Duration::from_secs(5);
 pub struct Settings {
     pub retry: config::Retry,
     pub worker: config::Worker,
-    /// This replica's name, for people.
-    pub name: String,
+    pub retention: config::Retention,
     /// Requests that a batch may have.
     pub max_requests: u64,
     /// Nobody else can hold a lease on this store: whatever is leased was left by a dead process.
@@ -55,6 +56,8 @@ pub struct Worker {
     dispatch: Arc<Dispatch>,
     flusher: Arc<Flusher>,
     lease: Arc<Lease>,
+    /// Under which name it holds shares of limits, where there are others to share with.
+    shares_as: Option<Arc<str>>,
     running: Arc<AtomicBool>,
     grace: Duration,
     tasks: JoinSet<&'static str>,
@@ -78,6 +81,7 @@ impl Worker {
         let lease = Arc::new(Lease::join(&store, &settings).await?);
         let inbox = Arc::new(Inbox::default());
         let dispatch = Dispatch::new(
+            store.clone(),
             pool.clone(),
             inbox.clone(),
             lease.clone(),
@@ -99,6 +103,19 @@ impl Worker {
             dispatch.clone(),
             stop.clone(),
         ));
+        // Where others cannot be, or nothing is called, there is nothing to share.
+        let shares_limits = !settings.exclusive && pool.limits().all().next().is_some();
+        let shares_as = shares_limits.then(|| lease.token());
+        if let Some(token) = &shares_as {
+            let shares = shares::Shares::new(
+                store.clone(),
+                pool.clone(),
+                dispatch.clone(),
+                token.clone(),
+                &settings,
+            );
+            tasks.spawn(shares::run(shares, stop.clone()));
+        }
         tasks.spawn(flush::run(flusher.clone(), stop.clone()));
         tasks.spawn(dispatch::run(dispatch.clone(), stop.clone()));
         tasks.spawn(supply::run(
@@ -131,6 +148,7 @@ impl Worker {
         let retain = retain::Retain {
             store: store.clone(),
             clock,
+            grace: settings.retention.grace,
         };
         tasks.spawn(duty::run(retain, store.clone(), quiet.clone()));
         {
@@ -147,6 +165,7 @@ impl Worker {
             dispatch,
             flusher,
             lease,
+            shares_as,
             running,
             grace,
             tasks,
@@ -211,6 +230,10 @@ impl Worker {
         self.store
             .release_units(&token, &self.dispatch.drop_all())
             .await?;
-        self.store.leave(&token).await
+        self.store.leave(&token).await?;
+        match &self.shares_as {
+            Some(token) => self.store.forget_shares(token).await,
+            None => Ok(()),
+        }
     }
 }

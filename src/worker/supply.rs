@@ -36,8 +36,8 @@ const UNITS_A_LEASE: usize = 8;
 const ENDED_UNITS: i64 = 8;
 /// No more of them are read while so many lines wait to be written.
 const INBOX_LINES_MAX: usize = 8_192;
-/// How often what the store says is ours is compared with what is in hand.
-const COMPARE_EVERY: Duration = Duration::from_secs(5);
+/// How often in a lease's term what the store says is ours is compared with what is in hand.
+const COMPARISONS_A_TERM: u32 = 2;
 
 /// Units of one model in one batch that could be leased.
 struct Offer {
@@ -89,17 +89,15 @@ impl Supply {
 
     /// One look: reads what is leased, then leases what is missing.
     async fn round(&mut self) -> store::Result<()> {
-        self.compare().await?;
         let in_hand = self.dispatch.in_hand();
         self.measure(&in_hand);
         self.end_batches(&in_hand).await?;
         if !self.lease.holds() {
             return Ok(());
         }
+        self.compare().await?;
         self.texts.read().await?;
-        if self.texts.wait() {
-            self.shed().await?;
-        }
+        self.shed().await?;
         let backlog = self.store.backlog().await?;
         let (ended, live): (Vec<_>, Vec<_>) =
             backlog.into_iter().partition(|row| row.ending().is_some());
@@ -115,7 +113,7 @@ impl Supply {
             offers.rotate_left(self.turn);
         }
         for (lane, offers) in offers {
-            let lines = self.wanted(lane, offers.first().map_or(0, |o| o.routes.lane_limit));
+            let lines = self.wanted(lane, self.pool.limits().lane(lane));
             wanted.insert(lane, lines);
             self.fill(lane, lanes, lines, offers, &in_hand).await?;
         }
@@ -127,6 +125,7 @@ impl Supply {
     /// or for replicas that see it otherwise.
     fn offers(&mut self, backlog: Vec<Backlog>) -> BTreeMap<LaneId, Vec<Offer>> {
         let mut offers: BTreeMap<LaneId, Vec<Offer>> = BTreeMap::new();
+        let mut open: Vec<Arc<Routes>> = Vec::new();
         for row in backlog {
             if row.stage.status != Status::InProgress {
                 continue;
@@ -136,13 +135,21 @@ impl Supply {
                 continue;
             };
             self.unserved.remove(&row.model);
-            if self.pool.may_take(&routes) {
+            if !self.pool.may_take(&routes) {
+                continue;
+            }
+            if !open.iter().any(|other| Arc::ptr_eq(other, &routes)) {
+                open.push(routes.clone());
+            }
+            // Who has a share leases it; who has none asks for one.
+            if self.pool.has_share(&routes) {
                 offers.entry(routes.lane).or_default().push(Offer {
                     backlog: row,
                     routes,
                 });
             }
         }
+        self.dispatch.note_offered(open);
         offers
     }
 
@@ -262,6 +269,9 @@ impl Supply {
         routes: Option<&Arc<Routes>>,
         units: i64,
     ) -> store::Result<Vec<Unread>> {
+        if !self.lease.holds() {
+            return Ok(Vec::new());
+        }
         let token = self.lease.token();
         let leased = self
             .store
@@ -271,7 +281,6 @@ impl Supply {
             self.dispatch.note_leased(&leased.key, leased.epoch);
             Unread {
                 leased,
-                token: token.clone(),
                 model: row.model.clone(),
                 file_id: row.input_file_id.clone(),
                 batch: batch.clone(),
@@ -302,31 +311,50 @@ impl Supply {
         Ok(())
     }
 
-    /// Gives back units that wait for their upstream, because others wait for the budget.
+    /// Gives back units that other replicas have the whole limit for; and those that wait for
+    /// their upstream, where others wait for the budget.
     async fn shed(&mut self) -> store::Result<()> {
-        let shed = self.dispatch.shed();
+        let mut shed = self.dispatch.shed_without_share();
+        if self.dispatch.shares_hold() {
+            shed.extend(self.texts.take_without_share());
+        }
+        if self.texts.wait() {
+            shed.extend(self.dispatch.shed());
+        }
         if !shed.is_empty() {
             self.store.release_units(&self.lease.token(), &shed).await?;
         }
         Ok(())
     }
 
-    /// Gives back what the store says is ours but nobody here holds: a lease whose reply was lost.
+    /// Compares what the store says is ours with what is in hand. What nobody here holds is given
+    /// back: a lease whose reply was lost. What is in hand but not ours is let go. Nothing is
+    /// leased meanwhile; what is finished meanwhile looks like either, and is harmed by neither.
     async fn compare(&mut self) -> store::Result<()> {
-        if self.compared.elapsed() < COMPARE_EVERY {
+        if self.compared.elapsed() < self.lease.term() / COMPARISONS_A_TERM {
             return Ok(());
         }
         self.compared = Instant::now();
         let token = self.lease.token();
-        let strays = self
-            .dispatch
-            .not_held(self.store.leased_units(&token).await?);
+        let held: HashSet<_> = self.dispatch.held().into_iter().collect();
+        let leased: HashSet<_> = self.store.leased_units(&token).await?.into_iter().collect();
+        let strays: Vec<_> = leased.difference(&held).cloned().collect();
         if !strays.is_empty() {
             tracing::warn!(
                 units.count = strays.len(),
                 "gives back units that nobody here holds"
             );
             self.store.release_units(&token, &strays).await?;
+        }
+        let mut astray: Vec<_> = held.difference(&leased).cloned().collect();
+        astray.retain(|(key, epoch)| self.dispatch.holds(key, *epoch));
+        if !astray.is_empty() {
+            let lost = self.store.reclaim_units(&token, &astray).await?;
+            tracing::info!(
+                units.count = lost.len(),
+                "lets go of units that are not its own any more"
+            );
+            self.dispatch.lose_units(&lost);
         }
         Ok(())
     }

@@ -1,5 +1,8 @@
 //! What the store promises the duties, on both engines.
 
+mod leases;
+mod races;
+
 use bytes::Bytes;
 use nightshift::codec::segment::{self, Line};
 use nightshift::domain::batch::{Ending, Status};
@@ -9,7 +12,9 @@ use nightshift::domain::id;
 use nightshift::domain::unit::Bitmap;
 use nightshift::domain::usage::Usage;
 use nightshift::intake::Limits;
-use nightshift::store::{Cancel, LeasedUnit, NewBatch, Store, StoredFile, Tally, UnitFlush};
+use nightshift::store::{
+    Cancel, LeasedUnit, NewBatch, Replica, Store, StoredFile, Tally, UnitFlush,
+};
 use nightshift::transfer::{Finish, Ingest};
 use tempfile::TempDir;
 
@@ -20,6 +25,7 @@ const LEASE_MS: i64 = 60_000;
 
 struct Fixture {
     store: Store,
+    url: String,
     clock: Clock,
     _directory: TempDir,
 }
@@ -32,6 +38,7 @@ impl Fixture {
         let store = Store::open(&url, 4, clock.clone()).await.expect("opens");
         Fixture {
             store,
+            url,
             clock,
             _directory: directory,
         }
@@ -97,12 +104,19 @@ impl Fixture {
     }
 
     async fn replica(&self) -> String {
-        let token = id::incarnation();
-        self.store
-            .join(&token, "test", LEASE_MS)
-            .await
-            .expect("joins");
-        token
+        self.replica_for(LEASE_MS).await
+    }
+
+    async fn replica_for(&self, lease_ms: i64) -> String {
+        let replica = Replica {
+            token: id::incarnation(),
+            name: id::incarnation(),
+            lease_ms,
+            beat_ms: 100,
+        };
+        let incumbent = self.store.join(&replica, None).await.expect("joins");
+        assert_eq!(incumbent, None);
+        replica.token
     }
 
     async fn lease(&self, owner: &str, batch: &str, units: i64) -> Vec<LeasedUnit> {
@@ -278,7 +292,11 @@ async fn what_is_done_is_known_to_who_leases_next() {
     let heir = fixture.replica().await;
     let unit = fixture.lease(&heir, &batch, 1).await.remove(0);
     assert!(unit.done.contains(3) && unit.done.contains(7) && unit.done.count() == 2);
-    assert_eq!((unit.flush_no, unit.takeovers), (1, 1));
+    assert_eq!(
+        (unit.flush_no, unit.takeovers),
+        (1, 0),
+        "a polite hand-back is no take-over"
+    );
     let late = fixture
         .store
         .flush(&owner, 0, &[&flush(&unit, &[8], false)])
@@ -292,13 +310,8 @@ async fn what_is_done_is_known_to_who_leases_next() {
 async fn units_of_a_lapsed_lease_are_taken_over_and_others_are_not() {
     let fixture = Fixture::new().await;
     let batch = fixture.running(1500).await;
-    let (lapsed, alive) = (id::incarnation(), fixture.replica().await);
     // A lease that is over as soon as it is made.
-    fixture
-        .store
-        .join(&lapsed, "test", -1)
-        .await
-        .expect("joins");
+    let (lapsed, alive) = (fixture.replica_for(-1).await, fixture.replica().await);
     assert_eq!(fixture.lease(&lapsed, &batch, 2).await.len(), 2);
     assert_eq!(fixture.lease(&alive, &batch, 1).await.len(), 1);
     assert_eq!(fixture.waiting(&batch).await, 0);

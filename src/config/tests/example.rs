@@ -25,9 +25,14 @@ fn the_defaults_are_the_documented_ones() {
     assert_eq!(config.retry.max_attempts, 5);
     assert_eq!(config.retry.initial_backoff, Duration::from_millis(500));
     assert_eq!(config.retry.max_backoff, Duration::from_secs(60));
-    assert_eq!(config.worker.lease, Duration::from_secs(15));
+    assert_eq!(config.worker.lease, Duration::from_secs(10));
     assert_eq!(config.worker.settle_timeout, Duration::from_secs(600));
     assert_eq!(config.worker.shutdown_grace, Duration::from_secs(30));
+    let kept = Some(Duration::from_secs(30 * 24 * 3600));
+    assert_eq!(config.retention.input_files, kept);
+    assert_eq!(config.retention.output_files, kept);
+    assert_eq!(config.retention.other_files, None);
+    assert_eq!(config.retention.grace, Duration::from_secs(3600));
     assert_eq!(config.log.filter, "info");
     assert_eq!(config.log.format, LogFormat::Text);
     assert!(config.listen_is_loopback() && !config.auth_is_required());
@@ -78,6 +83,7 @@ fn the_examples_in_the_documented_file_hold_and_show_the_defaults() {
     assert_eq!(model.routes[0].weight, 3);
     assert_eq!(model.routes[1].upstream, "gpu-2");
     assert_eq!(model.routes[1].weight, 1);
+    assert_eq!(config.worker.name.as_deref(), Some("worker-1"));
     assert_eq!(json!(model.defaults), json!({ "temperature": 0.3 }));
 }
 

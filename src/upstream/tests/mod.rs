@@ -215,6 +215,9 @@ fn config(upstreams: Vec<config::Upstream>, models: Vec<config::Model>) -> Confi
         database: config::Database {
             url: "sqlite://unused".into(),
             max_connections: 4,
+            start_timeout: Duration::from_secs(60),
+            statement_timeout: Duration::from_secs(60),
+            pooler: false,
         },
         auth: config::Auth {
             required: None,
@@ -234,9 +237,17 @@ fn config(upstreams: Vec<config::Upstream>, models: Vec<config::Model>) -> Confi
             max_backoff: Duration::from_millis(100),
         },
         worker: config::Worker {
+            name: None,
             lease: Duration::from_secs(30),
+            reclaim_after: Duration::from_secs(60),
             settle_timeout: Duration::from_mins(10),
             shutdown_grace: Duration::from_secs(30),
+        },
+        retention: config::Retention {
+            input_files: None,
+            output_files: None,
+            other_files: None,
+            grace: Duration::from_mins(1),
         },
         log: config::Log {
             filter: "info".to_owned(),

@@ -137,7 +137,7 @@ async fn the_upstream_of_the_last_failure_is_avoided_while_another_has_a_place()
         vec![model("m", vec![route("a", None), route("b", None)])],
     ));
     let routes = pool.resolve("m").expect("is served");
-    assert_eq!(routes.lane_limit, 5);
+    assert_eq!(pool.limits().lane(routes.lane), 5);
     let acquire = || match pool.try_acquire(&routes, Some(0)) {
         Acquired::Permit(permit) => permit,
         other => panic!("no permit: {other:?}"),

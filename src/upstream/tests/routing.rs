@@ -42,7 +42,8 @@ async fn configured_names_are_served_and_the_star_serves_the_rest() {
     }
     let (m, x, y) = (pool.resolve("m"), pool.resolve("x"), pool.resolve("y"));
     let [m, x, y] = [m, x, y].map(|routes| routes.expect("is served"));
-    assert_eq!((m.lane_limit, x.lane_limit), (3, 8));
+    let lane = |routes: &Routes| pool.limits().lane(routes.lane);
+    assert_eq!((lane(&m), lane(&x)), (3, 8));
     assert!(m.lane != x.lane && x.lane == y.lane);
     assert!(
         Arc::ptr_eq(&x, &pool.resolve("x").expect("is served")),

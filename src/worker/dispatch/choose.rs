@@ -14,10 +14,15 @@ use crate::upstream::{Acquired, Routes};
 const WAITING_A_PERMIT: usize = 2;
 
 impl Dispatch {
+    /// Whether units and shares are this process's now.
+    pub(super) fn may_send(&self) -> bool {
+        self.lease.holds() && self.shares_hold()
+    }
+
     /// Takes the next line to send, with its permits; counts it as in flight.
     pub(super) fn choose(&self, state: &mut State, now: Instant) -> Option<Job> {
         state.wake_due(now);
-        if state.closed || !self.lease.holds() {
+        if state.closed || state.alone.is_some() || !self.may_send() {
             return None;
         }
         if state.in_flight > 0 && self.pool.budget().is_full() {
@@ -26,14 +31,20 @@ impl Dispatch {
         // Routes that have no free place: every unit that takes them must wait.
         let mut full: Vec<*const Routes> = Vec::new();
         loop {
-            let id = state.best(&full, self.clock.now_ms())?;
-            let (routes, avoid) = state.entries.get(&id).and_then(|entry| {
+            let served = |routes: &Routes| self.pool.may_take(routes);
+            let id = state.best(&full, self.clock.now_ms(), served)?;
+            let (routes, avoid, alone) = state.entries.get(&id).and_then(|entry| {
                 let routes = entry.unit.routes.clone()?;
-                Some((routes, entry.ready.front()?.avoid))
+                Some((routes, entry.ready.front()?.avoid, entry.runs_alone()))
             })?;
+            if alone && state.in_flight > 0 {
+                // It waits for what is on its way, and the rest for it.
+                return None;
+            }
             match self.pool.try_acquire(&routes, avoid) {
                 Acquired::Permit(permit) => {
                     let (unit, pending) = state.depart(id)?;
+                    state.alone = alone.then_some(id);
                     if state.runs_short(&unit) {
                         self.hungry.notify_one();
                     }
@@ -70,18 +81,29 @@ impl State {
         }
     }
 
-    /// The unit whose next line comes first: by priority, then the tenant with the least in
-    /// flight, then deadline, then age, then its place in the file.
-    fn best(&self, full: &[*const Routes], now_ms: i64) -> Option<u64> {
-        let candidates = self
-            .entries
-            .values()
-            .filter(|entry| self.may_send(entry, full, now_ms));
+    /// The unit whose next line comes first: one that runs alone, if its model is served; then by
+    /// priority, the tenant with the least in flight, deadline, age, and its place in the file.
+    fn best(
+        &self,
+        full: &[*const Routes],
+        now_ms: i64,
+        served: impl Fn(&Routes) -> bool,
+    ) -> Option<u64> {
+        let candidates = self.entries.values().filter(|entry| {
+            self.may_send(entry, full, now_ms)
+                && (!entry.runs_alone() || entry.unit.routes.as_deref().is_some_and(&served))
+        });
         let best = candidates.min_by_key(|entry| {
             let batch = &entry.unit.batch;
             let busy = self.tenants.get(&batch.tenant).copied().unwrap_or(0);
             let age = (batch.created_at, &batch.id, entry.unit.key.chunk_no);
-            (-batch.priority, busy, batch.deadline, age)
+            (
+                !entry.runs_alone(),
+                -batch.priority,
+                busy,
+                batch.deadline,
+                age,
+            )
         })?;
         Some(best.unit.id)
     }
@@ -96,6 +118,8 @@ impl State {
         // A line that has waited may go although others wait: it was one of them.
         let fresh = next.attempts == 0 && next.avoid.is_none();
         entry.ending.is_none()
+            // One line at a time until it has its outcome: the note of another would hide it.
+            && (entry.waiting.is_empty() || !entry.runs_alone())
             && lane.in_flight < lane.limit
             && !(fresh && lane.waiting >= lane.limit.saturating_mul(WAITING_A_PERMIT))
             && !full.contains(&Arc::as_ptr(routes))

@@ -8,7 +8,7 @@ use super::super::held::HeldUnit;
 use super::super::line::Pending;
 use crate::domain::batch::Ending;
 use crate::domain::unit::UnitKey;
-use crate::upstream::LaneId;
+use crate::upstream::{LaneId, Routes};
 
 #[derive(Default)]
 pub(super) struct State {
@@ -19,11 +19,16 @@ pub(super) struct State {
     /// Every unit that the store says is ours, until its last flush is accepted.
     pub(super) held: HashMap<UnitKey, i64>,
     pub(super) in_flight: usize,
+    /// The unit that has its line in flight, and nothing else may be.
+    pub(super) alone: Option<u64>,
+    /// What there is to lease, as the supply has seen it: routes that are open, each once.
+    pub(super) offered: Vec<Arc<Routes>>,
     pub(super) closed: bool,
 }
 
 #[derive(Default)]
 pub(super) struct Lane {
+    /// This process's share of it, kept here so that choosing need not ask.
     pub(super) limit: usize,
     pub(super) in_flight: usize,
     pub(super) waiting: usize,
@@ -75,6 +80,9 @@ impl State {
     /// Takes a line that has come back off the counts of what is in flight.
     pub(super) fn landed(&mut self, unit: &HeldUnit, ended: bool) {
         self.in_flight -= 1;
+        if self.alone == Some(unit.id) {
+            self.alone = None;
+        }
         if let Some(count) = self.tenants.get_mut(&unit.batch.tenant) {
             *count -= 1;
             if *count == 0 {

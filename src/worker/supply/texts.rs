@@ -7,14 +7,13 @@ use super::super::dispatch::Dispatch;
 use super::super::held::{BatchContext, HeldUnit};
 use super::super::lease::Lease;
 use crate::codec::segment::Encoded;
+use crate::domain::unit::UnitKey;
 use crate::store::{self, LeasedUnit, Store, Tally, UnitFlush};
 use crate::upstream::{Charge, LaneId, Pool, Routes};
 
 /// A leased unit whose text is not read yet.
 pub(super) struct Unread {
     pub leased: LeasedUnit,
-    /// Under which incarnation it was leased.
-    pub token: Arc<str>,
     pub model: String,
     pub file_id: String,
     pub batch: Arc<BatchContext>,
@@ -85,6 +84,25 @@ impl Texts {
         taken
     }
 
+    /// Takes out the units for which other replicas have the whole limit, to be given back.
+    pub(super) fn take_without_share(&mut self) -> Vec<(UnitKey, i64)> {
+        let mut taken = Vec::new();
+        for units in self.unread.values_mut() {
+            units.retain(|unread| {
+                let routes = unread.routes.as_ref();
+                let stays = routes.is_none_or(|routes| !self.pool.lacks_share(routes));
+                if !stays {
+                    taken.push((unread.leased.key.clone(), unread.leased.epoch));
+                }
+                stays
+            });
+        }
+        for (key, epoch) in &taken {
+            self.dispatch.forget(key, *epoch);
+        }
+        taken
+    }
+
     /// Reads what there is room for in the budget.
     pub(super) async fn read(&mut self) -> store::Result<()> {
         let lanes: Vec<LaneId> = self.unread.keys().copied().collect();
@@ -108,16 +126,14 @@ impl Texts {
     pub(super) async fn open(&self, unread: Unread, charge: Option<Charge>) -> store::Result<()> {
         let Unread {
             leased,
-            token,
             model,
             file_id,
             batch,
             routes,
         } = unread;
         let (key, epoch) = (leased.key.clone(), leased.epoch);
-        if *token != *self.lease.token() {
-            // Leased by who this process was before it lost its lease: somebody else's by now.
-            self.dispatch.forget(&key, epoch);
+        if !self.dispatch.holds(&key, epoch) {
+            // Lost to another replica since it was leased.
             return Ok(());
         }
         let chunk = match self.store.chunk(&file_id, key.chunk_no).await {

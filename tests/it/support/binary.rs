@@ -25,7 +25,11 @@ impl Binary {
             .env("NIGHTSHIFT_SERVER__LISTEN", "127.0.0.1:0")
             .args(args)
             .envs(variables.iter().copied());
-        let mut process = Process::start(command, b"");
+        Binary::listening(Process::start(command, b"")).await
+    }
+
+    /// Waits until a server that was started listens.
+    pub async fn listening(mut process: Process) -> Binary {
         match process.line().await {
             Some(line) => {
                 let base = line
@@ -36,6 +40,10 @@ impl Binary {
             }
             None => panic!("it did not start: {}", process.ended().await.errors),
         }
+    }
+
+    pub fn id(&self) -> u32 {
+        self.process.id()
     }
 
     /// Asks it to stop, expects that it does so well, and returns its log.
@@ -110,8 +118,12 @@ impl Process {
         self.child.try_wait().expect("can be waited for").is_none()
     }
 
+    pub fn id(&self) -> u32 {
+        self.child.id().expect("runs")
+    }
+
     pub fn signal(&self, name: &str) {
-        let id = self.child.id().expect("runs").to_string();
+        let id = self.id().to_string();
         let sent = std::process::Command::new("kill")
             .args(["-s", name, &id])
             .status();
@@ -143,13 +155,28 @@ pub async fn ended(command: Command) -> Ended {
 
 /// A command of the real binary, free of the caller's own settings.
 pub fn command(args: &[&str]) -> Command {
-    let mut command = Command::new(env!("CARGO_BIN_EXE_nightshift"));
+    let mut command = Command::new(BINARY);
     command.args(args);
+    free(&mut command);
+    command
+}
+
+/// The same with a shell's words before it, such as `ulimit -n 100;`.
+pub fn command_after(words: &str, args: &[&str]) -> Command {
+    let mut command = Command::new("sh");
+    command.args(["-c", &format!("{words} exec \"$0\" \"$@\""), BINARY]);
+    command.args(args);
+    free(&mut command);
+    command
+}
+
+const BINARY: &str = env!("CARGO_BIN_EXE_nightshift");
+
+fn free(command: &mut Command) {
     for (name, _) in std::env::vars_os() {
         let name = name.to_string_lossy().into_owned();
         if name.starts_with("NIGHTSHIFT_") || name == "DATABASE_URL" {
             command.env_remove(name);
         }
     }
-    command
 }

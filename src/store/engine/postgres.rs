@@ -1,0 +1,266 @@
+//! Postgres: connections that are never waited for without end.
+//!
+//! A connection can be cut without a word: then nothing comes, not even an error. So every wait
+//! for one has an end on this side, too, and a connection that owes an answer is closed rather
+//! than used again.
+
+mod session;
+
+use std::str::FromStr as _;
+use std::time::Duration;
+
+use sqlx::pool::PoolConnection;
+use sqlx::postgres::{PgConnectOptions, PgConnection, PgPool, PgPoolOptions};
+use sqlx::{AssertSqlSafe, Connection as _, Postgres};
+
+use super::OpenOptions;
+use crate::store::{Error, Result};
+
+/// How long a caller waits for a free connection.
+const ACQUIRE_TIMEOUT: Duration = Duration::from_secs(10);
+/// How long one try to connect may take, and how long connections may take to close.
+pub(super) const CONNECT_TIMEOUT: Duration = Duration::from_secs(5);
+/// How long a connection may take to show that it is still there.
+const PING_TIMEOUT: Duration = Duration::from_secs(3);
+/// A connection that was idle for less has been there just now.
+const IDLE_TRUSTED: Duration = Duration::from_secs(1);
+/// The server ends a statement by itself where it can; this much later it is given up here.
+const STATEMENT_MARGIN: Duration = Duration::from_secs(5);
+
+/// A process's connections, and how long anything on them may take.
+#[derive(Clone)]
+pub(in crate::store) struct Database {
+    pool: PgPool,
+    options: PgConnectOptions,
+    limit: Duration,
+    /// A transaction begins with it.
+    begin: String,
+    /// A pooler in transaction mode stands before Postgres: from one transaction to the next,
+    /// nothing is the same connection.
+    pooled: bool,
+}
+
+impl Database {
+    /// Connects when it is first used.
+    pub(super) fn lazy(url: &str, options: &OpenOptions) -> Result<Database> {
+        let timeout = options.statement_timeout.as_millis().to_string();
+        let settings = ["statement_timeout", "idle_in_transaction_session_timeout"];
+        let connect = connect_options(url, options.pooler)?;
+        let (connect, begin) = if options.pooler {
+            let settings = settings.map(|name| format!("SET LOCAL {name} = {timeout}"));
+            (connect, format!("BEGIN; {}", settings.join("; ")))
+        } else {
+            let settings = settings.map(|name| (name, timeout.as_str()));
+            (connect.options(settings), "BEGIN".to_owned())
+        };
+        let pool = PgPoolOptions::new()
+            .max_connections(options.connections)
+            .acquire_timeout(ACQUIRE_TIMEOUT)
+            // That test would wait for as long as a connection may be waited for altogether.
+            .test_before_acquire(false)
+            .before_acquire(|connection, idle| {
+                Box::pin(async move {
+                    Ok(idle.idle_for < IDLE_TRUSTED || in_time(connection.ping()).await)
+                })
+            })
+            .connect_lazy_with(connect.clone());
+        Ok(Database {
+            pool,
+            options: connect,
+            limit: options.statement_timeout + STATEMENT_MARGIN,
+            begin,
+            pooled: options.pooler,
+        })
+    }
+
+    /// How to make one more connection, beside the pool's.
+    pub(in crate::store) fn options(&self) -> &PgConnectOptions {
+        &self.options
+    }
+
+    /// Whether what other processes notify reaches this one.
+    pub(in crate::store) fn can_listen(&self) -> bool {
+        !self.pooled
+    }
+
+    /// A connection for one statement; [`done`](Lent::done) ends it.
+    pub(in crate::store) async fn lend(&self) -> Result<Lent> {
+        // A statement is more than one message, and has a timeout; only a transaction holds
+        // these together behind a pooler.
+        if self.pooled {
+            self.begin().await
+        } else {
+            self.acquire().await
+        }
+    }
+
+    /// A connection for one transaction, which has begun.
+    pub(in crate::store) async fn begin(&self) -> Result<Lent> {
+        let mut lent = self.acquire().await?;
+        lent.run(&self.begin).await?;
+        lent.has_begun = true;
+        Ok(lent)
+    }
+
+    /// A transaction that only reads, and sees all tables as they are at its first query.
+    /// Its statements have a time of their own.
+    pub(in crate::store) async fn snapshot(&self, limit: Duration) -> Result<Lent> {
+        let mut lent = self.begin().await?;
+        lent.limit = limit + STATEMENT_MARGIN;
+        lent.run(&format!(
+            "SET TRANSACTION ISOLATION LEVEL REPEATABLE READ READ ONLY;
+             SET LOCAL statement_timeout = {}",
+            limit.as_millis()
+        ))
+        .await?;
+        Ok(lent)
+    }
+
+    async fn acquire(&self) -> Result<Lent> {
+        Ok(Lent {
+            connection: Some(self.pool.acquire().await?),
+            limit: self.limit,
+            pooled: self.pooled,
+            owes: false,
+            has_begun: false,
+        })
+    }
+
+    /// Closes all connections, but waits for those in use only for a moment.
+    pub(super) async fn close(&self) {
+        let _ = tokio::time::timeout(CONNECT_TIMEOUT, self.pool.close()).await;
+    }
+}
+
+/// A connection, lent by the pool for a statement or a transaction. Dropped, a transaction that
+/// was not committed is rolled back.
+#[derive(Debug)]
+pub(in crate::store) struct Lent {
+    /// Taken when dropped.
+    connection: Option<PoolConnection<Postgres>>,
+    limit: Duration,
+    pooled: bool,
+    /// A statement was sent, and its answer has not been read to its end.
+    owes: bool,
+    /// It is within a transaction.
+    has_begun: bool,
+}
+
+impl Lent {
+    fn connection(&mut self) -> &mut PgConnection {
+        let connection = self.connection.as_mut();
+        connection.expect("only `drop` takes it")
+    }
+
+    /// To be called before a statement; says how long that may take. Whoever is cut off between
+    /// this and [`settle`](Lent::settle) leaves a connection that owes an answer.
+    pub(in crate::store) fn work(&mut self) -> Duration {
+        self.owes = true;
+        self.limit
+    }
+
+    /// To be called with what a statement came to.
+    pub(in crate::store) fn settle<T>(&mut self, outcome: Result<T>) -> Result<T> {
+        self.owes = match &outcome {
+            Err(Error::TimedOut(_)) => true,
+            Err(Error::Engine(sqlx::Error::Database(error))) => {
+                // The server ends the connection.
+                error.code().is_some_and(|code| code.starts_with("57P"))
+            }
+            Err(Error::Engine(error)) => !matches!(error, sqlx::Error::RowNotFound),
+            _ => false,
+        };
+        outcome
+    }
+
+    pub(super) async fn commit(mut self) -> Result<()> {
+        self.run("COMMIT").await?;
+        self.has_begun = false;
+        Ok(())
+    }
+
+    /// Ends what [`Database::lend`] began.
+    pub(in crate::store) async fn done(self) -> Result<()> {
+        if self.has_begun {
+            self.commit().await
+        } else {
+            Ok(())
+        }
+    }
+
+    async fn run(&mut self, statement: &str) -> Result<()> {
+        let limit = self.work();
+        let statement = sqlx::raw_sql(AssertSqlSafe(statement));
+        let run = statement.execute(self.connection());
+        let outcome = limited(limit, async { Ok(run.await?) }).await;
+        self.settle(outcome).map(|_| ())
+    }
+}
+
+impl Drop for Lent {
+    fn drop(&mut self) {
+        let Some(mut connection) = self.connection.take() else {
+            return;
+        };
+        if self.owes {
+            connection.close_on_drop();
+            return;
+        }
+        let Ok(runtime) = tokio::runtime::Handle::try_current() else {
+            return;
+        };
+        let has_begun = self.has_begun;
+        runtime.spawn(async move {
+            if has_begun {
+                let rollback = sqlx::raw_sql("ROLLBACK").execute(&mut *connection);
+                if !in_time(rollback).await {
+                    connection.close_on_drop();
+                    return;
+                }
+            }
+            // What the connection's own `Drop` does: it asks whether the other side is still
+            // there. But that one waits for the answer without end.
+            let _ = tokio::time::timeout(PING_TIMEOUT, connection.return_to_pool()).await;
+        });
+    }
+}
+
+/// Waits for something only so long.
+pub(in crate::store) async fn limited<T>(
+    limit: Duration,
+    work: impl Future<Output = Result<T>>,
+) -> Result<T> {
+    match tokio::time::timeout(limit, work).await {
+        Ok(outcome) => outcome,
+        Err(_) => Err(Error::TimedOut("a statement")),
+    }
+}
+
+/// Whether a connection shows in time that it is still there.
+async fn in_time<T>(answer: impl Future<Output = sqlx::Result<T>>) -> bool {
+    matches!(tokio::time::timeout(PING_TIMEOUT, answer).await, Ok(Ok(_)))
+}
+
+/// A connection outside of any pool, whose statements may take as long as they need.
+pub(super) async fn connect(url: &str, pooler: bool) -> Result<PgConnection> {
+    let options = connect_options(url, pooler)?;
+    match tokio::time::timeout(CONNECT_TIMEOUT, PgConnection::connect_with(&options)).await {
+        Ok(connected) => Ok(connected?),
+        Err(_) => Err(Error::TimedOut("connecting")),
+    }
+}
+
+fn connect_options(url: &str, pooler: bool) -> Result<PgConnectOptions> {
+    // The cause is left out: it may repeat the URL, which may hold a password.
+    let options = PgConnectOptions::from_str(url).map_err(|_| {
+        Error::Refused("database.url is neither sqlite://… nor a valid postgres://… URL".to_owned())
+    })?;
+    let options = options.application_name("nightshift");
+    Ok(if pooler {
+        // A pooler refuses what it does not know, and a name that a statement has on one
+        // connection means nothing on the next.
+        options.extra_float_digits(None).statement_cache_capacity(0)
+    } else {
+        options.statement_cache_capacity(200)
+    })
+}

@@ -1,0 +1,277 @@
+//! What processes that share a database tell each other of their calls: who holds how much of
+//! each limit, and which gates are closed. All times are the database's.
+
+use std::collections::BTreeMap;
+
+use sqlx::{AssertSqlSafe, FromRow};
+
+use super::engine::{Tx, typed_values, values, within};
+use super::{Result, Store};
+use crate::domain::share::{Holder, Share};
+
+/// Rows written by one statement.
+const ROWS_A_STATEMENT: usize = 500;
+
+/// A model at an upstream that is closed for so many milliseconds yet.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct GateRow {
+    pub upstream: String,
+    pub model: String,
+    pub closed_ms: i64,
+}
+
+/// What a process reads in its turn.
+#[derive(Debug)]
+pub struct ShareBook {
+    /// Everybody, this process included if it was there before.
+    pub holders: Vec<Holder>,
+    /// The gates that are closed.
+    pub gates: Vec<GateRow>,
+}
+
+/// What a process writes in its turn.
+#[derive(Debug, Default)]
+pub struct ShareEntry {
+    /// Its shares, by the limit's name.
+    pub shares: BTreeMap<String, Share>,
+    /// Shares of others, by limit and token, that are given out again.
+    pub forgotten: Vec<(String, String)>,
+    /// Gates that others may not know of.
+    pub gates: Vec<GateRow>,
+}
+
+#[derive(FromRow)]
+struct Row {
+    token: String,
+    joined_at: i64,
+    left_ms: i64,
+    resource: Option<String>,
+    allowed: Option<i64>,
+    wants: Option<i64>,
+    held: Option<i64>,
+}
+
+impl Store {
+    /// A process's turn: reads what all hold, has `decide` say what this one does, and writes
+    /// that. No other turn is between. Its shares are its own for `term_ms` from before the call.
+    ///
+    /// # Errors
+    /// When the database fails, or it is not this process's turn for half the term. Then it is
+    /// unknown whether what was decided was written.
+    pub async fn exchange_shares<T>(
+        &self,
+        token: &str,
+        term_ms: i64,
+        decide: impl FnOnce(&ShareBook) -> (ShareEntry, T),
+    ) -> Result<T> {
+        let mut tx = self.take_turn(term_ms / 2).await?;
+        let book = self.read_book(&mut tx).await?;
+        let (entry, outcome) = decide(&book);
+        self.write_holder(&mut tx, token, term_ms).await?;
+        let mine = book.holders.iter().find(|holder| holder.token == token);
+        let written = mine.map(|holder| &holder.shares);
+        let changed: Vec<(&String, &Share)> = entry
+            .shares
+            .iter()
+            .filter(|(name, share)| written.and_then(|mine| mine.get(*name)) != Some(*share))
+            .collect();
+        for changed in changed.chunks(ROWS_A_STATEMENT) {
+            write_shares(&mut tx, token, changed).await?;
+        }
+        for forgotten in entry.forgotten.chunks(ROWS_A_STATEMENT) {
+            forget(&mut tx, forgotten).await?;
+        }
+        for gates in entry.gates.chunks(ROWS_A_STATEMENT) {
+            self.write_gates(&mut tx, gates).await?;
+        }
+        tx.commit().await?;
+        Ok(outcome)
+    }
+
+    /// Gives up all that a process holds: it has ended.
+    ///
+    /// # Errors
+    /// When the database fails.
+    pub async fn forget_shares(&self, token: &str) -> Result<()> {
+        let mut tx = self.take_turn(TURN_MS).await?;
+        forget_holder(&mut tx, token).await?;
+        tx.commit().await?;
+        self.wake_shares();
+        Ok(())
+    }
+
+    /// Begins a transaction that no other turn runs beside. It does not wait longer than this,
+    /// nor, if this process stops in its midst, do the others.
+    async fn take_turn(&self, patience_ms: i64) -> Result<Tx> {
+        let mut tx = self.begin().await?;
+        if let Some(sql) = self.engine().take_turn() {
+            let patience = patience_ms.max(1).to_string();
+            within!(&mut tx, c => { sqlx::query(sql).bind(patience).execute(c).await?; });
+        }
+        Ok(tx)
+    }
+
+    async fn read_book(&self, tx: &mut Tx) -> Result<ShareBook> {
+        let now = self.engine().now_ms();
+        let sql = format!(
+            "-- read_shares
+             SELECT h.token, h.joined_at, h.held_until - {now} AS left_ms, s.resource, s.allowed,
+                s.wants, s.held
+             FROM share_holders h LEFT JOIN shares s ON s.token = h.token
+             ORDER BY h.token"
+        );
+        let rows: Vec<Row> = within!(&mut *tx, c => {
+            sqlx::query_as(AssertSqlSafe(sql)).fetch_all(c).await?
+        });
+        let sql = format!("-- read_gates\nSELECT upstream, model, closed_until - {now} FROM gates");
+        let gates: Vec<(String, String, i64)> = within!(&mut *tx, c => {
+            sqlx::query_as(AssertSqlSafe(sql)).fetch_all(c).await?
+        });
+        if gates.iter().any(|(_, _, closed_ms)| *closed_ms <= 0) {
+            let sql = format!("-- open_gates\nDELETE FROM gates WHERE closed_until <= {now}");
+            within!(&mut *tx, c => { sqlx::query(AssertSqlSafe(sql)).execute(c).await?; });
+        }
+        let closed = gates.into_iter().filter(|(_, _, closed_ms)| *closed_ms > 0);
+        Ok(ShareBook {
+            holders: into_holders(rows),
+            gates: closed
+                .map(|(upstream, model, closed_ms)| GateRow {
+                    upstream,
+                    model,
+                    closed_ms,
+                })
+                .collect(),
+        })
+    }
+
+    async fn write_holder(&self, tx: &mut Tx, token: &str, term_ms: i64) -> Result<()> {
+        let now = self.engine().now_ms();
+        let sql = format!(
+            "-- write_holder
+             INSERT INTO share_holders (token, joined_at, held_until)
+             VALUES ($1, {now}, {now} + $2)
+             ON CONFLICT (token) DO UPDATE SET held_until = excluded.held_until"
+        );
+        within!(tx, c => {
+            sqlx::query(AssertSqlSafe(sql)).bind(token).bind(term_ms).execute(c).await?;
+        });
+        Ok(())
+    }
+
+    async fn write_gates(&self, tx: &mut Tx, gates: &[GateRow]) -> Result<()> {
+        let now = self.engine().now_ms();
+        let sql = format!(
+            "-- write_gates
+             WITH v(upstream, model, closed_ms) AS (VALUES {})
+             INSERT INTO gates (upstream, model, closed_until)
+             SELECT upstream, model, {now} + closed_ms FROM v WHERE closed_ms > 0
+             ON CONFLICT (upstream, model) DO UPDATE SET closed_until = excluded.closed_until
+             WHERE gates.closed_until < excluded.closed_until",
+            typed_values(1, gates.len(), &["TEXT", "TEXT", "BIGINT"])
+        );
+        within!(tx, c => {
+            let mut query = sqlx::query(AssertSqlSafe(sql)).persistent(false);
+            for gate in gates {
+                query = query.bind(&gate.upstream).bind(&gate.model).bind(gate.closed_ms);
+            }
+            query.execute(c).await?;
+        });
+        Ok(())
+    }
+}
+
+/// How long a turn without a term is waited for.
+const TURN_MS: i64 = 5_000;
+
+fn into_holders(rows: Vec<Row>) -> Vec<Holder> {
+    let mut holders: Vec<Holder> = Vec::new();
+    let count = |number: Option<i64>| u64::try_from(number.unwrap_or(0)).unwrap_or(0);
+    for row in rows {
+        if holders.last().is_none_or(|last| last.token != row.token) {
+            holders.push(Holder {
+                token: row.token,
+                joined_at: row.joined_at,
+                left_ms: row.left_ms,
+                shares: BTreeMap::new(),
+            });
+        }
+        if let (Some(holder), Some(resource)) = (holders.last_mut(), row.resource) {
+            let share = Share {
+                allowed: count(row.allowed),
+                wants: count(row.wants),
+                held: count(row.held),
+            };
+            holder.shares.insert(resource, share);
+        }
+    }
+    holders
+}
+
+/// Removes all that a process holds.
+pub(super) async fn forget_holder(tx: &mut Tx, token: &str) -> Result<()> {
+    for sql in [
+        "-- forget_holder_shares\nDELETE FROM shares WHERE token = $1",
+        "-- forget_holder\nDELETE FROM share_holders WHERE token = $1",
+    ] {
+        within!(&mut *tx, c => { sqlx::query(sql).bind(token).execute(c).await?; });
+    }
+    Ok(())
+}
+
+async fn write_shares(tx: &mut Tx, token: &str, shares: &[(&String, &Share)]) -> Result<()> {
+    let sql = format!(
+        "-- write_shares
+         INSERT INTO shares (resource, token, allowed, wants, held) VALUES {}
+         ON CONFLICT (resource, token) DO UPDATE
+         SET allowed = excluded.allowed, wants = excluded.wants, held = excluded.held",
+        values(1, shares.len(), 5)
+    );
+    let count = |number: u64| i64::try_from(number).unwrap_or(i64::MAX);
+    within!(tx, c => {
+        let mut query = sqlx::query(AssertSqlSafe(sql)).persistent(false);
+        for (resource, share) in shares {
+            query = query
+                .bind(*resource)
+                .bind(token)
+                .bind(count(share.allowed))
+                .bind(count(share.wants))
+                .bind(count(share.held));
+        }
+        query.execute(c).await?;
+    });
+    Ok(())
+}
+
+/// Forgets shares, and who has none left after it.
+async fn forget(tx: &mut Tx, shares: &[(String, String)]) -> Result<()> {
+    let sql = format!(
+        "-- forget_shares
+         DELETE FROM shares WHERE (resource, token) IN (VALUES {})",
+        values(1, shares.len(), 2)
+    );
+    let bare = format!(
+        "-- forget_bare_holders
+         DELETE FROM share_holders WHERE token IN ({})
+            AND NOT EXISTS (SELECT 1 FROM shares s WHERE s.token = share_holders.token)",
+        numbers(shares.len())
+    );
+    within!(tx, c => {
+        let mut query = sqlx::query(AssertSqlSafe(sql)).persistent(false);
+        for (resource, token) in shares {
+            query = query.bind(resource).bind(token);
+        }
+        query.execute(&mut *c).await?;
+        let mut query = sqlx::query(AssertSqlSafe(bare)).persistent(false);
+        for (_, token) in shares {
+            query = query.bind(token);
+        }
+        query.execute(c).await?;
+    });
+    Ok(())
+}
+
+/// `$1, $2, $3`.
+fn numbers(count: usize) -> String {
+    let numbers: Vec<String> = (1..=count).map(|number| format!("${number}")).collect();
+    numbers.join(", ")
+}

@@ -1,0 +1,121 @@
+//! Two things at once: deletion and creation, flushes and the end of their batch.
+
+use nightshift::domain::batch::Ending;
+use nightshift::domain::id;
+use nightshift::store::{Cancel, NewBatch};
+
+use super::{Fixture, TENANT, flush};
+use crate::support::{CHAT, on_every_engine};
+
+async fn a_batch_that_is_created_during_a_deletion_keeps_its_input() {
+    let fixture = Fixture::new().await;
+    for _ in 0..10 {
+        let file = fixture.file(3).await.id;
+        let created_at = fixture.clock.now_ms();
+        let batch = NewBatch {
+            id: id::batch(),
+            tenant: TENANT.to_owned(),
+            endpoint: CHAT.to_owned(),
+            input_file_id: file.clone(),
+            completion_window: "1h".to_owned(),
+            output_expires_seconds: 3600,
+            metadata: None,
+            created_at,
+            expires_at: None,
+        };
+        let (created, deleted) = tokio::join!(
+            fixture.store.create_batch(&batch, None),
+            fixture.store.delete_file(TENANT, &file)
+        );
+        created.expect("creates");
+        assert!(deleted.expect("deletes"));
+        let purged = fixture.store.purge(i64::MAX).await.expect("purges");
+        assert_eq!(purged.removed, 0, "a live batch reads it");
+        let found = fixture.store.unvalidated().await.expect("lists");
+        let [waiting] = found.as_slice() else {
+            panic!("{found:?}");
+        };
+        assert_eq!(
+            waiting.input.as_ref().map(|input| input.requests),
+            Some(3),
+            "it was there when the batch was created"
+        );
+        assert!(
+            fixture
+                .store
+                .accept_batch(waiting, None)
+                .await
+                .expect("accepts")
+        );
+        let chunk = fixture.store.chunk(&file, 0).await.expect("reads");
+        assert!(chunk.is_some());
+        end(&fixture, &batch.id).await;
+        let purged = fixture.store.purge(i64::MAX).await.expect("purges");
+        assert!(purged.removed >= 1, "nobody needs it any more");
+    }
+}
+
+/// Runs a batch's three lines to its end.
+async fn end(fixture: &Fixture, batch: &str) {
+    let owner = fixture.replica().await;
+    let unit = fixture.lease(&owner, batch, 1).await.remove(0);
+    let last = flush(&unit, &[0, 1, 2], true);
+    fixture
+        .store
+        .flush(&owner, 0, &[&last])
+        .await
+        .expect("flushes");
+    fixture.store.finish_batch(batch).await.expect("finishes");
+}
+
+/// A batch ends while flushes are on their way, by `end`: all are written, and once the end is
+/// written each of them says so.
+async fn ends_during_flushes(ending: Ending, end: impl AsyncFn(&Fixture, &str)) {
+    let fixture = Fixture::new().await;
+    let batch = fixture.running(1500).await;
+    let owner = fixture.replica().await;
+    let units = fixture.lease(&owner, &batch, 3).await;
+    let flushes = async {
+        let mut told = Vec::new();
+        for (number, unit) in units.iter().enumerate() {
+            let flush = flush(unit, &[0, 1], false);
+            let reply = fixture.store.flush(&owner, number as i64, &[&flush]).await;
+            let reply = reply.expect("flushes");
+            assert_eq!(reply.accepted.len(), 1, "what has run counts");
+            told.push(reply.stages[0].1.ending);
+        }
+        told
+    };
+    let (told, ()) = tokio::join!(flushes, end(&fixture, &batch));
+    assert!(told.is_sorted_by_key(Option::is_some), "{told:?}");
+    assert_eq!(fixture.counts(&batch).await, (6, 0));
+    let after = flush(&units[0], &[0, 1, 2], false);
+    let after = nightshift::store::UnitFlush {
+        flush_no: after.flush_no + 1,
+        ..after
+    };
+    let reply = fixture.store.flush(&owner, 0, &[&after]).await;
+    assert_eq!(reply.expect("flushes").stages[0].1.ending, Some(ending));
+}
+
+async fn cancelling_during_flushes_loses_none() {
+    ends_during_flushes(Ending::Cancelled, async |fixture, batch| {
+        let cancelled = fixture.store.cancel_batch(TENANT, batch).await;
+        assert!(matches!(cancelled.expect("answers"), Cancel::Granted(_)));
+    })
+    .await;
+}
+
+async fn a_windows_end_during_flushes_loses_none() {
+    ends_during_flushes(Ending::Expired, async |fixture, _| {
+        fixture.clock.advance_ms(2 * 3_600_000);
+        assert_eq!(fixture.store.end_windows().await.expect("ends"), 1);
+    })
+    .await;
+}
+
+on_every_engine![
+    a_batch_that_is_created_during_a_deletion_keeps_its_input,
+    cancelling_during_flushes_loses_none,
+    a_windows_end_during_flushes_loses_none,
+];

@@ -1,0 +1,128 @@
+//! Trouble with the database: it is away, comes back, falls silent, is full, hangs. Nothing is
+//! lost, nobody waits without end, and no server has to be started again.
+
+mod full;
+mod lost;
+mod pooler;
+mod schema;
+mod start;
+mod stuck;
+
+use std::time::{Duration, Instant};
+
+use reqwest::{Response, StatusCode};
+use serde_json::{Value, json};
+
+use crate::support::{CHAT, Server, chat, ids};
+
+/// How long anything may take that is waited for. Far more than it does.
+const PATIENCE: Duration = Duration::from_secs(120);
+
+/// Enough lines, slow enough, that trouble comes in the middle.
+const LINES: usize = 1500;
+
+/// What falls silent is given up after a second and a little.
+const CONFIG: &str = r#"
+[database]
+statement_timeout = "1s"
+
+[[upstreams]]
+name = "simulated"
+base_url = "{simulated}"
+concurrency = 16
+
+[[models]]
+name = "sim-small"
+routes = [{ upstream = "simulated" }]
+"#;
+
+/// A batch that is in the middle of its lines.
+struct Midway {
+    batch: Value,
+    ids: Vec<String>,
+}
+
+impl Midway {
+    async fn begin(server: &Server) -> Midway {
+        let ids = ids(LINES);
+        let slow = json!({"latency_ms": 30});
+        let jsonl: String = ids.iter().map(|id| chat(id, slow.clone())).collect();
+        let batch = server.create_batch(&jsonl, CHAT).await;
+        let midway = Midway { batch, ids };
+        midway.comes_to(server, 50).await;
+        midway
+    }
+
+    /// Waits until so many lines are done. Meanwhile the database may be away.
+    async fn comes_to(&self, server: &Server, lines: i64) {
+        let batch = until(server, &self.batch, |batch| done(batch) >= lines).await;
+        assert!(done(&batch) < LINES as i64, "the trouble came too late");
+    }
+
+    /// Waits for its end, and asserts that each line was done once.
+    async fn ends_well(&self, server: &Server) {
+        let ended = |batch: &Value| batch["completed_at"].is_i64() || batch["failed_at"].is_i64();
+        let batch = until(server, &self.batch, ended).await;
+        assert_eq!(batch["status"], "completed", "{batch}");
+        let lines = server.exactly_once(&batch, &self.ids).await;
+        for line in lines.values() {
+            assert_eq!(line["response"]["status_code"], 200, "{line}");
+        }
+        assert_eq!(done(&batch), LINES as i64);
+    }
+}
+
+fn done(batch: &Value) -> i64 {
+    let counts = &batch["request_counts"];
+    counts["completed"].as_i64().unwrap_or(0) + counts["failed"].as_i64().unwrap_or(0)
+}
+
+/// Waits until something holds of a batch. While the database is away, the answer may be 503.
+async fn until(server: &Server, batch: &Value, holds: impl Fn(&Value) -> bool) -> Value {
+    let path = format!("/v1/batches/{}", batch["id"].as_str().expect("has an id"));
+    let deadline = Instant::now() + PATIENCE;
+    loop {
+        let response = get(server, &path).await;
+        if response.status() == StatusCode::OK {
+            let batch = response.json().await.expect("is JSON");
+            if holds(&batch) {
+                return batch;
+            }
+        } else {
+            is_unavailable(response).await;
+        }
+        assert!(Instant::now() < deadline, "it does not come to that");
+        tokio::time::sleep(Duration::from_millis(20)).await;
+    }
+}
+
+async fn get(server: &Server, path: &str) -> Response {
+    let request = server.client().get(server.url(path));
+    let answer = tokio::time::timeout(PATIENCE, request.send()).await;
+    answer.expect("answers in time").expect("answers")
+}
+
+/// Asserts that an answer is 503 in OpenAI's form, and says when to come again.
+async fn is_unavailable(response: Response) {
+    is_error(response, StatusCode::SERVICE_UNAVAILABLE).await;
+}
+
+async fn is_error(response: Response, status: StatusCode) {
+    let headers = response.headers().clone();
+    let found = response.status();
+    let text = response.text().await.expect("is text");
+    assert_eq!(found, status, "{text}");
+    let seconds = headers["retry-after"].to_str().expect("is text");
+    assert!(
+        seconds.parse::<u64>().expect("is a number") > 0,
+        "{seconds}"
+    );
+    let body: Value = serde_json::from_str(&text).expect("is JSON");
+    let error = &body["error"];
+    assert_eq!(error["type"], "server_error", "{body}");
+    assert!(error["message"].is_string(), "{body}");
+    assert!(
+        error["param"].is_null() && error["code"].is_null(),
+        "{body}"
+    );
+}

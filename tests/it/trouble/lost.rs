@@ -1,0 +1,65 @@
+//! A database that goes away in the middle of a batch, and comes back.
+
+use super::{CONFIG, Midway, get, is_unavailable};
+use crate::support::Server;
+use crate::support::engines::{on_postgres_at, shared_postgres};
+use crate::support::postgres::OwnPostgres;
+use crate::support::proxy::Proxy;
+
+#[tokio::test]
+async fn a_restart_of_postgres_loses_nothing() {
+    let postgres = OwnPostgres::start();
+    let test = async {
+        let mut server = Server::binary(CONFIG).await;
+        let midway = Midway::begin(&server).await;
+        postgres.stop("fast");
+        is_unavailable(get(&server, "/v1/batches").await).await;
+        let ready = get(&server, "/readyz").await;
+        assert_eq!(ready.status(), 503);
+        postgres.start_again();
+        midway.comes_to(&server, 200).await;
+        postgres.stop("immediate");
+        postgres.start_again();
+        midway.ends_well(&server).await;
+        server.stop().await;
+    };
+    on_postgres_at(postgres.url(), Box::pin(test)).await;
+}
+
+#[tokio::test]
+async fn connections_that_are_cut_lose_nothing() {
+    let proxy = Proxy::to(&shared_postgres()).await;
+    let test = async {
+        let mut server = Server::binary(CONFIG).await;
+        let midway = Midway::begin(&server).await;
+        for lines in [200, 400] {
+            proxy.cut();
+            midway.comes_to(&server, lines).await;
+        }
+        proxy.refuse();
+        is_unavailable(get(&server, "/v1/batches").await).await;
+        proxy.restore();
+        midway.ends_well(&server).await;
+        server.stop().await;
+    };
+    on_postgres_at(proxy.url().to_owned(), Box::pin(test)).await;
+}
+
+#[tokio::test]
+async fn connections_that_fall_silent_lose_nothing() {
+    let proxy = Proxy::to(&shared_postgres()).await;
+    let test = async {
+        let mut server = Server::binary(CONFIG).await;
+        let midway = Midway::begin(&server).await;
+        // More often than there are connections in the pool: none is lost to it for good.
+        for lines in [100, 150, 200, 250, 300] {
+            proxy.fall_silent();
+            is_unavailable(get(&server, "/v1/batches").await).await;
+            proxy.restore();
+            midway.comes_to(&server, lines).await;
+        }
+        midway.ends_well(&server).await;
+        server.stop().await;
+    };
+    on_postgres_at(proxy.url().to_owned(), Box::pin(test)).await;
+}
