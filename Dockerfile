@@ -36,7 +36,7 @@ EXPOSE 8080
 ENV NIGHTSHIFT_SERVER__LISTEN=0.0.0.0:8080
 # Whether the process lives. Not /readyz: a container that is started again because the database
 # is away loses the answers that it holds in memory. Bash speaks HTTP well enough for this.
-HEALTHCHECK --interval=10s --timeout=5s --start-period=30s --retries=3 CMD ["bash", "-c", "\
+HEALTHCHECK --interval=10s --timeout=5s --start-period=90s --retries=3 CMD ["bash", "-c", "\
     exec 3<>/dev/tcp/127.0.0.1/${NIGHTSHIFT_SERVER__LISTEN##*:} \
     && printf 'GET /healthz HTTP/1.1\\r\\nHost: localhost\\r\\nConnection: close\\r\\n\\r\\n' >&3 \
     && read -r _ status _ <&3 && [ \"$status\" = 200 ]"]
