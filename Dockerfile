@@ -2,11 +2,12 @@
 # Cargo.lock, and with nothing else.
 FROM rust:1.95-slim-bookworm AS manifests
 WORKDIR /build
-COPY . .
-# Cargo wants to see a source for each package of the workspace: an empty one will do.
-RUN find . -type f ! -name Cargo.toml ! -name Cargo.lock -delete \
-    && find . -name Cargo.toml -execdir mkdir -p src ';' -execdir touch src/lib.rs ';' \
-    && echo 'fn main() {}' > src/main.rs
+COPY Cargo.toml Cargo.lock ./
+COPY bench bench
+# Cargo wants to see the sources that the manifests of the workspace name: empty ones will do.
+RUN find bench -type f ! -name Cargo.toml ! -name '*.rs' -delete \
+    && find bench -name '*.rs' -exec truncate --size 0 '{}' + \
+    && mkdir src && touch src/lib.rs && echo 'fn main() {}' > src/main.rs
 
 FROM rust:1.95-slim-bookworm AS dependencies
 WORKDIR /build
@@ -15,13 +16,16 @@ COPY --from=manifests /build .
 RUN cargo build --release --locked --package nightshift
 
 FROM dependencies AS build
-COPY . .
+COPY config.example.toml ./
+COPY migrations migrations
+COPY src src
 # Cargo goes by times, and the empty sources may be newer than the real ones.
 RUN touch src/main.rs src/lib.rs && cargo build --release --locked --package nightshift
 
 FROM debian:bookworm-slim
 COPY --from=build /etc/ssl/certs/ca-certificates.crt /etc/ssl/certs/
-RUN useradd --system --uid 10001 --user-group --home-dir /data --shell /usr/sbin/nologin nightshift \
+RUN groupadd --system --gid 10001 nightshift \
+    && useradd --system --uid 10001 --gid 10001 --home-dir /data nightshift \
     && install -d -o nightshift -g nightshift /data
 COPY --from=build /build/target/release/nightshift /usr/local/bin/
 # By number, so that Kubernetes can see that it is not root.
@@ -32,7 +36,7 @@ EXPOSE 8080
 ENV NIGHTSHIFT_SERVER__LISTEN=0.0.0.0:8080
 # Whether the process lives. Not /readyz: a container that is started again because the database
 # is away loses the answers that it holds in memory. Bash speaks HTTP well enough for this.
-HEALTHCHECK --interval=10s --timeout=5s --start-period=30s --retries=3 CMD ["bash", "-c", "\
+HEALTHCHECK --interval=10s --timeout=5s --start-period=90s --retries=3 CMD ["bash", "-c", "\
     exec 3<>/dev/tcp/127.0.0.1/${NIGHTSHIFT_SERVER__LISTEN##*:} \
     && printf 'GET /healthz HTTP/1.1\\r\\nHost: localhost\\r\\nConnection: close\\r\\n\\r\\n' >&3 \
     && read -r _ status _ <&3 && [ \"$status\" = 200 ]"]

@@ -25,7 +25,7 @@ containers() { docker ps --all --quiet --filter "label=com.docker.compose.projec
   ${1:+--filter "label=com.docker.compose.service=$1"}; }
 inspect() { docker inspect --format "$1" "$2"; }
 calls() { docker exec "$(containers simulator)" bash -c 'exec 3<>/dev/tcp/127.0.0.1/8081
-  printf "GET /stats HTTP/1.0\r\n\r\n" >&3; grep -o "\"calls\": *[0-9]*" <&3'; }
+  printf "GET /stats HTTP/1.0\r\n\r\n" >&3; grep -om1 "\"calls\": *[0-9]*" <&3 | head -1'; }
 batch() { "$home/venv/bin/python" tests/docker/batch.py "$@"; }
 
 finish() {
@@ -56,10 +56,8 @@ say "the image has $(docker image inspect --format '{{.Size}}' nightshift) bytes
 
 say "a change in src/ leaves the layer of dependencies as it is"
 mkdir "$home/changed"
-cp -R Cargo.toml Cargo.lock config.example.toml migrations src Dockerfile .dockerignore "$home/changed"
-for manifest in */Cargo.toml; do
-  [ ! -f "$manifest" ] || cp --parents "$manifest" "$home/changed"
-done
+cp -R Cargo.toml Cargo.lock config.example.toml bench migrations src Dockerfile .dockerignore \
+  "$home/changed"
 echo '// changed' >> "$home/changed/src/lib.rs"
 before=$(docker build --quiet --target dependencies .)
 after=$(docker build --quiet --target dependencies "$home/changed")
