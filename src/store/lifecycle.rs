@@ -406,13 +406,19 @@ impl Store {
 
     /// Removes the units of a batch that has ended, in small transactions.
     async fn remove_units(&self, batch_id: &str) -> Result<()> {
+        // Locked in the order of their keys: several processes may do this at once.
+        let sql = format!(
+            "-- remove_units
+             WITH chosen AS MATERIALIZED
+                (SELECT chunk_no, model_no FROM units WHERE batch_id = $1 AND state = 'done'
+                 ORDER BY chunk_no, model_no LIMIT $2 {})
+             DELETE FROM units
+             WHERE batch_id = $1 AND (chunk_no, model_no) IN (SELECT * FROM chosen)",
+            self.engine().for_update()
+        );
         loop {
             let removed = on!(self.writer(), c => {
-                sqlx::query(
-                    "-- remove_units
-                     DELETE FROM units WHERE batch_id = $1 AND state = 'done' AND chunk_no IN
-                        (SELECT chunk_no FROM units WHERE batch_id = $1 ORDER BY chunk_no LIMIT $2)",
-                )
+                sqlx::query(AssertSqlSafe(sql.clone()))
                 .bind(batch_id)
                 .bind(REMOVED_UNITS_MAX)
                 .execute(c)

@@ -1,11 +1,12 @@
 //! Removing what was deleted or has expired: hidden at once, removed later, in small transactions.
 //!
 //! Several processes may remove the same things at once: each deletes what it finds, and is done
-//! when nothing is left, whoever deleted it.
+//! when nothing is left, whoever deleted it. Rows are locked in the order of their keys before they
+//! are deleted: two processes that took them in different orders would wait for each other.
 
 use sqlx::AssertSqlSafe;
 
-use super::engine::{Connection, on};
+use super::engine::{Connection, on, typed_values};
 use super::{Result, Store};
 use crate::codec::segment::Table;
 use crate::domain::file::Kind;
@@ -112,16 +113,19 @@ impl Store {
 
     /// Hides files past their expiry: to requests they are gone already.
     async fn hide_expired(&self) -> Result<u64> {
+        let sql = format!(
+            "-- hide_expired
+             WITH chosen AS MATERIALIZED
+                (SELECT id FROM files WHERE state = 'ready' AND expires_at <= $1
+                 ORDER BY expires_at, id LIMIT $2 {})
+             UPDATE files SET state = 'deleted', touched_at = $1
+             WHERE state = 'ready' AND id IN (SELECT id FROM chosen)",
+            self.engine().for_update()
+        );
         let mut expired = 0;
         loop {
             let hidden = on!(self.writer(), c => {
-                sqlx::query(
-                    "-- hide_expired
-                     UPDATE files SET state = 'deleted', touched_at = $1
-                     WHERE state = 'ready' AND id IN
-                        (SELECT id FROM files WHERE state = 'ready' AND expires_at <= $1
-                         ORDER BY expires_at LIMIT $2)",
-                )
+                sqlx::query(AssertSqlSafe(sql.clone()))
                 .bind(self.now_ms())
                 .bind(HIDDEN_MAX)
                 .execute(c)
@@ -229,9 +233,14 @@ impl Store {
         }
         let sql = format!(
             "-- remove_segments
+             WITH chosen AS MATERIALIZED
+                (SELECT chunk_no, model_no, flush_no FROM segments
+                 WHERE batch_id = $1 AND (chunk_no, model_no, flush_no) IN (VALUES {})
+                 ORDER BY chunk_no, model_no, flush_no {})
              DELETE FROM segments
-             WHERE batch_id = $1 AND (chunk_no, model_no, flush_no) IN (VALUES {})",
-            super::engine::typed_values(2, keys.len(), &["BIGINT"; 3])
+             WHERE batch_id = $1 AND (chunk_no, model_no, flush_no) IN (SELECT * FROM chosen)",
+            typed_values(2, keys.len(), &["BIGINT"; 3]),
+            self.engine().for_update()
         );
         on!(self.writer(), c => {
             let mut query = sqlx::query(AssertSqlSafe(sql)).persistent(false).bind(batch_id);
@@ -256,8 +265,10 @@ impl Store {
         let Rows { table, of, key, .. } = rows;
         let remove = format!(
             "-- remove_rows
-             DELETE FROM {table} WHERE {of} = $1 AND ({key}) IN
-                (SELECT {key} FROM {table} WHERE {of} = $1 ORDER BY {key} LIMIT $2)"
+             WITH chosen AS MATERIALIZED
+                (SELECT {key} FROM {table} WHERE {of} = $1 ORDER BY {key} LIMIT $2 {})
+             DELETE FROM {table} WHERE {of} = $1 AND ({key}) IN (SELECT * FROM chosen)",
+            self.engine().for_update()
         );
         let left = format!(
             "-- remove_rows_left\nSELECT CAST(1 AS BIGINT) FROM {table} WHERE {of} = $1 LIMIT 1"

@@ -150,7 +150,7 @@ const FAULTS: &[(&str, &str)] = &[
         "batch {live}: 4 units of a batch that is not there, or has not begun",
     ),
     (
-        "INSERT INTO units SELECT '{done}', chunk_no, model_no, 'waiting', NULL, 0, 0, 0, 1, 1, done, 0, 0
+        "INSERT INTO units ({unit}) SELECT '{done}', chunk_no, model_no, 'waiting', 0, 0, 0, 1, 1, done, 0, 0
          FROM units WHERE batch_id = '{live}' AND state = 'waiting'",
         "batch {done}: 1 open unit of a batch that has ended",
     ),
@@ -171,7 +171,7 @@ const FAULTS: &[(&str, &str)] = &[
         "batch {live}: a row in the backlog for model 7, which has no units",
     ),
     (
-        "INSERT INTO backlog VALUES ('{done}', 0, 'm', 0)",
+        "INSERT INTO backlog (batch_id, model_no, model, waiting) VALUES ('{done}', 0, 'm', 0)",
         "batch {done}: 1 row of the backlog of a batch that is not live",
     ),
     (
@@ -315,6 +315,10 @@ const FAULTS: &[(&str, &str)] = &[
     ),
 ];
 
+/// The columns of a unit that has only been made.
+const UNIT: &str = "batch_id, chunk_no, model_no, state, epoch, flush_no, takeovers, requests, \
+                    chunk_bytes, done, output_bytes, error_bytes";
+
 /// What is a fault while a server runs, and waits for one while none does.
 const CHORES: &[(&str, &str, &str)] = &[
     (
@@ -334,7 +338,7 @@ const CHORES: &[(&str, &str, &str)] = &[
         "files whose content is to be removed: 1",
     ),
     (
-        "INSERT INTO units SELECT '{done}', chunk_no, model_no, 'done', NULL, 0, 0, 0, 1, 1, done, 0, 0
+        "INSERT INTO units ({unit}) SELECT '{done}', chunk_no, model_no, 'done', 0, 0, 0, 1, 1, done, 0, 0
          FROM units WHERE batch_id = '{live}' AND state = 'waiting';
          UPDATE batches SET completed_at = 1 WHERE id = '{done}'",
         "{done}: this batch has ended, and no server has removed its units",
@@ -379,6 +383,7 @@ async fn each_fault_is_found() {
             .replace("{output}", &text(&mixed.done["output_file_id"]))
             .replace("{error}", &text(&mixed.done["error_file_id"]))
             .replace("{blob}", blob)
+            .replace("{unit}", UNIT)
     };
     let mut missed = Vec::new();
     for (sql, fault) in FAULTS {
