@@ -43,6 +43,14 @@ fn number(value: f64) -> String {
     grouped + rest
 }
 
+/// A whole number.
+fn count(value: u64) -> String {
+    if value < 100 {
+        return value.to_string();
+    }
+    number(value as f64)
+}
+
 /// A median, with its range where there is one; a dash where nothing was measured.
 fn cell(series: &Series) -> String {
     match (series.median(), series.range()) {
@@ -80,6 +88,13 @@ mod tests {
             (-1234.0, "-1,234"),
         ] {
             assert_eq!(number(value), text);
+        }
+    }
+
+    #[test]
+    fn counts_have_no_digits_behind_the_point() {
+        for (value, text) in [(0, "0"), (64, "64"), (1024, "1,024"), (50_000, "50,000")] {
+            assert_eq!(count(value), text);
         }
     }
 

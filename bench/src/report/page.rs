@@ -5,7 +5,7 @@ use std::collections::BTreeMap;
 use crate::machine::Machine;
 use crate::results::{Point, Results, Series, System};
 
-use super::{cell, number, table, targets};
+use super::{cell, count, number, table, targets};
 
 /// One section of the page.
 struct Part {
@@ -307,7 +307,7 @@ impl Part {
                 if own.iter().all(|series| series.0.is_empty()) {
                     continue;
                 }
-                let axes = self.axes.iter().map(|(_, axis)| number_of(axis(&point)));
+                let axes = self.axes.iter().map(|(_, axis)| count(axis(&point)));
                 let mut row: Vec<String> = axes.chain([system.name().to_owned()]).collect();
                 row.extend(own.iter().map(cell));
                 if let Some((other, columns)) = self.over {
@@ -323,11 +323,4 @@ impl Part {
         }
         rows
     }
-}
-
-fn number_of(count: u64) -> String {
-    if count < 100 {
-        return count.to_string();
-    }
-    number(count as f64)
 }

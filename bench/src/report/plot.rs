@@ -125,14 +125,8 @@ impl Plot {
         if points.len() < 2 || top == 0.0 {
             return Ok(false);
         }
-        let labels: Vec<String> = points
-            .iter()
-            .map(|p| super::number((self.x.1)(p) as f64))
-            .collect();
-        let labels = labels
-            .into_iter()
-            .map(|label| label.trim_end_matches(".00").to_owned());
-        self.paint(path, &labels.collect::<Vec<_>>(), top, &lines)
+        let labels: Vec<String> = points.iter().map(|p| super::count((self.x.1)(p))).collect();
+        self.paint(path, &labels, top, &lines)
             .map_err(|error| anyhow!("{}: {error}", path.display()))?;
         Ok(true)
     }
