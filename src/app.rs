@@ -80,6 +80,7 @@ impl App {
             store: store.clone(),
             clock,
             limits: Arc::new(config.limits.clone()),
+            retention: Arc::new(config.retention.clone()),
             models: Arc::new(move || pool.models().into_iter().map(shown).collect()),
             auth: Arc::new(auth),
             inside,
@@ -205,6 +206,7 @@ async fn open_store_within(
         connections: database.max_connections,
         statement_timeout: database.statement_timeout,
         patience,
+        pooler: database.pooler,
     };
     let opened = Store::open_with(database.url.expose_secret(), &options, clock).await;
     opened.with_context(|| match database.sqlite_path() {
@@ -220,6 +222,7 @@ pub fn settings(config: &Config, store: &Store) -> Settings {
     Settings {
         retry: config.retry.clone(),
         worker: config.worker.clone(),
+        retention: config.retention.clone(),
         max_requests: config.limits.max_requests_per_batch,
         // The lock on the file is held: nobody else can have a lease in it.
         exclusive: store.engine() == Engine::Sqlite,

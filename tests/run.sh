@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
 # Runs all tests, on SQLite and on Postgres, after installing and starting what they need: a
-# Postgres of their own in a temporary directory, Python with venv, and Node with npm.
+# Postgres of their own in a temporary directory, PgBouncer, Python with venv, and Node with npm.
 # Arguments go to `cargo test`. Set NIGHTSHIFT_TEST_POSTGRES to the URL of a server on which
 # databases may be created to use that one instead.
 set -euo pipefail
@@ -37,6 +37,7 @@ python3 -c 'import ensurepip, venv' 2>/dev/null || install python3 python3-venv
 { command -v node && command -v npm; } >/dev/null || install nodejs npm
 
 [ -n "$(postgres_bin)" ] || install postgresql
+command -v pgbouncer >/dev/null || [ -x /usr/sbin/pgbouncer ] || install pgbouncer
 bin=$(postgres_bin)
 # For tests that start, stop and restart one of their own.
 export NIGHTSHIFT_TEST_POSTGRES_BIN="$bin"

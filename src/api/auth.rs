@@ -22,6 +22,8 @@ const OPEN: [&str; 4] = ["/healthz", "/readyz", "/openapi.json", "/docs"];
 
 /// What every key begins with.
 const KEY_PREFIX: &str = "sk-ns-";
+/// What the keys of most services begin with.
+pub(super) const KEY_BEGINNING: &str = "sk-";
 /// Random characters of a key: 62 to the power of 32 is more than 190 bits.
 const KEY_RANDOM_CHARS: usize = 32;
 /// A text shorter than this is masked whole.

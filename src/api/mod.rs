@@ -58,6 +58,7 @@ pub struct Api {
     pub models: Models,
     pub clock: Clock,
     pub limits: Arc<config::Limits>,
+    pub retention: Arc<config::Retention>,
     pub auth: Arc<Auth>,
     /// What operators look at.
     pub inside: Arc<Inside>,

@@ -75,6 +75,7 @@ impl TestApi {
             models: Arc::new(move || models.clone()),
             clock,
             limits: Arc::new(config.limits),
+            retention: Arc::new(config.retention),
             auth: Arc::new(auth),
             inside: Arc::new(Inside::new(
                 Box::new(ProcessReading::default),

@@ -24,6 +24,8 @@ pub struct Database {
     pub start_timeout: Duration,
     /// How long a statement may run on Postgres: at least a second.
     pub statement_timeout: Duration,
+    /// Whether a pooler in transaction mode stands before Postgres.
+    pub pooler: bool,
 }
 
 impl Database {
@@ -38,17 +40,14 @@ impl Database {
         let max_connections = reader.whole("max_connections", 1, CONNECTIONS_MAX);
         let start_timeout = reader.duration("start_timeout", Duration::ZERO);
         let statement_timeout = reader.duration("statement_timeout", STATEMENT_TIMEOUT_MIN);
-        if let Some(mut pooler) = reader.take("pooler")
-            && pooler.boolean() == Some(true)
-        {
-            pooler.later();
-        }
+        let pooler = reader.boolean("pooler");
         reader.finish();
         Self {
             url: url.unwrap_or_default(),
             max_connections: max_connections.unwrap_or_default(),
             start_timeout: start_timeout.unwrap_or_default(),
             statement_timeout: statement_timeout.unwrap_or_default(),
+            pooler: pooler.unwrap_or_default(),
         }
     }
 
@@ -108,6 +107,7 @@ mod tests {
                 max_connections: 4,
                 start_timeout: Duration::ZERO,
                 statement_timeout: STATEMENT_TIMEOUT_MIN,
+                pooler: false,
             };
             assert_eq!(database.sqlite_path(), path.map(Path::new), "{url}");
         }

@@ -19,6 +19,7 @@ mod log;
 mod model;
 mod overrides;
 mod reader;
+mod retention;
 mod retry;
 mod secret;
 mod server;
@@ -41,6 +42,7 @@ pub use limits::Limits;
 pub use log::{Log, LogFormat};
 pub use model::{Model, Route};
 pub use overrides::Overrides;
+pub use retention::Retention;
 pub use retry::Retry;
 pub use server::{Role, Server};
 pub use telemetry::Telemetry;
@@ -58,10 +60,9 @@ const DEFAULTS: &str = include_str!("../../config.example.toml");
 const DEFAULT_FILE: &str = "nightshift.toml";
 
 /// Sections of features that are not built yet.
-const LATER: [&str; 7] = [
+const LATER: [&str; 6] = [
     "cache",
     "rate_limits",
-    "retention",
     "roles",
     "tasks",
     "tenants",
@@ -79,6 +80,7 @@ pub struct Config {
     pub models: Vec<Model>,
     pub retry: Retry,
     pub worker: Worker,
+    pub retention: Retention,
     pub log: Log,
     pub telemetry: Telemetry,
 }
@@ -152,6 +154,7 @@ impl Config {
             upstreams,
             retry: Retry::read(root.section("retry")),
             worker: Worker::read(root.section("worker")),
+            retention: Retention::read(root.section("retention")),
             log: Log::read(root.section("log")),
             telemetry: Telemetry::read(root.section("telemetry")),
         };

@@ -18,11 +18,17 @@ pub struct NewBatch {
     pub endpoint: String,
     pub input_file_id: String,
     pub completion_window: String,
+    /// How long its output and error file are kept, or [`NewBatch::KEPT_FOR_GOOD`].
     pub output_expires_seconds: i64,
     /// JSON, as given.
     pub metadata: Option<String>,
     pub created_at: i64,
     pub expires_at: Option<i64>,
+}
+
+impl NewBatch {
+    /// In place of a number of seconds.
+    pub const KEPT_FOR_GOOD: i64 = 0;
 }
 
 /// A batch. Times are in milliseconds.

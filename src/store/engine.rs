@@ -8,8 +8,8 @@ use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 
+use sqlx::Connection as _;
 use sqlx::sqlite::SqlitePool;
-use sqlx::{Connection as _, Sqlite, Transaction};
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
@@ -17,10 +17,13 @@ use super::listen::Wake;
 use super::{Error, Result, migrate};
 use crate::domain::clock::Clock;
 pub(super) use postgres::{Database, Lent, limited};
+pub(super) use sqlite::Writing;
 
 /// How long to wait between two tries to open a database, and between two lines that tell of it.
 const OPEN_PAUSE: Duration = Duration::from_millis(500);
 const OPEN_TOLD_EVERY: Duration = Duration::from_secs(5);
+/// The names that a migration's statements have stay on the pooler's connection.
+const FORGET_STATEMENTS: &str = "DEALLOCATE ALL";
 /// How long a migration may take.
 const MIGRATION_MAX: Duration = Duration::from_secs(3600);
 
@@ -33,7 +36,9 @@ macro_rules! on {
             $crate::store::engine::Connection::Sqlite($c) => $e,
             $crate::store::engine::Connection::Postgres(database) => {
                 let mut lent = database.lend().await?;
-                $crate::store::engine::lent!(&mut lent, $c => $e)
+                let value = $crate::store::engine::lent!(&mut lent, $c => $e);
+                lent.done().await?;
+                value
             }
         }
     };
@@ -44,7 +49,7 @@ macro_rules! within {
     ($tx:expr, $c:ident => $e:expr) => {
         match $tx {
             $crate::store::engine::Tx::Sqlite(tx) => {
-                let $c = &mut **tx;
+                let $c = tx.connection();
                 $e
             }
             $crate::store::engine::Tx::Postgres(tx) => {
@@ -60,7 +65,7 @@ macro_rules! lent {
         let lent: &mut $crate::store::engine::Lent = $lent;
         let limit = lent.work();
         let outcome = {
-            let $c = lent.connection();
+            let $c = &mut *lent;
             $crate::store::engine::limited(limit, async { Ok::<_, $crate::store::Error>($e) }).await
         };
         lent.settle(outcome)?
@@ -75,14 +80,14 @@ pub(super) enum Connection<'a> {
 }
 
 pub(super) enum Tx {
-    Sqlite(Transaction<'static, Sqlite>),
+    Sqlite(sqlite::Writing),
     Postgres(Lent),
 }
 
 impl Tx {
     pub(super) async fn commit(self) -> Result<()> {
         match self {
-            Tx::Sqlite(tx) => Ok(tx.commit().await?),
+            Tx::Sqlite(writing) => writing.commit().await,
             Tx::Postgres(lent) => lent.commit().await,
         }
     }
@@ -155,7 +160,7 @@ impl Engine {
 
 enum Pools {
     Sqlite { write: SqlitePool, read: SqlitePool },
-    Postgres(Database),
+    Postgres(Box<Database>),
 }
 
 /// How a database is opened.
@@ -167,6 +172,8 @@ pub struct OpenOptions {
     pub statement_timeout: Duration,
     /// How long to wait for a database that cannot be used yet.
     pub patience: Duration,
+    /// A pooler in transaction mode stands before Postgres.
+    pub pooler: bool,
 }
 
 impl Default for OpenOptions {
@@ -175,6 +182,7 @@ impl Default for OpenOptions {
             connections: 4,
             statement_timeout: Duration::from_secs(60),
             patience: Duration::from_secs(5),
+            pooler: false,
         }
     }
 }
@@ -239,10 +247,14 @@ impl Store {
             }
             None => {
                 let database = Database::lazy(url, options)?;
-                let migrate = async || migrate_postgres(url).await;
+                let migrate = async || migrate_postgres(url, options.pooler).await;
                 patiently(options.patience, Error::is_outage, migrate).await?;
-                let wake = Wake::across_processes(database.clone(), stop.clone());
-                (Pools::Postgres(database), wake)
+                let wake = if database.can_listen() {
+                    Wake::across_processes(database.clone(), stop.clone())
+                } else {
+                    Wake::local()
+                };
+                (Pools::Postgres(Box::new(database)), wake)
             }
         };
         let shared = Shared {
@@ -304,11 +316,10 @@ impl Store {
         }
     }
 
-    /// A transaction that writes. SQLite's takes the writer's lock at once: taking it later can
-    /// fail where another process has written in between.
+    /// A transaction that writes.
     pub(super) async fn begin(&self) -> Result<Tx> {
         Ok(match &self.shared.pools {
-            Pools::Sqlite { write, .. } => Tx::Sqlite(write.begin_with("BEGIN IMMEDIATE").await?),
+            Pools::Sqlite { write, .. } => Tx::Sqlite(sqlite::Writing::begin(write).await?),
             Pools::Postgres(database) => Tx::Postgres(database.begin().await?),
         })
     }
@@ -363,14 +374,21 @@ async fn patiently<T>(
 
 /// All in one transaction, under a lock that ends with it: so it does not matter how many start
 /// at once, or whether a pooler stands in between.
-async fn migrate_postgres(url: &str) -> Result<()> {
-    let mut connection = postgres::connect(url).await?;
+async fn migrate_postgres(url: &str, pooler: bool) -> Result<()> {
+    let mut connection = postgres::connect(url, pooler).await?;
     let migrate = async {
         let mut tx = connection.begin().await?;
         sqlx::raw_sql(migrate::LOCK_POSTGRES)
             .execute(&mut *tx)
             .await?;
+        if pooler {
+            // Of a migration that failed: they would be in the way of this one's.
+            sqlx::raw_sql(FORGET_STATEMENTS).execute(&mut *tx).await?;
+        }
         migrate::to_newest(&mut *tx, Engine::Postgres).await?;
+        if pooler {
+            sqlx::raw_sql(FORGET_STATEMENTS).execute(&mut *tx).await?;
+        }
         Ok(tx.commit().await?)
     };
     limited(MIGRATION_MAX, migrate).await?;

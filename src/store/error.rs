@@ -72,6 +72,12 @@ impl Error {
             .is_some_and(|code| matches!(primary(&code), Some(SQLITE_BUSY | SQLITE_LOCKED)))
     }
 
+    /// Whether SQLite says no more than that a statement does not fit: as ROLLBACK where it has
+    /// rolled back by itself.
+    pub(super) fn is_plain(&self) -> bool {
+        self.code().as_deref() == Some(SQLITE_ERROR)
+    }
+
     fn code(&self) -> Option<Cow<'_, str>> {
         match self {
             Error::Engine(sqlx::Error::Database(error)) => error.code(),
@@ -91,6 +97,7 @@ impl Error {
 const DISK_FULL: &str = "53100";
 const LOCK_NOT_AVAILABLE: &str = "55P03";
 
+const SQLITE_ERROR: &str = "1";
 const SQLITE_BUSY: u32 = 5;
 const SQLITE_LOCKED: u32 = 6;
 const SQLITE_IOERR: u32 = 10;
@@ -119,4 +126,38 @@ fn primary(code: &str) -> Option<u32> {
         return None;
     }
     code.parse::<u32>().ok().map(|code| code & 0xff)
+}
+
+#[cfg(test)]
+mod tests {
+    use sqlx::sqlite::SqliteConnection;
+    use sqlx::{Connection as _, Executor as _};
+
+    use super::*;
+
+    #[tokio::test]
+    async fn a_full_sqlite_is_full_and_may_have_room_later() {
+        let mut sqlite = SqliteConnection::connect("sqlite::memory:").await.unwrap();
+        let table = "CREATE TABLE t (x BLOB); PRAGMA max_page_count = 8";
+        sqlite.execute(sqlx::raw_sql(table)).await.unwrap();
+        let full = sqlite.execute("INSERT INTO t VALUES (zeroblob(1000000))");
+        let error = Error::from(full.await.unwrap_err());
+        assert!(error.is_full() && error.is_outage(), "{error}");
+
+        let rollback = sqlite.execute("ROLLBACK").await.unwrap_err();
+        let error = Error::from(rollback);
+        assert!(error.is_plain() && !error.is_outage(), "{error}");
+    }
+
+    #[test]
+    fn codes_that_pass_are_told_from_codes_that_stay() {
+        for code in [
+            "53100", "53200", "57014", "57P01", "40001", "08006", "55P03", "5", "517", "778",
+        ] {
+            assert!(is_outage(code), "{code}");
+        }
+        for code in ["23505", "42P01", "22001", "XX000", "1", "19", "2067", ""] {
+            assert!(!is_outage(code), "{code}");
+        }
+    }
 }

@@ -357,7 +357,9 @@ impl Store {
                     "-- publish_files
                      INSERT INTO files (id, tenant, purpose, filename, bytes, created_at,
                         expires_at, state, touched_at, batch_id, kind, chunk_sizes)
-                     SELECT $2, tenant, $3, $4, $5, $6, $6 + output_expires_seconds * 1000,
+                     SELECT $2, tenant, $3, $4, $5, $6,
+                        CASE WHEN output_expires_seconds > 0
+                            THEN $6 + output_expires_seconds * 1000 END,
                         'ready', $6, id, $7, $8
                      FROM batches WHERE id = $1",
                 )

@@ -114,7 +114,7 @@ async fn notify_once(database: &Database, channel: &str) -> Result<()> {
     lent!(&mut lent, c => {
         sqlx::query("-- notify\nSELECT pg_notify($1, '')").bind(channel).execute(c).await?;
     });
-    Ok(())
+    lent.done().await
 }
 
 async fn listen(database: Database, signal: watch::Sender<u64>, shares: watch::Sender<u64>) {

@@ -2,6 +2,7 @@
 //!
 //! Its methods are spread over one file a noun. It knows nothing of HTTP or of model servers.
 
+mod audit;
 mod backlog;
 mod batches;
 mod chunks;
@@ -22,6 +23,7 @@ mod shares;
 mod units;
 mod uploads;
 
+pub use audit::{AuditSettings, Audited, Tell, Told};
 pub use backlog::Backlog;
 pub use batches::{Batch, BatchRow, Cancel, NewBatch};
 pub use chunks::{Piece, StoredChunk};

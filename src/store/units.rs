@@ -59,7 +59,8 @@ struct Row {
 }
 
 impl Store {
-    /// Leases up to `count` waiting units of one model in a batch, the first chunks first.
+    /// Leases up to `count` waiting units of one model in a batch, the first chunks first. None to
+    /// a replica that is not known any more: it has to come back first.
     ///
     /// # Errors
     /// When the database fails.
@@ -76,6 +77,7 @@ impl Store {
              WITH chosen AS MATERIALIZED (
                 SELECT chunk_no FROM units
                 WHERE batch_id = $1 AND model_no = $2 AND state = 'waiting'
+                    AND EXISTS (SELECT 1 FROM replicas WHERE token = $4)
                 ORDER BY chunk_no LIMIT $3 {})
              UPDATE units SET state = 'leased', owner = $4, epoch = epoch + 1,
                 begun = CASE WHEN takeovers = 0 THEN 1 ELSE 0 END

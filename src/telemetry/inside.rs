@@ -39,11 +39,7 @@ fn upstreams(pool: &Pool) -> Vec<UpstreamReading> {
             state: upstream.state.as_str(),
             cause: upstream.cause,
             in_flight: upstream.in_flight,
-            share: if limits.hold() {
-                limits.share(index)
-            } else {
-                0
-            },
+            share: limits.share(index),
             limit: upstream.limit,
         })
         .collect()
@@ -65,7 +61,7 @@ fn lanes(names: &[String], pool: &Pool, in_flight: &HashMap<LaneId, usize>) -> V
         Lane {
             model: name.clone(),
             in_flight: in_flight.get(&id).copied().unwrap_or(0),
-            share: if limits.hold() { limits.lane(id) } else { 0 },
+            share: limits.lane(id),
             limit: limits.lane_allowed(id),
         }
     };

@@ -26,6 +26,9 @@ const SECRETIVE: &str = "sqlx_postgres::options::parse=error";
 pub fn start(log: &Log) {
     let logs = tracing_subscriber::fmt()
         .with_env_filter(filter(&log.filter))
+        // It would tell of a log that cannot be written on standard error, and panic if that
+        // cannot be written either: on a full disk the process would end.
+        .log_internal_errors(false)
         .with_writer(std::io::stderr);
     // Fails where a subscriber is set already, as in tests.
     let _ = match log.format {
@@ -53,7 +56,9 @@ pub fn start_exporting(log: &Log, telemetry: &Telemetry) -> anyhow::Result<Optio
         .with_level(false)
         .with_tracked_inactivity(false)
         .with_filter(Targets::new().with_target(trace::TARGET, LevelFilter::TRACE));
-    let logs = tracing_subscriber::fmt::layer().with_writer(std::io::stderr);
+    let logs = tracing_subscriber::fmt::layer()
+        .log_internal_errors(false)
+        .with_writer(std::io::stderr);
     let logs = match log.format {
         LogFormat::Text => logs.with_ansi(std::io::stderr().is_terminal()).boxed(),
         LogFormat::Json => logs.json().flatten_event(true).boxed(),

@@ -121,7 +121,7 @@ impl TestStore {
             token: "me".to_owned(),
             name: "me".to_owned(),
             lease_ms: 60_000,
-            beat_ms: 6_000,
+            beat_ms: 1000,
         };
         store.join(&replica, None).await.unwrap();
         for model_no in 0..models {

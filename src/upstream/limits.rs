@@ -2,8 +2,6 @@
 //! may have a share of the configured limit only.
 
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
-use std::sync::{Mutex, PoisonError};
-use std::time::Instant;
 
 use tokio::sync::Notify;
 
@@ -17,8 +15,6 @@ pub struct Limits {
     all: Vec<Limit>,
     lanes: Vec<Lane>,
     shared: AtomicBool,
-    /// Until when the shares are this process's; looked at only where they are shared.
-    until: Mutex<Option<Instant>>,
     /// Calls are in flight beyond a share: others wait for them.
     overhang: AtomicBool,
     news: Notify,
@@ -72,7 +68,6 @@ impl Limits {
             all,
             lanes,
             shared: AtomicBool::new(false),
-            until: Mutex::new(None),
             overhang: AtomicBool::new(false),
             news: Notify::new(),
         }
@@ -92,14 +87,10 @@ impl Limits {
         all.map(|limit| (limit.name.as_str(), limit.allowed))
     }
 
-    /// Whether the shares are this process's now.
+    /// Whether there are other processes.
     #[must_use]
-    pub fn hold(&self) -> bool {
-        if !self.shared.load(Ordering::Relaxed) {
-            return true;
-        }
-        let until = *self.until.lock().unwrap_or_else(PoisonError::into_inner);
-        until.is_some_and(|until| Instant::now() < until)
+    pub fn are_shared(&self) -> bool {
+        self.shared.load(Ordering::Relaxed)
     }
 
     /// This process's share of a limit, by its place in [`all`](Self::all).
@@ -113,13 +104,13 @@ impl Limits {
         self.all[limit].share.fetch_min(share, Ordering::Relaxed);
     }
 
-    /// Sets all shares, in the order of [`all`](Self::all). True if any has grown.
-    pub fn grant(&self, shares: &[usize], until: Instant, overhang: bool) -> bool {
-        let mut has_grown = !self.hold();
+    /// Sets all shares, in the order of [`all`](Self::all). True if any has grown. With an
+    /// `overhang` each call that ends is news: more are in flight than that allows.
+    pub fn grant(&self, shares: &[usize], overhang: bool) -> bool {
+        let mut has_grown = false;
         for (limit, &share) in self.all.iter().zip(shares) {
             has_grown |= limit.share.swap(share, Ordering::Relaxed) < share;
         }
-        *self.until.lock().unwrap_or_else(PoisonError::into_inner) = Some(until);
         self.overhang.store(overhang, Ordering::Relaxed);
         has_grown
     }
@@ -144,7 +135,7 @@ impl Limits {
 
     /// Something has happened that changes what this process needs, or has let go of.
     pub fn poke(&self) {
-        if self.shared.load(Ordering::Relaxed) {
+        if self.are_shared() {
             self.news.notify_one();
         }
     }

@@ -233,7 +233,7 @@ impl Pool {
     /// Whether others have the whole limit, of the model or of every upstream that is open.
     #[must_use]
     pub fn lacks_share(&self, routes: &Routes) -> bool {
-        self.limits.hold() && self.may_take(routes) && !self.has_share(routes)
+        self.may_take(routes) && !self.has_share(routes)
     }
 
     fn any_open(&self, routes: &Routes, holds: impl Fn(&Target) -> bool) -> bool {

@@ -25,6 +25,7 @@ use super::held::{Care, HeldUnit, OpenLine};
 use super::inbox::{Finished, Inbox};
 use super::lease::Lease;
 use super::line::{self, Attempt, Job, Pending};
+use super::uptime::Uptime;
 use crate::config;
 use crate::domain::batch::Ending;
 use crate::domain::clock::Clock;
@@ -44,6 +45,8 @@ pub(super) struct Dispatch {
     pool: Arc<Pool>,
     inbox: Arc<Inbox>,
     lease: Arc<Lease>,
+    /// Until when the shares of limits are this process's; `None` before any is granted.
+    shares_until: Mutex<Option<Uptime>>,
     clock: Clock,
     retry: config::Retry,
     settle: Duration,
@@ -86,6 +89,7 @@ impl Dispatch {
             pool,
             inbox,
             lease,
+            shares_until: Mutex::new(None),
             clock,
             retry: settings.retry.clone(),
             settle: settings.worker.settle_timeout,
@@ -266,7 +270,8 @@ impl Dispatch {
     }
 
     async fn attempt(&self, job: &mut Job) -> Attempt {
-        if self.note(&job.unit, &job.pending).await {
+        // Looked at once more right before the line is sent: the process may have stood still.
+        if self.note(&job.unit, &job.pending).await && self.may_send() {
             line::attempt(&self.pool, job).await
         } else {
             Attempt::Cut

@@ -44,6 +44,7 @@ const LAST_WRITES: Duration = Duration::from_secs(5);
 pub struct Settings {
     pub retry: config::Retry,
     pub worker: config::Worker,
+    pub retention: config::Retention,
     /// Requests that a batch may have.
     pub max_requests: u64,
     /// Nobody else can hold a lease on this store: whatever is leased was left by a dead process.
@@ -148,6 +149,7 @@ impl Worker {
         let retain = retain::Retain {
             store: store.clone(),
             clock,
+            grace: settings.retention.grace,
         };
         tasks.spawn(duty::run(retain, store.clone(), quiet.clone()));
         {
@@ -241,9 +243,10 @@ impl Worker {
         self.store
             .release_units(&token, &self.dispatch.drop_all())
             .await?;
-        if let Some(token) = &self.shares_as {
-            self.store.forget_shares(token).await?;
+        self.store.leave(&token).await?;
+        match &self.shares_as {
+            Some(token) => self.store.forget_shares(token).await,
+            None => Ok(()),
         }
-        self.store.leave(&token).await
     }
 }

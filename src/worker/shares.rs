@@ -3,12 +3,13 @@
 //! what it could use.
 
 use std::sync::Arc;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use tokio_util::sync::CancellationToken;
 
 use super::Settings;
 use super::dispatch::Dispatch;
+use super::uptime::Uptime;
 use crate::domain::share::{self, Share};
 use crate::store::{self, GateRow, ShareBook, ShareEntry, Store};
 use crate::upstream::{ClosedGate, Pool};
@@ -31,7 +32,7 @@ pub(super) struct Shares {
     /// What the last turn asked for: a want that is gone for a moment is no reason to move.
     wanted: Vec<usize>,
     /// Since when it has had its turns in time.
-    unbroken: Instant,
+    unbroken: Uptime,
 }
 
 /// What came of a turn.
@@ -63,14 +64,15 @@ impl Shares {
             term: settings.worker.lease,
             reclaim_after: settings.worker.reclaim_after,
             wanted,
-            unbroken: Instant::now(),
+            unbroken: Uptime::now(),
         }
     }
 
     /// One turn.
     async fn turn(&mut self) -> store::Result<()> {
-        if !self.pool.limits().hold() {
-            self.unbroken = Instant::now();
+        let held_before = self.dispatch.shares_hold();
+        if !held_before {
+            self.unbroken = Uptime::now();
         }
         let demand = self.dispatch.demand();
         if self.dispatch.is_closed() {
@@ -82,7 +84,7 @@ impl Shares {
             .map(|(&now, &before)| now.max(before))
             .collect();
         self.wanted = demand;
-        let sent = Instant::now();
+        let sent = Uptime::now();
         let exchange = self
             .store
             .exchange_shares(&self.token, millis(self.term), |book| {
@@ -97,9 +99,10 @@ impl Shares {
             self.pool.know_gate(gate);
         }
         let limits = self.pool.limits();
-        let has_grown = limits.grant(&outcome.shares, sent + self.term, outcome.overhang);
+        let has_grown = limits.grant(&outcome.shares, outcome.overhang);
         self.dispatch.limits_changed();
-        if has_grown {
+        self.dispatch.shares_granted(sent + self.term);
+        if has_grown || !held_before {
             tracing::debug!(shares = ?outcome.shares, "has a larger share of a limit");
             self.dispatch.limits_grew();
         }
@@ -116,7 +119,7 @@ impl Shares {
         let me = book.holders.iter().find(|h| *h.token == *self.token);
         let place = (me.map_or(i64::MAX, |me| me.joined_at), &*self.token);
         let leaves = self.dispatch.is_closed();
-        let listens = self.unbroken.elapsed() >= self.term;
+        let listens = Uptime::now().since(self.unbroken) >= self.term;
         let reclaim = listens.then(|| millis(self.reclaim_after));
         let mut entry = ShareEntry::default();
         let mut parts = Vec::with_capacity(wants.len());
@@ -168,7 +171,7 @@ impl Shares {
     /// long, but its calls in flight in any case.
     fn held(&self) -> Vec<usize> {
         let limits = self.pool.limits();
-        let holds = limits.hold();
+        let holds = self.dispatch.shares_hold();
         let in_flight = self.dispatch.in_flight().into_iter();
         let held = in_flight.enumerate().map(|(number, in_flight)| {
             let share = if holds { limits.share(number) } else { 0 };

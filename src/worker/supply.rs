@@ -269,6 +269,9 @@ impl Supply {
         routes: Option<&Arc<Routes>>,
         units: i64,
     ) -> store::Result<Vec<Unread>> {
+        if !self.lease.holds() {
+            return Ok(Vec::new());
+        }
         let token = self.lease.token();
         let leased = self
             .store
@@ -312,7 +315,9 @@ impl Supply {
     /// their upstream, where others wait for the budget.
     async fn shed(&mut self) -> store::Result<()> {
         let mut shed = self.dispatch.shed_without_share();
-        shed.extend(self.texts.take_without_share());
+        if self.dispatch.shares_hold() {
+            shed.extend(self.texts.take_without_share());
+        }
         if self.texts.wait() {
             shed.extend(self.dispatch.shed());
         }

@@ -2,11 +2,14 @@
 
 pub mod binary;
 pub mod engines;
+pub mod pooler;
 pub mod postgres;
 pub mod proxy;
 pub mod receiver;
+pub mod session;
 
 use std::collections::BTreeMap;
+use std::path::Path;
 use std::time::{Duration, Instant};
 
 use nightshift::app::App;
@@ -143,7 +146,7 @@ impl Server {
         store.close().await;
         drop(store);
         let (base, running) = if as_process {
-            let binary = serve(&file, &database).await;
+            let binary = serve(&file, &database, &[]).await;
             (binary.base.clone(), Running::Binary(Box::new(binary)))
         } else {
             start(&config, clock.clone()).await
@@ -195,6 +198,34 @@ impl Server {
         }
     }
 
+    /// One more server on the same database, with the same configuration but for these variables.
+    pub async fn replica(&self, variables: &[(&str, &str)]) -> Binary {
+        let file = self.directory.path().join("nightshift.toml");
+        serve(&file, &self.database, variables).await
+    }
+
+    /// Sends the server's process a signal.
+    pub fn signal(&self, name: &str) {
+        match &self.running {
+            Running::Binary(binary) => binary.signal(name),
+            _ => panic!("it is no process, or has been stopped"),
+        }
+    }
+
+    /// Waits until a count in the database is so: of the rows of a table, or of what stands after
+    /// `SELECT count(*) FROM`.
+    pub async fn until_rows(&self, table: &str, is_so: impl Fn(i64) -> bool) -> i64 {
+        let deadline = Instant::now() + PATIENCE;
+        loop {
+            let count = engines::rows(&self.database, table).await;
+            if is_so(count) {
+                return count;
+            }
+            assert!(Instant::now() < deadline, "it stays at {count}: {table}");
+            tokio::time::sleep(Duration::from_millis(20)).await;
+        }
+    }
+
     /// The server's process, taken out of it; the rest stays.
     pub fn binary_process(&mut self) -> Binary {
         match std::mem::replace(&mut self.running, Running::Stopped) {
@@ -212,8 +243,12 @@ impl Server {
 
     /// Starts it again, as a process, on the same database. Its address is another one.
     pub async fn start_binary_again(&mut self) {
-        let file = self.directory.path().join("nightshift.toml");
-        let binary = serve(&file, &self.database).await;
+        self.serve_as(&[]).await;
+    }
+
+    /// Starts it again, as a process, with more variables.
+    pub async fn serve_as(&mut self, variables: &[(&str, &str)]) {
+        let binary = self.another(variables).await;
         self.base.clone_from(&binary.base);
         self.running = Running::Binary(Box::new(binary));
     }
@@ -260,6 +295,15 @@ impl Server {
         file.to_str().expect("is text").to_owned()
     }
 
+    /// Starts another server, as a process, with the same configuration and more variables.
+    pub async fn another(&self, variables: &[(&str, &str)]) -> Binary {
+        let file = self.config_file();
+        let args = ["--config", file.as_str()];
+        let mut all = vec![("DATABASE_URL", self.database.as_str())];
+        all.extend(variables);
+        Binary::serve(&args, &all).await
+    }
+
     /// Starts it again, in this process, on the same database. Its address is another one.
     pub async fn start_again(&mut self) {
         (self.base, self.running) = start(&self.config, self.clock.clone()).await;
@@ -298,14 +342,23 @@ impl Server {
         request.send().await.expect("answers")
     }
 
-    /// Waits until nothing is stored of any upload: what a refused one has written is removed
-    /// in the background.
-    pub async fn has_left_nothing(&self) {
+    /// How many rows there are of everything that a request can leave behind.
+    pub async fn rows(&self) -> Vec<(String, i64)> {
+        engines::all_rows(&self.database).await
+    }
+
+    /// Waits until there are so many rows as there were: what a refused request has written is
+    /// removed in the background.
+    pub async fn has_only(&self, before: &[(String, i64)]) {
         let deadline = Instant::now() + PATIENCE;
-        while !engines::is_empty(&self.database).await {
+        loop {
+            let now = self.rows().await;
+            if now == before {
+                return;
+            }
             assert!(
                 Instant::now() < deadline,
-                "something of a refused upload stays"
+                "something of a refused request stays: {now:?}"
             );
             tokio::time::sleep(Duration::from_millis(20)).await;
         }
@@ -447,9 +500,10 @@ impl Server {
     }
 }
 
-async fn serve(file: &std::path::Path, database: &str) -> Binary {
+async fn serve(file: &Path, database: &str, variables: &[(&str, &str)]) -> Binary {
     let args = ["--config", file.to_str().expect("is text")];
-    Binary::serve(&args, &[("DATABASE_URL", database)]).await
+    let variables = [&[("DATABASE_URL", database)], variables].concat();
+    Binary::serve(&args, &variables).await
 }
 
 async fn start(config: &Config, clock: Clock) -> (String, Running) {

@@ -3,6 +3,7 @@
 
 mod full;
 mod lost;
+mod pooler;
 mod schema;
 mod start;
 mod stuck;

@@ -28,6 +28,11 @@ fn the_defaults_are_the_documented_ones() {
     assert_eq!(config.worker.lease, Duration::from_secs(10));
     assert_eq!(config.worker.settle_timeout, Duration::from_secs(600));
     assert_eq!(config.worker.shutdown_grace, Duration::from_secs(30));
+    let kept = Some(Duration::from_secs(30 * 24 * 3600));
+    assert_eq!(config.retention.input_files, kept);
+    assert_eq!(config.retention.output_files, kept);
+    assert_eq!(config.retention.other_files, None);
+    assert_eq!(config.retention.grace, Duration::from_secs(3600));
     assert_eq!(config.log.filter, "info");
     assert_eq!(config.log.format, LogFormat::Text);
     assert_eq!(config.telemetry.otlp_endpoint, None);

@@ -36,6 +36,10 @@ fn each_fault_of_a_section_is_found_at_its_line() {
         worker   | lease = '999ms'                    => lease: must be at least 1s
         worker   | lease = 15                         => lease: expected a duration in quotes
         worker   | name = ''                          => name: is empty
+        retention | input_files = '59s'               => input_files: must be at least 60s
+        retention | other_files = 'nevr'              => other_files: expected a duration
+        retention | output_files = 30                 => output_files: expected a duration in quotes
+        retention | grace = 'never'                   => grace: expected a duration
         log      | format = 'jsn'                     => format: expected text or json; the nearest
         log      | filter = 'nightshift=loud'         => filter: expected a filter
     ";
@@ -216,12 +220,11 @@ fn keys_of_later_features_say_that_they_come_later() {
         check_faults(&format!("[{section}]\nx = 1"), &[], &[&expected]);
     }
     check_faults(
-        "[[tasks]]\n[database]\npooler = true\n[limits]\npriority = 1",
+        "[[tasks]]\n[limits]\npriority = 1",
         &[("NIGHTSHIFT_CACHE__SIZE", "x")],
         &[
             "tasks (nightshift.toml:1): is not built yet",
-            "database.pooler (nightshift.toml:3): is not built yet",
-            "limits.priority (nightshift.toml:5): is not built yet",
+            "limits.priority (nightshift.toml:3): is not built yet",
             "cache (NIGHTSHIFT_CACHE__SIZE): is not built yet",
         ],
     );

@@ -4,12 +4,14 @@
 //! for one has an end on this side, too, and a connection that owes an answer is closed rather
 //! than used again.
 
+mod session;
+
 use std::str::FromStr as _;
 use std::time::Duration;
 
 use sqlx::pool::PoolConnection;
 use sqlx::postgres::{PgConnectOptions, PgConnection, PgPool, PgPoolOptions};
-use sqlx::{Connection as _, Postgres};
+use sqlx::{AssertSqlSafe, Connection as _, Postgres};
 
 use super::OpenOptions;
 use crate::store::{Error, Result};
@@ -31,16 +33,26 @@ pub(in crate::store) struct Database {
     pool: PgPool,
     options: PgConnectOptions,
     limit: Duration,
+    /// A transaction begins with it.
+    begin: String,
+    /// A pooler in transaction mode stands before Postgres: from one transaction to the next,
+    /// nothing is the same connection.
+    pooled: bool,
 }
 
 impl Database {
     /// Connects when it is first used.
     pub(super) fn lazy(url: &str, options: &OpenOptions) -> Result<Database> {
         let timeout = options.statement_timeout.as_millis().to_string();
-        let connect = connect_options(url)?.options([
-            ("statement_timeout", timeout.as_str()),
-            ("idle_in_transaction_session_timeout", timeout.as_str()),
-        ]);
+        let settings = ["statement_timeout", "idle_in_transaction_session_timeout"];
+        let connect = connect_options(url, options.pooler)?;
+        let (connect, begin) = if options.pooler {
+            let settings = settings.map(|name| format!("SET LOCAL {name} = {timeout}"));
+            (connect, format!("BEGIN; {}", settings.join("; ")))
+        } else {
+            let settings = settings.map(|name| (name, timeout.as_str()));
+            (connect.options(settings), "BEGIN".to_owned())
+        };
         let pool = PgPoolOptions::new()
             .max_connections(options.connections)
             .acquire_timeout(ACQUIRE_TIMEOUT)
@@ -56,6 +68,8 @@ impl Database {
             pool,
             options: connect,
             limit: options.statement_timeout + STATEMENT_MARGIN,
+            begin,
+            pooled: options.pooler,
         })
     }
 
@@ -64,22 +78,52 @@ impl Database {
         &self.options
     }
 
-    /// A connection for one statement.
+    /// Whether what other processes notify reaches this one.
+    pub(in crate::store) fn can_listen(&self) -> bool {
+        !self.pooled
+    }
+
+    /// A connection for one statement; [`done`](Lent::done) ends it.
     pub(in crate::store) async fn lend(&self) -> Result<Lent> {
-        Ok(Lent {
-            connection: Some(self.pool.acquire().await?),
-            limit: self.limit,
-            owes: false,
-            has_begun: false,
-        })
+        // A statement is more than one message, and has a timeout; only a transaction holds
+        // these together behind a pooler.
+        if self.pooled {
+            self.begin().await
+        } else {
+            self.acquire().await
+        }
     }
 
     /// A connection for one transaction, which has begun.
     pub(in crate::store) async fn begin(&self) -> Result<Lent> {
-        let mut lent = self.lend().await?;
-        lent.run("BEGIN").await?;
+        let mut lent = self.acquire().await?;
+        lent.run(&self.begin).await?;
         lent.has_begun = true;
         Ok(lent)
+    }
+
+    /// A transaction that only reads, and sees all tables as they are at its first query.
+    /// Its statements have a time of their own.
+    pub(in crate::store) async fn snapshot(&self, limit: Duration) -> Result<Lent> {
+        let mut lent = self.begin().await?;
+        lent.limit = limit + STATEMENT_MARGIN;
+        lent.run(&format!(
+            "SET TRANSACTION ISOLATION LEVEL REPEATABLE READ READ ONLY;
+             SET LOCAL statement_timeout = {}",
+            limit.as_millis()
+        ))
+        .await?;
+        Ok(lent)
+    }
+
+    async fn acquire(&self) -> Result<Lent> {
+        Ok(Lent {
+            connection: Some(self.pool.acquire().await?),
+            limit: self.limit,
+            pooled: self.pooled,
+            owes: false,
+            has_begun: false,
+        })
     }
 
     /// Closes all connections, but waits for those in use only for a moment.
@@ -90,10 +134,12 @@ impl Database {
 
 /// A connection, lent by the pool for a statement or a transaction. Dropped, a transaction that
 /// was not committed is rolled back.
+#[derive(Debug)]
 pub(in crate::store) struct Lent {
     /// Taken when dropped.
     connection: Option<PoolConnection<Postgres>>,
     limit: Duration,
+    pooled: bool,
     /// A statement was sent, and its answer has not been read to its end.
     owes: bool,
     /// It is within a transaction.
@@ -101,7 +147,7 @@ pub(in crate::store) struct Lent {
 }
 
 impl Lent {
-    pub(in crate::store) fn connection(&mut self) -> &mut PgConnection {
+    fn connection(&mut self) -> &mut PgConnection {
         let connection = self.connection.as_mut();
         connection.expect("only `drop` takes it")
     }
@@ -133,9 +179,19 @@ impl Lent {
         Ok(())
     }
 
-    async fn run(&mut self, statement: &'static str) -> Result<()> {
+    /// Ends what [`Database::lend`] began.
+    pub(in crate::store) async fn done(self) -> Result<()> {
+        if self.has_begun {
+            self.commit().await
+        } else {
+            Ok(())
+        }
+    }
+
+    async fn run(&mut self, statement: &str) -> Result<()> {
         let limit = self.work();
-        let run = sqlx::raw_sql(statement).execute(self.connection());
+        let statement = sqlx::raw_sql(AssertSqlSafe(statement));
+        let run = statement.execute(self.connection());
         let outcome = limited(limit, async { Ok(run.await?) }).await;
         self.settle(outcome).map(|_| ())
     }
@@ -186,20 +242,25 @@ async fn in_time<T>(answer: impl Future<Output = sqlx::Result<T>>) -> bool {
 }
 
 /// A connection outside of any pool, whose statements may take as long as they need.
-pub(super) async fn connect(url: &str) -> Result<PgConnection> {
-    let options = connect_options(url)?;
+pub(super) async fn connect(url: &str, pooler: bool) -> Result<PgConnection> {
+    let options = connect_options(url, pooler)?;
     match tokio::time::timeout(CONNECT_TIMEOUT, PgConnection::connect_with(&options)).await {
         Ok(connected) => Ok(connected?),
         Err(_) => Err(Error::TimedOut("connecting")),
     }
 }
 
-fn connect_options(url: &str) -> Result<PgConnectOptions> {
+fn connect_options(url: &str, pooler: bool) -> Result<PgConnectOptions> {
     // The cause is left out: it may repeat the URL, which may hold a password.
     let options = PgConnectOptions::from_str(url).map_err(|_| {
         Error::Refused("database.url is neither sqlite://… nor a valid postgres://… URL".to_owned())
     })?;
-    Ok(options
-        .application_name("nightshift")
-        .statement_cache_capacity(200))
+    let options = options.application_name("nightshift");
+    Ok(if pooler {
+        // A pooler refuses what it does not know, and a name that a statement has on one
+        // connection means nothing on the next.
+        options.extra_float_digits(None).statement_cache_capacity(0)
+    } else {
+        options.statement_cache_capacity(200)
+    })
 }

@@ -5,9 +5,12 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use sqlx::sqlite::{
-    SqliteAutoVacuum, SqliteConnectOptions, SqliteJournalMode, SqlitePool, SqlitePoolOptions,
-    SqliteSynchronous,
+    SqliteAutoVacuum, SqliteConnectOptions, SqliteConnection, SqliteJournalMode, SqlitePool,
+    SqlitePoolOptions, SqliteSynchronous,
 };
+
+use sqlx::Sqlite;
+use sqlx::pool::PoolConnection;
 
 use crate::store::{Error, Result};
 
@@ -61,6 +64,77 @@ pub(super) async fn open(path: &Path) -> Result<(SqlitePool, SqlitePool)> {
         .connect_with(options.create_if_missing(false))
         .await?;
     Ok((write, read))
+}
+
+/// A transaction. Dropped, it is rolled back unless it was committed.
+///
+/// Not sqlx's own: where a commit fails because the disk is full, SQLite has rolled back by
+/// itself, and that one believes for ever after that its connection is within a transaction.
+pub(in crate::store) struct Writing {
+    /// Taken when dropped.
+    connection: Option<PoolConnection<Sqlite>>,
+    /// Nothing is to be rolled back.
+    is_over: bool,
+}
+
+impl Writing {
+    /// Takes the writer's lock at once: taking it later can fail where another process has
+    /// written in between.
+    pub(super) async fn begin(pool: &SqlitePool) -> Result<Writing> {
+        Self::begin_with(pool, "BEGIN IMMEDIATE").await
+    }
+
+    /// A transaction that only reads, and sees all tables as they are at its first statement.
+    pub(in crate::store) async fn snapshot(pool: &SqlitePool) -> Result<Writing> {
+        Self::begin_with(pool, "BEGIN").await
+    }
+
+    async fn begin_with(pool: &SqlitePool, begin: &'static str) -> Result<Writing> {
+        let mut writing = Writing {
+            connection: Some(pool.acquire().await?),
+            is_over: false,
+        };
+        writing.run(begin).await?;
+        Ok(writing)
+    }
+
+    pub(in crate::store) fn connection(&mut self) -> &mut SqliteConnection {
+        let connection = self.connection.as_mut();
+        connection.expect("only `drop` takes it")
+    }
+
+    pub(super) async fn commit(mut self) -> Result<()> {
+        self.run("COMMIT").await?;
+        self.is_over = true;
+        Ok(())
+    }
+
+    async fn run(&mut self, statement: &'static str) -> Result<()> {
+        let run = sqlx::raw_sql(statement).execute(self.connection());
+        Ok(run.await.map(|_| ())?)
+    }
+}
+
+impl Drop for Writing {
+    fn drop(&mut self) {
+        let Some(mut connection) = self.connection.take() else {
+            return;
+        };
+        if self.is_over {
+            return;
+        }
+        let Ok(runtime) = tokio::runtime::Handle::try_current() else {
+            return;
+        };
+        runtime.spawn(async move {
+            let rollback = sqlx::raw_sql("ROLLBACK").execute(&mut *connection).await;
+            if let Err(error) = rollback
+                && !Error::Engine(error).is_plain()
+            {
+                connection.close_on_drop();
+            }
+        });
+    }
 }
 
 /// Locks a database's file for this process; the lock ends with the file that is returned.

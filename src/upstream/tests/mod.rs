@@ -217,6 +217,7 @@ fn config(upstreams: Vec<config::Upstream>, models: Vec<config::Model>) -> Confi
             max_connections: 4,
             start_timeout: Duration::from_secs(60),
             statement_timeout: Duration::from_secs(60),
+            pooler: false,
         },
         auth: config::Auth {
             required: None,
@@ -241,6 +242,12 @@ fn config(upstreams: Vec<config::Upstream>, models: Vec<config::Model>) -> Confi
             reclaim_after: Duration::from_secs(60),
             settle_timeout: Duration::from_mins(10),
             shutdown_grace: Duration::from_secs(30),
+        },
+        retention: config::Retention {
+            input_files: None,
+            output_files: None,
+            other_files: None,
+            grace: Duration::from_mins(1),
         },
         log: config::Log {
             filter: "info".to_owned(),

@@ -14,11 +14,15 @@ use crate::upstream::{Acquired, Routes};
 const WAITING_A_PERMIT: usize = 2;
 
 impl Dispatch {
+    /// Whether units and shares are this process's now.
+    pub(super) fn may_send(&self) -> bool {
+        self.lease.holds() && self.shares_hold()
+    }
+
     /// Takes the next line to send, with its permits; counts it as in flight.
     pub(super) fn choose(&self, state: &mut State, now: Instant) -> Option<Job> {
         state.wake_due(now);
-        let owns = self.lease.holds() && self.pool.limits().hold();
-        if state.closed || state.alone.is_some() || !owns {
+        if state.closed || state.alone.is_some() || !self.may_send() {
             return None;
         }
         if state.in_flight > 0 && self.pool.budget().is_full() {

@@ -2,6 +2,7 @@
 
 use std::sync::{Arc, PoisonError};
 
+use super::super::uptime::Uptime;
 use super::Dispatch;
 use super::state::Entry;
 use crate::domain::unit::UnitKey;
@@ -75,6 +76,26 @@ impl Dispatch {
         in_flight
     }
 
+    /// Whether this process's shares of the limits are its own: they may be others' by now if it
+    /// has had no turn for too long.
+    pub(in super::super) fn shares_hold(&self) -> bool {
+        if !self.pool.limits().are_shared() {
+            return true;
+        }
+        let until = self.shares_until.lock();
+        let until = *until.unwrap_or_else(PoisonError::into_inner);
+        until.is_some_and(|until| Uptime::now() < until)
+    }
+
+    /// The shares hold until then.
+    pub(in super::super) fn shares_granted(&self, until: Uptime) {
+        let mut held = self
+            .shares_until
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner);
+        *held = Some(until);
+    }
+
     /// The shares have changed. Nothing is chosen by the old ones when this is done.
     pub(in super::super) fn limits_changed(&self) {
         let mut state = self.lock();
@@ -97,6 +118,9 @@ impl Dispatch {
 
     /// The same of units for which other replicas have the whole limit.
     pub(in super::super) fn shed_without_share(&self) -> Vec<(UnitKey, i64)> {
+        if !self.shares_hold() {
+            return Vec::new();
+        }
         self.shed_where(|routes| self.pool.lacks_share(routes))
     }
 

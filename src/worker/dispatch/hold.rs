@@ -7,9 +7,13 @@ use super::Dispatch;
 use crate::domain::unit::UnitKey;
 
 impl Dispatch {
-    /// Notes that a unit is leased, before its text is read.
+    /// Notes that a unit is leased, before its text is read. If it is in hand from an earlier
+    /// lease, that has ended without our knowing.
     pub(in super::super) fn note_leased(&self, key: &UnitKey, epoch: i64) {
-        self.lock().held.insert(key.clone(), epoch);
+        let before = self.lock().held.insert(key.clone(), epoch);
+        if let Some(before) = before {
+            self.lose_units(&[(key.clone(), before)]);
+        }
     }
 
     /// Forgets a unit whose last flush is written, or that is somebody else's.

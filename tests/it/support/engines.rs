@@ -10,13 +10,21 @@ use sqlx::{Connection as _, Executor as _, PgConnection, SqliteConnection};
 
 tokio::task_local! {
     static ENGINE: Engine;
-    /// The URL of the Postgres to use instead of the one that all tests share.
-    static POSTGRES: String;
+    /// The URLs of the Postgres to use instead of the one that all tests share: by which its
+    /// databases are made, and by which they are used.
+    static POSTGRES: (String, String);
 }
 
 /// Runs a test on a Postgres of its own, or by a way of its own to the one that all share.
 pub async fn on_postgres_at(url: String, test: impl Future<Output = ()>) {
-    POSTGRES.scope(url, on(Engine::Postgres, test)).await;
+    on_postgres_through(url.clone(), url, test).await;
+}
+
+/// The same where databases are made by one URL, and used by another.
+pub async fn on_postgres_through(made: String, used: String, test: impl Future<Output = ()>) {
+    POSTGRES
+        .scope((made, used), on(Engine::Postgres, test))
+        .await;
 }
 
 /// Runs a test on an engine: whatever it starts uses it.
@@ -72,9 +80,9 @@ pub fn shared_postgres() -> String {
 }
 
 async fn new_postgres_database() -> String {
-    let server = POSTGRES
-        .try_with(String::clone)
-        .unwrap_or_else(|_| shared_postgres());
+    let (server, used) = POSTGRES
+        .try_with(Clone::clone)
+        .unwrap_or_else(|_| (shared_postgres(), shared_postgres()));
     let name = format!("test_{}", id::incarnation());
     let mut connection = PgConnection::connect(&server)
         .await
@@ -84,7 +92,7 @@ async fn new_postgres_database() -> String {
         .execute(sqlx::AssertSqlSafe(create))
         .await
         .expect("creates a database");
-    let (front, query) = server.split_once('?').unwrap_or((&server, ""));
+    let (front, query) = used.split_once('?').unwrap_or((&used, ""));
     let (host, _) = front.rsplit_once('/').expect("names a database");
     format!("{host}/{name}?{query}")
 }
@@ -119,12 +127,56 @@ pub async fn rows(database: &str, table: &str) -> i64 {
     count.expect("counts")
 }
 
+/// What of a database's rows a request can leave behind.
+const TABLES: [&str; 10] = [
+    "files",
+    "file_models",
+    "chunks",
+    "chunk_models",
+    "batches",
+    "batch_counts",
+    "backlog",
+    "units",
+    "segments",
+    "idempotency",
+];
+
+/// How many rows there are in each of those tables.
+pub async fn all_rows(database: &str) -> Vec<(String, i64)> {
+    let counts = TABLES.map(|table| format!("SELECT '{table}', count(*) FROM {table}"));
+    let sql = sqlx::AssertSqlSafe(counts.join(" UNION ALL "));
+    let counted = if database.starts_with("sqlite") {
+        let mut connection = SqliteConnection::connect(database).await.expect("connects");
+        sqlx::query_as(sql).fetch_all(&mut connection).await
+    } else {
+        let mut connection = PgConnection::connect(database).await.expect("connects");
+        sqlx::query_as(sql).fetch_all(&mut connection).await
+    };
+    let mut counted: Vec<(String, i64)> = counted.expect("counts");
+    counted.sort();
+    counted
+}
+
 /// Whether no file is stored, nor anything of one.
 pub async fn is_empty(database: &str) -> bool {
-    for table in ["files", "chunks", "chunk_models", "file_models"] {
-        if rows(database, table).await > 0 {
-            return false;
-        }
-    }
-    true
+    all_rows(database).await.iter().all(|(_, rows)| *rows == 0)
+}
+
+/// Changes a database behind the server's back.
+pub async fn execute(database: &str, sql: &str) {
+    let statement = sqlx::AssertSqlSafe(sql.to_owned());
+    let done = if database.starts_with("sqlite") {
+        let mut connection = SqliteConnection::connect(database).await.expect("connects");
+        sqlx::raw_sql(statement)
+            .execute(&mut connection)
+            .await
+            .map(drop)
+    } else {
+        let mut connection = PgConnection::connect(database).await.expect("connects");
+        sqlx::raw_sql(statement)
+            .execute(&mut connection)
+            .await
+            .map(drop)
+    };
+    done.unwrap_or_else(|error| panic!("{sql}: {error}"));
 }

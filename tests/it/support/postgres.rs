@@ -18,10 +18,7 @@ impl OwnPostgres {
             bin: bin(),
             directory,
         };
-        if is_root() {
-            let mut chown = Command::new("chown");
-            run(chown.arg("postgres").arg(server.directory.path()));
-        }
+        give_to_postgres(server.directory.path());
         let data = server.data();
         let mut initdb = server.command("initdb");
         initdb.arg("-D").arg(data);
@@ -90,17 +87,20 @@ pub fn as_postgres(program: &Path) -> Command {
     command
 }
 
-pub fn is_root() -> bool {
+/// Lets the user as whom [`as_postgres`] runs programs write in a directory.
+pub fn give_to_postgres(directory: &Path) {
+    if is_root() {
+        run(Command::new("chown").arg("postgres").arg(directory));
+    }
+}
+
+fn is_root() -> bool {
     let id = Command::new("id").arg("-u").output().expect("runs id");
     id.stdout == b"0\n"
 }
 
 /// Where Postgres's programs are: where tests/run.sh says, or the newest that is installed.
 fn bin() -> PathBuf {
-    #[expect(
-        clippy::disallowed_methods,
-        reason = "tests are told where Postgres is"
-    )]
     if let Some(bin) = std::env::var_os("NIGHTSHIFT_TEST_POSTGRES_BIN") {
         return bin.into();
     }

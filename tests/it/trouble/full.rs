@@ -9,7 +9,7 @@ use sqlx::{Connection as _, Executor as _, PgConnection};
 
 use super::{CONFIG, LINES, Midway, get, is_error, is_unavailable};
 use crate::commands::until;
-use crate::support::{Server, chat, on};
+use crate::support::{CHAT, Server, chat, on};
 
 /// Has Postgres say for two tables what it says when its disk is full, and count how often.
 const FILL: &str = "
@@ -104,5 +104,15 @@ async fn where_sqlite_cannot_write_batches_wait_and_uploads_are_refused() {
     assert_eq!(server.simulator.stats().total.calls, LINES as u64);
     assert_eq!(upload(&server).await.status(), StatusCode::OK);
     assert_eq!(uploaded(&server).await, 1);
+    server.stop().await;
+}
+
+#[tokio::test]
+async fn a_log_that_cannot_be_written_stops_nothing() {
+    let mut server = Server::binary("").await;
+    server.stop().await;
+    server.start_binary_after("exec 2>/dev/full;").await;
+    let batch = server.run(chat("one", Value::Null), CHAT).await;
+    assert_eq!(batch["status"], "completed", "{batch}");
     server.stop().await;
 }

@@ -1,0 +1,130 @@
+//! Work that changes hands: given back at a stop, or let go because it is somebody else's.
+
+use nightshift::store::Engine;
+use serde_json::json;
+
+use super::until;
+use crate::support::session::Session;
+use crate::support::{CHAT, Server, chat, ids, on, on_every_engine};
+
+/// Lines that hang at the first call, and are answered at the second.
+fn hanging(ids: &[String]) -> String {
+    ids.iter()
+        .map(|id| chat(id, json!({"hang": true, "times": 1})))
+        .collect()
+}
+
+async fn what_cannot_finish_in_time_is_handed_back_at_a_stop() {
+    let mut server = Server::binary("[worker]\nshutdown_grace = \"100ms\"").await;
+    let ids = ids(5);
+    let batch = server.create_batch(hanging(&ids), CHAT).await;
+    until("calls are in flight", async || {
+        server.simulator.stats().total.in_flight == 5
+    })
+    .await;
+    server.stop().await;
+    let mut session = Session::open(&server.database).await;
+    for (what, sql) in [
+        ("a lease", "SELECT count(*) FROM replicas"),
+        (
+            "a leased unit",
+            "SELECT count(*) FROM units WHERE state = 'leased'",
+        ),
+        (
+            "a take-over",
+            "SELECT count(*) FROM units WHERE takeovers > 0",
+        ),
+    ] {
+        assert_eq!(session.number(sql).await, 0, "{what} is left");
+    }
+    let waiting = "SELECT CAST(SUM(waiting) AS BIGINT) FROM backlog";
+    assert_eq!(session.number(waiting).await, 1);
+    server.start_binary_again().await;
+    let batch = server.ended(&batch).await;
+    assert_eq!(batch["request_counts"]["completed"], 5);
+    server.exactly_once(&batch, &ids).await;
+}
+
+#[tokio::test]
+async fn the_work_of_a_killed_replica_is_taken_over_by_another() {
+    let test = async {
+        let mut server = Server::binary("[worker]\nlease = \"1s\"").await;
+        let ids = ids(5);
+        let batch = server.create_batch(hanging(&ids), CHAT).await;
+        until("calls are in flight", async || {
+            server.simulator.stats().total.in_flight == 5
+        })
+        .await;
+        let killed = server.binary_process();
+        server.serve_as(&[]).await;
+        killed.signal("KILL");
+        let batch = server.ended(&batch).await;
+        assert_eq!(batch["request_counts"]["completed"], 5);
+        server.exactly_once(&batch, &ids).await;
+        assert_eq!(server.simulator.stats().total.calls, 10);
+    };
+    on(Engine::Postgres, Box::pin(test)).await;
+}
+
+async fn a_unit_is_let_go_and_given_back_where_the_store_says_otherwise() {
+    let server = Server::with("[worker]\nlease = \"1s\"").await;
+    let ids = ids(5);
+    let batch = server.create_batch(hanging(&ids), CHAT).await;
+    until("calls are in flight", async || {
+        server.simulator.stats().total.in_flight == 5
+    })
+    .await;
+    // What it holds is not what it has leased; and what it has leased it does not hold.
+    let mut session = Session::open(&server.database).await;
+    session
+        .execute("UPDATE units SET epoch = epoch + 1 WHERE state = 'leased'")
+        .await;
+    let batch = server.ended(&batch).await;
+    assert_eq!(batch["request_counts"]["completed"], 5);
+    let stats = server.simulator.stats();
+    assert_eq!(stats.total.abandoned, 5, "its calls are cut");
+    assert_eq!(stats.total.calls, 10);
+}
+
+async fn a_unit_that_is_another_replicas_is_let_go() {
+    let server = Server::with("[worker]\nlease = \"1s\"").await;
+    let ids = ids(5);
+    let batch = server.create_batch(hanging(&ids), CHAT).await;
+    until("calls are in flight", async || {
+        server.simulator.stats().total.in_flight == 5
+    })
+    .await;
+    let mut session = Session::open(&server.database).await;
+    session
+        .execute(
+            "INSERT INTO replicas (token, name, started_at, lease_until)
+                VALUES ('another', 'another', 0, 9000000000000);
+             UPDATE units SET epoch = epoch + 1, owner = 'another'",
+        )
+        .await;
+    until("its calls are cut", async || {
+        server.simulator.stats().total.abandoned == 5
+    })
+    .await;
+    assert_eq!(
+        server.simulator.stats().total.calls,
+        5,
+        "it is not sent again by who does not have it"
+    );
+    // The other gives it back.
+    session
+        .execute(
+            "UPDATE units SET state = 'waiting', owner = NULL;
+             UPDATE backlog SET waiting = waiting + 1",
+        )
+        .await;
+    let batch = server.ended(&batch).await;
+    assert_eq!(batch["request_counts"]["completed"], 5);
+    server.exactly_once(&batch, &ids).await;
+}
+
+on_every_engine![
+    what_cannot_finish_in_time_is_handed_back_at_a_stop,
+    a_unit_is_let_go_and_given_back_where_the_store_says_otherwise,
+    a_unit_that_is_another_replicas_is_let_go,
+];

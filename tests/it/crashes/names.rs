@@ -1,0 +1,104 @@
+//! Replicas with a name of their own.
+
+use nightshift::store::Engine;
+use serde_json::json;
+
+use super::until;
+use crate::support::binary::{command, ended};
+use crate::support::{CHAT, Server, chat, ids, on};
+
+fn config(lease: &str) -> String {
+    format!("[worker]\nname = \"worker-1\"\nlease = \"{lease}\"")
+}
+
+#[tokio::test]
+async fn a_replica_that_is_started_again_under_its_name_goes_on_at_once() {
+    let test = async {
+        // Without the name it would be two minutes: for the old lease to run out, and to wait
+        // for others who may live.
+        let mut server = Server::binary(&config("60s")).await;
+        let ids = ids(600);
+        let jsonl: String = ids
+            .iter()
+            .map(|id| chat(id, json!({"latency_ms": 20})))
+            .collect();
+        let batch = server.create_batch(&jsonl, CHAT).await;
+        server
+            .until(&batch, |batch| {
+                batch["request_counts"]["completed"].as_i64() > Some(0)
+            })
+            .await;
+        server.kill().await;
+        server.start_binary_again().await;
+        let batch = server.ended(&batch).await;
+        server.exactly_once(&batch, &ids).await;
+    };
+    on(Engine::Postgres, Box::pin(test)).await;
+}
+
+#[tokio::test]
+async fn a_name_that_another_process_has_is_refused() {
+    let test = async {
+        let server = Server::binary(&config("2s")).await;
+        let mut second = command(&["serve", "--config"]);
+        second
+            .arg(server.config_file())
+            .env("DATABASE_URL", &server.database)
+            .env("NIGHTSHIFT_SERVER__LISTEN", "127.0.0.1:0");
+        let second = ended(second).await;
+        assert_eq!((second.code, second.out.as_str()), (Some(1), ""));
+        assert!(
+            second
+                .errors
+                .contains("another process runs as worker.name = \"worker-1\""),
+            "{}",
+            second.errors
+        );
+        // The first is none the worse for it.
+        let batch = server.run(chat("a", json!(null)), CHAT).await;
+        assert_eq!(batch["request_counts"]["completed"], 1);
+    };
+    on(Engine::Postgres, Box::pin(test)).await;
+}
+
+#[tokio::test]
+async fn a_replica_that_was_silent_while_its_name_was_taken_ends_and_changes_nothing() {
+    let test = async {
+        let mut server = Server::binary(&config("1s")).await;
+        let ids = ids(200);
+        let jsonl: String = ids
+            .iter()
+            .map(|id| chat(id, json!({"latency_ms": 200})))
+            .collect();
+        let batch = server.create_batch(&jsonl, CHAT).await;
+        until("calls are in flight", async || {
+            server.simulator.stats().total.in_flight > 30
+        })
+        .await;
+        let silent = server.binary_process();
+        silent.signal("STOP");
+        server.start_binary_again().await;
+        server
+            .until(&batch, |batch| {
+                batch["request_counts"]["completed"].as_i64() > Some(0)
+            })
+            .await;
+        silent.signal("CONT");
+        let ended = silent.ended().await;
+        assert_eq!(ended.code, Some(1), "{}", ended.errors);
+        assert!(
+            ended
+                .errors
+                .contains("another process has joined as \\\"worker-1\\\"")
+                || ended
+                    .errors
+                    .contains("another process has joined as \"worker-1\""),
+            "{}",
+            ended.errors
+        );
+        let batch = server.ended(&batch).await;
+        assert_eq!(batch["request_counts"]["completed"], 200);
+        server.exactly_once(&batch, &ids).await;
+    };
+    on(Engine::Postgres, Box::pin(test)).await;
+}

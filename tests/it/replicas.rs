@@ -1,0 +1,316 @@
+//! Several servers on one Postgres, and one simulated upstream that counts what they send.
+
+mod exchange;
+
+use std::collections::BTreeSet;
+use std::time::{Duration, Instant};
+
+use nightshift::store::Engine;
+use serde_json::{Value, json};
+
+use crate::support::binary::Binary;
+use crate::support::{CHAT, Server, chat, client_with, ids, on, request};
+
+/// Short leases; and answers that say who asked, by a header that each replica has of its own.
+const CONFIG: &str = r#"
+[worker]
+lease = "1s"
+reclaim_after = "{reclaim}"
+
+[[upstreams]]
+name = "simulated"
+base_url = "{simulated}"
+headers = { x-replica = "a" }
+
+[[models]]
+name = "sim-small"
+concurrency = {limit}
+routes = [{ upstream = "simulated" }]
+
+[[models]]
+name = "sim-other"
+concurrency = {limit}
+routes = [{ upstream = "simulated" }]
+"#;
+/// Units whose lines are being sent, by who does so.
+const WORKING: &str = "(SELECT DISTINCT owner FROM units WHERE state = 'leased') AS working";
+
+/// The same where something of it is on disk.
+const WRITING: &str =
+    "(SELECT DISTINCT owner FROM units WHERE state = 'leased' AND flush_no > 0) AS writing";
+
+/// A server and as many replicas of it, all of which hold a share of the model's limit.
+async fn replicas(limit: usize, names: &[&str]) -> (Server, Vec<Binary>) {
+    replicas_that_reclaim("1s", limit, names).await
+}
+
+async fn replicas_that_reclaim(
+    reclaim_after: &str,
+    limit: usize,
+    names: &[&str],
+) -> (Server, Vec<Binary>) {
+    let config = CONFIG.replace("{limit}", &limit.to_string());
+    let server = Server::binary(&config.replace("{reclaim}", reclaim_after)).await;
+    let mut replicas = Vec::new();
+    for name in names {
+        replicas.push(replica(&server, name).await);
+    }
+    let all = (names.len() + 1).min(limit) as i64;
+    server
+        .until_rows(&held("held > 0"), |count| count == all)
+        .await;
+    (server, replicas)
+}
+
+/// One more replica, that calls itself so.
+async fn replica(server: &Server, name: &str) -> Binary {
+    let headers = format!("{{ x-replica = \"{name}\" }}");
+    let variables = [("NIGHTSHIFT_UPSTREAMS__0__HEADERS", headers.as_str())];
+    server.replica(&variables).await
+}
+
+/// Shares of the model's limit of which something holds.
+fn held(what: &str) -> String {
+    format!("shares WHERE resource = 'model:sim-small' AND {what}")
+}
+
+/// Lines of a few units, each of which takes so long.
+fn lines(ids: &[String], latency_ms: u64) -> String {
+    let padding = "x".repeat(2_000);
+    let line = |id: &String| {
+        let mut body = json!({
+            "model": "sim-small",
+            "messages": [{"role": "user", "content": format!("This is {id}.")}],
+            "simulate": {"latency_ms": latency_ms, "echo": true},
+        });
+        body["user"] = Value::from(padding.as_str());
+        request(id, body)
+    };
+    ids.iter().map(line).collect()
+}
+
+/// Asserts that each line has the answer to its own request; returns who sent them.
+async fn answered_by(server: &Server, batch: &Value, ids: &[String]) -> BTreeSet<String> {
+    let mut replicas = BTreeSet::new();
+    for (id, line) in server.exactly_once(batch, ids).await {
+        assert_eq!(line["response"]["status_code"], 200, "{line}");
+        let echo = &line["response"]["body"]["echo"];
+        let asked = echo["body"].as_str().expect("is text");
+        assert!(asked.contains(&format!("This is {id}.")), "{id}: {asked}");
+        let replica = echo["headers"]["x-replica"].as_str().expect("is text");
+        replicas.insert(replica.to_owned());
+    }
+    replicas
+}
+
+fn most_in_flight(server: &Server) -> u64 {
+    server.simulator.stats().models["sim-small"].most_in_flight
+}
+
+async fn get(server: &Server, replica: &Binary, path: &str) -> Value {
+    let client = client_with(Some(server.key()));
+    let response = client.get(format!("{}{path}", replica.base)).send().await;
+    response.expect("answers").json().await.expect("is JSON")
+}
+
+#[tokio::test]
+async fn a_batch_is_worked_on_by_all_replicas_and_any_of_them_serves_it() {
+    on(Engine::Postgres, async {
+        let (server, others) = replicas(6, &["b", "c"]).await;
+        let ids = ids(900);
+        let created = server.create_batch(lines(&ids, 10), CHAT).await;
+        let path = format!("/v1/batches/{}", created["id"].as_str().expect("has an id"));
+        for replica in &others {
+            assert_eq!(get(&server, replica, &path).await["id"], created["id"]);
+        }
+        let batch = server.ended(&created).await;
+        assert_eq!(batch["status"], "completed", "{batch}");
+        assert_eq!(answered_by(&server, &batch, &ids).await.len(), 3);
+        for replica in &others {
+            assert_eq!(get(&server, replica, &path).await, batch);
+        }
+        assert!(most_in_flight(&server) <= 6);
+    })
+    .await;
+}
+
+#[tokio::test]
+async fn no_line_is_lost_or_doubled_whatever_becomes_of_two_replicas_in_three() {
+    on(Engine::Postgres, async {
+        let (mut server, mut others) = replicas(6, &["b", "c"]).await;
+        let ids = ids(1_200);
+        let batch = server.create_batch(lines(&ids, 100), CHAT).await;
+        server.until_rows(WRITING, |count| count == 3).await;
+
+        let killed = others.remove(0);
+        killed.signal("KILL");
+        killed.ended().await;
+        server.until_rows(WORKING, |count| count == 2).await;
+
+        let taken_over = "units WHERE takeovers > 0";
+        let before = server.until_rows(taken_over, |count| count > 0).await;
+        server.signal("STOP");
+        server.until_rows(taken_over, |count| count > before).await;
+        // The other one has all of the limit before the first one goes on.
+        server
+            .until_rows(&held("held = 6"), |count| count == 1)
+            .await;
+        server.signal("CONT");
+        server.until_rows(WORKING, |count| count == 2).await;
+
+        others.remove(0).terminate().await;
+        let batch = server.ended(&batch).await;
+        assert_eq!(batch["status"], "completed", "{batch}");
+        assert_eq!(answered_by(&server, &batch, &ids).await.len(), 3);
+        assert!(
+            server.simulator.stats().total.calls > ids.len() as u64,
+            "nothing was sent twice"
+        );
+        assert_eq!(most_in_flight(&server), 6);
+        let log = server.binary_process().terminate().await;
+        assert!(
+            log.contains("another replica") || log.contains("other replicas"),
+            "{log}"
+        );
+    })
+    .await;
+}
+
+#[tokio::test]
+async fn a_replica_that_joins_gets_what_the_others_let_go_of_and_not_before() {
+    on(Engine::Postgres, async {
+        let (server, _) = replicas(6, &[]).await;
+        let ids = ids(600);
+        let batch = server.create_batch(lines(&ids, 100), CHAT).await;
+        let is_busy = |batch: &Value| batch["request_counts"]["completed"].as_i64() > Some(0);
+        server.until(&batch, is_busy).await;
+        let _others = [replica(&server, "b").await, replica(&server, "c").await];
+        server.until_rows(WORKING, |count| count == 3).await;
+        let batch = server.ended(&batch).await;
+        assert_eq!(answered_by(&server, &batch, &ids).await.len(), 3);
+        assert_eq!(most_in_flight(&server), 6);
+    })
+    .await;
+}
+
+#[tokio::test]
+async fn the_share_of_a_replica_that_leaves_is_given_to_the_others_at_once() {
+    on(Engine::Postgres, async {
+        let (server, mut others) = replicas_that_reclaim("1h", 6, &["b", "c"]).await;
+        server
+            .until_rows(&held("held = 2"), |count| count == 3)
+            .await;
+        others.remove(0).terminate().await;
+        server
+            .until_rows(&held("held = 3"), |count| count == 2)
+            .await;
+        others.remove(0).terminate().await;
+        server
+            .until_rows(&held("held = 6"), |count| count == 1)
+            .await;
+
+        let ids = ids(100);
+        let batch = server.run(lines(&ids, 20), CHAT).await;
+        assert_eq!(answered_by(&server, &batch, &ids).await.len(), 1);
+        assert_eq!(most_in_flight(&server), 6);
+    })
+    .await;
+}
+
+#[tokio::test]
+async fn the_share_of_a_replica_that_vanished_is_given_to_the_others_in_the_end() {
+    on(Engine::Postgres, async {
+        let (server, mut others) = replicas(6, &["b"]).await;
+        server
+            .until_rows(&held("held = 3"), |count| count == 2)
+            .await;
+        let vanished = others.remove(0);
+        vanished.signal("KILL");
+        server
+            .until_rows(&held("held = 6"), |count| count == 1)
+            .await;
+        server.until_rows("share_holders", |count| count == 1).await;
+    })
+    .await;
+}
+
+#[tokio::test]
+async fn a_replica_that_is_started_again_under_its_name_has_its_share_again() {
+    on(Engine::Postgres, async {
+        let (server, _) = replicas_that_reclaim("1h", 6, &[]).await;
+        let named = [("NIGHTSHIFT_WORKER__NAME", "one")];
+        let first = server.replica(&named).await;
+        server
+            .until_rows(&held("held = 3"), |count| count == 2)
+            .await;
+        first.signal("KILL");
+        first.ended().await;
+        let _second = server.replica(&named).await;
+        server.until_rows("share_holders", |count| count == 2).await;
+        server
+            .until_rows(&held("held = 3"), |count| count == 2)
+            .await;
+    })
+    .await;
+}
+
+#[tokio::test]
+async fn a_limit_smaller_than_the_number_of_replicas_holds_and_the_work_goes_on() {
+    on(Engine::Postgres, async {
+        let (server, mut others) = replicas(1, &["b", "c"]).await;
+        let ids = ids(300);
+        let batch = server.create_batch(lines(&ids, 10), CHAT).await;
+        server.until_rows(WORKING, |count| count == 1).await;
+        // Who has the share is killed, whoever it is: another one goes on.
+        others.remove(0).signal("KILL");
+        let batch = server.ended(&batch).await;
+        assert_eq!(batch["status"], "completed", "{batch}");
+        answered_by(&server, &batch, &ids).await;
+        assert_eq!(most_in_flight(&server), 1);
+    })
+    .await;
+}
+
+#[tokio::test]
+async fn a_gate_that_one_replica_was_shown_is_closed_for_the_other() {
+    on(Engine::Postgres, async {
+        let (server, _other) = replicas(6, &["b"]).await;
+        let limited = json!({"status": 429, "retry_after_ms": 3_600_000, "times": 1_000});
+        server.create_batch(chat("limited", limited), CHAT).await;
+        server.until_rows("gates", |count| count == 1).await;
+        // Both have had turns a second after that.
+        let turns = "share_holders \
+             WHERE held_until > (SELECT closed_until FROM gates) - 3600000 + 1000 + 1000";
+        server.until_rows(turns, |count| count == 2).await;
+
+        let ids = ids(900);
+        let jsonl = lines(&ids, 10).replace("sim-small", "sim-other");
+        let small = chat("small", Value::Null) + &chat("another", Value::Null);
+        let batch = server.create_batch(jsonl + &small, CHAT).await;
+        let deadline = Instant::now() + Duration::from_secs(60);
+        let answered = || {
+            let models = server.simulator.stats().models;
+            models.get("sim-other").map_or(0, |counts| counts.answered)
+        };
+        while answered() < 900 {
+            assert!(
+                Instant::now() < deadline,
+                "the other model is not left alone"
+            );
+            tokio::time::sleep(Duration::from_millis(20)).await;
+        }
+        let id = batch["id"].as_str().expect("has an id");
+        server
+            .post(&format!("/v1/batches/{id}/cancel"), &json!({}))
+            .await;
+        let batch = server.ended(&batch).await;
+        let lines = server.lines(&batch, "output_file_id").await;
+        let senders: BTreeSet<String> = lines
+            .iter()
+            .map(|line| line["response"]["body"]["echo"]["headers"]["x-replica"].to_string())
+            .collect();
+        assert_eq!(senders.len(), 2, "both have sent something");
+        assert_eq!(server.simulator.stats().models["sim-small"].calls, 1);
+    })
+    .await;
+}

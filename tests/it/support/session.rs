@@ -1,0 +1,56 @@
+//! A test's own connection to a server's database.
+
+use nightshift::store::Engine;
+use sqlx::{AssertSqlSafe, Connection as _, PgConnection, SqliteConnection};
+
+pub enum Session {
+    Sqlite(SqliteConnection),
+    Postgres(PgConnection),
+}
+
+impl Session {
+    pub async fn open(database: &str) -> Session {
+        if database.starts_with("sqlite") {
+            Session::Sqlite(SqliteConnection::connect(database).await.expect("connects"))
+        } else {
+            Session::Postgres(PgConnection::connect(database).await.expect("connects"))
+        }
+    }
+
+    pub fn engine(&self) -> Engine {
+        match self {
+            Session::Sqlite(_) => Engine::Sqlite,
+            Session::Postgres(_) => Engine::Postgres,
+        }
+    }
+
+    pub async fn execute(&mut self, sql: &str) {
+        let sql = AssertSqlSafe(sql.to_owned());
+        match self {
+            Session::Sqlite(c) => drop(sqlx::raw_sql(sql).execute(c).await.expect("executes")),
+            Session::Postgres(c) => drop(sqlx::raw_sql(sql).execute(c).await.expect("executes")),
+        }
+    }
+
+    /// The one whole number that a query gives.
+    pub async fn number(&mut self, sql: &str) -> i64 {
+        let sql = AssertSqlSafe(sql.to_owned());
+        match self {
+            Session::Sqlite(c) => sqlx::query_scalar(sql).fetch_one(c).await,
+            Session::Postgres(c) => sqlx::query_scalar(sql).fetch_one(c).await,
+        }
+        .expect("gives a number")
+    }
+
+    /// How many replicas have a lease that has not run out.
+    pub async fn live_replicas(&mut self) -> i64 {
+        let now = match self.engine() {
+            Engine::Sqlite => "unixepoch('subsec') * 1000",
+            Engine::Postgres => "EXTRACT(EPOCH FROM clock_timestamp()) * 1000",
+        };
+        self.number(&format!(
+            "SELECT count(*) FROM replicas WHERE lease_until >= {now}"
+        ))
+        .await
+    }
+}

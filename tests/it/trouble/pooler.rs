@@ -1,0 +1,29 @@
+//! A pooler in transaction mode before Postgres.
+
+use super::{CONFIG, Midway};
+use crate::support::engines::{on_postgres_through, shared_postgres};
+use crate::support::pooler::Pooler;
+use crate::support::{Server, chat};
+
+#[tokio::test]
+async fn servers_work_together_behind_a_pooler() {
+    let pooler = Pooler::start(2);
+    pooler.ready().await;
+    let test = async {
+        let config = CONFIG.replace("[database]", "[database]\npooler = true");
+        let mut server = Server::binary(&config).await;
+        let neighbour = server.beside(&[]).await;
+        let midway = Midway::begin(&server).await;
+        // What it knows of the others' work it has looked up.
+        midway.ends_well(&server).await;
+
+        // A second file, by whom it does not matter.
+        let one = server
+            .run(chat("one", serde_json::Value::Null), super::CHAT)
+            .await;
+        server.exactly_once(&one, &["one".to_owned()]).await;
+        neighbour.terminate().await;
+        server.stop().await;
+    };
+    on_postgres_through(shared_postgres(), pooler.url(), Box::pin(test)).await;
+}
