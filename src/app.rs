@@ -17,6 +17,7 @@ use crate::api::{self, Api};
 use crate::config::{Config, Role};
 use crate::domain::clock::Clock;
 use crate::store::{Engine, OpenOptions, Store};
+use crate::telemetry;
 use crate::upstream::{ModelInfo, Pool, PoolSettings};
 use crate::worker::{Settings, Worker};
 
@@ -73,13 +74,16 @@ impl App {
             let discovery = tokio::spawn(pool.clone().run(stop.clone()));
             (None, Some(discovery))
         };
+        let inside = Arc::new(telemetry::inside(config, &pool, worker.as_ref()));
         let workers_run = worker.as_ref().map(Worker::running);
         let api = Api {
             store: store.clone(),
             clock,
             limits: Arc::new(config.limits.clone()),
+            retention: Arc::new(config.retention.clone()),
             models: Arc::new(move || pool.models().into_iter().map(shown).collect()),
             auth: Arc::new(auth),
+            inside,
             workers_run: workers_run.unwrap_or_else(|| Arc::new(AtomicBool::new(true))),
         };
         let router = if role.serves() {
@@ -218,6 +222,7 @@ pub fn settings(config: &Config, store: &Store) -> Settings {
     Settings {
         retry: config.retry.clone(),
         worker: config.worker.clone(),
+        retention: config.retention.clone(),
         max_requests: config.limits.max_requests_per_batch,
         // The lock on the file is held: nobody else can have a lease in it.
         exclusive: store.engine() == Engine::Sqlite,

@@ -10,6 +10,7 @@ pub mod codec;
 pub mod config;
 pub mod domain;
 pub mod intake;
+pub mod observe;
 pub mod shutdown;
 pub mod simulate;
 pub mod store;

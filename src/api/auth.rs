@@ -22,6 +22,8 @@ const OPEN: [&str; 4] = ["/healthz", "/readyz", "/openapi.json", "/docs"];
 
 /// What every key begins with.
 const KEY_PREFIX: &str = "sk-ns-";
+/// What the keys of most services begin with.
+pub(super) const KEY_BEGINNING: &str = "sk-";
 /// Random characters of a key: 62 to the power of 32 is more than 190 bits.
 const KEY_RANDOM_CHARS: usize = 32;
 /// A text shorter than this is masked whole.
@@ -53,7 +55,7 @@ impl Auth {
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Caller {
     pub tenant: String,
-    /// Whether the key was made with `--admin`.
+    /// Whether the key was made with `--admin`, or none is needed.
     pub admin: bool,
 }
 
@@ -67,6 +69,24 @@ impl<S: Send + Sync> FromRequestParts<S> for Caller {
             .get::<Caller>()
             .cloned()
             .ok_or_else(error::missing_key)
+    }
+}
+
+/// A caller who may see what operators see.
+pub struct Admin;
+
+impl<S: Send + Sync> FromRequestParts<S> for Admin {
+    type Rejection = ApiError;
+
+    async fn from_request_parts(parts: &mut Parts, state: &S) -> Result<Self> {
+        let caller = Caller::from_request_parts(parts, state).await?;
+        if caller.admin {
+            Ok(Admin)
+        } else {
+            Err(error::forbidden(
+                "This is for operators: it needs a key made with `nightshift keys create --admin`.",
+            ))
+        }
     }
 }
 
@@ -141,7 +161,10 @@ async fn caller(api: &Api, parts: &Parts) -> Result<Option<Caller>> {
     let bootstrap = match &*api.auth {
         Auth::Off => {
             origin::require_local(parts)?;
-            return Ok(Some(default_tenant()));
+            return Ok(Some(Caller {
+                admin: true,
+                ..default_tenant()
+            }));
         }
         Auth::Keys { bootstrap } => bootstrap.as_deref(),
     };

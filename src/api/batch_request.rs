@@ -1,17 +1,17 @@
 //! What `POST /v1/batches` asks for, and the rules for it.
 
 use std::collections::BTreeMap;
+use std::time::Duration;
 
 use axum::extract::{FromRequest, Request};
 use serde::Serialize;
 use utoipa::ToSchema;
 
 use super::error::{self, ApiError, Result};
-use super::expiry::{ANCHOR, expires_after};
+use super::expiry::{self, ANCHOR, expires_after};
 use super::json::Object;
 use crate::domain::batch::window_ms;
 use crate::domain::endpoint::{self, ENDPOINTS};
-use crate::domain::file::DEFAULT_EXPIRY_SECONDS;
 use crate::domain::id;
 use crate::store::NewBatch;
 
@@ -71,11 +71,17 @@ impl BatchRequest {
         Ok(request)
     }
 
-    /// The batch, made now.
+    /// The batch, made now. `kept` is how long its output is kept where the request does not say:
+    /// `None` is for good.
     ///
     /// # Errors
     /// When the metadata cannot be written, which is a fault of ours.
-    pub fn into_batch(self, tenant: String, now_ms: i64) -> Result<NewBatch> {
+    pub fn into_batch(
+        self,
+        tenant: String,
+        now_ms: i64,
+        kept: Option<Duration>,
+    ) -> Result<NewBatch> {
         let metadata = self.metadata.as_ref().map(super::idempotency::to_json);
         Ok(NewBatch {
             id: id::batch(),
@@ -83,7 +89,9 @@ impl BatchRequest {
             expires_at: window_ms(&self.completion_window).map(|window| now_ms + window),
             output_expires_seconds: self
                 .output_expires_after
-                .map_or(DEFAULT_EXPIRY_SECONDS, |expiry| expiry.seconds),
+                .map(|expiry| expiry.seconds)
+                .or_else(|| kept.map(expiry::seconds))
+                .unwrap_or(NewBatch::KEPT_FOR_GOOD),
             endpoint: self.endpoint,
             input_file_id: self.input_file_id,
             completion_window: self.completion_window,
@@ -199,9 +207,10 @@ mod tests {
         for field in ["metadata", "output_expires_after", "nobody_knows_this"] {
             let request = read(field, Some(Value::Null)).unwrap();
             assert_eq!(request.metadata, None);
-            let batch = request.into_batch("t".to_owned(), 1_000).unwrap();
+            let kept = Some(Duration::from_secs(7_200));
+            let batch = request.into_batch("t".to_owned(), 1_000, kept).unwrap();
             assert_eq!(batch.expires_at, Some(1_000 + 86_400_000));
-            assert_eq!(batch.output_expires_seconds, 2_592_000);
+            assert_eq!(batch.output_expires_seconds, 7_200);
             assert_eq!(batch.metadata, None);
         }
     }

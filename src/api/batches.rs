@@ -51,7 +51,11 @@ pub async fn create(
         Begun::Again(remembered) => idempotency::replay(remembered, &fingerprint),
         Begun::First(mut attempt) => {
             attempt.identify(fingerprint);
-            let batch = request.into_batch(caller.tenant, api.clock.now_ms())?;
+            let batch = request.into_batch(
+                caller.tenant,
+                api.clock.now_ms(),
+                api.retention.output_files,
+            )?;
             let created = store(&api, &batch, attempt.claim()).await;
             attempt.settle(&created).await;
             Ok(idempotency::json_response(created?))

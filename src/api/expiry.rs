@@ -1,5 +1,7 @@
 //! `expires_after` and its like: how long a file is kept.
 
+use std::time::Duration;
+
 use super::error::{self, Result};
 use super::json::Object;
 use crate::domain::file::EXPIRY_SECONDS;
@@ -26,4 +28,9 @@ pub fn expires_after(body: &mut Object, field: &str) -> Result<Option<i64>> {
     let seconds = expiry.integer("seconds", EXPIRY_SECONDS)?;
     expiry.finish()?;
     Ok(Some(seconds))
+}
+
+/// A configured duration in the whole seconds that requests would name.
+pub fn seconds(duration: Duration) -> i64 {
+    i64::try_from(duration.as_secs()).unwrap_or(i64::MAX)
 }

@@ -3,6 +3,7 @@
 //! An attempt is claimed before its work begins and remembered by the transaction that does the
 //! work. One that fails, or whose client goes away, gives its claim up.
 
+use std::pin::pin;
 use std::time::{Duration, Instant};
 
 use axum::extract::FromRequestParts;
@@ -75,6 +76,7 @@ pub async fn begin(store: &Store, tenant: &str, route: &str, key: Key) -> Result
             store: store.clone(),
             claim,
             touched: Instant::now(),
+            touched_every: TOUCH_INTERVAL,
         }),
     };
     match attempt.claim_in_store().await? {
@@ -101,6 +103,7 @@ struct Held {
     store: Store,
     claim: Claim,
     touched: Instant,
+    touched_every: Duration,
 }
 
 impl std::fmt::Debug for Held {
@@ -136,12 +139,29 @@ impl Attempt {
     /// When the database fails.
     pub async fn touch(&mut self) -> Result<()> {
         if let Some(held) = &mut self.held
-            && held.touched.elapsed() >= TOUCH_INTERVAL
+            && held.touched.elapsed() >= held.touched_every
         {
             held.store.touch_claim(&held.claim).await?;
             held.touched = Instant::now();
         }
         Ok(())
+    }
+
+    /// Does a piece of the work, and keeps the claim alive for as long as that takes.
+    ///
+    /// # Errors
+    /// When the database fails. The work is then given up.
+    pub async fn alive_during<T>(&mut self, work: impl Future<Output = T>) -> Result<T> {
+        let mut work = pin!(work);
+        loop {
+            self.touch().await?;
+            let Some(held) = &self.held else {
+                return Ok(work.await);
+            };
+            if let Ok(done) = tokio::time::timeout(held.touched_every, &mut work).await {
+                return Ok(done);
+            }
+        }
     }
 
     /// Ends the attempt. A failure gives the claim up before the client hears of it, so that it
@@ -224,4 +244,37 @@ pub fn to_json(value: &impl Serialize) -> Result<String> {
 pub fn json_response(body: String) -> Response {
     let content_type = HeaderValue::from_static("application/json");
     ([(header::CONTENT_TYPE, content_type)], body).into_response()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::api::auth::Auth;
+    use crate::api::tests::TestApi;
+
+    #[tokio::test]
+    async fn a_claim_outlives_a_long_wait_within_its_request() {
+        let test = TestApi::new(Auth::Off).await;
+        let (store, clock) = (&test.api.store, &test.api.clock);
+        let begin = async || {
+            let key = Key(Some("key".to_owned()));
+            super::begin(store, "tenant", "POST /v1/files", key).await
+        };
+        let Ok(Begun::First(mut attempt)) = begin().await else {
+            panic!("it is the first")
+        };
+        let every = Duration::from_millis(10);
+        attempt.held.as_mut().unwrap().touched_every = every;
+        let wait = async {
+            for _ in 0..3 {
+                clock.advance_ms(100_000);
+                tokio::time::sleep(every * 2).await;
+            }
+        };
+        attempt.alive_during(wait).await.unwrap();
+        assert_eq!(begin().await.unwrap_err(), error::idempotency_running());
+
+        clock.advance_ms(121_000);
+        assert!(matches!(begin().await, Ok(Begun::First(_))), "it lapses");
+    }
 }

@@ -4,6 +4,7 @@
 //! documentation comes with it. This room knows no SQL, and nothing of the worker: the two meet
 //! in the store.
 
+pub mod admin;
 pub mod auth;
 pub mod batch_object;
 pub mod batch_request;
@@ -15,8 +16,10 @@ pub mod expiry;
 pub mod files;
 pub mod health;
 pub mod idempotency;
+pub mod inside;
 mod integer;
 pub mod json;
+pub mod metrics;
 pub mod models;
 mod multipart;
 pub mod openapi;
@@ -41,6 +44,7 @@ use utoipa_axum::router::OpenApiRouter;
 use utoipa_axum::routes;
 
 use auth::Auth;
+use inside::Inside;
 use models::Models;
 
 use crate::config;
@@ -54,7 +58,10 @@ pub struct Api {
     pub models: Models,
     pub clock: Clock,
     pub limits: Arc<config::Limits>,
+    pub retention: Arc<config::Retention>,
     pub auth: Arc<Auth>,
+    /// What operators look at.
+    pub inside: Arc<Inside>,
     /// Whether the workers of this process run, which `/readyz` tells. Always true in a process
     /// that has none.
     pub workers_run: Arc<AtomicBool>,
@@ -78,10 +85,11 @@ pub fn router(api: Api) -> Router {
         ))
         .layer(CatchPanicLayer::custom(panicked))
         .layer(middleware::from_fn(request_log::observe))
+        .layer(middleware::from_fn(metrics::observe))
         .with_state(api)
 }
 
-/// What a process without the API serves: whether it is well. Whoever asks it for anything else
+/// What a process without the API serves: whether it is well, and how things stand in it. Whoever asks it for anything else
 /// is told, with a key or without, that this is the wrong process.
 pub fn worker_router(api: Api) -> Router {
     let (router, _) = operators_routes().split_for_parts();
@@ -94,6 +102,7 @@ pub fn worker_router(api: Api) -> Router {
         .method_not_allowed_fallback(no_such_method)
         .layer(CatchPanicLayer::custom(panicked))
         .layer(middleware::from_fn(request_log::observe))
+        .layer(middleware::from_fn(metrics::observe))
         .with_state(api)
 }
 
@@ -116,6 +125,8 @@ fn operators_routes() -> OpenApiRouter<Api> {
     OpenApiRouter::new()
         .routes(routes!(health::live))
         .routes(routes!(health::ready))
+        .routes(routes!(metrics::expose))
+        .routes(routes!(admin::status))
 }
 
 async fn no_such_route(request: Request) -> Response {

@@ -61,6 +61,7 @@ pub(super) fn pages(document: OpenApi) -> Router<Api> {
             routing::get(move || async move { Json(document).into_response() }),
         )
         .route("/docs", routing::get(page))
+        .route("/docs/", routing::get(page))
         .route("/docs/{*asset}", routing::get(asset))
 }
 

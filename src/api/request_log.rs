@@ -1,14 +1,20 @@
-//! What every response carries, and the one line that every request leaves in the log.
+//! What every response carries, and the one line that every request leaves in the log, at its
+//! end: when the last byte of its answer is handed on, or when its client goes away.
 
+use std::pin::{Pin, pin};
+use std::task::{Context, Poll, ready};
 use std::time::Instant;
 
+use axum::body::{Body, Bytes, HttpBody};
 use axum::extract::{MatchedPath, Request};
-use axum::http::{HeaderName, HeaderValue};
+use axum::http::{HeaderMap, HeaderName, HeaderValue, Method, header};
 use axum::middleware::Next;
 use axum::response::Response;
+use hyper::body::{Frame, SizeHint};
 use tracing::Instrument;
 
-use super::auth::Caller;
+use super::auth::{Caller, KEY_BEGINNING};
+use super::error::shown;
 use crate::domain::id;
 
 const REQUEST_ID: HeaderName = HeaderName::from_static("x-request-id");
@@ -18,35 +24,190 @@ const VERSION: HeaderName = HeaderName::from_static("openai-version");
 const OPENAI_VERSION: HeaderValue = HeaderValue::from_static("2020-10-01");
 
 /// Paths that are asked for every few seconds by machines.
-const PROBES: [&str; 2] = ["/healthz", "/readyz"];
+const PROBES: [&str; 3] = ["/healthz", "/readyz", "/metrics"];
+
+/// What is logged as the status of a request that nobody waited for to be answered.
+const NOT_ANSWERED: u16 = 499;
 
 /// The outermost middleware.
 pub async fn observe(request: Request, next: Next) -> Response {
-    let begun = Instant::now();
-    let request_id = id::request();
-    let method = request.method().clone();
-    // The pattern, not the path: ids are many, and a wrong path may hold anything.
-    let path = request.extensions().get::<MatchedPath>().cloned();
-
-    let span = tracing::info_span!("request", request.id = %request_id);
+    let mut entry = Entry::new(&request);
+    let span = tracing::info_span!("request", request.id = %entry.request_id);
     let mut response = next.run(request).instrument(span).await;
+    entry.answer(&mut response);
+    let announced = content_length(response.headers());
+    response.map(|body| {
+        Body::new(Watched {
+            body,
+            entry,
+            announced,
+        })
+    })
+}
 
-    let duration_ms = u64::try_from(begun.elapsed().as_millis()).unwrap_or(u64::MAX);
-    let headers = response.headers_mut();
-    if let Ok(value) = HeaderValue::from_str(&request_id) {
-        headers.insert(REQUEST_ID, value);
-    }
-    headers.insert(PROCESSING_MS, HeaderValue::from(duration_ms));
-    headers.insert(VERSION, OPENAI_VERSION);
-
-    let path = path.as_ref().map_or("(none)", MatchedPath::as_str);
-    let tenant = response.extensions().get::<Caller>();
-    let tenant = tenant.map(|caller| caller.tenant.as_str());
-    let status = response.status().as_u16();
-    if PROBES.contains(&path) {
-        tracing::debug!(%method, path, status, duration_ms, request.id = request_id, tenant, "answered");
-    } else {
-        tracing::info!(%method, path, status, duration_ms, request.id = request_id, tenant, "answered");
-    }
+/// What a response carries that answers no request, for the request's head could not be read, and
+/// its line in the log.
+pub(super) fn unread(mut response: Response) -> Response {
+    let mut entry = Entry {
+        begun: Instant::now(),
+        request_id: id::request(),
+        method: None,
+        path: None,
+        route: None,
+        tenant: None,
+        status: NOT_ANSWERED,
+        sent: 0,
+        cut_off: false,
+    };
+    entry.answer(&mut response);
+    entry.sent = response.body().size_hint().lower();
     response
 }
+
+/// A request's line in the log, written when it is dropped.
+struct Entry {
+    begun: Instant,
+    request_id: String,
+    method: Option<Method>,
+    path: Option<String>,
+    /// The pattern that the path matched: ids are many.
+    route: Option<MatchedPath>,
+    tenant: Option<String>,
+    status: u16,
+    /// Bytes of the response's body.
+    sent: u64,
+    /// Whether the connection ended before the answer did, or the answer broke.
+    cut_off: bool,
+}
+
+impl Entry {
+    fn new(request: &Request) -> Self {
+        Entry {
+            begun: Instant::now(),
+            request_id: id::request(),
+            method: Some(request.method().clone()),
+            path: Some(without_keys(request.uri().path())),
+            route: request.extensions().get::<MatchedPath>().cloned(),
+            tenant: None,
+            status: NOT_ANSWERED,
+            sent: 0,
+            cut_off: true,
+        }
+    }
+
+    fn duration_ms(&self) -> u64 {
+        u64::try_from(self.begun.elapsed().as_millis()).unwrap_or(u64::MAX)
+    }
+
+    /// Takes note of the response, and gives it its headers.
+    fn answer(&mut self, response: &mut Response) {
+        self.status = response.status().as_u16();
+        let caller = response.extensions().get::<Caller>();
+        self.tenant = caller.map(|caller| caller.tenant.clone());
+        let duration_ms = self.duration_ms();
+        let headers = response.headers_mut();
+        if let Ok(value) = HeaderValue::from_str(&self.request_id) {
+            headers.insert(REQUEST_ID, value);
+        }
+        headers.insert(PROCESSING_MS, HeaderValue::from(duration_ms));
+        headers.insert(VERSION, OPENAI_VERSION);
+    }
+}
+
+impl Drop for Entry {
+    fn drop(&mut self) {
+        let method = self.method.as_ref().map(Method::as_str);
+        let route = self.route.as_ref().map(MatchedPath::as_str);
+        macro_rules! log {
+            ($level:ident) => {
+                tracing::$level!(
+                    method,
+                    http.path = self.path,
+                    route,
+                    status = self.status,
+                    duration_ms = self.duration_ms(),
+                    bytes = self.sent,
+                    cut_off = self.cut_off.then_some(true),
+                    request.id = self.request_id,
+                    tenant = self.tenant,
+                    "answered"
+                )
+            };
+        }
+        if route.is_some_and(|route| PROBES.contains(&route)) {
+            log!(debug);
+        } else {
+            log!(info);
+        }
+    }
+}
+
+/// A response's body, whose end is the end of the request.
+struct Watched {
+    body: Body,
+    entry: Entry,
+    /// The response's content length, behind which nobody asks whether there is more.
+    announced: Option<u64>,
+}
+
+impl HttpBody for Watched {
+    type Data = Bytes;
+    type Error = axum::Error;
+
+    fn poll_frame(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+    ) -> Poll<Option<Result<Frame<Bytes>, axum::Error>>> {
+        let frame = ready!(pin!(&mut self.body).poll_frame(cx));
+        match &frame {
+            Some(Ok(frame)) => {
+                let length = frame.data_ref().map_or(0, Bytes::len);
+                self.entry.sent += length as u64;
+            }
+            Some(Err(_)) => {}
+            None => self.entry.cut_off = false,
+        }
+        Poll::Ready(frame)
+    }
+
+    fn is_end_stream(&self) -> bool {
+        self.body.is_end_stream()
+    }
+
+    fn size_hint(&self) -> SizeHint {
+        self.body.size_hint()
+    }
+}
+
+impl Drop for Watched {
+    fn drop(&mut self) {
+        let has_no_body = self.entry.method == Some(Method::HEAD);
+        if has_no_body || self.body.is_end_stream() || self.announced == Some(self.entry.sent) {
+            self.entry.cut_off = false;
+        }
+    }
+}
+
+fn content_length(headers: &HeaderMap) -> Option<u64> {
+    headers
+        .get(header::CONTENT_LENGTH)?
+        .to_str()
+        .ok()?
+        .parse()
+        .ok()
+}
+
+/// A path as it is logged: of bounded length, and without what was put there by mistake.
+fn without_keys(path: &str) -> String {
+    let segments = path.split('/').map(|segment| {
+        if segment.starts_with(KEY_BEGINNING) {
+            "***"
+        } else {
+            segment
+        }
+    });
+    shown(&segments.collect::<Vec<_>>().join("/"))
+}
+
+#[cfg(test)]
+mod tests;

@@ -11,11 +11,13 @@ use serde_json::{Value, json};
 use tower::ServiceExt;
 
 use super::auth::{Auth, new_key};
+use super::inside::Inside;
 use super::models::Model;
 use super::{Api, router};
 use crate::config::{Config, Environment, Overrides};
 use crate::domain::clock::Clock;
 use crate::domain::id;
+use crate::observe::ProcessReading;
 use crate::store::{ApiKey, Store};
 
 /// A server without a socket, and the directory of its database.
@@ -73,7 +75,12 @@ impl TestApi {
             models: Arc::new(move || models.clone()),
             clock,
             limits: Arc::new(config.limits),
+            retention: Arc::new(config.retention),
             auth: Arc::new(auth),
+            inside: Arc::new(Inside::new(
+                Box::new(ProcessReading::default),
+                Box::new(str::to_owned),
+            )),
             workers_run: Arc::new(AtomicBool::new(true)),
         };
         Self {

@@ -12,13 +12,13 @@ use super::Api;
 use super::auth::{Caller, hex};
 use super::drain::waits_for_leave;
 use super::error::{self, ApiError, Envelope, Result};
-use super::expiry::ANCHOR;
+use super::expiry::{self, ANCHOR};
 use super::files::FileObject;
 use super::idempotency::{self, Attempt, Begun, Key, fingerprint, json_response, replay, to_json};
 use super::integer::integer;
 use super::multipart::{self, Form, Incoming, Part};
 use super::path::storable;
-use crate::domain::file::{DEFAULT_EXPIRY_SECONDS, EXPIRY_SECONDS, Purpose};
+use crate::domain::file::{EXPIRY_SECONDS, Purpose};
 use crate::intake::Limits;
 use crate::store::{self, StoredFile};
 use crate::transfer::{self, Answer, Finish, Ingest};
@@ -194,8 +194,14 @@ impl Upload<'_> {
         };
         attempt.identify(request.fingerprint);
         let created_at = self.api.clock.now_ms();
-        let default = (request.purpose == Purpose::Batch).then_some(DEFAULT_EXPIRY_SECONDS);
-        let kept_for = request.expires_after_seconds.or(default);
+        let retention = &self.api.retention;
+        let default = match request.purpose {
+            Purpose::Batch => retention.input_files,
+            _ => retention.other_files,
+        };
+        let kept_for = request
+            .expires_after_seconds
+            .or_else(|| default.map(expiry::seconds));
         let finish = Finish {
             purpose: request.purpose,
             filename: request.filename,
@@ -206,10 +212,8 @@ impl Upload<'_> {
             claim: claim.clone(),
             body: |file| serde_json::to_string(&FileObject::from(file.clone())),
         });
-        let file = ingest
-            .finish(finish, answer)
-            .await
-            .map_err(|cause| refused(cause, attempt))?;
+        let file = attempt.alive_during(ingest.finish(finish, answer)).await?;
+        let file = file.map_err(|cause| refused(cause, attempt))?;
         tell(&file);
         to_json(&FileObject::from(file))
     }
@@ -275,8 +279,9 @@ impl Upload<'_> {
                 ingest: Some(ingest),
             } = sink
             {
-                ingest.write(bytes).await.map_err(failed)?;
-                attempt.touch().await?;
+                // It may wait for the long lines of other files.
+                let written = attempt.alive_during(ingest.write(bytes)).await?;
+                written.map_err(failed)?;
             }
         }
         Ok(())

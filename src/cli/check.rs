@@ -1,5 +1,7 @@
 //! `nightshift check`: the configuration, tried.
 
+mod store;
+
 use std::io::Write as _;
 use std::process::ExitCode;
 
@@ -10,8 +12,9 @@ use crate::domain::clock::Clock;
 use crate::upstream::{Pool, PoolSettings};
 
 const EXAMPLE: &str = "\
-Example:
-  nightshift check --config nightshift.toml";
+Examples:
+  nightshift check --config nightshift.toml
+  nightshift check --store --database postgres://nightshift@localhost/nightshift";
 
 /// Read the configuration, report every mistake at once, and try each upstream and the database.
 #[derive(Clone, Debug, clap::Args)]
@@ -27,6 +30,11 @@ pub(super) struct CheckArgs {
     /// The environment variable that holds the key of --upstream
     #[arg(long, value_name = "NAME")]
     api_key_env: Option<String>,
+
+    /// Look over all that is stored, in place of the upstreams; this reads the whole database,
+    /// beside a running server if there is one
+    #[arg(long, conflicts_with_all = ["upstream", "api_key_env"])]
+    store: bool,
 }
 
 pub(super) async fn run(args: CheckArgs) -> anyhow::Result<ExitCode> {
@@ -54,12 +62,18 @@ pub(super) async fn run(args: CheckArgs) -> anyhow::Result<ExitCode> {
     match app::open_store(&config, Clock::default()).await {
         Ok(store) => {
             writeln!(out, "ok    database       {:?}", store.engine())?;
+            if args.store {
+                good &= store::check(&store, &config).await?;
+            }
             store.close().await;
         }
         Err(error) => {
             good = false;
             writeln!(out, "FAIL  database       {error:#}")?;
         }
+    }
+    if args.store {
+        return Ok(exit_code(good));
     }
     if config.upstreams.is_empty() {
         writeln!(
@@ -77,9 +91,13 @@ pub(super) async fn run(args: CheckArgs) -> anyhow::Result<ExitCode> {
             }
         }
     }
-    Ok(if good {
+    Ok(exit_code(good))
+}
+
+fn exit_code(good: bool) -> ExitCode {
+    if good {
         ExitCode::SUCCESS
     } else {
         ExitCode::FAILURE
-    })
+    }
 }

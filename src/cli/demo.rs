@@ -205,7 +205,7 @@ async fn wait(client: &reqwest::Client, api: &str, mut batch: Batch) -> anyhow::
         batch.status.as_str(),
         "validating" | "in_progress" | "finalizing"
     ) {
-        progress.update(snapshot(&batch), Instant::now());
+        progress.update(snapshot(&batch), None, Instant::now());
         tokio::time::sleep(POLL).await;
         batch = read(client.get(&url)).await?;
     }

@@ -8,6 +8,7 @@ pub mod progress;
 mod run;
 mod serve;
 pub mod simulate;
+mod status;
 
 use std::path::PathBuf;
 use std::process::ExitCode;
@@ -39,6 +40,7 @@ enum Command {
     Keys(keys::KeysArgs),
     Openapi(openapi::OpenapiArgs),
     Check(check::CheckArgs),
+    Status(status::StatusArgs),
 }
 
 /// Where the configuration is.
@@ -79,6 +81,7 @@ pub async fn main() -> ExitCode {
         Command::Keys(args) => keys::run(args).await,
         Command::Openapi(_) => openapi::run(),
         Command::Check(args) => check::run(args).await,
+        Command::Status(args) => status::run(args).await,
     };
     outcome.unwrap_or_else(|error| {
         eprintln!("error: {error:#}");

@@ -61,10 +61,14 @@ impl Progress {
         }
     }
 
-    /// Shows a snapshot taken at `now`. What the first one says was done before is in no rate.
-    pub fn update(&mut self, snapshot: Snapshot, now: Instant) {
+    /// Shows a snapshot taken at `now`, and what holds the batch up, if anything does. What the
+    /// first one says was done before is in no rate.
+    pub fn update(&mut self, snapshot: Snapshot, held_up: Option<&str>, now: Instant) {
         self.meter.note(snapshot, now);
-        let text = || line(snapshot, self.meter.trailing());
+        let text = || {
+            let line = line(snapshot, self.meter.trailing());
+            held_up.map_or_else(|| line.clone(), |cause| format!("{line}  {cause}"))
+        };
         match &mut self.output {
             Output::Bar(bar) => show(bar, snapshot, text()),
             Output::Lines { next } => {

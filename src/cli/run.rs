@@ -27,7 +27,7 @@ use crate::domain::{id, line};
 use crate::intake::Limits;
 use crate::store::{Batch, NewBatch, Store};
 use crate::transfer::{self, Finish, Ingest};
-use crate::upstream::{Pool, PoolSettings};
+use crate::upstream::{Pool, PoolSettings, UpstreamState, UpstreamStatus};
 use crate::worker::Worker;
 use crate::{app, shutdown, telemetry};
 use journal::{Hashing, Journal};
@@ -41,8 +41,6 @@ Stopped and started again it goes on where it was, and sends nothing twice.";
 
 /// The tenant of a store that belongs to one user.
 const TENANT: &str = "default";
-/// A hundred years.
-const KEPT_SECONDS: i64 = 100 * 365 * 24 * 3600;
 const READ_BYTES: usize = 256 << 10;
 const POLL: Duration = Duration::from_millis(100);
 /// How long upstreams may be silent before the command gives up, from its start.
@@ -254,7 +252,7 @@ async fn begin(
         completion_window: "none".to_owned(),
         // They are copied out as soon as they are there; the state is kept as long as the user
         // keeps it.
-        output_expires_seconds: KEPT_SECONDS,
+        output_expires_seconds: NewBatch::KEPT_FOR_GOOD,
         metadata: None,
         created_at,
         expires_at: None,
@@ -328,20 +326,19 @@ async fn watch(
             progress.finish(snapshot, Instant::now());
             return Ok(Ended::Batch(Box::new(batch)));
         }
-        progress.update(snapshot, Instant::now());
-        if started.elapsed() >= FIRST_ANSWER_WITHIN {
-            let status = pool.status();
-            if status.iter().all(|upstream| !upstream.answered) {
-                progress.finish(snapshot, Instant::now());
-                let causes = status
-                    .into_iter()
-                    .filter_map(|upstream| Some(format!("{}: {}", upstream.name, upstream.cause?)));
-                bail!(
-                    "no upstream has answered within {} s ({}); the same command tries again",
-                    FIRST_ANSWER_WITHIN.as_secs(),
-                    causes.collect::<Vec<_>>().join("; ")
-                );
-            }
+        let status = pool.status();
+        progress.update(snapshot, waits_for(&status).as_deref(), Instant::now());
+        let is_silent = status.iter().all(|upstream| !upstream.answered);
+        if is_silent && started.elapsed() >= FIRST_ANSWER_WITHIN {
+            progress.finish(snapshot, Instant::now());
+            let causes = status
+                .into_iter()
+                .filter_map(|upstream| Some(format!("{}: {}", upstream.name, upstream.cause?)));
+            bail!(
+                "no upstream has answered within {} s ({}); the same command tries again",
+                FIRST_ANSWER_WITHIN.as_secs(),
+                causes.collect::<Vec<_>>().join("; ")
+            );
         }
         if stop
             .run_until_cancelled(tokio::time::sleep(POLL))
@@ -352,6 +349,16 @@ async fn watch(
             return Ok(Ended::Interrupted);
         }
     }
+}
+
+/// Which upstreams take no lines now, and why.
+fn waits_for(upstreams: &[UpstreamStatus]) -> Option<String> {
+    let shut = upstreams
+        .iter()
+        .filter(|upstream| upstream.state != UpstreamState::Up)
+        .filter_map(|upstream| Some(format!("{}: {}", upstream.name, upstream.cause.as_ref()?)));
+    let shut: Vec<_> = shut.collect();
+    (!shut.is_empty()).then(|| format!("waiting for {}", shut.join("; ")))
 }
 
 async fn find(store: &Store, batch_id: &str) -> anyhow::Result<Batch> {

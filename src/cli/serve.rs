@@ -5,7 +5,7 @@ use std::process::ExitCode;
 
 use super::ConfigArgs;
 use crate::app::App;
-use crate::config::Overrides;
+use crate::config::{Config, Overrides};
 use crate::domain::clock::Clock;
 use crate::{shutdown, telemetry};
 
@@ -54,9 +54,18 @@ pub(super) async fn run(args: ServeArgs) -> anyhow::Result<ExitCode> {
         ..args.config.overrides()
     };
     let config = super::load(&overrides)?;
-    telemetry::start(&config.log);
+    let exporter = telemetry::start_exporting(&config.log, &config.telemetry)?;
+    let served = serve(&config).await;
+    if let Some(exporter) = exporter {
+        exporter.shutdown().await;
+    }
+    served?;
+    Ok(ExitCode::SUCCESS)
+}
+
+async fn serve(config: &Config) -> anyhow::Result<()> {
     let stop = shutdown::on_signal()?;
-    let app = App::start(&config, Clock::default()).await?;
+    let app = App::start(config, Clock::default()).await?;
     tracing::info!(
         version = env!("CARGO_PKG_VERSION"),
         role = config.server.role.as_str(),
@@ -67,6 +76,5 @@ pub(super) async fn run(args: ServeArgs) -> anyhow::Result<ExitCode> {
     );
     // A reader that has gone away is no reason not to serve.
     let _ = writeln!(std::io::stdout(), "Listening on http://{}", app.address());
-    app.serve_until(stop).await?;
-    Ok(ExitCode::SUCCESS)
+    app.serve_until(stop).await
 }

@@ -19,9 +19,11 @@ mod log;
 mod model;
 mod overrides;
 mod reader;
+mod retention;
 mod retry;
 mod secret;
 mod server;
+mod telemetry;
 #[cfg(test)]
 mod tests;
 mod upstream;
@@ -40,8 +42,10 @@ pub use limits::Limits;
 pub use log::{Log, LogFormat};
 pub use model::{Model, Route};
 pub use overrides::Overrides;
+pub use retention::Retention;
 pub use retry::Retry;
 pub use server::{Role, Server};
+pub use telemetry::Telemetry;
 pub use upstream::Upstream;
 pub use worker::Worker;
 
@@ -56,14 +60,11 @@ const DEFAULTS: &str = include_str!("../../config.example.toml");
 const DEFAULT_FILE: &str = "nightshift.toml";
 
 /// Sections of features that are not built yet.
-const LATER: [&str; 9] = [
+const LATER: [&str; 6] = [
     "cache",
-    "metrics",
     "rate_limits",
-    "retention",
     "roles",
     "tasks",
-    "telemetry",
     "tenants",
     "webhooks",
 ];
@@ -79,7 +80,9 @@ pub struct Config {
     pub models: Vec<Model>,
     pub retry: Retry,
     pub worker: Worker,
+    pub retention: Retention,
     pub log: Log,
+    pub telemetry: Telemetry,
 }
 
 impl Config {
@@ -151,7 +154,9 @@ impl Config {
             upstreams,
             retry: Retry::read(root.section("retry")),
             worker: Worker::read(root.section("worker")),
+            retention: Retention::read(root.section("retention")),
             log: Log::read(root.section("log")),
+            telemetry: Telemetry::read(root.section("telemetry")),
         };
         root.later(&LATER);
         root.finish();

@@ -196,6 +196,22 @@ impl<'a> Item<'a> {
         within
     }
 
+    /// A number from 0 to 1.
+    pub fn fraction(mut self) -> Option<f64> {
+        self.node.spell_out();
+        let number = match self.node.value {
+            Value::Float(number) => number,
+            Value::Integer(0) => 0.0,
+            Value::Integer(1) => 1.0,
+            _ => return self.expected("a number from 0 to 1"),
+        };
+        let within = Some(number).filter(|number| (0.0..=1.0).contains(number));
+        if within.is_none() {
+            self.fault("must be from 0 to 1");
+        }
+        within
+    }
+
     pub fn duration(self, min: Duration) -> Option<Duration> {
         let Some(text) = self.as_str() else {
             return self.expected("a duration in quotes, such as \"30s\"");

@@ -74,7 +74,5 @@ pub enum Kind {
     Error,
 }
 
-/// How long a `batch` input or output is kept where nobody said: 30 days, as at OpenAI.
-pub const DEFAULT_EXPIRY_SECONDS: i64 = 30 * 24 * 3600;
 /// The bounds of `expires_after[seconds]` and `output_expires_after.seconds`.
 pub const EXPIRY_SECONDS: std::ops::RangeInclusive<i64> = 3600..=2_592_000;

@@ -8,13 +8,17 @@ use std::time::Duration;
 use hyper::server::conn::http1;
 use hyper::service::service_fn;
 use hyper_util::rt::TokioIo;
-use tokio::net::{TcpListener, TcpStream, ToSocketAddrs};
+use tokio::net::{TcpListener, TcpSocket, TcpStream, ToSocketAddrs, lookup_host};
 use tokio::task::JoinSet;
 use tokio_util::sync::{CancellationToken, DropGuard};
 use tokio_util::task::AbortOnDropHandle;
 
 use super::service::Service;
 use super::{Options, Stats};
+
+/// How many connections may wait to be accepted. A load test opens a thousand at once, and one
+/// that finds no room is tried again by its client's kernel after a second.
+const BACKLOG: u32 = 4096;
 
 /// A running stand-in upstream. Dropped, it stops.
 pub struct Simulator {
@@ -31,7 +35,7 @@ impl Simulator {
     ///
     /// The address cannot be listened on.
     pub async fn start(listen: impl ToSocketAddrs, options: Options) -> io::Result<Self> {
-        let listener = TcpListener::bind(listen).await?;
+        let listener = bind(listen).await?;
         let address = listener.local_addr()?;
         let service = Arc::new(Service::new(options));
         let stop = CancellationToken::new();
@@ -71,6 +75,22 @@ impl Simulator {
         // It ends by itself, having ended its connections; it cannot fail.
         let _ = self.listening.await;
     }
+}
+
+async fn bind(listen: impl ToSocketAddrs) -> io::Result<TcpListener> {
+    let mut failure = io::Error::from(io::ErrorKind::AddrNotAvailable);
+    for address in lookup_host(listen).await? {
+        let socket = match address {
+            SocketAddr::V4(_) => TcpSocket::new_v4()?,
+            SocketAddr::V6(_) => TcpSocket::new_v6()?,
+        };
+        socket.set_reuseaddr(true)?;
+        match socket.bind(address).and_then(|()| socket.listen(BACKLOG)) {
+            Ok(listener) => return Ok(listener),
+            Err(error) => failure = error,
+        }
+    }
+    Err(failure)
 }
 
 async fn accept(listener: TcpListener, service: Arc<Service>, stop: CancellationToken) {

@@ -5,6 +5,7 @@ use std::collections::HashMap;
 use sqlx::{AssertSqlSafe, FromRow};
 
 use super::engine::{Tx, on, values, within};
+use super::lifecycle::Step;
 use super::{Claim, Error, Page, Result, Store};
 use crate::domain::batch::{Counts, Ending, Event, Stage, Status};
 use crate::domain::usage::Usage;
@@ -17,11 +18,17 @@ pub struct NewBatch {
     pub endpoint: String,
     pub input_file_id: String,
     pub completion_window: String,
+    /// How long its output and error file are kept, or [`NewBatch::KEPT_FOR_GOOD`].
     pub output_expires_seconds: i64,
     /// JSON, as given.
     pub metadata: Option<String>,
     pub created_at: i64,
     pub expires_at: Option<i64>,
+}
+
+impl NewBatch {
+    /// In place of a number of seconds.
+    pub const KEPT_FOR_GOOD: i64 = 0;
 }
 
 /// A batch. Times are in milliseconds.
@@ -207,10 +214,15 @@ impl Store {
         if stage.refuses_cancel() {
             return Ok(Cancel::Refused(stage.status));
         }
-        if let Some(next) = stage.after(Event::CancelRequested) {
+        let next = stage.after(Event::CancelRequested);
+        if let Some(next) = next {
             set_stage(&mut tx, id, stage, next, self.now_ms()).await?;
         }
         tx.commit().await?;
+        if let Some(next) = next {
+            let (from, to) = (stage.status, next.status);
+            Step { from, to }.tell(id, None);
+        }
         self.wake();
         let batch = self.batch(tenant, id).await?;
         Ok(batch.map_or(Cancel::NotFound, |batch| Cancel::Granted(Box::new(batch))))

@@ -17,6 +17,7 @@ use super::listen::Wake;
 use super::{Error, Result, migrate};
 use crate::domain::clock::Clock;
 pub(super) use postgres::{Database, Lent, limited};
+pub(super) use sqlite::Writing;
 
 /// How long to wait between two tries to open a database, and between two lines that tell of it.
 const OPEN_PAUSE: Duration = Duration::from_millis(500);

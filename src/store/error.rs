@@ -29,7 +29,9 @@ pub enum Error {
 /// with, would then be told twice.
 impl From<sqlx::Error> for Error {
     fn from(error: sqlx::Error) -> Self {
-        Error::Engine(error)
+        let error = Error::Engine(error);
+        crate::observe::figures().store_failed(error.is_outage());
+        error
     }
 }
 

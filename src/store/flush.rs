@@ -19,6 +19,8 @@ pub struct Tally {
     pub completed: i64,
     pub failed: i64,
     pub cancelled: i64,
+    /// Those of the failed that were not sent before the window ended. Not stored.
+    pub expired: i64,
     pub usage: Usage,
 }
 
@@ -27,6 +29,7 @@ impl std::ops::AddAssign for Tally {
         self.completed += other.completed;
         self.failed += other.failed;
         self.cancelled += other.cancelled;
+        self.expired += other.expired;
         self.usage += other.usage;
     }
 }

@@ -10,11 +10,12 @@ use super::batches::{lock_stage, set_stage};
 use super::engine::{Tx, on, within};
 use super::segments::encode_sizes;
 use super::{Error, Result, Store};
-use crate::domain::batch::{Event, Status};
+use crate::domain::batch::{Counts, Event, Status};
 use crate::domain::file::{Kind, Purpose};
 use crate::domain::findings::Findings;
 use crate::domain::id;
 use crate::intake::ModelReport;
+use crate::observe::figures;
 
 /// Batches looked at in one round of a duty.
 const ROUND: i64 = 100;
@@ -136,9 +137,9 @@ impl Store {
     /// When the database fails.
     pub async fn reject_batch(&self, batch_id: &str, errors: &str) -> Result<bool> {
         let mut tx = self.begin().await?;
-        if !self.step(&mut tx, batch_id, Event::Rejected).await? {
+        let Some(step) = self.step(&mut tx, batch_id, Event::Rejected).await? else {
             return Ok(false);
-        }
+        };
         within!(&mut tx, c => {
             sqlx::query("-- reject_batch\nUPDATE batches SET errors = $2 WHERE id = $1")
                 .bind(batch_id)
@@ -147,6 +148,7 @@ impl Store {
                 .await?;
         });
         tx.commit().await?;
+        step.tell(batch_id, None);
         Ok(true)
     }
 
@@ -167,9 +169,9 @@ impl Store {
             self.engine().bytes_type()
         );
         let mut tx = self.begin().await?;
-        if !self.step(&mut tx, &batch.batch_id, Event::Accepted).await? {
+        let Some(step) = self.step(&mut tx, &batch.batch_id, Event::Accepted).await? else {
             return Ok(false);
-        }
+        };
         within!(&mut tx, c => {
             sqlx::query(AssertSqlSafe(units))
                 .bind(&batch.batch_id)
@@ -197,6 +199,11 @@ impl Store {
                 .await?;
         });
         tx.commit().await?;
+        let counts = Counts {
+            total,
+            ..Counts::default()
+        };
+        step.tell(&batch.batch_id, Some(&counts));
         self.wake();
         Ok(true)
     }
@@ -221,8 +228,11 @@ impl Store {
         });
         for (id,) in &ids {
             let mut tx = self.begin().await?;
-            self.step(&mut tx, id, Event::WindowEnded).await?;
+            let step = self.step(&mut tx, id, Event::WindowEnded).await?;
             tx.commit().await?;
+            if let Some(step) = step {
+                step.tell(id, None);
+            }
         }
         if !ids.is_empty() {
             self.wake();
@@ -258,14 +268,20 @@ impl Store {
     /// When the database fails.
     pub async fn finish_batch(&self, batch_id: &str) -> Result<()> {
         let mut tx = self.begin().await?;
+        let mut drained = None;
         if self.is_drained(&mut tx, batch_id).await? {
-            self.step(&mut tx, batch_id, Event::Drained).await?;
+            drained = self.step(&mut tx, batch_id, Event::Drained).await?;
         }
         tx.commit().await?;
+        if let Some(step) = drained {
+            step.tell(batch_id, None);
+        }
         let mut tx = self.begin().await?;
-        if self.is_drained(&mut tx, batch_id).await?
-            && self.step(&mut tx, batch_id, Event::Published).await?
-        {
+        let mut published = None;
+        if self.is_drained(&mut tx, batch_id).await? {
+            published = self.step(&mut tx, batch_id, Event::Published).await?;
+        }
+        if published.is_some() {
             self.publish_files(&mut tx, batch_id).await?;
             within!(&mut tx, c => {
                 sqlx::query("-- finish_batch_backlog\nDELETE FROM backlog WHERE batch_id = $1")
@@ -276,6 +292,11 @@ impl Store {
         }
         tx.commit().await?;
         self.wake();
+        if let Some(step) = published {
+            // The batch has ended, whether its counts can be read for the log or not.
+            let counts = self.counts(batch_id).await;
+            step.tell(batch_id, counts.as_ref().ok());
+        }
         self.remove_units(batch_id).await
     }
 
@@ -336,7 +357,9 @@ impl Store {
                     "-- publish_files
                      INSERT INTO files (id, tenant, purpose, filename, bytes, created_at,
                         expires_at, state, touched_at, batch_id, kind, chunk_sizes)
-                     SELECT $2, tenant, $3, $4, $5, $6, $6 + output_expires_seconds * 1000,
+                     SELECT $2, tenant, $3, $4, $5, $6,
+                        CASE WHEN output_expires_seconds > 0
+                            THEN $6 + output_expires_seconds * 1000 END,
                         'ready', $6, id, $7, $8
                      FROM batches WHERE id = $1",
                 )
@@ -383,13 +406,19 @@ impl Store {
 
     /// Removes the units of a batch that has ended, in small transactions.
     async fn remove_units(&self, batch_id: &str) -> Result<()> {
+        // Locked in the order of their keys: several processes may do this at once.
+        let sql = format!(
+            "-- remove_units
+             WITH chosen AS MATERIALIZED
+                (SELECT chunk_no, model_no FROM units WHERE batch_id = $1 AND state = 'done'
+                 ORDER BY chunk_no, model_no LIMIT $2 {})
+             DELETE FROM units
+             WHERE batch_id = $1 AND (chunk_no, model_no) IN (SELECT * FROM chosen)",
+            self.engine().for_update()
+        );
         loop {
             let removed = on!(self.writer(), c => {
-                sqlx::query(
-                    "-- remove_units
-                     DELETE FROM units WHERE batch_id = $1 AND state = 'done' AND chunk_no IN
-                        (SELECT chunk_no FROM units WHERE batch_id = $1 ORDER BY chunk_no LIMIT $2)",
-                )
+                sqlx::query(AssertSqlSafe(sql.clone()))
                 .bind(batch_id)
                 .bind(REMOVED_UNITS_MAX)
                 .execute(c)
@@ -402,26 +431,48 @@ impl Store {
         }
     }
 
-    /// Moves a batch as an event says; false where the event changes nothing.
-    async fn step(&self, tx: &mut Tx, batch_id: &str, event: Event) -> Result<bool> {
+    /// Moves a batch as an event says; `None` where the event changes nothing. To be told once
+    /// the transaction is committed.
+    async fn step(&self, tx: &mut Tx, batch_id: &str, event: Event) -> Result<Option<Step>> {
         let Some(stage) = lock_stage(tx, self, batch_id).await? else {
-            return Ok(false);
+            return Ok(None);
         };
         let Some(next) = stage.after(event) else {
-            return Ok(false);
+            return Ok(None);
         };
         set_stage(tx, batch_id, stage, next, self.now_ms()).await?;
-        if next.status != stage.status {
-            log_step(batch_id, stage.status, next.status);
-        }
-        Ok(true)
+        Ok(Some(Step {
+            from: stage.status,
+            to: next.status,
+        }))
     }
 }
 
-fn log_step(batch_id: &str, from: Status, to: Status) {
-    tracing::info!(
-        batch.id = batch_id,
-        batch.from = from.as_str(),
-        "the batch is {to}"
-    );
+/// A step of a batch's life that is on disk, for the log and the figures.
+#[must_use]
+pub(super) struct Step {
+    pub from: Status,
+    pub to: Status,
+}
+
+impl Step {
+    /// Tells of it, with the batch's counts where they are known.
+    pub fn tell(self, batch_id: &str, counts: Option<&Counts>) {
+        let Step { from, to } = self;
+        if from == to {
+            return;
+        }
+        if to.is_terminal() {
+            figures().batch_ended(to.as_str());
+        }
+        tracing::info!(
+            batch.id = batch_id,
+            batch.from = from.as_str(),
+            batch.total = counts.map(|counts| counts.total),
+            batch.completed = counts.map(|counts| counts.completed),
+            batch.failed = counts.map(|counts| counts.failed),
+            batch.cancelled = counts.map(|counts| counts.cancelled),
+            "the batch is {to}"
+        );
+    }
 }

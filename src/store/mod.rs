@@ -2,6 +2,7 @@
 //!
 //! Its methods are spread over one file a noun. It knows nothing of HTTP or of model servers.
 
+mod audit;
 mod backlog;
 mod batches;
 mod chunks;
@@ -14,6 +15,7 @@ mod keys;
 mod lifecycle;
 mod listen;
 mod migrate;
+mod overview;
 mod purge;
 mod replicas;
 mod segments;
@@ -21,6 +23,7 @@ mod shares;
 mod units;
 mod uploads;
 
+pub use audit::{AuditSettings, Audited, Tell, Told};
 pub use backlog::Backlog;
 pub use batches::{Batch, BatchRow, Cancel, NewBatch};
 pub use chunks::{Piece, StoredChunk};
@@ -31,6 +34,7 @@ pub use flush::{FlushReply, Tally, UnitFlush};
 pub use idempotency::{Claim, Claimed, Remembered};
 pub use keys::ApiKey;
 pub use lifecycle::{Input, Unvalidated};
+pub use overview::{LiveBatch, Queue, ReplicaLease};
 pub use purge::Purged;
 pub use replicas::{Incumbent, Replica};
 pub use segments::SegmentTable;

@@ -9,6 +9,7 @@ use super::shares::forget_holder;
 use super::units::{keep, tally};
 use super::{Error, Result, Store};
 use crate::domain::unit::UnitKey;
+use crate::observe::figures;
 
 /// An incarnation of a process that works on this store.
 #[derive(Clone, Debug)]
@@ -297,6 +298,7 @@ async fn add_orphans(tx: &mut Tx, units: Vec<(String, i64)>) -> Result<u64> {
     for ((batch_id, model_no), units) in tally(units) {
         add_waiting(tx, &batch_id, model_no, units).await?;
     }
+    figures().took_over(count);
     Ok(count)
 }
 

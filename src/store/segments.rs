@@ -117,7 +117,7 @@ pub(super) fn encode_sizes(sizes: &[(i64, i64)]) -> Vec<u8> {
         .collect()
 }
 
-fn decode_sizes(bytes: &[u8]) -> Option<Vec<(i64, i64)>> {
+pub(super) fn decode_sizes(bytes: &[u8]) -> Option<Vec<(i64, i64)>> {
     let (numbers, rest) = bytes.as_chunks::<8>();
     let (pairs, odd) = numbers.as_chunks::<2>();
     let whole = rest.is_empty() && odd.is_empty();

@@ -9,9 +9,6 @@ use super::{Claim, Error, Result, Store};
 use crate::domain::file::Purpose;
 use crate::intake::{Chunk, ModelReport};
 
-/// Rows removed in one transaction: small enough to hold nobody up.
-const REMOVED_CHUNKS_MAX: i64 = 64;
-
 /// An upload that begins.
 #[derive(Clone, Debug)]
 pub struct NewUpload {
@@ -171,34 +168,6 @@ impl Store {
             self.discard_upload(file_id).await?;
         }
         Ok(dead.len())
-    }
-
-    /// Removes a file's chunks and what is known of them, in small transactions.
-    pub(super) async fn remove_content(&self, file_id: &str) -> Result<()> {
-        loop {
-            let removed = on!(self.writer(), c => {
-                sqlx::query(
-                    "-- remove_chunks
-                     DELETE FROM chunks WHERE file_id = $1 AND chunk_no IN
-                        (SELECT chunk_no FROM chunks WHERE file_id = $1 ORDER BY chunk_no LIMIT $2)",
-                )
-                .bind(file_id)
-                .bind(REMOVED_CHUNKS_MAX)
-                .execute(c)
-                .await?
-                .rows_affected()
-            });
-            if removed == 0 {
-                break;
-            }
-        }
-        for sql in [
-            "-- remove_chunk_models\nDELETE FROM chunk_models WHERE file_id = $1",
-            "-- remove_file_models\nDELETE FROM file_models WHERE file_id = $1",
-        ] {
-            on!(self.writer(), c => { sqlx::query(sql).bind(file_id).execute(c).await?; });
-        }
-        Ok(())
     }
 }
 

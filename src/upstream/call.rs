@@ -1,5 +1,6 @@
 //! One attempt, and what its outcome does to the upstream that it was made at.
 
+use bytes::Bytes;
 use tokio::time::Instant;
 
 use super::budget::Charge;
@@ -8,6 +9,11 @@ use super::health::{Event, UpstreamState};
 use super::pool::{Permit, Pool, State};
 use super::retry::{self, Class};
 use super::{Answer, Call, Cause, CauseKind, Retry, Verdict};
+use crate::domain::json;
+use crate::observe::CallOutcome;
+
+/// How much of a body that is not JSON a line's error repeats.
+const EXCERPT_CHARS: usize = 100;
 
 /// What has come of taking in an event.
 struct Settled {
@@ -27,13 +33,20 @@ impl Pool {
             mut charge,
         } = call;
         let target = permit.target();
-        let body = match &target.edit {
-            Some(edit) => edit.apply(&body),
-            None => body,
-        };
+        let mut copy = None;
+        if let Some(splice) = target.edit.as_ref().and_then(|edit| edit.splice(&body)) {
+            // Of the answer's charge, not of one beside it: the two must not wait for each other.
+            charge.grow(splice.len()).await;
+            copy = Some(splice.copy());
+        }
+        let copied = copy.as_ref().map_or(0, Bytes::len);
+        let body = copy.unwrap_or(body);
         let upstream = &self.upstreams[target.upstream];
         match upstream.post(path, body, &mut charge).await {
-            Ok(received) => self.answered(permit, received, charge),
+            Ok(received) => {
+                charge.shrink_to(charge.bytes() - copied);
+                self.answered(permit, received, charge)
+            }
             Err(failure) => self.failed(permit, failure),
         }
     }
@@ -44,7 +57,10 @@ impl Pool {
             headers,
             body,
         } = received;
-        let class = retry::judge(status, &headers);
+        let judged = retry::judge(status, &headers);
+        // A page of a proxy, say, or of another server. No model answers so.
+        let is_garbled = judged == Class::Final && (200..300).contains(&status) && !is_json(&body);
+        let class = if is_garbled { Class::Transient } else { judged };
         let told = (class != Class::Final)
             .then(|| retry::told(&headers, retry::wall_clock(self.settings.clock.now_ms())))
             .flatten();
@@ -68,19 +84,28 @@ impl Pool {
             body,
             charge,
         };
+        let outcome = outcome_of(class);
+        self.count(&permit, outcome, Some(status));
         let refusal_is_final = self.settle(permit, event, Some(status), None);
         if class == Class::Final || refusal_is_final {
             return Verdict::Answer(answer);
         }
         answer.charge.yield_overdraft();
         let costs_attempt = class == Class::Transient;
+        let message = if is_garbled {
+            let body = excerpt(&answer.body);
+            format!("the model server answered {status} with a body that is not JSON: {body}")
+        } else {
+            format!("the model server answered {status}")
+        };
         Verdict::Retry(Retry {
             costs_attempt,
             cause: Cause {
                 kind: CauseKind::Unavailable,
-                message: format!("the model server answered {status}"),
+                message,
             },
-            answer: Some(answer),
+            answer: (!is_garbled).then_some(answer),
+            outcome,
             upstream,
         })
     }
@@ -94,6 +119,13 @@ impl Pool {
                 (Event::Unclear, true)
             }
         };
+        let outcome = match kind {
+            FailureKind::Unreachable => CallOutcome::Unreachable,
+            FailureKind::Broken => CallOutcome::Broken,
+            FailureKind::TimedOut => CallOutcome::TimedOut,
+            FailureKind::TooLarge => CallOutcome::TooLarge,
+        };
+        self.count(&permit, outcome, None);
         self.settle(permit, event, None, Some(&cause));
         let kind = match kind {
             FailureKind::TimedOut => CauseKind::Timeout,
@@ -105,9 +137,23 @@ impl Pool {
                 kind,
                 message: cause,
             },
+            outcome,
             answer: None,
             upstream,
         })
+    }
+
+    /// Adds a call to the figures, and to its span if that is exported.
+    fn count(&self, permit: &Permit, outcome: CallOutcome, status: Option<u16>) {
+        let target = permit.target();
+        target.seconds.observe(permit.begun.elapsed());
+        self.figures[target.upstream].called(outcome);
+        let span = tracing::Span::current();
+        if !span.is_disabled() {
+            span.record("upstream.name", &self.upstreams[target.upstream].name);
+            span.record("outcome", outcome.as_str());
+            span.record("http.response.status_code", status);
+        }
     }
 
     /// Frees the place and takes in what the call showed. True if a refused key is to be the
@@ -226,5 +272,32 @@ impl Pool {
                 );
             }
         }
+    }
+}
+
+fn is_json(body: &[u8]) -> bool {
+    std::str::from_utf8(body).is_ok_and(json::is_valid)
+}
+
+/// The beginning of a body that nobody understands, for people.
+fn excerpt(body: &[u8]) -> String {
+    if body.is_empty() {
+        return "it is empty".to_owned();
+    }
+    // A character has at most four bytes.
+    let begin = String::from_utf8_lossy(&body[..body.len().min(EXCERPT_CHARS * 4)]);
+    match begin.char_indices().nth(EXCERPT_CHARS) {
+        Some((end, _)) => format!("{}…", &begin[..end]),
+        None => begin.into_owned(),
+    }
+}
+
+fn outcome_of(class: Class) -> CallOutcome {
+    match class {
+        Class::Final => CallOutcome::Answered,
+        Class::Transient => CallOutcome::ServerError,
+        Class::Unavailable => CallOutcome::Unavailable,
+        Class::Limited => CallOutcome::RateLimited,
+        Class::Refused => CallOutcome::Refused,
     }
 }

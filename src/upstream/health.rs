@@ -53,6 +53,17 @@ pub enum UpstreamState {
     Aside,
 }
 
+impl UpstreamState {
+    #[must_use]
+    pub fn as_str(self) -> &'static str {
+        match self {
+            UpstreamState::Up => "up",
+            UpstreamState::Down => "down",
+            UpstreamState::Aside => "aside",
+        }
+    }
+}
+
 /// What a call showed of its upstream.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Event {

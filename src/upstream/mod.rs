@@ -23,6 +23,8 @@ mod tests;
 
 use bytes::Bytes;
 
+use crate::observe::CallOutcome;
+
 pub use budget::{Budget, Charge};
 pub use gate::ClosedGate;
 pub use health::{Pace, UpstreamState};
@@ -70,6 +72,8 @@ pub struct Retry {
     /// to [`Pool::try_acquire`] again at once.
     pub costs_attempt: bool,
     pub cause: Cause,
+    /// The same for the figures.
+    pub outcome: CallOutcome,
     /// What the server said, for when no attempts or no time are left. It holds its charge.
     pub answer: Option<Answer>,
     /// Which upstream failed: to be avoided by the next attempt.

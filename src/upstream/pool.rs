@@ -12,9 +12,10 @@ use super::gate::Gates;
 use super::health::{Health, Pace, UpstreamState};
 use super::limits::Limits;
 use super::routes::{Routes, Routing, Target};
-use super::{BuildError, ModelInfo};
+use super::{BuildError, ModelInfo, Retry};
 use crate::config::{self, Config};
 use crate::domain::clock::{self, Clock};
+use crate::observe::{UpstreamFigures, figures};
 
 /// What is not configuration.
 #[derive(Clone, Debug, Default)]
@@ -30,6 +31,7 @@ pub struct PoolSettings {
 #[derive(Debug)]
 pub struct Pool {
     pub(super) upstreams: Vec<Upstream>,
+    pub(super) figures: Vec<UpstreamFigures>,
     pub(super) routing: Routing,
     pub(super) settings: PoolSettings,
     /// Somebody to look after each upstream waits here for it to change.
@@ -121,6 +123,10 @@ impl Pool {
         };
         Ok(Arc::new(Self {
             routing: Routing::new(config)?,
+            figures: upstreams
+                .iter()
+                .map(|u| figures().upstream(&u.name))
+                .collect(),
             attention: upstreams.iter().map(|_| Notify::new()).collect(),
             gate_closed: Notify::new(),
             changed: Notify::new(),
@@ -152,6 +158,18 @@ impl Pool {
     #[must_use]
     pub fn models(&self) -> Vec<ModelInfo> {
         self.routing.models(clock::seconds(self.created_ms))
+    }
+
+    /// What figures call a model: its name where the configuration or an upstream names it, else
+    /// [`OTHER`](crate::observe::OTHER).
+    #[must_use]
+    pub fn label(&self, model: &str) -> String {
+        self.routing.label(model)
+    }
+
+    /// A line whose attempt failed will be sent again.
+    pub fn will_retry(&self, failed: &Retry) {
+        self.figures[failed.upstream].retried(failed.outcome);
     }
 
     /// The budget of bytes that answers are charged to.

@@ -17,10 +17,18 @@ use serde_json::{Map, Value};
 /// What a route changes in the body of a request.
 #[derive(Debug)]
 pub(super) struct Edit {
-    /// What the upstream calls the model, as a JSON string.
-    model: Option<String>,
+    /// What the upstream calls the model.
+    model: Option<Model>,
     /// Keys, and members (`"key":value`) to add where the key is missing.
     defaults: Vec<(String, String)>,
+}
+
+#[derive(Debug)]
+struct Model {
+    /// A JSON string.
+    value: String,
+    /// The same as a member, to add where there is none.
+    member: String,
 }
 
 impl Edit {
@@ -34,51 +42,89 @@ impl Edit {
             .iter()
             .filter(|(key, _)| model.is_none() || *key != "model");
         Some(Self {
-            model: model.map(quoted),
+            model: model.map(|model| Model {
+                value: quoted(model),
+                member: format!("\"model\":{}", quoted(model)),
+            }),
             defaults: defaults
                 .map(|(key, value)| (key.clone(), member(key, value)))
                 .collect(),
         })
     }
 
-    /// The body with the changes made. The very same bytes if none is needed, or if the body is
-    /// no JSON object (the envelope check lets no such line through).
-    pub(super) fn apply(&self, body: &Bytes) -> Bytes {
-        self.spliced(body).map_or_else(|| body.clone(), Bytes::from)
-    }
-
-    fn spliced(&self, body: &[u8]) -> Option<Vec<u8>> {
+    /// How the body is to be changed. `None` if it need not be, or if it is no JSON object (the
+    /// envelope check lets no such line through).
+    pub(super) fn splice<'a>(&'a self, body: &'a [u8]) -> Option<Splice<'a>> {
         let outline = Outline::read(body)?;
-        let mut added: Vec<Cow<'_, str>> = Vec::new();
-        let mut replaced: &[Range<usize>] = &[];
-        let model = self.model.as_deref().unwrap_or_default();
-        if !model.is_empty() && outline.models.is_empty() {
-            added.push(format!("\"model\":{model}").into());
-        } else if !model.is_empty() {
-            replaced = &outline.models;
+        let mut added: Vec<&str> = Vec::new();
+        let mut replaced = Vec::new();
+        if let Some(model) = &self.model {
+            if outline.models.is_empty() {
+                added.push(&model.member);
+            } else {
+                replaced = outline.models;
+            }
         }
         let missing = |key: &String| !outline.keys.iter().any(|present| present == key);
         let defaults = self.defaults.iter().filter(|(key, _)| missing(key));
-        added.extend(defaults.map(|(_, member)| member.into()));
+        added.extend(defaults.map(|(_, member)| member.as_str()));
         if added.is_empty() && replaced.is_empty() {
             return None;
         }
-        let mut out = Vec::with_capacity(body.len() + 256);
+        Some(Splice {
+            body,
+            model: self.model.as_ref().map_or("", |model| &model.value),
+            replaced,
+            added,
+            end: outline.end,
+            is_first: outline.keys.is_empty(),
+        })
+    }
+}
+
+/// A changed copy of a body, before it is made.
+#[derive(Debug)]
+pub(super) struct Splice<'a> {
+    body: &'a [u8],
+    /// Stands in place of what is replaced.
+    model: &'a str,
+    replaced: Vec<Range<usize>>,
+    /// Members.
+    added: Vec<&'a str>,
+    /// Where they are added: before the closing brace.
+    end: usize,
+    /// Whether the object has no members yet.
+    is_first: bool,
+}
+
+impl Splice<'_> {
+    /// The bytes that the copy takes.
+    pub(super) fn len(&self) -> usize {
+        let removed: usize = self.replaced.iter().map(ExactSizeIterator::len).sum();
+        let renamed = self.replaced.len() * self.model.len();
+        let added: usize = self.added.iter().map(|member| member.len() + 1).sum();
+        let commas = usize::from(self.is_first && !self.added.is_empty());
+        self.body.len() - removed + renamed + added - commas
+    }
+
+    /// Makes the copy.
+    pub(super) fn copy(&self) -> Bytes {
+        let mut out = Vec::with_capacity(self.len());
         let mut copied = 0;
-        for value in replaced {
-            out.extend_from_slice(body.get(copied..value.start)?);
-            out.extend_from_slice(model.as_bytes());
+        for value in &self.replaced {
+            out.extend_from_slice(&self.body[copied..value.start]);
+            out.extend_from_slice(self.model.as_bytes());
             copied = value.end;
         }
-        out.extend_from_slice(body.get(copied..outline.end)?);
-        for (index, member) in added.iter().enumerate() {
-            if index > 0 || !outline.keys.is_empty() {
+        out.extend_from_slice(&self.body[copied..self.end]);
+        for (index, member) in self.added.iter().enumerate() {
+            if index > 0 || !self.is_first {
                 out.push(b',');
             }
             out.extend_from_slice(member.as_bytes());
         }
-        out.extend_from_slice(body.get(outline.end..)?);
-        Some(out)
+        out.extend_from_slice(&self.body[self.end..]);
+        out.into()
     }
 }
 
@@ -148,8 +194,16 @@ mod tests {
     }
 
     fn check(model: Option<&str>, defaults: Value, body: &str, expected: &str) {
-        let out = edit(model, defaults).apply(&Bytes::copy_from_slice(body.as_bytes()));
+        let out = apply(&edit(model, defaults), body.as_bytes()).expect("a copy");
         assert_eq!(std::str::from_utf8(&out).expect("UTF-8"), expected);
+    }
+
+    /// The changed copy, if one is needed.
+    fn apply(edit: &Edit, body: &[u8]) -> Option<Bytes> {
+        let splice = edit.splice(body)?;
+        let copy = splice.copy();
+        assert_eq!(copy.len(), splice.len(), "known before it is made");
+        Some(copy)
     }
 
     #[test]
@@ -211,8 +265,7 @@ mod tests {
     fn a_body_that_needs_nothing_or_is_no_object_is_passed_on_uncopied() {
         let edit = edit(None, json!({"seed": 7}));
         for body in [r#"{"seed":1}"#, "[1]", "not json", "", "{}}"] {
-            let body = Bytes::copy_from_slice(body.as_bytes());
-            assert_eq!(edit.apply(&body).as_ptr(), body.as_ptr());
+            assert_eq!(apply(&edit, body.as_bytes()), None);
         }
     }
 
@@ -259,10 +312,8 @@ mod tests {
                 serde_json::to_vec(&body)
             };
             let bytes = Bytes::from(text.expect("JSON"));
-            let out = match Edit::new(model.as_deref(), &defaults) {
-                Some(edit) => edit.apply(&bytes),
-                None => bytes,
-            };
+            let edit = Edit::new(model.as_deref(), &defaults);
+            let out = edit.and_then(|edit| apply(&edit, &bytes)).unwrap_or(bytes);
             let parsed: Value = serde_json::from_slice(&out).expect("still JSON");
             prop_assert_eq!(parsed, Value::Object(expected));
         }

@@ -8,6 +8,7 @@ use super::gate::GateKey;
 use super::rewrite::Edit;
 use super::{BuildError, ModelInfo};
 use crate::config::{self, Config};
+use crate::observe::{CallSeconds, OTHER, figures};
 
 /// Names resolved by a wildcard that are remembered: what users write must not fill the memory.
 const CACHED_MAX: usize = 10_000;
@@ -31,6 +32,7 @@ pub(super) struct Target {
     pub(super) weight: u32,
     pub(super) edit: Option<Arc<Edit>>,
     pub(super) gate: GateKey,
+    pub(super) seconds: CallSeconds,
 }
 
 #[derive(Debug)]
@@ -63,6 +65,8 @@ struct Entry {
 #[derive(Debug)]
 struct Route {
     upstream: usize,
+    /// The upstream's.
+    name: String,
     weight: u32,
     rename: Option<Arc<str>>,
     edit: Option<Arc<Edit>>,
@@ -85,7 +89,7 @@ impl Routing {
             if model.name == "*" {
                 wildcard = Some(entry);
             } else {
-                let routes = entry.routes_of(&model.name, |_| true);
+                let routes = entry.routes_of(&model.name, &model.name, |_| true);
                 exact.insert(model.name.clone(), Arc::new(routes));
             }
         }
@@ -153,19 +157,34 @@ impl Routing {
         model: &str,
         reported: &[Option<Vec<ModelInfo>>],
     ) -> Option<Routes> {
-        if !self.by_report || model.is_empty() {
-            return Some(entry.routes_of(model, |_| true));
-        }
         let has = |models: &Vec<ModelInfo>| models.iter().any(|known| known.id == model);
-        let routes = entry.routes_of(model, |upstream| {
+        let label = if reported.iter().flatten().any(has) {
+            model
+        } else {
+            OTHER
+        };
+        if !self.by_report || model.is_empty() {
+            return Some(entry.routes_of(model, label, |_| true));
+        }
+        let routes = entry.routes_of(model, label, |upstream| {
             reported[upstream].as_ref().is_some_and(has)
         });
         if !routes.targets.is_empty() {
             return Some(routes);
         }
         // Nobody says that he has it; those that have never said anything may.
-        let routes = entry.routes_of(model, |upstream| reported[upstream].is_none());
+        let routes = entry.routes_of(model, label, |upstream| reported[upstream].is_none());
         (!routes.targets.is_empty()).then_some(routes)
+    }
+
+    pub(super) fn label(&self, model: &str) -> String {
+        let is_reported = || {
+            let known = self.known.read().unwrap_or_else(PoisonError::into_inner);
+            let mut models = known.reported.iter().flatten().flatten();
+            models.any(|reported| reported.id == model)
+        };
+        let is_known = !model.is_empty() && (self.exact.contains_key(model) || is_reported());
+        if is_known { model } else { OTHER }.to_owned()
     }
 
     /// The models to list, each once.
@@ -207,6 +226,7 @@ impl Entry {
             let edit = Edit::new(route.model.as_deref(), &model.defaults);
             routes.push(Route {
                 upstream,
+                name: route.upstream.clone(),
                 weight: route.weight.max(1),
                 rename: route.model.as_deref().map(Into::into),
                 edit: edit.map(Arc::new),
@@ -216,8 +236,9 @@ impl Entry {
     }
 
     fn of_all(upstreams: &[config::Upstream]) -> Self {
-        let route = |upstream| Route {
+        let route = |upstream: usize| Route {
             upstream,
+            name: upstreams[upstream].name.clone(),
             weight: 1,
             rename: None,
             edit: None,
@@ -228,7 +249,8 @@ impl Entry {
         }
     }
 
-    fn routes_of(&self, model: &str, goes_to: impl Fn(usize) -> bool) -> Routes {
+    /// `label`: what figures call the model.
+    fn routes_of(&self, model: &str, label: &str, goes_to: impl Fn(usize) -> bool) -> Routes {
         let routes = self.routes.iter().filter(|route| goes_to(route.upstream));
         let targets = routes.map(|route| Target {
             upstream: route.upstream,
@@ -238,6 +260,7 @@ impl Entry {
                 route.upstream,
                 route.rename.clone().unwrap_or_else(|| model.into()),
             ),
+            seconds: figures().call_seconds(&route.name, label),
         });
         Routes {
             lane: self.lane,

@@ -209,6 +209,13 @@ impl Dispatch {
         self.hungry.notified().await;
     }
 
+    /// Calls in flight, by lane.
+    pub(super) fn in_flight_by_lane(&self) -> HashMap<LaneId, usize> {
+        let state = self.lock();
+        let lanes = state.lanes.iter();
+        lanes.map(|(&id, lane)| (id, lane.in_flight)).collect()
+    }
+
     pub(super) fn in_hand(&self) -> InHand {
         let state = self.lock();
         let mut in_hand = InHand {
@@ -332,6 +339,7 @@ impl Dispatch {
         pending.avoid = Some(failure.upstream);
         pending.attempts += u32::from(failure.costs_attempt);
         if !failure.costs_attempt || pending.attempts < self.retry.max_attempts {
+            self.pool.will_retry(&failure);
             // A refused key is what the line ends with, if nobody mends it before the window
             // ends. Any other answer is worth nothing by the next attempt.
             pending.answer = failure

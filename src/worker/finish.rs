@@ -2,7 +2,10 @@
 
 use std::time::Duration;
 
+use tracing::Instrument as _;
+
 use super::duty::{self, Duty};
+use crate::observe::trace;
 use crate::store::{self, Store};
 
 pub(super) struct Finish {
@@ -15,7 +18,16 @@ impl Duty for Finish {
 
     async fn round(&mut self) -> store::Result<bool> {
         let drained = self.store.drained().await?;
-        duty::each(&drained, |batch_id| self.store.finish_batch(batch_id)).await?;
+        duty::each(&drained, |batch_id| {
+            let span = tracing::trace_span!(
+                target: trace::TARGET,
+                parent: None,
+                "finish batch",
+                batch.id = batch_id,
+            );
+            self.store.finish_batch(batch_id).instrument(span)
+        })
+        .await?;
         Ok(!drained.is_empty())
     }
 }

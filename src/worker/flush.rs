@@ -8,6 +8,7 @@ use std::time::Duration;
 use tokio::sync::Mutex;
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
+use tracing::{Instrument as _, Span};
 
 use super::dispatch::Dispatch;
 use super::held::HeldUnit;
@@ -16,6 +17,7 @@ use super::lease::Lease;
 use crate::codec::segment::{self, Line};
 use crate::domain::file::Kind;
 use crate::domain::unit::Bitmap;
+use crate::observe::{Lines, ModelFigures, figures, trace};
 use crate::store::{self, FlushReply, Store, Tally, UnitFlush};
 
 /// A flush is due so long after its first line…
@@ -120,8 +122,11 @@ impl Flusher {
         let mut todo = VecDeque::from([groups]);
         let mut failures = 0_u32;
         while let Some(mut groups) = todo.pop_front() {
-            let error = match self.try_write(&groups).await {
+            let (began, span) = (Instant::now(), span(&groups));
+            let error = match self.try_write(&groups).instrument(span).await {
                 Ok(reply) => {
+                    let (lines, bytes) = size(&groups);
+                    figures().flushed(lines, bytes, began.elapsed());
                     failures = 0;
                     self.accept(groups, &reply);
                     continue;
@@ -129,6 +134,7 @@ impl Flusher {
                 Err(error) => error,
             };
             failures += 1;
+            figures().flush_failed();
             tracing::warn!(%error, units = groups.len(), "answers could not be written yet");
             let is_stubborn = failures >= TRIES_A_GROUP && !error.is_outage();
             if is_stubborn && groups.len() > 1 {
@@ -172,6 +178,7 @@ impl Flusher {
                 self.dispatch.lose(unit);
                 continue;
             }
+            count(&unit.figures, &group.flush.tally);
             {
                 let mut durable = unit.durable.lock().unwrap_or_else(PoisonError::into_inner);
                 durable.flush_no = group.flush.flush_no + 1;
@@ -216,6 +223,44 @@ impl Flusher {
             }
         }
     }
+}
+
+/// Adds lines that are on disk to the figures.
+pub(super) fn count(figures: &ModelFigures, tally: &Tally) {
+    figures.wrote(Lines {
+        completed: tally.completed,
+        failed: tally.failed - tally.expired,
+        cancelled: tally.cancelled,
+        expired: tally.expired,
+    });
+    let usage = &tally.usage;
+    figures.used(
+        usage.input_tokens,
+        usage.cached_tokens,
+        usage.output_tokens,
+        usage.reasoning_tokens,
+    );
+}
+
+/// How many lines and bytes a flush holds.
+fn size(groups: &[Group]) -> (usize, usize) {
+    let lines = groups.iter().map(|group| group.lines).sum();
+    let bytes = groups.iter().map(|group| &group.flush);
+    let bytes: i64 = bytes
+        .map(|flush| flush.output_bytes + flush.error_bytes)
+        .sum();
+    (lines, usize::try_from(bytes).unwrap_or(0))
+}
+
+fn span(groups: &[Group]) -> Span {
+    tracing::trace_span!(
+        target: trace::TARGET,
+        parent: None,
+        "flush",
+        flush.units = groups.len(),
+        flush.lines = size(groups).0,
+        flush.bytes = size(groups).1,
+    )
 }
 
 /// Gathers finished lines by unit, in the order in which the store locks units, and lays out

@@ -8,6 +8,7 @@ use tokio_util::sync::CancellationToken;
 use super::dispatch::Dispatch;
 use super::lease::Lease;
 use super::uptime::Uptime;
+use crate::observe::figures;
 use crate::store::{self, Error, Store};
 
 /// A step of a beat may take this part of the lease's term, so that another connection can be
@@ -65,6 +66,7 @@ async fn renew(lease: &Lease, store: &Store, dispatch: &Dispatch) -> store::Resu
             units.count = lost.len(),
             "units were lost to other replicas while this one was silent"
         );
+        figures().leases_lost(lost.len());
         dispatch.lose_units(&lost);
     }
     lease.renewed(sent);

@@ -10,6 +10,7 @@ use crate::domain::endpoint::Endpoint;
 use crate::domain::json;
 use crate::domain::line::{self, Check};
 use crate::domain::unit::{Bitmap, UnitKey};
+use crate::observe::ModelFigures;
 use crate::store::{Backlog, LeasedUnit};
 use crate::upstream::{Charge, Routes};
 
@@ -47,6 +48,8 @@ pub(super) struct HeldUnit {
     pub batch: Arc<BatchContext>,
     /// `None`: its model is not served, or its lines are not to be sent any more.
     pub routes: Option<Arc<Routes>>,
+    /// Of its model.
+    pub figures: Arc<ModelFigures>,
     pub text: Bytes,
     /// Cuts calls in flight: the unit was lost, or they had their time to settle.
     pub cut: CancellationToken,
@@ -108,7 +111,7 @@ impl HeldUnit {
     pub(super) fn open(
         id: u64,
         leased: LeasedUnit,
-        model: &str,
+        (model, figures): (&str, Arc<ModelFigures>),
         batch: Arc<BatchContext>,
         routes: Option<Arc<Routes>>,
         text: Vec<u8>,
@@ -129,6 +132,7 @@ impl HeldUnit {
             epoch: leased.epoch,
             batch,
             routes,
+            figures,
             text,
             cut: CancellationToken::new(),
             durable,

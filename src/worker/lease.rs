@@ -15,7 +15,7 @@ const RENEWALS_A_TERM: u32 = 10;
 /// The same where nobody else can take over. Each renewal is a write to somebody's disk.
 const RENEWALS_A_TERM_ALONE: u32 = 3;
 const PAUSE_MIN: Duration = Duration::from_millis(100);
-/// What a beat may take longer than its pause, before its replica is taken for dead.
+/// How much later than two beats a renewal may come, before its replica is taken for dead.
 const BEAT_SLACK: Duration = Duration::from_millis(200);
 
 pub(super) struct Lease {
@@ -119,10 +119,10 @@ impl Lease {
 
     /// A renewal that was sent at this moment has succeeded.
     pub(super) fn renewed(&self, sent: Uptime) {
-        let mut renewals = self.renewals();
+        let (mut renewals, now) = (self.renewals(), Uptime::now());
         // While none is later than that, no live replica's lease runs out before its next one.
-        if sent.since(renewals.last) > self.term / 2 {
-            renewals.unbroken = sent;
+        if now.since(renewals.last) > self.term / 2 {
+            renewals.unbroken = now;
         }
         renewals.last = sent;
         renewals.is_sure = true;
@@ -146,9 +146,9 @@ impl Lease {
 /// Gives who has the name the time to renew its lease, if it lives.
 async fn watch(incumbent: &Incumbent) {
     let beat = Duration::from_millis(u64::try_from(incumbent.beat_ms).unwrap_or(0));
-    tokio::time::sleep(beat + beat / 2 + BEAT_SLACK).await;
+    tokio::time::sleep(beat * 2 + BEAT_SLACK).await;
 }
 
-fn millis(duration: Duration) -> i64 {
+pub(super) fn millis(duration: Duration) -> i64 {
     i64::try_from(duration.as_millis()).unwrap_or(i64::MAX)
 }

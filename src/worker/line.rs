@@ -2,6 +2,9 @@
 
 use std::sync::Arc;
 
+use tracing::Instrument as _;
+use tracing::field::Empty;
+
 use super::held::{HeldUnit, OpenLine};
 use super::inbox::Finished;
 use crate::codec::segment::Line;
@@ -11,6 +14,7 @@ use crate::domain::id;
 use crate::domain::line::{self, Envelope};
 use crate::domain::outcome::{self, ErrorCode, Outcome};
 use crate::domain::usage::Usage;
+use crate::observe::trace;
 use crate::store::Tally;
 use crate::upstream::{Answer, Call, Cause, CauseKind, Permit, Pool, Retry, Verdict};
 
@@ -58,7 +62,20 @@ pub(super) async fn attempt(pool: &Pool, job: &mut Job) -> Attempt {
         body: unit.text.slice_ref(envelope.body.as_bytes()),
         charge: pool.budget().open(),
     };
-    match unit.cut.run_until_cancelled(pool.call(permit, call)).await {
+    let span = tracing::trace_span!(
+        target: trace::TARGET,
+        parent: None,
+        "upstream call",
+        otel.kind = "client",
+        batch.id = unit.batch.id,
+        url.path = call.path,
+        attempt = job.pending.attempts + 1,
+        upstream.name = Empty,
+        outcome = Empty,
+        http.response.status_code = Empty,
+    );
+    let call = pool.call(permit, call).instrument(span);
+    match unit.cut.run_until_cancelled(call).await {
         None => Attempt::Cut,
         Some(Verdict::Answer(answer)) => Attempt::Answered(answer),
         Some(Verdict::Retry(retry)) => Attempt::Failed(retry),
@@ -91,8 +108,8 @@ pub(super) fn answered(unit: &Arc<HeldUnit>, line: &OpenLine, answer: Answer) ->
     let tally = Tally {
         completed,
         failed: 1 - completed,
-        cancelled: 0,
         usage,
+        ..Tally::default()
     };
     // What is held from here on is the line, which is about as long as the answer's body.
     let mut charge = answer.charge;
@@ -137,11 +154,14 @@ pub(super) fn ended(unit: &Arc<HeldUnit>, line: &OpenLine, ending: Ending) -> Fi
         Ending::Cancelled => (ErrorCode::BatchCancelled, outcome::CANCELLED),
     };
     let mut finished = failed(unit, line, code, message);
-    if ending == Ending::Cancelled {
-        finished.tally = Tally {
-            cancelled: 1,
-            ..Tally::default()
-        };
+    match ending {
+        Ending::Cancelled => {
+            finished.tally = Tally {
+                cancelled: 1,
+                ..Tally::default()
+            };
+        }
+        Ending::Expired => finished.tally.expired = 1,
     }
     finished
 }

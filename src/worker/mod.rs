@@ -19,6 +19,7 @@ mod uptime;
 mod validate;
 mod windows;
 
+use std::collections::HashMap;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
@@ -29,7 +30,7 @@ use tokio_util::sync::CancellationToken;
 use crate::config;
 use crate::domain::clock::Clock;
 use crate::store::{self, Store};
-use crate::upstream::Pool;
+use crate::upstream::{LaneId, Pool};
 use dispatch::Dispatch;
 use flush::Flusher;
 use inbox::Inbox;
@@ -43,6 +44,7 @@ const LAST_WRITES: Duration = Duration::from_secs(5);
 pub struct Settings {
     pub retry: config::Retry,
     pub worker: config::Worker,
+    pub retention: config::Retention,
     /// Requests that a batch may have.
     pub max_requests: u64,
     /// Nobody else can hold a lease on this store: whatever is leased was left by a dead process.
@@ -147,6 +149,7 @@ impl Worker {
         let retain = retain::Retain {
             store: store.clone(),
             clock,
+            grace: settings.retention.grace,
         };
         tasks.spawn(duty::run(retain, store.clone(), quiet.clone()));
         {
@@ -176,6 +179,18 @@ impl Worker {
     #[must_use]
     pub fn running(&self) -> Arc<AtomicBool> {
         self.running.clone()
+    }
+
+    /// Tells the calls in flight, by lane.
+    pub fn in_flight(&self) -> impl Fn() -> HashMap<LaneId, usize> + Send + Sync + 'static {
+        let dispatch = self.dispatch.clone();
+        move || dispatch.in_flight_by_lane()
+    }
+
+    /// Tells under which token this process holds its units.
+    pub fn token(&self) -> impl Fn() -> Arc<str> + Send + Sync + 'static {
+        let lease = self.lease.clone();
+        move || lease.token()
     }
 
     /// Waits until a duty ends that should not: its name. Then the process cannot go on.

@@ -4,17 +4,18 @@
 use std::time::Duration;
 
 use super::duty::Duty;
+use super::lease::millis;
 use crate::domain::clock::Clock;
-use crate::store::{self, Store};
+use crate::store::{self, Purged, Store};
 
 /// An upload that is alive shows a sign of life every minute.
 const UPLOAD_SILENT_MS: i64 = 5 * 60 * 1000;
-/// How long a hidden file's bytes stay: whoever is reading them may finish.
-const HIDDEN_MS: i64 = 3600 * 1000;
 
 pub(super) struct Retain {
     pub store: Store,
     pub clock: Clock,
+    /// How long a hidden file's bytes stay: whoever is reading them may finish.
+    pub grace: Duration,
 }
 
 impl Duty for Retain {
@@ -24,12 +25,16 @@ impl Duty for Retain {
 
     async fn round(&mut self) -> store::Result<bool> {
         let now = self.clock.now_ms();
-        let swept = self.store.sweep_uploads(now - UPLOAD_SILENT_MS).await?;
-        let purged = self.store.purge(now - HIDDEN_MS).await?;
-        let forgotten = self.store.forget_claims().await?;
-        self.store.forget_replicas().await?;
-        self.store.sweep_units().await?;
-        if swept > 0 || purged != store::Purged::default() || forgotten > 0 {
+        // One chore that fails does not keep the others from being done.
+        let swept = self.store.sweep_uploads(now - UPLOAD_SILENT_MS).await;
+        let purged = self.store.purge(now - millis(self.grace)).await;
+        let forgotten = self.store.forget_claims().await;
+        let replicas = self.store.forget_replicas().await;
+        let units = self.store.sweep_units().await;
+        let space = self.store.give_back_space().await;
+
+        let (swept, purged) = (swept?, purged?);
+        if swept > 0 || purged != Purged::default() || forgotten? > 0 {
             tracing::info!(
                 uploads.swept = swept,
                 files.expired = purged.expired,
@@ -37,6 +42,7 @@ impl Duty for Retain {
                 "cleaned up"
             );
         }
+        replicas.and(units).and(space)?;
         Ok(purged.removed > 0)
     }
 }

@@ -3,9 +3,12 @@
 use std::sync::Arc;
 use std::time::Duration;
 
+use tracing::Instrument as _;
+
 use super::duty::{self, Duty};
 use crate::domain::findings::{self, Finding};
 use crate::domain::line::Fault;
+use crate::observe::trace;
 use crate::store::{self, Input, Store, Unvalidated};
 use crate::upstream::Pool;
 
@@ -25,7 +28,17 @@ impl Duty for Validate {
             // The first batch may come before the upstreams have said what models they have.
             self.pool.discovered().await;
         }
-        duty::each(&batches, |batch| self.settle(batch)).await?;
+        duty::each(&batches, |batch| {
+            let span = tracing::trace_span!(
+                target: trace::TARGET,
+                parent: None,
+                "validate batch",
+                batch.id = batch.batch_id,
+                batch.total = batch.input.as_ref().map(|input| input.requests),
+            );
+            self.settle(batch).instrument(span)
+        })
+        .await?;
         Ok(!batches.is_empty())
     }
 }

@@ -67,6 +67,7 @@ fn values<'a>(page: &'a str, attribute: &str) -> Vec<&'a str> {
 async fn the_page_loads_nothing_from_elsewhere() {
     let server = Server::start().await;
     let page = fetch(&server, "/docs").await;
+    assert_eq!(fetch(&server, "/docs/").await, page);
     let sources = [values(&page, "src"), values(&page, "href")].concat();
     assert!(sources.len() >= 4, "{page}");
     for source in sources {

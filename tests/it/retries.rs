@@ -103,10 +103,10 @@ async fn a_call_that_takes_too_long_is_given_up() {
     assert_eq!(line["error"]["code"], "request_timeout", "{line}");
 }
 
-async fn an_answer_that_is_no_json_becomes_a_string() {
+async fn a_refusal_that_is_no_json_becomes_a_string() {
     let server = Server::with(QUICK).await;
     let html = "<html>\u{2028}no \"JSON\"</html>";
-    let (_, line, _) = one_line(&server, json!({"status": 200, "body": html})).await;
+    let (_, line, _) = one_line(&server, json!({"status": 404, "body": html})).await;
     assert_eq!(line["response"]["body"], html);
 }
 
@@ -267,7 +267,7 @@ on_every_engine![
     any_other_refusal_is_the_lines_answer_at_once,
     the_last_answer_stands_when_no_attempt_is_left,
     a_call_that_takes_too_long_is_given_up,
-    an_answer_that_is_no_json_becomes_a_string,
+    a_refusal_that_is_no_json_becomes_a_string,
     a_model_server_that_is_restarted_fails_no_line,
     lines_of_an_upstream_that_is_down_go_to_another,
     a_rate_limit_closes_the_gate_of_its_model_only,

@@ -5,6 +5,7 @@ pub mod engines;
 pub mod pooler;
 pub mod postgres;
 pub mod proxy;
+pub mod receiver;
 pub mod session;
 
 use std::collections::BTreeMap;
@@ -101,6 +102,11 @@ impl Server {
             true,
         )
         .await
+    }
+
+    /// The same with another upstream.
+    pub async fn simulating_binary(options: Options, toml: &str) -> Self {
+        Self::build(toml, options, true).await
     }
 
     async fn build(toml: &str, options: Options, as_process: bool) -> Self {
@@ -336,14 +342,23 @@ impl Server {
         request.send().await.expect("answers")
     }
 
-    /// Waits until nothing is stored of any upload: what a refused one has written is removed
-    /// in the background.
-    pub async fn has_left_nothing(&self) {
+    /// How many rows there are of everything that a request can leave behind.
+    pub async fn rows(&self) -> Vec<(String, i64)> {
+        engines::all_rows(&self.database).await
+    }
+
+    /// Waits until there are so many rows as there were: what a refused request has written is
+    /// removed in the background.
+    pub async fn has_only(&self, before: &[(String, i64)]) {
         let deadline = Instant::now() + PATIENCE;
-        while !engines::is_empty(&self.database).await {
+        loop {
+            let now = self.rows().await;
+            if now == before {
+                return;
+            }
             assert!(
                 Instant::now() < deadline,
-                "something of a refused upload stays"
+                "something of a refused request stays: {now:?}"
             );
             tokio::time::sleep(Duration::from_millis(20)).await;
         }

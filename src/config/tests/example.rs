@@ -28,8 +28,15 @@ fn the_defaults_are_the_documented_ones() {
     assert_eq!(config.worker.lease, Duration::from_secs(10));
     assert_eq!(config.worker.settle_timeout, Duration::from_secs(600));
     assert_eq!(config.worker.shutdown_grace, Duration::from_secs(30));
+    let kept = Some(Duration::from_secs(30 * 24 * 3600));
+    assert_eq!(config.retention.input_files, kept);
+    assert_eq!(config.retention.output_files, kept);
+    assert_eq!(config.retention.other_files, None);
+    assert_eq!(config.retention.grace, Duration::from_secs(3600));
     assert_eq!(config.log.filter, "info");
     assert_eq!(config.log.format, LogFormat::Text);
+    assert_eq!(config.telemetry.otlp_endpoint, None);
+    assert_eq!(config.telemetry.sample_ratio, 0.1);
     assert!(config.listen_is_loopback() && !config.auth_is_required());
 }
 
@@ -71,6 +78,8 @@ fn the_examples_in_the_documented_file_hold_and_show_the_defaults() {
     assert_eq!(one.timeout, two.timeout);
     assert_eq!(one.connect_timeout, two.connect_timeout);
     assert_eq!(one.max_response_bytes, two.max_response_bytes);
+    let otlp = config.telemetry.otlp_endpoint.as_deref();
+    assert_eq!(otlp, Some("http://127.0.0.1:4318"));
     let [model] = config.models.as_slice() else {
         panic!("one model is shown");
     };

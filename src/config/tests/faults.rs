@@ -36,6 +36,10 @@ fn each_fault_of_a_section_is_found_at_its_line() {
         worker   | lease = '999ms'                    => lease: must be at least 1s
         worker   | lease = 15                         => lease: expected a duration in quotes
         worker   | name = ''                          => name: is empty
+        retention | input_files = '59s'               => input_files: must be at least 60s
+        retention | other_files = 'nevr'              => other_files: expected a duration
+        retention | output_files = 30                 => output_files: expected a duration in quotes
+        retention | grace = 'never'                   => grace: expected a duration
         log      | format = 'jsn'                     => format: expected text or json; the nearest
         log      | filter = 'nightshift=loud'         => filter: expected a filter
     ";
@@ -216,9 +220,7 @@ fn keys_of_later_features_say_that_they_come_later() {
         check_faults(&format!("[{section}]\nx = 1"), &[], &[&expected]);
     }
     check_faults(
-        "[[tasks]]
-[limits]
-priority = 1",
+        "[[tasks]]\n[limits]\npriority = 1",
         &[("NIGHTSHIFT_CACHE__SIZE", "x")],
         &[
             "tasks (nightshift.toml:1): is not built yet",
@@ -248,7 +250,7 @@ api_key_env = 'NOT_SET'
 [[models]]
 name = 'm'
 routes = [{ upstream = 'aa', weight = 0 }, { upstrm = 'a' }]
-[metrics]
+[cache]
 ";
     check_faults(
         toml,
@@ -272,11 +274,31 @@ routes = [{ upstream = 'aa', weight = 0 }, { upstrm = 'a' }]
             "models[0].routes[0].weight (nightshift.toml:18): must be from 1",
             "models[0].routes[1] (nightshift.toml:18): `upstream` is missing",
             "models[0].routes[1].upstrm (nightshift.toml:18): unknown key",
-            "metrics (nightshift.toml:19): is not built yet",
+            "cache (nightshift.toml:19): is not built yet",
             "worker.lease (NIGHTSHIFT_WORKER__LEASE): expected a duration",
             "auth.required (NIGHTSHIFT_AUTH__REQUIRED): expected true or false",
             "log.level (NIGHTSHIFT_LOG__LEVEL): unknown key",
             "database.url (DATABASE_URL): expected sqlite://",
+        ],
+    );
+}
+
+#[test]
+fn where_spans_are_sent_is_judged() {
+    check_faults(
+        "[telemetry]\notlp_endpoint = 'collector:4318'\nsample_ratio = 1.5",
+        &[],
+        &[
+            "telemetry.otlp_endpoint (nightshift.toml:2): expected the http:// or https:// URL",
+            "telemetry.sample_ratio (nightshift.toml:3): must be from 0 to 1",
+        ],
+    );
+    check_faults(
+        "[telemetry]\notlp_endpoint = 'http://user:secret@collector'\nsample_ratio = 'all'",
+        &[],
+        &[
+            "telemetry.otlp_endpoint (nightshift.toml:2): a URL holds no user name",
+            "telemetry.sample_ratio (nightshift.toml:3): expected a number from 0 to 1",
         ],
     );
 }

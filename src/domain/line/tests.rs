@@ -279,7 +279,10 @@ fn judge(line: &Value) -> Judged {
             && endpoint.required.iter().all(has)
             && body.get("stream") != Some(&Value::Bool(true))
     });
-    let model = model.and_then(Value::as_str).map(str::to_owned);
+    let model = model.and_then(Value::as_str);
+    let has_nul = model.is_some_and(|model| model.contains('\0'));
+    let model = model.filter(|_| !has_nul).map(str::to_owned);
+    let is_good = is_good && !has_nul;
     Some((custom_id.to_owned(), url.to_owned(), model, is_good))
 }
 

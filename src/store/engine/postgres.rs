@@ -102,6 +102,20 @@ impl Database {
         Ok(lent)
     }
 
+    /// A transaction that only reads, and sees all tables as they are at its first query.
+    /// Its statements have a time of their own.
+    pub(in crate::store) async fn snapshot(&self, limit: Duration) -> Result<Lent> {
+        let mut lent = self.begin().await?;
+        lent.limit = limit + STATEMENT_MARGIN;
+        lent.run(&format!(
+            "SET TRANSACTION ISOLATION LEVEL REPEATABLE READ READ ONLY;
+             SET LOCAL statement_timeout = {}",
+            limit.as_millis()
+        ))
+        .await?;
+        Ok(lent)
+    }
+
     async fn acquire(&self) -> Result<Lent> {
         Ok(Lent {
             connection: Some(self.pool.acquire().await?),

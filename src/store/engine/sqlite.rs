@@ -66,7 +66,7 @@ pub(super) async fn open(path: &Path) -> Result<(SqlitePool, SqlitePool)> {
     Ok((write, read))
 }
 
-/// A transaction that writes. Dropped, it is rolled back unless it was committed.
+/// A transaction. Dropped, it is rolled back unless it was committed.
 ///
 /// Not sqlx's own: where a commit fails because the disk is full, SQLite has rolled back by
 /// itself, and that one believes for ever after that its connection is within a transaction.
@@ -81,11 +81,20 @@ impl Writing {
     /// Takes the writer's lock at once: taking it later can fail where another process has
     /// written in between.
     pub(super) async fn begin(pool: &SqlitePool) -> Result<Writing> {
+        Self::begin_with(pool, "BEGIN IMMEDIATE").await
+    }
+
+    /// A transaction that only reads, and sees all tables as they are at its first statement.
+    pub(in crate::store) async fn snapshot(pool: &SqlitePool) -> Result<Writing> {
+        Self::begin_with(pool, "BEGIN").await
+    }
+
+    async fn begin_with(pool: &SqlitePool, begin: &'static str) -> Result<Writing> {
         let mut writing = Writing {
             connection: Some(pool.acquire().await?),
             is_over: false,
         };
-        writing.run("BEGIN IMMEDIATE").await?;
+        writing.run(begin).await?;
         Ok(writing)
     }
 

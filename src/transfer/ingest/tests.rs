@@ -4,19 +4,28 @@ use super::*;
 use crate::store::NewBatch;
 use crate::transfer::testing::{LIMITS, TENANT, TestStore, noise, request};
 
-/// Waits until nothing is left of a file that was given up.
+/// Whether nothing is left of a file that was given up.
+async fn is_gone(test: &TestStore, file_id: &str) -> bool {
+    let row = test.store.file_position(TENANT, file_id).await.unwrap();
+    let piece = test.store.piece(file_id, (0, 0)).await.unwrap();
+    // Fails once there is no row that is being uploaded.
+    let uploading = test.store.touch_upload(file_id).await.is_ok();
+    row.is_none() && piece.is_none() && !uploading
+}
+
+/// Waits until that is so.
 async fn is_removed(test: &TestStore, file_id: &str) {
-    for _ in 0..500 {
-        let row = test.store.file_position(TENANT, file_id).await.unwrap();
-        let piece = test.store.piece(file_id, (0, 0)).await.unwrap();
-        // Fails once there is no row that is being uploaded.
-        let uploading = test.store.touch_upload(file_id).await.is_ok();
-        if row.is_none() && piece.is_none() && !uploading {
+    until(async || is_gone(test, file_id).await).await;
+}
+
+async fn until(holds: impl AsyncFn() -> bool) {
+    for _ in 0..3000 {
+        if holds().await {
             return;
         }
         tokio::time::sleep(Duration::from_millis(10)).await;
     }
-    panic!("something is left of {file_id}");
+    panic!("it does not come to that");
 }
 
 /// What a batch of embeddings would be told of the file.
@@ -168,10 +177,10 @@ async fn a_finish_that_is_given_up_leaves_all_or_nothing() {
         let cut = tokio::time::timeout(Duration::from_micros(polls * polls * 20), finish);
         let _ = cut.await;
         // What was under way comes to its end first.
-        tokio::time::sleep(Duration::from_millis(20)).await;
-        match test.store.file(TENANT, &file_id).await.unwrap() {
-            Some(file) => assert!(test.read_whole(&file).await == bytes, "{polls}"),
-            None => is_removed(&test, &file_id).await,
+        let shown = async || test.store.file(TENANT, &file_id).await.unwrap();
+        until(async || shown().await.is_some() || is_gone(&test, &file_id).await).await;
+        if let Some(file) = shown().await {
+            assert!(test.read_whole(&file).await == bytes, "{polls}");
         }
     }
 }

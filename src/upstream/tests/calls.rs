@@ -50,6 +50,40 @@ async fn a_route_renames_the_model_and_fills_in_defaults() {
 }
 
 #[tokio::test]
+async fn a_changed_copy_is_charged_for_as_long_as_its_call_lasts() {
+    let (answered, mut asked) = tokio::sync::mpsc::unbounded_channel();
+    let server = Server::start(move |_| {
+        answered.send(()).expect("is awaited");
+        reply(200, "{}").after(50)
+    })
+    .await;
+    let pool = pool(&config(
+        vec![upstream("gpu", &server.base_url)],
+        vec![model("m", vec![route("gpu", Some("longer"))])],
+    ));
+    let body = format!(r#"{{"model":"m","input":"{}"}}"#, "x".repeat(100_000));
+    let copy = body.len() + "longer".len() - "m".len();
+    let call = send(&pool, permit(&pool, "m"), &body);
+    let during = async {
+        asked.recv().await.expect("is called");
+        pool.budget().used()
+    };
+    let (verdict, during) = tokio::join!(call, during);
+    assert_eq!(during, copy);
+    let answer = answer(verdict);
+    assert_eq!((answer.charge.bytes(), pool.budget().used()), (2, 2));
+
+    let call = tokio::spawn({
+        let pool = Arc::clone(&pool);
+        async move { send(&pool, permit(&pool, "m"), &body).await }
+    });
+    asked.recv().await.expect("is called");
+    call.abort();
+    drop(answer);
+    until("the copy is given back", || pool.budget().used() == 0).await;
+}
+
+#[tokio::test]
 async fn the_place_is_free_again_when_the_answer_is_read() {
     let server = Server::start(|_| reply(200, "{}")).await;
     let mut upstream = upstream("gpu", &server.base_url);
@@ -84,14 +118,14 @@ async fn a_call_that_is_broken_off_frees_its_place_and_its_bytes() {
 async fn what_a_server_says_is_the_lines_answer_or_costs_an_attempt() {
     let server = Server::start(|seen| {
         let status = std::str::from_utf8(&seen.body).expect("UTF-8");
-        reply(status.parse().expect("a status"), "not JSON").header("retry-after", "3")
+        reply(status.parse().expect("a status"), r#""said""#).header("retry-after", "3")
     })
     .await;
     let pool = pool(&config(vec![upstream("gpu", &server.base_url)], vec![]));
     for status in ["200", "302", "400", "404", "422"] {
         let answer = answer(send(&pool, permit(&pool, "m"), status).await);
         assert_eq!(answer.status.to_string(), status);
-        assert_eq!(answer.body, "not JSON");
+        assert_eq!(answer.body, r#""said""#);
     }
     for status in ["408", "409", "498", "500", "502", "529"] {
         let retry = retried(send(&pool, permit(&pool, status), status).await);
@@ -104,10 +138,30 @@ async fn what_a_server_says_is_the_lines_answer_or_costs_an_attempt() {
         let kept = retry.answer.expect("the answer is given along");
         assert_eq!(
             (kept.status.to_string(), kept.charge.bytes()),
-            (status.to_owned(), 8)
+            (status.to_owned(), 6)
         );
     }
     assert_eq!(pool.status()[0].state, UpstreamState::Up);
+}
+
+#[tokio::test]
+async fn a_success_that_is_no_json_costs_an_attempt_and_is_no_answer() {
+    let page = format!("<html>{}</html>", "é".repeat(200));
+    let shown = format!("<html>{}…", "é".repeat(94));
+    for (body, words) in [
+        (page.as_str(), shown.as_str()),
+        ("", "is empty"),
+        (r#"{"a":"#, r#"{"a":"#),
+    ] {
+        let body = body.to_owned();
+        let server = Server::start(move |_| reply(200, &body)).await;
+        let pool = pool(&config(vec![upstream("gpu", &server.base_url)], vec![]));
+        let retry = retried(line(&pool).await);
+        assert!(retry.costs_attempt && retry.answer.is_none());
+        assert!(retry.cause.message.ends_with(words), "{:?}", retry.cause);
+        assert_eq!(pool.status()[0].state, UpstreamState::Up);
+        assert_eq!(pool.budget().used(), 0);
+    }
 }
 
 #[tokio::test]
@@ -191,7 +245,7 @@ async fn an_answer_that_is_too_large_costs_an_attempt() {
 #[tokio::test]
 async fn many_answers_together_larger_than_the_budget_all_arrive() {
     const ANSWER: usize = 300_000;
-    let server = Server::start(|_| reply(200, &"x".repeat(ANSWER))).await;
+    let server = Server::start(|_| reply(200, &format!("\"{}\"", "x".repeat(ANSWER - 2)))).await;
     let mut upstream = upstream("gpu", &server.base_url);
     upstream.concurrency = 32;
     let mut config = config(vec![upstream], vec![]);
@@ -211,6 +265,34 @@ async fn many_answers_together_larger_than_the_budget_all_arrive() {
         });
     }
     assert_eq!(calls.join_all().await, [ANSWER; 32]);
+    assert_eq!(pool.budget().used(), 0);
+}
+
+#[tokio::test]
+async fn many_changed_copies_together_larger_than_the_budget_all_arrive() {
+    const SIZE: usize = 300_000;
+    let server = Server::start(|_| reply(200, &format!("\"{}\"", "x".repeat(SIZE - 2)))).await;
+    let mut upstream = upstream("gpu", &server.base_url);
+    upstream.concurrency = 16;
+    let mut config = config(
+        vec![upstream],
+        vec![model("m", vec![route("gpu", Some("M"))])],
+    );
+    config.limits.max_in_flight_bytes = SIZE;
+    let pool = pool(&config);
+    let body = format!(r#"{{"model":"m","input":"{}"}}"#, "x".repeat(SIZE));
+    let mut calls = tokio::task::JoinSet::new();
+    for _ in 0..16 {
+        let (pool, body) = (Arc::clone(&pool), body.clone());
+        calls.spawn(async move {
+            let answer = answer(send(&pool, permit(&pool, "m"), &body).await);
+            let used = pool.budget().used();
+            let most = SIZE + SIZE + body.len();
+            assert!(used <= most, "overdrawn by more than one call: {used}");
+            answer.body.len()
+        });
+    }
+    assert_eq!(calls.join_all().await, [SIZE; 16]);
     assert_eq!(pool.budget().used(), 0);
 }
 

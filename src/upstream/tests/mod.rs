@@ -243,9 +243,19 @@ fn config(upstreams: Vec<config::Upstream>, models: Vec<config::Model>) -> Confi
             settle_timeout: Duration::from_mins(10),
             shutdown_grace: Duration::from_secs(30),
         },
+        retention: config::Retention {
+            input_files: None,
+            output_files: None,
+            other_files: None,
+            grace: Duration::from_mins(1),
+        },
         log: config::Log {
             filter: "info".to_owned(),
             format: config::LogFormat::Text,
+        },
+        telemetry: config::Telemetry {
+            otlp_endpoint: None,
+            sample_ratio: 0.0,
         },
     }
 }

@@ -4,10 +4,12 @@ use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::sync::Arc;
 
 use super::super::dispatch::Dispatch;
+use super::super::flush::count;
 use super::super::held::{BatchContext, HeldUnit};
 use super::super::lease::Lease;
 use crate::codec::segment::Encoded;
 use crate::domain::unit::UnitKey;
+use crate::observe::{self, ModelFigures};
 use crate::store::{self, LeasedUnit, Store, Tally, UnitFlush};
 use crate::upstream::{Charge, LaneId, Pool, Routes};
 
@@ -131,6 +133,7 @@ impl Texts {
             batch,
             routes,
         } = unread;
+        let figures = observe::figures().model(&self.pool.label(&model));
         let (key, epoch) = (leased.key.clone(), leased.epoch);
         if !self.dispatch.holds(&key, epoch) {
             // Lost to another replica since it was leased.
@@ -138,18 +141,18 @@ impl Texts {
         }
         let chunk = match self.store.chunk(&file_id, key.chunk_no).await {
             Ok(Some(chunk)) => chunk,
-            Ok(None) => return self.give_up(&leased, "its input is gone").await,
+            Ok(None) => return self.give_up(&leased, &figures, "its input is gone").await,
             Err(error) if error.is_outage() => {
                 self.dispatch.forget(&key, epoch);
                 return Err(error);
             }
-            Err(error) => return self.give_up(&leased, &error.to_string()).await,
+            Err(error) => return self.give_up(&leased, &figures, &error.to_string()).await,
         };
         let id = self.dispatch.unit_id();
         let (unit, lines) = HeldUnit::open(
             id,
             leased.clone(),
-            &model,
+            (&model, figures.clone()),
             batch,
             routes,
             chunk.bytes,
@@ -157,7 +160,7 @@ impl Texts {
         );
         if lines.is_empty() {
             return self
-                .give_up(&leased, "its text has none of its lines")
+                .give_up(&leased, &figures, "its text has none of its lines")
                 .await;
         }
         tracing::debug!(unit.key = %key, unit.lines = lines.len(), "holds a unit");
@@ -167,7 +170,12 @@ impl Texts {
 
     /// Ends a unit whose lines cannot be read, so that its batch can end. They count as failed,
     /// but have no line in the error file: not even their ids are known.
-    async fn give_up(&self, leased: &LeasedUnit, cause: &str) -> store::Result<()> {
+    async fn give_up(
+        &self,
+        leased: &LeasedUnit,
+        figures: &ModelFigures,
+        cause: &str,
+    ) -> store::Result<()> {
         let lost = leased.requests - i64::from(leased.done.count());
         tracing::error!(
             unit.key = %leased.key,
@@ -190,6 +198,7 @@ impl Texts {
             },
         };
         self.store.flush(&self.lease.token(), 0, &[&flush]).await?;
+        count(figures, &flush.tally);
         self.dispatch.forget(&leased.key, leased.epoch);
         self.store.wake();
         Ok(())

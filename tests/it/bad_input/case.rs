@@ -180,7 +180,7 @@ pub async fn listed(server: &Server) -> (Value, Value) {
 
 /// Sends each request, and reports all that are not refused as they should be.
 pub async fn check(server: &Server, cases: Vec<Case>) {
-    let before = listed(server).await;
+    let (before, rows) = (listed(server).await, server.rows().await);
     let mut wrong = Vec::new();
     for Case(name, request, status, code, param, message) in cases {
         let response = send(server, &request).await;
@@ -210,6 +210,7 @@ pub async fn check(server: &Server, cases: Vec<Case>) {
             ));
         }
         assert_eq!(listed(server).await, before, "{name} left something behind");
+        server.has_only(&rows).await;
     }
     assert!(
         wrong.is_empty(),

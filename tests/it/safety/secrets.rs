@@ -7,11 +7,14 @@ use reqwest::multipart::{Form, Part};
 use serde_json::{Value, json};
 
 use crate::support::binary::{Binary, command, ended};
+use crate::support::receiver::Receiver;
 use crate::support::{CHAT, chat, client_with};
 
 const UPSTREAM_KEY: &str = "sk-upstream-7c1d5e0b9a";
 const WRONG_UPSTREAM_KEY: &str = "sk-upstream-wrong-52ab";
 const BOOTSTRAP_KEY: &str = "sk-bootstrap-41f0c6d2e8";
+/// What the line that is sent asks.
+const PROMPT: &str = "This is a.";
 const GUESSED_KEY: &str = "sk-guessed-key-b83a97";
 
 /// Runs one line through a server, as a client with this key; returns all that it answered.
@@ -73,6 +76,8 @@ async fn session(base: &str, key: &str) -> String {
             "/v1/files/file-x",
             "/nowhere",
             "/v1/models",
+            "/metrics",
+            "/admin/status",
             "/readyz",
         ] {
             let response = client
@@ -111,6 +116,7 @@ async fn secrets_are_in_no_log_no_answer_and_no_row() {
     let simulator = Simulator::start("127.0.0.1:0", options)
         .await
         .expect("starts");
+    let (receiver, spans_to) = Receiver::start().await;
     let directory = tempfile::tempdir().expect("makes a directory");
     let data = directory.path().join("data");
     let url = format!("sqlite://{}", data.join("a.db").display());
@@ -119,6 +125,7 @@ async fn secrets_are_in_no_log_no_answer_and_no_row() {
         "create",
         "--name",
         "a",
+        "--admin",
         "--database",
         &url,
     ]))
@@ -130,8 +137,10 @@ async fn secrets_are_in_no_log_no_answer_and_no_row() {
          [[upstreams]]\nname = \"two\"\nbase_url = \"{0}\"\napi_key_env = \"TWO_KEY\"\n\
          [[models]]\nname = \"sim-small\"\nroutes = [{{ upstream = \"one\" }}]\n\
          [[models]]\nname = \"refused\"\nroutes = [{{ upstream = \"two\" }}]\n\
-         [auth]\nrequired = true\n[log]\nfilter = \"trace\"\n",
-        simulator.base_url()
+         [auth]\nrequired = true\n[log]\nfilter = \"trace\"\n\
+         [telemetry]\notlp_endpoint = \"{1}\"\nsample_ratio = 1.0\n",
+        simulator.base_url(),
+        spans_to
     );
     let file = directory.path().join("nightshift.toml");
     std::fs::write(&file, toml).expect("writes");
@@ -170,6 +179,11 @@ async fn secrets_are_in_no_log_no_answer_and_no_row() {
         checked.out
     );
 
+    assert!(receiver.holds(b"upstream call"), "spans were exported");
+    assert!(answers.contains("nightshift_lines_total"), "figures, too");
+    assert!(answers.contains("live_batches"), "and the picture");
+    assert!(!log.contains(PROMPT), "a prompt is in the log");
+    assert!(!receiver.holds(PROMPT.as_bytes()), "a prompt is in a span");
     let stored = bytes_below(&data);
     for secret in [
         key,
@@ -182,6 +196,7 @@ async fn secrets_are_in_no_log_no_answer_and_no_row() {
         assert!(!holds(&stored, secret), "{secret} is stored");
         assert!(!log.contains(secret), "{secret} is in the log");
         assert!(!answers.contains(secret), "{secret} is in an answer");
+        assert!(!receiver.holds(secret.as_bytes()), "{secret} is in a span");
         assert!(
             !format!("{checked:?}").contains(secret),
             "{secret} is told by check"

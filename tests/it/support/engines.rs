@@ -127,12 +127,56 @@ pub async fn rows(database: &str, table: &str) -> i64 {
     count.expect("counts")
 }
 
+/// What of a database's rows a request can leave behind.
+const TABLES: [&str; 10] = [
+    "files",
+    "file_models",
+    "chunks",
+    "chunk_models",
+    "batches",
+    "batch_counts",
+    "backlog",
+    "units",
+    "segments",
+    "idempotency",
+];
+
+/// How many rows there are in each of those tables.
+pub async fn all_rows(database: &str) -> Vec<(String, i64)> {
+    let counts = TABLES.map(|table| format!("SELECT '{table}', count(*) FROM {table}"));
+    let sql = sqlx::AssertSqlSafe(counts.join(" UNION ALL "));
+    let counted = if database.starts_with("sqlite") {
+        let mut connection = SqliteConnection::connect(database).await.expect("connects");
+        sqlx::query_as(sql).fetch_all(&mut connection).await
+    } else {
+        let mut connection = PgConnection::connect(database).await.expect("connects");
+        sqlx::query_as(sql).fetch_all(&mut connection).await
+    };
+    let mut counted: Vec<(String, i64)> = counted.expect("counts");
+    counted.sort();
+    counted
+}
+
 /// Whether no file is stored, nor anything of one.
 pub async fn is_empty(database: &str) -> bool {
-    for table in ["files", "chunks", "chunk_models", "file_models"] {
-        if rows(database, table).await > 0 {
-            return false;
-        }
-    }
-    true
+    all_rows(database).await.iter().all(|(_, rows)| *rows == 0)
+}
+
+/// Changes a database behind the server's back.
+pub async fn execute(database: &str, sql: &str) {
+    let statement = sqlx::AssertSqlSafe(sql.to_owned());
+    let done = if database.starts_with("sqlite") {
+        let mut connection = SqliteConnection::connect(database).await.expect("connects");
+        sqlx::raw_sql(statement)
+            .execute(&mut connection)
+            .await
+            .map(drop)
+    } else {
+        let mut connection = PgConnection::connect(database).await.expect("connects");
+        sqlx::raw_sql(statement)
+            .execute(&mut connection)
+            .await
+            .map(drop)
+    };
+    done.unwrap_or_else(|error| panic!("{sql}: {error}"));
 }

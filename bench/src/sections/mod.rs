@@ -1,0 +1,153 @@
+//! What is measured, one file a section.
+
+mod dispatch;
+mod download;
+mod finished;
+mod first_call;
+mod lines;
+mod memory;
+mod recovery;
+mod replicas;
+mod statements;
+mod tenants;
+mod upload;
+
+use std::path::PathBuf;
+use std::time::Instant;
+
+use anyhow::Result;
+
+use crate::results::{Figures, Point, Results, Sample, System};
+use crate::world::World;
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, clap::ValueEnum)]
+pub enum Section {
+    /// Lines a second and CPU a line, by latency and calls in flight, beside the floor
+    Dispatch,
+    /// MB a second and CPU of an upload
+    Upload,
+    /// From `POST /v1/batches` to the first call at the upstream
+    FirstCall,
+    /// MB a second of an output, beside a static file
+    Download,
+    /// Peak memory of a large upload, a large batch, and its download
+    Memory,
+    /// Statements and commits a line; not timed
+    Statements,
+    /// From `kill -9` to the first line that is sent again
+    Recovery,
+    /// Growth with the number of lines
+    Lines,
+    /// Growth with the number of tenants
+    Tenants,
+    /// Growth with the number of replicas on one Postgres
+    Replicas,
+    /// The same figures in a store with many finished batches
+    Finished,
+}
+
+impl Section {
+    pub const ALL: [Self; 11] = [
+        Self::Dispatch,
+        Self::Upload,
+        Self::FirstCall,
+        Self::Download,
+        Self::Memory,
+        Self::Statements,
+        Self::Recovery,
+        Self::Lines,
+        Self::Tenants,
+        Self::Replicas,
+        Self::Finished,
+    ];
+
+    /// Those of a short run.
+    pub const QUICK: [Self; 6] = [
+        Self::Dispatch,
+        Self::Upload,
+        Self::FirstCall,
+        Self::Download,
+        Self::Memory,
+        Self::Statements,
+    ];
+
+    /// As it is called in `results.json` and on the command line.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Dispatch => "dispatch",
+            Self::Upload => "upload",
+            Self::FirstCall => "first-call",
+            Self::Download => "download",
+            Self::Memory => "memory",
+            Self::Statements => "statements",
+            Self::Recovery => "recovery",
+            Self::Lines => "lines",
+            Self::Tenants => "tenants",
+            Self::Replicas => "replicas",
+            Self::Finished => "finished",
+        }
+    }
+}
+
+/// A benchmark under way.
+pub struct Bench {
+    pub world: World,
+    pub results: Results,
+    pub rounds: u32,
+    /// How many lines the base point has.
+    pub lines: u64,
+    pub quick: bool,
+    /// `results.json`: written anew after every sample, so that nothing is lost.
+    pub path: PathBuf,
+    pub begun: Instant,
+}
+
+impl Bench {
+    pub async fn measure(&mut self, section: Section) -> Result<()> {
+        self.results
+            .samples
+            .retain(|sample| sample.section != section.name());
+        match section {
+            Section::Dispatch => dispatch::run(self).await,
+            Section::Upload => upload::run(self).await,
+            Section::FirstCall => first_call::run(self).await,
+            Section::Download => download::run(self).await,
+            Section::Memory => memory::run(self).await,
+            Section::Statements => statements::run(self).await,
+            Section::Recovery => recovery::run(self).await,
+            Section::Lines => lines::run(self).await,
+            Section::Tenants => tenants::run(self).await,
+            Section::Replicas => replicas::run(self).await,
+            Section::Finished => finished::run(self).await,
+        }
+    }
+
+    /// The base point of this run.
+    pub fn base(&self) -> Point {
+        Point {
+            lines: self.lines,
+            ..Point::BASE
+        }
+    }
+
+    pub fn add(
+        &mut self,
+        section: Section,
+        system: System,
+        point: Point,
+        round: u32,
+        figures: Figures,
+    ) -> Result<()> {
+        let sample = Sample {
+            section: section.name().to_owned(),
+            system,
+            point,
+            round,
+            figures,
+        };
+        let seconds = self.begun.elapsed().as_secs();
+        eprintln!("{seconds:>5} s  {}", serde_json::to_string(&sample)?);
+        self.results.samples.push(sample);
+        self.results.write(&self.path)
+    }
+}

@@ -1,0 +1,67 @@
+//! One server on a Postgres, and three with three times the limit.
+
+use anyhow::Result;
+
+use super::{Bench, Section};
+use crate::results::{Figures, Point, System};
+use crate::server::{Meter, Serving, Store};
+
+const REPLICAS: [u64; 2] = [1, 3];
+/// Slow enough that the limit is what holds one server back.
+const LATENCY_MS: u64 = 100;
+/// Whether servers on one Postgres keep a limit together, or each of them for itself.
+const LIMITS_ARE_SHARED: bool = true;
+
+pub async fn run(bench: &mut Bench) -> Result<()> {
+    if !bench.world.engines.contains(&System::Postgres) {
+        return Ok(());
+    }
+    for round in 0..bench.rounds {
+        for replicas in REPLICAS {
+            let point = Point {
+                latency_ms: LATENCY_MS,
+                in_flight: Point::BASE.in_flight * replicas,
+                replicas,
+                ..bench.base()
+            };
+            let figures = share(bench, point).await?;
+            bench.add(Section::Replicas, System::Postgres, point, round, figures)?;
+        }
+    }
+    Ok(())
+}
+
+async fn share(bench: &mut Bench, point: Point) -> Result<Figures> {
+    let input = bench.world.input(point.lines)?;
+    let (upstream, upstream_pid) = bench.world.upstream(point.latency_ms).await?;
+    let store = Store::create(&bench.world, System::Postgres)?;
+    let limit = match LIMITS_ARE_SHARED {
+        true => point.in_flight,
+        false => point.in_flight / point.replicas,
+    };
+    let serving = Serving::new(&upstream, limit);
+    let mut servers = Vec::new();
+    for _ in 0..point.replicas {
+        servers.push(store.serve(&serving).await?);
+    }
+    let client = servers[0].client.clone();
+    let file_id = client.upload(&input).await?;
+    let meter = Meter {
+        servers: servers.iter().map(|server| server.process.pid).collect(),
+        upstream: upstream_pid,
+        store: &store,
+    };
+    let before = meter.begin()?;
+    let batch = client.create(&file_id).await?;
+    let watched = client.watch(&batch.id).await?;
+    let after = meter.end(watched.ended)?;
+    let mut figures = Figures::default();
+    let seconds = (after.at - before.at).as_secs_f64();
+    figures.set("lines_per_s", point.lines as f64 / seconds);
+    after.cpu_figures(&before, point.lines, &mut figures);
+    for server in servers {
+        server.process.stop().await?;
+    }
+    store.remove()?;
+    Ok(figures)
+}

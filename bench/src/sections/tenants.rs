@@ -1,0 +1,90 @@
+//! One tenant with all lines, and a hundred with a batch each.
+
+use std::time::Instant;
+
+use anyhow::Result;
+use futures::future::try_join_all;
+use futures::{StreamExt as _, TryStreamExt as _, stream};
+
+use super::{Bench, Section};
+use crate::procfs::peak_mib;
+use crate::results::{Figures, Point, System, quantile};
+use crate::server::{Meter, Serving, Store};
+
+const TENANTS: [u64; 2] = [1, 100];
+/// Keys that are made at once.
+const AT_ONCE: usize = 4;
+
+pub async fn run(bench: &mut Bench) -> Result<()> {
+    for round in 0..bench.rounds {
+        for engine in bench.world.engines.clone() {
+            for tenants in TENANTS {
+                let point = Point {
+                    tenants,
+                    ..bench.base()
+                };
+                let figures = share(bench, engine, point).await?;
+                bench.add(Section::Tenants, engine, point, round, figures)?;
+            }
+        }
+    }
+    Ok(())
+}
+
+/// Every tenant uploads its part and creates its batch at the same moment.
+async fn share(bench: &mut Bench, engine: System, point: Point) -> Result<Figures> {
+    let input = bench.world.input(point.lines / point.tenants)?;
+    let (upstream, upstream_pid) = bench.world.upstream(point.latency_ms).await?;
+    let store = Store::create(&bench.world, engine)?;
+    let serving = Serving {
+        keys: true,
+        ..Serving::new(&upstream, point.in_flight)
+    };
+    let server = store.serve(&serving).await?;
+    let keys: Vec<String> = stream::iter(0..point.tenants)
+        .map(async |tenant| store.key(&format!("tenant-{tenant}")).await)
+        .buffer_unordered(AT_ONCE)
+        .try_collect()
+        .await?;
+    let clients: Vec<_> = keys
+        .into_iter()
+        .map(|key| server.client.with_key(key))
+        .collect();
+    let uploads = clients.iter().map(|client| client.upload(&input));
+    let files = try_join_all(uploads).await?;
+
+    let meter = Meter {
+        servers: vec![server.process.pid],
+        upstream: upstream_pid,
+        store: &store,
+    };
+    let before = meter.begin()?;
+    let runs = clients.iter().zip(&files).map(async |(client, file_id)| {
+        let batch = client.create(file_id).await?;
+        client.watch(&batch.id).await
+    });
+    let watched = try_join_all(runs).await?;
+    let ended = watched.iter().map(|watched| watched.ended).max();
+    let after = meter.end(ended.unwrap_or_else(Instant::now))?;
+
+    let lines = input.lines * point.tenants;
+    let mut figures = Figures::default();
+    let seconds = (after.at - before.at).as_secs_f64();
+    figures.set("lines_per_s", lines as f64 / seconds);
+    after.cpu_figures(&before, lines, &mut figures);
+    figures.set(
+        "written_per_line",
+        after.written_since(&before) / lines as f64,
+    );
+    figures.set("peak_mib", peak_mib(server.process.pid)?);
+    let looks: Vec<f64> = watched
+        .into_iter()
+        .flat_map(|watched| watched.looks_ms)
+        .collect();
+    for (name, share) in [("get_p50_ms", 0.5), ("get_p99_ms", 0.99)] {
+        figures.set(name, quantile(looks.clone(), share).unwrap_or_default());
+    }
+    server.process.stop().await?;
+    store.remove()?;
+    Ok(figures)
+}

@@ -1,0 +1,255 @@
+//! `/admin/status`: an operator's picture of the whole.
+
+use std::collections::BTreeMap;
+
+use axum::Json;
+use axum::extract::State;
+use serde::{Deserialize, Serialize};
+use utoipa::ToSchema;
+
+use super::auth::Admin;
+use super::inside::Overview;
+use super::{Api, error};
+use crate::domain::clock::seconds;
+use crate::observe::{ProcessReading, figures};
+use crate::store::{Engine, LiveBatch, ReplicaLease};
+
+/// How many batches are told of: the oldest.
+const BATCHES_MAX: i64 = 50;
+
+/// How things stand. Times are in Unix seconds.
+#[derive(Debug, Default, Serialize, Deserialize, ToSchema)]
+pub struct Status {
+    /// The version of the process that answers.
+    pub version: String,
+    pub now: i64,
+    pub database: DatabaseStatus,
+    /// The processes that work on this store. What they have in flight, only they know.
+    pub replicas: Vec<ReplicaStatus>,
+    /// As the process that answers sees them.
+    pub upstreams: Vec<UpstreamStatus>,
+    pub models: Vec<ModelStatus>,
+    /// How many batches have not ended, by status.
+    pub batches: BTreeMap<String, i64>,
+    /// The oldest of them, at most 50.
+    pub live_batches: Vec<BatchStatus>,
+    /// Lines a second that the process that answers wrote over the last half minute.
+    pub lines_per_second: f64,
+    pub budget: BudgetStatus,
+}
+
+#[derive(Debug, Default, Serialize, Deserialize, ToSchema)]
+pub struct DatabaseStatus {
+    /// `sqlite` or `postgres`.
+    pub engine: String,
+    /// Whether it answers. Where it does not, what is read from it is left out.
+    pub answers: bool,
+}
+
+/// A process with a lease.
+#[derive(Debug, Serialize, Deserialize, ToSchema)]
+pub struct ReplicaStatus {
+    pub name: String,
+    pub started_at: i64,
+    /// How long its lease lasts if it is not renewed; less than 0 once it ran out.
+    pub lease_seconds_left: f64,
+    /// Whether it is the process that answers.
+    pub answers: bool,
+}
+
+#[derive(Debug, Serialize, Deserialize, ToSchema)]
+pub struct UpstreamStatus {
+    pub name: String,
+    /// `up`, `down`, or `aside`: it refuses our key or account.
+    pub state: String,
+    /// Why it is not up, in words.
+    pub cause: Option<String>,
+    /// Calls that the process that answers has in flight.
+    pub in_flight: usize,
+    /// How many it may have: its part of the limit.
+    pub share: usize,
+    /// How many all processes may have together.
+    pub limit: usize,
+}
+
+/// A model. `*` stands for the limit of all models without one of their own, `other` for the
+/// lines of models that nobody has named.
+#[derive(Debug, Default, Serialize, Deserialize, ToSchema)]
+pub struct ModelStatus {
+    pub model: String,
+    /// Calls that the process that answers has in flight; `null`, as the next two, where the
+    /// model has no limit of its own.
+    pub in_flight: Option<usize>,
+    /// How many it may have: its part of the limit.
+    pub share: Option<usize>,
+    /// How many all processes may have together.
+    pub limit: Option<usize>,
+    /// Units of work (up to 512 lines each) that nobody holds, over all processes.
+    pub waiting_units: i64,
+    /// Units that a process holds.
+    pub leased_units: i64,
+    /// The age of the oldest batch with such a unit.
+    pub oldest_seconds: f64,
+    /// Lines a second that the process that answers wrote over the last half minute.
+    pub lines_per_second: f64,
+}
+
+#[derive(Debug, Serialize, Deserialize, ToSchema)]
+pub struct BatchStatus {
+    pub id: String,
+    pub tenant: String,
+    pub status: String,
+    /// The model that all its lines name.
+    pub model: Option<String>,
+    pub total: i64,
+    /// Lines with an outcome, whatever it is.
+    pub done: i64,
+    pub failed: i64,
+    /// Over the last minute as far as there were looks before, else since it began; over all
+    /// processes.
+    pub lines_per_second: f64,
+    /// When the rest is done at that rate; `null` where nothing moves.
+    pub eta_seconds: Option<f64>,
+    pub created_at: i64,
+    /// When its window ends.
+    pub expires_at: Option<i64>,
+}
+
+/// Bytes of requests and answers that the process that answers holds in memory.
+#[derive(Debug, Default, Serialize, Deserialize, ToSchema)]
+pub struct BudgetStatus {
+    pub used_bytes: usize,
+    pub limit_bytes: usize,
+}
+
+/// Tells how things stand, for operators.
+///
+/// Where keys are needed, it needs one that was made with `--admin`.
+#[utoipa::path(
+    get,
+    path = "/admin/status",
+    operation_id = "status",
+    tag = "Operators",
+    responses(
+        (status = 200, description = "How things stand.", body = Status),
+        (status = 403, description = "The key is no operator's.", body = error::Envelope),
+    ),
+)]
+pub async fn status(State(api): State<Api>, _: Admin) -> Json<Status> {
+    let now_ms = api.clock.now_ms();
+    let overview = api.inside.overview(&api.store, now_ms).await;
+    let batches = match &overview {
+        Some(_) => api.inside.live_batches(&api.store, BATCHES_MAX).await,
+        None => None,
+    };
+    let process = api.inside.process();
+    let rates = figures().rates();
+    let engine = match api.store.engine() {
+        Engine::Sqlite => "sqlite",
+        Engine::Postgres => "postgres",
+    };
+    let mut status = Status {
+        version: env!("CARGO_PKG_VERSION").to_owned(),
+        now: seconds(now_ms),
+        database: DatabaseStatus {
+            engine: engine.to_owned(),
+            answers: batches.is_some(),
+        },
+        models: models(&process, overview.as_deref(), &rates),
+        lines_per_second: rates.iter().map(|(_, rate)| rate).sum(),
+        budget: BudgetStatus {
+            used_bytes: process.budget_used,
+            limit_bytes: process.budget_limit,
+        },
+        ..Status::default()
+    };
+    if let Some(overview) = overview {
+        let replicas = overview.replicas.iter();
+        status.replicas = replicas
+            .map(|replica| replica_status(replica, process.token.as_deref()))
+            .collect();
+        let statuses = overview.statuses.iter();
+        status.batches = statuses
+            .map(|(status, count)| (status.as_str().to_owned(), *count))
+            .collect();
+    }
+    let batches = batches.unwrap_or_default();
+    let rates = api.inside.rates(&batches, now_ms);
+    let batches = batches.into_iter().zip(rates);
+    status.live_batches = batches
+        .map(|(batch, rate)| batch_status(batch, rate))
+        .collect();
+    status.upstreams = upstreams(process);
+    Json(status)
+}
+
+fn upstreams(process: ProcessReading) -> Vec<UpstreamStatus> {
+    let upstreams = process.upstreams.into_iter();
+    upstreams
+        .map(|upstream| UpstreamStatus {
+            name: upstream.name,
+            state: upstream.state.to_owned(),
+            cause: upstream.cause,
+            in_flight: upstream.in_flight,
+            share: upstream.share,
+            limit: upstream.limit,
+        })
+        .collect()
+}
+
+fn replica_status(replica: &ReplicaLease, own_token: Option<&str>) -> ReplicaStatus {
+    ReplicaStatus {
+        name: replica.name.clone(),
+        started_at: seconds(replica.started_at),
+        lease_seconds_left: replica.lease_left_ms as f64 / 1000.0,
+        answers: own_token == Some(replica.token.as_str()),
+    }
+}
+
+/// What is known of each model, from wherever it is known.
+fn models(
+    process: &ProcessReading,
+    overview: Option<&Overview>,
+    rates: &[(String, f64)],
+) -> Vec<ModelStatus> {
+    let mut models: BTreeMap<&str, ModelStatus> = BTreeMap::new();
+    for lane in &process.lanes {
+        let model = models.entry(&lane.model).or_default();
+        model.in_flight = Some(lane.in_flight);
+        model.share = Some(lane.share);
+        model.limit = Some(lane.limit);
+    }
+    for queue in overview.iter().flat_map(|overview| &overview.queues) {
+        let model = models.entry(&queue.model).or_default();
+        model.waiting_units = queue.waiting_units;
+        model.leased_units = queue.leased_units;
+        model.oldest_seconds = queue.oldest_seconds;
+    }
+    for (label, rate) in rates {
+        models.entry(label).or_default().lines_per_second = *rate;
+    }
+    let named = models.into_iter();
+    named
+        .map(|(name, model)| ModelStatus {
+            model: name.to_owned(),
+            ..model
+        })
+        .collect()
+}
+
+fn batch_status(batch: LiveBatch, rate: f64) -> BatchStatus {
+    let open = batch.counts.open();
+    BatchStatus {
+        id: batch.id,
+        tenant: batch.tenant,
+        status: batch.status.as_str().to_owned(),
+        model: batch.model,
+        total: batch.counts.total,
+        done: batch.counts.total - open,
+        failed: batch.counts.failed,
+        lines_per_second: rate,
+        eta_seconds: (rate > 0.0).then(|| open as f64 / rate),
+        created_at: seconds(batch.created_at),
+        expires_at: batch.expires_at.map(seconds),
+    }
+}

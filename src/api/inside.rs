@@ -1,0 +1,219 @@
+//! What operators look at: how things stand in this process, and what the store tells of all.
+//! The store is asked at most once in a while, however many look.
+
+use std::collections::{BTreeMap, HashMap, VecDeque};
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::{Duration, Instant};
+
+use tokio::sync::Mutex as AsyncMutex;
+
+use crate::domain::batch::Status;
+use crate::observe::{self, ProcessReading, QueueOfModel, Readings};
+use crate::store::{self, LiveBatch, Queue, ReplicaLease, Store};
+
+/// What was read is told again for so long.
+const FRESH: Duration = Duration::from_secs(2);
+/// How long the database may take to answer. Nobody who looks is to wait for one that is away.
+const PATIENCE: Duration = Duration::from_secs(2);
+/// Rates of batches are over at most so long a time...
+const LOOKED_BACK: Duration = Duration::from_secs(60);
+/// ...and at least so long: shorter than that they would jump with each flush.
+const SETTLED: Duration = Duration::from_secs(2);
+
+/// Tells how things stand in this process.
+pub type Look = Box<dyn Fn() -> ProcessReading + Send + Sync>;
+/// What figures call a model.
+pub type Label = Box<dyn Fn(&str) -> String + Send + Sync>;
+
+/// How things stand, for `/metrics` and `/admin/status`.
+pub struct Inside {
+    look: Look,
+    label: Label,
+    overview: AsyncMutex<Option<(Instant, Option<Arc<Overview>>)>>,
+    progress: Mutex<HashMap<String, VecDeque<(Instant, i64)>>>,
+}
+
+/// What the store tells of all processes' work.
+#[derive(Debug)]
+pub(super) struct Overview {
+    pub statuses: Vec<(Status, i64)>,
+    pub queues: Vec<QueueOfModel>,
+    pub replicas: Vec<ReplicaLease>,
+}
+
+impl Inside {
+    #[must_use]
+    pub fn new(look: Look, label: Label) -> Self {
+        Self {
+            look,
+            label,
+            overview: AsyncMutex::default(),
+            progress: Mutex::default(),
+        }
+    }
+
+    /// How things stand in this process.
+    pub(super) fn process(&self) -> ProcessReading {
+        (self.look)()
+    }
+
+    /// What the store tells, read a moment ago at the most; `None` where it does not answer.
+    /// `now_ms`: the wall-clock time that ages are told by.
+    pub(super) async fn overview(&self, store: &Store, now_ms: i64) -> Option<Arc<Overview>> {
+        let mut known = self.overview.lock().await;
+        if let Some((read, overview)) = &*known
+            && read.elapsed() < FRESH
+        {
+            return overview.clone();
+        }
+        let overview = in_time("what waits", self.read(store, now_ms)).await;
+        let overview = overview.map(Arc::new);
+        *known = Some((Instant::now(), overview.clone()));
+        overview
+    }
+
+    /// The oldest live batches; `None` where the database does not answer.
+    pub(super) async fn live_batches(&self, store: &Store, limit: i64) -> Option<Vec<LiveBatch>> {
+        in_time("the live batches", store.live_batches(limit)).await
+    }
+
+    /// All readings, for the metrics.
+    pub(super) async fn readings(&self, store: &Store, now_ms: i64) -> Readings {
+        let overview = self.overview(store, now_ms).await;
+        let database = overview.map(|overview| observe::Database {
+            batches: overview
+                .statuses
+                .iter()
+                .map(|(status, count)| (status.as_str(), *count))
+                .collect(),
+            queue: overview.queues.clone(),
+            replicas: overview.replicas.len(),
+        });
+        Readings {
+            database,
+            process: self.process(),
+        }
+    }
+
+    /// Lines a second of each batch: over the last minute as far as there were looks before, else
+    /// since the batch began. `now_ms`: the wall-clock time.
+    pub(super) fn rates(&self, batches: &[LiveBatch], now_ms: i64) -> Vec<f64> {
+        let now = Instant::now();
+        let mut progress = self.progress.lock().unwrap_or_else(PoisonError::into_inner);
+        progress.retain(|id, _| batches.iter().any(|batch| batch.id == *id));
+        let rate = |batch: &LiveBatch| {
+            let done = batch.counts.total - batch.counts.open();
+            let looks = progress.entry(batch.id.clone()).or_default();
+            let lately = rate_between(looks, now, done);
+            lately.unwrap_or_else(|| rate_since(batch, done, now_ms))
+        };
+        batches.iter().map(rate).collect()
+    }
+
+    async fn read(&self, store: &Store, now_ms: i64) -> store::Result<Overview> {
+        Ok(Overview {
+            statuses: store.live_statuses().await?,
+            queues: self.labelled(store.queues().await?, now_ms),
+            replicas: store.replicas().await?,
+        })
+    }
+
+    /// Queues by label: models that have no label of their own are one.
+    fn labelled(&self, queues: Vec<Queue>, now_ms: i64) -> Vec<QueueOfModel> {
+        let mut by_label: BTreeMap<String, QueueOfModel> = BTreeMap::new();
+        for queue in queues {
+            let label = (self.label)(&queue.model);
+            let sum = by_label.entry(label).or_default();
+            sum.waiting_units += queue.waiting;
+            sum.leased_units += queue.leased;
+            let age = queue
+                .oldest
+                .map_or(0, |oldest| now_ms.saturating_sub(oldest));
+            sum.oldest_seconds = sum.oldest_seconds.max(age as f64 / 1000.0);
+        }
+        let named = by_label.into_iter();
+        named
+            .map(|(model, queue)| QueueOfModel { model, ..queue })
+            .collect()
+    }
+}
+
+/// What the store answers, if it does in time.
+async fn in_time<T>(what: &str, answer: impl Future<Output = store::Result<T>>) -> Option<T> {
+    match tokio::time::timeout(PATIENCE, answer).await {
+        Ok(Ok(answer)) => Some(answer),
+        Ok(Err(error)) => {
+            tracing::debug!(%error, "{what} could not be read");
+            None
+        }
+        Err(_) => None,
+    }
+}
+
+/// Lines a second since the first look that is not too long ago; takes note of this one.
+fn rate_between(looks: &mut VecDeque<(Instant, i64)>, now: Instant, done: i64) -> Option<f64> {
+    while let Some((then, _)) = looks.front()
+        && now.duration_since(*then) > LOOKED_BACK
+    {
+        looks.pop_front();
+    }
+    let is_new = |(then, _): &(Instant, i64)| now.duration_since(*then) >= Duration::from_secs(1);
+    if looks.back().is_none_or(is_new) {
+        looks.push_back((now, done));
+    }
+    let (then, before) = looks.front()?;
+    let elapsed = now.duration_since(*then);
+    (elapsed >= SETTLED).then(|| (done - before) as f64 / elapsed.as_secs_f64())
+}
+
+fn rate_since(batch: &LiveBatch, done: i64, now_ms: i64) -> f64 {
+    let elapsed_ms = batch.in_progress_at.map_or(0, |at| now_ms - at);
+    if elapsed_ms <= 0 {
+        return 0.0;
+    }
+    done as f64 * 1000.0 / elapsed_ms as f64
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_rate_is_of_the_looks_of_the_last_minute() {
+        let mut looks = VecDeque::new();
+        let start = Instant::now();
+        let at = |seconds| start + Duration::from_secs(seconds);
+        assert_eq!(rate_between(&mut looks, at(0), 0), None);
+        assert_eq!(rate_between(&mut looks, at(1), 500), None, "too soon");
+        assert_eq!(rate_between(&mut looks, at(10), 1000), Some(100.0));
+        assert_eq!(rate_between(&mut looks, at(65), 1550), Some(10.0));
+        assert_eq!(rate_between(&mut looks, at(300), 9999), None, "forgotten");
+    }
+
+    #[test]
+    fn models_without_a_label_of_their_own_are_one() {
+        let label = |model: &str| if model == "known" { "known" } else { "other" }.to_owned();
+        let inside = Inside::new(Box::new(ProcessReading::default), Box::new(label));
+        let queue = |model: &str, oldest| Queue {
+            model: model.to_owned(),
+            waiting: 1,
+            leased: 2,
+            oldest,
+        };
+        let queues = vec![
+            queue("a", Some(4000)),
+            queue("b", Some(2000)),
+            queue("known", None),
+        ];
+        let of = |model: &str, waiting_units, leased_units, oldest_seconds| QueueOfModel {
+            model: model.to_owned(),
+            waiting_units,
+            leased_units,
+            oldest_seconds,
+        };
+        assert_eq!(
+            inside.labelled(queues, 5000),
+            [of("known", 1, 2, 0.0), of("other", 2, 4, 3.0)]
+        );
+    }
+}

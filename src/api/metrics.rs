@@ -1,0 +1,64 @@
+//! `/metrics`: figures for Prometheus.
+
+use std::time::Instant;
+
+use axum::extract::{MatchedPath, Request, State};
+use axum::http::header;
+use axum::middleware::Next;
+use axum::response::{IntoResponse, Response};
+use tracing::Instrument as _;
+use tracing::field::Empty;
+
+use super::Api;
+use super::auth::Admin;
+use super::error::{self, Result};
+use crate::observe::{exposition, figures, trace};
+
+const CONTENT_TYPE: &str = "application/openmetrics-text; version=1.0.0; charset=utf-8";
+
+/// Tells this process's figures in the OpenMetrics text format, which Prometheus reads.
+///
+/// Where keys are needed, it needs one that was made with `--admin`.
+#[utoipa::path(
+    get,
+    path = "/metrics",
+    operation_id = "metrics",
+    tag = "Operators",
+    responses(
+        (status = 200, description = "The figures.", body = String, content_type = "text/plain"),
+        (status = 403, description = "The key is no operator's.", body = error::Envelope),
+    ),
+)]
+pub async fn expose(State(api): State<Api>, _: Admin) -> Result<Response> {
+    let now_ms = api.clock.now_ms();
+    let readings = api.inside.readings(&api.store, now_ms).await;
+    let text = exposition(&readings).map_err(|_| error::internal())?;
+    Ok(([(header::CONTENT_TYPE, CONTENT_TYPE)], text).into_response())
+}
+
+/// The middleware that counts requests, and makes a span of each where spans are exported.
+pub async fn observe(request: Request, next: Next) -> Response {
+    let begun = Instant::now();
+    let method = request.method().clone();
+    let route = request.extensions().get::<MatchedPath>().cloned();
+    let route = route.as_ref().map_or("none", MatchedPath::as_str);
+    let span = tracing::trace_span!(
+        target: trace::TARGET,
+        "request",
+        otel.name = format!("{method} {route}"),
+        otel.kind = "server",
+        http.request.method = %method,
+        http.route = route,
+        http.response.status_code = Empty,
+    );
+    if !span.is_disabled()
+        && let Some(Ok(parent)) = request.headers().get("traceparent").map(|v| v.to_str())
+    {
+        trace::continue_from(&span, parent);
+    }
+    let response = next.run(request).instrument(span.clone()).await;
+    let status = response.status().as_u16();
+    span.record("http.response.status_code", status);
+    figures().http_answered(method.as_str(), route, status, begun.elapsed());
+    response
+}

@@ -1,0 +1,290 @@
+//! `nightshift status`: how things stand in a server that runs, for people.
+
+mod table;
+
+use std::fmt::Write as _;
+use std::io::Write as _;
+use std::process::ExitCode;
+use std::time::Duration;
+
+use anyhow::{Context as _, anyhow, bail};
+use reqwest::{StatusCode, Url};
+
+use crate::api::admin::{BatchStatus, Status};
+use crate::config::Environment;
+use table::{Table, duration, rate, size};
+
+const EXAMPLE: &str = "\
+Examples:
+  nightshift status
+  nightshift status --watch
+  OPS_KEY=sk-ns-… nightshift status --url https://batch.internal --api-key-env OPS_KEY --json";
+
+/// How long the server may take to answer.
+const TIMEOUT: Duration = Duration::from_secs(15);
+/// How often it is asked by --watch.
+const EVERY: Duration = Duration::from_secs(2);
+/// Clears a terminal, and begins at its top.
+const CLEAR: &str = "\x1b[2J\x1b[H";
+
+/// Show how things stand in a server that runs: upstreams, models, batches, replicas.
+///
+/// Where the server asks for keys, it needs one made with `nightshift keys create --admin`.
+#[derive(Clone, Debug, clap::Args)]
+#[command(after_help = EXAMPLE)]
+pub(super) struct StatusArgs {
+    /// Where the server is
+    #[arg(long, value_name = "URL", default_value = "http://127.0.0.1:8080")]
+    url: String,
+
+    /// The environment variable that holds an operator's key
+    #[arg(long, value_name = "NAME")]
+    api_key_env: Option<String>,
+
+    /// Print what the server answers, as JSON
+    #[arg(long)]
+    json: bool,
+
+    /// Go on: ask every two seconds, until interrupted
+    #[arg(long)]
+    watch: bool,
+}
+
+pub(super) async fn run(args: StatusArgs) -> anyhow::Result<ExitCode> {
+    let server = Server::new(&args, &Environment::capture())?;
+    let mut out = std::io::stdout();
+    loop {
+        let text = server.ask().await?;
+        let picture = if args.json {
+            text.trim_end().to_owned() + "\n"
+        } else {
+            let status = serde_json::from_str(&text);
+            picture(&status.context("the server's answer is not understood: is it nightshift?")?)
+        };
+        if !args.watch {
+            out.write_all(picture.as_bytes())?;
+            return Ok(ExitCode::SUCCESS);
+        }
+        let clear = if args.json { "" } else { CLEAR };
+        write!(out, "{clear}{picture}")?;
+        out.flush()?;
+        tokio::time::sleep(EVERY).await;
+    }
+}
+
+/// A server to ask.
+struct Server {
+    url: Url,
+    key: Option<String>,
+    client: reqwest::Client,
+}
+
+impl Server {
+    fn new(args: &StatusArgs, environment: &Environment) -> anyhow::Result<Self> {
+        let base = args.url.trim_end_matches('/');
+        let url = Url::parse(&format!("{base}/admin/status")).ok();
+        let url = url.filter(|url| matches!(url.scheme(), "http" | "https"));
+        let url = url.with_context(|| format!("--url {base}: expected an http:// URL"))?;
+        let key = match &args.api_key_env {
+            None => None,
+            Some(name) => {
+                let key = environment.get(name).map(str::to_owned);
+                Some(key.with_context(|| format!("--api-key-env: the variable {name} is not set"))?)
+            }
+        };
+        let client = reqwest::Client::builder().no_proxy().timeout(TIMEOUT);
+        let client = client.redirect(reqwest::redirect::Policy::none()).build()?;
+        Ok(Self { url, key, client })
+    }
+
+    async fn ask(&self) -> anyhow::Result<String> {
+        let mut request = self.client.get(self.url.clone());
+        if let Some(key) = &self.key {
+            request = request.bearer_auth(key);
+        }
+        let response = request
+            .send()
+            .await
+            .map_err(|error| self.unreachable(error))?;
+        let status = response.status();
+        let text = response
+            .text()
+            .await
+            .map_err(|error| self.unreachable(error))?;
+        match status {
+            StatusCode::OK => Ok(text),
+            StatusCode::UNAUTHORIZED | StatusCode::FORBIDDEN => bail!(
+                "the server refuses ({status}): name the variable that holds a key made with \
+                 `nightshift keys create --admin` in --api-key-env"
+            ),
+            _ => bail!("{} answered {status}", self.url),
+        }
+    }
+
+    fn unreachable(&self, error: reqwest::Error) -> anyhow::Error {
+        let mut url = self.url.clone();
+        url.set_path("");
+        anyhow!(error.without_url()).context(format!("cannot reach the server at {url}"))
+    }
+}
+
+/// How things stand, in words and tables.
+fn picture(status: &Status) -> String {
+    let mut text = String::new();
+    // Writing to a string cannot fail.
+    let _ = writeln!(
+        text,
+        "nightshift {}   database {} ({})   {} lines/s   memory {} of {}",
+        status.version,
+        status.database.engine,
+        if status.database.answers {
+            "up"
+        } else {
+            "DOES NOT ANSWER"
+        },
+        rate(status.lines_per_second),
+        size(status.budget.used_bytes),
+        size(status.budget.limit_bytes),
+    );
+    let batches: Vec<String> = status
+        .batches
+        .iter()
+        .filter(|(_, count)| **count > 0)
+        .map(|(name, count)| format!("{count} {name}"))
+        .collect();
+    let batches = if batches.is_empty() {
+        "none".to_owned()
+    } else {
+        batches.join(", ")
+    };
+    let _ = writeln!(text, "batches: {batches}");
+    for table in [
+        upstreams(status),
+        models(status),
+        live(status),
+        replicas(status),
+    ] {
+        table.write(&mut text);
+    }
+    text
+}
+
+fn upstreams(status: &Status) -> Table {
+    let mut table = Table::new(["UPSTREAM", "STATE", "CALLS", "SHARE", "LIMIT", "CAUSE"]);
+    for upstream in &status.upstreams {
+        table.row([
+            upstream.name.clone(),
+            upstream.state.clone(),
+            upstream.in_flight.to_string(),
+            upstream.share.to_string(),
+            upstream.limit.to_string(),
+            upstream.cause.clone().unwrap_or_default(),
+        ]);
+    }
+    table
+}
+
+fn models(status: &Status) -> Table {
+    let mut table = Table::new([
+        "MODEL", "CALLS", "SHARE", "LIMIT", "WAITING", "LEASED", "OLDEST", "LINES/S",
+    ]);
+    let number = |count: Option<usize>| count.map_or("-".to_owned(), |count| count.to_string());
+    for model in &status.models {
+        table.row([
+            model.model.clone(),
+            number(model.in_flight),
+            number(model.share),
+            number(model.limit),
+            model.waiting_units.to_string(),
+            model.leased_units.to_string(),
+            duration(model.oldest_seconds),
+            rate(model.lines_per_second),
+        ]);
+    }
+    table
+}
+
+fn live(status: &Status) -> Table {
+    let mut table = Table::new([
+        "BATCH", "TENANT", "STATUS", "MODEL", "DONE", "FAILED", "LINES/S", "ETA", "DEADLINE",
+    ]);
+    for batch in &status.live_batches {
+        table.row([
+            batch.id.clone(),
+            batch.tenant.clone(),
+            batch.status.clone(),
+            batch.model.clone().unwrap_or_else(|| "-".to_owned()),
+            done(batch),
+            batch.failed.to_string(),
+            rate(batch.lines_per_second),
+            batch.eta_seconds.map_or("-".to_owned(), duration),
+            batch.expires_at.map_or("-".to_owned(), |at| {
+                format!("in {}", duration((at - status.now) as f64))
+            }),
+        ]);
+    }
+    table
+}
+
+fn done(batch: &BatchStatus) -> String {
+    let percent = (batch.done * 100).checked_div(batch.total).unwrap_or(0);
+    format!("{}/{} ({percent}%)", batch.done, batch.total)
+}
+
+fn replicas(status: &Status) -> Table {
+    let mut table = Table::new(["REPLICA", "UP FOR", "LEASE", ""]);
+    for replica in &status.replicas {
+        table.row([
+            replica.name.clone(),
+            duration((status.now - replica.started_at) as f64),
+            format!("{:.0}s left", replica.lease_seconds_left),
+            if replica.answers { "answers here" } else { "" }.to_owned(),
+        ]);
+    }
+    table
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_picture_has_aligned_tables() {
+        let status: Status = serde_json::from_value(serde_json::json!({
+            "version": "1", "now": 1000,
+            "database": {"engine": "sqlite", "answers": true},
+            "replicas": [{
+                "name": "r", "started_at": 400, "lease_seconds_left": 9.7, "answers": true
+            }],
+            "upstreams": [
+                {"name": "gpu", "state": "up", "cause": null, "in_flight": 3, "share": 32, "limit": 64},
+                {"name": "b", "state": "down", "cause": "no", "in_flight": 0, "share": 8, "limit": 8},
+            ],
+            "models": [],
+            "batches": {"in_progress": 1, "validating": 0},
+            "live_batches": [{
+                "id": "batch_1", "tenant": "t", "status": "in_progress", "model": "m",
+                "total": 200, "done": 50, "failed": 1, "lines_per_second": 12.5,
+                "eta_seconds": 12.0, "created_at": 0, "expires_at": 4600
+            }],
+            "lines_per_second": 12.5,
+            "budget": {"used_bytes": 1048576, "limit_bytes": 67108864},
+        }))
+        .expect("is a status");
+        assert_eq!(
+            picture(&status),
+            "nightshift 1   database sqlite (up)   12.5 lines/s   memory 1.0 MiB of 64.0 MiB\n\
+             batches: 1 in_progress\n\
+             \n\
+             UPSTREAM  STATE  CALLS  SHARE  LIMIT  CAUSE\n\
+             gpu       up     3      32     64\n\
+             b         down   0      8      8      no\n\
+             \n\
+             BATCH    TENANT  STATUS       MODEL  DONE          FAILED  LINES/S  ETA  DEADLINE\n\
+             batch_1  t       in_progress  m      50/200 (25%)  1       12.5     12s  in 1h 0m\n\
+             \n\
+             REPLICA  UP FOR  LEASE\n\
+             r        10m 0s  10s left  answers here\n"
+        );
+    }
+}

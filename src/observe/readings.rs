@@ -1,0 +1,313 @@
+//! What is read when it is asked for: how things stand, rather than what has happened. Made anew
+//! for each look, so that what is gone is not told any more.
+
+use std::fmt;
+
+use prometheus_client::encoding::EncodeLabelSet;
+use prometheus_client::encoding::text::{encode_eof, encode_registry};
+use prometheus_client::metrics::counter::Counter;
+use prometheus_client::metrics::family::Family;
+use prometheus_client::metrics::gauge::Gauge;
+
+use super::figures::{Catalogue, Listing, figures};
+use super::process::{self, Process};
+
+type Float = Gauge<f64, std::sync::atomic::AtomicU64>;
+
+/// How things stand.
+#[derive(Clone, Debug, Default)]
+pub struct Readings {
+    /// What the database told; `None` where it did not answer.
+    pub database: Option<Database>,
+    pub process: ProcessReading,
+}
+
+/// How things stand in this process.
+#[derive(Clone, Debug, Default)]
+pub struct ProcessReading {
+    /// The token of its lease, where it works. Not to be shown.
+    pub token: Option<std::sync::Arc<str>>,
+    pub upstreams: Vec<UpstreamReading>,
+    pub lanes: Vec<Lane>,
+    pub budget_used: usize,
+    pub budget_limit: usize,
+}
+
+/// What the database tells of all processes' work.
+#[derive(Clone, Debug, Default)]
+pub struct Database {
+    /// Batches in each state that is not final.
+    pub batches: Vec<(&'static str, i64)>,
+    pub queue: Vec<QueueOfModel>,
+    /// Processes with a lease.
+    pub replicas: usize,
+}
+
+/// The units of one model that are not done.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub struct QueueOfModel {
+    /// One of a bounded number: see [`super::OTHER`].
+    pub model: String,
+    pub waiting_units: i64,
+    pub leased_units: i64,
+    /// Since the oldest batch with such a unit was created.
+    pub oldest_seconds: f64,
+}
+
+/// How an upstream is, as this process sees it.
+#[derive(Clone, Debug)]
+pub struct UpstreamReading {
+    pub name: String,
+    /// `up`, `down` or `aside`.
+    pub state: &'static str,
+    /// Why it is not up, in words.
+    pub cause: Option<String>,
+    pub in_flight: usize,
+    /// How many this process may have.
+    pub share: usize,
+    /// How many all processes may have together.
+    pub limit: usize,
+}
+
+/// Calls in flight that count against one model's limit. `*` stands for all models without one
+/// of their own.
+#[derive(Clone, Debug)]
+pub struct Lane {
+    pub model: String,
+    pub in_flight: usize,
+    /// How many this process may have.
+    pub share: usize,
+    /// How many all processes may have together.
+    pub limit: usize,
+}
+
+#[derive(Clone, Debug, Hash, PartialEq, Eq, EncodeLabelSet)]
+struct Model {
+    model: String,
+}
+
+#[derive(Clone, Debug, Hash, PartialEq, Eq, EncodeLabelSet)]
+struct ModelState {
+    model: String,
+    state: &'static str,
+}
+
+#[derive(Clone, Debug, Hash, PartialEq, Eq, EncodeLabelSet)]
+struct Upstream {
+    upstream: String,
+}
+
+#[derive(Clone, Debug, Hash, PartialEq, Eq, EncodeLabelSet)]
+struct UpstreamState {
+    upstream: String,
+    state: &'static str,
+}
+
+#[derive(Clone, Debug, Hash, PartialEq, Eq, EncodeLabelSet)]
+struct Status {
+    status: &'static str,
+}
+
+/// All metrics of this process in the OpenMetrics text format.
+///
+/// # Errors
+/// When the text cannot be written, which does not happen with a string.
+pub fn exposition(readings: &Readings) -> Result<String, fmt::Error> {
+    let mut text = String::with_capacity(16 << 10);
+    encode_registry(&mut text, figures().registry())?;
+    encode_registry(&mut text, &list(readings, process::read()).registry)?;
+    encode_eof(&mut text)?;
+    Ok(text)
+}
+
+pub(super) fn catalogue() -> Catalogue {
+    let full = Process {
+        cpu_seconds: Some(0.0),
+        resident_bytes: Some(0),
+        open_fds: Some(0),
+    };
+    let readings = Readings {
+        database: Some(Database::default()),
+        ..Readings::default()
+    };
+    list(&readings, full).catalogue
+}
+
+fn list(readings: &Readings, process: Process) -> Listing {
+    let mut list = Listing::default();
+    list.add(
+        "nightshift_database_up",
+        "Whether the database answered: 1 or 0. Where it is 0, what is read from it is left out.",
+        gauge(f64::from(u8::from(readings.database.is_some()))),
+    );
+    if let Some(database) = &readings.database {
+        list_database(&mut list, database);
+    }
+    let of_process = &readings.process;
+    list_upstreams(&mut list, &of_process.upstreams);
+    list_lanes(&mut list, &of_process.lanes);
+    list.add(
+        "nightshift_budget_used_bytes",
+        "Bytes of requests and answers held in memory.",
+        gauge(of_process.budget_used as f64),
+    );
+    list.add(
+        "nightshift_budget_limit_bytes",
+        "Bytes of requests and answers that may be held in memory.",
+        gauge(of_process.budget_limit as f64),
+    );
+    list_process(&mut list, process);
+    list
+}
+
+fn list_database(list: &mut Listing, database: &Database) {
+    let batches = Family::<Status, Gauge>::default();
+    for &(status, count) in &database.batches {
+        batches.get_or_create(&Status { status }).set(count);
+    }
+    list.add(
+        "nightshift_batches",
+        "Batches that have not ended, by status, over all processes.",
+        batches,
+    );
+    let units = Family::<ModelState, Gauge>::default();
+    let oldest = Family::<Model, Float>::default();
+    for queue in &database.queue {
+        let of_state = |state| ModelState {
+            model: queue.model.clone(),
+            state,
+        };
+        units
+            .get_or_create(&of_state("waiting"))
+            .set(queue.waiting_units);
+        units
+            .get_or_create(&of_state("leased"))
+            .set(queue.leased_units);
+        let model = queue.model.clone();
+        oldest
+            .get_or_create(&Model { model })
+            .set(queue.oldest_seconds);
+    }
+    list.add(
+        "nightshift_queue_units",
+        "Units of work (up to 512 lines each) that are not done, by model and state (waiting, \
+         leased), over all processes.",
+        units,
+    );
+    list.add(
+        "nightshift_queue_oldest_seconds",
+        "Age of the oldest batch with a line that is not done, by model, over all processes.",
+        oldest,
+    );
+    list.add(
+        "nightshift_replicas",
+        "Processes that hold a lease.",
+        gauge(database.replicas as f64),
+    );
+}
+
+fn list_upstreams(list: &mut Listing, upstreams: &[UpstreamReading]) {
+    let states = Family::<UpstreamState, Gauge>::default();
+    let [in_flight, share, limit] = [(); 3].map(|()| Family::<Upstream, Gauge>::default());
+    for upstream in upstreams {
+        let labels = Upstream {
+            upstream: upstream.name.clone(),
+        };
+        in_flight
+            .get_or_create(&labels)
+            .set(whole(upstream.in_flight));
+        share.get_or_create(&labels).set(whole(upstream.share));
+        limit.get_or_create(&labels).set(whole(upstream.limit));
+        for state in ["up", "down", "aside"] {
+            let labels = UpstreamState {
+                upstream: upstream.name.clone(),
+                state,
+            };
+            let is_so = i64::from(state == upstream.state);
+            states.get_or_create(&labels).set(is_so);
+        }
+    }
+    list.add(
+        "nightshift_upstream_state",
+        "1 for the state that an upstream is in (up, down, or aside: it refuses our key), else 0.",
+        states,
+    );
+    list.add(
+        "nightshift_upstream_in_flight",
+        "Calls that this process has in flight, by upstream.",
+        in_flight,
+    );
+    list.add(
+        "nightshift_upstream_share",
+        "Calls that this process may have in flight: its part of the limit, by upstream.",
+        share,
+    );
+    list.add(
+        "nightshift_upstream_limit",
+        "Calls that all processes may have in flight together, by upstream.",
+        limit,
+    );
+}
+
+fn list_lanes(list: &mut Listing, lanes: &[Lane]) {
+    let [in_flight, share, limit] = [(); 3].map(|()| Family::<Model, Gauge>::default());
+    for lane in lanes {
+        let labels = Model {
+            model: lane.model.clone(),
+        };
+        in_flight.get_or_create(&labels).set(whole(lane.in_flight));
+        share.get_or_create(&labels).set(whole(lane.share));
+        limit.get_or_create(&labels).set(whole(lane.limit));
+    }
+    list.add(
+        "nightshift_model_in_flight",
+        "Calls that this process has in flight, by model.",
+        in_flight,
+    );
+    list.add(
+        "nightshift_model_share",
+        "Calls that this process may have in flight: its part of the limit, by model.",
+        share,
+    );
+    list.add(
+        "nightshift_model_limit",
+        "Calls that all processes may have in flight together, by model.",
+        limit,
+    );
+}
+
+fn list_process(list: &mut Listing, process: Process) {
+    if let Some(seconds) = process.cpu_seconds {
+        let counter = Counter::<f64, std::sync::atomic::AtomicU64>::default();
+        counter.inc_by(seconds);
+        list.add(
+            "process_cpu_seconds_total",
+            "Processor time that the process has used.",
+            counter,
+        );
+    }
+    if let Some(bytes) = process.resident_bytes {
+        list.add(
+            "process_resident_memory_bytes",
+            "Memory of the process that is in RAM.",
+            gauge(bytes as f64),
+        );
+    }
+    if let Some(open) = process.open_fds {
+        list.add(
+            "process_open_fds",
+            "File descriptors that the process has open.",
+            gauge(open as f64),
+        );
+    }
+}
+
+fn gauge(value: f64) -> Float {
+    let gauge = Float::default();
+    gauge.set(value);
+    gauge
+}
+
+fn whole(count: usize) -> i64 {
+    i64::try_from(count).unwrap_or(i64::MAX)
+}

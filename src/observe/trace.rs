@@ -1,0 +1,22 @@
+//! Spans that are exported by OpenTelemetry, where that is configured. They carry names, ids and
+//! numbers, never a body, a header or a key.
+
+use std::collections::HashMap;
+
+use opentelemetry::propagation::TextMapPropagator as _;
+use opentelemetry_sdk::propagation::TraceContextPropagator;
+use tracing::Span;
+use tracing_opentelemetry::OpenTelemetrySpanExt as _;
+
+/// The target of exported spans. They are at the level `TRACE`, which nobody listens to where
+/// nothing is exported: then they cost one look at a flag.
+pub const TARGET: &str = "nightshift.spans";
+
+/// Makes a span a part of the trace that a client's `traceparent` names. A header that is
+/// malformed changes nothing.
+pub fn continue_from(span: &Span, traceparent: &str) {
+    let carrier = HashMap::from([("traceparent".to_owned(), traceparent.to_owned())]);
+    let context = TraceContextPropagator::new().extract(&carrier);
+    // Fails where nothing is exported.
+    let _ = span.set_parent(context);
+}

@@ -1,0 +1,191 @@
+//! A few chunks of a batch at a time: their units and segments, read in the batch's snapshot.
+
+use std::collections::BTreeMap;
+use std::ops::Range;
+
+use sqlx::FromRow;
+
+use super::lines::{self, ChunkLines};
+use super::{Audit, Result, Tx, within};
+use crate::codec::segment::Table;
+use crate::domain::unit::Bitmap;
+use crate::domain::usage::Usage;
+
+/// Chunks in a window.
+const CHUNKS: i64 = 16;
+/// Compressed bytes that are read at once; a segment that is larger is read alone.
+const BYTES: i64 = 4 << 20;
+
+/// What is stored of a unit.
+#[derive(Debug, FromRow)]
+pub(super) struct UnitRow {
+    pub chunk_no: i64,
+    pub model_no: i64,
+    pub state: String,
+    pub flush_no: i64,
+    pub requests: i64,
+    pub done: Vec<u8>,
+    pub output_bytes: i64,
+    pub error_bytes: i64,
+}
+
+#[derive(FromRow)]
+struct TableRow {
+    chunk_no: i64,
+    model_no: i64,
+    flush_no: i64,
+    entries: Vec<u8>,
+    bytes: i64,
+}
+
+/// Some chunks of a batch.
+#[derive(Default)]
+pub(super) struct Window {
+    pub chunks: BTreeMap<i64, ChunkLines>,
+    pub units: Vec<UnitRow>,
+    /// What the answers in the window report.
+    pub usage: Usage,
+}
+
+/// The first chunk from `from` on that has units or segments.
+pub(super) async fn next_chunk(tx: &mut Tx, batch_id: &str, from: i64) -> Result<Option<i64>> {
+    let (chunk,): (Option<i64>,) = within!(tx, c => {
+        sqlx::query_as(
+            "-- audit_next_chunk
+             SELECT MIN(chunk_no) FROM
+                (SELECT MIN(chunk_no) AS chunk_no FROM units
+                 WHERE batch_id = $1 AND chunk_no >= $2
+                 UNION ALL
+                 SELECT MIN(chunk_no) FROM segments WHERE batch_id = $1 AND chunk_no >= $2) AS n",
+        )
+        .bind(batch_id)
+        .bind(from)
+        .fetch_one(c)
+        .await?
+    });
+    Ok(chunk)
+}
+
+impl Audit<'_> {
+    /// Reads the chunks from `first` on; also says where the next window begins.
+    pub(super) async fn window(
+        &mut self,
+        tx: &mut Tx,
+        batch_id: &str,
+        first: i64,
+    ) -> Result<(Window, i64)> {
+        let end = first.saturating_add(CHUNKS);
+        let mut window = Window {
+            units: units(tx, batch_id, first..end).await?,
+            ..Window::default()
+        };
+        let rows = tables(tx, batch_id, first..end).await?;
+        let mut rows = rows.as_slice();
+        while !rows.is_empty() {
+            let mut bytes = 0;
+            let fits = rows.iter().take_while(|row| {
+                bytes += row.bytes;
+                bytes <= BYTES
+            });
+            let (these, rest) = rows.split_at(fits.count().max(1));
+            rows = rest;
+            let data = data(tx, batch_id, these).await?;
+            for (row, data) in these.iter().zip(&data) {
+                self.segment(&mut window, batch_id, row, data);
+            }
+        }
+        Ok((window, end))
+    }
+
+    fn segment(&mut self, window: &mut Window, batch_id: &str, row: &TableRow, data: &[u8]) {
+        let at = format!(
+            "batch {batch_id}: segment {}/{}/{}",
+            row.chunk_no, row.model_no, row.flush_no
+        );
+        let table = match Table::decode(&row.entries) {
+            Ok(table) => table,
+            Err(error) => return self.fault(format!("{at} cannot be read: {error}")),
+        };
+        match lines::read(&table, data) {
+            Ok(usage) => window.usage += usage,
+            Err(error) => self.fault(format!("{at} cannot be read: {error}")),
+        }
+        let chunk = window.chunks.entry(row.chunk_no).or_default();
+        for fault in chunk.add(row.model_no, row.flush_no, &table) {
+            self.fault(format!("{at}: {fault}"));
+        }
+        self.audited.segments += 1;
+        self.audited.segment_bytes_stored += data.len() as u64;
+        let raw: usize = table.frames.iter().map(|frame| frame.size).sum();
+        self.audited.segment_bytes += raw as u64;
+    }
+}
+
+impl UnitRow {
+    /// Whether the same lines are done here and there. A bitmap may be longer than it need be.
+    pub fn is_done_as(&self, done: &Bitmap) -> bool {
+        let strip = |bytes: &[u8]| {
+            let end = bytes.iter().rposition(|&byte| byte != 0);
+            bytes[..end.map_or(0, |last| last + 1)].to_vec()
+        };
+        strip(&self.done) == strip(done.as_bytes())
+    }
+}
+
+async fn units(tx: &mut Tx, batch_id: &str, chunks: Range<i64>) -> Result<Vec<UnitRow>> {
+    Ok(within!(tx, c => {
+        sqlx::query_as(
+            "-- audit_units
+             SELECT chunk_no, model_no, state, flush_no, requests, done, output_bytes, error_bytes
+             FROM units WHERE batch_id = $1 AND chunk_no >= $2 AND chunk_no < $3
+             ORDER BY chunk_no, model_no",
+        )
+        .bind(batch_id)
+        .bind(chunks.start)
+        .bind(chunks.end)
+        .fetch_all(c)
+        .await?
+    }))
+}
+
+async fn tables(tx: &mut Tx, batch_id: &str, chunks: Range<i64>) -> Result<Vec<TableRow>> {
+    Ok(within!(tx, c => {
+        sqlx::query_as(
+            "-- audit_tables
+             SELECT chunk_no, model_no, flush_no, entries, CAST(length(data) AS BIGINT) AS bytes
+             FROM segments WHERE batch_id = $1 AND chunk_no >= $2 AND chunk_no < $3
+             ORDER BY chunk_no, model_no, flush_no",
+        )
+        .bind(batch_id)
+        .bind(chunks.start)
+        .bind(chunks.end)
+        .fetch_all(c)
+        .await?
+    }))
+}
+
+/// The data of segments that stand together.
+async fn data(tx: &mut Tx, batch_id: &str, rows: &[TableRow]) -> Result<Vec<Vec<u8>>> {
+    let (Some(first), Some(last)) = (rows.first(), rows.last()) else {
+        return Ok(Vec::new());
+    };
+    let data: Vec<(Vec<u8>,)> = within!(tx, c => {
+        sqlx::query_as(
+            "-- audit_data
+             SELECT data FROM segments WHERE batch_id = $1
+                AND (chunk_no, model_no, flush_no) >= ($2, $3, $4)
+                AND (chunk_no, model_no, flush_no) <= ($5, $6, $7)
+             ORDER BY chunk_no, model_no, flush_no",
+        )
+        .bind(batch_id)
+        .bind(first.chunk_no)
+        .bind(first.model_no)
+        .bind(first.flush_no)
+        .bind(last.chunk_no)
+        .bind(last.model_no)
+        .bind(last.flush_no)
+        .fetch_all(c)
+        .await?
+    });
+    Ok(data.into_iter().map(|(data,)| data).collect())
+}

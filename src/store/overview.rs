@@ -1,0 +1,198 @@
+//! What an operator wants to know of all work at once: read from what the store keeps anyway, as
+//! many rows as there are live batches and leased units, and never a line counted.
+//!
+//! Queries over live batches repeat the condition of their partial index word for word: SQLite
+//! uses it only then.
+
+use sqlx::{AssertSqlSafe, FromRow};
+
+use super::batches::stage;
+use super::engine::on;
+use super::{Result, Store};
+use crate::domain::batch::{Counts, Status};
+
+/// The units of one model that are not done.
+#[derive(Clone, Debug, FromRow)]
+pub struct Queue {
+    /// The public name; empty where the lines name none.
+    pub model: String,
+    pub waiting: i64,
+    pub leased: i64,
+    /// When the oldest batch with such a unit was created, in milliseconds; `None` without one.
+    pub oldest: Option<i64>,
+}
+
+/// A process that holds a lease.
+#[derive(Clone, Debug, FromRow)]
+pub struct ReplicaLease {
+    pub token: String,
+    pub name: String,
+    /// In milliseconds.
+    pub started_at: i64,
+    /// How long its lease lasts if it is not renewed, in milliseconds; less than 0 once it ran out.
+    pub lease_left_ms: i64,
+}
+
+/// A batch that has not ended.
+#[derive(Clone, Debug)]
+pub struct LiveBatch {
+    pub id: String,
+    pub tenant: String,
+    pub status: Status,
+    /// The one that all its lines name.
+    pub model: Option<String>,
+    pub counts: Counts,
+    /// In milliseconds, as the others.
+    pub created_at: i64,
+    pub in_progress_at: Option<i64>,
+    pub expires_at: Option<i64>,
+}
+
+#[derive(FromRow)]
+struct LiveRow {
+    id: String,
+    tenant: String,
+    status: String,
+    ending: Option<String>,
+    model: Option<String>,
+    total: i64,
+    created_at: i64,
+    in_progress_at: Option<i64>,
+    expires_at: Option<i64>,
+    completed: i64,
+    failed: i64,
+    cancelled: i64,
+}
+
+impl Store {
+    /// How many batches there are in each state that is not final.
+    ///
+    /// # Errors
+    /// When the database fails.
+    pub async fn live_statuses(&self) -> Result<Vec<(Status, i64)>> {
+        let rows: Vec<(String, i64)> = on!(self.reader(), c => {
+            sqlx::query_as(
+                "-- live_statuses
+                 SELECT status, COUNT(*) FROM batches
+                 WHERE status IN ('validating', 'in_progress', 'finalizing', 'cancelling')
+                 GROUP BY status",
+            )
+            .fetch_all(c)
+            .await?
+        });
+        let of = |status: Status| {
+            let row = rows.iter().find(|(name, _)| name == status.as_str());
+            (status, row.map_or(0, |(_, count)| *count))
+        };
+        let live = Status::ALL.into_iter().filter(|s| !s.is_terminal());
+        Ok(live.map(of).collect())
+    }
+
+    /// What waits and what is leased, by model.
+    ///
+    /// # Errors
+    /// When the database fails.
+    pub async fn queues(&self) -> Result<Vec<Queue>> {
+        Ok(on!(self.reader(), c => {
+            sqlx::query_as(
+                "-- queues
+                 SELECT w.model, CAST(SUM(w.waiting) AS BIGINT) AS waiting,
+                    CAST(SUM(COALESCE(l.units, 0)) AS BIGINT) AS leased,
+                    MIN(CASE WHEN w.waiting > 0 OR l.units > 0 THEN b.created_at END) AS oldest
+                 FROM backlog w JOIN batches b ON b.id = w.batch_id
+                 LEFT JOIN (SELECT batch_id, model_no, COUNT(*) AS units FROM units
+                    WHERE state = 'leased' GROUP BY batch_id, model_no) l
+                   ON l.batch_id = w.batch_id AND l.model_no = w.model_no
+                 GROUP BY w.model ORDER BY w.model",
+            )
+            .fetch_all(c)
+            .await?
+        }))
+    }
+
+    /// The processes that hold a lease, the oldest first.
+    ///
+    /// # Errors
+    /// When the database fails.
+    pub async fn replicas(&self) -> Result<Vec<ReplicaLease>> {
+        let sql = format!(
+            "-- replicas
+             SELECT token, name, started_at, lease_until - {} AS lease_left_ms
+             FROM replicas ORDER BY started_at, token",
+            self.engine().now_ms()
+        );
+        Ok(on!(self.reader(), c => {
+            sqlx::query_as(AssertSqlSafe(sql)).fetch_all(c).await?
+        }))
+    }
+
+    /// The oldest batches that have not ended, with their counts.
+    ///
+    /// # Errors
+    /// When the database fails.
+    pub async fn live_batches(&self, limit: i64) -> Result<Vec<LiveBatch>> {
+        let rows: Vec<LiveRow> = on!(self.reader(), c => {
+            sqlx::query_as(
+                "-- live_batches
+                 SELECT b.id, b.tenant, b.status, b.ending, b.model, b.total, b.created_at,
+                    b.in_progress_at, b.expires_at,
+                    CAST(COALESCE(SUM(s.completed), 0) AS BIGINT) AS completed,
+                    CAST(COALESCE(SUM(s.failed), 0) AS BIGINT) AS failed,
+                    CAST(COALESCE(SUM(s.cancelled), 0) AS BIGINT) AS cancelled
+                 FROM (SELECT * FROM batches
+                    WHERE status IN ('validating', 'in_progress', 'finalizing', 'cancelling')
+                    ORDER BY created_at, id LIMIT $1) b
+                 LEFT JOIN batch_counts s ON s.batch_id = b.id
+                 GROUP BY b.id, b.tenant, b.status, b.ending, b.model, b.total, b.created_at,
+                    b.in_progress_at, b.expires_at
+                 ORDER BY b.created_at, b.id",
+            )
+            .bind(limit)
+            .fetch_all(c)
+            .await?
+        });
+        rows.into_iter()
+            .map(|row| {
+                Ok(LiveBatch {
+                    status: stage(&row.status, row.ending.as_deref())?.status,
+                    id: row.id,
+                    tenant: row.tenant,
+                    model: row.model,
+                    counts: Counts {
+                        total: row.total,
+                        completed: row.completed,
+                        failed: row.failed,
+                        cancelled: row.cancelled,
+                    },
+                    created_at: row.created_at,
+                    in_progress_at: row.in_progress_at,
+                    expires_at: row.expires_at,
+                })
+            })
+            .collect()
+    }
+
+    /// A batch's counts as they are now.
+    pub(super) async fn counts(&self, batch_id: &str) -> Result<Counts> {
+        let row: (i64, i64, i64, i64) = on!(self.reader(), c => {
+            sqlx::query_as(
+                "-- counts
+                 SELECT COALESCE((SELECT total FROM batches WHERE id = $1), 0),
+                    CAST(COALESCE(SUM(completed), 0) AS BIGINT),
+                    CAST(COALESCE(SUM(failed), 0) AS BIGINT),
+                    CAST(COALESCE(SUM(cancelled), 0) AS BIGINT)
+                 FROM batch_counts WHERE batch_id = $1",
+            )
+            .bind(batch_id)
+            .fetch_one(c)
+            .await?
+        });
+        let (total, completed, failed, cancelled) = row;
+        Ok(Counts {
+            total,
+            completed,
+            failed,
+            cancelled,
+        })
+    }
+}

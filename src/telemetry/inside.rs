@@ -1,0 +1,69 @@
+//! How things stand in this process, put together for those who look.
+
+use std::collections::HashMap;
+use std::sync::Arc;
+
+use crate::api::inside::Inside;
+use crate::config::Config;
+use crate::observe::{Lane, ProcessReading, UpstreamReading};
+use crate::upstream::{LaneId, Pool};
+use crate::worker::Worker;
+
+/// What `/metrics` and `/admin/status` tell of this process. `worker`: `None` where it has none.
+#[must_use]
+pub fn inside(config: &Config, pool: &Arc<Pool>, worker: Option<&Worker>) -> Inside {
+    let names = lane_names(config);
+    let in_flight = worker.map(Worker::in_flight);
+    let token = worker.map(Worker::token);
+    let labels = pool.clone();
+    let pool = pool.clone();
+    let look = move || ProcessReading {
+        token: token.as_ref().map(|token| token()),
+        upstreams: upstreams(&pool),
+        lanes: in_flight
+            .as_ref()
+            .map(|in_flight| lanes(&names, &pool, &in_flight()))
+            .unwrap_or_default(),
+        budget_used: pool.budget().used(),
+        budget_limit: pool.budget().limit(),
+    };
+    Inside::new(Box::new(look), Box::new(move |model| labels.label(model)))
+}
+
+fn upstreams(pool: &Pool) -> Vec<UpstreamReading> {
+    let (limits, status) = (pool.limits(), pool.status());
+    let upstreams = status.into_iter().enumerate();
+    upstreams
+        .map(|(index, upstream)| UpstreamReading {
+            name: upstream.name,
+            state: upstream.state.as_str(),
+            cause: upstream.cause,
+            in_flight: upstream.in_flight,
+            share: limits.share(index),
+            limit: upstream.limit,
+        })
+        .collect()
+}
+
+/// What each lane is called, by its id.
+fn lane_names(config: &Config) -> Vec<String> {
+    if config.models.is_empty() {
+        return vec!["*".to_owned()];
+    }
+    let models = config.models.iter();
+    models.map(|model| model.name.clone()).collect()
+}
+
+fn lanes(names: &[String], pool: &Pool, in_flight: &HashMap<LaneId, usize>) -> Vec<Lane> {
+    let limits = pool.limits();
+    let lane = |(index, name): (usize, &String)| {
+        let id = LaneId(index);
+        Lane {
+            model: name.clone(),
+            in_flight: in_flight.get(&id).copied().unwrap_or(0),
+            share: limits.lane(id),
+            limit: limits.lane_allowed(id),
+        }
+    };
+    names.iter().enumerate().map(lane).collect()
+}

@@ -1,0 +1,81 @@
+//! What the process tells of itself: its log, on standard error, its spans, where they are
+//! exported, and how things stand in it.
+
+mod inside;
+mod otlp;
+
+use std::io::IsTerminal as _;
+
+use tracing::level_filters::LevelFilter;
+use tracing_subscriber::filter::Targets;
+use tracing_subscriber::layer::SubscriberExt as _;
+use tracing_subscriber::util::SubscriberInitExt as _;
+use tracing_subscriber::{EnvFilter, Layer as _};
+
+use crate::config::{Log, LogFormat, Telemetry};
+use crate::observe::trace;
+
+pub use inside::inside;
+pub use otlp::Exporter;
+
+/// sqlx warns of parameters in a database's URL that it does not know, with their values: a
+/// password behind a misspelled name would stand in the log.
+const SECRETIVE: &str = "sqlx_postgres::options::parse=error";
+
+/// Begins to log. Only the first call in a process has an effect.
+pub fn start(log: &Log) {
+    let logs = tracing_subscriber::fmt()
+        .with_env_filter(filter(&log.filter))
+        // It would tell of a log that cannot be written on standard error, and panic if that
+        // cannot be written either: on a full disk the process would end.
+        .log_internal_errors(false)
+        .with_writer(std::io::stderr);
+    // Fails where a subscriber is set already, as in tests.
+    let _ = match log.format {
+        LogFormat::Text => logs.with_ansi(std::io::stderr().is_terminal()).try_init(),
+        LogFormat::Json => logs.json().flatten_event(true).try_init(),
+    };
+}
+
+/// Begins to log, and to export spans where that is configured: then they are sent until the
+/// exporter is shut down. Without, it is the same as [`start`].
+///
+/// # Errors
+/// When spans cannot be exported as configured.
+pub fn start_exporting(log: &Log, telemetry: &Telemetry) -> anyhow::Result<Option<Exporter>> {
+    let Some(endpoint) = &telemetry.otlp_endpoint else {
+        start(log);
+        return Ok(None);
+    };
+    let exporter = Exporter::new(endpoint, telemetry)?;
+    let spans = tracing_opentelemetry::layer()
+        .with_tracer(exporter.tracer())
+        .with_location(false)
+        .with_threads(false)
+        .with_target(false)
+        .with_level(false)
+        .with_tracked_inactivity(false)
+        .with_filter(Targets::new().with_target(trace::TARGET, LevelFilter::TRACE));
+    let logs = tracing_subscriber::fmt::layer()
+        .log_internal_errors(false)
+        .with_writer(std::io::stderr);
+    let logs = match log.format {
+        LogFormat::Text => logs.with_ansi(std::io::stderr().is_terminal()).boxed(),
+        LogFormat::Json => logs.json().flatten_event(true).boxed(),
+    };
+    let logs = logs.with_filter(filter(&log.filter));
+    // Fails where a subscriber is set already, as in tests.
+    let _ = tracing_subscriber::registry()
+        .with(spans)
+        .with(logs)
+        .try_init();
+    Ok(Some(exporter))
+}
+
+fn filter(configured: &str) -> EnvFilter {
+    let filter = EnvFilter::try_new(configured).unwrap_or_else(|_| EnvFilter::new("info"));
+    match SECRETIVE.parse() {
+        Ok(directive) => filter.add_directive(directive),
+        Err(_) => filter,
+    }
+}

@@ -1,0 +1,44 @@
+//! What is kept, what is removed, and what is found when the store is looked over.
+
+mod audit;
+mod files;
+
+use std::time::Duration;
+
+use nightshift::store::{AuditSettings, Audited, Store, Told};
+
+use crate::support::Server;
+
+/// Short, so that what is waited for is not waited for long.
+const SETTINGS: AuditSettings = AuditSettings {
+    lease: Duration::from_millis(100),
+    grace: Duration::from_secs(3600),
+};
+
+/// What an audit found.
+#[derive(Debug, Default)]
+struct Findings {
+    faults: Vec<String>,
+    waits: Vec<String>,
+    audited: Audited,
+}
+
+/// The store behind a server.
+async fn store_of(server: &Server) -> Store {
+    Store::open(&server.database, 2, server.clock.clone())
+        .await
+        .expect("opens")
+}
+
+async fn audit(store: &Store) -> Findings {
+    let mut found = Findings::default();
+    let (faults, waits) = (&mut found.faults, &mut found.waits);
+    let mut tell = |told: Told| match told {
+        Told::Fault(text) => faults.push(text),
+        Told::Waits(text) => waits.push(text),
+        Told::Progress(_) => {}
+    };
+    found.audited = store.audit(SETTINGS, &mut tell).await.expect("can be read");
+    assert_eq!(found.audited.faults, found.faults.len() as u64);
+    found
+}

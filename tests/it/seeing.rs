@@ -1,0 +1,365 @@
+//! What operators see: figures that agree with what batches say, and a picture of the whole.
+
+mod documented;
+mod spans;
+
+use std::time::{Duration, Instant};
+
+use nightshift::simulate::Options;
+use nightshift::store::Engine;
+use serde_json::{Value, json};
+
+use crate::support::binary::{Ended, command, ended};
+use crate::support::{CHAT, Server, chat, client_with, ids, on, on_every_engine};
+
+/// How long anything may take that is waited for. Far more than it does.
+const PATIENCE: Duration = Duration::from_secs(60);
+
+/// Retries without long pauses, and a cancel without any.
+const QUICK: &str = r#"
+    [retry]
+    max_attempts = 3
+    initial_backoff = "10ms"
+    max_backoff = "50ms"
+
+    [worker]
+    settle_timeout = "0s"
+"#;
+
+/// Makes an operator's key.
+async fn operator(database: &str) -> String {
+    let create = ["keys", "create", "--name", "ops", "--admin", "--database"];
+    let made = ended(command(&[&create[..], &[database]].concat())).await;
+    assert_eq!(made.code, Some(0), "{made:?}");
+    made.out.trim().to_owned()
+}
+
+/// What `/metrics` tells.
+struct Figures(String);
+
+impl Figures {
+    async fn of(base: &str, key: Option<&str>) -> Self {
+        let url = format!("{base}/metrics");
+        let response = client_with(key).get(url).send().await.expect("answers");
+        assert_eq!(response.status(), 200);
+        let of_type = response.headers()["content-type"].to_str().expect("text");
+        assert!(of_type.starts_with("application/openmetrics-text"));
+        let text = response.text().await.expect("is text");
+        assert!(text.ends_with("# EOF\n"), "it is whole");
+        Figures(text)
+    }
+
+    /// The sum of all samples of a name that have these labels, such as `outcome="failed"`.
+    fn sum(&self, name: &str, labels: &[&str]) -> f64 {
+        let samples = self.0.lines().filter_map(|line| {
+            let (sample, value) = line.rsplit_once(' ')?;
+            let (found, rest) = sample.split_once('{').unwrap_or((sample, ""));
+            let fits = found == name && labels.iter().all(|label| rest.contains(label));
+            fits.then(|| value.parse::<f64>().expect("is a number"))
+        });
+        samples.sum()
+    }
+
+    /// Waits until something holds of them.
+    async fn until(base: &str, key: &str, holds: impl Fn(&Figures) -> bool) -> Figures {
+        let deadline = Instant::now() + PATIENCE;
+        loop {
+            let figures = Self::of(base, Some(key)).await;
+            if holds(&figures) {
+                return figures;
+            }
+            assert!(Instant::now() < deadline, "not in:\n{}", figures.0);
+            tokio::time::sleep(Duration::from_millis(50)).await;
+        }
+    }
+}
+
+/// 23 lines: 18 are answered, two of them after a 429; three fail after three calls each, and two
+/// at once.
+fn mixed() -> String {
+    let mut text = String::new();
+    for (place, id) in ids(23).iter().enumerate() {
+        text += &chat(
+            id,
+            match place {
+                0..3 => json!({"status": 500}),
+                3..5 => json!({"status": 400}),
+                5..7 => json!({"status": 429, "times": 1, "retry_after_ms": 20}),
+                _ => Value::Null,
+            },
+        );
+    }
+    text
+}
+
+async fn figures_agree_with_what_the_batch_says() {
+    let server = Server::binary(QUICK).await;
+    let key = operator(&server.database).await;
+    let batch = server.run(mixed(), CHAT).await;
+    let counts = &batch["request_counts"];
+    assert_eq!(*counts, json!({"total": 23, "completed": 18, "failed": 5}));
+    let number = |value: &Value| value.as_f64().expect("is a number");
+
+    let base = server.url("");
+    let figures = Figures::until(&base, &key, |figures| {
+        figures.sum("nightshift_batches_ended_total", &[r#"status="completed""#]) == 1.0
+            && figures.sum("nightshift_lines_total", &[]) == 23.0
+    })
+    .await;
+    let lines = |outcome: &str| {
+        let labels = [r#"model="sim-small""#, outcome];
+        figures.sum("nightshift_lines_total", &labels)
+    };
+    assert_eq!(
+        lines(r#"outcome="completed""#),
+        number(&counts["completed"])
+    );
+    assert_eq!(lines(r#"outcome="failed""#), number(&counts["failed"]));
+    let tokens = |kind: &str| figures.sum("nightshift_tokens_total", &[kind]);
+    let usage = &batch["usage"];
+    assert_eq!(tokens(r#"kind="input""#), number(&usage["input_tokens"]));
+    assert_eq!(tokens(r#"kind="output""#), number(&usage["output_tokens"]));
+    assert!(tokens(r#"kind="output""#) > 0.0);
+
+    let retries = |cause: &str| figures.sum("nightshift_retries_total", &[cause]);
+    assert_eq!(
+        retries(r#"cause="server_error""#),
+        6.0,
+        "three lines, twice"
+    );
+    assert_eq!(retries(r#"cause="rate_limited""#), 2.0);
+    assert_eq!(retries(""), 8.0);
+    let made = server.simulator.stats().total.calls as f64;
+    assert_eq!(figures.sum("nightshift_upstream_calls_total", &[]), made);
+    let count = "nightshift_upstream_call_duration_seconds_count";
+    let labels = [r#"upstream="simulated""#, r#"model="sim-small""#];
+    assert_eq!(figures.sum(count, &labels), made);
+
+    assert_eq!(figures.sum("nightshift_flush_lines_sum", &[]), 23.0);
+    assert!(figures.sum("nightshift_flush_bytes_sum", &[]) > 0.0);
+    let up = [r#"upstream="simulated""#, r#"state="up""#];
+    assert_eq!(figures.sum("nightshift_upstream_state", &up), 1.0);
+    assert_eq!(figures.sum("nightshift_model_limit", &[]), 64.0);
+    assert_eq!(figures.sum("nightshift_database_up", &[]), 1.0);
+    assert_eq!(figures.sum("nightshift_replicas", &[]), 1.0);
+    assert_eq!(figures.sum("nightshift_budget_used_bytes", &[]), 0.0);
+    let created = [
+        r#"method="POST""#,
+        r#"route="/v1/batches""#,
+        r#"status="200""#,
+    ];
+    assert_eq!(figures.sum("nightshift_http_requests_total", &created), 1.0);
+}
+
+async fn lines_that_never_ran_are_told_as_such() {
+    let server = Server::binary(QUICK).await;
+    let key = operator(&server.database).await;
+    let slow: String = ids(100)
+        .iter()
+        .map(|id| chat(id, json!({"hang": true})))
+        .collect();
+    let batch = server.create_batch(slow, CHAT).await;
+    let base = server.url("");
+    // As many as there may be are on their way, the others wait.
+    let figures = Figures::until(&base, &key, |figures| {
+        figures.sum("nightshift_model_in_flight", &[r#"model="sim-small""#]) == 64.0
+            && figures.sum("nightshift_queue_units", &[r#"state="leased""#]) == 1.0
+    })
+    .await;
+    assert_eq!(figures.sum("nightshift_upstream_in_flight", &[]), 64.0);
+    assert!(figures.sum("nightshift_budget_used_bytes", &[]) > 0.0);
+    let running = [r#"status="in_progress""#];
+    assert_eq!(figures.sum("nightshift_batches", &running), 1.0);
+    Figures::until(&base, &key, |figures| {
+        let model = [r#"model="sim-small""#];
+        figures.sum("nightshift_queue_oldest_seconds", &model) > 0.0
+    })
+    .await;
+
+    let path = format!(
+        "/v1/batches/{}/cancel",
+        batch["id"].as_str().expect("an id")
+    );
+    server.post(&path, &json!({})).await;
+    server.ended(&batch).await;
+    Figures::until(&base, &key, |figures| {
+        figures.sum("nightshift_lines_total", &[r#"outcome="cancelled""#]) == 100.0
+            && figures.sum("nightshift_batches_ended_total", &[r#"status="cancelled""#]) == 1.0
+            && figures.sum("nightshift_queue_units", &[]) == 0.0
+    })
+    .await;
+}
+
+async fn only_operators_look_inside() {
+    let server = Server::start().await;
+    let key = operator(&server.database).await;
+    for path in ["/metrics", "/admin/status"] {
+        for (key, status) in [
+            (None, 401),
+            (Some("sk-ns-nobodys-key"), 401),
+            (Some(server.key()), 403),
+            (Some(key.as_str()), 200),
+        ] {
+            let asked = client_with(key).get(server.url(path)).send().await;
+            let answer = asked.expect("answers");
+            assert_eq!(answer.status(), status, "{path}");
+            if status != 200 {
+                let envelope: Value = answer.json().await.expect("is JSON");
+                assert!(envelope["error"]["message"].is_string(), "{envelope}");
+            }
+        }
+    }
+}
+
+async fn without_keys_only_this_machine_looks_inside() {
+    let server = Server::with("[auth]\nrequired = false").await;
+    for path in ["/metrics", "/admin/status"] {
+        let ask = || client_with(None).get(server.url(path));
+        let answer = ask().send().await.expect("answers");
+        assert_eq!(answer.status(), 200, "{path}");
+        for (header, value) in [("host", "evil.example"), ("origin", "https://evil.example")] {
+            let answer = ask().header(header, value).send().await.expect("answers");
+            assert_eq!(answer.status(), 403, "{path}: {header}");
+        }
+    }
+}
+
+/// What `nightshift status` prints.
+async fn status(arguments: &[&str], key: &str) -> Ended {
+    let mut command = command(&[&["status"], arguments].concat());
+    command.env("OPS_KEY", key);
+    ended(command).await
+}
+
+async fn an_operator_sees_what_goes_on() {
+    let server = Server::binary(QUICK).await;
+    let key = operator(&server.database).await;
+    let mut text: String = ids(10).iter().map(|id| chat(id, Value::Null)).collect();
+    text += &chat("slow", json!({"hang": true}));
+    let batch = server.create_batch(text, CHAT).await;
+    server
+        .until(&batch, |batch| batch["request_counts"]["completed"] == 10)
+        .await;
+    let id = batch["id"].as_str().expect("has an id");
+
+    let base = server.url("");
+    let at = ["--url", base.as_str(), "--api-key-env", "OPS_KEY"];
+    let printed = status(&at, &key).await;
+    assert_eq!(printed.code, Some(0), "{printed:?}");
+    let row = |name: &str| {
+        let line = printed.out.lines().find(|line| line.starts_with(name));
+        line.unwrap_or_else(|| panic!("no {name} in\n{}", printed.out))
+    };
+    assert!(row("nightshift ").contains("(up)"));
+    assert!(row("batches: ").contains("1 in_progress"));
+    assert!(row("simulated ").contains("up     1      "));
+    assert!(row("sim-small ").contains(" 64 "));
+    assert!(row(id).contains("10/11 (90%)"));
+    assert!(row(id).contains("tenant-a"));
+    assert!(printed.out.contains("answers here"), "{}", printed.out);
+
+    let printed = status(&[&at[..], &["--json"]].concat(), &key).await;
+    let told: Value = serde_json::from_str(&printed.out).expect("is JSON");
+    assert_eq!(told["live_batches"][0]["id"], id);
+    assert_eq!(told["live_batches"][0]["done"], 10);
+    assert_eq!(told["upstreams"][0]["in_flight"], 1);
+    assert_eq!(told["models"][0]["leased_units"], 1);
+    assert_eq!(told["replicas"][0]["answers"], true);
+    assert_eq!(told["database"]["answers"], true);
+}
+
+#[tokio::test]
+async fn status_says_why_it_has_no_picture() {
+    let server = Server::start().await;
+    let base = server.url("");
+    let refused = status(&["--url", &base], "").await;
+    assert_eq!(refused.code, Some(1));
+    assert!(refused.errors.contains("--admin"), "{}", refused.errors);
+    let unset = status(&["--url", &base, "--api-key-env", "NOT_SET_AT_ALL"], "").await;
+    assert_eq!(unset.code, Some(1));
+    assert!(unset.errors.contains("NOT_SET_AT_ALL"), "{}", unset.errors);
+    // A port that was free a moment ago, and is again.
+    let free = std::net::TcpListener::bind("127.0.0.1:0").expect("binds");
+    let nobody = format!("http://{}", free.local_addr().expect("has an address"));
+    drop(free);
+    let away = status(&["--url", &nobody], "").await;
+    assert_eq!(away.code, Some(1));
+    assert!(away.errors.contains("cannot reach the server"), "{away:?}");
+}
+
+#[tokio::test]
+async fn names_that_nobody_knows_are_one_label() {
+    let options = Options {
+        models: vec!["known".to_owned()],
+        ..Options::default()
+    };
+    let config = "[[upstreams]]\nname = \"a\"\nbase_url = \"{simulated}\"\n";
+    let server = Server::simulating_binary(options, config).await;
+    let key = operator(&server.database).await;
+    let base = server.url("");
+    // Until the upstream has told its models.
+    let deadline = Instant::now() + PATIENCE;
+    while server.get("/v1/models").await["data"] == json!([]) {
+        assert!(Instant::now() < deadline, "it does not tell");
+        tokio::time::sleep(Duration::from_millis(20)).await;
+    }
+    let line = |id: &str, model: &str| {
+        let body = json!({"model": model, "messages": [{"role": "user", "content": "Hi."}]});
+        crate::support::request(id, body)
+    };
+    let text = line("a", "known") + &line("b", "invented-1") + &line("c", "invented-2");
+    let batch = server.run(text, CHAT).await;
+    assert_eq!(batch["request_counts"]["completed"], 1, "{batch}");
+    let figures = Figures::until(&base, &key, |figures| {
+        figures.sum("nightshift_lines_total", &[]) == 3.0
+    })
+    .await;
+    let failed = [r#"model="other""#, r#"outcome="failed""#];
+    assert_eq!(figures.sum("nightshift_lines_total", &failed), 2.0);
+    assert!(!figures.0.contains("invented"), "{}", figures.0);
+}
+
+#[tokio::test]
+async fn each_half_tells_what_it_knows() {
+    on(
+        Engine::Postgres,
+        Box::pin(async {
+            let mut server = Server::binary("").await;
+            let key = operator(&server.database).await;
+            server.stop().await;
+            server.start_binary_with(&["--role", "api"]).await;
+            let worker = server.beside(&["--role", "worker"]).await;
+            let batch = server.run(chat("a", Value::Null), CHAT).await;
+            assert_eq!(batch["status"], "completed", "{batch}");
+
+            let figures = Figures::until(&worker.base, &key, |figures| {
+                figures.sum("nightshift_lines_total", &[]) == 1.0
+            })
+            .await;
+            assert_eq!(figures.sum("nightshift_replicas", &[]), 1.0);
+            let api = Figures::of(&server.url(""), Some(&key)).await;
+            assert_eq!(api.sum("nightshift_lines_total", &[]), 0.0);
+            assert!(!api.0.contains("nightshift_model_in_flight"));
+
+            let base = server.url("");
+            let at = ["--url", base.as_str(), "--api-key-env", "OPS_KEY", "--json"];
+            let told = status(&at, &key).await;
+            let told: Value = serde_json::from_str(&told.out).expect("is JSON");
+            let [replica] = told["replicas"].as_array().expect("a list").as_slice() else {
+                panic!("one works: {told}");
+            };
+            assert_eq!(replica["answers"], false, "that is the other half");
+            worker.terminate().await;
+            server.stop().await;
+        }),
+    )
+    .await;
+}
+
+on_every_engine![
+    figures_agree_with_what_the_batch_says,
+    lines_that_never_ran_are_told_as_such,
+    only_operators_look_inside,
+    without_keys_only_this_machine_looks_inside,
+    an_operator_sees_what_goes_on,
+];

@@ -1,0 +1,245 @@
+//! Model servers that go wrong in every way there is: each ends as a retry or a clear error line,
+//! and none holds up lines that could go elsewhere.
+
+use std::fmt::Write as _;
+
+use serde_json::{Value, json};
+
+use crate::support::{CHAT, Server, on_every_engine, request};
+
+mod server;
+
+use server::{Trouble, Troubled, certificate, nobody};
+
+/// Attempts without long pauses, and half a second for a call.
+const QUICK: &str = r#"
+    [retry]
+    max_attempts = 3
+    initial_backoff = "5ms"
+    max_backoff = "20ms"
+
+    [[upstreams]]
+    name = "well"
+    base_url = "{simulated}"
+    concurrency = 64
+"#;
+
+/// Each trouble by its name, and how the error of a line begins that had no other way to go.
+fn troubles() -> Vec<(&'static str, Trouble, &'static str, &'static str)> {
+    const UNAVAILABLE: &str = "upstream_unavailable";
+    const LOST: &str = "the connection was lost before the answer was whole";
+    const LARGE: &str = "the answer is larger than 500000 bytes (max_response_bytes)";
+    const GARBLED: &str = "the model server answered 200 with a body that is not JSON: ";
+    let cut = b"HTTP/1.1 200 OK\r\ncontent-length: 99\r\n\r\n{\"a\":".to_vec();
+    let html = b"<html>Welcome to the proxy</html>";
+    // Small as it comes; a quarter of a gigabyte for whoever unpacks it.
+    let zeros = std::io::Read::take(std::io::repeat(b'0'), 256 << 20);
+    let bomb = zstd::encode_all(zeros, 1).expect("packs");
+    let packed = "content-encoding: zstd\r\ncontent-type: application/json\r\n";
+    let announced = b"HTTP/1.1 200 OK\r\ncontent-length: 99999999999\r\n\r\n{\"a\":".to_vec();
+    vec![
+        ("reset-before", Trouble::ResetBefore, UNAVAILABLE, LOST),
+        ("reset-after", Trouble::ResetAfter, UNAVAILABLE, LOST),
+        (
+            "hang",
+            Trouble::Hang,
+            "request_timeout",
+            "no whole answer within",
+        ),
+        (
+            "hang-within",
+            Trouble::HangWithin,
+            "request_timeout",
+            "no whole answer within",
+        ),
+        ("cut", Trouble::Say(cut), UNAVAILABLE, LOST),
+        (
+            "html",
+            Trouble::answer("200 OK", "", html),
+            UNAVAILABLE,
+            GARBLED,
+        ),
+        (
+            "broken",
+            Trouble::answer("200 OK", "", b"{\"a\":"),
+            UNAVAILABLE,
+            GARBLED,
+        ),
+        (
+            "empty",
+            Trouble::answer("200 OK", "", b""),
+            UNAVAILABLE,
+            GARBLED,
+        ),
+        (
+            "bomb",
+            Trouble::answer("200 OK", packed, &bomb),
+            UNAVAILABLE,
+            GARBLED,
+        ),
+        ("announced", Trouble::Say(announced), UNAVAILABLE, LARGE),
+        ("endless", Trouble::Endless, UNAVAILABLE, LARGE),
+    ]
+}
+
+/// Adds an upstream and a model of the same name, which may also go to `well`.
+fn add(toml: &mut String, name: &str, base_url: &str, elsewhere: bool) {
+    let second = if elsewhere {
+        ", { upstream = \"well\" }"
+    } else {
+        ""
+    };
+    let _ = write!(
+        toml,
+        "\n[[upstreams]]\nname = \"{name}\"\nbase_url = \"{base_url}\"\n\
+         timeout = \"500ms\"\nmax_response_bytes = 500_000\n\
+         [[models]]\nname = \"{name}\"\nroutes = [{{ upstream = \"{name}\" }}{second}]\n"
+    );
+}
+
+const FREE: &str = "\n[[models]]\nname = \"free\"\nroutes = [{ upstream = \"well\" }]\n";
+
+/// So many lines of each model, all of one model before those of the next.
+fn lines(models: &[&str], each: usize) -> (String, Vec<String>) {
+    let (mut jsonl, mut ids) = (String::new(), Vec::new());
+    for model in models {
+        for number in 0..each {
+            let id = format!("{model}-{number}");
+            jsonl += &request(&id, json!({"model": model, "messages": []}));
+            ids.push(id);
+        }
+    }
+    (jsonl, ids)
+}
+
+async fn lines_that_meet_trouble_go_to_another_upstream() {
+    let (mut toml, mut servers) = (QUICK.to_owned() + FREE, Vec::new());
+    for (name, trouble, ..) in troubles() {
+        let server = Troubled::start(trouble).await;
+        add(&mut toml, name, &server.base_url(), true);
+        servers.push((name, server));
+    }
+    let strange = Troubled::on(
+        "127.0.0.1:0",
+        Some(&certificate("127.0.0.1")),
+        Trouble::Hang,
+    )
+    .await;
+    let base = strange.base_url().replace("http://", "https://");
+    add(&mut toml, "certificate", &base, true);
+    add(&mut toml, "refused", &nobody().await, true);
+
+    let server = Server::with(&toml).await;
+    let models: Vec<&str> = servers.iter().map(|(name, _)| *name).collect();
+    let models = [&models[..], &["certificate", "refused", "free"]].concat();
+    let (jsonl, ids) = lines(&models, 12);
+    let batch = server.run(&jsonl, CHAT).await;
+    assert_eq!(batch["request_counts"]["completed"], ids.len(), "{batch}");
+    server.exactly_once(&batch, &ids).await;
+    for (name, troubled) in servers {
+        assert!(troubled.posts() > 0, "{name} was never met");
+    }
+}
+
+async fn lines_that_meet_trouble_everywhere_say_which() {
+    let (mut toml, mut servers) = (QUICK.to_owned() + FREE, Vec::new());
+    for (name, trouble, ..) in troubles() {
+        let server = Troubled::start(trouble).await;
+        add(&mut toml, name, &server.base_url(), false);
+        servers.push((name, server));
+    }
+    let server = Server::with(&toml).await;
+    let models: Vec<&str> = servers.iter().map(|(name, _)| *name).collect();
+    let (jsonl, ids) = lines(&[&models[..], &["free"]].concat(), 2);
+    let batch = server.run(&jsonl, CHAT).await;
+    assert_eq!(batch["status"], "completed", "{batch}");
+    assert_eq!(batch["request_counts"]["completed"], 2, "{batch}");
+    let lines = server.exactly_once(&batch, &ids).await;
+    for (name, _, code, message) in troubles() {
+        let line = &lines[&format!("{name}-0")];
+        assert_eq!(line["response"], Value::Null, "{line}");
+        assert_eq!(line["error"]["code"], code, "{line}");
+        let told = line["error"]["message"].as_str().expect("is text");
+        assert!(told.starts_with(message), "{name}: {told}");
+        assert!(!told.contains("127.0.0.1"), "{name}: {told}");
+    }
+    for (name, troubled) in servers {
+        assert_eq!(troubled.posts(), 2 * 3, "{name}: max_attempts");
+    }
+}
+
+async fn a_hung_upstream_holds_up_no_lines_of_others() {
+    let hung = Troubled::start(Trouble::Hang).await;
+    let toml = format!(
+        "{QUICK}{FREE}\n[[upstreams]]\nname = \"hung\"\nbase_url = \"{}\"\ntimeout = \"1h\"\n\
+         concurrency = 4\n[[models]]\nname = \"hung\"\nroutes = [{{ upstream = \"hung\" }}]\n",
+        hung.base_url()
+    );
+    let server = Server::with(&toml).await;
+    // As many as are read at once, and more.
+    let (jsonl, _) = lines(&["hung", "free"], 600);
+    let batch = server.create_batch(&jsonl, CHAT).await;
+    let batch = server
+        .until(&batch, |batch| batch["request_counts"]["completed"] == 600)
+        .await;
+    assert_eq!(batch["status"], "in_progress", "{batch}");
+    assert_eq!(hung.posts(), 4, "its places, and no more");
+}
+
+async fn a_redirect_is_the_lines_answer_and_is_not_followed() {
+    let target = Troubled::start(Trouble::Hang).await;
+    let elsewhere = format!("location: {}/chat/completions\r\n", target.base_url());
+    let away = Troubled::start(Trouble::answer("307 Temporary Redirect", &elsewhere, b"")).await;
+    let same = "location: /v2/chat/completions\r\n";
+    let same = Troubled::start(Trouble::answer("308 Permanent Redirect", same, b"{}")).await;
+    let mut toml = QUICK.to_owned();
+    add(&mut toml, "away", &away.base_url(), false);
+    add(&mut toml, "same", &same.base_url(), false);
+    let server = Server::with(&toml).await;
+    let (jsonl, ids) = lines(&["away", "same"], 1);
+    let batch = server.run(&jsonl, CHAT).await;
+    assert_eq!(batch["request_counts"]["failed"], 2, "{batch}");
+    let lines = server.exactly_once(&batch, &ids).await;
+    assert_eq!(lines["away-0"]["response"]["status_code"], 307);
+    assert_eq!(lines["same-0"]["response"]["status_code"], 308);
+    assert_eq!((away.posts(), same.posts(), target.posts()), (1, 1, 0));
+}
+
+async fn lines_wait_for_a_certificate_to_be_mended() {
+    let directory = tempfile::tempdir().expect("makes a directory");
+    let good = certificate("127.0.0.1");
+    let ca_file = directory.path().join("ca.pem");
+    std::fs::write(&ca_file, good.cert.pem()).expect("writes");
+    let answer = || Trouble::answer("200 OK", "", b"{}");
+    let bad = Troubled::on("127.0.0.1:0", Some(&certificate("127.0.0.1")), answer()).await;
+    let address = bad.address.to_string();
+    let toml = format!(
+        "{QUICK}{FREE}\n[[upstreams]]\nname = \"tls\"\nbase_url = \"https://{address}/v1\"\n\
+         ca_file = \"{}\"\n[[models]]\nname = \"tls\"\nroutes = [{{ upstream = \"tls\" }}]\n",
+        ca_file.display()
+    );
+    let server = Server::with(&toml).await;
+    let (jsonl, ids) = lines(&["tls", "free"], 20);
+    let batch = server.create_batch(&jsonl, CHAT).await;
+    let batch = server
+        .until(&batch, |batch| batch["request_counts"]["completed"] == 20)
+        .await;
+    assert_eq!(batch["status"], "in_progress", "{batch}");
+    assert_eq!(batch["request_counts"]["failed"], 0, "{batch}");
+    assert_eq!(bad.posts(), 0, "nothing is sent to a stranger");
+
+    bad.stop().await;
+    let mended = Troubled::on(&address, Some(&good), answer()).await;
+    let batch = server.ended(&batch).await;
+    assert_eq!(batch["request_counts"]["completed"], 40, "{batch}");
+    server.exactly_once(&batch, &ids).await;
+    assert_eq!(mended.posts(), 20);
+}
+
+on_every_engine![
+    lines_that_meet_trouble_go_to_another_upstream,
+    lines_that_meet_trouble_everywhere_say_which,
+    a_hung_upstream_holds_up_no_lines_of_others,
+    a_redirect_is_the_lines_answer_and_is_not_followed,
+    lines_wait_for_a_certificate_to_be_mended,
+];
