@@ -39,6 +39,10 @@ const WORKING: &str = "(SELECT DISTINCT owner FROM units WHERE state = 'leased')
 const WRITING: &str =
     "(SELECT DISTINCT owner FROM units WHERE state = 'leased' AND flush_no > 0) AS writing";
 
+/// Units that wait for somebody else to take them up, or for their last owner to come back.
+const ORPHANED: &str =
+    "units WHERE state = 'waiting' AND owner NOT IN (SELECT token FROM replicas)";
+
 /// A server and as many replicas of it, all of which hold a share of the model's limit.
 async fn replicas(limit: usize, names: &[&str]) -> (Server, Vec<Binary>) {
     replicas_that_reclaim("1s", limit, names).await
@@ -138,7 +142,7 @@ async fn a_batch_is_worked_on_by_all_replicas_and_any_of_them_serves_it() {
 async fn no_line_is_lost_or_doubled_whatever_becomes_of_two_replicas_in_three() {
     on(Engine::Postgres, async {
         let (mut server, mut others) = replicas(6, &["b", "c"]).await;
-        let ids = ids(1_200);
+        let ids = ids(1_500);
         let batch = server.create_batch(lines(&ids, 100), CHAT).await;
         server.until_rows(WRITING, |count| count == 3).await;
 
@@ -151,7 +155,8 @@ async fn no_line_is_lost_or_doubled_whatever_becomes_of_two_replicas_in_three() 
         let before = server.until_rows(taken_over, |count| count > 0).await;
         server.signal("STOP");
         server.until_rows(taken_over, |count| count > before).await;
-        // The other one has all of the limit before the first one goes on.
+        // The other one has all of the limit, and its units, before the first one goes on.
+        server.until_rows(ORPHANED, |count| count == 0).await;
         server
             .until_rows(&held("held = 6"), |count| count == 1)
             .await;
@@ -267,6 +272,32 @@ async fn a_limit_smaller_than_the_number_of_replicas_holds_and_the_work_goes_on(
         assert_eq!(batch["status"], "completed", "{batch}");
         answered_by(&server, &batch, &ids).await;
         assert_eq!(most_in_flight(&server), 1);
+    })
+    .await;
+}
+
+#[tokio::test]
+async fn a_replica_whose_share_is_gone_gives_its_units_back() {
+    on(Engine::Postgres, async {
+        let (server, _other) = replicas(2, &["b"]).await;
+        let ids = ids(800);
+        let batch = server.create_batch(lines(&ids, 20), CHAT).await;
+        server.until_rows(WORKING, |count| count == 2).await;
+        // The smallest limit holds for all.
+        let limits = [("NIGHTSHIFT_MODELS__0__CONCURRENCY", "1")];
+        let _third = server.replica(&limits).await;
+        let one_works_while_there_is_more = "(SELECT 1 AS one \
+             WHERE (SELECT COUNT(DISTINCT owner) FROM units WHERE state = 'leased') = 1 \
+             AND EXISTS (SELECT 1 FROM units WHERE state = 'waiting')) AS so";
+        server
+            .until_rows(&held("held > 0"), |count| count == 1)
+            .await;
+        server
+            .until_rows(one_works_while_there_is_more, |count| count == 1)
+            .await;
+        let batch = server.ended(&batch).await;
+        assert_eq!(batch["status"], "completed", "{batch}");
+        answered_by(&server, &batch, &ids).await;
     })
     .await;
 }
