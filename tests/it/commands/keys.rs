@@ -111,7 +111,29 @@ async fn a_key_can_be_made_before_there_is_a_database() {
     }
 }
 
+async fn check_tries_a_database_that_a_server_uses() {
+    let mut server = Server::binary("").await;
+    let shop = Shop::new(&server.database);
+    let checked = ended_in(
+        shop.directory.path(),
+        &[
+            "check",
+            "--config",
+            &server.config_file(),
+            "--database",
+            &server.database,
+        ],
+    )
+    .await;
+    assert_eq!(checked.code, Some(0), "{}", checked.out);
+    assert!(checked.out.contains("ok    database"), "{}", checked.out);
+    // The server is none the worse for it.
+    server.get("/v1/batches").await;
+    server.stop().await;
+}
+
 on_every_engine![
+    check_tries_a_database_that_a_server_uses,
     a_key_works_at_once_and_no_longer_when_it_is_revoked,
     a_key_can_be_made_before_there_is_a_database,
 ];
