@@ -2,10 +2,6 @@
 
 use std::process::ExitCode;
 
-/// Each line's answer is a few short-lived allocations, often freed on another thread.
-#[global_allocator]
-static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
-
 #[tokio::main]
 async fn main() -> ExitCode {
     nightshift::cli::main().await

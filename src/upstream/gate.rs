@@ -63,9 +63,7 @@ impl Gates {
         config: &config::Retry,
         random: f64,
     ) {
-        if self.0.len() >= GATES_MAX {
-            self.0.retain(|_, gate| gate.opens + FORGOTTEN_AFTER > now);
-        }
+        self.forget_long_open(now);
         let gate = self.0.entry(key.clone()).or_insert(Gate {
             opens: begun,
             strikes: 0,
@@ -104,8 +102,15 @@ impl Gates {
         self.to_tell(now).next().is_some()
     }
 
+    fn forget_long_open(&mut self, now: Instant) {
+        if self.0.len() >= GATES_MAX {
+            self.0.retain(|_, gate| gate.opens + FORGOTTEN_AFTER > now);
+        }
+    }
+
     /// The others believe that the gate is closed until then; so it is, at least.
     fn known(&mut self, key: &GateKey, opens: Instant) {
+        self.forget_long_open(Instant::now());
         let gate = self.0.entry(key.clone()).or_insert(Gate {
             opens,
             strikes: 0,

@@ -271,7 +271,10 @@ impl Dispatch {
 
     async fn attempt(&self, job: &mut Job) -> Attempt {
         // Looked at once more right before the line is sent: the process may have stood still.
-        if self.note(&job.unit, &job.pending).await && self.may_send() {
+        // A process that stops does not wait for a note either.
+        let unit = job.unit.clone();
+        let note = unit.cut.run_until_cancelled(self.note(&unit, &job.pending));
+        if note.await == Some(true) && self.may_send() {
             line::attempt(&self.pool, job).await
         } else {
             Attempt::Cut

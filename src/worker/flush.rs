@@ -27,8 +27,10 @@ const INTERVAL_QUIET: Duration = Duration::from_millis(400);
 const LITTLE_LINES: usize = 64;
 /// …or as soon as there is so much.
 const FULL_BYTES: usize = 1 << 20;
-/// Units written in one transaction.
+/// Units written in one transaction, and bytes of their segments: after an outage there may be
+/// much, and none of it may take longer than a statement has.
 const UNITS_A_TRANSACTION: usize = 256;
+const BYTES_A_TRANSACTION: usize = 8 << 20;
 /// How often a group is tried before it is halved.
 const TRIES_A_GROUP: u32 = 3;
 /// Longer than the database itself lets a statement run.
@@ -106,10 +108,8 @@ impl Flusher {
                 std::process::abort();
             }
         };
-        let mut groups = groups.into_iter().peekable();
-        while groups.peek().is_some() {
-            self.write(groups.by_ref().take(UNITS_A_TRANSACTION).collect())
-                .await;
+        for groups in into_transactions(groups) {
+            self.write(groups).await;
         }
         // The budget has room again.
         self.dispatch.poke();
@@ -261,6 +261,26 @@ fn span(groups: &[Group]) -> Span {
         flush.lines = size(groups).0,
         flush.bytes = size(groups).1,
     )
+}
+
+/// Divides what is to be written into transactions of a bounded size.
+fn into_transactions(groups: Vec<Group>) -> Vec<Vec<Group>> {
+    let mut transactions: Vec<Vec<Group>> = Vec::new();
+    let mut bytes = 0;
+    for group in groups {
+        let size = group.flush.segment.data.len();
+        bytes += size;
+        match transactions.last_mut() {
+            Some(last) if last.len() < UNITS_A_TRANSACTION && bytes <= BYTES_A_TRANSACTION => {
+                last.push(group);
+            }
+            _ => {
+                bytes = size;
+                transactions.push(vec![group]);
+            }
+        }
+    }
+    transactions
 }
 
 /// Gathers finished lines by unit, in the order in which the store locks units, and lays out

@@ -255,9 +255,7 @@ impl Supply {
             if units.is_empty() {
                 return Ok(());
             }
-            for unread in units {
-                self.texts.open(unread, None).await?;
-            }
+            self.texts.open_unsent(units).await?;
             self.dispatch.end_batch(&row.batch_id, ending);
         }
     }
@@ -302,9 +300,8 @@ impl Supply {
             .collect();
         for (batch_id, stage) in self.store.stages(&ids).await? {
             if let Some(ending) = stage.ending {
-                for unread in self.texts.take(&batch_id) {
-                    self.texts.open(unread, None).await?;
-                }
+                let unread = self.texts.take(&batch_id);
+                self.texts.open_unsent(unread).await?;
                 self.dispatch.end_batch(&batch_id, ending);
             }
         }

@@ -10,7 +10,7 @@ use super::super::lease::Lease;
 use crate::codec::segment::Encoded;
 use crate::domain::unit::UnitKey;
 use crate::observe::{self, ModelFigures};
-use crate::store::{self, LeasedUnit, Store, Tally, UnitFlush};
+use crate::store::{self, Error, LeasedUnit, Store, Tally, UnitFlush};
 use crate::upstream::{Charge, LaneId, Pool, Routes};
 
 /// A leased unit whose text is not read yet.
@@ -123,6 +123,26 @@ impl Texts {
         Some((units.pop_front()?, charge))
     }
 
+    /// Reads units whose lines are not to be sent. If the database fails, those that come after
+    /// are forgotten as well: nothing else would ever come back to them.
+    pub(super) async fn open_unsent(
+        &self,
+        units: impl IntoIterator<Item = Unread>,
+    ) -> store::Result<()> {
+        let mut units = units.into_iter();
+        while let Some(mut unread) = units.next() {
+            unread.routes = None;
+            if let Err(error) = self.open(unread, None).await {
+                for unread in units {
+                    let leased = &unread.leased;
+                    self.dispatch.forget(&leased.key, leased.epoch);
+                }
+                return Err(error);
+            }
+        }
+        Ok(())
+    }
+
     /// Reads one unit and hands it to the dispatch. If the database fails the unit is forgotten,
     /// and is given back at the next comparison with the store.
     pub(super) async fn open(&self, unread: Unread, charge: Option<Charge>) -> store::Result<()> {
@@ -142,11 +162,13 @@ impl Texts {
         let chunk = match self.store.chunk(&file_id, key.chunk_no).await {
             Ok(Some(chunk)) => chunk,
             Ok(None) => return self.give_up(&leased, &figures, "its input is gone").await,
-            Err(error) if error.is_outage() => {
+            Err(error @ Error::Corrupt { .. }) => {
+                return self.give_up(&leased, &figures, &error.to_string()).await;
+            }
+            Err(error) => {
                 self.dispatch.forget(&key, epoch);
                 return Err(error);
             }
-            Err(error) => return self.give_up(&leased, &figures, &error.to_string()).await,
         };
         let id = self.dispatch.unit_id();
         let (unit, lines) = HeldUnit::open(
@@ -197,9 +219,12 @@ impl Texts {
                 ..Tally::default()
             },
         };
-        self.store.flush(&self.lease.token(), 0, &[&flush]).await?;
-        count(figures, &flush.tally);
+        let written = self.store.flush(&self.lease.token(), 0, &[&flush]).await;
+        // If it was not written, the unit is nobody's here, and is given back.
         self.dispatch.forget(&leased.key, leased.epoch);
+        if !written?.accepted.is_empty() {
+            count(figures, &flush.tally);
+        }
         self.store.wake();
         Ok(())
     }
