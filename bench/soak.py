@@ -8,7 +8,7 @@
 
 Several tenants create batches, cancel them, let them expire, and delete files, at random, while
 replicas are killed with SIGKILL and started again (two on Postgres, of which the second is never
-killed; one on SQLite, which is left alone for the last part). Each batch that ends is checked line
+killed; one on SQLite, which is left alone for the second half). Each batch that ends is checked line
 by line: every custom_id exactly once over both files, in input order, with its own answer.
 `nightshift check --store` runs beside the servers, and at the end when all have stopped, and must
 find nothing. The memory of the process that lives longest must stay flat. Exits 1 if anything is
@@ -215,7 +215,7 @@ class Batch:
         return (marker * (self.text_bytes // len(marker) + 1)).strip()
 
     def jsonl(self):
-        # ok; k: slow; f: fails for good; r: fails twice; h: hangs until it is given up
+        # ok; k: slow; f: fails for good; r: fails once; h: hangs until it is given up
         steering = {
             "o": {"echo": True},
             "k": {"echo": True, "latency_ms": 700},
@@ -403,10 +403,12 @@ def watch(options, replicas, command_line, tally, ends, stop):
         stop.wait(1)
 
 
-def judge_memory(replica, tally):
+def judge_memory(replica, options, tally):
     samples = replica.memory
     if len(samples) < 30:
-        return f"replica {replica.number} did not live for long enough to tell ({len(samples)} s)"
+        if options.minutes >= 2:
+            tally.fault(f"replica {replica.number} lived too short to judge memory: {len(samples)} s")
+        return f"replica {replica.number}, {len(samples)} s: too short to judge"
     third = len(samples) // 3
     middle, last = statistics.median(samples[third : 2 * third]), statistics.median(samples[2 * third :])
     if last > middle * GROWTH_SHARE + GROWTH_MIB:
@@ -456,7 +458,7 @@ def main():
             if replica.process.wait(timeout=60) != 0:
                 tally.fault(f"replica {replica.number} exits {replica.process.returncode}")
         print(check_store(options, command_line, tally, "at the end"))
-        print(f"{'memory':<40}{judge_memory(replicas[-1], tally)}")
+        print(f"{'memory':<40}{judge_memory(replicas[-1], options, tally)}")
     finally:
         stop.set()
         for process in (*(replica.process for replica in replicas), upstream):

@@ -35,7 +35,8 @@ pub struct BatchRequest {
     /// Up to 16 pairs that are given back with the batch: keys of up to 64 characters, values of
     /// up to 512.
     pub metadata: Option<BTreeMap<String, String>>,
-    /// How long the output and error files are kept: 30 days, unless said otherwise here.
+    /// How long the output and error files are kept: 30 days, unless said otherwise here or the
+    /// server is configured otherwise.
     pub output_expires_after: Option<OutputExpiresAfter>,
 }
 

@@ -49,7 +49,7 @@ pub struct UploadForm {
     #[schema(rename = "expires_after[anchor]")]
     expires_after_anchor: Option<String>,
     /// How long it is kept, in seconds. Where nobody says, a file for batches is kept for 30 days
-    /// and any other for ever.
+    /// and any other for ever, unless the server is configured otherwise.
     #[schema(rename = "expires_after[seconds]", minimum = 3600, maximum = 2_592_000)]
     expires_after_seconds: Option<i64>,
 }

@@ -47,17 +47,20 @@ impl Store {
         dead: Option<&Incumbent>,
     ) -> Result<Option<Incumbent>> {
         let mut tx = self.begin().await?;
-        let incumbent = self.enter(&mut tx, replica, dead).await?;
+        let (incumbent, taken) = self.enter(&mut tx, replica, dead).await?;
         tx.commit().await?;
+        figures().took_over(taken);
         Ok(incumbent)
     }
 
+    /// Comes back with who is in the way, if anyone, and how many units were taken over.
     async fn enter(
         &self,
         tx: &mut Tx,
         replica: &Replica,
         dead: Option<&Incumbent>,
-    ) -> Result<Option<Incumbent>> {
+    ) -> Result<(Option<Incumbent>, u64)> {
+        let mut orphans = 0;
         let now = self.engine().now_ms();
         let insert = format!(
             "-- join
@@ -68,7 +71,7 @@ impl Store {
         for _ in 0..2 {
             if let Some((incumbent, has_lapsed)) = self.incumbent(tx, replica).await? {
                 if !has_lapsed && dead != Some(&incumbent) {
-                    return Ok(Some(incumbent));
+                    return Ok((Some(incumbent), orphans));
                 }
                 within!(&mut *tx, c => {
                     sqlx::query("-- join_after\nDELETE FROM replicas WHERE token = $1")
@@ -84,7 +87,7 @@ impl Store {
                     .fetch_all(c)
                     .await?
                 });
-                add_orphans(tx, taken).await?;
+                orphans += add_orphans(tx, taken).await?;
                 // What is started again under its name is known to call nobody any more.
                 forget_holder(tx, &incumbent.token).await?;
             }
@@ -100,7 +103,7 @@ impl Store {
                     .rows_affected()
             });
             if joined == 1 {
-                return Ok(None);
+                return Ok((None, orphans));
             }
         }
         Err(Error::Stale("the replica's name"))
@@ -165,15 +168,21 @@ impl Store {
                 .await?
                 .rows_affected()
         });
-        if renewed == 0 && self.enter(&mut tx, replica, None).await?.is_some() {
-            return Err(Error::Refused(format!(
-                "another process has joined as {:?}, the name of this one, which was silent for \
-                 too long",
-                replica.name
-            )));
+        let mut taken = 0;
+        if renewed == 0 {
+            let (incumbent, orphans) = self.enter(&mut tx, replica, None).await?;
+            if incumbent.is_some() {
+                return Err(Error::Refused(format!(
+                    "another process has joined as {:?}, the name of this one, which was silent \
+                     for too long",
+                    replica.name
+                )));
+            }
+            taken = orphans;
         }
         let lost = keep(&mut tx, &replica.token, held).await?;
         tx.commit().await?;
+        figures().took_over(taken);
         Ok(lost)
     }
 
@@ -275,6 +284,7 @@ impl Store {
         });
         let count = add_orphans(&mut tx, taken).await?;
         tx.commit().await?;
+        figures().took_over(count);
         if count > 0 {
             tracing::info!(
                 units.count = count,
@@ -298,7 +308,6 @@ async fn add_orphans(tx: &mut Tx, units: Vec<(String, i64)>) -> Result<u64> {
     for ((batch_id, model_no), units) in tally(units) {
         add_waiting(tx, &batch_id, model_no, units).await?;
     }
-    figures().took_over(count);
     Ok(count)
 }
 

@@ -33,8 +33,6 @@ const UNITS_A_TRANSACTION: usize = 256;
 const BYTES_A_TRANSACTION: usize = 8 << 20;
 /// How often a group is tried before it is halved.
 const TRIES_A_GROUP: u32 = 3;
-/// Longer than the database itself lets a statement run.
-const WRITE_TIMEOUT: Duration = Duration::from_secs(70);
 const PAUSE_MAX: Duration = Duration::from_secs(5);
 /// Rows of counts that the processes of one store share.
 const SLOTS: u64 = 8;
@@ -160,13 +158,9 @@ impl Flusher {
     async fn try_write(&self, groups: &[Group]) -> store::Result<FlushReply> {
         let flushes: Vec<&UnitFlush> = groups.iter().map(|group| &group.flush).collect();
         let token = self.lease.token();
-        let flush = self.store.flush(&token, self.slot, &flushes);
-        // A connection that was cut without a word would be waited for without end. Trying again
-        // does no harm: what was written is known by its flush number.
-        match tokio::time::timeout(WRITE_TIMEOUT, flush).await {
-            Ok(reply) => reply,
-            Err(_) => Err(store::Error::TimedOut("a flush")),
-        }
+        // The store gives up each statement that takes too long. Trying again does no harm: what
+        // was written is known by its flush number.
+        self.store.flush(&token, self.slot, &flushes).await
     }
 
     fn accept(&self, groups: Vec<Group>, reply: &FlushReply) {

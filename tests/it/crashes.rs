@@ -5,7 +5,6 @@ mod kills;
 mod names;
 mod outages;
 mod poison;
-mod proxy;
 
 use std::time::{Duration, Instant};
 

@@ -3,8 +3,8 @@
 use nightshift::store::Engine;
 use serde_json::{Value, json};
 
-use super::proxy::Proxy;
 use super::until;
+use crate::support::proxy::Proxy;
 use crate::support::session::Session;
 use crate::support::{CHAT, Server, chat, ids, on, on_every_engine};
 
@@ -98,16 +98,16 @@ async fn who_is_back_first_waits_for_those_who_live() {
             Proxy::to(&server.database).await,
             Proxy::to(&server.database).await,
         );
-        server.serve_as(&[("DATABASE_URL", &to_one.url)]).await;
+        server.serve_as(&[("DATABASE_URL", to_one.url())]).await;
         let batch = in_flight(&server, 4000).await;
-        let _other = server.another(&[("DATABASE_URL", &to_other.url)]).await;
+        let _other = server.another(&[("DATABASE_URL", to_other.url())]).await;
         let mut database = Session::open(&server.database).await;
         until("both have a lease", async || {
             database.live_replicas().await == 2
         })
         .await;
-        to_one.cut();
-        to_other.cut();
+        to_one.refuse();
+        to_other.refuse();
         all_are_answered(&server).await;
         until("both leases have run out", async || {
             database.live_replicas().await == 0
