@@ -189,6 +189,8 @@ impl Default for OpenOptions {
 
 struct Shared {
     pools: Pools,
+    /// On Postgres, connections for leases and shares alone.
+    vital: Option<Database>,
     clock: Clock,
     wake: Wake,
     /// Held for the life of a server on SQLite: see [`Store::lock`].
@@ -257,8 +259,13 @@ impl Store {
                 (Pools::Postgres(Box::new(database)), wake)
             }
         };
+        let vital = match &pools {
+            Pools::Sqlite { .. } => None,
+            Pools::Postgres(database) => Some(database.vital()),
+        };
         let shared = Shared {
             pools,
+            vital,
             clock,
             wake,
             lock: std::sync::OnceLock::new(),
@@ -316,6 +323,22 @@ impl Store {
         }
     }
 
+    /// As [`writer`](Self::writer), for what other processes wait for.
+    pub(super) fn vital(&self) -> Connection<'_> {
+        match &self.shared.vital {
+            Some(database) => Connection::Postgres(database),
+            None => self.writer(),
+        }
+    }
+
+    /// As [`begin`](Self::begin), for what other processes wait for.
+    pub(super) async fn begin_vital(&self) -> Result<Tx> {
+        match &self.shared.vital {
+            Some(database) => Ok(Tx::Postgres(database.begin().await?)),
+            None => self.begin().await,
+        }
+    }
+
     /// A transaction that writes.
     pub(super) async fn begin(&self) -> Result<Tx> {
         Ok(match &self.shared.pools {
@@ -341,7 +364,12 @@ impl Store {
                 read.close().await;
                 write.close().await;
             }
-            Pools::Postgres(database) => database.close().await,
+            Pools::Postgres(database) => {
+                database.close().await;
+                if let Some(vital) = &self.shared.vital {
+                    vital.close().await;
+                }
+            }
         }
     }
 }

@@ -141,7 +141,7 @@ impl Store {
     /// When the database fails.
     pub async fn renew(&self, token: &str, lease_ms: i64) -> Result<bool> {
         let sql = renew_sql(self);
-        let renewed = on!(self.writer(), c => {
+        let renewed = on!(self.vital(), c => {
             sqlx::query(AssertSqlSafe(sql)).bind(token).bind(lease_ms).execute(c).await?.rows_affected()
         });
         Ok(renewed == 1)
@@ -159,7 +159,7 @@ impl Store {
         held: &[(UnitKey, i64)],
     ) -> Result<Vec<(UnitKey, i64)>> {
         let renew = renew_sql(self);
-        let mut tx = self.begin().await?;
+        let mut tx = self.begin_vital().await?;
         let renewed = within!(&mut tx, c => {
             sqlx::query(AssertSqlSafe(renew))
                 .bind(&replica.token)

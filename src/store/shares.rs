@@ -103,7 +103,7 @@ impl Store {
     /// Begins a transaction that no other turn runs beside. It does not wait longer than this,
     /// nor, if this process stops in its midst, do the others.
     async fn take_turn(&self, patience_ms: i64) -> Result<Tx> {
-        let mut tx = self.begin().await?;
+        let mut tx = self.begin_vital().await?;
         if let Some(sql) = self.engine().take_turn() {
             let patience = patience_ms.max(1).to_string();
             within!(&mut tx, c => { sqlx::query(sql).bind(patience).execute(c).await?; });

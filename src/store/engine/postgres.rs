@@ -16,6 +16,8 @@ use sqlx::{AssertSqlSafe, Connection as _, Postgres};
 use super::OpenOptions;
 use crate::store::{Error, Result};
 
+/// One for the lease, and one for the turns of those who share limits.
+const VITAL_CONNECTIONS: u32 = 2;
 /// How long a caller waits for a free connection.
 const ACQUIRE_TIMEOUT: Duration = Duration::from_secs(10);
 /// How long one try to connect may take, and how long connections may take to close.
@@ -53,24 +55,22 @@ impl Database {
             let settings = settings.map(|name| (name, timeout.as_str()));
             (connect.options(settings), "BEGIN".to_owned())
         };
-        let pool = PgPoolOptions::new()
-            .max_connections(options.connections)
-            .acquire_timeout(ACQUIRE_TIMEOUT)
-            // That test would wait for as long as a connection may be waited for altogether.
-            .test_before_acquire(false)
-            .before_acquire(|connection, idle| {
-                Box::pin(async move {
-                    Ok(idle.idle_for < IDLE_TRUSTED || in_time(connection.ping()).await)
-                })
-            })
-            .connect_lazy_with(connect.clone());
         Ok(Database {
-            pool,
+            pool: pool(options.connections, &connect),
             options: connect,
             limit: options.statement_timeout + STATEMENT_MARGIN,
             begin,
             pooled: options.pooler,
         })
+    }
+
+    /// Connections of their own for what must not queue behind requests: else many clients could
+    /// keep a process from renewing its lease.
+    pub(super) fn vital(&self) -> Database {
+        Database {
+            pool: pool(VITAL_CONNECTIONS, &self.options),
+            ..self.clone()
+        }
     }
 
     /// How to make one more connection, beside the pool's.
@@ -130,6 +130,20 @@ impl Database {
     pub(super) async fn close(&self) {
         let _ = tokio::time::timeout(CONNECT_TIMEOUT, self.pool.close()).await;
     }
+}
+
+fn pool(connections: u32, options: &PgConnectOptions) -> PgPool {
+    PgPoolOptions::new()
+        .max_connections(connections)
+        .acquire_timeout(ACQUIRE_TIMEOUT)
+        // That test would wait for as long as a connection may be waited for altogether.
+        .test_before_acquire(false)
+        .before_acquire(|connection, idle| {
+            Box::pin(
+                async move { Ok(idle.idle_for < IDLE_TRUSTED || in_time(connection.ping()).await) },
+            )
+        })
+        .connect_lazy_with(options.clone())
 }
 
 /// A connection, lent by the pool for a statement or a transaction. Dropped, a transaction that
