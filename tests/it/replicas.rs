@@ -1,5 +1,6 @@
 //! Several servers on one Postgres, and one simulated upstream that counts what they send.
 
+mod anywhere;
 mod exchange;
 
 use std::collections::BTreeSet;
