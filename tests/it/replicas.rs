@@ -156,7 +156,7 @@ async fn a_limit_of_the_upstream_holds_over_all_replicas() {
         let batch = server.run(lines(&ids, 10), CHAT).await;
         assert_eq!(batch["status"], "completed", "{batch}");
         assert_eq!(answered_by(&server, &batch, &ids).await.len(), 2);
-        assert_eq!(most_in_flight(&server), 4);
+        assert!(most_in_flight(&server) <= 4);
     })
     .await;
 }
