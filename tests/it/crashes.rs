@@ -6,6 +6,7 @@ mod names;
 mod outages;
 mod poison;
 mod proxy;
+mod refused;
 
 use std::time::{Duration, Instant};
 
