@@ -1,5 +1,7 @@
 //! A batch's life, from upload to output.
 
+mod tenants;
+
 use nightshift::simulate::Options;
 use serde_json::{Value, json};
 use std::time::Duration;

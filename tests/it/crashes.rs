@@ -5,6 +5,7 @@ mod kills;
 mod names;
 mod outages;
 mod poison;
+mod refused;
 
 use std::time::{Duration, Instant};
 

@@ -1,5 +1,6 @@
 //! Several servers on one Postgres, and one simulated upstream that counts what they send.
 
+mod anywhere;
 mod exchange;
 
 use std::collections::BTreeSet;
@@ -134,6 +135,28 @@ async fn a_batch_is_worked_on_by_all_replicas_and_any_of_them_serves_it() {
             assert_eq!(get(&server, replica, &path).await, batch);
         }
         assert!(most_in_flight(&server) <= 6);
+    })
+    .await;
+}
+
+#[tokio::test]
+async fn a_limit_of_the_upstream_holds_over_all_replicas() {
+    on(Engine::Postgres, async {
+        let upstream = "headers = { x-replica = \"a\" }\nconcurrency = 4";
+        let config = CONFIG
+            .replace("headers = { x-replica = \"a\" }", upstream)
+            .replace("{limit}", "64")
+            .replace("{reclaim}", "1s");
+        let server = Server::binary(&config).await;
+        let _other = replica(&server, "b").await;
+        let shared = "shares WHERE resource = 'upstream:simulated' AND held = 2";
+        server.until_rows(shared, |count| count == 2).await;
+
+        let ids = ids(900);
+        let batch = server.run(lines(&ids, 10), CHAT).await;
+        assert_eq!(batch["status"], "completed", "{batch}");
+        assert_eq!(answered_by(&server, &batch, &ids).await.len(), 2);
+        assert!(most_in_flight(&server) <= 4);
     })
     .await;
 }

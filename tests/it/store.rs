@@ -2,6 +2,7 @@
 
 mod leases;
 mod races;
+mod wakeups;
 
 use bytes::Bytes;
 use nightshift::codec::segment::{self, Line};

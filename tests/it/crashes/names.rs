@@ -37,6 +37,35 @@ async fn a_replica_that_is_started_again_under_its_name_goes_on_at_once() {
 }
 
 #[tokio::test]
+async fn a_process_that_is_started_again_on_its_sqlite_file_goes_on_at_once_without_a_name() {
+    let test = async {
+        // Nobody else can have the file: nobody waits for a lease, which outlasts all that is
+        // waited for here.
+        let mut server = Server::binary("[worker]\nlease = \"600s\"").await;
+        let ids = ids(600);
+        let jsonl: String = ids
+            .iter()
+            .map(|id| chat(id, json!({"latency_ms": 200})))
+            .collect();
+        let batch = server.create_batch(&jsonl, CHAT).await;
+        server
+            .until(&batch, |batch| {
+                batch["request_counts"]["completed"].as_i64() > Some(0)
+            })
+            .await;
+        server.kill().await;
+        server
+            .until_rows("units WHERE state = 'leased'", |count| count > 0)
+            .await;
+        server.start_binary_again().await;
+        let batch = server.ended(&batch).await;
+        assert_eq!(batch["request_counts"]["completed"], 600);
+        server.exactly_once(&batch, &ids).await;
+    };
+    on(Engine::Sqlite, Box::pin(test)).await;
+}
+
+#[tokio::test]
 async fn a_name_that_another_process_has_is_refused() {
     let test = async {
         let server = Server::binary(&config("2s")).await;

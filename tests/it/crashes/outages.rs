@@ -89,6 +89,87 @@ async fn answers_are_written_where_a_take_over_was_not_followed_by_a_lease() {
     .await;
 }
 
+/// More lines than places: what is not sent yet stays so, and nothing that was sent is lost.
+async fn no_line_is_sent_while_there_is_no_lease() {
+    const PLACES: u64 = 8;
+    let server = Server::with(
+        "[worker]
+         lease = \"1s\"
+         [[upstreams]]
+         name = \"simulated\"
+         base_url = \"{simulated}\"
+         concurrency = 8
+         [[models]]
+         name = \"sim-small\"
+         routes = [{ upstream = \"simulated\" }]",
+    )
+    .await;
+    let ids = ids(200);
+    let slow = |id: &String| chat(id, json!({"latency_ms": 500}));
+    let jsonl: String = ids.iter().map(slow).collect();
+    let batch = server.create_batch(&jsonl, CHAT).await;
+    let sent = || server.simulator.stats().total;
+    until("all places are taken", async || sent().in_flight == PLACES).await;
+    let mut database = block(&server.database).await;
+    until("the lease has run out", async || {
+        database.live_replicas().await == 0
+    })
+    .await;
+    let calls = sent().calls;
+    until("nothing is in flight", async || sent().in_flight == 0).await;
+    // As long again as a few lines take.
+    let end = "SELECT max(lease_until) + 4000 FROM replicas";
+    let end = database.number(end).await;
+    until("it has had time to send more", async || {
+        database.now_ms().await > end
+    })
+    .await;
+    let outlived = sent().calls;
+    assert!(outlived <= calls + PLACES, "{calls} calls, then {outlived}");
+    assert!(outlived < 200, "the lease ran out after all was sent");
+    database.execute("COMMIT").await;
+
+    let batch = server.ended(&batch).await;
+    assert_eq!(batch["request_counts"]["completed"], 200);
+    server.exactly_once(&batch, &ids).await;
+    assert_eq!(sent().calls, 200, "something was sent twice");
+}
+
+#[tokio::test]
+async fn late_answers_are_refused_where_another_replica_has_their_unit_by_now() {
+    let test = async {
+        let config = "[worker]\nlease = \"1s\"\nreclaim_after = \"1s\"";
+        let mut server = Server::with(config).await;
+        server.stop().await;
+        let proxy = Proxy::to(&server.database).await;
+        server.serve_as(&[("DATABASE_URL", proxy.url())]).await;
+        let batch = in_flight(&server, 4000).await;
+        let cut_off = server.binary_process();
+        proxy.refuse();
+        all_are_answered(&server).await;
+        // It has all answers, and no way to write them, when another one sends all lines again.
+        server.serve_as(&[]).await;
+        until("all lines are sent again", async || {
+            server.simulator.stats().total.calls == 2 * LINES as u64
+        })
+        .await;
+        proxy.restore();
+        let mut database = Session::open(&server.database).await;
+        until("both have a lease", async || {
+            database.live_replicas().await == 2
+        })
+        .await;
+        let log = cut_off.terminate().await;
+        assert!(log.contains("a unit is another replica's by now"), "{log}");
+
+        let batch = server.ended(&batch).await;
+        assert_eq!(batch["request_counts"]["completed"], LINES as i64);
+        server.exactly_once(&batch, &ids(LINES)).await;
+        assert_eq!(server.simulator.stats().total.calls, 2 * LINES as u64);
+    };
+    on(Engine::Postgres, Box::pin(test)).await;
+}
+
 #[tokio::test]
 async fn who_is_back_first_waits_for_those_who_live() {
     let test = async {
@@ -127,4 +208,5 @@ async fn who_is_back_first_waits_for_those_who_live() {
 on_every_engine![
     answers_outlast_an_outage_that_is_longer_than_the_lease,
     answers_are_written_where_a_take_over_was_not_followed_by_a_lease,
+    no_line_is_sent_while_there_is_no_lease,
 ];

@@ -42,12 +42,23 @@ impl Session {
         .expect("gives a number")
     }
 
-    /// How many replicas have a lease that has not run out.
-    pub async fn live_replicas(&mut self) -> i64 {
-        let now = match self.engine() {
+    /// The database's time, in milliseconds.
+    pub async fn now_ms(&mut self) -> i64 {
+        let now = self.clock();
+        let sql = format!("SELECT CAST({now} AS BIGINT)");
+        self.number(&sql).await
+    }
+
+    fn clock(&self) -> &'static str {
+        match self.engine() {
             Engine::Sqlite => "unixepoch('subsec') * 1000",
             Engine::Postgres => "EXTRACT(EPOCH FROM clock_timestamp()) * 1000",
-        };
+        }
+    }
+
+    /// How many replicas have a lease that has not run out.
+    pub async fn live_replicas(&mut self) -> i64 {
+        let now = self.clock();
         self.number(&format!(
             "SELECT count(*) FROM replicas WHERE lease_until >= {now}"
         ))

@@ -1,0 +1,73 @@
+//! One unit that the database does not take, for a reason that will not pass by waiting.
+
+use nightshift::store::Engine;
+use serde_json::json;
+
+use super::until;
+use crate::support::session::Session;
+use crate::support::{CHAT, Server, ids, on_every_engine, request};
+
+const REFUSE: &str = "
+    CREATE FUNCTION refused() RETURNS trigger LANGUAGE plpgsql AS $$
+    BEGIN
+        RAISE EXCEPTION 'not this one';
+    END $$;
+    CREATE TRIGGER refused BEFORE INSERT ON segments FOR EACH ROW
+    WHEN (NEW.chunk_no = 1) EXECUTE FUNCTION refused()";
+const REFUSE_SQLITE: &str = "
+    CREATE TRIGGER refused BEFORE INSERT ON segments WHEN NEW.chunk_no = 1
+    BEGIN
+        SELECT RAISE(ABORT, 'not this one');
+    END";
+
+async fn a_unit_that_cannot_be_written_holds_up_no_other_one() {
+    let server = Server::with("[worker]\nlease = \"1s\"").await;
+    let mut database = Session::open(&server.database).await;
+    let (refuse, accept) = match database.engine() {
+        Engine::Sqlite => (REFUSE_SQLITE, "DROP TRIGGER refused"),
+        Engine::Postgres => (REFUSE, "DROP TRIGGER refused ON segments"),
+    };
+    database.execute(refuse).await;
+
+    let ids = ids(400);
+    let padding = "x".repeat(2_000);
+    let line = |id: &String| {
+        let message = json!({"role": "user", "content": padding});
+        request(id, json!({"model": "sim-small", "messages": [message]}))
+    };
+    let jsonl: String = ids.iter().map(line).collect();
+    let batch = server.create_batch(&jsonl, CHAT).await;
+    server.until_rows("units", |count| count > 2).await;
+    server
+        .until_rows("units WHERE state <> 'done'", |count| count == 1)
+        .await;
+    server
+        .until_rows("units WHERE chunk_no = 1 AND state <> 'done'", |count| {
+            count == 1
+        })
+        .await;
+    let others = server
+        .until(&batch, |batch| {
+            batch["request_counts"]["completed"].as_i64() > Some(0)
+        })
+        .await;
+    assert_eq!(others["status"], "in_progress", "{others}");
+    // It was let go, and is sent again.
+    let sent = || server.simulator.stats().total.calls;
+    let before = sent();
+    until("its lines are sent again", async || {
+        sent() > before.max(400)
+    })
+    .await;
+    server
+        .until_rows("segments WHERE chunk_no = 1", |count| count == 0)
+        .await;
+
+    database.execute(accept).await;
+    let batch = server.ended(&batch).await;
+    assert_eq!(batch["status"], "completed", "{batch}");
+    assert_eq!(batch["request_counts"]["completed"], 400);
+    server.exactly_once(&batch, &ids).await;
+}
+
+on_every_engine![a_unit_that_cannot_be_written_holds_up_no_other_one];
