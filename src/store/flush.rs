@@ -72,8 +72,9 @@ impl Store {
         let mut tx = self.begin().await?;
         let mut fresh = advance_units(&mut tx, self, owner, units).await?;
         if fresh.len() < units.len() {
-            let reclaimed = reclaim_missing(&mut tx, owner, units, &fresh).await?;
-            fresh.extend(advance_units(&mut tx, self, owner, &reclaimed).await?);
+            let missing = reclaim_missing(&mut tx, owner, units, &fresh).await?;
+            // All of them: a renewal may have taken one back between the two statements.
+            fresh.extend(advance_units(&mut tx, self, owner, &missing).await?);
         }
         let (written, missing): (Vec<&UnitFlush>, Vec<&UnitFlush>) = units
             .iter()
@@ -94,7 +95,8 @@ impl Store {
 }
 
 /// Takes back those units of a flush that were taken over, but that nobody has leased since: what
-/// finished in them before their owner fell silent is as good as ever.
+/// finished in them before their owner fell silent is as good as ever. Returns all that did not
+/// pass the fence so far.
 async fn reclaim_missing<'a>(
     tx: &mut Tx,
     owner: &str,
@@ -102,16 +104,14 @@ async fn reclaim_missing<'a>(
     fresh: &HashSet<(UnitKey, i64)>,
 ) -> Result<Vec<&'a UnitFlush>> {
     let lease = |unit: &UnitFlush| (unit.key.clone(), unit.epoch);
-    let missing: Vec<_> = units
+    let missing: Vec<&UnitFlush> = units
         .iter()
-        .map(|unit| lease(unit))
-        .filter(|unit| !fresh.contains(unit))
+        .copied()
+        .filter(|unit| !fresh.contains(&lease(unit)))
         .collect();
-    let reclaimed = reclaim(tx, owner, &missing).await?;
-    let again = units.iter().copied();
-    Ok(again
-        .filter(|unit| reclaimed.contains(&lease(unit)))
-        .collect())
+    let leases: Vec<_> = missing.iter().map(|unit| lease(unit)).collect();
+    reclaim(tx, owner, &leases).await?;
+    Ok(missing)
 }
 
 /// Moves the units past the fence, and says which were. A unit that gets on is not suspected of
