@@ -10,6 +10,7 @@ use nightshift::store::Engine;
 use serde_json::{Value, json};
 
 use crate::support::binary::Binary;
+use crate::support::session::Session;
 use crate::support::{CHAT, Server, chat, client_with, ids, on, request};
 
 /// Short leases; and answers that say who asked, by a header that each replica has of its own.
@@ -200,6 +201,33 @@ async fn no_line_is_lost_or_doubled_whatever_becomes_of_two_replicas_in_three() 
             log.contains("another replica") || log.contains("other replicas"),
             "{log}"
         );
+    })
+    .await;
+}
+
+#[tokio::test]
+async fn a_replica_that_stops_within_a_transaction_does_not_hold_up_the_others() {
+    on(Engine::Postgres, async {
+        let (server, _) = replicas(6, &[]).await;
+        let ids = ids(900);
+        let batch = server.create_batch(lines(&ids, 10), CHAT).await;
+        server.until_rows(WRITING, |count| count == 1).await;
+        let mut database = Session::open(&server.database).await;
+        database
+            .execute("BEGIN; LOCK TABLE backlog IN EXCLUSIVE MODE")
+            .await;
+        // It has units in its hand, and waits to count them as taken.
+        let waits = "pg_stat_activity WHERE datname = current_database() \
+             AND wait_event_type = 'Lock' AND query LIKE '%add_waiting%'";
+        server.until_rows(waits, |count| count == 1).await;
+        server.signal("STOP");
+        let _other = replica(&server, "b").await;
+        database.execute("COMMIT").await;
+        let completed = "batches WHERE status = 'completed'";
+        server.until_rows(completed, |count| count == 1).await;
+        server.signal("CONT");
+        let batch = server.ended(&batch).await;
+        assert_eq!(answered_by(&server, &batch, &ids).await.len(), 2);
     })
     .await;
 }

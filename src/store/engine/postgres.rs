@@ -26,6 +26,10 @@ pub(super) const CONNECT_TIMEOUT: Duration = Duration::from_secs(5);
 const PING_TIMEOUT: Duration = Duration::from_secs(3);
 /// A connection that was idle for less has been there just now.
 const IDLE_TRUSTED: Duration = Duration::from_secs(1);
+/// How long a transaction may wait for this process's next statement. Nothing that waits for
+/// others stands between two statements, so then the process has stopped, or its connection is
+/// cut; and what the transaction has locked, nobody else can take over before it is ended.
+const NEXT_STATEMENT_TIMEOUT: Duration = Duration::from_secs(5);
 /// The server ends a statement by itself where it can; this much later it is given up here.
 const STATEMENT_MARGIN: Duration = Duration::from_secs(5);
 
@@ -45,14 +49,17 @@ pub(in crate::store) struct Database {
 impl Database {
     /// Connects when it is first used.
     pub(super) fn lazy(url: &str, options: &OpenOptions) -> Result<Database> {
-        let timeout = options.statement_timeout.as_millis().to_string();
-        let settings = ["statement_timeout", "idle_in_transaction_session_timeout"];
+        let pause = NEXT_STATEMENT_TIMEOUT.min(options.statement_timeout);
+        let settings = [
+            ("statement_timeout", options.statement_timeout),
+            ("idle_in_transaction_session_timeout", pause),
+        ];
+        let settings = settings.map(|(name, time)| (name, time.as_millis()));
         let connect = connect_options(url, options.pooler)?;
         let (connect, begin) = if options.pooler {
-            let settings = settings.map(|name| format!("SET LOCAL {name} = {timeout}"));
+            let settings = settings.map(|(name, ms)| format!("SET LOCAL {name} = {ms}"));
             (connect, format!("BEGIN; {}", settings.join("; ")))
         } else {
-            let settings = settings.map(|name| (name, timeout.as_str()));
             (connect.options(settings), "BEGIN".to_owned())
         };
         Ok(Database {
