@@ -1,25 +1,21 @@
 //! The HTTP client of one upstream: everything that does not change from call to call is made
 //! once, so that a call costs little more than its bytes.
 
-use std::error::Error as _;
 use std::pin::pin;
 use std::sync::{PoisonError, RwLock};
 use std::time::Duration;
 
 use bytes::Bytes;
 use reqwest::header::{ACCEPT, CONTENT_TYPE, HeaderMap, HeaderName, HeaderValue, USER_AGENT};
-use reqwest::{Certificate, Method, Proxy, Request, Url, redirect, retry};
+use reqwest::{Method, Url};
 use secrecy::ExposeSecret;
 use tokio::time::Instant;
 
 use super::budget::{Budget, Charge};
 use super::provider::{self, Provider};
+use super::transport::{self, Address, Transport};
 use super::{BuildError, ModelInfo};
 use crate::config;
-
-/// Idle connections are dropped before servers drop them (uvicorn and Node do so after 5 s): a
-/// line sent into a connection that is just being closed would lose an attempt.
-const IDLE_MAX: Duration = Duration::from_secs(4);
 
 /// Room made for an answer on its server's word, before its bytes are here.
 const TRUSTED_LENGTH_MAX: usize = 8 << 20;
@@ -34,10 +30,10 @@ pub(super) struct Upstream {
     pub(super) concurrency: usize,
     pub(super) provider: &'static dyn Provider,
     base: Url,
-    /// The URL of each path that was called so far.
-    urls: RwLock<Vec<(&'static str, Url)>>,
+    /// Of each path that was called so far.
+    addresses: RwLock<Vec<(&'static str, Address)>>,
     headers: HeaderMap,
-    client: reqwest::Client,
+    transport: Transport,
     timeout: Duration,
     connect_timeout: Duration,
     max_response_bytes: usize,
@@ -94,9 +90,9 @@ impl Upstream {
             name: config.name.clone(),
             concurrency: config.concurrency,
             provider,
-            urls: RwLock::default(),
+            addresses: RwLock::default(),
             headers: headers(config, provider).map_err(fault)?,
-            client: client(config, &base).map_err(fault)?,
+            transport: Transport::new(config, &base).map_err(fault)?,
             timeout: config.timeout,
             connect_timeout: config.connect_timeout,
             max_response_bytes: config.max_response_bytes,
@@ -111,21 +107,23 @@ impl Upstream {
         body: Bytes,
         charge: &mut Charge,
     ) -> Result<Received, Failure> {
-        let mut request = Request::new(Method::POST, self.url(path));
-        request.headers_mut().clone_from(&self.headers);
-        *request.body_mut() = Some(body.into());
-        self.exchange(request, self.timeout, charge).await
+        let (address, headers) = (self.address(path)?, self.headers.clone());
+        let sending = self.transport.send(Method::POST, address, headers, body);
+        self.exchange(sending, self.timeout, charge).await
     }
 
     /// Asks which models it has: the status, and the list if there is one.
     pub(super) async fn models(&self) -> Result<(u16, Option<Vec<ModelInfo>>), Failure> {
-        let mut request = Request::new(Method::GET, self.provider.models_url(&self.base));
-        request.headers_mut().clone_from(&self.headers);
-        request.headers_mut().remove(CONTENT_TYPE);
+        let address = written(self.provider.models_url(&self.base))?;
+        let mut headers = self.headers.clone();
+        headers.remove(CONTENT_TYPE);
+        let sending = self
+            .transport
+            .send(Method::GET, address, headers, Bytes::new());
         let timeout = self.timeout.min(MODELS_TIMEOUT);
         // Not from the process's budget: an upstream must be seen to come back when memory is full.
         let mut charge = Budget::new(self.max_response_bytes).open();
-        let received = self.exchange(request, timeout, &mut charge).await?;
+        let received = self.exchange(sending, timeout, &mut charge).await?;
         let is_ok = (200..300).contains(&received.status);
         let models = is_ok
             .then(|| self.provider.models(&received.body))
@@ -135,14 +133,14 @@ impl Upstream {
 
     async fn exchange(
         &self,
-        request: Request,
+        sending: impl Future<Output = Result<transport::Response, transport::Error>>,
         timeout: Duration,
         charge: &mut Charge,
     ) -> Result<Received, Failure> {
         let mut deadline = pin!(tokio::time::sleep(timeout));
         let mut response = tokio::select! {
             biased;
-            response = self.client.execute(request) => response.map_err(|e| self.failure(&e))?,
+            response = sending => response.map_err(|error| self.failure(error))?,
             () = &mut deadline => return Err(timed_out(timeout)),
         };
         let announced = response.content_length().unwrap_or(0);
@@ -155,7 +153,7 @@ impl Upstream {
         loop {
             let frame = tokio::select! {
                 biased;
-                frame = response.chunk() => frame.map_err(|e| self.failure(&e))?,
+                frame = response.chunk() => frame.map_err(|error| self.failure(error))?,
                 () = &mut deadline => return Err(timed_out(timeout)),
             };
             let Some(frame) = frame else { break };
@@ -172,43 +170,44 @@ impl Upstream {
             body.extend_from_slice(&frame);
         }
         Ok(Received {
-            status: response.status().as_u16(),
-            headers: std::mem::take(response.headers_mut()),
+            status: response.status(),
+            headers: response.take_headers(),
             body: body.into(),
         })
     }
 
-    fn url(&self, path: &'static str) -> Url {
-        let urls = self.urls.read().unwrap_or_else(PoisonError::into_inner);
-        if let Some((_, url)) = urls.iter().find(|(known, _)| *known == path) {
-            return url.clone();
+    fn address(&self, path: &'static str) -> Result<Address, Failure> {
+        let addresses = self.addresses.read();
+        let addresses = addresses.unwrap_or_else(PoisonError::into_inner);
+        if let Some((_, address)) = addresses.iter().find(|(known, _)| *known == path) {
+            return Ok(address.clone());
         }
-        drop(urls);
-        let url = self.provider.url(&self.base, path);
-        let mut urls = self.urls.write().unwrap_or_else(PoisonError::into_inner);
-        urls.push((path, url.clone()));
-        url
+        drop(addresses);
+        let address = written(self.provider.url(&self.base, path))?;
+        let addresses = self.addresses.write();
+        let mut addresses = addresses.unwrap_or_else(PoisonError::into_inner);
+        addresses.push((path, address.clone()));
+        Ok(address)
     }
 
-    fn failure(&self, error: &reqwest::Error) -> Failure {
-        let innermost = innermost(error);
-        if !error.is_connect() {
-            return Failure {
-                kind: FailureKind::Broken,
-                cause: format!("the connection was lost before the answer was whole: {innermost}"),
-            };
-        }
-        let cause = if error.is_dns() {
-            format!("its name cannot be resolved: {innermost}")
-        } else if error.is_timeout() {
-            format!("no connection within {:?}", self.connect_timeout)
-        } else {
-            format!("no connection: {innermost}")
+    fn failure(&self, error: transport::Error) -> Failure {
+        use transport::Error::{Connect, ConnectTimeout, Lost, Resolve};
+        let (kind, cause) = match error {
+            Resolve(why) => (
+                FailureKind::Unreachable,
+                format!("its name cannot be resolved: {why}"),
+            ),
+            ConnectTimeout => (
+                FailureKind::Unreachable,
+                format!("no connection within {:?}", self.connect_timeout),
+            ),
+            Connect(why) => (FailureKind::Unreachable, format!("no connection: {why}")),
+            Lost(why) => (
+                FailureKind::Broken,
+                format!("the connection was lost before the answer was whole: {why}"),
+            ),
         };
-        Failure {
-            kind: FailureKind::Unreachable,
-            cause,
-        }
+        Failure { kind, cause }
     }
 
     fn too_large(&self) -> Failure {
@@ -222,20 +221,18 @@ impl Upstream {
     }
 }
 
+fn written(url: Url) -> Result<Address, Failure> {
+    Address::new(url).ok_or_else(|| Failure {
+        kind: FailureKind::Unreachable,
+        cause: "its URL is none that HTTP can write".to_owned(),
+    })
+}
+
 fn timed_out(timeout: Duration) -> Failure {
     Failure {
         kind: FailureKind::TimedOut,
         cause: format!("no whole answer within {timeout:?}"),
     }
-}
-
-/// What lies at the bottom of an error: the layers above add nothing, or an address.
-fn innermost(error: &reqwest::Error) -> String {
-    let mut innermost = error.source();
-    while let Some(source) = innermost.and_then(std::error::Error::source) {
-        innermost = Some(source);
-    }
-    innermost.map_or_else(|| "unknown cause".to_owned(), ToString::to_string)
 }
 
 fn headers(
@@ -261,50 +258,4 @@ fn headers(
         headers.insert(header, value);
     }
     Ok(headers)
-}
-
-fn client(config: &config::Upstream, base: &Url) -> Result<reqwest::Client, String> {
-    let mut builder = reqwest::Client::builder()
-        // One connection a call. Over HTTP/2 all calls would share one: a server that takes 100
-        // streams would halve a concurrency of 200 unseen, and a reset would fail every call.
-        .http1_only()
-        .no_proxy()
-        .redirect(redirect::Policy::none())
-        .retry(retry::never())
-        .referer(false)
-        .connect_timeout(config.connect_timeout)
-        .pool_idle_timeout(IDLE_MAX)
-        .pool_max_idle_per_host(config.concurrency)
-        .tcp_nodelay(true);
-    let mut speaks_tls = base.scheme() == "https";
-    if let Some(proxy) = &config.proxy {
-        let url = proxy.expose_secret();
-        speaks_tls |= url.starts_with("https:");
-        let proxy = Proxy::all(url).map_err(|_| "its proxy is no URL of a proxy".to_owned())?;
-        builder = builder.proxy(proxy);
-    }
-    let mut certificates = Vec::new();
-    if let Some(path) = &config.ca_file {
-        let shown = path.display();
-        let pem = std::fs::read(path)
-            .map_err(|error| format!("its ca_file {shown} cannot be read: {error}"))?;
-        certificates = Certificate::from_pem_bundle(&pem)
-            .map_err(|_| format!("its ca_file {shown} is no PEM file"))?;
-        if certificates.is_empty() {
-            return Err(format!("its ca_file {shown} holds no certificate"));
-        }
-    }
-    let lacks_own = certificates.is_empty();
-    builder = if speaks_tls {
-        builder.tls_certs_merge(certificates)
-    } else {
-        // Without TLS no certificates are needed: the system, which may have none, is not asked.
-        builder.tls_certs_only(certificates)
-    };
-    builder.build().map_err(|error| match innermost(&error) {
-        problem if speaks_tls && lacks_own => {
-            format!("{problem} (install the system's CA certificates, or set ca_file)")
-        }
-        problem => problem,
-    })
 }

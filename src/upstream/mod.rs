@@ -20,6 +20,7 @@ mod rewrite;
 mod routes;
 #[cfg(test)]
 mod tests;
+mod transport;
 
 use bytes::Bytes;
 

@@ -327,6 +327,7 @@ impl Dispatch {
         // Before the lock is given back: whoever sees that nothing is in flight finds it there.
         self.inbox.push(finished.into_iter().chain(of_ended_unit));
         if state.in_flight == 0 {
+            self.inbox.is_last();
             self.idle.notify_waiters();
         }
         next

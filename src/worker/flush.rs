@@ -12,7 +12,7 @@ use tracing::{Instrument as _, Span};
 
 use super::dispatch::Dispatch;
 use super::held::HeldUnit;
-use super::inbox::{Finished, Inbox};
+use super::inbox::{FULL_BYTES, Finished, Inbox, LITTLE_LINES};
 use super::lease::Lease;
 use crate::codec::segment::{self, Line};
 use crate::domain::file::Kind;
@@ -22,11 +22,8 @@ use crate::store::{self, FlushReply, Store, Tally, UnitFlush};
 
 /// A flush is due so long after its first line…
 const INTERVAL: Duration = Duration::from_millis(100);
-/// …or so long while little waits: few commits, and still durable within a second…
+/// …or so long while little waits: few commits, and still durable within a second.
 const INTERVAL_QUIET: Duration = Duration::from_millis(400);
-const LITTLE_LINES: usize = 64;
-/// …or as soon as there is so much.
-const FULL_BYTES: usize = 1 << 20;
 /// Units written in one transaction, and bytes of their segments: after an outage there may be
 /// much, and none of it may take longer than a statement has.
 const UNITS_A_TRANSACTION: usize = 256;

@@ -18,6 +18,11 @@ pub(super) struct Finished {
     pub charge: Option<Charge>,
 }
 
+/// With fewer lines, a flush may wait for longer.
+pub(super) const LITTLE_LINES: usize = 64;
+/// With so much, it is due at once.
+pub(super) const FULL_BYTES: usize = 1 << 20;
+
 /// Where slots leave finished lines and the flusher takes them.
 #[derive(Default)]
 pub(super) struct Inbox {
@@ -34,12 +39,16 @@ struct Queue {
 impl Inbox {
     pub(super) fn push(&self, finished: impl IntoIterator<Item = Finished>) {
         let mut queue = self.queue.lock().unwrap_or_else(PoisonError::into_inner);
+        let before = queue.stage();
         for line in finished {
             queue.bytes += line.line.bytes.len();
             queue.lines.push(line);
         }
+        let is_news = queue.stage() != before;
         drop(queue);
-        self.arrived.notify_one();
+        if is_news {
+            self.arrived.notify_one();
+        }
     }
 
     pub(super) fn take(&self) -> Vec<Finished> {
@@ -54,7 +63,22 @@ impl Inbox {
         (queue.lines.len(), queue.bytes)
     }
 
+    /// Nothing else is on its way to here.
+    pub(super) fn is_last(&self) {
+        self.arrived.notify_one();
+    }
+
+    /// Waits until there is something, or so much more that a flush is due sooner; not for each
+    /// line.
     pub(super) async fn arrived(&self) {
         self.arrived.notified().await;
+    }
+}
+
+impl Queue {
+    /// What decides when a flush is due.
+    fn stage(&self) -> (bool, bool, bool) {
+        let lines = self.lines.len();
+        (lines > 0, lines >= LITTLE_LINES, self.bytes >= FULL_BYTES)
     }
 }

@@ -1,0 +1,98 @@
+//! TLS, proxies, and all else that reqwest knows.
+
+use bytes::Bytes;
+use reqwest::header::HeaderMap;
+use reqwest::{Certificate, Method, Proxy, Request, Url, redirect, retry};
+use secrecy::ExposeSecret;
+
+use super::{Error, IDLE_MAX, innermost};
+use crate::config;
+
+#[derive(Debug)]
+pub(in crate::upstream) struct General {
+    client: reqwest::Client,
+}
+
+impl General {
+    pub(super) fn new(config: &config::Upstream, base: &Url) -> Result<Self, String> {
+        let mut builder = reqwest::Client::builder()
+            // One connection a call. Over HTTP/2 all calls would share one: a server that takes 100
+            // streams would halve a concurrency of 200 unseen, and a reset would fail every call.
+            .http1_only()
+            .no_proxy()
+            .redirect(redirect::Policy::none())
+            .retry(retry::never())
+            .referer(false)
+            .connect_timeout(config.connect_timeout)
+            .pool_idle_timeout(IDLE_MAX)
+            .pool_max_idle_per_host(config.concurrency)
+            .tcp_nodelay(true);
+        let mut speaks_tls = base.scheme() == "https";
+        if let Some(proxy) = &config.proxy {
+            let url = proxy.expose_secret();
+            speaks_tls |= url.starts_with("https:");
+            let proxy = Proxy::all(url).map_err(|_| "its proxy is no URL of a proxy".to_owned())?;
+            builder = builder.proxy(proxy);
+        }
+        let certificates = certificates(config)?;
+        let lacks_own = certificates.is_empty();
+        builder = if speaks_tls {
+            builder.tls_certs_merge(certificates)
+        } else {
+            // Without TLS no certificates are needed: the system, which may have none, is not
+            // asked.
+            builder.tls_certs_only(certificates)
+        };
+        let client = builder.build().map_err(|error| match innermost(&error) {
+            problem if speaks_tls && lacks_own => {
+                format!("{problem} (install the system's CA certificates, or set ca_file)")
+            }
+            problem => problem,
+        })?;
+        Ok(Self { client })
+    }
+
+    pub(super) async fn send(
+        &self,
+        method: Method,
+        url: Url,
+        headers: HeaderMap,
+        body: Bytes,
+    ) -> Result<reqwest::Response, Error> {
+        let mut request = Request::new(method, url);
+        *request.headers_mut() = headers;
+        if !body.is_empty() {
+            *request.body_mut() = Some(body.into());
+        }
+        self.client.execute(request).await.map_err(|e| error(&e))
+    }
+}
+
+/// The certificates that an upstream's file adds to the system's.
+fn certificates(config: &config::Upstream) -> Result<Vec<Certificate>, String> {
+    let Some(path) = &config.ca_file else {
+        return Ok(Vec::new());
+    };
+    let shown = path.display();
+    let pem = std::fs::read(path)
+        .map_err(|error| format!("its ca_file {shown} cannot be read: {error}"))?;
+    let certificates = Certificate::from_pem_bundle(&pem)
+        .map_err(|_| format!("its ca_file {shown} is no PEM file"))?;
+    if certificates.is_empty() {
+        return Err(format!("its ca_file {shown} holds no certificate"));
+    }
+    Ok(certificates)
+}
+
+pub(super) fn error(error: &reqwest::Error) -> Error {
+    let cause = innermost(error);
+    if !error.is_connect() {
+        Error::Lost(cause)
+    } else if error.is_dns() {
+        Error::Resolve(cause)
+    } else if error.is_timeout() {
+        Error::ConnectTimeout
+    } else {
+        Error::Connect(cause)
+    }
+}

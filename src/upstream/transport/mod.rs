@@ -1,0 +1,143 @@
+//! How a request reaches a model server, and how its answer comes back.
+//!
+//! There are two ways. [`Direct`] is plain HTTP to the server itself, as to vLLM or Ollama in one's
+//! own network, at less than half of the cost of a call. [`General`] has TLS and proxies. What one
+//! does the other does: the tests of this room run on both.
+
+mod direct;
+mod general;
+
+use std::time::Duration;
+
+use bytes::Bytes;
+use hyper::Uri;
+use reqwest::header::HeaderMap;
+use reqwest::{Method, Url};
+
+use self::direct::Direct;
+use self::general::General;
+use crate::config;
+
+/// Idle connections are dropped before servers drop them (uvicorn and Node do so after 5 s): a
+/// line sent into a connection that is just being closed would lose an attempt.
+const IDLE_MAX: Duration = Duration::from_secs(4);
+
+/// The connections of one upstream.
+#[derive(Debug)]
+pub(super) enum Transport {
+    Direct(Direct),
+    General(General),
+}
+
+/// Where requests go, in the forms that each way takes.
+#[derive(Clone, Debug)]
+pub(super) struct Address {
+    url: Url,
+    /// Path and query.
+    path: Uri,
+}
+
+/// The head of an answer, and its body to come. Dropped before its end, the call is cut.
+#[derive(Debug)]
+pub(super) enum Response {
+    Direct(Box<direct::Response>),
+    General(reqwest::Response),
+}
+
+/// Why no answer, or no more of it, came; in words without addresses.
+#[derive(Debug)]
+pub(super) enum Error {
+    /// The request was not sent.
+    Resolve(String),
+    ConnectTimeout,
+    Connect(String),
+    /// It may have been.
+    Lost(String),
+}
+
+impl Transport {
+    /// Errors in words for people.
+    pub(super) fn new(config: &config::Upstream, base: &Url) -> Result<Self, String> {
+        if base.scheme() == "http" && config.proxy.is_none() && config.ca_file.is_none() {
+            Direct::new(config, base).map(Self::Direct)
+        } else {
+            General::new(config, base).map(Self::General)
+        }
+    }
+
+    /// Sends a request and waits for the head of its answer.
+    pub(super) async fn send(
+        &self,
+        method: Method,
+        address: Address,
+        headers: HeaderMap,
+        body: Bytes,
+    ) -> Result<Response, Error> {
+        match self {
+            Self::Direct(direct) => {
+                let response = direct.send(method, address.path, headers, body).await?;
+                Ok(Response::Direct(Box::new(response)))
+            }
+            Self::General(general) => {
+                let response = general.send(method, address.url, headers, body).await?;
+                Ok(Response::General(response))
+            }
+        }
+    }
+}
+
+impl Address {
+    /// `None`: HTTP has no way to write it.
+    pub(super) fn new(url: Url) -> Option<Self> {
+        let path = match url.query() {
+            Some(query) => format!("{}?{query}", url.path()).parse(),
+            None => url.path().parse(),
+        };
+        Some(Self {
+            path: path.ok()?,
+            url,
+        })
+    }
+}
+
+impl Response {
+    pub(super) fn status(&self) -> u16 {
+        match self {
+            Self::Direct(response) => response.head().status.as_u16(),
+            Self::General(response) => response.status().as_u16(),
+        }
+    }
+
+    /// Moves the headers out.
+    pub(super) fn take_headers(&mut self) -> HeaderMap {
+        std::mem::take(match self {
+            Self::Direct(response) => &mut response.head_mut().headers,
+            Self::General(response) => response.headers_mut(),
+        })
+    }
+
+    /// How many bytes the body will have, if the server said so.
+    pub(super) fn content_length(&self) -> Option<u64> {
+        match self {
+            Self::Direct(response) => response.content_length(),
+            Self::General(response) => response.content_length(),
+        }
+    }
+
+    /// The next bytes of the body; `None` at its end.
+    pub(super) async fn chunk(&mut self) -> Result<Option<Bytes>, Error> {
+        match self {
+            Self::Direct(response) => response.chunk().await,
+            Self::General(response) => response.chunk().await.map_err(|e| general::error(&e)),
+        }
+    }
+}
+
+/// What lies at the bottom of an error: the layers above add nothing, or an address.
+fn innermost(error: &dyn std::error::Error) -> String {
+    let mut innermost = error;
+    while let Some(source) = innermost.source() {
+        innermost = source;
+    }
+    innermost.to_string()
+}
