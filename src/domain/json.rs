@@ -100,23 +100,10 @@ pub fn is_nested_within(json: &str, limit: usize) -> bool {
     true
 }
 
-/// Writes an upstream's body as it goes into a line of an output file, and says whether it was
-/// JSON.
-///
-/// JSON keeps its numbers, the order of its keys, and keys that stand twice: only the white space
-/// between tokens goes, and the characters that some clients take for the end of a line (U+0085,
-/// U+2028, U+2029) are written as escapes. Anything else becomes a JSON string.
-pub fn compact(body: &[u8], out: &mut Vec<u8>) -> bool {
-    let json = std::str::from_utf8(body).ok().filter(|text| is_valid(text));
-    match json {
-        Some(json) => compact_valid(json, out),
-        None => string(&String::from_utf8_lossy(body), out),
-    }
-    json.is_some()
-}
-
-/// As [`compact`], for a text that is known to be JSON.
-pub(super) fn compact_valid(json: &str, out: &mut Vec<u8>) {
+/// Writes JSON without the white space between tokens, and on one line for every reader: the
+/// characters that some clients take for the end of a line (U+0085, U+2028, U+2029) become escapes.
+/// Numbers, the order of keys, and keys that stand twice stay as they are.
+pub fn compact(json: &str, out: &mut Vec<u8>) {
     let bytes = json.as_bytes();
     let (mut from, mut at) = (0, 0);
     while let Some(&byte) = bytes.get(at) {

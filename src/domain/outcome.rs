@@ -22,9 +22,43 @@ pub enum Outcome<'a> {
         request_id: &'a str,
         /// As the upstream sent it.
         body: &'a [u8],
+        /// Of that body.
+        reading: Reading,
     },
     /// Without one.
     Error { code: ErrorCode, message: &'a str },
+}
+
+/// What an answer's body is found to be, read once.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Reading {
+    pub is_json: bool,
+    /// What the answer reports.
+    pub usage: Option<Usage>,
+}
+
+impl Reading {
+    /// Parses a body only once where it is an object, as it should be.
+    #[must_use]
+    pub fn of(body: &[u8]) -> Self {
+        let Ok(text) = std::str::from_utf8(body) else {
+            return Self {
+                is_json: false,
+                usage: None,
+            };
+        };
+        let mut usage = None;
+        let each = |key: &str, value| {
+            if key == "usage" {
+                usage = Some(value);
+            }
+        };
+        let is_object = json::members(text, each).is_some();
+        Self {
+            is_json: is_object || json::is_valid(text),
+            usage: usage.filter(|_| is_object).and_then(usage::parse),
+        }
+    }
 }
 
 /// Why a line never got an answer.
@@ -70,13 +104,17 @@ pub fn write(
             status,
             request_id,
             body,
+            reading,
         } => {
             out.extend(b",\"response\":{\"status_code\":");
             out.extend(status.to_string().as_bytes());
             out.extend(b",\"request_id\":");
             json::string(request_id, out);
             out.extend(b",\"body\":");
-            let usage = write_body(body, out);
+            match std::str::from_utf8(body) {
+                Ok(json) if reading.is_json => json::compact(json, out),
+                _ => json::string(&String::from_utf8_lossy(body), out),
+            }
             out.extend(b"},\"error\":null}\n");
             let is_success = (200..300).contains(&status);
             (
@@ -85,7 +123,7 @@ pub fn write(
                 } else {
                     Kind::Error
                 },
-                usage,
+                reading.usage,
             )
         }
         Outcome::Error { code, message } => {
@@ -97,25 +135,6 @@ pub fn write(
             (Kind::Error, None)
         }
     }
-}
-
-/// Writes an answer's body, in the usual case parsing it only once for its validity and usage.
-fn write_body(body: &[u8], out: &mut Vec<u8>) -> Option<Usage> {
-    let mut usage = None;
-    let object = std::str::from_utf8(body).ok().filter(|text| {
-        let each = |key: &str, value| {
-            if key == "usage" {
-                usage = Some(value);
-            }
-        };
-        json::members(text, each).is_some()
-    });
-    let Some(object) = object else {
-        json::compact(body, out);
-        return None;
-    };
-    json::compact_valid(object, out);
-    usage.and_then(usage::parse)
 }
 
 #[cfg(test)]
@@ -137,6 +156,7 @@ mod tests {
             status,
             request_id: "req_1",
             body,
+            reading: Reading::of(body),
         }
     }
 

@@ -9,7 +9,7 @@ use super::health::{Event, UpstreamState};
 use super::pool::{Permit, Pool, State};
 use super::retry::{self, Class};
 use super::{Answer, Call, Cause, CauseKind, Retry, Verdict};
-use crate::domain::json;
+use crate::domain::outcome::Reading;
 use crate::observe::CallOutcome;
 
 /// How much of a body that is not JSON a line's error repeats.
@@ -58,8 +58,10 @@ impl Pool {
             body,
         } = received;
         let judged = retry::judge(status, &headers);
+        let reading = Reading::of(&body);
         // A page of a proxy, say, or of another server. No model answers so.
-        let is_garbled = judged == Class::Final && (200..300).contains(&status) && !is_json(&body);
+        let is_success = judged == Class::Final && (200..300).contains(&status);
+        let is_garbled = is_success && !reading.is_json;
         let class = if is_garbled { Class::Transient } else { judged };
         let told = (class != Class::Final)
             .then(|| retry::told(&headers, retry::wall_clock(self.settings.clock.now_ms())))
@@ -82,6 +84,7 @@ impl Pool {
             status,
             request_id: provider.request_id(&headers).map(str::to_owned),
             body,
+            reading,
             charge,
         };
         let outcome = outcome_of(class);
@@ -273,10 +276,6 @@ impl Pool {
             }
         }
     }
-}
-
-fn is_json(body: &[u8]) -> bool {
-    std::str::from_utf8(body).is_ok_and(json::is_valid)
 }
 
 /// The beginning of a body that nobody understands, for people.

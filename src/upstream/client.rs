@@ -109,7 +109,7 @@ impl Upstream {
     ) -> Result<Received, Failure> {
         let (address, headers) = (self.address(path)?, self.headers.clone());
         let sending = self.transport.send(Method::POST, address, headers, body);
-        self.exchange(sending, self.timeout, charge).await
+        self.exchange(pin!(sending), self.timeout, charge).await
     }
 
     /// Asks which models it has: the status, and the list if there is one.
@@ -123,7 +123,7 @@ impl Upstream {
         let timeout = self.timeout.min(MODELS_TIMEOUT);
         // Not from the process's budget: an upstream must be seen to come back when memory is full.
         let mut charge = Budget::new(self.max_response_bytes).open();
-        let received = self.exchange(sending, timeout, &mut charge).await?;
+        let received = self.exchange(pin!(sending), timeout, &mut charge).await?;
         let is_ok = (200..300).contains(&received.status);
         let models = is_ok
             .then(|| self.provider.models(&received.body))

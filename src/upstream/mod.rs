@@ -24,6 +24,7 @@ mod transport;
 
 use bytes::Bytes;
 
+use crate::domain::outcome::Reading;
 use crate::observe::CallOutcome;
 
 pub use budget::{Budget, Charge};
@@ -61,6 +62,7 @@ pub struct Answer {
     /// The model server's own id for the request.
     pub request_id: Option<String>,
     pub body: Bytes,
+    pub reading: Reading,
     /// Holds the body's bytes (beside what the call's charge held before).
     pub charge: Charge,
 }

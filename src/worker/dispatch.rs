@@ -12,6 +12,7 @@ mod state;
 
 use std::collections::{BTreeSet, BinaryHeap, HashMap, VecDeque};
 use std::panic::AssertUnwindSafe;
+use std::pin::pin;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
@@ -259,9 +260,13 @@ impl Dispatch {
     /// One slot: sends lines until there is none to send.
     async fn slot(self: Arc<Self>, mut job: Job) {
         loop {
-            let attempt = AssertUnwindSafe(self.attempt(&mut job)).catch_unwind();
             // A line that makes the code panic ends alone, and takes no permit with it.
-            let attempt = attempt.await.unwrap_or(Attempt::Unreadable);
+            let attempt = {
+                // Pinned: it is large, and would be moved by each layer around it.
+                let attempt = pin!(self.attempt(&mut job));
+                AssertUnwindSafe(attempt).catch_unwind().await
+            };
+            let attempt = attempt.unwrap_or(Attempt::Unreadable);
             match self.settle(job, attempt) {
                 Some(next) => job = next,
                 None => return,

@@ -1,7 +1,7 @@
 //! A unit in hand: its text, its lines, and how far the store knows of them.
 
 use std::ops::Range;
-use std::sync::{Arc, Mutex};
+use std::sync::{Arc, Mutex, OnceLock};
 
 use bytes::Bytes;
 use tokio_util::sync::CancellationToken;
@@ -104,6 +104,29 @@ pub(super) struct Durable {
 pub(super) struct OpenLine {
     pub index: u32,
     pub range: Range<usize>,
+    request: OnceLock<Option<Request>>,
+}
+
+/// What is needed of a line's text.
+#[derive(Clone, Debug)]
+pub(super) struct Request {
+    pub custom_id: Box<str>,
+    pub body: Bytes,
+}
+
+impl OpenLine {
+    /// Reads the line in its unit's text, the first time; `None` if it holds no request.
+    pub(super) fn read(&self, text: &Bytes) -> Option<&Request> {
+        let read = || {
+            let line = std::str::from_utf8(text.get(self.range.clone())?).ok()?;
+            let envelope = line::read(line)?;
+            Some(Request {
+                custom_id: envelope.custom_id.into(),
+                body: text.slice_ref(envelope.body.as_bytes()),
+            })
+        };
+        self.request.get_or_init(read).as_ref()
+    }
 }
 
 impl HeldUnit {
@@ -156,6 +179,7 @@ fn lines_of_model(text: &[u8], model: &str, requests: i64) -> Vec<OpenLine> {
             lines.push(OpenLine {
                 index,
                 range: start..end,
+                request: OnceLock::new(),
             });
         }
         (start, index) = (end + 1, index + 1);

@@ -1,5 +1,6 @@
 //! One line: sent, and its outcome written in its final form.
 
+use std::pin::pin;
 use std::sync::Arc;
 
 use tracing::Instrument as _;
@@ -11,7 +12,6 @@ use crate::codec::segment::Line;
 use crate::domain::batch::Ending;
 use crate::domain::file::Kind;
 use crate::domain::id;
-use crate::domain::line::{self, Envelope};
 use crate::domain::outcome::{self, ErrorCode, Outcome};
 use crate::domain::usage::Usage;
 use crate::observe::trace;
@@ -51,7 +51,7 @@ pub(super) enum Attempt {
 /// Sends a job's line once.
 pub(super) async fn attempt(pool: &Pool, job: &mut Job) -> Attempt {
     let unit = job.unit.clone();
-    let Some(envelope) = envelope(&unit, &job.pending.line) else {
+    let Some(request) = job.pending.line.read(&unit.text) else {
         return Attempt::Unreadable;
     };
     let Some(permit) = job.permit.take() else {
@@ -59,7 +59,7 @@ pub(super) async fn attempt(pool: &Pool, job: &mut Job) -> Attempt {
     };
     let call = Call {
         path: unit.batch.endpoint.path,
-        body: unit.text.slice_ref(envelope.body.as_bytes()),
+        body: request.body.clone(),
         charge: pool.budget().open(),
     };
     let span = tracing::trace_span!(
@@ -74,16 +74,14 @@ pub(super) async fn attempt(pool: &Pool, job: &mut Job) -> Attempt {
         outcome = Empty,
         http.response.status_code = Empty,
     );
-    let call = pool.call(permit, call).instrument(span);
+    // Pinned: it is large, and would be moved by each layer around it.
+    let call = pin!(pool.call(permit, call));
+    let call = call.instrument(span);
     match unit.cut.run_until_cancelled(call).await {
         None => Attempt::Cut,
         Some(Verdict::Answer(answer)) => Attempt::Answered(answer),
         Some(Verdict::Retry(retry)) => Attempt::Failed(retry),
     }
-}
-
-fn envelope<'a>(unit: &'a HeldUnit, line: &OpenLine) -> Option<Envelope<'a>> {
-    line::read(std::str::from_utf8(&unit.text[line.range.clone()]).ok()?)
 }
 
 /// A line that an upstream answered.
@@ -101,6 +99,7 @@ pub(super) fn answered(unit: &Arc<HeldUnit>, line: &OpenLine, answer: Answer) ->
         status: answer.status,
         request_id,
         body,
+        reading: answer.reading,
     };
     let (line, usage) = write(unit, line, body.len(), outcome);
     let completed = i64::from(line.kind == Kind::Output);
@@ -186,8 +185,8 @@ fn write(
     size: usize,
     outcome: Outcome<'_>,
 ) -> (Line, Option<Usage>) {
-    let envelope = envelope(unit, line);
-    let custom_id = envelope.as_ref().map_or("", |envelope| &envelope.custom_id);
+    let request = line.read(&unit.text);
+    let custom_id = request.map_or("", |request| &request.custom_id);
     let mut bytes = Vec::with_capacity(size + custom_id.len() + 192);
     let (kind, usage) = outcome::write(&mut bytes, &id::batch_request(), custom_id, outcome);
     (

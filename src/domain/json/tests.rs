@@ -35,8 +35,12 @@ pub fn texts() -> impl Strategy<Value = String> {
 
 fn compacted(body: &[u8]) -> (bool, String) {
     let mut out = Vec::new();
-    let was_json = compact(body, &mut out);
-    (was_json, String::from_utf8(out).expect("UTF-8"))
+    let json = std::str::from_utf8(body).ok().filter(|text| is_valid(text));
+    match json {
+        Some(json) => compact(json, &mut out),
+        None => string(&String::from_utf8_lossy(body), &mut out),
+    }
+    (json.is_some(), String::from_utf8(out).expect("UTF-8"))
 }
 
 fn is_one_line(text: &str) -> bool {

@@ -42,7 +42,8 @@ pub(in crate::upstream) struct Direct {
     idle: Arc<Idle>,
 }
 
-/// A connection, and what moves its bytes when it is polled.
+/// A connection, and what moves its bytes when it is polled. Large: kept in a box, which is what
+/// goes from hand to hand.
 struct Connection {
     sender: SendRequest<Full<Bytes>>,
     driver: Driver,
@@ -57,7 +58,7 @@ struct Idle {
 
 #[derive(Default)]
 struct IdlePool {
-    connections: VecDeque<(Instant, Connection)>,
+    connections: VecDeque<(Instant, Box<Connection>)>,
     /// A task drops those that have grown old.
     is_aging: bool,
 }
@@ -67,7 +68,7 @@ pub(in crate::upstream) struct Response {
     head: Parts,
     body: Incoming,
     /// `None` once it was given back, or is of no more use.
-    connection: Option<Connection>,
+    connection: Option<Box<Connection>>,
     idle: Arc<Idle>,
 }
 
@@ -115,7 +116,8 @@ impl Direct {
         loop {
             let (mut connection, is_new) = match self.idle.take().await {
                 Some(connection) => (connection, false),
-                None => (self.connect().await?, true),
+                // In a box as well: rare, and large for the state of a call.
+                None => (Box::pin(self.connect()).await?, true),
             };
             let sending = connection.sender.try_send_request(request);
             match drive(&mut connection.driver, sending).await {
@@ -137,17 +139,15 @@ impl Direct {
         }
     }
 
-    async fn connect(&self) -> Result<Connection, Error> {
+    async fn connect(&self) -> Result<Box<Connection>, Error> {
         let mut connector = self.connector.clone();
         let stream = connector.call(self.server.clone()).await;
         let stream = stream.map_err(|error| unconnected(&error))?;
         let (sender, driver) = http1::handshake(stream)
             .await
             .map_err(|error| Error::Connect(innermost(&error)))?;
-        Ok(Connection {
-            sender,
-            driver: driver.fuse(),
-        })
+        let driver = driver.fuse();
+        Ok(Box::new(Connection { sender, driver }))
     }
 }
 
@@ -205,7 +205,7 @@ impl Idle {
     }
 
     /// One that its server has not closed, as far as we can know.
-    async fn take(&self) -> Option<Connection> {
+    async fn take(&self) -> Option<Box<Connection>> {
         loop {
             let (since, mut connection) = self.lock().connections.pop_back()?;
             if since.elapsed() < IDLE_MAX && connection.is_usable().await {
@@ -214,7 +214,7 @@ impl Idle {
         }
     }
 
-    fn put(self: &Arc<Self>, connection: Connection) {
+    fn put(self: &Arc<Self>, connection: Box<Connection>) {
         let mut pool = self.lock();
         if pool.connections.len() >= self.max {
             return;
@@ -236,7 +236,7 @@ impl Idle {
     fn drop_old(&self) -> Option<Instant> {
         let now = Instant::now();
         let mut pool = self.lock();
-        let is_old = |(since, _): &(Instant, Connection)| *since + IDLE_MAX <= now;
+        let is_old = |(since, _): &(Instant, Box<Connection>)| *since + IDLE_MAX <= now;
         let old = pool.connections.partition_point(is_old);
         pool.connections.drain(..old);
         let next = pool.connections.front().map(|(since, _)| *since + IDLE_MAX);

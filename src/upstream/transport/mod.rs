@@ -40,7 +40,7 @@ pub(super) struct Address {
 /// The head of an answer, and its body to come. Dropped before its end, the call is cut.
 #[derive(Debug)]
 pub(super) enum Response {
-    Direct(Box<direct::Response>),
+    Direct(direct::Response),
     General(reqwest::Response),
 }
 
@@ -76,7 +76,7 @@ impl Transport {
         match self {
             Self::Direct(direct) => {
                 let response = direct.send(method, address.path, headers, body).await?;
-                Ok(Response::Direct(Box::new(response)))
+                Ok(Response::Direct(response))
             }
             Self::General(general) => {
                 let response = general.send(method, address.url, headers, body).await?;
