@@ -129,6 +129,7 @@ impl Dispatch {
         let lane = unit.routes.as_ref().map(|routes| routes.lane);
         let mut entry = Entry {
             unit: unit.clone(),
+            care: unit.care,
             lane,
             ready,
             waiting: BinaryHeap::new(),
@@ -233,7 +234,7 @@ impl Dispatch {
             // What must wait for its upstream is no work in hand.
             if self.pool.may_take(routes) {
                 let of_tenant = (lane, entry.unit.batch.tenant.clone());
-                *in_hand.ready.entry(of_tenant).or_default() += entry.ready.len();
+                *in_hand.ready.entry(of_tenant).or_default() += entry.sendable();
             }
         }
         in_hand.answered = state
@@ -273,7 +274,7 @@ impl Dispatch {
         // Looked at once more right before the line is sent: the process may have stood still.
         // A process that stops does not wait for a note either.
         let unit = job.unit.clone();
-        let note = unit.cut.run_until_cancelled(self.note(&unit, &job.pending));
+        let note = unit.cut.run_until_cancelled(self.note(job));
         if note.await == Some(true) && self.may_send() {
             line::attempt(&self.pool, job).await
         } else {
@@ -286,6 +287,7 @@ impl Dispatch {
         let Job {
             unit,
             mut pending,
+            care,
             permit,
         } = job;
         drop(permit);
@@ -319,8 +321,9 @@ impl Dispatch {
             }
         }
         state.remove_if_spent(unit.id);
-        if matches!(unit.care, Care::Alone { .. }) {
-            // Others may have waited for it.
+        if care == Care::Alone && finished.is_none() && of_ended_unit.is_empty() {
+            // Nothing of it is to be written, and others may have waited for it.
+            state.not_alone(unit.id);
             self.pump.notify_one();
         }
         let next = self.choose(&mut state, Instant::now());

@@ -183,6 +183,7 @@ impl Flusher {
                 any_finished = true;
                 self.dispatch.forget(&unit.key, unit.epoch);
             }
+            self.dispatch.written(unit, group.flush.cleared);
         }
         for (batch_id, stage) in &reply.stages {
             if let Some(ending) = stage.ending {
@@ -320,12 +321,14 @@ fn into_group(mut finished: Vec<Finished>) -> io::Result<Group> {
     for line in &lines {
         done.insert(line.line);
     }
+    let cleared = unit.suspects.iter().all(|&line| done.contains(line));
     let flush = UnitFlush {
         key: unit.key.clone(),
         epoch: unit.epoch,
         flush_no,
         done,
         finished: open == lines.len(),
+        cleared,
         segment: segment::encode(&lines)?,
         output_bytes: bytes(Kind::Output),
         error_bytes: bytes(Kind::Error),
