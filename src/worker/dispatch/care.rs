@@ -42,13 +42,24 @@ impl Dispatch {
                 true
             }
             Ok(false) => {
-                self.lose(unit);
+                self.keep_or_lose(unit).await;
                 false
             }
             Err(error) => {
                 tracing::debug!(%error, "a line waits until it can be noted that it is sent");
                 false
             }
+        }
+    }
+
+    /// A unit was taken over. If nobody has leased it since, it is taken back, which tells the
+    /// store that this process has not died of its lines.
+    async fn keep_or_lose(&self, unit: &HeldUnit) {
+        let lease = [(unit.key.clone(), unit.epoch)];
+        match self.store.reclaim_units(&self.lease.token(), &lease).await {
+            Ok(lost) if lost.is_empty() => {}
+            Ok(_) => self.lose(unit),
+            Err(error) => tracing::debug!(%error, "a unit could not be taken back yet"),
         }
     }
 

@@ -341,6 +341,42 @@ async fn deaths_count_against_the_line_that_was_alone() {
     assert!(!note(&old, unit.epoch).await);
 }
 
+async fn a_process_that_comes_back_has_not_died_of_its_line() {
+    let fixture = Fixture::new().await;
+    let batch = fixture.running(10).await;
+    for death in 0..3 {
+        die_with_it(&fixture, &batch, (death > 0).then_some(9)).await;
+    }
+    let silent = replica("silent", -1);
+    assert_eq!(fixture.join(&silent, None).await, None);
+    let unit = fixture.lease(&silent.token, &batch, 1).await.remove(0);
+    fixture.note(&silent.token, &unit, 7).await;
+    let (held, late) = ([lease_of(&unit)], flush(&unit, &[0], false));
+    let late = UnitFlush {
+        cleared: false,
+        ..late
+    };
+    // Each time it is taken for dead, and comes back in one of the three ways.
+    let taken_over = async || fixture.store.take_over().await.expect("takes over");
+    assert_eq!(taken_over().await, 1);
+    let lost = fixture.store.rejoin(&silent, &held).await;
+    assert_eq!(lost.expect("rejoins"), []);
+    assert_eq!(taken_over().await, 1);
+    let lost = fixture.store.reclaim_units(&silent.token, &held).await;
+    assert_eq!(lost.expect("reclaims"), []);
+    assert_eq!(taken_over().await, 1);
+    let reply = fixture.store.flush(&silent.token, 0, &[&late]).await;
+    assert_eq!(reply.expect("flushes").accepted.len(), 1);
+
+    // Then it does not come back.
+    assert_eq!(taken_over().await, 1);
+    let unit = die_with_it(&fixture, &batch, None).await;
+    assert_eq!(
+        (unit.takeovers, unit.noted_line, unit.crashes),
+        (4, Some(7), 1)
+    );
+}
+
 async fn a_flush_and_a_take_over_at_once_lose_and_double_nothing() {
     let fixture = Fixture::new().await;
     for _ in 0..15 {
@@ -385,5 +421,6 @@ on_every_engine![
     of_many_newcomers_with_one_name_one_gets_in,
     a_unit_runs_alone_after_three_deaths_until_a_flush_clears_it,
     deaths_count_against_the_line_that_was_alone,
+    a_process_that_comes_back_has_not_died_of_its_line,
     a_flush_and_a_take_over_at_once_lose_and_double_nothing,
 ];
