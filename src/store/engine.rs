@@ -420,6 +420,7 @@ async fn migrate_postgres(url: &str, pooler: bool) -> Result<()> {
         Ok(tx.commit().await?)
     };
     limited(MIGRATION_MAX, migrate).await?;
+    // The schema is committed: a farewell that fails or takes too long changes nothing of it.
     let _ = tokio::time::timeout(postgres::CONNECT_TIMEOUT, connection.close()).await;
     Ok(())
 }

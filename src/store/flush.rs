@@ -6,7 +6,7 @@ use sqlx::AssertSqlSafe;
 
 use super::batches::stage;
 use super::engine::{Tx, on, typed_values, values, within};
-use super::units::{ALONE_AFTER, into_lease, reclaim};
+use super::units::{into_lease, reclaim};
 use super::{Result, Store};
 use crate::codec::segment::Encoded;
 use crate::domain::batch::Stage;
@@ -45,6 +45,9 @@ pub struct UnitFlush {
     pub done: Bitmap,
     /// Whether no line is left.
     pub finished: bool,
+    /// Whether no line is left that may have killed its process, so that the take-overs so far
+    /// do not count any more.
+    pub cleared: bool,
     pub segment: Encoded,
     /// Raw bytes of the lines of each kind.
     pub output_bytes: i64,
@@ -114,8 +117,7 @@ async fn reclaim_missing<'a>(
     Ok(missing)
 }
 
-/// Moves the units past the fence, and says which were. A unit that gets on is not suspected of
-/// killing its processes any more, unless it runs alone already.
+/// Moves the units past the fence, and says which were.
 async fn advance_units(
     tx: &mut Tx,
     store: &Store,
@@ -127,15 +129,17 @@ async fn advance_units(
     }
     let bytes = store.engine().bytes_type();
     let types = [
-        "TEXT", "BIGINT", "BIGINT", "BIGINT", "BIGINT", bytes, "TEXT", "BIGINT", "BIGINT",
+        "TEXT", "BIGINT", "BIGINT", "BIGINT", "BIGINT", bytes, "TEXT", "BIGINT", "BIGINT", "BIGINT",
     ];
     let sql = format!(
         "-- flush_units
-         WITH v(batch_id, chunk_no, model_no, epoch, flush_no, done, state, output, error)
+         WITH v(batch_id, chunk_no, model_no, epoch, flush_no, done, state, cleared, output, error)
             AS (VALUES {})
          UPDATE units SET flush_no = units.flush_no + 1, done = v.done, state = v.state,
             owner = CASE WHEN v.state = 'done' THEN NULL ELSE units.owner END,
-            takeovers = CASE WHEN units.takeovers < {ALONE_AFTER} THEN 0 ELSE units.takeovers END,
+            takeovers = CASE WHEN v.cleared = 1 THEN 0 ELSE units.takeovers END,
+            noted_line = CASE WHEN v.cleared = 1 THEN NULL ELSE units.noted_line END,
+            crashes = CASE WHEN v.cleared = 1 THEN 0 ELSE units.crashes END,
             output_bytes = units.output_bytes + v.output,
             error_bytes = units.error_bytes + v.error
          FROM v
@@ -156,6 +160,7 @@ async fn advance_units(
                 .bind(unit.flush_no)
                 .bind(unit.done.as_bytes())
                 .bind(if unit.finished { "done" } else { "leased" })
+                .bind(i64::from(unit.cleared))
                 .bind(unit.output_bytes)
                 .bind(unit.error_bytes);
         }

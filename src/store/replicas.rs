@@ -6,7 +6,7 @@ use sqlx::AssertSqlSafe;
 use super::backlog::add_waiting;
 use super::engine::{Tx, on, within};
 use super::shares::forget_holder;
-use super::units::{keep, tally};
+use super::units::{ALONE_AFTER, keep, tally};
 use super::{Error, Result, Store};
 use crate::domain::unit::UnitKey;
 use crate::observe::figures;
@@ -81,7 +81,8 @@ impl Store {
                 });
                 let taken: Vec<(String, i64)> = within!(&mut *tx, c => {
                     sqlx::query_as(AssertSqlSafe(format!(
-                        "-- join_take_over\n{ORPHAN} AND owner = $1 {ORPHANED}"
+                        "-- join_take_over\n{} AND owner = $1 {ORPHANED}",
+                        orphan()
                     )))
                     .bind(&incumbent.token)
                     .fetch_all(c)
@@ -275,7 +276,8 @@ impl Store {
         }
         let lapse = format!("-- take_over_lapse\nDELETE FROM replicas WHERE lease_until < {now}");
         let take = format!(
-            "-- take_over\n{ORPHAN} AND owner NOT IN (SELECT token FROM replicas) {ORPHANED}"
+            "-- take_over\n{} AND owner NOT IN (SELECT token FROM replicas) {ORPHANED}",
+            orphan()
         );
         let mut tx = self.begin().await?;
         let taken: Vec<(String, i64)> = within!(&mut tx, c => {
@@ -297,9 +299,14 @@ impl Store {
 }
 
 /// How units are taken from an owner that is gone. Who died with lines of a unit on their way may
-/// have died of them.
-const ORPHAN: &str = "UPDATE units SET state = 'waiting', takeovers = takeovers + begun,
-    crashes = CASE WHEN noted_line IS NULL THEN 0 ELSE crashes + begun END WHERE state = 'leased'";
+/// have died of them; of one line only where it was alone. [`super::units::reclaim`] undoes it.
+fn orphan() -> String {
+    format!(
+        "UPDATE units SET state = 'waiting', takeovers = takeovers + begun,
+            crashes = CASE WHEN takeovers < {ALONE_AFTER} THEN 0 ELSE crashes + begun END
+         WHERE state = 'leased'"
+    )
+}
 const ORPHANED: &str = "RETURNING batch_id, model_no";
 
 /// Counts units that wait again; returns how many there are.

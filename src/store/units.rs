@@ -11,7 +11,7 @@ use crate::domain::unit::{Bitmap, UnitKey};
 
 /// Units named in one statement.
 const NAMED_UNITS_MAX: usize = 500;
-/// So many take-overs in a row without a flush, and a unit is suspected of killing its process.
+/// From so many take-overs on, the lines that were on their way at the last one run alone.
 pub(super) const ALONE_AFTER: i64 = 3;
 /// How the store names a unit under one of its leases, in a list of values.
 const LEASE_TYPES: [&str; 4] = ["TEXT", "BIGINT", "BIGINT", "BIGINT"];
@@ -26,19 +26,19 @@ pub struct LeasedUnit {
     pub requests: i64,
     pub chunk_bytes: i64,
     /// How often it was taken over from a process that died while lines of it may have been on
-    /// their way, without a flush in between.
+    /// their way, since a flush cleared it.
     pub takeovers: i64,
-    /// Where it runs alone: the line that was on its way last.
+    /// No line behind this one was on its way at the last take-over.
     pub noted_line: Option<i64>,
-    /// How many processes have died since that line was noted.
+    /// How many processes have died while that line ran alone.
     pub crashes: i64,
     /// What is done already: read by the statement that leases, never from segments.
     pub done: Bitmap,
 }
 
 impl LeasedUnit {
-    /// Whether one of its lines is suspected of killing the process: then they are sent one at a
-    /// time, with nothing else on its way, each noted before.
+    /// Whether one of its lines is suspected of killing the process: then those that may be it
+    /// are sent one at a time, with nothing else on its way, each noted before.
     #[must_use]
     pub fn runs_alone(&self) -> bool {
         self.takeovers >= ALONE_AFTER
@@ -151,8 +151,8 @@ impl Store {
         Ok(lost)
     }
 
-    /// Notes that lines of a unit are about to be sent, or this one alone. False if the unit is
-    /// not this owner's under that epoch any more: then they must not be.
+    /// Notes that lines of a unit are about to be sent, none behind this one. False if the unit
+    /// is not this owner's under that epoch any more: then they must not be.
     ///
     /// # Errors
     /// When the database fails.
@@ -161,7 +161,7 @@ impl Store {
         owner: &str,
         key: &UnitKey,
         epoch: i64,
-        line: Option<u32>,
+        line: u32,
     ) -> Result<bool> {
         let noted = on!(self.writer(), c => {
             sqlx::query(
@@ -176,7 +176,7 @@ impl Store {
             .bind(key.model_no)
             .bind(owner)
             .bind(epoch)
-            .bind(line.map(i64::from))
+            .bind(i64::from(line))
             .execute(c)
             .await?
             .rows_affected()
@@ -269,7 +269,8 @@ pub(super) async fn reclaim(
             "-- reclaim_units
              WITH v(batch_id, chunk_no, model_no, epoch) AS (VALUES {})
              UPDATE units SET state = 'leased', takeovers = takeovers - begun,
-                crashes = CASE WHEN noted_line IS NULL THEN 0 ELSE crashes - begun END
+                crashes = CASE WHEN takeovers - begun < {ALONE_AFTER} THEN 0
+                    ELSE crashes - begun END
              FROM v
              WHERE units.batch_id = v.batch_id AND units.chunk_no = v.chunk_no
                AND units.model_no = v.model_no AND units.epoch = v.epoch

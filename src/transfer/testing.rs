@@ -187,6 +187,7 @@ impl TestStore {
                 flush_no: unit.flush_no + nth as i64,
                 done: done.clone(),
                 finished: nth == last,
+                cleared: true,
                 segment: segment::encode(&lines).unwrap(),
                 output_bytes: bytes_of(&lines, Kind::Output),
                 error_bytes: bytes_of(&lines, Kind::Error),

@@ -8,6 +8,7 @@ mod care;
 mod choose;
 mod demand;
 mod hold;
+mod send;
 mod state;
 
 use std::collections::{BTreeSet, BinaryHeap, HashMap, VecDeque};
@@ -25,20 +26,17 @@ use super::Settings;
 use super::held::{Care, HeldUnit, OpenLine};
 use super::inbox::{Finished, Inbox};
 use super::lease::Lease;
-use super::line::{self, Attempt, Job, Pending};
+use super::line::{self, Job, Pending};
 use super::uptime::Uptime;
 use crate::config;
 use crate::domain::batch::Ending;
 use crate::domain::clock::Clock;
 use crate::store::Store;
-use crate::upstream::{LaneId, Pool, Retry, backoff};
+use crate::upstream::{LaneId, Pool};
 use state::{Entry, State, Waiting};
 
 /// How long the pump may sleep when it knows of nothing to wait for.
 const PUMP_TICK: Duration = Duration::from_secs(1);
-/// The longest wait of a line that may be sent again at once: enough to keep a failure that
-/// nobody foresaw from becoming a loop without a pause.
-const AGAIN_AT_ONCE: Duration = Duration::from_millis(50);
 
 pub(super) struct Dispatch {
     state: Mutex<State>,
@@ -130,6 +128,7 @@ impl Dispatch {
         let lane = unit.routes.as_ref().map(|routes| routes.lane);
         let mut entry = Entry {
             unit: unit.clone(),
+            care: unit.care,
             lane,
             ready,
             waiting: BinaryHeap::new(),
@@ -234,7 +233,7 @@ impl Dispatch {
             // What must wait for its upstream is no work in hand.
             if self.pool.may_take(routes) {
                 let of_tenant = (lane, entry.unit.batch.tenant.clone());
-                *in_hand.ready.entry(of_tenant).or_default() += entry.ready.len();
+                *in_hand.ready.entry(of_tenant).or_default() += entry.sendable();
             }
         }
         in_hand.answered = state
@@ -260,115 +259,63 @@ impl Dispatch {
     /// One slot: sends lines until there is none to send.
     async fn slot(self: Arc<Self>, mut job: Job) {
         loop {
-            // A line that makes the code panic ends alone, and takes no permit with it.
-            let attempt = {
+            let outcome = {
                 // Pinned: it is large, and would be moved by each layer around it.
-                let attempt = pin!(self.attempt(&mut job));
-                AssertUnwindSafe(attempt).catch_unwind().await
+                let outcome = pin!(self.outcome(&mut job));
+                AssertUnwindSafe(outcome).catch_unwind().await
             };
-            let attempt = attempt.unwrap_or(Attempt::Unreadable);
-            match self.settle(job, attempt) {
+            let outcome = outcome.unwrap_or_else(|_| self.panicked(&job));
+            match self.settle(job, outcome) {
                 Some(next) => job = next,
                 None => return,
             }
         }
     }
 
-    async fn attempt(&self, job: &mut Job) -> Attempt {
-        // Looked at once more right before the line is sent: the process may have stood still.
-        // A process that stops does not wait for a note either.
-        let unit = job.unit.clone();
-        let note = unit.cut.run_until_cancelled(self.note(&unit, &job.pending));
-        if note.await == Some(true) && self.may_send() {
-            line::attempt(&self.pool, job).await
-        } else {
-            Attempt::Cut
-        }
-    }
-
-    /// Books what came of an attempt, and chooses the next line to send.
-    fn settle(&self, job: Job, attempt: Attempt) -> Option<Job> {
+    /// Books what came of a line, and chooses the next one to send.
+    fn settle(&self, job: Job, outcome: Result<Finished, Instant>) -> Option<Job> {
         let Job {
             unit,
-            mut pending,
+            pending,
+            care,
             permit,
         } = job;
         drop(permit);
-        // The line is written in its final form before the lock is taken.
-        let mut finished = match attempt {
-            Attempt::Answered(answer) => Some(line::answered(&unit, &pending.line, answer)),
-            Attempt::Unreadable => Some(line::unreadable(&unit, &pending.line)),
-            Attempt::Cut => None,
-            Attempt::Failed(failure) => self.judge(&unit, &mut pending, failure),
-        };
-        let due = (finished.is_none()).then(|| Instant::now() + self.pause(&pending));
 
         let mut state = self.lock();
-        state.landed(&unit, finished.is_some());
+        state.landed(&unit, outcome.is_ok());
         self.pool.limits().landed();
-        let mut of_ended_unit = Vec::new();
-        match (&finished, state.entries.get_mut(&unit.id)) {
+        let finished = match (outcome, state.entries.get_mut(&unit.id)) {
             // The unit was lost, or is being given back: this line is not ours any more.
-            (_, None) => finished = None,
-            (Some(_), Some(_)) => {}
-            (None, Some(entry)) => {
+            (_, None) => None,
+            (Ok(finished), Some(_)) => Some(finished),
+            (Err(due), Some(entry)) => {
                 if let Some(ending) = entry.ending {
-                    of_ended_unit.push(conclude(&unit, pending, ending));
-                } else if let Some(due) = due {
+                    Some(conclude(&unit, pending, ending))
+                } else {
                     entry.waiting.push(Waiting { due, pending });
                     if let Some(lane) = entry.lane.and_then(|lane| state.lanes.get_mut(&lane)) {
                         lane.waiting += 1;
                     }
                     self.pump.notify_one();
+                    None
                 }
             }
-        }
+        };
         state.remove_if_spent(unit.id);
-        if matches!(unit.care, Care::Alone { .. }) {
-            // Others may have waited for it.
+        if care == Care::Alone && finished.is_none() {
+            // Nothing of it is to be written, and others may have waited for it.
+            state.not_alone(unit.id);
             self.pump.notify_one();
         }
-        let next = self.choose(&mut state, Instant::now());
         // Before the lock is given back: whoever sees that nothing is in flight finds it there.
-        self.inbox.push(finished.into_iter().chain(of_ended_unit));
+        self.inbox.push(finished);
+        let next = self.choose(&mut state, Instant::now());
         if state.in_flight == 0 {
             self.inbox.is_last();
             self.idle.notify_waiters();
         }
         next
-    }
-
-    /// What a failed attempt means: an outcome, or another attempt.
-    fn judge(
-        &self,
-        unit: &Arc<HeldUnit>,
-        pending: &mut Pending,
-        failure: Retry,
-    ) -> Option<Finished> {
-        pending.avoid = Some(failure.upstream);
-        pending.attempts += u32::from(failure.costs_attempt);
-        if !failure.costs_attempt || pending.attempts < self.retry.max_attempts {
-            self.pool.will_retry(&failure);
-            // A refused key is what the line ends with, if nobody mends it before the window
-            // ends. Any other answer is worth nothing by the next attempt.
-            pending.answer = failure
-                .answer
-                .filter(|answer| matches!(answer.status, 401..=403));
-            return None;
-        }
-        Some(match failure.answer {
-            Some(answer) => line::answered(unit, &pending.line, answer),
-            None => line::given_up(unit, &pending.line, &failure.cause),
-        })
-    }
-
-    /// How long a line waits for its next attempt.
-    fn pause(&self, pending: &Pending) -> Duration {
-        let random = rand::random::<f64>();
-        match pending.attempts {
-            0 => AGAIN_AT_ONCE.mul_f64(random),
-            attempts => backoff(attempts, &self.retry, random),
-        }
     }
 
     /// Starts slots while there are lines to send and places to send them to; returns when to

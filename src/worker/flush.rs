@@ -1,6 +1,6 @@
 //! Group commit: what finished anywhere in the process goes to disk together.
 
-use std::collections::{BTreeMap, VecDeque};
+use std::collections::{HashMap, VecDeque};
 use std::io;
 use std::sync::{Arc, PoisonError};
 use std::time::Duration;
@@ -90,24 +90,37 @@ impl Flusher {
         if finished.is_empty() {
             return;
         }
-        let groups = match tokio::task::spawn_blocking(move || into_groups(finished)).await {
-            Ok(Ok(groups)) => groups,
-            Ok(Err(error)) => {
-                // Without memory for a few hundred KiB nothing goes on: end the process, so
-                // that the lines run again where there is some.
-                tracing::error!(%error, "answers could not be compressed");
-                std::process::abort();
-            }
-            Err(error) => {
-                tracing::error!(%error, "the thread that compresses answers failed");
-                std::process::abort();
-            }
-        };
+        let groups = self.compress(by_unit(finished)).await;
         for groups in into_transactions(groups) {
             self.write(groups).await;
         }
         // The budget has room again.
         self.dispatch.poke();
+    }
+
+    /// Lays out the segments of units. A unit of which that fails is let go, and its lines run
+    /// again; if the thread itself fails, all of them are.
+    async fn compress(&self, finished: Vec<Vec<Finished>>) -> Vec<Group> {
+        let units: Vec<_> = finished.iter().map(|lines| lines[0].unit.clone()).collect();
+        let lay_out = move || finished.into_iter().map(into_group).collect::<Vec<_>>();
+        let groups = match tokio::task::spawn_blocking(lay_out).await {
+            Ok(groups) => groups,
+            Err(error) => {
+                tracing::error!(%error, "the thread that compresses answers failed");
+                units.iter().for_each(|unit| self.dispatch.lose(unit));
+                return Vec::new();
+            }
+        };
+        let groups = units.iter().zip(groups).filter_map(|(unit, group)| {
+            group
+                .inspect_err(|error| {
+                    let key = &unit.key;
+                    tracing::error!(unit.key = %key, %error, "a unit cannot be compressed; let go");
+                    self.dispatch.lose(unit);
+                })
+                .ok()
+        });
+        groups.collect()
     }
 
     /// Writes groups until they are written. A group that keeps failing is halved, until what
@@ -180,6 +193,7 @@ impl Flusher {
                 any_finished = true;
                 self.dispatch.forget(&unit.key, unit.epoch);
             }
+            self.dispatch.written(unit, group.flush.cleared);
         }
         for (batch_id, stage) in &reply.stages {
             if let Some(ending) = stage.ending {
@@ -274,22 +288,16 @@ fn into_transactions(groups: Vec<Group>) -> Vec<Vec<Group>> {
     transactions
 }
 
-/// Gathers finished lines by unit, in the order in which the store locks units, and lays out
-/// their segments.
-fn into_groups(finished: Vec<Finished>) -> io::Result<Vec<Group>> {
-    let mut by_unit: BTreeMap<(i64, u64), Vec<Finished>> = BTreeMap::new();
+/// Gathers finished lines by unit, in the order in which the store locks units. No unit is without
+/// a line.
+fn by_unit(finished: Vec<Finished>) -> Vec<Vec<Finished>> {
+    let mut by_unit: HashMap<u64, Vec<Finished>> = HashMap::new();
     for line in finished {
-        by_unit
-            .entry((line.unit.key.chunk_no, line.unit.id))
-            .or_default()
-            .push(line);
+        by_unit.entry(line.unit.id).or_default().push(line);
     }
-    let mut groups = by_unit
-        .into_values()
-        .map(into_group)
-        .collect::<io::Result<Vec<Group>>>()?;
-    groups.sort_by(|a, b| a.unit.key.cmp(&b.unit.key));
-    Ok(groups)
+    let mut units: Vec<Vec<Finished>> = by_unit.into_values().collect();
+    units.sort_by(|a, b| a[0].unit.key.cmp(&b[0].unit.key));
+    units
 }
 
 fn into_group(mut finished: Vec<Finished>) -> io::Result<Group> {
@@ -317,12 +325,14 @@ fn into_group(mut finished: Vec<Finished>) -> io::Result<Group> {
     for line in &lines {
         done.insert(line.line);
     }
+    let cleared = unit.suspects.iter().all(|&line| done.contains(line));
     let flush = UnitFlush {
         key: unit.key.clone(),
         epoch: unit.epoch,
         flush_no,
         done,
         finished: open == lines.len(),
+        cleared,
         segment: segment::encode(&lines)?,
         output_bytes: bytes(Kind::Output),
         error_bytes: bytes(Kind::Error),

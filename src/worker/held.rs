@@ -55,41 +55,61 @@ pub(super) struct HeldUnit {
     pub cut: CancellationToken,
     /// What the store knows. Only the flusher looks at it.
     pub durable: Mutex<Durable>,
+    /// How it is begun; the dispatch knows when it is cleared.
     pub care: Care,
-    /// What was noted last, under this lease, before it was sent: a line, or any.
-    pub noted: tokio::sync::Mutex<Option<Option<u32>>>,
+    /// Lines that may kill their process: while one is not done, the unit is not cleared.
+    pub suspects: Vec<u32>,
+    /// The line noted before this lease, and how many processes have died while it ran alone.
+    pub noted_before: Option<i64>,
+    pub crashes: i64,
+    /// What was noted last, under this lease, before it was sent.
+    pub noted: tokio::sync::Mutex<Option<u32>>,
     /// The text's part of the budget.
     _charge: Option<Charge>,
 }
 
-/// What is noted in the store before lines are sent, so that one that kills its process is found.
-#[derive(Clone, Copy, Debug)]
+/// How a unit is run, so that a line that kills its process is found. What is noted, is noted in
+/// the store before the line is sent.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Care {
-    /// Nothing: no process has died with the unit, or it has got on since.
+    /// As any: no process has died with it, or it was cleared since.
     Usual,
-    /// That lines are sent at all: so that the unit is not suspected if this process dies first.
-    Begin,
-    /// Each line, and then nothing else is sent until it is back: the unit is suspected.
-    Alone {
-        /// The line noted last, and how many processes have died since.
-        noted: Option<i64>,
-        crashes: i64,
-    },
+    /// One process has died with it: how far its lines are sent is noted.
+    Noted,
+    /// Two have: the same, and few are sent at a time, so that few are suspects afterwards.
+    Few,
+    /// Three have: each suspect is noted, and nothing else is sent until it is on disk.
+    Alone,
 }
 
 impl Care {
     fn of(leased: &LeasedUnit) -> Self {
-        if leased.runs_alone() {
-            Care::Alone {
-                noted: leased.noted_line,
-                crashes: leased.crashes,
-            }
-        } else if leased.takeovers > 0 {
-            Care::Begin
-        } else {
-            Care::Usual
+        match leased.takeovers {
+            ..=0 => Care::Usual,
+            1 => Care::Noted,
+            _ if leased.runs_alone() => Care::Alone,
+            _ => Care::Few,
         }
     }
+}
+
+/// Which lines may have killed the last process: of those that are open, all up to the one noted;
+/// that one only, if it was alone. At least one, and all where none was noted.
+fn suspects(leased: &LeasedUnit, care: Care, lines: &[OpenLine]) -> Vec<u32> {
+    if !matches!(care, Care::Few | Care::Alone) {
+        return Vec::new();
+    }
+    let may_be = |index: u32| match leased.noted_line {
+        None => true,
+        Some(noted) if leased.crashes > 0 => i64::from(index) == noted,
+        Some(noted) => i64::from(index) <= noted,
+    };
+    let open = lines.iter().map(|line| line.index);
+    let mut suspects: Vec<u32> = open.filter(|&index| may_be(index)).collect();
+    if suspects.is_empty() {
+        suspects.extend(lines.first().map(|line| line.index));
+    }
+    suspects
 }
 
 pub(super) struct Durable {
@@ -115,6 +135,15 @@ pub(super) struct Request {
 }
 
 impl OpenLine {
+    fn new(index: u32, range: Range<usize>) -> Self {
+        let request = OnceLock::new();
+        Self {
+            index,
+            range,
+            request,
+        }
+    }
+
     /// Reads the line in its unit's text, the first time; `None` if it holds no request.
     pub(super) fn read(&self, text: &Bytes) -> Option<&Request> {
         let read = || {
@@ -144,6 +173,7 @@ impl HeldUnit {
         let mut lines = lines_of_model(&text, model, leased.requests);
         lines.retain(|line| !leased.done.contains(line.index));
         let care = Care::of(&leased);
+        let suspects = suspects(&leased, care, &lines);
         let durable = Mutex::new(Durable {
             flush_no: leased.flush_no,
             done: leased.done,
@@ -160,6 +190,9 @@ impl HeldUnit {
             cut: CancellationToken::new(),
             durable,
             care,
+            suspects,
+            noted_before: leased.noted_line,
+            crashes: leased.crashes,
             noted: tokio::sync::Mutex::default(),
             _charge: charge,
         };
@@ -176,11 +209,7 @@ fn lines_of_model(text: &[u8], model: &str, requests: i64) -> Vec<OpenLine> {
     while start < text.len() {
         let end = memchr::memchr(b'\n', &text[start..]).map_or(text.len(), |at| start + at);
         if !text[start..end].iter().all(|&byte| json::is_space(byte)) {
-            lines.push(OpenLine {
-                index,
-                range: start..end,
-                request: OnceLock::new(),
-            });
+            lines.push(OpenLine::new(index, start..end));
         }
         (start, index) = (end + 1, index + 1);
     }
@@ -191,4 +220,50 @@ fn lines_of_model(text: &[u8], model: &str, requests: i64) -> Vec<OpenLine> {
         });
     }
     lines
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// The suspects among open lines 3, 4, 6 and 9.
+    fn suspects_of(takeovers: i64, noted_line: Option<i64>, crashes: i64) -> Vec<u32> {
+        let leased = LeasedUnit {
+            key: UnitKey {
+                batch_id: "batch".to_owned(),
+                chunk_no: 0,
+                model_no: 0,
+            },
+            epoch: 1,
+            flush_no: 0,
+            requests: 10,
+            chunk_bytes: 100,
+            takeovers,
+            noted_line,
+            crashes,
+            done: Bitmap::default(),
+        };
+        let open = |index| OpenLine::new(index, 0..0);
+        suspects(&leased, Care::of(&leased), &[3, 4, 6, 9].map(open))
+    }
+
+    #[test]
+    fn suspects_are_the_open_lines_that_were_on_their_way_at_the_last_death() {
+        assert!(suspects_of(0, None, 0).is_empty());
+        assert!(suspects_of(1, Some(6), 0).is_empty());
+        assert_eq!(suspects_of(2, Some(6), 0), [3, 4, 6]);
+        assert_eq!(suspects_of(3, Some(8), 0), [3, 4, 6]);
+    }
+
+    #[test]
+    fn a_line_that_was_alone_at_the_last_death_is_the_only_suspect() {
+        assert_eq!(suspects_of(4, Some(6), 1), [6]);
+    }
+
+    #[test]
+    fn a_unit_is_not_cleared_without_a_line_that_ran_alone() {
+        assert_eq!(suspects_of(3, Some(1), 0), [3]);
+        assert_eq!(suspects_of(4, Some(5), 1), [3]);
+        assert_eq!(suspects_of(3, None, 0), [3, 4, 6, 9]);
+    }
 }

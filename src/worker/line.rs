@@ -6,7 +6,7 @@ use std::sync::Arc;
 use tracing::Instrument as _;
 use tracing::field::Empty;
 
-use super::held::{HeldUnit, OpenLine};
+use super::held::{Care, HeldUnit, OpenLine};
 use super::inbox::Finished;
 use crate::codec::segment::Line;
 use crate::domain::batch::Ending;
@@ -33,6 +33,7 @@ pub(super) struct Pending {
 pub(super) struct Job {
     pub unit: Arc<HeldUnit>,
     pub pending: Pending,
+    pub care: Care,
     pub permit: Option<Permit>,
 }
 

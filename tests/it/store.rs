@@ -167,6 +167,7 @@ fn flush(unit: &LeasedUnit, lines: &[u32], finished: bool) -> UnitFlush {
         flush_no: unit.flush_no,
         done,
         finished,
+        cleared: true,
         segment: segment::encode(&lines).expect("encodes"),
         output_bytes: lines.iter().map(|line| line.bytes.len() as i64).sum(),
         error_bytes: 0,

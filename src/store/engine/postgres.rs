@@ -135,6 +135,7 @@ impl Database {
 
     /// Closes all connections, but waits for those in use only for a moment.
     pub(super) async fn close(&self) {
+        // Those that are left end with the process; what they had not committed is rolled back.
         let _ = tokio::time::timeout(CONNECT_TIMEOUT, self.pool.close()).await;
     }
 }

@@ -1,40 +1,48 @@
-//! Care for lines that may kill their process: what is noted in the store before they are sent.
-
-use std::sync::Arc;
+//! Care for lines that may kill their process: what is noted in the store before they are sent, and
+//! what is sent beside them.
 
 use super::super::held::{Care, HeldUnit};
-use super::super::line::{self, Pending};
+use super::super::line::{self, Job, Pending};
 use super::Dispatch;
-use super::state::Entry;
+use super::state::{Entry, State};
 
 /// A line is sent no more when so many processes have died while it was the only one on its way.
 const CRASHES_MAX: i64 = 2;
+/// Lines of a unit that are on their way at once when two processes have died with it.
+const FEW: usize = 8;
+/// So many lines are noted at once when one has: then a note costs little, and says enough.
+const NOTED_AHEAD: u32 = 15;
 
 impl Dispatch {
     /// Notes in the store what is about to be sent, where that must be known if this process dies
     /// of it. False if it could not be noted: then it must not be sent.
-    pub(super) async fn note(&self, unit: &Arc<HeldUnit>, pending: &Pending) -> bool {
-        let line = match unit.care {
+    pub(super) async fn note(&self, job: &Job) -> bool {
+        let (unit, line) = (&job.unit, job.pending.line.index);
+        let upto = match job.care {
             Care::Usual => return true,
-            Care::Begin => None,
-            Care::Alone { .. } => Some(pending.line.index),
+            Care::Noted => line.saturating_add(NOTED_AHEAD),
+            Care::Few | Care::Alone => line,
         };
         let mut noted = unit.noted.lock().await;
-        if *noted == Some(line) {
+        let is_known = noted.is_some_and(|noted| match job.care {
+            Care::Alone => noted == line,
+            _ => noted >= line,
+        });
+        if is_known {
             return true;
         }
         let token = self.lease.token();
         let done = self
             .store
-            .note_sending(&token, &unit.key, unit.epoch, line)
+            .note_sending(&token, &unit.key, unit.epoch, upto)
             .await;
         match done {
             Ok(true) => {
-                *noted = Some(line);
+                *noted = Some(upto);
                 true
             }
             Ok(false) => {
-                self.lose(unit);
+                self.keep_or_lose(unit).await;
                 false
             }
             Err(error) => {
@@ -43,15 +51,57 @@ impl Dispatch {
             }
         }
     }
+
+    /// A unit was taken over. If nobody has leased it since, it is taken back, which tells the
+    /// store that this process has not died of its lines.
+    async fn keep_or_lose(&self, unit: &HeldUnit) {
+        let lease = [(unit.key.clone(), unit.epoch)];
+        match self.store.reclaim_units(&self.lease.token(), &lease).await {
+            Ok(lost) if lost.is_empty() => {}
+            Ok(_) => self.lose(unit),
+            Err(error) => tracing::debug!(%error, "a unit could not be taken back yet"),
+        }
+    }
+
+    /// Lines of a unit are on disk: others may be sent if one was alone, and the unit runs as any
+    /// other from now on if that cleared it.
+    pub(in super::super) fn written(&self, unit: &HeldUnit, cleared: bool) {
+        if unit.care == Care::Usual {
+            return;
+        }
+        let mut state = self.lock();
+        let mut in_flight = 0;
+        if let Some(entry) = state.entries.get_mut(&unit.id) {
+            in_flight = entry.in_flight;
+            if cleared {
+                entry.care = Care::Usual;
+            }
+        }
+        if in_flight == 0 {
+            state.not_alone(unit.id);
+        }
+        drop(state);
+        self.pump.notify_one();
+    }
+}
+
+impl State {
+    /// Others may be sent, if this unit's line kept them from it.
+    pub(super) fn not_alone(&mut self, id: u64) {
+        if self.alone == Some(id) {
+            self.alone = None;
+        }
+    }
 }
 
 impl Entry {
-    /// Puts the line first that was on its way when its process died. If that has happened too
-    /// often it is taken out, and gets its outcome unsent.
+    /// Puts the line first that was alone when its process died. If that has happened too often
+    /// it is taken out, and gets its outcome unsent.
     pub(super) fn take_care(&mut self) -> Option<super::Finished> {
-        let Care::Alone { noted, crashes } = self.unit.care else {
+        let (noted, crashes) = (self.unit.noted_before, self.unit.crashes);
+        if self.care != Care::Alone || crashes == 0 {
             return None;
-        };
+        }
         let noted = |pending: &Pending| Some(i64::from(pending.line.index)) == noted;
         let at = self.ready.iter().position(noted)?;
         let suspect = self.ready.remove(at)?;
@@ -70,6 +120,25 @@ impl Entry {
 
     /// Whether its lines are sent one at a time, with nothing else on its way.
     pub(super) fn runs_alone(&self) -> bool {
-        matches!(self.unit.care, Care::Alone { .. })
+        self.care == Care::Alone
+    }
+
+    /// Whether its next line may be sent beside those that are on their way or wait.
+    pub(super) fn care_allows(&self, next: u32) -> bool {
+        match self.care {
+            Care::Usual | Care::Noted => true,
+            Care::Few => self.in_flight < FEW,
+            // Until it has its outcome: the note of another would hide it. When the last suspect
+            // has, the others wait until it is on disk.
+            Care::Alone => self.waiting.is_empty() && self.unit.suspects.contains(&next),
+        }
+    }
+
+    /// Lines that could be sent if there were permits.
+    pub(super) fn sendable(&self) -> usize {
+        match self.care {
+            Care::Few => self.ready.len().min(FEW),
+            _ => self.ready.len(),
+        }
     }
 }

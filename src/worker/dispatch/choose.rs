@@ -3,7 +3,7 @@
 use std::sync::Arc;
 use std::time::Instant;
 
-use super::super::held::HeldUnit;
+use super::super::held::{Care, HeldUnit};
 use super::super::line::{Job, Pending};
 use super::Dispatch;
 use super::state::{Entry, State};
@@ -33,24 +33,25 @@ impl Dispatch {
         loop {
             let served = |routes: &Routes| self.pool.may_take(routes);
             let id = state.best(&full, self.clock.now_ms(), served)?;
-            let (routes, avoid, alone) = state.entries.get(&id).and_then(|entry| {
+            let (routes, avoid, care) = state.entries.get(&id).and_then(|entry| {
                 let routes = entry.unit.routes.clone()?;
-                Some((routes, entry.ready.front()?.avoid, entry.runs_alone()))
+                Some((routes, entry.ready.front()?.avoid, entry.care))
             })?;
-            if alone && state.in_flight > 0 {
+            if care == Care::Alone && state.in_flight > 0 {
                 // It waits for what is on its way, and the rest for it.
                 return None;
             }
             match self.pool.try_acquire(&routes, avoid) {
                 Acquired::Permit(permit) => {
                     let (unit, pending) = state.depart(id)?;
-                    state.alone = alone.then_some(id);
+                    state.alone = (care == Care::Alone).then_some(id);
                     if state.runs_short(&unit) {
                         self.hungry.notify_one();
                     }
                     return Some(Job {
                         unit,
                         pending,
+                        care,
                         permit: Some(permit),
                     });
                 }
@@ -118,8 +119,7 @@ impl State {
         // A line that has waited may go although others wait: it was one of them.
         let fresh = next.attempts == 0 && next.avoid.is_none();
         entry.ending.is_none()
-            // One line at a time until it has its outcome: the note of another would hide it.
-            && (entry.waiting.is_empty() || !entry.runs_alone())
+            && entry.care_allows(next.line.index)
             && lane.in_flight < lane.limit
             && !(fresh && lane.waiting >= lane.limit.saturating_mul(WAITING_A_PERMIT))
             && !full.contains(&Arc::as_ptr(routes))

@@ -4,7 +4,7 @@ use std::collections::{BinaryHeap, HashMap, VecDeque};
 use std::sync::Arc;
 use std::time::Instant;
 
-use super::super::held::HeldUnit;
+use super::super::held::{Care, HeldUnit};
 use super::super::line::Pending;
 use crate::domain::batch::Ending;
 use crate::domain::unit::UnitKey;
@@ -19,7 +19,7 @@ pub(super) struct State {
     /// Every unit that the store says is ours, until its last flush is accepted.
     pub(super) held: HashMap<UnitKey, i64>,
     pub(super) in_flight: usize,
-    /// The unit that has its line in flight, and nothing else may be.
+    /// The unit that has its line on its way or not on disk yet, and nothing else may be sent.
     pub(super) alone: Option<u64>,
     /// What there is to lease, as the supply has seen it: routes that are open, each once.
     pub(super) offered: Vec<Arc<Routes>>,
@@ -44,6 +44,8 @@ pub(super) struct Lane {
 /// A unit with lines that are not ended.
 pub(super) struct Entry {
     pub(super) unit: Arc<HeldUnit>,
+    /// As it was begun, or usual since it was cleared.
+    pub(super) care: Care,
     pub(super) lane: Option<LaneId>,
     pub(super) ready: VecDeque<Pending>,
     pub(super) waiting: BinaryHeap<Waiting>,
@@ -80,9 +82,6 @@ impl State {
     /// Takes a line that has come back off the counts of what is in flight.
     pub(super) fn landed(&mut self, unit: &HeldUnit, ended: bool) {
         self.in_flight -= 1;
-        if self.alone == Some(unit.id) {
-            self.alone = None;
-        }
         if let Some(count) = self.tenants.get_mut(&unit.batch.tenant) {
             *count -= 1;
             if *count == 0 {
@@ -103,6 +102,7 @@ impl State {
     }
 
     pub(super) fn remove(&mut self, id: u64) -> Option<Entry> {
+        self.not_alone(id);
         let entry = self.entries.remove(&id)?;
         if let Some(lane) = entry.lane.and_then(|lane| self.lanes.get_mut(&lane)) {
             lane.waiting -= entry.waiting.len();

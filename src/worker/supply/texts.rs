@@ -211,6 +211,7 @@ impl Texts {
             flush_no: leased.flush_no,
             done: leased.done.clone(),
             finished: true,
+            cleared: true,
             segment: Encoded::default(),
             output_bytes: 0,
             error_bytes: 0,

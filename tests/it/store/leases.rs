@@ -26,6 +26,12 @@ impl Fixture {
         self.store.join(replica, dead).await.expect("answers")
     }
 
+    /// Notes that a line is about to be sent.
+    async fn note(&self, owner: &str, unit: &LeasedUnit, line: u32) {
+        let noted = self.store.note_sending(owner, &unit.key, unit.epoch, line);
+        assert!(noted.await.expect("answers"));
+    }
+
     /// Units that an owner leased, and lost to a take-over when it fell silent.
     async fn lost(&self, batch: &str, units: i64) -> (String, Vec<LeasedUnit>) {
         let silent = self.replica_for(-1).await;
@@ -250,74 +256,73 @@ async fn of_many_newcomers_with_one_name_one_gets_in() {
     }
 }
 
-/// Leases a batch's only unit as a process that then dies, having sent lines of it or not.
-async fn die_with_it(fixture: &Fixture, batch: &str, sent: Option<Option<u32>>) -> LeasedUnit {
+/// Leases a batch's only unit as a process that then dies, having noted a line of it or not.
+async fn die_with_it(fixture: &Fixture, batch: &str, noted: Option<u32>) -> LeasedUnit {
     let owner = fixture.replica_for(-1).await;
     let unit = fixture.lease(&owner, batch, 1).await.remove(0);
-    if let Some(line) = sent {
-        let noted = fixture
-            .store
-            .note_sending(&owner, &unit.key, unit.epoch, line)
-            .await;
-        assert!(noted.expect("answers"));
+    if let Some(line) = noted {
+        fixture.note(&owner, &unit, line).await;
     }
     assert_eq!(fixture.store.take_over().await.expect("takes over"), 1);
     unit
 }
 
-async fn a_unit_runs_alone_after_three_deaths_without_a_flush() {
+/// Leases a batch's only unit as a process that flushes a line of it, and leaves.
+async fn flush_of_it(fixture: &Fixture, batch: &str, line: u32, cleared: bool) -> LeasedUnit {
+    let owner = fixture.replica().await;
+    let unit = fixture.lease(&owner, batch, 1).await.remove(0);
+    let flush = UnitFlush {
+        cleared,
+        ..flush(&unit, &[line], false)
+    };
+    let reply = fixture.store.flush(&owner, 0, &[&flush]).await;
+    assert_eq!(reply.expect("flushes").accepted.len(), 1);
+    fixture.store.leave(&owner).await.expect("leaves");
+    unit
+}
+
+async fn a_unit_runs_alone_after_three_deaths_until_a_flush_clears_it() {
     let fixture = Fixture::new().await;
     let batch = fixture.running(10).await;
-    let takeovers = async |sent| die_with_it(&fixture, &batch, sent).await.takeovers;
+    let takeovers = async |noted| die_with_it(&fixture, &batch, noted).await.takeovers;
     // Who dies first may have sent something; later ones say so before they do.
     assert_eq!(takeovers(None).await, 0);
     assert_eq!(takeovers(None).await, 1);
-    assert_eq!(takeovers(Some(None)).await, 1, "nothing had been sent");
-    // A flush in between clears it of suspicion.
-    let owner = fixture.replica().await;
-    let unit = fixture.lease(&owner, &batch, 1).await.remove(0);
-    assert_eq!(unit.takeovers, 2);
-    fixture
-        .store
-        .flush(&owner, 0, &[&flush(&unit, &[0], false)])
-        .await
-        .expect("flushes");
-    fixture.store.leave(&owner).await.expect("leaves");
+    assert_eq!(takeovers(Some(9)).await, 1, "nothing had been sent");
+    assert_eq!(flush_of_it(&fixture, &batch, 0, true).await.takeovers, 2);
 
     for before in 0..3 {
-        let unit = die_with_it(&fixture, &batch, (before > 0).then_some(None)).await;
+        let unit = die_with_it(&fixture, &batch, (before > 0).then_some(7)).await;
         assert_eq!((unit.takeovers, unit.runs_alone()), (before, false));
     }
-    let owner = fixture.replica().await;
-    let unit = fixture.lease(&owner, &batch, 1).await.remove(0);
-    assert!(unit.runs_alone());
-    // Once suspected it stays so until it is done.
-    fixture
-        .store
-        .flush(&owner, 0, &[&flush(&unit, &[1], false)])
-        .await
-        .expect("flushes");
-    fixture.store.leave(&owner).await.expect("leaves");
-    let owner = fixture.replica().await;
-    let unit = fixture.lease(&owner, &batch, 1).await.remove(0);
-    assert!(unit.runs_alone());
-    assert_eq!((unit.noted_line, unit.crashes), (None, 0));
+    // What runs alone stays so until no line is left that it may be.
+    for line in [1, 2] {
+        let unit = flush_of_it(&fixture, &batch, line, line == 2).await;
+        assert!(unit.runs_alone());
+        assert_eq!((unit.noted_line, unit.crashes), (Some(7), 0));
+    }
+    let unit = flush_of_it(&fixture, &batch, 3, true).await;
+    assert!(!unit.runs_alone());
+    assert_eq!(
+        (unit.takeovers, unit.noted_line, unit.crashes),
+        (0, None, 0)
+    );
 }
 
-async fn deaths_count_against_the_line_noted_last() {
+async fn deaths_count_against_the_line_that_was_alone() {
     let fixture = Fixture::new().await;
     let batch = fixture.running(10).await;
     for death in 0..3 {
-        die_with_it(&fixture, &batch, (death > 0).then_some(None)).await;
+        die_with_it(&fixture, &batch, (death > 0).then_some(9)).await;
     }
     let died = async |line| {
         let unit = die_with_it(&fixture, &batch, line).await;
         (unit.noted_line, unit.crashes)
     };
-    assert_eq!(died(Some(Some(7))).await, (None, 0));
+    assert_eq!(died(Some(7)).await, (Some(9), 0), "it was not alone");
     assert_eq!(died(None).await, (Some(7), 1), "and not of line 7 again");
-    assert_eq!(died(Some(Some(7))).await, (Some(7), 1));
-    assert_eq!(died(Some(Some(3))).await, (Some(7), 2));
+    assert_eq!(died(Some(7)).await, (Some(7), 1));
+    assert_eq!(died(Some(3)).await, (Some(7), 2));
     assert_eq!(
         died(None).await,
         (Some(3), 1),
@@ -328,15 +333,48 @@ async fn deaths_count_against_the_line_noted_last() {
     let (old, new) = (fixture.replica().await, fixture.replica().await);
     let unit = fixture.lease(&old, &batch, 1).await.remove(0);
     let note = async |owner: &str, epoch| {
-        let noted = fixture
-            .store
-            .note_sending(owner, &unit.key, epoch, Some(1))
-            .await;
+        let noted = fixture.store.note_sending(owner, &unit.key, epoch, 1).await;
         noted.expect("answers")
     };
     assert!(!note(&new, unit.epoch).await && !note(&old, unit.epoch - 1).await);
     fixture.store.leave(&old).await.expect("leaves");
     assert!(!note(&old, unit.epoch).await);
+}
+
+async fn a_process_that_comes_back_has_not_died_of_its_line() {
+    let fixture = Fixture::new().await;
+    let batch = fixture.running(10).await;
+    for death in 0..3 {
+        die_with_it(&fixture, &batch, (death > 0).then_some(9)).await;
+    }
+    let silent = replica("silent", -1);
+    assert_eq!(fixture.join(&silent, None).await, None);
+    let unit = fixture.lease(&silent.token, &batch, 1).await.remove(0);
+    fixture.note(&silent.token, &unit, 7).await;
+    let (held, late) = ([lease_of(&unit)], flush(&unit, &[0], false));
+    let late = UnitFlush {
+        cleared: false,
+        ..late
+    };
+    // Each time it is taken for dead, and comes back in one of the three ways.
+    let taken_over = async || fixture.store.take_over().await.expect("takes over");
+    assert_eq!(taken_over().await, 1);
+    let lost = fixture.store.rejoin(&silent, &held).await;
+    assert_eq!(lost.expect("rejoins"), []);
+    assert_eq!(taken_over().await, 1);
+    let lost = fixture.store.reclaim_units(&silent.token, &held).await;
+    assert_eq!(lost.expect("reclaims"), []);
+    assert_eq!(taken_over().await, 1);
+    let reply = fixture.store.flush(&silent.token, 0, &[&late]).await;
+    assert_eq!(reply.expect("flushes").accepted.len(), 1);
+
+    // Then it does not come back.
+    assert_eq!(taken_over().await, 1);
+    let unit = die_with_it(&fixture, &batch, None).await;
+    assert_eq!(
+        (unit.takeovers, unit.noted_line, unit.crashes),
+        (4, Some(7), 1)
+    );
 }
 
 async fn a_flush_and_a_take_over_at_once_lose_and_double_nothing() {
@@ -381,7 +419,8 @@ on_every_engine![
     a_name_belongs_to_one_replica_that_lives,
     a_name_whose_lease_has_run_out_is_free,
     of_many_newcomers_with_one_name_one_gets_in,
-    a_unit_runs_alone_after_three_deaths_without_a_flush,
-    deaths_count_against_the_line_noted_last,
+    a_unit_runs_alone_after_three_deaths_until_a_flush_clears_it,
+    deaths_count_against_the_line_that_was_alone,
+    a_process_that_comes_back_has_not_died_of_its_line,
     a_flush_and_a_take_over_at_once_lose_and_double_nothing,
 ];
