@@ -5,7 +5,7 @@ use sqlx::AssertSqlSafe;
 
 use super::backlog::add_waiting;
 use super::engine::{Tx, on, within};
-use super::shares::forget_holder;
+use super::shares::forget_silent_holder;
 use super::units::{keep, tally};
 use super::{Error, Result, Store};
 use crate::domain::unit::UnitKey;
@@ -31,12 +31,14 @@ pub struct Incumbent {
     pub beat_ms: i64,
     /// The database's time: it moves with every renewal.
     pub lease_until: i64,
+    /// The same of its shares of limits: it moves with every turn.
+    pub shares_until: Option<i64>,
 }
 
 impl Store {
     /// Registers an incarnation of a process, with a lease from now on. A dead incarnation of its
-    /// name makes way, and what that held waits again at once: one whose lease has run out, or
-    /// that is known to be `dead`, because it has not renewed its lease since. One that may live
+    /// name makes way, and what that held waits again at once: one whose leases have run
+    /// out, or that is known to be `dead`, because it has not renewed one since. One that may live
     /// comes back, and nothing is changed.
     ///
     /// # Errors
@@ -88,8 +90,9 @@ impl Store {
                     .await?
                 });
                 orphans += add_orphans(tx, taken).await?;
-                // What is started again under its name is known to call nobody any more.
-                forget_holder(tx, &incumbent.token).await?;
+                // What is started again under its name is known to call nobody any more, once its
+                // shares are not its own any more either.
+                forget_silent_holder(tx, self, &incumbent.token).await?;
             }
             let joined = within!(&mut *tx, c => {
                 sqlx::query(AssertSqlSafe(insert.clone()))
@@ -109,13 +112,15 @@ impl Store {
         Err(Error::Stale("the replica's name"))
     }
 
-    /// Who else has a replica's name, and whether its lease has run out.
+    /// Who else has a replica's name, and whether its leases have run out.
     async fn incumbent(&self, tx: &mut Tx, replica: &Replica) -> Result<Option<(Incumbent, bool)>> {
         let (now, lock) = (self.engine().now_ms(), self.engine().for_update());
-        let row: Option<(String, i64, i64, i64)> = within!(tx, c => {
+        let row: Option<(String, i64, i64, Option<i64>, i64)> = within!(tx, c => {
             sqlx::query_as(AssertSqlSafe(format!(
                 "-- incumbent
-                 SELECT token, beat_ms, lease_until, {now} FROM replicas
+                 SELECT token, beat_ms, lease_until,
+                    (SELECT held_until FROM share_holders h WHERE h.token = replicas.token), {now}
+                 FROM replicas
                  WHERE name = $1 AND token <> $2 {lock}"
             )))
             .bind(&replica.name)
@@ -123,13 +128,15 @@ impl Store {
             .fetch_optional(c)
             .await?
         });
-        Ok(row.map(|(token, beat_ms, lease_until, now)| {
+        Ok(row.map(|(token, beat_ms, lease_until, shares_until, now)| {
             let incumbent = Incumbent {
                 token,
                 beat_ms,
                 lease_until,
+                shares_until,
             };
-            (incumbent, lease_until < now)
+            let until = lease_until.max(shares_until.unwrap_or(lease_until));
+            (incumbent, until < now)
         }))
     }
 

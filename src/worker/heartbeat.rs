@@ -1,7 +1,6 @@
 //! The heartbeat: renews this process's lease, and takes over what others have let go.
 
 use std::sync::Arc;
-use std::time::Duration;
 
 use tokio_util::sync::CancellationToken;
 
@@ -10,12 +9,6 @@ use super::lease::Lease;
 use super::uptime::Uptime;
 use crate::observe::figures;
 use crate::store::{self, Error, Store};
-
-/// A step of a beat may take this part of the lease's term, so that another connection can be
-/// tried before the term is over…
-const STEPS_A_TERM: u32 = 3;
-/// …but no less than a busy database may need.
-const STEP_MIN: Duration = Duration::from_secs(1);
 
 /// Beats until stopped, or until another process has this one's name.
 pub(super) async fn run(
@@ -52,8 +45,7 @@ async fn within_step<T>(
     lease: &Lease,
     step: impl Future<Output = store::Result<T>>,
 ) -> store::Result<T> {
-    let patience = (lease.term() / STEPS_A_TERM).max(STEP_MIN);
-    let done = tokio::time::timeout(patience, step).await;
+    let done = tokio::time::timeout(lease.step(), step).await;
     done.unwrap_or(Err(Error::TimedOut("the heartbeat")))
 }
 
