@@ -260,7 +260,8 @@ impl Store {
     /// owner stays noted: while nobody else leases them it may still write what it had finished.
     ///
     /// # Errors
-    /// When the database fails; the next round goes on.
+    /// When the database fails, or somebody else has locked a unit for a second; the next round
+    /// goes on.
     pub async fn take_over(&self) -> Result<u64> {
         let now = self.engine().now_ms();
         // From owner to owner along the index: as many steps as there are owners, not units.
@@ -285,6 +286,9 @@ impl Store {
             "-- take_over\n{ORPHAN} AND owner NOT IN (SELECT token FROM replicas) {ORPHANED}"
         );
         let mut tx = self.begin().await?;
+        if let Some(sql) = self.engine().be_impatient() {
+            within!(&mut tx, c => { sqlx::query(sql).execute(c).await?; });
+        }
         let taken: Vec<(String, i64)> = within!(&mut tx, c => {
             sqlx::query(AssertSqlSafe(lapse)).execute(&mut *c).await?;
             sqlx::query_as(AssertSqlSafe(take)).fetch_all(&mut *c).await?

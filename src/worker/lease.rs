@@ -100,8 +100,9 @@ impl Lease {
     /// no renewal of its own was missing: when the database comes back from an outage, all leases
     /// have run out, and those who live come first, with the answers that they kept.
     pub(super) fn may_take_over(&self) -> bool {
-        let renewals = self.renewals();
-        !self.exclusive && renewals.last.since(renewals.unbroken) >= self.term
+        let (renewals, now) = (self.renewals(), Uptime::now());
+        let is_unbroken = now.since(renewals.last) <= self.gap_max();
+        !self.exclusive && is_unbroken && renewals.last.since(renewals.unbroken) >= self.term
     }
 
     /// Renews the lease. Returns which of the units in hand are not this process's any more; the
@@ -121,8 +122,7 @@ impl Lease {
     /// A renewal that was sent at this moment has succeeded.
     pub(super) fn renewed(&self, sent: Uptime) {
         let (mut renewals, now) = (self.renewals(), Uptime::now());
-        // While none is later than that, no live replica's lease runs out before its next one.
-        if now.since(renewals.last) > self.term / 2 {
+        if now.since(renewals.last) > self.gap_max() {
             renewals.unbroken = now;
         }
         renewals.last = sent;
@@ -139,6 +139,11 @@ impl Lease {
     /// long.
     pub(super) fn trust(&self) -> Duration {
         self.trust
+    }
+
+    /// While no renewal is later than that, no live replica's lease runs out before its next one.
+    fn gap_max(&self) -> Duration {
+        self.term / 2
     }
 
     /// How long one try to renew the lease may take.
