@@ -7,7 +7,7 @@ use super::reader::Reader;
 /// `[worker]`
 #[derive(Clone, Debug)]
 pub struct Worker {
-    /// The replica's name. Started again under it, a replica takes up at once what it held.
+    /// The replica's name. Started again under it, a replica takes up what it held.
     /// `None`: a random one.
     pub name: Option<String>,
     /// How long a replica may be silent before others take its work: at least a second.

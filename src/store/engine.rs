@@ -148,6 +148,17 @@ impl Engine {
         }
     }
 
+    /// Has the transaction wait for a lock only for a second, so that its connection is not kept.
+    /// SQLite's one lock is had by then.
+    pub(super) fn be_impatient(self) -> Option<&'static str> {
+        match self {
+            Engine::Sqlite => None,
+            Engine::Postgres => {
+                Some("-- be_impatient\nSELECT set_config('lock_timeout', '1000', true)")
+            }
+        }
+    }
+
     /// The database's own clock in milliseconds: for leases only, which processes with clocks
     /// of their own compare.
     pub(super) fn now_ms(self) -> &'static str {

@@ -57,6 +57,16 @@ impl Error {
         }
     }
 
+    /// Whether the database gave a statement up, or did not answer in time: it may be away, or the
+    /// statement too much for it.
+    #[must_use]
+    pub fn is_timeout(&self) -> bool {
+        match self {
+            Error::TimedOut(_) => true,
+            _ => self.code().as_deref() == Some(QUERY_CANCELED),
+        }
+    }
+
     /// Whether there is no room left where the data is kept.
     #[must_use]
     pub fn is_full(&self) -> bool {
@@ -95,6 +105,7 @@ impl Error {
 
 /// Of Postgres.
 const DISK_FULL: &str = "53100";
+const QUERY_CANCELED: &str = "57014";
 const LOCK_NOT_AVAILABLE: &str = "55P03";
 
 const SQLITE_ERROR: &str = "1";

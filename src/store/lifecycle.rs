@@ -8,6 +8,7 @@ use sqlx::AssertSqlSafe;
 
 use super::batches::{lock_stage, set_stage};
 use super::engine::{Tx, on, within};
+use super::purge::each;
 use super::segments::encode_sizes;
 use super::{Error, Result, Store};
 use crate::domain::batch::{Counts, Event, Status};
@@ -226,18 +227,21 @@ impl Store {
             .fetch_all(c)
             .await?
         });
-        for (id,) in &ids {
-            let mut tx = self.begin().await?;
-            let step = self.step(&mut tx, id, Event::WindowEnded).await?;
-            tx.commit().await?;
-            if let Some(step) = step {
-                step.tell(id, None);
-            }
-        }
+        let ended = each("end_windows", &ids, |id| self.end_window(id)).await;
         if !ids.is_empty() {
             self.wake();
         }
-        Ok(ids.len())
+        ended
+    }
+
+    async fn end_window(&self, id: &str) -> Result<()> {
+        let mut tx = self.begin().await?;
+        let step = self.step(&mut tx, id, Event::WindowEnded).await?;
+        tx.commit().await?;
+        if let Some(step) = step {
+            step.tell(id, None);
+        }
+        Ok(())
     }
 
     /// Batches with nothing left to run that are not ended yet.
@@ -292,11 +296,13 @@ impl Store {
         }
         tx.commit().await?;
         self.wake();
-        if let Some(step) = published {
-            // The batch has ended, whether its counts can be read for the log or not.
-            let counts = self.counts(batch_id).await;
-            step.tell(batch_id, counts.as_ref().ok());
-        }
+        let Some(step) = published else {
+            // Not drained after all, or ended by another process, which removes its units as well.
+            return Ok(());
+        };
+        // The batch has ended, whether its counts can be read for the log or not.
+        let counts = self.counts(batch_id).await;
+        step.tell(batch_id, counts.as_ref().ok());
         self.remove_units(batch_id).await
     }
 
@@ -398,9 +404,7 @@ impl Store {
             .fetch_all(c)
             .await?
         });
-        for (batch_id,) in &ended {
-            self.remove_units(batch_id).await?;
-        }
+        each("sweep_units", &ended, |id| self.remove_units(id)).await?;
         Ok(())
     }
 

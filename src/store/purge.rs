@@ -70,6 +70,36 @@ const SEGMENTS: Rows = Rows {
 /// A file that is to be removed.
 type Hidden = (String, Option<String>, Option<String>);
 
+/// Does something to each of several rows. One for which it fails does not keep the others from it,
+/// but waits for the next round. Returns for how many it went well.
+///
+/// # Errors
+/// When the database is away, or it went well for none.
+pub(super) async fn each<'a, F>(
+    what: &'static str,
+    ids: &'a [(String,)],
+    act: impl Fn(&'a str) -> F,
+) -> Result<usize>
+where
+    F: Future<Output = Result<()>>,
+{
+    let (mut done, mut failed) = (0, None);
+    for (id,) in ids {
+        match act(id).await {
+            Ok(()) => done += 1,
+            Err(error) if error.is_outage() && !error.is_timeout() => return Err(error),
+            Err(error) => {
+                tracing::error!(what, id, %error, "it fails for one; the others go on");
+                failed = Some(error);
+            }
+        }
+    }
+    match failed {
+        Some(error) if done == 0 => Err(error),
+        _ => Ok(done),
+    }
+}
+
 impl Store {
     /// Hides files that have expired, and removes the content of those that were hidden before
     /// `hidden_before` and that no live batch reads.
@@ -98,7 +128,7 @@ impl Store {
         for file in &hidden {
             match self.purge_file(file, hidden_before).await {
                 Ok(()) => removed += 1,
-                Err(error) if error.is_outage() => return Err(error),
+                Err(error) if error.is_outage() && !error.is_timeout() => return Err(error),
                 Err(error) => {
                     tracing::error!(file.id = file.0, %error, "a file cannot be removed");
                     failed = Some(error);

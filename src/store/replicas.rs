@@ -5,7 +5,7 @@ use sqlx::AssertSqlSafe;
 
 use super::backlog::add_waiting;
 use super::engine::{Tx, on, within};
-use super::shares::forget_holder;
+use super::shares::forget_silent_holder;
 use super::units::{ALONE_AFTER, keep, tally};
 use super::{Error, Result, Store};
 use crate::domain::unit::UnitKey;
@@ -31,12 +31,14 @@ pub struct Incumbent {
     pub beat_ms: i64,
     /// The database's time: it moves with every renewal.
     pub lease_until: i64,
+    /// The same of its shares of limits: it moves with every turn.
+    pub shares_until: Option<i64>,
 }
 
 impl Store {
     /// Registers an incarnation of a process, with a lease from now on. A dead incarnation of its
-    /// name makes way, and what that held waits again at once: one whose lease has run out, or
-    /// that is known to be `dead`, because it has not renewed its lease since. One that may live
+    /// name makes way, and what that held waits again at once: one whose leases have run
+    /// out, or that is known to be `dead`, because it has not renewed one since. One that may live
     /// comes back, and nothing is changed.
     ///
     /// # Errors
@@ -89,8 +91,9 @@ impl Store {
                     .await?
                 });
                 orphans += add_orphans(tx, taken).await?;
-                // What is started again under its name is known to call nobody any more.
-                forget_holder(tx, &incumbent.token).await?;
+                // What is started again under its name is known to call nobody any more, once its
+                // shares are not its own any more either.
+                forget_silent_holder(tx, self, &incumbent.token).await?;
             }
             let joined = within!(&mut *tx, c => {
                 sqlx::query(AssertSqlSafe(insert.clone()))
@@ -110,13 +113,15 @@ impl Store {
         Err(Error::Stale("the replica's name"))
     }
 
-    /// Who else has a replica's name, and whether its lease has run out.
+    /// Who else has a replica's name, and whether its leases have run out.
     async fn incumbent(&self, tx: &mut Tx, replica: &Replica) -> Result<Option<(Incumbent, bool)>> {
         let (now, lock) = (self.engine().now_ms(), self.engine().for_update());
-        let row: Option<(String, i64, i64, i64)> = within!(tx, c => {
+        let row: Option<(String, i64, i64, Option<i64>, i64)> = within!(tx, c => {
             sqlx::query_as(AssertSqlSafe(format!(
                 "-- incumbent
-                 SELECT token, beat_ms, lease_until, {now} FROM replicas
+                 SELECT token, beat_ms, lease_until,
+                    (SELECT held_until FROM share_holders h WHERE h.token = replicas.token), {now}
+                 FROM replicas
                  WHERE name = $1 AND token <> $2 {lock}"
             )))
             .bind(&replica.name)
@@ -124,13 +129,15 @@ impl Store {
             .fetch_optional(c)
             .await?
         });
-        Ok(row.map(|(token, beat_ms, lease_until, now)| {
+        Ok(row.map(|(token, beat_ms, lease_until, shares_until, now)| {
             let incumbent = Incumbent {
                 token,
                 beat_ms,
                 lease_until,
+                shares_until,
             };
-            (incumbent, lease_until < now)
+            let until = lease_until.max(shares_until.unwrap_or(lease_until));
+            (incumbent, until < now)
         }))
     }
 
@@ -254,7 +261,8 @@ impl Store {
     /// owner stays noted: while nobody else leases them it may still write what it had finished.
     ///
     /// # Errors
-    /// When the database fails; the next round goes on.
+    /// When the database fails, or somebody else has locked a unit for a second; the next round
+    /// goes on.
     pub async fn take_over(&self) -> Result<u64> {
         let now = self.engine().now_ms();
         // From owner to owner along the index: as many steps as there are owners, not units.
@@ -280,6 +288,9 @@ impl Store {
             orphan()
         );
         let mut tx = self.begin().await?;
+        if let Some(sql) = self.engine().be_impatient() {
+            within!(&mut tx, c => { sqlx::query(sql).execute(c).await?; });
+        }
         let taken: Vec<(String, i64)> = within!(&mut tx, c => {
             sqlx::query(AssertSqlSafe(lapse)).execute(&mut *c).await?;
             sqlx::query_as(AssertSqlSafe(take)).fetch_all(&mut *c).await?

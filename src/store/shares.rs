@@ -207,8 +207,25 @@ fn into_holders(rows: Vec<Row>) -> Vec<Holder> {
     holders
 }
 
+/// Removes all that a process holds, unless it may still use it.
+pub(super) async fn forget_silent_holder(tx: &mut Tx, store: &Store, token: &str) -> Result<()> {
+    let sql = format!(
+        "-- forget_silent_holder
+         SELECT token FROM share_holders WHERE token = $1 AND held_until < {} {}",
+        store.engine().now_ms(),
+        store.engine().for_update()
+    );
+    let silent: Option<(String,)> = within!(&mut *tx, c => {
+        sqlx::query_as(AssertSqlSafe(sql)).bind(token).fetch_optional(c).await?
+    });
+    match silent {
+        Some(_) => forget_holder(tx, token).await,
+        None => Ok(()),
+    }
+}
+
 /// Removes all that a process holds.
-pub(super) async fn forget_holder(tx: &mut Tx, token: &str) -> Result<()> {
+async fn forget_holder(tx: &mut Tx, token: &str) -> Result<()> {
     for sql in [
         "-- forget_holder_shares\nDELETE FROM shares WHERE token = $1",
         "-- forget_holder\nDELETE FROM share_holders WHERE token = $1",

@@ -5,6 +5,7 @@ use sqlx::AssertSqlSafe;
 
 use super::engine::{Tx, on, values, within};
 use super::files::StoredFile;
+use super::purge::each;
 use super::{Claim, Error, Result, Store};
 use crate::domain::file::Purpose;
 use crate::intake::{Chunk, ModelReport};
@@ -152,7 +153,8 @@ impl Store {
     /// Returns how many there were.
     ///
     /// # Errors
-    /// When the database fails; the next sweep goes on.
+    /// When the database fails; the next sweep goes on. An upload that cannot be removed does not
+    /// keep the others from it.
     pub async fn sweep_uploads(&self, before: i64) -> Result<usize> {
         let dead: Vec<(String,)> = on!(self.reader(), c => {
             sqlx::query_as(
@@ -164,10 +166,7 @@ impl Store {
             .fetch_all(c)
             .await?
         });
-        for (file_id,) in &dead {
-            self.discard_upload(file_id).await?;
-        }
-        Ok(dead.len())
+        each("sweep_uploads", &dead, |id| self.discard_upload(id)).await
     }
 }
 

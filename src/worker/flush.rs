@@ -125,7 +125,8 @@ impl Flusher {
 
     /// Writes groups until they are written. A group that keeps failing is halved, until what
     /// cannot be written stands alone; then it is let go, so that the others are not held up: its
-    /// lines run again. While the database is away, everything waits.
+    /// lines run again. While the database is away, everything waits; but a group for which it has
+    /// not enough time is halved as well.
     async fn write(&self, groups: Vec<Group>) {
         let mut todo = VecDeque::from([groups]);
         let mut failures = 0_u32;
@@ -144,13 +145,13 @@ impl Flusher {
             failures += 1;
             figures().flush_failed();
             tracing::warn!(%error, units = groups.len(), "answers could not be written yet");
-            let is_stubborn = failures >= TRIES_A_GROUP && !error.is_outage();
-            if is_stubborn && groups.len() > 1 {
+            let is_stubborn = failures >= TRIES_A_GROUP;
+            if is_stubborn && groups.len() > 1 && (!error.is_outage() || error.is_timeout()) {
                 let half = groups.split_off(groups.len() / 2);
                 todo.push_front(half);
                 todo.push_front(groups);
                 failures = 0;
-            } else if is_stubborn {
+            } else if is_stubborn && !error.is_outage() {
                 for group in &groups {
                     let key = &group.unit.key;
                     tracing::error!(unit.key = %key, %error, "a unit cannot be written; let go");

@@ -1,7 +1,7 @@
-//! The heartbeat: renews this process's lease, and takes over what others have let go.
+//! The heartbeat: renews this process's lease. Beside it, so that it never waits for it, what others
+//! have let go is taken over.
 
 use std::sync::Arc;
-use std::time::Duration;
 
 use tokio_util::sync::CancellationToken;
 
@@ -10,12 +10,6 @@ use super::lease::Lease;
 use super::uptime::Uptime;
 use crate::observe::figures;
 use crate::store::{self, Error, Store};
-
-/// A step of a beat may take this part of the lease's term, so that another connection can be
-/// tried before the term is over…
-const STEPS_A_TERM: u32 = 3;
-/// …but no less than a busy database may need.
-const STEP_MIN: Duration = Duration::from_secs(1);
 
 /// Beats until stopped, or until another process has this one's name.
 pub(super) async fn run(
@@ -27,7 +21,9 @@ pub(super) async fn run(
     let mut tick = tokio::time::interval(lease.pause());
     tick.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
     while stop.run_until_cancelled(tick.tick()).await.is_some() {
-        match within_step(&lease, renew(&lease, &store, &dispatch)).await {
+        // A connection that was cut without a word is not waited for until the lease has run out.
+        let renewed = tokio::time::timeout(lease.step(), renew(&lease, &store, &dispatch)).await;
+        match renewed.unwrap_or(Err(Error::TimedOut("the heartbeat"))) {
             Ok(()) => {}
             Err(Error::Refused(reason)) => {
                 tracing::error!(reason, "this process cannot go on");
@@ -35,26 +31,31 @@ pub(super) async fn run(
             }
             Err(error) => {
                 tracing::warn!(%error, "the lease could not be renewed; it is tried again");
-                continue;
             }
-        }
-        if lease.may_take_over()
-            && let Err(error) = within_step(&lease, store.take_over()).await
-        {
-            tracing::warn!(%error, "dead replicas could not be looked for; it is tried again");
         }
     }
     "heartbeat"
 }
 
-/// A connection that was cut without a word is not waited for until the lease has run out.
-async fn within_step<T>(
-    lease: &Lease,
-    step: impl Future<Output = store::Result<T>>,
-) -> store::Result<T> {
-    let patience = (lease.term() / STEPS_A_TERM).max(STEP_MIN);
-    let done = tokio::time::timeout(patience, step).await;
-    done.unwrap_or(Err(Error::TimedOut("the heartbeat")))
+/// Takes over from the dead until stopped.
+pub(super) async fn take_over(
+    lease: Arc<Lease>,
+    store: Store,
+    stop: CancellationToken,
+) -> &'static str {
+    let mut tick = tokio::time::interval(lease.pause());
+    tick.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
+    while stop.run_until_cancelled(tick.tick()).await.is_some() {
+        if !lease.may_take_over() {
+            continue;
+        }
+        // What hangs until an outage is over must not be done then: those who live come first.
+        let taken = tokio::time::timeout(lease.step(), store.take_over()).await;
+        if let Err(error) = taken.unwrap_or(Err(Error::TimedOut("a take-over"))) {
+            tracing::warn!(%error, "dead replicas could not be looked for; it is tried again");
+        }
+    }
+    "take-over"
 }
 
 async fn renew(lease: &Lease, store: &Store, dispatch: &Dispatch) -> store::Result<()> {

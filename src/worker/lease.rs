@@ -7,7 +7,7 @@ use super::Settings;
 use super::uptime::Uptime;
 use crate::domain::id;
 use crate::domain::unit::UnitKey;
-use crate::store::{self, Error, Incumbent, Replica, Store};
+use crate::store::{self, Error, Replica, Store};
 
 /// How often in its term a lease is renewed: a replica that dies right behind a renewal is missed
 /// one term later, whatever this is, but the more renewals, the more of them may fail.
@@ -15,13 +15,20 @@ const RENEWALS_A_TERM: u32 = 10;
 /// The same where nobody else can take over. Each renewal is a write to somebody's disk.
 const RENEWALS_A_TERM_ALONE: u32 = 3;
 const PAUSE_MIN: Duration = Duration::from_millis(100);
-/// How much later than two beats a renewal may come, before its replica is taken for dead.
-const BEAT_SLACK: Duration = Duration::from_millis(200);
+/// A renewal may take this part of the lease's term, so that another connection can be tried
+/// before the term is over…
+const STEPS_A_TERM: u32 = 3;
+/// …but no less than a busy database may need.
+const STEP_MIN: Duration = Duration::from_secs(1);
+/// How much longer a namesake is watched than it trusts its lease: for clocks that do not run
+/// equally fast, and for what is lost where a beat is written in whole milliseconds.
+const WATCH_SLACK: Duration = Duration::from_millis(200);
 
 pub(super) struct Lease {
     replica: Replica,
     token: Arc<str>,
     term: Duration,
+    trust: Duration,
     pause: Duration,
     /// Nobody else can hold a lease.
     exclusive: bool,
@@ -39,17 +46,21 @@ struct Renewals {
 }
 
 impl Lease {
-    /// Joins the replicas. What a dead process of the same name held waits again at once.
+    /// Joins the replicas. A dead process of the same name makes way, and what it held waits again,
+    /// as soon as it could not send anything if it lived.
     pub(super) async fn join(store: &Store, settings: &Settings) -> store::Result<Lease> {
         let term = settings.worker.lease;
         let exclusive = settings.exclusive;
-        let renewals = if exclusive {
-            RENEWALS_A_TERM_ALONE
+        let pause = if exclusive {
+            (term / RENEWALS_A_TERM_ALONE).max(PAUSE_MIN)
         } else {
-            RENEWALS_A_TERM
+            beat(term)
         };
-        let pause = (term / renewals).max(PAUSE_MIN);
         let name = settings.worker.name.clone();
+        let trust = match &name {
+            Some(_) if !exclusive => trust(term),
+            _ => term,
+        };
         let replica = Replica {
             token: id::incarnation(),
             name: name.unwrap_or_else(id::incarnation),
@@ -59,22 +70,12 @@ impl Lease {
         if exclusive {
             store.evict_others(&replica.token).await?;
         }
-        let mut joined = Uptime::now();
-        if let Some(incumbent) = store.join(&replica, None).await? {
-            watch(&incumbent).await;
-            joined = Uptime::now();
-            if store.join(&replica, Some(&incumbent)).await?.is_some() {
-                return Err(Error::Refused(format!(
-                    "another process runs as worker.name = {:?}: stop it, or give this one a \
-                     name of its own",
-                    replica.name
-                )));
-            }
-        }
+        let joined = enter(store, &replica).await?;
         Ok(Lease {
             token: replica.token.as_str().into(),
             replica,
             term,
+            trust,
             pause,
             exclusive,
             renewals: Mutex::new(Renewals {
@@ -92,15 +93,16 @@ impl Lease {
 
     /// Whether nobody else can have taken this process's units.
     pub(super) fn holds(&self) -> bool {
-        Uptime::now() < self.renewals().last + self.term
+        Uptime::now() < self.renewals().last + self.trust
     }
 
     /// Whether it may take over from replicas whose lease has run out. Only after a term in which
     /// no renewal of its own was missing: when the database comes back from an outage, all leases
     /// have run out, and those who live come first, with the answers that they kept.
     pub(super) fn may_take_over(&self) -> bool {
-        let renewals = self.renewals();
-        !self.exclusive && renewals.last.since(renewals.unbroken) >= self.term
+        let (renewals, now) = (self.renewals(), Uptime::now());
+        let is_unbroken = now.since(renewals.last) <= self.gap_max();
+        !self.exclusive && is_unbroken && renewals.last.since(renewals.unbroken) >= self.term
     }
 
     /// Renews the lease. Returns which of the units in hand are not this process's any more; the
@@ -120,8 +122,7 @@ impl Lease {
     /// A renewal that was sent at this moment has succeeded.
     pub(super) fn renewed(&self, sent: Uptime) {
         let (mut renewals, now) = (self.renewals(), Uptime::now());
-        // While none is later than that, no live replica's lease runs out before its next one.
-        if now.since(renewals.last) > self.term / 2 {
+        if now.since(renewals.last) > self.gap_max() {
             renewals.unbroken = now;
         }
         renewals.last = sent;
@@ -131,6 +132,23 @@ impl Lease {
     /// How long a lease lasts.
     pub(super) fn term(&self) -> Duration {
         self.term
+    }
+
+    /// For how long from a renewal this process may go on as if nobody else could have what it
+    /// holds: for the lease's term, or less where another one with its name would not wait for so
+    /// long.
+    pub(super) fn trust(&self) -> Duration {
+        self.trust
+    }
+
+    /// While no renewal is later than that, no live replica's lease runs out before its next one.
+    fn gap_max(&self) -> Duration {
+        self.term / 2
+    }
+
+    /// How long one try to renew the lease may take.
+    pub(super) fn step(&self) -> Duration {
+        step(self.term)
     }
 
     /// How long to wait between renewals.
@@ -143,12 +161,93 @@ impl Lease {
     }
 }
 
-/// Gives who has the name the time to renew its lease, if it lives.
-async fn watch(incumbent: &Incumbent) {
+/// Takes a replica's name, as soon as a namesake leaves it or is known to be dead. Returns since
+/// when it has its lease.
+async fn enter(store: &Store, replica: &Replica) -> store::Result<Uptime> {
+    let mut since = Uptime::now();
+    let Some(incumbent) = store.join(replica, None).await? else {
+        return Ok(since);
+    };
+    let refused = || {
+        Error::Refused(format!(
+            "another process runs as worker.name = {:?}: stop it, or give this one a name of its \
+             own",
+            replica.name
+        ))
+    };
     let beat = Duration::from_millis(u64::try_from(incumbent.beat_ms).unwrap_or(0));
-    tokio::time::sleep(beat * 2 + BEAT_SLACK).await;
+    tracing::info!(
+        name = replica.name,
+        "a process had this name; waiting to see that it is gone"
+    );
+    let end = since + watch(beat);
+    loop {
+        let left = end.since(Uptime::now());
+        tokio::time::sleep(left.min(beat.max(PAUSE_MIN))).await;
+        since = Uptime::now();
+        let dead = (since >= end).then_some(&incumbent);
+        match store.join(replica, dead).await? {
+            None => return Ok(since),
+            Some(now) if now == incumbent && dead.is_none() => {}
+            Some(_) => return Err(refused()),
+        }
+    }
+}
+
+/// How long to wait between renewals, where others can take over.
+fn beat(term: Duration) -> Duration {
+    (term / RENEWALS_A_TERM).max(PAUSE_MIN)
+}
+
+fn step(term: Duration) -> Duration {
+    (term / STEPS_A_TERM).max(STEP_MIN)
+}
+
+/// For how long a replica that was given a name trusts its lease. One try to renew it may hang on
+/// a dead connection, and the next succeed. It is not the whole term, because for as long a process
+/// that is started again under its name must wait.
+fn trust(term: Duration) -> Duration {
+    (step(term) + 2 * beat(term)).min(term)
+}
+
+/// How long a namesake with such a beat is watched. If its lease has not been renewed in that
+/// time, it is dead, or it does not trust its lease any more.
+fn watch(beat: Duration) -> Duration {
+    trust(beat * RENEWALS_A_TERM) + WATCH_SLACK
 }
 
 pub(super) fn millis(duration: Duration) -> i64 {
     i64::try_from(duration.as_millis()).unwrap_or(i64::MAX)
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    proptest! {
+        #[test]
+        fn a_namesake_is_watched_for_longer_than_it_trusts_its_lease(ms in 1_000_u64..100_000_000) {
+            let term = Duration::from_millis(ms);
+            // As it stands in the store.
+            let beat = Duration::from_millis(u64::try_from(millis(beat(term))).unwrap());
+            prop_assert!(watch(beat) > trust(term));
+            // It never trusts it for longer than others wait.
+            prop_assert!(trust(term) <= term);
+        }
+
+        #[test]
+        fn one_renewal_may_hang_without_costing_the_lease(ms in 2_000_u64..100_000_000) {
+            let term = Duration::from_millis(ms);
+            // A beat after the last renewal one hangs for a step; the next has a beat's time.
+            prop_assert!(trust(term) >= beat(term) + step(term) + beat(term));
+        }
+    }
+
+    #[test]
+    fn with_the_usual_lease_a_namesake_is_watched_for_less_than_the_lease() {
+        let term = Duration::from_secs(10);
+        assert!(watch(beat(term)) < term);
+    }
 }

@@ -104,15 +104,22 @@ impl Worker {
             dispatch.clone(),
             stop.clone(),
         ));
+        if !settings.exclusive {
+            tasks.spawn(heartbeat::take_over(
+                lease.clone(),
+                store.clone(),
+                stop.clone(),
+            ));
+        }
         // Where others cannot be, or nothing is called, there is nothing to share.
         let shares_limits = !settings.exclusive && pool.limits().all().next().is_some();
         let shares_as = shares_limits.then(|| lease.token());
-        if let Some(token) = &shares_as {
+        if shares_as.is_some() {
             let shares = shares::Shares::new(
                 store.clone(),
                 pool.clone(),
                 dispatch.clone(),
-                token.clone(),
+                &lease,
                 &settings,
             );
             tasks.spawn(shares::run(shares, stop.clone()));

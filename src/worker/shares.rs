@@ -9,6 +9,7 @@ use tokio_util::sync::CancellationToken;
 
 use super::Settings;
 use super::dispatch::Dispatch;
+use super::lease::Lease;
 use super::uptime::Uptime;
 use crate::domain::share::{self, Share};
 use crate::store::{self, GateRow, ShareBook, ShareEntry, Store};
@@ -27,6 +28,8 @@ pub(super) struct Shares {
     token: Arc<str>,
     /// How long a share may be used after a turn.
     term: Duration,
+    /// Who has had its turns for so long has heard of everybody who lives.
+    hearing: Duration,
     /// How long what a vanished process held is held back, while others can work.
     reclaim_after: Duration,
     /// What the last turn asked for: a want that is gone for a moment is no reason to move.
@@ -51,7 +54,7 @@ impl Shares {
         store: Store,
         pool: Arc<Pool>,
         dispatch: Arc<Dispatch>,
-        token: Arc<str>,
+        lease: &Lease,
         settings: &Settings,
     ) -> Self {
         pool.limits().share_out();
@@ -60,8 +63,9 @@ impl Shares {
             store,
             pool,
             dispatch,
-            token,
-            term: settings.worker.lease,
+            token: lease.token(),
+            term: lease.trust(),
+            hearing: lease.term(),
             reclaim_after: settings.worker.reclaim_after,
             wanted,
             unbroken: Uptime::now(),
@@ -119,7 +123,7 @@ impl Shares {
         let me = book.holders.iter().find(|h| *h.token == *self.token);
         let place = (me.map_or(i64::MAX, |me| me.joined_at), &*self.token);
         let leaves = self.dispatch.is_closed();
-        let listens = Uptime::now().since(self.unbroken) >= self.term;
+        let listens = Uptime::now().since(self.unbroken) >= self.hearing;
         let reclaim = listens.then(|| millis(self.reclaim_after));
         let mut entry = ShareEntry::default();
         let mut parts = Vec::with_capacity(wants.len());

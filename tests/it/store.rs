@@ -1,5 +1,6 @@
 //! What the store promises the duties, on both engines.
 
+mod ends;
 mod leases;
 mod races;
 mod wakeups;

@@ -9,7 +9,6 @@ pub mod receiver;
 pub mod session;
 
 use std::collections::BTreeMap;
-use std::path::Path;
 use std::time::{Duration, Instant};
 
 use nightshift::app::App;
@@ -146,7 +145,8 @@ impl Server {
         store.close().await;
         drop(store);
         let (base, running) = if as_process {
-            let binary = serve(&file, &database, &[]).await;
+            let file = file.to_str().expect("is text");
+            let binary = serve(file, &database, &[], &[]).await;
             (binary.base.clone(), Running::Binary(Box::new(binary)))
         } else {
             start(&config, clock.clone()).await
@@ -200,8 +200,12 @@ impl Server {
 
     /// One more server on the same database, with the same configuration but for these variables.
     pub async fn replica(&self, variables: &[(&str, &str)]) -> Binary {
-        let file = self.directory.path().join("nightshift.toml");
-        serve(&file, &self.database, variables).await
+        serve(&self.config_file(), &self.database, &[], variables).await
+    }
+
+    /// One more server on the same database, with the same configuration but for these flags.
+    pub async fn beside(&self, flags: &[&str]) -> Binary {
+        serve(&self.config_file(), &self.database, flags, &[]).await
     }
 
     /// Sends the server's process a signal.
@@ -248,24 +252,20 @@ impl Server {
 
     /// Starts it again, as a process, with more variables.
     pub async fn serve_as(&mut self, variables: &[(&str, &str)]) {
-        let binary = self.another(variables).await;
-        self.base.clone_from(&binary.base);
-        self.running = Running::Binary(Box::new(binary));
+        let binary = self.replica(variables).await;
+        self.run_as(binary);
     }
 
     /// Starts it again, as a process with more flags, on the same database. Its address is
     /// another one.
     pub async fn start_binary_with(&mut self, flags: &[&str]) {
         let binary = self.beside(flags).await;
-        self.base.clone_from(&binary.base);
-        self.running = Running::Binary(Box::new(binary));
+        self.run_as(binary);
     }
 
-    /// Starts one more process on the same configuration and database, with more flags.
-    pub async fn beside(&self, flags: &[&str]) -> Binary {
-        let file = self.config_file();
-        let args = [&["--config", file.as_str()], flags].concat();
-        Binary::serve(&args, &[("DATABASE_URL", &self.database)]).await
+    fn run_as(&mut self, binary: Binary) {
+        self.base.clone_from(&binary.base);
+        self.running = Running::Binary(Box::new(binary));
     }
 
     /// Starts it again, as a process that is begun by a shell's words, on the same database. Its
@@ -276,9 +276,7 @@ impl Server {
         serve
             .env("DATABASE_URL", &self.database)
             .env("NIGHTSHIFT_SERVER__LISTEN", "127.0.0.1:0");
-        let binary = Binary::listening(binary::Process::start(serve, b"")).await;
-        self.base.clone_from(&binary.base);
-        self.running = Running::Binary(Box::new(binary));
+        self.run_as(Binary::listening(binary::Process::start(serve, b"")).await);
     }
 
     /// The number of the server's process.
@@ -293,15 +291,6 @@ impl Server {
     pub fn config_file(&self) -> String {
         let file = self.directory.path().join("nightshift.toml");
         file.to_str().expect("is text").to_owned()
-    }
-
-    /// Starts another server, as a process, with the same configuration and more variables.
-    pub async fn another(&self, variables: &[(&str, &str)]) -> Binary {
-        let file = self.config_file();
-        let args = ["--config", file.as_str()];
-        let mut all = vec![("DATABASE_URL", self.database.as_str())];
-        all.extend(variables);
-        Binary::serve(&args, &all).await
     }
 
     /// Starts it again, in this process, on the same database. Its address is another one.
@@ -500,8 +489,9 @@ impl Server {
     }
 }
 
-async fn serve(file: &Path, database: &str, variables: &[(&str, &str)]) -> Binary {
-    let args = ["--config", file.to_str().expect("is text")];
+/// Starts a server as a process.
+async fn serve(config: &str, database: &str, flags: &[&str], variables: &[(&str, &str)]) -> Binary {
+    let args = [&["--config", config], flags].concat();
     let variables = [&[("DATABASE_URL", database)], variables].concat();
     Binary::serve(&args, &variables).await
 }

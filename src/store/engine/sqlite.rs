@@ -18,6 +18,9 @@ use crate::store::{Error, Result};
 const BUSY_TIMEOUT: Duration = Duration::from_secs(20);
 /// How long a caller waits for a free connection.
 const ACQUIRE_TIMEOUT: Duration = Duration::from_secs(30);
+/// How large the file of the write-ahead log stays: one that grew beyond it, because somebody read
+/// for long or much was written at once, is cut when it is begun anew.
+const LOG_KEPT_BYTES: u64 = 64 << 20;
 /// Connections that read.
 const READERS: u32 = 4;
 
@@ -44,6 +47,7 @@ pub(super) async fn open(path: &Path) -> Result<(SqlitePool, SqlitePool)> {
         // Before the first table: freed pages can then be given back to the file system.
         .auto_vacuum(SqliteAutoVacuum::Incremental)
         .journal_mode(SqliteJournalMode::Wal)
+        .pragma("journal_size_limit", LOG_KEPT_BYTES.to_string())
         // An answer of 200 means on disk; flushes are grouped, which keeps it cheap.
         .synchronous(SqliteSynchronous::Full)
         .busy_timeout(BUSY_TIMEOUT)
@@ -182,4 +186,30 @@ fn create_private(directory: &Path) -> std::io::Result<()> {
     #[cfg(unix)]
     std::os::unix::fs::DirBuilderExt::mode(&mut builder, 0o700);
     builder.create(directory)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[tokio::test]
+    async fn a_log_that_grew_is_cut_again() {
+        let directory = tempfile::tempdir().unwrap();
+        let path = directory.path().join("a.db");
+        let (write, _read) = open(&path).await.unwrap();
+        let log = || {
+            std::fs::metadata(directory.path().join("a.db-wal"))
+                .unwrap()
+                .len()
+        };
+        let run = async |sql: &'static str| {
+            sqlx::query(sql).execute(&write).await.unwrap();
+        };
+        run("CREATE TABLE t (x BLOB)").await;
+        run("INSERT INTO t VALUES (zeroblob(80 << 20))").await;
+        assert!(log() > LOG_KEPT_BYTES, "{}", log());
+        // All of it has gone to the database's file: the next write begins the log anew.
+        run("INSERT INTO t VALUES (NULL)").await;
+        assert!(log() <= LOG_KEPT_BYTES, "{}", log());
+    }
 }

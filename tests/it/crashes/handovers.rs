@@ -1,5 +1,7 @@
 //! Work that changes hands: given back at a stop, or let go because it is somebody else's.
 
+use std::collections::BTreeSet;
+
 use nightshift::store::Engine;
 use serde_json::json;
 
@@ -62,6 +64,50 @@ async fn the_work_of_a_killed_replica_is_taken_over_by_another() {
         assert_eq!(batch["request_counts"]["completed"], 5);
         server.exactly_once(&batch, &ids).await;
         assert_eq!(server.simulator.stats().total.calls, 10);
+    };
+    on(Engine::Postgres, Box::pin(test)).await;
+}
+
+/// The database's time at which the youngest transaction began that waits for a lock in order to
+/// take over; 0 where there is none.
+const TAKING_OVER: &str = "
+    SELECT COALESCE(MAX(CAST(EXTRACT(EPOCH FROM xact_start) * 1000000 AS BIGINT)), 0)
+    FROM pg_stat_activity WHERE datname = current_database()
+       AND wait_event_type = 'Lock' AND query LIKE '%-- take_over%'";
+
+#[tokio::test]
+async fn a_replica_renews_its_lease_while_it_waits_to_take_over() {
+    let test = async {
+        let mut server = Server::binary("[worker]\nlease = \"1s\"").await;
+        let ids = ids(5);
+        let batch = server.create_batch(hanging(&ids), CHAT).await;
+        until("calls are in flight", async || {
+            server.simulator.stats().total.in_flight == 5
+        })
+        .await;
+        let mut lock = Session::open(&server.database).await;
+        lock.execute("BEGIN; SELECT * FROM units FOR UPDATE").await;
+        server.kill().await;
+        server.start_binary_again().await;
+        let mut database = Session::open(&server.database).await;
+        let renewed = "SELECT MAX(lease_until) FROM replicas";
+        let (mut waiter, mut seen) = (0, BTreeSet::new());
+        // One renewal may have been committed just before it was seen to wait.
+        until("renewals go on beside one take-over", async || {
+            let renewal = database.number(renewed).await;
+            let waits = database.number(TAKING_OVER).await;
+            if waits != waiter {
+                (waiter, seen) = (waits, BTreeSet::new());
+            } else if waits > 0 {
+                seen.insert(renewal);
+            }
+            seen.len() > 2
+        })
+        .await;
+        lock.execute("COMMIT").await;
+        let batch = server.ended(&batch).await;
+        assert_eq!(batch["request_counts"]["completed"], 5);
+        server.exactly_once(&batch, &ids).await;
     };
     on(Engine::Postgres, Box::pin(test)).await;
 }

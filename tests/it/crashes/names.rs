@@ -5,6 +5,7 @@ use serde_json::json;
 
 use super::until;
 use crate::support::binary::{command, ended};
+use crate::support::session::Session;
 use crate::support::{CHAT, Server, chat, ids, on};
 
 fn config(lease: &str) -> String {
@@ -14,8 +15,8 @@ fn config(lease: &str) -> String {
 #[tokio::test]
 async fn a_replica_that_is_started_again_under_its_name_goes_on_at_once() {
     let test = async {
-        // Without the name it would be two minutes: for the old lease to run out, and to wait
-        // for others who may live.
+        // Without the name it would wait for the old lease to run out, and for a lease more in
+        // which others who live may come back: longer than anything is waited for here.
         let mut server = Server::binary(&config("60s")).await;
         let ids = ids(600);
         let jsonl: String = ids
@@ -128,6 +129,46 @@ async fn a_replica_that_was_silent_while_its_name_was_taken_ends_and_changes_not
         let batch = server.ended(&batch).await;
         assert_eq!(batch["request_counts"]["completed"], 200);
         server.exactly_once(&batch, &ids).await;
+    };
+    on(Engine::Postgres, Box::pin(test)).await;
+}
+
+#[tokio::test]
+async fn the_share_of_a_namesake_is_not_given_away_while_its_lease_runs() {
+    let test = async {
+        let mut server = Server::binary(&config("1s")).await;
+        server
+            .until_rows("shares WHERE held = 64", |count| count > 0)
+            .await;
+        let silent = server.binary_process();
+        silent.signal("STOP");
+        // As if its turns, unlike its renewals, still reached the database.
+        let mut database = Session::open(&server.database).await;
+        let old = "UPDATE share_holders SET held_until = joined_at";
+        database.execute(&format!("{old} + 3600000")).await;
+
+        server.start_binary_again().await;
+        let batch = server.create_batch(chat("a", json!(null)), CHAT).await;
+        // It has had turns enough to know of everybody, and wants a place.
+        until("the new one has asked for its share", async || {
+            let turns = "SELECT COALESCE(MAX(held_until - joined_at), 0) FROM share_holders
+                WHERE token IN (SELECT token FROM replicas)";
+            database.number(turns).await > 4_000
+        })
+        .await;
+        let wants = "SELECT count(*) FROM shares WHERE wants > 0
+            AND token IN (SELECT token FROM replicas)";
+        assert!(database.number(wants).await > 0);
+        assert_eq!(server.simulator.stats().total.calls, 0);
+
+        // Now nobody has turns under the old lease any more.
+        database
+            .execute(&format!(
+                "{old} WHERE token NOT IN (SELECT token FROM replicas)"
+            ))
+            .await;
+        let batch = server.ended(&batch).await;
+        assert_eq!(batch["request_counts"]["completed"], 1);
     };
     on(Engine::Postgres, Box::pin(test)).await;
 }

@@ -181,7 +181,7 @@ async fn who_is_back_first_waits_for_those_who_live() {
         );
         server.serve_as(&[("DATABASE_URL", to_one.url())]).await;
         let batch = in_flight(&server, 4000).await;
-        let _other = server.another(&[("DATABASE_URL", to_other.url())]).await;
+        let _other = server.replica(&[("DATABASE_URL", to_other.url())]).await;
         let mut database = Session::open(&server.database).await;
         until("both have a lease", async || {
             database.live_replicas().await == 2

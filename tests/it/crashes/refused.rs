@@ -1,11 +1,11 @@
-//! One unit that the database does not take, for a reason that will not pass by waiting.
+//! What the database does not take, for a reason that will not pass by waiting.
 
 use nightshift::store::Engine;
 use serde_json::json;
 
 use super::until;
 use crate::support::session::Session;
-use crate::support::{CHAT, Server, ids, on_every_engine, request};
+use crate::support::{CHAT, Server, ids, on, on_every_engine, request};
 
 const REFUSE: &str = "
     CREATE FUNCTION refused() RETURNS trigger LANGUAGE plpgsql AS $$
@@ -20,6 +20,24 @@ const REFUSE_SQLITE: &str = "
         SELECT RAISE(ABORT, 'not this one');
     END";
 
+const SLOW: &str = "
+    CREATE FUNCTION slow() RETURNS trigger LANGUAGE plpgsql AS $$
+    BEGIN
+        PERFORM pg_sleep(0.45);
+        RETURN NEW;
+    END $$;
+    CREATE TRIGGER slow BEFORE INSERT ON segments FOR EACH ROW EXECUTE FUNCTION slow()";
+
+/// Lines of a few units.
+fn lines(ids: &[String]) -> String {
+    let padding = "x".repeat(2_000);
+    let line = |id: &String| {
+        let message = json!({"role": "user", "content": padding});
+        request(id, json!({"model": "sim-small", "messages": [message]}))
+    };
+    ids.iter().map(line).collect()
+}
+
 async fn a_unit_that_cannot_be_written_holds_up_no_other_one() {
     let server = Server::with("[worker]\nlease = \"1s\"").await;
     let mut database = Session::open(&server.database).await;
@@ -30,13 +48,7 @@ async fn a_unit_that_cannot_be_written_holds_up_no_other_one() {
     database.execute(refuse).await;
 
     let ids = ids(400);
-    let padding = "x".repeat(2_000);
-    let line = |id: &String| {
-        let message = json!({"role": "user", "content": padding});
-        request(id, json!({"model": "sim-small", "messages": [message]}))
-    };
-    let jsonl: String = ids.iter().map(line).collect();
-    let batch = server.create_batch(&jsonl, CHAT).await;
+    let batch = server.create_batch(lines(&ids), CHAT).await;
     server.until_rows("units", |count| count > 2).await;
     server
         .until_rows("units WHERE state <> 'done'", |count| count == 1)
@@ -71,3 +83,24 @@ async fn a_unit_that_cannot_be_written_holds_up_no_other_one() {
 }
 
 on_every_engine![a_unit_that_cannot_be_written_holds_up_no_other_one];
+
+/// As many units at once as finish at once, but the database has time for two.
+#[tokio::test]
+async fn units_for_which_the_database_has_not_enough_time_are_written_by_and_by() {
+    let test = async {
+        let config = "[database]\nstatement_timeout = \"1s\"";
+        let server = Server::with(config).await;
+        let mut database = Session::open(&server.database).await;
+        database.execute(SLOW).await;
+        let ids = ids(1_000);
+        let batch = server.run(lines(&ids), CHAT).await;
+        assert_eq!(batch["request_counts"]["completed"], 1_000, "{batch}");
+        server.exactly_once(&batch, &ids).await;
+        assert_eq!(
+            server.simulator.stats().total.calls,
+            1_000,
+            "none is let go"
+        );
+    };
+    on(Engine::Postgres, Box::pin(test)).await;
+}

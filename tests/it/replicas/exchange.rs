@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use nightshift::domain::clock::Clock;
 use nightshift::domain::share::Share;
-use nightshift::store::{Engine, GateRow, ShareBook, ShareEntry, Store};
+use nightshift::store::{Engine, GateRow, Replica, ShareBook, ShareEntry, Store};
 
 use crate::support::{engines, on, on_every_engine};
 
@@ -122,6 +122,46 @@ async fn a_gate_stays_closed_until_the_last_time_that_was_told() {
     opened.expect("it opens");
 }
 
+async fn a_name_is_not_free_while_its_shares_are_held() {
+    let directory = tempfile::tempdir().expect("makes a directory");
+    let url = engines::database(directory.path()).await;
+    let store = &Store::open(&url, 4, Clock::default()).await.expect("opens");
+    let replica = |token: &str, lease_ms| Replica {
+        token: token.to_owned(),
+        name: "worker-1".to_owned(),
+        lease_ms,
+        beat_ms: 100,
+    };
+    let second = replica("second", TERM_MS);
+    let join = async |dead| store.join(&second, dead).await.expect("answers");
+
+    // Its lease has run out, but not that of its shares; and a turn is a sign of life.
+    let first = replica("first", -1);
+    assert_eq!(store.join(&first, None).await.expect("answers"), None);
+    turn(store, "first", holds(7)).await;
+    let seen = join(None).await.expect("has the name");
+    tokio::time::sleep(Duration::from_millis(5)).await;
+    turn(store, "first", holds(7)).await;
+    let moved = join(Some(&seen)).await.expect("has the name");
+    assert_ne!(moved.shares_until, seen.shares_until);
+    assert_eq!(moved.lease_until, seen.lease_until);
+    // What it may still use is kept, even if it gives no more signs of life…
+    assert_eq!(join(Some(&moved)).await, None);
+    let book = turn(store, "second", ShareEntry::default()).await;
+    assert_eq!(by_token(&book), BTreeMap::from([("first", 7)]));
+
+    // …and what it may not use any more is not.
+    let third = replica("third", TERM_MS);
+    turn(store, "second", holds(3)).await;
+    let lapse = "UPDATE share_holders SET held_until = 0 WHERE token = 'second'";
+    engines::execute(&url, lapse).await;
+    let seen = store.join(&third, None).await.expect("answers");
+    let joined = store.join(&third, seen.as_ref()).await.expect("answers");
+    assert_eq!(joined, None);
+    let book = turn(store, "third", ShareEntry::default()).await;
+    assert_eq!(by_token(&book), BTreeMap::from([("first", 7)]));
+}
+
 /// Each takes one as long as there is one: if two turns ran at once, both would take the last.
 async fn turns_never_overlap() {
     let (stores, _directory) = stores(4).await;
@@ -149,6 +189,7 @@ async fn turns_never_overlap() {
 on_every_engine![
     what_a_process_writes_the_next_one_reads,
     a_gate_stays_closed_until_the_last_time_that_was_told,
+    a_name_is_not_free_while_its_shares_are_held,
     turns_never_overlap,
 ];
 

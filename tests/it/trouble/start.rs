@@ -17,6 +17,14 @@ async fn behind_a_proxy(test: impl AsyncFnOnce(&Proxy, &str)) {
     .await;
 }
 
+/// Does something while nobody takes connections, and while whoever takes them says nothing.
+async fn while_it_is_away(proxy: &Proxy, test: impl AsyncFn()) {
+    proxy.refuse();
+    test().await;
+    proxy.fall_silent();
+    test().await;
+}
+
 #[tokio::test]
 async fn a_server_waits_for_its_database() {
     Box::pin(behind_a_proxy(async |proxy, url| {
@@ -37,12 +45,7 @@ async fn a_server_waits_for_its_database() {
 #[tokio::test]
 async fn a_server_does_not_wait_for_ever() {
     Box::pin(behind_a_proxy(async |proxy, url| {
-        for silent in [false, true] {
-            if silent {
-                proxy.fall_silent();
-            } else {
-                proxy.refuse();
-            }
+        while_it_is_away(proxy, async || {
             let mut serve = command(&["serve", "--listen", "127.0.0.1:0"]);
             serve
                 .env("DATABASE_URL", url)
@@ -52,7 +55,8 @@ async fn a_server_does_not_wait_for_ever() {
             let why = "error: cannot use the configured Postgres database";
             assert!(ended.errors.contains(why), "{}", ended.errors);
             assert!(!ended.errors.contains("hunter2"), "{}", ended.errors);
-        }
+        })
+        .await;
     }))
     .await;
 }
@@ -60,12 +64,7 @@ async fn a_server_does_not_wait_for_ever() {
 #[tokio::test]
 async fn commands_say_that_there_is_no_database() {
     Box::pin(behind_a_proxy(async |proxy, url| {
-        for silent in [false, true] {
-            if silent {
-                proxy.fall_silent();
-            } else {
-                proxy.refuse();
-            }
+        while_it_is_away(proxy, async || {
             for args in [&["keys", "list"][..], &["check"]] {
                 let mut command = command(args);
                 command.env("DATABASE_URL", url);
@@ -75,7 +74,8 @@ async fn commands_say_that_there_is_no_database() {
                 assert!(said.contains("Postgres database"), "{args:?}: {said}");
                 assert!(!said.contains("hunter2"), "{args:?}: {said}");
             }
-        }
+        })
+        .await;
     }))
     .await;
 }
