@@ -37,7 +37,7 @@ pub use lifecycle::{Input, Unvalidated};
 pub use overview::{LiveBatch, Queue, ReplicaLease};
 pub use purge::Purged;
 pub use replicas::{Incumbent, Replica};
-pub use segments::SegmentTable;
+pub use segments::Segment;
 pub use shares::{GateRow, ShareBook, ShareEntry};
 pub use units::LeasedUnit;
 pub use uploads::{NewUpload, PublishedUpload};

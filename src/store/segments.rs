@@ -1,18 +1,26 @@
 //! The content of output and error files: a batch's segments, chunk by chunk.
 
+use std::ops::RangeInclusive;
+
 use super::engine::on;
 use super::{Error, Result, Store};
 use crate::codec::segment::Table;
 
-/// One segment of a chunk, without its data.
+/// One segment of a chunk.
 #[derive(Clone, Debug)]
-pub struct SegmentTable {
+pub struct Segment {
+    pub chunk_no: i64,
     pub model_no: i64,
     pub flush_no: i64,
     pub table: Table,
-    /// Compressed bytes of the data.
+    /// How many compressed bytes its data has.
     pub data_bytes: usize,
+    /// `None`: not read.
+    pub data: Option<Vec<u8>>,
 }
+
+/// As the database has it.
+type SegmentRow = (i64, i64, i64, Vec<u8>, i64, Option<Vec<u8>>);
 
 impl Store {
     /// How many bytes of an output or error file each chunk gave, in the file's order.
@@ -31,54 +39,46 @@ impl Store {
             .ok_or_else(|| Error::corrupt(format!("table of {file_id}"), "odd length"))
     }
 
-    /// The tables of one chunk's segments.
+    /// The segments of a row of chunks, in the order of chunk, model and flush; with their data if
+    /// it has at most `data_max` compressed bytes in all.
     ///
     /// # Errors
     /// When the database fails or the bytes are damaged.
-    pub async fn segment_tables(&self, batch_id: &str, chunk: i64) -> Result<Vec<SegmentTable>> {
-        let rows: Vec<(i64, i64, Vec<u8>, i64)> = on!(self.reader(), c => {
+    pub async fn segments(
+        &self,
+        batch_id: &str,
+        chunks: RangeInclusive<i64>,
+        data_max: usize,
+    ) -> Result<Vec<Segment>> {
+        let rows: Vec<SegmentRow> = on!(self.reader(), c => {
             sqlx::query_as(
-                "-- segment_tables
-                 SELECT model_no, flush_no, entries, CAST(length(data) AS BIGINT) FROM segments
-                 WHERE batch_id = $1 AND chunk_no = $2 ORDER BY model_no, flush_no",
+                "-- segments
+                 SELECT chunk_no, model_no, flush_no, entries, CAST(length(data) AS BIGINT),
+                     CASE WHEN (SELECT sum(length(data)) FROM segments
+                         WHERE batch_id = $1 AND chunk_no BETWEEN $2 AND $3) <= $4 THEN data END
+                 FROM segments WHERE batch_id = $1 AND chunk_no BETWEEN $2 AND $3
+                 ORDER BY chunk_no, model_no, flush_no",
             )
             .bind(batch_id)
-            .bind(chunk)
+            .bind(*chunks.start())
+            .bind(*chunks.end())
+            .bind(i64::try_from(data_max).unwrap_or(i64::MAX))
             .fetch_all(c)
             .await?
         });
-        rows.into_iter()
-            .map(|(model_no, flush_no, entries, bytes)| {
-                let table = Table::decode(&entries)
-                    .map_err(|e| Error::corrupt(format!("segment of {batch_id}/{chunk}"), e))?;
-                let data_bytes = usize::try_from(bytes).unwrap_or(0);
-                Ok(SegmentTable {
-                    model_no,
-                    flush_no,
-                    table,
-                    data_bytes,
-                })
+        let segment = |(chunk_no, model_no, flush_no, entries, bytes, data): SegmentRow| {
+            let table = Table::decode(&entries)
+                .map_err(|e| Error::corrupt(format!("segment of {batch_id}/{chunk_no}"), e))?;
+            Ok(Segment {
+                chunk_no,
+                model_no,
+                flush_no,
+                table,
+                data_bytes: usize::try_from(bytes).unwrap_or(0),
+                data,
             })
-            .collect()
-    }
-
-    /// The data of one chunk's segments, in the order of [`Store::segment_tables`].
-    ///
-    /// # Errors
-    /// When the database fails.
-    pub async fn segments_data(&self, batch_id: &str, chunk: i64) -> Result<Vec<Vec<u8>>> {
-        let rows: Vec<(Vec<u8>,)> = on!(self.reader(), c => {
-            sqlx::query_as(
-                "-- segments_data
-                 SELECT data FROM segments WHERE batch_id = $1 AND chunk_no = $2
-                 ORDER BY model_no, flush_no",
-            )
-            .bind(batch_id)
-            .bind(chunk)
-            .fetch_all(c)
-            .await?
-        });
-        Ok(rows.into_iter().map(|(data,)| data).collect())
+        };
+        rows.into_iter().map(segment).collect()
     }
 
     /// The data of one segment.

@@ -2,7 +2,7 @@
 
 use std::collections::VecDeque;
 use std::mem;
-use std::ops::Range;
+use std::ops::{Range, RangeInclusive};
 use std::sync::Arc;
 
 use bytes::Bytes;
@@ -10,9 +10,10 @@ use bytes::Bytes;
 use super::damaged;
 use crate::codec::segment::Entry;
 use crate::domain::file::Kind;
-use crate::store::{Error, Result, SegmentTable, Store};
+use crate::store::{Error, Result, Segment, Store};
 
-/// A chunk whose segments are together at most this large (compressed) is fetched at once.
+/// The segments of a few chunks are read with their data if they have at most so many compressed
+/// bytes together; else one by one, when their lines come.
 const FETCHED_BYTES_MAX: usize = 1 << 20;
 /// Decompressed frames that are kept for blocks to come.
 const FRAMES_BYTES_MAX: usize = 2 << 20;
@@ -26,12 +27,13 @@ const DECOMPRESSED_HERE_MAX: usize = 64 << 10;
 pub(super) struct Chunk {
     batch_id: String,
     number: i64,
-    segments: Vec<Arc<SegmentTable>>,
+    segments: Vec<Arc<Segment>>,
     /// Those still to be read, with the segment that each stands in.
     lines: VecDeque<(usize, Entry)>,
     /// Bytes of the next line that are not wanted.
     skip: usize,
-    data: Data,
+    /// The data of the segment that was read last: lines of one often stand together.
+    last: Option<(usize, Bytes)>,
     /// Frames that have lines still to be read: as many as there is room for, and the others are
     /// read again.
     frames: Vec<(FrameKey, Bytes)>,
@@ -49,27 +51,33 @@ struct Part {
     to: usize,
 }
 
-/// The compressed bytes of segments.
-enum Data {
-    /// Of each.
-    All(Vec<Bytes>),
-    /// Of the one that was needed last: lines of a segment often stand together.
-    Last(Option<(usize, Bytes)>),
-}
-
 impl Chunk {
-    /// Looks up where the lines stand, and reads none yet.
+    /// Looks up where the lines of a row of chunks stand: of each that has a segment.
     pub(super) async fn open(
         store: &Store,
         batch_id: &str,
-        number: i64,
+        numbers: RangeInclusive<i64>,
         kind: Kind,
-    ) -> Result<Chunk> {
-        let tables = store.segment_tables(batch_id, number).await?;
+    ) -> Result<Vec<Chunk>> {
+        let segments = store.segments(batch_id, numbers, FETCHED_BYTES_MAX).await?;
+        let mut chunks: Vec<Chunk> = Vec::new();
+        let mut segments = segments.into_iter().peekable();
+        while let Some(first) = segments.next() {
+            let number = first.chunk_no;
+            let mut of_chunk = vec![first];
+            while let Some(next) = segments.next_if(|next| next.chunk_no == number) {
+                of_chunk.push(next);
+            }
+            chunks.push(Chunk::new(batch_id, number, kind, of_chunk)?);
+        }
+        Ok(chunks)
+    }
+
+    fn new(batch_id: &str, number: i64, kind: Kind, segments: Vec<Segment>) -> Result<Chunk> {
         let mut lines: Vec<(usize, Entry)> = Vec::new();
-        for (segment, table) in tables.iter().enumerate() {
-            let of_kind = table.table.entries.iter().filter(|e| e.kind == kind);
-            lines.extend(of_kind.map(|&entry| (segment, entry)));
+        for (place, segment) in segments.iter().enumerate() {
+            let of_kind = segment.table.entries.iter().filter(|e| e.kind == kind);
+            lines.extend(of_kind.map(|&entry| (place, entry)));
         }
         lines.sort_unstable_by_key(|(_, entry)| entry.line);
         if lines.windows(2).any(|two| two[0].1.line == two[1].1.line) {
@@ -78,21 +86,20 @@ impl Chunk {
                 "a line stands there twice",
             ));
         }
-        let size: usize = tables.iter().map(|table| table.data_bytes).sum();
-        let data = if size <= FETCHED_BYTES_MAX && !lines.is_empty() {
-            Data::All(fetch_all(store, batch_id, number, &tables).await?)
-        } else {
-            Data::Last(None)
-        };
         Ok(Chunk {
             batch_id: batch_id.to_owned(),
             number,
-            segments: tables.into_iter().map(Arc::new).collect(),
+            segments: segments.into_iter().map(Arc::new).collect(),
             lines: lines.into(),
             skip: 0,
-            data,
+            last: None,
             frames: Vec::new(),
         })
+    }
+
+    /// Its place in the file.
+    pub(super) fn number(&self) -> i64 {
+        self.number
     }
 
     /// How many bytes are still to be read.
@@ -171,14 +178,25 @@ impl Chunk {
         if let Some((_, bytes)) = self.frames.iter().find(|(kept, _)| *kept == key) {
             return Ok(bytes.clone());
         }
-        let (segment, frame) = key;
-        let table = Arc::clone(&self.segments[segment]);
-        let data = self.data(store, segment).await?;
-        let size = table.table.frames.get(frame).map_or(0, |frame| frame.size);
+        let (place, frame) = key;
+        let segment = Arc::clone(&self.segments[place]);
+        let read = match segment.data {
+            Some(_) => Bytes::new(),
+            None => self.data(store, place).await?,
+        };
+        let size = segment
+            .table
+            .frames
+            .get(frame)
+            .map_or(0, |frame| frame.size);
+        let decompress = move || {
+            let data = segment.data.as_deref().unwrap_or(&read);
+            segment.table.frame(data, frame)
+        };
         let raw = if size <= DECOMPRESSED_HERE_MAX {
-            table.table.frame(&data, frame)
+            decompress()
         } else {
-            tokio::task::spawn_blocking(move || table.table.frame(&data, frame))
+            tokio::task::spawn_blocking(decompress)
                 .await
                 .unwrap_or_else(|panic| Err(panic.into()))
         };
@@ -190,22 +208,19 @@ impl Chunk {
         Ok(bytes)
     }
 
-    /// A segment's compressed bytes.
-    async fn data(&mut self, store: &Store, segment: usize) -> Result<Bytes> {
-        match &mut self.data {
-            Data::All(all) => Ok(all[segment].clone()),
-            Data::Last(Some((of, data))) if *of == segment => Ok(data.clone()),
-            Data::Last(last) => {
-                *last = None;
-                let of = &self.segments[segment];
-                let data = store
-                    .segment_data(&self.batch_id, self.number, of.model_no, of.flush_no)
-                    .await?;
-                let data = Bytes::from(data);
-                *last = Some((segment, data.clone()));
-                Ok(data)
-            }
+    /// The data of a segment that was too large to be read with others.
+    async fn data(&mut self, store: &Store, place: usize) -> Result<Bytes> {
+        if let Some((last, data)) = &self.last
+            && *last == place
+        {
+            return Ok(data.clone());
         }
+        self.last = None;
+        let of = &self.segments[place];
+        let data = store.segment_data(&self.batch_id, self.number, of.model_no, of.flush_no);
+        let data = Bytes::from(data.await?);
+        self.last = Some((place, data.clone()));
+        Ok(data)
     }
 
     fn damaged(&self, cause: impl ToString) -> Error {
@@ -213,21 +228,6 @@ impl Chunk {
             format!("segment of {}/{}", self.batch_id, self.number),
             cause,
         )
-    }
-}
-
-async fn fetch_all(
-    store: &Store,
-    batch_id: &str,
-    number: i64,
-    tables: &[SegmentTable],
-) -> Result<Vec<Bytes>> {
-    let all = store.segments_data(batch_id, number).await?;
-    let sizes = all.iter().map(Vec::len);
-    if sizes.eq(tables.iter().map(|table| table.data_bytes)) {
-        Ok(all.into_iter().map(Bytes::from).collect())
-    } else {
-        Err(Error::Stale("the batch's output"))
     }
 }
 

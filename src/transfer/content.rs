@@ -1,18 +1,27 @@
 //! A file's bytes, from any place to any other, as a stream of blocks.
 
+use std::collections::VecDeque;
 use std::ops::Range;
 
 use bytes::Bytes;
 use futures::stream::{self, Stream};
+use tokio::task::JoinError;
+use tokio_util::task::AbortOnDropHandle;
 
 use super::chunk::Chunk;
 use super::damaged;
 use crate::domain::file::Kind;
-use crate::store::{Result, Store, StoredFile};
+use crate::store::{Error, Result, Store, StoredFile};
+
+/// Chunks of an output file that are looked up together have so many bytes, but for one that has
+/// more by itself, …
+const TOGETHER_BYTES: u64 = 1 << 20;
+/// … and stand within a row of so many.
+const TOGETHER: i64 = 16;
 
 /// The bytes of a file within `range`, which must lie within the file, in blocks of about 1 MiB
-/// at most (a longer line of an output file is one block). Nothing is read before it is asked
-/// for, and nothing is held open in between.
+/// at most (a longer line of an output file is one block). While one is looked at the next is read,
+/// and no more; nothing of the database is held in between.
 ///
 /// The stream yields exactly the range, or an error: never less.
 pub fn content(
@@ -26,7 +35,7 @@ pub fn content(
             batch_id: batch_id.to_owned(),
             kind,
             chunks: None,
-            open: None,
+            open: VecDeque::new(),
         })),
     };
     let reader = Reader {
@@ -35,10 +44,30 @@ pub fn content(
         range,
         source,
     };
-    stream::try_unfold(reader, |mut reader| async move {
-        let block = reader.next().await?;
-        Ok(block.map(|block| (block, reader)))
+    stream::try_unfold(Ahead::At(reader), |ahead| async move {
+        let (reader, block) = match ahead {
+            Ahead::At(reader) => reader.read().await,
+            Ahead::Reading(reading) => reading.await.unwrap_or_else(|gone| Err(stopped(gone))),
+        }?;
+        Ok(block.map(|block| {
+            let ahead = if reader.range.is_empty() {
+                Ahead::At(reader)
+            } else {
+                Ahead::Reading(AbortOnDropHandle::new(tokio::spawn(reader.read())))
+            };
+            (block, ahead)
+        }))
     })
+}
+
+/// A reader, or one that reads the next block by now.
+enum Ahead {
+    At(Reader),
+    Reading(AbortOnDropHandle<Result<(Reader, Option<Bytes>)>>),
+}
+
+fn stopped(gone: JoinError) -> Error {
+    damaged("content".to_owned(), gone)
 }
 
 struct Reader {
@@ -62,11 +91,17 @@ struct Made {
     batch_id: String,
     kind: Kind,
     /// Those still to be read, with the bytes that each gave; `None` before the first.
-    chunks: Option<std::vec::IntoIter<(i64, u64)>>,
-    open: Option<Chunk>,
+    chunks: Option<VecDeque<(i64, u64)>>,
+    /// Those that are looked up: the first is being read.
+    open: VecDeque<Chunk>,
 }
 
 impl Reader {
+    async fn read(mut self) -> Result<(Self, Option<Bytes>)> {
+        let block = self.next().await?;
+        Ok((self, block))
+    }
+
     async fn next(&mut self) -> Result<Option<Bytes>> {
         if self.range.is_empty() {
             return Ok(None);
@@ -124,30 +159,69 @@ impl Made {
         wanted: usize,
     ) -> Result<Option<Bytes>> {
         loop {
-            if let Some(chunk) = &mut self.open {
+            while let Some(chunk) = self.open.front_mut() {
                 if let Some(block) = chunk.next(store, wanted).await? {
                     return Ok(Some(block));
                 }
-                self.open = None;
+                self.open.pop_front();
             }
             let skip = if self.chunks.is_none() {
                 self.find(store, file_id, at).await?
             } else {
                 0
             };
-            let Some((number, size)) = self.chunks.as_mut().and_then(Iterator::next) else {
+            let wanted = skip.saturating_add(wanted as u64);
+            let Some(chunks) = self.take_chunks(wanted) else {
                 return Ok(None);
             };
-            let mut chunk = Chunk::open(store, &self.batch_id, number, self.kind).await?;
-            if chunk.size() != size {
-                return Err(damaged(
+            self.open = self.open(store, file_id, &chunks).await?;
+            if let Some(first) = self.open.front_mut() {
+                first.skip(skip);
+            }
+        }
+    }
+
+    /// Takes out the chunks that are looked up next; never an empty row.
+    fn take_chunks(&mut self, wanted: u64) -> Option<Vec<(i64, u64)>> {
+        let left = self.chunks.as_mut()?;
+        let &(first, _) = left.front()?;
+        let (mut bytes, mut taken) = (0, 0);
+        for &(number, size) in left.iter() {
+            let is_far = number - first >= TOGETHER;
+            if taken > 0 && (is_far || bytes >= wanted || bytes + size > TOGETHER_BYTES) {
+                break;
+            }
+            bytes += size;
+            taken += 1;
+        }
+        Some(left.drain(..taken).collect())
+    }
+
+    /// Looks up chunks, each of which must be as it was when the file was made.
+    async fn open(
+        &self,
+        store: &Store,
+        file_id: &str,
+        chunks: &[(i64, u64)],
+    ) -> Result<VecDeque<Chunk>> {
+        let (Some((first, _)), Some((last, _))) = (chunks.first(), chunks.last()) else {
+            return Ok(VecDeque::new());
+        };
+        let found = Chunk::open(store, &self.batch_id, *first..=*last, self.kind).await?;
+        let mut found = found.into_iter();
+        let mut open = VecDeque::with_capacity(chunks.len());
+        for &(number, size) in chunks {
+            // Others between them have lines of the other file only.
+            let chunk = found.find(|chunk| chunk.number() == number);
+            let chunk = chunk.filter(|chunk| chunk.size() == size).ok_or_else(|| {
+                damaged(
                     format!("chunk {number} of {file_id}"),
                     "its lines are not as long as they were",
-                ));
-            }
-            chunk.skip(skip);
-            self.open = Some(chunk);
+                )
+            })?;
+            open.push_back(chunk);
         }
+        Ok(open)
     }
 
     /// Finds the chunk that holds the byte `at`, and returns how far within it that is.
@@ -170,7 +244,7 @@ impl Made {
                 within
             })
             .unwrap_or(chunks.len());
-        self.chunks = Some(chunks.split_off(first).into_iter());
+        self.chunks = Some(chunks.split_off(first).into());
         Ok(skip)
     }
 }

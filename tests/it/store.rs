@@ -204,7 +204,7 @@ async fn a_flush_whose_reply_was_lost_is_not_written_twice() {
     }
     let segments = fixture
         .store
-        .segment_tables(&batch, unit.key.chunk_no)
+        .segments(&batch, unit.key.chunk_no..=unit.key.chunk_no, 0)
         .await
         .expect("reads");
     assert_eq!(segments.len(), 1);
@@ -244,12 +244,12 @@ async fn a_stale_unit_costs_only_itself() {
         (4, 0),
         "nothing of the stale unit is counted"
     );
-    let tables = fixture
+    let written = fixture
         .store
-        .segment_tables(&batch, stale.key.chunk_no)
+        .segments(&batch, stale.key.chunk_no..=stale.key.chunk_no, 0)
         .await
         .expect("reads");
-    assert!(tables.is_empty(), "nothing of the stale unit is written");
+    assert!(written.is_empty(), "nothing of the stale unit is written");
     // Who took it over starts from what the store knows: nothing.
     assert_eq!(taken.done.count(), 0);
 }
@@ -587,7 +587,7 @@ async fn what_is_deleted_is_purged_but_not_under_a_running_batch() {
     assert!(
         fixture
             .store
-            .segment_tables(&batch, 0)
+            .segments(&batch, 0..=0, 0)
             .await
             .expect("reads")
             .is_empty()
