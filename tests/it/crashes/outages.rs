@@ -40,7 +40,7 @@ async fn nothing_was_sent_twice(server: &Server, batch: &Value) {
 }
 
 /// Keeps a server's statements waiting, from now on.
-async fn block(database: &str) -> Session {
+pub(crate) async fn block(database: &str) -> Session {
     let mut session = Session::open(database).await;
     let lock = match session.engine() {
         Engine::Sqlite => "BEGIN IMMEDIATE",
