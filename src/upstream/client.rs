@@ -109,10 +109,14 @@ impl Upstream {
         &self,
         path: &'static str,
         body: Bytes,
+        traceparent: Option<&str>,
         charge: &mut Charge,
     ) -> Result<Received, Failure> {
         let mut request = Request::new(Method::POST, self.url(path));
         request.headers_mut().clone_from(&self.headers);
+        if let Some(Ok(traceparent)) = traceparent.map(HeaderValue::from_str) {
+            request.headers_mut().insert("traceparent", traceparent);
+        }
         *request.body_mut() = Some(body.into());
         self.exchange(request, self.timeout, charge).await
     }

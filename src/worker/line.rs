@@ -57,23 +57,24 @@ pub(super) async fn attempt(pool: &Pool, job: &mut Job) -> Attempt {
     let Some(permit) = job.permit.take() else {
         return Attempt::Cut;
     };
-    let call = Call {
-        path: unit.batch.endpoint.path,
-        body: unit.text.slice_ref(envelope.body.as_bytes()),
-        charge: pool.budget().open(),
-    };
     let span = tracing::trace_span!(
         target: trace::TARGET,
         parent: None,
         "upstream call",
         otel.kind = "client",
         batch.id = unit.batch.id,
-        url.path = call.path,
+        url.path = unit.batch.endpoint.path,
         attempt = job.pending.attempts + 1,
         upstream.name = Empty,
         outcome = Empty,
         http.response.status_code = Empty,
     );
+    let call = Call {
+        path: unit.batch.endpoint.path,
+        body: unit.text.slice_ref(envelope.body.as_bytes()),
+        charge: pool.budget().open(),
+        traceparent: trace::traceparent(&span),
+    };
     let call = pool.call(permit, call).instrument(span);
     match unit.cut.run_until_cancelled(call).await {
         None => Attempt::Cut,
