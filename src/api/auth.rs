@@ -1,5 +1,9 @@
 //! Who asks: API keys, and what stands in for them where none are needed.
 
+mod operators;
+
+use std::time::Duration;
+
 use axum::extract::{FromRequestParts, Request, State};
 use axum::http::header;
 use axum::http::request::Parts;
@@ -13,12 +17,19 @@ use subtle::ConstantTimeEq;
 use super::drain::{drain, waits_for_leave};
 use super::error::{self, ApiError, Result};
 use super::{Api, origin};
+use crate::store::{self, ApiKey};
+use operators::Operators;
 
 /// The tenant of the bootstrap key, and of everybody where no keys are needed.
 pub const DEFAULT_TENANT: &str = "default";
 
 /// What can be asked for without a key.
 const OPEN: [&str; 4] = ["/healthz", "/readyz", "/openapi.json", "/docs"];
+
+/// What operators read: they may while the database is away, too.
+const FOR_OPERATORS: [&str; 2] = ["/metrics", "/admin/status"];
+/// How long the database may take to say whether a known operator's key still holds.
+const PATIENCE: Duration = Duration::from_secs(2);
 
 /// What every key begins with.
 const KEY_PREFIX: &str = "sk-ns-";
@@ -30,7 +41,7 @@ const KEY_RANDOM_CHARS: usize = 32;
 const MASKED_CHARS_MIN: usize = 20;
 
 /// Whether keys are needed.
-#[derive(Clone, Debug)]
+#[derive(Debug)]
 pub enum Auth {
     /// Everybody is the default tenant; but only this machine's own pages and programs may ask.
     Off,
@@ -38,6 +49,7 @@ pub enum Auth {
     Keys {
         /// The hash of a first key that is configured rather than stored.
         bootstrap: Option<String>,
+        operators: Operators,
     },
 }
 
@@ -47,6 +59,7 @@ impl Auth {
     pub fn keys(bootstrap: Option<&SecretString>) -> Self {
         Auth::Keys {
             bootstrap: bootstrap.map(|key| hash(key.expose_secret())),
+            operators: Operators::default(),
         }
     }
 }
@@ -158,7 +171,7 @@ pub async fn authenticate(State(api): State<Api>, request: Request, next: Next) 
 
 /// Who asks; `None` where anybody may.
 async fn caller(api: &Api, parts: &Parts) -> Result<Option<Caller>> {
-    let bootstrap = match &*api.auth {
+    let (bootstrap, operators) = match &*api.auth {
         Auth::Off => {
             origin::require_local(parts)?;
             return Ok(Some(Caller {
@@ -166,7 +179,10 @@ async fn caller(api: &Api, parts: &Parts) -> Result<Option<Caller>> {
                 ..default_tenant()
             }));
         }
-        Auth::Keys { bootstrap } => bootstrap.as_deref(),
+        Auth::Keys {
+            bootstrap,
+            operators,
+        } => (bootstrap.as_deref(), operators),
     };
     if is_open(parts.uri.path()) {
         return Ok(None);
@@ -176,13 +192,37 @@ async fn caller(api: &Api, parts: &Parts) -> Result<Option<Caller>> {
     if bootstrap.is_some_and(|hash| same(hash, &given)) {
         return Ok(Some(default_tenant()));
     }
-    match api.store.key_of_hash(&given).await? {
-        Some(stored) if same(&stored.hash, &given) => Ok(Some(Caller {
-            tenant: stored.tenant,
-            admin: stored.admin,
-        })),
-        _ => Err(error::bad_key(&masked(key))),
+    let path = parts.uri.path();
+    let known = operators.known(&given);
+    let found = match known.filter(|_| FOR_OPERATORS.contains(&path)) {
+        None => api.store.key_of_hash(&given).await?,
+        Some(operator) => match in_time(api.store.key_of_hash(&given)).await {
+            // The database is away: who watches over it is to see so.
+            Err(error) if error.is_outage() => return Ok(Some(operator)),
+            found => found?,
+        },
+    };
+    match found {
+        Some(stored) if same(&stored.hash, &given) => {
+            let caller = Caller {
+                tenant: stored.tenant,
+                admin: stored.admin,
+            };
+            operators.note(given, &caller);
+            Ok(Some(caller))
+        }
+        _ => {
+            operators.forget(&given);
+            Err(error::bad_key(&masked(key)))
+        }
     }
+}
+
+async fn in_time(
+    answer: impl Future<Output = store::Result<Option<ApiKey>>>,
+) -> store::Result<Option<ApiKey>> {
+    let late = |_| store::Error::TimedOut("a key");
+    tokio::time::timeout(PATIENCE, answer).await.map_err(late)?
 }
 
 fn default_tenant() -> Caller {

@@ -20,3 +20,15 @@ pub fn continue_from(span: &Span, traceparent: &str) {
     // Fails where nothing is exported.
     let _ = span.set_parent(context);
 }
+
+/// The `traceparent` by which a call that a span stands for is a part of its trace elsewhere;
+/// `None` where nothing is exported.
+#[must_use]
+pub fn traceparent(span: &Span) -> Option<String> {
+    if span.is_disabled() {
+        return None;
+    }
+    let mut carrier = HashMap::new();
+    TraceContextPropagator::new().inject_context(&span.context(), &mut carrier);
+    carrier.remove("traceparent")
+}

@@ -21,6 +21,9 @@ use super::{Result, Store};
 
 /// Batches, or files, that are listed at once.
 const PAGE: i64 = 100;
+const LIST_BATCHES: &str = "-- audit_batches
+    SELECT id FROM batches WHERE id > $1 AND created_at <= $2
+    ORDER BY id LIMIT $3";
 /// A statement may run longer here than elsewhere on Postgres: nobody waits for it.
 const STATEMENT_TIMEOUT: Duration = Duration::from_mins(10);
 
@@ -134,26 +137,22 @@ impl Audit<'_> {
         (self.tell)(Told::Progress(self.audited));
     }
 
+    /// The next ids that a statement lists: of what was there when the audit began.
+    async fn page(&self, sql: &'static str, after: &str) -> Result<Vec<String>> {
+        Ok(on!(self.store.reader(), c => {
+            sqlx::query_scalar(sql).bind(after).bind(self.began).bind(PAGE).fetch_all(c).await?
+        }))
+    }
+
     async fn batches(&mut self) -> Result<()> {
         let mut after = String::new();
         loop {
-            let ids: Vec<(String,)> = on!(self.store.reader(), c => {
-                sqlx::query_as(
-                    "-- audit_batches
-                     SELECT id FROM batches WHERE id > $1 AND created_at <= $2
-                     ORDER BY id LIMIT $3",
-                )
-                .bind(&after)
-                .bind(self.began)
-                .bind(PAGE)
-                .fetch_all(c)
-                .await?
-            });
-            let Some((last,)) = ids.last() else {
+            let ids = self.page(LIST_BATCHES, &after).await?;
+            let Some(last) = ids.last() else {
                 return Ok(());
             };
             after.clone_from(last);
-            for (id,) in &ids {
+            for id in &ids {
                 self.batch(id).await?;
                 self.progress();
             }

@@ -78,17 +78,40 @@ pub enum Cancel {
     NotFound,
 }
 
-#[derive(FromRow)]
-struct CountsRow {
+/// The sums of a batch's slots: see [`COUNTS`].
+#[derive(Debug, Default, FromRow)]
+pub(super) struct CountsRow {
     batch_id: String,
-    completed: i64,
-    failed: i64,
-    cancelled: i64,
+    pub completed: i64,
+    pub failed: i64,
+    pub cancelled: i64,
     input_tokens: i64,
     cached_tokens: i64,
     output_tokens: i64,
     reasoning_tokens: i64,
     total_tokens: i64,
+}
+
+/// The columns of a [`CountsRow`], from `batch_counts` by batch.
+pub(super) const COUNTS: &str = "batch_id, CAST(SUM(completed) AS BIGINT) AS completed,
+    CAST(SUM(failed) AS BIGINT) AS failed,
+    CAST(SUM(cancelled) AS BIGINT) AS cancelled,
+    CAST(SUM(input_tokens) AS BIGINT) AS input_tokens,
+    CAST(SUM(cached_tokens) AS BIGINT) AS cached_tokens,
+    CAST(SUM(output_tokens) AS BIGINT) AS output_tokens,
+    CAST(SUM(reasoning_tokens) AS BIGINT) AS reasoning_tokens,
+    CAST(SUM(total_tokens) AS BIGINT) AS total_tokens";
+
+impl CountsRow {
+    pub(super) fn usage(&self) -> Usage {
+        Usage {
+            input_tokens: self.input_tokens,
+            cached_tokens: self.cached_tokens,
+            output_tokens: self.output_tokens,
+            reasoning_tokens: self.reasoning_tokens,
+            total_tokens: self.total_tokens,
+        }
+    }
 }
 
 impl Store {
@@ -236,14 +259,7 @@ impl Store {
         }
         let sql = format!(
             "-- batch_counts
-             SELECT batch_id, CAST(SUM(completed) AS BIGINT) AS completed,
-                CAST(SUM(failed) AS BIGINT) AS failed,
-                CAST(SUM(cancelled) AS BIGINT) AS cancelled,
-                CAST(SUM(input_tokens) AS BIGINT) AS input_tokens,
-                CAST(SUM(cached_tokens) AS BIGINT) AS cached_tokens,
-                CAST(SUM(output_tokens) AS BIGINT) AS output_tokens,
-                CAST(SUM(reasoning_tokens) AS BIGINT) AS reasoning_tokens,
-                CAST(SUM(total_tokens) AS BIGINT) AS total_tokens
+             SELECT {COUNTS}
              FROM batch_counts WHERE batch_id IN {} GROUP BY batch_id",
             values(1, 1, rows.len())
         );
@@ -270,13 +286,7 @@ impl Store {
                     counts.completed = sum.completed;
                     counts.failed = sum.failed;
                     counts.cancelled = sum.cancelled;
-                    usage = Usage {
-                        input_tokens: sum.input_tokens,
-                        cached_tokens: sum.cached_tokens,
-                        output_tokens: sum.output_tokens,
-                        reasoning_tokens: sum.reasoning_tokens,
-                        total_tokens: sum.total_tokens,
-                    };
+                    usage = sum.usage();
                 }
                 Ok(Batch {
                     row,

@@ -31,6 +31,7 @@ impl Pool {
             path,
             body,
             mut charge,
+            traceparent,
         } = call;
         let target = permit.target();
         let mut copy = None;
@@ -42,7 +43,10 @@ impl Pool {
         let copied = copy.as_ref().map_or(0, Bytes::len);
         let body = copy.unwrap_or(body);
         let upstream = &self.upstreams[target.upstream];
-        match upstream.post(path, body, &mut charge).await {
+        match upstream
+            .post(path, body, traceparent.as_deref(), &mut charge)
+            .await
+        {
             Ok(received) => {
                 charge.shrink_to(charge.bytes() - copied);
                 self.answered(permit, received, charge)

@@ -105,9 +105,13 @@ impl Upstream {
         &self,
         path: &'static str,
         body: Bytes,
+        traceparent: Option<&str>,
         charge: &mut Charge,
     ) -> Result<Received, Failure> {
-        let (address, headers) = (self.address(path)?, self.headers.clone());
+        let (address, mut headers) = (self.address(path)?, self.headers.clone());
+        if let Some(Ok(traceparent)) = traceparent.map(HeaderValue::from_str) {
+            headers.insert("traceparent", traceparent);
+        }
         let sending = self.transport.send(Method::POST, address, headers, body);
         self.exchange(pin!(sending), self.timeout, charge).await
     }

@@ -44,6 +44,8 @@ pub struct Call {
     pub body: Bytes,
     /// Grows with the answer.
     pub charge: Charge,
+    /// The header by which the call is a part of a trace, if it is.
+    pub traceparent: Option<String>,
 }
 
 /// What became of an attempt.

@@ -199,6 +199,11 @@ impl Dispatch {
         self.lock().in_flight == 0
     }
 
+    /// Whether nothing new can be sent until answers are written.
+    pub(super) fn is_out_of_budget(&self) -> bool {
+        self.pool.budget().is_full()
+    }
+
     /// Something changed that may let lines be sent: budget, lease.
     pub(super) fn poke(&self) {
         self.pump.notify_one();

@@ -12,7 +12,7 @@ use tracing::{Instrument as _, Span};
 
 use super::dispatch::Dispatch;
 use super::held::HeldUnit;
-use super::inbox::{FULL_BYTES, Finished, Inbox, LITTLE_LINES};
+use super::inbox::{FULL_BYTES, Finished, Inbox};
 use super::lease::Lease;
 use crate::codec::segment::{self, Line};
 use crate::domain::file::Kind;
@@ -24,6 +24,7 @@ use crate::store::{self, FlushReply, Store, Tally, UnitFlush};
 const INTERVAL: Duration = Duration::from_millis(100);
 /// …or so long while little waits: few commits, and still durable within a second.
 const INTERVAL_QUIET: Duration = Duration::from_millis(400);
+const LITTLE_LINES: usize = 64;
 /// Units written in one transaction, and bytes of their segments: after an outage there may be
 /// much, and none of it may take longer than a statement has.
 const UNITS_A_TRANSACTION: usize = 256;
@@ -212,20 +213,21 @@ impl Flusher {
             self.inbox.arrived().await;
         }
         let first = Instant::now();
+        let mut waited = Duration::ZERO;
         loop {
             let (lines, bytes) = self.inbox.size();
             // Nothing else is on its way: waiting would gather nothing.
             if bytes >= FULL_BYTES || self.dispatch.is_idle() {
                 return;
             }
-            let interval = if lines < LITTLE_LINES {
-                INTERVAL_QUIET
-            } else {
-                INTERVAL
-            };
+            // Where the budget is full, others wait for what these lines hold.
+            let may_wait = lines < LITTLE_LINES && !self.dispatch.is_out_of_budget();
+            if waited >= INTERVAL_QUIET || (waited >= INTERVAL && !may_wait) {
+                return;
+            }
             tokio::select! {
-                () = tokio::time::sleep_until(first + interval) => return,
                 () = self.inbox.arrived() => {}
+                () = tokio::time::sleep_until(first + waited + INTERVAL) => waited += INTERVAL,
             }
         }
     }

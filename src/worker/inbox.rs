@@ -18,9 +18,7 @@ pub(super) struct Finished {
     pub charge: Option<Charge>,
 }
 
-/// With fewer lines, a flush may wait for longer.
-pub(super) const LITTLE_LINES: usize = 64;
-/// With so much, it is due at once.
+/// With so much, a flush is due at once.
 pub(super) const FULL_BYTES: usize = 1 << 20;
 
 /// Where slots leave finished lines and the flusher takes them.
@@ -68,17 +66,15 @@ impl Inbox {
         self.arrived.notify_one();
     }
 
-    /// Waits until there is something, or so much more that a flush is due sooner; not for each
-    /// line.
+    /// Waits until there is something, or so much that a flush is due; not for each line.
     pub(super) async fn arrived(&self) {
         self.arrived.notified().await;
     }
 }
 
 impl Queue {
-    /// What decides when a flush is due.
-    fn stage(&self) -> (bool, bool, bool) {
-        let lines = self.lines.len();
-        (lines > 0, lines >= LITTLE_LINES, self.bytes >= FULL_BYTES)
+    /// What the flusher is told of when it changes.
+    fn stage(&self) -> (bool, bool) {
+        (!self.lines.is_empty(), self.bytes >= FULL_BYTES)
     }
 }

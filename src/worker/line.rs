@@ -58,23 +58,24 @@ pub(super) async fn attempt(pool: &Pool, job: &mut Job) -> Attempt {
     let Some(permit) = job.permit.take() else {
         return Attempt::Cut;
     };
-    let call = Call {
-        path: unit.batch.endpoint.path,
-        body: request.body.clone(),
-        charge: pool.budget().open(),
-    };
     let span = tracing::trace_span!(
         target: trace::TARGET,
         parent: None,
         "upstream call",
         otel.kind = "client",
         batch.id = unit.batch.id,
-        url.path = call.path,
+        url.path = unit.batch.endpoint.path,
         attempt = job.pending.attempts + 1,
         upstream.name = Empty,
         outcome = Empty,
         http.response.status_code = Empty,
     );
+    let call = Call {
+        path: unit.batch.endpoint.path,
+        body: request.body.clone(),
+        charge: pool.budget().open(),
+        traceparent: trace::traceparent(&span),
+    };
     // Pinned: it is large, and would be moved by each layer around it.
     let call = pin!(pool.call(permit, call));
     let call = call.instrument(span);

@@ -3,14 +3,14 @@
 mod handovers;
 mod kills;
 mod names;
-mod outages;
+pub(super) mod outages;
 mod poison;
 mod refused;
 
 use std::time::{Duration, Instant};
 
 /// Waits until something holds.
-async fn until(what: &str, mut holds: impl AsyncFnMut() -> bool) {
+pub(super) async fn until(what: &str, mut holds: impl AsyncFnMut() -> bool) {
     let deadline = Instant::now() + Duration::from_secs(60);
     while !holds().await {
         assert!(

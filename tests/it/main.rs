@@ -6,6 +6,7 @@ mod batches;
 mod broken_heads;
 mod commands;
 mod crashes;
+mod holding_back;
 mod openapi;
 mod readme;
 mod replicas;

@@ -1,6 +1,7 @@
 //! What is kept, what is removed, and what is found when the store is looked over.
 
 mod audit;
+mod busy;
 mod files;
 
 use std::time::Duration;

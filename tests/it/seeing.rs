@@ -1,5 +1,6 @@
 //! What operators see: figures that agree with what batches say, and a picture of the whole.
 
+mod away;
 mod documented;
 mod spans;
 
@@ -10,6 +11,7 @@ use nightshift::store::Engine;
 use serde_json::{Value, json};
 
 use crate::support::binary::{Ended, command, ended};
+use crate::support::figures::{Figures, operator};
 use crate::support::{CHAT, Server, chat, client_with, ids, on, on_every_engine};
 
 /// How long anything may take that is waited for. Far more than it does.
@@ -25,54 +27,6 @@ const QUICK: &str = r#"
     [worker]
     settle_timeout = "0s"
 "#;
-
-/// Makes an operator's key.
-async fn operator(database: &str) -> String {
-    let create = ["keys", "create", "--name", "ops", "--admin", "--database"];
-    let made = ended(command(&[&create[..], &[database]].concat())).await;
-    assert_eq!(made.code, Some(0), "{made:?}");
-    made.out.trim().to_owned()
-}
-
-/// What `/metrics` tells.
-struct Figures(String);
-
-impl Figures {
-    async fn of(base: &str, key: Option<&str>) -> Self {
-        let url = format!("{base}/metrics");
-        let response = client_with(key).get(url).send().await.expect("answers");
-        assert_eq!(response.status(), 200);
-        let of_type = response.headers()["content-type"].to_str().expect("text");
-        assert!(of_type.starts_with("application/openmetrics-text"));
-        let text = response.text().await.expect("is text");
-        assert!(text.ends_with("# EOF\n"), "it is whole");
-        Figures(text)
-    }
-
-    /// The sum of all samples of a name that have these labels, such as `outcome="failed"`.
-    fn sum(&self, name: &str, labels: &[&str]) -> f64 {
-        let samples = self.0.lines().filter_map(|line| {
-            let (sample, value) = line.rsplit_once(' ')?;
-            let (found, rest) = sample.split_once('{').unwrap_or((sample, ""));
-            let fits = found == name && labels.iter().all(|label| rest.contains(label));
-            fits.then(|| value.parse::<f64>().expect("is a number"))
-        });
-        samples.sum()
-    }
-
-    /// Waits until something holds of them.
-    async fn until(base: &str, key: &str, holds: impl Fn(&Figures) -> bool) -> Figures {
-        let deadline = Instant::now() + PATIENCE;
-        loop {
-            let figures = Self::of(base, Some(key)).await;
-            if holds(&figures) {
-                return figures;
-            }
-            assert!(Instant::now() < deadline, "not in:\n{}", figures.0);
-            tokio::time::sleep(Duration::from_millis(50)).await;
-        }
-    }
-}
 
 /// 23 lines: 18 are answered, two of them after a 429; three fail after three calls each, and two
 /// at once.

@@ -30,33 +30,15 @@ struct Plot {
 }
 
 const PLOTS: [Plot; 6] = [
-    Plot {
-        file: "dispatch-0ms.svg",
-        part: "Dispatch",
-        section: "dispatch",
-        title: "Dispatch, instant upstream",
-        x: ("calls in flight", |p| p.in_flight),
-        figure: ("lines_per_s", "lines a second"),
-        fits: |p| p.latency_ms == 0,
-    },
-    Plot {
-        file: "dispatch-10ms.svg",
-        part: "Dispatch",
-        section: "dispatch",
-        title: "Dispatch, 10 ms upstream",
-        x: ("calls in flight", |p| p.in_flight),
-        figure: ("lines_per_s", "lines a second"),
-        fits: |p| p.latency_ms == 10,
-    },
-    Plot {
-        file: "dispatch-100ms.svg",
-        part: "Dispatch",
-        section: "dispatch",
-        title: "Dispatch, 100 ms upstream",
-        x: ("calls in flight", |p| p.in_flight),
-        figure: ("lines_per_s", "lines a second"),
-        fits: |p| p.latency_ms == 100,
-    },
+    dispatch("dispatch-0ms.svg", "Dispatch, instant upstream", |p| {
+        p.latency_ms == 0
+    }),
+    dispatch("dispatch-10ms.svg", "Dispatch, 10 ms upstream", |p| {
+        p.latency_ms == 10
+    }),
+    dispatch("dispatch-100ms.svg", "Dispatch, 100 ms upstream", |p| {
+        p.latency_ms == 100
+    }),
     Plot {
         file: "dispatch-cpu.svg",
         part: "Dispatch",
@@ -85,6 +67,19 @@ const PLOTS: [Plot; 6] = [
         fits: |_| true,
     },
 ];
+
+/// Lines a second by calls in flight.
+const fn dispatch(file: &'static str, title: &'static str, fits: fn(&Point) -> bool) -> Plot {
+    Plot {
+        file,
+        part: "Dispatch",
+        section: "dispatch",
+        title,
+        x: ("calls in flight", |p| p.in_flight),
+        figure: ("lines_per_s", "lines a second"),
+        fits,
+    }
+}
 
 /// Draws all for which there is something; returns their files by the part they belong to.
 pub fn all(results: &Results, out: &Path) -> Result<BTreeMap<&'static str, Vec<String>>> {

@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 
-use sqlx::FromRow;
+use sqlx::{AssertSqlSafe, FromRow};
 
 use super::lines::{ByKind, ChunkLines};
 use super::window::{Window, next_chunk};
@@ -10,6 +10,7 @@ use super::{Audit, Result, Tx, count, within};
 use crate::domain::batch::Status;
 use crate::domain::file::Kind;
 use crate::domain::usage::Usage;
+use crate::store::batches::{COUNTS, CountsRow};
 use crate::store::segments::decode_sizes;
 
 #[derive(FromRow)]
@@ -19,18 +20,6 @@ struct HeadRow {
     input_file_id: String,
     output_file_id: Option<String>,
     error_file_id: Option<String>,
-}
-
-#[derive(Debug, Default, FromRow)]
-struct CountsRow {
-    completed: i64,
-    failed: i64,
-    cancelled: i64,
-    input_tokens: i64,
-    cached_tokens: i64,
-    output_tokens: i64,
-    reasoning_tokens: i64,
-    total_tokens: i64,
 }
 
 #[derive(FromRow)]
@@ -142,19 +131,12 @@ impl Audit<'_> {
             self.fault(format!("batch {id}: unknown state {}", row.status));
             return Ok(None);
         };
+        let sql = format!(
+            "-- audit_counts
+             SELECT {COUNTS} FROM batch_counts WHERE batch_id = $1 GROUP BY batch_id"
+        );
         let counts: Option<CountsRow> = within!(&mut *tx, c => {
-            sqlx::query_as(
-                "-- audit_counts
-                 SELECT CAST(SUM(completed) AS BIGINT) AS completed,
-                    CAST(SUM(failed) AS BIGINT) AS failed,
-                    CAST(SUM(cancelled) AS BIGINT) AS cancelled,
-                    CAST(SUM(input_tokens) AS BIGINT) AS input_tokens,
-                    CAST(SUM(cached_tokens) AS BIGINT) AS cached_tokens,
-                    CAST(SUM(output_tokens) AS BIGINT) AS output_tokens,
-                    CAST(SUM(reasoning_tokens) AS BIGINT) AS reasoning_tokens,
-                    CAST(SUM(total_tokens) AS BIGINT) AS total_tokens
-                 FROM batch_counts WHERE batch_id = $1 GROUP BY batch_id",
-            )
+            sqlx::query_as(AssertSqlSafe(sql))
             .bind(id)
             .fetch_optional(c)
             .await?
@@ -256,13 +238,7 @@ impl Audit<'_> {
             }
         }
         let whole = KINDS.iter().all(|&(_, place, _)| head.is_whole(place));
-        let says = Usage {
-            input_tokens: head.counts.input_tokens,
-            cached_tokens: head.counts.cached_tokens,
-            output_tokens: head.counts.output_tokens,
-            reasoning_tokens: head.counts.reasoning_tokens,
-            total_tokens: head.counts.total_tokens,
-        };
+        let says = head.counts.usage();
         if whole && says != found.usage {
             self.fault(format!(
                 "batch {id}: its usage is {says:?}, that of its answers {:?}",

@@ -2,11 +2,20 @@
 
 use sqlx::FromRow;
 
-use super::{Audit, PAGE, Result, on, within};
+use super::{Audit, Result, within};
 use crate::codec;
 
 /// Pieces of a file that are read at once: each has at most 1 MiB of raw bytes.
 const PIECES: i64 = 16;
+
+/// All that should have their content: those that are shown, and those that a live batch reads.
+const LIST_FILES: &str = "-- audit_files
+    SELECT id FROM files f
+    WHERE id > $1 AND batch_id IS NULL AND created_at <= $2
+      AND (state = 'ready' OR EXISTS (SELECT 1 FROM batches b
+           WHERE b.input_file_id = f.id
+           AND b.status IN ('in_progress', 'finalizing', 'cancelling')))
+    ORDER BY id LIMIT $3";
 
 #[derive(FromRow)]
 struct PieceRow {
@@ -18,32 +27,15 @@ struct PieceRow {
 }
 
 impl Audit<'_> {
-    /// Looks at all that should have their content: those that are shown, and those that a live
-    /// batch reads.
     pub(super) async fn files(&mut self) -> Result<()> {
         let mut after = String::new();
         loop {
-            let ids: Vec<(String,)> = on!(self.store.reader(), c => {
-                sqlx::query_as(
-                    "-- audit_files
-                     SELECT id FROM files f
-                     WHERE id > $1 AND batch_id IS NULL AND created_at <= $2
-                       AND (state = 'ready' OR EXISTS (SELECT 1 FROM batches b
-                            WHERE b.input_file_id = f.id
-                            AND b.status IN ('in_progress', 'finalizing', 'cancelling')))
-                     ORDER BY id LIMIT $3",
-                )
-                .bind(&after)
-                .bind(self.began)
-                .bind(PAGE)
-                .fetch_all(c)
-                .await?
-            });
-            let Some((last,)) = ids.last() else {
+            let ids = self.page(LIST_FILES, &after).await?;
+            let Some(last) = ids.last() else {
                 return Ok(());
             };
             after.clone_from(last);
-            for (id,) in &ids {
+            for id in &ids {
                 self.file(id).await?;
                 self.progress();
             }

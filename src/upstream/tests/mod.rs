@@ -301,6 +301,7 @@ async fn send(pool: &Arc<Pool>, permit: Permit, body: &str) -> Verdict {
         path: CHAT,
         body: Bytes::copy_from_slice(body.as_bytes()),
         charge: pool.budget().open(),
+        traceparent: None,
     };
     pool.call(permit, call).await
 }

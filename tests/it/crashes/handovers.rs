@@ -1,29 +1,35 @@
 //! Work that changes hands: given back at a stop, or let go because it is somebody else's.
 
 use std::collections::BTreeSet;
+use std::time::Instant;
 
 use nightshift::store::Engine;
-use serde_json::json;
+use serde_json::{Value, json};
 
 use super::until;
+use crate::support::figures::{Figures, operator};
 use crate::support::session::Session;
 use crate::support::{CHAT, Server, chat, ids, on, on_every_engine};
 
-/// Lines that hang at the first call, and are answered at the second.
-fn hanging(ids: &[String]) -> String {
-    ids.iter()
-        .map(|id| chat(id, json!({"hang": true, "times": 1})))
-        .collect()
-}
-
-async fn what_cannot_finish_in_time_is_handed_back_at_a_stop() {
-    let mut server = Server::binary("[worker]\nshutdown_grace = \"100ms\"").await;
+/// A batch of five lines that hang at the first call, and are answered at the second; their first
+/// calls are in flight.
+async fn hanging(server: &Server) -> (Value, Vec<String>) {
     let ids = ids(5);
-    let batch = server.create_batch(hanging(&ids), CHAT).await;
+    let jsonl: String = ids
+        .iter()
+        .map(|id| chat(id, json!({"hang": true, "times": 1})))
+        .collect();
+    let batch = server.create_batch(jsonl, CHAT).await;
     until("calls are in flight", async || {
         server.simulator.stats().total.in_flight == 5
     })
     .await;
+    (batch, ids)
+}
+
+async fn what_cannot_finish_in_time_is_handed_back_at_a_stop() {
+    let mut server = Server::binary("[worker]\nshutdown_grace = \"100ms\"").await;
+    let (batch, ids) = hanging(&server).await;
     server.stop().await;
     let mut session = Session::open(&server.database).await;
     for (what, sql) in [
@@ -51,12 +57,7 @@ async fn what_cannot_finish_in_time_is_handed_back_at_a_stop() {
 async fn the_work_of_a_killed_replica_is_taken_over_by_another() {
     let test = async {
         let mut server = Server::binary("[worker]\nlease = \"1s\"").await;
-        let ids = ids(5);
-        let batch = server.create_batch(hanging(&ids), CHAT).await;
-        until("calls are in flight", async || {
-            server.simulator.stats().total.in_flight == 5
-        })
-        .await;
+        let (batch, ids) = hanging(&server).await;
         let killed = server.binary_process();
         server.serve_as(&[]).await;
         killed.signal("KILL");
@@ -79,12 +80,7 @@ const TAKING_OVER: &str = "
 async fn a_replica_renews_its_lease_while_it_waits_to_take_over() {
     let test = async {
         let mut server = Server::binary("[worker]\nlease = \"1s\"").await;
-        let ids = ids(5);
-        let batch = server.create_batch(hanging(&ids), CHAT).await;
-        until("calls are in flight", async || {
-            server.simulator.stats().total.in_flight == 5
-        })
-        .await;
+        let (batch, ids) = hanging(&server).await;
         let mut lock = Session::open(&server.database).await;
         lock.execute("BEGIN; SELECT * FROM units FOR UPDATE").await;
         server.kill().await;
@@ -112,14 +108,50 @@ async fn a_replica_renews_its_lease_while_it_waits_to_take_over() {
     on(Engine::Postgres, Box::pin(test)).await;
 }
 
+/// With the lease and all else of `[worker]` as it is where nobody has said otherwise.
+#[tokio::test]
+async fn a_killed_replica_is_followed_by_another_with_the_default_lease() {
+    let test = async {
+        let mut server = Server::binary("").await;
+        let (batch, ids) = hanging(&server).await;
+        let key = operator(&server.database).await;
+        let killed = server.binary_process();
+        server.serve_as(&[]).await;
+        server
+            .until_rows("replicas", |replicas| replicas == 2)
+            .await;
+        let takeovers = |figures: &Figures| figures.sum("nightshift_lease_takeovers_total", &[]);
+        let before = Figures::of(&server.url(""), Some(&key)).await;
+        assert_eq!(takeovers(&before), 0.0);
+
+        killed.signal("KILL");
+        let begun = Instant::now();
+        until("its lines are sent again", async || {
+            server.simulator.stats().total.calls == 10
+        })
+        .await;
+        println!(
+            "taken over {:.1} s after the kill",
+            begun.elapsed().as_secs_f64()
+        );
+        let batch = server.ended(&batch).await;
+        println!(
+            "ended {:.1} s after the kill",
+            begun.elapsed().as_secs_f64()
+        );
+        assert_eq!(batch["status"], "completed", "{batch}");
+        assert_eq!(batch["request_counts"]["completed"], 5);
+        server.exactly_once(&batch, &ids).await;
+        assert_eq!(server.simulator.stats().total.calls, 10);
+        let after = Figures::of(&server.url(""), Some(&key)).await;
+        assert_eq!(takeovers(&after), 1.0, "one unit");
+    };
+    on(Engine::Postgres, Box::pin(test)).await;
+}
+
 async fn a_unit_is_let_go_and_given_back_where_the_store_says_otherwise() {
     let server = Server::with("[worker]\nlease = \"1s\"").await;
-    let ids = ids(5);
-    let batch = server.create_batch(hanging(&ids), CHAT).await;
-    until("calls are in flight", async || {
-        server.simulator.stats().total.in_flight == 5
-    })
-    .await;
+    let (batch, _) = hanging(&server).await;
     // What it holds is not what it has leased; and what it has leased it does not hold.
     let mut session = Session::open(&server.database).await;
     session
@@ -134,12 +166,7 @@ async fn a_unit_is_let_go_and_given_back_where_the_store_says_otherwise() {
 
 async fn a_unit_that_is_another_replicas_is_let_go() {
     let server = Server::with("[worker]\nlease = \"1s\"").await;
-    let ids = ids(5);
-    let batch = server.create_batch(hanging(&ids), CHAT).await;
-    until("calls are in flight", async || {
-        server.simulator.stats().total.in_flight == 5
-    })
-    .await;
+    let (batch, ids) = hanging(&server).await;
     let mut session = Session::open(&server.database).await;
     session
         .execute(

@@ -1,7 +1,7 @@
 //! Replicas with a name of their own.
 
 use nightshift::store::Engine;
-use serde_json::json;
+use serde_json::{Value, json};
 
 use super::until;
 use crate::support::binary::{command, ended};
@@ -12,23 +12,29 @@ fn config(lease: &str) -> String {
     format!("[worker]\nname = \"worker-1\"\nlease = \"{lease}\"")
 }
 
+/// A batch of so many lines, each of which takes so long.
+async fn slow(server: &Server, lines: usize, latency_ms: u64) -> (Value, Vec<String>) {
+    let ids = ids(lines);
+    let jsonl: String = ids
+        .iter()
+        .map(|id| chat(id, json!({"latency_ms": latency_ms})))
+        .collect();
+    (server.create_batch(&jsonl, CHAT).await, ids)
+}
+
+async fn some_are_done(server: &Server, batch: &Value) {
+    let is_done = |batch: &Value| batch["request_counts"]["completed"].as_i64() > Some(0);
+    server.until(batch, is_done).await;
+}
+
 #[tokio::test]
 async fn a_replica_that_is_started_again_under_its_name_goes_on_at_once() {
     let test = async {
         // Without the name it would wait for the old lease to run out, and for a lease more in
         // which others who live may come back: longer than anything is waited for here.
         let mut server = Server::binary(&config("60s")).await;
-        let ids = ids(600);
-        let jsonl: String = ids
-            .iter()
-            .map(|id| chat(id, json!({"latency_ms": 20})))
-            .collect();
-        let batch = server.create_batch(&jsonl, CHAT).await;
-        server
-            .until(&batch, |batch| {
-                batch["request_counts"]["completed"].as_i64() > Some(0)
-            })
-            .await;
+        let (batch, ids) = slow(&server, 600, 20).await;
+        some_are_done(&server, &batch).await;
         server.kill().await;
         server.start_binary_again().await;
         let batch = server.ended(&batch).await;
@@ -43,17 +49,8 @@ async fn a_process_that_is_started_again_on_its_sqlite_file_goes_on_at_once_with
         // Nobody else can have the file: nobody waits for a lease, which outlasts all that is
         // waited for here.
         let mut server = Server::binary("[worker]\nlease = \"600s\"").await;
-        let ids = ids(600);
-        let jsonl: String = ids
-            .iter()
-            .map(|id| chat(id, json!({"latency_ms": 200})))
-            .collect();
-        let batch = server.create_batch(&jsonl, CHAT).await;
-        server
-            .until(&batch, |batch| {
-                batch["request_counts"]["completed"].as_i64() > Some(0)
-            })
-            .await;
+        let (batch, ids) = slow(&server, 600, 200).await;
+        some_are_done(&server, &batch).await;
         server.kill().await;
         server
             .until_rows("units WHERE state = 'leased'", |count| count > 0)
@@ -95,12 +92,7 @@ async fn a_name_that_another_process_has_is_refused() {
 async fn a_replica_that_was_silent_while_its_name_was_taken_ends_and_changes_nothing() {
     let test = async {
         let mut server = Server::binary(&config("1s")).await;
-        let ids = ids(200);
-        let jsonl: String = ids
-            .iter()
-            .map(|id| chat(id, json!({"latency_ms": 200})))
-            .collect();
-        let batch = server.create_batch(&jsonl, CHAT).await;
+        let (batch, ids) = slow(&server, 200, 200).await;
         until("calls are in flight", async || {
             server.simulator.stats().total.in_flight > 30
         })
@@ -108,11 +100,7 @@ async fn a_replica_that_was_silent_while_its_name_was_taken_ends_and_changes_not
         let silent = server.binary_process();
         silent.signal("STOP");
         server.start_binary_again().await;
-        server
-            .until(&batch, |batch| {
-                batch["request_counts"]["completed"].as_i64() > Some(0)
-            })
-            .await;
+        some_are_done(&server, &batch).await;
         silent.signal("CONT");
         let ended = silent.ended().await;
         assert_eq!(ended.code, Some(1), "{}", ended.errors);

@@ -4,6 +4,7 @@ use nightshift::store::Engine;
 use serde_json::{Value, json};
 
 use super::until;
+use crate::support::figures::{Figures, operator};
 use crate::support::proxy::Proxy;
 use crate::support::session::Session;
 use crate::support::{CHAT, Server, chat, ids, on, on_every_engine};
@@ -40,7 +41,7 @@ async fn nothing_was_sent_twice(server: &Server, batch: &Value) {
 }
 
 /// Keeps a server's statements waiting, from now on.
-async fn block(database: &str) -> Session {
+pub(crate) async fn block(database: &str) -> Session {
     let mut session = Session::open(database).await;
     let lock = match session.engine() {
         Engine::Sqlite => "BEGIN IMMEDIATE",
@@ -159,6 +160,14 @@ async fn late_answers_are_refused_where_another_replica_has_their_unit_by_now() 
             database.live_replicas().await == 2
         })
         .await;
+        let key = operator(&server.database).await;
+        Figures::until(&cut_off.base, &key, |figures| {
+            figures.sum("nightshift_leases_lost_total", &[]) == 1.0
+        })
+        .await;
+        let taken_over = Figures::of(&server.url(""), Some(&key)).await;
+        let takeovers = taken_over.sum("nightshift_lease_takeovers_total", &[]);
+        assert_eq!(takeovers, 1.0);
         let log = cut_off.terminate().await;
         assert!(log.contains("a unit is another replica's by now"), "{log}");
 

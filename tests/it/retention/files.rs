@@ -27,7 +27,7 @@ async fn status(server: &Server, path: &str) -> u16 {
     response.expect("answers").status().as_u16()
 }
 
-async fn delete(server: &Server, id: &str) {
+pub(super) async fn delete(server: &Server, id: &str) {
     let url = server.url(&format!("/v1/files/{id}"));
     let response = server.client().delete(url).send().await.expect("answers");
     assert_eq!(response.status(), 200);
@@ -61,17 +61,17 @@ async fn content(server: &Server, id: &Value) -> String {
     response.text().await.expect("is text")
 }
 
-fn id_of<'a>(batch: &'a Value, key: &str) -> &'a str {
+pub(super) fn id_of<'a>(batch: &'a Value, key: &str) -> &'a str {
     batch[key].as_str().expect("is text")
 }
 
 /// Removes all that is hidden; says how many files that were.
-async fn purge(store: &Store) -> u64 {
+pub(super) async fn purge(store: &Store) -> u64 {
     let purged = store.purge(i64::MAX).await.expect("purges");
     purged.removed
 }
 
-async fn assert_well(store: &Store) {
+pub(super) async fn assert_well(store: &Store) {
     let found = audit(store).await;
     assert!(found.faults.is_empty(), "{found:#?}");
 }
@@ -305,7 +305,7 @@ async fn processes_that_remove_the_same_leave_nothing() {
 }
 
 /// Bytes that nothing compresses.
-fn noise(bytes: usize) -> Vec<u8> {
+pub(super) fn noise(bytes: usize) -> Vec<u8> {
     let mut state = 0x9e37_79b9_7f4a_7c15_u64;
     std::iter::repeat_with(|| {
         state ^= state << 13;

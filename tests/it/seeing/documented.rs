@@ -7,7 +7,8 @@ use std::path::Path;
 use nightshift::observe::catalogue;
 use serde_json::Value;
 
-use super::{Figures, QUICK, mixed, operator};
+use super::{QUICK, mixed};
+use crate::support::figures::{Figures, operator};
 use crate::support::{CHAT, Server};
 
 fn read(path: &str) -> String {

@@ -1,6 +1,6 @@
 //! Spans, to a receiver of OTLP.
 
-use serde_json::Value;
+use serde_json::{Value, json};
 
 use crate::support::receiver::Receiver;
 use crate::support::{CHAT, Server, chat, client_with};
@@ -11,10 +11,22 @@ fn exporting(base: &str, ratio: &str) -> String {
     format!("[telemetry]\notlp_endpoint = \"{base}\"\nsample_ratio = {ratio}\n")
 }
 
-/// The bytes of [`TRACE`], as they are sent.
-fn trace_id() -> Vec<u8> {
-    let byte = |at: usize| u8::from_str_radix(&TRACE[at..at + 2], 16).expect("is hex");
-    (0..TRACE.len()).step_by(2).map(byte).collect()
+/// The bytes of an id in hex, as they are sent.
+fn bytes(id: &str) -> Vec<u8> {
+    let byte = |at: usize| u8::from_str_radix(&id[at..at + 2], 16).expect("is hex");
+    (0..id.len()).step_by(2).map(byte).collect()
+}
+
+/// The header `traceparent` of each of a batch's calls.
+async fn traceparents(server: &Server) -> Vec<Value> {
+    let echo = |id| chat(id, json!({"echo": true}));
+    let batch = server.run(echo("a") + &echo("b"), CHAT).await;
+    let lines = server.lines(&batch, "output_file_id").await;
+    assert_eq!(lines.len(), 2, "{batch}");
+    let calls = lines.iter().map(|line| &line["response"]["body"]["echo"]);
+    calls
+        .map(|echo| echo["headers"]["traceparent"].clone())
+        .collect()
 }
 
 async fn ask_as_part_of_a_trace(server: &Server) {
@@ -47,7 +59,7 @@ async fn spans_of_requests_batches_and_calls_are_exported() {
     ] {
         assert!(receiver.holds(name.as_bytes()), "no {name} was exported");
     }
-    assert!(receiver.holds(&trace_id()), "the client's trace goes on");
+    assert!(receiver.holds(&bytes(TRACE)), "the client's trace goes on");
     for secret in [key.as_str(), "This is a."] {
         assert!(!receiver.holds(secret.as_bytes()), "{secret} was exported");
     }
@@ -60,8 +72,33 @@ async fn only_what_is_sampled_is_exported() {
     server.run(chat("a", Value::Null), CHAT).await;
     ask_as_part_of_a_trace(&server).await;
     server.stop().await;
-    assert!(receiver.holds(&trace_id()), "its client has sampled it");
+    assert!(receiver.holds(&bytes(TRACE)), "its client has sampled it");
     assert!(!receiver.holds(b"upstream call"), "nobody has sampled it");
+}
+
+#[tokio::test]
+async fn each_call_tells_the_upstream_its_trace() {
+    let (receiver, base) = Receiver::start().await;
+    let mut server = Server::binary(&exporting(&base, "1.0")).await;
+    let told = traceparents(&server).await;
+    server.stop().await;
+    for traceparent in &told {
+        let text = traceparent.as_str().expect("is there");
+        let parts: Vec<&str> = text.split('-').collect();
+        let [version, trace, span, flags] = parts[..] else {
+            panic!("{text}");
+        };
+        assert_eq!((version, flags), ("00", "01"), "{text}");
+        assert!(receiver.holds(&bytes(trace)), "{text}");
+        assert!(receiver.holds(&bytes(span)), "{text}");
+    }
+    assert_ne!(told[0], told[1], "each call has its own");
+}
+
+#[tokio::test]
+async fn without_tracing_no_call_has_a_trace() {
+    let server = Server::binary("").await;
+    assert_eq!(traceparents(&server).await, [Value::Null, Value::Null]);
 }
 
 #[tokio::test]

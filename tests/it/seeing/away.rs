@@ -1,0 +1,140 @@
+//! What `/metrics` tells while the database is away, and of processes that come and go.
+
+use serde_json::json;
+
+use crate::support::engines::{on_postgres_at, shared_postgres};
+use crate::support::figures::{Figures, operator};
+use crate::support::proxy::Proxy;
+use crate::support::{CHAT, Server, chat, ids};
+
+/// What falls silent is given up after a second and a little.
+const CONFIG: &str = "[database]\nstatement_timeout = \"1s\"\n";
+const ERRORS: &str = "nightshift_store_errors_total";
+const OUTAGES: [&str; 1] = [r#"kind="outage""#];
+
+/// Has the database go away in the middle of a batch, and reads `/metrics` meanwhile.
+async fn looks_inside_while(goes_away: impl Fn(&Proxy)) {
+    let proxy = Proxy::to(&shared_postgres()).await;
+    let test = async {
+        let mut server = Server::binary(CONFIG).await;
+        let (base, key) = (server.url(""), operator(&server.database).await);
+        let ids = ids(32);
+        let jsonl: String = ids
+            .iter()
+            .map(|id| chat(id, json!({"latency_ms": 2_000})))
+            .collect();
+        let batch = server.create_batch(jsonl, CHAT).await;
+        let before = Figures::until(&base, &key, |figures| {
+            figures.sum("nightshift_upstream_in_flight", &[]) == 32.0
+                && figures.sum("nightshift_replicas", &[]) == 1.0
+        })
+        .await;
+        assert_eq!(before.sum("nightshift_database_up", &[]), 1.0);
+        assert_eq!(before.sum(ERRORS, &OUTAGES), 0.0);
+        assert_eq!(before.sum("nightshift_flush_failures_total", &[]), 0.0);
+
+        goes_away(&proxy);
+        // It goes on with what it has in hand, and tells so: calls are answered, and wait.
+        let away = Figures::until(&base, &key, |figures| {
+            figures.sum("nightshift_database_up", &[]) == 0.0
+                && figures.sum("nightshift_upstream_calls_total", &[]) == 32.0
+                && figures.sum("nightshift_flush_failures_total", &[]) >= 1.0
+        })
+        .await;
+        assert!(away.sum(ERRORS, &OUTAGES) >= 1.0, "{}", away.0);
+        assert_eq!(
+            away.sum("nightshift_lines_total", &[]),
+            0.0,
+            "none is written"
+        );
+        assert!(away.sum("nightshift_budget_used_bytes", &[]) > 0.0);
+        for of_the_database in [
+            "nightshift_replicas",
+            "nightshift_batches{",
+            "nightshift_queue_",
+        ] {
+            let told = |line: &str| line.starts_with(of_the_database);
+            assert!(!away.0.lines().any(told), "{of_the_database} in {}", away.0);
+        }
+
+        proxy.restore();
+        let batch = server.ended(&batch).await;
+        assert_eq!(batch["request_counts"]["completed"], 32);
+        server.exactly_once(&batch, &ids).await;
+        let after = Figures::until(&base, &key, |figures| {
+            figures.sum("nightshift_database_up", &[]) == 1.0
+                && figures.sum("nightshift_lines_total", &[]) == 32.0
+        })
+        .await;
+        assert!(after.sum(ERRORS, &OUTAGES) >= away.sum(ERRORS, &OUTAGES));
+        assert_eq!(after.sum("nightshift_replicas", &[]), 1.0);
+        server.stop().await;
+    };
+    on_postgres_at(proxy.url().to_owned(), Box::pin(test)).await;
+}
+
+#[tokio::test]
+async fn a_process_tells_what_it_knows_while_the_database_refuses_it() {
+    looks_inside_while(Proxy::refuse).await;
+}
+
+#[tokio::test]
+async fn a_process_tells_what_it_knows_while_the_database_is_silent() {
+    looks_inside_while(Proxy::fall_silent).await;
+}
+
+/// Who has not been let in yet cannot be told from a stranger.
+#[tokio::test]
+async fn only_operators_that_are_known_look_inside_while_the_database_is_away() {
+    let proxy = Proxy::to(&shared_postgres()).await;
+    let test = async {
+        let mut server = Server::binary(CONFIG).await;
+        let base = server.url("");
+        let (known, new) = (
+            operator(&server.database).await,
+            operator(&server.database).await,
+        );
+        let revoked = operator(&server.database).await;
+        for key in [&known, &revoked] {
+            Figures::of(&base, Some(key)).await;
+        }
+        revoke(&server, &revoked).await;
+        let asked = status(&server, "/metrics", &revoked).await;
+        assert_eq!(asked, 401, "it is revoked");
+        assert_eq!(status(&server, "/v1/batches", server.key()).await, 200);
+
+        proxy.refuse();
+        for (path, key, expected) in [
+            ("/metrics", known.as_str(), 200),
+            ("/admin/status", &known, 200),
+            ("/metrics", &new, 503),
+            ("/metrics", &revoked, 503),
+            ("/metrics", server.key(), 503),
+            ("/metrics", "sk-ns-nobodys-key", 503),
+            ("/v1/batches", &known, 503),
+        ] {
+            assert_eq!(status(&server, path, key).await, expected, "{path}: {key}");
+        }
+        proxy.restore();
+        server.stop().await;
+    };
+    on_postgres_at(proxy.url().to_owned(), Box::pin(test)).await;
+}
+
+async fn status(server: &Server, path: &str, key: &str) -> u16 {
+    let client = crate::support::client_with(Some(key));
+    let answer = client.get(server.url(path)).send().await;
+    answer.expect("answers").status().as_u16()
+}
+
+/// Revokes an operator's key.
+async fn revoke(server: &Server, key: &str) {
+    use crate::support::binary::{command, ended};
+    let listed = ended(command(&["keys", "list", "--database", &server.database])).await;
+    let end = &key[key.len() - 4..];
+    let row = listed.out.lines().find(|line| line.contains(end));
+    let id = row.and_then(|row| row.split_whitespace().next());
+    let revoke = ["keys", "revoke", id.expect("is listed"), "--database"];
+    let revoked = ended(command(&[&revoke[..], &[&server.database]].concat())).await;
+    assert_eq!(revoked.code, Some(0), "{revoked:?}");
+}

@@ -1,0 +1,57 @@
+//! What a server tells operators by `/metrics`.
+
+use std::time::{Duration, Instant};
+
+use super::binary::{command, ended};
+use super::client_with;
+
+/// How long anything may take that is waited for. Far more than it does.
+const PATIENCE: Duration = Duration::from_secs(60);
+
+/// Makes an operator's key.
+pub async fn operator(database: &str) -> String {
+    let create = ["keys", "create", "--name", "ops", "--admin", "--database"];
+    let made = ended(command(&[&create[..], &[database]].concat())).await;
+    assert_eq!(made.code, Some(0), "{made:?}");
+    made.out.trim().to_owned()
+}
+
+/// What `/metrics` tells.
+pub struct Figures(pub String);
+
+impl Figures {
+    pub async fn of(base: &str, key: Option<&str>) -> Self {
+        let url = format!("{base}/metrics");
+        let response = client_with(key).get(url).send().await.expect("answers");
+        assert_eq!(response.status(), 200);
+        let of_type = response.headers()["content-type"].to_str().expect("text");
+        assert!(of_type.starts_with("application/openmetrics-text"));
+        let text = response.text().await.expect("is text");
+        assert!(text.ends_with("# EOF\n"), "it is whole");
+        Figures(text)
+    }
+
+    /// The sum of all samples of a name that have these labels, such as `outcome="failed"`.
+    pub fn sum(&self, name: &str, labels: &[&str]) -> f64 {
+        let samples = self.0.lines().filter_map(|line| {
+            let (sample, value) = line.rsplit_once(' ')?;
+            let (found, rest) = sample.split_once('{').unwrap_or((sample, ""));
+            let fits = found == name && labels.iter().all(|label| rest.contains(label));
+            fits.then(|| value.parse::<f64>().expect("is a number"))
+        });
+        samples.sum()
+    }
+
+    /// Waits until something holds of them.
+    pub async fn until(base: &str, key: &str, holds: impl Fn(&Figures) -> bool) -> Figures {
+        let deadline = Instant::now() + PATIENCE;
+        loop {
+            let figures = Self::of(base, Some(key)).await;
+            if holds(&figures) {
+                return figures;
+            }
+            assert!(Instant::now() < deadline, "not in:\n{}", figures.0);
+            tokio::time::sleep(Duration::from_millis(50)).await;
+        }
+    }
+}
