@@ -2,10 +2,12 @@
 //!
 //! There are two ways. [`Direct`] is plain HTTP to the server itself, as to vLLM or Ollama in one's
 //! own network, at less than half of the cost of a call. [`General`] has TLS and proxies. What one
-//! does the other does: the tests of this room run on both.
+//! does the other does: the tests here run on both.
 
 mod direct;
 mod general;
+#[cfg(test)]
+mod tests;
 
 use std::time::Duration;
 

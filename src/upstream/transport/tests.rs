@@ -1,0 +1,240 @@
+//! Both ways, against servers that are written out byte for byte.
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
+
+use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
+use tokio::net::{TcpListener, TcpStream};
+use tokio::sync::mpsc;
+
+use super::*;
+
+const PATIENCE: Duration = Duration::from_secs(30);
+
+fn both(base_url: &str) -> [Transport; 2] {
+    let config = config::Upstream {
+        name: "gpu".to_owned(),
+        base_url: base_url.to_owned(),
+        api_key: None,
+        concurrency: 4,
+        timeout: PATIENCE,
+        connect_timeout: PATIENCE,
+        max_response_bytes: 1 << 20,
+        headers: BTreeMap::new(),
+        proxy: None,
+        ca_file: None,
+    };
+    let base = Url::parse(base_url).expect("a URL");
+    [
+        Transport::Direct(Direct::new(&config, &base).expect("is possible")),
+        Transport::General(General::new(&config, &base).expect("is possible")),
+    ]
+}
+
+/// What a server writes after each request, and whether it closes the connection then.
+#[derive(Clone, Copy)]
+struct Script {
+    answer: &'static str,
+    closes: bool,
+}
+
+struct Server {
+    base_url: String,
+    connections: Arc<AtomicUsize>,
+    /// The head of each request.
+    heads: mpsc::UnboundedReceiver<String>,
+    /// Told of each connection that its client has closed.
+    closed: mpsc::UnboundedReceiver<()>,
+}
+
+impl Server {
+    async fn start(script: Script) -> Self {
+        let listener = TcpListener::bind("127.0.0.1:0").await.expect("a port");
+        let base_url = format!("http://{}/v1", listener.local_addr().expect("an address"));
+        let connections = Arc::new(AtomicUsize::new(0));
+        let (told, heads) = mpsc::unbounded_channel();
+        let (gone, closed) = mpsc::unbounded_channel();
+        let count = Arc::clone(&connections);
+        tokio::spawn(async move {
+            while let Ok((stream, _)) = listener.accept().await {
+                count.fetch_add(1, Ordering::SeqCst);
+                tokio::spawn(serve(stream, script, told.clone(), gone.clone()));
+            }
+        });
+        Self {
+            base_url,
+            connections,
+            heads,
+            closed,
+        }
+    }
+
+    fn connections(&self) -> usize {
+        self.connections.swap(0, Ordering::SeqCst)
+    }
+}
+
+async fn serve(
+    mut stream: TcpStream,
+    script: Script,
+    told: mpsc::UnboundedSender<String>,
+    gone: mpsc::UnboundedSender<()>,
+) {
+    let mut read = Vec::new();
+    loop {
+        let end = read.windows(4).position(|four| four == b"\r\n\r\n");
+        // The body of each request here is the two bytes `{}`.
+        let Some(end) = end.filter(|end| read.len() >= end + 6) else {
+            if stream.read_buf(&mut read).await.unwrap_or(0) == 0 {
+                gone.send(()).ok();
+                return;
+            }
+            continue;
+        };
+        let head = String::from_utf8_lossy(&read[..end]).into_owned();
+        read.drain(..end + 6);
+        told.send(head).ok();
+        stream.write_all(script.answer.as_bytes()).await.ok();
+        if script.closes {
+            return;
+        }
+    }
+}
+
+async fn head(transport: &Transport, url: &str) -> Result<Response, Error> {
+    let address = Address::new(Url::parse(url).expect("a URL")).expect("can be written");
+    let body = Bytes::from_static(b"{}");
+    let sent = transport.send(Method::POST, address, HeaderMap::new(), body);
+    tokio::time::timeout(PATIENCE, sent)
+        .await
+        .expect("in good time")
+}
+
+async fn whole(transport: &Transport, url: &str) -> Result<String, Error> {
+    let mut response = head(transport, url).await?;
+    let mut body = Vec::new();
+    while let Some(chunk) = response.chunk().await? {
+        body.extend_from_slice(&chunk);
+    }
+    Ok(String::from_utf8(body).expect("UTF-8"))
+}
+
+#[tokio::test]
+async fn calls_one_after_the_other_share_a_connection() {
+    for answer in [
+        "HTTP/1.1 200 OK\r\ncontent-length: 2\r\n\r\n[]",
+        "HTTP/1.1 200 OK\r\ntransfer-encoding: chunked\r\n\r\n1\r\n[\r\n1\r\n]\r\n0\r\nx: y\r\n\r\n",
+        "HTTP/1.1 100 Continue\r\n\r\nHTTP/1.1 200 OK\r\ncontent-length: 2\r\n\r\n[]",
+    ] {
+        let closes = false;
+        let server = Server::start(Script { answer, closes }).await;
+        for transport in both(&server.base_url) {
+            for _ in 0..5 {
+                let body = whole(&transport, &server.base_url).await;
+                assert_eq!(body.expect("is answered"), "[]");
+            }
+            assert_eq!(server.connections(), 1, "{transport:?}");
+        }
+    }
+}
+
+#[tokio::test]
+async fn a_connection_that_its_server_closes_is_not_used_again() {
+    for answer in [
+        "HTTP/1.1 200 OK\r\nconnection: close\r\ncontent-length: 2\r\n\r\n[]",
+        // Unannounced: right after the answer, or as its end.
+        "HTTP/1.1 200 OK\r\ncontent-length: 2\r\n\r\n[]",
+        "HTTP/1.0 200 OK\r\n\r\n[]",
+    ] {
+        let closes = true;
+        let server = Server::start(Script { answer, closes }).await;
+        for transport in both(&server.base_url) {
+            for _ in 0..5 {
+                let body = whole(&transport, &server.base_url).await;
+                assert_eq!(body.expect("is answered"), "[]");
+                // Whoever sends at the moment of the close may lose the call: not here.
+                tokio::time::sleep(Duration::from_millis(20)).await;
+            }
+            assert_eq!(server.connections(), 5, "{transport:?}");
+        }
+    }
+}
+
+#[tokio::test]
+async fn connections_are_closed_when_nobody_uses_them_or_waits_any_more() {
+    let whole_answer = "HTTP/1.1 200 OK\r\ncontent-length: 2\r\n\r\n[]";
+    let half_an_answer = "HTTP/1.1 200 OK\r\ncontent-length: 2\r\n\r\n[";
+    for answer in [whole_answer, half_an_answer] {
+        let closes = false;
+        let mut server = Server::start(Script { answer, closes }).await;
+        for transport in both(&server.base_url) {
+            if answer == whole_answer {
+                let body = whole(&transport, &server.base_url).await;
+                assert_eq!(body.expect("is answered"), "[]");
+            } else {
+                drop(head(&transport, &server.base_url).await.expect("a head"));
+            }
+            tokio::time::timeout(PATIENCE, server.closed.recv())
+                .await
+                .unwrap_or_else(|_| panic!("{transport:?} keeps its connection"));
+        }
+    }
+}
+
+#[tokio::test]
+async fn an_answer_that_is_cut_short_is_lost() {
+    for answer in [
+        "",
+        "HTTP/1.1 200 OK\r\nconte",
+        "HTTP/1.1 200 OK\r\ncontent-length: 9\r\n\r\n[",
+        "HTTP/1.1 200 OK\r\ntransfer-encoding: chunked\r\n\r\n1\r\n[\r\n",
+        "HTTP/2 is not spoken here\r\n\r\n",
+    ] {
+        let closes = true;
+        let server = Server::start(Script { answer, closes }).await;
+        for transport in both(&server.base_url) {
+            let lost = whole(&transport, &server.base_url).await;
+            assert!(matches!(lost, Err(Error::Lost(_))), "{answer:?}: {lost:?}");
+        }
+    }
+}
+
+#[tokio::test]
+async fn a_server_that_cannot_be_reached_was_sent_nothing() {
+    let listener = TcpListener::bind("127.0.0.1:0").await.expect("a port");
+    let nobody = format!("http://{}/v1", listener.local_addr().expect("an address"));
+    drop(listener);
+    for transport in both(&nobody) {
+        let refused = whole(&transport, &nobody).await;
+        assert!(
+            matches!(&refused, Err(Error::Connect(why)) if why.contains("refused")),
+            "{refused:?}"
+        );
+    }
+    for transport in both("http://model.invalid/v1") {
+        let unknown = whole(&transport, "http://model.invalid/v1").await;
+        assert!(matches!(unknown, Err(Error::Resolve(_))), "{unknown:?}");
+    }
+}
+
+#[tokio::test]
+async fn path_query_and_host_are_sent_as_the_url_has_them() {
+    let answer = "HTTP/1.1 204 No Content\r\n\r\n";
+    let closes = false;
+    let mut server = Server::start(Script { answer, closes }).await;
+    let url = format!("{}/caf%C3%A9?api-version=1&x=a%20b#top", server.base_url);
+    for transport in both(&server.base_url) {
+        let body = whole(&transport, &url).await;
+        assert_eq!(body.expect("is answered"), "");
+        let head = server.heads.recv().await.expect("was sent");
+        let line = "POST /v1/caf%C3%A9?api-version=1&x=a%20b HTTP/1.1\r\n";
+        assert!(head.starts_with(line), "{head}");
+        let host = server
+            .base_url
+            .replace("http://", "host: ")
+            .replace("/v1", "");
+        assert!(head.to_lowercase().contains(&host), "{head}");
+        assert!(head.contains("content-length: 2"), "{head}");
+    }
+}
