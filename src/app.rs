@@ -1,21 +1,19 @@
 //! The server, built from its configuration: store, upstreams, duties and HTTP.
 
-use std::io;
 use std::net::SocketAddr;
 use std::sync::Arc;
 use std::sync::atomic::AtomicBool;
 use std::time::Duration;
 
 use anyhow::{Context as _, bail};
-use axum::Router;
 use secrecy::ExposeSecret as _;
 use tokio::net::TcpListener;
-use tokio::runtime::{Builder, Runtime};
 use tokio::task::JoinHandle;
 use tokio_util::sync::CancellationToken;
 
 use crate::api::auth::Auth;
 use crate::api::models::Model;
+use crate::api::server::Threads;
 use crate::api::{self, Api};
 use crate::config::{Config, Role};
 use crate::domain::clock::Clock;
@@ -40,13 +38,9 @@ pub struct App {
     /// Asks the upstreams for their models where no worker does.
     discovery: Option<JoinHandle<()>>,
     http: JoinHandle<()>,
-    _threads: HttpThreads,
+    _threads: Threads,
     stop: CancellationToken,
 }
-
-/// Threads for HTTP alone: a request must not queue behind a thousand calls that are ready to go
-/// on, and no call behind the chunks of an upload.
-struct HttpThreads(Option<Runtime>);
 
 impl App {
     /// Opens the store, starts the duties, and listens.
@@ -100,7 +94,7 @@ impl App {
             api::worker_router(api)
         };
         let grace = config.worker.shutdown_grace;
-        let threads = HttpThreads::start()?;
+        let threads = Threads::start()?;
         let http = threads.serve(listener, router, stop.clone(), grace)?;
         Ok(App {
             address,
@@ -158,38 +152,6 @@ impl App {
             tracing::warn!(%error, "the HTTP server ended badly");
         }
         self.store.close().await;
-    }
-}
-
-impl HttpThreads {
-    fn start() -> io::Result<Self> {
-        let mut runtime = Builder::new_multi_thread();
-        let runtime = runtime.thread_name("http").enable_all().build()?;
-        Ok(Self(Some(runtime)))
-    }
-
-    fn serve(
-        &self,
-        listener: TcpListener,
-        router: Router,
-        stop: CancellationToken,
-        grace: Duration,
-    ) -> io::Result<JoinHandle<()>> {
-        // Moved over, so that whoever waits for connections also polls for them.
-        let listener = listener.into_std()?;
-        let runtime = self.0.as_ref().ok_or(io::ErrorKind::NotConnected)?;
-        let _entered = runtime.enter();
-        let listener = TcpListener::from_std(listener)?;
-        Ok(runtime.spawn(api::server::serve(listener, router, stop, grace)))
-    }
-}
-
-impl Drop for HttpThreads {
-    fn drop(&mut self) {
-        if let Some(runtime) = self.0.take() {
-            // Without waiting, which an async caller may not. What matters has ended by then.
-            runtime.shutdown_background();
-        }
     }
 }
 

@@ -16,10 +16,12 @@ use tower::ServiceExt;
 use tower_http::timeout::TimeoutBody;
 
 use stream::{Stream, Turn};
+pub use threads::Threads;
 
 mod stream;
 #[cfg(test)]
 mod tests;
+mod threads;
 
 /// How long a client may take over a request's head, keep a connection open between requests,
 /// or go without sending or taking a byte of a body. A request that is being worked on, and a

@@ -74,7 +74,7 @@ async fn a_replica_sends_nothing_before_its_first_share() {
         server.stop().await;
         let mut session = Session::open(&server.database).await;
         session
-            .execute("BEGIN; LOCK TABLE share_holders, shares IN ACCESS EXCLUSIVE MODE")
+            .execute("BEGIN; LOCK TABLE share_holders, shares IN EXCLUSIVE MODE")
             .await;
         server.serve_as(&[]).await;
         let ids = ids(20);
