@@ -5,6 +5,7 @@
 //! compressed, then for each line the step from the line before, and its length with its kind
 //! in the lowest bit. `data` is the frames, one behind the other. A line never spans two frames.
 
+use std::borrow::Borrow;
 use std::io;
 
 use crate::domain::file::Kind;
@@ -29,15 +30,16 @@ pub struct Encoded {
     pub data: Vec<u8>,
 }
 
-/// Lays out lines, which must be in rising order of `line`.
+/// Lays out lines, or references to lines, which must be in rising order of `line`.
 ///
 /// # Errors
 /// When zstd fails.
-pub fn encode(lines: &[Line]) -> io::Result<Encoded> {
+pub fn encode(lines: &[impl Borrow<Line>]) -> io::Result<Encoded> {
+    let lines = || lines.iter().map(Borrow::borrow);
     let mut frames: Vec<(usize, usize)> = Vec::new();
     let mut data = Vec::new();
     let mut raw = Vec::new();
-    for line in lines {
+    for line in lines() {
         if !raw.is_empty() && raw.len() + line.bytes.len() > FRAME_BYTES {
             frames.push(close(&mut raw, &mut data)?);
         }
@@ -46,14 +48,14 @@ pub fn encode(lines: &[Line]) -> io::Result<Encoded> {
     if !raw.is_empty() {
         frames.push(close(&mut raw, &mut data)?);
     }
-    let mut entries = Vec::with_capacity(8 + lines.len() * 4);
+    let mut entries = Vec::with_capacity(8 + lines().len() * 4);
     put(&mut entries, frames.len() as u64);
     for (size, compressed) in frames {
         put(&mut entries, size as u64);
         put(&mut entries, compressed as u64);
     }
     let mut before = 0;
-    for line in lines {
+    for line in lines() {
         put(&mut entries, u64::from(line.line - before));
         put(
             &mut entries,

@@ -107,7 +107,7 @@ pub fn write(
             reading,
         } => {
             out.extend(b",\"response\":{\"status_code\":");
-            out.extend(status.to_string().as_bytes());
+            digits(status, out);
             out.extend(b",\"request_id\":");
             json::string(request_id, out);
             out.extend(b",\"body\":");
@@ -135,6 +135,11 @@ pub fn write(
             (Kind::Error, None)
         }
     }
+}
+
+/// A status has three digits.
+fn digits(status: u16, out: &mut Vec<u8>) {
+    out.extend([status / 100 % 10, status / 10 % 10, status % 10].map(|digit| b'0' + digit as u8));
 }
 
 #[cfg(test)]

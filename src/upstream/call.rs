@@ -8,7 +8,7 @@ use super::client::{Failure, FailureKind, Received};
 use super::health::{Event, UpstreamState};
 use super::pool::{Permit, Pool, State};
 use super::retry::{self, Class};
-use super::{Answer, Call, Cause, CauseKind, Retry, Verdict};
+use super::{Answer, Call, Cause, CauseKind, Retry, Timer, Verdict};
 use crate::domain::outcome::Reading;
 use crate::observe::CallOutcome;
 
@@ -25,8 +25,8 @@ struct Settled {
 
 impl Pool {
     /// One attempt: sends, reads the whole answer, frees the place, and judges. Dropped midway, it
-    /// breaks off the call and frees the place.
-    pub async fn call(&self, permit: Permit, call: Call) -> Verdict {
+    /// breaks off the call and frees the place. The timer may have been another call's before.
+    pub async fn call(&self, permit: Permit, call: Call, timer: &mut Timer) -> Verdict {
         let Call {
             path,
             body,
@@ -44,7 +44,7 @@ impl Pool {
         let body = copy.unwrap_or(body);
         let upstream = &self.upstreams[target.upstream];
         match upstream
-            .post(path, body, traceparent.as_deref(), &mut charge)
+            .post(path, body, traceparent.as_deref(), timer, &mut charge)
             .await
         {
             Ok(received) => {

@@ -2,11 +2,11 @@
 //! once, so that a call costs little more than its bytes.
 
 use std::pin::pin;
-use std::sync::{PoisonError, RwLock};
+use std::sync::{Arc, PoisonError, RwLock};
 use std::time::Duration;
 
 use bytes::Bytes;
-use reqwest::header::{ACCEPT, CONTENT_TYPE, HeaderMap, HeaderName, HeaderValue, USER_AGENT};
+use reqwest::header::{ACCEPT, CONTENT_TYPE, HOST, HeaderMap, HeaderName, HeaderValue, USER_AGENT};
 use reqwest::{Method, Url};
 use secrecy::ExposeSecret;
 use tokio::time::Instant;
@@ -14,7 +14,7 @@ use tokio::time::Instant;
 use super::budget::{Budget, Charge};
 use super::provider::{self, Provider};
 use super::transport::{self, Address, Transport};
-use super::{BuildError, ModelInfo};
+use super::{BuildError, ModelInfo, Timer};
 use crate::config;
 
 /// Room made for an answer on its server's word, before its bytes are here.
@@ -31,7 +31,7 @@ pub(super) struct Upstream {
     pub(super) provider: &'static dyn Provider,
     base: Url,
     /// Of each path that was called so far.
-    addresses: RwLock<Vec<(&'static str, Address)>>,
+    addresses: RwLock<Vec<(&'static str, Arc<Address>)>>,
     headers: HeaderMap,
     transport: Transport,
     timeout: Duration,
@@ -91,7 +91,7 @@ impl Upstream {
             concurrency: config.concurrency,
             provider,
             addresses: RwLock::default(),
-            headers: headers(config, provider).map_err(fault)?,
+            headers: headers(config, provider, &base).map_err(fault)?,
             transport: Transport::new(config, &base).map_err(fault)?,
             timeout: config.timeout,
             connect_timeout: config.connect_timeout,
@@ -106,6 +106,7 @@ impl Upstream {
         path: &'static str,
         body: Bytes,
         traceparent: Option<&str>,
+        timer: &mut Timer,
         charge: &mut Charge,
     ) -> Result<Received, Failure> {
         let (address, mut headers) = (self.address(path)?, self.headers.clone());
@@ -113,12 +114,13 @@ impl Upstream {
             headers.insert("traceparent", traceparent);
         }
         let sending = self.transport.send(Method::POST, address, headers, body);
-        self.exchange(pin!(sending), self.timeout, charge).await
+        self.exchange(pin!(sending), self.timeout, timer, charge)
+            .await
     }
 
     /// Asks which models it has: the status, and the list if there is one.
     pub(super) async fn models(&self) -> Result<(u16, Option<Vec<ModelInfo>>), Failure> {
-        let address = written(self.provider.models_url(&self.base))?;
+        let address = Arc::new(written(self.provider.models_url(&self.base))?);
         let mut headers = self.headers.clone();
         headers.remove(CONTENT_TYPE);
         let sending = self
@@ -127,7 +129,10 @@ impl Upstream {
         let timeout = self.timeout.min(MODELS_TIMEOUT);
         // Not from the process's budget: an upstream must be seen to come back when memory is full.
         let mut charge = Budget::new(self.max_response_bytes).open();
-        let received = self.exchange(pin!(sending), timeout, &mut charge).await?;
+        let mut timer = Timer::default();
+        let received = self
+            .exchange(pin!(sending), timeout, &mut timer, &mut charge)
+            .await?;
         let is_ok = (200..300).contains(&received.status);
         let models = is_ok
             .then(|| self.provider.models(&received.body))
@@ -139,9 +144,10 @@ impl Upstream {
         &self,
         sending: impl Future<Output = Result<transport::Response, transport::Error>>,
         timeout: Duration,
+        timer: &mut Timer,
         charge: &mut Charge,
     ) -> Result<Received, Failure> {
-        let mut deadline = pin!(tokio::time::sleep(timeout));
+        let mut deadline = timer.set(Instant::now() + timeout);
         let mut response = tokio::select! {
             biased;
             response = sending => response.map_err(|error| self.failure(error))?,
@@ -180,17 +186,17 @@ impl Upstream {
         })
     }
 
-    fn address(&self, path: &'static str) -> Result<Address, Failure> {
+    fn address(&self, path: &'static str) -> Result<Arc<Address>, Failure> {
         let addresses = self.addresses.read();
         let addresses = addresses.unwrap_or_else(PoisonError::into_inner);
         if let Some((_, address)) = addresses.iter().find(|(known, _)| *known == path) {
-            return Ok(address.clone());
+            return Ok(Arc::clone(address));
         }
         drop(addresses);
-        let address = written(self.provider.url(&self.base, path))?;
+        let address = Arc::new(written(self.provider.url(&self.base, path))?);
         let addresses = self.addresses.write();
         let mut addresses = addresses.unwrap_or_else(PoisonError::into_inner);
-        addresses.push((path, address.clone()));
+        addresses.push((path, Arc::clone(&address)));
         Ok(address)
     }
 
@@ -242,8 +248,11 @@ fn timed_out(timeout: Duration) -> Failure {
 fn headers(
     config: &config::Upstream,
     provider: &'static dyn Provider,
+    base: &Url,
 ) -> Result<HeaderMap, String> {
     let mut headers = HeaderMap::new();
+    let host = HeaderValue::from_str(base.authority());
+    headers.insert(HOST, host.map_err(|_| "its base_url names no host")?);
     let agent = concat!("nightshift/", env!("CARGO_PKG_VERSION"));
     headers.insert(USER_AGENT, HeaderValue::from_static(agent));
     headers.insert(ACCEPT, HeaderValue::from_static("*/*"));

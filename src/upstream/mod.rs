@@ -22,7 +22,10 @@ mod routes;
 mod tests;
 mod transport;
 
+use std::pin::Pin;
+
 use bytes::Bytes;
+use tokio::time::{Instant, Sleep, sleep_until};
 
 use crate::domain::outcome::Reading;
 use crate::observe::CallOutcome;
@@ -46,6 +49,21 @@ pub struct Call {
     pub charge: Charge,
     /// The header by which the call is a part of a trace, if it is.
     pub traceparent: Option<String>,
+}
+
+/// A timer for calls that are made one after the other: to move it on costs less than another.
+#[derive(Debug, Default)]
+pub struct Timer(Option<Pin<Box<Sleep>>>);
+
+impl Timer {
+    /// Sets it anew.
+    fn set(&mut self, deadline: Instant) -> Pin<&mut Sleep> {
+        let sleep = self
+            .0
+            .get_or_insert_with(|| Box::pin(sleep_until(deadline)));
+        sleep.as_mut().reset(deadline);
+        sleep.as_mut()
+    }
 }
 
 /// What became of an attempt.

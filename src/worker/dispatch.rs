@@ -32,7 +32,7 @@ use crate::config;
 use crate::domain::batch::Ending;
 use crate::domain::clock::Clock;
 use crate::store::Store;
-use crate::upstream::{LaneId, Pool};
+use crate::upstream::{LaneId, Pool, Timer};
 use state::{Entry, State, Waiting};
 
 /// How long the pump may sleep when it knows of nothing to wait for.
@@ -263,10 +263,11 @@ impl Dispatch {
 
     /// One slot: sends lines until there is none to send.
     async fn slot(self: Arc<Self>, mut job: Job) {
+        let mut timer = Timer::default();
         loop {
             let outcome = {
                 // Pinned: it is large, and would be moved by each layer around it.
-                let outcome = pin!(self.outcome(&mut job));
+                let outcome = pin!(self.outcome(&mut job, &mut timer));
                 AssertUnwindSafe(outcome).catch_unwind().await
             };
             let outcome = outcome.unwrap_or_else(|_| self.panicked(&job));

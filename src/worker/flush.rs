@@ -303,17 +303,13 @@ fn by_unit(finished: Vec<Finished>) -> Vec<Vec<Finished>> {
     units
 }
 
-fn into_group(mut finished: Vec<Finished>) -> io::Result<Group> {
-    finished.sort_by_key(|finished| finished.line.line);
+fn into_group(finished: Vec<Finished>) -> io::Result<Group> {
     let unit = finished[0].unit.clone();
     let mut tally = Tally::default();
-    let mut charges = Vec::with_capacity(finished.len());
-    let mut lines: Vec<Line> = Vec::with_capacity(finished.len());
-    for line in finished {
-        tally += line.tally;
-        charges.extend(line.charge);
-        lines.push(line.line);
-    }
+    finished.iter().for_each(|finished| tally += finished.tally);
+    // Of references: a finished line is large to move about.
+    let mut lines: Vec<&Line> = finished.iter().map(|finished| &finished.line).collect();
+    lines.sort_by_key(|line| line.line);
     let bytes = |kind| -> i64 {
         lines
             .iter()
@@ -345,7 +341,7 @@ fn into_group(mut finished: Vec<Finished>) -> io::Result<Group> {
         unit,
         lines: lines.len(),
         flush,
-        _charges: charges,
+        _charges: finished.into_iter().filter_map(|f| f.charge).collect(),
     })
 }
 

@@ -19,7 +19,7 @@ pub(super) struct Finished {
 }
 
 /// With so much, a flush is due at once.
-pub(super) const FULL_BYTES: usize = 1 << 20;
+pub(super) const FULL_BYTES: usize = 4 << 20;
 
 /// Where slots leave finished lines and the flusher takes them.
 #[derive(Default)]
@@ -52,7 +52,9 @@ impl Inbox {
     pub(super) fn take(&self) -> Vec<Finished> {
         let mut queue = self.queue.lock().unwrap_or_else(PoisonError::into_inner);
         queue.bytes = 0;
-        std::mem::take(&mut queue.lines)
+        // The next flush will have about as many.
+        let next = Vec::with_capacity(queue.lines.len());
+        std::mem::replace(&mut queue.lines, next)
     }
 
     /// How many lines and bytes wait.

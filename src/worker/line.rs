@@ -16,7 +16,7 @@ use crate::domain::outcome::{self, ErrorCode, Outcome};
 use crate::domain::usage::Usage;
 use crate::observe::trace;
 use crate::store::Tally;
-use crate::upstream::{Answer, Call, Cause, CauseKind, Permit, Pool, Retry, Verdict};
+use crate::upstream::{Answer, Call, Cause, CauseKind, Permit, Pool, Retry, Timer, Verdict};
 
 /// A line that is to be sent, with what is known from attempts before.
 pub(super) struct Pending {
@@ -50,7 +50,7 @@ pub(super) enum Attempt {
 }
 
 /// Sends a job's line once.
-pub(super) async fn attempt(pool: &Pool, job: &mut Job) -> Attempt {
+pub(super) async fn attempt(pool: &Pool, job: &mut Job, timer: &mut Timer) -> Attempt {
     let unit = job.unit.clone();
     let Some(request) = job.pending.line.read(&unit.text) else {
         return Attempt::Unreadable;
@@ -77,7 +77,7 @@ pub(super) async fn attempt(pool: &Pool, job: &mut Job) -> Attempt {
         traceparent: trace::traceparent(&span),
     };
     // Pinned: it is large, and would be moved by each layer around it.
-    let call = pin!(pool.call(permit, call));
+    let call = pin!(pool.call(permit, call, timer));
     let call = call.instrument(span);
     match unit.cut.run_until_cancelled(call).await {
         None => Attempt::Cut,

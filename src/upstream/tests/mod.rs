@@ -303,7 +303,7 @@ async fn send(pool: &Arc<Pool>, permit: Permit, body: &str) -> Verdict {
         charge: pool.budget().open(),
         traceparent: None,
     };
-    pool.call(permit, call).await
+    pool.call(permit, call, &mut Timer::default()).await
 }
 
 async fn line(pool: &Arc<Pool>) -> Verdict {

@@ -10,6 +10,7 @@ use std::io;
 use std::pin::{Pin, pin};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::task::{Context, Poll};
+use std::time::Duration;
 
 use bytes::Bytes;
 use futures::FutureExt as _;
@@ -17,7 +18,7 @@ use futures::future::{Fuse, FusedFuture as _};
 use http_body_util::{BodyExt as _, Full};
 use hyper::body::{Body as _, Incoming};
 use hyper::client::conn::http1::{self, SendRequest};
-use hyper::header::{HOST, HeaderMap, HeaderValue};
+use hyper::header::HeaderMap;
 use hyper::http::response::Parts;
 use hyper::{Method, Request, Uri};
 use hyper_util::client::legacy::connect::HttpConnector;
@@ -29,7 +30,7 @@ use tokio::time::Instant;
 use tower::util::MapErr;
 use tower::{Service as _, ServiceExt as _};
 
-use super::{Error, IDLE_MAX, innermost};
+use super::{Error, IDLE_MAX, KEEPALIVE, KEEPALIVE_RETRIES, innermost};
 use crate::config;
 
 type Driver = Fuse<http1::Connection<TokioIo<TcpStream>, Full<Bytes>>>;
@@ -37,8 +38,9 @@ type Resolver = MapErr<GaiResolver, fn(io::Error) -> Unresolved>;
 
 pub(in crate::upstream) struct Direct {
     connector: HttpConnector<Resolver>,
+    /// Of the name's resolution, too.
+    connect_timeout: Duration,
     server: Uri,
-    host: HeaderValue,
     idle: Arc<Idle>,
 }
 
@@ -82,18 +84,20 @@ impl Direct {
         let resolver = GaiResolver::new().map_err(Unresolved as fn(io::Error) -> Unresolved);
         let mut connector = HttpConnector::new_with_resolver(resolver);
         connector.set_nodelay(true);
-        connector.set_connect_timeout(Some(config.connect_timeout));
-        let no_host = |_| "its base_url names no host that HTTP can write".to_owned();
-        let authority = base.authority();
-        let host = HeaderValue::from_str(authority).map_err(|_| no_host(()))?;
+        connector.set_keepalive(Some(KEEPALIVE));
+        connector.set_keepalive_interval(Some(KEEPALIVE));
+        connector.set_keepalive_retries(Some(KEEPALIVE_RETRIES));
+        #[cfg(any(target_os = "linux", target_os = "android"))]
+        connector.set_tcp_user_timeout(Some(super::UNACKNOWLEDGED_MAX));
         let server = Uri::builder()
             .scheme("http")
-            .authority(authority)
+            .authority(base.authority())
             .path_and_query("/");
+        let no_host = |_| "its base_url names no host that HTTP can write".to_owned();
         Ok(Self {
             connector,
-            server: server.build().map_err(|_| no_host(()))?,
-            host,
+            connect_timeout: config.connect_timeout,
+            server: server.build().map_err(no_host)?,
             idle: Arc::new(Idle {
                 pool: Mutex::default(),
                 max: config.concurrency,
@@ -101,14 +105,14 @@ impl Direct {
         })
     }
 
+    /// The headers name the host.
     pub(super) async fn send(
         &self,
         method: Method,
         path: Uri,
-        mut headers: HeaderMap,
+        headers: HeaderMap,
         body: Bytes,
     ) -> Result<Response, Error> {
-        headers.entry(HOST).or_insert_with(|| self.host.clone());
         let mut request = Request::new(Full::new(body));
         *request.method_mut() = method;
         *request.uri_mut() = path;
@@ -141,8 +145,11 @@ impl Direct {
 
     async fn connect(&self) -> Result<Box<Connection>, Error> {
         let mut connector = self.connector.clone();
-        let stream = connector.call(self.server.clone()).await;
-        let stream = stream.map_err(|error| unconnected(&error))?;
+        let connecting = connector.call(self.server.clone());
+        let stream = tokio::time::timeout(self.connect_timeout, connecting)
+            .await
+            .map_err(|_| Error::ConnectTimeout)?
+            .map_err(|error| unconnected(&error))?;
         let (sender, driver) = http1::handshake(stream)
             .await
             .map_err(|error| Error::Connect(innermost(&error)))?;

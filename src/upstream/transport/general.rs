@@ -5,7 +5,7 @@ use reqwest::header::HeaderMap;
 use reqwest::{Certificate, Method, Proxy, Request, Url, redirect, retry};
 use secrecy::ExposeSecret;
 
-use super::{Error, IDLE_MAX, innermost};
+use super::{Error, IDLE_MAX, KEEPALIVE, KEEPALIVE_RETRIES, innermost};
 use crate::config;
 
 #[derive(Debug)]
@@ -26,7 +26,14 @@ impl General {
             .connect_timeout(config.connect_timeout)
             .pool_idle_timeout(IDLE_MAX)
             .pool_max_idle_per_host(config.concurrency)
-            .tcp_nodelay(true);
+            .tcp_nodelay(true)
+            .tcp_keepalive(KEEPALIVE)
+            .tcp_keepalive_interval(KEEPALIVE)
+            .tcp_keepalive_retries(KEEPALIVE_RETRIES);
+        #[cfg(any(target_os = "linux", target_os = "android"))]
+        {
+            builder = builder.tcp_user_timeout(super::UNACKNOWLEDGED_MAX);
+        }
         let mut speaks_tls = base.scheme() == "https";
         if let Some(proxy) = &config.proxy {
             let url = proxy.expose_secret();

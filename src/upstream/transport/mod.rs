@@ -9,6 +9,7 @@ mod general;
 #[cfg(test)]
 mod tests;
 
+use std::sync::Arc;
 use std::time::Duration;
 
 use bytes::Bytes;
@@ -23,6 +24,14 @@ use crate::config;
 /// Idle connections are dropped before servers drop them (uvicorn and Node do so after 5 s): a
 /// line sent into a connection that is just being closed would lose an attempt.
 const IDLE_MAX: Duration = Duration::from_secs(4);
+
+/// A connection that says nothing for so long is asked whether it is still there, so that neither a
+/// firewall forgets it nor a call waits for a machine that is gone…
+const KEEPALIVE: Duration = Duration::from_secs(15);
+/// …and is given up when it has not answered so often, or has not taken what was sent.
+const KEEPALIVE_RETRIES: u32 = 3;
+#[cfg(any(target_os = "linux", target_os = "android"))]
+const UNACKNOWLEDGED_MAX: Duration = Duration::from_secs(30);
 
 /// The connections of one upstream.
 #[derive(Debug)]
@@ -71,18 +80,21 @@ impl Transport {
     pub(super) async fn send(
         &self,
         method: Method,
-        address: Address,
+        address: Arc<Address>,
         headers: HeaderMap,
         body: Bytes,
     ) -> Result<Response, Error> {
         match self {
             Self::Direct(direct) => {
-                let response = direct.send(method, address.path, headers, body).await?;
+                let path = address.path.clone();
+                let response = direct.send(method, path, headers, body).await?;
                 Ok(Response::Direct(response))
             }
             Self::General(general) => {
-                let response = general.send(method, address.url, headers, body).await?;
-                Ok(Response::General(response))
+                let url = address.url.clone();
+                // In a box: large for the state of every call.
+                let sending = Box::pin(general.send(method, url, headers, body));
+                Ok(Response::General(sending.await?))
             }
         }
     }

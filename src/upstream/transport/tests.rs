@@ -4,6 +4,7 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 
+use reqwest::header::{HOST, HeaderValue};
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::mpsc;
@@ -103,9 +104,11 @@ async fn serve(
 }
 
 async fn head(transport: &Transport, url: &str) -> Result<Response, Error> {
-    let address = Address::new(Url::parse(url).expect("a URL")).expect("can be written");
-    let body = Bytes::from_static(b"{}");
-    let sent = transport.send(Method::POST, address, HeaderMap::new(), body);
+    let url = Url::parse(url).expect("a URL");
+    let host = HeaderValue::from_str(url.authority()).expect("a header");
+    let address = Arc::new(Address::new(url).expect("can be written"));
+    let headers = HeaderMap::from_iter([(HOST, host)]);
+    let sent = transport.send(Method::POST, address, headers, Bytes::from_static(b"{}"));
     tokio::time::timeout(PATIENCE, sent)
         .await
         .expect("in good time")

@@ -4,11 +4,11 @@ use std::panic::AssertUnwindSafe;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use super::super::held::HeldUnit;
+use super::super::held::{Care, HeldUnit};
 use super::super::inbox::Finished;
 use super::super::line::{self, Attempt, Job, Pending};
 use super::Dispatch;
-use crate::upstream::{Retry, backoff};
+use crate::upstream::{Retry, Timer, backoff};
 
 /// The longest wait of a line that may be sent again at once: enough to keep a failure that
 /// nobody foresaw from becoming a loop without a pause.
@@ -17,8 +17,12 @@ const AGAIN_AT_ONCE: Duration = Duration::from_millis(50);
 impl Dispatch {
     /// Sends a line once. Comes back with its outcome in its final form, or with when it is due
     /// again.
-    pub(super) async fn outcome(&self, job: &mut Job) -> Result<Finished, Instant> {
-        let attempt = self.attempt(job).await;
+    pub(super) async fn outcome(
+        &self,
+        job: &mut Job,
+        timer: &mut Timer,
+    ) -> Result<Finished, Instant> {
+        let attempt = self.attempt(job, timer).await;
         drop(job.permit.take());
         let (unit, pending) = (&job.unit, &mut job.pending);
         let finished = match attempt {
@@ -42,13 +46,18 @@ impl Dispatch {
         })
     }
 
-    async fn attempt(&self, job: &mut Job) -> Attempt {
+    async fn attempt(&self, job: &mut Job, timer: &mut Timer) -> Attempt {
+        if job.care != Care::Usual {
+            // A process that stops does not wait for a note either.
+            let unit = job.unit.clone();
+            let noting = Box::pin(self.note(job));
+            if unit.cut.run_until_cancelled(noting).await != Some(true) {
+                return Attempt::Cut;
+            }
+        }
         // Looked at once more right before the line is sent: the process may have stood still.
-        // A process that stops does not wait for a note either.
-        let unit = job.unit.clone();
-        let note = unit.cut.run_until_cancelled(self.note(job));
-        if note.await == Some(true) && self.may_send() {
-            line::attempt(&self.pool, job).await
+        if self.may_send() {
+            line::attempt(&self.pool, job, timer).await
         } else {
             Attempt::Cut
         }

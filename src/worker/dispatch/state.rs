@@ -1,6 +1,6 @@
 //! What is in hand: units and their lines, and how many are in flight, by lane and tenant.
 
-use std::collections::{BinaryHeap, HashMap, VecDeque};
+use std::collections::{BTreeMap, BinaryHeap, HashMap, VecDeque};
 use std::sync::Arc;
 use std::time::Instant;
 
@@ -12,8 +12,8 @@ use crate::upstream::{LaneId, Routes};
 
 #[derive(Default)]
 pub(super) struct State {
-    pub(super) entries: HashMap<u64, Entry>,
-    pub(super) lanes: HashMap<LaneId, Lane>,
+    pub(super) entries: BTreeMap<u64, Entry>,
+    pub(super) lanes: BTreeMap<LaneId, Lane>,
     /// Lines in flight by tenant, for fairness.
     pub(super) tenants: HashMap<Arc<str>, usize>,
     /// Every unit that the store says is ours, until its last flush is accepted.
