@@ -20,8 +20,9 @@ const FRAMES_BYTES_MAX: usize = 2 << 20;
 /// Lines are handed out in blocks of at most this size, but for one line that is longer. A frame is
 /// read once for each block that has lines of it, unless it is kept.
 const BLOCK_BYTES: usize = 1 << 20;
-/// Decompressing up to this much is cheaper than asking another thread to.
-const DECOMPRESSED_HERE_MAX: usize = 64 << 10;
+/// Decompressing up to this much, in a fraction of a millisecond, costs less than asking another
+/// thread to.
+const DECOMPRESSED_HERE_MAX: usize = 512 << 10;
 
 /// The lines of one kind within a chunk, read in their order.
 pub(super) struct Chunk {

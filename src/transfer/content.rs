@@ -2,17 +2,20 @@
 
 use std::collections::VecDeque;
 use std::ops::Range;
+use std::sync::Arc;
 
 use bytes::Bytes;
 use futures::stream::{self, Stream};
-use tokio::task::JoinError;
+use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc};
 use tokio_util::task::AbortOnDropHandle;
 
 use super::chunk::Chunk;
 use super::damaged;
 use crate::domain::file::Kind;
-use crate::store::{Error, Result, Store, StoredFile};
+use crate::store::{Result, Store, StoredFile};
 
+/// Blocks that are read and wait have at most so many bytes together.
+const AHEAD_BYTES: usize = 1 << 20;
 /// Chunks of an output file that are looked up together have so many bytes, but for one that has
 /// more by itself, …
 const TOGETHER_BYTES: u64 = 1 << 20;
@@ -20,8 +23,8 @@ const TOGETHER_BYTES: u64 = 1 << 20;
 const TOGETHER: i64 = 16;
 
 /// The bytes of a file within `range`, which must lie within the file, in blocks of about 1 MiB
-/// at most (a longer line of an output file is one block). While one is looked at the next is read,
-/// and no more; nothing of the database is held in between.
+/// at most (a longer line of an output file is one block). While one is looked at, the next are
+/// read, about 1 MiB of them; nothing of the database is held in between.
 ///
 /// The stream yields exactly the range, or an error: never less.
 pub fn content(
@@ -44,30 +47,52 @@ pub fn content(
         range,
         source,
     };
-    stream::try_unfold(Ahead::At(reader), |ahead| async move {
-        let (reader, block) = match ahead {
-            Ahead::At(reader) => reader.read().await,
-            Ahead::Reading(reading) => reading.await.unwrap_or_else(|gone| Err(stopped(gone))),
-        }?;
-        Ok(block.map(|block| {
-            let ahead = if reader.range.is_empty() {
-                Ahead::At(reader)
-            } else {
-                Ahead::Reading(AbortOnDropHandle::new(tokio::spawn(reader.read())))
-            };
-            (block, ahead)
-        }))
+    stream::try_unfold(Content::Unread(reader), |content| async move {
+        let mut ahead = match content {
+            Content::Unread(reader) => Ahead::of(reader),
+            Content::Ahead(ahead) => ahead,
+        };
+        let block = ahead.next().await?;
+        Ok(block.map(|block| (block, Content::Ahead(ahead))))
     })
 }
 
-/// A reader, or one that reads the next block by now.
-enum Ahead {
-    At(Reader),
-    Reading(AbortOnDropHandle<Result<(Reader, Option<Bytes>)>>),
+enum Content {
+    Unread(Reader),
+    Ahead(Ahead),
 }
 
-fn stopped(gone: JoinError) -> Error {
-    damaged("content".to_owned(), gone)
+/// Blocks that are read while others are on their way to the client.
+struct Ahead {
+    /// Bytes that are still to come.
+    left: u64,
+    blocks: mpsc::UnboundedReceiver<Result<ReadBlock>>,
+    _reading: AbortOnDropHandle<()>,
+}
+
+/// A block, and its part of the room for blocks that wait.
+type ReadBlock = (Bytes, OwnedSemaphorePermit);
+
+impl Ahead {
+    fn of(reader: Reader) -> Self {
+        let left = reader.range.end - reader.range.start;
+        let (read, blocks) = mpsc::unbounded_channel();
+        Self {
+            left,
+            blocks,
+            _reading: AbortOnDropHandle::new(tokio::spawn(reader.read_ahead(read))),
+        }
+    }
+
+    async fn next(&mut self) -> Result<Option<Bytes>> {
+        if self.left == 0 {
+            return Ok(None);
+        }
+        let ended = || damaged("content", "reading it ended before its end");
+        let (block, _room) = self.blocks.recv().await.ok_or_else(ended)??;
+        self.left -= block.len() as u64;
+        Ok(Some(block))
+    }
 }
 
 struct Reader {
@@ -97,9 +122,27 @@ struct Made {
 }
 
 impl Reader {
-    async fn read(mut self) -> Result<(Self, Option<Bytes>)> {
-        let block = self.next().await?;
-        Ok((self, block))
+    /// Reads to the end, or until nobody wants the rest.
+    async fn read_ahead(mut self, read: mpsc::UnboundedSender<Result<ReadBlock>>) {
+        let room = Arc::new(Semaphore::new(AHEAD_BYTES));
+        loop {
+            let block = match self.next().await {
+                Ok(Some(block)) => block,
+                Ok(None) => return,
+                Err(error) => {
+                    read.send(Err(error)).ok();
+                    return;
+                }
+            };
+            // A longer block waits until it is alone.
+            let bytes = block.len().min(AHEAD_BYTES) as u32;
+            let Ok(room) = Arc::clone(&room).acquire_many_owned(bytes).await else {
+                return;
+            };
+            if read.send(Ok((block, room))).is_err() {
+                return;
+            }
+        }
     }
 
     async fn next(&mut self) -> Result<Option<Bytes>> {
