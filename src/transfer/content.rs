@@ -39,6 +39,7 @@ pub fn content(
             kind,
             chunks: None,
             open: VecDeque::new(),
+            next: None,
         })),
     };
     let reader = Reader {
@@ -119,6 +120,8 @@ struct Made {
     chunks: Option<VecDeque<(i64, u64)>>,
     /// Those that are looked up: the first is being read.
     open: VecDeque<Chunk>,
+    /// Those behind them, while these are read.
+    next: Option<AbortOnDropHandle<Result<VecDeque<Chunk>>>>,
 }
 
 impl Reader {
@@ -208,20 +211,38 @@ impl Made {
                 }
                 self.open.pop_front();
             }
-            let skip = if self.chunks.is_none() {
-                self.find(store, file_id, at).await?
-            } else {
-                0
-            };
-            let wanted = skip.saturating_add(wanted as u64);
-            let Some(chunks) = self.take_chunks(wanted) else {
+            let mut skip = 0;
+            if self.chunks.is_none() {
+                skip = self.find(store, file_id, at).await?;
+                self.look_up(store, file_id, skip.saturating_add(wanted as u64));
+            }
+            let Some(next) = self.next.take() else {
                 return Ok(None);
             };
-            self.open = self.open(store, file_id, &chunks).await?;
+            let gone = |error| damaged(format!("content of {file_id}"), error);
+            self.open = next.await.map_err(gone)??;
             if let Some(first) = self.open.front_mut() {
                 first.skip(skip);
             }
+            let found: u64 = self.open.iter().map(Chunk::size).sum();
+            if found < wanted as u64 {
+                self.look_up(store, file_id, wanted as u64 - found);
+            }
         }
+    }
+
+    /// Begins to look up the next chunks, if there are any.
+    fn look_up(&mut self, store: &Store, file_id: &str, wanted: u64) {
+        let Some(chunks) = self.take_chunks(wanted) else {
+            return;
+        };
+        let open = open(
+            store.clone(),
+            file_id.to_owned(),
+            (self.batch_id.clone(), self.kind),
+            chunks,
+        );
+        self.next = Some(AbortOnDropHandle::new(tokio::spawn(open)));
     }
 
     /// Takes out the chunks that are looked up next; never an empty row.
@@ -238,33 +259,6 @@ impl Made {
             taken += 1;
         }
         Some(left.drain(..taken).collect())
-    }
-
-    /// Looks up chunks, each of which must be as it was when the file was made.
-    async fn open(
-        &self,
-        store: &Store,
-        file_id: &str,
-        chunks: &[(i64, u64)],
-    ) -> Result<VecDeque<Chunk>> {
-        let (Some((first, _)), Some((last, _))) = (chunks.first(), chunks.last()) else {
-            return Ok(VecDeque::new());
-        };
-        let found = Chunk::open(store, &self.batch_id, *first..=*last, self.kind).await?;
-        let mut found = found.into_iter();
-        let mut open = VecDeque::with_capacity(chunks.len());
-        for &(number, size) in chunks {
-            // Others between them have lines of the other file only.
-            let chunk = found.find(|chunk| chunk.number() == number);
-            let chunk = chunk.filter(|chunk| chunk.size() == size).ok_or_else(|| {
-                damaged(
-                    format!("chunk {number} of {file_id}"),
-                    "its lines are not as long as they were",
-                )
-            })?;
-            open.push_back(chunk);
-        }
-        Ok(open)
     }
 
     /// Finds the chunk that holds the byte `at`, and returns how far within it that is.
@@ -290,6 +284,33 @@ impl Made {
         self.chunks = Some(chunks.split_off(first).into());
         Ok(skip)
     }
+}
+
+/// Looks up chunks of what a batch made, each of which must be as it was when the file was made.
+async fn open(
+    store: Store,
+    file_id: String,
+    (batch_id, kind): (String, Kind),
+    chunks: Vec<(i64, u64)>,
+) -> Result<VecDeque<Chunk>> {
+    let (Some((first, _)), Some((last, _))) = (chunks.first(), chunks.last()) else {
+        return Ok(VecDeque::new());
+    };
+    let found = Chunk::open(&store, &batch_id, *first..=*last, kind).await?;
+    let mut found = found.into_iter();
+    let mut open = VecDeque::with_capacity(chunks.len());
+    for (number, size) in chunks {
+        // Others between them have lines of the other file only.
+        let chunk = found.find(|chunk| chunk.number() == number);
+        let chunk = chunk.filter(|chunk| chunk.size() == size).ok_or_else(|| {
+            damaged(
+                format!("chunk {number} of {file_id}"),
+                "its lines are not as long as they were",
+            )
+        })?;
+        open.push_back(chunk);
+    }
+    Ok(open)
 }
 
 #[cfg(test)]

@@ -46,10 +46,10 @@ async fn a_file_without_bytes_has_none_to_read() {
 async fn content_that_is_gone_is_an_error_and_not_an_end() {
     let test = TestStore::new().await;
     let file = test
-        .ingest(Purpose::UserData, &noise(2_500_000, 1), &[9999])
+        .ingest(Purpose::UserData, &noise(9_000_000, 1), &[9999])
         .await
         .unwrap();
-    let mut blocks = Box::pin(content(&test.store, &file, 0..2_500_000));
+    let mut blocks = Box::pin(content(&test.store, &file, 0..9_000_000));
     let mut read = blocks.next().await.unwrap().unwrap().len();
     test.store
         .delete_file(&file.tenant, &file.id)
@@ -57,11 +57,11 @@ async fn content_that_is_gone_is_an_error_and_not_an_end() {
         .unwrap();
     let purged = test.store.purge(i64::MAX).await.unwrap();
     assert_eq!(purged.removed, 1);
-    // One block may have been read ahead.
+    // Some of it was read ahead.
     while let Ok(block) = blocks.next().await.expect("no end before the file's") {
         read += block.len();
     }
-    assert!(read < 2_500_000, "{read} bytes of a file that is gone");
+    assert!(read < 5_000_000, "{read} bytes of a file that is gone");
 }
 
 #[tokio::test]
