@@ -92,8 +92,9 @@ struct Made {
     kind: Kind,
     /// Those still to be read, with the bytes that each gave; `None` before the first.
     chunks: Option<VecDeque<(i64, u64)>>,
-    /// Those that are looked up: the first is being read.
-    open: VecDeque<Chunk>,
+    /// Those that are looked up: the first is being read. One that is damaged is an error when it is
+    /// reached, and costs those before it nothing.
+    open: VecDeque<Result<Chunk>>,
 }
 
 impl Reader {
@@ -159,11 +160,12 @@ impl Made {
         wanted: usize,
     ) -> Result<Option<Bytes>> {
         loop {
-            while let Some(chunk) = self.open.front_mut() {
+            while let Some(chunk) = self.open.pop_front() {
+                let mut chunk = chunk?;
                 if let Some(block) = chunk.next(store, wanted).await? {
+                    self.open.push_front(Ok(chunk));
                     return Ok(Some(block));
                 }
-                self.open.pop_front();
             }
             let skip = if self.chunks.is_none() {
                 self.find(store, file_id, at).await?
@@ -175,7 +177,7 @@ impl Made {
                 return Ok(None);
             };
             self.open = self.open(store, file_id, &chunks).await?;
-            if let Some(first) = self.open.front_mut() {
+            if let Some(Ok(first)) = self.open.front_mut() {
                 first.skip(skip);
             }
         }
@@ -203,25 +205,25 @@ impl Made {
         store: &Store,
         file_id: &str,
         chunks: &[(i64, u64)],
-    ) -> Result<VecDeque<Chunk>> {
+    ) -> Result<VecDeque<Result<Chunk>>> {
         let (Some((first, _)), Some((last, _))) = (chunks.first(), chunks.last()) else {
             return Ok(VecDeque::new());
         };
-        let found = Chunk::open(store, &self.batch_id, *first..=*last, self.kind).await?;
-        let mut found = found.into_iter();
-        let mut open = VecDeque::with_capacity(chunks.len());
-        for &(number, size) in chunks {
-            // Others between them have lines of the other file only.
-            let chunk = found.find(|chunk| chunk.number() == number);
-            let chunk = chunk.filter(|chunk| chunk.size() == size).ok_or_else(|| {
-                damaged(
+        // Others between them have lines of the other file only.
+        let mut found = Chunk::segments(store, &self.batch_id, *first..=*last).await?;
+        let open = chunks.iter().map(|&(number, size)| {
+            let segments = found.remove(&number).unwrap_or_default();
+            let chunk = Chunk::open(&self.batch_id, number, self.kind, segments)?;
+            if chunk.size() == size {
+                Ok(chunk)
+            } else {
+                Err(damaged(
                     format!("chunk {number} of {file_id}"),
                     "its lines are not as long as they were",
-                )
-            })?;
-            open.push_back(chunk);
-        }
-        Ok(open)
+                ))
+            }
+        });
+        Ok(open.collect())
     }
 
     /// Finds the chunk that holds the byte `at`, and returns how far within it that is.
