@@ -66,6 +66,8 @@ impl App {
             );
         }
         let pool = Pool::new(config, PoolSettings::default())?;
+        // Before the worker: once it runs, it is stopped and not just dropped.
+        let threads = Threads::start()?;
         let stop = CancellationToken::new();
         let (worker, discovery) = if role.works() {
             let settings = settings(config, &store);
@@ -94,7 +96,6 @@ impl App {
             api::worker_router(api)
         };
         let grace = config.worker.shutdown_grace;
-        let threads = Threads::start()?;
         let http = threads.serve(listener, router, stop.clone(), grace)?;
         Ok(App {
             address,

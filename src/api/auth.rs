@@ -26,7 +26,7 @@ pub const DEFAULT_TENANT: &str = "default";
 /// What can be asked for without a key.
 const OPEN: [&str; 4] = ["/healthz", "/readyz", "/openapi.json", "/docs"];
 
-/// What operators read: they may while the database is away, too.
+/// What operators read: they may while the database does not answer, too.
 const FOR_OPERATORS: [&str; 2] = ["/metrics", "/admin/status"];
 /// How long the database may take to say whether a known operator's key still holds.
 const PATIENCE: Duration = Duration::from_secs(2);
@@ -197,7 +197,7 @@ async fn caller(api: &Api, parts: &Parts) -> Result<Option<Caller>> {
     let found = match known.filter(|_| FOR_OPERATORS.contains(&path)) {
         None => api.store.key_of_hash(&given).await?,
         Some(operator) => match in_time(api.store.key_of_hash(&given)).await {
-            // The database is away: who watches over it is to see so.
+            // The database is away, or slow: who watches over it is to see so.
             Err(error) if error.is_outage() => return Ok(Some(operator)),
             found => found?,
         },

@@ -4,7 +4,6 @@ use std::ops::RangeInclusive;
 
 use super::engine::on;
 use super::{Error, Result, Store};
-use crate::codec::segment::Table;
 
 /// One segment of a chunk.
 #[derive(Clone, Debug)]
@@ -12,15 +11,14 @@ pub struct Segment {
     pub chunk_no: i64,
     pub model_no: i64,
     pub flush_no: i64,
-    pub table: Table,
-    /// How many compressed bytes its data has.
-    pub data_bytes: usize,
+    /// Its table, as [`Table::decode`](crate::codec::segment::Table::decode) reads it.
+    pub entries: Vec<u8>,
     /// `None`: not read.
     pub data: Option<Vec<u8>>,
 }
 
 /// As the database has it.
-type SegmentRow = (i64, i64, i64, Vec<u8>, i64, Option<Vec<u8>>);
+type SegmentRow = (i64, i64, i64, Vec<u8>, Option<Vec<u8>>);
 
 impl Store {
     /// How many bytes of an output or error file each chunk gave, in the file's order.
@@ -43,7 +41,7 @@ impl Store {
     /// it has at most `data_max` compressed bytes in all.
     ///
     /// # Errors
-    /// When the database fails or the bytes are damaged.
+    /// When the database fails.
     pub async fn segments(
         &self,
         batch_id: &str,
@@ -53,7 +51,7 @@ impl Store {
         let rows: Vec<SegmentRow> = on!(self.reader(), c => {
             sqlx::query_as(
                 "-- segments
-                 SELECT chunk_no, model_no, flush_no, entries, CAST(length(data) AS BIGINT),
+                 SELECT chunk_no, model_no, flush_no, entries,
                      CASE WHEN (SELECT sum(length(data)) FROM segments
                          WHERE batch_id = $1 AND chunk_no BETWEEN $2 AND $3) <= $4 THEN data END
                  FROM segments WHERE batch_id = $1 AND chunk_no BETWEEN $2 AND $3
@@ -66,19 +64,14 @@ impl Store {
             .fetch_all(c)
             .await?
         });
-        let segment = |(chunk_no, model_no, flush_no, entries, bytes, data): SegmentRow| {
-            let table = Table::decode(&entries)
-                .map_err(|e| Error::corrupt(format!("segment of {batch_id}/{chunk_no}"), e))?;
-            Ok(Segment {
-                chunk_no,
-                model_no,
-                flush_no,
-                table,
-                data_bytes: usize::try_from(bytes).unwrap_or(0),
-                data,
-            })
+        let segment = |(chunk_no, model_no, flush_no, entries, data): SegmentRow| Segment {
+            chunk_no,
+            model_no,
+            flush_no,
+            entries,
+            data,
         };
-        rows.into_iter().map(segment).collect()
+        Ok(rows.into_iter().map(segment).collect())
     }
 
     /// The data of one segment.

@@ -1,6 +1,6 @@
 //! One chunk of an output or error file: the segments of its units, merged by line number.
 
-use std::collections::VecDeque;
+use std::collections::{BTreeMap, VecDeque};
 use std::mem;
 use std::ops::{Range, RangeInclusive};
 use std::sync::Arc;
@@ -8,7 +8,7 @@ use std::sync::Arc;
 use bytes::Bytes;
 
 use super::damaged;
-use crate::codec::segment::Entry;
+use crate::codec::segment::{Entry, Table};
 use crate::domain::file::Kind;
 use crate::store::{Error, Result, Segment, Store};
 
@@ -28,7 +28,7 @@ const DECOMPRESSED_HERE_MAX: usize = 512 << 10;
 pub(super) struct Chunk {
     batch_id: String,
     number: i64,
-    segments: Vec<Arc<Segment>>,
+    segments: Vec<Arc<Opened>>,
     /// Those still to be read, with the segment that each stands in.
     lines: VecDeque<(usize, Entry)>,
     /// Bytes of the next line that are not wanted.
@@ -38,6 +38,12 @@ pub(super) struct Chunk {
     /// Frames that have lines still to be read: as many as there is room for, and the others are
     /// read again.
     frames: Vec<(FrameKey, Bytes)>,
+}
+
+/// A segment with its table decoded.
+struct Opened {
+    table: Table,
+    segment: Segment,
 }
 
 /// A segment's place in the chunk, and a frame's in the segment.
@@ -53,32 +59,34 @@ struct Part {
 }
 
 impl Chunk {
-    /// Looks up where the lines of a row of chunks stand: of each that has a segment.
-    pub(super) async fn open(
+    /// Reads the segments of a row of chunks, by chunk.
+    pub(super) async fn segments(
         store: &Store,
         batch_id: &str,
         numbers: RangeInclusive<i64>,
-        kind: Kind,
-    ) -> Result<Vec<Chunk>> {
-        let segments = store.segments(batch_id, numbers, FETCHED_BYTES_MAX).await?;
-        let mut chunks: Vec<Chunk> = Vec::new();
-        let mut segments = segments.into_iter().peekable();
-        while let Some(first) = segments.next() {
-            let number = first.chunk_no;
-            let mut of_chunk = vec![first];
-            while let Some(next) = segments.next_if(|next| next.chunk_no == number) {
-                of_chunk.push(next);
-            }
-            chunks.push(Chunk::new(batch_id, number, kind, of_chunk)?);
+    ) -> Result<BTreeMap<i64, Vec<Segment>>> {
+        let mut chunks: BTreeMap<i64, Vec<Segment>> = BTreeMap::new();
+        for segment in store.segments(batch_id, numbers, FETCHED_BYTES_MAX).await? {
+            chunks.entry(segment.chunk_no).or_default().push(segment);
         }
         Ok(chunks)
     }
 
-    fn new(batch_id: &str, number: i64, kind: Kind, segments: Vec<Segment>) -> Result<Chunk> {
+    /// Looks up where the lines of one chunk stand in its segments.
+    pub(super) fn open(
+        batch_id: &str,
+        number: i64,
+        kind: Kind,
+        segments: Vec<Segment>,
+    ) -> Result<Chunk> {
         let mut lines: Vec<(usize, Entry)> = Vec::new();
-        for (place, segment) in segments.iter().enumerate() {
-            let of_kind = segment.table.entries.iter().filter(|e| e.kind == kind);
+        let mut opened = Vec::with_capacity(segments.len());
+        for (place, segment) in segments.into_iter().enumerate() {
+            let table = Table::decode(&segment.entries)
+                .map_err(|error| damaged(format!("segment of {batch_id}/{number}"), error))?;
+            let of_kind = table.entries.iter().filter(|e| e.kind == kind);
             lines.extend(of_kind.map(|&entry| (place, entry)));
+            opened.push(Arc::new(Opened { table, segment }));
         }
         lines.sort_unstable_by_key(|(_, entry)| entry.line);
         if lines.windows(2).any(|two| two[0].1.line == two[1].1.line) {
@@ -90,17 +98,12 @@ impl Chunk {
         Ok(Chunk {
             batch_id: batch_id.to_owned(),
             number,
-            segments: segments.into_iter().map(Arc::new).collect(),
+            segments: opened,
             lines: lines.into(),
             skip: 0,
             last: None,
             frames: Vec::new(),
         })
-    }
-
-    /// Its place in the file.
-    pub(super) fn number(&self) -> i64 {
-        self.number
     }
 
     /// How many bytes are still to be read.
@@ -180,19 +183,15 @@ impl Chunk {
             return Ok(bytes.clone());
         }
         let (place, frame) = key;
-        let segment = Arc::clone(&self.segments[place]);
-        let read = match segment.data {
+        let opened = Arc::clone(&self.segments[place]);
+        let read = match opened.segment.data {
             Some(_) => Bytes::new(),
             None => self.data(store, place).await?,
         };
-        let size = segment
-            .table
-            .frames
-            .get(frame)
-            .map_or(0, |frame| frame.size);
+        let size = opened.table.frames.get(frame).map_or(0, |frame| frame.size);
         let decompress = move || {
-            let data = segment.data.as_deref().unwrap_or(&read);
-            segment.table.frame(data, frame)
+            let data = opened.segment.data.as_deref().unwrap_or(&read);
+            opened.table.frame(data, frame)
         };
         let raw = if size <= DECOMPRESSED_HERE_MAX {
             decompress()
@@ -217,7 +216,7 @@ impl Chunk {
             return Ok(data.clone());
         }
         self.last = None;
-        let of = &self.segments[place];
+        let of = &self.segments[place].segment;
         let data = store.segment_data(&self.batch_id, self.number, of.model_no, of.flush_no);
         let data = Bytes::from(data.await?);
         self.last = Some((place, data.clone()));

@@ -112,16 +112,19 @@ enum Source {
     Made(Box<Made>),
 }
 
+type Chunks = VecDeque<Result<Chunk>>;
+
 /// The place within a file that a batch made.
 struct Made {
     batch_id: String,
     kind: Kind,
     /// Those still to be read, with the bytes that each gave; `None` before the first.
     chunks: Option<VecDeque<(i64, u64)>>,
-    /// Those that are looked up: the first is being read.
-    open: VecDeque<Chunk>,
+    /// Those that are looked up: the first is being read. One that is damaged is an error when it is
+    /// reached, and costs those before it nothing.
+    open: Chunks,
     /// Those behind them, while these are read.
-    next: Option<AbortOnDropHandle<Result<VecDeque<Chunk>>>>,
+    next: Option<AbortOnDropHandle<Result<Chunks>>>,
 }
 
 impl Reader {
@@ -205,11 +208,12 @@ impl Made {
         wanted: usize,
     ) -> Result<Option<Bytes>> {
         loop {
-            while let Some(chunk) = self.open.front_mut() {
+            while let Some(chunk) = self.open.pop_front() {
+                let mut chunk = chunk?;
                 if let Some(block) = chunk.next(store, wanted).await? {
+                    self.open.push_front(Ok(chunk));
                     return Ok(Some(block));
                 }
-                self.open.pop_front();
             }
             let mut skip = 0;
             if self.chunks.is_none() {
@@ -221,10 +225,10 @@ impl Made {
             };
             let gone = |error| damaged(format!("content of {file_id}"), error);
             self.open = next.await.map_err(gone)??;
-            if let Some(first) = self.open.front_mut() {
+            if let Some(Ok(first)) = self.open.front_mut() {
                 first.skip(skip);
             }
-            let found: u64 = self.open.iter().map(Chunk::size).sum();
+            let found: u64 = self.open.iter().flatten().map(Chunk::size).sum();
             if found < wanted as u64 {
                 self.look_up(store, file_id, wanted as u64 - found);
             }
@@ -292,25 +296,25 @@ async fn open(
     file_id: String,
     (batch_id, kind): (String, Kind),
     chunks: Vec<(i64, u64)>,
-) -> Result<VecDeque<Chunk>> {
+) -> Result<Chunks> {
     let (Some((first, _)), Some((last, _))) = (chunks.first(), chunks.last()) else {
-        return Ok(VecDeque::new());
+        return Ok(Chunks::new());
     };
-    let found = Chunk::open(&store, &batch_id, *first..=*last, kind).await?;
-    let mut found = found.into_iter();
-    let mut open = VecDeque::with_capacity(chunks.len());
-    for (number, size) in chunks {
-        // Others between them have lines of the other file only.
-        let chunk = found.find(|chunk| chunk.number() == number);
-        let chunk = chunk.filter(|chunk| chunk.size() == size).ok_or_else(|| {
-            damaged(
+    // Others between them have lines of the other file only.
+    let mut found = Chunk::segments(&store, &batch_id, *first..=*last).await?;
+    let open = chunks.into_iter().map(|(number, size)| {
+        let segments = found.remove(&number).unwrap_or_default();
+        let chunk = Chunk::open(&batch_id, number, kind, segments)?;
+        if chunk.size() == size {
+            Ok(chunk)
+        } else {
+            Err(damaged(
                 format!("chunk {number} of {file_id}"),
                 "its lines are not as long as they were",
-            )
-        })?;
-        open.push_back(chunk);
-    }
-    Ok(open)
+            ))
+        }
+    });
+    Ok(open.collect())
 }
 
 #[cfg(test)]

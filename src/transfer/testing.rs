@@ -24,6 +24,8 @@ pub const LIMITS: Limits = Limits {
 pub struct TestStore {
     pub store: Store,
     pub clock: Clock,
+    /// The segments of this chunk are written with tables that cannot be read.
+    pub damaged_chunk: Option<i64>,
     _directory: tempfile::TempDir,
 }
 
@@ -35,6 +37,7 @@ impl TestStore {
         Self {
             store: Store::open(&url, 1, clock.clone()).await.unwrap(),
             clock,
+            damaged_chunk: None,
             _directory: directory,
         }
     }
@@ -181,6 +184,10 @@ impl TestStore {
             lines
                 .iter()
                 .for_each(|line| assert!(done.insert(line.line)));
+            let mut segment = segment::encode(&lines).unwrap();
+            if self.damaged_chunk == Some(unit.key.chunk_no) {
+                segment.entries = vec![0xff];
+            }
             let flush = UnitFlush {
                 key: unit.key.clone(),
                 epoch: unit.epoch,
@@ -188,7 +195,7 @@ impl TestStore {
                 done: done.clone(),
                 finished: nth == last,
                 cleared: true,
-                segment: segment::encode(&lines).unwrap(),
+                segment,
                 output_bytes: bytes_of(&lines, Kind::Output),
                 error_bytes: bytes_of(&lines, Kind::Error),
                 tally: Tally::default(),

@@ -155,12 +155,16 @@ impl Dispatch {
         let settle_by = Instant::now() + self.settle;
         let unsent = self.lock().end_batch(batch_id, ending, settle_by);
         // Written after the lock is given back: there may be many.
-        let finished = unsent.into_iter().flat_map(|(unit, unsent)| {
-            unsent
-                .into_iter()
-                .map(move |pending| conclude(&unit, pending, ending))
-        });
-        self.inbox.push(finished);
+        for (unit, unsent) in unsent {
+            let unsent = unsent.into_iter();
+            let finished: Option<Vec<Finished>> = unsent
+                .map(|pending| conclude(&unit, pending, ending))
+                .collect();
+            match finished {
+                Some(finished) => self.inbox.push(finished),
+                None => self.lose(&unit),
+            }
+        }
         self.pump.notify_one();
     }
 
@@ -297,7 +301,11 @@ impl Dispatch {
             (Ok(finished), Some(_)) => Some(finished),
             (Err(due), Some(entry)) => {
                 if let Some(ending) = entry.ending {
-                    Some(conclude(&unit, pending, ending))
+                    let finished = conclude(&unit, pending, ending);
+                    if finished.is_none() {
+                        state.lose(&unit);
+                    }
+                    finished
                 } else {
                     entry.waiting.push(Waiting { due, pending });
                     if let Some(lane) = entry.lane.and_then(|lane| state.lanes.get_mut(&lane)) {
@@ -318,7 +326,7 @@ impl Dispatch {
         self.inbox.push(finished);
         let next = self.choose(&mut state, Instant::now());
         if state.in_flight == 0 {
-            self.inbox.is_last();
+            self.inbox.nudge();
             self.idle.notify_waiters();
         }
         next
@@ -339,14 +347,20 @@ impl Dispatch {
 }
 
 /// The outcome of a line that will not be sent any more: an answer that was no fault of the
-/// line's, if that is all there was, else that its batch ended.
-fn conclude(unit: &Arc<HeldUnit>, pending: Pending, ending: Ending) -> Finished {
-    match pending.answer {
+/// line's, if that is all there was, else that its batch ended. `None` if the code panics at it:
+/// then its unit is to be let go, and the line ends when it is taken in hand again.
+fn conclude(unit: &Arc<HeldUnit>, pending: Pending, ending: Ending) -> Option<Finished> {
+    let write = || match pending.answer {
         Some(answer) if matches!(answer.status, 401..=403) && ending == Ending::Expired => {
             line::answered(unit, &pending.line, answer)
         }
         _ => line::ended(unit, &pending.line, ending),
-    }
+    };
+    std::panic::catch_unwind(AssertUnwindSafe(write))
+        .inspect_err(|_| {
+            tracing::error!(unit.key = %unit.key, "the code panicked at a line; its unit is let go");
+        })
+        .ok()
 }
 
 /// The pump: starts slots when there is something to send and nobody on the way.

@@ -2,6 +2,7 @@
 
 use std::collections::{HashMap, VecDeque};
 use std::io;
+use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::{Arc, PoisonError};
 use std::time::Duration;
 
@@ -14,6 +15,7 @@ use super::dispatch::Dispatch;
 use super::held::HeldUnit;
 use super::inbox::{FULL_BYTES, Finished, Inbox};
 use super::lease::Lease;
+use super::line;
 use crate::codec::segment::{self, Line};
 use crate::domain::file::Kind;
 use crate::domain::unit::Bitmap;
@@ -99,11 +101,14 @@ impl Flusher {
         self.dispatch.poke();
     }
 
-    /// Lays out the segments of units. A unit of which that fails is let go, and its lines run
-    /// again; if the thread itself fails, all of them are.
+    /// Lays out the segments of units. A unit of which nothing can be laid out is let go, and its
+    /// lines run again.
     async fn compress(&self, finished: Vec<Vec<Finished>>) -> Vec<Group> {
         let units: Vec<_> = finished.iter().map(|lines| lines[0].unit.clone()).collect();
-        let lay_out = move || finished.into_iter().map(into_group).collect::<Vec<_>>();
+        let lay_out = move || -> Vec<Option<Group>> {
+            let units = finished.into_iter();
+            units.map(|lines| lay_out(lines, into_group)).collect()
+        };
         let groups = match tokio::task::spawn_blocking(lay_out).await {
             Ok(groups) => groups,
             Err(error) => {
@@ -113,13 +118,10 @@ impl Flusher {
             }
         };
         let groups = units.iter().zip(groups).filter_map(|(unit, group)| {
+            if group.is_none() {
+                self.dispatch.lose(unit);
+            }
             group
-                .inspect_err(|error| {
-                    let key = &unit.key;
-                    tracing::error!(unit.key = %key, %error, "a unit cannot be compressed; let go");
-                    self.dispatch.lose(unit);
-                })
-                .ok()
         });
         groups.collect()
     }
@@ -303,6 +305,37 @@ fn by_unit(finished: Vec<Finished>) -> Vec<Vec<Finished>> {
     units
 }
 
+/// Lays out what finished in a unit. Where that fails, its lines end with an error instead: run
+/// again, they would be paid for again, and might fail again, without end.
+fn lay_out(
+    finished: Vec<Finished>,
+    into_group: impl Fn(Vec<Finished>) -> io::Result<Group>,
+) -> Option<Group> {
+    let unit = finished[0].unit.clone();
+    let places: Vec<u32> = finished.iter().map(|line| line.line.line).collect();
+    guarded(&unit, || into_group(finished)).or_else(|| {
+        guarded(&unit, || {
+            let lines = places.into_iter().map(|place| {
+                let line = unit.line(place).ok_or(io::ErrorKind::NotFound)?;
+                Ok(line::mishandled(&unit, &line))
+            });
+            into_group(lines.collect::<io::Result<_>>()?)
+        })
+    })
+}
+
+/// A panic is an error as any other: it costs no other unit anything.
+fn guarded(unit: &HeldUnit, group: impl FnOnce() -> io::Result<Group>) -> Option<Group> {
+    let group = catch_unwind(AssertUnwindSafe(group));
+    let group = group.unwrap_or_else(|_| Err(io::Error::other("the code panicked")));
+    group
+        .inspect_err(|error| {
+            let key = &unit.key;
+            tracing::error!(unit.key = %key, %error, "what finished in a unit cannot be laid out");
+        })
+        .ok()
+}
+
 fn into_group(finished: Vec<Finished>) -> io::Result<Group> {
     let unit = finished[0].unit.clone();
     let mut tally = Tally::default();
@@ -352,3 +385,6 @@ pub(super) async fn run(flusher: Arc<Flusher>, stop: CancellationToken) -> &'sta
     }
     "flush"
 }
+
+#[cfg(test)]
+mod tests;

@@ -198,21 +198,33 @@ impl HeldUnit {
         };
         (unit, lines)
     }
+
+    /// A line by its place in the chunk, as it was before it was read.
+    pub(super) fn line(&self, index: u32) -> Option<OpenLine> {
+        lines(&self.text).find(|line| line.index == index)
+    }
+}
+
+/// All lines of a chunk, blank ones too.
+fn lines(text: &[u8]) -> impl Iterator<Item = OpenLine> {
+    let mut start = 0;
+    (0..).map_while(move |index| {
+        let rest = text.get(start..).filter(|rest| !rest.is_empty())?;
+        let end = start + memchr::memchr(b'\n', rest).unwrap_or(rest.len());
+        let line = OpenLine::new(index, start..end);
+        start = end + 1;
+        Some(line)
+    })
 }
 
 /// The lines of a chunk that hold a request of one model. Where the unit has as many requests
 /// as the chunk has lines with text, they are all its own and need not be read for it.
 fn lines_of_model(text: &[u8], model: &str, requests: i64) -> Vec<OpenLine> {
-    let mut lines = Vec::new();
-    let mut start = 0;
-    let mut index = 0;
-    while start < text.len() {
-        let end = memchr::memchr(b'\n', &text[start..]).map_or(text.len(), |at| start + at);
-        if !text[start..end].iter().all(|&byte| json::is_space(byte)) {
-            lines.push(OpenLine::new(index, start..end));
-        }
-        (start, index) = (end + 1, index + 1);
-    }
+    let is_blank = |line: &OpenLine| {
+        let mut line = text[line.range.clone()].iter();
+        line.all(|&byte| json::is_space(byte))
+    };
+    let mut lines: Vec<OpenLine> = lines(text).filter(|line| !is_blank(line)).collect();
     if lines.len() as i64 != requests {
         lines.retain(|line| match line::check(&text[line.range.clone()]) {
             Check::Request(request) => request.model.as_deref().unwrap_or("") == model,

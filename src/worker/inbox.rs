@@ -63,8 +63,8 @@ impl Inbox {
         (queue.lines.len(), queue.bytes)
     }
 
-    /// Nothing else is on its way to here.
-    pub(super) fn is_last(&self) {
+    /// Tells the flusher that nothing else is on its way to here.
+    pub(super) fn nudge(&self) {
         self.arrived.notify_one();
     }
 

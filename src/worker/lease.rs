@@ -168,6 +168,7 @@ async fn enter(store: &Store, replica: &Replica) -> store::Result<Uptime> {
     let Some(incumbent) = store.join(replica, None).await? else {
         return Ok(since);
     };
+    let seen = Uptime::now();
     let refused = || {
         Error::Refused(format!(
             "another process runs as worker.name = {:?}: stop it, or give this one a name of its \
@@ -180,7 +181,8 @@ async fn enter(store: &Store, replica: &Replica) -> store::Result<Uptime> {
         name = replica.name,
         "a process had this name; waiting to see that it is gone"
     );
-    let end = since + watch(beat);
+    // From its answer on: what was renewed just before it is trusted that much longer.
+    let end = seen + watch(beat);
     loop {
         let left = end.since(Uptime::now());
         tokio::time::sleep(left.min(beat.max(PAUSE_MIN))).await;

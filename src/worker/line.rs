@@ -143,6 +143,17 @@ pub(super) fn unreadable(unit: &Arc<HeldUnit>, line: &OpenLine) -> Finished {
     )
 }
 
+/// A line that the code could not handle, or its answer: to be sent again, and paid for again, would
+/// not help it.
+pub(super) fn mishandled(unit: &Arc<HeldUnit>, line: &OpenLine) -> Finished {
+    failed(
+        unit,
+        line,
+        ErrorCode::UpstreamUnavailable,
+        "The server failed at this request or at its answer. This is a fault of the server.",
+    )
+}
+
 /// A line that is not sent again, because processes died of it.
 pub(super) fn crashed(unit: &Arc<HeldUnit>, line: &OpenLine) -> Finished {
     failed(unit, line, ErrorCode::RequestCrashed, outcome::CRASHED)

@@ -15,6 +15,8 @@ mod line;
 mod retain;
 mod shares;
 mod supply;
+#[cfg(test)]
+mod testing;
 mod uptime;
 mod validate;
 mod windows;

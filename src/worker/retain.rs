@@ -33,8 +33,8 @@ impl Duty for Retain {
         let units = self.store.sweep_units().await;
         let space = self.store.give_back_space().await;
 
-        let (swept, purged) = (swept?, purged?);
-        if swept > 0 || purged != Purged::default() || forgotten? > 0 {
+        let (swept, purged, forgotten) = (swept?, purged?, forgotten?);
+        if swept > 0 || purged != Purged::default() || forgotten > 0 {
             tracing::info!(
                 uploads.swept = swept,
                 files.expired = purged.expired,

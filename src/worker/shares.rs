@@ -28,6 +28,8 @@ pub(super) struct Shares {
     token: Arc<str>,
     /// How long a share may be used after a turn.
     term: Duration,
+    /// How long one try of a turn may take.
+    step: Duration,
     /// Who has had its turns for so long has heard of everybody who lives.
     hearing: Duration,
     /// How long what a vanished process held is held back, while others can work.
@@ -65,6 +67,7 @@ impl Shares {
             dispatch,
             token: lease.token(),
             term: lease.trust(),
+            step: lease.step(),
             hearing: lease.term(),
             reclaim_after: settings.worker.reclaim_after,
             wanted,
@@ -94,8 +97,8 @@ impl Shares {
             .exchange_shares(&self.token, millis(self.term), |book| {
                 self.decide(book, &wants)
             });
-        // A connection that was cut without a word is not waited for past the shares' end.
-        let outcome = match tokio::time::timeout(self.term, exchange).await {
+        // A connection that was cut without a word is not waited for until the shares are over.
+        let outcome = match tokio::time::timeout(self.step, exchange).await {
             Ok(outcome) => outcome?,
             Err(_) => return Err(store::Error::TimedOut("the exchange of shares")),
         };

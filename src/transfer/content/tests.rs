@@ -4,6 +4,7 @@ use futures::StreamExt;
 
 use super::*;
 use crate::domain::file::Purpose;
+use crate::store::Error;
 use crate::transfer::testing::{Answer, TestStore, merged, noise};
 
 /// Ranges around every multiple of `step`, from the beginning to the end.
@@ -113,6 +114,50 @@ async fn lines_of_many_flushes_are_merged_though_few_of_their_frames_are_kept() 
     let [file, _] = test.run_batch(&answers).await;
     let (file, expected) = (file.unwrap(), merged(&answers, Kind::Output));
     assert!(test.read_whole(&file).await == expected);
+}
+
+#[tokio::test]
+async fn a_damaged_chunk_costs_neither_those_before_it_nor_the_other_file() {
+    let mut test = TestStore::new().await;
+    // Chunks have 512 lines: those of the second have errors, the others answers.
+    let answers: Vec<Answer> = (0..3 * 512)
+        .map(|line| Answer {
+            model: 0,
+            flush: 0,
+            kind: if line / 512 == 1 {
+                Kind::Error
+            } else {
+                Kind::Output
+            },
+            bytes: format!("{line}\n").into_bytes(),
+        })
+        .collect();
+    test.damaged_chunk = Some(1);
+    let [output, errors] = test.run_batch(&answers).await.map(Option::unwrap);
+    assert!(test.read_whole(&output).await == merged(&answers, Kind::Output));
+    assert_eq!(read_to_damage(&test, &errors).await, b"");
+
+    let mut test = TestStore::new().await;
+    test.damaged_chunk = Some(2);
+    let [output, errors] = test.run_batch(&answers).await.map(Option::unwrap);
+    let before = merged(&answers[..512], Kind::Output);
+    assert!(read_to_damage(&test, &output).await == before);
+    assert!(test.read_whole(&errors).await == merged(&answers, Kind::Error));
+}
+
+/// What is read of a file until an error comes.
+async fn read_to_damage(test: &TestStore, file: &StoredFile) -> Vec<u8> {
+    let mut blocks = Box::pin(content(&test.store, file, 0..file.bytes as u64));
+    let mut read = Vec::new();
+    loop {
+        match blocks.next().await.expect("no end before the file's") {
+            Ok(block) => read.extend_from_slice(&block),
+            Err(error) => {
+                assert!(matches!(error, Error::Corrupt { .. }), "{error}");
+                return read;
+            }
+        }
+    }
 }
 
 fn answer() -> impl Strategy<Value = Answer> {

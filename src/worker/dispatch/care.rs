@@ -137,8 +137,65 @@ impl Entry {
     /// Lines that could be sent if there were permits.
     pub(super) fn sendable(&self) -> usize {
         match self.care {
+            Care::Usual | Care::Noted => self.ready.len(),
             Care::Few => self.ready.len().min(FEW),
-            _ => self.ready.len(),
+            // While they wait, others are sent.
+            Care::Alone => {
+                let next = self.ready.iter().map(|pending| pending.line.index);
+                next.filter(|&next| self.care_allows(next)).count()
+            }
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::collections::{BinaryHeap, VecDeque};
+    use std::time::Instant;
+
+    use super::super::state::Waiting;
+    use super::*;
+    use crate::worker::testing;
+
+    /// Ten lines, of which the first four are suspects where there are any.
+    fn entry(takeovers: i64) -> Entry {
+        let (unit, lines) = testing::unit(10, takeovers, Some(3));
+        let ready: VecDeque<Pending> = lines
+            .into_iter()
+            .map(|line| Pending {
+                line,
+                attempts: 0,
+                avoid: None,
+                answer: None,
+            })
+            .collect();
+        Entry {
+            care: unit.care,
+            unit,
+            lane: None,
+            ready,
+            waiting: BinaryHeap::new(),
+            in_flight: 0,
+            ending: None,
+            settle_by: None,
+        }
+    }
+
+    #[test]
+    fn only_lines_that_care_allows_count_as_work_in_hand() {
+        let of = |takeovers| (entry(takeovers).care, entry(takeovers).sendable());
+        assert_eq!(of(0), (Care::Usual, 10));
+        assert_eq!(of(1), (Care::Noted, 10));
+        assert_eq!(of(2), (Care::Few, 8));
+        assert_eq!(of(3), (Care::Alone, 4));
+    }
+
+    #[test]
+    fn while_a_suspect_waits_its_unit_is_no_work_in_hand() {
+        let mut entry = entry(3);
+        let pending = entry.ready.pop_front().unwrap();
+        let due = Instant::now();
+        entry.waiting.push(Waiting { due, pending });
+        assert_eq!(entry.sendable(), 0);
     }
 }

@@ -9,8 +9,9 @@ use super::Dispatch;
 use super::state::{Entry, State};
 use crate::upstream::{Acquired, Routes};
 
-/// Lines that wait for another attempt are at most so many times the permits of their model:
-/// permits that they free must not draw the whole queue into sleep.
+/// No fresh line is sent while so many times the permits of its model wait for another attempt:
+/// permits that they free must not draw the whole queue into sleep. Those in flight by then may
+/// come to wait as well, so one time more may wait at most.
 const WAITING_A_PERMIT: usize = 2;
 
 impl Dispatch {

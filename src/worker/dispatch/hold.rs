@@ -4,6 +4,7 @@ use std::collections::HashMap;
 
 use super::super::held::HeldUnit;
 use super::Dispatch;
+use super::state::State;
 use crate::domain::unit::UnitKey;
 
 impl Dispatch {
@@ -18,10 +19,7 @@ impl Dispatch {
 
     /// Forgets a unit whose last flush is written, or that is somebody else's.
     pub(in super::super) fn forget(&self, key: &UnitKey, epoch: i64) {
-        let mut state = self.lock();
-        if state.held.get(key) == Some(&epoch) {
-            state.held.remove(key);
-        }
+        self.lock().forget(key, epoch);
     }
 
     /// Every unit that the store is taken to have leased to us, with its epoch.
@@ -38,9 +36,7 @@ impl Dispatch {
 
     /// A unit is somebody else's now: nothing of it is sent or written any more.
     pub(in super::super) fn lose(&self, unit: &HeldUnit) {
-        unit.cut.cancel();
-        self.lock().remove(unit.id);
-        self.forget(&unit.key, unit.epoch);
+        self.lock().lose(unit);
     }
 
     /// The same for several, those included whose text is not read yet.
@@ -72,5 +68,19 @@ impl Dispatch {
             }
         }
         state.held.drain().collect()
+    }
+}
+
+impl State {
+    pub(super) fn lose(&mut self, unit: &HeldUnit) {
+        unit.cut.cancel();
+        self.remove(unit.id);
+        self.forget(&unit.key, unit.epoch);
+    }
+
+    fn forget(&mut self, key: &UnitKey, epoch: i64) {
+        if self.held.get(key) == Some(&epoch) {
+            self.held.remove(key);
+        }
     }
 }

@@ -39,7 +39,7 @@ impl Dispatch {
     pub(super) fn panicked(&self, job: &Job) -> Result<Finished, Instant> {
         let (unit, line) = (&job.unit, &job.pending.line);
         tracing::error!(unit.key = %unit.key, unit.line = line.index, "the code panicked at a line");
-        let write = AssertUnwindSafe(|| line::unreadable(unit, line));
+        let write = AssertUnwindSafe(|| line::mishandled(unit, line));
         std::panic::catch_unwind(write).map_err(|_| {
             self.lose(unit);
             Instant::now()

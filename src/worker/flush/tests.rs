@@ -1,0 +1,49 @@
+use super::*;
+use crate::codec::segment::Table;
+use crate::domain::batch::Ending;
+use crate::worker::testing;
+
+/// All lines of a unit with their outcomes.
+fn finished() -> Vec<Finished> {
+    let (unit, lines) = testing::unit(3, 0, None);
+    let end = |line| line::ended(&unit, line, Ending::Expired);
+    lines.iter().map(end).collect()
+}
+
+fn text(group: &Group) -> String {
+    let segment = &group.flush.segment;
+    let table = Table::decode(&segment.entries).unwrap();
+    String::from_utf8(table.frame(&segment.data, 0).unwrap()).unwrap()
+}
+
+#[test]
+fn a_unit_that_makes_the_code_panic_ends_with_an_error_for_each_line() {
+    let group = lay_out(finished(), |lines| {
+        let fails = lines.iter().any(|line| line.tally.expired > 0);
+        assert!(!fails, "on purpose");
+        into_group(lines)
+    });
+    let group = group.expect("errors are laid out");
+    assert!(group.flush.finished);
+    assert_eq!((group.lines, group.flush.done.count()), (3, 3));
+    assert_eq!(group.flush.tally.failed, 3);
+    let lines = text(&group);
+    for (number, line) in lines.lines().enumerate() {
+        assert!(line.contains(&format!("\"id-{number}\"")), "{line}");
+        assert!(line.contains("This is a fault of the server."), "{line}");
+    }
+    assert_eq!(lines.lines().count(), 3);
+}
+
+#[test]
+fn a_unit_of_which_nothing_can_be_laid_out_is_let_go() {
+    assert!(lay_out(finished(), |_| panic!("on purpose")).is_none());
+    let error = || io::Error::other("on purpose");
+    assert!(lay_out(finished(), |_| Err(error())).is_none());
+}
+
+#[test]
+fn what_can_be_laid_out_stays_as_it_is() {
+    let group = lay_out(finished(), into_group).expect("lays out");
+    assert_eq!(text(&group).matches("batch_expired").count(), 3);
+}

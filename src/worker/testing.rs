@@ -1,0 +1,56 @@
+//! What this room's tests need: a unit in hand, of which no store knows.
+
+use std::sync::Arc;
+
+use super::held::{BatchContext, HeldUnit, OpenLine};
+use crate::domain::endpoint::ENDPOINTS;
+use crate::domain::unit::{Bitmap, UnitKey};
+use crate::observe::figures;
+use crate::store::LeasedUnit;
+
+/// A unit of so many lines that was taken over so often, and of which this line was noted last.
+pub fn unit(
+    requests: u32,
+    takeovers: i64,
+    noted_line: Option<i64>,
+) -> (Arc<HeldUnit>, Vec<OpenLine>) {
+    let text: String = (0..requests)
+        .map(|line| {
+            let path = ENDPOINTS[0].path;
+            format!("{{\"custom_id\":\"id-{line}\",\"method\":\"POST\",\"url\":\"{path}\",\"body\":{{}}}}\n")
+        })
+        .collect();
+    let leased = LeasedUnit {
+        key: UnitKey {
+            batch_id: "batch".to_owned(),
+            chunk_no: 0,
+            model_no: 0,
+        },
+        epoch: 1,
+        flush_no: 0,
+        requests: i64::from(requests),
+        chunk_bytes: text.len() as i64,
+        takeovers,
+        noted_line,
+        crashes: 0,
+        done: Bitmap::default(),
+    };
+    let batch = BatchContext {
+        id: "batch".to_owned(),
+        tenant: "tenant".into(),
+        endpoint: &ENDPOINTS[0],
+        priority: 0,
+        deadline: i64::MAX,
+        created_at: 0,
+    };
+    let (unit, lines) = HeldUnit::open(
+        1,
+        leased,
+        ("model", figures().model("model")),
+        Arc::new(batch),
+        None,
+        text.into_bytes(),
+        None,
+    );
+    (Arc::new(unit), lines)
+}
