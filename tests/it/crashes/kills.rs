@@ -14,7 +14,7 @@ use crate::support::{CHAT, Server, chat, ids, on_every_engine};
 
 const KILLS: usize = 20;
 /// More than run between two kills, so that the batch outlasts them.
-const LINES_A_KILL: usize = 120;
+const LINES_A_KILL: usize = 250;
 const DURABLE: &str =
     "SELECT CAST(COALESCE(SUM(completed + failed), 0) AS BIGINT) FROM batch_counts";
 
