@@ -11,7 +11,7 @@ mod hold;
 mod send;
 mod state;
 
-use std::collections::{BTreeSet, BinaryHeap, HashMap, VecDeque};
+use std::collections::{BTreeSet, HashMap};
 use std::panic::AssertUnwindSafe;
 use std::pin::pin;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -111,31 +111,12 @@ impl Dispatch {
     /// Takes a unit's lines in hand; slots begin to send them.
     pub(super) fn add(&self, unit: HeldUnit, lines: Vec<OpenLine>) {
         let unit = Arc::new(unit);
-        let ready: VecDeque<Pending> = lines
-            .into_iter()
-            .map(|line| Pending {
-                line,
-                attempts: 0,
-                avoid: None,
-                answer: None,
-            })
-            .collect();
         let mut state = self.lock();
         if state.held.get(&unit.key) != Some(&unit.epoch) {
             // Lost while its text was read.
             return;
         }
-        let lane = unit.routes.as_ref().map(|routes| routes.lane);
-        let mut entry = Entry {
-            unit: unit.clone(),
-            care: unit.care,
-            lane,
-            ready,
-            waiting: BinaryHeap::new(),
-            in_flight: 0,
-            ending: None,
-            settle_by: None,
-        };
+        let mut entry = Entry::new(&unit, lines);
         let crashed = entry.take_care();
         if let Some(routes) = &unit.routes {
             let lane = state.lanes.entry(routes.lane).or_default();

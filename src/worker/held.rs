@@ -236,24 +236,14 @@ fn lines_of_model(text: &[u8], model: &str, requests: i64) -> Vec<OpenLine> {
 
 #[cfg(test)]
 mod tests {
+    use super::super::testing;
     use super::*;
 
     /// The suspects among open lines 3, 4, 6 and 9.
     fn suspects_of(takeovers: i64, noted_line: Option<i64>, crashes: i64) -> Vec<u32> {
         let leased = LeasedUnit {
-            key: UnitKey {
-                batch_id: "batch".to_owned(),
-                chunk_no: 0,
-                model_no: 0,
-            },
-            epoch: 1,
-            flush_no: 0,
-            requests: 10,
-            chunk_bytes: 100,
-            takeovers,
-            noted_line,
             crashes,
-            done: Bitmap::default(),
+            ..testing::leased(10, takeovers, noted_line)
         };
         let open = |index| OpenLine::new(index, 0..0);
         suspects(&leased, Care::of(&leased), &[3, 4, 6, 9].map(open))

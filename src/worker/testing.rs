@@ -20,21 +20,7 @@ pub fn unit(
             format!("{{\"custom_id\":\"id-{line}\",\"method\":\"POST\",\"url\":\"{path}\",\"body\":{{}}}}\n")
         })
         .collect();
-    let leased = LeasedUnit {
-        key: UnitKey {
-            batch_id: "batch".to_owned(),
-            chunk_no: 0,
-            model_no: 0,
-        },
-        epoch: 1,
-        flush_no: 0,
-        requests: i64::from(requests),
-        chunk_bytes: text.len() as i64,
-        takeovers,
-        noted_line,
-        crashes: 0,
-        done: Bitmap::default(),
-    };
+    let leased = leased(requests, takeovers, noted_line);
     let batch = BatchContext {
         id: "batch".to_owned(),
         tenant: "tenant".into(),
@@ -53,4 +39,23 @@ pub fn unit(
         None,
     );
     (Arc::new(unit), lines)
+}
+
+/// The same as the store would lease it, no line done.
+pub fn leased(requests: u32, takeovers: i64, noted_line: Option<i64>) -> LeasedUnit {
+    LeasedUnit {
+        key: UnitKey {
+            batch_id: "batch".to_owned(),
+            chunk_no: 0,
+            model_no: 0,
+        },
+        epoch: 1,
+        flush_no: 0,
+        requests: i64::from(requests),
+        chunk_bytes: 100,
+        takeovers,
+        noted_line,
+        crashes: 0,
+        done: Bitmap::default(),
+    }
 }

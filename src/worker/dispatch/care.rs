@@ -150,7 +150,6 @@ impl Entry {
 
 #[cfg(test)]
 mod tests {
-    use std::collections::{BinaryHeap, VecDeque};
     use std::time::Instant;
 
     use super::super::state::Waiting;
@@ -160,25 +159,7 @@ mod tests {
     /// Ten lines, of which the first four are suspects where there are any.
     fn entry(takeovers: i64) -> Entry {
         let (unit, lines) = testing::unit(10, takeovers, Some(3));
-        let ready: VecDeque<Pending> = lines
-            .into_iter()
-            .map(|line| Pending {
-                line,
-                attempts: 0,
-                avoid: None,
-                answer: None,
-            })
-            .collect();
-        Entry {
-            care: unit.care,
-            unit,
-            lane: None,
-            ready,
-            waiting: BinaryHeap::new(),
-            in_flight: 0,
-            ending: None,
-            settle_by: None,
-        }
+        Entry::new(&unit, lines)
     }
 
     #[test]

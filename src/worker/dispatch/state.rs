@@ -4,7 +4,7 @@ use std::collections::{BTreeMap, BinaryHeap, HashMap, VecDeque};
 use std::sync::Arc;
 use std::time::Instant;
 
-use super::super::held::{Care, HeldUnit};
+use super::super::held::{Care, HeldUnit, OpenLine};
 use super::super::line::Pending;
 use crate::domain::batch::Ending;
 use crate::domain::unit::UnitKey;
@@ -53,6 +53,28 @@ pub(super) struct Entry {
     pub(super) ending: Option<Ending>,
     /// When calls in flight are cut, once the batch is ending.
     pub(super) settle_by: Option<Instant>,
+}
+
+impl Entry {
+    /// A unit that is taken in hand, with all its open lines ready.
+    pub(super) fn new(unit: &Arc<HeldUnit>, lines: Vec<OpenLine>) -> Self {
+        let ready = lines.into_iter().map(|line| Pending {
+            line,
+            attempts: 0,
+            avoid: None,
+            answer: None,
+        });
+        Self {
+            care: unit.care,
+            unit: Arc::clone(unit),
+            lane: unit.routes.as_ref().map(|routes| routes.lane),
+            ready: ready.collect(),
+            waiting: BinaryHeap::new(),
+            in_flight: 0,
+            ending: None,
+            settle_by: None,
+        }
+    }
 }
 
 /// A line that waits for its next attempt. Ordered so that a heap gives the earliest first.
