@@ -156,7 +156,8 @@ pub async fn status(State(api): State<Api>, _: Admin) -> Json<Status> {
             answers: batches.is_some(),
         },
         models: models(&process, overview.as_deref(), &rates),
-        lines_per_second: rates.iter().map(|(_, rate)| rate).sum(),
+        // Not `sum`: of nothing, that is -0.0.
+        lines_per_second: rates.iter().fold(0.0, |sum, (_, rate)| sum + rate),
         budget: BudgetStatus {
             used_bytes: process.budget_used,
             limit_bytes: process.budget_limit,
