@@ -20,6 +20,9 @@ const PAUSE_MIN: Duration = Duration::from_millis(100);
 const STEPS_A_TERM: u32 = 3;
 /// …but no less than a busy database may need.
 const STEP_MIN: Duration = Duration::from_secs(1);
+/// A replica that was given a name keeps its lease at the pace of one that is no longer than this:
+/// for as long as it may go on without a renewal, its successor must wait.
+const NAMED_PACE_MAX: Duration = Duration::from_secs(4);
 /// How much longer a namesake is watched than it trusts its lease: for clocks that do not run
 /// equally fast, and for what is lost where a beat is written in whole milliseconds.
 const WATCH_SLACK: Duration = Duration::from_millis(200);
@@ -30,6 +33,7 @@ pub(super) struct Lease {
     term: Duration,
     trust: Duration,
     pause: Duration,
+    step: Duration,
     /// Nobody else can hold a lease.
     exclusive: bool,
     renewals: Mutex<Renewals>,
@@ -51,16 +55,19 @@ impl Lease {
     pub(super) async fn join(store: &Store, settings: &Settings) -> store::Result<Lease> {
         let term = settings.worker.lease;
         let exclusive = settings.exclusive;
+        let name = settings.worker.name.clone();
+        let has_successor = name.is_some() && !exclusive;
+        let pace = if has_successor {
+            term.min(NAMED_PACE_MAX)
+        } else {
+            term
+        };
         let pause = if exclusive {
             (term / RENEWALS_A_TERM_ALONE).max(PAUSE_MIN)
         } else {
-            beat(term)
+            beat(pace)
         };
-        let name = settings.worker.name.clone();
-        let trust = match &name {
-            Some(_) if !exclusive => trust(term),
-            _ => term,
-        };
+        let trust = if has_successor { trust(pace) } else { term };
         let replica = Replica {
             token: id::incarnation(),
             name: name.unwrap_or_else(id::incarnation),
@@ -77,6 +84,7 @@ impl Lease {
             term,
             trust,
             pause,
+            step: step(pace),
             exclusive,
             renewals: Mutex::new(Renewals {
                 last: joined,
@@ -148,7 +156,7 @@ impl Lease {
 
     /// How long one try to renew the lease may take.
     pub(super) fn step(&self) -> Duration {
-        step(self.term)
+        self.step
     }
 
     /// How long to wait between renewals.
