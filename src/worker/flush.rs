@@ -305,15 +305,16 @@ fn by_unit(finished: Vec<Finished>) -> Vec<Vec<Finished>> {
     units
 }
 
-/// Lays out what finished in a unit. Where that fails, its lines end with an error instead: run
-/// again, they would be paid for again, and might fail again, without end.
+/// Lays out what finished in a unit. Where the code panics at that, its lines end with an error
+/// instead: run again, they would be paid for again, and the code would panic again, without end.
+/// `None`: there is no memory for it now, or it panics even so.
 fn lay_out(
     finished: Vec<Finished>,
     into_group: impl Fn(Vec<Finished>) -> io::Result<Group>,
 ) -> Option<Group> {
     let unit = finished[0].unit.clone();
     let places: Vec<u32> = finished.iter().map(|line| line.line.line).collect();
-    guarded(&unit, || into_group(finished)).or_else(|| {
+    let group = guarded(&unit, || into_group(finished)).or_else(|_| {
         guarded(&unit, || {
             let lines = places.into_iter().map(|place| {
                 let line = unit.line(place).ok_or(io::ErrorKind::NotFound)?;
@@ -321,19 +322,20 @@ fn lay_out(
             });
             into_group(lines.collect::<io::Result<_>>()?)
         })
-    })
-}
-
-/// A panic is an error as any other: it costs no other unit anything.
-fn guarded(unit: &HeldUnit, group: impl FnOnce() -> io::Result<Group>) -> Option<Group> {
-    let group = catch_unwind(AssertUnwindSafe(group));
-    let group = group.unwrap_or_else(|_| Err(io::Error::other("the code panicked")));
+    });
+    let group = group.ok()?;
     group
         .inspect_err(|error| {
             let key = &unit.key;
             tracing::error!(unit.key = %key, %error, "what finished in a unit cannot be laid out");
         })
         .ok()
+}
+
+/// A panic costs no other unit anything.
+fn guarded<T>(unit: &HeldUnit, work: impl FnOnce() -> T) -> std::thread::Result<T> {
+    catch_unwind(AssertUnwindSafe(work))
+        .inspect_err(|_| tracing::error!(unit.key = %unit.key, "the code panicked at a unit"))
 }
 
 fn into_group(finished: Vec<Finished>) -> io::Result<Group> {

@@ -43,6 +43,16 @@ fn a_unit_of_which_nothing_can_be_laid_out_is_let_go() {
 }
 
 #[test]
+fn for_want_of_memory_no_answer_becomes_an_error() {
+    let answers = |lines: &[Finished]| lines.iter().any(|line| line.tally.expired > 0);
+    let group = lay_out(finished(), |lines| match answers(&lines) {
+        true => Err(io::ErrorKind::OutOfMemory.into()),
+        false => into_group(lines),
+    });
+    assert!(group.is_none(), "it is let go, and its lines run again");
+}
+
+#[test]
 fn what_can_be_laid_out_stays_as_it_is() {
     let group = lay_out(finished(), into_group).expect("lays out");
     assert_eq!(text(&group).matches("batch_expired").count(), 3);
