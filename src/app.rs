@@ -81,7 +81,7 @@ impl App {
         let inside = Arc::new(telemetry::inside(config, &pool, worker.as_ref()));
         let workers_run = worker.as_ref().map(Worker::running);
         let api = Api {
-            store: store.clone(),
+            store: store.apart(),
             clock,
             limits: Arc::new(config.limits.clone()),
             retention: Arc::new(config.retention.clone()),
@@ -207,8 +207,10 @@ async fn open_store_within(
     clock: Clock,
 ) -> anyhow::Result<Store> {
     let database = &config.database;
+    let connections = database.max_connections;
     let options = OpenOptions {
-        connections: database.max_connections,
+        connections,
+        apart: connections_of_http(config.server.role, connections),
         statement_timeout: database.statement_timeout,
         patience,
         pooler: database.pooler,
@@ -219,6 +221,17 @@ async fn open_store_within(
         // Its URL may hold a password.
         None => "cannot use the configured Postgres database".to_owned(),
     })
+}
+
+/// How many connections to Postgres belong to HTTP's threads; 0: they share in the others. One at
+/// least is for the rest of the process.
+fn connections_of_http(role: Role, connections: u32) -> u32 {
+    match role {
+        Role::All => connections / 2,
+        Role::Api => connections.saturating_sub(1),
+        // It answers few requests.
+        Role::Worker => 0,
+    }
 }
 
 /// What the duties are told by the configuration.

@@ -26,6 +26,9 @@ const OPEN_TOLD_EVERY: Duration = Duration::from_secs(5);
 const FORGET_STATEMENTS: &str = "DEALLOCATE ALL";
 /// How long a migration may take.
 const MIGRATION_MAX: Duration = Duration::from_secs(3600);
+/// One for the lease, and one for the turns of those who share limits. They must not queue behind
+/// requests: else many clients could keep a process from renewing its lease.
+const VITAL_CONNECTIONS: u32 = 2;
 
 /// Runs one expression on whichever native connection there is. The expression is compiled
 /// once for each engine, so it must end in a value that belongs to neither. On Postgres it has
@@ -179,6 +182,8 @@ enum Pools {
 pub struct OpenOptions {
     /// Connections to Postgres that this process holds at most.
     pub connections: u32,
+    /// How many of them are for [`Store::apart`] alone; 0: it shares in all.
+    pub apart: u32,
     /// How long a statement may run on Postgres before it is given up.
     pub statement_timeout: Duration,
     /// How long to wait for a database that cannot be used yet.
@@ -191,6 +196,7 @@ impl Default for OpenOptions {
     fn default() -> Self {
         Self {
             connections: 4,
+            apart: 0,
             statement_timeout: Duration::from_secs(60),
             patience: Duration::from_secs(5),
             pooler: false,
@@ -202,6 +208,8 @@ struct Shared {
     pools: Pools,
     /// On Postgres, connections for leases and shares alone.
     vital: Option<Database>,
+    /// On Postgres, connections for [`Store::apart`] alone.
+    apart: Option<Database>,
     clock: Clock,
     wake: Wake,
     /// Held for the life of a server on SQLite: see [`Store::lock`].
@@ -220,6 +228,7 @@ impl Drop for Shared {
 #[derive(Clone)]
 pub struct Store {
     shared: Arc<Shared>,
+    is_apart: bool,
 }
 
 impl Store {
@@ -270,13 +279,17 @@ impl Store {
                 (Pools::Postgres(Box::new(database)), wake)
             }
         };
-        let vital = match &pools {
-            Pools::Sqlite { .. } => None,
-            Pools::Postgres(database) => Some(database.vital()),
+        let (vital, apart) = match &pools {
+            Pools::Sqlite { .. } => (None, None),
+            Pools::Postgres(database) => {
+                let apart = (options.apart > 0).then(|| database.beside(options.apart));
+                (Some(database.beside(VITAL_CONNECTIONS)), apart)
+            }
         };
         let shared = Shared {
             pools,
             vital,
+            apart,
             clock,
             wake,
             lock: std::sync::OnceLock::new(),
@@ -285,7 +298,19 @@ impl Store {
         };
         Ok(Store {
             shared: Arc::new(shared),
+            is_apart: false,
         })
+    }
+
+    /// The same database, by those connections that are kept apart. A connection belongs to the
+    /// threads that opened it, which wake whoever waits for its answers: for those on other
+    /// threads each answer is two wake-ups, and late where these have much to do.
+    #[must_use]
+    pub fn apart(&self) -> Store {
+        Store {
+            shared: Arc::clone(&self.shared),
+            is_apart: true,
+        }
     }
 
     /// Claims a SQLite database for this server, until the process ends: two servers on one
@@ -322,7 +347,7 @@ impl Store {
     pub(super) fn reader(&self) -> Connection<'_> {
         match &self.shared.pools {
             Pools::Sqlite { read, .. } => Connection::Sqlite(read),
-            Pools::Postgres(database) => Connection::Postgres(database),
+            Pools::Postgres(database) => Connection::Postgres(self.own(database)),
         }
     }
 
@@ -330,7 +355,7 @@ impl Store {
     pub(super) fn writer(&self) -> Connection<'_> {
         match &self.shared.pools {
             Pools::Sqlite { write, .. } => Connection::Sqlite(write),
-            Pools::Postgres(database) => Connection::Postgres(database),
+            Pools::Postgres(database) => Connection::Postgres(self.own(database)),
         }
     }
 
@@ -354,8 +379,15 @@ impl Store {
     pub(super) async fn begin(&self) -> Result<Tx> {
         Ok(match &self.shared.pools {
             Pools::Sqlite { write, .. } => Tx::Sqlite(sqlite::Writing::begin(write).await?),
-            Pools::Postgres(database) => Tx::Postgres(database.begin().await?),
+            Pools::Postgres(database) => Tx::Postgres(self.own(database).begin().await?),
         })
+    }
+
+    fn own<'a>(&'a self, database: &'a Database) -> &'a Database {
+        match &self.shared.apart {
+            Some(apart) if self.is_apart => apart,
+            _ => database,
+        }
     }
 
     /// Whether the database answers.
@@ -377,8 +409,11 @@ impl Store {
             }
             Pools::Postgres(database) => {
                 database.close().await;
-                if let Some(vital) = &self.shared.vital {
-                    vital.close().await;
+                for others in [&self.shared.vital, &self.shared.apart]
+                    .into_iter()
+                    .flatten()
+                {
+                    others.close().await;
                 }
             }
         }

@@ -49,12 +49,12 @@ struct Opened {
 /// A segment's place in the chunk, and a frame's in the segment.
 type FrameKey = (usize, usize);
 
-/// A line, or the rest of one, on its way from a frame into a block.
+/// Lines that stand together, on their way from a frame into a block.
 struct Part {
     frame: FrameKey,
-    /// Where it stands in the frame.
+    /// Where they stand in the frame.
     from: Range<usize>,
-    /// Where it begins in the block.
+    /// Where they begin in the block.
     to: usize,
 }
 
@@ -133,7 +133,12 @@ impl Chunk {
             [] => return Ok(None),
             [part] => {
                 let frame = self.frame(store, part.frame).await?;
-                frame.slice(part.from.clone())
+                // A slice holds its whole frame for as long as the client takes.
+                if size * 2 >= frame.len() {
+                    frame.slice(part.from.clone())
+                } else {
+                    Bytes::copy_from_slice(&frame[part.from.clone()])
+                }
             }
             _ => self.gather(store, parts, size).await?,
         };
@@ -159,18 +164,29 @@ impl Chunk {
 
     /// Takes out the lines of the next block, and says how long they are together.
     fn take_parts(&mut self, wanted: usize) -> (Vec<Part>, usize) {
-        let (mut parts, mut size) = (Vec::new(), 0);
+        let (mut parts, mut size): (Vec<Part>, usize) = (Vec::new(), 0);
         while let Some(&(segment, entry)) = self.lines.front() {
             let len = entry.len - self.skip;
             if size > 0 && (size >= wanted || size + len > BLOCK_BYTES) {
                 break;
             }
             let skip = mem::take(&mut self.skip);
-            parts.push(Part {
-                frame: (segment, entry.frame),
-                from: entry.offset + skip..entry.offset + entry.len,
-                to: size,
-            });
+            let frame = (segment, entry.frame);
+            let from = entry.offset + skip..entry.offset + entry.len;
+            match parts.last_mut() {
+                Some(Part {
+                    frame: last,
+                    from: before,
+                    ..
+                }) if *last == frame && before.end == from.start => {
+                    before.end = from.end;
+                }
+                _ => parts.push(Part {
+                    frame,
+                    from,
+                    to: size,
+                }),
+            }
             size += len;
             self.lines.pop_front();
         }

@@ -18,7 +18,7 @@ use crate::store::{Result, Store, StoredFile};
 const AHEAD_BYTES: usize = 1 << 20;
 /// Chunks of an output file that are looked up together have so many bytes, but for one that has
 /// more by itself, …
-const TOGETHER_BYTES: u64 = 1 << 20;
+const TOGETHER_BYTES: u64 = 2 << 20;
 /// … and stand within a row of so many.
 const TOGETHER: i64 = 16;
 

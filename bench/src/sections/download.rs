@@ -13,7 +13,7 @@ use crate::results::{Figures, System};
 use crate::server::{Serving, Store};
 
 /// How often it is read for one figure.
-const TIMES: u32 = 5;
+const TIMES: u32 = 20;
 
 pub async fn run(bench: &mut Bench) -> Result<()> {
     let point = bench.base();

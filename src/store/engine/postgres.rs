@@ -16,8 +16,6 @@ use sqlx::{AssertSqlSafe, Connection as _, Postgres};
 use super::OpenOptions;
 use crate::store::{Error, Result};
 
-/// One for the lease, and one for the turns of those who share limits.
-const VITAL_CONNECTIONS: u32 = 2;
 /// How long a caller waits for a free connection.
 const ACQUIRE_TIMEOUT: Duration = Duration::from_secs(10);
 /// How long one try to connect may take, and how long connections may take to close.
@@ -63,7 +61,10 @@ impl Database {
             (connect.options(settings), "BEGIN".to_owned())
         };
         Ok(Database {
-            pool: pool(options.connections, &connect),
+            pool: pool(
+                options.connections.saturating_sub(options.apart).max(1),
+                &connect,
+            ),
             options: connect,
             limit: options.statement_timeout + STATEMENT_MARGIN,
             begin,
@@ -71,11 +72,10 @@ impl Database {
         })
     }
 
-    /// Connections of their own for what must not queue behind requests: else many clients could
-    /// keep a process from renewing its lease.
-    pub(super) fn vital(&self) -> Database {
+    /// So many more connections, for what must not share these.
+    pub(super) fn beside(&self, connections: u32) -> Database {
         Database {
-            pool: pool(VITAL_CONNECTIONS, &self.options),
+            pool: pool(connections, &self.options),
             ..self.clone()
         }
     }
