@@ -1,10 +1,8 @@
 //! Batches as users see them: created, found, listed, cancelled.
 
-use std::collections::HashMap;
-
 use sqlx::{AssertSqlSafe, FromRow};
 
-use super::engine::{Tx, on, values, within};
+use super::engine::{Tx, on, within};
 use super::lifecycle::Step;
 use super::{Claim, Error, Page, Result, Store};
 use crate::domain::batch::{Counts, Ending, Event, Stage, Status};
@@ -78,10 +76,9 @@ pub enum Cancel {
     NotFound,
 }
 
-/// The sums of a batch's slots: see [`COUNTS`].
+/// The sums of a batch's slots: see [`counts`].
 #[derive(Debug, Default, FromRow)]
 pub(super) struct CountsRow {
-    batch_id: String,
     pub completed: i64,
     pub failed: i64,
     pub cancelled: i64,
@@ -93,14 +90,61 @@ pub(super) struct CountsRow {
 }
 
 /// The columns of a [`CountsRow`], from `batch_counts` by batch.
-pub(super) const COUNTS: &str = "batch_id, CAST(SUM(completed) AS BIGINT) AS completed,
-    CAST(SUM(failed) AS BIGINT) AS failed,
-    CAST(SUM(cancelled) AS BIGINT) AS cancelled,
-    CAST(SUM(input_tokens) AS BIGINT) AS input_tokens,
-    CAST(SUM(cached_tokens) AS BIGINT) AS cached_tokens,
-    CAST(SUM(output_tokens) AS BIGINT) AS output_tokens,
-    CAST(SUM(reasoning_tokens) AS BIGINT) AS reasoning_tokens,
-    CAST(SUM(total_tokens) AS BIGINT) AS total_tokens";
+pub(super) fn counts() -> String {
+    const SUMMED: [&str; 8] = [
+        "completed",
+        "failed",
+        "cancelled",
+        "input_tokens",
+        "cached_tokens",
+        "output_tokens",
+        "reasoning_tokens",
+        "total_tokens",
+    ];
+    let sum = |name| format!("CAST(COALESCE(SUM(batch_counts.{name}), 0) AS BIGINT) AS {name}");
+    SUMMED.map(sum).join(", ")
+}
+
+/// Batches with their sums, the newest first, of those that a statement gives the ids of. All in
+/// one statement, so that a batch that is shown as completed is shown with all its lines.
+fn select(name: &str, ids: &str) -> String {
+    let counts = counts();
+    format!(
+        "-- {name}
+         SELECT batches.*, {counts}
+         FROM batches LEFT JOIN batch_counts ON batch_counts.batch_id = batches.id
+         WHERE batches.id IN ({ids})
+         GROUP BY batches.id ORDER BY batches.created_at DESC, batches.id DESC"
+    )
+}
+
+/// A row of [`select`].
+#[derive(FromRow)]
+struct SelectedRow {
+    #[sqlx(flatten)]
+    batch: BatchRow,
+    #[sqlx(flatten)]
+    counts: CountsRow,
+}
+
+impl TryFrom<SelectedRow> for Batch {
+    type Error = Error;
+
+    fn try_from(selected: SelectedRow) -> Result<Self> {
+        let SelectedRow { batch, counts } = selected;
+        Ok(Batch {
+            stage: stage(&batch.status, batch.ending.as_deref())?,
+            counts: Counts {
+                total: batch.total,
+                completed: counts.completed,
+                failed: counts.failed,
+                cancelled: counts.cancelled,
+            },
+            usage: counts.usage(),
+            row: batch,
+        })
+    }
+}
 
 impl CountsRow {
     pub(super) fn usage(&self) -> Usage {
@@ -164,14 +208,18 @@ impl Store {
     /// # Errors
     /// When the database fails.
     pub async fn batch(&self, tenant: &str, id: &str) -> Result<Option<Batch>> {
-        let row: Option<BatchRow> = on!(self.reader(), c => {
-            sqlx::query_as("-- batch\nSELECT * FROM batches WHERE id = $1 AND tenant = $2")
+        let sql = select(
+            "batch",
+            "SELECT id FROM batches WHERE id = $1 AND tenant = $2",
+        );
+        let row: Option<SelectedRow> = on!(self.reader(), c => {
+            sqlx::query_as(AssertSqlSafe(sql))
                 .bind(id)
                 .bind(tenant)
                 .fetch_optional(c)
                 .await?
         });
-        Ok(self.with_counts(row.into_iter().collect()).await?.pop())
+        row.map(Batch::try_from).transpose()
     }
 
     /// Where in its tenant's list a batch stands.
@@ -201,22 +249,24 @@ impl Store {
         limit: i64,
     ) -> Result<Page<Batch>> {
         let (created_at, id) = after.unwrap_or((i64::MAX, "~".to_owned()));
-        let rows: Vec<BatchRow> = on!(self.reader(), c => {
-            sqlx::query_as(
-                "-- batches
-                 SELECT * FROM batches WHERE tenant = $1 AND (created_at, id) < ($2, $3)
-                 ORDER BY created_at DESC, id DESC LIMIT $4",
-            )
-            .bind(tenant)
-            .bind(created_at)
-            .bind(id)
-            .bind(limit + 1)
-            .fetch_all(c)
-            .await?
+        let sql = select(
+            "batches",
+            "SELECT id FROM batches WHERE tenant = $1 AND (created_at, id) < ($2, $3)
+             ORDER BY created_at DESC, id DESC LIMIT $4",
+        );
+        let rows: Vec<SelectedRow> = on!(self.reader(), c => {
+            sqlx::query_as(AssertSqlSafe(sql))
+                .bind(tenant)
+                .bind(created_at)
+                .bind(id)
+                .bind(limit + 1)
+                .fetch_all(c)
+                .await?
         });
         let page = Page::cut(rows, limit);
+        let items = page.items.into_iter().map(Batch::try_from);
         Ok(Page {
-            items: self.with_counts(page.items).await?,
+            items: items.collect::<Result<_>>()?,
             more: page.more,
         })
     }
@@ -249,53 +299,6 @@ impl Store {
         self.wake();
         let batch = self.batch(tenant, id).await?;
         Ok(batch.map_or(Cancel::NotFound, |batch| Cancel::Granted(Box::new(batch))))
-    }
-
-    /// Adds the sums of their slots to batches. The rows were read before: so a batch that is
-    /// shown as completed is shown with all its lines.
-    async fn with_counts(&self, rows: Vec<BatchRow>) -> Result<Vec<Batch>> {
-        if rows.is_empty() {
-            return Ok(Vec::new());
-        }
-        let sql = format!(
-            "-- batch_counts
-             SELECT {COUNTS}
-             FROM batch_counts WHERE batch_id IN {} GROUP BY batch_id",
-            values(1, 1, rows.len())
-        );
-        let sums: Vec<CountsRow> = on!(self.reader(), c => {
-            let mut query = sqlx::query_as(AssertSqlSafe(sql));
-            for row in &rows {
-                query = query.bind(&row.id);
-            }
-            query.fetch_all(c).await?
-        });
-        let sums: HashMap<&str, &CountsRow> = sums
-            .iter()
-            .map(|sum| (sum.batch_id.as_str(), sum))
-            .collect();
-        rows.into_iter()
-            .map(|row| {
-                let stage = stage(&row.status, row.ending.as_deref())?;
-                let mut counts = Counts {
-                    total: row.total,
-                    ..Counts::default()
-                };
-                let mut usage = Usage::default();
-                if let Some(sum) = sums.get(row.id.as_str()) {
-                    counts.completed = sum.completed;
-                    counts.failed = sum.failed;
-                    counts.cancelled = sum.cancelled;
-                    usage = sum.usage();
-                }
-                Ok(Batch {
-                    row,
-                    stage,
-                    counts,
-                    usage,
-                })
-            })
-            .collect()
     }
 }
 

@@ -10,6 +10,7 @@ mod demand;
 mod hold;
 mod send;
 mod state;
+mod turns;
 
 use std::collections::{BTreeSet, HashMap};
 use std::panic::AssertUnwindSafe;
@@ -123,7 +124,7 @@ impl Dispatch {
             lane.limit = self.pool.limits().lane(routes.lane);
             lane.ready += entry.ready.len();
         }
-        state.entries.insert(unit.id, entry);
+        state.put_in(entry);
         state.remove_if_spent(unit.id);
         drop(state);
         self.inbox.push(crashed);
@@ -208,10 +209,12 @@ impl Dispatch {
 
     pub(super) fn in_hand(&self) -> InHand {
         let state = self.lock();
-        let mut in_hand = InHand {
-            tenants: state.tenants.clone(),
-            ..InHand::default()
-        };
+        let mut in_hand = InHand::default();
+        for (name, tenant) in &state.tenants {
+            if tenant.in_flight > 0 {
+                in_hand.tenants.insert(name.clone(), tenant.in_flight);
+            }
+        }
         for entry in state.entries.values() {
             if !in_hand.batches.contains(&entry.unit.batch.id) {
                 in_hand.batches.insert(entry.unit.batch.id.clone());

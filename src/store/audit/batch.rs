@@ -10,7 +10,7 @@ use super::{Audit, Result, Tx, count, within};
 use crate::domain::batch::Status;
 use crate::domain::file::Kind;
 use crate::domain::usage::Usage;
-use crate::store::batches::{COUNTS, CountsRow};
+use crate::store::batches::{self, CountsRow};
 use crate::store::segments::decode_sizes;
 
 #[derive(FromRow)]
@@ -133,13 +133,11 @@ impl Audit<'_> {
         };
         let sql = format!(
             "-- audit_counts
-             SELECT {COUNTS} FROM batch_counts WHERE batch_id = $1 GROUP BY batch_id"
+             SELECT {} FROM batch_counts WHERE batch_id = $1",
+            batches::counts()
         );
-        let counts: Option<CountsRow> = within!(&mut *tx, c => {
-            sqlx::query_as(AssertSqlSafe(sql))
-            .bind(id)
-            .fetch_optional(c)
-            .await?
+        let counts: CountsRow = within!(&mut *tx, c => {
+            sqlx::query_as(AssertSqlSafe(sql)).bind(id).fetch_one(c).await?
         });
         let files: Vec<FileRow> = within!(&mut *tx, c => {
             sqlx::query_as(
@@ -157,7 +155,7 @@ impl Audit<'_> {
             total: row.total,
             input_file_id: row.input_file_id,
             names: [row.output_file_id, row.error_file_id],
-            counts: counts.unwrap_or_default(),
+            counts,
             files,
         }))
     }

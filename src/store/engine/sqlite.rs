@@ -56,6 +56,8 @@ pub(super) async fn open(path: &Path) -> Result<(SqlitePool, SqlitePool)> {
     let write = SqlitePoolOptions::new()
         .max_connections(1)
         .acquire_timeout(ACQUIRE_TIMEOUT)
+        // There is no other side that could be gone; to ask is two changes of thread.
+        .test_before_acquire(false)
         .idle_timeout(None)
         .max_lifetime(None)
         .connect_with(options.clone())
@@ -63,6 +65,7 @@ pub(super) async fn open(path: &Path) -> Result<(SqlitePool, SqlitePool)> {
     let read = SqlitePoolOptions::new()
         .max_connections(READERS)
         .acquire_timeout(ACQUIRE_TIMEOUT)
+        .test_before_acquire(false)
         .idle_timeout(None)
         .max_lifetime(None)
         .connect_with(options.create_if_missing(false))

@@ -71,11 +71,13 @@ impl Dispatch {
         }
         let mut state = self.lock();
         let mut in_flight = 0;
-        if let Some(entry) = state.entries.get_mut(&unit.id) {
+        if let Some(mut entry) = state.take_out(unit.id) {
             in_flight = entry.in_flight;
             if cleared {
                 entry.care = Care::Usual;
             }
+            // It may have another turn now.
+            state.put_in(entry);
         }
         if in_flight == 0 {
             state.not_alone(unit.id);

@@ -65,6 +65,9 @@ impl Dispatch {
 impl State {
     /// Lines whose wait is over go before the others of their unit.
     fn wake_due(&mut self, now: Instant) {
+        if self.lanes.values().all(|lane| lane.waiting == 0) {
+            return;
+        }
         for entry in self.entries.values_mut() {
             while entry
                 .waiting
@@ -83,31 +86,17 @@ impl State {
         }
     }
 
-    /// The unit whose next line comes first: one that runs alone, if its model is served; then by
-    /// priority, the tenant with the least in flight, deadline, age, and its place in the file.
+    /// The unit whose next line comes first. One that runs alone does only if its model is served.
     fn best(
         &self,
         full: &[*const Routes],
         now_ms: i64,
         served: impl Fn(&Routes) -> bool,
     ) -> Option<u64> {
-        let candidates = self.entries.values().filter(|entry| {
+        self.next_turn(|entry| {
             self.may_send(entry, full, now_ms)
                 && (!entry.runs_alone() || entry.unit.routes.as_deref().is_some_and(&served))
-        });
-        let best = candidates.min_by_key(|entry| {
-            let batch = &entry.unit.batch;
-            let busy = self.tenants.get(&batch.tenant).copied().unwrap_or(0);
-            let age = (batch.created_at, &batch.id, entry.unit.key.chunk_no);
-            (
-                !entry.runs_alone(),
-                -batch.priority,
-                busy,
-                batch.deadline,
-                age,
-            )
-        })?;
-        Some(best.unit.id)
+        })
     }
 
     fn may_send(&self, entry: &Entry, full: &[*const Routes], now_ms: i64) -> bool {
@@ -138,7 +127,7 @@ impl State {
             lane.in_flight += 1;
             lane.ready -= 1;
         }
-        *self.tenants.entry(unit.batch.tenant.clone()).or_default() += 1;
+        self.departed(&unit.batch.tenant);
         Some((unit, pending))
     }
 

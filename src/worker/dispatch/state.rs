@@ -6,6 +6,7 @@ use std::time::Instant;
 
 use super::super::held::{Care, HeldUnit, OpenLine};
 use super::super::line::Pending;
+use super::turns::Tenant;
 use crate::domain::batch::Ending;
 use crate::domain::unit::UnitKey;
 use crate::upstream::{LaneId, Routes};
@@ -14,8 +15,8 @@ use crate::upstream::{LaneId, Routes};
 pub(super) struct State {
     pub(super) entries: BTreeMap<u64, Entry>,
     pub(super) lanes: BTreeMap<LaneId, Lane>,
-    /// Lines in flight by tenant, for fairness.
-    pub(super) tenants: HashMap<Arc<str>, usize>,
+    /// Those that have something in hand.
+    pub(super) tenants: HashMap<Arc<str>, Tenant>,
     /// Every unit that the store says is ours, until its last flush is accepted.
     pub(super) held: HashMap<UnitKey, i64>,
     pub(super) in_flight: usize,
@@ -104,12 +105,7 @@ impl State {
     /// Takes a line that has come back off the counts of what is in flight.
     pub(super) fn landed(&mut self, unit: &HeldUnit, ended: bool) {
         self.in_flight -= 1;
-        if let Some(count) = self.tenants.get_mut(&unit.batch.tenant) {
-            *count -= 1;
-            if *count == 0 {
-                self.tenants.remove(&unit.batch.tenant);
-            }
-        }
+        self.arrived(&unit.batch.tenant);
         let lane = unit
             .routes
             .as_ref()
@@ -125,7 +121,7 @@ impl State {
 
     pub(super) fn remove(&mut self, id: u64) -> Option<Entry> {
         self.not_alone(id);
-        let entry = self.entries.remove(&id)?;
+        let entry = self.take_out(id)?;
         if let Some(lane) = entry.lane.and_then(|lane| self.lanes.get_mut(&lane)) {
             lane.waiting -= entry.waiting.len();
             lane.ready -= entry.ready.len();
@@ -139,7 +135,7 @@ impl State {
             entry.in_flight == 0 && entry.ready.is_empty() && entry.waiting.is_empty()
         });
         if spent {
-            self.entries.remove(&id);
+            self.take_out(id);
         }
     }
 

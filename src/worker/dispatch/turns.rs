@@ -1,0 +1,118 @@
+//! Whose turn it is: the units in hand, in the order in which their lines are sent. Kept, and not
+//! found out for each line: a hundred tenants may have hundreds of units.
+
+use std::cmp::Reverse;
+use std::collections::BTreeSet;
+use std::sync::Arc;
+
+use super::state::{Entry, State};
+
+/// What one tenant has in hand.
+#[derive(Default)]
+pub(super) struct Tenant {
+    /// Its lines in flight.
+    pub(super) in_flight: usize,
+    /// Its units, the next one first.
+    turns: BTreeSet<Turn>,
+}
+
+/// When a unit has its turn: before others of a later class; within a class, first the tenant
+/// that has the least in flight; then by what is left.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
+struct Turn {
+    class: Class,
+    place: Place,
+}
+
+/// One that runs alone goes before all others; then by priority.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
+struct Class {
+    has_company: bool,
+    priority: Reverse<i64>,
+}
+
+/// By deadline, age, and its place in the file.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
+struct Place {
+    deadline: i64,
+    created_at: i64,
+    batch_id: String,
+    chunk_no: i64,
+    unit_id: u64,
+}
+
+impl Turn {
+    fn of(entry: &Entry) -> Self {
+        let batch = &entry.unit.batch;
+        Turn {
+            class: Class {
+                has_company: !entry.runs_alone(),
+                priority: Reverse(batch.priority),
+            },
+            place: Place {
+                deadline: batch.deadline,
+                created_at: batch.created_at,
+                batch_id: batch.id.clone(),
+                chunk_no: entry.unit.key.chunk_no,
+                unit_id: entry.unit.id,
+            },
+        }
+    }
+}
+
+impl State {
+    /// The unit whose turn it is among those that may have one.
+    pub(super) fn next_turn(&self, may: impl Fn(&Entry) -> bool) -> Option<u64> {
+        let turns = self.tenants.values().filter_map(|tenant| {
+            let may = |turn: &&Turn| self.entries.get(&turn.place.unit_id).is_some_and(&may);
+            Some((tenant, tenant.turns.iter().find(may)?))
+        });
+        let (_, turn) =
+            turns.min_by_key(|&(tenant, turn)| (&turn.class, tenant.in_flight, &turn.place))?;
+        Some(turn.place.unit_id)
+    }
+
+    /// Takes a unit in hand.
+    pub(super) fn put_in(&mut self, entry: Entry) {
+        let tenant = Arc::clone(&entry.unit.batch.tenant);
+        let turns = &mut self.tenants.entry(tenant).or_default().turns;
+        turns.insert(Turn::of(&entry));
+        self.entries.insert(entry.unit.id, entry);
+    }
+
+    /// Takes a unit out of those in hand.
+    pub(super) fn take_out(&mut self, id: u64) -> Option<Entry> {
+        let entry = self.entries.remove(&id)?;
+        if let Some(tenant) = self.tenants.get_mut(&entry.unit.batch.tenant) {
+            tenant.turns.remove(&Turn::of(&entry));
+        }
+        self.forget_tenant(&entry.unit.batch.tenant);
+        Some(entry)
+    }
+
+    /// A line of the tenant's is on its way.
+    pub(super) fn departed(&mut self, tenant: &Arc<str>) {
+        match self.tenants.get_mut(tenant) {
+            Some(tenant) => tenant.in_flight += 1,
+            None => self.tenants.entry(tenant.clone()).or_default().in_flight = 1,
+        }
+    }
+
+    /// It has come back.
+    pub(super) fn arrived(&mut self, tenant: &Arc<str>) {
+        if let Some(of) = self.tenants.get_mut(tenant) {
+            of.in_flight -= 1;
+            if of.in_flight == 0 {
+                self.forget_tenant(tenant);
+            }
+        }
+    }
+
+    /// Forgets a tenant that has nothing in hand.
+    fn forget_tenant(&mut self, tenant: &Arc<str>) {
+        let has_none = |of: &Tenant| of.in_flight == 0 && of.turns.is_empty();
+        if self.tenants.get(tenant).is_some_and(has_none) {
+            self.tenants.remove(tenant);
+        }
+    }
+}
