@@ -52,7 +52,8 @@ impl App {
         judge_role(config)?;
         let role = config.server.role;
         let patience = config.database.start_timeout;
-        let store = open_store_within(patience, config, clock.clone()).await?;
+        let apart = connections_of_http(role, config.database.max_connections);
+        let store = open_store_within(patience, apart, config, clock.clone()).await?;
         store.lock()?;
         let auth = auth(config, &store).await?;
         let listener = TcpListener::bind(&config.server.listen)
@@ -198,19 +199,19 @@ fn shown(model: ModelInfo) -> Model {
 /// # Errors
 /// When it cannot be used.
 pub async fn open_store(config: &Config, clock: Clock) -> anyhow::Result<Store> {
-    open_store_within(COMMAND_PATIENCE, config, clock).await
+    open_store_within(COMMAND_PATIENCE, 0, config, clock).await
 }
 
 async fn open_store_within(
     patience: Duration,
+    apart: u32,
     config: &Config,
     clock: Clock,
 ) -> anyhow::Result<Store> {
     let database = &config.database;
-    let connections = database.max_connections;
     let options = OpenOptions {
-        connections,
-        apart: connections_of_http(config.server.role, connections),
+        connections: database.max_connections,
+        apart,
         statement_timeout: database.statement_timeout,
         patience,
         pooler: database.pooler,

@@ -14,13 +14,6 @@ pub fn unit(
     takeovers: i64,
     noted_line: Option<i64>,
 ) -> (Arc<HeldUnit>, Vec<OpenLine>) {
-    let text: String = (0..requests)
-        .map(|line| {
-            let path = ENDPOINTS[0].path;
-            format!("{{\"custom_id\":\"id-{line}\",\"method\":\"POST\",\"url\":\"{path}\",\"body\":{{}}}}\n")
-        })
-        .collect();
-    let leased = leased(requests, takeovers, noted_line);
     let batch = BatchContext {
         id: "batch".to_owned(),
         tenant: "tenant".into(),
@@ -29,8 +22,19 @@ pub fn unit(
         deadline: i64::MAX,
         created_at: 0,
     };
+    unit_of(1, batch, leased(requests, takeovers, noted_line))
+}
+
+/// A unit of any batch.
+pub fn unit_of(id: u64, batch: BatchContext, leased: LeasedUnit) -> (Arc<HeldUnit>, Vec<OpenLine>) {
+    let text: String = (0..leased.requests)
+        .map(|line| {
+            let path = ENDPOINTS[0].path;
+            format!("{{\"custom_id\":\"id-{line}\",\"method\":\"POST\",\"url\":\"{path}\",\"body\":{{}}}}\n")
+        })
+        .collect();
     let (unit, lines) = HeldUnit::open(
-        1,
+        id,
         leased,
         ("model", figures().model("model")),
         Arc::new(batch),

@@ -12,7 +12,7 @@ use crate::process::Process;
 use crate::results::{Figures, System};
 use crate::server::{Serving, Store};
 
-/// How often it is read for one figure.
+/// How often it is read for one figure: for about a second, since a machine has its moods.
 const TIMES: u32 = 20;
 
 pub async fn run(bench: &mut Bench) -> Result<()> {

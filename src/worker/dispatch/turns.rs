@@ -116,3 +116,84 @@ impl State {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::super::super::held::{BatchContext, Care};
+    use super::*;
+    use crate::domain::endpoint::ENDPOINTS;
+    use crate::worker::testing;
+
+    /// A unit of one of a few tenants and batches; with many takeovers it runs alone.
+    fn entry(id: u64, (tenant, rank, takeovers): (u8, [i64; 4], i64)) -> Entry {
+        let [priority, deadline, created_at, chunk_no] = rank;
+        let batch = BatchContext {
+            id: format!("batch-{tenant}-{priority}-{deadline}-{created_at}"),
+            tenant: format!("tenant-{tenant}").into(),
+            endpoint: &ENDPOINTS[0],
+            priority,
+            deadline,
+            created_at,
+        };
+        let mut leased = testing::leased(1, takeovers, None);
+        leased.key.batch_id.clone_from(&batch.id);
+        leased.key.chunk_no = chunk_no;
+        let (unit, lines) = testing::unit_of(id, batch, leased);
+        Entry::new(&unit, lines)
+    }
+
+    /// Whose turn it is, found out by looking at every unit.
+    fn by_looking(state: &State, may: impl Fn(&Entry) -> bool) -> Option<u64> {
+        let in_hand = state.entries.values().filter(|entry| may(entry));
+        let first = in_hand.min_by_key(|entry| {
+            let batch = &entry.unit.batch;
+            (
+                !entry.runs_alone(),
+                -batch.priority,
+                state.tenants[&batch.tenant].in_flight,
+                (batch.deadline, batch.created_at, batch.id.clone()),
+                (entry.unit.key.chunk_no, entry.unit.id),
+            )
+        });
+        first.map(|entry| entry.unit.id)
+    }
+
+    proptest! {
+        #[test]
+        fn the_order_that_is_kept_is_the_one_that_is_meant(
+            units in proptest::collection::vec(
+                (0_u8..3, proptest::array::uniform4(0_i64..2), 0_i64..5), 1..20),
+            steps in proptest::collection::vec((0_u8..4, any::<proptest::sample::Index>()), 0..40),
+            barred in 0_u64..20,
+        ) {
+            let mut state = State::default();
+            let ids: Vec<u64> = (0..units.len() as u64).collect();
+            for (&id, &unit) in ids.iter().zip(&units) {
+                state.put_in(entry(id, unit));
+            }
+            for (step, which) in steps {
+                let id = *which.get(&ids);
+                let tenant: Arc<str> = format!("tenant-{}", units[id as usize].0).into();
+                let in_flight = state.tenants.get(&tenant).map_or(0, |of| of.in_flight);
+                match step {
+                    0 => state.departed(&tenant),
+                    1 if in_flight > 0 => state.arrived(&tenant),
+                    2 => drop(state.take_out(id)),
+                    3 => if let Some(mut entry) = state.take_out(id) {
+                        entry.care = Care::Usual;
+                        state.put_in(entry);
+                    }
+                    _ => {}
+                }
+                let may = |entry: &Entry| entry.unit.id != barred;
+                prop_assert_eq!(state.next_turn(may), by_looking(&state, may));
+            }
+            for id in ids {
+                state.take_out(id);
+            }
+            prop_assert!(state.tenants.values().all(|tenant| tenant.in_flight > 0));
+        }
+    }
+}
