@@ -224,12 +224,13 @@ async fn open_store_within(
     })
 }
 
-/// How many connections to Postgres belong to HTTP's threads; 0: they share in the others. One at
-/// least is for the rest of the process.
+/// How many connections to Postgres belong to HTTP's threads; 0: they share in the others, as
+/// they do where these are few: one that waits for a lock must not be half of them.
 fn connections_of_http(role: Role, connections: u32) -> u32 {
     match role {
+        _ if connections < 4 => 0,
         Role::All => connections / 2,
-        Role::Api => connections.saturating_sub(1),
+        Role::Api => connections - 1,
         // It answers few requests.
         Role::Worker => 0,
     }
@@ -275,4 +276,17 @@ async fn auth(config: &Config, store: &Store) -> anyhow::Result<Auth> {
         tracing::warn!("requests need an API key, and there is none: {HOW_TO_CREATE_A_KEY}");
     }
     Ok(Auth::keys(bootstrap.as_ref()))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn half_of_the_connections_are_for_http_where_there_are_enough() {
+        let of = |role| [1, 3, 4, 5, 10].map(|all| connections_of_http(role, all));
+        assert_eq!(of(Role::All), [0, 0, 2, 2, 5]);
+        assert_eq!(of(Role::Api), [0, 0, 3, 4, 9]);
+        assert_eq!(of(Role::Worker), [0; 5]);
+    }
 }

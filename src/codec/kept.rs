@@ -35,3 +35,36 @@ impl<T> Kept<T> {
         self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn contexts_are_used_again_but_not_after_a_failure() {
+        let kept = Kept::new();
+        let mut made = 0;
+        for (work, expected) in [(Ok(()), 1), (Err(()), 1), (Ok(()), 2), (Ok(()), 2)] {
+            let make = || {
+                made += 1;
+                Ok(made)
+            };
+            let work = |_: &mut i32| work.map_err(|()| io::Error::other("failed"));
+            let _ = kept.with(make, work);
+            assert_eq!(made, expected);
+        }
+    }
+
+    #[test]
+    fn only_so_many_contexts_are_kept() {
+        fn all_at_once(kept: &Kept<()>, left: usize) -> io::Result<()> {
+            match left {
+                0 => Ok(()),
+                left => kept.with(|| Ok(()), |()| all_at_once(kept, left - 1)),
+            }
+        }
+        let kept = Kept::new();
+        all_at_once(&kept, 2 * KEPT_MAX).unwrap();
+        assert_eq!(kept.lock().len(), KEPT_MAX);
+    }
+}

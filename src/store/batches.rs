@@ -76,8 +76,8 @@ pub enum Cancel {
     NotFound,
 }
 
-/// The sums of a batch's slots: see [`counts`].
-#[derive(Debug, Default, FromRow)]
+/// The sums of a batch's slots: see [`summed`].
+#[derive(Debug, FromRow)]
 pub(super) struct CountsRow {
     pub completed: i64,
     pub failed: i64,
@@ -90,7 +90,7 @@ pub(super) struct CountsRow {
 }
 
 /// The columns of a [`CountsRow`], from `batch_counts` by batch.
-pub(super) fn counts() -> String {
+pub(super) fn summed() -> String {
     const SUMMED: [&str; 8] = [
         "completed",
         "failed",
@@ -108,10 +108,10 @@ pub(super) fn counts() -> String {
 /// Batches with their sums, the newest first, of those that a statement gives the ids of. All in
 /// one statement, so that a batch that is shown as completed is shown with all its lines.
 fn select(name: &str, ids: &str) -> String {
-    let counts = counts();
+    let summed = summed();
     format!(
         "-- {name}
-         SELECT batches.*, {counts}
+         SELECT batches.*, {summed}
          FROM batches LEFT JOIN batch_counts ON batch_counts.batch_id = batches.id
          WHERE batches.id IN ({ids})
          GROUP BY batches.id ORDER BY batches.created_at DESC, batches.id DESC"

@@ -182,7 +182,7 @@ enum Pools {
 pub struct OpenOptions {
     /// Connections to Postgres that this process holds at most.
     pub connections: u32,
-    /// How many of them are for [`Store::apart`] alone; 0: it shares in all.
+    /// How many of them are for [`Store::apart`] alone, fewer than all; 0: it shares in all.
     pub apart: u32,
     /// How long a statement may run on Postgres before it is given up.
     pub statement_timeout: Duration,
@@ -408,13 +408,10 @@ impl Store {
                 write.close().await;
             }
             Pools::Postgres(database) => {
-                database.close().await;
-                for others in [&self.shared.vital, &self.shared.apart]
-                    .into_iter()
-                    .flatten()
-                {
-                    others.close().await;
-                }
+                let others = [&self.shared.vital, &self.shared.apart];
+                let all = others.into_iter().flatten().chain([&**database]);
+                // At once, since each may take a while where the database hangs.
+                futures::future::join_all(all.map(Database::close)).await;
             }
         }
     }

@@ -14,7 +14,7 @@ use crate::store::{Error, Result, Segment, Store};
 
 /// The segments of a few chunks are read with their data if they have at most so many compressed
 /// bytes together; else one by one, when their lines come.
-const FETCHED_BYTES_MAX: usize = 1 << 20;
+pub(super) const FETCHED_BYTES_MAX: usize = 2 << 20;
 /// Decompressed frames that are kept for blocks to come.
 const FRAMES_BYTES_MAX: usize = 2 << 20;
 /// Lines are handed out in blocks of at most this size, but for one line that is longer. A frame is

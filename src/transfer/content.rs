@@ -9,16 +9,17 @@ use futures::stream::{self, Stream};
 use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc};
 use tokio_util::task::AbortOnDropHandle;
 
-use super::chunk::Chunk;
+use super::chunk::{Chunk, FETCHED_BYTES_MAX};
 use super::damaged;
 use crate::domain::file::Kind;
 use crate::store::{Result, Store, StoredFile};
 
-/// Blocks that are read and wait have at most so many bytes together.
+/// Blocks that are read and wait have at most so many bytes together. A block may be part of a frame
+/// up to twice its size.
 const AHEAD_BYTES: usize = 1 << 20;
 /// Chunks of an output file that are looked up together have so many bytes, but for one that has
-/// more by itself, …
-const TOGETHER_BYTES: u64 = 2 << 20;
+/// more by itself, as are read with their data even if they did not become smaller, …
+const TOGETHER_BYTES: u64 = FETCHED_BYTES_MAX as u64;
 /// … and stand within a row of so many.
 const TOGETHER: i64 = 16;
 

@@ -134,7 +134,7 @@ impl Audit<'_> {
         let sql = format!(
             "-- audit_counts
              SELECT {} FROM batch_counts WHERE batch_id = $1",
-            batches::counts()
+            batches::summed()
         );
         let counts: CountsRow = within!(&mut *tx, c => {
             sqlx::query_as(AssertSqlSafe(sql)).bind(id).fetch_one(c).await?

@@ -17,22 +17,22 @@ pub(super) struct Tenant {
 }
 
 /// When a unit has its turn: before others of a later class; within a class, first the tenant
-/// that has the least in flight; then by what is left.
-#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
+/// that has the least in flight; then by place.
+#[derive(PartialEq, Eq, PartialOrd, Ord)]
 struct Turn {
     class: Class,
     place: Place,
 }
 
 /// One that runs alone goes before all others; then by priority.
-#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
+#[derive(PartialEq, Eq, PartialOrd, Ord)]
 struct Class {
     has_company: bool,
     priority: Reverse<i64>,
 }
 
 /// By deadline, age, and its place in the file.
-#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
+#[derive(PartialEq, Eq, PartialOrd, Ord)]
 struct Place {
     deadline: i64,
     created_at: i64,
@@ -92,9 +92,8 @@ impl State {
 
     /// A line of the tenant's is on its way.
     pub(super) fn departed(&mut self, tenant: &Arc<str>) {
-        match self.tenants.get_mut(tenant) {
-            Some(tenant) => tenant.in_flight += 1,
-            None => self.tenants.entry(tenant.clone()).or_default().in_flight = 1,
+        if let Some(of) = self.tenants.get_mut(tenant) {
+            of.in_flight += 1;
         }
     }
 
