@@ -117,6 +117,35 @@ async fn lines_of_many_flushes_are_merged_though_few_of_their_frames_are_kept() 
 }
 
 #[tokio::test]
+async fn a_block_that_waits_for_a_slow_client_holds_little_more_than_itself() {
+    let test = TestStore::new().await;
+    let answers: Vec<Answer> = (0..100_u64)
+        .map(|line| {
+            let (kind, size) = match line {
+                50 => (Kind::Error, 100),
+                _ => (Kind::Output, 5_000),
+            };
+            let mut bytes = noise(size, line);
+            bytes.push(b'\n');
+            Answer {
+                model: 0,
+                flush: 0,
+                kind,
+                bytes,
+            }
+        })
+        .collect();
+    let [_, file] = test.run_batch(&answers).await;
+    let file = file.unwrap();
+    let mut blocks = Box::pin(content(&test.store, &file, 0..file.bytes as u64));
+    let block = blocks.next().await.unwrap().unwrap();
+    assert!(blocks.next().await.is_none());
+    // The whole of the memory behind it: it is the only one that holds it now.
+    let behind = block.try_into_mut().unwrap().capacity();
+    assert!(behind <= 202, "{behind} bytes for a line of 101");
+}
+
+#[tokio::test]
 async fn a_damaged_chunk_costs_neither_those_before_it_nor_the_other_file() {
     let mut test = TestStore::new().await;
     // Chunks have 512 lines: those of the second have errors, the others answers.
