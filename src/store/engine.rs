@@ -3,6 +3,7 @@
 
 mod postgres;
 mod sqlite;
+mod values;
 
 use std::path::PathBuf;
 use std::sync::Arc;
@@ -18,6 +19,7 @@ use super::{Error, Result, migrate};
 use crate::domain::clock::Clock;
 pub(super) use postgres::{Database, Lent, limited};
 pub(super) use sqlite::Writing;
+pub(super) use values::{typed_values, values};
 
 /// How long to wait between two tries to open a database, and between two lines that tell of it.
 const OPEN_PAUSE: Duration = Duration::from_millis(500);
@@ -466,42 +468,4 @@ async fn migrate_postgres(url: &str, pooler: bool) -> Result<()> {
     // The schema is committed: a farewell that fails or takes too long changes nothing of it.
     let _ = tokio::time::timeout(postgres::CONNECT_TIMEOUT, connection.close()).await;
     Ok(())
-}
-
-/// `($1, $2), ($3, $4)`: the values of `rows` rows of `columns` columns, from parameter `first`.
-pub(super) fn values(first: usize, rows: usize, columns: usize) -> String {
-    let mut text = String::with_capacity(rows * columns * 6);
-    let mut number = first;
-    for row in 0..rows {
-        text.push_str(if row == 0 { "(" } else { ", (" });
-        for column in 0..columns {
-            if column > 0 {
-                text.push_str(", ");
-            }
-            text.push('$');
-            text.push_str(&number.to_string());
-            number += 1;
-        }
-        text.push(')');
-    }
-    text
-}
-
-/// The same with each parameter cast to its column's type, for a list that stands by itself:
-/// there Postgres has nothing else to tell the types from.
-pub(super) fn typed_values(first: usize, rows: usize, types: &[&str]) -> String {
-    let mut text = String::with_capacity(rows * types.len() * 20);
-    let mut number = first;
-    for row in 0..rows {
-        text.push_str(if row == 0 { "(" } else { ", (" });
-        for (column, of_type) in types.iter().enumerate() {
-            if column > 0 {
-                text.push_str(", ");
-            }
-            text.push_str(&format!("CAST(${number} AS {of_type})"));
-            number += 1;
-        }
-        text.push(')');
-    }
-    text
 }
