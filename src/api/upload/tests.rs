@@ -438,6 +438,7 @@ async fn a_key_whose_upload_is_under_way_is_refused_until_it_ends() {
     assert_eq!(answer.headers["x-should-retry"], "true");
     // The client goes away.
     first.abort();
+    // Cut off, as it was meant to be.
     let _ = first.await;
     for _ in 0..500 {
         if send().await.status == 200 {
