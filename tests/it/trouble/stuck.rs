@@ -1,10 +1,13 @@
 //! Statements that hang, because somebody else holds a lock.
 
+use std::time::{Duration, Instant};
+
+use nightshift::store::Engine;
 use sqlx::{Connection as _, Executor as _, PgConnection};
 
-use super::{CONFIG, Midway, get, is_unavailable};
+use super::{CONFIG, LINES, Midway, PATIENCE, get, is_unavailable};
+use crate::support::session::Session;
 use crate::support::{Server, on};
-use nightshift::store::Engine;
 
 /// Holds whole tables until it is dropped.
 struct Hold(PgConnection);
@@ -50,4 +53,80 @@ async fn a_statement_that_hangs_is_given_up_and_tried_again() {
         server.stop().await;
     };
     on(Engine::Postgres, Box::pin(test)).await;
+}
+
+/// Of these connections half are HTTP's and half the work's: neither waits for the other's.
+const HALVES: &str = r#"
+[database]
+max_connections = 4
+statement_timeout = "60s"
+
+[[upstreams]]
+name = "simulated"
+base_url = "{simulated}"
+concurrency = 16
+
+[[models]]
+name = "sim-small"
+routes = [{ upstream = "simulated" }]
+"#;
+
+#[tokio::test]
+async fn requests_that_hang_do_not_hold_up_the_work() {
+    let test = async {
+        let mut server = Server::binary(HALVES).await;
+        let midway = Midway::begin(&server).await;
+        let mut session = Session::open(&server.database).await;
+        let hold = Hold::of(&server.database, "files").await;
+        let lists: Vec<_> = (0..10)
+            .map(|_| tokio::spawn(server.client().get(server.url("/v1/files")).send()))
+            .collect();
+        let done = "SELECT CAST(sum(completed) AS BIGINT) FROM batch_counts";
+        until_number(&mut session, done, LINES as i64).await;
+        assert!(lists.iter().any(|list| !list.is_finished()));
+
+        hold.end().await;
+        for list in lists {
+            let response = list.await.expect("does not panic").expect("answers");
+            // Some may have waited for a connection for too long.
+            if response.status() != 200 {
+                is_unavailable(response).await;
+            }
+        }
+        midway.ends_well(&server).await;
+        server.stop().await;
+    };
+    on(Engine::Postgres, Box::pin(test)).await;
+}
+
+#[tokio::test]
+async fn work_that_hangs_does_not_hold_up_requests() {
+    let test = async {
+        let mut server = Server::binary(HALVES).await;
+        let midway = Midway::begin(&server).await;
+        let mut session = Session::open(&server.database).await;
+        let hold = Hold::of(&server.database, "units, segments, chunks, batches").await;
+        let waiting = "SELECT count(*) FROM pg_stat_activity
+            WHERE datname = current_database() AND wait_event_type = 'Lock'";
+        until_number(&mut session, waiting, 2).await;
+        // Long enough for the work to take more connections, if it could.
+        for _ in 0..50 {
+            server.get("/v1/files").await;
+            tokio::time::sleep(Duration::from_millis(20)).await;
+        }
+
+        hold.end().await;
+        midway.ends_well(&server).await;
+        server.stop().await;
+    };
+    on(Engine::Postgres, Box::pin(test)).await;
+}
+
+/// Waits until a query gives that number, or more.
+async fn until_number(session: &mut Session, query: &str, number: i64) {
+    let deadline = Instant::now() + PATIENCE;
+    while session.number(query).await < number {
+        assert!(Instant::now() < deadline, "it does not come to {number}");
+        tokio::time::sleep(Duration::from_millis(20)).await;
+    }
 }
