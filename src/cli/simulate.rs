@@ -137,6 +137,7 @@ impl Args {
             api_key,
             answer_tokens: self.answer_tokens,
             track: self.track,
+            granted: None,
         })
     }
 }

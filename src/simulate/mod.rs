@@ -75,6 +75,9 @@ pub struct Options {
     pub rate_limit_rate: f64,
     /// More calls at once get 429, with no word on when to come again.
     pub max_concurrency: Option<usize>,
+    /// So many calls are answered; more wait until [`Simulator::grant`] lets them. `None`: none
+    /// waits. What stands in the middle of a batch so stands there for as long as is needed.
+    pub granted: Option<usize>,
     /// Another seed: other answers, and other calls that fail.
     pub seed: u64,
     /// What is served; another model is a 404. None named: every model is served.
@@ -97,6 +100,7 @@ impl Default for Options {
             error_rate: 0.0,
             rate_limit_rate: 0.0,
             max_concurrency: None,
+            granted: None,
             seed: 0,
             models: Vec::new(),
             api_key: None,

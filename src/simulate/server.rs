@@ -69,6 +69,13 @@ impl Simulator {
         self.service.ledger.reset();
     }
 
+    /// Lets so many more calls be answered, where [`Options::granted`] holds them back.
+    pub fn grant(&self, answers: usize) {
+        if let Some(grants) = &self.service.grants {
+            grants.add_permits(answers);
+        }
+    }
+
     /// Stops as a killed server does: calls in flight are cut. The port is free afterwards.
     pub async fn stop(self) {
         drop(self.stopping);

@@ -30,6 +30,8 @@ pub(super) struct Service {
     pub(super) ledger: Arc<Ledger>,
     rate_limit: Option<RateLimit>,
     slots: Option<Semaphore>,
+    /// A permit for each answer that is granted.
+    pub(super) grants: Option<Semaphore>,
     requests: AtomicU64,
 }
 
@@ -39,6 +41,7 @@ impl Service {
             ledger: Arc::new(Ledger::new(options.track)),
             rate_limit: options.requests_per_minute.map(RateLimit::per_minute),
             slots: options.max_concurrency.map(Semaphore::new),
+            grants: options.granted.map(Semaphore::new),
             requests: AtomicU64::new(0),
             options,
         }
@@ -193,6 +196,11 @@ impl Service {
         };
         if !wait.is_zero() {
             tokio::time::sleep(wait).await;
+        }
+        if let Some(grants) = &self.grants
+            && let Ok(grant) = grants.acquire().await
+        {
+            grant.forget();
         }
         if steers {
             return steered(steering, || caller.answer(draft));

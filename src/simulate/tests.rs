@@ -206,6 +206,24 @@ async fn a_call_that_hangs_ends_with_its_client_or_with_the_server() {
 }
 
 #[tokio::test]
+async fn no_more_is_answered_than_is_granted() {
+    let options = Options {
+        granted: Some(1),
+        ..Options::default()
+    };
+    let client = Client::new(options).await;
+    assert_eq!(client.status(CHAT, chat("one")).await, 200);
+    let request = client.http.post(client.url(CHAT));
+    let two = tokio::spawn(request.body(chat("two").to_string()).send());
+    while client.simulator.stats().total.in_flight == 0 {
+        tokio::time::sleep(Duration::from_millis(1)).await;
+    }
+    assert!(!two.is_finished());
+    client.simulator.grant(1);
+    assert_eq!(two.await.unwrap().unwrap().status(), 200);
+}
+
+#[tokio::test]
 async fn luck_is_the_same_in_every_run_and_new_for_every_try() {
     let options = Options {
         error_rate: 0.2,

@@ -10,6 +10,7 @@ mod stuck;
 
 use std::time::{Duration, Instant};
 
+use nightshift::simulate::Options;
 use reqwest::{Response, StatusCode};
 use serde_json::{Value, json};
 
@@ -18,8 +19,10 @@ use crate::support::{CHAT, Server, chat, ids};
 /// How long anything may take that is waited for. Far more than it does.
 const PATIENCE: Duration = Duration::from_secs(120);
 
-/// Enough lines, slow enough, that trouble comes in the middle.
 const LINES: usize = 1500;
+/// How many more lines the model answers for each time that a batch is to go on. With trouble in
+/// between it is never through.
+const GRANT: usize = 200;
 
 /// What falls silent is given up after a second and a little.
 const CONFIG: &str = r#"
@@ -36,6 +39,16 @@ name = "sim-small"
 routes = [{ upstream = "simulated" }]
 "#;
 
+/// A process whose model answers no more than it is granted.
+async fn start(toml: &str) -> Server {
+    let options = Options {
+        track: true,
+        granted: Some(0),
+        ..Options::default()
+    };
+    Server::simulating_binary(options, toml).await
+}
+
 /// A batch that is in the middle of its lines.
 struct Midway {
     batch: Value,
@@ -49,18 +62,22 @@ impl Midway {
         let jsonl: String = ids.iter().map(|id| chat(id, slow.clone())).collect();
         let batch = server.create_batch(&jsonl, CHAT).await;
         let midway = Midway { batch, ids };
-        midway.comes_to(server, 50).await;
+        midway.goes_on(server).await;
         midway
     }
 
-    /// Waits until so many lines are done. Meanwhile the database may be away.
-    async fn comes_to(&self, server: &Server, lines: i64) {
-        let batch = until(server, &self.batch, |batch| done(batch) >= lines).await;
+    /// Waits until more lines are done than now. The database may be away for a while, and more
+    /// lines are answered afterwards.
+    async fn goes_on(&self, server: &Server) {
+        let before = done(&until(server, &self.batch, |_| true).await);
+        server.simulator.grant(GRANT);
+        let batch = until(server, &self.batch, |batch| done(batch) >= before + 50).await;
         assert!(done(&batch) < LINES as i64, "the trouble came too late");
     }
 
     /// Waits for its end, and asserts that each line was done once.
     async fn ends_well(&self, server: &Server) {
+        server.simulator.grant(LINES);
         let ended = |batch: &Value| batch["completed_at"].is_i64() || batch["failed_at"].is_i64();
         let batch = until(server, &self.batch, ended).await;
         assert_eq!(batch["status"], "completed", "{batch}");

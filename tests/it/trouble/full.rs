@@ -7,7 +7,7 @@ use reqwest::{Response, StatusCode};
 use serde_json::Value;
 use sqlx::{Connection as _, Executor as _, PgConnection};
 
-use super::{CONFIG, LINES, Midway, get, is_error, is_unavailable};
+use super::{CONFIG, LINES, Midway, get, is_error, is_unavailable, start};
 use crate::commands::until;
 use crate::support::{CHAT, Server, chat, on};
 
@@ -41,7 +41,7 @@ async fn uploaded(server: &Server) -> usize {
 #[tokio::test]
 async fn on_a_full_postgres_batches_wait_and_uploads_are_refused() {
     let test = async {
-        let mut server = Server::binary(CONFIG).await;
+        let mut server = start(CONFIG).await;
         let mut postgres = PgConnection::connect(&server.database)
             .await
             .expect("connects");
@@ -85,7 +85,7 @@ fn limit_files(process: u32, bytes: &str) {
 
 #[tokio::test]
 async fn where_sqlite_cannot_write_batches_wait_and_uploads_are_refused() {
-    let mut server = Server::binary(CONFIG).await;
+    let mut server = start(CONFIG).await;
     server.stop().await;
     // The limit is to make writing fail, and not to end the process by a signal.
     server.start_binary_after("trap '' XFSZ;").await;

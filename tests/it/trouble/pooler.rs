@@ -1,9 +1,9 @@
 //! A pooler in transaction mode before Postgres.
 
-use super::{CONFIG, Midway};
+use super::{CONFIG, Midway, start};
+use crate::support::chat;
 use crate::support::engines::{on_postgres_through, shared_postgres};
 use crate::support::pooler::Pooler;
-use crate::support::{Server, chat};
 
 #[tokio::test]
 async fn servers_work_together_behind_a_pooler() {
@@ -11,7 +11,7 @@ async fn servers_work_together_behind_a_pooler() {
     pooler.ready().await;
     let test = async {
         let config = CONFIG.replace("[database]", "[database]\npooler = true");
-        let mut server = Server::binary(&config).await;
+        let mut server = start(&config).await;
         let neighbour = server.beside(&[]).await;
         let midway = Midway::begin(&server).await;
         // What it knows of the others' work it has looked up.

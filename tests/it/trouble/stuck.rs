@@ -5,9 +5,9 @@ use std::time::{Duration, Instant};
 use nightshift::store::Engine;
 use sqlx::{Connection as _, Executor as _, PgConnection};
 
-use super::{CONFIG, LINES, Midway, PATIENCE, get, is_unavailable};
+use super::{CONFIG, LINES, Midway, PATIENCE, get, is_unavailable, start};
+use crate::support::on;
 use crate::support::session::Session;
-use crate::support::{Server, on};
 
 /// Holds whole tables until it is dropped.
 struct Hold(PgConnection);
@@ -31,7 +31,7 @@ impl Hold {
 #[tokio::test]
 async fn a_statement_that_hangs_is_given_up_and_tried_again() {
     let test = async {
-        let mut server = Server::binary(CONFIG).await;
+        let mut server = start(CONFIG).await;
         let midway = Midway::begin(&server).await;
 
         let hold = Hold::of(&server.database, "batches, units, chunks").await;
@@ -39,7 +39,7 @@ async fn a_statement_that_hangs_is_given_up_and_tried_again() {
         let file = b"{}\n".to_vec();
         is_unavailable(server.upload(file, "in.jsonl", "batch").await).await;
         hold.end().await;
-        midway.comes_to(&server, 200).await;
+        midway.goes_on(&server).await;
 
         // What was half uploaded is seen by nobody.
         let files = server.get("/v1/files").await;
@@ -74,7 +74,7 @@ routes = [{ upstream = "simulated" }]
 #[tokio::test]
 async fn requests_that_hang_do_not_hold_up_the_work() {
     let test = async {
-        let mut server = Server::binary(HALVES).await;
+        let mut server = start(HALVES).await;
         let midway = Midway::begin(&server).await;
         let mut session = Session::open(&server.database).await;
         let hold = Hold::of(&server.database, "files").await;
@@ -82,6 +82,7 @@ async fn requests_that_hang_do_not_hold_up_the_work() {
             .map(|_| tokio::spawn(server.client().get(server.url("/v1/files")).send()))
             .collect();
         let done = "SELECT CAST(sum(completed) AS BIGINT) FROM batch_counts";
+        server.simulator.grant(LINES);
         until_number(&mut session, done, LINES as i64).await;
         assert!(lists.iter().any(|list| !list.is_finished()));
 
@@ -102,7 +103,7 @@ async fn requests_that_hang_do_not_hold_up_the_work() {
 #[tokio::test]
 async fn work_that_hangs_does_not_hold_up_requests() {
     let test = async {
-        let mut server = Server::binary(HALVES).await;
+        let mut server = start(HALVES).await;
         let midway = Midway::begin(&server).await;
         let mut session = Session::open(&server.database).await;
         let hold = Hold::of(&server.database, "units, segments, chunks, batches").await;
