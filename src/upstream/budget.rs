@@ -1,9 +1,9 @@
 //! One budget of bytes for a process: requests, answers, and what is not yet flushed.
 //!
-//! What is about to be sent waits until it fits ([`Budget::reserve`]). What is being received
-//! cannot be known beforehand, so it grows ([`Charge::grow`]); if every answer waited for another
-//! to end, none would, so one growing charge at a time may overdraw: the one that has waited
-//! longest. The overdraft is thus never more than one answer, and the copy of its request that a
+//! What is about to be sent is taken in hand only if it fits ([`Budget::try_reserve`]). What is
+//! being received cannot be known beforehand, so it grows ([`Charge::grow`]); if every answer waited
+//! for another to end, none would, so one growing charge at a time may overdraw: the one that has
+//! waited longest. The overdraft is thus never more than one answer, and the copy of its request that a
 //! route may have made.
 
 use std::collections::VecDeque;
@@ -23,9 +23,9 @@ struct State {
     used: usize,
     /// A charge that may overdraw is open.
     overdrawn: bool,
-    /// Answers that wait to grow. They go before `reserving`: they end, and free what they hold.
+    /// Answers that wait to grow. Nothing is reserved before them: they end, and free what they
+    /// hold.
     growing: VecDeque<Waiter>,
-    reserving: VecDeque<Waiter>,
 }
 
 #[derive(Debug)]
@@ -44,26 +44,12 @@ impl Budget {
         })
     }
 
-    /// Waits, first come first served, until `bytes` fit, or until nothing at all is charged: so
-    /// even what is larger than the whole budget passes, alone.
-    pub async fn reserve(self: &Arc<Self>, bytes: usize) -> Charge {
-        let granted = {
-            let mut state = self.lock();
-            if state.reserving.is_empty() && self.admits(&state, bytes) {
-                state.used += bytes;
-                return self.charge(bytes);
-            }
-            let (grant, granted) = oneshot::channel();
-            state.reserving.push_back(Waiter { bytes, grant });
-            granted
-        };
-        self.granted(granted).await
-    }
-
-    /// As [`reserve`](Self::reserve), without waiting: `None` if it would have to.
+    /// Charges `bytes` if they fit and no answer waits, or if nothing at all is charged: so even
+    /// what is larger than the whole budget passes, alone.
     pub fn try_reserve(self: &Arc<Self>, bytes: usize) -> Option<Charge> {
         let mut state = self.lock();
-        if !state.reserving.is_empty() || !self.admits(&state, bytes) {
+        let fits = state.used.saturating_add(bytes) <= self.limit;
+        if !state.growing.is_empty() || !(fits || state.used == 0) {
             return None;
         }
         state.used += bytes;
@@ -88,16 +74,11 @@ impl Budget {
         self.lock().used
     }
 
-    /// The budget is used up, or somebody waits for a part of it: send nothing new.
+    /// The budget is used up, or an answer waits for a part of it: send nothing new.
     #[must_use]
     pub fn is_full(&self) -> bool {
         let state = self.lock();
-        state.used >= self.limit || !state.growing.is_empty() || !state.reserving.is_empty()
-    }
-
-    fn admits(&self, state: &State, bytes: usize) -> bool {
-        let fits = state.used.saturating_add(bytes) <= self.limit;
-        state.growing.is_empty() && (fits || state.used == 0)
+        state.used >= self.limit || !state.growing.is_empty()
     }
 
     /// Charges the growth of an answer if it need not wait; the value says whether the answer may
@@ -132,7 +113,7 @@ impl Budget {
         }
     }
 
-    /// Serves whoever waits and can go on now.
+    /// Serves the answers that wait and can go on now.
     fn serve(self: &Arc<Self>, state: &mut State) {
         while let Some(first) = state.growing.front() {
             let gave_up = first.grant.is_closed();
@@ -142,14 +123,6 @@ impl Budget {
             }
             if let Some(waiter) = state.growing.pop_front() {
                 self.grant(state, waiter, !fits);
-            }
-        }
-        while let Some(first) = state.reserving.front() {
-            if !first.grant.is_closed() && !self.admits(state, first.bytes) {
-                return;
-            }
-            if let Some(waiter) = state.reserving.pop_front() {
-                self.grant(state, waiter, false);
             }
         }
     }
@@ -259,7 +232,7 @@ impl Charge {
         if overdraft {
             state.overdrawn = false;
         }
-        if !state.growing.is_empty() || !state.reserving.is_empty() {
+        if !state.growing.is_empty() {
             self.budget.serve(&mut state);
         }
     }
@@ -278,72 +251,77 @@ impl Drop for Charge {
 mod tests {
     use std::time::Duration;
 
-    use futures::{FutureExt, poll};
+    use futures::poll;
 
     use super::*;
 
-    #[tokio::test]
-    async fn what_fits_is_reserved_at_once_and_given_back() {
+    #[test]
+    fn what_fits_is_reserved_and_given_back() {
         let budget = Budget::new(100);
-        let a = budget.reserve(60).now_or_never().expect("fits");
+        let a = budget.try_reserve(60).expect("fits");
         let b = budget.try_reserve(40).expect("fits");
         assert!(budget.is_full() && budget.try_reserve(1).is_none());
         drop((a, b));
         assert_eq!(budget.used(), 0);
     }
 
-    #[tokio::test]
-    async fn reserving_is_first_come_first_served() {
+    #[test]
+    fn what_is_larger_than_the_budget_passes_alone() {
         let budget = Budget::new(100);
-        let held = budget.reserve(90).await;
-        let mut large = Box::pin(budget.reserve(50));
-        assert!(poll!(&mut large).is_pending());
-        let mut small = Box::pin(budget.reserve(5));
-        assert!(
-            poll!(&mut small).is_pending(),
-            "5 would fit, but 50 came first"
-        );
+        let held = budget.try_reserve(1).expect("fits");
+        assert!(budget.try_reserve(500).is_none());
         drop(held);
+        assert_eq!(budget.try_reserve(500).expect("is alone").bytes(), 500);
+    }
+
+    /// A budget of 100 that one answer has overdrawn with 110, and another one with 10 in it.
+    fn overdrawn() -> (Arc<Budget>, Charge, Charge) {
+        let budget = Budget::new(100);
+        let (mut over, mut waits) = (budget.open(), budget.open());
+        assert!(waits.try_grow(10) && over.try_grow(110));
+        (budget, over, waits)
+    }
+
+    #[tokio::test]
+    async fn growing_is_first_come_first_served() {
+        let (budget, over, mut first) = overdrawn();
+        let mut second = budget.open();
+        let mut large = Box::pin(first.grow(85));
+        assert!(poll!(&mut large).is_pending());
+        let mut small = Box::pin(second.grow(5));
+        assert!(poll!(&mut small).is_pending());
+        drop(over);
         assert!(poll!(&mut large).is_ready() && poll!(&mut small).is_ready());
+        assert_eq!(budget.used(), 100);
     }
 
     #[tokio::test]
     async fn who_gives_up_waiting_lets_the_next_pass() {
-        let budget = Budget::new(100);
-        let _held = budget.reserve(90).await;
-        let mut large = Box::pin(budget.reserve(50));
+        let (budget, mut over, mut first) = overdrawn();
+        let mut second = budget.open();
+        let mut large = Box::pin(first.grow(500));
         assert!(poll!(&mut large).is_pending());
-        let mut small = Box::pin(budget.reserve(5));
+        let mut small = Box::pin(second.grow(5));
         assert!(poll!(&mut small).is_pending());
-        drop(large);
-        assert_eq!(small.now_or_never().expect("served").bytes(), 5);
-        assert_eq!(
-            budget.used(),
-            90,
-            "the small one is dropped, the large one left no trace"
+        over.shrink_to(50);
+        assert!(
+            poll!(&mut small).is_pending(),
+            "it would fit, but 500 came first"
         );
+        drop(large);
+        assert!(poll!(&mut small).is_ready());
+        assert_eq!(budget.used(), 65, "the large one left no trace");
     }
 
     #[tokio::test]
     async fn what_was_granted_but_never_taken_is_given_back() {
-        let budget = Budget::new(100);
-        let held = budget.reserve(90).await;
-        let mut waiting = Box::pin(budget.reserve(50));
+        let (budget, over, mut first) = overdrawn();
+        let mut waiting = Box::pin(first.grow(50));
         assert!(poll!(&mut waiting).is_pending());
-        drop(held);
-        assert_eq!(budget.used(), 50, "granted");
+        drop(over);
+        assert_eq!(budget.used(), 60, "granted");
         drop(waiting);
-        assert_eq!(budget.used(), 0);
-    }
-
-    #[tokio::test]
-    async fn what_is_larger_than_the_budget_passes_alone() {
-        let budget = Budget::new(100);
-        let held = budget.reserve(1).await;
-        let mut large = Box::pin(budget.reserve(500));
-        assert!(poll!(&mut large).is_pending());
-        drop(held);
-        assert_eq!(large.await.bytes(), 500);
+        assert_eq!(budget.used(), 10);
     }
 
     #[tokio::test]
@@ -355,13 +333,11 @@ mod tests {
         assert!(!a.try_grow(1));
         let mut waiting = Box::pin(a.grow(1));
         assert!(poll!(&mut waiting).is_pending());
-        let mut reserving = Box::pin(budget.reserve(1));
-        assert!(poll!(&mut reserving).is_pending());
         assert_eq!(budget.used(), 150);
         drop(b);
-        waiting.await;
+        assert!(poll!(&mut waiting).is_ready());
+        drop(waiting);
         assert_eq!(a.bytes(), 81);
-        assert_eq!(reserving.await.bytes(), 1);
     }
 
     #[tokio::test]
@@ -377,15 +353,26 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn shrinking_lets_others_in() {
-        let budget = Budget::new(100);
-        let mut a = budget.reserve(100).await;
-        let mut waiting = Box::pin(budget.reserve(30));
+    async fn nothing_is_reserved_before_an_answer_that_waits() {
+        let (budget, mut over, mut first) = overdrawn();
+        let mut waiting = Box::pin(first.grow(500));
         assert!(poll!(&mut waiting).is_pending());
-        a.shrink_to(70);
-        assert_eq!(waiting.await.bytes() + a.bytes(), 100);
-        a.shrink_to(90);
-        assert_eq!(a.bytes(), 70, "shrinking never grows");
+        over.shrink_to(10);
+        assert!(budget.is_full() && budget.try_reserve(1).is_none());
+        drop(waiting);
+        assert!(!budget.is_full() && budget.try_reserve(1).is_some());
+    }
+
+    #[tokio::test]
+    async fn shrinking_lets_others_in() {
+        let (budget, mut over, mut first) = overdrawn();
+        let mut waiting = Box::pin(first.grow(20));
+        assert!(poll!(&mut waiting).is_pending());
+        over.shrink_to(70);
+        assert!(poll!(&mut waiting).is_ready());
+        assert_eq!(budget.used(), 100);
+        over.shrink_to(90);
+        assert_eq!(over.bytes(), 70, "shrinking never grows");
     }
 
     #[tokio::test]
@@ -397,7 +384,6 @@ mod tests {
         for call in 0..30_u64 {
             let budget = Arc::clone(&budget);
             calls.spawn(async move {
-                let _request = budget.reserve(100).await;
                 let mut answer = budget.open();
                 let mut most = 0;
                 for _ in 0..10 {
