@@ -128,17 +128,23 @@ fn config(upstream: &Simulator, directory: &std::path::Path) -> anyhow::Result<C
 async fn start(mut config: Config) -> anyhow::Result<App> {
     for port in FIRST_PORT..FIRST_PORT + PORTS_TRIED {
         config.server.listen = format!("127.0.0.1:{port}");
-        if tokio::net::TcpListener::bind(&config.server.listen)
-            .await
-            .is_ok()
-        {
-            return App::start(&config, Clock::default()).await;
+        match App::start(&config, Clock::default()).await {
+            Err(error) if is_taken(&error) => {}
+            started => return started,
         }
     }
     bail!(
         "no port from {FIRST_PORT} to {} is free",
         FIRST_PORT + PORTS_TRIED - 1
     )
+}
+
+/// Whether somebody else has the address.
+fn is_taken(error: &anyhow::Error) -> bool {
+    let mut causes = error
+        .chain()
+        .filter_map(|cause| cause.downcast_ref::<std::io::Error>());
+    causes.any(|cause| cause.kind() == std::io::ErrorKind::AddrInUse)
 }
 
 /// One batch, as a user would run it.

@@ -101,8 +101,9 @@ pub async fn run(args: Args) -> anyhow::Result<()> {
     let simulator = Simulator::start(&listen, options)
         .await
         .with_context(|| format!("cannot listen on {listen}"))?;
+    let stop = shutdown::on_signal()?;
     writeln!(std::io::stdout(), "{}", simulator.base_url())?;
-    shutdown::on_signal()?.cancelled().await;
+    stop.cancelled().await;
     simulator.stop().await;
     Ok(())
 }

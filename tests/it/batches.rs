@@ -168,7 +168,7 @@ async fn an_upstream_is_never_asked_for_more_than_its_limit() {
         concurrency = 7
     "#;
     let options = Options {
-        latency: Duration::from_millis(5),
+        latency: Duration::from_millis(50),
         ..Options::default()
     };
     let server = Server::simulating(options, config).await;
@@ -188,9 +188,12 @@ async fn an_upstream_is_never_asked_for_more_than_its_limit() {
 }
 
 async fn counts_move_while_a_batch_runs() {
-    let server = Server::start().await;
-    let mut jsonl = requests(&ids(200), &Value::Null);
-    jsonl += &chat("last", json!({"latency_ms": 3000}));
+    let options = Options {
+        granted: Some(200),
+        ..Options::default()
+    };
+    let server = Server::simulating(options, "").await;
+    let jsonl = requests(&ids(201), &Value::Null);
     let batch = server.create_batch(&jsonl, CHAT).await;
     let moving = server
         .until(&batch, |batch| {
@@ -200,6 +203,7 @@ async fn counts_move_while_a_batch_runs() {
     assert_eq!(moving["status"], "in_progress");
     assert_eq!(moving["request_counts"]["total"], 201);
     assert!(moving["output_file_id"].is_null(), "it is not whole yet");
+    server.simulator.grant(1);
     let batch = server.ended(&batch).await;
     assert_eq!(batch["request_counts"]["completed"], 201);
 }
@@ -210,7 +214,7 @@ async fn a_cancelled_batch_keeps_what_has_run() {
     let jsonl: String = ids
         .iter()
         .enumerate()
-        .map(|(n, id)| chat(id, json!({"latency_ms": if n < 100 { 0 } else { 400 }})))
+        .map(|(n, id)| chat(id, json!({"latency_ms": if n < 100 { 0 } else { 2000 }})))
         .collect();
     let batch = server.create_batch(&jsonl, CHAT).await;
     server

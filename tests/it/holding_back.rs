@@ -19,8 +19,8 @@ async fn lines_that_wait_do_not_draw_the_whole_queue_into_sleep() {
     const PERMITS: u64 = 4;
     let server = Server::with(
         "[retry]
-         initial_backoff = \"10m\"
-         max_backoff = \"10m\"
+         initial_backoff = \"3650d\"
+         max_backoff = \"3650d\"
          [worker]
          settle_timeout = \"0s\"
          [[upstreams]]
@@ -134,12 +134,19 @@ async fn answers_kept_in_an_outage_stay_within_the_budget() {
          concurrency = {PERMITS}"
     );
     let server = Server::with(&config).await;
-    let long = json!({"latency_ms": 10, "bytes": ANSWER});
+    // The first lines are on their way until the outage has begun.
+    let line = |(number, id): (usize, &String)| {
+        let latency_ms = if number < PERMITS as usize { 5000 } else { 10 };
+        chat(id, json!({"latency_ms": latency_ms, "bytes": ANSWER}))
+    };
     let ids = ids(LINES);
-    let jsonl: String = ids.iter().map(|id| chat(id, long.clone())).collect();
+    let jsonl: String = ids.iter().enumerate().map(line).collect();
     let batch = server.create_batch(jsonl, CHAT).await;
     let calls = || server.simulator.stats().total.calls;
-    until("lines are sent", async || calls() > 0).await;
+    until("all places are taken", async || {
+        server.simulator.stats().total.in_flight == PERMITS
+    })
+    .await;
     let mut database = block(&server.database).await;
     let durable = "SELECT CAST(COALESCE(SUM(completed + failed), 0) AS BIGINT) FROM batch_counts";
     let durable = u64::try_from(database.number(durable).await).expect("is no less than 0");

@@ -58,15 +58,21 @@ async fn a_killed_run_goes_on_and_loses_nothing() {
     let workshop = slow_workshop().await;
     let state = workshop.path("out.jsonl.nightshift/state.db");
     let state = format!("sqlite://{}", state.display());
+    let mut durable = 0;
     for _ in 0..2 {
         let running = half_done(&workshop).await;
-        until("something is durable", async || {
-            rows(&state, "segments").await > 0
+        until("more is durable", async || {
+            rows(&state, "segments").await > durable
         })
         .await;
         running.signal("KILL");
         assert_eq!(running.ended().await.code, None);
+        durable = rows(&state, "segments").await;
         assert_eq!(workshop.files(), ["in.jsonl", "out.jsonl.nightshift"]);
+        until("its calls are cut", async || {
+            workshop.simulator.stats().total.in_flight == 0
+        })
+        .await;
         workshop.simulator.reset_stats();
     }
     let ran = workshop.run(&[]).await;
@@ -105,6 +111,8 @@ async fn a_second_interrupt_stops_at_once() {
 async fn one_run_at_a_time_works_on_an_output() {
     let workshop = slow_workshop().await;
     let running = half_done(&workshop).await;
+    // It does not end meanwhile.
+    running.signal("STOP");
     let second = workshop.run(&[]).await;
     assert_eq!(second.code, Some(1));
     assert!(
@@ -114,6 +122,7 @@ async fn one_run_at_a_time_works_on_an_output() {
     );
     let restarted = workshop.run(&["--restart"]).await;
     assert_eq!(restarted.code, Some(1), "not even to throw it away");
+    running.signal("CONT");
     assert_eq!(running.ended().await.code, Some(0));
     assert_eq!(workshop.custom_ids("out.jsonl"), ids(LINES));
     let bodies = workshop.simulator.stats().bodies.expect("are tracked");

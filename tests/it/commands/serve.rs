@@ -6,6 +6,14 @@ use super::{ended_in, until};
 use crate::support::binary::{Binary, command, ended};
 use crate::support::{CHAT, Server, chat, client_with, ids};
 
+async fn is_ready(base: &str) {
+    until("it is ready", async || {
+        let ready = client_with(None).get(format!("{base}/readyz")).send().await;
+        ready.expect("answers").status() == 200
+    })
+    .await;
+}
+
 #[tokio::test]
 async fn with_nothing_said_it_keeps_its_data_in_the_working_directory() {
     let directory = tempfile::tempdir().expect("makes a directory");
@@ -14,12 +22,7 @@ async fn with_nothing_said_it_keeps_its_data_in_the_working_directory() {
     let mut server = crate::support::binary::Process::start(command, b"");
     let line = server.line().await.expect("says where");
     let base = line.strip_prefix("Listening on ").expect("says where");
-    let ready = client_with(None)
-        .get(format!("{base}/readyz"))
-        .send()
-        .await
-        .expect("answers");
-    assert_eq!(ready.status(), 200);
+    is_ready(base).await;
     assert!(
         directory
             .path()
@@ -67,11 +70,7 @@ async fn a_second_server_on_one_sqlite_file_is_refused() {
         second.errors
     );
     // The first is none the worse for it, and when it is gone the file is free.
-    let ready = client_with(None)
-        .get(format!("{}/readyz", first.base))
-        .send()
-        .await;
-    assert_eq!(ready.expect("answers").status(), 200);
+    is_ready(&first.base).await;
     first.terminate().await;
     Binary::serve(&args, &[]).await.terminate().await;
 }

@@ -70,6 +70,7 @@ async fn no_kill_loses_or_doubles_a_line() {
         })
         .await;
         server.kill().await;
+        backends_are_through(&server).await;
         until("all calls are cut", async || {
             server.simulator.stats().total.in_flight == 0
         })
@@ -107,6 +108,15 @@ async fn no_kill_loses_or_doubles_a_line() {
         calls - lines
     );
     assert!(calls <= lines + allowed);
+}
+
+/// What a process had sent before it was killed, Postgres's backends still do.
+async fn backends_are_through(server: &Server) {
+    if server.database.starts_with("postgres") {
+        let of_servers = "pg_stat_activity
+            WHERE datname = current_database() AND application_name = 'nightshift'";
+        server.until_rows(of_servers, |left| left == 0).await;
+    }
 }
 
 /// How many calls the upstream saw of one life of the server: never more at once than permitted,

@@ -49,7 +49,15 @@ async fn a_process_that_is_started_again_on_its_sqlite_file_goes_on_at_once_with
         // Nobody else can have the file: nobody waits for a lease, which outlasts all that is
         // waited for here.
         let mut server = Server::binary("[worker]\nlease = \"600s\"").await;
-        let (batch, ids) = slow(&server, 600, 200).await;
+        // The first line is not through before the kill.
+        let mut ids = ids(600);
+        ids.insert(0, "hangs".to_owned());
+        let steering = |id: &str| match id {
+            "hangs" => json!({"hang": true, "times": 1}),
+            _ => json!(null),
+        };
+        let jsonl: String = ids.iter().map(|id| chat(id, steering(id))).collect();
+        let batch = server.create_batch(&jsonl, CHAT).await;
         some_are_done(&server, &batch).await;
         server.kill().await;
         server
@@ -57,7 +65,7 @@ async fn a_process_that_is_started_again_on_its_sqlite_file_goes_on_at_once_with
             .await;
         server.start_binary_again().await;
         let batch = server.ended(&batch).await;
-        assert_eq!(batch["request_counts"]["completed"], 600);
+        assert_eq!(batch["request_counts"]["completed"], 601);
         server.exactly_once(&batch, &ids).await;
     };
     on(Engine::Sqlite, Box::pin(test)).await;
@@ -66,7 +74,7 @@ async fn a_process_that_is_started_again_on_its_sqlite_file_goes_on_at_once_with
 #[tokio::test]
 async fn a_name_that_another_process_has_is_refused() {
     let test = async {
-        let server = Server::binary(&config("2s")).await;
+        let server = Server::binary(&config("10s")).await;
         let mut second = command(&["serve", "--config"]);
         second
             .arg(server.config_file())
@@ -91,7 +99,7 @@ async fn a_name_that_another_process_has_is_refused() {
 #[tokio::test]
 async fn a_replica_that_was_silent_while_its_name_was_taken_ends_and_changes_nothing() {
     let test = async {
-        let mut server = Server::binary(&config("1s")).await;
+        let mut server = Server::binary(&config("10s")).await;
         let (batch, ids) = slow(&server, 200, 200).await;
         until("calls are in flight", async || {
             server.simulator.stats().total.in_flight > 30
@@ -137,16 +145,20 @@ async fn the_share_of_a_namesake_is_not_given_away_while_its_lease_runs() {
 
         server.start_binary_again().await;
         let batch = server.create_batch(chat("a", json!(null)), CHAT).await;
-        // It has had turns enough to know of everybody, and wants a place.
-        until("the new one has asked for its share", async || {
-            let turns = "SELECT COALESCE(MAX(held_until - joined_at), 0) FROM share_holders
-                WHERE token IN (SELECT token FROM replicas)";
-            database.number(turns).await > 4_000
+        until("the new one wants a place", async || {
+            let wants = "SELECT count(*) FROM shares WHERE wants > 0
+                AND token IN (SELECT token FROM replicas)";
+            database.number(wants).await > 0
         })
         .await;
-        let wants = "SELECT count(*) FROM shares WHERE wants > 0
-            AND token IN (SELECT token FROM replicas)";
-        assert!(database.number(wants).await > 0);
+        // It has turns enough to know of everybody.
+        let turns = "SELECT COALESCE(MAX(held_until), 0) FROM share_holders
+            WHERE token IN (SELECT token FROM replicas)";
+        let then = database.number(turns).await + 3_000;
+        until("it has had its turns", async || {
+            database.number(turns).await > then
+        })
+        .await;
         assert_eq!(server.simulator.stats().total.calls, 0);
 
         // Now nobody has turns under the old lease any more.

@@ -20,13 +20,18 @@ const REFUSE_SQLITE: &str = "
         SELECT RAISE(ABORT, 'not this one');
     END";
 
-const SLOW: &str = "
-    CREATE FUNCTION slow() RETURNS trigger LANGUAGE plpgsql AS $$
+/// As if more than two units at once took longer than a statement may.
+const NO_TIME: &str = "
+    CREATE FUNCTION no_time() RETURNS trigger LANGUAGE plpgsql AS $$
     BEGIN
-        PERFORM pg_sleep(0.45);
-        RETURN NEW;
+        IF (SELECT count(*) FROM written) > 2 THEN
+            RAISE EXCEPTION 'canceling statement due to statement timeout'
+                USING ERRCODE = 'query_canceled';
+        END IF;
+        RETURN NULL;
     END $$;
-    CREATE TRIGGER slow BEFORE INSERT ON segments FOR EACH ROW EXECUTE FUNCTION slow()";
+    CREATE TRIGGER no_time AFTER INSERT ON segments REFERENCING NEW TABLE AS written
+        FOR EACH STATEMENT EXECUTE FUNCTION no_time()";
 
 /// Lines of a few units.
 fn lines(ids: &[String]) -> String {
@@ -88,10 +93,9 @@ on_every_engine![a_unit_that_cannot_be_written_holds_up_no_other_one];
 #[tokio::test]
 async fn units_for_which_the_database_has_not_enough_time_are_written_by_and_by() {
     let test = async {
-        let config = "[database]\nstatement_timeout = \"1s\"";
-        let server = Server::with(config).await;
+        let server = Server::start().await;
         let mut database = Session::open(&server.database).await;
-        database.execute(SLOW).await;
+        database.execute(NO_TIME).await;
         let ids = ids(1_000);
         let batch = server.run(lines(&ids), CHAT).await;
         assert_eq!(batch["request_counts"]["completed"], 1_000, "{batch}");

@@ -6,7 +6,10 @@ use nightshift::api::auth;
 use nightshift::domain::id;
 use nightshift::store::{ApiKey, Engine, Store};
 use secrecy::ExposeSecret as _;
+use sqlx::sqlite::SqliteConnectOptions;
 use sqlx::{Connection as _, Executor as _, PgConnection, SqliteConnection};
+
+use super::PATIENCE;
 
 tokio::task_local! {
     static ENGINE: Engine;
@@ -87,7 +90,8 @@ async fn new_postgres_database() -> String {
     let mut connection = PgConnection::connect(&server)
         .await
         .expect("connects to Postgres");
-    let create = format!("CREATE DATABASE {name}");
+    // Of the other template one cannot make a copy while a vacuum is at it.
+    let create = format!("CREATE DATABASE {name} TEMPLATE template0");
     connection
         .execute(sqlx::AssertSqlSafe(create))
         .await
@@ -114,11 +118,20 @@ pub async fn add_key(store: &Store, tenant: &str) -> String {
     new.key.expose_secret().to_owned()
 }
 
+/// A connection to a database of SQLite, which waits for others as long as anything is waited for.
+pub async fn sqlite(database: &str) -> SqliteConnection {
+    let options: SqliteConnectOptions = database.parse().expect("is a URL of SQLite");
+    let options = options.busy_timeout(PATIENCE);
+    SqliteConnection::connect_with(&options)
+        .await
+        .expect("connects")
+}
+
 /// How many rows a table of a database has.
 pub async fn rows(database: &str, table: &str) -> i64 {
     let sql = sqlx::AssertSqlSafe(format!("SELECT count(*) FROM {table}"));
     let count: sqlx::Result<i64> = if database.starts_with("sqlite") {
-        let mut connection = SqliteConnection::connect(database).await.expect("connects");
+        let mut connection = sqlite(database).await;
         sqlx::query_scalar(sql).fetch_one(&mut connection).await
     } else {
         let mut connection = PgConnection::connect(database).await.expect("connects");
@@ -146,7 +159,7 @@ pub async fn all_rows(database: &str) -> Vec<(String, i64)> {
     let counts = TABLES.map(|table| format!("SELECT '{table}', count(*) FROM {table}"));
     let sql = sqlx::AssertSqlSafe(counts.join(" UNION ALL "));
     let counted = if database.starts_with("sqlite") {
-        let mut connection = SqliteConnection::connect(database).await.expect("connects");
+        let mut connection = sqlite(database).await;
         sqlx::query_as(sql).fetch_all(&mut connection).await
     } else {
         let mut connection = PgConnection::connect(database).await.expect("connects");
@@ -166,7 +179,7 @@ pub async fn is_empty(database: &str) -> bool {
 pub async fn execute(database: &str, sql: &str) {
     let statement = sqlx::AssertSqlSafe(sql.to_owned());
     let done = if database.starts_with("sqlite") {
-        let mut connection = SqliteConnection::connect(database).await.expect("connects");
+        let mut connection = sqlite(database).await;
         sqlx::raw_sql(statement)
             .execute(&mut connection)
             .await

@@ -3,6 +3,8 @@
 use nightshift::store::Engine;
 use sqlx::{AssertSqlSafe, Connection as _, PgConnection, SqliteConnection};
 
+use super::engines;
+
 pub enum Session {
     Sqlite(SqliteConnection),
     Postgres(PgConnection),
@@ -11,7 +13,7 @@ pub enum Session {
 impl Session {
     pub async fn open(database: &str) -> Session {
         if database.starts_with("sqlite") {
-            Session::Sqlite(SqliteConnection::connect(database).await.expect("connects"))
+            Session::Sqlite(engines::sqlite(database).await)
         } else {
             Session::Postgres(PgConnection::connect(database).await.expect("connects"))
         }
@@ -29,6 +31,15 @@ impl Session {
         match self {
             Session::Sqlite(c) => drop(sqlx::raw_sql(sql).execute(c).await.expect("executes")),
             Session::Postgres(c) => drop(sqlx::raw_sql(sql).execute(c).await.expect("executes")),
+        }
+    }
+
+    /// The same where it may fail: says whether it has not.
+    pub async fn try_execute(&mut self, sql: &str) -> bool {
+        let sql = AssertSqlSafe(sql.to_owned());
+        match self {
+            Session::Sqlite(c) => sqlx::raw_sql(sql).execute(c).await.is_ok(),
+            Session::Postgres(c) => sqlx::raw_sql(sql).execute(c).await.is_ok(),
         }
     }
 
