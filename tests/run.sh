@@ -65,7 +65,7 @@ if [ -z "${NIGHTSHIFT_TEST_POSTGRES:-}" ]; then
     "${as[@]}" "$bin/initdb" -D "$home/data" -U postgres -A trust --no-sync -E UTF8 --locale=C >/dev/null
     # Only a socket in its own directory: no port that anybody else could want or reach.
     "${as[@]}" "$bin/pg_ctl" -D "$home/data" -l "$home/log" -w -o \
-      "-c listen_addresses='' -k $home -c fsync=off -c max_connections=300" start >/dev/null
+      "-c listen_addresses='' -k $home -c fsync=off -c max_connections=1000" start >/dev/null
   )
   export NIGHTSHIFT_TEST_POSTGRES="postgres://postgres@localhost/postgres?host=$home"
 fi

@@ -268,7 +268,7 @@ mod tests {
         let wait = async {
             for _ in 0..3 {
                 clock.advance_ms(100_000);
-                tokio::time::sleep(every * 2).await;
+                tokio::time::sleep(every * 20).await;
             }
         };
         attempt.alive_during(wait).await.unwrap();

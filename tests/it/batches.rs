@@ -6,7 +6,7 @@ use nightshift::simulate::Options;
 use serde_json::{Value, json};
 use std::time::Duration;
 
-use crate::support::{CHAT, Server, chat, ids, on_every_engine, request};
+use crate::support::{CHAT, Server, chat, granting, ids, on_every_engine, request};
 
 fn requests(ids: &[String], simulate: &Value) -> String {
     ids.iter().map(|id| chat(id, simulate.clone())).collect()
@@ -188,11 +188,7 @@ async fn an_upstream_is_never_asked_for_more_than_its_limit() {
 }
 
 async fn counts_move_while_a_batch_runs() {
-    let options = Options {
-        granted: Some(200),
-        ..Options::default()
-    };
-    let server = Server::simulating(options, "").await;
+    let server = Server::simulating(granting(200), "").await;
     let jsonl = requests(&ids(201), &Value::Null);
     let batch = server.create_batch(&jsonl, CHAT).await;
     let moving = server

@@ -6,6 +6,7 @@ mod exchange;
 use std::collections::BTreeSet;
 use std::time::{Duration, Instant};
 
+use nightshift::simulate::Options;
 use nightshift::store::Engine;
 use serde_json::{Value, json};
 
@@ -13,10 +14,10 @@ use crate::support::binary::Binary;
 use crate::support::session::Session;
 use crate::support::{CHAT, Server, chat, client_with, ids, on, request};
 
-/// Short leases; and answers that say who asked, by a header that each replica has of its own.
+/// Answers that say who asked, by a header that each replica has of its own.
 const CONFIG: &str = r#"
 [worker]
-lease = "1s"
+lease = "{lease}"
 reclaim_after = "{reclaim}"
 
 [[upstreams]]
@@ -45,18 +46,58 @@ const WRITING: &str =
 const ORPHANED: &str =
     "units WHERE state = 'waiting' AND owner NOT IN (SELECT token FROM replicas)";
 
-/// A server and as many replicas of it, all of which hold a share of the model's limit.
-async fn replicas(limit: usize, names: &[&str]) -> (Server, Vec<Binary>) {
-    replicas_that_reclaim("1s", limit, names).await
+/// How soon others take over, and how many calls are answered before more are granted.
+#[derive(Clone, Copy)]
+struct Terms {
+    lease: &'static str,
+    reclaim_after: &'static str,
+    granted: Option<usize>,
 }
 
-async fn replicas_that_reclaim(
-    reclaim_after: &str,
-    limit: usize,
-    names: &[&str],
-) -> (Server, Vec<Binary>) {
-    let config = CONFIG.replace("{limit}", &limit.to_string());
-    let server = Server::binary(&config.replace("{reclaim}", reclaim_after)).await;
+/// What a replica had stays its own for longer than anything is waited for.
+const NEVER_RECLAIMED: Terms = Terms {
+    reclaim_after: "1h",
+    ..SHORT
+};
+/// Nobody's lease runs out.
+const LASTING: Terms = Terms {
+    lease: "10s",
+    reclaim_after: "1s",
+    granted: None,
+};
+/// What a replica had is soon taken over.
+const SHORT: Terms = Terms {
+    lease: "1s",
+    ..LASTING
+};
+
+/// Waits until a table has so many rows, with lines being answered: places change hands when they
+/// become free.
+async fn until_in_motion(server: &Server, table: &str, rows: i64) {
+    let is_so = |count| {
+        if count != rows {
+            server.simulator.grant(2);
+        }
+        count == rows
+    };
+    server.until_rows(table, is_so).await;
+}
+
+async fn server(terms: Terms, config: &str) -> Server {
+    let config = config
+        .replace("{lease}", terms.lease)
+        .replace("{reclaim}", terms.reclaim_after);
+    let options = Options {
+        track: true,
+        granted: terms.granted,
+        ..Options::default()
+    };
+    Server::simulating_binary(options, &config).await
+}
+
+/// A server and as many replicas of it, all of which hold a share of the model's limit.
+async fn replicas(terms: Terms, limit: usize, names: &[&str]) -> (Server, Vec<Binary>) {
+    let server = server(terms, &CONFIG.replace("{limit}", &limit.to_string())).await;
     let mut replicas = Vec::new();
     for name in names {
         replicas.push(replica(&server, name).await);
@@ -122,9 +163,15 @@ async fn get(server: &Server, replica: &Binary, path: &str) -> Value {
 #[tokio::test]
 async fn a_batch_is_worked_on_by_all_replicas_and_any_of_them_serves_it() {
     on(Engine::Postgres, async {
-        let (server, others) = replicas(6, &["b", "c"]).await;
+        let terms = Terms {
+            granted: Some(0),
+            ..LASTING
+        };
+        let (server, others) = replicas(terms, 6, &["b", "c"]).await;
         let ids = ids(900);
         let created = server.create_batch(lines(&ids, 10), CHAT).await;
+        until_in_motion(&server, WORKING, 3).await;
+        server.simulator.grant(ids.len());
         let path = format!("/v1/batches/{}", created["id"].as_str().expect("has an id"));
         for replica in &others {
             assert_eq!(get(&server, replica, &path).await["id"], created["id"]);
@@ -146,15 +193,21 @@ async fn a_limit_of_the_upstream_holds_over_all_replicas() {
         let upstream = "headers = { x-replica = \"a\" }\nconcurrency = 4";
         let config = CONFIG
             .replace("headers = { x-replica = \"a\" }", upstream)
-            .replace("{limit}", "64")
-            .replace("{reclaim}", "1s");
-        let server = Server::binary(&config).await;
+            .replace("{limit}", "64");
+        let terms = Terms {
+            granted: Some(0),
+            ..LASTING
+        };
+        let server = server(terms, &config).await;
         let _other = replica(&server, "b").await;
         let shared = "shares WHERE resource = 'upstream:simulated' AND held = 2";
         server.until_rows(shared, |count| count == 2).await;
 
         let ids = ids(900);
-        let batch = server.run(lines(&ids, 10), CHAT).await;
+        let batch = server.create_batch(lines(&ids, 10), CHAT).await;
+        until_in_motion(&server, WORKING, 2).await;
+        server.simulator.grant(ids.len());
+        let batch = server.ended(&batch).await;
         assert_eq!(batch["status"], "completed", "{batch}");
         assert_eq!(answered_by(&server, &batch, &ids).await.len(), 2);
         assert!(most_in_flight(&server) <= 4);
@@ -162,22 +215,45 @@ async fn a_limit_of_the_upstream_holds_over_all_replicas() {
     .await;
 }
 
+/// Waits until all places are taken by calls that are not answered.
+async fn nothing_is_sent_any_more(server: &Server) {
+    let deadline = Instant::now() + Duration::from_secs(60);
+    let mut before = 0;
+    loop {
+        let sent = server.simulator.stats().total;
+        if sent.in_flight == 6 && sent.calls == before {
+            return;
+        }
+        assert!(Instant::now() < deadline, "{sent:?}");
+        before = sent.calls;
+        // Far longer than a line takes.
+        tokio::time::sleep(Duration::from_secs(1)).await;
+    }
+}
+
 #[tokio::test]
 async fn no_line_is_lost_or_doubled_whatever_becomes_of_two_replicas_in_three() {
     on(Engine::Postgres, async {
-        let (mut server, mut others) = replicas(6, &["b", "c"]).await;
+        let terms = Terms {
+            granted: Some(0),
+            ..SHORT
+        };
+        let (mut server, mut others) = replicas(terms, 6, &["b", "c"]).await;
         let ids = ids(1_500);
         let batch = server.create_batch(lines(&ids, 100), CHAT).await;
-        server.until_rows(WRITING, |count| count == 3).await;
+        until_in_motion(&server, WRITING, 3).await;
 
         let killed = others.remove(0);
         killed.signal("KILL");
         killed.ended().await;
         // A replica's row goes in the transaction that takes over its units.
         server.until_rows("replicas", |count| count == 2).await;
-        server.until_rows(WORKING, |count| count == 2).await;
+        until_in_motion(&server, WORKING, 2).await;
 
+        // Stopped on its way to send a line, it would send it on waking, beside the other's.
+        nothing_is_sent_any_more(&server).await;
         server.signal("STOP");
+        server.simulator.grant(10_000);
         server.until_rows("replicas", |count| count == 1).await;
         // The other one has all of the limit, and its units, before the first one goes on.
         server.until_rows(ORPHANED, |count| count == 0).await;
@@ -208,7 +284,11 @@ async fn no_line_is_lost_or_doubled_whatever_becomes_of_two_replicas_in_three() 
 #[tokio::test]
 async fn a_replica_that_stops_within_a_transaction_does_not_hold_up_the_others() {
     on(Engine::Postgres, async {
-        let (server, _) = replicas(6, &[]).await;
+        let terms = Terms {
+            granted: Some(200),
+            ..SHORT
+        };
+        let (server, _) = replicas(terms, 6, &[]).await;
         let ids = ids(900);
         let batch = server.create_batch(lines(&ids, 10), CHAT).await;
         server.until_rows(WRITING, |count| count == 1).await;
@@ -216,6 +296,7 @@ async fn a_replica_that_stops_within_a_transaction_does_not_hold_up_the_others()
         database
             .execute("BEGIN; LOCK TABLE backlog IN EXCLUSIVE MODE")
             .await;
+        server.simulator.grant(10_000);
         // It has units in its hand, and waits to count them as taken.
         let waits = "pg_stat_activity WHERE datname = current_database() \
              AND wait_event_type = 'Lock' AND query LIKE '%add_waiting%'";
@@ -235,13 +316,18 @@ async fn a_replica_that_stops_within_a_transaction_does_not_hold_up_the_others()
 #[tokio::test]
 async fn a_replica_that_joins_gets_what_the_others_let_go_of_and_not_before() {
     on(Engine::Postgres, async {
-        let (server, _) = replicas(6, &[]).await;
+        let terms = Terms {
+            granted: Some(20),
+            ..LASTING
+        };
+        let (server, _) = replicas(terms, 6, &[]).await;
         let ids = ids(600);
         let batch = server.create_batch(lines(&ids, 100), CHAT).await;
         let is_busy = |batch: &Value| batch["request_counts"]["completed"].as_i64() > Some(0);
         server.until(&batch, is_busy).await;
         let _others = [replica(&server, "b").await, replica(&server, "c").await];
-        server.until_rows(WORKING, |count| count == 3).await;
+        until_in_motion(&server, WORKING, 3).await;
+        server.simulator.grant(ids.len());
         let batch = server.ended(&batch).await;
         assert_eq!(answered_by(&server, &batch, &ids).await.len(), 3);
         assert_eq!(most_in_flight(&server), 6);
@@ -252,7 +338,7 @@ async fn a_replica_that_joins_gets_what_the_others_let_go_of_and_not_before() {
 #[tokio::test]
 async fn the_share_of_a_replica_that_leaves_is_given_to_the_others_at_once() {
     on(Engine::Postgres, async {
-        let (server, mut others) = replicas_that_reclaim("1h", 6, &["b", "c"]).await;
+        let (server, mut others) = replicas(NEVER_RECLAIMED, 6, &["b", "c"]).await;
         server
             .until_rows(&held("held = 2"), |count| count == 3)
             .await;
@@ -266,7 +352,7 @@ async fn the_share_of_a_replica_that_leaves_is_given_to_the_others_at_once() {
             .await;
 
         let ids = ids(100);
-        let batch = server.run(lines(&ids, 20), CHAT).await;
+        let batch = server.run(lines(&ids, 200), CHAT).await;
         assert_eq!(answered_by(&server, &batch, &ids).await.len(), 1);
         assert_eq!(most_in_flight(&server), 6);
     })
@@ -276,7 +362,7 @@ async fn the_share_of_a_replica_that_leaves_is_given_to_the_others_at_once() {
 #[tokio::test]
 async fn the_share_of_a_replica_that_vanished_is_given_to_the_others_in_the_end() {
     on(Engine::Postgres, async {
-        let (server, mut others) = replicas(6, &["b"]).await;
+        let (server, mut others) = replicas(SHORT, 6, &["b"]).await;
         server
             .until_rows(&held("held = 3"), |count| count == 2)
             .await;
@@ -293,7 +379,7 @@ async fn the_share_of_a_replica_that_vanished_is_given_to_the_others_in_the_end(
 #[tokio::test]
 async fn a_replica_that_is_started_again_under_its_name_has_its_share_again() {
     on(Engine::Postgres, async {
-        let (server, _) = replicas_that_reclaim("1h", 6, &[]).await;
+        let (server, _) = replicas(NEVER_RECLAIMED, 6, &[]).await;
         let named = [("NIGHTSHIFT_WORKER__NAME", "one")];
         let first = server.replica(&named).await;
         server
@@ -313,7 +399,7 @@ async fn a_replica_that_is_started_again_under_its_name_has_its_share_again() {
 #[tokio::test]
 async fn a_limit_smaller_than_the_number_of_replicas_holds_and_the_work_goes_on() {
     on(Engine::Postgres, async {
-        let (server, mut others) = replicas(1, &["b", "c"]).await;
+        let (server, mut others) = replicas(SHORT, 1, &["b", "c"]).await;
         let ids = ids(300);
         let batch = server.create_batch(lines(&ids, 10), CHAT).await;
         server.until_rows(WORKING, |count| count == 1).await;
@@ -330,22 +416,23 @@ async fn a_limit_smaller_than_the_number_of_replicas_holds_and_the_work_goes_on(
 #[tokio::test]
 async fn a_replica_whose_share_is_gone_gives_its_units_back() {
     on(Engine::Postgres, async {
-        let (server, _other) = replicas(2, &["b"]).await;
+        let terms = Terms {
+            granted: Some(100),
+            ..LASTING
+        };
+        let (server, _other) = replicas(terms, 2, &["b"]).await;
         let ids = ids(800);
         let batch = server.create_batch(lines(&ids, 20), CHAT).await;
-        server.until_rows(WORKING, |count| count == 2).await;
+        until_in_motion(&server, WORKING, 2).await;
         // The smallest limit holds for all.
         let limits = [("NIGHTSHIFT_MODELS__0__CONCURRENCY", "1")];
         let _third = server.replica(&limits).await;
         let one_works_while_there_is_more = "(SELECT 1 AS one \
              WHERE (SELECT COUNT(DISTINCT owner) FROM units WHERE state = 'leased') = 1 \
              AND EXISTS (SELECT 1 FROM units WHERE state = 'waiting')) AS so";
-        server
-            .until_rows(&held("held > 0"), |count| count == 1)
-            .await;
-        server
-            .until_rows(one_works_while_there_is_more, |count| count == 1)
-            .await;
+        until_in_motion(&server, &held("held > 0"), 1).await;
+        until_in_motion(&server, one_works_while_there_is_more, 1).await;
+        server.simulator.grant(ids.len());
         let batch = server.ended(&batch).await;
         assert_eq!(batch["status"], "completed", "{batch}");
         answered_by(&server, &batch, &ids).await;
@@ -356,19 +443,30 @@ async fn a_replica_whose_share_is_gone_gives_its_units_back() {
 #[tokio::test]
 async fn a_gate_that_one_replica_was_shown_is_closed_for_the_other() {
     on(Engine::Postgres, async {
-        let (server, _other) = replicas(6, &["b"]).await;
+        let terms = Terms {
+            granted: Some(1),
+            ..LASTING
+        };
+        let (server, _other) = replicas(terms, 6, &["b"]).await;
         let limited = json!({"status": 429, "retry_after_ms": 3_600_000, "times": 1_000});
         server.create_batch(chat("limited", limited), CHAT).await;
         server.until_rows("gates", |count| count == 1).await;
-        // Both have had turns a second after that.
-        let turns = "share_holders \
-             WHERE held_until > (SELECT closed_until FROM gates) - 3600000 + 1000 + 1000";
-        server.until_rows(turns, |count| count == 2).await;
+        // Both have had turns since: they hold for a lease, and are a second apart at most.
+        let now = Session::open(&server.database).await.now_ms().await;
+        let turns = format!("share_holders WHERE held_until > {now} + 10000 + 2000");
+        server.until_rows(&turns, |count| count == 2).await;
 
         let ids = ids(900);
         let jsonl = lines(&ids, 10).replace("sim-small", "sim-other");
         let small = chat("small", Value::Null) + &chat("another", Value::Null);
         let batch = server.create_batch(jsonl + &small, CHAT).await;
+        let id = batch["id"].as_str().expect("has an id");
+        let working = format!(
+            "(SELECT DISTINCT owner FROM units \
+             WHERE batch_id = '{id}' AND model_no = 0 AND state = 'leased') AS working"
+        );
+        until_in_motion(&server, &working, 2).await;
+        server.simulator.grant(10_000);
         let deadline = Instant::now() + Duration::from_secs(60);
         let answered = || {
             let models = server.simulator.stats().models;
@@ -381,7 +479,6 @@ async fn a_gate_that_one_replica_was_shown_is_closed_for_the_other() {
             );
             tokio::time::sleep(Duration::from_millis(20)).await;
         }
-        let id = batch["id"].as_str().expect("has an id");
         server
             .post(&format!("/v1/batches/{id}/cancel"), &json!({}))
             .await;

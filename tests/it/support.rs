@@ -515,6 +515,15 @@ async fn start(config: &Config, clock: Clock) -> (String, Running) {
     (base, Running::App { stop, task })
 }
 
+/// An upstream that answers so many calls, and more when they are granted.
+pub fn granting(answers: usize) -> Options {
+    Options {
+        track: true,
+        granted: Some(answers),
+        ..Options::default()
+    }
+}
+
 /// A client that sends this key, or none, and that waits for nobody's proxy.
 pub fn client_with(key: Option<&str>) -> Client {
     let mut headers = HeaderMap::new();

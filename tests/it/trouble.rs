@@ -10,11 +10,10 @@ mod stuck;
 
 use std::time::{Duration, Instant};
 
-use nightshift::simulate::Options;
 use reqwest::{Response, StatusCode};
 use serde_json::{Value, json};
 
-use crate::support::{CHAT, Server, chat, ids};
+use crate::support::{CHAT, Server, chat, granting, ids};
 
 /// How long anything may take that is waited for. Far more than it does.
 const PATIENCE: Duration = Duration::from_secs(120);
@@ -24,10 +23,10 @@ const LINES: usize = 1500;
 /// between it is never through.
 const GRANT: usize = 200;
 
-/// What falls silent is given up after a second and a little.
+/// What falls silent is given up after some seconds.
 const CONFIG: &str = r#"
 [database]
-statement_timeout = "1s"
+statement_timeout = "3s"
 
 [[upstreams]]
 name = "simulated"
@@ -41,12 +40,7 @@ routes = [{ upstream = "simulated" }]
 
 /// A process whose model answers no more than it is granted.
 async fn start(toml: &str) -> Server {
-    let options = Options {
-        track: true,
-        granted: Some(0),
-        ..Options::default()
-    };
-    Server::simulating_binary(options, toml).await
+    Server::simulating_binary(granting(0), toml).await
 }
 
 /// A batch that is in the middle of its lines.

@@ -82,8 +82,19 @@ fn troubles() -> Vec<(&'static str, Trouble, &'static str, &'static str)> {
     ]
 }
 
+/// Longer than anything takes that comes to its end.
+const LONG: &str = "1m";
+
+/// How long a call may take: no time is lost with what never ends.
+fn patience_with(trouble: &Trouble) -> &'static str {
+    match trouble {
+        Trouble::Hang | Trouble::HangWithin => "500ms",
+        _ => LONG,
+    }
+}
+
 /// Adds an upstream and a model of the same name, which may also go to `well`.
-fn add(toml: &mut String, name: &str, base_url: &str, elsewhere: bool) {
+fn add(toml: &mut String, name: &str, base_url: &str, timeout: &str, elsewhere: bool) {
     let second = if elsewhere {
         ", { upstream = \"well\" }"
     } else {
@@ -92,7 +103,7 @@ fn add(toml: &mut String, name: &str, base_url: &str, elsewhere: bool) {
     let _ = write!(
         toml,
         "\n[[upstreams]]\nname = \"{name}\"\nbase_url = \"{base_url}\"\n\
-         timeout = \"500ms\"\nmax_response_bytes = 500_000\n\
+         timeout = \"{timeout}\"\nmax_response_bytes = 500_000\n\
          [[models]]\nname = \"{name}\"\nroutes = [{{ upstream = \"{name}\" }}{second}]\n"
     );
 }
@@ -115,8 +126,9 @@ fn lines(models: &[&str], each: usize) -> (String, Vec<String>) {
 async fn lines_that_meet_trouble_go_to_another_upstream() {
     let (mut toml, mut servers) = (QUICK.to_owned() + FREE, Vec::new());
     for (name, trouble, ..) in troubles() {
+        let timeout = patience_with(&trouble);
         let server = Troubled::start(trouble).await;
-        add(&mut toml, name, &server.base_url(), true);
+        add(&mut toml, name, &server.base_url(), timeout, true);
         servers.push((name, server));
     }
     let strange = Troubled::on(
@@ -126,8 +138,8 @@ async fn lines_that_meet_trouble_go_to_another_upstream() {
     )
     .await;
     let base = strange.base_url().replace("http://", "https://");
-    add(&mut toml, "certificate", &base, true);
-    add(&mut toml, "refused", &nobody().await, true);
+    add(&mut toml, "certificate", &base, LONG, true);
+    add(&mut toml, "refused", &nobody().await, LONG, true);
 
     let server = Server::with(&toml).await;
     let models: Vec<&str> = servers.iter().map(|(name, _)| *name).collect();
@@ -144,8 +156,9 @@ async fn lines_that_meet_trouble_go_to_another_upstream() {
 async fn lines_that_meet_trouble_everywhere_say_which() {
     let (mut toml, mut servers) = (QUICK.to_owned() + FREE, Vec::new());
     for (name, trouble, ..) in troubles() {
+        let timeout = patience_with(&trouble);
         let server = Troubled::start(trouble).await;
-        add(&mut toml, name, &server.base_url(), false);
+        add(&mut toml, name, &server.base_url(), timeout, false);
         servers.push((name, server));
     }
     let server = Server::with(&toml).await;
@@ -193,8 +206,8 @@ async fn a_redirect_is_the_lines_answer_and_is_not_followed() {
     let same = "location: /v2/chat/completions\r\n";
     let same = Troubled::start(Trouble::answer("308 Permanent Redirect", same, b"{}")).await;
     let mut toml = QUICK.to_owned();
-    add(&mut toml, "away", &away.base_url(), false);
-    add(&mut toml, "same", &same.base_url(), false);
+    add(&mut toml, "away", &away.base_url(), LONG, false);
+    add(&mut toml, "same", &same.base_url(), LONG, false);
     let server = Server::with(&toml).await;
     let (jsonl, ids) = lines(&["away", "same"], 1);
     let batch = server.run(&jsonl, CHAT).await;

@@ -1,8 +1,10 @@
 use std::net::SocketAddr;
+use std::sync::Arc;
 
 use axum::body::Body;
 use axum::routing::{get, post};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::sync::Notify;
 use tokio::task::JoinHandle;
 
 use super::*;
@@ -14,6 +16,8 @@ const LONG: Duration = Duration::from_millis(1500);
 
 struct Server {
     address: SocketAddr,
+    /// A slow request is being worked on.
+    begun: Arc<Notify>,
     stop: CancellationToken,
     running: JoinHandle<()>,
 }
@@ -24,13 +28,23 @@ impl Server {
     }
 
     async fn start_within(grace: Duration, idle: Duration, connections: usize) -> Self {
+        let begun = Arc::new(Notify::new());
+        let (slow, never) = (Arc::clone(&begun), Arc::clone(&begun));
         let router = heads::routes()
             .route("/quick", get(|| async { "quick" }))
             .route(
                 "/slow",
-                get(|| async {
+                get(async move || {
+                    slow.notify_one();
                     tokio::time::sleep(LONG).await;
                     "slow"
+                }),
+            )
+            .route(
+                "/never",
+                get(async move || {
+                    never.notify_one();
+                    std::future::pending::<&str>().await
                 }),
             )
             .route("/json", post(|_: Object| async { "read" }))
@@ -50,6 +64,7 @@ impl Server {
         let running = tokio::spawn(serve_within(listener, router, stop.clone(), grace, bounds));
         Self {
             address,
+            begun,
             stop,
             running,
         }
@@ -69,7 +84,7 @@ impl Server {
 /// All that comes until the server closes the connection, which it must.
 async fn rest(stream: &mut TcpStream) -> String {
     let mut text = Vec::new();
-    let closed = tokio::time::timeout(LONG * 10, stream.read_to_end(&mut text));
+    let closed = tokio::time::timeout(LONG * 20, stream.read_to_end(&mut text));
     // A reset is a way to close as well.
     let _ = closed.await.expect("the server keeps the connection open");
     String::from_utf8_lossy(&text).into_owned()
@@ -90,23 +105,26 @@ async fn a_client_that_sends_nothing_is_left() {
 
 #[tokio::test]
 async fn a_body_that_stops_coming_is_timed_out_and_one_that_moves_is_not() {
-    let server = Server::start(LONG, IDLE).await;
+    let idle = LONG * 2;
+    let server = Server::start(LONG, idle).await;
     let head = "POST /json HTTP/1.1\r\nhost: x\r\nconnection: close\r\n";
-    let mut silent = server
-        .send(&format!("{head}content-length: 10\r\n\r\n{{"))
-        .await;
-    let answer = rest(&mut silent).await;
-    assert!(answer.starts_with("HTTP/1.1 408 "), "{answer}");
-
-    let mut slow = server
-        .send(&format!("{head}content-length: 10\r\n\r\n"))
-        .await;
-    for byte in "{        }".bytes() {
-        tokio::time::sleep(IDLE / 2).await;
-        slow.write_all(&[byte]).await.unwrap();
-    }
-    let answer = rest(&mut slow).await;
-    assert!(answer.starts_with("HTTP/1.1 200 "), "{answer}");
+    let stops = async {
+        let text = format!("{head}content-length: 10\r\n\r\n{{");
+        let answer = rest(&mut server.send(&text).await).await;
+        assert!(answer.starts_with("HTTP/1.1 408 "), "{answer}");
+    };
+    let moves = async {
+        let text = format!("{head}content-length: 20\r\n\r\n");
+        let mut slow = server.send(&text).await;
+        // All told longer than `idle`.
+        for byte in "{                  }".bytes() {
+            tokio::time::sleep(idle / 15).await;
+            slow.write_all(&[byte]).await.unwrap();
+        }
+        let answer = rest(&mut slow).await;
+        assert!(answer.starts_with("HTTP/1.1 200 "), "{answer}");
+    };
+    tokio::join!(stops, moves);
 }
 
 #[tokio::test]
@@ -166,12 +184,12 @@ async fn a_stop_waits_for_requests_but_not_for_idle_connections() {
     let mut begun = [0; 15];
     idle.read_exact(&mut begun).await.unwrap();
     let mut busy = server.send("GET /slow HTTP/1.1\r\nhost: x\r\n\r\n").await;
-    tokio::time::sleep(IDLE / 2).await;
+    server.begun.notified().await;
 
     server.stop.cancel();
     let answer = rest(&mut busy).await;
     assert!(answer.ends_with("slow"), "{answer}");
-    let stopped = tokio::time::timeout(LONG * 10, server.running).await;
+    let stopped = tokio::time::timeout(LONG * 20, server.running).await;
     stopped.expect("the server stops").unwrap();
     assert!(TcpStream::connect(server.address).await.is_err());
 }
@@ -179,12 +197,11 @@ async fn a_stop_waits_for_requests_but_not_for_idle_connections() {
 #[tokio::test]
 async fn a_stop_cuts_off_what_outlasts_the_grace_period() {
     let server = Server::start(Duration::from_millis(50), IDLE).await;
-    let mut busy = server.send("GET /slow HTTP/1.1\r\nhost: x\r\n\r\n").await;
-    tokio::time::sleep(IDLE / 2).await;
-    let begun = Instant::now();
+    let mut busy = server.send("GET /never HTTP/1.1\r\nhost: x\r\n\r\n").await;
+    server.begun.notified().await;
     server.stop.cancel();
-    server.running.await.unwrap();
-    assert!(begun.elapsed() < LONG, "the server waited");
+    let stopped = tokio::time::timeout(LONG * 20, server.running).await;
+    stopped.expect("the server stops").unwrap();
     assert_eq!(rest(&mut busy).await, "");
 }
 

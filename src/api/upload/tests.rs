@@ -440,7 +440,7 @@ async fn a_key_whose_upload_is_under_way_is_refused_until_it_ends() {
     first.abort();
     // Cut off, as it was meant to be.
     let _ = first.await;
-    for _ in 0..500 {
+    for _ in 0..6000 {
         if send().await.status == 200 {
             return;
         }

@@ -269,7 +269,7 @@ fn hasty() -> PoolSettings {
             trial_first: Duration::from_millis(50),
             trial_longest: Duration::from_millis(200),
             discovery: Duration::from_millis(50),
-            first_discovery_max: Duration::from_secs(1),
+            first_discovery_max: Duration::from_secs(30),
         },
         ..PoolSettings::default()
     }
@@ -324,9 +324,9 @@ fn retried(verdict: Verdict) -> Retry {
     }
 }
 
-/// Waits until something is so, and fails after ten seconds.
+/// Waits until something is so, and fails after a minute.
 async fn until(what: &str, mut is_so: impl FnMut() -> bool) {
-    for _ in 0..2000 {
+    for _ in 0..12_000 {
         if is_so() {
             return;
         }

@@ -5,7 +5,7 @@ use std::collections::BTreeSet;
 use nightshift::store::Engine;
 use serde_json::{Value, json};
 
-use super::{get, lines, replicas};
+use super::{LASTING, get, lines, replicas};
 use crate::support::binary::Binary;
 use crate::support::{CHAT, Server, client_with, ids, on};
 
@@ -21,7 +21,7 @@ async fn post(server: &Server, replica: &Binary, path: &str, body: &Value) -> Va
 #[tokio::test]
 async fn any_replica_does_what_is_asked_for_with_what_another_one_has_made() {
     on(Engine::Postgres, async {
-        let (server, others) = replicas(6, &["b", "c"]).await;
+        let (server, others) = replicas(LASTING, 6, &["b", "c"]).await;
         let [b, c] = &others[..] else {
             panic!("there are two more")
         };

@@ -8,7 +8,7 @@ use serde_json::{Value, json};
 use tokio::task::JoinSet;
 
 use super::{audit, store_of};
-use crate::support::{CHAT, Server, chat, engines, ids, on_every_engine};
+use crate::support::{CHAT, Server, chat, engines, granting, ids, on_every_engine};
 
 const HOUR_MS: i64 = 3_600_000;
 const DAY_MS: i64 = 24 * HOUR_MS;
@@ -114,10 +114,9 @@ async fn an_input_that_is_deleted_while_its_batch_is_validating_is_run_all_the_s
 }
 
 async fn an_input_that_is_deleted_while_its_batch_runs_is_read_to_the_end() {
-    let server = Server::start().await;
+    let server = Server::simulating(granting(600), "").await;
     let store = store_of(&server).await;
-    let slow = json!({"latency_ms": 1000});
-    let jsonl = lines(600) + &chat("slow", slow);
+    let jsonl = lines(600) + &chat("last", Value::Null);
     let batch = server.create_batch(jsonl, CHAT).await;
     server
         .until(&batch, |batch| batch["status"] == "in_progress")
@@ -126,11 +125,12 @@ async fn an_input_that_is_deleted_while_its_batch_runs_is_read_to_the_end() {
     delete(&server, input).await;
     assert_gone(&server, input).await;
     assert_eq!(purge(&store).await, 0, "a batch reads it");
+    server.simulator.grant(1);
 
     let batch = server.ended(&batch).await;
     assert_eq!(batch["status"], "completed", "{batch}");
     let mut ids = ids(600);
-    ids.push("slow".to_owned());
+    ids.push("last".to_owned());
     server.exactly_once(&batch, &ids).await;
     // Now it goes, and what came of it stays.
     assert_eq!(purge(&store).await, 1);

@@ -65,6 +65,7 @@ async fn the_dashboard_asks_for_metrics_that_a_batch_leaves() {
     server.run(mixed(), CHAT).await;
     let figures = Figures::until(&server.url(""), &key, |figures| {
         figures.sum("nightshift_batches_ended_total", &[]) == 1.0
+            && figures.sum("nightshift_database_up", &[]) == 1.0
     })
     .await;
     let there_are: BTreeSet<&str> = figures

@@ -44,6 +44,7 @@ async fn spans_of_requests_batches_and_calls_are_exported() {
     let batch = server.run(chat("a", Value::Null), CHAT).await;
     assert_eq!(batch["request_counts"]["completed"], 1, "{batch}");
     let key = server.key().to_owned();
+    receiver.gets(b"upstream call").await;
     // What is left is sent at the end.
     server.stop().await;
     for name in [

@@ -1,10 +1,13 @@
 //! A receiver of OTLP, as small as can be.
 
 use std::sync::{Arc, Mutex};
+use std::time::{Duration, Instant};
 
 use axum::Router;
 use axum::body::Bytes;
 use axum::routing::post;
+
+use super::PATIENCE;
 
 /// Takes what is sent to `/v1/traces`.
 #[derive(Clone, Default)]
@@ -31,6 +34,15 @@ impl Receiver {
         self.0.lock().expect("is sound").clone()
     }
 
+    /// Waits until it holds some bytes.
+    pub async fn gets(&self, bytes: &[u8]) {
+        let deadline = Instant::now() + PATIENCE;
+        while !self.holds(bytes) {
+            assert!(Instant::now() < deadline, "they do not come");
+            tokio::time::sleep(Duration::from_millis(20)).await;
+        }
+    }
+
     pub fn holds(&self, bytes: &[u8]) -> bool {
         let all = self.bytes();
         all.windows(bytes.len()).any(|window| window == bytes)
@@ -39,6 +51,6 @@ impl Receiver {
 
 async fn serve(listener: tokio::net::TcpListener, router: Router) {
     let stop = tokio_util::sync::CancellationToken::new();
-    let grace = std::time::Duration::ZERO;
+    let grace = Duration::ZERO;
     nightshift::api::server::serve(listener, router, stop, grace).await;
 }

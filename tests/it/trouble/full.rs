@@ -7,7 +7,7 @@ use reqwest::{Response, StatusCode};
 use serde_json::Value;
 use sqlx::{Connection as _, Executor as _, PgConnection};
 
-use super::{CONFIG, LINES, Midway, get, is_error, is_unavailable, start};
+use super::{CONFIG, GRANT, LINES, Midway, get, is_error, is_unavailable, start};
 use crate::commands::until;
 use crate::support::{CHAT, Server, chat, on};
 
@@ -51,6 +51,8 @@ async fn on_a_full_postgres_batches_wait_and_uploads_are_refused() {
             .execute(sqlx::raw_sql(FILL))
             .await
             .expect("fills it");
+        // Answers that are to be written now.
+        server.simulator.grant(GRANT);
         is_error(upload(&server).await, StatusCode::INSUFFICIENT_STORAGE).await;
         assert_eq!(uploaded(&server).await, 0);
         // Far more often than what fails for another reason is tried before it is let go.
@@ -93,6 +95,7 @@ async fn where_sqlite_cannot_write_batches_wait_and_uploads_are_refused() {
     let midway = Midway::begin(&server).await;
 
     limit_files(process, "1");
+    server.simulator.grant(GRANT);
     for _ in 0..5 {
         is_unavailable(upload(&server).await).await;
     }

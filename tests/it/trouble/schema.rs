@@ -1,7 +1,9 @@
 //! Migrations: several servers that start at once, and servers of different versions.
 
+use std::time::Duration;
+
 use nightshift::domain::clock::Clock;
-use nightshift::store::{Engine, Store};
+use nightshift::store::{Engine, OpenOptions, Store};
 use sqlx::{Connection as _, Executor as _, PgConnection, SqliteConnection};
 
 use crate::support::binary::{command, ended};
@@ -21,7 +23,13 @@ async fn however_many_start_at_once_one_migrates() {
                 .enable_all()
                 .build();
             runtime.expect("builds").block_on(async {
-                let store = Store::open(&url, 2, Clock::default()).await.expect("opens");
+                let options = OpenOptions {
+                    connections: 2,
+                    patience: Duration::from_secs(60),
+                    ..OpenOptions::default()
+                };
+                let opened = Store::open_with(&url, &options, Clock::default()).await;
+                let store = opened.expect("opens");
                 let keys = store.keys().await.expect("has its tables");
                 store.close().await;
                 keys.len()

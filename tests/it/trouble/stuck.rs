@@ -3,28 +3,30 @@
 use std::time::{Duration, Instant};
 
 use nightshift::store::Engine;
-use sqlx::{Connection as _, Executor as _, PgConnection};
 
 use super::{CONFIG, LINES, Midway, PATIENCE, get, is_unavailable, start};
 use crate::support::on;
 use crate::support::session::Session;
 
 /// Holds whole tables until it is dropped.
-struct Hold(PgConnection);
+struct Hold(Session);
 
 impl Hold {
     async fn of(database: &str, tables: &str) -> Hold {
-        let mut connection = PgConnection::connect(database).await.expect("connects");
-        let lock = format!("BEGIN; LOCK TABLE {tables} IN ACCESS EXCLUSIVE MODE");
-        let locked = connection
-            .execute(sqlx::raw_sql(sqlx::AssertSqlSafe(lock)))
-            .await;
-        locked.expect("locks");
-        Hold(connection)
+        let mut session = Session::open(database).await;
+        // Whoever waits for one table while holding another may be in somebody's way.
+        let lock = format!("BEGIN; LOCK TABLE {tables} IN ACCESS EXCLUSIVE MODE NOWAIT");
+        let deadline = Instant::now() + PATIENCE;
+        while !session.try_execute(&lock).await {
+            assert!(Instant::now() < deadline, "it cannot be locked");
+            session.execute("ROLLBACK").await;
+            tokio::time::sleep(Duration::from_millis(1)).await;
+        }
+        Hold(session)
     }
 
-    async fn end(self) {
-        self.0.close().await.expect("closes");
+    async fn end(mut self) {
+        self.0.execute("ROLLBACK").await;
     }
 }
 

@@ -99,7 +99,7 @@ def test_one_batch_may_ask_several_models(client):
 
 def test_counts_move_while_a_batch_runs(client):
     lines = [chat_line(f"fast-{n}") for n in range(4)]
-    lines += [chat_line(f"slow-{n}", latency_ms=3000) for n in range(4)]
+    lines += [chat_line(f"slow-{n}", latency_ms=8000) for n in range(4)]
     batch = start(client, lines)
     seen = set()
     while (batch := client.batches.retrieve(batch.id)).status != "completed":
