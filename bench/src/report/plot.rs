@@ -29,7 +29,7 @@ struct Plot {
     fits: fn(&Point) -> bool,
 }
 
-const PLOTS: [Plot; 6] = [
+const PLOTS: [Plot; 9] = [
     dispatch("dispatch-0ms.svg", "Dispatch, instant upstream", |p| {
         p.latency_ms == 0
     }),
@@ -49,6 +49,15 @@ const PLOTS: [Plot; 6] = [
         fits: |p| p.in_flight == 256,
     },
     Plot {
+        file: "bytes.svg",
+        part: "Bytes",
+        section: "dispatch",
+        title: "Bytes written, 10 ms upstream",
+        x: ("calls in flight", |p| p.in_flight),
+        figure: ("written_per_byte", "for each byte of input and output"),
+        fits: |p| p.latency_ms == 10,
+    },
+    Plot {
         file: "lines.svg",
         part: "Growth with lines",
         section: "lines",
@@ -64,6 +73,24 @@ const PLOTS: [Plot; 6] = [
         title: "Peak memory",
         x: ("lines of the batch", |p| p.lines),
         figure: ("peak_mib", "MiB"),
+        fits: |_| true,
+    },
+    Plot {
+        file: "tenants.svg",
+        part: "Growth with tenants",
+        section: "tenants",
+        title: "One batch for each tenant, 10 ms upstream, 256 in flight",
+        x: ("tenants", |p| p.tenants),
+        figure: ("lines_per_s", "lines a second"),
+        fits: |_| true,
+    },
+    Plot {
+        file: "finished.svg",
+        part: "Growth with finished batches",
+        section: "finished",
+        title: "Dispatch, 10 ms upstream, 256 in flight",
+        x: ("batches finished before", |p| p.finished),
+        figure: ("lines_per_s", "lines a second"),
         fits: |_| true,
     },
 ];
@@ -192,6 +219,7 @@ fn color(system: System) -> RGBColor {
         System::Sqlite => RGBColor(31, 119, 180),
         System::Postgres => RGBColor(214, 92, 32),
         System::Floor => RGBColor(90, 90, 90),
+        System::SqliteGeneral => RGBColor(120, 180, 220),
         System::HyperFloor | System::Static => RGBColor(170, 170, 170),
     }
 }
