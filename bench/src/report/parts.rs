@@ -190,8 +190,8 @@ pub const PARTS: [Part; 14] = [
         title: "Statements",
         about: "Between the server's start and its end, the upload before it, divided by the \
                 lines: every statement in its log, `BEGIN` and `COMMIT` included. \
-                [results.json](results.json) has each by its name. Commits are those of the log \
-                on SQLite; on Postgres those that it counts itself, reads among them.",
+                [results.json](results.json) has each by its name. Commits: on SQLite \
+                the log's `COMMIT`s; on Postgres what it counts itself, reads among them.",
         axes: &[LINES],
         systems: &ENGINES,
         columns: &[

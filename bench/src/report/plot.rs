@@ -164,12 +164,14 @@ impl Plot {
         area.fill(&WHITE)?;
         // Its points stand side by side, whatever lies between them.
         let last = labels.len() as f64 - 1.0;
+        // Beside them is room for the names, so that these hide nothing.
+        let right = last + 0.2 + 0.28 * (last + 0.4);
         let mut chart = ChartBuilder::on(&area)
             .caption(self.title, ("sans-serif", 18))
             .margin(12)
             .x_label_area_size(42)
             .y_label_area_size(66)
-            .build_cartesian_2d(-0.2..last + 0.2, 0.0..top * 1.1)?;
+            .build_cartesian_2d(-0.2..right, 0.0..top * 1.1)?;
         let label = |x: &f64| match labels.get(x.round() as usize) {
             Some(label) if (x - x.round()).abs() < 0.01 && *x > -0.1 => label.clone(),
             _ => String::new(),
