@@ -66,8 +66,9 @@ impl Section {
     ];
 
     /// Those of a short run.
-    pub const QUICK: [Self; 6] = [
+    pub const QUICK: [Self; 7] = [
         Self::Dispatch,
+        Self::Transport,
         Self::Upload,
         Self::FirstCall,
         Self::Download,
