@@ -32,6 +32,18 @@ fn intake(file: String) -> Vec<Chunk> {
 }
 
 #[library_benchmark]
+#[bench::chunk(setup = work::blank_lines)]
+fn split(file: String) -> Vec<Chunk> {
+    work::intake(black_box(&file), true)
+}
+
+#[library_benchmark]
+#[bench::chunk(setup = work::requests)]
+fn compress_upload(file: String) -> Vec<Chunk> {
+    work::intake(black_box(&file), false)
+}
+
+#[library_benchmark]
 #[bench::line(setup = line)]
 fn check_line(line: String) -> bool {
     work::check(black_box(&line))
@@ -45,7 +57,7 @@ fn read_line(line: String) -> usize {
 
 #[library_benchmark]
 #[bench::chunk(setup = work::requests)]
-fn compress_chunk(chunk: String) -> Vec<u8> {
+fn compress_frame(chunk: String) -> Vec<u8> {
     work::compress(black_box(&chunk))
 }
 
@@ -77,9 +89,11 @@ library_benchmark_group!(
     name = pieces,
     benchmarks = [
         intake,
+        split,
+        compress_upload,
         check_line,
         read_line,
-        compress_chunk,
+        compress_frame,
         decompress_chunk,
         encode_segment,
         decode_segment,

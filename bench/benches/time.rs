@@ -9,9 +9,24 @@ fn main() {
     divan::main();
 }
 
-#[divan::bench(args = [false, true])]
-fn intake(bencher: Bencher<'_, '_>, check: bool) {
-    let file = work::requests().repeat(4);
+#[divan::bench]
+fn intake(bencher: Bencher<'_, '_>) {
+    take_in(bencher, &work::requests(), true);
+}
+
+#[divan::bench]
+fn split(bencher: Bencher<'_, '_>) {
+    take_in(bencher, &work::blank_lines(), true);
+}
+
+#[divan::bench]
+fn compress_upload(bencher: Bencher<'_, '_>) {
+    take_in(bencher, &work::requests(), false);
+}
+
+/// A whole mebibyte.
+fn take_in(bencher: Bencher<'_, '_>, chunk: &str, check: bool) {
+    let file = chunk.repeat(4);
     bencher
         .counter(BytesCount::new(file.len()))
         .bench(|| work::intake(black_box(&file), check));
@@ -30,7 +45,7 @@ fn read_line(bencher: Bencher<'_, '_>) {
 }
 
 #[divan::bench]
-fn compress_chunk(bencher: Bencher<'_, '_>) {
+fn compress_frame(bencher: Bencher<'_, '_>) {
     let chunk = work::requests();
     bencher
         .counter(BytesCount::new(chunk.len()))

@@ -12,8 +12,8 @@ use tokio_util::io::ReaderStream;
 
 use crate::input::Input;
 
-/// Between two looks at a batch that runs.
-const LOOK_EVERY: Duration = Duration::from_millis(20);
+/// Between two looks at a batch that runs, where it is the only one.
+pub const LOOK_EVERY: Duration = Duration::from_millis(20);
 
 #[derive(Clone)]
 pub struct Client {
@@ -93,8 +93,31 @@ impl Client {
         Ok(self.send(request).await?.json().await?)
     }
 
+    pub async fn cancel(&self, id: &str) -> Result<()> {
+        let request = self
+            .http
+            .post(format!("{}/v1/batches/{id}/cancel", self.base));
+        self.send(request).await.map(drop)
+    }
+
     /// Looks at a batch until every line of it has been answered well.
-    pub async fn watch(&self, id: &str) -> Result<Watched> {
+    pub async fn watch(&self, id: &str, every: Duration) -> Result<Watched> {
+        let watched = self.watch_to_its_end(id, every).await?;
+        let batch = &watched.batch;
+        ensure!(
+            batch.status == "completed",
+            "the batch did not complete: {batch:?}"
+        );
+        let counts = batch.request_counts.as_ref().context("no counts")?;
+        ensure!(
+            counts.completed == counts.total && counts.failed == 0,
+            "lines failed: {batch:?}"
+        );
+        Ok(watched)
+    }
+
+    /// Looks at a batch until it has ended, however that is.
+    pub async fn watch_to_its_end(&self, id: &str, every: Duration) -> Result<Watched> {
         let mut looks_ms = Vec::new();
         loop {
             let begun = Instant::now();
@@ -102,22 +125,16 @@ impl Client {
             let ended = Instant::now();
             looks_ms.push((ended - begun).as_secs_f64() * 1000.0);
             match batch.status.as_str() {
-                "validating" | "in_progress" | "finalizing" => {
-                    tokio::time::sleep(LOOK_EVERY).await;
+                "validating" | "in_progress" | "finalizing" | "cancelling" => {
+                    tokio::time::sleep(every).await;
                 }
-                "completed" => {
-                    let counts = batch.request_counts.as_ref().context("no counts")?;
-                    ensure!(
-                        counts.completed == counts.total && counts.failed == 0,
-                        "lines failed: {batch:?}"
-                    );
+                _ => {
                     return Ok(Watched {
                         batch,
                         ended,
                         looks_ms,
                     });
                 }
-                _ => bail!("the batch did not complete: {batch:?}"),
             }
         }
     }

@@ -94,6 +94,8 @@ impl Files {
 /// Sends every line, and prints what it took.
 pub async fn run(args: FloorArgs) -> Result<()> {
     let begun = Instant::now();
+    // A server has started, too, before it is measured.
+    let cpu_before = procfs::cpu_seconds(std::process::id())?;
     let files = Files::open(&args.input, &args.output)?;
     let url: hyper::Uri = format!("{}/chat/completions", args.url).parse()?;
     let client = reqwest::Client::builder().no_proxy().build()?;
@@ -118,7 +120,7 @@ pub async fn run(args: FloorArgs) -> Result<()> {
     let result = FloorResult {
         lines,
         seconds: begun.elapsed().as_secs_f64(),
-        cpu_seconds: procfs::cpu_seconds(std::process::id())?,
+        cpu_seconds: procfs::cpu_seconds(std::process::id())? - cpu_before,
         peak_mib: procfs::peak_mib(std::process::id())?,
     };
     writeln!(std::io::stdout(), "{}", serde_json::to_string(&result)?)?;

@@ -4,7 +4,7 @@ use std::time::Instant;
 
 use anyhow::{Context as _, Result};
 
-use crate::client::{Batch, content};
+use crate::client::{Batch, LOOK_EVERY, content};
 use crate::input::Input;
 use crate::procfs;
 use crate::results::{Figures, Point, System, quantile};
@@ -71,7 +71,7 @@ impl<'a> Life<'a> {
     pub async fn run(&self, file_id: &str, figures: &mut Figures) -> Result<Batch> {
         let before = self.meter.begin()?;
         let batch = self.server.client.create(file_id).await?;
-        let watched = self.server.client.watch(&batch.id).await?;
+        let watched = self.server.client.watch(&batch.id, LOOK_EVERY).await?;
         let after = self.meter.end(watched.ended)?;
         let lines = self.input.lines;
         let seconds = (after.at - before.at).as_secs_f64();
@@ -85,10 +85,7 @@ impl<'a> Life<'a> {
         if let (Some(after), Some(before)) = (after.written.wal, before.written.wal) {
             figures.set("wal_per_line", (after - before) / lines as f64);
         }
-        for (name, share) in [("get_p50_ms", 0.5), ("get_p99_ms", 0.99)] {
-            let looks = quantile(watched.looks_ms.clone(), share).context("no look")?;
-            figures.set(name, looks);
-        }
+        look_figures(watched.looks_ms, figures)?;
         figures.set("peak_mib", procfs::peak_mib(self.server.process.pid)?);
         Ok(watched.batch)
     }
@@ -118,8 +115,33 @@ impl<'a> Life<'a> {
         let bytes = (self.input.bytes + output_bytes) as f64;
         figures.set("written_per_byte", now.written_since(&self.begun) / bytes);
         figures.set("stored_per_byte", self.meter.store.bytes()? / bytes);
+        self.whole(output_bytes, figures)
+    }
+
+    /// Upload, run and one download together, from what each of them took.
+    fn whole(&self, output_bytes: u64, figures: &mut Figures) -> Result<()> {
+        let of = |name| figures.get(name).with_context(|| format!("no {name}"));
+        let lines = self.input.lines as f64;
+        let (input_mb, output_mb) = (self.input.bytes as f64 / 1e6, output_bytes as f64 / 1e6);
+        let seconds = input_mb / of("upload_mb_per_s")?
+            + of("run_seconds")?
+            + output_mb / of("download_mb_per_s")?;
+        let transfer_cpu_s = input_mb / 1e3 * of("upload_server_cpu_s_per_gb")?
+            + output_mb / 1e3 * of("download_server_cpu_s_per_gb")?;
+        let cpu_ms_per_line = transfer_cpu_s * 1e3 / lines + of("server_cpu_ms_per_line")?;
+        figures.set("whole_lines_per_s", lines / seconds);
+        figures.set("whole_server_cpu_ms_per_line", cpu_ms_per_line);
         Ok(())
     }
+}
+
+/// How long looks at batches took.
+pub fn look_figures(looks_ms: Vec<f64>, figures: &mut Figures) -> Result<()> {
+    for (name, share) in [("get_p50_ms", 0.5), ("get_p99_ms", 0.99)] {
+        let looks = quantile(looks_ms.clone(), share).context("no look")?;
+        figures.set(name, looks);
+    }
+    Ok(())
 }
 
 /// A whole life in a store of its own, with a server of its own.
@@ -127,9 +149,9 @@ pub async fn live(world: &mut World, engine: System, point: Point) -> Result<Fig
     let input = world.input(point.lines)?;
     let (upstream, upstream_pid) = world.upstream(point.latency_ms).await?;
     let store = Store::create(world, engine)?;
-    let server = store
-        .serve(&Serving::new(&upstream, point.in_flight))
-        .await?;
+    let mut serving = Serving::new(&upstream, point.in_flight);
+    serving.general_transport = engine == System::SqliteGeneral;
+    let server = store.serve(&serving).await?;
     let mut figures = Figures::default();
     let life = Life::begin(&store, &server, upstream_pid, &input)?;
     let file_id = life.upload(&mut figures).await?;

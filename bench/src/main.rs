@@ -18,6 +18,7 @@ mod server;
 mod text;
 mod world;
 
+use std::io::Write as _;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Instant;
@@ -36,6 +37,9 @@ Examples:
   cargo run --release -p bench
   cargo run --release -p bench -- --quick
   cargo run --release -p bench -- dispatch upload --rounds 3";
+
+/// A whole run has no fewer rounds.
+const ROUNDS: u32 = 5;
 
 /// Measures Nightshift beside a bare client loop.
 #[derive(Debug, clap::Parser)]
@@ -82,12 +86,22 @@ struct MeasureArgs {
     /// Where files and databases stand meanwhile [default: the directory for temporary files]
     #[arg(long, value_name = "DIR")]
     data: Option<PathBuf>,
-    /// Where results go [default: docs/benchmarks for a whole run, else target/benchmarks]
+    /// Where results go [default: docs/benchmarks if everything is measured in at least five
+    /// rounds, else target/benchmarks]
     #[arg(long, value_name = "DIR")]
     out: Option<PathBuf>,
-    /// Keep the other sections of the results that are there
-    #[arg(long)]
-    merge: bool,
+}
+
+impl MeasureArgs {
+    /// Whether it is a run of which the results may be published.
+    fn is_whole(&self) -> bool {
+        self.sections.is_empty()
+            && !self.quick
+            && self.rounds.is_none_or(|rounds| rounds >= ROUNDS)
+            && self.lines.is_none()
+            && self.engines.is_empty()
+            && self.binary.is_none()
+    }
 }
 
 #[derive(Debug, clap::Args)]
@@ -141,21 +155,15 @@ async fn measure(args: MeasureArgs) -> Result<()> {
         Some(url) => Some(Arc::new(Postgres::named(url)?)),
         None => Some(Arc::new(Postgres::start(&data.path().join("postgres"))?)),
     };
-    let whole = args.sections.is_empty() && !args.quick;
     let out = args.out.clone().unwrap_or_else(|| {
-        root.join(if whole {
-            "docs/benchmarks"
-        } else {
-            "target/benchmarks"
+        root.join(match args.is_whole() {
+            true => "docs/benchmarks",
+            false => "target/benchmarks",
         })
     });
     std::fs::create_dir_all(&out)?;
     let path = out.join("results.json");
-    let mut results = match args.merge {
-        true => Results::read(&path)?,
-        false => Results::default(),
-    };
-    results.machine = Machine {
+    let machine = Machine {
         postgres: postgres
             .as_ref()
             .map(|p| p.version.clone())
@@ -165,8 +173,11 @@ async fn measure(args: MeasureArgs) -> Result<()> {
     };
     let mut bench = Bench {
         world: World::new(binary, data.path(), postgres, engines),
-        results,
-        rounds: args.rounds.unwrap_or(if args.quick { 2 } else { 5 }),
+        results: Results {
+            machine,
+            ..Results::default()
+        },
+        rounds: args.rounds.unwrap_or(if args.quick { 2 } else { ROUNDS }),
         lines: args
             .lines
             .unwrap_or(if args.quick { 5000 } else { Point::BASE.lines }),
@@ -190,7 +201,11 @@ async fn measure(args: MeasureArgs) -> Result<()> {
             .with_context(|| format!("section {}", section.name()))?;
     }
     report::write(&bench.results, &out)?;
-    eprintln!("{} and what is beside it", out.join("README.md").display());
+    eprintln!(
+        "{} and what is beside it\n",
+        out.join("README.md").display()
+    );
+    write!(std::io::stdout(), "{}", report::targets(&bench.results))?;
     Ok(())
 }
 

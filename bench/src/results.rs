@@ -31,6 +31,8 @@ pub struct Sample {
 #[serde(rename_all = "kebab-case")]
 pub enum System {
     Sqlite,
+    /// SQLite, with calls by the transport that can do TLS and proxies.
+    SqliteGeneral,
     Postgres,
     /// A bare reqwest loop: what everything is compared with.
     Floor,
@@ -44,6 +46,7 @@ impl System {
     pub fn name(self) -> &'static str {
         match self {
             Self::Sqlite => "SQLite",
+            Self::SqliteGeneral => "SQLite, general transport",
             Self::Postgres => "Postgres",
             Self::Floor => "floor (reqwest)",
             Self::HyperFloor => "hyper loop",

@@ -17,6 +17,9 @@ use crate::world::World;
 /// A key for every server that asks for one.
 const BOOTSTRAP_KEY: &str = "bench-bootstrap-key-0123456789";
 
+/// Any certificate: an upstream that names one is reached by the client that can do TLS.
+const CERTIFICATE: &str = include_str!("certificate.pem");
+
 /// A database, empty at first, and the directory of what belongs to it. It outlives servers.
 pub struct Store {
     home: tempfile::TempDir,
@@ -31,8 +34,10 @@ pub struct Serving<'a> {
     pub in_flight: u64,
     /// Whether requests need keys.
     pub keys: bool,
-    /// What is logged.
-    pub log: &'a str,
+    /// What is logged, if not what is logged by default.
+    pub log: Option<&'a str>,
+    /// Whether calls go by the transport that can do TLS and proxies.
+    pub general_transport: bool,
 }
 
 impl<'a> Serving<'a> {
@@ -41,7 +46,8 @@ impl<'a> Serving<'a> {
             upstream,
             in_flight,
             keys: false,
-            log: "warn",
+            log: None,
+            general_transport: false,
         }
     }
 }
@@ -108,11 +114,19 @@ impl Store {
 
     pub async fn serve(&self, serving: &Serving<'_>) -> Result<Server> {
         let config = self.home.path().join("bench.toml");
-        let text = format!(
-            "[[upstreams]]\nname = \"sim\"\nbase_url = \"{}\"\nconcurrency = {}\n\
-             [auth]\nrequired = {}\n[log]\nfilter = \"{}\"\n",
-            serving.upstream, serving.in_flight, serving.keys, serving.log
+        let mut text = format!(
+            "auth.required = {}\n[[upstreams]]\nname = \"sim\"\nbase_url = \"{}\"\n\
+             concurrency = {}\n",
+            serving.keys, serving.upstream, serving.in_flight
         );
+        if serving.general_transport {
+            let certificate = self.home.path().join("certificate.pem");
+            std::fs::write(&certificate, CERTIFICATE)?;
+            text.push_str(&format!("ca_file = \"{}\"\n", certificate.display()));
+        }
+        if let Some(filter) = serving.log {
+            text.push_str(&format!("[log]\nfilter = \"{filter}\"\n"));
+        }
         std::fs::write(&config, text)?;
         let log = std::fs::File::create(self.log())?;
         let mut command = self.command();

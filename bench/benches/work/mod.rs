@@ -17,7 +17,7 @@ use nightshift::upstream::{Acquired, Pool, PoolSettings, Routes};
 const LINE_BYTES: usize = 670;
 /// As many as a chunk has.
 const LINES: usize = 390;
-const CHUNK_LEVEL: i32 = 1;
+const LEVEL: i32 = 1;
 /// How often a limit is asked.
 const PERMITS: usize = 256;
 
@@ -37,6 +37,13 @@ pub fn requests() -> String {
     (0..LINES as u64).map(request).collect()
 }
 
+/// As much in blank lines, for the splitter: beside it there is only the look whether they are
+/// blank, and next to nothing to be compressed.
+pub fn blank_lines() -> String {
+    let blank = format!("{:1$}\n", "", LINE_BYTES - 1);
+    blank.repeat(LINES)
+}
+
 /// A chunk's worth of finished lines.
 pub fn finished() -> Vec<Line> {
     let lines = (0..LINES as u32).zip(0..);
@@ -49,7 +56,8 @@ pub fn finished() -> Vec<Line> {
         .collect()
 }
 
-/// Cutting into lines, checking each, compressing chunks.
+/// Cutting into lines, checking each, compressing chunks. Unchecked, as a file that is no batch's
+/// is: the compressing of an upload alone, in pieces of 1 MiB.
 pub fn intake(file: &str, check: bool) -> Vec<Chunk> {
     let limits = Limits {
         max_line_bytes: 16 << 20,
@@ -73,8 +81,9 @@ pub fn read(line: &str) -> usize {
     line::read(line).expect("it is a request").body.len()
 }
 
+/// As a frame of a segment is compressed. An upload has a compressor of its own.
 pub fn compress(chunk: &str) -> Vec<u8> {
-    codec::compress(chunk.as_bytes(), CHUNK_LEVEL).expect("memory suffices")
+    codec::compress(chunk.as_bytes(), LEVEL).expect("memory suffices")
 }
 
 pub fn decompress(data: &[u8], size: usize) -> Vec<u8> {

@@ -1,6 +1,7 @@
 //! Tables and plots, made from the samples alone.
 
 mod page;
+mod parts;
 mod plot;
 pub mod readme;
 mod targets;
@@ -9,15 +10,34 @@ use std::path::Path;
 
 use anyhow::Result;
 
-use crate::results::{Results, Series};
+use crate::results::{Point, Results, Sample, Series};
+
+pub use targets::render as targets;
 
 /// Writes everything but `results.json`.
 pub fn write(results: &Results, out: &Path) -> Result<()> {
-    let plots = plot::all(results, out)?;
-    // Written by people: where the time goes, and what was tried.
-    let notes = out.join("notes.md").exists().then_some("notes.md");
-    let page = page::render(results, &plots, notes);
+    let results = with_base_in_lines(results);
+    let plots = plot::all(&results, out)?;
+    let page = page::render(&results, &plots);
     Ok(std::fs::write(out.join("README.md"), page)?)
+}
+
+/// The growth with lines passes through the base point, which was measured in `dispatch`.
+fn with_base_in_lines(results: &Results) -> Results {
+    let mut all = results.clone();
+    let Some(other) = results.points("lines").into_iter().next() else {
+        return all;
+    };
+    for sample in &results.samples {
+        let lines = sample.point.lines;
+        if sample.section == "dispatch" && sample.point == (Point { lines, ..other }) {
+            all.samples.push(Sample {
+                section: "lines".to_owned(),
+                ..sample.clone()
+            });
+        }
+    }
+    all
 }
 
 /// A number with as many digits as one can make use of.

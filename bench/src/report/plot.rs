@@ -29,7 +29,7 @@ struct Plot {
     fits: fn(&Point) -> bool,
 }
 
-const PLOTS: [Plot; 6] = [
+const PLOTS: [Plot; 9] = [
     dispatch("dispatch-0ms.svg", "Dispatch, instant upstream", |p| {
         p.latency_ms == 0
     }),
@@ -49,6 +49,15 @@ const PLOTS: [Plot; 6] = [
         fits: |p| p.in_flight == 256,
     },
     Plot {
+        file: "bytes.svg",
+        part: "Bytes",
+        section: "dispatch",
+        title: "Bytes written, 10 ms upstream",
+        x: ("calls in flight", |p| p.in_flight),
+        figure: ("written_per_byte", "for each byte of input and output"),
+        fits: |p| p.latency_ms == 10,
+    },
+    Plot {
         file: "lines.svg",
         part: "Growth with lines",
         section: "lines",
@@ -64,6 +73,24 @@ const PLOTS: [Plot; 6] = [
         title: "Peak memory",
         x: ("lines of the batch", |p| p.lines),
         figure: ("peak_mib", "MiB"),
+        fits: |_| true,
+    },
+    Plot {
+        file: "tenants.svg",
+        part: "Growth with tenants",
+        section: "tenants",
+        title: "One batch for each tenant, 10 ms upstream, 256 in flight",
+        x: ("tenants", |p| p.tenants),
+        figure: ("lines_per_s", "lines a second"),
+        fits: |_| true,
+    },
+    Plot {
+        file: "finished.svg",
+        part: "Growth with finished batches",
+        section: "finished",
+        title: "Dispatch, 10 ms upstream, 256 in flight",
+        x: ("batches finished before", |p| p.finished),
+        figure: ("lines_per_s", "lines a second"),
         fits: |_| true,
     },
 ];
@@ -137,12 +164,14 @@ impl Plot {
         area.fill(&WHITE)?;
         // Its points stand side by side, whatever lies between them.
         let last = labels.len() as f64 - 1.0;
+        // Beside them is room for the names, so that these hide nothing.
+        let right = last + 0.2 + 0.28 * (last + 0.4);
         let mut chart = ChartBuilder::on(&area)
             .caption(self.title, ("sans-serif", 18))
             .margin(12)
             .x_label_area_size(42)
             .y_label_area_size(66)
-            .build_cartesian_2d(-0.2..last + 0.2, 0.0..top * 1.1)?;
+            .build_cartesian_2d(-0.2..right, 0.0..top * 1.1)?;
         let label = |x: &f64| match labels.get(x.round() as usize) {
             Some(label) if (x - x.round()).abs() < 0.01 && *x > -0.1 => label.clone(),
             _ => String::new(),
@@ -192,6 +221,7 @@ fn color(system: System) -> RGBColor {
         System::Sqlite => RGBColor(31, 119, 180),
         System::Postgres => RGBColor(214, 92, 32),
         System::Floor => RGBColor(90, 90, 90),
+        System::SqliteGeneral => RGBColor(120, 180, 220),
         System::HyperFloor | System::Static => RGBColor(170, 170, 170),
     }
 }

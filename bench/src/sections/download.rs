@@ -5,7 +5,7 @@ use std::time::Instant;
 use anyhow::{Context as _, Result};
 use tokio::process::Command;
 
-use super::{Bench, Section};
+use super::{Bench, Section, in_turn};
 use crate::client::{Client, content};
 use crate::life::Life;
 use crate::process::Process;
@@ -41,12 +41,14 @@ pub async fn run(bench: &mut Bench) -> Result<()> {
     files.arg("files").arg("--directory").arg(directory.path());
     let files = Process::start(&mut files).await?;
     let client = Client::new(&files.url)?;
+    let mut readings = vec![(System::Static, client, "/output.jsonl".to_owned())];
+    for (engine, server, path) in &servers {
+        readings.push((*engine, server.client.clone(), path.clone()));
+    }
     for round in 0..bench.rounds {
-        let speed = mb_per_s(&client, "/output.jsonl").await?;
-        bench.add(Section::Download, System::Static, point, round, speed)?;
-        for (engine, server, path) in &servers {
-            let speed = mb_per_s(&server.client, path).await?;
-            bench.add(Section::Download, *engine, point, round, speed)?;
+        for (system, client, path) in in_turn(&readings, round) {
+            let speed = mb_per_s(&client, &path).await?;
+            bench.add(Section::Download, system, point, round, speed)?;
         }
     }
     for (_, server, _) in servers {

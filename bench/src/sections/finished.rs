@@ -5,7 +5,8 @@ use std::time::{Duration, Instant};
 use anyhow::{Context as _, Result};
 use futures::{StreamExt as _, TryStreamExt as _, stream};
 
-use super::{Bench, Section};
+use super::{Bench, Section, in_turn};
+use crate::client::LOOK_EVERY;
 use crate::input::Input;
 use crate::life::{Life, live};
 use crate::recorder::Recorder;
@@ -29,11 +30,16 @@ pub async fn run(bench: &mut Bench) -> Result<()> {
         let store = Store::create(&bench.world, engine)?;
         let filled_s = fill(bench, &store, finished).await?;
         for round in 0..bench.rounds {
-            let figures = live(&mut bench.world, engine, empty).await?;
-            bench.add(Section::Finished, engine, empty, round, figures)?;
-            let mut figures = again(bench, &store, full).await?;
-            figures.set("fill_s", filled_s);
-            bench.add(Section::Finished, engine, full, round, figures)?;
+            for point in in_turn(&[empty, full], round) {
+                let figures = if point == full {
+                    let mut figures = again(bench, &store, full).await?;
+                    figures.set("fill_s", filled_s);
+                    figures
+                } else {
+                    live(&mut bench.world, engine, empty).await?
+                };
+                bench.add(Section::Finished, engine, point, round, figures)?;
+            }
         }
         store.remove()?;
     }
@@ -53,7 +59,7 @@ async fn fill(bench: &Bench, store: &Store, batches: u64) -> Result<f64> {
     stream::iter(0..batches)
         .map(async |_| {
             let batch = server.client.create(&file_id).await?;
-            server.client.watch(&batch.id).await.map(drop)
+            server.client.watch(&batch.id, LOOK_EVERY).await.map(drop)
         })
         .buffer_unordered(AT_ONCE)
         .try_collect::<()>()

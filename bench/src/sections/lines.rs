@@ -1,41 +1,34 @@
-//! How the figures grow with the number of lines. (The million is in `memory`, too.)
+//! How the figures grow with the number of lines. (The million is in `memory`, too; the base point
+//! is in `dispatch`.)
 
 use anyhow::Result;
 
 use super::{Bench, Section, dispatch};
-use crate::life::live;
-use crate::results::Point;
+use crate::results::{Point, System};
 
-/// With as many rounds as all.
-const FEW: [u64; 2] = [10_000, 200_000];
-/// Once: it takes minutes.
+const LINES: [u64; 3] = [10_000, 200_000, 1_000_000];
+/// Larger points than the base say as much in fewer rounds.
+const FEW_ROUNDS: u32 = 3;
+/// From here on, the hyper loop would take minutes to say nothing new.
 const MANY: u64 = 1_000_000;
 
 pub async fn run(bench: &mut Bench) -> Result<()> {
-    let rounds = bench.rounds;
-    for lines in FEW {
-        // The larger ones say as much in fewer rounds.
-        bench.rounds = if lines > Point::BASE.lines {
-            rounds.min(3)
-        } else {
-            rounds
+    for lines in LINES {
+        let rounds = match lines > Point::BASE.lines {
+            true => bench.rounds.min(FEW_ROUNDS),
+            false => bench.rounds,
         };
-        let compared = dispatch::compare(bench, Section::Lines, scaled(bench, lines)).await;
-        bench.rounds = rounds;
-        compared?;
-    }
-    let point = scaled(bench, MANY);
-    for engine in bench.world.engines.clone() {
-        let figures = live(&mut bench.world, engine, point).await?;
-        bench.add(Section::Lines, engine, point, 0, figures)?;
+        let mut systems = bench.world.engines.clone();
+        systems.push(System::Floor);
+        if lines < MANY {
+            systems.push(System::HyperFloor);
+        }
+        // In proportion to the base point of this run.
+        let point = Point {
+            lines: lines * bench.lines / Point::BASE.lines,
+            ..Point::BASE
+        };
+        dispatch::compare(bench, Section::Lines, point, &systems, rounds).await?;
     }
     Ok(())
-}
-
-/// In proportion to the base point of this run.
-fn scaled(bench: &Bench, lines: u64) -> Point {
-    Point {
-        lines: lines * bench.lines / Point::BASE.lines,
-        ..Point::BASE
-    }
 }

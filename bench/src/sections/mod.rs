@@ -10,6 +10,7 @@ mod recovery;
 mod replicas;
 mod statements;
 mod tenants;
+mod transport;
 mod upload;
 
 use std::path::PathBuf;
@@ -24,6 +25,8 @@ use crate::world::World;
 pub enum Section {
     /// Lines a second and CPU a line, by latency and calls in flight, beside the floor
     Dispatch,
+    /// The two ways to an upstream: plain HTTP, and the client that can do TLS; on SQLite
+    Transport,
     /// MB a second and CPU of an upload
     Upload,
     /// From `POST /v1/batches` to the first call at the upstream
@@ -47,8 +50,9 @@ pub enum Section {
 }
 
 impl Section {
-    pub const ALL: [Self; 11] = [
+    pub const ALL: [Self; 12] = [
         Self::Dispatch,
+        Self::Transport,
         Self::Upload,
         Self::FirstCall,
         Self::Download,
@@ -62,8 +66,9 @@ impl Section {
     ];
 
     /// Those of a short run.
-    pub const QUICK: [Self; 6] = [
+    pub const QUICK: [Self; 7] = [
         Self::Dispatch,
+        Self::Transport,
         Self::Upload,
         Self::FirstCall,
         Self::Download,
@@ -75,6 +80,7 @@ impl Section {
     pub fn name(self) -> &'static str {
         match self {
             Self::Dispatch => "dispatch",
+            Self::Transport => "transport",
             Self::Upload => "upload",
             Self::FirstCall => "first-call",
             Self::Download => "download",
@@ -87,6 +93,13 @@ impl Section {
             Self::Finished => "finished",
         }
     }
+}
+
+/// All of them, beginning with another in each round: nobody is always the first.
+fn in_turn<T: Clone>(all: &[T], round: u32) -> Vec<T> {
+    let mut turn = all.to_vec();
+    turn.rotate_left(round as usize % all.len().max(1));
+    turn
 }
 
 /// A benchmark under way.
@@ -104,11 +117,9 @@ pub struct Bench {
 
 impl Bench {
     pub async fn measure(&mut self, section: Section) -> Result<()> {
-        self.results
-            .samples
-            .retain(|sample| sample.section != section.name());
         match section {
             Section::Dispatch => dispatch::run(self).await,
+            Section::Transport => transport::run(self).await,
             Section::Upload => upload::run(self).await,
             Section::FirstCall => first_call::run(self).await,
             Section::Download => download::run(self).await,

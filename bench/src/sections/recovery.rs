@@ -7,7 +7,8 @@ use std::time::{Duration, Instant};
 use anyhow::{Context as _, Result, ensure};
 use tokio::time::timeout;
 
-use super::{Bench, Section};
+use super::{Bench, Section, in_turn};
+use crate::client::LOOK_EVERY;
 use crate::input::Input;
 use crate::recorder::{Event, Recorder};
 use crate::results::{Figures, Point, System};
@@ -25,18 +26,20 @@ pub async fn run(bench: &mut Bench) -> Result<()> {
         ..Point::BASE
     };
     let input = bench.world.input(LINES)?;
+    let mut runs = Vec::new();
+    for &engine in &bench.world.engines {
+        runs.push((engine, alone));
+        if engine == System::Postgres {
+            let replicas = 2;
+            runs.push((engine, Point { replicas, ..alone }));
+        }
+    }
     for round in 0..bench.rounds {
-        for engine in bench.world.engines.clone() {
-            for replicas in [1, 2] {
-                if replicas > 1 && engine != System::Postgres {
-                    continue;
-                }
-                let point = Point { replicas, ..alone };
-                let store = Store::create(&bench.world, engine)?;
-                let figures = kill(&store, &input, point).await?;
-                store.remove()?;
-                bench.add(Section::Recovery, engine, point, round, figures)?;
-            }
+        for (engine, point) in in_turn(&runs, round) {
+            let store = Store::create(&bench.world, engine)?;
+            let figures = kill(&store, &input, point).await?;
+            store.remove()?;
+            bench.add(Section::Recovery, engine, point, round, figures)?;
         }
     }
     Ok(())
@@ -79,7 +82,7 @@ async fn kill(store: &Store, input: &Input, point: Point) -> Result<Figures> {
         }
         calls.note(event);
     }
-    let watched = timeout(PATIENCE, survivor.client.watch(&batch.id));
+    let watched = timeout(PATIENCE, survivor.client.watch(&batch.id, LOOK_EVERY));
     watched.await.context("the batch does not end")??;
     while let Ok(event) = recorder.events.try_recv() {
         calls.note(event);

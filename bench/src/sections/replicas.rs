@@ -2,22 +2,23 @@
 
 use anyhow::Result;
 
-use super::{Bench, Section};
+use super::{Bench, Section, in_turn};
+use crate::client::LOOK_EVERY;
+use crate::life::look_figures;
+use crate::procfs::peak_mib;
 use crate::results::{Figures, Point, System};
 use crate::server::{Meter, Serving, Store};
 
 const REPLICAS: [u64; 2] = [1, 3];
 /// Slow enough that the limit is what holds one server back.
 const LATENCY_MS: u64 = 100;
-/// Whether servers on one Postgres keep a limit together, or each of them for itself.
-const LIMITS_ARE_SHARED: bool = true;
 
 pub async fn run(bench: &mut Bench) -> Result<()> {
     if !bench.world.engines.contains(&System::Postgres) {
         return Ok(());
     }
     for round in 0..bench.rounds {
-        for replicas in REPLICAS {
+        for replicas in in_turn(&REPLICAS, round) {
             let point = Point {
                 latency_ms: LATENCY_MS,
                 in_flight: Point::BASE.in_flight * replicas,
@@ -35,11 +36,8 @@ async fn share(bench: &mut Bench, point: Point) -> Result<Figures> {
     let input = bench.world.input(point.lines)?;
     let (upstream, upstream_pid) = bench.world.upstream(point.latency_ms).await?;
     let store = Store::create(&bench.world, System::Postgres)?;
-    let limit = match LIMITS_ARE_SHARED {
-        true => point.in_flight,
-        false => point.in_flight / point.replicas,
-    };
-    let serving = Serving::new(&upstream, limit);
+    // Servers on one Postgres keep a limit together.
+    let serving = Serving::new(&upstream, point.in_flight);
     let mut servers = Vec::new();
     for _ in 0..point.replicas {
         servers.push(store.serve(&serving).await?);
@@ -53,15 +51,19 @@ async fn share(bench: &mut Bench, point: Point) -> Result<Figures> {
     };
     let before = meter.begin()?;
     let batch = client.create(&file_id).await?;
-    let watched = client.watch(&batch.id).await?;
+    let watched = client.watch(&batch.id, LOOK_EVERY).await?;
     let after = meter.end(watched.ended)?;
     let mut figures = Figures::default();
     let seconds = (after.at - before.at).as_secs_f64();
     figures.set("lines_per_s", point.lines as f64 / seconds);
     after.cpu_figures(&before, point.lines, &mut figures);
+    look_figures(watched.looks_ms, &mut figures)?;
+    let mut peak = 0.0;
     for server in servers {
+        peak = peak_mib(server.process.pid)?.max(peak);
         server.process.stop().await?;
     }
+    figures.set("peak_mib", peak);
     store.remove()?;
     Ok(figures)
 }

@@ -6,26 +6,30 @@ use anyhow::Result;
 use futures::future::try_join_all;
 use futures::{StreamExt as _, TryStreamExt as _, stream};
 
-use super::{Bench, Section};
+use super::{Bench, Section, in_turn};
+use crate::client::LOOK_EVERY;
+use crate::life::look_figures;
 use crate::procfs::peak_mib;
-use crate::results::{Figures, Point, System, quantile};
+use crate::results::{Figures, Point, System};
 use crate::server::{Meter, Serving, Store};
 
 const TENANTS: [u64; 2] = [1, 100];
+/// So many clients look as often as one; more of them look less often each, so that the server is
+/// busy with lines and not with looks.
+const OFTEN: usize = 10;
 /// Keys that are made at once.
 const AT_ONCE: usize = 4;
 
 pub async fn run(bench: &mut Bench) -> Result<()> {
+    let base = bench.base();
+    let mut runs = Vec::new();
+    for &engine in &bench.world.engines {
+        runs.extend(TENANTS.map(|tenants| (engine, Point { tenants, ..base })));
+    }
     for round in 0..bench.rounds {
-        for engine in bench.world.engines.clone() {
-            for tenants in TENANTS {
-                let point = Point {
-                    tenants,
-                    ..bench.base()
-                };
-                let figures = share(bench, engine, point).await?;
-                bench.add(Section::Tenants, engine, point, round, figures)?;
-            }
+        for (engine, point) in in_turn(&runs, round) {
+            let figures = share(bench, engine, point).await?;
+            bench.add(Section::Tenants, engine, point, round, figures)?;
         }
     }
     Ok(())
@@ -58,10 +62,11 @@ async fn share(bench: &mut Bench, engine: System, point: Point) -> Result<Figure
         upstream: upstream_pid,
         store: &store,
     };
+    let every = LOOK_EVERY * clients.len().min(OFTEN) as u32;
     let before = meter.begin()?;
     let runs = clients.iter().zip(&files).map(async |(client, file_id)| {
         let batch = client.create(file_id).await?;
-        client.watch(&batch.id).await
+        client.watch(&batch.id, every).await
     });
     let watched = try_join_all(runs).await?;
     let ended = watched.iter().map(|watched| watched.ended).max();
@@ -77,13 +82,8 @@ async fn share(bench: &mut Bench, engine: System, point: Point) -> Result<Figure
         after.written_since(&before) / lines as f64,
     );
     figures.set("peak_mib", peak_mib(server.process.pid)?);
-    let looks: Vec<f64> = watched
-        .into_iter()
-        .flat_map(|watched| watched.looks_ms)
-        .collect();
-    for (name, share) in [("get_p50_ms", 0.5), ("get_p99_ms", 0.99)] {
-        figures.set(name, quantile(looks.clone(), share).unwrap_or_default());
-    }
+    let looks = watched.into_iter().flat_map(|watched| watched.looks_ms);
+    look_figures(looks.collect(), &mut figures)?;
     server.process.stop().await?;
     store.remove()?;
     Ok(figures)

@@ -2,7 +2,7 @@
 
 use anyhow::Result;
 
-use super::{Bench, Section};
+use super::{Bench, Section, in_turn};
 use crate::life::Life;
 use crate::results::{Figures, Point};
 use crate::server::{Serving, Store};
@@ -20,7 +20,7 @@ pub async fn run(bench: &mut Bench) -> Result<()> {
     let input = bench.world.input(lines)?;
     let (upstream, pid) = bench.world.upstream(point.latency_ms).await?;
     for round in 0..bench.rounds {
-        for engine in bench.world.engines.clone() {
+        for engine in in_turn(&bench.world.engines, round) {
             let store = Store::create(&bench.world, engine)?;
             let server = store
                 .serve(&Serving::new(&upstream, point.in_flight))
