@@ -46,15 +46,6 @@ impl Object {
     }
 
     /// # Errors
-    /// When the field is neither missing nor null nor a string.
-    pub fn optional_string(&mut self, field: &str) -> Result<Option<String>> {
-        let name = self.name(field);
-        self.optional(field)
-            .map(|value| string(&name, value))
-            .transpose()
-    }
-
-    /// # Errors
     /// When the field is missing, no whole number, or out of bounds.
     pub fn integer(&mut self, field: &str, bounds: std::ops::RangeInclusive<i64>) -> Result<i64> {
         let value = self.required(field)?;

@@ -292,9 +292,8 @@ impl Dispatch {
                     finished
                 } else {
                     entry.waiting.push(Waiting { due, pending });
-                    if let Some(lane) = entry.lane.and_then(|lane| state.lanes.get_mut(&lane)) {
-                        lane.waiting += 1;
-                    }
+                    let lane = entry.lane;
+                    state.will_wait(lane, due);
                     self.pump.notify_one();
                     None
                 }

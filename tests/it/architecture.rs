@@ -11,7 +11,7 @@ const ROOMS: [(&str, &[&str]); 11] = [
     ("config", &["domain"]),
     ("codec", &["domain"]),
     ("intake", &["domain"]),
-    ("store", &["domain", "observe", "config", "codec", "intake"]),
+    ("store", &["domain", "observe", "codec", "intake"]),
     ("upstream", &["domain", "observe", "config"]),
     ("transfer", &["domain", "codec", "intake", "store"]),
     (

@@ -1,8 +1,8 @@
 //! How a request reaches a model server, and how its answer comes back.
 //!
 //! There are two ways. [`Direct`] is plain HTTP to the server itself, as to vLLM or Ollama in one's
-//! own network, at less than half of the cost of a call. [`General`] has TLS and proxies. What one
-//! does the other does: the tests here run on both.
+//! own network, which costs less ([`General`] beside it: docs/benchmarks, "Transport"). [`General`]
+//! has TLS and proxies. What one does the other does: the tests here run on both.
 
 mod direct;
 mod general;

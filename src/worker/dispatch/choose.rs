@@ -63,29 +63,6 @@ impl Dispatch {
 }
 
 impl State {
-    /// Lines whose wait is over go before the others of their unit.
-    fn wake_due(&mut self, now: Instant) {
-        if self.lanes.values().all(|lane| lane.waiting == 0) {
-            return;
-        }
-        for entry in self.entries.values_mut() {
-            while entry
-                .waiting
-                .peek()
-                .is_some_and(|waiting| waiting.due <= now)
-            {
-                let Some(waiting) = entry.waiting.pop() else {
-                    break;
-                };
-                entry.ready.push_front(waiting.pending);
-                if let Some(lane) = entry.lane.and_then(|lane| self.lanes.get_mut(&lane)) {
-                    lane.waiting -= 1;
-                    lane.ready += 1;
-                }
-            }
-        }
-    }
-
     /// The unit whose next line comes first. One that runs alone does only if its model is served.
     fn best(
         &self,

@@ -20,6 +20,9 @@ pub(super) struct State {
     /// Every unit that the store says is ours, until its last flush is accepted.
     pub(super) held: HashMap<UnitKey, i64>,
     pub(super) in_flight: usize,
+    /// No line that waits is due before; none waits where there is none. Kept, so that choosing a
+    /// line need not look at every unit.
+    pub(super) wake_at: Option<Instant>,
     /// The unit that has its line on its way or not on disk yet, and nothing else may be sent.
     pub(super) alone: Option<u64>,
     /// What there is to lease, as the supply has seen it: routes that are open, each once.
@@ -178,13 +181,39 @@ impl State {
         }
     }
 
+    /// A line of a lane is about to wait until then.
+    pub(super) fn will_wait(&mut self, lane: Option<LaneId>, due: Instant) {
+        if let Some(lane) = lane.and_then(|lane| self.lanes.get_mut(&lane)) {
+            lane.waiting += 1;
+        }
+        self.wake_at = Some(self.wake_at.map_or(due, |at| at.min(due)));
+    }
+
+    /// Lines whose wait is over go before the others of their unit.
+    pub(super) fn wake_due(&mut self, now: Instant) {
+        if self.wake_at.is_none_or(|at| at > now) {
+            return;
+        }
+        self.wake_at = None;
+        for entry in self.entries.values_mut() {
+            while entry.waiting.peek().is_some_and(|first| first.due <= now) {
+                let Some(waiting) = entry.waiting.pop() else {
+                    break;
+                };
+                entry.ready.push_front(waiting.pending);
+                if let Some(lane) = entry.lane.and_then(|lane| self.lanes.get_mut(&lane)) {
+                    lane.waiting -= 1;
+                    lane.ready += 1;
+                }
+            }
+            let next = entry.waiting.peek().map(|first| first.due);
+            self.wake_at = self.wake_at.into_iter().chain(next).min();
+        }
+    }
+
     /// When the next line that waits may be sent, or the next call be cut.
     pub(super) fn next_due(&self) -> Option<Instant> {
-        let due = self
-            .entries
-            .values()
-            .filter_map(|e| e.waiting.peek().map(|w| w.due));
         let settle = self.entries.values().filter_map(|e| e.settle_by);
-        due.chain(settle).min()
+        settle.chain(self.wake_at).min()
     }
 }
