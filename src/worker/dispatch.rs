@@ -34,7 +34,7 @@ use crate::domain::batch::Ending;
 use crate::domain::clock::Clock;
 use crate::store::Store;
 use crate::upstream::{LaneId, Pool, Timer};
-use state::{Entry, State, Waiting};
+use state::{Entry, State};
 
 /// How long the pump may sleep when it knows of nothing to wait for.
 const PUMP_TICK: Duration = Duration::from_secs(1);
@@ -291,9 +291,7 @@ impl Dispatch {
                     }
                     finished
                 } else {
-                    entry.waiting.push(Waiting { due, pending });
-                    let lane = entry.lane;
-                    state.will_wait(lane, due);
+                    state.wait(unit.id, due, pending);
                     self.pump.notify_one();
                     None
                 }

@@ -14,15 +14,18 @@ pub fn unit(
     takeovers: i64,
     noted_line: Option<i64>,
 ) -> (Arc<HeldUnit>, Vec<OpenLine>) {
-    let batch = BatchContext {
+    unit_of(1, batch(), leased(requests, takeovers, noted_line))
+}
+
+pub fn batch() -> BatchContext {
+    BatchContext {
         id: "batch".to_owned(),
         tenant: "tenant".into(),
         endpoint: &ENDPOINTS[0],
         priority: 0,
         deadline: i64::MAX,
         created_at: 0,
-    };
-    unit_of(1, batch, leased(requests, takeovers, noted_line))
+    }
 }
 
 /// A unit of any batch.

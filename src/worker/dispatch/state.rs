@@ -181,9 +181,14 @@ impl State {
         }
     }
 
-    /// A line of a lane is about to wait until then.
-    pub(super) fn will_wait(&mut self, lane: Option<LaneId>, due: Instant) {
-        if let Some(lane) = lane.and_then(|lane| self.lanes.get_mut(&lane)) {
+    /// Has a line of a unit wait until then. If the unit is not in hand any more, the line is not
+    /// ours either.
+    pub(super) fn wait(&mut self, id: u64, due: Instant, pending: Pending) {
+        let Some(entry) = self.entries.get_mut(&id) else {
+            return;
+        };
+        entry.waiting.push(Waiting { due, pending });
+        if let Some(lane) = entry.lane.and_then(|lane| self.lanes.get_mut(&lane)) {
             lane.waiting += 1;
         }
         self.wake_at = Some(self.wake_at.map_or(due, |at| at.min(due)));
@@ -215,5 +220,43 @@ impl State {
     pub(super) fn next_due(&self) -> Option<Instant> {
         let settle = self.entries.values().filter_map(|e| e.settle_by);
         settle.chain(self.wake_at).min()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::time::Duration;
+
+    use super::*;
+    use crate::worker::testing;
+
+    #[test]
+    fn lines_of_any_unit_wake_when_they_are_due_and_not_before() {
+        let mut state = State::default();
+        let begun = Instant::now();
+        let after = |seconds| begun + Duration::from_secs(seconds);
+        // Two lines of each unit; the unit that comes last has the line that is due first.
+        for (id, due) in [(1, [40, 20]), (2, [30, 10])] {
+            let leased = testing::leased(2, 0, None);
+            let batch = testing::batch();
+            let (unit, lines) = testing::unit_of(id, batch, leased);
+            state.put_in(Entry::new(&unit, lines));
+            for seconds in due {
+                let entry = state.entries.get_mut(&id).unwrap();
+                let pending = entry.ready.pop_front().unwrap();
+                state.wait(id, after(seconds), pending);
+            }
+        }
+        for (now, [of_one, of_two], next) in [
+            (9, [0, 0], Some(10)),
+            (10, [0, 1], Some(20)),
+            (25, [1, 1], Some(30)),
+            (40, [2, 2], None),
+        ] {
+            state.wake_due(after(now));
+            let ready = |id| state.entries[&id].ready.len();
+            assert_eq!((ready(1), ready(2)), (of_one, of_two), "after {now} s");
+            assert_eq!(state.next_due(), next.map(after), "after {now} s");
+        }
     }
 }
