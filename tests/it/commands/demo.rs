@@ -1,6 +1,8 @@
 //! `nightshift demo`: the first minute.
 
-use super::command_in;
+use tokio::net::TcpListener;
+
+use super::{command_in, until};
 use crate::support::binary::{Process, ended};
 use crate::support::client_with;
 
@@ -74,4 +76,21 @@ async fn a_demo_leaves_a_server_to_try_until_it_is_interrupted() {
         "{}",
         ended.errors
     );
+}
+
+#[tokio::test]
+async fn a_demo_takes_the_next_port_where_its_first_one_is_taken() {
+    let mut taken = None;
+    until("its first port is taken", async || {
+        // The demo of another test may have it meanwhile.
+        taken = TcpListener::bind("127.0.0.1:8080").await.ok();
+        taken.is_some()
+    })
+    .await;
+    let directory = tempfile::tempdir().expect("makes a directory");
+    let shown = ended(demo(directory.path(), &["--exit"])).await;
+    assert_eq!(shown.code, Some(0), "{}", shown.errors);
+    let last = shown.out.lines().last().expect("says something");
+    let port = last.strip_prefix("Server: http://127.0.0.1:80");
+    assert!(port.is_some_and(|port| port != "80"), "{last}");
 }
