@@ -57,26 +57,19 @@ async fn a_statement_that_hangs_is_given_up_and_tried_again() {
     on(Engine::Postgres, Box::pin(test)).await;
 }
 
-/// Of these connections half are HTTP's and half the work's: neither waits for the other's.
-const HALVES: &str = r#"
-[database]
-max_connections = 4
-statement_timeout = "60s"
-
-[[upstreams]]
-name = "simulated"
-base_url = "{simulated}"
-concurrency = 16
-
-[[models]]
-name = "sim-small"
-routes = [{ upstream = "simulated" }]
-"#;
+/// Of its connections half are HTTP's and half the work's: neither waits for the other's. What hangs
+/// is not given up soon.
+fn halves() -> String {
+    CONFIG.replace(
+        "statement_timeout = \"3s\"",
+        "statement_timeout = \"60s\"\nmax_connections = 4",
+    )
+}
 
 #[tokio::test]
 async fn requests_that_hang_do_not_hold_up_the_work() {
     let test = async {
-        let mut server = start(HALVES).await;
+        let mut server = start(&halves()).await;
         let midway = Midway::begin(&server).await;
         let mut session = Session::open(&server.database).await;
         let hold = Hold::of(&server.database, "files").await;
@@ -105,7 +98,7 @@ async fn requests_that_hang_do_not_hold_up_the_work() {
 #[tokio::test]
 async fn work_that_hangs_does_not_hold_up_requests() {
     let test = async {
-        let mut server = start(HALVES).await;
+        let mut server = start(&halves()).await;
         let midway = Midway::begin(&server).await;
         let mut session = Session::open(&server.database).await;
         let hold = Hold::of(&server.database, "units, segments, chunks, batches").await;
