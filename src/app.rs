@@ -97,7 +97,8 @@ impl App {
             api::worker_router(api)
         };
         let grace = config.worker.shutdown_grace;
-        let http = threads.serve(listener, router, stop.clone(), grace)?;
+        let trusted = config.server.trusted_proxies.clone();
+        let http = threads.serve(listener, router, trusted, stop.clone(), grace)?;
         Ok(App {
             address,
             store,

@@ -375,6 +375,18 @@ pub fn unavailable() -> ApiError {
     error
 }
 
+/// All connections are in use, and this one had a place that is for other things.
+pub fn no_place() -> ApiError {
+    let mut error = ApiError::new(
+        StatusCode::SERVICE_UNAVAILABLE,
+        SERVER_ERROR,
+        "The server has as many connections as it can serve at the moment. Please try again.",
+    )
+    .retry(true);
+    error.retry_after = Some(2);
+    error
+}
+
 /// There is no room where the data is kept.
 pub fn insufficient_storage() -> ApiError {
     let mut error = ApiError::new(

@@ -3,36 +3,56 @@
 use std::io;
 use std::time::{Duration, Instant};
 
-use axum::Router;
-use axum::response::Response;
+use axum::extract::Request;
+use axum::response::{IntoResponse as _, Response};
+use axum::routing::any_service;
+use axum::{Router, middleware};
 use hyper::server::conn::http1;
 use hyper_util::rt::{TokioIo, TokioTimer};
 use hyper_util::server::graceful::GracefulShutdown;
 use hyper_util::service::TowerToHyperService;
+use ipnet::IpNet;
 use tokio::net::{TcpListener, TcpStream};
 use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
 use tower::ServiceExt;
 use tower_http::timeout::TimeoutBody;
 
+use super::{drain, error, metrics, request_log};
+use places::{Counts, Place, Places};
 use stream::{Stream, Turn};
 pub use threads::Threads;
 
+mod places;
 mod stream;
 #[cfg(test)]
 mod tests;
 mod threads;
 
-/// How long a client may take over a request's head, keep a connection open between requests,
-/// or go without sending or taking a byte of a body. A request that is being worked on, and a
-/// transfer that moves, may take as long as they need.
+/// How long a client may keep a connection open between requests, or go without sending or taking
+/// a byte of a body. A request that is being worked on, and a transfer that moves, may take as
+/// long as they need.
 const IDLE_TIMEOUT: Duration = Duration::from_secs(60);
+/// How long a client may take over the head of its first request: who connects has something to
+/// ask.
+const FIRST_HEAD_TIMEOUT: Duration = Duration::from_secs(10);
+/// The same in a reserved place, of which there are few.
+const RESERVED_HEAD_TIMEOUT: Duration = Duration::from_secs(2);
+/// How long a connection may have a reserved place in all: longer than the slowest answer about
+/// the process's health takes.
+const RESERVED_TIMEOUT: Duration = Duration::from_secs(10);
+/// For how long the body of a request is taken in and dropped that is refused for want of a place.
+const REFUSED_BODY_TIMEOUT: Duration = Duration::from_secs(1);
 /// The largest head of a request, in bytes, and as much of a body as is read at once.
 const HEAD_BYTES_MAX: usize = 48 << 10;
 /// How many connections are served at once, at most half as many as the process may have file
-/// descriptors: the database and the calls to model servers need theirs. Further clients wait in
-/// the listener's queue until a connection ends.
+/// descriptors: the database and the calls to model servers need theirs.
 const CONNECTIONS_MAX: usize = 1024;
+/// A connection must have been silent for so long before it makes way for another one. A head
+/// that was sent at once has come by then, from anywhere.
+const SPARED: Duration = Duration::from_secs(1);
+/// What a reserved place is for.
+const HEALTH: [&str; 2] = ["/healthz", "/readyz"];
 /// How long to wait when the process has no file descriptor left for a connection.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(500);
 /// What keeps clients waiting is logged so often, however many they are.
@@ -42,51 +62,79 @@ const LOGGED_EVERY: Duration = Duration::from_secs(60);
 #[derive(Clone, Copy)]
 struct Bounds {
     idle: Duration,
-    connections: usize,
+    first_head: Duration,
+    reserved_head: Duration,
+    counts: Counts,
 }
 
 /// Serves until `stop`, then lets requests that are being worked on end within `grace`.
+///
+/// Where places run short, an address may hold a part of them only, unless it is one of
+/// `trusted_proxies`.
 pub async fn serve(
     listener: TcpListener,
     router: Router,
+    trusted_proxies: Vec<IpNet>,
     stop: CancellationToken,
     grace: Duration,
 ) {
     let descriptors = descriptors().unwrap_or(usize::MAX);
+    let connections = CONNECTIONS_MAX.min(descriptors / 2).max(1);
     let bounds = Bounds {
         idle: IDLE_TIMEOUT,
-        connections: CONNECTIONS_MAX.min(descriptors / 2).max(1),
+        first_head: FIRST_HEAD_TIMEOUT,
+        reserved_head: RESERVED_HEAD_TIMEOUT,
+        counts: Counts::of(connections, SPARED),
     };
-    serve_within(listener, router, stop, grace, bounds).await;
+    serve_within(listener, router, trusted_proxies, stop, grace, bounds).await;
 }
 
 async fn serve_within(
     listener: TcpListener,
     router: Router,
+    trusted_proxies: Vec<IpNet>,
     stop: CancellationToken,
     grace: Duration,
     bounds: Bounds,
 ) {
     let graceful = GracefulShutdown::new();
+    let places = Places::new(bounds.counts, trusted_proxies);
+    let health_alone = health_alone(&router);
     let mut connections = JoinSet::new();
-    let (mut full, mut failing) = (Seldom::default(), Seldom::default());
+    let (mut full, mut refusing) = (Seldom::default(), Seldom::default());
+    let mut failing = Seldom::default();
     loop {
         tokio::select! {
             () = stop.cancelled() => break,
-            accepted = listener.accept(), if connections.len() < bounds.connections => {
-                match accepted {
-                    Ok((stream, _)) => {
-                        let router = router.clone();
-                        connections.spawn(connection(stream, router, &graceful, bounds.idle));
-                        if connections.len() == bounds.connections && full.is_due() {
-                            tracing::warn!(
-                                connections = connections.len(),
-                                "no more connections are taken until one ends"
-                            );
-                        }
+            accepted = listener.accept() => {
+                let (stream, from) = match accepted {
+                    Ok(accepted) => accepted,
+                    Err(error) => {
+                        pause_after(&error, &mut failing).await;
+                        continue;
                     }
-                    Err(error) => pause_after(&error, &mut failing).await,
+                };
+                let turn = Turn::default();
+                let Some(place) = places.take(from.ip(), &turn) else {
+                    if refusing.is_due() {
+                        tracing::warn!(
+                            client.address = %from.ip(),
+                            "a connection was closed at once: its address holds its part of the \
+                             places, or all places are taken"
+                        );
+                    }
+                    continue;
+                };
+                if place.reserved && full.is_due() {
+                    tracing::warn!(
+                        connections = bounds.counts.ordinary(),
+                        "all connections are in use: until one ends, only questions after the \
+                         server's health are answered"
+                    );
                 }
+                let router = if place.reserved { &health_alone } else { &router };
+                let connection = connection(stream, router.clone(), &graceful, turn, bounds, place);
+                connections.spawn(connection);
             }
             // Connections that have ended are forgotten as they end.
             Some(_) = connections.join_next(), if !connections.is_empty() => {}
@@ -105,24 +153,47 @@ async fn serve_within(
     connections.shutdown().await;
 }
 
+/// What is answered in a reserved place: whether the process is well, and to all else that there
+/// is no place.
+fn health_alone(router: &Router) -> Router {
+    let refusing = Router::new()
+        .fallback(no_place)
+        .layer(middleware::from_fn(request_log::observe))
+        .layer(middleware::from_fn(metrics::observe));
+    let with_health = |to: Router, path: &&str| to.route(path, any_service(router.clone()));
+    let health = HEALTH.iter().fold(Router::new(), with_health);
+    health.fallback_service(refusing)
+}
+
+async fn no_place(request: Request) -> Response {
+    let (parts, body) = request.into_parts();
+    if !drain::waits_for_leave(&parts.headers) {
+        // What takes longer is cut off.
+        let _ = tokio::time::timeout(REFUSED_BODY_TIMEOUT, drain::drain(body)).await;
+    }
+    error::no_place().into_response()
+}
+
 /// One connection, to its end.
 fn connection(
     stream: TcpStream,
     router: Router,
     graceful: &GracefulShutdown,
-    idle: Duration,
+    turn: Turn,
+    bounds: Bounds,
+    place: Place,
 ) -> impl Future<Output = ()> + Send + 'static {
     if let Err(error) = stream.set_nodelay(true) {
         tracing::debug!(%error, "TCP_NODELAY was refused");
     }
-    let turn = Turn::default();
+    let idle = bounds.idle;
     let stream = Stream::new(stream, idle, turn.clone());
     // Reads are timed by what is read, head and body: while a request is worked on there is a
     // read as well, for the end of the connection, and that one may take its time.
-    let response_turn = turn.clone();
+    let (request_turn, response_turn) = (turn.clone(), turn.clone());
     let service = router
         .map_request(move |request: hyper::Request<hyper::body::Incoming>| {
-            turn.begin();
+            request_turn.begin();
             request.map(|body| TimeoutBody::new(idle, body))
         })
         .map_response(move |response: Response| {
@@ -133,12 +204,40 @@ fn connection(
         .header_read_timeout(idle)
         .max_buf_size(HEAD_BYTES_MAX)
         .max_header_size(HEAD_BYTES_MAX)
+        .keep_alive(!place.reserved)
         .serve_connection(TokioIo::new(stream), TowerToHyperService::new(service));
     let connection = graceful.watch(connection);
     async move {
-        if let Err(error) = connection.await {
-            tracing::debug!(%error, "a connection broke");
+        tokio::select! {
+            biased;
+            () = place.is_needed() => {
+                tracing::debug!("a silent connection made way for another one");
+            }
+            () = overdue(&turn, &bounds, place.reserved) => {
+                tracing::debug!("a connection was closed: its request took too long to come");
+            }
+            ended = connection => if let Err(error) = ended {
+                tracing::debug!(%error, "a connection broke");
+            }
         }
+    }
+}
+
+/// Waits until a connection has had its time: for its first head, and in a reserved place for all.
+async fn overdue(turn: &Turn, bounds: &Bounds, reserved: bool) {
+    let first_head = if reserved {
+        bounds.reserved_head
+    } else {
+        bounds.first_head
+    };
+    tokio::time::sleep(first_head).await;
+    if turn.is_unused() {
+        return;
+    }
+    if reserved {
+        tokio::time::sleep(RESERVED_TIMEOUT.saturating_sub(first_head)).await;
+    } else {
+        std::future::pending::<()>().await;
     }
 }
 

@@ -1,9 +1,11 @@
 //! `[server]`: where the HTTP server listens.
 
-use std::net::SocketAddr;
+use std::net::{IpAddr, SocketAddr};
+
+use ipnet::IpNet;
 
 use super::error::nearest;
-use super::reader::Reader;
+use super::reader::{Item, Reader};
 
 /// `[server]`
 #[derive(Clone, Debug)]
@@ -11,6 +13,8 @@ pub struct Server {
     /// host:port; port 0 takes a free one.
     pub listen: String,
     pub role: Role,
+    /// Addresses that many clients share, and which may hold any number of connections.
+    pub trusted_proxies: Vec<IpNet>,
 }
 
 /// Which half of the server a process is.
@@ -72,10 +76,14 @@ impl Server {
             }
             role
         });
+        let proxies = reader.take("trusted_proxies").and_then(Item::array);
+        let proxies = proxies.unwrap_or_default();
+        let trusted_proxies = proxies.iter().filter_map(network).collect();
         reader.finish();
         Self {
             listen: listen.unwrap_or_default(),
             role: role.unwrap_or_default(),
+            trusted_proxies,
         }
     }
 
@@ -91,6 +99,17 @@ impl Server {
                 .is_some_and(|(host, _)| host.eq_ignore_ascii_case("localhost")),
         }
     }
+}
+
+/// A network, or one address.
+fn network(item: &Item<'_>) -> Option<IpNet> {
+    let text = item.string()?;
+    let address = text.parse::<IpAddr>().map(IpNet::from);
+    let network = address.or_else(|_| text.parse::<IpNet>());
+    if network.is_err() {
+        item.fault("expected an address or a network, such as 10.0.0.5 or 10.0.0.0/8");
+    }
+    network.ok()
 }
 
 fn judge_listen(listen: &str) -> Result<(), &'static str> {
@@ -139,6 +158,7 @@ mod tests {
             let server = Server {
                 listen: listen.to_owned(),
                 role: Role::All,
+                trusted_proxies: Vec::new(),
             };
             assert_eq!(server.is_loopback(), loopback, "{listen}");
         }

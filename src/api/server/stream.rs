@@ -11,9 +11,9 @@
 use std::io::{self, IoSlice};
 use std::pin::{Pin, pin};
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU8, Ordering};
+use std::sync::atomic::{AtomicU8, AtomicU64, Ordering};
 use std::task::{Context, Poll, ready};
-use std::time::{Duration, UNIX_EPOCH};
+use std::time::{Duration, Instant, UNIX_EPOCH};
 
 use axum::body::{Body, Bytes, HttpBody};
 use axum::http::StatusCode;
@@ -36,20 +36,60 @@ use crate::domain::clock::Clock;
 const LINGER: Duration = Duration::from_secs(5);
 
 /// Whose turn it is to be written, as the service knows it and the stream must.
-#[derive(Clone, Debug, Default)]
-pub(super) struct Turn(Arc<AtomicU8>);
+#[derive(Clone, Debug)]
+pub(super) struct Turn(Arc<State>);
 
-/// Nothing of ours is in hyper's hands: what it writes is its own.
-const NOBODY: u8 = 0;
+#[derive(Debug)]
+struct State {
+    now: AtomicU8,
+    connected: Instant,
+    /// When the last response was out of our hands, in milliseconds from the connection's
+    /// beginning on.
+    silent_since_ms: AtomicU64,
+}
+
+/// No request has come so far. Nothing of ours is in hyper's hands: what it writes is its own.
+const UNUSED: u8 = 0;
 /// A request is being worked on or answered.
 const RESPONSE: u8 = 1;
 /// A response has ended; the rest of it may still be in hyper's hands.
 const REST: u8 = 2;
+/// All responses are out, and another request may come. What hyper writes is its own.
+const NOBODY: u8 = 3;
+
+impl Default for Turn {
+    fn default() -> Self {
+        Self(Arc::new(State {
+            now: AtomicU8::new(UNUSED),
+            connected: Instant::now(),
+            silent_since_ms: AtomicU64::new(0),
+        }))
+    }
+}
 
 impl Turn {
     /// A request is taken up.
     pub(super) fn begin(&self) {
-        self.0.store(RESPONSE, Ordering::Release);
+        self.0.now.store(RESPONSE, Ordering::Release);
+    }
+
+    /// A response has ended.
+    pub(super) fn end(&self) {
+        self.0.now.store(REST, Ordering::Release);
+    }
+
+    /// Whether no request has come so far.
+    pub(super) fn is_unused(&self) -> bool {
+        self.now() == UNUSED
+    }
+
+    /// For how long no request has been worked on; `None` while one is.
+    pub(super) fn silent_for(&self) -> Option<Duration> {
+        if !matches!(self.now(), UNUSED | NOBODY) {
+            return None;
+        }
+        let since = Duration::from_millis(self.0.silent_since_ms.load(Ordering::Acquire));
+        Some(self.0.connected.elapsed().saturating_sub(since))
     }
 
     /// The body of its response, whose end is the end of the turn.
@@ -61,15 +101,21 @@ impl Turn {
     }
 
     /// Hyper has handed on all that it had.
-    fn flushed(&self) {
+    pub(super) fn flushed(&self) {
         // In a turn it is not the end: more of the response is to come.
+        if self.now() != REST {
+            return;
+        }
+        let now_ms = u64::try_from(self.0.connected.elapsed().as_millis()).unwrap_or(u64::MAX);
+        self.0.silent_since_ms.store(now_ms, Ordering::Release);
         let _ = self
             .0
+            .now
             .compare_exchange(REST, NOBODY, Ordering::AcqRel, Ordering::Acquire);
     }
 
     fn now(&self) -> u8 {
-        self.0.load(Ordering::Acquire)
+        self.0.now.load(Ordering::Acquire)
     }
 }
 
@@ -83,7 +129,7 @@ struct EndOnDrop(Turn);
 
 impl Drop for EndOnDrop {
     fn drop(&mut self) {
-        self.0.0.store(REST, Ordering::Release);
+        self.0.end();
     }
 }
 

@@ -24,14 +24,21 @@ struct Server {
 
 impl Server {
     async fn start(grace: Duration, idle: Duration) -> Self {
-        Self::start_within(grace, idle, CONNECTIONS_MAX).await
+        let bounds = Bounds {
+            idle,
+            first_head: idle,
+            reserved_head: IDLE,
+            counts: Counts::of(CONNECTIONS_MAX, SPARED),
+        };
+        Self::start_within(grace, bounds, &["127.0.0.0/8"]).await
     }
 
-    async fn start_within(grace: Duration, idle: Duration, connections: usize) -> Self {
+    async fn start_within(grace: Duration, bounds: Bounds, trusted: &[&str]) -> Self {
         let begun = Arc::new(Notify::new());
         let (slow, never) = (Arc::clone(&begun), Arc::clone(&begun));
         let router = heads::routes()
             .route("/quick", get(|| async { "quick" }))
+            .route("/healthz", get(|| async { "well" }))
             .route(
                 "/slow",
                 get(async move || {
@@ -60,8 +67,9 @@ impl Server {
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let address = listener.local_addr().unwrap();
         let stop = CancellationToken::new();
-        let bounds = Bounds { idle, connections };
-        let running = tokio::spawn(serve_within(listener, router, stop.clone(), grace, bounds));
+        let trusted = trusted.iter().map(|net| net.parse().unwrap()).collect();
+        let serving = serve_within(listener, router, trusted, stop.clone(), grace, bounds);
+        let running = tokio::spawn(serving);
         Self {
             address,
             begun,
@@ -75,7 +83,17 @@ impl Server {
     }
 
     async fn send(&self, text: &str) -> TcpStream {
-        let mut stream = self.connect().await;
+        Self::send_on(self.connect().await, text).await
+    }
+
+    /// Connects from another address of this machine.
+    async fn connect_from(&self, address: [u8; 4]) -> TcpStream {
+        let socket = tokio::net::TcpSocket::new_v4().unwrap();
+        socket.bind(SocketAddr::from((address, 0))).unwrap();
+        socket.connect(self.address).await.unwrap()
+    }
+
+    async fn send_on(mut stream: TcpStream, text: &str) -> TcpStream {
         stream.write_all(text.as_bytes()).await.unwrap();
         stream
     }
@@ -148,19 +166,111 @@ async fn a_client_that_takes_nothing_is_left() {
     rest(&mut stream).await;
 }
 
+/// Few places, all waits but that for a first head long, and nothing that makes way.
+fn few(connections: usize) -> Bounds {
+    Bounds {
+        idle: LONG * 20,
+        first_head: LONG * 20,
+        reserved_head: LONG * 20,
+        counts: Counts::of(connections, LONG * 20),
+    }
+}
+
+/// Asks once, and returns the answer.
+async fn ask(stream: TcpStream, path: &str) -> String {
+    let asked = format!("GET {path} HTTP/1.1\r\nhost: x\r\nconnection: close\r\n\r\n");
+    rest(&mut Server::send_on(stream, &asked).await).await
+}
+
 #[tokio::test]
-async fn more_connections_than_there_may_be_wait_for_one_to_end() {
-    let server = Server::start_within(LONG, LONG * 20, 2).await;
-    let asked = "GET /quick HTTP/1.1\r\nhost: x\r\nconnection: close\r\n\r\n";
-    let first = server.connect().await;
-    let _second = server.connect().await;
-    let mut third = server.send(asked).await;
-    let mut byte = [0; 1];
-    let early = tokio::time::timeout(IDLE, third.read(&mut byte)).await;
-    assert!(early.is_err(), "it was answered");
-    drop(first);
-    let answer = rest(&mut third).await;
+async fn who_has_sent_a_request_may_be_idle_for_longer_than_who_has_not() {
+    let bounds = Bounds {
+        first_head: IDLE,
+        ..few(64)
+    };
+    let server = Server::start_within(LONG, bounds, &[]).await;
+    let mut idle = server.send("GET /quick HTTP/1.1\r\nhost: x\r\n\r\n").await;
+    let mut begun = server.send("GET /quick HT").await;
+    let mut silent = server.connect().await;
+    assert_eq!(rest(&mut silent).await, "");
+    assert_eq!(rest(&mut begun).await, "");
+    let again = "GET /quick HTTP/1.1\r\nhost: x\r\nconnection: close\r\n\r\n";
+    idle.write_all(again.as_bytes()).await.unwrap();
+    let answers = rest(&mut idle).await;
+    assert_eq!(answers.matches("HTTP/1.1 200 ").count(), 2, "{answers}");
+}
+
+#[tokio::test]
+async fn when_all_places_are_taken_health_is_answered_and_all_else_is_refused() {
+    let server = Server::start_within(LONG, few(8), &["127.0.0.0/8"]).await;
+    let mut silent = Vec::new();
+    // Many more than there are places, reserved ones included.
+    for _ in 0..50 {
+        silent.push(server.connect().await);
+    }
+    let health = ask(server.connect().await, "/healthz").await;
+    assert!(health.starts_with("HTTP/1.1 200 "), "{health}");
+    assert!(health.ends_with("well"), "{health}");
+    let refused = ask(server.connect().await, "/quick").await;
+    assert!(refused.starts_with("HTTP/1.1 503 "), "{refused}");
+    for header in [
+        "retry-after: 2\r\n",
+        "x-request-id: req_",
+        "connection: close\r\n",
+    ] {
+        assert!(refused.contains(header), "{refused}");
+    }
+    drop(silent.drain(..8));
+    while !ask(server.connect().await, "/quick")
+        .await
+        .ends_with("quick")
+    {}
+}
+
+#[tokio::test]
+async fn a_reserved_place_is_not_for_who_is_silent_or_asks_again_and_again() {
+    let bounds = Bounds {
+        reserved_head: IDLE,
+        ..few(1)
+    };
+    let server = Server::start_within(LONG, bounds, &["127.0.0.0/8"]).await;
+    let _holder = server.connect().await;
+    let mut silent = server.connect().await;
+    assert_eq!(rest(&mut silent).await, "");
+    let twice = "GET /healthz HTTP/1.1\r\nhost: x\r\n\r\n".repeat(2);
+    let answers = rest(&mut server.send(&twice).await).await;
+    assert_eq!(answers.matches("HTTP/1.1 ").count(), 1, "{answers}");
+}
+
+#[tokio::test]
+async fn silent_connections_make_way_for_requests() {
+    let bounds = Bounds {
+        counts: Counts::of(8, Duration::ZERO),
+        ..few(8)
+    };
+    let server = Server::start_within(LONG, bounds, &["127.0.0.0/8"]).await;
+    let mut silent = Vec::new();
+    for _ in 0..8 {
+        silent.push(server.connect().await);
+    }
+    let answer = ask(server.connect().await, "/quick").await;
     assert!(answer.ends_with("quick"), "{answer}");
+    assert_eq!(rest(&mut silent[0]).await, "", "the first has made way");
+}
+
+#[tokio::test]
+async fn one_address_leaves_places_for_others() {
+    let server = Server::start_within(LONG, few(32), &["127.0.0.3/32"]).await;
+    let mut silent = Vec::new();
+    for _ in 0..60 {
+        silent.push(server.connect_from([127, 0, 0, 2]).await);
+    }
+    let same = ask(server.connect_from([127, 0, 0, 2]).await, "/quick").await;
+    assert_eq!(same, "", "its part is taken");
+    for other in [[127, 0, 0, 1], [127, 0, 0, 3]] {
+        let answer = ask(server.connect_from(other).await, "/quick").await;
+        assert!(answer.ends_with("quick"), "{answer}");
+    }
 }
 
 #[test]

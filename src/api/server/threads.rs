@@ -4,6 +4,7 @@ use std::io;
 use std::time::Duration;
 
 use axum::Router;
+use ipnet::IpNet;
 use tokio::net::TcpListener;
 use tokio::runtime::{Builder, Runtime};
 use tokio::task::JoinHandle;
@@ -30,6 +31,7 @@ impl Threads {
         &self,
         listener: TcpListener,
         router: Router,
+        trusted_proxies: Vec<IpNet>,
         stop: CancellationToken,
         grace: Duration,
     ) -> io::Result<JoinHandle<()>> {
@@ -38,7 +40,7 @@ impl Threads {
         let runtime = self.0.as_ref().ok_or(io::ErrorKind::NotConnected)?;
         let _entered = runtime.enter();
         let listener = TcpListener::from_std(listener)?;
-        Ok(runtime.spawn(super::serve(listener, router, stop, grace)))
+        Ok(runtime.spawn(super::serve(listener, router, trusted_proxies, stop, grace)))
     }
 }
 

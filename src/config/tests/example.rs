@@ -12,6 +12,8 @@ use super::*;
 fn the_defaults_are_the_documented_ones() {
     let config = load("", &[]).unwrap();
     assert_eq!(config.server.listen, "127.0.0.1:8080");
+    let trusted = ["127.0.0.0/8", "::1/128"].map(|net| net.parse().unwrap());
+    assert_eq!(config.server.trusted_proxies, trusted);
     let path = config.database.sqlite_path().unwrap();
     assert_eq!(path, Path::new("nightshift-data/nightshift.db"));
     assert_eq!(config.database.max_connections, 4);

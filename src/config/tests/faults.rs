@@ -19,6 +19,10 @@ fn each_fault_of_a_section_is_found_at_its_line() {
         server   | listen = 1                         => listen: expected a string, found a whole
         server   | listen = ''                        => listen: is empty
         server   | listen = 'x'                       => listen: expected host:port
+        server   | trusted_proxies = '10.0.0.1'       => trusted_proxies: expected an array
+        server   | trusted_proxies = [1]              => trusted_proxies[0]: expected a string
+        server   | trusted_proxies = ['::1', 'proxy'] => trusted_proxies[1]: expected an address or
+        server   | trusted_proxies = ['10.0.0.0/33']  => trusted_proxies[0]: expected an address or
         auth     | required = 'yes'                   => required: expected true or false, found a
         auth     | bootstrap_key = 'x'                => bootstrap_key: a secret is not written
         auth     | bootstrap_key_file = '/nowhere/x'  => bootstrap_key_file: the file cannot be

@@ -210,6 +210,7 @@ fn config(upstreams: Vec<config::Upstream>, models: Vec<config::Model>) -> Confi
     Config {
         server: config::Server {
             listen: "127.0.0.1:0".to_owned(),
+            trusted_proxies: Vec::new(),
             role: config::Role::All,
         },
         database: config::Database {

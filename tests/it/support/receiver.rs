@@ -52,5 +52,5 @@ impl Receiver {
 async fn serve(listener: tokio::net::TcpListener, router: Router) {
     let stop = tokio_util::sync::CancellationToken::new();
     let grace = Duration::ZERO;
-    nightshift::api::server::serve(listener, router, stop, grace).await;
+    nightshift::api::server::serve(listener, router, Vec::new(), stop, grace).await;
 }
