@@ -19,6 +19,7 @@ use crate::config::{Config, Role};
 use crate::domain::clock::Clock;
 use crate::store::{Engine, OpenOptions, Store};
 use crate::telemetry;
+use crate::transfer::UploadBudget;
 use crate::upstream::{ModelInfo, Pool, PoolSettings};
 use crate::worker::{Settings, Worker};
 
@@ -90,6 +91,7 @@ impl App {
             auth: Arc::new(auth),
             inside,
             workers_run: workers_run.unwrap_or_else(|| Arc::new(AtomicBool::new(true))),
+            uploads: UploadBudget::new(config.limits.max_line_bytes),
         };
         let router = if role.serves() {
             api::router(api)

@@ -283,6 +283,16 @@ pub fn broken_body(cause: &(dyn std::error::Error + 'static)) -> ApiError {
     }
 }
 
+/// A long line that comes too slowly, while others wait for the memory that it holds.
+pub fn too_slow() -> ApiError {
+    ApiError::new(
+        StatusCode::REQUEST_TIMEOUT,
+        INVALID_REQUEST,
+        "The body of the request came too slowly: while other uploads wait, one that is within a \
+         line of more than 1 MiB must send 64 KiB a second.",
+    )
+}
+
 /// A file of a purpose that is not given back.
 pub fn not_downloadable(purpose: &str) -> ApiError {
     bad_request(format!(

@@ -50,6 +50,7 @@ use models::Models;
 use crate::config;
 use crate::domain::clock::Clock;
 use crate::store::Store;
+use crate::transfer::UploadBudget;
 
 /// What handlers work with. Cheap to clone.
 #[derive(Clone)]
@@ -65,6 +66,8 @@ pub struct Api {
     /// Whether the workers of this process run, which `/readyz` tells. Always true in a process
     /// that has none.
     pub workers_run: Arc<AtomicBool>,
+    /// What uploads may hold in memory together.
+    pub uploads: Arc<UploadBudget>,
 }
 
 /// All of the API, ready to be served.

@@ -19,6 +19,7 @@ use crate::domain::clock::Clock;
 use crate::domain::id;
 use crate::observe::ProcessReading;
 use crate::store::{ApiKey, Store};
+use crate::transfer::UploadBudget;
 
 /// A server without a socket, and the directory of its database.
 pub(super) struct TestApi {
@@ -74,6 +75,7 @@ impl TestApi {
             store: Store::open(&url, 1, clock.clone()).await.unwrap(),
             models: Arc::new(move || models.clone()),
             clock,
+            uploads: UploadBudget::new(config.limits.max_line_bytes),
             limits: Arc::new(config.limits),
             retention: Arc::new(config.retention),
             auth: Arc::new(auth),

@@ -2,7 +2,7 @@
 
 use axum::body::Body;
 use axum::extract::State;
-use axum::http::{HeaderMap, header};
+use axum::http::{HeaderMap, StatusCode, header};
 use axum::response::Response;
 use serde::Serialize;
 use sha2::{Digest, Sha256};
@@ -68,7 +68,8 @@ pub struct UploadForm {
     responses(
         (status = 200, description = "The file.", body = FileObject),
         (status = 400, description = "The form or the file is wrong.", body = Envelope),
-        (status = 408, description = "Nothing came for a minute.", body = Envelope),
+        (status = 408, description = "Nothing came for a minute, or too little for 10 s while \
+            other uploads waited.", body = Envelope),
         (status = 409, description = "The same upload is still under way.", body = Envelope),
         (status = 413, description = "The file is too large.", body = Envelope),
         (status = 507, description = "There is no room for it.", body = Envelope),
@@ -86,7 +87,10 @@ pub async fn create(
         Ok(key) => upload(&api, &caller, key, &headers, &mut incoming).await,
         Err(error) => Err(error),
     };
-    if outcome.is_err() && (incoming.begun() || !waits_for_leave(&headers)) {
+    // What comes too slowly is not worth waiting for.
+    let status = outcome.as_ref().err().map(|error| error.status);
+    let is_wanted = status.is_some_and(|status| status != StatusCode::REQUEST_TIMEOUT);
+    if is_wanted && (incoming.begun() || !waits_for_leave(&headers)) {
         incoming.drain().await;
     }
     outcome
@@ -176,6 +180,19 @@ enum Sink<'a> {
     Nowhere,
 }
 
+impl Sink<'_> {
+    /// Waits for more of the form, and no longer than a file may take that others wait for.
+    async fn receive<T>(&mut self, next: impl Future<Output = Result<T>>) -> Result<T> {
+        match self {
+            Sink::Store {
+                ingest: Some(ingest),
+                ..
+            } => ingest.receive(next).await.map_err(failed)?,
+            _ => next.await,
+        }
+    }
+}
+
 impl Upload<'_> {
     /// Takes the file in, and returns the answer's JSON.
     async fn store(mut self, attempt: &mut Attempt) -> Result<String> {
@@ -220,16 +237,16 @@ impl Upload<'_> {
 
     /// Reads the form to its end.
     async fn receive(&mut self, sink: &mut Sink<'_>) -> Result<()> {
-        while let Some(part) = self.form.next().await? {
+        while let Some(part) = sink.receive(self.form.next()).await? {
             match part.name.as_str() {
                 "file" => self.take_file(part, sink).await?,
                 "purpose" => {
                     only_once(self.asked.purpose.is_some(), "purpose")?;
-                    self.asked.purpose = Some(purpose(&part.text().await?)?);
+                    self.asked.purpose = Some(purpose(&sink.receive(part.text()).await?)?);
                 }
                 EXPIRY_ANCHOR => {
                     only_once(self.asked.anchored, EXPIRY_ANCHOR)?;
-                    check_anchor(&part.text().await?)?;
+                    check_anchor(&sink.receive(part.text()).await?)?;
                     self.asked.anchored = true;
                 }
                 EXPIRY_IN_SECONDS => {
@@ -237,12 +254,12 @@ impl Upload<'_> {
                         self.asked.expires_after_seconds.is_some(),
                         EXPIRY_IN_SECONDS,
                     )?;
-                    let seconds = part.text().await?;
+                    let seconds = sink.receive(part.text()).await?;
                     self.asked.expires_after_seconds =
                         Some(integer(EXPIRY_IN_SECONDS, &seconds, &EXPIRY_SECONDS)?);
                 }
                 // Clients may send what only other servers know.
-                _ => drop(part.text().await?),
+                _ => drop(sink.receive(part.text()).await?),
             }
         }
         Ok(())
@@ -261,12 +278,13 @@ impl Upload<'_> {
                 .asked
                 .purpose
                 .is_none_or(|purpose| purpose == Purpose::Batch);
-            let begun = Ingest::begin(&self.api.store, tenant, limits, check).await;
+            let budget = &self.api.uploads;
+            let begun = Ingest::begin(&self.api.store, tenant, limits, check, budget).await;
             *ingest = Some(begun.map_err(failed)?);
         }
         let max_bytes = self.api.limits.max_file_bytes;
         let mut length = 0;
-        while let Some(bytes) = part.chunk().await? {
+        while let Some(bytes) = sink.receive(part.chunk()).await? {
             length += bytes.len() as u64;
             if length > max_bytes {
                 return Err(error::too_large(max_bytes));
@@ -367,6 +385,7 @@ fn failed(cause: transfer::Error) -> ApiError {
     match cause {
         transfer::Error::NotJsonl => error::bad_request(cause.to_string()),
         transfer::Error::Store(cause) => cause.into(),
+        transfer::Error::TooSlow => error::too_slow(),
         transfer::Error::Io(_) => {
             tracing::error!(error = %cause, "an upload failed");
             error::internal()

@@ -26,7 +26,7 @@ use crate::domain::findings::Finding;
 use crate::domain::{id, line};
 use crate::intake::Limits;
 use crate::store::{Batch, NewBatch, Store};
-use crate::transfer::{self, Finish, Ingest};
+use crate::transfer::{self, Finish, Ingest, UploadBudget};
 use crate::upstream::{Pool, PoolSettings, UpstreamState, UpstreamStatus};
 use crate::worker::Worker;
 use crate::{app, shutdown, telemetry};
@@ -211,7 +211,9 @@ async fn begin(
     let limits = Limits {
         max_line_bytes: config.limits.max_line_bytes,
     };
-    let mut ingest = Ingest::begin(store, TENANT, limits, true).await?;
+    // One file alone never waits for others.
+    let budget = UploadBudget::new(limits.max_line_bytes);
+    let mut ingest = Ingest::begin(store, TENANT, limits, true, &budget).await?;
     let mut hashing = Hashing::default();
     loop {
         let mut buffer = Vec::with_capacity(READ_BYTES);

@@ -129,6 +129,9 @@ impl Cutter {
         let (mut chunk_bytes, first_line) = (length as u64, self.first_line);
         self.first_line += u64::from(lines);
         for (piece, raw) in (0..).zip(self.bytes[..length].chunks(PIECE_BYTES)) {
+            let mut data = compressor.compress(raw)?;
+            // It has room for bytes that cannot be compressed, and chunks wait to be written.
+            data.shrink_to_fit();
             out.push(Chunk {
                 no: self.no,
                 piece,
@@ -136,7 +139,7 @@ impl Cutter {
                 first_line,
                 lines: mem::take(&mut lines),
                 bytes: raw.len() as u32,
-                data: compressor.compress(raw)?,
+                data,
                 requests: mem::take(&mut requests),
                 chunk_bytes: mem::take(&mut chunk_bytes),
             });

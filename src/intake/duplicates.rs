@@ -6,14 +6,25 @@ use std::cmp::Reverse;
 use std::collections::{BTreeMap, BinaryHeap};
 use std::fs::File;
 use std::hash::{BuildHasher, RandomState};
-use std::io::{self, BufWriter, Read, Seek, SeekFrom, Write};
+use std::io::{self, Read, Seek, SeekFrom, Write};
+use std::mem;
+use std::ops::Range;
+
+use super::MayHold;
 
 /// How many suspects are reported, and how many earlier lines of each.
 const MAX_REPORTED: usize = 128;
-/// How many hashes are held before they go to disk: 4 MiB of them.
+/// How many hashes are held before they go to disk, at most: 4 MiB of them.
 const HELD: usize = 256 * 1024;
+/// How many are held without asking: 64 KiB of them.
+const UNASKED: usize = 4096;
 /// How much of a run is read at once: a whole number of entries.
-const READ_BYTES: u64 = 16 * 1024;
+const READ_BYTES: u64 = 4 * 1024;
+/// How much of a run is written at once.
+const WRITE_BYTES: usize = 64 * 1024;
+/// So many runs of about one length become a longer one, so that few are read at once in the end,
+/// however short each of them was.
+const RUNS_OF_A_LENGTH: usize = 64;
 
 /// A line whose `custom_id` has the hash of earlier ones.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -27,25 +38,30 @@ pub struct Suspect {
 type Entry = (u64, u64);
 const ENTRY_BYTES: usize = size_of::<Entry>();
 
-/// The ids seen so far. It holds `CAPACITY` of them in memory.
+/// The ids seen so far. It holds `CAPACITY` of them in memory, or fewer where it may not.
 pub(super) struct Duplicates<S = RandomState, const CAPACITY: usize = HELD> {
     hasher: S,
     held: Vec<Entry>,
+    /// How many may be held just now.
+    room: usize,
+    may_hold: MayHold,
     spilled: Option<Spilled>,
 }
 
 impl<S: BuildHasher, const CAPACITY: usize> Duplicates<S, CAPACITY> {
-    pub fn new(hasher: S) -> Self {
+    pub fn new(hasher: S, may_hold: MayHold) -> Self {
         Self {
             hasher,
             held: Vec::new(),
+            room: CAPACITY.min(UNASKED),
+            may_hold,
             spilled: None,
         }
     }
 
     /// Adds a line's id. Fails if temporary disk cannot be written.
     pub fn insert(&mut self, custom_id: &str, line: u64) -> io::Result<()> {
-        if self.held.len() >= CAPACITY {
+        if self.held.len() >= self.room && !self.grow() {
             self.spill()?;
         }
         self.held.push((self.hasher.hash_one(custom_id), line));
@@ -53,18 +69,33 @@ impl<S: BuildHasher, const CAPACITY: usize> Duplicates<S, CAPACITY> {
     }
 
     /// The suspects with the smallest line numbers, ascending. Fails if temporary disk cannot be
-    /// read.
+    /// written or read.
     pub fn finish(mut self) -> io::Result<Vec<Suspect>> {
+        let mut groups = Groups::default();
         if self.spilled.is_some() {
             self.spill()?;
+            self.held = Vec::new();
         }
         self.held.sort_unstable();
-        let mut groups = Groups::default();
-        match self.spilled {
-            Some(spilled) => spilled.merge(|entry| groups.add(entry))?,
+        match &self.spilled {
+            Some(spilled) => spilled.merge(&spilled.runs(), |entry| {
+                groups.add(entry);
+                Ok(())
+            })?,
             None => self.held.into_iter().for_each(|entry| groups.add(entry)),
         }
         Ok(groups.into_suspects())
+    }
+
+    /// Makes room for as many again, if there may be.
+    fn grow(&mut self) -> bool {
+        let more = (self.room * 2).min(CAPACITY);
+        let grows = more > self.room && (self.may_hold)(more * ENTRY_BYTES);
+        if grows {
+            self.room = more;
+            self.held.reserve_exact(more - self.held.len());
+        }
+        grows
     }
 
     fn spill(&mut self) -> io::Result<()> {
@@ -79,49 +110,109 @@ impl<S: BuildHasher, const CAPACITY: usize> Duplicates<S, CAPACITY> {
     }
 }
 
-/// Sorted runs, one behind the other in a file without a name.
+/// Sorted runs in a file without a name.
 struct Spilled {
     file: File,
-    /// Where each run ends; the next one begins there.
-    ends: Vec<u64>,
+    /// Where the file ends.
+    end: u64,
+    /// Where the runs stand: those that were spilled, those that each were many of these, and so
+    /// on.
+    levels: Vec<Vec<Range<u64>>>,
 }
 
 impl Spilled {
     fn new() -> io::Result<Self> {
         Ok(Self {
             file: tempfile::tempfile()?,
-            ends: Vec::new(),
+            end: 0,
+            levels: Vec::new(),
         })
     }
 
+    fn runs(&self) -> Vec<Range<u64>> {
+        self.levels.iter().flatten().cloned().collect()
+    }
+
     fn push_run(&mut self, entries: &[Entry]) -> io::Result<()> {
-        let mut file = BufWriter::new(&self.file);
-        for (hash, line) in entries {
-            file.write_all(&hash.to_le_bytes())?;
-            file.write_all(&line.to_le_bytes())?;
+        let mut writer = Writer::new(&self.file, self.end);
+        for entry in entries {
+            writer.push(*entry)?;
         }
-        file.flush()?;
-        let start = self.ends.last().copied().unwrap_or_default();
-        self.ends.push(start + (entries.len() * ENTRY_BYTES) as u64);
+        let mut run = writer.finish()?;
+        self.end = run.end;
+        for level in 0.. {
+            if level == self.levels.len() {
+                self.levels.push(Vec::new());
+            }
+            let runs = &mut self.levels[level];
+            runs.push(run);
+            if runs.len() < RUNS_OF_A_LENGTH {
+                break;
+            }
+            let runs = mem::take(runs);
+            let mut writer = Writer::new(&self.file, self.end);
+            self.merge(&runs, |entry| writer.push(entry))?;
+            run = writer.finish()?;
+            self.end = run.end;
+        }
         Ok(())
     }
 
-    /// Shows all entries of all runs in order.
-    fn merge(&self, mut each: impl FnMut(Entry)) -> io::Result<()> {
-        let starts = [0].into_iter().chain(self.ends.iter().copied());
-        let mut runs: Vec<Run> = starts
-            .zip(&self.ends)
-            .map(|(start, &end)| Run::new(start, end))
-            .collect();
+    /// Shows all entries of these runs in order.
+    fn merge(
+        &self,
+        runs: &[Range<u64>],
+        mut each: impl FnMut(Entry) -> io::Result<()>,
+    ) -> io::Result<()> {
+        let mut runs: Vec<Run> = runs.iter().map(Run::new).collect();
         let mut heads = BinaryHeap::with_capacity(runs.len());
         for (no, run) in runs.iter_mut().enumerate() {
             heads.extend(run.next(&self.file)?.map(|entry| Reverse((entry, no))));
         }
         while let Some(Reverse((entry, no))) = heads.pop() {
-            each(entry);
+            each(entry)?;
             heads.extend(runs[no].next(&self.file)?.map(|entry| Reverse((entry, no))));
         }
         Ok(())
+    }
+}
+
+/// A run that is being written, while others may be read from the same file.
+struct Writer<'a> {
+    file: &'a File,
+    run: Range<u64>,
+    buffer: Vec<u8>,
+}
+
+impl<'a> Writer<'a> {
+    fn new(file: &'a File, start: u64) -> Self {
+        Self {
+            file,
+            run: start..start,
+            buffer: Vec::with_capacity(WRITE_BYTES),
+        }
+    }
+
+    fn push(&mut self, (hash, line): Entry) -> io::Result<()> {
+        if self.buffer.len() >= WRITE_BYTES {
+            self.flush()?;
+        }
+        self.buffer.extend_from_slice(&hash.to_le_bytes());
+        self.buffer.extend_from_slice(&line.to_le_bytes());
+        Ok(())
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        self.file.seek(SeekFrom::Start(self.run.end))?;
+        self.file.write_all(&self.buffer)?;
+        self.run.end += self.buffer.len() as u64;
+        self.buffer.clear();
+        Ok(())
+    }
+
+    fn finish(mut self) -> io::Result<Range<u64>> {
+        self.flush()?;
+        Ok(self.run)
     }
 }
 
@@ -136,10 +227,10 @@ struct Run {
 }
 
 impl Run {
-    fn new(start: u64, end: u64) -> Self {
+    fn new(run: &Range<u64>) -> Self {
         Self {
-            start,
-            end,
+            start: run.start,
+            end: run.end,
             buffer: Vec::new(),
             shown: 0,
         }
@@ -232,7 +323,7 @@ mod tests {
         hasher: S,
         ids: &[impl AsRef<str>],
     ) -> Vec<Suspect> {
-        let mut duplicates = Duplicates::<S, CAPACITY>::new(hasher);
+        let mut duplicates = Duplicates::<S, CAPACITY>::new(hasher, Box::new(|_| true));
         for (line, id) in (1..).zip(ids) {
             duplicates.insert(id.as_ref(), line).expect("inserted");
         }
@@ -257,7 +348,7 @@ mod tests {
 
     #[test]
     fn few_ids_stay_in_memory() {
-        let mut duplicates: Duplicates = Duplicates::new(RandomState::new());
+        let mut duplicates: Duplicates = Duplicates::new(RandomState::new(), Box::new(|_| true));
         for line in 1..1000 {
             duplicates.insert("same", line).expect("inserted");
         }
@@ -277,6 +368,38 @@ mod tests {
                 earlier: vec![1]
             }
         );
+    }
+
+    #[test]
+    fn what_may_not_be_held_is_spilled_and_found_all_the_same() {
+        let ids: Vec<String> = (0..50_000).map(|no| (no % 49_800).to_string()).collect();
+        let (tell, told) = std::sync::mpsc::channel();
+        let may_hold = Box::new(move |bytes| {
+            tell.send(bytes).unwrap();
+            bytes <= 16_384 * ENTRY_BYTES
+        });
+        let mut duplicates: Duplicates = Duplicates::new(RandomState::new(), may_hold);
+        for (line, id) in (1..).zip(&ids) {
+            duplicates.insert(id, line).unwrap();
+            assert!(duplicates.held.capacity() <= 16_384);
+        }
+        let asked: Vec<usize> = told.try_iter().collect();
+        let first = [8_192, 16_384, 32_768].map(|entries| entries * ENTRY_BYTES);
+        assert_eq!(asked[..3], first, "it asks as it grows");
+        assert_eq!(duplicates.finish().unwrap(), expected(&ids));
+    }
+
+    #[test]
+    fn short_runs_become_longer_ones_so_that_few_are_read_at_once() {
+        // Two entries a run: the longest are merged of 64 times 64.
+        let ids: Vec<String> = (0..20_001).map(|no| (no % 19_950).to_string()).collect();
+        let mut duplicates = Duplicates::<_, 2>::new(RandomState::new(), Box::new(|_| true));
+        for (line, id) in (1..).zip(&ids) {
+            duplicates.insert(id, line).unwrap();
+        }
+        let runs = duplicates.spilled.as_ref().unwrap().runs().len();
+        assert!(runs < 3 * RUNS_OF_A_LENGTH, "{runs}");
+        assert_eq!(duplicates.finish().unwrap(), expected(&ids));
     }
 
     #[test]

@@ -5,7 +5,7 @@ use std::hash::RandomState;
 use std::io;
 
 use super::duplicates::Duplicates;
-use super::{MAX_MODELS, Report};
+use super::{MAX_MODELS, MayHold, Report};
 use crate::domain::findings::KEPT;
 use crate::domain::json;
 use crate::domain::line::{self, Check, Fault};
@@ -45,10 +45,10 @@ pub(super) struct Inspector {
 }
 
 impl Inspector {
-    pub fn new() -> Self {
+    pub fn new(may_hold: MayHold) -> Self {
         Self {
             report: Report::default(),
-            duplicates: Duplicates::new(RandomState::new()),
+            duplicates: Duplicates::new(RandomState::new(), may_hold),
             model_nos: HashMap::new(),
             last_model_no: 0,
         }

@@ -32,6 +32,9 @@ pub struct Limits {
     pub max_line_bytes: usize,
 }
 
+/// Asked whether so many bytes of hashes may be held in memory. Those that may not go to disk.
+pub type MayHold = Box<dyn FnMut(usize) -> bool + Send + Sync>;
+
 /// A part of a file, as it is stored. A chunk ends behind a line end, where the file has any; a
 /// chunk larger than [`PIECE_BYTES`] comes as several of these.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -100,11 +103,17 @@ impl Intake {
     /// An empty file so far. Only a batch file is checked.
     #[must_use]
     pub fn new(limits: Limits, check: bool) -> Self {
+        Self::within(limits, check, Box::new(|_| true))
+    }
+
+    /// The same, of which somebody else decides how much memory its hashes have.
+    #[must_use]
+    pub fn within(limits: Limits, check: bool, may_hold: MayHold) -> Self {
         Self {
             max_line_bytes: limits.max_line_bytes,
             mode: if check { Mode::Lines } else { Mode::Unchecked },
             cutter: Cutter::new(),
-            inspector: Inspector::new(),
+            inspector: Inspector::new(may_hold),
         }
     }
 

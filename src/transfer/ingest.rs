@@ -3,15 +3,18 @@
 
 use std::io;
 use std::mem;
+use std::sync::Arc;
 use std::time::Duration;
 
 use bytes::Bytes;
 use tokio::runtime::Handle;
-use tokio::sync::{Semaphore, SemaphorePermit};
 use tokio::task::JoinHandle;
+use tokio::time::Instant;
 use tokio_util::task::{AbortOnDropHandle, TaskTracker};
 
+use super::budget::{Part, UploadBudget};
 use super::duplicates;
+use super::pace::Pace;
 use crate::domain::file::Purpose;
 use crate::domain::id;
 use crate::intake::{Chunk, Intake, Limits, MAX_MODELS, Report};
@@ -22,13 +25,9 @@ const BATCH_BYTES: usize = 256 << 10;
 /// Chunks are written once they are together this large (compressed), or this many.
 const GROUP_BYTES: usize = 2 << 20;
 const GROUP_CHUNKS: usize = 64;
-/// A line is held until it ends. One that is longer than this while it has not needs a permit of
-/// [`LONG_LINES`], which it keeps until it has ended and is written.
+/// A line is held until it ends. One that is longer than this while it has not needs a part of the
+/// [`UploadBudget`], which it keeps until it has ended and is written.
 const LONG_LINE_BYTES: usize = 1 << 20;
-/// How many files of the process may hold a long line at once. The others wait, in turn, and are
-/// not read from meanwhile: so memory is bounded, however many files come at once.
-const LONG_LINES_MAX: usize = 3;
-static LONG_LINES: Semaphore = Semaphore::const_new(LONG_LINES_MAX);
 /// How often a file says that its process lives, so that it is not taken for an abandoned one.
 const TOUCHED_EVERY: Duration = Duration::from_secs(20);
 
@@ -43,6 +42,9 @@ pub enum Error {
     /// Compressing failed, or temporary disk did.
     #[error("cannot take the file in: {0}")]
     Io(#[from] io::Error),
+    /// Others wait for the memory that a long line of it holds, and its bytes come too slowly.
+    #[error("the file's long line came too slowly while other files waited for the memory it held")]
+    TooSlow,
 }
 
 /// What a file is shown as.
@@ -71,8 +73,9 @@ pub struct Ingest {
     gathered: Vec<Bytes>,
     gathered_bytes: usize,
     intake: Work,
-    /// Held for a long line.
-    long_line: Option<SemaphorePermit<'static>>,
+    /// What its long lines hold.
+    part: Arc<Part>,
+    pace: Pace,
     /// All that writes runs in here, so that a write that has begun is always waited for.
     tasks: TaskTracker,
     /// Whether what was written stays.
@@ -92,12 +95,14 @@ struct State {
     store: Store,
     file_id: String,
     intake: Intake,
+    part: Arc<Part>,
     /// Chunks that are not written yet.
     group: Vec<Chunk>,
 }
 
 impl Ingest {
-    /// Begins a file. `check` looks into its lines: needed if it may be for a batch.
+    /// Begins a file. `check` looks into its lines: needed if it may be for a batch. What it holds
+    /// in memory beyond the usual is taken from the budget.
     ///
     /// # Errors
     /// When the database fails.
@@ -106,15 +111,20 @@ impl Ingest {
         tenant: &str,
         limits: Limits,
         check: bool,
+        budget: &Arc<UploadBudget>,
     ) -> Result<Ingest, Error> {
         let upload = NewUpload {
             file_id: id::file(),
             tenant: tenant.to_owned(),
         };
+        let part = Arc::new(budget.part(tenant, limits.max_line_bytes));
+        let mut hashes = budget.hashes();
+        let may_hold = Box::new(move |bytes| hashes.may_hold(bytes));
         let state = State {
             store: store.clone(),
             file_id: upload.file_id.clone(),
-            intake: Intake::new(limits, check),
+            intake: Intake::within(limits, check, may_hold),
+            part: Arc::clone(&part),
             group: Vec::new(),
         };
         let alive = stay_alive(store.clone(), upload.file_id.clone());
@@ -125,7 +135,8 @@ impl Ingest {
             gathered: Vec::new(),
             gathered_bytes: 0,
             intake: Work::Idle(Box::new(state)),
-            long_line: None,
+            part,
+            pace: Pace::default(),
             tasks: TaskTracker::new(),
             shown: false,
             _alive: AbortOnDropHandle::new(tokio::spawn(alive)),
@@ -137,6 +148,27 @@ impl Ingest {
         Ok(ingest)
     }
 
+    /// Waits for the client's next bytes. While the file holds a part of the budget that others
+    /// wait for, they must come at a least rate.
+    ///
+    /// # Errors
+    /// When they do not. The file is then lost.
+    pub async fn receive<T>(&mut self, next: impl Future<Output = T>) -> Result<T, Error> {
+        if !self.part.holds_some() {
+            self.pace = Pace::default();
+            return Ok(next.await);
+        }
+        self.pace.judge();
+        let begun = Instant::now();
+        let received = tokio::select! {
+            biased;
+            received = next => received,
+            () = is_too_slow(self.pace, &self.part) => return Err(Error::TooSlow),
+        };
+        self.pace.waited(begun.elapsed());
+        Ok(received)
+    }
+
     /// Takes the file's next bytes. Within a long line, this may wait until other files' long
     /// lines have ended.
     ///
@@ -144,17 +176,16 @@ impl Ingest {
     /// When the database or temporary disk fails, be it for bytes that were taken before. The
     /// file is then lost.
     pub async fn write(&mut self, bytes: Bytes) -> Result<(), Error> {
+        self.pace.received(bytes.len());
         self.gathered_bytes += bytes.len();
         self.gathered.push(bytes);
         if self.gathered_bytes < BATCH_BYTES {
             return Ok(());
         }
         let state = self.idle().await?;
-        if state.intake.line_bytes() <= LONG_LINE_BYTES {
-            self.long_line = None;
-        } else if self.long_line.is_none() {
-            let permit = LONG_LINES.acquire().await.map_err(io::Error::other)?;
-            self.long_line = Some(permit);
+        let line_bytes = state.intake.line_bytes();
+        if line_bytes > LONG_LINE_BYTES {
+            self.part.grow(line_bytes + self.gathered_bytes).await;
         }
         self.gathered_bytes = 0;
         let work = state.take(mem::take(&mut self.gathered));
@@ -175,7 +206,6 @@ impl Ingest {
         let state = self.idle().await?;
         let rest = mem::take(&mut self.gathered);
         let report = self.run(state.end(rest)).await?;
-        self.long_line = None;
         let upload = self.judge(report, finish).await?;
         let show = show(self.store.clone(), self.upload.clone(), upload, answer);
         let file = self.run(show).await?;
@@ -242,7 +272,6 @@ impl Drop for Ingest {
         }
         self.tasks.close();
         let (store, tasks) = (self.store.clone(), self.tasks.clone());
-        let long_line = self.long_line.take();
         let file_id = mem::take(&mut self.upload.file_id);
         // Without a runtime the process is ending, and the sweep finds the file.
         let Ok(runtime) = Handle::try_current() else {
@@ -250,7 +279,6 @@ impl Drop for Ingest {
         };
         runtime.spawn(async move {
             tasks.wait().await;
-            drop(long_line);
             if let Err(error) = store.discard_upload(&file_id).await {
                 tracing::debug!(%error, file.id = file_id, "an upload is left to the sweep");
             }
@@ -272,6 +300,9 @@ impl State {
         if size >= GROUP_BYTES || self.group.len() >= GROUP_CHUNKS {
             write(&self.store, &self.file_id, &mem::take(&mut self.group)).await?;
         }
+        if self.intake.line_bytes() <= LONG_LINE_BYTES {
+            self.part.give_back();
+        }
         Ok(self)
     }
 
@@ -281,6 +312,7 @@ impl State {
             store,
             file_id,
             intake,
+            part,
             mut group,
         } = *self.take(bytes).await?;
         let (report, group) = blocking(move || {
@@ -289,7 +321,23 @@ impl State {
         })
         .await?;
         write(&store, &file_id, &group).await?;
+        part.give_back();
         Ok(report)
+    }
+}
+
+/// Waits until the client has been too slow, and another file waits.
+async fn is_too_slow(mut pace: Pace, part: &Part) {
+    while !pace.is_slow {
+        let left = pace.left();
+        tokio::time::sleep(left).await;
+        pace.waited(left);
+        pace.judge();
+    }
+    part.is_needed().await;
+    if !part.holds_some() {
+        // It has given back what it held, just now.
+        std::future::pending::<()>().await;
     }
 }
 

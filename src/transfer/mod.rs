@@ -3,13 +3,16 @@
 //! This room knows nothing of HTTP. It holds a bounded part of a file in memory, however large
 //! the file or its lines' answers are, and leaves what costs time to the blocking pool.
 
+mod budget;
 mod chunk;
 mod content;
 mod duplicates;
 mod ingest;
+mod pace;
 #[cfg(test)]
 mod testing;
 
+pub use budget::UploadBudget;
 pub use content::content;
 pub use ingest::{Answer, Error, Finish, Ingest};
 

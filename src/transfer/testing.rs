@@ -3,11 +3,12 @@
 
 use std::collections::BTreeMap;
 use std::ops::Range;
+use std::sync::Arc;
 
 use bytes::Bytes;
 use futures::TryStreamExt;
 
-use super::{Error, Finish, Ingest, content};
+use super::{Error, Finish, Ingest, UploadBudget, content};
 use crate::codec::segment::{self, Line};
 use crate::domain::clock::Clock;
 use crate::domain::file::{Kind, Purpose};
@@ -24,6 +25,7 @@ pub const LIMITS: Limits = Limits {
 pub struct TestStore {
     pub store: Store,
     pub clock: Clock,
+    pub budget: Arc<UploadBudget>,
     /// The segments of this chunk are written with tables that cannot be read.
     pub damaged_chunk: Option<i64>,
     _directory: tempfile::TempDir,
@@ -37,6 +39,7 @@ impl TestStore {
         Self {
             store: Store::open(&url, 1, clock.clone()).await.unwrap(),
             clock,
+            budget: UploadBudget::new(LIMITS.max_line_bytes),
             damaged_chunk: None,
             _directory: directory,
         }
@@ -51,9 +54,9 @@ impl TestStore {
         }
     }
 
-    /// Begins a file for a batch.
-    pub async fn begin(&self) -> Ingest {
-        Ingest::begin(&self.store, TENANT, LIMITS, true)
+    /// Begins a file of a tenant.
+    pub async fn begin_as(&self, tenant: &str, check: bool) -> Ingest {
+        Ingest::begin(&self.store, tenant, LIMITS, check, &self.budget)
             .await
             .unwrap()
     }
@@ -66,7 +69,7 @@ impl TestStore {
         pieces: &[usize],
     ) -> Result<StoredFile, Error> {
         let check = purpose == Purpose::Batch;
-        let mut ingest = Ingest::begin(&self.store, TENANT, LIMITS, check).await?;
+        let mut ingest = self.begin_as(TENANT, check).await;
         let mut rest = Bytes::copy_from_slice(bytes);
         for &length in pieces.iter().cycle() {
             if rest.is_empty() {

@@ -17,7 +17,7 @@ use nightshift::intake::Limits;
 use nightshift::store::{
     Cancel, LeasedUnit, NewBatch, Replica, Store, StoredFile, Tally, UnitFlush,
 };
-use nightshift::transfer::{Finish, Ingest};
+use nightshift::transfer::{Finish, Ingest, UploadBudget};
 use tempfile::TempDir;
 
 use crate::support::{CHAT, chat, engines, ids, on_every_engine};
@@ -50,7 +50,8 @@ impl Fixture {
         let limits = Limits {
             max_line_bytes: 1 << 20,
         };
-        let mut ingest = Ingest::begin(&self.store, TENANT, limits, true)
+        let budget = UploadBudget::new(limits.max_line_bytes);
+        let mut ingest = Ingest::begin(&self.store, TENANT, limits, true, &budget)
             .await
             .expect("begins");
         for id in ids(lines) {
@@ -491,7 +492,8 @@ async fn a_swept_upload_cannot_be_published() {
     let limits = Limits {
         max_line_bytes: 1 << 20,
     };
-    let mut ingest = Ingest::begin(&fixture.store, TENANT, limits, true)
+    let budget = UploadBudget::new(limits.max_line_bytes);
+    let mut ingest = Ingest::begin(&fixture.store, TENANT, limits, true, &budget)
         .await
         .expect("begins");
     let line = chat("a", serde_json::Value::Null);

@@ -1,6 +1,7 @@
 //! Uploads: broken off, in pieces, several at once, repeated, and those that expire.
 
 mod repeated;
+mod slow;
 
 use std::time::{Duration, Instant};
 

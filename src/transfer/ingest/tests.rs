@@ -132,9 +132,7 @@ async fn a_batch_file_must_begin_with_json() {
         (b"\n \n", true),
     ] {
         let check = true;
-        let mut ingest = Ingest::begin(&test.store, TENANT, LIMITS, check)
-            .await
-            .unwrap();
+        let mut ingest = test.begin_as(TENANT, check).await;
         let file_id = ingest.upload.file_id.clone();
         ingest.write(Bytes::copy_from_slice(bytes)).await.unwrap();
         let outcome = ingest.finish(test.finish(Purpose::Batch), None).await;
@@ -151,9 +149,7 @@ async fn a_batch_file_must_begin_with_json() {
 async fn what_is_given_up_is_removed_wherever_it_was() {
     let test = TestStore::new().await;
     for written in [0_usize, 1, 300_000, 6_000_000] {
-        let mut ingest = Ingest::begin(&test.store, TENANT, LIMITS, false)
-            .await
-            .unwrap();
+        let mut ingest = test.begin_as(TENANT, false).await;
         let file_id = ingest.upload.file_id.clone();
         for piece in noise(written, 3).chunks(50_000) {
             ingest.write(Bytes::copy_from_slice(piece)).await.unwrap();
@@ -168,9 +164,7 @@ async fn a_finish_that_is_given_up_leaves_all_or_nothing() {
     let test = TestStore::new().await;
     let bytes = noise(700_000, 3);
     for polls in 0..40_u64 {
-        let mut ingest = Ingest::begin(&test.store, TENANT, LIMITS, false)
-            .await
-            .unwrap();
+        let mut ingest = test.begin_as(TENANT, false).await;
         let file_id = ingest.upload.file_id.clone();
         ingest.write(Bytes::from(bytes.clone())).await.unwrap();
         let finish = ingest.finish(test.finish(Purpose::UserData), None);
@@ -188,9 +182,7 @@ async fn a_finish_that_is_given_up_leaves_all_or_nothing() {
 #[tokio::test]
 async fn a_swept_upload_cannot_be_finished() {
     let test = TestStore::new().await;
-    let mut ingest = Ingest::begin(&test.store, TENANT, LIMITS, false)
-        .await
-        .unwrap();
+    let mut ingest = test.begin_as(TENANT, false).await;
     let file_id = ingest.upload.file_id.clone();
     ingest.write(Bytes::from_static(b"bytes")).await.unwrap();
     assert_eq!(test.store.sweep_uploads(i64::MAX).await.unwrap(), 1);
@@ -202,22 +194,30 @@ async fn a_swept_upload_cannot_be_finished() {
     is_removed(&test, &file_id).await;
 }
 
-#[tokio::test]
-async fn few_files_hold_a_long_line_at_once_and_the_others_wait() {
-    let test = TestStore::new().await;
+/// A file that is so many bytes into a line.
+async fn within_a_line(test: &TestStore, tenant: &str, bytes: usize) -> Ingest {
+    let mut ingest = test.begin_as(tenant, true).await;
     let long = Bytes::from(vec![b'x'; LONG_LINE_BYTES + 1]);
-    let more = Bytes::from(vec![b'x'; BATCH_BYTES]);
-    let mut holders = Vec::new();
-    for _ in 0..LONG_LINES_MAX {
-        let mut ingest = test.begin().await;
-        ingest.write(long.clone()).await.unwrap();
-        ingest.write(more.clone()).await.unwrap();
-        assert!(ingest.long_line.is_some());
-        holders.push(ingest);
-    }
+    ingest.write(long).await.unwrap();
+    let more = Bytes::from(vec![b'x'; bytes - LONG_LINE_BYTES]);
+    ingest.write(more).await.unwrap();
+    ingest
+}
 
-    let mut waiting = test.begin().await;
-    waiting.write(long.clone()).await.unwrap();
+#[tokio::test]
+async fn long_lines_wait_for_room_and_short_ones_do_not() {
+    let mut test = TestStore::new().await;
+    // Room for one line that is as long as a line may be, and a little.
+    test.budget = UploadBudget::of(2 * LIMITS.max_line_bytes + 2 * LONG_LINE_BYTES);
+    let mut holder = within_a_line(&test, "one", LONG_LINE_BYTES * 2).await;
+    assert!(holder.part.holds_some());
+
+    let mut waiting = test.begin_as("one", true).await;
+    waiting
+        .write(Bytes::from(vec![b'x'; LONG_LINE_BYTES + 1]))
+        .await
+        .unwrap();
+    let more = Bytes::from(vec![b'x'; BATCH_BYTES]);
     let mut next = Box::pin(waiting.write(more.clone()));
     let waited = tokio::time::timeout(Duration::from_millis(200), &mut next).await;
     assert!(waited.is_err(), "it waits");
@@ -227,18 +227,80 @@ async fn few_files_hold_a_long_line_at_once_and_the_others_wait() {
     let short = test.ingest(Purpose::Batch, lines.as_bytes(), &[BATCH_BYTES]);
     short.await.unwrap();
 
-    // The end of a line makes room, and so does a client that goes away.
-    let mut ended = holders.remove(0);
-    ended.write(Bytes::from_static(b"\n")).await.unwrap();
-    ended.write(more.clone()).await.unwrap();
-    ended.write(more.clone()).await.unwrap();
+    // The end of a line makes room, although its client sends no more.
+    let mut end = vec![b'x'; BATCH_BYTES];
+    end[0] = b'\n';
+    holder.write(Bytes::from(end)).await.unwrap();
     next.await.unwrap();
-    assert!(ended.long_line.is_none());
-    let mut another = test.begin().await;
-    another.write(long).await.unwrap();
-    drop(holders);
+    until(async || !holder.part.holds_some()).await;
+    assert!(waiting.part.holds_some());
+
+    // So does a client that goes away.
+    let mut another = test.begin_as("one", true).await;
+    another
+        .write(Bytes::from(vec![b'x'; LONG_LINE_BYTES + 1]))
+        .await
+        .unwrap();
+    drop(waiting);
     another.write(more).await.unwrap();
-    assert!(another.long_line.is_some());
+    drop((another, holder));
+    until(async || test.budget.held() == 0).await;
+}
+
+#[tokio::test]
+async fn a_line_that_trickles_is_given_up_when_others_wait() {
+    let mut test = TestStore::new().await;
+    test.budget = UploadBudget::of(2 * LIMITS.max_line_bytes + 2 * LONG_LINE_BYTES);
+    let mut holder = within_a_line(&test, "one", LONG_LINE_BYTES * 2).await;
+    // What it holds it has for good: the work on it is done.
+    let state = holder.idle().await.unwrap();
+    holder.intake = Work::Idle(state);
+
+    tokio::time::pause();
+    // Nobody waits: it may take its time.
+    for _ in 0..100 {
+        let slow = async {
+            tokio::time::sleep(Duration::from_secs(1)).await;
+            Bytes::from_static(b"x")
+        };
+        let byte = holder.receive(slow).await.unwrap();
+        holder.write(byte).await.unwrap();
+    }
+    let budget = Arc::clone(&test.budget);
+    let part = budget.part("other", LIMITS.max_line_bytes);
+    let waiting = tokio::spawn(async move { part.grow(LIMITS.max_line_bytes).await });
+    let silence = std::future::pending::<()>();
+    assert!(matches!(holder.receive(silence).await, Err(Error::TooSlow)));
+    tokio::time::resume();
+    drop(holder);
+    waiting.await.unwrap();
+}
+
+#[tokio::test]
+async fn who_sends_enough_keeps_its_room_and_so_does_who_sends_short_lines() {
+    let mut test = TestStore::new().await;
+    test.budget = UploadBudget::of(2 * LIMITS.max_line_bytes + 2 * LONG_LINE_BYTES);
+    let mut holder = within_a_line(&test, "one", LONG_LINE_BYTES * 2).await;
+    let mut short = test.begin_as("one", true).await;
+    let state = holder.idle().await.unwrap();
+    holder.intake = Work::Idle(state);
+    let part = test.budget.part("other", LIMITS.max_line_bytes);
+    let waiting = tokio::spawn(async move { part.grow(LIMITS.max_line_bytes).await });
+
+    tokio::time::pause();
+    for _ in 0..100 {
+        let next = async {
+            tokio::time::sleep(Duration::from_secs(1)).await;
+            100 << 10
+        };
+        // What is written does not matter here, but that it came.
+        let bytes = holder.receive(next).await.unwrap();
+        holder.pace.received(bytes);
+        let slow = tokio::time::sleep(Duration::from_secs(1));
+        short.receive(slow).await.unwrap();
+    }
+    tokio::time::resume();
+    assert!(!waiting.is_finished());
 }
 
 proptest! {
