@@ -12,10 +12,10 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use tokio::sync::{oneshot, watch};
 
-/// The budget of a process. It is what four lines of 16 MiB, which is as long as lines may be
-/// unless somebody says otherwise, take to come in: two at a time, since each counts twice. Or
-/// what twenty lines of 1.6 MB take at once. It is as much as requests and answers in flight may
-/// have, so that neither half of a process is small beside the other.
+/// The budget of a process. Two lines of 16 MiB, which is as long as lines may be unless somebody
+/// says otherwise, have room in it at once, or nine of 1.6 MB, or three of 5 MB: more of them would
+/// come in no faster, since one core compresses hundreds of MB a second. It is as much as requests
+/// and answers in flight may have, so that a process of the usual size stays well below 256 MiB.
 const BYTES: usize = 64 << 20;
 /// Hashes may have this part of the budget; the rest is for lines alone.
 const HASHES_PART: usize = 4;

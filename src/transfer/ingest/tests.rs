@@ -269,8 +269,9 @@ async fn a_line_that_trickles_is_given_up_when_others_wait() {
     let budget = Arc::clone(&test.budget);
     let part = budget.part("other", LIMITS.max_line_bytes);
     let waiting = tokio::spawn(async move { part.grow(LIMITS.max_line_bytes).await });
-    let silence = std::future::pending::<()>();
-    assert!(matches!(holder.receive(silence).await, Err(Error::TooSlow)));
+    let silence = tokio::time::sleep(Duration::from_secs(1000));
+    let received = holder.receive(silence).await;
+    assert!(matches!(received, Err(Error::TooSlow)), "{received:?}");
     tokio::time::resume();
     drop(holder);
     waiting.await.unwrap();
