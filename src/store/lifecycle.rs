@@ -1,4 +1,4 @@
-//! The steps of a batch's life that duties take: validated, drained, published, at its window's
+//! The steps of a batch's life that duties take once it runs: drained, published, at its window's
 //! end.
 //!
 //! Queries over live batches repeat the condition of their partial index word for word: SQLite
@@ -10,12 +10,10 @@ use super::batches::{lock_stage, set_stage};
 use super::engine::{Tx, on, within};
 use super::purge::each;
 use super::segments::encode_sizes;
-use super::{Error, Result, Store};
+use super::{Result, Store};
 use crate::domain::batch::{Counts, Event, Status};
 use crate::domain::file::{Kind, Purpose};
-use crate::domain::findings::Findings;
 use crate::domain::id;
-use crate::intake::ModelReport;
 use crate::observe::figures;
 
 /// Batches looked at in one round of a duty.
@@ -23,192 +21,7 @@ const ROUND: i64 = 100;
 /// Units removed in one transaction, once their batch is published.
 const REMOVED_UNITS_MAX: i64 = 500;
 
-/// A batch that waits to be validated, with what its input's upload found out.
-#[derive(Clone, Debug)]
-pub struct Unvalidated {
-    pub batch_id: String,
-    pub tenant: String,
-    pub endpoint: String,
-    pub input_file_id: String,
-    /// `None` where the tenant has no such file for batches.
-    pub input: Option<Input>,
-}
-
-#[derive(Clone, Debug)]
-pub struct Input {
-    pub requests: i64,
-    pub findings: Findings,
-    pub models: Vec<ModelReport>,
-}
-
 impl Store {
-    /// Batches that wait to be validated, the oldest first.
-    ///
-    /// # Errors
-    /// When the database fails.
-    pub async fn unvalidated(&self) -> Result<Vec<Unvalidated>> {
-        let rows: Vec<(String, String, String, String, i64)> = on!(self.reader(), c => {
-            sqlx::query_as(
-                "-- unvalidated
-                 SELECT id, tenant, endpoint, input_file_id, created_at FROM batches
-                 WHERE status IN ('validating', 'in_progress', 'finalizing', 'cancelling')
-                   AND status = 'validating'
-                 ORDER BY created_at, id LIMIT $1",
-            )
-            .bind(ROUND)
-            .fetch_all(c)
-            .await?
-        });
-        let mut found = Vec::with_capacity(rows.len());
-        for (batch_id, tenant, endpoint, input_file_id, created_at) in rows {
-            match self.input(&tenant, &input_file_id, created_at).await {
-                Ok(input) => {
-                    found.push(Unvalidated {
-                        batch_id,
-                        tenant,
-                        endpoint,
-                        input_file_id,
-                        input,
-                    });
-                }
-                Err(error) if error.is_outage() => return Err(error),
-                // The others need not wait for one that is damaged.
-                Err(error) => tracing::error!(batch.id = batch_id, %error, "cannot be validated"),
-            }
-        }
-        Ok(found)
-    }
-
-    /// What is known of a batch's input. A file that was there when the batch was created
-    /// counts, even if it was deleted or has expired since.
-    async fn input(&self, tenant: &str, file_id: &str, at: i64) -> Result<Option<Input>> {
-        let row: Option<(i64, Option<String>)> = on!(self.reader(), c => {
-            sqlx::query_as(
-                "-- input
-                 SELECT requests, findings FROM files
-                 WHERE id = $1 AND tenant = $2 AND purpose = $3 AND batch_id IS NULL
-                   AND (state = 'ready' OR (state = 'deleted' AND touched_at >= $4))
-                   AND (expires_at IS NULL OR expires_at > $4)",
-            )
-            .bind(file_id)
-            .bind(tenant)
-            .bind(Purpose::Batch.as_str())
-            .bind(at)
-            .fetch_optional(c)
-            .await?
-        });
-        let Some((requests, findings)) = row else {
-            return Ok(None);
-        };
-        let damaged = |error| Error::corrupt(format!("report on {file_id}"), error);
-        let findings = match findings {
-            Some(findings) => serde_json::from_str(&findings).map_err(damaged)?,
-            None => Findings::default(),
-        };
-        let rows: Vec<(String, i64, String)> = on!(self.reader(), c => {
-            sqlx::query_as(
-                "-- input_models
-                 SELECT name, requests, first_lines FROM file_models WHERE file_id = $1
-                 ORDER BY model_no",
-            )
-            .bind(file_id)
-            .fetch_all(c)
-            .await?
-        });
-        let mut models = Vec::with_capacity(rows.len());
-        for (name, requests, lines) in rows {
-            let first_lines = serde_json::from_str(&lines).map_err(damaged)?;
-            models.push(ModelReport {
-                name,
-                requests: requests as u64,
-                first_lines,
-            });
-        }
-        Ok(Some(Input {
-            requests,
-            findings,
-            models,
-        }))
-    }
-
-    /// Ends a batch that cannot run. `errors` is a JSON list of findings. False if the batch is
-    /// not validating any more.
-    ///
-    /// # Errors
-    /// When the database fails.
-    pub async fn reject_batch(&self, batch_id: &str, errors: &str) -> Result<bool> {
-        let mut tx = self.begin().await?;
-        let Some(step) = self.step(&mut tx, batch_id, Event::Rejected).await? else {
-            return Ok(false);
-        };
-        within!(&mut tx, c => {
-            sqlx::query("-- reject_batch\nUPDATE batches SET errors = $2 WHERE id = $1")
-                .bind(batch_id)
-                .bind(errors)
-                .execute(c)
-                .await?;
-        });
-        tx.commit().await?;
-        step.tell(batch_id, None);
-        Ok(true)
-    }
-
-    /// Lets a batch run: its units and its step to `in_progress` are one transaction. `model`
-    /// is the one that all its lines name. False if it is not validating any more.
-    ///
-    /// # Errors
-    /// When the database fails.
-    pub async fn accept_batch(&self, batch: &Unvalidated, model: Option<&str>) -> Result<bool> {
-        let total = batch.input.as_ref().map_or(0, |input| input.requests);
-        let units = format!(
-            "-- accept_batch_units
-             INSERT INTO units (batch_id, chunk_no, model_no, state, epoch, flush_no, takeovers,
-                requests, chunk_bytes, done, output_bytes, error_bytes)
-             SELECT CAST($1 AS TEXT), chunk_no, model_no, 'waiting', 0, 0, 0,
-                requests, chunk_bytes, CAST($3 AS {}), 0, 0
-             FROM chunk_models WHERE file_id = $2",
-            self.engine().bytes_type()
-        );
-        let mut tx = self.begin().await?;
-        let Some(step) = self.step(&mut tx, &batch.batch_id, Event::Accepted).await? else {
-            return Ok(false);
-        };
-        within!(&mut tx, c => {
-            sqlx::query(AssertSqlSafe(units))
-                .bind(&batch.batch_id)
-                .bind(&batch.input_file_id)
-                .bind(Vec::<u8>::new())
-                .execute(&mut *c)
-                .await?;
-            sqlx::query(
-                "-- accept_batch_backlog
-                 INSERT INTO backlog (batch_id, model_no, model, waiting)
-                 SELECT CAST($1 AS TEXT), m.model_no, m.name, COUNT(*)
-                 FROM chunk_models c
-                 JOIN file_models m ON m.file_id = c.file_id AND m.model_no = c.model_no
-                 WHERE c.file_id = $2 GROUP BY m.model_no, m.name",
-            )
-            .bind(&batch.batch_id)
-            .bind(&batch.input_file_id)
-            .execute(&mut *c)
-            .await?;
-            sqlx::query("-- accept_batch\nUPDATE batches SET total = $2, model = $3 WHERE id = $1")
-                .bind(&batch.batch_id)
-                .bind(total)
-                .bind(model)
-                .execute(&mut *c)
-                .await?;
-        });
-        tx.commit().await?;
-        let counts = Counts {
-            total,
-            ..Counts::default()
-        };
-        step.tell(&batch.batch_id, Some(&counts));
-        self.wake();
-        Ok(true)
-    }
-
     /// Ends the window of batches whose time is up: what has not run will not. Returns how many
     /// there were.
     ///
@@ -389,15 +202,22 @@ impl Store {
         Ok(())
     }
 
-    /// Removes units of batches that have ended, where a process died before it had done so.
+    /// Removes units of batches that have ended, where a process died before it had done so, or
+    /// where the batch ended while it got its first ones.
     ///
     /// # Errors
     /// When the database fails; the next round goes on.
     pub async fn sweep_units(&self) -> Result<()> {
         let ended: Vec<(String,)> = on!(self.reader(), c => {
             sqlx::query_as(
+                // From batch to batch along the index: as many steps as there are batches, not units.
                 "-- sweep_units
-                 SELECT DISTINCT u.batch_id FROM units u JOIN batches b ON b.id = u.batch_id
+                 WITH RECURSIVE kept(batch_id) AS (
+                    SELECT MIN(batch_id) FROM units
+                    UNION ALL
+                    SELECT (SELECT MIN(batch_id) FROM units WHERE batch_id > kept.batch_id)
+                    FROM kept WHERE kept.batch_id IS NOT NULL)
+                 SELECT b.id FROM kept JOIN batches b ON b.id = kept.batch_id
                  WHERE b.status IN ('completed', 'expired', 'cancelled', 'failed') LIMIT $1",
             )
             .bind(ROUND)
@@ -408,13 +228,16 @@ impl Store {
         Ok(())
     }
 
-    /// Removes the units of a batch that has ended, in small transactions.
+    /// Removes the units of a batch that has ended, in small transactions. They are done, or the
+    /// batch ended before it had begun; after its end there come no more.
     async fn remove_units(&self, batch_id: &str) -> Result<()> {
         // Locked in the order of their keys: several processes may do this at once.
         let sql = format!(
             "-- remove_units
              WITH chosen AS MATERIALIZED
-                (SELECT chunk_no, model_no FROM units WHERE batch_id = $1 AND state = 'done'
+                (SELECT chunk_no, model_no FROM units WHERE batch_id = $1 AND EXISTS
+                    (SELECT 1 FROM batches WHERE id = $1
+                        AND status IN ('completed', 'expired', 'cancelled', 'failed'))
                  ORDER BY chunk_no, model_no LIMIT $2 {})
              DELETE FROM units
              WHERE batch_id = $1 AND (chunk_no, model_no) IN (SELECT * FROM chosen)",
@@ -429,7 +252,8 @@ impl Store {
                 .await?
                 .rows_affected()
             });
-            if removed == 0 {
+            // Fewer also where another process removes the same ones; what both leave is swept.
+            if removed < REMOVED_UNITS_MAX as u64 {
                 return Ok(());
             }
         }

@@ -139,11 +139,7 @@ impl Worker {
             quiet.clone(),
         ));
         tasks.spawn(duty::run(
-            validate::Validate {
-                store: store.clone(),
-                pool: pool.clone(),
-                max_requests: settings.max_requests,
-            },
+            validate::Validate::new(store.clone(), pool.clone(), settings.max_requests),
             store.clone(),
             quiet.clone(),
         ));

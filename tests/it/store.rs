@@ -3,6 +3,7 @@
 mod ends;
 mod leases;
 mod races;
+mod validating;
 mod wakeups;
 
 use bytes::Bytes;
