@@ -4,13 +4,15 @@
 //! Queries over live batches repeat the condition of their partial index word for word: SQLite
 //! uses it only then.
 
+use std::collections::BTreeSet;
+
 use sqlx::AssertSqlSafe;
 
-use super::batches::{lock_stage, set_stage};
-use super::engine::{Tx, on, within};
+use super::batches::{lock_free_stage, lock_stage, set_stage};
+use super::engine::{Tx, on, values, within};
 use super::purge::each;
 use super::segments::encode_sizes;
-use super::{Result, Store};
+use super::{Result, Store, Who};
 use crate::domain::batch::{Counts, Event, Status};
 use crate::domain::file::{Kind, Purpose};
 use crate::domain::id;
@@ -20,6 +22,19 @@ use crate::observe::figures;
 const ROUND: i64 = 100;
 /// Units removed in one transaction, once their batch is published.
 const REMOVED_UNITS_MAX: i64 = 500;
+
+/// Batches named in one statement.
+const NAMED_BATCHES_MAX: usize = 500;
+
+/// What came of a try to end a batch.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Finished {
+    Ended,
+    /// It has units that are open, or has ended already.
+    NotYet,
+    /// Somebody else has its row: to end it, or to cancel it.
+    Busy,
+}
 
 impl Store {
     /// Ends the window of batches whose time is up: what has not run will not. Returns how many
@@ -42,7 +57,8 @@ impl Store {
         });
         let ended = each("end_windows", &ids, |id| self.end_window(id)).await;
         if !ids.is_empty() {
-            self.wake();
+            // Whoever holds units of them concludes their lines.
+            self.wake_all(Who::Supplies);
         }
         ended
     }
@@ -78,62 +94,79 @@ impl Store {
         Ok(rows.into_iter().map(|(id,)| id).collect())
     }
 
+    /// Which of these batches have nothing left to run, and are not ended yet.
+    ///
+    /// # Errors
+    /// When the database fails.
+    pub async fn drained_of(&self, batches: &BTreeSet<String>) -> Result<Vec<String>> {
+        let batches: Vec<&String> = batches.iter().collect();
+        let mut drained = Vec::new();
+        for batches in batches.chunks(NAMED_BATCHES_MAX) {
+            let sql = format!(
+                "-- drained_of
+                 SELECT id FROM batches b
+                 WHERE id IN {} AND status IN ('in_progress', 'finalizing', 'cancelling')
+                   AND NOT EXISTS
+                    (SELECT 1 FROM units u WHERE u.batch_id = b.id AND u.state <> 'done')",
+                values(1, 1, batches.len())
+            );
+            let rows: Vec<(String,)> = on!(self.reader(), c => {
+                let mut query = sqlx::query_as(AssertSqlSafe(sql)).persistent(false);
+                for batch in batches {
+                    query = query.bind(*batch);
+                }
+                query.fetch_all(c).await?
+            });
+            drained.extend(rows.into_iter().map(|(id,)| id));
+        }
+        Ok(drained)
+    }
+
     /// Brings a drained batch to its end: `finalizing` first where it ran to completion, then,
     /// in one transaction, its files and its last status. Repeating it changes nothing.
     ///
     /// # Errors
     /// When the database fails.
-    pub async fn finish_batch(&self, batch_id: &str) -> Result<()> {
+    pub async fn finish_batch(&self, batch_id: &str) -> Result<Finished> {
         let mut tx = self.begin().await?;
-        let mut drained = None;
-        if self.is_drained(&mut tx, batch_id).await? {
-            drained = self.step(&mut tx, batch_id, Event::Drained).await?;
-        }
-        tx.commit().await?;
-        if let Some(step) = drained {
-            step.tell(batch_id, None);
-        }
-        let mut tx = self.begin().await?;
-        let mut published = None;
-        if self.is_drained(&mut tx, batch_id).await? {
-            published = self.step(&mut tx, batch_id, Event::Published).await?;
-        }
-        if published.is_some() {
-            self.publish_files(&mut tx, batch_id).await?;
-            within!(&mut tx, c => {
-                sqlx::query("-- finish_batch_backlog\nDELETE FROM backlog WHERE batch_id = $1")
-                    .bind(batch_id)
-                    .execute(c)
-                    .await?;
-            });
-        }
-        tx.commit().await?;
-        self.wake();
-        let Some(step) = published else {
-            // Not drained after all, or ended by another process, which removes its units as well.
-            return Ok(());
+        // The batch's row is taken first: then nobody else is about to end it.
+        let Some(mut stage) = lock_free_stage(&mut tx, self, batch_id).await? else {
+            return Ok(Finished::Busy);
         };
+        if stage.status.is_terminal() || !is_drained(&mut tx, batch_id).await? {
+            return Ok(Finished::NotYet);
+        }
+        if let Some(next) = stage.after(Event::Drained) {
+            set_stage(&mut tx, batch_id, stage, next, self.now_ms()).await?;
+            tx.commit().await?;
+            let (from, to) = (stage.status, next.status);
+            Step { from, to }.tell(batch_id, None);
+            tx = self.begin().await?;
+            match lock_free_stage(&mut tx, self, batch_id).await? {
+                Some(after) => stage = after,
+                None => return Ok(Finished::Busy),
+            }
+        }
+        // No unit is open, and none that is done is opened again.
+        let Some(next) = stage.after(Event::Published) else {
+            // It does not run yet, or another process has ended it, and removes its units as well.
+            return Ok(Finished::NotYet);
+        };
+        set_stage(&mut tx, batch_id, stage, next, self.now_ms()).await?;
+        self.publish_files(&mut tx, batch_id).await?;
+        within!(&mut tx, c => {
+            sqlx::query("-- finish_batch_backlog\nDELETE FROM backlog WHERE batch_id = $1")
+                .bind(batch_id)
+                .execute(c)
+                .await?;
+        });
+        tx.commit().await?;
         // The batch has ended, whether its counts can be read for the log or not.
         let counts = self.counts(batch_id).await;
-        step.tell(batch_id, counts.as_ref().ok());
-        self.remove_units(batch_id).await
-    }
-
-    async fn is_drained(&self, tx: &mut Tx, batch_id: &str) -> Result<bool> {
-        // The batch's row is taken first: then nobody else is about to end it.
-        if lock_stage(tx, self, batch_id).await?.is_none() {
-            return Ok(false);
-        }
-        let open: Option<(i64,)> = within!(tx, c => {
-            sqlx::query_as(
-                "-- is_drained
-                 SELECT CAST(1 AS BIGINT) FROM units WHERE batch_id = $1 AND state <> 'done' LIMIT 1",
-            )
-            .bind(batch_id)
-            .fetch_optional(c)
-            .await?
-        });
-        Ok(open.is_none())
+        let (from, to) = (stage.status, next.status);
+        Step { from, to }.tell(batch_id, counts.as_ref().ok());
+        self.remove_units(batch_id).await?;
+        Ok(Finished::Ended)
     }
 
     /// Writes the rows of the output and the error file, each with how many of its bytes every
@@ -274,6 +307,19 @@ impl Store {
             to: next.status,
         }))
     }
+}
+
+async fn is_drained(tx: &mut Tx, batch_id: &str) -> Result<bool> {
+    let open: Option<(i64,)> = within!(tx, c => {
+        sqlx::query_as(
+            "-- is_drained
+             SELECT CAST(1 AS BIGINT) FROM units WHERE batch_id = $1 AND state <> 'done' LIMIT 1",
+        )
+        .bind(batch_id)
+        .fetch_optional(c)
+        .await?
+    });
+    Ok(open.is_none())
 }
 
 /// A step of a batch's life that is on disk, for the log and the figures.

@@ -11,7 +11,7 @@ use sqlx::{AssertSqlSafe, FromRow};
 
 use super::engine::{Tx, on, typed_values, values, within};
 use super::lifecycle::Step;
-use super::{Error, Result, Store};
+use super::{Error, Result, Store, Who};
 use crate::domain::batch::{Counts, Event, Stage, Status};
 use crate::domain::file::Purpose;
 use crate::domain::findings::Findings;
@@ -80,6 +80,15 @@ pub enum Begun {
     Grows,
     /// It is not validating any more, or another process is at it.
     Elsewhere,
+}
+
+/// What became of a group of batches.
+#[derive(Clone, Debug)]
+pub struct Settled {
+    /// How many were let run or refused.
+    pub settled: usize,
+    /// Those that run.
+    pub batches: Vec<String>,
 }
 
 #[derive(FromRow)]
@@ -184,12 +193,11 @@ impl Store {
 
     /// Lets batches run or refuses them, all in one transaction: their units, their backlog and
     /// their step. Each has to be [small](Unvalidated::is_small). Those that another process is at
-    /// are left to it, and those that are not validating any more are left alone. Returns how many
-    /// were settled.
+    /// are left to it, and those that are not validating any more are left alone.
     ///
     /// # Errors
     /// When the database fails: then none is settled.
-    pub async fn settle_batches(&self, judged: &[(&Unvalidated, &Verdict)]) -> Result<usize> {
+    pub async fn settle_batches(&self, judged: &[(&Unvalidated, &Verdict)]) -> Result<Settled> {
         let mut tx = self.begin().await?;
         let ids: Vec<&str> = judged
             .iter()
@@ -222,9 +230,15 @@ impl Store {
             tell(batch, Event::Rejected);
         }
         if !accepted.is_empty() {
-            self.wake();
+            self.wake(Who::Supplies);
         }
-        Ok(accepted.len() + rejected.len())
+        Ok(Settled {
+            settled: accepted.len() + rejected.len(),
+            batches: accepted
+                .iter()
+                .map(|(batch, _)| batch.batch_id.clone())
+                .collect(),
+        })
     }
 
     /// Brings a batch with many units on by a range of them; the last one lets it run.
@@ -276,7 +290,7 @@ impl Store {
         self.accept(&mut tx, &whole).await?;
         tx.commit().await?;
         tell(batch, Event::Accepted);
-        self.wake();
+        self.wake(Who::Supplies);
         Ok(Begun::Runs)
     }
 

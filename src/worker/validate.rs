@@ -1,27 +1,32 @@
 //! Validation: from what the upload already knows, in milliseconds.
 
-use std::collections::HashSet;
+use std::collections::{HashSet, VecDeque};
 use std::sync::Arc;
 use std::time::Duration;
 
+use tokio::time::Instant;
 use tracing::Span;
 
-use super::duty::Duty;
+use super::duty::{Duty, Look, Next};
 use crate::domain::findings::{self, Finding};
 use crate::domain::line::Fault;
 use crate::observe::trace;
-use crate::store::{self, Begun, Error, Input, Store, Unvalidated, Verdict};
+use crate::store::{self, Begun, Error, Input, Store, Unvalidated, Verdict, Who};
 use crate::upstream::Pool;
 
 /// Units that the small batches of one transaction have together.
 const UNITS_A_GROUP: i64 = 5_000;
 /// Batches with many units that get some in one round: the small ones come first, in each round.
 const LARGE_A_ROUND: usize = 4;
+/// What this process has not leased by then of what it let run, others are told of.
+const TOLD_AFTER: Duration = Duration::from_millis(100);
 
 pub(super) struct Validate {
     store: Store,
     pool: Arc<Pool>,
     max_requests: u64,
+    /// Batches that run since these moments, and of which others are not told yet.
+    untold: VecDeque<(Instant, String)>,
     /// Batches that could not be settled: each is tried by itself, so that the others are not
     /// held up.
     troubled: HashSet<String>,
@@ -38,12 +43,14 @@ struct Judged {
 impl Duty for Validate {
     const NAME: &'static str = "validate";
     const TICK: Duration = Duration::from_secs(2);
+    const WHO: Option<Who> = Some(Who::Validators);
 
-    async fn round(&mut self) -> store::Result<bool> {
+    async fn round(&mut self, _: Look) -> store::Result<Next> {
+        self.tell_others().await?;
         let batches = self.store.unvalidated().await?;
         if batches.is_empty() {
             self.troubled.clear();
-            return Ok(false);
+            return Ok(self.rest());
         }
         // The first batch may come before the upstreams have said what models they have.
         self.pool.discovered().await;
@@ -64,7 +71,10 @@ impl Duty for Validate {
         for judged in large.into_iter().take(LARGE_A_ROUND).chain(troubled) {
             self.settle_one(&judged, &mut round).await?;
         }
-        round.end()
+        if round.end()? {
+            return Ok(Next::AtOnce);
+        }
+        Ok(self.rest())
     }
 }
 
@@ -92,8 +102,38 @@ impl Validate {
             store,
             pool,
             max_requests,
+            untold: VecDeque::new(),
             troubled: HashSet::new(),
         }
+    }
+
+    /// Until when there is nothing to do.
+    fn rest(&self) -> Next {
+        match self.untold.front() {
+            Some((since, _)) => Next::After(TOLD_AFTER.saturating_sub(since.elapsed())),
+            None => Next::Later,
+        }
+    }
+
+    /// Wakes the other processes where they have a reason to look: this one had time to lease what
+    /// it let run, and has left some.
+    async fn tell_others(&mut self) -> store::Result<()> {
+        let due = |(since, _): &(Instant, String)| since.elapsed() >= TOLD_AFTER;
+        let due = self.untold.iter().take_while(|untold| due(untold)).count();
+        if due == 0 {
+            return Ok(());
+        }
+        let batches: Vec<String> = self.untold.drain(..due).map(|(_, batch)| batch).collect();
+        if self.store.any_waits(&batches).await? {
+            self.store.wake_others(Who::Supplies);
+        }
+        Ok(())
+    }
+
+    fn note_begun<'a>(&mut self, batches: impl Iterator<Item = &'a str>) {
+        let now = Instant::now();
+        self.untold
+            .extend(batches.map(|batch| (now, batch.to_owned())));
     }
 
     /// Settles a group in one transaction, or each by itself where that fails.
@@ -103,7 +143,10 @@ impl Validate {
             .map(|judged| (&judged.batch, &judged.verdict))
             .collect();
         match self.store.settle_batches(&verdicts).await {
-            Ok(settled) => round.has_settled |= settled > 0,
+            Ok(begun) => {
+                round.has_settled |= begun.settled > 0;
+                self.note_begun(begun.batches.iter().map(String::as_str));
+            }
             Err(error) if error.is_outage() && !error.is_timeout() => return Err(error),
             Err(error) if group.len() == 1 => self.note_failed(&group[0], error, round),
             Err(error) => {
@@ -122,11 +165,14 @@ impl Validate {
         let settled = match verdict {
             Verdict::Accepted { model } => {
                 let begun = self.store.begin_batch(batch, model.as_deref()).await;
+                if let Ok(Begun::Runs) = begun {
+                    self.note_begun([batch.batch_id.as_str()].into_iter());
+                }
                 begun.map(|begun| begun != Begun::Elsewhere)
             }
             Verdict::Rejected { .. } => {
                 let settled = self.store.settle_batches(&[(batch, verdict)]).await;
-                settled.map(|settled| settled > 0)
+                settled.map(|settled| settled.settled > 0)
             }
         };
         match settled {

@@ -3,9 +3,11 @@
 mod tenants;
 
 use nightshift::simulate::Options;
+use nightshift::store::Engine;
 use serde_json::{Value, json};
 use std::time::Duration;
 
+use crate::support::session::Session;
 use crate::support::{CHAT, Server, chat, granting, ids, on_every_engine, request};
 
 fn requests(ids: &[String], simulate: &Value) -> String {
@@ -408,6 +410,57 @@ async fn many_batches_of_several_tenants_all_end() {
     }
 }
 
+const REFUSE: &str = "
+    CREATE FUNCTION refused() RETURNS trigger LANGUAGE plpgsql AS $$
+    BEGIN
+        RAISE EXCEPTION 'not this one';
+    END $$;
+    CREATE TRIGGER refused BEFORE UPDATE ON batches FOR EACH ROW
+    WHEN (NEW.status = 'in_progress' AND NEW.metadata LIKE '%poison%')
+    EXECUTE FUNCTION refused()";
+const REFUSE_SQLITE: &str = "
+    CREATE TRIGGER refused BEFORE UPDATE ON batches
+    WHEN NEW.status = 'in_progress' AND NEW.metadata LIKE '%poison%'
+    BEGIN
+        SELECT RAISE(ABORT, 'not this one');
+    END";
+
+async fn a_batch_that_cannot_be_let_run_holds_up_no_other() {
+    let server = Server::start().await;
+    let mut database = Session::open(&server.database).await;
+    database
+        .execute(match database.engine() {
+            Engine::Sqlite => REFUSE_SQLITE,
+            Engine::Postgres => REFUSE,
+        })
+        .await;
+    let file = server.upload_batch(chat("a", Value::Null)).await;
+    let create = async |is: &str| {
+        let body = json!({
+            "input_file_id": file, "endpoint": CHAT, "completion_window": "24h",
+            "metadata": {"is": is},
+        });
+        server.post("/v1/batches", &body).await
+    };
+    let poison = create("poison").await;
+    let mut others = Vec::new();
+    for _ in 0..20 {
+        others.push(create("well").await);
+    }
+    for batch in &others {
+        assert_eq!(server.ended(batch).await["status"], "completed");
+    }
+    let still = server.until(&poison, |_| true).await;
+    assert_eq!(still["status"], "validating");
+    database
+        .execute(match database.engine() {
+            Engine::Sqlite => "DROP TRIGGER refused",
+            Engine::Postgres => "DROP TRIGGER refused ON batches",
+        })
+        .await;
+    assert_eq!(server.ended(&poison).await["status"], "completed");
+}
+
 on_every_engine![
     a_batch_runs_from_upload_to_output,
     the_bytes_of_a_line_reach_the_upstream_unchanged,
@@ -420,4 +473,5 @@ on_every_engine![
     a_batch_goes_on_when_the_server_is_started_again,
     every_endpoint_can_be_batched,
     many_batches_of_several_tenants_all_end,
+    a_batch_that_cannot_be_let_run_holds_up_no_other,
 ];

@@ -113,11 +113,8 @@ async fn a_group_is_settled_at_once_and_each_as_it_was_judged() {
     let cancelled = fixture.store.cancel_batch(TENANT, &ids[3]).await;
     assert!(matches!(cancelled.expect("answers"), Cancel::Granted(_)));
     let settle = async || {
-        fixture
-            .store
-            .settle_batches(&judged)
-            .await
-            .expect("settles")
+        let settled = fixture.store.settle_batches(&judged).await;
+        settled.expect("settles").settled
     };
     assert_eq!(settle().await, 4);
     assert_eq!(settle().await, 0, "a second time changes nothing");
@@ -177,7 +174,7 @@ async fn a_batch_that_ends_while_it_gets_its_units_leaves_none() {
                 let errors = "[]".to_owned();
                 let judged = [(&batch, &Verdict::Rejected { errors })];
                 let settled = fixture.store.settle_batches(&judged).await;
-                assert_eq!(settled.expect("settles"), 1);
+                assert_eq!(settled.expect("settles").settled, 1);
                 Status::Failed
             }
             _ => {
@@ -210,12 +207,12 @@ async fn who_is_at_a_batch_makes_nobody_wait() {
         let accepted = accepted();
         let judged: Vec<_> = found.iter().map(|batch| (batch, &accepted)).collect();
         let settled = fixture.store.settle_batches(&judged).await;
-        assert_eq!(settled.expect("settles"), 1);
+        assert_eq!(settled.expect("settles").settled, 1);
         assert_eq!(fixture.status(&free).await, Status::InProgress);
         assert_eq!(fixture.status(&locked).await, Status::Validating);
         other.execute("ROLLBACK").await;
         let settled = fixture.store.settle_batches(&judged).await;
-        assert_eq!(settled.expect("settles"), 1);
+        assert_eq!(settled.expect("settles").settled, 1);
     };
     on(Engine::Postgres, Box::pin(test)).await;
 }
