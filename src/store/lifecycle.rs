@@ -43,14 +43,17 @@ impl Store {
     /// # Errors
     /// When the database fails.
     pub async fn end_windows(&self) -> Result<usize> {
+        let sql = format!(
+            "-- end_windows
+             SELECT id FROM batches
+             WHERE status IN ('validating', 'in_progress', 'finalizing', 'cancelling')
+               AND status IN ('validating', 'in_progress') AND ending IS NULL
+               AND expires_at <= {} LIMIT $2",
+            self.now_sql(1)
+        );
         let ids: Vec<(String,)> = on!(self.reader(), c => {
-            sqlx::query_as(
-                "-- end_windows
-                 SELECT id FROM batches
-                 WHERE status IN ('validating', 'in_progress', 'finalizing', 'cancelling')
-                   AND status IN ('validating', 'in_progress') AND ending IS NULL AND expires_at <= $1 LIMIT $2",
-            )
-            .bind(self.now_ms())
+            sqlx::query_as(AssertSqlSafe(sql))
+            .bind(self.offset_ms())
             .bind(ROUND)
             .fetch_all(c)
             .await?

@@ -6,6 +6,7 @@ mod audit;
 mod backlog;
 mod batches;
 mod chunks;
+mod clock;
 mod engine;
 mod error;
 mod files;

@@ -124,14 +124,16 @@ impl Store {
     /// When the database fails; the sweep, or the purge, removes it later.
     pub async fn discard_upload(&self, file_id: &str) -> Result<()> {
         // First of all: from here on nothing is added to it, and it cannot be published.
+        let sql = format!(
+            "-- discard_upload
+             UPDATE files SET state = 'deleted', touched_at = {}
+             WHERE id = $1 AND state = 'uploading'",
+            self.now_sql(2)
+        );
         let discarded = on!(self.writer(), c => {
-            sqlx::query(
-                "-- discard_upload
-                 UPDATE files SET state = 'deleted', touched_at = $2
-                 WHERE id = $1 AND state = 'uploading'",
-            )
+            sqlx::query(AssertSqlSafe(sql))
             .bind(file_id)
-            .bind(self.now_ms())
+            .bind(self.offset_ms())
             .execute(c)
             .await?
             .rows_affected()

@@ -186,7 +186,6 @@ impl Worker {
         });
         duties.begin(retain::Retain {
             store: store.clone(),
-            clock,
             grace: settings.retention.grace,
         });
         {

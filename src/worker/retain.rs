@@ -5,7 +5,6 @@ use std::time::Duration;
 
 use super::duty::{Duty, Look, Next};
 use super::lease::millis;
-use crate::domain::clock::Clock;
 use crate::store::{self, Purged, Store, Who};
 
 /// An upload that is alive shows a sign of life every minute.
@@ -13,7 +12,6 @@ const UPLOAD_SILENT_MS: i64 = 5 * 60 * 1000;
 
 pub(super) struct Retain {
     pub store: Store,
-    pub clock: Clock,
     /// How long a hidden file's bytes stay: whoever is reading them may finish.
     pub grace: Duration,
 }
@@ -24,7 +22,7 @@ impl Duty for Retain {
     const WHO: Option<Who> = None;
 
     async fn round(&mut self, _: Look) -> store::Result<Next> {
-        let now = self.clock.now_ms();
+        let now = self.store.now().await?;
         // One chore that fails does not keep the others from being done.
         let swept = self.store.sweep_uploads(now - UPLOAD_SILENT_MS).await;
         let purged = self.store.purge(now - millis(self.grace)).await;

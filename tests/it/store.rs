@@ -1,5 +1,6 @@
 //! What the store promises the duties, on both engines.
 
+mod clocks;
 mod ends;
 mod leases;
 mod races;
