@@ -175,7 +175,17 @@ impl Store {
     /// Writes the rows of the output and the error file, each with how many of its bytes every
     /// chunk gave, so that a range can be found. A file of no bytes is not made.
     async fn publish_files(&self, tx: &mut Tx, batch_id: &str) -> Result<()> {
-        let now = self.now_ms();
+        let now = self.now_sql(6);
+        let insert = format!(
+            "-- publish_files
+             INSERT INTO files (id, tenant, purpose, filename, bytes, created_at,
+                expires_at, state, touched_at, batch_id, kind, chunk_sizes)
+             SELECT $2, tenant, $3, $4, $5, {now},
+                CASE WHEN output_expires_seconds > 0
+                    THEN {now} + output_expires_seconds * 1000 END,
+                'ready', {now}, id, $7, $8
+             FROM batches WHERE id = $1"
+        );
         let sizes: Vec<(i64, i64, i64)> = within!(&mut *tx, c => {
             sqlx::query_as(
                 "-- publish_files_sizes
@@ -208,22 +218,13 @@ impl Store {
                 "-- publish_files_reference\nUPDATE batches SET {column} = $2 WHERE id = $1"
             );
             within!(&mut *tx, c => {
-                sqlx::query(
-                    "-- publish_files
-                     INSERT INTO files (id, tenant, purpose, filename, bytes, created_at,
-                        expires_at, state, touched_at, batch_id, kind, chunk_sizes)
-                     SELECT $2, tenant, $3, $4, $5, $6,
-                        CASE WHEN output_expires_seconds > 0
-                            THEN $6 + output_expires_seconds * 1000 END,
-                        'ready', $6, id, $7, $8
-                     FROM batches WHERE id = $1",
-                )
+                sqlx::query(AssertSqlSafe(insert.clone()))
                 .bind(batch_id)
                 .bind(&file_id)
                 .bind(Purpose::BatchOutput.as_str())
                 .bind(format!("{batch_id}_{name}.jsonl"))
                 .bind(bytes)
-                .bind(now)
+                .bind(self.offset_ms())
                 .bind(name)
                 .bind(encode_sizes(&sizes))
                 .execute(&mut *c)
