@@ -70,13 +70,17 @@ const HANGS_NO_MORE: &str = "
 #[tokio::test]
 async fn what_is_held_is_given_back_at_a_stop_although_a_batch_cannot_be_ended() {
     let test = async {
-        let mut server = Server::binary("[worker]\nshutdown_grace = \"100ms\"").await;
+        let mut server = Server::binary("[worker]\nshutdown_grace = \"3s\"").await;
         let (batch, ids) = hanging(&server).await;
         let mut session = Session::open(&server.database).await;
         session.execute(HANGS).await;
-        let drained = server.create_batch(chat("one", json!(null)), CHAT).await;
-        let finalizing = "batches WHERE status = 'finalizing'";
-        server.until_rows(finalizing, |count| count == 1).await;
+        // Its only line is answered while the server stops.
+        let line = chat("one", json!({"latency_ms": 1_000}));
+        let drained = server.create_batch(line, CHAT).await;
+        until("its line is in flight", async || {
+            server.simulator.stats().total.in_flight == 6
+        })
+        .await;
         server.stop().await;
         for held in [
             "replicas",
