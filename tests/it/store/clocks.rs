@@ -4,6 +4,8 @@ use nightshift::domain::batch::Status;
 use nightshift::domain::clock::Clock;
 use nightshift::store::{Claim, Claimed, NewUpload, Store};
 
+use serde_json::{Value, json};
+
 use super::{Fixture, TENANT};
 use crate::support::{CHAT, Server, chat, engines, on_every_engine};
 
@@ -71,10 +73,12 @@ async fn a_wrong_clock_is_set_by_the_databases() {
 
 async fn a_batch_that_is_created_by_a_wrong_clock_has_its_whole_window() {
     let server = Server::start().await;
+    let file = server.upload_batch(chat("a", Value::Null)).await;
     server.clock.mistake_ms(-2 * DAY_MS);
-    let created = server
-        .create_batch(chat("a", serde_json::Value::Null), CHAT)
-        .await;
+    let body = json!({
+        "input_file_id": file, "endpoint": CHAT, "completion_window": "24h",
+    });
+    let created = server.post("/v1/batches", &body).await;
     let batch = server.ended(&created).await;
     assert_eq!(batch["status"], Status::Completed.as_str(), "{batch}");
     let [created, expires] = ["created_at", "expires_at"].map(|at| batch[at].as_i64());
