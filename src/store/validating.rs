@@ -6,6 +6,7 @@
 //! None of them can be leased before the batch's last transaction, which writes its backlog.
 
 use std::collections::{BTreeSet, HashMap, HashSet};
+use std::ops::Range;
 
 use sqlx::{AssertSqlSafe, FromRow};
 
@@ -253,25 +254,17 @@ impl Store {
         {
             return Ok(Begun::Elsewhere);
         }
-        let last: Option<(i64, i64)> = within!(&mut tx, c => {
-            sqlx::query_as(
-                "-- begun_units
-                 SELECT chunk_no, model_no FROM units WHERE batch_id = $1
-                 ORDER BY chunk_no DESC, model_no DESC LIMIT 1",
-            )
-            .bind(&batch.batch_id)
-            .fetch_optional(c)
-            .await?
-        });
-        let made = self
-            .make_range(&mut tx, batch, last.unwrap_or((-1, -1)))
-            .await?;
-        if made > 0 && (made == UNITS_AT_ONCE as u64 || last.is_some()) {
-            tx.commit().await?;
-            return Ok(Begun::Grows);
+        let (made, next, last) = progress(&mut tx, batch).await?;
+        if let Some(next) = next {
+            let end = next.saturating_add(batch.chunks_at_once());
+            self.make_range(&mut tx, batch, next..end).await?;
+            if made.is_some() || last >= Some(end) {
+                tx.commit().await?;
+                return Ok(Begun::Grows);
+            }
         }
         let whole = [(batch, model)];
-        if last.is_none() {
+        if made.is_none() {
             self.make_backlog(&mut tx, &whole).await?;
         } else {
             // No unit is missing. They are counted outside of the transaction: the input never
@@ -334,34 +327,28 @@ impl Store {
         Ok(())
     }
 
-    /// Makes the next units of a batch; returns how many.
-    async fn make_range(
-        &self,
-        tx: &mut Tx,
-        batch: &Unvalidated,
-        (chunk_no, model_no): (i64, i64),
-    ) -> Result<u64> {
+    /// Makes the units of some chunks of a batch. The range has two ends, so that it costs the same
+    /// wherever it stands, even where Postgres knows nothing of the table yet.
+    async fn make_range(&self, tx: &mut Tx, batch: &Unvalidated, chunks: Range<i64>) -> Result<()> {
         let sql = format!(
             "-- accept_batch_range
              INSERT INTO units ({UNIT})
              SELECT CAST($1 AS TEXT), chunk_no, model_no, 'waiting', 0, 0, 0, requests,
-                chunk_bytes, CAST($6 AS {}), 0, 0
-             FROM chunk_models WHERE file_id = $2 AND (chunk_no, model_no) > ($3, $4)
-             ORDER BY chunk_no, model_no LIMIT $5",
+                chunk_bytes, CAST($5 AS {}), 0, 0
+             FROM chunk_models WHERE file_id = $2 AND chunk_no >= $3 AND chunk_no < $4",
             self.engine().bytes_type()
         );
-        Ok(within!(tx, c => {
+        within!(tx, c => {
             sqlx::query(AssertSqlSafe(sql))
                 .bind(&batch.batch_id)
                 .bind(&batch.input_file_id)
-                .bind(chunk_no)
-                .bind(model_no)
-                .bind(UNITS_AT_ONCE)
+                .bind(chunks.start)
+                .bind(chunks.end)
                 .bind(Vec::<u8>::new())
                 .execute(c)
-                .await?
-                .rows_affected()
-        }))
+                .await?;
+        });
+        Ok(())
     }
 
     async fn make_backlog(
@@ -488,7 +475,35 @@ impl WaitingRow {
     }
 }
 
+/// The last chunk of which a batch has its units, the first one of which it has not, and the last
+/// one of its input.
+async fn progress(
+    tx: &mut Tx,
+    batch: &Unvalidated,
+) -> Result<(Option<i64>, Option<i64>, Option<i64>)> {
+    Ok(within!(tx, c => {
+        sqlx::query_as(
+            "-- begun_units
+             SELECT (SELECT MAX(chunk_no) FROM units WHERE batch_id = $1),
+                (SELECT MIN(chunk_no) FROM chunk_models WHERE file_id = $2 AND chunk_no >
+                    COALESCE((SELECT MAX(chunk_no) FROM units WHERE batch_id = $1), -1)),
+                (SELECT MAX(chunk_no) FROM chunk_models WHERE file_id = $2)",
+        )
+        .bind(&batch.batch_id)
+        .bind(&batch.input_file_id)
+        .fetch_one(c)
+        .await?
+    }))
+}
+
 impl Unvalidated {
+    /// Chunks whose units are made in one transaction.
+    fn chunks_at_once(&self) -> i64 {
+        let models = self.input.as_ref().map_or(1, |input| input.models.len());
+        let models = i64::try_from(models).unwrap_or(i64::MAX);
+        UNITS_AT_ONCE / models.clamp(1, CHUNK_LINES)
+    }
+
     fn total(&self) -> i64 {
         self.input.as_ref().map_or(0, |input| input.requests)
     }

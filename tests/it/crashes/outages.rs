@@ -103,7 +103,16 @@ async fn answers_are_written_where_a_take_over_was_not_followed_by_a_lease() {
 }
 
 /// More lines than places: what is not sent yet stays so, and nothing that was sent is lost.
+#[tokio::test]
 async fn no_line_is_sent_while_there_is_no_lease() {
+    on(
+        Engine::Postgres,
+        Box::pin(nothing_is_sent_without_a_lease()),
+    )
+    .await;
+}
+
+async fn nothing_is_sent_without_a_lease() {
     const PLACES: u64 = 8;
     let server = Server::with(
         "[worker]
@@ -268,5 +277,4 @@ async fn a_server_alone_on_its_file_goes_on_sending_while_that_cannot_be_written
 on_every_engine![
     answers_outlast_an_outage_that_is_longer_than_the_lease,
     answers_are_written_where_a_take_over_was_not_followed_by_a_lease,
-    no_line_is_sent_while_there_is_no_lease,
 ];
