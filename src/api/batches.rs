@@ -47,15 +47,13 @@ pub async fn create(
     // Only now: the body has been read.
     let key = key?;
     let fingerprint = idempotency::fingerprint(&request)?;
+    // Not by this machine's clock: a window that began too early would end too early.
+    let now_ms = api.store.now().await?;
     match idempotency::begin(&api.store, &caller.tenant, CREATE, key).await? {
         Begun::Again(remembered) => idempotency::replay(remembered, &fingerprint),
         Begun::First(mut attempt) => {
             attempt.identify(fingerprint);
-            let batch = request.into_batch(
-                caller.tenant,
-                api.clock.now_ms(),
-                api.retention.output_files,
-            )?;
+            let batch = request.into_batch(caller.tenant, now_ms, api.retention.output_files)?;
             let created = store(&api, &batch, attempt.claim()).await;
             attempt.settle(&created).await;
             Ok(idempotency::json_response(created?))

@@ -210,7 +210,7 @@ impl Upload<'_> {
             return Err(error::missing_parameter("file"));
         };
         attempt.identify(request.fingerprint);
-        let created_at = self.api.clock.now_ms();
+        let created_at = self.api.store.now().await?;
         let retention = &self.api.retention;
         let default = match request.purpose {
             Purpose::Batch => retention.input_files,

@@ -1,19 +1,41 @@
-//! Wall-clock time in milliseconds, real or set by hand.
+//! Wall-clock time in milliseconds: the system's, set right by another clock, or moved by hand.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicI64, Ordering};
 use std::time::{SystemTime, UNIX_EPOCH};
 
-/// Tells the time. Cheap to clone; clones of a manual clock share its offset.
+/// So far this clock may be from the one that is right before it is set by it.
+const SET_FROM_MS: i64 = 1_000;
+
+/// Tells the time. Cheap to clone; clones are one clock.
 #[derive(Clone, Debug, Default)]
 pub struct Clock {
-    offset_ms: Arc<AtomicI64>,
+    shared: Arc<Shared>,
+}
+
+#[derive(Debug, Default)]
+struct Shared {
+    /// How a test lets time pass, for all.
+    offset_ms: AtomicI64,
+    /// What the system's clock lacks.
+    correction_ms: AtomicI64,
+    /// By how much a test has the system's clock be wrong.
+    wrong_ms: AtomicI64,
 }
 
 impl Clock {
     /// Milliseconds since the Unix epoch.
     #[must_use]
     pub fn now_ms(&self) -> i64 {
+        let correction = self.shared.correction_ms.load(Ordering::Relaxed);
+        self.system_ms()
+            .saturating_add(correction)
+            .saturating_add(self.offset_ms())
+    }
+
+    /// What the system's clock says, right or wrong.
+    #[must_use]
+    pub fn system_ms(&self) -> i64 {
         #[expect(
             clippy::disallowed_methods,
             reason = "the one place that reads the system's clock"
@@ -22,12 +44,42 @@ impl Clock {
             .duration_since(UNIX_EPOCH)
             .unwrap_or_default();
         let now = i64::try_from(since_epoch.as_millis()).unwrap_or(i64::MAX);
-        now.saturating_add(self.offset_ms.load(Ordering::Relaxed))
+        now.saturating_add(self.shared.wrong_ms.load(Ordering::Relaxed))
+    }
+
+    /// Sets this clock and all its clones by one that is right: that said `right_ms` at a moment
+    /// between these two of the system's clock. Returns by how much that one is ahead; 0 where it
+    /// may be right.
+    pub fn set_by(&self, right_ms: i64, earliest_ms: i64, latest_ms: i64) -> i64 {
+        let ahead = if earliest_ms > right_ms {
+            earliest_ms - right_ms
+        } else if latest_ms < right_ms {
+            latest_ms - right_ms
+        } else {
+            0
+        };
+        let correction = if ahead.abs() < SET_FROM_MS { 0 } else { -ahead };
+        self.shared
+            .correction_ms
+            .store(correction, Ordering::Relaxed);
+        ahead
     }
 
     /// Moves this clock and all its clones forward: how a test lets a day pass.
     pub fn advance_ms(&self, by: i64) {
-        self.offset_ms.fetch_add(by, Ordering::Relaxed);
+        self.shared.offset_ms.fetch_add(by, Ordering::Relaxed);
+    }
+
+    /// How far it was moved so.
+    #[must_use]
+    pub fn offset_ms(&self) -> i64 {
+        self.shared.offset_ms.load(Ordering::Relaxed)
+    }
+
+    /// Has the system's clock be wrong by so much, as far as this clock and its clones know: how a
+    /// test makes a machine whose clock is wrong.
+    pub fn mistake_ms(&self, by: i64) {
+        self.shared.wrong_ms.fetch_add(by, Ordering::Relaxed);
     }
 }
 
@@ -35,4 +87,21 @@ impl Clock {
 #[must_use]
 pub fn seconds(ms: i64) -> i64 {
     ms.div_euclid(1000)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_clock_is_set_where_it_cannot_be_right() {
+        let clock = Clock::default();
+        assert_eq!(clock.set_by(5_000, 4_000, 6_000), 0);
+        assert_eq!(clock.set_by(5_000, 5_400, 6_000), 400);
+        assert!((clock.now_ms() - clock.system_ms()).abs() < 1_000);
+        assert_eq!(clock.set_by(5_000, 86_405_000, 86_406_000), 86_400_000);
+        let set_back = clock.system_ms() - clock.now_ms();
+        assert!((set_back - 86_400_000).abs() < 1_000);
+        assert_eq!(clock.set_by(90_000, 3_000, 4_000), -86_000);
+    }
 }

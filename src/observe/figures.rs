@@ -1,12 +1,14 @@
 //! What is counted while it happens.
 
 use std::collections::HashMap;
+use std::sync::atomic::AtomicU64;
 use std::sync::{Arc, LazyLock, Mutex, PoisonError};
 use std::time::Duration;
 
 use prometheus_client::encoding::EncodeLabelSet;
 use prometheus_client::metrics::counter::Counter;
 use prometheus_client::metrics::family::Family;
+use prometheus_client::metrics::gauge::Gauge;
 use prometheus_client::metrics::histogram::{Histogram, exponential_buckets};
 use prometheus_client::metrics::info::Info;
 use prometheus_client::registry::{Metric, Registry};
@@ -99,6 +101,7 @@ pub struct Figures {
     flush_failures: Counter,
     takeovers: Counter,
     leases_lost: Counter,
+    clock_ahead: Gauge<f64, AtomicU64>,
     store_errors: Family<ErrorKind, Counter>,
     models: Mutex<HashMap<String, Arc<ModelFigures>>>,
     registry: Registry,
@@ -174,6 +177,7 @@ impl Figures {
             flush_failures: Counter::default(),
             takeovers: Counter::default(),
             leases_lost: Counter::default(),
+            clock_ahead: Gauge::default(),
             store_errors: Family::default(),
             models: Mutex::default(),
             registry: Registry::default(),
@@ -276,6 +280,12 @@ impl Figures {
             self.leases_lost.clone(),
         );
         list.add(
+            "nightshift_clock_ahead_seconds",
+            "By how much this machine's clock is ahead of the database's, which is used instead; \
+             less than 0 where it is behind.",
+            self.clock_ahead.clone(),
+        );
+        list.add(
             "nightshift_store_errors_total",
             "Errors of the database: outage where it may pass, else other.",
             self.store_errors.clone(),
@@ -328,6 +338,11 @@ impl Figures {
 
     pub fn leases_lost(&self, units: usize) {
         self.leases_lost.inc_by(units as u64);
+    }
+
+    /// This process's clock was compared with the database's.
+    pub fn clock_differs(&self, ahead_ms: i64) {
+        self.clock_ahead.set(ahead_ms as f64 / 1000.0);
     }
 
     /// The database failed. `is_outage`: it may be there again later.

@@ -1,11 +1,14 @@
 //! What there is to lease: one row for each live batch and model.
 
-use sqlx::FromRow;
+use sqlx::{AssertSqlSafe, FromRow};
 
 use super::batches::stage;
-use super::engine::{Tx, on, within};
+use super::engine::{Tx, on, values, within};
 use super::{Result, Store};
 use crate::domain::batch::{Ending, Stage};
+
+/// Batches named in one statement.
+const NAMED_BATCHES_MAX: usize = 500;
 
 /// Units of one model in one batch that nobody holds.
 #[derive(Clone, Debug)]
@@ -83,6 +86,33 @@ impl Store {
                 })
             })
             .collect()
+    }
+}
+
+impl Store {
+    /// Whether nobody has leased some of the units of these batches.
+    ///
+    /// # Errors
+    /// When the database fails.
+    pub async fn any_waits(&self, batches: &[String]) -> Result<bool> {
+        for batches in batches.chunks(NAMED_BATCHES_MAX) {
+            let sql = format!(
+                "-- any_waits
+                 SELECT CAST(1 AS BIGINT) FROM backlog WHERE batch_id IN {} AND waiting > 0 LIMIT 1",
+                values(1, 1, batches.len())
+            );
+            let waits: Option<(i64,)> = on!(self.reader(), c => {
+                let mut query = sqlx::query_as(AssertSqlSafe(sql)).persistent(false);
+                for batch in batches {
+                    query = query.bind(batch);
+                }
+                query.fetch_optional(c).await?
+            });
+            if waits.is_some() {
+                return Ok(true);
+            }
+        }
+        Ok(false)
     }
 }
 

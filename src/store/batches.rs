@@ -4,7 +4,7 @@ use sqlx::{AssertSqlSafe, FromRow};
 
 use super::engine::{Tx, on, within};
 use super::lifecycle::Step;
-use super::{Claim, Error, Page, Result, Store};
+use super::{Claim, Error, Page, Result, Store, Who};
 use crate::domain::batch::{Counts, Ending, Event, Stage, Status};
 use crate::domain::usage::Usage;
 
@@ -199,7 +199,7 @@ impl Store {
             super::idempotency::remember(&mut tx, claim, 200, body, self.now_ms()).await?;
         }
         tx.commit().await?;
-        self.wake();
+        self.wake_one(Who::Validators);
         Ok(())
     }
 
@@ -295,8 +295,11 @@ impl Store {
         if let Some(next) = next {
             let (from, to) = (stage.status, next.status);
             Step { from, to }.tell(id, None);
+            if !to.is_terminal() {
+                // Whoever holds units of it concludes their lines.
+                self.wake_all(Who::Supplies);
+            }
         }
-        self.wake();
         let batch = self.batch(tenant, id).await?;
         Ok(batch.map_or(Cancel::NotFound, |batch| Cancel::Granted(Box::new(batch))))
     }
@@ -313,13 +316,18 @@ pub(super) fn stage(status: &str, ending: Option<&str>) -> Result<Stage> {
     Ok(Stage { status, ending })
 }
 
-/// Reads a batch's stage and keeps others from changing them until the transaction
-/// ends.
+/// Reads a batch's stage and keeps others from changing it until the transaction ends.
 pub(super) async fn lock_stage(tx: &mut Tx, store: &Store, id: &str) -> Result<Option<Stage>> {
-    let sql = format!(
-        "-- lock_stage\nSELECT status, ending FROM batches WHERE id = $1 {}",
-        store.engine().for_update()
-    );
+    lock_by(tx, store.engine().for_update(), id).await
+}
+
+/// The same, but `None` where another transaction has the row.
+pub(super) async fn lock_free_stage(tx: &mut Tx, store: &Store, id: &str) -> Result<Option<Stage>> {
+    lock_by(tx, store.engine().skip_locked(), id).await
+}
+
+async fn lock_by(tx: &mut Tx, lock: &str, id: &str) -> Result<Option<Stage>> {
+    let sql = format!("-- lock_stage\nSELECT status, ending FROM batches WHERE id = $1 {lock}");
     let row: Option<(String, Option<String>)> = within!(tx, c => {
         sqlx::query_as(AssertSqlSafe(sql)).bind(id).fetch_optional(c).await?
     });

@@ -14,6 +14,7 @@ use sqlx::sqlite::SqlitePool;
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
+use super::clock::Skew;
 use super::listen::Wake;
 use super::{Error, Result, migrate};
 use crate::domain::clock::Clock;
@@ -164,8 +165,8 @@ impl Engine {
         }
     }
 
-    /// The database's own clock in milliseconds: for leases only, which processes with clocks
-    /// of their own compare.
+    /// The database's own clock in milliseconds: for what processes with clocks of their own
+    /// compare, and for what is over.
     pub(super) fn now_ms(self) -> &'static str {
         match self {
             Engine::Sqlite => "CAST(unixepoch('subsec') * 1000 AS BIGINT)",
@@ -213,6 +214,7 @@ struct Shared {
     /// On Postgres, connections for [`Store::apart`] alone.
     apart: Option<Database>,
     clock: Clock,
+    skew: Skew,
     wake: Wake,
     /// Held for the life of a server on SQLite: see [`Store::lock`].
     lock: std::sync::OnceLock<std::fs::File>,
@@ -293,15 +295,19 @@ impl Store {
             vital,
             apart,
             clock,
+            skew: Skew::default(),
             wake,
             lock: std::sync::OnceLock::new(),
             sqlite_path,
             stop,
         };
-        Ok(Store {
+        let store = Store {
             shared: Arc::new(shared),
             is_apart: false,
-        })
+        };
+        // Before anything is written by this process's clock.
+        store.now().await?;
+        Ok(store)
     }
 
     /// The same database, by those connections that are kept apart. A connection belongs to the
@@ -339,6 +345,14 @@ impl Store {
 
     pub(super) fn now_ms(&self) -> i64 {
         self.shared.clock.now_ms()
+    }
+
+    pub(super) fn clock(&self) -> &Clock {
+        &self.shared.clock
+    }
+
+    pub(super) fn skew(&self) -> &Skew {
+        &self.shared.skew
     }
 
     pub(super) fn wake_handle(&self) -> &Wake {

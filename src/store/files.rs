@@ -1,6 +1,6 @@
 //! Files that are visible: found, listed, deleted.
 
-use sqlx::FromRow;
+use sqlx::{AssertSqlSafe, FromRow};
 
 use super::engine::on;
 use super::{Result, Store};
@@ -153,16 +153,18 @@ impl Store {
     /// # Errors
     /// When the database fails.
     pub async fn delete_file(&self, tenant: &str, id: &str) -> Result<bool> {
+        let now = self.now_sql(3);
+        let sql = format!(
+            "-- delete_file
+             UPDATE files SET state = 'deleted', touched_at = {now}
+             WHERE id = $1 AND tenant = $2 AND state = 'ready'
+               AND (expires_at IS NULL OR expires_at > {now})"
+        );
         let deleted = on!(self.writer(), c => {
-            sqlx::query(
-                "-- delete_file
-                 UPDATE files SET state = 'deleted', touched_at = $3
-                 WHERE id = $1 AND tenant = $2 AND state = 'ready'
-                   AND (expires_at IS NULL OR expires_at > $3)",
-            )
+            sqlx::query(AssertSqlSafe(sql))
             .bind(id)
             .bind(tenant)
-            .bind(self.now_ms())
+            .bind(self.offset_ms())
             .execute(c)
             .await?
             .rows_affected()

@@ -7,7 +7,7 @@ use sqlx::AssertSqlSafe;
 use super::batches::stage;
 use super::engine::{Tx, on, typed_values, values, within};
 use super::units::{into_lease, reclaim};
-use super::{Result, Store};
+use super::{Result, Store, Who};
 use crate::codec::segment::Encoded;
 use crate::domain::batch::Stage;
 use crate::domain::unit::{Bitmap, UnitKey};
@@ -92,7 +92,17 @@ impl Store {
 
         let before = written_before(&mut tx, &missing).await?;
         tx.commit().await?;
-        let accepted = fresh.into_iter().chain(before).collect();
+        let accepted: HashSet<_> = fresh.into_iter().chain(before).collect();
+        let finished: BTreeSet<String> = units
+            .iter()
+            .filter(|unit| unit.finished && accepted.contains(&(unit.key.clone(), unit.epoch)))
+            .map(|unit| unit.key.batch_id.clone())
+            .collect();
+        if !finished.is_empty() {
+            // Here alone: whoever writes a batch's last line looks whether it is the last.
+            self.wake_handle().unit_finished(finished.into_iter());
+            self.wake(Who::Supplies);
+        }
         Ok(FlushReply { accepted, stages })
     }
 }

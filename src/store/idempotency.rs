@@ -1,5 +1,7 @@
 //! Requests with an `Idempotency-Key`: done once, answered the same again.
 
+use sqlx::AssertSqlSafe;
+
 use super::engine::{Tx, on, within};
 use super::{Error, Result, Store};
 
@@ -44,26 +46,27 @@ impl Store {
     /// # Errors
     /// When the database fails.
     pub async fn claim(&self, claim: &Claim) -> Result<Claimed> {
-        let now = self.now_ms();
+        let now = self.now_sql(5);
+        let sql = format!(
+            "-- claim
+             INSERT INTO idempotency (tenant, route, key, claim, touched_at)
+             VALUES ($1, $2, $3, $4, {now})
+             ON CONFLICT (tenant, route, key) DO UPDATE SET claim = excluded.claim,
+                touched_at = excluded.touched_at, fingerprint = NULL, status = NULL, body = NULL
+             WHERE (idempotency.status IS NULL AND idempotency.touched_at < {now} - $6)
+                OR (idempotency.status IS NOT NULL AND idempotency.touched_at < {now} - $7)"
+        );
         // A row that nobody answers for any more is taken over by the same statement that
         // makes a new one.
         let claimed = on!(self.writer(), c => {
-            sqlx::query(
-                "-- claim
-                 INSERT INTO idempotency (tenant, route, key, claim, touched_at)
-                 VALUES ($1, $2, $3, $4, $5)
-                 ON CONFLICT (tenant, route, key) DO UPDATE SET claim = excluded.claim,
-                    touched_at = excluded.touched_at, fingerprint = NULL, status = NULL, body = NULL
-                 WHERE (idempotency.status IS NULL AND idempotency.touched_at < $6)
-                    OR (idempotency.status IS NOT NULL AND idempotency.touched_at < $7)",
-            )
+            sqlx::query(AssertSqlSafe(sql))
             .bind(&claim.tenant)
             .bind(&claim.route)
             .bind(&claim.key)
             .bind(&claim.token)
-            .bind(now)
-            .bind(now - ABANDONED_MS)
-            .bind(now - REMEMBERED_MS)
+            .bind(self.offset_ms())
+            .bind(ABANDONED_MS)
+            .bind(REMEMBERED_MS)
             .execute(c)
             .await?
             .rows_affected()
@@ -141,9 +144,14 @@ impl Store {
     /// # Errors
     /// When the database fails.
     pub async fn forget_claims(&self) -> Result<u64> {
+        let sql = format!(
+            "-- forget_claims\nDELETE FROM idempotency WHERE touched_at < {} - $2",
+            self.now_sql(1)
+        );
         Ok(on!(self.writer(), c => {
-            sqlx::query("-- forget_claims\nDELETE FROM idempotency WHERE touched_at < $1")
-                .bind(self.now_ms() - REMEMBERED_MS)
+            sqlx::query(AssertSqlSafe(sql))
+                .bind(self.offset_ms())
+                .bind(REMEMBERED_MS)
                 .execute(c)
                 .await?
                 .rows_affected()

@@ -1,14 +1,17 @@
-//! Wake-ups: somebody changed something that a duty may care about.
+//! Wake-ups: somebody changed something that others may care about. Each is for those who do one
+//! thing ([`Who`]), so that nobody looks for nothing.
 //!
 //! A wake-up says nothing but "look again"; it may be lost, doubled or late without harm, since
-//! every duty also looks by itself from time to time. Within a process it is a watch channel;
-//! between processes on Postgres it is LISTEN and NOTIFY. NOTIFY serialises the commits of
-//! transactions that use it, so it runs by itself, after the commit, and never more often than
-//! [`NOTIFY_PAUSE`].
+//! somebody also looks from time to time. Within a process it is a watch channel; between
+//! processes on Postgres it is LISTEN and NOTIFY, and only where this process cannot do, or has
+//! not done, what there is to do. NOTIFY serialises the commits of transactions that use it, so it
+//! runs by itself, after the commit, and never more often than [`NOTIFY_PAUSE`].
 
-use std::sync::Arc;
+use std::collections::BTreeSet;
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
+use rand::RngExt as _;
 use sqlx::postgres::{PgListener, PgPoolOptions};
 use tokio::sync::{Notify, watch};
 use tokio_util::sync::CancellationToken;
@@ -16,10 +19,10 @@ use tokio_util::sync::CancellationToken;
 use super::engine::{Database, lent, limited};
 use super::{Result, Store};
 
-const CHANNEL: &str = "nightshift";
-/// For those who share limits only: they look more often than there is work.
-const SHARES_CHANNEL: &str = "nightshift_shares";
 const NOTIFY_PAUSE: Duration = Duration::from_millis(50);
+/// What one process can do alone reaches each at a moment of its own within this time: the first
+/// does it, and the others find nothing.
+const SPREAD: Duration = Duration::from_millis(50);
 const RECONNECT_PAUSE: Duration = Duration::from_secs(1);
 /// How long nothing may come before the connection is asked whether it is still there, and how
 /// long that may take. A connection that was cut without a word looks like one on which nothing
@@ -27,82 +30,148 @@ const RECONNECT_PAUSE: Duration = Duration::from_secs(1);
 const QUIET_MAX: Duration = Duration::from_secs(15);
 const ANSWER_MAX: Duration = Duration::from_secs(5);
 
-pub(super) struct Wake {
-    signal: watch::Sender<u64>,
-    shares: watch::Sender<u64>,
-    /// Asks for a NOTIFY to the other processes, where there can be any.
-    outward: Option<Arc<Outward>>,
+/// Who is to look again.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Who {
+    /// Those who validate: a batch was created.
+    Validators,
+    /// Those who lease units, or hold some: there is work, or a batch is being ended.
+    Supplies,
+    /// Those who finish batches: a batch may have no open unit any more. Only within a process.
+    Finishers,
+    /// Those who share limits.
+    Sharers,
 }
 
+impl Who {
+    const ALL: [Who; 4] = [Who::Validators, Who::Supplies, Who::Finishers, Who::Sharers];
+
+    /// Those whom other processes can wake.
+    const ABROAD: [Who; 3] = [Who::Validators, Who::Supplies, Who::Sharers];
+
+    /// The name of their channel between processes.
+    fn channel(self) -> &'static str {
+        match self {
+            Who::Validators => "nightshift_validators",
+            Who::Supplies => "nightshift_supplies",
+            Who::Finishers => "nightshift_finishers",
+            Who::Sharers => "nightshift_shares",
+        }
+    }
+}
+
+pub(super) struct Wake {
+    here: Arc<Signals>,
+    /// Asks for a NOTIFY to the other processes, where there can be any.
+    abroad: Option<Arc<[Notify; Who::ALL.len()]>>,
+    /// Batches a unit of which was finished here, for those who finish batches.
+    finished: Mutex<BTreeSet<String>>,
+}
+
+/// Of this process.
 #[derive(Default)]
-struct Outward {
-    signal: Notify,
-    shares: Notify,
+struct Signals([watch::Sender<u64>; Who::ALL.len()]);
+
+impl Signals {
+    fn of(&self, who: Who) -> &watch::Sender<u64> {
+        &self.0[who as usize]
+    }
+
+    fn send(&self, who: Who) {
+        self.of(who).send_modify(|count| *count += 1);
+    }
 }
 
 impl Wake {
     pub(super) fn local() -> Self {
         Wake {
-            signal: watch::Sender::new(0),
-            shares: watch::Sender::new(0),
-            outward: None,
+            here: Arc::default(),
+            abroad: None,
+            finished: Mutex::default(),
         }
     }
 
     pub(super) fn across_processes(database: Database, stop: CancellationToken) -> Self {
-        let (signal, shares) = (watch::Sender::new(0), watch::Sender::new(0));
-        let outward = Arc::new(Outward::default());
-        let listening = listen(database.clone(), signal.clone(), shares.clone());
-        let asked = outward.clone();
+        let here = Arc::<Signals>::default();
+        let abroad = Arc::<[Notify; Who::ALL.len()]>::default();
+        let listening = listen(database.clone(), here.clone());
+        let asked = abroad.clone();
         tokio::spawn(async move {
-            let notifying = notify(&database, CHANNEL, &asked.signal);
-            let sharing = notify(&database, SHARES_CHANNEL, &asked.shares);
-            stop.run_until_cancelled(async { tokio::join!(listening, notifying, sharing) })
+            let notifying = Who::ABROAD.map(|who| notify(&database, who, &asked[who as usize]));
+            let notifying = futures::future::join_all(notifying);
+            stop.run_until_cancelled(async { tokio::join!(listening, notifying) })
                 .await;
         });
         Wake {
-            signal,
-            shares,
-            outward: Some(outward),
+            here,
+            abroad: Some(abroad),
+            ..Wake::local()
         }
+    }
+
+    fn send_abroad(&self, who: Who) {
+        if let Some(abroad) = &self.abroad {
+            abroad[who as usize].notify_one();
+        }
+    }
+
+    /// A unit of each of these batches was finished here.
+    pub(super) fn unit_finished(&self, batches: impl Iterator<Item = String>) {
+        if self.here.of(Who::Finishers).receiver_count() == 0 {
+            return;
+        }
+        let mut finished = self.finished.lock().unwrap_or_else(PoisonError::into_inner);
+        finished.extend(batches);
+        drop(finished);
+        self.here.send(Who::Finishers);
     }
 }
 
 impl Store {
-    /// Tells all duties, here and in other processes, to look again.
-    pub fn wake(&self) {
-        let wake = self.wake_handle();
-        wake.signal.send_modify(|count| *count += 1);
-        if let Some(outward) = &wake.outward {
-            outward.signal.notify_one();
-        }
+    /// Tells this process.
+    pub fn wake(&self, who: Who) {
+        self.wake_handle().here.send(who);
     }
 
-    /// Tells other processes that share limits to look again.
-    pub fn wake_shares(&self) {
-        if let Some(outward) = &self.wake_handle().outward {
-            outward.shares.notify_one();
-        }
+    /// Tells the other processes.
+    pub fn wake_others(&self, who: Who) {
+        self.wake_handle().send_abroad(who);
     }
 
-    /// As [`wakeups`](Self::wakeups), of [`wake_shares`](Self::wake_shares).
-    #[must_use]
-    pub fn share_wakeups(&self) -> watch::Receiver<u64> {
-        self.wake_handle().shares.subscribe()
+    /// Tells this process and the others.
+    pub fn wake_all(&self, who: Who) {
+        self.wake(who);
+        self.wake_others(who);
+    }
+
+    /// Tells this process, or the others where nobody here would hear it: for what is done by one.
+    pub fn wake_one(&self, who: Who) {
+        if self.wake_handle().here.of(who).receiver_count() > 0 {
+            self.wake(who);
+        } else {
+            self.wake_others(who);
+        }
     }
 
     /// Changes at each wake-up. Mark it as seen before looking, then wait for the next change:
     /// so none is missed.
     #[must_use]
-    pub fn wakeups(&self) -> watch::Receiver<u64> {
-        self.wake_handle().signal.subscribe()
+    pub fn wakeups(&self, who: Who) -> watch::Receiver<u64> {
+        self.wake_handle().here.of(who).subscribe()
+    }
+
+    /// Batches a unit of which was finished here since this was asked last.
+    #[must_use]
+    pub fn take_finished(&self) -> BTreeSet<String> {
+        let finished = self.wake_handle().finished.lock();
+        std::mem::take(&mut *finished.unwrap_or_else(PoisonError::into_inner))
     }
 }
 
-async fn notify(database: &Database, channel: &str, asked: &Notify) {
+async fn notify(database: &Database, who: Who, asked: &Notify) {
     loop {
         asked.notified().await;
-        if let Err(error) = notify_once(database, channel).await {
+        if let Err(error) = notify_once(database, who.channel()).await {
             tracing::debug!(%error, "a wake-up could not be sent; the others look by themselves");
         }
         tokio::time::sleep(NOTIFY_PAUSE).await;
@@ -117,9 +186,9 @@ async fn notify_once(database: &Database, channel: &str) -> Result<()> {
     lent.done().await
 }
 
-async fn listen(database: Database, signal: watch::Sender<u64>, shares: watch::Sender<u64>) {
+async fn listen(database: Database, here: Arc<Signals>) {
     loop {
-        if let Err(error) = listen_once(&database, &signal, &shares).await {
+        if let Err(error) = listen_once(&database, &here).await {
             tracing::debug!(%error, "no wake-ups from other processes; listening again");
         }
         tokio::time::sleep(RECONNECT_PAUSE).await;
@@ -127,11 +196,7 @@ async fn listen(database: Database, signal: watch::Sender<u64>, shares: watch::S
 }
 
 /// Listens until the connection is lost.
-async fn listen_once(
-    database: &Database,
-    signal: &watch::Sender<u64>,
-    shares: &watch::Sender<u64>,
-) -> Result<()> {
+async fn listen_once(database: &Database, here: &Arc<Signals>) -> Result<()> {
     // A connection of its own, so that the pool's are all for work; and a pool of its own, since
     // a listener that is dropped may hold on to its connection for as long as that is silent.
     let own = PgPoolOptions::new()
@@ -142,19 +207,19 @@ async fn listen_once(
         .connect_lazy_with(database.options().clone());
     let mut listener = PgListener::connect_with(&own).await?;
     listener.eager_reconnect(false);
-    let channels = listener.listen_all([CHANNEL, SHARES_CHANNEL]);
+    let channels = listener.listen_all(Who::ABROAD.map(Who::channel));
     limited(ANSWER_MAX, async { Ok(channels.await?) }).await?;
     // What happened before LISTEN took effect, or while the connection was lost, is unknown.
-    signal.send_modify(|count| *count += 1);
-    shares.send_modify(|count| *count += 1);
+    for who in Who::ABROAD {
+        here.send(who);
+    }
     loop {
         match tokio::time::timeout(QUIET_MAX, listener.try_recv()).await {
             Ok(Ok(Some(notification))) => {
-                let woken = match notification.channel() {
-                    SHARES_CHANNEL => shares,
-                    _ => signal,
-                };
-                woken.send_modify(|count| *count += 1);
+                let channel = notification.channel();
+                if let Some(who) = Who::ABROAD.into_iter().find(|who| who.channel() == channel) {
+                    hear(here, who);
+                }
             }
             Ok(Ok(None)) => return Ok(()),
             Ok(Err(error)) => return Err(error.into()),
@@ -164,4 +229,17 @@ async fn listen_once(
             }
         }
     }
+}
+
+/// Passes on what another process has told.
+fn hear(here: &Arc<Signals>, who: Who) {
+    if who != Who::Validators {
+        return here.send(who);
+    }
+    let here = here.clone();
+    let pause = rand::rng().random_range(Duration::ZERO..SPREAD);
+    tokio::spawn(async move {
+        tokio::time::sleep(pause).await;
+        here.send(who);
+    });
 }

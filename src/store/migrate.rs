@@ -5,6 +5,7 @@
 
 use std::time::Duration;
 
+use sqlx::AssertSqlSafe;
 use sqlx::migrate::{Migrate, MigrateError, Migrator};
 
 use super::engine::{Engine, on};
@@ -76,12 +77,17 @@ impl Store {
         }
     }
 
+    /// Compares the clocks as well: it is asked by every process, from time to time.
     async fn schema_version(&self) -> Result<i64> {
-        let (version,): (i64,) = on!(self.reader(), c => {
-            sqlx::query_as("-- schema_version\nSELECT max(version) FROM _sqlx_migrations")
-                .fetch_one(c)
-                .await?
+        let sql = format!(
+            "-- schema_version\nSELECT max(version), {} FROM _sqlx_migrations",
+            self.engine().now_ms()
+        );
+        let earliest = self.clock().system_ms();
+        let (version, now): (i64, i64) = on!(self.reader(), c => {
+            sqlx::query_as(AssertSqlSafe(sql)).fetch_one(c).await?
         });
+        self.compare_clocks(now, earliest);
         Ok(version)
     }
 }

@@ -143,12 +143,13 @@ impl Store {
 
     /// Hides files past their expiry: to requests they are gone already.
     async fn hide_expired(&self) -> Result<u64> {
+        let now = self.now_sql(1);
         let sql = format!(
             "-- hide_expired
              WITH chosen AS MATERIALIZED
-                (SELECT id FROM files WHERE state = 'ready' AND expires_at <= $1
+                (SELECT id FROM files WHERE state = 'ready' AND expires_at <= {now}
                  ORDER BY expires_at, id LIMIT $2 {})
-             UPDATE files SET state = 'deleted', touched_at = $1
+             UPDATE files SET state = 'deleted', touched_at = {now}
              WHERE state = 'ready' AND id IN (SELECT id FROM chosen)",
             self.engine().for_update()
         );
@@ -156,7 +157,7 @@ impl Store {
         loop {
             let hidden = on!(self.writer(), c => {
                 sqlx::query(AssertSqlSafe(sql.clone()))
-                .bind(self.now_ms())
+                .bind(self.offset_ms())
                 .bind(HIDDEN_MAX)
                 .execute(c)
                 .await?

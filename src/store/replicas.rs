@@ -7,7 +7,7 @@ use super::backlog::add_waiting;
 use super::engine::{Tx, on, within};
 use super::shares::forget_silent_holder;
 use super::units::{ALONE_AFTER, keep, tally};
-use super::{Error, Result, Store};
+use super::{Error, Result, Store, Who};
 use crate::domain::unit::UnitKey;
 use crate::observe::figures;
 
@@ -200,9 +200,13 @@ impl Store {
     /// # Errors
     /// When the database fails; then others take over when the lease has run out.
     pub async fn leave(&self, token: &str) -> Result<()> {
-        let mut tx = self.begin().await?;
+        let mut tx = self.begin_vital().await?;
         let left: Vec<(String, i64)> = within!(&mut tx, c => {
             sqlx::query("-- leave\nDELETE FROM replicas WHERE token = $1")
+                .bind(token)
+                .execute(&mut *c)
+                .await?;
+            sqlx::query("-- leave_tasks\nDELETE FROM tasks WHERE holder = $1")
                 .bind(token)
                 .execute(&mut *c)
                 .await?;
@@ -218,7 +222,7 @@ impl Store {
         let units = add_orphans(&mut tx, left).await?;
         tx.commit().await?;
         if units > 0 {
-            self.wake();
+            self.wake_all(Who::Supplies);
         }
         Ok(())
     }
@@ -303,7 +307,7 @@ impl Store {
                 units.count = count,
                 "took over units of a process that is gone"
             );
-            self.wake();
+            self.wake_all(Who::Supplies);
         }
         Ok(count)
     }

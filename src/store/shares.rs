@@ -6,7 +6,7 @@ use std::collections::BTreeMap;
 use sqlx::{AssertSqlSafe, FromRow};
 
 use super::engine::{Tx, typed_values, values, within};
-use super::{Result, Store};
+use super::{Result, Store, Who};
 use crate::domain::share::{Holder, Share};
 
 /// Rows written by one statement.
@@ -96,7 +96,7 @@ impl Store {
         let mut tx = self.take_turn(TURN_MS).await?;
         forget_holder(&mut tx, token).await?;
         tx.commit().await?;
-        self.wake_shares();
+        self.wake_others(Who::Sharers);
         Ok(())
     }
 

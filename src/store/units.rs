@@ -6,7 +6,7 @@ use sqlx::{AssertSqlSafe, FromRow};
 
 use super::backlog::add_waiting;
 use super::engine::{Tx, on, typed_values, within};
-use super::{Result, Store};
+use super::{Result, Store, Who};
 use crate::domain::unit::{Bitmap, UnitKey};
 
 /// Units named in one statement.
@@ -194,7 +194,7 @@ impl Store {
             self.release_some(owner, units).await?;
         }
         if !units.is_empty() {
-            self.wake();
+            self.wake_all(Who::Supplies);
         }
         Ok(())
     }

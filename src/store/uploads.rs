@@ -37,16 +37,17 @@ impl Store {
     /// # Errors
     /// When the database fails.
     pub async fn begin_upload(&self, upload: &NewUpload) -> Result<()> {
-        let now = self.now_ms();
+        let now = self.now_sql(3);
+        let sql = format!(
+            "-- begin_upload
+             INSERT INTO files (id, tenant, purpose, filename, bytes, created_at, state, touched_at)
+             VALUES ($1, $2, '', '', 0, {now}, 'uploading', {now})"
+        );
         on!(self.writer(), c => {
-            sqlx::query(
-                "-- begin_upload
-                 INSERT INTO files (id, tenant, purpose, filename, bytes, created_at, state, touched_at)
-                 VALUES ($1, $2, '', '', 0, $3, 'uploading', $3)",
-            )
+            sqlx::query(AssertSqlSafe(sql))
             .bind(&upload.file_id)
             .bind(&upload.tenant)
-            .bind(now)
+            .bind(self.offset_ms())
             .execute(c)
             .await?;
         });
@@ -59,7 +60,7 @@ impl Store {
     /// [`Error::Stale`] when the upload was swept in the meantime.
     pub async fn add_chunks(&self, file_id: &str, chunks: &[Chunk]) -> Result<()> {
         let mut tx = self.begin().await?;
-        touch(&mut tx, file_id, self.now_ms()).await?;
+        touch(&mut tx, self, file_id).await?;
         if !chunks.is_empty() {
             insert_chunks(&mut tx, file_id, chunks).await?;
             insert_chunk_models(&mut tx, file_id, chunks).await?;
@@ -124,14 +125,16 @@ impl Store {
     /// When the database fails; the sweep, or the purge, removes it later.
     pub async fn discard_upload(&self, file_id: &str) -> Result<()> {
         // First of all: from here on nothing is added to it, and it cannot be published.
+        let sql = format!(
+            "-- discard_upload
+             UPDATE files SET state = 'deleted', touched_at = {}
+             WHERE id = $1 AND state = 'uploading'",
+            self.now_sql(2)
+        );
         let discarded = on!(self.writer(), c => {
-            sqlx::query(
-                "-- discard_upload
-                 UPDATE files SET state = 'deleted', touched_at = $2
-                 WHERE id = $1 AND state = 'uploading'",
-            )
+            sqlx::query(AssertSqlSafe(sql))
             .bind(file_id)
-            .bind(self.now_ms())
+            .bind(self.offset_ms())
             .execute(c)
             .await?
             .rows_affected()
@@ -188,13 +191,15 @@ impl PublishedUpload {
     }
 }
 
-async fn touch(tx: &mut Tx, file_id: &str, now: i64) -> Result<()> {
+async fn touch(tx: &mut Tx, store: &Store, file_id: &str) -> Result<()> {
+    let sql = format!(
+        "-- touch_upload\nUPDATE files SET touched_at = {} WHERE id = $1 AND state = 'uploading'",
+        store.now_sql(2)
+    );
     let touched = within!(tx, c => {
-        sqlx::query(
-            "-- touch_upload\nUPDATE files SET touched_at = $2 WHERE id = $1 AND state = 'uploading'",
-        )
+        sqlx::query(AssertSqlSafe(sql))
         .bind(file_id)
-        .bind(now)
+        .bind(store.offset_ms())
         .execute(c)
         .await?
         .rows_affected()

@@ -178,7 +178,6 @@ impl Flusher {
     }
 
     fn accept(&self, groups: Vec<Group>, reply: &FlushReply) {
-        let mut any_finished = false;
         for group in groups {
             let unit = &group.unit;
             if !reply.accepted.contains(&(unit.key.clone(), unit.epoch)) {
@@ -194,7 +193,6 @@ impl Flusher {
                 durable.done = group.flush.done;
             }
             if group.flush.finished {
-                any_finished = true;
                 self.dispatch.forget(&unit.key, unit.epoch);
             }
             self.dispatch.written(unit, group.flush.cleared);
@@ -203,9 +201,6 @@ impl Flusher {
             if let Some(ending) = stage.ending {
                 self.dispatch.end_batch(batch_id, ending);
             }
-        }
-        if any_finished {
-            self.store.wake();
         }
     }
 

@@ -99,9 +99,10 @@ impl Lease {
         self.token.clone()
     }
 
-    /// Whether nobody else can have taken this process's units.
+    /// Whether nobody else can have taken this process's units: always, where it has the database
+    /// to itself, however long that cannot be written.
     pub(super) fn holds(&self) -> bool {
-        Uptime::now() < self.renewals().last + self.trust
+        self.exclusive || Uptime::now() < self.renewals().last + self.trust
     }
 
     /// Whether it may take over from replicas whose lease has run out. Only after a term in which

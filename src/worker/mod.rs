@@ -9,6 +9,7 @@ mod finish;
 mod flush;
 mod heartbeat;
 mod held;
+mod housekeeping;
 mod inbox;
 mod lease;
 mod line;
@@ -35,6 +36,7 @@ use crate::store::{self, Store};
 use crate::upstream::{LaneId, Pool};
 use dispatch::Dispatch;
 use flush::Flusher;
+use housekeeping::Housekeeping;
 use inbox::Inbox;
 use lease::Lease;
 
@@ -51,6 +53,25 @@ pub struct Settings {
     pub max_requests: u64,
     /// Nobody else can hold a lease on this store: whatever is leased was left by a dead process.
     pub exclusive: bool,
+}
+
+/// The simple duties, as they are begun.
+struct Duties<'a> {
+    tasks: &'a mut JoinSet<&'static str>,
+    store: &'a Store,
+    housekeeping: &'a Arc<Housekeeping>,
+    stop: &'a CancellationToken,
+}
+
+impl Duties<'_> {
+    fn begin(&mut self, duty: impl duty::Duty) {
+        self.tasks.spawn(duty::run(
+            duty,
+            self.store.clone(),
+            self.housekeeping.clone(),
+            self.stop.clone(),
+        ));
+    }
 }
 
 /// All duties of one process.
@@ -138,29 +159,35 @@ impl Worker {
             ),
             quiet.clone(),
         ));
-        tasks.spawn(duty::run(
-            validate::Validate {
-                store: store.clone(),
-                pool: pool.clone(),
-                max_requests: settings.max_requests,
-            },
+        let housekeeping = Arc::new(Housekeeping::new(settings.exclusive));
+        if !settings.exclusive {
+            tasks.spawn(housekeeping::run(
+                housekeeping.clone(),
+                store.clone(),
+                lease.token(),
+                quiet.clone(),
+            ));
+        }
+        let mut duties = Duties {
+            tasks: &mut tasks,
+            store: &store,
+            housekeeping: &housekeeping,
+            stop: &quiet,
+        };
+        let max_requests = settings.max_requests;
+        duties.begin(validate::Validate::new(
             store.clone(),
-            quiet.clone(),
+            pool.clone(),
+            max_requests,
         ));
-        let finish = finish::Finish {
+        duties.begin(finish::Finish::new(store.clone()));
+        duties.begin(windows::Windows {
             store: store.clone(),
-        };
-        tasks.spawn(duty::run(finish, store.clone(), quiet.clone()));
-        let windows = windows::Windows {
+        });
+        duties.begin(retain::Retain {
             store: store.clone(),
-        };
-        tasks.spawn(duty::run(windows, store.clone(), quiet.clone()));
-        let retain = retain::Retain {
-            store: store.clone(),
-            clock,
             grace: settings.retention.grace,
-        };
-        tasks.spawn(duty::run(retain, store.clone(), quiet.clone()));
+        });
         {
             let (pool, stop) = (pool, stop.clone());
             tasks.spawn(async move {
@@ -239,23 +266,40 @@ impl Worker {
         if tokio::time::timeout(LAST_WRITES, ended).await.is_err() {
             self.tasks.shutdown().await;
         }
-        if let Ok(Err(error)) = tokio::time::timeout(LAST_WRITES, self.leave()).await {
-            tracing::warn!(%error, "the lease could not be ended; it lapses by itself");
+        self.leave().await;
+        // Last of all: others wait for what was given back, and can end batches themselves.
+        if let Ok(Err(error)) = tokio::time::timeout(LAST_WRITES, self.finish()).await {
+            tracing::warn!(%error, "batches could not be ended; another process ends them");
         }
     }
 
-    /// Ends what the last flush has finished, and gives back what is left.
-    async fn leave(&self) -> store::Result<()> {
-        let drained = self.store.drained().await?;
-        duty::each(&drained, |batch_id| self.store.finish_batch(batch_id)).await?;
+    /// Gives back all that this process holds: its units with its lease, and its shares. One that
+    /// cannot be given back now does not hold up the other.
+    async fn leave(&self) {
+        drop(self.dispatch.drop_all());
         let token = self.lease.token();
-        self.store
-            .release_units(&token, &self.dispatch.drop_all())
-            .await?;
-        self.store.leave(&token).await?;
-        match &self.shares_as {
-            Some(token) => self.store.forget_shares(token).await,
-            None => Ok(()),
-        }
+        let lease = async {
+            let left = tokio::time::timeout(LAST_WRITES, self.store.leave(&token));
+            if let Ok(Err(error)) = left.await {
+                tracing::warn!(%error, "the lease could not be ended; it lapses by itself");
+            }
+        };
+        let shares = async {
+            let Some(token) = &self.shares_as else { return };
+            let forgotten = tokio::time::timeout(LAST_WRITES, self.store.forget_shares(token));
+            if let Ok(Err(error)) = forgotten.await {
+                tracing::warn!(%error, "shares of limits could not be given back; they lapse");
+            }
+        };
+        tokio::join!(lease, shares);
+    }
+
+    /// Ends what the last flush has finished.
+    async fn finish(&self) -> store::Result<()> {
+        let drained = self.store.drained().await?;
+        duty::each(&drained, async |batch_id| {
+            self.store.finish_batch(batch_id).await.map(drop)
+        })
+        .await
     }
 }

@@ -3,17 +3,15 @@
 
 use std::time::Duration;
 
-use super::duty::Duty;
+use super::duty::{Duty, Look, Next};
 use super::lease::millis;
-use crate::domain::clock::Clock;
-use crate::store::{self, Purged, Store};
+use crate::store::{self, Purged, Store, Who};
 
 /// An upload that is alive shows a sign of life every minute.
 const UPLOAD_SILENT_MS: i64 = 5 * 60 * 1000;
 
 pub(super) struct Retain {
     pub store: Store,
-    pub clock: Clock,
     /// How long a hidden file's bytes stay: whoever is reading them may finish.
     pub grace: Duration,
 }
@@ -21,10 +19,10 @@ pub(super) struct Retain {
 impl Duty for Retain {
     const NAME: &'static str = "retain";
     const TICK: Duration = Duration::from_secs(60);
-    const WAKES: bool = false;
+    const WHO: Option<Who> = None;
 
-    async fn round(&mut self) -> store::Result<bool> {
-        let now = self.clock.now_ms();
+    async fn round(&mut self, _: Look) -> store::Result<Next> {
+        let now = self.store.now().await?;
         // One chore that fails does not keep the others from being done.
         let swept = self.store.sweep_uploads(now - UPLOAD_SILENT_MS).await;
         let purged = self.store.purge(now - millis(self.grace)).await;
@@ -43,6 +41,10 @@ impl Duty for Retain {
             );
         }
         replicas.and(units).and(space)?;
-        Ok(purged.removed > 0)
+        Ok(if purged.removed > 0 {
+            Next::AtOnce
+        } else {
+            Next::Later
+        })
     }
 }

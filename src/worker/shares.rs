@@ -114,7 +114,7 @@ impl Shares {
             self.dispatch.limits_grew();
         }
         if outcome.concerns_others {
-            self.store.wake_shares();
+            self.store.wake_others(store::Who::Sharers);
         }
         Ok(())
     }
@@ -223,7 +223,7 @@ fn millis(duration: Duration) -> i64 {
 /// Takes a turn when there is news, here or from others, and by itself from time to time.
 pub(super) async fn run(mut shares: Shares, stop: CancellationToken) -> &'static str {
     let pool = shares.pool.clone();
-    let mut wakeups = shares.store.share_wakeups();
+    let mut wakeups = shares.store.wakeups(store::Who::Sharers);
     loop {
         wakeups.mark_unchanged();
         let outcome = shares.turn().await;

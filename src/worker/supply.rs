@@ -383,7 +383,7 @@ fn context(row: &Backlog) -> Option<Arc<BatchContext>> {
 
 /// Looks at each wake-up, when the dispatch runs short, and by itself from time to time.
 pub(super) async fn run(mut supply: Supply, stop: CancellationToken) -> &'static str {
-    let mut wakeups = supply.store.wakeups();
+    let mut wakeups = supply.store.wakeups(store::Who::Supplies);
     loop {
         wakeups.mark_unchanged();
         let mut pause = TICK;

@@ -1,58 +1,220 @@
 //! Validation: from what the upload already knows, in milliseconds.
 
+use std::collections::{HashSet, VecDeque};
 use std::sync::Arc;
 use std::time::Duration;
 
-use tracing::Instrument as _;
+use tokio::time::Instant;
+use tracing::Span;
 
-use super::duty::{self, Duty};
+use super::duty::{Duty, Look, Next};
 use crate::domain::findings::{self, Finding};
 use crate::domain::line::Fault;
 use crate::observe::trace;
-use crate::store::{self, Input, Store, Unvalidated};
+use crate::store::{self, Begun, Error, Input, Store, Unvalidated, Verdict, Who};
 use crate::upstream::Pool;
 
+/// Units that the small batches of one transaction have together.
+const UNITS_A_GROUP: i64 = 5_000;
+/// Batches with many units that get some in one round: the small ones come first, in each round.
+const LARGE_A_ROUND: usize = 4;
+/// What this process has not leased by then of what it let run, others are told of.
+const TOLD_AFTER: Duration = Duration::from_millis(100);
+
 pub(super) struct Validate {
-    pub store: Store,
-    pub pool: Arc<Pool>,
-    pub max_requests: u64,
+    store: Store,
+    pool: Arc<Pool>,
+    max_requests: u64,
+    /// Batches that run since these moments, and of which others are not told yet.
+    untold: VecDeque<(Instant, String)>,
+    /// Batches that could not be settled: each is tried by itself, so that the others are not
+    /// held up.
+    troubled: HashSet<String>,
+}
+
+/// A batch with what was found of it.
+struct Judged {
+    batch: Unvalidated,
+    verdict: Verdict,
+    /// Ends when the batch is settled.
+    _span: Span,
 }
 
 impl Duty for Validate {
     const NAME: &'static str = "validate";
     const TICK: Duration = Duration::from_secs(2);
+    const WHO: Option<Who> = Some(Who::Validators);
 
-    async fn round(&mut self) -> store::Result<bool> {
+    async fn round(&mut self, _: Look) -> store::Result<Next> {
+        self.tell_others().await?;
         let batches = self.store.unvalidated().await?;
-        if !batches.is_empty() {
-            // The first batch may come before the upstreams have said what models they have.
-            self.pool.discovered().await;
+        if batches.is_empty() {
+            self.troubled.clear();
+            return Ok(self.rest());
         }
-        duty::each(&batches, |batch| {
-            let span = tracing::trace_span!(
-                target: trace::TARGET,
-                parent: None,
-                "validate batch",
-                batch.id = batch.batch_id,
-                batch.total = batch.input.as_ref().map(|input| input.requests),
-            );
-            self.settle(batch).instrument(span)
-        })
-        .await?;
-        Ok(!batches.is_empty())
+        // The first batch may come before the upstreams have said what models they have.
+        self.pool.discovered().await;
+        let judged: Vec<Judged> = batches
+            .into_iter()
+            .map(|batch| self.judged(batch))
+            .collect();
+        let (troubled, well): (Vec<_>, Vec<_>) = judged
+            .into_iter()
+            .partition(|judged| self.troubled.contains(&judged.batch.batch_id));
+        let (small, large): (Vec<_>, Vec<_>) = well
+            .into_iter()
+            .partition(|judged| judged.is_settled_at_once());
+        let mut round = Round::default();
+        for group in into_groups(small) {
+            self.settle(group, &mut round).await?;
+        }
+        for judged in large.into_iter().take(LARGE_A_ROUND).chain(troubled) {
+            self.settle_one(&judged, &mut round).await?;
+        }
+        if round.end()? {
+            return Ok(Next::AtOnce);
+        }
+        Ok(self.rest())
+    }
+}
+
+/// What a round came to so far.
+#[derive(Default)]
+struct Round {
+    has_settled: bool,
+    failed: Option<Error>,
+}
+
+impl Round {
+    /// One batch that fails is no reason to wait for long: it is one only where no other went
+    /// well.
+    fn end(self) -> store::Result<bool> {
+        match self.failed {
+            Some(error) if !self.has_settled => Err(error),
+            _ => Ok(self.has_settled),
+        }
     }
 }
 
 impl Validate {
-    async fn settle(&self, batch: &Unvalidated) -> store::Result<()> {
-        let faults = self.judge(batch);
-        if faults.is_empty() {
-            self.store.accept_batch(batch, only_model(batch)).await?;
-        } else {
-            let errors = serde_json::to_string(&faults).unwrap_or_else(|_| "[]".to_owned());
-            self.store.reject_batch(&batch.batch_id, &errors).await?;
+    pub(super) fn new(store: Store, pool: Arc<Pool>, max_requests: u64) -> Validate {
+        Validate {
+            store,
+            pool,
+            max_requests,
+            untold: VecDeque::new(),
+            troubled: HashSet::new(),
+        }
+    }
+
+    /// Until when there is nothing to do.
+    fn rest(&self) -> Next {
+        match self.untold.front() {
+            Some((since, _)) => Next::After(TOLD_AFTER.saturating_sub(since.elapsed())),
+            None => Next::Later,
+        }
+    }
+
+    /// Wakes the other processes where they have a reason to look: this one had time to lease what
+    /// it let run, and has left some.
+    async fn tell_others(&mut self) -> store::Result<()> {
+        let due = |(since, _): &(Instant, String)| since.elapsed() >= TOLD_AFTER;
+        let due = self.untold.iter().take_while(|untold| due(untold)).count();
+        if due == 0 {
+            return Ok(());
+        }
+        let batches: Vec<String> = self.untold.drain(..due).map(|(_, batch)| batch).collect();
+        if self.store.any_waits(&batches).await? {
+            self.store.wake_others(Who::Supplies);
         }
         Ok(())
+    }
+
+    fn note_begun<'a>(&mut self, batches: impl Iterator<Item = &'a str>) {
+        let now = Instant::now();
+        self.untold
+            .extend(batches.map(|batch| (now, batch.to_owned())));
+    }
+
+    /// Settles a group in one transaction, or each by itself where that fails.
+    async fn settle(&mut self, group: Vec<Judged>, round: &mut Round) -> store::Result<()> {
+        let verdicts: Vec<_> = group
+            .iter()
+            .map(|judged| (&judged.batch, &judged.verdict))
+            .collect();
+        match self.store.settle_batches(&verdicts).await {
+            Ok(begun) => {
+                round.has_settled |= begun.settled > 0;
+                self.note_begun(begun.batches.iter().map(String::as_str));
+            }
+            Err(error) if error.is_outage() && !error.is_timeout() => return Err(error),
+            Err(error) if group.len() == 1 => self.note_failed(&group[0], error, round),
+            Err(error) => {
+                tracing::warn!(%error, "batches could not be settled together; one at a time");
+                for judged in &group {
+                    self.settle_one(judged, round).await?;
+                }
+            }
+        }
+        Ok(())
+    }
+
+    /// Settles a batch by itself, or gives it some more of its units.
+    async fn settle_one(&mut self, judged: &Judged, round: &mut Round) -> store::Result<()> {
+        let Judged { batch, verdict, .. } = judged;
+        let settled = match verdict {
+            Verdict::Accepted { model } => {
+                let begun = self.store.begin_batch(batch, model.as_deref()).await;
+                if let Ok(Begun::Runs) = begun {
+                    self.note_begun([batch.batch_id.as_str()].into_iter());
+                }
+                begun.map(|begun| begun != Begun::Elsewhere)
+            }
+            Verdict::Rejected { .. } => {
+                let settled = self.store.settle_batches(&[(batch, verdict)]).await;
+                settled.map(|settled| settled.settled > 0)
+            }
+        };
+        match settled {
+            Ok(is_settled) => {
+                round.has_settled |= is_settled;
+                self.troubled.remove(&batch.batch_id);
+            }
+            Err(error) if error.is_outage() && !error.is_timeout() => return Err(error),
+            Err(error) => self.note_failed(judged, error, round),
+        }
+        Ok(())
+    }
+
+    fn note_failed(&mut self, judged: &Judged, error: Error, round: &mut Round) {
+        let id = &judged.batch.batch_id;
+        tracing::error!(batch.id = id, %error, "a batch cannot be settled; the others go on");
+        self.troubled.insert(id.clone());
+        round.failed = Some(error);
+    }
+
+    fn judged(&self, batch: Unvalidated) -> Judged {
+        let span = tracing::trace_span!(
+            target: trace::TARGET,
+            parent: None,
+            "validate batch",
+            batch.id = batch.batch_id,
+            batch.total = batch.input.as_ref().map(|input| input.requests),
+        );
+        let faults = span.in_scope(|| self.judge(&batch));
+        let verdict = if faults.is_empty() {
+            Verdict::Accepted {
+                model: only_model(&batch),
+            }
+        } else {
+            let errors = serde_json::to_string(&faults).unwrap_or_else(|_| "[]".to_owned());
+            Verdict::Rejected { errors }
+        };
+        Judged {
+            batch,
+            verdict,
+            _span: span,
+        }
     }
 
     /// All that is wrong with a batch, as OpenAI would list it.
@@ -112,9 +274,37 @@ impl Validate {
 }
 
 /// The model that all lines name, if there is one.
-fn only_model(batch: &Unvalidated) -> Option<&str> {
+fn only_model(batch: &Unvalidated) -> Option<String> {
     match batch.input.as_ref()?.models.as_slice() {
-        [model] if !model.name.is_empty() => Some(&model.name),
+        [model] if !model.name.is_empty() => Some(model.name.clone()),
         _ => None,
     }
+}
+
+impl Judged {
+    /// Whether it takes no more than one transaction: a refusal, or few units.
+    fn is_settled_at_once(&self) -> bool {
+        matches!(self.verdict, Verdict::Rejected { .. }) || self.batch.is_small()
+    }
+}
+
+/// Divides batches into groups that one transaction makes the units of.
+fn into_groups(batches: Vec<Judged>) -> Vec<Vec<Judged>> {
+    let mut groups: Vec<Vec<Judged>> = Vec::new();
+    let mut units = 0;
+    for judged in batches {
+        let its_units = match judged.verdict {
+            Verdict::Accepted { .. } => judged.batch.units_max(),
+            Verdict::Rejected { .. } => 0,
+        };
+        units += its_units;
+        match groups.last_mut() {
+            Some(group) if units <= UNITS_A_GROUP => group.push(judged),
+            _ => {
+                units = its_units;
+                groups.push(vec![judged]);
+            }
+        }
+    }
+    groups
 }

@@ -2,8 +2,8 @@
 
 use std::time::Duration;
 
-use super::duty::Duty;
-use crate::store::{self, Store};
+use super::duty::{Duty, Look, Next};
+use crate::store::{self, Store, Who};
 
 pub(super) struct Windows {
     pub store: Store,
@@ -12,9 +12,12 @@ pub(super) struct Windows {
 impl Duty for Windows {
     const NAME: &'static str = "windows";
     const TICK: Duration = Duration::from_secs(1);
-    const WAKES: bool = false;
+    const WHO: Option<Who> = None;
 
-    async fn round(&mut self) -> store::Result<bool> {
-        Ok(self.store.end_windows().await? > 0)
+    async fn round(&mut self, _: Look) -> store::Result<Next> {
+        Ok(match self.store.end_windows().await? {
+            0 => Next::Later,
+            _ => Next::AtOnce,
+        })
     }
 }

@@ -3,9 +3,11 @@
 mod tenants;
 
 use nightshift::simulate::Options;
+use nightshift::store::Engine;
 use serde_json::{Value, json};
 use std::time::Duration;
 
+use crate::support::session::Session;
 use crate::support::{CHAT, Server, chat, granting, ids, on_every_engine, request};
 
 fn requests(ids: &[String], simulate: &Value) -> String {
@@ -408,6 +410,62 @@ async fn many_batches_of_several_tenants_all_end() {
     }
 }
 
+const REFUSE: &str = "
+    CREATE FUNCTION refused() RETURNS trigger LANGUAGE plpgsql AS $$
+    BEGIN
+        RAISE EXCEPTION 'not this one';
+    END $$;
+    CREATE TRIGGER refused BEFORE UPDATE ON batches FOR EACH ROW
+    WHEN (NEW.status = 'in_progress' AND NEW.metadata LIKE '%poison%')
+    EXECUTE FUNCTION refused()";
+const REFUSE_SQLITE: &str = "
+    CREATE TRIGGER refused BEFORE UPDATE ON batches
+    WHEN NEW.status = 'in_progress' AND NEW.metadata LIKE '%poison%'
+    BEGIN
+        SELECT RAISE(ABORT, 'not this one');
+    END";
+
+async fn a_batch_that_cannot_be_let_run_holds_up_no_other() {
+    let mut server = Server::start().await;
+    let mut database = Session::open(&server.database).await;
+    database
+        .execute(match database.engine() {
+            Engine::Sqlite => REFUSE_SQLITE,
+            Engine::Postgres => REFUSE,
+        })
+        .await;
+    let file = server.upload_batch(chat("a", Value::Null)).await;
+    server.stop().await;
+    // Found together, when nobody knows yet that one of them is refused.
+    let now = database.now_ms().await;
+    let create = |number: usize, is: &str| {
+        format!(
+            "INSERT INTO batches (id, tenant, endpoint, input_file_id, completion_window,
+                output_expires_seconds, metadata, status, created_at, expires_at)
+             VALUES ('batch_{number}', 'tenant-a', '{CHAT}', '{file}', '24h', 0,
+                '{{\"is\":\"{is}\"}}', 'validating', {now} + {number}, {now} + 86400000);"
+        )
+    };
+    let others = [0, 1, 3, 4];
+    let created: String = others.iter().map(|&other| create(other, "well")).collect();
+    database.execute(&(created + &create(2, "poison"))).await;
+    server.start_again().await;
+    for other in others {
+        let batch = json!({"id": format!("batch_{other}")});
+        assert_eq!(server.ended(&batch).await["status"], "completed");
+    }
+    let poison = json!({"id": "batch_2"});
+    let still = server.until(&poison, |_| true).await;
+    assert_eq!(still["status"], "validating");
+    database
+        .execute(match database.engine() {
+            Engine::Sqlite => "DROP TRIGGER refused",
+            Engine::Postgres => "DROP TRIGGER refused ON batches",
+        })
+        .await;
+    assert_eq!(server.ended(&poison).await["status"], "completed");
+}
+
 on_every_engine![
     a_batch_runs_from_upload_to_output,
     the_bytes_of_a_line_reach_the_upstream_unchanged,
@@ -420,4 +478,5 @@ on_every_engine![
     a_batch_goes_on_when_the_server_is_started_again,
     every_endpoint_can_be_batched,
     many_batches_of_several_tenants_all_end,
+    a_batch_that_cannot_be_let_run_holds_up_no_other,
 ];

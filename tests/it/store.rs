@@ -1,8 +1,10 @@
 //! What the store promises the duties, on both engines.
 
+mod clocks;
 mod ends;
 mod leases;
 mod races;
+mod validating;
 mod wakeups;
 
 use bytes::Bytes;

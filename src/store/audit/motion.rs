@@ -141,8 +141,8 @@ impl Audit<'_> {
                 waits: "batches that have ended and have units still",
                 within: SWEPT_WITHIN_MS,
                 sql: "SELECT id FROM batches
-                      WHERE status IN ('completed', 'expired', 'cancelled')
-                        AND COALESCE(completed_at, expired_at, cancelled_at) < $1
+                      WHERE status IN ('completed', 'expired', 'cancelled', 'failed')
+                        AND COALESCE(completed_at, expired_at, cancelled_at, failed_at) < $1
                         AND id IN (SELECT batch_id FROM units)",
             },
         ];

@@ -7,7 +7,7 @@ use super::{Audit, Result, count, on, within};
 
 /// What a row of which kind is a fault, by the id of what it should belong to. Each query gives
 /// that id and a number of rows.
-const ORPHANS: [(&str, &str, &str); 9] = [
+const ORPHANS: [(&str, &str, &str); 10] = [
     (
         "file",
         "chunk of a file that is not there, or whose content was removed",
@@ -63,17 +63,26 @@ const ORPHANS: [(&str, &str, &str); 9] = [
     ),
     (
         "batch",
-        "unit of a batch that is not there, or has not begun",
+        "unit of a batch that is not there",
         "SELECT u.batch_id, u.total FROM
             (SELECT batch_id, COUNT(*) AS total FROM units GROUP BY batch_id) u WHERE NOT EXISTS
-            (SELECT 1 FROM batches b WHERE b.id = u.batch_id
-                AND b.status NOT IN ('validating', 'failed'))",
+            (SELECT 1 FROM batches b WHERE b.id = u.batch_id)",
+    ),
+    // A batch that gets many units has some before it runs, and may end before it does; then
+    // nobody has ever had one of them.
+    (
+        "batch",
+        "unit of a batch that has not begun, and yet it was leased",
+        "SELECT u.batch_id, COUNT(*) FROM units u
+         WHERE (u.state <> 'waiting' OR u.epoch <> 0) AND EXISTS
+            (SELECT 1 FROM batches b WHERE b.id = u.batch_id AND b.in_progress_at IS NULL)
+         GROUP BY u.batch_id",
     ),
     (
         "batch",
         "open unit of a batch that has ended",
         "SELECT u.batch_id, COUNT(*) FROM units u WHERE u.state <> 'done' AND EXISTS
-            (SELECT 1 FROM batches b WHERE b.id = u.batch_id
+            (SELECT 1 FROM batches b WHERE b.id = u.batch_id AND b.in_progress_at IS NOT NULL
                 AND b.status IN ('completed', 'expired', 'cancelled'))
          GROUP BY u.batch_id",
     ),

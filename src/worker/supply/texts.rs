@@ -226,7 +226,6 @@ impl Texts {
         if !written?.accepted.is_empty() {
             count(figures, &flush.tally);
         }
-        self.store.wake();
         Ok(())
     }
 }

@@ -53,6 +53,53 @@ async fn what_cannot_finish_in_time_is_handed_back_at_a_stop() {
     server.exactly_once(&batch, &ids).await;
 }
 
+/// A batch's file takes longer to write than anything is waited for.
+const HANGS: &str = "
+    CREATE FUNCTION hang() RETURNS trigger LANGUAGE plpgsql AS $$
+    BEGIN
+        PERFORM pg_sleep(3600);
+        RETURN NEW;
+    END $$;
+    CREATE TRIGGER hang BEFORE INSERT ON files FOR EACH ROW
+    WHEN (NEW.batch_id IS NOT NULL) EXECUTE FUNCTION hang()";
+const HANGS_NO_MORE: &str = "
+    SELECT pg_terminate_backend(pid) FROM pg_stat_activity
+    WHERE datname = current_database() AND pid <> pg_backend_pid();
+    DROP TRIGGER hang ON files";
+
+#[tokio::test]
+async fn what_is_held_is_given_back_at_a_stop_although_a_batch_cannot_be_ended() {
+    let test = async {
+        let mut server = Server::binary("[worker]\nshutdown_grace = \"3s\"").await;
+        let (batch, ids) = hanging(&server).await;
+        let mut session = Session::open(&server.database).await;
+        session.execute(HANGS).await;
+        // Its only line is answered while the server stops.
+        let line = chat("one", json!({"latency_ms": 1_000}));
+        let drained = server.create_batch(line, CHAT).await;
+        until("its line is in flight", async || {
+            server.simulator.stats().total.in_flight == 6
+        })
+        .await;
+        server.stop().await;
+        for held in [
+            "replicas",
+            "units WHERE state = 'leased'",
+            "share_holders",
+            "tasks",
+        ] {
+            let count = format!("SELECT count(*) FROM {held}");
+            assert_eq!(session.number(&count).await, 0, "{held}");
+        }
+        session.execute(HANGS_NO_MORE).await;
+        server.start_binary_again().await;
+        assert_eq!(server.ended(&drained).await["status"], "completed");
+        let batch = server.ended(&batch).await;
+        server.exactly_once(&batch, &ids).await;
+    };
+    on(Engine::Postgres, Box::pin(test)).await;
+}
+
 #[tokio::test]
 async fn the_work_of_a_killed_replica_is_taken_over_by_another() {
     let test = async {

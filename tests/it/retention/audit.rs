@@ -48,6 +48,8 @@ struct Mixed {
     done: Value,
     /// In progress, with some lines done and none in flight.
     live: Value,
+    /// Failed its validation.
+    failed: Value,
 }
 
 /// Lines of two models, some of which fail.
@@ -73,7 +75,7 @@ impl Mixed {
         let mut server = Server::with(CONFIG).await;
         let done = server.run(lines(700), CHAT).await;
         assert_eq!(done["status"], "completed", "{done}");
-        server.failed_batch("{}\n", CHAT).await;
+        let failed = server.failed_batch("{}\n", CHAT).await;
         let hang = json!({"hang": true});
         let cancelled = server
             .create_batch(lines(20) + &chat("a", hang.clone()), CHAT)
@@ -99,7 +101,12 @@ impl Mixed {
         );
         server.post(&cancel, &json!({})).await;
         server.stop().await;
-        Mixed { server, done, live }
+        Mixed {
+            server,
+            done,
+            live,
+            failed,
+        }
     }
 }
 
@@ -146,8 +153,12 @@ const FAULTS: &[(&str, &str)] = &[
         "batch batch_none: 4 units of a batch that is not there",
     ),
     (
-        "UPDATE batches SET status = 'validating' WHERE id = '{live}'",
-        "batch {live}: 4 units of a batch that is not there, or has not begun",
+        "UPDATE batches SET status = 'validating', in_progress_at = NULL WHERE id = '{live}'",
+        "batch {live}: 4 units of a batch that has not begun, and yet it was leased",
+    ),
+    (
+        "UPDATE batches SET status = 'validating', in_progress_at = NULL WHERE id = '{live}'",
+        "batch {live}: 2 rows of the backlog of a batch that is not live",
     ),
     (
         "INSERT INTO units ({unit}) SELECT '{done}', chunk_no, model_no, 'waiting', 0, 0, 0, 1, 1, done, 0, 0
@@ -345,6 +356,14 @@ const CHORES: &[(&str, &str, &str)] = &[
         "batches that have ended and have units still: 1",
     ),
     (
+        // It ended while it got its first units.
+        "INSERT INTO units ({unit}) SELECT '{failed}', chunk_no, model_no, 'waiting', 0, 0, 0, 1, 1, {blob}, 0, 0
+         FROM units WHERE batch_id = '{live}' AND chunk_no = 0;
+         UPDATE batches SET failed_at = 1 WHERE id = '{failed}'",
+        "{failed}: this batch has ended, and no server has removed its units",
+        "batches that have ended and have units still: 1",
+    ),
+    (
         "UPDATE units SET state = 'leased', owner = 'gone' WHERE batch_id = '{live}' AND state = 'waiting';
          UPDATE backlog SET waiting = 0 WHERE batch_id = '{live}'",
         "1 unit leased by gone, which is gone, and nobody takes them over",
@@ -379,6 +398,7 @@ async fn each_fault_is_found() {
         template
             .replace("{done}", &text(&mixed.done["id"]))
             .replace("{live}", &text(&mixed.live["id"]))
+            .replace("{failed}", &text(&mixed.failed["id"]))
             .replace("{input}", &text(&mixed.done["input_file_id"]))
             .replace("{output}", &text(&mixed.done["output_file_id"]))
             .replace("{error}", &text(&mixed.done["error_file_id"]))

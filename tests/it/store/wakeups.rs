@@ -2,10 +2,11 @@
 
 use std::time::Duration;
 
-use nightshift::store::{Engine, Store};
+use nightshift::store::{Cancel, Engine, Store, Who};
+use sqlx::postgres::PgListener;
 use tokio::sync::watch;
 
-use super::Fixture;
+use super::{Fixture, TENANT, flush};
 use crate::support::on;
 use crate::support::session::Session;
 
@@ -25,15 +26,16 @@ async fn a_wake_up_reaches_other_processes_and_again_after_their_connection_was_
     let test = async {
         let fixture = Fixture::new().await;
         let here = &fixture.store;
-        let mut wakeups = here.wakeups();
+        let mut wakeups = here.wakeups(Who::Supplies);
         until(&mut wakeups, 1, "the first does not listen").await;
         let there = Store::open(&fixture.url, 4, fixture.clock.clone())
             .await
             .expect("opens");
-        let mut wakeups = there.wakeups();
+        let mut wakeups = there.wakeups(Who::Supplies);
+        let mut validators = there.wakeups(Who::Validators);
         // Nobody wakes anybody else here: one is for having begun to listen.
         until(&mut wakeups, 1, "the other does not listen").await;
-        here.wake();
+        here.wake_all(Who::Supplies);
         until(&mut wakeups, 2, "the other is not woken").await;
 
         let mut database = Session::open(&fixture.url).await;
@@ -43,8 +45,94 @@ async fn a_wake_up_reaches_other_processes_and_again_after_their_connection_was_
         );
         assert_eq!(database.number(&terminated).await, 2);
         until(&mut wakeups, 3, "the other does not listen again").await;
-        here.wake();
+        here.wake_all(Who::Supplies);
         until(&mut wakeups, 4, "the other is not woken any more").await;
+        // Both times it began to listen, and nothing was for them.
+        assert_eq!(*validators.borrow_and_update(), 2);
+    };
+    on(Engine::Postgres, Box::pin(test)).await;
+}
+
+/// Hears what the processes of a store tell each other.
+struct Ear(PgListener);
+
+impl Ear {
+    async fn open(url: &str) -> Ear {
+        let mut listener = PgListener::connect(url).await.expect("connects");
+        let channels = ["validators", "supplies", "finishers", "shares"];
+        let channels = channels.map(|who| format!("nightshift_{who}"));
+        let channels = channels.iter().map(String::as_str);
+        listener.listen_all(channels).await.expect("listens");
+        Ear(listener)
+    }
+
+    async fn next(&mut self) -> String {
+        let told = tokio::time::timeout(Duration::from_secs(60), self.0.recv()).await;
+        let told = told.expect("nothing is told").expect("listens");
+        told.channel().to_owned()
+    }
+}
+
+#[tokio::test]
+async fn who_did_nothing_or_can_go_on_alone_tells_nobody() {
+    let test = async {
+        let fixture = Fixture::new().await;
+        let store = &fixture.store;
+        // As in a process that does all.
+        let doing = [Who::Validators, Who::Supplies, Who::Finishers];
+        let doing = doing.map(|who| store.wakeups(who));
+        let mut ear = Ear::open(&fixture.url).await;
+
+        let batch = fixture.running(3).await;
+        let owner = fixture.replica().await;
+        let unit = fixture.lease(&owner, &batch, 1).await.remove(0);
+        assert_eq!(store.end_windows().await.expect("looks"), 0);
+        assert_eq!(store.take_over().await.expect("looks"), 0);
+        store.finish_batch(&batch).await.expect("does nothing");
+        let last = flush(&unit, &[0, 1, 2], true);
+        store.flush(&owner, 0, &[&last]).await.expect("flushes");
+        assert!(store.take_finished().contains(&batch));
+        store.finish_batch(&batch).await.expect("finishes");
+        let waiting = fixture.created(3).await;
+        let cancelled = store.cancel_batch(TENANT, &waiting).await;
+        assert!(matches!(cancelled.expect("answers"), Cancel::Granted(_)));
+        store.wake_others(Who::Sharers);
+        assert_eq!(ear.next().await, "nightshift_shares", "the first of all");
+
+        // Others hear of what they have to do with.
+        let running = fixture.running(3).await;
+        let cancelled = store.cancel_batch(TENANT, &running).await;
+        assert!(matches!(cancelled.expect("answers"), Cancel::Granted(_)));
+        assert_eq!(ear.next().await, "nightshift_supplies");
+        drop(doing);
+        fixture.created(3).await;
+        assert_eq!(ear.next().await, "nightshift_validators");
+    };
+    on(Engine::Postgres, Box::pin(test)).await;
+}
+
+#[tokio::test]
+async fn one_process_has_a_task_and_another_when_it_is_gone() {
+    let test = async {
+        let fixture = Fixture::new().await;
+        let owner = fixture.replica().await;
+        let hold = async |who: &str, held: bool| {
+            let held = fixture.store.hold_task("a", who, 60_000, held).await;
+            held.expect("answers")
+        };
+        assert!(hold(&owner, false).await);
+        assert!(!hold("other", false).await);
+        assert!(!hold("other", true).await, "also if it believes so");
+        assert!(hold(&owner, true).await);
+        let mut database = Session::open(&fixture.url).await;
+        database.execute("UPDATE tasks SET held_until = 0").await;
+        assert!(hold("other", false).await, "whose time is over");
+        assert!(!hold(&owner, true).await);
+        let later = "UPDATE tasks SET held_until = held_until + 86400000";
+        database.execute(later).await;
+        assert!(hold(&owner, false).await, "whose clock was set back");
+        fixture.store.leave(&owner).await.expect("leaves");
+        assert!(hold("other", false).await, "who has left");
     };
     on(Engine::Postgres, Box::pin(test)).await;
 }

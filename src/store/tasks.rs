@@ -1,0 +1,65 @@
+//! Tasks that one process does for all who share a store. Two may do one at the same time for a
+//! moment, which costs some statements and no more.
+
+use sqlx::AssertSqlSafe;
+
+use super::engine::on;
+use super::{Engine, Result, Store};
+
+impl Store {
+    /// Has a task for so many milliseconds from now on, where nobody else has it; `is_held` says
+    /// that this process had it last. True if it is this one's. On SQLite there is nobody else.
+    ///
+    /// # Errors
+    /// When the database fails.
+    pub async fn hold_task(
+        &self,
+        name: &str,
+        holder: &str,
+        term_ms: i64,
+        is_held: bool,
+    ) -> Result<bool> {
+        if self.engine() == Engine::Sqlite {
+            return Ok(true);
+        }
+        let now = self.engine().now_ms();
+        if !is_held {
+            // Seen by one look, that somebody else has it. A task that is held for longer than it
+            // can be is one from before the clock was set back.
+            let look = format!(
+                "-- look_at_task
+                 SELECT CAST(1 AS BIGINT) FROM tasks WHERE name = $1 AND holder <> $2
+                    AND held_until BETWEEN {now} AND {now} + $3"
+            );
+            let others: Option<(i64,)> = on!(self.reader(), c => {
+                sqlx::query_as(AssertSqlSafe(look))
+                    .bind(name)
+                    .bind(holder)
+                    .bind(term_ms)
+                    .fetch_optional(c)
+                    .await?
+            });
+            if others.is_some() {
+                return Ok(false);
+            }
+        }
+        let hold = format!(
+            "-- hold_task
+             INSERT INTO tasks (name, holder, held_until) VALUES ($1, $2, {now} + $3)
+             ON CONFLICT (name) DO UPDATE SET holder = excluded.holder,
+                held_until = excluded.held_until
+             WHERE tasks.holder = excluded.holder
+                OR tasks.held_until NOT BETWEEN {now} AND {now} + $3"
+        );
+        let held = on!(self.writer(), c => {
+            sqlx::query(AssertSqlSafe(hold))
+                .bind(name)
+                .bind(holder)
+                .bind(term_ms)
+                .execute(c)
+                .await?
+                .rows_affected()
+        });
+        Ok(held == 1)
+    }
+}
