@@ -82,7 +82,9 @@ impl App {
         };
         let inside = Arc::new(telemetry::inside(config, &pool, worker.as_ref()));
         let workers_run = worker.as_ref().map(Worker::running);
+        let resets = pool.clone();
         let api = Api {
+            reset: Arc::new(move |name| resets.reset(name)),
             store: store.apart(),
             clock,
             limits: Arc::new(config.limits.clone()),

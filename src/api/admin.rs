@@ -9,6 +9,7 @@ use utoipa::ToSchema;
 
 use super::auth::Admin;
 use super::inside::Overview;
+use super::path::Id;
 use super::{Api, error};
 use crate::domain::clock::seconds;
 use crate::observe::{ProcessReading, figures};
@@ -36,6 +37,9 @@ pub struct Status {
     /// Lines a second that the process that answers wrote over the last half minute.
     pub lines_per_second: f64,
     pub budget: BudgetStatus,
+    /// What somebody must mend, in words.
+    #[serde(default)]
+    pub alarms: Vec<String>,
 }
 
 #[derive(Debug, Default, Serialize, Deserialize, ToSchema)]
@@ -70,6 +74,22 @@ pub struct UpstreamStatus {
     pub share: usize,
     /// How many all processes may have together.
     pub limit: usize,
+    /// Its models that take no lines now, or that are being tried with one.
+    #[serde(default)]
+    pub closed: Vec<ClosedModelStatus>,
+}
+
+/// A model at an upstream that takes no lines now, or that is being tried with one.
+#[derive(Debug, Serialize, Deserialize, ToSchema)]
+pub struct ClosedModelStatus {
+    /// What the upstream calls the model.
+    pub model: String,
+    /// `limited`, `unavailable`, `failing`, `key_refused`, `refused`, `unpaid` or `misdirected`.
+    pub reason: String,
+    /// Why, in words.
+    pub cause: String,
+    /// When a line is tried.
+    pub until: i64,
 }
 
 /// A model. `*` stands for the limit of all models without one of their own, `other` for the
@@ -180,11 +200,51 @@ pub async fn status(State(api): State<Api>, _: Admin) -> Json<Status> {
     status.live_batches = batches
         .map(|(batch, rate)| batch_status(batch, rate))
         .collect();
-    status.upstreams = upstreams(process);
+    status.alarms.clone_from(&process.alarms);
+    status.upstreams = upstreams(process, status.now);
     Json(status)
 }
 
-fn upstreams(process: ProcessReading) -> Vec<UpstreamStatus> {
+/// Opens all that is closed at an upstream, because it is mended.
+///
+/// Its lines are sent again at once, by every process, whatever it was closed for: a wait that it
+/// asked for, a refused key, failures.
+#[utoipa::path(
+    post,
+    path = "/admin/upstreams/{name}/reset",
+    operation_id = "resetUpstream",
+    tag = "Operators",
+    params(("name" = String, Path, description = "The upstream's name.")),
+    responses(
+        (status = 200, description = "It is open, in the process that answers; the others follow \
+            within a second or so.", body = ResetUpstream),
+        (status = 403, description = "The key is no operator's.", body = error::Envelope),
+        (status = 404, description = "There is no such upstream.", body = error::Envelope),
+    ),
+)]
+pub async fn reset(
+    State(api): State<Api>,
+    _: Admin,
+    Id(name): Id,
+) -> error::Result<Json<ResetUpstream>> {
+    if !(api.reset)(&name) {
+        return Err(error::not_found(format!("No such upstream: {name}")));
+    }
+    if api.store.engine() == Engine::Postgres {
+        api.store.reset_upstream(&name).await?;
+    }
+    tracing::info!(upstream.name = name, "an operator has reset the upstream");
+    Ok(Json(ResetUpstream { name, reset: true }))
+}
+
+/// An upstream that was reset.
+#[derive(Debug, Serialize, Deserialize, ToSchema)]
+pub struct ResetUpstream {
+    pub name: String,
+    pub reset: bool,
+}
+
+fn upstreams(process: ProcessReading, now: i64) -> Vec<UpstreamStatus> {
     let upstreams = process.upstreams.into_iter();
     upstreams
         .map(|upstream| UpstreamStatus {
@@ -194,6 +254,16 @@ fn upstreams(process: ProcessReading) -> Vec<UpstreamStatus> {
             in_flight: upstream.in_flight,
             share: upstream.share,
             limit: upstream.limit,
+            closed: upstream
+                .closed
+                .into_iter()
+                .map(|model| ClosedModelStatus {
+                    model: model.model,
+                    reason: model.reason.to_owned(),
+                    cause: model.cause,
+                    until: now + i64::try_from(model.left.as_secs()).unwrap_or(0),
+                })
+                .collect(),
         })
         .collect()
 }

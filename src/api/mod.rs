@@ -52,6 +52,9 @@ use crate::domain::clock::Clock;
 use crate::store::Store;
 use crate::transfer::UploadBudget;
 
+/// Opens all that is closed at an upstream: false if there is none of the name.
+pub type Reset = Arc<dyn Fn(&str) -> bool + Send + Sync>;
+
 /// What handlers work with. Cheap to clone.
 #[derive(Clone)]
 pub struct Api {
@@ -63,6 +66,8 @@ pub struct Api {
     pub auth: Arc<Auth>,
     /// What operators look at.
     pub inside: Arc<Inside>,
+    /// Opens all that is closed at an upstream, in this process: false if there is none of the name.
+    pub reset: Reset,
     /// Whether the workers of this process run, which `/readyz` tells. Always true in a process
     /// that has none.
     pub workers_run: Arc<AtomicBool>,
@@ -130,6 +135,7 @@ fn operators_routes() -> OpenApiRouter<Api> {
         .routes(routes!(health::ready))
         .routes(routes!(metrics::expose))
         .routes(routes!(admin::status))
+        .routes(routes!(admin::reset))
 }
 
 async fn no_such_route(request: Request) -> Response {

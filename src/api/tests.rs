@@ -72,6 +72,7 @@ impl TestApi {
         };
         let models = vec![model("plain"), model("org/slashed")];
         let api = Api {
+            reset: Arc::new(|name| name == "known"),
             store: Store::open(&url, 1, clock.clone()).await.unwrap(),
             models: Arc::new(move || models.clone()),
             clock,

@@ -5,10 +5,12 @@ mod demo;
 mod keys;
 mod openapi;
 pub mod progress;
+mod remote;
 mod run;
 mod serve;
 pub mod simulate;
 mod status;
+mod upstreams;
 
 use std::path::PathBuf;
 use std::process::ExitCode;
@@ -41,6 +43,7 @@ enum Command {
     Openapi(openapi::OpenapiArgs),
     Check(check::CheckArgs),
     Status(status::StatusArgs),
+    Upstreams(upstreams::UpstreamsArgs),
 }
 
 /// Where the configuration is.
@@ -82,6 +85,7 @@ pub async fn main() -> ExitCode {
         Command::Openapi(_) => openapi::run(),
         Command::Check(args) => check::run(args).await,
         Command::Status(args) => status::run(args).await,
+        Command::Upstreams(args) => upstreams::run(args).await,
     };
     outcome.unwrap_or_else(|error| {
         eprintln!("error: {error:#}");

@@ -27,7 +27,7 @@ use crate::domain::{id, line};
 use crate::intake::Limits;
 use crate::store::{Batch, NewBatch, Store};
 use crate::transfer::{self, Finish, Ingest, UploadBudget};
-use crate::upstream::{Pool, PoolSettings, UpstreamState, UpstreamStatus};
+use crate::upstream::{FailFast, Pool, PoolSettings, UpstreamState, UpstreamStatus};
 use crate::worker::Worker;
 use crate::{app, shutdown, telemetry};
 use journal::{Hashing, Journal};
@@ -45,6 +45,8 @@ const READ_BYTES: usize = 256 << 10;
 const POLL: Duration = Duration::from_millis(100);
 /// How long upstreams may be silent before the command gives up, from its start.
 const FIRST_ANSWER_WITHIN: Duration = Duration::from_secs(30);
+/// After so many calls that all fail alike, as only a person can mend it, the command stops.
+const ALIKE_MAX: usize = 20;
 /// Faults of an input that are printed.
 const PRINTED_FAULTS: usize = 20;
 
@@ -295,7 +297,10 @@ async fn work(
         return Ok(Ended::Batch(Box::new(batch)));
     }
     let settings = PoolSettings {
-        final_auth_errors: true,
+        fail_fast: Some(FailFast {
+            calls: ALIKE_MAX,
+            has_succeeded: batch.counts.completed > 0,
+        }),
         ..PoolSettings::default()
     };
     let pool = Pool::new(config, settings)?;
@@ -321,16 +326,30 @@ async fn watch(
 ) -> anyhow::Result<Ended> {
     let started = Instant::now();
     let mut progress = Progress::new(None);
+    let mut is_counted = false;
     loop {
         let batch = find(store, batch_id).await?;
         let snapshot = snapshot(&batch);
+        if !is_counted && batch.counts.total > 0 {
+            is_counted = true;
+            pool.has_lines(usize::try_from(batch.counts.open()).unwrap_or(usize::MAX));
+        }
         if batch.stage.status.is_terminal() {
             progress.finish(snapshot, Instant::now());
             return Ok(Ended::Batch(Box::new(batch)));
         }
         let status = pool.status();
         progress.update(snapshot, waits_for(&status).as_deref(), Instant::now());
-        let is_silent = status.iter().all(|upstream| !upstream.answered);
+        if let Some(cause) = pool.hopeless() {
+            progress.finish(snapshot, Instant::now());
+            bail!(
+                "stopped, because no request can succeed: {cause}. Nothing was lost: mend it and \
+                 run the same command again, which goes on where this one stopped"
+            );
+        }
+        let is_silent = status
+            .iter()
+            .all(|upstream| !upstream.answered && upstream.in_flight == 0);
         if is_silent && started.elapsed() >= FIRST_ANSWER_WITHIN {
             progress.finish(snapshot, Instant::now());
             let causes = status
@@ -357,8 +376,15 @@ async fn watch(
 fn waits_for(upstreams: &[UpstreamStatus]) -> Option<String> {
     let shut = upstreams
         .iter()
-        .filter(|upstream| upstream.state != UpstreamState::Up)
-        .filter_map(|upstream| Some(format!("{}: {}", upstream.name, upstream.cause.as_ref()?)));
+        .filter(|upstream| upstream.state != UpstreamState::Up || !upstream.models.is_empty())
+        .filter_map(|upstream| {
+            let model = upstream.models.first();
+            let cause = upstream
+                .cause
+                .as_ref()
+                .or(model.map(|model| &model.cause))?;
+            Some(format!("{}: {cause}", upstream.name))
+        });
     let shut: Vec<_> = shut.collect();
     (!shut.is_empty()).then(|| format!("waiting for {}", shut.join("; ")))
 }

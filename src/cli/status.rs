@@ -7,9 +7,9 @@ use std::io::Write as _;
 use std::process::ExitCode;
 use std::time::Duration;
 
-use anyhow::{Context as _, anyhow, bail};
-use reqwest::{StatusCode, Url};
+use anyhow::Context as _;
 
+use super::remote::{Remote, RemoteArgs};
 use crate::api::admin::{BatchStatus, Status};
 use crate::config::Environment;
 use table::{Table, duration, rate, size};
@@ -20,8 +20,6 @@ Examples:
   nightshift status --watch
   OPS_KEY=sk-ns-… nightshift status --url https://batch.internal --api-key-env OPS_KEY --json";
 
-/// How long the server may take to answer.
-const TIMEOUT: Duration = Duration::from_secs(15);
 /// How often it is asked by --watch.
 const EVERY: Duration = Duration::from_secs(2);
 /// Clears a terminal, and begins at its top.
@@ -33,13 +31,8 @@ const CLEAR: &str = "\x1b[2J\x1b[H";
 #[derive(Clone, Debug, clap::Args)]
 #[command(after_help = EXAMPLE)]
 pub(super) struct StatusArgs {
-    /// Where the server is
-    #[arg(long, value_name = "URL", default_value = "http://127.0.0.1:8080")]
-    url: String,
-
-    /// The environment variable that holds an operator's key
-    #[arg(long, value_name = "NAME")]
-    api_key_env: Option<String>,
+    #[command(flatten)]
+    server: RemoteArgs,
 
     /// Print what the server answers, as JSON
     #[arg(long)]
@@ -51,10 +44,10 @@ pub(super) struct StatusArgs {
 }
 
 pub(super) async fn run(args: StatusArgs) -> anyhow::Result<ExitCode> {
-    let server = Server::new(&args, &Environment::capture())?;
+    let server = Remote::new(&args.server, &Environment::capture())?;
     let mut out = std::io::stdout();
     loop {
-        let text = server.ask().await?;
+        let text = server.get("/admin/status").await?;
         let picture = if args.json {
             text.trim_end().to_owned() + "\n"
         } else {
@@ -69,62 +62,6 @@ pub(super) async fn run(args: StatusArgs) -> anyhow::Result<ExitCode> {
         write!(out, "{clear}{picture}")?;
         out.flush()?;
         tokio::time::sleep(EVERY).await;
-    }
-}
-
-/// A server to ask.
-struct Server {
-    url: Url,
-    key: Option<String>,
-    client: reqwest::Client,
-}
-
-impl Server {
-    fn new(args: &StatusArgs, environment: &Environment) -> anyhow::Result<Self> {
-        let base = args.url.trim_end_matches('/');
-        let url = Url::parse(&format!("{base}/admin/status")).ok();
-        let url = url.filter(|url| matches!(url.scheme(), "http" | "https"));
-        let url = url.with_context(|| format!("--url {base}: expected an http:// URL"))?;
-        let key = match &args.api_key_env {
-            None => None,
-            Some(name) => {
-                let key = environment.get(name).map(str::to_owned);
-                Some(key.with_context(|| format!("--api-key-env: the variable {name} is not set"))?)
-            }
-        };
-        let client = reqwest::Client::builder().no_proxy().timeout(TIMEOUT);
-        let client = client.redirect(reqwest::redirect::Policy::none()).build()?;
-        Ok(Self { url, key, client })
-    }
-
-    async fn ask(&self) -> anyhow::Result<String> {
-        let mut request = self.client.get(self.url.clone());
-        if let Some(key) = &self.key {
-            request = request.bearer_auth(key);
-        }
-        let response = request
-            .send()
-            .await
-            .map_err(|error| self.unreachable(error))?;
-        let status = response.status();
-        let text = response
-            .text()
-            .await
-            .map_err(|error| self.unreachable(error))?;
-        match status {
-            StatusCode::OK => Ok(text),
-            StatusCode::UNAUTHORIZED | StatusCode::FORBIDDEN => bail!(
-                "the server refuses ({status}): name the variable that holds a key made with \
-                 `nightshift keys create --admin` in --api-key-env"
-            ),
-            _ => bail!("{} answered {status}", self.url),
-        }
-    }
-
-    fn unreachable(&self, error: reqwest::Error) -> anyhow::Error {
-        let mut url = self.url.clone();
-        url.set_path("");
-        anyhow!(error.without_url()).context(format!("cannot reach the server at {url}"))
     }
 }
 
@@ -158,8 +95,12 @@ fn picture(status: &Status) -> String {
         batches.join(", ")
     };
     let _ = writeln!(text, "batches: {batches}");
+    for alarm in &status.alarms {
+        let _ = writeln!(text, "ALARM: {alarm}");
+    }
     for table in [
         upstreams(status),
+        closed(status),
         models(status),
         live(status),
         replicas(status),
@@ -180,6 +121,28 @@ fn upstreams(status: &Status) -> Table {
             upstream.limit.to_string(),
             upstream.cause.clone().unwrap_or_default(),
         ]);
+    }
+    table
+}
+
+/// What takes no lines now, and until when.
+fn closed(status: &Status) -> Table {
+    let mut table = Table::new(["CLOSED", "AT", "REASON", "TRIED", "CAUSE"]);
+    for upstream in &status.upstreams {
+        for model in &upstream.closed {
+            let left = model.until - status.now;
+            table.row([
+                model.model.clone(),
+                upstream.name.clone(),
+                model.reason.clone(),
+                if left > 0 {
+                    format!("in {}", duration(left as f64))
+                } else {
+                    "now".to_owned()
+                },
+                model.cause.clone(),
+            ]);
+        }
     }
     table
 }

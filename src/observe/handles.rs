@@ -18,6 +18,8 @@ pub enum CallOutcome {
     Unavailable,
     /// 401, 402 or 403: the key or the account.
     Refused,
+    /// A redirect, or a 404 that says that there is nothing at the path.
+    Misdirected,
     /// Any other status that may pass, such as 500.
     ServerError,
     TimedOut,
@@ -29,11 +31,12 @@ pub enum CallOutcome {
 }
 
 impl CallOutcome {
-    pub(super) const ALL: [CallOutcome; 9] = [
+    pub(super) const ALL: [CallOutcome; 10] = [
         CallOutcome::Answered,
         CallOutcome::RateLimited,
         CallOutcome::Unavailable,
         CallOutcome::Refused,
+        CallOutcome::Misdirected,
         CallOutcome::ServerError,
         CallOutcome::TimedOut,
         CallOutcome::Unreachable,
@@ -48,6 +51,7 @@ impl CallOutcome {
             CallOutcome::RateLimited => "rate_limited",
             CallOutcome::Unavailable => "unavailable",
             CallOutcome::Refused => "refused",
+            CallOutcome::Misdirected => "misdirected",
             CallOutcome::ServerError => "server_error",
             CallOutcome::TimedOut => "timed_out",
             CallOutcome::Unreachable => "unreachable",

@@ -15,7 +15,8 @@ pub mod trace;
 pub use figures::{Catalogue, Figures, catalogue, figures};
 pub use handles::{CallOutcome, CallSeconds, Lines, ModelFigures, UpstreamFigures};
 pub use readings::{
-    Database, Lane, ProcessReading, QueueOfModel, Readings, UpstreamReading, exposition,
+    ClosedReading, Database, Lane, ProcessReading, QueueOfModel, Readings, UpstreamReading,
+    exposition,
 };
 
 /// Stands for every model that no configuration and no upstream names: what users write must not

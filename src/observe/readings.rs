@@ -2,6 +2,7 @@
 //! for each look, so that what is gone is not told any more.
 
 use std::fmt;
+use std::time::Duration;
 
 use prometheus_client::encoding::EncodeLabelSet;
 use prometheus_client::encoding::text::{encode_eof, encode_registry};
@@ -31,6 +32,8 @@ pub struct ProcessReading {
     pub lanes: Vec<Lane>,
     pub budget_used: usize,
     pub budget_limit: usize,
+    /// What somebody must mend, in words.
+    pub alarms: Vec<String>,
 }
 
 /// What the database tells of all processes' work.
@@ -67,6 +70,16 @@ pub struct UpstreamReading {
     pub share: usize,
     /// How many all processes may have together.
     pub limit: usize,
+    pub closed: Vec<ClosedReading>,
+}
+
+/// A model at an upstream that takes no lines now, or that is being tried with one.
+#[derive(Clone, Debug)]
+pub struct ClosedReading {
+    pub model: String,
+    pub reason: &'static str,
+    pub cause: String,
+    pub left: Duration,
 }
 
 /// Calls in flight that count against one model's limit. `*` stands for all models without one
@@ -146,6 +159,11 @@ fn list(readings: &Readings, process: Process) -> Listing {
     let of_process = &readings.process;
     list_upstreams(&mut list, &of_process.upstreams);
     list_lanes(&mut list, &of_process.lanes);
+    list.add(
+        "nightshift_alarms",
+        "What somebody must mend before this process goes on with it: see alarms in /admin/status.",
+        gauge(of_process.alarms.len() as f64),
+    );
     list.add(
         "nightshift_budget_used_bytes",
         "Bytes of requests and answers held in memory.",

@@ -76,6 +76,13 @@ impl Simulator {
         }
     }
 
+    /// Answers every call with this status from now on; `None`: as usual again.
+    pub fn fail_all(&self, status: Option<u16>) {
+        self.service
+            .outage
+            .store(status.unwrap_or(0), std::sync::atomic::Ordering::Relaxed);
+    }
+
     /// Stops as a killed server does: calls in flight are cut. The port is free afterwards.
     pub async fn stop(self) {
         drop(self.stopping);

@@ -1,7 +1,7 @@
 //! Takes a request and decides what to answer.
 
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicU16, AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
 use bytes::Bytes;
@@ -33,6 +33,8 @@ pub(super) struct Service {
     /// A permit for each answer that is granted.
     pub(super) grants: Option<Semaphore>,
     requests: AtomicU64,
+    /// The status that every call is answered with; 0: none.
+    pub(super) outage: AtomicU16,
 }
 
 impl Service {
@@ -43,6 +45,7 @@ impl Service {
             slots: options.max_concurrency.map(Semaphore::new),
             grants: options.granted.map(Semaphore::new),
             requests: AtomicU64::new(0),
+            outage: AtomicU16::new(0),
             options,
         }
     }
@@ -119,6 +122,11 @@ impl Service {
             return Reply::too_large();
         };
         let body = body.to_bytes();
+        if let Ok(status) = StatusCode::from_u16(self.outage.load(Ordering::Relaxed)) {
+            let mut reply = Reply::steered_error(status);
+            reply.status = status;
+            return reply;
+        }
         if !self.may_enter(&parts.headers) {
             return Reply::wrong_key();
         }

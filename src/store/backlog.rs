@@ -7,6 +7,12 @@ use super::engine::{Tx, on, values, within};
 use super::{Result, Store};
 use crate::domain::batch::{Ending, Stage};
 
+/// Models of one batch that are looked at in one round.
+const MODELS_A_LOOK: i64 = 16;
+/// A prime by which the models of a batch are put in another order each round, so that none is
+/// always left out; and a step from one order to the next that changes much.
+const ORDERS: i64 = 1009;
+const ORDER_STEP: i64 = 599;
 /// Batches named in one statement.
 const NAMED_BATCHES_MAX: usize = 500;
 
@@ -24,6 +30,8 @@ pub struct Backlog {
     pub priority: i64,
     pub created_at: i64,
     pub expires_at: Option<i64>,
+    /// Lines of the batch, of all models.
+    pub total: i64,
     pub stage: Stage,
 }
 
@@ -47,25 +55,34 @@ struct Row {
     priority: i64,
     created_at: i64,
     expires_at: Option<i64>,
+    total: i64,
     status: String,
     ending: Option<String>,
 }
 
 impl Store {
-    /// All that waits, to be ranked in memory: as many rows as there are live batches and
-    /// models in them, never as many as there are units.
+    /// What waits, to be ranked in memory: as many rows as there are live batches and models in
+    /// them, never as many as there are units. Of a batch with very many models some are left out,
+    /// others for each `turn`: nobody makes the others wait by naming models.
     ///
     /// # Errors
     /// When the database fails.
-    pub async fn backlog(&self) -> Result<Vec<Backlog>> {
+    pub async fn backlog(&self, turn: i64) -> Result<Vec<Backlog>> {
         let rows: Vec<Row> = on!(self.reader(), c => {
             sqlx::query_as(
                 "-- backlog
                  SELECT w.batch_id, w.model_no, w.model, w.waiting, b.tenant, b.endpoint,
-                    b.input_file_id, b.priority, b.created_at, b.expires_at, b.status, b.ending
-                 FROM backlog w JOIN batches b ON b.id = w.batch_id
-                 WHERE w.waiting > 0",
+                    b.input_file_id, b.priority, b.created_at, b.expires_at, b.total, b.status,
+                    b.ending
+                 FROM (SELECT batch_id, model_no, model, waiting, ROW_NUMBER() OVER
+                        (PARTITION BY batch_id ORDER BY (model_no + 1) * $1 % $2) AS place
+                    FROM backlog WHERE waiting > 0) w
+                 JOIN batches b ON b.id = w.batch_id
+                 WHERE w.place <= $3",
             )
+            .bind(turn % ORDERS * ORDER_STEP % (ORDERS - 1) + 1)
+            .bind(ORDERS)
+            .bind(MODELS_A_LOOK)
             .fetch_all(c)
             .await?
         });
@@ -83,6 +100,7 @@ impl Store {
                     priority: row.priority,
                     created_at: row.created_at,
                     expires_at: row.expires_at,
+                    total: row.total,
                 })
             })
             .collect()

@@ -9,6 +9,8 @@ use super::engine::{Tx, typed_values, values, within};
 use super::{Result, Store, Who};
 use crate::domain::share::{Holder, Share};
 
+/// For how long a reset is told, in milliseconds: far longer than a process goes without a turn.
+const RESET_TOLD_MS: i64 = 600_000;
 /// Rows written by one statement.
 const ROWS_A_STATEMENT: usize = 500;
 
@@ -27,6 +29,8 @@ pub struct ShareBook {
     pub holders: Vec<Holder>,
     /// The gates that are closed.
     pub gates: Vec<GateRow>,
+    /// Upstreams that an operator has reset lately, and when.
+    pub resets: Vec<(String, i64)>,
 }
 
 /// What a process writes in its turn.
@@ -88,6 +92,30 @@ impl Store {
         Ok(outcome)
     }
 
+    /// Tells every process that an upstream is mended.
+    ///
+    /// # Errors
+    /// When the database fails.
+    pub async fn reset_upstream(&self, upstream: &str) -> Result<()> {
+        let now = self.engine().now_ms();
+        let note = format!(
+            "-- reset_upstream
+             INSERT INTO upstream_resets (upstream, reset_at) VALUES ($1, {now})
+             ON CONFLICT (upstream) DO UPDATE SET reset_at = excluded.reset_at"
+        );
+        let mut tx = self.take_turn(TURN_MS).await?;
+        within!(&mut tx, c => {
+            sqlx::query(AssertSqlSafe(note)).bind(upstream).execute(&mut *c).await?;
+            sqlx::query("-- reset_gates\nDELETE FROM gates WHERE upstream = $1")
+                .bind(upstream)
+                .execute(&mut *c)
+                .await?;
+        });
+        tx.commit().await?;
+        self.wake_others(Who::Sharers);
+        Ok(())
+    }
+
     /// Gives up all that a process holds: it has ended.
     ///
     /// # Errors
@@ -123,10 +151,24 @@ impl Store {
         let rows: Vec<Row> = within!(&mut *tx, c => {
             sqlx::query_as(AssertSqlSafe(sql)).fetch_all(c).await?
         });
-        let sql = format!("-- read_gates\nSELECT upstream, model, closed_until - {now} FROM gates");
-        let gates: Vec<(String, String, i64)> = within!(&mut *tx, c => {
+        // One statement for both: it runs once a second in each process.
+        let sql = format!(
+            "-- read_gates
+             SELECT upstream, model, closed_until - {now} FROM gates
+             UNION ALL
+             SELECT upstream, NULL, reset_at FROM upstream_resets
+             WHERE reset_at > {now} - {RESET_TOLD_MS}"
+        );
+        let told: Vec<(String, Option<String>, i64)> = within!(&mut *tx, c => {
             sqlx::query_as(AssertSqlSafe(sql)).fetch_all(c).await?
         });
+        let (mut gates, mut resets) = (Vec::new(), Vec::new());
+        for (upstream, model, number) in told {
+            match model {
+                Some(model) => gates.push((upstream, model, number)),
+                None => resets.push((upstream, number)),
+            }
+        }
         if gates.iter().any(|(_, _, closed_ms)| *closed_ms <= 0) {
             let sql = format!("-- open_gates\nDELETE FROM gates WHERE closed_until <= {now}");
             within!(&mut *tx, c => { sqlx::query(AssertSqlSafe(sql)).execute(c).await?; });
@@ -141,6 +183,7 @@ impl Store {
                     closed_ms,
                 })
                 .collect(),
+            resets,
         })
     }
 

@@ -5,7 +5,7 @@ use std::sync::Arc;
 
 use crate::api::inside::Inside;
 use crate::config::Config;
-use crate::observe::{Lane, ProcessReading, UpstreamReading};
+use crate::observe::{ClosedReading, Lane, ProcessReading, UpstreamReading};
 use crate::upstream::{LaneId, Pool};
 use crate::worker::Worker;
 
@@ -15,6 +15,7 @@ pub fn inside(config: &Config, pool: &Arc<Pool>, worker: Option<&Worker>) -> Ins
     let names = lane_names(config);
     let in_flight = worker.map(Worker::in_flight);
     let token = worker.map(Worker::token);
+    let alarms = worker.map(Worker::alarms);
     let labels = pool.clone();
     let pool = pool.clone();
     let look = move || ProcessReading {
@@ -26,6 +27,7 @@ pub fn inside(config: &Config, pool: &Arc<Pool>, worker: Option<&Worker>) -> Ins
             .unwrap_or_default(),
         budget_used: pool.budget().used(),
         budget_limit: pool.budget().limit(),
+        alarms: alarms.as_ref().map(|alarms| alarms()).unwrap_or_default(),
     };
     Inside::new(Box::new(look), Box::new(move |model| labels.label(model)))
 }
@@ -41,6 +43,16 @@ fn upstreams(pool: &Pool) -> Vec<UpstreamReading> {
             in_flight: upstream.in_flight,
             share: limits.share(index),
             limit: upstream.limit,
+            closed: upstream
+                .models
+                .into_iter()
+                .map(|model| ClosedReading {
+                    model: model.model,
+                    reason: model.reason.as_str(),
+                    cause: model.cause,
+                    left: model.left,
+                })
+                .collect(),
         })
         .collect()
 }

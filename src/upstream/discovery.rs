@@ -9,25 +9,13 @@ use tokio_util::sync::CancellationToken;
 
 use super::ModelInfo;
 use super::client::FailureKind;
-use super::health::{Event, UpstreamState};
 use super::pool::Pool;
-
-/// What is to be done for an upstream next.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Chore {
-    /// It is down: see whether it answers.
-    Probe,
-    /// It is set aside: a line may be tried.
-    Announce,
-    /// It is up: see which models it has.
-    Discover,
-}
 
 impl Pool {
     /// Probes upstreams that are down and asks those that are up for their models, until stopped.
     pub async fn run(self: Arc<Self>, stop: CancellationToken) {
         let upstreams = (0..self.upstreams.len()).map(|upstream| self.tend(upstream));
-        let duties = join(join_all(upstreams), self.watch_gates());
+        let duties = join(join_all(upstreams), self.watch_closed());
         tokio::select! {
             () = stop.cancelled() => {}
             _ = duties => {}
@@ -67,15 +55,15 @@ impl Pool {
         join_all(tries).await
     }
 
+    /// Looks after one upstream: probes it while it cannot be reached, and else asks now and then
+    /// which models it has.
     async fn tend(&self, upstream: usize) {
         let mut discover_at = self.routing.wants_reports().then(Instant::now);
         let mut is_asked = false;
-        let mut announced = None;
         loop {
-            let (chore, at) = self.chore(upstream, discover_at);
-            let at = at.filter(|_| chore != Chore::Announce || at != announced);
+            let probe_at = self.probe_due(upstream);
             let due = async {
-                match at {
+                match probe_at.or(discover_at) {
                     Some(at) => tokio::time::sleep_until(at).await,
                     None => std::future::pending().await,
                 }
@@ -85,31 +73,16 @@ impl Pool {
                 // Something has changed: think again. A change that came before is not missed.
                 () = self.attention[upstream].notified() => continue,
             }
-            match chore {
-                Chore::Probe => self.probe(upstream).await,
-                Chore::Announce => {
-                    announced = at;
-                    self.changed.notify_one();
-                }
-                Chore::Discover => {
-                    self.discover(upstream).await;
-                    discover_at = Some(Instant::now() + self.settings.pace.discovery);
-                }
+            if probe_at.is_some() {
+                self.probe(upstream).await;
+            } else {
+                self.discover(upstream).await;
+                discover_at = Some(Instant::now() + self.settings.pace.discovery);
             }
-            if !is_asked && chore != Chore::Announce {
+            if !is_asked {
                 is_asked = true;
                 self.unasked.send_modify(|unasked| *unasked -= 1);
             }
-        }
-    }
-
-    fn chore(&self, upstream: usize, discover_at: Option<Instant>) -> (Chore, Option<Instant>) {
-        let state = self.lock();
-        let health = &state.places[upstream].health;
-        match health.state() {
-            UpstreamState::Up => (Chore::Discover, discover_at),
-            UpstreamState::Down => (Chore::Probe, health.due()),
-            UpstreamState::Aside => (Chore::Announce, health.due()),
         }
     }
 
@@ -122,53 +95,25 @@ impl Pool {
             }
             Err(failure) => (None, None, failure.cause),
         };
-        self.report(upstream, models);
-        let is_up = {
-            let mut state = self.lock();
-            let place = &mut state.places[upstream];
-            place.answered |= answers.is_some();
-            let (now, pace) = (Instant::now(), &self.settings.pace);
-            let answers = answers.unwrap_or(false);
-            let came_up = place.health.probed(answers, now, pace, rand::random());
-            if place.health.state() != UpstreamState::Aside {
-                let is_down = place.health.state() == UpstreamState::Down;
-                place.cause = is_down.then_some(cause);
-            }
-            came_up
-        };
-        if is_up {
-            self.tell(upstream, UpstreamState::Up, None, None);
-            self.changed.notify_one();
-        }
+        self.report_models(upstream, models);
+        self.probed(upstream, answers, cause);
     }
 
     async fn discover(&self, upstream: usize) {
-        let era = self.lock().places[upstream].health.era();
         match self.upstreams[upstream].models().await {
             Ok((_, models)) => {
-                self.lock().places[upstream].answered = true;
-                self.report(upstream, models);
+                self.looked_at(upstream, None);
+                self.report_models(upstream, models);
             }
             // Better found out now than by a line. A slow answer says less: it may be busy.
             Err(failure) if failure.kind == FailureKind::Unreachable => {
-                let event = Event::Unavailable(None);
-                let (now, pace) = (Instant::now(), &self.settings.pace);
-                let mut state = self.lock();
-                let place = &mut state.places[upstream];
-                let changed = place.health.record(event, era, now, pace, rand::random());
-                if changed.is_some() {
-                    place.cause = Some(failure.cause.clone());
-                }
-                drop(state);
-                if let Some(state) = changed {
-                    self.tell(upstream, state, None, Some(&failure.cause));
-                }
+                self.looked_at(upstream, Some(&failure.cause));
             }
             Err(_) => {}
         }
     }
 
-    fn report(&self, upstream: usize, models: Option<Vec<ModelInfo>>) {
+    fn report_models(&self, upstream: usize, models: Option<Vec<ModelInfo>>) {
         if let Some(models) = models
             && self.routing.report(upstream, models)
         {
@@ -176,10 +121,10 @@ impl Pool {
         }
     }
 
-    /// Wakes the dispatcher when a gate has opened.
-    async fn watch_gates(&self) {
+    /// Wakes the dispatcher when something that is closed may be tried.
+    async fn watch_closed(&self) {
         loop {
-            let next = self.lock().gates.next_opening(Instant::now());
+            let next = self.next_opening(Instant::now());
             let opened = async {
                 match next {
                     Some(opens) => tokio::time::sleep_until(opens).await,
@@ -188,7 +133,7 @@ impl Pool {
             };
             tokio::select! {
                 () = opened => self.changed.notify_one(),
-                () = self.gate_closed.notified() => {}
+                () = self.closed.notified() => {}
             }
         }
     }

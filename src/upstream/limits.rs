@@ -33,6 +33,9 @@ struct Lane {
     own: Option<usize>,
     /// The upstreams that it may go to, each once: they bound it, too.
     upstreams: Vec<usize>,
+    /// Lanes that have an upstream in common, directly or by others, are of one domain: their
+    /// lines compete.
+    domain: usize,
 }
 
 impl Limits {
@@ -56,14 +59,17 @@ impl Limits {
             lanes.push(Lane {
                 own,
                 upstreams: upstreams.collect(),
+                domain: 0,
             });
         }
         if config.models.is_empty() {
             lanes.push(Lane {
                 own: None,
                 upstreams: (0..upstreams.len()).collect(),
+                domain: 0,
             });
         }
+        find_domains(&mut lanes);
         Self {
             all,
             lanes,
@@ -133,6 +139,12 @@ impl Limits {
         self.lanes[lane.0].own
     }
 
+    /// Which limits a lane competes for: lanes of one domain have upstreams in common.
+    #[must_use]
+    pub fn domain(&self, lane: LaneId) -> usize {
+        self.lanes[lane.0].domain
+    }
+
     /// Something has happened that changes what this process needs, or has let go of.
     pub fn poke(&self) {
         if self.are_shared() {
@@ -158,6 +170,29 @@ impl Limits {
         let together = upstreams.fold(0, usize::saturating_add);
         lane.own
             .map_or(together, |own| size(&self.all[own]).min(together))
+    }
+}
+
+fn find_domains(lanes: &mut [Lane]) {
+    let mut domains: Vec<(usize, Vec<usize>)> = Vec::new();
+    for (number, lane) in lanes.iter().enumerate() {
+        let meets = |upstreams: &[usize]| upstreams.iter().any(|one| lane.upstreams.contains(one));
+        let (met, mut others): (Vec<_>, Vec<_>) = domains
+            .into_iter()
+            .partition(|(_, upstreams)| meets(upstreams));
+        let mut merged = (number, lane.upstreams.clone());
+        for (first, upstreams) in met {
+            merged.0 = merged.0.min(first);
+            merged.1.extend(upstreams);
+        }
+        others.push(merged);
+        domains = others;
+    }
+    for lane in lanes {
+        let of_lane = |(_, upstreams): &&(usize, Vec<usize>)| {
+            lane.upstreams.iter().any(|one| upstreams.contains(one))
+        };
+        lane.domain = domains.iter().find(of_lane).map_or(0, |(first, _)| *first);
     }
 }
 

@@ -5,37 +5,42 @@
 //! either: [`Pool::try_acquire`] says at once whether a line can be sent, [`Pool::changed`] says
 //! when to look again, and what to do with a [`Verdict`] is the caller's affair.
 
+mod backend;
 mod balance;
+mod breaker;
 mod budget;
 mod call;
+mod classify;
 mod client;
 mod discovery;
-mod gate;
-mod health;
+mod history;
 mod limits;
 mod pool;
 mod provider;
-mod retry;
 mod rewrite;
 mod routes;
+#[cfg(test)]
+pub(crate) mod testing;
 #[cfg(test)]
 mod tests;
 mod transport;
 
 use std::pin::Pin;
+use std::time::Duration;
 
 use bytes::Bytes;
 use tokio::time::{Instant, Sleep, sleep_until};
 
 use crate::domain::outcome::Reading;
-use crate::observe::CallOutcome;
 
+pub use breaker::{Pace, Reason};
 pub use budget::{Budget, Charge};
-pub use gate::ClosedGate;
-pub use health::{Pace, UpstreamState};
+pub use history::History;
 pub use limits::Limits;
-pub use pool::{Acquired, Permit, Pool, PoolSettings, UpstreamStatus};
-pub use retry::backoff;
+pub use pool::{
+    Acquired, ClosedGate, ClosedModel, FailFast, Permit, Pool, PoolSettings, UpstreamState,
+    UpstreamStatus,
+};
 pub use routes::{LaneId, Routes};
 
 /// One attempt to have a line answered.
@@ -66,13 +71,15 @@ impl Timer {
     }
 }
 
-/// What became of an attempt.
+/// What is to become of a line after a call.
 #[derive(Debug)]
 pub enum Verdict {
-    /// The line's answer, good or bad.
+    /// It has its answer, good or bad.
     Answer(Answer),
-    /// Not yet: the line is to be sent again.
-    Retry(Retry),
+    /// It is given up: no attempt is left, and nothing was answered.
+    GivenUp(Cause),
+    /// It is to be sent again.
+    Again(Again),
 }
 
 /// An HTTP answer of a model server.
@@ -83,22 +90,22 @@ pub struct Answer {
     pub request_id: Option<String>,
     pub body: Bytes,
     pub reading: Reading,
+    /// Nobody has the line's model: other lines of the model will be answered the same.
+    pub is_model_missing: bool,
     /// Holds the body's bytes (beside what the call's charge held before).
     pub charge: Charge,
 }
 
-/// Why a line is to be sent again, and when.
+/// When a line is to be sent again.
 #[derive(Debug)]
-pub struct Retry {
-    /// Whether this was one of the line's attempts. What is not the line's fault costs none; then
-    /// the pool itself holds back (a closed gate, an upstream down), and the line can be offered
-    /// to [`Pool::try_acquire`] again at once.
-    pub costs_attempt: bool,
+pub struct Again {
+    pub after: Duration,
+    /// Sooner than that once a call succeeds where this one failed: see [`History::is_hastened`].
+    pub is_hastened: bool,
     pub cause: Cause,
-    /// The same for the figures.
-    pub outcome: CallOutcome,
-    /// What the server said, for when no attempts or no time are left. It holds its charge.
-    pub answer: Option<Answer>,
+    /// What the server said, if it refused us: the line's answer if nobody mends it before the
+    /// window ends.
+    pub refusal: Option<Answer>,
     /// Which upstream failed: to be avoided by the next attempt.
     pub upstream: usize,
 }

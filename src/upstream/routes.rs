@@ -4,7 +4,7 @@
 use std::collections::{BTreeMap, HashMap};
 use std::sync::{Arc, PoisonError, RwLock};
 
-use super::gate::GateKey;
+use super::backend::{Backend, Backends};
 use super::rewrite::Edit;
 use super::{BuildError, ModelInfo};
 use crate::config::{self, Config};
@@ -27,11 +27,9 @@ pub struct Routes {
 /// A model at an upstream.
 #[derive(Debug)]
 pub(super) struct Target {
-    /// Its index among the upstreams.
-    pub(super) upstream: usize,
+    pub(super) backend: Arc<Backend>,
     pub(super) weight: u32,
     pub(super) edit: Option<Arc<Edit>>,
-    pub(super) gate: GateKey,
     pub(super) seconds: CallSeconds,
 }
 
@@ -45,6 +43,7 @@ pub(super) struct Routing {
     /// The configured names; `None` without `[[models]]`.
     configured: Option<Vec<String>>,
     known: RwLock<Known>,
+    backends: Arc<Backends>,
 }
 
 /// What is learned while running. One lock: a route made from an old list must not outlive it.
@@ -75,12 +74,12 @@ struct Route {
 impl Routes {
     /// The upstreams that it goes to, by their index.
     pub fn upstreams(&self) -> impl Iterator<Item = usize> {
-        self.targets.iter().map(|target| target.upstream)
+        self.targets.iter().map(|target| target.backend.upstream)
     }
 }
 
 impl Routing {
-    pub(super) fn new(config: &Config) -> Result<Self, BuildError> {
+    pub(super) fn new(config: &Config, backends: Arc<Backends>) -> Result<Self, BuildError> {
         let upstreams = &config.upstreams;
         let mut exact = HashMap::new();
         let mut wildcard = None;
@@ -89,7 +88,7 @@ impl Routing {
             if model.name == "*" {
                 wildcard = Some(entry);
             } else {
-                let routes = entry.routes_of(&model.name, &model.name, |_| true);
+                let routes = entry.routes_of(&backends, &model.name, &model.name, |_| true);
                 exact.insert(model.name.clone(), Arc::new(routes));
             }
         }
@@ -108,6 +107,7 @@ impl Routing {
                 reported: vec![None; upstreams.len()],
                 resolved: HashMap::new(),
             }),
+            backends,
         })
     }
 
@@ -164,16 +164,18 @@ impl Routing {
             OTHER
         };
         if !self.by_report || model.is_empty() {
-            return Some(entry.routes_of(model, label, |_| true));
+            return Some(entry.routes_of(&self.backends, model, label, |_| true));
         }
-        let routes = entry.routes_of(model, label, |upstream| {
+        let routes = entry.routes_of(&self.backends, model, label, |upstream| {
             reported[upstream].as_ref().is_some_and(has)
         });
         if !routes.targets.is_empty() {
             return Some(routes);
         }
         // Nobody says that he has it; those that have never said anything may.
-        let routes = entry.routes_of(model, label, |upstream| reported[upstream].is_none());
+        let routes = entry.routes_of(&self.backends, model, label, |upstream| {
+            reported[upstream].is_none()
+        });
         (!routes.targets.is_empty()).then_some(routes)
     }
 
@@ -250,16 +252,19 @@ impl Entry {
     }
 
     /// `label`: what figures call the model.
-    fn routes_of(&self, model: &str, label: &str, goes_to: impl Fn(usize) -> bool) -> Routes {
+    fn routes_of(
+        &self,
+        backends: &Backends,
+        model: &str,
+        label: &str,
+        goes_to: impl Fn(usize) -> bool,
+    ) -> Routes {
         let routes = self.routes.iter().filter(|route| goes_to(route.upstream));
+        let named = |route: &Route| route.rename.clone().unwrap_or_else(|| model.into());
         let targets = routes.map(|route| Target {
-            upstream: route.upstream,
+            backend: backends.get(route.upstream, &named(route)),
             weight: route.weight,
             edit: route.edit.clone(),
-            gate: (
-                route.upstream,
-                route.rename.clone().unwrap_or_else(|| model.into()),
-            ),
             seconds: figures().call_seconds(&route.name, label),
         });
         Routes {

@@ -5,12 +5,15 @@
 //! its model and of an upstream, is one step under one short lock; nothing waits while holding it.
 
 mod care;
-mod choose;
 mod demand;
 mod hold;
+mod ledger;
+mod missing;
+mod order;
+#[cfg(test)]
+mod promise;
 mod send;
-mod state;
-mod turns;
+mod unwritable;
 
 use std::collections::{BTreeSet, HashMap};
 use std::panic::AssertUnwindSafe;
@@ -33,14 +36,22 @@ use crate::config;
 use crate::domain::batch::Ending;
 use crate::domain::clock::Clock;
 use crate::store::Store;
-use crate::upstream::{LaneId, Pool, Timer};
-use state::{Entry, State};
+use crate::upstream::{LaneId, Pool, Routes, Timer};
+use ledger::Ledger;
+pub(super) use ledger::needed;
+use missing::Missing;
+use order::Chosen;
+use send::Outcome;
+use unwritable::Unwritable;
 
 /// How long the pump may sleep when it knows of nothing to wait for.
 const PUMP_TICK: Duration = Duration::from_secs(1);
 
 pub(super) struct Dispatch {
-    state: Mutex<State>,
+    ledger: Mutex<Ledger>,
+    /// Models that batches name and nobody has.
+    missing: Mutex<Missing>,
+    unwritable: Mutex<Unwritable>,
     store: Store,
     pool: Arc<Pool>,
     inbox: Arc<Inbox>,
@@ -62,17 +73,35 @@ pub(super) struct Dispatch {
 /// What is in hand, for the supply to decide what to lease.
 #[derive(Default)]
 pub(super) struct InHand {
-    /// Lines ready to be sent by lane and tenant, where any upstream takes them at present.
-    pub ready: HashMap<(LaneId, Arc<str>), usize>,
-    /// Bytes of text by lane.
-    pub bytes: HashMap<LaneId, usize>,
-    /// Lines that were ever answered, by lane.
-    pub answered: HashMap<LaneId, u64>,
-    /// Lines in flight by tenant.
-    pub tenants: HashMap<Arc<str>, usize>,
+    /// By lane and tenant, where any upstream takes their lines at present.
+    pub tenants: HashMap<(LaneId, Arc<str>), TenantInHand>,
+    /// By lane.
+    pub lanes: HashMap<LaneId, LaneInHand>,
     /// Batches of which units are held.
     pub batches: BTreeSet<String>,
 }
+
+/// What a tenant has in hand in a lane.
+#[derive(Default)]
+pub(super) struct TenantInHand {
+    /// Where so many of its lines wait for another attempt that no fresh one is sent.
+    pub blocked: Vec<Arc<Routes>>,
+    /// Lines ready to be sent, by batch.
+    pub ready: HashMap<Arc<str>, usize>,
+}
+
+#[derive(Default)]
+pub(super) struct LaneInHand {
+    /// Of text.
+    pub bytes: usize,
+    /// Lines that were ever answered.
+    pub answered: u64,
+    /// How long a call takes, as far as is known.
+    pub seconds: Option<f64>,
+}
+
+/// When somebody had the last turn, and what is in flight: who has less comes first.
+pub(super) type Turn = (usize, u64);
 
 impl Dispatch {
     pub(super) fn new(
@@ -84,7 +113,9 @@ impl Dispatch {
         settings: &Settings,
     ) -> Arc<Dispatch> {
         Arc::new(Dispatch {
-            state: Mutex::default(),
+            ledger: Mutex::default(),
+            missing: Mutex::default(),
+            unwritable: Mutex::default(),
             store,
             pool,
             inbox,
@@ -100,8 +131,8 @@ impl Dispatch {
         })
     }
 
-    fn lock(&self) -> MutexGuard<'_, State> {
-        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    fn lock(&self) -> MutexGuard<'_, Ledger> {
+        self.ledger.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// A number for a unit that is being taken in hand.
@@ -112,21 +143,24 @@ impl Dispatch {
     /// Takes a unit's lines in hand; slots begin to send them.
     pub(super) fn add(&self, unit: HeldUnit, lines: Vec<OpenLine>) {
         let unit = Arc::new(unit);
-        let mut state = self.lock();
-        if state.held.get(&unit.key) != Some(&unit.epoch) {
+        let (mut lines, limits) = (lines, self.pool.limits());
+        let crashed = care::take_care(&unit, &mut lines);
+        let known = self.known_missing(&unit);
+        let mut ledger = self.lock();
+        if ledger.held().get(&unit.key) != Some(&unit.epoch) {
             // Lost while its text was read.
             return;
         }
-        let mut entry = Entry::new(&unit, lines);
-        let crashed = entry.take_care();
-        if let Some(routes) = &unit.routes {
-            let lane = state.lanes.entry(routes.lane).or_default();
-            lane.limit = self.pool.limits().lane(routes.lane);
-            lane.ready += entry.ready.len();
+        let lane = unit.routes.as_ref().map(|routes| routes.lane);
+        let place = lane.map_or((0, 0), |lane| (limits.lane(lane), limits.domain(lane)));
+        if let Some(known) = known {
+            drop(ledger);
+            self.answer_unsent(&unit, lines, &known);
+        } else {
+            ledger.admit(&unit, lines, place);
+            ledger.remove_if_spent(unit.id);
+            drop(ledger);
         }
-        state.put_in(entry);
-        state.remove_if_spent(unit.id);
-        drop(state);
         self.inbox.push(crashed);
         self.pump.notify_one();
     }
@@ -152,20 +186,20 @@ impl Dispatch {
 
     /// Sends nothing new from now on.
     pub(super) fn close(&self) {
-        self.lock().closed = true;
+        self.lock().is_closed = true;
         self.idle.notify_waiters();
         self.pool.limits().poke();
     }
 
     /// Whether nothing new is sent any more.
     pub(super) fn is_closed(&self) -> bool {
-        self.lock().closed
+        self.lock().is_closed
     }
 
     /// Cuts all calls in flight.
     pub(super) fn abort_all(&self) {
-        for entry in self.lock().entries.values() {
-            entry.unit.cut.cancel();
+        for active in self.lock().units() {
+            active.unit.cut.cancel();
         }
     }
 
@@ -173,7 +207,7 @@ impl Dispatch {
     pub(super) async fn idle(&self) {
         loop {
             let idle = self.idle.notified();
-            if self.lock().in_flight == 0 {
+            if self.lock().in_flight() == 0 {
                 return;
             }
             idle.await;
@@ -182,7 +216,7 @@ impl Dispatch {
 
     /// Whether nothing is in flight now.
     pub(super) fn is_idle(&self) -> bool {
-        self.lock().in_flight == 0
+        self.lock().in_flight() == 0
     }
 
     /// Whether nothing new can be sent until answers are written.
@@ -202,51 +236,87 @@ impl Dispatch {
 
     /// Calls in flight, by lane.
     pub(super) fn in_flight_by_lane(&self) -> HashMap<LaneId, usize> {
-        let state = self.lock();
-        let lanes = state.lanes.iter();
-        lanes.map(|(&id, lane)| (id, lane.in_flight)).collect()
+        let ledger = self.lock();
+        let lanes = ledger.lanes();
+        lanes.map(|(id, lane)| (id, lane.in_flight)).collect()
     }
 
     pub(super) fn in_hand(&self) -> InHand {
-        let state = self.lock();
+        let ledger = self.lock();
         let mut in_hand = InHand::default();
-        for (name, tenant) in &state.tenants {
-            if tenant.in_flight > 0 {
-                in_hand.tenants.insert(name.clone(), tenant.in_flight);
+        for active in ledger.units() {
+            let unit = &active.unit;
+            if !in_hand.batches.contains(&*unit.batch.id) {
+                in_hand.batches.insert(unit.batch.id.to_string());
             }
-        }
-        for entry in state.entries.values() {
-            if !in_hand.batches.contains(&entry.unit.batch.id) {
-                in_hand.batches.insert(entry.unit.batch.id.clone());
-            }
-            let (Some(lane), Some(routes)) = (entry.lane, &entry.unit.routes) else {
+            let Some(routes) = &unit.routes else {
                 continue;
             };
-            *in_hand.bytes.entry(lane).or_default() += entry.unit.text.len();
+            in_hand.lanes.entry(routes.lane).or_default().bytes += unit.text.len();
             // What must wait for its upstream is no work in hand.
-            if self.pool.may_take(routes) {
-                let of_tenant = (lane, entry.unit.batch.tenant.clone());
-                *in_hand.ready.entry(of_tenant).or_default() += entry.sendable();
+            if self.pool.is_troubled() && !self.pool.was_open(routes) {
+                continue;
+            }
+            let key = (routes.lane, unit.batch.tenant.clone());
+            let tenant = in_hand.tenants.entry(key).or_default();
+            *tenant.ready.entry(unit.batch.id.clone()).or_default() += active.sendable();
+        }
+        for (_, queue) in &ledger.queues {
+            let Some(lane) = ledger.lane(queue.routes.lane) else {
+                continue;
+            };
+            let most = order::waiting_max(&self.pool, &queue.routes, lane.limit);
+            for (_, flow) in &queue.flows {
+                let key = (queue.routes.lane, ledger.tenant_name(flow.tenant).clone());
+                if flow.waiting >= most {
+                    let tenant = in_hand.tenants.entry(key).or_default();
+                    tenant.blocked.push(queue.routes.clone());
+                }
             }
         }
-        in_hand.answered = state
-            .lanes
-            .iter()
-            .map(|(&id, lane)| (id, lane.answered))
-            .collect();
+        for (id, lane) in ledger.lanes() {
+            let of_lane = in_hand.lanes.entry(id).or_default();
+            of_lane.answered = lane.answered();
+            of_lane.seconds = lane.seconds();
+        }
         in_hand
     }
 
-    /// Asks to be told when a lane has fewer ready lines than it should, where the supply has
-    /// more to lease: by lane, how many there should be beside those that must wait.
-    pub(super) fn ask(&self, wanted: &HashMap<LaneId, usize>, in_hand: &InHand) {
-        let mut state = self.lock();
-        for (id, lane) in &mut state.lanes {
-            let open = in_hand.ready.iter().filter(|((lane, _), _)| lane == id);
-            let open: usize = open.map(|(_, lines)| lines).sum();
-            lane.more = wanted.contains_key(id);
-            lane.low = lane.ready.saturating_sub(open) + wanted.get(id).unwrap_or(&0) / 2;
-        }
+    /// When tenants had their last turns in a lane's domain, and what they have in flight there.
+    pub(super) fn turns<'a>(
+        &self,
+        lane: LaneId,
+        tenants: impl Iterator<Item = &'a str>,
+    ) -> Vec<Turn> {
+        let domain = self.pool.limits().domain(lane);
+        let ledger = self.lock();
+        let turns = tenants.map(|tenant| ledger.turns_of(tenant, domain));
+        turns.map(|turns| (turns.in_flight, turns.last)).collect()
+    }
+
+    /// The same of batches, in any lane.
+    pub(super) fn turns_of_batches<'a>(&self, ids: impl Iterator<Item = &'a str>) -> Vec<Turn> {
+        let ledger = self.lock();
+        let turns = ids.map(|id| ledger.turns_of_batch(id));
+        turns.map(|turns| (turns.in_flight, turns.last)).collect()
+    }
+
+    /// Asks to be told when a tenant has fewer ready lines than it should, where the supply has
+    /// more to lease; and says how many lines of batches wait elsewhere, by which it is known which
+    /// would miss their deadline.
+    pub(super) fn ask(
+        &self,
+        wanted: &HashMap<(LaneId, Arc<str>), usize>,
+        waiting: &HashMap<String, usize>,
+    ) {
+        let mut ledger = self.lock();
+        ledger.set_low(wanted);
+        ledger.set_needs(waiting, self.clock.now_ms());
+    }
+
+    /// The wall-clock time, which deadlines are compared with.
+    pub(super) fn now_ms(&self) -> i64 {
+        self.clock.now_ms()
     }
 
     /// One slot: sends lines until there is none to send.
@@ -267,62 +337,114 @@ impl Dispatch {
     }
 
     /// Books what came of a line, and chooses the next one to send.
-    fn settle(&self, job: Job, outcome: Result<Finished, Instant>) -> Option<Job> {
+    fn settle(&self, job: Job, outcome: Outcome) -> Option<Job> {
         let Job {
             unit,
             pending,
             care,
             permit,
+            begun,
         } = job;
         drop(permit);
 
-        let mut state = self.lock();
-        state.landed(&unit, outcome.is_ok());
+        let lane = unit.routes.as_ref().map(|routes| routes.lane);
+        let domain = lane.map_or(0, |lane| self.pool.limits().domain(lane));
+        let has_ended = matches!(outcome, Outcome::Finished(_));
+        let mut ledger = self.lock();
+        ledger.finish(&unit, domain, (has_ended, begun.elapsed()));
         self.pool.limits().landed();
-        let finished = match (outcome, state.entries.get_mut(&unit.id)) {
+        let ending = ledger.unit(unit.id).map(|active| active.ending);
+        let finished = match (outcome, ending) {
             // The unit was lost, or is being given back: this line is not ours any more.
             (_, None) => None,
-            (Ok(finished), Some(_)) => Some(finished),
-            (Err(due), Some(entry)) => {
-                if let Some(ending) = entry.ending {
-                    let finished = conclude(&unit, pending, ending);
-                    if finished.is_none() {
-                        state.lose(&unit);
-                    }
-                    finished
-                } else {
-                    state.wait(unit.id, due, pending);
-                    self.pump.notify_one();
-                    None
+            (Outcome::Finished(finished), Some(_)) => Some(finished),
+            (Outcome::Again(..), Some(Some(ending))) => {
+                let finished = conclude(&unit, pending, ending);
+                if finished.is_none() {
+                    ledger.lose(&unit);
                 }
+                finished
+            }
+            (Outcome::Again(due, soonest), Some(None)) => {
+                // A call may have succeeded meanwhile.
+                let when = match soonest {
+                    Some(soonest) if pending.history.is_hastened() => (due.min(soonest), None),
+                    soonest => (due, soonest),
+                };
+                ledger.retry_at(unit.id, when, pending);
+                self.pump.notify_one();
+                None
             }
         };
-        state.remove_if_spent(unit.id);
+        if ledger.remove_if_spent(unit.id) {
+            self.hungry.notify_one();
+        }
         if care == Care::Alone && finished.is_none() {
             // Nothing of it is to be written, and others may have waited for it.
-            state.not_alone(unit.id);
+            ledger.end_isolation(unit.id);
             self.pump.notify_one();
         }
         // Before the lock is given back: whoever sees that nothing is in flight finds it there.
         self.inbox.push(finished);
-        let next = self.choose(&mut state, Instant::now());
-        if state.in_flight == 0 {
+        if self.pool.is_troubled() && self.pool.take_hastening() {
+            ledger.hasten(Instant::now());
+            self.pump.notify_one();
+        }
+        let next = self.choose(&mut ledger, Instant::now());
+        if ledger.in_flight() == 0 {
             self.inbox.nudge();
             self.idle.notify_waiters();
         }
         next
     }
 
+    /// Whether units and shares are this process's now.
+    fn may_send(&self) -> bool {
+        self.lease.holds() && self.shares_hold()
+    }
+
+    /// Takes the next line to send, with its permits; counts it as in flight.
+    fn choose(&self, ledger: &mut Ledger, now: Instant) -> Option<Job> {
+        if !self.may_send()
+            || self.is_halted()
+            || (ledger.in_flight() > 0 && self.pool.budget().is_full())
+        {
+            ledger.wake_due(now);
+            return None;
+        }
+        let chosen = ledger.wake_and_choose((now, self.clock.now_ms()), &self.pool)?;
+        let Chosen {
+            unit,
+            pending,
+            care,
+            permit,
+            runs_short,
+        } = chosen;
+        if runs_short {
+            self.hungry.notify_one();
+        }
+        Some(Job {
+            unit,
+            pending,
+            care,
+            permit: Some(permit),
+            begun: now,
+        })
+    }
+
     /// Starts slots while there are lines to send and places to send them to; returns when to
     /// look again.
     fn start_slots(self: &Arc<Self>) -> Instant {
         let now = Instant::now();
-        let mut state = self.lock();
-        state.cut_settled(now);
-        while let Some(job) = self.choose(&mut state, now) {
+        let mut ledger = self.lock();
+        ledger.cut_settled(now);
+        if self.pool.take_hastening() {
+            ledger.hasten(now);
+        }
+        while let Some(job) = self.choose(&mut ledger, now) {
             tokio::spawn(self.clone().slot(job));
         }
-        let next = state.next_due().unwrap_or(now + PUMP_TICK);
+        let next = ledger.next_due().unwrap_or(now + PUMP_TICK);
         next.clamp(now + Duration::from_millis(1), now + PUMP_TICK)
     }
 }
@@ -331,10 +453,8 @@ impl Dispatch {
 /// line's, if that is all there was, else that its batch ended. `None` if the code panics at it:
 /// then its unit is to be let go, and the line ends when it is taken in hand again.
 fn conclude(unit: &Arc<HeldUnit>, pending: Pending, ending: Ending) -> Option<Finished> {
-    let write = || match pending.answer {
-        Some(answer) if matches!(answer.status, 401..=403) && ending == Ending::Expired => {
-            line::answered(unit, &pending.line, answer)
-        }
+    let write = || match pending.refusal {
+        Some(answer) if ending == Ending::Expired => line::answered(unit, &pending.line, answer),
         _ => line::ended(unit, &pending.line, ending),
     };
     std::panic::catch_unwind(AssertUnwindSafe(write))

@@ -140,6 +140,7 @@ impl Flusher {
                     let (lines, bytes) = size(&groups);
                     figures().flushed(lines, bytes, began.elapsed());
                     failures = 0;
+                    self.dispatch.has_written();
                     self.accept(groups, &reply);
                     continue;
                 }
@@ -155,12 +156,22 @@ impl Flusher {
                 todo.push_front(groups);
                 failures = 0;
             } else if is_stubborn && !error.is_outage() {
-                for group in &groups {
-                    let key = &group.unit.key;
-                    tracing::error!(unit.key = %key, %error, "a unit cannot be written; let go");
-                    self.dispatch.lose(&group.unit);
-                }
+                let cause = error.to_string();
+                // One unit: it was halved until it stood alone.
+                groups.retain(|group| {
+                    let is_kept = !self.dispatch.may_let_go(&group.unit, &cause);
+                    if !is_kept {
+                        let key = &group.unit.key;
+                        tracing::error!(unit.key = %key, %error, "a unit cannot be written; let go");
+                        self.dispatch.lose(&group.unit);
+                    }
+                    is_kept
+                });
                 failures = 0;
+                if !groups.is_empty() {
+                    todo.push_back(groups);
+                    tokio::time::sleep(PAUSE_MAX).await;
+                }
             } else {
                 todo.push_front(groups);
                 let pause = Duration::from_millis(50) * 2_u32.pow(failures.min(8));

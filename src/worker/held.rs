@@ -17,24 +17,34 @@ use crate::upstream::{Charge, Routes};
 /// What all units of a batch have in common.
 #[derive(Debug)]
 pub(super) struct BatchContext {
-    pub id: String,
+    pub id: Arc<str>,
     pub tenant: Arc<str>,
     pub endpoint: &'static Endpoint,
     pub priority: i64,
     /// Milliseconds; `i64::MAX` where there is no window.
     pub deadline: i64,
     pub created_at: i64,
+    /// Of this process's own making, by which upstreams tell batches apart.
+    pub number: u64,
+}
+
+/// A number for a batch. Two have the same as good as never, and little depends on it.
+pub(super) fn number_of(batch_id: &str) -> u64 {
+    let mut hasher = std::hash::DefaultHasher::new();
+    std::hash::Hash::hash(batch_id, &mut hasher);
+    std::hash::Hasher::finish(&hasher)
 }
 
 impl BatchContext {
     pub(super) fn new(backlog: &Backlog, endpoint: &'static Endpoint) -> Self {
         BatchContext {
-            id: backlog.batch_id.clone(),
+            id: backlog.batch_id.as_str().into(),
             tenant: backlog.tenant.as_str().into(),
             endpoint,
             priority: backlog.priority,
             deadline: backlog.expires_at.unwrap_or(i64::MAX),
             created_at: backlog.created_at,
+            number: number_of(&backlog.batch_id),
         }
     }
 }
@@ -48,6 +58,8 @@ pub(super) struct HeldUnit {
     pub batch: Arc<BatchContext>,
     /// `None`: its model is not served, or its lines are not to be sent any more.
     pub routes: Option<Arc<Routes>>,
+    /// The name of its model; empty where its lines name none.
+    pub model: Box<str>,
     /// Of its model.
     pub figures: Arc<ModelFigures>,
     pub text: Bytes,
@@ -185,6 +197,7 @@ impl HeldUnit {
             epoch: leased.epoch,
             batch,
             routes,
+            model: model.into(),
             figures,
             text,
             cut: CancellationToken::new(),

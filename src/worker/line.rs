@@ -2,6 +2,7 @@
 
 use std::pin::pin;
 use std::sync::Arc;
+use std::time::Instant;
 
 use tracing::Instrument as _;
 use tracing::field::Empty;
@@ -16,17 +17,30 @@ use crate::domain::outcome::{self, ErrorCode, Outcome};
 use crate::domain::usage::Usage;
 use crate::observe::trace;
 use crate::store::Tally;
-use crate::upstream::{Answer, Call, Cause, CauseKind, Permit, Pool, Retry, Timer, Verdict};
+use crate::upstream::{
+    Again, Answer, Call, Cause, CauseKind, History, Permit, Pool, Timer, Verdict,
+};
 
 /// A line that is to be sent, with what is known from attempts before.
 pub(super) struct Pending {
     pub line: OpenLine,
-    /// Attempts that counted.
-    pub attempts: u32,
+    pub history: History,
     /// The upstream of the last attempt, which others are preferred to.
     pub avoid: Option<usize>,
-    /// The last answer, if it refused our key: it is the line's if there is no better one.
-    pub answer: Option<Answer>,
+    /// The last answer, if it refused us: it is the line's if there is no better one.
+    pub refusal: Option<Answer>,
+}
+
+impl Pending {
+    /// A line that has not been sent yet.
+    pub(super) fn new(line: OpenLine) -> Self {
+        Self {
+            line,
+            history: History::default(),
+            avoid: None,
+            refusal: None,
+        }
+    }
 }
 
 /// A line on its way, with its permits.
@@ -35,14 +49,17 @@ pub(super) struct Job {
     pub pending: Pending,
     pub care: Care,
     pub permit: Option<Permit>,
+    pub begun: Instant,
 }
 
 /// What came of one attempt.
 pub(super) enum Attempt {
     /// The upstream's answer is the line's.
     Answered(Answer),
+    /// There is none, and no attempt is left.
+    GivenUp(Cause),
     /// Not yet.
-    Failed(Retry),
+    Again(Again),
     /// The call was cut off.
     Cut,
     /// The stored line is not a request. It was one when it was uploaded.
@@ -63,9 +80,9 @@ pub(super) async fn attempt(pool: &Pool, job: &mut Job, timer: &mut Timer) -> At
         parent: None,
         "upstream call",
         otel.kind = "client",
-        batch.id = unit.batch.id,
+        batch.id = &*unit.batch.id,
         url.path = unit.batch.endpoint.path,
-        attempt = job.pending.attempts + 1,
+        attempt = job.pending.history.attempts() + 1,
         upstream.name = Empty,
         outcome = Empty,
         http.response.status_code = Empty,
@@ -77,12 +94,13 @@ pub(super) async fn attempt(pool: &Pool, job: &mut Job, timer: &mut Timer) -> At
         traceparent: trace::traceparent(&span),
     };
     // Pinned: it is large, and would be moved by each layer around it.
-    let call = pin!(pool.call(permit, call, timer));
+    let call = pin!(pool.call(permit, call, &mut job.pending.history, timer));
     let call = call.instrument(span);
     match unit.cut.run_until_cancelled(call).await {
         None => Attempt::Cut,
         Some(Verdict::Answer(answer)) => Attempt::Answered(answer),
-        Some(Verdict::Retry(retry)) => Attempt::Failed(retry),
+        Some(Verdict::GivenUp(cause)) => Attempt::GivenUp(cause),
+        Some(Verdict::Again(again)) => Attempt::Again(again),
     }
 }
 

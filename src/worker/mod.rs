@@ -223,6 +223,12 @@ impl Worker {
         move || dispatch.in_flight_by_lane()
     }
 
+    /// Tells what somebody must mend.
+    pub fn alarms(&self) -> impl Fn() -> Vec<String> + Send + Sync + 'static {
+        let dispatch = self.dispatch.clone();
+        move || dispatch.alarms()
+    }
+
     /// Tells under which token this process holds its units.
     pub fn token(&self) -> impl Fn() -> Arc<str> + Send + Sync + 'static {
         let lease = self.lease.clone();

@@ -2,6 +2,7 @@
 //! closed for all. In its turn it reads what the others hold, takes what is due to it, and says
 //! what it could use.
 
+use std::collections::HashMap;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -38,6 +39,8 @@ pub(super) struct Shares {
     wanted: Vec<usize>,
     /// Since when it has had its turns in time.
     unbroken: Uptime,
+    /// Which resets of upstreams it has followed; `None` before its first turn.
+    resets: Option<HashMap<String, i64>>,
 }
 
 /// What came of a turn.
@@ -49,6 +52,7 @@ struct Outcome {
     concerns_others: bool,
     told: Vec<ClosedGate>,
     closed: Vec<ClosedGate>,
+    resets: Vec<(String, i64)>,
 }
 
 impl Shares {
@@ -72,6 +76,7 @@ impl Shares {
             reclaim_after: settings.worker.reclaim_after,
             wanted,
             unbroken: Uptime::now(),
+            resets: None,
         }
     }
 
@@ -105,6 +110,7 @@ impl Shares {
         for gate in outcome.closed.iter().chain(&outcome.told) {
             self.pool.know_gate(gate);
         }
+        self.follow(&outcome.resets);
         let limits = self.pool.limits();
         let has_grown = limits.grant(&outcome.shares, outcome.overhang);
         self.dispatch.limits_changed();
@@ -156,6 +162,7 @@ impl Shares {
             concerns_others: false,
             told: self.pool.gates_to_tell(),
             closed: book.gates.iter().map(from_row).collect(),
+            resets: book.resets.clone(),
         };
         for (number, (name, _)) in limits.all().enumerate() {
             let (part, in_flight) = (&parts[number], in_flight[number] as u64);
@@ -185,6 +192,18 @@ impl Shares {
             share.max(in_flight)
         });
         held.collect()
+    }
+
+    /// Opens what an operator has said is mended since the last turn.
+    fn follow(&mut self, resets: &[(String, i64)]) {
+        let is_first = self.resets.is_none();
+        let known = self.resets.get_or_insert_default();
+        for (upstream, at) in resets {
+            let before = known.insert(upstream.clone(), *at);
+            if before != Some(*at) && !is_first {
+                self.pool.reset(upstream);
+            }
+        }
     }
 
     fn pause(&self) -> Duration {

@@ -8,7 +8,7 @@ use std::time::{Duration, Instant};
 
 use tokio_util::sync::CancellationToken;
 
-use super::dispatch::{Dispatch, InHand};
+use super::dispatch::{Dispatch, InHand, TenantInHand, needed};
 use super::held::BatchContext;
 use super::inbox::Inbox;
 use super::lease::Lease;
@@ -30,6 +30,10 @@ const AHEAD_SECONDS: f64 = 0.5;
 const RATE_OVER_SECONDS: f64 = 0.2;
 /// Lines that a unit is taken to have until it is read.
 const LINES_A_UNIT: usize = 512;
+/// Models of a batch that are ranked at once.
+const MODELS_A_BATCH: usize = 16;
+/// After so many rounds they are counted anew.
+const TURNS: usize = 1 << 30;
 /// Units leased by one statement.
 const UNITS_A_LEASE: usize = 8;
 /// Units of ended batches handled in one go: their lines are only written.
@@ -39,11 +43,23 @@ const INBOX_LINES_MAX: usize = 8_192;
 /// How often in a lease's term what the store says is ours is compared with what is in hand.
 const COMPARISONS_A_TERM: u32 = 2;
 
+/// For how long a batch keeps units in hand before they are given back for others of its tenant:
+/// to lease them and to read their text again costs as much as many lines.
+const SLICE: Duration = Duration::from_secs(10);
+/// How often units are given back at most where there is no room for those of others, and how many.
+const SHED_EVERY: Duration = Duration::from_millis(250);
+const SHED_MAX: usize = 8;
+/// What a process holds beside its part of the tenants, where several share them.
+const HELD_BESIDE: f64 = 1.25;
+
 /// Units of one model in one batch that could be leased.
 struct Offer {
     backlog: Backlog,
     routes: Arc<Routes>,
 }
+
+/// What there is to lease in a lane, by tenant.
+type Offers = HashMap<Arc<str>, Vec<Offer>>;
 
 pub(super) struct Supply {
     store: Store,
@@ -60,6 +76,10 @@ pub(super) struct Supply {
     unserved: HashSet<String>,
     /// Which lane leases first: each in its turn, so that none always finds the budget taken.
     turn: usize,
+    /// Since when batches have units in hand.
+    taken: HashMap<Arc<str>, Instant>,
+    /// When units were given back for others.
+    shed_at: Instant,
 }
 
 impl Supply {
@@ -84,6 +104,8 @@ impl Supply {
             compared: now,
             unserved: HashSet::new(),
             turn: 0,
+            taken: HashMap::new(),
+            shed_at: now,
         }
     }
 
@@ -98,58 +120,81 @@ impl Supply {
         self.compare().await?;
         self.texts.read().await?;
         self.shed().await?;
-        let backlog = self.store.backlog().await?;
+        let turn = i64::try_from(self.turn).unwrap_or(0);
+        let backlog = self.store.backlog(turn).await?;
         let (ended, live): (Vec<_>, Vec<_>) =
             backlog.into_iter().partition(|row| row.ending().is_some());
         for row in &ended {
             self.lease_ended(row).await?;
         }
+        let in_hand_ids = &in_hand.batches;
+        self.taken.retain(|id, _| in_hand_ids.contains(&**id));
+        let waiting = lines_waiting(&live);
         let offers = self.offers(live);
         let lanes = offers.len();
         let mut wanted = HashMap::new();
         let mut offers: Vec<_> = offers.into_iter().collect();
+        self.turn = self.turn.wrapping_add(1) % TURNS;
         if lanes > 0 {
-            self.turn = (self.turn + 1) % lanes;
-            offers.rotate_left(self.turn);
+            offers.rotate_left(self.turn % lanes);
         }
         for (lane, offers) in offers {
-            let lines = self.wanted(lane, self.pool.limits().lane(lane));
-            wanted.insert(lane, lines);
-            self.fill(lane, lanes, lines, offers, &in_hand).await?;
+            let names: Vec<Arc<str>> = offers.keys().cloned().collect();
+            let share = self.fill(lane, lanes, offers, &in_hand).await?;
+            wanted.extend(names.into_iter().map(|name| ((lane, name), share)));
         }
-        self.dispatch.ask(&wanted, &self.dispatch.in_hand());
+        self.dispatch.ask(&wanted, &waiting);
         Ok(())
     }
 
-    /// What can be leased, by lane. Units that no upstream takes at present are left for later,
-    /// or for replicas that see it otherwise.
-    fn offers(&mut self, backlog: Vec<Backlog>) -> BTreeMap<LaneId, Vec<Offer>> {
-        let mut offers: BTreeMap<LaneId, Vec<Offer>> = BTreeMap::new();
-        let mut open: Vec<Arc<Routes>> = Vec::new();
+    /// What can be leased, by lane and tenant. Units that no upstream takes at present are left for
+    /// later, or for replicas that see it otherwise.
+    fn offers(&mut self, backlog: Vec<Backlog>) -> BTreeMap<LaneId, Offers> {
+        let mut offers: BTreeMap<LaneId, Offers> = BTreeMap::new();
+        let mut open: HashMap<(LaneId, Vec<usize>), Arc<Routes>> = HashMap::new();
+        // By model, for many batches name the same: its routes, if they are open, and whether
+        // this process has a share.
+        let mut known: HashMap<String, Option<(Arc<Routes>, bool)>> = HashMap::new();
         for row in backlog {
-            if row.stage.status != Status::InProgress {
+            if row.stage.status != Status::InProgress || self.dispatch.is_unwritable(&row.batch_id)
+            {
                 continue;
             }
-            let Some(routes) = self.pool.resolve(&row.model) else {
-                self.warn_unserved(&row);
+            if !known.contains_key(&row.model) {
+                let routes = self.pool.resolve(&row.model);
+                match &routes {
+                    Some(_) => drop(self.unserved.remove(&row.model)),
+                    None => self.warn_unserved(&row),
+                }
+                // One that closes again and again is open for a moment now and then.
+                let routes = routes.filter(|routes| self.pool.was_open(routes));
+                let routes = routes.map(|routes| {
+                    let has_share = self.pool.has_share(&routes);
+                    (routes, has_share)
+                });
+                known.insert(row.model.clone(), routes);
+            }
+            let Some(Some((routes, has_share))) = known.get(&row.model) else {
                 continue;
             };
-            self.unserved.remove(&row.model);
-            if !self.pool.may_take(&routes) {
-                continue;
-            }
-            if !open.iter().any(|other| Arc::ptr_eq(other, &routes)) {
-                open.push(routes.clone());
-            }
+            open.entry((routes.lane, routes.upstreams().collect()))
+                .or_insert_with(|| routes.clone());
             // Who has a share leases it; who has none asks for one.
-            if self.pool.has_share(&routes) {
-                offers.entry(routes.lane).or_default().push(Offer {
-                    backlog: row,
-                    routes,
-                });
+            if *has_share {
+                let of_lane = offers.entry(routes.lane).or_default();
+                let tenant = row.tenant.as_str();
+                if !of_lane.contains_key(tenant) {
+                    of_lane.insert(tenant.into(), Vec::new());
+                }
+                if let Some(of_tenant) = of_lane.get_mut(tenant) {
+                    of_tenant.push(Offer {
+                        routes: routes.clone(),
+                        backlog: row,
+                    });
+                }
             }
         }
-        self.dispatch.note_offered(open);
+        self.dispatch.note_offered(open.into_values().collect());
         offers
     }
 
@@ -165,54 +210,148 @@ impl Supply {
     }
 
     /// Leases for one lane: every tenant that has work gets its share of what is kept ready, the
-    /// one with the least in flight first.
+    /// one whose turn it is first. Returns that share.
     async fn fill(
         &mut self,
         lane: LaneId,
         lanes: usize,
-        wanted: usize,
-        offers: Vec<Offer>,
+        offers: Offers,
         in_hand: &InHand,
-    ) -> store::Result<()> {
-        let bytes = in_hand.bytes.get(&lane).copied().unwrap_or(0);
-        if bytes > 0 && bytes >= self.pool.budget().limit() / lanes {
-            return Ok(());
-        }
-        let mut by_tenant: BTreeMap<Arc<str>, Vec<Offer>> = BTreeMap::new();
-        for offer in offers {
-            by_tenant
-                .entry(offer.backlog.tenant.as_str().into())
-                .or_default()
-                .push(offer);
-        }
-        let share = (wanted / by_tenant.len().max(1)).max(1);
-        let mut tenants: Vec<_> = by_tenant.into_iter().collect();
-        tenants.sort_by_key(|(tenant, _)| in_hand.tenants.get(tenant).copied().unwrap_or(0));
-        for (tenant, mut offers) in tenants {
-            let mut ready = in_hand.ready.get(&(lane, tenant)).copied().unwrap_or(0);
-            offers.sort_by_key(|offer| {
-                let row = &offer.backlog;
-                let deadline = row.expires_at.unwrap_or(i64::MAX);
-                (
-                    -row.priority,
-                    deadline,
-                    row.created_at,
-                    row.batch_id.clone(),
-                    row.model_no,
-                )
-            });
-            for offer in &offers {
-                while ready < share && !self.texts.wait_of(lane) {
-                    let units = (share - ready).div_ceil(LINES_A_UNIT).min(UNITS_A_LEASE);
+    ) -> store::Result<usize> {
+        let permits = self.pool.limits().lane(lane);
+        let wanted = self.wanted(lane, permits);
+        let served = in_hand.tenants.iter();
+        let served: HashMap<&str, &TenantInHand> = served
+            .filter(|((of, _), tenant)| *of == lane && !tenant.ready.is_empty())
+            .map(|((_, name), tenant)| (&**name, tenant))
+            .collect();
+        let others = offers.keys().filter(|name| !served.contains_key(&***name));
+        let tenants = served.len() + others.count();
+        let share = (wanted / tenants.max(1)).max(1);
+        let bytes = in_hand.lanes.get(&lane).map_or(0, |lane| lane.bytes);
+        // Then only somebody without anything in hand gets a unit, for which others make room.
+        let is_full = bytes > 0 && bytes >= self.pool.budget().limit() / lanes;
+        let mut exceptions = usize::from(is_full);
+        // Other processes are to find something, too.
+        let part = permits as f64 / self.pool.limits().lane_allowed(lane).max(1) as f64;
+        let mut places = wanted.max((tenants as f64 * part * HELD_BESIDE).ceil() as usize);
+        places = places.saturating_sub(served.len());
+
+        let mut tenants: Vec<(Arc<str>, Vec<Offer>)> = offers.into_iter().collect();
+        let names = tenants.iter().map(|(name, _)| &**name);
+        let turns = self.dispatch.turns(lane, names);
+        let mut order: Vec<usize> = (0..tenants.len()).collect();
+        order.sort_by_key(|&at| turns[at]);
+        let mut surplus = Vec::new();
+        for at in order {
+            let (name, offers) = &mut tenants[at];
+            let of_tenant = served.get(&**name);
+            if of_tenant.is_none() {
+                if places == 0 {
+                    continue;
+                }
+                places -= 1;
+            }
+            if let Some(tenant) = of_tenant {
+                let blocked = |offer: &Offer| {
+                    let mut blocked = tenant.blocked.iter();
+                    blocked.any(|routes| Arc::ptr_eq(routes, &offer.routes))
+                };
+                offers.retain(|offer| !blocked(offer));
+            }
+            let ready = of_tenant.map(|tenant| &tenant.ready);
+            self.rank(lane, offers, share, ready, in_hand);
+            let first: HashSet<&str> = offers.iter().map(|o| &*o.backlog.batch_id).collect();
+            if let Some(ready) = ready
+                && ready.len() > share
+            {
+                let has_had = |id: &&Arc<str>| {
+                    let taken = self.taken.get(&**id);
+                    taken.is_none_or(|taken| taken.elapsed() >= SLICE)
+                };
+                let behind = ready.keys().filter(|id| !first.contains(&***id));
+                surplus.extend(behind.filter(has_had).take(ready.len() - share).cloned());
+            }
+            let each = (share / first.len().max(1)).max(1);
+            let mut leased: HashMap<String, usize> = HashMap::new();
+            for offer in &*offers {
+                let id = &offer.backlog.batch_id;
+                let before = ready.and_then(|ready| ready.get(&**id)).copied();
+                let mut lines = before.unwrap_or(0) + leased.get(id).copied().unwrap_or(0);
+                while lines < each && !self.texts.wait_of(lane, name) {
+                    let mut units = (each - lines).div_ceil(LINES_A_UNIT).min(UNITS_A_LEASE);
+                    if is_full {
+                        if exceptions == 0 || lines > 0 || before.is_some() {
+                            break;
+                        }
+                        (exceptions, units) = (0, 1);
+                    }
                     let added = self.lease(offer, units as i64).await?;
                     if added == 0 {
                         break;
                     }
-                    ready += added;
+                    lines += added;
+                    *leased.entry(id.clone()).or_default() += added;
+                    self.taken
+                        .entry(id.as_str().into())
+                        .or_insert_with(Instant::now);
                 }
             }
         }
-        Ok(())
+        if !surplus.is_empty() {
+            let shed = self.dispatch.shed_batches(&surplus);
+            self.store.release_units(&self.lease.token(), &shed).await?;
+        }
+        Ok(share)
+    }
+
+    /// Leaves the offers of as many batches of a tenant as may have units in hand: those whose turn
+    /// it is, the next one first.
+    fn rank(
+        &self,
+        lane: LaneId,
+        offers: &mut Vec<Offer>,
+        share: usize,
+        ready: Option<&HashMap<Arc<str>, usize>>,
+        in_hand: &InHand,
+    ) {
+        let ids = offers.iter().map(|offer| &*offer.backlog.batch_id);
+        let turns = self.dispatch.turns_of_batches(ids);
+        let seconds = in_hand.lanes.get(&lane).and_then(|lane| lane.seconds);
+        let now_ms = self.dispatch.now_ms();
+        let mut ranked: Vec<_> = std::mem::take(offers)
+            .into_iter()
+            .zip(turns)
+            .map(|(offer, (_, last))| {
+                let row = &offer.backlog;
+                let deadline = row.expires_at.unwrap_or(i64::MAX);
+                let lines = (row.waiting * LINES_A_UNIT as i64).min(row.total);
+                let needs = needed(lines as f64, seconds, deadline.saturating_sub(now_ms));
+                // To take turns costs something: who has units in hand keeps them for a while.
+                let taken = self.taken.get(&*row.batch_id);
+                let stays = ready.is_some_and(|ready| ready.contains_key(&*row.batch_id))
+                    && taken.is_some_and(|taken| taken.elapsed() < SLICE);
+                let waits = last > 0 && !stays;
+                let place = (deadline, row.created_at, row.batch_id.clone(), row.model_no);
+                let key = (needs < 1.0, -row.priority, waits, last, place);
+                (key, offer)
+            })
+            .collect();
+        // Of thousands only the first need be in order.
+        let most = share.saturating_mul(MODELS_A_BATCH);
+        if ranked.len() > most {
+            ranked.select_nth_unstable_by(most, |a, b| a.0.cmp(&b.0));
+            ranked.truncate(most);
+        }
+        ranked.sort_by(|a, b| a.0.cmp(&b.0));
+        let mut batches: HashSet<String> = HashSet::new();
+        for (_, offer) in ranked {
+            let id = &offer.backlog.batch_id;
+            if batches.contains(id) || batches.len() < share {
+                batches.insert(id.clone());
+                offers.push(offer);
+            }
+        }
     }
 
     /// Lines to have ready in a lane of so many permits.
@@ -315,8 +454,15 @@ impl Supply {
         if self.dispatch.shares_hold() {
             shed.extend(self.texts.take_without_share());
         }
+        shed.extend(self.dispatch.shed_stuck());
         if self.texts.wait() {
             shed.extend(self.dispatch.shed());
+            if self.shed_at.elapsed() >= SHED_EVERY {
+                self.shed_at = Instant::now();
+                for (batch, routes) in self.texts.first_waiting() {
+                    shed.extend(self.dispatch.shed_for(&batch, &routes, SHED_MAX));
+                }
+            }
         }
         if !shed.is_empty() {
             self.store.release_units(&self.lease.token(), &shed).await?;
@@ -356,18 +502,40 @@ impl Supply {
         Ok(())
     }
 
+    /// How long until the next round, if nothing happens before.
+    fn pause(&self) -> Duration {
+        if self.texts.wait() { SHED_EVERY } else { TICK }
+    }
+
     fn measure(&mut self, in_hand: &InHand) {
         let elapsed = self.measured.0.elapsed().as_secs_f64();
         if elapsed < RATE_OVER_SECONDS {
             return;
         }
-        for (lane, answered) in &in_hand.answered {
+        let answered: HashMap<LaneId, u64> = in_hand
+            .lanes
+            .iter()
+            .map(|(id, lane)| (*id, lane.answered))
+            .collect();
+        for (lane, answered) in &answered {
             let before = self.measured.1.get(lane).copied().unwrap_or(0);
             self.rates
                 .insert(*lane, (answered - before) as f64 / elapsed);
         }
-        self.measured = (Instant::now(), in_hand.answered.clone());
+        self.measured = (Instant::now(), answered);
     }
+}
+
+/// Lines of units that nobody holds, by batch, at most.
+fn lines_waiting(backlog: &[Backlog]) -> HashMap<String, usize> {
+    let mut waiting: HashMap<String, usize> = HashMap::new();
+    for row in backlog {
+        let of_batch = waiting.entry(row.batch_id.clone()).or_default();
+        let total = usize::try_from(row.total).unwrap_or(0);
+        let units = usize::try_from(row.waiting).unwrap_or(0);
+        *of_batch = (*of_batch + units.saturating_mul(LINES_A_UNIT)).min(total);
+    }
+    waiting
 }
 
 fn context(row: &Backlog) -> Option<Arc<BatchContext>> {
@@ -386,7 +554,6 @@ pub(super) async fn run(mut supply: Supply, stop: CancellationToken) -> &'static
     let mut wakeups = supply.store.wakeups(store::Who::Supplies);
     loop {
         wakeups.mark_unchanged();
-        let mut pause = TICK;
         if let Err(error) = supply.round().await {
             tracing::warn!(%error, "units could not be leased; it is tried again");
             tokio::select! {
@@ -394,14 +561,24 @@ pub(super) async fn run(mut supply: Supply, stop: CancellationToken) -> &'static
                 () = tokio::time::sleep(TICK) => {}
             }
         }
-        if supply.texts.wait() {
-            pause = BUDGET_TICK;
-        }
-        tokio::select! {
-            () = stop.cancelled() => return "supply",
-            Ok(()) = wakeups.changed() => {}
-            () = supply.dispatch.hungry() => {}
-            () = tokio::time::sleep(pause) => {}
+        let next_round = tokio::time::Instant::now() + supply.pause();
+        loop {
+            // While units wait for room, only that is looked at, not all that there is to lease.
+            let pause = if supply.texts.wait() {
+                BUDGET_TICK
+            } else {
+                TICK
+            };
+            let look = tokio::time::Instant::now() + pause;
+            tokio::select! {
+                () = stop.cancelled() => return "supply",
+                Ok(()) = wakeups.changed() => break,
+                () = supply.dispatch.hungry() => break,
+                () = tokio::time::sleep_until(look.min(next_round)) => {}
+            }
+            if tokio::time::Instant::now() >= next_round || supply.texts.read().await.is_err() {
+                break;
+            }
         }
     }
 }

@@ -7,6 +7,7 @@ use crate::domain::endpoint::ENDPOINTS;
 use crate::domain::unit::{Bitmap, UnitKey};
 use crate::observe::figures;
 use crate::store::LeasedUnit;
+use crate::upstream::Routes;
 
 /// A unit of so many lines that was taken over so often, and of which this line was noted last.
 pub fn unit(
@@ -19,17 +20,28 @@ pub fn unit(
 
 pub fn batch() -> BatchContext {
     BatchContext {
-        id: "batch".to_owned(),
+        id: "batch".into(),
         tenant: "tenant".into(),
         endpoint: &ENDPOINTS[0],
         priority: 0,
         deadline: i64::MAX,
         created_at: 0,
+        number: 0,
     }
 }
 
-/// A unit of any batch.
+/// A unit of any batch, whose lines go nowhere.
 pub fn unit_of(id: u64, batch: BatchContext, leased: LeasedUnit) -> (Arc<HeldUnit>, Vec<OpenLine>) {
+    unit_on(id, Arc::new(batch), leased, None)
+}
+
+/// A unit of any batch.
+pub fn unit_on(
+    id: u64,
+    batch: Arc<BatchContext>,
+    leased: LeasedUnit,
+    routes: Option<Arc<Routes>>,
+) -> (Arc<HeldUnit>, Vec<OpenLine>) {
     let text: String = (0..leased.requests)
         .map(|line| {
             let path = ENDPOINTS[0].path;
@@ -40,8 +52,8 @@ pub fn unit_of(id: u64, batch: BatchContext, leased: LeasedUnit) -> (Arc<HeldUni
         id,
         leased,
         ("model", figures().model("model")),
-        Arc::new(batch),
-        None,
+        batch,
+        routes,
         text.into_bytes(),
         None,
     );

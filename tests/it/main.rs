@@ -7,6 +7,7 @@ mod broken_heads;
 mod commands;
 mod crashes;
 mod holding_back;
+mod holding_up;
 mod openapi;
 mod readme;
 mod replicas;

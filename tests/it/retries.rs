@@ -106,7 +106,7 @@ async fn a_call_that_takes_too_long_is_given_up() {
 async fn a_refusal_that_is_no_json_becomes_a_string() {
     let server = Server::with(QUICK).await;
     let html = "<html>\u{2028}no \"JSON\"</html>";
-    let (_, line, _) = one_line(&server, json!({"status": 404, "body": html})).await;
+    let (_, line, _) = one_line(&server, json!({"status": 400, "body": html})).await;
     assert_eq!(line["response"]["body"], html);
 }
 

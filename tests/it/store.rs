@@ -22,7 +22,7 @@ use nightshift::store::{
 use nightshift::transfer::{Finish, Ingest, UploadBudget};
 use tempfile::TempDir;
 
-use crate::support::{CHAT, chat, engines, ids, on_every_engine};
+use crate::support::{CHAT, chat, engines, ids, on_every_engine, request};
 
 const TENANT: &str = "tenant-a";
 const LEASE_MS: i64 = 60_000;
@@ -49,6 +49,11 @@ impl Fixture {
     }
 
     async fn file(&self, lines: usize) -> StoredFile {
+        let line = |id: &String| chat(id, serde_json::Value::Null);
+        self.file_of(ids(lines).iter().map(line)).await
+    }
+
+    async fn file_of(&self, lines: impl Iterator<Item = String>) -> StoredFile {
         let limits = Limits {
             max_line_bytes: 1 << 20,
         };
@@ -56,8 +61,7 @@ impl Fixture {
         let mut ingest = Ingest::begin(&self.store, TENANT, limits, true, &budget)
             .await
             .expect("begins");
-        for id in ids(lines) {
-            let line = chat(&id, serde_json::Value::Null);
+        for line in lines {
             ingest.write(Bytes::from(line)).await.expect("writes");
         }
         let finish = Finish {
@@ -72,6 +76,10 @@ impl Fixture {
     /// A batch of so many lines, in `validating`.
     async fn created(&self, lines: usize) -> String {
         let file = self.file(lines).await;
+        self.created_of(file).await
+    }
+
+    async fn created_of(&self, file: StoredFile) -> String {
         let created_at = self.clock.now_ms();
         let batch = NewBatch {
             id: id::batch(),
@@ -94,6 +102,10 @@ impl Fixture {
     /// A batch of so many lines, in `in_progress`.
     async fn running(&self, lines: usize) -> String {
         let id = self.created(lines).await;
+        self.accepted(id).await
+    }
+
+    async fn accepted(&self, id: String) -> String {
         let found = self.store.unvalidated().await.expect("lists");
         let batch = found
             .iter()
@@ -132,7 +144,7 @@ impl Fixture {
     }
 
     async fn waiting(&self, batch: &str) -> i64 {
-        let backlog = self.store.backlog().await.expect("lists");
+        let backlog = self.store.backlog(0).await.expect("lists");
         backlog
             .iter()
             .filter(|row| row.batch_id == batch)
@@ -435,7 +447,7 @@ async fn a_batch_is_finished_once_and_only_when_nothing_is_open() {
         .expect("finds")
         .expect("is there");
     assert_eq!(file.bytes, 6);
-    assert!(fixture.store.backlog().await.expect("lists").is_empty());
+    assert!(fixture.store.backlog(0).await.expect("lists").is_empty());
     let late = fixture
         .store
         .flush(&owner, 0, &[&flush(&unit, &[0], true)])
@@ -598,7 +610,33 @@ async fn what_is_deleted_is_purged_but_not_under_a_running_batch() {
     );
 }
 
+/// Who names many models makes nobody else wait for a long list; and none of them is left out for
+/// good.
+async fn of_a_batch_with_many_models_a_few_are_listed_in_turn() {
+    const MODELS: usize = 100;
+    let fixture = Fixture::new().await;
+    let lines = (0..MODELS).map(|number| {
+        let body = serde_json::json!({"model": format!("model-{number}"), "messages": []});
+        request(&format!("line-{number}"), body)
+    });
+    let file = fixture.file_of(lines).await;
+    let many = fixture.created_of(file).await;
+    fixture.accepted(many.clone()).await;
+    let one = fixture.running(10).await;
+    let mut seen = std::collections::BTreeSet::new();
+    for turn in 0..60 {
+        let backlog = fixture.store.backlog(turn).await.expect("lists");
+        assert_eq!(backlog.iter().filter(|row| row.batch_id == one).count(), 1);
+        let of_many = backlog.iter().filter(|row| row.batch_id == many);
+        let models: Vec<String> = of_many.map(|row| row.model.clone()).collect();
+        assert_eq!(models.len(), 16);
+        seen.extend(models);
+    }
+    assert_eq!(seen.len(), MODELS);
+}
+
 on_every_engine![
+    of_a_batch_with_many_models_a_few_are_listed_in_turn,
     a_flush_whose_reply_was_lost_is_not_written_twice,
     a_stale_unit_costs_only_itself,
     two_leases_of_one_unit_in_one_flush_are_told_apart,

@@ -5,7 +5,9 @@ use std::fmt::Write as _;
 
 use serde_json::{Value, json};
 
-use crate::support::{CHAT, Server, on_every_engine, request};
+use crate::crashes::until;
+use crate::support::figures::operator;
+use crate::support::{CHAT, Server, client_with, on_every_engine, request};
 
 mod server;
 
@@ -199,23 +201,42 @@ async fn a_hung_upstream_holds_up_no_lines_of_others() {
     assert_eq!(hung.posts(), 4, "its places, and no more");
 }
 
-async fn a_redirect_is_the_lines_answer_and_is_not_followed() {
+async fn a_redirect_sets_its_upstream_aside_and_is_not_followed() {
     let target = Troubled::start(Trouble::Hang).await;
     let elsewhere = format!("location: {}/chat/completions\r\n", target.base_url());
     let away = Troubled::start(Trouble::answer("307 Temporary Redirect", &elsewhere, b"")).await;
-    let same = "location: /v2/chat/completions\r\n";
+    let same = "location: /v2/chat/completions?key=secret\r\n";
     let same = Troubled::start(Trouble::answer("308 Permanent Redirect", same, b"{}")).await;
     let mut toml = QUICK.to_owned();
     add(&mut toml, "away", &away.base_url(), LONG, false);
     add(&mut toml, "same", &same.base_url(), LONG, false);
     let server = Server::with(&toml).await;
     let (jsonl, ids) = lines(&["away", "same"], 1);
-    let batch = server.run(&jsonl, CHAT).await;
-    assert_eq!(batch["request_counts"]["failed"], 2, "{batch}");
+    let batch = server.create_batch_within(&jsonl, CHAT, "10m").await;
+    let key = operator(&server.database).await;
+    until("both are set aside", async || {
+        let url = server.url("/admin/status");
+        let status = client_with(Some(&key)).get(url).send().await;
+        let status: Value = status.expect("answers").json().await.expect("is JSON");
+        let cause = |at: usize| {
+            status["upstreams"][at]["cause"]
+                .as_str()
+                .unwrap_or_default()
+        };
+        let causes = status["upstreams"].as_array().expect("a list");
+        assert!(!causes.iter().any(|one| one.to_string().contains("secret")));
+        (0..causes.len()).any(|at| cause(at).contains("points to /v2/chat/completions"))
+            && causes.iter().filter(|one| one["state"] == "aside").count() == 2
+    })
+    .await;
+    let running = server.until(&batch, |_| true).await;
+    assert_eq!(running["request_counts"]["failed"], 0, "{running}");
+    server.clock.advance_ms(10 * 60 * 1000);
+    let batch = server.ended(&batch).await;
     let lines = server.exactly_once(&batch, &ids).await;
     assert_eq!(lines["away-0"]["response"]["status_code"], 307);
     assert_eq!(lines["same-0"]["response"]["status_code"], 308);
-    assert_eq!((away.posts(), same.posts(), target.posts()), (1, 1, 0));
+    assert_eq!(target.posts(), 0);
 }
 
 async fn lines_wait_for_a_certificate_to_be_mended() {
@@ -253,6 +274,6 @@ on_every_engine![
     lines_that_meet_trouble_go_to_another_upstream,
     lines_that_meet_trouble_everywhere_say_which,
     a_hung_upstream_holds_up_no_lines_of_others,
-    a_redirect_is_the_lines_answer_and_is_not_followed,
+    a_redirect_sets_its_upstream_aside_and_is_not_followed,
     lines_wait_for_a_certificate_to_be_mended,
 ];

@@ -92,10 +92,10 @@ async fn the_place_is_free_again_when_the_answer_is_read() {
     let routes = pool.resolve("m").expect("is served");
     assert_eq!(pool.limits().lane(routes.lane), 1);
     let permit = permit(&pool, "m");
-    assert!(matches!(pool.try_acquire(&routes, None), Acquired::Full));
+    assert!(matches!(pool.try_acquire(&routes, None, 0), Acquired::Full));
     let _kept = answer(send(&pool, permit, "{}").await);
     assert!(matches!(
-        pool.try_acquire(&routes, None),
+        pool.try_acquire(&routes, None, 0),
         Acquired::Permit(_)
     ));
     pool.changed().notified().await;
@@ -118,30 +118,62 @@ async fn a_call_that_is_broken_off_frees_its_place_and_its_bytes() {
 async fn what_a_server_says_is_the_lines_answer_or_costs_an_attempt() {
     let server = Server::start(|seen| {
         let status = std::str::from_utf8(&seen.body).expect("UTF-8");
-        reply(status.parse().expect("a status"), r#""said""#).header("retry-after", "3")
+        reply(
+            status.parse().expect("a status"),
+            r#"{"error":{"message":"no"}}"#,
+        )
     })
     .await;
     let pool = pool(&config(vec![upstream("gpu", &server.base_url)], vec![]));
-    for status in ["200", "302", "400", "404", "422"] {
+    for status in ["200", "400", "404", "422"] {
         let answer = answer(send(&pool, permit(&pool, "m"), status).await);
         assert_eq!(answer.status.to_string(), status);
-        assert_eq!(answer.body, r#""said""#);
+        assert_eq!(answer.body, r#"{"error":{"message":"no"}}"#);
     }
-    for status in ["408", "409", "498", "500", "502", "529"] {
-        let retry = retried(send(&pool, permit(&pool, status), status).await);
-        assert!(retry.costs_attempt, "{status}");
-
-        assert_eq!(
-            retry.cause.message,
-            format!("the model server answered {status}")
-        );
-        let kept = retry.answer.expect("the answer is given along");
-        assert_eq!(
-            (kept.status.to_string(), kept.charge.bytes()),
-            (status.to_owned(), 6)
-        );
+    for status in ["408", "409", "498", "500"] {
+        let mut history = History::default();
+        for attempt in 1..5 {
+            let again = retried(send_again(&pool, &mut history, status).await);
+            assert_eq!(history.attempts(), attempt, "{status}");
+            let words = format!("the model server answered {status}");
+            assert_eq!(again.cause.message, words);
+            assert!(again.refusal.is_none());
+        }
+        let last = answer(send_again(&pool, &mut history, status).await);
+        assert_eq!(last.status.to_string(), status, "no attempt is left");
     }
     assert_eq!(pool.status()[0].state, UpstreamState::Up);
+}
+
+#[tokio::test]
+async fn what_is_no_fault_of_a_line_costs_it_nothing() {
+    let server = Server::start(|seen| {
+        let status = std::str::from_utf8(&seen.body).expect("UTF-8");
+        let reply = reply(status.parse().expect("a status"), "no");
+        match status {
+            "500" => reply.header("retry-after-ms", "30"),
+            _ => reply,
+        }
+    })
+    .await;
+    for status in [
+        "307", "401", "402", "403", "404", "429", "502", "503", "504", "529",
+    ] {
+        let pool = pool(&config(vec![upstream("gpu", &server.base_url)], vec![]));
+        let mut history = History::default();
+        let again = retried(send_again(&pool, &mut history, status).await);
+        assert_eq!(history.attempts(), 0, "{status}");
+        let is_refusal = ["307", "401", "402", "403", "404"].contains(&status);
+        assert_eq!(again.refusal.is_some(), is_refusal, "{status}");
+        let routes = pool.resolve("m").expect("is served");
+        assert!(!pool.may_take(&routes), "{status}: it is left alone");
+    }
+    // Whatever the status, a server that names a time is left alone.
+    let pool = pool(&config(vec![upstream("gpu", &server.base_url)], vec![]));
+    retried(send(&pool, permit(&pool, "m"), "500").await);
+    let routes = pool.resolve("m").expect("is served");
+    assert!(!pool.may_take(&routes));
+    assert_eq!(pool.status()[0].models[0].reason, Reason::Limited);
 }
 
 #[tokio::test]
@@ -157,7 +189,7 @@ async fn a_success_that_is_no_json_costs_an_attempt_and_is_no_answer() {
         let server = Server::start(move |_| reply(200, &body)).await;
         let pool = pool(&config(vec![upstream("gpu", &server.base_url)], vec![]));
         let retry = retried(line(&pool).await);
-        assert!(retry.costs_attempt && retry.answer.is_none());
+        assert!(retry.refusal.is_none());
         assert!(retry.cause.message.ends_with(words), "{:?}", retry.cause);
         assert_eq!(pool.status()[0].state, UpstreamState::Up);
         assert_eq!(pool.budget().used(), 0);
@@ -192,7 +224,7 @@ async fn lost_connections_and_timeouts_cost_an_attempt() {
         }
         let pool = pool(&config(vec![upstream], vec![]));
         let retry = retried(line(&pool).await);
-        assert!(retry.costs_attempt && retry.answer.is_none());
+        assert!(retry.refusal.is_none());
         assert_eq!(retry.cause.kind, kind, "{:?}", retry.cause);
         assert!(retry.cause.message.contains(words), "{:?}", retry.cause);
         assert!(
@@ -237,7 +269,6 @@ async fn an_answer_that_is_too_large_costs_an_attempt() {
         upstream.max_response_bytes = limit;
         let pool = pool(&config(vec![upstream], vec![]));
         let retry = retried(line(&pool).await);
-        assert!(retry.costs_attempt);
         let words = format!("larger than {limit} bytes (max_response_bytes)");
         assert!(retry.cause.message.contains(&words), "{:?}", retry.cause);
         assert_eq!(pool.budget().used(), 0);

@@ -174,7 +174,7 @@ async fn nobody() -> String {
     format!("http://{}/v1", listener.local_addr().expect("an address"))
 }
 
-fn upstream(name: &str, base_url: &str) -> config::Upstream {
+pub(super) fn upstream(name: &str, base_url: &str) -> config::Upstream {
     config::Upstream {
         name: name.to_owned(),
         base_url: base_url.to_owned(),
@@ -189,7 +189,7 @@ fn upstream(name: &str, base_url: &str) -> config::Upstream {
     }
 }
 
-fn route(upstream: &str, model: Option<&str>) -> config::Route {
+pub(super) fn route(upstream: &str, model: Option<&str>) -> config::Route {
     config::Route {
         upstream: upstream.to_owned(),
         model: model.map(str::to_owned),
@@ -197,7 +197,7 @@ fn route(upstream: &str, model: Option<&str>) -> config::Route {
     }
 }
 
-fn model(name: &str, routes: Vec<config::Route>) -> config::Model {
+pub(super) fn model(name: &str, routes: Vec<config::Route>) -> config::Model {
     config::Model {
         name: name.to_owned(),
         concurrency: None,
@@ -206,7 +206,7 @@ fn model(name: &str, routes: Vec<config::Route>) -> config::Model {
     }
 }
 
-fn config(upstreams: Vec<config::Upstream>, models: Vec<config::Model>) -> Config {
+pub(super) fn config(upstreams: Vec<config::Upstream>, models: Vec<config::Model>) -> Config {
     Config {
         server: config::Server {
             listen: "127.0.0.1:0".to_owned(),
@@ -236,6 +236,7 @@ fn config(upstreams: Vec<config::Upstream>, models: Vec<config::Model>) -> Confi
             max_attempts: 5,
             initial_backoff: Duration::from_millis(20),
             max_backoff: Duration::from_millis(100),
+            longest_wait: Duration::from_mins(10),
         },
         worker: config::Worker {
             name: None,
@@ -262,7 +263,7 @@ fn config(upstreams: Vec<config::Upstream>, models: Vec<config::Model>) -> Confi
 }
 
 /// Settings that do not keep a test waiting.
-fn hasty() -> PoolSettings {
+pub(super) fn hasty() -> PoolSettings {
     PoolSettings {
         pace: Pace {
             probe_first: Duration::from_millis(20),
@@ -289,7 +290,7 @@ fn running(config: &Config) -> (Arc<Pool>, DropGuard) {
 
 fn permit(pool: &Arc<Pool>, model: &str) -> Permit {
     let routes = pool.resolve(model).expect("is served");
-    match pool.try_acquire(&routes, None) {
+    match pool.try_acquire(&routes, None, 0) {
         Acquired::Permit(permit) => permit,
         other => panic!("no permit: {other:?}"),
     }
@@ -304,7 +305,21 @@ async fn send(pool: &Arc<Pool>, permit: Permit, body: &str) -> Verdict {
         charge: pool.budget().open(),
         traceparent: None,
     };
-    pool.call(permit, call, &mut Timer::default()).await
+    pool.call(permit, call, &mut History::default(), &mut Timer::default())
+        .await
+}
+
+/// Sends a line that may have failed before.
+async fn send_again(pool: &Arc<Pool>, history: &mut History, body: &str) -> Verdict {
+    let call = Call {
+        path: CHAT,
+        body: Bytes::copy_from_slice(body.as_bytes()),
+        charge: pool.budget().open(),
+        traceparent: None,
+    };
+    let permit = permit(pool, "m");
+    pool.call(permit, call, history, &mut Timer::default())
+        .await
 }
 
 async fn line(pool: &Arc<Pool>) -> Verdict {
@@ -314,14 +329,14 @@ async fn line(pool: &Arc<Pool>) -> Verdict {
 fn answer(verdict: Verdict) -> Answer {
     match verdict {
         Verdict::Answer(answer) => answer,
-        Verdict::Retry(retry) => panic!("no answer: {retry:?}"),
+        other => panic!("no answer: {other:?}"),
     }
 }
 
-fn retried(verdict: Verdict) -> Retry {
+fn retried(verdict: Verdict) -> Again {
     match verdict {
-        Verdict::Retry(retry) => retry,
-        Verdict::Answer(answer) => panic!("an answer: {answer:?}"),
+        Verdict::Again(again) => again,
+        other => panic!("not again: {other:?}"),
     }
 }
 

@@ -6,7 +6,7 @@ use super::*;
 
 fn closed(pool: &Arc<Pool>) -> Option<Option<Instant>> {
     let routes = pool.resolve("m").expect("is served");
-    match pool.try_acquire(&routes, None) {
+    match pool.try_acquire(&routes, None, 0) {
         Acquired::Closed { until } => Some(until),
         _ => None,
     }
@@ -24,7 +24,7 @@ async fn an_upstream_that_nobody_answers_for_is_down_until_a_probe_is_answered()
         vec![model("m", vec![route("gpu", None)])],
     ));
     let retry = retried(line(&pool).await);
-    assert!(!retry.costs_attempt && retry.answer.is_none());
+    assert!(retry.refusal.is_none());
     assert_eq!(retry.cause.kind, CauseKind::Unavailable);
     assert!(retry.cause.message.contains("refused"), "{:?}", retry.cause);
     assert_eq!(closed(&pool), Some(None));
@@ -62,7 +62,6 @@ async fn a_name_that_does_not_resolve_is_an_outage() {
     let nowhere = format!("http://{}.invalid/v1", "a".repeat(64));
     let pool = pool(&config(vec![upstream("gpu", &nowhere)], vec![]));
     let retry = retried(line(&pool).await);
-    assert!(!retry.costs_attempt);
     assert!(
         retry.cause.message.contains("cannot be resolved"),
         "{:?}",
@@ -76,7 +75,7 @@ async fn tls_that_fails_is_an_outage() {
     let base_url = raw(Some(b"HTTP/1.1 400 Bad Request\r\n\r\n")).await;
     let base_url = base_url.replace("http:", "https:");
     let pool = pool(&config(vec![upstream("gpu", &base_url)], vec![]));
-    assert!(!retried(line(&pool).await).costs_attempt);
+    retried(line(&pool).await);
     assert_eq!(state(&pool), UpstreamState::Down);
 }
 
@@ -93,15 +92,15 @@ async fn a_server_that_is_loading_loses_no_line() {
     ));
     let began = Instant::now();
     let retry = retried(line(&pool).await);
-    assert!(!retry.costs_attempt);
-    assert_eq!(retry.answer.map(|answer| answer.status), Some(503));
+    assert_eq!(retry.cause.message, "the model server answered 503");
     assert_eq!(state(&pool), UpstreamState::Down);
-    until("it is up", || state(&pool) == UpstreamState::Up).await;
+    until("a line may be tried", || closed(&pool).is_none()).await;
     assert!(
         began.elapsed() >= Duration::from_millis(100),
         "it asked for that"
     );
     answer(line(&pool).await);
+    assert_eq!(state(&pool), UpstreamState::Up);
 }
 
 #[tokio::test]
@@ -118,7 +117,8 @@ async fn lines_go_to_another_upstream_while_one_is_down() {
     for _ in 0..6 {
         match line(&pool).await {
             Verdict::Answer(answer) => assert_eq!(answer.status, 200),
-            Verdict::Retry(retry) => {
+            Verdict::GivenUp(cause) => panic!("{cause:?}"),
+            Verdict::Again(retry) => {
                 assert_eq!(retry.upstream, 0);
                 failures += 1;
             }
@@ -137,7 +137,7 @@ async fn the_upstream_of_the_last_failure_is_avoided_while_another_has_a_place()
     ));
     let routes = pool.resolve("m").expect("is served");
     assert_eq!(pool.limits().lane(routes.lane), 5);
-    let acquire = || match pool.try_acquire(&routes, Some(0)) {
+    let acquire = || match pool.try_acquire(&routes, Some(0), 0) {
         Acquired::Permit(permit) => permit,
         other => panic!("no permit: {other:?}"),
     };
@@ -162,13 +162,12 @@ async fn a_429_closes_the_gate_of_one_model_at_one_upstream() {
     ));
     let began = Instant::now();
     let retry = retried(line(&pool).await);
-    assert!(!retry.costs_attempt);
-    assert_eq!(retry.answer.map(|answer| answer.status), Some(429));
+    assert_eq!(retry.cause.message, "the model server answered 429");
     let until = closed(&pool).expect("closed").expect("known");
     assert!(until > began + Duration::from_millis(150));
     let alias = pool.resolve("alias").expect("is served");
     assert!(
-        matches!(pool.try_acquire(&alias, None), Acquired::Closed { .. }),
+        matches!(pool.try_acquire(&alias, None, 0), Acquired::Closed { .. }),
         "the same model"
     );
     drop(permit(&pool, "other"));
@@ -185,62 +184,249 @@ async fn a_429_closes_the_gate_of_one_model_at_one_upstream() {
 async fn an_upstream_that_refuses_the_key_is_set_aside_until_a_line_passes() {
     let server = Server::start(|seen| match seen.nth {
         0 | 1 => reply(401, "who are you"),
-        _ => reply(404, "no such model"),
+        _ => reply(400, "bad"),
     })
     .await;
     let (pool, _guard) = running(&config(
         vec![upstream("gpu", &server.base_url)],
-        vec![model("m", vec![route("gpu", None)])],
+        vec![
+            model("m", vec![route("gpu", None)]),
+            model("other", vec![route("gpu", None)]),
+        ],
     ));
     let (first, second) = (permit(&pool, "m"), permit(&pool, "m"));
     let retry = retried(send(&pool, first, "{}").await);
-    assert!(!retry.costs_attempt);
-    let kept = retry.answer.expect("given along for the end of the window");
+    let kept = retry
+        .refusal
+        .expect("given along for the end of the window");
     assert_eq!((kept.status, &kept.body[..]), (401, &b"who are you"[..]));
+    assert_eq!(state(&pool), UpstreamState::Up, "another is on its way");
+    retried(send(&pool, second, "{}").await);
     assert_eq!(state(&pool), UpstreamState::Aside);
     assert!(
         closed(&pool).expect("closed").is_some(),
         "it is known when it is tried again"
     );
-    assert!(!retried(send(&pool, second, "{}").await).costs_attempt);
+    let other = pool.resolve("other").expect("is served");
+    assert!(!pool.may_take(&other), "the key is that of all models");
 
     pool.changed().notified().await;
+    until("a line may be tried", || closed(&pool).is_none()).await;
     let trial = permit(&pool, "m");
-    assert!(closed(&pool).is_some(), "one line at a time");
-    assert_eq!(answer(send(&pool, trial, "{}").await).status, 404);
+    assert!(!matches!(
+        pool.try_acquire(&other, None, 0),
+        Acquired::Permit(_)
+    ));
+    assert_eq!(answer(send(&pool, trial, "{}").await).status, 400);
     assert_eq!(state(&pool), UpstreamState::Up);
     assert_eq!(server.seen("POST").len(), 3);
 }
 
 #[tokio::test]
-async fn where_somebody_waits_a_refusal_is_the_answer_until_a_call_has_succeeded() {
-    let server = Server::start(|seen| match seen.nth {
-        0 | 1 | 3 => reply(402, "pay first"),
-        _ => reply(200, "{}"),
+async fn an_answer_that_was_on_its_way_does_not_hide_that_the_key_is_refused() {
+    let server = Server::start(|seen| match &seen.body[..] {
+        b"slow" => reply(200, "{}").after(150),
+        _ => reply(401, "no"),
     })
     .await;
-    let settings = PoolSettings {
-        final_auth_errors: true,
-        ..hasty()
-    };
-    let config = config(vec![upstream("gpu", &server.base_url)], vec![]);
-    let pool = Pool::new(&config, settings).expect("a good configuration");
-    for status in [402, 402, 200] {
-        assert_eq!(answer(line(&pool).await).status, status);
-        assert_eq!(state(&pool), UpstreamState::Up);
-    }
-    assert!(!retried(line(&pool).await).costs_attempt);
-    assert_eq!(state(&pool), UpstreamState::Aside);
+    let pool = pool(&config(vec![upstream("gpu", &server.base_url)], vec![]));
+    let [slow, first, second] = [(); 3].map(|()| permit(&pool, "m"));
+    let slow = tokio::spawn({
+        let pool = Arc::clone(&pool);
+        async move { send(&pool, slow, "slow").await }
+    });
+    retried(send(&pool, first, "{}").await);
+    retried(send(&pool, second, "{}").await);
+    answer(slow.await.expect("does not panic"));
+    let status = pool.status().remove(0);
+    assert_eq!(status.state, UpstreamState::Aside);
+    assert_eq!(
+        status.cause.as_deref(),
+        Some("the model server answered 401")
+    );
 }
 
 #[tokio::test]
-async fn a_trial_that_is_broken_off_lets_another_line_try() {
-    let server = Server::start(|_| reply(403, "no").after(20)).await;
-    let pool = pool(&config(vec![upstream("gpu", &server.base_url)], vec![]));
+async fn a_model_that_the_key_may_not_use_does_not_keep_others_from_it() {
+    for status in [402, 403] {
+        let server = Server::start(move |seen| match &seen.body[..] {
+            b"other" => reply(200, "{}"),
+            _ => reply(status, "no"),
+        })
+        .await;
+        let pool = pool(&config(vec![upstream("gpu", &server.base_url)], vec![]));
+        retried(send(&pool, permit(&pool, "m"), "{}").await);
+        assert!(closed(&pool).is_some());
+        answer(send(&pool, permit(&pool, "other"), "other").await);
+        let status = pool.status().remove(0);
+        assert_eq!(
+            status.state,
+            UpstreamState::Up,
+            "of all models one is closed"
+        );
+        assert_eq!(status.models.len(), 1);
+        assert_eq!(status.models[0].model, "m");
+    }
+}
+
+#[tokio::test]
+async fn a_refusal_is_a_lines_own_answer_once_another_has_succeeded_since() {
+    for status in [401, 402, 403] {
+        let server = Server::start(move |seen| match &seen.body[..] {
+            b"bad" => reply(status, "no"),
+            _ => reply(200, "{}"),
+        })
+        .await;
+        let pool = pool(&config(vec![upstream("gpu", &server.base_url)], vec![]));
+        answer(line(&pool).await);
+        let mut bad = History::default();
+        retried(send_again(&pool, &mut bad, "bad").await);
+        assert_eq!(closed(&pool), None, "{status} closes nothing by itself");
+        answer(line(&pool).await);
+        let own = answer(send_again(&pool, &mut bad, "bad").await);
+        assert_eq!(own.status, status);
+    }
+}
+
+fn failing_fast(calls: usize, has_succeeded: bool) -> PoolSettings {
+    PoolSettings {
+        fail_fast: Some(FailFast {
+            calls,
+            has_succeeded,
+        }),
+        ..hasty()
+    }
+}
+
+#[tokio::test]
+async fn where_somebody_waits_it_is_said_when_all_calls_fail_alike() {
+    for (status, body, words) in [
+        (401, "no", "api_key_env"),
+        (404, "nothing here", "base_url"),
+        (307, "", "base_url"),
+        (
+            404,
+            r#"{"error":{"message":"x","code":"model_not_found"}}"#,
+            "name of the model",
+        ),
+    ] {
+        let server = Server::start(move |_| reply(status, body)).await;
+        let config = config(vec![upstream("gpu", &server.base_url)], vec![]);
+        let pool = Pool::new(&config, failing_fast(3, false)).expect("a good configuration");
+        for _ in 0..3 {
+            assert_eq!(pool.hopeless(), None);
+            retried(line(&pool).await);
+        }
+        let cause = pool.hopeless().expect("it is hopeless");
+        assert!(cause.contains(words), "{cause}");
+        assert_eq!(closed(&pool), Some(None), "nothing more is sent");
+    }
+}
+
+#[tokio::test]
+async fn where_somebody_waits_one_success_shows_that_the_others_are_lines_of_their_own() {
+    let server = Server::start(|seen| match seen.nth {
+        1 => reply(200, "{}"),
+        _ => reply(403, "no"),
+    })
+    .await;
+    let config = config(vec![upstream("gpu", &server.base_url)], vec![]);
+    let pool = Pool::new(&config, failing_fast(3, false)).expect("a good configuration");
+    let mut bad = History::default();
+    retried(send_again(&pool, &mut bad, "{}").await);
+    answer(line(&pool).await);
+    assert_eq!(answer(send_again(&pool, &mut bad, "{}").await).status, 403);
+    assert_eq!(pool.hopeless(), None);
+}
+
+#[tokio::test]
+async fn where_somebody_waits_a_spent_quota_is_said_at_once() {
+    let server = Server::start(|seen| match seen.nth {
+        0 => reply(200, "{}"),
+        _ => reply(
+            429,
+            r#"{"error":{"message":"x","code":"insufficient_quota"}}"#,
+        ),
+    })
+    .await;
+    let config = config(vec![upstream("gpu", &server.base_url)], vec![]);
+    let pool = Pool::new(&config, failing_fast(20, false)).expect("a good configuration");
+    answer(line(&pool).await);
     retried(line(&pool).await);
+    retried(line(&pool).await);
+    let cause = pool.hopeless().expect("it is hopeless");
+    assert!(cause.contains("quota is spent"), "{cause}");
+}
+
+#[tokio::test]
+async fn a_model_that_one_upstream_does_not_have_may_be_at_another() {
+    let missing = r#"{"error":{"message":"x","code":"model_not_found"}}"#;
+    let without = Server::start(move |_| reply(404, missing)).await;
+    let with = Server::start(|_| reply(200, "{}")).await;
+    let two = |second: &str| {
+        config(
+            vec![upstream("a", &without.base_url), upstream("b", second)],
+            vec![model("m", vec![route("a", None), route("b", None)])],
+        )
+    };
+    let pool = pool(&two(&with.base_url));
+    for _ in 0..4 {
+        let mut history = History::default();
+        if let Verdict::Again(again) = send_again(&pool, &mut history, "{}").await {
+            assert_eq!(again.upstream, 0);
+        }
+    }
+    let neither = Server::start(move |_| reply(404, missing)).await;
+    let pool = super::pool(&two(&neither.base_url));
+    let mut history = History::default();
+    let mut avoid = None;
+    let answer = loop {
+        let routes = pool.resolve("m").expect("is served");
+        let Acquired::Permit(permit) = pool.try_acquire(&routes, avoid, 0) else {
+            panic!("no permit");
+        };
+        let call = Call {
+            path: CHAT,
+            body: Bytes::from_static(b"{}"),
+            charge: pool.budget().open(),
+            traceparent: None,
+        };
+        match pool
+            .call(permit, call, &mut history, &mut Timer::default())
+            .await
+        {
+            Verdict::Answer(answer) => break answer,
+            Verdict::Again(again) => avoid = Some(again.upstream),
+            Verdict::GivenUp(cause) => panic!("{cause:?}"),
+        }
+    };
+    assert!(answer.is_model_missing);
+    assert_eq!(
+        (!without.seen("POST").is_empty(), neither.seen("POST").len()),
+        (true, 1)
+    );
+}
+
+#[tokio::test]
+async fn a_server_that_asks_for_a_day_is_tried_after_the_longest_wait() {
+    let server = Server::start(|_| reply(429, "no").header("retry-after", "86400")).await;
+    let mut config = config(vec![upstream("gpu", &server.base_url)], vec![]);
+    config.retry.longest_wait = Duration::from_millis(50);
+    let pool = pool(&config);
+    let again = retried(line(&pool).await);
+    assert!(
+        again.after <= Duration::from_millis(50),
+        "{:?}",
+        again.after
+    );
     until("a line may be tried", || closed(&pool).is_none()).await;
     let trial = permit(&pool, "m");
-    assert!(closed(&pool).is_some());
+    let routes = pool.resolve("m").expect("is served");
+    assert!(
+        matches!(pool.try_acquire(&routes, None, 0), Acquired::Full),
+        "one line tries"
+    );
     drop(trial);
-    assert!(closed(&pool).is_none());
+    assert!(pool.reset("gpu") && !pool.reset("other"));
+    assert!(pool.status()[0].models.is_empty());
 }

@@ -10,7 +10,7 @@ fn served_by(pool: &Arc<Pool>, model: &str) -> Option<Vec<usize>> {
     let mut targets: Vec<_> = routes
         .targets
         .iter()
-        .map(|target| target.upstream)
+        .map(|target| target.backend.upstream)
         .collect();
     targets.sort_unstable();
     Some(targets)
@@ -49,11 +49,13 @@ async fn configured_names_are_served_and_the_star_serves_the_rest() {
         Arc::ptr_eq(&x, &pool.resolve("x").expect("is served")),
         "made once"
     );
+    let backend = |routes: &Arc<Routes>, index: usize| Arc::as_ptr(&routes.targets[index].backend);
     assert_eq!(
-        x.targets[0].gate, y.targets[0].gate,
+        backend(&x, 0),
+        backend(&y, 0),
         "both are the same model there"
     );
-    assert_ne!(x.targets[1].gate, y.targets[1].gate);
+    assert_ne!(backend(&x, 1), backend(&y, 1));
 
     let ids: Vec<_> = pool.models().into_iter().map(|model| model.id).collect();
     assert_eq!(ids, ["m"]);

@@ -1,10 +1,12 @@
 //! Care for lines that may kill their process: what is noted in the store before they are sent, and
 //! what is sent beside them.
 
-use super::super::held::{Care, HeldUnit};
-use super::super::line::{self, Job, Pending};
+use std::sync::Arc;
+
+use super::super::held::{Care, HeldUnit, OpenLine};
+use super::super::line::{self, Job};
 use super::Dispatch;
-use super::state::{Entry, State};
+use super::ledger::ActiveUnit;
 
 /// A line is sent no more when so many processes have died while it was the only one on its way.
 const CRASHES_MAX: i64 = 2;
@@ -69,62 +71,45 @@ impl Dispatch {
         if unit.care == Care::Usual {
             return;
         }
-        let mut state = self.lock();
-        let mut in_flight = 0;
-        if let Some(mut entry) = state.take_out(unit.id) {
-            in_flight = entry.in_flight;
-            if cleared {
-                entry.care = Care::Usual;
-            }
-            // It may have another turn now.
-            state.put_in(entry);
+        let mut ledger = self.lock();
+        if cleared {
+            ledger.clear(unit.id);
         }
+        let in_flight = ledger.unit(unit.id).map_or(0, |active| active.in_flight);
         if in_flight == 0 {
-            state.not_alone(unit.id);
+            ledger.end_isolation(unit.id);
         }
-        drop(state);
+        drop(ledger);
         self.pump.notify_one();
     }
 }
 
-impl State {
-    /// Others may be sent, if this unit's line kept them from it.
-    pub(super) fn not_alone(&mut self, id: u64) {
-        if self.alone == Some(id) {
-            self.alone = None;
-        }
+/// Puts the line first that was alone when its process died. If that has happened too often it is
+/// taken out, and gets its outcome unsent.
+pub(super) fn take_care(
+    unit: &Arc<HeldUnit>,
+    lines: &mut Vec<OpenLine>,
+) -> Option<super::Finished> {
+    if unit.care != Care::Alone || unit.crashes == 0 {
+        return None;
     }
+    let noted = |line: &OpenLine| Some(i64::from(line.index)) == unit.noted_before;
+    let at = lines.iter().position(noted)?;
+    let suspect = lines.remove(at);
+    if unit.crashes < CRASHES_MAX {
+        lines.insert(0, suspect);
+        return None;
+    }
+    tracing::error!(
+        unit.key = %unit.key,
+        unit.line = suspect.index,
+        crashes = unit.crashes,
+        "a request is not sent again: processes died whenever it was on its way"
+    );
+    Some(line::crashed(unit, &suspect))
 }
 
-impl Entry {
-    /// Puts the line first that was alone when its process died. If that has happened too often
-    /// it is taken out, and gets its outcome unsent.
-    pub(super) fn take_care(&mut self) -> Option<super::Finished> {
-        let (noted, crashes) = (self.unit.noted_before, self.unit.crashes);
-        if self.care != Care::Alone || crashes == 0 {
-            return None;
-        }
-        let noted = |pending: &Pending| Some(i64::from(pending.line.index)) == noted;
-        let at = self.ready.iter().position(noted)?;
-        let suspect = self.ready.remove(at)?;
-        if crashes < CRASHES_MAX {
-            self.ready.push_front(suspect);
-            return None;
-        }
-        tracing::error!(
-            unit.key = %self.unit.key,
-            unit.line = suspect.line.index,
-            crashes,
-            "a request is not sent again: processes died whenever it was on its way"
-        );
-        Some(line::crashed(&self.unit, &suspect.line))
-    }
-
-    /// Whether its lines are sent one at a time, with nothing else on its way.
-    pub(super) fn runs_alone(&self) -> bool {
-        self.care == Care::Alone
-    }
-
+impl ActiveUnit {
     /// Whether its next line may be sent beside those that are on their way or wait.
     pub(super) fn care_allows(&self, next: u32) -> bool {
         match self.care {
@@ -136,14 +121,19 @@ impl Entry {
         }
     }
 
+    fn ready(&self) -> usize {
+        self.fresh.len() + self.retries.len()
+    }
+
     /// Lines that could be sent if there were permits.
     pub(super) fn sendable(&self) -> usize {
         match self.care {
-            Care::Usual | Care::Noted => self.ready.len(),
-            Care::Few => self.ready.len().min(FEW),
+            Care::Usual | Care::Noted => self.ready(),
+            Care::Few => self.ready().min(FEW),
             // While they wait, others are sent.
             Care::Alone => {
-                let next = self.ready.iter().map(|pending| pending.line.index);
+                let ready = self.retries.iter().chain(&self.fresh);
+                let next = ready.map(|pending| pending.line.index);
                 next.filter(|&next| self.care_allows(next)).count()
             }
         }
@@ -154,19 +144,26 @@ impl Entry {
 mod tests {
     use std::time::Instant;
 
-    use super::super::state::Waiting;
+    use super::super::ledger::Ledger;
     use super::*;
     use crate::worker::testing;
 
     /// Ten lines, of which the first four are suspects where there are any.
-    fn entry(takeovers: i64) -> Entry {
+    fn ledger(takeovers: i64) -> Ledger {
         let (unit, lines) = testing::unit(10, takeovers, Some(3));
-        Entry::new(&unit, lines)
+        let mut ledger = Ledger::default();
+        ledger.admit(&unit, lines, (64, 0));
+        ledger
+    }
+
+    fn sendable(ledger: &Ledger) -> (Care, usize) {
+        let active = ledger.unit(1).expect("is in hand");
+        (active.care, active.sendable())
     }
 
     #[test]
     fn only_lines_that_care_allows_count_as_work_in_hand() {
-        let of = |takeovers| (entry(takeovers).care, entry(takeovers).sendable());
+        let of = |takeovers| sendable(&ledger(takeovers));
         assert_eq!(of(0), (Care::Usual, 10));
         assert_eq!(of(1), (Care::Noted, 10));
         assert_eq!(of(2), (Care::Few, 8));
@@ -175,10 +172,9 @@ mod tests {
 
     #[test]
     fn while_a_suspect_waits_its_unit_is_no_work_in_hand() {
-        let mut entry = entry(3);
-        let pending = entry.ready.pop_front().unwrap();
-        let due = Instant::now();
-        entry.waiting.push(Waiting { due, pending });
-        assert_eq!(entry.sendable(), 0);
+        let mut ledger = ledger(3);
+        let (_, pending) = ledger.start(1, false, 0).expect("is sent");
+        ledger.retry_at(1, (Instant::now(), None), pending);
+        assert_eq!(sendable(&ledger), (Care::Alone, 0));
     }
 }

@@ -1,20 +1,26 @@
 //! What this process could send, for its share of the limits, and what it must let go of.
 
+use std::collections::HashSet;
 use std::sync::{Arc, PoisonError};
+use std::time::Duration;
 
+use super::super::held::BatchContext;
 use super::super::uptime::Uptime;
 use super::Dispatch;
-use super::state::Entry;
+use super::ledger::{ActiveUnit, Ledger};
 use crate::domain::unit::UnitKey;
 use crate::upstream::Routes;
+
+/// How long units wait for an upstream before another process may try them.
+const STUCK_AFTER: Duration = Duration::from_secs(20);
 
 impl Dispatch {
     /// Notes what there is to lease: routes that are open, each once.
     pub(in super::super) fn note_offered(&self, open: Vec<Arc<Routes>>) {
         let limits = self.pool.limits();
-        let mut state = self.lock();
+        let mut ledger = self.lock();
         let is_known = |routes: &Arc<Routes>| {
-            let mut offered = state.offered.iter();
+            let mut offered = ledger.offered.iter();
             offered.any(|known| known.lane == routes.lane)
         };
         let short = |routes: &Arc<Routes>| {
@@ -22,8 +28,8 @@ impl Dispatch {
             limits.lane(routes.lane) < allowed
         };
         let is_news = open.iter().any(|new| !is_known(new) && short(new));
-        state.offered = open;
-        drop(state);
+        ledger.offered = open;
+        drop(ledger);
         if is_news {
             limits.poke();
         }
@@ -34,8 +40,8 @@ impl Dispatch {
     pub(in super::super) fn demand(&self) -> Vec<usize> {
         let limits = self.pool.limits();
         let mut demand: Vec<usize> = vec![0; limits.all().count()];
-        let state = self.lock();
-        if state.closed {
+        let ledger = self.lock();
+        if ledger.is_closed {
             return demand;
         }
         let mut add = |routes: &Routes, lines: usize| {
@@ -45,13 +51,13 @@ impl Dispatch {
                 demand[limit] = demand[limit].saturating_add(lines);
             }
         };
-        for routes in &state.offered {
+        for routes in &ledger.offered {
             add(routes, usize::MAX);
         }
-        for entry in state.entries.values() {
-            let lines = entry.ready.len() + entry.waiting.len() + entry.in_flight;
-            if let Some(routes) = &entry.unit.routes
-                && (entry.in_flight > 0 || self.pool.may_take(routes))
+        for active in ledger.units() {
+            let lines = active.resting() + active.in_flight;
+            if let Some(routes) = &active.unit.routes
+                && (active.in_flight > 0 || self.pool.may_take(routes))
             {
                 add(routes, lines);
             }
@@ -65,11 +71,11 @@ impl Dispatch {
     /// Calls in flight under each limit, in the same order.
     pub(in super::super) fn in_flight(&self) -> Vec<usize> {
         let limits = self.pool.limits();
-        let state = self.lock();
+        let ledger = self.lock();
         let mut in_flight = self.pool.in_flight();
         in_flight.resize(limits.all().count(), 0);
-        for (id, lane) in &state.lanes {
-            if let Some(limit) = limits.of_lane(*id) {
+        for (id, lane) in ledger.lanes() {
+            if let Some(limit) = limits.of_lane(id) {
                 in_flight[limit] = lane.in_flight;
             }
         }
@@ -98,10 +104,7 @@ impl Dispatch {
 
     /// The shares have changed. Nothing is chosen by the old ones when this is done.
     pub(in super::super) fn limits_changed(&self) {
-        let mut state = self.lock();
-        for (id, lane) in &mut state.lanes {
-            lane.limit = self.pool.limits().lane(*id);
-        }
+        self.lock().set_limits(|lane| self.pool.limits().lane(lane));
     }
 
     /// There may be more to send than before.
@@ -113,7 +116,32 @@ impl Dispatch {
     /// Lets go of units that no upstream takes at present and of which nothing is on its way, so
     /// that others can use their part of the budget. Returns them, to be given back.
     pub(in super::super) fn shed(&self) -> Vec<(UnitKey, i64)> {
-        self.shed_where(|routes| !self.pool.may_take(routes))
+        self.shed_where(|routes| !self.pool.was_open(routes))
+    }
+
+    /// The same of units that have waited for long while somebody else may send them: another
+    /// process, or this one by other routes.
+    pub(in super::super) fn shed_stuck(&self) -> Vec<(UnitKey, i64)> {
+        if !self.pool.is_troubled() {
+            return Vec::new();
+        }
+        let are_shared = self.pool.limits().are_shared();
+        let mut ledger = self.lock();
+        let stuck = |active: &&ActiveUnit| {
+            let unit = &active.unit;
+            let Some(routes) = unit.routes.as_ref().filter(|_| active.is_idle()) else {
+                return false;
+            };
+            let since = self.pool.closed_since(routes);
+            since.is_some_and(|since| since.elapsed() >= STUCK_AFTER)
+                && (are_shared || !self.pool.is_current(routes, &unit.model))
+        };
+        let stuck: Vec<u64> = ledger
+            .units()
+            .filter(stuck)
+            .map(|active| active.unit.id)
+            .collect();
+        give_back(&mut ledger, &stuck)
     }
 
     /// The same of units for which other replicas have the whole limit.
@@ -125,32 +153,66 @@ impl Dispatch {
     }
 
     fn shed_where(&self, is_stuck: impl Fn(&Routes) -> bool) -> Vec<(UnitKey, i64)> {
-        let mut state = self.lock();
-        let idle = |entry: &&Entry| {
-            let unwritten = entry
-                .unit
-                .durable
-                .lock()
-                .unwrap_or_else(PoisonError::into_inner)
-                .open
-                - entry.ready.len()
-                - entry.waiting.len();
-            let routes = entry.unit.routes.as_ref();
-            entry.ending.is_none() && unwritten == 0 && routes.is_some_and(|r| is_stuck(r))
+        let mut ledger = self.lock();
+        let stuck = |active: &&ActiveUnit| {
+            let routes = active.unit.routes.as_ref();
+            active.is_idle() && routes.is_some_and(|routes| is_stuck(routes))
         };
-        let ids: Vec<u64> = state
-            .entries
-            .values()
-            .filter(idle)
-            .map(|e| e.unit.id)
+        let ids: Vec<u64> = ledger
+            .units()
+            .filter(stuck)
+            .map(|active| active.unit.id)
             .collect();
-        let mut shed = Vec::with_capacity(ids.len());
-        for id in ids {
-            if let Some(entry) = state.remove(id) {
-                state.held.remove(&entry.unit.key);
-                shed.push((entry.unit.key.clone(), entry.unit.epoch));
-            }
-        }
-        shed
+        give_back(&mut ledger, &ids)
     }
+
+    /// Lets go of what these batches have in hand, where nothing of it is on its way.
+    pub(in super::super) fn shed_batches(&self, ids: &[Arc<str>]) -> Vec<(UnitKey, i64)> {
+        let ids: HashSet<&Arc<str>> = ids.iter().collect();
+        let mut ledger = self.lock();
+        let units: Vec<u64> = ledger
+            .units()
+            .filter(|active| ids.contains(&active.unit.batch.id) && active.is_idle())
+            .map(|active| active.unit.id)
+            .collect();
+        give_back(&mut ledger, &units)
+    }
+
+    /// Lets go of up to so many units for a batch that has none in hand for want of room: of
+    /// tenants, and of its tenant's batches, that had their last turn later. Those that had theirs
+    /// last come first.
+    pub(in super::super) fn shed_for(
+        &self,
+        batch: &BatchContext,
+        routes: &Routes,
+        most: usize,
+    ) -> Vec<(UnitKey, i64)> {
+        let mut ledger = self.lock();
+        let domain = self.pool.limits().domain(routes.lane);
+        let turns_of = |batch: &BatchContext| {
+            let of_tenant = ledger.turns_of(&batch.tenant, domain);
+            (of_tenant, ledger.turns_of_batch(&batch.id))
+        };
+        let waiting = turns_of(batch);
+        let mut idle: Vec<_> = ledger
+            .units()
+            .filter(|active| active.is_idle() && active.unit.routes.is_some())
+            .map(|active| (turns_of(&active.unit.batch), active.unit.id))
+            .filter(|(turns, _)| *turns > waiting)
+            .collect();
+        idle.sort_unstable_by(|a, b| b.cmp(a));
+        let ids: Vec<u64> = idle.into_iter().take(most).map(|(_, id)| id).collect();
+        give_back(&mut ledger, &ids)
+    }
+}
+
+fn give_back(ledger: &mut Ledger, ids: &[u64]) -> Vec<(UnitKey, i64)> {
+    let mut given = Vec::with_capacity(ids.len());
+    for &id in ids {
+        if let Some((active, _)) = ledger.release(id) {
+            ledger.held_mut().remove(&active.unit.key);
+            given.push((active.unit.key.clone(), active.unit.epoch));
+        }
+    }
+    given
 }

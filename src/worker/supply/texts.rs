@@ -57,11 +57,34 @@ impl Texts {
         self.unread.values().any(|units| !units.is_empty())
     }
 
-    /// Whether a unit of this lane waits to be read.
-    pub(super) fn wait_of(&self, lane: LaneId) -> bool {
-        self.unread
-            .get(&lane)
-            .is_some_and(|units| !units.is_empty())
+    /// Whether a unit of a tenant waits to be read in this lane.
+    pub(super) fn wait_of(&self, lane: LaneId, tenant: &str) -> bool {
+        let mut units = self.unread.get(&lane).into_iter().flatten();
+        units.any(|unread| *unread.batch.tenant == *tenant)
+    }
+
+    /// Of each lane the unit that is read next, if one waits: its batch, and where its lines go.
+    pub(super) fn first_waiting(&self) -> Vec<(Arc<BatchContext>, Arc<Routes>)> {
+        let lanes = self.unread.iter();
+        let first = lanes.filter_map(|(lane, units)| {
+            let unread = &units[self.first_of(*lane)?];
+            Some((unread.batch.clone(), unread.routes.clone()?))
+        });
+        first.collect()
+    }
+
+    /// The unit of a lane that is read next: that of the tenant, and of the tenant's batch, whose
+    /// turn it is.
+    fn first_of(&self, lane: LaneId) -> Option<usize> {
+        let units = self.unread.get(&lane)?;
+        if units.len() < 2 {
+            return (!units.is_empty()).then_some(0);
+        }
+        let tenants = units.iter().map(|unread| &*unread.batch.tenant);
+        let tenants = self.dispatch.turns(lane, tenants);
+        let batches = units.iter().map(|unread| &*unread.batch.id);
+        let batches = self.dispatch.turns_of_batches(batches);
+        (0..units.len()).min_by_key(|&at| (tenants[at], batches[at]))
     }
 
     /// Whose units wait to be read.
@@ -69,7 +92,7 @@ impl Texts {
         self.unread
             .values()
             .flatten()
-            .map(|unread| unread.batch.id.clone())
+            .map(|unread| unread.batch.id.to_string())
             .collect()
     }
 
@@ -79,7 +102,7 @@ impl Texts {
         for units in self.unread.values_mut() {
             let (of_batch, others) = std::mem::take(units)
                 .into_iter()
-                .partition(|unread| unread.batch.id == batch_id);
+                .partition(|unread| *unread.batch.id == *batch_id);
             *units = others;
             taken.extend::<VecDeque<Unread>>(of_batch);
         }
@@ -117,10 +140,11 @@ impl Texts {
     }
 
     fn next(&mut self, lane: LaneId) -> Option<(Unread, Charge)> {
+        let first = self.first_of(lane)?;
         let units = self.unread.get_mut(&lane)?;
-        let bytes = usize::try_from(units.front()?.leased.chunk_bytes).unwrap_or(0);
+        let bytes = usize::try_from(units.get(first)?.leased.chunk_bytes).unwrap_or(0);
         let charge = self.pool.budget().try_reserve(bytes)?;
-        Some((units.pop_front()?, charge))
+        Some((units.remove(first)?, charge))
     }
 
     /// Reads units whose lines are not to be sent. If the database fails, those that come after

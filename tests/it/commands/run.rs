@@ -294,28 +294,76 @@ async fn what_cannot_begin_says_why() {
 }
 
 #[tokio::test]
-async fn an_upstream_that_refuses_the_key_ends_a_run_at_once() {
+async fn an_upstream_that_refuses_the_key_ends_a_run_at_once_and_loses_nothing() {
     let options = Options {
         api_key: Some("sk-right".into()),
         ..Options::default()
     };
-    let workshop = Workshop::new(&requests(&ids(50)), options).await;
+    let workshop = Workshop::new(&requests(&ids(500)), options).await;
     let refused = workshop.run(&[]).await;
     assert_eq!(refused.code, Some(1), "{}", refused.errors);
-    assert_eq!(workshop.custom_ids("out.errors.jsonl"), ids(50));
+    assert!(refused.errors.contains("401"), "{}", refused.errors);
     assert!(
-        workshop
-            .read("out.errors.jsonl")
-            .lines()
-            .all(|line| line.contains("401"))
+        refused.errors.contains("Nothing was lost"),
+        "{}",
+        refused.errors
     );
-    assert_eq!(workshop.read("out.jsonl"), "");
+    assert!(!workshop.path("out.errors.jsonl").exists());
+    let calls = workshop.simulator.stats().total.calls;
+    assert!(calls < 200, "{calls}");
 
-    let mut command = workshop.command(&["--restart", "--api-key-env", "RIGHT_KEY"]);
+    // The same command, with the key.
+    let mut command = workshop.command(&["--api-key-env", "RIGHT_KEY"]);
     command.env("RIGHT_KEY", "sk-right");
     let ran = ended(command).await;
     assert_eq!(ran.code, Some(0), "{}", ran.errors);
+    assert_eq!(workshop.custom_ids("out.jsonl"), ids(500));
+}
+
+#[tokio::test]
+async fn a_run_whose_calls_all_fail_alike_stops_and_says_why() {
+    let gone = Options {
+        models: vec!["another".to_owned()],
+        ..Options::default()
+    };
+    let workshop = Workshop::new(&requests(&ids(500)), gone).await;
+    let missing = workshop.run(&[]).await;
+    assert_eq!(missing.code, Some(1), "{}", missing.errors);
+    assert!(
+        missing.errors.contains("the name of the model"),
+        "{}",
+        missing.errors
+    );
     assert!(!workshop.path("out.errors.jsonl").exists());
+    assert!(workshop.simulator.stats().total.calls < 200);
+
+    // A file with fewer lines than it would take.
+    let workshop = Workshop::new(&requests(&ids(3)), Options::default()).await;
+    let wrong = format!("{}/v1", workshop.simulator.base_url());
+    let args = [
+        "run",
+        "-i",
+        "in.jsonl",
+        "-o",
+        "out.jsonl",
+        "--upstream",
+        &wrong,
+    ];
+    let lost = ended_in(&workshop.path(""), &args).await;
+    assert_eq!(lost.code, Some(1), "{}", lost.errors);
+    assert!(lost.errors.contains("base_url"), "{}", lost.errors);
+    assert!(!workshop.path("out.errors.jsonl").exists());
+}
+
+#[tokio::test]
+async fn one_line_that_is_refused_does_not_stop_a_run() {
+    let refused = chat("refused", json!({"status": 403}));
+    let input = refused + &requests(&ids(40));
+    let workshop = Workshop::new(&input, Options::default()).await;
+    let ran = workshop.run(&["--concurrency", "1"]).await;
+    assert_eq!(ran.code, Some(1), "{}", ran.errors);
+    assert_eq!(workshop.custom_ids("out.jsonl"), ids(40));
+    assert_eq!(workshop.custom_ids("out.errors.jsonl"), ["refused"]);
 }
 
 #[tokio::test]

@@ -44,6 +44,7 @@ async fn turn(store: &Store, token: &str, entry: ShareEntry) -> ShareBook {
         let read = ShareBook {
             holders: book.holders.clone(),
             gates: book.gates.clone(),
+            resets: book.resets.clone(),
         };
         (entry, read)
     };

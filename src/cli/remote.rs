@@ -1,0 +1,116 @@
+//! A server that runs, as commands ask it.
+
+use std::time::Duration;
+
+use anyhow::{Context as _, anyhow, bail};
+use reqwest::{Method, StatusCode, Url};
+
+use crate::config::Environment;
+
+/// How long the server may take to answer.
+const TIMEOUT: Duration = Duration::from_secs(15);
+
+/// Where the server is, and who asks.
+#[derive(Clone, Debug, clap::Args)]
+pub(super) struct RemoteArgs {
+    /// Where the server is
+    #[arg(long, value_name = "URL", default_value = "http://127.0.0.1:8080")]
+    url: String,
+
+    /// The environment variable that holds an operator's key
+    #[arg(long, value_name = "NAME")]
+    api_key_env: Option<String>,
+}
+
+/// A server to ask.
+pub(super) struct Remote {
+    base: Url,
+    key: Option<String>,
+    client: reqwest::Client,
+}
+
+impl Remote {
+    pub(super) fn new(args: &RemoteArgs, environment: &Environment) -> anyhow::Result<Self> {
+        let text = args.url.trim_end_matches('/');
+        let base = Url::parse(text).ok();
+        let base = base.filter(|url| matches!(url.scheme(), "http" | "https"));
+        let base = base.with_context(|| format!("--url {text}: expected an http:// URL"))?;
+        let key = match &args.api_key_env {
+            None => None,
+            Some(name) => {
+                let key = environment.get(name).map(str::to_owned);
+                Some(key.with_context(|| format!("--api-key-env: the variable {name} is not set"))?)
+            }
+        };
+        let client = reqwest::Client::builder().no_proxy().timeout(TIMEOUT);
+        let client = client.redirect(reqwest::redirect::Policy::none()).build()?;
+        Ok(Self { base, key, client })
+    }
+
+    /// What the server answers to a GET.
+    pub(super) async fn get(&self, path: &str) -> anyhow::Result<String> {
+        self.ask(Method::GET, &[path.trim_start_matches('/')]).await
+    }
+
+    /// What the server answers to a POST without a body, to a path of these parts.
+    pub(super) async fn post(&self, parts: &[&str]) -> anyhow::Result<String> {
+        self.ask(Method::POST, parts).await
+    }
+
+    async fn ask(&self, method: Method, parts: &[&str]) -> anyhow::Result<String> {
+        let mut url = self.base.clone();
+        if let Ok(mut path) = url.path_segments_mut() {
+            path.pop_if_empty();
+            // A part may be a path; a name in it may hold anything.
+            match parts {
+                [whole] => path.extend(whole.split('/')),
+                parts => path.extend(parts),
+            };
+        }
+        let mut request = self.client.request(method, url.clone());
+        if let Some(key) = &self.key {
+            request = request.bearer_auth(key);
+        }
+        let response = request
+            .send()
+            .await
+            .map_err(|error| self.unreachable(error))?;
+        let status = response.status();
+        let text = response
+            .text()
+            .await
+            .map_err(|error| self.unreachable(error))?;
+        match status {
+            StatusCode::OK => Ok(text),
+            StatusCode::UNAUTHORIZED | StatusCode::FORBIDDEN => bail!(
+                "the server refuses ({status}): name the variable that holds a key made with \
+                 `nightshift keys create --admin` in --api-key-env"
+            ),
+            _ => match message(&text) {
+                Some(message) => bail!("the server answered {status}: {message}"),
+                None => bail!("{} answered {status}", shown(&url)),
+            },
+        }
+    }
+
+    fn unreachable(&self, error: reqwest::Error) -> anyhow::Error {
+        let mut url = shown(&self.base);
+        url.set_path("");
+        anyhow!(error.without_url()).context(format!("cannot reach the server at {url}"))
+    }
+}
+
+/// A URL without a password that may be in it.
+fn shown(url: &Url) -> Url {
+    let mut url = url.clone();
+    // A URL that cannot have them has none.
+    let _ = url.set_username("");
+    let _ = url.set_password(None);
+    url
+}
+
+/// What an error of the API says.
+fn message(text: &str) -> Option<String> {
+    let error: serde_json::Value = serde_json::from_str(text).ok()?;
+    error["error"]["message"].as_str().map(str::to_owned)
+}

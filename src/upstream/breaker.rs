@@ -1,0 +1,676 @@
+//! Whether lines may be sent to something that fails at times: an upstream, or a model at an
+//! upstream. One state machine for both; what closes which is for [`classify`](super::classify).
+//!
+//! * **Open**: lines are sent, as many at once as the limits allow, or as the *window* allows.
+//! * **Closed**: nothing is sent until a moment, or until a probe is answered. Then a *trial*
+//!   follows: one line, and more as lines succeed.
+//!
+//! A failure narrows the window to the calls that are still on their way: those that the other
+//! side has taken. When none is left the breaker closes. So a server that takes four calls at once
+//! keeps four, and one line that always fails closes nothing while others succeed.
+//!
+//! Each closing begins a new *generation*. A call counts in the generation in which it began: of a
+//! hundred calls that fail together one closes the breaker, and what arrives late says nothing
+//! about how things are now.
+
+use std::collections::HashMap;
+use std::time::Duration;
+
+use tokio::time::Instant;
+
+use super::history::{Evidence, doubled};
+use crate::config;
+
+/// Lines that are sent at once when a limit that was reached is tried again.
+const FEW: usize = 2;
+/// A window that was narrowed grows by one after so many successes. While a limit holds, about
+/// one call in thirteen is then refused; and a window grows back to its full size as long as less
+/// than one line in thirteen fails for reasons of its own.
+const SUCCESSES_A_STEP: u32 = 12;
+/// After so many steps without a failure nothing seems to hold it back, and it grows fast.
+const STEPS_UNTIL_DOUBLING: u32 = 2;
+/// So many refusals in a row close at once, whatever was on its way before: what only a person can
+/// mend is not capacity.
+const REFUSALS_IN_A_ROW: u32 = 8;
+/// So many lines that fail one after the other, each for the first time, are the server's fault
+/// and not the lines'. By chance that happens once in ten billion calls where a tenth fails.
+const RUN_OF_FAILURES: u32 = 8;
+/// A batch whose lines fail so often in a row while other batches succeed is at fault itself.
+const FAILURES_OF_A_BATCH: u32 = 4;
+/// A success of another batch shows that for so long.
+const SHOWN_FOR: Duration = Duration::from_secs(60);
+/// Batches whose failures in a row are counted.
+const BATCHES_COUNTED_MAX: usize = 256;
+/// A call that has not failed for so long lets one more be sent: a model may take minutes.
+const ONE_MORE_AFTER: Duration = Duration::from_secs(5);
+/// One failure closes nothing that has worked before: the next line shows whose fault it was.
+const FAILURES_IN_A_ROW: u32 = 2;
+
+/// How patiently what fails is looked at.
+#[derive(Clone, Debug)]
+pub struct Pace {
+    /// Until the first look at what does not answer; doubled with each failure in a row.
+    pub probe_first: Duration,
+    pub probe_longest: Duration,
+    /// Until the first trial of what refuses us; doubled likewise.
+    pub trial_first: Duration,
+    pub trial_longest: Duration,
+    /// Between two looks at what models an upstream has.
+    pub discovery: Duration,
+    /// How long the first validation waits for upstreams to tell their models.
+    pub first_discovery_max: Duration,
+}
+
+impl Default for Pace {
+    fn default() -> Self {
+        Self {
+            probe_first: Duration::from_millis(500),
+            probe_longest: Duration::from_secs(30),
+            trial_first: Duration::from_secs(1),
+            trial_longest: Duration::from_mins(10),
+            discovery: Duration::from_secs(60),
+            first_discovery_max: Duration::from_secs(5),
+        }
+    }
+}
+
+/// Why a breaker is closed.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Reason {
+    /// 429: too much for this model now.
+    Limited,
+    /// 503, or what a gateway says for a server that is not there.
+    Unavailable,
+    /// One failure after the other, of lines that had not failed before.
+    Failing,
+    /// Nobody answers at the address.
+    Unreachable,
+    /// 401: the key is missing or wrong.
+    KeyRefused,
+    /// 403: the key may not use this model.
+    Refused,
+    /// 402, or a 429 that says that the money is spent.
+    Unpaid,
+    /// A redirect, or a 404 that says that the path is not there.
+    Misdirected,
+    /// The server does not have the model.
+    ModelMissing,
+}
+
+impl Reason {
+    /// Whether only a person can mend it.
+    #[must_use]
+    pub fn needs_a_person(self) -> bool {
+        !matches!(
+            self,
+            Reason::Limited | Reason::Unavailable | Reason::Failing | Reason::Unreachable
+        )
+    }
+
+    #[must_use]
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Reason::Limited => "limited",
+            Reason::Unavailable => "unavailable",
+            Reason::Failing => "failing",
+            Reason::Unreachable => "unreachable",
+            Reason::KeyRefused => "key_refused",
+            Reason::Refused => "refused",
+            Reason::Unpaid => "unpaid",
+            Reason::Misdirected => "misdirected",
+            Reason::ModelMissing => "model_missing",
+        }
+    }
+
+    /// What an operator is to look at.
+    #[must_use]
+    pub fn advice(self) -> &'static str {
+        match self {
+            Reason::Limited => "its rate limit, or the concurrency of this upstream or model here",
+            Reason::Unavailable | Reason::Failing => "its own log",
+            Reason::Unreachable => "whether it runs, and its base_url",
+            Reason::KeyRefused => "its api_key_env or api_key_file: the key is missing or wrong",
+            Reason::Refused => "what its key is allowed to do",
+            Reason::Unpaid => "its account: it asks to be paid, or its quota is spent",
+            Reason::Misdirected => "its base_url: the path is not there",
+            Reason::ModelMissing => "the name of the model",
+        }
+    }
+}
+
+/// Why and until when a breaker is closed.
+#[derive(Clone, Debug)]
+pub(super) struct Closure {
+    pub(super) reason: Reason,
+    /// In words for people; no addresses, no secrets.
+    pub(super) cause: String,
+    pub(super) since: Instant,
+    /// When lines are tried again; for what is probed, when it is probed.
+    pub(super) until: Instant,
+    /// Until when the other processes believe it to be closed.
+    pub(super) told: Option<Instant>,
+    /// Calls that have failed since.
+    pub(super) failures: u64,
+}
+
+/// How many calls at once, until it is known that more are taken.
+#[derive(Clone, Copy, Debug)]
+struct Window {
+    size: usize,
+    /// Each success adds one, until a call fails.
+    doubles: bool,
+    /// Since it grew.
+    successes: u32,
+    /// How often it grew since a call failed.
+    steps: u32,
+}
+
+/// Whether a line can be sent.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Room {
+    Open {
+        /// It is not known to work: lines that have failed before come last.
+        is_trial: bool,
+    },
+    /// All that the window allows is on its way.
+    Full,
+    /// `until`: when it opens by itself.
+    Closed { until: Option<Instant> },
+}
+
+/// How a call failed, for a breaker.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Failure {
+    pub(super) reason: Reason,
+    /// How long the server asked to be left alone.
+    pub(super) wait: Option<Duration>,
+    /// Whether the server asked for more than it is believed: then one line tries.
+    pub(super) is_capped: bool,
+    /// The line had not failed here before.
+    pub(super) is_fresh: bool,
+    /// Of the line's batch.
+    pub(super) batch: u64,
+}
+
+/// What a call has changed.
+#[derive(Clone, Debug)]
+pub(super) enum Change {
+    /// It has closed, and was open before.
+    Closed(Closure),
+    /// A trial has failed.
+    StillClosed,
+    /// It is open again; how it was closed.
+    Opened(Closure),
+}
+
+#[derive(Debug, Default)]
+pub(super) struct Breaker {
+    closure: Option<Closure>,
+    window: Option<Window>,
+    generation: u32,
+    /// Calls of this generation.
+    in_flight: usize,
+    /// Closings since the last success: how patient to be.
+    strikes: u32,
+    /// Failures since the last success of a call that began after the first of them.
+    in_a_row: u32,
+    /// When the first of them was there, and how the last one was refused.
+    row_began: Option<Instant>,
+    doubt: Option<(Reason, String)>,
+    /// The same of lines that had not failed before, of the kind that a server shows at times.
+    run: u32,
+    evidence: Evidence,
+    /// When a line began to wait for a success.
+    awaited_since: Option<Instant>,
+    /// When the last call was sent, and the first of this generation.
+    started: Option<Instant>,
+    generation_began: Option<Instant>,
+    batches: Batches,
+}
+
+/// How batches fare, so that one of them is told from the rest.
+#[derive(Debug, Default)]
+struct Batches {
+    /// Failures in a row.
+    failures: HashMap<u64, u32>,
+    /// The last success, and the last one of another batch than that.
+    successes: [Option<(u64, Instant)>; 2],
+}
+
+impl Batches {
+    fn succeeded(&mut self, batch: u64, now: Instant) {
+        if !self.failures.is_empty() {
+            self.failures.remove(&batch);
+        }
+        if self.successes[0].is_some_and(|(last, _)| last != batch) {
+            self.successes[1] = self.successes[0];
+        }
+        self.successes[0] = Some((batch, now));
+    }
+
+    /// Takes a failure down. Whether it is the batch's own: it has failed again and again, while
+    /// others succeed.
+    fn failed(&mut self, batch: u64, now: Instant) -> bool {
+        if self.failures.len() >= BATCHES_COUNTED_MAX && !self.failures.contains_key(&batch) {
+            self.failures.clear();
+        }
+        let failures = self.failures.entry(batch).or_default();
+        *failures = failures.saturating_add(1);
+        let is_often = *failures >= FAILURES_OF_A_BATCH;
+        is_often
+            && self.successes.iter().flatten().any(|(other, at)| {
+                *other != batch && now.saturating_duration_since(*at) < SHOWN_FOR
+            })
+    }
+}
+
+impl Breaker {
+    pub(super) fn evidence(&self) -> &Evidence {
+        &self.evidence
+    }
+
+    pub(super) fn closure(&self) -> Option<&Closure> {
+        self.closure.as_ref()
+    }
+
+    pub(super) fn room(&self, now: Instant) -> Room {
+        if let Some(closure) = &self.closure
+            && (closure.until > now || closure.reason == Reason::Unreachable)
+        {
+            let until = (closure.reason != Reason::Unreachable).then_some(closure.until);
+            return Room::Closed { until };
+        }
+        match self.window {
+            Some(window) if self.in_flight >= self.size(window, now) => Room::Full,
+            _ => Room::Open {
+                is_trial: self.closure.is_some(),
+            },
+        }
+    }
+
+    /// How many calls the window takes: while it is a ramp, more as time goes by without a failure.
+    fn size(&self, window: Window, now: Instant) -> usize {
+        let began = self.generation_began.filter(|_| window.doubles);
+        let elapsed = began.map_or(Duration::ZERO, |began| now.saturating_duration_since(began));
+        let more = elapsed.as_secs() / ONE_MORE_AFTER.as_secs();
+        window
+            .size
+            .saturating_add(usize::try_from(more).unwrap_or(usize::MAX))
+    }
+
+    /// When the last call was sent.
+    pub(super) fn last_start(&self) -> Option<Instant> {
+        self.started
+    }
+
+    /// Whether nothing of it need be remembered.
+    pub(super) fn is_unremarkable(&self, now: Instant) -> bool {
+        let is_over = |closure: &Closure| closure.until <= now;
+        self.closure.as_ref().is_none_or(is_over) && self.in_flight == 0
+    }
+
+    /// Whether calls succeed, as far as is known: who fails then fails for reasons of its own.
+    pub(super) fn works(&self) -> bool {
+        self.closure.is_none() && self.evidence.has_succeeded()
+    }
+
+    /// Whether there is nothing to be said of it.
+    pub(super) fn is_well(&self) -> bool {
+        self.is_wide()
+            && self.in_a_row == 0
+            && (self.evidence.has_succeeded() || !self.evidence.has_failed())
+    }
+
+    /// Whether it could take as many lines as the limits allow.
+    pub(super) fn is_wide(&self) -> bool {
+        self.closure.is_none() && self.window.is_none()
+    }
+
+    /// A line is sent. Returns the generation that its call belongs to.
+    pub(super) fn start(&mut self, now: Instant) -> u32 {
+        self.in_flight += 1;
+        self.started = Some(now);
+        self.generation_began.get_or_insert(now);
+        self.generation
+    }
+
+    /// A call was broken off before it showed anything.
+    pub(super) fn abandon(&mut self, generation: u32) {
+        if generation == self.generation {
+            self.in_flight = self.in_flight.saturating_sub(1);
+        }
+    }
+
+    /// A call has succeeded. `limit`: as many at once as there may be without a window.
+    pub(super) fn succeed(
+        &mut self,
+        generation: u32,
+        (begun, now): (Instant, Instant),
+        batch: u64,
+        limit: usize,
+    ) -> Option<Change> {
+        self.evidence.succeeded(begun, now);
+        self.batches.succeeded(batch, now);
+        if generation != self.generation {
+            return None;
+        }
+        let was_in_use = self.in_flight;
+        self.in_flight = self.in_flight.saturating_sub(1);
+        (self.strikes, self.run) = (0, 0);
+        // What was on its way before says nothing of what has failed since.
+        if self.row_began.is_none_or(|row_began| begun >= row_began) {
+            self.end_row();
+        }
+        let opened = self.closure.take();
+        match opened.as_ref().map(|closure| closure.reason) {
+            None | Some(Reason::Limited) => self.widen(was_in_use),
+            // It works again: at once with half of the calls, and with all of them soon.
+            Some(Reason::Unavailable | Reason::Failing | Reason::Unreachable) => {
+                self.window = Some(Window::doubling((limit / 2).max(FEW)));
+            }
+            Some(_) => self.window = None,
+        }
+        if self.window.is_some_and(|window| window.size >= limit) {
+            self.window = None;
+        }
+        opened.map(Change::Opened)
+    }
+
+    /// A call was answered, but not with a success: who answers so works, whatever was wrong with
+    /// the line.
+    pub(super) fn answer(&mut self, generation: u32) -> Option<Change> {
+        if generation != self.generation {
+            return None;
+        }
+        self.in_flight = self.in_flight.saturating_sub(1);
+        self.end_row();
+        self.closure.take().map(Change::Opened)
+    }
+
+    /// A call has failed; `random` in 0..1. `cause` says how, in words.
+    pub(super) fn fail(
+        &mut self,
+        failure: Failure,
+        generation: u32,
+        now: Instant,
+        paces: (&Pace, &config::Retry),
+        random: f64,
+        cause: &str,
+    ) -> Option<Change> {
+        self.evidence.failed();
+        if let Some(closure) = &mut self.closure {
+            closure.failures += 1;
+        }
+        // What nobody answers at, no batch can be at fault for.
+        let is_of_batch = self.batches.failed(failure.batch, now);
+        if is_of_batch && failure.reason != Reason::Unreachable && self.closure.is_none() {
+            self.abandon(generation);
+            return None;
+        }
+        if generation != self.generation {
+            self.fail_late(failure, now);
+            return None;
+        }
+        self.in_flight = self.in_flight.saturating_sub(1);
+        self.in_a_row = self.in_a_row.saturating_add(1);
+        self.row_began.get_or_insert(now);
+        if failure.reason.needs_a_person() && self.in_a_row >= FAILURES_IN_A_ROW {
+            self.doubt = Some((failure.reason, cause.to_owned()));
+        }
+        let is_trial = self.closure.is_some();
+        let closure = self.closure.as_ref();
+        let is_limited = closure.is_some_and(|closure| closure.reason == Reason::Limited);
+        let closes = match failure.reason {
+            Reason::Unreachable => true,
+            // Who answers with a failure does not limit us any more.
+            _ if is_trial && !(is_limited && failure.reason == Reason::Failing) => true,
+            Reason::Failing => {
+                self.run += u32::from(failure.is_fresh);
+                self.run >= RUN_OF_FAILURES && self.evidence.has_succeeded()
+            }
+            _ if failure.wait.is_some_and(|wait| !wait.is_zero()) => true,
+            reason => {
+                // What only a person can mend is no lack of room.
+                if !reason.needs_a_person() {
+                    self.narrow();
+                }
+                let is_doubted =
+                    self.in_a_row >= FAILURES_IN_A_ROW || !self.evidence.has_succeeded();
+                let is_refused =
+                    failure.reason.needs_a_person() && self.in_a_row >= REFUSALS_IN_A_ROW;
+                is_refused || (self.in_flight == 0 && is_doubted)
+            }
+        };
+        closes.then(|| self.close(failure, now, paces, random, cause))
+    }
+
+    /// A call has failed in a way that does not concern this breaker; but a trial that does not
+    /// succeed has failed.
+    pub(super) fn unclear(
+        &mut self,
+        generation: u32,
+        batch: u64,
+        now: Instant,
+        paces: (&Pace, &config::Retry),
+        random: f64,
+    ) -> Option<Change> {
+        let closure = self
+            .closure
+            .as_ref()
+            .filter(|_| generation == self.generation);
+        let Some(Closure { reason, cause, .. }) = closure.cloned() else {
+            self.abandon(generation);
+            return None;
+        };
+        let failure = Failure {
+            reason,
+            wait: None,
+            is_capped: false,
+            is_fresh: false,
+            batch,
+        };
+        self.fail(failure, generation, now, paces, random, &cause)
+    }
+
+    /// A line waits for the next success of a call that begins from now on.
+    pub(super) fn await_success(&mut self, now: Instant) {
+        self.awaited_since = Some(now);
+    }
+
+    /// Whether a line has waited for the success that has just come, of a call begun then.
+    pub(super) fn take_awaited(&mut self, begun: Instant) -> bool {
+        let has_come = self.awaited_since.is_some_and(|since| begun > since);
+        if has_come {
+            self.awaited_since = None;
+        }
+        has_come
+    }
+
+    /// A call has failed that says nothing about the other side: it is the line's own fault.
+    pub(super) fn pass_over(&mut self, generation: u32) {
+        self.evidence.failed();
+        self.abandon(generation);
+    }
+
+    /// A probe of what was unreachable. It opens on trust: until a call succeeds, the next closing
+    /// is longer.
+    pub(super) fn probed(
+        &mut self,
+        answers: bool,
+        now: Instant,
+        pace: &Pace,
+        random: f64,
+        limit: usize,
+    ) -> Option<Change> {
+        let closure = self.closure.as_mut()?;
+        if closure.reason != Reason::Unreachable {
+            return None;
+        }
+        if answers {
+            self.window = Some(Window::doubling((limit / 2).max(FEW)));
+            return self.closure.take().map(Change::Opened);
+        }
+        self.strikes = self.strikes.saturating_add(1);
+        closure.until = now + probe_wait(self.strikes, pace, random);
+        None
+    }
+
+    /// Says how the last probe went.
+    pub(super) fn explain(&mut self, cause: String) {
+        if let Some(closure) = &mut self.closure {
+            closure.cause = cause;
+        }
+    }
+
+    /// Another process knows it to be closed until then.
+    pub(super) fn close_as_told(&mut self, until: Instant, now: Instant, cause: &str) {
+        match &mut self.closure {
+            Some(closure) => {
+                closure.until = closure.until.max(until);
+                closure.told = closure.told.max(Some(until));
+            }
+            None => {
+                self.begin_generation(FEW);
+                self.closure = Some(Closure {
+                    reason: Reason::Limited,
+                    cause: cause.to_owned(),
+                    since: now,
+                    until,
+                    told: Some(until),
+                    failures: 0,
+                });
+            }
+        }
+    }
+
+    /// An operator says that it is mended: opens it, and forgets its failures.
+    pub(super) fn reset(&mut self, now: Instant) -> Option<Change> {
+        self.evidence.reset(now);
+        self.generation = self.generation.wrapping_add(1);
+        (self.in_flight, self.window) = (0, None);
+        (self.strikes, self.run) = (0, 0);
+        self.end_row();
+        self.closure.take().map(Change::Opened)
+    }
+
+    /// How the last calls were refused, where none that began since has succeeded.
+    pub(super) fn doubt(&self) -> Option<&(Reason, String)> {
+        self.doubt.as_ref()
+    }
+
+    fn end_row(&mut self) {
+        self.in_a_row = 0;
+        (self.row_began, self.doubt) = (None, None);
+    }
+
+    fn close(
+        &mut self,
+        failure: Failure,
+        now: Instant,
+        (pace, retry): (&Pace, &config::Retry),
+        random: f64,
+        cause: &str,
+    ) -> Change {
+        self.strikes = self.strikes.saturating_add(1);
+        let own = match failure.reason {
+            Reason::Limited => doubled(retry.initial_backoff, self.strikes - 1)
+                .min(retry.max_backoff)
+                .mul_f64(0.5 + random / 2.0),
+            Reason::Unavailable | Reason::Failing | Reason::Unreachable => {
+                probe_wait(self.strikes, pace, random)
+            }
+            _ => doubled(pace.trial_first, self.strikes - 1).min(pace.trial_longest),
+        };
+        // "Retry after 0 s" would be a tight loop.
+        let wait = failure.wait.filter(|wait| !wait.is_zero()).unwrap_or(own);
+        let few = match failure.reason {
+            Reason::Limited if !failure.is_capped => (self.in_flight / 2).max(FEW),
+            _ => 1,
+        };
+        self.begin_generation(few);
+        let before = self.closure.take();
+        let closure = Closure {
+            reason: failure.reason,
+            cause: cause.to_owned(),
+            since: before.as_ref().map_or(now, |before| before.since),
+            until: now + wait,
+            told: before.as_ref().and_then(|before| before.told),
+            failures: before.as_ref().map_or(1, |before| before.failures),
+        };
+        self.closure = Some(closure.clone());
+        match before {
+            Some(_) => Change::StillClosed,
+            None => Change::Closed(closure),
+        }
+    }
+
+    /// A call of an earlier generation has failed: it says nothing new, unless the server asks to
+    /// be left alone, and that fewer calls were taken than it seemed.
+    fn fail_late(&mut self, failure: Failure, now: Instant) {
+        if failure.reason != Reason::Limited {
+            return;
+        }
+        if let Some(window) = &mut self.window {
+            window.size = (window.size - 1).max(FEW.min(window.size));
+        }
+        if let (Some(closure), Some(wait)) = (&mut self.closure, failure.wait)
+            && closure.reason == Reason::Limited
+        {
+            closure.until = closure.until.max(now + wait);
+        }
+    }
+
+    fn begin_generation(&mut self, window: usize) {
+        self.generation = self.generation.wrapping_add(1);
+        (self.in_flight, self.run) = (0, 0);
+        self.generation_began = None;
+        self.window = Some(Window::doubling(window));
+    }
+
+    fn narrow(&mut self) {
+        let size = self.window.map_or(usize::MAX, |window| window.size);
+        self.window = Some(Window {
+            size: size.min(self.in_flight).max(1),
+            doubles: false,
+            successes: self.window.map_or(0, |window| window.successes),
+            steps: 0,
+        });
+    }
+
+    /// After a success, when so many calls were on their way: a window that is not used does not
+    /// show that more would be taken.
+    fn widen(&mut self, in_use: usize) {
+        let Some(window) = &mut self.window else {
+            return;
+        };
+        if in_use * 4 < window.size {
+            return;
+        }
+        window.successes += 1;
+        if window.doubles || window.successes >= SUCCESSES_A_STEP {
+            window.size += 1;
+            window.successes = 0;
+            window.steps += 1;
+            window.doubles |= window.steps >= STEPS_UNTIL_DOUBLING;
+        }
+    }
+}
+
+impl Window {
+    fn doubling(size: usize) -> Self {
+        Self {
+            size,
+            doubles: true,
+            successes: 0,
+            steps: 0,
+        }
+    }
+}
+
+fn probe_wait(strikes: u32, pace: &Pace, random: f64) -> Duration {
+    let wait = doubled(pace.probe_first, strikes.saturating_sub(1));
+    wait.min(pace.probe_longest).mul_f64(1.0 + random / 4.0)
+}
+
+#[cfg(test)]
+mod tests;

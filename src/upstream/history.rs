@@ -1,0 +1,310 @@
+//! What a line has been through, and what its next failure means: whether it is the line's own
+//! fault, what it costs, and how long the line waits.
+//!
+//! A failure tells little by itself. What tells is how others fare meanwhile: a line that fails
+//! again where others have succeeded since fails for reasons of its own.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use tokio::time::Instant;
+
+use super::backend::Backend;
+use crate::config;
+
+/// Calls that a line may make without costing it an attempt, whatever their cause. With the pauses
+/// between them that is more than a week of nothing else.
+const FREE_CALLS_MAX: u32 = 1_000;
+/// The same of failures that would cost an attempt if its server did not fail one line after the
+/// other: a line whose server never works again must end some time.
+const FREE_FAILURES_MAX: u32 = 20;
+/// A line's failures say nothing about the server if it would be so unlikely for any line to fail
+/// so often by chance.
+const UNLIKELY: f64 = 0.01;
+/// A line is refused for reasons of its own if it would be so unlikely for any other.
+const IMPOSSIBLE: f64 = 1e-9;
+/// The pauses of a line that failed, in first pauses of any: where no call has succeeded since,
+/// and where only calls have that were on their way when it failed. The former add up to minutes,
+/// the latter outlast a short outage. How often each is doubled.
+const UNTIL_IT_WORKS: (u32, u32) = (10, 2);
+const WHILE_IN_DOUBT: (u32, u32) = (6, 1);
+
+/// How the calls to one backend have gone.
+#[derive(Clone, Copy, Debug, Default)]
+pub(super) struct Evidence {
+    successes: u64,
+    failures: u64,
+    /// The latest moment at which a call began that has succeeded.
+    success_begun: Option<Instant>,
+    /// When the last success was there.
+    success_at: Option<Instant>,
+    /// When an operator said that it is mended.
+    reset_at: Option<Instant>,
+}
+
+impl Evidence {
+    pub(super) fn succeeded(&mut self, begun: Instant, now: Instant) {
+        self.successes += 1;
+        self.success_begun = self.success_begun.max(Some(begun));
+        self.success_at = Some(now);
+    }
+
+    pub(super) fn failed(&mut self) {
+        self.failures += 1;
+    }
+
+    pub(super) fn reset(&mut self, now: Instant) {
+        self.reset_at = Some(now);
+    }
+
+    pub(super) fn has_failed(&self) -> bool {
+        self.failures > 0
+    }
+
+    pub(super) fn has_succeeded(&self) -> bool {
+        self.successes > 0
+    }
+}
+
+/// A line's failures so far, by where it failed. Empty for nearly every line.
+#[derive(Debug, Default)]
+pub struct History {
+    troubles: Vec<Trouble>,
+    /// Calls that cost an attempt.
+    attempts: u32,
+    /// Calls that did not.
+    free: u32,
+}
+
+/// A line's failures at one backend.
+#[derive(Debug)]
+struct Trouble {
+    backend: Arc<Backend>,
+    failures: u32,
+    first: Instant,
+    last: Instant,
+    /// The backend's evidence when the line failed first.
+    before: Evidence,
+    /// It does not have the line's model.
+    is_missing: bool,
+}
+
+/// What a failure is, with what is known of the line and of the backend.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Judged {
+    /// The line had not failed here before.
+    pub(super) is_fresh: bool,
+    /// Another line has succeeded here that was sent after this one had failed first.
+    pub(super) is_refuted: bool,
+    /// A call has succeeded here since the line failed first.
+    pub(super) works: bool,
+    /// How likely it is that any line fails so often by chance.
+    chance: f64,
+    /// How often it has failed here.
+    failures: u32,
+}
+
+impl Judged {
+    /// Whether the failure says something about the backend.
+    pub(super) fn is_signal(&self) -> bool {
+        self.is_fresh || !self.is_refuted || self.chance >= UNLIKELY
+    }
+}
+
+/// What is to become of a line that has failed.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub(super) enum Next {
+    /// It is over: what was answered is its answer.
+    End,
+    /// It is sent again after so long.
+    Again {
+        after: Duration,
+        /// Sooner than that once a call succeeds there.
+        is_hastened: bool,
+    },
+}
+
+impl History {
+    /// Whether the line has not failed yet.
+    #[must_use]
+    pub fn is_clean(&self) -> bool {
+        self.troubles.is_empty()
+    }
+
+    /// Calls that cost an attempt so far.
+    #[must_use]
+    pub fn attempts(&self) -> u32 {
+        self.attempts
+    }
+
+    /// Whether a failure may cost the line nothing, because its server fails all.
+    pub(super) fn may_fail_for_nothing(&self) -> bool {
+        self.free < FREE_FAILURES_MAX
+    }
+
+    /// Whether a call has succeeded that began since at one of the places where the line failed.
+    #[must_use]
+    pub fn is_hastened(&self) -> bool {
+        let mut troubles = self.troubles.iter();
+        troubles.any(|trouble| trouble.backend.evidence().success_begun > Some(trouble.first))
+    }
+
+    /// Whether an operator has said, since the line failed last, that it is mended where it failed.
+    #[must_use]
+    pub fn is_reset(&self) -> bool {
+        let mut troubles = self.troubles.iter();
+        troubles.any(|trouble| trouble.backend.evidence().reset_at > Some(trouble.last))
+    }
+
+    /// Takes a failure down; `evidence` is the backend's, without this call.
+    pub(super) fn failed(
+        &mut self,
+        backend: &Arc<Backend>,
+        evidence: &Evidence,
+        now: Instant,
+    ) -> Judged {
+        let here = |trouble: &Trouble| Arc::ptr_eq(&trouble.backend, backend);
+        let Some(at) = self.troubles.iter().position(here) else {
+            self.troubles.push(Trouble {
+                backend: Arc::clone(backend),
+                failures: 1,
+                first: now,
+                last: now,
+                before: *evidence,
+                is_missing: false,
+            });
+            return Judged {
+                is_fresh: true,
+                is_refuted: false,
+                works: false,
+                chance: 1.0,
+                failures: 1,
+            };
+        };
+        let trouble = &mut self.troubles[at];
+        trouble.failures += 1;
+        trouble.last = now;
+        let successes = evidence.successes - trouble.before.successes;
+        let all = evidence.failures - trouble.before.failures;
+        // Without the line's own.
+        let failures = all.saturating_sub(u64::from(trouble.failures - 1));
+        let rate = (failures + 1) as f64 / (failures + successes + 2) as f64;
+        Judged {
+            is_fresh: false,
+            is_refuted: evidence.success_begun > Some(trouble.first),
+            works: evidence.success_at > Some(trouble.first),
+            chance: rate.powf(f64::from(trouble.failures)),
+            failures: trouble.failures,
+        }
+    }
+
+    /// The backend does not have the line's model. Returns whether the same is known of all these.
+    pub(super) fn is_missing_at<'a>(
+        &mut self,
+        backend: &Arc<Backend>,
+        mut all: impl Iterator<Item = &'a Arc<Backend>>,
+    ) -> bool {
+        let mut troubles = self.troubles.iter_mut();
+        if let Some(trouble) = troubles.find(|trouble| Arc::ptr_eq(&trouble.backend, backend)) {
+            trouble.is_missing = true;
+        }
+        all.all(|one| {
+            let mut troubles = self.troubles.iter();
+            troubles.any(|trouble| trouble.is_missing && Arc::ptr_eq(&trouble.backend, one))
+        })
+    }
+
+    /// A refusal: of the key, the account, the path. It is the line's own once another line has
+    /// succeeded that was sent since; else the line waits, however often it is tried.
+    pub(super) fn refused(&mut self, judged: &Judged, config: &config::Retry, random: f64) -> Next {
+        if judged.is_refuted {
+            return Next::End;
+        }
+        self.free(judged, None, config, random)
+    }
+
+    /// A failure that is no fault of the line's, as far as is known: it costs nothing, until it
+    /// is all but impossible that another line would fail as often.
+    pub(super) fn turned_away(
+        &mut self,
+        judged: &Judged,
+        wait: Option<Duration>,
+        config: &config::Retry,
+        random: f64,
+    ) -> Next {
+        let is_own = judged.is_refuted && judged.chance < IMPOSSIBLE;
+        if is_own && judged.failures >= config.max_attempts {
+            return Next::End;
+        }
+        self.free(judged, wait, config, random)
+    }
+
+    /// A failure that costs an attempt. Where the backend has not succeeded since, attempts are
+    /// spread over minutes: it may be the backend's fault.
+    pub(super) fn attempted(
+        &mut self,
+        judged: &Judged,
+        config: &config::Retry,
+        random: f64,
+    ) -> Next {
+        self.attempts += 1;
+        if self.attempts >= config.max_attempts {
+            return Next::End;
+        }
+        if judged.is_refuted {
+            return Next::Again {
+                after: backoff(self.attempts, config, random),
+                is_hastened: false,
+            };
+        }
+        let (times, doublings) = if judged.works {
+            WHILE_IN_DOUBT
+        } else {
+            UNTIL_IT_WORKS
+        };
+        let first = config.initial_backoff.saturating_mul(times);
+        let longer = doubled(first, (self.attempts - 1).saturating_mul(doublings));
+        Next::Again {
+            after: longer.min(config.max_backoff).mul_f64(0.75 + random / 4.0),
+            is_hastened: true,
+        }
+    }
+
+    /// The line waits for longer each time, so that those that come first are others.
+    fn free(
+        &mut self,
+        judged: &Judged,
+        wait: Option<Duration>,
+        config: &config::Retry,
+        random: f64,
+    ) -> Next {
+        self.free += 1;
+        if self.free >= FREE_CALLS_MAX {
+            return Next::End;
+        }
+        let own = doubled(config.initial_backoff, judged.failures - 1).min(config.max_backoff);
+        let own = own.mul_f64(0.5 + random / 2.0);
+        Next::Again {
+            after: wait.map_or(own, |wait| wait.max(own)),
+            is_hastened: false,
+        }
+    }
+}
+
+/// How long to wait after the `attempt`th failure (from 1): exponential and capped, with full
+/// jitter; `random` is in 0..1.
+#[must_use]
+pub fn backoff(attempt: u32, config: &config::Retry, random: f64) -> Duration {
+    let ceiling = doubled(config.initial_backoff, attempt.saturating_sub(1));
+    ceiling
+        .min(config.max_backoff)
+        .mul_f64(random.clamp(0.0, 1.0))
+}
+
+/// `first`, doubled so many times.
+pub(super) fn doubled(first: Duration, times: u32) -> Duration {
+    first.saturating_mul(1_u32.checked_shl(times).unwrap_or(u32::MAX))
+}
+
+#[cfg(test)]
+mod tests;

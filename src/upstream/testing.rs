@@ -1,0 +1,60 @@
+//! What tests of other rooms need: upstreams that nobody calls, and calls of which it is only said
+//! how they went. By the clock of tokio, which may be paused.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use reqwest::header::HeaderMap;
+use tokio::time::Instant;
+
+use super::classify::CallResult;
+use super::history::Next;
+use super::pool::Report;
+use super::tests::{config, model, route, upstream};
+use super::{FailFast, History, Permit, Pool, PoolSettings};
+
+/// One upstream with so many places, and models of so much concurrency each (`None`: as much as
+/// the upstream).
+pub fn pool(places: usize, models: &[(&str, Option<usize>)]) -> Arc<Pool> {
+    let mut one = upstream("one", "http://127.0.0.1:1/v1");
+    one.concurrency = places;
+    let models = models.iter().map(|(name, concurrency)| {
+        let mut model = model(name, vec![route("one", None)]);
+        model.concurrency = *concurrency;
+        model
+    });
+    let mut config = config(vec![one], models.collect());
+    config.retry.initial_backoff = Duration::from_millis(500);
+    config.retry.max_backoff = Duration::from_secs(60);
+    let fail_fast: Option<FailFast> = None;
+    let settings = PoolSettings {
+        fail_fast,
+        ..PoolSettings::default()
+    };
+    Pool::new(&config, settings).expect("a good configuration")
+}
+
+/// What becomes of a line whose call was answered so: `None`: it has ended; else after how long it
+/// is sent again, and whether sooner once a call succeeds.
+pub fn answered(
+    pool: &Pool,
+    permit: Permit,
+    history: &mut History,
+    status: u16,
+) -> Option<(Duration, bool)> {
+    let report = Report {
+        result: CallResult::of(status, &HeaderMap::new(), br#"{"error":{"message":"no"}}"#),
+        status: Some(status),
+        wait: None,
+        cause: format!("it answered {status}"),
+    };
+    match pool.report(permit, history, &report) {
+        Next::End => None,
+        Next::Again { after, is_hastened } => Some((after, is_hastened)),
+    }
+}
+
+/// When the next closed model or upstream may be tried.
+pub fn next_opening(pool: &Pool) -> Option<Instant> {
+    pool.next_opening(Instant::now())
+}
