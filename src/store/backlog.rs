@@ -9,6 +9,8 @@ use crate::domain::batch::{Ending, Stage};
 
 /// Models of one batch that are looked at in one round.
 const MODELS_A_LOOK: i64 = 16;
+/// Rows of one tenant that are looked at in one round.
+const ROWS_A_TENANT: i64 = 512;
 /// A prime by which the models of a batch are put in another order each round, so that none is
 /// always left out; and a step from one order to the next that changes much.
 const ORDERS: i64 = 1009;
@@ -62,8 +64,9 @@ struct Row {
 
 impl Store {
     /// What waits, to be ranked in memory: as many rows as there are live batches and models in
-    /// them, never as many as there are units. Of a batch with very many models some are left out,
-    /// others for each `turn`: nobody makes the others wait by naming models.
+    /// them, never as many as there are units. Nobody makes the others wait by a long list: of a
+    /// batch with very many models some are left out, others for each `turn`; of a tenant with very
+    /// many batches those in the middle, and the newest and the oldest come first by turns.
     ///
     /// # Errors
     /// When the database fails.
@@ -71,18 +74,24 @@ impl Store {
         let rows: Vec<Row> = on!(self.reader(), c => {
             sqlx::query_as(
                 "-- backlog
-                 SELECT w.batch_id, w.model_no, w.model, w.waiting, b.tenant, b.endpoint,
-                    b.input_file_id, b.priority, b.created_at, b.expires_at, b.total, b.status,
-                    b.ending
-                 FROM (SELECT batch_id, model_no, model, waiting, ROW_NUMBER() OVER
-                        (PARTITION BY batch_id ORDER BY (model_no + 1) * $1 % $2) AS place
-                    FROM backlog WHERE waiting > 0) w
-                 JOIN batches b ON b.id = w.batch_id
-                 WHERE w.place <= $3",
+                 SELECT batch_id, model_no, model, waiting, tenant, endpoint, input_file_id,
+                    priority, created_at, expires_at, total, status, ending
+                 FROM (SELECT w.batch_id, w.model_no, w.model, w.waiting, b.tenant, b.endpoint,
+                        b.input_file_id, b.priority, b.created_at, b.expires_at, b.total, b.status,
+                        b.ending, ROW_NUMBER() OVER (PARTITION BY b.tenant
+                            ORDER BY w.place, b.created_at * $4, w.batch_id) AS of_tenant
+                    FROM (SELECT batch_id, model_no, model, waiting, ROW_NUMBER() OVER
+                            (PARTITION BY batch_id ORDER BY (model_no + 1) * $1 % $2) AS place
+                        FROM backlog WHERE waiting > 0) w
+                    JOIN batches b ON b.id = w.batch_id
+                    WHERE w.place <= $3) listed
+                 WHERE of_tenant <= $5",
             )
             .bind(turn % ORDERS * ORDER_STEP % (ORDERS - 1) + 1)
             .bind(ORDERS)
             .bind(MODELS_A_LOOK)
+            .bind(if turn % 2 == 0 { -1_i64 } else { 1 })
+            .bind(ROWS_A_TENANT)
             .fetch_all(c)
             .await?
         });

@@ -70,7 +70,8 @@ impl Backends {
             all.kept = all.by_model.len();
         }
         let backend = Arc::new(Backend::new(upstream, Arc::clone(model)));
-        all.by_model.insert((upstream, Arc::clone(model)), Arc::clone(&backend));
+        all.by_model
+            .insert((upstream, Arc::clone(model)), Arc::clone(&backend));
         backend
     }
 

@@ -30,6 +30,9 @@ const AHEAD_SECONDS: f64 = 0.5;
 const RATE_OVER_SECONDS: f64 = 0.2;
 /// Lines that a unit is taken to have until it is read.
 const LINES_A_UNIT: usize = 512;
+/// After so long a round leases nothing more, and the next one follows at once: others may have come
+/// meanwhile whose turn it is.
+const LEASING_MAX: Duration = Duration::from_millis(200);
 /// Models of a batch that are ranked at once.
 const MODELS_A_BATCH: usize = 16;
 /// After so many rounds they are counted anew.
@@ -80,6 +83,9 @@ pub(super) struct Supply {
     taken: HashMap<Arc<str>, Instant>,
     /// When units were given back for others.
     shed_at: Instant,
+    /// Until when the present round may lease, and whether it would have leased more.
+    lease_until: Instant,
+    is_cut_short: bool,
 }
 
 impl Supply {
@@ -106,6 +112,8 @@ impl Supply {
             turn: 0,
             taken: HashMap::new(),
             shed_at: now,
+            lease_until: now,
+            is_cut_short: false,
         }
     }
 
@@ -129,6 +137,7 @@ impl Supply {
         }
         let in_hand_ids = &in_hand.batches;
         self.taken.retain(|id, _| in_hand_ids.contains(&**id));
+        (self.lease_until, self.is_cut_short) = (Instant::now() + LEASING_MAX, false);
         let waiting = lines_waiting(&live);
         let offers = self.offers(live);
         let lanes = offers.len();
@@ -279,6 +288,10 @@ impl Supply {
                 let before = ready.and_then(|ready| ready.get(&**id)).copied();
                 let mut lines = before.unwrap_or(0) + leased.get(id).copied().unwrap_or(0);
                 while lines < each && !self.texts.wait_of(lane, name) {
+                    if Instant::now() >= self.lease_until {
+                        self.is_cut_short = true;
+                        break;
+                    }
                     let mut units = (each - lines).div_ceil(LINES_A_UNIT).min(UNITS_A_LEASE);
                     if is_full {
                         if exceptions == 0 || lines > 0 || before.is_some() {
@@ -504,7 +517,13 @@ impl Supply {
 
     /// How long until the next round, if nothing happens before.
     fn pause(&self) -> Duration {
-        if self.texts.wait() { SHED_EVERY } else { TICK }
+        if self.is_cut_short {
+            Duration::ZERO
+        } else if self.texts.wait() {
+            SHED_EVERY
+        } else {
+            TICK
+        }
     }
 
     fn measure(&mut self, in_hand: &InHand) {

@@ -76,10 +76,10 @@ impl Fixture {
     /// A batch of so many lines, in `validating`.
     async fn created(&self, lines: usize) -> String {
         let file = self.file(lines).await;
-        self.created_of(file).await
+        self.created_from(file).await
     }
 
-    async fn created_of(&self, file: StoredFile) -> String {
+    async fn created_from(&self, file: StoredFile) -> String {
         let created_at = self.clock.now_ms();
         let batch = NewBatch {
             id: id::batch(),
@@ -620,7 +620,7 @@ async fn of_a_batch_with_many_models_a_few_are_listed_in_turn() {
         request(&format!("line-{number}"), body)
     });
     let file = fixture.file_of(lines).await;
-    let many = fixture.created_of(file).await;
+    let many = fixture.created_from(file).await;
     fixture.accepted(many.clone()).await;
     let one = fixture.running(10).await;
     let mut seen = std::collections::BTreeSet::new();

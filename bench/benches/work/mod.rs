@@ -123,7 +123,7 @@ pub fn pool() -> (Arc<Pool>, Arc<Routes>) {
 /// Takes all places, is refused one more, and gives them back.
 pub fn acquire(pool: &Arc<Pool>, routes: &Arc<Routes>) -> usize {
     let mut permits = Vec::with_capacity(PERMITS);
-    while let Acquired::Permit(permit) = pool.try_acquire(routes, None) {
+    while let Acquired::Permit(permit) = pool.try_acquire(routes, None, 0) {
         permits.push(permit);
     }
     permits.len()
