@@ -52,8 +52,12 @@ const SLICE: Duration = Duration::from_secs(10);
 /// How often units are given back at most where there is no room for those of others, and how many.
 const SHED_EVERY: Duration = Duration::from_millis(250);
 const SHED_MAX: usize = 8;
-/// What a process holds beside its part of the tenants, where several share them.
+/// What a process holds beside its part of the tenants, and of a tenant's batches, where several
+/// share them.
 const HELD_BESIDE: f64 = 1.25;
+/// How often it takes one batch more than that of each tenant: no batch is left for ever to others
+/// that have taken their part, too.
+const BESIDE_EVERY: Duration = Duration::from_secs(1);
 
 /// Units of one model in one batch that could be leased.
 struct Offer {
@@ -86,6 +90,10 @@ pub(super) struct Supply {
     /// Until when the present round may lease, and whether it would have leased more.
     lease_until: Instant,
     is_cut_short: bool,
+    /// When a round took more than this process's part of the batches, and whether the present one
+    /// may.
+    beside_at: Instant,
+    may_take_beside: bool,
 }
 
 impl Supply {
@@ -114,6 +122,8 @@ impl Supply {
             shed_at: now,
             lease_until: now,
             is_cut_short: false,
+            beside_at: now,
+            may_take_beside: false,
         }
     }
 
@@ -138,6 +148,10 @@ impl Supply {
         let in_hand_ids = &in_hand.batches;
         self.taken.retain(|id, _| in_hand_ids.contains(&**id));
         (self.lease_until, self.is_cut_short) = (Instant::now() + LEASING_MAX, false);
+        self.may_take_beside = self.beside_at.elapsed() >= BESIDE_EVERY;
+        if self.may_take_beside {
+            self.beside_at = Instant::now();
+        }
         let waiting = lines_waiting(&live);
         let offers = self.offers(live);
         let lanes = offers.len();
@@ -269,7 +283,13 @@ impl Supply {
                 offers.retain(|offer| !blocked(offer));
             }
             let ready = of_tenant.map(|tenant| &tenant.ready);
+            let batches = batches_of(offers, ready);
             self.rank(lane, offers, share, ready, in_hand);
+            if part < 1.0 {
+                let mut most = (batches as f64 * part * HELD_BESIDE).ceil() as usize;
+                most += usize::from(self.may_take_beside);
+                leave_for_others(offers, ready, share, most);
+            }
             let first: HashSet<&str> = offers.iter().map(|o| &*o.backlog.batch_id).collect();
             if let Some(ready) = ready
                 && ready.len() > share
@@ -545,6 +565,41 @@ impl Supply {
     }
 }
 
+/// Batches of a tenant that have units here, or units that nobody holds.
+fn batches_of(offers: &[Offer], ready: Option<&HashMap<Arc<str>, usize>>) -> usize {
+    let offered = offers.iter().map(|offer| &*offer.backlog.batch_id);
+    let held = ready.into_iter().flat_map(HashMap::keys).map(|id| &**id);
+    offered.chain(held).collect::<HashSet<&str>>().len()
+}
+
+/// Keeps of a tenant's offers, which are in the order of their turns, what makes so many lines
+/// ready, and beside that so many batches in hand in all. A process that took the small batches of
+/// a tenant all at once would send them by its share of the limits alone, while others idle.
+fn leave_for_others(
+    offers: &mut Vec<Offer>,
+    ready: Option<&HashMap<Arc<str>, usize>>,
+    share: usize,
+    most: usize,
+) {
+    let mut lines: usize = ready.map_or(0, |ready| ready.values().sum());
+    let held = ready.into_iter().flat_map(HashMap::keys);
+    let mut batches: HashSet<Arc<str>> = held.cloned().collect();
+    offers.retain(|offer| {
+        let row = &offer.backlog;
+        if batches.contains(&*row.batch_id) {
+            return true;
+        }
+        if batches.len() >= most && lines >= share {
+            return false;
+        }
+        let units = usize::try_from(row.waiting).unwrap_or(0);
+        let total = usize::try_from(row.total).unwrap_or(0);
+        lines += units.saturating_mul(LINES_A_UNIT).min(total);
+        batches.insert(row.batch_id.as_str().into());
+        true
+    });
+}
+
 /// Lines of units that nobody holds, by batch, at most.
 fn lines_waiting(backlog: &[Backlog]) -> HashMap<String, usize> {
     let mut waiting: HashMap<String, usize> = HashMap::new();
@@ -601,3 +656,6 @@ pub(super) async fn run(mut supply: Supply, stop: CancellationToken) -> &'static
         }
     }
 }
+
+#[cfg(test)]
+mod tests;

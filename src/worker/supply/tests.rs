@@ -1,0 +1,71 @@
+use super::*;
+use crate::domain::batch::Stage;
+use crate::upstream::testing;
+
+/// Batches of one unit of 50 lines each, in the order of their turns.
+fn offers(count: usize) -> Vec<Offer> {
+    let pool = testing::pool(64, &[("a", None)]);
+    let routes = pool.resolve("a").expect("is served");
+    (0..count)
+        .map(|number| Offer {
+            backlog: Backlog {
+                batch_id: format!("batch-{number}"),
+                model_no: 0,
+                model: "a".to_owned(),
+                waiting: 1,
+                tenant: "tenant".to_owned(),
+                endpoint: endpoint::ENDPOINTS[0].path.to_owned(),
+                input_file_id: "file".to_owned(),
+                priority: 0,
+                created_at: 0,
+                expires_at: None,
+                total: 50,
+                stage: Stage {
+                    status: Status::InProgress,
+                    ending: None,
+                },
+            },
+            routes: routes.clone(),
+        })
+        .collect()
+}
+
+/// Batches that are in hand already, with their lines.
+fn in_hand(count: usize) -> HashMap<Arc<str>, usize> {
+    (0..count)
+        .map(|number| (format!("held-{number}").into(), 50))
+        .collect()
+}
+
+/// How many of 300 offers a process takes that has so many batches in hand.
+fn taken(held: usize, share: usize, most: usize) -> usize {
+    let (mut offers, held) = (offers(300), in_hand(held));
+    leave_for_others(&mut offers, Some(&held), share, most);
+    let first = offers.first().map(|offer| &*offer.backlog.batch_id);
+    assert!(first.is_none_or(|id| id == "batch-0"), "out of turn");
+    offers.len()
+}
+
+#[test]
+fn a_process_leaves_batches_for_the_others() {
+    // Its part of them, whatever the share that is kept ready asks for beside.
+    assert_eq!(taken(0, 160, 94), 94);
+    // What it has in hand counts.
+    assert_eq!(taken(48, 160, 94), 46);
+    assert_eq!(taken(94, 160, 94), 0);
+    // Its permits are not to run dry: 160 lines are four such batches.
+    assert_eq!(taken(0, 160, 1), 4);
+    assert_eq!(taken(2, 160, 1), 2);
+}
+
+#[test]
+fn more_units_of_a_batch_in_hand_are_always_on_offer() {
+    let mut offers = offers(3);
+    let held: HashMap<Arc<str>, usize> = [("batch-2".into(), 500)].into();
+    leave_for_others(&mut offers, Some(&held), 10, 1);
+    let ids: Vec<_> = offers
+        .iter()
+        .map(|offer| &*offer.backlog.batch_id)
+        .collect();
+    assert_eq!(ids, ["batch-2"]);
+}
