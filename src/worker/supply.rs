@@ -287,7 +287,9 @@ impl Supply {
             self.rank(lane, offers, share, ready, in_hand);
             if part < 1.0 {
                 let mut most = (batches as f64 * part * HELD_BESIDE).ceil() as usize;
-                most += usize::from(self.may_take_beside);
+                if self.may_take_beside {
+                    most = most.max(ready.map_or(0, HashMap::len)) + 1;
+                }
                 leave_for_others(offers, ready, share, most);
             }
             let first: HashSet<&str> = offers.iter().map(|o| &*o.backlog.batch_id).collect();
