@@ -66,7 +66,8 @@ pub struct Api {
     pub auth: Arc<Auth>,
     /// What operators look at.
     pub inside: Arc<Inside>,
-    /// Opens all that is closed at an upstream, in this process: false if there is none of the name.
+    /// Opens all that is closed at an upstream, in this process: false if there is none of the
+    /// name.
     pub reset: Reset,
     /// Whether the workers of this process run, which `/readyz` tells. Always true in a process
     /// that has none.
@@ -97,8 +98,8 @@ pub fn router(api: Api) -> Router {
         .with_state(api)
 }
 
-/// What a process without the API serves: whether it is well, and how things stand in it. Whoever asks it for anything else
-/// is told, with a key or without, that this is the wrong process.
+/// What a process without the API serves: whether it is well, and how things stand in it. Whoever
+/// asks it for anything else is told, with a key or without, that this is the wrong process.
 pub fn worker_router(api: Api) -> Router {
     let (router, _) = operators_routes().split_for_parts();
     router

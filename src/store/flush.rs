@@ -58,8 +58,8 @@ pub struct UnitFlush {
 /// What the store made of a flush.
 #[derive(Clone, Debug, Default)]
 pub struct FlushReply {
-    /// Units (with their epochs) that were this owner's, and are written. The others belong to somebody else now,
-    /// and nothing of theirs was written.
+    /// Units (with their epochs) that were this owner's, and are written. The others belong to
+    /// somebody else now, and nothing of theirs was written.
     pub accepted: HashSet<(UnitKey, i64)>,
     /// Where the batches of the flushed units stand: how a replica learns that one is ending.
     pub stages: Vec<(String, Stage)>,

@@ -247,7 +247,8 @@ impl Store {
     pub async fn sweep_units(&self) -> Result<()> {
         let ended: Vec<(String,)> = on!(self.reader(), c => {
             sqlx::query_as(
-                // From batch to batch along the index: as many steps as there are batches, not units.
+                // From batch to batch along the index: as many steps as there are batches, not
+                // units.
                 "-- sweep_units
                  WITH RECURSIVE kept(batch_id) AS (
                     SELECT MIN(batch_id) FROM units

@@ -22,8 +22,8 @@ use crate::intake::ModelReport;
 const ROUND: i64 = 128;
 /// Units made in one transaction.
 const UNITS_AT_ONCE: i64 = 5_000;
-/// No chunk but the last is smaller than this in both, blank lines counted: so a file's chunks can be
-/// estimated.
+/// No chunk but the last is smaller than this in both, blank lines counted: so a file's chunks can
+/// be estimated.
 const CHUNK_BYTES: i64 = 64 << 10;
 const CHUNK_LINES: i64 = 512;
 

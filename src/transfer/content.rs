@@ -14,8 +14,8 @@ use super::damaged;
 use crate::domain::file::Kind;
 use crate::store::{Result, Store, StoredFile};
 
-/// Blocks that are read and wait have at most so many bytes together. A block may be part of a frame
-/// up to twice its size.
+/// Blocks that are read and wait have at most so many bytes together. A block may be part of a
+/// frame up to twice its size.
 const AHEAD_BYTES: usize = 1 << 20;
 /// Chunks of an output file that are looked up together have so many bytes, but for one that has
 /// more by itself, as are read with their data even if they did not become smaller, …
@@ -121,8 +121,8 @@ struct Made {
     kind: Kind,
     /// Those still to be read, with the bytes that each gave; `None` before the first.
     chunks: Option<VecDeque<(i64, u64)>>,
-    /// Those that are looked up: the first is being read. One that is damaged is an error when it is
-    /// reached, and costs those before it nothing.
+    /// Those that are looked up: the first is being read. One that is damaged is an error when it
+    /// is reached, and costs those before it nothing.
     open: Chunks,
     /// Those behind them, while these are read.
     next: Option<AbortOnDropHandle<Result<Chunks>>>,

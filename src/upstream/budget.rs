@@ -1,10 +1,10 @@
 //! One budget of bytes for a process: requests, answers, and what is not yet flushed.
 //!
 //! What is about to be sent is taken in hand only if it fits ([`Budget::try_reserve`]). What is
-//! being received cannot be known beforehand, so it grows ([`Charge::grow`]); if every answer waited
-//! for another to end, none would, so one growing charge at a time may overdraw: the one that has
-//! waited longest. The overdraft is thus never more than one answer, and the copy of its request that a
-//! route may have made.
+//! being received cannot be known beforehand, so it grows ([`Charge::grow`]); if every answer
+//! waited for another to end, none would, so one growing charge at a time may overdraw: the one
+//! that has waited longest. The overdraft is thus never more than one answer, and the copy of its
+//! request that a route may have made.
 
 use std::collections::VecDeque;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};

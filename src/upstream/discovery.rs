@@ -23,8 +23,8 @@ impl Pool {
     }
 
     /// Waits until every upstream was asked for its models once, but not longer than five seconds
-    /// ([`Pace`](super::Pace)) from the start: before that, a model may seem to be nobody's. Returns at once where models
-    /// are not routed by what upstreams report.
+    /// ([`Pace`](super::Pace)) from the start: before that, a model may seem to be nobody's.
+    /// Returns at once where models are not routed by what upstreams report.
     pub async fn discovered(&self) {
         if !self.routing.needs_reports() {
             return;

@@ -254,7 +254,8 @@ impl Pool {
     }
 
     /// Where the lines of a model go; `""` for lines that name none. `None`: nobody serves it.
-    /// Cheap. What comes back may change with what upstreams report (see [`changed`](Self::changed)).
+    /// Cheap. What comes back may change with what upstreams report (see
+    /// [`changed`](Self::changed)).
     #[must_use]
     pub fn resolve(&self, model: &str) -> Option<Arc<Routes>> {
         self.routing.resolve(model)
@@ -307,8 +308,8 @@ impl Pool {
         &self.changed
     }
 
-    /// Whether, since the last look, a call has succeeded where a line waits for that, or an operator
-    /// has opened an upstream: see [`History::is_hastened`] and [`History::is_reset`].
+    /// Whether, since the last look, a call has succeeded where a line waits for that, or an
+    /// operator has opened an upstream: see [`History::is_hastened`] and [`History::is_reset`].
     pub fn take_hastening(&self) -> bool {
         std::mem::take(&mut self.lock().hastens)
     }

@@ -1,5 +1,5 @@
-//! The heartbeat: renews this process's lease. Beside it, so that it never waits for it, what others
-//! have let go is taken over.
+//! The heartbeat: renews this process's lease. Beside it, so that it never waits for it, what
+//! others have let go is taken over.
 
 use std::sync::Arc;
 

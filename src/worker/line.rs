@@ -161,8 +161,8 @@ pub(super) fn unreadable(unit: &Arc<HeldUnit>, line: &OpenLine) -> Finished {
     )
 }
 
-/// A line that the code could not handle, or its answer: to be sent again, and paid for again, would
-/// not help it.
+/// A line that the code could not handle, or its answer: to be sent again, and paid for again,
+/// would not help it.
 pub(super) fn mishandled(unit: &Arc<HeldUnit>, line: &OpenLine) -> Finished {
     failed(
         unit,

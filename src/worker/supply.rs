@@ -30,8 +30,8 @@ const AHEAD_SECONDS: f64 = 0.5;
 const RATE_OVER_SECONDS: f64 = 0.2;
 /// Lines that a unit is taken to have until it is read.
 const LINES_A_UNIT: usize = 512;
-/// After so long a round leases nothing more, and the next one follows at once: others may have come
-/// meanwhile whose turn it is.
+/// After so long a round leases nothing more, and the next one follows at once: others may have
+/// come meanwhile whose turn it is.
 const LEASING_MAX: Duration = Duration::from_millis(200);
 /// Models of a batch that are ranked at once.
 const MODELS_A_BATCH: usize = 16;

@@ -1,6 +1,6 @@
-//! Batches whose answers cannot be written. What is lost is paid for again, so a batch is not leased
-//! any more once it has lost a unit a few times; and where two batches in a row cannot be written,
-//! the database is at fault: nothing new is sent until it writes again.
+//! Batches whose answers cannot be written. What is lost is paid for again, so a batch is not
+//! leased any more once it has lost a unit a few times; and where two batches in a row cannot be
+//! written, the database is at fault: nothing new is sent until it writes again.
 
 use std::collections::HashMap;
 use std::sync::PoisonError;
