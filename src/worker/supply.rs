@@ -55,8 +55,8 @@ const SHED_MAX: usize = 8;
 /// What a process holds beside its part of the tenants, and of a tenant's batches, where several
 /// share them.
 const HELD_BESIDE: f64 = 1.25;
-/// How often it takes one batch more than that of each tenant: no batch is left for ever to others
-/// that have taken their part, too.
+/// How often a process takes one batch more of each tenant than its part. Where all processes hold
+/// their part already, a new batch would otherwise wait until one of them has ended.
 const BESIDE_EVERY: Duration = Duration::from_secs(1);
 
 /// Units of one model in one batch that could be leased.
@@ -574,9 +574,10 @@ fn batches_of(offers: &[Offer], ready: Option<&HashMap<Arc<str>, usize>>) -> usi
     offered.chain(held).collect::<HashSet<&str>>().len()
 }
 
-/// Keeps of a tenant's offers, which are in the order of their turns, what makes so many lines
-/// ready, and beside that so many batches in hand in all. A process that took the small batches of
-/// a tenant all at once would send them by its share of the limits alone, while others idle.
+/// Drops offers of a tenant that other processes are to find. Kept are, in the order of their turns:
+/// more units of the batches in hand, batches until `share` lines are ready, and batches until `most`
+/// are in hand. A process that took all small batches of a tenant at once would send them by its own
+/// share of the limits alone, while other processes have nothing to send.
 fn leave_for_others(
     offers: &mut Vec<Offer>,
     ready: Option<&HashMap<Arc<str>, usize>>,
