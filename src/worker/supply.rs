@@ -574,10 +574,10 @@ fn batches_of(offers: &[Offer], ready: Option<&HashMap<Arc<str>, usize>>) -> usi
     offered.chain(held).collect::<HashSet<&str>>().len()
 }
 
-/// Drops offers of a tenant that other processes are to find. Kept are, in the order of their turns:
-/// more units of the batches in hand, batches until `share` lines are ready, and batches until `most`
-/// are in hand. A process that took all small batches of a tenant at once would send them by its own
-/// share of the limits alone, while other processes have nothing to send.
+/// Drops offers of a tenant that other processes are to find. Kept are, in the order of their
+/// turns: more units of the batches in hand, batches until `share` lines are ready, and batches
+/// until `most` are in hand. A process that took all small batches of a tenant at once would send
+/// them by its own share of the limits alone, while other processes have nothing to send.
 fn leave_for_others(
     offers: &mut Vec<Offer>,
     ready: Option<&HashMap<Arc<str>, usize>>,
