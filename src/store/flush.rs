@@ -6,6 +6,7 @@ use sqlx::AssertSqlSafe;
 
 use super::batches::stage;
 use super::engine::{Tx, on, typed_values, values, within};
+use super::isolation::CLEAR;
 use super::units::{into_lease, reclaim};
 use super::{Result, Store, Who};
 use crate::codec::segment::Encoded;
@@ -147,9 +148,7 @@ async fn advance_units(
             AS (VALUES {})
          UPDATE units SET flush_no = units.flush_no + 1, done = v.done, state = v.state,
             owner = CASE WHEN v.state = 'done' THEN NULL ELSE units.owner END,
-            takeovers = CASE WHEN v.cleared = 1 THEN 0 ELSE units.takeovers END,
-            noted_line = CASE WHEN v.cleared = 1 THEN NULL ELSE units.noted_line END,
-            crashes = CASE WHEN v.cleared = 1 THEN 0 ELSE units.crashes END,
+            {CLEAR},
             output_bytes = units.output_bytes + v.output,
             error_bytes = units.error_bytes + v.error
          FROM v

@@ -5,8 +5,9 @@ use sqlx::AssertSqlSafe;
 
 use super::backlog::add_waiting;
 use super::engine::{Tx, on, within};
+use super::isolation::count_death;
 use super::shares::forget_silent_holder;
-use super::units::{ALONE_AFTER, keep, tally};
+use super::units::{keep, tally};
 use super::{Error, Result, Store, Who};
 use crate::domain::unit::UnitKey;
 use crate::observe::figures;
@@ -313,13 +314,11 @@ impl Store {
     }
 }
 
-/// How units are taken from an owner that is gone. Who died with lines of a unit on their way may
-/// have died of them; of one line only where it was alone. [`super::units::reclaim`] undoes it.
+/// How units are taken from an owner that is gone. [`super::units::reclaim`] undoes it.
 fn orphan() -> String {
     format!(
-        "UPDATE units SET state = 'waiting', takeovers = takeovers + begun,
-            crashes = CASE WHEN takeovers < {ALONE_AFTER} THEN 0 ELSE crashes + begun END
-         WHERE state = 'leased'"
+        "UPDATE units SET state = 'waiting', {} WHERE state = 'leased'",
+        count_death()
     )
 }
 const ORPHANED: &str = "RETURNING batch_id, model_no";

@@ -6,13 +6,12 @@ use sqlx::{AssertSqlSafe, FromRow};
 
 use super::backlog::add_waiting;
 use super::engine::{Tx, on, typed_values, within};
+use super::isolation::{Deaths, LEASE, undo_death};
 use super::{Result, Store, Who};
 use crate::domain::unit::{Bitmap, UnitKey};
 
 /// Units named in one statement.
 const NAMED_UNITS_MAX: usize = 500;
-/// From so many take-overs on, the lines that were on their way at the last one run alone.
-pub(super) const ALONE_AFTER: i64 = 3;
 /// How the store names a unit under one of its leases, in a list of values.
 const LEASE_TYPES: [&str; 4] = ["TEXT", "BIGINT", "BIGINT", "BIGINT"];
 
@@ -25,24 +24,9 @@ pub struct LeasedUnit {
     pub flush_no: i64,
     pub requests: i64,
     pub chunk_bytes: i64,
-    /// How often it was taken over from a process that died while lines of it may have been on
-    /// their way, since a flush cleared it.
-    pub takeovers: i64,
-    /// No line behind this one was on its way at the last take-over.
-    pub noted_line: Option<i64>,
-    /// How many processes have died while that line ran alone.
-    pub crashes: i64,
+    pub deaths: Deaths,
     /// What is done already: read by the statement that leases, never from segments.
     pub done: Bitmap,
-}
-
-impl LeasedUnit {
-    /// Whether one of its lines is suspected of killing the process: then those that may be it
-    /// are sent one at a time, with nothing else on its way, each noted before.
-    #[must_use]
-    pub fn runs_alone(&self) -> bool {
-        self.takeovers >= ALONE_AFTER
-    }
 }
 
 #[derive(FromRow)]
@@ -80,7 +64,7 @@ impl Store {
                     AND EXISTS (SELECT 1 FROM replicas WHERE token = $4)
                 ORDER BY chunk_no LIMIT $3 {})
              UPDATE units SET state = 'leased', owner = $4, epoch = epoch + 1,
-                begun = CASE WHEN takeovers = 0 THEN 1 ELSE 0 END
+                {LEASE}
              FROM chosen
              WHERE units.batch_id = $1 AND units.model_no = $2
                AND units.chunk_no = chosen.chunk_no AND units.state = 'waiting'
@@ -116,9 +100,11 @@ impl Store {
                 flush_no: row.flush_no,
                 requests: row.requests,
                 chunk_bytes: row.chunk_bytes,
-                takeovers: row.takeovers,
-                noted_line: row.noted_line,
-                crashes: row.crashes,
+                deaths: Deaths {
+                    owners: row.takeovers,
+                    recorded_line: row.noted_line,
+                    alone: row.crashes,
+                },
                 done: Bitmap::from_bytes(row.done),
             })
             .collect())
@@ -149,39 +135,6 @@ impl Store {
         let lost = keep(&mut tx, owner, units).await?;
         tx.commit().await?;
         Ok(lost)
-    }
-
-    /// Notes that lines of a unit are about to be sent, none behind this one. False if the unit
-    /// is not this owner's under that epoch any more: then they must not be.
-    ///
-    /// # Errors
-    /// When the database fails.
-    pub async fn note_sending(
-        &self,
-        owner: &str,
-        key: &UnitKey,
-        epoch: i64,
-        line: u32,
-    ) -> Result<bool> {
-        let noted = on!(self.writer(), c => {
-            sqlx::query(
-                "-- note_sending
-                 UPDATE units SET begun = 1, noted_line = $6,
-                    crashes = CASE WHEN noted_line = $6 THEN crashes ELSE 0 END
-                 WHERE batch_id = $1 AND chunk_no = $2 AND model_no = $3
-                    AND owner = $4 AND epoch = $5 AND state = 'leased'",
-            )
-            .bind(&key.batch_id)
-            .bind(key.chunk_no)
-            .bind(key.model_no)
-            .bind(owner)
-            .bind(epoch)
-            .bind(i64::from(line))
-            .execute(c)
-            .await?
-            .rows_affected()
-        });
-        Ok(noted == 1)
     }
 
     /// Gives units back to whoever leases them next. Those that are not this owner's under that
@@ -268,15 +221,14 @@ pub(super) async fn reclaim(
         let sql = format!(
             "-- reclaim_units
              WITH v(batch_id, chunk_no, model_no, epoch) AS (VALUES {})
-             UPDATE units SET state = 'leased', takeovers = takeovers - begun,
-                crashes = CASE WHEN takeovers - begun < {ALONE_AFTER} THEN 0
-                    ELSE crashes - begun END
+             UPDATE units SET state = 'leased', {}
              FROM v
              WHERE units.batch_id = v.batch_id AND units.chunk_no = v.chunk_no
                AND units.model_no = v.model_no AND units.epoch = v.epoch
                AND units.owner = $1 AND units.state = 'waiting'
              RETURNING units.batch_id, units.chunk_no, units.model_no, units.epoch",
-            typed_values(2, units.len(), &LEASE_TYPES)
+            typed_values(2, units.len(), &LEASE_TYPES),
+            undo_death()
         );
         let rows: Vec<LeaseRow> = within!(&mut *tx, c => {
             let mut query = sqlx::query_as(AssertSqlSafe(sql)).persistent(false).bind(owner);

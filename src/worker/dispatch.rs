@@ -4,7 +4,6 @@
 //! in flight, and a slot that finds nothing to send ends. Choosing the next line, with a permit of
 //! its model and of an upstream, is one step under one short lock; nothing waits while holding it.
 
-mod care;
 mod demand;
 mod hold;
 mod ledger;
@@ -27,7 +26,7 @@ use tokio::sync::Notify;
 use tokio_util::sync::CancellationToken;
 
 use super::Settings;
-use super::held::{Care, HeldUnit, OpenLine};
+use super::held::{HeldUnit, OpenLine};
 use super::inbox::{Finished, Inbox};
 use super::lease::Lease;
 use super::line::{self, Job, Pending};
@@ -144,7 +143,8 @@ impl Dispatch {
     pub(super) fn add(&self, unit: HeldUnit, lines: Vec<OpenLine>) {
         let unit = Arc::new(unit);
         let (mut lines, limits) = (lines, self.pool.limits());
-        let crashed = care::take_care(&unit, &mut lines);
+        let isolation = unit.isolation();
+        let killer = isolation.and_then(|isolation| isolation.take_killer(&mut lines));
         let known = self.known_missing(&unit);
         let mut ledger = self.lock();
         if ledger.held().get(&unit.key) != Some(&unit.epoch) {
@@ -161,7 +161,14 @@ impl Dispatch {
             ledger.remove_if_spent(unit.id);
             drop(ledger);
         }
-        self.inbox.push(crashed);
+        self.inbox.push(killer.map(|line| {
+            tracing::error!(
+                unit.key = %unit.key,
+                unit.line = line.index,
+                "a request is not sent again: processes died whenever it was on its way"
+            );
+            line::crashed(&unit, &line)
+        }));
         self.pump.notify_one();
     }
 
@@ -341,7 +348,6 @@ impl Dispatch {
         let Job {
             unit,
             pending,
-            care,
             permit,
             begun,
         } = job;
@@ -379,9 +385,8 @@ impl Dispatch {
         if ledger.remove_if_spent(unit.id) {
             self.hungry.notify_one();
         }
-        if care == Care::Alone && finished.is_none() {
-            // Nothing of it is to be written, and others may have waited for it.
-            ledger.end_isolation(unit.id);
+        // Nothing of it is to be written, and others may have waited for it.
+        if finished.is_none() && ledger.end_isolation(unit.id) {
             self.pump.notify_one();
         }
         // Before the lock is given back: whoever sees that nothing is in flight finds it there.
@@ -416,7 +421,6 @@ impl Dispatch {
         let Chosen {
             unit,
             pending,
-            care,
             permit,
             runs_short,
         } = chosen;
@@ -426,7 +430,6 @@ impl Dispatch {
         Some(Job {
             unit,
             pending,
-            care,
             permit: Some(permit),
             begun: now,
         })

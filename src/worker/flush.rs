@@ -365,7 +365,9 @@ fn into_group(finished: Vec<Finished>) -> io::Result<Group> {
     for line in &lines {
         done.insert(line.line);
     }
-    let cleared = unit.suspects.iter().all(|&line| done.contains(line));
+    let cleared = unit
+        .isolation()
+        .is_none_or(|isolation| isolation.is_cleared_by(&done));
     let flush = UnitFlush {
         key: unit.key.clone(),
         epoch: unit.epoch,

@@ -6,6 +6,7 @@ use std::sync::{Arc, Mutex, OnceLock};
 use bytes::Bytes;
 use tokio_util::sync::CancellationToken;
 
+use super::isolation::Isolation;
 use crate::domain::endpoint::Endpoint;
 use crate::domain::json;
 use crate::domain::line::{self, Check};
@@ -67,61 +68,10 @@ pub(super) struct HeldUnit {
     pub cut: CancellationToken,
     /// What the store knows. Only the flusher looks at it.
     pub durable: Mutex<Durable>,
-    /// How it is begun; the dispatch knows when it is cleared.
-    pub care: Care,
-    /// Lines that may kill their process: while one is not done, the unit is not cleared.
-    pub suspects: Vec<u32>,
-    /// The line noted before this lease, and how many processes have died while it ran alone.
-    pub noted_before: Option<i64>,
-    pub crashes: i64,
-    /// What was noted last, under this lease, before it was sent.
-    pub noted: tokio::sync::Mutex<Option<u32>>,
+    /// How its lines are sent, where owners of it have died.
+    isolation: Option<Isolation>,
     /// The text's part of the budget.
     _charge: Option<Charge>,
-}
-
-/// How a unit is run, so that a line that kills its process is found. What is noted, is noted in
-/// the store before the line is sent.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Care {
-    /// As any: no process has died with it, or it was cleared since.
-    Usual,
-    /// One process has died with it: how far its lines are sent is noted.
-    Noted,
-    /// Two have: the same, and few are sent at a time, so that few are suspects afterwards.
-    Few,
-    /// Three have: each suspect is noted, and nothing else is sent until it is on disk.
-    Alone,
-}
-
-impl Care {
-    fn of(leased: &LeasedUnit) -> Self {
-        match leased.takeovers {
-            ..=0 => Care::Usual,
-            1 => Care::Noted,
-            _ if leased.runs_alone() => Care::Alone,
-            _ => Care::Few,
-        }
-    }
-}
-
-/// Which lines may have killed the last process: of those that are open, all up to the one noted;
-/// that one only, if it was alone. At least one, and all where none was noted.
-fn suspects(leased: &LeasedUnit, care: Care, lines: &[OpenLine]) -> Vec<u32> {
-    if !matches!(care, Care::Few | Care::Alone) {
-        return Vec::new();
-    }
-    let may_be = |index: u32| match leased.noted_line {
-        None => true,
-        Some(noted) if leased.crashes > 0 => i64::from(index) == noted,
-        Some(noted) => i64::from(index) <= noted,
-    };
-    let open = lines.iter().map(|line| line.index);
-    let mut suspects: Vec<u32> = open.filter(|&index| may_be(index)).collect();
-    if suspects.is_empty() {
-        suspects.extend(lines.first().map(|line| line.index));
-    }
-    suspects
 }
 
 pub(super) struct Durable {
@@ -147,7 +97,7 @@ pub(super) struct Request {
 }
 
 impl OpenLine {
-    fn new(index: u32, range: Range<usize>) -> Self {
+    pub(super) fn new(index: u32, range: Range<usize>) -> Self {
         let request = OnceLock::new();
         Self {
             index,
@@ -184,8 +134,7 @@ impl HeldUnit {
         let text = Bytes::from(text);
         let mut lines = lines_of_model(&text, model, leased.requests);
         lines.retain(|line| !leased.done.contains(line.index));
-        let care = Care::of(&leased);
-        let suspects = suspects(&leased, care, &lines);
+        let isolation = Isolation::of(leased.deaths, &lines);
         let durable = Mutex::new(Durable {
             flush_no: leased.flush_no,
             done: leased.done,
@@ -202,14 +151,16 @@ impl HeldUnit {
             text,
             cut: CancellationToken::new(),
             durable,
-            care,
-            suspects,
-            noted_before: leased.noted_line,
-            crashes: leased.crashes,
-            noted: tokio::sync::Mutex::default(),
+            isolation,
             _charge: charge,
         };
         (unit, lines)
+    }
+
+    /// How its lines are sent, while it is not cleared.
+    pub(super) fn isolation(&self) -> Option<&Isolation> {
+        let isolation = self.isolation.as_ref();
+        isolation.filter(|isolation| !isolation.is_cleared())
     }
 
     /// A line by its place in the chunk, as it was before it was read.
@@ -245,40 +196,4 @@ fn lines_of_model(text: &[u8], model: &str, requests: i64) -> Vec<OpenLine> {
         });
     }
     lines
-}
-
-#[cfg(test)]
-mod tests {
-    use super::super::testing;
-    use super::*;
-
-    /// The suspects among open lines 3, 4, 6 and 9.
-    fn suspects_of(takeovers: i64, noted_line: Option<i64>, crashes: i64) -> Vec<u32> {
-        let leased = LeasedUnit {
-            crashes,
-            ..testing::leased(10, takeovers, noted_line)
-        };
-        let open = |index| OpenLine::new(index, 0..0);
-        suspects(&leased, Care::of(&leased), &[3, 4, 6, 9].map(open))
-    }
-
-    #[test]
-    fn suspects_are_the_open_lines_that_were_on_their_way_at_the_last_death() {
-        assert!(suspects_of(0, None, 0).is_empty());
-        assert!(suspects_of(1, Some(6), 0).is_empty());
-        assert_eq!(suspects_of(2, Some(6), 0), [3, 4, 6]);
-        assert_eq!(suspects_of(3, Some(8), 0), [3, 4, 6]);
-    }
-
-    #[test]
-    fn a_line_that_was_alone_at_the_last_death_is_the_only_suspect() {
-        assert_eq!(suspects_of(4, Some(6), 1), [6]);
-    }
-
-    #[test]
-    fn a_unit_is_not_cleared_without_a_line_that_ran_alone() {
-        assert_eq!(suspects_of(3, Some(1), 0), [3]);
-        assert_eq!(suspects_of(4, Some(5), 1), [3]);
-        assert_eq!(suspects_of(3, None, 0), [3, 4, 6, 9]);
-    }
 }

@@ -7,7 +7,7 @@ use std::time::Instant;
 use tracing::Instrument as _;
 use tracing::field::Empty;
 
-use super::held::{Care, HeldUnit, OpenLine};
+use super::held::{HeldUnit, OpenLine};
 use super::inbox::Finished;
 use crate::codec::segment::Line;
 use crate::domain::batch::Ending;
@@ -47,7 +47,6 @@ impl Pending {
 pub(super) struct Job {
     pub unit: Arc<HeldUnit>,
     pub pending: Pending,
-    pub care: Care,
     pub permit: Option<Permit>,
     pub begun: Instant,
 }

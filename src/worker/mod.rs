@@ -11,6 +11,7 @@ mod heartbeat;
 mod held;
 mod housekeeping;
 mod inbox;
+mod isolation;
 mod lease;
 mod line;
 mod retain;

@@ -6,16 +6,17 @@ use super::held::{BatchContext, HeldUnit, OpenLine};
 use crate::domain::endpoint::ENDPOINTS;
 use crate::domain::unit::{Bitmap, UnitKey};
 use crate::observe::figures;
-use crate::store::LeasedUnit;
+use crate::store::{Deaths, LeasedUnit};
 use crate::upstream::Routes;
 
-/// A unit of so many lines that was taken over so often, and of which this line was noted last.
+/// A unit of so many lines with which so many owners died, and of which this line was recorded
+/// last.
 pub fn unit(
     requests: u32,
-    takeovers: i64,
-    noted_line: Option<i64>,
+    owners: i64,
+    recorded_line: Option<i64>,
 ) -> (Arc<HeldUnit>, Vec<OpenLine>) {
-    unit_of(1, batch(), leased(requests, takeovers, noted_line))
+    unit_of(1, batch(), leased(requests, owners, recorded_line))
 }
 
 pub fn batch() -> BatchContext {
@@ -61,7 +62,7 @@ pub fn unit_on(
 }
 
 /// The same as the store would lease it, no line done.
-pub fn leased(requests: u32, takeovers: i64, noted_line: Option<i64>) -> LeasedUnit {
+pub fn leased(requests: u32, owners: i64, recorded_line: Option<i64>) -> LeasedUnit {
     LeasedUnit {
         key: UnitKey {
             batch_id: "batch".to_owned(),
@@ -72,9 +73,11 @@ pub fn leased(requests: u32, takeovers: i64, noted_line: Option<i64>) -> LeasedU
         flush_no: 0,
         requests: i64::from(requests),
         chunk_bytes: 100,
-        takeovers,
-        noted_line,
-        crashes: 0,
+        deaths: Deaths {
+            owners,
+            recorded_line,
+            alone: 0,
+        },
         done: Bitmap::default(),
     }
 }

@@ -311,7 +311,7 @@ async fn what_is_done_is_known_to_who_leases_next() {
     let unit = fixture.lease(&heir, &batch, 1).await.remove(0);
     assert!(unit.done.contains(3) && unit.done.contains(7) && unit.done.count() == 2);
     assert_eq!(
-        (unit.flush_no, unit.takeovers),
+        (unit.flush_no, unit.deaths.owners),
         (1, 0),
         "a polite hand-back is no take-over"
     );

@@ -58,6 +58,35 @@ impl Dispatch {
             .retain(|key, epoch| lost.get(key) != Some(&*epoch));
     }
 
+    /// A unit was taken over. If nobody has leased it since, it is taken back, which tells the
+    /// store that this process has not died of its lines.
+    pub(super) async fn keep_or_lose(&self, unit: &HeldUnit) {
+        let lease = [(unit.key.clone(), unit.epoch)];
+        match self.store.reclaim_units(&self.lease.token(), &lease).await {
+            Ok(lost) if lost.is_empty() => {}
+            Ok(_) => self.lose(unit),
+            Err(error) => tracing::debug!(%error, "a unit could not be taken back yet"),
+        }
+    }
+
+    /// Lines of a unit are on disk: others may be sent if one was alone, and the unit runs as any
+    /// other from now on if that cleared it.
+    pub(in super::super) fn written(&self, unit: &HeldUnit, cleared: bool) {
+        let Some(isolation) = unit.isolation() else {
+            return;
+        };
+        if cleared {
+            isolation.clear();
+        }
+        let mut ledger = self.lock();
+        let in_flight = ledger.unit(unit.id).map_or(0, |active| active.in_flight);
+        if in_flight == 0 {
+            ledger.end_isolation(unit.id);
+        }
+        drop(ledger);
+        self.pump.notify_one();
+    }
+
     /// Lets go of all units; returns those that the store says are ours.
     pub(in super::super) fn drop_all(&self) -> Vec<(UnitKey, i64)> {
         let mut ledger = self.lock();

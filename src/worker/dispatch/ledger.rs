@@ -8,7 +8,7 @@ use std::time::{Duration, Instant};
 
 use slab::Slab;
 
-use super::super::held::{BatchContext, Care, HeldUnit, OpenLine};
+use super::super::held::{BatchContext, HeldUnit, OpenLine};
 use super::super::line::Pending;
 use crate::domain::batch::Ending;
 use crate::domain::unit::UnitKey;
@@ -118,8 +118,6 @@ pub(super) struct Lane {
 /// A unit with lines that are not ended.
 pub(super) struct ActiveUnit {
     pub(super) unit: Arc<HeldUnit>,
-    /// As it was begun, or usual since it was cleared.
-    pub(super) care: Care,
     pub(super) fresh: VecDeque<Pending>,
     pub(super) retries: VecDeque<Pending>,
     pub(super) waiting: BinaryHeap<Waiting>,
@@ -201,6 +199,33 @@ impl ActiveUnit {
         self.ending.is_none() && open == self.resting()
     }
 
+    /// Whether a line may be sent beside those that are on their way or wait.
+    pub(super) fn allows(&self, next: u32) -> bool {
+        self.unit.isolation().is_none_or(|isolation| {
+            self.in_flight < isolation.at_once()
+                && isolation.allows(next)
+                && (!isolation.is_single() || self.waiting.is_empty() && self.is_idle())
+        })
+    }
+
+    /// Lines that could be sent if there were permits.
+    pub(super) fn sendable(&self) -> usize {
+        let ready = self.fresh.len() + self.retries.len();
+        self.unit.isolation().map_or(ready, |isolation| {
+            if !isolation.is_single() {
+                return ready.min(isolation.at_once());
+            }
+            // While a suspect waits, others are sent.
+            let suspects = self.retries.iter().chain(&self.fresh);
+            let suspects = suspects.filter(|pending| isolation.allows(pending.line.index));
+            if self.waiting.is_empty() {
+                suspects.count()
+            } else {
+                0
+            }
+        })
+    }
+
     /// Takes all lines that are not on their way.
     fn take_resting(&mut self) -> Vec<Pending> {
         let mut taken: Vec<Pending> = self.retries.drain(..).collect();
@@ -274,7 +299,6 @@ impl Ledger {
             self.place_in(routes, tenant, batch)
         });
         let active = ActiveUnit {
-            care: unit.care,
             unit: Arc::clone(unit),
             fresh: VecDeque::new(),
             retries: VecDeque::new(),
@@ -569,18 +593,9 @@ impl Ledger {
         settle.chain(self.wake_at).min()
     }
 
-    /// A unit runs as any other from now on, or its lines are on disk.
-    pub(super) fn clear(&mut self, id: u64) {
-        if let Some(active) = self.units.get_mut(&id) {
-            active.care = Care::Usual;
-        }
-    }
-
-    /// Others may be sent, if this unit's line kept them from it.
-    pub(super) fn end_isolation(&mut self, id: u64) {
-        if self.alone == Some(id) {
-            self.alone = None;
-        }
+    /// Others may be sent, if this unit's line kept them from it. Says whether it did.
+    pub(super) fn end_isolation(&mut self, id: u64) -> bool {
+        self.alone.take_if(|alone| *alone == id).is_some()
     }
 
     /// Takes a unit out of those in hand, whatever it has. True if its tenant has nothing else in

@@ -7,7 +7,8 @@ use std::cmp::Reverse;
 use std::sync::Arc;
 use std::time::Instant;
 
-use super::super::held::{Care, HeldUnit};
+use super::super::held::HeldUnit;
+use super::super::isolation::Isolation;
 use super::super::line::Pending;
 use super::ledger::{ActiveUnit, Batch, BatchFlow, Flow, Ledger};
 use crate::upstream::{Acquired, Permit, Pool, Routes};
@@ -64,7 +65,6 @@ impl Door for Arc<Pool> {
 pub(super) struct Chosen {
     pub(super) unit: Arc<HeldUnit>,
     pub(super) pending: Pending,
-    pub(super) care: Care,
     pub(super) permit: Permit,
     /// The supply should lease more.
     pub(super) runs_short: bool,
@@ -101,7 +101,7 @@ impl Ledger {
                 barred.push((found.queue, found.flow));
                 continue;
             };
-            let (care, avoid, is_total, batch) = self.unit(id).and_then(|active| {
+            let (avoid, stops_all, batch) = self.unit(id).and_then(|active| {
                 let lines = if is_retry {
                     &active.retries
                 } else {
@@ -109,15 +109,10 @@ impl Ledger {
                 };
                 let first = lines.front()?;
                 let unit = &active.unit;
-                Some((
-                    active.care,
-                    first.avoid,
-                    unit.crashes > 0,
-                    unit.batch.number,
-                ))
+                let stops_all = unit.isolation().is_some_and(Isolation::stops_all);
+                Some((first.avoid, stops_all, unit.batch.number))
             })?;
-            let is_total = care == Care::Alone && is_total;
-            if is_total && self.in_flight() > 0 && door.is_open(&routes) {
+            if stops_all && self.in_flight() > 0 && door.is_open(&routes) {
                 // It waits for what is on its way, and the rest for it.
                 return None;
             }
@@ -126,13 +121,12 @@ impl Ledger {
                 continue;
             };
             let (unit, pending) = self.start(id, is_retry, door.domain(&routes))?;
-            if is_total {
+            if stops_all {
                 self.alone = Some(id);
             }
             return Some(Chosen {
                 unit,
                 pending,
-                care,
                 permit,
                 runs_short: self.runs_short(id),
             });
@@ -227,9 +221,7 @@ impl Ledger {
 
     fn may_send(&self, active: &ActiveUnit, next: Option<&Pending>) -> bool {
         let Some(next) = next else { return false };
-        active.ending.is_none()
-            && active.care_allows(next.line.index)
-            && (active.care != Care::Alone || active.is_idle())
+        active.ending.is_none() && active.allows(next.line.index)
     }
 }
 

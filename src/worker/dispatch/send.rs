@@ -3,8 +3,9 @@
 use std::panic::AssertUnwindSafe;
 use std::time::{Duration, Instant};
 
-use super::super::held::Care;
+use super::super::held::HeldUnit;
 use super::super::inbox::Finished;
+use super::super::isolation::Isolation;
 use super::super::line::{self, Attempt, Job, Pending};
 use super::Dispatch;
 use crate::upstream::{Again, Timer};
@@ -57,11 +58,10 @@ impl Dispatch {
     }
 
     async fn attempt(&self, job: &mut Job, timer: &mut Timer) -> Attempt {
-        if job.care != Care::Usual {
-            // A process that stops does not wait for a note either.
-            let unit = job.unit.clone();
-            let noting = Box::pin(self.note(job));
-            if unit.cut.run_until_cancelled(noting).await != Some(true) {
+        if let Some(isolation) = job.unit.isolation() {
+            // A process that stops does not wait for a record either.
+            let record = self.record(&job.unit, isolation, job.pending.line.index);
+            if job.unit.cut.run_until_cancelled(Box::pin(record)).await != Some(true) {
                 return Attempt::Cut;
             }
         }
@@ -70,6 +70,28 @@ impl Dispatch {
             line::attempt(&self.pool, job, timer).await
         } else {
             Attempt::Cut
+        }
+    }
+
+    /// Records in the store what is about to be sent, where that must be known if this process dies
+    /// of it. False if it could not be recorded: then it must not be sent.
+    async fn record(&self, unit: &HeldUnit, isolation: &Isolation, line: u32) -> bool {
+        let (store, token) = (&self.store, self.lease.token());
+        let record = async |upto| {
+            store
+                .record_sending(&token, &unit.key, unit.epoch, upto)
+                .await
+        };
+        match isolation.record(line, record).await {
+            Ok(true) => true,
+            Ok(false) => {
+                self.keep_or_lose(unit).await;
+                false
+            }
+            Err(error) => {
+                tracing::debug!(%error, "a line waits until it is recorded that it is sent");
+                false
+            }
         }
     }
 

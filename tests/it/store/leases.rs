@@ -3,7 +3,7 @@
 use nightshift::domain::clock::Clock;
 use nightshift::domain::id;
 use nightshift::domain::unit::UnitKey;
-use nightshift::store::{Incumbent, LeasedUnit, Replica, Store, UnitFlush};
+use nightshift::store::{Deaths, Incumbent, LeasedUnit, Replica, Store, UnitFlush};
 
 use super::{Fixture, LEASE_MS, flush};
 use crate::support::on_every_engine;
@@ -27,9 +27,11 @@ impl Fixture {
     }
 
     /// Notes that a line is about to be sent.
-    async fn note(&self, owner: &str, unit: &LeasedUnit, line: u32) {
-        let noted = self.store.note_sending(owner, &unit.key, unit.epoch, line);
-        assert!(noted.await.expect("answers"));
+    async fn record(&self, owner: &str, unit: &LeasedUnit, line: u32) {
+        let recorded = self
+            .store
+            .record_sending(owner, &unit.key, unit.epoch, line);
+        assert!(recorded.await.expect("answers"));
     }
 
     /// Units that an owner leased, and lost to a take-over when it fell silent.
@@ -121,9 +123,12 @@ async fn who_comes_back_keeps_what_nobody_has_leased() {
         .expect("releases");
     let again = fixture.lease(&other, &batch, 2).await;
     assert!(
-        again.iter().all(|unit| unit.takeovers == 0),
+        again.iter().all(|unit| unit.deaths.owners == 0),
         "{:?}",
-        again.iter().map(|unit| unit.takeovers).collect::<Vec<_>>()
+        again
+            .iter()
+            .map(|unit| unit.deaths.owners)
+            .collect::<Vec<_>>()
     );
 }
 
@@ -233,7 +238,7 @@ async fn a_name_whose_lease_has_run_out_is_free() {
     assert_eq!(fixture.join(&second, None).await, None);
     assert_eq!(fixture.waiting(&batch).await, 3);
     let units = fixture.lease(&second.token, &batch, 3).await;
-    let takeovers: Vec<i64> = units.iter().map(|unit| unit.takeovers).collect();
+    let takeovers: Vec<i64> = units.iter().map(|unit| unit.deaths.owners).collect();
     assert_eq!(takeovers, [1, 1, 0]);
 }
 
@@ -256,12 +261,12 @@ async fn of_many_newcomers_with_one_name_one_gets_in() {
     }
 }
 
-/// Leases a batch's only unit as a process that then dies, having noted a line of it or not.
-async fn die_with_it(fixture: &Fixture, batch: &str, noted: Option<u32>) -> LeasedUnit {
+/// Leases a batch's only unit as a process that then dies, having recorded a line of it or not.
+async fn die_with_it(fixture: &Fixture, batch: &str, recorded: Option<u32>) -> LeasedUnit {
     let owner = fixture.replica_for(-1).await;
     let unit = fixture.lease(&owner, batch, 1).await.remove(0);
-    if let Some(line) = noted {
-        fixture.note(&owner, &unit, line).await;
+    if let Some(line) = recorded {
+        fixture.record(&owner, &unit, line).await;
     }
     assert_eq!(fixture.store.take_over().await.expect("takes over"), 1);
     unit
@@ -281,32 +286,37 @@ async fn flush_of_it(fixture: &Fixture, batch: &str, line: u32, cleared: bool) -
     unit
 }
 
+/// Whether its requests are sent one at a time.
+fn is_isolated(unit: &LeasedUnit) -> bool {
+    unit.deaths.at_once() == Some(1)
+}
+
 async fn a_unit_runs_alone_after_three_deaths_until_a_flush_clears_it() {
     let fixture = Fixture::new().await;
     let batch = fixture.running(10).await;
-    let takeovers = async |noted| die_with_it(&fixture, &batch, noted).await.takeovers;
+    let takeovers = async |recorded| die_with_it(&fixture, &batch, recorded).await.deaths.owners;
     // Who dies first may have sent something; later ones say so before they do.
     assert_eq!(takeovers(None).await, 0);
     assert_eq!(takeovers(None).await, 1);
     assert_eq!(takeovers(Some(9)).await, 1, "nothing had been sent");
-    assert_eq!(flush_of_it(&fixture, &batch, 0, true).await.takeovers, 2);
+    assert_eq!(
+        flush_of_it(&fixture, &batch, 0, true).await.deaths.owners,
+        2
+    );
 
     for before in 0..3 {
         let unit = die_with_it(&fixture, &batch, (before > 0).then_some(7)).await;
-        assert_eq!((unit.takeovers, unit.runs_alone()), (before, false));
+        assert_eq!((unit.deaths.owners, is_isolated(&unit)), (before, false));
     }
     // What runs alone stays so until no line is left that it may be.
     for line in [1, 2] {
         let unit = flush_of_it(&fixture, &batch, line, line == 2).await;
-        assert!(unit.runs_alone());
-        assert_eq!((unit.noted_line, unit.crashes), (Some(7), 0));
+        assert!(is_isolated(&unit));
+        assert_eq!((unit.deaths.recorded_line, unit.deaths.alone), (Some(7), 0));
     }
     let unit = flush_of_it(&fixture, &batch, 3, true).await;
-    assert!(!unit.runs_alone());
-    assert_eq!(
-        (unit.takeovers, unit.noted_line, unit.crashes),
-        (0, None, 0)
-    );
+    assert!(!is_isolated(&unit));
+    assert_eq!(unit.deaths, Deaths::default());
 }
 
 async fn deaths_count_against_the_line_that_was_alone() {
@@ -317,7 +327,7 @@ async fn deaths_count_against_the_line_that_was_alone() {
     }
     let died = async |line| {
         let unit = die_with_it(&fixture, &batch, line).await;
-        (unit.noted_line, unit.crashes)
+        (unit.deaths.recorded_line, unit.deaths.alone)
     };
     assert_eq!(died(Some(7)).await, (Some(9), 0), "it was not alone");
     assert_eq!(died(None).await, (Some(7), 1), "and not of line 7 again");
@@ -329,16 +339,19 @@ async fn deaths_count_against_the_line_that_was_alone() {
         "another line, another count"
     );
 
-    // Nothing is noted by who does not own the unit any more.
+    // Nothing is recorded by who does not own the unit any more.
     let (old, new) = (fixture.replica().await, fixture.replica().await);
     let unit = fixture.lease(&old, &batch, 1).await.remove(0);
-    let note = async |owner: &str, epoch| {
-        let noted = fixture.store.note_sending(owner, &unit.key, epoch, 1).await;
-        noted.expect("answers")
+    let record = async |owner: &str, epoch| {
+        let recorded = fixture
+            .store
+            .record_sending(owner, &unit.key, epoch, 1)
+            .await;
+        recorded.expect("answers")
     };
-    assert!(!note(&new, unit.epoch).await && !note(&old, unit.epoch - 1).await);
+    assert!(!record(&new, unit.epoch).await && !record(&old, unit.epoch - 1).await);
     fixture.store.leave(&old).await.expect("leaves");
-    assert!(!note(&old, unit.epoch).await);
+    assert!(!record(&old, unit.epoch).await);
 }
 
 async fn a_process_that_comes_back_has_not_died_of_its_line() {
@@ -350,7 +363,7 @@ async fn a_process_that_comes_back_has_not_died_of_its_line() {
     let silent = replica("silent", -1);
     assert_eq!(fixture.join(&silent, None).await, None);
     let unit = fixture.lease(&silent.token, &batch, 1).await.remove(0);
-    fixture.note(&silent.token, &unit, 7).await;
+    fixture.record(&silent.token, &unit, 7).await;
     let (held, late) = ([lease_of(&unit)], flush(&unit, &[0], false));
     let late = UnitFlush {
         cleared: false,
@@ -371,10 +384,12 @@ async fn a_process_that_comes_back_has_not_died_of_its_line() {
     // Then it does not come back.
     assert_eq!(taken_over().await, 1);
     let unit = die_with_it(&fixture, &batch, None).await;
-    assert_eq!(
-        (unit.takeovers, unit.noted_line, unit.crashes),
-        (4, Some(7), 1)
-    );
+    let deaths = Deaths {
+        owners: 4,
+        recorded_line: Some(7),
+        alone: 1,
+    };
+    assert_eq!(unit.deaths, deaths);
 }
 
 async fn a_flush_and_a_take_over_at_once_lose_and_double_nothing() {

@@ -238,3 +238,28 @@ fn who_had_a_turn_is_remembered_without_anything_in_hand() {
     assert_eq!(ledger.turns_of("tenant-0", 0).last, 1);
     assert_eq!(ledger.turns_of_batch("batch-0-0").last, 1);
 }
+
+/// What can be sent of ten lines, with whose unit so many owners died, and of which the fourth was
+/// recorded last.
+fn sendable(owners: i64, act: impl FnOnce(&mut Ledger)) -> usize {
+    let (unit, lines) = units::unit(10, owners, Some(3));
+    let mut ledger = Ledger::default();
+    ledger.admit(&unit, lines, (64, 0));
+    act(&mut ledger);
+    ledger.unit(1).expect("is in hand").sendable()
+}
+
+#[test]
+fn only_lines_that_may_be_on_their_way_count_as_work_in_hand() {
+    let of = |owners| sendable(owners, |_| ());
+    assert_eq!([0, 1, 2, 3].map(of), [10, 10, 8, 4]);
+}
+
+#[test]
+fn while_a_suspect_waits_its_unit_is_no_work_in_hand() {
+    let waits = sendable(3, |ledger| {
+        let (_, pending) = ledger.start(1, false, 0).expect("is sent");
+        ledger.retry_at(1, (Instant::now(), None), pending);
+    });
+    assert_eq!(waits, 0);
+}

@@ -1,0 +1,102 @@
+//! What a unit's dead owners leave behind, so that a request that kills its process is found: how
+//! often the unit's owner died, which request was recorded last before it was sent, and how often
+//! an owner died while that request was alone on its way.
+//!
+//! An owner's death counts against a unit if requests of the unit may have been sent (`begun`).
+//! That is taken for granted until the first death. After that, each owner records what it sends.
+
+use super::engine::on;
+use super::{Result, Store};
+use crate::domain::unit::UnitKey;
+
+/// From so many deaths on, requests of a unit are sent one at a time.
+const ISOLATED_AFTER: i64 = 3;
+/// Requests of a unit that are on their way at once after one death less: so that few are suspects
+/// after the next one.
+const THROTTLED_TO: usize = 8;
+
+/// What is known of the deaths of a unit's owners.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Deaths {
+    /// Owners that died while requests of the unit may have been on their way, since a flush
+    /// cleared the unit.
+    pub owners: i64,
+    /// No request behind this one was on its way at the last death.
+    pub recorded_line: Option<i64>,
+    /// Owners that died while that request alone was on its way.
+    pub alone: i64,
+}
+
+impl Deaths {
+    /// How many requests of the unit may be on their way at once; `None` for a unit that nobody
+    /// has died with.
+    #[must_use]
+    pub fn at_once(&self) -> Option<usize> {
+        match self.owners {
+            ..=0 => None,
+            ISOLATED_AFTER.. => Some(1),
+            1 => Some(usize::MAX),
+            _ => Some(THROTTLED_TO),
+        }
+    }
+}
+
+/// Columns of a unit: an owner is gone.
+pub(super) fn count_death() -> String {
+    format!(
+        "takeovers = takeovers + begun,
+         crashes = CASE WHEN takeovers < {ISOLATED_AFTER} THEN 0 ELSE crashes + begun END"
+    )
+}
+
+/// Columns of a unit: the owner was not gone after all.
+pub(super) fn undo_death() -> String {
+    format!(
+        "takeovers = takeovers - begun,
+         crashes = CASE WHEN takeovers - begun < {ISOLATED_AFTER} THEN 0 ELSE crashes - begun END"
+    )
+}
+
+/// Columns of a unit: somebody leases it.
+pub(super) const LEASE: &str = "begun = CASE WHEN takeovers = 0 THEN 1 ELSE 0 END";
+
+/// Columns of a unit: a flush cleared it, where `v.cleared` is one.
+pub(super) const CLEAR: &str = "
+    takeovers = CASE WHEN v.cleared = 1 THEN 0 ELSE units.takeovers END,
+    noted_line = CASE WHEN v.cleared = 1 THEN NULL ELSE units.noted_line END,
+    crashes = CASE WHEN v.cleared = 1 THEN 0 ELSE units.crashes END";
+
+impl Store {
+    /// Records that requests of a unit are about to be sent, none behind this line. False if the
+    /// unit is not this owner's under that epoch any more: then they must not be sent.
+    ///
+    /// # Errors
+    /// When the database fails.
+    pub async fn record_sending(
+        &self,
+        owner: &str,
+        key: &UnitKey,
+        epoch: i64,
+        line: u32,
+    ) -> Result<bool> {
+        let recorded = on!(self.writer(), c => {
+            sqlx::query(
+                "-- record_sending
+                 UPDATE units SET begun = 1, noted_line = $6,
+                    crashes = CASE WHEN noted_line = $6 THEN crashes ELSE 0 END
+                 WHERE batch_id = $1 AND chunk_no = $2 AND model_no = $3
+                    AND owner = $4 AND epoch = $5 AND state = 'leased'",
+            )
+            .bind(&key.batch_id)
+            .bind(key.chunk_no)
+            .bind(key.model_no)
+            .bind(owner)
+            .bind(epoch)
+            .bind(i64::from(line))
+            .execute(c)
+            .await?
+            .rows_affected()
+        });
+        Ok(recorded == 1)
+    }
+}
