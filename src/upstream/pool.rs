@@ -1,5 +1,8 @@
 //! The upstreams, who of them takes the next line, and what a call does to the one it was made at.
 
+mod gates;
+mod status;
+
 use std::collections::BTreeMap;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -21,19 +24,15 @@ use super::{BuildError, ModelInfo};
 use crate::config::{self, Config};
 use crate::domain::clock::{self, Clock};
 use crate::observe::{CallOutcome, UpstreamFigures, figures};
+pub use gates::ClosedGate;
+pub use status::{ClosedModel, UpstreamState, UpstreamStatus};
 
 /// A wait that is said aloud when it begins.
 const WORTH_A_WARNING: Duration = Duration::from_secs(60);
-/// A closing is told to the other processes if it is longer than this, or longer by this than
-/// they know.
-const WORTH_TELLING: Duration = Duration::from_secs(1);
-/// What was closed, and has been open for a trial for so long that nobody has made, is not told.
-const FORGOTTEN_AFTER: Duration = Duration::from_mins(10);
 /// So many calls after trouble it is looked whether there is still some.
 const LOOKS_FOR_TROUBLE_EVERY: usize = 64;
 /// Whoever looks once a second sees what was open within this time.
 const LATELY: Duration = Duration::from_secs(2);
-const TOLD_BY_ANOTHER: &str = "another process was told to wait";
 
 /// What is not configuration.
 #[derive(Clone, Debug, Default)]
@@ -108,73 +107,6 @@ struct Alike {
     most: usize,
     /// All of them have, or one showed that no other can do better: why.
     hopeless: Option<String>,
-}
-
-/// How an upstream is.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum UpstreamState {
-    Up,
-    /// It does not answer, or fails one line after the other.
-    Down,
-    /// It refuses our key or account, or is not where its address says.
-    Aside,
-}
-
-impl UpstreamState {
-    #[must_use]
-    pub fn as_str(self) -> &'static str {
-        match self {
-            UpstreamState::Up => "up",
-            UpstreamState::Down => "down",
-            UpstreamState::Aside => "aside",
-        }
-    }
-
-    fn of(reason: Reason) -> Self {
-        match reason {
-            Reason::Limited => UpstreamState::Up,
-            reason if reason.needs_a_person() => UpstreamState::Aside,
-            _ => UpstreamState::Down,
-        }
-    }
-}
-
-/// How an upstream is now.
-#[derive(Clone, Debug)]
-pub struct UpstreamStatus {
-    pub name: String,
-    pub state: UpstreamState,
-    /// Why it is not up, in words.
-    pub cause: Option<String>,
-    /// It has answered something over HTTP since the process started.
-    pub answered: bool,
-    pub in_flight: usize,
-    /// Its `concurrency`.
-    pub limit: usize,
-    /// Its models that take no lines now, or that are being tried.
-    pub models: Vec<ClosedModel>,
-}
-
-/// A model at an upstream that takes no lines now, or that is being tried.
-#[derive(Clone, Debug)]
-pub struct ClosedModel {
-    /// What the upstream calls the model.
-    pub model: String,
-    pub reason: Reason,
-    /// In words.
-    pub cause: String,
-    /// How long until a line is tried; zero where one may be.
-    pub left: Duration,
-}
-
-/// A model at an upstream that is to be left alone, as processes tell each other.
-#[derive(Clone, Debug)]
-pub struct ClosedGate {
-    /// The upstream's name.
-    pub upstream: String,
-    /// What that upstream calls the model.
-    pub model: String,
-    pub opens: Instant,
 }
 
 /// Whether a line can be sent now.
@@ -325,63 +257,6 @@ impl Pool {
         let mut state = self.lock();
         state.alike.most = state.alike.most.min(lines.max(1));
         state.judge_alike();
-    }
-
-    /// How all upstreams are.
-    #[must_use]
-    pub fn status(&self) -> Vec<UpstreamStatus> {
-        let now = Instant::now();
-        let mut models: Vec<(Vec<ClosedModel>, usize)> =
-            vec![(Vec::new(), 0); self.upstreams.len()];
-        for backend in self.backends.all(None) {
-            let breaker = backend.breaker();
-            let (closed, seen) = &mut models[backend.upstream];
-            *seen += usize::from(breaker.closure().is_some() || breaker.evidence().has_succeeded());
-            let closure = breaker.closure();
-            // One that nobody has tried for long is nobody's any more.
-            let closure = closure.filter(|closure| closure.until + FORGOTTEN_AFTER > now);
-            closed.extend(closure.map(|closure| ClosedModel {
-                model: backend.model.to_string(),
-                reason: closure.reason,
-                cause: closure.cause.clone(),
-                left: closure.until.saturating_duration_since(now),
-            }));
-            if breaker.closure().is_none()
-                && let Some((reason, cause)) = breaker.doubt()
-            {
-                closed.push(ClosedModel {
-                    model: backend.model.to_string(),
-                    reason: *reason,
-                    cause: cause.clone(),
-                    left: Duration::ZERO,
-                });
-            }
-        }
-        let state = self.lock();
-        let all = self.upstreams.iter().zip(&state.places).zip(models);
-        let status = all.map(|((upstream, place), (mut models, seen))| {
-            models.sort_by(|a, b| a.model.cmp(&b.model));
-            let whole = place.breaker.closure();
-            let whole = whole.map(|closure| (closure.reason, closure.cause.clone()));
-            let whole = whole.or_else(|| place.breaker.doubt().cloned());
-            // Where all its models are closed, so is the upstream, whatever closed them.
-            let together = models.first().filter(|_| models.len() == seen);
-            let together = together.map(|model| (model.reason, model.cause.clone()));
-            let (state, cause) = match whole.or(together) {
-                Some((reason, cause)) => (UpstreamState::of(reason), Some(cause)),
-                None => (UpstreamState::Up, None),
-            };
-            UpstreamStatus {
-                name: upstream.name.clone(),
-                state,
-                cause,
-                answered: place.answered,
-                in_flight: place.in_flight,
-                limit: upstream.concurrency,
-                models,
-            }
-        });
-        status.collect()
     }
 
     /// Whether lines could be sent, if there were places: whether they need not wait for an
@@ -864,43 +739,6 @@ impl Pool {
         true
     }
 
-    /// The models that stay closed for a while, which other processes do not know yet.
-    #[must_use]
-    pub fn gates_to_tell(&self) -> Vec<ClosedGate> {
-        let now = Instant::now();
-        let told = self.backends.all(None).into_iter().filter_map(|backend| {
-            let opens = worth_telling(&backend, now)?;
-            Some(ClosedGate {
-                upstream: self.upstreams[backend.upstream].name.clone(),
-                model: backend.model.to_string(),
-                opens,
-            })
-        });
-        told.collect()
-    }
-
-    fn has_gates_to_tell(&self) -> bool {
-        let now = Instant::now();
-        let all = self.backends.all(None);
-        all.iter()
-            .any(|backend| worth_telling(backend, now).is_some())
-    }
-
-    /// Takes in what processes have told each other of a model. An upstream that is not known here
-    /// is passed over.
-    pub fn know_gate(&self, gate: &ClosedGate) {
-        let named = |upstream: &Upstream| upstream.name == gate.upstream;
-        if let Some(upstream) = self.upstreams.iter().position(named) {
-            let backend = self.backends.get(upstream, &gate.model.as_str().into());
-            let now = Instant::now();
-            backend
-                .breaker()
-                .close_as_told(gate.opens, now, TOLD_BY_ANOTHER);
-            self.troubled.store(true, Ordering::Relaxed);
-            self.closed.notify_one();
-        }
-    }
-
     fn look_for_trouble(&self) {
         let backends = self.backends.all(None);
         let backends = backends.iter().all(|backend| backend.breaker().is_well());
@@ -1027,15 +865,6 @@ impl Changes {
         let of_backend = self.of_backend.map(|change| (true, change));
         of_upstream.into_iter().chain(of_backend).collect()
     }
-}
-
-/// When a backend opens, if the other processes should know.
-fn worth_telling(backend: &Backend, now: Instant) -> Option<Instant> {
-    let breaker = backend.breaker();
-    let closure = breaker.closure()?;
-    let known = closure.told.map_or(now, |told| told.max(now));
-    let is_news = closure.reason == Reason::Limited && closure.until > known + WORTH_TELLING;
-    is_news.then_some(closure.until)
 }
 
 impl State {
