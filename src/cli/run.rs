@@ -5,6 +5,7 @@
 
 mod files;
 mod journal;
+mod target;
 
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
@@ -31,6 +32,7 @@ use crate::upstream::{FailFast, Pool, PoolSettings, UpstreamState, UpstreamStatu
 use crate::worker::Worker;
 use crate::{app, shutdown, telemetry};
 use journal::{Hashing, Journal};
+use target::Target;
 
 const EXAMPLE: &str = "\
 Examples:
@@ -41,6 +43,8 @@ Stopped and started again it goes on where it was, and sends nothing twice.";
 
 /// The tenant of a store that belongs to one user.
 const TENANT: &str = "default";
+/// The errors file of an output that is no file, in the state directory.
+const ERRORS: &str = "errors.jsonl";
 const READ_BYTES: usize = 256 << 10;
 const POLL: Duration = Duration::from_millis(100);
 /// How long upstreams may be silent before the command gives up, from its start.
@@ -61,13 +65,19 @@ pub(super) struct RunArgs {
     #[arg(short, long, value_name = "FILE")]
     input: PathBuf,
 
-    /// Where the answers go; what is needed to go on later is kept in FILE.nightshift/
+    /// Where the answers go: a file, a pipe or a device; - writes to standard output
     #[arg(short, long, value_name = "FILE")]
     output: PathBuf,
 
-    /// Where failed requests go, if any [default: the output's name with .errors.jsonl]
+    /// Where failed requests go, if any [default: the output's name with .errors.jsonl; where the
+    /// output is no file, errors.jsonl in the state directory]
     #[arg(long, value_name = "FILE")]
     errors: Option<PathBuf>,
+
+    /// The directory for what is needed to go on later [default: the output's name with
+    /// .nightshift; where the output is no file, a new one in the directory for temporary files]
+    #[arg(long, value_name = "DIR")]
+    state: Option<PathBuf>,
 
     /// Send every model to this server, instead of what the configuration says
     #[arg(long, value_name = "URL")]
@@ -96,18 +106,70 @@ enum Ended {
     Interrupted,
 }
 
-pub(super) async fn run(args: RunArgs) -> anyhow::Result<ExitCode> {
-    if args.output.as_os_str() == "-" {
-        bail!("the output must be a file: what is needed to go on later is kept beside it");
+/// Where a run reads and writes.
+struct Places {
+    output: Target,
+    errors: Target,
+    state: PathBuf,
+    /// Nobody named the state directory: it is removed once nothing is left to go on with.
+    state_is_temporary: bool,
+}
+
+impl Places {
+    fn of(args: &RunArgs) -> anyhow::Result<Places> {
+        let output = Target::of(&args.output)?;
+        let is_file = output.file().is_some();
+        let errors = match &args.errors {
+            Some(errors) => Some(Target::of(errors)?),
+            None if is_file => Some(Target::of(&files::errors_path(&args.output))?),
+            None => None,
+        };
+        files::must_differ(&args.input, &output, errors.as_ref())?;
+        let (state, state_is_temporary) = match (&args.state, output.file()) {
+            (Some(state), _) => (state.clone(), false),
+            (None, Some(file)) => (files::beside(file, ".nightshift"), false),
+            (None, None) => (journal::temporary()?, true),
+        };
+        let errors = errors.unwrap_or_else(|| Target::within(&state.join(ERRORS)));
+        Ok(Places {
+            output,
+            errors,
+            state,
+            state_is_temporary,
+        })
     }
-    let errors = args
-        .errors
-        .clone()
-        .unwrap_or_else(|| files::errors_path(&args.output));
-    files::must_differ(&args.input, &args.output, &errors)?;
-    files::must_have_place(&args.output)?;
-    files::must_have_place(&errors)?;
-    let state = files::beside(&args.output, ".nightshift");
+
+    /// What the next command needs to go on with this run.
+    fn how_to_go_on(&self) -> String {
+        if self.state_is_temporary {
+            format!(
+                "The same command with --state {} goes on where this one stopped.",
+                self.state.display()
+            )
+        } else {
+            "The same command goes on where this one stopped.".to_owned()
+        }
+    }
+}
+
+pub(super) async fn run(args: RunArgs) -> anyhow::Result<ExitCode> {
+    let places = Places::of(&args)?;
+    let code = run_in(&args, &places).await;
+    if places.state_is_temporary {
+        if matches!(code, Ok(code) if code == ExitCode::SUCCESS) {
+            journal::remove(&places.state);
+        } else if places.state.exists() {
+            eprintln!(
+                "What is needed to go on is kept: add --state {}.",
+                places.state.display()
+            );
+        }
+    }
+    code
+}
+
+async fn run_in(args: &RunArgs, places: &Places) -> anyhow::Result<ExitCode> {
+    let state = &places.state;
     let overrides = Overrides {
         config: args.config.clone(),
         upstream: args.upstream.clone(),
@@ -130,10 +192,10 @@ pub(super) async fn run(args: RunArgs) -> anyhow::Result<ExitCode> {
     }
     telemetry::start(&config.log);
     let stop = shutdown::on_signal()?;
-    let _claim = journal::claim(&state)?;
-    let prepared = prepare(&args, &errors, &state, &config, &stop).await;
+    let _claim = journal::claim(state)?;
+    let prepared = prepare(args, places, &config, &stop).await;
     let Ok(Some(mut journal)) = prepared else {
-        journal::discard(&state);
+        journal::discard(state);
         return prepared.map(|_| ExitCode::from(shutdown::INTERRUPTED));
     };
     let store = app::open_store(&config, Clock::default()).await?;
@@ -141,13 +203,10 @@ pub(super) async fn run(args: RunArgs) -> anyhow::Result<ExitCode> {
     let ended = work(&config, &store, &journal.batch_id, stop).await?;
     let code = match ended {
         Ended::Interrupted => {
-            eprintln!("Interrupted. The same command goes on where this one stopped.");
+            eprintln!("Interrupted. {}", places.how_to_go_on());
             ExitCode::from(shutdown::INTERRUPTED)
         }
-        Ended::Batch(batch) => {
-            let code = conclude(&args, &errors, &store, &batch, &mut journal, &state).await;
-            code?
-        }
+        Ended::Batch(batch) => conclude(places, &store, &batch, &mut journal).await?,
     };
     store.close().await;
     Ok(code)
@@ -156,20 +215,22 @@ pub(super) async fn run(args: RunArgs) -> anyhow::Result<ExitCode> {
 /// Finds the batch of an earlier run on the same input, or begins one. `None`: interrupted.
 async fn prepare(
     args: &RunArgs,
-    errors: &Path,
-    state: &Path,
+    places: &Places,
     config: &Config,
     stop: &CancellationToken,
 ) -> anyhow::Result<Option<Journal>> {
+    let state = &places.state;
     let mut input = open_input(&args.input).await?;
     let earlier = Journal::read(state)?;
     let errors_files = earlier.as_ref().map(|journal| journal.errors_files.clone());
     if earlier.is_none() && !args.restart {
-        files::must_be_free(&args.output)?;
+        files::must_be_free(&places.output)?;
     }
-    let is_ours = errors_files.iter().flatten().any(|file| file == errors);
+    let is_ours = earlier
+        .as_ref()
+        .is_some_and(|journal| journal.wrote(&places.errors));
     if !is_ours && !args.restart {
-        files::must_be_free(errors)?;
+        files::must_be_free(&places.errors)?;
     }
     if let Some(journal) = earlier
         && !args.restart
@@ -408,13 +469,17 @@ fn snapshot(batch: &Batch) -> Snapshot {
 
 /// Writes the files of a batch that has ended, and says how it went.
 async fn conclude(
-    args: &RunArgs,
-    errors: &Path,
+    places: &Places,
     store: &Store,
     batch: &Batch,
     journal: &mut Journal,
-    state: &Path,
 ) -> anyhow::Result<ExitCode> {
+    let Places {
+        output,
+        errors,
+        state,
+        ..
+    } = places;
     if batch.stage.status == Status::Failed {
         let errors = batch.row.errors.as_deref().unwrap_or("[]");
         let faults: Vec<Finding> = serde_json::from_str(errors)?;
@@ -432,12 +497,12 @@ async fn conclude(
         Journal::forget(state)?;
         return Ok(ExitCode::FAILURE);
     }
-    files::write(store, batch.row.output_file_id.as_deref(), &args.output).await?;
-    let is_ours = journal.errors_files.iter().any(|file| file == errors);
+    files::write(store, batch.row.output_file_id.as_deref(), output).await?;
+    let is_ours = journal.wrote(errors);
     if batch.row.error_file_id.is_some() {
         // Noted first: only what a run of this output wrote is ever removed.
-        if !is_ours {
-            journal.errors_files.push(errors.to_owned());
+        if !is_ours && let Some(file) = errors.file() {
+            journal.errors_files.push(file.to_owned());
             journal.write(state)?;
         }
         files::write(store, batch.row.error_file_id.as_deref(), errors).await?;
@@ -446,16 +511,16 @@ async fn conclude(
     }
     let counts = &batch.counts;
     eprintln!(
-        "{} of {} requests succeeded: {}",
-        counts.completed,
-        counts.total,
-        args.output.display()
+        "{} of {} requests succeeded: {output}",
+        counts.completed, counts.total
     );
     if counts.failed == 0 {
         return Ok(ExitCode::SUCCESS);
     }
-    eprintln!("{} failed: {}", counts.failed, errors.display());
-    if let Some(cause) = files::first_cause(errors).await {
+    eprintln!("{} failed: {errors}", counts.failed);
+    if let Some(file_id) = &batch.row.error_file_id
+        && let Some(cause) = files::first_cause(store, file_id).await
+    {
         eprintln!("The first: {cause}");
     }
     Ok(ExitCode::FAILURE)

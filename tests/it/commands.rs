@@ -2,6 +2,7 @@
 
 mod demo;
 mod keys;
+mod outputs;
 mod resume;
 mod run;
 mod serve;

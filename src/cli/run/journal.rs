@@ -9,6 +9,8 @@ use anyhow::{Context as _, bail};
 use serde::{Deserialize, Serialize};
 use sha2::{Digest as _, Sha256};
 
+use super::target::Target;
+
 const NAME: &str = "run.json";
 /// The store's file.
 pub(super) const DATABASE: &str = "state.db";
@@ -24,6 +26,12 @@ pub(super) struct Journal {
 }
 
 impl Journal {
+    /// Whether a run of this output wrote that errors file.
+    pub(super) fn wrote(&self, errors: &Target) -> bool {
+        let file = errors.file();
+        file.is_some_and(|file| self.errors_files.iter().any(|wrote| wrote == file))
+    }
+
     pub(super) fn read(state: &Path) -> anyhow::Result<Option<Journal>> {
         let path = state.join(NAME);
         let text = match fs::read(&path) {
@@ -80,6 +88,22 @@ pub(super) fn discard(state: &Path) {
             let _ = fs::remove_file(state.join(name));
         }
         let _ = fs::remove_dir(state);
+    }
+}
+
+/// Makes a state directory for a run that nobody named one for.
+pub(super) fn temporary() -> anyhow::Result<PathBuf> {
+    let directory = tempfile::Builder::new().prefix("nightshift-run-").tempdir();
+    Ok(directory
+        .context("cannot make a directory for temporary files: name one with --state")?
+        .keep())
+}
+
+/// Removes a state directory with which there is nothing to go on.
+pub(super) fn remove(state: &Path) {
+    // What cannot be removed does no harm.
+    if Journal::clear(state).is_ok() {
+        discard(state);
     }
 }
 

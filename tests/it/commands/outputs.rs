@@ -1,0 +1,270 @@
+//! Where `nightshift run` writes: regular files by any name, and what only takes bytes.
+
+use std::os::unix::fs::{FileTypeExt as _, MetadataExt as _, PermissionsExt as _, symlink};
+use std::path::Path;
+use std::time::Duration;
+
+use nightshift::simulate::Options;
+use serde_json::{Value, json};
+
+use super::run::{Workshop, requests};
+use super::until;
+use crate::support::binary::{Process, ended};
+use crate::support::{chat, ids};
+
+/// A workshop with three requests, of which the last fails.
+async fn workshop() -> Workshop {
+    let input = requests(&ids(2)) + &chat("bad", json!({"status": 400}));
+    let workshop = Workshop::new(&input, Options::default()).await;
+    std::fs::create_dir(workshop.path("tmp")).expect("makes a directory");
+    workshop
+}
+
+/// What a run leaves in the directory for temporary files.
+fn temporary(workshop: &Workshop) -> Vec<std::path::PathBuf> {
+    let entries = std::fs::read_dir(workshop.path("tmp")).expect("can be read");
+    entries
+        .map(|entry| entry.expect("can be read").path())
+        .collect()
+}
+
+fn mkfifo(path: &Path) {
+    let made = std::process::Command::new("mkfifo").arg(path).status();
+    assert!(made.expect("runs").success());
+}
+
+fn custom_ids(text: &str) -> Vec<String> {
+    let id = |line: &str| {
+        let line: Value = serde_json::from_str(line).expect("is JSON");
+        line["custom_id"].as_str().expect("has an id").to_owned()
+    };
+    text.lines().map(id).collect()
+}
+
+#[tokio::test]
+async fn a_symlink_is_followed_and_stays_whether_its_file_is_there_or_not() {
+    let workshop = workshop().await;
+    std::fs::create_dir(workshop.path("data")).expect("makes a directory");
+    workshop.write("data/there.jsonl", "");
+    symlink("data/there.jsonl", workshop.path("link")).expect("links");
+    symlink("data/free.jsonl", workshop.path("errors")).expect("links");
+    let ran = ended(workshop.command_to("link", &["--errors", "errors"])).await;
+    assert_eq!(ran.code, Some(1), "{}", ran.errors);
+    assert_eq!(workshop.custom_ids("data/there.jsonl"), ids(2));
+    assert_eq!(workshop.custom_ids("data/free.jsonl"), ["bad"]);
+    assert!(workshop.path("link").is_symlink() && workshop.path("errors").is_symlink());
+
+    // By its own name the file belongs to the same run.
+    let calls = workshop.calls();
+    let more = ["--errors", "data/free.jsonl"];
+    let again = ended(workshop.command_to("data/there.jsonl", &more)).await;
+    assert_eq!(
+        (again.code, workshop.calls()),
+        (Some(1), calls),
+        "{}",
+        again.errors
+    );
+
+    // Where nothing fails any more, the link leads to an empty file.
+    workshop.write("in.jsonl", &requests(&ids(2)));
+    let more = ["--errors", "errors", "--restart"];
+    let mended = ended(workshop.command_to("link", &more)).await;
+    assert_eq!(mended.code, Some(0), "{}", mended.errors);
+    assert!(workshop.path("errors").is_symlink());
+    assert_eq!(workshop.read("data/free.jsonl"), "");
+}
+
+#[tokio::test]
+async fn a_file_that_was_there_keeps_its_mode_its_owner_and_its_other_names() {
+    let workshop = workshop().await;
+    let files = ["out.jsonl", "out.errors.jsonl"];
+    for name in files {
+        workshop.write(name, "");
+        let path = workshop.path(name);
+        // Root alone can give files away.
+        let _ = std::os::unix::fs::chown(&path, Some(12_345), Some(12_345));
+        std::fs::set_permissions(&path, std::fs::Permissions::from_mode(0o604)).expect("may");
+    }
+    let found = |name: &str| {
+        let found = workshop.path(name).metadata().expect("is there");
+        (found.uid(), found.gid(), found.mode())
+    };
+    let before = files.map(found);
+    let ran = workshop.run(&[]).await;
+    assert_eq!(ran.code, Some(1), "{}", ran.errors);
+    assert_eq!(files.map(found), before);
+    assert_eq!(workshop.custom_ids("out.jsonl"), ids(2));
+
+    workshop.write("one.jsonl", "");
+    std::fs::hard_link(workshop.path("one.jsonl"), workshop.path("two.jsonl")).expect("links");
+    let ran = ended(workshop.command_to("one.jsonl", &[])).await;
+    assert_eq!(ran.code, Some(1), "{}", ran.errors);
+    assert_eq!(
+        workshop.custom_ids("two.jsonl"),
+        ids(2),
+        "it is the same file"
+    );
+}
+
+#[tokio::test]
+async fn a_pipe_and_a_device_are_written_into_and_stay_what_they_are() {
+    let workshop = workshop().await;
+    mkfifo(&workshop.path("pipe"));
+    mkfifo(&workshop.path("errors"));
+    // Through a link, so that a mistake does not cost this machine its device.
+    symlink("/dev/null", workshop.path("null")).expect("links");
+
+    let read = |name| {
+        let mut cat = tokio::process::Command::new("cat");
+        cat.arg(workshop.path(name));
+        Process::start(cat, b"")
+    };
+    let (answers, errors) = (read("pipe"), read("errors"));
+    let ran = ended(workshop.command_to("pipe", &["--errors", "errors"])).await;
+    assert_eq!(ran.code, Some(1), "{}", ran.errors);
+    assert_eq!(custom_ids(&answers.ended().await.out), ids(2));
+    assert_eq!(custom_ids(&errors.ended().await.out), ["bad"]);
+
+    let ran = ended(workshop.command_to("null", &["--errors", "null"])).await;
+    assert_eq!(ran.code, Some(1), "{}", ran.errors);
+    let kind = |name: &str| {
+        workshop
+            .path(name)
+            .symlink_metadata()
+            .expect("is there")
+            .file_type()
+    };
+    assert!(kind("pipe").is_fifo() && kind("errors").is_fifo() && kind("null").is_symlink());
+    assert_eq!(
+        workshop.files(),
+        ["errors", "in.jsonl", "null", "pipe", "tmp"],
+        "nothing is left beside them"
+    );
+}
+
+#[tokio::test]
+async fn the_output_can_be_standard_output_and_nothing_is_left_of_a_run_that_went_well() {
+    let workshop = workshop().await;
+    // With a failed request, what is needed to send it again is kept, and named.
+    let ran = ended(workshop.command_to("-", &[])).await;
+    assert_eq!(ran.code, Some(1), "{}", ran.errors);
+    assert_eq!(custom_ids(&ran.out), ids(2));
+    let [state] = &temporary(&workshop)[..] else {
+        panic!("one state directory: {:?}", temporary(&workshop));
+    };
+    assert!(
+        ran.errors.contains(&format!("--state {}", state.display())),
+        "{}",
+        ran.errors
+    );
+    let errors = std::fs::read_to_string(state.join("errors.jsonl")).expect("is there");
+    assert_eq!(custom_ids(&errors), ["bad"]);
+
+    let calls = workshop.calls();
+    let state = state.to_str().expect("is text");
+    let again = ended(workshop.command_to("-", &["--state", state])).await;
+    assert_eq!(
+        (again.code, workshop.calls()),
+        (Some(1), calls),
+        "{}",
+        again.errors
+    );
+    assert_eq!(again.out, ran.out, "it is written again");
+    std::fs::remove_dir_all(state).expect("removes");
+
+    workshop.write("in.jsonl", &requests(&ids(2)));
+    for output in ["-", "/dev/stdout"] {
+        let ran = ended(workshop.command_to(output, &[])).await;
+        assert_eq!(
+            (ran.code, custom_ids(&ran.out)),
+            (Some(0), ids(2)),
+            "{}",
+            ran.errors
+        );
+        assert!(
+            temporary(&workshop).is_empty(),
+            "{:?}",
+            temporary(&workshop)
+        );
+    }
+    let same = ended(workshop.command_to("-", &["--errors", "-"])).await;
+    assert_ne!(same.code, Some(0));
+    assert!(same.errors.contains("are the same file"), "{}", same.errors);
+}
+
+#[tokio::test]
+async fn a_run_to_a_pipe_goes_on_where_it_was_interrupted() {
+    let options = Options {
+        latency: Duration::from_millis(30),
+        ..Options::default()
+    };
+    let workshop = Workshop::new(&requests(&ids(300)), options).await;
+    let more = ["--state", "kept", "--concurrency", "4"];
+    let running = Process::start(workshop.command_to("-", &more), b"");
+    until("the run is in the middle", async || {
+        workshop.simulator.stats().total.answered >= 20
+    })
+    .await;
+    running.signal("INT");
+    let interrupted = running.ended().await;
+    assert_eq!(
+        (interrupted.code, interrupted.out.as_str()),
+        (Some(130), "")
+    );
+    let ran = ended(workshop.command_to("-", &more)).await;
+    assert_eq!(ran.code, Some(0), "{}", ran.errors);
+    assert_eq!(custom_ids(&ran.out), ids(300));
+    let bodies = workshop.simulator.stats().bodies.expect("are tracked");
+    assert_eq!((bodies.distinct, bodies.most_calls), (300, 1));
+}
+
+#[tokio::test]
+async fn what_cannot_hold_a_result_is_refused_and_left_alone() {
+    let workshop = workshop().await;
+    std::fs::create_dir(workshop.path("directory")).expect("makes a directory");
+    let socket = std::os::unix::net::UnixListener::bind(workshop.path("socket"));
+    let _socket = socket.expect("listens");
+    symlink("circle", workshop.path("circle")).expect("links");
+    workshop.write("file.jsonl.partial", "somebody else's");
+    for (output, reason) in [
+        ("directory", "is a directory"),
+        ("socket", "is a socket"),
+        ("circle", "circle"),
+        ("file.jsonl", "file.jsonl.partial"),
+    ] {
+        let refused = ended(workshop.command_to(output, &[])).await;
+        assert_ne!(refused.code, Some(0), "{output}");
+        assert!(
+            refused.errors.contains(reason),
+            "{output}: {}",
+            refused.errors
+        );
+        let refused = ended(workshop.command_to("out.jsonl", &["--errors", output])).await;
+        assert_ne!(refused.code, Some(0), "{output}");
+        assert!(
+            refused.errors.contains(reason),
+            "{output}: {}",
+            refused.errors
+        );
+    }
+    assert_eq!(workshop.read("file.jsonl.partial"), "somebody else's");
+    assert_eq!(workshop.calls(), 0);
+}
+
+/// A fragment and a query are parts of URLs, not of paths.
+#[tokio::test]
+async fn a_name_may_have_any_character_of_a_url() {
+    let workshop = workshop().await;
+    for output in [
+        "out#1.jsonl",
+        "what?.jsonl",
+        "a?b=c&d#e%20.jsonl",
+        "file:out.jsonl",
+    ] {
+        let ran = ended(workshop.command_to(output, &[])).await;
+        assert_eq!(ran.code, Some(1), "{output}: {}", ran.errors);
+        assert_eq!(workshop.custom_ids(output), ids(2), "{output}");
+        let state = workshop.path(&format!("{output}.nightshift"));
+        assert!(state.join("state.db").exists(), "{output}");
+    }
+}
