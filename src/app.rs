@@ -54,8 +54,13 @@ impl App {
         let role = config.server.role;
         let patience = config.database.start_timeout;
         let apart = connections_of_http(role, config.database.max_connections);
-        let store = open_store_within(patience, apart, config, clock.clone()).await?;
-        store.lock()?;
+        let options = OpenOptions {
+            apart,
+            patience,
+            exclusive: true,
+            ..open_options(config)
+        };
+        let store = open_store_with(&options, config, clock.clone()).await?;
         let auth = auth(config, &store).await?;
         let listener = TcpListener::bind(&config.server.listen)
             .await
@@ -204,29 +209,49 @@ fn shown(model: ModelInfo) -> Model {
 /// # Errors
 /// When it cannot be used.
 pub async fn open_store(config: &Config, clock: Clock) -> anyhow::Result<Store> {
-    open_store_within(COMMAND_PATIENCE, 0, config, clock).await
+    open_store_with(&open_options(config), config, clock).await
 }
 
-async fn open_store_within(
-    patience: Duration,
-    apart: u32,
+/// The same, for a command that does a server's work.
+///
+/// # Errors
+/// As [`open_store`], and where a server has the SQLite file.
+pub async fn open_store_alone(config: &Config, clock: Clock) -> anyhow::Result<Store> {
+    let options = OpenOptions {
+        exclusive: true,
+        ..open_options(config)
+    };
+    open_store_with(&options, config, clock).await
+}
+
+fn open_options(config: &Config) -> OpenOptions {
+    let database = &config.database;
+    OpenOptions {
+        connections: database.max_connections,
+        apart: 0,
+        statement_timeout: database.statement_timeout,
+        patience: COMMAND_PATIENCE,
+        pooler: database.pooler,
+        exclusive: false,
+    }
+}
+
+async fn open_store_with(
+    options: &OpenOptions,
     config: &Config,
     clock: Clock,
 ) -> anyhow::Result<Store> {
     let database = &config.database;
-    let options = OpenOptions {
-        connections: database.max_connections,
-        apart,
-        statement_timeout: database.statement_timeout,
-        patience,
-        pooler: database.pooler,
-    };
-    let opened = Store::open_with(database.url.expose_secret(), &options, clock).await;
-    opened.with_context(|| match database.sqlite_path() {
-        Some(path) => format!("cannot use {}", path.display()),
+    match database.sqlite_path() {
+        Some(path) => {
+            let opened = Store::open_file(path, options, clock).await;
+            opened.with_context(|| format!("cannot use {}", path.display()))
+        }
         // Its URL may hold a password.
-        None => "cannot use the configured Postgres database".to_owned(),
-    })
+        None => Store::open_with(database.url.expose_secret(), options, clock)
+            .await
+            .context("cannot use the configured Postgres database"),
+    }
 }
 
 /// How many connections to Postgres belong to HTTP's threads; 0: they share in the others, as

@@ -114,7 +114,7 @@ pub(super) async fn run(args: DemoArgs) -> anyhow::Result<ExitCode> {
 fn config(upstream: &Simulator, directory: &std::path::Path) -> anyhow::Result<Config> {
     let overrides = Overrides {
         upstream: Some(upstream.base_url()),
-        database: Some(format!("sqlite://{}", directory.join("demo.db").display())),
+        database_file: Some(directory.join("demo.db")),
         ..Overrides::default()
     };
     let mut config = Config::built_in(&overrides, &Environment::default())

@@ -175,10 +175,7 @@ async fn run_in(args: &RunArgs, places: &Places) -> anyhow::Result<ExitCode> {
         upstream: args.upstream.clone(),
         api_key_env: args.api_key_env.clone(),
         concurrency: args.concurrency,
-        database: Some(format!(
-            "sqlite://{}",
-            state.join(journal::DATABASE).display()
-        )),
+        database_file: Some(state.join(journal::DATABASE)),
         ..Overrides::default()
     };
     let mut config = Config::load(&overrides, &Environment::capture())
@@ -198,8 +195,7 @@ async fn run_in(args: &RunArgs, places: &Places) -> anyhow::Result<ExitCode> {
         journal::discard(state);
         return prepared.map(|_| ExitCode::from(shutdown::INTERRUPTED));
     };
-    let store = app::open_store(&config, Clock::default()).await?;
-    store.lock()?;
+    let store = app::open_store_alone(&config, Clock::default()).await?;
     let ended = work(&config, &store, &journal.batch_id, stop).await?;
     let code = match ended {
         Ended::Interrupted => {
@@ -249,8 +245,7 @@ async fn prepare(
     }
     // Left by a run that was stopped before it had read its input, or to be forgotten.
     Journal::clear(state)?;
-    let store = app::open_store(config, Clock::default()).await?;
-    store.lock()?;
+    let store = app::open_store_alone(config, Clock::default()).await?;
     let begun = stop
         .run_until_cancelled(begin(&store, config, &args.input, input))
         .await;

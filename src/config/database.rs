@@ -1,6 +1,6 @@
 //! `[database]`: where the data is.
 
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use secrecy::{ExposeSecret, SecretString};
@@ -18,6 +18,8 @@ pub struct Database {
     /// `sqlite://PATH`, `sqlite:PATH`, `postgres://…` or `postgresql://…`. May hold a password:
     /// never printed.
     pub url: SecretString,
+    /// The database file, where the URL names one or a command has one of its own.
+    file: Option<PathBuf>,
     /// Connections that this process holds at most: at least 1.
     pub max_connections: u32,
     /// How long a server waits at its start for a database that cannot be used yet.
@@ -42,8 +44,10 @@ impl Database {
         let statement_timeout = reader.duration("statement_timeout", STATEMENT_TIMEOUT_MIN);
         let pooler = reader.boolean("pooler");
         reader.finish();
+        let url = url.unwrap_or_default();
         Self {
-            url: url.unwrap_or_default(),
+            file: sqlite_path(url.expose_secret()).map(PathBuf::from),
+            url,
             max_connections: max_connections.unwrap_or_default(),
             start_timeout: start_timeout.unwrap_or_default(),
             statement_timeout: statement_timeout.unwrap_or_default(),
@@ -52,10 +56,15 @@ impl Database {
     }
 
     /// The database file, where the URL names one; `None` for Postgres. The path is taken as it
-    /// is written: `%` and spaces mean themselves.
+    /// is written: `%`, `#`, `?` and spaces mean themselves.
     #[must_use]
     pub fn sqlite_path(&self) -> Option<&Path> {
-        sqlite_path(self.url.expose_secret()).map(Path::new)
+        self.file.as_deref()
+    }
+
+    /// The data is in this file, whatever the URL says.
+    pub(super) fn move_to(&mut self, file: &Path) {
+        self.file = Some(file.to_owned());
     }
 }
 
@@ -64,13 +73,25 @@ fn sqlite_path(url: &str) -> Option<&str> {
     Some(path.strip_prefix("//").unwrap_or(path))
 }
 
+/// Whether a path ends in parameters that other programs know. They were meant as such, and would
+/// be a part of the file's name.
+fn has_parameters(path: &str) -> bool {
+    let names = ["cache", "immutable", "mode", "nolock", "psow", "vfs"];
+    let name = path
+        .rsplit_once('?')
+        .and_then(|(_, query)| query.split_once('='));
+    name.is_some_and(|(name, _)| names.contains(&name))
+}
+
 /// Its messages do not quote the URL, which may hold a password.
 fn judge_url(url: &str) -> Result<(), &'static str> {
     if let Some(path) = sqlite_path(url) {
         return match path {
             "" => Err("the path of the database's file is missing: sqlite://PATH"),
             ":memory:" => Err("a database in memory would lose everything: name a file"),
-            _ if path.contains(['?', '#']) => Err("a sqlite URL has no query and no fragment"),
+            _ if has_parameters(path) => Err(
+                "a sqlite URL has no parameters: leave out what stands behind the question mark",
+            ),
             _ => Ok(()),
         };
     }
@@ -97,19 +118,14 @@ mod tests {
             ("sqlite:///var/lib/a b%20.db", Some("/var/lib/a b%20.db")),
             ("sqlite:a.db", Some("a.db")),
             ("sqlite:/a.db", Some("/a.db")),
+            ("sqlite://a#1?.db", Some("a#1?.db")),
+            ("sqlite://what?=1.db", Some("what?=1.db")),
             ("postgres://u:p@host/name", None),
             ("postgresql://u:p%40@host:5432/name?sslmode=require", None),
             ("postgres:///name?host=/var/run/postgresql", None),
         ] {
             assert_eq!(judge_url(url), Ok(()), "{url}");
-            let database = Database {
-                url: url.into(),
-                max_connections: 4,
-                start_timeout: Duration::ZERO,
-                statement_timeout: STATEMENT_TIMEOUT_MIN,
-                pooler: false,
-            };
-            assert_eq!(database.sqlite_path(), path.map(Path::new), "{url}");
+            assert_eq!(sqlite_path(url), path, "{url}");
         }
     }
 

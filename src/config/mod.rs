@@ -145,9 +145,13 @@ impl Config {
                 upstream.concurrency = concurrency;
             }
         }
+        let mut database = Database::read(root.section("database"));
+        if let Some(file) = &overrides.database_file {
+            database.move_to(file);
+        }
         let config = Self {
             server: Server::read(root.section("server")),
-            database: Database::read(root.section("database")),
+            database,
             auth: Auth::read(root.section("auth")),
             limits: Limits::read(root.section("limits")),
             models: Model::read_all(root.tables("models"), &upstreams),

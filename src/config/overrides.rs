@@ -8,6 +8,9 @@ use super::error::Faults;
 use super::upstream::{CONCURRENCY_MAX, DEFAULT_NAME};
 use super::value::{Node, Origin, Table, Value, merge};
 
+/// Stands in for the URL of a command's own file, whose path need not be text.
+const OWN_FILE: &str = "sqlite:own.db";
+
 /// What the command line says over file and environment: each flag that was given. Flags are
 /// judged by [`Config::load`](super::Config::load), with all else.
 #[derive(Clone, Default)]
@@ -18,6 +21,8 @@ pub struct Overrides {
     pub listen: Option<String>,
     /// `--database URL`
     pub database: Option<String>,
+    /// A SQLite file in place of the configured database, for a command that has one of its own.
+    pub database_file: Option<PathBuf>,
     /// `--upstream URL`: takes the place of all configured upstreams and models. The variable
     /// `NIGHTSHIFT_UPSTREAM` says the same.
     pub upstream: Option<String>,
@@ -57,6 +62,9 @@ impl Overrides {
         set("server", "listen", "--listen", &self.listen);
         set("server", "role", "--role", &self.role);
         set("database", "url", "--database", &self.database);
+        // What is configured is not used, so it is not judged.
+        let own = self.database_file.as_ref().map(|_| OWN_FILE.to_owned());
+        set("database", "url", "--state", &own);
 
         let flag = self.upstream.as_deref();
         let flag = flag.map(|url| (Origin::Flag("--upstream"), url));

@@ -16,6 +16,8 @@ mod window;
 
 use std::time::Duration;
 
+use sqlx::AssertSqlSafe;
+
 use super::engine::{Connection, Tx, Writing, lent, on, within};
 use super::{Result, Store};
 
@@ -24,6 +26,8 @@ const PAGE: i64 = 100;
 const LIST_BATCHES: &str = "-- audit_batches
     SELECT id FROM batches WHERE id > $1 AND created_at <= $2
     ORDER BY id LIMIT $3";
+/// Faults of a SQLite file's pages that are told.
+const PAGE_FAULTS_MAX: u32 = 20;
 /// A statement may run longer here than elsewhere on Postgres: nobody waits for it.
 const STATEMENT_TIMEOUT: Duration = Duration::from_mins(10);
 
@@ -102,6 +106,7 @@ impl Store {
             audited: Audited::default(),
             began: self.now_ms(),
         };
+        audit.pages().await?;
         let strays = audit.strays().await?;
         audit.orphans().await?;
         audit.files().await?;
@@ -157,6 +162,22 @@ impl Audit<'_> {
                 self.progress();
             }
         }
+    }
+
+    /// Whether the pages and the indexes of a SQLite file fit each other. They do not where two
+    /// processes have written to the file by different names.
+    async fn pages(&mut self) -> Result<()> {
+        let Connection::Sqlite(pool) = self.store.reader() else {
+            return Ok(());
+        };
+        let sql = format!("PRAGMA integrity_check({PAGE_FAULTS_MAX})");
+        let told: Vec<String> = sqlx::query_scalar(AssertSqlSafe(sql))
+            .fetch_all(pool)
+            .await?;
+        for fault in told.into_iter().filter(|fault| fault != "ok") {
+            self.fault(format!("the database file: {}", fault.replace('\n', " ")));
+        }
+        Ok(())
     }
 
     async fn sizes(&mut self) -> Result<()> {

@@ -5,8 +5,8 @@ mod postgres;
 mod sqlite;
 mod values;
 
-use std::path::PathBuf;
-use std::sync::Arc;
+use std::path::Path;
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use sqlx::Connection as _;
@@ -193,6 +193,16 @@ pub struct OpenOptions {
     pub patience: Duration,
     /// A pooler in transaction mode stands before Postgres.
     pub pooler: bool,
+    /// Claims a SQLite file until the store is closed: two servers on one file would each believe
+    /// that nobody else can hold a lease. Nothing on Postgres.
+    pub exclusive: bool,
+}
+
+/// Where a database is.
+#[derive(Clone, Copy)]
+enum Place<'a> {
+    Sqlite(&'a Path),
+    Postgres(&'a str),
 }
 
 impl Default for OpenOptions {
@@ -203,6 +213,7 @@ impl Default for OpenOptions {
             statement_timeout: Duration::from_secs(60),
             patience: Duration::from_secs(5),
             pooler: false,
+            exclusive: false,
         }
     }
 }
@@ -216,9 +227,8 @@ struct Shared {
     clock: Clock,
     skew: Skew,
     wake: Wake,
-    /// Held for the life of a server on SQLite: see [`Store::lock`].
-    lock: std::sync::OnceLock<std::fs::File>,
-    sqlite_path: Option<PathBuf>,
+    /// Held for the life of a server on SQLite: see [`OpenOptions::exclusive`].
+    lock: Mutex<Option<sqlite::Lock>>,
     stop: CancellationToken,
 }
 
@@ -252,15 +262,36 @@ impl Store {
     /// or that another process migrates, is waited for.
     ///
     /// # Errors
-    /// When the URL is of neither engine, the database cannot be used, or its schema is newer
-    /// than this program.
+    /// When the URL is of neither engine, the database cannot be used, another process has claimed
+    /// it, or its schema is newer than this program.
     pub async fn open_with(url: &str, options: &OpenOptions, clock: Clock) -> Result<Store> {
+        match sqlite::path_of(url) {
+            Some(path) => Self::open_file(&path, options, clock).await,
+            None => Self::open_place(Place::Postgres(url), options, clock).await,
+        }
+    }
+
+    /// The same, of a SQLite file: any path that is UTF-8.
+    ///
+    /// # Errors
+    /// As [`Store::open_with`].
+    pub async fn open_file(path: &Path, options: &OpenOptions, clock: Clock) -> Result<Store> {
+        Self::open_place(Place::Sqlite(path), options, clock).await
+    }
+
+    async fn open_place(place: Place<'_>, options: &OpenOptions, clock: Clock) -> Result<Store> {
         let stop = CancellationToken::new();
-        let sqlite_path = sqlite::path_of(url);
-        let (pools, wake) = match &sqlite_path {
-            Some(path) => {
+        let mut lock = None;
+        let (pools, wake) = match place {
+            Place::Sqlite(path) => {
+                let path = sqlite::place(path)?;
+                // Before the first look into the file: even that would write.
+                if options.exclusive {
+                    lock = Some(sqlite::lock(&path)?);
+                }
+                sqlite::must_have_one_name(&path)?;
                 let open = async || {
-                    let (write, read) = sqlite::open(path).await?;
+                    let (write, read) = sqlite::open(&path).await?;
                     let mut tx = write.begin_with("BEGIN IMMEDIATE").await?;
                     migrate::to_newest(&mut *tx, Engine::Sqlite).await?;
                     tx.commit().await?;
@@ -271,7 +302,7 @@ impl Store {
                     Wake::local(),
                 )
             }
-            None => {
+            Place::Postgres(url) => {
                 let database = Database::lazy(url, options)?;
                 let migrate = async || migrate_postgres(url, options.pooler).await;
                 patiently(options.patience, Error::is_outage, migrate).await?;
@@ -297,8 +328,7 @@ impl Store {
             clock,
             skew: Skew::default(),
             wake,
-            lock: std::sync::OnceLock::new(),
-            sqlite_path,
+            lock: Mutex::new(lock),
             stop,
         };
         let store = Store {
@@ -319,20 +349,6 @@ impl Store {
             shared: Arc::clone(&self.shared),
             is_apart: true,
         }
-    }
-
-    /// Claims a SQLite database for this server, until the process ends: two servers on one
-    /// file would each believe that nobody else can hold a lease. Nothing on Postgres.
-    ///
-    /// # Errors
-    /// When another process has it.
-    pub fn lock(&self) -> Result<()> {
-        let Some(path) = &self.shared.sqlite_path else {
-            return Ok(());
-        };
-        let file = sqlite::lock(path)?;
-        let _ = self.shared.lock.set(file);
-        Ok(())
     }
 
     #[must_use]
@@ -422,6 +438,8 @@ impl Store {
             Pools::Sqlite { write, read } => {
                 read.close().await;
                 write.close().await;
+                let lock = self.shared.lock.lock();
+                drop(lock.unwrap_or_else(PoisonError::into_inner).take());
             }
             Pools::Postgres(database) => {
                 let others = [&self.shared.vital, &self.shared.apart];

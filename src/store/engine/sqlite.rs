@@ -1,9 +1,14 @@
 //! SQLite: one file, one connection that writes and several that read, and a lock that keeps a
 //! second server out.
 
+use std::fs::{File, TryLockError};
+use std::mem::ManuallyDrop;
+use std::os::unix::ffi::OsStrExt as _;
+use std::os::unix::fs::{DirBuilderExt as _, MetadataExt as _, OpenOptionsExt as _};
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
+use rustix::fs::Access;
 use sqlx::sqlite::{
     SqliteAutoVacuum, SqliteConnectOptions, SqliteConnection, SqliteJournalMode, SqlitePool,
     SqlitePoolOptions, SqliteSynchronous,
@@ -32,15 +37,81 @@ pub(super) fn path_of(url: &str) -> Option<PathBuf> {
     Some(PathBuf::from(path))
 }
 
-/// Creates what does not exist yet, and opens the connection that writes and those that read.
-pub(super) async fn open(path: &Path) -> Result<(SqlitePool, SqlitePool)> {
-    if let Some(directory) = path.parent().filter(|d| !d.as_os_str().is_empty()) {
-        create_private(directory).map_err(|cause| {
-            Error::Refused(format!("cannot create {}: {cause}", directory.display()))
-        })?;
+/// Creates a database's file if it does not exist yet, and returns its path with all symlinks
+/// followed: the name beside which SQLite keeps the write-ahead log.
+///
+/// A file that is there is not opened here. When a process closes any handle of a file, it loses
+/// all locks that SQLite has on that file in the same process.
+pub(super) fn place(path: &Path) -> Result<PathBuf> {
+    let refused =
+        |cause: std::io::Error| Error::Refused(format!("cannot open {}: {cause}", path.display()));
+    match path.metadata() {
+        Ok(found) if !found.is_file() => {
+            return Err(Error::Refused(format!(
+                "{} is not a regular file: a database needs one of its own",
+                path.display()
+            )));
+        }
+        Ok(_) => {}
+        Err(_) => {
+            if let Some(directory) = path.parent().filter(|d| !d.as_os_str().is_empty()) {
+                create_private(directory).map_err(|cause| {
+                    Error::Refused(format!("cannot create {}: {cause}", directory.display()))
+                })?;
+            }
+            open_private(path).map_err(refused)?;
+        }
     }
-    open_private(path)
-        .map_err(|cause| Error::Refused(format!("cannot open {}: {cause}", path.display())))?;
+    rustix::fs::access(path, Access::READ_OK | Access::WRITE_OK)
+        .map_err(|errno| refused(errno.into()))?;
+    path.canonicalize().map_err(refused)
+}
+
+/// Refuses a file that has several names. SQLite keeps the write-ahead log beside the name by
+/// which the file was opened. So two processes that use two names of one file do not see each
+/// other's writes and destroy them, and after a crash the log is found by one of the names only.
+pub(super) fn must_have_one_name(path: &Path) -> Result<()> {
+    let names = path.metadata().map_or(1, |found| found.nlink());
+    let shown = path.display();
+    if names > 1 {
+        return Err(Error::Refused(format!(
+            "{shown} has {names} names (hard links): SQLite would keep a write-ahead log beside \
+             each, and lose data; remove the other names, or copy the file"
+        )));
+    }
+    if is_mount_point(path) {
+        return Err(Error::Refused(format!(
+            "{shown} is mounted by itself: SQLite keeps its write-ahead log beside the file, and \
+             the log would be outside of the mount; mount the directory that holds the database"
+        )));
+    }
+    Ok(())
+}
+
+/// Whether a file is mounted by itself, as `docker run -v FILE:FILE` does. Linux alone tells.
+fn is_mount_point(path: &Path) -> bool {
+    let mounts = std::fs::read("/proc/self/mountinfo").unwrap_or_default();
+    let written = written_as_mount(path.as_os_str().as_bytes());
+    mounts
+        .split(|&byte| byte == b'\n')
+        .filter_map(|mount| mount.split(|&byte| byte == b' ').nth(4))
+        .any(|place| place == written)
+}
+
+/// A path as the kernel lists it among the mounts: these bytes stand as octal numbers.
+fn written_as_mount(path: &[u8]) -> Vec<u8> {
+    let mut written = Vec::with_capacity(path.len());
+    for &byte in path {
+        match byte {
+            b' ' | b'\t' | b'\n' | b'\\' => written.extend(format!("\\{byte:03o}").into_bytes()),
+            byte => written.push(byte),
+        }
+    }
+    written
+}
+
+/// Opens the connection that writes and those that read.
+pub(super) async fn open(path: &Path) -> Result<(SqlitePool, SqlitePool)> {
     let options = SqliteConnectOptions::new()
         .filename(path)
         .create_if_missing(true)
@@ -144,38 +215,57 @@ impl Drop for Writing {
     }
 }
 
-/// Locks a database's file for this process; the lock ends with the file that is returned.
+/// The lock that keeps a second server out. It is on the file itself, whatever its name.
+pub(super) struct Lock(ManuallyDrop<File>);
+
+/// Unlocks the file, but leaves the handle open: closing it would take the locks of SQLite's own
+/// connections away, where some are open still.
+impl Drop for Lock {
+    fn drop(&mut self) {
+        let _ = self.0.unlock();
+    }
+}
+
+/// Locks a database's file for this process.
 ///
 /// # Errors
 /// When another process has it.
-pub(super) fn lock(path: &Path) -> Result<std::fs::File> {
-    let mut name = path.to_owned().into_os_string();
-    name.push(".lock");
-    let refused = |cause: std::io::Error| {
-        Error::Refused(format!(
-            "cannot lock {}: {cause}",
-            Path::new(&name).display()
-        ))
-    };
-    let file = open_private(Path::new(&name)).map_err(refused)?;
+pub(super) fn lock(path: &Path) -> Result<Lock> {
+    let refused =
+        |cause: std::io::Error| Error::Refused(format!("cannot lock {}: {cause}", path.display()));
+    let file = open_private(&lock_file(path)).map_err(refused)?;
+    let file = ManuallyDrop::new(file);
     match file.try_lock() {
-        Ok(()) => Ok(file),
-        Err(std::fs::TryLockError::WouldBlock) => Err(Error::Refused(format!(
+        Ok(()) => Ok(Lock(file)),
+        Err(TryLockError::WouldBlock) => Err(Error::Refused(format!(
             "another nightshift server is using {}; stop it, or give this one a database of its \
              own (--database), or use Postgres, which any number of servers can share",
             path.display()
         ))),
-        Err(std::fs::TryLockError::Error(cause)) => Err(refused(cause)),
+        Err(TryLockError::Error(cause)) => Err(refused(cause)),
     }
+}
+
+/// The file that is locked: on Linux the database itself.
+#[cfg(target_os = "linux")]
+fn lock_file(path: &Path) -> PathBuf {
+    path.to_owned()
+}
+
+/// Elsewhere such a lock would stand in the way of SQLite's own locks. The file has one name, so
+/// a file beside that name does as well.
+#[cfg(not(target_os = "linux"))]
+fn lock_file(path: &Path) -> PathBuf {
+    let mut name = path.to_owned().into_os_string();
+    name.push(".lock");
+    name.into()
 }
 
 /// Opens a file for writing; one that is not there yet is made so that only its owner can read
 /// it. SQLite gives the files that it makes beside its database the same mode.
-fn open_private(path: &Path) -> std::io::Result<std::fs::File> {
-    let mut options = std::fs::File::options();
-    options.create(true).truncate(false).write(true);
-    #[cfg(unix)]
-    std::os::unix::fs::OpenOptionsExt::mode(&mut options, 0o600);
+fn open_private(path: &Path) -> std::io::Result<File> {
+    let mut options = File::options();
+    options.create(true).truncate(false).write(true).mode(0o600);
     options.open(path)
 }
 
@@ -185,10 +275,7 @@ fn create_private(directory: &Path) -> std::io::Result<()> {
         return Ok(());
     }
     let mut builder = std::fs::DirBuilder::new();
-    builder.recursive(true);
-    #[cfg(unix)]
-    std::os::unix::fs::DirBuilderExt::mode(&mut builder, 0o700);
-    builder.create(directory)
+    builder.recursive(true).mode(0o700).create(directory)
 }
 
 #[cfg(test)]
@@ -198,7 +285,7 @@ mod tests {
     #[tokio::test]
     async fn a_log_that_grew_is_cut_again() {
         let directory = tempfile::tempdir().unwrap();
-        let path = directory.path().join("a.db");
+        let path = place(&directory.path().join("a.db")).unwrap();
         let (write, _read) = open(&path).await.unwrap();
         let log = || {
             std::fs::metadata(directory.path().join("a.db-wal"))
@@ -214,5 +301,12 @@ mod tests {
         // All of it has gone to the database's file: the next write begins the log anew.
         run("INSERT INTO t VALUES (NULL)").await;
         assert!(log() <= LOG_KEPT_BYTES, "{}", log());
+    }
+
+    #[test]
+    fn mounts_are_listed_with_octal_numbers() {
+        assert_eq!(written_as_mount(b"/a b\\c"), br"/a\040b\134c");
+        assert!(is_mount_point(Path::new("/proc")));
+        assert!(!is_mount_point(Path::new("/proc/self")));
     }
 }

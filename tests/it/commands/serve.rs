@@ -3,7 +3,7 @@
 use serde_json::json;
 
 use super::{ended_in, until};
-use crate::support::binary::{Binary, command, ended};
+use crate::support::binary::{Binary, Ended, command, ended};
 use crate::support::{CHAT, Server, chat, client_with, ids};
 
 async fn is_ready(base: &str) {
@@ -73,6 +73,127 @@ async fn a_second_server_on_one_sqlite_file_is_refused() {
     is_ready(&first.base).await;
     first.terminate().await;
     Binary::serve(&args, &[]).await.terminate().await;
+}
+
+/// SQLite keeps its log beside the name by which a file was opened. So two servers that use two
+/// names of one file would destroy each other's work.
+#[tokio::test]
+async fn a_second_server_is_refused_by_whichever_name_it_has_the_file() {
+    let directory = tempfile::tempdir().expect("makes a directory");
+    let path = |name: &str| directory.path().join(name);
+    let url = |name: &str| format!("sqlite://{}", path(name).display());
+    let first = Binary::serve(&["--database", &url("a.db")], &[]).await;
+    std::os::unix::fs::symlink("a.db", path("symlink.db")).expect("links");
+    std::fs::create_dir(path("sub")).expect("makes a directory");
+    std::os::unix::fs::symlink("../symlink.db", path("sub/far.db")).expect("links");
+    let serve = async |name: &str| {
+        let url = url(name);
+        ended(command(&[
+            "serve",
+            "--listen",
+            "127.0.0.1:0",
+            "--database",
+            &url,
+        ]))
+        .await
+    };
+    let is_refused = |second: &Ended| {
+        assert_eq!(second.code, Some(1), "{}", second.errors);
+        let reason = "another nightshift server is using";
+        assert!(second.errors.contains(reason), "{}", second.errors);
+    };
+    is_refused(&serve("symlink.db").await);
+    is_refused(&serve("sub/far.db").await);
+
+    // A mount of the file alone, in a namespace of its own.
+    std::fs::write(path("mounted.db"), "").expect("writes");
+    let mount = "mount --bind \"$1\" \"$2\" && shift 2 && exec \"$@\"";
+    let mounted = async |args: &[&str]| {
+        let mut command = tokio::process::Command::new("unshare");
+        command
+            .args(["-rm", "sh", "-c", mount, "sh"])
+            .args([path("a.db"), path("mounted.db")])
+            .args(args);
+        ended(command).await
+    };
+    let can_mount = mounted(&["true"]).await.code == Some(0);
+    let binary = env!("CARGO_BIN_EXE_nightshift");
+    let at_mount = url("mounted.db");
+    let serve_mounted = ["serve", "--listen", "127.0.0.1:0", "--database", &at_mount];
+    let serve_mounted = [&[binary], &serve_mounted[..]].concat();
+    if can_mount {
+        is_refused(&mounted(&serve_mounted).await);
+    }
+
+    std::fs::hard_link(path("a.db"), path("linked.db")).expect("links");
+    is_refused(&serve("linked.db").await);
+    is_ready(&first.base).await;
+
+    // Commands would write beside another name, too.
+    let linked = url("linked.db");
+    let keys = ["keys", "create", "--name", "a", "--database", &linked];
+    let check = ["check", "--store", "--database", &linked];
+    for args in [&keys[..], &check] {
+        let refused = ended_in(directory.path(), args).await;
+        let told = format!("{}{}", refused.out, refused.errors);
+        assert_eq!(refused.code, Some(1), "{told}");
+        assert!(told.contains("hard links"), "{told}");
+    }
+    first.terminate().await;
+    for name in ["linked.db", "a.db"] {
+        let refused = serve(name).await;
+        assert_eq!(refused.code, Some(1), "{}", refused.errors);
+        assert!(refused.errors.contains("hard links"), "{}", refused.errors);
+    }
+    std::fs::remove_file(path("linked.db")).expect("removes");
+    if can_mount {
+        let check = [binary, "check", "--store", "--database", &at_mount];
+        for args in [&serve_mounted[..], &check] {
+            let refused = mounted(args).await;
+            let told = format!("{}{}", refused.out, refused.errors);
+            assert_eq!(refused.code, Some(1), "{told}");
+            assert!(told.contains("is mounted by itself"), "{told}");
+        }
+    }
+    let server = Binary::serve(&["--database", &url("sub/far.db")], &[]).await;
+    assert!(path("a.db-wal").exists(), "its log has the file's own name");
+    server.terminate().await;
+}
+
+#[tokio::test]
+async fn a_database_is_a_regular_file_whose_name_may_have_any_character() {
+    let directory = tempfile::tempdir().expect("makes a directory");
+    let path = |name: &str| directory.path().join(name);
+    let made = std::process::Command::new("mkfifo")
+        .arg(path("pipe"))
+        .status();
+    assert!(made.expect("runs").success());
+    std::os::unix::fs::symlink("/dev/null", path("null")).expect("links");
+    for name in ["pipe", "null", "."] {
+        let url = format!("sqlite://{name}");
+        let args = ["serve", "--listen", "127.0.0.1:0", "--database", &url];
+        let refused = ended_in(directory.path(), &args).await;
+        assert_eq!(refused.code, Some(1), "{name}");
+        assert!(
+            refused.errors.contains("is not a regular file"),
+            "{}",
+            refused.errors
+        );
+    }
+    for name in ["a#1.db", "a?b.db", "file:x?y=1#z.db"] {
+        let url = format!("sqlite:{name}");
+        let toml = format!("[database]\nurl = \"{url}\"\n");
+        std::fs::write(path("named.toml"), toml).expect("writes");
+        let keys = ["keys", "create", "--name", "a"];
+        for more in [["--database", &url], ["--config", "named.toml"]] {
+            let made = ended_in(directory.path(), &[&keys[..], &more].concat()).await;
+            assert_eq!(made.code, Some(0), "{name}: {}", made.errors);
+        }
+        assert!(path(name).exists(), "{name}");
+    }
+    let refused = ["check", "--database", "sqlite://a.db?mode=rwc"];
+    let refused = ended_in(directory.path(), &refused).await;
+    assert!(refused.out.contains("no parameters"), "{}", refused.out);
 }
 
 #[tokio::test]

@@ -1,6 +1,7 @@
 //! `nightshift check --store`: finds nothing in a store that is well, and each thing that can be
 //! wrong in one that is not.
 
+use nightshift::store::Engine;
 use serde_json::{Value, json};
 
 use super::{audit, store_of};
@@ -467,6 +468,26 @@ async fn the_command_tells_and_its_exit_code_says_so() {
             .contains("FAIL  store          2 faults found in 1 file"),
         "{ill:?}"
     );
+}
+
+/// As it comes to be where two processes write to one file by different names.
+#[tokio::test]
+async fn a_sqlite_file_whose_pages_do_not_fit_each_other_is_a_fault() {
+    engines::on(Engine::Sqlite, async {
+        let mut server = Server::with(CONFIG).await;
+        server.run(lines(30), CHAT).await;
+        server.stop().await;
+        let damage = "PRAGMA writable_schema = ON; \
+             DELETE FROM sqlite_schema WHERE name = 'files_of_batch'";
+        engines::execute(&server.database, damage).await;
+        let found = audit(&store_of(&server).await).await;
+        let is_told = found
+            .faults
+            .iter()
+            .any(|text| text.starts_with("the database file: "));
+        assert!(is_told, "{found:?}");
+    })
+    .await;
 }
 
 on_every_engine![
