@@ -15,8 +15,9 @@ use super::progress::{Progress, Snapshot};
 use crate::app::App;
 use crate::config::{Config, Environment, Overrides};
 use crate::domain::clock::Clock;
+use crate::shutdown::{self, Hangup};
 use crate::simulate::{Options, Simulator};
-use crate::{shutdown, telemetry};
+use crate::telemetry;
 
 const EXAMPLE: &str = "\
 Example:
@@ -70,7 +71,7 @@ struct File {
 }
 
 pub(super) async fn run(args: DemoArgs) -> anyhow::Result<ExitCode> {
-    let stop = shutdown::on_signal()?;
+    let stop = shutdown::on_signal(Hangup::Stops)?;
     let directory = tempfile::Builder::new()
         .prefix("nightshift-demo-")
         .tempdir()?;
@@ -86,7 +87,7 @@ pub(super) async fn run(args: DemoArgs) -> anyhow::Result<ExitCode> {
     let app = start(config).await?;
     let server = format!("http://{}", app.address());
 
-    let shown = stop.run_until_cancelled(show(&server)).await;
+    let shown = stop.token().run_until_cancelled(show(&server)).await;
     let interrupted = match shown {
         Some(outcome) => {
             outcome?;
@@ -98,13 +99,13 @@ pub(super) async fn run(args: DemoArgs) -> anyhow::Result<ExitCode> {
         say(&format!("Server: {server}"))?;
         if !args.exit {
             hint(&server);
-            stop.cancelled().await;
+            stop.token().cancelled().await;
         }
     }
     app.stop().await;
     upstream.stop().await;
     Ok(if interrupted {
-        ExitCode::from(shutdown::INTERRUPTED)
+        ExitCode::from(stop.code())
     } else {
         ExitCode::SUCCESS
     })

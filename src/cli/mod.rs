@@ -74,7 +74,30 @@ fn load(overrides: &Overrides) -> anyhow::Result<Config> {
         .map_err(|errors| anyhow::anyhow!("the configuration has mistakes:\n{errors}"))
 }
 
-/// Reads the command line and does what it says. Exits 2 on wrong usage, 1 on failure.
+/// An error with an exit code of its own.
+#[derive(Debug, thiserror::Error)]
+#[error("{error:#}")]
+struct Exit {
+    code: u8,
+    error: anyhow::Error,
+}
+
+/// Gives the error of a result an exit code, unless it has one.
+trait OrExit<T> {
+    fn or_exit(self, code: u8) -> anyhow::Result<T>;
+}
+
+impl<T> OrExit<T> for anyhow::Result<T> {
+    fn or_exit(self, code: u8) -> anyhow::Result<T> {
+        self.map_err(|error| match error.downcast::<Exit>() {
+            Ok(exit) => exit.into(),
+            Err(error) => Exit { code, error }.into(),
+        })
+    }
+}
+
+/// Reads the command line and does what it says. Exits 2 on wrong usage; on failure with the code
+/// that the command gave its error, else 1.
 pub async fn main() -> ExitCode {
     let outcome = match Cli::parse().command {
         Command::Serve(args) => serve::run(args).await,
@@ -89,6 +112,7 @@ pub async fn main() -> ExitCode {
     };
     outcome.unwrap_or_else(|error| {
         eprintln!("error: {error:#}");
-        ExitCode::FAILURE
+        let exit = error.downcast_ref::<Exit>();
+        exit.map_or(ExitCode::FAILURE, |exit| ExitCode::from(exit.code))
     })
 }

@@ -17,8 +17,9 @@ use bytes::Bytes;
 use tokio::io::{AsyncRead, AsyncReadExt as _};
 use tokio_util::sync::CancellationToken;
 
+use super::OrExit as _;
 use super::progress::{Progress, Snapshot};
-use crate::config::{Config, Environment, Overrides};
+use crate::config::{Config, Overrides};
 use crate::domain::batch::Status;
 use crate::domain::clock::Clock;
 use crate::domain::endpoint::ENDPOINTS;
@@ -26,11 +27,12 @@ use crate::domain::file::Purpose;
 use crate::domain::findings::Finding;
 use crate::domain::{id, line};
 use crate::intake::Limits;
+use crate::shutdown::{self, Hangup};
 use crate::store::{Batch, NewBatch, Store};
 use crate::transfer::{self, Finish, Ingest, UploadBudget};
 use crate::upstream::{FailFast, Pool, PoolSettings, UpstreamState, UpstreamStatus};
 use crate::worker::Worker;
-use crate::{app, shutdown, telemetry};
+use crate::{app, telemetry};
 use journal::{Hashing, Journal};
 use target::Target;
 
@@ -39,7 +41,20 @@ Examples:
   nightshift run -i requests.jsonl -o answers.jsonl --upstream http://localhost:8000/v1
   cat requests.jsonl | nightshift run -i - -o answers.jsonl --config nightshift.toml
 
-Stopped and started again it goes on where it was, and sends nothing twice.";
+Stopped and started again it goes on where it was, and sends nothing twice.
+
+Exit codes:
+  0    every request succeeded
+  1    some requests failed, or the run could not be finished: the message says which
+  2    the command line is wrong
+  3    the input or the configuration is not valid: nothing was sent
+  4    no upstream answered, or the upstreams refuse every request
+  130  interrupted (SIGINT)
+  143  terminated (SIGTERM or SIGHUP)";
+
+/// Exit codes, as the help explains them.
+const NOT_VALID: u8 = 3;
+const NO_ANSWER: u8 = 4;
 
 /// The tenant of a store that belongs to one user.
 const TENANT: &str = "default";
@@ -57,7 +72,7 @@ const PRINTED_FAULTS: usize = 20;
 /// Run one batch without a server, from a file to a file.
 ///
 /// The output has one line for each request that succeeded, in input order; requests that failed
-/// are in the errors file. Exits 0 if all succeeded, 1 if any failed, 130 if interrupted.
+/// are in the errors file.
 #[derive(Clone, Debug, clap::Args)]
 #[command(after_help = EXAMPLE)]
 pub(super) struct RunArgs {
@@ -153,7 +168,7 @@ impl Places {
 }
 
 pub(super) async fn run(args: RunArgs) -> anyhow::Result<ExitCode> {
-    let places = Places::of(&args)?;
+    let places = Places::of(&args).or_exit(NOT_VALID)?;
     let code = run_in(&args, &places).await;
     if places.state_is_temporary {
         if matches!(code, Ok(code) if code == ExitCode::SUCCESS) {
@@ -178,34 +193,40 @@ async fn run_in(args: &RunArgs, places: &Places) -> anyhow::Result<ExitCode> {
         database_file: Some(state.join(journal::DATABASE)),
         ..Overrides::default()
     };
-    let mut config = Config::load(&overrides, &Environment::capture())
-        .map_err(|errors| anyhow::anyhow!("the configuration has mistakes:\n{errors}"))?;
-    if config.upstreams.is_empty() {
-        bail!("there is no upstream to send to: give one with --upstream URL or a configuration");
-    }
+    let mut config = configure(&overrides).or_exit(NOT_VALID)?;
     if config.log.filter == "info" {
         // The progress says what there is to say.
         "warn".clone_into(&mut config.log.filter);
     }
     telemetry::start(&config.log);
-    let stop = shutdown::on_signal()?;
+    let stopping = shutdown::on_signal(Hangup::Stops)?;
+    let stop = stopping.token().clone();
     let _claim = journal::claim(state)?;
     let prepared = prepare(args, places, &config, &stop).await;
     let Ok(Some(mut journal)) = prepared else {
         journal::discard(state);
-        return prepared.map(|_| ExitCode::from(shutdown::INTERRUPTED));
+        return prepared.map(|_| ExitCode::from(stopping.code()));
     };
     let store = app::open_store_alone(&config, Clock::default()).await?;
     let ended = work(&config, &store, &journal.batch_id, stop).await?;
     let code = match ended {
         Ended::Interrupted => {
             eprintln!("Interrupted. {}", places.how_to_go_on());
-            ExitCode::from(shutdown::INTERRUPTED)
+            ExitCode::from(stopping.code())
         }
         Ended::Batch(batch) => conclude(places, &store, &batch, &mut journal).await?,
     };
     store.close().await;
     Ok(code)
+}
+
+/// Reads the configuration, which must name an upstream.
+fn configure(overrides: &Overrides) -> anyhow::Result<Config> {
+    let config = super::load(overrides)?;
+    if config.upstreams.is_empty() {
+        bail!("there is no upstream to send to: give one with --upstream URL or a configuration");
+    }
+    Ok(config)
 }
 
 /// Finds the batch of an earlier run on the same input, or begins one. `None`: interrupted.
@@ -216,17 +237,17 @@ async fn prepare(
     stop: &CancellationToken,
 ) -> anyhow::Result<Option<Journal>> {
     let state = &places.state;
-    let mut input = open_input(&args.input).await?;
+    let mut input = open_input(&args.input).await.or_exit(NOT_VALID)?;
     let earlier = Journal::read(state)?;
     let errors_files = earlier.as_ref().map(|journal| journal.errors_files.clone());
     if earlier.is_none() && !args.restart {
-        files::must_be_free(&places.output)?;
+        files::must_be_free(&places.output).or_exit(NOT_VALID)?;
     }
     let is_ours = earlier
         .as_ref()
         .is_some_and(|journal| journal.wrote(&places.errors));
     if !is_ours && !args.restart {
-        files::must_be_free(&places.errors)?;
+        files::must_be_free(&places.errors).or_exit(NOT_VALID)?;
     }
     if let Some(journal) = earlier
         && !args.restart
@@ -294,16 +315,15 @@ async fn begin(
         created_at,
         expires_at: None,
     };
-    let file = ingest
-        .finish(finish, None)
-        .await
-        .map_err(|error| match error {
-            transfer::Error::NotJsonl => anyhow::anyhow!(
-                "{} is empty, or its first line is not JSON: it must be a JSONL file of requests",
-                path.display()
-            ),
-            other => other.into(),
-        })?;
+    let file = ingest.finish(finish, None).await;
+    let file = match file {
+        Err(transfer::Error::NotJsonl) => Err(anyhow::anyhow!(
+            "{} is empty, or its first line is not JSON: it must be a JSONL file of requests",
+            path.display()
+        ))
+        .or_exit(NOT_VALID)?,
+        file => file?,
+    };
     let batch = NewBatch {
         id: id::batch(),
         tenant: TENANT.to_owned(),
@@ -398,10 +418,11 @@ async fn watch(
         progress.update(snapshot, waits_for(&status).as_deref(), Instant::now());
         if let Some(cause) = pool.hopeless() {
             progress.finish(snapshot, Instant::now());
-            bail!(
+            return Err(anyhow::anyhow!(
                 "stopped, because no request can succeed: {cause}. Nothing was lost: mend it and \
                  run the same command again, which goes on where this one stopped"
-            );
+            ))
+            .or_exit(NO_ANSWER);
         }
         let is_silent = status
             .iter()
@@ -411,11 +432,12 @@ async fn watch(
             let causes = status
                 .into_iter()
                 .filter_map(|upstream| Some(format!("{}: {}", upstream.name, upstream.cause?)));
-            bail!(
+            return Err(anyhow::anyhow!(
                 "no upstream has answered within {} s ({}); the same command tries again",
                 FIRST_ANSWER_WITHIN.as_secs(),
                 causes.collect::<Vec<_>>().join("; ")
-            );
+            ))
+            .or_exit(NO_ANSWER);
         }
         if stop
             .run_until_cancelled(tokio::time::sleep(POLL))
@@ -490,7 +512,7 @@ async fn conclude(
         }
         // Nothing was sent: once the input is mended, there is nothing to go on with.
         Journal::forget(state)?;
-        return Ok(ExitCode::FAILURE);
+        return Ok(ExitCode::from(NOT_VALID));
     }
     files::write(store, batch.row.output_file_id.as_deref(), output).await?;
     let is_ours = journal.wrote(errors);

@@ -7,7 +7,8 @@ use super::ConfigArgs;
 use crate::app::App;
 use crate::config::{Config, Overrides};
 use crate::domain::clock::Clock;
-use crate::{shutdown, telemetry};
+use crate::shutdown::{self, Hangup};
+use crate::telemetry;
 
 const EXAMPLE: &str = "\
 Examples:
@@ -64,7 +65,7 @@ pub(super) async fn run(args: ServeArgs) -> anyhow::Result<ExitCode> {
 }
 
 async fn serve(config: &Config) -> anyhow::Result<()> {
-    let stop = shutdown::on_signal()?;
+    let stop = shutdown::on_signal(Hangup::Ignored)?;
     let app = App::start(config, Clock::default()).await?;
     tracing::info!(
         version = env!("CARGO_PKG_VERSION"),
@@ -76,5 +77,5 @@ async fn serve(config: &Config) -> anyhow::Result<()> {
     );
     // A reader that has gone away is no reason not to serve.
     let _ = writeln!(std::io::stdout(), "Listening on http://{}", app.address());
-    app.serve_until(stop).await
+    app.serve_until(stop.token().clone()).await
 }

@@ -11,7 +11,7 @@ use secrecy::SecretString;
 
 use super::Cli;
 use crate::config::{Environment, parse_duration};
-use crate::shutdown;
+use crate::shutdown::{self, Hangup};
 use crate::simulate::{Options, Simulator};
 
 const EXAMPLE: &str = "\
@@ -101,9 +101,9 @@ pub async fn run(args: Args) -> anyhow::Result<()> {
     let simulator = Simulator::start(&listen, options)
         .await
         .with_context(|| format!("cannot listen on {listen}"))?;
-    let stop = shutdown::on_signal()?;
+    let stop = shutdown::on_signal(Hangup::Stops)?;
     writeln!(std::io::stdout(), "{}", simulator.base_url())?;
-    stop.cancelled().await;
+    stop.token().cancelled().await;
     simulator.stop().await;
     Ok(())
 }

@@ -6,7 +6,7 @@ use nightshift::simulate::Options;
 
 use super::run::{Workshop, requests};
 use super::until;
-use crate::support::binary::Process;
+use crate::support::binary::{Process, command_after};
 use crate::support::engines::rows;
 use crate::support::ids;
 
@@ -51,6 +51,44 @@ async fn an_interrupted_run_goes_on_and_sends_nothing_twice() {
     assert_eq!(workshop.custom_ids("out.jsonl"), ids(LINES));
     let bodies = workshop.simulator.stats().bodies.expect("are tracked");
     assert_eq!((bodies.distinct, bodies.most_calls), (LINES as u64, 1));
+}
+
+/// A terminal that is closed sends SIGHUP.
+#[tokio::test]
+async fn each_signal_has_its_exit_code_and_the_run_goes_on_afterwards() {
+    let workshop = slow_workshop().await;
+    for (signal, code) in [("TERM", 143), ("HUP", 143), ("INT", 130)] {
+        workshop.simulator.reset_stats();
+        let running = half_done(&workshop).await;
+        running.signal(signal);
+        let stopped = running.ended().await;
+        assert_eq!(stopped.code, Some(code), "{signal}: {}", stopped.errors);
+        assert!(
+            stopped.errors.contains("goes on where this one stopped"),
+            "{}",
+            stopped.errors
+        );
+    }
+    // Under nohup the run outlives its terminal.
+    workshop.simulator.reset_stats();
+    let url = workshop.simulator.base_url();
+    let run = [
+        "run",
+        "-i",
+        "in.jsonl",
+        "-o",
+        "out.jsonl",
+        "--upstream",
+        &url,
+    ];
+    let mut command = command_after("trap '' HUP;", &run);
+    command.current_dir(workshop.path(""));
+    let running = Process::start(command, b"");
+    until("a call is made", async || workshop.calls() > 0).await;
+    running.signal("HUP");
+    let ran = running.ended().await;
+    assert_eq!(ran.code, Some(0), "{}", ran.errors);
+    assert_eq!(workshop.custom_ids("out.jsonl"), ids(LINES));
 }
 
 #[tokio::test]

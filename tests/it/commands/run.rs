@@ -243,7 +243,7 @@ async fn an_input_that_is_not_valid_is_refused_with_its_lines() {
     let workshop = Workshop::new(&input, Options::default()).await;
     for _ in 0..2 {
         let refused = workshop.run(&[]).await;
-        assert_eq!(refused.code, Some(1), "{}", refused.errors);
+        assert_eq!(refused.code, Some(3), "{}", refused.errors);
         for line in ["line 2: ", "line 4: ", "line 5: ", "(duplicate_custom_id)"] {
             assert!(refused.errors.contains(line), "{line}: {}", refused.errors);
         }
@@ -254,7 +254,7 @@ async fn an_input_that_is_not_valid_is_refused_with_its_lines() {
     for (input, reason) in [("", "in.jsonl is empty"), ("words\n", "not JSON")] {
         workshop.write("in.jsonl", input);
         let refused = workshop.run(&["--restart"]).await;
-        assert_eq!(refused.code, Some(1));
+        assert_eq!(refused.code, Some(3));
         assert!(refused.errors.contains(reason), "{}", refused.errors);
     }
     // Mended, it runs.
@@ -278,7 +278,7 @@ async fn what_cannot_begin_says_why() {
     ] {
         let args = [args, &["--upstream", &url]].concat();
         let refused = ended_in(directory, &args).await;
-        assert_eq!(refused.code, Some(1), "{args:?}");
+        assert_eq!(refused.code, Some(3), "{args:?}");
         assert!(
             refused.errors.contains(reason),
             "{args:?}: {}",
@@ -286,7 +286,7 @@ async fn what_cannot_begin_says_why() {
         );
     }
     let refused = ended_in(directory, &["run", "-i", "in.jsonl", "-o", "o"]).await;
-    assert_eq!(refused.code, Some(1));
+    assert_eq!(refused.code, Some(3));
     assert!(refused.errors.contains("--upstream"), "{}", refused.errors);
     assert_eq!(workshop.calls(), 0);
 }
@@ -299,7 +299,7 @@ async fn an_upstream_that_refuses_the_key_ends_a_run_at_once_and_loses_nothing()
     };
     let workshop = Workshop::new(&requests(&ids(500)), options).await;
     let refused = workshop.run(&[]).await;
-    assert_eq!(refused.code, Some(1), "{}", refused.errors);
+    assert_eq!(refused.code, Some(4), "{}", refused.errors);
     assert!(refused.errors.contains("401"), "{}", refused.errors);
     assert!(
         refused.errors.contains("Nothing was lost"),
@@ -326,7 +326,7 @@ async fn a_run_whose_calls_all_fail_alike_stops_and_says_why() {
     };
     let workshop = Workshop::new(&requests(&ids(500)), gone).await;
     let missing = workshop.run(&[]).await;
-    assert_eq!(missing.code, Some(1), "{}", missing.errors);
+    assert_eq!(missing.code, Some(4), "{}", missing.errors);
     assert!(
         missing.errors.contains("the name of the model"),
         "{}",
@@ -348,7 +348,7 @@ async fn a_run_whose_calls_all_fail_alike_stops_and_says_why() {
         &wrong,
     ];
     let lost = ended_in(&workshop.path(""), &args).await;
-    assert_eq!(lost.code, Some(1), "{}", lost.errors);
+    assert_eq!(lost.code, Some(4), "{}", lost.errors);
     assert!(lost.errors.contains("base_url"), "{}", lost.errors);
     assert!(!workshop.path("out.errors.jsonl").exists());
 }
@@ -406,7 +406,7 @@ async fn a_run_without_an_upstream_gives_up_and_can_be_gone_on_with() {
         "http://127.0.0.1:1",
     ];
     let gave_up = ended_in(workshop.directory.path(), &silent).await;
-    assert_eq!(gave_up.code, Some(1));
+    assert_eq!(gave_up.code, Some(4));
     assert!(
         gave_up.errors.contains("no upstream has answered"),
         "{}",
@@ -450,7 +450,7 @@ async fn no_file_of_a_run_takes_anothers_place() {
         let mut args = vec!["run", "--upstream", &url];
         args.extend(files.iter().map(String::as_str));
         let ran = ended_in(workshop.path("").as_path(), &args).await;
-        assert_eq!(ran.code, Some(1), "{args:?}");
+        assert_eq!(ran.code, Some(3), "{args:?}");
         assert!(ran.errors.contains("are the same file"), "{}", ran.errors);
     }
     // The name that failed requests go to, unless one is given.
@@ -480,7 +480,7 @@ async fn only_an_errors_file_of_its_own_is_removed() {
     let workshop = Workshop::new(&requests(&ids), Options::default()).await;
     workshop.write("out.errors.jsonl", "somebody else's\n");
     let refused = workshop.run(&[]).await;
-    assert_eq!(refused.code, Some(1));
+    assert_eq!(refused.code, Some(3));
     assert!(
         refused.errors.contains("is there already"),
         "{}",
@@ -495,7 +495,7 @@ async fn only_an_errors_file_of_its_own_is_removed() {
     // Nor is one overwritten that a later run of the same output names.
     workshop.write("foreign.jsonl", "somebody else's\n");
     let refused = workshop.run(&["--errors", "foreign.jsonl"]).await;
-    assert_eq!(refused.code, Some(1));
+    assert_eq!(refused.code, Some(3));
     assert_eq!(workshop.read("foreign.jsonl"), "somebody else's\n");
     workshop.write("in.jsonl", &requests(&ids));
     assert_eq!(workshop.run(&["--restart"]).await.code, Some(0));

@@ -54,6 +54,18 @@ async fn an_interrupt_ends_it_well_too() {
     assert_eq!(ended.code, Some(0), "{}", ended.errors);
 }
 
+/// Nothing is reloaded yet. A server that ended instead would surprise whoever asked it to reload.
+#[tokio::test]
+async fn a_server_that_is_asked_to_reload_says_that_it_does_not_and_goes_on() {
+    let directory = tempfile::tempdir().expect("makes a directory");
+    let url = format!("sqlite://{}", directory.path().join("a.db").display());
+    let server = Binary::serve(&["--database", &url], &[]).await;
+    server.signal("HUP");
+    is_ready(&server.base).await;
+    let log = server.terminate().await;
+    assert!(log.contains("SIGHUP reloads nothing yet"), "{log}");
+}
+
 #[tokio::test]
 async fn a_second_server_on_one_sqlite_file_is_refused() {
     let directory = tempfile::tempdir().expect("makes a directory");
