@@ -247,18 +247,6 @@ pub fn method_not_allowed(method: &Method, path: &str) -> ApiError {
     .code("method_not_supported")
 }
 
-/// A head that never became a request: it is no HTTP, or larger than `max_bytes`.
-pub fn unreadable_head(status: StatusCode, max_bytes: usize) -> ApiError {
-    let message = match status {
-        StatusCode::REQUEST_HEADER_FIELDS_TOO_LARGE | StatusCode::URI_TOO_LONG => format!(
-            "The request's URL and headers are too large: together they may have {max_bytes} \
-             bytes, and there may be 100 headers."
-        ),
-        _ => "The request could not be read: it is not valid HTTP/1.1.".to_owned(),
-    };
-    ApiError::new(status, INVALID_REQUEST, message)
-}
-
 /// A body of more bytes than are allowed. Trying again would not make it smaller.
 pub fn too_large(max_bytes: u64) -> ApiError {
     ApiError::new(

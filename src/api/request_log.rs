@@ -45,31 +45,12 @@ pub async fn observe(request: Request, next: Next) -> Response {
     })
 }
 
-/// What a response carries that answers no request, for the request's head could not be read, and
-/// its line in the log.
-pub(super) fn unread(mut response: Response) -> Response {
-    let mut entry = Entry {
-        begun: Instant::now(),
-        request_id: id::request(),
-        method: None,
-        path: None,
-        route: None,
-        tenant: None,
-        status: NOT_ANSWERED,
-        sent: 0,
-        cut_off: false,
-    };
-    entry.answer(&mut response);
-    entry.sent = response.body().size_hint().lower();
-    response
-}
-
 /// A request's line in the log, written when it is dropped.
 struct Entry {
     begun: Instant,
     request_id: String,
-    method: Option<Method>,
-    path: Option<String>,
+    method: Method,
+    path: String,
     /// The pattern that the path matched: ids are many.
     route: Option<MatchedPath>,
     tenant: Option<String>,
@@ -85,8 +66,8 @@ impl Entry {
         Entry {
             begun: Instant::now(),
             request_id: id::request(),
-            method: Some(request.method().clone()),
-            path: Some(without_keys(request.uri().path())),
+            method: request.method().clone(),
+            path: without_keys(request.uri().path()),
             route: request.extensions().get::<MatchedPath>().cloned(),
             tenant: None,
             status: NOT_ANSWERED,
@@ -116,7 +97,7 @@ impl Entry {
 
 impl Drop for Entry {
     fn drop(&mut self) {
-        let method = self.method.as_ref().map(Method::as_str);
+        let method = self.method.as_str();
         let route = self.route.as_ref().map(MatchedPath::as_str);
         macro_rules! log {
             ($level:ident) => {
@@ -181,7 +162,7 @@ impl HttpBody for Watched {
 
 impl Drop for Watched {
     fn drop(&mut self) {
-        let has_no_body = self.entry.method == Some(Method::HEAD);
+        let has_no_body = self.entry.method == Method::HEAD;
         if has_no_body || self.body.is_end_stream() || self.announced == Some(self.entry.sent) {
             self.entry.cut_off = false;
         }

@@ -1,6 +1,7 @@
 //! The accept loop: HTTP/1.1 connections, with a limit on every wait.
 
 use std::io;
+use std::net::SocketAddr;
 use std::time::{Duration, Instant};
 
 use axum::extract::Request;
@@ -20,14 +21,14 @@ use tower_http::timeout::TimeoutBody;
 
 use super::{drain, error, metrics, request_log};
 use places::{Counts, Place, Places};
-use stream::{Stream, Turn};
 pub use threads::Threads;
+use turn::{Stream, Turn};
 
 mod places;
-mod stream;
 #[cfg(test)]
 mod tests;
 mod threads;
+mod turn;
 
 /// How long a client may keep a connection open between requests, or go without sending or taking
 /// a byte of a body. A request that is being worked on, and a transfer that moves, may take as
@@ -133,7 +134,8 @@ async fn serve_within(
                     );
                 }
                 let router = if place.reserved { &health_alone } else { &router };
-                let connection = connection(stream, router.clone(), &graceful, turn, bounds, place);
+                let peer = (stream, from);
+                let connection = connection(peer, router.clone(), &graceful, turn, bounds, place);
                 connections.spawn(connection);
             }
             // Connections that have ended are forgotten as they end.
@@ -176,7 +178,7 @@ async fn no_place(request: Request) -> Response {
 
 /// One connection, to its end.
 fn connection(
-    stream: TcpStream,
+    (stream, from): (TcpStream, SocketAddr),
     router: Router,
     graceful: &GracefulShutdown,
     turn: Turn,
@@ -216,8 +218,18 @@ fn connection(
             () = overdue(&turn, &bounds, place.reserved) => {
                 tracing::debug!("a connection was closed: its request took too long to come");
             }
-            ended = connection => if let Err(error) = ended {
-                tracing::debug!(%error, "a connection broke");
+            ended = connection => match ended {
+                Ok(()) => {}
+                // Such a head never becomes a request, so the request log has no line for it.
+                // Hyper answers it with a bare status.
+                Err(error) if error.is_parse() => {
+                    tracing::info!(
+                        client.address = %from.ip(),
+                        %error,
+                        "a request was refused: its head could not be read"
+                    );
+                }
+                Err(error) => tracing::debug!(%error, "a connection broke"),
             }
         }
     }

@@ -12,7 +12,7 @@ use std::time::Duration;
 use ipnet::IpNet;
 use tokio_util::sync::CancellationToken;
 
-use super::stream::Turn;
+use super::turn::Turn;
 
 /// One address may hold this part of the places, and as many are reserved beyond them.
 const PART: usize = 16;

@@ -36,7 +36,7 @@ impl Server {
     async fn start_within(grace: Duration, bounds: Bounds, trusted: &[&str]) -> Self {
         let begun = Arc::new(Notify::new());
         let (slow, never) = (Arc::clone(&begun), Arc::clone(&begun));
-        let router = heads::routes()
+        let router = Router::new()
             .route("/quick", get(|| async { "quick" }))
             .route("/healthz", get(|| async { "well" }))
             .route(
@@ -315,4 +315,34 @@ async fn a_stop_cuts_off_what_outlasts_the_grace_period() {
     assert_eq!(rest(&mut busy).await, "");
 }
 
-mod heads;
+#[tokio::test]
+async fn a_head_that_cannot_be_read_is_answered_with_a_bare_status_and_closes() {
+    let server = Server::start(LONG, LONG * 10).await;
+    let many = format!("GET / HTTP/1.1\r\n{}\r\n", "a: b\r\n".repeat(101));
+    for (sent, status) in [
+        ("nonsense\r\n\r\n", 400),
+        ("GET / HTTP/1.1\r\nno colon\r\n\r\n", 400),
+        ("\u{16}\u{3}\u{1}\u{2}\0\u{1}\0\u{1}\u{fc}\u{3}\u{3}", 400),
+        (&many, 431),
+    ] {
+        let answer = rest(&mut server.send(sent).await).await;
+        assert!(
+            answer.starts_with(&format!("HTTP/1.1 {status} ")),
+            "{answer}"
+        );
+    }
+}
+
+#[tokio::test]
+async fn a_head_may_have_48_kib_and_no_more() {
+    let server = Server::start(LONG, LONG * 10).await;
+    let head_of = |length: usize| {
+        let begin = "GET /quick HTTP/1.1\r\nhost: x\r\nconnection: close\r\nx-large: ";
+        let rest = length - begin.len() - 4;
+        format!("{begin}{}\r\n\r\n", "a".repeat(rest))
+    };
+    let fits = rest(&mut server.send(&head_of(HEAD_BYTES_MAX)).await).await;
+    assert!(fits.ends_with("quick"), "{fits}");
+    let larger = rest(&mut server.send(&head_of(HEAD_BYTES_MAX + 1)).await).await;
+    assert!(!larger.contains("quick"), "{larger}");
+}
