@@ -201,6 +201,7 @@ fn shown(model: ModelInfo) -> Model {
         object: "model",
         created: model.created,
         owned_by: model.owned_by,
+        shutdown_date: model.shutdown_date,
     }
 }
 

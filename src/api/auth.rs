@@ -24,7 +24,7 @@ use operators::Operators;
 pub const DEFAULT_TENANT: &str = "default";
 
 /// What can be asked for without a key.
-const OPEN: [&str; 4] = ["/healthz", "/readyz", "/openapi.json", "/docs"];
+const OPEN: [&str; 5] = ["/", "/healthz", "/readyz", "/openapi.json", "/docs"];
 
 /// What operators read: they may while the database does not answer, too.
 const FOR_OPERATORS: [&str; 2] = ["/metrics", "/admin/status"];

@@ -6,6 +6,8 @@ use std::time::Duration;
 use axum::extract::{FromRequest, Request};
 use serde::Serialize;
 use utoipa::ToSchema;
+use utoipa::openapi::Deprecated;
+use utoipa::openapi::schema::{ObjectBuilder, OneOfBuilder, Schema, Type};
 
 use super::error::{self, ApiError, Result};
 use super::expiry::{self, ANCHOR, expires_after};
@@ -26,8 +28,8 @@ const FILE_ID_CHARS_MAX: usize = 512;
 pub struct BatchRequest {
     /// The id of a file that was uploaded for the purpose `batch`.
     pub input_file_id: String,
-    /// Where every line of the file is to be sent, such as `/v1/chat/completions`.
-    #[schema(example = "/v1/chat/completions")]
+    /// Where every line of the file is to be sent.
+    #[schema(schema_with = endpoint_schema)]
     pub endpoint: String,
     /// How long the batch may take: a number and a unit, from `1m` to `30d`.
     #[schema(example = "24h")]
@@ -49,6 +51,20 @@ pub struct OutputExpiresAfter {
     /// From an hour to 30 days.
     #[schema(minimum = 3600, maximum = 2_592_000)]
     pub seconds: i64,
+}
+
+/// Every endpoint as a value of its own, so that the document can mark one as deprecated.
+fn endpoint_schema() -> Schema {
+    let one = OneOfBuilder::new()
+        .description(Some("Where every line of the file is to be sent."))
+        .examples(["/v1/chat/completions"]);
+    let endpoints = ENDPOINTS.iter().map(|endpoint| {
+        ObjectBuilder::new()
+            .schema_type(Type::String)
+            .enum_values(Some([endpoint.path]))
+            .deprecated(endpoint.deprecated.then_some(Deprecated::True))
+    });
+    Schema::OneOf(endpoints.fold(one, OneOfBuilder::item).build())
 }
 
 impl BatchRequest {

@@ -34,8 +34,11 @@ const LIMIT_DEFAULT: i64 = 20;
     responses(
         (status = 200, description = "The batch, `validating`.", body = BatchObject),
         (status = 400, description = "Something in the request is wrong.", body = Envelope),
+        (status = 408, description = "The body stopped coming.", body = Envelope),
         (status = 409, description = "The first request with the same `Idempotency-Key` is still \
             being worked on.", body = Envelope),
+        (status = 413, description = "The body has more than 256 KiB.", body = Envelope),
+        (status = 507, description = "There is no room for it.", body = Envelope),
     ),
 )]
 pub async fn create(

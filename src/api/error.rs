@@ -51,8 +51,10 @@ struct Body {
     #[schema(example = "invalid_request_error")]
     r#type: &'static str,
     /// What in the request is at fault.
+    #[schema(required)]
     param: Option<String>,
     /// Which rule was broken.
+    #[schema(required)]
     code: Option<&'static str>,
 }
 

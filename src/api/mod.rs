@@ -32,6 +32,7 @@ pub mod server;
 #[cfg(test)]
 mod tests;
 pub mod upload;
+mod welcome;
 
 use std::sync::Arc;
 use std::sync::atomic::AtomicBool;
@@ -78,7 +79,8 @@ pub struct Api {
 
 /// All of the API, ready to be served.
 pub fn router(api: Api) -> Router {
-    let (router, document) = routes().split_for_parts();
+    let (router, mut document) = routes().split_for_parts();
+    openapi::add_common_errors(&mut document);
     router
         .merge(openapi::pages(document))
         // A name with slashes that were not sent as %2F. The document has it already.
@@ -126,6 +128,7 @@ fn routes() -> OpenApiRouter<Api> {
         .routes(routes!(content::download))
         .routes(routes!(models::list))
         .routes(routes!(models::retrieve))
+        .routes(routes!(welcome::show))
         .merge(operators_routes())
 }
 

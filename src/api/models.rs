@@ -26,6 +26,9 @@ pub struct Model {
     /// When it was made, in Unix seconds; 0 where nobody says.
     pub created: i64,
     pub owned_by: String,
+    /// The date on which the model's upstream stops serving it, where the upstream says so.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub shutdown_date: Option<String>,
 }
 
 /// All models.

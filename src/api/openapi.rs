@@ -7,8 +7,10 @@ use axum::extract::Path;
 use axum::http::{HeaderName, HeaderValue, StatusCode, header};
 use axum::response::{Html, IntoResponse, Response};
 use axum::{Json, Router, routing};
+use utoipa::openapi::content::ContentBuilder;
+use utoipa::openapi::response::ResponseBuilder;
 use utoipa::openapi::security::{HttpAuthScheme, HttpBuilder, SecurityRequirement, SecurityScheme};
-use utoipa::openapi::{ComponentsBuilder, InfoBuilder, OpenApi, OpenApiBuilder};
+use utoipa::openapi::{self, ComponentsBuilder, InfoBuilder, OpenApi, OpenApiBuilder};
 use utoipa_swagger_ui::Config;
 
 use super::{Api, error};
@@ -43,7 +45,53 @@ pub(super) fn base() -> OpenApi {
 /// The whole document.
 #[must_use]
 pub fn document() -> OpenApi {
-    super::routes().into_openapi()
+    let mut document = super::routes().into_openapi();
+    add_common_errors(&mut document);
+    document
+}
+
+/// Describes the errors that every operation may answer with, whatever it does.
+pub(super) fn add_common_errors(document: &mut OpenApi) {
+    const FORBIDDEN: (&str, &str) = (
+        "403",
+        "The key may not do this, or no keys are in use and the request is not from this machine.",
+    );
+    const OF_KEYS: [(&str, &str); 4] = [
+        ("401", "The key is missing, unknown or revoked."),
+        FORBIDDEN,
+        (
+            "500",
+            "The server failed. Its log has the cause, under the `x-request-id`.",
+        ),
+        (
+            "503",
+            "The database cannot be reached, or all connections are in use; `Retry-After` says \
+             when to try again.",
+        ),
+    ];
+    for item in document.paths.paths.values_mut() {
+        let operations = [&mut item.get, &mut item.post, &mut item.delete];
+        for operation in operations.into_iter().flatten() {
+            // An operation names its security only where no key is needed.
+            let is_open = operation.security.is_some();
+            let errors = if is_open { &[FORBIDDEN][..] } else { &OF_KEYS };
+            for (status, description) in errors {
+                let responses = &mut operation.responses.responses;
+                if !responses.contains_key(*status) {
+                    responses.insert((*status).to_owned(), error_response(description).into());
+                }
+            }
+        }
+    }
+}
+
+fn error_response(description: &str) -> openapi::Response {
+    let envelope = openapi::Ref::from_schema_name("Envelope");
+    let content = ContentBuilder::new().schema(Some(envelope)).build();
+    ResponseBuilder::new()
+        .description(description)
+        .content("application/json", content)
+        .build()
 }
 
 /// Routes that serve the document and its page.

@@ -80,8 +80,10 @@ pub struct List<T> {
     pub object: &'static str,
     pub data: Vec<T>,
     /// The id of the page's first item; null on an empty page.
+    #[schema(required)]
     pub first_id: Option<String>,
     /// The id of the page's last item, which is the `after` of the next page.
+    #[schema(required)]
     pub last_id: Option<String>,
     /// Whether the list goes on behind this page.
     pub has_more: bool,

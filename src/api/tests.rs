@@ -69,6 +69,7 @@ impl TestApi {
             object: "model",
             created: 0,
             owned_by: "upstream".to_owned(),
+            shutdown_date: None,
         };
         let models = vec![model("plain"), model("org/slashed")];
         let api = Api {

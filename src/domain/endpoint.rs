@@ -11,6 +11,8 @@ pub struct Endpoint {
     pub required: &'static [&'static str],
     /// Whether a body must name its model.
     pub model_required: bool,
+    /// Whether OpenAI has announced the endpoint's end. Its lines run like all others.
+    pub deprecated: bool,
 }
 
 /// All of them, in the order in which OpenAI's errors list them.
@@ -33,7 +35,10 @@ pub static ENDPOINTS: [Endpoint; 8] = [
         false,
     ),
     endpoint("/v1/images/edits", "Image Edits", &["prompt"], false),
-    endpoint("/v1/videos", "Videos", &["prompt"], false),
+    Endpoint {
+        deprecated: true,
+        ..endpoint("/v1/videos", "Videos", &["prompt"], false)
+    },
 ];
 
 /// The endpoint with that path.
@@ -53,6 +58,7 @@ const fn endpoint(
         name,
         required,
         model_required,
+        deprecated: false,
     }
 }
 

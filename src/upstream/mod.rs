@@ -133,6 +133,8 @@ pub struct ModelInfo {
     /// Unix seconds; 0 where the upstream does not say.
     pub created: i64,
     pub owned_by: String,
+    /// The date on which the upstream stops serving the model, as the upstream writes it.
+    pub shutdown_date: Option<String>,
 }
 
 /// An upstream whose configuration cannot work.

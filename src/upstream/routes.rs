@@ -196,6 +196,7 @@ impl Routing {
                 id: name.clone(),
                 created: started,
                 owned_by: "nightshift".to_owned(),
+                shutdown_date: None,
             });
             return configured.collect();
         }

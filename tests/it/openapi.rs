@@ -34,13 +34,7 @@ async fn fetch(server: &Server, path: &str) -> String {
 async fn the_document_is_served_without_a_key() {
     let server = Server::start().await;
     let served: Value = serde_json::from_str(&fetch(&server, "/openapi.json").await).expect("JSON");
-    let document = nightshift::api::openapi::document()
-        .to_json()
-        .expect("is JSON");
-    assert_eq!(
-        served,
-        serde_json::from_str::<Value>(&document).expect("is JSON")
-    );
+    assert_eq!(served, document());
     for path in [
         "/v1/files",
         "/v1/batches",
@@ -49,6 +43,75 @@ async fn the_document_is_served_without_a_key() {
     ] {
         assert!(served["paths"].get(path).is_some(), "{path} is described");
     }
+}
+
+#[tokio::test]
+async fn the_root_says_what_this_is_and_where_its_documentation_is() {
+    let server = Server::start().await;
+    let root: Value = serde_json::from_str(&fetch(&server, "/").await).expect("JSON");
+    assert_eq!(root["name"], "Nightshift");
+    assert_eq!(root["api"], "/v1");
+    for page in ["docs", "openapi"] {
+        let path = root[page].as_str().expect("a path");
+        fetch(&server, path).await;
+    }
+}
+
+#[test]
+fn every_operation_has_the_errors_that_any_request_may_get() {
+    let document = document();
+    for (path, item) in document["paths"].as_object().expect("paths") {
+        for (method, operation) in item.as_object().expect("operations") {
+            let responses = operation["responses"].as_object().expect("responses");
+            // Without a key: the health of the process, and what the server is.
+            let open = ["/", "/healthz", "/readyz"].contains(&path.as_str());
+            let expected = if open {
+                &["403"][..]
+            } else {
+                &["401", "403", "500", "503"]
+            };
+            for status in expected {
+                assert!(responses.contains_key(*status), "{method} {path}: {status}");
+            }
+        }
+    }
+}
+
+#[test]
+fn a_schema_requires_what_every_answer_has() {
+    let document = document();
+    for (schema, key) in [
+        ("List_Batch", "first_id"),
+        ("List_Batch", "last_id"),
+        ("List_File", "first_id"),
+        ("List_File", "last_id"),
+        ("Error", "param"),
+        ("Error", "code"),
+    ] {
+        let schema = &document["components"]["schemas"][schema];
+        let required = schema["required"].as_array().expect("a list");
+        assert!(required.contains(&Value::from(key)), "{key}: {schema}");
+        let types = schema["properties"][key]["type"].as_array().expect("types");
+        assert!(types.contains(&Value::from("null")), "{key}: {schema}");
+    }
+    let model = &document["components"]["schemas"]["Model"];
+    assert!(model["properties"].get("shutdown_date").is_some());
+}
+
+#[test]
+fn an_endpoint_that_openai_has_deprecated_is_marked_so() {
+    let document = document();
+    let request = &document["components"]["schemas"]["BatchRequest"];
+    let endpoints = request["properties"]["endpoint"]["oneOf"].as_array();
+    for endpoint in endpoints.expect("the endpoints") {
+        let is_videos = endpoint["enum"][0] == "/v1/videos";
+        assert_eq!(endpoint["deprecated"] == true, is_videos, "{endpoint}");
+    }
+}
+
+fn document() -> Value {
+    let document = nightshift::api::openapi::document().to_json();
+    serde_json::from_str(&document.expect("is JSON")).expect("is JSON")
 }
 
 /// The values of an attribute in a page.

@@ -108,7 +108,7 @@ async fn with_keys_everything_but_health_and_documents_needs_one() {
             response.headers().contains_key("x-request-id"),
         )
     };
-    for path in ["/healthz", "/readyz", "/openapi.json", "/docs"] {
+    for path in ["/", "/healthz", "/readyz", "/openapi.json", "/docs"] {
         assert_eq!(status(client_with(None), path).await, (200, true), "{path}");
     }
     for path in [
@@ -118,7 +118,6 @@ async fn with_keys_everything_but_health_and_documents_needs_one() {
         "/metrics",
         "/admin",
         "/nowhere",
-        "/",
     ] {
         for client in [client_with(None), client_with(Some("sk-ns-wrong"))] {
             assert_eq!(status(client, path).await, (401, true), "{path}");

@@ -24,6 +24,8 @@ struct Model {
     created: serde_json::Value,
     #[serde(default)]
     owned_by: serde_json::Value,
+    #[serde(default)]
+    shutdown_date: serde_json::Value,
 }
 
 impl Provider for OpenAi {
@@ -52,6 +54,7 @@ impl Provider for OpenAi {
             id: model.id,
             created: model.created.as_i64().unwrap_or(0),
             owned_by: model.owned_by.as_str().unwrap_or_default().to_owned(),
+            shutdown_date: model.shutdown_date.as_str().map(str::to_owned),
         });
         Some(models.collect())
     }
@@ -96,12 +99,15 @@ mod tests {
 
     #[test]
     fn a_list_of_models_is_read_leniently() {
-        let body = br#"{"object":"list","data":[{"id":"a","created":17,"owned_by":"me","x":{}},
+        let body = br#"{"object":"list","data":[{"id":"a","created":17,"owned_by":"me","x":{},
+            "shutdown_date":"2027-01-31"},
             {"id":"b","created":null},{"id":"c","created":"2024-01-01"}]}"#;
         let models = OpenAi.models(body).expect("a list");
         let ids: Vec<_> = models.iter().map(|m| (m.id.as_str(), m.created)).collect();
         assert_eq!(ids, [("a", 17), ("b", 0), ("c", 0)]);
         assert_eq!(models[0].owned_by, "me");
+        assert_eq!(models[0].shutdown_date.as_deref(), Some("2027-01-31"));
+        assert_eq!(models[1].shutdown_date, None);
         for junk in ["", "<html>", "[]", "{}", r#"{"data":[{"name":"a"}]}"#] {
             assert!(OpenAi.models(junk.as_bytes()).is_none(), "{junk}");
         }
