@@ -4,6 +4,8 @@ use axum::body::Body;
 use axum::extract::State;
 use axum::http::{HeaderMap, StatusCode, header};
 use axum::response::Response;
+use bytes::{Bytes, BytesMut};
+use futures::stream;
 use serde::Serialize;
 use sha2::{Digest, Sha256};
 use utoipa::ToSchema;
@@ -21,7 +23,7 @@ use super::path::storable;
 use crate::domain::file::{EXPIRY_SECONDS, Purpose};
 use crate::intake::Limits;
 use crate::store::{self, StoredFile};
-use crate::transfer::{self, Answer, Finish, Ingest};
+use crate::transfer::{self, Answer, Finish, Ingest, NoContent, Packing, Unpacked};
 
 /// The name of a file that has none.
 const UNNAMED: &str = "upload";
@@ -132,6 +134,12 @@ async fn upload(
     }
 }
 
+fn limits(api: &Api) -> Limits {
+    Limits {
+        max_line_bytes: api.limits.max_line_bytes,
+    }
+}
+
 fn content_length(headers: &HeaderMap) -> Option<u64> {
     headers
         .get(header::CONTENT_LENGTH)?
@@ -158,6 +166,8 @@ struct Asked {
     anchored: bool,
     expires_after_seconds: Option<i64>,
     filename: Option<String>,
+    /// How the file is compressed, where it is stored as it came.
+    packed: Option<Packing>,
 }
 
 /// What a whole form asks for.
@@ -165,6 +175,8 @@ struct Request {
     purpose: Purpose,
     filename: String,
     expires_after_seconds: Option<i64>,
+    /// How the file is compressed that is to be unpacked still.
+    packed: Option<Packing>,
     /// Of all of it; empty for a request without a key.
     fingerprint: String,
 }
@@ -191,6 +203,35 @@ impl Sink<'_> {
             _ => next.await,
         }
     }
+
+    fn stores(&self) -> bool {
+        matches!(self, Sink::Store { .. })
+    }
+
+    /// Takes the file for what it is: it has no lines to be checked.
+    fn leave_unchecked(&mut self) {
+        if let Sink::Store {
+            ingest: Some(ingest),
+            ..
+        } = self
+        {
+            ingest.leave_unchecked();
+        }
+    }
+
+    /// Takes bytes of the file.
+    async fn write(&mut self, bytes: Bytes) -> Result<()> {
+        if let Sink::Store {
+            attempt,
+            ingest: Some(ingest),
+        } = self
+        {
+            // It may wait for the long lines of other files.
+            let written = attempt.alive_during(ingest.write(bytes)).await?;
+            written.map_err(failed)?;
+        }
+        Ok(())
+    }
 }
 
 impl Upload<'_> {
@@ -210,6 +251,16 @@ impl Upload<'_> {
             return Err(error::missing_parameter("file"));
         };
         attempt.identify(request.fingerprint);
+        let ingest = match request.packed {
+            None => ingest,
+            Some(packing) => {
+                let api = self.api;
+                let max_bytes = api.limits.max_file_bytes;
+                let unpack = ingest.unpack(packing, limits(api), max_bytes, &api.uploads);
+                let unpacked = attempt.alive_during(unpack).await?;
+                unpacked.map_err(failed)?
+            }
+        };
         let created_at = self.api.store.now().await?;
         let retention = &self.api.retention;
         let default = match request.purpose {
@@ -266,41 +317,40 @@ impl Upload<'_> {
     }
 
     async fn take_file(&mut self, mut part: Part<'_>, sink: &mut Sink<'_>) -> Result<()> {
+        let filename = part.filename.take();
         only_once(self.asked.filename.is_some(), "file")?;
-        self.asked.filename = Some(filename(part.filename.take())?);
+        self.asked.filename = Some(self::filename(filename)?);
+        let max_bytes = self.api.limits.max_file_bytes;
+        let mut sent = Sent {
+            part,
+            beginning: None,
+            length: 0,
+            max_bytes,
+            hash: self.hash.as_mut(),
+        };
+        let purpose = self.asked.purpose;
+        // A purpose that is still to come may be `batch`.
+        let may_be_a_batch = purpose.is_none_or(|purpose| purpose == Purpose::Batch);
         if let Sink::Store { ingest, .. } = sink {
-            let limits = Limits {
-                max_line_bytes: self.api.limits.max_line_bytes,
-            };
+            let limits = limits(self.api);
             let tenant = &self.caller.tenant;
-            // A purpose that is still to come may be `batch`.
-            let check = self
-                .asked
-                .purpose
-                .is_none_or(|purpose| purpose == Purpose::Batch);
             let budget = &self.api.uploads;
-            let begun = Ingest::begin(&self.api.store, tenant, limits, check, budget).await;
+            let begun =
+                Ingest::begin(&self.api.store, tenant, limits, may_be_a_batch, budget).await;
             *ingest = Some(begun.map_err(failed)?);
         }
-        let max_bytes = self.api.limits.max_file_bytes;
-        let mut length = 0;
-        while let Some(bytes) = sink.receive(part.chunk()).await? {
-            length += bytes.len() as u64;
-            if length > max_bytes {
-                return Err(error::too_large(max_bytes));
+        let packing = sink.receive(sent.packing()).await?;
+        let is_a_batch = purpose == Some(Purpose::Batch);
+        match packing {
+            Some(packing) if is_a_batch && packing.is_light() && sink.stores() => {
+                return unpack(sent, packing, sink).await;
             }
-            if let Some(hash) = &mut self.hash {
-                hash.update(&bytes);
-            }
-            if let Sink::Store {
-                attempt,
-                ingest: Some(ingest),
-            } = sink
-            {
-                // It may wait for the long lines of other files.
-                let written = attempt.alive_during(ingest.write(bytes)).await?;
-                written.map_err(failed)?;
-            }
+            Some(_) => sink.leave_unchecked(),
+            None => {}
+        }
+        self.asked.packed = packing;
+        while let Some(bytes) = sink.receive(sent.next()).await? {
+            sink.write(bytes).await?;
         }
         Ok(())
     }
@@ -332,9 +382,79 @@ impl Upload<'_> {
             purpose,
             filename,
             expires_after_seconds: asked.expires_after_seconds,
+            packed: asked.packed.filter(|_| purpose == Purpose::Batch),
             fingerprint,
         })
     }
+}
+
+/// The bytes of a form's file, as they are sent.
+struct Sent<'a, 'f> {
+    part: Part<'f>,
+    /// What was read to know the packing.
+    beginning: Option<Bytes>,
+    length: u64,
+    max_bytes: u64,
+    hash: Option<&'a mut Sha256>,
+}
+
+impl Sent<'_, '_> {
+    /// How the file is compressed, if it is. To be asked first.
+    async fn packing(&mut self) -> Result<Option<Packing>> {
+        let mut beginning = BytesMut::new();
+        while beginning.len() < Packing::SIGNATURE_BYTES {
+            let Some(bytes) = self.part.chunk().await? else {
+                break;
+            };
+            beginning.extend_from_slice(&bytes);
+        }
+        let packing = Packing::of(&beginning);
+        self.beginning = Some(beginning.freeze()).filter(|bytes| !bytes.is_empty());
+        Ok(packing)
+    }
+
+    async fn next(&mut self) -> Result<Option<Bytes>> {
+        let next = match self.beginning.take() {
+            Some(beginning) => Some(beginning),
+            None => self.part.chunk().await?,
+        };
+        if let Some(bytes) = &next {
+            self.length += bytes.len() as u64;
+            if self.length > self.max_bytes {
+                return Err(error::too_large(self.max_bytes));
+            }
+            if let Some(hash) = &mut self.hash {
+                hash.update(bytes);
+            }
+        }
+        Ok(next)
+    }
+}
+
+/// Takes what a compressed file holds, as its bytes come.
+async fn unpack(sent: Sent<'_, '_>, packing: Packing, sink: &mut Sink<'_>) -> Result<()> {
+    let max_bytes = sent.max_bytes;
+    let sent = stream::try_unfold(sent, |mut sent| async {
+        Ok(sent.next().await?.map(|bytes| (bytes, sent)))
+    });
+    let mut unpacked = Unpacked::<ApiError>::new(packing, sent);
+    let mut length = 0;
+    while let Some(bytes) = sink.receive(content(&mut unpacked)).await? {
+        length += bytes.len() as u64;
+        if length > max_bytes {
+            return Err(error::too_large(max_bytes));
+        }
+        sink.write(bytes).await?;
+    }
+    Ok(())
+}
+
+/// The next bytes of what a compressed file holds.
+async fn content(unpacked: &mut Unpacked<'_, ApiError>) -> Result<Option<Bytes>> {
+    unpacked.next().await.map_err(|cause| match cause {
+        NoContent::Source(error) => error,
+        NoContent::Unreadable(why) => error::bad_request(why.to_string()),
+    })
 }
 
 /// What makes two uploads the same.
@@ -383,7 +503,10 @@ fn check_anchor(anchor: &str) -> Result<()> {
 /// Why a file was not taken in.
 fn failed(cause: transfer::Error) -> ApiError {
     match cause {
-        transfer::Error::NotJsonl => error::bad_request(cause.to_string()),
+        transfer::Error::NotJsonl(_) | transfer::Error::Unreadable(_) => {
+            error::bad_request(cause.to_string())
+        }
+        transfer::Error::TooLarge(max_bytes) => error::too_large(max_bytes),
         transfer::Error::Store(cause) => cause.into(),
         transfer::Error::TooSlow => error::too_slow(),
         transfer::Error::Io(_) => {

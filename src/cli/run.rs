@@ -317,9 +317,10 @@ async fn begin(
     };
     let file = ingest.finish(finish, None).await;
     let file = match file {
-        Err(transfer::Error::NotJsonl) => Err(anyhow::anyhow!(
-            "{} is empty, or its first line is not JSON: it must be a JSONL file of requests",
-            path.display()
+        Err(transfer::Error::NotJsonl(what)) => Err(anyhow::anyhow!(
+            "{} is empty, or its first line is not JSON: it must be a JSONL file of requests. {}",
+            path.display(),
+            what.hint()
         ))
         .or_exit(NOT_VALID)?,
         file => file?,

@@ -11,7 +11,7 @@ use std::collections::BTreeMap;
 use serde::{Deserialize, Serialize};
 
 use super::endpoint::Endpoint;
-use super::line::Fault;
+use super::line::{self, Fault};
 
 /// How many lines a batch's `errors` name.
 pub const LISTED: usize = 100;
@@ -71,6 +71,10 @@ pub struct Findings {
 struct Requests {
     /// The first of them, which are wrong for every other endpoint.
     lines: Vec<u64>,
+    /// What the `url` of each of these lines is, where it names no endpoint. A file that was
+    /// uploaded by an earlier version has none.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    urls: Vec<String>,
     /// The first that are wrong for their own endpoint, too.
     faults: Vec<Finding>,
 }
@@ -83,9 +87,15 @@ impl Findings {
         }
     }
 
-    /// Notes a line that is a request, and what is wrong with its body. Lines are noted in
-    /// ascending order.
-    pub fn request(&mut self, line: u64, endpoint: Option<&Endpoint>, fault: Option<Fault>) {
+    /// Notes a line that is a request, and what is wrong with its body. `url` is what the line
+    /// names as its endpoint. Lines are noted in ascending order.
+    pub fn request(
+        &mut self,
+        line: u64,
+        endpoint: Option<&Endpoint>,
+        url: &str,
+        fault: Option<Fault>,
+    ) {
         let name = endpoint.map_or("", |endpoint| endpoint.path);
         if !self.endpoints.contains_key(name) {
             self.endpoints.insert(name.to_owned(), Requests::default());
@@ -95,6 +105,9 @@ impl Findings {
         };
         if requests.lines.len() < KEPT {
             requests.lines.push(line);
+            if endpoint.is_none() {
+                requests.urls.push(line::quoted(url).into_owned());
+            }
         }
         if let Some(fault) = fault
             && requests.faults.len() < KEPT
@@ -127,9 +140,15 @@ impl Findings {
             lists.push(if name == endpoint {
                 requests.faults.clone()
             } else {
-                let lines = requests.lines.iter();
+                let url = |place: usize| match name.as_str() {
+                    "" => requests.urls.get(place).map(String::as_str),
+                    name => Some(name),
+                };
+                let lines = requests.lines.iter().enumerate();
                 lines
-                    .map(|&line| Finding::of_line(line, Fault::invalid_url()))
+                    .map(|(place, &line)| {
+                        Finding::of_line(line, Fault::invalid_url(url(place), endpoint))
+                    })
                     .collect()
             });
         }
@@ -189,12 +208,13 @@ mod tests {
     #[test]
     fn a_line_is_judged_by_the_endpoint_of_the_batch() {
         let mut findings = Findings::default();
-        findings.request(1, find("/v1/embeddings"), None);
-        findings.request(2, find("/v1/embeddings"), Some(fault("body")));
+        let mut request = |line, url, fault| findings.request(line, find(url), url, fault);
+        request(1, "/v1/embeddings", None);
+        request(2, "/v1/embeddings", Some(fault("body")));
+        request(4, "/v1/responses", Some(fault("body")));
+        request(5, "https://x.example/", None);
+        request(6, "/v1/embeddings", None);
         findings.fault(3, fault("envelope"));
-        findings.request(4, find("/v1/responses"), Some(fault("body")));
-        findings.request(5, None, None);
-        findings.request(6, find("/v1/embeddings"), None);
         findings.duplicate(5, "x");
         findings.duplicate(6, "x");
         let stored = serde_json::to_string(&findings).expect("JSON");
@@ -218,6 +238,36 @@ mod tests {
                 )
             })
         );
+    }
+
+    #[test]
+    fn a_line_for_another_endpoint_is_told_both_urls() {
+        let mut findings = Findings::default();
+        findings.request(1, find("/v1/embeddings"), "/v1/embeddings", None);
+        findings.request(2, None, "https://x.example/", None);
+        // A file that was uploaded when the urls were not kept.
+        let mut older = serde_json::to_value(&findings).expect("JSON");
+        older["endpoints"][""]
+            .as_object_mut()
+            .expect("an object")
+            .remove("urls");
+        let older: Findings = serde_json::from_value(older).expect("findings");
+        let message = |findings: &Findings, place: usize| {
+            let found = findings.for_endpoint("/v1/responses");
+            let (sentence, rest) = found[place].message.split_once(". ").expect("a sentence");
+            assert!(sentence.ends_with("does not match the batch endpoint"));
+            rest.to_owned()
+        };
+        let endpoint = "batch's endpoint is '/v1/responses'.";
+        assert_eq!(
+            message(&findings, 0),
+            format!("The line's url is '/v1/embeddings', and the {endpoint}")
+        );
+        assert_eq!(
+            message(&findings, 1),
+            format!("The line's url is 'https://x.example/', and the {endpoint}")
+        );
+        assert_eq!(message(&older, 1), format!("The {endpoint}"));
     }
 
     #[test]
@@ -269,16 +319,16 @@ mod tests {
                         continue;
                     }
                     4 => {
-                        findings.request(line, Some(batch), Some(fault("body")));
+                        findings.request(line, Some(batch), batch.path, Some(fault("body")));
                         expected.insert(line, "body");
                     }
                     5..14 => {
-                        findings.request(line, ENDPOINTS.get(kind - 5), None);
+                        findings.request(line, ENDPOINTS.get(kind - 5), "", None);
                         if kind > 5 {
                             expected.insert(line, "invalid_url");
                         }
                     }
-                    _ => findings.request(line, Some(batch), None),
+                    _ => findings.request(line, Some(batch), batch.path, None),
                 }
                 if twice && kind % rare == 0 {
                     duplicates.push(line);

@@ -20,7 +20,22 @@ pub fn is_space(byte: u8) -> bool {
 /// Whether a text is one JSON value.
 #[must_use]
 pub fn is_valid(text: &str) -> bool {
-    serde_json::from_str::<IgnoredAny>(text).is_ok()
+    error(text).is_none()
+}
+
+/// Why a text is not one JSON value; `None` where it is.
+#[must_use]
+pub fn error(text: &str) -> Option<serde_json::Error> {
+    serde_json::from_str::<IgnoredAny>(text).err()
+}
+
+/// Where a text of one line stops being JSON, and why, as messages to users say it.
+#[must_use]
+pub fn told(error: &serde_json::Error) -> String {
+    let place = format!(" at line {} column {}", error.line(), error.column());
+    let text = error.to_string();
+    let cause = text.strip_suffix(&place).unwrap_or(&text);
+    format!("column {}: {cause}", error.column())
 }
 
 /// Shows each member of a JSON object: its key, decoded, and its value as it is written, with no

@@ -1,9 +1,11 @@
 //! Lines of an input file: the envelope around a request, and what can be wrong with it.
 
 use std::borrow::Cow;
+use std::str::Utf8Error;
 
 use super::endpoint::{self, Endpoint};
 use super::json;
+use super::jsonl::BYTE_ORDER_MARK;
 
 /// How deep a line's arrays and objects may be nested, the line's own object counted.
 const MAX_NESTING: usize = 128;
@@ -46,6 +48,8 @@ pub enum Check<'a> {
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Request<'a> {
     pub custom_id: Cow<'a, str>,
+    /// As the line writes it.
+    pub url: Cow<'a, str>,
     /// The endpoint that its `url` names; `None` if that is not one that can be batched.
     pub endpoint: Option<&'static Endpoint>,
     /// `None` if it names none, or one that `fault` is about.
@@ -79,10 +83,10 @@ pub fn check(line: &[u8]) -> Check<'_> {
 }
 
 fn request(line: &[u8]) -> Result<Request<'_>, Fault> {
-    let line = std::str::from_utf8(line).map_err(|_| Fault::not_json())?;
-    let keys = Keys::read(line).ok_or_else(Fault::not_json)?;
+    let line = std::str::from_utf8(line).map_err(|error| Fault::not_utf8(line, error))?;
+    let keys = Keys::read(line).ok_or_else(|| Fault::not_an_object(line))?;
     if !json::is_nested_within(line, MAX_NESTING) {
-        return Err(Fault::not_json());
+        return Err(Fault::nested_too_deep());
     }
     let custom_id = required_text(keys.custom_id, "custom_id")?;
     let method = required_text(keys.method, "method")?;
@@ -98,6 +102,7 @@ fn request(line: &[u8]) -> Result<Request<'_>, Fault> {
     };
     Ok(Request {
         custom_id,
+        url,
         endpoint,
         model,
         fault,
@@ -203,7 +208,7 @@ fn required_text<'a>(value: Option<&'a str>, param: &'static str) -> Result<Cow<
     match json::text(value) {
         Some(text) if text.is_empty() => Err(Fault::missing(param.into())),
         Some(text) => Ok(text),
-        None => Err(Fault::not_json()),
+        None => Err(Fault::half_a_character(param)),
     }
 }
 
@@ -220,13 +225,20 @@ impl Fault {
         }
     }
 
-    /// A line whose `url` is not its batch's endpoint.
+    /// A line whose `url` is not its batch's endpoint. `url` is `None` where nobody knows it any
+    /// more.
     #[must_use]
-    pub fn invalid_url() -> Self {
+    pub fn invalid_url(url: Option<&str>, endpoint: &str) -> Self {
+        let given = url.map_or(String::new(), |url| {
+            format!("The line's url is '{}', and ", quoted(url))
+        });
+        let the = if given.is_empty() { "The" } else { "the" };
         Self {
             code: "invalid_url",
-            message: "The URL provided for this request does not match the batch endpoint."
-                .to_owned(),
+            message: format!(
+                "The URL provided for this request does not match the batch endpoint. \
+                 {given}{the} batch's endpoint is '{endpoint}'."
+            ),
             param: Some("url".into()),
         }
     }
@@ -258,12 +270,58 @@ impl Fault {
         }
     }
 
-    fn not_json() -> Self {
+    /// OpenAI's sentence about a line that is no JSON object, and what is wrong in ours.
+    fn not_json(why: &str) -> Self {
         Self {
             code: "invalid_json_line",
-            message: "This line is not parseable as valid JSON.".to_owned(),
+            message: format!("This line is not parseable as valid JSON. {why}"),
             param: None,
         }
+    }
+
+    fn not_utf8(line: &[u8], error: Utf8Error) -> Self {
+        let at = error.valid_up_to();
+        let byte = line.get(at).copied().unwrap_or_default();
+        Self::not_json(&format!(
+            "Byte {} is 0x{byte:02X}, which is not valid UTF-8: save the file as UTF-8.",
+            at + 1
+        ))
+    }
+
+    fn not_an_object(line: &str) -> Self {
+        if line.starts_with(BYTE_ORDER_MARK) {
+            return Self::not_json(
+                "It begins with a byte order mark: save the file as UTF-8 without one.",
+            );
+        }
+        match json::error(line) {
+            Some(error) if error.is_eof() => Self::not_json(
+                "The JSON does not end on this line: write each request on one line.",
+            ),
+            Some(error) => Self::not_json(&format!("It is no JSON from {}.", json::told(&error))),
+            None => Self::not_json(&format!(
+                "It is {}: each line must be one object with custom_id, method, url and body{}.",
+                json::type_name(line.trim_ascii_start()),
+                if line.trim_ascii_start().starts_with('[') {
+                    ", without brackets around them or commas between them"
+                } else {
+                    ""
+                }
+            )),
+        }
+    }
+
+    fn nested_too_deep() -> Self {
+        Self::not_json(&format!(
+            "Its arrays and objects are nested deeper than {MAX_NESTING}."
+        ))
+    }
+
+    fn half_a_character(param: &str) -> Self {
+        Self::not_json(&format!(
+            "'{}' has an escape that is half of a character (a lone surrogate).",
+            in_request(param)
+        ))
     }
 
     fn missing(param: Cow<'static, str>) -> Self {
@@ -333,7 +391,7 @@ fn in_request(param: &str) -> &str {
 }
 
 /// A user's text within a message, cut if it is long.
-fn quoted(text: &str) -> Cow<'_, str> {
+pub(super) fn quoted(text: &str) -> Cow<'_, str> {
     match text.char_indices().nth(MAX_QUOTED_CHARS) {
         Some((end, _)) => Cow::Owned(format!("{}…", &text[..end])),
         None => Cow::Borrowed(text),

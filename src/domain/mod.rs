@@ -10,6 +10,7 @@ pub mod file;
 pub mod findings;
 pub mod id;
 pub mod json;
+pub mod jsonl;
 pub mod line;
 pub mod outcome;
 pub mod share;

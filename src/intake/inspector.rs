@@ -7,10 +7,8 @@ use std::io;
 use super::duplicates::Duplicates;
 use super::{MAX_MODELS, MayHold, Report};
 use crate::domain::findings::KEPT;
-use crate::domain::json;
+use crate::domain::jsonl::NotJsonl;
 use crate::domain::line::{self, Check, Fault};
-
-const BYTE_ORDER_MARK: &[u8] = "\u{feff}".as_bytes();
 
 /// What a file's lines say of one model.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -62,18 +60,18 @@ impl Inspector {
             Check::Blank => return Ok(Line::Blank),
             Check::Fault(fault) => {
                 self.report.requests += 1;
-                let is_json = &mut self.report.first_line_is_json;
-                is_json.get_or_insert_with(|| is_json_behind_mark(bytes));
+                if self.report.requests == 1 {
+                    self.report.not_jsonl = NotJsonl::of_first_line(bytes);
+                }
                 self.report.findings.fault(number, fault);
                 return Ok(Line::Faulty);
             }
             Check::Request(request) => request,
         };
         self.report.requests += 1;
-        self.report.first_line_is_json.get_or_insert(true);
         self.duplicates.insert(&request.custom_id, number)?;
         let findings = &mut self.report.findings;
-        findings.request(number, request.endpoint, request.fault);
+        findings.request(number, request.endpoint, &request.url, request.fault);
         let model = request.model.as_deref().unwrap_or_default();
         let model_no = self.count_model(model, number);
         Ok(model_no.map_or(Line::Faulty, |model_no| Line::Request { model_no }))
@@ -84,7 +82,6 @@ impl Inspector {
         let report = &mut self.report;
         report.lines += 1;
         report.requests += 1;
-        report.first_line_is_json.get_or_insert(true);
         let fault = Fault::line_too_long(max_bytes);
         report.findings.fault(report.lines, fault);
     }
@@ -128,9 +125,4 @@ impl Inspector {
         self.model_nos.insert(name.to_owned(), model_no);
         Some(model_no)
     }
-}
-
-fn is_json_behind_mark(line: &[u8]) -> bool {
-    let json = line.strip_prefix(BYTE_ORDER_MARK).unwrap_or(line);
-    std::str::from_utf8(json).is_ok_and(json::is_valid)
 }

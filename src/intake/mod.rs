@@ -17,6 +17,7 @@ pub use duplicates::Suspect;
 pub use inspector::ModelReport;
 
 use crate::domain::findings::Findings;
+use crate::domain::jsonl::NotJsonl;
 use cutter::Cutter;
 use inspector::{Inspector, Line};
 
@@ -74,9 +75,9 @@ pub struct Report {
     pub findings: Findings,
     /// Lines that probably repeat a `custom_id`: the first 128, by line.
     pub suspects: Vec<Suspect>,
-    /// Whether the first line that is not blank is JSON, a byte order mark before it or not; true
-    /// if it is too long to tell, `None` if there is no such line.
-    pub first_line_is_json: Option<bool>,
+    /// What the file is, where its first line that is not blank shows that it is no JSON Lines.
+    /// A line that is too long to be looked at shows nothing.
+    pub not_jsonl: Option<NotJsonl>,
     /// Whether there are more than [`MAX_MODELS`]; those beyond are not counted anywhere.
     pub too_many_models: bool,
 }
@@ -132,6 +133,11 @@ impl Intake {
         Ok(())
     }
 
+    /// Takes the file for what it is, whatever its lines are. To be said before the first bytes.
+    pub fn leave_unchecked(&mut self) {
+        self.mode = Mode::Unchecked;
+    }
+
     /// How many bytes of a line are held because it has not ended.
     #[must_use]
     pub fn line_bytes(&self) -> usize {
@@ -172,6 +178,8 @@ impl Intake {
         let window = &bytes[..end.unwrap_or(bytes.len())];
         let taken = self.cutter.fill(window, out)?;
         if end == Some(taken) {
+            // The next chunk begins with a line of its own, so that its lines can be counted.
+            self.cutter.cut_all(out)?;
             self.mode = Mode::Lines;
         }
         Ok(taken)

@@ -123,7 +123,7 @@ fn an_empty_file_has_no_chunks() {
         let (chunks, report) = take_in(b"", &[1], LIMITS, check);
         assert_eq!(chunks, []);
         assert_eq!((report.bytes, report.lines, report.requests), (0, 0, 0));
-        assert_eq!(report.first_line_is_json, None);
+        assert_eq!(report.not_jsonl, None);
     }
 }
 
@@ -144,7 +144,7 @@ fn models_and_lines_are_counted() {
     assert_whole(file.as_bytes(), &chunks, &report);
     assert_lines(file.as_bytes(), &chunks, &report);
     assert_eq!((report.lines, report.requests), (8, 6));
-    assert_eq!(report.first_line_is_json, Some(true));
+    assert_eq!(report.not_jsonl, None);
     let models = report.models.iter();
     let models: Vec<_> = models
         .map(|model| {
@@ -178,23 +178,33 @@ fn models_and_lines_are_counted() {
 
 #[test]
 fn the_first_line_tells_whether_the_file_is_json() {
-    for (file, expected) in [
-        ("{}", Some(true)),
-        ("\n \n[1]\noops", Some(true)),
-        ("\u{feff}{}\n", Some(true)),
-        ("oops\n{}", Some(false)),
-        ("\u{feff}oops", Some(false)),
-        ("\u{feff}\n{}", Some(false)),
-        ("{\"a\":\n1}", Some(false)),
-        ("\n \r\n", None),
-        (
-            "  this line is longer than it may be, whatever it is",
-            Some(true),
-        ),
+    for (file, is_json) in [
+        ("{}", true),
+        ("\n \n[1]\noops", true),
+        ("\u{feff}{}\n", true),
+        ("oops\n{}", false),
+        ("\u{feff}oops", false),
+        ("\u{feff}\n{}", false),
+        ("{\"a\":\n1}", false),
+        ("\n \r\n", true),
+        ("{}\noops", true),
+        ("  this line is longer than it may be, whatever it is", true),
     ] {
         let limits = Limits { max_line_bytes: 20 };
         let (_, report) = take_in(file.as_bytes(), &[7], limits, true);
-        assert_eq!(report.first_line_is_json, expected, "{file:?}");
+        assert_eq!(report.not_jsonl.is_none(), is_json, "{file:?}");
+    }
+}
+
+#[test]
+fn a_chunk_begins_with_a_line_after_one_that_is_too_long() {
+    let limits = Limits { max_line_bytes: 20 };
+    for length in [21, 100, PIECE_BYTES, 2 * PIECE_BYTES + 7] {
+        let file = format!("{{}}\n{}\n{{}}\n", "x".repeat(length));
+        let (chunks, report) = take_in(file.as_bytes(), &[usize::MAX], limits, true);
+        assert_whole(file.as_bytes(), &chunks, &report);
+        let last = chunks.last().expect("a chunk");
+        assert_eq!((last.first_line, last.lines, last.bytes), (3, 1, 3));
     }
 }
 
@@ -291,7 +301,7 @@ fn what_is_not_for_a_batch_is_cut_by_size_alone() {
             .iter()
             .all(|c| c.chunk_bytes == PIECE_BYTES as u64 && c.lines == 0)
     );
-    assert_eq!(report.first_line_is_json, None);
+    assert_eq!(report.not_jsonl, None);
 }
 
 /// Files of many kinds: lines of every length, in few models, with anything in between.

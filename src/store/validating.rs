@@ -34,8 +34,9 @@ pub struct Unvalidated {
     pub tenant: String,
     pub endpoint: String,
     pub input_file_id: String,
-    /// `None` where the tenant has no such file for batches.
     pub input: Option<Input>,
+    /// Where there is no input: the purpose of the tenant's file of that id, if there is one.
+    pub other_purpose: Option<String>,
 }
 
 #[derive(Clone, Debug)]
@@ -98,6 +99,7 @@ struct WaitingRow {
     tenant: String,
     endpoint: String,
     input_file_id: String,
+    purpose: Option<String>,
     requests: Option<i64>,
     bytes: Option<i64>,
     findings: Option<String>,
@@ -115,7 +117,8 @@ impl Store {
         let rows: Vec<WaitingRow> = on!(self.reader(), c => {
             sqlx::query_as(
                 "-- unvalidated
-                 SELECT w.id, w.tenant, w.endpoint, w.input_file_id, f.requests, f.bytes, f.findings
+                 SELECT w.id, w.tenant, w.endpoint, w.input_file_id, f.purpose, f.requests,
+                    f.bytes, f.findings
                  FROM (SELECT * FROM
                     (SELECT id, tenant, endpoint, input_file_id, created_at,
                         ROW_NUMBER() OVER (PARTITION BY tenant ORDER BY created_at, id) AS turn
@@ -124,17 +127,15 @@ impl Store {
                        AND status = 'validating') AS waiting
                     ORDER BY turn, created_at, id LIMIT $1) w
                  LEFT JOIN files f ON f.id = w.input_file_id AND f.tenant = w.tenant
-                   AND f.purpose = $2 AND f.batch_id IS NULL
                    AND (f.state = 'ready' OR (f.state = 'deleted' AND f.touched_at >= w.created_at))
                    AND (f.expires_at IS NULL OR f.expires_at > w.created_at)
                  ORDER BY w.turn, w.created_at, w.id",
             )
             .bind(ROUND)
-            .bind(Purpose::Batch.as_str())
             .fetch_all(c)
             .await?
         });
-        let files = rows.iter().filter(|row| row.requests.is_some());
+        let files = rows.iter().filter(|row| row.is_for_batches());
         let mut models = self
             .models_of(files.map(|row| row.input_file_id.as_str()).collect())
             .await?;
@@ -439,9 +440,15 @@ const UNIT: &str = "batch_id, chunk_no, model_no, state, epoch, flush_no, takeov
                 chunk_bytes, done, output_bytes, error_bytes";
 
 impl WaitingRow {
+    /// Whether the tenant has such a file, and uploaded it for batches.
+    fn is_for_batches(&self) -> bool {
+        self.purpose.as_deref() == Some(Purpose::Batch.as_str())
+    }
+
     fn read(self, models: &mut HashMap<String, Result<Vec<ModelReport>>>) -> Result<Unvalidated> {
+        let is_for_batches = self.is_for_batches();
         let input = match (self.requests, self.bytes) {
-            (Some(requests), Some(bytes)) => {
+            (Some(requests), Some(bytes)) if is_for_batches => {
                 let findings = match &self.findings {
                     Some(findings) => serde_json::from_str(findings)
                         .map_err(|error| damaged(&self.input_file_id, error))?,
@@ -471,6 +478,7 @@ impl WaitingRow {
             endpoint: self.endpoint,
             input_file_id: self.input_file_id,
             input,
+            other_purpose: self.purpose.filter(|_| !is_for_batches),
         })
     }
 }

@@ -10,7 +10,7 @@
 use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
-use tokio::sync::{oneshot, watch};
+use tokio::sync::{Semaphore, SemaphorePermit, oneshot, watch};
 
 /// The budget of a process. Two lines of 16 MiB, which is as long as lines may be unless somebody
 /// says otherwise, have room in it at once, or nine of 1.6 MB, or three of 5 MB: more of them would
@@ -19,6 +19,9 @@ use tokio::sync::{oneshot, watch};
 const BYTES: usize = 64 << 20;
 /// Hashes may have this part of the budget; the rest is for lines alone.
 const HASHES_PART: usize = 4;
+/// So many decoders may hold a window of up to 8 MiB at once, beyond the budget. They read from the
+/// store, never from a client, so that none keeps its window for long.
+const HEAVY_DECODERS: usize = 4;
 /// A long line is held as it came, and then once more, compressed.
 const COPIES: usize = 2;
 
@@ -29,6 +32,7 @@ const COPIES: usize = 2;
 pub struct UploadBudget {
     total: usize,
     state: Mutex<State>,
+    heavy_decoders: Semaphore,
     /// Whether a line waits.
     waits: watch::Sender<bool>,
 }
@@ -71,6 +75,7 @@ impl UploadBudget {
         Arc::new(Self {
             total,
             state: Mutex::default(),
+            heavy_decoders: Semaphore::new(HEAVY_DECODERS),
             waits: watch::Sender::new(false),
         })
     }
@@ -99,6 +104,13 @@ impl UploadBudget {
             budget: Arc::clone(self),
             held: 0,
         }
+    }
+
+    /// Waits until one more decoder may hold a large window. The decoder has it until the permit is
+    /// dropped.
+    pub(super) async fn heavy_decoder(&self) -> Option<SemaphorePermit<'_>> {
+        // The semaphore is never closed.
+        self.heavy_decoders.acquire().await.ok()
     }
 
     /// Bytes that are held now.

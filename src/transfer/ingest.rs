@@ -7,6 +7,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use bytes::Bytes;
+use futures::stream;
 use tokio::runtime::Handle;
 use tokio::task::JoinHandle;
 use tokio::time::Instant;
@@ -15,8 +16,10 @@ use tokio_util::task::{AbortOnDropHandle, TaskTracker};
 use super::budget::{Part, UploadBudget};
 use super::duplicates;
 use super::pace::Pace;
+use super::packed::{NoContent, Packing, Unpacked, Unreadable};
 use crate::domain::file::Purpose;
 use crate::domain::id;
+use crate::domain::jsonl::NotJsonl;
 use crate::intake::{Chunk, Intake, Limits, MAX_MODELS, Report};
 use crate::store::{self, Claim, NewUpload, PublishedUpload, Store, StoredFile};
 
@@ -35,8 +38,13 @@ const TOUCHED_EVERY: Duration = Duration::from_secs(20);
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
     /// For [`Purpose::Batch`]: it is empty, or does not begin with a line of JSON.
-    #[error("Invalid file format for Batch API. Must be .jsonl")]
-    NotJsonl,
+    #[error("{0}")]
+    NotJsonl(NotJsonl),
+    #[error(transparent)]
+    Unreadable(#[from] Unreadable),
+    /// Its content has more bytes than a file may have.
+    #[error("the file is larger than {0} bytes")]
+    TooLarge(u64),
     #[error(transparent)]
     Store(#[from] store::Error),
     /// Compressing failed, or temporary disk did.
@@ -148,6 +156,14 @@ impl Ingest {
         Ok(ingest)
     }
 
+    /// Takes the file for what it is, whatever its lines are: its first bytes have shown that it
+    /// has none. To be called before they are written.
+    pub fn leave_unchecked(&mut self) {
+        if let Work::Idle(state) = &mut self.intake {
+            state.intake.leave_unchecked();
+        }
+    }
+
     /// Waits for the client's next bytes. While the file holds a part of the budget that others
     /// wait for, they must come at a least rate.
     ///
@@ -213,6 +229,47 @@ impl Ingest {
         Ok(file)
     }
 
+    /// The file that this one holds, compressed. It is whole, but not shown yet; this one is
+    /// removed. Needed where a form says only behind a file that the file is for a batch, and for
+    /// packings whose decoder is not light.
+    ///
+    /// # Errors
+    /// When the content cannot be read, has more than `max_bytes`, or the database or temporary
+    /// disk fails. Nothing is left then.
+    pub async fn unpack(
+        mut self,
+        packing: Packing,
+        limits: Limits,
+        max_bytes: u64,
+        budget: &Arc<UploadBudget>,
+    ) -> Result<Ingest, Error> {
+        let state = self.idle().await?;
+        let rest = mem::take(&mut self.gathered);
+        self.run(state.end(rest)).await?;
+        let _permit = if packing.is_light() {
+            None
+        } else {
+            budget.heavy_decoder().await
+        };
+        let store = &self.store;
+        let NewUpload { file_id, tenant } = &self.upload;
+        let mut content = Ingest::begin(store, tenant, limits, true, budget).await?;
+        let packed = stream::try_unfold((0, 0), |place| async move {
+            let piece = store.piece(file_id, place).await?;
+            Ok(piece.map(|piece| (Bytes::from(piece.bytes), piece.next)))
+        });
+        let mut unpacked = Unpacked::<store::Error>::new(packing, packed);
+        let mut length = 0;
+        while let Some(bytes) = unpacked.next().await? {
+            length += bytes.len() as u64;
+            if length > max_bytes {
+                return Err(Error::TooLarge(max_bytes));
+            }
+            content.write(bytes).await?;
+        }
+        Ok(content)
+    }
+
     /// Waits for what was handed over.
     async fn idle(&mut self) -> Result<Box<State>, Error> {
         match mem::replace(&mut self.intake, Work::Gone) {
@@ -244,8 +301,9 @@ impl Ingest {
         if finish.purpose != Purpose::Batch {
             return Ok(upload);
         }
-        if report.bytes == 0 || report.first_line_is_json == Some(false) {
-            return Err(Error::NotJsonl);
+        let empty = (report.bytes == 0).then_some(NotJsonl::EMPTY);
+        if let Some(what) = empty.or(report.not_jsonl) {
+            return Err(Error::NotJsonl(what));
         }
         let mut findings = report.findings;
         if report.too_many_models {
@@ -262,6 +320,15 @@ impl Ingest {
         upload.models = report.models;
         upload.findings = Some(serde_json::to_string(&findings).map_err(io::Error::from)?);
         Ok(upload)
+    }
+}
+
+impl From<NoContent<store::Error>> for Error {
+    fn from(cause: NoContent<store::Error>) -> Self {
+        match cause {
+            NoContent::Source(error) => Error::Store(error),
+            NoContent::Unreadable(why) => Error::Unreadable(why),
+        }
     }
 }
 

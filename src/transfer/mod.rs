@@ -9,12 +9,14 @@ mod content;
 mod duplicates;
 mod ingest;
 mod pace;
+mod packed;
 #[cfg(test)]
 mod testing;
 
 pub use budget::UploadBudget;
 pub use content::content;
 pub use ingest::{Answer, Error, Finish, Ingest};
+pub use packed::{NoContent, Packing, Unpacked, Unreadable};
 
 use crate::store;
 

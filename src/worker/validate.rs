@@ -221,14 +221,18 @@ impl Validate {
     fn judge(&self, batch: &Unvalidated) -> Vec<Finding> {
         let Some(input) = &batch.input else {
             let id = &batch.input_file_id;
-            return vec![Finding::of_file(
-                "invalid_request",
-                &format!(
-                    "Cannot find file {id}, or organization {} does not have access to it.",
-                    batch.tenant
-                ),
-                Some("file_id"),
-            )];
+            let mut message = format!(
+                "Cannot find file {id}, or organization {} does not have access to it.",
+                batch.tenant
+            );
+            if let Some(purpose) = &batch.other_purpose {
+                message.push_str(&format!(
+                    " There is a file of that id, but its purpose is '{purpose}': upload it again \
+                     with the purpose 'batch'."
+                ));
+            }
+            let finding = Finding::of_file("invalid_request", &message, Some("file_id"));
+            return vec![finding];
         };
         if input.requests == 0 {
             return vec![Finding::of_file(

@@ -1,5 +1,6 @@
-//! Uploads: broken off, in pieces, several at once, repeated, and those that expire.
+//! Uploads: broken off, in pieces, several at once, repeated, compressed, and those that expire.
 
+mod compressed;
 mod repeated;
 mod slow;
 

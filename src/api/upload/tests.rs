@@ -263,10 +263,14 @@ async fn a_batch_file_must_be_jsonl() {
         ] {
             let answer = upload(&test, &fields).await;
             assert_eq!(answer.status, 400);
+            let error = error(&answer);
+            let sentence = "Invalid file format for Batch API. Must be .jsonl. ";
+            let message = error["message"].as_str().unwrap();
+            assert!(message.starts_with(sentence), "{message}");
             assert_eq!(
-                error(&answer),
+                error,
                 json!({
-                    "message": "Invalid file format for Batch API. Must be .jsonl",
+                    "message": message,
                     "type": "invalid_request_error", "param": null, "code": null,
                 })
             );

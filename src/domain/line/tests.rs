@@ -38,6 +38,7 @@ fn a_good_line_is_a_request() {
     let good = line(|_| {});
     let expected = Request {
         custom_id: "a".into(),
+        url: "/v1/chat/completions".into(),
         endpoint: endpoint::find("/v1/chat/completions"),
         model: Some("m".into()),
         fault: None,
@@ -74,24 +75,36 @@ fn a_line_that_is_no_json_object_is_refused() {
     not_utf8[15] = 0xFF;
     let with_body = |body: &str| good.replace("[]", body);
     let nested = |depth: usize| with_body(&("[".repeat(depth) + &"]".repeat(depth)));
-    for bad in [
-        &b"hello"[..],
-        b"[]",
-        b"null",
-        b"\"\"",
-        b"{}{}",
-        &not_utf8,
-        &good.as_bytes()[..good.len() - 1],
-        format!("\u{feff}{good}").as_bytes(),
-        with_body("[01]").as_bytes(),
-        with_body("[NaN]").as_bytes(),
-        with_body("[\"\t\"]").as_bytes(),
-        good.replace("\"a\"", r#""\ud800""#).as_bytes(),
-        nested(127).as_bytes(),
-        nested(10_000).as_bytes(),
+    for (bad, why) in [
+        (&b"hello"[..], "no JSON from column 1"),
+        (b"[]", "It is an array: each line"),
+        (b" [1]\r", "without brackets"),
+        (b"null", "It is null: each line must be one object with"),
+        (b"\"\"", "It is a string"),
+        (b"{}{}", "column 3: trailing characters"),
+        (&not_utf8, "Byte 16 is 0xFF"),
+        (
+            &good.as_bytes()[..good.len() - 1],
+            "write each request on one line",
+        ),
+        (format!("\u{feff}{good}").as_bytes(), "byte order mark"),
+        (with_body("[01]").as_bytes(), "invalid number"),
+        (with_body("[NaN]").as_bytes(), "expected value"),
+        (with_body("[\"\t\"]").as_bytes(), "control character"),
+        (
+            good.replace("\"a\"", r#""\ud800""#).as_bytes(),
+            "'custom_id' has",
+        ),
+        (nested(127).as_bytes(), "deeper than 128"),
+        (nested(10_000).as_bytes(), "deeper than 128"),
     ] {
-        let message = "This line is not parseable as valid JSON.";
-        assert_fault(bad, "invalid_json_line", None, message);
+        let Check::Fault(fault) = check(bad) else {
+            panic!("{why}: it is taken");
+        };
+        let sentence = "This line is not parseable as valid JSON. ";
+        assert_eq!((fault.code, &fault.param), ("invalid_json_line", &None));
+        assert!(fault.message.starts_with(sentence), "{}", fault.message);
+        assert!(fault.message.contains(why), "{why}: {}", fault.message);
     }
     // With the line and its body, 128.
     assert_eq!(fault_of(nested(126).as_bytes()), None);

@@ -139,7 +139,7 @@ async fn a_batch_file_must_begin_with_json() {
         if taken {
             assert_eq!(outcome.unwrap().id, file_id);
         } else {
-            assert!(matches!(outcome, Err(Error::NotJsonl)), "{outcome:?}");
+            assert!(matches!(outcome, Err(Error::NotJsonl(_))), "{outcome:?}");
             is_removed(&test, &file_id).await;
         }
     }

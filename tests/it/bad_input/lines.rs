@@ -2,7 +2,7 @@
 
 use serde_json::{Value, json};
 
-use super::case::Text::{self, Any, Null, Starts};
+use super::case::Text::{self, Any, Holds, Null, Starts};
 use super::case::{LINE, batch_but, ended, get, json_of, send};
 use crate::support::{Server, on_every_engine};
 
@@ -26,7 +26,7 @@ fn finding(
 }
 
 fn unparseable(line: u64) -> Finding {
-    finding(line, ("invalid_json_line", Null, UNPARSEABLE))
+    finding(line, ("invalid_json_line", Null, Starts(UNPARSEABLE)))
 }
 
 /// A good line but for what `change` does to it, on a line of its own.
@@ -131,8 +131,16 @@ async fn every_bad_line_is_named() {
             format!("{}\n", LINE.replace("[]", "NaN")),
             unparseable(2),
         ),
-        ("an array", "[1]\n".into(), finding(2, (Any, Any, Any))),
-        ("a number", "7\n".into(), finding(2, (Any, Any, Any))),
+        (
+            "an array",
+            "[1]\n".into(),
+            finding(2, (Any, Any, Holds("It is an array"))),
+        ),
+        (
+            "a number",
+            "7\n".into(),
+            finding(2, (Any, Any, Holds("It is an integer"))),
+        ),
         ("null", "null\n".into(), finding(2, (Any, Any, Any))),
         (
             "no custom_id",
@@ -199,12 +207,22 @@ async fn every_bad_line_is_named() {
         (
             "another endpoint",
             line(|line| line["url"] = json!("/v1/embeddings")),
-            finding(2, ("invalid_url", "url", OTHER_URL)),
+            finding(
+                2,
+                (
+                    "invalid_url",
+                    "url",
+                    Holds("'/v1/embeddings', and the batch's"),
+                ),
+            ),
         ),
         (
             "an endpoint that is not",
             line(|line| line["url"] = json!("https://example.com/")),
-            finding(2, ("invalid_url", "url", OTHER_URL)),
+            finding(
+                2,
+                ("invalid_url", "url", Holds("'https://example.com/', and")),
+            ),
         ),
         (
             "streaming",
@@ -234,7 +252,7 @@ async fn several_bad_lines_are_named_at_once() {
         finding(4, ("missing_required_parameter", "custom_id", Any)),
         unparseable(5),
         finding(6, ("duplicate_custom_id", "custom_id", DUPLICATE)),
-        finding(8, ("invalid_url", "url", OTHER_URL)),
+        finding(8, ("invalid_url", "url", Starts(OTHER_URL))),
     ];
     check(&server, "several", content, &expected).await;
 }
@@ -337,6 +355,11 @@ async fn a_line_of_twenty_megabytes_is_too_long() {
         &[too_long(), unparseable(3)],
     )
     .await;
+    // Line 3 repeats line 1, and line 5 repeats line 4.
+    let repeats = |n| finding(n, ("duplicate_custom_id", "custom_id", Any));
+    let content = format!("{LINE}\n{long}\n{LINE}\n{after}\n{after}\n");
+    let expected = [too_long(), repeats(3), repeats(5)];
+    check(&server, "20 MB between duplicates", content, &expected).await;
 }
 
 async fn a_file_of_blank_lines_is_empty() {
@@ -393,10 +416,17 @@ async fn a_file_that_is_no_batch_file_cannot_be_found() {
         .upload(format!("{LINE}\n").into_bytes(), "a.jsonl", "user_data")
         .await;
     let wrong_purpose = json_of(response).await;
-    for id in [json!("file-x"), wrong_purpose["id"].clone(), json!("")] {
+    let none = || Starts("Cannot find file ");
+    let purpose =
+        || Holds("access to it. There is a file of that id, but its purpose is 'user_data'");
+    for (id, message) in [
+        (json!("file-x"), none()),
+        (json!(""), none()),
+        (wrong_purpose["id"].clone(), none()),
+        (wrong_purpose["id"].clone(), purpose()),
+    ] {
         let created = send(&server, &batch_but("input_file_id", id)).await;
         let failed = ended(&server, created).await;
-        let message = Starts("Cannot find file ");
         let expected = finding(0, ("invalid_request", "file_id", message));
         assert_failed("no such file", &failed, &[expected]);
     }

@@ -2,13 +2,14 @@
 
 use reqwest::StatusCode;
 
-use super::case::Text::{Any, Holds, Null};
+use super::case::Text::{Any, Holds, Null, Starts};
 use super::case::{
     LINE, Request, case, check, field, file, form, get, json_of, listed, multipart, request,
 };
 use crate::support::{Server, on_every_engine};
 
 const NOT_JSONL: &str = "Invalid file format for Batch API. Must be .jsonl";
+const NOT_UTF8: &str = "Invalid file for Batch API. Must be utf-8 encoded";
 
 /// A good upload but for `expires_after`.
 fn expiring(anchor: &str, seconds: &str) -> Request {
@@ -30,7 +31,7 @@ async fn an_upload_that_is_no_file_is_refused() {
             name,
             form(&[purpose(), file(content)]),
             400,
-            (Null, Null, NOT_JSONL),
+            (Null, Null, Starts(NOT_JSONL)),
         )
     };
     let good = form(&[purpose(), file(LINE)]);
@@ -50,7 +51,7 @@ async fn an_upload_that_is_no_file_is_refused() {
             "nothing, before the purpose",
             form(&[file(""), purpose()]),
             400,
-            (Null, Null, NOT_JSONL),
+            (Null, Null, Starts(NOT_JSONL)),
         ),
         bad("no purpose", form(&[file(LINE)]), "purpose"),
         bad(
@@ -135,6 +136,51 @@ async fn an_upload_that_is_no_file_is_refused() {
     check(&server, cases).await;
 }
 
+/// The beginnings of files that people take for JSON Lines, and what tells them apart.
+async fn a_file_of_another_kind_is_told_what_it_is() {
+    let server = Server::start().await;
+    let utf16 = |text: &str| text.encode_utf16().flat_map(u16::to_le_bytes).collect();
+    let pretty = "{\n  \"custom_id\": \"a\"\n}\n";
+    let files: [(Vec<u8>, &str, &str); 9] = [
+        (Vec::new(), NOT_JSONL, "is empty"),
+        (utf16(&format!("\u{feff}{LINE}\n")), NOT_UTF8, "is UTF-16"),
+        (utf16(&format!("{LINE}\n")), NOT_UTF8, "is UTF-16"),
+        (
+            b"{\"custom_id\":\"caf\xe9\"}\n".to_vec(),
+            NOT_UTF8,
+            "Windows-1252",
+        ),
+        (
+            b"[\n{\"custom_id\":\"a\"}\n]\n".to_vec(),
+            NOT_JSONL,
+            "a JSON array",
+        ),
+        (pretty.into(), NOT_JSONL, "pretty-printed"),
+        (b"custom_id,body\na,b\n".to_vec(), NOT_JSONL, "CSV"),
+        (b"PK\x03\x04\x14\0\x06\0".to_vec(), NOT_JSONL, ".xlsx"),
+        (b"words\n".to_vec(), NOT_JSONL, "no JSON"),
+    ];
+    let rows = server.rows().await;
+    for (content, sentence, hint) in &files {
+        let response = server.upload(content.clone(), "in.jsonl", "batch").await;
+        assert_eq!(response.status(), 400, "{hint}");
+        let error = json_of(response).await["error"].clone();
+        let message = error["message"].as_str().expect("a message");
+        assert!(message.starts_with(&format!("{sentence}. ")), "{message}");
+        assert!(message.contains(hint), "{hint}: {message}");
+        assert!(
+            error["param"].is_null() && error["code"].is_null(),
+            "{error}"
+        );
+        server.has_only(&rows).await;
+    }
+    // For any other purpose these are bytes.
+    for (content, _, hint) in files {
+        let response = server.upload(content, "in.jsonl", "user_data").await;
+        assert_eq!(response.status(), 200, "{hint}");
+    }
+}
+
 async fn a_file_over_the_limit_is_refused() {
     let server = Server::with("[limits]\nmax_file_bytes = 100_000").await;
     let just = "x".repeat(100_000 - LINE.len() - 1);
@@ -206,6 +252,7 @@ async fn some_purposes_cannot_be_downloaded() {
 
 on_every_engine![
     an_upload_that_is_no_file_is_refused,
+    a_file_of_another_kind_is_told_what_it_is,
     a_file_over_the_limit_is_refused,
     an_upload_that_is_broken_off_leaves_nothing,
     some_purposes_cannot_be_downloaded,

@@ -93,7 +93,12 @@ describe('a bad request is', () => {
     assertFails(
       () => client.files.create({ file: new File([], 'empty.jsonl'), purpose: 'batch' }),
       OpenAI.BadRequestError,
-      { status: 400, message: 'Invalid file format for Batch API. Must be .jsonl' },
+      {
+        status: 400,
+        message:
+          'Invalid file format for Batch API. Must be .jsonl. ' +
+          'The file is empty: write one request on each line.',
+      },
     ));
 });
 

@@ -100,7 +100,10 @@ def test_a_missing_field_is_a_bad_request(create):
 def test_an_empty_batch_file_is_a_bad_request(client):
     with pytest.raises(openai.BadRequestError) as caught:
         client.files.create(file=("empty.jsonl", b""), purpose="batch")
-    message = "Invalid file format for Batch API. Must be .jsonl"
+    message = (
+        "Invalid file format for Batch API. Must be .jsonl. "
+        "The file is empty: write one request on each line."
+    )
     assert_error(caught.value, 400, code=None, param=None, message=message)
 
 
