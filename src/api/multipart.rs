@@ -1,13 +1,17 @@
 //! The parts of a form, as they come: `multer` finds them, and this bounds what it holds.
 
 use std::sync::Arc;
-use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 
 use axum::body::Body;
 use axum::http::{HeaderMap, header};
+use base64::Engine as _;
+use base64::prelude::BASE64_STANDARD;
 use bytes::Bytes;
 use futures::stream;
 use http_body_util::BodyExt;
+use memchr::memchr;
+use percent_encoding::percent_decode_str;
 
 use super::drain::drain;
 use super::error::{self, ApiError, Result};
@@ -27,25 +31,37 @@ pub fn boundary(headers: &HeaderMap) -> Result<String> {
         .get(header::CONTENT_TYPE)
         .and_then(|value| value.to_str().ok())
         .unwrap_or_default();
-    multer::parse_boundary(content_type).map_err(|cause| {
-        error::bad_request(match cause {
-            multer::Error::NoBoundary => {
-                "The Content-Type multipart/form-data must name its boundary.".to_owned()
-            }
-            _ => {
-                "The body must be a form: its Content-Type must be multipart/form-data.".to_owned()
-            }
-        })
+    let media_type = content_type.split(';').next().unwrap_or_default().trim();
+    if !media_type.eq_ignore_ascii_case("multipart/form-data") {
+        return Err(error::bad_request(
+            "The body must be a form: its Content-Type must be multipart/form-data.",
+        ));
+    }
+    // Not by `multer`: it takes no boundary with a `=` that is not quoted, and Java's clients send
+    // such ones.
+    let boundary = parameter(content_type, "boundary").filter(|boundary| !boundary.is_empty());
+    boundary.ok_or_else(|| {
+        error::bad_request("The Content-Type multipart/form-data must name its boundary.")
     })
 }
 
 /// A body as it is received.
 pub struct Incoming {
     body: Body,
-    /// Bytes that were received and are not part of any part so far.
-    overhead: Arc<AtomicUsize>,
+    seen: Arc<Seen>,
+    /// The last byte of the first line so far; `None` once the line has ended.
+    first_line: Option<u8>,
     begun: bool,
     broken: bool,
+}
+
+/// What is known of the bytes that were received.
+#[derive(Debug, Default)]
+struct Seen {
+    /// How many of them are not part of any part so far.
+    overhead: AtomicUsize,
+    /// Whether the first line, which is a boundary, ends in LF without CR.
+    has_bare_lf: AtomicBool,
 }
 
 /// Why no more bytes come.
@@ -62,7 +78,8 @@ impl Incoming {
     pub fn new(body: Body) -> Self {
         Self {
             body,
-            overhead: Arc::default(),
+            seen: Arc::default(),
+            first_line: Some(0),
             begun: false,
             broken: false,
         }
@@ -93,13 +110,14 @@ impl Incoming {
     }
 
     async fn receive(&mut self) -> Option<std::result::Result<Bytes, Broken>> {
-        if self.overhead.load(Ordering::Relaxed) > OVERHEAD_BYTES_MAX {
+        if self.seen.overhead.load(Ordering::Relaxed) > OVERHEAD_BYTES_MAX {
             return Some(Err(Broken::Overhead));
         }
         loop {
             match self.body.frame().await?.map(|frame| frame.into_data()) {
                 Ok(Ok(bytes)) => {
-                    self.overhead.fetch_add(bytes.len(), Ordering::Relaxed);
+                    self.seen.overhead.fetch_add(bytes.len(), Ordering::Relaxed);
+                    self.look_at_the_first_line(&bytes);
                     return Some(Ok(bytes));
                 }
                 // Trailers, which say nothing here.
@@ -110,23 +128,41 @@ impl Incoming {
     }
 }
 
+impl Incoming {
+    fn look_at_the_first_line(&mut self, bytes: &[u8]) {
+        let Some(last) = self.first_line else {
+            return;
+        };
+        match memchr(b'\n', bytes) {
+            None => self.first_line = bytes.last().copied().or(Some(last)),
+            Some(end) => {
+                let before = end.checked_sub(1).map_or(last, |before| bytes[before]);
+                self.seen
+                    .has_bare_lf
+                    .store(before != b'\r', Ordering::Relaxed);
+                self.first_line = None;
+            }
+        }
+    }
+}
+
 /// A form, part by part.
 pub struct Form<'a> {
     form: multer::Multipart<'a>,
-    overhead: Arc<AtomicUsize>,
+    seen: Arc<Seen>,
     parts: usize,
 }
 
 impl<'a> Form<'a> {
     #[must_use]
     pub fn new(body: &'a mut Incoming, boundary: String) -> Self {
-        let overhead = Arc::clone(&body.overhead);
+        let seen = Arc::clone(&body.seen);
         let frames = stream::unfold(body, |body| async {
             body.next().await.map(|frame| (frame, body))
         });
         Self {
             form: multer::Multipart::new(frames, boundary),
-            overhead,
+            seen,
             parts: 0,
         }
     }
@@ -136,10 +172,11 @@ impl<'a> Form<'a> {
     /// # Errors
     /// When the body is no such form, or does not come.
     pub async fn next(&mut self) -> Result<Option<Part<'a>>> {
-        let Some(field) = self.form.next_field().await.map_err(broken)? else {
+        let next = self.form.next_field().await;
+        let Some(field) = next.map_err(|cause| broken(cause, &self.seen))? else {
             return Ok(None);
         };
-        self.overhead.store(0, Ordering::Relaxed);
+        self.seen.overhead.store(0, Ordering::Relaxed);
         self.parts += 1;
         if self.parts > PARTS_MAX {
             return Err(error::bad_request(format!(
@@ -150,10 +187,11 @@ impl<'a> Form<'a> {
             .headers()
             .get(header::CONTENT_DISPOSITION)
             .map_or(&[][..], |value| value.as_bytes());
+        let disposition = String::from_utf8_lossy(disposition);
         Ok(Some(Part {
-            name: parameter(disposition, "name").unwrap_or_default(),
-            filename: parameter(disposition, "filename"),
-            overhead: Arc::clone(&self.overhead),
+            name: unescaped(&disposition, "name").unwrap_or_default(),
+            filename: filename(&disposition),
+            seen: Arc::clone(&self.seen),
             field,
         }))
     }
@@ -164,7 +202,7 @@ pub struct Part<'a> {
     pub name: String,
     /// What the client calls the file that it sends.
     pub filename: Option<String>,
-    overhead: Arc<AtomicUsize>,
+    seen: Arc<Seen>,
     field: multer::Field<'a>,
 }
 
@@ -174,8 +212,9 @@ impl Part<'_> {
     /// # Errors
     /// When the content does not come, or breaks off.
     pub async fn chunk(&mut self) -> Result<Option<Bytes>> {
-        let chunk = self.field.chunk().await.map_err(broken)?;
-        self.overhead.store(0, Ordering::Relaxed);
+        let chunk = self.field.chunk().await;
+        let chunk = chunk.map_err(|cause| broken(cause, &self.seen))?;
+        self.seen.overhead.store(0, Ordering::Relaxed);
         Ok(chunk)
     }
 
@@ -203,14 +242,24 @@ impl Part<'_> {
     }
 }
 
-fn broken(cause: multer::Error) -> ApiError {
+fn broken(cause: multer::Error, seen: &Seen) -> ApiError {
+    if let multer::Error::StreamReadFailed(cause) = &cause
+        && let Some(Broken::Off(error)) = cause.downcast_ref::<Broken>()
+    {
+        return error.clone();
+    }
+    if seen.has_bare_lf.load(Ordering::Relaxed) {
+        return error::bad_request(
+            "The lines of the form end in a bare LF (\\n): boundaries and headers must end in CRLF \
+             (\\r\\n).",
+        );
+    }
     let message = match &cause {
         multer::Error::StreamReadFailed(cause) => match cause.downcast_ref::<Broken>() {
-            Some(Broken::Off(error)) => return error.clone(),
             Some(Broken::Overhead) => {
                 "The form has no part where one should begin, or one with too long headers."
             }
-            None => "The body of the request broke off.",
+            _ => "The body of the request broke off.",
         },
         multer::Error::IncompleteFieldData { .. }
         | multer::Error::IncompleteHeaders
@@ -223,16 +272,71 @@ fn broken(cause: multer::Error) -> ApiError {
     error::bad_request(message)
 }
 
-/// A parameter of a `Content-Disposition` header. Clients escape quotes as `\"` or as `%22`, and
-/// some do not escape a backslash.
-fn parameter(header: &[u8], name: &str) -> Option<String> {
-    let header = String::from_utf8_lossy(header);
+/// What a `Content-Disposition` header calls a file. Where `filename*` can be decoded, it goes
+/// before `filename` (RFC 6266): clients send both, the second for those who know only that.
+fn filename(disposition: &str) -> Option<String> {
+    let extended = parameter(disposition, "filename*");
+    if let Some(name) = extended.and_then(|value| decoded_extended(&value)) {
+        return Some(name);
+    }
+    let name = unescaped(disposition, "filename")?;
+    Some(decoded_words(&name).unwrap_or(name))
+}
+
+/// A value in the form of RFC 8187: `charset'language'text`, the text percent-encoded.
+fn decoded_extended(value: &str) -> Option<String> {
+    let mut parts = value.splitn(3, '\'');
+    let (charset, _language, text) = (parts.next()?, parts.next()?, parts.next()?);
+    in_charset(charset, percent_decode_str(text).collect())
+}
+
+/// A value of encoded words as in mail (RFC 2047), which .NET sends for names outside of ASCII.
+/// `None` where the value is anything else.
+fn decoded_words(value: &str) -> Option<String> {
+    let mut words = value.split_ascii_whitespace().peekable();
+    words.peek()?;
+    words.map(decoded_word).collect()
+}
+
+/// One encoded word: `=?charset?encoding?text?=`.
+fn decoded_word(word: &str) -> Option<String> {
+    let word = word.strip_prefix("=?")?.strip_suffix("?=")?;
+    let mut parts = word.splitn(3, '?');
+    let (charset, encoding, text) = (parts.next()?, parts.next()?, parts.next()?);
+    let bytes = match encoding {
+        "B" | "b" => BASE64_STANDARD.decode(text).ok()?,
+        // Like percent-encoding, but with another sign, and `_` for a space.
+        "Q" | "q" => {
+            let text = text.replace('_', " ").replace('%', "%25").replace('=', "%");
+            percent_decode_str(&text).collect()
+        }
+        _ => return None,
+    };
+    in_charset(charset, bytes)
+}
+
+fn in_charset(charset: &str, bytes: Vec<u8>) -> Option<String> {
+    match charset.to_ascii_lowercase().as_str() {
+        "utf-8" | "us-ascii" => String::from_utf8(bytes).ok(),
+        "iso-8859-1" => Some(bytes.into_iter().map(char::from).collect()),
+        _ => None,
+    }
+}
+
+/// A parameter of a `Content-Disposition` header, in which browsers and SDKs escape quotes as
+/// `%22`.
+fn unescaped(disposition: &str, name: &str) -> Option<String> {
+    parameter(disposition, name).map(|value| value.replace("%22", "\""))
+}
+
+/// A parameter of a header. Clients escape quotes as `\"`, and some do not escape a backslash.
+fn parameter(header: &str, name: &str) -> Option<String> {
     let (_, mut rest) = header.split_once(';')?;
     loop {
         let (key, value) = rest.split_once('=')?;
         let (value, behind) = value_of(value.trim_start());
         if key.trim().eq_ignore_ascii_case(name) {
-            return Some(value.replace("%22", "\""));
+            return Some(value);
         }
         rest = behind.split_once(';')?.1;
     }
@@ -323,14 +427,83 @@ mod tests {
                 "name",
                 Some("f"),
             ),
-            (
-                "form-data; name=\"f\"; filename*=utf-8''x",
-                "filename",
-                None,
-            ),
         ] {
-            let found = parameter(header.as_bytes(), name);
+            let found = unescaped(header, name);
             assert_eq!(found.as_deref(), value, "{name} in {header}");
+        }
+    }
+
+    #[test]
+    fn a_file_is_called_what_the_client_calls_it_however_that_is_encoded() {
+        for (parameters, name) in [
+            ("filename=a.jsonl", Some("a.jsonl")),
+            ("filename*=utf-8''x", Some("x")),
+            ("filename=\"a%22b\"", Some("a\"b")),
+            // RFC 6266, in either order.
+            (
+                "filename=\"EURO.jsonl\"; filename*=UTF-8'en'%e2%82%ac.jsonl",
+                Some("€.jsonl"),
+            ),
+            (
+                "filename*=utf-8''%E2%82%AC%22.jsonl; filename=\"x\"",
+                Some("€\".jsonl"),
+            ),
+            (
+                "filename*=iso-8859-1''caf%e9.jsonl; filename=x",
+                Some("café.jsonl"),
+            ),
+            // What cannot be decoded is not there.
+            ("filename*=utf-8''%ff; filename=x", Some("x")),
+            ("filename*=koi8-r''x; filename=y", Some("y")),
+            ("filename*=x; filename=y", Some("y")),
+            ("filename*=x", None),
+            // .NET.
+            (
+                "filename=\"=?utf-8?B?ZMOpYnV0Lmpzb25s?=\"",
+                Some("début.jsonl"),
+            ),
+            (
+                "filename=\"=?utf-8?B?ZMOpYnV0Lmpzb25s?=\"; filename*=utf-8''d%C3%A9but.jsonl",
+                Some("début.jsonl"),
+            ),
+            (
+                "filename=\"=?UTF-8?Q?d=C3=A9_100%.jsonl?= =?utf-8?q?_b?=\"",
+                Some("dé 100%.jsonl b"),
+            ),
+            (
+                "filename=\"=?utf-8?B?not base64?=\"",
+                Some("=?utf-8?B?not base64?="),
+            ),
+            ("filename=\"=?x?=\"", Some("=?x?=")),
+            ("filename=\"\"", Some("")),
+        ] {
+            let found = filename(&format!("form-data; name=\"file\"; {parameters}"));
+            assert_eq!(found.as_deref(), name, "{parameters}");
+        }
+    }
+
+    #[test]
+    fn a_boundary_is_taken_with_and_without_quotes() {
+        for (content_type, expected) in [
+            ("multipart/form-data; boundary=XX", Some("XX")),
+            (
+                "multipart/form-data; boundary=----=_Part_0_1",
+                Some("----=_Part_0_1"),
+            ),
+            (
+                "Multipart/Form-Data; charset=utf-8; boundary=\"a b;c\"",
+                Some("a b;c"),
+            ),
+            ("multipart/form-data", None),
+            ("multipart/form-data; boundary=", None),
+            ("multipart/mixed; boundary=XX", None),
+            ("text/plain", None),
+            ("", None),
+        ] {
+            let mut headers = HeaderMap::new();
+            headers.insert(header::CONTENT_TYPE, content_type.parse().unwrap());
+            let found = boundary(&headers).ok();
+            assert_eq!(found.as_deref(), expected, "{content_type}");
         }
     }
 }

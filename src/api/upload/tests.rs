@@ -112,6 +112,36 @@ async fn the_answer_is_a_file_with_every_key() {
 }
 
 #[tokio::test]
+async fn the_forms_of_java_and_dotnet_are_read() {
+    let test = TestApi::new(Auth::Off).await;
+    for (boundary, disposition, filename) in [
+        // JavaMail and what is built on it: a boundary with `=`, and no quotes.
+        ("----=_Part_0_1", "name=file; filename=in.jsonl", "in.jsonl"),
+        // .NET's MultipartFormDataContent.
+        (
+            "\"9f2e6a3c\"",
+            "name=file; filename=\"=?utf-8?B?ZMOpYnV0Lmpzb25s?=\"; \
+             filename*=utf-8''d%C3%A9but.jsonl",
+            "début.jsonl",
+        ),
+    ] {
+        let line = boundary.trim_matches('"');
+        let part = |disposition: &str, content: &str| {
+            format!(
+                "--{line}\r\nContent-Disposition: form-data; {disposition}\r\n\r\n{content}\r\n"
+            )
+        };
+        let file = part(disposition, LINE);
+        let body = format!("{}{file}--{line}--\r\n", part("name=purpose", "batch"));
+        let content_type = format!("multipart/form-data; boundary={boundary}");
+        let request = post(&[("content-type", &content_type)], Body::from(body));
+        let answer = test.send(request).await;
+        assert_eq!(answer.status, 200, "{}", answer.json());
+        assert_eq!(answer.json()["filename"], filename);
+    }
+}
+
+#[tokio::test]
 async fn a_file_is_kept_as_long_as_was_asked() {
     let test = TestApi::new(Auth::Off).await;
     let file = File("a", LINE.as_bytes());

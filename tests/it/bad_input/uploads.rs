@@ -132,6 +132,11 @@ async fn an_upload_that_is_no_file_is_refused() {
             good.with("multipart/form-data; boundary=YY", whole.clone()),
         ),
         any("garbage", multipart(vec![0xAA; 100_000])),
+        bad(
+            "lines that end in LF alone",
+            multipart(String::from_utf8_lossy(&whole).replace("\r\n", "\n")),
+            "bare LF",
+        ),
     ];
     check(&server, cases).await;
 }
