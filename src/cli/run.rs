@@ -289,6 +289,7 @@ async fn begin(
 ) -> anyhow::Result<Journal> {
     let limits = Limits {
         max_line_bytes: config.limits.max_line_bytes,
+        max_models: config.limits.max_models_per_file,
     };
     // One file alone never waits for others.
     let budget = UploadBudget::new(limits.max_line_bytes);

@@ -126,7 +126,10 @@ impl Findings {
 
     /// Notes that the file names more models than it may.
     pub fn too_many_models(&mut self, max: usize) {
-        let message = format!("The input file names more than {max} models, the maximum.");
+        let message = format!(
+            "The input file names more than {max} models, the maximum. Whoever runs the server can \
+             raise it: [limits] max_models_per_file."
+        );
         let finding = Finding::of_file("too_many_models", &message, Some("body.model"));
         self.of_file.push(finding);
     }

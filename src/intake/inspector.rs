@@ -5,7 +5,7 @@ use std::hash::RandomState;
 use std::io;
 
 use super::duplicates::Duplicates;
-use super::{MAX_MODELS, MayHold, Report};
+use super::{MayHold, Report};
 use crate::domain::findings::KEPT;
 use crate::domain::jsonl::NotJsonl;
 use crate::domain::line::{self, Check, Fault};
@@ -35,6 +35,7 @@ pub(super) enum Line {
 
 pub(super) struct Inspector {
     report: Report,
+    max_models: usize,
     duplicates: Duplicates,
     /// Where in the report a model is, by its name.
     model_nos: HashMap<String, u16>,
@@ -43,9 +44,10 @@ pub(super) struct Inspector {
 }
 
 impl Inspector {
-    pub fn new(may_hold: MayHold) -> Self {
+    pub fn new(max_models: usize, may_hold: MayHold) -> Self {
         Self {
             report: Report::default(),
+            max_models,
             duplicates: Duplicates::new(RandomState::new(), may_hold),
             model_nos: HashMap::new(),
             last_model_no: 0,
@@ -112,7 +114,7 @@ impl Inspector {
         if let Some(&model_no) = self.model_nos.get(name) {
             return Some(model_no);
         }
-        if models.len() == MAX_MODELS {
+        if models.len() == self.max_models {
             self.report.too_many_models = true;
             return None;
         }

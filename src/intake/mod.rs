@@ -23,14 +23,14 @@ use inspector::{Inspector, Line};
 
 /// How large the raw bytes of a stored piece are at most, and of a chunk but for one long line.
 pub const PIECE_BYTES: usize = 1024 * 1024;
-/// How many models a file may name.
-pub const MAX_MODELS: usize = 100;
 
 /// What an upload must keep to.
 #[derive(Clone, Copy, Debug)]
 pub struct Limits {
     /// How long a line may be, its `\n` not counted.
     pub max_line_bytes: usize,
+    /// How many models its lines may name.
+    pub max_models: usize,
 }
 
 /// Asked whether so many bytes of hashes may be held in memory. Those that may not go to disk.
@@ -78,7 +78,7 @@ pub struct Report {
     /// What the file is, where its first line that is not blank shows that it is no JSON Lines.
     /// A line that is too long to be looked at shows nothing.
     pub not_jsonl: Option<NotJsonl>,
-    /// Whether there are more than [`MAX_MODELS`]; those beyond are not counted anywhere.
+    /// Whether there are more than [`Limits::max_models`]; those beyond are not counted anywhere.
     pub too_many_models: bool,
 }
 
@@ -114,7 +114,7 @@ impl Intake {
             max_line_bytes: limits.max_line_bytes,
             mode: if check { Mode::Lines } else { Mode::Unchecked },
             cutter: Cutter::new(),
-            inspector: Inspector::new(may_hold),
+            inspector: Inspector::new(limits.max_models, may_hold),
         }
     }
 

@@ -4,6 +4,7 @@ use super::*;
 
 const LIMITS: Limits = Limits {
     max_line_bytes: 16 * PIECE_BYTES,
+    max_models: 100,
 };
 
 /// Takes in a file that is pushed in pieces of the given lengths, over and over.
@@ -190,7 +191,10 @@ fn the_first_line_tells_whether_the_file_is_json() {
         ("{}\noops", true),
         ("  this line is longer than it may be, whatever it is", true),
     ] {
-        let limits = Limits { max_line_bytes: 20 };
+        let limits = Limits {
+            max_line_bytes: 20,
+            ..LIMITS
+        };
         let (_, report) = take_in(file.as_bytes(), &[7], limits, true);
         assert_eq!(report.not_jsonl.is_none(), is_json, "{file:?}");
     }
@@ -198,7 +202,10 @@ fn the_first_line_tells_whether_the_file_is_json() {
 
 #[test]
 fn a_chunk_begins_with_a_line_after_one_that_is_too_long() {
-    let limits = Limits { max_line_bytes: 20 };
+    let limits = Limits {
+        max_line_bytes: 20,
+        ..LIMITS
+    };
     for length in [21, 100, PIECE_BYTES, 2 * PIECE_BYTES + 7] {
         let file = format!("{{}}\n{}\n{{}}\n", "x".repeat(length));
         let (chunks, report) = take_in(file.as_bytes(), &[usize::MAX], limits, true);
@@ -255,6 +262,7 @@ fn a_long_line_is_a_chunk_of_its_own_in_pieces() {
 fn a_line_that_is_too_long_passes_through() {
     let limits = Limits {
         max_line_bytes: 3 * PIECE_BYTES / 2,
+        ..LIMITS
     };
     for (length, is_fault) in [(0, false), (1, true), (PIECE_BYTES * 3, true)] {
         let line = format!("[{}]", "1".repeat(limits.max_line_bytes - 2 + length));
@@ -283,7 +291,10 @@ fn too_many_models_are_not_told_apart() {
         .collect();
     let (chunks, report) = take_in(lines.join("\n").as_bytes(), &[999], LIMITS, true);
     assert!(report.too_many_models);
-    assert_eq!((report.models.len(), report.requests), (MAX_MODELS, 104));
+    assert_eq!(
+        (report.models.len(), report.requests),
+        (LIMITS.max_models, 104)
+    );
     let counted: u32 = chunks[0].requests.iter().map(|(_, count)| count).sum();
     assert_eq!(counted, 101);
     let (_, report) = take_in(lines[..100].join("\n").as_bytes(), &[999], LIMITS, true);
@@ -338,7 +349,11 @@ proptest! {
         let (at_once, _) = take_in(&file, &[usize::MAX], LIMITS, true);
         prop_assert!(chunks == at_once, "the pieces make no difference");
 
-        let (chunks, report) = take_in(&file, &lengths, Limits { max_line_bytes }, true);
+        let limits = Limits {
+            max_line_bytes,
+            ..LIMITS
+        };
+        let (chunks, report) = take_in(&file, &lengths, limits, true);
         assert_whole(&file, &chunks, &report);
         let lines = file.split_inclusive(|&byte| byte == b'\n');
         prop_assert_eq!(report.lines, lines.count() as u64);

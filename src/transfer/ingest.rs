@@ -20,7 +20,7 @@ use super::packed::{NoContent, Packing, Unpacked, Unreadable};
 use crate::domain::file::Purpose;
 use crate::domain::id;
 use crate::domain::jsonl::NotJsonl;
-use crate::intake::{Chunk, Intake, Limits, MAX_MODELS, Report};
+use crate::intake::{Chunk, Intake, Limits, Report};
 use crate::store::{self, Claim, NewUpload, PublishedUpload, Store, StoredFile};
 
 /// Bytes are cut and compressed in batches of at least this size: each costs a change of threads.
@@ -77,6 +77,7 @@ pub struct Answer {
 pub struct Ingest {
     store: Store,
     upload: NewUpload,
+    limits: Limits,
     /// Not handed over yet.
     gathered: Vec<Bytes>,
     gathered_bytes: usize,
@@ -140,6 +141,7 @@ impl Ingest {
         let ingest = Ingest {
             store: store.clone(),
             upload,
+            limits,
             gathered: Vec::new(),
             gathered_bytes: 0,
             intake: Work::Idle(Box::new(state)),
@@ -307,7 +309,7 @@ impl Ingest {
         }
         let mut findings = report.findings;
         if report.too_many_models {
-            findings.too_many_models(MAX_MODELS);
+            findings.too_many_models(self.limits.max_models);
         }
         duplicates::confirm(
             &self.store,

@@ -20,6 +20,7 @@ use crate::store::{LeasedUnit, NewBatch, Replica, Store, StoredFile, Tally, Unit
 pub const TENANT: &str = "tenant";
 pub const LIMITS: Limits = Limits {
     max_line_bytes: 3 << 20,
+    max_models: 100,
 };
 
 pub struct TestStore {

@@ -56,6 +56,7 @@ impl Fixture {
     async fn file_of(&self, lines: impl Iterator<Item = String>) -> StoredFile {
         let limits = Limits {
             max_line_bytes: 1 << 20,
+            max_models: 100,
         };
         let budget = UploadBudget::new(limits.max_line_bytes);
         let mut ingest = Ingest::begin(&self.store, TENANT, limits, true, &budget)
@@ -505,6 +506,7 @@ async fn a_swept_upload_cannot_be_published() {
     let fixture = Fixture::new().await;
     let limits = Limits {
         max_line_bytes: 1 << 20,
+        max_models: 100,
     };
     let budget = UploadBudget::new(limits.max_line_bytes);
     let mut ingest = Ingest::begin(&fixture.store, TENANT, limits, true, &budget)

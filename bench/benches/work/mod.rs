@@ -61,6 +61,7 @@ pub fn finished() -> Vec<Line> {
 pub fn intake(file: &str, check: bool) -> Vec<Chunk> {
     let limits = Limits {
         max_line_bytes: 16 << 20,
+        max_models: 100,
     };
     let mut chunks = Vec::new();
     let mut intake = Intake::new(limits, check);

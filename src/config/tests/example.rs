@@ -21,6 +21,7 @@ fn the_defaults_are_the_documented_ones() {
     assert!(config.auth.bootstrap_key.is_none());
     assert_eq!(config.limits.max_file_bytes, 10_737_418_240);
     assert_eq!(config.limits.max_requests_per_batch, 10_000_000);
+    assert_eq!(config.limits.max_models_per_file, 100);
     assert_eq!(config.limits.max_line_bytes, 16_777_216);
     assert_eq!(config.limits.max_in_flight_bytes, 67_108_864);
     assert!(config.upstreams.is_empty() && config.models.is_empty());

@@ -31,6 +31,7 @@ fn each_fault_of_a_section_is_found_at_its_line() {
         limits   | max_file_bytes = -5                => max_file_bytes: must be from 1 to
         limits   | max_line_bytes = 1.5               => max_line_bytes: expected a whole number
         limits   | max_requests_per_batch = 9e9       => max_requests_per_batch: expected a whole
+        limits   | max_models_per_file = 10001        => max_models_per_file: must be from 1 to
         database | url = 'mysql://h'                  => url: expected sqlite://PATH or
         database | max_connections = 0                => max_connections: must be from 1 to
         database | pooler = 'no'                      => pooler: expected true or false

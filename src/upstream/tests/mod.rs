@@ -227,6 +227,7 @@ pub(super) fn config(upstreams: Vec<config::Upstream>, models: Vec<config::Model
         limits: config::Limits {
             max_file_bytes: 1 << 30,
             max_requests_per_batch: 1000,
+            max_models_per_file: 100,
             max_line_bytes: 1 << 24,
             max_in_flight_bytes: 1 << 26,
         },

@@ -388,26 +388,26 @@ async fn too_many_lines_or_models_are_refused() {
     )
     .await;
 
-    let server = Server::start().await;
-    let models: String = (0..101)
-        .map(|n| {
-            line(|line| {
-                line["custom_id"] = json!(n.to_string());
-                line["body"]["model"] = json!(format!("model-{n}"));
-            })
-        })
-        .collect();
-    let batch = server.failed_batch(models, CHAT).await;
-    let found = batch["errors"]["data"]
-        .as_array()
-        .expect("a list of errors");
-    // Beside them, each model is unknown.
-    assert!(
-        found
-            .iter()
-            .any(|e| e["code"] == "too_many_models" && e["line"].is_null()),
-        "{batch}"
-    );
+    for (max, toml) in [(100, ""), (3, "[limits]\nmax_models_per_file = 3")] {
+        let server = Server::with(toml).await;
+        let names_too_many = async |models: usize| {
+            let lines: String = (0..models)
+                .map(|n| {
+                    line(|line| {
+                        line["custom_id"] = json!(n.to_string());
+                        line["body"]["model"] = json!(format!("model-{n}"));
+                    })
+                })
+                .collect();
+            // Beside that, each model is unknown.
+            let batch = server.failed_batch(lines, CHAT).await;
+            let found = batch["errors"]["data"].as_array();
+            let mut found = found.expect("a list of errors").iter();
+            found.any(|e| e["code"] == "too_many_models" && e["line"].is_null())
+        };
+        assert!(names_too_many(max + 1).await, "{}", max + 1);
+        assert!(!names_too_many(max).await, "{max}");
+    }
 }
 
 async fn a_file_that_is_no_batch_file_cannot_be_found() {
