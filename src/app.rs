@@ -99,6 +99,7 @@ impl App {
             inside,
             workers_run: workers_run.unwrap_or_else(|| Arc::new(AtomicBool::new(true))),
             uploads: UploadBudget::new(config.limits.max_line_bytes),
+            allowed_origins: config.server.allowed_origins.clone().into(),
         };
         let router = if role.serves() {
             api::router(api)

@@ -5,8 +5,8 @@ mod operators;
 use std::time::Duration;
 
 use axum::extract::{FromRequestParts, Request, State};
-use axum::http::header;
 use axum::http::request::Parts;
+use axum::http::{HeaderName, HeaderValue, header};
 use axum::middleware::Next;
 use axum::response::{IntoResponse, Response};
 use rand::distr::{Alphanumeric, SampleString};
@@ -22,6 +22,9 @@ use operators::Operators;
 
 /// The tenant of the bootstrap key, and of everybody where no keys are needed.
 pub const DEFAULT_TENANT: &str = "default";
+
+/// The header in which Azure's clients send their key.
+pub(super) const API_KEY: HeaderName = HeaderName::from_static("api-key");
 
 /// What can be asked for without a key.
 const OPEN: [&str; 5] = ["/", "/healthz", "/readyz", "/openapi.json", "/docs"];
@@ -187,7 +190,7 @@ async fn caller(api: &Api, parts: &Parts) -> Result<Option<Caller>> {
     if is_open(parts.uri.path()) {
         return Ok(None);
     }
-    let key = bearer(parts)?;
+    let key = key(parts)?;
     let given = hash(key);
     if bootstrap.is_some_and(|hash| same(hash, &given)) {
         return Ok(Some(default_tenant()));
@@ -236,19 +239,20 @@ fn is_open(path: &str) -> bool {
     OPEN.contains(&path) || path.starts_with("/docs/")
 }
 
-/// The key in `Authorization: Bearer KEY`.
-fn bearer(parts: &Parts) -> Result<&str> {
-    let Some(value) = parts.headers.get(header::AUTHORIZATION) else {
-        return Err(error::missing_key());
+/// The key in `Authorization: Bearer KEY`, or else in `api-key: KEY`.
+fn key(parts: &Parts) -> Result<&str> {
+    let header = |name: HeaderName| {
+        // Keys are ASCII, so what is not can be no key.
+        let value = parts.headers.get(name).map(HeaderValue::to_str).transpose();
+        value.map_err(|_| error::bad_key("***"))
     };
-    // Keys are ASCII, so what is not can be no key.
-    let value = value.to_str().map_err(|_| error::bad_key("***"))?;
-    match value.split_once(' ') {
-        Some((scheme, key)) if scheme.eq_ignore_ascii_case("bearer") && !key.trim().is_empty() => {
-            Ok(key.trim())
-        }
-        _ => Err(error::missing_key()),
-    }
+    let bearer = header(header::AUTHORIZATION)?.and_then(|value| {
+        let (scheme, key) = value.split_once(' ')?;
+        scheme.eq_ignore_ascii_case("bearer").then_some(key)
+    });
+    let given = [bearer, header(API_KEY)?].into_iter().flatten();
+    let mut keys = given.map(str::trim).filter(|key| !key.is_empty());
+    keys.next().ok_or_else(error::missing_key)
 }
 
 /// Compares two hashes in the same time wherever they differ.

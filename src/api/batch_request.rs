@@ -147,8 +147,8 @@ fn file_id(given: String) -> Result<String> {
 }
 
 fn endpoint(given: String) -> Result<String> {
-    if endpoint::find(&given).is_some() {
-        return Ok(given);
+    if let Some(endpoint) = endpoint::find(&given) {
+        return Ok(endpoint.path.to_owned());
     }
     let supported: Vec<&str> = ENDPOINTS.iter().map(|endpoint| endpoint.path).collect();
     Err(error::invalid_value("endpoint", &given, &supported))

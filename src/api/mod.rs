@@ -6,10 +6,12 @@
 
 pub mod admin;
 pub mod auth;
+mod azure;
 pub mod batch_object;
 pub mod batch_request;
 pub mod batches;
 pub mod content;
+mod cors;
 pub mod drain;
 pub mod error;
 pub mod expiry;
@@ -40,6 +42,7 @@ use std::sync::atomic::AtomicBool;
 use axum::extract::Request;
 use axum::response::{IntoResponse, Response};
 use axum::{Router, middleware, routing};
+use tower::ServiceExt as _;
 use tower_http::catch_panic::CatchPanicLayer;
 use utoipa_axum::router::OpenApiRouter;
 use utoipa_axum::routes;
@@ -75,13 +78,15 @@ pub struct Api {
     pub workers_run: Arc<AtomicBool>,
     /// What uploads may hold in memory together.
     pub uploads: Arc<UploadBudget>,
+    /// Web pages from these origins may use the API.
+    pub allowed_origins: Arc<[String]>,
 }
 
 /// All of the API, ready to be served.
 pub fn router(api: Api) -> Router {
     let (router, mut document) = routes().split_for_parts();
     openapi::add_common_errors(&mut document);
-    router
+    let router = router
         .merge(openapi::pages(document))
         // A name with slashes that were not sent as %2F. The document has it already.
         .route(
@@ -94,10 +99,19 @@ pub fn router(api: Api) -> Router {
             api.clone(),
             auth::authenticate,
         ))
-        .layer(CatchPanicLayer::custom(panicked))
+        .layer(CatchPanicLayer::custom(panicked));
+    let router = if api.allowed_origins.is_empty() {
+        router
+    } else {
+        // Before the key is looked at: a browser sends none with a preflight request.
+        router.layer(cors::layer(&api.allowed_origins))
+    };
+    let router: Router = router
         .layer(middleware::from_fn(request_log::observe))
         .layer(middleware::from_fn(metrics::observe))
-        .with_state(api)
+        .with_state(api);
+    let azure = router.clone().map_request(azure::rewritten);
+    router.route_service(azure::ROUTE, azure)
 }
 
 /// What a process without the API serves: whether it is well, and how things stand in it. Whoever
@@ -158,11 +172,12 @@ async fn refuse(
     request: Request,
     error: fn(&axum::http::Method, &str) -> error::ApiError,
 ) -> Response {
+    let error = error(request.method(), azure::asked_path(&request));
     let (parts, body) = request.into_parts();
     if !drain::waits_for_leave(&parts.headers) {
         drain::drain(body).await;
     }
-    error(&parts.method, parts.uri.path()).into_response()
+    error.into_response()
 }
 
 /// The panic itself is told by the panic hook.

@@ -9,10 +9,13 @@ use axum::response::{Html, IntoResponse, Response};
 use axum::{Json, Router, routing};
 use utoipa::openapi::content::ContentBuilder;
 use utoipa::openapi::response::ResponseBuilder;
-use utoipa::openapi::security::{HttpAuthScheme, HttpBuilder, SecurityRequirement, SecurityScheme};
+use utoipa::openapi::security::{
+    ApiKey, ApiKeyValue, HttpAuthScheme, HttpBuilder, SecurityRequirement, SecurityScheme,
+};
 use utoipa::openapi::{self, ComponentsBuilder, InfoBuilder, OpenApi, OpenApiBuilder};
 use utoipa_swagger_ui::Config;
 
+use super::auth::API_KEY;
 use super::{Api, error};
 
 const DOCUMENT_PATH: &str = "/openapi.json";
@@ -23,6 +26,11 @@ pub(super) fn base() -> OpenApi {
         .scheme(HttpAuthScheme::Bearer)
         .description(Some("A key from `nightshift keys create`."))
         .build();
+    let azure = ApiKey::Header(ApiKeyValue::with_description(
+        API_KEY.as_str(),
+        "The same key, as Azure's clients send it.",
+    ));
+    let no_scopes = Vec::<String>::new;
     OpenApiBuilder::new()
         .info(
             InfoBuilder::new()
@@ -33,12 +41,12 @@ pub(super) fn base() -> OpenApi {
         .components(Some(
             ComponentsBuilder::new()
                 .security_scheme("api_key", SecurityScheme::Http(key))
+                .security_scheme("azure_api_key", SecurityScheme::ApiKey(azure))
                 .build(),
         ))
-        .security(Some([SecurityRequirement::new(
-            "api_key",
-            Vec::<String>::new(),
-        )]))
+        .security(Some(
+            ["api_key", "azure_api_key"].map(|name| SecurityRequirement::new(name, no_scopes())),
+        ))
         .build()
 }
 

@@ -14,6 +14,7 @@ use hyper::body::{Frame, SizeHint};
 use tracing::Instrument;
 
 use super::auth::{Caller, KEY_BEGINNING};
+use super::azure;
 use super::error::shown;
 use crate::domain::id;
 
@@ -67,7 +68,7 @@ impl Entry {
             begun: Instant::now(),
             request_id: id::request(),
             method: request.method().clone(),
-            path: without_keys(request.uri().path()),
+            path: without_keys(azure::asked_path(request)),
             route: request.extensions().get::<MatchedPath>().cloned(),
             tenant: None,
             status: NOT_ANSWERED,

@@ -86,6 +86,7 @@ impl TestApi {
                 Box::new(str::to_owned),
             )),
             workers_run: Arc::new(AtomicBool::new(true)),
+            allowed_origins: Arc::new([]),
         };
         Self {
             api,

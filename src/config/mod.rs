@@ -162,6 +162,13 @@ impl Config {
             log: Log::read(root.section("log")),
             telemetry: Telemetry::read(root.section("telemetry")),
         };
+        if !config.server.allowed_origins.is_empty() && !config.auth_is_required() {
+            faults.note(
+                "server.allowed_origins",
+                "needs keys: without them every page that is allowed could use the server as its \
+                 owner. Set auth.required = true",
+            );
+        }
         root.later(&LATER);
         root.finish();
         faults.or(config)

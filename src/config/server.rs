@@ -3,6 +3,7 @@
 use std::net::{IpAddr, SocketAddr};
 
 use ipnet::IpNet;
+use reqwest::Url;
 
 use super::error::nearest;
 use super::reader::{Item, Reader};
@@ -15,6 +16,8 @@ pub struct Server {
     pub role: Role,
     /// Addresses that many clients share, and which may hold any number of connections.
     pub trusted_proxies: Vec<IpNet>,
+    /// Web pages from these origins may use the API: `https://host` or `http://host:port`.
+    pub allowed_origins: Vec<String>,
 }
 
 /// Which half of the server a process is.
@@ -79,11 +82,18 @@ impl Server {
         let proxies = reader.take("trusted_proxies").and_then(Item::array);
         let proxies = proxies.unwrap_or_default();
         let trusted_proxies = proxies.iter().filter_map(network).collect();
+        let origins = reader.take("allowed_origins").and_then(Item::array);
+        let allowed_origins = origins
+            .unwrap_or_default()
+            .iter()
+            .filter_map(origin)
+            .collect();
         reader.finish();
         Self {
             listen: listen.unwrap_or_default(),
             role: role.unwrap_or_default(),
             trusted_proxies,
+            allowed_origins,
         }
     }
 
@@ -110,6 +120,29 @@ fn network(item: &Item<'_>) -> Option<IpNet> {
         item.fault("expected an address or a network, such as 10.0.0.5 or 10.0.0.0/8");
     }
     network.ok()
+}
+
+/// An origin, as a browser writes it.
+fn origin(item: &Item<'_>) -> Option<String> {
+    let text = item.string()?;
+    if text == "*" {
+        item.fault(
+            "all origins cannot be allowed: any web page could then try keys. Name each origin, \
+             such as https://app.example.com",
+        );
+        return None;
+    }
+    // A browser's text has no path, and no port where it is the scheme's own.
+    let written = Url::parse(&text).map(|url| url.origin().ascii_serialization());
+    let is_web = text.starts_with("http://") || text.starts_with("https://");
+    if !is_web || written.as_deref() != Ok(&text) {
+        item.fault(
+            "expected an origin as browsers send it, such as https://app.example.com or \
+             http://localhost:3000: in lower case, without a path or the usual port",
+        );
+        return None;
+    }
+    Some(text)
 }
 
 fn judge_listen(listen: &str) -> Result<(), &'static str> {
@@ -159,6 +192,7 @@ mod tests {
                 listen: listen.to_owned(),
                 role: Role::All,
                 trusted_proxies: Vec::new(),
+                allowed_origins: Vec::new(),
             };
             assert_eq!(server.is_loopback(), loopback, "{listen}");
         }

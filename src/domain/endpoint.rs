@@ -41,10 +41,15 @@ pub static ENDPOINTS: [Endpoint; 8] = [
     },
 ];
 
-/// The endpoint with that path.
+/// The prefix of every path, which Azure's clients leave out.
+const VERSION: &str = "/v1";
+
+/// The endpoint with that path, be it with or without its `/v1`.
 #[must_use]
 pub fn find(path: &str) -> Option<&'static Endpoint> {
-    ENDPOINTS.iter().find(|endpoint| endpoint.path == path)
+    ENDPOINTS
+        .iter()
+        .find(|endpoint| endpoint.path == path || endpoint.path.strip_prefix(VERSION) == Some(path))
 }
 
 const fn endpoint(
@@ -70,6 +75,8 @@ mod tests {
     fn every_endpoint_is_found_by_its_path_alone() {
         for endpoint in &ENDPOINTS {
             assert_eq!(find(endpoint.path), Some(endpoint));
+            assert_eq!(find(&endpoint.path["/v1".len()..]), Some(endpoint));
+            assert_eq!(find(&endpoint.path[1..]), None);
             assert_eq!(find(&format!("{}/", endpoint.path)), None);
         }
         assert_eq!(find("/v1/audio/speech"), None);

@@ -18,6 +18,7 @@ const MAX_QUOTED_CHARS: usize = 100;
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Envelope<'a> {
     pub custom_id: Cow<'a, str>,
+    /// The endpoint's path. A line may write it without its `/v1`.
     pub url: Cow<'a, str>,
     /// The body as it is written: raw JSON.
     pub body: &'a str,
@@ -27,9 +28,10 @@ pub struct Envelope<'a> {
 #[must_use]
 pub fn read(line: &str) -> Option<Envelope<'_>> {
     let keys = Keys::read(line)?;
+    let url = json::text(keys.url?)?;
     Some(Envelope {
         custom_id: json::text(keys.custom_id?)?,
-        url: json::text(keys.url?)?,
+        url: endpoint::find(&url).map_or(url, |endpoint| endpoint.path.into()),
         body: keys.body?,
     })
 }

@@ -1,5 +1,6 @@
 //! Safe by default: who may ask, what they can see, and what is told to nobody.
 
+mod pages;
 mod secrets;
 mod tenants;
 
@@ -118,6 +119,7 @@ async fn with_keys_everything_but_health_and_documents_needs_one() {
         "/metrics",
         "/admin",
         "/nowhere",
+        "/openai/files",
     ] {
         for client in [client_with(None), client_with(Some("sk-ns-wrong"))] {
             assert_eq!(status(client, path).await, (401, true), "{path}");
@@ -132,6 +134,13 @@ async fn with_keys_everything_but_health_and_documents_needs_one() {
             .get(server.url("/v1/files"))
             .header("authorization", wrong);
         assert_eq!(request.send().await.expect("answers").status(), 401);
+    }
+    // Azure's clients send the key in a header of its own.
+    for (key, expected) in [(server.key(), 200), ("sk-ns-wrong", 401), ("", 401)] {
+        let request = client_with(None)
+            .get(server.url("/v1/files"))
+            .header("api-key", key);
+        assert_eq!(request.send().await.expect("answers").status(), expected);
     }
     let longer = format!("{}x", server.key());
     assert_eq!(

@@ -23,6 +23,12 @@ fn each_fault_of_a_section_is_found_at_its_line() {
         server   | trusted_proxies = [1]              => trusted_proxies[0]: expected a string
         server   | trusted_proxies = ['::1', 'proxy'] => trusted_proxies[1]: expected an address or
         server   | trusted_proxies = ['10.0.0.0/33']  => trusted_proxies[0]: expected an address or
+        server   | allowed_origins = ['*']            => allowed_origins[0]: all origins cannot be
+        server   | allowed_origins = ['null']         => allowed_origins[0]: expected an origin
+        server   | allowed_origins = ['https://h/']   => allowed_origins[0]: expected an origin
+        server   | allowed_origins = ['https://h:443'] => allowed_origins[0]: expected an origin
+        server   | allowed_origins = ['https://H']    => allowed_origins[0]: expected an origin
+        server   | allowed_origins = ['ftp://h']      => allowed_origins[0]: expected an origin
         auth     | required = 'yes'                   => required: expected true or false, found a
         auth     | bootstrap_key = 'x'                => bootstrap_key: a secret is not written
         auth     | bootstrap_key_file = '/nowhere/x'  => bootstrap_key_file: the file cannot be
@@ -286,6 +292,19 @@ routes = [{ upstream = 'aa', weight = 0 }, { upstrm = 'a' }]
             "database.url (DATABASE_URL): expected sqlite://",
         ],
     );
+}
+
+#[test]
+fn web_pages_are_allowed_only_where_keys_are_in_use() {
+    let origins = "[server]\nallowed_origins = ['https://app.example', 'http://localhost:3000']";
+    let refused = "server.allowed_origins: needs keys";
+    check_faults(origins, &[], &[refused]);
+    let open = format!("{origins}\nlisten = '0.0.0.0:80'\n[auth]\nrequired = false");
+    check_faults(&open, &[], &[refused]);
+    for keys in ["listen = '0.0.0.0:80'", "[auth]\nrequired = true"] {
+        let config = load(&format!("{origins}\n{keys}"), &[]).expect("is right");
+        assert_eq!(config.server.allowed_origins.len(), 2);
+    }
 }
 
 #[test]

@@ -211,6 +211,7 @@ pub(super) fn config(upstreams: Vec<config::Upstream>, models: Vec<config::Model
         server: config::Server {
             listen: "127.0.0.1:0".to_owned(),
             trusted_proxies: Vec::new(),
+            allowed_origins: Vec::new(),
             role: config::Role::All,
         },
         database: config::Database {
