@@ -40,6 +40,8 @@ pub struct App {
     discovery: Option<JoinHandle<()>>,
     http: JoinHandle<()>,
     _threads: Threads,
+    /// Writes when keys were used last.
+    last_use: JoinHandle<()>,
     stop: CancellationToken,
 }
 
@@ -61,7 +63,7 @@ impl App {
             ..open_options(config)
         };
         let store = open_store_with(&options, config, clock.clone()).await?;
-        let auth = auth(config, &store).await?;
+        let auth = Arc::new(auth(config, &store).await?);
         let listener = TcpListener::bind(&config.server.listen)
             .await
             .with_context(|| format!("cannot listen on {}", config.server.listen))?;
@@ -87,6 +89,8 @@ impl App {
         };
         let inside = Arc::new(telemetry::inside(config, &pool, worker.as_ref()));
         let workers_run = worker.as_ref().map(Worker::running);
+        let last_use = Arc::clone(&auth).write_last_use(store.clone(), stop.clone());
+        let last_use = tokio::spawn(last_use);
         let resets = pool.clone();
         let api = Api {
             reset: Arc::new(move |name| resets.reset(name)),
@@ -95,7 +99,7 @@ impl App {
             limits: Arc::new(config.limits.clone()),
             retention: Arc::new(config.retention.clone()),
             models: Arc::new(move || pool.models().into_iter().map(shown).collect()),
-            auth: Arc::new(auth),
+            auth,
             inside,
             workers_run: workers_run.unwrap_or_else(|| Arc::new(AtomicBool::new(true))),
             uploads: UploadBudget::new(config.limits.max_line_bytes),
@@ -116,6 +120,7 @@ impl App {
             discovery,
             http,
             _threads: threads,
+            last_use,
             stop,
         })
     }
@@ -163,6 +168,9 @@ impl App {
         }
         if let Err(error) = self.http.await {
             tracing::warn!(%error, "the HTTP server ended badly");
+        }
+        if let Err(error) = self.last_use.await {
+            tracing::warn!(%error, "when keys were used last was not written");
         }
         self.store.close().await;
     }
@@ -295,10 +303,10 @@ async fn auth(config: &Config, store: &Store) -> anyhow::Result<Auth> {
         return Ok(Auth::Off);
     }
     let bootstrap = config.auth.bootstrap_key.clone();
-    let keys = store.keys().await?;
+    let (keys, now_ms) = (store.keys().await?, store.now().await?);
     // A worker has no API that needs keys.
     let serves = config.server.role.serves();
-    if serves && bootstrap.is_none() && keys.iter().all(|key| key.revoked_at.is_some()) {
+    if serves && bootstrap.is_none() && !keys.iter().any(|key| key.is_active(now_ms)) {
         if !loopback {
             bail!(
                 "{listen} can be reached from other machines, so requests need an API key, and \
@@ -307,7 +315,7 @@ async fn auth(config: &Config, store: &Store) -> anyhow::Result<Auth> {
         }
         tracing::warn!("requests need an API key, and there is none: {HOW_TO_CREATE_A_KEY}");
     }
-    Ok(Auth::keys(bootstrap.as_ref()))
+    Ok(Auth::keys(bootstrap.as_ref(), config.auth.bootstrap_scope))
 }
 
 #[cfg(test)]

@@ -118,6 +118,10 @@ pub struct ModelStatus {
 pub struct BatchStatus {
     pub id: String,
     pub tenant: String,
+    /// The key that it was created with: an id that `nightshift keys list` shows, `bootstrap`, or
+    /// `null` where no key was needed.
+    #[serde(default)]
+    pub key_id: Option<String>,
     pub status: String,
     /// The model that all its lines name.
     pub model: Option<String>,
@@ -144,7 +148,7 @@ pub struct BudgetStatus {
 
 /// Tells how things stand, for operators.
 ///
-/// Where keys are needed, it needs one that was made with `--admin`.
+/// Where keys are needed, it needs one of the scope `admin`.
 #[utoipa::path(
     get,
     path = "/admin/status",
@@ -152,7 +156,7 @@ pub struct BudgetStatus {
     tag = "Operators",
     responses(
         (status = 200, description = "How things stand.", body = Status),
-        (status = 403, description = "The key is no operator's.", body = error::Envelope),
+        (status = 403, description = "The key has not the scope `admin`.", body = error::Envelope),
     ),
 )]
 pub async fn status(State(api): State<Api>, _: Admin) -> Json<Status> {
@@ -218,13 +222,13 @@ pub async fn status(State(api): State<Api>, _: Admin) -> Json<Status> {
     responses(
         (status = 200, description = "It is open, in the process that answers; the others follow \
             within a second or so.", body = ResetUpstream),
-        (status = 403, description = "The key is no operator's.", body = error::Envelope),
+        (status = 403, description = "The key has not the scope `admin`.", body = error::Envelope),
         (status = 404, description = "There is no such upstream.", body = error::Envelope),
     ),
 )]
 pub async fn reset(
     State(api): State<Api>,
-    _: Admin,
+    admin: Admin,
     Id(name): Id,
 ) -> error::Result<Json<ResetUpstream>> {
     if !(api.reset)(&name) {
@@ -233,7 +237,11 @@ pub async fn reset(
     if api.store.engine() == Engine::Postgres {
         api.store.reset_upstream(&name).await?;
     }
-    tracing::info!(upstream.name = name, "an operator has reset the upstream");
+    tracing::info!(
+        upstream.name = name,
+        key.id = admin.key_id,
+        "an operator has reset the upstream"
+    );
     Ok(Json(ResetUpstream { name, reset: true }))
 }
 
@@ -313,6 +321,7 @@ fn batch_status(batch: LiveBatch, rate: f64) -> BatchStatus {
     BatchStatus {
         id: batch.id,
         tenant: batch.tenant,
+        key_id: batch.key_id,
         status: batch.status.as_str().to_owned(),
         model: batch.model,
         total: batch.counts.total,

@@ -1,7 +1,9 @@
 //! Who asks: API keys, and what stands in for them where none are needed.
 
+mod last_use;
 mod operators;
 
+use std::sync::Arc;
 use std::time::Duration;
 
 use axum::extract::{FromRequestParts, Request, State};
@@ -13,11 +15,14 @@ use rand::distr::{Alphanumeric, SampleString};
 use secrecy::{ExposeSecret, SecretString};
 use sha2::{Digest, Sha256};
 use subtle::ConstantTimeEq;
+use tokio_util::sync::CancellationToken;
 
 use super::drain::{drain, waits_for_leave};
 use super::error::{self, ApiError, Result};
 use super::{Api, origin};
-use crate::store::{self, ApiKey};
+use crate::domain::scope::Scopes;
+use crate::store::{self, KnownKey, Store};
+use last_use::LastUse;
 use operators::Operators;
 
 /// The tenant of the bootstrap key, and of everybody where no keys are needed.
@@ -28,6 +33,9 @@ pub(super) const API_KEY: HeaderName = HeaderName::from_static("api-key");
 
 /// What can be asked for without a key.
 const OPEN: [&str; 5] = ["/", "/healthz", "/readyz", "/openapi.json", "/docs"];
+
+/// What the log and batches call the bootstrap key, which has no id of its own.
+const BOOTSTRAP_KEY_ID: &str = "bootstrap";
 
 /// What operators read: they may while the database does not answer, too.
 const FOR_OPERATORS: [&str; 2] = ["/metrics", "/admin/status"];
@@ -50,58 +58,128 @@ pub enum Auth {
     Off,
     /// A key is needed.
     Keys {
-        /// The hash of a first key that is configured rather than stored.
-        bootstrap: Option<String>,
+        /// A first key that is configured rather than stored.
+        bootstrap: Option<BootstrapKey>,
         operators: Operators,
+        last_use: LastUse,
     },
 }
 
+/// A key of the configuration.
+#[derive(Debug)]
+pub struct BootstrapKey {
+    hash: String,
+    scopes: Scopes,
+}
+
 impl Auth {
-    /// Keys are needed: those in the store, and the bootstrap key of the configuration.
+    /// Keys are needed: those in the store, and the bootstrap key of the configuration with its
+    /// scopes.
     #[must_use]
-    pub fn keys(bootstrap: Option<&SecretString>) -> Self {
+    pub fn keys(bootstrap: Option<&SecretString>, scopes: Scopes) -> Self {
         Auth::Keys {
-            bootstrap: bootstrap.map(|key| hash(key.expose_secret())),
+            bootstrap: bootstrap.map(|key| BootstrapKey {
+                hash: hash(key.expose_secret()),
+                scopes,
+            }),
             operators: Operators::default(),
+            last_use: LastUse::default(),
+        }
+    }
+
+    /// Writes when keys were used last, until it is stopped.
+    pub async fn write_last_use(self: Arc<Self>, store: Store, stop: CancellationToken) {
+        if let Auth::Keys { last_use, .. } = &*self {
+            let statement = |uses: Vec<_>| {
+                let store = store.clone();
+                async move { store.note_use_of_keys(&uses).await }
+            };
+            last_use.write(statement, &stop).await;
         }
     }
 }
 
-/// On whose behalf a request is made. A handler that takes one is open to callers only.
+/// On whose behalf a request is made. A handler that takes one is open to a tenant's callers only.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Caller {
+    /// Empty where the key belongs to no tenant.
     pub tenant: String,
-    /// Whether the key was made with `--admin`, or none is needed.
-    pub admin: bool,
+    /// `None` where no key is needed.
+    pub key_id: Option<String>,
+    pub scopes: Scopes,
+}
+
+impl Caller {
+    /// The caller that `authenticate` found, which stands before all but the open routes.
+    fn found(parts: &Parts) -> Result<&Caller> {
+        let caller = parts.extensions.get::<Caller>();
+        caller.ok_or_else(error::missing_key)
+    }
 }
 
 impl<S: Send + Sync> FromRequestParts<S> for Caller {
     type Rejection = ApiError;
 
     async fn from_request_parts(parts: &mut Parts, _: &S) -> Result<Self> {
-        // Put there by `authenticate`, which stands before all but the open routes.
-        parts
-            .extensions
-            .get::<Caller>()
-            .cloned()
-            .ok_or_else(error::missing_key)
+        let caller = Caller::found(parts)?;
+        if caller.scopes.open_the_api() {
+            Ok(caller.clone())
+        } else {
+            Err(error::missing_scope("api"))
+        }
     }
 }
 
-/// A caller who may see what operators see.
-pub struct Admin;
+/// A caller who may act on single batches: those of the own tenant, or with the scope `admin` those
+/// of every tenant.
+pub struct BatchCaller(pub Caller);
+
+impl<S: Send + Sync> FromRequestParts<S> for BatchCaller {
+    type Rejection = ApiError;
+
+    async fn from_request_parts(parts: &mut Parts, state: &S) -> Result<Self> {
+        let caller = Caller::found(parts)?;
+        if caller.scopes.open_every_batch() {
+            return Ok(BatchCaller(caller.clone()));
+        }
+        Caller::from_request_parts(parts, state)
+            .await
+            .map(BatchCaller)
+    }
+}
+
+/// A caller who may read the metrics.
+pub struct Scraper;
+
+impl<S: Send + Sync> FromRequestParts<S> for Scraper {
+    type Rejection = ApiError;
+
+    async fn from_request_parts(parts: &mut Parts, _: &S) -> Result<Self> {
+        if Caller::found(parts)?.scopes.open_metrics() {
+            Ok(Scraper)
+        } else {
+            Err(error::missing_scope("metrics"))
+        }
+    }
+}
+
+/// A caller who may see and do what operators do.
+pub struct Admin {
+    /// `None` where no key is needed.
+    pub key_id: Option<String>,
+}
 
 impl<S: Send + Sync> FromRequestParts<S> for Admin {
     type Rejection = ApiError;
 
-    async fn from_request_parts(parts: &mut Parts, state: &S) -> Result<Self> {
-        let caller = Caller::from_request_parts(parts, state).await?;
-        if caller.admin {
-            Ok(Admin)
+    async fn from_request_parts(parts: &mut Parts, _: &S) -> Result<Self> {
+        let caller = Caller::found(parts)?;
+        if caller.scopes.open_admin() {
+            Ok(Admin {
+                key_id: caller.key_id.clone(),
+            })
         } else {
-            Err(error::forbidden(
-                "This is for operators: it needs a key made with `nightshift keys create --admin`.",
-            ))
+            Err(error::missing_scope("admin"))
         }
     }
 }
@@ -174,29 +252,36 @@ pub async fn authenticate(State(api): State<Api>, request: Request, next: Next) 
 
 /// Who asks; `None` where anybody may.
 async fn caller(api: &Api, parts: &Parts) -> Result<Option<Caller>> {
-    let (bootstrap, operators) = match &*api.auth {
+    let (bootstrap, operators, last_use) = match &*api.auth {
         Auth::Off => {
             origin::require_local(parts)?;
             return Ok(Some(Caller {
-                admin: true,
-                ..default_tenant()
+                tenant: DEFAULT_TENANT.to_owned(),
+                key_id: None,
+                scopes: Scopes::WITHOUT_KEYS,
             }));
         }
         Auth::Keys {
             bootstrap,
             operators,
-        } => (bootstrap.as_deref(), operators),
+            last_use,
+        } => (bootstrap.as_ref(), operators, last_use),
     };
-    if is_open(parts.uri.path()) {
+    let path = parts.uri.path();
+    if is_open(path) {
         return Ok(None);
     }
     let key = key(parts)?;
     let given = hash(key);
-    if bootstrap.is_some_and(|hash| same(hash, &given)) {
-        return Ok(Some(default_tenant()));
+    if let Some(bootstrap) = bootstrap.filter(|key| same(&key.hash, &given)) {
+        return Ok(Some(Caller {
+            tenant: DEFAULT_TENANT.to_owned(),
+            key_id: Some(BOOTSTRAP_KEY_ID.to_owned()),
+            scopes: bootstrap.scopes,
+        }));
     }
-    let path = parts.uri.path();
-    let known = operators.known(&given);
+    let now_ms = api.clock.now_ms();
+    let known = operators.known(&given, now_ms);
     let found = match known.filter(|_| FOR_OPERATORS.contains(&path)) {
         None => api.store.key_of_hash(&given).await?,
         Some(operator) => match in_time(api.store.key_of_hash(&given)).await {
@@ -206,13 +291,19 @@ async fn caller(api: &Api, parts: &Parts) -> Result<Option<Caller>> {
         },
     };
     match found {
-        Some(stored) if same(&stored.hash, &given) => {
+        KnownKey::Active(stored) if same(&stored.hash, &given) => {
+            last_use.note(&stored.id, now_ms);
             let caller = Caller {
                 tenant: stored.tenant,
-                admin: stored.admin,
+                key_id: Some(stored.id),
+                scopes: stored.scopes,
             };
-            operators.note(given, &caller);
+            operators.note(given, &caller, stored.expires_at);
             Ok(Some(caller))
+        }
+        KnownKey::Expired(stored) if same(&stored.hash, &given) => {
+            operators.forget(&given);
+            Err(error::expired_key(&masked(key)))
         }
         _ => {
             operators.forget(&given);
@@ -221,18 +312,9 @@ async fn caller(api: &Api, parts: &Parts) -> Result<Option<Caller>> {
     }
 }
 
-async fn in_time(
-    answer: impl Future<Output = store::Result<Option<ApiKey>>>,
-) -> store::Result<Option<ApiKey>> {
+async fn in_time(answer: impl Future<Output = store::Result<KnownKey>>) -> store::Result<KnownKey> {
     let late = |_| store::Error::TimedOut("a key");
     tokio::time::timeout(PATIENCE, answer).await.map_err(late)?
-}
-
-fn default_tenant() -> Caller {
-    Caller {
-        tenant: DEFAULT_TENANT.to_owned(),
-        admin: false,
-    }
 }
 
 fn is_open(path: &str) -> bool {

@@ -9,6 +9,7 @@ use utoipa::ToSchema;
 use utoipa::openapi::Deprecated;
 use utoipa::openapi::schema::{ObjectBuilder, OneOfBuilder, Schema, Type};
 
+use super::auth::Caller;
 use super::error::{self, ApiError, Result};
 use super::expiry::{self, ANCHOR, expires_after};
 use super::json::Object;
@@ -88,21 +89,22 @@ impl BatchRequest {
         Ok(request)
     }
 
-    /// The batch, made now. `kept` is how long its output is kept where the request does not say:
+    /// The batch, made now by a caller. `kept` is how long its output is kept where the request does not say:
     /// `None` is for good.
     ///
     /// # Errors
     /// When the metadata cannot be written, which is a fault of ours.
     pub fn into_batch(
         self,
-        tenant: String,
+        caller: Caller,
         now_ms: i64,
         kept: Option<Duration>,
     ) -> Result<NewBatch> {
         let metadata = self.metadata.as_ref().map(super::idempotency::to_json);
         Ok(NewBatch {
             id: id::batch(),
-            tenant,
+            tenant: caller.tenant,
+            key_id: caller.key_id,
             expires_at: window_ms(&self.completion_window).map(|window| now_ms + window),
             output_expires_seconds: self
                 .output_expires_after
@@ -203,6 +205,15 @@ mod tests {
     use serde_json::{Value, json};
 
     use super::*;
+    use crate::domain::scope::Scopes;
+
+    fn caller() -> Caller {
+        Caller {
+            tenant: "t".to_owned(),
+            key_id: Some("key_1".to_owned()),
+            scopes: Scopes::API,
+        }
+    }
 
     /// A good request, with one field changed; `None` removes it.
     fn read(field: &str, value: Option<Value>) -> Result<BatchRequest> {
@@ -225,7 +236,7 @@ mod tests {
             let request = read(field, Some(Value::Null)).unwrap();
             assert_eq!(request.metadata, None);
             let kept = Some(Duration::from_secs(7_200));
-            let batch = request.into_batch("t".to_owned(), 1_000, kept).unwrap();
+            let batch = request.into_batch(caller(), 1_000, kept).unwrap();
             assert_eq!(batch.expires_at, Some(1_000 + 86_400_000));
             assert_eq!(batch.output_expires_seconds, 7_200);
             assert_eq!(batch.metadata, None);

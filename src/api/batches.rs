@@ -5,7 +5,7 @@ use axum::extract::State;
 use axum::response::Response;
 
 use super::Api;
-use super::auth::Caller;
+use super::auth::{BatchCaller, Caller};
 use super::batch_object::BatchObject;
 use super::batch_request::BatchRequest;
 use super::error::{self, Envelope, Result};
@@ -56,7 +56,7 @@ pub async fn create(
         Begun::Again(remembered) => idempotency::replay(remembered, &fingerprint),
         Begun::First(mut attempt) => {
             attempt.identify(fingerprint);
-            let batch = request.into_batch(caller.tenant, now_ms, api.retention.output_files)?;
+            let batch = request.into_batch(caller, now_ms, api.retention.output_files)?;
             let created = store(&api, &batch, attempt.claim()).await;
             attempt.settle(&created).await;
             Ok(idempotency::json_response(created?))
@@ -72,6 +72,7 @@ async fn store(api: &Api, batch: &NewBatch, claim: Option<&Claim>) -> Result<Str
     tracing::info!(
         batch.id = batch.id,
         tenant = batch.tenant,
+        key.id = batch.key_id,
         "a batch was created"
     );
     Ok(body)
@@ -113,7 +114,29 @@ pub async fn list(
     Ok(Json(List::new(batches, page.more, |batch| &batch.id)))
 }
 
+/// The tenant whose batch is meant: the caller's own, or with the scope `admin` whoever's batch it
+/// is. What an operator does to a batch of somebody else is logged.
+async fn owner(api: &Api, caller: Caller, id: &str, act: &str) -> Result<String> {
+    if !caller.scopes.open_every_batch() {
+        return Ok(caller.tenant);
+    }
+    let owner = api.store.owner_of_batch(id).await?;
+    let owner = owner.ok_or_else(|| error::batch_not_found(id))?;
+    if !caller.scopes.open_the_api() || owner != caller.tenant {
+        tracing::info!(
+            act,
+            batch.id = id,
+            tenant = owner,
+            key.id = caller.key_id,
+            "an operator acts on a tenant's batch"
+        );
+    }
+    Ok(owner)
+}
+
 /// Retrieves a batch.
+///
+/// A key of the scope `admin` retrieves any tenant's; the log says so.
 #[utoipa::path(
     get,
     path = "/v1/batches/{batch_id}",
@@ -127,10 +150,11 @@ pub async fn list(
 )]
 pub async fn retrieve(
     State(api): State<Api>,
-    caller: Caller,
+    BatchCaller(caller): BatchCaller,
     Id(id): Id,
 ) -> Result<Json<BatchObject>> {
-    match api.store.batch(&caller.tenant, &id).await? {
+    let tenant = owner(&api, caller, &id, "retrieve").await?;
+    match api.store.batch(&tenant, &id).await? {
         Some(batch) => Ok(Json(batch.try_into()?)),
         None => Err(error::batch_not_found(&id)),
     }
@@ -138,6 +162,8 @@ pub async fn retrieve(
 
 /// Cancels a batch: lines that have not been sent never will be, and what has been answered is
 /// kept.
+///
+/// A key of the scope `admin` cancels any tenant's; the log says so.
 #[utoipa::path(
     post,
     path = "/v1/batches/{batch_id}/cancel",
@@ -153,10 +179,11 @@ pub async fn retrieve(
 )]
 pub async fn cancel(
     State(api): State<Api>,
-    caller: Caller,
+    BatchCaller(caller): BatchCaller,
     Id(id): Id,
 ) -> Result<Json<BatchObject>> {
-    match api.store.cancel_batch(&caller.tenant, &id).await? {
+    let tenant = owner(&api, caller, &id, "cancel").await?;
+    match api.store.cancel_batch(&tenant, &id).await? {
         Cancel::Granted(batch) => Ok(Json((*batch).try_into()?)),
         Cancel::Refused(status) => Err(error::conflict(format!(
             "Cannot cancel a batch with status '{status}'."

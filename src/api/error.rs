@@ -322,6 +322,27 @@ pub fn bad_key(masked: &str) -> ApiError {
     .code("invalid_api_key")
 }
 
+/// A key that was good until it expired. `masked` must not give the key away.
+pub fn expired_key(masked: &str) -> ApiError {
+    ApiError::new(
+        StatusCode::UNAUTHORIZED,
+        INVALID_REQUEST,
+        format!(
+            "The API key {masked} has expired. Whoever runs this server makes keys with \
+             `nightshift keys create`."
+        ),
+    )
+    .code("invalid_api_key")
+}
+
+/// A key that is good, but not for this.
+pub fn missing_scope(scope: &str) -> ApiError {
+    forbidden(format!(
+        "You have insufficient permissions for this operation. Missing scopes: {scope}. Whoever runs \
+         this server makes a key with `nightshift keys create --scope {scope}`."
+    ))
+}
+
 pub fn forbidden(message: impl Into<String>) -> ApiError {
     ApiError::new(StatusCode::FORBIDDEN, INVALID_REQUEST, message)
 }

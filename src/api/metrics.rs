@@ -10,7 +10,7 @@ use tracing::Instrument as _;
 use tracing::field::Empty;
 
 use super::Api;
-use super::auth::Admin;
+use super::auth::Scraper;
 use super::error::{self, Result};
 use crate::observe::{exposition, figures, trace};
 
@@ -18,7 +18,7 @@ const CONTENT_TYPE: &str = "application/openmetrics-text; version=1.0.0; charset
 
 /// Tells this process's figures in the OpenMetrics text format, which Prometheus reads.
 ///
-/// Where keys are needed, it needs one that was made with `--admin`.
+/// Where keys are needed, it needs one of the scope `metrics` or `admin`.
 #[utoipa::path(
     get,
     path = "/metrics",
@@ -26,10 +26,10 @@ const CONTENT_TYPE: &str = "application/openmetrics-text; version=1.0.0; charset
     tag = "Operators",
     responses(
         (status = 200, description = "The figures.", body = String, content_type = "text/plain"),
-        (status = 403, description = "The key is no operator's.", body = error::Envelope),
+        (status = 403, description = "The key has neither scope.", body = error::Envelope),
     ),
 )]
-pub async fn expose(State(api): State<Api>, _: Admin) -> Result<Response> {
+pub async fn expose(State(api): State<Api>, _: Scraper) -> Result<Response> {
     let now_ms = api.clock.now_ms();
     let readings = api.inside.readings(&api.store, now_ms).await;
     let text = exposition(&readings).map_err(|_| error::internal())?;

@@ -55,6 +55,7 @@ struct Entry {
     /// The pattern that the path matched: ids are many.
     route: Option<MatchedPath>,
     tenant: Option<String>,
+    key_id: Option<String>,
     status: u16,
     /// Bytes of the response's body.
     sent: u64,
@@ -71,6 +72,7 @@ impl Entry {
             path: without_keys(azure::asked_path(request)),
             route: request.extensions().get::<MatchedPath>().cloned(),
             tenant: None,
+            key_id: None,
             status: NOT_ANSWERED,
             sent: 0,
             cut_off: true,
@@ -84,8 +86,11 @@ impl Entry {
     /// Takes note of the response, and gives it its headers.
     fn answer(&mut self, response: &mut Response) {
         self.status = response.status().as_u16();
-        let caller = response.extensions().get::<Caller>();
-        self.tenant = caller.map(|caller| caller.tenant.clone());
+        if let Some(caller) = response.extensions().get::<Caller>() {
+            let has_tenant = caller.scopes.open_the_api();
+            self.tenant = has_tenant.then(|| caller.tenant.clone());
+            self.key_id.clone_from(&caller.key_id);
+        }
         let duration_ms = self.duration_ms();
         let headers = response.headers_mut();
         if let Ok(value) = HeaderValue::from_str(&self.request_id) {
@@ -112,6 +117,7 @@ impl Drop for Entry {
                     cut_off = self.cut_off.then_some(true),
                     request.id = self.request_id,
                     tenant = self.tenant,
+                    key.id = self.key_id,
                     "answered"
                 )
             };

@@ -17,6 +17,7 @@ use super::{Api, router};
 use crate::config::{Config, Environment, Overrides};
 use crate::domain::clock::Clock;
 use crate::domain::id;
+use crate::domain::scope::Scopes;
 use crate::observe::ProcessReading;
 use crate::store::{ApiKey, Store};
 use crate::transfer::UploadBudget;
@@ -111,8 +112,10 @@ impl TestApi {
             name: "test".to_owned(),
             hash: new.hash,
             hint: new.hint,
-            admin: false,
+            scopes: Scopes::API,
             created_at: 0,
+            expires_at: None,
+            last_used_at: None,
             revoked_at: None,
         };
         self.api.store.add_key(&key).await.unwrap();
@@ -274,7 +277,7 @@ async fn a_failure_is_not_remembered() {
 
 #[tokio::test]
 async fn with_keys_every_tenant_sees_its_own() {
-    let test = TestApi::new(Auth::keys(Some(&"boot-key".to_owned().into()))).await;
+    let test = TestApi::new(Auth::keys(Some(&"boot-key".to_owned().into()), Scopes::API)).await;
     let (one_id, one) = test.key("one").await;
     let (_, other) = test.key("other").await;
     let ask = |method: &'static str, path: String, key: &str, body: &'static str| {
@@ -318,7 +321,7 @@ async fn with_keys_every_tenant_sees_its_own() {
 
 #[tokio::test]
 async fn some_pages_are_open_to_all() {
-    let test = TestApi::new(Auth::keys(None)).await;
+    let test = TestApi::new(Auth::keys(None, Scopes::API)).await;
     for path in ["/healthz", "/readyz", "/openapi.json", "/docs"] {
         let answer = test.ask("GET", path, "").await;
         assert_eq!(answer.status, 200, "{path}");

@@ -84,7 +84,7 @@ impl Remote {
             StatusCode::OK => Ok(text),
             StatusCode::UNAUTHORIZED | StatusCode::FORBIDDEN => bail!(
                 "the server refuses ({status}): name the variable that holds a key made with \
-                 `nightshift keys create --admin` in --api-key-env"
+                 `nightshift keys create --scope admin` in --api-key-env"
             ),
             _ => match message(&text) {
                 Some(message) => bail!("the server answered {status}: {message}"),

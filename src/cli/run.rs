@@ -329,6 +329,7 @@ async fn begin(
     let batch = NewBatch {
         id: id::batch(),
         tenant: TENANT.to_owned(),
+        key_id: None,
         endpoint: first_url(store, &file.id).await?,
         input_file_id: file.id,
         completion_window: "none".to_owned(),

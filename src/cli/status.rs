@@ -1,6 +1,6 @@
 //! `nightshift status`: how things stand in a server that runs, for people.
 
-mod table;
+pub(super) mod table;
 
 use std::fmt::Write as _;
 use std::io::Write as _;
@@ -27,7 +27,7 @@ const CLEAR: &str = "\x1b[2J\x1b[H";
 
 /// Show how things stand in a server that runs: upstreams, models, batches, replicas.
 ///
-/// Where the server asks for keys, it needs one made with `nightshift keys create --admin`.
+/// Where the server asks for keys, it needs one made with `nightshift keys create --scope admin`.
 #[derive(Clone, Debug, clap::Args)]
 #[command(after_help = EXAMPLE)]
 pub(super) struct StatusArgs {

@@ -12,7 +12,7 @@ Examples:
 
 /// Steer the upstreams of a server that runs.
 ///
-/// Where the server asks for keys, it needs one made with `nightshift keys create --admin`.
+/// Where the server asks for keys, it needs one made with `nightshift keys create --scope admin`.
 #[derive(Clone, Debug, clap::Args)]
 #[command(after_help = EXAMPLE)]
 pub(super) struct UpstreamsArgs {

@@ -5,6 +5,7 @@ use secrecy::{ExposeSecret, SecretString};
 use super::reader::{Item, Reader};
 use super::secret;
 use super::value::Origin;
+use crate::domain::scope::Scopes;
 
 /// Whoever may try a key may guess a shorter one.
 const BOOTSTRAP_KEY_CHARS_MIN: usize = 20;
@@ -16,6 +17,8 @@ pub struct Auth {
     pub required: Option<bool>,
     /// A first key, for the tenant `default`.
     pub bootstrap_key: Option<SecretString>,
+    /// What the first key opens.
+    pub bootstrap_scope: Scopes,
 }
 
 impl Auth {
@@ -23,6 +26,9 @@ impl Auth {
         let required = reader.boolean("required");
         let by_file = reader.take("bootstrap_key_file");
         let by_variable = reader.take("bootstrap_key");
+        let scope = reader
+            .take("bootstrap_scope")
+            .and_then(|item| scopes(&item));
         reader.finish();
         if let (Some(_), Some(item)) = (&by_file, &by_variable) {
             item.fault("`bootstrap_key_file` is set as well: use one");
@@ -40,11 +46,22 @@ impl Auth {
         });
         Self {
             required,
+            bootstrap_scope: scope.unwrap_or(Scopes::API),
             bootstrap_key: by_variable.or_else(|| {
                 let item = by_file?;
                 let key = secret::from_file(&item)?;
                 long_enough(&item, key)
             }),
+        }
+    }
+}
+
+fn scopes(item: &Item<'_>) -> Option<Scopes> {
+    match Scopes::parse(&item.string()?) {
+        Ok(scopes) => Some(scopes),
+        Err(fault) => {
+            item.fault(fault);
+            None
         }
     }
 }

@@ -13,6 +13,7 @@ pub mod json;
 pub mod jsonl;
 pub mod line;
 pub mod outcome;
+pub mod scope;
 pub mod share;
 pub mod unit;
 pub mod usage;

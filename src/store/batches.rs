@@ -13,6 +13,8 @@ use crate::domain::usage::Usage;
 pub struct NewBatch {
     pub id: String,
     pub tenant: String,
+    /// The key that it is created with; `None` where none is needed.
+    pub key_id: Option<String>,
     pub endpoint: String,
     pub input_file_id: String,
     pub completion_window: String,
@@ -179,8 +181,8 @@ impl Store {
             sqlx::query(
                 "-- create_batch
                  INSERT INTO batches (id, tenant, endpoint, input_file_id, completion_window,
-                    output_expires_seconds, metadata, status, created_at, expires_at)
-                 VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10)",
+                    output_expires_seconds, metadata, status, created_at, expires_at, key_id)
+                 VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11)",
             )
             .bind(&new.id)
             .bind(&new.tenant)
@@ -192,6 +194,7 @@ impl Store {
             .bind(Stage::CREATED.status.as_str())
             .bind(new.created_at)
             .bind(new.expires_at)
+            .bind(&new.key_id)
             .execute(&mut *c)
             .await?;
         });
@@ -220,6 +223,19 @@ impl Store {
                 .await?
         });
         row.map(Batch::try_from).transpose()
+    }
+
+    /// The tenant that a batch belongs to.
+    ///
+    /// # Errors
+    /// When the database fails.
+    pub async fn owner_of_batch(&self, id: &str) -> Result<Option<String>> {
+        Ok(on!(self.reader(), c => {
+            sqlx::query_scalar("-- owner_of_batch\nSELECT tenant FROM batches WHERE id = $1")
+                .bind(id)
+                .fetch_optional(c)
+                .await?
+        }))
     }
 
     /// Where in its tenant's list a batch stands.

@@ -1,23 +1,88 @@
 //! API keys: stored as hashes only.
 
-use sqlx::FromRow;
+use sqlx::{AssertSqlSafe, FromRow};
 
-use super::engine::on;
-use super::{Result, Store};
+use super::engine::{on, typed_values};
+use super::{Error, Result, Store};
+use crate::domain::scope::Scopes;
 
-/// A key, without the key.
-#[derive(Clone, Debug, FromRow)]
+/// How many keys one statement notes the use of.
+const NOTED_AT_ONCE: usize = 1000;
+
+/// A key, without the key. Times are in milliseconds.
+#[derive(Clone, Debug)]
 pub struct ApiKey {
     pub id: String,
+    /// Empty where the key belongs to no tenant: see [`Scopes::open_the_api`].
     pub tenant: String,
     pub name: String,
     /// SHA-256 of the key, in hex.
     pub hash: String,
     /// The key's first and last characters, for people to tell keys apart.
     pub hint: String,
-    pub admin: bool,
+    pub scopes: Scopes,
     pub created_at: i64,
+    pub expires_at: Option<i64>,
+    /// To a minute or so.
+    pub last_used_at: Option<i64>,
     pub revoked_at: Option<i64>,
+}
+
+impl ApiKey {
+    /// Whether the key has expired. `now_ms`: the database's time.
+    #[must_use]
+    pub fn has_expired(&self, now_ms: i64) -> bool {
+        self.expires_at.is_some_and(|at| at <= now_ms)
+    }
+
+    /// Whether the key opens anything. `now_ms`: the database's time.
+    #[must_use]
+    pub fn is_active(&self, now_ms: i64) -> bool {
+        self.revoked_at.is_none() && !self.has_expired(now_ms)
+    }
+}
+
+/// What the store knows of a key that somebody has sent.
+#[derive(Clone, Debug)]
+pub enum KnownKey {
+    Active(ApiKey),
+    Expired(ApiKey),
+    /// There is no such key, or it was revoked.
+    None,
+}
+
+#[derive(FromRow)]
+struct KeyRow {
+    id: String,
+    tenant: String,
+    name: String,
+    hash: String,
+    hint: String,
+    scopes: String,
+    created_at: i64,
+    expires_at: Option<i64>,
+    last_used_at: Option<i64>,
+    revoked_at: Option<i64>,
+}
+
+impl TryFrom<KeyRow> for ApiKey {
+    type Error = Error;
+
+    fn try_from(row: KeyRow) -> Result<Self> {
+        let unknown = || Error::corrupt("scopes of a key", &row.scopes);
+        Ok(ApiKey {
+            scopes: Scopes::stored(&row.scopes).ok_or_else(unknown)?,
+            id: row.id,
+            tenant: row.tenant,
+            name: row.name,
+            hash: row.hash,
+            hint: row.hint,
+            created_at: row.created_at,
+            expires_at: row.expires_at,
+            last_used_at: row.last_used_at,
+            revoked_at: row.revoked_at,
+        })
+    }
 }
 
 impl Store {
@@ -29,48 +94,87 @@ impl Store {
         on!(self.writer(), c => {
             sqlx::query(
                 "-- add_key
-                 INSERT INTO api_keys (id, tenant, name, hash, hint, admin, created_at)
-                 VALUES ($1, $2, $3, $4, $5, $6, $7)",
+                 INSERT INTO api_keys
+                    (id, tenant, name, hash, hint, scopes, created_at, expires_at)
+                 VALUES ($1, $2, $3, $4, $5, $6, $7, $8)",
             )
             .bind(&key.id)
             .bind(&key.tenant)
             .bind(&key.name)
             .bind(&key.hash)
             .bind(&key.hint)
-            .bind(key.admin)
+            .bind(key.scopes.to_string())
             .bind(key.created_at)
+            .bind(key.expires_at)
             .execute(c)
             .await?;
         });
         Ok(())
     }
 
-    /// All keys, the revoked ones included, the oldest first.
+    /// All keys, those that were revoked or have expired included, the oldest first.
     ///
     /// # Errors
     /// When the database fails.
     pub async fn keys(&self) -> Result<Vec<ApiKey>> {
-        Ok(on!(self.reader(), c => {
+        let rows: Vec<KeyRow> = on!(self.reader(), c => {
             sqlx::query_as("-- keys\nSELECT * FROM api_keys ORDER BY created_at, id")
                 .fetch_all(c)
                 .await?
-        }))
+        });
+        rows.into_iter().map(ApiKey::try_from).collect()
     }
 
-    /// The key of that hash, unless it was revoked.
+    /// The key of that hash, unless it was revoked. The database's clock says whether it has
+    /// expired.
     ///
     /// # Errors
     /// When the database fails.
-    pub async fn key_of_hash(&self, hash: &str) -> Result<Option<ApiKey>> {
-        Ok(on!(self.reader(), c => {
-            sqlx::query_as(
-                "-- key_of_hash
-                 SELECT * FROM api_keys WHERE hash = $1 AND revoked_at IS NULL",
-            )
-            .bind(hash)
-            .fetch_optional(c)
-            .await?
-        }))
+    pub async fn key_of_hash(&self, hash: &str) -> Result<KnownKey> {
+        let sql = format!(
+            "-- key_of_hash
+             SELECT *, COALESCE(expires_at <= {}, FALSE) AS has_expired
+             FROM api_keys WHERE hash = $1 AND revoked_at IS NULL",
+            self.now_sql(2)
+        );
+        let row: Option<FoundRow> = on!(self.reader(), c => {
+            sqlx::query_as(AssertSqlSafe(sql))
+                .bind(hash)
+                .bind(self.offset_ms())
+                .fetch_optional(c)
+                .await?
+        });
+        Ok(match row {
+            None => KnownKey::None,
+            Some(row) if row.has_expired => KnownKey::Expired(row.key.try_into()?),
+            Some(row) => KnownKey::Active(row.key.try_into()?),
+        })
+    }
+
+    /// Notes when keys were used last, by id, in one statement for a thousand of them. A use that
+    /// another process has noted since stays.
+    ///
+    /// # Errors
+    /// When the database fails.
+    pub async fn note_use_of_keys(&self, uses: &[(String, i64)]) -> Result<()> {
+        for uses in uses.chunks(NOTED_AT_ONCE) {
+            let sql = format!(
+                "-- note_use_of_keys
+                 WITH used (id, at) AS (VALUES {})
+                 UPDATE api_keys SET last_used_at = used.at FROM used
+                 WHERE api_keys.id = used.id
+                   AND COALESCE(api_keys.last_used_at, 0) < used.at",
+                typed_values(1, uses.len(), &["TEXT", "BIGINT"])
+            );
+            on!(self.writer(), c => {
+                let mut query = sqlx::query(AssertSqlSafe(sql));
+                for (id, at) in uses {
+                    query = query.bind(id).bind(at);
+                }
+                query.execute(c).await?;
+            });
+        }
+        Ok(())
     }
 
     /// Revokes a key. False if there is no such key, or it is revoked already.
@@ -91,4 +195,12 @@ impl Store {
         });
         Ok(revoked == 1)
     }
+}
+
+/// A row of `key_of_hash`.
+#[derive(FromRow)]
+struct FoundRow {
+    #[sqlx(flatten)]
+    key: KeyRow,
+    has_expired: bool,
 }

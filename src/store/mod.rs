@@ -37,7 +37,7 @@ pub use files::{Order, Page, StoredFile};
 pub use flush::{FlushReply, Tally, UnitFlush};
 pub use idempotency::{Claim, Claimed, Remembered};
 pub use isolation::Deaths;
-pub use keys::ApiKey;
+pub use keys::{ApiKey, KnownKey};
 pub use lifecycle::Finished;
 pub use listen::Who;
 pub use overview::{LiveBatch, Queue, ReplicaLease};

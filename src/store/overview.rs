@@ -38,6 +38,8 @@ pub struct ReplicaLease {
 pub struct LiveBatch {
     pub id: String,
     pub tenant: String,
+    /// The key that it was created with.
+    pub key_id: Option<String>,
     pub status: Status,
     /// The one that all its lines name.
     pub model: Option<String>,
@@ -52,6 +54,7 @@ pub struct LiveBatch {
 struct LiveRow {
     id: String,
     tenant: String,
+    key_id: Option<String>,
     status: String,
     ending: Option<String>,
     model: Option<String>,
@@ -134,7 +137,7 @@ impl Store {
         let rows: Vec<LiveRow> = on!(self.reader(), c => {
             sqlx::query_as(
                 "-- live_batches
-                 SELECT b.id, b.tenant, b.status, b.ending, b.model, b.total, b.created_at,
+                 SELECT b.id, b.tenant, b.key_id, b.status, b.ending, b.model, b.total, b.created_at,
                     b.in_progress_at, b.expires_at,
                     CAST(COALESCE(SUM(s.completed), 0) AS BIGINT) AS completed,
                     CAST(COALESCE(SUM(s.failed), 0) AS BIGINT) AS failed,
@@ -143,8 +146,8 @@ impl Store {
                     WHERE status IN ('validating', 'in_progress', 'finalizing', 'cancelling')
                     ORDER BY created_at, id LIMIT $1) b
                  LEFT JOIN batch_counts s ON s.batch_id = b.id
-                 GROUP BY b.id, b.tenant, b.status, b.ending, b.model, b.total, b.created_at,
-                    b.in_progress_at, b.expires_at
+                 GROUP BY b.id, b.tenant, b.key_id, b.status, b.ending, b.model, b.total,
+                    b.created_at, b.in_progress_at, b.expires_at
                  ORDER BY b.created_at, b.id",
             )
             .bind(limit)
@@ -157,6 +160,7 @@ impl Store {
                     status: stage(&row.status, row.ending.as_deref())?.status,
                     id: row.id,
                     tenant: row.tenant,
+                    key_id: row.key_id,
                     model: row.model,
                     counts: Counts {
                         total: row.total,

@@ -111,6 +111,7 @@ impl TestStore {
         let batch = NewBatch {
             id: batch_id.clone(),
             tenant: TENANT.to_owned(),
+            key_id: None,
             endpoint: "/v1/embeddings".to_owned(),
             input_file_id: input.id.clone(),
             completion_window: "24h".to_owned(),

@@ -1,6 +1,7 @@
 //! Safe by default: who may ask, what they can see, and what is told to nobody.
 
 mod pages;
+mod scopes;
 mod secrets;
 mod tenants;
 

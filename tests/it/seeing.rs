@@ -232,7 +232,11 @@ async fn status_says_why_it_has_no_picture() {
     let base = server.url("");
     let refused = status(&["--url", &base], "").await;
     assert_eq!(refused.code, Some(1));
-    assert!(refused.errors.contains("--admin"), "{}", refused.errors);
+    assert!(
+        refused.errors.contains("--scope admin"),
+        "{}",
+        refused.errors
+    );
     let unset = status(&["--url", &base, "--api-key-env", "NOT_SET_AT_ALL"], "").await;
     assert_eq!(unset.code, Some(1));
     assert!(unset.errors.contains("NOT_SET_AT_ALL"), "{}", unset.errors);

@@ -85,6 +85,7 @@ impl Fixture {
         let batch = NewBatch {
             id: id::batch(),
             tenant: TENANT.to_owned(),
+            key_id: None,
             endpoint: CHAT.to_owned(),
             input_file_id: file.id,
             completion_window: "1h".to_owned(),

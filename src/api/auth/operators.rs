@@ -13,25 +13,39 @@ use super::Caller;
 /// look into an outage, and not much longer than a key should open anything once it is revoked.
 const KNOWN_FOR: Duration = Duration::from_hours(1);
 
-/// Operators by the hash of their key, and when it was last confirmed. As many as there are keys
-/// of operators at the most.
+/// Operators by the hash of their key. As many as there are keys of operators at the most.
 #[derive(Debug, Default)]
-pub struct Operators(Mutex<HashMap<String, (Caller, Instant)>>);
+pub struct Operators(Mutex<HashMap<String, Known>>);
+
+#[derive(Debug)]
+struct Known {
+    caller: Caller,
+    confirmed: Instant,
+    /// In milliseconds; `None` is never.
+    expires_at: Option<i64>,
+}
 
 impl Operators {
-    /// The operator with the key of that hash, if it was confirmed lately.
-    pub(super) fn known(&self, hash: &str) -> Option<Caller> {
-        let known = self.lock();
-        let (caller, confirmed) = known.get(hash)?;
-        (confirmed.elapsed() < KNOWN_FOR).then(|| caller.clone())
+    /// The operator with the key of that hash, if it was confirmed lately and has not expired.
+    pub(super) fn known(&self, hash: &str, now_ms: i64) -> Option<Caller> {
+        let operators = self.lock();
+        let known = operators.get(hash)?;
+        let is_over = known.expires_at.is_some_and(|at| at <= now_ms);
+        let is_fresh = known.confirmed.elapsed() < KNOWN_FOR;
+        (is_fresh && !is_over).then(|| known.caller.clone())
     }
 
-    /// The database knows the key of that hash. Only operators' are kept.
-    pub(super) fn note(&self, hash: String, caller: &Caller) {
-        if caller.admin {
-            let mut known = self.lock();
-            known.retain(|_, (_, confirmed)| confirmed.elapsed() < KNOWN_FOR);
-            known.insert(hash, (caller.clone(), Instant::now()));
+    /// The database knows the key of that hash. Only keys that open what operators read are kept.
+    pub(super) fn note(&self, hash: String, caller: &Caller, expires_at: Option<i64>) {
+        if caller.scopes.open_metrics() {
+            let mut operators = self.lock();
+            operators.retain(|_, known| known.confirmed.elapsed() < KNOWN_FOR);
+            let known = Known {
+                caller: caller.clone(),
+                confirmed: Instant::now(),
+                expires_at,
+            };
+            operators.insert(hash, known);
         }
     }
 
@@ -40,7 +54,7 @@ impl Operators {
         self.lock().remove(hash);
     }
 
-    fn lock(&self) -> MutexGuard<'_, HashMap<String, (Caller, Instant)>> {
+    fn lock(&self) -> MutexGuard<'_, HashMap<String, Known>> {
         self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
@@ -48,39 +62,49 @@ impl Operators {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::domain::scope::Scopes;
 
     fn operator() -> Caller {
         Caller {
-            tenant: "tenant".to_owned(),
-            admin: true,
+            tenant: String::new(),
+            key_id: Some("key_1".to_owned()),
+            scopes: Scopes::parse("metrics").unwrap(),
         }
     }
 
     #[tokio::test(start_paused = true)]
     async fn a_key_that_was_not_confirmed_lately_is_not_known() {
         let operators = Operators::default();
-        operators.note("one".to_owned(), &operator());
+        operators.note("one".to_owned(), &operator(), None);
         tokio::time::advance(KNOWN_FOR / 2).await;
-        operators.note("other".to_owned(), &operator());
-        assert_eq!(operators.known("one"), Some(operator()));
+        operators.note("other".to_owned(), &operator(), None);
+        assert_eq!(operators.known("one", 0), Some(operator()));
         tokio::time::advance(KNOWN_FOR / 2).await;
-        assert_eq!(operators.known("one"), None);
-        assert_eq!(operators.known("other"), Some(operator()));
-        operators.note("third".to_owned(), &operator());
+        assert_eq!(operators.known("one", 0), None);
+        assert_eq!(operators.known("other", 0), Some(operator()));
+        operators.note("third".to_owned(), &operator(), None);
         assert_eq!(operators.lock().len(), 2, "what is over is not kept");
+    }
+
+    #[tokio::test]
+    async fn a_key_that_has_expired_is_not_known() {
+        let operators = Operators::default();
+        operators.note("key".to_owned(), &operator(), Some(10));
+        assert_eq!(operators.known("key", 9), Some(operator()));
+        assert_eq!(operators.known("key", 10), None);
     }
 
     #[tokio::test]
     async fn only_operators_that_the_database_knows_are_known() {
         let operators = Operators::default();
         let other = Caller {
-            admin: false,
+            scopes: Scopes::API,
             ..operator()
         };
-        operators.note("other".to_owned(), &other);
-        assert_eq!(operators.known("other"), None);
-        operators.note("key".to_owned(), &operator());
+        operators.note("other".to_owned(), &other, None);
+        assert_eq!(operators.known("other", 0), None);
+        operators.note("key".to_owned(), &operator(), None);
         operators.forget("key");
-        assert_eq!(operators.known("key"), None);
+        assert_eq!(operators.known("key", 0), None);
     }
 }

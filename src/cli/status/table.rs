@@ -1,7 +1,7 @@
 //! Tables of aligned text, and how numbers stand in them.
 
 /// Columns under titles. A table without rows is not written.
-pub(super) struct Table {
+pub(in crate::cli) struct Table {
     rows: Vec<Vec<String>>,
 }
 

@@ -7,6 +7,7 @@ use secrecy::ExposeSecret;
 use serde_json::json;
 
 use super::*;
+use crate::domain::scope::Scopes;
 
 #[test]
 fn the_defaults_are_the_documented_ones() {
@@ -19,6 +20,7 @@ fn the_defaults_are_the_documented_ones() {
     assert_eq!(config.database.max_connections, 4);
     assert_eq!(config.auth.required, None);
     assert!(config.auth.bootstrap_key.is_none());
+    assert_eq!(config.auth.bootstrap_scope, Scopes::API);
     assert_eq!(config.limits.max_file_bytes, 10_737_418_240);
     assert_eq!(config.limits.max_requests_per_batch, 10_000_000);
     assert_eq!(config.limits.max_models_per_file, 100);

@@ -33,6 +33,7 @@ fn each_fault_of_a_section_is_found_at_its_line() {
         auth     | bootstrap_key = 'x'                => bootstrap_key: a secret is not written
         auth     | bootstrap_key_file = '/nowhere/x'  => bootstrap_key_file: the file cannot be
         auth     | bootstrap_key_file = '/dev/null'   => bootstrap_key_file: names an empty secret
+        auth     | bootstrap_scope = 'root'           => bootstrap_scope: `root` is no scope
         limits   | max_file_bytes = 0                 => max_file_bytes: must be from 1 to
         limits   | max_file_bytes = -5                => max_file_bytes: must be from 1 to
         limits   | max_line_bytes = 1.5               => max_line_bytes: expected a whole number

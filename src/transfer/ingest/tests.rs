@@ -33,6 +33,7 @@ async fn findings(test: &TestStore, file: &StoredFile) -> Vec<(Option<u64>, Stri
     let batch = NewBatch {
         id: id::batch(),
         tenant: TENANT.to_owned(),
+        key_id: None,
         endpoint: "/v1/embeddings".to_owned(),
         input_file_id: file.id.clone(),
         completion_window: "24h".to_owned(),

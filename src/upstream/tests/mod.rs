@@ -18,6 +18,7 @@ use tokio_util::sync::{CancellationToken, DropGuard};
 
 use super::*;
 use crate::config::{self, Config};
+use crate::domain::scope::Scopes;
 
 /// A request that a scripted server has received.
 #[derive(Clone, Debug)]
@@ -224,6 +225,7 @@ pub(super) fn config(upstreams: Vec<config::Upstream>, models: Vec<config::Model
         auth: config::Auth {
             required: None,
             bootstrap_key: None,
+            bootstrap_scope: Scopes::API,
         },
         limits: config::Limits {
             max_file_bytes: 1 << 30,

@@ -1,6 +1,7 @@
 //! `nightshift keys`, beside a server that runs.
 
 use reqwest::StatusCode;
+use serde_json::Value;
 
 use super::{ended_in, until};
 use crate::support::binary::Ended;
@@ -90,6 +91,88 @@ async fn a_key_works_at_once_and_no_longer_when_it_is_revoked() {
     }
 }
 
+/// What `keys list --json` says of the key with a name.
+async fn listed(shop: &Shop, name: &str) -> Value {
+    let listed = shop.keys(&["list", "--json"]).await;
+    let keys: Vec<Value> = serde_json::from_str(&listed.out).expect("is a JSON array");
+    let mut keys = keys.into_iter();
+    keys.find(|key| key["name"] == name).expect("is listed")
+}
+
+async fn a_key_ends_when_it_was_said_to() {
+    let server = Server::start().await;
+    let shop = Shop::new(&server.database);
+    let create = ["create", "--name", "short", "--expires", "1h"];
+    let created = shop.keys(&create).await;
+    assert!(created.errors.contains(", until 2"), "{}", created.errors);
+    let key = only_line(&created);
+    let ask = async || {
+        let request = client_with(Some(&key)).get(server.url("/v1/batches"));
+        request.send().await.expect("answers")
+    };
+    assert_eq!(ask().await.status(), StatusCode::OK);
+    server.clock.advance_ms(3_600_000);
+    let refused = ask().await;
+    assert_eq!(refused.status(), StatusCode::UNAUTHORIZED);
+    let error: Value = refused.json().await.expect("is JSON");
+    assert_eq!(error["error"]["code"], "invalid_api_key");
+    let message = error["error"]["message"].as_str().expect("is text");
+    assert!(
+        message.contains("has expired") && !message.contains(&key),
+        "{message}"
+    );
+
+    let over = shop
+        .keys(&["create", "--name", "over", "--expires", "2001-01-01"])
+        .await;
+    assert_eq!((over.code, over.out.as_str()), (Some(1), ""));
+    assert!(over.errors.contains("not in the future"), "{}", over.errors);
+    let wrong = shop
+        .keys(&["create", "--name", "wrong", "--expires", "tomorrow"])
+        .await;
+    assert_eq!((wrong.code, wrong.out.as_str()), (Some(2), ""));
+    assert!(wrong.errors.contains("2030-01-31"), "{}", wrong.errors);
+    let brief = shop
+        .keys(&["create", "--name", "brief", "--expires", "1ms"])
+        .await;
+    only_line(&brief);
+    until("the list says so", async || {
+        listed(&shop, "brief").await["state"] == "expired"
+    })
+    .await;
+}
+
+async fn the_list_says_when_a_key_was_used_last() {
+    let server = Server::binary("").await;
+    let shop = Shop::new(&server.database);
+    let create = ["create", "--name", "used", "--tenant", "team"];
+    let key = only_line(&shop.keys(&create).await);
+    let unused = listed(&shop, "used").await;
+    assert_eq!(unused["last_used_at"], Value::Null);
+    let created_at = unused["created_at"].as_i64().expect("is a time");
+    assert_eq!(
+        unused,
+        serde_json::json!({
+            "id": unused["id"], "tenant": "team", "name": "used", "hint": unused["hint"],
+            "scopes": ["api"], "state": "active", "created_at": created_at,
+            "expires_at": null, "last_used_at": null, "revoked_at": null,
+        })
+    );
+
+    let asked = client_with(Some(&key)).get(server.url("/v1/models"));
+    assert_eq!(asked.send().await.expect("answers").status(), 200);
+    // It is the first use of any key, so nothing holds it back.
+    until("the use is noted", async || {
+        let used = listed(&shop, "used").await["last_used_at"].as_i64();
+        used.is_some_and(|at| at >= created_at)
+    })
+    .await;
+    let table = shop.keys(&["list"]).await.out;
+    let never = table.matches("never").count();
+    // Three keys without an end, two of which nobody has used.
+    assert_eq!(never, 3 + 2, "{table}");
+}
+
 async fn a_key_can_be_made_before_there_is_a_database() {
     let directory = tempfile::tempdir().expect("makes a directory");
     let database = crate::support::engines::database(directory.path()).await;
@@ -134,6 +217,8 @@ async fn check_tries_a_database_that_a_server_uses() {
 
 on_every_engine![
     check_tries_a_database_that_a_server_uses,
+    a_key_ends_when_it_was_said_to,
+    the_list_says_when_a_key_was_used_last,
     a_key_works_at_once_and_no_longer_when_it_is_revoked,
     a_key_can_be_made_before_there_is_a_database,
 ];

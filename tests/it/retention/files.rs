@@ -86,6 +86,7 @@ async fn an_input_that_is_deleted_while_its_batch_is_validating_is_run_all_the_s
     let batch = NewBatch {
         id: id::batch(),
         tenant: "tenant-a".to_owned(),
+        key_id: None,
         endpoint: CHAT.to_owned(),
         input_file_id: input.clone(),
         completion_window: "1h".to_owned(),

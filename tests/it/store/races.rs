@@ -15,6 +15,7 @@ async fn a_batch_that_is_created_during_a_deletion_keeps_its_input() {
         let batch = NewBatch {
             id: id::batch(),
             tenant: TENANT.to_owned(),
+            key_id: None,
             endpoint: CHAT.to_owned(),
             input_file_id: file.clone(),
             completion_window: "1h".to_owned(),

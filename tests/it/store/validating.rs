@@ -17,6 +17,7 @@ impl Fixture {
         let batch = NewBatch {
             id: id::batch(),
             tenant: tenant.to_owned(),
+            key_id: None,
             endpoint: CHAT.to_owned(),
             input_file_id: file.to_owned(),
             completion_window: "1h".to_owned(),

@@ -4,6 +4,7 @@ use std::path::Path;
 
 use nightshift::api::auth;
 use nightshift::domain::id;
+use nightshift::domain::scope::Scopes;
 use nightshift::store::{ApiKey, Engine, Store};
 use secrecy::ExposeSecret as _;
 use sqlx::sqlite::SqliteConnectOptions;
@@ -110,8 +111,10 @@ pub async fn add_key(store: &Store, tenant: &str) -> String {
         name: "test".to_owned(),
         hash: new.hash,
         hint: new.hint,
-        admin: false,
+        scopes: Scopes::API,
         created_at: 0,
+        expires_at: None,
+        last_used_at: None,
         revoked_at: None,
     };
     store.add_key(&key).await.expect("stores the key");

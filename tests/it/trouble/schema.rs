@@ -4,10 +4,11 @@ use std::time::Duration;
 
 use nightshift::domain::clock::Clock;
 use nightshift::store::{Engine, OpenOptions, Store};
+use serde_json::Value;
 use sqlx::{Connection as _, Executor as _, PgConnection, SqliteConnection};
 
 use crate::support::binary::{command, ended};
-use crate::support::{Server, engines, on_every_engine};
+use crate::support::{CHAT, Server, chat, client_with, engines, granting, ids, on_every_engine};
 
 /// How many start at once.
 const STARTS: usize = 6;
@@ -90,7 +91,55 @@ async fn a_server_that_is_older_than_the_schema_says_so_and_stops() {
     }
 }
 
+/// What a database had before its last migration.
+const BEFORE: &str = "
+    ALTER TABLE api_keys ADD COLUMN admin BOOLEAN NOT NULL DEFAULT FALSE;
+    UPDATE api_keys SET admin = TRUE WHERE tenant = 'tenant-a';
+    ALTER TABLE api_keys DROP COLUMN scopes;
+    ALTER TABLE api_keys DROP COLUMN expires_at;
+    ALTER TABLE api_keys DROP COLUMN last_used_at;
+    ALTER TABLE batches DROP COLUMN key_id;
+    DELETE FROM _sqlx_migrations WHERE version = 10;
+";
+
+async fn a_database_of_the_version_before_opens_and_its_live_batches_go_on() {
+    let mut server = Server::simulating_binary(granting(0), "").await;
+    let ids = ids(20);
+    let jsonl: String = ids.iter().map(|id| chat(id, Value::Null)).collect();
+    let batch = server.create_batch(jsonl, CHAT).await;
+    server
+        .until(&batch, |batch| batch["status"] == "in_progress")
+        .await;
+    server.kill().await;
+    engines::execute(&server.database, BEFORE).await;
+
+    server.start_binary_again().await;
+    server.simulator.grant(ids.len());
+    let batch = server.ended(&batch).await;
+    assert_eq!(batch["status"], "completed");
+    server.exactly_once(&batch, &ids).await;
+    // Its keys open what they opened: an operator's, and a tenant's.
+    let path = format!("/v1/batches/{}", batch["id"].as_str().expect("has an id"));
+    for (path, operators, others) in [
+        ("/v1/batches", 200, 200),
+        ("/metrics", 200, 403),
+        ("/admin/status", 200, 403),
+        (path.as_str(), 200, 404),
+    ] {
+        for (key, expected) in [(server.key(), operators), (server.other_key(), others)] {
+            let asked = client_with(Some(key)).get(server.url(path)).send().await;
+            assert_eq!(asked.expect("answers").status(), expected, "{path}");
+        }
+    }
+    let jsonl = chat("foreign", Value::Null);
+    let foreign = server.create_batch_as(server.other_key(), &jsonl).await;
+    let path = format!("/v1/batches/{}", foreign["id"].as_str().expect("has an id"));
+    let asked = server.client().get(server.url(&path)).send().await;
+    assert_eq!(asked.expect("answers").status(), 404, "no other tenant's");
+}
+
 on_every_engine![
+    a_database_of_the_version_before_opens_and_its_live_batches_go_on,
     however_many_start_at_once_one_migrates,
     processes_that_start_at_once_do_not_get_in_each_others_way,
     a_server_that_is_older_than_the_schema_says_so_and_stops,
