@@ -30,6 +30,32 @@ const OK: Health = Health {
     problem: None,
 };
 
+/// What runs.
+#[derive(Debug, Serialize, ToSchema)]
+pub struct Version {
+    /// Always `nightshift`.
+    #[schema(example = "nightshift")]
+    pub name: &'static str,
+    /// The program's version.
+    pub version: &'static str,
+}
+
+/// Which program and version answers.
+#[utoipa::path(
+    get,
+    path = "/version",
+    operation_id = "version",
+    tag = "Health",
+    security(()),
+    responses((status = 200, description = "What runs.", body = Version)),
+)]
+pub async fn version() -> Json<Version> {
+    Json(Version {
+        name: env!("CARGO_PKG_NAME"),
+        version: env!("CARGO_PKG_VERSION"),
+    })
+}
+
 /// Whether the process lives.
 #[utoipa::path(
     get,

@@ -151,6 +151,7 @@ fn operators_routes() -> OpenApiRouter<Api> {
     OpenApiRouter::new()
         .routes(routes!(health::live))
         .routes(routes!(health::ready))
+        .routes(routes!(health::version))
         .routes(routes!(metrics::expose))
         .routes(routes!(admin::status))
         .routes(routes!(admin::reset))

@@ -44,6 +44,9 @@ pub(super) async fn run(args: CheckArgs) -> anyhow::Result<ExitCode> {
         ..args.config.overrides()
     };
     let mut out = std::io::stdout();
+    for near_miss in Environment::capture().near_misses() {
+        writeln!(out, "warn  environment    {near_miss}")?;
+    }
     let config = match Config::load(&overrides, &Environment::capture()) {
         Ok(config) => config,
         Err(errors) => {

@@ -96,6 +96,13 @@ impl<T> OrExit<T> for anyhow::Result<T> {
     }
 }
 
+/// Tells of variables that were meant for Nightshift, and that it does not read.
+fn warn_of_near_misses() {
+    for near_miss in Environment::capture().near_misses() {
+        eprintln!("warning: {near_miss}");
+    }
+}
+
 /// Reads the command line and does what it says. Exits 2 on wrong usage; on failure with the code
 /// that the command gave its error, else 1.
 pub async fn main() -> ExitCode {

@@ -5,7 +5,7 @@ use std::process::ExitCode;
 
 use super::ConfigArgs;
 use crate::app::App;
-use crate::config::{Config, Overrides};
+use crate::config::{Config, Environment, Overrides, shown_url};
 use crate::domain::clock::Clock;
 use crate::shutdown::{self, Hangup};
 use crate::telemetry;
@@ -56,12 +56,29 @@ pub(super) async fn run(args: ServeArgs) -> anyhow::Result<ExitCode> {
     };
     let config = super::load(&overrides)?;
     let exporter = telemetry::start_exporting(&config.log, &config.telemetry)?;
+    for near_miss in Environment::capture().near_misses() {
+        tracing::warn!("{near_miss}");
+    }
     let served = serve(&config).await;
     if let Some(exporter) = exporter {
         exporter.shutdown().await;
     }
     served?;
     Ok(ExitCode::SUCCESS)
+}
+
+/// Each upstream's name and address.
+fn upstreams(config: &Config) -> String {
+    let upstreams = config.upstreams.iter();
+    let shown = upstreams.map(|upstream| {
+        let url = shown_url(&upstream.base_url);
+        format!("{} {url}", upstream.name)
+    });
+    let shown: Vec<_> = shown.collect();
+    if shown.is_empty() {
+        return "none".to_owned();
+    }
+    shown.join(", ")
 }
 
 async fn serve(config: &Config) -> anyhow::Result<()> {
@@ -71,7 +88,8 @@ async fn serve(config: &Config) -> anyhow::Result<()> {
         version = env!("CARGO_PKG_VERSION"),
         role = config.server.role.as_str(),
         listen = %app.address(),
-        upstreams = config.upstreams.len(),
+        database = config.database.shown(),
+        upstreams = upstreams(config),
         models = config.models.len(),
         "nightshift serves"
     );

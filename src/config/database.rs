@@ -6,6 +6,7 @@ use std::time::Duration;
 use secrecy::{ExposeSecret, SecretString};
 
 use super::reader::Reader;
+use super::shown::shown_url;
 
 /// More would only queue inside the database.
 const CONNECTIONS_MAX: u64 = 1_000;
@@ -52,6 +53,15 @@ impl Database {
             start_timeout: start_timeout.unwrap_or_default(),
             statement_timeout: statement_timeout.unwrap_or_default(),
             pooler: pooler.unwrap_or_default(),
+        }
+    }
+
+    /// Where the database is, as it may be told: without a user or a password.
+    #[must_use]
+    pub fn shown(&self) -> String {
+        match self.sqlite_path() {
+            Some(path) => format!("sqlite://{}", path.display()),
+            None => shown_url(self.url.expose_secret()),
         }
     }
 

@@ -8,10 +8,10 @@ use super::error::Faults;
 use super::value::{Node, Origin, Table, Value, merge};
 
 /// Begins the name of every variable that is meant for Nightshift.
-const PREFIX: &str = "NIGHTSHIFT_";
+pub(super) const PREFIX: &str = "NIGHTSHIFT_";
 
 /// Between the levels of a key's path.
-const LEVEL: &str = "__";
+pub(super) const LEVEL: &str = "__";
 
 /// The environment's variables, as they were when it was captured.
 #[derive(Clone, Default)]
@@ -38,6 +38,12 @@ impl Environment {
             .get(name)
             .map(String::as_str)
             .filter(|value| !value.is_empty())
+    }
+
+    /// The names of all variables that are set to something.
+    pub(super) fn names(&self) -> impl Iterator<Item = &str> {
+        let set = self.0.iter().filter(|(_, value)| !value.is_empty());
+        set.map(|(name, _)| name.as_str())
     }
 
     /// The variables whose names are paths (`NIGHTSHIFT_SERVER__LISTEN`), and `DATABASE_URL`

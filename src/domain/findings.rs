@@ -52,6 +52,28 @@ impl Finding {
     }
 }
 
+/// What is wrong in short, for the log: the first of the findings and how many more there are. The
+/// message is told only where the line's content is not in it.
+#[must_use]
+pub fn in_short(findings: &[Finding]) -> String {
+    let Some(first) = findings.first() else {
+        return "unknown".to_owned();
+    };
+    let mut text = match first.line {
+        Some(line) => format!("line {line}: {}", first.code),
+        None => format!("{}: {}", first.code, first.message),
+    };
+    if first.line.is_some() && first.code == "model_not_found" {
+        text.push_str(&format!(": {}", first.message));
+    } else if let (Some(_), Some(param)) = (first.line, &first.param) {
+        text.push_str(&format!(" ({param})"));
+    }
+    if findings.len() > 1 {
+        text.push_str(&format!("; and {} more", findings.len() - 1));
+    }
+    text
+}
+
 /// What is wrong with a file, for whatever endpoint. Stored with it as JSON.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Findings {

@@ -337,6 +337,11 @@ pub(super) struct Step {
 impl Step {
     /// Tells of it, with the batch's counts where they are known.
     pub fn tell(self, batch_id: &str, counts: Option<&Counts>) {
+        self.tell_why(batch_id, counts, None);
+    }
+
+    /// The same, with why the batch failed.
+    pub fn tell_why(self, batch_id: &str, counts: Option<&Counts>, why: Option<&str>) {
         let Step { from, to } = self;
         if from == to {
             return;
@@ -351,6 +356,7 @@ impl Step {
             batch.completed = counts.map(|counts| counts.completed),
             batch.failed = counts.map(|counts| counts.failed),
             batch.cancelled = counts.map(|counts| counts.cancelled),
+            batch.errors = why,
             "the batch is {to}"
         );
     }

@@ -15,7 +15,7 @@ use super::lifecycle::Step;
 use super::{Error, Result, Store, Who};
 use crate::domain::batch::{Counts, Event, Stage, Status};
 use crate::domain::file::Purpose;
-use crate::domain::findings::Findings;
+use crate::domain::findings::{self, Finding, Findings};
 use crate::intake::ModelReport;
 
 /// Batches that are found at once, and settled in one transaction at most.
@@ -226,10 +226,11 @@ impl Store {
         }
         tx.commit().await?;
         for (batch, _) in &accepted {
-            tell(batch, Event::Accepted);
+            tell(batch, Event::Accepted, None);
         }
-        for (batch, _) in &rejected {
-            tell(batch, Event::Rejected);
+        for (batch, errors) in &rejected {
+            let errors: Vec<Finding> = serde_json::from_str(errors).unwrap_or_default();
+            tell(batch, Event::Rejected, Some(&findings::in_short(&errors)));
         }
         if !accepted.is_empty() {
             self.wake(Who::Supplies);
@@ -283,7 +284,7 @@ impl Store {
         }
         self.accept(&mut tx, &whole).await?;
         tx.commit().await?;
-        tell(batch, Event::Accepted);
+        tell(batch, Event::Accepted, None);
         self.wake(Who::Supplies);
         Ok(Begun::Runs)
     }
@@ -571,12 +572,12 @@ fn all_of(changed: u64, batches: usize) -> Result<()> {
     }
 }
 
-fn tell(batch: &Unvalidated, event: Event) {
+fn tell(batch: &Unvalidated, event: Event, why: Option<&str>) {
     let to = after(event);
     let counts = (to == Status::InProgress).then(|| Counts {
         total: batch.total(),
         ..Counts::default()
     });
     let from = Stage::CREATED.status;
-    Step { from, to }.tell(&batch.batch_id, counts.as_ref());
+    Step { from, to }.tell_why(&batch.batch_id, counts.as_ref(), why);
 }

@@ -100,6 +100,11 @@ impl Upstream {
         })
     }
 
+    /// Where it is, for the log.
+    pub(super) fn shown_url(&self) -> String {
+        config::shown_url(self.base.as_str())
+    }
+
     /// Posts a line's body and reads the whole answer; its bytes are charged as they come.
     pub(super) async fn post(
         &self,

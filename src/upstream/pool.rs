@@ -664,6 +664,7 @@ impl Pool {
         status: Option<u16>,
     ) {
         let name = &self.upstreams[upstream].name;
+        let url = self.upstreams[upstream].shown_url();
         let what = if model.is_some() { "model" } else { "upstream" };
         match change {
             Change::StillClosed => {}
@@ -674,6 +675,7 @@ impl Pool {
                 if reason.needs_a_person() {
                     tracing::error!(
                         upstream.name = name,
+                        upstream.url = url,
                         model.name = model,
                         http.status = status,
                         cause,
@@ -684,6 +686,7 @@ impl Pool {
                 } else if *reason != Reason::Limited || wait >= WORTH_A_WARNING {
                     tracing::warn!(
                         upstream.name = name,
+                        upstream.url = url,
                         model.name = model,
                         cause,
                         wait = ?wait,
@@ -698,12 +701,14 @@ impl Pool {
                 if closure.reason == Reason::Limited && after < WORTH_A_WARNING {
                     tracing::debug!(
                         upstream.name = name,
+                        upstream.url = url,
                         model.name = model,
                         "not limited any more"
                     );
                 } else {
                     tracing::warn!(
                         upstream.name = name,
+                        upstream.url = url,
                         model.name = model,
                         calls.failed = closure.failures,
                         after = ?after,

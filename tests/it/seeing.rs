@@ -2,6 +2,7 @@
 
 mod away;
 mod documented;
+mod logged;
 mod spans;
 
 use std::time::{Duration, Instant};
