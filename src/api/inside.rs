@@ -113,7 +113,7 @@ impl Inside {
     async fn read(&self, store: &Store, now_ms: i64) -> store::Result<Overview> {
         Ok(Overview {
             statuses: store.live_statuses().await?,
-            queues: self.labelled(store.queues().await?, now_ms),
+            queues: self.labelled(store.queues(now_ms).await?, now_ms),
             replicas: store.replicas().await?,
         })
     }
@@ -129,6 +129,7 @@ impl Inside {
             let age = queue
                 .oldest
                 .map_or(0, |oldest| now_ms.saturating_sub(oldest));
+            sum.window_used = sum.window_used.max(queue.window_used.unwrap_or(0.0));
             sum.oldest_seconds = sum.oldest_seconds.max(age as f64 / 1000.0);
         }
         let named = by_label.into_iter();
@@ -194,26 +195,28 @@ mod tests {
     fn models_without_a_label_of_their_own_are_one() {
         let label = |model: &str| if model == "known" { "known" } else { "other" }.to_owned();
         let inside = Inside::new(Box::new(ProcessReading::default), Box::new(label));
-        let queue = |model: &str, oldest| Queue {
+        let queue = |model: &str, oldest, window_used| Queue {
             model: model.to_owned(),
             waiting: 1,
             leased: 2,
             oldest,
+            window_used,
         };
         let queues = vec![
-            queue("a", Some(4000)),
-            queue("b", Some(2000)),
-            queue("known", None),
+            queue("a", Some(4000), Some(0.5)),
+            queue("b", Some(2000), None),
+            queue("known", None, None),
         ];
-        let of = |model: &str, waiting_units, leased_units, oldest_seconds| QueueOfModel {
+        let of = |model: &str, waiting_units, oldest_seconds, window_used| QueueOfModel {
             model: model.to_owned(),
             waiting_units,
-            leased_units,
+            leased_units: 2 * waiting_units,
             oldest_seconds,
+            window_used,
         };
         assert_eq!(
             inside.labelled(queues, 5000),
-            [of("known", 1, 2, 0.0), of("other", 2, 4, 3.0)]
+            [of("known", 1, 0.0, 0.0), of("other", 2, 3.0, 0.5)]
         );
     }
 }

@@ -55,6 +55,8 @@ pub struct QueueOfModel {
     pub leased_units: i64,
     /// Since the oldest batch with such a unit was created.
     pub oldest_seconds: f64,
+    /// How much of its window the batch with such a unit has used that is nearest to its end.
+    pub window_used: f64,
 }
 
 /// How an upstream is, as this process sees it.
@@ -190,6 +192,7 @@ fn list_database(list: &mut Listing, database: &Database) {
     );
     let units = Family::<ModelState, Gauge>::default();
     let oldest = Family::<Model, Float>::default();
+    let window_used = Family::<Model, Float>::default();
     for queue in &database.queue {
         let of_state = |state| ModelState {
             model: queue.model.clone(),
@@ -205,6 +208,10 @@ fn list_database(list: &mut Listing, database: &Database) {
         oldest
             .get_or_create(&Model { model })
             .set(queue.oldest_seconds);
+        let model = queue.model.clone();
+        window_used
+            .get_or_create(&Model { model })
+            .set(queue.window_used);
     }
     list.add(
         "nightshift_queue_units",
@@ -216,6 +223,12 @@ fn list_database(list: &mut Listing, database: &Database) {
         "nightshift_queue_oldest_seconds",
         "Age of the oldest batch with a line that is not done, by model, over all processes.",
         oldest,
+    );
+    list.add(
+        "nightshift_queue_window_used_ratio",
+        "How much of its window the batch with a line that is not done has used that is nearest to \
+         its end, by model: 1 is the end, over all processes.",
+        window_used,
     );
     list.add(
         "nightshift_replicas",

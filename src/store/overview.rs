@@ -20,6 +20,9 @@ pub struct Queue {
     pub leased: i64,
     /// When the oldest batch with such a unit was created, in milliseconds; `None` without one.
     pub oldest: Option<i64>,
+    /// How much of its window the batch with such a unit has used that is nearest to its end: 1 is
+    /// the end. `None` without a batch that has a window.
+    pub window_used: Option<f64>,
 }
 
 /// A process that holds a lease.
@@ -91,23 +94,27 @@ impl Store {
         Ok(live.map(of).collect())
     }
 
-    /// What waits and what is leased, by model.
+    /// What waits and what is leased, by model. `now_ms`: the time that windows are told by.
     ///
     /// # Errors
     /// When the database fails.
-    pub async fn queues(&self) -> Result<Vec<Queue>> {
+    pub async fn queues(&self, now_ms: i64) -> Result<Vec<Queue>> {
         Ok(on!(self.reader(), c => {
             sqlx::query_as(
                 "-- queues
                  SELECT w.model, CAST(SUM(w.waiting) AS BIGINT) AS waiting,
                     CAST(SUM(COALESCE(l.units, 0)) AS BIGINT) AS leased,
-                    MIN(CASE WHEN w.waiting > 0 OR l.units > 0 THEN b.created_at END) AS oldest
+                    MIN(CASE WHEN w.waiting > 0 OR l.units > 0 THEN b.created_at END) AS oldest,
+                    MAX(CASE WHEN w.waiting > 0 OR l.units > 0 THEN
+                        CAST(CAST($1 AS BIGINT) - b.created_at AS DOUBLE PRECISION)
+                            / NULLIF(b.expires_at - b.created_at, 0) END) AS window_used
                  FROM backlog w JOIN batches b ON b.id = w.batch_id
                  LEFT JOIN (SELECT batch_id, model_no, COUNT(*) AS units FROM units
                     WHERE state = 'leased' GROUP BY batch_id, model_no) l
                    ON l.batch_id = w.batch_id AND l.model_no = w.model_no
                  GROUP BY w.model ORDER BY w.model",
             )
+            .bind(now_ms)
             .fetch_all(c)
             .await?
         }))

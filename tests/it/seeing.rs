@@ -127,6 +127,7 @@ async fn lines_that_never_ran_are_told_as_such() {
     Figures::until(&base, &key, |figures| {
         let model = [r#"model="sim-small""#];
         figures.sum("nightshift_queue_oldest_seconds", &model) > 0.0
+            && figures.sum("nightshift_queue_window_used_ratio", &model) > 0.0
     })
     .await;
 

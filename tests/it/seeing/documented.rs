@@ -35,6 +35,97 @@ fn the_page_lists_exactly_the_metrics_that_there_are() {
     );
 }
 
+/// A panel's text, or nothing.
+fn text<'a>(panel: &'a Value, pointer: &str) -> &'a str {
+    panel
+        .pointer(pointer)
+        .and_then(Value::as_str)
+        .unwrap_or_default()
+}
+
+/// Where several servers are scraped, a panel must not mix them.
+#[test]
+fn each_panel_says_what_it_shows_of_the_chosen_job() {
+    let dashboard: Value =
+        serde_json::from_str(&read("deploy/grafana/nightshift.json")).expect("is JSON");
+    let panels = dashboard["panels"].as_array().expect("is a list");
+    let shown = panels.iter().filter(|panel| panel["type"] != "row");
+    for panel in shown.clone() {
+        let title = text(panel, "/title");
+        assert!(!text(panel, "/description").is_empty(), "{title}");
+        let mut asked = Vec::new();
+        expressions(panel, &mut asked);
+        for expression in asked {
+            let selectors = names(expression).count();
+            let of_job = expression.matches(r#"{job="$job""#).count();
+            assert_eq!(of_job, selectors, "{title}: {expression}");
+        }
+    }
+    // What tells whether all is well comes first, and is green or red.
+    let first: Vec<_> = shown.take(6).collect();
+    for panel in &first {
+        let title = text(panel, "/title");
+        assert_eq!(panel["type"], "stat", "{title}");
+        let steps = &panel["fieldConfig"]["defaults"]["thresholds"]["steps"];
+        assert!(
+            steps.as_array().is_some_and(|steps| steps.len() > 1),
+            "{title}"
+        );
+    }
+    for (title, values) in [("Database", &["0", "1"][..]), ("Upstreams not up", &["0"])] {
+        let panel = first.iter().find(|panel| text(panel, "/title") == title);
+        let panel = panel.expect("is among the first");
+        let mappings = &panel["fieldConfig"]["defaults"]["mappings"][0]["options"];
+        for value in values {
+            assert!(mappings[value]["text"].is_string(), "{title}: {value}");
+        }
+    }
+}
+
+/// What the text of the rules has behind a key, on its line or folded on those below.
+fn rules(key: &str) -> Vec<String> {
+    let text = read("deploy/prometheus/nightshift.rules.yml");
+    let mut found = Vec::new();
+    let mut lines = text.lines().peekable();
+    while let Some(line) = lines.next() {
+        let entry = line.trim_start().trim_start_matches("- ");
+        let indent = line.len() - entry.len();
+        let Some(value) = entry.strip_prefix(key) else {
+            continue;
+        };
+        let mut value = value.trim().trim_start_matches(">-").to_owned();
+        let is_below = |line: &&str| line.len() - line.trim_start().len() > indent;
+        while let Some(more) = lines.next_if(is_below) {
+            value = format!("{value} {}", more.trim());
+        }
+        found.push(value);
+    }
+    found
+}
+
+#[test]
+fn the_alerts_ask_for_metrics_that_there_are_and_say_what_to_do() {
+    let families: BTreeSet<String> = catalogue().into_iter().map(|(name, _, _)| name).collect();
+    let alerts = rules("alert:");
+    for alert in ["BatchAtRisk", "UpstreamDown", "StoreErrors", "NoProgress"] {
+        let name = format!("Nightshift{alert}");
+        assert!(alerts.iter().any(|a| a.trim() == name), "{alerts:?}");
+    }
+    let expressions = rules("expr:");
+    let counts = [&expressions, &rules("summary:"), &rules("description:")].map(Vec::len);
+    assert_eq!(counts, [alerts.len(); 3]);
+    for expression in &expressions {
+        let asked: Vec<_> = names(expression).collect();
+        assert!(
+            !asked.is_empty() || expression.contains("up{"),
+            "{expression}"
+        );
+        for name in asked {
+            assert!(families.contains(name), "there is no {name}: {expression}");
+        }
+    }
+}
+
 /// The names of metrics in an expression.
 fn names(expression: &str) -> impl Iterator<Item = &str> {
     expression
