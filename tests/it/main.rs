@@ -9,6 +9,7 @@ mod crashes;
 mod holding_back;
 mod holding_up;
 mod openapi;
+mod packaging;
 mod readme;
 mod replicas;
 mod retention;
