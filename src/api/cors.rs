@@ -10,7 +10,6 @@ const MAX_AGE: Duration = Duration::from_secs(3600);
 
 /// Answers preflight requests, and lets pages of these origins read all answers. The key is in a
 /// header that the page sends itself, so no credentials of the browser are allowed.
-#[must_use]
 pub fn layer(origins: &[String]) -> CorsLayer {
     let origins = origins
         .iter()

@@ -20,7 +20,7 @@ pub struct Database {
     /// never printed.
     pub url: SecretString,
     /// The database file, where the URL names one or a command has one of its own.
-    file: Option<PathBuf>,
+    pub file: Option<PathBuf>,
     /// Connections that this process holds at most: at least 1.
     pub max_connections: u32,
     /// How long a server waits at its start for a database that cannot be used yet.

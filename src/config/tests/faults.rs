@@ -189,6 +189,7 @@ fn wrong_flags_are_faults_that_name_them() {
         config: None,
         listen: Some("8080".to_owned()),
         database: Some("mysql://host".to_owned()),
+        database_file: None,
         upstream: None,
         api_key_env: Some("KEY".to_owned()),
         role: Some("apis".to_owned()),

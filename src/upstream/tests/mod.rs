@@ -217,6 +217,7 @@ pub(super) fn config(upstreams: Vec<config::Upstream>, models: Vec<config::Model
         },
         database: config::Database {
             url: "sqlite://unused".into(),
+            file: None,
             max_connections: 4,
             start_timeout: Duration::from_secs(60),
             statement_timeout: Duration::from_secs(60),

@@ -7,6 +7,7 @@ use nightshift::store::Engine;
 use serde_json::{Value, json};
 
 use super::until;
+use crate::support::engines::rows;
 use crate::support::figures::{Figures, operator};
 use crate::support::session::Session;
 use crate::support::{CHAT, Server, chat, ids, on, on_every_engine};
@@ -53,27 +54,24 @@ async fn what_cannot_finish_in_time_is_handed_back_at_a_stop() {
     server.exactly_once(&batch, &ids).await;
 }
 
-/// A batch's file takes longer to write than anything is waited for.
+/// A batch's file cannot be written while somebody holds the lock.
 const HANGS: &str = "
     CREATE FUNCTION hang() RETURNS trigger LANGUAGE plpgsql AS $$
     BEGIN
-        PERFORM pg_sleep(3600);
+        PERFORM pg_advisory_xact_lock(1);
         RETURN NEW;
     END $$;
     CREATE TRIGGER hang BEFORE INSERT ON files FOR EACH ROW
     WHEN (NEW.batch_id IS NOT NULL) EXECUTE FUNCTION hang()";
-const HANGS_NO_MORE: &str = "
-    SELECT pg_terminate_backend(pid) FROM pg_stat_activity
-    WHERE datname = current_database() AND pid <> pg_backend_pid();
-    DROP TRIGGER hang ON files";
 
 #[tokio::test]
-async fn what_is_held_is_given_back_at_a_stop_although_a_batch_cannot_be_ended() {
+async fn what_is_held_is_given_back_at_a_stop_before_drained_batches_are_ended() {
     let test = async {
         let mut server = Server::binary("[worker]\nshutdown_grace = \"3s\"").await;
         let (batch, ids) = hanging(&server).await;
         let mut session = Session::open(&server.database).await;
         session.execute(HANGS).await;
+        session.execute("SELECT pg_advisory_lock(1)").await;
         // Its only line is answered while the server stops.
         let line = chat("one", json!({"latency_ms": 1_000}));
         let drained = server.create_batch(line, CHAT).await;
@@ -81,17 +79,22 @@ async fn what_is_held_is_given_back_at_a_stop_although_a_batch_cannot_be_ended()
             server.simulator.stats().total.in_flight == 6
         })
         .await;
-        server.stop().await;
-        for held in [
-            "replicas",
-            "units WHERE state = 'leased'",
-            "share_holders",
-            "tasks",
-        ] {
-            let count = format!("SELECT count(*) FROM {held}");
-            assert_eq!(session.number(&count).await, 0, "{held}");
-        }
-        session.execute(HANGS_NO_MORE).await;
+        let database = server.database.clone();
+        let given_back = async {
+            for held in [
+                "replicas",
+                "units WHERE state = 'leased'",
+                "share_holders",
+                "tasks",
+            ] {
+                until("it is given back", async || rows(&database, held).await == 0).await;
+            }
+            // Only now can the batch be ended: by the process that stops, for there is no other.
+            session.execute("SELECT pg_advisory_unlock(1)").await;
+        };
+        tokio::join!(server.stop(), given_back);
+        let ended = rows(&server.database, "batches WHERE status = 'completed'").await;
+        assert_eq!(ended, 1, "what is held was given back first");
         server.start_binary_again().await;
         assert_eq!(server.ended(&drained).await["status"], "completed");
         let batch = server.ended(&batch).await;
