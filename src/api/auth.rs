@@ -32,7 +32,14 @@ pub const DEFAULT_TENANT: &str = "default";
 pub(super) const API_KEY: HeaderName = HeaderName::from_static("api-key");
 
 /// What can be asked for without a key.
-const OPEN: [&str; 6] = ["/", "/healthz", "/readyz", "/version", "/openapi.json", "/docs"];
+const OPEN: [&str; 6] = [
+    "/",
+    "/healthz",
+    "/readyz",
+    "/version",
+    "/openapi.json",
+    "/docs",
+];
 
 /// What the log and batches call the bootstrap key, which has no id of its own.
 const BOOTSTRAP_KEY_ID: &str = "bootstrap";

@@ -110,7 +110,14 @@ async fn with_keys_everything_but_health_and_documents_needs_one() {
             response.headers().contains_key("x-request-id"),
         )
     };
-    for path in ["/", "/healthz", "/readyz", "/version", "/openapi.json", "/docs"] {
+    for path in [
+        "/",
+        "/healthz",
+        "/readyz",
+        "/version",
+        "/openapi.json",
+        "/docs",
+    ] {
         assert_eq!(status(client_with(None), path).await, (200, true), "{path}");
     }
     for path in [

@@ -87,7 +87,10 @@ async fn what_is_held_is_given_back_at_a_stop_before_drained_batches_are_ended()
                 "share_holders",
                 "tasks",
             ] {
-                until("it is given back", async || rows(&database, held).await == 0).await;
+                until("it is given back", async || {
+                    rows(&database, held).await == 0
+                })
+                .await;
             }
             // Only now can the batch be ended: by the process that stops, for there is no other.
             session.execute("SELECT pg_advisory_unlock(1)").await;
