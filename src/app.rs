@@ -27,6 +27,8 @@ const HOW_TO_CREATE_A_KEY: &str = "create one with `nightshift keys create --nam
      same --config or --database), or name a first key's \
      file in auth.bootstrap_key_file, or give it in NIGHTSHIFT_AUTH__BOOTSTRAP_KEY";
 
+/// How long a stop waits until it is written when keys were used last.
+const LAST_USE_PATIENCE: Duration = Duration::from_secs(2);
 /// How long a command waits for the database: long enough for one that another process migrates.
 const COMMAND_PATIENCE: Duration = Duration::from_secs(5);
 
@@ -90,7 +92,6 @@ impl App {
         let inside = Arc::new(telemetry::inside(config, &pool, worker.as_ref()));
         let workers_run = worker.as_ref().map(Worker::running);
         let last_use = Arc::clone(&auth).write_last_use(store.clone(), stop.clone());
-        let last_use = tokio::spawn(last_use);
         let resets = pool.clone();
         let api = Api {
             reset: Arc::new(move |name| resets.reset(name)),
@@ -120,7 +121,7 @@ impl App {
             discovery,
             http,
             _threads: threads,
-            last_use,
+            last_use: tokio::spawn(last_use),
             stop,
         })
     }
@@ -169,8 +170,13 @@ impl App {
         if let Err(error) = self.http.await {
             tracing::warn!(%error, "the HTTP server ended badly");
         }
-        if let Err(error) = self.last_use.await {
-            tracing::warn!(%error, "when keys were used last was not written");
+        let mut last_use = self.last_use;
+        if tokio::time::timeout(LAST_USE_PATIENCE, &mut last_use)
+            .await
+            .is_err()
+        {
+            // Nobody waits for a database that is away because of this.
+            last_use.abort();
         }
         self.store.close().await;
     }

@@ -108,8 +108,8 @@ impl NotJsonl {
                 each line."
                 .to_owned(),
             Kind::Compressed(with) => format!(
-                "The content is compressed with {with}. A file can be uploaded as it is, or \
-                 compressed once with gzip or zstd."
+                "The content is compressed with {with}: decompress it first. Uploads may be \
+                 compressed with gzip or zstd, once."
             ),
             Kind::Other(what) => format!("The file is {what}: write one request on each line."),
             Kind::Array => "The file is a JSON array over several lines: write each element on a \

@@ -139,7 +139,7 @@ async fn a_compressed_file_that_cannot_be_read_is_refused() {
         (&wide, "window is larger than 8 MiB"),
         (
             &gzip(&gz).await,
-            "compressed with gzip. A file can be uploaded",
+            "compressed with gzip: decompress it first",
         ),
         (&gzip(b"a,b\n").await, "Must be .jsonl. The first line"),
         (&gzip(b"").await, "The file is empty"),
