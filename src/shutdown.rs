@@ -42,8 +42,9 @@ impl Stop {
 }
 
 /// Listens for SIGINT, SIGTERM and SIGHUP. A second signal ends the process at once: what was
-/// flushed is safe, and what was not is sent again. SIGHUP is left alone where the process was
-/// started to outlive its terminal, as by `nohup`.
+/// flushed is safe, and what was not is sent again. A second SIGHUP does not: a terminal that is
+/// closed sends several. SIGHUP is left alone where the process was started to outlive its
+/// terminal, as by `nohup`.
 ///
 /// # Errors
 /// When the operating system refuses to hand signals over.
@@ -56,6 +57,7 @@ pub fn on_signal(hangup: Hangup) -> std::io::Result<Stop> {
             false => Some(signal(SignalKind::hangup())?),
         },
         meaning: hangup,
+        has_stopped: false,
     };
     let stop = Stop {
         token: CancellationToken::new(),
@@ -65,6 +67,7 @@ pub fn on_signal(hangup: Hangup) -> std::io::Result<Stop> {
     tokio::spawn(async move {
         asked.code.store(signals.next().await, Ordering::Relaxed);
         asked.token.cancel();
+        signals.has_stopped = true;
         std::process::exit(i32::from(signals.next().await));
     });
     Ok(stop)
@@ -75,6 +78,8 @@ struct Signals {
     terminate: Signal,
     hangup: Option<Signal>,
     meaning: Hangup,
+    /// The process was asked to stop before.
+    has_stopped: bool,
 }
 
 impl Signals {
@@ -88,9 +93,13 @@ impl Signals {
                 }
             };
             tokio::select! {
+                biased;
+                _ = hangup => {}
                 _ = self.interrupt.recv() => return INTERRUPTED,
                 _ = self.terminate.recv() => return TERMINATED,
-                _ = hangup => {}
+            }
+            if self.has_stopped {
+                continue;
             }
             if self.meaning == Hangup::Stops {
                 return TERMINATED;

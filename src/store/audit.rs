@@ -174,8 +174,12 @@ impl Audit<'_> {
         let told: Vec<String> = sqlx::query_scalar(AssertSqlSafe(sql))
             .fetch_all(pool)
             .await?;
+        let is_cut_short = told.len() >= PAGE_FAULTS_MAX as usize;
         for fault in told.into_iter().filter(|fault| fault != "ok") {
             self.fault(format!("the database file: {}", fault.replace('\n', " ")));
+        }
+        if is_cut_short {
+            self.fault("the database file: perhaps more of them".to_owned());
         }
         Ok(())
     }

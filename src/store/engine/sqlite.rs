@@ -215,50 +215,72 @@ impl Drop for Writing {
     }
 }
 
-/// The lock that keeps a second server out. It is on the file itself, whatever its name.
-pub(super) struct Lock(ManuallyDrop<File>);
+/// The lock that keeps a second server out. It is on a file beside the database, and on the database
+/// itself.
+pub(super) struct Lock {
+    /// Beside the name under which SQLite keeps its write-ahead log: whoever puts another file in
+    /// the database's place is kept out as well.
+    _beside: File,
+    /// Of the database: whoever gives it another name is kept out as well.
+    itself: Option<ManuallyDrop<File>>,
+}
 
-/// Unlocks the file, but leaves the handle open: closing it would take the locks of SQLite's own
+/// Unlocks the database, but leaves the handle open: closing it would take the locks of SQLite's own
 /// connections away, where some are open still.
 impl Drop for Lock {
     fn drop(&mut self) {
-        let _ = self.0.unlock();
+        if let Some(file) = &self.itself {
+            let _ = file.unlock();
+        }
     }
 }
 
-/// Locks a database's file for this process.
+/// Locks a database's file, by its path without symlinks, for this process.
 ///
 /// # Errors
 /// When another process has it.
 pub(super) fn lock(path: &Path) -> Result<Lock> {
+    let mut beside = path.to_owned().into_os_string();
+    beside.push(".lock");
+    Ok(Lock {
+        _beside: locked(path, Path::new(&beside))?,
+        itself: match can_be_locked(path) {
+            true => Some(ManuallyDrop::new(locked(path, path)?)),
+            false => None,
+        },
+    })
+}
+
+fn locked(database: &Path, path: &Path) -> Result<File> {
     let refused =
         |cause: std::io::Error| Error::Refused(format!("cannot lock {}: {cause}", path.display()));
-    let file = open_private(&lock_file(path)).map_err(refused)?;
-    let file = ManuallyDrop::new(file);
+    let file = open_private(path).map_err(refused)?;
     match file.try_lock() {
-        Ok(()) => Ok(Lock(file)),
+        Ok(()) => Ok(file),
         Err(TryLockError::WouldBlock) => Err(Error::Refused(format!(
             "another nightshift server is using {}; stop it, or give this one a database of its \
              own (--database), or use Postgres, which any number of servers can share",
-            path.display()
+            database.display()
         ))),
         Err(TryLockError::Error(cause)) => Err(refused(cause)),
     }
 }
 
-/// The file that is locked: on Linux the database itself.
+/// Whether a lock of this kind on the database leaves SQLite's own locks alone. It does not on
+/// network disks, where the kernel makes one kind of the other (see `flock(2)`).
 #[cfg(target_os = "linux")]
-fn lock_file(path: &Path) -> PathBuf {
-    path.to_owned()
+fn can_be_locked(path: &Path) -> bool {
+    const NFS: u64 = 0x6969;
+    const CIFS: u64 = 0xFF53_4D42;
+    const SMB2: u64 = 0xFE53_4D42;
+    let kind = rustix::fs::statfs(path).map(|found| found.f_type as u64 & 0xFFFF_FFFF);
+    kind.is_ok_and(|kind| ![NFS, CIFS, SMB2].contains(&kind))
 }
 
-/// Elsewhere such a lock would stand in the way of SQLite's own locks. The file has one name, so
-/// a file beside that name does as well.
+/// Elsewhere such a lock stands in the way of SQLite's own locks on any disk.
 #[cfg(not(target_os = "linux"))]
-fn lock_file(path: &Path) -> PathBuf {
-    let mut name = path.to_owned().into_os_string();
-    name.push(".lock");
-    name.into()
+fn can_be_locked(_path: &Path) -> bool {
+    false
 }
 
 /// Opens a file for writing; one that is not there yet is made so that only its owner can read
