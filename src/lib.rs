@@ -1,7 +1,78 @@
-//! Nightshift: a self-hosted server that speaks OpenAI's Batch API.
+//! Nightshift: a self-hosted server that speaks OpenAI's Batch API, for any model server.
 //!
-//! One room, one purpose; imports point down only (see ARCHITECTURE.md, and
-//! `tests/it/architecture.rs`, which keeps it so).
+//! This page is for whoever opens the code for the first time. `ARCHITECTURE.md` is the map,
+//! `docs/internals` has a page for each part of the engine, `docs/glossary.md` has the words.
+//!
+//! # Five nouns
+//!
+//! A client uploads a *file*, which is stored in *chunks* of about 512 lines. A *batch* runs the
+//! lines of a file. A *unit*, the lines of one model in one chunk of one batch, is the piece of
+//! work that a process leases. Finished lines of a unit are appended as *segments*. A line is never
+//! a row.
+//!
+//! # The way of a line
+//!
+//! 1. [`api`] receives an upload; [`transfer`] and [`intake`] cut, check and compress its lines,
+//!    and [`store`] writes the chunks.
+//! 2. `POST /v1/batches` makes a batch. In [`worker`], `validate` makes its units from what the
+//!    upload found out.
+//! 3. `supply` leases units and reads their text. `dispatch` chooses a line and sends it, through
+//!    the [`upstream::Pool`], which says what the answer means: an outcome, or another attempt.
+//! 4. `flush` writes what finished anywhere in the process, in one transaction.
+//! 5. `finish` publishes the output and the error file when no unit is open;
+//!    [`transfer::content()`] streams a file from the batch's segments.
+//!
+//! # Rooms
+//!
+//! Each module here is a room with one purpose. Imports point down only, and
+//! `tests/it/architecture.rs` keeps it so. From the bottom up:
+//!
+//! | room | is for |
+//! |---|---|
+//! | [`domain`] | nouns and rules; pure, and the only clock |
+//! | [`observe`] | metrics, and names of spans |
+//! | [`config`] | TOML, environment and flags, as checked sections |
+//! | [`codec`] | how bytes stand in the store |
+//! | [`intake`] | an upload's bytes into chunks and a report |
+//! | [`store`] | the only SQL, for SQLite and Postgres |
+//! | [`upstream`] | calling model servers |
+//! | [`transfer`] | bytes into the store and out of it |
+//! | [`api`] | OpenAI's HTTP |
+//! | [`worker`] | the duties: loops that may be killed at any line |
+//! | [`simulate`] | a stand-in model server |
+//! | [`app`], [`cli`], [`shutdown`], [`telemetry`] | build everything, start it, stop it |
+//!
+//! [`api`] and [`worker`] do not know each other: they meet in the [`store`] and its wake-ups.
+//!
+//! # Add an endpoint
+//!
+//! Write an async function in the file of its resource in [`api`], with `#[utoipa::path(…)]` above
+//! it, and add it to `routes` in `api/mod.rs`. It takes [`api::auth::Caller`] to be open to a
+//! tenant's keys, asks `api.store`, and returns [`api::error::Result`]. Each error is a function of
+//! [`api::error`]. `api/models.rs` is the smallest one to copy. A test holds
+//! `openapi/openapi.json` in step: `cargo run -q -- openapi > openapi/openapi.json`.
+//!
+//! # Add a task
+//!
+//! A duty is a file in `worker/` with a struct that implements `Duty`: its name, how long it may go
+//! without a look, by whose wake-ups it is told, and a `round` that does what there is to do.
+//! `worker/windows.rs` is the smallest one to copy. Start it in `worker::Worker::start`. A round
+//! takes no input, may be cut off at any point, and does no harm when it is repeated; what must not
+//! be done twice is decided by the statement that does it. One process looks by itself, for all
+//! (`worker/housekeeping.rs`).
+//!
+//! # Add a provider
+//!
+//! A dialect is a file in `upstream/provider/` that implements `Provider`: where a line's path
+//! stands behind the base URL, how the key is sent, how models are listed, what the server's id for
+//! a request is. Choose it in `provider::of`, and let `config/upstream.rs` know its name. What its
+//! error bodies mean is read in `upstream/classify.rs`, which makes one `CallResult` of each
+//! answer. All else follows from that result: whose fault it is, what it costs the line, and
+//! whether the upstream is left alone.
+//!
+//! # Add a metric, a key, a migration
+//!
+//! `ARCHITECTURE.md` has a table, "Where do I add …", for these and more.
 
 pub mod api;
 pub mod app;
