@@ -70,6 +70,9 @@ if [ -z "${NIGHTSHIFT_TEST_POSTGRES:-}" ]; then
   export NIGHTSHIFT_TEST_POSTGRES="postgres://postgres@localhost/postgres?host=$home"
 fi
 
+# Most tests wait for servers most of the time.
+export RUST_TEST_THREADS="${RUST_TEST_THREADS:-$(($(nproc) * 2))}"
+
 status=0
 cargo test --locked "$@" || status=$?
 exit "$status"

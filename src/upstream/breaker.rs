@@ -67,7 +67,7 @@ impl Default for Pace {
             probe_first: Duration::from_millis(500),
             probe_longest: Duration::from_secs(30),
             trial_first: Duration::from_secs(1),
-            trial_longest: Duration::from_mins(10),
+            trial_longest: Duration::from_mins(1),
             discovery: Duration::from_secs(60),
             first_discovery_max: Duration::from_secs(5),
         }
@@ -208,6 +208,8 @@ pub(super) struct Breaker {
     closure: Option<Closure>,
     window: Option<Window>,
     generation: u32,
+    /// The generation of the last trial, if it has failed.
+    failed_trial: Option<u32>,
     /// Calls of this generation.
     in_flight: usize,
     /// Closings since the last success: how patient to be.
@@ -352,6 +354,13 @@ impl Breaker {
         self.evidence.succeeded(begun, now);
         self.batches.succeeded(batch, now);
         if generation != self.generation {
+            if self.failed_trial == Some(generation)
+                && let Some(closure) = &mut self.closure
+            {
+                // Only one line of that trial was refused: the next one is tried at once.
+                self.strikes = 0;
+                closure.until = closure.until.min(now);
+            }
             return None;
         }
         let was_in_use = self.in_flight;
@@ -571,7 +580,18 @@ impl Breaker {
         random: f64,
         cause: &str,
     ) -> Change {
+        // Who limited us and now refuses a line, or the reverse, answers otherwise than before: how
+        // patient to be is found out anew.
+        let is_refused = failure.reason.needs_a_person();
+        let before = self.closure.take();
+        if before
+            .as_ref()
+            .is_some_and(|before| before.reason.needs_a_person() != is_refused)
+        {
+            self.strikes = 0;
+        }
         self.strikes = self.strikes.saturating_add(1);
+        self.failed_trial = before.is_some().then_some(self.generation);
         let own = match failure.reason {
             Reason::Limited => doubled(retry.initial_backoff, self.strikes - 1)
                 .min(retry.max_backoff)
@@ -588,7 +608,6 @@ impl Breaker {
             _ => 1,
         };
         self.begin_generation(few);
-        let before = self.closure.take();
         let closure = Closure {
             reason: failure.reason,
             cause: cause.to_owned(),

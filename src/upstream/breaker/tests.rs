@@ -179,11 +179,10 @@ fn what_fails_two_times_in_a_row_closes_and_is_tried_with_one_line() {
         waits.push(case.wait());
     }
     let expected = [
-        1_000, 2_000, 4_000, 8_000, 16_000, 32_000, 64_000, 128_000, 256_000, 512_000, 600_000,
-        600_000,
+        1_000, 2_000, 4_000, 8_000, 16_000, 32_000, 60_000, 60_000, 60_000, 60_000, 60_000, 60_000,
     ];
     assert_eq!(waits, expected);
-    case.pass(600_000);
+    case.pass(60_000);
     let trial = case.start();
     let change = case.succeed(trial);
     let Some(Change::Opened(closure)) = change else {
@@ -352,6 +351,40 @@ fn what_arrives_late_says_nothing_of_how_things_are_now() {
     assert_eq!(case.wait(), 500);
     let cause = &case.breaker.closure().expect("is closed").cause;
     assert_eq!(cause, "it said no", "the cause stays");
+}
+
+/// Closed by 429s so often that the next closing of their kind would be long; its next trial is due.
+fn limited_often() -> Case {
+    let mut case = Case::proven();
+    let call = case.start();
+    case.fail_with(call, Reason::Limited, Some(500));
+    for _ in 0..6 {
+        case.pass(case.wait());
+        let trial = case.start();
+        case.fail(trial, Reason::Limited);
+    }
+    case.pass(case.wait());
+    case
+}
+
+#[test]
+fn a_line_that_is_refused_in_a_trial_does_not_hide_that_another_has_succeeded() {
+    let mut case = limited_often();
+    let (refused, other) = (case.start(), case.start());
+    case.fail(refused, Reason::Unpaid);
+    assert!(case.is_closed());
+    assert!(case.succeed(other).is_none(), "it was closed since");
+    assert!(!case.is_closed(), "the next line is tried at once");
+    let next = case.start();
+    assert!(matches!(case.succeed(next), Some(Change::Opened(_))));
+}
+
+#[test]
+fn a_refusal_behind_many_429s_is_waited_for_as_for_a_first_one() {
+    let mut case = limited_often();
+    let trial = case.start();
+    case.fail(trial, Reason::Unpaid);
+    assert_eq!(case.wait(), case.pace.trial_first.as_millis());
 }
 
 #[test]

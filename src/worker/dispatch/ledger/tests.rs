@@ -3,7 +3,7 @@ use proptest::prelude::*;
 use super::super::order::Door;
 use super::*;
 use crate::domain::endpoint::ENDPOINTS;
-use crate::upstream::testing;
+use crate::upstream::{Acquired, Permit, Pool, testing};
 use crate::worker::testing as units;
 
 /// A unit of one of a few tenants and batches.
@@ -262,4 +262,49 @@ fn while_a_suspect_waits_its_unit_is_no_work_in_hand() {
         ledger.retry_at(1, (Instant::now(), None), pending);
     });
     assert_eq!(waits, 0);
+}
+
+/// A server that is not known to work, and takes one line at a time.
+struct Trial(Arc<Pool>);
+
+impl Door for Trial {
+    fn is_trial(&self, _: &Routes) -> bool {
+        true
+    }
+
+    fn works(&self, _: &Routes) -> bool {
+        false
+    }
+
+    fn domain(&self, _: &Routes) -> usize {
+        0
+    }
+
+    fn is_open(&self, _: &Routes) -> bool {
+        true
+    }
+
+    fn acquire(&self, routes: &Arc<Routes>, _: Option<usize>, batch: u64) -> Option<Permit> {
+        match self.0.try_acquire(routes, None, batch) {
+            Acquired::Permit(permit) => Some(permit),
+            _ => None,
+        }
+    }
+}
+
+#[test]
+fn however_many_lines_wait_a_fresh_one_is_tried() {
+    let door = Trial(testing::pool(1, &[("m", None)]));
+    let routes = door.0.resolve("m").expect("is served");
+    let (unit, lines) = unit(1, 0, 0, 0, 10, &routes);
+    let mut ledger = Ledger::default();
+    ledger.admit(&unit, lines, (1, 0));
+    let later = Instant::now() + Duration::from_secs(60);
+    for line in 0..10 {
+        let chosen = ledger.next(0, &door).expect("a fresh line is sent");
+        assert_eq!(chosen.pending.line.index, line);
+        drop(chosen.permit);
+        ledger.finish(&unit, 0, (false, Duration::ZERO));
+        ledger.retry_at(1, (later, None), chosen.pending);
+    }
 }
