@@ -54,24 +54,84 @@ async fn what_cannot_finish_in_time_is_handed_back_at_a_stop() {
     server.exactly_once(&batch, &ids).await;
 }
 
-/// A batch's file cannot be written while somebody holds the lock.
+/// What a process holds, as tables and their conditions.
+const HELD: [&str; 4] = [
+    "replicas",
+    "units WHERE state = 'leased'",
+    "share_holders",
+    "tasks",
+];
+
+/// A batch's file cannot be written while somebody holds anything.
+fn refuses_while_anything_is_held(engine: Engine) -> String {
+    let held = HELD.map(|held| format!("EXISTS (SELECT 1 FROM {held})"));
+    let held = held.join(" OR ");
+    match engine {
+        Engine::Sqlite => format!(
+            "CREATE TRIGGER refuse BEFORE INSERT ON files
+             WHEN NEW.batch_id IS NOT NULL AND ({held})
+             BEGIN SELECT RAISE(ABORT, 'something is held'); END"
+        ),
+        Engine::Postgres => format!(
+            "CREATE FUNCTION refuse() RETURNS trigger LANGUAGE plpgsql AS $$
+             BEGIN
+                 IF {held} THEN
+                     RAISE EXCEPTION 'something is held';
+                 END IF;
+                 RETURN NEW;
+             END $$;
+             CREATE TRIGGER refuse BEFORE INSERT ON files FOR EACH ROW
+             WHEN (NEW.batch_id IS NOT NULL) EXECUTE FUNCTION refuse()"
+        ),
+    }
+}
+
+async fn what_is_held_is_given_back_at_a_stop_before_drained_batches_are_ended() {
+    let mut server = Server::binary("[worker]\nshutdown_grace = \"100ms\"").await;
+    let (batch, ids) = hanging(&server).await;
+    let mut session = Session::open(&server.database).await;
+    let refuses = refuses_while_anything_is_held(session.engine());
+    session.execute(&refuses).await;
+    let drained = server.create_batch(chat("one", json!(null)), CHAT).await;
+    server
+        .until_rows("segments", |segments| segments == 1)
+        .await;
+    server.stop().await;
+    // By the process that has stopped, for there was no other.
+    let ended = rows(&server.database, "batches WHERE status = 'completed'").await;
+    assert_eq!(ended, 1, "what is held was given back first");
+    let allows = match session.engine() {
+        Engine::Sqlite => "DROP TRIGGER refuse",
+        Engine::Postgres => "DROP TRIGGER refuse ON files",
+    };
+    session.execute(allows).await;
+    server.start_binary_again().await;
+    assert_eq!(server.ended(&drained).await["status"], "completed");
+    let batch = server.ended(&batch).await;
+    server.exactly_once(&batch, &ids).await;
+}
+
+/// A batch's file takes longer to write than anything is waited for.
 const HANGS: &str = "
     CREATE FUNCTION hang() RETURNS trigger LANGUAGE plpgsql AS $$
     BEGIN
-        PERFORM pg_advisory_xact_lock(1);
+        PERFORM pg_sleep(3600);
         RETURN NEW;
     END $$;
     CREATE TRIGGER hang BEFORE INSERT ON files FOR EACH ROW
     WHEN (NEW.batch_id IS NOT NULL) EXECUTE FUNCTION hang()";
+const HANGS_NO_MORE: &str = "
+    SELECT pg_terminate_backend(pid) FROM pg_stat_activity
+    WHERE datname = current_database() AND pid <> pg_backend_pid();
+    DROP TRIGGER hang ON files";
 
 #[tokio::test]
-async fn what_is_held_is_given_back_at_a_stop_before_drained_batches_are_ended() {
+async fn what_is_held_is_given_back_at_a_stop_although_a_batch_cannot_be_ended() {
     let test = async {
         let mut server = Server::binary("[worker]\nshutdown_grace = \"3s\"").await;
         let (batch, ids) = hanging(&server).await;
         let mut session = Session::open(&server.database).await;
         session.execute(HANGS).await;
-        session.execute("SELECT pg_advisory_lock(1)").await;
         // Its only line is answered while the server stops.
         let line = chat("one", json!({"latency_ms": 1_000}));
         let drained = server.create_batch(line, CHAT).await;
@@ -79,25 +139,11 @@ async fn what_is_held_is_given_back_at_a_stop_before_drained_batches_are_ended()
             server.simulator.stats().total.in_flight == 6
         })
         .await;
-        let database = server.database.clone();
-        let given_back = async {
-            for held in [
-                "replicas",
-                "units WHERE state = 'leased'",
-                "share_holders",
-                "tasks",
-            ] {
-                until("it is given back", async || {
-                    rows(&database, held).await == 0
-                })
-                .await;
-            }
-            // Only now can the batch be ended: by the process that stops, for there is no other.
-            session.execute("SELECT pg_advisory_unlock(1)").await;
-        };
-        tokio::join!(server.stop(), given_back);
-        let ended = rows(&server.database, "batches WHERE status = 'completed'").await;
-        assert_eq!(ended, 1, "what is held was given back first");
+        server.stop().await;
+        for held in HELD {
+            assert_eq!(rows(&server.database, held).await, 0, "{held}");
+        }
+        session.execute(HANGS_NO_MORE).await;
         server.start_binary_again().await;
         assert_eq!(server.ended(&drained).await["status"], "completed");
         let batch = server.ended(&batch).await;
@@ -250,6 +296,7 @@ async fn a_unit_that_is_another_replicas_is_let_go() {
 }
 
 on_every_engine![
+    what_is_held_is_given_back_at_a_stop_before_drained_batches_are_ended,
     what_cannot_finish_in_time_is_handed_back_at_a_stop,
     a_unit_is_let_go_and_given_back_where_the_store_says_otherwise,
     a_unit_that_is_another_replicas_is_let_go,
