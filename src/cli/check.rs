@@ -7,7 +7,7 @@ use std::process::ExitCode;
 
 use super::ConfigArgs;
 use crate::app;
-use crate::config::{Config, Environment, Overrides};
+use crate::config::Overrides;
 use crate::domain::clock::Clock;
 use crate::upstream::{Pool, PoolSettings};
 
@@ -44,10 +44,11 @@ pub(super) async fn run(args: CheckArgs) -> anyhow::Result<ExitCode> {
         ..args.config.overrides()
     };
     let mut out = std::io::stdout();
-    for near_miss in Environment::capture().near_misses() {
+    let (config, near_misses) = super::load_quietly(&overrides);
+    for near_miss in near_misses {
         writeln!(out, "warn  environment    {near_miss}")?;
     }
-    let config = match Config::load(&overrides, &Environment::capture()) {
+    let config = match config {
         Ok(config) => config,
         Err(errors) => {
             for error in &errors.0 {

@@ -185,7 +185,6 @@ fn label(text: &str) -> Result<String, &'static str> {
 pub(super) async fn run(args: KeysArgs) -> anyhow::Result<ExitCode> {
     let clock = Clock::default();
     let open = async |config: ConfigArgs| {
-        super::warn_of_near_misses();
         let config = super::load(&config.overrides())?;
         app::open_store(&config, clock.clone()).await
     };

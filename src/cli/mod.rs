@@ -17,7 +17,7 @@ use std::process::ExitCode;
 
 use clap::{Args, Parser, Subcommand};
 
-use crate::config::{Config, Environment, Overrides};
+use crate::config::{Config, ConfigErrors, Environment, Overrides};
 
 const EXAMPLE: &str = "\
 Examples:
@@ -68,10 +68,30 @@ impl ConfigArgs {
     }
 }
 
-/// Reads all layers of the configuration.
+/// Reads all layers of the configuration, and tells on standard error of variables that were meant
+/// for Nightshift, and that it does not read.
 fn load(overrides: &Overrides) -> anyhow::Result<Config> {
-    Config::load(overrides, &Environment::capture())
-        .map_err(|errors| anyhow::anyhow!("the configuration has mistakes:\n{errors}"))
+    let (config, near_misses) = load_quietly(overrides);
+    warn_of(&near_misses);
+    config.map_err(has_mistakes)
+}
+
+/// The same, for commands that tell in a way of their own.
+fn load_quietly(overrides: &Overrides) -> (Result<Config, ConfigErrors>, Vec<String>) {
+    let environment = Environment::capture();
+    let config = Config::load(overrides, &environment);
+    // Only now is it known which variables the configuration names.
+    (config, environment.near_misses())
+}
+
+fn warn_of(near_misses: &[String]) {
+    for near_miss in near_misses {
+        eprintln!("warning: {near_miss}");
+    }
+}
+
+fn has_mistakes(errors: ConfigErrors) -> anyhow::Error {
+    anyhow::anyhow!("the configuration has mistakes:\n{errors}")
 }
 
 /// An error with an exit code of its own.
@@ -93,13 +113,6 @@ impl<T> OrExit<T> for anyhow::Result<T> {
             Ok(exit) => exit.into(),
             Err(error) => Exit { code, error }.into(),
         })
-    }
-}
-
-/// Tells of variables that were meant for Nightshift, and that it does not read.
-fn warn_of_near_misses() {
-    for near_miss in Environment::capture().near_misses() {
-        eprintln!("warning: {near_miss}");
     }
 }
 

@@ -193,7 +193,6 @@ async fn run_in(args: &RunArgs, places: &Places) -> anyhow::Result<ExitCode> {
         database_file: Some(state.join(journal::DATABASE)),
         ..Overrides::default()
     };
-    super::warn_of_near_misses();
     let mut config = configure(&overrides).or_exit(NOT_VALID)?;
     if config.log.filter == "info" {
         // The progress says what there is to say.

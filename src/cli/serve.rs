@@ -5,7 +5,7 @@ use std::process::ExitCode;
 
 use super::ConfigArgs;
 use crate::app::App;
-use crate::config::{Config, Environment, Overrides, shown_url};
+use crate::config::{Config, Overrides, shown_url};
 use crate::domain::clock::Clock;
 use crate::shutdown::{self, Hangup};
 use crate::telemetry;
@@ -54,9 +54,17 @@ pub(super) async fn run(args: ServeArgs) -> anyhow::Result<ExitCode> {
         role: args.role,
         ..args.config.overrides()
     };
-    let config = super::load(&overrides)?;
+    let (config, near_misses) = super::load_quietly(&overrides);
+    let config = match config {
+        Ok(config) => config,
+        Err(errors) => {
+            // One of them may be why something is missing.
+            super::warn_of(&near_misses);
+            return Err(super::has_mistakes(errors));
+        }
+    };
     let exporter = telemetry::start_exporting(&config.log, &config.telemetry)?;
-    for near_miss in Environment::capture().near_misses() {
+    for near_miss in near_misses {
         tracing::warn!("{near_miss}");
     }
     let served = serve(&config).await;

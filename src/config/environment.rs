@@ -1,6 +1,7 @@
 //! The environment: captured once, and as a layer of the configuration.
 
-use std::collections::BTreeMap;
+use std::cell::RefCell;
+use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
 use std::rc::Rc;
 
@@ -15,7 +16,11 @@ pub(super) const LEVEL: &str = "__";
 
 /// The environment's variables, as they were when it was captured.
 #[derive(Clone, Default)]
-pub struct Environment(BTreeMap<String, String>);
+pub struct Environment {
+    variables: BTreeMap<String, String>,
+    /// The names of those that the configuration names, such as the key of an upstream.
+    named: RefCell<BTreeSet<String>>,
+}
 
 impl Environment {
     /// The process's own environment: the one place that reads it. What is not UTF-8 in a value
@@ -34,15 +39,26 @@ impl Environment {
     /// `NAME: ${NAME:-}` leaves it.
     #[must_use]
     pub fn get(&self, name: &str) -> Option<&str> {
-        self.0
+        self.variables
             .get(name)
             .map(String::as_str)
             .filter(|value| !value.is_empty())
     }
 
+    /// The value of a variable that the configuration names, which is noted.
+    pub(super) fn get_named(&self, name: &str) -> Option<&str> {
+        self.named.borrow_mut().insert(name.to_owned());
+        self.get(name)
+    }
+
+    /// Whether the configuration that was read has named a variable.
+    pub(super) fn is_named(&self, name: &str) -> bool {
+        self.named.borrow().contains(name)
+    }
+
     /// The names of all variables that are set to something.
     pub(super) fn names(&self) -> impl Iterator<Item = &str> {
-        let set = self.0.iter().filter(|(_, value)| !value.is_empty());
+        let set = self.variables.iter().filter(|(_, value)| !value.is_empty());
         set.map(|(name, _)| name.as_str())
     }
 
@@ -54,7 +70,7 @@ impl Environment {
             let url = Node::text(variable("DATABASE_URL"), url);
             insert(&mut layer, &["database".into(), "url".into()], url, faults);
         }
-        for (name, value) in &self.0 {
+        for (name, value) in &self.variables {
             let Some(path) = name.strip_prefix(PREFIX) else {
                 continue;
             };
@@ -72,14 +88,17 @@ impl Environment {
 /// Names only: any value may be a secret.
 impl fmt::Debug for Environment {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_set().entries(self.0.keys()).finish()
+        f.debug_set().entries(self.variables.keys()).finish()
     }
 }
 
 impl<K: Into<String>, V: Into<String>> FromIterator<(K, V)> for Environment {
     fn from_iter<I: IntoIterator<Item = (K, V)>>(variables: I) -> Self {
         let owned = |(name, value): (K, V)| (name.into(), value.into());
-        Self(variables.into_iter().map(owned).collect())
+        Self {
+            variables: variables.into_iter().map(owned).collect(),
+            named: RefCell::default(),
+        }
     }
 }
 

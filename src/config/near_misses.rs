@@ -9,10 +9,11 @@ use super::environment::{Environment, LEVEL, PREFIX};
 const KNOWN: [&str; 1] = ["UPSTREAM"];
 /// What a first key's variable is called: the documented file names only its file.
 const KEYS_OF_VARIABLES_ONLY: [(&str, &str); 1] = [("AUTH", "BOOTSTRAP_KEY")];
-/// The name of a section alone, and what it is most likely meant to set.
-const SECTIONS: [(&str, &str); 5] = [
+/// Names that are like none that is read, and what they are most likely meant to set.
+const MEANT: [(&str, &str); 6] = [
     ("DATABASE", "DATABASE__URL"),
     ("LOG", "LOG__FILTER"),
+    ("LOG_LEVEL", "LOG__FILTER"),
     ("SERVER", "SERVER__LISTEN"),
     ("UPSTREAMS", "UPSTREAM"),
     ("UPSTREAM_URL", "UPSTREAM"),
@@ -20,20 +21,24 @@ const SECTIONS: [(&str, &str); 5] = [
 /// How many keystrokes a slip is, in a name that is long enough for that.
 const SLIP_MAX: usize = 2;
 const SLIP_CHARS_MIN: usize = 8;
+/// A key has one slip for so many characters: `DATABASE_UID` is another word than `DATABASE_URL`.
+const CHARS_FOR_A_SLIP: usize = 3;
 
 impl Environment {
     /// What to say of each variable that is not read, although its name is nearly one that is. Its
-    /// value is not told.
+    /// value is not told. Asked for after the configuration has been read: a variable that the
+    /// configuration names is none of these.
     #[must_use]
     pub fn near_misses(&self) -> Vec<String> {
-        let names = self.names().filter_map(|name| {
+        let unnamed = self.names().filter(|name| !self.is_named(name));
+        let near_misses = unnamed.filter_map(|name| {
             let meant = meant(name)?;
             Some(format!(
-                "the variable {name} is not read: is {meant} meant? Two underscores stand between a \
-                 section and its key"
+                "the variable {name} is not read: is {meant} meant? Two underscores stand between \
+                 a section and its key"
             ))
         });
-        names.collect()
+        near_misses.collect()
     }
 }
 
@@ -54,7 +59,7 @@ fn meant(name: &str) -> Option<String> {
     if is_of_kubernetes(rest) {
         return None;
     }
-    of_section(rest)
+    as_others_call_it(rest)
         .or_else(|| of_key(rest))
         .map(|path| format!("{PREFIX}{path}"))
 }
@@ -76,8 +81,8 @@ fn is_of_kubernetes(rest: &str) -> bool {
     is_port || rest.ends_with("SERVICE_HOST")
 }
 
-fn of_section(rest: &str) -> Option<String> {
-    let found = SECTIONS.iter().find(|(section, _)| *section == rest);
+fn as_others_call_it(rest: &str) -> Option<String> {
+    let found = MEANT.iter().find(|(name, _)| *name == rest);
     found.map(|(_, path)| (*path).to_owned())
 }
 
@@ -93,18 +98,19 @@ fn of_key(rest: &str) -> Option<String> {
     if let (Some(key), None) = (of_name.next(), of_name.next()) {
         return Some(key.path());
     }
-    // LOG_LEVEL: the section has no such key, and another one is the nearest.
-    let of_section = keys.iter().filter_map(|key| {
-        let written = rest.strip_prefix(&key.section)?.strip_prefix('_')?;
-        Some((strsim::damerau_levenshtein(written, &key.key), key))
-    });
-    if let Some((_, key)) = of_section.min_by_key(|(apart, _)| *apart) {
-        return Some(key.path());
-    }
-    // SERVRE_LISTEN.
+    // SERVRE_LISTEN, SERVER_LISTN.
     let apart = |key: &Key| strsim::damerau_levenshtein(rest, &joined(key));
     let nearest = keys.iter().min_by_key(|key| apart(key))?;
-    let is_slip = rest.len() >= SLIP_CHARS_MIN && apart(nearest) <= SLIP_MAX;
+    // Where the section is written as it is, all slips are in the key.
+    let section_is_right = rest
+        .strip_prefix(&nearest.section)
+        .is_some_and(|key| key.starts_with('_'));
+    let slips_max = if section_is_right {
+        SLIP_MAX.min(nearest.key.len() / CHARS_FOR_A_SLIP)
+    } else {
+        SLIP_MAX
+    };
+    let is_slip = rest.len() >= SLIP_CHARS_MIN && apart(nearest) <= slips_max;
     is_slip.then(|| nearest.path())
 }
 
@@ -160,6 +166,8 @@ mod tests {
             ("NIGHTSHIFT_LISTEN", "NIGHTSHIFT_SERVER__LISTEN"),
             ("NIGHTSHIFT_SERVER_LISTEN", "NIGHTSHIFT_SERVER__LISTEN"),
             ("NIGHTSHIFT_SERVRE_LISTEN", "NIGHTSHIFT_SERVER__LISTEN"),
+            ("NIGHTSHIFT_SERVER_LISTNE", "NIGHTSHIFT_SERVER__LISTEN"),
+            ("NIGHTSHIFT_DATABASE_ULR", "NIGHTSHIFT_DATABASE__URL"),
             ("nightshift_server__listen", "NIGHTSHIFT_SERVER__LISTEN"),
             ("NIGHTSHFIT_SERVER__LISTEN", "NIGHTSHIFT_SERVER__LISTEN"),
             ("NIGHT_SHIFT_SERVER__LISTEN", "NIGHTSHIFT_SERVER__LISTEN"),
@@ -188,6 +196,11 @@ mod tests {
             "NIGHTSHIFT_NAME",
             "NIGHTSHIFT_KEY",
             "NIGHTSHIFT_TEST_POSTGRES",
+            "NIGHTSHIFT_UPSTREAMS_KEY",
+            "NIGHTSHIFT_DATABASE_PASSWORD",
+            "NIGHTSHIFT_DATABASE_UID",
+            "NIGHTSHIFT_SERVER_NAME",
+            "NIGHTSHIFT_LOG_DIR",
             "DATABASE_URL",
             "LISTEN",
             "OTHER_SERVER__LISTEN",

@@ -28,7 +28,7 @@ pub(super) fn named_key(
     }
     let by_variable = by_variable.and_then(|item| {
         let name = item.string()?;
-        match environment.get(&name) {
+        match environment.get_named(&name) {
             Some(value) => key(&item, value),
             None => {
                 item.fault(missing_variable(&name));

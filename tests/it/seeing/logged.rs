@@ -137,6 +137,40 @@ async fn a_variable_that_is_nearly_one_that_is_read_is_warned_of() {
     }
 }
 
+/// Names that a section begins, which whoever runs the server has chosen.
+#[tokio::test]
+async fn a_variable_that_the_configuration_names_is_not_warned_of() {
+    let directory = tempfile::tempdir().expect("makes a directory");
+    let url = format!("sqlite://{}", directory.path().join("a.db").display());
+    // As it is written, this one would be a slip.
+    let named = "NIGHTSHIFT_SERVER_LISTN";
+    let config = directory.path().join("nightshift.toml");
+    let upstream = format!(
+        "[[upstreams]]\nname = \"a\"\nbase_url = \"http://127.0.0.1:1/v1\"\n\
+         api_key_env = \"{named}\"\n"
+    );
+    std::fs::write(&config, upstream).expect("writes");
+    let variables = [
+        (named, "key"),
+        ("NIGHTSHIFT_UPSTREAMS_KEY", "another"),
+        ("NIGHTSHIFT_DATABASE_PASSWORD", "a third"),
+    ];
+    let file = config.to_str().expect("is text");
+    let flags = ["--upstream", "http://127.0.0.1:1/v1", "--api-key-env"];
+    for which in [&["--config", file][..], &[&flags[..], &[named]].concat()] {
+        let server = Binary::serve(&[which, &["--database", &url]].concat(), &variables).await;
+        let mut said = vec![server.terminate().await];
+        let mut check = command(&[&["check", "--database", &url], which].concat());
+        check.envs(variables);
+        let checked = ended(check).await;
+        assert!(checked.out.contains("ok    configuration"), "{checked:?}");
+        said.push(checked.out + &checked.errors);
+        for said in said {
+            assert!(!said.contains("is not read"), "{said}");
+        }
+    }
+}
+
 #[tokio::test]
 async fn anybody_may_ask_for_the_version() {
     let server = Server::start().await;
