@@ -263,10 +263,11 @@ async fn open_store_with(
             let opened = Store::open_file(path, options, clock).await;
             opened.with_context(|| format!("cannot use {}", path.display()))
         }
-        // Its URL may hold a password.
-        None => Store::open_with(database.url.expose_secret(), options, clock)
-            .await
-            .context("cannot use the configured Postgres database"),
+        None => {
+            let opened = Store::open_with(database.url.expose_secret(), options, clock).await;
+            // Its URL may hold a password, which is not shown.
+            opened.with_context(|| format!("cannot use the database {}", database.shown()))
+        }
     }
 }
 

@@ -91,16 +91,17 @@ fn upstreams(config: &Config) -> String {
 
 async fn serve(config: &Config) -> anyhow::Result<()> {
     let stop = shutdown::on_signal(Hangup::Ignored)?;
-    let app = App::start(config, Clock::default()).await?;
+    // Before anything is tried: whoever looks for why a server does not start reads this first.
     tracing::info!(
         version = env!("CARGO_PKG_VERSION"),
         role = config.server.role.as_str(),
-        listen = %app.address(),
         database = config.database.shown(),
         upstreams = upstreams(config),
         models = config.models.len(),
-        "nightshift serves"
+        "nightshift starts"
     );
+    let app = App::start(config, Clock::default()).await?;
+    tracing::info!(listen = %app.address(), "nightshift serves");
     // A reader that has gone away is no reason not to serve.
     let _ = writeln!(std::io::stdout(), "Listening on http://{}", app.address());
     app.serve_until(stop.token().clone()).await

@@ -32,7 +32,9 @@ async fn the_start_names_the_database_and_the_upstreams() {
     let upstream = format!("simulated {}", server.simulator.base_url());
     let database = server.database.clone();
     let log = log(server).await;
-    let start = line(&log, "nightshift serves");
+    let start = line(&log, "nightshift starts");
+    assert_eq!(start, &log[0], "nothing is said before");
+    assert_eq!(text(start, "version"), env!("CARGO_PKG_VERSION"));
     assert_eq!(text(start, "upstreams"), upstream);
     let told = text(start, "database");
     let name = database
@@ -42,6 +44,26 @@ async fn the_start_names_the_database_and_the_upstreams() {
     let name = name.split('?').next().expect("is there");
     assert!(told.contains(name), "{told} of {database}");
     assert!(!told.contains('@'), "a user is not told: {told}");
+}
+
+/// Whoever looks for why a server does not start has to know what it was told to use.
+#[tokio::test]
+async fn a_start_that_fails_names_the_database_and_the_upstreams() {
+    let url = "postgres://nobody:hunter2@127.0.0.1:1/no-database";
+    let upstream = "http://127.0.0.1:2/v1";
+    let mut command = command(&["serve", "--listen", "127.0.0.1:0", "--upstream", upstream]);
+    command.env("DATABASE_URL", url);
+    command.env("NIGHTSHIFT_DATABASE__START_TIMEOUT", "0s");
+    let ended = ended(command).await;
+    assert_eq!(ended.code, Some(1), "{ended:?}");
+    let (first, rest) = ended.errors.split_once('\n').expect("says more");
+    let shown = "postgres://127.0.0.1:1/no-database";
+    for told in [env!("CARGO_PKG_VERSION"), shown, upstream] {
+        assert!(first.contains(told), "{told}: {first}");
+    }
+    let error = format!("error: cannot use the database {shown}: ");
+    assert!(rest.contains(&error), "{rest}");
+    assert!(!ended.errors.contains("hunter2"), "{}", ended.errors);
 }
 
 async fn a_failed_batch_says_why() {
