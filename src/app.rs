@@ -45,6 +45,8 @@ pub struct App {
     /// Writes when keys were used last.
     last_use: JoinHandle<()>,
     stop: CancellationToken,
+    /// Ends what goes on until the last request has been answered.
+    drained: CancellationToken,
 }
 
 impl App {
@@ -91,7 +93,8 @@ impl App {
         };
         let inside = Arc::new(telemetry::inside(config, &pool, worker.as_ref()));
         let workers_run = worker.as_ref().map(Worker::running);
-        let last_use = Arc::clone(&auth).write_last_use(store.clone(), stop.clone());
+        let drained = CancellationToken::new();
+        let last_use = Arc::clone(&auth).write_last_use(store.clone(), drained.clone());
         let resets = pool.clone();
         let api = Api {
             reset: Arc::new(move |name| resets.reset(name)),
@@ -123,6 +126,7 @@ impl App {
             _threads: threads,
             last_use: tokio::spawn(last_use),
             stop,
+            drained,
         })
     }
 
@@ -170,6 +174,8 @@ impl App {
         if let Err(error) = self.http.await {
             tracing::warn!(%error, "the HTTP server ended badly");
         }
+        // Only now is it known which keys were used last.
+        self.drained.cancel();
         let mut last_use = self.last_use;
         if tokio::time::timeout(LAST_USE_PATIENCE, &mut last_use)
             .await

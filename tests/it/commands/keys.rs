@@ -2,6 +2,8 @@
 
 use reqwest::StatusCode;
 use serde_json::Value;
+use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
+use tokio::net::TcpStream;
 
 use super::{ended_in, until};
 use crate::support::binary::Ended;
@@ -173,6 +175,30 @@ async fn the_list_says_when_a_key_was_used_last() {
     assert_eq!(never, 3 + 2, "{table}");
 }
 
+async fn a_key_that_is_used_while_the_server_stops_has_been_used() {
+    let mut server = Server::binary("").await;
+    let shop = Shop::new(&server.database);
+    let key = only_line(&shop.keys(&["create", "--name", "last"]).await);
+    let binary = server.binary_process();
+    let address = binary.base.strip_prefix("http://").expect("an address");
+    let mut stream = TcpStream::connect(address).await.expect("connects");
+    // A request that is on its way when the server is asked to stop is answered.
+    let head = format!("GET /v1/batches HTTP/1.1\r\nhost: a\r\nauthorization: Bearer {key}\r\n");
+    stream.write_all(head.as_bytes()).await.expect("sends");
+    binary.signal("TERM");
+    until("it listens no more", async || {
+        TcpStream::connect(address).await.is_err()
+    })
+    .await;
+    stream.write_all(b"\r\n").await.expect("sends");
+    let mut answer = String::new();
+    stream.read_to_string(&mut answer).await.expect("answers");
+    assert!(answer.starts_with("HTTP/1.1 200"), "{answer}");
+    assert_eq!(binary.ended().await.code, Some(0));
+    let used = listed(&shop, "last").await;
+    assert!(used["last_used_at"].is_i64(), "{used}");
+}
+
 async fn a_key_can_be_made_before_there_is_a_database() {
     let directory = tempfile::tempdir().expect("makes a directory");
     let database = crate::support::engines::database(directory.path()).await;
@@ -219,6 +245,7 @@ on_every_engine![
     check_tries_a_database_that_a_server_uses,
     a_key_ends_when_it_was_said_to,
     the_list_says_when_a_key_was_used_last,
+    a_key_that_is_used_while_the_server_stops_has_been_used,
     a_key_works_at_once_and_no_longer_when_it_is_revoked,
     a_key_can_be_made_before_there_is_a_database,
 ];
