@@ -131,6 +131,14 @@ impl Engine {
         }
     }
 
+    /// The same, of the rows of one of several tables that are read.
+    pub(super) fn for_update_of(self, table: &str) -> String {
+        match self {
+            Engine::Sqlite => String::new(),
+            Engine::Postgres => format!("FOR UPDATE OF {table}"),
+        }
+    }
+
     /// Keeps a row that was read from being changed until the transaction ends.
     pub(super) fn for_share(self) -> &'static str {
         match self {

@@ -152,7 +152,8 @@ impl Store {
     }
 
     /// Notes when keys were used last, by id, in one statement for a thousand of them. A use that
-    /// another process has noted since stays.
+    /// another process has noted since stays. The rows are locked in the order of their ids:
+    /// otherwise two processes that note uses at the same time could wait for each other.
     ///
     /// # Errors
     /// When the database fails.
@@ -160,11 +161,15 @@ impl Store {
         for uses in uses.chunks(NOTED_AT_ONCE) {
             let sql = format!(
                 "-- note_use_of_keys
-                 WITH used (id, at) AS (VALUES {})
-                 UPDATE api_keys SET last_used_at = used.at FROM used
-                 WHERE api_keys.id = used.id
-                   AND COALESCE(api_keys.last_used_at, 0) < used.at",
-                typed_values(1, uses.len(), &["TEXT", "BIGINT"])
+                 WITH used (id, at) AS (VALUES {}),
+                 due AS (
+                    SELECT api_keys.id, used.at FROM api_keys JOIN used ON api_keys.id = used.id
+                    WHERE COALESCE(api_keys.last_used_at, 0) < used.at
+                    ORDER BY api_keys.id {}
+                 )
+                 UPDATE api_keys SET last_used_at = due.at FROM due WHERE api_keys.id = due.id",
+                typed_values(1, uses.len(), &["TEXT", "BIGINT"]),
+                self.engine().for_update_of("api_keys"),
             );
             on!(self.writer(), c => {
                 let mut query = sqlx::query(AssertSqlSafe(sql));

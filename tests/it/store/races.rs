@@ -2,10 +2,12 @@
 
 use nightshift::domain::batch::Ending;
 use nightshift::domain::id;
-use nightshift::store::{Cancel, NewBatch};
+use nightshift::store::{Cancel, Engine, NewBatch};
 
 use super::{Fixture, TENANT, flush};
-use crate::support::{CHAT, on_every_engine};
+use crate::commands::until;
+use crate::support::session::Session;
+use crate::support::{CHAT, on, on_every_engine};
 
 async fn a_batch_that_is_created_during_a_deletion_keeps_its_input() {
     let fixture = Fixture::new().await;
@@ -54,6 +56,49 @@ async fn a_batch_that_is_created_during_a_deletion_keeps_its_input() {
         let purged = fixture.store.purge(i64::MAX).await.expect("purges");
         assert!(purged.removed >= 1, "nobody needs it any more");
     }
+}
+
+/// The statement that notes uses waits for a lock.
+const NOTE_WAITS: &str = "
+    SELECT count(*) FROM pg_stat_activity WHERE datname = current_database()
+       AND wait_event_type = 'Lock' AND query LIKE '%-- note_use_of_keys%'";
+
+/// Two processes that note uses of the same keys would otherwise each have what the other waits
+/// for.
+#[tokio::test]
+async fn the_rows_of_keys_are_locked_in_the_order_of_their_ids() {
+    let test = async {
+        let fixture = Fixture::new().await;
+        let mut other = Session::open(&fixture.url).await;
+        let mut looking = Session::open(&fixture.url).await;
+        let ids = ["key_c", "key_b", "key_a"];
+        for id in ids {
+            let insert = format!(
+                "INSERT INTO api_keys (id, tenant, name, hash, hint, scopes, created_at)
+                 VALUES ('{id}', 'a', 'a', '{id}', 'a', 'api', 0)"
+            );
+            other.execute(&insert).await;
+        }
+        let held = "BEGIN; SELECT id FROM api_keys WHERE id = 'key_a' FOR UPDATE";
+        other.execute(held).await;
+        let uses = ids.map(|id| (id.to_owned(), 1));
+        let notes = fixture.store.note_use_of_keys(&uses);
+        let looks = async {
+            until("it waits for the first", async || {
+                looking.number(NOTE_WAITS).await == 1
+            })
+            .await;
+            let others = "SELECT count(*) FROM
+                (SELECT id FROM api_keys FOR UPDATE SKIP LOCKED) AS free";
+            assert_eq!(looking.number(others).await, 2, "it has no other row yet");
+            other.execute("COMMIT").await;
+        };
+        let (noted, ()) = tokio::join!(notes, looks);
+        noted.expect("notes");
+        let noted = "SELECT count(*) FROM api_keys WHERE last_used_at = 1";
+        assert_eq!(looking.number(noted).await, 3);
+    };
+    on(Engine::Postgres, Box::pin(test)).await;
 }
 
 /// Runs a batch's three lines to its end.
