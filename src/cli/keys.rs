@@ -15,7 +15,7 @@ use super::ConfigArgs;
 use super::status::table::Table;
 use crate::api::auth;
 use crate::app;
-use crate::config::parse_duration;
+use crate::config::{DurationError, parse_duration};
 use crate::domain::clock::{Clock, seconds};
 use crate::domain::id;
 use crate::domain::scope::Scopes;
@@ -108,8 +108,11 @@ enum Expiry {
 
 impl Expiry {
     fn parse(text: &str) -> Result<Self, String> {
-        if let Ok(duration) = parse_duration(text) {
-            return Ok(Expiry::After(duration));
+        match parse_duration(text) {
+            Ok(duration) => return Ok(Expiry::After(duration)),
+            Err(error @ DurationError::TooLong) => return Err(error.to_string()),
+            // It may be a date.
+            Err(DurationError::Malformed) => {}
         }
         let date = || {
             let date = text.parse::<Date>().ok()?;
@@ -333,5 +336,7 @@ mod tests {
         for wrong in ["", "soon", "90", "2030-02-31", "-1d"] {
             assert!(at(wrong).is_err(), "{wrong}");
         }
+        let too_long = "a duration is at most 3650d".to_owned();
+        assert_eq!(at("4000d"), Err(too_long), "its form is right");
     }
 }
