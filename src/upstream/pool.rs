@@ -664,7 +664,8 @@ impl Pool {
         status: Option<u16>,
     ) {
         let name = &self.upstreams[upstream].name;
-        let url = self.upstreams[upstream].shown_url();
+        // Of every call's end only few are logged.
+        let url = || self.upstreams[upstream].shown_url();
         let what = if model.is_some() { "model" } else { "upstream" };
         match change {
             Change::StillClosed => {}
@@ -675,7 +676,7 @@ impl Pool {
                 if reason.needs_a_person() {
                     tracing::error!(
                         upstream.name = name,
-                        upstream.url = url,
+                        upstream.url = url(),
                         model.name = model,
                         http.status = status,
                         cause,
@@ -686,14 +687,21 @@ impl Pool {
                 } else if *reason != Reason::Limited || wait >= WORTH_A_WARNING {
                     tracing::warn!(
                         upstream.name = name,
-                        upstream.url = url,
+                        upstream.url = url(),
                         model.name = model,
                         cause,
                         wait = ?wait,
                         "the {what} fails: its lines wait or go to others until it works again"
                     );
                 } else {
-                    tracing::debug!(upstream.name = name, model.name = model, cause, wait = ?wait, "limited");
+                    tracing::debug!(
+                        upstream.name = name,
+                        upstream.url = url(),
+                        model.name = model,
+                        cause,
+                        wait = ?wait,
+                        "limited"
+                    );
                 }
             }
             Change::Opened(closure) => {
@@ -701,14 +709,14 @@ impl Pool {
                 if closure.reason == Reason::Limited && after < WORTH_A_WARNING {
                     tracing::debug!(
                         upstream.name = name,
-                        upstream.url = url,
+                        upstream.url = url(),
                         model.name = model,
                         "not limited any more"
                     );
                 } else {
                     tracing::warn!(
                         upstream.name = name,
-                        upstream.url = url,
+                        upstream.url = url(),
                         model.name = model,
                         calls.failed = closure.failures,
                         after = ?after,
