@@ -3,6 +3,10 @@
 # environment, the archive and the .deb in directories of their own. Builds it first, unless a directory
 # with it is named; that takes minutes.
 #
+# This is the test of the packages. It is run before each release, which is published only if it
+# passes, and by whoever changes how packages are made; `cargo test` looks only at the files that they
+# are made of.
+#
 # tests/packages.sh [DIST]
 set -euo pipefail
 cd "$(dirname "$0")/.."
@@ -56,11 +60,12 @@ others=$(objdump -p "$binary" | awk '$1 == "NEEDED" { print $2 }' \
 say "the .deb"
 dpkg-deb --extract "$dist"/nightshift_*.deb "$work/deb"
 dpkg-deb --control "$dist"/nightshift_*.deb "$work/control"
-for file in usr/bin/nightshift usr/lib/systemd/system/nightshift.service \
+for file in usr/bin/nightshift usr/sbin/nightshift-as-service usr/lib/systemd/system/nightshift.service \
   etc/nightshift/nightshift.toml etc/nightshift/environment \
   usr/share/doc/nightshift/config.example.toml usr/share/doc/nightshift/copyright; do
   [ -e "$work/deb/$file" ] || [ -e "$work/deb/${file#usr/}" ] || fail "there is no /$file"
 done
+[ -x "$work/deb/usr/sbin/nightshift-as-service" ] || fail "nightshift-as-service cannot be run"
 [ "$(stat -c %a "$work/deb/etc/nightshift/environment")" = 640 ] || fail "all can read the keys"
 grep -q adduser "$work/control/postinst" || fail "nobody makes the user"
 try "$work/deb/usr/bin/nightshift"

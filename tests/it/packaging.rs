@@ -1,8 +1,12 @@
-//! What users install. `tests/packages.sh` builds and tries it; here is what would make that fail, or
-//! have what is written about it be wrong.
+//! What users install. These tests look at the files that packages are made of: they build and
+//! install nothing. The test of the packages is `tests/packages.sh`, which takes a release build:
+//! it is run before each release, and by whoever changes how packages are made. Here is what would
+//! make it fail, or would have what is written about packages be wrong.
 
 use std::fs;
+use std::os::unix::fs::PermissionsExt as _;
 use std::path::Path;
+use std::process::Command;
 
 fn root() -> &'static Path {
     Path::new(env!("CARGO_MANIFEST_DIR"))
@@ -62,9 +66,78 @@ fn the_unit_in_the_documents_is_the_one_in_the_package() {
     assert!(page.contains(documented.trim_end()), "{documented}");
 }
 
+/// A `nightshift-as-service` whose `systemd-run` only says what it was to run.
+fn as_service(args: &[&str]) -> String {
+    let directory = tempfile::tempdir().expect("makes a directory");
+    let systemd_run = directory.path().join("systemd-run");
+    fs::write(&systemd_run, "#!/bin/sh\nprintf '%s\\n' \"$@\"\n").expect("writes");
+    let executable = fs::Permissions::from_mode(0o755);
+    fs::set_permissions(&systemd_run, executable).expect("can be run");
+    let ran = Command::new("/bin/sh")
+        .arg(root().join("packaging/deb/nightshift-as-service"))
+        .args(args)
+        .env("PATH", directory.path())
+        .output()
+        .expect("runs");
+    assert!(ran.status.success(), "{ran:?}");
+    String::from_utf8(ran.stdout).expect("is text")
+}
+
+#[test]
+fn commands_beside_the_service_find_what_it_finds() {
+    let said = as_service(&["keys", "create", "--name", "a laptop"]);
+    let unit = read("packaging/deb/nightshift.service");
+    for setting in [
+        "User=",
+        "StateDirectory=",
+        "StateDirectoryMode=",
+        "WorkingDirectory=",
+        "EnvironmentFile=",
+    ] {
+        let of_unit = unit.lines().find(|line| line.starts_with(setting));
+        let of_unit = of_unit.expect("is in the unit");
+        let property = format!("--property={of_unit}");
+        assert!(said.lines().any(|line| line == property), "{said}");
+    }
+    let configuration = "--config\n/etc/nightshift/nightshift.toml\n";
+    assert!(unit.contains(&configuration.trim_end().replace('\n', " ")));
+    let command = format!("\nnightshift\nkeys\ncreate\n--name\na laptop\n{configuration}");
+    assert!(said.ends_with(&command), "{said}");
+
+    let other = as_service(&["check", "--config", "other.toml"]);
+    let ends = "\nnightshift\ncheck\n--config\nother.toml\n";
+    assert!(other.ends_with(ends), "{other}");
+    let without = as_service(&["--version"]);
+    assert!(without.ends_with("\nnightshift\n--version\n"), "{without}");
+
+    for file in ["docs/deploying.md", "packaging/deb/nightshift.toml"] {
+        let text = read(file);
+        assert!(text.contains("sudo nightshift-as-service check"), "{file}");
+        assert!(!text.contains("sudo -u nightshift nightshift"), "{file}");
+    }
+}
+
+/// The steps of a release, in their order: nothing is published that was not tried.
 #[test]
 fn a_release_has_what_is_tried_for_both_architectures() {
     let release = read(".github/workflows/release.yml");
+    let mut rest = release.as_str();
+    for step in [
+        "packaging/build.sh",
+        "tests/packages.sh dist",
+        "actions/upload-artifact",
+        "publish:",
+        "needs: build",
+        "gh release create",
+    ] {
+        let found = rest.split_once(step);
+        rest = found
+            .unwrap_or_else(|| panic!("{step} is not in its place"))
+            .1;
+    }
+    for leniency in ["continue-on-error", "always()", "|| true"] {
+        assert!(!release.contains(leniency), "{leniency}");
+    }
     for words in [
         "packaging/build.sh ${{ matrix.target }}",
         "tests/packages.sh dist",
@@ -77,12 +150,12 @@ fn a_release_has_what_is_tried_for_both_architectures() {
         "packaging/build.sh",
         "tests/packages.sh",
         "packaging/deb/postinst",
+        "packaging/deb/nightshift-as-service",
     ] {
         let mode = fs::metadata(root().join(script))
             .expect("is there")
             .permissions();
-        let mode = std::os::unix::fs::PermissionsExt::mode(&mode);
-        assert_eq!(mode & 0o111, 0o111, "{script} can be run");
+        assert_eq!(mode.mode() & 0o111, 0o111, "{script} can be run");
     }
     let readme = read("README.md");
     for way in [
