@@ -59,11 +59,11 @@ async fn an_interrupt_ends_it_well_too() {
 async fn a_server_that_is_asked_to_reload_says_that_it_does_not_and_goes_on() {
     let directory = tempfile::tempdir().expect("makes a directory");
     let url = format!("sqlite://{}", directory.path().join("a.db").display());
-    let server = Binary::serve(&["--database", &url], &[]).await;
+    let mut server = Binary::serve(&["--database", &url], &[]).await;
     server.signal("HUP");
+    server.says("SIGHUP reloads nothing yet").await;
     is_ready(&server.base).await;
-    let log = server.terminate().await;
-    assert!(log.contains("SIGHUP reloads nothing yet"), "{log}");
+    server.terminate().await;
 }
 
 #[tokio::test]

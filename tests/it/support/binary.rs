@@ -5,6 +5,7 @@ use std::time::Duration;
 
 use tokio::io::{AsyncBufReadExt as _, AsyncReadExt as _, AsyncWriteExt as _, BufReader, Lines};
 use tokio::process::{Child, ChildStdout, Command};
+use tokio::sync::watch;
 use tokio::task::JoinHandle;
 
 /// How long a process may take to say or to do what is waited for. Far more than it does.
@@ -63,6 +64,11 @@ impl Binary {
         self.process.signal(name);
     }
 
+    /// Waits until its log has a text.
+    pub async fn says(&mut self, text: &str) {
+        self.process.says(text).await;
+    }
+
     pub async fn ended(self) -> Ended {
         self.process.ended().await
     }
@@ -72,7 +78,10 @@ impl Binary {
 pub struct Process {
     child: Child,
     out: Lines<BufReader<ChildStdout>>,
-    errors: JoinHandle<String>,
+    /// What it has written to standard error so far.
+    said: watch::Receiver<Vec<u8>>,
+    /// Ends where standard error does.
+    errors: JoinHandle<()>,
 }
 
 /// How a command ended.
@@ -99,19 +108,33 @@ impl Process {
             let _ = stdin.write_all(&input).await;
         });
         let mut errors = child.stderr.take().expect("is piped");
+        let (says, said) = watch::channel(Vec::new());
         let errors = tokio::spawn(async move {
-            let mut bytes = Vec::new();
-            let _ = errors.read_to_end(&mut bytes).await;
-            String::from_utf8_lossy(&bytes).into_owned()
+            let mut bytes = Vec::with_capacity(8 << 10);
+            while errors.read_buf(&mut bytes).await.is_ok_and(|read| read > 0) {
+                says.send_modify(|said| said.append(&mut bytes));
+            }
         });
         let out = BufReader::new(child.stdout.take().expect("is piped")).lines();
-        Process { child, out, errors }
+        Process {
+            child,
+            out,
+            said,
+            errors,
+        }
     }
 
     /// The next line of its standard output; `None` where that has ended.
     pub async fn line(&mut self) -> Option<String> {
         let line = tokio::time::timeout(PATIENCE, self.out.next_line()).await;
         line.expect("says something in time").expect("can be read")
+    }
+
+    /// Waits until its standard error has a text.
+    pub async fn says(&mut self, text: &str) {
+        let has_text = |said: &Vec<u8>| String::from_utf8_lossy(said).contains(text);
+        let said = tokio::time::timeout(PATIENCE, self.said.wait_for(has_text)).await;
+        assert!(matches!(said, Ok(Ok(_))), "it does not say {text}");
     }
 
     pub fn is_running(&mut self) -> bool {
@@ -139,7 +162,8 @@ impl Process {
         }
         let status = tokio::time::timeout(PATIENCE, self.child.wait()).await;
         let status: ExitStatus = status.expect("ends in time").expect("can be waited for");
-        let errors = self.errors.await.expect("can be read");
+        self.errors.await.expect("can be read");
+        let errors = String::from_utf8_lossy(&self.said.borrow()).into_owned();
         Ended {
             code: status.code(),
             out,
