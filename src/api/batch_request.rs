@@ -89,8 +89,8 @@ impl BatchRequest {
         Ok(request)
     }
 
-    /// The batch, made now by a caller. `kept` is how long its output is kept where the request does not say:
-    /// `None` is for good.
+    /// The batch, made now by a caller. `kept` is how long its output is kept where the request
+    /// does not say: `None` is for good.
     ///
     /// # Errors
     /// When the metadata cannot be written, which is a fault of ours.

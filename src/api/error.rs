@@ -338,8 +338,8 @@ pub fn expired_key(masked: &str) -> ApiError {
 /// A key that is good, but not for this.
 pub fn missing_scope(scope: &str) -> ApiError {
     forbidden(format!(
-        "You have insufficient permissions for this operation. Missing scopes: {scope}. Whoever runs \
-         this server makes a key with `nightshift keys create --scope {scope}`."
+        "You have insufficient permissions for this operation. Missing scopes: {scope}. Whoever \
+         runs this server makes a key with `nightshift keys create --scope {scope}`."
     ))
 }
 

@@ -144,8 +144,8 @@ impl Store {
         let rows: Vec<LiveRow> = on!(self.reader(), c => {
             sqlx::query_as(
                 "-- live_batches
-                 SELECT b.id, b.tenant, b.key_id, b.status, b.ending, b.model, b.total, b.created_at,
-                    b.in_progress_at, b.expires_at,
+                 SELECT b.id, b.tenant, b.key_id, b.status, b.ending, b.model, b.total,
+                    b.created_at, b.in_progress_at, b.expires_at,
                     CAST(COALESCE(SUM(s.completed), 0) AS BIGINT) AS completed,
                     CAST(COALESCE(SUM(s.failed), 0) AS BIGINT) AS failed,
                     CAST(COALESCE(SUM(s.cancelled), 0) AS BIGINT) AS cancelled
