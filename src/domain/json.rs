@@ -38,6 +38,24 @@ pub fn told(error: &serde_json::Error) -> String {
     format!("column {}: {cause}", error.column())
 }
 
+/// Why bytes are not one JSON value, and where they stop being one, in words. `None` if they are.
+#[must_use]
+pub fn fault(bytes: &[u8]) -> Option<String> {
+    match std::str::from_utf8(bytes) {
+        Ok(text) => {
+            let read = serde_json::from_str::<IgnoredAny>(text);
+            read.err().map(|error| error.to_string())
+        }
+        Err(error) => {
+            let at = error.valid_up_to();
+            Some(format!(
+                "byte 0x{:02X} at offset {at} is not UTF-8",
+                bytes[at]
+            ))
+        }
+    }
+}
+
 /// Shows each member of a JSON object: its key, decoded, and its value as it is written, with no
 /// white space around it. A key that stands twice is shown twice. `None` if the text as a whole is
 /// not one JSON object; some members may have been shown by then.

@@ -29,12 +29,25 @@ pub enum Outcome<'a> {
     Error { code: ErrorCode, message: &'a str },
 }
 
+/// How deep the arrays and objects of an answer may be nested. Many JSON readers refuse text that
+/// is nested deeper: Python's gives up at about 1,000 levels, others sooner.
+const MAX_NESTING: usize = 128;
+
 /// What an answer's body is found to be, read once.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Reading {
-    pub is_json: bool,
+    pub form: Form,
     /// What the answer reports.
     pub usage: Option<Usage>,
+}
+
+/// Whether an answer's body can stand in a line as it is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Form {
+    Json,
+    /// JSON that is nested too deep for many readers.
+    Deep,
+    NotJson,
 }
 
 impl Reading {
@@ -43,7 +56,7 @@ impl Reading {
     pub fn of(body: &[u8]) -> Self {
         let Ok(text) = std::str::from_utf8(body) else {
             return Self {
-                is_json: false,
+                form: Form::NotJson,
                 usage: None,
             };
         };
@@ -54,9 +67,32 @@ impl Reading {
             }
         };
         let is_object = json::members(text, each).is_some();
+        let form = if !is_object && !json::is_valid(text) {
+            Form::NotJson
+        } else if json::is_nested_within(text, MAX_NESTING) {
+            Form::Json
+        } else {
+            Form::Deep
+        };
         Self {
-            is_json: is_object || json::is_valid(text),
+            form,
             usage: usage.filter(|_| is_object).and_then(usage::parse),
+        }
+    }
+
+    /// Why the body that was read can be no answer, in words. `None` if it can be one.
+    fn fault(&self, body: &[u8]) -> Option<String> {
+        match self.form {
+            Form::Json => None,
+            Form::Deep => Some(format!(
+                "The model server's answer is nested deeper than {MAX_NESTING} levels."
+            )),
+            Form::NotJson => {
+                let fault = json::fault(body).unwrap_or_default();
+                Some(format!(
+                    "The model server's answer is not valid JSON: {fault}."
+                ))
+            }
         }
     }
 }
@@ -70,6 +106,8 @@ pub enum ErrorCode {
     RequestTimeout,
     /// No attempt reached the upstream, or none was answered.
     UpstreamUnavailable,
+    /// The upstream answered with a success that no JSON reader can read.
+    InvalidResponse,
     /// The process that sent it died, more than once.
     RequestCrashed,
 }
@@ -82,6 +120,7 @@ impl ErrorCode {
             ErrorCode::BatchCancelled => "batch_cancelled",
             ErrorCode::RequestTimeout => "request_timeout",
             ErrorCode::UpstreamUnavailable => "upstream_unavailable",
+            ErrorCode::InvalidResponse => "invalid_response",
             ErrorCode::RequestCrashed => "request_crashed",
         }
     }
@@ -112,29 +151,45 @@ pub fn write(
             json::string(request_id, out);
             out.extend(b",\"body\":");
             match std::str::from_utf8(body) {
-                Ok(json) if reading.is_json => json::compact(json, out),
+                Ok(json) if reading.form == Form::Json => json::compact(json, out),
                 _ => json::string(&String::from_utf8_lossy(body), out),
             }
-            out.extend(b"},\"error\":null}\n");
+            out.extend(b"},\"error\":");
             let is_success = (200..300).contains(&status);
-            (
-                if is_success {
-                    Kind::Output
-                } else {
+            let kind = match reading.fault(body).filter(|_| is_success) {
+                // It was paid for, so its text is kept.
+                Some(fault) => {
+                    error(ErrorCode::InvalidResponse, &fault, out);
                     Kind::Error
-                },
-                reading.usage,
-            )
+                }
+                None => {
+                    out.extend(b"null");
+                    if is_success {
+                        Kind::Output
+                    } else {
+                        Kind::Error
+                    }
+                }
+            };
+            out.extend(b"}\n");
+            (kind, reading.usage)
         }
         Outcome::Error { code, message } => {
-            out.extend(b",\"response\":null,\"error\":{\"code\":");
-            json::string(code.as_str(), out);
-            out.extend(b",\"message\":");
-            json::string(message, out);
-            out.extend(b"}}\n");
+            out.extend(b",\"response\":null,\"error\":");
+            error(code, message, out);
+            out.extend(b"}\n");
             (Kind::Error, None)
         }
     }
+}
+
+/// Writes the value of a line's `error`.
+fn error(code: ErrorCode, message: &str, out: &mut Vec<u8>) {
+    out.extend(b"{\"code\":");
+    json::string(code.as_str(), out);
+    out.extend(b",\"message\":");
+    json::string(message, out);
+    out.push(b'}');
 }
 
 /// A status has three digits.
@@ -193,13 +248,57 @@ mod tests {
             (400, Kind::Error),
             (503, Kind::Error),
         ] {
-            let (line, written, _) = written("a", answer(status, b"oops"));
+            let (line, written, _) = written("a", answer(status, b"\"oops\""));
             assert_eq!(written, kind, "{status}");
             assert!(
                 line.ends_with(",\"body\":\"oops\"},\"error\":null}\n"),
                 "{line}"
             );
         }
+    }
+
+    #[test]
+    fn a_success_that_cannot_be_read_goes_to_the_error_file_and_says_where_it_breaks() {
+        let at_the_limit = [vec![b'['; 128], vec![b']'; 128]].concat();
+        let deep = [&b"["[..], &at_the_limit, b"]"].concat();
+        let cases: [(&[u8], &str); 5] = [
+            (
+                b"{\"a\":NaN}",
+                "The model server's answer is not valid JSON: expected value at line 1 column 6.",
+            ),
+            (
+                b"{\"a\":\"\xFF\"}",
+                "The model server's answer is not valid JSON: byte 0xFF at offset 6 is not UTF-8.",
+            ),
+            (
+                b"{\"a\":\"one\ntwo\"}",
+                "The model server's answer is not valid JSON: control character (\\u0000-\\u001F) \
+                 found while parsing a string at line 1 column 9.",
+            ),
+            (
+                b"{\"a\":",
+                "The model server's answer is not valid JSON: EOF while parsing a value at line 1 \
+                 column 5.",
+            ),
+            (
+                &deep,
+                "The model server's answer is nested deeper than 128 levels.",
+            ),
+        ];
+        for (body, message) in cases {
+            let (line, kind, _) = written("a", answer(200, body));
+            assert_eq!(kind, Kind::Error, "{line}");
+            let line: Value = serde_json::from_str(&line).expect("JSON");
+            let kept = String::from_utf8_lossy(body);
+            assert_eq!(line["response"]["body"], *kept, "{line}");
+            assert_eq!(line["error"]["code"], "invalid_response", "{line}");
+            assert_eq!(line["error"]["message"], message, "{line}");
+            // An error of the server has nothing to be read as.
+            let (line, _, _) = written("a", answer(500, body));
+            assert!(line.ends_with("\"},\"error\":null}\n"), "{line}");
+        }
+        let (_, kind, _) = written("a", answer(200, &at_the_limit));
+        assert_eq!(kind, Kind::Output, "as deep as it may be");
     }
 
     #[test]
@@ -238,7 +337,9 @@ mod tests {
                 json::tests::texts().prop_map(String::into_bytes),
             ],
         ) {
-            let (line, _, usage) = written(&custom_id, answer(200, &body));
+            let (line, kind, usage) = written(&custom_id, answer(200, &body));
+            let is_json = json::fault(&body).is_none();
+            prop_assert_eq!(kind == Kind::Output, is_json);
             let value: Value = serde_json::from_str(&line).expect("JSON");
             prop_assert_eq!(&value["custom_id"], &custom_id);
             let expected: Value = serde_json::from_slice(&body)

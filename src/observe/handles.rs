@@ -12,6 +12,8 @@ use super::lately::Lately;
 pub enum CallOutcome {
     /// It brought the line's answer, good or bad.
     Answered,
+    /// It brought a success that cannot be read.
+    Malformed,
     /// 429.
     RateLimited,
     /// 503.
@@ -31,8 +33,9 @@ pub enum CallOutcome {
 }
 
 impl CallOutcome {
-    pub(super) const ALL: [CallOutcome; 10] = [
+    pub(super) const ALL: [CallOutcome; 11] = [
         CallOutcome::Answered,
+        CallOutcome::Malformed,
         CallOutcome::RateLimited,
         CallOutcome::Unavailable,
         CallOutcome::Refused,
@@ -48,6 +51,7 @@ impl CallOutcome {
     pub fn as_str(self) -> &'static str {
         match self {
             CallOutcome::Answered => "answered",
+            CallOutcome::Malformed => "malformed",
             CallOutcome::RateLimited => "rate_limited",
             CallOutcome::Unavailable => "unavailable",
             CallOutcome::Refused => "refused",

@@ -65,8 +65,7 @@ impl Pool {
         } = received;
         let reading = Reading::of(&body);
         let result = match CallResult::of(status, &headers, &body) {
-            // A page of a proxy, say, or of another server. No model answers so.
-            CallResult::Succeeded if !reading.is_json => CallResult::Garbled,
+            CallResult::Succeeded => CallResult::of_success(&headers, &body, &reading),
             result => result,
         };
         let upstream = permit.upstream();
@@ -125,6 +124,7 @@ impl Pool {
             FailureKind::Unreachable => CallResult::Unreachable,
             FailureKind::Broken => CallResult::Broken,
             FailureKind::TimedOut => CallResult::TimedOut,
+            FailureKind::Undecodable => CallResult::Undecodable,
             FailureKind::TooLarge => CallResult::TooLarge,
         };
         self.record(&permit, result, None);
@@ -138,6 +138,7 @@ impl Pool {
         let cause = Cause {
             kind: match result {
                 CallResult::TimedOut => CauseKind::Timeout,
+                CallResult::Undecodable => CauseKind::Invalid,
                 _ => CauseKind::Unavailable,
             },
             message: report.cause,

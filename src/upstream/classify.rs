@@ -3,10 +3,11 @@
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use reqwest::Url;
-use reqwest::header::{HeaderMap, HeaderName, LOCATION, RETRY_AFTER};
+use reqwest::header::{CONTENT_TYPE, HeaderMap, HeaderName, LOCATION, RETRY_AFTER};
 use serde_json::Value;
 
 use super::breaker::Reason;
+use crate::domain::outcome::{Form, Reading};
 use crate::observe::CallOutcome;
 
 const RETRY_AFTER_MS: HeaderName = HeaderName::from_static("retry-after-ms");
@@ -39,8 +40,13 @@ pub(super) enum CallResult {
     Unreachable,
     /// Another status that may pass, such as 500.
     ServerError,
-    /// A success whose body is no JSON.
+    /// A success whose body is no JSON, and does not claim to be.
     Garbled,
+    /// A success of the model server itself, which no JSON reader can read. To compute the answer
+    /// again would bring the same.
+    Malformed,
+    /// A success whose content coding cannot be undone. The same holds for it.
+    Undecodable,
     /// The connection was lost, or no HTTP came from it.
     Broken,
     TimedOut,
@@ -82,10 +88,27 @@ impl CallResult {
         }
     }
 
+    /// Judges a success by its body. A page of a proxy, say, does not call itself JSON: no model
+    /// server answers so.
+    pub(super) fn of_success(headers: &HeaderMap, body: &[u8], reading: &Reading) -> Self {
+        match reading.form {
+            Form::Json => CallResult::Succeeded,
+            Form::Deep => CallResult::Malformed,
+            Form::NotJson if is_json(headers) && !body.trim_ascii().is_empty() => {
+                CallResult::Malformed
+            }
+            Form::NotJson => CallResult::Garbled,
+        }
+    }
+
     /// What a breaker is told. `None`: the call says nothing of who answers.
     pub(super) fn reason(self) -> Option<Reason> {
         Some(match self {
-            CallResult::Succeeded | CallResult::Rejected | CallResult::TooLarge => return None,
+            CallResult::Succeeded
+            | CallResult::Rejected
+            | CallResult::Malformed
+            | CallResult::Undecodable
+            | CallResult::TooLarge => return None,
             CallResult::ModelMissing => Reason::ModelMissing,
             CallResult::KeyRefused => Reason::KeyRefused,
             CallResult::Refused => Reason::Refused,
@@ -112,6 +135,7 @@ impl CallResult {
             self,
             CallResult::Succeeded
                 | CallResult::Rejected
+                | CallResult::Malformed
                 | CallResult::ModelMissing
                 | CallResult::Refused
                 | CallResult::Unpaid
@@ -119,10 +143,14 @@ impl CallResult {
         )
     }
 
-    /// What it costs the line; `None` where it is the line's answer.
+    /// What it costs the line; `None` where the line ends with it.
     pub(super) fn cost(self) -> Option<Cost> {
         Some(match self {
-            CallResult::Succeeded | CallResult::Rejected | CallResult::ModelMissing => return None,
+            CallResult::Succeeded
+            | CallResult::Rejected
+            | CallResult::Malformed
+            | CallResult::Undecodable
+            | CallResult::ModelMissing => return None,
             CallResult::KeyRefused
             | CallResult::Refused
             | CallResult::Unpaid
@@ -144,6 +172,7 @@ impl CallResult {
             CallResult::Succeeded | CallResult::Rejected | CallResult::ModelMissing => {
                 CallOutcome::Answered
             }
+            CallResult::Malformed | CallResult::Undecodable => CallOutcome::Malformed,
             CallResult::KeyRefused | CallResult::Refused | CallResult::Unpaid => {
                 CallOutcome::Refused
             }
@@ -266,6 +295,15 @@ impl ErrorBody {
             .zip(number("Requested"))
             .is_some_and(|(limit, asked)| asked > limit)
     }
+}
+
+/// Whether an answer calls itself JSON: `application/json`, or a type that is written in JSON.
+fn is_json(headers: &HeaderMap) -> bool {
+    let value = headers.get(CONTENT_TYPE).map(|value| value.as_bytes());
+    let value = value.and_then(|value| std::str::from_utf8(value).ok());
+    let essence = value.and_then(|value| value.split(';').next());
+    let essence = essence.unwrap_or_default().trim().to_ascii_lowercase();
+    matches!(essence.as_str(), "application/json" | "text/json") || essence.ends_with("+json")
 }
 
 /// Where a redirect points to, without what may be secret in it.

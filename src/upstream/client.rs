@@ -6,12 +6,15 @@ use std::sync::{Arc, PoisonError, RwLock};
 use std::time::Duration;
 
 use bytes::Bytes;
-use reqwest::header::{ACCEPT, CONTENT_TYPE, HOST, HeaderMap, HeaderName, HeaderValue, USER_AGENT};
+use reqwest::header::{
+    ACCEPT, ACCEPT_ENCODING, CONTENT_TYPE, HOST, HeaderMap, HeaderName, HeaderValue, USER_AGENT,
+};
 use reqwest::{Method, Url};
 use secrecy::ExposeSecret;
 use tokio::time::Instant;
 
 use super::budget::{Budget, Charge};
+use super::coding::{self, Body};
 use super::provider::{self, Provider};
 use super::transport::{self, Address, Transport};
 use super::{BuildError, ModelInfo, Timer};
@@ -19,6 +22,9 @@ use crate::config;
 
 /// Room made for an answer on its server's word, before its bytes are here.
 const TRUSTED_LENGTH_MAX: usize = 8 << 20;
+
+/// Some servers begin JSON with it, and JSON readers refuse it.
+const BYTE_ORDER_MARK: &[u8] = b"\xEF\xBB\xBF";
 
 /// How long a look at `/models` may take.
 const MODELS_TIMEOUT: Duration = Duration::from_secs(10);
@@ -55,6 +61,8 @@ pub(super) enum FailureKind {
     /// The connection was lost, or no HTTP came from it.
     Broken,
     TimedOut,
+    /// It was answered, in a content coding that cannot be undone.
+    Undecodable,
     TooLarge,
 }
 
@@ -158,17 +166,20 @@ impl Upstream {
             response = sending => response.map_err(|error| self.failure(error))?,
             () = &mut deadline => return Err(timed_out(timeout)),
         };
+        let status = response.status();
         let announced = response.content_length().unwrap_or(0);
         let announced = usize::try_from(announced).unwrap_or(usize::MAX);
         if announced > self.max_response_bytes {
             return Err(self.too_large());
         }
+        let headers = response.take_headers();
+        let mut frames = Body::of(response, &headers).map_err(|error| self.failure(error))?;
         // Copied together, for a frame keeps alive the whole buffer that it was read into.
         let mut body = Vec::with_capacity(announced.min(TRUSTED_LENGTH_MAX));
         loop {
             let frame = tokio::select! {
                 biased;
-                frame = response.chunk() => frame.map_err(|error| self.failure(error))?,
+                frame = frames.chunk() => frame.map_err(|error| self.failure(error))?,
                 () = &mut deadline => return Err(timed_out(timeout)),
             };
             let Some(frame) = frame else { break };
@@ -184,10 +195,14 @@ impl Upstream {
             }
             body.extend_from_slice(&frame);
         }
+        let mut body = Bytes::from(body);
+        if body.starts_with(BYTE_ORDER_MARK) {
+            body = body.slice(BYTE_ORDER_MARK.len()..);
+        }
         Ok(Received {
-            status: response.status(),
-            headers: response.take_headers(),
-            body: body.into(),
+            status,
+            headers,
+            body,
         })
     }
 
@@ -206,21 +221,15 @@ impl Upstream {
     }
 
     fn failure(&self, error: transport::Error) -> Failure {
-        use transport::Error::{Connect, ConnectTimeout, Lost, Resolve};
-        let (kind, cause) = match error {
-            Resolve(why) => (
-                FailureKind::Unreachable,
-                format!("its name cannot be resolved: {why}"),
-            ),
-            ConnectTimeout => (
-                FailureKind::Unreachable,
-                format!("no connection within {:?}", self.connect_timeout),
-            ),
-            Connect(why) => (FailureKind::Unreachable, format!("no connection: {why}")),
-            Lost(why) => (
-                FailureKind::Broken,
-                format!("the connection was lost before the answer was whole: {why}"),
-            ),
+        use transport::Error::{Connect, ConnectTimeout, Lost, Resolve, Undecodable};
+        let kind = match &error {
+            Resolve(_) | ConnectTimeout | Connect(_) => FailureKind::Unreachable,
+            Lost(_) => FailureKind::Broken,
+            Undecodable(_) => FailureKind::Undecodable,
+        };
+        let cause = match error {
+            ConnectTimeout => format!("no connection within {:?}", self.connect_timeout),
+            error => error.to_string(),
         };
         Failure { kind, cause }
     }
@@ -262,6 +271,9 @@ fn headers(
     headers.insert(USER_AGENT, HeaderValue::from_static(agent));
     headers.insert(ACCEPT, HeaderValue::from_static("*/*"));
     headers.insert(CONTENT_TYPE, HeaderValue::from_static("application/json"));
+    if base.scheme() == "https" {
+        headers.insert(ACCEPT_ENCODING, HeaderValue::from_static(coding::ACCEPTED));
+    }
     if let Some(key) = &config.api_key {
         provider
             .authorize(key, &mut headers)
@@ -276,4 +288,27 @@ fn headers(
         headers.insert(header, value);
     }
     Ok(headers)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::tests::upstream;
+    use super::*;
+
+    #[test]
+    fn packed_answers_are_asked_for_where_a_call_goes_over_tls() {
+        let asked_for = |base_url: &str, own: Option<&str>| {
+            let mut config = upstream("gpu", base_url);
+            let own = own.map(|own| ("accept-encoding".to_owned(), own.into()));
+            config.headers.extend(own);
+            let upstream = Upstream::new(&config).expect("a good configuration");
+            let value = upstream.headers.get(ACCEPT_ENCODING);
+            value.map(|value| value.to_str().expect("is text").to_owned())
+        };
+        assert_eq!(asked_for("http://gpu/v1", None), None);
+        let asked = asked_for("https://gpu/v1", None);
+        assert_eq!(asked.as_deref(), Some("gzip, br, zstd"));
+        let own = asked_for("https://gpu/v1", Some("identity"));
+        assert_eq!(own.as_deref(), Some("identity"));
+    }
 }

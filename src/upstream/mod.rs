@@ -12,6 +12,7 @@ mod budget;
 mod call;
 mod classify;
 mod client;
+mod coding;
 mod discovery;
 mod history;
 mod limits;
@@ -122,6 +123,8 @@ pub struct Cause {
 pub enum CauseKind {
     /// The call took longer than its upstream's `timeout`.
     Timeout,
+    /// There was an answer that cannot be read.
+    Invalid,
     /// Anything else.
     Unavailable,
 }

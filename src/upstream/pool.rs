@@ -591,12 +591,13 @@ impl Pool {
                 hastens = breaker.take_awaited(permit.begun);
                 state.hastens |= hastens;
             }
-            CallResult::Rejected => {
+            CallResult::Rejected | CallResult::Malformed => {
                 state.alike.has_succeeded = true;
                 changes.of_upstream = place.breaker.answer(of_upstream);
                 changes.of_backend = breaker.answer(of_backend);
             }
-            // An answer that is too large says nothing of who answers.
+            // An answer that is too large, or packed as nobody can unpack, says nothing of who
+            // answers.
             _ => {
                 place.breaker.abandon(of_upstream);
                 breaker.abandon(of_backend);

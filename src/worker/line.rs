@@ -144,6 +144,7 @@ pub(super) fn answered(unit: &Arc<HeldUnit>, line: &OpenLine, answer: Answer) ->
 pub(super) fn given_up(unit: &Arc<HeldUnit>, line: &OpenLine, cause: &Cause) -> Finished {
     let code = match cause.kind {
         CauseKind::Timeout => ErrorCode::RequestTimeout,
+        CauseKind::Invalid => ErrorCode::InvalidResponse,
         CauseKind::Unavailable => ErrorCode::UpstreamUnavailable,
     };
     failed(unit, line, code, &cause.message)

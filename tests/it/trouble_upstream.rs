@@ -3,7 +3,9 @@
 
 use std::fmt::Write as _;
 
+use async_compression::tokio::write::{BrotliEncoder, GzipEncoder};
 use serde_json::{Value, json};
+use tokio::io::AsyncWriteExt as _;
 
 use crate::crashes::until;
 use crate::support::figures::operator;
@@ -77,7 +79,7 @@ fn troubles() -> Vec<(&'static str, Trouble, &'static str, &'static str)> {
             "bomb",
             Trouble::answer("200 OK", packed, &bomb),
             UNAVAILABLE,
-            GARBLED,
+            LARGE,
         ),
         ("announced", Trouble::Say(announced), UNAVAILABLE, LARGE),
         ("endless", Trouble::Endless, UNAVAILABLE, LARGE),
@@ -183,6 +185,135 @@ async fn lines_that_meet_trouble_everywhere_say_which() {
     }
 }
 
+/// A model server's answers, each by what is special about it, with its headers and its body.
+async fn answers_that_were_paid_for() -> Vec<(&'static str, String, Vec<u8>)> {
+    let json = "content-type: application/json; charset=utf-8\r\n";
+    let body = br#"{"id":"chatcmpl-1","usage":{"prompt_tokens":3,"completion_tokens":4}}"#;
+    let packed = |coding: &str| format!("{json}content-encoding: {coding}\r\n");
+    let (gzip, br) = (with_gzip(body).await, with_brotli(body).await);
+    let both = with_gzip(&br).await;
+    vec![
+        ("gzip", packed("gzip"), gzip),
+        ("br", packed("br"), br),
+        (
+            "zstd",
+            packed("zstd"),
+            zstd::encode_all(&body[..], 1).expect("packs"),
+        ),
+        ("both", packed("br, gzip"), both),
+        (
+            "bom",
+            json.to_owned(),
+            [b"\xEF\xBB\xBF", &body[..]].concat(),
+        ),
+    ]
+}
+
+async fn with_gzip(bytes: &[u8]) -> Vec<u8> {
+    let mut encoder = GzipEncoder::new(Vec::new());
+    encoder.write_all(bytes).await.expect("packs");
+    encoder.shutdown().await.expect("packs");
+    encoder.into_inner()
+}
+
+async fn with_brotli(bytes: &[u8]) -> Vec<u8> {
+    let mut encoder = BrotliEncoder::new(Vec::new());
+    encoder.write_all(bytes).await.expect("packs");
+    encoder.shutdown().await.expect("packs");
+    encoder.into_inner()
+}
+
+async fn a_packed_answer_and_one_with_a_byte_order_mark_are_answers() {
+    let (mut toml, mut servers) = (QUICK.to_owned(), Vec::new());
+    for (name, headers, body) in answers_that_were_paid_for().await {
+        let server = Troubled::start(Trouble::answer("200 OK", &headers, &body)).await;
+        add(&mut toml, name, &server.base_url(), LONG, false);
+        servers.push((name, server));
+    }
+    let server = Server::with(&toml).await;
+    let models: Vec<&str> = servers.iter().map(|(name, _)| *name).collect();
+    let (jsonl, ids) = lines(&models, 2);
+    let batch = server.run(&jsonl, CHAT).await;
+    assert_eq!(batch["request_counts"]["completed"], ids.len(), "{batch}");
+    assert_eq!(batch["usage"]["input_tokens"], 3 * ids.len(), "{batch}");
+    let lines = server.exactly_once(&batch, &ids).await;
+    for id in &ids {
+        assert_eq!(lines[id]["response"]["body"]["id"], "chatcmpl-1");
+    }
+}
+
+async fn an_answer_that_cannot_be_read_is_computed_once_and_kept() {
+    let json = "content-type: application/json\r\n";
+    let deep = [vec![b'['; 5_000], vec![b']'; 5_000]].concat();
+    let gzip = format!("{json}content-encoding: gzip\r\n");
+    let strange = format!("{json}content-encoding: rot13\r\n");
+    let cases: [(&str, &str, &[u8], &str); 7] = [
+        (
+            "nan",
+            json,
+            b"{\"score\":NaN}",
+            "expected value at line 1 column 10.",
+        ),
+        (
+            "utf-8",
+            json,
+            b"{\"a\":\"\xFF\"}",
+            "byte 0xFF at offset 6 is not UTF-8.",
+        ),
+        (
+            "newline",
+            json,
+            b"{\"a\":\"x\ny\"}",
+            "while parsing a string at line 1 column 7.",
+        ),
+        (
+            "half",
+            json,
+            b"{\"a\":",
+            "EOF while parsing a value at line 1 column 5.",
+        ),
+        // Without a content type, too: it is JSON.
+        ("deep", "", &deep, "is nested deeper than 128 levels."),
+        (
+            "not-packed",
+            &gzip,
+            b"{}",
+            "the answer's content coding (gzip) cannot be undone: ",
+        ),
+        (
+            "strange",
+            &strange,
+            b"{}",
+            "the answer's content coding (rot13) is not known here: ",
+        ),
+    ];
+    let (mut toml, mut servers) = (QUICK.to_owned(), Vec::new());
+    for (name, headers, body, _) in cases {
+        let server = Troubled::start(Trouble::answer("200 OK", headers, body)).await;
+        add(&mut toml, name, &server.base_url(), LONG, false);
+        servers.push((name, server));
+    }
+    let server = Server::with(&toml).await;
+    for (name, _, body, message) in cases {
+        let (jsonl, ids) = lines(&[name], 1);
+        let batch = server.run(&jsonl, CHAT).await;
+        let lines = server.exactly_once(&batch, &ids).await;
+        let line = &lines[&ids[0]];
+        assert_eq!(batch["request_counts"]["failed"], 1, "{name}: {line}");
+        assert_eq!(line["error"]["code"], "invalid_response", "{line}");
+        let told = line["error"]["message"].as_str().expect("is text");
+        assert!(told.contains(message), "{name}: {told}");
+        let kept = match name {
+            "not-packed" | "strange" => Value::Null,
+            _ => String::from_utf8_lossy(body).into(),
+        };
+        assert_eq!(line["response"]["body"], kept, "{line}");
+    }
+    for (name, troubled) in servers {
+        assert_eq!(troubled.posts(), 1, "{name}");
+    }
+}
+
 async fn a_hung_upstream_holds_up_no_lines_of_others() {
     let hung = Troubled::start(Trouble::Hang).await;
     let toml = format!(
@@ -273,6 +404,8 @@ async fn lines_wait_for_a_certificate_to_be_mended() {
 on_every_engine![
     lines_that_meet_trouble_go_to_another_upstream,
     lines_that_meet_trouble_everywhere_say_which,
+    a_packed_answer_and_one_with_a_byte_order_mark_are_answers,
+    an_answer_that_cannot_be_read_is_computed_once_and_kept,
     a_hung_upstream_holds_up_no_lines_of_others,
     a_redirect_sets_its_upstream_aside_and_is_not_followed,
     lines_wait_for_a_certificate_to_be_mended,

@@ -56,14 +56,21 @@ pub(super) enum Response {
 }
 
 /// Why no answer, or no more of it, came; in words without addresses.
-#[derive(Debug)]
+#[derive(Debug, thiserror::Error)]
 pub(super) enum Error {
     /// The request was not sent.
+    #[error("its name cannot be resolved: {0}")]
     Resolve(String),
+    #[error("no connection in time")]
     ConnectTimeout,
+    #[error("no connection: {0}")]
     Connect(String),
     /// It may have been.
+    #[error("the connection was lost before the answer was whole: {0}")]
     Lost(String),
+    /// It was answered, in a content coding that cannot be undone.
+    #[error("{0}")]
+    Undecodable(String),
 }
 
 impl Transport {
