@@ -13,7 +13,7 @@ use crate::support::{CHAT, Server, client_with, on_every_engine, request};
 
 mod server;
 
-use server::{Trouble, Troubled, certificate, nobody};
+use server::{Trouble, Troubled, certificate, certificate_of_a_ca, nobody};
 
 /// Attempts without long pauses, and half a second for a call.
 const QUICK: &str = r#"
@@ -370,6 +370,52 @@ async fn a_redirect_sets_its_upstream_aside_and_is_not_followed() {
     assert_eq!(target.posts(), 0);
 }
 
+async fn a_certificate_of_a_ca_is_accepted_where_it_is_named_and_only_there() {
+    let directory = tempfile::tempdir().expect("makes a directory");
+    let answer = || Trouble::answer("200 OK", "", b"{}");
+    let [ours, other] = [(); 2].map(|()| certificate_of_a_ca("127.0.0.1"));
+    let wrong_host = certificate_of_a_ca("gpu.internal");
+    let pem = [ours.cert.pem(), wrong_host.cert.pem()].concat();
+    let ca_file = directory.path().join("gpu.pem");
+    std::fs::write(&ca_file, pem).expect("writes");
+    let mut toml = QUICK.to_owned();
+    let mut servers = Vec::new();
+    for (name, certificate) in [("ours", &ours), ("other", &other), ("host", &wrong_host)] {
+        let server = Troubled::on("127.0.0.1:0", Some(certificate), answer()).await;
+        let base = server.base_url().replace("http://", "https://");
+        add(&mut toml, name, &base, LONG, false);
+        let named = format!("base_url = \"{base}\"\nca_file = \"{}\"", ca_file.display());
+        toml = toml.replace(&format!("base_url = \"{base}\""), &named);
+        servers.push(server);
+    }
+    let server = Server::with(&toml).await;
+    let (jsonl, _) = lines(&["ours", "other", "host"], 3);
+    let batch = server.create_batch(&jsonl, CHAT).await;
+    server
+        .until(&batch, |batch| batch["request_counts"]["completed"] == 3)
+        .await;
+    let key = operator(&server.database).await;
+    until("it is said what to do about the others", async || {
+        let url = server.url("/admin/status");
+        let status = client_with(Some(&key)).get(url).send().await;
+        let status: Value = status.expect("answers").json().await.expect("is JSON");
+        let upstreams = status["upstreams"].as_array().expect("a list");
+        let says = |name: &str, words: &str| {
+            let mut found = upstreams.iter().filter(|one| one["name"] == name);
+            found.any(|one| {
+                one["cause"]
+                    .as_str()
+                    .is_some_and(|cause| cause.contains(words))
+            })
+        };
+        says("other", "name exactly this certificate in ca_file")
+            && says("host", "is for another host than the one in base_url")
+    })
+    .await;
+    let posts: Vec<usize> = servers.iter().map(Troubled::posts).collect();
+    assert_eq!(posts, [3, 0, 0]);
+}
+
 async fn lines_wait_for_a_certificate_to_be_mended() {
     let directory = tempfile::tempdir().expect("makes a directory");
     let good = certificate("127.0.0.1");
@@ -408,5 +454,6 @@ on_every_engine![
     an_answer_that_cannot_be_read_is_computed_once_and_kept,
     a_hung_upstream_holds_up_no_lines_of_others,
     a_redirect_sets_its_upstream_aside_and_is_not_followed,
+    a_certificate_of_a_ca_is_accepted_where_it_is_named_and_only_there,
     lines_wait_for_a_certificate_to_be_mended,
 ];

@@ -2,9 +2,10 @@
 
 use bytes::Bytes;
 use reqwest::header::HeaderMap;
-use reqwest::{Certificate, Method, Proxy, Request, Url, redirect, retry};
+use reqwest::{Method, Proxy, Request, Url, redirect, retry};
 use secrecy::ExposeSecret;
 
+use super::certificates::{self, Named};
 use super::{Error, IDLE_MAX, KEEPALIVE, KEEPALIVE_RETRIES, innermost};
 use crate::config;
 
@@ -41,14 +42,14 @@ impl General {
             let proxy = Proxy::all(url).map_err(|_| "its proxy is no URL of a proxy".to_owned())?;
             builder = builder.proxy(proxy);
         }
-        let certificates = certificates(config)?;
-        let lacks_own = certificates.is_empty();
-        builder = if speaks_tls {
-            builder.tls_certs_merge(certificates)
-        } else {
+        let named = Named::read(config)?;
+        let lacks_own = named.is_empty();
+        builder = match (speaks_tls, lacks_own) {
+            (true, true) => builder.tls_certs_merge([]),
+            (true, false) => builder.tls_backend_preconfigured(named.into_client()?),
             // Without TLS no certificates are needed: the system, which may have none, is not
             // asked.
-            builder.tls_certs_only(certificates)
+            (false, _) => builder.tls_certs_only([]),
         };
         let client = builder.build().map_err(|error| match innermost(&error) {
             problem if speaks_tls && lacks_own => {
@@ -75,24 +76,8 @@ impl General {
     }
 }
 
-/// The certificates that an upstream's file adds to the system's.
-fn certificates(config: &config::Upstream) -> Result<Vec<Certificate>, String> {
-    let Some(path) = &config.ca_file else {
-        return Ok(Vec::new());
-    };
-    let shown = path.display();
-    let pem = std::fs::read(path)
-        .map_err(|error| format!("its ca_file {shown} cannot be read: {error}"))?;
-    let certificates = Certificate::from_pem_bundle(&pem)
-        .map_err(|_| format!("its ca_file {shown} is no PEM file"))?;
-    if certificates.is_empty() {
-        return Err(format!("its ca_file {shown} holds no certificate"));
-    }
-    Ok(certificates)
-}
-
 pub(super) fn error(error: &reqwest::Error) -> Error {
-    let cause = innermost(error);
+    let cause = certificates::advice(error).unwrap_or_else(|| innermost(error));
     if !error.is_connect() {
         Error::Lost(cause)
     } else if error.is_dns() {

@@ -4,11 +4,14 @@
 //! own network, which costs less ([`General`] beside it: docs/benchmarks, "Transport"). [`General`]
 //! has TLS and proxies. What one does the other does: the tests here run on both.
 
+mod certificates;
 mod direct;
 mod general;
 #[cfg(test)]
 mod tests;
 
+use std::error::Error as StdError;
+use std::io;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -154,11 +157,22 @@ impl Response {
     }
 }
 
+/// An error and what lies below it, down to the bottom. An `io::Error` is looked into, for it does
+/// not give what it holds as its source.
+fn causes<'a>(
+    error: &'a (dyn StdError + 'static),
+) -> impl Iterator<Item = &'a (dyn StdError + 'static)> {
+    std::iter::successors(Some(error), |&error| {
+        let held = error.downcast_ref::<io::Error>();
+        match held.and_then(io::Error::get_ref) {
+            Some(held) => Some(held),
+            None => error.source(),
+        }
+    })
+}
+
 /// What lies at the bottom of an error: the layers above add nothing, or an address.
-fn innermost(error: &dyn std::error::Error) -> String {
-    let mut innermost = error;
-    while let Some(source) = innermost.source() {
-        innermost = source;
-    }
-    innermost.to_string()
+fn innermost(error: &(dyn StdError + 'static)) -> String {
+    let innermost = causes(error).last();
+    innermost.map(ToString::to_string).unwrap_or_default()
 }

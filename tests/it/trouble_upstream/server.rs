@@ -110,6 +110,17 @@ pub fn certificate(host: &str) -> rcgen::CertifiedKey<rcgen::KeyPair> {
     rcgen::generate_simple_self_signed([host.to_owned()]).expect("makes a certificate")
 }
 
+/// A certificate for this host as `openssl req -x509` makes it: one of a CA, signed by itself.
+pub fn certificate_of_a_ca(host: &str) -> rcgen::CertifiedKey<rcgen::KeyPair> {
+    let mut params = rcgen::CertificateParams::new([host.to_owned()]).expect("is a name");
+    params.is_ca = rcgen::IsCa::Ca(rcgen::BasicConstraints::Unconstrained);
+    let signing_key = rcgen::KeyPair::generate().expect("makes a key");
+    let cert = params
+        .self_signed(&signing_key)
+        .expect("makes a certificate");
+    rcgen::CertifiedKey { cert, signing_key }
+}
+
 fn acceptor(certificate: &rcgen::CertifiedKey<rcgen::KeyPair>) -> TlsAcceptor {
     let key = PrivateKeyDer::try_from(certificate.signing_key.serialize_der()).expect("is a key");
     let chain = vec![certificate.cert.der().clone()];
