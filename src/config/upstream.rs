@@ -22,7 +22,9 @@ pub(super) const CONCURRENCY_MAX: u64 = 1_000_000;
 const DEFAULT_CONCURRENCY: usize = 64;
 const DEFAULT_TIMEOUT: Duration = Duration::from_secs(10 * 60);
 const DEFAULT_CONNECT_TIMEOUT: Duration = Duration::from_secs(5);
-const DEFAULT_RESPONSE_BYTES: usize = 33_554_432;
+/// Holds the largest answer that OpenAI's API can ask for: 2,048 embeddings of 3,072 numbers each,
+/// which are about 132 MiB as text. Some servers write more digits, or more white space.
+const DEFAULT_RESPONSE_BYTES: usize = 268_435_456;
 
 const RESPONSE_BYTES_MAX: u64 = 1 << 40;
 const TIMEOUT_MIN: Duration = Duration::from_millis(1);

@@ -108,6 +108,8 @@ pub enum ErrorCode {
     UpstreamUnavailable,
     /// The upstream answered with a success that no JSON reader can read.
     InvalidResponse,
+    /// The upstream's answer was larger than it may be.
+    ResponseTooLarge,
     /// The process that sent it died, more than once.
     RequestCrashed,
 }
@@ -121,6 +123,7 @@ impl ErrorCode {
             ErrorCode::RequestTimeout => "request_timeout",
             ErrorCode::UpstreamUnavailable => "upstream_unavailable",
             ErrorCode::InvalidResponse => "invalid_response",
+            ErrorCode::ResponseTooLarge => "response_too_large",
             ErrorCode::RequestCrashed => "request_crashed",
         }
     }

@@ -139,6 +139,7 @@ impl Pool {
             kind: match result {
                 CallResult::TimedOut => CauseKind::Timeout,
                 CallResult::Undecodable => CauseKind::Invalid,
+                CallResult::TooLarge => CauseKind::TooLarge,
                 _ => CauseKind::Unavailable,
             },
             message: report.cause,

@@ -50,6 +50,7 @@ pub(super) enum CallResult {
     /// The connection was lost, or no HTTP came from it.
     Broken,
     TimedOut,
+    /// The answer would be as large again.
     TooLarge,
 }
 
@@ -150,6 +151,7 @@ impl CallResult {
             | CallResult::Rejected
             | CallResult::Malformed
             | CallResult::Undecodable
+            | CallResult::TooLarge
             | CallResult::ModelMissing => return None,
             CallResult::KeyRefused
             | CallResult::Refused
@@ -161,8 +163,7 @@ impl CallResult {
             CallResult::ServerError
             | CallResult::Garbled
             | CallResult::Broken
-            | CallResult::TimedOut
-            | CallResult::TooLarge => Cost::Attempt,
+            | CallResult::TimedOut => Cost::Attempt,
         })
     }
 

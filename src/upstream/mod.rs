@@ -125,6 +125,8 @@ pub enum CauseKind {
     Timeout,
     /// There was an answer that cannot be read.
     Invalid,
+    /// The answer was larger than its upstream's `max_response_bytes`.
+    TooLarge,
     /// Anything else.
     Unavailable,
 }

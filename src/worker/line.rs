@@ -145,6 +145,7 @@ pub(super) fn given_up(unit: &Arc<HeldUnit>, line: &OpenLine, cause: &Cause) -> 
     let code = match cause.kind {
         CauseKind::Timeout => ErrorCode::RequestTimeout,
         CauseKind::Invalid => ErrorCode::InvalidResponse,
+        CauseKind::TooLarge => ErrorCode::ResponseTooLarge,
         CauseKind::Unavailable => ErrorCode::UpstreamUnavailable,
     };
     failed(unit, line, code, &cause.message)
