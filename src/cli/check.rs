@@ -7,9 +7,12 @@ use std::process::ExitCode;
 
 use super::ConfigArgs;
 use crate::app;
-use crate::config::Overrides;
+use crate::config::{Config, Overrides, nearest};
 use crate::domain::clock::Clock;
-use crate::upstream::{Pool, PoolSettings};
+use crate::upstream::{ModelInfo, Pool, PoolSettings, is_listed};
+
+/// Names of an upstream's models that are printed; of more it is said how many there are.
+const SHOWN_MAX: usize = 20;
 
 const EXAMPLE: &str = "\
 Examples:
@@ -88,7 +91,11 @@ pub(super) async fn run(args: CheckArgs) -> anyhow::Result<ExitCode> {
     let pool = Pool::new(&config, PoolSettings::default())?;
     for (name, outcome) in pool.try_upstreams().await {
         match outcome {
-            Ok(models) => writeln!(out, "ok    upstream       {name}: {models} models")?,
+            Ok(models) => {
+                let listed = named(&models);
+                writeln!(out, "ok    upstream       {name}: {listed}")?;
+                tell_unlisted(&config, &name, &models)?;
+            }
             Err(cause) => {
                 good = false;
                 writeln!(out, "FAIL  upstream       {name}: {cause}")?;
@@ -96,6 +103,50 @@ pub(super) async fn run(args: CheckArgs) -> anyhow::Result<ExitCode> {
         }
     }
     Ok(exit_code(good))
+}
+
+/// How many models an upstream lists, and which.
+fn named(models: &[ModelInfo]) -> String {
+    let count = models.len();
+    let shown: Vec<&str> = models
+        .iter()
+        .map(|model| &*model.id)
+        .take(SHOWN_MAX)
+        .collect();
+    let shown = shown.join(", ");
+    match count {
+        0 => "no models".to_owned(),
+        1 => format!("1 model: {shown}"),
+        _ if count <= SHOWN_MAX => format!("{count} models: {shown}"),
+        _ => format!("{count} models: {shown}, and {} more", count - SHOWN_MAX),
+    }
+}
+
+/// Warns of each route to an upstream that names a model which is not in the upstream's list. That
+/// is no failure: some servers take models that they do not list.
+fn tell_unlisted(config: &Config, upstream: &str, models: &[ModelInfo]) -> std::io::Result<()> {
+    let mut out = std::io::stdout();
+    for model in &config.models {
+        for route in model
+            .routes
+            .iter()
+            .filter(|route| route.upstream == upstream)
+        {
+            let name = route.model.as_ref().unwrap_or(&model.name);
+            if name == "*" || is_listed(models, name) {
+                continue;
+            }
+            let known = models.iter().map(|known| known.id.as_str());
+            let nearest = nearest(name, known).map(|nearest| format!("; the nearest is {nearest}"));
+            writeln!(
+                out,
+                "warn  model          {}: {upstream} lists no model {name}{}",
+                model.name,
+                nearest.unwrap_or_default()
+            )?;
+        }
+    }
+    Ok(())
 }
 
 fn exit_code(good: bool) -> ExitCode {

@@ -67,7 +67,7 @@ impl Faults {
 
 /// The one of `names` that `name` was most likely meant to be: first those that contain it or
 /// that it contains (`url` means `base_url`), then by how many keystrokes they are apart.
-pub(super) fn nearest<'a>(name: &str, names: impl IntoIterator<Item = &'a str>) -> Option<&'a str> {
+pub(crate) fn nearest<'a>(name: &str, names: impl IntoIterator<Item = &'a str>) -> Option<&'a str> {
     let apart = |known: &str| {
         let contained = !name.is_empty() && (known.contains(name) || name.contains(known));
         (!contained, strsim::damerau_levenshtein(name, known))

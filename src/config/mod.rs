@@ -52,6 +52,8 @@ pub use telemetry::Telemetry;
 pub use upstream::Upstream;
 pub use worker::Worker;
 
+pub(crate) use error::nearest;
+
 use error::Faults;
 use reader::{Context, Reader};
 use value::{Table, merge, read_defaults, read_toml};

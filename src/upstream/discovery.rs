@@ -38,11 +38,11 @@ impl Pool {
         }
     }
 
-    /// Tries each upstream once: how many models it lists, or what is wrong, in words.
-    pub async fn try_upstreams(&self) -> Vec<(String, Result<usize, String>)> {
+    /// Tries each upstream once: which models it lists, or what is wrong, in words.
+    pub async fn try_upstreams(&self) -> Vec<(String, Result<Vec<ModelInfo>, String>)> {
         let tries = self.upstreams.iter().map(async |upstream| {
             let result = match upstream.models().await {
-                Ok((_, Some(models))) => Ok(models.len()),
+                Ok((_, Some(models))) => Ok(models),
                 Ok((status @ 200..=299, None)) => Err(format!(
                     "it answers {status} at /models, but with no list of models: is base_url right?"
                 )),

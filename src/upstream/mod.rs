@@ -142,6 +142,12 @@ pub struct ModelInfo {
     pub shutdown_date: Option<String>,
 }
 
+/// Whether a list of models has one that is named so: as lines of that model are routed.
+#[must_use]
+pub fn is_listed(models: &[ModelInfo], name: &str) -> bool {
+    routes::listed_as(models.iter(), name).is_some()
+}
+
 /// An upstream whose configuration cannot work.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 #[error("upstream `{upstream}`: {problem}")]

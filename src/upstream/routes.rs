@@ -71,6 +71,23 @@ struct Route {
     edit: Option<Arc<Edit>>,
 }
 
+/// What lists call a model that a line or a route names, if it is in one. Ollama lists `x:latest`
+/// and answers to `x`, too: that is this model where no other has the name.
+pub(super) fn listed_as<'m>(
+    models: impl Iterator<Item = &'m ModelInfo>,
+    name: &str,
+) -> Option<String> {
+    let latest = format!("{name}:latest");
+    let mut is_latest_listed = false;
+    for model in models {
+        if model.id == name {
+            return Some(name.to_owned());
+        }
+        is_latest_listed |= model.id == latest;
+    }
+    is_latest_listed.then_some(latest)
+}
+
 impl Routes {
     /// The upstreams that it goes to, by their index.
     pub fn upstreams(&self) -> impl Iterator<Item = usize> {
@@ -157,12 +174,10 @@ impl Routing {
         model: &str,
         reported: &[Option<Vec<ModelInfo>>],
     ) -> Option<Routes> {
+        let listed = listed_as(reported.iter().flatten().flatten(), model);
+        let label = listed.as_deref().unwrap_or(OTHER);
+        let model = listed.as_deref().unwrap_or(model);
         let has = |models: &Vec<ModelInfo>| models.iter().any(|known| known.id == model);
-        let label = if reported.iter().flatten().any(has) {
-            model
-        } else {
-            OTHER
-        };
         if !self.by_report || model.is_empty() {
             return Some(entry.routes_of(&self.backends, model, label, |_| true));
         }
@@ -180,13 +195,12 @@ impl Routing {
     }
 
     pub(super) fn label(&self, model: &str) -> String {
-        let is_reported = || {
-            let known = self.known.read().unwrap_or_else(PoisonError::into_inner);
-            let mut models = known.reported.iter().flatten().flatten();
-            models.any(|reported| reported.id == model)
-        };
-        let is_known = !model.is_empty() && (self.exact.contains_key(model) || is_reported());
-        if is_known { model } else { OTHER }.to_owned()
+        if model.is_empty() || self.exact.contains_key(model) {
+            return if model.is_empty() { OTHER } else { model }.to_owned();
+        }
+        let known = self.known.read().unwrap_or_else(PoisonError::into_inner);
+        let listed = listed_as(known.reported.iter().flatten().flatten(), model);
+        listed.unwrap_or_else(|| OTHER.to_owned())
     }
 
     /// The models to list, each once.

@@ -241,6 +241,39 @@ async fn check_tries_the_database_and_each_upstream() {
 }
 
 #[tokio::test]
+async fn check_names_each_upstreams_models_and_those_that_it_does_not_have() {
+    let directory = tempfile::tempdir().expect("makes a directory");
+    let options = Options {
+        models: vec!["sim-small".to_owned(), "sim-large".to_owned()],
+        ..Options::default()
+    };
+    let simulator = Simulator::start("127.0.0.1:0", options)
+        .await
+        .expect("starts");
+    let toml = format!(
+        "[[upstreams]]\nname = \"gpu\"\nbase_url = \"{}\"\n\
+         [[models]]\nname = \"sim-small\"\nroutes = [{{ upstream = \"gpu\" }}]\n\
+         [[models]]\nname = \"large\"\nroutes = [{{ upstream = \"gpu\", model = \"sim-lrage\" }}]\n\
+         [[models]]\nname = \"*\"\nroutes = [{{ upstream = \"gpu\" }}]\n",
+        simulator.base_url()
+    );
+    std::fs::write(directory.path().join("check.toml"), toml).expect("writes");
+    let checked = ended_in(directory.path(), &["check", "--config", "check.toml"]).await;
+    assert_eq!(checked.code, Some(0), "{}", checked.out);
+    let upstream = "ok    upstream       gpu: 2 models: sim-small, sim-large\n";
+    assert!(checked.out.contains(upstream), "{}", checked.out);
+    let warnings: Vec<&str> = checked
+        .out
+        .lines()
+        .filter(|line| line.starts_with("warn"))
+        .collect();
+    assert_eq!(
+        warnings,
+        ["warn  model          large: gpu lists no model sim-lrage; the nearest is sim-large"]
+    );
+}
+
+#[tokio::test]
 async fn the_openapi_document_is_printed() {
     let printed = ended(command(&["openapi"])).await;
     assert_eq!((printed.code, printed.errors.as_str()), (Some(0), ""));

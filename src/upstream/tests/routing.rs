@@ -124,6 +124,28 @@ async fn a_model_that_nobody_reports_is_not_served_once_all_have_told() {
     assert_eq!(served_by(&pool, "a"), Some(vec![0]));
 }
 
+#[tokio::test]
+async fn a_name_without_a_tag_is_the_latest_where_no_other_model_has_that_name() {
+    let ollama = Server::start(|_| models(&["llama:latest", "qwen:latest", "qwen:7b"])).await;
+    let vllm = Server::start(|_| models(&["qwen"])).await;
+    let upstreams = vec![
+        upstream("ollama", &ollama.base_url),
+        upstream("vllm", &vllm.base_url),
+    ];
+    let (pool, _guard) = running(&config(upstreams, vec![]));
+    pool.discovered().await;
+    for (name, upstreams, label) in [
+        ("llama", Some(vec![0]), "llama:latest"),
+        ("llama:latest", Some(vec![0]), "llama:latest"),
+        ("qwen", Some(vec![1]), "qwen"),
+        ("qwen:latest", Some(vec![0]), "qwen:latest"),
+        ("llama:7b", None, "other"),
+    ] {
+        assert_eq!(served_by(&pool, name), upstreams, "{name}");
+        assert_eq!(pool.label(name), label);
+    }
+}
+
 #[tokio::test(start_paused = true)]
 async fn waiting_for_the_first_reports_has_an_end() {
     let upstreams = vec![upstream("a", NOWHERE), upstream("b", NOWHERE)];
@@ -163,7 +185,11 @@ async fn trying_the_upstreams_says_what_is_wrong_with_each() {
         let found = results.iter().find(|(known, _)| known == name);
         found.map(|(_, result)| result.clone()).expect("was tried")
     };
-    assert_eq!(result("good"), Ok(2));
+    let models = result("good").expect("lists its models");
+    assert_eq!(
+        models.iter().map(|one| &one.id).collect::<Vec<_>>(),
+        ["a", "b"]
+    );
     for (name, words) in [("locked", "key"), ("web", "base_url"), ("gone", "refused")] {
         let problem = result(name).expect_err(name);
         assert!(problem.contains(words), "{problem}");
