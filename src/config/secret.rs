@@ -8,6 +8,7 @@ use std::io::Read;
 
 use secrecy::{ExposeSecret, SecretString};
 
+use super::environment::Environment;
 use super::reader::{Item, Reader};
 
 /// A file longer than this is not a secret.
@@ -27,16 +28,43 @@ pub(super) fn named_key(
         return None;
     }
     let by_variable = by_variable.and_then(|item| {
-        let name = item.string()?;
-        match environment.get_named(&name) {
-            Some(value) => key(&item, value),
-            None => {
-                item.fault(missing_variable(&name));
-                None
-            }
-        }
+        let value = variable(&item, environment)?;
+        key(&item, value)
     });
     by_variable.or_else(|| from_file(&by_file?))
+}
+
+/// The text of the variable that `item` names.
+pub(super) fn variable<'a>(item: &Item<'_>, environment: &'a Environment) -> Option<&'a str> {
+    let name = item.string()?;
+    let text = environment.get_named(&name);
+    if text.is_none() {
+        item.fault(missing_variable(&name));
+    }
+    text
+}
+
+/// Whether a name, of a header or of a part of a URL's query, is one under which secrets are sent.
+/// That is guessed: too often rather than too seldom, for there is a way to send any header.
+pub(super) fn is_secret_name(name: &str) -> bool {
+    const PARTS: [&str; 12] = [
+        "apikey",
+        "api-key",
+        "api_key",
+        "authorization",
+        "cookie",
+        "credential",
+        "passwd",
+        "password",
+        "secret",
+        "session",
+        "signature",
+        "token",
+    ];
+    const LAST_WORDS: [&str; 3] = ["auth", "key", "sig"];
+    let name = name.to_ascii_lowercase();
+    let last = name.rsplit(['-', '_', '.']).next().unwrap_or_default();
+    PARTS.iter().any(|part| name.contains(part)) || LAST_WORDS.contains(&last)
 }
 
 /// The key in the file that `item` names, without the line break at its end.

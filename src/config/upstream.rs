@@ -46,7 +46,8 @@ const OWN_HEADERS: [&str; 8] = [
 pub struct Upstream {
     /// No two upstreams have one name.
     pub name: String,
-    /// http or https; no trailing slash; its path is `/v1` where none was given.
+    /// http or https; no slash behind its path, which is `/v1` where none was given. May have a
+    /// query, which each call has, too; no secret is in it.
     pub base_url: String,
     /// Printable ASCII without spaces, so that a header can carry it.
     pub api_key: Option<SecretString>,
@@ -107,7 +108,7 @@ impl Upstream {
         let timeout = reader.duration("timeout", TIMEOUT_MIN);
         let connect_timeout = reader.duration("connect_timeout", TIMEOUT_MIN);
         let max_response_bytes = reader.whole("max_response_bytes", 1, RESPONSE_BYTES_MAX);
-        let headers = reader.take("headers").and_then(Item::entries);
+        let headers = read_headers(&mut reader, api_key.is_some());
         let proxy = reader.take("proxy").and_then(|item| proxy(&item));
         let ca_file = reader.take("ca_file").and_then(|item| ca_file(&item));
         reader.finish();
@@ -118,7 +119,7 @@ impl Upstream {
             timeout: timeout.unwrap_or(DEFAULT_TIMEOUT),
             connect_timeout: connect_timeout.unwrap_or(DEFAULT_CONNECT_TIMEOUT),
             max_response_bytes: max_response_bytes.unwrap_or(DEFAULT_RESPONSE_BYTES),
-            headers: read_headers(headers.unwrap_or_default(), api_key.is_some()),
+            headers,
             api_key,
             proxy,
             ca_file,
@@ -165,19 +166,32 @@ fn base_url(item: &Item<'_>) -> Option<String> {
 }
 
 fn normal_base_url(text: &str) -> Result<String, &'static str> {
-    let url = http_url(text, &["http", "https"])
+    let mut url = http_url(text, &["http", "https"])
         .ok_or("expected a URL that begins with http:// or https://")?;
     if !url.username().is_empty() || url.password().is_some() {
         return Err("a URL holds no user or password: name a key with `api_key_env`");
     }
-    if url.query().is_some() || url.fragment().is_some() {
-        return Err("a base URL has no query and no fragment");
+    if url.fragment().is_some() {
+        return Err("a base URL has no fragment");
     }
-    let trimmed = url.as_str().trim_end_matches('/');
-    if url.path().chars().all(|c| c == '/') {
-        return Ok(format!("{trimmed}/v1"));
+    if url
+        .query_pairs()
+        .any(|(name, _)| secret::is_secret_name(&name))
+    {
+        return Err(
+            "a URL is shown in logs, so it holds no secret: send a key as a header, by \
+             `api_key_env` or `headers_env`",
+        );
     }
-    Ok(trimmed.to_owned())
+    if url.query() == Some("") {
+        url.set_query(None);
+    }
+    let path = match url.path().trim_end_matches('/') {
+        "" => "/v1".to_owned(),
+        path => path.to_owned(),
+    };
+    url.set_path(&path);
+    Ok(url.into())
 }
 
 /// A URL with a host and one of `schemes`. Spaces, which parsing would drop, are refused.
@@ -216,19 +230,31 @@ fn ca_file(item: &Item<'_>) -> Option<PathBuf> {
     }
 }
 
-fn read_headers(entries: Vec<(String, Item<'_>)>, has_key: bool) -> BTreeMap<String, SecretString> {
+/// `headers` holds values, `headers_env` the names of variables that hold them.
+fn read_headers(reader: &mut Reader<'_>, has_key: bool) -> BTreeMap<String, SecretString> {
+    let environment = reader.environment();
+    let written = reader.take("headers").and_then(Item::entries);
+    let named = reader.take("headers_env").and_then(Item::entries);
+    let written = written.into_iter().flatten().map(|entry| (entry, false));
+    let named = named.into_iter().flatten().map(|entry| (entry, true));
     let mut headers = BTreeMap::new();
-    for (name, item) in entries {
+    for ((name, item), is_named) in written.chain(named) {
         let Ok(name) = HeaderName::try_from(&name) else {
             item.fault("is not the name of a header");
             continue;
         };
         let name = name.as_str().to_owned();
-        if let Some(message) = judge_header(&name, item.origin(), has_key) {
+        let is_public = !is_named && matches!(item.origin(), Origin::File { .. });
+        if let Some(message) = judge_header(&name, is_public, has_key) {
             item.fault(message);
             continue;
         }
-        let Some(value) = item.string() else {
+        let value = if is_named {
+            secret::variable(&item, environment).map(str::to_owned)
+        } else {
+            item.string()
+        };
+        let Some(value) = value else {
             continue;
         };
         if HeaderValue::try_from(&value).is_err() {
@@ -240,19 +266,17 @@ fn read_headers(entries: Vec<(String, Item<'_>)>, has_key: bool) -> BTreeMap<Str
     headers
 }
 
-fn judge_header(name: &str, origin: &Origin, has_key: bool) -> Option<&'static str> {
+/// `is_public`: its value stands in a file that people show each other.
+fn judge_header(name: &str, is_public: bool, has_key: bool) -> Option<&'static str> {
     if OWN_HEADERS.contains(&name) {
         return Some("this header is made for each call");
     }
-    if name != "authorization" {
-        return None;
-    }
-    if has_key {
+    if name == "authorization" && has_key {
         return Some("the upstream's key is sent in this header: use one of the two");
     }
-    matches!(origin, Origin::File { .. }).then_some(
-        "a secret is not written here: use `api_key_env` or `api_key_file`, or set the headers \
-         by a variable (NIGHTSHIFT_UPSTREAMS__0__HEADERS)",
+    (is_public && secret::is_secret_name(name)).then_some(
+        "a secret is not written here: name the variable that holds it in `headers_env`, or use \
+         `api_key_env` or `api_key_file` if it is a key that is sent as a bearer token",
     )
 }
 
@@ -271,6 +295,12 @@ mod tests {
             ("http://gpu:8000/v1/", "http://gpu:8000/v1"),
             ("HTTPS://GPU/openai/v1//", "https://gpu/openai/v1"),
             ("http://[::1]:8000", "http://[::1]:8000/v1"),
+            ("http://gpu/v1?", "http://gpu/v1"),
+            ("http://gpu?api-version=1", "http://gpu/v1?api-version=1"),
+            (
+                "https://gpu/openai/deployments/d/?api-version=2024-10-21&x=a%20b",
+                "https://gpu/openai/deployments/d?api-version=2024-10-21&x=a%20b",
+            ),
         ] {
             assert_eq!(normal_base_url(written), Ok(normal.to_owned()), "{written}");
         }
@@ -292,7 +322,9 @@ mod tests {
             "http://user:pass@gpu/v1",
             "http://:pass@gpu/v1",
             "http://gpu/v1?key=secret",
-            "http://gpu/v1?",
+            "http://gpu/v1?api-version=1&API_KEY=secret",
+            "http://gpu/v1?accessToken=secret",
+            "http://gpu/v1?sig=secret",
             "http://gpu/v1#part",
         ] {
             assert!(normal_base_url(written).is_err(), "{written:?}");

@@ -64,7 +64,11 @@ fn the_examples_in_the_documented_file_hold_and_show_the_defaults() {
         .replace("/run/secrets/nightshift_key", secret.to_str().unwrap())
         .replace("/run/secrets/gpu2_key", secret.to_str().unwrap())
         .replace("/etc/ssl/internal-ca.pem", certificate.to_str().unwrap());
-    let config = load(&toml, &[("GPU1_KEY", "sk-from-a-variable")]).unwrap();
+    let variables = [
+        ("GPU1_KEY", "sk-from-a-variable"),
+        ("GPU2_HEADER_KEY", "of a header"),
+    ];
+    let config = load(&toml, &variables).unwrap();
 
     assert_eq!(config.auth.required, Some(true));
     let bootstrap_key = config.auth.bootstrap_key.unwrap();
@@ -77,6 +81,7 @@ fn the_examples_in_the_documented_file_hold_and_show_the_defaults() {
     assert_eq!(key(two).expose_secret(), "sk-from-a-file-0123456789");
     assert_eq!(two.base_url, "https://gpu-2.internal/v1");
     assert_eq!(two.headers["x-team"].expose_secret(), "batch");
+    assert_eq!(two.headers["x-api-key"].expose_secret(), "of a header");
     assert_eq!(two.ca_file, Some(certificate));
     // The second leaves out what the first shows: both have the defaults.
     assert_eq!(one.concurrency, two.concurrency);

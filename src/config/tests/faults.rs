@@ -116,6 +116,11 @@ fn each_fault_of_an_upstream_is_found() {
         headers = { x = 'a', X = 'b' }       => headers.x: the header is given twice
         headers = { content-length = '1' }   => headers.content-length: this header is made
         headers = { authorization = 'x' }    => headers.authorization: a secret is not written
+        headers = { X-API-Key = 'x' }        => headers.X-API-Key: a secret is not written
+        headers = { api-key = 'x' }          => headers.api-key: a secret is not written
+        headers = { x-auth-token = 'x' }     => headers.x-auth-token: a secret is not written
+        headers_env = { x-key = 'NOT_SET' }  => headers_env.x-key: the variable NOT_SET
+        headers_env = { te = 'NOT_SET' }     => headers_env.te: this header is made
         proxy = 'ftp://a'                    => proxy: expected a URL
         ca_file = '/dev/null'                => ca_file: the file holds no certificate
         ca_file = '/nowhere/x'               => ca_file: the file cannot be read
@@ -258,7 +263,7 @@ base_url = 'http://user@a'
 concurrency = 0
 [[upstreams]]
 name = 'a'
-base_url = 'http://b?x=1'
+base_url = 'http://b#x'
 api_key_env = 'NOT_SET'
 [[models]]
 name = 'm'
@@ -281,7 +286,7 @@ routes = [{ upstream = 'aa', weight = 0 }, { upstrm = 'a' }]
             "upstreams[0].base_url (nightshift.toml:10): a URL holds no user",
             "upstreams[0].concurrency (nightshift.toml:11): must be from 1",
             "upstreams[1].name (nightshift.toml:13): another upstream",
-            "upstreams[1].base_url (nightshift.toml:14): a base URL has no query",
+            "upstreams[1].base_url (nightshift.toml:14): a base URL has no fragment",
             "upstreams[1].api_key_env (nightshift.toml:15): the variable NOT_SET",
             "models[0].routes[0].upstream (nightshift.toml:18): no upstream is named \"aa\"",
             "models[0].routes[0].weight (nightshift.toml:18): must be from 1",

@@ -195,3 +195,25 @@ fn a_named_file_must_be_there_and_the_default_one_need_not() {
     assert_eq!(errors.0[0].place, "no-such-file.toml");
     assert_eq!(errors.0.len(), 1);
 }
+
+#[test]
+fn the_value_of_a_header_may_stand_in_a_variable() {
+    let toml = format!(
+        "{UPSTREAM}headers = {{ x-team = 'batch' }}\n\
+                        headers_env = {{ X-API-Key = 'GPU_KEY', authorization = 'BASIC' }}"
+    );
+    let variables = [("GPU_KEY", "hunter2"), ("BASIC", "Basic abc")];
+    let config = load(&toml, &variables).unwrap();
+    let headers = config.upstreams[0].headers.iter();
+    let headers: Vec<_> = headers
+        .map(|(name, value)| (name.as_str(), value.expose_secret()))
+        .collect();
+    assert_eq!(
+        headers,
+        [
+            ("authorization", "Basic abc"),
+            ("x-api-key", "hunter2"),
+            ("x-team", "batch")
+        ]
+    );
+}

@@ -13,7 +13,7 @@ fn no_debug_output_holds_a_secret() {
     fs::write(&file, "hunter2\n").unwrap();
     let toml = format!(
         "{UPSTREAM}api_key_file = '{}'\nproxy = 'http://u:hunter2@p'\n\
-         headers = {{ api-key = 'hunter2' }}",
+         headers_env = {{ api-key = 'OTHER' }}",
         file.display()
     );
     let variables = [
