@@ -39,6 +39,8 @@ pub struct Reading {
     pub form: Form,
     /// What the answer reports.
     pub usage: Option<Usage>,
+    /// It has an `error`, and nothing that would be an answer.
+    pub is_bare_error: bool,
 }
 
 /// Whether an answer's body can stand in a line as it is.
@@ -48,7 +50,13 @@ pub enum Form {
     /// JSON that is nested too deep for many readers.
     Deep,
     NotJson,
+    /// Server-sent events that are not all of an answer.
+    Streamed,
 }
+
+/// The members of which an answer has one, whatever it was asked for, but for those that never
+/// have an `error`.
+const ANSWERS: [&str; 3] = ["choices", "data", "output"];
 
 impl Reading {
     /// Parses a body only once where it is an object, as it should be.
@@ -58,13 +66,14 @@ impl Reading {
             return Self {
                 form: Form::NotJson,
                 usage: None,
+                is_bare_error: false,
             };
         };
-        let mut usage = None;
-        let each = |key: &str, value| {
-            if key == "usage" {
-                usage = Some(value);
-            }
+        let (mut usage, mut has_error, mut has_answer) = (None, false, false);
+        let each = |key: &str, value| match key {
+            "usage" => usage = Some(value),
+            "error" => has_error = value != "null",
+            _ => has_answer |= ANSWERS.contains(&key) && value != "null",
         };
         let is_object = json::members(text, each).is_some();
         let form = if !is_object && !json::is_valid(text) {
@@ -77,6 +86,7 @@ impl Reading {
         Self {
             form,
             usage: usage.filter(|_| is_object).and_then(usage::parse),
+            is_bare_error: is_object && has_error && !has_answer,
         }
     }
 
@@ -87,6 +97,11 @@ impl Reading {
             Form::Deep => Some(format!(
                 "The model server's answer is nested deeper than {MAX_NESTING} levels."
             )),
+            Form::Streamed => Some(
+                "The model server streamed its answer, which it was not asked to do, and the events \
+                 are not a whole answer."
+                    .to_owned(),
+            ),
             Form::NotJson => {
                 let fault = json::fault(body).unwrap_or_default();
                 Some(format!(

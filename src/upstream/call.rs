@@ -8,7 +8,7 @@ use super::client::{Failure, FailureKind, Received};
 use super::history::Next;
 use super::pool::{Permit, Pool, Report};
 use super::{Again, Answer, Call, Cause, CauseKind, History, Timer, Verdict};
-use crate::domain::outcome::Reading;
+use crate::domain::outcome::{Form, Reading};
 
 /// How much of a body that is not JSON a line's error repeats.
 const EXCERPT_CHARS: usize = 100;
@@ -61,15 +61,22 @@ impl Pool {
         let Received {
             status,
             headers,
-            body,
+            mut body,
         } = received;
-        let reading = Reading::of(&body);
+        let upstream = permit.upstream();
+        let provider = self.upstreams[upstream].provider;
+        let is_streamed = classify::is_streamed(&headers);
+        if is_streamed && let Some(answer) = provider.fold(&body) {
+            body = answer;
+        }
+        let mut reading = Reading::of(&body);
+        if is_streamed && reading.form == Form::NotJson {
+            reading.form = Form::Streamed;
+        }
         let result = match CallResult::of(status, &headers, &body) {
             CallResult::Succeeded => CallResult::of_success(&headers, &body, &reading),
             result => result,
         };
-        let upstream = permit.upstream();
-        let provider = self.upstreams[upstream].provider;
         let mut answer = Answer {
             status,
             request_id: provider.request_id(&headers).map(str::to_owned),
@@ -128,6 +135,7 @@ impl Pool {
             FailureKind::TooLarge => CallResult::TooLarge,
         };
         self.record(&permit, result, None);
+        self.upstreams[upstream].say_of(result);
         let report = Report {
             result,
             status: None,
@@ -177,6 +185,12 @@ fn cause(result: CallResult, answer: &Answer, location: Option<String>) -> Strin
     let status = answer.status;
     let mut text = format!("the model server answered {status}");
     match (result, location) {
+        (CallResult::Garbled, _) if answer.reading.is_bare_error => {
+            text.push_str(" with an error and no answer: ");
+            let message = classify::message(&answer.body);
+            let said = Some(message.as_bytes()).filter(|said| !said.is_empty());
+            text.push_str(&excerpt(said.unwrap_or(&answer.body)));
+        }
         (CallResult::Garbled, _) => {
             text.push_str(" with a body that is not JSON: ");
             text.push_str(&excerpt(&answer.body));

@@ -40,7 +40,8 @@ pub(super) enum CallResult {
     Unreachable,
     /// Another status that may pass, such as 500.
     ServerError,
-    /// A success whose body is no JSON, and does not claim to be.
+    /// A success whose body is no JSON, and does not claim to be, or has an error in place of an
+    /// answer.
     Garbled,
     /// A success of the model server itself, which no JSON reader can read. To compute the answer
     /// again would bring the same.
@@ -93,8 +94,9 @@ impl CallResult {
     /// server answers so.
     pub(super) fn of_success(headers: &HeaderMap, body: &[u8], reading: &Reading) -> Self {
         match reading.form {
+            Form::Json if reading.is_bare_error => CallResult::Garbled,
             Form::Json => CallResult::Succeeded,
-            Form::Deep => CallResult::Malformed,
+            Form::Deep | Form::Streamed => CallResult::Malformed,
             Form::NotJson if is_json(headers) && !body.trim_ascii().is_empty() => {
                 CallResult::Malformed
             }
@@ -300,11 +302,26 @@ impl ErrorBody {
 
 /// Whether an answer calls itself JSON: `application/json`, or a type that is written in JSON.
 fn is_json(headers: &HeaderMap) -> bool {
+    let essence = content_type(headers);
+    matches!(essence.as_str(), "application/json" | "text/json") || essence.ends_with("+json")
+}
+
+/// Whether an answer calls itself server-sent events.
+pub(super) fn is_streamed(headers: &HeaderMap) -> bool {
+    content_type(headers) == "text/event-stream"
+}
+
+/// Without parameters, in lower case; empty where there is none.
+fn content_type(headers: &HeaderMap) -> String {
     let value = headers.get(CONTENT_TYPE).map(|value| value.as_bytes());
     let value = value.and_then(|value| std::str::from_utf8(value).ok());
     let essence = value.and_then(|value| value.split(';').next());
-    let essence = essence.unwrap_or_default().trim().to_ascii_lowercase();
-    matches!(essence.as_str(), "application/json" | "text/json") || essence.ends_with("+json")
+    essence.unwrap_or_default().trim().to_ascii_lowercase()
+}
+
+/// What an error says, of whatever status; empty if that is nothing.
+pub(super) fn message(body: &[u8]) -> String {
+    ErrorBody::of(body).message
 }
 
 /// Where a redirect points to, without what may be secret in it.

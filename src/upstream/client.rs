@@ -14,7 +14,9 @@ use secrecy::ExposeSecret;
 use tokio::time::Instant;
 
 use super::budget::{Budget, Charge};
+use super::classify::CallResult;
 use super::coding::{self, Body};
+use super::notice::Notice;
 use super::provider::{self, Provider};
 use super::transport::{self, Address, Transport};
 use super::{BuildError, ModelInfo, Timer};
@@ -43,6 +45,7 @@ pub(super) struct Upstream {
     timeout: Duration,
     connect_timeout: Duration,
     max_response_bytes: usize,
+    timeouts: Notice,
 }
 
 /// An HTTP answer, read to its end.
@@ -104,6 +107,7 @@ impl Upstream {
             timeout: config.timeout,
             connect_timeout: config.connect_timeout,
             max_response_bytes: config.max_response_bytes,
+            timeouts: Notice::new(),
             base,
         })
     }
@@ -111,6 +115,21 @@ impl Upstream {
     /// Where it is, for the log.
     pub(super) fn shown_url(&self) -> String {
         config::shown_url(self.base.as_str())
+    }
+
+    /// Warns, now and then, of calls that their users cannot see the reason of.
+    pub(super) fn say_of(&self, result: CallResult) {
+        if result == CallResult::TimedOut
+            && let Some(calls) = self.timeouts.happened()
+        {
+            tracing::warn!(
+                upstream.name = self.name,
+                timeout = ?self.timeout,
+                calls.timed_out = calls,
+                "calls took longer than the upstream's timeout: a line is sent twice at most so, \
+                 then it fails with request_timeout; raise timeout if answers take so long"
+            );
+        }
     }
 
     /// Posts a line's body and reads the whole answer; its bytes are charged as they come.

@@ -18,6 +18,8 @@ const FREE_CALLS_MAX: u32 = 1_000;
 /// The same of failures that would cost an attempt if its server did not fail one line after the
 /// other: a line whose server never works again must end some time.
 const FREE_FAILURES_MAX: u32 = 20;
+/// Calls of a line that may time out: the model server has most likely computed each of them.
+const TIMEOUTS_MAX: u32 = 2;
 /// A line's failures say nothing about the server if it would be so unlikely for any line to fail
 /// so often by chance.
 const UNLIKELY: f64 = 0.01;
@@ -74,6 +76,7 @@ pub struct History {
     attempts: u32,
     /// Calls that did not.
     free: u32,
+    timeouts: u32,
 }
 
 /// A line's failures at one backend.
@@ -237,6 +240,12 @@ impl History {
             return Next::End;
         }
         self.free(judged, wait, config, random)
+    }
+
+    /// Counts a call that has timed out. True if the line is not sent again.
+    pub(super) fn timed_out(&mut self) -> bool {
+        self.timeouts += 1;
+        self.timeouts >= TIMEOUTS_MAX
     }
 
     /// A failure that costs an attempt. Where the backend has not succeeded since, attempts are

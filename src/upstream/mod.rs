@@ -16,6 +16,7 @@ mod coding;
 mod discovery;
 mod history;
 mod limits;
+mod notice;
 mod pool;
 mod provider;
 mod rewrite;

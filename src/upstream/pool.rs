@@ -538,7 +538,9 @@ impl Pool {
                 && state.alike.has_succeeded
                 && reason == Reason::Refused
                 && !judged.is_fresh;
+            let is_last = report.result == CallResult::TimedOut && history.timed_out();
             match report.result.cost().unwrap_or(Cost::Refusal) {
+                _ if is_last => Next::End,
                 Cost::Refusal if ends_refusals => Next::End,
                 Cost::Refusal => history.refused(&judged, &self.retry, random),
                 Cost::TurnedAway => history.turned_away(&judged, wait, &self.retry, random),

@@ -71,6 +71,16 @@ fn troubles() -> Vec<(&'static str, Trouble, &'static str, &'static str)> {
             GARBLED,
         ),
         (
+            "error",
+            Trouble::answer(
+                "200 OK",
+                "",
+                br#"{"id":"c-1","error":{"message":"no GPU"}}"#,
+            ),
+            UNAVAILABLE,
+            "the model server answered 200 with an error and no answer: no GPU",
+        ),
+        (
             "empty",
             Trouble::answer("200 OK", "", b""),
             UNAVAILABLE,
@@ -91,6 +101,7 @@ fn troubles() -> Vec<(&'static str, Trouble, &'static str, &'static str)> {
 fn calls_of_a_line(code: &str) -> usize {
     match code {
         "response_too_large" => 1,
+        "request_timeout" => 2,
         _ => 3, // max_attempts
     }
 }
@@ -205,6 +216,10 @@ async fn answers_that_were_paid_for() -> Vec<(&'static str, String, Vec<u8>)> {
     let packed = |coding: &str| format!("{json}content-encoding: {coding}\r\n");
     let (gzip, br) = (with_gzip(body).await, with_brotli(body).await);
     let both = with_gzip(&br).await;
+    let streamed =
+        b"data: {\"id\":\"chatcmpl-1\",\"choices\":[{\"index\":0,\"delta\":{\"content\":\"\"},\
+        \"finish_reason\":\"stop\"}]}\n\ndata: {\"choices\":[],\"usage\":{\"prompt_tokens\":3,\
+        \"completion_tokens\":4}}\n\ndata: [DONE]\n\n";
     vec![
         ("gzip", packed("gzip"), gzip),
         ("br", packed("br"), br),
@@ -214,6 +229,11 @@ async fn answers_that_were_paid_for() -> Vec<(&'static str, String, Vec<u8>)> {
             zstd::encode_all(&body[..], 1).expect("packs"),
         ),
         ("both", packed("br, gzip"), both),
+        (
+            "streamed",
+            "content-type: text/event-stream\r\n".to_owned(),
+            streamed.to_vec(),
+        ),
         (
             "bom",
             json.to_owned(),
@@ -260,7 +280,8 @@ async fn an_answer_that_cannot_be_read_is_computed_once_and_kept() {
     let deep = [vec![b'['; 5_000], vec![b']'; 5_000]].concat();
     let gzip = format!("{json}content-encoding: gzip\r\n");
     let strange = format!("{json}content-encoding: rot13\r\n");
-    let cases: [(&str, &str, &[u8], &str); 7] = [
+    let events = "content-type: text/event-stream; charset=utf-8\r\n";
+    let cases: [(&str, &str, &[u8], &str); 8] = [
         (
             "nan",
             json,
@@ -284,6 +305,12 @@ async fn an_answer_that_cannot_be_read_is_computed_once_and_kept() {
             json,
             b"{\"a\":",
             "EOF while parsing a value at line 1 column 5.",
+        ),
+        (
+            "events",
+            events,
+            b"data: {\"choices\":[]}\n\n",
+            "streamed its answer, which it was not",
         ),
         // Without a content type, too: it is JSON.
         ("deep", "", &deep, "is nested deeper than 128 levels."),
@@ -458,6 +485,92 @@ async fn lines_wait_for_a_certificate_to_be_mended() {
     assert_eq!(batch["request_counts"]["completed"], 40, "{batch}");
     server.exactly_once(&batch, &ids).await;
     assert_eq!(mended.posts(), 20);
+}
+
+#[tokio::test]
+async fn calls_that_time_out_are_counted_and_said_in_one_warning() {
+    on(Engine::Sqlite, async {
+        let hung = Troubled::start(Trouble::Hang).await;
+        let toml = format!(
+            "[retry]\ninitial_backoff = \"5ms\"\nmax_backoff = \"20ms\"\n\
+             [[upstreams]]\nname = \"hung\"\nbase_url = \"{}\"\ntimeout = \"200ms\"\n",
+            hung.base_url()
+        );
+        let mut server = Server::binary(&toml).await;
+        let (jsonl, ids) = lines(&["m"], 5);
+        let batch = server.run(&jsonl, CHAT).await;
+        let lines = server.exactly_once(&batch, &ids).await;
+        assert!(
+            lines
+                .values()
+                .all(|line| line["error"]["code"] == "request_timeout")
+        );
+        assert_eq!(hung.posts(), 2 * 5, "twice for each line");
+        let key = operator(&server.database).await;
+        let figures = Figures::of(&server.url(""), Some(&key)).await;
+        let labels = ["upstream=\"hung\"", "outcome=\"timed_out\""];
+        assert_eq!(
+            figures.sum("nightshift_upstream_calls_total", &labels),
+            10.0
+        );
+        let log = server.binary_process().terminate().await;
+        let warning = "calls took longer than the upstream's timeout";
+        let said = log.lines().filter(|line| line.contains(warning));
+        assert_eq!(said.count(), 1, "{log}");
+    })
+    .await;
+}
+
+#[tokio::test]
+async fn running_out_of_file_descriptors_is_said_once_and_blames_no_upstream() {
+    on(Engine::Sqlite, async {
+        let options = Options {
+            track: true,
+            latency: Duration::from_millis(20),
+            ..Options::default()
+        };
+        // More calls at once than descriptors.
+        let toml = "[retry]\ninitial_backoff = \"20ms\"\nmax_backoff = \"100ms\"\n\
+                    [[upstreams]]\nname = \"gpu\"\nbase_url = \"{simulated}\"\nconcurrency = 256\n";
+        let mut server = Server::simulating_binary(options, toml).await;
+        server.binary_process().terminate().await;
+        server.start_binary_after("ulimit -n 100;").await;
+        let ids = ids(600);
+        let jsonl: String = ids.iter().map(|id| chat(id, Value::Null)).collect();
+        let batch = server.run(&jsonl, CHAT).await;
+        assert_eq!(batch["request_counts"]["completed"], 600, "{batch}");
+        let key = operator(&server.database).await;
+        let figures = Figures::of(&server.url(""), Some(&key)).await;
+        let calls = |outcome: &str| figures.sum("nightshift_upstream_calls_total", &[outcome]);
+        assert!(calls("outcome=\"not_sent\"") > 1.0, "there were enough");
+        assert_eq!(calls("outcome=\"unreachable\""), 0.0);
+        let log = server.binary_process().terminate().await;
+        let said = log
+            .lines()
+            .filter(|line| line.contains("no file descriptor is left"));
+        assert_eq!(said.count(), 1, "{log}");
+        assert!(!log.contains("the upstream fails"), "{log}");
+    })
+    .await;
+}
+
+#[tokio::test]
+async fn the_number_of_file_descriptors_is_raised_to_what_the_system_allows() {
+    on(Engine::Sqlite, async {
+        let mut server = Server::binary("").await;
+        server.binary_process().terminate().await;
+        server
+            .start_binary_after("ulimit -Hn 2000; ulimit -Sn 300;")
+            .await;
+        let limits = format!("/proc/{}/limits", server.process_id());
+        let limits = std::fs::read_to_string(limits).expect("can be read");
+        let files = limits
+            .lines()
+            .find(|line| line.starts_with("Max open files"));
+        let files: Vec<&str> = files.expect("is told").split_whitespace().collect();
+        assert_eq!(files[3..5], ["2000", "2000"], "{limits}");
+    })
+    .await;
 }
 
 on_every_engine![

@@ -5,6 +5,7 @@ mod openai;
 
 use std::fmt;
 
+use bytes::Bytes;
 use reqwest::Url;
 use reqwest::header::{HeaderMap, InvalidHeaderValue};
 use secrecy::SecretString;
@@ -29,6 +30,10 @@ pub(super) trait Provider: fmt::Debug + Send + Sync {
 
     /// Reads the list of models; `None` if it is none.
     fn models(&self, body: &[u8]) -> Option<Vec<ModelInfo>>;
+
+    /// The answer that was streamed, as server-sent events, as if it had not been. `None` if the
+    /// events are not all of an answer.
+    fn fold(&self, body: &Bytes) -> Option<Bytes>;
 
     /// The server's own id for a request.
     fn request_id<'h>(&self, headers: &'h HeaderMap) -> Option<&'h str>;

@@ -1,5 +1,8 @@
 //! OpenAI's API, and the many servers that speak it.
 
+mod streamed;
+
+use bytes::Bytes;
 use reqwest::Url;
 use reqwest::header::{AUTHORIZATION, HeaderMap, HeaderValue, InvalidHeaderValue};
 use secrecy::{ExposeSecret, SecretString};
@@ -57,6 +60,10 @@ impl Provider for OpenAi {
             shutdown_date: model.shutdown_date.as_str().map(str::to_owned),
         });
         Some(models.collect())
+    }
+
+    fn fold(&self, body: &Bytes) -> Option<Bytes> {
+        streamed::fold(body)
     }
 
     fn request_id<'h>(&self, headers: &'h HeaderMap) -> Option<&'h str> {

@@ -34,6 +34,18 @@ async fn a_call_is_sent_as_it_is_and_its_answer_comes_back_charged() {
 }
 
 #[tokio::test]
+async fn the_query_of_a_base_url_is_sent_with_every_call() {
+    let server = Server::start(|_| models(&["m"])).await;
+    let base_url = format!("{}?api-version=2024-10-21", server.base_url);
+    let pool = pool(&config(vec![upstream("azure", &base_url)], vec![]));
+    answer(line(&pool).await);
+    pool.try_upstreams().await;
+    let query = "?api-version=2024-10-21";
+    assert_eq!(server.seen("POST")[0].path, format!("{CHAT}{query}"));
+    assert_eq!(server.seen("GET")[0].path, format!("/v1/models{query}"));
+}
+
+#[tokio::test]
 async fn a_route_renames_the_model_and_fills_in_defaults() {
     let server = Server::start(|_| reply(200, "{}")).await;
     let mut model = model("m", vec![route("gpu", Some("org/M"))]);
@@ -118,17 +130,19 @@ async fn a_call_that_is_broken_off_frees_its_place_and_its_bytes() {
 async fn what_a_server_says_is_the_lines_answer_or_costs_an_attempt() {
     let server = Server::start(|seen| {
         let status = std::str::from_utf8(&seen.body).expect("UTF-8");
-        reply(
-            status.parse().expect("a status"),
-            r#"{"error":{"message":"no"}}"#,
-        )
+        // What is no answer with a success is one with these.
+        let body = match status {
+            "200" => r#"{"error":{"message":"no"},"output":[]}"#,
+            _ => r#"{"error":{"message":"no"}}"#,
+        };
+        reply(status.parse().expect("a status"), body)
     })
     .await;
     let pool = pool(&config(vec![upstream("gpu", &server.base_url)], vec![]));
     for status in ["200", "400", "404", "422"] {
         let answer = answer(send(&pool, permit(&pool, "m"), status).await);
         assert_eq!(answer.status.to_string(), status);
-        assert_eq!(answer.body, r#"{"error":{"message":"no"}}"#);
+        assert!(answer.body.starts_with(br#"{"error":{"message":"no"}"#));
     }
     for status in ["408", "409", "498", "500"] {
         let mut history = History::default();
@@ -182,6 +196,11 @@ async fn a_success_that_is_no_json_costs_an_attempt_and_is_no_answer() {
     let shown = format!("<html>{}…", "é".repeat(94));
     for (body, words) in [
         (page.as_str(), shown.as_str()),
+        (
+            r#"{"id":"c-1","error":{"message":"no GPU is left"},"choices":null}"#,
+            " with an error and no answer: no GPU is left",
+        ),
+        (r#"{"error":true}"#, r#"and no answer: {"error":true}"#),
         ("", "is empty"),
         (r#"{"a":"#, r#"{"a":"#),
     ] {
