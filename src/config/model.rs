@@ -106,10 +106,14 @@ fn judge_upstream(item: &Item<'_>, name: &str, upstreams: &[Upstream]) {
 
 fn read_defaults(item: Item<'_>) -> Option<serde_json::Map<String, serde_json::Value>> {
     let mut defaults = serde_json::Map::new();
-    for (key, item) in item.entries()? {
+    for (key, mut item) in item.entries()? {
         match key.as_str() {
             "model" => item.fault("a line names its own model; a route's `model` renames it"),
             "stream" => item.fault("answers in a batch are never streamed"),
+            // The background of a picture may be a default: it is a text.
+            "background" if item.is_true() => {
+                item.fault("a batch runs in the background anyway, and its answers must be whole");
+            }
             _ => {
                 if let Some(value) = item.json() {
                     defaults.insert(key, value);

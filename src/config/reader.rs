@@ -161,6 +161,12 @@ impl<'a> Item<'a> {
         }
     }
 
+    /// Whether it is `true`. Notes nothing.
+    pub fn is_true(&mut self) -> bool {
+        self.node.spell_out();
+        matches!(self.node.value, Value::Boolean(true))
+    }
+
     /// A string, not an empty one.
     pub fn string(&self) -> Option<String> {
         let Some(text) = self.as_str() else {

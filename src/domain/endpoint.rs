@@ -13,12 +13,18 @@ pub struct Endpoint {
     pub model_required: bool,
     /// Whether OpenAI has announced the endpoint's end. Its lines run like all others.
     pub deprecated: bool,
+    /// Whether a body may ask for its answer to be computed in the background. Then the model server
+    /// answers at once, with nothing.
+    pub has_background: bool,
 }
 
 /// All of them, in the order in which OpenAI's errors list them.
 pub static ENDPOINTS: [Endpoint; 8] = [
     // A response can be asked for without an input: from a stored prompt or a conversation.
-    endpoint("/v1/responses", "Responses", &[], true),
+    Endpoint {
+        has_background: true,
+        ..endpoint("/v1/responses", "Responses", &[], true)
+    },
     endpoint(
         "/v1/chat/completions",
         "Chat Completions",
@@ -64,6 +70,7 @@ const fn endpoint(
         required,
         model_required,
         deprecated: false,
+        has_background: false,
     }
 }
 

@@ -71,7 +71,7 @@ pub struct Fault {
 
 /// Checks a line of an uploaded file, with or without its line end. At most one fault is
 /// reported, the first of: JSON, `custom_id`, `method`, `url`, `body`, and in the body the model,
-/// the keys that the endpoint requires, and streaming. A null is a missing key, and so is an empty
+/// the keys that the endpoint requires, streaming and background mode. A null is a missing key, and so is an empty
 /// `custom_id` or `url`, or an empty model where one is required.
 #[must_use]
 pub fn check(line: &[u8]) -> Check<'_> {
@@ -139,6 +139,7 @@ struct Body<'a> {
     endpoint: Option<&'static Endpoint>,
     model: Option<&'a str>,
     stream: Option<&'a str>,
+    background: Option<&'a str>,
     /// Which of the endpoint's required keys are there, one bit each.
     present: u32,
 }
@@ -147,10 +148,11 @@ impl<'a> Body<'a> {
     fn read(body: Option<&'a str>, endpoint: Option<&'static Endpoint>) -> Result<Self, Fault> {
         let body = required(body, "body")?;
         let required = endpoint.map_or(&[][..], |endpoint| endpoint.required);
-        let (mut model, mut stream, mut present) = (None, None, 0);
+        let (mut model, mut stream, mut background, mut present) = (None, None, None, 0);
         json::members(body, |key, value| match key {
             "model" => model = Some(value),
             "stream" => stream = Some(value),
+            "background" => background = Some(value),
             _ => {
                 if let Some(bit) = required.iter().position(|&required| required == key) {
                     present &= !(1 << bit);
@@ -163,6 +165,7 @@ impl<'a> Body<'a> {
             endpoint,
             model,
             stream,
+            background,
             present,
         })
     }
@@ -190,7 +193,11 @@ impl<'a> Body<'a> {
         if let Some((_, key)) = required.find(|(bit, _)| self.present & (1 << bit) == 0) {
             return Some(Fault::missing(format!("body.{key}").into()));
         }
-        (self.stream == Some("true")).then(|| Fault::streaming(endpoint))
+        if self.stream == Some("true") {
+            return Some(Fault::streaming(endpoint));
+        }
+        let is_background = endpoint.has_background && self.background == Some("true");
+        is_background.then(|| Fault::background(endpoint))
     }
 }
 
@@ -372,6 +379,18 @@ impl Fault {
                 "Invalid value for 'model': expected at most {MAX_MODEL_BYTES} bytes."
             ),
             param: Some("body.model".into()),
+        }
+    }
+
+    fn background(endpoint: &Endpoint) -> Self {
+        Self {
+            code: "background_unsupported",
+            message: format!(
+                "{}: Background mode is not supported in the Batch API. A batch runs in the \
+                 background anyway.",
+                endpoint.name
+            ),
+            param: Some("body.background".into()),
         }
     }
 

@@ -162,6 +162,7 @@ fn each_fault_of_a_model_is_found() {
         defaults = 1                         => .defaults: expected a table, found a whole number
         defaults = { model = 'x' }           => .defaults.model: a line names its own model
         defaults = { stream = true }         => .defaults.stream: answers in a batch are never
+        defaults = { background = true }     => .defaults.background: a batch runs in the background
         defaults = { at = 2026-01-01 }       => .defaults.at: expected a value that JSON has
         defaults = { a = [nan] }             => .defaults.a[0]: expected a number that JSON has
     "#;

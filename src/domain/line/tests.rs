@@ -236,6 +236,34 @@ fn a_body_must_have_what_its_endpoint_requires() {
 }
 
 #[test]
+fn a_response_is_not_computed_in_the_background() {
+    let with = |url: &str, background: Value| {
+        line(|line| {
+            line["url"] = url.into();
+            line["body"] = json!({
+                "model": "m", "prompt": "x", "input": "x", "background": background,
+            });
+        })
+    };
+    assert_fault(
+        with("/v1/responses", true.into()),
+        "background_unsupported",
+        Some("body.background"),
+        "Responses: Background mode is not supported in the Batch API. A batch runs in the \
+         background anyway.",
+    );
+    for good in [
+        with("/v1/responses", false.into()),
+        with("/v1/responses", Value::Null),
+        // There it is the colour behind a picture.
+        with("/v1/images/generations", "transparent".into()),
+        with("/v1/embeddings", true.into()),
+    ] {
+        assert_eq!(fault_of(good.as_bytes()), None, "{good}");
+    }
+}
+
+#[test]
 fn the_body_of_an_unknown_endpoint_is_not_judged() {
     let other = line(|line| {
         line["url"] = "/v1/other".into();
@@ -291,6 +319,7 @@ fn judge(line: &Value) -> Judged {
         model.map_or(!endpoint.model_required, Value::is_string)
             && endpoint.required.iter().all(has)
             && body.get("stream") != Some(&Value::Bool(true))
+            && !(endpoint.has_background && body.get("background") == Some(&Value::Bool(true)))
     });
     let model = model.and_then(Value::as_str);
     let has_nul = model.is_some_and(|model| model.contains('\0'));
