@@ -2,6 +2,7 @@
 
 mod check;
 mod demo;
+mod descriptors;
 mod keys;
 mod openapi;
 pub mod progress;
@@ -119,7 +120,9 @@ impl<T> OrExit<T> for anyhow::Result<T> {
 /// Reads the command line and does what it says. Exits 2 on wrong usage; on failure with the code
 /// that the command gave its error, else 1.
 pub async fn main() -> ExitCode {
-    let outcome = match Cli::parse().command {
+    let command = Cli::parse().command;
+    descriptors::raise();
+    let outcome = match command {
         Command::Serve(args) => serve::run(args).await,
         Command::Run(args) => run::run(args).await,
         Command::Demo(args) => demo::run(args).await,

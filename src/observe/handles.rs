@@ -25,6 +25,8 @@ pub enum CallOutcome {
     /// Any other status that may pass, such as 500.
     ServerError,
     TimedOut,
+    /// This process had no file descriptor left for it.
+    NotSent,
     /// No connection.
     Unreachable,
     /// The connection was lost, or no HTTP came from it.
@@ -33,7 +35,7 @@ pub enum CallOutcome {
 }
 
 impl CallOutcome {
-    pub(super) const ALL: [CallOutcome; 11] = [
+    pub(super) const ALL: [CallOutcome; 12] = [
         CallOutcome::Answered,
         CallOutcome::Malformed,
         CallOutcome::RateLimited,
@@ -42,6 +44,7 @@ impl CallOutcome {
         CallOutcome::Misdirected,
         CallOutcome::ServerError,
         CallOutcome::TimedOut,
+        CallOutcome::NotSent,
         CallOutcome::Unreachable,
         CallOutcome::Broken,
         CallOutcome::TooLarge,
@@ -58,6 +61,7 @@ impl CallOutcome {
             CallOutcome::Misdirected => "misdirected",
             CallOutcome::ServerError => "server_error",
             CallOutcome::TimedOut => "timed_out",
+            CallOutcome::NotSent => "not_sent",
             CallOutcome::Unreachable => "unreachable",
             CallOutcome::Broken => "broken",
             CallOutcome::TooLarge => "too_large",

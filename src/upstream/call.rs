@@ -128,6 +128,7 @@ impl Pool {
         let Failure { kind, cause } = failure;
         let upstream = permit.upstream();
         let result = match kind {
+            FailureKind::NoDescriptor => CallResult::NoDescriptor,
             FailureKind::Unreachable => CallResult::Unreachable,
             FailureKind::Broken => CallResult::Broken,
             FailureKind::TimedOut => CallResult::TimedOut,

@@ -36,6 +36,8 @@ pub(super) enum CallResult {
     Limited,
     /// 503, and what gateways say for a server that does not answer.
     Unavailable,
+    /// This side had no file descriptor left: the request was not sent.
+    NoDescriptor,
     /// No connection: the request was not sent.
     Unreachable,
     /// Another status that may pass, such as 500.
@@ -111,6 +113,7 @@ impl CallResult {
             | CallResult::Rejected
             | CallResult::Malformed
             | CallResult::Undecodable
+            | CallResult::NoDescriptor
             | CallResult::TooLarge => return None,
             CallResult::ModelMissing => Reason::ModelMissing,
             CallResult::KeyRefused => Reason::KeyRefused,
@@ -159,9 +162,10 @@ impl CallResult {
             | CallResult::Refused
             | CallResult::Unpaid
             | CallResult::Misdirected => Cost::Refusal,
-            CallResult::Limited | CallResult::Unavailable | CallResult::Unreachable => {
-                Cost::TurnedAway
-            }
+            CallResult::Limited
+            | CallResult::Unavailable
+            | CallResult::NoDescriptor
+            | CallResult::Unreachable => Cost::TurnedAway,
             CallResult::ServerError
             | CallResult::Garbled
             | CallResult::Broken
@@ -182,6 +186,7 @@ impl CallResult {
             CallResult::Misdirected => CallOutcome::Misdirected,
             CallResult::Limited => CallOutcome::RateLimited,
             CallResult::Unavailable => CallOutcome::Unavailable,
+            CallResult::NoDescriptor => CallOutcome::NotSent,
             CallResult::Unreachable => CallOutcome::Unreachable,
             CallResult::ServerError | CallResult::Garbled => CallOutcome::ServerError,
             CallResult::Broken => CallOutcome::Broken,

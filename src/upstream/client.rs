@@ -31,6 +31,9 @@ const BYTE_ORDER_MARK: &[u8] = b"\xEF\xBB\xBF";
 /// How long a look at `/models` may take.
 const MODELS_TIMEOUT: Duration = Duration::from_secs(10);
 
+/// Of the whole process, whichever upstream it wants to reach.
+static NO_DESCRIPTOR: Notice = Notice::new();
+
 /// A model server, ready to be called.
 #[derive(Debug)]
 pub(super) struct Upstream {
@@ -59,6 +62,8 @@ pub(super) struct Received {
 /// Why there is no answer.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum FailureKind {
+    /// This side has no file descriptor left. The request was not sent.
+    NoDescriptor,
     /// No connection: refused, no such name, no TLS. The request was not sent.
     Unreachable,
     /// The connection was lost, or no HTTP came from it.
@@ -119,6 +124,15 @@ impl Upstream {
 
     /// Warns, now and then, of calls that their users cannot see the reason of.
     pub(super) fn say_of(&self, result: CallResult) {
+        if result == CallResult::NoDescriptor
+            && let Some(calls) = NO_DESCRIPTOR.happened()
+        {
+            tracing::warn!(
+                calls,
+                "no file descriptor is left for connections to model servers: calls wait until one \
+                 is free; allow the process more (ulimit -n), or lower the concurrency"
+            );
+        }
         if result == CallResult::TimedOut
             && let Some(calls) = self.timeouts.happened()
         {
@@ -240,9 +254,10 @@ impl Upstream {
     }
 
     fn failure(&self, error: transport::Error) -> Failure {
-        use transport::Error::{Connect, ConnectTimeout, Lost, Resolve, Undecodable};
+        use transport::Error::{Connect, ConnectTimeout, Lost, NoDescriptor, Resolve, Undecodable};
         let kind = match &error {
             Resolve(_) | ConnectTimeout | Connect(_) => FailureKind::Unreachable,
+            NoDescriptor => FailureKind::NoDescriptor,
             Lost(_) => FailureKind::Broken,
             Undecodable(_) => FailureKind::Undecodable,
         };

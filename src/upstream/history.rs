@@ -279,6 +279,20 @@ impl History {
         }
     }
 
+    /// The call was not made, for a reason on this side that passes: it says nothing of the line or
+    /// of a backend.
+    pub(super) fn held_up(&mut self, config: &config::Retry, random: f64) -> Next {
+        self.free += 1;
+        if self.free >= FREE_CALLS_MAX {
+            return Next::End;
+        }
+        let pause = doubled(config.initial_backoff, self.free - 1).min(config.max_backoff);
+        Next::Again {
+            after: pause.mul_f64(0.5 + random / 2.0),
+            is_hastened: false,
+        }
+    }
+
     /// The line waits for longer each time, so that those that come first are others.
     fn free(
         &mut self,

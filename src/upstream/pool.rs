@@ -607,6 +607,7 @@ impl Pool {
         }
         let next = match report.result.cost() {
             None => Next::End,
+            Some(Cost::TurnedAway) => history.held_up(&self.retry, rand::random()),
             Some(_) => {
                 let evidence = *breaker.evidence();
                 let judged = history.failed(&permit.target().backend, &evidence, times.1);

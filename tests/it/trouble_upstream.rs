@@ -3,13 +3,17 @@
 
 use std::fmt::Write as _;
 
+use std::time::Duration;
+
 use async_compression::tokio::write::{BrotliEncoder, GzipEncoder};
+use nightshift::simulate::Options;
+use nightshift::store::Engine;
 use serde_json::{Value, json};
 use tokio::io::AsyncWriteExt as _;
 
 use crate::crashes::until;
-use crate::support::figures::operator;
-use crate::support::{CHAT, Server, client_with, on_every_engine, request};
+use crate::support::figures::{Figures, operator};
+use crate::support::{CHAT, Server, chat, client_with, ids, on, on_every_engine, request};
 
 mod server;
 
@@ -560,7 +564,7 @@ async fn the_number_of_file_descriptors_is_raised_to_what_the_system_allows() {
         let mut server = Server::binary("").await;
         server.binary_process().terminate().await;
         server
-            .start_binary_after("ulimit -Hn 2000; ulimit -Sn 300;")
+            .start_binary_after("ulimit -Sn 300; ulimit -Hn 2000;")
             .await;
         let limits = format!("/proc/{}/limits", server.process_id());
         let limits = std::fs::read_to_string(limits).expect("can be read");

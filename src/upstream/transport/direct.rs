@@ -30,7 +30,8 @@ use tokio::time::Instant;
 use tower::util::MapErr;
 use tower::{Service as _, ServiceExt as _};
 
-use super::{Error, IDLE_MAX, KEEPALIVE, KEEPALIVE_RETRIES, innermost};
+use super::{Error, IDLE_MAX, KEEPALIVE, KEEPALIVE_RETRIES};
+use super::{causes, innermost, lacks_descriptor, none_is_left};
 use crate::config;
 
 type Driver = Fuse<http1::Connection<TokioIo<TcpStream>, Full<Bytes>>>;
@@ -160,16 +161,21 @@ impl Direct {
 
 /// Why there is no connection.
 fn unconnected(error: &(dyn std::error::Error + 'static)) -> Error {
-    let mut source = Some(error);
-    while let Some(error) = source {
+    if lacks_descriptor(error) {
+        return Error::NoDescriptor;
+    }
+    for error in causes(error) {
         if error.is::<Unresolved>() {
-            return Error::Resolve(error.to_string());
+            return if none_is_left() {
+                Error::NoDescriptor
+            } else {
+                Error::Resolve(error.to_string())
+            };
         }
         let io = error.downcast_ref::<io::Error>();
         if io.is_some_and(|io| io.kind() == io::ErrorKind::TimedOut) {
             return Error::ConnectTimeout;
         }
-        source = error.source();
     }
     Error::Connect(innermost(error))
 }

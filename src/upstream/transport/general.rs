@@ -6,7 +6,8 @@ use reqwest::{Method, Proxy, Request, Url, redirect, retry};
 use secrecy::ExposeSecret;
 
 use super::certificates::{self, Named};
-use super::{Error, IDLE_MAX, KEEPALIVE, KEEPALIVE_RETRIES, innermost};
+use super::{Error, IDLE_MAX, KEEPALIVE, KEEPALIVE_RETRIES};
+use super::{innermost, lacks_descriptor, none_is_left};
 use crate::config;
 
 #[derive(Debug)]
@@ -78,7 +79,9 @@ impl General {
 
 pub(super) fn error(error: &reqwest::Error) -> Error {
     let cause = certificates::advice(error).unwrap_or_else(|| innermost(error));
-    if !error.is_connect() {
+    if lacks_descriptor(error) || (error.is_dns() && none_is_left()) {
+        Error::NoDescriptor
+    } else if !error.is_connect() {
         Error::Lost(cause)
     } else if error.is_dns() {
         Error::Resolve(cause)

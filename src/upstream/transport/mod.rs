@@ -11,6 +11,7 @@ mod general;
 mod tests;
 
 use std::error::Error as StdError;
+use std::fs::File;
 use std::io;
 use std::sync::Arc;
 use std::time::Duration;
@@ -19,6 +20,7 @@ use bytes::Bytes;
 use hyper::Uri;
 use reqwest::header::HeaderMap;
 use reqwest::{Method, Url};
+use rustix::io::Errno;
 
 use self::direct::Direct;
 use self::general::General;
@@ -35,6 +37,9 @@ const KEEPALIVE: Duration = Duration::from_secs(15);
 const KEEPALIVE_RETRIES: u32 = 3;
 #[cfg(any(target_os = "linux", target_os = "android"))]
 const UNACKNOWLEDGED_MAX: Duration = Duration::from_secs(30);
+
+/// Of this process, and of all processes together.
+const NO_DESCRIPTOR: [Errno; 2] = [Errno::MFILE, Errno::NFILE];
 
 /// The connections of one upstream.
 #[derive(Debug)]
@@ -68,6 +73,9 @@ pub(super) enum Error {
     ConnectTimeout,
     #[error("no connection: {0}")]
     Connect(String),
+    /// This process, or this machine, has no file descriptor left for it.
+    #[error("no file descriptor is left for a connection")]
+    NoDescriptor,
     /// It may have been.
     #[error("the connection was lost before the answer was whole: {0}")]
     Lost(String),
@@ -169,6 +177,21 @@ fn causes<'a>(
             None => error.source(),
         }
     })
+}
+
+/// Whether there is no connection because this side has no file descriptor left.
+fn lacks_descriptor(error: &(dyn StdError + 'static)) -> bool {
+    causes(error).any(|error| {
+        let io = error.downcast_ref::<io::Error>();
+        let code = io.and_then(io::Error::raw_os_error);
+        code.is_some_and(|code| NO_DESCRIPTOR.contains(&Errno::from_raw_os_error(code)))
+    })
+}
+
+/// The same for an error that does not tell its reason, as that of resolving a name: whether there
+/// is none left now.
+fn none_is_left() -> bool {
+    File::open("/dev/null").is_err_and(|error| lacks_descriptor(&error))
 }
 
 /// What lies at the bottom of an error: the layers above add nothing, or an address.
