@@ -2,9 +2,9 @@
 
 use rustix::process::{Resource, getrlimit, setrlimit};
 
-/// Raises the number of descriptors that the process may have to the most that the system allows
-/// it. Systems set the usual number low (1,024, or 256 on macOS) for programs that cannot take more,
-/// which this one can.
+/// Raises the number of descriptors that the process may have to the most that the system allows.
+/// Systems set the usual number low (1,024, or 256 on macOS), for the sake of programs that cannot
+/// take more. This one can.
 pub(super) fn raise() {
     let mut limits = getrlimit(Resource::Nofile);
     if limits.current == limits.maximum {

@@ -13,8 +13,8 @@ pub struct Endpoint {
     pub model_required: bool,
     /// Whether OpenAI has announced the endpoint's end. Its lines run like all others.
     pub deprecated: bool,
-    /// Whether a body may ask for its answer to be computed in the background. Then the model server
-    /// answers at once, with nothing.
+    /// Whether a body may ask for its answer to be computed in the background. Then the model
+    /// server answers at once, with nothing.
     pub has_background: bool,
 }
 

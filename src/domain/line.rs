@@ -71,8 +71,8 @@ pub struct Fault {
 
 /// Checks a line of an uploaded file, with or without its line end. At most one fault is
 /// reported, the first of: JSON, `custom_id`, `method`, `url`, `body`, and in the body the model,
-/// the keys that the endpoint requires, streaming and background mode. A null is a missing key, and so is an empty
-/// `custom_id` or `url`, or an empty model where one is required.
+/// the keys that the endpoint requires, streaming and background mode. A null is a missing key, and
+/// so is an empty `custom_id` or `url`, or an empty model where one is required.
 #[must_use]
 pub fn check(line: &[u8]) -> Check<'_> {
     if line.iter().all(|&byte| json::is_space(byte)) {

@@ -65,7 +65,7 @@ impl Pool {
         } = received;
         let upstream = permit.upstream();
         let provider = self.upstreams[upstream].provider;
-        let is_streamed = classify::is_streamed(&headers);
+        let is_streamed = (200..300).contains(&status) && classify::is_streamed(&headers);
         if is_streamed && let Some(answer) = provider.fold(&body) {
             body = answer;
         }

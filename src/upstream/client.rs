@@ -1,7 +1,7 @@
 //! The HTTP client of one upstream: everything that does not change from call to call is made
 //! once, so that a call costs little more than its bytes.
 
-use std::pin::pin;
+use std::pin::{Pin, pin};
 use std::sync::{Arc, PoisonError, RwLock};
 use std::time::Duration;
 
@@ -11,7 +11,7 @@ use reqwest::header::{
 };
 use reqwest::{Method, Url};
 use secrecy::ExposeSecret;
-use tokio::time::Instant;
+use tokio::time::{Instant, Sleep};
 
 use super::budget::{Budget, Charge};
 use super::classify::CallResult;
@@ -72,6 +72,13 @@ pub(super) enum FailureKind {
     /// It was answered, in a content coding that cannot be undone.
     Undecodable,
     TooLarge,
+}
+
+impl FailureKind {
+    /// Whether there was an answer whose body cannot be had.
+    fn is_of_the_body(self) -> bool {
+        matches!(self, FailureKind::Undecodable | FailureKind::TooLarge)
+    }
 }
 
 #[derive(Debug)]
@@ -200,13 +207,38 @@ impl Upstream {
             () = &mut deadline => return Err(timed_out(timeout)),
         };
         let status = response.status();
+        let headers = response.take_headers();
+        let read = self.read(response, &headers, timeout, deadline, charge);
+        let body = match read.await {
+            Ok(body) => body,
+            // The status says enough of an error whose text cannot be had.
+            Err(failure) if !(200..300).contains(&status) && failure.kind.is_of_the_body() => {
+                Bytes::new()
+            }
+            Err(failure) => return Err(failure),
+        };
+        Ok(Received {
+            status,
+            headers,
+            body,
+        })
+    }
+
+    /// Reads an answer's body to its end.
+    async fn read(
+        &self,
+        response: transport::Response,
+        headers: &HeaderMap,
+        timeout: Duration,
+        mut deadline: Pin<&mut Sleep>,
+        charge: &mut Charge,
+    ) -> Result<Bytes, Failure> {
         let announced = response.content_length().unwrap_or(0);
         let announced = usize::try_from(announced).unwrap_or(usize::MAX);
         if announced > self.max_response_bytes {
             return Err(self.too_large());
         }
-        let headers = response.take_headers();
-        let mut frames = Body::of(response, &headers).map_err(|error| self.failure(error))?;
+        let mut frames = Body::of(response, headers).map_err(|error| self.failure(error))?;
         // Copied together, for a frame keeps alive the whole buffer that it was read into.
         let mut body = Vec::with_capacity(announced.min(TRUSTED_LENGTH_MAX));
         loop {
@@ -228,14 +260,11 @@ impl Upstream {
             }
             body.extend_from_slice(&frame);
         }
-        let mut body = Bytes::from(body);
-        if body.starts_with(BYTE_ORDER_MARK) {
-            body = body.slice(BYTE_ORDER_MARK.len()..);
-        }
-        Ok(Received {
-            status,
-            headers,
-            body,
+        let body = Bytes::from(body);
+        Ok(if body.starts_with(BYTE_ORDER_MARK) {
+            body.slice(BYTE_ORDER_MARK.len()..)
+        } else {
+            body
         })
     }
 

@@ -298,6 +298,29 @@ async fn an_answer_that_is_too_large_ends_its_line() {
 }
 
 #[tokio::test]
+async fn an_error_whose_text_cannot_be_had_is_judged_by_its_status() {
+    for header in [
+        "content-encoding: rot13",
+        "content-encoding: gzip",
+        "content-length: 99999999999",
+    ] {
+        let error = |status: &str| -> &'static str {
+            format!("HTTP/1.1 {status}\r\n{header}\r\n\r\nno").leak()
+        };
+        let busy = error("503 Service Unavailable");
+        let upstream_of = async |bytes: &'static str| {
+            let upstream = upstream("gpu", &raw(Some(bytes.as_bytes())).await);
+            pool(&config(vec![upstream], vec![]))
+        };
+        let again = retried(line(&upstream_of(busy).await).await);
+        assert_eq!(again.cause.message, "the model server answered 503");
+        let wrong = error("422 Unprocessable Content");
+        let answer = answer(line(&upstream_of(wrong).await).await);
+        assert_eq!((answer.status, answer.body.len()), (422, 0));
+    }
+}
+
+#[tokio::test]
 async fn many_answers_together_larger_than_the_budget_all_arrive() {
     const ANSWER: usize = 300_000;
     let server = Server::start(|_| reply(200, &format!("\"{}\"", "x".repeat(ANSWER - 2)))).await;
