@@ -20,8 +20,9 @@ use crate::simulate::{Options, Simulator};
 use crate::telemetry;
 
 const EXAMPLE: &str = "\
-Example:
-  nightshift demo";
+Examples:
+  nightshift demo
+  nightshift demo --exit | head";
 
 const FIRST_PORT: u16 = 8080;
 const PORTS_TRIED: u16 = 100;
@@ -39,6 +40,10 @@ pub(super) struct DemoArgs {
     /// Stop when the batch is done, instead of serving until Ctrl-C
     #[arg(long)]
     exit: bool,
+
+    /// Where the server listens [default: 127.0.0.1:8080, or the next port that is free]
+    #[arg(long, value_name = "HOST:PORT")]
+    listen: Option<String>,
 }
 
 /// What the demo reads of a batch.
@@ -84,7 +89,7 @@ pub(super) async fn run(args: DemoArgs) -> anyhow::Result<ExitCode> {
     let upstream = Simulator::start("127.0.0.1:0", options).await?;
     let config = config(&upstream, directory.path())?;
     telemetry::start(&config.log);
-    let app = start(config).await?;
+    let app = start(config, args.listen).await?;
     let server = format!("http://{}", app.address());
 
     let shown = stop.token().run_until_cancelled(show(&server)).await;
@@ -126,7 +131,11 @@ fn config(upstream: &Simulator, directory: &std::path::Path) -> anyhow::Result<C
 }
 
 /// Starts the server on port 8080 or the next that is free.
-async fn start(mut config: Config) -> anyhow::Result<App> {
+async fn start(mut config: Config, listen: Option<String>) -> anyhow::Result<App> {
+    if let Some(listen) = listen {
+        config.server.listen = listen;
+        return App::start(&config, Clock::default()).await;
+    }
     for port in FIRST_PORT..FIRST_PORT + PORTS_TRIED {
         config.server.listen = format!("127.0.0.1:{port}");
         match App::start(&config, Clock::default()).await {
@@ -199,7 +208,7 @@ async fn show(server: &str) -> anyhow::Result<()> {
             .lines()
             .take(SHOWN_LINES)
         {
-            say(&shorten(line))?;
+            say(&sample(line))?;
         }
     }
     say("")
@@ -225,6 +234,7 @@ fn snapshot(batch: &Batch) -> Snapshot {
     Snapshot {
         done: counts.completed + counts.failed,
         failed: counts.failed,
+        kept: 0,
         total: counts.total,
         tokens: batch.usage.as_ref().map_or(0, |usage| usage.total_tokens),
     }
@@ -245,6 +255,24 @@ fn hint(server: &str) {
          export OPENAI_BASE_URL={server}/v1 OPENAI_API_KEY=unused\n  \
          {server}/docs describes it."
     );
+}
+
+/// What a person wants to see of a line: whose it is, and its text or what is wrong with it.
+fn sample(line: &str) -> String {
+    let Ok(line) = serde_json::from_str::<serde_json::Value>(line) else {
+        return shorten(line);
+    };
+    let custom_id = line["custom_id"].as_str().unwrap_or_default();
+    let response = &line["response"];
+    let body = &response["body"];
+    let answer = body["choices"][0]["message"]["content"].as_str();
+    let text = answer.map(str::to_owned).unwrap_or_else(|| {
+        let error = [&line["error"], &body["error"]];
+        let message = error.iter().find_map(|error| error["message"].as_str());
+        let status = &response["status_code"];
+        format!("{status} {}", message.unwrap_or_default())
+    });
+    shorten(&format!("  {custom_id}: {}", text.replace('\n', " ")))
 }
 
 fn shorten(line: &str) -> String {

@@ -308,7 +308,7 @@ fn table(keys: Vec<ListedKey>) -> String {
         ]);
     }
     let mut text = String::new();
-    table.write(&mut text);
+    table.write(&mut text, None);
     text.trim_start().to_owned()
 }
 

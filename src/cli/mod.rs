@@ -1,6 +1,7 @@
 //! The commands, one a file.
 
 mod check;
+mod completions;
 mod demo;
 mod descriptors;
 mod keys;
@@ -13,9 +14,11 @@ pub mod simulate;
 mod status;
 mod upstreams;
 
+use std::io::ErrorKind;
 use std::path::PathBuf;
 use std::process::ExitCode;
 
+use clap::error::{ContextKind, ContextValue};
 use clap::{Args, Parser, Subcommand};
 
 use crate::config::{Config, ConfigErrors, Environment, Overrides};
@@ -45,6 +48,8 @@ enum Command {
     Check(check::CheckArgs),
     Status(status::StatusArgs),
     Upstreams(upstreams::UpstreamsArgs),
+    Completions(completions::CompletionsArgs),
+    Man(completions::ManArgs),
 }
 
 /// Where the configuration is.
@@ -95,6 +100,29 @@ fn has_mistakes(errors: ConfigErrors) -> anyhow::Error {
     anyhow::anyhow!("the configuration has mistakes:\n{errors}")
 }
 
+/// What a shell shows of a process that SIGPIPE ended.
+const READER_GONE: u8 = 141;
+
+/// Tells users who look for a flag of other servers what it is called here.
+fn with_tip(mut error: clap::Error) -> clap::Error {
+    let unknown = match error.get(ContextKind::InvalidArg) {
+        Some(ContextValue::String(argument)) => argument.clone(),
+        _ => return error,
+    };
+    let tip = match unknown.split('=').next() {
+        Some("--port" | "-p" | "--host" | "--bind") => {
+            "the address is given by '--listen HOST:PORT', as in '--listen 127.0.0.1:9000'"
+        }
+        _ => return error,
+    };
+    error.remove(ContextKind::SuggestedArg);
+    error.insert(
+        ContextKind::Suggested,
+        ContextValue::StyledStrs(vec![tip.into()]),
+    );
+    error
+}
+
 /// An error with an exit code of its own.
 #[derive(Debug, thiserror::Error)]
 #[error("{error:#}")]
@@ -120,9 +148,9 @@ impl<T> OrExit<T> for anyhow::Result<T> {
 /// Reads the command line and does what it says. Exits 2 on wrong usage; on failure with the code
 /// that the command gave its error, else 1.
 pub async fn main() -> ExitCode {
-    let command = Cli::parse().command;
+    let cli = Cli::try_parse().unwrap_or_else(|error| with_tip(error).exit());
     descriptors::raise();
-    let outcome = match command {
+    let outcome = match cli.command {
         Command::Serve(args) => serve::run(args).await,
         Command::Run(args) => run::run(args).await,
         Command::Demo(args) => demo::run(args).await,
@@ -132,8 +160,15 @@ pub async fn main() -> ExitCode {
         Command::Check(args) => check::run(args).await,
         Command::Status(args) => status::run(args).await,
         Command::Upstreams(args) => upstreams::run(args).await,
+        Command::Completions(args) => completions::completions(&args),
+        Command::Man(args) => completions::man(&args),
     };
     outcome.unwrap_or_else(|error| {
+        // Who reads the output has seen enough, as `head` has.
+        let written = error.downcast_ref::<std::io::Error>();
+        if written.is_some_and(|error| error.kind() == ErrorKind::BrokenPipe) {
+            return ExitCode::from(READER_GONE);
+        }
         eprintln!("error: {error:#}");
         let exit = error.downcast_ref::<Exit>();
         exit.map_or(ExitCode::FAILURE, |exit| ExitCode::from(exit.code))

@@ -7,6 +7,8 @@ use std::time::{Duration, Instant};
 
 use indicatif::{HumanCount, ProgressBar, ProgressDrawTarget, ProgressStyle};
 
+use crate::telemetry::terminal;
+
 /// Rates are over this much of the past.
 const TRAILING: Duration = Duration::from_secs(10);
 /// A look at the past is kept this often.
@@ -20,6 +22,8 @@ pub struct Snapshot {
     /// Requests that have ended, the failed ones among them.
     pub done: u64,
     pub failed: u64,
+    /// Requests whose answers are kept from an earlier run, among those that have ended.
+    pub kept: u64,
     /// 0 where it is not known.
     pub total: u64,
     /// Tokens in and out, so far.
@@ -42,6 +46,7 @@ pub struct Progress {
 enum Output {
     Bar(ProgressBar),
     Lines { next: Option<Instant> },
+    Nothing,
 }
 
 impl Progress {
@@ -53,11 +58,22 @@ impl Progress {
             Output::Lines { next: None }
         } else {
             let bar = ProgressBar::with_draw_target(total, target);
-            Output::Bar(bar.with_style(style()))
+            let bar = bar.with_style(style(false));
+            terminal::show(Some(bar.clone()));
+            Output::Bar(bar)
         };
         Self {
             meter: Meter::default(),
             output,
+        }
+    }
+
+    /// Shows nothing.
+    #[must_use]
+    pub fn silent() -> Self {
+        Self {
+            meter: Meter::default(),
+            output: Output::Nothing,
         }
     }
 
@@ -70,7 +86,13 @@ impl Progress {
             held_up.map_or_else(|| line.clone(), |cause| format!("{line}  {cause}"))
         };
         match &mut self.output {
-            Output::Bar(bar) => show(bar, snapshot, text()),
+            // What holds it up has a line of its own: beside the bar there is no room.
+            Output::Bar(bar) => {
+                bar.set_style(style(held_up.is_some()));
+                bar.set_prefix(held_up.unwrap_or_default().to_owned());
+                show(bar, snapshot, line(snapshot, self.meter.trailing()));
+            }
+            Output::Nothing => {}
             Output::Lines { next } => {
                 if next.is_none_or(|next| now >= next) {
                     *next = Some(now + LINE_EVERY);
@@ -88,10 +110,13 @@ impl Progress {
         let text = last_line(snapshot, rates, elapsed);
         match &self.output {
             Output::Bar(bar) => {
+                bar.set_style(style(false));
                 show(bar, snapshot, text);
                 bar.abandon();
+                terminal::show(None);
             }
             Output::Lines { .. } => print(&text),
+            Output::Nothing => {}
         }
     }
 }
@@ -104,9 +129,13 @@ fn show(bar: &ProgressBar, snapshot: Snapshot, text: String) {
     bar.set_message(text);
 }
 
-fn style() -> ProgressStyle {
-    ProgressStyle::with_template("{wide_bar} {msg}")
-        .unwrap_or_else(|_| ProgressStyle::default_bar())
+fn style(has_more: bool) -> ProgressStyle {
+    let template = if has_more {
+        "{wide_bar:.cyan/blue} {msg}\n{prefix}"
+    } else {
+        "{wide_bar:.cyan/blue} {msg}"
+    };
+    ProgressStyle::with_template(template).unwrap_or_else(|_| ProgressStyle::default_bar())
 }
 
 /// A closed standard error is no reason to stop a batch.
@@ -250,7 +279,7 @@ fn speed(rate: f64) -> String {
 }
 
 /// The two largest units that matter: `7s`, `3m 20s`, `2h 05m`, `3d 04h`.
-fn short(duration: Duration) -> String {
+pub(super) fn short(duration: Duration) -> String {
     let seconds = duration.as_secs();
     let (minutes, hours, days) = (seconds / 60, seconds / 3600, seconds / 86_400);
     match seconds {
@@ -275,6 +304,7 @@ mod tests {
         Snapshot {
             done,
             failed,
+            kept: 0,
             total,
             tokens,
         }

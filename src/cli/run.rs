@@ -3,45 +3,59 @@
 //! It runs on the same store and duties as a server, in a directory beside the output. What that
 //! directory says decides what happens at the next start: go on, or nothing.
 
+mod answers;
 mod files;
+mod flags;
 mod journal;
+mod lines;
+mod prepare;
+mod reshape;
+mod summary;
 mod target;
 
-use std::path::{Path, PathBuf};
+use std::io::Write as _;
+use std::path::PathBuf;
 use std::process::ExitCode;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, bail};
-use bytes::Bytes;
-use tokio::io::{AsyncRead, AsyncReadExt as _};
 use tokio_util::sync::CancellationToken;
 
 use super::OrExit as _;
-use super::progress::{Progress, Snapshot};
-use crate::config::{Config, Overrides};
-use crate::domain::batch::Status;
+use super::progress::{Progress, Snapshot, short};
+use crate::config::{Config, Environment, Overrides, parse_duration};
+use crate::domain::batch::{Counts, Status};
 use crate::domain::clock::Clock;
-use crate::domain::endpoint::ENDPOINTS;
-use crate::domain::file::Purpose;
-use crate::domain::findings::Finding;
-use crate::domain::{id, line};
-use crate::intake::Limits;
+use crate::domain::file::Kind;
+use crate::domain::findings::{Finding, TOO_MANY_ERRORS};
 use crate::shutdown::{self, Hangup};
-use crate::store::{Batch, NewBatch, Store};
-use crate::transfer::{self, Finish, Ingest, UploadBudget};
-use crate::upstream::{FailFast, Pool, PoolSettings, UpstreamState, UpstreamStatus};
+use crate::store::{Batch, Store};
+use crate::upstream::{
+    CallRate, FailFast, Pool, PoolSettings, Reason, UpstreamState, UpstreamStatus,
+};
 use crate::worker::Worker;
 use crate::{app, telemetry};
-use journal::{Hashing, Journal};
+use answers::Sources;
+use files::Partial;
+use journal::{Generation, Journal};
+use reshape::Reshape;
+use summary::Summary;
 use target::Target;
 
 const EXAMPLE: &str = "\
 Examples:
   nightshift run -i requests.jsonl -o answers.jsonl --upstream http://localhost:8000/v1
   cat requests.jsonl | nightshift run -i - -o answers.jsonl --config nightshift.toml
+  nightshift run -i texts.jsonl -o - --ids --model bge-m3 --upstream http://localhost:8000/v1
 
-Stopped and started again it goes on where it was, and sends nothing twice.
+Stopped and started again it goes on where it was, and sends nothing twice. Where the input has
+changed, lines keep the answers that they have, by custom_id and body. Meanwhile the answers so far
+are in the output's name with .partial.
+
+Without --upstream and without configured upstreams, the variable OPENAI_BASE_URL says where to send,
+and OPENAI_API_KEY, where it is set, with which key. An address given by --upstream gets no key but
+the one of --api-key-env.
 
 Exit codes:
   0    every request succeeded
@@ -56,11 +70,14 @@ Exit codes:
 const NOT_VALID: u8 = 3;
 const NO_ANSWER: u8 = 4;
 
+/// What OpenAI's clients read.
+const BASE_URL: &str = "OPENAI_BASE_URL";
+const API_KEY: &str = "OPENAI_API_KEY";
+
 /// The tenant of a store that belongs to one user.
 const TENANT: &str = "default";
 /// The errors file of an output that is no file, in the state directory.
 const ERRORS: &str = "errors.jsonl";
-const READ_BYTES: usize = 256 << 10;
 const POLL: Duration = Duration::from_millis(100);
 /// How long upstreams may be silent before the command gives up, from its start.
 const FIRST_ANSWER_WITHIN: Duration = Duration::from_secs(30);
@@ -68,6 +85,10 @@ const FIRST_ANSWER_WITHIN: Duration = Duration::from_secs(30);
 const ALIKE_MAX: usize = 20;
 /// Faults of an input that are printed.
 const PRINTED_FAULTS: usize = 20;
+/// A wait that is told with its length.
+const WORTH_TELLING: Duration = Duration::from_secs(5);
+/// Causes of failures that are printed.
+const PRINTED_CAUSES: usize = 5;
 
 /// Run one batch without a server, from a file to a file.
 ///
@@ -102,23 +123,128 @@ pub(super) struct RunArgs {
     #[arg(long, value_name = "NAME")]
     api_key_env: Option<String>,
 
+    /// Send this header with each call (may be repeated); a key is better named by --api-key-env
+    #[arg(long = "header", value_name = "NAME: VALUE", value_parser = flags::header)]
+    headers: Vec<(String, String)>,
+
     /// Calls at once to each upstream
     #[arg(long, value_name = "N")]
     concurrency: Option<usize>,
 
+    /// Begin no more calls than this, such as 10/s, 600/m or 5000/h
+    #[arg(long, value_name = "N/UNIT", value_parser = flags::rate)]
+    rate: Option<Duration>,
+
+    /// How long one call may take, such as 30s or 10m
+    #[arg(long, value_name = "DURATION", value_parser = parse_duration)]
+    timeout: Option<Duration>,
+
+    /// How many calls one request may cost, the first included
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..=1000))]
+    max_attempts: Option<u32>,
+
+    /// Ask this model, whatever the requests name
+    #[arg(long, value_name = "NAME")]
+    model: Option<String>,
+
+    /// Put a value into the body of every request (may be repeated), in place of what is there
+    #[arg(long = "set", value_name = "KEY=JSON", value_parser = flags::set)]
+    set: Vec<(String, serde_json::Value)>,
+
+    /// Take lines without a custom_id, which become line-1, line-2 and so on by their number, and
+    /// bare bodies: {"messages": …}, {"prompt": …}, {"input": …} (embeddings)
+    #[arg(long)]
+    ids: bool,
+
+    /// Send the first N requests only; without it later, the others follow
+    #[arg(long, value_name = "N")]
+    limit: Option<u64>,
+
+    /// Stop once N requests have failed
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u64).range(1..))]
+    max_failures: Option<u64>,
+
+    /// Check the input and the configuration, say what would be sent, and send nothing
+    #[arg(long)]
+    dry_run: bool,
+
+    /// Show no progress, and say nothing but what is wrong
+    #[arg(short, long)]
+    quiet: bool,
+
+    /// Print a summary as JSON when the run ends: on standard output, or on standard error where
+    /// the answers go to standard output
+    #[arg(long)]
+    json: bool,
+
     /// The TOML file to read [default: nightshift.toml, if it exists]
     #[arg(long, value_name = "FILE")]
     config: Option<PathBuf>,
+
+    /// Send again what failed in an earlier run of this output; its answers are kept
+    #[arg(long, conflicts_with = "restart")]
+    retry_failed: bool,
 
     /// Forget what an earlier run of this output did, and begin anew
     #[arg(long)]
     restart: bool,
 }
 
+impl RunArgs {
+    /// Tells the user something that is no error.
+    fn say(&self, text: &str) {
+        if !self.quiet {
+            eprintln!("{text}");
+        }
+    }
+
+    fn reshape(&self) -> Reshape {
+        let mut set: serde_json::Map<_, _> = self.set.iter().cloned().collect();
+        if let Some(model) = &self.model {
+            set.insert("model".to_owned(), model.clone().into());
+        }
+        Reshape {
+            ids: self.ids,
+            set,
+            limit: self.limit,
+        }
+    }
+
+    fn overrides(&self) -> Overrides {
+        Overrides {
+            config: self.config.clone(),
+            upstream: self.upstream.clone(),
+            api_key_env: self.api_key_env.clone(),
+            concurrency: self.concurrency,
+            headers: self.headers.clone(),
+            timeout: self.timeout,
+            max_attempts: self.max_attempts,
+            ..Overrides::default()
+        }
+    }
+
+    /// Prints how the run went, where that is asked for.
+    fn report(&self, output: &Target, summary: &Summary<'_>) -> anyhow::Result<()> {
+        if !self.json {
+            return Ok(());
+        }
+        let text = serde_json::to_string(summary)?;
+        if output.is_stdout() {
+            eprintln!("{text}");
+        } else {
+            let mut out = std::io::stdout();
+            writeln!(out, "{text}")?;
+        }
+        Ok(())
+    }
+}
+
 /// How a run came out.
 enum Ended {
-    Batch(Box<Batch>),
-    Interrupted,
+    /// `None`: there was nothing to send.
+    Batch(Option<Box<Batch>>),
+    /// With the file that has the answers so far.
+    Interrupted(Option<PathBuf>),
 }
 
 /// Where a run reads and writes.
@@ -168,6 +294,15 @@ impl Places {
 }
 
 pub(super) async fn run(args: RunArgs) -> anyhow::Result<ExitCode> {
+    if args.dry_run {
+        let overrides = Overrides {
+            // Nothing is stored.
+            database_file: Some(PathBuf::new()),
+            ..args.overrides()
+        };
+        let config = configure(&args, overrides).or_exit(NOT_VALID)?;
+        return prepare::dry_run(&args, &config).await.or_exit(NOT_VALID);
+    }
     let places = Places::of(&args).or_exit(NOT_VALID)?;
     let code = run_in(&args, &places).await;
     if places.state_is_temporary {
@@ -185,15 +320,12 @@ pub(super) async fn run(args: RunArgs) -> anyhow::Result<ExitCode> {
 
 async fn run_in(args: &RunArgs, places: &Places) -> anyhow::Result<ExitCode> {
     let state = &places.state;
+    let started = Instant::now();
     let overrides = Overrides {
-        config: args.config.clone(),
-        upstream: args.upstream.clone(),
-        api_key_env: args.api_key_env.clone(),
-        concurrency: args.concurrency,
-        database_file: Some(state.join(journal::DATABASE)),
-        ..Overrides::default()
+        database_file: Some(Generation::first(state).database()),
+        ..args.overrides()
     };
-    let mut config = configure(&overrides).or_exit(NOT_VALID)?;
+    let mut config = configure(args, overrides).or_exit(NOT_VALID)?;
     if config.log.filter == "info" {
         // The progress says what there is to say.
         "warn".clone_into(&mut config.log.filter);
@@ -202,183 +334,123 @@ async fn run_in(args: &RunArgs, places: &Places) -> anyhow::Result<ExitCode> {
     let stopping = shutdown::on_signal(Hangup::Stops)?;
     let stop = stopping.token().clone();
     let _claim = journal::claim(state)?;
-    let prepared = prepare(args, places, &config, &stop).await;
+    let reshape = args.reshape();
+    let prepared = prepare::prepare(args, places, &reshape, &mut config, &stop).await;
     let Ok(Some(mut journal)) = prepared else {
         journal::discard(state);
         return prepared.map(|_| ExitCode::from(stopping.code()));
     };
     let store = app::open_store_alone(&config, Clock::default()).await?;
-    let ended = work(&config, &store, &journal.batch_id, stop).await?;
+    let ended = work(args, &config, &store, &journal, &places.output, stop).await;
+    let batch = match (&ended, &journal.batch_id) {
+        (Ok(Ended::Batch(_)), _) | (_, None) => None,
+        (_, Some(batch_id)) => Some(find(&store, batch_id).await?),
+    };
+    let kept = journal.kept;
+    let summary =
+        |status: &'static str| Summary::new(status, batch.as_ref(), kept, started.elapsed());
+    let ended = match ended {
+        Ok(ended) => ended,
+        Err(error) => {
+            args.report(&places.output, &summary("stopped"))?;
+            return Err(error);
+        }
+    };
     let code = match ended {
-        Ended::Interrupted => {
-            eprintln!("Interrupted. {}", places.how_to_go_on());
+        Ended::Interrupted(partial) => {
+            args.say(&format!("Interrupted. {}", places.how_to_go_on()));
+            if let Some(partial) = partial {
+                args.say(&format!("The answers so far: {}", partial.display()));
+            }
+            args.report(&places.output, &summary("interrupted"))?;
             ExitCode::from(stopping.code())
         }
-        Ended::Batch(batch) => conclude(places, &store, &batch, &mut journal).await?,
+        Ended::Batch(batch) => {
+            let batch = batch.as_deref();
+            conclude(args, places, &store, batch, &mut journal, started).await?
+        }
     };
     store.close().await;
     Ok(code)
 }
 
-/// Reads the configuration, which must name an upstream.
-fn configure(overrides: &Overrides) -> anyhow::Result<Config> {
-    let config = super::load(overrides)?;
-    if config.upstreams.is_empty() {
-        bail!("there is no upstream to send to: give one with --upstream URL or a configuration");
-    }
-    Ok(config)
-}
-
-/// Finds the batch of an earlier run on the same input, or begins one. `None`: interrupted.
-async fn prepare(
-    args: &RunArgs,
-    places: &Places,
-    config: &Config,
-    stop: &CancellationToken,
-) -> anyhow::Result<Option<Journal>> {
-    let state = &places.state;
-    let mut input = open_input(&args.input).await.or_exit(NOT_VALID)?;
-    let earlier = Journal::read(state)?;
-    let errors_files = earlier.as_ref().map(|journal| journal.errors_files.clone());
-    if earlier.is_none() && !args.restart {
-        files::must_be_free(&places.output).or_exit(NOT_VALID)?;
-    }
-    let is_ours = earlier
-        .as_ref()
-        .is_some_and(|journal| journal.wrote(&places.errors));
-    if !is_ours && !args.restart {
-        files::must_be_free(&places.errors).or_exit(NOT_VALID)?;
-    }
-    if let Some(journal) = earlier
-        && !args.restart
-    {
-        let Some(hash) = stop.run_until_cancelled(hash(&mut input)).await else {
-            return Ok(None);
+/// Reads the configuration, which must name an upstream; else the environment may, as it does for
+/// OpenAI's clients.
+fn configure(args: &RunArgs, overrides: Overrides) -> anyhow::Result<Config> {
+    let environment = Environment::capture();
+    let load =
+        |overrides: &Overrides| Config::load(overrides, &environment).map_err(super::has_mistakes);
+    let is_named = overrides.upstream.is_some() || environment.get("NIGHTSHIFT_UPSTREAM").is_some();
+    // A key without an address of its own is judged with the address of the environment.
+    let own_key = Overrides {
+        api_key_env: overrides.api_key_env.clone().filter(|_| is_named),
+        ..overrides.clone()
+    };
+    let config = load(&own_key)?;
+    // Only now is it known which variables the configuration names.
+    super::warn_of(&environment.near_misses());
+    if !config.upstreams.is_empty() {
+        return if is_named {
+            Ok(config)
+        } else {
+            load(&overrides)
         };
-        if hash? != journal.input_sha256 {
-            bail!(
-                "{} belongs to a run on another input; use another output, or --restart to throw \
-                 its answers away",
-                state.display()
-            );
-        }
-        return Ok(Some(journal));
     }
-    // Left by a run that was stopped before it had read its input, or to be forgotten.
-    Journal::clear(state)?;
-    let store = app::open_store_alone(config, Clock::default()).await?;
-    let begun = stop
-        .run_until_cancelled(begin(&store, config, &args.input, input))
-        .await;
-    store.close().await;
-    let Some(begun) = begun else { return Ok(None) };
-    let journal = Journal {
-        errors_files: errors_files.unwrap_or_default(),
-        ..begun?
+    let Some(url) = environment.get(BASE_URL) else {
+        bail!(
+            "there is no upstream to send to: give one with --upstream URL, a configuration, or \
+             the variable {BASE_URL}"
+        );
     };
-    journal.write(state)?;
-    Ok(Some(journal))
-}
-
-/// Reads the input into the store and creates its batch.
-async fn begin(
-    store: &Store,
-    config: &Config,
-    path: &Path,
-    mut input: Box<dyn AsyncRead + Send + Unpin>,
-) -> anyhow::Result<Journal> {
-    let limits = Limits {
-        max_line_bytes: config.limits.max_line_bytes,
-        max_models: config.limits.max_models_per_file,
-    };
-    // One file alone never waits for others.
-    let budget = UploadBudget::new(limits.max_line_bytes);
-    let mut ingest = Ingest::begin(store, TENANT, limits, true, &budget).await?;
-    let mut hashing = Hashing::default();
-    loop {
-        let mut buffer = Vec::with_capacity(READ_BYTES);
-        let read = input.read_buf(&mut buffer).await;
-        if read.with_context(|| format!("cannot read {}", path.display()))? == 0 {
-            break;
-        }
-        hashing.update(&buffer);
-        ingest.write(Bytes::from(buffer)).await?;
-    }
-    let created_at = Clock::default().now_ms();
-    let name = path
-        .file_name()
-        .unwrap_or_default()
-        .to_string_lossy()
-        .into_owned();
-    let finish = Finish {
-        purpose: Purpose::Batch,
-        filename: name,
-        created_at,
-        expires_at: None,
-    };
-    let file = ingest.finish(finish, None).await;
-    let file = match file {
-        Err(transfer::Error::NotJsonl(what)) => Err(anyhow::anyhow!(
-            "{} is empty, or its first line is not JSON: it must be a JSONL file of requests. {}",
-            path.display(),
-            what.hint()
-        ))
-        .or_exit(NOT_VALID)?,
-        file => file?,
-    };
-    let batch = NewBatch {
-        id: id::batch(),
-        tenant: TENANT.to_owned(),
-        key_id: None,
-        endpoint: first_url(store, &file.id).await?,
-        input_file_id: file.id,
-        completion_window: "none".to_owned(),
-        // They are copied out as soon as they are there; the state is kept as long as the user
-        // keeps it.
-        output_expires_seconds: NewBatch::KEPT_FOR_GOOD,
-        metadata: None,
-        created_at,
-        expires_at: None,
-    };
-    store.create_batch(&batch, None).await?;
-    Ok(Journal {
-        input_sha256: hashing.finish(),
-        batch_id: batch.id,
-        errors_files: Vec::new(),
+    let key = overrides.api_key_env.clone();
+    let key = key.or_else(|| environment.get(API_KEY).map(|_| API_KEY.to_owned()));
+    let with = key.as_deref().map_or_else(
+        || "without a key".to_owned(),
+        |name| format!("with the key in {name}"),
+    );
+    args.say(&format!("Sending to {url}, as {BASE_URL} says, {with}."));
+    load(&Overrides {
+        upstream: Some(url.to_owned()),
+        api_key_env: key,
+        ..overrides
     })
-}
-
-/// The endpoint that the input's first readable request names; all others must name the same.
-async fn first_url(store: &Store, file_id: &str) -> anyhow::Result<String> {
-    for chunk_no in 0.. {
-        let Some(chunk) = store.chunk(file_id, chunk_no).await? else {
-            break;
-        };
-        let text = String::from_utf8_lossy(&chunk.bytes);
-        if let Some(request) = text.lines().find_map(line::read) {
-            return Ok(request.url.into_owned());
-        }
-    }
-    // There is none: validation lists what is wrong with each line.
-    Ok(ENDPOINTS[0].path.to_owned())
 }
 
 /// Works until the batch ends or the user interrupts.
 async fn work(
+    args: &RunArgs,
     config: &Config,
     store: &Store,
-    batch_id: &str,
+    journal: &Journal,
+    output: &Target,
     stop: CancellationToken,
 ) -> anyhow::Result<Ended> {
+    let Some(batch_id) = &journal.batch_id else {
+        return Ok(Ended::Batch(None));
+    };
     let batch = find(store, batch_id).await?;
     if batch.stage.status.is_terminal() {
-        eprintln!("This run had ended before: nothing is sent. --restart begins anew.");
-        return Ok(Ended::Batch(Box::new(batch)));
+        let hint = if batch.counts.failed > 0 {
+            "--retry-failed sends what failed again, and "
+        } else {
+            ""
+        };
+        if batch.stage.status != Status::Failed {
+            let text = "This run had ended before: nothing is sent";
+            args.say(&format!("{text}; {hint}--restart begins anew."));
+        }
+        return Ok(Ended::Batch(Some(Box::new(batch))));
     }
+    let paths = Paths::of(journal);
+    let mut partial = Partial::of(&paths.sources(store, journal), output).await?;
     let settings = PoolSettings {
         fail_fast: Some(FailFast {
             calls: ALIKE_MAX,
             has_succeeded: batch.counts.completed > 0,
+        }),
+        rate: args.rate.map(|interval| CallRate {
+            interval,
+            stop: stop.clone(),
         }),
         ..PoolSettings::default()
     };
@@ -386,36 +458,93 @@ async fn work(
     let duties = app::settings(config, store);
     let mut worker = Worker::start(store.clone(), pool.clone(), Clock::default(), duties).await?;
     let watched = tokio::select! {
-        watched = watch(store, &pool, batch_id, &stop) => watched,
+        watched = watch(args, store, &pool, journal, &mut partial, &stop) => watched,
         name = worker.failed() => Err(anyhow::anyhow!("the duty {name} failed")),
     };
     if stop.is_cancelled() {
-        eprintln!("Stopping: waiting for calls in flight. Ctrl-C again stops at once.");
+        args.say("Stopping: waiting for calls in flight. Ctrl-C again stops at once.");
     }
     worker.stop().await;
-    watched
+    match watched {
+        Ok(Some(batch)) => Ok(Ended::Batch(Some(Box::new(batch)))),
+        ended => {
+            let has_answers = find(store, batch_id).await?.counts.completed > 0;
+            let left = match partial {
+                Some(partial) if has_answers => partial.leave().await,
+                _ => None,
+            };
+            ended.map(|_| Ended::Interrupted(left))
+        }
+    }
 }
 
-/// Shows how the batch gets on, until it ends, or the user interrupts, or it cannot begin.
+/// The files that the answers of a run are read from.
+struct Paths {
+    lines: PathBuf,
+    kept: Option<PathBuf>,
+}
+
+impl Paths {
+    fn of(journal: &Journal) -> Paths {
+        let generation = journal.generation(&journal.state);
+        Paths {
+            lines: generation.lines(),
+            kept: Some(generation.kept()).filter(|kept| kept.exists()),
+        }
+    }
+
+    fn sources<'a>(&'a self, store: &'a Store, journal: &'a Journal) -> Sources<'a> {
+        Sources {
+            store,
+            batch_id: journal.batch_id.as_deref(),
+            lines: &self.lines,
+            kept: self.kept.as_deref(),
+        }
+    }
+}
+
+/// Shows how the batch gets on, until it ends, or the user interrupts, or it cannot begin. `None`:
+/// the user interrupted.
 async fn watch(
+    args: &RunArgs,
     store: &Store,
     pool: &Arc<Pool>,
-    batch_id: &str,
+    journal: &Journal,
+    partial: &mut Option<Partial>,
     stop: &CancellationToken,
-) -> anyhow::Result<Ended> {
+) -> anyhow::Result<Option<Batch>> {
+    let batch_id = journal.batch_id.as_deref().unwrap_or_default();
     let started = Instant::now();
-    let mut progress = Progress::new(None);
+    let mut progress = if args.quiet {
+        Progress::silent()
+    } else {
+        Progress::new(None)
+    };
     let mut is_counted = false;
+    let mut failed_before = None;
     loop {
         let batch = find(store, batch_id).await?;
-        let snapshot = snapshot(&batch);
+        let snapshot = snapshot(&batch, journal.kept);
         if !is_counted && batch.counts.total > 0 {
             is_counted = true;
             pool.has_lines(usize::try_from(batch.counts.open()).unwrap_or(usize::MAX));
         }
         if batch.stage.status.is_terminal() {
             progress.finish(snapshot, Instant::now());
-            return Ok(Ended::Batch(Box::new(batch)));
+            return Ok(Some(batch));
+        }
+        if let Some(partial) = partial {
+            partial.grow(snapshot.done - snapshot.kept).await;
+        }
+        let failed_before = *failed_before.get_or_insert(snapshot.failed);
+        if let Some(most) = args.max_failures
+            && snapshot.failed.saturating_sub(failed_before) >= most
+        {
+            progress.finish(snapshot, Instant::now());
+            bail!(
+                "stopped, because {most} requests have failed (--max-failures). Nothing was lost: \
+                 the same command goes on, and --retry-failed sends what failed again"
+            );
         }
         let status = pool.status();
         progress.update(snapshot, waits_for(&status).as_deref(), Instant::now());
@@ -448,26 +577,38 @@ async fn watch(
             .is_none()
         {
             progress.finish(snapshot, Instant::now());
-            return Ok(Ended::Interrupted);
+            return Ok(None);
         }
     }
 }
 
-/// Which upstreams take no lines now, and why.
+/// Which upstreams take no lines now, or fewer than they could, and why.
 fn waits_for(upstreams: &[UpstreamStatus]) -> Option<String> {
     let shut = upstreams
         .iter()
         .filter(|upstream| upstream.state != UpstreamState::Up || !upstream.models.is_empty())
         .filter_map(|upstream| {
+            let name = &upstream.name;
             let model = upstream.models.first();
-            let cause = upstream
-                .cause
-                .as_ref()
-                .or(model.map(|model| &model.cause))?;
-            Some(format!("{}: {cause}", upstream.name))
+            if let Some(cause) = &upstream.cause {
+                return Some(format!("waiting for {name}: {cause}"));
+            }
+            let model = model?;
+            let cause = &model.cause;
+            if model.reason == Reason::Limited && upstream.in_flight > 0 {
+                let (calls, limit) = (upstream.in_flight, upstream.limit);
+                return Some(format!(
+                    "{name} is rate limited: {calls} of {limit} calls get through ({cause})"
+                ));
+            }
+            let left = match model.left {
+                left if left >= WORTH_TELLING => format!(", tried again in {}", short(left)),
+                _ => String::new(),
+            };
+            Some(format!("waiting for {name}: {cause}{left}"))
         });
     let shut: Vec<_> = shut.collect();
-    (!shut.is_empty()).then(|| format!("waiting for {}", shut.join("; ")))
+    (!shut.is_empty()).then(|| shut.join("; "))
 }
 
 async fn find(store: &Store, batch_id: &str) -> anyhow::Result<Batch> {
@@ -477,91 +618,116 @@ async fn find(store: &Store, batch_id: &str) -> anyhow::Result<Batch> {
         .context("the state directory does not hold the batch")
 }
 
-fn snapshot(batch: &Batch) -> Snapshot {
+fn snapshot(batch: &Batch, kept: u64) -> Snapshot {
     let count = |number: i64| u64::try_from(number).unwrap_or(0);
     Snapshot {
-        done: count(batch.counts.completed + batch.counts.failed),
+        done: count(batch.counts.completed + batch.counts.failed) + kept,
         failed: count(batch.counts.failed),
-        total: count(batch.counts.total),
+        kept,
+        // 0 is not known yet.
+        total: match count(batch.counts.total) {
+            0 => 0,
+            total => total + kept,
+        },
         tokens: count(batch.usage.total_tokens),
     }
 }
 
-/// Writes the files of a batch that has ended, and says how it went.
+/// Writes the files of a run whose batch has ended, and says how it went.
 async fn conclude(
+    args: &RunArgs,
     places: &Places,
     store: &Store,
-    batch: &Batch,
+    batch: Option<&Batch>,
     journal: &mut Journal,
+    started: Instant,
 ) -> anyhow::Result<ExitCode> {
-    let Places {
-        output,
-        errors,
-        state,
-        ..
-    } = places;
-    if batch.stage.status == Status::Failed {
-        let errors = batch.row.errors.as_deref().unwrap_or("[]");
-        let faults: Vec<Finding> = serde_json::from_str(errors)?;
-        eprintln!("The input is not valid:");
-        for fault in faults.iter().take(PRINTED_FAULTS) {
-            let place = fault
-                .line
-                .map_or(String::new(), |line| format!("line {line}: "));
-            eprintln!("  {place}{} ({})", fault.message, fault.code);
-        }
-        if faults.len() > PRINTED_FAULTS {
-            eprintln!("  … and {} more", faults.len() - PRINTED_FAULTS);
-        }
-        // Nothing was sent: once the input is mended, there is nothing to go on with.
-        Journal::forget(state)?;
-        return Ok(ExitCode::from(NOT_VALID));
+    let Places { output, errors, .. } = places;
+    let kept = journal.kept;
+    let summary = |status: &'static str| Summary::new(status, batch, kept, started.elapsed());
+    if let Some(batch) = batch
+        && batch.stage.status == Status::Failed
+    {
+        args.report(output, &summary("invalid"))?;
+        return refuse(store, batch, journal).await;
     }
-    files::write(store, batch.row.output_file_id.as_deref(), output).await?;
+    let paths = Paths::of(journal);
+    files::write(&paths.sources(store, journal), Kind::Output, output).await?;
     let is_ours = journal.wrote(errors);
-    if batch.row.error_file_id.is_some() {
+    let error_file = batch.and_then(|batch| batch.row.error_file_id.as_deref());
+    if error_file.is_some() {
         // Noted first: only what a run of this output wrote is ever removed.
         if !is_ours && let Some(file) = errors.file() {
             journal.errors_files.push(file.to_owned());
-            journal.write(state)?;
+            journal.write(&places.state)?;
         }
-        files::write(store, batch.row.error_file_id.as_deref(), errors).await?;
+        files::write(&paths.sources(store, journal), Kind::Error, errors).await?;
     } else if is_ours {
         files::remove(errors)?;
     }
-    let counts = &batch.counts;
-    eprintln!(
+    let failures = match error_file {
+        Some(file_id) => summary::failures(store, file_id).await?,
+        None => Vec::new(),
+    };
+    let mut summary = summary("completed");
+    args.say(&format!(
         "{} of {} requests succeeded: {output}",
-        counts.completed, counts.total
-    );
-    if counts.failed == 0 {
-        return Ok(ExitCode::SUCCESS);
+        summary.completed, summary.total
+    ));
+    if summary.failed > 0 {
+        args.say(&format!("{} failed: {errors}", summary.failed));
+        for failures in failures.iter().take(PRINTED_CAUSES) {
+            let (cause, first) = (&failures.cause, &failures.custom_id);
+            args.say(&format!("  {} like {first}: {cause}", failures.count));
+        }
+        if failures.len() > PRINTED_CAUSES {
+            args.say(&format!(
+                "  … and {} more causes",
+                failures.len() - PRINTED_CAUSES
+            ));
+        }
     }
-    eprintln!("{} failed: {errors}", counts.failed);
-    if let Some(file_id) = &batch.row.error_file_id
-        && let Some(cause) = files::first_cause(store, file_id).await
-    {
-        eprintln!("The first: {cause}");
-    }
-    Ok(ExitCode::FAILURE)
+    summary.output = (!output.is_stdout()).then(|| output.to_string());
+    summary.errors = error_file.map(|_| errors.to_string());
+    summary.failures = failures;
+    args.report(output, &summary)?;
+    let counts = batch.map_or(Counts::default(), |batch| batch.counts);
+    Ok(if counts.failed == 0 {
+        ExitCode::SUCCESS
+    } else {
+        ExitCode::FAILURE
+    })
 }
 
-async fn open_input(path: &Path) -> anyhow::Result<Box<dyn AsyncRead + Send + Unpin>> {
-    if path.as_os_str() == "-" {
-        return Ok(Box::new(tokio::io::stdin()));
+/// Says what is wrong with an input.
+async fn refuse(store: &Store, batch: &Batch, journal: &Journal) -> anyhow::Result<ExitCode> {
+    let errors = batch.row.errors.as_deref().unwrap_or("[]");
+    let faults: Vec<Finding> = serde_json::from_str(errors)?;
+    let count = match faults.last() {
+        Some(last) if last.line.is_none() && last.code == TOO_MANY_ERRORS => {
+            prepare::count_faults(store, batch).await?
+        }
+        _ => faults.len(),
+    };
+    print_faults(&faults, count);
+    // Nothing was sent: once the input is mended, there is nothing to go on with, but for the
+    // answers of earlier inputs.
+    if journal.kept == 0 {
+        Journal::forget(&journal.state)?;
     }
-    let file = tokio::fs::File::open(path).await;
-    Ok(Box::new(file.with_context(|| {
-        format!("cannot open {}", path.display())
-    })?))
+    Ok(ExitCode::from(NOT_VALID))
 }
 
-async fn hash(input: &mut (dyn AsyncRead + Send + Unpin)) -> anyhow::Result<String> {
-    let mut hashing = Hashing::default();
-    let mut buffer = Vec::with_capacity(READ_BYTES);
-    while input.read_buf(&mut buffer).await? > 0 {
-        hashing.update(&buffer);
-        buffer.clear();
+/// Prints the first of so many faults.
+fn print_faults(faults: &[Finding], count: usize) {
+    eprintln!("The input is not valid:");
+    for fault in faults.iter().take(PRINTED_FAULTS) {
+        let place = fault
+            .line
+            .map_or(String::new(), |line| format!("line {line}: "));
+        eprintln!("  {place}{} ({})", fault.message, fault.code);
     }
-    Ok(hashing.finish())
+    if count > PRINTED_FAULTS {
+        eprintln!("  … and {} more", count - PRINTED_FAULTS);
+    }
 }

@@ -22,6 +22,8 @@ Examples:
 
 /// How often it is asked by --watch.
 const EVERY: Duration = Duration::from_secs(2);
+/// Columns of a terminal that does not say how many it has.
+const NARROW: usize = 80;
 /// Clears a terminal, and begins at its top.
 const CLEAR: &str = "\x1b[2J\x1b[H";
 
@@ -38,6 +40,10 @@ pub(super) struct StatusArgs {
     #[arg(long)]
     json: bool,
 
+    /// Cut nothing, however wide the tables are
+    #[arg(long)]
+    wide: bool,
+
     /// Go on: ask every two seconds, until interrupted
     #[arg(long)]
     watch: bool,
@@ -46,13 +52,20 @@ pub(super) struct StatusArgs {
 pub(super) async fn run(args: StatusArgs) -> anyhow::Result<ExitCode> {
     let server = Remote::new(&args.server, &Environment::capture())?;
     let mut out = std::io::stdout();
+    let terminal = console::Term::stdout();
+    let is_cut = terminal.is_term() && !args.wide;
     loop {
+        let width = terminal
+            .size_checked()
+            .map_or(NARROW, |(_, columns)| columns.into());
+        let width = is_cut.then_some(width);
         let text = server.get("/admin/status").await?;
         let picture = if args.json {
             text.trim_end().to_owned() + "\n"
         } else {
             let status = serde_json::from_str(&text);
-            picture(&status.context("the server's answer is not understood: is it nightshift?")?)
+            let status = status.context("the server's answer is not understood: is it nightshift?");
+            picture(&status?, width)
         };
         if !args.watch {
             out.write_all(picture.as_bytes())?;
@@ -66,12 +79,14 @@ pub(super) async fn run(args: StatusArgs) -> anyhow::Result<ExitCode> {
 }
 
 /// How things stand, in words and tables.
-fn picture(status: &Status) -> String {
+fn picture(status: &Status, width: Option<usize>) -> String {
     let mut text = String::new();
+    let answers = status.replicas.iter().find(|replica| replica.answers);
+    let answers = answers.map_or(String::new(), |replica| format!(" ({})", replica.name));
     // Writing to a string cannot fail.
     let _ = writeln!(
         text,
-        "nightshift {}   database {} ({})   {} lines/s   memory {} of {}",
+        "nightshift {}{answers}   database {} ({})",
         status.version,
         status.database.engine,
         if status.database.answers {
@@ -79,6 +94,11 @@ fn picture(status: &Status) -> String {
         } else {
             "DOES NOT ANSWER"
         },
+    );
+    // Calls, shares and these figures are those of the process that answers.
+    let _ = writeln!(
+        text,
+        "this process: {} lines/s   request budget {} of {}",
         rate(status.lines_per_second),
         size(status.budget.used_bytes),
         size(status.budget.limit_bytes),
@@ -105,7 +125,7 @@ fn picture(status: &Status) -> String {
         live(status),
         replicas(status),
     ] {
-        table.write(&mut text);
+        table.write(&mut text, width);
     }
     text
 }
@@ -235,8 +255,9 @@ mod tests {
         }))
         .expect("is a status");
         assert_eq!(
-            picture(&status),
-            "nightshift 1   database sqlite (up)   12.5 lines/s   memory 1.0 MiB of 64.0 MiB\n\
+            picture(&status, None),
+            "nightshift 1 (r)   database sqlite (up)\n\
+             this process: 12.5 lines/s   request budget 1.0 MiB of 64.0 MiB\n\
              batches: 1 in_progress\n\
              \n\
              UPSTREAM  STATE  CALLS  SHARE  LIMIT  CAUSE\n\

@@ -73,7 +73,7 @@ impl Database {
     }
 
     /// The data is in this file, whatever the URL says.
-    pub(super) fn move_to(&mut self, file: &Path) {
+    pub fn move_to(&mut self, file: &Path) {
         self.file = Some(file.to_owned());
     }
 }

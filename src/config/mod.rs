@@ -145,10 +145,18 @@ impl Config {
         };
         let mut root = Reader::root(context, root);
         let mut upstreams = Upstream::read_all(root.tables("upstreams"));
-        if let Some(concurrency) = overrides.concurrency {
-            for upstream in &mut upstreams {
+        for upstream in &mut upstreams {
+            if let Some(concurrency) = overrides.concurrency {
                 upstream.concurrency = concurrency;
             }
+            if let Some(timeout) = overrides.timeout {
+                upstream.timeout = timeout;
+            }
+            upstream.add_headers(&overrides.headers, &faults);
+        }
+        let mut retry = Retry::read(root.section("retry"));
+        if let Some(attempts) = overrides.max_attempts {
+            retry.max_attempts = attempts;
         }
         let mut database = Database::read(root.section("database"));
         if let Some(file) = &overrides.database_file {
@@ -161,7 +169,7 @@ impl Config {
             limits: Limits::read(root.section("limits")),
             models: Model::read_all(root.tables("models"), &upstreams),
             upstreams,
-            retry: Retry::read(root.section("retry")),
+            retry,
             worker: Worker::read(root.section("worker")),
             retention: Retention::read(root.section("retention")),
             log: Log::read(root.section("log")),

@@ -2,6 +2,7 @@
 
 use std::fmt;
 use std::path::PathBuf;
+use std::time::Duration;
 
 use super::environment::{Environment, variable};
 use super::error::Faults;
@@ -30,6 +31,12 @@ pub struct Overrides {
     pub api_key_env: Option<String>,
     /// `--role all|api|worker`
     pub role: Option<String>,
+    /// `--header NAME:VALUE`: sent with each call, to every upstream.
+    pub headers: Vec<(String, String)>,
+    /// `--timeout DURATION`: of one call, to every upstream.
+    pub timeout: Option<Duration>,
+    /// `--max-attempts N`
+    pub max_attempts: Option<u32>,
     /// `--concurrency N`: calls at once to each upstream. What a model allows stays as it is.
     pub concurrency: Option<usize>,
 }

@@ -8,7 +8,7 @@ use reqwest::Url;
 use reqwest::header::{HeaderName, HeaderValue};
 use secrecy::SecretString;
 
-use super::error::nearest;
+use super::error::{Faults, nearest};
 use super::reader::{Item, Reader};
 use super::secret;
 use super::value::Origin;
@@ -123,6 +123,26 @@ impl Upstream {
             api_key,
             proxy,
             ca_file,
+        }
+    }
+
+    /// Adds what `--header` gave, in place of headers of the same name.
+    pub(super) fn add_headers(&mut self, headers: &[(String, String)], faults: &Faults) {
+        let place = |name: &str| format!("--header {name}");
+        for (name, value) in headers {
+            let Ok(header) = HeaderName::try_from(name) else {
+                faults.note(place(name), "is not the name of a header");
+                continue;
+            };
+            // The command line is no file that people show each other.
+            if let Some(message) = judge_header(header.as_str(), false, self.api_key.is_some()) {
+                faults.note(place(name), message);
+            } else if HeaderValue::try_from(value).is_err() {
+                faults.note(place(name), "the value cannot stand in a header");
+            } else {
+                self.headers
+                    .insert(header.as_str().to_owned(), value.clone().into());
+            }
         }
     }
 }

@@ -50,6 +50,19 @@ pub static ENDPOINTS: [Endpoint; 8] = [
 /// The prefix of every path, which Azure's clients leave out.
 const VERSION: &str = "/v1";
 
+/// Stands for all of them, in a batch whose lines each go to the endpoint that their `url` names.
+/// The API makes no such batch.
+pub static ANY: Endpoint = endpoint("*", "Any", &[], false);
+
+/// The endpoint of a batch, by its path.
+#[must_use]
+pub fn of_batch(path: &str) -> Option<&'static Endpoint> {
+    if path == ANY.path {
+        return Some(&ANY);
+    }
+    find(path)
+}
+
 /// The endpoint with that path, be it with or without its `/v1`.
 #[must_use]
 pub fn find(path: &str) -> Option<&'static Endpoint> {

@@ -10,13 +10,16 @@ use std::collections::BTreeMap;
 
 use serde::{Deserialize, Serialize};
 
-use super::endpoint::Endpoint;
+use super::endpoint::{ANY, Endpoint};
 use super::line::{self, Fault};
 
 /// How many lines a batch's `errors` name.
 pub const LISTED: usize = 100;
 /// How many entries of a list are kept.
 pub const KEPT: usize = LISTED + 1;
+
+/// The code of a finding that says that there are more than those listed.
+pub const TOO_MANY_ERRORS: &str = "too_many_errors";
 
 /// One entry of a batch's `errors.data`.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -157,12 +160,18 @@ impl Findings {
     }
 
     /// What is wrong with the file for a batch of that endpoint: what is about the file, then one
-    /// finding a line, by line, the first [`KEPT`].
+    /// finding a line, by line, the first [`KEPT`]. For [`ANY`] a line is judged by its own endpoint.
     #[must_use]
     pub fn for_endpoint(&self, endpoint: &str) -> Vec<Finding> {
         let mut lists = vec![self.of_file.clone(), self.envelopes.clone()];
         for (name, requests) in &self.endpoints {
-            lists.push(if name == endpoint {
+            let is_any = endpoint == ANY.path;
+            lists.push(if is_any && name.is_empty() {
+                let lines = requests.lines.iter();
+                lines
+                    .map(|&line| Finding::of_line(line, Fault::unknown_url()))
+                    .collect()
+            } else if is_any || name == endpoint {
                 requests.faults.clone()
             } else {
                 let url = |place: usize| match name.as_str() {
@@ -194,7 +203,7 @@ pub fn report(lists: impl IntoIterator<Item = Vec<Finding>>) -> Vec<Finding> {
     if findings.len() > of_file + LISTED {
         findings.truncate(of_file + LISTED);
         let message = format!("There are more errors than the first {LISTED} that are listed.");
-        findings.push(Finding::of_file("too_many_errors", &message, None));
+        findings.push(Finding::of_file(TOO_MANY_ERRORS, &message, None));
     }
     findings
 }

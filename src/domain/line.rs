@@ -3,7 +3,7 @@
 use std::borrow::Cow;
 use std::str::Utf8Error;
 
-use super::endpoint::{self, Endpoint};
+use super::endpoint::{self, ENDPOINTS, Endpoint};
 use super::json;
 use super::jsonl::BYTE_ORDER_MARK;
 
@@ -247,6 +247,20 @@ impl Fault {
             message: format!(
                 "The URL provided for this request does not match the batch endpoint. \
                  {given}{the} batch's endpoint is '{endpoint}'."
+            ),
+            param: Some("url".into()),
+        }
+    }
+
+    /// A line whose `url` names no endpoint, where it could name any.
+    #[must_use]
+    pub fn unknown_url() -> Self {
+        let known: Vec<_> = ENDPOINTS.iter().map(|endpoint| endpoint.path).collect();
+        Self {
+            code: "invalid_url",
+            message: format!(
+                "The URL provided for this request cannot be batched. Supported values are: {}.",
+                known.join(", ")
             ),
             param: Some("url".into()),
         }

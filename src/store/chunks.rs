@@ -114,6 +114,24 @@ impl Store {
         Ok(Some(StoredChunk { first_line, bytes }))
     }
 
+    /// The numbers of a file's chunks, each with its first line (1-based); without chunks in which
+    /// no line begins.
+    ///
+    /// # Errors
+    /// When the database fails.
+    pub async fn first_lines(&self, file_id: &str) -> Result<Vec<(i64, i64)>> {
+        Ok(on!(self.reader(), c => {
+            sqlx::query_as(
+                "-- first_lines
+                 SELECT chunk_no, first_line FROM chunks
+                 WHERE file_id = $1 AND piece_no = 0 AND lines > 0 ORDER BY chunk_no",
+            )
+            .bind(file_id)
+            .fetch_all(c)
+            .await?
+        }))
+    }
+
     /// The number of the chunk in which a line (1-based) begins.
     ///
     /// # Errors

@@ -3,8 +3,7 @@
 
 mod inside;
 mod otlp;
-
-use std::io::IsTerminal as _;
+pub mod terminal;
 
 use tracing::level_filters::LevelFilter;
 use tracing_subscriber::filter::Targets;
@@ -29,10 +28,10 @@ pub fn start(log: &Log) {
         // It would tell of a log that cannot be written on standard error, and panic if that
         // cannot be written either: on a full disk the process would end.
         .log_internal_errors(false)
-        .with_writer(std::io::stderr);
+        .with_writer(|| terminal::Log);
     // Fails where a subscriber is set already, as in tests.
     let _ = match log.format {
-        LogFormat::Text => logs.with_ansi(std::io::stderr().is_terminal()).try_init(),
+        LogFormat::Text => logs.with_ansi(console::colors_enabled_stderr()).try_init(),
         LogFormat::Json => logs.json().flatten_event(true).try_init(),
     };
 }
@@ -58,9 +57,9 @@ pub fn start_exporting(log: &Log, telemetry: &Telemetry) -> anyhow::Result<Optio
         .with_filter(Targets::new().with_target(trace::TARGET, LevelFilter::TRACE));
     let logs = tracing_subscriber::fmt::layer()
         .log_internal_errors(false)
-        .with_writer(std::io::stderr);
+        .with_writer(|| terminal::Log);
     let logs = match log.format {
-        LogFormat::Text => logs.with_ansi(std::io::stderr().is_terminal()).boxed(),
+        LogFormat::Text => logs.with_ansi(console::colors_enabled_stderr()).boxed(),
         LogFormat::Json => logs.json().flatten_event(true).boxed(),
     };
     let logs = logs.with_filter(filter(&log.filter));

@@ -24,7 +24,7 @@ const BLOCK_BYTES: usize = 1 << 20;
 /// thread to.
 const DECOMPRESSED_HERE_MAX: usize = 512 << 10;
 
-/// The lines of one kind within a chunk, read in their order.
+/// The lines of one kind, or of both, within a chunk, read in their order.
 pub(super) struct Chunk {
     batch_id: String,
     number: i64,
@@ -72,11 +72,11 @@ impl Chunk {
         Ok(chunks)
     }
 
-    /// Looks up where the lines of one chunk stand in its segments.
+    /// Looks up where the lines of one chunk stand in its segments; without a kind, those of both.
     pub(super) fn open(
         batch_id: &str,
         number: i64,
-        kind: Kind,
+        kind: Option<Kind>,
         segments: Vec<Segment>,
     ) -> Result<Chunk> {
         let mut lines: Vec<(usize, Entry)> = Vec::new();
@@ -84,7 +84,10 @@ impl Chunk {
         for (place, segment) in segments.into_iter().enumerate() {
             let table = Table::decode(&segment.entries)
                 .map_err(|error| damaged(format!("segment of {batch_id}/{number}"), error))?;
-            let of_kind = table.entries.iter().filter(|e| e.kind == kind);
+            let of_kind = table
+                .entries
+                .iter()
+                .filter(|e| kind.is_none_or(|kind| e.kind == kind));
             lines.extend(of_kind.map(|&entry| (place, entry)));
             opened.push(Arc::new(Opened { table, segment }));
         }
@@ -104,6 +107,18 @@ impl Chunk {
             last: None,
             frames: Vec::new(),
         })
+    }
+
+    /// The place in the chunk, and the kind, of the next line.
+    pub(super) fn peek(&self) -> Option<(u32, Kind)> {
+        let (_, entry) = self.lines.front()?;
+        Some((entry.line, entry.kind))
+    }
+
+    /// Passes over the next line, without reading it.
+    pub(super) fn pass(&mut self) {
+        self.lines.pop_front();
+        self.skip = 0;
     }
 
     /// How many bytes are still to be read.

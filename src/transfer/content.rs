@@ -305,7 +305,7 @@ async fn open(
     let mut found = Chunk::segments(&store, &batch_id, *first..=*last).await?;
     let open = chunks.into_iter().map(|(number, size)| {
         let segments = found.remove(&number).unwrap_or_default();
-        let chunk = Chunk::open(&batch_id, number, kind, segments)?;
+        let chunk = Chunk::open(&batch_id, number, Some(kind), segments)?;
         if chunk.size() == size {
             Ok(chunk)
         } else {

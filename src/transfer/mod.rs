@@ -7,6 +7,7 @@ mod budget;
 mod chunk;
 mod content;
 mod duplicates;
+mod finished;
 mod ingest;
 mod pace;
 mod packed;
@@ -15,6 +16,7 @@ mod testing;
 
 pub use budget::UploadBudget;
 pub use content::content;
+pub use finished::FinishedChunk;
 pub use ingest::{Answer, Error, Finish, Ingest};
 pub use packed::{NoContent, Packing, Unpacked, Unreadable};
 

@@ -40,8 +40,8 @@ pub use budget::{Budget, Charge};
 pub use history::History;
 pub use limits::Limits;
 pub use pool::{
-    Acquired, ClosedGate, ClosedModel, FailFast, Permit, Pool, PoolSettings, UpstreamState,
-    UpstreamStatus,
+    Acquired, CallRate, ClosedGate, ClosedModel, FailFast, Permit, Pool, PoolSettings,
+    UpstreamState, UpstreamStatus,
 };
 pub use routes::{LaneId, Routes};
 

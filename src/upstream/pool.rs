@@ -10,6 +10,7 @@ use std::time::Duration;
 
 use tokio::sync::{Notify, watch};
 use tokio::time::Instant;
+use tokio_util::sync::CancellationToken;
 
 use super::backend::{Backend, Backends};
 use super::balance::{self, Load};
@@ -41,6 +42,17 @@ pub struct PoolSettings {
     pub fail_fast: Option<FailFast>,
     pub pace: Pace,
     pub clock: Clock,
+    /// For `run`: how often a call may begin.
+    pub rate: Option<CallRate>,
+}
+
+/// How often a call may begin, over all upstreams together.
+#[derive(Clone, Debug)]
+pub struct CallRate {
+    /// Between the beginnings of two calls.
+    pub interval: Duration,
+    /// Nobody waits for a turn any more.
+    pub stop: CancellationToken,
 }
 
 /// When to give up because all calls fail alike.
@@ -55,6 +67,8 @@ pub struct FailFast {
 /// All upstreams of a process.
 #[derive(Debug)]
 pub struct Pool {
+    /// When the next call may begin, where there is a rate.
+    next_turn: Mutex<Option<Instant>>,
     pub(super) upstreams: Vec<Upstream>,
     pub(super) figures: Vec<UpstreamFigures>,
     pub(super) routing: Routing,
@@ -182,6 +196,7 @@ impl Pool {
             }),
             upstreams,
             settings,
+            next_turn: Mutex::new(None),
         }))
     }
 
@@ -257,6 +272,24 @@ impl Pool {
         let mut state = self.lock();
         state.alike.most = state.alike.most.min(lines.max(1));
         state.judge_alike();
+    }
+
+    /// Waits until a call may begin, where there is a rate. `false`: it may not any more.
+    pub async fn turn(&self) -> bool {
+        let Some(rate) = &self.settings.rate else {
+            return true;
+        };
+        let at = {
+            let mut next = self
+                .next_turn
+                .lock()
+                .unwrap_or_else(PoisonError::into_inner);
+            let at = next.map_or_else(Instant::now, |next| next.max(Instant::now()));
+            *next = Some(at + rate.interval);
+            at
+        };
+        let turn = tokio::time::sleep_until(at);
+        rate.stop.run_until_cancelled(turn).await.is_some()
     }
 
     /// Whether lines could be sent, if there were places: whether they need not wait for an

@@ -7,7 +7,7 @@ use bytes::Bytes;
 use tokio_util::sync::CancellationToken;
 
 use super::isolation::Isolation;
-use crate::domain::endpoint::Endpoint;
+use crate::domain::endpoint::{self, Endpoint};
 use crate::domain::json;
 use crate::domain::line::{self, Check};
 use crate::domain::unit::{Bitmap, UnitKey};
@@ -93,6 +93,8 @@ pub(super) struct OpenLine {
 #[derive(Clone, Debug)]
 pub(super) struct Request {
     pub custom_id: Box<str>,
+    /// The path of the endpoint that its `url` names.
+    pub path: Option<&'static str>,
     pub body: Bytes,
 }
 
@@ -113,6 +115,7 @@ impl OpenLine {
             let envelope = line::read(line)?;
             Some(Request {
                 custom_id: envelope.custom_id.into(),
+                path: endpoint::find(&envelope.url).map(|endpoint| endpoint.path),
                 body: text.slice_ref(envelope.body.as_bytes()),
             })
         };

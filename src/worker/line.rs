@@ -11,6 +11,7 @@ use super::held::{HeldUnit, OpenLine};
 use super::inbox::Finished;
 use crate::codec::segment::Line;
 use crate::domain::batch::Ending;
+use crate::domain::endpoint;
 use crate::domain::file::Kind;
 use crate::domain::id;
 use crate::domain::outcome::{self, ErrorCode, Outcome};
@@ -71,23 +72,34 @@ pub(super) async fn attempt(pool: &Pool, job: &mut Job, timer: &mut Timer) -> At
     let Some(request) = job.pending.line.read(&unit.text) else {
         return Attempt::Unreadable;
     };
+    let path = if *unit.batch.endpoint == endpoint::ANY {
+        request.path
+    } else {
+        Some(unit.batch.endpoint.path)
+    };
+    let Some(path) = path else {
+        return Attempt::Unreadable;
+    };
     let Some(permit) = job.permit.take() else {
         return Attempt::Cut;
     };
+    if !pool.turn().await {
+        return Attempt::Cut;
+    }
     let span = tracing::trace_span!(
         target: trace::TARGET,
         parent: None,
         "upstream call",
         otel.kind = "client",
         batch.id = &*unit.batch.id,
-        url.path = unit.batch.endpoint.path,
+        url.path = path,
         attempt = job.pending.history.attempts() + 1,
         upstream.name = Empty,
         outcome = Empty,
         http.response.status_code = Empty,
     );
     let call = Call {
-        path: unit.batch.endpoint.path,
+        path,
         body: request.body.clone(),
         charge: pool.budget().open(),
         traceparent: trace::traceparent(&span),

@@ -616,7 +616,7 @@ fn lines_waiting(backlog: &[Backlog]) -> HashMap<String, usize> {
 }
 
 fn context(row: &Backlog) -> Option<Arc<BatchContext>> {
-    let endpoint = endpoint::find(&row.endpoint);
+    let endpoint = endpoint::of_batch(&row.endpoint);
     if endpoint.is_none() {
         tracing::error!(
             batch.id = row.batch_id,

@@ -1,6 +1,8 @@
 //! The commands, as a user meets them: what they print, and how they exit.
 
 mod demo;
+mod flags;
+mod keep;
 mod keys;
 mod outputs;
 mod resume;
@@ -18,7 +20,7 @@ use crate::support::binary::{Ended, Process, command, ended};
 /// How long anything may take that is waited for. Far more than it does.
 const PATIENCE: Duration = Duration::from_secs(60);
 
-const COMMANDS: [&[&str]; 11] = [
+const COMMANDS: [&[&str]; 13] = [
     &[],
     &["serve"],
     &["run"],
@@ -30,6 +32,8 @@ const COMMANDS: [&[&str]; 11] = [
     &["keys", "revoke"],
     &["openapi"],
     &["check"],
+    &["completions"],
+    &["man"],
 ];
 
 /// A command that works in a directory.
@@ -283,6 +287,38 @@ async fn the_openapi_document_is_printed() {
         printed.out == document.expect("is JSON") + "\n",
         "it prints something else"
     );
+}
+
+#[tokio::test]
+async fn a_shell_completes_the_commands_and_man_has_a_page_of_each() {
+    for shell in ["bash", "zsh", "fish"] {
+        let printed = ended(command(&["completions", shell])).await;
+        assert_eq!((printed.code, printed.errors.as_str()), (Some(0), ""));
+        assert!(printed.out.contains("retry-failed"), "{shell}");
+    }
+    let page = ended(command(&["man"])).await;
+    assert!(page.out.contains(".TH nightshift 1"), "{}", page.out);
+    let directory = tempfile::tempdir().expect("makes a directory");
+    let written = ended_in(directory.path(), &["man", "--dir", "pages/man1"]).await;
+    assert_eq!(written.code, Some(0), "{}", written.errors);
+    for name in ["nightshift", "nightshift-run", "nightshift-keys-create"] {
+        let path = directory.path().join(format!("pages/man1/{name}.1"));
+        let page = std::fs::read_to_string(path).expect("is there");
+        assert!(page.contains(".SH OPTIONS"), "{name}");
+    }
+}
+
+#[tokio::test]
+async fn who_looks_for_a_port_is_told_of_listen() {
+    for args in [&["serve", "--port", "9000"][..], &["demo", "--port=9000"]] {
+        let wrong = ended(command(args)).await;
+        assert_eq!(wrong.code, Some(2), "{}", wrong.errors);
+        assert!(
+            wrong.errors.contains("'--listen HOST:PORT'"),
+            "{}",
+            wrong.errors
+        );
+    }
 }
 
 #[tokio::test]

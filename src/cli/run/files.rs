@@ -3,22 +3,19 @@
 use std::io::ErrorKind;
 use std::os::unix::fs::MetadataExt as _;
 use std::path::{Path, PathBuf};
+use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, bail};
-use futures::StreamExt as _;
-use serde_json::Value;
 use tokio::fs::{File, OpenOptions};
-use tokio::io::AsyncWriteExt as _;
 
-use super::TENANT;
+use super::answers::{Answers, Sources};
 use super::target::{self, Target};
-use crate::store::Store;
-use crate::transfer;
+use crate::domain::file::Kind;
 
 /// What is added to a result's name while it is written.
 const PARTIAL: &str = ".partial";
-/// A line of an errors file that is longer is not looked at.
-const FIRST_LINE_MAX: u64 = 1 << 20;
+/// The answers so far are written this often.
+const GROWS_EVERY: Duration = Duration::from_secs(1);
 
 /// Refuses to begin where one of the files would take another's place.
 pub(super) fn must_differ(
@@ -63,29 +60,28 @@ pub(super) fn must_be_free(target: &Target) -> anyhow::Result<()> {
     Ok(())
 }
 
-/// Writes one of the batch's files. Without an id, the batch made none: then it is empty.
+/// Writes the answers, or the lines that failed, of a run whose batch has ended.
 ///
 /// A regular file is written beside its place and then renamed, with the mode and the owner of
 /// the file that was there. Where that cannot be, it is written in its place.
 pub(super) async fn write(
-    store: &Store,
-    file_id: Option<&str>,
+    sources: &Sources<'_>,
+    kind: Kind,
     target: &Target,
 ) -> anyhow::Result<()> {
     let cannot = || format!("cannot write {target}");
     let Some(path) = target.file() else {
         let mut out = target.open_stream().await?;
-        return fill(store, file_id, &mut out).await.with_context(cannot);
+        return fill(sources, kind, &mut out).await.with_context(cannot);
     };
     let old = path.metadata().ok();
     // A rename would leave the file's other names behind.
     let has_other_names = old.as_ref().is_some_and(|old| old.nlink() > 1);
-    if !has_other_names
-        && replace(store, file_id, path, old.as_ref())
-            .await
-            .with_context(cannot)?
-    {
-        return Ok(());
+    if !has_other_names {
+        let replaced = replace(sources, kind, path, old.as_ref()).await;
+        if replaced.with_context(cannot)? {
+            return Ok(());
+        }
     }
     let mut out = OpenOptions::new()
         .write(true)
@@ -93,27 +89,21 @@ pub(super) async fn write(
         .open(path)
         .await
         .with_context(cannot)?;
-    fill(store, file_id, &mut out).await.with_context(cannot)?;
-    out.sync_all().await.with_context(cannot)
+    fill(sources, kind, &mut out).await.with_context(cannot)?;
+    out.sync_all().await.with_context(cannot)?;
+    remove_if_there(&beside(path, PARTIAL)).with_context(cannot)
 }
 
 /// Writes a file beside its place and renames it. `false`: there is a file that this process
 /// cannot replace.
 async fn replace(
-    store: &Store,
-    file_id: Option<&str>,
+    sources: &Sources<'_>,
+    kind: Kind,
     path: &Path,
     old: Option<&std::fs::Metadata>,
 ) -> anyhow::Result<bool> {
     let partial = beside(path, PARTIAL);
-    // Never through a symlink that is there.
-    remove_if_there(&partial)?;
-    let created = OpenOptions::new()
-        .write(true)
-        .create_new(true)
-        .open(&partial)
-        .await;
-    let mut out = match created {
+    let mut out = match create_partial(&partial).await {
         Ok(out) => out,
         // Others may own the directory, and this process the file.
         Err(error) if old.is_some() && error.kind() == ErrorKind::PermissionDenied => {
@@ -121,7 +111,7 @@ async fn replace(
         }
         Err(error) => return Err(error.into()),
     };
-    fill(store, file_id, &mut out).await?;
+    fill(sources, kind, &mut out).await?;
     out.sync_all().await?;
     if let Some(old) = old
         && !target::take_after(&out.into_std().await, old)?
@@ -140,19 +130,86 @@ async fn replace(
     }
 }
 
-async fn fill(store: &Store, file_id: Option<&str>, out: &mut File) -> anyhow::Result<()> {
-    if let Some(file_id) = file_id {
-        let file = store
-            .file(TENANT, file_id)
-            .await?
-            .context("the batch's file is gone")?;
-        let length = u64::try_from(file.bytes).unwrap_or(0);
-        let mut blocks = std::pin::pin!(transfer::content(store, &file, 0..length));
-        while let Some(block) = blocks.next().await {
-            out.write_all(&block?).await?;
+/// Never through a symlink that is there.
+async fn create_partial(partial: &Path) -> std::io::Result<File> {
+    remove_if_there(partial)?;
+    let mut options = OpenOptions::new();
+    options.write(true).create_new(true);
+    options.open(partial).await
+}
+
+async fn fill(sources: &Sources<'_>, kind: Kind, out: &mut File) -> anyhow::Result<()> {
+    let mut answers = Answers::open(sources, kind).await?;
+    answers.advance(out, true).await?;
+    Ok(())
+}
+
+/// The answers so far, in input order up to the first one that is missing, for who looks into the
+/// output's partial file while the run goes on, or after it was interrupted.
+pub(super) struct Partial {
+    path: PathBuf,
+    answers: Answers,
+    /// `None`: there was nothing to write yet.
+    out: Option<File>,
+    done: u64,
+    next: Instant,
+    /// Something went wrong: the run goes on without it.
+    is_over: bool,
+}
+
+impl Partial {
+    /// `None`: the output is no file.
+    pub(super) async fn of(
+        sources: &Sources<'_>,
+        output: &Target,
+    ) -> anyhow::Result<Option<Partial>> {
+        let Some(path) = output.file() else {
+            return Ok(None);
+        };
+        Ok(Some(Partial {
+            path: beside(path, PARTIAL),
+            answers: Answers::open(sources, Kind::Output).await?,
+            out: None,
+            done: 0,
+            next: Instant::now(),
+            is_over: false,
+        }))
+    }
+
+    /// Writes what has come since, now and then.
+    pub(super) async fn grow(&mut self, done: u64) {
+        let now = Instant::now();
+        if !self.is_over && done > self.done && now >= self.next {
+            self.next = now + GROWS_EVERY;
+            self.done = done;
+            self.write().await;
         }
     }
-    Ok(out.flush().await?)
+
+    /// Writes what there is, and says where. `None`: there is nothing.
+    pub(super) async fn leave(mut self) -> Option<PathBuf> {
+        if !self.is_over {
+            self.write().await;
+        }
+        self.out.map(|_| self.path)
+    }
+
+    async fn write(&mut self) {
+        if let Err(error) = self.try_write().await {
+            self.is_over = true;
+            let path = self.path.display();
+            tracing::warn!("cannot write {path}, and goes on without it: {error:#}");
+        }
+    }
+
+    async fn try_write(&mut self) -> anyhow::Result<()> {
+        let out = match &mut self.out {
+            Some(out) => out,
+            None => self.out.insert(create_partial(&self.path).await?),
+        };
+        self.answers.advance(out, false).await?;
+        Ok(())
+    }
 }
 
 /// A path with something added to its name.
@@ -192,34 +249,4 @@ fn remove_if_there(path: &Path) -> std::io::Result<()> {
         Err(error) if error.kind() != ErrorKind::NotFound => Err(error),
         _ => Ok(()),
     }
-}
-
-/// Why the first line of an errors file failed, in short.
-pub(super) async fn first_cause(store: &Store, file_id: &str) -> Option<String> {
-    let file = store.file(TENANT, file_id).await.ok()??;
-    let length = u64::try_from(file.bytes).unwrap_or(0).min(FIRST_LINE_MAX);
-    let mut blocks = std::pin::pin!(transfer::content(store, &file, 0..length));
-    let mut line = Vec::new();
-    while !line.contains(&b'\n')
-        && let Some(block) = blocks.next().await
-    {
-        line.extend_from_slice(&block.ok()?);
-    }
-    let line: Value = serde_json::from_slice(line.split(|&byte| byte == b'\n').next()?).ok()?;
-    let custom_id = line["custom_id"].as_str()?;
-    let (code, message) = match &line["error"] {
-        Value::Null => {
-            let response = &line["response"];
-            let message = &response["body"]["error"]["message"];
-            (response["status_code"].to_string(), message)
-        }
-        error => (error["code"].as_str()?.to_owned(), &error["message"]),
-    };
-    let message: String = message
-        .as_str()
-        .unwrap_or_default()
-        .chars()
-        .take(200)
-        .collect();
-    Some(format!("{custom_id}: {code} {message}"))
 }

@@ -6,26 +6,164 @@ use std::os::unix::fs::DirBuilderExt as _;
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context as _, bail};
+use secrecy::ExposeSecret as _;
 use serde::{Deserialize, Serialize};
 use sha2::{Digest as _, Sha256};
 
 use super::target::Target;
+use crate::config::Config;
 
 const NAME: &str = "run.json";
-/// The store's file.
-pub(super) const DATABASE: &str = "state.db";
+/// A copy of an input that cannot be read twice, while a run begins.
+pub(super) const INPUT_COPY: &str = "input.tmp";
+/// Begin the names of what a generation has.
+const GENERATION_FILES: [&str; 4] = ["state", "lines", "kept", "index"];
+const LOCKS: [&str; 2] = ["run.lock", "state.db.lock"];
+
+/// The files of one batch of a run. A run that sends again what has no answer, or whose input has
+/// changed, begins a new generation beside the old one, which is removed once the new one is
+/// noted: so at any moment one is whole.
+#[derive(Clone, Debug)]
+pub(super) struct Generation {
+    state: PathBuf,
+    number: u32,
+}
+
+impl Generation {
+    pub(super) fn first(state: &Path) -> Generation {
+        Generation {
+            state: state.to_owned(),
+            number: 1,
+        }
+    }
+
+    pub(super) fn next(&self) -> Generation {
+        Generation {
+            state: self.state.clone(),
+            number: self.number + 1,
+        }
+    }
+
+    /// The store's file.
+    pub(super) fn database(&self) -> PathBuf {
+        self.file("state", ".db")
+    }
+
+    /// What is known of each line of the input.
+    pub(super) fn lines(&self) -> PathBuf {
+        self.file("lines", "")
+    }
+
+    /// Answers of earlier generations, …
+    pub(super) fn kept(&self) -> PathBuf {
+        self.file("kept", ".jsonl")
+    }
+
+    /// … and what each of them answers.
+    pub(super) fn index(&self) -> PathBuf {
+        self.file("index", "")
+    }
+
+    fn file(&self, name: &str, ending: &str) -> PathBuf {
+        let number = match self.number {
+            1 => String::new(),
+            number => format!("-{number}"),
+        };
+        self.state.join(format!("{name}{number}{ending}"))
+    }
+
+    fn has(&self, name: &str) -> bool {
+        number_of(name) == Some(self.number)
+    }
+
+    /// Removes what this generation has. What cannot be removed does no harm.
+    pub(super) fn remove(&self) {
+        remove_where(&self.state, |name| self.has(name));
+    }
+
+    /// Removes what other generations have.
+    pub(super) fn remove_others(&self) {
+        remove_where(&self.state, |name| {
+            number_of(name).is_some_and(|number| number != self.number)
+        });
+    }
+}
+
+/// The number of the generation that gives a file such a name; `None`: none does.
+fn number_of(name: &str) -> Option<u32> {
+    let (stem, ending) = name.split_once('.').unwrap_or((name, ""));
+    let (kind, number) = stem.split_once('-').unwrap_or((stem, "1"));
+    let endings = ["", "db", "db-wal", "db-shm", "jsonl"];
+    let is_ours = GENERATION_FILES.contains(&kind) && endings.contains(&ending);
+    number.parse().ok().filter(|_| is_ours)
+}
+
+fn remove_where(state: &Path, goes: impl Fn(&str) -> bool) {
+    for entry in fs::read_dir(state).into_iter().flatten().flatten() {
+        if entry.file_name().to_str().is_some_and(&goes) {
+            let _ = fs::remove_file(entry.path());
+        }
+    }
+}
 
 /// Written when the whole input is in the store: without it there is nothing to go on with.
 #[derive(Debug, Serialize, Deserialize)]
 pub(super) struct Journal {
+    #[serde(skip)]
+    pub state: PathBuf,
+    pub generation: u32,
     pub input_sha256: String,
-    pub batch_id: String,
+    /// What flags changed in the input's lines.
+    pub reshape: String,
+    /// `None`: every answer is kept from earlier generations.
+    pub batch_id: Option<String>,
+    /// How many answers are kept from earlier generations.
+    pub kept: u64,
+    /// Tells whether lines go to the same upstreams with the same keys, and tells no key.
+    pub upstream: String,
+    pub salt: String,
     /// The errors files that runs of this output wrote.
     #[serde(default)]
     pub errors_files: Vec<PathBuf>,
 }
 
 impl Journal {
+    pub(super) fn new(
+        generation: &Generation,
+        input_sha256: String,
+        batch_id: Option<String>,
+        reshape: String,
+    ) -> Journal {
+        Journal {
+            state: generation.state.clone(),
+            generation: generation.number,
+            input_sha256,
+            reshape,
+            batch_id,
+            kept: 0,
+            upstream: String::new(),
+            salt: uuid::Uuid::new_v4().to_string(),
+            errors_files: Vec::new(),
+        }
+    }
+
+    pub(super) fn generation(&self, state: &Path) -> Generation {
+        Generation {
+            state: state.to_owned(),
+            number: self.generation,
+        }
+    }
+
+    /// Notes where lines go, and with which keys.
+    pub(super) fn note_upstream(&mut self, config: &Config) {
+        self.upstream = upstream(&self.salt, config);
+    }
+
+    /// Whether lines go where they went, with the same keys.
+    pub(super) fn is_upstream(&self, config: &Config) -> bool {
+        self.upstream == upstream(&self.salt, config)
+    }
+
     /// Whether a run of this output wrote that errors file.
     pub(super) fn wrote(&self, errors: &Target) -> bool {
         let file = errors.file();
@@ -41,9 +179,13 @@ impl Journal {
                 return Err(error).with_context(|| format!("cannot read {}", path.display()));
             }
         };
-        let journal = serde_json::from_slice(&text);
+        let journal: Result<Journal, _> = serde_json::from_slice(&text);
         let damaged = || format!("{} is damaged; --restart begins anew", path.display());
-        journal.with_context(damaged).map(Some)
+        let journal = journal.with_context(damaged)?;
+        Ok(Some(Journal {
+            state: state.to_owned(),
+            ..journal
+        }))
     }
 
     /// Writes it whole or not at all.
@@ -66,17 +208,52 @@ impl Journal {
     /// Removes what an earlier run left, the journal first: without it the rest counts for
     /// nothing. Only files of this program's own names are touched.
     pub(super) fn clear(state: &Path) -> anyhow::Result<()> {
-        for name in [NAME, DATABASE, "state.db-wal", "state.db-shm"] {
-            let path = state.join(name);
-            match fs::remove_file(&path) {
-                Err(error) if error.kind() != ErrorKind::NotFound => {
-                    return Err(error).with_context(|| format!("cannot remove {}", path.display()));
-                }
-                _ => {}
+        let path = state.join(NAME);
+        match fs::remove_file(&path) {
+            Err(error) if error.kind() != ErrorKind::NotFound => {
+                return Err(error).with_context(|| format!("cannot remove {}", path.display()));
             }
+            _ => {}
         }
+        remove_where(state, |name| {
+            name == INPUT_COPY || number_of(name).is_some()
+        });
         Ok(())
     }
+}
+
+/// A name of all upstreams, their keys and what they call the models.
+fn upstream(salt: &str, config: &Config) -> String {
+    let mut sha = Sha256::new();
+    let mut add = |text: &str| {
+        sha.update((text.len() as u64).to_le_bytes());
+        sha.update(text);
+    };
+    add(salt);
+    for upstream in &config.upstreams {
+        add(&upstream.name);
+        add(&upstream.base_url);
+        add(upstream
+            .api_key
+            .as_ref()
+            .map_or("", |key| key.expose_secret()));
+        for (name, value) in &upstream.headers {
+            add(name);
+            add(value.expose_secret());
+        }
+    }
+    for model in &config.models {
+        add(&model.name);
+        for route in &model.routes {
+            add(&route.upstream);
+            add(route.model.as_deref().unwrap_or_default());
+        }
+    }
+    hex(&sha.finalize())
+}
+
+pub(super) fn hex(bytes: &[u8]) -> String {
+    bytes.iter().map(|byte| format!("{byte:02x}")).collect()
 }
 
 /// Removes the state directory after a start that came to nothing, unless it has a journal: then
@@ -84,7 +261,7 @@ impl Journal {
 pub(super) fn discard(state: &Path) {
     if matches!(Journal::read(state), Ok(None)) && Journal::clear(state).is_ok() {
         // What cannot be removed does no harm.
-        for name in ["run.lock", "state.db.lock"] {
+        for name in LOCKS {
             let _ = fs::remove_file(state.join(name));
         }
         let _ = fs::remove_dir(state);
@@ -143,10 +320,65 @@ impl Hashing {
     }
 
     pub(super) fn finish(self) -> String {
-        self.0
-            .finalize()
-            .iter()
-            .map(|byte| format!("{byte:02x}"))
-            .collect()
+        hex(&self.0.finalize())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn only_files_of_a_generation_are_removed() {
+        let directory = tempfile::tempdir().unwrap();
+        let state = directory.path();
+        let first = Generation::first(state);
+        let names = [
+            "state.db",
+            "state.db-wal",
+            "lines",
+            "kept.jsonl",
+            "index",
+            "state-2.db",
+            "lines-2",
+            "kept-2.jsonl",
+            "index-2",
+            "run.json",
+            "errors.jsonl",
+            "lines.txt",
+            "kept-list.jsonl",
+            "state.db.lock",
+        ];
+        for name in names {
+            fs::write(state.join(name), "").unwrap();
+        }
+        let left = || {
+            let entries = fs::read_dir(state).unwrap();
+            let mut left: Vec<_> = entries
+                .map(|entry| entry.unwrap().file_name().into_string().unwrap())
+                .collect();
+            left.sort();
+            left
+        };
+        first.next().remove_others();
+        let others = [
+            "errors.jsonl",
+            "kept-list.jsonl",
+            "lines.txt",
+            "run.json",
+            "state.db.lock",
+        ];
+        let second = ["index-2", "kept-2.jsonl", "lines-2", "state-2.db"];
+        let mut expected = [&others[..], &second].concat();
+        expected.sort_unstable();
+        assert_eq!(left(), expected);
+        Journal::clear(state).unwrap();
+        assert_eq!(
+            left(),
+            others
+                .into_iter()
+                .filter(|name| *name != "run.json")
+                .collect::<Vec<_>>()
+        );
     }
 }

@@ -1,5 +1,10 @@
 //! Tables of aligned text, and how numbers stand in them.
 
+/// Between two columns.
+const GAP: usize = 2;
+/// A column is not made narrower than this.
+const NARROWEST: usize = 5;
+
 /// Columns under titles. A table without rows is not written.
 pub(in crate::cli) struct Table {
     rows: Vec<Vec<String>>,
@@ -17,8 +22,9 @@ impl Table {
         self.rows.push(cells.to_vec());
     }
 
-    /// Writes it behind an empty line, without spaces at the ends of lines.
-    pub fn write(&self, text: &mut String) {
+    /// Writes it behind an empty line, without spaces at the ends of lines. Where it is wider than
+    /// `most`, its widest cells are cut.
+    pub fn write(&self, text: &mut String, most: Option<usize>) {
         if self.rows.len() < 2 {
             return;
         }
@@ -27,17 +33,37 @@ impl Table {
             let cells = self.rows.iter().filter_map(|row| row.get(column));
             cells.map(|cell| cell.chars().count()).max().unwrap_or(0)
         };
-        let widths: Vec<usize> = (0..columns).map(width).collect();
+        let mut widths: Vec<usize> = (0..columns).map(width).collect();
+        shrink(&mut widths, most.unwrap_or(usize::MAX));
         text.push('\n');
         for row in &self.rows {
             let cells = row.iter().zip(&widths);
             let line: Vec<String> = cells
-                .map(|(cell, &width)| format!("{cell:width$}"))
+                .map(|(cell, &width)| format!("{:width$}", cut(cell, width)))
                 .collect();
             text.push_str(line.join("  ").trim_end());
             text.push('\n');
         }
     }
+}
+
+/// Takes from the widest columns until all of them fit, with the gaps between them.
+fn shrink(widths: &mut [usize], most: usize) {
+    let gaps = GAP * widths.len().saturating_sub(1);
+    while widths.iter().sum::<usize>() + gaps > most {
+        match widths.iter_mut().max() {
+            Some(widest) if *widest > NARROWEST => *widest -= 1,
+            _ => return,
+        }
+    }
+}
+
+fn cut(cell: &str, width: usize) -> String {
+    if cell.chars().count() <= width {
+        return cell.to_owned();
+    }
+    let kept: String = cell.chars().take(width.saturating_sub(1)).collect();
+    format!("{kept}…")
 }
 
 /// A length of time in its two largest units.
@@ -70,6 +96,18 @@ pub(super) fn size(bytes: usize) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_table_that_is_too_wide_has_its_widest_cells_cut() {
+        let mut table = Table::new(["BATCH", "DONE"]);
+        table.row(["batch_0123456789".to_owned(), "1/2".to_owned()]);
+        let mut text = String::new();
+        table.write(&mut text, Some(14));
+        assert_eq!(text, "\nBATCH     DONE\nbatch_0…  1/2\n");
+        let mut text = String::new();
+        table.write(&mut text, None);
+        assert!(text.contains("batch_0123456789  1/2"), "{text}");
+    }
 
     #[test]
     fn numbers_are_short() {

@@ -200,6 +200,7 @@ fn wrong_flags_are_faults_that_name_them() {
         api_key_env: Some("KEY".to_owned()),
         role: Some("apis".to_owned()),
         concurrency: Some(0),
+        ..Overrides::default()
     };
     let errors = load_flagged("", &[], &overrides).unwrap_err().to_string();
     for line in [

@@ -34,7 +34,7 @@ async fn a_demo_shows_a_batch_and_exits_when_told_to() {
     let lines = shown
         .out
         .lines()
-        .filter(|line| line.contains("\"custom_id\":\"review-"))
+        .filter(|line| line.starts_with("  review-") && line.len() > "  review-1: ".len())
         .count();
     assert_eq!(
         lines, 5,
@@ -93,4 +93,29 @@ async fn a_demo_takes_the_next_port_where_its_first_one_is_taken() {
     let last = shown.out.lines().last().expect("says something");
     let port = last.strip_prefix("Server: http://127.0.0.1:80");
     assert!(port.is_some_and(|port| port != "80"), "{last}");
+}
+
+#[tokio::test]
+async fn a_demo_listens_where_it_is_told_to_and_ends_quietly_when_nobody_reads_on() {
+    let directory = tempfile::tempdir().expect("makes a directory");
+    let shown = ended(demo(
+        directory.path(),
+        &["--exit", "--listen", "127.0.0.1:0"],
+    ))
+    .await;
+    assert_eq!(shown.code, Some(0), "{}", shown.errors);
+    let last = shown.out.lines().last().expect("says something");
+    assert!(last.starts_with("Server: http://127.0.0.1:"), "{last}");
+
+    let mut piped = demo(directory.path(), &["--exit"]);
+    // Closed, so that the first line finds nobody.
+    let (reader, writer) = std::io::pipe().expect("makes a pipe");
+    drop(reader);
+    piped.stdout(writer).stderr(std::process::Stdio::piped());
+    let ended = piped.output().await.expect("runs");
+    let errors = String::from_utf8_lossy(&ended.stderr);
+    assert!(
+        !errors.contains("error") && !errors.contains("panicked"),
+        "{errors}"
+    );
 }

@@ -42,13 +42,33 @@ async fn an_interrupted_run_goes_on_and_sends_nothing_twice() {
     assert!(half < LINES as u64, "it was not interrupted");
     assert_eq!(
         workshop.files(),
-        ["in.jsonl", "out.jsonl.nightshift"],
+        ["in.jsonl", "out.jsonl.nightshift", "out.jsonl.partial"],
         "no output is half there"
+    );
+    let partial = workshop.custom_ids("out.jsonl.partial");
+    assert!(
+        !partial.is_empty() && partial.len() as u64 <= half,
+        "{}",
+        partial.len()
+    );
+    assert_eq!(
+        partial,
+        ids(LINES)[..partial.len()],
+        "what is there is in the input's order"
+    );
+    assert!(
+        interrupted.errors.contains("out.jsonl.partial"),
+        "{}",
+        interrupted.errors
     );
 
     let ran = workshop.run(&[]).await;
     assert_eq!(ran.code, Some(0), "{}", ran.errors);
     assert_eq!(workshop.custom_ids("out.jsonl"), ids(LINES));
+    assert_eq!(
+        workshop.files(),
+        ["in.jsonl", "out.jsonl", "out.jsonl.nightshift"]
+    );
     let bodies = workshop.simulator.stats().bodies.expect("are tracked");
     assert_eq!((bodies.distinct, bodies.most_calls), (LINES as u64, 1));
 }
@@ -106,7 +126,10 @@ async fn a_killed_run_goes_on_and_loses_nothing() {
         running.signal("KILL");
         assert_eq!(running.ended().await.code, None);
         durable = rows(&state, "segments").await;
-        assert_eq!(workshop.files(), ["in.jsonl", "out.jsonl.nightshift"]);
+        assert!(
+            !workshop.path("out.jsonl").exists(),
+            "no output is half there"
+        );
         until("its calls are cut", async || {
             workshop.simulator.stats().total.in_flight == 0
         })

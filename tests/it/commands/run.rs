@@ -137,25 +137,26 @@ async fn a_file_becomes_a_file_and_the_same_again_sends_nothing() {
 }
 
 #[tokio::test]
-async fn another_input_is_refused_unless_it_is_to_begin_anew() {
+async fn an_input_of_other_lines_is_refused_unless_it_is_to_begin_anew() {
     let workshop = Workshop::new(&requests(&ids(3)), Options::default()).await;
     assert_eq!(workshop.run(&[]).await.code, Some(0));
     let output = workshop.read("out.jsonl");
 
-    workshop.write("in.jsonl", &requests(&ids(5)));
+    let others = ["other-1", "other-2"].map(str::to_owned);
+    workshop.write("in.jsonl", &requests(&others));
     let refused = workshop.run(&[]).await;
-    assert_eq!(refused.code, Some(1));
+    assert_eq!(refused.code, Some(3), "{}", refused.errors);
     assert!(refused.errors.contains("--restart"), "{}", refused.errors);
     assert_eq!(workshop.read("out.jsonl"), output);
     assert_eq!(workshop.calls(), 3);
 
     let restarted = workshop.run(&["--restart"]).await;
     assert_eq!(restarted.code, Some(0), "{}", restarted.errors);
-    assert_eq!(workshop.custom_ids("out.jsonl"), ids(5));
-    assert_eq!(workshop.calls(), 8);
+    assert_eq!(workshop.custom_ids("out.jsonl"), others);
+    assert_eq!(workshop.calls(), 5);
     let again = workshop.run(&["--restart"]).await;
     assert_eq!(again.code, Some(0));
-    assert_eq!(workshop.calls(), 13, "begun anew, all is sent again");
+    assert_eq!(workshop.calls(), 7, "begun anew, all is sent again");
 }
 
 #[tokio::test]
@@ -233,7 +234,12 @@ async fn standard_input_is_an_input_like_any_other() {
         assert_eq!(workshop.custom_ids("out.jsonl"), ids(20));
         assert_eq!(workshop.calls(), 20);
     }
-    assert_eq!(run(&ids(21)).await.code, Some(1), "another input");
+    let more = run(&ids(21)).await;
+    assert_eq!(more.code, Some(0), "{}", more.errors);
+    assert_eq!(
+        (workshop.custom_ids("out.jsonl"), workshop.calls()),
+        (ids(21), 21)
+    );
 }
 
 #[tokio::test]
@@ -250,6 +256,16 @@ async fn an_input_that_is_not_valid_is_refused_with_its_lines() {
     }
     assert_eq!(workshop.calls(), 0);
     assert!(!workshop.path("out.jsonl").exists());
+
+    // Those that are not shown are counted.
+    workshop.write("in.jsonl", &"{}\n".repeat(500));
+    let refused = workshop.run(&[]).await;
+    assert_eq!(refused.code, Some(3));
+    assert!(
+        refused.errors.contains("… and 480 more"),
+        "{}",
+        refused.errors
+    );
 
     for (input, reason) in [("", "in.jsonl is empty"), ("words\n", "not JSON")] {
         workshop.write("in.jsonl", input);

@@ -199,7 +199,10 @@ const BINARY: &str = env!("CARGO_BIN_EXE_nightshift");
 fn free(command: &mut Command) {
     for (name, _) in std::env::vars_os() {
         let name = name.to_string_lossy().into_owned();
-        if name.starts_with("NIGHTSHIFT_") || name == "DATABASE_URL" {
+        let ours = ["NIGHTSHIFT_", "OPENAI_"]
+            .iter()
+            .any(|prefix| name.starts_with(prefix));
+        if ours || name == "DATABASE_URL" {
             command.env_remove(name);
         }
     }

@@ -1,0 +1,332 @@
+//! The lines of an input, one by one, as they are sent: what flags change is changed here, before
+//! anything else looks at a line.
+
+use std::borrow::Cow;
+
+use bytes::Bytes;
+use memchr::memchr;
+use serde_json::{Map, Value};
+use sha2::{Digest as _, Sha256};
+
+use super::lines::{Key, Record, Source};
+use crate::config::Model;
+use crate::domain::json;
+
+/// What flags change in every line.
+#[derive(Clone, Debug, Default)]
+pub(super) struct Reshape {
+    /// Lines may be bare bodies, and may lack a `custom_id`.
+    pub ids: bool,
+    /// Put into every body.
+    pub set: Map<String, Value>,
+    /// Requests beyond so many are left out.
+    pub limit: Option<u64>,
+}
+
+impl Reshape {
+    fn changes_lines(&self) -> bool {
+        self.ids || !self.set.is_empty()
+    }
+
+    /// A name of what it does: another name, another input.
+    pub(super) fn name(&self) -> String {
+        let set = Value::Object(self.set.clone());
+        format!("ids={} limit={:?} set={set}", self.ids, self.limit)
+    }
+
+    /// The line as it is sent, by its number from 1. What is no request stays as it is.
+    pub(super) fn line<'a>(&self, line: &'a [u8], number: u64) -> Cow<'a, [u8]> {
+        if !self.changes_lines() {
+            return Cow::Borrowed(line);
+        }
+        let text = std::str::from_utf8(line).ok();
+        let request = text.and_then(|text| self.request(text, number));
+        request.map_or(Cow::Borrowed(line), Cow::Owned)
+    }
+
+    fn request(&self, line: &str, number: u64) -> Option<Vec<u8>> {
+        let mut members: Vec<(String, &str)> = Vec::new();
+        json::members(line, |key, value| members.push((key.to_owned(), value)))?;
+        let of = |name: &str| {
+            let found = members.iter().rev().find(|(key, _)| key == name);
+            found
+                .map(|(_, value)| *value)
+                .filter(|value| *value != "null")
+        };
+        let is_bare = self.ids && of("body").is_none();
+        let body = if is_bare { line.trim() } else { of("body")? };
+        let custom_id = match of("custom_id") {
+            Some(custom_id) => custom_id.to_owned(),
+            None if self.ids => format!("\"line-{number}\""),
+            None => String::new(),
+        };
+        let url = match of("url") {
+            Some(url) => url.to_owned(),
+            None if self.ids => quoted(endpoint_of(body)?),
+            None => String::new(),
+        };
+        let method = of("method").map(str::to_owned);
+        let method = method.or(self.ids.then(|| "\"POST\"".to_owned()));
+
+        let mut out = Vec::with_capacity(line.len() + 100);
+        out.push(b'{');
+        let mut member = |name: &str, value: &[u8]| {
+            if !value.is_empty() {
+                if out.len() > 1 {
+                    out.push(b',');
+                }
+                json::string(name, &mut out);
+                out.push(b':');
+                out.extend_from_slice(value);
+            }
+        };
+        member("custom_id", custom_id.as_bytes());
+        member("method", method.unwrap_or_default().as_bytes());
+        member("url", url.as_bytes());
+        let body = self.body(body, is_bare);
+        member("body", &body);
+        out.push(b'}');
+        Some(out)
+    }
+
+    fn body(&self, body: &str, is_bare: bool) -> Vec<u8> {
+        let mut out = vec![b'{'];
+        let mut add = |key: &str, value: &str| {
+            if out.len() > 1 {
+                out.push(b',');
+            }
+            json::string(key, &mut out);
+            out.push(b':');
+            out.extend_from_slice(value.as_bytes());
+        };
+        let read = json::members(body, |key, value| {
+            // The id of a bare body is the envelope's.
+            let is_envelope = is_bare && key == "custom_id";
+            if !is_envelope && !self.set.contains_key(key) {
+                add(key, value);
+            }
+        });
+        if read.is_none() {
+            // It is no object: the check of the input says so.
+            return body.as_bytes().to_owned();
+        }
+        for (key, value) in &self.set {
+            add(key, &value.to_string());
+        }
+        out.push(b'}');
+        out
+    }
+}
+
+/// The endpoint that a bare body is for.
+fn endpoint_of(body: &str) -> Option<&'static str> {
+    let mut found = None;
+    json::members(body, |key, _| {
+        let endpoint = match key {
+            "messages" => "/v1/chat/completions",
+            "prompt" => "/v1/completions",
+            "input" => "/v1/embeddings",
+            _ => return,
+        };
+        found.get_or_insert(endpoint);
+    })?;
+    found
+}
+
+fn quoted(text: &str) -> String {
+    let mut out = Vec::new();
+    json::string(text, &mut out);
+    String::from_utf8_lossy(&out).into_owned()
+}
+
+/// What is known of a line, as it is sent.
+pub(super) fn record(line: &[u8], models: &[Model]) -> Record {
+    if line.iter().all(|&byte| json::is_space(byte)) {
+        return Record {
+            key: Key::default(),
+            source: Source::Blank,
+        };
+    }
+    let key = std::str::from_utf8(line)
+        .ok()
+        .and_then(|line| key(line, models));
+    Record {
+        key: key.unwrap_or_default(),
+        source: Source::Sent,
+    }
+}
+
+fn key(line: &str, models: &[Model]) -> Option<Key> {
+    let request = crate::domain::line::read(line)?;
+    let mut model = None;
+    json::members(request.body, |key, value| {
+        if key == "model" {
+            model = json::text(value);
+        }
+    })?;
+    let mut body = Vec::with_capacity(request.body.len());
+    json::compact(request.body, &mut body);
+    let name = model.as_deref().unwrap_or_default();
+    let of = |wanted: &str| models.iter().find(|model| model.name == wanted);
+    // What the configuration fills in is a part of what is asked.
+    let defaults = of(name).or_else(|| of("*")).map(|model| &model.defaults);
+    let defaults = defaults.filter(|defaults| !defaults.is_empty());
+    let defaults = defaults.map(|defaults| Value::Object(defaults.clone()).to_string());
+    let defaults = defaults.unwrap_or_default();
+    let parts: [&[u8]; 3] = [request.url.as_bytes(), &body, defaults.as_bytes()];
+    Some(Key::new(&request.custom_id, &parts))
+}
+
+/// Cuts an input into lines, and hashes it as a whole.
+pub(super) struct Splitter {
+    /// A line that is longer is cut: it is not valid, and the check of the input says so.
+    max_line_bytes: usize,
+    line: Vec<u8>,
+    hash: Sha256,
+    pub number: u64,
+    requests: u64,
+    limit: u64,
+}
+
+impl Splitter {
+    pub(super) fn new(max_line_bytes: usize, limit: Option<u64>) -> Splitter {
+        Splitter {
+            max_line_bytes,
+            line: Vec::new(),
+            hash: Sha256::new(),
+            number: 0,
+            requests: 0,
+            limit: limit.unwrap_or(u64::MAX),
+        }
+    }
+
+    /// Takes the next bytes, and shows each line that they complete, without its line end.
+    pub(super) fn push(
+        &mut self,
+        bytes: &[u8],
+        mut each: impl FnMut(&[u8], u64) -> anyhow::Result<()>,
+    ) -> anyhow::Result<()> {
+        self.hash.update(bytes);
+        let mut rest = bytes;
+        while let Some(end) = memchr(b'\n', rest) {
+            self.extend(&rest[..end]);
+            rest = &rest[end + 1..];
+            self.end_line(&mut each)?;
+        }
+        self.extend(rest);
+        Ok(())
+    }
+
+    fn extend(&mut self, bytes: &[u8]) {
+        let room = (self.max_line_bytes + 1).saturating_sub(self.line.len());
+        self.line.extend_from_slice(&bytes[..room.min(bytes.len())]);
+    }
+
+    fn end_line(
+        &mut self,
+        each: &mut impl FnMut(&[u8], u64) -> anyhow::Result<()>,
+    ) -> anyhow::Result<()> {
+        let is_blank = self.line.iter().all(|&byte| json::is_space(byte));
+        self.requests += u64::from(!is_blank);
+        self.number += 1;
+        if self.requests <= self.limit {
+            each(&self.line, self.number)?;
+        }
+        self.line.clear();
+        Ok(())
+    }
+
+    /// Ends the input, whose last line needs no line end, and returns its hash.
+    pub(super) fn finish(
+        mut self,
+        mut each: impl FnMut(&[u8], u64) -> anyhow::Result<()>,
+    ) -> anyhow::Result<String> {
+        if !self.line.is_empty() {
+            self.end_line(&mut each)?;
+        }
+        Ok(super::journal::hex(&self.hash.finalize()))
+    }
+}
+
+/// Lines on their way into the store.
+#[derive(Default)]
+pub(super) struct Gathered(Vec<u8>);
+
+impl Gathered {
+    pub(super) fn line(&mut self, line: &[u8]) {
+        self.0.extend_from_slice(line);
+        self.0.push(b'\n');
+    }
+
+    pub(super) fn take(&mut self) -> Bytes {
+        std::mem::take(&mut self.0).into()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use serde_json::json;
+
+    use super::*;
+
+    fn reshape(ids: bool, set: Value) -> Reshape {
+        let Value::Object(set) = set else {
+            panic!("an object")
+        };
+        Reshape {
+            ids,
+            set,
+            limit: None,
+        }
+    }
+
+    fn line(reshape: &Reshape, line: &str) -> Value {
+        let line = reshape.line(line.as_bytes(), 7);
+        serde_json::from_slice(&line).unwrap()
+    }
+
+    #[test]
+    fn bare_bodies_become_requests() {
+        let ids = reshape(true, json!({"model": "m"}));
+        for (body, url) in [
+            (json!({"input": "x"}), "/v1/embeddings"),
+            (json!({"messages": []}), "/v1/chat/completions"),
+            (json!({"prompt": "x", "model": "other"}), "/v1/completions"),
+        ] {
+            let request = line(&ids, &body.to_string());
+            assert_eq!(request["custom_id"], "line-7");
+            assert_eq!(
+                (&request["method"], &request["url"]),
+                (&json!("POST"), &json!(url))
+            );
+            assert_eq!(request["body"]["model"], "m");
+        }
+        let named = json!({"custom_id": "mine", "input": "x"});
+        let request = line(&ids, &named.to_string());
+        assert_eq!(request["custom_id"], "mine");
+        assert_eq!(request["body"], json!({"input": "x", "model": "m"}));
+        let whole = json!({"custom_id": "a", "method": "POST", "url": "/v1/x", "body": {"n": 1}});
+        let request = line(&ids, &whole.to_string());
+        assert_eq!(
+            (&request["custom_id"], &request["url"]),
+            (&json!("a"), &json!("/v1/x"))
+        );
+        assert_eq!(request["body"], json!({"n": 1, "model": "m"}));
+    }
+
+    #[test]
+    fn what_is_set_takes_the_place_of_what_was_there_and_nothing_else_changes() {
+        let set = reshape(false, json!({"temperature": 0, "new": [1]}));
+        let text = r#"{"custom_id":"a","method":"POST","url":"/v1/x","body":{"big":1e400,"temperature":1}}"#;
+        let changed = set.line(text.as_bytes(), 1);
+        let changed = std::str::from_utf8(&changed).unwrap();
+        assert!(changed.contains(r#""body":{"big":1e400,"#), "{changed}");
+        assert!(changed.contains(r#""temperature":0"#) && changed.contains(r#""new":[1]"#));
+        assert!(!changed.contains(r#""temperature":1"#), "{changed}");
+        for text in ["", "words", "[]", "{\"body\": 3}"] {
+            assert!(!set.line(text.as_bytes(), 1).is_empty() || text.is_empty());
+        }
+        let none = reshape(false, json!({}));
+        assert!(matches!(none.line(text.as_bytes(), 1), Cow::Borrowed(_)));
+    }
+}
