@@ -1,13 +1,12 @@
 //! `[limits]`: how much of anything.
 
 use super::reader::Reader;
+use crate::domain::file::MODELS_MAX;
 
 const FILE_BYTES_MAX: u64 = 1 << 50;
 const REQUESTS_MAX: u64 = 1_000_000_000;
 /// Both engines hold a value of this size, whatever compression makes of it.
 const LINE_BYTES_MAX: u64 = 1 << 29;
-/// An upload holds the name and the first lines of each model: about 1 KiB.
-const MODELS_MAX: u64 = 10_000;
 const IN_FLIGHT_BYTES_MAX: u64 = 1 << 50;
 
 /// `[limits]`: each at least 1.
@@ -30,7 +29,7 @@ impl Limits {
         reader.later(&["rate_limits", "tenants", "priority"]);
         let file = reader.whole("max_file_bytes", 1, FILE_BYTES_MAX);
         let requests = reader.whole("max_requests_per_batch", 1, REQUESTS_MAX);
-        let models = reader.whole("max_models_per_file", 1, MODELS_MAX);
+        let models = reader.whole("max_models_per_file", 1, MODELS_MAX as u64);
         let line = reader.whole("max_line_bytes", 1, LINE_BYTES_MAX);
         let in_flight = reader.whole("max_in_flight_bytes", 1, IN_FLIGHT_BYTES_MAX);
         if in_flight.is_some() && in_flight < line {

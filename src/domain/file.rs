@@ -2,6 +2,10 @@
 
 use serde::{Deserialize, Serialize};
 
+/// How many models the lines of a file may name at most, whatever the configuration says. An upload
+/// holds the name and the first lines of each model: about 1 KiB.
+pub const MODELS_MAX: usize = 10_000;
+
 /// What an uploaded file is for, or what made it (OpenAI's `purpose`).
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub enum Purpose {

@@ -6,15 +6,23 @@ use super::batches::stage;
 use super::engine::{Tx, on, values, within};
 use super::{Result, Store};
 use crate::domain::batch::{Ending, Stage};
+use crate::domain::file::MODELS_MAX;
 
 /// Models of one batch that are looked at in one round.
 const MODELS_A_LOOK: i64 = 16;
 /// Rows of one tenant that are looked at in one round.
 const ROWS_A_TENANT: i64 = 512;
-/// A prime by which the models of a batch are put in another order each round, so that none is
-/// always left out; and a step from one order to the next that changes much.
-const ORDERS: i64 = 1009;
-const ORDER_STEP: i64 = 599;
+/// The places of a circle on which the models of a batch stand. Each model has a place of its own:
+/// the number of places is a prime above the number of models.
+const PLACES: i64 = 10_007;
+const _: () = assert!(PLACES as usize > MODELS_MAX);
+/// The way from one model to the next: the golden section of the circle, so that the models of
+/// every batch stand at nearly equal distances, however few they are.
+const MODEL_STEP: i64 = 6185;
+/// How far a turn moves the place from which models are listed. The places of any few turns stand
+/// at nearly equal distances, too: so each model is listed after about as many turns as there are
+/// lists of [`MODELS_A_LOOK`].
+const TURN_STEP: i64 = 4145;
 /// Batches named in one statement.
 const NAMED_BATCHES_MAX: usize = 500;
 
@@ -81,17 +89,18 @@ impl Store {
                         b.ending, ROW_NUMBER() OVER (PARTITION BY b.tenant
                             ORDER BY w.place, b.created_at * $4, w.batch_id) AS of_tenant
                     FROM (SELECT batch_id, model_no, model, waiting, ROW_NUMBER() OVER
-                            (PARTITION BY batch_id ORDER BY (model_no + 1) * $1 % $2) AS place
+                            (PARTITION BY batch_id ORDER BY (model_no * $1 + $2) % $6) AS place
                         FROM backlog WHERE waiting > 0) w
                     JOIN batches b ON b.id = w.batch_id
                     WHERE w.place <= $3) listed
                  WHERE of_tenant <= $5",
             )
-            .bind(turn % ORDERS * ORDER_STEP % (ORDERS - 1) + 1)
-            .bind(ORDERS)
+            .bind(MODEL_STEP)
+            .bind(turn % PLACES * TURN_STEP % PLACES)
             .bind(MODELS_A_LOOK)
             .bind(if turn % 2 == 0 { -1_i64 } else { 1 })
             .bind(ROWS_A_TENANT)
+            .bind(PLACES)
             .fetch_all(c)
             .await?
         });

@@ -11,7 +11,7 @@ use bytes::Bytes;
 use nightshift::codec::segment::{self, Line};
 use nightshift::domain::batch::{Ending, Status};
 use nightshift::domain::clock::Clock;
-use nightshift::domain::file::{Kind, Purpose};
+use nightshift::domain::file::{Kind, MODELS_MAX, Purpose};
 use nightshift::domain::id;
 use nightshift::domain::unit::Bitmap;
 use nightshift::domain::usage::Usage;
@@ -638,7 +638,43 @@ async fn of_a_batch_with_many_models_a_few_are_listed_in_turn() {
     assert_eq!(seen.len(), MODELS);
 }
 
+/// However many models there are, and whichever of them wait: each is listed after about as many
+/// turns as there are lists.
+async fn every_model_of_a_batch_is_listed_in_its_turn() {
+    let fixture = Fixture::new().await;
+    let batch = fixture.running(1).await;
+    let waiting: [fn(i64) -> bool; 5] = [
+        |model_no| [5, 1008].contains(&(model_no % 1009)),
+        |model_no| model_no % 101 == 0,
+        |model_no| model_no % 64 == 7,
+        |model_no| model_no < 20,
+        |model_no| model_no >= 9_900,
+    ];
+    for (case, waits) in waiting.into_iter().enumerate() {
+        engines::execute(&fixture.url, "DELETE FROM backlog").await;
+        let rows: Vec<String> = (0..MODELS_MAX as i64)
+            .filter(|model_no| waits(*model_no))
+            .map(|model_no| format!("('{batch}', {model_no}, 'a model', 1)"))
+            .collect();
+        let models = rows.len();
+        let insert = format!(
+            "INSERT INTO backlog (batch_id, model_no, model, waiting) VALUES {}",
+            rows.join(", ")
+        );
+        engines::execute(&fixture.url, &insert).await;
+        let mut seen = std::collections::BTreeSet::new();
+        let turns = 2 * models.div_ceil(16) + 2;
+        for turn in 0..turns as i64 {
+            let backlog = fixture.store.backlog(turn).await.expect("lists");
+            assert_eq!(backlog.len(), 16);
+            seen.extend(backlog.iter().map(|row| row.model_no));
+        }
+        assert_eq!(seen.len(), models, "case {case}");
+    }
+}
+
 on_every_engine![
+    every_model_of_a_batch_is_listed_in_its_turn,
     of_a_batch_with_many_models_a_few_are_listed_in_turn,
     a_flush_whose_reply_was_lost_is_not_written_twice,
     a_stale_unit_costs_only_itself,
