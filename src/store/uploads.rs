@@ -238,7 +238,7 @@ async fn insert_chunks(tx: &mut Tx, file_id: &str, chunks: &[Chunk]) -> Result<(
 }
 
 /// Rows of one INSERT: five parameters each stay far below both engines' limits.
-const CHUNK_MODELS_A_STATEMENT: usize = 1_000;
+const ROWS_A_STATEMENT: usize = 1_000;
 
 async fn insert_chunk_models(tx: &mut Tx, file_id: &str, chunks: &[Chunk]) -> Result<()> {
     let rows: Vec<(i64, i64, i64, i64)> = chunks
@@ -254,7 +254,7 @@ async fn insert_chunk_models(tx: &mut Tx, file_id: &str, chunks: &[Chunk]) -> Re
             })
         })
         .collect();
-    for rows in rows.chunks(CHUNK_MODELS_A_STATEMENT) {
+    for rows in rows.chunks(ROWS_A_STATEMENT) {
         let sql = format!(
             "-- insert_chunk_models
              INSERT INTO chunk_models (file_id, chunk_no, model_no, requests, chunk_bytes)
@@ -273,24 +273,27 @@ async fn insert_chunk_models(tx: &mut Tx, file_id: &str, chunks: &[Chunk]) -> Re
 }
 
 async fn insert_models(tx: &mut Tx, file_id: &str, models: &[ModelReport]) -> Result<()> {
-    let sql = format!(
-        "-- insert_models
-         INSERT INTO file_models (file_id, model_no, name, requests, first_lines) VALUES {}",
-        values(1, models.len(), 5)
-    );
-    within!(tx, c => {
-        let mut query = sqlx::query(AssertSqlSafe(sql)).persistent(false);
-        for (model_no, model) in models.iter().enumerate() {
-            let lines = serde_json::to_string(&model.first_lines)
-                .map_err(|error| Error::corrupt("list of lines", error))?;
-            query = query
-                .bind(file_id)
-                .bind(model_no as i64)
-                .bind(&model.name)
-                .bind(model.requests as i64)
-                .bind(lines);
-        }
-        query.execute(c).await?;
-    });
+    let rows: Vec<(i64, &ModelReport)> = (0..).zip(models).collect();
+    for rows in rows.chunks(ROWS_A_STATEMENT) {
+        let sql = format!(
+            "-- insert_models
+             INSERT INTO file_models (file_id, model_no, name, requests, first_lines) VALUES {}",
+            values(1, rows.len(), 5)
+        );
+        within!(&mut *tx, c => {
+            let mut query = sqlx::query(AssertSqlSafe(sql)).persistent(false);
+            for (model_no, model) in rows {
+                let lines = serde_json::to_string(&model.first_lines)
+                    .map_err(|error| Error::corrupt("list of lines", error))?;
+                query = query
+                    .bind(file_id)
+                    .bind(model_no)
+                    .bind(&model.name)
+                    .bind(model.requests as i64)
+                    .bind(lines);
+            }
+            query.execute(c).await?;
+        });
+    }
     Ok(())
 }

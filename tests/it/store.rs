@@ -56,7 +56,7 @@ impl Fixture {
     async fn file_of(&self, lines: impl Iterator<Item = String>) -> StoredFile {
         let limits = Limits {
             max_line_bytes: 1 << 20,
-            max_models: 100,
+            max_models: MODELS_MAX,
         };
         let budget = UploadBudget::new(limits.max_line_bytes);
         let mut ingest = Ingest::begin(&self.store, TENANT, limits, true, &budget)
@@ -673,8 +673,22 @@ async fn every_model_of_a_batch_is_listed_in_its_turn() {
     }
 }
 
+async fn a_batch_runs_whose_file_names_as_many_models_as_a_file_may() {
+    let fixture = Fixture::new().await;
+    let lines = (0..MODELS_MAX).map(|number| {
+        let body = serde_json::json!({"model": format!("model-{number}"), "messages": []});
+        request(&format!("line-{number}"), body)
+    });
+    let file = fixture.file_of(lines).await;
+    let batch = fixture.created_from(file).await;
+    fixture.accepted(batch.clone()).await;
+    assert_eq!(engines::rows(&fixture.url, "file_models").await, 10_000);
+    assert_eq!(engines::rows(&fixture.url, "backlog").await, 10_000);
+}
+
 on_every_engine![
     every_model_of_a_batch_is_listed_in_its_turn,
+    a_batch_runs_whose_file_names_as_many_models_as_a_file_may,
     of_a_batch_with_many_models_a_few_are_listed_in_turn,
     a_flush_whose_reply_was_lost_is_not_written_twice,
     a_stale_unit_costs_only_itself,
