@@ -20,6 +20,8 @@ pub const KEPT: usize = LISTED + 1;
 
 /// The code of a finding that says that there are more than those listed.
 pub const TOO_MANY_ERRORS: &str = "too_many_errors";
+/// So many letters and digits in a row are no name.
+const KEY_RUN: usize = 24;
 
 /// One entry of a batch's `errors.data`.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -53,10 +55,21 @@ impl Finding {
             line: Some(line),
         }
     }
+
+    /// Whether the log may have the message: it is about the file, and not about the id that the
+    /// client gave, or about a model.
+    fn is_for_the_log(&self) -> bool {
+        match self.line {
+            Some(_) => self.code == "model_not_found",
+            None => self.code != "invalid_request",
+        }
+    }
 }
 
-/// What is wrong in short, for the log: the first of the findings and how many more there are. The
-/// message is told only where the line's content is not in it.
+/// What is wrong in short, for the log: the first of the findings and how many more there are. A
+/// message is told only where it has no text of the client but the name of a model, for which
+/// whoever runs the server looks. A client may have put a key in any place, the model's too: what
+/// looks like a key is masked.
 #[must_use]
 pub fn in_short(findings: &[Finding]) -> String {
     let Some(first) = findings.first() else {
@@ -64,17 +77,44 @@ pub fn in_short(findings: &[Finding]) -> String {
     };
     let mut text = match first.line {
         Some(line) => format!("line {line}: {}", first.code),
-        None => format!("{}: {}", first.code, first.message),
+        None => first.code.clone(),
     };
-    if first.line.is_some() && first.code == "model_not_found" {
-        text.push_str(&format!(": {}", first.message));
-    } else if let (Some(_), Some(param)) = (first.line, &first.param) {
+    if first.is_for_the_log() {
+        text.push_str(&format!(": {}", without_keys(&first.message)));
+    } else if let Some(param) = &first.param {
         text.push_str(&format!(" ({param})"));
     }
     if findings.len() > 1 {
         text.push_str(&format!("; and {} more", findings.len() - 1));
     }
     text
+}
+
+/// The text with `***` for each word that looks like a key: one that begins with `sk-`, or that has
+/// many letters and digits in a row.
+fn without_keys(text: &str) -> String {
+    let is_of_word = |c: char| c.is_ascii_alphanumeric() || c == '-' || c == '_';
+    let mut told = String::with_capacity(text.len());
+    let mut rest = text;
+    while let Some(start) = rest.find(is_of_word) {
+        let (before, behind) = rest.split_at(start);
+        let end = behind.find(|c| !is_of_word(c)).unwrap_or(behind.len());
+        let (word, behind) = behind.split_at(end);
+        told.push_str(before);
+        told.push_str(if looks_like_a_key(word) { "***" } else { word });
+        rest = behind;
+    }
+    told.push_str(rest);
+    told
+}
+
+fn looks_like_a_key(word: &str) -> bool {
+    let is_random = |run: &str| {
+        run.len() >= KEY_RUN
+            && run.bytes().any(|byte| byte.is_ascii_digit())
+            && run.bytes().any(|byte| byte.is_ascii_alphabetic())
+    };
+    word.starts_with("sk-") || word.split(['-', '_']).any(is_random)
 }
 
 /// What is wrong with a file, for whatever endpoint. Stored with it as JSON.
@@ -302,6 +342,48 @@ mod tests {
             format!("The line's url is 'https://x.example/', and the {endpoint}")
         );
         assert_eq!(message(&older, 1), format!("The {endpoint}"));
+    }
+
+    #[test]
+    fn the_log_is_told_no_text_of_the_client_but_a_model_and_no_key() {
+        let model = |name: &str| Finding::of_line(2, Fault::model_not_found(name));
+        let of_file = |code: &str, message: &str| Finding::of_file(code, message, Some("file_id"));
+        let unknown = |name: &str| {
+            format!(
+                "line 2: model_not_found: The provided model '{name}' is not supported by the \
+                 Batch API."
+            )
+        };
+        for name in [
+            "gpt-4o-mini-2024-07-18",
+            "meta-llama/Llama-3.3-70B-Instruct-Turbo-FP8",
+            "ft:gpt-4o-mini:my-org::AbC12dEf",
+            "task-1",
+        ] {
+            assert_eq!(in_short(&[model(name)]), unknown(name));
+        }
+        for key in [
+            "sk-1",
+            "sk-proj-a_b-c",
+            "AIzaSyA1234567890abcdefghijklmnopqrstuv",
+            "gsk_0123456789abcdefghijABCDEFGHIJ",
+            "0123456789abcdef0123456789abcdef",
+        ] {
+            let given = format!("x/{key}");
+            assert_eq!(in_short(&[model(&given)]), unknown("x/***"));
+            let missing = of_file("invalid_request", &format!("Cannot find file {key}"));
+            assert_eq!(in_short(&[missing]), "invalid_request (file_id)");
+        }
+        let duplicate = Finding::of_line(3, Fault::duplicate_custom_id("private"));
+        assert_eq!(
+            in_short(&[duplicate, model("m")]),
+            "line 3: duplicate_custom_id (custom_id); and 1 more"
+        );
+        let large = of_file("too_many_requests", "The input file has 7 requests.");
+        assert_eq!(
+            in_short(&[large]),
+            "too_many_requests: The input file has 7 requests."
+        );
     }
 
     #[test]
