@@ -136,8 +136,8 @@ pub struct Findings {
 struct Requests {
     /// The first of them, which are wrong for every other endpoint.
     lines: Vec<u64>,
-    /// What the `url` of each of these lines is, where it names no endpoint. A file that was
-    /// uploaded by an earlier version has none.
+    /// The `url` of each of these lines as it is written; empty where all of them write the
+    /// endpoint's path, and in a file that was uploaded by an earlier version.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     urls: Vec<String>,
     /// The first that are wrong for their own endpoint, too.
@@ -169,10 +169,12 @@ impl Findings {
             return;
         };
         if requests.lines.len() < KEPT {
-            requests.lines.push(line);
-            if endpoint.is_none() {
+            if url != name || !requests.urls.is_empty() {
+                // All lines before the first of these wrote the path.
+                requests.urls.resize(requests.lines.len(), name.to_owned());
                 requests.urls.push(line::quoted(url).into_owned());
             }
+            requests.lines.push(line);
         }
         if let Some(fault) = fault
             && requests.faults.len() < KEPT
@@ -214,10 +216,8 @@ impl Findings {
             } else if is_any || name == endpoint {
                 requests.faults.clone()
             } else {
-                let url = |place: usize| match name.as_str() {
-                    "" => requests.urls.get(place).map(String::as_str),
-                    name => Some(name),
-                };
+                let path = Some(name.as_str()).filter(|path| !path.is_empty());
+                let url = |place: usize| requests.urls.get(place).map(String::as_str).or(path);
                 let lines = requests.lines.iter().enumerate();
                 lines
                     .map(|(place, &line)| {
@@ -319,12 +319,14 @@ mod tests {
         let mut findings = Findings::default();
         findings.request(1, find("/v1/embeddings"), "/v1/embeddings", None);
         findings.request(2, None, "https://x.example/", None);
+        findings.request(3, find("/embeddings"), "/embeddings", None);
+        findings.request(4, find("/v1/embeddings"), "/v1/embeddings", None);
         // A file that was uploaded when the urls were not kept.
         let mut older = serde_json::to_value(&findings).expect("JSON");
-        older["endpoints"][""]
-            .as_object_mut()
-            .expect("an object")
-            .remove("urls");
+        for name in ["", "/v1/embeddings"] {
+            let requests = older["endpoints"][name].as_object_mut();
+            requests.expect("an object").remove("urls");
+        }
         let older: Findings = serde_json::from_value(older).expect("findings");
         let message = |findings: &Findings, place: usize| {
             let found = findings.for_endpoint("/v1/responses");
@@ -341,7 +343,15 @@ mod tests {
             message(&findings, 1),
             format!("The line's url is 'https://x.example/', and the {endpoint}")
         );
+        // As the line writes it, and those beside it as they do.
+        for (place, url) in [(2, "/embeddings"), (3, "/v1/embeddings")] {
+            assert_eq!(
+                message(&findings, place),
+                format!("The line's url is '{url}', and the {endpoint}")
+            );
+        }
         assert_eq!(message(&older, 1), format!("The {endpoint}"));
+        assert_eq!(message(&older, 2), message(&findings, 0));
     }
 
     #[test]
