@@ -7,6 +7,7 @@
 
 use std::collections::{BTreeSet, HashMap, HashSet};
 use std::ops::Range;
+use std::sync::Arc;
 
 use sqlx::{AssertSqlSafe, FromRow};
 
@@ -44,7 +45,8 @@ pub struct Input {
     pub requests: i64,
     pub bytes: i64,
     pub findings: Findings,
-    pub models: Vec<ModelReport>,
+    /// The file's batches share them: there may be many of both.
+    pub models: Arc<[ModelReport]>,
 }
 
 impl Unvalidated {
@@ -136,13 +138,13 @@ impl Store {
             .await?
         });
         let files = rows.iter().filter(|row| row.is_for_batches());
-        let mut models = self
+        let models = self
             .models_of(files.map(|row| row.input_file_id.as_str()).collect())
             .await?;
         let mut found = Vec::with_capacity(rows.len());
         for row in rows {
             let id = row.id.clone();
-            match row.read(&mut models) {
+            match row.read(&models) {
                 Ok(batch) => found.push(batch),
                 // The others need not wait for one that is damaged.
                 Err(error) => tracing::error!(batch.id = id, %error, "cannot be validated"),
@@ -156,10 +158,10 @@ impl Store {
     async fn models_of(
         &self,
         files: BTreeSet<&str>,
-    ) -> Result<HashMap<String, Result<Vec<ModelReport>>>> {
+    ) -> Result<HashMap<String, Result<Arc<[ModelReport]>>>> {
         let mut models: HashMap<String, Result<Vec<ModelReport>>> = HashMap::new();
         if files.is_empty() {
-            return Ok(models);
+            return Ok(HashMap::new());
         }
         let sql = format!(
             "-- input_models
@@ -190,7 +192,10 @@ impl Store {
                 (Err(_), Ok(_)) => {}
             }
         }
-        Ok(models)
+        let of_files = models.into_iter();
+        Ok(of_files
+            .map(|(file_id, models)| (file_id, models.map(Arc::from)))
+            .collect())
     }
 
     /// Lets batches run or refuses them, all in one transaction: their units, their backlog and
@@ -446,7 +451,7 @@ impl WaitingRow {
         self.purpose.as_deref() == Some(Purpose::Batch.as_str())
     }
 
-    fn read(self, models: &mut HashMap<String, Result<Vec<ModelReport>>>) -> Result<Unvalidated> {
+    fn read(self, models: &HashMap<String, Result<Arc<[ModelReport]>>>) -> Result<Unvalidated> {
         let is_for_batches = self.is_for_batches();
         let input = match (self.requests, self.bytes) {
             (Some(requests), Some(bytes)) if is_for_batches => {
@@ -456,13 +461,13 @@ impl WaitingRow {
                     None => Findings::default(),
                 };
                 let models = match models.get(&self.input_file_id) {
-                    Some(Ok(models)) => models.clone(),
+                    Some(Ok(models)) => Arc::clone(models),
                     // The error is told once; the file's other batches fail as well.
                     Some(Err(_)) => {
                         let file = format!("report on {}", self.input_file_id);
                         return Err(Error::corrupt(file, "its models cannot be read"));
                     }
-                    None => Vec::new(),
+                    None => Arc::default(),
                 };
                 Some(Input {
                     requests,

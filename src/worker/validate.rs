@@ -1,6 +1,6 @@
 //! Validation: from what the upload already knows, in milliseconds.
 
-use std::collections::{HashSet, VecDeque};
+use std::collections::{BinaryHeap, HashSet, VecDeque};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -8,7 +8,7 @@ use tokio::time::Instant;
 use tracing::Span;
 
 use super::duty::{Duty, Look, Next};
-use crate::domain::findings::{self, Finding};
+use crate::domain::findings::{self, Finding, KEPT};
 use crate::domain::line::Fault;
 use crate::observe::trace;
 use crate::store::{self, Begun, Error, Input, Store, Unvalidated, Verdict, Who};
@@ -263,23 +263,32 @@ impl Validate {
             .models
             .iter()
             .filter(|model| self.pool.resolve(&model.name).is_none());
-        let mut found: Vec<Finding> = unknown
-            .flat_map(|model| {
-                let fault = Fault::model_not_found(&model.name);
-                model
-                    .first_lines
-                    .iter()
-                    .map(move |&line| Finding::of_line(line, fault.clone()))
-            })
-            .collect();
-        found.sort_by_key(|finding| finding.line);
-        found
+        let unknown = unknown.map(|model| (model.name.as_str(), model.first_lines.as_slice()));
+        let lines = first_lines(unknown).into_iter();
+        lines
+            .map(|(line, model)| Finding::of_line(line, Fault::model_not_found(model)))
+            .collect()
     }
+}
+
+/// The first lines that name any of these models, as many as a list of findings keeps: a file may
+/// name so many models that a finding for each of their lines would be too much to hold.
+fn first_lines<'a>(models: impl Iterator<Item = (&'a str, &'a [u64])>) -> Vec<(u64, &'a str)> {
+    let mut first = BinaryHeap::new();
+    for (model, lines) in models {
+        for &line in lines {
+            first.push((line, model));
+            if first.len() > KEPT {
+                first.pop();
+            }
+        }
+    }
+    first.into_sorted_vec()
 }
 
 /// The model that all lines name, if there is one.
 fn only_model(batch: &Unvalidated) -> Option<String> {
-    match batch.input.as_ref()?.models.as_slice() {
+    match &*batch.input.as_ref()?.models {
         [model] if !model.name.is_empty() => Some(model.name.clone()),
         _ => None,
     }
@@ -311,4 +320,31 @@ fn into_groups(batches: Vec<Judged>) -> Vec<Vec<Judged>> {
         }
     }
     groups
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn of_many_unknown_models_the_first_lines_are_kept() {
+        // The lines of each model stand among those of the others.
+        let models: Vec<(String, Vec<u64>)> = (0..1000)
+            .map(|no| {
+                (
+                    format!("m-{no}"),
+                    (0..101).map(|at| at * 1000 + 1000 - no).collect(),
+                )
+            })
+            .collect();
+        let found = first_lines(models.iter().map(|(name, lines)| (&**name, &**lines)));
+        assert_eq!(found.len(), KEPT);
+        for (line, &(found, model)) in (1..).zip(&found) {
+            assert_eq!(
+                (found, model.to_owned()),
+                (line, format!("m-{}", 1000 - line))
+            );
+        }
+        assert_eq!(first_lines([].into_iter()), []);
+    }
 }

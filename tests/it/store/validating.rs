@@ -96,6 +96,18 @@ async fn batches_are_found_by_tenants_in_turn() {
     assert!(found.iter().all(|batch| batch.input.is_none()));
 }
 
+/// A file may name very many models, and have very many batches.
+async fn batches_of_one_file_share_what_is_known_of_its_models() {
+    let fixture = Fixture::new().await;
+    let file = fixture.file(1).await.id;
+    fixture.created_of(TENANT, &file).await;
+    fixture.created_of(TENANT, &file).await;
+    let found = fixture.unvalidated().await;
+    let inputs: Vec<_> = found.iter().filter_map(|b| b.input.as_ref()).collect();
+    assert_eq!((inputs.len(), inputs[0].models.len()), (2, 1));
+    assert!(std::sync::Arc::ptr_eq(&inputs[0].models, &inputs[1].models));
+}
+
 async fn a_group_is_settled_at_once_and_each_as_it_was_judged() {
     let fixture = Fixture::new().await;
     let file = fixture.file(700).await.id;
@@ -219,6 +231,7 @@ async fn who_is_at_a_batch_makes_nobody_wait() {
 }
 
 on_every_engine![
+    batches_of_one_file_share_what_is_known_of_its_models,
     batches_are_found_by_tenants_in_turn,
     a_group_is_settled_at_once_and_each_as_it_was_judged,
     a_batch_with_many_units_gets_them_in_ranges_and_others_go_on_after_a_kill,
