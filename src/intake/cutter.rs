@@ -108,6 +108,17 @@ impl Cutter {
         Ok(taken)
     }
 
+    /// Ends the rest of a line that is too long. A chunk that begins within the line ends with it:
+    /// so every other chunk begins with a line of its own, and its lines can be counted. A chunk
+    /// that began before the line goes on, so that many such lines are not many chunks.
+    pub fn end_long_line(&mut self, out: &mut Vec<Chunk>) -> io::Result<()> {
+        self.line_start = self.bytes.len();
+        if self.lines == 0 || self.bytes.len() >= CHUNK_BYTES {
+            self.cut_all(out)?;
+        }
+        Ok(())
+    }
+
     /// Makes a chunk of all there is, if there is anything.
     pub fn cut_all(&mut self, out: &mut Vec<Chunk>) -> io::Result<()> {
         self.line_start = self.bytes.len();

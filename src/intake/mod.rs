@@ -178,8 +178,7 @@ impl Intake {
         let window = &bytes[..end.unwrap_or(bytes.len())];
         let taken = self.cutter.fill(window, out)?;
         if end == Some(taken) {
-            // The next chunk begins with a line of its own, so that its lines can be counted.
-            self.cutter.cut_all(out)?;
+            self.cutter.end_long_line(out)?;
             self.mode = Mode::Lines;
         }
         Ok(taken)

@@ -201,7 +201,7 @@ fn the_first_line_tells_whether_the_file_is_json() {
 }
 
 #[test]
-fn a_chunk_begins_with_a_line_after_one_that_is_too_long() {
+fn a_chunk_that_begins_within_a_line_that_is_too_long_ends_with_it() {
     let limits = Limits {
         max_line_bytes: 20,
         ..LIMITS
@@ -211,8 +211,28 @@ fn a_chunk_begins_with_a_line_after_one_that_is_too_long() {
         let (chunks, report) = take_in(file.as_bytes(), &[usize::MAX], limits, true);
         assert_whole(file.as_bytes(), &chunks, &report);
         let last = chunks.last().expect("a chunk");
-        assert_eq!((last.first_line, last.lines, last.bytes), (3, 1, 3));
+        let last = (last.first_line, last.lines, last.chunk_bytes);
+        if length < PIECE_BYTES {
+            assert_eq!(last, (1, 3, file.len() as u64), "all lines share a chunk");
+        } else {
+            assert_eq!(last, (3, 1, 3));
+        }
     }
+}
+
+#[test]
+fn many_lines_that_are_too_long_are_few_chunks() {
+    let limits = Limits {
+        max_line_bytes: 1024,
+        ..LIMITS
+    };
+    let file = format!("{}\n", "x".repeat(1100)).repeat(10_000);
+    let (chunks, report) = take_in(file.as_bytes(), &[usize::MAX], limits, true);
+    assert_whole(file.as_bytes(), &chunks, &report);
+    assert_eq!((report.lines, report.requests), (10_000, 10_000));
+    // One for each 256 KiB, and at most one more for the end of a line that such a chunk cut.
+    let most = 2 * (file.len() / (256 * 1024) + 1);
+    assert!(chunks.len() <= most, "{} chunks", chunks.len());
 }
 
 #[test]
