@@ -330,18 +330,22 @@ fn is_open(path: &str) -> bool {
 
 /// The key in `Authorization: Bearer KEY`, or else in `api-key: KEY`.
 fn key(parts: &Parts) -> Result<&str> {
-    let header = |name: HeaderName| {
-        // Keys are ASCII, so what is not can be no key.
-        let value = parts.headers.get(name).map(HeaderValue::to_str).transpose();
-        value.map_err(|_| error::bad_key("***"))
-    };
-    let bearer = header(header::AUTHORIZATION)?.and_then(|value| {
+    // Keys are ASCII, so what is not can be no key, and is no reason to overlook the other header.
+    let headers = [header::AUTHORIZATION, API_KEY]
+        .map(|name| parts.headers.get(name).map(HeaderValue::to_str));
+    let is_unreadable = headers.iter().any(|value| matches!(value, Some(Err(_))));
+    let [authorization, api_key] = headers.map(|value| value?.ok());
+    let bearer = authorization.and_then(|value| {
         let (scheme, key) = value.split_once(' ')?;
         scheme.eq_ignore_ascii_case("bearer").then_some(key)
     });
-    let given = [bearer, header(API_KEY)?].into_iter().flatten();
+    let given = [bearer, api_key].into_iter().flatten();
     let mut keys = given.map(str::trim).filter(|key| !key.is_empty());
-    keys.next().ok_or_else(error::missing_key)
+    match keys.next() {
+        Some(key) => Ok(key),
+        None if is_unreadable => Err(error::bad_key("***")),
+        None => Err(error::missing_key()),
+    }
 }
 
 /// Compares two hashes in the same time wherever they differ.

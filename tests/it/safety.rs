@@ -150,6 +150,21 @@ async fn with_keys_everything_but_health_and_documents_needs_one() {
             .header("api-key", key);
         assert_eq!(request.send().await.expect("answers").status(), expected);
     }
+    // A header that can be no key does not hide a key in the other.
+    let bearer = format!("Bearer {}", server.key());
+    for (authorization, api_key, expected) in [
+        ("Bearer clé", server.key(), 200),
+        (bearer.as_str(), "clé", 200),
+        ("Bearer clé", "sk-ns-wrong", 401),
+        ("Bearer clé", "", 401),
+    ] {
+        let request = client_with(None)
+            .get(server.url("/v1/files"))
+            .header("authorization", authorization.as_bytes())
+            .header("api-key", api_key.as_bytes());
+        let status = request.send().await.expect("answers").status();
+        assert_eq!(status, expected, "{authorization} {api_key}");
+    }
     let longer = format!("{}x", server.key());
     assert_eq!(
         status(client_with(Some(&longer)), "/v1/files").await,
