@@ -28,8 +28,8 @@ const SIGNATURES: [(&[u8], Kind); 11] = [
     (b"SQLite format 3", Kind::Other("an SQLite database")),
 ];
 
-/// A file that cannot be the input of a batch. Its text is OpenAI's sentence, then what the file
-/// is and what to do.
+/// A file that cannot be the input of a batch. Its text is for who uploads it: OpenAI's sentence,
+/// then what the file is and what to do.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct NotJsonl(Kind);
 
@@ -91,7 +91,7 @@ impl NotJsonl {
         }))
     }
 
-    /// What the file is, and what to do about it.
+    /// What the file is, and what to do about it, be it uploaded or read from a disk.
     #[must_use]
     pub fn hint(&self) -> String {
         match &self.0 {
@@ -107,10 +107,9 @@ impl NotJsonl {
             Kind::Office => "The file is an Office document: export its requests as JSON, one on \
                 each line."
                 .to_owned(),
-            Kind::Compressed(with) => format!(
-                "The content is compressed with {with}: decompress it first. Uploads may be \
-                 compressed with gzip or zstd, once."
-            ),
+            Kind::Compressed(with) => {
+                format!("The content is compressed with {with}: decompress it first.")
+            }
             Kind::Other(what) => format!("The file is {what}: write one request on each line."),
             Kind::Array => "The file is a JSON array over several lines: write each element on a \
                 line of its own, without commas between them (`jq -c '.[]' FILE`)."
@@ -138,7 +137,11 @@ impl fmt::Display for NotJsonl {
             Kind::Utf16 | Kind::NotUtf8 { .. } => ENCODING,
             _ => FORMAT,
         };
-        write!(f, "{sentence}. {}", self.hint())
+        write!(f, "{sentence}. {}", self.hint())?;
+        if let Kind::Compressed(_) = self.0 {
+            f.write_str(" Uploads may be compressed with gzip or zstd, once.")?;
+        }
+        Ok(())
     }
 }
 
@@ -188,6 +191,14 @@ mod tests {
             assert!(text.starts_with(&format!("{sentence}. ")), "{text}");
             assert!(text.contains(hint), "{hint}: {text}");
         }
+    }
+
+    #[test]
+    fn only_an_upload_is_told_that_it_may_be_compressed() {
+        let found = NotJsonl::of_first_line(b"\x1f\x8b\x08\0").expect("it is refused");
+        assert!(found.to_string().contains("Uploads may be compressed"));
+        assert!(found.hint().contains("compressed with gzip: decompress"));
+        assert!(!found.hint().contains("Uploads"), "{}", found.hint());
     }
 
     #[test]
