@@ -7,7 +7,7 @@ use super::duty::{Duty, Look, Next};
 use super::lease::millis;
 use crate::store::{self, Purged, Store, Who};
 
-/// An upload that is alive shows a sign of life every minute.
+/// An upload that is alive shows a sign of life every 20 s.
 const UPLOAD_SILENT_MS: i64 = 5 * 60 * 1000;
 
 pub(super) struct Retain {
