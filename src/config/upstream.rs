@@ -68,6 +68,13 @@ pub struct Upstream {
 }
 
 impl Upstream {
+    /// How long connecting may really take: always less than the whole call may. So a call whose
+    /// time goes by while it connects is known not to have been sent.
+    #[must_use]
+    pub fn time_to_connect(&self) -> Duration {
+        self.connect_timeout.min(self.timeout - self.timeout / 10)
+    }
+
     /// Reads `[[upstreams]]`.
     pub(super) fn read_all(readers: Vec<Reader<'_>>) -> Vec<Self> {
         let alone = readers.len() == 1;

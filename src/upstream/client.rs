@@ -117,7 +117,7 @@ impl Upstream {
             headers: headers(config, provider, &base).map_err(fault)?,
             transport: Transport::new(config, &base).map_err(fault)?,
             timeout: config.timeout,
-            connect_timeout: config.connect_timeout,
+            connect_timeout: config.time_to_connect(),
             max_response_bytes: config.max_response_bytes,
             timeouts: Notice::new(),
             base,

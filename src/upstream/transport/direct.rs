@@ -97,7 +97,7 @@ impl Direct {
         let no_host = |_| "its base_url names no host that HTTP can write".to_owned();
         Ok(Self {
             connector,
-            connect_timeout: config.connect_timeout,
+            connect_timeout: config.time_to_connect(),
             server: server.build().map_err(no_host)?,
             idle: Arc::new(Idle {
                 pool: Mutex::default(),

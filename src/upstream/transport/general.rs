@@ -25,7 +25,7 @@ impl General {
             .redirect(redirect::Policy::none())
             .retry(retry::never())
             .referer(false)
-            .connect_timeout(config.connect_timeout)
+            .connect_timeout(config.time_to_connect())
             .pool_idle_timeout(IDLE_MAX)
             .pool_max_idle_per_host(config.concurrency)
             .tcp_nodelay(true)
