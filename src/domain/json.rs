@@ -133,6 +133,56 @@ pub fn is_nested_within(json: &str, limit: usize) -> bool {
     true
 }
 
+/// Whether a JSON text has an integer of more than `limit` digits.
+#[must_use]
+pub fn has_longer_integer(json: &str, limit: usize) -> bool {
+    let bytes = json.as_bytes();
+    // Every so many bytes one is looked at: a number that is too long has a digit there, and is
+    // then looked at as a whole. Few texts have any.
+    let mut at = limit;
+    while let Some(&byte) = bytes.get(at) {
+        if byte.is_ascii_digit() && is_within_long_digits(bytes, at, limit) {
+            return has_integer(bytes, limit);
+        }
+        at += limit;
+    }
+    false
+}
+
+/// Whether the digits around this one are more than `limit`.
+fn is_within_long_digits(bytes: &[u8], at: usize, limit: usize) -> bool {
+    let before = bytes[..at].iter().rev();
+    let before = before.take_while(|byte| byte.is_ascii_digit()).count();
+    let after = bytes[at..].iter();
+    before + after.take_while(|byte| byte.is_ascii_digit()).count() > limit
+}
+
+/// The same, of a text that has so many digits in a row, be it in a string or behind a point.
+fn has_integer(bytes: &[u8], limit: usize) -> bool {
+    let mut at = 0;
+    while let Some(&byte) = bytes.get(at) {
+        at += 1;
+        match byte {
+            b'"' => at = end_of_string(bytes, at),
+            b'-' | b'0'..=b'9' => {
+                let rest = &bytes[at - 1..];
+                let is_part = |byte: &u8| {
+                    byte.is_ascii_digit() || matches!(byte, b'-' | b'+' | b'.' | b'e' | b'E')
+                };
+                let length = rest.iter().position(|byte| !is_part(byte));
+                let number = &rest[..length.unwrap_or(rest.len())];
+                let digits = number.strip_prefix(b"-").unwrap_or(number);
+                if digits.len() > limit && digits.iter().all(u8::is_ascii_digit) {
+                    return true;
+                }
+                at += number.len() - 1;
+            }
+            _ => {}
+        }
+    }
+    false
+}
+
 /// Writes JSON without the white space between tokens, and on one line for every reader: the
 /// characters that some clients take for the end of a line (U+0085, U+2028, U+2029) become escapes.
 /// Numbers, the order of keys, and keys that stand twice stay as they are.

@@ -33,6 +33,9 @@ pub enum Outcome<'a> {
 /// is nested deeper: Python's gives up at about 1,000 levels, others sooner.
 const MAX_NESTING: usize = 128;
 
+/// How many digits an integer in an answer may have: Python's JSON reader refuses more.
+const MAX_DIGITS: usize = 4_300;
+
 /// What an answer's body is found to be, read once.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Reading {
@@ -49,6 +52,8 @@ pub enum Form {
     Json,
     /// JSON that is nested too deep for many readers.
     Deep,
+    /// JSON with an integer that is too long for many readers.
+    Long,
     NotJson,
     /// Server-sent events that are not all of an answer.
     Streamed,
@@ -56,7 +61,7 @@ pub enum Form {
 
 /// The members of which an answer has one, whatever it was asked for, but for those that never
 /// have an `error`.
-const ANSWERS: [&str; 3] = ["choices", "data", "output"];
+const ANSWERS: [&str; 4] = ["choices", "data", "output", "results"];
 
 impl Reading {
     /// Parses a body only once where it is an object, as it should be.
@@ -73,15 +78,17 @@ impl Reading {
         let each = |key: &str, value| match key {
             "usage" => usage = Some(value),
             "error" => has_error = value != "null",
-            _ => has_answer |= ANSWERS.contains(&key) && value != "null",
+            _ => has_answer |= ANSWERS.contains(&key) && !is_nothing(value),
         };
         let is_object = json::members(text, each).is_some();
         let form = if !is_object && !json::is_valid(text) {
             Form::NotJson
-        } else if json::is_nested_within(text, MAX_NESTING) {
-            Form::Json
-        } else {
+        } else if !json::is_nested_within(text, MAX_NESTING) {
             Form::Deep
+        } else if json::has_longer_integer(text, MAX_DIGITS) {
+            Form::Long
+        } else {
+            Form::Json
         };
         Self {
             form,
@@ -97,6 +104,9 @@ impl Reading {
             Form::Deep => Some(format!(
                 "The model server's answer is nested deeper than {MAX_NESTING} levels."
             )),
+            Form::Long => Some(format!(
+                "The model server's answer has an integer of more than {MAX_DIGITS} digits."
+            )),
             Form::Streamed => Some(
                 "The model server streamed its answer, which it was not asked to do, and the events \
                  are not a whole answer."
@@ -110,6 +120,14 @@ impl Reading {
             }
         }
     }
+}
+
+/// Whether a member's value says that there is none: servers fill a member in beside an error.
+fn is_nothing(value: &str) -> bool {
+    let list = value
+        .strip_prefix('[')
+        .and_then(|rest| rest.strip_suffix(']'));
+    value == "null" || list.is_some_and(|items| items.trim_ascii().is_empty())
 }
 
 /// Why a line never got an answer.
@@ -279,7 +297,12 @@ mod tests {
     fn a_success_that_cannot_be_read_goes_to_the_error_file_and_says_where_it_breaks() {
         let at_the_limit = [vec![b'['; 128], vec![b']'; 128]].concat();
         let deep = [&b"["[..], &at_the_limit, b"]"].concat();
-        let cases: [(&[u8], &str); 5] = [
+        let long = format!("{{\"a\":[1.5,{}]}}", "7".repeat(4_301));
+        let cases: [(&[u8], &str); 6] = [
+            (
+                long.as_bytes(),
+                "The model server's answer has an integer of more than 4300 digits.",
+            ),
             (
                 b"{\"a\":NaN}",
                 "The model server's answer is not valid JSON: expected value at line 1 column 6.",
@@ -343,6 +366,22 @@ mod tests {
                     "error": {"code": expected, "message": message},
                 })
             );
+        }
+    }
+
+    #[test]
+    fn an_error_stands_alone_where_there_is_nothing_beside_it_that_would_be_an_answer() {
+        for (body, is_bare) in [
+            (r#"{"error":{"message":"no"}}"#, true),
+            (r#"{"error":{"message":"no"},"choices":null}"#, true),
+            (r#"{"error":{"message":"no"},"choices":[]}"#, true),
+            (r#"{"error":{"message":"no"},"output":[ ]}"#, true),
+            (r#"{"error":null,"choices":[]}"#, false),
+            (r#"{"error":"","results":[{"flagged":false}]}"#, false),
+            (r#"{"error":{},"choices":[{}]}"#, false),
+        ] {
+            let reading = Reading::of(body.as_bytes());
+            assert_eq!(reading.is_bare_error, is_bare, "{body}");
         }
     }
 

@@ -7,6 +7,7 @@ use super::classify::{self, CallResult, Cost};
 use super::client::{Failure, FailureKind, Received};
 use super::history::Next;
 use super::pool::{Permit, Pool, Report};
+use super::provider::Folded;
 use super::{Again, Answer, Call, Cause, CauseKind, History, Timer, Verdict};
 use crate::domain::outcome::{Form, Reading};
 
@@ -66,11 +67,13 @@ impl Pool {
         let upstream = permit.upstream();
         let provider = self.upstreams[upstream].provider;
         let is_streamed = (200..300).contains(&status) && classify::is_streamed(&headers);
-        if is_streamed && let Some(answer) = provider.fold(&body) {
-            body = answer;
+        let folded = is_streamed.then(|| provider.fold(&body));
+        let is_incomplete = folded == Some(Folded::Incomplete);
+        if let Some(Folded::Answer(whole) | Folded::Error(whole)) = folded {
+            body = whole;
         }
         let mut reading = Reading::of(&body);
-        if is_streamed && reading.form == Form::NotJson {
+        if is_incomplete && reading.form == Form::NotJson {
             reading.form = Form::Streamed;
         }
         let result = match CallResult::of(status, &headers, &body) {

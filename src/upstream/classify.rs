@@ -98,7 +98,7 @@ impl CallResult {
         match reading.form {
             Form::Json if reading.is_bare_error => CallResult::Garbled,
             Form::Json => CallResult::Succeeded,
-            Form::Deep | Form::Streamed => CallResult::Malformed,
+            Form::Deep | Form::Long | Form::Streamed => CallResult::Malformed,
             Form::NotJson if is_json(headers) && !body.trim_ascii().is_empty() => {
                 CallResult::Malformed
             }

@@ -31,12 +31,24 @@ pub(super) trait Provider: fmt::Debug + Send + Sync {
     /// Reads the list of models; `None` if it is none.
     fn models(&self, body: &[u8]) -> Option<Vec<ModelInfo>>;
 
-    /// The answer that was streamed, as server-sent events, as if it had not been. `None` if the
-    /// events are not all of an answer.
-    fn fold(&self, body: &Bytes) -> Option<Bytes>;
+    /// The answer that was streamed, as server-sent events, as if it had not been.
+    fn fold(&self, body: &Bytes) -> Folded;
 
     /// The server's own id for a request.
     fn request_id<'h>(&self, headers: &'h HeaderMap) -> Option<&'h str>;
+}
+
+/// What the events of a stream are together.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) enum Folded {
+    /// The answer, as if it had not been streamed.
+    Answer(Bytes),
+    /// The server gave up, and said so: its error, as if it had not been streamed.
+    Error(Bytes),
+    /// There are no events.
+    Empty,
+    /// They are not all of an answer.
+    Incomplete,
 }
 
 /// The dialect that an upstream speaks.

@@ -8,7 +8,7 @@ use reqwest::header::{AUTHORIZATION, HeaderMap, HeaderValue, InvalidHeaderValue}
 use secrecy::{ExposeSecret, SecretString};
 use serde::Deserialize;
 
-use super::Provider;
+use super::{Folded, Provider};
 use crate::upstream::ModelInfo;
 
 #[derive(Debug)]
@@ -62,7 +62,7 @@ impl Provider for OpenAi {
         Some(models.collect())
     }
 
-    fn fold(&self, body: &Bytes) -> Option<Bytes> {
+    fn fold(&self, body: &Bytes) -> Folded {
         streamed::fold(body)
     }
 

@@ -6,34 +6,47 @@
 
 use std::collections::BTreeMap;
 use std::convert::Infallible;
+use std::mem::discriminant;
 
 use bytes::Bytes;
 use futures::{FutureExt as _, StreamExt as _, stream};
-use serde_json::{Map, Value};
+use serde_json::{Map, Value, json};
 use sse_stream::SseByteStream;
 
+use crate::upstream::provider::Folded;
+
 /// Texts that come in pieces. All others come whole.
-const IN_PIECES: [&str; 6] = [
+const IN_PIECES: [&str; 11] = [
     "arguments",
     "content",
+    "data",
     "reasoning",
     "reasoning_content",
+    "reasoning_text",
     "refusal",
+    "summary",
     "text",
+    "thinking",
+    "transcript",
 ];
-/// What ends a response of the Responses API, well or not.
-const LAST_EVENTS: [&str; 3] = [
-    "response.completed",
-    "response.incomplete",
-    "response.failed",
-];
+/// More tool calls than any answer has. Each piece is looked for among them.
+const ITEMS_MAX: usize = 1_000;
+/// What ends a response of the Responses API with an answer.
+const LAST_EVENTS: [&str; 2] = ["response.completed", "response.incomplete"];
+/// What says that there is no answer.
+const ERRORS: [&str; 2] = ["error", "response.failed"];
 
-/// The answer that the events are the pieces of. `None` if they are none, or not all of them.
-pub(super) fn fold(body: &Bytes) -> Option<Bytes> {
+/// The answer that the events are the pieces of, or what they are else.
+pub(super) fn fold(body: &Bytes) -> Folded {
+    folded(body).unwrap_or(Folded::Incomplete)
+}
+
+/// `None`: the events are not all of an answer.
+fn folded(body: &Bytes) -> Option<Folded> {
     // The last event may lack the blank line behind it.
     let pieces = [body.clone(), Bytes::from_static(b"\n\n")].map(Ok::<_, Infallible>);
     let mut events = SseByteStream::new(stream::iter(pieces));
-    let mut answer = Answer::default();
+    let (mut answer, mut is_empty) = (Answer::default(), true);
     // All bytes are there, so an event is never waited for.
     while let Some(event) = events.next().now_or_never()? {
         let Some(data) = event.ok()?.data else {
@@ -42,6 +55,7 @@ pub(super) fn fold(body: &Bytes) -> Option<Bytes> {
         if data == "[DONE]" {
             break;
         }
+        is_empty = false;
         let event: Map<String, Value> = serde_json::from_str(&data).ok()?;
         let kind = event
             .get("type")
@@ -50,19 +64,27 @@ pub(super) fn fold(body: &Bytes) -> Option<Bytes> {
         if LAST_EVENTS.contains(&kind) {
             return written(event.get("response")?);
         }
-        if event.get("error").is_some_and(|error| !error.is_null()) {
-            return None;
+        let error = event.get("error").filter(|error| !error.is_null());
+        if error.is_some() || ERRORS.contains(&kind) {
+            let of_response = event.get("response").and_then(|one| one.get("error"));
+            let of_response = of_response.filter(|error| !error.is_null());
+            let error = error.or(of_response).cloned();
+            let error = json!({"error": error.unwrap_or(Value::Object(event))});
+            return Some(Folded::Error(Bytes::from(error.to_string())));
         }
         if !kind.starts_with("response.") {
             answer.add(event)?;
         }
     }
+    if is_empty {
+        return Some(Folded::Empty);
+    }
     written(&answer.whole()?)
 }
 
-fn written(answer: &Value) -> Option<Bytes> {
+fn written(answer: &Value) -> Option<Folded> {
     let is_answer = answer.is_object();
-    is_answer.then(|| Bytes::from(answer.to_string()))
+    is_answer.then(|| Folded::Answer(Bytes::from(answer.to_string())))
 }
 
 /// An answer to a chat or a completion, as far as its chunks have come.
@@ -90,9 +112,9 @@ impl Answer {
             if let Some(delta) = choice.remove("delta") {
                 choice.insert("message".to_owned(), delta);
             }
-            merge(self.choices.entry(index).or_default(), choice);
+            merge(self.choices.entry(index).or_default(), choice)?;
         }
-        merge(&mut self.top, chunk);
+        update(&mut self.top, chunk);
         Some(())
     }
 
@@ -103,7 +125,7 @@ impl Answer {
         for (_, mut choice) in self.choices {
             choice
                 .get("finish_reason")
-                .filter(|reason| !reason.is_null())?;
+                .filter(|reason| !is_unsaid(reason))?;
             if let Some(Value::Object(message)) = choice.get_mut("message") {
                 is_chat = true;
                 message.entry("role").or_insert_with(|| "assistant".into());
@@ -130,53 +152,108 @@ impl Answer {
     }
 }
 
-/// Puts what a chunk says behind what was said before.
-fn merge(whole: &mut Map<String, Value>, piece: Map<String, Value>) {
+/// Servers fill in what they do not say, or have said before, with null or with an empty text.
+fn is_unsaid(value: &Value) -> bool {
+    value.is_null() || value.as_str() == Some("")
+}
+
+/// Takes what a chunk says of the whole answer, which is never a piece.
+fn update(whole: &mut Map<String, Value>, chunk: Map<String, Value>) {
+    for (key, value) in chunk {
+        match (whole.get_mut(&key), value) {
+            (Some(_), value) if is_unsaid(&value) => {}
+            // The usage may come in two parts.
+            (Some(Value::Object(whole)), Value::Object(value)) => update(whole, value),
+            (_, value) => {
+                whole.insert(key, value);
+            }
+        }
+    }
+}
+
+/// Puts what a chunk says behind what was said before. `None` if the two do not go together.
+fn merge(whole: &mut Map<String, Value>, piece: Map<String, Value>) -> Option<()> {
     for (key, piece) in piece {
         match (whole.get_mut(&key), piece) {
             (None, piece) => {
                 whole.insert(key, piece);
             }
-            (Some(_), Value::Null) => {}
+            (Some(_), piece) if is_unsaid(&piece) => {}
+            (Some(whole), piece) if is_unsaid(whole) => *whole = piece,
             (Some(Value::String(whole)), Value::String(piece))
                 if IN_PIECES.contains(&key.as_str()) =>
             {
                 whole.push_str(&piece);
             }
-            (Some(Value::Object(whole)), Value::Object(piece)) => merge(whole, piece),
+            (Some(Value::Object(whole)), Value::Object(piece)) => merge(whole, piece)?,
             (Some(Value::Array(whole)), Value::Array(pieces)) => {
                 for piece in pieces {
-                    merge_item(whole, piece);
+                    merge_item(whole, piece)?;
                 }
             }
-            (Some(whole), piece) => *whole = piece,
+            (Some(whole), piece) if discriminant(whole) == discriminant(&piece) => *whole = piece,
+            // A text, say, and then a list of texts: either alone is not the answer.
+            _ => return None,
         }
     }
+    Some(())
 }
 
-/// An item that has the index of another is a piece of that one.
-fn merge_item(whole: &mut Vec<Value>, piece: Value) {
-    let index = piece.get("index").filter(|index| index.is_number());
-    let same = |item: &&mut Value| index.is_some() && item.get("index") == index;
-    match (whole.iter_mut().find(same), piece) {
+fn id(item: &Value) -> Option<&Value> {
+    item.get("id").filter(|id| !is_unsaid(id))
+}
+
+/// An item that has the index of another is a piece of that one, unless each has an id of its own:
+/// some servers give all tool calls the same index.
+fn merge_item(whole: &mut Vec<Value>, piece: Value) -> Option<()> {
+    let Some(index) = piece.get("index").and_then(Value::as_u64) else {
+        whole.push(piece);
+        return Some(());
+    };
+    if whole.len() > ITEMS_MAX {
+        return None;
+    }
+    let same = |item: &&mut Value| {
+        item.get("index").and_then(Value::as_u64) == Some(index)
+            && id(item)
+                .zip(id(&piece))
+                .is_none_or(|(one, other)| one == other)
+    };
+    match (whole.iter_mut().rfind(same), piece) {
         (Some(Value::Object(item)), Value::Object(piece)) => merge(item, piece),
-        (_, piece) => whole.push(piece),
+        (_, piece) => {
+            whole.push(piece);
+            Some(())
+        }
     }
 }
 
 #[cfg(test)]
 mod tests {
-    use serde_json::json;
-
     use super::*;
 
-    fn folded(events: &[&str]) -> Option<Value> {
+    fn fold_of(events: &[&str]) -> Folded {
         let body: String = events
             .iter()
             .map(|event| format!("data: {event}\n\n"))
             .collect();
-        let answer = fold(&Bytes::from(body))?;
-        Some(serde_json::from_slice(&answer).expect("is JSON"))
+        fold(&Bytes::from(body))
+    }
+
+    fn folded(events: &[&str]) -> Option<Value> {
+        match fold_of(events) {
+            Folded::Answer(answer) => Some(serde_json::from_slice(&answer).expect("is JSON")),
+            _ => None,
+        }
+    }
+
+    /// The message of an answer that came in these deltas.
+    fn message_of(deltas: &[Value]) -> Option<Value> {
+        let choice = |delta: &Value| json!({"choices": [{"index": 0, "delta": delta}]}).to_string();
+        let mut events: Vec<String> = deltas.iter().map(choice).collect();
+        events.push(r#"{"choices":[{"index":0,"finish_reason":"stop"}]}"#.to_owned());
+        let events: Vec<&str> = events.iter().map(String::as_str).collect();
+        Some(folded(&events)?["choices"][0]["message"].take())
     }
 
     #[test]
@@ -255,22 +332,122 @@ mod tests {
     fn what_is_not_whole_is_no_answer() {
         let begun = r#"{"choices":[{"index":0,"delta":{"content":"Good"},"finish_reason":null}]}"#;
         let ended = r#"{"choices":[{"index":0,"delta":{},"finish_reason":"stop"}]}"#;
-        let error = r#"{"error":{"message":"overloaded"}}"#;
+        let unsaid = r#"{"choices":[{"index":0,"delta":{},"finish_reason":""}]}"#;
         let response = r#"{"type":"response.created","response":{"id":"r-1"}}"#;
         assert!(folded(&[begun, ended]).is_some());
         for events in [
-            &[][..],
-            &[begun],
-            &["[DONE]"],
+            &[begun][..],
             &[begun, "[DONE]"],
-            &[begun, error],
+            &[begun, unsaid],
             &[begun, "{", ended],
             &["[1]"],
             &[r#"{"choices":[1]}"#],
             &[r#"{"choices":1}"#],
             &[response],
         ] {
-            assert_eq!(folded(events), None, "{events:?}");
+            assert_eq!(fold_of(events), Folded::Incomplete, "{events:?}");
         }
+        assert!(folded(&[begun, ended, unsaid]).is_some());
+    }
+
+    #[test]
+    fn no_event_is_nothing_and_an_error_is_an_error_wherever_it_comes() {
+        assert_eq!(fold_of(&[]), Folded::Empty);
+        assert_eq!(fold_of(&["[DONE]"]), Folded::Empty);
+        assert_eq!(fold(&Bytes::from_static(b": wait\n\n")), Folded::Empty);
+        let begun = r#"{"choices":[{"index":0,"delta":{"content":"Good"},"finish_reason":null}]}"#;
+        let error = r#"{"error":{"message":"overloaded"}}"#;
+        let failed = r#"{"type":"response.failed","response":{"output":[{}],"error":{"message":"overloaded"}}}"#;
+        for events in [&[error][..], &[begun, error], &[failed]] {
+            let expected = Folded::Error(Bytes::from_static(error.as_bytes()));
+            assert_eq!(fold_of(events), expected, "{events:?}");
+        }
+        let told = r#"{"message":"overloaded","type":"error"}"#;
+        let Folded::Error(error) = fold_of(&[told]) else {
+            panic!("is an error");
+        };
+        let error: Value = serde_json::from_slice(&error).expect("is JSON");
+        assert_eq!(error["error"]["message"], "overloaded");
+    }
+
+    #[test]
+    fn an_empty_text_takes_nothing_away() {
+        let call = |id: &str, name: &str, arguments: &str| {
+            let function = json!({"name": name, "arguments": arguments});
+            json!({"tool_calls": [{"index": 0, "id": id, "function": function}]})
+        };
+        let message = message_of(&[call("a", "f", "{"), call("", "", "}")]).expect("is whole");
+        assert_eq!(
+            message["tool_calls"],
+            json!([{"id": "a", "function": {"name": "f", "arguments": "{}"}}])
+        );
+    }
+
+    #[test]
+    fn tool_calls_with_the_same_index_are_told_apart_by_their_ids() {
+        let call = |id: Option<&str>, arguments: &str| {
+            let function = json!({"arguments": arguments});
+            json!({"tool_calls": [{"index": 0, "id": id, "function": function}]})
+        };
+        let deltas = [
+            call(Some("a"), "{"),
+            call(None, "}"),
+            call(Some("b"), "["),
+            call(None, "]"),
+            call(Some("a"), " "),
+        ];
+        let message = message_of(&deltas).expect("is whole");
+        assert_eq!(
+            message["tool_calls"],
+            json!([
+                {"id": "a", "function": {"arguments": "{} "}},
+                {"id": "b", "function": {"arguments": "[]"}},
+            ])
+        );
+    }
+
+    #[test]
+    fn sound_and_thoughts_come_in_pieces_and_kinds_do_not_mix() {
+        let deltas = [
+            json!({"audio": {"id": "a", "data": "QU", "transcript": "Good "}, "thinking": "Hm"}),
+            json!({"audio": {"data": "JD", "transcript": "night"}, "thinking": "."}),
+        ];
+        let message = message_of(&deltas).expect("is whole");
+        let audio = json!({"id": "a", "data": "QUJD", "transcript": "Good night"});
+        assert_eq!(message["audio"], audio);
+        assert_eq!(message["thinking"], "Hm.");
+        let (text, list) = (
+            json!({"content": "Good"}),
+            json!({"content": [{"text": "x"}]}),
+        );
+        assert_eq!(message_of(&[text, list]), None);
+    }
+
+    #[test]
+    fn what_each_chunk_repeats_stands_once() {
+        let answer = folded(&[
+            r#"{"citations":["one"],"choices":[{"index":0,"delta":{"content":"Good"}}]}"#,
+            r#"{"citations":["one"],"choices":[{"index":0,"delta":{},"finish_reason":"stop"}]}"#,
+        ]);
+        assert_eq!(answer.expect("is whole")["citations"], json!(["one"]));
+    }
+
+    #[test]
+    fn long_lists_take_no_longer_than_they_are() {
+        let many = vec![json!({"token": "x"}); 200_000];
+        let choices = [json!({"index": 0, "logprobs": {"content": []}, "finish_reason": "stop"})];
+        let begun = json!({"choices": choices}).to_string();
+        let choices = [json!({"index": 0, "logprobs": {"content": many}})];
+        let ended = json!({"choices": choices}).to_string();
+        let answer = folded(&[begun.as_str(), ended.as_str()]).expect("is whole");
+        let logprobs = &answer["choices"][0]["logprobs"]["content"];
+        assert_eq!(logprobs.as_array().map(Vec::len), Some(200_000));
+        let many: Vec<Value> = (0..2_000).map(|index| json!({"index": index})).collect();
+        let calls = [json!({"tool_calls": []}), json!({"tool_calls": many})];
+        assert_eq!(
+            message_of(&calls),
+            None,
+            "more tool calls than there can be"
+        );
     }
 }
