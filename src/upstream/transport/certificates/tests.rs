@@ -8,6 +8,8 @@ use rcgen::{
     date_time_ymd,
 };
 
+use rustls::pki_types::PrivateKeyDer;
+
 use super::*;
 
 /// As `openssl req -x509` makes it: of a CA, with these subjectAltNames, for `CN=gpu.internal`.
@@ -70,6 +72,60 @@ fn its_common_name_counts_where_it_names_no_host_otherwise() {
     let other = made_by_openssl(&["other.internal"], |_| {});
     let refused = refused(other, "gpu.internal").expect("is refused");
     assert!(refused.contains("subjectAltName"), "{refused}");
+}
+
+/// What becomes of the first greeting of a server that shows this certificate and signs with this
+/// key. The certificate is named.
+fn greeted(
+    shown: &CertificateDer<'static>,
+    key: &KeyPair,
+    version: &'static rustls::SupportedProtocolVersion,
+) -> Result<(), rustls::Error> {
+    let provider = Arc::new(rustls::crypto::aws_lc_rs::default_provider());
+    let key = PrivateKeyDer::try_from(key.serialize_der()).expect("is a key");
+    let key = rustls::crypto::aws_lc_rs::sign::any_supported_type(&key).expect("is known");
+    let key = rustls::sign::CertifiedKey::new(vec![shown.clone()], key);
+    let server = rustls::ServerConfig::builder_with_provider(provider)
+        .with_protocol_versions(&[version])
+        .expect("is supported")
+        .with_no_client_auth()
+        .with_cert_resolver(Arc::new(rustls::sign::SingleCertAndKey::from(key)));
+    let client = Named(vec![shown.clone()])
+        .into_client()
+        .expect("is possible");
+    let host = ServerName::try_from("gpu.internal").expect("is a name");
+    let mut client = rustls::ClientConnection::new(Arc::new(client), host)?;
+    let mut server = rustls::ServerConnection::new(Arc::new(server))?;
+    while client.is_handshaking() {
+        let mut bytes = Vec::new();
+        client.write_tls(&mut bytes).expect("is written");
+        server.read_tls(&mut bytes.as_slice()).expect("is read");
+        server.process_new_packets()?;
+        let mut bytes = Vec::new();
+        while server.wants_write() {
+            server.write_tls(&mut bytes).expect("is written");
+        }
+        let mut bytes = bytes.as_slice();
+        while !bytes.is_empty() {
+            client.read_tls(&mut bytes).expect("is read");
+            client.process_new_packets()?;
+        }
+    }
+    Ok(())
+}
+
+#[test]
+fn a_server_that_shows_a_named_certificate_must_have_its_key() {
+    let [own, other] = [(); 2].map(|()| KeyPair::generate().expect("makes a key"));
+    let params = CertificateParams::new(["gpu.internal".to_owned()]).expect("is a name");
+    let shown = params.self_signed(&own).expect("makes a certificate");
+    let shown = shown.der().clone();
+    for version in rustls::ALL_VERSIONS {
+        assert_eq!(greeted(&shown, &own, version), Ok(()), "{version:?}");
+        let refused = greeted(&shown, &other, version).expect_err("has another key");
+        let bad = rustls::Error::InvalidCertificate(CertificateError::BadSignature);
+        assert_eq!(refused, bad, "{version:?}");
+    }
 }
 
 #[test]
