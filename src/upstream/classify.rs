@@ -316,6 +316,11 @@ pub(super) fn is_streamed(headers: &HeaderMap) -> bool {
     content_type(headers) == "text/event-stream"
 }
 
+/// Whether an answer calls itself what model servers answer with.
+pub(super) fn is_of_a_model(headers: &HeaderMap) -> bool {
+    is_json(headers) || is_streamed(headers)
+}
+
 /// Without parameters, in lower case; empty where there is none.
 fn content_type(headers: &HeaderMap) -> String {
     let value = headers.get(CONTENT_TYPE).map(|value| value.as_bytes());

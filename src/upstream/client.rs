@@ -14,7 +14,7 @@ use secrecy::ExposeSecret;
 use tokio::time::{Instant, Sleep};
 
 use super::budget::{Budget, Charge};
-use super::classify::CallResult;
+use super::classify::{self, CallResult};
 use super::coding::{self, Body};
 use super::notice::Notice;
 use super::provider::{self, Provider};
@@ -214,6 +214,13 @@ impl Upstream {
             // The status says enough of an error whose text cannot be had.
             Err(failure) if !(200..300).contains(&status) && failure.kind.is_of_the_body() => {
                 Bytes::new()
+            }
+            // No model server packs a page: it is a proxy's, so another call may go better.
+            Err(mut failure) if failure.kind == FailureKind::Undecodable => {
+                if !classify::is_of_a_model(&headers) {
+                    failure.kind = FailureKind::Broken;
+                }
+                return Err(failure);
             }
             Err(failure) => return Err(failure),
         };

@@ -5,7 +5,7 @@ use std::fmt::Write as _;
 
 use std::time::Duration;
 
-use async_compression::tokio::write::{BrotliEncoder, GzipEncoder};
+use async_compression::tokio::write::{BrotliEncoder, DeflateEncoder, GzipEncoder, ZlibEncoder};
 use nightshift::simulate::Options;
 use nightshift::store::Engine;
 use serde_json::{Value, json};
@@ -40,11 +40,15 @@ fn troubles() -> Vec<(&'static str, Trouble, &'static str, &'static str)> {
     const LARGE: &str = "the answer is larger than 500000 bytes (max_response_bytes)";
     const GARBLED: &str = "the model server answered 200 with a body that is not JSON: ";
     let cut = b"HTTP/1.1 200 OK\r\ncontent-length: 99\r\n\r\n{\"a\":".to_vec();
+    let events = "content-type: text/event-stream\r\n";
     let html = b"<html>Welcome to the proxy</html>";
     // Small as it comes; a quarter of a gigabyte for whoever unpacks it.
     let zeros = std::io::Read::take(std::io::repeat(b'0'), 256 << 20);
     let bomb = zstd::encode_all(zeros, 1).expect("packs");
     let packed = "content-encoding: zstd\r\ncontent-type: application/json\r\n";
+    let nothing = "HTTP/1.1 200 OK\r\ncontent-encoding: gzip\r\n\
+                   content-type: application/json\r\ntransfer-encoding: chunked\r\n\r\n0\r\n\r\n"
+        .to_owned();
     let announced = b"HTTP/1.1 200 OK\r\ncontent-length: 99999999999\r\n\r\n{\"a\":".to_vec();
     vec![
         ("reset-before", Trouble::ResetBefore, UNAVAILABLE, LOST),
@@ -89,6 +93,38 @@ fn troubles() -> Vec<(&'static str, Trouble, &'static str, &'static str)> {
             Trouble::answer("200 OK", "", b""),
             UNAVAILABLE,
             GARBLED,
+        ),
+        (
+            "error-streamed",
+            Trouble::answer(
+                "200 OK",
+                events,
+                b"data: {\"error\":{\"message\":\"no GPU\"}}\n\n",
+            ),
+            UNAVAILABLE,
+            "the model server answered 200 with an error and no answer: no GPU",
+        ),
+        (
+            "empty-streamed",
+            Trouble::answer("200 OK", events, b""),
+            UNAVAILABLE,
+            GARBLED,
+        ),
+        (
+            "empty-packed",
+            Trouble::Say(nothing.into_bytes()),
+            UNAVAILABLE,
+            GARBLED,
+        ),
+        (
+            "html-packed",
+            Trouble::answer(
+                "200 OK",
+                "content-encoding: gzip\r\ncontent-type: text/html\r\n",
+                html,
+            ),
+            UNAVAILABLE,
+            "the answer's content coding (gzip) cannot be undone: ",
         ),
         (
             "bomb",
@@ -220,6 +256,10 @@ async fn answers_that_were_paid_for() -> Vec<(&'static str, String, Vec<u8>)> {
     let packed = |coding: &str| format!("{json}content-encoding: {coding}\r\n");
     let (gzip, br) = (with_gzip(body).await, with_brotli(body).await);
     let both = with_gzip(&br).await;
+    let (half, other) = body.split_at(9);
+    let members = [with_gzip(half).await, with_gzip(other).await].concat();
+    let padded = [&gzip[..], b"\0\0\0\r\n"].concat();
+    let (zlib, raw) = (with_zlib(body).await, with_deflate(body).await);
     let streamed =
         b"data: {\"id\":\"chatcmpl-1\",\"choices\":[{\"index\":0,\"delta\":{\"content\":\"\"},\
         \"finish_reason\":\"stop\"}]}\n\ndata: {\"choices\":[],\"usage\":{\"prompt_tokens\":3,\
@@ -233,6 +273,13 @@ async fn answers_that_were_paid_for() -> Vec<(&'static str, String, Vec<u8>)> {
             zstd::encode_all(&body[..], 1).expect("packs"),
         ),
         ("both", packed("br, gzip"), both),
+        ("members", packed("gzip"), members),
+        ("padded", packed("gzip"), padded),
+        ("zlib", packed("deflate"), zlib),
+        ("deflate", packed("deflate"), raw),
+        // Some servers say there what they would say in the content type.
+        ("charset", packed("utf-8"), body.to_vec()),
+        ("none", packed("none"), body.to_vec()),
         (
             "streamed",
             "content-type: text/event-stream\r\n".to_owned(),
@@ -255,6 +302,20 @@ async fn with_gzip(bytes: &[u8]) -> Vec<u8> {
 
 async fn with_brotli(bytes: &[u8]) -> Vec<u8> {
     let mut encoder = BrotliEncoder::new(Vec::new());
+    encoder.write_all(bytes).await.expect("packs");
+    encoder.shutdown().await.expect("packs");
+    encoder.into_inner()
+}
+
+async fn with_zlib(bytes: &[u8]) -> Vec<u8> {
+    let mut encoder = ZlibEncoder::new(Vec::new());
+    encoder.write_all(bytes).await.expect("packs");
+    encoder.shutdown().await.expect("packs");
+    encoder.into_inner()
+}
+
+async fn with_deflate(bytes: &[u8]) -> Vec<u8> {
+    let mut encoder = DeflateEncoder::new(Vec::new());
     encoder.write_all(bytes).await.expect("packs");
     encoder.shutdown().await.expect("packs");
     encoder.into_inner()
@@ -283,7 +344,7 @@ async fn an_answer_that_cannot_be_read_is_computed_once_and_kept() {
     let json = "content-type: application/json\r\n";
     let deep = [vec![b'['; 5_000], vec![b']'; 5_000]].concat();
     let gzip = format!("{json}content-encoding: gzip\r\n");
-    let strange = format!("{json}content-encoding: rot13\r\n");
+    let many = format!("{json}content-encoding: {}br\r\n", "br,".repeat(20_000));
     let events = "content-type: text/event-stream; charset=utf-8\r\n";
     let cases: [(&str, &str, &[u8], &str); 8] = [
         (
@@ -325,10 +386,10 @@ async fn an_answer_that_cannot_be_read_is_computed_once_and_kept() {
             "the answer's content coding (gzip) cannot be undone: ",
         ),
         (
-            "strange",
-            &strange,
+            "many",
+            &many,
             b"{}",
-            "the answer's content coding (rot13) is not known here: ",
+            "the answer names 20001 content codings, and at most 5 are undone",
         ),
     ];
     let (mut toml, mut servers) = (QUICK.to_owned(), Vec::new());
@@ -348,7 +409,7 @@ async fn an_answer_that_cannot_be_read_is_computed_once_and_kept() {
         let told = line["error"]["message"].as_str().expect("is text");
         assert!(told.contains(message), "{name}: {told}");
         let kept = match name {
-            "not-packed" | "strange" => Value::Null,
+            "not-packed" | "many" => Value::Null,
             _ => String::from_utf8_lossy(body).into(),
         };
         assert_eq!(line["response"]["body"], kept, "{line}");
@@ -509,18 +570,15 @@ async fn calls_that_time_out_are_counted_and_said_in_one_warning() {
                 .values()
                 .all(|line| line["error"]["code"] == "request_timeout")
         );
-        assert_eq!(hung.posts(), 2 * 5, "twice for each line");
         let key = operator(&server.database).await;
         let figures = Figures::of(&server.url(""), Some(&key)).await;
         let labels = ["upstream=\"hung\"", "outcome=\"timed_out\""];
-        assert_eq!(
-            figures.sum("nightshift_upstream_calls_total", &labels),
-            10.0
-        );
+        let calls = figures.sum("nightshift_upstream_calls_total", &labels);
+        assert_eq!(calls, 10.0, "twice for each line");
         let log = server.binary_process().terminate().await;
         let warning = "calls took longer than the upstream's timeout";
-        let said = log.lines().filter(|line| line.contains(warning));
-        assert_eq!(said.count(), 1, "{log}");
+        let said = log.lines().filter(|line| line.contains(warning)).count();
+        assert!((1..5).contains(&said), "one a minute: {log}");
     })
     .await;
 }
@@ -551,8 +609,9 @@ async fn running_out_of_file_descriptors_is_said_once_and_blames_no_upstream() {
         let log = server.binary_process().terminate().await;
         let said = log
             .lines()
-            .filter(|line| line.contains("no file descriptor is left"));
-        assert_eq!(said.count(), 1, "{log}");
+            .filter(|line| line.contains("no file descriptor is left"))
+            .count();
+        assert!((1..60).contains(&said), "one a minute: {log}");
         assert!(!log.contains("the upstream fails"), "{log}");
     })
     .await;
