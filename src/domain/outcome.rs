@@ -340,6 +340,17 @@ mod tests {
         }
         let (_, kind, _) = written("a", answer(200, &at_the_limit));
         assert_eq!(kind, Kind::Output, "as deep as it may be");
+        let digits = "7".repeat(4_300);
+        for fine in [
+            format!("[-{digits}]"),
+            format!("[{digits}7.5]"),
+            format!("[0.{digits}7]"),
+            format!("[{digits}7e1]"),
+            format!("{{\"{digits}7\":\"a\\\"{digits}7\"}}"),
+        ] {
+            let (_, kind, _) = written("a", answer(200, fine.as_bytes()));
+            assert_eq!(kind, Kind::Output, "{fine}");
+        }
     }
 
     #[test]
