@@ -166,7 +166,7 @@ async fn show(server: &str) -> anyhow::Result<()> {
     let part = Part::text(requests).file_name("requests.jsonl");
     let form = Form::new().text("purpose", "batch").part("file", part);
     let file: File = read(client.post(format!("{api}/files")).multipart(form)).await?;
-    eprintln!("Uploaded requests.jsonl: {} bytes, {}", file.bytes, file.id);
+    tell!("Uploaded requests.jsonl: {} bytes, {}", file.bytes, file.id);
 
     let body = serde_json::json!({
         "input_file_id": file.id,
@@ -175,7 +175,7 @@ async fn show(server: &str) -> anyhow::Result<()> {
         "metadata": {"from": "nightshift demo"},
     });
     let batch: Batch = read(client.post(format!("{api}/batches")).json(&body)).await?;
-    eprintln!("Created {}", batch.id);
+    tell!("Created {}", batch.id);
 
     let batch = wait(&client, &api, batch).await?;
     ensure!(batch.status == "completed", "the batch is {}", batch.status);
@@ -249,7 +249,7 @@ async fn read<T: for<'a> Deserialize<'a>>(request: reqwest::RequestBuilder) -> a
 }
 
 fn hint(server: &str) {
-    eprintln!(
+    tell!(
         "The server runs until Ctrl-C. Try it from another terminal:\n  \
          curl {server}/v1/batches\n  \
          export OPENAI_BASE_URL={server}/v1 OPENAI_API_KEY=unused\n  \

@@ -246,9 +246,7 @@ pub(super) async fn run(args: KeysArgs) -> anyhow::Result<ExitCode> {
             };
             let until = expires_at.map(|at| format!(", until {} UTC", moment(seconds(at))));
             let until = until.unwrap_or_default();
-            eprintln!(
-                "Created {id} for {whose}, scope {scopes}{until}. The key is shown this once:"
-            );
+            tell!("Created {id} for {whose}, scope {scopes}{until}. The key is shown this once:");
             writeln!(std::io::stdout(), "{}", key.key.expose_secret())?;
             store.close().await;
         }
@@ -272,7 +270,7 @@ pub(super) async fn run(args: KeysArgs) -> anyhow::Result<ExitCode> {
             if !revoked {
                 bail!("there is no active key {id}; `nightshift keys list` shows all");
             }
-            eprintln!("Revoked {id}.");
+            tell!("Revoked {id}.");
         }
     }
     Ok(ExitCode::SUCCESS)

@@ -1,5 +1,16 @@
 //! The commands, one a file.
 
+#![deny(clippy::print_stderr)]
+
+/// Tells the user something on standard error. That it cannot be written, as where the terminal was
+/// closed, is no reason to stop: `eprintln!` would panic.
+macro_rules! tell {
+    ($($text:tt)*) => {{
+        let text = format!("{}\n", format_args!($($text)*));
+        let _ = ::std::io::Write::write_all(&mut ::std::io::stderr(), text.as_bytes());
+    }};
+}
+
 mod check;
 mod completions;
 mod demo;
@@ -92,7 +103,7 @@ fn load_quietly(overrides: &Overrides) -> (Result<Config, ConfigErrors>, Vec<Str
 
 fn warn_of(near_misses: &[String]) {
     for near_miss in near_misses {
-        eprintln!("warning: {near_miss}");
+        tell!("warning: {near_miss}");
     }
 }
 
@@ -169,7 +180,7 @@ pub async fn main() -> ExitCode {
         if written.is_some_and(|error| error.kind() == ErrorKind::BrokenPipe) {
             return ExitCode::from(READER_GONE);
         }
-        eprintln!("error: {error:#}");
+        tell!("error: {error:#}");
         let exit = error.downcast_ref::<Exit>();
         exit.map_or(ExitCode::FAILURE, |exit| ExitCode::from(exit.code))
     })

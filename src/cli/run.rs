@@ -194,7 +194,7 @@ impl RunArgs {
     /// Tells the user something that is no error.
     fn say(&self, text: &str) {
         if !self.quiet {
-            eprintln!("{text}");
+            tell!("{text}");
         }
     }
 
@@ -230,7 +230,7 @@ impl RunArgs {
         }
         let text = serde_json::to_string(summary)?;
         if output.is_stdout() {
-            eprintln!("{text}");
+            tell!("{text}");
         } else {
             let mut out = std::io::stdout();
             writeln!(out, "{text}")?;
@@ -309,7 +309,7 @@ pub(super) async fn run(args: RunArgs) -> anyhow::Result<ExitCode> {
         if matches!(code, Ok(code) if code == ExitCode::SUCCESS) {
             journal::remove(&places.state);
         } else if places.state.exists() {
-            eprintln!(
+            tell!(
                 "What is needed to go on is kept: add --state {}.",
                 places.state.display()
             );
@@ -720,14 +720,14 @@ async fn refuse(store: &Store, batch: &Batch, journal: &Journal) -> anyhow::Resu
 
 /// Prints the first of so many faults.
 fn print_faults(faults: &[Finding], count: usize) {
-    eprintln!("The input is not valid:");
+    tell!("The input is not valid:");
     for fault in faults.iter().take(PRINTED_FAULTS) {
         let place = fault
             .line
             .map_or(String::new(), |line| format!("line {line}: "));
-        eprintln!("  {place}{} ({})", fault.message, fault.code);
+        tell!("  {place}{} ({})", fault.message, fault.code);
     }
     if count > PRINTED_FAULTS {
-        eprintln!("  … and {} more", count - PRINTED_FAULTS);
+        tell!("  … and {} more", count - PRINTED_FAULTS);
     }
 }

@@ -481,7 +481,7 @@ pub(super) async fn dry_run(args: &RunArgs, config: &Config) -> anyhow::Result<E
     if !faults.is_empty() || !report.suspects.is_empty() {
         super::print_faults(&faults, faults.len());
         for suspect in &report.suspects {
-            eprintln!(
+            tell!(
                 "  line {}: its custom_id seems to stand on an earlier line",
                 suspect.line
             );

@@ -131,7 +131,7 @@ impl Target {
                 Err(error) if has_no_reader(&error) => {
                     if !is_told {
                         is_told = true;
-                        eprintln!("Waiting until something reads {self}.");
+                        tell!("Waiting until something reads {self}.");
                     }
                     tokio::time::sleep(READER_POLL).await;
                 }

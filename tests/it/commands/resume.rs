@@ -111,6 +111,34 @@ async fn each_signal_has_its_exit_code_and_the_run_goes_on_afterwards() {
     assert_eq!(workshop.custom_ids("out.jsonl"), ids(LINES));
 }
 
+/// Standard error goes with the terminal.
+#[tokio::test]
+async fn a_run_whose_terminal_is_closed_finishes_its_calls_and_keeps_their_answers() {
+    let workshop = slow_workshop().await;
+    let mut command = workshop.command(&["--concurrency", "8"]);
+    command
+        .stderr(std::process::Stdio::piped())
+        .kill_on_drop(true);
+    let mut running = command.spawn().expect("starts");
+    drop(running.stderr.take());
+    until("the run is in the middle", async || {
+        workshop.simulator.stats().total.answered >= 100
+    })
+    .await;
+    let id = running.id().expect("runs").to_string();
+    let sent = std::process::Command::new("kill")
+        .args(["-s", "HUP", &id])
+        .status();
+    assert!(sent.expect("runs").success());
+    let stopped = running.wait().await.expect("ends");
+    assert_eq!(stopped.code(), Some(143));
+
+    let ran = workshop.run(&[]).await;
+    assert_eq!(ran.code, Some(0), "{}", ran.errors);
+    let bodies = workshop.simulator.stats().bodies.expect("are tracked");
+    assert_eq!((bodies.distinct, bodies.most_calls), (LINES as u64, 1));
+}
+
 #[tokio::test]
 async fn a_killed_run_goes_on_and_loses_nothing() {
     let workshop = slow_workshop().await;
