@@ -37,7 +37,7 @@ use crate::upstream::{
 use crate::worker::Worker;
 use crate::{app, telemetry};
 use answers::Sources;
-use files::Partial;
+use files::{Partial, STATE};
 use journal::{Generation, Journal};
 use reshape::Reshape;
 use summary::Summary;
@@ -110,8 +110,9 @@ pub(super) struct RunArgs {
     #[arg(long, value_name = "FILE")]
     errors: Option<PathBuf>,
 
-    /// The directory for what is needed to go on later [default: the output's name with
-    /// .nightshift; where the output is no file, a new one in the directory for temporary files]
+    /// The directory for what is needed to go on later: a new one, an empty one, or that of an
+    /// earlier run [default: the output's name with .nightshift; where the output is no file, a new
+    /// one in the directory for temporary files]
     #[arg(long, value_name = "DIR")]
     state: Option<PathBuf>,
 
@@ -268,8 +269,8 @@ impl Places {
         files::must_differ(&args.input, &output, errors.as_ref())?;
         let (state, state_is_temporary) = match (&args.state, output.file()) {
             (Some(state), _) => (state.clone(), false),
-            (None, Some(file)) => (files::beside(file, ".nightshift"), false),
-            (None, None) => (journal::temporary()?, true),
+            (None, Some(file)) => (files::beside(file, STATE), false),
+            (None, None) => (journal::temporary(), true),
         };
         let errors = errors.unwrap_or_else(|| Target::within(&state.join(ERRORS)));
         Ok(Places {
@@ -304,28 +305,37 @@ pub(super) async fn run(args: RunArgs) -> anyhow::Result<ExitCode> {
         return prepare::dry_run(&args, &config).await.or_exit(NOT_VALID);
     }
     let places = Places::of(&args).or_exit(NOT_VALID)?;
-    let code = run_in(&args, &places).await;
-    if places.state_is_temporary {
-        if matches!(code, Ok(code) if code == ExitCode::SUCCESS) {
-            journal::remove(&places.state);
-        } else if places.state.exists() {
-            tell!(
-                "What is needed to go on is kept: add --state {}.",
-                places.state.display()
-            );
-        }
-    }
-    code
-}
-
-async fn run_in(args: &RunArgs, places: &Places) -> anyhow::Result<ExitCode> {
     let state = &places.state;
-    let started = Instant::now();
     let overrides = Overrides {
         database_file: Some(Generation::first(state).database()),
         ..args.overrides()
     };
-    let mut config = configure(args, overrides).or_exit(NOT_VALID)?;
+    let config = configure(&args, overrides).or_exit(NOT_VALID)?;
+    let claim = journal::claim(state).map_err(|error| match places.state_is_temporary {
+        true => error.context("cannot keep what is needed to go on: name a directory with --state"),
+        false => error,
+    })?;
+    let code = run_in(&args, &places, config).await;
+    if !matches!(Journal::read(state), Ok(None)) {
+        if !places.state_is_temporary {
+            return code;
+        }
+        if matches!(code, Ok(code) if code == ExitCode::SUCCESS) {
+            claim.remove(state);
+        } else {
+            let state = state.display();
+            tell!("What is needed to go on is kept: add --state {state}.");
+        }
+        return code;
+    }
+    // Nothing was sent, so there is nothing to go on with.
+    claim.discard(state);
+    code
+}
+
+async fn run_in(args: &RunArgs, places: &Places, mut config: Config) -> anyhow::Result<ExitCode> {
+    let state = &places.state;
+    let started = Instant::now();
     if config.log.filter == "info" {
         // The progress says what there is to say.
         "warn".clone_into(&mut config.log.filter);
@@ -333,15 +343,21 @@ async fn run_in(args: &RunArgs, places: &Places) -> anyhow::Result<ExitCode> {
     telemetry::start(&config.log);
     let stopping = shutdown::on_signal(Hangup::Stops)?;
     let stop = stopping.token().clone();
-    let _claim = journal::claim(state)?;
     let reshape = args.reshape();
-    let prepared = prepare::prepare(args, places, &reshape, &mut config, &stop).await;
-    let Ok(Some(mut journal)) = prepared else {
-        journal::discard(state);
-        return prepared.map(|_| ExitCode::from(stopping.code()));
+    let prepared = prepare::prepare(args, places, &reshape, &mut config, &stop).await?;
+    let Some(mut journal) = prepared else {
+        return Ok(ExitCode::from(stopping.code()));
     };
+    if places.state_is_temporary {
+        // Said now: a process that is killed says nothing.
+        let state = state.display();
+        args.say(&format!(
+            "If this run is stopped, it goes on with --state {state}."
+        ));
+    }
     let store = app::open_store_alone(&config, Clock::default()).await?;
-    let ended = work(args, &config, &store, &journal, &places.output, stop).await;
+    let output = &places.output;
+    let ended = work(args, &config, &store, &journal, output, stop.clone()).await;
     let batch = match (&ended, &journal.batch_id) {
         (Ok(Ended::Batch(_)), _) | (_, None) => None,
         (_, Some(batch_id)) => Some(find(&store, batch_id).await?),
@@ -653,12 +669,12 @@ async fn conclude(
     }
     let paths = Paths::of(journal);
     files::write(&paths.sources(store, journal), Kind::Output, output).await?;
-    let is_ours = journal.wrote(errors);
+    let is_ours = journal.wrote_errors(errors);
     let error_file = batch.and_then(|batch| batch.row.error_file_id.as_deref());
     if error_file.is_some() {
         // Noted first: only what a run of this output wrote is ever removed.
-        if !is_ours && let Some(file) = errors.file() {
-            journal.errors_files.push(file.to_owned());
+        if !is_ours {
+            journal.note_errors(errors);
             journal.write(&places.state)?;
         }
         files::write(&paths.sources(store, journal), Kind::Error, errors).await?;

@@ -14,6 +14,8 @@ use crate::domain::file::Kind;
 
 /// What is added to a result's name while it is written.
 const PARTIAL: &str = ".partial";
+/// What is added to an output's name for the directory of what is needed to go on.
+pub(super) const STATE: &str = ".nightshift";
 /// The answers so far are written this often.
 const GROWS_EVERY: Duration = Duration::from_secs(1);
 
@@ -38,12 +40,13 @@ pub(super) fn must_differ(
     )
 }
 
-/// Refuses to begin where a result would take the place of a file that is not this program's.
-pub(super) fn must_be_free(target: &Target) -> anyhow::Result<()> {
+/// Refuses to begin where a result would take the place of a file that is not this program's. The
+/// user may give up the file itself; nobody was asked about the one beside it.
+pub(super) fn must_be_free(target: &Target, may_overwrite: bool) -> anyhow::Result<()> {
     let Some(path) = target.file() else {
         return Ok(());
     };
-    if path.metadata().is_ok_and(|file| file.len() > 0) {
+    if !may_overwrite && path.metadata().is_ok_and(|file| file.len() > 0) {
         bail!(
             "{target} is there already, and no run of this output wrote it: name another, or use \
              --restart to overwrite it"
@@ -58,6 +61,15 @@ pub(super) fn must_be_free(target: &Target) -> anyhow::Result<()> {
         );
     }
     Ok(())
+}
+
+/// Removes the answers so far of an earlier run of this output.
+pub(super) fn remove_partial(output: &Target) -> anyhow::Result<()> {
+    let Some(path) = output.file() else {
+        return Ok(());
+    };
+    let partial = beside(path, PARTIAL);
+    remove_if_there(&partial).with_context(|| format!("cannot remove {}", partial.display()))
 }
 
 /// Writes the answers, or the lines that failed, of a run whose batch has ended.

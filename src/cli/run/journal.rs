@@ -1,7 +1,7 @@
 //! What a run remembers beside its store: which input it is on, and which batch that is.
 
 use std::fs;
-use std::io::{ErrorKind, Write as _};
+use std::io::{ErrorKind, Read as _, Write as _};
 use std::os::unix::fs::DirBuilderExt as _;
 use std::path::{Path, PathBuf};
 
@@ -10,7 +10,10 @@ use secrecy::ExposeSecret as _;
 use serde::{Deserialize, Serialize};
 use sha2::{Digest as _, Sha256};
 
+use super::NOT_VALID;
+use super::files::{STATE, beside};
 use super::target::Target;
+use crate::cli::OrExit as _;
 use crate::config::Config;
 
 const NAME: &str = "run.json";
@@ -18,7 +21,9 @@ const NAME: &str = "run.json";
 pub(super) const INPUT_COPY: &str = "input.tmp";
 /// Begin the names of what a generation has.
 const GENERATION_FILES: [&str; 4] = ["state", "lines", "kept", "index"];
-const LOCKS: [&str; 2] = ["run.lock", "state.db.lock"];
+const LOCK: &str = "run.lock";
+/// What the lock's file holds: it tells a state directory from any other.
+const MARK: &[u8] = b"The state of a nightshift run.\n";
 
 /// The files of one batch of a run. A run that sends again what has no answer, or whose input has
 /// changed, begins a new generation beside the old one, which is removed once the new one is
@@ -89,6 +94,12 @@ impl Generation {
     }
 }
 
+/// Whether a file is the lock of a generation's store.
+fn is_store_lock(name: &str) -> bool {
+    let store = name.strip_suffix(".lock");
+    store.is_some_and(|store| store.ends_with(".db") && number_of(store).is_some())
+}
+
 /// The number of the generation that gives a file such a name; `None`: none does.
 fn number_of(name: &str) -> Option<u32> {
     let (stem, ending) = name.split_once('.').unwrap_or((name, ""));
@@ -122,9 +133,16 @@ pub(super) struct Journal {
     /// Tells whether lines go to the same upstreams with the same keys, and tells no key.
     pub upstream: String,
     pub salt: String,
-    /// The errors files that runs of this output wrote.
+    /// Where answers went, from the state directory: so that all may be moved together. `None`:
+    /// written by a version that did not note them.
     #[serde(default)]
-    pub errors_files: Vec<PathBuf>,
+    outputs: Option<Vec<PathBuf>>,
+    /// The errors files that runs of this output wrote, from the state directory.
+    #[serde(default)]
+    errors: Vec<PathBuf>,
+    /// The same, as earlier versions noted them: from the root, or from where they ran.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    errors_files: Vec<PathBuf>,
 }
 
 impl Journal {
@@ -143,7 +161,19 @@ impl Journal {
             kept: 0,
             upstream: String::new(),
             salt: uuid::Uuid::new_v4().to_string(),
+            outputs: Some(Vec::new()),
+            errors: Vec::new(),
             errors_files: Vec::new(),
+        }
+    }
+
+    /// The same, knowing what earlier runs wrote.
+    pub(super) fn after(self, earlier: Journal) -> Journal {
+        Journal {
+            outputs: earlier.outputs,
+            errors: earlier.errors,
+            errors_files: earlier.errors_files,
+            ..self
         }
     }
 
@@ -164,10 +194,43 @@ impl Journal {
         self.upstream == upstream(&self.salt, config)
     }
 
+    /// Whether an earlier run with this state directory wrote that output.
+    pub(super) fn wrote_output(&self, output: &Target) -> bool {
+        let Some(file) = output.file() else {
+            return false;
+        };
+        match &self.outputs {
+            Some(outputs) => outputs.contains(&relative(&self.state, file)),
+            // Its own state directory is beside it.
+            None => whole(&beside(file, STATE)) == whole(&self.state),
+        }
+    }
+
+    /// Notes an output that is about to be written.
+    pub(super) fn note_output(&mut self, output: &Target) {
+        if let Some(file) = output.file() {
+            let file = relative(&self.state, file);
+            let outputs = self.outputs.get_or_insert_default();
+            if !outputs.contains(&file) {
+                outputs.push(file);
+            }
+        }
+    }
+
     /// Whether a run of this output wrote that errors file.
-    pub(super) fn wrote(&self, errors: &Target) -> bool {
-        let file = errors.file();
-        file.is_some_and(|file| self.errors_files.iter().any(|wrote| wrote == file))
+    pub(super) fn wrote_errors(&self, errors: &Target) -> bool {
+        let Some(file) = errors.file() else {
+            return false;
+        };
+        let of_old = |wrote: &PathBuf| whole(wrote) == whole(file);
+        self.errors.contains(&relative(&self.state, file)) || self.errors_files.iter().any(of_old)
+    }
+
+    /// Notes an errors file that is about to be written.
+    pub(super) fn note_errors(&mut self, errors: &Target) {
+        if let Some(file) = errors.file() {
+            self.errors.push(relative(&self.state, file));
+        }
     }
 
     pub(super) fn read(state: &Path) -> anyhow::Result<Option<Journal>> {
@@ -206,8 +269,10 @@ impl Journal {
     }
 
     /// Removes what an earlier run left, the journal first: without it the rest counts for
-    /// nothing. Only files of this program's own names are touched.
+    /// nothing. Only files of this program's own names are touched, and none while a server has
+    /// the store.
     pub(super) fn clear(state: &Path) -> anyhow::Result<()> {
+        must_be_unused(state)?;
         let path = state.join(NAME);
         match fs::remove_file(&path) {
             Err(error) if error.kind() != ErrorKind::NotFound => {
@@ -219,6 +284,38 @@ impl Journal {
             name == INPUT_COPY || number_of(name).is_some()
         });
         Ok(())
+    }
+}
+
+/// Refuses where another process has one of the stores.
+fn must_be_unused(state: &Path) -> anyhow::Result<()> {
+    for entry in fs::read_dir(state).into_iter().flatten().flatten() {
+        if !entry.file_name().to_str().is_some_and(is_store_lock) {
+            continue;
+        }
+        let lock = fs::File::options().write(true).open(entry.path());
+        if let Ok(lock) = lock
+            && matches!(lock.try_lock(), Err(fs::TryLockError::WouldBlock))
+        {
+            bail!("another nightshift server is using {}", state.display());
+        }
+    }
+    Ok(())
+}
+
+/// A file's path from the state directory.
+fn relative(state: &Path, file: &Path) -> PathBuf {
+    let file = whole(file);
+    let state = state.canonicalize().unwrap_or_else(|_| whole(state));
+    pathdiff::diff_paths(&file, state).unwrap_or(file)
+}
+
+/// A path from the root, without symlinks but for its last part.
+fn whole(path: &Path) -> PathBuf {
+    let path = std::path::absolute(path).unwrap_or_else(|_| path.to_owned());
+    match (path.parent().map(Path::canonicalize), path.file_name()) {
+        (Some(Ok(directory)), Some(name)) => directory.join(name),
+        _ => path,
     }
 }
 
@@ -256,58 +353,112 @@ pub(super) fn hex(bytes: &[u8]) -> String {
     bytes.iter().map(|byte| format!("{byte:02x}")).collect()
 }
 
-/// Removes the state directory after a start that came to nothing, unless it has a journal: then
-/// there is something to go on with.
-pub(super) fn discard(state: &Path) {
-    if matches!(Journal::read(state), Ok(None)) && Journal::clear(state).is_ok() {
-        // What cannot be removed does no harm.
-        for name in LOCKS {
-            let _ = fs::remove_file(state.join(name));
+/// A state directory that this process has for itself, until this is dropped.
+pub(super) struct Claim {
+    _lock: fs::File,
+    /// The user made the directory.
+    is_users: bool,
+}
+
+impl Claim {
+    /// Removes what is in the state directory after a start that came to nothing, unless it has a
+    /// journal: then there is something to go on with.
+    pub(super) fn discard(self, state: &Path) {
+        if matches!(Journal::read(state), Ok(None)) && Journal::clear(state).is_ok() {
+            // What cannot be removed does no harm.
+            remove_where(state, |name| name == LOCK || is_store_lock(name));
+            if !self.is_users {
+                let _ = fs::remove_dir(state);
+            }
         }
-        let _ = fs::remove_dir(state);
+    }
+
+    /// Removes the state directory, with which there is nothing to go on.
+    pub(super) fn remove(self, state: &Path) {
+        // What cannot be removed does no harm.
+        if Journal::clear(state).is_ok() {
+            self.discard(state);
+        }
     }
 }
 
-/// Makes a state directory for a run that nobody named one for.
-pub(super) fn temporary() -> anyhow::Result<PathBuf> {
-    let directory = tempfile::Builder::new().prefix("nightshift-run-").tempdir();
-    Ok(directory
-        .context("cannot make a directory for temporary files: name one with --state")?
-        .keep())
+/// The name of a state directory for a run that nobody named one for.
+pub(super) fn temporary() -> PathBuf {
+    let name = format!("nightshift-run-{}", uuid::Uuid::new_v4().simple());
+    tempfile::env::temp_dir().join(name)
 }
 
-/// Removes a state directory with which there is nothing to go on.
-pub(super) fn remove(state: &Path) {
-    // What cannot be removed does no harm.
-    if Journal::clear(state).is_ok() {
-        discard(state);
-    }
-}
-
-/// Makes the state directory, private to its owner, and claims it for this process: until the
-/// file that is returned is dropped.
-pub(super) fn claim(state: &Path) -> anyhow::Result<fs::File> {
+/// Makes the state directory, private to its owner, and claims it for this process. One that is
+/// there must be empty or have the mark of an earlier run: all else in it is somebody else's.
+pub(super) fn claim(state: &Path) -> anyhow::Result<Claim> {
     let cannot = || format!("cannot use {}", state.display());
-    if !state.is_dir() {
+    let is_there = state.is_dir();
+    if !is_there {
         fs::DirBuilder::new()
             .mode(0o700)
             .create(state)
             .with_context(cannot)?;
     }
-    let lock = state.join("run.lock");
+    let path = state.join(LOCK);
+    // Looked at first, so that nothing is made in a directory that is refused.
+    if !path.exists() {
+        must_be_ours(state)?;
+    }
     let lock = fs::File::options()
         .create(true)
         .truncate(false)
+        .read(true)
         .write(true)
-        .open(lock);
-    let lock = lock.with_context(cannot)?;
+        .open(path);
+    let mut lock = lock.with_context(cannot)?;
     match lock.try_lock() {
-        Ok(()) => Ok(lock),
+        Ok(()) => {}
         Err(fs::TryLockError::WouldBlock) => {
             bail!("another `nightshift run` is working on {}", state.display())
         }
-        Err(fs::TryLockError::Error(error)) => Err(error).with_context(cannot),
+        Err(fs::TryLockError::Error(error)) => return Err(error).with_context(cannot),
     }
+    let mut mark = Vec::new();
+    (&lock)
+        .take(MARK.len() as u64 + 1)
+        .read_to_end(&mut mark)
+        .with_context(cannot)?;
+    let has_mark = mark == MARK;
+    if !has_mark {
+        if !mark.is_empty() {
+            return not_ours(state);
+        }
+        must_be_ours(state)?;
+        lock.write_all(MARK).with_context(cannot)?;
+    }
+    Ok(Claim {
+        _lock: lock,
+        is_users: is_there && !has_mark,
+    })
+}
+
+/// Refuses a directory without a mark, unless it has nothing but a lock, or the journal of a
+/// version that set no mark.
+fn must_be_ours(state: &Path) -> anyhow::Result<()> {
+    let entries = fs::read_dir(state).with_context(|| format!("cannot use {}", state.display()))?;
+    for entry in entries {
+        if entry?.file_name() != LOCK {
+            return match Journal::read(state) {
+                Ok(Some(_)) => Ok(()),
+                _ => not_ours(state),
+            };
+        }
+    }
+    Ok(())
+}
+
+fn not_ours<T>(state: &Path) -> anyhow::Result<T> {
+    let state = state.display();
+    Err(anyhow::anyhow!(
+        "{state} is not empty, and it is not the state of a run: name another directory with \
+         --state, or remove what is in it"
+    ))
+    .or_exit(NOT_VALID)
 }
 
 /// The hash of an input, as it is read.
@@ -348,6 +499,7 @@ mod tests {
             "lines.txt",
             "kept-list.jsonl",
             "state.db.lock",
+            "run.lock",
         ];
         for name in names {
             fs::write(state.join(name), "").unwrap();
@@ -366,6 +518,7 @@ mod tests {
             "kept-list.jsonl",
             "lines.txt",
             "run.json",
+            "run.lock",
             "state.db.lock",
         ];
         let second = ["index-2", "kept-2.jsonl", "lines-2", "state-2.db"];

@@ -14,6 +14,7 @@ use tokio_util::sync::CancellationToken;
 use super::journal::{Generation, Hashing, Journal};
 use super::lines::{self, Key, Reader, Record, Source};
 use super::reshape::{self, Gathered, Reshape, Splitter};
+use super::target::Target;
 use super::{NOT_VALID, Places, RunArgs, TENANT, files};
 use crate::app;
 use crate::cli::OrExit as _;
@@ -107,15 +108,24 @@ pub(super) async fn prepare(
 ) -> anyhow::Result<Option<Journal>> {
     let state = &places.state;
     let mut input = Input::of(&args.input).or_exit(NOT_VALID)?;
-    let earlier = Journal::read(state)?;
-    if earlier.is_none() && !args.restart {
-        files::must_be_free(&places.output).or_exit(NOT_VALID)?;
+    let earlier = match Journal::read(state) {
+        Err(_) if args.restart => None,
+        earlier => earlier?,
+    };
+    let wrote = |wrote: fn(&Journal, &Target) -> bool, target: &Target| {
+        earlier
+            .as_ref()
+            .is_some_and(|earlier| wrote(earlier, target))
+    };
+    let wrote_output = wrote(Journal::wrote_output, &places.output);
+    if !wrote_output {
+        files::must_be_free(&places.output, args.restart).or_exit(NOT_VALID)?;
     }
-    let is_ours = earlier
-        .as_ref()
-        .is_some_and(|journal| journal.wrote(&places.errors));
-    if !is_ours && !args.restart {
-        files::must_be_free(&places.errors).or_exit(NOT_VALID)?;
+    if !wrote(Journal::wrote_errors, &places.errors) {
+        files::must_be_free(&places.errors, args.restart).or_exit(NOT_VALID)?;
+    }
+    if args.restart && wrote_output {
+        files::remove_partial(&places.output)?;
     }
     let prepared = stop.run_until_cancelled(async {
         let Some(journal) = earlier else {
@@ -125,10 +135,7 @@ pub(super) async fn prepare(
         if args.restart {
             Journal::clear(state)?;
             let begun = begin(&Generation::first(state), reshape, config, &input, None).await?;
-            return Ok(Journal {
-                errors_files: journal.errors_files,
-                ..begun
-            });
+            return Ok(begun.after(journal));
         }
         let copy = state.join(super::journal::INPUT_COPY);
         let hash = input.hash(&copy).await?;
@@ -140,7 +147,9 @@ pub(super) async fn prepare(
     let Some(prepared) = prepared else {
         return Ok(None);
     };
-    let journal = prepared?;
+    let mut journal = prepared?;
+    // Noted first: only what a run of this state wrote is ever overwritten.
+    journal.note_output(&places.output);
     journal.write(state)?;
     journal.generation(state).remove_others();
     config
@@ -205,10 +214,7 @@ async fn go_on(
         found.kept, found.sent
     ));
     let begun = begin(&new, reshape, config, input, Some(found)).await?;
-    Ok(Journal {
-        errors_files: journal.errors_files,
-        ..begun
-    })
+    Ok(begun.after(journal))
 }
 
 /// What an input comes to.

@@ -8,7 +8,7 @@ use nightshift::simulate::Options;
 use serde_json::{Value, json};
 
 use super::run::{Workshop, requests};
-use super::until;
+use super::{command_in, until};
 use crate::support::binary::{Process, ended};
 use crate::support::{chat, ids};
 
@@ -267,4 +267,138 @@ async fn a_name_may_have_any_character_of_a_url() {
         let state = workshop.path(&format!("{output}.nightshift"));
         assert!(state.join("state.db").exists(), "{output}");
     }
+}
+
+/// Who fails to give a state directory at first is told to name it later, with any output.
+#[tokio::test]
+async fn a_state_directory_is_no_leave_to_overwrite_a_file_that_is_there() {
+    let workshop = workshop().await;
+    let state = ["--state", "kept"];
+    let ran = ended(workshop.command_to("-", &state)).await;
+    assert_eq!(ran.code, Some(1), "{}", ran.errors);
+
+    workshop.write("important.jsonl", "somebody else's");
+    let refused = ended(workshop.command_to("important.jsonl", &state)).await;
+    assert_eq!(refused.code, Some(3), "{}", refused.errors);
+    assert_eq!(workshop.read("important.jsonl"), "somebody else's");
+
+    // One that a run with this state wrote may be written again.
+    for _ in 0..2 {
+        let ran = ended(workshop.command_to("free.jsonl", &state)).await;
+        assert_eq!(ran.code, Some(1), "{}", ran.errors);
+        assert_eq!(workshop.custom_ids("free.jsonl"), ids(2));
+    }
+}
+
+#[tokio::test]
+async fn to_begin_anew_is_no_leave_to_remove_a_file_beside_the_output() {
+    let workshop = workshop().await;
+    workshop.write("out.jsonl.partial", "somebody else's");
+    let refused = workshop.run(&["--restart"]).await;
+    assert_eq!(refused.code, Some(3), "{}", refused.errors);
+    assert_eq!(workshop.read("out.jsonl.partial"), "somebody else's");
+}
+
+/// The files may have the names of a run's own.
+#[tokio::test]
+async fn a_directory_of_somebody_else_is_no_state_directory() {
+    let workshop = workshop().await;
+    let names = ["state.db", "state.db-wal", "run.json", "lines"];
+    std::fs::create_dir(workshop.path("theirs")).expect("makes a directory");
+    for name in names {
+        workshop.write(&format!("theirs/{name}"), "somebody else's");
+    }
+    for more in [
+        &["--state", "theirs"][..],
+        &["--state", "theirs", "--restart"],
+    ] {
+        let refused = workshop.run(more).await;
+        assert_eq!(refused.code, Some(3), "{}", refused.errors);
+        assert!(
+            refused.errors.contains("is not the state of a run"),
+            "{}",
+            refused.errors
+        );
+        for name in names {
+            assert_eq!(
+                workshop.read(&format!("theirs/{name}")),
+                "somebody else's",
+                "{name}"
+            );
+        }
+        let left = std::fs::read_dir(workshop.path("theirs")).expect("can be read");
+        assert_eq!(left.count(), names.len(), "nothing is added");
+    }
+    // An empty one is as good as none, and stays empty where nothing is begun.
+    std::fs::create_dir(workshop.path("empty")).expect("makes a directory");
+    workshop.write("in.jsonl", "no JSON");
+    let refused = workshop.run(&["--state", "empty"]).await;
+    assert_eq!(refused.code, Some(3), "{}", refused.errors);
+    let left = std::fs::read_dir(workshop.path("empty")).expect("is there");
+    assert_eq!(left.count(), 0);
+}
+
+#[tokio::test]
+async fn a_run_to_a_pipe_names_its_state_before_it_can_be_killed() {
+    let hanging = requests(&ids(2)) + &chat("hanging", json!({"hang": true}));
+    let workshop = Workshop::new(&hanging, Options::default()).await;
+    std::fs::create_dir(workshop.path("tmp")).expect("makes a directory");
+    let mut running = Process::start(workshop.command_to("-", &[]), b"");
+    running.says("--state ").await;
+    running.signal("KILL");
+    let killed = running.ended().await;
+    let [state] = &temporary(&workshop)[..] else {
+        panic!("one state directory: {:?}", temporary(&workshop));
+    };
+    let named = format!("--state {}", state.display());
+    assert!(killed.errors.contains(&named), "{}", killed.errors);
+}
+
+#[tokio::test]
+async fn a_run_that_cannot_begin_leaves_nothing_in_the_directory_for_temporary_files() {
+    let workshop = workshop().await;
+    let directory = workshop.path("");
+    let without_upstream = ["run", "-i", "in.jsonl", "-o", "-"];
+    let mut without_upstream = command_in(&directory, &without_upstream);
+    without_upstream.env("TMPDIR", workshop.path("tmp"));
+    let mut of_invalid = command_in(&directory, &["run", "-i", "invalid.jsonl", "-o", "-"]);
+    of_invalid.env("TMPDIR", workshop.path("tmp"));
+    of_invalid.args(["--upstream", &workshop.simulator.base_url()]);
+    workshop.write("invalid.jsonl", "{\"custom_id\": 3}\n");
+    for command in [without_upstream, of_invalid] {
+        let refused = ended(command).await;
+        assert_eq!(refused.code, Some(3), "{}", refused.errors);
+        assert!(!refused.errors.contains("is kept"), "{}", refused.errors);
+        assert!(
+            temporary(&workshop).is_empty(),
+            "{:?}",
+            temporary(&workshop)
+        );
+    }
+}
+
+/// An earlier version noted the errors file alone, by the name that the command had for it.
+#[tokio::test]
+async fn a_run_goes_on_where_its_files_were_moved_and_with_what_earlier_versions_noted() {
+    let workshop = workshop().await;
+    std::fs::create_dir(workshop.path("here")).expect("makes a directory");
+    let ran = ended(workshop.command_to("here/out.jsonl", &[])).await;
+    assert_eq!(ran.code, Some(1), "{}", ran.errors);
+    std::fs::rename(workshop.path("here"), workshop.path("there")).expect("moves");
+    let moved = ended(workshop.command_to("there/out.jsonl", &[])).await;
+    assert_eq!(moved.code, Some(1), "{}", moved.errors);
+
+    let path = "there/out.jsonl.nightshift/run.json";
+    let whole = workshop.path("there/out.errors.jsonl");
+    for noted in ["there/out.errors.jsonl", whole.to_str().expect("is text")] {
+        let mut journal: Value = serde_json::from_str(&workshop.read(path)).expect("is JSON");
+        let fields = journal.as_object_mut().expect("is an object");
+        fields.remove("outputs");
+        fields.remove("errors");
+        fields.insert("errors_files".to_owned(), json!([noted]));
+        workshop.write(path, &journal.to_string());
+        let again = ended(workshop.command_to("there/out.jsonl", &[])).await;
+        assert_eq!(again.code, Some(1), "{noted}: {}", again.errors);
+    }
+    assert_eq!(workshop.calls(), 3);
 }

@@ -217,3 +217,24 @@ async fn one_run_at_a_time_works_on_an_output() {
     let bodies = workshop.simulator.stats().bodies.expect("are tracked");
     assert_eq!((bodies.distinct, bodies.most_calls), (LINES as u64, 1));
 }
+
+/// Whoever has the store of a run may be a server that was pointed at it.
+#[tokio::test]
+async fn a_run_is_not_begun_anew_while_a_server_has_its_store() {
+    let workshop = Workshop::new(&requests(&ids(2)), Options::default()).await;
+    assert_eq!(workshop.run(&[]).await.code, Some(0));
+    let lock = workshop.path("out.jsonl.nightshift/state.db.lock");
+    let lock = std::fs::File::options().write(true).open(lock);
+    let lock = lock.expect("is there");
+    lock.lock().expect("is free");
+    let refused = workshop.run(&["--restart"]).await;
+    assert_eq!(refused.code, Some(1), "{}", refused.errors);
+    assert!(
+        refused.errors.contains("another nightshift server"),
+        "{}",
+        refused.errors
+    );
+    drop(lock);
+    let ran = workshop.run(&[]).await;
+    assert_eq!((ran.code, workshop.calls()), (Some(0), 2), "{}", ran.errors);
+}
