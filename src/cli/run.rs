@@ -372,22 +372,31 @@ async fn run_in(args: &RunArgs, places: &Places, mut config: Config) -> anyhow::
             return Err(error);
         }
     };
-    let code = match ended {
-        Ended::Interrupted(partial) => {
-            args.say(&format!("Interrupted. {}", places.how_to_go_on()));
-            if let Some(partial) = partial {
-                args.say(&format!("The answers so far: {}", partial.display()));
-            }
-            args.report(&places.output, &summary("interrupted"))?;
-            ExitCode::from(stopping.code())
+    let interrupted = |summary: &Summary<'_>, partial: Option<PathBuf>| {
+        args.say(&format!("Interrupted. {}", places.how_to_go_on()));
+        if let Some(partial) = partial {
+            args.say(&format!("The answers so far: {}", partial.display()));
         }
+        args.report(output, summary)?;
+        anyhow::Ok(ExitCode::from(stopping.code()))
+    };
+    let code = match ended {
+        Ended::Interrupted(partial) => interrupted(&summary("interrupted"), partial),
         Ended::Batch(batch) => {
             let batch = batch.as_deref();
-            conclude(args, places, &store, batch, &mut journal, started).await?
+            // A pipe may have no reader, or one that does not read.
+            let concluded = conclude(args, places, &store, batch, &mut journal, started);
+            match stop.run_until_cancelled(concluded).await {
+                Some(code) => code,
+                None => {
+                    let summary = Summary::new("interrupted", batch, kept, started.elapsed());
+                    interrupted(&summary, None)
+                }
+            }
         }
     };
     store.close().await;
-    Ok(code)
+    code
 }
 
 /// Reads the configuration, which must name an upstream; else the environment may, as it does for
@@ -470,7 +479,8 @@ async fn work(
         }),
         ..PoolSettings::default()
     };
-    let pool = Pool::new(config, settings)?;
+    let pool = Pool::new(config, settings);
+    let pool = pool.map_err(anyhow::Error::from).or_exit(NOT_VALID)?;
     let duties = app::settings(config, store);
     let mut worker = Worker::start(store.clone(), pool.clone(), Clock::default(), duties).await?;
     let watched = tokio::select! {
@@ -680,6 +690,9 @@ async fn conclude(
         files::write(&paths.sources(store, journal), Kind::Error, errors).await?;
     } else if is_ours {
         files::remove(errors)?;
+    } else if errors.is_fifo() {
+        // Its reader waits for an end.
+        errors.open_stream().await?;
     }
     let failures = match error_file {
         Some(file_id) => summary::failures(store, file_id).await?,

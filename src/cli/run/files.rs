@@ -6,6 +6,7 @@ use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, bail};
+use tempfile::TempPath;
 use tokio::fs::{File, OpenOptions};
 
 use super::answers::{Answers, Sources};
@@ -16,6 +17,10 @@ use crate::domain::file::Kind;
 const PARTIAL: &str = ".partial";
 /// What is added to an output's name for the directory of what is needed to go on.
 pub(super) const STATE: &str = ".nightshift";
+/// Begins the name of a file that only shows that one can be made.
+const PROBE: &str = ".nightshift-";
+/// The mode of a file beside one that others may not be allowed to read.
+const PRIVATE: u32 = 0o600;
 /// The answers so far are written this often.
 const GROWS_EVERY: Duration = Duration::from_secs(1);
 
@@ -61,6 +66,23 @@ pub(super) fn must_be_free(target: &Target, may_overwrite: bool) -> anyhow::Resu
         );
     }
     Ok(())
+}
+
+/// Refuses to begin where a result could not be written in the end.
+pub(super) fn must_be_writable(target: &Target) -> anyhow::Result<()> {
+    target.try_device()?;
+    let Some(path) = target.file() else {
+        return Ok(());
+    };
+    if std::fs::File::options().write(true).open(path).is_ok() {
+        return Ok(());
+    }
+    let directory = path.parent().unwrap_or(Path::new("/"));
+    let made = tempfile::Builder::new()
+        .prefix(PROBE)
+        .tempfile_in(directory);
+    made.map(drop)
+        .with_context(|| format!("cannot write {target}"))
 }
 
 /// Removes the answers so far of an earlier run of this output.
@@ -115,38 +137,46 @@ async fn replace(
     old: Option<&std::fs::Metadata>,
 ) -> anyhow::Result<bool> {
     let partial = beside(path, PARTIAL);
-    let mut out = match create_partial(&partial).await {
+    let mut out = match create_partial(&partial, old.is_some()).await {
         Ok(out) => out,
-        // Others may own the directory, and this process the file.
-        Err(error) if old.is_some() && error.kind() == ErrorKind::PermissionDenied => {
-            return Ok(false);
-        }
+        // Others may own the directory, and this process the file; or the file alone is on a disk
+        // that can be written.
+        Err(error) if old.is_some() && is_denied(&error) => return Ok(false),
         Err(error) => return Err(error.into()),
     };
+    // Removed, unless it is renamed.
+    let partial = TempPath::try_from_path(partial)?;
     fill(sources, kind, &mut out).await?;
     out.sync_all().await?;
     if let Some(old) = old
         && !target::take_after(&out.into_std().await, old)?
     {
-        remove_if_there(&partial)?;
         return Ok(false);
     }
-    match tokio::fs::rename(&partial, path).await {
+    match partial.persist(path) {
         Ok(()) => Ok(true),
         // A file that is mounted by itself, as containers do.
-        Err(error) if old.is_some() && error.kind() == ErrorKind::ResourceBusy => {
-            remove_if_there(&partial)?;
-            Ok(false)
-        }
-        Err(error) => Err(error.into()),
+        Err(error) if old.is_some() && is_denied(&error.error) => Ok(false),
+        Err(error) => Err(error.error.into()),
     }
 }
 
+/// Whether a file cannot be made or renamed in its directory, though it may be written itself.
+fn is_denied(error: &std::io::Error) -> bool {
+    matches!(
+        error.kind(),
+        ErrorKind::PermissionDenied | ErrorKind::ReadOnlyFilesystem | ErrorKind::ResourceBusy
+    )
+}
+
 /// Never through a symlink that is there.
-async fn create_partial(partial: &Path) -> std::io::Result<File> {
+async fn create_partial(partial: &Path, is_private: bool) -> std::io::Result<File> {
     remove_if_there(partial)?;
     let mut options = OpenOptions::new();
     options.write(true).create_new(true);
+    if is_private {
+        options.mode(PRIVATE);
+    }
     options.open(partial).await
 }
 
@@ -160,6 +190,8 @@ async fn fill(sources: &Sources<'_>, kind: Kind, out: &mut File) -> anyhow::Resu
 /// output's partial file while the run goes on, or after it was interrupted.
 pub(super) struct Partial {
     path: PathBuf,
+    /// There is an output already, which others may not be allowed to read.
+    is_private: bool,
     answers: Answers,
     /// `None`: there was nothing to write yet.
     out: Option<File>,
@@ -180,6 +212,7 @@ impl Partial {
         };
         Ok(Some(Partial {
             path: beside(path, PARTIAL),
+            is_private: path.exists(),
             answers: Answers::open(sources, Kind::Output).await?,
             out: None,
             done: 0,
@@ -217,7 +250,10 @@ impl Partial {
     async fn try_write(&mut self) -> anyhow::Result<()> {
         let out = match &mut self.out {
             Some(out) => out,
-            None => self.out.insert(create_partial(&self.path).await?),
+            None => {
+                let made = create_partial(&self.path, self.is_private).await?;
+                self.out.insert(made)
+            }
         };
         self.answers.advance(out, false).await?;
         Ok(())
@@ -258,7 +294,8 @@ pub(super) fn remove(target: &Target) -> anyhow::Result<()> {
 
 fn remove_if_there(path: &Path) -> std::io::Result<()> {
     match std::fs::remove_file(path) {
-        Err(error) if error.kind() != ErrorKind::NotFound => Err(error),
+        // In a directory that cannot be written, nothing is told of a file that is not there.
+        Err(error) if path.symlink_metadata().is_ok() => Err(error),
         _ => Ok(()),
     }
 }

@@ -28,6 +28,7 @@ use crate::domain::line::{self, Check};
 use crate::intake::{Intake, Limits};
 use crate::store::{Batch, NewBatch, Store};
 use crate::transfer::{self, Finish, FinishedChunk, Ingest, UploadBudget};
+use crate::upstream::{Pool, PoolSettings};
 
 const READ_BYTES: usize = 256 << 10;
 /// Ids that are remembered while faults are counted: some 32 MB of memory. Among lines beyond
@@ -123,6 +124,9 @@ pub(super) async fn prepare(
     }
     if !wrote(Journal::wrote_errors, &places.errors) {
         files::must_be_free(&places.errors, args.restart).or_exit(NOT_VALID)?;
+    }
+    for target in [&places.output, &places.errors] {
+        files::must_be_writable(target).or_exit(NOT_VALID)?;
     }
     if args.restart && wrote_output {
         files::remove_partial(&places.output)?;
@@ -459,6 +463,8 @@ pub(super) async fn count_faults(store: &Store, batch: &Batch) -> anyhow::Result
 pub(super) async fn dry_run(args: &RunArgs, config: &Config) -> anyhow::Result<ExitCode> {
     let reshape = args.reshape();
     let input = Input::of(&args.input)?;
+    // What is wrong with a certificate shows here.
+    Pool::new(config, PoolSettings::default())?;
     let limits = Limits {
         max_line_bytes: config.limits.max_line_bytes,
         max_models: config.limits.max_models_per_file,

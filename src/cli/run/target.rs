@@ -3,7 +3,7 @@
 
 use std::fs::{File, Metadata, OpenOptions, Permissions};
 use std::io::ErrorKind;
-use std::os::fd::AsFd as _;
+use std::os::fd::AsFd;
 use std::os::unix::fs::{FileTypeExt as _, MetadataExt as _, OpenOptionsExt as _};
 use std::os::unix::fs::{PermissionsExt as _, fchown};
 use std::path::{Path, PathBuf};
@@ -14,6 +14,8 @@ use rustix::fs::OFlags;
 
 /// As many symlinks as Linux follows.
 const LINKS_MAX: usize = 40;
+/// The directory of this process's descriptors.
+const DESCRIPTORS: &str = "/dev/fd";
 /// A FIFO without a reader is tried again this often.
 const READER_POLL: Duration = Duration::from_millis(100);
 
@@ -29,7 +31,9 @@ pub(super) struct Target {
 enum Place {
     /// Standard output: `-`, or any name of what standard output is.
     Stdout,
-    /// A FIFO or a character device.
+    /// Any name of what standard error is.
+    Stderr,
+    /// A FIFO, a character device, or what another descriptor of this process leads to.
     Stream,
     /// A regular file or a free name, with all symlinks followed.
     File(PathBuf),
@@ -43,7 +47,8 @@ impl Target {
             Place::Stdout
         } else {
             match std::fs::metadata(given) {
-                Ok(found) if is_stdout(&found) => Place::Stdout,
+                Ok(found) if is_open_as(&std::io::stdout(), &found) => Place::Stdout,
+                Ok(found) if is_open_as(&std::io::stderr(), &found) => Place::Stderr,
                 Ok(found) => place_of(given, &found)?,
                 Err(error) if error.kind() == ErrorKind::NotFound => Place::File(free_name(given)?),
                 Err(error) => return Err(error).with_context(|| format!("cannot use {shown}")),
@@ -68,7 +73,7 @@ impl Target {
     pub(super) fn file(&self) -> Option<&Path> {
         match &self.place {
             Place::File(path) => Some(path),
-            Place::Stdout | Place::Stream => None,
+            Place::Stdout | Place::Stderr | Place::Stream => None,
         }
     }
 
@@ -85,7 +90,7 @@ impl Target {
     /// `/dev/null`.
     pub(super) fn is_same(&self, other: &Target) -> bool {
         match (&self.place, &other.place) {
-            (Place::Stdout, Place::Stdout) => true,
+            (Place::Stdout, Place::Stdout) | (Place::Stderr, Place::Stderr) => true,
             (Place::File(_) | Place::Stream, Place::File(_) | Place::Stream) => {
                 is_same_file(self.path(), other.path()) && !is_character_device(self.path())
             }
@@ -97,7 +102,7 @@ impl Target {
     pub(super) fn is_input(&self, input: &Path) -> bool {
         match &self.place {
             Place::File(path) => is_same_file(path, input),
-            Place::Stdout | Place::Stream => false,
+            Place::Stdout | Place::Stderr | Place::Stream => false,
         }
     }
 
@@ -105,30 +110,55 @@ impl Target {
         self.file().unwrap_or(&self.given)
     }
 
+    /// Whether the target is a FIFO, whose reader waits until somebody has opened and closed it.
+    pub(super) fn is_fifo(&self) -> bool {
+        let found = self.given.metadata();
+        self.place == Place::Stream && found.is_ok_and(|found| found.file_type().is_fifo())
+    }
+
+    /// Tells whether a device can be opened, before anything is sent. A FIFO may get its reader
+    /// later.
+    pub(super) fn try_device(&self) -> anyhow::Result<()> {
+        if self.place == Place::Stream && !self.is_fifo() {
+            let opened = self.open_now();
+            opened.with_context(|| format!("cannot write {self}"))?;
+        }
+        Ok(())
+    }
+
+    /// Opens a stream without waiting for a reader. What a descriptor leads to may be a file with
+    /// content, which stays.
+    fn open_now(&self) -> std::io::Result<File> {
+        // Without O_NONBLOCK the open waits for a reader, and cannot be interrupted.
+        let flags = OFlags::NONBLOCK | OFlags::NOCTTY;
+        OpenOptions::new()
+            .append(true)
+            .custom_flags(flags.bits().cast_signed())
+            .open(&self.given)
+    }
+
     /// Opens a target that only takes bytes. A FIFO is opened once it has a reader.
     pub(super) async fn open_stream(&self) -> anyhow::Result<tokio::fs::File> {
         let cannot = || format!("cannot write {self}");
-        if self.is_stdout() {
-            let stdout = std::io::stdout().as_fd().try_clone_to_owned();
-            return Ok(tokio::fs::File::from_std(
-                stdout.with_context(cannot)?.into(),
-            ));
+        let standard = match self.place {
+            Place::Stdout => Some(std::io::stdout().as_fd().try_clone_to_owned()),
+            Place::Stderr => Some(std::io::stderr().as_fd().try_clone_to_owned()),
+            Place::Stream | Place::File(_) => None,
+        };
+        if let Some(standard) = standard {
+            let standard: File = standard.with_context(cannot)?.into();
+            return Ok(tokio::fs::File::from_std(standard));
         }
         let mut is_told = false;
         loop {
-            // Without O_NONBLOCK the open waits for a reader, and cannot be interrupted.
-            let file = OpenOptions::new()
-                .write(true)
-                .custom_flags(OFlags::NONBLOCK.bits().cast_signed())
-                .open(&self.given);
-            match file {
+            match self.open_now() {
                 Ok(file) => {
                     let flags = rustix::fs::fcntl_getfl(&file).with_context(cannot)?;
                     rustix::fs::fcntl_setfl(&file, flags - OFlags::NONBLOCK)
                         .with_context(cannot)?;
                     return Ok(tokio::fs::File::from_std(file));
                 }
-                Err(error) if has_no_reader(&error) => {
+                Err(error) if self.is_fifo() && has_no_reader(&error) => {
                     if !is_told {
                         is_told = true;
                         tell!("Waiting until something reads {self}.");
@@ -146,7 +176,8 @@ impl std::fmt::Display for Target {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         match self.place {
             Place::Stdout => f.write_str("standard output"),
-            _ => self.given.display().fmt(f),
+            Place::Stderr => f.write_str("standard error"),
+            Place::Stream | Place::File(_) => self.given.display().fmt(f),
         }
     }
 }
@@ -154,7 +185,8 @@ impl std::fmt::Display for Target {
 fn place_of(given: &Path, found: &Metadata) -> anyhow::Result<Place> {
     let shown = given.display();
     let kind = found.file_type();
-    if kind.is_fifo() || kind.is_char_device() {
+    let is_open = kind.is_file() && is_descriptor(given);
+    if is_open || kind.is_fifo() || kind.is_char_device() {
         return Ok(Place::Stream);
     }
     if kind.is_file() {
@@ -179,10 +211,7 @@ fn free_name(given: &Path) -> anyhow::Result<PathBuf> {
     let shown = given.display();
     let mut path = given.to_owned();
     for _ in 0..LINKS_MAX {
-        let directory = match path.parent() {
-            Some(parent) if !parent.as_os_str().is_empty() => parent.to_owned(),
-            _ => PathBuf::from("."),
-        };
+        let directory = directory_of(&path);
         if let Ok(link) = path.read_link() {
             path = directory.join(link);
             continue;
@@ -201,15 +230,42 @@ fn free_name(given: &Path) -> anyhow::Result<PathBuf> {
     bail!("cannot write {shown}: its symlinks lead nowhere")
 }
 
-/// Whether a file is what standard output is: `/dev/stdout` is one of its names. A character
-/// device can be opened by any of its names.
-fn is_stdout(found: &Metadata) -> bool {
+/// Whether a file is what a standard stream is: `/dev/stdout` is one of the names of standard
+/// output. A character device can be opened by any of its names.
+fn is_open_as(standard: &impl AsFd, found: &Metadata) -> bool {
     if found.file_type().is_char_device() {
         return false;
     }
-    let stdout = std::io::stdout().as_fd().try_clone_to_owned();
-    let stdout = stdout.ok().and_then(|fd| File::from(fd).metadata().ok());
-    stdout.is_some_and(|stdout| is_same_inode(found, &stdout))
+    let standard = standard.as_fd().try_clone_to_owned();
+    let standard = standard.ok().and_then(|fd| File::from(fd).metadata().ok());
+    standard.is_some_and(|standard| is_same_inode(found, &standard))
+}
+
+/// Whether a path, or a symlink on its way, is a descriptor of this process, such as `/dev/fd/3`.
+/// Whoever opened the file behind it goes on with that very file, so nothing takes its place.
+fn is_descriptor(given: &Path) -> bool {
+    let Ok(descriptors) = Path::new(DESCRIPTORS).canonicalize() else {
+        return false;
+    };
+    let mut path = given.to_owned();
+    for _ in 0..LINKS_MAX {
+        let directory = directory_of(&path);
+        if directory.canonicalize().is_ok_and(|it| it == descriptors) {
+            return true;
+        }
+        let Ok(link) = path.read_link() else {
+            return false;
+        };
+        path = directory.join(link);
+    }
+    false
+}
+
+fn directory_of(path: &Path) -> PathBuf {
+    match path.parent() {
+        Some(parent) if !parent.as_os_str().is_empty() => parent.to_owned(),
+        _ => PathBuf::from("."),
+    }
 }
 
 fn is_same_inode(one: &Metadata, other: &Metadata) -> bool {

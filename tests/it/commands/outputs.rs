@@ -9,7 +9,7 @@ use serde_json::{Value, json};
 
 use super::run::{Workshop, requests};
 use super::{command_in, until};
-use crate::support::binary::{Process, ended};
+use crate::support::binary::{Process, command_after, ended};
 use crate::support::{chat, ids};
 
 /// A workshop with three requests, of which the last fails.
@@ -31,6 +31,14 @@ fn temporary(workshop: &Workshop) -> Vec<std::path::PathBuf> {
 fn mkfifo(path: &Path) {
     let made = std::process::Command::new("mkfifo").arg(path).status();
     assert!(made.expect("runs").success());
+}
+
+/// Makes a device that swallows what it is given. Root alone can, and not everywhere.
+fn makes_null(path: &Path) -> bool {
+    let mut mknod = std::process::Command::new("mknod");
+    let made = mknod.arg(path).args(["c", "1", "3"]).output();
+    let is_made = made.is_ok_and(|made| made.status.success());
+    is_made && std::fs::File::options().write(true).open(path).is_ok()
 }
 
 fn custom_ids(text: &str) -> Vec<String> {
@@ -111,8 +119,9 @@ async fn a_pipe_and_a_device_are_written_into_and_stay_what_they_are() {
     let workshop = workshop().await;
     mkfifo(&workshop.path("pipe"));
     mkfifo(&workshop.path("errors"));
-    // Through a link, so that a mistake does not cost this machine its device.
-    symlink("/dev/null", workshop.path("null")).expect("links");
+    // A device of its own, so that a mistake does not cost this machine its /dev/null.
+    let has_device = makes_null(&workshop.path("device"));
+    symlink("device", workshop.path("null")).expect("links");
 
     let read = |name| {
         let mut cat = tokio::process::Command::new("cat");
@@ -125,8 +134,10 @@ async fn a_pipe_and_a_device_are_written_into_and_stay_what_they_are() {
     assert_eq!(custom_ids(&answers.ended().await.out), ids(2));
     assert_eq!(custom_ids(&errors.ended().await.out), ["bad"]);
 
-    let ran = ended(workshop.command_to("null", &["--errors", "null"])).await;
-    assert_eq!(ran.code, Some(1), "{}", ran.errors);
+    if has_device {
+        let ran = ended(workshop.command_to("null", &["--errors", "null"])).await;
+        assert_eq!(ran.code, Some(1), "{}", ran.errors);
+    }
     let kind = |name: &str| {
         workshop
             .path(name)
@@ -135,8 +146,10 @@ async fn a_pipe_and_a_device_are_written_into_and_stay_what_they_are() {
             .file_type()
     };
     assert!(kind("pipe").is_fifo() && kind("errors").is_fifo() && kind("null").is_symlink());
+    let mut files = workshop.files();
+    files.retain(|name| name != "device");
     assert_eq!(
-        workshop.files(),
+        files,
         ["errors", "in.jsonl", "null", "pipe", "tmp"],
         "nothing is left beside them"
     );
@@ -375,6 +388,171 @@ async fn a_run_that_cannot_begin_leaves_nothing_in_the_directory_for_temporary_f
             temporary(&workshop)
         );
     }
+}
+
+#[tokio::test]
+async fn a_run_that_waits_for_a_reader_can_be_stopped_and_gone_on_with() {
+    let workshop = workshop().await;
+    mkfifo(&workshop.path("pipe"));
+    let more = ["--state", "kept"];
+    let mut waiting = Process::start(workshop.command_to("pipe", &more), b"");
+    waiting.says("Waiting until something reads").await;
+    waiting.signal("TERM");
+    let stopped = waiting.ended().await;
+    assert_eq!(stopped.code, Some(143), "{}", stopped.errors);
+    assert!(
+        stopped.errors.contains("goes on where this one stopped"),
+        "{}",
+        stopped.errors
+    );
+    let calls = workshop.calls();
+    let ran = ended(workshop.command_to("-", &more)).await;
+    assert_eq!(custom_ids(&ran.out), ids(2), "{}", ran.errors);
+    assert_eq!(workshop.calls(), calls);
+}
+
+#[tokio::test]
+async fn what_cannot_be_written_in_the_end_is_told_before_anything_is_sent() {
+    let workshop = workshop().await;
+    let url = workshop.simulator.base_url();
+    // Nobody can make a file there, and a process without a terminal has no /dev/tty.
+    for output in ["/proc/answers.jsonl", "/dev/tty"] {
+        for role in ["-o", "--errors"] {
+            let mut run = vec![
+                "run",
+                "-i",
+                "in.jsonl",
+                "--upstream",
+                &url,
+                "--state",
+                "kept",
+            ];
+            run.extend([role, output]);
+            if role == "--errors" {
+                run.extend(["-o", "out.jsonl"]);
+            }
+            let alone = "setsid --wait \"$0\" \"$@\"; exit $?;";
+            let mut command = command_after(alone, &run);
+            command.current_dir(workshop.path(""));
+            let refused = ended(command).await;
+            assert_eq!(refused.code, Some(3), "{output}: {}", refused.errors);
+            let told = format!("cannot write {output}");
+            assert!(refused.errors.contains(&told), "{}", refused.errors);
+        }
+    }
+    assert_eq!(workshop.calls(), 0);
+}
+
+/// A mounted file in a directory that cannot be written, as containers have it.
+#[tokio::test]
+async fn a_file_in_a_directory_that_cannot_be_written_is_written_in_its_place() {
+    let mut unshare = std::process::Command::new("unshare");
+    let may = unshare.args(["-rm", "true"]).output();
+    if !may.is_ok_and(|may| may.status.success()) {
+        // This machine lets nobody mount.
+        return;
+    }
+    let workshop = workshop().await;
+    std::fs::create_dir(workshop.path("fixed")).expect("makes a directory");
+    for name in ["data.jsonl", "fixed/out.jsonl"] {
+        workshop.write(name, "");
+    }
+    let url = workshop.simulator.base_url();
+    let mounts = "unshare -rm sh -ec 'mount --bind fixed fixed; \
+                  mount --bind data.jsonl fixed/out.jsonl; mount -o remount,bind,ro fixed; \
+                  exec \"$0\" \"$@\"' \"$0\" \"$@\"; exit $?;";
+    let run = [
+        "run",
+        "-i",
+        "in.jsonl",
+        "-o",
+        "fixed/out.jsonl",
+        "--errors",
+        "e.jsonl",
+    ];
+    let mut command = command_after(mounts, &run);
+    command.args(["--upstream", &url, "--state", "kept"]);
+    command.current_dir(workshop.path(""));
+    let ran = ended(command).await;
+    assert_eq!(ran.code, Some(1), "{}", ran.errors);
+    assert_eq!(workshop.custom_ids("data.jsonl"), ids(2));
+}
+
+#[tokio::test]
+async fn what_a_descriptor_leads_to_is_added_to_and_not_replaced() {
+    let workshop = workshop().await;
+    let url = workshop.simulator.base_url();
+    for (errors, file) in [("/dev/stderr", "log"), ("/dev/fd/3", "third")] {
+        for name in ["log", "third"] {
+            workshop.write(name, "before\n");
+        }
+        let run = [
+            "run",
+            "-i",
+            "in.jsonl",
+            "-o",
+            "out.jsonl",
+            "--errors",
+            errors,
+        ];
+        let mut command = command_after("exec 2>>log 3>>third;", &run);
+        command.args(["--upstream", &url]);
+        command.current_dir(workshop.path(""));
+        let ran = ended(command).await;
+        assert_eq!(ran.code, Some(1), "{}", workshop.read("log"));
+        let text = workshop.read(file);
+        assert!(text.starts_with("before\n"), "{errors}: {text}");
+        assert!(text.contains("\"custom_id\":\"bad\""), "{errors}: {text}");
+        assert!(
+            workshop.read("log").contains("2 of 3 requests succeeded"),
+            "what is said is still there"
+        );
+    }
+}
+
+#[tokio::test]
+async fn the_reader_of_an_errors_pipe_comes_to_an_end_where_nothing_failed() {
+    let workshop = Workshop::new(&requests(&ids(2)), Options::default()).await;
+    mkfifo(&workshop.path("errors"));
+    let mut cat = tokio::process::Command::new("cat");
+    cat.arg(workshop.path("errors"));
+    let reader = Process::start(cat, b"");
+    let ran = workshop.run(&["--errors", "errors"]).await;
+    assert_eq!(ran.code, Some(0), "{}", ran.errors);
+    let read = reader.ended().await;
+    assert_eq!((read.code, read.out.as_str()), (Some(0), ""));
+}
+
+#[tokio::test]
+async fn the_answers_so_far_are_as_private_as_the_file_that_was_there() {
+    let hanging = requests(&ids(2)) + &chat("hanging", json!({"hang": true}));
+    let workshop = Workshop::new(&hanging, Options::default()).await;
+    let output = workshop.path("out.jsonl");
+    workshop.write("out.jsonl", "");
+    std::fs::set_permissions(&output, std::fs::Permissions::from_mode(0o600)).expect("may");
+    let running = Process::start(workshop.command(&[]), b"");
+    let partial = workshop.path("out.jsonl.partial");
+    until("answers are there", async || partial.exists()).await;
+    let mode = partial.metadata().expect("is there").mode() & 0o777;
+    assert_eq!(mode, 0o600, "{mode:o}");
+    drop(running);
+}
+
+#[tokio::test]
+async fn a_result_that_cannot_be_written_leaves_no_part_of_it() {
+    let workshop = workshop().await;
+    assert_eq!(workshop.run(&[]).await.code, Some(1));
+    let answers = workshop.read("out.jsonl");
+    std::fs::remove_file(workshop.path("out.jsonl.nightshift/lines")).expect("removes");
+    let failed = workshop.run(&[]).await;
+    assert_eq!(failed.code, Some(1), "{}", failed.errors);
+    assert!(
+        failed.errors.contains("cannot write out.jsonl"),
+        "{}",
+        failed.errors
+    );
+    assert_eq!(workshop.read("out.jsonl"), answers);
+    assert!(!workshop.path("out.jsonl.partial").exists());
 }
 
 /// An earlier version noted the errors file alone, by the name that the command had for it.

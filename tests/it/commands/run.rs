@@ -307,6 +307,25 @@ async fn what_cannot_begin_says_why() {
     assert_eq!(workshop.calls(), 0);
 }
 
+/// Nothing is sent, and to try again changes nothing.
+#[tokio::test]
+async fn a_certificate_that_cannot_be_read_is_a_mistake_of_the_configuration() {
+    let workshop = Workshop::new(&requests(&ids(1)), Options::default()).await;
+    workshop.write("empty.pem", "no certificate");
+    let broken = "-----BEGIN CERTIFICATE-----\nAAAA\n-----END CERTIFICATE-----\n";
+    workshop.write("broken.pem", broken);
+    for file in ["none.pem", "empty.pem", "broken.pem"] {
+        let upstream = "[[upstreams]]\nbase_url = \"https://localhost/v1\"";
+        let toml = format!("{upstream}\nca_file = \"{file}\"\n");
+        workshop.write("nightshift.toml", &toml);
+        let run = ["run", "-i", "in.jsonl", "-o", "out.jsonl"];
+        for more in [&[][..], &["--dry-run"]] {
+            let refused = ended_in(&workshop.path(""), &[&run[..], more].concat()).await;
+            assert_eq!(refused.code, Some(3), "{file} {more:?}: {}", refused.errors);
+        }
+    }
+}
+
 #[tokio::test]
 async fn an_upstream_that_refuses_the_key_ends_a_run_at_once_and_loses_nothing() {
     let options = Options {
