@@ -158,7 +158,7 @@ pub(super) struct RunArgs {
     ids: bool,
 
     /// Send the first N requests only; without it later, the others follow
-    #[arg(long, value_name = "N")]
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u64).range(1..))]
     limit: Option<u64>,
 
     /// Stop once N requests have failed

@@ -74,6 +74,8 @@ async fn bare_bodies_get_an_id_and_a_model() {
 #[tokio::test]
 async fn a_part_is_tried_first_and_what_is_set_is_a_part_of_what_is_asked() {
     let workshop = Workshop::new(&requests(&ids(10)), Options::default()).await;
+    let none = workshop.run(&["--limit", "0"]).await;
+    assert_eq!(none.code, Some(2), "{}", none.errors);
     let tried = workshop.run(&["--limit", "3"]).await;
     assert_eq!(
         (tried.code, workshop.calls()),
