@@ -288,7 +288,7 @@ impl Journal {
 }
 
 /// Refuses where another process has one of the stores.
-fn must_be_unused(state: &Path) -> anyhow::Result<()> {
+pub(super) fn must_be_unused(state: &Path) -> anyhow::Result<()> {
     for entry in fs::read_dir(state).into_iter().flatten().flatten() {
         if !entry.file_name().to_str().is_some_and(is_store_lock) {
             continue;

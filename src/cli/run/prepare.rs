@@ -11,7 +11,7 @@ use anyhow::{Context as _, bail};
 use tokio::io::{AsyncRead, AsyncReadExt as _};
 use tokio_util::sync::CancellationToken;
 
-use super::journal::{Generation, Hashing, Journal};
+use super::journal::{Generation, Hashing, Journal, must_be_unused};
 use super::lines::{self, Key, Reader, Record, Source};
 use super::reshape::{self, Gathered, Reshape, Splitter};
 use super::target::Target;
@@ -137,9 +137,15 @@ pub(super) async fn prepare(
             return begin(&Generation::first(state), reshape, config, &input, None).await;
         };
         if args.restart {
-            Journal::clear(state)?;
-            let begun = begin(&Generation::first(state), reshape, config, &input, None).await?;
-            return Ok(begun.after(journal));
+            must_be_unused(state)?;
+            // Beside the old one, which is whole until the new one is noted.
+            let new = journal.generation(state).next();
+            new.remove();
+            let begun = begin(&new, reshape, config, &input, None).await;
+            if begun.is_err() {
+                new.remove();
+            }
+            return Ok(begun?.after(journal));
         }
         let copy = state.join(super::journal::INPUT_COPY);
         let hash = input.hash(&copy).await?;

@@ -160,6 +160,21 @@ async fn an_input_of_other_lines_is_refused_unless_it_is_to_begin_anew() {
 }
 
 #[tokio::test]
+async fn a_run_that_cannot_begin_anew_leaves_the_earlier_one_whole() {
+    let input = requests(&ids(3));
+    let workshop = Workshop::new(&input, Options::default()).await;
+    assert_eq!(workshop.run(&[]).await.code, Some(0));
+    workshop.write("in.jsonl", "name;age\nAda;36\n");
+    let refused = workshop.run(&["--restart"]).await;
+    assert_eq!(refused.code, Some(3), "{}", refused.errors);
+    workshop.write("in.jsonl", &input);
+    let again = workshop.run(&[]).await;
+    assert_eq!(again.code, Some(0), "{}", again.errors);
+    assert_eq!(workshop.calls(), 3, "nothing is sent again");
+    assert_eq!(workshop.custom_ids("out.jsonl"), ids(3));
+}
+
+#[tokio::test]
 async fn lines_that_fail_are_in_a_file_of_their_own() {
     let ids = ids(6);
     let bad = json!({"status": 400});
