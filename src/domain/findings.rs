@@ -202,7 +202,8 @@ impl Findings {
     }
 
     /// What is wrong with the file for a batch of that endpoint: what is about the file, then one
-    /// finding a line, by line, the first [`KEPT`]. For [`ANY`] a line is judged by its own endpoint.
+    /// finding a line, by line, the first [`KEPT`]. For [`ANY`] a line is judged by its own
+    /// endpoint.
     #[must_use]
     pub fn for_endpoint(&self, endpoint: &str) -> Vec<Finding> {
         let mut lists = vec![self.of_file.clone(), self.envelopes.clone()];

@@ -60,8 +60,8 @@ pub(super) fn undo_death() -> String {
 /// Columns of a unit: somebody leases it.
 pub(super) const LEASE: &str = "begun = CASE WHEN takeovers = 0 THEN 1 ELSE 0 END";
 
-/// Columns of a unit: a flush cleared it, where `v.cleared` is one. What its owner sends from now on
-/// is not recorded.
+/// Columns of a unit: a flush cleared it, where `v.cleared` is one. What its owner sends from now
+/// on is not recorded.
 pub(super) const CLEAR: &str = "
     begun = CASE WHEN v.cleared = 1 THEN 1 ELSE units.begun END,
     takeovers = CASE WHEN v.cleared = 1 THEN 0 ELSE units.takeovers END,

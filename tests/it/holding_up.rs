@@ -1,4 +1,5 @@
-//! Nobody holds up anybody: a line, a tenant, a batch or an outage costs the others next to nothing.
+//! Nobody holds up anybody: a line, a tenant, a batch or an outage costs the others next to
+//! nothing.
 
 use std::collections::BTreeMap;
 

@@ -215,8 +215,8 @@ impl Drop for Writing {
     }
 }
 
-/// The lock that keeps a second server out. It is on a file beside the database, and on the database
-/// itself.
+/// The lock that keeps a second server out. It is on a file beside the database, and on the
+/// database itself.
 pub(super) struct Lock {
     /// Beside the name under which SQLite keeps its write-ahead log: whoever puts another file in
     /// the database's place is kept out as well.
@@ -225,8 +225,8 @@ pub(super) struct Lock {
     itself: Option<ManuallyDrop<File>>,
 }
 
-/// Unlocks the database, but leaves the handle open: closing it would take the locks of SQLite's own
-/// connections away, where some are open still.
+/// Unlocks the database, but leaves the handle open: closing it would take the locks of SQLite's
+/// own connections away, where some are open still.
 impl Drop for Lock {
     fn drop(&mut self) {
         if let Some(file) = &self.itself {

@@ -353,7 +353,8 @@ fn what_arrives_late_says_nothing_of_how_things_are_now() {
     assert_eq!(cause, "it said no", "the cause stays");
 }
 
-/// Closed by 429s so often that the next closing of their kind would be long; its next trial is due.
+/// Closed by 429s so often that the next closing of their kind would be long; its next trial is
+/// due.
 fn limited_often() -> Case {
     let mut case = Case::proven();
     let call = case.start();

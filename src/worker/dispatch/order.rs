@@ -79,9 +79,9 @@ struct Found {
     takes_fresh: bool,
 }
 
-/// How many lines of a tenant may wait for another attempt before no fresh one is sent. `limit`: of
-/// the lane. No bound in a trial, which sends few lines: were they only those that fail whatever the
-/// server does, it would never be seen that the server works.
+/// How many lines of a tenant may wait for another attempt before no fresh one is sent. `limit`:
+/// of the lane. No bound in a trial, which sends few lines: were they only those that fail
+/// whatever the server does, it would never be seen that the server works.
 pub(super) fn waiting_max(door: &impl Door, routes: &Routes, limit: usize) -> usize {
     if door.is_trial(routes) {
         return usize::MAX;

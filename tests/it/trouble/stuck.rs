@@ -57,8 +57,8 @@ async fn a_statement_that_hangs_is_given_up_and_tried_again() {
     on(Engine::Postgres, Box::pin(test)).await;
 }
 
-/// Of its connections half are HTTP's and half the work's: neither waits for the other's. What hangs
-/// is not given up soon.
+/// Of its connections half are HTTP's and half the work's: neither waits for the other's. What
+/// hangs is not given up soon.
 fn halves() -> String {
     CONFIG.replace(
         "statement_timeout = \"3s\"",
