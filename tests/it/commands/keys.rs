@@ -1,5 +1,7 @@
 //! `nightshift keys`, beside a server that runs.
 
+use std::net::SocketAddr;
+
 use reqwest::StatusCode;
 use serde_json::Value;
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
@@ -185,6 +187,11 @@ async fn a_key_that_is_used_while_the_server_stops_has_been_used() {
     // A request that is on its way when the server is asked to stop is answered.
     let head = format!("GET /v1/batches HTTP/1.1\r\nhost: a\r\nauthorization: Bearer {key}\r\n");
     stream.write_all(head.as_bytes()).await.expect("sends");
+    // A connection of which the server has read nothing is closed at a stop, as one at rest is.
+    until("the server has read the request's beginning", async || {
+        has_read_all(&stream, address)
+    })
+    .await;
     binary.signal("TERM");
     until("it listens no more", async || {
         TcpStream::connect(address).await.is_err()
@@ -197,6 +204,25 @@ async fn a_key_that_is_used_while_the_server_stops_has_been_used() {
     assert_eq!(binary.ended().await.code, Some(0));
     let used = listed(&shop, "last").await;
     assert!(used["last_used_at"].is_i64(), "{used}");
+}
+
+/// Whether the process at `address` has read all that was sent over this connection, as the kernel
+/// shows it: a row of `/proc/net/tcp` has both addresses of a socket, its state, and how many bytes
+/// wait in it in each direction.
+fn has_read_all(stream: &TcpStream, address: &str) -> bool {
+    let ours = stream.local_addr().expect("a bound socket");
+    let theirs: SocketAddr = address.parse().expect("an address");
+    let shown = |address: SocketAddr| format!(":{:04X}", address.port());
+    let sockets = std::fs::read_to_string("/proc/net/tcp").expect("Linux");
+    let is_empty = |from: SocketAddr, to: SocketAddr| {
+        sockets.lines().any(|row| {
+            let fields: Vec<_> = row.split_whitespace().collect();
+            fields[1].ends_with(&shown(from))
+                && fields[2].ends_with(&shown(to))
+                && fields[4] == "00000000:00000000"
+        })
+    };
+    is_empty(ours, theirs) && is_empty(theirs, ours)
 }
 
 async fn a_key_can_be_made_before_there_is_a_database() {
