@@ -1,13 +1,15 @@
 //! Nightshift from outside: real servers, real databases, a simulated upstream.
 
 mod architecture;
+mod backpressure;
 mod bad_input;
 mod batches;
-mod broken_heads;
 mod commands;
 mod crashes;
-mod holding_back;
-mod holding_up;
+mod database_faults;
+mod fairness;
+mod malformed_requests;
+mod observability;
 mod openapi;
 mod packaging;
 mod readme;
@@ -18,9 +20,7 @@ mod roles;
 mod round_trips;
 mod safety;
 mod sdk;
-mod seeing;
 mod store;
 mod support;
-mod trouble;
-mod trouble_upstream;
 mod uploads;
+mod upstream_faults;

@@ -2,7 +2,7 @@
 
 pub mod binary;
 pub mod engines;
-pub mod figures;
+pub mod metrics;
 pub mod pooler;
 pub mod postgres;
 pub mod proxy;

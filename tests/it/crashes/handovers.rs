@@ -8,7 +8,7 @@ use serde_json::{Value, json};
 
 use super::until;
 use crate::support::engines::rows;
-use crate::support::figures::{Figures, operator};
+use crate::support::metrics::{Figures, operator};
 use crate::support::session::Session;
 use crate::support::{CHAT, Server, chat, ids, on, on_every_engine};
 

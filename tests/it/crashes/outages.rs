@@ -5,7 +5,7 @@ use nightshift::store::Engine;
 use serde_json::{Value, json};
 
 use super::until;
-use crate::support::figures::{Figures, operator};
+use crate::support::metrics::{Figures, operator};
 use crate::support::proxy::Proxy;
 use crate::support::session::Session;
 use crate::support::{CHAT, Server, chat, ids, on, on_every_engine};

@@ -10,7 +10,7 @@ use serde_json::{Value, json};
 use crate::crashes::until;
 use crate::support::binary::{command, ended};
 use crate::support::engines::add_key;
-use crate::support::figures::{Figures, operator};
+use crate::support::metrics::{Figures, operator};
 use crate::support::session::Session;
 use crate::support::{CHAT, Server, chat, client_with, granting, ids, on_every_engine, request};
 

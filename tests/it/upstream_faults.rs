@@ -12,7 +12,7 @@ use serde_json::{Value, json};
 use tokio::io::AsyncWriteExt as _;
 
 use crate::crashes::until;
-use crate::support::figures::{Figures, operator};
+use crate::support::metrics::{Figures, operator};
 use crate::support::{CHAT, Server, chat, client_with, ids, on, on_every_engine, request};
 
 mod server;

@@ -12,7 +12,7 @@ use nightshift::store::Engine;
 use serde_json::{Value, json};
 
 use crate::support::binary::{Ended, command, ended};
-use crate::support::figures::{Figures, operator};
+use crate::support::metrics::{Figures, operator};
 use crate::support::{CHAT, Server, chat, client_with, ids, on, on_every_engine};
 
 /// How long anything may take that is waited for. Far more than it does.

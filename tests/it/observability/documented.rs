@@ -8,7 +8,7 @@ use nightshift::observe::catalogue;
 use serde_json::Value;
 
 use super::{QUICK, mixed};
-use crate::support::figures::{Figures, operator};
+use crate::support::metrics::{Figures, operator};
 use crate::support::{CHAT, Server};
 
 fn read(path: &str) -> String {

@@ -3,7 +3,7 @@
 use serde_json::{Value, json};
 
 use crate::support::binary::{Binary, command, ended};
-use crate::support::figures::{Figures, operator};
+use crate::support::metrics::{Figures, operator};
 use crate::support::{CHAT, Server, chat, client_with, on_every_engine};
 
 const AS_JSON: &str = "[log]\nformat = \"json\"\n";

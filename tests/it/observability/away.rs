@@ -3,7 +3,7 @@
 use serde_json::Value;
 
 use crate::support::engines::{on_postgres_at, shared_postgres};
-use crate::support::figures::{Figures, operator};
+use crate::support::metrics::{Figures, operator};
 use crate::support::proxy::Proxy;
 use crate::support::{CHAT, Server, chat, granting, ids};
 

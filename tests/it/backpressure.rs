@@ -7,7 +7,7 @@ use nightshift::store::Engine;
 
 use crate::crashes::outages::block;
 use crate::crashes::until;
-use crate::support::figures::Figures;
+use crate::support::metrics::Figures;
 use crate::support::session::Session;
 use crate::support::{CHAT, Server, chat, ids, on, on_every_engine, request};
 
