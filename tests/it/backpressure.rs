@@ -7,7 +7,7 @@ use nightshift::store::Engine;
 
 use crate::crashes::outages::block;
 use crate::crashes::until;
-use crate::support::metrics::Figures;
+use crate::support::metrics::Metrics;
 use crate::support::session::Session;
 use crate::support::{CHAT, Server, chat, ids, on, on_every_engine, request};
 
@@ -95,9 +95,9 @@ async fn a_replica_sends_nothing_before_its_first_share() {
         })
         .await;
         assert_eq!(server.simulator.stats().total.calls, 0);
-        let figures = Figures::of(&server.url(""), None).await;
+        let metrics = Metrics::of(&server.url(""), None).await;
         for share in ["nightshift_model_share", "nightshift_upstream_share"] {
-            assert_eq!(figures.sum(share, &[]), 0.0, "{share}");
+            assert_eq!(metrics.sum(share, &[]), 0.0, "{share}");
         }
         assert_eq!(
             server
@@ -150,10 +150,10 @@ async fn answers_kept_in_an_outage_stay_within_the_budget() {
     let mut database = block(&server.database).await;
     let durable = "SELECT CAST(COALESCE(SUM(completed + failed), 0) AS BIGINT) FROM batch_counts";
     let durable = u64::try_from(database.number(durable).await).expect("is no less than 0");
-    let used = |figures: &Figures| figures.sum("nightshift_budget_used_bytes", &[]) as usize;
+    let used = |metrics: &Metrics| metrics.sum("nightshift_budget_used_bytes", &[]) as usize;
     let base = server.url("");
     until("the budget is used up", async || {
-        used(&Figures::of(&base, None).await) + ANSWER >= BUDGET || calls() == LINES as u64
+        used(&Metrics::of(&base, None).await) + ANSWER >= BUDGET || calls() == LINES as u64
     })
     .await;
     // Long enough for all lines.
@@ -169,7 +169,7 @@ async fn answers_kept_in_an_outage_stay_within_the_budget() {
         "{kept} answers are kept, of {most} that may be"
     );
     assert!(calls() < LINES as u64, "all was sent before the outage");
-    let used = used(&Figures::of(&base, None).await);
+    let used = used(&Metrics::of(&base, None).await);
     assert!(used <= BUDGET + 2 * ANSWER, "{used} bytes are kept");
     assert_eq!(database.live_replicas().await, 1, "the lease ran out");
 

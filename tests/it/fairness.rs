@@ -10,7 +10,7 @@ use serde_json::{Value, json};
 use crate::crashes::until;
 use crate::support::binary::{command, ended};
 use crate::support::engines::add_key;
-use crate::support::metrics::{Figures, operator};
+use crate::support::metrics::{Metrics, operator};
 use crate::support::session::Session;
 use crate::support::{CHAT, Server, chat, client_with, granting, ids, on_every_engine, request};
 
@@ -284,8 +284,8 @@ async fn a_batch_whose_answers_are_refused_is_sent_a_few_times_and_no_more() {
             .any(|alarm| alarm.as_str().is_some_and(|text| text.contains(id)))
     })
     .await;
-    let figures = Figures::of(&server.url(""), Some(&key)).await;
-    assert_eq!(figures.sum("nightshift_alarms", &[]), 1.0);
+    let metrics = Metrics::of(&server.url(""), Some(&key)).await;
+    assert_eq!(metrics.sum("nightshift_alarms", &[]), 1.0);
     let calls = server.simulator.stats().total.calls;
     assert!(calls <= 3 * 5, "{calls}");
     // The others go on.

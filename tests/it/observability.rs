@@ -1,4 +1,4 @@
-//! What operators see: figures that agree with what batches say, and a picture of the whole.
+//! What operators see: metrics that agree with what batches say, and a picture of the whole.
 
 mod away;
 mod documented;
@@ -12,7 +12,7 @@ use nightshift::store::Engine;
 use serde_json::{Value, json};
 
 use crate::support::binary::{Ended, command, ended};
-use crate::support::metrics::{Figures, operator};
+use crate::support::metrics::{Metrics, operator};
 use crate::support::{CHAT, Server, chat, client_with, ids, on, on_every_engine};
 
 /// How long anything may take that is waited for. Far more than it does.
@@ -47,7 +47,7 @@ fn mixed() -> String {
     text
 }
 
-async fn figures_agree_with_what_the_batch_says() {
+async fn metrics_agree_with_what_the_batch_says() {
     let server = Server::binary(QUICK).await;
     let key = operator(&server.database).await;
     let batch = server.run(mixed(), CHAT).await;
@@ -56,28 +56,28 @@ async fn figures_agree_with_what_the_batch_says() {
     let number = |value: &Value| value.as_f64().expect("is a number");
 
     let base = server.url("");
-    let figures = Figures::until(&base, &key, |figures| {
-        figures.sum("nightshift_batches_ended_total", &[r#"status="completed""#]) == 1.0
-            && figures.sum("nightshift_lines_total", &[]) == 23.0
-            && figures.sum("nightshift_database_up", &[]) == 1.0
+    let metrics = Metrics::until(&base, &key, |metrics| {
+        metrics.sum("nightshift_batches_ended_total", &[r#"status="completed""#]) == 1.0
+            && metrics.sum("nightshift_lines_total", &[]) == 23.0
+            && metrics.sum("nightshift_database_up", &[]) == 1.0
     })
     .await;
     let lines = |outcome: &str| {
         let labels = [r#"model="sim-small""#, outcome];
-        figures.sum("nightshift_lines_total", &labels)
+        metrics.sum("nightshift_lines_total", &labels)
     };
     assert_eq!(
         lines(r#"outcome="completed""#),
         number(&counts["completed"])
     );
     assert_eq!(lines(r#"outcome="failed""#), number(&counts["failed"]));
-    let tokens = |kind: &str| figures.sum("nightshift_tokens_total", &[kind]);
+    let tokens = |kind: &str| metrics.sum("nightshift_tokens_total", &[kind]);
     let usage = &batch["usage"];
     assert_eq!(tokens(r#"kind="input""#), number(&usage["input_tokens"]));
     assert_eq!(tokens(r#"kind="output""#), number(&usage["output_tokens"]));
     assert!(tokens(r#"kind="output""#) > 0.0);
 
-    let retries = |cause: &str| figures.sum("nightshift_retries_total", &[cause]);
+    let retries = |cause: &str| metrics.sum("nightshift_retries_total", &[cause]);
     assert_eq!(
         retries(r#"cause="server_error""#),
         6.0,
@@ -86,24 +86,24 @@ async fn figures_agree_with_what_the_batch_says() {
     assert_eq!(retries(r#"cause="rate_limited""#), 2.0);
     assert_eq!(retries(""), 8.0);
     let made = server.simulator.stats().total.calls as f64;
-    assert_eq!(figures.sum("nightshift_upstream_calls_total", &[]), made);
+    assert_eq!(metrics.sum("nightshift_upstream_calls_total", &[]), made);
     let count = "nightshift_upstream_call_duration_seconds_count";
     let labels = [r#"upstream="simulated""#, r#"model="sim-small""#];
-    assert_eq!(figures.sum(count, &labels), made);
+    assert_eq!(metrics.sum(count, &labels), made);
 
-    assert_eq!(figures.sum("nightshift_flush_lines_sum", &[]), 23.0);
-    assert!(figures.sum("nightshift_flush_bytes_sum", &[]) > 0.0);
+    assert_eq!(metrics.sum("nightshift_flush_lines_sum", &[]), 23.0);
+    assert!(metrics.sum("nightshift_flush_bytes_sum", &[]) > 0.0);
     let up = [r#"upstream="simulated""#, r#"state="up""#];
-    assert_eq!(figures.sum("nightshift_upstream_state", &up), 1.0);
-    assert_eq!(figures.sum("nightshift_model_limit", &[]), 64.0);
-    assert_eq!(figures.sum("nightshift_replicas", &[]), 1.0);
-    assert_eq!(figures.sum("nightshift_budget_used_bytes", &[]), 0.0);
+    assert_eq!(metrics.sum("nightshift_upstream_state", &up), 1.0);
+    assert_eq!(metrics.sum("nightshift_model_limit", &[]), 64.0);
+    assert_eq!(metrics.sum("nightshift_replicas", &[]), 1.0);
+    assert_eq!(metrics.sum("nightshift_budget_used_bytes", &[]), 0.0);
     let created = [
         r#"method="POST""#,
         r#"route="/v1/batches""#,
         r#"status="200""#,
     ];
-    assert_eq!(figures.sum("nightshift_http_requests_total", &created), 1.0);
+    assert_eq!(metrics.sum("nightshift_http_requests_total", &created), 1.0);
 }
 
 async fn lines_that_never_ran_are_told_as_such() {
@@ -116,18 +116,18 @@ async fn lines_that_never_ran_are_told_as_such() {
     let batch = server.create_batch(slow, CHAT).await;
     let base = server.url("");
     // As many as there may be are on their way, the others wait.
-    let figures = Figures::until(&base, &key, |figures| {
-        figures.sum("nightshift_model_in_flight", &[r#"model="sim-small""#]) == 64.0
-            && figures.sum("nightshift_upstream_in_flight", &[]) == 64.0
-            && figures.sum("nightshift_queue_units", &[r#"state="leased""#]) == 1.0
-            && figures.sum("nightshift_batches", &[r#"status="in_progress""#]) == 1.0
+    let metrics = Metrics::until(&base, &key, |metrics| {
+        metrics.sum("nightshift_model_in_flight", &[r#"model="sim-small""#]) == 64.0
+            && metrics.sum("nightshift_upstream_in_flight", &[]) == 64.0
+            && metrics.sum("nightshift_queue_units", &[r#"state="leased""#]) == 1.0
+            && metrics.sum("nightshift_batches", &[r#"status="in_progress""#]) == 1.0
     })
     .await;
-    assert!(figures.sum("nightshift_budget_used_bytes", &[]) > 0.0);
-    Figures::until(&base, &key, |figures| {
+    assert!(metrics.sum("nightshift_budget_used_bytes", &[]) > 0.0);
+    Metrics::until(&base, &key, |metrics| {
         let model = [r#"model="sim-small""#];
-        figures.sum("nightshift_queue_oldest_seconds", &model) > 0.0
-            && figures.sum("nightshift_queue_window_used_ratio", &model) > 0.0
+        metrics.sum("nightshift_queue_oldest_seconds", &model) > 0.0
+            && metrics.sum("nightshift_queue_window_used_ratio", &model) > 0.0
     })
     .await;
 
@@ -137,10 +137,10 @@ async fn lines_that_never_ran_are_told_as_such() {
     );
     server.post(&path, &json!({})).await;
     server.ended(&batch).await;
-    Figures::until(&base, &key, |figures| {
-        figures.sum("nightshift_lines_total", &[r#"outcome="cancelled""#]) == 100.0
-            && figures.sum("nightshift_batches_ended_total", &[r#"status="cancelled""#]) == 1.0
-            && figures.sum("nightshift_queue_units", &[]) == 0.0
+    Metrics::until(&base, &key, |metrics| {
+        metrics.sum("nightshift_lines_total", &[r#"outcome="cancelled""#]) == 100.0
+            && metrics.sum("nightshift_batches_ended_total", &[r#"status="cancelled""#]) == 1.0
+            && metrics.sum("nightshift_queue_units", &[]) == 0.0
     })
     .await;
 }
@@ -274,13 +274,13 @@ async fn names_that_nobody_knows_are_one_label() {
     let text = line("a", "known") + &line("b", "invented-1") + &line("c", "invented-2");
     let batch = server.run(text, CHAT).await;
     assert_eq!(batch["request_counts"]["completed"], 1, "{batch}");
-    let figures = Figures::until(&base, &key, |figures| {
-        figures.sum("nightshift_lines_total", &[]) == 3.0
+    let metrics = Metrics::until(&base, &key, |metrics| {
+        metrics.sum("nightshift_lines_total", &[]) == 3.0
     })
     .await;
     let failed = [r#"model="other""#, r#"outcome="failed""#];
-    assert_eq!(figures.sum("nightshift_lines_total", &failed), 2.0);
-    assert!(!figures.0.contains("invented"), "{}", figures.0);
+    assert_eq!(metrics.sum("nightshift_lines_total", &failed), 2.0);
+    assert!(!metrics.0.contains("invented"), "{}", metrics.0);
 }
 
 #[tokio::test]
@@ -296,13 +296,13 @@ async fn each_half_tells_what_it_knows() {
             let batch = server.run(chat("a", Value::Null), CHAT).await;
             assert_eq!(batch["status"], "completed", "{batch}");
 
-            let figures = Figures::until(&worker.base, &key, |figures| {
-                figures.sum("nightshift_lines_total", &[]) == 1.0
-                    && figures.sum("nightshift_database_up", &[]) == 1.0
+            let metrics = Metrics::until(&worker.base, &key, |metrics| {
+                metrics.sum("nightshift_lines_total", &[]) == 1.0
+                    && metrics.sum("nightshift_database_up", &[]) == 1.0
             })
             .await;
-            assert_eq!(figures.sum("nightshift_replicas", &[]), 1.0);
-            let api = Figures::of(&server.url(""), Some(&key)).await;
+            assert_eq!(metrics.sum("nightshift_replicas", &[]), 1.0);
+            let api = Metrics::of(&server.url(""), Some(&key)).await;
             assert_eq!(api.sum("nightshift_lines_total", &[]), 0.0);
             assert!(!api.0.contains("nightshift_model_in_flight"));
 
@@ -322,7 +322,7 @@ async fn each_half_tells_what_it_knows() {
 }
 
 on_every_engine![
-    figures_agree_with_what_the_batch_says,
+    metrics_agree_with_what_the_batch_says,
     lines_that_never_ran_are_told_as_such,
     only_operators_look_inside,
     without_keys_only_this_machine_looks_inside,

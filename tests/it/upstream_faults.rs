@@ -12,7 +12,7 @@ use serde_json::{Value, json};
 use tokio::io::AsyncWriteExt as _;
 
 use crate::crashes::until;
-use crate::support::metrics::{Figures, operator};
+use crate::support::metrics::{Metrics, operator};
 use crate::support::{CHAT, Server, chat, client_with, ids, on, on_every_engine, request};
 
 mod server;
@@ -571,9 +571,9 @@ async fn calls_that_time_out_are_counted_and_said_in_one_warning() {
                 .all(|line| line["error"]["code"] == "request_timeout")
         );
         let key = operator(&server.database).await;
-        let figures = Figures::of(&server.url(""), Some(&key)).await;
+        let metrics = Metrics::of(&server.url(""), Some(&key)).await;
         let labels = ["upstream=\"hung\"", "outcome=\"timed_out\""];
-        let calls = figures.sum("nightshift_upstream_calls_total", &labels);
+        let calls = metrics.sum("nightshift_upstream_calls_total", &labels);
         assert_eq!(calls, 10.0, "twice for each line");
         let log = server.binary_process().terminate().await;
         let warning = "calls took longer than the upstream's timeout";
@@ -602,8 +602,8 @@ async fn running_out_of_file_descriptors_is_said_once_and_blames_no_upstream() {
         let batch = server.run(&jsonl, CHAT).await;
         assert_eq!(batch["request_counts"]["completed"], 600, "{batch}");
         let key = operator(&server.database).await;
-        let figures = Figures::of(&server.url(""), Some(&key)).await;
-        let calls = |outcome: &str| figures.sum("nightshift_upstream_calls_total", &[outcome]);
+        let metrics = Metrics::of(&server.url(""), Some(&key)).await;
+        let calls = |outcome: &str| metrics.sum("nightshift_upstream_calls_total", &[outcome]);
         assert!(calls("outcome=\"not_sent\"") > 1.0, "there were enough");
         assert_eq!(calls("outcome=\"unreachable\""), 0.0);
         let log = server.binary_process().terminate().await;

@@ -8,7 +8,7 @@ use serde_json::{Value, json};
 
 use super::until;
 use crate::support::engines::rows;
-use crate::support::metrics::{Figures, operator};
+use crate::support::metrics::{Metrics, operator};
 use crate::support::session::Session;
 use crate::support::{CHAT, Server, chat, ids, on, on_every_engine};
 
@@ -219,8 +219,8 @@ async fn a_killed_replica_is_followed_by_another_with_the_default_lease() {
         server
             .until_rows("replicas", |replicas| replicas == 2)
             .await;
-        let takeovers = |figures: &Figures| figures.sum("nightshift_lease_takeovers_total", &[]);
-        let before = Figures::of(&server.url(""), Some(&key)).await;
+        let takeovers = |metrics: &Metrics| metrics.sum("nightshift_lease_takeovers_total", &[]);
+        let before = Metrics::of(&server.url(""), Some(&key)).await;
         assert_eq!(takeovers(&before), 0.0);
 
         killed.signal("KILL");
@@ -242,7 +242,7 @@ async fn a_killed_replica_is_followed_by_another_with_the_default_lease() {
         assert_eq!(batch["request_counts"]["completed"], 5);
         server.exactly_once(&batch, &ids).await;
         assert_eq!(server.simulator.stats().total.calls, 10);
-        let after = Figures::of(&server.url(""), Some(&key)).await;
+        let after = Metrics::of(&server.url(""), Some(&key)).await;
         assert_eq!(takeovers(&after), 1.0, "one unit");
     };
     on(Engine::Postgres, Box::pin(test)).await;

@@ -5,7 +5,7 @@ use nightshift::store::Engine;
 use serde_json::{Value, json};
 
 use super::until;
-use crate::support::metrics::{Figures, operator};
+use crate::support::metrics::{Metrics, operator};
 use crate::support::proxy::Proxy;
 use crate::support::session::Session;
 use crate::support::{CHAT, Server, chat, ids, on, on_every_engine};
@@ -183,12 +183,12 @@ async fn late_answers_are_refused_where_another_replica_has_their_unit_by_now() 
         .await;
         let key = operator(&server.database).await;
         // What is refused is let go, whether its flush or the heartbeat comes to know of it first.
-        let let_go = Figures::until(&cut_off.base, &key, |figures| {
-            figures.sum("nightshift_budget_used_bytes", &[]) == 0.0
+        let let_go = Metrics::until(&cut_off.base, &key, |metrics| {
+            metrics.sum("nightshift_budget_used_bytes", &[]) == 0.0
         })
         .await;
         assert!(let_go.sum("nightshift_leases_lost_total", &[]) <= 1.0);
-        let taken_over = Figures::of(&server.url(""), Some(&key)).await;
+        let taken_over = Metrics::of(&server.url(""), Some(&key)).await;
         let takeovers = taken_over.sum("nightshift_lease_takeovers_total", &[]);
         assert_eq!(takeovers, 1.0);
         let log = cut_off.terminate().await;

@@ -3,7 +3,7 @@
 use serde_json::Value;
 
 use crate::support::engines::{on_postgres_at, shared_postgres};
-use crate::support::metrics::{Figures, operator};
+use crate::support::metrics::{Metrics, operator};
 use crate::support::proxy::Proxy;
 use crate::support::{CHAT, Server, chat, granting, ids};
 
@@ -21,9 +21,9 @@ async fn looks_inside_while(goes_away: impl Fn(&Proxy)) {
         let ids = ids(32);
         let jsonl: String = ids.iter().map(|id| chat(id, Value::Null)).collect();
         let batch = server.create_batch(jsonl, CHAT).await;
-        let before = Figures::until(&base, &key, |figures| {
-            figures.sum("nightshift_upstream_in_flight", &[]) == 32.0
-                && figures.sum("nightshift_replicas", &[]) == 1.0
+        let before = Metrics::until(&base, &key, |metrics| {
+            metrics.sum("nightshift_upstream_in_flight", &[]) == 32.0
+                && metrics.sum("nightshift_replicas", &[]) == 1.0
         })
         .await;
         assert_eq!(before.sum("nightshift_database_up", &[]), 1.0);
@@ -33,11 +33,11 @@ async fn looks_inside_while(goes_away: impl Fn(&Proxy)) {
         goes_away(&proxy);
         server.simulator.grant(32);
         // It goes on with what it has in hand, and tells so: calls are answered, and wait.
-        let away = Figures::until(&base, &key, |figures| {
-            figures.sum("nightshift_database_up", &[]) == 0.0
-                && figures.sum("nightshift_upstream_calls_total", &[]) == 32.0
-                && figures.sum("nightshift_flush_failures_total", &[]) >= 1.0
-                && figures.sum(ERRORS, &OUTAGES) >= 1.0
+        let away = Metrics::until(&base, &key, |metrics| {
+            metrics.sum("nightshift_database_up", &[]) == 0.0
+                && metrics.sum("nightshift_upstream_calls_total", &[]) == 32.0
+                && metrics.sum("nightshift_flush_failures_total", &[]) >= 1.0
+                && metrics.sum(ERRORS, &OUTAGES) >= 1.0
         })
         .await;
         assert_eq!(
@@ -59,9 +59,9 @@ async fn looks_inside_while(goes_away: impl Fn(&Proxy)) {
         let batch = server.ended(&batch).await;
         assert_eq!(batch["request_counts"]["completed"], 32);
         server.exactly_once(&batch, &ids).await;
-        let after = Figures::until(&base, &key, |figures| {
-            figures.sum("nightshift_database_up", &[]) == 1.0
-                && figures.sum("nightshift_lines_total", &[]) == 32.0
+        let after = Metrics::until(&base, &key, |metrics| {
+            metrics.sum("nightshift_database_up", &[]) == 1.0
+                && metrics.sum("nightshift_lines_total", &[]) == 32.0
         })
         .await;
         assert!(after.sum(ERRORS, &OUTAGES) >= away.sum(ERRORS, &OUTAGES));
@@ -94,7 +94,7 @@ async fn only_operators_that_are_known_look_inside_while_the_database_is_away() 
         );
         let revoked = operator(&server.database).await;
         for key in [&known, &revoked] {
-            Figures::of(&base, Some(key)).await;
+            Metrics::of(&base, Some(key)).await;
         }
         revoke(&server, &revoked).await;
         let asked = status(&server, "/metrics", &revoked).await;

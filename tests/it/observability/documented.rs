@@ -8,7 +8,7 @@ use nightshift::observe::catalogue;
 use serde_json::Value;
 
 use super::{QUICK, mixed};
-use crate::support::metrics::{Figures, operator};
+use crate::support::metrics::{Metrics, operator};
 use crate::support::{CHAT, Server};
 
 fn read(path: &str) -> String {
@@ -154,12 +154,12 @@ async fn the_dashboard_asks_for_metrics_that_a_batch_leaves() {
     let server = Server::binary(QUICK).await;
     let key = operator(&server.database).await;
     server.run(mixed(), CHAT).await;
-    let figures = Figures::until(&server.url(""), &key, |figures| {
-        figures.sum("nightshift_batches_ended_total", &[]) == 1.0
-            && figures.sum("nightshift_database_up", &[]) == 1.0
+    let metrics = Metrics::until(&server.url(""), &key, |metrics| {
+        metrics.sum("nightshift_batches_ended_total", &[]) == 1.0
+            && metrics.sum("nightshift_database_up", &[]) == 1.0
     })
     .await;
-    let there_are: BTreeSet<&str> = figures
+    let there_are: BTreeSet<&str> = metrics
         .0
         .lines()
         .filter_map(|line| line.split(['{', ' ']).next())

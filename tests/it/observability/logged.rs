@@ -3,7 +3,7 @@
 use serde_json::{Value, json};
 
 use crate::support::binary::{Binary, command, ended};
-use crate::support::metrics::{Figures, operator};
+use crate::support::metrics::{Metrics, operator};
 use crate::support::{CHAT, Server, chat, client_with, on_every_engine};
 
 const AS_JSON: &str = "[log]\nformat = \"json\"\n";
@@ -116,8 +116,8 @@ async fn what_closes_an_upstream_has_its_url() {
     let server = Server::binary(AWAY).await;
     let key = operator(&server.database).await;
     server.create_batch(chat("a", Value::Null), CHAT).await;
-    Figures::until(&server.url(""), &key, |figures| {
-        figures.sum("nightshift_upstream_state", &[r#"state="down""#]) == 1.0
+    Metrics::until(&server.url(""), &key, |metrics| {
+        metrics.sum("nightshift_upstream_state", &[r#"state="down""#]) == 1.0
     })
     .await;
     let log = log(server).await;

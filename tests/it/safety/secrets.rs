@@ -180,7 +180,7 @@ async fn secrets_are_in_no_log_no_answer_and_no_row() {
     );
 
     assert!(receiver.holds(b"upstream call"), "spans were exported");
-    assert!(answers.contains("nightshift_lines_total"), "figures, too");
+    assert!(answers.contains("nightshift_lines_total"), "metrics, too");
     assert!(answers.contains("live_batches"), "and the picture");
     assert!(!log.contains(PROMPT), "a prompt is in the log");
     assert!(!receiver.holds(PROMPT.as_bytes()), "a prompt is in a span");

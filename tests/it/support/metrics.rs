@@ -17,9 +17,9 @@ pub async fn operator(database: &str) -> String {
 }
 
 /// What `/metrics` tells.
-pub struct Figures(pub String);
+pub struct Metrics(pub String);
 
-impl Figures {
+impl Metrics {
     pub async fn of(base: &str, key: Option<&str>) -> Self {
         let url = format!("{base}/metrics");
         let response = client_with(key).get(url).send().await.expect("answers");
@@ -28,7 +28,7 @@ impl Figures {
         assert!(of_type.starts_with("application/openmetrics-text"));
         let text = response.text().await.expect("is text");
         assert!(text.ends_with("# EOF\n"), "it is whole");
-        Figures(text)
+        Metrics(text)
     }
 
     /// The sum of all samples of a name that have these labels, such as `outcome="failed"`.
@@ -43,14 +43,14 @@ impl Figures {
     }
 
     /// Waits until something holds of them.
-    pub async fn until(base: &str, key: &str, holds: impl Fn(&Figures) -> bool) -> Figures {
+    pub async fn until(base: &str, key: &str, holds: impl Fn(&Metrics) -> bool) -> Metrics {
         let deadline = Instant::now() + PATIENCE;
         loop {
-            let figures = Self::of(base, Some(key)).await;
-            if holds(&figures) {
-                return figures;
+            let metrics = Self::of(base, Some(key)).await;
+            if holds(&metrics) {
+                return metrics;
             }
-            assert!(Instant::now() < deadline, "not in:\n{}", figures.0);
+            assert!(Instant::now() < deadline, "not in:\n{}", metrics.0);
             tokio::time::sleep(Duration::from_millis(50)).await;
         }
     }
