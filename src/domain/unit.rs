@@ -16,6 +16,14 @@ impl fmt::Display for UnitKey {
     }
 }
 
+/// A unit under one of its leases. Every lease of a unit has an epoch of its own, which is higher
+/// than the one before, so a lease that was lost is told from the one that followed it.
+#[derive(Clone, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub struct UnitLease {
+    pub key: UnitKey,
+    pub epoch: i64,
+}
+
 /// Which lines of a chunk are done: one bit a line, counted from the chunk's first line.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Bitmap(Vec<u8>);

@@ -11,7 +11,7 @@ use super::units::{into_lease, reclaim};
 use super::{Result, Store, Who};
 use crate::codec::segment::Encoded;
 use crate::domain::batch::Stage;
-use crate::domain::unit::{Bitmap, UnitKey};
+use crate::domain::unit::{Bitmap, UnitLease};
 use crate::domain::usage::Usage;
 
 /// What a group of finished lines adds to its batch's counts.
@@ -38,8 +38,7 @@ impl std::ops::AddAssign for Tally {
 /// What finished in one unit.
 #[derive(Clone, Debug)]
 pub struct UnitFlush {
-    pub key: UnitKey,
-    pub epoch: i64,
+    pub lease: UnitLease,
     /// The unit's flush number before this flush: with the owner and the epoch, the fence.
     pub flush_no: i64,
     /// All lines that are done, those of this flush included.
@@ -59,9 +58,9 @@ pub struct UnitFlush {
 /// What the store made of a flush.
 #[derive(Clone, Debug, Default)]
 pub struct FlushReply {
-    /// Units (with their epochs) that were this owner's, and are written. The others belong to
+    /// Units that were this owner's, and are written. The others belong to
     /// somebody else now, and nothing of theirs was written.
-    pub accepted: HashSet<(UnitKey, i64)>,
+    pub accepted: HashSet<UnitLease>,
     /// Where the batches of the flushed units stand: how a replica learns that one is ending.
     pub stages: Vec<(String, Stage)>,
 }
@@ -80,14 +79,13 @@ impl Store {
             // All of them: a renewal may have taken one back between the two statements.
             fresh.extend(advance_units(&mut tx, self, owner, &missing).await?);
         }
-        let (written, missing): (Vec<&UnitFlush>, Vec<&UnitFlush>) = units
-            .iter()
-            .partition(|unit| fresh.contains(&(unit.key.clone(), unit.epoch)));
+        let (written, missing): (Vec<&UnitFlush>, Vec<&UnitFlush>) =
+            units.iter().partition(|unit| fresh.contains(&unit.lease));
         insert_segments(&mut tx, &written).await?;
         add_counts(&mut tx, slot, &written).await?;
         let batches = units
             .iter()
-            .map(|unit| unit.key.batch_id.as_str())
+            .map(|unit| unit.lease.key.batch_id.as_str())
             .collect();
         let stages = stages_within(&mut tx, &batches).await?;
 
@@ -96,8 +94,8 @@ impl Store {
         let accepted: HashSet<_> = fresh.into_iter().chain(before).collect();
         let finished: BTreeSet<String> = units
             .iter()
-            .filter(|unit| unit.finished && accepted.contains(&(unit.key.clone(), unit.epoch)))
-            .map(|unit| unit.key.batch_id.clone())
+            .filter(|unit| unit.finished && accepted.contains(&unit.lease))
+            .map(|unit| unit.lease.key.batch_id.clone())
             .collect();
         if !finished.is_empty() {
             // Here alone: whoever writes a batch's last line looks whether it is the last.
@@ -115,15 +113,14 @@ async fn reclaim_missing<'a>(
     tx: &mut Tx,
     owner: &str,
     units: &[&'a UnitFlush],
-    fresh: &HashSet<(UnitKey, i64)>,
+    fresh: &HashSet<UnitLease>,
 ) -> Result<Vec<&'a UnitFlush>> {
-    let lease = |unit: &UnitFlush| (unit.key.clone(), unit.epoch);
     let missing: Vec<&UnitFlush> = units
         .iter()
         .copied()
-        .filter(|unit| !fresh.contains(&lease(unit)))
+        .filter(|unit| !fresh.contains(&unit.lease))
         .collect();
-    let leases: Vec<_> = missing.iter().map(|unit| lease(unit)).collect();
+    let leases: Vec<_> = missing.iter().map(|unit| unit.lease.clone()).collect();
     reclaim(tx, owner, &leases).await?;
     Ok(missing)
 }
@@ -134,7 +131,7 @@ async fn advance_units(
     store: &Store,
     owner: &str,
     units: &[&UnitFlush],
-) -> Result<HashSet<(UnitKey, i64)>> {
+) -> Result<HashSet<UnitLease>> {
     if units.is_empty() {
         return Ok(HashSet::new());
     }
@@ -162,10 +159,10 @@ async fn advance_units(
         let mut query = sqlx::query_as(AssertSqlSafe(sql)).persistent(false).bind(owner);
         for unit in units {
             query = query
-                .bind(&unit.key.batch_id)
-                .bind(unit.key.chunk_no)
-                .bind(unit.key.model_no)
-                .bind(unit.epoch)
+                .bind(&unit.lease.key.batch_id)
+                .bind(unit.lease.key.chunk_no)
+                .bind(unit.lease.key.model_no)
+                .bind(unit.lease.epoch)
                 .bind(unit.flush_no)
                 .bind(unit.done.as_bytes())
                 .bind(if unit.finished { "done" } else { "leased" })
@@ -180,7 +177,7 @@ async fn advance_units(
 
 /// Which units' flush is there already: their epoch is unchanged, so nobody else wrote them, and
 /// their flush number is the one that this flush would have made.
-async fn written_before(tx: &mut Tx, units: &[&UnitFlush]) -> Result<Vec<(UnitKey, i64)>> {
+async fn written_before(tx: &mut Tx, units: &[&UnitFlush]) -> Result<Vec<UnitLease>> {
     let mut found = Vec::new();
     for unit in units {
         let there: Option<(i64,)> = within!(&mut *tx, c => {
@@ -189,16 +186,16 @@ async fn written_before(tx: &mut Tx, units: &[&UnitFlush]) -> Result<Vec<(UnitKe
                  SELECT CAST(1 AS BIGINT) FROM units WHERE batch_id = $1 AND chunk_no = $2 AND model_no = $3
                     AND epoch = $4 AND flush_no = $5",
             )
-            .bind(&unit.key.batch_id)
-            .bind(unit.key.chunk_no)
-            .bind(unit.key.model_no)
-            .bind(unit.epoch)
+            .bind(&unit.lease.key.batch_id)
+            .bind(unit.lease.key.chunk_no)
+            .bind(unit.lease.key.model_no)
+            .bind(unit.lease.epoch)
             .bind(unit.flush_no + 1)
             .fetch_optional(c)
             .await?
         });
         if there.is_some() {
-            found.push((unit.key.clone(), unit.epoch));
+            found.push(unit.lease.clone());
         }
     }
     Ok(found)
@@ -221,9 +218,9 @@ async fn insert_segments(tx: &mut Tx, units: &[&UnitFlush]) -> Result<()> {
         let mut query = sqlx::query(AssertSqlSafe(sql)).persistent(false);
         for unit in units {
             query = query
-                .bind(&unit.key.batch_id)
-                .bind(unit.key.chunk_no)
-                .bind(unit.key.model_no)
+                .bind(&unit.lease.key.batch_id)
+                .bind(unit.lease.key.chunk_no)
+                .bind(unit.lease.key.model_no)
                 .bind(unit.flush_no + 1)
                 .bind(&unit.segment.entries)
                 .bind(&unit.segment.data);
@@ -237,7 +234,7 @@ async fn add_counts(tx: &mut Tx, slot: i64, units: &[&UnitFlush]) -> Result<()> 
     // In the order of batch ids: count rows are locked in one order, everywhere.
     let mut by_batch: BTreeMap<&str, Tally> = BTreeMap::new();
     for unit in units {
-        *by_batch.entry(&unit.key.batch_id).or_default() += unit.tally;
+        *by_batch.entry(&unit.lease.key.batch_id).or_default() += unit.tally;
     }
     if by_batch.is_empty() {
         return Ok(());

@@ -7,7 +7,7 @@
 
 use super::engine::on;
 use super::{Result, Store};
-use crate::domain::unit::UnitKey;
+use crate::domain::unit::UnitLease;
 
 /// From so many deaths on, requests of a unit are sent one at a time.
 const ISOLATED_AFTER: i64 = 3;
@@ -70,17 +70,12 @@ pub(super) const CLEAR: &str = "
 
 impl Store {
     /// Records that requests of a unit are about to be sent, none behind this line. False if the
-    /// unit is not this owner's under that epoch any more: then they must not be sent.
+    /// unit is not this owner's under that lease any more: then they must not be sent.
     ///
     /// # Errors
     /// When the database fails.
-    pub async fn record_sending(
-        &self,
-        owner: &str,
-        key: &UnitKey,
-        epoch: i64,
-        line: u32,
-    ) -> Result<bool> {
+    pub async fn record_sending(&self, owner: &str, lease: &UnitLease, line: u32) -> Result<bool> {
+        let UnitLease { key, epoch } = lease;
         let recorded = on!(self.writer(), c => {
             sqlx::query(
                 "-- record_sending

@@ -9,7 +9,7 @@ use super::isolation::count_death;
 use super::shares::forget_silent_holder;
 use super::units::{keep, tally};
 use super::{Error, Result, Store, Who};
-use crate::domain::unit::UnitKey;
+use crate::domain::unit::UnitLease;
 use crate::observe::figures;
 
 /// An incarnation of a process that works on this store.
@@ -162,11 +162,7 @@ impl Store {
     ///
     /// # Errors
     /// When the database fails. [`Error::Refused`] when another process has the name by now.
-    pub async fn rejoin(
-        &self,
-        replica: &Replica,
-        held: &[(UnitKey, i64)],
-    ) -> Result<Vec<(UnitKey, i64)>> {
+    pub async fn rejoin(&self, replica: &Replica, held: &[UnitLease]) -> Result<Vec<UnitLease>> {
         let renew = renew_sql(self);
         let mut tx = self.begin_vital().await?;
         let renewed = within!(&mut tx, c => {

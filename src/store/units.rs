@@ -8,7 +8,7 @@ use super::backlog::add_waiting;
 use super::engine::{Tx, on, typed_values, within};
 use super::isolation::{Deaths, LEASE, undo_death};
 use super::{Result, Store, Who};
-use crate::domain::unit::{Bitmap, UnitKey};
+use crate::domain::unit::{Bitmap, UnitKey, UnitLease};
 
 /// Units named in one statement.
 const NAMED_UNITS_MAX: usize = 500;
@@ -18,8 +18,7 @@ const LEASE_TYPES: [&str; 4] = ["TEXT", "BIGINT", "BIGINT", "BIGINT"];
 /// A unit that this process holds: nobody else writes it while the epoch stands.
 #[derive(Clone, Debug)]
 pub struct LeasedUnit {
-    pub key: UnitKey,
-    pub epoch: i64,
+    pub lease: UnitLease,
     /// How often the unit was flushed, by whomever.
     pub flush_no: i64,
     pub requests: i64,
@@ -91,12 +90,14 @@ impl Store {
         Ok(rows
             .into_iter()
             .map(|row| LeasedUnit {
-                key: UnitKey {
-                    batch_id: batch_id.to_owned(),
-                    chunk_no: row.chunk_no,
-                    model_no,
+                lease: UnitLease {
+                    key: UnitKey {
+                        batch_id: batch_id.to_owned(),
+                        chunk_no: row.chunk_no,
+                        model_no,
+                    },
+                    epoch: row.epoch,
                 },
-                epoch: row.epoch,
                 flush_no: row.flush_no,
                 requests: row.requests,
                 chunk_bytes: row.chunk_bytes,
@@ -110,11 +111,11 @@ impl Store {
             .collect())
     }
 
-    /// The units that the store says an owner holds, with their epochs.
+    /// The units that the store says an owner holds.
     ///
     /// # Errors
     /// When the database fails.
-    pub async fn leased_units(&self, owner: &str) -> Result<Vec<(UnitKey, i64)>> {
+    pub async fn leased_units(&self, owner: &str) -> Result<Vec<UnitLease>> {
         let rows: Vec<LeaseRow> = on!(self.reader(), c => {
             sqlx::query_as(LEASED_UNITS).bind(owner).fetch_all(c).await?
         });
@@ -126,11 +127,7 @@ impl Store {
     ///
     /// # Errors
     /// When the database fails.
-    pub async fn reclaim_units(
-        &self,
-        owner: &str,
-        units: &[(UnitKey, i64)],
-    ) -> Result<Vec<(UnitKey, i64)>> {
+    pub async fn reclaim_units(&self, owner: &str, units: &[UnitLease]) -> Result<Vec<UnitLease>> {
         let mut tx = self.begin().await?;
         let lost = keep(&mut tx, owner, units).await?;
         tx.commit().await?;
@@ -142,7 +139,7 @@ impl Store {
     ///
     /// # Errors
     /// When the database fails.
-    pub async fn release_units(&self, owner: &str, units: &[(UnitKey, i64)]) -> Result<()> {
+    pub async fn release_units(&self, owner: &str, units: &[UnitLease]) -> Result<()> {
         for units in units.chunks(NAMED_UNITS_MAX) {
             self.release_some(owner, units).await?;
         }
@@ -152,7 +149,7 @@ impl Store {
         Ok(())
     }
 
-    async fn release_some(&self, owner: &str, units: &[(UnitKey, i64)]) -> Result<()> {
+    async fn release_some(&self, owner: &str, units: &[UnitLease]) -> Result<()> {
         let sql = format!(
             "-- release_units
              WITH v(batch_id, chunk_no, model_no, epoch) AS (VALUES {})
@@ -167,7 +164,7 @@ impl Store {
         let mut tx = self.begin().await?;
         let released: Vec<(String, i64)> = within!(&mut tx, c => {
             let mut query = sqlx::query_as(AssertSqlSafe(sql)).persistent(false).bind(owner);
-            for (key, epoch) in units {
+            for UnitLease { key, epoch } in units {
                 query = query.bind(&key.batch_id).bind(key.chunk_no).bind(key.model_no).bind(epoch);
             }
             query.fetch_all(c).await?
@@ -184,26 +181,22 @@ type LeaseRow = (String, i64, i64, i64);
 const LEASED_UNITS: &str = "-- leased_units
     SELECT batch_id, chunk_no, model_no, epoch FROM units WHERE owner = $1 AND state = 'leased'";
 
-pub(super) fn into_lease((batch_id, chunk_no, model_no, epoch): LeaseRow) -> (UnitKey, i64) {
+pub(super) fn into_lease((batch_id, chunk_no, model_no, epoch): LeaseRow) -> UnitLease {
     let key = UnitKey {
         batch_id,
         chunk_no,
         model_no,
     };
-    (key, epoch)
+    UnitLease { key, epoch }
 }
 
 /// Reclaims what can be of these units; returns those that are not this owner's any more.
-pub(super) async fn keep(
-    tx: &mut Tx,
-    owner: &str,
-    units: &[(UnitKey, i64)],
-) -> Result<Vec<(UnitKey, i64)>> {
+pub(super) async fn keep(tx: &mut Tx, owner: &str, units: &[UnitLease]) -> Result<Vec<UnitLease>> {
     reclaim(tx, owner, units).await?;
     let rows: Vec<LeaseRow> = within!(tx, c => {
         sqlx::query_as(LEASED_UNITS).bind(owner).fetch_all(c).await?
     });
-    let ours: HashSet<(UnitKey, i64)> = rows.into_iter().map(into_lease).collect();
+    let ours: HashSet<UnitLease> = rows.into_iter().map(into_lease).collect();
     let lost = units.iter().filter(|unit| !ours.contains(unit));
     Ok(lost.cloned().collect())
 }
@@ -214,8 +207,8 @@ pub(super) async fn keep(
 pub(super) async fn reclaim(
     tx: &mut Tx,
     owner: &str,
-    units: &[(UnitKey, i64)],
-) -> Result<HashSet<(UnitKey, i64)>> {
+    units: &[UnitLease],
+) -> Result<HashSet<UnitLease>> {
     let mut reclaimed = HashSet::new();
     for units in units.chunks(NAMED_UNITS_MAX) {
         let sql = format!(
@@ -232,7 +225,7 @@ pub(super) async fn reclaim(
         );
         let rows: Vec<LeaseRow> = within!(&mut *tx, c => {
             let mut query = sqlx::query_as(AssertSqlSafe(sql)).persistent(false).bind(owner);
-            for (key, epoch) in units {
+            for UnitLease { key, epoch } in units {
                 query = query.bind(&key.batch_id).bind(key.chunk_no).bind(key.model_no).bind(epoch);
             }
             query.fetch_all(c).await?
@@ -241,7 +234,7 @@ pub(super) async fn reclaim(
     }
     let backlogs = reclaimed
         .iter()
-        .map(|(key, _)| (key.batch_id.clone(), key.model_no));
+        .map(|unit| (unit.key.batch_id.clone(), unit.key.model_no));
     for ((batch_id, model_no), units) in tally(backlogs.collect()) {
         add_waiting(tx, &batch_id, model_no, -units).await?;
     }

@@ -159,7 +159,7 @@ impl TestStore {
     async fn run_unit(&self, file_id: &str, unit: LeasedUnit, answers: &[Answer]) {
         let chunk = self
             .store
-            .chunk(file_id, unit.key.chunk_no)
+            .chunk(file_id, unit.lease.key.chunk_no)
             .await
             .unwrap()
             .unwrap();
@@ -172,7 +172,7 @@ impl TestStore {
                 seen.push(answer.model);
             }
         }
-        let model = seen[usize::try_from(unit.key.model_no).unwrap()];
+        let model = seen[usize::try_from(unit.lease.key.model_no).unwrap()];
         let mut flushes: BTreeMap<u8, Vec<Line>> = BTreeMap::new();
         for (line, answer) in (0..).zip(&answers[first..first + count]) {
             if answer.model == model {
@@ -190,12 +190,11 @@ impl TestStore {
                 .iter()
                 .for_each(|line| assert!(done.insert(line.line)));
             let mut segment = segment::encode(&lines).unwrap();
-            if self.damaged_chunk == Some(unit.key.chunk_no) {
+            if self.damaged_chunk == Some(unit.lease.key.chunk_no) {
                 segment.entries = vec![0xff];
             }
             let flush = UnitFlush {
-                key: unit.key.clone(),
-                epoch: unit.epoch,
+                lease: unit.lease.clone(),
                 flush_no: unit.flush_no + nth as i64,
                 done: done.clone(),
                 finished: nth == last,

@@ -147,7 +147,7 @@ impl Dispatch {
         let killer = isolation.and_then(|isolation| isolation.take_killer(&mut lines));
         let known = self.known_missing(&unit);
         let mut ledger = self.lock();
-        if ledger.held().get(&unit.key) != Some(&unit.epoch) {
+        if ledger.held().get(&unit.lease.key) != Some(&unit.lease.epoch) {
             // Lost while its text was read.
             return;
         }
@@ -163,7 +163,7 @@ impl Dispatch {
         }
         self.inbox.push(killer.map(|line| {
             tracing::error!(
-                unit.key = %unit.key,
+                unit.key = %unit.lease.key,
                 unit.line = line.index,
                 "a request is not sent again: processes died whenever it was on its way"
             );
@@ -462,7 +462,7 @@ fn conclude(unit: &Arc<HeldUnit>, pending: Pending, ending: Ending) -> Option<Fi
     };
     std::panic::catch_unwind(AssertUnwindSafe(write))
         .inspect_err(|_| {
-            tracing::error!(unit.key = %unit.key, "the code panicked at a line; its unit is let go");
+            tracing::error!(unit.key = %unit.lease.key, "the code panicked at a line; its unit is let go");
         })
         .ok()
 }

@@ -161,7 +161,7 @@ impl Flusher {
                 groups.retain(|group| {
                     let is_kept = !self.dispatch.may_let_go(&group.unit, &cause);
                     if !is_kept {
-                        let key = &group.unit.key;
+                        let key = &group.unit.lease.key;
                         tracing::error!(unit.key = %key, %error, "a unit cannot be written; let go");
                         self.dispatch.lose(&group.unit);
                     }
@@ -191,8 +191,8 @@ impl Flusher {
     fn accept(&self, groups: Vec<Group>, reply: &FlushReply) {
         for group in groups {
             let unit = &group.unit;
-            if !reply.accepted.contains(&(unit.key.clone(), unit.epoch)) {
-                tracing::info!(unit.key = %unit.key, "a unit is another replica's by now");
+            if !reply.accepted.contains(&unit.lease) {
+                tracing::info!(unit.key = %unit.lease.key, "a unit is another replica's by now");
                 self.dispatch.lose(unit);
                 continue;
             }
@@ -204,7 +204,7 @@ impl Flusher {
                 durable.done = group.flush.done;
             }
             if group.flush.finished {
-                self.dispatch.forget(&unit.key, unit.epoch);
+                self.dispatch.forget(&unit.lease);
             }
             self.dispatch.written(unit, group.flush.cleared);
         }
@@ -307,7 +307,7 @@ fn by_unit(finished: Vec<Finished>) -> Vec<Vec<Finished>> {
         by_unit.entry(line.unit.id).or_default().push(line);
     }
     let mut units: Vec<Vec<Finished>> = by_unit.into_values().collect();
-    units.sort_by(|a, b| a[0].unit.key.cmp(&b[0].unit.key));
+    units.sort_by(|a, b| a[0].unit.lease.key.cmp(&b[0].unit.lease.key));
     units
 }
 
@@ -332,7 +332,7 @@ fn lay_out(
     let group = group.ok()?;
     group
         .inspect_err(|error| {
-            let key = &unit.key;
+            let key = &unit.lease.key;
             tracing::error!(unit.key = %key, %error, "what finished in a unit cannot be laid out");
         })
         .ok()
@@ -341,7 +341,7 @@ fn lay_out(
 /// A panic costs no other unit anything.
 fn guarded<T>(unit: &HeldUnit, work: impl FnOnce() -> T) -> std::thread::Result<T> {
     catch_unwind(AssertUnwindSafe(work))
-        .inspect_err(|_| tracing::error!(unit.key = %unit.key, "the code panicked at a unit"))
+        .inspect_err(|_| tracing::error!(unit.key = %unit.lease.key, "the code panicked at a unit"))
 }
 
 fn into_group(finished: Vec<Finished>) -> io::Result<Group> {
@@ -369,8 +369,7 @@ fn into_group(finished: Vec<Finished>) -> io::Result<Group> {
         .isolation()
         .is_none_or(|isolation| isolation.is_cleared_by(&done));
     let flush = UnitFlush {
-        key: unit.key.clone(),
-        epoch: unit.epoch,
+        lease: unit.lease.clone(),
         flush_no,
         done,
         finished: open == lines.len(),

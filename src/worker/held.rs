@@ -10,7 +10,7 @@ use super::isolation::Isolation;
 use crate::domain::endpoint::{self, Endpoint};
 use crate::domain::json;
 use crate::domain::line::{self, Check};
-use crate::domain::unit::{Bitmap, UnitKey};
+use crate::domain::unit::{Bitmap, UnitLease};
 use crate::observe::ModelFigures;
 use crate::store::{Backlog, LeasedUnit};
 use crate::upstream::{Charge, Routes};
@@ -54,8 +54,7 @@ impl BatchContext {
 pub(super) struct HeldUnit {
     /// Of this process's own making: tells a unit that was leased twice from itself.
     pub id: u64,
-    pub key: UnitKey,
-    pub epoch: i64,
+    pub lease: UnitLease,
     pub batch: Arc<BatchContext>,
     /// `None`: its model is not served, or its lines are not to be sent any more.
     pub routes: Option<Arc<Routes>>,
@@ -145,8 +144,7 @@ impl HeldUnit {
         });
         let unit = HeldUnit {
             id,
-            key: leased.key,
-            epoch: leased.epoch,
+            lease: leased.lease,
             batch,
             routes,
             model: model.into(),

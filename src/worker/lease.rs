@@ -6,7 +6,7 @@ use std::time::Duration;
 use super::Settings;
 use super::uptime::Uptime;
 use crate::domain::id;
-use crate::domain::unit::UnitKey;
+use crate::domain::unit::UnitLease;
 use crate::store::{self, Error, Replica, Store};
 
 /// How often in its term a lease is renewed: a replica that dies right behind a renewal is missed
@@ -119,8 +119,8 @@ impl Lease {
     pub(super) async fn renew(
         &self,
         store: &Store,
-        held: impl FnOnce() -> Vec<(UnitKey, i64)>,
-    ) -> store::Result<Vec<(UnitKey, i64)>> {
+        held: impl FnOnce() -> Vec<UnitLease>,
+    ) -> store::Result<Vec<UnitLease>> {
         let was_sure = std::mem::replace(&mut self.renewals().is_sure, false);
         if was_sure && store.renew(&self.token, self.replica.lease_ms).await? {
             return Ok(Vec::new());

@@ -165,7 +165,7 @@ pub(super) fn given_up(unit: &Arc<HeldUnit>, line: &OpenLine, cause: &Cause) -> 
 
 /// A line whose stored text is no request.
 pub(super) fn unreadable(unit: &Arc<HeldUnit>, line: &OpenLine) -> Finished {
-    tracing::error!(unit.key = %unit.key, unit.line = line.index, "a stored line is damaged");
+    tracing::error!(unit.key = %unit.lease.key, unit.line = line.index, "a stored line is damaged");
     failed(
         unit,
         line,

@@ -283,7 +283,7 @@ impl Worker {
     /// Gives back all that this process holds: its units with its lease, and its shares. One that
     /// cannot be given back now does not hold up the other.
     async fn leave(&self) {
-        drop(self.dispatch.drop_all());
+        self.dispatch.drop_all();
         let token = self.lease.token();
         let lease = async {
             let left = tokio::time::timeout(LAST_WRITES, self.store.leave(&token));

@@ -450,7 +450,7 @@ impl Supply {
             .lease_units(&token, &row.batch_id, row.model_no, units)
             .await?;
         let unread = leased.into_iter().map(|leased| {
-            self.dispatch.note_leased(&leased.key, leased.epoch);
+            self.dispatch.note_leased(&leased.lease);
             Unread {
                 leased,
                 model: row.model.clone(),
@@ -525,7 +525,7 @@ impl Supply {
             self.store.release_units(&token, &strays).await?;
         }
         let mut astray: Vec<_> = held.difference(&leased).cloned().collect();
-        astray.retain(|(key, epoch)| self.dispatch.holds(key, *epoch));
+        astray.retain(|lease| self.dispatch.holds(lease));
         if !astray.is_empty() {
             let lost = self.store.reclaim_units(&token, &astray).await?;
             tracing::info!(

@@ -4,7 +4,7 @@ use std::sync::Arc;
 
 use super::held::{BatchContext, HeldUnit, OpenLine};
 use crate::domain::endpoint::ENDPOINTS;
-use crate::domain::unit::{Bitmap, UnitKey};
+use crate::domain::unit::{Bitmap, UnitKey, UnitLease};
 use crate::observe::figures;
 use crate::store::{Deaths, LeasedUnit};
 use crate::upstream::Routes;
@@ -64,12 +64,14 @@ pub fn unit_on(
 /// The same as the store would lease it, no line done.
 pub fn leased(requests: u32, owners: i64, recorded_line: Option<i64>) -> LeasedUnit {
     LeasedUnit {
-        key: UnitKey {
-            batch_id: "batch".to_owned(),
-            chunk_no: 0,
-            model_no: 0,
+        lease: UnitLease {
+            key: UnitKey {
+                batch_id: "batch".to_owned(),
+                chunk_no: 0,
+                model_no: 0,
+            },
+            epoch: 1,
         },
-        epoch: 1,
         flush_no: 0,
         requests: i64::from(requests),
         chunk_bytes: 100,

@@ -180,8 +180,7 @@ fn flush(unit: &LeasedUnit, lines: &[u32], finished: bool) -> UnitFlush {
         })
         .collect();
     UnitFlush {
-        key: unit.key.clone(),
-        epoch: unit.epoch,
+        lease: unit.lease.clone(),
         flush_no: unit.flush_no,
         done,
         finished,
@@ -211,7 +210,7 @@ async fn a_flush_whose_reply_was_lost_is_not_written_twice() {
             .flush(&owner, 0, &[&first])
             .await
             .expect("flushes");
-        let accepted = reply.accepted.contains(&(unit.key.clone(), unit.epoch));
+        let accepted = reply.accepted.contains(&unit.lease);
         assert!(accepted, "try {try_no} succeeds");
         assert_eq!(
             fixture.counts(&batch).await,
@@ -221,7 +220,7 @@ async fn a_flush_whose_reply_was_lost_is_not_written_twice() {
     }
     let segments = fixture
         .store
-        .segments(&batch, unit.key.chunk_no..=unit.key.chunk_no, 0)
+        .segments(&batch, unit.lease.key.chunk_no..=unit.lease.key.chunk_no, 0)
         .await
         .expect("reads");
     assert_eq!(segments.len(), 1);
@@ -235,14 +234,15 @@ async fn a_stale_unit_costs_only_itself() {
     assert_eq!(units.len(), 3);
     // One of the three is given back and leased by somebody else meanwhile.
     let stale = &units[1];
-    let back = [(stale.key.clone(), stale.epoch)];
+    let back = [stale.lease.clone()];
     fixture
         .store
         .release_units(&dead, &back)
         .await
         .expect("releases");
     let taken = fixture.lease(&alive, &batch, 1).await.remove(0);
-    assert_eq!((&taken.key, taken.epoch), (&stale.key, stale.epoch + 1));
+    assert_eq!(taken.lease.key, stale.lease.key);
+    assert_eq!(taken.lease.epoch, stale.lease.epoch + 1);
 
     let flushes: Vec<UnitFlush> = units
         .iter()
@@ -255,7 +255,7 @@ async fn a_stale_unit_costs_only_itself() {
         .await
         .expect("flushes");
     assert_eq!(reply.accepted.len(), 2);
-    assert!(!reply.accepted.contains(&(stale.key.clone(), stale.epoch)));
+    assert!(!reply.accepted.contains(&stale.lease));
     assert_eq!(
         fixture.counts(&batch).await,
         (4, 0),
@@ -263,7 +263,11 @@ async fn a_stale_unit_costs_only_itself() {
     );
     let written = fixture
         .store
-        .segments(&batch, stale.key.chunk_no..=stale.key.chunk_no, 0)
+        .segments(
+            &batch,
+            stale.lease.key.chunk_no..=stale.lease.key.chunk_no,
+            0,
+        )
         .await
         .expect("reads");
     assert!(written.is_empty(), "nothing of the stale unit is written");
@@ -278,7 +282,7 @@ async fn two_leases_of_one_unit_in_one_flush_are_told_apart() {
     let old = fixture.lease(&owner, &batch, 1).await.remove(0);
     fixture
         .store
-        .release_units(&owner, &[(old.key.clone(), old.epoch)])
+        .release_units(&owner, std::slice::from_ref(&old.lease))
         .await
         .expect("releases");
     let new = fixture.lease(&owner, &batch, 1).await.remove(0);
@@ -288,8 +292,8 @@ async fn two_leases_of_one_unit_in_one_flush_are_told_apart() {
         .flush(&owner, 0, &[&stale, &fresh])
         .await
         .expect("flushes");
-    assert!(reply.accepted.contains(&(new.key.clone(), new.epoch)));
-    assert!(!reply.accepted.contains(&(old.key.clone(), old.epoch)));
+    assert!(reply.accepted.contains(&new.lease));
+    assert!(!reply.accepted.contains(&old.lease));
     assert_eq!(fixture.counts(&batch).await, (1, 0));
 }
 
@@ -384,7 +388,7 @@ async fn no_unit_is_leased_twice_however_many_ask() {
                 if units.is_empty() {
                     return mine;
                 }
-                mine.extend(units.into_iter().map(|unit| unit.key.chunk_no));
+                mine.extend(units.into_iter().map(|unit| unit.lease.key.chunk_no));
             }
         });
     }

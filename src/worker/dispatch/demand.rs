@@ -8,7 +8,7 @@ use super::super::held::BatchContext;
 use super::super::uptime::Uptime;
 use super::Dispatch;
 use super::ledger::{ActiveUnit, Ledger};
-use crate::domain::unit::UnitKey;
+use crate::domain::unit::UnitLease;
 use crate::upstream::Routes;
 
 /// How long units wait for an upstream before another process may try them.
@@ -115,13 +115,13 @@ impl Dispatch {
 
     /// Lets go of units that no upstream takes at present and of which nothing is on its way, so
     /// that others can use their part of the budget. Returns them, to be given back.
-    pub(in super::super) fn shed(&self) -> Vec<(UnitKey, i64)> {
+    pub(in super::super) fn shed(&self) -> Vec<UnitLease> {
         self.shed_where(|routes| !self.pool.was_open(routes))
     }
 
     /// The same of units that have waited for long while somebody else may send them: another
     /// process, or this one by other routes.
-    pub(in super::super) fn shed_stuck(&self) -> Vec<(UnitKey, i64)> {
+    pub(in super::super) fn shed_stuck(&self) -> Vec<UnitLease> {
         if !self.pool.is_troubled() {
             return Vec::new();
         }
@@ -145,14 +145,14 @@ impl Dispatch {
     }
 
     /// The same of units for which other replicas have the whole limit.
-    pub(in super::super) fn shed_without_share(&self) -> Vec<(UnitKey, i64)> {
+    pub(in super::super) fn shed_without_share(&self) -> Vec<UnitLease> {
         if !self.shares_hold() {
             return Vec::new();
         }
         self.shed_where(|routes| self.pool.lacks_share(routes))
     }
 
-    fn shed_where(&self, is_stuck: impl Fn(&Routes) -> bool) -> Vec<(UnitKey, i64)> {
+    fn shed_where(&self, is_stuck: impl Fn(&Routes) -> bool) -> Vec<UnitLease> {
         let mut ledger = self.lock();
         let stuck = |active: &&ActiveUnit| {
             let routes = active.unit.routes.as_ref();
@@ -167,7 +167,7 @@ impl Dispatch {
     }
 
     /// Lets go of what these batches have in hand, where nothing of it is on its way.
-    pub(in super::super) fn shed_batches(&self, ids: &[Arc<str>]) -> Vec<(UnitKey, i64)> {
+    pub(in super::super) fn shed_batches(&self, ids: &[Arc<str>]) -> Vec<UnitLease> {
         let ids: HashSet<&Arc<str>> = ids.iter().collect();
         let mut ledger = self.lock();
         let units: Vec<u64> = ledger
@@ -186,7 +186,7 @@ impl Dispatch {
         batch: &BatchContext,
         routes: &Routes,
         most: usize,
-    ) -> Vec<(UnitKey, i64)> {
+    ) -> Vec<UnitLease> {
         let mut ledger = self.lock();
         let domain = self.pool.limits().domain(routes.lane);
         let turns_of = |batch: &BatchContext| {
@@ -206,12 +206,12 @@ impl Dispatch {
     }
 }
 
-fn give_back(ledger: &mut Ledger, ids: &[u64]) -> Vec<(UnitKey, i64)> {
+fn give_back(ledger: &mut Ledger, ids: &[u64]) -> Vec<UnitLease> {
     let mut given = Vec::with_capacity(ids.len());
     for &id in ids {
         if let Some((active, _)) = ledger.release(id) {
-            ledger.held_mut().remove(&active.unit.key);
-            given.push((active.unit.key.clone(), active.unit.epoch));
+            ledger.held_mut().remove(&active.unit.lease.key);
+            given.push(active.unit.lease.clone());
         }
     }
     given

@@ -5,33 +5,39 @@ use std::collections::HashMap;
 use super::super::held::HeldUnit;
 use super::Dispatch;
 use super::ledger::Ledger;
-use crate::domain::unit::UnitKey;
+use crate::domain::unit::{UnitKey, UnitLease};
 
 impl Dispatch {
     /// Notes that a unit is leased, before its text is read. If it is in hand from an earlier
     /// lease, that has ended without our knowing.
-    pub(in super::super) fn note_leased(&self, key: &UnitKey, epoch: i64) {
-        let before = self.lock().held_mut().insert(key.clone(), epoch);
-        if let Some(before) = before {
-            self.lose_units(&[(key.clone(), before)]);
+    pub(in super::super) fn note_leased(&self, lease: &UnitLease) {
+        let UnitLease { key, epoch } = lease;
+        let before = self.lock().held_mut().insert(key.clone(), *epoch);
+        if let Some(epoch) = before {
+            let key = key.clone();
+            self.lose_units(&[UnitLease { key, epoch }]);
         }
     }
 
     /// Forgets a unit whose last flush is written, or that is somebody else's.
-    pub(in super::super) fn forget(&self, key: &UnitKey, epoch: i64) {
-        self.lock().forget(key, epoch);
+    pub(in super::super) fn forget(&self, lease: &UnitLease) {
+        self.lock().forget(lease);
     }
 
-    /// Every unit that the store is taken to have leased to us, with its epoch.
-    pub(in super::super) fn held(&self) -> Vec<(UnitKey, i64)> {
+    /// Every unit that the store is taken to have leased to us.
+    pub(in super::super) fn held(&self) -> Vec<UnitLease> {
         let ledger = self.lock();
         let held = ledger.held().iter();
-        held.map(|(key, epoch)| (key.clone(), *epoch)).collect()
+        let lease = |(key, epoch): (&UnitKey, &i64)| UnitLease {
+            key: key.clone(),
+            epoch: *epoch,
+        };
+        held.map(lease).collect()
     }
 
     /// Whether a unit is ours, as far as we know.
-    pub(in super::super) fn holds(&self, key: &UnitKey, epoch: i64) -> bool {
-        self.lock().held().get(key) == Some(&epoch)
+    pub(in super::super) fn holds(&self, lease: &UnitLease) -> bool {
+        self.lock().held().get(&lease.key) == Some(&lease.epoch)
     }
 
     /// A unit is somebody else's now: nothing of it is sent or written any more.
@@ -40,12 +46,13 @@ impl Dispatch {
     }
 
     /// The same for several, those included whose text is not read yet.
-    pub(in super::super) fn lose_units(&self, lost: &[(UnitKey, i64)]) {
-        let lost: HashMap<&UnitKey, i64> = lost.iter().map(|(key, epoch)| (key, *epoch)).collect();
+    pub(in super::super) fn lose_units(&self, lost: &[UnitLease]) {
+        let lost: HashMap<&UnitKey, i64> =
+            lost.iter().map(|lease| (&lease.key, lease.epoch)).collect();
         let mut ledger = self.lock();
         let ids: Vec<u64> = ledger
             .units()
-            .filter(|active| lost.get(&active.unit.key) == Some(&active.unit.epoch))
+            .filter(|active| lost.get(&active.unit.lease.key) == Some(&active.unit.lease.epoch))
             .map(|active| active.unit.id)
             .collect();
         for id in ids {
@@ -61,8 +68,8 @@ impl Dispatch {
     /// A unit was taken over. If nobody has leased it since, it is taken back, which tells the
     /// store that this process has not died of its lines.
     pub(super) async fn keep_or_lose(&self, unit: &HeldUnit) {
-        let lease = [(unit.key.clone(), unit.epoch)];
-        match self.store.reclaim_units(&self.lease.token(), &lease).await {
+        let lease = std::slice::from_ref(&unit.lease);
+        match self.store.reclaim_units(&self.lease.token(), lease).await {
             Ok(lost) if lost.is_empty() => {}
             Ok(_) => self.lose(unit),
             Err(error) => tracing::debug!(%error, "a unit could not be taken back yet"),
@@ -87,8 +94,8 @@ impl Dispatch {
         self.pump.notify_one();
     }
 
-    /// Lets go of all units; returns those that the store says are ours.
-    pub(in super::super) fn drop_all(&self) -> Vec<(UnitKey, i64)> {
+    /// Lets go of all units.
+    pub(in super::super) fn drop_all(&self) {
         let mut ledger = self.lock();
         let ids: Vec<u64> = ledger.units().map(|active| active.unit.id).collect();
         for id in ids {
@@ -96,7 +103,7 @@ impl Dispatch {
                 active.unit.cut.cancel();
             }
         }
-        ledger.held_mut().drain().collect()
+        ledger.held_mut().clear();
     }
 }
 
@@ -104,12 +111,12 @@ impl Ledger {
     pub(super) fn lose(&mut self, unit: &HeldUnit) {
         unit.cut.cancel();
         self.release(unit.id);
-        self.forget(&unit.key, unit.epoch);
+        self.forget(&unit.lease);
     }
 
-    fn forget(&mut self, key: &UnitKey, epoch: i64) {
-        if self.held().get(key) == Some(&epoch) {
-            self.held_mut().remove(key);
+    fn forget(&mut self, lease: &UnitLease) {
+        if self.held().get(&lease.key) == Some(&lease.epoch) {
+            self.held_mut().remove(&lease.key);
         }
     }
 }

@@ -327,7 +327,7 @@ impl Ledger {
         let before = active.counts();
         let outcome = change(active);
         let (after, place) = (active.counts(), active.place);
-        let key = (active.unit.key.chunk_no, id);
+        let key = (active.unit.lease.key.chunk_no, id);
         let lane = active.unit.routes.as_ref().map(|routes| routes.lane);
         self.apply(place, lane, key, before, after);
         Some(outcome)
@@ -561,7 +561,9 @@ impl Ledger {
     ) -> Vec<(Arc<HeldUnit>, Vec<Pending>)> {
         let of_model = |active: &&ActiveUnit| {
             let unit = &active.unit;
-            *unit.batch.id == *batch_id && unit.key.model_no == model_no && active.ending.is_none()
+            *unit.batch.id == *batch_id
+                && unit.lease.key.model_no == model_no
+                && active.ending.is_none()
         };
         let ids: Vec<u64> = self
             .units
@@ -604,7 +606,7 @@ impl Ledger {
         self.end_isolation(id);
         let active = self.units.remove(&id)?;
         let lane = active.unit.routes.as_ref().map(|routes| routes.lane);
-        let key = (active.unit.key.chunk_no, id);
+        let key = (active.unit.lease.key.chunk_no, id);
         self.apply(active.place, lane, key, active.counts(), Counts::default());
         self.tenants[active.place.tenant].units -= 1;
         self.batches[active.place.batch].units -= 1;

@@ -37,7 +37,7 @@ pub(super) struct Known {
 impl Dispatch {
     /// Takes note of an answer, if it says that the model is not there; else of a model that is.
     pub(super) fn note_missing(&self, unit: &Arc<HeldUnit>, answer: &Answer) {
-        let key = || (unit.batch.id.clone(), unit.key.model_no);
+        let key = || (unit.batch.id.clone(), unit.lease.key.model_no);
         let mut missing = self.missing.lock().unwrap_or_else(PoisonError::into_inner);
         if !answer.is_model_missing {
             if !missing.is_empty() && (200..300).contains(&answer.status) {
@@ -66,7 +66,9 @@ impl Dispatch {
                 "no upstream has the model of a batch: its other lines of the model get the same \
                  answer without a call"
             );
-            let unsent = self.lock().take_lines(&unit.batch.id, unit.key.model_no);
+            let unsent = self
+                .lock()
+                .take_lines(&unit.batch.id, unit.lease.key.model_no);
             for (unit, pending) in unsent {
                 let lines = pending.into_iter().map(|pending| pending.line);
                 self.answer_unsent(&unit, lines, &known);
@@ -81,7 +83,7 @@ impl Dispatch {
         if missing.is_empty() {
             return None;
         }
-        let told = missing.get(&(unit.batch.id.clone(), unit.key.model_no))?;
+        let told = missing.get(&(unit.batch.id.clone(), unit.lease.key.model_no))?;
         (told.times >= TOLD_MIN && unit.routes.is_some()).then(|| told.answer.clone())
     }
 

@@ -195,7 +195,7 @@ impl<'a> Simulation<'a> {
             };
             let count = u32::try_from(arrival.lines.len()).expect("are few");
             let mut leased = units::leased(count, 0, None);
-            leased.key.batch_id.clone_from(&id);
+            leased.lease.key.batch_id.clone_from(&id);
             let routes = self.pool.resolve("m").expect("is served");
             let domain = self.pool.domain(&routes);
             let unit_id = number as u64;

@@ -46,7 +46,7 @@ impl Dispatch {
     /// even that cannot be written, its unit is let go, and its lines run again.
     pub(super) fn panicked(&self, job: &Job) -> Outcome {
         let (unit, line) = (&job.unit, &job.pending.line);
-        tracing::error!(unit.key = %unit.key, unit.line = line.index, "the code panicked at a line");
+        tracing::error!(unit.key = %unit.lease.key, unit.line = line.index, "the code panicked at a line");
         let write = AssertUnwindSafe(|| line::mishandled(unit, line));
         match std::panic::catch_unwind(write) {
             Ok(finished) => Outcome::Finished(finished),
@@ -77,11 +77,7 @@ impl Dispatch {
     /// of it. False if it could not be recorded: then it must not be sent.
     async fn record(&self, unit: &HeldUnit, isolation: &Isolation, line: u32) -> bool {
         let (store, token) = (&self.store, self.lease.token());
-        let record = async |upto| {
-            store
-                .record_sending(&token, &unit.key, unit.epoch, upto)
-                .await
-        };
+        let record = async |upto| store.record_sending(&token, &unit.lease, upto).await;
         match isolation.record(line, record).await {
             Ok(true) => true,
             Ok(false) => {

@@ -8,7 +8,7 @@ use super::super::flush::count;
 use super::super::held::{BatchContext, HeldUnit};
 use super::super::lease::Lease;
 use crate::codec::segment::Encoded;
-use crate::domain::unit::UnitKey;
+use crate::domain::unit::UnitLease;
 use crate::observe::{self, ModelFigures};
 use crate::store::{self, Error, LeasedUnit, Store, Tally, UnitFlush};
 use crate::upstream::{Charge, LaneId, Pool, Routes};
@@ -110,20 +110,20 @@ impl Texts {
     }
 
     /// Takes out the units for which other replicas have the whole limit, to be given back.
-    pub(super) fn take_without_share(&mut self) -> Vec<(UnitKey, i64)> {
+    pub(super) fn take_without_share(&mut self) -> Vec<UnitLease> {
         let mut taken = Vec::new();
         for units in self.unread.values_mut() {
             units.retain(|unread| {
                 let routes = unread.routes.as_ref();
                 let stays = routes.is_none_or(|routes| !self.pool.lacks_share(routes));
                 if !stays {
-                    taken.push((unread.leased.key.clone(), unread.leased.epoch));
+                    taken.push(unread.leased.lease.clone());
                 }
                 stays
             });
         }
-        for (key, epoch) in &taken {
-            self.dispatch.forget(key, *epoch);
+        for lease in &taken {
+            self.dispatch.forget(lease);
         }
         taken
     }
@@ -158,8 +158,7 @@ impl Texts {
             unread.routes = None;
             if let Err(error) = self.open(unread, None).await {
                 for unread in units {
-                    let leased = &unread.leased;
-                    self.dispatch.forget(&leased.key, leased.epoch);
+                    self.dispatch.forget(&unread.leased.lease);
                 }
                 return Err(error);
             }
@@ -178,8 +177,8 @@ impl Texts {
             routes,
         } = unread;
         let figures = observe::figures().model(&self.pool.label(&model));
-        let (key, epoch) = (leased.key.clone(), leased.epoch);
-        if !self.dispatch.holds(&key, epoch) {
+        let key = leased.lease.key.clone();
+        if !self.dispatch.holds(&leased.lease) {
             // Lost to another replica since it was leased.
             return Ok(());
         }
@@ -190,7 +189,7 @@ impl Texts {
                 return self.give_up(&leased, &figures, &error.to_string()).await;
             }
             Err(error) => {
-                self.dispatch.forget(&key, epoch);
+                self.dispatch.forget(&leased.lease);
                 return Err(error);
             }
         };
@@ -224,14 +223,13 @@ impl Texts {
     ) -> store::Result<()> {
         let lost = leased.requests - i64::from(leased.done.count());
         tracing::error!(
-            unit.key = %leased.key,
+            unit.key = %leased.lease.key,
             unit.lines = lost,
             cause,
             "stored requests cannot be read; they end as failed, without a line"
         );
         let flush = UnitFlush {
-            key: leased.key.clone(),
-            epoch: leased.epoch,
+            lease: leased.lease.clone(),
             flush_no: leased.flush_no,
             done: leased.done.clone(),
             finished: true,
@@ -246,7 +244,7 @@ impl Texts {
         };
         let written = self.store.flush(&self.lease.token(), 0, &[&flush]).await;
         // If it was not written, the unit is nobody's here, and is given back.
-        self.dispatch.forget(&leased.key, leased.epoch);
+        self.dispatch.forget(&leased.lease);
         if !written?.accepted.is_empty() {
             count(figures, &flush.tally);
         }

@@ -2,14 +2,22 @@
 
 use nightshift::domain::clock::Clock;
 use nightshift::domain::id;
-use nightshift::domain::unit::UnitKey;
+use nightshift::domain::unit::UnitLease;
 use nightshift::store::{Deaths, Incumbent, LeasedUnit, Replica, Store, UnitFlush};
 
 use super::{Fixture, LEASE_MS, flush};
 use crate::support::on_every_engine;
 
-fn lease_of(unit: &LeasedUnit) -> (UnitKey, i64) {
-    (unit.key.clone(), unit.epoch)
+fn lease_of(unit: &LeasedUnit) -> UnitLease {
+    unit.lease.clone()
+}
+
+/// The lease before this one.
+fn before(lease: &UnitLease) -> UnitLease {
+    UnitLease {
+        key: lease.key.clone(),
+        epoch: lease.epoch - 1,
+    }
 }
 
 fn replica(name: &str, lease_ms: i64) -> Replica {
@@ -28,9 +36,7 @@ impl Fixture {
 
     /// Notes that a line is about to be sent.
     async fn record(&self, owner: &str, unit: &LeasedUnit, line: u32) {
-        let recorded = self
-            .store
-            .record_sending(owner, &unit.key, unit.epoch, line);
+        let recorded = self.store.record_sending(owner, &unit.lease, line);
         assert!(recorded.await.expect("answers"));
     }
 
@@ -50,7 +56,7 @@ async fn what_was_taken_over_is_written_late_where_nobody_has_leased_it() {
     let (silent, units) = fixture.lost(&batch, 2).await;
     let other = fixture.replica().await;
     let leased = fixture.lease(&other, &batch, 1).await.remove(0);
-    assert_eq!(leased.key, units[0].key);
+    assert_eq!(leased.lease.key, units[0].lease.key);
     let (theirs, ours) = (
         flush(&units[0], &[0], false),
         flush(&units[1], &[0, 1], false),
@@ -105,7 +111,7 @@ async fn who_comes_back_keeps_what_nobody_has_leased() {
     let held: Vec<_> = units.iter().map(lease_of).collect();
     for _ in 0..2 {
         let lost = fixture.store.rejoin(&silent, &held).await.expect("rejoins");
-        assert_eq!(lost, [(theirs.key.clone(), theirs.epoch - 1)]);
+        assert_eq!(lost, [before(&theirs.lease)]);
         assert_eq!(fixture.waiting(&batch).await, 0);
         assert_eq!(fixture.store.take_over().await.expect("looks"), 0);
     }
@@ -342,16 +348,14 @@ async fn deaths_count_against_the_line_that_was_alone() {
     // Nothing is recorded by who does not own the unit any more.
     let (old, new) = (fixture.replica().await, fixture.replica().await);
     let unit = fixture.lease(&old, &batch, 1).await.remove(0);
-    let record = async |owner: &str, epoch| {
-        let recorded = fixture
-            .store
-            .record_sending(owner, &unit.key, epoch, 1)
-            .await;
+    let record = async |owner: &str, lease: &UnitLease| {
+        let recorded = fixture.store.record_sending(owner, lease, 1).await;
         recorded.expect("answers")
     };
-    assert!(!record(&new, unit.epoch).await && !record(&old, unit.epoch - 1).await);
+    assert!(!record(&new, &unit.lease).await);
+    assert!(!record(&old, &before(&unit.lease)).await);
     fixture.store.leave(&old).await.expect("leaves");
-    assert!(!record(&old, unit.epoch).await);
+    assert!(!record(&old, &unit.lease).await);
 }
 
 async fn a_process_that_comes_back_has_not_died_of_its_line() {

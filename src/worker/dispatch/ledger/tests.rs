@@ -25,8 +25,8 @@ fn unit(
         number: u64::from(batch),
     };
     let mut leased = units::leased(lines, 0, None);
-    leased.key.batch_id = context.id.to_string();
-    leased.key.chunk_no = chunk_no;
+    leased.lease.key.batch_id = context.id.to_string();
+    leased.lease.key.chunk_no = chunk_no;
     units::unit_on(id, Arc::new(context), leased, Some(Arc::clone(routes)))
 }
 
@@ -70,7 +70,7 @@ fn recounted(ledger: &Ledger, on_the_way: &[Arc<HeldUnit>]) {
                     .units
                     .values()
                     .filter(|active| of_this(active) && ready(active) > 0)
-                    .map(|active| (active.unit.key.chunk_no, active.unit.id))
+                    .map(|active| (active.unit.lease.key.chunk_no, active.unit.id))
                     .collect();
                 assert_eq!(of_batch.ready, with_lines);
             }
