@@ -66,7 +66,7 @@
 //! A dialect is a file in `upstream/provider/` that implements `Provider`: where a line's path
 //! stands behind the base URL, how the key is sent, how models are listed, what the server's id for
 //! a request is. Choose it in `provider::of`, and let `config/upstream.rs` know its name. What its
-//! error bodies mean is read in `upstream/classify.rs`, which makes one `CallResult` of each
+//! error bodies mean is read in `upstream/provider/classify.rs`, which makes one `CallResult` of each
 //! answer. All else follows from that result: whose fault it is, what it costs the line, and
 //! whether the upstream is left alone.
 //!

@@ -5,22 +5,15 @@
 //! either: [`Pool::try_acquire`] says at once whether a line can be sent, [`Pool::changed`] says
 //! when to look again, and what to do with a [`Verdict`] is the caller's affair.
 
-mod backend;
+mod attempt;
 mod balance;
-mod breaker;
-mod budget;
-mod call;
-mod classify;
-mod client;
-mod coding;
-mod discovery;
-mod history;
+mod health;
 mod limits;
-mod notice;
 mod pool;
 mod provider;
-mod rewrite;
-mod routes;
+mod route;
+mod snapshot;
+mod target;
 #[cfg(test)]
 pub(crate) mod testing;
 #[cfg(test)]
@@ -35,15 +28,14 @@ use tokio::time::{Instant, Sleep, sleep_until};
 
 use crate::domain::outcome::Reading;
 
-pub use breaker::{Pace, Reason};
-pub use budget::{Budget, Charge};
-pub use history::History;
-pub use limits::Limits;
-pub use pool::{
-    Acquired, CallRate, ClosedGate, ClosedModel, FailFast, Permit, Pool, PoolSettings,
-    UpstreamState, UpstreamStatus,
-};
-pub use routes::{LaneId, Routes};
+pub use attempt::history::History;
+pub use health::breaker::{Pace, Reason};
+pub use health::cooldown::ClosedGate;
+pub use limits::concurrency::Limits;
+pub use limits::memory::{Budget, Charge};
+pub use pool::{Acquired, CallRate, FailFast, Permit, Pool, PoolSettings};
+pub use route::{LaneId, Routes};
+pub use snapshot::{ClosedModel, UpstreamState, UpstreamStatus};
 
 /// One attempt to have a line answered.
 #[derive(Debug)]
@@ -146,7 +138,7 @@ pub struct ModelInfo {
 /// Whether a list of models has one that is named so: as lines of that model are routed.
 #[must_use]
 pub fn is_listed(models: &[ModelInfo], name: &str) -> bool {
-    routes::listed_as(models.iter(), name).is_some()
+    route::listed_as(models.iter(), name).is_some()
 }
 
 /// An upstream whose configuration cannot work.

@@ -1,8 +1,5 @@
 //! The upstreams, who of them takes the next line, and what a call does to the one it was made at.
 
-mod gates;
-mod status;
-
 use std::collections::BTreeMap;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -12,21 +9,19 @@ use tokio::sync::{Notify, watch};
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
-use super::backend::{Backend, Backends};
-use super::balance::{self, Load};
-use super::breaker::{Breaker, Change, Closure, Failure, Pace, Reason, Room};
-use super::budget::Budget;
-use super::classify::{CallResult, Cost};
-use super::client::Upstream;
-use super::history::{History, Next};
-use super::limits::Limits;
-use super::routes::{Routes, Routing, Target};
+use super::balance::least_busy::{self, Load};
 use super::{BuildError, ModelInfo};
 use crate::config::{self, Config};
 use crate::domain::clock::{self, Clock};
 use crate::observe::{CallOutcome, UpstreamFigures, figures};
-pub use gates::ClosedGate;
-pub use status::{ClosedModel, UpstreamState, UpstreamStatus};
+use crate::upstream::attempt::client::Upstream;
+use crate::upstream::attempt::history::{History, Next};
+use crate::upstream::health::breaker::{Breaker, Change, Closure, Failure, Pace, Reason, Room};
+use crate::upstream::limits::concurrency::Limits;
+use crate::upstream::limits::memory::Budget;
+use crate::upstream::provider::classify::{CallResult, Cost};
+use crate::upstream::route::{Routes, Routing, Target};
+use crate::upstream::target::backend::{Backend, Backends};
 
 /// A wait that is said aloud when it begins.
 const WORTH_A_WARNING: Duration = Duration::from_secs(60);
@@ -87,13 +82,13 @@ pub struct Pool {
     budget: Arc<Budget>,
     pub(super) limits: Limits,
     /// Something may be closed or narrow. Kept, so that where all is well nobody need look.
-    troubled: AtomicBool,
+    pub(super) troubled: AtomicBool,
     state: Mutex<State>,
 }
 
 #[derive(Debug)]
-struct State {
-    places: Vec<Place>,
+pub(super) struct State {
+    pub(super) places: Vec<Place>,
     turn: usize,
     alike: Alike,
     /// Lines that wait may be due: a success has come that they waited for, or an operator has
@@ -103,12 +98,12 @@ struct State {
 
 /// An upstream's state.
 #[derive(Debug, Default)]
-struct Place {
-    in_flight: usize,
+pub(super) struct Place {
+    pub(super) in_flight: usize,
     /// A line was turned away because it is full.
     is_wanted: bool,
-    breaker: Breaker,
-    answered: bool,
+    pub(super) breaker: Breaker,
+    pub(super) answered: bool,
 }
 
 /// How the calls have failed so far, where all have failed as only a person can mend it.
@@ -397,7 +392,7 @@ impl Pool {
         let now = Instant::now();
         let mut state = self.lock();
         let turn = state.turn;
-        let chosen = balance::choose(routes.targets.len(), turn, |index| {
+        let chosen = least_busy::choose(routes.targets.len(), turn, |index| {
             let target = &routes.targets[index];
             let upstream = target.backend.upstream;
             let place = &state.places[upstream];
@@ -890,7 +885,7 @@ impl Pool {
         self.figures[target.backend.upstream].called(outcome);
     }
 
-    fn lock(&self) -> MutexGuard<'_, State> {
+    pub(super) fn lock(&self) -> MutexGuard<'_, State> {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }

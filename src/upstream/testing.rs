@@ -7,11 +7,11 @@ use std::time::Duration;
 use reqwest::header::HeaderMap;
 use tokio::time::Instant;
 
-use super::classify::CallResult;
-use super::history::Next;
 use super::pool::Report;
 use super::tests::{config, model, route, upstream};
 use super::{FailFast, History, Permit, Pool, PoolSettings};
+use crate::upstream::attempt::history::Next;
+use crate::upstream::provider::classify::CallResult;
 
 /// One upstream with so many places, and models of so much concurrency each (`None`: as much as
 /// the upstream).

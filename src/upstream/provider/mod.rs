@@ -1,6 +1,8 @@
 //! What differs between providers: URLs, how a key is sent, the JSON they answer with. One file a
 //! dialect, and one line in [`of`]; nothing outside this folder knows one.
 
+pub(super) mod classify;
+pub(super) mod edit;
 mod openai;
 
 use std::fmt;

@@ -5,6 +5,7 @@
 //! has TLS and proxies. What one does the other does: the tests here run on both.
 
 mod certificates;
+pub(super) mod coding;
 mod direct;
 mod general;
 #[cfg(test)]

@@ -6,9 +6,9 @@ use reqwest::Url;
 use reqwest::header::{CONTENT_TYPE, HeaderMap, HeaderName, LOCATION, RETRY_AFTER};
 use serde_json::Value;
 
-use super::breaker::Reason;
 use crate::domain::outcome::{Form, Reading};
 use crate::observe::CallOutcome;
+use crate::upstream::health::breaker::Reason;
 
 const RETRY_AFTER_MS: HeaderName = HeaderName::from_static("retry-after-ms");
 const SHOULD_RETRY: HeaderName = HeaderName::from_static("x-should-retry");
@@ -17,7 +17,7 @@ const WAIT_MAX: Duration = Duration::from_hours(24 * 365);
 
 /// How a call went.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum CallResult {
+pub(in crate::upstream) enum CallResult {
     /// 2xx: the line's answer.
     Succeeded,
     /// The line's answer, which says what is wrong with the line.
@@ -59,7 +59,7 @@ pub(super) enum CallResult {
 
 /// What a failed call costs its line.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Cost {
+pub(in crate::upstream) enum Cost {
     /// Nothing, until it is known that the refusal is the line's own.
     Refusal,
     /// Nothing, until it is all but certain that it is the line's own fault.
@@ -71,7 +71,7 @@ pub(super) enum Cost {
 impl CallResult {
     /// Judges an answer by its status, by what the server says of trying again
     /// (`x-should-retry`), and by its body where it has an error.
-    pub(super) fn of(status: u16, headers: &HeaderMap, body: &[u8]) -> Self {
+    pub(in crate::upstream) fn of(status: u16, headers: &HeaderMap, body: &[u8]) -> Self {
         let usual = match status {
             200..=299 => return CallResult::Succeeded,
             300..=399 => return CallResult::Misdirected,
@@ -94,7 +94,11 @@ impl CallResult {
 
     /// Judges a success by its body. A page of a proxy, say, does not call itself JSON: no model
     /// server answers so.
-    pub(super) fn of_success(headers: &HeaderMap, body: &[u8], reading: &Reading) -> Self {
+    pub(in crate::upstream) fn of_success(
+        headers: &HeaderMap,
+        body: &[u8],
+        reading: &Reading,
+    ) -> Self {
         match reading.form {
             Form::Json if reading.is_bare_error => CallResult::Garbled,
             Form::Json => CallResult::Succeeded,
@@ -107,7 +111,7 @@ impl CallResult {
     }
 
     /// What a breaker is told. `None`: the call says nothing of who answers.
-    pub(super) fn reason(self) -> Option<Reason> {
+    pub(in crate::upstream) fn reason(self) -> Option<Reason> {
         Some(match self {
             CallResult::Succeeded
             | CallResult::Rejected
@@ -131,12 +135,12 @@ impl CallResult {
     }
 
     /// Whether it concerns all models of the upstream.
-    pub(super) fn is_of_upstream(self) -> bool {
+    pub(in crate::upstream) fn is_of_upstream(self) -> bool {
         matches!(self, CallResult::KeyRefused | CallResult::Unreachable)
     }
 
     /// Whether only a caller whose key is accepted is answered so.
-    pub(super) fn shows_that_the_key_works(self) -> bool {
+    pub(in crate::upstream) fn shows_that_the_key_works(self) -> bool {
         matches!(
             self,
             CallResult::Succeeded
@@ -150,7 +154,7 @@ impl CallResult {
     }
 
     /// What it costs the line; `None` where the line ends with it.
-    pub(super) fn cost(self) -> Option<Cost> {
+    pub(in crate::upstream) fn cost(self) -> Option<Cost> {
         Some(match self {
             CallResult::Succeeded
             | CallResult::Rejected
@@ -174,7 +178,7 @@ impl CallResult {
     }
 
     /// The same for the figures.
-    pub(super) fn outcome(self) -> CallOutcome {
+    pub(in crate::upstream) fn outcome(self) -> CallOutcome {
         match self {
             CallResult::Succeeded | CallResult::Rejected | CallResult::ModelMissing => {
                 CallOutcome::Answered
@@ -312,12 +316,12 @@ fn is_json(headers: &HeaderMap) -> bool {
 }
 
 /// Whether an answer calls itself server-sent events.
-pub(super) fn is_streamed(headers: &HeaderMap) -> bool {
+pub(in crate::upstream) fn is_streamed(headers: &HeaderMap) -> bool {
     content_type(headers) == "text/event-stream"
 }
 
 /// Whether an answer calls itself what model servers answer with.
-pub(super) fn is_of_a_model(headers: &HeaderMap) -> bool {
+pub(in crate::upstream) fn is_of_a_model(headers: &HeaderMap) -> bool {
     is_json(headers) || is_streamed(headers)
 }
 
@@ -330,12 +334,12 @@ fn content_type(headers: &HeaderMap) -> String {
 }
 
 /// What an error says, of whatever status; empty if that is nothing.
-pub(super) fn message(body: &[u8]) -> String {
+pub(in crate::upstream) fn message(body: &[u8]) -> String {
     ErrorBody::of(body).message
 }
 
 /// Where a redirect points to, without what may be secret in it.
-pub(super) fn location(headers: &HeaderMap) -> Option<String> {
+pub(in crate::upstream) fn location(headers: &HeaderMap) -> Option<String> {
     let text = headers.get(LOCATION)?.to_str().ok()?;
     // A URL without its scheme may have a password, too.
     let text = match text.strip_prefix("//") {
@@ -357,7 +361,7 @@ pub(super) fn location(headers: &HeaderMap) -> Option<String> {
 
 /// How long the server asks to wait: `retry-after-ms`, else `retry-after` in seconds or as an HTTP
 /// date. What is past is zero, what makes no sense is not there.
-pub(super) fn told(headers: &HeaderMap, now: SystemTime) -> Option<Duration> {
+pub(in crate::upstream) fn told(headers: &HeaderMap, now: SystemTime) -> Option<Duration> {
     let text = |name: &HeaderName| headers.get(name)?.to_str().ok().map(str::trim);
     let number = |name: &HeaderName| text(name)?.parse::<f64>().ok().filter(|n| n.is_finite());
     let date = || {
@@ -376,7 +380,7 @@ fn seconds(seconds: f64) -> Duration {
 }
 
 /// The wall-clock time that [`told`] compares dates with.
-pub(super) fn wall_clock(now_ms: i64) -> SystemTime {
+pub(in crate::upstream) fn wall_clock(now_ms: i64) -> SystemTime {
     UNIX_EPOCH + Duration::from_millis(now_ms.try_into().unwrap_or(0))
 }
 

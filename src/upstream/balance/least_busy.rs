@@ -2,12 +2,12 @@
 
 /// How busy a target is.
 #[derive(Clone, Copy, Debug)]
-pub(super) struct Load {
+pub(in crate::upstream) struct Load {
     /// The line's last attempt failed here: only if nobody else has a place.
-    pub(super) avoid: bool,
-    pub(super) in_flight: usize,
+    pub(in crate::upstream) avoid: bool,
+    pub(in crate::upstream) in_flight: usize,
     /// At least 1.
-    pub(super) weight: u32,
+    pub(in crate::upstream) weight: u32,
 }
 
 impl Load {
@@ -19,7 +19,7 @@ impl Load {
 
 /// The index of the least busy of `count` targets, looking at them from `turn` on, so that equals
 /// take turns. Those without a `load` have no place.
-pub(super) fn choose(
+pub(in crate::upstream) fn choose(
     count: usize,
     turn: usize,
     load: impl Fn(usize) -> Option<Load>,

@@ -2,14 +2,14 @@
 
 use bytes::Bytes;
 
-use super::budget::Charge;
-use super::classify::{self, CallResult, Cost};
-use super::client::{Failure, FailureKind, Received};
-use super::history::Next;
-use super::pool::{Permit, Pool, Report};
-use super::provider::Folded;
-use super::{Again, Answer, Call, Cause, CauseKind, History, Timer, Verdict};
 use crate::domain::outcome::{Form, Reading};
+use crate::upstream::attempt::client::{Failure, FailureKind, Received};
+use crate::upstream::attempt::history::Next;
+use crate::upstream::limits::memory::Charge;
+use crate::upstream::pool::{Permit, Pool, Report};
+use crate::upstream::provider::Folded;
+use crate::upstream::provider::classify::{self, CallResult, Cost};
+use crate::upstream::{Again, Answer, Call, Cause, CauseKind, History, Timer, Verdict};
 
 /// How much of a body that is not JSON a line's error repeats.
 const EXCERPT_CHARS: usize = 100;

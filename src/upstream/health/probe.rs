@@ -7,9 +7,9 @@ use futures::future::{join, join_all};
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
-use super::ModelInfo;
-use super::client::FailureKind;
-use super::pool::Pool;
+use crate::upstream::ModelInfo;
+use crate::upstream::attempt::client::FailureKind;
+use crate::upstream::pool::Pool;
 
 impl Pool {
     /// Probes upstreams that are down and asks those that are up for their models, until stopped.
@@ -23,7 +23,7 @@ impl Pool {
     }
 
     /// Waits until every upstream was asked for its models once, but not longer than five seconds
-    /// ([`Pace`](super::Pace)) from the start: before that, a model may seem to be nobody's.
+    /// ([`Pace`](crate::upstream::Pace)) from the start: before that, a model may seem to be nobody's.
     /// Returns at once where models are not routed by what upstreams report.
     pub async fn discovered(&self) {
         if !self.routing.needs_reports() {

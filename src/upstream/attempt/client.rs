@@ -13,14 +13,14 @@ use reqwest::{Method, Url};
 use secrecy::ExposeSecret;
 use tokio::time::{Instant, Sleep};
 
-use super::budget::{Budget, Charge};
-use super::classify::{self, CallResult};
-use super::coding::{self, Body};
-use super::notice::Notice;
-use super::provider::{self, Provider};
-use super::transport::{self, Address, Transport};
-use super::{BuildError, ModelInfo, Timer};
 use crate::config;
+use crate::upstream::attempt::notice::Notice;
+use crate::upstream::limits::memory::{Budget, Charge};
+use crate::upstream::provider::classify::{self, CallResult};
+use crate::upstream::provider::{self, Provider};
+use crate::upstream::transport::coding::{self, Body};
+use crate::upstream::transport::{self, Address, Transport};
+use crate::upstream::{BuildError, ModelInfo, Timer};
 
 /// Room made for an answer on its server's word, before its bytes are here.
 const TRUSTED_LENGTH_MAX: usize = 8 << 20;
@@ -36,10 +36,10 @@ static NO_DESCRIPTOR: Notice = Notice::new();
 
 /// A model server, ready to be called.
 #[derive(Debug)]
-pub(super) struct Upstream {
-    pub(super) name: String,
-    pub(super) concurrency: usize,
-    pub(super) provider: &'static dyn Provider,
+pub(in crate::upstream) struct Upstream {
+    pub(in crate::upstream) name: String,
+    pub(in crate::upstream) concurrency: usize,
+    pub(in crate::upstream) provider: &'static dyn Provider,
     base: Url,
     /// Of each path that was called so far.
     addresses: RwLock<Vec<(&'static str, Arc<Address>)>>,
@@ -53,15 +53,15 @@ pub(super) struct Upstream {
 
 /// An HTTP answer, read to its end.
 #[derive(Debug)]
-pub(super) struct Received {
-    pub(super) status: u16,
-    pub(super) headers: HeaderMap,
-    pub(super) body: Bytes,
+pub(in crate::upstream) struct Received {
+    pub(in crate::upstream) status: u16,
+    pub(in crate::upstream) headers: HeaderMap,
+    pub(in crate::upstream) body: Bytes,
 }
 
 /// Why there is no answer.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum FailureKind {
+pub(in crate::upstream) enum FailureKind {
     /// This side has no file descriptor left. The request was not sent.
     NoDescriptor,
     /// No connection: refused, no such name, no TLS. The request was not sent.
@@ -82,14 +82,14 @@ impl FailureKind {
 }
 
 #[derive(Debug)]
-pub(super) struct Failure {
-    pub(super) kind: FailureKind,
+pub(in crate::upstream) struct Failure {
+    pub(in crate::upstream) kind: FailureKind,
     /// In words, without addresses.
-    pub(super) cause: String,
+    pub(in crate::upstream) cause: String,
 }
 
 impl Upstream {
-    pub(super) fn new(config: &config::Upstream) -> Result<Self, BuildError> {
+    pub(in crate::upstream) fn new(config: &config::Upstream) -> Result<Self, BuildError> {
         let fault = |problem: String| BuildError {
             upstream: config.name.clone(),
             problem,
@@ -125,12 +125,12 @@ impl Upstream {
     }
 
     /// Where it is, for the log.
-    pub(super) fn shown_url(&self) -> String {
+    pub(in crate::upstream) fn shown_url(&self) -> String {
         config::shown_url(self.base.as_str())
     }
 
     /// Warns, now and then, of calls that their users cannot see the reason of.
-    pub(super) fn say_of(&self, result: CallResult) {
+    pub(in crate::upstream) fn say_of(&self, result: CallResult) {
         if result == CallResult::NoDescriptor
             && let Some(calls) = NO_DESCRIPTOR.happened()
         {
@@ -154,7 +154,7 @@ impl Upstream {
     }
 
     /// Posts a line's body and reads the whole answer; its bytes are charged as they come.
-    pub(super) async fn post(
+    pub(in crate::upstream) async fn post(
         &self,
         path: &'static str,
         body: Bytes,
@@ -172,7 +172,9 @@ impl Upstream {
     }
 
     /// Asks which models it has: the status, and the list if there is one.
-    pub(super) async fn models(&self) -> Result<(u16, Option<Vec<ModelInfo>>), Failure> {
+    pub(in crate::upstream) async fn models(
+        &self,
+    ) -> Result<(u16, Option<Vec<ModelInfo>>), Failure> {
         let address = Arc::new(written(self.provider.models_url(&self.base))?);
         let mut headers = self.headers.clone();
         headers.remove(CONTENT_TYPE);
@@ -362,8 +364,8 @@ fn headers(
 
 #[cfg(test)]
 mod tests {
-    use super::super::tests::upstream;
     use super::*;
+    use crate::upstream::tests::upstream;
 
     #[test]
     fn packed_answers_are_asked_for_where_a_call_goes_over_tls() {

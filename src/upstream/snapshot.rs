@@ -4,8 +4,8 @@ use std::time::Duration;
 
 use tokio::time::Instant;
 
-use super::Pool;
-use crate::upstream::breaker::Reason;
+use crate::upstream::health::breaker::Reason;
+use crate::upstream::pool::Pool;
 
 /// What was closed, and has been open for a trial for so long that nobody has made, is not told.
 const FORGOTTEN_AFTER: Duration = Duration::from_mins(10);

@@ -1,5 +1,5 @@
 //! Whether lines may be sent to something that fails at times: an upstream, or a model at an
-//! upstream. One state machine for both; what closes which is for [`classify`](super::classify).
+//! upstream. One state machine for both; what closes which is for [`classify`](crate::upstream::provider::classify).
 //!
 //! * **Open**: lines are sent, as many at once as the limits allow, or as the *window* allows.
 //! * **Closed**: nothing is sent until a moment, or until a probe is answered. Then a *trial*
@@ -18,8 +18,8 @@ use std::time::Duration;
 
 use tokio::time::Instant;
 
-use super::history::{Evidence, doubled};
 use crate::config;
+use crate::upstream::attempt::history::{Evidence, doubled};
 
 /// Lines that are sent at once when a limit that was reached is tried again.
 const FEW: usize = 2;
@@ -140,17 +140,17 @@ impl Reason {
 
 /// Why and until when a breaker is closed.
 #[derive(Clone, Debug)]
-pub(super) struct Closure {
-    pub(super) reason: Reason,
+pub(in crate::upstream) struct Closure {
+    pub(in crate::upstream) reason: Reason,
     /// In words for people; no addresses, no secrets.
-    pub(super) cause: String,
-    pub(super) since: Instant,
+    pub(in crate::upstream) cause: String,
+    pub(in crate::upstream) since: Instant,
     /// When lines are tried again; for what is probed, when it is probed.
-    pub(super) until: Instant,
+    pub(in crate::upstream) until: Instant,
     /// Until when the other processes believe it to be closed.
-    pub(super) told: Option<Instant>,
+    pub(in crate::upstream) told: Option<Instant>,
     /// Calls that have failed since.
-    pub(super) failures: u64,
+    pub(in crate::upstream) failures: u64,
 }
 
 /// How many calls at once, until it is known that more are taken.
@@ -167,7 +167,7 @@ struct Window {
 
 /// Whether a line can be sent.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Room {
+pub(in crate::upstream) enum Room {
     Open {
         /// It is not known to work: lines that have failed before come last.
         is_trial: bool,
@@ -180,21 +180,21 @@ pub(super) enum Room {
 
 /// How a call failed, for a breaker.
 #[derive(Clone, Copy, Debug)]
-pub(super) struct Failure {
-    pub(super) reason: Reason,
+pub(in crate::upstream) struct Failure {
+    pub(in crate::upstream) reason: Reason,
     /// How long the server asked to be left alone.
-    pub(super) wait: Option<Duration>,
+    pub(in crate::upstream) wait: Option<Duration>,
     /// Whether the server asked for more than it is believed: then one line tries.
-    pub(super) is_capped: bool,
+    pub(in crate::upstream) is_capped: bool,
     /// The line had not failed here before.
-    pub(super) is_fresh: bool,
+    pub(in crate::upstream) is_fresh: bool,
     /// Of the line's batch.
-    pub(super) batch: u64,
+    pub(in crate::upstream) batch: u64,
 }
 
 /// What a call has changed.
 #[derive(Clone, Debug)]
-pub(super) enum Change {
+pub(in crate::upstream) enum Change {
     /// It has closed, and was open before.
     Closed(Closure),
     /// A trial has failed.
@@ -204,7 +204,7 @@ pub(super) enum Change {
 }
 
 #[derive(Debug, Default)]
-pub(super) struct Breaker {
+pub(in crate::upstream) struct Breaker {
     closure: Option<Closure>,
     window: Option<Window>,
     generation: u32,
@@ -267,15 +267,15 @@ impl Batches {
 }
 
 impl Breaker {
-    pub(super) fn evidence(&self) -> &Evidence {
+    pub(in crate::upstream) fn evidence(&self) -> &Evidence {
         &self.evidence
     }
 
-    pub(super) fn closure(&self) -> Option<&Closure> {
+    pub(in crate::upstream) fn closure(&self) -> Option<&Closure> {
         self.closure.as_ref()
     }
 
-    pub(super) fn room(&self, now: Instant) -> Room {
+    pub(in crate::upstream) fn room(&self, now: Instant) -> Room {
         if let Some(closure) = &self.closure
             && (closure.until > now || closure.reason == Reason::Unreachable)
         {
@@ -301,35 +301,35 @@ impl Breaker {
     }
 
     /// When the last call was sent.
-    pub(super) fn last_start(&self) -> Option<Instant> {
+    pub(in crate::upstream) fn last_start(&self) -> Option<Instant> {
         self.started
     }
 
     /// Whether nothing of it need be remembered.
-    pub(super) fn is_unremarkable(&self, now: Instant) -> bool {
+    pub(in crate::upstream) fn is_unremarkable(&self, now: Instant) -> bool {
         let is_over = |closure: &Closure| closure.until <= now;
         self.closure.as_ref().is_none_or(is_over) && self.in_flight == 0
     }
 
     /// Whether calls succeed, as far as is known: who fails then fails for reasons of its own.
-    pub(super) fn works(&self) -> bool {
+    pub(in crate::upstream) fn works(&self) -> bool {
         self.closure.is_none() && self.evidence.has_succeeded()
     }
 
     /// Whether there is nothing to be said of it.
-    pub(super) fn is_well(&self) -> bool {
+    pub(in crate::upstream) fn is_well(&self) -> bool {
         self.is_wide()
             && self.in_a_row == 0
             && (self.evidence.has_succeeded() || !self.evidence.has_failed())
     }
 
     /// Whether it could take as many lines as the limits allow.
-    pub(super) fn is_wide(&self) -> bool {
+    pub(in crate::upstream) fn is_wide(&self) -> bool {
         self.closure.is_none() && self.window.is_none()
     }
 
     /// A line is sent. Returns the generation that its call belongs to.
-    pub(super) fn start(&mut self, now: Instant) -> u32 {
+    pub(in crate::upstream) fn start(&mut self, now: Instant) -> u32 {
         self.in_flight += 1;
         self.started = Some(now);
         self.generation_began.get_or_insert(now);
@@ -337,14 +337,14 @@ impl Breaker {
     }
 
     /// A call was broken off before it showed anything.
-    pub(super) fn abandon(&mut self, generation: u32) {
+    pub(in crate::upstream) fn abandon(&mut self, generation: u32) {
         if generation == self.generation {
             self.in_flight = self.in_flight.saturating_sub(1);
         }
     }
 
     /// A call has succeeded. `limit`: as many at once as there may be without a window.
-    pub(super) fn succeed(
+    pub(in crate::upstream) fn succeed(
         &mut self,
         generation: u32,
         (begun, now): (Instant, Instant),
@@ -387,7 +387,7 @@ impl Breaker {
 
     /// A call was answered, but not with a success: who answers so works, whatever was wrong with
     /// the line.
-    pub(super) fn answer(&mut self, generation: u32) -> Option<Change> {
+    pub(in crate::upstream) fn answer(&mut self, generation: u32) -> Option<Change> {
         if generation != self.generation {
             return None;
         }
@@ -397,7 +397,7 @@ impl Breaker {
     }
 
     /// A call has failed; `random` in 0..1. `cause` says how, in words.
-    pub(super) fn fail(
+    pub(in crate::upstream) fn fail(
         &mut self,
         failure: Failure,
         generation: u32,
@@ -455,7 +455,7 @@ impl Breaker {
 
     /// A call has failed in a way that does not concern this breaker; but a trial that does not
     /// succeed has failed.
-    pub(super) fn unclear(
+    pub(in crate::upstream) fn unclear(
         &mut self,
         generation: u32,
         batch: u64,
@@ -482,12 +482,12 @@ impl Breaker {
     }
 
     /// A line waits for the next success of a call that begins from now on.
-    pub(super) fn await_success(&mut self, now: Instant) {
+    pub(in crate::upstream) fn await_success(&mut self, now: Instant) {
         self.awaited_since = Some(now);
     }
 
     /// Whether a line has waited for the success that has just come, of a call begun then.
-    pub(super) fn take_awaited(&mut self, begun: Instant) -> bool {
+    pub(in crate::upstream) fn take_awaited(&mut self, begun: Instant) -> bool {
         let has_come = self.awaited_since.is_some_and(|since| begun > since);
         if has_come {
             self.awaited_since = None;
@@ -496,14 +496,14 @@ impl Breaker {
     }
 
     /// A call has failed that says nothing about the other side: it is the line's own fault.
-    pub(super) fn pass_over(&mut self, generation: u32) {
+    pub(in crate::upstream) fn pass_over(&mut self, generation: u32) {
         self.evidence.failed();
         self.abandon(generation);
     }
 
     /// A probe of what was unreachable. It opens on trust: until a call succeeds, the next closing
     /// is longer.
-    pub(super) fn probed(
+    pub(in crate::upstream) fn probed(
         &mut self,
         answers: bool,
         now: Instant,
@@ -525,14 +525,14 @@ impl Breaker {
     }
 
     /// Says how the last probe went.
-    pub(super) fn explain(&mut self, cause: String) {
+    pub(in crate::upstream) fn explain(&mut self, cause: String) {
         if let Some(closure) = &mut self.closure {
             closure.cause = cause;
         }
     }
 
     /// Another process knows it to be closed until then.
-    pub(super) fn close_as_told(&mut self, until: Instant, now: Instant, cause: &str) {
+    pub(in crate::upstream) fn close_as_told(&mut self, until: Instant, now: Instant, cause: &str) {
         match &mut self.closure {
             Some(closure) => {
                 closure.until = closure.until.max(until);
@@ -553,7 +553,7 @@ impl Breaker {
     }
 
     /// An operator says that it is mended: opens it, and forgets its failures.
-    pub(super) fn reset(&mut self, now: Instant) -> Option<Change> {
+    pub(in crate::upstream) fn reset(&mut self, now: Instant) -> Option<Change> {
         self.evidence.reset(now);
         self.generation = self.generation.wrapping_add(1);
         (self.in_flight, self.window) = (0, None);
@@ -563,7 +563,7 @@ impl Breaker {
     }
 
     /// How the last calls were refused, where none that began since has succeeded.
-    pub(super) fn doubt(&self) -> Option<&(Reason, String)> {
+    pub(in crate::upstream) fn doubt(&self) -> Option<&(Reason, String)> {
         self.doubt.as_ref()
     }
 

@@ -16,7 +16,7 @@ use serde_json::{Map, Value};
 
 /// What a route changes in the body of a request.
 #[derive(Debug)]
-pub(super) struct Edit {
+pub(in crate::upstream) struct Edit {
     /// What the upstream calls the model.
     model: Option<Model>,
     /// Keys, and members (`"key":value`) to add where the key is missing.
@@ -33,7 +33,10 @@ struct Model {
 
 impl Edit {
     /// `None` if there is nothing to change.
-    pub(super) fn new(model: Option<&str>, defaults: &Map<String, Value>) -> Option<Self> {
+    pub(in crate::upstream) fn new(
+        model: Option<&str>,
+        defaults: &Map<String, Value>,
+    ) -> Option<Self> {
         if model.is_none() && defaults.is_empty() {
             return None;
         }
@@ -54,7 +57,7 @@ impl Edit {
 
     /// How the body is to be changed. `None` if it need not be, or if it is no JSON object (the
     /// envelope check lets no such line through).
-    pub(super) fn splice<'a>(&'a self, body: &'a [u8]) -> Option<Splice<'a>> {
+    pub(in crate::upstream) fn splice<'a>(&'a self, body: &'a [u8]) -> Option<Splice<'a>> {
         let outline = Outline::read(body)?;
         let mut added: Vec<&str> = Vec::new();
         let mut replaced = Vec::new();
@@ -84,7 +87,7 @@ impl Edit {
 
 /// A changed copy of a body, before it is made.
 #[derive(Debug)]
-pub(super) struct Splice<'a> {
+pub(in crate::upstream) struct Splice<'a> {
     body: &'a [u8],
     /// Stands in place of what is replaced.
     model: &'a str,
@@ -99,7 +102,7 @@ pub(super) struct Splice<'a> {
 
 impl Splice<'_> {
     /// The bytes that the copy takes.
-    pub(super) fn len(&self) -> usize {
+    pub(in crate::upstream) fn len(&self) -> usize {
         let removed: usize = self.replaced.iter().map(ExactSizeIterator::len).sum();
         let renamed = self.replaced.len() * self.model.len();
         let added: usize = self.added.iter().map(|member| member.len() + 1).sum();
@@ -108,7 +111,7 @@ impl Splice<'_> {
     }
 
     /// Makes the copy.
-    pub(super) fn copy(&self) -> Bytes {
+    pub(in crate::upstream) fn copy(&self) -> Bytes {
         let mut out = Vec::with_capacity(self.len());
         let mut copied = 0;
         for value in &self.replaced {

@@ -5,8 +5,8 @@ use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 
 use tokio::sync::Notify;
 
-use super::routes::LaneId;
 use crate::config::{self, Config};
+use crate::upstream::route::LaneId;
 
 /// The limits of a process. They are its own until [`share_out`](Self::share_out) is called.
 #[derive(Debug)]
@@ -39,7 +39,7 @@ struct Lane {
 }
 
 impl Limits {
-    pub(super) fn new(config: &Config) -> Self {
+    pub(in crate::upstream) fn new(config: &Config) -> Self {
         let upstreams = &config.upstreams;
         let mut all: Vec<Limit> = upstreams
             .iter()

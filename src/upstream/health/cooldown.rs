@@ -5,10 +5,10 @@ use std::time::Duration;
 
 use tokio::time::Instant;
 
-use super::Pool;
-use crate::upstream::backend::Backend;
-use crate::upstream::breaker::Reason;
-use crate::upstream::client::Upstream;
+use crate::upstream::attempt::client::Upstream;
+use crate::upstream::health::breaker::Reason;
+use crate::upstream::pool::Pool;
+use crate::upstream::target::backend::Backend;
 
 /// A closing is told to the other processes if it is longer than this, or longer by this than
 /// they know.
@@ -41,7 +41,7 @@ impl Pool {
         told.collect()
     }
 
-    pub(super) fn has_gates_to_tell(&self) -> bool {
+    pub(in crate::upstream) fn has_gates_to_tell(&self) -> bool {
         let now = Instant::now();
         let all = self.backends.all(None);
         all.iter()

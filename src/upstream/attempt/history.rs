@@ -9,8 +9,8 @@ use std::time::Duration;
 
 use tokio::time::Instant;
 
-use super::backend::Backend;
 use crate::config;
+use crate::upstream::target::backend::Backend;
 
 /// Calls that a line may make without costing it an attempt, whatever their cause. With the pauses
 /// between them that is more than a week of nothing else.
@@ -33,7 +33,7 @@ const WHILE_IN_DOUBT: (u32, u32) = (6, 1);
 
 /// How the calls to one backend have gone.
 #[derive(Clone, Copy, Debug, Default)]
-pub(super) struct Evidence {
+pub(in crate::upstream) struct Evidence {
     successes: u64,
     failures: u64,
     /// The latest moment at which a call began that has succeeded.
@@ -45,25 +45,25 @@ pub(super) struct Evidence {
 }
 
 impl Evidence {
-    pub(super) fn succeeded(&mut self, begun: Instant, now: Instant) {
+    pub(in crate::upstream) fn succeeded(&mut self, begun: Instant, now: Instant) {
         self.successes += 1;
         self.success_begun = self.success_begun.max(Some(begun));
         self.success_at = Some(now);
     }
 
-    pub(super) fn failed(&mut self) {
+    pub(in crate::upstream) fn failed(&mut self) {
         self.failures += 1;
     }
 
-    pub(super) fn reset(&mut self, now: Instant) {
+    pub(in crate::upstream) fn reset(&mut self, now: Instant) {
         self.reset_at = Some(now);
     }
 
-    pub(super) fn has_failed(&self) -> bool {
+    pub(in crate::upstream) fn has_failed(&self) -> bool {
         self.failures > 0
     }
 
-    pub(super) fn has_succeeded(&self) -> bool {
+    pub(in crate::upstream) fn has_succeeded(&self) -> bool {
         self.successes > 0
     }
 }
@@ -94,13 +94,13 @@ struct Trouble {
 
 /// What a failure is, with what is known of the line and of the backend.
 #[derive(Clone, Copy, Debug)]
-pub(super) struct Judged {
+pub(in crate::upstream) struct Judged {
     /// The line had not failed here before.
-    pub(super) is_fresh: bool,
+    pub(in crate::upstream) is_fresh: bool,
     /// Another line has succeeded here that was sent after this one had failed first.
-    pub(super) is_refuted: bool,
+    pub(in crate::upstream) is_refuted: bool,
     /// A call has succeeded here since the line failed first.
-    pub(super) works: bool,
+    pub(in crate::upstream) works: bool,
     /// How likely it is that any line fails so often by chance.
     chance: f64,
     /// How often it has failed here.
@@ -109,14 +109,14 @@ pub(super) struct Judged {
 
 impl Judged {
     /// Whether the failure says something about the backend.
-    pub(super) fn is_signal(&self) -> bool {
+    pub(in crate::upstream) fn is_signal(&self) -> bool {
         self.is_fresh || !self.is_refuted || self.chance >= UNLIKELY
     }
 }
 
 /// What is to become of a line that has failed.
 #[derive(Clone, Copy, Debug, PartialEq)]
-pub(super) enum Next {
+pub(in crate::upstream) enum Next {
     /// It is over: what was answered is its answer.
     End,
     /// It is sent again after so long.
@@ -141,7 +141,7 @@ impl History {
     }
 
     /// Whether a failure may cost the line nothing, because its server fails all.
-    pub(super) fn may_fail_for_nothing(&self) -> bool {
+    pub(in crate::upstream) fn may_fail_for_nothing(&self) -> bool {
         self.free < FREE_FAILURES_MAX
     }
 
@@ -160,7 +160,7 @@ impl History {
     }
 
     /// Takes a failure down; `evidence` is the backend's, without this call.
-    pub(super) fn failed(
+    pub(in crate::upstream) fn failed(
         &mut self,
         backend: &Arc<Backend>,
         evidence: &Evidence,
@@ -202,7 +202,7 @@ impl History {
     }
 
     /// The backend does not have the line's model. Returns whether the same is known of all these.
-    pub(super) fn is_missing_at<'a>(
+    pub(in crate::upstream) fn is_missing_at<'a>(
         &mut self,
         backend: &Arc<Backend>,
         mut all: impl Iterator<Item = &'a Arc<Backend>>,
@@ -219,7 +219,12 @@ impl History {
 
     /// A refusal: of the key, the account, the path. It is the line's own once another line has
     /// succeeded that was sent since; else the line waits, however often it is tried.
-    pub(super) fn refused(&mut self, judged: &Judged, config: &config::Retry, random: f64) -> Next {
+    pub(in crate::upstream) fn refused(
+        &mut self,
+        judged: &Judged,
+        config: &config::Retry,
+        random: f64,
+    ) -> Next {
         if judged.is_refuted {
             return Next::End;
         }
@@ -228,7 +233,7 @@ impl History {
 
     /// A failure that is no fault of the line's, as far as is known: it costs nothing, until it
     /// is all but impossible that another line would fail as often.
-    pub(super) fn turned_away(
+    pub(in crate::upstream) fn turned_away(
         &mut self,
         judged: &Judged,
         wait: Option<Duration>,
@@ -243,14 +248,14 @@ impl History {
     }
 
     /// Counts a call that has timed out. True if the line is not sent again.
-    pub(super) fn timed_out(&mut self) -> bool {
+    pub(in crate::upstream) fn timed_out(&mut self) -> bool {
         self.timeouts += 1;
         self.timeouts >= TIMEOUTS_MAX
     }
 
     /// A failure that costs an attempt. Where the backend has not succeeded since, attempts are
     /// spread over minutes: it may be the backend's fault.
-    pub(super) fn attempted(
+    pub(in crate::upstream) fn attempted(
         &mut self,
         judged: &Judged,
         config: &config::Retry,
@@ -281,7 +286,7 @@ impl History {
 
     /// The call was not made, for a reason on this side that passes: it says nothing of the line or
     /// of a backend.
-    pub(super) fn held_up(&mut self, config: &config::Retry, random: f64) -> Next {
+    pub(in crate::upstream) fn held_up(&mut self, config: &config::Retry, random: f64) -> Next {
         self.free += 1;
         if self.free >= FREE_CALLS_MAX {
             return Next::End;
@@ -325,7 +330,7 @@ pub fn backoff(attempt: u32, config: &config::Retry, random: f64) -> Duration {
 }
 
 /// `first`, doubled so many times.
-pub(super) fn doubled(first: Duration, times: u32) -> Duration {
+pub(in crate::upstream) fn doubled(first: Duration, times: u32) -> Duration {
     first.saturating_mul(1_u32.checked_shl(times).unwrap_or(u32::MAX))
 }
 

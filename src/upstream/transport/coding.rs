@@ -19,10 +19,10 @@ use tokio::io::{AsyncBufRead, AsyncBufReadExt as _, AsyncRead, AsyncReadExt as _
 use tokio_util::either::Either;
 use tokio_util::io::StreamReader;
 
-use super::transport::{Error, Response};
+use crate::upstream::transport::{Error, Response};
 
 /// What is asked for, where it is.
-pub(super) const ACCEPTED: &str = "gzip, br, zstd";
+pub(in crate::upstream) const ACCEPTED: &str = "gzip, br, zstd";
 
 /// The codings that can be undone. What else a server names (a charset, say) is most likely a
 /// mistake, and the bytes are JSON all the same.
@@ -38,7 +38,7 @@ const ZSTD_WINDOW_LOG_MAX: u32 = 23;
 type Reader = Pin<Box<dyn AsyncBufRead + Send>>;
 
 /// The body of an answer, unpacked as it comes.
-pub(super) enum Body {
+pub(in crate::upstream) enum Body {
     Plain(Response),
     Packed {
         reader: Reader,
@@ -49,7 +49,7 @@ pub(super) enum Body {
 
 impl Body {
     /// `headers`: of the answer.
-    pub(super) fn of(response: Response, headers: &HeaderMap) -> Result<Self, Error> {
+    pub(in crate::upstream) fn of(response: Response, headers: &HeaderMap) -> Result<Self, Error> {
         let values = headers.get_all(CONTENT_ENCODING).iter();
         let texts = values.map(|value| String::from_utf8_lossy(value.as_bytes()));
         let codings = texts.collect::<Vec<_>>().join(",").to_ascii_lowercase();
@@ -77,7 +77,7 @@ impl Body {
     }
 
     /// The next bytes of the body; `None` at its end.
-    pub(super) async fn chunk(&mut self) -> Result<Option<Bytes>, Error> {
+    pub(in crate::upstream) async fn chunk(&mut self) -> Result<Option<Bytes>, Error> {
         let (reader, codings) = match self {
             Self::Plain(response) => return response.chunk().await,
             Self::Packed { reader, codings } => (reader, codings),

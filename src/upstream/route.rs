@@ -4,11 +4,11 @@
 use std::collections::{BTreeMap, HashMap};
 use std::sync::{Arc, PoisonError, RwLock};
 
-use super::backend::{Backend, Backends};
-use super::rewrite::Edit;
 use super::{BuildError, ModelInfo};
 use crate::config::{self, Config};
 use crate::observe::{CallSeconds, OTHER, figures};
+use crate::upstream::provider::edit::Edit;
+use crate::upstream::target::backend::{Backend, Backends};
 
 /// Names resolved by a wildcard that are remembered: what users write must not fill the memory.
 const CACHED_MAX: usize = 10_000;

@@ -1,5 +1,5 @@
-use super::super::backend::Backends;
 use super::*;
+use crate::upstream::target::backend::Backends;
 
 const CONFIG: config::Retry = config::Retry {
     max_attempts: 5,

@@ -10,7 +10,7 @@ const PAUSE: Duration = Duration::from_secs(60);
 
 /// Something that is worth a warning, but not one for each call.
 #[derive(Debug)]
-pub(super) struct Notice(Mutex<State>);
+pub(in crate::upstream) struct Notice(Mutex<State>);
 
 #[derive(Debug)]
 struct State {
@@ -20,7 +20,7 @@ struct State {
 }
 
 impl Notice {
-    pub(super) const fn new() -> Self {
+    pub(in crate::upstream) const fn new() -> Self {
         Self(Mutex::new(State {
             said: None,
             times: 0,
@@ -29,7 +29,7 @@ impl Notice {
 
     /// It has happened. `Some`: it is time to say so, and how often it has happened since it was
     /// said last.
-    pub(super) fn happened(&self) -> Option<u64> {
+    pub(in crate::upstream) fn happened(&self) -> Option<u64> {
         let now = Instant::now();
         let mut state = self.0.lock().unwrap_or_else(PoisonError::into_inner);
         state.times += 1;

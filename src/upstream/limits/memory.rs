@@ -207,7 +207,7 @@ impl Charge {
 
     /// Lets another answer overdraw, although this one is kept: for an answer that is held on to
     /// while its line waits to be sent again.
-    pub(super) fn yield_overdraft(&mut self) {
+    pub(in crate::upstream) fn yield_overdraft(&mut self) {
         if std::mem::take(&mut self.may_overdraw) {
             self.give_back(0, true);
         }

@@ -3,8 +3,8 @@
 use std::collections::HashMap;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
-use super::breaker::Breaker;
-use super::history::Evidence;
+use crate::upstream::attempt::history::Evidence;
+use crate::upstream::health::breaker::Breaker;
 
 /// More backends than this are not remembered once nothing is to be said of them: what users
 /// write must not fill the memory.
@@ -12,11 +12,11 @@ const BACKENDS_MAX: usize = 1024;
 
 /// A model at an upstream.
 #[derive(Debug)]
-pub(super) struct Backend {
+pub(in crate::upstream) struct Backend {
     /// The upstream's index.
-    pub(super) upstream: usize,
+    pub(in crate::upstream) upstream: usize,
     /// What that upstream calls the model.
-    pub(super) model: Arc<str>,
+    pub(in crate::upstream) model: Arc<str>,
     breaker: Mutex<Breaker>,
 }
 
@@ -30,11 +30,11 @@ impl Backend {
     }
 
     /// Its breaker. Taken after the pool's state where both are.
-    pub(super) fn breaker(&self) -> MutexGuard<'_, Breaker> {
+    pub(in crate::upstream) fn breaker(&self) -> MutexGuard<'_, Breaker> {
         self.breaker.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    pub(super) fn evidence(&self) -> Evidence {
+    pub(in crate::upstream) fn evidence(&self) -> Evidence {
         *self.breaker().evidence()
     }
 }
@@ -42,7 +42,7 @@ impl Backend {
 /// All backends that are in use or must not be forgotten. One for each model at an upstream, so
 /// that routes that are made anew find what is known.
 #[derive(Debug, Default)]
-pub(super) struct Backends(Mutex<All>);
+pub(in crate::upstream) struct Backends(Mutex<All>);
 
 #[derive(Debug, Default)]
 struct All {
@@ -56,7 +56,7 @@ type ByModel = HashMap<(usize, Arc<str>), Arc<Backend>>;
 
 impl Backends {
     /// The backend of this model at this upstream.
-    pub(super) fn get(&self, upstream: usize, model: &Arc<str>) -> Arc<Backend> {
+    pub(in crate::upstream) fn get(&self, upstream: usize, model: &Arc<str>) -> Arc<Backend> {
         let mut all = self.lock();
         if let Some(backend) = all.by_model.get(&(upstream, Arc::clone(model))) {
             return Arc::clone(backend);
@@ -76,7 +76,7 @@ impl Backends {
     }
 
     /// All of them, or those of one upstream.
-    pub(super) fn all(&self, upstream: Option<usize>) -> Vec<Arc<Backend>> {
+    pub(in crate::upstream) fn all(&self, upstream: Option<usize>) -> Vec<Arc<Backend>> {
         let all = self.lock();
         let all = all
             .by_model

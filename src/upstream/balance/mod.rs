@@ -1,0 +1,3 @@
+//! Which of several targets takes the next line.
+
+pub(super) mod least_busy;

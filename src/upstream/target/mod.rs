@@ -1,0 +1,3 @@
+//! What calls go to.
+
+pub(super) mod backend;
