@@ -3,12 +3,13 @@
 
 use std::fs::File;
 use std::io::{BufRead as _, BufReader, Seek as _, SeekFrom};
-use std::path::Path;
+use std::path::PathBuf;
 
 use anyhow::Context as _;
 use tokio::io::AsyncWriteExt as _;
 
-use super::TENANT;
+use super::generation::TENANT;
+use super::journal::Journal;
 use super::lines::{Reader, Record, Source};
 use crate::domain::file::Kind;
 use crate::store::Store;
@@ -39,33 +40,45 @@ struct Kept {
 }
 
 /// What the answers are read from.
-pub(super) struct Sources<'a> {
-    pub store: &'a Store,
+pub(super) struct Sources {
+    store: Store,
     /// `None`: nothing is sent.
-    pub batch_id: Option<&'a str>,
-    pub lines: &'a Path,
-    pub kept: Option<&'a Path>,
+    batch_id: Option<String>,
+    lines: PathBuf,
+    kept: Option<PathBuf>,
+}
+
+impl Sources {
+    pub(super) fn of(store: &Store, journal: &Journal) -> Sources {
+        let generation = journal.generation(&journal.state);
+        Sources {
+            store: store.clone(),
+            batch_id: journal.batch_id.clone(),
+            lines: generation.lines(),
+            kept: Some(generation.kept()).filter(|kept| kept.exists()),
+        }
+    }
 }
 
 impl Answers {
-    pub(super) async fn open(sources: &Sources<'_>, kind: Kind) -> anyhow::Result<Answers> {
-        let store = sources.store;
+    pub(super) async fn open(sources: &Sources, kind: Kind) -> anyhow::Result<Answers> {
+        let store = &sources.store;
         let mut chunks = Vec::new();
-        if let Some(batch_id) = sources.batch_id {
+        if let Some(batch_id) = &sources.batch_id {
             let batch = store.batch(TENANT, batch_id).await?;
             let batch = batch.context("the state directory does not hold the batch")?;
             chunks = store.first_lines(&batch.row.input_file_id).await?;
         }
-        let kept = sources.kept.map(File::open).transpose();
+        let kept = sources.kept.as_ref().map(File::open).transpose();
         let kept = kept.context("the kept answers are gone; --restart begins anew")?;
         Ok(Answers {
             store: store.clone(),
             kind,
-            batch_id: sources.batch_id.map(str::to_owned),
+            batch_id: sources.batch_id.clone(),
             chunks,
             at: 0,
             open: None,
-            lines: Reader::open(sources.lines)?,
+            lines: Reader::open(&sources.lines)?,
             number: 0,
             waiting: None,
             kept: kept.map(|file| Kept {

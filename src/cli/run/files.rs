@@ -98,11 +98,7 @@ pub(super) fn remove_partial(output: &Target) -> anyhow::Result<()> {
 ///
 /// A regular file is written beside its place and then renamed, with the mode and the owner of
 /// the file that was there. Where that cannot be, it is written in its place.
-pub(super) async fn write(
-    sources: &Sources<'_>,
-    kind: Kind,
-    target: &Target,
-) -> anyhow::Result<()> {
+pub(super) async fn write(sources: &Sources, kind: Kind, target: &Target) -> anyhow::Result<()> {
     let cannot = || format!("cannot write {target}");
     let Some(path) = target.file() else {
         let mut out = target.open_stream().await?;
@@ -131,7 +127,7 @@ pub(super) async fn write(
 /// Writes a file beside its place and renames it. `false`: there is a file that this process
 /// cannot replace.
 async fn replace(
-    sources: &Sources<'_>,
+    sources: &Sources,
     kind: Kind,
     path: &Path,
     old: Option<&std::fs::Metadata>,
@@ -180,7 +176,7 @@ async fn create_partial(partial: &Path, is_private: bool) -> std::io::Result<Fil
     options.open(partial).await
 }
 
-async fn fill(sources: &Sources<'_>, kind: Kind, out: &mut File) -> anyhow::Result<()> {
+async fn fill(sources: &Sources, kind: Kind, out: &mut File) -> anyhow::Result<()> {
     let mut answers = Answers::open(sources, kind).await?;
     answers.advance(out, true).await?;
     Ok(())
@@ -203,10 +199,7 @@ pub(super) struct Partial {
 
 impl Partial {
     /// `None`: the output is no file.
-    pub(super) async fn of(
-        sources: &Sources<'_>,
-        output: &Target,
-    ) -> anyhow::Result<Option<Partial>> {
+    pub(super) async fn of(sources: &Sources, output: &Target) -> anyhow::Result<Option<Partial>> {
         let Some(path) = output.file() else {
             return Ok(None);
         };

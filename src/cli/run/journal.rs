@@ -1,8 +1,7 @@
 //! What a run remembers beside its store: which input it is on, and which batch that is.
 
 use std::fs;
-use std::io::{ErrorKind, Read as _, Write as _};
-use std::os::unix::fs::DirBuilderExt as _;
+use std::io::{ErrorKind, Write as _};
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context as _, bail};
@@ -10,112 +9,15 @@ use secrecy::ExposeSecret as _;
 use serde::{Deserialize, Serialize};
 use sha2::{Digest as _, Sha256};
 
-use super::NOT_VALID;
 use super::files::{STATE, beside};
+use super::generation::{Generation, is_store_lock, number_of, remove_where};
+use super::input::hex;
 use super::target::Target;
-use crate::cli::OrExit as _;
 use crate::config::Config;
 
 const NAME: &str = "run.json";
 /// A copy of an input that cannot be read twice, while a run begins.
 pub(super) const INPUT_COPY: &str = "input.tmp";
-/// Begin the names of what a generation has.
-const GENERATION_FILES: [&str; 4] = ["state", "lines", "kept", "index"];
-const LOCK: &str = "run.lock";
-/// What the lock's file holds: it tells a state directory from any other.
-const MARK: &[u8] = b"The state of a nightshift run.\n";
-
-/// The files of one batch of a run. A run that sends again what has no answer, or whose input has
-/// changed, begins a new generation beside the old one, which is removed once the new one is
-/// noted: so at any moment one is whole.
-#[derive(Clone, Debug)]
-pub(super) struct Generation {
-    state: PathBuf,
-    number: u32,
-}
-
-impl Generation {
-    pub(super) fn first(state: &Path) -> Generation {
-        Generation {
-            state: state.to_owned(),
-            number: 1,
-        }
-    }
-
-    pub(super) fn next(&self) -> Generation {
-        Generation {
-            state: self.state.clone(),
-            number: self.number + 1,
-        }
-    }
-
-    /// The store's file.
-    pub(super) fn database(&self) -> PathBuf {
-        self.file("state", ".db")
-    }
-
-    /// What is known of each line of the input.
-    pub(super) fn lines(&self) -> PathBuf {
-        self.file("lines", "")
-    }
-
-    /// Answers of earlier generations, …
-    pub(super) fn kept(&self) -> PathBuf {
-        self.file("kept", ".jsonl")
-    }
-
-    /// … and what each of them answers.
-    pub(super) fn index(&self) -> PathBuf {
-        self.file("index", "")
-    }
-
-    fn file(&self, name: &str, ending: &str) -> PathBuf {
-        let number = match self.number {
-            1 => String::new(),
-            number => format!("-{number}"),
-        };
-        self.state.join(format!("{name}{number}{ending}"))
-    }
-
-    fn has(&self, name: &str) -> bool {
-        number_of(name) == Some(self.number)
-    }
-
-    /// Removes what this generation has. What cannot be removed does no harm.
-    pub(super) fn remove(&self) {
-        remove_where(&self.state, |name| self.has(name));
-    }
-
-    /// Removes what other generations have.
-    pub(super) fn remove_others(&self) {
-        remove_where(&self.state, |name| {
-            number_of(name).is_some_and(|number| number != self.number)
-        });
-    }
-}
-
-/// Whether a file is the lock of a generation's store.
-fn is_store_lock(name: &str) -> bool {
-    let store = name.strip_suffix(".lock");
-    store.is_some_and(|store| store.ends_with(".db") && number_of(store).is_some())
-}
-
-/// The number of the generation that gives a file such a name; `None`: none does.
-fn number_of(name: &str) -> Option<u32> {
-    let (stem, ending) = name.split_once('.').unwrap_or((name, ""));
-    let (kind, number) = stem.split_once('-').unwrap_or((stem, "1"));
-    let endings = ["", "db", "db-wal", "db-shm", "jsonl"];
-    let is_ours = GENERATION_FILES.contains(&kind) && endings.contains(&ending);
-    number.parse().ok().filter(|_| is_ours)
-}
-
-fn remove_where(state: &Path, goes: impl Fn(&str) -> bool) {
-    for entry in fs::read_dir(state).into_iter().flatten().flatten() {
-        if entry.file_name().to_str().is_some_and(&goes) {
-            let _ = fs::remove_file(entry.path());
-        }
-    }
-}
 
 /// Written when the whole input is in the store: without it there is nothing to go on with.
 #[derive(Debug, Serialize, Deserialize)]
@@ -153,8 +55,8 @@ impl Journal {
         reshape: String,
     ) -> Journal {
         Journal {
-            state: generation.state.clone(),
-            generation: generation.number,
+            state: generation.state().to_owned(),
+            generation: generation.number(),
             input_sha256,
             reshape,
             batch_id,
@@ -178,10 +80,7 @@ impl Journal {
     }
 
     pub(super) fn generation(&self, state: &Path) -> Generation {
-        Generation {
-            state: state.to_owned(),
-            number: self.generation,
-        }
+        Generation::of(state, self.generation)
     }
 
     /// Notes where lines go, and with which keys.
@@ -347,132 +246,6 @@ fn upstream(salt: &str, config: &Config) -> String {
         }
     }
     hex(&sha.finalize())
-}
-
-pub(super) fn hex(bytes: &[u8]) -> String {
-    bytes.iter().map(|byte| format!("{byte:02x}")).collect()
-}
-
-/// A state directory that this process has for itself, until this is dropped.
-pub(super) struct Claim {
-    _lock: fs::File,
-    /// The user made the directory.
-    is_users: bool,
-}
-
-impl Claim {
-    /// Removes what is in the state directory after a start that came to nothing, unless it has a
-    /// journal: then there is something to go on with.
-    pub(super) fn discard(self, state: &Path) {
-        if matches!(Journal::read(state), Ok(None)) && Journal::clear(state).is_ok() {
-            // What cannot be removed does no harm.
-            remove_where(state, |name| name == LOCK || is_store_lock(name));
-            if !self.is_users {
-                let _ = fs::remove_dir(state);
-            }
-        }
-    }
-
-    /// Removes the state directory, with which there is nothing to go on.
-    pub(super) fn remove(self, state: &Path) {
-        // What cannot be removed does no harm.
-        if Journal::clear(state).is_ok() {
-            self.discard(state);
-        }
-    }
-}
-
-/// The name of a state directory for a run that nobody named one for.
-pub(super) fn temporary() -> PathBuf {
-    let name = format!("nightshift-run-{}", uuid::Uuid::new_v4().simple());
-    tempfile::env::temp_dir().join(name)
-}
-
-/// Makes the state directory, private to its owner, and claims it for this process. One that is
-/// there must be empty or have the mark of an earlier run: all else in it is somebody else's.
-pub(super) fn claim(state: &Path) -> anyhow::Result<Claim> {
-    let cannot = || format!("cannot use {}", state.display());
-    let is_there = state.is_dir();
-    if !is_there {
-        fs::DirBuilder::new()
-            .mode(0o700)
-            .create(state)
-            .with_context(cannot)?;
-    }
-    let path = state.join(LOCK);
-    // Looked at first, so that nothing is made in a directory that is refused.
-    if !path.exists() {
-        must_be_ours(state)?;
-    }
-    let lock = fs::File::options()
-        .create(true)
-        .truncate(false)
-        .read(true)
-        .write(true)
-        .open(path);
-    let mut lock = lock.with_context(cannot)?;
-    match lock.try_lock() {
-        Ok(()) => {}
-        Err(fs::TryLockError::WouldBlock) => {
-            bail!("another `nightshift run` is working on {}", state.display())
-        }
-        Err(fs::TryLockError::Error(error)) => return Err(error).with_context(cannot),
-    }
-    let mut mark = Vec::new();
-    (&lock)
-        .take(MARK.len() as u64 + 1)
-        .read_to_end(&mut mark)
-        .with_context(cannot)?;
-    let has_mark = mark == MARK;
-    if !has_mark {
-        if !mark.is_empty() {
-            return not_ours(state);
-        }
-        must_be_ours(state)?;
-        lock.write_all(MARK).with_context(cannot)?;
-    }
-    Ok(Claim {
-        _lock: lock,
-        is_users: is_there && !has_mark,
-    })
-}
-
-/// Refuses a directory without a mark, unless it has nothing but a lock, or the journal of a
-/// version that set no mark.
-fn must_be_ours(state: &Path) -> anyhow::Result<()> {
-    let entries = fs::read_dir(state).with_context(|| format!("cannot use {}", state.display()))?;
-    for entry in entries {
-        if entry?.file_name() != LOCK {
-            return match Journal::read(state) {
-                Ok(Some(_)) => Ok(()),
-                _ => not_ours(state),
-            };
-        }
-    }
-    Ok(())
-}
-
-fn not_ours<T>(state: &Path) -> anyhow::Result<T> {
-    let state = state.display();
-    Err(anyhow::anyhow!(
-        "{state} is not empty, and it is not the state of a run: name another directory with \
-         --state, or remove what is in it"
-    ))
-    .or_exit(NOT_VALID)
-}
-
-/// The hash of an input, as it is read.
-#[derive(Default)]
-pub(super) struct Hashing(Sha256);
-
-impl Hashing {
-    pub(super) fn update(&mut self, bytes: &[u8]) {
-        self.0.update(bytes);
-    }
-
-    pub(super) fn finish(self) -> String {
-        hex(&self.0.finalize())
-    }
 }
 
 #[cfg(test)]

@@ -6,7 +6,7 @@ use futures::StreamExt as _;
 use serde::Serialize;
 use serde_json::Value;
 
-use super::TENANT;
+use super::generation::TENANT;
 use crate::store::{Batch, Store};
 use crate::transfer;
 

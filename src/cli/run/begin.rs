@@ -1,0 +1,146 @@
+//! A batch is made of an input.
+
+use anyhow::{Context as _, bail};
+use tokio::io::AsyncReadExt as _;
+
+use super::exit::NOT_VALID;
+use super::generation::{Generation, TENANT};
+use super::input::{Input, READ_BYTES};
+use super::journal::Journal;
+use super::keep::Found;
+use super::lines::{self, Reader, Source};
+use super::reshape::{self, Gathered, Reshape, Splitter};
+use crate::app;
+use crate::cli::OrExit as _;
+use crate::config::Config;
+use crate::domain::clock::Clock;
+use crate::domain::endpoint;
+use crate::domain::file::Purpose;
+use crate::domain::id;
+use crate::intake::Limits;
+use crate::store::{NewBatch, Store};
+use crate::transfer::{self, Finish, Ingest, UploadBudget};
+
+/// Reads the input into a store of its own and creates its batch. Where it was surveyed, the lines
+/// whose answers are kept are blank in the store, so that all others keep their numbers.
+pub(super) async fn begin(
+    generation: &Generation,
+    reshape: &Reshape,
+    config: &mut Config,
+    input: &Input,
+    found: Option<Found>,
+) -> anyhow::Result<Journal> {
+    config.database.move_to(&generation.database());
+    if let Some(found) = &found
+        && found.sent == 0
+    {
+        let mut journal = Journal::new(generation, found.sha256.clone(), None, reshape.name());
+        journal.kept = found.kept;
+        journal.note_upstream(config);
+        return Ok(journal);
+    }
+    let store = app::open_store_alone(config, Clock::default()).await?;
+    let begun = ingest(generation, reshape, config, input, found.as_ref(), &store).await;
+    store.close().await;
+    let (sha256, batch_id) = begun?;
+    if let Some(found) = &found
+        && found.sha256 != sha256
+    {
+        bail!("{} has changed while it was read", input.name.display());
+    }
+    let mut journal = Journal::new(generation, sha256, Some(batch_id), reshape.name());
+    journal.kept = found.map_or(0, |found| found.kept);
+    journal.note_upstream(config);
+    Ok(journal)
+}
+
+async fn ingest(
+    generation: &Generation,
+    reshape: &Reshape,
+    config: &Config,
+    input: &Input,
+    found: Option<&Found>,
+    store: &Store,
+) -> anyhow::Result<(String, String)> {
+    let limits = Limits {
+        max_line_bytes: config.limits.max_line_bytes,
+        max_models: config.limits.max_models_per_file,
+    };
+    // One file alone never waits for others.
+    let budget = UploadBudget::new(limits.max_line_bytes);
+    let mut ingest = Ingest::begin(store, TENANT, limits, true, &budget).await?;
+    let mut writer = match found {
+        None => Some(lines::Writer::create(&generation.lines())?),
+        Some(_) => None,
+    };
+    let mut sources = match found {
+        None => None,
+        Some(_) => Some(Reader::open(&generation.lines())?),
+    };
+    let mut gathered = Gathered::default();
+    let mut take = |gathered: &mut Gathered, line: &[u8], number: u64| -> anyhow::Result<()> {
+        let line = reshape.line(line, number);
+        let record = match (&mut sources, &mut writer) {
+            (Some(sources), _) => sources.next()?,
+            (None, Some(writer)) => {
+                let record = reshape::record(&line, &config.models);
+                writer.push(record)?;
+                Some(record)
+            }
+            (None, None) => None,
+        };
+        let is_kept = record.is_some_and(|record| matches!(record.source, Source::Kept(_)));
+        gathered.line(if is_kept { b"" } else { &line });
+        Ok(())
+    };
+    let mut splitter = Splitter::new(limits.max_line_bytes, reshape.limit);
+    let mut reader = input.open().await?;
+    let mut buffer = Vec::with_capacity(READ_BYTES);
+    loop {
+        let read = reader.read_buf(&mut buffer).await;
+        if read.with_context(|| format!("cannot read {}", input.name.display()))? == 0 {
+            break;
+        }
+        splitter.push(&buffer, |line, number| take(&mut gathered, line, number))?;
+        buffer.clear();
+        ingest.write(gathered.take()).await?;
+    }
+    let sha256 = splitter.finish(|line, number| take(&mut gathered, line, number))?;
+    ingest.write(gathered.take()).await?;
+    if let Some(writer) = writer {
+        writer.finish()?;
+    }
+    let created_at = Clock::default().now_ms();
+    let name = input.name.file_name().unwrap_or_default();
+    let finish = Finish {
+        purpose: Purpose::Batch,
+        filename: name.to_string_lossy().into_owned(),
+        created_at,
+        expires_at: None,
+    };
+    let file = match ingest.finish(finish, None).await {
+        Err(transfer::Error::NotJsonl(what)) => Err(anyhow::anyhow!(
+            "{} is empty, or its first line is not JSON: it must be a JSONL file of requests. {}",
+            input.name.display(),
+            what.hint()
+        ))
+        .or_exit(NOT_VALID)?,
+        file => file?,
+    };
+    let batch = NewBatch {
+        id: id::batch(),
+        tenant: TENANT.to_owned(),
+        key_id: None,
+        endpoint: endpoint::ANY.path.to_owned(),
+        input_file_id: file.id,
+        completion_window: "none".to_owned(),
+        // They are copied out as soon as they are there; the state is kept as long as the user
+        // keeps it.
+        output_expires_seconds: NewBatch::KEPT_FOR_GOOD,
+        metadata: None,
+        created_at,
+        expires_at: None,
+    };
+    store.create_batch(&batch, None).await?;
+    Ok((sha256, batch.id))
+}

@@ -1,0 +1,113 @@
+//! The files of one batch of a run, in its state directory.
+
+use std::fs;
+use std::path::{Path, PathBuf};
+
+/// The tenant of a store that belongs to one user.
+pub(super) const TENANT: &str = "default";
+/// Begin the names of what a generation has.
+const GENERATION_FILES: [&str; 4] = ["state", "lines", "kept", "index"];
+
+/// The files of one batch of a run. A run that sends again what has no answer, or whose input has
+/// changed, begins a new generation beside the old one, which is removed once the new one is
+/// noted: so at any moment one is whole.
+#[derive(Clone, Debug)]
+pub(super) struct Generation {
+    state: PathBuf,
+    number: u32,
+}
+
+impl Generation {
+    pub(super) fn first(state: &Path) -> Generation {
+        Generation::of(state, 1)
+    }
+
+    pub(super) fn of(state: &Path, number: u32) -> Generation {
+        Generation {
+            state: state.to_owned(),
+            number,
+        }
+    }
+
+    pub(super) fn state(&self) -> &Path {
+        &self.state
+    }
+
+    pub(super) fn number(&self) -> u32 {
+        self.number
+    }
+
+    pub(super) fn next(&self) -> Generation {
+        Generation {
+            state: self.state.clone(),
+            number: self.number + 1,
+        }
+    }
+
+    /// The store's file.
+    pub(super) fn database(&self) -> PathBuf {
+        self.file("state", ".db")
+    }
+
+    /// What is known of each line of the input.
+    pub(super) fn lines(&self) -> PathBuf {
+        self.file("lines", "")
+    }
+
+    /// Answers of earlier generations, …
+    pub(super) fn kept(&self) -> PathBuf {
+        self.file("kept", ".jsonl")
+    }
+
+    /// … and what each of them answers.
+    pub(super) fn index(&self) -> PathBuf {
+        self.file("index", "")
+    }
+
+    fn file(&self, name: &str, ending: &str) -> PathBuf {
+        let number = match self.number {
+            1 => String::new(),
+            number => format!("-{number}"),
+        };
+        self.state.join(format!("{name}{number}{ending}"))
+    }
+
+    fn has(&self, name: &str) -> bool {
+        number_of(name) == Some(self.number)
+    }
+
+    /// Removes what this generation has. What cannot be removed does no harm.
+    pub(super) fn remove(&self) {
+        remove_where(&self.state, |name| self.has(name));
+    }
+
+    /// Removes what other generations have.
+    pub(super) fn remove_others(&self) {
+        remove_where(&self.state, |name| {
+            number_of(name).is_some_and(|number| number != self.number)
+        });
+    }
+}
+
+/// Whether a file is the lock of a generation's store.
+pub(super) fn is_store_lock(name: &str) -> bool {
+    let store = name.strip_suffix(".lock");
+    store.is_some_and(|store| store.ends_with(".db") && number_of(store).is_some())
+}
+
+/// The number of the generation that gives a file such a name; `None`: none does.
+pub(super) fn number_of(name: &str) -> Option<u32> {
+    let (stem, ending) = name.split_once('.').unwrap_or((name, ""));
+    let (kind, number) = stem.split_once('-').unwrap_or((stem, "1"));
+    let endings = ["", "db", "db-wal", "db-shm", "jsonl"];
+    let is_ours = GENERATION_FILES.contains(&kind) && endings.contains(&ending);
+    number.parse().ok().filter(|_| is_ours)
+}
+
+pub(super) fn remove_where(state: &Path, goes: impl Fn(&str) -> bool) {
+    for entry in fs::read_dir(state).into_iter().flatten().flatten() {
+        if entry.file_name().to_str().is_some_and(&goes) {
+            let _ = fs::remove_file(entry.path());
+        }
+    }
+}
