@@ -11,7 +11,7 @@ use crate::domain::batch::Status;
 use crate::domain::file::Kind;
 use crate::domain::usage::Usage;
 use crate::store::batches::{self, CountsRow};
-use crate::store::segments::decode_sizes;
+use crate::store::files::decode_sizes;
 
 #[derive(FromRow)]
 struct HeadRow {

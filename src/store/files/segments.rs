@@ -2,8 +2,8 @@
 
 use std::ops::RangeInclusive;
 
-use super::engine::on;
-use super::{Error, Result, Store};
+use crate::store::engine::on;
+use crate::store::{Error, Result, Store};
 
 /// One segment of a chunk.
 #[derive(Clone, Debug)]
@@ -103,14 +103,14 @@ impl Store {
 }
 
 /// Pairs of a chunk's number and its bytes, as 64-bit numbers, lowest byte first.
-pub(super) fn encode_sizes(sizes: &[(i64, i64)]) -> Vec<u8> {
+pub(in crate::store) fn encode_sizes(sizes: &[(i64, i64)]) -> Vec<u8> {
     sizes
         .iter()
         .flat_map(|(chunk, bytes)| [chunk.to_le_bytes(), bytes.to_le_bytes()].concat())
         .collect()
 }
 
-pub(super) fn decode_sizes(bytes: &[u8]) -> Option<Vec<(i64, i64)>> {
+pub(in crate::store) fn decode_sizes(bytes: &[u8]) -> Option<Vec<(i64, i64)>> {
     let (numbers, rest) = bytes.as_chunks::<8>();
     let (pairs, odd) = numbers.as_chunks::<2>();
     let whole = rest.is_empty() && odd.is_empty();

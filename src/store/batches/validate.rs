@@ -11,13 +11,13 @@ use std::sync::Arc;
 
 use sqlx::{AssertSqlSafe, FromRow};
 
-use super::engine::{Tx, on, typed_values, values, within};
-use super::lifecycle::Step;
-use super::{Error, Result, Store, Who};
+use super::finalize::Step;
 use crate::domain::batch::{Counts, Event, Stage, Status};
 use crate::domain::file::Purpose;
 use crate::domain::findings::{self, Finding, Findings};
 use crate::intake::ModelReport;
+use crate::store::engine::{Tx, on, typed_values, values, within};
+use crate::store::{Error, Result, Store, Who};
 
 /// Batches that are found at once, and settled in one transaction at most.
 const ROUND: i64 = 128;

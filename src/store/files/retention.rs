@@ -6,10 +6,10 @@
 
 use sqlx::AssertSqlSafe;
 
-use super::engine::{Connection, on, typed_values};
-use super::{Result, Store};
 use crate::codec::segment::Table;
 use crate::domain::file::Kind;
+use crate::store::engine::{Connection, on, typed_values};
+use crate::store::{Result, Store};
 
 /// Files hidden by one statement.
 const HIDDEN_MAX: i64 = 500;
@@ -30,7 +30,7 @@ pub struct Purged {
 }
 
 /// Rows of one table that go together with a file or batch.
-pub(super) struct Rows {
+pub(in crate::store) struct Rows {
     table: &'static str,
     /// Whose they are.
     of: &'static str,
@@ -41,19 +41,19 @@ pub(super) struct Rows {
 }
 
 /// Each up to 1 MiB.
-pub(super) const CHUNKS: Rows = Rows {
+pub(in crate::store) const CHUNKS: Rows = Rows {
     table: "chunks",
     of: "file_id",
     key: "chunk_no, piece_no",
     at_once: 16,
 };
-pub(super) const CHUNK_MODELS: Rows = Rows {
+pub(in crate::store) const CHUNK_MODELS: Rows = Rows {
     table: "chunk_models",
     of: "file_id",
     key: "chunk_no, model_no",
     at_once: 2_000,
 };
-pub(super) const FILE_MODELS: Rows = Rows {
+pub(in crate::store) const FILE_MODELS: Rows = Rows {
     table: "file_models",
     of: "file_id",
     key: "model_no",
@@ -75,7 +75,7 @@ type Hidden = (String, Option<String>, Option<String>);
 ///
 /// # Errors
 /// When the database is away, or it went well for none.
-pub(super) async fn each<'a, F>(
+pub(in crate::store) async fn each<'a, F>(
     what: &'static str,
     ids: &'a [(String,)],
     act: impl Fn(&'a str) -> F,
@@ -284,7 +284,7 @@ impl Store {
     }
 
     /// Removes a file's chunks and what is known of them.
-    pub(super) async fn remove_content(&self, file_id: &str) -> Result<()> {
+    pub(in crate::store) async fn remove_content(&self, file_id: &str) -> Result<()> {
         for rows in [&CHUNKS, &CHUNK_MODELS, &FILE_MODELS] {
             self.remove_rows(rows, file_id).await?;
         }
@@ -292,7 +292,7 @@ impl Store {
     }
 
     /// Removes all rows of a file or batch from a table, in small transactions.
-    pub(super) async fn remove_rows(&self, rows: &Rows, id: &str) -> Result<()> {
+    pub(in crate::store) async fn remove_rows(&self, rows: &Rows, id: &str) -> Result<()> {
         let Rows { table, of, key, .. } = rows;
         let remove = format!(
             "-- remove_rows

@@ -2,9 +2,9 @@
 
 use sqlx::FromRow;
 
-use super::engine::on;
-use super::{Error, Result, Store};
 use crate::codec;
+use crate::store::engine::on;
+use crate::store::{Error, Result, Store};
 
 /// One stored piece of a file, decompressed.
 #[derive(Clone, Debug)]

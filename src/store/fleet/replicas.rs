@@ -3,14 +3,14 @@
 
 use sqlx::AssertSqlSafe;
 
-use super::backlog::add_waiting;
-use super::engine::{Tx, on, within};
-use super::isolation::count_death;
 use super::shares::forget_silent_holder;
-use super::units::{keep, tally};
-use super::{Error, Result, Store, Who};
 use crate::domain::unit::UnitLease;
 use crate::observe::figures;
+use crate::store::engine::{Tx, on, within};
+use crate::store::work::add_waiting;
+use crate::store::work::count_death;
+use crate::store::work::{keep, tally};
+use crate::store::{Error, Result, Store, Who};
 
 /// An incarnation of a process that works on this store.
 #[derive(Clone, Debug)]

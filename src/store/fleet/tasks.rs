@@ -3,8 +3,8 @@
 
 use sqlx::AssertSqlSafe;
 
-use super::engine::on;
-use super::{Engine, Result, Store};
+use crate::store::engine::on;
+use crate::store::{Engine, Result, Store};
 
 impl Store {
     /// Has a task for so many milliseconds from now on, where nobody else has it; `is_held` says

@@ -2,9 +2,9 @@
 
 use sqlx::{AssertSqlSafe, FromRow};
 
-use super::engine::{on, typed_values};
-use super::{Error, Result, Store};
 use crate::domain::scope::Scopes;
+use crate::store::engine::{on, typed_values};
+use crate::store::{Error, Result, Store};
 
 /// How many keys one statement notes the use of.
 const NOTED_AT_ONCE: usize = 1000;

@@ -6,10 +6,10 @@
 
 use sqlx::{AssertSqlSafe, FromRow};
 
-use super::batches::stage;
-use super::engine::on;
-use super::{Result, Store};
+use super::read::stage;
 use crate::domain::batch::{Counts, Status};
+use crate::store::engine::on;
+use crate::store::{Result, Store};
 
 /// The units of one model that are not done.
 #[derive(Clone, Debug, FromRow)]
@@ -184,7 +184,7 @@ impl Store {
     }
 
     /// A batch's counts as they are now.
-    pub(super) async fn counts(&self, batch_id: &str) -> Result<Counts> {
+    pub(in crate::store) async fn counts(&self, batch_id: &str) -> Result<Counts> {
         let row: (i64, i64, i64, i64) = on!(self.reader(), c => {
             sqlx::query_as(
                 "-- counts

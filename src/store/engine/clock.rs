@@ -4,16 +4,16 @@ use std::sync::atomic::{AtomicBool, Ordering};
 
 use sqlx::AssertSqlSafe;
 
-use super::engine::on;
-use super::{Result, Store};
 use crate::observe::figures;
+use crate::store::engine::on;
+use crate::store::{Result, Store};
 
 /// A process whose clock differs by more says so.
 const DIFFERS_MS: i64 = 5_000;
 
 /// Whether it was said that this process's clock is wrong.
 #[derive(Default)]
-pub(super) struct Skew {
+pub(in crate::store) struct Skew {
     is_told: AtomicBool,
 }
 
@@ -34,7 +34,7 @@ impl Store {
 
     /// Compares this process's clock with the database's, which was read after the former said
     /// `earliest`.
-    pub(super) fn compare_clocks(&self, now: i64, earliest: i64) {
+    pub(in crate::store) fn compare_clocks(&self, now: i64, earliest: i64) {
         let latest = self.clock().system_ms();
         let ahead = self.clock().set_by(now, earliest, latest);
         figures().clock_differs(ahead);
@@ -54,11 +54,11 @@ impl Store {
 
     /// An expression for the database's time, in which parameter `number` is how far a test has
     /// moved the clock ([`Store::offset_ms`]).
-    pub(super) fn now_sql(&self, number: usize) -> String {
+    pub(in crate::store) fn now_sql(&self, number: usize) -> String {
         format!("({} + CAST(${number} AS BIGINT))", self.engine().now_ms())
     }
 
-    pub(super) fn offset_ms(&self) -> i64 {
+    pub(in crate::store) fn offset_ms(&self) -> i64 {
         self.clock().offset_ms()
     }
 }

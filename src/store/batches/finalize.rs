@@ -8,15 +8,15 @@ use std::collections::BTreeSet;
 
 use sqlx::AssertSqlSafe;
 
-use super::batches::{lock_free_stage, lock_stage, set_stage};
-use super::engine::{Tx, on, values, within};
-use super::purge::each;
-use super::segments::encode_sizes;
-use super::{Result, Store, Who};
+use super::read::{lock_free_stage, lock_stage, set_stage};
 use crate::domain::batch::{Counts, Event, Status};
 use crate::domain::file::{Kind, Purpose};
 use crate::domain::id;
 use crate::observe::figures;
+use crate::store::engine::{Tx, on, values, within};
+use crate::store::files::each;
+use crate::store::files::encode_sizes;
+use crate::store::{Result, Store, Who};
 
 /// Batches looked at in one round of a duty.
 const ROUND: i64 = 100;
@@ -329,7 +329,7 @@ async fn is_drained(tx: &mut Tx, batch_id: &str) -> Result<bool> {
 
 /// A step of a batch's life that is on disk, for the log and the figures.
 #[must_use]
-pub(super) struct Step {
+pub(in crate::store) struct Step {
     pub from: Status,
     pub to: Status,
 }

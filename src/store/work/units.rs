@@ -5,10 +5,10 @@ use std::collections::{BTreeMap, HashSet};
 use sqlx::{AssertSqlSafe, FromRow};
 
 use super::backlog::add_waiting;
-use super::engine::{Tx, on, typed_values, within};
 use super::isolation::{Deaths, LEASE, undo_death};
-use super::{Result, Store, Who};
 use crate::domain::unit::{Bitmap, UnitKey, UnitLease};
+use crate::store::engine::{Tx, on, typed_values, within};
+use crate::store::{Result, Store, Who};
 
 /// Units named in one statement.
 const NAMED_UNITS_MAX: usize = 500;
@@ -181,7 +181,7 @@ type LeaseRow = (String, i64, i64, i64);
 const LEASED_UNITS: &str = "-- leased_units
     SELECT batch_id, chunk_no, model_no, epoch FROM units WHERE owner = $1 AND state = 'leased'";
 
-pub(super) fn into_lease((batch_id, chunk_no, model_no, epoch): LeaseRow) -> UnitLease {
+pub(in crate::store) fn into_lease((batch_id, chunk_no, model_no, epoch): LeaseRow) -> UnitLease {
     let key = UnitKey {
         batch_id,
         chunk_no,
@@ -191,7 +191,11 @@ pub(super) fn into_lease((batch_id, chunk_no, model_no, epoch): LeaseRow) -> Uni
 }
 
 /// Reclaims what can be of these units; returns those that are not this owner's any more.
-pub(super) async fn keep(tx: &mut Tx, owner: &str, units: &[UnitLease]) -> Result<Vec<UnitLease>> {
+pub(in crate::store) async fn keep(
+    tx: &mut Tx,
+    owner: &str,
+    units: &[UnitLease],
+) -> Result<Vec<UnitLease>> {
     reclaim(tx, owner, units).await?;
     let rows: Vec<LeaseRow> = within!(tx, c => {
         sqlx::query_as(LEASED_UNITS).bind(owner).fetch_all(c).await?
@@ -204,7 +208,7 @@ pub(super) async fn keep(tx: &mut Tx, owner: &str, units: &[UnitLease]) -> Resul
 /// Leases units again to their last owner, under the same epoch: they were taken over, but nobody
 /// has leased them since, so nobody else can have sent or written anything of them. The take-over
 /// does not count: their owner lives. Returns those that it took back.
-pub(super) async fn reclaim(
+pub(in crate::store) async fn reclaim(
     tx: &mut Tx,
     owner: &str,
     units: &[UnitLease],
@@ -243,7 +247,7 @@ pub(super) async fn reclaim(
 
 /// How many units of each batch and model there are, in the order in which backlog rows are
 /// locked.
-pub(super) fn tally(units: Vec<(String, i64)>) -> BTreeMap<(String, i64), i64> {
+pub(in crate::store) fn tally(units: Vec<(String, i64)>) -> BTreeMap<(String, i64), i64> {
     let mut counts = BTreeMap::new();
     for unit in units {
         *counts.entry(unit).or_default() += 1;

@@ -8,8 +8,8 @@ use std::time::Duration;
 use sqlx::AssertSqlSafe;
 use sqlx::migrate::{Migrate, MigrateError, Migrator};
 
-use super::engine::{Engine, on};
-use super::{Error, Result, Store};
+use crate::store::engine::{Engine, on};
+use crate::store::{Error, Result, Store};
 
 static MIGRATIONS: Migrator = sqlx::migrate!("./migrations");
 
@@ -19,7 +19,7 @@ const TABLE: &str = "_sqlx_migrations";
 /// What a migration's transaction begins with on Postgres: one process migrates, and the others
 /// wait a moment and come again. The number is this program's own. Where servers run already, a
 /// change of a table waits for theirs as briefly, so that they need not wait behind it.
-pub(super) const LOCK_POSTGRES: &str = "SET LOCAL lock_timeout = '3s';
+pub(in crate::store) const LOCK_POSTGRES: &str = "SET LOCAL lock_timeout = '3s';
      SET LOCAL statement_timeout = 0;
      SELECT pg_advisory_xact_lock(7310868735417)";
 
@@ -30,7 +30,10 @@ const LOOK_EVERY: Duration = Duration::from_secs(5);
 ///
 /// # Errors
 /// When the database fails, or was migrated by a newer program.
-pub(super) async fn to_newest<C: Migrate>(connection: &mut C, engine: Engine) -> Result<()> {
+pub(in crate::store) async fn to_newest<C: Migrate>(
+    connection: &mut C,
+    engine: Engine,
+) -> Result<()> {
     let migrate = async {
         connection.ensure_migrations_table(TABLE).await?;
         let applied = connection.list_applied_migrations(TABLE).await?;

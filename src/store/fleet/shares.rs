@@ -5,9 +5,9 @@ use std::collections::BTreeMap;
 
 use sqlx::{AssertSqlSafe, FromRow};
 
-use super::engine::{Tx, typed_values, values, within};
-use super::{Result, Store, Who};
 use crate::domain::share::{Holder, Share};
+use crate::store::engine::{Tx, typed_values, values, within};
+use crate::store::{Result, Store, Who};
 
 /// For how long a reset is told, in milliseconds: far longer than a process goes without a turn.
 const RESET_TOLD_MS: i64 = 600_000;
@@ -251,7 +251,11 @@ fn into_holders(rows: Vec<Row>) -> Vec<Holder> {
 }
 
 /// Removes all that a process holds, unless it may still use it.
-pub(super) async fn forget_silent_holder(tx: &mut Tx, store: &Store, token: &str) -> Result<()> {
+pub(in crate::store) async fn forget_silent_holder(
+    tx: &mut Tx,
+    store: &Store,
+    token: &str,
+) -> Result<()> {
     let sql = format!(
         "-- forget_silent_holder
          SELECT token FROM share_holders WHERE token = $1 AND held_until < {} {}",

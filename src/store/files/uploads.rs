@@ -3,12 +3,12 @@
 
 use sqlx::AssertSqlSafe;
 
-use super::engine::{Tx, on, values, within};
-use super::files::StoredFile;
-use super::purge::each;
-use super::{Claim, Error, Result, Store};
+use super::file::StoredFile;
 use crate::domain::file::Purpose;
 use crate::intake::{Chunk, ModelReport};
+use crate::store::engine::{Tx, on, values, within};
+use crate::store::files::each;
+use crate::store::{Claim, Error, Result, Store};
 
 /// An upload that begins.
 #[derive(Clone, Debug)]
@@ -113,7 +113,7 @@ impl Store {
             insert_models(&mut tx, file_id, &upload.models).await?;
         }
         if let Some((claim, body)) = answer {
-            super::idempotency::remember(&mut tx, claim, 200, body, self.now_ms()).await?;
+            crate::store::tenants::remember(&mut tx, claim, 200, body, self.now_ms()).await?;
         }
         tx.commit().await
     }

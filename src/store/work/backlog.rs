@@ -2,11 +2,11 @@
 
 use sqlx::{AssertSqlSafe, FromRow};
 
-use super::batches::stage;
-use super::engine::{Tx, on, values, within};
-use super::{Result, Store};
 use crate::domain::batch::{Ending, Stage};
 use crate::domain::file::MODELS_MAX;
+use crate::store::batches::stage;
+use crate::store::engine::{Tx, on, values, within};
+use crate::store::{Result, Store};
 
 /// Models of one batch that are looked at in one round.
 const MODELS_A_LOOK: i64 = 16;
@@ -154,7 +154,7 @@ impl Store {
 
 /// Adds to (or takes from) the units that wait. The caller has changed the units themselves in
 /// the same transaction, before this: units are locked first, everywhere.
-pub(super) async fn add_waiting(
+pub(in crate::store) async fn add_waiting(
     tx: &mut Tx,
     batch_id: &str,
     model_no: i64,

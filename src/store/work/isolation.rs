@@ -5,9 +5,9 @@
 //! An owner's death counts against a unit if requests of the unit may have been sent (`begun`).
 //! That is taken for granted until the first death. After that, each owner records what it sends.
 
-use super::engine::on;
-use super::{Result, Store};
 use crate::domain::unit::UnitLease;
+use crate::store::engine::on;
+use crate::store::{Result, Store};
 
 /// From so many deaths on, requests of a unit are sent one at a time.
 const ISOLATED_AFTER: i64 = 3;
@@ -42,7 +42,7 @@ impl Deaths {
 }
 
 /// Columns of a unit: an owner is gone.
-pub(super) fn count_death() -> String {
+pub(in crate::store) fn count_death() -> String {
     format!(
         "takeovers = takeovers + begun,
          crashes = CASE WHEN takeovers < {ISOLATED_AFTER} THEN 0 ELSE crashes + begun END"
@@ -50,7 +50,7 @@ pub(super) fn count_death() -> String {
 }
 
 /// Columns of a unit: the owner was not gone after all.
-pub(super) fn undo_death() -> String {
+pub(in crate::store) fn undo_death() -> String {
     format!(
         "takeovers = takeovers - begun,
          crashes = CASE WHEN takeovers - begun < {ISOLATED_AFTER} THEN 0 ELSE crashes - begun END"
@@ -58,11 +58,11 @@ pub(super) fn undo_death() -> String {
 }
 
 /// Columns of a unit: somebody leases it.
-pub(super) const LEASE: &str = "begun = CASE WHEN takeovers = 0 THEN 1 ELSE 0 END";
+pub(in crate::store) const LEASE: &str = "begun = CASE WHEN takeovers = 0 THEN 1 ELSE 0 END";
 
 /// Columns of a unit: a flush cleared it, where `v.cleared` is one. What its owner sends from now
 /// on is not recorded.
-pub(super) const CLEAR: &str = "
+pub(in crate::store) const CLEAR: &str = "
     begun = CASE WHEN v.cleared = 1 THEN 1 ELSE units.begun END,
     takeovers = CASE WHEN v.cleared = 1 THEN 0 ELSE units.takeovers END,
     noted_line = CASE WHEN v.cleared = 1 THEN NULL ELSE units.noted_line END,

@@ -2,8 +2,8 @@
 
 use sqlx::AssertSqlSafe;
 
-use super::engine::{Tx, on, within};
-use super::{Error, Result, Store};
+use crate::store::engine::{Tx, on, within};
+use crate::store::{Error, Result, Store};
 
 /// How long an answer is remembered.
 const REMEMBERED_MS: i64 = 24 * 3600 * 1000;
@@ -160,7 +160,7 @@ impl Store {
 }
 
 /// Remembers an answer, in the transaction that does what it says.
-pub(super) async fn remember(
+pub(in crate::store) async fn remember(
     tx: &mut Tx,
     claim: &Claim,
     status: i64,

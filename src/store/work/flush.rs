@@ -4,15 +4,15 @@ use std::collections::{BTreeMap, BTreeSet, HashSet};
 
 use sqlx::AssertSqlSafe;
 
-use super::batches::stage;
-use super::engine::{Tx, on, typed_values, values, within};
 use super::isolation::CLEAR;
 use super::units::{into_lease, reclaim};
-use super::{Result, Store, Who};
 use crate::codec::segment::Encoded;
 use crate::domain::batch::Stage;
 use crate::domain::unit::{Bitmap, UnitLease};
 use crate::domain::usage::Usage;
+use crate::store::batches::stage;
+use crate::store::engine::{Tx, on, typed_values, values, within};
+use crate::store::{Result, Store, Who};
 
 /// What a group of finished lines adds to its batch's counts.
 #[derive(Clone, Copy, Debug, Default)]

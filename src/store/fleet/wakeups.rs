@@ -16,8 +16,8 @@ use sqlx::postgres::{PgListener, PgPoolOptions};
 use tokio::sync::{Notify, watch};
 use tokio_util::sync::CancellationToken;
 
-use super::engine::{Database, lent, limited};
-use super::{Result, Store};
+use crate::store::engine::{Database, lent, limited};
+use crate::store::{Result, Store};
 
 const NOTIFY_PAUSE: Duration = Duration::from_millis(50);
 /// What one process can do alone reaches each at a moment of its own within this time: the first
@@ -60,7 +60,7 @@ impl Who {
     }
 }
 
-pub(super) struct Wake {
+pub(in crate::store) struct Wake {
     here: Arc<Signals>,
     /// Asks for a NOTIFY to the other processes, where there can be any.
     abroad: Option<Arc<[Notify; Who::ALL.len()]>>,
@@ -83,7 +83,7 @@ impl Signals {
 }
 
 impl Wake {
-    pub(super) fn local() -> Self {
+    pub(in crate::store) fn local() -> Self {
         Wake {
             here: Arc::default(),
             abroad: None,
@@ -91,7 +91,7 @@ impl Wake {
         }
     }
 
-    pub(super) fn across_processes(database: Database, stop: CancellationToken) -> Self {
+    pub(in crate::store) fn across_processes(database: Database, stop: CancellationToken) -> Self {
         let here = Arc::<Signals>::default();
         let abroad = Arc::<[Notify; Who::ALL.len()]>::default();
         let listening = listen(database.clone(), here.clone());
@@ -116,7 +116,7 @@ impl Wake {
     }
 
     /// A unit of each of these batches was finished here.
-    pub(super) fn unit_finished(&self, batches: impl Iterator<Item = String>) {
+    pub(in crate::store) fn unit_finished(&self, batches: impl Iterator<Item = String>) {
         if self.here.of(Who::Finishers).receiver_count() == 0 {
             return;
         }

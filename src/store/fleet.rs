@@ -1,0 +1,11 @@
+//! The processes that share a store: their leases, their shares of limits, their wake-ups.
+
+mod replicas;
+mod shares;
+mod tasks;
+mod wakeups;
+
+pub use replicas::{Incumbent, Replica};
+pub use shares::{GateRow, ShareBook, ShareEntry};
+pub(in crate::store) use wakeups::Wake;
+pub use wakeups::Who;
