@@ -56,10 +56,10 @@
 //!
 //! A duty is a file in `worker/` with a struct that implements `Duty`: its name, how long it may go
 //! without a look, by whose wake-ups it is told, and a `round` that does what there is to do.
-//! `worker/windows.rs` is the smallest one to copy. Start it in `worker::Worker::start`. A round
+//! `worker/tasks/expire.rs` is the smallest one to copy. Start it in `worker::Worker::start`. A round
 //! takes no input, may be cut off at any point, and does no harm when it is repeated; what must not
 //! be done twice is decided by the statement that does it. One process looks by itself, for all
-//! (`worker/housekeeping.rs`).
+//! (`worker/tasks/housekeeping.rs`).
 //!
 //! # Add a provider
 //!

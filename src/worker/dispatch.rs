@@ -5,14 +5,15 @@
 //! its model and of an upstream, is one step under one short lock; nothing waits while holding it.
 
 mod demand;
-mod hold;
-mod ledger;
-mod missing;
-mod order;
+mod executor;
 #[cfg(test)]
-mod promise;
-mod send;
-mod unwritable;
+mod fairness;
+mod ledger;
+mod missing_models;
+mod order;
+mod ownership;
+pub(crate) mod result;
+mod write_failures;
 
 use std::collections::{BTreeSet, HashMap};
 use std::panic::AssertUnwindSafe;
@@ -25,28 +26,28 @@ use futures::FutureExt as _;
 use tokio::sync::Notify;
 use tokio_util::sync::CancellationToken;
 
-use super::Settings;
-use super::held::{HeldUnit, OpenLine};
-use super::inbox::{Finished, Inbox};
-use super::lease::Lease;
-use super::line::{self, Job, Pending};
-use super::uptime::Uptime;
 use crate::config;
 use crate::domain::batch::Ending;
 use crate::domain::clock::Clock;
 use crate::store::Store;
 use crate::upstream::{LaneId, Pool, Routes, Timer};
+use crate::worker::Settings;
+use crate::worker::lease::Lease;
+use crate::worker::lease::clock::Uptime;
+use crate::worker::work::completions::{Finished, Inbox};
+use crate::worker::work::unit::{HeldUnit, OpenLine};
+use executor::Outcome;
 use ledger::Ledger;
-pub(super) use ledger::needed;
-use missing::Missing;
+pub(crate) use ledger::needed;
+use missing_models::Missing;
 use order::Chosen;
-use send::Outcome;
-use unwritable::Unwritable;
+use result::{Job, Pending};
+use write_failures::Unwritable;
 
 /// How long the pump may sleep when it knows of nothing to wait for.
 const PUMP_TICK: Duration = Duration::from_secs(1);
 
-pub(super) struct Dispatch {
+pub(crate) struct Dispatch {
     ledger: Mutex<Ledger>,
     /// Models that batches name and nobody has.
     missing: Mutex<Missing>,
@@ -71,7 +72,7 @@ pub(super) struct Dispatch {
 
 /// What is in hand, for the supply to decide what to lease.
 #[derive(Default)]
-pub(super) struct InHand {
+pub(crate) struct InHand {
     /// By lane and tenant, where any upstream takes their lines at present.
     pub tenants: HashMap<(LaneId, Arc<str>), TenantInHand>,
     /// By lane.
@@ -82,7 +83,7 @@ pub(super) struct InHand {
 
 /// What a tenant has in hand in a lane.
 #[derive(Default)]
-pub(super) struct TenantInHand {
+pub(crate) struct TenantInHand {
     /// Where so many of its lines wait for another attempt that no fresh one is sent.
     pub blocked: Vec<Arc<Routes>>,
     /// Lines ready to be sent, by batch.
@@ -90,7 +91,7 @@ pub(super) struct TenantInHand {
 }
 
 #[derive(Default)]
-pub(super) struct LaneInHand {
+pub(crate) struct LaneInHand {
     /// Of text.
     pub bytes: usize,
     /// Lines that were ever answered.
@@ -100,10 +101,10 @@ pub(super) struct LaneInHand {
 }
 
 /// When somebody had the last turn, and what is in flight: who has less comes first.
-pub(super) type Turn = (usize, u64);
+pub(crate) type Turn = (usize, u64);
 
 impl Dispatch {
-    pub(super) fn new(
+    pub(crate) fn new(
         store: Store,
         pool: Arc<Pool>,
         inbox: Arc<Inbox>,
@@ -135,12 +136,12 @@ impl Dispatch {
     }
 
     /// A number for a unit that is being taken in hand.
-    pub(super) fn unit_id(&self) -> u64 {
+    pub(crate) fn unit_id(&self) -> u64 {
         self.next_id.fetch_add(1, Ordering::Relaxed)
     }
 
     /// Takes a unit's lines in hand; slots begin to send them.
-    pub(super) fn add(&self, unit: HeldUnit, lines: Vec<OpenLine>) {
+    pub(crate) fn add(&self, unit: HeldUnit, lines: Vec<OpenLine>) {
         let unit = Arc::new(unit);
         let (mut lines, limits) = (lines, self.pool.limits());
         let isolation = unit.isolation();
@@ -167,14 +168,14 @@ impl Dispatch {
                 unit.line = line.index,
                 "a request is not sent again: processes died whenever it was on its way"
             );
-            line::crashed(&unit, &line)
+            result::crashed(&unit, &line)
         }));
         self.pump.notify_one();
     }
 
     /// Lines of a batch that have not been sent are not to be any more: they get their outcome
     /// now. Calls in flight may settle.
-    pub(super) fn end_batch(&self, batch_id: &str, ending: Ending) {
+    pub(crate) fn end_batch(&self, batch_id: &str, ending: Ending) {
         let settle_by = Instant::now() + self.settle;
         let unsent = self.lock().end_batch(batch_id, ending, settle_by);
         // Written after the lock is given back: there may be many.
@@ -192,26 +193,26 @@ impl Dispatch {
     }
 
     /// Sends nothing new from now on.
-    pub(super) fn close(&self) {
+    pub(crate) fn close(&self) {
         self.lock().is_closed = true;
         self.idle.notify_waiters();
         self.pool.limits().poke();
     }
 
     /// Whether nothing new is sent any more.
-    pub(super) fn is_closed(&self) -> bool {
+    pub(crate) fn is_closed(&self) -> bool {
         self.lock().is_closed
     }
 
     /// Cuts all calls in flight.
-    pub(super) fn abort_all(&self) {
+    pub(crate) fn abort_all(&self) {
         for active in self.lock().units() {
             active.unit.cut.cancel();
         }
     }
 
     /// Waits until nothing is in flight.
-    pub(super) async fn idle(&self) {
+    pub(crate) async fn idle(&self) {
         loop {
             let idle = self.idle.notified();
             if self.lock().in_flight() == 0 {
@@ -222,33 +223,33 @@ impl Dispatch {
     }
 
     /// Whether nothing is in flight now.
-    pub(super) fn is_idle(&self) -> bool {
+    pub(crate) fn is_idle(&self) -> bool {
         self.lock().in_flight() == 0
     }
 
     /// Whether nothing new can be sent until answers are written.
-    pub(super) fn is_out_of_budget(&self) -> bool {
+    pub(crate) fn is_out_of_budget(&self) -> bool {
         self.pool.budget().is_full()
     }
 
     /// Something changed that may let lines be sent: budget, lease.
-    pub(super) fn poke(&self) {
+    pub(crate) fn poke(&self) {
         self.pump.notify_one();
     }
 
     /// Waits until units may run short.
-    pub(super) async fn hungry(&self) {
+    pub(crate) async fn hungry(&self) {
         self.hungry.notified().await;
     }
 
     /// Calls in flight, by lane.
-    pub(super) fn in_flight_by_lane(&self) -> HashMap<LaneId, usize> {
+    pub(crate) fn in_flight_by_lane(&self) -> HashMap<LaneId, usize> {
         let ledger = self.lock();
         let lanes = ledger.lanes();
         lanes.map(|(id, lane)| (id, lane.in_flight)).collect()
     }
 
-    pub(super) fn in_hand(&self) -> InHand {
+    pub(crate) fn in_hand(&self) -> InHand {
         let ledger = self.lock();
         let mut in_hand = InHand::default();
         for active in ledger.units() {
@@ -290,7 +291,7 @@ impl Dispatch {
     }
 
     /// When tenants had their last turns in a lane's domain, and what they have in flight there.
-    pub(super) fn turns<'a>(
+    pub(crate) fn turns<'a>(
         &self,
         lane: LaneId,
         tenants: impl Iterator<Item = &'a str>,
@@ -302,7 +303,7 @@ impl Dispatch {
     }
 
     /// The same of batches, in any lane.
-    pub(super) fn turns_of_batches<'a>(&self, ids: impl Iterator<Item = &'a str>) -> Vec<Turn> {
+    pub(crate) fn turns_of_batches<'a>(&self, ids: impl Iterator<Item = &'a str>) -> Vec<Turn> {
         let ledger = self.lock();
         let turns = ids.map(|id| ledger.turns_of_batch(id));
         turns.map(|turns| (turns.in_flight, turns.last)).collect()
@@ -311,7 +312,7 @@ impl Dispatch {
     /// Asks to be told when a tenant has fewer ready lines than it should, where the supply has
     /// more to lease; and says how many lines of batches wait elsewhere, by which it is known which
     /// would miss their deadline.
-    pub(super) fn ask(
+    pub(crate) fn ask(
         &self,
         wanted: &HashMap<(LaneId, Arc<str>), usize>,
         waiting: &HashMap<String, usize>,
@@ -322,7 +323,7 @@ impl Dispatch {
     }
 
     /// The wall-clock time, which deadlines are compared with.
-    pub(super) fn now_ms(&self) -> i64 {
+    pub(crate) fn now_ms(&self) -> i64 {
         self.clock.now_ms()
     }
 
@@ -457,8 +458,8 @@ impl Dispatch {
 /// then its unit is to be let go, and the line ends when it is taken in hand again.
 fn conclude(unit: &Arc<HeldUnit>, pending: Pending, ending: Ending) -> Option<Finished> {
     let write = || match pending.refusal {
-        Some(answer) if ending == Ending::Expired => line::answered(unit, &pending.line, answer),
-        _ => line::ended(unit, &pending.line, ending),
+        Some(answer) if ending == Ending::Expired => result::answered(unit, &pending.line, answer),
+        _ => result::ended(unit, &pending.line, ending),
     };
     std::panic::catch_unwind(AssertUnwindSafe(write))
         .inspect_err(|_| {
@@ -468,7 +469,7 @@ fn conclude(unit: &Arc<HeldUnit>, pending: Pending, ending: Ending) -> Option<Fi
 }
 
 /// The pump: starts slots when there is something to send and nobody on the way.
-pub(super) async fn run(dispatch: Arc<Dispatch>, stop: CancellationToken) -> &'static str {
+pub(crate) async fn run(dispatch: Arc<Dispatch>, stop: CancellationToken) -> &'static str {
     loop {
         let upstreams = dispatch.pool.changed().notified();
         let look_again = dispatch.start_slots();

@@ -11,16 +11,16 @@ use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 use tracing::{Instrument as _, Span};
 
-use super::dispatch::Dispatch;
-use super::held::HeldUnit;
-use super::inbox::{FULL_BYTES, Finished, Inbox};
-use super::lease::Lease;
-use super::line;
 use crate::codec::segment::{self, Line};
 use crate::domain::file::Kind;
 use crate::domain::unit::Bitmap;
 use crate::observe::{Lines, ModelFigures, figures, trace};
 use crate::store::{self, FlushReply, Store, Tally, UnitFlush};
+use crate::worker::dispatch::Dispatch;
+use crate::worker::dispatch::result;
+use crate::worker::lease::Lease;
+use crate::worker::work::completions::{FULL_BYTES, Finished, Inbox};
+use crate::worker::work::unit::HeldUnit;
 
 /// A flush is due so long after its first line…
 const INTERVAL: Duration = Duration::from_millis(100);
@@ -37,7 +37,7 @@ const PAUSE_MAX: Duration = Duration::from_secs(5);
 /// Rows of counts that the processes of one store share.
 const SLOTS: u64 = 8;
 
-pub(super) struct Flusher {
+pub(crate) struct Flusher {
     store: Store,
     dispatch: Arc<Dispatch>,
     inbox: Arc<Inbox>,
@@ -57,7 +57,7 @@ struct Group {
 }
 
 impl Flusher {
-    pub(super) fn new(
+    pub(crate) fn new(
         store: Store,
         dispatch: Arc<Dispatch>,
         inbox: Arc<Inbox>,
@@ -79,7 +79,7 @@ impl Flusher {
     }
 
     /// Writes all that has finished so far.
-    pub(super) async fn drain(&self) {
+    pub(crate) async fn drain(&self) {
         while self.inbox.size().0 > 0 {
             self.flush().await;
         }
@@ -242,7 +242,7 @@ impl Flusher {
 }
 
 /// Adds lines that are on disk to the figures.
-pub(super) fn count(figures: &ModelFigures, tally: &Tally) {
+pub(crate) fn count(figures: &ModelFigures, tally: &Tally) {
     figures.wrote(Lines {
         completed: tally.completed,
         failed: tally.failed - tally.expired,
@@ -324,7 +324,7 @@ fn lay_out(
         guarded(&unit, || {
             let lines = places.into_iter().map(|place| {
                 let line = unit.line(place).ok_or(io::ErrorKind::NotFound)?;
-                Ok(line::mishandled(&unit, &line))
+                Ok(result::mishandled(&unit, &line))
             });
             into_group(lines.collect::<io::Result<_>>()?)
         })
@@ -388,7 +388,7 @@ fn into_group(finished: Vec<Finished>) -> io::Result<Group> {
 }
 
 /// Flushes until stopped.
-pub(super) async fn run(flusher: Arc<Flusher>, stop: CancellationToken) -> &'static str {
+pub(crate) async fn run(flusher: Arc<Flusher>, stop: CancellationToken) -> &'static str {
     while stop.run_until_cancelled(flusher.due()).await.is_some() {
         flusher.flush().await;
     }

@@ -1,13 +1,16 @@
 //! This process's lease: renewed by one statement, trusted by a clock of its own.
 
+pub(crate) mod clock;
+pub(crate) mod heartbeat;
+
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
-use super::Settings;
-use super::uptime::Uptime;
 use crate::domain::id;
 use crate::domain::unit::UnitLease;
 use crate::store::{self, Error, Replica, Store};
+use crate::worker::Settings;
+use crate::worker::lease::clock::Uptime;
 
 /// How often in its term a lease is renewed: a replica that dies right behind a renewal is missed
 /// one term later, whatever this is, but the more renewals, the more of them may fail.
@@ -27,7 +30,7 @@ const NAMED_PACE_MAX: Duration = Duration::from_secs(4);
 /// equally fast, and for what is lost where a beat is written in whole milliseconds.
 const WATCH_SLACK: Duration = Duration::from_millis(200);
 
-pub(super) struct Lease {
+pub(crate) struct Lease {
     replica: Replica,
     token: Arc<str>,
     term: Duration,
@@ -52,7 +55,7 @@ struct Renewals {
 impl Lease {
     /// Joins the replicas. A dead process of the same name makes way, and what it held waits again,
     /// as soon as it could not send anything if it lived.
-    pub(super) async fn join(store: &Store, settings: &Settings) -> store::Result<Lease> {
+    pub(crate) async fn join(store: &Store, settings: &Settings) -> store::Result<Lease> {
         let term = settings.worker.lease;
         let exclusive = settings.exclusive;
         let name = settings.worker.name.clone();
@@ -95,20 +98,20 @@ impl Lease {
     }
 
     /// Which incarnation this process is.
-    pub(super) fn token(&self) -> Arc<str> {
+    pub(crate) fn token(&self) -> Arc<str> {
         self.token.clone()
     }
 
     /// Whether nobody else can have taken this process's units: always, where it has the database
     /// to itself, however long that cannot be written.
-    pub(super) fn holds(&self) -> bool {
+    pub(crate) fn holds(&self) -> bool {
         self.exclusive || Uptime::now() < self.renewals().last + self.trust
     }
 
     /// Whether it may take over from replicas whose lease has run out. Only after a term in which
     /// no renewal of its own was missing: when the database comes back from an outage, all leases
     /// have run out, and those who live come first, with the answers that they kept.
-    pub(super) fn may_take_over(&self) -> bool {
+    pub(crate) fn may_take_over(&self) -> bool {
         let (renewals, now) = (self.renewals(), Uptime::now());
         let is_unbroken = now.since(renewals.last) <= self.gap_max();
         !self.exclusive && is_unbroken && renewals.last.since(renewals.unbroken) >= self.term
@@ -116,7 +119,7 @@ impl Lease {
 
     /// Renews the lease. Returns which of the units in hand are not this process's any more; the
     /// lease counts from [`Lease::renewed`] on, once they are let go.
-    pub(super) async fn renew(
+    pub(crate) async fn renew(
         &self,
         store: &Store,
         held: impl FnOnce() -> Vec<UnitLease>,
@@ -129,7 +132,7 @@ impl Lease {
     }
 
     /// A renewal that was sent at this moment has succeeded.
-    pub(super) fn renewed(&self, sent: Uptime) {
+    pub(crate) fn renewed(&self, sent: Uptime) {
         let (mut renewals, now) = (self.renewals(), Uptime::now());
         if now.since(renewals.last) > self.gap_max() {
             renewals.unbroken = now;
@@ -139,14 +142,14 @@ impl Lease {
     }
 
     /// How long a lease lasts.
-    pub(super) fn term(&self) -> Duration {
+    pub(crate) fn term(&self) -> Duration {
         self.term
     }
 
     /// For how long from a renewal this process may go on as if nobody else could have what it
     /// holds: for the lease's term, or less where another one with its name would not wait for so
     /// long.
-    pub(super) fn trust(&self) -> Duration {
+    pub(crate) fn trust(&self) -> Duration {
         self.trust
     }
 
@@ -156,12 +159,12 @@ impl Lease {
     }
 
     /// How long one try to renew the lease may take.
-    pub(super) fn step(&self) -> Duration {
+    pub(crate) fn step(&self) -> Duration {
         self.step
     }
 
     /// How long to wait between renewals.
-    pub(super) fn pause(&self) -> Duration {
+    pub(crate) fn pause(&self) -> Duration {
         self.pause
     }
 
@@ -227,7 +230,7 @@ fn watch(beat: Duration) -> Duration {
     trust(beat * RENEWALS_A_TERM) + WATCH_SLACK
 }
 
-pub(super) fn millis(duration: Duration) -> i64 {
+pub(crate) fn millis(duration: Duration) -> i64 {
     i64::try_from(duration.as_millis()).unwrap_or(i64::MAX)
 }
 

@@ -4,24 +4,13 @@
 //! This room knows nothing of HTTP's server side: it meets `api` in the store and its wake-ups.
 
 mod dispatch;
-mod duty;
-mod finish;
 mod flush;
-mod heartbeat;
-mod held;
-mod housekeeping;
-mod inbox;
-mod isolation;
 mod lease;
-mod line;
-mod retain;
-mod shares;
 mod supply;
+mod tasks;
 #[cfg(test)]
 mod testing;
-mod uptime;
-mod validate;
-mod windows;
+mod work;
 
 use std::collections::HashMap;
 use std::sync::Arc;
@@ -37,9 +26,10 @@ use crate::store::{self, Store};
 use crate::upstream::{LaneId, Pool};
 use dispatch::Dispatch;
 use flush::Flusher;
-use housekeeping::Housekeeping;
-use inbox::Inbox;
-use lease::Lease;
+use lease::{Lease, heartbeat};
+use tasks::housekeeping::{self, Housekeeping};
+use tasks::{clean_up, expire, finalize, shares, task, validate};
+use work::completions::Inbox;
 
 /// How long each of the last steps at a stop may take when the database does not answer.
 const LAST_WRITES: Duration = Duration::from_secs(5);
@@ -65,8 +55,8 @@ struct Duties<'a> {
 }
 
 impl Duties<'_> {
-    fn begin(&mut self, duty: impl duty::Duty) {
-        self.tasks.spawn(duty::run(
+    fn begin(&mut self, duty: impl task::Duty) {
+        self.tasks.spawn(task::run(
             duty,
             self.store.clone(),
             self.housekeeping.clone(),
@@ -181,11 +171,11 @@ impl Worker {
             pool.clone(),
             max_requests,
         ));
-        duties.begin(finish::Finish::new(store.clone()));
-        duties.begin(windows::Windows {
+        duties.begin(finalize::Finish::new(store.clone()));
+        duties.begin(expire::Windows {
             store: store.clone(),
         });
-        duties.begin(retain::Retain {
+        duties.begin(clean_up::Retain {
             store: store.clone(),
             grace: settings.retention.grace,
         });
@@ -304,7 +294,7 @@ impl Worker {
     /// Ends what the last flush has finished.
     async fn finish(&self) -> store::Result<()> {
         let drained = self.store.drained().await?;
-        duty::each(&drained, async |batch_id| {
+        task::each(&drained, async |batch_id| {
             self.store.finish_batch(batch_id).await.map(drop)
         })
         .await

@@ -1,6 +1,6 @@
 //! Leasing: just enough units in hand that permits never run dry.
 
-mod texts;
+mod prefetch;
 
 use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
 use std::sync::Arc;
@@ -8,15 +8,15 @@ use std::time::{Duration, Instant};
 
 use tokio_util::sync::CancellationToken;
 
-use super::dispatch::{Dispatch, InHand, TenantInHand, needed};
-use super::held::BatchContext;
-use super::inbox::Inbox;
-use super::lease::Lease;
 use crate::domain::batch::Status;
 use crate::domain::endpoint;
 use crate::store::{self, Backlog, Store};
 use crate::upstream::{LaneId, Pool, Routes};
-use texts::{Texts, Unread};
+use crate::worker::dispatch::{Dispatch, InHand, TenantInHand, needed};
+use crate::worker::lease::Lease;
+use crate::worker::work::completions::Inbox;
+use crate::worker::work::unit::BatchContext;
+use prefetch::{Texts, Unread};
 
 /// How long the supply may go without a look.
 const TICK: Duration = Duration::from_secs(1);
@@ -68,7 +68,7 @@ struct Offer {
 /// What there is to lease in a lane, by tenant.
 type Offers = HashMap<Arc<str>, Vec<Offer>>;
 
-pub(super) struct Supply {
+pub(crate) struct Supply {
     store: Store,
     pool: Arc<Pool>,
     dispatch: Arc<Dispatch>,
@@ -97,7 +97,7 @@ pub(super) struct Supply {
 }
 
 impl Supply {
-    pub(super) fn new(
+    pub(crate) fn new(
         store: Store,
         pool: Arc<Pool>,
         dispatch: Arc<Dispatch>,
@@ -627,7 +627,7 @@ fn context(row: &Backlog) -> Option<Arc<BatchContext>> {
 }
 
 /// Looks at each wake-up, when the dispatch runs short, and by itself from time to time.
-pub(super) async fn run(mut supply: Supply, stop: CancellationToken) -> &'static str {
+pub(crate) async fn run(mut supply: Supply, stop: CancellationToken) -> &'static str {
     let mut wakeups = supply.store.wakeups(store::Who::Supplies);
     loop {
         wakeups.mark_unchanged();

@@ -2,12 +2,12 @@
 
 use std::sync::Arc;
 
-use super::held::{BatchContext, HeldUnit, OpenLine};
 use crate::domain::endpoint::ENDPOINTS;
 use crate::domain::unit::{Bitmap, UnitKey, UnitLease};
 use crate::observe::figures;
 use crate::store::{Deaths, LeasedUnit};
 use crate::upstream::Routes;
+use crate::worker::work::unit::{BatchContext, HeldUnit, OpenLine};
 
 /// A unit of so many lines with which so many owners died, and of which this line was recorded
 /// last.

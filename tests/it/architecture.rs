@@ -96,7 +96,7 @@ fn what_breaks_a_rule_is_found() {
         ("domain/id.rs", "use crate::store::Store;"),
         ("store/files.rs", "fn f() { crate::api::error::internal() }"),
         (
-            "worker/line.rs",
+            "worker/dispatch/result.rs",
             "use crate::{\n    config,\n    api::{self, error},\n};",
         ),
         ("api/mod.rs", "use super::worker::Worker;"),

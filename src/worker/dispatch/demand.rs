@@ -4,19 +4,19 @@ use std::collections::HashSet;
 use std::sync::{Arc, PoisonError};
 use std::time::Duration;
 
-use super::super::held::BatchContext;
-use super::super::uptime::Uptime;
 use super::Dispatch;
 use super::ledger::{ActiveUnit, Ledger};
 use crate::domain::unit::UnitLease;
 use crate::upstream::Routes;
+use crate::worker::lease::clock::Uptime;
+use crate::worker::work::unit::BatchContext;
 
 /// How long units wait for an upstream before another process may try them.
 const STUCK_AFTER: Duration = Duration::from_secs(20);
 
 impl Dispatch {
     /// Notes what there is to lease: routes that are open, each once.
-    pub(in super::super) fn note_offered(&self, open: Vec<Arc<Routes>>) {
+    pub(crate) fn note_offered(&self, open: Vec<Arc<Routes>>) {
         let limits = self.pool.limits();
         let mut ledger = self.lock();
         let is_known = |routes: &Arc<Routes>| {
@@ -37,7 +37,7 @@ impl Dispatch {
 
     /// How many calls at once this process could have in flight under each limit, if it had all
     /// of it. In the order of [`Limits::all`](crate::upstream::Limits::all).
-    pub(in super::super) fn demand(&self) -> Vec<usize> {
+    pub(crate) fn demand(&self) -> Vec<usize> {
         let limits = self.pool.limits();
         let mut demand: Vec<usize> = vec![0; limits.all().count()];
         let ledger = self.lock();
@@ -69,7 +69,7 @@ impl Dispatch {
     }
 
     /// Calls in flight under each limit, in the same order.
-    pub(in super::super) fn in_flight(&self) -> Vec<usize> {
+    pub(crate) fn in_flight(&self) -> Vec<usize> {
         let limits = self.pool.limits();
         let ledger = self.lock();
         let mut in_flight = self.pool.in_flight();
@@ -84,7 +84,7 @@ impl Dispatch {
 
     /// Whether this process's shares of the limits are its own: they may be others' by now if it
     /// has had no turn for too long.
-    pub(in super::super) fn shares_hold(&self) -> bool {
+    pub(crate) fn shares_hold(&self) -> bool {
         if !self.pool.limits().are_shared() {
             return true;
         }
@@ -94,7 +94,7 @@ impl Dispatch {
     }
 
     /// The shares hold until then.
-    pub(in super::super) fn shares_granted(&self, until: Uptime) {
+    pub(crate) fn shares_granted(&self, until: Uptime) {
         let mut held = self
             .shares_until
             .lock()
@@ -103,25 +103,25 @@ impl Dispatch {
     }
 
     /// The shares have changed. Nothing is chosen by the old ones when this is done.
-    pub(in super::super) fn limits_changed(&self) {
+    pub(crate) fn limits_changed(&self) {
         self.lock().set_limits(|lane| self.pool.limits().lane(lane));
     }
 
     /// There may be more to send than before.
-    pub(in super::super) fn limits_grew(&self) {
+    pub(crate) fn limits_grew(&self) {
         self.pump.notify_one();
         self.hungry.notify_one();
     }
 
     /// Lets go of units that no upstream takes at present and of which nothing is on its way, so
     /// that others can use their part of the budget. Returns them, to be given back.
-    pub(in super::super) fn shed(&self) -> Vec<UnitLease> {
+    pub(crate) fn shed(&self) -> Vec<UnitLease> {
         self.shed_where(|routes| !self.pool.was_open(routes))
     }
 
     /// The same of units that have waited for long while somebody else may send them: another
     /// process, or this one by other routes.
-    pub(in super::super) fn shed_stuck(&self) -> Vec<UnitLease> {
+    pub(crate) fn shed_stuck(&self) -> Vec<UnitLease> {
         if !self.pool.is_troubled() {
             return Vec::new();
         }
@@ -145,7 +145,7 @@ impl Dispatch {
     }
 
     /// The same of units for which other replicas have the whole limit.
-    pub(in super::super) fn shed_without_share(&self) -> Vec<UnitLease> {
+    pub(crate) fn shed_without_share(&self) -> Vec<UnitLease> {
         if !self.shares_hold() {
             return Vec::new();
         }
@@ -167,7 +167,7 @@ impl Dispatch {
     }
 
     /// Lets go of what these batches have in hand, where nothing of it is on its way.
-    pub(in super::super) fn shed_batches(&self, ids: &[Arc<str>]) -> Vec<UnitLease> {
+    pub(crate) fn shed_batches(&self, ids: &[Arc<str>]) -> Vec<UnitLease> {
         let ids: HashSet<&Arc<str>> = ids.iter().collect();
         let mut ledger = self.lock();
         let units: Vec<u64> = ledger
@@ -181,7 +181,7 @@ impl Dispatch {
     /// Lets go of up to so many units for a batch that has none in hand for want of room: of
     /// tenants, and of its tenant's batches, that had their last turn later. Those that had theirs
     /// last come first.
-    pub(in super::super) fn shed_for(
+    pub(crate) fn shed_for(
         &self,
         batch: &BatchContext,
         routes: &Routes,

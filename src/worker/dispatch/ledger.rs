@@ -8,11 +8,11 @@ use std::time::{Duration, Instant};
 
 use slab::Slab;
 
-use super::super::held::{BatchContext, HeldUnit, OpenLine};
-use super::super::line::Pending;
+use super::result::Pending;
 use crate::domain::batch::Ending;
 use crate::domain::unit::UnitKey;
 use crate::upstream::{LaneId, Routes};
+use crate::worker::work::unit::{BatchContext, HeldUnit, OpenLine};
 
 /// Tenants, and batches, of which nothing is in hand but whose last turn is remembered. Forgotten,
 /// they would come first.
@@ -803,7 +803,7 @@ impl Ledger {
 
 /// How many calls at once so many lines need, of so many seconds each, to be done in the time that
 /// is left; a little more, for it is an estimate.
-pub(in super::super) fn needed(lines: f64, seconds: Option<f64>, left_ms: i64) -> f64 {
+pub(crate) fn needed(lines: f64, seconds: Option<f64>, left_ms: i64) -> f64 {
     const MARGIN: f64 = 1.1;
     let left = left_ms.max(1) as f64 / 1000.0;
     lines * seconds.unwrap_or(0.0) * MARGIN / left

@@ -7,11 +7,11 @@ use std::cmp::Reverse;
 use std::sync::Arc;
 use std::time::Instant;
 
-use super::super::held::HeldUnit;
-use super::super::isolation::Isolation;
-use super::super::line::Pending;
 use super::ledger::{ActiveUnit, Batch, BatchFlow, Flow, Ledger};
+use super::result::Pending;
 use crate::upstream::{Acquired, Permit, Pool, Routes};
+use crate::worker::work::isolation::Isolation;
+use crate::worker::work::unit::HeldUnit;
 
 /// No fresh line of a tenant is sent while so many times the permits of its model wait for another
 /// attempt, of its lines: permits that they free must not draw the whole queue into sleep. Those

@@ -6,7 +6,7 @@ use crate::worker::testing;
 /// All lines of a unit with their outcomes.
 fn finished() -> Vec<Finished> {
     let (unit, lines) = testing::unit(3, 0, None);
-    let end = |line| line::ended(&unit, line, Ending::Expired);
+    let end = |line| result::ended(&unit, line, Ending::Expired);
     lines.iter().map(end).collect()
 }
 

@@ -2,10 +2,10 @@
 
 use std::time::Duration;
 
-use super::duty::{Duty, Look, Next};
+use super::task::{Duty, Look, Next};
 use crate::store::{self, Store, Who};
 
-pub(super) struct Windows {
+pub(crate) struct Windows {
     pub store: Store,
 }
 

@@ -6,21 +6,21 @@ use std::time::Duration;
 
 use tracing::Instrument as _;
 
-use super::duty::{Duty, Look, Next};
+use super::task::{Duty, Look, Next};
 use crate::observe::trace;
 use crate::store::{self, Finished, Store, Who};
 
 /// How soon a batch is tried again whose row somebody else had.
 const BUSY_PAUSE: Duration = Duration::from_millis(200);
 
-pub(super) struct Finish {
+pub(crate) struct Finish {
     store: Store,
     /// Batches that are to be looked at again.
     again: BTreeSet<String>,
 }
 
 impl Finish {
-    pub(super) fn new(store: Store) -> Finish {
+    pub(crate) fn new(store: Store) -> Finish {
         Finish {
             store,
             again: BTreeSet::new(),

@@ -8,9 +8,9 @@ use std::time::Duration;
 
 use tokio_util::sync::CancellationToken;
 
-use super::duty::jittered;
-use super::lease::millis;
+use super::task::jittered;
 use crate::store::Store;
+use crate::worker::lease::millis;
 
 const TASK: &str = "housekeeping";
 /// How often who has the task says so, and how long it has it from then on.
@@ -20,25 +20,25 @@ const TERM: Duration = Duration::from_secs(3);
 const LOOK: Duration = Duration::from_secs(2);
 
 /// Whether this process is the one.
-pub(super) struct Housekeeping {
+pub(crate) struct Housekeeping {
     is_ours: AtomicBool,
 }
 
 impl Housekeeping {
     /// `alone`: there are no others.
-    pub(super) fn new(alone: bool) -> Housekeeping {
+    pub(crate) fn new(alone: bool) -> Housekeeping {
         Housekeeping {
             is_ours: AtomicBool::new(alone),
         }
     }
 
-    pub(super) fn is_ours(&self) -> bool {
+    pub(crate) fn is_ours(&self) -> bool {
         self.is_ours.load(Ordering::Relaxed)
     }
 }
 
 /// Has the task while it can, until stopped.
-pub(super) async fn run(
+pub(crate) async fn run(
     housekeeping: Arc<Housekeeping>,
     store: Store,
     holder: Arc<str>,

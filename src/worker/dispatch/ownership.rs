@@ -2,15 +2,15 @@
 
 use std::collections::HashMap;
 
-use super::super::held::HeldUnit;
 use super::Dispatch;
 use super::ledger::Ledger;
 use crate::domain::unit::{UnitKey, UnitLease};
+use crate::worker::work::unit::HeldUnit;
 
 impl Dispatch {
     /// Notes that a unit is leased, before its text is read. If it is in hand from an earlier
     /// lease, that has ended without our knowing.
-    pub(in super::super) fn note_leased(&self, lease: &UnitLease) {
+    pub(crate) fn note_leased(&self, lease: &UnitLease) {
         let UnitLease { key, epoch } = lease;
         let before = self.lock().held_mut().insert(key.clone(), *epoch);
         if let Some(epoch) = before {
@@ -20,12 +20,12 @@ impl Dispatch {
     }
 
     /// Forgets a unit whose last flush is written, or that is somebody else's.
-    pub(in super::super) fn forget(&self, lease: &UnitLease) {
+    pub(crate) fn forget(&self, lease: &UnitLease) {
         self.lock().forget(lease);
     }
 
     /// Every unit that the store is taken to have leased to us.
-    pub(in super::super) fn held(&self) -> Vec<UnitLease> {
+    pub(crate) fn held(&self) -> Vec<UnitLease> {
         let ledger = self.lock();
         let held = ledger.held().iter();
         let lease = |(key, epoch): (&UnitKey, &i64)| UnitLease {
@@ -36,17 +36,17 @@ impl Dispatch {
     }
 
     /// Whether a unit is ours, as far as we know.
-    pub(in super::super) fn holds(&self, lease: &UnitLease) -> bool {
+    pub(crate) fn holds(&self, lease: &UnitLease) -> bool {
         self.lock().held().get(&lease.key) == Some(&lease.epoch)
     }
 
     /// A unit is somebody else's now: nothing of it is sent or written any more.
-    pub(in super::super) fn lose(&self, unit: &HeldUnit) {
+    pub(crate) fn lose(&self, unit: &HeldUnit) {
         self.lock().lose(unit);
     }
 
     /// The same for several, those included whose text is not read yet.
-    pub(in super::super) fn lose_units(&self, lost: &[UnitLease]) {
+    pub(crate) fn lose_units(&self, lost: &[UnitLease]) {
         let lost: HashMap<&UnitKey, i64> =
             lost.iter().map(|lease| (&lease.key, lease.epoch)).collect();
         let mut ledger = self.lock();
@@ -67,7 +67,7 @@ impl Dispatch {
 
     /// A unit was taken over. If nobody has leased it since, it is taken back, which tells the
     /// store that this process has not died of its lines.
-    pub(super) async fn keep_or_lose(&self, unit: &HeldUnit) {
+    pub(crate) async fn keep_or_lose(&self, unit: &HeldUnit) {
         let lease = std::slice::from_ref(&unit.lease);
         match self.store.reclaim_units(&self.lease.token(), lease).await {
             Ok(lost) if lost.is_empty() => {}
@@ -78,7 +78,7 @@ impl Dispatch {
 
     /// Lines of a unit are on disk: others may be sent if one was alone, and the unit runs as any
     /// other from now on if that cleared it.
-    pub(in super::super) fn written(&self, unit: &HeldUnit, cleared: bool) {
+    pub(crate) fn written(&self, unit: &HeldUnit, cleared: bool) {
         let Some(isolation) = unit.isolation() else {
             return;
         };
@@ -95,7 +95,7 @@ impl Dispatch {
     }
 
     /// Lets go of all units.
-    pub(in super::super) fn drop_all(&self) {
+    pub(crate) fn drop_all(&self) {
         let mut ledger = self.lock();
         let ids: Vec<u64> = ledger.units().map(|active| active.unit.id).collect();
         for id in ids {
@@ -108,7 +108,7 @@ impl Dispatch {
 }
 
 impl Ledger {
-    pub(super) fn lose(&mut self, unit: &HeldUnit) {
+    pub(crate) fn lose(&mut self, unit: &HeldUnit) {
         unit.cut.cancel();
         self.release(unit.id);
         self.forget(&unit.lease);

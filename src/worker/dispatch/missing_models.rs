@@ -6,12 +6,12 @@ use std::sync::{Arc, PoisonError};
 
 use bytes::Bytes;
 
-use super::super::held::{HeldUnit, OpenLine};
-use super::super::inbox::Finished;
-use super::super::line;
 use super::Dispatch;
+use super::result;
 use crate::domain::outcome::Reading;
 use crate::upstream::Answer;
+use crate::worker::work::completions::Finished;
+use crate::worker::work::unit::{HeldUnit, OpenLine};
 
 /// Lines of a batch that must have been told that their model is not there.
 const TOLD_MIN: u32 = 20;
@@ -102,7 +102,7 @@ impl Dispatch {
                 is_model_missing: true,
                 charge: self.pool.budget().open(),
             };
-            line::answered(unit, &line, answer)
+            result::answered(unit, &line, answer)
         });
         let finished: Vec<Finished> = finished.collect();
         self.inbox.push(finished);

@@ -3,14 +3,14 @@
 
 use std::time::Duration;
 
-use super::duty::{Duty, Look, Next};
-use super::lease::millis;
+use super::task::{Duty, Look, Next};
 use crate::store::{self, Purged, Store, Who};
+use crate::worker::lease::millis;
 
 /// An upload that is alive shows a sign of life every 20 s.
 const UPLOAD_SILENT_MS: i64 = 5 * 60 * 1000;
 
-pub(super) struct Retain {
+pub(crate) struct Retain {
     pub store: Store,
     /// How long a hidden file's bytes stay: whoever is reading them may finish.
     pub grace: Duration,

@@ -6,7 +6,6 @@ use std::sync::{Arc, Mutex, OnceLock};
 use bytes::Bytes;
 use tokio_util::sync::CancellationToken;
 
-use super::isolation::Isolation;
 use crate::domain::endpoint::{self, Endpoint};
 use crate::domain::json;
 use crate::domain::line::{self, Check};
@@ -14,10 +13,11 @@ use crate::domain::unit::{Bitmap, UnitLease};
 use crate::observe::ModelFigures;
 use crate::store::{Backlog, LeasedUnit};
 use crate::upstream::{Charge, Routes};
+use crate::worker::work::isolation::Isolation;
 
 /// What all units of a batch have in common.
 #[derive(Debug)]
-pub(super) struct BatchContext {
+pub(crate) struct BatchContext {
     pub id: Arc<str>,
     pub tenant: Arc<str>,
     pub endpoint: &'static Endpoint,
@@ -30,14 +30,14 @@ pub(super) struct BatchContext {
 }
 
 /// A number for a batch. Two have the same as good as never, and little depends on it.
-pub(super) fn number_of(batch_id: &str) -> u64 {
+pub(crate) fn number_of(batch_id: &str) -> u64 {
     let mut hasher = std::hash::DefaultHasher::new();
     std::hash::Hash::hash(batch_id, &mut hasher);
     std::hash::Hasher::finish(&hasher)
 }
 
 impl BatchContext {
-    pub(super) fn new(backlog: &Backlog, endpoint: &'static Endpoint) -> Self {
+    pub(crate) fn new(backlog: &Backlog, endpoint: &'static Endpoint) -> Self {
         BatchContext {
             id: backlog.batch_id.as_str().into(),
             tenant: backlog.tenant.as_str().into(),
@@ -51,7 +51,7 @@ impl BatchContext {
 }
 
 /// A leased unit with the text of its chunk.
-pub(super) struct HeldUnit {
+pub(crate) struct HeldUnit {
     /// Of this process's own making: tells a unit that was leased twice from itself.
     pub id: u64,
     pub lease: UnitLease,
@@ -73,7 +73,7 @@ pub(super) struct HeldUnit {
     _charge: Option<Charge>,
 }
 
-pub(super) struct Durable {
+pub(crate) struct Durable {
     pub flush_no: i64,
     pub done: Bitmap,
     /// Lines that are not done.
@@ -82,7 +82,7 @@ pub(super) struct Durable {
 
 /// A line that is not done: its place in the chunk, and of its text in the unit's.
 #[derive(Clone, Debug)]
-pub(super) struct OpenLine {
+pub(crate) struct OpenLine {
     pub index: u32,
     pub range: Range<usize>,
     request: OnceLock<Option<Request>>,
@@ -90,7 +90,7 @@ pub(super) struct OpenLine {
 
 /// What is needed of a line's text.
 #[derive(Clone, Debug)]
-pub(super) struct Request {
+pub(crate) struct Request {
     pub custom_id: Box<str>,
     /// The path of the endpoint that its `url` names.
     pub path: Option<&'static str>,
@@ -98,7 +98,7 @@ pub(super) struct Request {
 }
 
 impl OpenLine {
-    pub(super) fn new(index: u32, range: Range<usize>) -> Self {
+    pub(crate) fn new(index: u32, range: Range<usize>) -> Self {
         let request = OnceLock::new();
         Self {
             index,
@@ -108,7 +108,7 @@ impl OpenLine {
     }
 
     /// Reads the line in its unit's text, the first time; `None` if it holds no request.
-    pub(super) fn read(&self, text: &Bytes) -> Option<&Request> {
+    pub(crate) fn read(&self, text: &Bytes) -> Option<&Request> {
         let read = || {
             let line = std::str::from_utf8(text.get(self.range.clone())?).ok()?;
             let envelope = line::read(line)?;
@@ -124,7 +124,7 @@ impl OpenLine {
 
 impl HeldUnit {
     /// Finds the lines of the unit's model that are not done.
-    pub(super) fn open(
+    pub(crate) fn open(
         id: u64,
         leased: LeasedUnit,
         (model, figures): (&str, Arc<ModelFigures>),
@@ -159,13 +159,13 @@ impl HeldUnit {
     }
 
     /// How its lines are sent, while it is not cleared.
-    pub(super) fn isolation(&self) -> Option<&Isolation> {
+    pub(crate) fn isolation(&self) -> Option<&Isolation> {
         let isolation = self.isolation.as_ref();
         isolation.filter(|isolation| !isolation.is_cleared())
     }
 
     /// A line by its place in the chunk, as it was before it was read.
-    pub(super) fn line(&self, index: u32) -> Option<OpenLine> {
+    pub(crate) fn line(&self, index: u32) -> Option<OpenLine> {
         lines(&self.text).find(|line| line.index == index)
     }
 }

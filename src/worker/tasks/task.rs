@@ -16,7 +16,7 @@ const PAUSE_MAX: Duration = Duration::from_secs(10);
 
 /// What a duty looks for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Look {
+pub(crate) enum Look {
     /// What this process was told of.
     Told,
     /// All that there may be, told or not: at the start, after an error, and from time to time.
@@ -25,7 +25,7 @@ pub(super) enum Look {
 
 /// When a duty is to look again.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Next {
+pub(crate) enum Next {
     /// There may be more.
     AtOnce,
     /// There will be something, even if nobody tells.
@@ -35,7 +35,7 @@ pub(super) enum Next {
 }
 
 /// One duty. It takes no input, and repeating it does no harm.
-pub(super) trait Duty: Send + 'static {
+pub(crate) trait Duty: Send + 'static {
     const NAME: &'static str;
     /// How long it may go without a look for all.
     const TICK: Duration;
@@ -47,7 +47,7 @@ pub(super) trait Duty: Send + 'static {
 }
 
 /// Runs a duty until it is stopped; returns its name.
-pub(super) async fn run<D: Duty>(
+pub(crate) async fn run<D: Duty>(
     mut duty: D,
     store: Store,
     housekeeping: Arc<Housekeeping>,
@@ -111,13 +111,13 @@ async fn told(wakeups: &mut Option<tokio::sync::watch::Receiver<u64>>) {
 }
 
 /// About so long: processes that began together do not go on together.
-pub(super) fn jittered(pause: Duration) -> Duration {
+pub(crate) fn jittered(pause: Duration) -> Duration {
     pause.mul_f64(rand::rng().random_range(0.8..1.2))
 }
 
 /// Does something for each of several things: one that fails does not keep the others from being
 /// done, nor is it reason to wait for long, where others went well.
-pub(super) async fn each<'a, T: 'a, F>(
+pub(crate) async fn each<'a, T: 'a, F>(
     things: impl IntoIterator<Item = &'a T>,
     act: impl Fn(&'a T) -> F,
 ) -> store::Result<()>

@@ -3,12 +3,12 @@
 use std::panic::AssertUnwindSafe;
 use std::time::{Duration, Instant};
 
-use super::super::held::HeldUnit;
-use super::super::inbox::Finished;
-use super::super::isolation::Isolation;
-use super::super::line::{self, Attempt, Job, Pending};
 use super::Dispatch;
+use super::result::{self, Attempt, Job, Pending};
 use crate::upstream::{Again, Timer};
+use crate::worker::work::completions::Finished;
+use crate::worker::work::isolation::Isolation;
+use crate::worker::work::unit::HeldUnit;
 
 /// The longest wait of a line whose call was cut off by this process itself.
 const AFTER_A_CUT: Duration = Duration::from_millis(50);
@@ -30,10 +30,10 @@ impl Dispatch {
         Outcome::Finished(match attempt {
             Attempt::Answered(answer) => {
                 self.note_missing(unit, &answer);
-                line::answered(unit, &pending.line, answer)
+                result::answered(unit, &pending.line, answer)
             }
-            Attempt::GivenUp(cause) => line::given_up(unit, &pending.line, &cause),
-            Attempt::Unreadable => line::unreadable(unit, &pending.line),
+            Attempt::GivenUp(cause) => result::given_up(unit, &pending.line, &cause),
+            Attempt::Unreadable => result::unreadable(unit, &pending.line),
             Attempt::Again(again) => return self.again(pending, again),
             Attempt::Cut => {
                 let pause = AFTER_A_CUT.mul_f64(rand::random());
@@ -47,7 +47,7 @@ impl Dispatch {
     pub(super) fn panicked(&self, job: &Job) -> Outcome {
         let (unit, line) = (&job.unit, &job.pending.line);
         tracing::error!(unit.key = %unit.lease.key, unit.line = line.index, "the code panicked at a line");
-        let write = AssertUnwindSafe(|| line::mishandled(unit, line));
+        let write = AssertUnwindSafe(|| result::mishandled(unit, line));
         match std::panic::catch_unwind(write) {
             Ok(finished) => Outcome::Finished(finished),
             Err(_) => {
@@ -67,7 +67,7 @@ impl Dispatch {
         }
         // Looked at once more right before the line is sent: the process may have stood still.
         if self.may_send() {
-            line::attempt(&self.pool, job, timer).await
+            result::attempt(&self.pool, job, timer).await
         } else {
             Attempt::Cut
         }

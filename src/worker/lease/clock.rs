@@ -9,10 +9,10 @@ use rustix::time::{ClockId, clock_gettime};
 /// usual monotonic clock, behind [`std::time::Instant`], stands still meanwhile: a laptop that
 /// wakes, or a virtual machine that is resumed, would trust a lease that lapsed hours ago.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
-pub(super) struct Uptime(Duration);
+pub(crate) struct Uptime(Duration);
 
 impl Uptime {
-    pub(super) fn now() -> Self {
+    pub(crate) fn now() -> Self {
         #[cfg(any(target_os = "linux", target_os = "android"))]
         let clock = ClockId::Boottime;
         // On Apple's systems this one goes on; elsewhere it is the nearest there is.
@@ -25,7 +25,7 @@ impl Uptime {
     }
 
     /// The time from an earlier moment to this one; zero if it was not earlier.
-    pub(super) fn since(self, earlier: Uptime) -> Duration {
+    pub(crate) fn since(self, earlier: Uptime) -> Duration {
         self.0.saturating_sub(earlier.0)
     }
 }

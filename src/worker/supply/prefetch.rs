@@ -3,18 +3,18 @@
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::sync::Arc;
 
-use super::super::dispatch::Dispatch;
-use super::super::flush::count;
-use super::super::held::{BatchContext, HeldUnit};
-use super::super::lease::Lease;
 use crate::codec::segment::Encoded;
 use crate::domain::unit::UnitLease;
 use crate::observe::{self, ModelFigures};
 use crate::store::{self, Error, LeasedUnit, Store, Tally, UnitFlush};
 use crate::upstream::{Charge, LaneId, Pool, Routes};
+use crate::worker::dispatch::Dispatch;
+use crate::worker::flush::count;
+use crate::worker::lease::Lease;
+use crate::worker::work::unit::{BatchContext, HeldUnit};
 
 /// A leased unit whose text is not read yet.
-pub(super) struct Unread {
+pub(crate) struct Unread {
     pub leased: LeasedUnit,
     pub model: String,
     pub file_id: String,
@@ -24,7 +24,7 @@ pub(super) struct Unread {
 }
 
 /// What waits to be read, by lane: one whose lines are large holds up no other.
-pub(super) struct Texts {
+pub(crate) struct Texts {
     store: Store,
     pool: Arc<Pool>,
     dispatch: Arc<Dispatch>,
@@ -33,7 +33,7 @@ pub(super) struct Texts {
 }
 
 impl Texts {
-    pub(super) fn new(
+    pub(crate) fn new(
         store: Store,
         pool: Arc<Pool>,
         dispatch: Arc<Dispatch>,
@@ -48,23 +48,23 @@ impl Texts {
         }
     }
 
-    pub(super) fn push(&mut self, lane: LaneId, unread: Unread) {
+    pub(crate) fn push(&mut self, lane: LaneId, unread: Unread) {
         self.unread.entry(lane).or_default().push_back(unread);
     }
 
     /// Whether any unit waits to be read.
-    pub(super) fn wait(&self) -> bool {
+    pub(crate) fn wait(&self) -> bool {
         self.unread.values().any(|units| !units.is_empty())
     }
 
     /// Whether a unit of a tenant waits to be read in this lane.
-    pub(super) fn wait_of(&self, lane: LaneId, tenant: &str) -> bool {
+    pub(crate) fn wait_of(&self, lane: LaneId, tenant: &str) -> bool {
         let mut units = self.unread.get(&lane).into_iter().flatten();
         units.any(|unread| *unread.batch.tenant == *tenant)
     }
 
     /// Of each lane the unit that is read next, if one waits: its batch, and where its lines go.
-    pub(super) fn first_waiting(&self) -> Vec<(Arc<BatchContext>, Arc<Routes>)> {
+    pub(crate) fn first_waiting(&self) -> Vec<(Arc<BatchContext>, Arc<Routes>)> {
         let lanes = self.unread.iter();
         let first = lanes.filter_map(|(lane, units)| {
             let unread = &units[self.first_of(*lane)?];
@@ -88,7 +88,7 @@ impl Texts {
     }
 
     /// Whose units wait to be read.
-    pub(super) fn batches(&self) -> BTreeSet<String> {
+    pub(crate) fn batches(&self) -> BTreeSet<String> {
         self.unread
             .values()
             .flatten()
@@ -97,7 +97,7 @@ impl Texts {
     }
 
     /// Takes a batch's units out.
-    pub(super) fn take(&mut self, batch_id: &str) -> Vec<Unread> {
+    pub(crate) fn take(&mut self, batch_id: &str) -> Vec<Unread> {
         let mut taken = Vec::new();
         for units in self.unread.values_mut() {
             let (of_batch, others) = std::mem::take(units)
@@ -110,7 +110,7 @@ impl Texts {
     }
 
     /// Takes out the units for which other replicas have the whole limit, to be given back.
-    pub(super) fn take_without_share(&mut self) -> Vec<UnitLease> {
+    pub(crate) fn take_without_share(&mut self) -> Vec<UnitLease> {
         let mut taken = Vec::new();
         for units in self.unread.values_mut() {
             units.retain(|unread| {
@@ -129,7 +129,7 @@ impl Texts {
     }
 
     /// Reads what there is room for in the budget.
-    pub(super) async fn read(&mut self) -> store::Result<()> {
+    pub(crate) async fn read(&mut self) -> store::Result<()> {
         let lanes: Vec<LaneId> = self.unread.keys().copied().collect();
         for lane in lanes {
             while let Some((unread, charge)) = self.next(lane) {
@@ -149,7 +149,7 @@ impl Texts {
 
     /// Reads units whose lines are not to be sent. If the database fails, those that come after
     /// are forgotten as well: nothing else would ever come back to them.
-    pub(super) async fn open_unsent(
+    pub(crate) async fn open_unsent(
         &self,
         units: impl IntoIterator<Item = Unread>,
     ) -> store::Result<()> {
@@ -168,7 +168,7 @@ impl Texts {
 
     /// Reads one unit and hands it to the dispatch. If the database fails the unit is forgotten,
     /// and is given back at the next comparison with the store.
-    pub(super) async fn open(&self, unread: Unread, charge: Option<Charge>) -> store::Result<()> {
+    pub(crate) async fn open(&self, unread: Unread, charge: Option<Charge>) -> store::Result<()> {
         let Unread {
             leased,
             model,

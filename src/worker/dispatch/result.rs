@@ -7,8 +7,6 @@ use std::time::Instant;
 use tracing::Instrument as _;
 use tracing::field::Empty;
 
-use super::held::{HeldUnit, OpenLine};
-use super::inbox::Finished;
 use crate::codec::segment::Line;
 use crate::domain::batch::Ending;
 use crate::domain::endpoint;
@@ -21,9 +19,11 @@ use crate::store::Tally;
 use crate::upstream::{
     Again, Answer, Call, Cause, CauseKind, History, Permit, Pool, Timer, Verdict,
 };
+use crate::worker::work::completions::Finished;
+use crate::worker::work::unit::{HeldUnit, OpenLine};
 
 /// A line that is to be sent, with what is known from attempts before.
-pub(super) struct Pending {
+pub(crate) struct Pending {
     pub line: OpenLine,
     pub history: History,
     /// The upstream of the last attempt, which others are preferred to.
@@ -34,7 +34,7 @@ pub(super) struct Pending {
 
 impl Pending {
     /// A line that has not been sent yet.
-    pub(super) fn new(line: OpenLine) -> Self {
+    pub(crate) fn new(line: OpenLine) -> Self {
         Self {
             line,
             history: History::default(),
@@ -45,7 +45,7 @@ impl Pending {
 }
 
 /// A line on its way, with its permits.
-pub(super) struct Job {
+pub(crate) struct Job {
     pub unit: Arc<HeldUnit>,
     pub pending: Pending,
     pub permit: Option<Permit>,
@@ -53,7 +53,7 @@ pub(super) struct Job {
 }
 
 /// What came of one attempt.
-pub(super) enum Attempt {
+pub(crate) enum Attempt {
     /// The upstream's answer is the line's.
     Answered(Answer),
     /// There is none, and no attempt is left.
@@ -67,7 +67,7 @@ pub(super) enum Attempt {
 }
 
 /// Sends a job's line once.
-pub(super) async fn attempt(pool: &Pool, job: &mut Job, timer: &mut Timer) -> Attempt {
+pub(crate) async fn attempt(pool: &Pool, job: &mut Job, timer: &mut Timer) -> Attempt {
     let unit = job.unit.clone();
     let Some(request) = job.pending.line.read(&unit.text) else {
         return Attempt::Unreadable;
@@ -116,7 +116,7 @@ pub(super) async fn attempt(pool: &Pool, job: &mut Job, timer: &mut Timer) -> At
 }
 
 /// A line that an upstream answered.
-pub(super) fn answered(unit: &Arc<HeldUnit>, line: &OpenLine, answer: Answer) -> Finished {
+pub(crate) fn answered(unit: &Arc<HeldUnit>, line: &OpenLine, answer: Answer) -> Finished {
     let own_id;
     let request_id = match &answer.request_id {
         Some(id) => id.as_str(),
@@ -153,7 +153,7 @@ pub(super) fn answered(unit: &Arc<HeldUnit>, line: &OpenLine, answer: Answer) ->
 }
 
 /// A line that was given up without an answer.
-pub(super) fn given_up(unit: &Arc<HeldUnit>, line: &OpenLine, cause: &Cause) -> Finished {
+pub(crate) fn given_up(unit: &Arc<HeldUnit>, line: &OpenLine, cause: &Cause) -> Finished {
     let code = match cause.kind {
         CauseKind::Timeout => ErrorCode::RequestTimeout,
         CauseKind::Invalid => ErrorCode::InvalidResponse,
@@ -164,7 +164,7 @@ pub(super) fn given_up(unit: &Arc<HeldUnit>, line: &OpenLine, cause: &Cause) -> 
 }
 
 /// A line whose stored text is no request.
-pub(super) fn unreadable(unit: &Arc<HeldUnit>, line: &OpenLine) -> Finished {
+pub(crate) fn unreadable(unit: &Arc<HeldUnit>, line: &OpenLine) -> Finished {
     tracing::error!(unit.key = %unit.lease.key, unit.line = line.index, "a stored line is damaged");
     failed(
         unit,
@@ -176,7 +176,7 @@ pub(super) fn unreadable(unit: &Arc<HeldUnit>, line: &OpenLine) -> Finished {
 
 /// A line that the code could not handle, or its answer: to be sent again, and paid for again,
 /// would not help it.
-pub(super) fn mishandled(unit: &Arc<HeldUnit>, line: &OpenLine) -> Finished {
+pub(crate) fn mishandled(unit: &Arc<HeldUnit>, line: &OpenLine) -> Finished {
     failed(
         unit,
         line,
@@ -186,12 +186,12 @@ pub(super) fn mishandled(unit: &Arc<HeldUnit>, line: &OpenLine) -> Finished {
 }
 
 /// A line that is not sent again, because processes died of it.
-pub(super) fn crashed(unit: &Arc<HeldUnit>, line: &OpenLine) -> Finished {
+pub(crate) fn crashed(unit: &Arc<HeldUnit>, line: &OpenLine) -> Finished {
     failed(unit, line, ErrorCode::RequestCrashed, outcome::CRASHED)
 }
 
 /// A line that will not run any more, because its batch is ended.
-pub(super) fn ended(unit: &Arc<HeldUnit>, line: &OpenLine, ending: Ending) -> Finished {
+pub(crate) fn ended(unit: &Arc<HeldUnit>, line: &OpenLine, ending: Ending) -> Finished {
     let (code, message) = match ending {
         Ending::Expired => (ErrorCode::BatchExpired, outcome::EXPIRED),
         Ending::Cancelled => (ErrorCode::BatchCancelled, outcome::CANCELLED),

@@ -5,14 +5,14 @@ use std::sync::Arc;
 
 use tokio_util::sync::CancellationToken;
 
-use super::dispatch::Dispatch;
-use super::lease::Lease;
-use super::uptime::Uptime;
 use crate::observe::figures;
 use crate::store::{self, Error, Store};
+use crate::worker::dispatch::Dispatch;
+use crate::worker::lease::Lease;
+use crate::worker::lease::clock::Uptime;
 
 /// Beats until stopped, or until another process has this one's name.
-pub(super) async fn run(
+pub(crate) async fn run(
     lease: Arc<Lease>,
     store: Store,
     dispatch: Arc<Dispatch>,
@@ -38,7 +38,7 @@ pub(super) async fn run(
 }
 
 /// Takes over from the dead until stopped.
-pub(super) async fn take_over(
+pub(crate) async fn take_over(
     lease: Arc<Lease>,
     store: Store,
     stop: CancellationToken,

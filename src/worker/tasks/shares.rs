@@ -8,13 +8,13 @@ use std::time::Duration;
 
 use tokio_util::sync::CancellationToken;
 
-use super::Settings;
-use super::dispatch::Dispatch;
-use super::lease::Lease;
-use super::uptime::Uptime;
 use crate::domain::share::{self, Share};
 use crate::store::{self, GateRow, ShareBook, ShareEntry, Store};
 use crate::upstream::{ClosedGate, Pool};
+use crate::worker::Settings;
+use crate::worker::dispatch::Dispatch;
+use crate::worker::lease::Lease;
+use crate::worker::lease::clock::Uptime;
 
 /// The longest that a process goes without a turn, and the shortest between two of its turns.
 const TICK: Duration = Duration::from_secs(1);
@@ -22,7 +22,7 @@ const PAUSE: Duration = Duration::from_millis(50);
 /// Turns that a process takes in the term of its shares, at least.
 const TURNS_A_TERM: u32 = 3;
 
-pub(super) struct Shares {
+pub(crate) struct Shares {
     store: Store,
     pool: Arc<Pool>,
     dispatch: Arc<Dispatch>,
@@ -56,7 +56,7 @@ struct Outcome {
 }
 
 impl Shares {
-    pub(super) fn new(
+    pub(crate) fn new(
         store: Store,
         pool: Arc<Pool>,
         dispatch: Arc<Dispatch>,
@@ -240,7 +240,7 @@ fn millis(duration: Duration) -> i64 {
 }
 
 /// Takes a turn when there is news, here or from others, and by itself from time to time.
-pub(super) async fn run(mut shares: Shares, stop: CancellationToken) -> &'static str {
+pub(crate) async fn run(mut shares: Shares, stop: CancellationToken) -> &'static str {
     let pool = shares.pool.clone();
     let mut wakeups = shares.store.wakeups(store::Who::Sharers);
     loop {

@@ -6,9 +6,9 @@ use std::sync::atomic::{AtomicBool, Ordering};
 
 use tokio::sync::Mutex;
 
-use super::held::OpenLine;
 use crate::domain::unit::Bitmap;
 use crate::store::Deaths;
+use crate::worker::work::unit::OpenLine;
 
 /// So many processes died while a request was alone on its way: the request is not sent again.
 const DEATHS_ALONE_MAX: i64 = 2;
@@ -18,7 +18,7 @@ const RECORDED_AHEAD: u32 = 15;
 
 /// How a unit is sent whose owners died.
 #[derive(Debug)]
-pub(super) struct Isolation {
+pub(crate) struct Isolation {
     deaths: Deaths,
     /// Lines that may be on their way at once.
     at_once: usize,
@@ -32,7 +32,7 @@ pub(super) struct Isolation {
 
 impl Isolation {
     /// `None` for a unit that nobody has died with. `lines`: those that are not done.
-    pub(super) fn of(deaths: Deaths, lines: &[OpenLine]) -> Option<Self> {
+    pub(crate) fn of(deaths: Deaths, lines: &[OpenLine]) -> Option<Self> {
         let at_once = deaths.at_once()?;
         Some(Isolation {
             deaths,
@@ -43,45 +43,45 @@ impl Isolation {
         })
     }
 
-    pub(super) fn is_cleared(&self) -> bool {
+    pub(crate) fn is_cleared(&self) -> bool {
         self.is_cleared.load(Ordering::Relaxed)
     }
 
-    pub(super) fn clear(&self) {
+    pub(crate) fn clear(&self) {
         self.is_cleared.store(true, Ordering::Relaxed);
     }
 
     /// Whether no line is left that may have killed an owner.
-    pub(super) fn is_cleared_by(&self, done: &Bitmap) -> bool {
+    pub(crate) fn is_cleared_by(&self, done: &Bitmap) -> bool {
         self.suspects.iter().all(|&line| done.contains(line))
     }
 
     /// How many lines may be on their way at once.
-    pub(super) fn at_once(&self) -> usize {
+    pub(crate) fn at_once(&self) -> usize {
         self.at_once
     }
 
     /// Whether one line at a time is sent, and the next one waits until that one is on disk: the
     /// record of another would hide it.
-    pub(super) fn is_single(&self) -> bool {
+    pub(crate) fn is_single(&self) -> bool {
         self.at_once == 1
     }
 
     /// Whether nothing else of this process may be on its way: the last owner died when the line
     /// was alone of its unit, but others of other units were on theirs.
-    pub(super) fn stops_all(&self) -> bool {
+    pub(crate) fn stops_all(&self) -> bool {
         self.is_single() && self.deaths.alone > 0
     }
 
     /// Whether a line may be sent, as far as the unit itself is concerned. Where lines are sent
     /// singly, only suspects are; the others wait until the unit is cleared.
-    pub(super) fn allows(&self, line: u32) -> bool {
+    pub(crate) fn allows(&self, line: u32) -> bool {
         !self.is_single() || self.suspects.contains(&line)
     }
 
     /// Puts the line first that was alone on its way when the last owner died; where that has
     /// happened too often, takes it out and returns it: it gets its outcome unsent.
-    pub(super) fn take_killer(&self, lines: &mut Vec<OpenLine>) -> Option<OpenLine> {
+    pub(crate) fn take_killer(&self, lines: &mut Vec<OpenLine>) -> Option<OpenLine> {
         if !self.stops_all() {
             return None;
         }
@@ -96,7 +96,7 @@ impl Isolation {
 
     /// Records with `record` that a line is sent, and perhaps some behind it, unless that is known
     /// already. False if the record was refused.
-    pub(super) async fn record<E>(
+    pub(crate) async fn record<E>(
         &self,
         line: u32,
         record: impl AsyncFnOnce(u32) -> Result<bool, E>,

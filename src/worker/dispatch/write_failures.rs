@@ -5,14 +5,14 @@
 use std::collections::HashMap;
 use std::sync::PoisonError;
 
-use super::super::held::HeldUnit;
 use super::Dispatch;
+use crate::worker::work::unit::HeldUnit;
 
 /// A batch that has lost units so often is not leased any more by this process.
 const LOSSES_MAX: u32 = 3;
 
 #[derive(Default)]
-pub(super) struct Unwritable {
+pub(crate) struct Unwritable {
     losses: HashMap<String, Loss>,
     /// The batch that lost a unit last, since something was written.
     last: Option<String>,
@@ -28,7 +28,7 @@ struct Loss {
 impl Dispatch {
     /// Answers of a unit cannot be written. False if that is the database's fault: then they are
     /// to be kept, and tried again. Else the unit is let go, and its lines run again.
-    pub(in super::super) fn may_let_go(&self, unit: &HeldUnit, cause: &str) -> bool {
+    pub(crate) fn may_let_go(&self, unit: &HeldUnit, cause: &str) -> bool {
         let mut unwritable = self.unwritable();
         let id = &*unit.batch.id;
         if unwritable.last.as_deref().is_some_and(|last| last != id) {
@@ -61,7 +61,7 @@ impl Dispatch {
     }
 
     /// Answers were written.
-    pub(in super::super) fn has_written(&self) {
+    pub(crate) fn has_written(&self) {
         let mut unwritable = self.unwritable();
         unwritable.last = None;
         if unwritable.halted.take().is_some() {
@@ -72,19 +72,19 @@ impl Dispatch {
     }
 
     /// Whether a batch is not to be leased.
-    pub(in super::super) fn is_unwritable(&self, batch_id: &str) -> bool {
+    pub(crate) fn is_unwritable(&self, batch_id: &str) -> bool {
         let unwritable = self.unwritable();
         let loss = unwritable.losses.get(batch_id);
         loss.is_some_and(|loss| loss.times >= LOSSES_MAX)
     }
 
     /// Whether nothing is sent because nothing can be written.
-    pub(super) fn is_halted(&self) -> bool {
+    pub(crate) fn is_halted(&self) -> bool {
         self.unwritable().halted.is_some()
     }
 
     /// What an operator must mend, in words.
-    pub(in super::super) fn alarms(&self) -> Vec<String> {
+    pub(crate) fn alarms(&self) -> Vec<String> {
         let unwritable = self.unwritable();
         let halted = unwritable.halted.iter();
         let mut alarms: Vec<String> = halted

@@ -8,14 +8,14 @@ use std::time::{Duration, Instant};
 
 use proptest::prelude::*;
 
-use super::super::held::{BatchContext, HeldUnit};
-use super::super::line::Pending;
-use super::super::testing as units;
 use super::ledger::Ledger;
 use super::order::{Chosen, Door};
+use super::result::Pending;
 use crate::domain::endpoint::ENDPOINTS;
 use crate::upstream::testing::{answered, next_opening, pool};
 use crate::upstream::{Permit, Pool};
+use crate::worker::testing as units;
+use crate::worker::work::unit::{BatchContext, HeldUnit};
 
 /// How long a call takes.
 const CALL_MS: u64 = 1_000;

@@ -7,7 +7,7 @@ use std::time::Duration;
 use tokio::time::Instant;
 use tracing::Span;
 
-use super::duty::{Duty, Look, Next};
+use super::task::{Duty, Look, Next};
 use crate::domain::findings::{self, Finding, KEPT};
 use crate::domain::line::Fault;
 use crate::observe::trace;
@@ -21,7 +21,7 @@ const LARGE_A_ROUND: usize = 4;
 /// What this process has not leased by then of what it let run, others are told of.
 const TOLD_AFTER: Duration = Duration::from_millis(100);
 
-pub(super) struct Validate {
+pub(crate) struct Validate {
     store: Store,
     pool: Arc<Pool>,
     max_requests: u64,
@@ -97,7 +97,7 @@ impl Round {
 }
 
 impl Validate {
-    pub(super) fn new(store: Store, pool: Arc<Pool>, max_requests: u64) -> Validate {
+    pub(crate) fn new(store: Store, pool: Arc<Pool>, max_requests: u64) -> Validate {
         Validate {
             store,
             pool,

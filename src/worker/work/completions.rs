@@ -4,13 +4,13 @@ use std::sync::{Arc, Mutex, PoisonError};
 
 use tokio::sync::Notify;
 
-use super::held::HeldUnit;
 use crate::codec::segment::Line;
 use crate::store::Tally;
 use crate::upstream::Charge;
+use crate::worker::work::unit::HeldUnit;
 
 /// A line with its outcome.
-pub(super) struct Finished {
+pub(crate) struct Finished {
     pub unit: Arc<HeldUnit>,
     pub line: Line,
     pub tally: Tally,
@@ -19,11 +19,11 @@ pub(super) struct Finished {
 }
 
 /// With so much, a flush is due at once.
-pub(super) const FULL_BYTES: usize = 4 << 20;
+pub(crate) const FULL_BYTES: usize = 4 << 20;
 
 /// Where slots leave finished lines and the flusher takes them.
 #[derive(Default)]
-pub(super) struct Inbox {
+pub(crate) struct Inbox {
     queue: Mutex<Queue>,
     arrived: Notify,
 }
@@ -35,7 +35,7 @@ struct Queue {
 }
 
 impl Inbox {
-    pub(super) fn push(&self, finished: impl IntoIterator<Item = Finished>) {
+    pub(crate) fn push(&self, finished: impl IntoIterator<Item = Finished>) {
         let mut queue = self.queue.lock().unwrap_or_else(PoisonError::into_inner);
         let before = queue.stage();
         for line in finished {
@@ -49,7 +49,7 @@ impl Inbox {
         }
     }
 
-    pub(super) fn take(&self) -> Vec<Finished> {
+    pub(crate) fn take(&self) -> Vec<Finished> {
         let mut queue = self.queue.lock().unwrap_or_else(PoisonError::into_inner);
         queue.bytes = 0;
         // The next flush will have about as many.
@@ -58,18 +58,18 @@ impl Inbox {
     }
 
     /// How many lines and bytes wait.
-    pub(super) fn size(&self) -> (usize, usize) {
+    pub(crate) fn size(&self) -> (usize, usize) {
         let queue = self.queue.lock().unwrap_or_else(PoisonError::into_inner);
         (queue.lines.len(), queue.bytes)
     }
 
     /// Tells the flusher that nothing else is on its way to here.
-    pub(super) fn nudge(&self) {
+    pub(crate) fn nudge(&self) {
         self.arrived.notify_one();
     }
 
     /// Waits until there is something, or so much that a flush is due; not for each line.
-    pub(super) async fn arrived(&self) {
+    pub(crate) async fn arrived(&self) {
         self.arrived.notified().await;
     }
 }
