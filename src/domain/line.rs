@@ -20,6 +20,8 @@ pub struct Envelope<'a> {
     pub custom_id: Cow<'a, str>,
     /// The endpoint's path. A line may write it without its `/v1`.
     pub url: Cow<'a, str>,
+    /// The endpoint itself; `None` for a path that cannot be batched.
+    pub endpoint: Option<&'static Endpoint>,
     /// The body as it is written: raw JSON.
     pub body: &'a str,
 }
@@ -29,9 +31,11 @@ pub struct Envelope<'a> {
 pub fn read(line: &str) -> Option<Envelope<'_>> {
     let keys = Keys::read(line)?;
     let url = json::text(keys.url?)?;
+    let endpoint = endpoint::find(&url);
     Some(Envelope {
         custom_id: json::text(keys.custom_id?)?,
-        url: endpoint::find(&url).map_or(url, |endpoint| endpoint.path.into()),
+        url: endpoint.map_or(url, |endpoint| endpoint.path.into()),
+        endpoint,
         body: keys.body?,
     })
 }

@@ -462,6 +462,7 @@ impl Pool {
         self.limits.landed();
         let mut opens = is_wanted || outcome.hastens;
         for (model, change) in outcome.changes {
+            let Some(change) = change else { continue };
             opens |= matches!(change, Change::Opened(_));
             self.tell(
                 upstream,
@@ -894,7 +895,7 @@ impl Pool {
 struct Outcome {
     next: Next,
     /// Whether it is of the model, and not of the whole upstream.
-    changes: Vec<(bool, Change)>,
+    changes: [(bool, Option<Change>); 2],
     hastens: bool,
 }
 
@@ -905,10 +906,8 @@ struct Changes {
 }
 
 impl Changes {
-    fn into_list(self) -> Vec<(bool, Change)> {
-        let of_upstream = self.of_upstream.map(|change| (false, change));
-        let of_backend = self.of_backend.map(|change| (true, change));
-        of_upstream.into_iter().chain(of_backend).collect()
+    fn into_list(self) -> [(bool, Option<Change>); 2] {
+        [(false, self.of_upstream), (true, self.of_backend)]
     }
 }
 

@@ -458,7 +458,7 @@ impl Dispatch {
 /// then its unit is to be let go, and the line ends when it is taken in hand again.
 fn conclude(unit: &Arc<HeldUnit>, pending: Pending, ending: Ending) -> Option<Finished> {
     let write = || match pending.refusal {
-        Some(answer) if ending == Ending::Expired => result::answered(unit, &pending.line, answer),
+        Some(answer) if ending == Ending::Expired => result::answered(unit, &pending.line, *answer),
         _ => result::ended(unit, &pending.line, ending),
     };
     std::panic::catch_unwind(AssertUnwindSafe(write))

@@ -312,12 +312,16 @@ impl ErrorBody {
 /// Whether an answer calls itself JSON: `application/json`, or a type that is written in JSON.
 fn is_json(headers: &HeaderMap) -> bool {
     let essence = content_type(headers);
-    matches!(essence.as_str(), "application/json" | "text/json") || essence.ends_with("+json")
+    let is = |of_json: &[u8]| essence.eq_ignore_ascii_case(of_json);
+    let suffix = essence.last_chunk::<5>();
+    is(b"application/json")
+        || is(b"text/json")
+        || suffix.is_some_and(|suffix| suffix.eq_ignore_ascii_case(b"+json"))
 }
 
 /// Whether an answer calls itself server-sent events.
 pub(in crate::upstream) fn is_streamed(headers: &HeaderMap) -> bool {
-    content_type(headers) == "text/event-stream"
+    content_type(headers).eq_ignore_ascii_case(b"text/event-stream")
 }
 
 /// Whether an answer calls itself what model servers answer with.
@@ -325,12 +329,12 @@ pub(in crate::upstream) fn is_of_a_model(headers: &HeaderMap) -> bool {
     is_json(headers) || is_streamed(headers)
 }
 
-/// Without parameters, in lower case; empty where there is none.
-fn content_type(headers: &HeaderMap) -> String {
+/// Without parameters, as the server writes it; empty where there is none. Allocates nothing: it is
+/// looked at for each answer.
+fn content_type(headers: &HeaderMap) -> &[u8] {
     let value = headers.get(CONTENT_TYPE).map(|value| value.as_bytes());
-    let value = value.and_then(|value| std::str::from_utf8(value).ok());
-    let essence = value.and_then(|value| value.split(';').next());
-    essence.unwrap_or_default().trim().to_ascii_lowercase()
+    let essence = value.and_then(|value| value.split(|&byte| byte == b';').next());
+    essence.unwrap_or_default().trim_ascii()
 }
 
 /// What an error says, of whatever status; empty if that is nothing.

@@ -50,6 +50,9 @@ pub(in crate::upstream) enum Body {
 impl Body {
     /// `headers`: of the answer.
     pub(in crate::upstream) fn of(response: Response, headers: &HeaderMap) -> Result<Self, Error> {
+        if !headers.contains_key(CONTENT_ENCODING) {
+            return Ok(Self::Plain(response));
+        }
         let values = headers.get_all(CONTENT_ENCODING).iter();
         let texts = values.map(|value| String::from_utf8_lossy(value.as_bytes()));
         let codings = texts.collect::<Vec<_>>().join(",").to_ascii_lowercase();

@@ -97,7 +97,7 @@ impl Dispatch {
         pending.avoid = Some(again.upstream);
         // A refusal is what the line ends with, if nobody mends it before the window ends. Any
         // other answer is worth nothing by the next attempt.
-        pending.refusal = again.refusal;
+        pending.refusal = again.refusal.map(Box::new);
         let soonest = again.is_hastened.then(|| now + self.retry.initial_backoff);
         Outcome::Again(now + again.after, soonest)
     }

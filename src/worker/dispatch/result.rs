@@ -29,7 +29,8 @@ pub(crate) struct Pending {
     /// The upstream of the last attempt, which others are preferred to.
     pub avoid: Option<usize>,
     /// The last answer, if it refused us: it is the line's if there is no better one.
-    pub refusal: Option<Answer>,
+    /// Boxed: few lines have one, and a pending line is moved about.
+    pub refusal: Option<Box<Answer>>,
 }
 
 impl Pending {

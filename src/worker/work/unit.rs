@@ -6,7 +6,7 @@ use std::sync::{Arc, Mutex, OnceLock};
 use bytes::Bytes;
 use tokio_util::sync::CancellationToken;
 
-use crate::domain::endpoint::{self, Endpoint};
+use crate::domain::endpoint::Endpoint;
 use crate::domain::json;
 use crate::domain::line::{self, Check};
 use crate::domain::unit::{Bitmap, UnitLease};
@@ -114,7 +114,7 @@ impl OpenLine {
             let envelope = line::read(line)?;
             Some(Request {
                 custom_id: envelope.custom_id.into(),
-                path: endpoint::find(&envelope.url).map(|endpoint| endpoint.path),
+                path: envelope.endpoint.map(|endpoint| endpoint.path),
                 body: text.slice_ref(envelope.body.as_bytes()),
             })
         };
