@@ -20,7 +20,7 @@ use crate::domain::clock::Clock;
 use crate::store::{Engine, OpenOptions, Store};
 use crate::telemetry;
 use crate::transfer::UploadBudget;
-use crate::upstream::{ModelInfo, Pool, PoolSettings};
+use crate::upstream::{ModelInfo, Options, Pool};
 use crate::worker::{Settings, Worker};
 
 const HOW_TO_CREATE_A_KEY: &str = "create one with `nightshift keys create --name NAME` (with the \
@@ -78,7 +78,7 @@ impl App {
                  give one with --upstream URL or [[upstreams]]"
             );
         }
-        let pool = Pool::new(config, PoolSettings::default())?;
+        let pool = Pool::new(&config.upstream_settings(), Options::default())?;
         // Before the worker: once it runs, it is stopped and not just dropped.
         let threads = Threads::start()?;
         let stop = CancellationToken::new();

@@ -31,12 +31,12 @@
 //! |---|---|
 //! | [`domain`] | nouns and rules; pure, and the only clock |
 //! | [`observe`] | metrics, and names of spans |
-//! | [`config`] | TOML, environment and flags, as checked sections |
 //! | [`codec`] | how bytes stand in the store |
 //! | [`intake`] | an upload's bytes into chunks and a report |
 //! | [`store`] | the only SQL, for SQLite and Postgres |
 //! | [`upstream`] | calling model servers |
 //! | [`transfer`] | bytes into the store and out of it |
+//! | [`config`] | TOML, environment and flags, as settings of the rooms below |
 //! | [`api`] | OpenAI's HTTP |
 //! | [`worker`] | the duties: loops that may be killed at any line |
 //! | [`simulate`] | a stand-in model server |

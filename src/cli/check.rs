@@ -9,7 +9,7 @@ use super::ConfigArgs;
 use crate::app;
 use crate::config::{Config, Overrides, nearest};
 use crate::domain::clock::Clock;
-use crate::upstream::{ModelInfo, Pool, PoolSettings, is_listed};
+use crate::upstream::{ModelInfo, Options, Pool, is_listed};
 
 /// Names of an upstream's models that are printed; of more it is said how many there are.
 const SHOWN_MAX: usize = 20;
@@ -88,7 +88,7 @@ pub(super) async fn run(args: CheckArgs) -> anyhow::Result<ExitCode> {
             "warn  upstreams      none is configured: no model can be served"
         )?;
     }
-    let pool = Pool::new(&config, PoolSettings::default())?;
+    let pool = Pool::new(&config.upstream_settings(), Options::default())?;
     for (name, outcome) in pool.try_upstreams().await {
         match outcome {
             Ok(models) => {

@@ -6,7 +6,8 @@
 //! wrong is noted and reading goes on, so that all faults are reported at once. Only what wins
 //! is judged: a value that a later layer replaces is not.
 //!
-//! A new key is a field of its section, a line in that section's `read`, and a line in
+//! A room that is configured declares plain settings of its own, and the section here makes them.
+//! A new key is a field of those settings, a line in the section's `read`, and a line in
 //! `config.example.toml`, which is the layer of defaults.
 
 mod auth;
@@ -42,18 +43,16 @@ pub use environment::Environment;
 pub use error::{ConfigError, ConfigErrors};
 pub use limits::Limits;
 pub use log::{Log, LogFormat};
-pub use model::{Model, Route};
 pub use overrides::Overrides;
 pub use retention::Retention;
-pub use retry::Retry;
 pub use server::{Role, Server};
 pub use shown::shown_url;
 pub use telemetry::Telemetry;
-pub use upstream::Upstream;
 pub use worker::Worker;
 
 pub(crate) use error::nearest;
 
+use crate::upstream::{self as upstreams, ModelSettings, RetrySettings, UpstreamSettings};
 use error::Faults;
 use reader::{Context, Reader};
 use value::{Table, merge, read_defaults, read_toml};
@@ -81,9 +80,9 @@ pub struct Config {
     pub database: Database,
     pub auth: Auth,
     pub limits: Limits,
-    pub upstreams: Vec<Upstream>,
-    pub models: Vec<Model>,
-    pub retry: Retry,
+    pub upstreams: Vec<UpstreamSettings>,
+    pub models: Vec<ModelSettings>,
+    pub retry: RetrySettings,
     pub worker: Worker,
     pub retention: Retention,
     pub log: Log,
@@ -144,7 +143,7 @@ impl Config {
             faults: &faults,
         };
         let mut root = Reader::root(context, root);
-        let mut upstreams = Upstream::read_all(root.tables("upstreams"));
+        let mut upstreams = upstream::read_all(root.tables("upstreams"));
         for upstream in &mut upstreams {
             if let Some(concurrency) = overrides.concurrency {
                 upstream.concurrency = concurrency;
@@ -152,9 +151,9 @@ impl Config {
             if let Some(timeout) = overrides.timeout {
                 upstream.timeout = timeout;
             }
-            upstream.add_headers(&overrides.headers, &faults);
+            upstream::add_headers(upstream, &overrides.headers, &faults);
         }
-        let mut retry = Retry::read(root.section("retry"));
+        let mut retry = retry::read(root.section("retry"));
         if let Some(attempts) = overrides.max_attempts {
             retry.max_attempts = attempts;
         }
@@ -167,7 +166,7 @@ impl Config {
             database,
             auth: Auth::read(root.section("auth")),
             limits: Limits::read(root.section("limits")),
-            models: Model::read_all(root.tables("models"), &upstreams),
+            models: model::read_all(root.tables("models"), &upstreams),
             upstreams,
             retry,
             worker: Worker::read(root.section("worker")),
@@ -185,6 +184,17 @@ impl Config {
         root.later(&LATER);
         root.finish();
         faults.or(config)
+    }
+
+    /// What the room that calls model servers is told.
+    #[must_use]
+    pub fn upstream_settings(&self) -> upstreams::Settings {
+        upstreams::Settings {
+            upstreams: self.upstreams.clone(),
+            models: self.models.clone(),
+            retry: self.retry.clone(),
+            max_in_flight_bytes: self.limits.max_in_flight_bytes,
+        }
     }
 
     /// Whether only this machine can reach the server: see [`Server::is_loopback`].

@@ -4,65 +4,43 @@ use std::collections::BTreeSet;
 
 use super::error::nearest;
 use super::reader::{Item, Reader};
-use super::upstream::{Upstream, concurrency};
+use super::upstream::concurrency;
+use crate::upstream::{ModelSettings, RouteSettings, UpstreamSettings};
 
 /// Weights are shares: more than this tells no two upstreams apart.
 const WEIGHT_MAX: u64 = 1_000_000;
 
-/// One of `[[models]]`.
-#[derive(Clone, Debug)]
-pub struct Model {
-    /// What a line's `body.model` says; `*` matches any other. No two models have one name.
-    pub name: String,
-    /// Calls at once over all its upstreams; `None`: what its upstreams allow.
-    pub concurrency: Option<usize>,
-    /// At least one.
-    pub routes: Vec<Route>,
-    /// Filled in where the line leaves them out.
-    pub defaults: serde_json::Map<String, serde_json::Value>,
-}
-
-/// One way of a model's lines to an upstream.
-#[derive(Clone, Debug)]
-pub struct Route {
-    /// An upstream's name.
-    pub upstream: String,
-    /// What the upstream calls the model, where that differs.
-    pub model: Option<String>,
-    /// Its share among the model's routes: at least 1.
-    pub weight: u32,
-}
-
-impl Model {
-    /// Reads `[[models]]`, whose routes lead to `upstreams`.
-    pub(super) fn read_all(readers: Vec<Reader<'_>>, upstreams: &[Upstream]) -> Vec<Self> {
-        let mut names = BTreeSet::new();
-        let mut models = Vec::new();
-        for mut reader in readers {
-            reader.later(&["rate_limits", "balance", "priority"]);
-            let name = reader.need("name").and_then(|item| {
-                let name = item.string()?;
-                if !names.insert(name.clone()) {
-                    item.fault("another model has this name");
-                }
-                Some(name)
-            });
-            let concurrency = concurrency(&mut reader);
-            let routes = read_routes(&mut reader, upstreams);
-            let defaults = reader.take("defaults").and_then(read_defaults);
-            reader.finish();
-            models.push(Self {
-                name: name.unwrap_or_default(),
-                concurrency,
-                routes,
-                defaults: defaults.unwrap_or_default(),
-            });
-        }
-        models
+/// Reads `[[models]]`, whose routes lead to `upstreams`.
+pub(super) fn read_all(
+    readers: Vec<Reader<'_>>,
+    upstreams: &[UpstreamSettings],
+) -> Vec<ModelSettings> {
+    let mut names = BTreeSet::new();
+    let mut models = Vec::new();
+    for mut reader in readers {
+        reader.later(&["rate_limits", "balance", "priority"]);
+        let name = reader.need("name").and_then(|item| {
+            let name = item.string()?;
+            if !names.insert(name.clone()) {
+                item.fault("another model has this name");
+            }
+            Some(name)
+        });
+        let concurrency = concurrency(&mut reader);
+        let routes = read_routes(&mut reader, upstreams);
+        let defaults = reader.take("defaults").and_then(read_defaults);
+        reader.finish();
+        models.push(ModelSettings {
+            name: name.unwrap_or_default(),
+            concurrency,
+            routes,
+            defaults: defaults.unwrap_or_default(),
+        });
     }
+    models
 }
 
-fn read_routes(reader: &mut Reader<'_>, upstreams: &[Upstream]) -> Vec<Route> {
+fn read_routes(reader: &mut Reader<'_>, upstreams: &[UpstreamSettings]) -> Vec<RouteSettings> {
     let Some(items) = reader.need("routes").and_then(Item::array) else {
         return Vec::new();
     };
@@ -74,7 +52,7 @@ fn read_routes(reader: &mut Reader<'_>, upstreams: &[Upstream]) -> Vec<Route> {
     for mut reader in items.into_iter().filter_map(Item::table) {
         let upstream = reader.need("upstream").and_then(|item| {
             let name = item.string()?;
-            judge_upstream(&item, &name, upstreams);
+            check_upstream(&item, &name, upstreams);
             Some(name)
         });
         let model = reader.string("model");
@@ -84,7 +62,7 @@ fn read_routes(reader: &mut Reader<'_>, upstreams: &[Upstream]) -> Vec<Route> {
         }
         reader.later(&["priority"]);
         reader.finish();
-        routes.push(Route {
+        routes.push(RouteSettings {
             upstream: upstream.unwrap_or_default(),
             model,
             weight,
@@ -93,7 +71,7 @@ fn read_routes(reader: &mut Reader<'_>, upstreams: &[Upstream]) -> Vec<Route> {
     routes
 }
 
-fn judge_upstream(item: &Item<'_>, name: &str, upstreams: &[Upstream]) {
+fn check_upstream(item: &Item<'_>, name: &str, upstreams: &[UpstreamSettings]) {
     if upstreams.iter().any(|upstream| upstream.name == name) {
         return;
     }

@@ -12,6 +12,7 @@ use super::error::{Faults, nearest};
 use super::reader::{Item, Reader};
 use super::secret;
 use super::value::Origin;
+use crate::upstream::UpstreamSettings;
 
 /// The name of an upstream that stands alone and has none.
 pub(super) const DEFAULT_NAME: &str = "default";
@@ -41,115 +42,85 @@ const OWN_HEADERS: [&str; 8] = [
     "upgrade",
 ];
 
-/// One of `[[upstreams]]`.
-#[derive(Clone, Debug)]
-pub struct Upstream {
-    /// No two upstreams have one name.
-    pub name: String,
-    /// http or https; no slash behind its path, which is `/v1` where none was given. May have a
-    /// query, which each call has, too; no secret is in it.
-    pub base_url: String,
-    /// Printable ASCII without spaces, so that a header can carry it.
-    pub api_key: Option<SecretString>,
-    /// Calls at once.
-    pub concurrency: usize,
-    /// Of one call, from connecting to the last byte of its answer.
-    pub timeout: Duration,
-    /// Of connecting alone.
-    pub connect_timeout: Duration,
-    /// Of one answer.
-    pub max_response_bytes: usize,
-    /// Sent with each call. Valid in HTTP; names in lower case.
-    pub headers: BTreeMap<String, SecretString>,
-    /// `http`, `https`, `socks5` or `socks5h`. May hold a password: never printed.
-    pub proxy: Option<SecretString>,
-    /// Certificates in PEM that are trusted for this upstream.
-    pub ca_file: Option<PathBuf>,
+/// Reads `[[upstreams]]`.
+pub(super) fn read_all(readers: Vec<Reader<'_>>) -> Vec<UpstreamSettings> {
+    let alone = readers.len() == 1;
+    let mut names = BTreeSet::new();
+    let mut upstreams = Vec::new();
+    for mut reader in readers {
+        let name = if alone {
+            reader.take("name")
+        } else {
+            reader.need("name")
+        };
+        let name = name.map(|item| {
+            let name = item.string().unwrap_or_default();
+            if !name.is_empty() && !names.insert(name.clone()) {
+                item.fault("another upstream has this name");
+            }
+            name
+        });
+        let default = if alone { DEFAULT_NAME } else { "" };
+        let name = name.unwrap_or_else(|| default.to_owned());
+        upstreams.push(read(reader, name));
+    }
+    upstreams
 }
 
-impl Upstream {
-    /// How long connecting may really take: always less than the whole call may. So a call whose
-    /// time goes by while it connects is known not to have been sent.
-    #[must_use]
-    pub fn time_to_connect(&self) -> Duration {
-        self.connect_timeout.min(self.timeout - self.timeout / 10)
+fn read(mut reader: Reader<'_>, name: String) -> UpstreamSettings {
+    reader.later(&["rate_limits", "balance", "priority"]);
+    reader.refuse(
+        "api_key",
+        "a secret is not written here: name it with `api_key_env` or `api_key_file`",
+    );
+    let base_url = reader.need("base_url").and_then(|item| base_url(&item));
+    if let Some(item) = reader.take("provider") {
+        check_provider(&item);
     }
-
-    /// Reads `[[upstreams]]`.
-    pub(super) fn read_all(readers: Vec<Reader<'_>>) -> Vec<Self> {
-        let alone = readers.len() == 1;
-        let mut names = BTreeSet::new();
-        let mut upstreams = Vec::new();
-        for mut reader in readers {
-            let name = if alone {
-                reader.take("name")
-            } else {
-                reader.need("name")
-            };
-            let name = name.map(|item| {
-                let name = item.string().unwrap_or_default();
-                if !name.is_empty() && !names.insert(name.clone()) {
-                    item.fault("another upstream has this name");
-                }
-                name
-            });
-            let default = if alone { DEFAULT_NAME } else { "" };
-            let name = name.unwrap_or_else(|| default.to_owned());
-            upstreams.push(Self::read(reader, name));
-        }
-        upstreams
+    let api_key = secret::named_key(&mut reader, "api_key_env", "api_key_file");
+    let concurrency = concurrency(&mut reader);
+    let timeout = reader.duration("timeout", TIMEOUT_MIN);
+    let connect_timeout = reader.duration("connect_timeout", TIMEOUT_MIN);
+    let max_response_bytes = reader.whole("max_response_bytes", 1, RESPONSE_BYTES_MAX);
+    let headers = read_headers(&mut reader, api_key.is_some());
+    let proxy = reader.take("proxy").and_then(|item| proxy(&item));
+    let ca_file = reader.take("ca_file").and_then(|item| ca_file(&item));
+    reader.finish();
+    UpstreamSettings {
+        name,
+        base_url: base_url.unwrap_or_default(),
+        concurrency: concurrency.unwrap_or(DEFAULT_CONCURRENCY),
+        timeout: timeout.unwrap_or(DEFAULT_TIMEOUT),
+        connect_timeout: connect_timeout.unwrap_or(DEFAULT_CONNECT_TIMEOUT),
+        max_response_bytes: max_response_bytes.unwrap_or(DEFAULT_RESPONSE_BYTES),
+        headers,
+        api_key,
+        proxy,
+        ca_file,
     }
+}
 
-    fn read(mut reader: Reader<'_>, name: String) -> Self {
-        reader.later(&["rate_limits", "balance", "priority"]);
-        reader.refuse(
-            "api_key",
-            "a secret is not written here: name it with `api_key_env` or `api_key_file`",
-        );
-        let base_url = reader.need("base_url").and_then(|item| base_url(&item));
-        if let Some(item) = reader.take("provider") {
-            judge_provider(&item);
-        }
-        let api_key = secret::named_key(&mut reader, "api_key_env", "api_key_file");
-        let concurrency = concurrency(&mut reader);
-        let timeout = reader.duration("timeout", TIMEOUT_MIN);
-        let connect_timeout = reader.duration("connect_timeout", TIMEOUT_MIN);
-        let max_response_bytes = reader.whole("max_response_bytes", 1, RESPONSE_BYTES_MAX);
-        let headers = read_headers(&mut reader, api_key.is_some());
-        let proxy = reader.take("proxy").and_then(|item| proxy(&item));
-        let ca_file = reader.take("ca_file").and_then(|item| ca_file(&item));
-        reader.finish();
-        Self {
-            name,
-            base_url: base_url.unwrap_or_default(),
-            concurrency: concurrency.unwrap_or(DEFAULT_CONCURRENCY),
-            timeout: timeout.unwrap_or(DEFAULT_TIMEOUT),
-            connect_timeout: connect_timeout.unwrap_or(DEFAULT_CONNECT_TIMEOUT),
-            max_response_bytes: max_response_bytes.unwrap_or(DEFAULT_RESPONSE_BYTES),
-            headers,
-            api_key,
-            proxy,
-            ca_file,
-        }
-    }
-
-    /// Adds what `--header` gave, in place of headers of the same name.
-    pub(super) fn add_headers(&mut self, headers: &[(String, String)], faults: &Faults) {
-        let place = |name: &str| format!("--header {name}");
-        for (name, value) in headers {
-            let Ok(header) = HeaderName::try_from(name) else {
-                faults.note(place(name), "is not the name of a header");
-                continue;
-            };
-            // The command line is no file that people show each other.
-            if let Some(message) = judge_header(header.as_str(), false, self.api_key.is_some()) {
-                faults.note(place(name), message);
-            } else if HeaderValue::try_from(value).is_err() {
-                faults.note(place(name), "the value cannot stand in a header");
-            } else {
-                self.headers
-                    .insert(header.as_str().to_owned(), value.clone().into());
-            }
+/// Adds what `--header` gave, in place of headers of the same name.
+pub(super) fn add_headers(
+    upstream: &mut UpstreamSettings,
+    headers: &[(String, String)],
+    faults: &Faults,
+) {
+    let place = |name: &str| format!("--header {name}");
+    for (name, value) in headers {
+        let Ok(header) = HeaderName::try_from(name) else {
+            faults.note(place(name), "is not the name of a header");
+            continue;
+        };
+        // The command line is no file that people show each other.
+        if let Some(message) = check_header(header.as_str(), false, upstream.api_key.is_some()) {
+            faults.note(place(name), message);
+        } else if HeaderValue::try_from(value).is_err() {
+            faults.note(place(name), "the value cannot stand in a header");
+        } else {
+            upstream
+                .headers
+                .insert(header.as_str().to_owned(), value.clone().into());
         }
     }
 }
@@ -164,7 +135,7 @@ pub(super) fn concurrency(reader: &mut Reader<'_>) -> Option<usize> {
     item.whole(1, CONCURRENCY_MAX)
 }
 
-fn judge_provider(item: &Item<'_>) {
+fn check_provider(item: &Item<'_>) {
     let Some(provider) = item.string() else {
         return;
     };
@@ -272,7 +243,7 @@ fn read_headers(reader: &mut Reader<'_>, has_key: bool) -> BTreeMap<String, Secr
         };
         let name = name.as_str().to_owned();
         let is_public = !is_named && matches!(item.origin(), Origin::File { .. });
-        if let Some(message) = judge_header(&name, is_public, has_key) {
+        if let Some(message) = check_header(&name, is_public, has_key) {
             item.fault(message);
             continue;
         }
@@ -294,7 +265,7 @@ fn read_headers(reader: &mut Reader<'_>, has_key: bool) -> BTreeMap<String, Secr
 }
 
 /// `is_public`: its value stands in a file that people show each other.
-fn judge_header(name: &str, is_public: bool, has_key: bool) -> Option<&'static str> {
+fn check_header(name: &str, is_public: bool, has_key: bool) -> Option<&'static str> {
     if OWN_HEADERS.contains(&name) {
         return Some("this header is made for each call");
     }

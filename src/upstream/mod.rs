@@ -12,6 +12,7 @@ mod limits;
 mod pool;
 mod provider;
 mod route;
+mod settings;
 mod snapshot;
 mod target;
 #[cfg(test)]
@@ -29,12 +30,16 @@ use tokio::time::{Instant, Sleep, sleep_until};
 use crate::domain::outcome::Reading;
 
 pub use attempt::history::History;
-pub use health::breaker::{Pace, Reason};
+pub use health::breaker::Reason;
 pub use health::cooldown::ClosedGate;
 pub use limits::concurrency::Limits;
 pub use limits::memory::{Budget, Charge};
-pub use pool::{Acquired, CallRate, FailFast, Permit, Pool, PoolSettings};
+pub use pool::{Acquired, Permit, Pool};
 pub use route::{LaneId, Routes};
+pub use settings::{
+    BuildError, CallRate, FailFast, ModelSettings, Options, Pace, RetrySettings, RouteSettings,
+    Settings, UpstreamSettings,
+};
 pub use snapshot::{ClosedModel, UpstreamState, UpstreamStatus};
 
 /// One attempt to have a line answered.
@@ -139,13 +144,4 @@ pub struct ModelInfo {
 #[must_use]
 pub fn is_listed(models: &[ModelInfo], name: &str) -> bool {
     route::listed_as(models.iter(), name).is_some()
-}
-
-/// An upstream whose configuration cannot work.
-#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
-#[error("upstream `{upstream}`: {problem}")]
-pub struct BuildError {
-    /// Its name.
-    pub upstream: String,
-    pub problem: String,
 }

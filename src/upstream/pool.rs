@@ -7,20 +7,19 @@ use std::time::Duration;
 
 use tokio::sync::{Notify, watch};
 use tokio::time::Instant;
-use tokio_util::sync::CancellationToken;
 
+use super::ModelInfo;
 use super::balance::least_busy::{self, Load};
-use super::{BuildError, ModelInfo};
-use crate::config::{self, Config};
-use crate::domain::clock::{self, Clock};
+use crate::domain::clock;
 use crate::observe::{CallOutcome, UpstreamFigures, figures};
 use crate::upstream::attempt::client::Upstream;
 use crate::upstream::attempt::history::{History, Next};
-use crate::upstream::health::breaker::{Breaker, Change, Closure, Failure, Pace, Reason, Room};
+use crate::upstream::health::breaker::{Breaker, Change, Closure, Failure, Reason, Room};
 use crate::upstream::limits::concurrency::Limits;
 use crate::upstream::limits::memory::Budget;
 use crate::upstream::provider::classify::{CallResult, Cost};
 use crate::upstream::route::{Routes, Routing, Target};
+use crate::upstream::settings::{BuildError, Options, RetrySettings, Settings};
 use crate::upstream::target::backend::{Backend, Backends};
 
 /// A wait that is said aloud when it begins.
@@ -29,35 +28,6 @@ const WORTH_A_WARNING: Duration = Duration::from_secs(60);
 const LOOKS_FOR_TROUBLE_EVERY: usize = 64;
 /// Whoever looks once a second sees what was open within this time.
 const LATELY: Duration = Duration::from_secs(2);
-
-/// What is not configuration.
-#[derive(Clone, Debug, Default)]
-pub struct PoolSettings {
-    /// For `run`, where somebody waits who can mend what is wrong.
-    pub fail_fast: Option<FailFast>,
-    pub pace: Pace,
-    pub clock: Clock,
-    /// For `run`: how often a call may begin.
-    pub rate: Option<CallRate>,
-}
-
-/// How often a call may begin, over all upstreams together.
-#[derive(Clone, Debug)]
-pub struct CallRate {
-    /// Between the beginnings of two calls.
-    pub interval: Duration,
-    /// Nobody waits for a turn any more.
-    pub stop: CancellationToken,
-}
-
-/// When to give up because all calls fail alike.
-#[derive(Clone, Copy, Debug)]
-pub struct FailFast {
-    /// After so many calls without a success.
-    pub calls: usize,
-    /// A line of the batch has succeeded in an earlier process.
-    pub has_succeeded: bool,
-}
 
 /// All upstreams of a process.
 #[derive(Debug)]
@@ -68,7 +38,7 @@ pub struct Pool {
     pub(super) figures: Vec<UpstreamFigures>,
     pub(super) routing: Routing,
     pub(super) backends: Arc<Backends>,
-    pub(super) settings: PoolSettings,
+    pub(super) options: Options,
     /// Somebody to look after each upstream waits here for it to change.
     pub(super) attention: Vec<Notify>,
     /// A breaker has closed.
@@ -78,7 +48,7 @@ pub struct Pool {
     pub(super) unasked: watch::Sender<usize>,
     pub(super) created: Instant,
     created_ms: i64,
-    pub(super) retry: config::Retry,
+    pub(super) retry: RetrySettings,
     budget: Arc<Budget>,
     pub(super) limits: Limits,
     /// Something may be closed or narrow. Kept, so that where all is well nobody need look.
@@ -157,13 +127,13 @@ pub(super) struct Report {
 
 impl Pool {
     /// Reads CA files and makes a client for each upstream; nothing is called yet.
-    pub fn new(config: &Config, settings: PoolSettings) -> Result<Arc<Self>, BuildError> {
-        let upstreams = config.upstreams.iter().map(Upstream::new);
+    pub fn new(settings: &Settings, options: Options) -> Result<Arc<Self>, BuildError> {
+        let upstreams = settings.upstreams.iter().map(Upstream::new);
         let upstreams = upstreams.collect::<Result<Vec<_>, _>>()?;
         let backends = Arc::new(Backends::default());
-        let has_succeeded = settings.fail_fast.is_some_and(|fast| fast.has_succeeded);
+        let has_succeeded = options.fail_fast.is_some_and(|fast| fast.has_succeeded);
         Ok(Arc::new(Self {
-            routing: Routing::new(config, Arc::clone(&backends))?,
+            routing: Routing::new(settings, Arc::clone(&backends))?,
             backends,
             figures: upstreams
                 .iter()
@@ -174,23 +144,23 @@ impl Pool {
             changed: Notify::new(),
             unasked: watch::Sender::new(upstreams.len()),
             created: Instant::now(),
-            created_ms: settings.clock.now_ms(),
-            retry: config.retry.clone(),
-            budget: Budget::new(config.limits.max_in_flight_bytes),
-            limits: Limits::new(config),
+            created_ms: options.clock.now_ms(),
+            retry: settings.retry.clone(),
+            budget: Budget::new(settings.max_in_flight_bytes),
+            limits: Limits::new(settings),
             troubled: AtomicBool::new(false),
             state: Mutex::new(State {
                 places: upstreams.iter().map(|_| Place::default()).collect(),
                 turn: 0,
                 alike: Alike {
                     has_succeeded,
-                    most: settings.fail_fast.map_or(usize::MAX, |fast| fast.calls),
+                    most: options.fail_fast.map_or(usize::MAX, |fast| fast.calls),
                     ..Alike::default()
                 },
                 hastens: false,
             }),
             upstreams,
-            settings,
+            options,
             next_turn: Mutex::new(None),
         }))
     }
@@ -271,7 +241,7 @@ impl Pool {
 
     /// Waits until a call may begin, where there is a rate. `false`: it may not any more.
     pub async fn turn(&self) -> bool {
-        let Some(rate) = &self.settings.rate else {
+        let Some(rate) = &self.options.rate else {
             return true;
         };
         let at = {
@@ -519,7 +489,7 @@ impl Pool {
             is_fresh: judged.is_fresh,
             batch: permit.batch,
         };
-        let paces = (&self.settings.pace, &self.retry);
+        let paces = (&self.options.pace, &self.retry);
         let cause = report.cause.as_str();
         let is_signal = judged.is_signal() && !is_alike && !is_missing;
         let place = &mut state.places[backend.upstream];
@@ -563,7 +533,7 @@ impl Pool {
                 history.turned_away(&judged, None, &self.retry, random)
             }
         } else {
-            let ends_refusals = self.settings.fail_fast.is_some()
+            let ends_refusals = self.options.fail_fast.is_some()
                 && state.alike.has_succeeded
                 && reason == Reason::Refused
                 && !judged.is_fresh;
@@ -654,7 +624,7 @@ impl Pool {
     /// Counts a call that failed as only a person can mend it. True while that may be so for all:
     /// then it says nothing of one upstream or line yet.
     fn note_alike(&self, state: &mut State, upstream: usize, reason: Reason, cause: &str) -> bool {
-        let is_noted = self.settings.fail_fast.is_some() && reason.needs_a_person();
+        let is_noted = self.options.fail_fast.is_some() && reason.needs_a_person();
         if !is_noted || state.alike.has_succeeded {
             return false;
         }
@@ -671,7 +641,7 @@ impl Pool {
         let closed = [&changes.of_upstream, &changes.of_backend];
         for change in closed.into_iter().flatten() {
             if let Change::Closed(closure) = change
-                && self.settings.fail_fast.is_some()
+                && self.options.fail_fast.is_some()
                 && closure.reason.needs_a_person()
                 && closure.reason != Reason::Refused
             {
@@ -834,7 +804,7 @@ impl Pool {
             let mut state = self.lock();
             let place = &mut state.places[upstream];
             place.answered |= answers.is_some();
-            let (answers, pace) = (answers.unwrap_or(false), &self.settings.pace);
+            let (answers, pace) = (answers.unwrap_or(false), &self.options.pace);
             let breaker = &mut place.breaker;
             let change = breaker.probed(answers, now, pace, rand::random(), limit);
             if !answers {
@@ -866,7 +836,7 @@ impl Pool {
             is_fresh: true,
             batch: 0,
         };
-        let paces = (&self.settings.pace, &self.retry);
+        let paces = (&self.options.pace, &self.retry);
         let now = Instant::now();
         let generation = place.breaker.start(now);
         let change = place

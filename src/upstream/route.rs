@@ -4,10 +4,10 @@
 use std::collections::{BTreeMap, HashMap};
 use std::sync::{Arc, PoisonError, RwLock};
 
-use super::{BuildError, ModelInfo};
-use crate::config::{self, Config};
+use super::ModelInfo;
 use crate::observe::{CallSeconds, OTHER, figures};
 use crate::upstream::provider::edit::Edit;
+use crate::upstream::settings::{BuildError, ModelSettings, Settings, UpstreamSettings};
 use crate::upstream::target::backend::{Backend, Backends};
 
 /// Names resolved by a wildcard that are remembered: what users write must not fill the memory.
@@ -96,11 +96,11 @@ impl Routes {
 }
 
 impl Routing {
-    pub(super) fn new(config: &Config, backends: Arc<Backends>) -> Result<Self, BuildError> {
-        let upstreams = &config.upstreams;
+    pub(super) fn new(settings: &Settings, backends: Arc<Backends>) -> Result<Self, BuildError> {
+        let upstreams = &settings.upstreams;
         let mut exact = HashMap::new();
         let mut wildcard = None;
-        for (index, model) in config.models.iter().enumerate() {
+        for (index, model) in settings.models.iter().enumerate() {
             let entry = Entry::new(LaneId(index), model, upstreams)?;
             if model.name == "*" {
                 wildcard = Some(entry);
@@ -109,11 +109,11 @@ impl Routing {
                 exact.insert(model.name.clone(), Arc::new(routes));
             }
         }
-        let unconfigured = config.models.is_empty();
+        let unconfigured = settings.models.is_empty();
         if unconfigured && !upstreams.is_empty() {
             wildcard = Some(Entry::of_all(upstreams));
         }
-        let names = config.models.iter().map(|model| &model.name);
+        let names = settings.models.iter().map(|model| &model.name);
         let listed = names.filter(|name| !matches!(name.as_str(), "*" | ""));
         Ok(Self {
             exact,
@@ -227,12 +227,12 @@ impl Routing {
 impl Entry {
     fn new(
         lane: LaneId,
-        model: &config::Model,
-        upstreams: &[config::Upstream],
+        model: &ModelSettings,
+        upstreams: &[UpstreamSettings],
     ) -> Result<Self, BuildError> {
         let mut routes = Vec::with_capacity(model.routes.len());
         for route in &model.routes {
-            let named = |upstream: &config::Upstream| upstream.name == route.upstream;
+            let named = |upstream: &UpstreamSettings| upstream.name == route.upstream;
             let upstream = upstreams.iter().position(named).ok_or_else(|| BuildError {
                 upstream: route.upstream.clone(),
                 problem: format!(
@@ -252,7 +252,7 @@ impl Entry {
         Ok(Self { lane, routes })
     }
 
-    fn of_all(upstreams: &[config::Upstream]) -> Self {
+    fn of_all(upstreams: &[UpstreamSettings]) -> Self {
         let route = |upstream: usize| Route {
             upstream,
             name: upstreams[upstream].name.clone(),

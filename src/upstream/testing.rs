@@ -8,8 +8,8 @@ use reqwest::header::HeaderMap;
 use tokio::time::Instant;
 
 use super::pool::Report;
-use super::tests::{config, model, route, upstream};
-use super::{FailFast, History, Permit, Pool, PoolSettings};
+use super::tests::{model, route, settings, upstream};
+use super::{FailFast, History, Options, Permit, Pool};
 use crate::upstream::attempt::history::Next;
 use crate::upstream::provider::classify::CallResult;
 
@@ -23,15 +23,15 @@ pub fn pool(places: usize, models: &[(&str, Option<usize>)]) -> Arc<Pool> {
         model.concurrency = *concurrency;
         model
     });
-    let mut config = config(vec![one], models.collect());
-    config.retry.initial_backoff = Duration::from_millis(500);
-    config.retry.max_backoff = Duration::from_secs(60);
+    let mut settings = settings(vec![one], models.collect());
+    settings.retry.initial_backoff = Duration::from_millis(500);
+    settings.retry.max_backoff = Duration::from_secs(60);
     let fail_fast: Option<FailFast> = None;
-    let settings = PoolSettings {
+    let options = Options {
         fail_fast,
-        ..PoolSettings::default()
+        ..Options::default()
     };
-    Pool::new(&config, settings).expect("a good configuration")
+    Pool::new(&settings, options).expect("a good configuration")
 }
 
 /// What becomes of a line whose call was answered so: `None`: it has ended; else after how long it

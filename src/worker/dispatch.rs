@@ -26,11 +26,10 @@ use futures::FutureExt as _;
 use tokio::sync::Notify;
 use tokio_util::sync::CancellationToken;
 
-use crate::config;
 use crate::domain::batch::Ending;
 use crate::domain::clock::Clock;
 use crate::store::Store;
-use crate::upstream::{LaneId, Pool, Routes, Timer};
+use crate::upstream::{LaneId, Pool, RetrySettings, Routes, Timer};
 use crate::worker::Settings;
 use crate::worker::lease::Lease;
 use crate::worker::lease::clock::Uptime;
@@ -59,7 +58,7 @@ pub(crate) struct Dispatch {
     /// Until when the shares of limits are this process's; `None` before any is granted.
     shares_until: Mutex<Option<Uptime>>,
     clock: Clock,
-    retry: config::Retry,
+    retry: RetrySettings,
     settle: Duration,
     next_id: AtomicU64,
     /// Asks the pump to start slots.

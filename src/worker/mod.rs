@@ -23,7 +23,7 @@ use tokio_util::sync::CancellationToken;
 use crate::config;
 use crate::domain::clock::Clock;
 use crate::store::{self, Store};
-use crate::upstream::{LaneId, Pool};
+use crate::upstream::{LaneId, Pool, RetrySettings};
 use dispatch::Dispatch;
 use flush::Flusher;
 use lease::{Lease, heartbeat};
@@ -37,7 +37,7 @@ const LAST_WRITES: Duration = Duration::from_secs(5);
 /// What the duties are told.
 #[derive(Clone, Debug)]
 pub struct Settings {
-    pub retry: config::Retry,
+    pub retry: RetrySettings,
     pub worker: config::Worker,
     pub retention: config::Retention,
     /// Requests that a batch may have.

@@ -8,12 +8,12 @@ use std::path::{Path, PathBuf};
 const ROOMS: [(&str, &[&str]); 11] = [
     ("domain", &[]),
     ("observe", &[]),
-    ("config", &["domain"]),
     ("codec", &["domain"]),
     ("intake", &["domain"]),
     ("store", &["domain", "observe", "codec", "intake"]),
-    ("upstream", &["domain", "observe", "config"]),
+    ("upstream", &["domain", "observe"]),
     ("transfer", &["domain", "codec", "intake", "store"]),
+    ("config", &["domain", "upstream"]),
     (
         "api",
         &["domain", "observe", "config", "intake", "store", "transfer"],

@@ -11,7 +11,7 @@ use nightshift::config::{Config, Environment, Overrides};
 use nightshift::domain::file::Kind;
 use nightshift::domain::line::{self, Check};
 use nightshift::intake::{Chunk, Intake, Limits};
-use nightshift::upstream::{Acquired, Pool, PoolSettings, Routes};
+use nightshift::upstream::{Acquired, Options, Pool, Routes};
 
 /// Of a request and of an answer.
 const LINE_BYTES: usize = 670;
@@ -116,7 +116,7 @@ pub fn pool() -> (Arc<Pool>, Arc<Routes>) {
         ..Overrides::default()
     };
     let config = Config::built_in(&overrides, &Environment::default()).expect("it is valid");
-    let pool = Pool::new(&config, PoolSettings::default()).expect("it is valid");
+    let pool = Pool::new(&config.upstream_settings(), Options::default()).expect("it is valid");
     let routes = pool.resolve("sim").expect("one upstream serves all");
     (pool, routes)
 }

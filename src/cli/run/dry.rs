@@ -14,14 +14,14 @@ use super::reshape::{Gathered, Splitter};
 use crate::config::Config;
 use crate::domain::endpoint;
 use crate::intake::{Intake, Limits};
-use crate::upstream::{Pool, PoolSettings};
+use crate::upstream::{Options, Pool};
 
 /// Says what a run would send, and what is wrong with its input.
 pub(super) async fn dry_run(args: &RunArgs, config: &Config) -> anyhow::Result<ExitCode> {
     let reshape = args.reshape();
     let input = Input::of(&args.input)?;
     // What is wrong with a certificate shows here.
-    Pool::new(config, PoolSettings::default())?;
+    Pool::new(&config.upstream_settings(), Options::default())?;
     let limits = Limits {
         max_line_bytes: config.limits.max_line_bytes,
         max_models: config.limits.max_models_per_file,

@@ -9,8 +9,8 @@ use serde_json::{Map, Value};
 use sha2::{Digest as _, Sha256};
 
 use super::lines::{Key, Record, Source};
-use crate::config::Model;
 use crate::domain::json;
+use crate::upstream::ModelSettings;
 
 /// What flags change in every line.
 #[derive(Clone, Debug, Default)]
@@ -140,7 +140,7 @@ fn quoted(text: &str) -> String {
 }
 
 /// What is known of a line, as it is sent.
-pub(super) fn record(line: &[u8], models: &[Model]) -> Record {
+pub(super) fn record(line: &[u8], models: &[ModelSettings]) -> Record {
     if line.iter().all(|&byte| json::is_space(byte)) {
         return Record {
             key: Key::default(),
@@ -156,7 +156,7 @@ pub(super) fn record(line: &[u8], models: &[Model]) -> Record {
     }
 }
 
-fn key(line: &str, models: &[Model]) -> Option<Key> {
+fn key(line: &str, models: &[ModelSettings]) -> Option<Key> {
     let request = crate::domain::line::read(line)?;
     let mut model = None;
     json::members(request.body, |key, value| {

@@ -21,9 +21,7 @@ use crate::config::Config;
 use crate::domain::batch::Status;
 use crate::domain::clock::Clock;
 use crate::store::{Batch, Store};
-use crate::upstream::{
-    CallRate, FailFast, Pool, PoolSettings, Reason, UpstreamState, UpstreamStatus,
-};
+use crate::upstream::{CallRate, FailFast, Options, Pool, Reason, UpstreamState, UpstreamStatus};
 use crate::worker::Worker;
 
 const POLL: Duration = Duration::from_millis(100);
@@ -68,7 +66,7 @@ pub(super) async fn work(
         return Ok(Ended::Batch(Some(Box::new(batch))));
     }
     let mut partial = Partial::of(&Sources::of(store, journal), output).await?;
-    let settings = PoolSettings {
+    let options = Options {
         fail_fast: Some(FailFast {
             calls: ALIKE_MAX,
             has_succeeded: batch.counts.completed > 0,
@@ -77,9 +75,9 @@ pub(super) async fn work(
             interval,
             stop: stop.clone(),
         }),
-        ..PoolSettings::default()
+        ..Options::default()
     };
-    let pool = Pool::new(config, settings);
+    let pool = Pool::new(&config.upstream_settings(), options);
     let pool = pool.map_err(anyhow::Error::from).or_exit(NOT_VALID)?;
     let duties = app::settings(config, store);
     let mut worker = Worker::start(store.clone(), pool.clone(), Clock::default(), duties).await?;

@@ -76,7 +76,7 @@ fn the_examples_in_the_documented_file_hold_and_show_the_defaults() {
     let [one, two] = config.upstreams.as_slice() else {
         panic!("two upstreams are shown");
     };
-    let key = |upstream: &Upstream| upstream.api_key.clone().unwrap();
+    let key = |upstream: &UpstreamSettings| upstream.api_key.clone().unwrap();
     assert_eq!(key(one).expose_secret(), "sk-from-a-variable");
     assert_eq!(key(two).expose_secret(), "sk-from-a-file-0123456789");
     assert_eq!(two.base_url, "https://gpu-2.internal/v1");

@@ -99,7 +99,7 @@ impl Pool {
             _ => Report {
                 result,
                 status: Some(status),
-                wait: classify::told(&headers, classify::wall_clock(self.settings.clock.now_ms())),
+                wait: classify::told(&headers, classify::wall_clock(self.options.clock.now_ms())),
                 cause: cause(result, &answer, classify::location(&headers)),
             },
         };

@@ -13,14 +13,14 @@ use reqwest::{Method, Url};
 use secrecy::ExposeSecret;
 use tokio::time::{Instant, Sleep};
 
-use crate::config;
 use crate::upstream::attempt::notice::Notice;
 use crate::upstream::limits::memory::{Budget, Charge};
 use crate::upstream::provider::classify::{self, CallResult};
 use crate::upstream::provider::{self, Provider};
+use crate::upstream::settings::{BuildError, UpstreamSettings};
 use crate::upstream::transport::coding::{self, Body};
 use crate::upstream::transport::{self, Address, Transport};
-use crate::upstream::{BuildError, ModelInfo, Timer};
+use crate::upstream::{ModelInfo, Timer};
 
 /// Room made for an answer on its server's word, before its bytes are here.
 const TRUSTED_LENGTH_MAX: usize = 8 << 20;
@@ -89,7 +89,7 @@ pub(in crate::upstream) struct Failure {
 }
 
 impl Upstream {
-    pub(in crate::upstream) fn new(config: &config::Upstream) -> Result<Self, BuildError> {
+    pub(in crate::upstream) fn new(config: &UpstreamSettings) -> Result<Self, BuildError> {
         let fault = |problem: String| BuildError {
             upstream: config.name.clone(),
             problem,
@@ -126,7 +126,9 @@ impl Upstream {
 
     /// Where it is, for the log.
     pub(in crate::upstream) fn shown_url(&self) -> String {
-        config::shown_url(self.base.as_str())
+        let mut url = self.base.clone();
+        url.set_query(None);
+        url.into()
     }
 
     /// Warns, now and then, of calls that their users cannot see the reason of.
@@ -332,7 +334,7 @@ fn timed_out(timeout: Duration) -> Failure {
 }
 
 fn headers(
-    config: &config::Upstream,
+    config: &UpstreamSettings,
     provider: &'static dyn Provider,
     base: &Url,
 ) -> Result<HeaderMap, String> {

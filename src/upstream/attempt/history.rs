@@ -9,7 +9,7 @@ use std::time::Duration;
 
 use tokio::time::Instant;
 
-use crate::config;
+use crate::upstream::settings::RetrySettings;
 use crate::upstream::target::backend::Backend;
 
 /// Calls that a line may make without costing it an attempt, whatever their cause. With the pauses
@@ -222,7 +222,7 @@ impl History {
     pub(in crate::upstream) fn refused(
         &mut self,
         judged: &Judged,
-        config: &config::Retry,
+        config: &RetrySettings,
         random: f64,
     ) -> Next {
         if judged.is_refuted {
@@ -237,7 +237,7 @@ impl History {
         &mut self,
         judged: &Judged,
         wait: Option<Duration>,
-        config: &config::Retry,
+        config: &RetrySettings,
         random: f64,
     ) -> Next {
         let is_own = judged.is_refuted && judged.chance < IMPOSSIBLE;
@@ -258,7 +258,7 @@ impl History {
     pub(in crate::upstream) fn attempted(
         &mut self,
         judged: &Judged,
-        config: &config::Retry,
+        config: &RetrySettings,
         random: f64,
     ) -> Next {
         self.attempts += 1;
@@ -286,7 +286,7 @@ impl History {
 
     /// The call was not made, for a reason on this side that passes: it says nothing of the line or
     /// of a backend.
-    pub(in crate::upstream) fn held_up(&mut self, config: &config::Retry, random: f64) -> Next {
+    pub(in crate::upstream) fn held_up(&mut self, config: &RetrySettings, random: f64) -> Next {
         self.free += 1;
         if self.free >= FREE_CALLS_MAX {
             return Next::End;
@@ -303,7 +303,7 @@ impl History {
         &mut self,
         judged: &Judged,
         wait: Option<Duration>,
-        config: &config::Retry,
+        config: &RetrySettings,
         random: f64,
     ) -> Next {
         self.free += 1;
@@ -322,7 +322,7 @@ impl History {
 /// How long to wait after the `attempt`th failure (from 1): exponential and capped, with full
 /// jitter; `random` is in 0..1.
 #[must_use]
-pub fn backoff(attempt: u32, config: &config::Retry, random: f64) -> Duration {
+pub fn backoff(attempt: u32, config: &RetrySettings, random: f64) -> Duration {
     let ceiling = doubled(config.initial_backoff, attempt.saturating_sub(1));
     ceiling
         .min(config.max_backoff)

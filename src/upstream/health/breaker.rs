@@ -18,8 +18,8 @@ use std::time::Duration;
 
 use tokio::time::Instant;
 
-use crate::config;
 use crate::upstream::attempt::history::{Evidence, doubled};
+use crate::upstream::settings::{Pace, RetrySettings};
 
 /// Lines that are sent at once when a limit that was reached is tried again.
 const FEW: usize = 2;
@@ -45,34 +45,6 @@ const BATCHES_COUNTED_MAX: usize = 256;
 const ONE_MORE_AFTER: Duration = Duration::from_secs(5);
 /// One failure closes nothing that has worked before: the next line shows whose fault it was.
 const FAILURES_IN_A_ROW: u32 = 2;
-
-/// How patiently what fails is looked at.
-#[derive(Clone, Debug)]
-pub struct Pace {
-    /// Until the first look at what does not answer; doubled with each failure in a row.
-    pub probe_first: Duration,
-    pub probe_longest: Duration,
-    /// Until the first trial of what refuses us; doubled likewise.
-    pub trial_first: Duration,
-    pub trial_longest: Duration,
-    /// Between two looks at what models an upstream has.
-    pub discovery: Duration,
-    /// How long the first validation waits for upstreams to tell their models.
-    pub first_discovery_max: Duration,
-}
-
-impl Default for Pace {
-    fn default() -> Self {
-        Self {
-            probe_first: Duration::from_millis(500),
-            probe_longest: Duration::from_secs(30),
-            trial_first: Duration::from_secs(1),
-            trial_longest: Duration::from_mins(1),
-            discovery: Duration::from_secs(60),
-            first_discovery_max: Duration::from_secs(5),
-        }
-    }
-}
 
 /// Why a breaker is closed.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -402,7 +374,7 @@ impl Breaker {
         failure: Failure,
         generation: u32,
         now: Instant,
-        paces: (&Pace, &config::Retry),
+        paces: (&Pace, &RetrySettings),
         random: f64,
         cause: &str,
     ) -> Option<Change> {
@@ -460,7 +432,7 @@ impl Breaker {
         generation: u32,
         batch: u64,
         now: Instant,
-        paces: (&Pace, &config::Retry),
+        paces: (&Pace, &RetrySettings),
         random: f64,
     ) -> Option<Change> {
         let closure = self
@@ -576,7 +548,7 @@ impl Breaker {
         &mut self,
         failure: Failure,
         now: Instant,
-        (pace, retry): (&Pace, &config::Retry),
+        (pace, retry): (&Pace, &RetrySettings),
         random: f64,
         cause: &str,
     ) -> Change {

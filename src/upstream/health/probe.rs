@@ -29,7 +29,7 @@ impl Pool {
         if !self.routing.needs_reports() {
             return;
         }
-        let end = self.created + self.settings.pace.first_discovery_max;
+        let end = self.created + self.options.pace.first_discovery_max;
         let mut unasked = self.unasked.subscribe();
         let all_asked = unasked.wait_for(|unasked| *unasked == 0);
         let waited = tokio::time::timeout_at(end, all_asked).await;
@@ -77,7 +77,7 @@ impl Pool {
                 self.probe(upstream).await;
             } else {
                 self.discover(upstream).await;
-                discover_at = Some(Instant::now() + self.settings.pace.discovery);
+                discover_at = Some(Instant::now() + self.options.pace.discovery);
             }
             if !is_asked {
                 is_asked = true;

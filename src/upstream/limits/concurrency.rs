@@ -5,8 +5,8 @@ use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 
 use tokio::sync::Notify;
 
-use crate::config::{self, Config};
 use crate::upstream::route::LaneId;
+use crate::upstream::settings::{Settings, UpstreamSettings};
 
 /// The limits of a process. They are its own until [`share_out`](Self::share_out) is called.
 #[derive(Debug)]
@@ -39,19 +39,19 @@ struct Lane {
 }
 
 impl Limits {
-    pub(in crate::upstream) fn new(config: &Config) -> Self {
-        let upstreams = &config.upstreams;
+    pub(in crate::upstream) fn new(settings: &Settings) -> Self {
+        let upstreams = &settings.upstreams;
         let mut all: Vec<Limit> = upstreams
             .iter()
             .map(|upstream| Limit::new("upstream", &upstream.name, upstream.concurrency))
             .collect();
-        let mut lanes = Vec::with_capacity(config.models.len().max(1));
-        for model in &config.models {
+        let mut lanes = Vec::with_capacity(settings.models.len().max(1));
+        for model in &settings.models {
             let own = model.concurrency.map(|allowed| {
                 all.push(Limit::new("model", &model.name, allowed));
                 all.len() - 1
             });
-            let goes_to = |upstream: &config::Upstream| {
+            let goes_to = |upstream: &UpstreamSettings| {
                 let mut routes = model.routes.iter();
                 routes.any(|route| route.upstream == upstream.name)
             };
@@ -62,7 +62,7 @@ impl Limits {
                 domain: 0,
             });
         }
-        if config.models.is_empty() {
+        if settings.models.is_empty() {
             lanes.push(Lane {
                 own: None,
                 upstreams: (0..upstreams.len()).collect(),

@@ -13,7 +13,7 @@ use reqwest::header::{HeaderMap, InvalidHeaderValue};
 use secrecy::SecretString;
 
 use super::ModelInfo;
-use crate::config;
+use crate::upstream::settings::UpstreamSettings;
 
 /// The dialect of a model server.
 pub(super) trait Provider: fmt::Debug + Send + Sync {
@@ -54,6 +54,6 @@ pub(super) enum Folded {
 }
 
 /// The dialect that an upstream speaks.
-pub(super) fn of(_upstream: &config::Upstream) -> &'static dyn Provider {
+pub(super) fn of(_upstream: &UpstreamSettings) -> &'static dyn Provider {
     &openai::OpenAi
 }

@@ -10,7 +10,7 @@ async fn a_call_is_sent_as_it_is_and_its_answer_comes_back_charged() {
     let mut upstream = upstream("gpu", &server.base_url);
     upstream.api_key = Some("sk-secret".into());
     upstream.headers.insert("x-team".to_owned(), "batch".into());
-    let pool = pool(&config(vec![upstream], vec![]));
+    let pool = pool(&settings(vec![upstream], vec![]));
     let body = "{ \"model\" : \"m\",\t\"x\": 1.0e2 }";
     let answer = answer(send(&pool, permit(&pool, "m"), body).await);
     assert_eq!((answer.status, &answer.body[..]), (200, &b"{\"ok\":1}"[..]));
@@ -37,7 +37,7 @@ async fn a_call_is_sent_as_it_is_and_its_answer_comes_back_charged() {
 async fn the_query_of_a_base_url_is_sent_with_every_call() {
     let server = Server::start(|_| models(&["m"])).await;
     let base_url = format!("{}?api-version=2024-10-21", server.base_url);
-    let pool = pool(&config(vec![upstream("azure", &base_url)], vec![]));
+    let pool = pool(&settings(vec![upstream("azure", &base_url)], vec![]));
     answer(line(&pool).await);
     pool.try_upstreams().await;
     let query = "?api-version=2024-10-21";
@@ -50,7 +50,7 @@ async fn a_route_renames_the_model_and_fills_in_defaults() {
     let server = Server::start(|_| reply(200, "{}")).await;
     let mut model = model("m", vec![route("gpu", Some("org/M"))]);
     model.defaults.insert("seed".to_owned(), 7.into());
-    let pool = pool(&config(
+    let pool = pool(&settings(
         vec![upstream("gpu", &server.base_url)],
         vec![model],
     ));
@@ -69,7 +69,7 @@ async fn a_changed_copy_is_charged_for_as_long_as_its_call_lasts() {
         reply(200, "{}").after(50)
     })
     .await;
-    let pool = pool(&config(
+    let pool = pool(&settings(
         vec![upstream("gpu", &server.base_url)],
         vec![model("m", vec![route("gpu", Some("longer"))])],
     ));
@@ -100,7 +100,7 @@ async fn the_place_is_free_again_when_the_answer_is_read() {
     let server = Server::start(|_| reply(200, "{}")).await;
     let mut upstream = upstream("gpu", &server.base_url);
     upstream.concurrency = 1;
-    let pool = pool(&config(vec![upstream], vec![]));
+    let pool = pool(&settings(vec![upstream], vec![]));
     let routes = pool.resolve("m").expect("is served");
     assert_eq!(pool.limits().lane(routes.lane), 1);
     let permit = permit(&pool, "m");
@@ -115,7 +115,7 @@ async fn the_place_is_free_again_when_the_answer_is_read() {
 
 #[tokio::test]
 async fn a_call_that_is_broken_off_frees_its_place_and_its_bytes() {
-    let pool = pool(&config(vec![upstream("gpu", &raw(None).await)], vec![]));
+    let pool = pool(&settings(vec![upstream("gpu", &raw(None).await)], vec![]));
     let call = tokio::spawn({
         let pool = Arc::clone(&pool);
         async move { line(&pool).await }
@@ -138,7 +138,7 @@ async fn what_a_server_says_is_the_lines_answer_or_costs_an_attempt() {
         reply(status.parse().expect("a status"), body)
     })
     .await;
-    let pool = pool(&config(vec![upstream("gpu", &server.base_url)], vec![]));
+    let pool = pool(&settings(vec![upstream("gpu", &server.base_url)], vec![]));
     for status in ["200", "400", "404", "422"] {
         let answer = answer(send(&pool, permit(&pool, "m"), status).await);
         assert_eq!(answer.status.to_string(), status);
@@ -173,7 +173,7 @@ async fn what_is_no_fault_of_a_line_costs_it_nothing() {
     for status in [
         "307", "401", "402", "403", "404", "429", "502", "503", "504", "529",
     ] {
-        let pool = pool(&config(vec![upstream("gpu", &server.base_url)], vec![]));
+        let pool = pool(&settings(vec![upstream("gpu", &server.base_url)], vec![]));
         let mut history = History::default();
         let again = retried(send_again(&pool, &mut history, status).await);
         assert_eq!(history.attempts(), 0, "{status}");
@@ -183,7 +183,7 @@ async fn what_is_no_fault_of_a_line_costs_it_nothing() {
         assert!(!pool.may_take(&routes), "{status}: it is left alone");
     }
     // Whatever the status, a server that names a time is left alone.
-    let pool = pool(&config(vec![upstream("gpu", &server.base_url)], vec![]));
+    let pool = pool(&settings(vec![upstream("gpu", &server.base_url)], vec![]));
     retried(send(&pool, permit(&pool, "m"), "500").await);
     let routes = pool.resolve("m").expect("is served");
     assert!(!pool.may_take(&routes));
@@ -206,7 +206,7 @@ async fn a_success_that_is_no_json_costs_an_attempt_and_is_no_answer() {
     ] {
         let body = body.to_owned();
         let server = Server::start(move |_| reply(200, &body)).await;
-        let pool = pool(&config(vec![upstream("gpu", &server.base_url)], vec![]));
+        let pool = pool(&settings(vec![upstream("gpu", &server.base_url)], vec![]));
         let retry = retried(line(&pool).await);
         assert!(retry.refusal.is_none());
         assert!(retry.cause.message.ends_with(words), "{:?}", retry.cause);
@@ -241,7 +241,7 @@ async fn lost_connections_and_timeouts_cost_an_attempt() {
         if bytes.is_none() {
             upstream.timeout = Duration::from_millis(300);
         }
-        let pool = pool(&config(vec![upstream], vec![]));
+        let pool = pool(&settings(vec![upstream], vec![]));
         let retry = retried(line(&pool).await);
         assert!(retry.refusal.is_none());
         assert_eq!(retry.cause.kind, kind, "{:?}", retry.cause);
@@ -264,7 +264,7 @@ async fn the_timeout_covers_the_body_too() {
     let base_url = format!("http://{}/v1", listener.local_addr().expect("an address"));
     let mut upstream = upstream("gpu", &base_url);
     upstream.timeout = Duration::from_millis(200);
-    let pool = pool(&config(vec![upstream], vec![]));
+    let pool = pool(&settings(vec![upstream], vec![]));
     let serve = async {
         let (mut stream, _) = listener.accept().await.expect("a connection");
         let mut request = [0; 4096];
@@ -286,7 +286,7 @@ async fn a_call_whose_time_goes_by_while_it_connects_was_not_sent() {
     let mut upstream = upstream("gpu", &base_url);
     upstream.timeout = Duration::from_millis(500);
     upstream.connect_timeout = Duration::from_secs(5);
-    let pool = pool(&config(vec![upstream], vec![]));
+    let pool = pool(&settings(vec![upstream], vec![]));
     let cause = retried(line(&pool).await).cause;
     assert_eq!(cause.kind, CauseKind::Unavailable);
     assert_eq!(cause.message, "no connection within 450ms");
@@ -300,7 +300,7 @@ async fn an_answer_that_is_too_large_ends_its_line() {
     for (bytes, limit) in [(&chunked[..], 11), (announced, 1 << 20)] {
         let mut upstream = upstream("gpu", &raw(Some(bytes)).await);
         upstream.max_response_bytes = limit;
-        let pool = pool(&config(vec![upstream], vec![]));
+        let pool = pool(&settings(vec![upstream], vec![]));
         let Verdict::GivenUp(cause) = line(&pool).await else {
             panic!("it would be as large again");
         };
@@ -324,7 +324,7 @@ async fn an_error_whose_text_cannot_be_had_is_judged_by_its_status() {
         let busy = error("503 Service Unavailable");
         let upstream_of = async |bytes: &'static str| {
             let upstream = upstream("gpu", &raw(Some(bytes.as_bytes())).await);
-            pool(&config(vec![upstream], vec![]))
+            pool(&settings(vec![upstream], vec![]))
         };
         let again = retried(line(&upstream_of(busy).await).await);
         assert_eq!(again.cause.message, "the model server answered 503");
@@ -340,9 +340,9 @@ async fn many_answers_together_larger_than_the_budget_all_arrive() {
     let server = Server::start(|_| reply(200, &format!("\"{}\"", "x".repeat(ANSWER - 2)))).await;
     let mut upstream = upstream("gpu", &server.base_url);
     upstream.concurrency = 32;
-    let mut config = config(vec![upstream], vec![]);
-    config.limits.max_in_flight_bytes = ANSWER;
-    let pool = pool(&config);
+    let mut settings = settings(vec![upstream], vec![]);
+    settings.max_in_flight_bytes = ANSWER;
+    let pool = pool(&settings);
     let mut calls = tokio::task::JoinSet::new();
     for _ in 0..32 {
         let pool = Arc::clone(&pool);
@@ -366,12 +366,12 @@ async fn many_changed_copies_together_larger_than_the_budget_all_arrive() {
     let server = Server::start(|_| reply(200, &format!("\"{}\"", "x".repeat(SIZE - 2)))).await;
     let mut upstream = upstream("gpu", &server.base_url);
     upstream.concurrency = 16;
-    let mut config = config(
+    let mut settings = settings(
         vec![upstream],
         vec![model("m", vec![route("gpu", Some("M"))])],
     );
-    config.limits.max_in_flight_bytes = SIZE;
-    let pool = pool(&config);
+    settings.max_in_flight_bytes = SIZE;
+    let pool = pool(&settings);
     let body = format!(r#"{{"model":"m","input":"{}"}}"#, "x".repeat(SIZE));
     let mut calls = tokio::task::JoinSet::new();
     for _ in 0..16 {
@@ -393,7 +393,7 @@ async fn calls_go_through_the_configured_proxy() {
     let proxy = Server::start(|_| reply(200, "{}")).await;
     let mut upstream = upstream("far", "http://model.invalid/v1");
     upstream.proxy = Some(proxy.base_url.trim_end_matches("/v1").into());
-    let pool = pool(&config(vec![upstream], vec![]));
+    let pool = pool(&settings(vec![upstream], vec![]));
     answer(line(&pool).await);
     assert_eq!(
         proxy.seen("POST")[0].path,
@@ -406,7 +406,7 @@ async fn an_upstream_that_cannot_work_is_named() {
     let mut file = tempfile::NamedTempFile::new().expect("a file");
     file.write_all(b"no certificate").expect("is written");
     let good = || upstream("gpu", "http://127.0.0.1:1/v1");
-    let with = |change: &dyn Fn(&mut config::Upstream)| {
+    let with = |change: &dyn Fn(&mut UpstreamSettings)| {
         let mut upstream = good();
         change(&mut upstream);
         upstream
@@ -437,12 +437,12 @@ async fn an_upstream_that_cannot_work_is_named() {
         ),
     ];
     for (upstream, words) in cases {
-        let error = Pool::new(&config(vec![upstream], vec![]), hasty()).expect_err(words);
+        let error = Pool::new(&settings(vec![upstream], vec![]), hasty()).expect_err(words);
         assert_eq!(error.upstream, "gpu");
         assert!(error.to_string().contains(words), "{error}");
         assert!(!error.to_string().contains("hunter2"), "{error}");
     }
     let model = model("m", vec![route("gone", None)]);
-    let error = Pool::new(&config(vec![good()], vec![model]), hasty()).expect_err("no upstream");
+    let error = Pool::new(&settings(vec![good()], vec![model]), hasty()).expect_err("no upstream");
     assert_eq!(error.upstream, "gone");
 }

@@ -17,8 +17,6 @@ use tokio::net::TcpListener;
 use tokio_util::sync::{CancellationToken, DropGuard};
 
 use super::*;
-use crate::config::{self, Config};
-use crate::domain::scope::Scopes;
 
 /// A request that a scripted server has received.
 #[derive(Clone, Debug)]
@@ -175,8 +173,8 @@ async fn nobody() -> String {
     format!("http://{}/v1", listener.local_addr().expect("an address"))
 }
 
-pub(super) fn upstream(name: &str, base_url: &str) -> config::Upstream {
-    config::Upstream {
+pub(super) fn upstream(name: &str, base_url: &str) -> UpstreamSettings {
+    UpstreamSettings {
         name: name.to_owned(),
         base_url: base_url.to_owned(),
         api_key: None,
@@ -190,16 +188,16 @@ pub(super) fn upstream(name: &str, base_url: &str) -> config::Upstream {
     }
 }
 
-pub(super) fn route(upstream: &str, model: Option<&str>) -> config::Route {
-    config::Route {
+pub(super) fn route(upstream: &str, model: Option<&str>) -> RouteSettings {
+    RouteSettings {
         upstream: upstream.to_owned(),
         model: model.map(str::to_owned),
         weight: 1,
     }
 }
 
-pub(super) fn model(name: &str, routes: Vec<config::Route>) -> config::Model {
-    config::Model {
+pub(super) fn model(name: &str, routes: Vec<RouteSettings>) -> ModelSettings {
+    ModelSettings {
         name: name.to_owned(),
         concurrency: None,
         routes,
@@ -207,69 +205,23 @@ pub(super) fn model(name: &str, routes: Vec<config::Route>) -> config::Model {
     }
 }
 
-pub(super) fn config(upstreams: Vec<config::Upstream>, models: Vec<config::Model>) -> Config {
-    Config {
-        server: config::Server {
-            listen: "127.0.0.1:0".to_owned(),
-            trusted_proxies: Vec::new(),
-            allowed_origins: Vec::new(),
-            role: config::Role::All,
-        },
-        database: config::Database {
-            url: "sqlite://unused".into(),
-            file: None,
-            max_connections: 4,
-            start_timeout: Duration::from_secs(60),
-            statement_timeout: Duration::from_secs(60),
-            pooler: false,
-        },
-        auth: config::Auth {
-            required: None,
-            bootstrap_key: None,
-            bootstrap_scope: Scopes::API,
-        },
-        limits: config::Limits {
-            max_file_bytes: 1 << 30,
-            max_requests_per_batch: 1000,
-            max_models_per_file: 100,
-            max_line_bytes: 1 << 24,
-            max_in_flight_bytes: 1 << 26,
-        },
+pub(super) fn settings(upstreams: Vec<UpstreamSettings>, models: Vec<ModelSettings>) -> Settings {
+    Settings {
         upstreams,
         models,
-        retry: config::Retry {
+        retry: RetrySettings {
             max_attempts: 5,
             initial_backoff: Duration::from_millis(20),
             max_backoff: Duration::from_millis(100),
             longest_wait: Duration::from_mins(10),
         },
-        worker: config::Worker {
-            name: None,
-            lease: Duration::from_secs(30),
-            reclaim_after: Duration::from_secs(60),
-            settle_timeout: Duration::from_mins(10),
-            shutdown_grace: Duration::from_secs(30),
-        },
-        retention: config::Retention {
-            input_files: None,
-            output_files: None,
-            other_files: None,
-            grace: Duration::from_mins(1),
-        },
-        log: config::Log {
-            filter: "info".to_owned(),
-            format: config::LogFormat::Text,
-        },
-        telemetry: config::Telemetry {
-            otlp_endpoint: None,
-            sample_ratio: 0.0,
-        },
+        max_in_flight_bytes: 1 << 26,
     }
 }
 
-/// Settings that do not keep a test waiting.
-pub(super) fn hasty() -> PoolSettings {
-    PoolSettings {
+/// Options that do not keep a test waiting.
+pub(super) fn hasty() -> Options {
+    Options {
         pace: Pace {
             probe_first: Duration::from_millis(20),
             probe_longest: Duration::from_millis(100),
@@ -278,17 +230,17 @@ pub(super) fn hasty() -> PoolSettings {
             discovery: Duration::from_millis(50),
             first_discovery_max: Duration::from_secs(30),
         },
-        ..PoolSettings::default()
+        ..Options::default()
     }
 }
 
-fn pool(config: &Config) -> Arc<Pool> {
-    Pool::new(config, hasty()).expect("a good configuration")
+fn pool(settings: &Settings) -> Arc<Pool> {
+    Pool::new(settings, hasty()).expect("a good configuration")
 }
 
 /// A pool whose upkeep runs until the guard is dropped.
-fn running(config: &Config) -> (Arc<Pool>, DropGuard) {
-    let (pool, stop) = (pool(config), CancellationToken::new());
+fn running(settings: &Settings) -> (Arc<Pool>, DropGuard) {
+    let (pool, stop) = (pool(settings), CancellationToken::new());
     tokio::spawn(Arc::clone(&pool).run(stop.clone()));
     (pool, stop.drop_guard())
 }

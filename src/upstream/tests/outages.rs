@@ -19,7 +19,7 @@ fn state(pool: &Pool) -> UpstreamState {
 #[tokio::test]
 async fn an_upstream_that_nobody_answers_for_is_down_until_a_probe_is_answered() {
     let base_url = nobody().await;
-    let (pool, _guard) = running(&config(
+    let (pool, _guard) = running(&settings(
         vec![upstream("gpu", &base_url)],
         vec![model("m", vec![route("gpu", None)])],
     ));
@@ -60,7 +60,7 @@ async fn an_upstream_that_nobody_answers_for_is_down_until_a_probe_is_answered()
 async fn a_name_that_does_not_resolve_is_an_outage() {
     // Longer than a part of a name can be: nobody need be asked.
     let nowhere = format!("http://{}.invalid/v1", "a".repeat(64));
-    let pool = pool(&config(vec![upstream("gpu", &nowhere)], vec![]));
+    let pool = pool(&settings(vec![upstream("gpu", &nowhere)], vec![]));
     let retry = retried(line(&pool).await);
     assert!(
         retry.cause.message.contains("cannot be resolved"),
@@ -74,7 +74,7 @@ async fn a_name_that_does_not_resolve_is_an_outage() {
 async fn tls_that_fails_is_an_outage() {
     let base_url = raw(Some(b"HTTP/1.1 400 Bad Request\r\n\r\n")).await;
     let base_url = base_url.replace("http:", "https:");
-    let pool = pool(&config(vec![upstream("gpu", &base_url)], vec![]));
+    let pool = pool(&settings(vec![upstream("gpu", &base_url)], vec![]));
     retried(line(&pool).await);
     assert_eq!(state(&pool), UpstreamState::Down);
 }
@@ -86,7 +86,7 @@ async fn a_server_that_is_loading_loses_no_line() {
         _ => models(&["m"]),
     })
     .await;
-    let (pool, _guard) = running(&config(
+    let (pool, _guard) = running(&settings(
         vec![upstream("gpu", &server.base_url)],
         vec![model("*", vec![route("gpu", None)])],
     ));
@@ -106,7 +106,7 @@ async fn a_server_that_is_loading_loses_no_line() {
 #[tokio::test]
 async fn lines_go_to_another_upstream_while_one_is_down() {
     let server = Server::start(|_| reply(200, "{}")).await;
-    let pool = pool(&config(
+    let pool = pool(&settings(
         vec![
             upstream("a", &nobody().await),
             upstream("b", &server.base_url),
@@ -131,7 +131,7 @@ async fn lines_go_to_another_upstream_while_one_is_down() {
 async fn the_upstream_of_the_last_failure_is_avoided_while_another_has_a_place() {
     let mut small = upstream("b", "http://127.0.0.1:1/v1");
     small.concurrency = 1;
-    let pool = pool(&config(
+    let pool = pool(&settings(
         vec![upstream("a", "http://127.0.0.1:1/v1"), small],
         vec![model("m", vec![route("a", None), route("b", None)])],
     ));
@@ -152,7 +152,7 @@ async fn a_429_closes_the_gate_of_one_model_at_one_upstream() {
         _ => reply(200, "{}"),
     })
     .await;
-    let (pool, _guard) = running(&config(
+    let (pool, _guard) = running(&settings(
         vec![upstream("gpu", &server.base_url)],
         vec![
             model("m", vec![route("gpu", None)]),
@@ -187,7 +187,7 @@ async fn an_upstream_that_refuses_the_key_is_set_aside_until_a_line_passes() {
         _ => reply(400, "bad"),
     })
     .await;
-    let (pool, _guard) = running(&config(
+    let (pool, _guard) = running(&settings(
         vec![upstream("gpu", &server.base_url)],
         vec![
             model("m", vec![route("gpu", None)]),
@@ -229,7 +229,7 @@ async fn an_answer_that_was_on_its_way_does_not_hide_that_the_key_is_refused() {
         _ => reply(401, "no"),
     })
     .await;
-    let pool = pool(&config(vec![upstream("gpu", &server.base_url)], vec![]));
+    let pool = pool(&settings(vec![upstream("gpu", &server.base_url)], vec![]));
     let [slow, first, second] = [(); 3].map(|()| permit(&pool, "m"));
     let slow = tokio::spawn({
         let pool = Arc::clone(&pool);
@@ -254,7 +254,7 @@ async fn a_model_that_the_key_may_not_use_does_not_keep_others_from_it() {
             _ => reply(status, "no"),
         })
         .await;
-        let pool = pool(&config(vec![upstream("gpu", &server.base_url)], vec![]));
+        let pool = pool(&settings(vec![upstream("gpu", &server.base_url)], vec![]));
         retried(send(&pool, permit(&pool, "m"), "{}").await);
         assert!(closed(&pool).is_some());
         answer(send(&pool, permit(&pool, "other"), "other").await);
@@ -277,7 +277,7 @@ async fn a_refusal_is_a_lines_own_answer_once_another_has_succeeded_since() {
             _ => reply(200, "{}"),
         })
         .await;
-        let pool = pool(&config(vec![upstream("gpu", &server.base_url)], vec![]));
+        let pool = pool(&settings(vec![upstream("gpu", &server.base_url)], vec![]));
         answer(line(&pool).await);
         let mut bad = History::default();
         retried(send_again(&pool, &mut bad, "bad").await);
@@ -288,8 +288,8 @@ async fn a_refusal_is_a_lines_own_answer_once_another_has_succeeded_since() {
     }
 }
 
-fn failing_fast(calls: usize, has_succeeded: bool) -> PoolSettings {
-    PoolSettings {
+fn failing_fast(calls: usize, has_succeeded: bool) -> Options {
+    Options {
         fail_fast: Some(FailFast {
             calls,
             has_succeeded,
@@ -311,8 +311,8 @@ async fn where_somebody_waits_it_is_said_when_all_calls_fail_alike() {
         ),
     ] {
         let server = Server::start(move |_| reply(status, body)).await;
-        let config = config(vec![upstream("gpu", &server.base_url)], vec![]);
-        let pool = Pool::new(&config, failing_fast(3, false)).expect("a good configuration");
+        let settings = settings(vec![upstream("gpu", &server.base_url)], vec![]);
+        let pool = Pool::new(&settings, failing_fast(3, false)).expect("a good configuration");
         for _ in 0..3 {
             assert_eq!(pool.hopeless(), None);
             retried(line(&pool).await);
@@ -330,8 +330,8 @@ async fn where_somebody_waits_one_success_shows_that_the_others_are_lines_of_the
         _ => reply(403, "no"),
     })
     .await;
-    let config = config(vec![upstream("gpu", &server.base_url)], vec![]);
-    let pool = Pool::new(&config, failing_fast(3, false)).expect("a good configuration");
+    let settings = settings(vec![upstream("gpu", &server.base_url)], vec![]);
+    let pool = Pool::new(&settings, failing_fast(3, false)).expect("a good configuration");
     let mut bad = History::default();
     retried(send_again(&pool, &mut bad, "{}").await);
     answer(line(&pool).await);
@@ -349,8 +349,8 @@ async fn where_somebody_waits_a_spent_quota_is_said_at_once() {
         ),
     })
     .await;
-    let config = config(vec![upstream("gpu", &server.base_url)], vec![]);
-    let pool = Pool::new(&config, failing_fast(20, false)).expect("a good configuration");
+    let settings = settings(vec![upstream("gpu", &server.base_url)], vec![]);
+    let pool = Pool::new(&settings, failing_fast(20, false)).expect("a good configuration");
     answer(line(&pool).await);
     retried(line(&pool).await);
     retried(line(&pool).await);
@@ -364,7 +364,7 @@ async fn a_model_that_one_upstream_does_not_have_may_be_at_another() {
     let without = Server::start(move |_| reply(404, missing)).await;
     let with = Server::start(|_| reply(200, "{}")).await;
     let two = |second: &str| {
-        config(
+        settings(
             vec![upstream("a", &without.base_url), upstream("b", second)],
             vec![model("m", vec![route("a", None), route("b", None)])],
         )
@@ -410,9 +410,9 @@ async fn a_model_that_one_upstream_does_not_have_may_be_at_another() {
 #[tokio::test]
 async fn a_server_that_asks_for_a_day_is_tried_after_the_longest_wait() {
     let server = Server::start(|_| reply(429, "no").header("retry-after", "86400")).await;
-    let mut config = config(vec![upstream("gpu", &server.base_url)], vec![]);
-    config.retry.longest_wait = Duration::from_millis(50);
-    let pool = pool(&config);
+    let mut settings = settings(vec![upstream("gpu", &server.base_url)], vec![]);
+    settings.retry.longest_wait = Duration::from_millis(50);
+    let pool = pool(&settings);
     let again = retried(line(&pool).await);
     assert!(
         again.after <= Duration::from_millis(50),

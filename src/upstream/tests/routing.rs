@@ -18,7 +18,7 @@ fn served_by(pool: &Arc<Pool>, model: &str) -> Option<Vec<usize>> {
 
 #[tokio::test]
 async fn without_upstreams_no_model_is_served() {
-    let pool = pool(&config(vec![], vec![]));
+    let pool = pool(&settings(vec![], vec![]));
     assert!(pool.resolve("m").is_none() && pool.resolve("").is_none());
     assert!(pool.models().is_empty() && pool.status().is_empty());
     pool.discovered().await;
@@ -29,13 +29,13 @@ async fn configured_names_are_served_and_the_star_serves_the_rest() {
     let upstreams = || vec![upstream("a", NOWHERE), upstream("b", NOWHERE)];
     let mut named = model("m", vec![route("b", None)]);
     named.concurrency = Some(3);
-    let without_star = pool(&config(upstreams(), vec![named.clone()]));
+    let without_star = pool(&settings(upstreams(), vec![named.clone()]));
     assert_eq!(served_by(&without_star, "m"), Some(vec![1]));
     assert_eq!(served_by(&without_star, "x"), None);
     assert_eq!(served_by(&without_star, ""), None);
 
     let star = model("*", vec![route("a", Some("base")), route("b", None)]);
-    let pool = pool(&config(upstreams(), vec![named, star]));
+    let pool = pool(&settings(upstreams(), vec![named, star]));
     assert_eq!(served_by(&pool, "m"), Some(vec![1]));
     for name in ["x", ""] {
         assert_eq!(served_by(&pool, name), Some(vec![0, 1]));
@@ -66,7 +66,7 @@ async fn configured_names_are_served_and_the_star_serves_the_rest() {
 #[tokio::test]
 async fn a_single_upstream_serves_every_model_and_lists_its_own() {
     let server = Server::start(|_| models(&["b", "a"])).await;
-    let (pool, _guard) = running(&config(vec![upstream("gpu", &server.base_url)], vec![]));
+    let (pool, _guard) = running(&settings(vec![upstream("gpu", &server.base_url)], vec![]));
     pool.discovered().await;
     assert_eq!(served_by(&pool, "anything"), Some(vec![0]));
     assert_eq!(served_by(&pool, ""), Some(vec![0]));
@@ -89,7 +89,7 @@ async fn with_several_upstreams_a_model_goes_to_those_that_report_it() {
         upstream("b", &b.base_url),
         upstream("mute", &mute.base_url),
     ];
-    let (pool, _guard) = running(&config(upstreams, vec![]));
+    let (pool, _guard) = running(&settings(upstreams, vec![]));
     assert_eq!(
         served_by(&pool, "m"),
         Some(vec![0, 1, 2]),
@@ -118,7 +118,7 @@ async fn a_model_that_nobody_reports_is_not_served_once_all_have_told() {
     let a = Server::start(|_| models(&["a"])).await;
     let b = Server::start(|_| models(&[])).await;
     let upstreams = vec![upstream("a", &a.base_url), upstream("b", &b.base_url)];
-    let (pool, _guard) = running(&config(upstreams, vec![]));
+    let (pool, _guard) = running(&settings(upstreams, vec![]));
     pool.discovered().await;
     assert_eq!(served_by(&pool, "x"), None);
     assert_eq!(served_by(&pool, "a"), Some(vec![0]));
@@ -132,7 +132,7 @@ async fn a_name_without_a_tag_is_the_latest_where_no_other_model_has_that_name()
         upstream("ollama", &ollama.base_url),
         upstream("vllm", &vllm.base_url),
     ];
-    let (pool, _guard) = running(&config(upstreams, vec![]));
+    let (pool, _guard) = running(&settings(upstreams, vec![]));
     pool.discovered().await;
     for (name, upstreams, label) in [
         ("llama", Some(vec![0]), "llama:latest"),
@@ -149,7 +149,7 @@ async fn a_name_without_a_tag_is_the_latest_where_no_other_model_has_that_name()
 #[tokio::test(start_paused = true)]
 async fn waiting_for_the_first_reports_has_an_end() {
     let upstreams = vec![upstream("a", NOWHERE), upstream("b", NOWHERE)];
-    let pool = pool(&config(upstreams, vec![]));
+    let pool = pool(&settings(upstreams, vec![]));
     let began = tokio::time::Instant::now();
     pool.discovered().await;
     pool.discovered().await;
@@ -159,7 +159,7 @@ async fn waiting_for_the_first_reports_has_an_end() {
 
 #[tokio::test]
 async fn discovery_finds_out_that_an_upstream_is_down_before_a_line_does() {
-    let (pool, _guard) = running(&config(vec![upstream("gpu", &nobody().await)], vec![]));
+    let (pool, _guard) = running(&settings(vec![upstream("gpu", &nobody().await)], vec![]));
     until("it is down", || {
         pool.status()[0].state == UpstreamState::Down
     })
@@ -171,7 +171,7 @@ async fn trying_the_upstreams_says_what_is_wrong_with_each() {
     let good = Server::start(|_| models(&["a", "b"])).await;
     let locked = Server::start(|_| reply(401, "{}")).await;
     let web = Server::start(|_| reply(200, "<html>")).await;
-    let pool = pool(&config(
+    let pool = pool(&settings(
         vec![
             upstream("good", &good.base_url),
             upstream("locked", &locked.base_url),

@@ -18,7 +18,7 @@ use rustls_platform_verifier::Verifier;
 use x509_parser::prelude::{FromDer as _, GeneralName, X509Certificate};
 
 use super::causes;
-use crate::config;
+use crate::upstream::settings::UpstreamSettings;
 
 /// The certificates of an upstream's `ca_file`.
 #[derive(Debug, Default)]
@@ -33,7 +33,7 @@ struct NamedOrUsual {
 
 impl Named {
     /// Errors in words for people.
-    pub(super) fn read(config: &config::Upstream) -> Result<Self, String> {
+    pub(super) fn read(config: &UpstreamSettings) -> Result<Self, String> {
         let Some(path) = &config.ca_file else {
             return Ok(Self::default());
         };

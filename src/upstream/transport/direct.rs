@@ -32,7 +32,7 @@ use tower::{Service as _, ServiceExt as _};
 
 use super::{Error, IDLE_MAX, KEEPALIVE, KEEPALIVE_RETRIES};
 use super::{causes, innermost, lacks_descriptor, none_is_left};
-use crate::config;
+use crate::upstream::settings::UpstreamSettings;
 
 type Driver = Fuse<http1::Connection<TokioIo<TcpStream>, Full<Bytes>>>;
 type Resolver = MapErr<GaiResolver, fn(io::Error) -> Unresolved>;
@@ -81,7 +81,7 @@ pub(in crate::upstream) struct Response {
 struct Unresolved(io::Error);
 
 impl Direct {
-    pub(super) fn new(config: &config::Upstream, base: &Url) -> Result<Self, String> {
+    pub(super) fn new(config: &UpstreamSettings, base: &Url) -> Result<Self, String> {
         let resolver = GaiResolver::new().map_err(Unresolved as fn(io::Error) -> Unresolved);
         let mut connector = HttpConnector::new_with_resolver(resolver);
         connector.set_nodelay(true);

@@ -8,7 +8,7 @@ use secrecy::ExposeSecret;
 use super::certificates::{self, Named};
 use super::{Error, IDLE_MAX, KEEPALIVE, KEEPALIVE_RETRIES};
 use super::{innermost, lacks_descriptor, none_is_left};
-use crate::config;
+use crate::upstream::settings::UpstreamSettings;
 
 #[derive(Debug)]
 pub(in crate::upstream) struct General {
@@ -16,7 +16,7 @@ pub(in crate::upstream) struct General {
 }
 
 impl General {
-    pub(super) fn new(config: &config::Upstream, base: &Url) -> Result<Self, String> {
+    pub(super) fn new(config: &UpstreamSettings, base: &Url) -> Result<Self, String> {
         let mut builder = reqwest::Client::builder()
             // One connection a call. Over HTTP/2 all calls would share one: a server that takes 100
             // streams would halve a concurrency of 200 unseen, and a reset would fail every call.

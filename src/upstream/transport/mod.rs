@@ -25,7 +25,7 @@ use rustix::io::Errno;
 
 use self::direct::Direct;
 use self::general::General;
-use crate::config;
+use crate::upstream::settings::UpstreamSettings;
 
 /// Idle connections are dropped before servers drop them (uvicorn and Node do so after 5 s): a
 /// line sent into a connection that is just being closed would lose an attempt.
@@ -87,7 +87,7 @@ pub(super) enum Error {
 
 impl Transport {
     /// Errors in words for people.
-    pub(super) fn new(config: &config::Upstream, base: &Url) -> Result<Self, String> {
+    pub(super) fn new(config: &UpstreamSettings, base: &Url) -> Result<Self, String> {
         if base.scheme() == "http" && config.proxy.is_none() && config.ca_file.is_none() {
             Direct::new(config, base).map(Self::Direct)
         } else {

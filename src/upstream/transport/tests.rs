@@ -14,7 +14,7 @@ use super::*;
 const PATIENCE: Duration = Duration::from_secs(30);
 
 fn both(base_url: &str) -> [Transport; 2] {
-    let config = config::Upstream {
+    let config = UpstreamSettings {
         name: "gpu".to_owned(),
         base_url: base_url.to_owned(),
         api_key: None,

@@ -1,7 +1,7 @@
 use super::*;
 use crate::upstream::target::backend::Backends;
 
-const CONFIG: config::Retry = config::Retry {
+const CONFIG: RetrySettings = RetrySettings {
     max_attempts: 5,
     initial_backoff: Duration::from_millis(500),
     max_backoff: Duration::from_secs(60),

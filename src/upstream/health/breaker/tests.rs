@@ -1,6 +1,6 @@
 use super::*;
 
-const RETRY: config::Retry = config::Retry {
+const RETRY: RetrySettings = RetrySettings {
     max_attempts: 5,
     initial_backoff: Duration::from_millis(500),
     max_backoff: Duration::from_secs(4),

@@ -1,0 +1,160 @@
+//! What upstreams are told: plain values, already checked. The configuration makes them.
+
+use std::collections::BTreeMap;
+use std::path::PathBuf;
+use std::time::Duration;
+
+use secrecy::SecretString;
+use serde_json::{Map, Value};
+use tokio_util::sync::CancellationToken;
+
+use crate::domain::clock::Clock;
+
+/// Which model servers there are, and what goes where.
+#[derive(Clone, Debug)]
+pub struct Settings {
+    pub upstreams: Vec<UpstreamSettings>,
+    /// Without any, every model goes to the upstreams that report it.
+    pub models: Vec<ModelSettings>,
+    pub retry: RetrySettings,
+    /// Bytes of requests and answers that the process may hold.
+    pub max_in_flight_bytes: usize,
+}
+
+/// A model server.
+#[derive(Clone, Debug)]
+pub struct UpstreamSettings {
+    /// No two upstreams have one name.
+    pub name: String,
+    /// http or https; no slash behind its path, which is `/v1` where none was given. May have a
+    /// query, which each call has, too; no secret is in it.
+    pub base_url: String,
+    /// Printable ASCII without spaces, so that a header can carry it.
+    pub api_key: Option<SecretString>,
+    /// Calls at once.
+    pub concurrency: usize,
+    /// Of one call, from connecting to the last byte of its answer.
+    pub timeout: Duration,
+    /// Of connecting alone.
+    pub connect_timeout: Duration,
+    /// Of one answer.
+    pub max_response_bytes: usize,
+    /// Sent with each call. Valid in HTTP; names in lower case.
+    pub headers: BTreeMap<String, SecretString>,
+    /// `http`, `https`, `socks5` or `socks5h`. May hold a password: never printed.
+    pub proxy: Option<SecretString>,
+    /// Certificates in PEM that are trusted for this upstream.
+    pub ca_file: Option<PathBuf>,
+}
+
+impl UpstreamSettings {
+    /// How long connecting may really take: always less than the whole call may. So a call whose
+    /// time goes by while it connects is known not to have been sent.
+    #[must_use]
+    pub fn time_to_connect(&self) -> Duration {
+        self.connect_timeout.min(self.timeout - self.timeout / 10)
+    }
+}
+
+/// Which upstreams answer for a model.
+#[derive(Clone, Debug)]
+pub struct ModelSettings {
+    /// What a line's `body.model` says; `*` matches any other. No two models have one name.
+    pub name: String,
+    /// Calls at once over all its upstreams; `None`: what its upstreams allow.
+    pub concurrency: Option<usize>,
+    /// At least one.
+    pub routes: Vec<RouteSettings>,
+    /// Filled in where the line leaves them out.
+    pub defaults: Map<String, Value>,
+}
+
+/// One way of a model's lines to an upstream.
+#[derive(Clone, Debug)]
+pub struct RouteSettings {
+    /// An upstream's name.
+    pub upstream: String,
+    /// What the upstream calls the model, where that differs.
+    pub model: Option<String>,
+    /// Its share among the model's routes: at least 1.
+    pub weight: u32,
+}
+
+/// How often and how soon a line is sent again.
+#[derive(Clone, Debug)]
+pub struct RetrySettings {
+    /// Calls that one line may cost, the first included: at least 1.
+    pub max_attempts: u32,
+    /// Before the second attempt; never zero.
+    pub initial_backoff: Duration,
+    /// Between any two attempts; at least `initial_backoff`.
+    pub max_backoff: Duration,
+    /// A server that asks to be left alone for longer is not believed: never zero.
+    pub longest_wait: Duration,
+}
+
+/// What no configuration says.
+#[derive(Clone, Debug, Default)]
+pub struct Options {
+    /// For `run`, where somebody waits who can mend what is wrong.
+    pub fail_fast: Option<FailFast>,
+    pub pace: Pace,
+    pub clock: Clock,
+    /// For `run`: how often a call may begin.
+    pub rate: Option<CallRate>,
+}
+
+/// When to give up because all calls fail alike.
+#[derive(Clone, Copy, Debug)]
+pub struct FailFast {
+    /// After so many calls without a success.
+    pub calls: usize,
+    /// A line of the batch has succeeded in an earlier process.
+    pub has_succeeded: bool,
+}
+
+/// How often a call may begin, over all upstreams together.
+#[derive(Clone, Debug)]
+pub struct CallRate {
+    /// Between the beginnings of two calls.
+    pub interval: Duration,
+    /// Nobody waits for a turn any more.
+    pub stop: CancellationToken,
+}
+
+/// How soon what fails is tried again, and how often upstreams are asked for their models.
+#[derive(Clone, Debug)]
+pub struct Pace {
+    /// Until the first probe of what does not answer; doubled with each failure in a row.
+    pub probe_first: Duration,
+    pub probe_longest: Duration,
+    /// Until the first trial of what refuses us; doubled likewise.
+    pub trial_first: Duration,
+    pub trial_longest: Duration,
+    /// Between two questions which models an upstream has.
+    pub discovery: Duration,
+    /// How long the first validation waits for upstreams to tell their models.
+    pub first_discovery_max: Duration,
+}
+
+impl Default for Pace {
+    fn default() -> Self {
+        Self {
+            probe_first: Duration::from_millis(500),
+            probe_longest: Duration::from_secs(30),
+            trial_first: Duration::from_secs(1),
+            trial_longest: Duration::from_mins(1),
+            discovery: Duration::from_secs(60),
+            first_discovery_max: Duration::from_secs(5),
+        }
+    }
+}
+
+/// An upstream whose settings cannot work.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+#[error("upstream `{upstream}`: {problem}")]
+pub struct BuildError {
+    /// Its name.
+    pub upstream: String,
+    pub problem: String,
+}
