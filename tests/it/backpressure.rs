@@ -6,10 +6,10 @@ use serde_json::{Value, json};
 use nightshift::store::Engine;
 
 use crate::crashes::outages::block;
-use crate::crashes::until;
+use crate::support::binary::Launch;
 use crate::support::metrics::Metrics;
 use crate::support::session::Session;
-use crate::support::{CHAT, Server, chat, ids, on, on_every_engine, request};
+use crate::support::{CHAT, Server, chat, eventually, ids, on, on_every_engine, request};
 
 const OPEN: &str = "[auth]\nrequired = false\n";
 
@@ -47,22 +47,19 @@ async fn lines_that_wait_do_not_draw_the_whole_queue_into_sleep() {
             .get("sim-small")
             .map_or(0, |model| model.calls)
     };
-    until("many lines wait", async || calls() >= 2 * PERMITS).await;
+    eventually("many lines wait", async || calls() >= 2 * PERMITS).await;
 
     // Lines of another model pass by all the while.
     let of_other = |id: &String| request(id, json!({"model": "sim-other", "messages": []}));
     let others: String = ids(200).iter().map(of_other).collect();
     let batch = server.run(others, CHAT).await;
-    assert_eq!(batch["request_counts"]["completed"], 200, "{batch}");
+    assert_eq!(batch.counts.completed, 200, "{batch}");
     // The last of those that may wait were on their way together.
     assert!(calls() < 3 * PERMITS, "{} lines wait", calls());
 
-    let id = failing["id"].as_str().expect("has an id");
-    server
-        .post(&format!("/v1/batches/{id}/cancel"), &json!({}))
-        .await;
+    server.cancel(&failing).await;
     let failing = server.ended(&failing).await;
-    assert_eq!(failing["status"], "cancelled", "{failing}");
+    assert_eq!(failing.status, "cancelled", "{failing}");
     assert!(calls() < 3 * PERMITS, "{} lines were sent", calls());
 }
 
@@ -70,23 +67,23 @@ async fn lines_that_wait_do_not_draw_the_whole_queue_into_sleep() {
 async fn a_replica_sends_nothing_before_its_first_share() {
     let test = async {
         let config = format!("{OPEN}[worker]\nlease = \"1s\"\n");
-        let mut server = Server::binary(&config).await;
+        let mut server = Server::with(&config).binary().await;
         server.stop().await;
         let mut session = Session::open(&server.database).await;
         session
             .execute("BEGIN; LOCK TABLE share_holders, shares IN EXCLUSIVE MODE")
             .await;
-        server.serve_as(&[]).await;
+        server.start_process(Launch::new()).await;
         let ids = ids(20);
         let jsonl: String = ids.iter().map(|id| chat(id, Value::Null)).collect();
         let batch = server.create_batch(jsonl, CHAT).await;
         server
-            .until(&batch, |batch| batch["status"] == "in_progress")
+            .until(&batch, |batch| batch.status == "in_progress")
             .await;
         // It lives: its lease is renewed again and again.
         let lease_until = "SELECT max(lease_until) FROM replicas";
         let term = session.number(lease_until).await + 2_000;
-        until("its lease is renewed", async || {
+        eventually("its lease is renewed", async || {
             Session::open(&server.database)
                 .await
                 .number(lease_until)
@@ -143,7 +140,7 @@ async fn answers_kept_in_an_outage_stay_within_the_budget() {
     let jsonl: String = ids.iter().enumerate().map(line).collect();
     let batch = server.create_batch(jsonl, CHAT).await;
     let calls = || server.simulator.stats().total.calls;
-    until("all places are taken", async || {
+    eventually("all places are taken", async || {
         server.simulator.stats().total.in_flight == PERMITS
     })
     .await;
@@ -152,13 +149,13 @@ async fn answers_kept_in_an_outage_stay_within_the_budget() {
     let durable = u64::try_from(database.number(durable).await).expect("is no less than 0");
     let used = |metrics: &Metrics| metrics.sum("nightshift_budget_used_bytes", &[]) as usize;
     let base = server.url("");
-    until("the budget is used up", async || {
+    eventually("the budget is used up", async || {
         used(&Metrics::of(&base, None).await) + ANSWER >= BUDGET || calls() == LINES as u64
     })
     .await;
     // Long enough for all lines.
     let end = database.now_ms().await + 3_000;
-    until("it has had time to send more", async || {
+    eventually("it has had time to send more", async || {
         database.now_ms().await > end
     })
     .await;

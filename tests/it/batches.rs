@@ -36,8 +36,8 @@ async fn a_batch_runs_from_upload_to_output() {
         "input_file_id": file, "endpoint": CHAT, "completion_window": "24h",
         "metadata": {"night": "first"},
     });
-    let created = server.post("/v1/batches", &body).await;
-    assert_eq!(created["status"], "validating");
+    let created = server.create(&body).await;
+    assert_eq!(created.status, "validating");
     assert_eq!(
         created["request_counts"],
         json!({"total": 0, "completed": 0, "failed": 0})
@@ -51,14 +51,14 @@ async fn a_batch_runs_from_upload_to_output() {
         "model",
     ] {
         assert_eq!(
-            created.get(absent),
+            created.json.get(absent),
             Some(&Value::Null),
             "{absent} is there, and null"
         );
     }
 
     let batch = server.ended(&created).await;
-    assert_eq!(batch["status"], "completed", "{batch}");
+    assert_eq!(batch.status, "completed", "{batch}");
     assert_eq!(
         batch["request_counts"],
         json!({"total": 1300, "completed": 1287, "failed": 13})
@@ -102,7 +102,7 @@ async fn the_bytes_of_a_line_reach_the_upstream_unchanged() {
         r#"{{"body":{body},"url":"/v1/chat/completions","method":"POST","custom_id":"é\u2028"}}"#
     );
     let batch = server.run(&line, CHAT).await;
-    let lines = server.lines(&batch, "output_file_id").await;
+    let lines = server.output(&batch).await;
     assert_eq!(lines[0]["custom_id"], "é\u{2028}");
     let echo = &lines[0]["response"]["body"]["echo"];
     assert_eq!(echo["body"].as_str(), Some(body), "{echo}");
@@ -138,7 +138,7 @@ async fn the_lines_of_several_models_keep_their_order() {
         })
         .collect();
     let batch = server.run(&jsonl, CHAT).await;
-    assert_eq!(batch["status"], "completed", "{batch}");
+    assert_eq!(batch.status, "completed", "{batch}");
     assert!(
         batch["model"].is_null(),
         "a batch of several models has none"
@@ -173,7 +173,7 @@ async fn an_upstream_is_never_asked_for_more_than_its_limit() {
         latency: Duration::from_millis(50),
         ..Options::default()
     };
-    let server = Server::simulating(options, config).await;
+    let server = Server::with(config).upstream(options).await;
     let ids = ids(300);
     let jsonl: String = ids
         .iter()
@@ -190,20 +190,18 @@ async fn an_upstream_is_never_asked_for_more_than_its_limit() {
 }
 
 async fn counts_move_while_a_batch_runs() {
-    let server = Server::simulating(granting(200), "").await;
+    let server = Server::with("").upstream(granting(200)).await;
     let jsonl = requests(&ids(201), &Value::Null);
     let batch = server.create_batch(&jsonl, CHAT).await;
     let moving = server
-        .until(&batch, |batch| {
-            batch["request_counts"]["completed"].as_i64() == Some(200)
-        })
+        .until(&batch, |batch| batch.counts.completed == 200)
         .await;
-    assert_eq!(moving["status"], "in_progress");
-    assert_eq!(moving["request_counts"]["total"], 201);
+    assert_eq!(moving.status, "in_progress");
+    assert_eq!(moving.counts.total, 201);
     assert!(moving["output_file_id"].is_null(), "it is not whole yet");
     server.simulator.grant(1);
     let batch = server.ended(&batch).await;
-    assert_eq!(batch["request_counts"]["completed"], 201);
+    assert_eq!(batch.counts.completed, 201);
 }
 
 async fn a_cancelled_batch_keeps_what_has_run() {
@@ -215,21 +213,13 @@ async fn a_cancelled_batch_keeps_what_has_run() {
         .map(|(n, id)| chat(id, json!({"latency_ms": if n < 100 { 0 } else { 2000 }})))
         .collect();
     let batch = server.create_batch(&jsonl, CHAT).await;
-    server
-        .until(&batch, |b| {
-            b["request_counts"]["completed"].as_i64() >= Some(100)
-        })
-        .await;
-    let path = format!(
-        "/v1/batches/{}/cancel",
-        batch["id"].as_str().expect("has an id")
-    );
-    let cancelling = server.post(&path, &Value::Null).await;
-    assert_eq!(cancelling["status"], "cancelling");
+    server.until(&batch, |b| b.counts.completed >= 100).await;
+    let cancelling = server.cancel(&batch).await;
+    assert_eq!(cancelling.status, "cancelling");
     let batch = server.ended(&cancelling).await;
-    assert_eq!(batch["status"], "cancelled");
+    assert_eq!(batch.status, "cancelled");
     assert!(batch["finalizing_at"].is_null() && batch["cancelled_at"].is_i64());
-    let again = server.post(&path, &Value::Null).await;
+    let again = server.cancel(&batch).await;
     assert_eq!(again, batch, "cancelling again changes nothing");
 
     let lines = server.exactly_once(&batch, &ids).await;
@@ -237,10 +227,9 @@ async fn a_cancelled_batch_keeps_what_has_run() {
         .values()
         .filter(|line| line["error"].is_null())
         .count();
-    let counts = &batch["request_counts"];
-    assert_eq!(counts["completed"], answered, "{counts}");
-    assert_eq!(counts["failed"], 0, "what never ran has not failed");
-    assert_eq!(counts["total"], 2000);
+    assert_eq!(batch.counts.completed, answered);
+    assert_eq!(batch.counts.failed, 0, "what never ran has not failed");
+    assert_eq!(batch.counts.total, 2000);
     assert!((100..2000).contains(&answered), "{answered}");
     for line in lines.values().filter(|line| !line["error"].is_null()) {
         assert_eq!(line["error"]["code"], "batch_cancelled");
@@ -259,14 +248,10 @@ async fn a_batch_whose_window_ends_keeps_what_has_run() {
         .map(|(n, id)| chat(id, json!({"latency_ms": if n < 50 { 0 } else { 600 }})))
         .collect();
     let batch = server.create_batch_within(&jsonl, CHAT, "5m").await;
-    server
-        .until(&batch, |b| {
-            b["request_counts"]["completed"].as_i64() >= Some(50)
-        })
-        .await;
+    server.until(&batch, |b| b.counts.completed >= 50).await;
     server.clock.advance_ms(5 * 60 * 1000);
     let batch = server.ended(&batch).await;
-    assert_eq!(batch["status"], "expired", "{batch}");
+    assert_eq!(batch.status, "expired", "{batch}");
     assert!(batch["finalizing_at"].is_null() && batch["expired_at"].is_i64());
     let lines = server.exactly_once(&batch, &ids).await;
     let expired = lines
@@ -274,15 +259,9 @@ async fn a_batch_whose_window_ends_keeps_what_has_run() {
         .filter(|line| line["error"]["code"] == "batch_expired")
         .count();
     assert!(expired > 0);
-    assert_eq!(
-        batch["request_counts"]["failed"], expired,
-        "expired lines have failed"
-    );
-    assert_eq!(batch["request_counts"]["completed"], 1000 - expired);
-    let cancel = format!(
-        "/v1/batches/{}/cancel",
-        batch["id"].as_str().expect("has an id")
-    );
+    assert_eq!(batch.counts.failed, expired, "expired lines have failed");
+    assert_eq!(batch.counts.completed, 1000 - expired);
+    let cancel = format!("{}/cancel", batch.path());
     let refused = server
         .client()
         .post(server.url(&cancel))
@@ -299,7 +278,7 @@ async fn an_input_may_be_deleted_while_its_batch_runs() {
         .upload_batch(requests(&ids, &json!({"latency_ms": 20})))
         .await;
     let body = json!({"input_file_id": file, "endpoint": CHAT, "completion_window": "1h"});
-    let batch = server.post("/v1/batches", &body).await;
+    let batch = server.create(&body).await;
     let url = server.url(&format!("/v1/files/{file}"));
     let deleted = server.client().delete(&url).send().await.expect("answers");
     assert_eq!(deleted.status(), 200);
@@ -314,7 +293,7 @@ async fn an_input_may_be_deleted_while_its_batch_runs() {
         404
     );
     let batch = server.ended(&batch).await;
-    assert_eq!(batch["status"], "completed");
+    assert_eq!(batch.status, "completed");
     server.exactly_once(&batch, &ids).await;
 }
 
@@ -324,15 +303,11 @@ async fn a_batch_goes_on_when_the_server_is_started_again() {
     let batch = server
         .create_batch(requests(&ids, &json!({"latency_ms": 30})), CHAT)
         .await;
-    server
-        .until(&batch, |b| {
-            b["request_counts"]["completed"].as_i64() >= Some(200)
-        })
-        .await;
+    server.until(&batch, |b| b.counts.completed >= 200).await;
     server.stop().await;
     server.start_again().await;
     let batch = server.ended(&batch).await;
-    assert_eq!(batch["status"], "completed");
+    assert_eq!(batch.status, "completed");
     server.exactly_once(&batch, &ids).await;
     let bodies = server.simulator.stats().bodies.expect("are tracked");
     assert_eq!(
@@ -365,8 +340,8 @@ async fn every_endpoint_can_be_batched() {
     ] {
         let line = json!({"custom_id": "a", "method": "POST", "url": endpoint, "body": body});
         let batch = server.run(line.to_string(), endpoint).await;
-        assert_eq!(batch["status"], "completed", "{endpoint}: {batch}");
-        assert_eq!(batch["request_counts"]["completed"], 1, "{endpoint}");
+        assert_eq!(batch.status, "completed", "{endpoint}: {batch}");
+        assert_eq!(batch.counts.completed, 1, "{endpoint}");
         assert_eq!(batch["endpoint"], endpoint);
     }
 }
@@ -377,11 +352,8 @@ async fn many_batches_of_several_tenants_all_end() {
     for number in 0..12 {
         let jsonl = requests(&ids(60), &json!({"latency_ms": 5}));
         if number % 3 == 2 {
-            let key = server.other_key().to_owned();
-            batches.push((
-                Some(key),
-                server.create_batch_as(server.other_key(), &jsonl).await,
-            ));
+            let key = server.other().key().to_owned();
+            batches.push((Some(key), server.other().create_batch(&jsonl, CHAT).await));
         } else {
             batches.push((None, server.create_batch(&jsonl, CHAT).await));
         }
@@ -389,13 +361,13 @@ async fn many_batches_of_several_tenants_all_end() {
     for (key, batch) in &batches {
         if key.is_none() {
             let batch = server.ended(batch).await;
-            assert_eq!(batch["request_counts"]["completed"], 60);
+            assert_eq!(batch.counts.completed, 60);
         }
     }
     let foreign: Vec<_> = batches.iter().filter(|(key, _)| key.is_some()).collect();
     assert_eq!(foreign.len(), 4);
     for (_, batch) in foreign {
-        let path = format!("/v1/batches/{}", batch["id"].as_str().expect("has an id"));
+        let path = batch.path();
         let response = server
             .client()
             .get(server.url(&path))
@@ -451,19 +423,18 @@ async fn a_batch_that_cannot_be_let_run_holds_up_no_other() {
     database.execute(&(created + &create(2, "poison"))).await;
     server.start_again().await;
     for other in others {
-        let batch = json!({"id": format!("batch_{other}")});
-        assert_eq!(server.ended(&batch).await["status"], "completed");
+        let batch = server.ended(format!("batch_{other}")).await;
+        assert_eq!(batch.status, "completed");
     }
-    let poison = json!({"id": "batch_2"});
-    let still = server.until(&poison, |_| true).await;
-    assert_eq!(still["status"], "validating");
+    let still = server.batch("batch_2").await;
+    assert_eq!(still.status, "validating");
     database
         .execute(match database.engine() {
             Engine::Sqlite => "DROP TRIGGER refused",
             Engine::Postgres => "DROP TRIGGER refused ON batches",
         })
         .await;
-    assert_eq!(server.ended(&poison).await["status"], "completed");
+    assert_eq!(server.ended(&still).await.status, "completed");
 }
 
 on_every_engine![

@@ -10,15 +10,12 @@ mod run;
 mod serve;
 
 use std::path::Path;
-use std::time::{Duration, Instant};
 
 use nightshift::simulate::{Options, Simulator};
 use tokio::process::Command;
 
 use crate::support::binary::{Ended, Process, command, ended};
-
-/// How long anything may take that is waited for. Far more than it does.
-const PATIENCE: Duration = Duration::from_secs(60);
+use crate::support::eventually as until;
 
 const COMMANDS: [&[&str]; 13] = [
     &[],
@@ -46,18 +43,6 @@ fn command_in(directory: &Path, args: &[&str]) -> Command {
 /// Runs a command in a directory to its end.
 async fn ended_in(directory: &Path, args: &[&str]) -> Ended {
     ended(command_in(directory, args)).await
-}
-
-/// Waits until something holds.
-pub async fn until(what: &str, mut holds: impl AsyncFnMut() -> bool) {
-    let deadline = Instant::now() + PATIENCE;
-    while !holds().await {
-        assert!(
-            Instant::now() < deadline,
-            "it does not come to that: {what}"
-        );
-        tokio::time::sleep(Duration::from_millis(10)).await;
-    }
 }
 
 #[tokio::test]

@@ -8,15 +8,10 @@ mod schema;
 mod start;
 mod stuck;
 
-use std::time::{Duration, Instant};
-
 use reqwest::{Response, StatusCode};
 use serde_json::{Value, json};
 
-use crate::support::{CHAT, Server, chat, granting, ids};
-
-/// How long anything may take that is waited for. Far more than it does.
-const PATIENCE: Duration = Duration::from_secs(120);
+use crate::support::{Batch, CHAT, PATIENCE, Server, chat, eventually, granting, ids};
 
 const LINES: usize = 1500;
 /// How many more lines the model answers for each time that a batch is to go on. With trouble in
@@ -40,12 +35,12 @@ routes = [{ upstream = "simulated" }]
 
 /// A process whose model answers no more than it is granted.
 async fn start(toml: &str) -> Server {
-    Server::simulating_binary(granting(0), toml).await
+    Server::with(toml).upstream(granting(0)).binary().await
 }
 
 /// A batch that is in the middle of its lines.
 struct Midway {
-    batch: Value,
+    batch: Batch,
     ids: Vec<String>,
 }
 
@@ -63,48 +58,39 @@ impl Midway {
     /// Waits until more lines are done than now. The database may be away for a while, and more
     /// lines are answered afterwards.
     async fn goes_on(&self, server: &Server) {
-        let before = done(&until(server, &self.batch, |_| true).await);
+        let before = until(server, &self.batch, |_| true).await.done();
         server.simulator.grant(GRANT);
-        let batch = until(server, &self.batch, |batch| done(batch) >= before + 50).await;
-        assert!(done(&batch) < LINES as i64, "the trouble came too late");
+        let batch = until(server, &self.batch, |batch| batch.done() >= before + 50).await;
+        assert!(batch.done() < LINES, "the trouble came too late");
     }
 
     /// Waits for its end, and asserts that each line was done once.
     async fn ends_well(&self, server: &Server) {
         server.simulator.grant(LINES);
-        let ended = |batch: &Value| batch["completed_at"].is_i64() || batch["failed_at"].is_i64();
-        let batch = until(server, &self.batch, ended).await;
-        assert_eq!(batch["status"], "completed", "{batch}");
+        let batch = until(server, &self.batch, Batch::has_ended).await;
+        assert_eq!(batch.status, "completed", "{batch}");
         let lines = server.exactly_once(&batch, &self.ids).await;
         for line in lines.values() {
             assert_eq!(line["response"]["status_code"], 200, "{line}");
         }
-        assert_eq!(done(&batch), LINES as i64);
+        assert_eq!(batch.done(), LINES);
     }
-}
-
-fn done(batch: &Value) -> i64 {
-    let counts = &batch["request_counts"];
-    counts["completed"].as_i64().unwrap_or(0) + counts["failed"].as_i64().unwrap_or(0)
 }
 
 /// Waits until something holds of a batch. While the database is away, the answer may be 503.
-async fn until(server: &Server, batch: &Value, holds: impl Fn(&Value) -> bool) -> Value {
-    let path = format!("/v1/batches/{}", batch["id"].as_str().expect("has an id"));
-    let deadline = Instant::now() + PATIENCE;
-    loop {
+async fn until(server: &Server, batch: &Batch, holds: impl Fn(&Batch) -> bool) -> Batch {
+    let path = batch.path();
+    eventually("the batch comes to that", async || {
         let response = get(server, &path).await;
         if response.status() == StatusCode::OK {
-            let batch = response.json().await.expect("is JSON");
-            if holds(&batch) {
-                return batch;
-            }
+            let batch: Value = response.json().await.expect("is JSON");
+            Some(Batch::from(batch)).filter(&holds)
         } else {
             is_unavailable(response).await;
+            None
         }
-        assert!(Instant::now() < deadline, "it does not come to that");
-        tokio::time::sleep(Duration::from_millis(20)).await;
-    }
+    })
+    .await
 }
 
 async fn get(server: &Server, path: &str) -> Response {

@@ -7,12 +7,13 @@ use nightshift::simulate::Options;
 use nightshift::store::{Engine, Store};
 use serde_json::{Value, json};
 
-use crate::crashes::until;
 use crate::support::binary::{command, ended};
 use crate::support::engines::add_key;
 use crate::support::metrics::{Metrics, operator};
 use crate::support::session::Session;
-use crate::support::{CHAT, Server, chat, client_with, granting, ids, on_every_engine, request};
+use crate::support::{
+    Batch, CHAT, Server, chat, client_with, eventually, granting, ids, on_every_engine, request,
+};
 
 /// Retries without long pauses.
 const QUICK: &str = r#"
@@ -34,21 +35,6 @@ fn healthy(count: usize) -> String {
     ids(count).iter().map(line).collect()
 }
 
-/// Waits until another tenant's batch has ended.
-async fn ended_of_other(server: &Server, batch: &Value) -> Value {
-    let path = format!("/v1/batches/{}", batch["id"].as_str().expect("has an id"));
-    let found = std::sync::Mutex::new(Value::Null);
-    until("the other tenant's batch has ended", async || {
-        let response = server.other_client().get(server.url(&path)).send().await;
-        let batch: Value = response.expect("answers").json().await.expect("is JSON");
-        let is_over = batch["status"] == "completed";
-        *found.lock().expect("a lock") = batch;
-        is_over
-    })
-    .await;
-    found.into_inner().expect("a lock")
-}
-
 async fn a_line_that_always_fails_holds_up_nobody() {
     for steered in [
         json!({"status": 401}),
@@ -63,21 +49,19 @@ async fn a_line_that_always_fails_holds_up_nobody() {
             latency: std::time::Duration::from_millis(5),
             ..granting(usize::MAX >> 4)
         };
-        let server = Server::simulating(options, &with_places(4)).await;
+        let server = Server::with(&with_places(4)).upstream(options).await;
         let jsonl = chat("bad", steered.clone()) + &healthy(5);
         let failing = server.create_batch(jsonl, CHAT).await;
-        let others = server
-            .create_batch_as(server.other_key(), &healthy(400))
-            .await;
-        let others = ended_of_other(&server, &others).await;
-        assert_eq!(others["request_counts"]["completed"], 400, "{steered}");
+        let others = server.other().create_batch(healthy(400), CHAT).await;
+        let others = server.other().ended(&others).await;
+        assert_eq!(others.counts.completed, 400, "{steered}");
         // It ends with what it was told, as soon as it is clear that others are told better.
         let more = server.run(healthy(200), CHAT).await;
-        assert_eq!(more["request_counts"]["completed"], 200, "{steered}");
+        assert_eq!(more.counts.completed, 200, "{steered}");
         let failing = server.ended(&failing).await;
-        assert_eq!(failing["request_counts"]["failed"], 1, "{steered}");
-        assert_eq!(failing["request_counts"]["completed"], 5, "{steered}");
-        let lines = server.lines(&failing, "error_file_id").await;
+        assert_eq!(failing.counts.failed, 1, "{steered}");
+        assert_eq!(failing.counts.completed, 5, "{steered}");
+        let lines = server.errors(&failing).await;
         assert_eq!(lines[0]["response"]["status_code"], steered["status"]);
         let calls = server.simulator.stats().total.calls;
         assert!(calls < 605 + 20, "{steered}: {calls}");
@@ -103,9 +87,9 @@ async fn a_server_that_takes_four_calls_is_sent_four() {
         track: true,
         ..Options::default()
     };
-    let server = Server::simulating(options, &with_places(64)).await;
+    let server = Server::with(&with_places(64)).upstream(options).await;
     let batch = server.run(healthy(300), CHAT).await;
-    assert_eq!(batch["request_counts"]["completed"], 300, "{batch}");
+    assert_eq!(batch.counts.completed, 300, "{batch}");
     let stats = server.simulator.stats().total;
     let refused = stats.calls - 300;
     // The first wave is 64 calls, of which four are taken.
@@ -124,16 +108,17 @@ async fn an_outage_loses_no_line_and_is_said_once() {
             track: true,
             ..Options::default()
         };
-        let mut server = Server::simulating_binary(options, &with_places(16)).await;
+        let mut server = Server::with(&with_places(16))
+            .upstream(options)
+            .binary()
+            .await;
         let batch = server.create_batch(healthy(600), CHAT).await;
         server
-            .until(&batch, |batch| {
-                batch["request_counts"]["completed"].as_i64() >= Some(50)
-            })
+            .until(&batch, |batch| batch.counts.completed >= 50)
             .await;
         server.simulator.fail_all(Some(status));
         let key = operator(&server.database).await;
-        until("the model is closed", async || {
+        eventually("the model is closed", async || {
             let status = admin_status(&server, &key).await;
             !status["upstreams"][0]["closed"]
                 .as_array()
@@ -143,14 +128,11 @@ async fn an_outage_loses_no_line_and_is_said_once() {
         .await;
         // Far longer than the attempts of a line would last.
         tokio::time::sleep(std::time::Duration::from_secs(2)).await;
-        let running = server.until(&batch, |_| true).await;
-        assert_eq!(running["request_counts"]["failed"], 0, "{status}");
+        let running = server.batch(&batch).await;
+        assert_eq!(running.counts.failed, 0, "{status}");
         server.simulator.fail_all(None);
         let batch = server.ended(&batch).await;
-        assert_eq!(
-            batch["request_counts"]["completed"], 600,
-            "{status}: {batch}"
-        );
+        assert_eq!(batch.counts.completed, 600, "{status}: {batch}");
         let log = server.binary_process().terminate().await;
         let said = |words: &str| log.lines().filter(|line| line.contains(words)).count();
         assert_eq!(said("the model fails"), 1, "{log}");
@@ -172,7 +154,7 @@ async fn a_spent_quota_is_said_and_is_what_expired_lines_were_told() {
     let jsonl: String = ids.iter().map(|id| chat(id, steered.clone())).collect();
     let batch = server.create_batch_within(jsonl, CHAT, "10m").await;
     let key = operator(&server.database).await;
-    until("it is said", async || {
+    eventually("it is said", async || {
         let status = admin_status(&server, &key).await;
         let upstream = &status["upstreams"][0];
         upstream["state"] == "aside" && upstream["closed"][0]["reason"] == "unpaid"
@@ -205,7 +187,7 @@ async fn a_model_that_nobody_has_is_answered_without_a_call_for_each_line() {
         "{QUICK}[[upstreams]]\nname = \"simulated\"\nbase_url = \"{{simulated}}\"\nconcurrency = 8\n\
          [[models]]\nname = \"*\"\nroutes = [{{ upstream = \"simulated\" }}]\n"
     );
-    let server = Server::simulating(options, &config).await;
+    let server = Server::with(&config).upstream(options).await;
     let ids = ids(2_000);
     let body = |model: &str| json!({"model": model, "messages": []});
     let mut jsonl: String = ids.iter().map(|id| request(id, body("gone"))).collect();
@@ -215,7 +197,7 @@ async fn a_model_that_nobody_has_is_answered_without_a_call_for_each_line() {
         batch["request_counts"],
         json!({"total": 2_001, "completed": 1, "failed": 2_000})
     );
-    let lines = server.lines(&batch, "error_file_id").await;
+    let lines = server.errors(&batch).await;
     assert_eq!(lines.len(), 2_000);
     for line in lines {
         assert_eq!(line["response"]["status_code"], 404, "{line}");
@@ -233,12 +215,12 @@ async fn what_the_operator_must_mend_costs_few_calls_and_no_line() {
     let server = Server::with(&config).await;
     let batch = server.create_batch(healthy(1_000), CHAT).await;
     let key = operator(&server.database).await;
-    until("it is set aside", async || {
+    eventually("it is set aside", async || {
         admin_status(&server, &key).await["upstreams"][0]["state"] == "aside"
     })
     .await;
-    let running = server.until(&batch, |_| true).await;
-    assert_eq!(running["request_counts"]["failed"], 0, "{running}");
+    let running = server.batch(&batch).await;
+    assert_eq!(running.counts.failed, 0, "{running}");
     let status = admin_status(&server, &key).await;
     assert_eq!(status["upstreams"][0]["closed"][0]["reason"], "misdirected");
 }
@@ -270,13 +252,13 @@ async fn refuse_segments(server: &Server, words: &str) -> Session {
 }
 
 async fn a_batch_whose_answers_are_refused_is_sent_a_few_times_and_no_more() {
-    let server = Server::simulating(granting(0), &with_places(8)).await;
+    let server = Server::with(&with_places(8)).upstream(granting(0)).await;
     let bad = server.create_batch(healthy(5), CHAT).await;
-    let id = bad["id"].as_str().expect("has an id");
+    let id = &bad.id;
     let _session = refuse_segments(&server, &format!("NEW.batch_id = '{id}'")).await;
     server.simulator.grant(10_000);
     let key = operator(&server.database).await;
-    until("there is an alarm", async || {
+    eventually("there is an alarm", async || {
         let status = admin_status(&server, &key).await;
         let alarms = status["alarms"].as_array().expect("a list").clone();
         alarms
@@ -290,18 +272,18 @@ async fn a_batch_whose_answers_are_refused_is_sent_a_few_times_and_no_more() {
     assert!(calls <= 3 * 5, "{calls}");
     // The others go on.
     let batch = server.run(healthy(50), CHAT).await;
-    assert_eq!(batch["request_counts"]["completed"], 50, "{batch}");
+    assert_eq!(batch.counts.completed, 50, "{batch}");
     assert_eq!(server.simulator.stats().total.calls, calls + 50);
 }
 
 async fn nothing_is_sent_while_no_answer_can_be_written() {
-    let server = Server::simulating(granting(0), &with_places(4)).await;
+    let server = Server::with(&with_places(4)).upstream(granting(0)).await;
     let first = server.create_batch(healthy(200), CHAT).await;
     let second = server.create_batch(healthy(200), CHAT).await;
     let mut session = refuse_segments(&server, "1 = 1").await;
     server.simulator.grant(100_000);
     let key = operator(&server.database).await;
-    until("there is an alarm", async || {
+    eventually("there is an alarm", async || {
         let status = admin_status(&server, &key).await;
         let alarms = status["alarms"].as_array().expect("a list").clone();
         alarms.iter().any(|alarm| {
@@ -325,22 +307,16 @@ async fn nothing_is_sent_while_no_answer_can_be_written() {
     session.execute(drop).await;
     for batch in [first, second] {
         let batch = server.ended(&batch).await;
-        assert_eq!(batch["request_counts"]["completed"], 200, "{batch}");
+        assert_eq!(batch.counts.completed, 200, "{batch}");
     }
 }
 
 /// How many lines of each tenant were answered.
-async fn answered(server: &Server, batches: &[(String, Value)]) -> BTreeMap<String, i64> {
+async fn answered(server: &Server, batches: &[(String, Batch)]) -> BTreeMap<String, usize> {
     let mut answered = BTreeMap::new();
     for (key, batch) in batches {
-        let url = server.url(&format!(
-            "/v1/batches/{}",
-            batch["id"].as_str().expect("an id")
-        ));
-        let response = client_with(Some(key)).get(url).send().await;
-        let batch: Value = response.expect("answers").json().await.expect("is JSON");
-        let completed = batch["request_counts"]["completed"].as_i64();
-        answered.insert(key.clone(), completed.expect("a count"));
+        let batch = server.by(key).batch(batch).await;
+        answered.insert(key.clone(), batch.counts.completed);
     }
     answered
 }
@@ -348,13 +324,15 @@ async fn answered(server: &Server, batches: &[(String, Value)]) -> BTreeMap<Stri
 async fn twelve_tenants_share_four_permits() {
     const TENANTS: usize = 12;
     const PERMITS: usize = 4;
-    let server = Server::simulating(granting(0), &with_places(PERMITS)).await;
+    let server = Server::with(&with_places(PERMITS))
+        .upstream(granting(0))
+        .await;
     let opened = Store::open(&server.database, 1, server.clock.clone()).await;
     let store = opened.expect("opens");
     let mut batches = Vec::new();
     for tenant in 0..TENANTS {
         let key = add_key(&store, &format!("tenant-{tenant}")).await;
-        let batch = server.create_batch_as(&key, &healthy(30)).await;
+        let batch = server.by(&key).create_batch(healthy(30), CHAT).await;
         batches.push((key, batch));
     }
     store.close().await;
@@ -362,23 +340,23 @@ async fn twelve_tenants_share_four_permits() {
     let in_hand = "(SELECT DISTINCT batch_id FROM units WHERE state = 'leased') AS in_hand";
     let has_all = |batches| batches == TENANTS as i64;
     server.until_rows(in_hand, has_all).await;
-    until("all places are taken", async || {
+    eventually("all places are taken", async || {
         server.simulator.stats().total.in_flight == PERMITS as u64
     })
     .await;
     // Twice the turn of each.
     server.simulator.grant(2 * TENANTS);
-    until("so many are answered", async || {
-        let sum: i64 = answered(&server, &batches).await.values().sum();
-        sum == 2 * TENANTS as i64
+    eventually("so many are answered", async || {
+        let sum: usize = answered(&server, &batches).await.values().sum();
+        sum == 2 * TENANTS
     })
     .await;
     let early = answered(&server, &batches).await;
     assert!(early.values().all(|lines| *lines >= 1), "{early:?}");
     server.simulator.grant(8 * TENANTS);
-    until("so many are answered", async || {
-        let sum: i64 = answered(&server, &batches).await.values().sum();
-        sum == 10 * TENANTS as i64
+    eventually("so many are answered", async || {
+        let sum: usize = answered(&server, &batches).await.values().sum();
+        sum == 10 * TENANTS
     })
     .await;
     let later = answered(&server, &batches).await;
@@ -387,30 +365,23 @@ async fn twelve_tenants_share_four_permits() {
 }
 
 async fn a_small_batch_goes_beside_a_large_one_of_its_tenant() {
-    let server = Server::simulating(granting(0), &with_places(4)).await;
+    let server = Server::with(&with_places(4)).upstream(granting(0)).await;
     let large = server.create_batch(healthy(5_000), CHAT).await;
-    until("all places are taken", async || {
+    eventually("all places are taken", async || {
         server.simulator.stats().total.in_flight == 4
     })
     .await;
     let small = server.create_batch(healthy(10), CHAT).await;
     server
-        .until(&small, |batch| batch["status"] == "in_progress")
+        .until(&small, |batch| batch.status == "in_progress")
         .await;
-    until("its units are in hand", async || {
-        let id = small["id"].as_str().expect("has an id");
-        let leased = format!("units WHERE state = 'leased' AND batch_id = '{id}'");
-        server.until_rows(&leased, |_| true).await > 0
-    })
-    .await;
+    let leased = format!("units WHERE state = 'leased' AND batch_id = '{}'", small.id);
+    server.until_rows(&leased, |units| units > 0).await;
     server.simulator.grant(40);
     let small = server.ended(&small).await;
-    assert_eq!(small["request_counts"]["completed"], 10, "{small}");
-    let large = server.until(&large, |_| true).await;
-    assert!(
-        large["request_counts"]["completed"].as_i64() <= Some(30),
-        "{large}"
-    );
+    assert_eq!(small.counts.completed, 10, "{small}");
+    let large = server.batch(&large).await;
+    assert!(large.counts.completed <= 30, "{large}");
 }
 
 /// Where there is room for few requests, those of one tenant or batch make way for another's.
@@ -419,7 +390,7 @@ async fn who_has_nothing_in_hand_is_made_room_for() {
         "[limits]\nmax_line_bytes = 65_536\nmax_in_flight_bytes = 262_144\n{}",
         with_places(1)
     );
-    let server = Server::simulating(granting(0), &config).await;
+    let server = Server::with(&config).upstream(granting(0)).await;
     let long = |id: &String| {
         let text = "x".repeat(60_000);
         let message = json!([{"role": "user", "content": text}]);
@@ -427,26 +398,21 @@ async fn who_has_nothing_in_hand_is_made_room_for() {
     };
     let large: String = ids(80).iter().map(long).collect();
     let large = server.create_batch(large, CHAT).await;
-    until("a line is on its way", async || {
+    eventually("a line is on its way", async || {
         server.simulator.stats().total.in_flight == 1
     })
     .await;
     let small: String = ids(3).iter().map(long).collect();
-    let of_other = server.create_batch_as(server.other_key(), &small).await;
+    let of_other = server.other().create_batch(&small, CHAT).await;
     let of_same = server.create_batch(&small, CHAT).await;
-    until("both run", async || {
-        server
-            .until_rows("batches WHERE status = 'in_progress'", |_| true)
-            .await
-            == 3
-    })
-    .await;
+    let running = "batches WHERE status = 'in_progress'";
+    server.until_rows(running, |batches| batches == 3).await;
     server.simulator.grant(40);
-    ended_of_other(&server, &of_other).await;
+    server.other().ended(&of_other).await;
     let of_same = server.ended(&of_same).await;
-    assert_eq!(of_same["request_counts"]["completed"], 3, "{of_same}");
-    let large = server.until(&large, |_| true).await;
-    assert_eq!(large["status"], "in_progress", "{large}");
+    assert_eq!(of_same.counts.completed, 3, "{of_same}");
+    let large = server.batch(&large).await;
+    assert_eq!(large.status, "in_progress", "{large}");
 }
 
 async fn an_operator_opens_what_a_server_has_asked_to_leave_alone() {
@@ -461,7 +427,7 @@ async fn an_operator_opens_what_a_server_has_asked_to_leave_alone() {
         .collect();
     let batch = server.create_batch(first + &rest, CHAT).await;
     let key = operator(&server.database).await;
-    until("it is closed", async || {
+    eventually("it is closed", async || {
         let status = admin_status(&server, &key).await;
         status["upstreams"][0]["closed"][0]["reason"] == "limited"
     })
@@ -492,7 +458,7 @@ async fn an_operator_opens_what_a_server_has_asked_to_leave_alone() {
     let reset = ended(reset).await;
     assert_eq!(reset.code, Some(0), "{reset:?}");
     let batch = server.ended(&batch).await;
-    assert_eq!(batch["request_counts"]["completed"], 50, "{batch}");
+    assert_eq!(batch.counts.completed, 50, "{batch}");
 }
 
 on_every_engine![

@@ -5,18 +5,13 @@ mod documented;
 mod logged;
 mod spans;
 
-use std::time::{Duration, Instant};
-
 use nightshift::simulate::Options;
 use nightshift::store::Engine;
 use serde_json::{Value, json};
 
-use crate::support::binary::{Ended, command, ended};
+use crate::support::binary::{Ended, Launch, command, ended};
 use crate::support::metrics::{Metrics, operator};
-use crate::support::{CHAT, Server, chat, client_with, ids, on, on_every_engine};
-
-/// How long anything may take that is waited for. Far more than it does.
-const PATIENCE: Duration = Duration::from_secs(60);
+use crate::support::{CHAT, Server, chat, client_with, eventually, ids, on, on_every_engine};
 
 /// Retries without long pauses, and a cancel without any.
 const QUICK: &str = r#"
@@ -48,7 +43,7 @@ fn mixed() -> String {
 }
 
 async fn metrics_agree_with_what_the_batch_says() {
-    let server = Server::binary(QUICK).await;
+    let server = Server::with(QUICK).binary().await;
     let key = operator(&server.database).await;
     let batch = server.run(mixed(), CHAT).await;
     let counts = &batch["request_counts"];
@@ -107,7 +102,7 @@ async fn metrics_agree_with_what_the_batch_says() {
 }
 
 async fn lines_that_never_ran_are_told_as_such() {
-    let server = Server::binary(QUICK).await;
+    let server = Server::with(QUICK).binary().await;
     let key = operator(&server.database).await;
     let slow: String = ids(100)
         .iter()
@@ -131,11 +126,7 @@ async fn lines_that_never_ran_are_told_as_such() {
     })
     .await;
 
-    let path = format!(
-        "/v1/batches/{}/cancel",
-        batch["id"].as_str().expect("an id")
-    );
-    server.post(&path, &json!({})).await;
+    server.cancel(&batch).await;
     server.ended(&batch).await;
     Metrics::until(&base, &key, |metrics| {
         metrics.sum("nightshift_lines_total", &[r#"outcome="cancelled""#]) == 100.0
@@ -187,25 +178,28 @@ async fn status(arguments: &[&str], key: &str) -> Ended {
 }
 
 async fn an_operator_sees_what_goes_on() {
-    let server = Server::binary(QUICK).await;
+    let server = Server::with(QUICK).binary().await;
     let key = operator(&server.database).await;
     let mut text: String = ids(10).iter().map(|id| chat(id, Value::Null)).collect();
     text += &chat("slow", json!({"hang": true}));
     let batch = server.create_batch(text, CHAT).await;
     server
-        .until(&batch, |batch| batch["request_counts"]["completed"] == 10)
+        .until(&batch, |batch| batch.counts.completed == 10)
         .await;
-    let id = batch["id"].as_str().expect("has an id");
+    let id = &batch.id;
 
     let base = server.url("");
     let at = ["--url", base.as_str(), "--api-key-env", "OPS_KEY"];
-    let mut printed = status(&at, &key).await;
     // A look that the database was too slow for says so, and is kept for a moment.
-    let deadline = Instant::now() + PATIENCE;
-    while !printed.out.contains("(up)") {
-        assert!(Instant::now() < deadline, "{printed:?}");
-        printed = status(&at, &key).await;
-    }
+    let printed = eventually("the database is up", async || {
+        let printed = status(&at, &key).await;
+        if printed.out.contains("(up)") {
+            Ok(printed)
+        } else {
+            Err(format!("{printed:?}"))
+        }
+    })
+    .await;
     assert_eq!(printed.code, Some(0), "{printed:?}");
     let row = |name: &str| {
         let line = printed.out.lines().find(|line| line.starts_with(name));
@@ -220,7 +214,7 @@ async fn an_operator_sees_what_goes_on() {
 
     let printed = status(&[&at[..], &["--json"]].concat(), &key).await;
     let told: Value = serde_json::from_str(&printed.out).expect("is JSON");
-    assert_eq!(told["live_batches"][0]["id"], id);
+    assert_eq!(told["live_batches"][0]["id"], batch["id"]);
     assert_eq!(told["live_batches"][0]["done"], 10);
     assert_eq!(told["upstreams"][0]["in_flight"], 1);
     assert_eq!(told["models"][0]["leased_units"], 1);
@@ -258,22 +252,20 @@ async fn names_that_nobody_knows_are_one_label() {
         ..Options::default()
     };
     let config = "[[upstreams]]\nname = \"a\"\nbase_url = \"{simulated}\"\n";
-    let server = Server::simulating_binary(options, config).await;
+    let server = Server::with(config).upstream(options).binary().await;
     let key = operator(&server.database).await;
     let base = server.url("");
-    // Until the upstream has told its models.
-    let deadline = Instant::now() + PATIENCE;
-    while server.get("/v1/models").await["data"] == json!([]) {
-        assert!(Instant::now() < deadline, "it does not tell");
-        tokio::time::sleep(Duration::from_millis(20)).await;
-    }
+    eventually("the upstream has told its models", async || {
+        server.get("/v1/models").await["data"] != json!([])
+    })
+    .await;
     let line = |id: &str, model: &str| {
         let body = json!({"model": model, "messages": [{"role": "user", "content": "Hi."}]});
         crate::support::request(id, body)
     };
     let text = line("a", "known") + &line("b", "invented-1") + &line("c", "invented-2");
     let batch = server.run(text, CHAT).await;
-    assert_eq!(batch["request_counts"]["completed"], 1, "{batch}");
+    assert_eq!(batch.counts.completed, 1, "{batch}");
     let metrics = Metrics::until(&base, &key, |metrics| {
         metrics.sum("nightshift_lines_total", &[]) == 3.0
     })
@@ -288,13 +280,17 @@ async fn each_half_tells_what_it_knows() {
     on(
         Engine::Postgres,
         Box::pin(async {
-            let mut server = Server::binary("").await;
+            let mut server = Server::with("").binary().await;
             let key = operator(&server.database).await;
             server.stop().await;
-            server.start_binary_with(&["--role", "api"]).await;
-            let worker = server.beside(&["--role", "worker"]).await;
+            server
+                .start_process(Launch::new().flags(&["--role", "api"]))
+                .await;
+            let worker = server
+                .replica(Launch::new().flags(&["--role", "worker"]))
+                .await;
             let batch = server.run(chat("a", Value::Null), CHAT).await;
-            assert_eq!(batch["status"], "completed", "{batch}");
+            assert_eq!(batch.status, "completed", "{batch}");
 
             let metrics = Metrics::until(&worker.base, &key, |metrics| {
                 metrics.sum("nightshift_lines_total", &[]) == 1.0

@@ -4,15 +4,15 @@ mod anywhere;
 mod exchange;
 
 use std::collections::BTreeSet;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use nightshift::simulate::Options;
 use nightshift::store::Engine;
 use serde_json::{Value, json};
 
-use crate::support::binary::Binary;
+use crate::support::binary::{Binary, Launch};
 use crate::support::session::Session;
-use crate::support::{CHAT, Server, chat, client_with, ids, on, request};
+use crate::support::{Batch, CHAT, Server, chat, eventually, ids, on, request};
 
 /// Answers that say who asked, by a header that each replica has of its own.
 const CONFIG: &str = r#"
@@ -92,7 +92,7 @@ async fn server(terms: Terms, config: &str) -> Server {
         granted: terms.granted,
         ..Options::default()
     };
-    Server::simulating_binary(options, &config).await
+    Server::with(&config).upstream(options).binary().await
 }
 
 /// A server and as many replicas of it, all of which hold a share of the model's limit.
@@ -113,7 +113,7 @@ async fn replicas(terms: Terms, limit: usize, names: &[&str]) -> (Server, Vec<Bi
 async fn replica(server: &Server, name: &str) -> Binary {
     let headers = format!("{{ x-replica = \"{name}\" }}");
     let variables = [("NIGHTSHIFT_UPSTREAMS__0__HEADERS", headers.as_str())];
-    server.replica(&variables).await
+    server.replica(Launch::new().variables(&variables)).await
 }
 
 /// Shares of the model's limit of which something holds.
@@ -137,7 +137,7 @@ fn lines(ids: &[String], latency_ms: u64) -> String {
 }
 
 /// Asserts that each line has the answer to its own request; returns who sent them.
-async fn answered_by(server: &Server, batch: &Value, ids: &[String]) -> BTreeSet<String> {
+async fn answered_by(server: &Server, batch: &Batch, ids: &[String]) -> BTreeSet<String> {
     let mut replicas = BTreeSet::new();
     for (id, line) in server.exactly_once(batch, ids).await {
         assert_eq!(line["response"]["status_code"], 200, "{line}");
@@ -154,12 +154,6 @@ fn most_in_flight(server: &Server) -> u64 {
     server.simulator.stats().models["sim-small"].most_in_flight
 }
 
-async fn get(server: &Server, replica: &Binary, path: &str) -> Value {
-    let client = client_with(Some(server.key()));
-    let response = client.get(format!("{}{path}", replica.base)).send().await;
-    response.expect("answers").json().await.expect("is JSON")
-}
-
 #[tokio::test]
 async fn a_batch_is_worked_on_by_all_replicas_and_any_of_them_serves_it() {
     on(Engine::Postgres, async {
@@ -172,15 +166,15 @@ async fn a_batch_is_worked_on_by_all_replicas_and_any_of_them_serves_it() {
         let created = server.create_batch(lines(&ids, 10), CHAT).await;
         until_in_motion(&server, WORKING, 3).await;
         server.simulator.grant(ids.len());
-        let path = format!("/v1/batches/{}", created["id"].as_str().expect("has an id"));
         for replica in &others {
-            assert_eq!(get(&server, replica, &path).await["id"], created["id"]);
+            let seen = server.at(&replica.base).batch(&created).await;
+            assert_eq!(seen.id, created.id);
         }
         let batch = server.ended(&created).await;
-        assert_eq!(batch["status"], "completed", "{batch}");
+        assert_eq!(batch.status, "completed", "{batch}");
         assert_eq!(answered_by(&server, &batch, &ids).await.len(), 3);
         for replica in &others {
-            assert_eq!(get(&server, replica, &path).await, batch);
+            assert_eq!(server.at(&replica.base).batch(&batch).await, batch);
         }
         assert!(most_in_flight(&server) <= 6);
     })
@@ -208,7 +202,7 @@ async fn a_limit_of_the_upstream_holds_over_all_replicas() {
         until_in_motion(&server, WORKING, 2).await;
         server.simulator.grant(ids.len());
         let batch = server.ended(&batch).await;
-        assert_eq!(batch["status"], "completed", "{batch}");
+        assert_eq!(batch.status, "completed", "{batch}");
         assert_eq!(answered_by(&server, &batch, &ids).await.len(), 2);
         assert!(most_in_flight(&server) <= 4);
     })
@@ -217,18 +211,14 @@ async fn a_limit_of_the_upstream_holds_over_all_replicas() {
 
 /// Waits until all places are taken by calls that are not answered.
 async fn nothing_is_sent_any_more(server: &Server) {
-    let deadline = Instant::now() + Duration::from_secs(60);
-    let mut before = 0;
-    loop {
-        let sent = server.simulator.stats().total;
-        if sent.in_flight == 6 && sent.calls == before {
-            return;
-        }
-        assert!(Instant::now() < deadline, "{sent:?}");
-        before = sent.calls;
+    eventually("nothing is sent any more", async || {
+        let before = server.simulator.stats().total.calls;
         // Far longer than a line takes.
-        tokio::time::sleep(Duration::from_secs(1)).await;
-    }
+        tokio::time::sleep(Duration::from_millis(500)).await;
+        let sent = server.simulator.stats().total;
+        sent.in_flight == 6 && sent.calls == before
+    })
+    .await;
 }
 
 #[tokio::test]
@@ -265,7 +255,7 @@ async fn no_line_is_lost_or_doubled_whatever_becomes_of_two_replicas_in_three() 
 
         others.remove(0).terminate().await;
         let batch = server.ended(&batch).await;
-        assert_eq!(batch["status"], "completed", "{batch}");
+        assert_eq!(batch.status, "completed", "{batch}");
         assert_eq!(answered_by(&server, &batch, &ids).await.len(), 3);
         assert!(
             server.simulator.stats().total.calls > ids.len() as u64,
@@ -323,7 +313,7 @@ async fn a_replica_that_joins_gets_what_the_others_let_go_of_and_not_before() {
         let (server, _) = replicas(terms, 6, &[]).await;
         let ids = ids(600);
         let batch = server.create_batch(lines(&ids, 100), CHAT).await;
-        let is_busy = |batch: &Value| batch["request_counts"]["completed"].as_i64() > Some(0);
+        let is_busy = |batch: &Batch| batch.counts.completed > 0;
         server.until(&batch, is_busy).await;
         let _others = [replica(&server, "b").await, replica(&server, "c").await];
         until_in_motion(&server, WORKING, 3).await;
@@ -381,13 +371,13 @@ async fn a_replica_that_is_started_again_under_its_name_has_its_share_again() {
     on(Engine::Postgres, async {
         let (server, _) = replicas(NEVER_RECLAIMED, 6, &[]).await;
         let named = [("NIGHTSHIFT_WORKER__NAME", "one")];
-        let first = server.replica(&named).await;
+        let first = server.replica(Launch::new().variables(&named)).await;
         server
             .until_rows(&held("held = 3"), |count| count == 2)
             .await;
         first.signal("KILL");
         first.ended().await;
-        let _second = server.replica(&named).await;
+        let _second = server.replica(Launch::new().variables(&named)).await;
         server.until_rows("share_holders", |count| count == 2).await;
         server
             .until_rows(&held("held = 3"), |count| count == 2)
@@ -406,7 +396,7 @@ async fn a_limit_smaller_than_the_number_of_replicas_holds_and_the_work_goes_on(
         // Who has the share is killed, whoever it is: another one goes on.
         others.remove(0).signal("KILL");
         let batch = server.ended(&batch).await;
-        assert_eq!(batch["status"], "completed", "{batch}");
+        assert_eq!(batch.status, "completed", "{batch}");
         answered_by(&server, &batch, &ids).await;
         assert_eq!(most_in_flight(&server), 1);
     })
@@ -426,7 +416,7 @@ async fn a_replica_whose_share_is_gone_gives_its_units_back() {
         until_in_motion(&server, WORKING, 2).await;
         // The smallest limit holds for all.
         let limits = [("NIGHTSHIFT_MODELS__0__CONCURRENCY", "1")];
-        let _third = server.replica(&limits).await;
+        let _third = server.replica(Launch::new().variables(&limits)).await;
         let one_works_while_there_is_more = "(SELECT 1 AS one \
              WHERE (SELECT COUNT(DISTINCT owner) FROM units WHERE state = 'leased') = 1 \
              AND EXISTS (SELECT 1 FROM units WHERE state = 'waiting')) AS so";
@@ -434,7 +424,7 @@ async fn a_replica_whose_share_is_gone_gives_its_units_back() {
         until_in_motion(&server, one_works_while_there_is_more, 1).await;
         server.simulator.grant(ids.len());
         let batch = server.ended(&batch).await;
-        assert_eq!(batch["status"], "completed", "{batch}");
+        assert_eq!(batch.status, "completed", "{batch}");
         answered_by(&server, &batch, &ids).await;
     })
     .await;
@@ -460,30 +450,26 @@ async fn a_gate_that_one_replica_was_shown_is_closed_for_the_other() {
         let jsonl = lines(&ids, 10).replace("sim-small", "sim-other");
         let small = chat("small", Value::Null) + &chat("another", Value::Null);
         let batch = server.create_batch(jsonl + &small, CHAT).await;
-        let id = batch["id"].as_str().expect("has an id");
+        let id = &batch.id;
         let working = format!(
             "(SELECT DISTINCT owner FROM units \
              WHERE batch_id = '{id}' AND model_no = 0 AND state = 'leased') AS working"
         );
         until_in_motion(&server, &working, 2).await;
         server.simulator.grant(10_000);
-        let deadline = Instant::now() + Duration::from_secs(60);
-        let answered = || {
+        eventually("the other model is left alone", async || {
             let models = server.simulator.stats().models;
-            models.get("sim-other").map_or(0, |counts| counts.answered)
-        };
-        while answered() < 900 {
-            assert!(
-                Instant::now() < deadline,
-                "the other model is not left alone"
-            );
-            tokio::time::sleep(Duration::from_millis(20)).await;
-        }
-        server
-            .post(&format!("/v1/batches/{id}/cancel"), &json!({}))
-            .await;
+            let answered = models.get("sim-other").map_or(0, |counts| counts.answered);
+            if answered >= 900 {
+                Ok(())
+            } else {
+                Err(answered)
+            }
+        })
+        .await;
+        server.cancel(&batch).await;
         let batch = server.ended(&batch).await;
-        let lines = server.lines(&batch, "output_file_id").await;
+        let lines = server.output(&batch).await;
         let senders: BTreeSet<String> = lines
             .iter()
             .map(|line| line["response"]["body"]["echo"]["headers"]["x-replica"].to_string())

@@ -6,7 +6,7 @@ use nightshift::simulate::{Options, Simulator};
 use secrecy::SecretString;
 use serde_json::{Value, json};
 
-use crate::support::{CHAT, Server, chat, ids, on_every_engine, request};
+use crate::support::{Batch, CHAT, Server, chat, eventually, ids, on_every_engine, request};
 
 /// Retries without long pauses.
 const QUICK: &str = r#"
@@ -24,10 +24,10 @@ fn tracked() -> Options {
 }
 
 /// Runs one line that is steered; returns the batch, the line and how many calls it took.
-async fn one_line(server: &Server, simulate: Value) -> (Value, Value, u64) {
+async fn one_line(server: &Server, simulate: Value) -> (Batch, Value, u64) {
     server.simulator.reset_stats();
     let batch = server.run(chat("a", simulate), CHAT).await;
-    assert_eq!(batch["status"], "completed", "{batch}");
+    assert_eq!(batch.status, "completed", "{batch}");
     let line = server
         .exactly_once(&batch, &["a".to_owned()])
         .await
@@ -50,7 +50,7 @@ async fn trouble_that_passes_is_tried_again() {
         (json!({"status": 503, "times": 1, "retry_after_ms": 20}), 2),
     ] {
         let (batch, line, made) = one_line(&server, simulate.clone()).await;
-        assert_eq!(batch["request_counts"]["completed"], 1, "{simulate}");
+        assert_eq!(batch.counts.completed, 1, "{simulate}");
         assert_eq!(line["response"]["status_code"], 200, "{simulate}");
         assert_eq!(made, calls, "{simulate}");
     }
@@ -61,7 +61,7 @@ async fn any_other_refusal_is_the_lines_answer_at_once() {
     for status in [400, 404, 413, 415, 422] {
         let (batch, line, calls) = one_line(&server, json!({"status": status})).await;
         assert_eq!(calls, 1, "{status} is not tried again");
-        assert_eq!(batch["request_counts"]["failed"], 1);
+        assert_eq!(batch.counts.failed, 1);
         assert!(
             batch["output_file_id"].is_null(),
             "nothing succeeded: no output file"
@@ -76,7 +76,7 @@ async fn the_last_answer_stands_when_no_attempt_is_left() {
     let server = Server::with(QUICK).await;
     let (batch, line, calls) = one_line(&server, json!({"status": 500})).await;
     assert_eq!(calls, 4, "max_attempts");
-    assert_eq!(batch["request_counts"]["failed"], 1);
+    assert_eq!(batch.counts.failed, 1);
     assert_eq!(line["response"]["status_code"], 500);
     assert!(line["error"].is_null());
 
@@ -133,16 +133,12 @@ async fn a_model_server_that_is_restarted_fails_no_line() {
     let ids = ids(400);
     let jsonl: String = ids.iter().map(|id| chat(id, Value::Null)).collect();
     let batch = server.create_batch(&jsonl, CHAT).await;
-    server
-        .until(&batch, |b| {
-            b["request_counts"]["completed"].as_i64() >= Some(50)
-        })
-        .await;
+    server.until(&batch, |b| b.counts.completed >= 50).await;
     first.stop().await;
     // Long enough that lines would have used up their attempts if each refusal cost one.
-    tokio::time::sleep(Duration::from_secs(1)).await;
-    let running = server.until(&batch, |_| true).await;
-    assert_eq!(running["status"], "in_progress");
+    tokio::time::sleep(Duration::from_millis(300)).await;
+    let running = server.batch(&batch).await;
+    assert_eq!(running.status, "in_progress");
     let again = Simulator::start(address, tracked())
         .await
         .expect("starts again");
@@ -171,7 +167,7 @@ async fn lines_of_an_upstream_that_is_down_go_to_another() {
     let ids = ids(300);
     let jsonl: String = ids.iter().map(|id| chat(id, Value::Null)).collect();
     let batch = server.run(&jsonl, CHAT).await;
-    assert_eq!(batch["request_counts"]["completed"], 300, "{batch}");
+    assert_eq!(batch.counts.completed, 300, "{batch}");
     server.exactly_once(&batch, &ids).await;
 }
 
@@ -202,21 +198,13 @@ async fn a_rate_limit_closes_the_gate_of_its_model_only() {
     }
     let batch = server.create_batch(&jsonl, CHAT).await;
     let running = server
-        .until(&batch, |batch| {
-            batch["request_counts"]["completed"].as_i64() >= Some(100)
-        })
+        .until(&batch, |batch| batch.counts.completed >= 100)
         .await;
-    assert_eq!(
-        running["request_counts"]["completed"], 100,
-        "only the limited one waits"
-    );
-    let id = batch["id"].as_str().expect("has an id");
-    server
-        .post(&format!("/v1/batches/{id}/cancel"), &Value::Null)
-        .await;
+    assert_eq!(running.counts.completed, 100, "only the limited one waits");
+    server.cancel(&batch).await;
     let batch = server.ended(&batch).await;
-    assert_eq!(batch["status"], "cancelled");
-    assert_eq!(batch["request_counts"]["completed"], 100);
+    assert_eq!(batch.status, "cancelled");
+    assert_eq!(batch.counts.completed, 100);
 }
 
 async fn a_refused_key_fails_no_line_before_the_window_ends() {
@@ -224,22 +212,23 @@ async fn a_refused_key_fails_no_line_before_the_window_ends() {
         api_key: Some(SecretString::from("right-key")),
         ..tracked()
     };
-    let server = Server::simulating(options, "").await;
+    let server = Server::with("").upstream(options).await;
     let ids = ids(300);
     let jsonl: String = ids.iter().map(|id| chat(id, Value::Null)).collect();
     let batch = server.create_batch_within(&jsonl, CHAT, "10m").await;
     server
-        .until(&batch, |batch| batch["status"] == "in_progress")
+        .until(&batch, |batch| batch.status == "in_progress")
         .await;
-    wait_for_a_call(&server).await;
-    let running = server.until(&batch, |_| true).await;
-    assert_eq!(
-        running["request_counts"]["failed"], 0,
-        "no line fails for a key"
-    );
+    eventually("a call is made", async || {
+        let stats = server.simulator.stats().total;
+        stats.calls > 0 && stats.in_flight == 0
+    })
+    .await;
+    let running = server.batch(&batch).await;
+    assert_eq!(running.counts.failed, 0, "no line fails for a key");
     server.clock.advance_ms(10 * 60 * 1000);
     let batch = server.ended(&batch).await;
-    assert_eq!(batch["status"], "expired");
+    assert_eq!(batch.status, "expired");
     let lines = server.exactly_once(&batch, &ids).await;
     let refused = lines
         .values()
@@ -256,17 +245,6 @@ async fn a_refused_key_fails_no_line_before_the_window_ends() {
         calls < 300,
         "an upstream that refuses the key is set aside: {calls}"
     );
-}
-
-async fn wait_for_a_call(server: &Server) {
-    for _ in 0..6000 {
-        let stats = server.simulator.stats().total;
-        if stats.calls > 0 && stats.in_flight == 0 {
-            return;
-        }
-        tokio::time::sleep(Duration::from_millis(10)).await;
-    }
-    panic!("no call is made");
 }
 
 on_every_engine![

@@ -4,8 +4,8 @@ use nightshift::store::Engine;
 use reqwest::StatusCode;
 use serde_json::{Value, json};
 
-use crate::support::binary::{command, ended};
-use crate::support::{CHAT, Server, chat, client_with, ids, on};
+use crate::support::binary::{Launch, command, ended};
+use crate::support::{CHAT, Server, chat, client_with, eventually, ids, on};
 
 /// No `[[models]]`: what is listed is what the upstream reports.
 const DISCOVERED: &str = r#"
@@ -19,28 +19,32 @@ async fn two_halves_do_together_what_one_server_does() {
     on(
         Engine::Postgres,
         Box::pin(async {
-            let mut server = Server::binary(DISCOVERED).await;
+            let mut server = Server::with(DISCOVERED).binary().await;
             server.stop().await;
-            server.start_binary_with(&["--role", "api"]).await;
+            server
+                .start_process(Launch::new().flags(&["--role", "api"]))
+                .await;
 
             let ready = client_with(None).get(server.url("/readyz")).send().await;
             assert_eq!(ready.expect("answers").status(), StatusCode::OK);
             let listed = async || server.get("/v1/models").await["data"] != json!([]);
-            crate::commands::until("the upstream's models are listed", listed).await;
+            eventually("the upstream's models are listed", listed).await;
 
             let ids = ids(40);
             let jsonl: String = ids.iter().map(|id| chat(id, Value::Null)).collect();
             let early = server.create_batch(&jsonl, CHAT).await;
             // Looked at again and again, it is nobody's work yet.
             for _ in 0..20 {
-                assert_eq!(server.until(&early, |_| true).await["status"], "validating");
+                assert_eq!(server.batch(&early).await.status, "validating");
             }
 
-            let worker = server.beside(&["--role", "worker"]).await;
+            let worker = server
+                .replica(Launch::new().flags(&["--role", "worker"]))
+                .await;
             let late = server.create_batch(&jsonl, CHAT).await;
             for batch in [early, late] {
                 let batch = server.ended(&batch).await;
-                assert_eq!(batch["status"], "completed", "{batch}");
+                assert_eq!(batch.status, "completed", "{batch}");
                 server.exactly_once(&batch, &ids).await;
             }
             worker.terminate().await;
@@ -55,9 +59,11 @@ async fn a_worker_answers_only_whether_it_is_well() {
     on(
         Engine::Postgres,
         Box::pin(async {
-            let mut server = Server::binary("[auth]\nrequired = true").await;
+            let mut server = Server::with("[auth]\nrequired = true").binary().await;
             server.stop().await;
-            server.start_binary_with(&["--role", "worker"]).await;
+            server
+                .start_process(Launch::new().flags(&["--role", "worker"]))
+                .await;
 
             for path in ["/healthz", "/readyz"] {
                 let well = client_with(None).get(server.url(path)).send().await;

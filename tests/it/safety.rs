@@ -31,7 +31,7 @@ async fn on_loopback_no_key_is_needed_and_any_is_ignored() {
     for client in [
         client_with(None),
         client_with(Some("unused")),
-        server.other_client(),
+        server.other().client(),
     ] {
         let response = client
             .get(server.url("/v1/batches"))

@@ -44,7 +44,7 @@ async fn the_python_sdk_finds_all_it_knows() {
         .await;
     })
     .await;
-    let server = Server::binary(CONFIG).await;
+    let server = Server::with(CONFIG).binary().await;
     run(
         pointed_at(&server, &mut Command::new(venv.join("bin/python")))
             .args(["-m", "pytest", "-q"])
@@ -75,7 +75,7 @@ async fn the_node_sdk_finds_all_it_knows() {
             fs::copy(&path, home.join(name)).expect("copies a test");
         }
     }
-    let server = Server::binary(CONFIG).await;
+    let server = Server::with(CONFIG).binary().await;
     run(pointed_at(&server, &mut Command::new("node"))
         .args(["--test", "--test-concurrency=1", "--test-reporter=spec"])
         .current_dir(&home))
@@ -113,7 +113,7 @@ fn pointed_at<'a>(server: &Server, command: &'a mut Command) -> &'a mut Command 
     command
         .env("NIGHTSHIFT_TEST_URL", server.url("/v1"))
         .env("NIGHTSHIFT_TEST_KEY", server.key())
-        .env("NIGHTSHIFT_TEST_OTHER_KEY", server.other_key())
+        .env("NIGHTSHIFT_TEST_OTHER_KEY", server.other().key())
         .env("NO_PROXY", "127.0.0.1")
 }
 

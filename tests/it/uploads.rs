@@ -4,8 +4,6 @@ mod compressed;
 mod repeated;
 mod slow;
 
-use std::time::{Duration, Instant};
-
 use bytes::Bytes;
 use nightshift::domain::clock::Clock;
 use nightshift::store::Store;
@@ -15,10 +13,8 @@ use tokio::sync::mpsc;
 use tokio::task::JoinHandle;
 
 use crate::support::engines::{is_empty, rows};
-use crate::support::{CHAT, Server, chat, ids, on_every_engine};
+use crate::support::{CHAT, PATIENCE, Server, chat, eventually, ids, on_every_engine};
 
-/// How long anything may take that is waited for. Far more than it does.
-const PATIENCE: Duration = Duration::from_secs(60);
 /// Longer than an upload may be silent.
 const SILENCE_MS: i64 = 6 * 60 * 1000;
 
@@ -74,17 +70,6 @@ impl Upload {
     }
 }
 
-async fn until(what: &str, mut holds: impl AsyncFnMut() -> bool) {
-    let deadline = Instant::now() + PATIENCE;
-    while !holds().await {
-        assert!(
-            Instant::now() < deadline,
-            "it does not come to that: {what}"
-        );
-        tokio::time::sleep(Duration::from_millis(10)).await;
-    }
-}
-
 /// Lines enough that the server writes some before the end comes; no two files are alike.
 fn long(name: &str) -> String {
     (0..8_000)
@@ -124,7 +109,7 @@ async fn an_upload_shows_when_it_is_whole() {
     upload.piece(PURPOSE).await;
     upload.piece(FILE).await;
     upload.piece(long("a")).await;
-    until("chunks are written", async || {
+    eventually("chunks are written", async || {
         rows(&server.database, "chunks").await > 0
     })
     .await;
@@ -144,13 +129,13 @@ async fn an_upload_that_is_broken_off_leaves_no_row() {
         let is_long = content.len() > 1_000_000;
         upload.piece(content).await;
         let table = if is_long { "chunks" } else { "files" };
-        until("it is under way", async || {
+        eventually("it is under way", async || {
             rows(&server.database, table).await > 0
         })
         .await;
         upload.break_off().await;
         nothing_is_listed(&server).await;
-        until("all of it is gone", async || {
+        eventually("all of it is gone", async || {
             is_empty(&server.database).await
         })
         .await;
@@ -158,12 +143,12 @@ async fn an_upload_that_is_broken_off_leaves_no_row() {
 }
 
 async fn an_upload_that_died_with_the_server_is_swept() {
-    let mut server = Server::binary("").await;
+    let mut server = Server::with("").binary().await;
     let upload = Upload::start(&server);
     upload.piece(PURPOSE).await;
     upload.piece(FILE).await;
     upload.piece(long("a")).await;
-    until("chunks are written", async || {
+    eventually("chunks are written", async || {
         rows(&server.database, "chunks").await > 0
     })
     .await;
@@ -192,7 +177,7 @@ async fn an_upload_that_died_with_the_server_is_swept() {
 
     // The server is none the worse for it.
     let batch = server.run(chat("a", Value::Null), CHAT).await;
-    assert_eq!(batch["status"], "completed");
+    assert_eq!(batch.status, "completed");
 }
 
 async fn an_upload_may_come_in_any_pieces_with_its_purpose_last() {
@@ -279,8 +264,8 @@ async fn a_file_expires() {
     let body = json!({
         "input_file_id": file["id"], "endpoint": CHAT, "completion_window": "24h",
     });
-    let batch = server.post("/v1/batches", &body).await;
-    assert_eq!(server.ended(&batch).await["status"], "failed");
+    let batch = server.create(&body).await;
+    assert_eq!(server.ended(&batch).await.status, "failed");
 }
 
 on_every_engine![

@@ -11,9 +11,11 @@ use nightshift::store::Engine;
 use serde_json::{Value, json};
 use tokio::io::AsyncWriteExt as _;
 
-use crate::crashes::until;
+use crate::support::binary::Launch;
 use crate::support::metrics::{Metrics, operator};
-use crate::support::{CHAT, Server, chat, client_with, ids, on, on_every_engine, request};
+use crate::support::{
+    CHAT, Server, chat, client_with, eventually, ids, on, on_every_engine, request,
+};
 
 mod server;
 
@@ -213,7 +215,7 @@ async fn lines_that_meet_trouble_go_to_another_upstream() {
     let models = [&models[..], &["certificate", "refused", "free"]].concat();
     let (jsonl, ids) = lines(&models, 12);
     let batch = server.run(&jsonl, CHAT).await;
-    assert_eq!(batch["request_counts"]["completed"], ids.len(), "{batch}");
+    assert_eq!(batch.counts.completed, ids.len(), "{batch}");
     server.exactly_once(&batch, &ids).await;
     for (name, troubled) in servers {
         assert!(troubled.posts() > 0, "{name} was never met");
@@ -232,8 +234,8 @@ async fn lines_that_meet_trouble_everywhere_say_which() {
     let models: Vec<&str> = servers.iter().map(|(name, _)| *name).collect();
     let (jsonl, ids) = lines(&[&models[..], &["free"]].concat(), 2);
     let batch = server.run(&jsonl, CHAT).await;
-    assert_eq!(batch["status"], "completed", "{batch}");
-    assert_eq!(batch["request_counts"]["completed"], 2, "{batch}");
+    assert_eq!(batch.status, "completed", "{batch}");
+    assert_eq!(batch.counts.completed, 2, "{batch}");
     let lines = server.exactly_once(&batch, &ids).await;
     for (name, _, code, message) in troubles() {
         let line = &lines[&format!("{name}-0")];
@@ -332,7 +334,7 @@ async fn a_packed_answer_and_one_with_a_byte_order_mark_are_answers() {
     let models: Vec<&str> = servers.iter().map(|(name, _)| *name).collect();
     let (jsonl, ids) = lines(&models, 2);
     let batch = server.run(&jsonl, CHAT).await;
-    assert_eq!(batch["request_counts"]["completed"], ids.len(), "{batch}");
+    assert_eq!(batch.counts.completed, ids.len(), "{batch}");
     assert_eq!(batch["usage"]["input_tokens"], 3 * ids.len(), "{batch}");
     let lines = server.exactly_once(&batch, &ids).await;
     for id in &ids {
@@ -404,7 +406,7 @@ async fn an_answer_that_cannot_be_read_is_computed_once_and_kept() {
         let batch = server.run(&jsonl, CHAT).await;
         let lines = server.exactly_once(&batch, &ids).await;
         let line = &lines[&ids[0]];
-        assert_eq!(batch["request_counts"]["failed"], 1, "{name}: {line}");
+        assert_eq!(batch.counts.failed, 1, "{name}: {line}");
         assert_eq!(line["error"]["code"], "invalid_response", "{line}");
         let told = line["error"]["message"].as_str().expect("is text");
         assert!(told.contains(message), "{name}: {told}");
@@ -431,9 +433,9 @@ async fn a_hung_upstream_holds_up_no_lines_of_others() {
     let (jsonl, _) = lines(&["hung", "free"], 600);
     let batch = server.create_batch(&jsonl, CHAT).await;
     let batch = server
-        .until(&batch, |batch| batch["request_counts"]["completed"] == 600)
+        .until(&batch, |batch| batch.counts.completed == 600)
         .await;
-    assert_eq!(batch["status"], "in_progress", "{batch}");
+    assert_eq!(batch.status, "in_progress", "{batch}");
     assert_eq!(hung.posts(), 4, "its places, and no more");
 }
 
@@ -450,7 +452,7 @@ async fn a_redirect_sets_its_upstream_aside_and_is_not_followed() {
     let (jsonl, ids) = lines(&["away", "same"], 1);
     let batch = server.create_batch_within(&jsonl, CHAT, "10m").await;
     let key = operator(&server.database).await;
-    until("both are set aside", async || {
+    eventually("both are set aside", async || {
         let url = server.url("/admin/status");
         let status = client_with(Some(&key)).get(url).send().await;
         let status: Value = status.expect("answers").json().await.expect("is JSON");
@@ -465,8 +467,8 @@ async fn a_redirect_sets_its_upstream_aside_and_is_not_followed() {
             && causes.iter().filter(|one| one["state"] == "aside").count() == 2
     })
     .await;
-    let running = server.until(&batch, |_| true).await;
-    assert_eq!(running["request_counts"]["failed"], 0, "{running}");
+    let running = server.batch(&batch).await;
+    assert_eq!(running.counts.failed, 0, "{running}");
     server.clock.advance_ms(10 * 60 * 1000);
     let batch = server.ended(&batch).await;
     let lines = server.exactly_once(&batch, &ids).await;
@@ -497,10 +499,10 @@ async fn a_certificate_of_a_ca_is_accepted_where_it_is_named_and_only_there() {
     let (jsonl, _) = lines(&["ours", "other", "host"], 3);
     let batch = server.create_batch(&jsonl, CHAT).await;
     server
-        .until(&batch, |batch| batch["request_counts"]["completed"] == 3)
+        .until(&batch, |batch| batch.counts.completed == 3)
         .await;
     let key = operator(&server.database).await;
-    until("it is said what to do about the others", async || {
+    eventually("it is said what to do about the others", async || {
         let url = server.url("/admin/status");
         let status = client_with(Some(&key)).get(url).send().await;
         let status: Value = status.expect("answers").json().await.expect("is JSON");
@@ -538,16 +540,16 @@ async fn lines_wait_for_a_certificate_to_be_mended() {
     let (jsonl, ids) = lines(&["tls", "free"], 20);
     let batch = server.create_batch(&jsonl, CHAT).await;
     let batch = server
-        .until(&batch, |batch| batch["request_counts"]["completed"] == 20)
+        .until(&batch, |batch| batch.counts.completed == 20)
         .await;
-    assert_eq!(batch["status"], "in_progress", "{batch}");
-    assert_eq!(batch["request_counts"]["failed"], 0, "{batch}");
+    assert_eq!(batch.status, "in_progress", "{batch}");
+    assert_eq!(batch.counts.failed, 0, "{batch}");
     assert_eq!(bad.posts(), 0, "nothing is sent to a stranger");
 
     bad.stop().await;
     let mended = Troubled::on(&address, Some(&good), answer()).await;
     let batch = server.ended(&batch).await;
-    assert_eq!(batch["request_counts"]["completed"], 40, "{batch}");
+    assert_eq!(batch.counts.completed, 40, "{batch}");
     server.exactly_once(&batch, &ids).await;
     assert_eq!(mended.posts(), 20);
 }
@@ -561,7 +563,7 @@ async fn calls_that_time_out_are_counted_and_said_in_one_warning() {
              [[upstreams]]\nname = \"hung\"\nbase_url = \"{}\"\ntimeout = \"200ms\"\n",
             hung.base_url()
         );
-        let mut server = Server::binary(&toml).await;
+        let mut server = Server::with(&toml).binary().await;
         let (jsonl, ids) = lines(&["m"], 5);
         let batch = server.run(&jsonl, CHAT).await;
         let lines = server.exactly_once(&batch, &ids).await;
@@ -594,13 +596,15 @@ async fn running_out_of_file_descriptors_is_said_once_and_blames_no_upstream() {
         // More calls at once than descriptors.
         let toml = "[retry]\ninitial_backoff = \"20ms\"\nmax_backoff = \"100ms\"\n\
                     [[upstreams]]\nname = \"gpu\"\nbase_url = \"{simulated}\"\nconcurrency = 256\n";
-        let mut server = Server::simulating_binary(options, toml).await;
+        let mut server = Server::with(toml).upstream(options).binary().await;
         server.binary_process().terminate().await;
-        server.start_binary_after("ulimit -n 100;").await;
+        server
+            .start_process(Launch::new().after("ulimit -n 100;"))
+            .await;
         let ids = ids(600);
         let jsonl: String = ids.iter().map(|id| chat(id, Value::Null)).collect();
         let batch = server.run(&jsonl, CHAT).await;
-        assert_eq!(batch["request_counts"]["completed"], 600, "{batch}");
+        assert_eq!(batch.counts.completed, 600, "{batch}");
         let key = operator(&server.database).await;
         let metrics = Metrics::of(&server.url(""), Some(&key)).await;
         let calls = |outcome: &str| metrics.sum("nightshift_upstream_calls_total", &[outcome]);
@@ -620,10 +624,10 @@ async fn running_out_of_file_descriptors_is_said_once_and_blames_no_upstream() {
 #[tokio::test]
 async fn the_number_of_file_descriptors_is_raised_to_what_the_system_allows() {
     on(Engine::Sqlite, async {
-        let mut server = Server::binary("").await;
+        let mut server = Server::with("").binary().await;
         server.binary_process().terminate().await;
         server
-            .start_binary_after("ulimit -Sn 300; ulimit -Hn 2000;")
+            .start_process(Launch::new().after("ulimit -Sn 300; ulimit -Hn 2000;"))
             .await;
         let limits = format!("/proc/{}/limits", server.process_id());
         let limits = std::fs::read_to_string(limits).expect("can be read");

@@ -230,10 +230,7 @@ async fn a_failed_batch_cannot_be_cancelled() {
     let failed = server
         .failed_batch("{}\nnot json\n", "/v1/chat/completions")
         .await;
-    let path = format!(
-        "/v1/batches/{}/cancel",
-        failed["id"].as_str().expect("an id")
-    );
+    let path = format!("{}/cancel", failed.path());
     let message = "Cannot cancel a batch with status 'failed'.";
     let response = send(&server, &request("POST", &path)).await;
     assert_eq!(response.headers()["x-should-retry"], "false");

@@ -1,11 +1,9 @@
 //! A refused request as a row of a table, and the one function that checks such rows.
 
-use std::time::{Duration, Instant};
-
 use reqwest::{Method, StatusCode};
 use serde_json::{Value, json};
 
-use crate::support::Server;
+use crate::support::{Batch, Server};
 
 /// A good line of a batch file.
 pub const LINE: &str = concat!(
@@ -227,19 +225,9 @@ pub async fn json_of(response: reqwest::Response) -> Value {
 }
 
 /// Polls the batch that this answer created until nothing can happen to it any more.
-pub async fn ended(server: &Server, created: reqwest::Response) -> Value {
+pub async fn ended(server: &Server, created: reqwest::Response) -> Batch {
     assert_eq!(created.status(), StatusCode::OK);
-    let created = json_of(created).await;
-    assert_eq!(created["status"], "validating");
-    let path = format!("/v1/batches/{}", created["id"].as_str().expect("an id"));
-    let deadline = Instant::now() + Duration::from_secs(60);
-    loop {
-        let batch = json_of(send(server, &get(&path)).await).await;
-        let status = batch["status"].as_str().expect("a status");
-        if ["completed", "failed", "expired", "cancelled"].contains(&status) {
-            return batch;
-        }
-        assert!(Instant::now() < deadline, "still after a minute: {batch}");
-        tokio::time::sleep(Duration::from_millis(20)).await;
-    }
+    let created = Batch::from(json_of(created).await);
+    assert_eq!(created.status, "validating");
+    server.ended(&created).await
 }

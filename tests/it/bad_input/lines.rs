@@ -4,7 +4,7 @@ use serde_json::{Value, json};
 
 use super::case::Text::{self, Any, Holds, Null, Starts};
 use super::case::{LINE, batch_but, ended, get, json_of, send};
-use crate::support::{Server, on_every_engine};
+use crate::support::{Batch, Server, on_every_engine};
 
 const CHAT: &str = "/v1/chat/completions";
 const UNPARSEABLE: &str = "This line is not parseable as valid JSON.";
@@ -46,8 +46,8 @@ fn without(pointer: &'static str, key: &'static str) -> String {
 
 /// Asserts that a batch failed before anything of it ran, and found just this.
 #[track_caller]
-fn assert_failed(name: &str, batch: &Value, expected: &[Finding]) {
-    assert_eq!(batch["status"], "failed", "{name}: {batch}");
+fn assert_failed(name: &str, batch: &Batch, expected: &[Finding]) {
+    assert_eq!(batch.status, "failed", "{name}: {batch}");
     assert_eq!(
         batch["request_counts"],
         json!({"total": 0, "completed": 0, "failed": 0})
@@ -87,10 +87,7 @@ fn assert_failed(name: &str, batch: &Value, expected: &[Finding]) {
 async fn check(server: &Server, name: &str, content: impl AsRef<[u8]>, expected: &[Finding]) {
     let batch = server.failed_batch(content, CHAT).await;
     assert_failed(name, &batch, expected);
-    let path = format!(
-        "/v1/files/{}",
-        batch["input_file_id"].as_str().expect("an id")
-    );
+    let path = format!("/v1/files/{}", batch.input_file_id);
     let file = send(server, &get(&path)).await;
     assert_eq!(
         file.status(),
@@ -451,7 +448,7 @@ async fn what_only_looks_wrong_is_accepted() {
         let file = json_of(response).await;
         let created = send(&server, &batch_but("input_file_id", file["id"].clone())).await;
         let batch = ended(&server, created).await;
-        assert_eq!(batch["status"], "completed", "{good}: {batch}");
+        assert_eq!(batch.status, "completed", "{good}: {batch}");
     }
 }
 

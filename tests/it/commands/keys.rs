@@ -43,7 +43,7 @@ fn only_line(ended: &Ended) -> String {
 }
 
 async fn a_key_works_at_once_and_no_longer_when_it_is_revoked() {
-    let server = Server::binary("").await;
+    let server = Server::with("").binary().await;
     let shop = Shop::new(&server.database);
     let created = shop
         .keys(&["create", "--name", "laptop", "--tenant", "tenant-c"])
@@ -147,7 +147,7 @@ async fn a_key_ends_when_it_was_said_to() {
 }
 
 async fn the_list_says_when_a_key_was_used_last() {
-    let server = Server::binary("").await;
+    let server = Server::with("").binary().await;
     let shop = Shop::new(&server.database);
     let create = ["create", "--name", "used", "--tenant", "team"];
     let key = only_line(&shop.keys(&create).await);
@@ -178,7 +178,7 @@ async fn the_list_says_when_a_key_was_used_last() {
 }
 
 async fn a_key_that_is_used_while_the_server_stops_has_been_used() {
-    let mut server = Server::binary("").await;
+    let mut server = Server::with("").binary().await;
     let shop = Shop::new(&server.database);
     let key = only_line(&shop.keys(&["create", "--name", "last"]).await);
     let binary = server.binary_process();
@@ -247,7 +247,7 @@ async fn a_key_can_be_made_before_there_is_a_database() {
 }
 
 async fn check_tries_a_database_that_a_server_uses() {
-    let mut server = Server::binary("").await;
+    let mut server = Server::with("").binary().await;
     let shop = Shop::new(&server.database);
     let checked = ended_in(
         shop.directory.path(),

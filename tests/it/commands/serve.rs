@@ -249,7 +249,7 @@ async fn a_taken_address_and_a_broken_database_are_told() {
 
 /// A server, in the middle of a call that never ends.
 async fn busy() -> Server {
-    let server = Server::binary("").await;
+    let server = Server::with("").binary().await;
     let lines = chat("hangs", json!({"hang": true})) + &chat("answers", json!(null));
     server.create_batch(lines, CHAT).await;
     until("a call hangs", async || {
@@ -277,7 +277,7 @@ async fn a_second_signal_stops_it_at_once() {
 
 #[tokio::test]
 async fn calls_in_flight_may_finish_before_it_stops() {
-    let server = Server::binary("").await;
+    let server = Server::with("").binary().await;
     let lines: String = ids(40)
         .iter()
         .map(|id| chat(id, json!({"latency_ms": 300})))

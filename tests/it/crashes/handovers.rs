@@ -4,24 +4,24 @@ use std::collections::BTreeSet;
 use std::time::Instant;
 
 use nightshift::store::Engine;
-use serde_json::{Value, json};
+use serde_json::json;
 
-use super::until;
+use crate::support::binary::Launch;
 use crate::support::engines::rows;
 use crate::support::metrics::{Metrics, operator};
 use crate::support::session::Session;
-use crate::support::{CHAT, Server, chat, ids, on, on_every_engine};
+use crate::support::{Batch, CHAT, Server, chat, eventually, ids, on, on_every_engine};
 
 /// A batch of five lines that hang at the first call, and are answered at the second; their first
 /// calls are in flight.
-async fn hanging(server: &Server) -> (Value, Vec<String>) {
+async fn hanging(server: &Server) -> (Batch, Vec<String>) {
     let ids = ids(5);
     let jsonl: String = ids
         .iter()
         .map(|id| chat(id, json!({"hang": true, "times": 1})))
         .collect();
     let batch = server.create_batch(jsonl, CHAT).await;
-    until("calls are in flight", async || {
+    eventually("calls are in flight", async || {
         server.simulator.stats().total.in_flight == 5
     })
     .await;
@@ -29,7 +29,9 @@ async fn hanging(server: &Server) -> (Value, Vec<String>) {
 }
 
 async fn what_cannot_finish_in_time_is_handed_back_at_a_stop() {
-    let mut server = Server::binary("[worker]\nshutdown_grace = \"100ms\"").await;
+    let mut server = Server::with("[worker]\nshutdown_grace = \"100ms\"")
+        .binary()
+        .await;
     let (batch, ids) = hanging(&server).await;
     server.stop().await;
     let mut session = Session::open(&server.database).await;
@@ -48,9 +50,9 @@ async fn what_cannot_finish_in_time_is_handed_back_at_a_stop() {
     }
     let waiting = "SELECT CAST(SUM(waiting) AS BIGINT) FROM backlog";
     assert_eq!(session.number(waiting).await, 1);
-    server.start_binary_again().await;
+    server.start_process(Launch::new()).await;
     let batch = server.ended(&batch).await;
-    assert_eq!(batch["request_counts"]["completed"], 5);
+    assert_eq!(batch.counts.completed, 5);
     server.exactly_once(&batch, &ids).await;
 }
 
@@ -87,7 +89,9 @@ fn refuses_while_anything_is_held(engine: Engine) -> String {
 }
 
 async fn what_is_held_is_given_back_at_a_stop_before_drained_batches_are_ended() {
-    let mut server = Server::binary("[worker]\nshutdown_grace = \"100ms\"").await;
+    let mut server = Server::with("[worker]\nshutdown_grace = \"100ms\"")
+        .binary()
+        .await;
     let (batch, ids) = hanging(&server).await;
     let mut session = Session::open(&server.database).await;
     let refuses = refuses_while_anything_is_held(session.engine());
@@ -105,7 +109,7 @@ async fn what_is_held_is_given_back_at_a_stop_before_drained_batches_are_ended()
         Engine::Postgres => "DROP TRIGGER refuse ON files",
     };
     session.execute(allows).await;
-    server.start_binary_again().await;
+    server.start_process(Launch::new()).await;
     assert_eq!(server.ended(&drained).await["status"], "completed");
     let batch = server.ended(&batch).await;
     server.exactly_once(&batch, &ids).await;
@@ -128,14 +132,16 @@ const HANGS_NO_MORE: &str = "
 #[tokio::test]
 async fn what_is_held_is_given_back_at_a_stop_although_a_batch_cannot_be_ended() {
     let test = async {
-        let mut server = Server::binary("[worker]\nshutdown_grace = \"3s\"").await;
+        let mut server = Server::with("[worker]\nshutdown_grace = \"3s\"")
+            .binary()
+            .await;
         let (batch, ids) = hanging(&server).await;
         let mut session = Session::open(&server.database).await;
         session.execute(HANGS).await;
         // Its only line is answered while the server stops.
         let line = chat("one", json!({"latency_ms": 1_000}));
         let drained = server.create_batch(line, CHAT).await;
-        until("its line is in flight", async || {
+        eventually("its line is in flight", async || {
             server.simulator.stats().total.in_flight == 6
         })
         .await;
@@ -144,7 +150,7 @@ async fn what_is_held_is_given_back_at_a_stop_although_a_batch_cannot_be_ended()
             assert_eq!(rows(&server.database, held).await, 0, "{held}");
         }
         session.execute(HANGS_NO_MORE).await;
-        server.start_binary_again().await;
+        server.start_process(Launch::new()).await;
         assert_eq!(server.ended(&drained).await["status"], "completed");
         let batch = server.ended(&batch).await;
         server.exactly_once(&batch, &ids).await;
@@ -155,13 +161,13 @@ async fn what_is_held_is_given_back_at_a_stop_although_a_batch_cannot_be_ended()
 #[tokio::test]
 async fn the_work_of_a_killed_replica_is_taken_over_by_another() {
     let test = async {
-        let mut server = Server::binary("[worker]\nlease = \"1s\"").await;
+        let mut server = Server::with("[worker]\nlease = \"1s\"").binary().await;
         let (batch, ids) = hanging(&server).await;
         let killed = server.binary_process();
-        server.serve_as(&[]).await;
+        server.start_process(Launch::new()).await;
         killed.signal("KILL");
         let batch = server.ended(&batch).await;
-        assert_eq!(batch["request_counts"]["completed"], 5);
+        assert_eq!(batch.counts.completed, 5);
         server.exactly_once(&batch, &ids).await;
         assert_eq!(server.simulator.stats().total.calls, 10);
     };
@@ -178,17 +184,17 @@ const TAKING_OVER: &str = "
 #[tokio::test]
 async fn a_replica_renews_its_lease_while_it_waits_to_take_over() {
     let test = async {
-        let mut server = Server::binary("[worker]\nlease = \"1s\"").await;
+        let mut server = Server::with("[worker]\nlease = \"1s\"").binary().await;
         let (batch, ids) = hanging(&server).await;
         let mut lock = Session::open(&server.database).await;
         lock.execute("BEGIN; SELECT * FROM units FOR UPDATE").await;
         server.kill().await;
-        server.start_binary_again().await;
+        server.start_process(Launch::new()).await;
         let mut database = Session::open(&server.database).await;
         let renewed = "SELECT MAX(lease_until) FROM replicas";
         let (mut waiter, mut seen) = (0, BTreeSet::new());
         // One renewal may have been committed just before it was seen to wait.
-        until("renewals go on beside one take-over", async || {
+        eventually("renewals go on beside one take-over", async || {
             let renewal = database.number(renewed).await;
             let waits = database.number(TAKING_OVER).await;
             if waits != waiter {
@@ -201,7 +207,7 @@ async fn a_replica_renews_its_lease_while_it_waits_to_take_over() {
         .await;
         lock.execute("COMMIT").await;
         let batch = server.ended(&batch).await;
-        assert_eq!(batch["request_counts"]["completed"], 5);
+        assert_eq!(batch.counts.completed, 5);
         server.exactly_once(&batch, &ids).await;
     };
     on(Engine::Postgres, Box::pin(test)).await;
@@ -211,11 +217,11 @@ async fn a_replica_renews_its_lease_while_it_waits_to_take_over() {
 #[tokio::test]
 async fn a_killed_replica_is_followed_by_another_with_the_default_lease() {
     let test = async {
-        let mut server = Server::binary("").await;
+        let mut server = Server::with("").binary().await;
         let (batch, ids) = hanging(&server).await;
         let key = operator(&server.database).await;
         let killed = server.binary_process();
-        server.serve_as(&[]).await;
+        server.start_process(Launch::new()).await;
         server
             .until_rows("replicas", |replicas| replicas == 2)
             .await;
@@ -225,7 +231,7 @@ async fn a_killed_replica_is_followed_by_another_with_the_default_lease() {
 
         killed.signal("KILL");
         let begun = Instant::now();
-        until("its lines are sent again", async || {
+        eventually("its lines are sent again", async || {
             server.simulator.stats().total.calls == 10
         })
         .await;
@@ -238,8 +244,8 @@ async fn a_killed_replica_is_followed_by_another_with_the_default_lease() {
             "ended {:.1} s after the kill",
             begun.elapsed().as_secs_f64()
         );
-        assert_eq!(batch["status"], "completed", "{batch}");
-        assert_eq!(batch["request_counts"]["completed"], 5);
+        assert_eq!(batch.status, "completed", "{batch}");
+        assert_eq!(batch.counts.completed, 5);
         server.exactly_once(&batch, &ids).await;
         assert_eq!(server.simulator.stats().total.calls, 10);
         let after = Metrics::of(&server.url(""), Some(&key)).await;
@@ -257,7 +263,7 @@ async fn a_unit_is_let_go_and_given_back_where_the_store_says_otherwise() {
         .execute("UPDATE units SET epoch = epoch + 1 WHERE state = 'leased'")
         .await;
     let batch = server.ended(&batch).await;
-    assert_eq!(batch["request_counts"]["completed"], 5);
+    assert_eq!(batch.counts.completed, 5);
     let stats = server.simulator.stats();
     assert_eq!(stats.total.abandoned, 5, "its calls are cut");
     assert_eq!(stats.total.calls, 10);
@@ -274,7 +280,7 @@ async fn a_unit_that_is_another_replicas_is_let_go() {
              UPDATE units SET epoch = epoch + 1, owner = 'another'",
         )
         .await;
-    until("its calls are cut", async || {
+    eventually("its calls are cut", async || {
         server.simulator.stats().total.abandoned == 5
     })
     .await;
@@ -291,7 +297,7 @@ async fn a_unit_that_is_another_replicas_is_let_go() {
         )
         .await;
     let batch = server.ended(&batch).await;
-    assert_eq!(batch["request_counts"]["completed"], 5);
+    assert_eq!(batch.counts.completed, 5);
     server.exactly_once(&batch, &ids).await;
 }
 

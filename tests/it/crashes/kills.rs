@@ -8,9 +8,9 @@ use rand::rngs::StdRng;
 use rand::{RngExt as _, SeedableRng as _};
 use serde_json::{Value, json};
 
-use super::until;
+use crate::support::binary::Launch;
 use crate::support::session::Session;
-use crate::support::{CHAT, Server, chat, ids, on_every_engine};
+use crate::support::{Batch, CHAT, Counts, Server, chat, eventually, ids, on_every_engine};
 
 const KILLS: usize = 20;
 /// More than run between two kills, so that the batch outlasts them.
@@ -54,7 +54,9 @@ async fn no_kill_loses_or_doubles_a_line() {
     println!("kills: {kills}, seed: {seed}");
     let mut random = StdRng::seed_from_u64(seed);
     let config = CONFIG.replace("{budget}", &BUDGET.to_string());
-    let mut server = Server::binary(&config.replace("{permits}", &PERMITS.to_string())).await;
+    let mut server = Server::with(&config.replace("{permits}", &PERMITS.to_string()))
+        .binary()
+        .await;
     let ids = ids(kills * LINES_A_KILL);
     let requests = requests(&ids, &mut random);
     let jsonl: String = requests.values().map(String::as_str).collect();
@@ -63,15 +65,17 @@ async fn no_kill_loses_or_doubles_a_line() {
     let (mut durable, mut calls, mut most_lost) = (0, 0, 0);
     for _ in 0..kills {
         // At least one flush since the last kill, and then at any moment, with lines in flight.
-        server.until(&batch, |batch| done(batch) > durable).await;
+        server
+            .until(&batch, |batch| batch.done() as i64 > durable)
+            .await;
         tokio::time::sleep(Duration::from_millis(random.random_range(0..150))).await;
-        until("lines are in flight", async || {
+        eventually("lines are in flight", async || {
             server.simulator.stats().total.in_flight > 0
         })
         .await;
         server.kill().await;
         backends_are_through(&server).await;
-        until("all calls are cut", async || {
+        eventually("all calls are cut", async || {
             server.simulator.stats().total.in_flight == 0
         })
         .await;
@@ -90,10 +94,10 @@ async fn no_kill_loses_or_doubles_a_line() {
         calls += made;
         most_lost = most_lost.max(lost);
         server.simulator.reset_stats();
-        server.start_binary_again().await;
+        server.start_process(Launch::new()).await;
     }
     let batch = ended(&server, &batch, durable).await;
-    assert_eq!(batch["status"], "completed", "{batch}");
+    assert_eq!(batch.status, "completed", "{batch}");
     assert_right(&server, &batch, &ids, &requests).await;
 
     // The last life sends what was not durable when it began, and nothing else.
@@ -150,21 +154,16 @@ fn refused(number: usize) -> bool {
     number % 499 == 7
 }
 
-fn done(batch: &Value) -> i64 {
-    let counts = &batch["request_counts"];
-    counts["completed"].as_i64().unwrap_or(0) + counts["failed"].as_i64().unwrap_or(0)
-}
-
 /// Waits for the end as long as it comes nearer.
-async fn ended(server: &Server, batch: &Value, mut from: i64) -> Value {
+async fn ended(server: &Server, batch: &Batch, mut from: i64) -> Batch {
     loop {
         let batch = server
             .until(batch, |batch| {
-                batch["status"] == "completed" || done(batch) >= from + 1000
+                batch.status == "completed" || batch.done() as i64 >= from + 1000
             })
             .await;
-        from = done(&batch);
-        if batch["status"] == "completed" {
+        from = batch.done() as i64;
+        if batch.status == "completed" {
             return batch;
         }
     }
@@ -173,7 +172,7 @@ async fn ended(server: &Server, batch: &Value, mut from: i64) -> Value {
 /// Every line is there once, in order, with the answer that its own body gets.
 async fn assert_right(
     server: &Server,
-    batch: &Value,
+    batch: &Batch,
     ids: &[String],
     requests: &BTreeMap<usize, String>,
 ) {
@@ -192,8 +191,12 @@ async fn assert_right(
         assert_eq!(response["body"], answer, "{id}");
     }
     let failed = (0..ids.len()).filter(|&number| refused(number)).count();
-    let counts = json!({"total": ids.len(), "completed": ids.len() - failed, "failed": failed});
-    assert_eq!(batch["request_counts"], counts);
+    let counts = Counts {
+        total: ids.len(),
+        completed: ids.len() - failed,
+        failed,
+    };
+    assert_eq!(batch.counts, counts);
 }
 
 /// A number in a variable of the environment, for longer runs and for those that failed.

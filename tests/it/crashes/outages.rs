@@ -2,24 +2,24 @@
 
 use nightshift::simulate::Options;
 use nightshift::store::Engine;
-use serde_json::{Value, json};
+use serde_json::json;
 
-use super::until;
+use crate::support::binary::Launch;
 use crate::support::metrics::{Metrics, operator};
 use crate::support::proxy::Proxy;
 use crate::support::session::Session;
-use crate::support::{CHAT, Server, chat, ids, on, on_every_engine};
+use crate::support::{Batch, CHAT, Server, chat, eventually, ids, on, on_every_engine};
 
 const LINES: usize = 32;
 
 /// A batch whose lines are all in flight at once.
-async fn in_flight(server: &Server, latency_ms: u64) -> Value {
+async fn in_flight(server: &Server, latency_ms: u64) -> Batch {
     let jsonl: String = ids(LINES)
         .iter()
         .map(|id| chat(id, json!({"latency_ms": latency_ms})))
         .collect();
     let batch = server.create_batch(&jsonl, CHAT).await;
-    until("all lines are in flight", async || {
+    eventually("all lines are in flight", async || {
         server.simulator.stats().total.in_flight == LINES as u64
     })
     .await;
@@ -27,16 +27,16 @@ async fn in_flight(server: &Server, latency_ms: u64) -> Value {
 }
 
 async fn all_are_answered(server: &Server) {
-    until("all lines are answered", async || {
+    eventually("all lines are answered", async || {
         server.simulator.stats().total.answered == LINES as u64
     })
     .await;
 }
 
 /// All answers are there, and nothing was sent again for them.
-async fn nothing_was_sent_twice(server: &Server, batch: &Value) {
+async fn nothing_was_sent_twice(server: &Server, batch: &Batch) {
     let batch = server.ended(batch).await;
-    assert_eq!(batch["request_counts"]["completed"], LINES as i64);
+    assert_eq!(batch.counts.completed, LINES);
     server.exactly_once(&batch, &ids(LINES)).await;
     assert_eq!(server.simulator.stats().total.calls, LINES as u64);
 }
@@ -51,7 +51,7 @@ pub(crate) async fn block(database: &str) -> Session {
             "BEGIN; LOCK TABLE replicas, units, backlog IN ACCESS EXCLUSIVE MODE NOWAIT"
         }
     };
-    until("it is locked", async || {
+    eventually("it is locked", async || {
         let locked = session.try_execute(lock).await;
         if !locked && session.engine() == Engine::Postgres {
             session.execute("ROLLBACK").await;
@@ -67,7 +67,7 @@ async fn answers_outlast_an_outage_that_is_longer_than_the_lease() {
     let batch = in_flight(&server, 4000).await;
     let mut database = block(&server.database).await;
     all_are_answered(&server).await;
-    until("the lease has run out", async || {
+    eventually("the lease has run out", async || {
         database.live_replicas().await == 0
     })
     .await;
@@ -80,7 +80,7 @@ async fn answers_are_written_where_a_take_over_was_not_followed_by_a_lease() {
     let batch = in_flight(&server, 4000).await;
     let mut database = block(&server.database).await;
     all_are_answered(&server).await;
-    until("the lease has run out", async || {
+    eventually("the lease has run out", async || {
         database.live_replicas().await == 0
     })
     .await;
@@ -96,7 +96,7 @@ async fn answers_are_written_where_a_take_over_was_not_followed_by_a_lease() {
         .await;
     nothing_was_sent_twice(&server, &batch).await;
     let mut database = Session::open(&server.database).await;
-    until("it has a lease again", async || {
+    eventually("it has a lease again", async || {
         database.live_replicas().await == 1
     })
     .await;
@@ -131,18 +131,18 @@ async fn nothing_is_sent_without_a_lease() {
     let jsonl: String = ids.iter().map(slow).collect();
     let batch = server.create_batch(&jsonl, CHAT).await;
     let sent = || server.simulator.stats().total;
-    until("all places are taken", async || sent().in_flight == PLACES).await;
+    eventually("all places are taken", async || sent().in_flight == PLACES).await;
     let mut database = block(&server.database).await;
-    until("the lease has run out", async || {
+    eventually("the lease has run out", async || {
         database.live_replicas().await == 0
     })
     .await;
     let calls = sent().calls;
-    until("nothing is in flight", async || sent().in_flight == 0).await;
+    eventually("nothing is in flight", async || sent().in_flight == 0).await;
     // As long again as a few lines take.
     let end = "SELECT max(lease_until) + 4000 FROM replicas";
     let end = database.number(end).await;
-    until("it has had time to send more", async || {
+    eventually("it has had time to send more", async || {
         database.now_ms().await > end
     })
     .await;
@@ -152,7 +152,7 @@ async fn nothing_is_sent_without_a_lease() {
     database.execute("COMMIT").await;
 
     let batch = server.ended(&batch).await;
-    assert_eq!(batch["request_counts"]["completed"], 200);
+    assert_eq!(batch.counts.completed, 200);
     server.exactly_once(&batch, &ids).await;
     assert_eq!(sent().calls, 200, "something was sent twice");
 }
@@ -164,20 +164,22 @@ async fn late_answers_are_refused_where_another_replica_has_their_unit_by_now() 
         let mut server = Server::with(config).await;
         server.stop().await;
         let proxy = Proxy::to(&server.database).await;
-        server.serve_as(&[("DATABASE_URL", proxy.url())]).await;
+        server
+            .start_process(Launch::new().variables(&[("DATABASE_URL", proxy.url())]))
+            .await;
         let batch = in_flight(&server, 4000).await;
         let cut_off = server.binary_process();
         proxy.refuse();
         all_are_answered(&server).await;
         // It has all answers, and no way to write them, when another one sends all lines again.
-        server.serve_as(&[]).await;
-        until("all lines are sent again", async || {
+        server.start_process(Launch::new()).await;
+        eventually("all lines are sent again", async || {
             server.simulator.stats().total.calls == 2 * LINES as u64
         })
         .await;
         proxy.restore();
         let mut database = Session::open(&server.database).await;
-        until("both have a lease", async || {
+        eventually("both have a lease", async || {
             database.live_replicas().await == 2
         })
         .await;
@@ -195,7 +197,7 @@ async fn late_answers_are_refused_where_another_replica_has_their_unit_by_now() 
         assert!(log.contains("a unit is another replica's by now"), "{log}");
 
         let batch = server.ended(&batch).await;
-        assert_eq!(batch["request_counts"]["completed"], LINES as i64);
+        assert_eq!(batch.counts.completed, LINES);
         server.exactly_once(&batch, &ids(LINES)).await;
         assert_eq!(server.simulator.stats().total.calls, 2 * LINES as u64);
     };
@@ -211,23 +213,27 @@ async fn who_is_back_first_waits_for_those_who_live() {
             Proxy::to(&server.database).await,
             Proxy::to(&server.database).await,
         );
-        server.serve_as(&[("DATABASE_URL", to_one.url())]).await;
+        server
+            .start_process(Launch::new().variables(&[("DATABASE_URL", to_one.url())]))
+            .await;
         let batch = in_flight(&server, 4000).await;
-        let _other = server.replica(&[("DATABASE_URL", to_other.url())]).await;
+        let _other = server
+            .replica(Launch::new().variables(&[("DATABASE_URL", to_other.url())]))
+            .await;
         let mut database = Session::open(&server.database).await;
-        until("both have a lease", async || {
+        eventually("both have a lease", async || {
             database.live_replicas().await == 2
         })
         .await;
         to_one.refuse();
         to_other.refuse();
         all_are_answered(&server).await;
-        until("both leases have run out", async || {
+        eventually("both leases have run out", async || {
             database.live_replicas().await == 0
         })
         .await;
         to_other.restore();
-        until("the other has its lease again", async || {
+        eventually("the other has its lease again", async || {
             database.live_replicas().await == 1
         })
         .await;
@@ -245,23 +251,25 @@ async fn a_server_alone_on_its_file_goes_on_sending_while_that_cannot_be_written
             granted: Some(0),
             ..Options::default()
         };
-        let server = Server::simulating(options, "[worker]\nlease = \"1s\"").await;
+        let server = Server::with("[worker]\nlease = \"1s\"")
+            .upstream(options)
+            .await;
         let ids = ids(300);
         let jsonl: String = ids.iter().map(|id| chat(id, json!(null))).collect();
         let batch = server.create_batch(jsonl, CHAT).await;
-        until("all places are taken", async || {
+        eventually("all places are taken", async || {
             server.simulator.stats().total.in_flight == 64
         })
         .await;
         let mut writer = Session::open(&server.database).await;
         writer.execute("BEGIN IMMEDIATE").await;
         let mut reader = Session::open(&server.database).await;
-        until("its lease has run out", async || {
+        eventually("its lease has run out", async || {
             reader.live_replicas().await == 0
         })
         .await;
         server.simulator.grant(ids.len());
-        until("all lines are sent", async || {
+        eventually("all lines are sent", async || {
             server.simulator.stats().total.answered == 300
         })
         .await;

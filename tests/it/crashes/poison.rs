@@ -9,6 +9,7 @@ use axum::handler::Handler;
 use serde_json::{Value, json};
 use tokio::sync::mpsc;
 
+use crate::support::binary::Launch;
 use crate::support::{CHAT, Server, chat, ids, on_every_engine, request};
 
 /// Where in its unit it stands.
@@ -48,7 +49,7 @@ async fn a_line_that_kills_its_server_ends_as_an_error_and_all_others_are_answer
         "[worker]\nname = \"killed\"\nlease = \"1s\"\n\n\
          [[upstreams]]\nname = \"fatal\"\nbase_url = \"{base_url}\"\nconcurrency = 16"
     );
-    let mut server = Server::binary(&config).await;
+    let mut server = Server::with(&config).binary().await;
     let mut ids = ids(700);
     ids[POISON] = "poison".to_owned();
     let jsonl: String = ids.iter().map(|id| chat(id, Value::Null)).collect();
@@ -66,7 +67,7 @@ async fn a_line_that_kills_its_server_ends_as_an_error_and_all_others_are_answer
         assert!(kills <= KILLS_MAX, "it kills for ever");
         server.kill().await;
         while sent.try_recv().is_ok() {}
-        server.start_binary_again().await;
+        server.start_process(Launch::new()).await;
     };
     println!("kills: {kills}");
     assert_eq!(
@@ -150,7 +151,7 @@ async fn a_suspect_slows_only_its_own_unit_until_it_is_found() {
         "[worker]\nname = \"killed\"\nlease = \"1s\"\n\n\
          [[upstreams]]\nname = \"fatal\"\nbase_url = \"{base_url}\"\nconcurrency = 64\n\n{models}"
     );
-    let mut server = Server::binary(&config).await;
+    let mut server = Server::with(&config).binary().await;
     let mut ids = ids(400);
     ids[MODELS] = "poison".to_owned();
     let lines = ids.iter().enumerate().map(|(at, id)| {
@@ -175,9 +176,7 @@ async fn a_suspect_slows_only_its_own_unit_until_it_is_found() {
                 // It is the only suspect on its way, and the units of other models go on.
                 assert_eq!(call.life, kill);
                 server
-                    .until(&batch, |batch| {
-                        batch["request_counts"]["completed"].as_i64() >= Some(300)
-                    })
+                    .until(&batch, |batch| batch.counts.completed >= 300)
                     .await;
                 break;
             }
@@ -193,7 +192,7 @@ async fn a_suspect_slows_only_its_own_unit_until_it_is_found() {
             ..Life::default()
         };
         while told.try_recv().is_ok() {}
-        server.start_binary_again().await;
+        server.start_process(Launch::new()).await;
     }
     let batch = server.ended(&batch).await;
     assert_eq!(

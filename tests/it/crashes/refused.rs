@@ -3,9 +3,8 @@
 use nightshift::store::Engine;
 use serde_json::json;
 
-use super::until;
 use crate::support::session::Session;
-use crate::support::{CHAT, Server, ids, on, on_every_engine, request};
+use crate::support::{CHAT, Server, eventually, ids, on, on_every_engine, request};
 
 const REFUSE: &str = "
     CREATE FUNCTION refused() RETURNS trigger LANGUAGE plpgsql AS $$
@@ -64,15 +63,13 @@ async fn a_unit_that_cannot_be_written_holds_up_no_other_one() {
         })
         .await;
     let others = server
-        .until(&batch, |batch| {
-            batch["request_counts"]["completed"].as_i64() > Some(0)
-        })
+        .until(&batch, |batch| batch.counts.completed > 0)
         .await;
-    assert_eq!(others["status"], "in_progress", "{others}");
+    assert_eq!(others.status, "in_progress", "{others}");
     // It was let go, and is sent again.
     let sent = || server.simulator.stats().total.calls;
     let before = sent();
-    until("its lines are sent again", async || {
+    eventually("its lines are sent again", async || {
         sent() > before.max(400)
     })
     .await;
@@ -82,8 +79,8 @@ async fn a_unit_that_cannot_be_written_holds_up_no_other_one() {
 
     database.execute(accept).await;
     let batch = server.ended(&batch).await;
-    assert_eq!(batch["status"], "completed", "{batch}");
-    assert_eq!(batch["request_counts"]["completed"], 400);
+    assert_eq!(batch.status, "completed", "{batch}");
+    assert_eq!(batch.counts.completed, 400);
     server.exactly_once(&batch, &ids).await;
 }
 
@@ -98,7 +95,7 @@ async fn units_for_which_the_database_has_not_enough_time_are_written_by_and_by(
         database.execute(NO_TIME).await;
         let ids = ids(1_000);
         let batch = server.run(lines(&ids), CHAT).await;
-        assert_eq!(batch["request_counts"]["completed"], 1_000, "{batch}");
+        assert_eq!(batch.counts.completed, 1_000, "{batch}");
         server.exactly_once(&batch, &ids).await;
         assert_eq!(
             server.simulator.stats().total.calls,

@@ -8,8 +8,8 @@ use serde_json::Value;
 use sqlx::{Connection as _, Executor as _, PgConnection};
 
 use super::{CONFIG, GRANT, LINES, Midway, get, is_error, is_unavailable, start};
-use crate::commands::until;
-use crate::support::{CHAT, Server, chat, on};
+use crate::support::binary::Launch;
+use crate::support::{CHAT, Server, chat, eventually, on};
 
 /// Has Postgres say for two tables what it says when its disk is full, and count how often.
 const FILL: &str = "
@@ -56,7 +56,7 @@ async fn on_a_full_postgres_batches_wait_and_uploads_are_refused() {
         is_error(upload(&server).await, StatusCode::INSUFFICIENT_STORAGE).await;
         assert_eq!(uploaded(&server).await, 0);
         // Far more often than what fails for another reason is tried before it is let go.
-        until("answers were tried to be written", async || {
+        eventually("answers were tried to be written", async || {
             let tries = sqlx::query_scalar("SELECT last_value FROM tries");
             let tries: i64 = tries.fetch_one(&mut postgres).await.expect("counts");
             tries >= 8
@@ -90,7 +90,9 @@ async fn where_sqlite_cannot_write_batches_wait_and_uploads_are_refused() {
     let mut server = start(CONFIG).await;
     server.stop().await;
     // The limit is to make writing fail, and not to end the process by a signal.
-    server.start_binary_after("trap '' XFSZ;").await;
+    server
+        .start_process(Launch::new().after("trap '' XFSZ;"))
+        .await;
     let process = server.process_id();
     let midway = Midway::begin(&server).await;
 
@@ -112,10 +114,12 @@ async fn where_sqlite_cannot_write_batches_wait_and_uploads_are_refused() {
 
 #[tokio::test]
 async fn a_log_that_cannot_be_written_stops_nothing() {
-    let mut server = Server::binary("").await;
+    let mut server = Server::with("").binary().await;
     server.stop().await;
-    server.start_binary_after("exec 2>/dev/full;").await;
+    server
+        .start_process(Launch::new().after("exec 2>/dev/full;"))
+        .await;
     let batch = server.run(chat("one", Value::Null), CHAT).await;
-    assert_eq!(batch["status"], "completed", "{batch}");
+    assert_eq!(batch.status, "completed", "{batch}");
     server.stop().await;
 }

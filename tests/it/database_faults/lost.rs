@@ -1,7 +1,7 @@
 //! A database that goes away in the middle of a batch, and comes back.
 
 use super::{CONFIG, Midway, get, is_unavailable, start};
-use crate::support::engines::{on_postgres_at, shared_postgres};
+use crate::support::engines::{on_postgres_at, on_postgres_by, shared_postgres};
 use crate::support::postgres::OwnPostgres;
 use crate::support::proxy::Proxy;
 
@@ -41,7 +41,7 @@ async fn connections_that_are_cut_lose_nothing() {
         midway.ends_well(&server).await;
         server.stop().await;
     };
-    on_postgres_at(proxy.url().to_owned(), Box::pin(test)).await;
+    on_postgres_by(proxy.url(), Box::pin(test)).await;
 }
 
 #[tokio::test]
@@ -60,5 +60,5 @@ async fn connections_that_fall_silent_lose_nothing() {
         midway.ends_well(&server).await;
         server.stop().await;
     };
-    on_postgres_at(proxy.url().to_owned(), Box::pin(test)).await;
+    on_postgres_by(proxy.url(), Box::pin(test)).await;
 }

@@ -1,8 +1,9 @@
 //! A pooler in transaction mode before Postgres.
 
 use super::{CONFIG, Midway, start};
+use crate::support::binary::Launch;
 use crate::support::chat;
-use crate::support::engines::{on_postgres_through, shared_postgres};
+use crate::support::engines::on_postgres_by;
 use crate::support::pooler::Pooler;
 
 #[tokio::test]
@@ -12,7 +13,7 @@ async fn servers_work_together_behind_a_pooler() {
     let test = async {
         let config = CONFIG.replace("[database]", "[database]\npooler = true");
         let mut server = start(&config).await;
-        let neighbour = server.beside(&[]).await;
+        let neighbour = server.replica(Launch::new()).await;
         let midway = Midway::begin(&server).await;
         // What it knows of the others' work it has looked up.
         midway.ends_well(&server).await;
@@ -25,5 +26,5 @@ async fn servers_work_together_behind_a_pooler() {
         neighbour.terminate().await;
         server.stop().await;
     };
-    on_postgres_through(shared_postgres(), pooler.url(), Box::pin(test)).await;
+    on_postgres_by(&pooler.url(), Box::pin(test)).await;
 }

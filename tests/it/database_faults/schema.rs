@@ -7,7 +7,7 @@ use nightshift::store::{Engine, OpenOptions, Store};
 use serde_json::Value;
 use sqlx::{Connection as _, Executor as _, PgConnection, SqliteConnection};
 
-use crate::support::binary::{command, ended};
+use crate::support::binary::{Launch, command, ended};
 use crate::support::{CHAT, Server, chat, client_with, engines, granting, ids, on_every_engine};
 
 /// How many start at once.
@@ -74,8 +74,9 @@ async fn migrate_beyond(url: &str) {
 }
 
 async fn a_server_that_is_older_than_the_schema_says_so_and_stops() {
-    let mut server = Server::binary("").await;
+    let mut server = Server::with("").binary().await;
     migrate_beyond(&server.database).await;
+    server.leave_broken();
     // The one that runs notices, too.
     let running = server.binary_process().ended().await;
     let file = server.config_file();
@@ -103,37 +104,37 @@ const BEFORE: &str = "
 ";
 
 async fn a_database_of_the_version_before_opens_and_its_live_batches_go_on() {
-    let mut server = Server::simulating_binary(granting(0), "").await;
+    let mut server = Server::with("").upstream(granting(0)).binary().await;
     let ids = ids(20);
     let jsonl: String = ids.iter().map(|id| chat(id, Value::Null)).collect();
     let batch = server.create_batch(jsonl, CHAT).await;
     server
-        .until(&batch, |batch| batch["status"] == "in_progress")
+        .until(&batch, |batch| batch.status == "in_progress")
         .await;
     server.kill().await;
     engines::execute(&server.database, BEFORE).await;
 
-    server.start_binary_again().await;
+    server.start_process(Launch::new()).await;
     server.simulator.grant(ids.len());
     let batch = server.ended(&batch).await;
-    assert_eq!(batch["status"], "completed");
+    assert_eq!(batch.status, "completed");
     server.exactly_once(&batch, &ids).await;
     // Its keys open what they opened: an operator's, and a tenant's.
-    let path = format!("/v1/batches/{}", batch["id"].as_str().expect("has an id"));
+    let path = batch.path();
     for (path, operators, others) in [
         ("/v1/batches", 200, 200),
         ("/metrics", 200, 403),
         ("/admin/status", 200, 403),
         (path.as_str(), 200, 404),
     ] {
-        for (key, expected) in [(server.key(), operators), (server.other_key(), others)] {
+        for (key, expected) in [(server.key(), operators), (server.other().key(), others)] {
             let asked = client_with(Some(key)).get(server.url(path)).send().await;
             assert_eq!(asked.expect("answers").status(), expected, "{path}");
         }
     }
     let jsonl = chat("foreign", Value::Null);
-    let foreign = server.create_batch_as(server.other_key(), &jsonl).await;
-    let path = format!("/v1/batches/{}", foreign["id"].as_str().expect("has an id"));
+    let foreign = server.other().create_batch(jsonl, CHAT).await;
+    let path = foreign.path();
     let asked = server.client().get(server.url(&path)).send().await;
     assert_eq!(asked.expect("answers").status(), 404, "no other tenant's");
 }

@@ -1,14 +1,14 @@
 //! A database that is not there when it is wanted.
 
-use crate::commands::until;
 use crate::support::binary::{Binary, Process, command, ended};
-use crate::support::engines::{database, on_postgres_at, shared_postgres};
+use crate::support::engines::{database, on_postgres_by, shared_postgres};
+use crate::support::eventually;
 use crate::support::proxy::Proxy;
 
 /// Runs a test with a database that is behind a proxy, and has a password to be kept secret.
 async fn behind_a_proxy(test: impl AsyncFnOnce(&Proxy, &str)) {
     let proxy = Proxy::to(&shared_postgres()).await;
-    on_postgres_at(proxy.url().to_owned(), async {
+    on_postgres_by(proxy.url(), async {
         let directory = tempfile::tempdir().expect("makes a directory");
         let mut url = reqwest::Url::parse(&database(directory.path()).await).expect("is a URL");
         url.set_password(Some("hunter2")).expect("has a host");
@@ -32,7 +32,7 @@ async fn a_server_waits_for_its_database() {
         let mut serve = command(&["serve", "--listen", "127.0.0.1:0"]);
         serve.env("DATABASE_URL", url);
         let mut server = Process::start(serve, b"");
-        until("it has tried again", async || proxy.refused() > 2).await;
+        eventually("it has tried again", async || proxy.refused() > 2).await;
         assert!(server.is_running());
         proxy.restore();
         let log = Binary::listening(server).await.terminate().await;

@@ -1,12 +1,12 @@
 //! Statements that hang, because somebody else holds a lock.
 
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use nightshift::store::Engine;
 
-use super::{CONFIG, LINES, Midway, PATIENCE, get, is_unavailable, start};
-use crate::support::on;
+use super::{CONFIG, LINES, Midway, get, is_unavailable, start};
 use crate::support::session::Session;
+use crate::support::{eventually, on};
 
 /// Holds whole tables until it is dropped.
 struct Hold(Session);
@@ -16,12 +16,14 @@ impl Hold {
         let mut session = Session::open(database).await;
         // Whoever waits for one table while holding another may be in somebody's way.
         let lock = format!("BEGIN; LOCK TABLE {tables} IN ACCESS EXCLUSIVE MODE NOWAIT");
-        let deadline = Instant::now() + PATIENCE;
-        while !session.try_execute(&lock).await {
-            assert!(Instant::now() < deadline, "it cannot be locked");
-            session.execute("ROLLBACK").await;
-            tokio::time::sleep(Duration::from_millis(1)).await;
-        }
+        eventually("the tables are locked", async || {
+            let is_locked = session.try_execute(&lock).await;
+            if !is_locked {
+                session.execute("ROLLBACK").await;
+            }
+            is_locked
+        })
+        .await;
         Hold(session)
     }
 
@@ -120,9 +122,5 @@ async fn work_that_hangs_does_not_hold_up_requests() {
 
 /// Waits until a query gives that number, or more.
 async fn until_number(session: &mut Session, query: &str, number: i64) {
-    let deadline = Instant::now() + PATIENCE;
-    while session.number(query).await < number {
-        assert!(Instant::now() < deadline, "it does not come to {number}");
-        tokio::time::sleep(Duration::from_millis(20)).await;
-    }
+    eventually(query, async || session.number(query).await >= number).await;
 }

@@ -2,7 +2,7 @@
 
 use serde_json::Value;
 
-use crate::support::engines::{on_postgres_at, shared_postgres};
+use crate::support::engines::{on_postgres_by, shared_postgres};
 use crate::support::metrics::{Metrics, operator};
 use crate::support::proxy::Proxy;
 use crate::support::{CHAT, Server, chat, granting, ids};
@@ -16,7 +16,7 @@ const OUTAGES: [&str; 1] = [r#"kind="outage""#];
 async fn looks_inside_while(goes_away: impl Fn(&Proxy)) {
     let proxy = Proxy::to(&shared_postgres()).await;
     let test = async {
-        let mut server = Server::simulating_binary(granting(0), CONFIG).await;
+        let mut server = Server::with(CONFIG).upstream(granting(0)).binary().await;
         let (base, key) = (server.url(""), operator(&server.database).await);
         let ids = ids(32);
         let jsonl: String = ids.iter().map(|id| chat(id, Value::Null)).collect();
@@ -57,7 +57,7 @@ async fn looks_inside_while(goes_away: impl Fn(&Proxy)) {
 
         proxy.restore();
         let batch = server.ended(&batch).await;
-        assert_eq!(batch["request_counts"]["completed"], 32);
+        assert_eq!(batch.counts.completed, 32);
         server.exactly_once(&batch, &ids).await;
         let after = Metrics::until(&base, &key, |metrics| {
             metrics.sum("nightshift_database_up", &[]) == 1.0
@@ -68,7 +68,7 @@ async fn looks_inside_while(goes_away: impl Fn(&Proxy)) {
         assert_eq!(after.sum("nightshift_replicas", &[]), 1.0);
         server.stop().await;
     };
-    on_postgres_at(proxy.url().to_owned(), Box::pin(test)).await;
+    on_postgres_by(proxy.url(), Box::pin(test)).await;
 }
 
 #[tokio::test]
@@ -86,7 +86,7 @@ async fn a_process_tells_what_it_knows_while_the_database_is_silent() {
 async fn only_operators_that_are_known_look_inside_while_the_database_is_away() {
     let proxy = Proxy::to(&shared_postgres()).await;
     let test = async {
-        let mut server = Server::binary(CONFIG).await;
+        let mut server = Server::with(CONFIG).binary().await;
         let base = server.url("");
         let (known, new) = (
             operator(&server.database).await,
@@ -116,7 +116,7 @@ async fn only_operators_that_are_known_look_inside_while_the_database_is_away() 
         proxy.restore();
         server.stop().await;
     };
-    on_postgres_at(proxy.url().to_owned(), Box::pin(test)).await;
+    on_postgres_by(proxy.url(), Box::pin(test)).await;
 }
 
 async fn status(server: &Server, path: &str, key: &str) -> u16 {

@@ -151,7 +151,7 @@ fn expressions<'a>(value: &'a Value, found: &mut Vec<&'a str>) {
 
 #[tokio::test]
 async fn the_dashboard_asks_for_metrics_that_a_batch_leaves() {
-    let server = Server::binary(QUICK).await;
+    let server = Server::with(QUICK).binary().await;
     let key = operator(&server.database).await;
     server.run(mixed(), CHAT).await;
     let metrics = Metrics::until(&server.url(""), &key, |metrics| {

@@ -4,7 +4,7 @@ use serde_json::{Value, json};
 
 use crate::support::binary::{Binary, command, ended};
 use crate::support::metrics::{Metrics, operator};
-use crate::support::{CHAT, Server, chat, client_with, on_every_engine};
+use crate::support::{Batch, CHAT, Server, chat, client_with, on_every_engine};
 
 const AS_JSON: &str = "[log]\nformat = \"json\"\n";
 
@@ -28,7 +28,7 @@ fn text<'a>(line: &'a Value, key: &str) -> &'a str {
 }
 
 async fn the_start_names_the_database_and_the_upstreams() {
-    let server = Server::binary(AS_JSON).await;
+    let server = Server::with(AS_JSON).binary().await;
     let upstream = format!("simulated {}", server.simulator.base_url());
     let database = server.database.clone();
     let log = log(server).await;
@@ -67,7 +67,7 @@ async fn a_start_that_fails_names_the_database_and_the_upstreams() {
 }
 
 async fn a_failed_batch_says_why() {
-    let server = Server::binary(AS_JSON).await;
+    let server = Server::with(AS_JSON).binary().await;
     let jsonl =
         chat("a", Value::Null) + &chat("private-id", Value::Null).replace("sim-small", "m2");
     let unknown = server.failed_batch(jsonl, CHAT).await;
@@ -76,10 +76,10 @@ async fn a_failed_batch_says_why() {
     let body = json!({
         "input_file_id": "sk-private-id", "endpoint": CHAT, "completion_window": "24h",
     });
-    let missing = server.post("/v1/batches", &body).await;
+    let missing = server.create(&body).await;
     let missing = server.ended(&missing).await;
     let log = log(server).await;
-    let why = |batch: &Value| {
+    let why = |batch: &Batch| {
         let mut lines = log
             .iter()
             .filter(|line| line["message"] == "the batch is failed");
@@ -113,7 +113,7 @@ const AWAY: &str = r#"
 "#;
 
 async fn what_closes_an_upstream_has_its_url() {
-    let server = Server::binary(AWAY).await;
+    let server = Server::with(AWAY).binary().await;
     let key = operator(&server.database).await;
     server.create_batch(chat("a", Value::Null), CHAT).await;
     Metrics::until(&server.url(""), &key, |metrics| {

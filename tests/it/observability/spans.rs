@@ -21,7 +21,7 @@ fn bytes(id: &str) -> Vec<u8> {
 async fn traceparents(server: &Server) -> Vec<Value> {
     let echo = |id| chat(id, json!({"echo": true}));
     let batch = server.run(echo("a") + &echo("b"), CHAT).await;
-    let lines = server.lines(&batch, "output_file_id").await;
+    let lines = server.output(&batch).await;
     assert_eq!(lines.len(), 2, "{batch}");
     let calls = lines.iter().map(|line| &line["response"]["body"]["echo"]);
     calls
@@ -39,10 +39,10 @@ async fn ask_as_part_of_a_trace(server: &Server) {
 #[tokio::test]
 async fn spans_of_requests_batches_and_calls_are_exported() {
     let (receiver, base) = Receiver::start().await;
-    let mut server = Server::binary(&exporting(&base, "1.0")).await;
+    let mut server = Server::with(&exporting(&base, "1.0")).binary().await;
     ask_as_part_of_a_trace(&server).await;
     let batch = server.run(chat("a", Value::Null), CHAT).await;
-    assert_eq!(batch["request_counts"]["completed"], 1, "{batch}");
+    assert_eq!(batch.counts.completed, 1, "{batch}");
     let key = server.key().to_owned();
     receiver.gets(b"upstream call").await;
     // What is left is sent at the end.
@@ -56,7 +56,7 @@ async fn spans_of_requests_batches_and_calls_are_exported() {
         "answered",
         "flush",
         "finish batch",
-        batch["id"].as_str().expect("has an id"),
+        &*batch.id,
     ] {
         assert!(receiver.holds(name.as_bytes()), "no {name} was exported");
     }
@@ -69,7 +69,7 @@ async fn spans_of_requests_batches_and_calls_are_exported() {
 #[tokio::test]
 async fn only_what_is_sampled_is_exported() {
     let (receiver, base) = Receiver::start().await;
-    let mut server = Server::binary(&exporting(&base, "0")).await;
+    let mut server = Server::with(&exporting(&base, "0")).binary().await;
     server.run(chat("a", Value::Null), CHAT).await;
     ask_as_part_of_a_trace(&server).await;
     server.stop().await;
@@ -80,7 +80,7 @@ async fn only_what_is_sampled_is_exported() {
 #[tokio::test]
 async fn each_call_tells_the_upstream_its_trace() {
     let (receiver, base) = Receiver::start().await;
-    let mut server = Server::binary(&exporting(&base, "1.0")).await;
+    let mut server = Server::with(&exporting(&base, "1.0")).binary().await;
     let told = traceparents(&server).await;
     server.stop().await;
     for traceparent in &told {
@@ -98,7 +98,7 @@ async fn each_call_tells_the_upstream_its_trace() {
 
 #[tokio::test]
 async fn without_tracing_no_call_has_a_trace() {
-    let server = Server::binary("").await;
+    let server = Server::with("").binary().await;
     assert_eq!(traceparents(&server).await, [Value::Null, Value::Null]);
 }
 
@@ -107,9 +107,9 @@ async fn a_receiver_that_is_away_holds_up_nothing() {
     let free = std::net::TcpListener::bind("127.0.0.1:0").expect("binds");
     let nobody = format!("http://{}", free.local_addr().expect("has an address"));
     drop(free);
-    let mut server = Server::binary(&exporting(&nobody, "1.0")).await;
+    let mut server = Server::with(&exporting(&nobody, "1.0")).binary().await;
     let batch = server.run(chat("a", Value::Null), CHAT).await;
-    assert_eq!(batch["status"], "completed", "{batch}");
+    assert_eq!(batch.status, "completed", "{batch}");
     let log = server.binary_process().terminate().await;
     let told = log.matches("does not take spans").count();
     assert_eq!(told, 1, "once, however often it is tried: {log}");

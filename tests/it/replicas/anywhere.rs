@@ -3,20 +3,9 @@
 use std::collections::BTreeSet;
 
 use nightshift::store::Engine;
-use serde_json::{Value, json};
 
-use super::{LASTING, get, lines, replicas};
-use crate::support::binary::Binary;
-use crate::support::{CHAT, Server, client_with, ids, on};
-
-/// Sends the other replica what the client of the server sends.
-async fn post(server: &Server, replica: &Binary, path: &str, body: &Value) -> Value {
-    let client = client_with(Some(server.key()));
-    let request = client.post(format!("{}{path}", replica.base)).json(body);
-    let response = request.send().await.expect("answers");
-    assert_eq!(response.status(), 200, "{path}");
-    response.json().await.expect("is JSON")
-}
+use super::{LASTING, lines, replicas};
+use crate::support::{CHAT, ids, on};
 
 #[tokio::test]
 async fn any_replica_does_what_is_asked_for_with_what_another_one_has_made() {
@@ -25,33 +14,19 @@ async fn any_replica_does_what_is_asked_for_with_what_another_one_has_made() {
         let [b, c] = &others[..] else {
             panic!("there are two more")
         };
+        let (b, c) = (server.at(&b.base), server.at(&c.base));
         let (few, many) = (ids(30), ids(1_500));
-        let mut batches = Vec::new();
-        for (ids, latency_ms) in [(&few, 10), (&many, 500)] {
-            let file = server.upload_batch(lines(ids, latency_ms)).await;
-            let body = json!({
-                "input_file_id": file, "endpoint": CHAT, "completion_window": "24h",
-            });
-            batches.push(post(&server, b, "/v1/batches", &body).await);
-        }
-        let (small, large) = (&batches[0], &batches[1]);
-        let id = large["id"].as_str().expect("has an id");
+        let small = b.create_batch(lines(&few, 10), CHAT).await;
+        let large = b.create_batch(lines(&many, 500), CHAT).await;
         server
-            .until(large, |batch| batch["status"] == "in_progress")
+            .until(&large, |batch| batch.status == "in_progress")
             .await;
-        let path = format!("/v1/batches/{id}/cancel");
-        post(&server, c, &path, &json!({})).await;
+        c.cancel(&large).await;
 
-        assert_eq!(server.ended(large).await["status"], "cancelled");
-        let small = server.ended(small).await;
-        assert_eq!(small["status"], "completed", "{small}");
-        let output = small["output_file_id"].as_str().expect("has an output");
-        let path = format!("/v1/files/{output}/content");
-        let request = client_with(Some(server.key())).get(format!("{}{path}", c.base));
-        let response = request.send().await.expect("answers");
-        assert_eq!(response.status(), 200);
-        let text = response.text().await.expect("is text");
-        assert_eq!(text.lines().count(), few.len());
+        assert_eq!(server.ended(&large).await.status, "cancelled");
+        let small = server.ended(&small).await;
+        assert_eq!(small.status, "completed", "{small}");
+        assert_eq!(c.output(&small).await.len(), few.len());
 
         let listed = server.get("/v1/batches").await;
         let found: BTreeSet<&str> = listed["data"]
@@ -60,12 +35,9 @@ async fn any_replica_does_what_is_asked_for_with_what_another_one_has_made() {
             .iter()
             .filter_map(|batch| batch["id"].as_str())
             .collect();
-        assert_eq!(
-            found,
-            batches.iter().filter_map(|b| b["id"].as_str()).collect()
-        );
-        for replica in &others {
-            assert_eq!(get(&server, replica, "/v1/batches").await, listed);
+        assert_eq!(found, BTreeSet::from([&*small.id, &*large.id]));
+        for replica in [b, c] {
+            assert_eq!(replica.get("/v1/batches").await, listed);
         }
     })
     .await;

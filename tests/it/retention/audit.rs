@@ -6,7 +6,7 @@ use serde_json::{Value, json};
 
 use super::{audit, store_of};
 use crate::support::binary::{command, ended};
-use crate::support::{CHAT, Server, chat, engines, ids, on_every_engine, request};
+use crate::support::{Batch, CHAT, Server, chat, engines, ids, on_every_engine, request};
 
 /// Two models, and what is in flight is cut at a stop.
 const CONFIG: &str = r#"
@@ -46,11 +46,11 @@ const TABLES: [&str; 11] = [
 struct Mixed {
     server: Server,
     /// Completed, with lines of both kinds and of two models.
-    done: Value,
+    done: Batch,
     /// In progress, with some lines done and none in flight.
-    live: Value,
+    live: Batch,
     /// Failed its validation.
-    failed: Value,
+    failed: Batch,
 }
 
 /// Lines of two models, some of which fail.
@@ -75,32 +75,21 @@ impl Mixed {
     async fn run() -> Self {
         let mut server = Server::with(CONFIG).await;
         let done = server.run(lines(700), CHAT).await;
-        assert_eq!(done["status"], "completed", "{done}");
+        assert_eq!(done.status, "completed", "{done}");
         let failed = server.failed_batch("{}\n", CHAT).await;
         let hang = json!({"hang": true});
         let cancelled = server
             .create_batch(lines(20) + &chat("a", hang.clone()), CHAT)
             .await;
-        let answered = |count: i64| {
-            move |batch: &Value| {
-                let counts = &batch["request_counts"];
-                counts["completed"].as_i64().unwrap_or(0) + counts["failed"].as_i64().unwrap_or(0)
-                    == count
-            }
-        };
-        server.until(&cancelled, answered(20)).await;
+        server.until(&cancelled, |batch| batch.done() == 20).await;
         let live = server
             .create_batch(lines(600) + &chat("a", hang), CHAT)
             .await;
-        server.until(&live, answered(600)).await;
+        server.until(&live, |batch| batch.done() == 600).await;
         server.stop().await;
         // Begins to end while nobody works: that is done at the next start.
         server.start_again().await;
-        let cancel = format!(
-            "/v1/batches/{}/cancel",
-            cancelled["id"].as_str().expect("is text")
-        );
-        server.post(&cancel, &json!({})).await;
+        server.cancel(&cancelled).await;
         server.stop().await;
         Mixed {
             server,
@@ -121,8 +110,7 @@ async fn a_store_that_is_well_has_no_faults() {
     let batch = server.create_batch(lines(3000), CHAT).await;
     let mut looks = 0;
     loop {
-        let path = format!("/v1/batches/{}", batch["id"].as_str().expect("is text"));
-        let has_ended = server.get(&path).await["status"] == "completed";
+        let has_ended = server.batch(&batch).await.has_ended();
         let found = audit(&store).await;
         assert!(found.faults.is_empty(), "{found:?}");
         looks += 1;
@@ -451,6 +439,7 @@ async fn the_command_tells_and_its_exit_code_says_so() {
         "{well:?}"
     );
     server.stop().await;
+    server.leave_broken();
 
     engines::execute(
         &server.database,
@@ -477,6 +466,7 @@ async fn a_sqlite_file_whose_pages_do_not_fit_each_other_is_a_fault() {
         let mut server = Server::with(CONFIG).await;
         server.run(lines(30), CHAT).await;
         server.stop().await;
+        server.leave_broken();
         let damage = "PRAGMA writable_schema = ON; \
              DELETE FROM sqlite_schema WHERE name = 'files_of_batch'";
         engines::execute(&server.database, damage).await;

@@ -1,14 +1,12 @@
 //! Much to remove while there is work: nobody waits for it, and the space is used again.
 
-use std::time::Duration;
-
 use nightshift::store::Engine;
 use serde_json::{Value, json};
 
 use super::files::{assert_well, delete, id_of, noise, purge};
 use super::store_of;
 use crate::support::session::Session;
-use crate::support::{CHAT, Server, chat, engines, ids, on, on_every_engine};
+use crate::support::{CHAT, Server, chat, engines, eventually, ids, on, on_every_engine};
 
 const CHUNKS: i64 = 100_000;
 const EXPIRED: i64 = 5_000;
@@ -98,10 +96,10 @@ async fn postgres_uses_the_space_again() {
             let jsonl: String = ids(40).iter().map(|id| chat(id, long.clone())).collect();
             let batch = server.run(jsonl, CHAT).await;
             sizes.push(session.number(SIZE).await);
-            for file in [id_of(&file, "id"), id_of(&batch, "output_file_id")] {
+            for file in [id_of(&file, "id"), id_of(&batch.json, "output_file_id")] {
                 delete(&server, file).await;
             }
-            delete(&server, id_of(&batch, "input_file_id")).await;
+            delete(&server, id_of(&batch.json, "input_file_id")).await;
             assert_eq!(purge(&store).await, 3);
             vacuum(&mut session).await;
         }
@@ -122,19 +120,13 @@ async fn vacuum(session: &mut Session) {
         SELECT CAST(sum(n_dead_tup) AS BIGINT) FROM pg_stat_all_tables WHERE relid IN (
             SELECT unnest(ARRAY[oid, reltoastrelid]) FROM pg_class
             WHERE oid IN ('chunks'::regclass, 'segments'::regclass))";
-    let vacuumed = async {
-        loop {
-            session.execute("VACUUM chunks").await;
-            session.execute("VACUUM segments").await;
-            // Exact from here to the next deletion: it is what `VACUUM` says it left.
-            if session.number(DEAD).await == 0 {
-                break;
-            }
-            tokio::time::sleep(Duration::from_millis(20)).await;
-        }
-    };
-    let in_time = tokio::time::timeout(Duration::from_secs(60), vacuumed).await;
-    in_time.expect("what was removed is nobody's any more");
+    eventually("what was removed is nobody's any more", async || {
+        session.execute("VACUUM chunks").await;
+        session.execute("VACUUM segments").await;
+        // Exact from here to the next deletion: it is what `VACUUM` says it left.
+        session.number(DEAD).await == 0
+    })
+    .await;
 }
 
 on_every_engine![removal_holds_up_neither_batches_nor_requests];

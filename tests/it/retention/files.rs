@@ -49,20 +49,8 @@ async fn assert_gone(server: &Server, id: &str) {
     assert!(!is_listed);
 }
 
-async fn content(server: &Server, id: &Value) -> String {
-    let path = format!("/v1/files/{}/content", id.as_str().expect("is text"));
-    let response = server
-        .client()
-        .get(server.url(&path))
-        .send()
-        .await
-        .expect("answers");
-    assert_eq!(response.status(), 200);
-    response.text().await.expect("is text")
-}
-
-pub(super) fn id_of<'a>(batch: &'a Value, key: &str) -> &'a str {
-    batch[key].as_str().expect("is text")
+pub(super) fn id_of<'a>(object: &'a Value, key: &str) -> &'a str {
+    object[key].as_str().expect("is text")
 }
 
 /// Removes all that is hidden; says how many files that were.
@@ -106,8 +94,8 @@ async fn an_input_that_is_deleted_while_its_batch_is_validating_is_run_all_the_s
 
     server.start_again().await;
     assert_gone(&server, &input).await;
-    let batch = server.ended(&json!({"id": batch.id})).await;
-    assert_eq!(batch["status"], "completed", "{batch}");
+    let batch = server.ended(batch.id).await;
+    assert_eq!(batch.status, "completed", "{batch}");
     assert_eq!(batch["input_file_id"], input);
     server.exactly_once(&batch, &ids(40)).await;
     assert_eq!(purge(&store).await, 1);
@@ -115,21 +103,21 @@ async fn an_input_that_is_deleted_while_its_batch_is_validating_is_run_all_the_s
 }
 
 async fn an_input_that_is_deleted_while_its_batch_runs_is_read_to_the_end() {
-    let server = Server::simulating(granting(600), "").await;
+    let server = Server::with("").upstream(granting(600)).await;
     let store = store_of(&server).await;
     let jsonl = lines(600) + &chat("last", Value::Null);
     let batch = server.create_batch(jsonl, CHAT).await;
     server
-        .until(&batch, |batch| batch["status"] == "in_progress")
+        .until(&batch, |batch| batch.status == "in_progress")
         .await;
-    let input = id_of(&batch, "input_file_id");
+    let input = &batch.input_file_id;
     delete(&server, input).await;
     assert_gone(&server, input).await;
     assert_eq!(purge(&store).await, 0, "a batch reads it");
     server.simulator.grant(1);
 
     let batch = server.ended(&batch).await;
-    assert_eq!(batch["status"], "completed", "{batch}");
+    assert_eq!(batch.status, "completed", "{batch}");
     let mut ids = ids(600);
     ids.push("last".to_owned());
     server.exactly_once(&batch, &ids).await;
@@ -158,36 +146,48 @@ async fn one_of_a_batchs_two_files_goes_without_the_other() {
         })
         .collect();
     let batch = server.run(jsonl, CHAT).await;
-    let errors = content(&server, &batch["error_file_id"]).await;
+    let errors = server.content(id_of(&batch.json, "error_file_id")).await;
     let before = engines::rows(&server.database, "segments").await;
     assert!(before > 1, "there are several segments");
 
-    let output = id_of(&batch, "output_file_id");
+    let output = id_of(&batch.json, "output_file_id");
     delete(&server, output).await;
     assert_gone(&server, output).await;
-    assert_eq!(content(&server, &batch["error_file_id"]).await, errors);
+    assert_eq!(
+        server.content(id_of(&batch.json, "error_file_id")).await,
+        errors
+    );
     assert_eq!(purge(&store).await, 1);
-    assert_eq!(content(&server, &batch["error_file_id"]).await, errors);
+    assert_eq!(
+        server.content(id_of(&batch.json, "error_file_id")).await,
+        errors
+    );
     let after = engines::rows(&server.database, "segments").await;
     assert_eq!(
         after, 1,
         "only what the error file needs is left of {before}"
     );
     assert_well(&store).await;
-    let path = format!("/v1/batches/{}", id_of(&batch, "id"));
-    assert_eq!(server.get(&path).await, batch, "the batch stays as it was");
+    assert_eq!(
+        server.batch(&batch).await,
+        batch,
+        "the batch stays as it was"
+    );
 
-    delete(&server, id_of(&batch, "error_file_id")).await;
+    delete(&server, id_of(&batch.json, "error_file_id")).await;
     assert_eq!(purge(&store).await, 1);
     assert_eq!(engines::rows(&server.database, "segments").await, 0);
     assert_well(&store).await;
 
     // And the other way round.
     let batch = server.run(lines(600), CHAT).await;
-    let output = content(&server, &batch["output_file_id"]).await;
-    delete(&server, id_of(&batch, "error_file_id")).await;
+    let output = server.content(id_of(&batch.json, "output_file_id")).await;
+    delete(&server, id_of(&batch.json, "error_file_id")).await;
     assert_eq!(purge(&store).await, 1);
-    assert_eq!(content(&server, &batch["output_file_id"]).await, output);
+    assert_eq!(
+        server.content(id_of(&batch.json, "output_file_id")).await,
+        output
+    );
     assert_well(&store).await;
 }
 
@@ -203,9 +203,9 @@ async fn each_file_expires_by_itself() {
         .await
         .expect("is JSON");
     let (input, output, error, other) = (
-        id_of(&batch, "input_file_id"),
-        id_of(&batch, "output_file_id"),
-        id_of(&batch, "error_file_id"),
+        id_of(&batch.json, "input_file_id"),
+        id_of(&batch.json, "output_file_id"),
+        id_of(&batch.json, "error_file_id"),
         id_of(&other, "id"),
     );
     for (file, days) in [(input, 2), (output, 3), (error, 3), (other, 4)] {
@@ -242,8 +242,11 @@ async fn each_file_expires_by_itself() {
     ] {
         assert_eq!(engines::rows(&server.database, table).await, 0, "{table}");
     }
-    let path = format!("/v1/batches/{}", id_of(&batch, "id"));
-    assert_eq!(server.get(&path).await, batch, "the batch stays as it was");
+    assert_eq!(
+        server.batch(&batch).await,
+        batch,
+        "the batch stays as it was"
+    );
 }
 
 async fn never_is_never_but_for_who_asks() {
@@ -254,21 +257,21 @@ async fn never_is_never_but_for_who_asks() {
         "input_file_id": input, "endpoint": CHAT, "completion_window": "24h",
         "output_expires_after": {"anchor": "created_at", "seconds": 3600},
     });
-    let asked = server.post("/v1/batches", &body).await;
+    let asked = server.create(&body).await;
     let asked = server.ended(&asked).await;
     let silent = server.run(lines(21), CHAT).await;
     for key in ["input_file_id", "output_file_id", "error_file_id"] {
         let file = server
-            .get(&format!("/v1/files/{}", id_of(&silent, key)))
+            .get(&format!("/v1/files/{}", id_of(&silent.json, key)))
             .await;
         assert_eq!(file["expires_at"], Value::Null, "{file}");
     }
     server.clock.advance_ms(3650 * DAY_MS);
     for key in ["output_file_id", "error_file_id"] {
-        assert_gone(&server, id_of(&asked, key)).await;
-        content(&server, &silent[key]).await;
+        assert_gone(&server, id_of(&asked.json, key)).await;
+        server.content(id_of(&silent.json, key)).await;
     }
-    content(&server, &silent["input_file_id"]).await;
+    server.content(id_of(&silent.json, "input_file_id")).await;
 }
 
 async fn processes_that_remove_the_same_leave_nothing() {
@@ -280,7 +283,7 @@ async fn processes_that_remove_the_same_leave_nothing() {
     ];
     let batch = server.run(lines(2000), CHAT).await;
     for key in ["output_file_id", "error_file_id"] {
-        delete(&server, id_of(&batch, key)).await;
+        delete(&server, id_of(&batch.json, key)).await;
     }
     for _ in 0..3 {
         let input = server.upload_batch(lines(1)).await;
@@ -344,7 +347,7 @@ async fn space_comes_back() {
         found.audited.file_bytes_stored < BYTES as u64 / 4,
         "{found:?}"
     );
-    content(&server, &kept["output_file_id"]).await;
+    server.content(id_of(&kept.json, "output_file_id")).await;
     server.stop().await;
     store.close().await;
     if store.engine() == Engine::Sqlite {

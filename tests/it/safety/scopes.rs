@@ -35,7 +35,7 @@ async fn each_scope_opens_its_own() {
     let server = Server::start().await;
     let database = &server.database;
     let batch = server.create_batch(chat("a", Value::Null), CHAT).await;
-    let batch = format!("/v1/batches/{}", batch["id"].as_str().expect("has an id"));
+    let batch = batch.path();
     let tenants = ["--tenant", "tenant-a"];
     for (args, expected) in [
         (&tenants[..], [200, 200, 200, 403, 403, 404]),
@@ -76,14 +76,14 @@ async fn each_scope_opens_its_own() {
 }
 
 async fn an_operator_sees_and_cancels_anybodys_batch_and_it_is_logged() {
-    let mut server = Server::binary(LOGGED).await;
+    let mut server = Server::with(LOGGED).binary().await;
     let (operator, id) = key(&server.database, &["--scope", "admin"]).await;
     let jsonl: String = ids(3)
         .iter()
         .map(|id| chat(id, json!({"hang": true})))
         .collect();
     let batch = server.create_batch(jsonl, CHAT).await;
-    let path = format!("/v1/batches/{}", batch["id"].as_str().expect("has an id"));
+    let path = batch.path();
     let seen = ask(&server, &operator, Method::GET, &path).await;
     assert_eq!((seen.0, &seen.1["id"]), (200, &batch["id"]));
     // It is told whose key has made the batch.
@@ -96,7 +96,7 @@ async fn an_operator_sees_and_cancels_anybodys_batch_and_it_is_logged() {
     let status = cancelled["status"].as_str().expect("is text");
     assert!(status.starts_with("cancel"), "{cancelled}");
     // Its lists and files are the tenant's own.
-    let file = batch["input_file_id"].as_str().expect("is there");
+    let file = &batch.input_file_id;
     for path in [
         "/v1/batches".to_owned(),
         format!("/v1/files/{file}/content"),

@@ -3,12 +3,11 @@
 use std::path::Path;
 
 use nightshift::simulate::{Options, Simulator};
-use reqwest::multipart::{Form, Part};
-use serde_json::{Value, json};
+use serde_json::json;
 
 use crate::support::binary::{Binary, command, ended};
 use crate::support::receiver::Receiver;
-use crate::support::{CHAT, chat, client_with};
+use crate::support::{Api, CHAT, chat, client_with};
 
 const UPSTREAM_KEY: &str = "sk-upstream-7c1d5e0b9a";
 const WRONG_UPSTREAM_KEY: &str = "sk-upstream-wrong-52ab";
@@ -19,54 +18,12 @@ const GUESSED_KEY: &str = "sk-guessed-key-b83a97";
 
 /// Runs one line through a server, as a client with this key; returns all that it answered.
 async fn session(base: &str, key: &str) -> String {
-    let client = client_with(Some(key));
+    let client = Api::new(base, key);
     let mut answers = String::new();
-    let part = Part::text(chat("a", json!({"echo": true}))).file_name("in.jsonl");
-    let form = Form::new().text("purpose", "batch").part("file", part);
-    let upload = client.post(format!("{base}/v1/files")).multipart(form);
-    let file: Value = upload
-        .send()
-        .await
-        .expect("answers")
-        .json()
-        .await
-        .expect("is JSON");
-    let body = json!({
-        "input_file_id": file["id"], "endpoint": CHAT, "completion_window": "24h",
-    });
-    let created = client.post(format!("{base}/v1/batches")).json(&body);
-    let mut batch: Value = created
-        .send()
-        .await
-        .expect("answers")
-        .json()
-        .await
-        .expect("is JSON");
-    let url = format!(
-        "{base}/v1/batches/{}",
-        batch["id"].as_str().expect("has an id")
-    );
-    while ["validating", "in_progress", "finalizing"].contains(&batch["status"].as_str().unwrap()) {
-        tokio::time::sleep(std::time::Duration::from_millis(20)).await;
-        batch = client
-            .get(&url)
-            .send()
-            .await
-            .expect("answers")
-            .json()
-            .await
-            .expect("is JSON");
-    }
-    assert_eq!(batch["request_counts"]["completed"], 1, "{batch}");
-    let output = batch["output_file_id"].as_str().expect("is there");
-    let output = client.get(format!("{base}/v1/files/{output}/content"));
-    let output = output
-        .send()
-        .await
-        .expect("answers")
-        .text()
-        .await
-        .expect("is text");
+    let batch = client.run(chat("a", json!({"echo": true})), CHAT).await;
+    assert_eq!(batch.counts.completed, 1, "{batch}");
+    let output = batch.output_file_id.as_ref().expect("is there");
+    let output = client.content(output).await;
     // The upstream echoes what it was sent: this is where its key is meant to arrive.
     assert!(output.contains(UPSTREAM_KEY), "{output}");
 

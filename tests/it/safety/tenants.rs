@@ -26,7 +26,8 @@ async fn owned(server: &Server) -> Owned {
 async fn answer(server: &Server, method: &Method, path: &str, id: &str) -> (u16, String) {
     let path = path.replace("{id}", id);
     let response = server
-        .other_client()
+        .other()
+        .client()
         .request(method.clone(), server.url(&path))
         .send()
         .await;
@@ -120,7 +121,7 @@ async fn lists_show_a_tenants_own() {
     let server = Server::start().await;
     let owned = owned(&server).await;
     for path in ["/v1/files", "/v1/batches"] {
-        let request = server.other_client().get(server.url(path));
+        let request = server.other().client().get(server.url(path));
         let list: Value = request
             .send()
             .await
@@ -152,24 +153,9 @@ async fn a_batch_of_a_foreign_file_fails_as_one_of_no_file() {
         let body = json!({
             "input_file_id": id, "endpoint": CHAT, "completion_window": "24h",
         });
-        let client = server.other_client();
-        let request = client.post(server.url("/v1/batches")).json(&body);
-        let created = request.send().await.expect("answers");
-        assert_eq!(created.status(), 200);
-        let batch: Value = created.json().await.expect("is JSON");
-        let url = server.url(&format!(
-            "/v1/batches/{}",
-            batch["id"].as_str().expect("an id")
-        ));
-        let failed = loop {
-            let response = client.get(&url).send().await.expect("answers");
-            let batch: Value = response.json().await.expect("is JSON");
-            if batch["status"] != "validating" {
-                break batch;
-            }
-            tokio::time::sleep(std::time::Duration::from_millis(20)).await;
-        };
-        assert_eq!(failed["status"], "failed", "{failed}");
+        let batch = server.other().create(&body).await;
+        let failed = server.other().ended(&batch).await;
+        assert_eq!(failed.status, "failed", "{failed}");
         errors.push(failed["errors"].to_string().replace(id, "{id}"));
     }
     assert!(errors.iter().all(|error| error == &errors[2]), "{errors:?}");

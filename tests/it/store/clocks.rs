@@ -78,9 +78,9 @@ async fn a_batch_that_is_created_by_a_wrong_clock_has_its_whole_window() {
     let body = json!({
         "input_file_id": file, "endpoint": CHAT, "completion_window": "24h",
     });
-    let created = server.post("/v1/batches", &body).await;
+    let created = server.create(&body).await;
     let batch = server.ended(&created).await;
-    assert_eq!(batch["status"], Status::Completed.as_str(), "{batch}");
+    assert_eq!(batch.status, Status::Completed.as_str(), "{batch}");
     let [created, expires] = ["created_at", "expires_at"].map(|at| batch[at].as_i64());
     assert_eq!(expires, created.map(|created| created + DAY_MS / 1000));
     let right = Clock::default().now_ms() / 1000;

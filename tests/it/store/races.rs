@@ -5,9 +5,8 @@ use nightshift::domain::id;
 use nightshift::store::{Cancel, Engine, NewBatch};
 
 use super::{Fixture, TENANT, flush};
-use crate::commands::until;
 use crate::support::session::Session;
-use crate::support::{CHAT, on, on_every_engine};
+use crate::support::{CHAT, eventually, on, on_every_engine};
 
 async fn a_batch_that_is_created_during_a_deletion_keeps_its_input() {
     let fixture = Fixture::new().await;
@@ -84,7 +83,7 @@ async fn the_rows_of_keys_are_locked_in_the_order_of_their_ids() {
         let uses = ids.map(|id| (id.to_owned(), 1));
         let notes = fixture.store.note_use_of_keys(&uses);
         let looks = async {
-            until("it waits for the first", async || {
+            eventually("it waits for the first", async || {
                 looking.number(NOTE_WAITS).await == 1
             })
             .await;

@@ -8,8 +8,61 @@ use tokio::process::{Child, ChildStdout, Command};
 use tokio::sync::watch;
 use tokio::task::JoinHandle;
 
-/// How long a process may take to say or to do what is waited for. Far more than it does.
-const PATIENCE: Duration = Duration::from_secs(120);
+use super::PATIENCE;
+
+/// How a server is to be started as a process.
+#[derive(Default)]
+pub struct Launch {
+    flags: Vec<String>,
+    variables: Vec<(String, String)>,
+    words: String,
+}
+
+impl Launch {
+    pub fn new() -> Launch {
+        Launch::default()
+    }
+
+    pub fn flags(mut self, flags: &[&str]) -> Launch {
+        self.flags.extend(flags.iter().map(|&flag| flag.to_owned()));
+        self
+    }
+
+    /// Variables of its environment. The last one of a name counts.
+    pub fn variables(mut self, variables: &[(&str, &str)]) -> Launch {
+        let owned = |&(name, value): &(&str, &str)| (name.to_owned(), value.to_owned());
+        self.variables.extend(variables.iter().map(owned));
+        self
+    }
+
+    /// A shell's words before the command, such as `ulimit -n 100;`.
+    pub fn after(mut self, words: &str) -> Launch {
+        words.clone_into(&mut self.words);
+        self
+    }
+
+    /// This, and then that.
+    pub fn and(mut self, other: Launch) -> Launch {
+        self.flags.extend(other.flags);
+        self.variables.extend(other.variables);
+        self.words += &other.words;
+        self
+    }
+
+    /// Starts `nightshift serve`, on a free port if nothing else is said, and waits until it
+    /// listens.
+    pub async fn start(self) -> Binary {
+        let mut command = match self.words.as_str() {
+            "" => command(&["serve"]),
+            words => command_after(words, &["serve"]),
+        };
+        command
+            .env("NIGHTSHIFT_SERVER__LISTEN", "127.0.0.1:0")
+            .args(self.flags)
+            .envs(self.variables);
+        Binary::listening(Process::start(command, b"")).await
+    }
+}
 
 /// A server that is a process of its own. Dropped, it is killed.
 pub struct Binary {
@@ -18,15 +71,10 @@ pub struct Binary {
 }
 
 impl Binary {
-    /// Starts `nightshift serve`, on a free port if nothing else is said, and waits until it
-    /// listens.
-    pub async fn serve(args: &[&str], variables: &[(&str, &str)]) -> Binary {
-        let mut command = command(&["serve"]);
-        command
-            .env("NIGHTSHIFT_SERVER__LISTEN", "127.0.0.1:0")
-            .args(args)
-            .envs(variables.iter().copied());
-        Binary::listening(Process::start(command, b"")).await
+    /// Starts a server with these flags and variables.
+    pub async fn serve(flags: &[&str], variables: &[(&str, &str)]) -> Binary {
+        let launch = Launch::new().flags(flags).variables(variables);
+        launch.start().await
     }
 
     /// Waits until a server that was started listens.
@@ -45,6 +93,16 @@ impl Binary {
 
     pub fn id(&self) -> u32 {
         self.process.id()
+    }
+
+    /// Kills it, as a power cut would, without waiting for the runtime.
+    pub fn cut_off(mut self) {
+        let child = &mut self.process.child;
+        // It may have ended already.
+        let _ = child.start_kill();
+        while child.try_wait().is_ok_and(|ended| ended.is_none()) {
+            std::thread::sleep(Duration::from_millis(1));
+        }
     }
 
     /// Asks it to stop, expects that it does so well, and returns its log.

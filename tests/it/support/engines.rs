@@ -19,13 +19,17 @@ tokio::task_local! {
     static POSTGRES: (String, String);
 }
 
-/// Runs a test on a Postgres of its own, or by a way of its own to the one that all share.
+/// Runs a test on a Postgres of its own.
 pub async fn on_postgres_at(url: String, test: impl Future<Output = ()>) {
-    on_postgres_through(url.clone(), url, test).await;
+    on_postgres(url.clone(), url, test).await;
 }
 
-/// The same where databases are made by one URL, and used by another.
-pub async fn on_postgres_through(made: String, used: String, test: impl Future<Output = ()>) {
+/// Runs a test by another way to the Postgres that all tests share, which this URL leads.
+pub async fn on_postgres_by(way: &str, test: impl Future<Output = ()>) {
+    on_postgres(shared_postgres(), way.to_owned(), test).await;
+}
+
+async fn on_postgres(made: String, used: String, test: impl Future<Output = ()>) {
     POSTGRES
         .scope((made, used), on(Engine::Postgres, test))
         .await;
@@ -64,8 +68,18 @@ pub fn current() -> Engine {
 
 /// The URL of a new, empty database of the running test's engine.
 pub async fn database(directory: &Path) -> String {
+    let (_, used) = new_database(directory).await;
+    used
+}
+
+/// The same, and before it the URL by which the database was made: where a test puts something
+/// in between, the way around that.
+pub async fn new_database(directory: &Path) -> (String, String) {
     match current() {
-        Engine::Sqlite => format!("sqlite://{}", directory.join("data/test.db").display()),
+        Engine::Sqlite => {
+            let url = format!("sqlite://{}", directory.join("data/test.db").display());
+            (url.clone(), url)
+        }
         Engine::Postgres => new_postgres_database().await,
     }
 }
@@ -83,7 +97,7 @@ pub fn shared_postgres() -> String {
     )
 }
 
-async fn new_postgres_database() -> String {
+async fn new_postgres_database() -> (String, String) {
     let (server, used) = POSTGRES
         .try_with(Clone::clone)
         .unwrap_or_else(|_| (shared_postgres(), shared_postgres()));
@@ -97,7 +111,12 @@ async fn new_postgres_database() -> String {
         .execute(sqlx::AssertSqlSafe(create))
         .await
         .expect("creates a database");
-    let (front, query) = used.split_once('?').unwrap_or((&used, ""));
+    (named(&server, &name), named(&used, &name))
+}
+
+/// The URL of another database of the same server.
+fn named(server: &str, name: &str) -> String {
+    let (front, query) = server.split_once('?').unwrap_or((server, ""));
     let (host, _) = front.rsplit_once('/').expect("names a database");
     format!("{host}/{name}?{query}")
 }

@@ -1,12 +1,9 @@
 //! What a server tells operators by `/metrics`.
 
-use std::time::{Duration, Instant};
+use reqwest::Client;
 
 use super::binary::{command, ended};
-use super::client_with;
-
-/// How long anything may take that is waited for. Far more than it does.
-const PATIENCE: Duration = Duration::from_secs(60);
+use super::{client_with, eventually};
 
 /// Makes an operator's key.
 pub async fn operator(database: &str) -> String {
@@ -21,8 +18,12 @@ pub struct Metrics(pub String);
 
 impl Metrics {
     pub async fn of(base: &str, key: Option<&str>) -> Self {
+        Self::read(&client_with(key), base).await
+    }
+
+    async fn read(client: &Client, base: &str) -> Self {
         let url = format!("{base}/metrics");
-        let response = client_with(key).get(url).send().await.expect("answers");
+        let response = client.get(url).send().await.expect("answers");
         assert_eq!(response.status(), 200);
         let of_type = response.headers()["content-type"].to_str().expect("text");
         assert!(of_type.starts_with("application/openmetrics-text"));
@@ -44,14 +45,15 @@ impl Metrics {
 
     /// Waits until something holds of them.
     pub async fn until(base: &str, key: &str, holds: impl Fn(&Metrics) -> bool) -> Metrics {
-        let deadline = Instant::now() + PATIENCE;
-        loop {
-            let metrics = Self::of(base, Some(key)).await;
+        let client = client_with(Some(key));
+        eventually("the metrics come to that", async || {
+            let metrics = Self::read(&client, base).await;
             if holds(&metrics) {
-                return metrics;
+                Ok(metrics)
+            } else {
+                Err(metrics.0)
             }
-            assert!(Instant::now() < deadline, "not in:\n{}", metrics.0);
-            tokio::time::sleep(Duration::from_millis(50)).await;
-        }
+        })
+        .await
     }
 }

@@ -68,7 +68,7 @@ impl Pooler {
     /// Waits until it listens.
     pub async fn ready(&self) {
         let socket = self.directory.path().join(format!(".s.PGSQL.{PORT}"));
-        crate::commands::until("PgBouncer listens", async || socket.exists()).await;
+        super::eventually("PgBouncer listens", async || socket.exists()).await;
     }
 }
 

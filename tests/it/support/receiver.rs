@@ -1,13 +1,11 @@
 //! A receiver of OTLP, as small as can be.
 
 use std::sync::{Arc, Mutex};
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use axum::Router;
 use axum::body::Bytes;
 use axum::routing::post;
-
-use super::PATIENCE;
 
 /// Takes what is sent to `/v1/traces`.
 #[derive(Clone, Default)]
@@ -36,11 +34,7 @@ impl Receiver {
 
     /// Waits until it holds some bytes.
     pub async fn gets(&self, bytes: &[u8]) {
-        let deadline = Instant::now() + PATIENCE;
-        while !self.holds(bytes) {
-            assert!(Instant::now() < deadline, "they do not come");
-            tokio::time::sleep(Duration::from_millis(20)).await;
-        }
+        super::eventually("they come", async || self.holds(bytes)).await;
     }
 
     pub fn holds(&self, bytes: &[u8]) -> bool {

@@ -88,9 +88,9 @@ async fn a_compressed_batch_file_is_what_it_holds() {
     let batch = serde_json::json!({
         "input_file_id": file["id"], "endpoint": CHAT, "completion_window": "24h",
     });
-    let batch = server.post("/v1/batches", &batch).await;
+    let batch = server.create(&batch).await;
     let batch = server.ended(&batch).await;
-    assert_eq!(batch["status"], "completed", "{batch}");
+    assert_eq!(batch.status, "completed", "{batch}");
     server.exactly_once(&batch, &ids).await;
 }
 

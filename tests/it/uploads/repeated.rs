@@ -3,9 +3,9 @@
 use reqwest::{Client, Method, RequestBuilder, Response};
 use serde_json::{Value, json};
 
-use super::{FILE, PURPOSE, Upload, until};
+use super::{FILE, PURPOSE, Upload};
 use crate::support::engines::rows;
-use crate::support::{CHAT, Server, chat, on_every_engine};
+use crate::support::{Batch, CHAT, Server, chat, eventually, on_every_engine};
 
 const DAY_MS: i64 = 24 * 3600 * 1000;
 
@@ -61,7 +61,7 @@ async fn an_upload_that_is_sent_again_is_answered_as_before() {
     assert_eq!(code(other, 400).await, "idempotency_key_reused");
     // Another key, or another tenant's, is another request.
     let second = told(upload(&server, &client, "k2", &content).await).await;
-    let foreign = told(upload(&server, &server.other_client(), "k", &content).await).await;
+    let foreign = told(upload(&server, &server.other().client(), "k", &content).await).await;
     assert_eq!((second.0, foreign.0), (200, 200));
     assert_ne!(second.1, first.1);
     assert_ne!(foreign.1, first.1);
@@ -85,7 +85,7 @@ async fn an_upload_that_is_under_way_is_not_begun_twice() {
     let running = Upload::send(keyed(&server, &client, "/v1/files", "k"));
     running.piece(PURPOSE).await;
     running.piece(FILE).await;
-    until("it is under way", async || {
+    eventually("it is under way", async || {
         rows(&server.database, "files").await == 1
     })
     .await;
@@ -93,7 +93,7 @@ async fn an_upload_that_is_under_way_is_not_begun_twice() {
     let refused = upload(&server, &client, "k", &content).await;
     assert_eq!(refused.headers()["x-should-retry"], "true");
     assert_eq!(refused.status(), 409);
-    let independent = upload(&server, &server.other_client(), "k", &content).await;
+    let independent = upload(&server, &server.other().client(), "k", &content).await;
     assert_eq!(independent.status(), 200);
 
     running.piece(format!("{content}\r\n--XX--\r\n")).await;
@@ -113,9 +113,9 @@ async fn a_failure_is_not_remembered() {
     broken.piece(PURPOSE).await;
     broken.piece(FILE).await;
     let claims = async || rows(&server.database, "idempotency").await;
-    until("it is under way", async || claims().await == 1).await;
+    eventually("it is under way", async || claims().await == 1).await;
     broken.break_off().await;
-    until("its claim is given up", async || claims().await == 0).await;
+    eventually("its claim is given up", async || claims().await == 0).await;
     assert_eq!(upload(&server, &client, "k", &content).await.status(), 200);
 
     let create = keyed(&server, &client, "/v1/batches", "k2").json(&json!({}));
@@ -161,7 +161,8 @@ async fn a_batch_that_is_created_again_is_the_same() {
     assert!(good.iter().all(|answer| *answer == first), "{answers:?}");
 
     let batch: Value = serde_json::from_str(&first.1).expect("is JSON");
-    assert_eq!(server.ended(&batch).await["status"], "completed");
+    let batch = server.ended(Batch::from(batch)).await;
+    assert_eq!(batch.status, "completed");
     // The answer of then, not what has become of it.
     assert_eq!(told(create(&client, "k", "24h").await).await, *first);
     assert_eq!(
@@ -174,7 +175,7 @@ async fn a_batch_that_is_created_again_is_the_same() {
 
     let reused = create(&client, "k", "48h").await;
     assert_eq!(code(reused, 400).await, "idempotency_key_reused");
-    let foreign = told(create(&server.other_client(), "k", "24h").await).await;
+    let foreign = told(create(&server.other().client(), "k", "24h").await).await;
     assert_eq!(foreign.0, 200);
     assert_ne!(foreign.1, first.1);
     delete(&server, &json!({"id": file}).to_string()).await;

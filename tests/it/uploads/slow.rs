@@ -1,5 +1,9 @@
 //! Clients that send a long line slowly: they may, but not at the cost of others.
 
+use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::time::Duration;
+
 use tokio::sync::watch;
 
 use super::*;
@@ -10,8 +14,39 @@ fn long_line() -> String {
     line.trim_end().to_owned()
 }
 
-/// An upload that is within its line, and sends a byte now and then until it is told to stop.
-fn trickle(server: &Server, mut ends: watch::Receiver<bool>) -> JoinHandle<Option<Response>> {
+/// Uploads that are within their line, and send a byte now and then until they are told to stop.
+struct Trickles {
+    end: watch::Sender<bool>,
+    /// How many of those bytes each of them has sent.
+    sent: Vec<Arc<AtomicUsize>>,
+    answers: Vec<JoinHandle<Option<Response>>>,
+}
+
+impl Trickles {
+    fn start(server: &Server, count: usize) -> Trickles {
+        let end = watch::Sender::new(false);
+        let sent: Vec<_> = (0..count).map(|_| Arc::default()).collect();
+        let trickle = |sent: &Arc<_>| trickle(server, end.subscribe(), Arc::clone(sent));
+        let answers = sent.iter().map(trickle).collect();
+        Trickles { end, sent, answers }
+    }
+
+    /// Ends them; the answers of those that the server had ended before.
+    async fn end(self) -> Vec<Response> {
+        self.end.send_replace(true);
+        let mut answers = Vec::new();
+        for answer in self.answers {
+            answers.extend(answer.await.expect("does not panic"));
+        }
+        answers
+    }
+}
+
+fn trickle(
+    server: &Server,
+    mut ends: watch::Receiver<bool>,
+    sent: Arc<AtomicUsize>,
+) -> JoinHandle<Option<Response>> {
     let upload = Upload::start(server);
     tokio::spawn(async move {
         upload.piece(PURPOSE).await;
@@ -19,6 +54,7 @@ fn trickle(server: &Server, mut ends: watch::Receiver<bool>) -> JoinHandle<Optio
         upload.piece(long_line()).await;
         while !*ends.borrow() && !upload.answer.is_finished() {
             upload.piece("x").await;
+            sent.fetch_add(1, Ordering::Relaxed);
             let pause = Duration::from_millis(200);
             let _ = tokio::time::timeout(pause, ends.changed()).await;
         }
@@ -43,39 +79,30 @@ async fn whole(server: &Server, client: &reqwest::Client) -> Response {
 
 async fn a_few_that_trickle_keep_nobody_waiting() {
     let server = Server::start().await;
-    let (end, ends) = watch::channel(false);
-    let slow: Vec<_> = (0..4).map(|_| trickle(&server, ends.clone())).collect();
-    until("all have begun", async || {
-        rows(&server.database, "files").await == 4
+    let slow = Trickles::start(&server, 4);
+    server.until_rows("files", |files| files == 4).await;
+    eventually("all are within their line", async || {
+        let mut sent = slow.sent.iter();
+        sent.all(|bytes| bytes.load(Ordering::Relaxed) > 3)
     })
     .await;
-    tokio::time::sleep(Duration::from_secs(1)).await;
     let answer = whole(&server, &server.client()).await;
     assert_eq!(answer.status(), 200);
-    end.send_replace(true);
-    for slow in slow {
-        let answer = slow.await.expect("does not panic");
-        assert!(answer.is_none(), "nobody waited: {answer:?}");
-    }
+    let ended = slow.end().await;
+    assert!(ended.is_empty(), "nobody waited: {ended:?}");
 }
 
 async fn many_that_trickle_are_ended_when_another_waits() {
     let server = Server::start().await;
-    let (end, ends) = watch::channel(false);
-    let slow: Vec<_> = (0..24).map(|_| trickle(&server, ends.clone())).collect();
-    until("all have begun", async || {
-        rows(&server.database, "files").await == 24
-    })
-    .await;
-    let answer = whole(&server, &server.other_client()).await;
+    let slow = Trickles::start(&server, 24);
+    server.until_rows("files", |files| files == 24).await;
+    let answer = whole(&server, &server.other().client()).await;
     assert_eq!(answer.status(), 200);
-    end.send_replace(true);
-    let mut statuses = Vec::new();
-    for slow in slow {
-        if let Some(answer) = slow.await.expect("does not panic") {
-            statuses.push(answer.status().as_u16());
-        }
-    }
+    let ended = slow.end().await;
+    let statuses: Vec<u16> = ended
+        .iter()
+        .map(|answer| answer.status().as_u16())
+        .collect();
     assert!(!statuses.is_empty(), "some were ended");
     assert!(statuses.iter().all(|status| *status == 408), "{statuses:?}");
 }
