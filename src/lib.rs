@@ -30,7 +30,7 @@
 //! | room | is for |
 //! |---|---|
 //! | [`domain`] | nouns and rules; pure, and the only clock |
-//! | [`observe`] | metrics, and names of spans |
+//! | [`metrics`] | metrics, and names of spans |
 //! | [`codec`] | how bytes stand in the store |
 //! | [`intake`] | an upload's bytes into chunks and a report |
 //! | [`store`] | the only SQL, for SQLite and Postgres |
@@ -81,7 +81,7 @@ pub mod codec;
 pub mod config;
 pub mod domain;
 pub mod intake;
-pub mod observe;
+pub mod metrics;
 pub mod shutdown;
 pub mod simulate;
 pub mod store;

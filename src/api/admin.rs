@@ -12,7 +12,7 @@ use super::inside::Overview;
 use super::path::Id;
 use super::{Api, error};
 use crate::domain::clock::seconds;
-use crate::observe::{ProcessReading, figures};
+use crate::metrics::{ProcessSnapshot, metrics};
 use crate::store::{Engine, LiveBatch, ReplicaLease};
 
 /// How many batches are told of: the oldest.
@@ -167,7 +167,7 @@ pub async fn status(State(api): State<Api>, _: Admin) -> Json<Status> {
         None => None,
     };
     let process = api.inside.process();
-    let rates = figures().rates();
+    let rates = metrics().rates();
     let engine = match api.store.engine() {
         Engine::Sqlite => "sqlite",
         Engine::Postgres => "postgres",
@@ -252,7 +252,7 @@ pub struct ResetUpstream {
     pub reset: bool,
 }
 
-fn upstreams(process: ProcessReading, now: i64) -> Vec<UpstreamStatus> {
+fn upstreams(process: ProcessSnapshot, now: i64) -> Vec<UpstreamStatus> {
     let upstreams = process.upstreams.into_iter();
     upstreams
         .map(|upstream| UpstreamStatus {
@@ -287,7 +287,7 @@ fn replica_status(replica: &ReplicaLease, own_token: Option<&str>) -> ReplicaSta
 
 /// What is known of each model, from wherever it is known.
 fn models(
-    process: &ProcessReading,
+    process: &ProcessSnapshot,
     overview: Option<&Overview>,
     rates: &[(String, f64)],
 ) -> Vec<ModelStatus> {

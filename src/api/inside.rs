@@ -8,7 +8,7 @@ use std::time::{Duration, Instant};
 use tokio::sync::Mutex as AsyncMutex;
 
 use crate::domain::batch::Status;
-use crate::observe::{self, ProcessReading, QueueOfModel, Readings};
+use crate::metrics::{self, ProcessSnapshot, QueueOfModel, Snapshot};
 use crate::store::{self, LiveBatch, Queue, ReplicaLease, Store};
 
 /// What was read is told again for so long.
@@ -21,8 +21,8 @@ const LOOKED_BACK: Duration = Duration::from_secs(60);
 const SETTLED: Duration = Duration::from_secs(2);
 
 /// Tells how things stand in this process.
-pub type Look = Box<dyn Fn() -> ProcessReading + Send + Sync>;
-/// What figures call a model.
+pub type Look = Box<dyn Fn() -> ProcessSnapshot + Send + Sync>;
+/// What metrics call a model.
 pub type Label = Box<dyn Fn(&str) -> String + Send + Sync>;
 
 /// How things stand, for `/metrics` and `/admin/status`.
@@ -53,7 +53,7 @@ impl Inside {
     }
 
     /// How things stand in this process.
-    pub(super) fn process(&self) -> ProcessReading {
+    pub(super) fn process(&self) -> ProcessSnapshot {
         (self.look)()
     }
 
@@ -77,10 +77,10 @@ impl Inside {
         in_time("the live batches", store.live_batches(limit)).await
     }
 
-    /// All readings, for the metrics.
-    pub(super) async fn readings(&self, store: &Store, now_ms: i64) -> Readings {
+    /// The whole snapshot, for the metrics.
+    pub(super) async fn snapshot(&self, store: &Store, now_ms: i64) -> Snapshot {
         let overview = self.overview(store, now_ms).await;
-        let database = overview.map(|overview| observe::Database {
+        let database = overview.map(|overview| metrics::Database {
             batches: overview
                 .statuses
                 .iter()
@@ -89,7 +89,7 @@ impl Inside {
             queue: overview.queues.clone(),
             replicas: overview.replicas.len(),
         });
-        Readings {
+        Snapshot {
             database,
             process: self.process(),
         }
@@ -194,7 +194,7 @@ mod tests {
     #[test]
     fn models_without_a_label_of_their_own_are_one() {
         let label = |model: &str| if model == "known" { "known" } else { "other" }.to_owned();
-        let inside = Inside::new(Box::new(ProcessReading::default), Box::new(label));
+        let inside = Inside::new(Box::new(ProcessSnapshot::default), Box::new(label));
         let queue = |model: &str, oldest, window_used| Queue {
             model: model.to_owned(),
             waiting: 1,

@@ -1,4 +1,4 @@
-//! `/metrics`: figures for Prometheus.
+//! `/metrics`, for Prometheus.
 
 use std::time::Instant;
 
@@ -12,11 +12,11 @@ use tracing::field::Empty;
 use super::Api;
 use super::auth::Scraper;
 use super::error::{self, Result};
-use crate::observe::{exposition, figures, trace};
+use crate::metrics::{exposition, metrics, trace};
 
 const CONTENT_TYPE: &str = "application/openmetrics-text; version=1.0.0; charset=utf-8";
 
-/// Tells this process's figures in the OpenMetrics text format, which Prometheus reads.
+/// Tells this process's metrics in the OpenMetrics text format, which Prometheus reads.
 ///
 /// Where keys are needed, it needs one of the scope `metrics` or `admin`.
 #[utoipa::path(
@@ -25,14 +25,14 @@ const CONTENT_TYPE: &str = "application/openmetrics-text; version=1.0.0; charset
     operation_id = "metrics",
     tag = "Operators",
     responses(
-        (status = 200, description = "The figures.", body = String, content_type = "text/plain"),
+        (status = 200, description = "The metrics.", body = String, content_type = "text/plain"),
         (status = 403, description = "The key has neither scope.", body = error::Envelope),
     ),
 )]
 pub async fn expose(State(api): State<Api>, _: Scraper) -> Result<Response> {
     let now_ms = api.clock.now_ms();
-    let readings = api.inside.readings(&api.store, now_ms).await;
-    let text = exposition(&readings).map_err(|_| error::internal())?;
+    let snapshot = api.inside.snapshot(&api.store, now_ms).await;
+    let text = exposition(&snapshot).map_err(|_| error::internal())?;
     Ok(([(header::CONTENT_TYPE, CONTENT_TYPE)], text).into_response())
 }
 
@@ -59,6 +59,6 @@ pub async fn observe(request: Request, next: Next) -> Response {
     let response = next.run(request).instrument(span.clone()).await;
     let status = response.status().as_u16();
     span.record("http.response.status_code", status);
-    figures().http_answered(method.as_str(), route, status, begun.elapsed());
+    metrics().http_answered(method.as_str(), route, status, begun.elapsed());
     response
 }

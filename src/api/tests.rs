@@ -18,7 +18,7 @@ use crate::config::{Config, Environment, Overrides};
 use crate::domain::clock::Clock;
 use crate::domain::id;
 use crate::domain::scope::Scopes;
-use crate::observe::ProcessReading;
+use crate::metrics::ProcessSnapshot;
 use crate::store::{ApiKey, Store};
 use crate::transfer::UploadBudget;
 
@@ -83,7 +83,7 @@ impl TestApi {
             retention: Arc::new(config.retention),
             auth: Arc::new(auth),
             inside: Arc::new(Inside::new(
-                Box::new(ProcessReading::default),
+                Box::new(ProcessSnapshot::default),
                 Box::new(str::to_owned),
             )),
             workers_run: Arc::new(AtomicBool::new(true)),

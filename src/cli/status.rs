@@ -95,7 +95,7 @@ fn picture(status: &Status, width: Option<usize>) -> String {
             "DOES NOT ANSWER"
         },
     );
-    // Calls, shares and these figures are those of the process that answers.
+    // Calls, shares and these metrics are those of the process that answers.
     let _ = writeln!(
         text,
         "this process: {} lines/s   request budget {} of {}",

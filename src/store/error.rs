@@ -30,7 +30,7 @@ pub enum Error {
 impl From<sqlx::Error> for Error {
     fn from(error: sqlx::Error) -> Self {
         let error = Error::Engine(error);
-        crate::observe::figures().store_failed(error.is_outage());
+        crate::metrics::metrics().store_failed(error.is_outage());
         error
     }
 }

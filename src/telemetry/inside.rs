@@ -5,7 +5,7 @@ use std::sync::Arc;
 
 use crate::api::inside::Inside;
 use crate::config::Config;
-use crate::observe::{ClosedReading, Lane, ProcessReading, UpstreamReading};
+use crate::metrics::{ClosedSnapshot, Lane, ProcessSnapshot, UpstreamSnapshot};
 use crate::upstream::{LaneId, Pool};
 use crate::worker::Worker;
 
@@ -18,7 +18,7 @@ pub fn inside(config: &Config, pool: &Arc<Pool>, worker: Option<&Worker>) -> Ins
     let alarms = worker.map(Worker::alarms);
     let labels = pool.clone();
     let pool = pool.clone();
-    let look = move || ProcessReading {
+    let look = move || ProcessSnapshot {
         token: token.as_ref().map(|token| token()),
         upstreams: upstreams(&pool),
         lanes: in_flight
@@ -32,11 +32,11 @@ pub fn inside(config: &Config, pool: &Arc<Pool>, worker: Option<&Worker>) -> Ins
     Inside::new(Box::new(look), Box::new(move |model| labels.label(model)))
 }
 
-fn upstreams(pool: &Pool) -> Vec<UpstreamReading> {
+fn upstreams(pool: &Pool) -> Vec<UpstreamSnapshot> {
     let (limits, status) = (pool.limits(), pool.status());
     let upstreams = status.into_iter().enumerate();
     upstreams
-        .map(|(index, upstream)| UpstreamReading {
+        .map(|(index, upstream)| UpstreamSnapshot {
             name: upstream.name,
             state: upstream.state.as_str(),
             cause: upstream.cause,
@@ -46,7 +46,7 @@ fn upstreams(pool: &Pool) -> Vec<UpstreamReading> {
             closed: upstream
                 .models
                 .into_iter()
-                .map(|model| ClosedReading {
+                .map(|model| ClosedSnapshot {
                     model: model.model,
                     reason: model.reason.as_str(),
                     cause: model.cause,

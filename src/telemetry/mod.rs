@@ -12,7 +12,7 @@ use tracing_subscriber::util::SubscriberInitExt as _;
 use tracing_subscriber::{EnvFilter, Layer as _};
 
 use crate::config::{Log, LogFormat, Telemetry};
-use crate::observe::trace;
+use crate::metrics::trace;
 
 pub use inside::inside;
 pub use otlp::Exporter;

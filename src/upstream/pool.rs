@@ -11,7 +11,7 @@ use tokio::time::Instant;
 use super::ModelInfo;
 use super::balance::least_busy::{self, Load};
 use crate::domain::clock;
-use crate::observe::{CallOutcome, UpstreamFigures, figures};
+use crate::metrics::{CallOutcome, UpstreamMetrics, metrics};
 use crate::upstream::attempt::client::Upstream;
 use crate::upstream::attempt::history::{History, Next};
 use crate::upstream::health::breaker::{Breaker, Change, Closure, Failure, Reason, Room};
@@ -35,7 +35,7 @@ pub struct Pool {
     /// When the next call may begin, where there is a rate.
     next_turn: Mutex<Option<Instant>>,
     pub(super) upstreams: Vec<Upstream>,
-    pub(super) figures: Vec<UpstreamFigures>,
+    pub(super) metrics: Vec<UpstreamMetrics>,
     pub(super) routing: Routing,
     pub(super) backends: Arc<Backends>,
     pub(super) options: Options,
@@ -135,9 +135,9 @@ impl Pool {
         Ok(Arc::new(Self {
             routing: Routing::new(settings, Arc::clone(&backends))?,
             backends,
-            figures: upstreams
+            metrics: upstreams
                 .iter()
-                .map(|u| figures().upstream(&u.name))
+                .map(|u| metrics().upstream(&u.name))
                 .collect(),
             attention: upstreams.iter().map(|_| Notify::new()).collect(),
             closed: Notify::new(),
@@ -187,8 +187,8 @@ impl Pool {
         self.routing.models(clock::seconds(self.created_ms))
     }
 
-    /// What figures call a model: its name where the configuration or an upstream names it, else
-    /// [`OTHER`](crate::observe::OTHER).
+    /// What metrics call a model: its name where the configuration or an upstream names it, else
+    /// [`OTHER`](crate::metrics::OTHER).
     #[must_use]
     pub fn label(&self, model: &str) -> String {
         self.routing.label(model)
@@ -849,11 +849,11 @@ impl Pool {
         }
     }
 
-    /// Adds a call to the figures.
+    /// Adds a call to the metrics.
     pub(super) fn count(&self, permit: &Permit, outcome: CallOutcome) {
         let target = permit.target();
         target.seconds.observe(permit.begun.elapsed());
-        self.figures[target.backend.upstream].called(outcome);
+        self.metrics[target.backend.upstream].called(outcome);
     }
 
     pub(super) fn lock(&self) -> MutexGuard<'_, State> {

@@ -5,7 +5,7 @@ use std::collections::{BTreeMap, HashMap};
 use std::sync::{Arc, PoisonError, RwLock};
 
 use super::ModelInfo;
-use crate::observe::{CallSeconds, OTHER, figures};
+use crate::metrics::{CallSeconds, OTHER, metrics};
 use crate::upstream::provider::edit::Edit;
 use crate::upstream::settings::{BuildError, ModelSettings, Settings, UpstreamSettings};
 use crate::upstream::target::backend::{Backend, Backends};
@@ -266,7 +266,7 @@ impl Entry {
         }
     }
 
-    /// `label`: what figures call the model.
+    /// `label`: what metrics call the model.
     fn routes_of(
         &self,
         backends: &Backends,
@@ -280,7 +280,7 @@ impl Entry {
             backend: backends.get(route.upstream, &named(route)),
             weight: route.weight,
             edit: route.edit.clone(),
-            seconds: figures().call_seconds(&route.name, label),
+            seconds: metrics().call_seconds(&route.name, label),
         });
         Routes {
             lane: self.lane,

@@ -14,7 +14,7 @@ use tracing::{Instrument as _, Span};
 use crate::codec::segment::{self, Line};
 use crate::domain::file::Kind;
 use crate::domain::unit::Bitmap;
-use crate::observe::{Lines, ModelFigures, figures, trace};
+use crate::metrics::{Lines, ModelMetrics, metrics, trace};
 use crate::store::{self, FlushReply, Store, Tally, UnitFlush};
 use crate::worker::dispatch::Dispatch;
 use crate::worker::dispatch::result;
@@ -138,7 +138,7 @@ impl Flusher {
             let error = match self.try_write(&groups).instrument(span).await {
                 Ok(reply) => {
                     let (lines, bytes) = size(&groups);
-                    figures().flushed(lines, bytes, began.elapsed());
+                    metrics().flushed(lines, bytes, began.elapsed());
                     failures = 0;
                     self.dispatch.has_written();
                     self.accept(groups, &reply);
@@ -147,7 +147,7 @@ impl Flusher {
                 Err(error) => error,
             };
             failures += 1;
-            figures().flush_failed();
+            metrics().flush_failed();
             tracing::warn!(%error, units = groups.len(), "answers could not be written yet");
             let is_stubborn = failures >= TRIES_A_GROUP;
             if is_stubborn && groups.len() > 1 && (!error.is_outage() || error.is_timeout()) {
@@ -196,7 +196,7 @@ impl Flusher {
                 self.dispatch.lose(unit);
                 continue;
             }
-            count(&unit.figures, &group.flush.tally);
+            count(&unit.metrics, &group.flush.tally);
             {
                 let mut durable = unit.durable.lock().unwrap_or_else(PoisonError::into_inner);
                 durable.flush_no = group.flush.flush_no + 1;
@@ -241,16 +241,16 @@ impl Flusher {
     }
 }
 
-/// Adds lines that are on disk to the figures.
-pub(crate) fn count(figures: &ModelFigures, tally: &Tally) {
-    figures.wrote(Lines {
+/// Adds lines that are on disk to the metrics.
+pub(crate) fn count(metrics: &ModelMetrics, tally: &Tally) {
+    metrics.wrote(Lines {
         completed: tally.completed,
         failed: tally.failed - tally.expired,
         cancelled: tally.cancelled,
         expired: tally.expired,
     });
     let usage = &tally.usage;
-    figures.used(
+    metrics.used(
         usage.input_tokens,
         usage.cached_tokens,
         usage.output_tokens,

@@ -4,7 +4,7 @@ use std::sync::Arc;
 
 use crate::domain::endpoint::ENDPOINTS;
 use crate::domain::unit::{Bitmap, UnitKey, UnitLease};
-use crate::observe::figures;
+use crate::metrics::metrics;
 use crate::store::{Deaths, LeasedUnit};
 use crate::upstream::Routes;
 use crate::worker::work::unit::{BatchContext, HeldUnit, OpenLine};
@@ -52,7 +52,7 @@ pub fn unit_on(
     let (unit, lines) = HeldUnit::open(
         id,
         leased,
-        ("model", figures().model("model")),
+        ("model", metrics().model("model")),
         batch,
         routes,
         text.into_bytes(),

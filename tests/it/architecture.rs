@@ -7,20 +7,20 @@ use std::path::{Path, PathBuf};
 /// Every room from the bottom up, and what it may import beside itself.
 const ROOMS: [(&str, &[&str]); 11] = [
     ("domain", &[]),
-    ("observe", &[]),
+    ("metrics", &[]),
     ("codec", &["domain"]),
     ("intake", &["domain"]),
-    ("store", &["domain", "observe", "codec", "intake"]),
-    ("upstream", &["domain", "observe"]),
+    ("store", &["domain", "metrics", "codec", "intake"]),
+    ("upstream", &["domain", "metrics"]),
     ("transfer", &["domain", "codec", "intake", "store"]),
     ("config", &["domain", "upstream"]),
     (
         "api",
-        &["domain", "observe", "config", "intake", "store", "transfer"],
+        &["domain", "metrics", "config", "intake", "store", "transfer"],
     ),
     (
         "worker",
-        &["domain", "observe", "config", "codec", "store", "upstream"],
+        &["domain", "metrics", "config", "codec", "store", "upstream"],
     ),
     ("simulate", &[]),
 ];
@@ -36,8 +36,8 @@ const OWNED: [(&str, &[&str]); 10] = [
     ("DELETE FROM", &["store"]),
     // In `upstream` by its tests: servers to call.
     ("axum", &["api", "upstream"]),
-    ("prometheus_client", &["observe"]),
-    ("opentelemetry", &["observe", "telemetry"]),
+    ("prometheus_client", &["metrics"]),
+    ("opentelemetry", &["metrics", "telemetry"]),
     ("std::env", &["config"]),
     ("env::var", &["config"]),
     ("env::vars_os", &["config"]),

@@ -12,7 +12,7 @@ use super::read::{lock_free_stage, lock_stage, set_stage};
 use crate::domain::batch::{Counts, Event, Status};
 use crate::domain::file::{Kind, Purpose};
 use crate::domain::id;
-use crate::observe::figures;
+use crate::metrics::metrics;
 use crate::store::engine::{Tx, on, values, within};
 use crate::store::files::each;
 use crate::store::files::encode_sizes;
@@ -327,7 +327,7 @@ async fn is_drained(tx: &mut Tx, batch_id: &str) -> Result<bool> {
     Ok(open.is_none())
 }
 
-/// A step of a batch's life that is on disk, for the log and the figures.
+/// A step of a batch's life that is on disk, for the log and the metrics.
 #[must_use]
 pub(in crate::store) struct Step {
     pub from: Status,
@@ -347,7 +347,7 @@ impl Step {
             return;
         }
         if to.is_terminal() {
-            figures().batch_ended(to.as_str());
+            metrics().batch_ended(to.as_str());
         }
         tracing::info!(
             batch.id = batch_id,

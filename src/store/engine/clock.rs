@@ -4,7 +4,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 
 use sqlx::AssertSqlSafe;
 
-use crate::observe::figures;
+use crate::metrics::metrics;
 use crate::store::engine::on;
 use crate::store::{Result, Store};
 
@@ -37,7 +37,7 @@ impl Store {
     pub(in crate::store) fn compare_clocks(&self, now: i64, earliest: i64) {
         let latest = self.clock().system_ms();
         let ahead = self.clock().set_by(now, earliest, latest);
-        figures().clock_differs(ahead);
+        metrics().clock_differs(ahead);
         let differs = ahead.abs() > DIFFERS_MS;
         if differs != self.skew().is_told.swap(differs, Ordering::Relaxed) {
             let seconds = ahead / 1000;

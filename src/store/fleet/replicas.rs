@@ -5,7 +5,7 @@ use sqlx::AssertSqlSafe;
 
 use super::shares::forget_silent_holder;
 use crate::domain::unit::UnitLease;
-use crate::observe::figures;
+use crate::metrics::metrics;
 use crate::store::engine::{Tx, on, within};
 use crate::store::work::add_waiting;
 use crate::store::work::count_death;
@@ -52,7 +52,7 @@ impl Store {
         let mut tx = self.begin().await?;
         let (incumbent, taken) = self.enter(&mut tx, replica, dead).await?;
         tx.commit().await?;
-        figures().took_over(taken);
+        metrics().took_over(taken);
         Ok(incumbent)
     }
 
@@ -187,7 +187,7 @@ impl Store {
         }
         let lost = keep(&mut tx, &replica.token, held).await?;
         tx.commit().await?;
-        figures().took_over(taken);
+        metrics().took_over(taken);
         Ok(lost)
     }
 
@@ -298,7 +298,7 @@ impl Store {
         });
         let count = add_orphans(&mut tx, taken).await?;
         tx.commit().await?;
-        figures().took_over(count);
+        metrics().took_over(count);
         if count > 0 {
             tracing::info!(
                 units.count = count,

@@ -110,7 +110,7 @@ impl Pool {
             }),
             Next::End => Verdict::Answer(answer),
             Next::Again { after, is_hastened } => {
-                self.figures[upstream].retried(result.outcome());
+                self.metrics[upstream].retried(result.outcome());
                 answer.charge.yield_overdraft();
                 let is_refusal = result.cost() == Some(Cost::Refusal);
                 Verdict::Again(Again {
@@ -159,7 +159,7 @@ impl Pool {
         match next {
             Next::End => Verdict::GivenUp(cause),
             Next::Again { after, is_hastened } => {
-                self.figures[upstream].retried(result.outcome());
+                self.metrics[upstream].retried(result.outcome());
                 Verdict::Again(Again {
                     after,
                     is_hastened,
@@ -171,7 +171,7 @@ impl Pool {
         }
     }
 
-    /// Adds a call to the figures, and to its span if that is exported.
+    /// Adds a call to the metrics, and to its span if that is exported.
     fn record(&self, permit: &Permit, result: CallResult, status: Option<u16>) {
         let outcome = result.outcome();
         self.count(permit, outcome);

@@ -7,7 +7,7 @@ use reqwest::header::{CONTENT_TYPE, HeaderMap, HeaderName, LOCATION, RETRY_AFTER
 use serde_json::Value;
 
 use crate::domain::outcome::{Form, Reading};
-use crate::observe::CallOutcome;
+use crate::metrics::CallOutcome;
 use crate::upstream::health::breaker::Reason;
 
 const RETRY_AFTER_MS: HeaderName = HeaderName::from_static("retry-after-ms");
@@ -177,7 +177,7 @@ impl CallResult {
         })
     }
 
-    /// The same for the figures.
+    /// The same for the metrics.
     pub(in crate::upstream) fn outcome(self) -> CallOutcome {
         match self {
             CallResult::Succeeded | CallResult::Rejected | CallResult::ModelMissing => {

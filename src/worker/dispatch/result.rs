@@ -14,7 +14,7 @@ use crate::domain::file::Kind;
 use crate::domain::id;
 use crate::domain::outcome::{self, ErrorCode, Outcome};
 use crate::domain::usage::Usage;
-use crate::observe::trace;
+use crate::metrics::trace;
 use crate::store::Tally;
 use crate::upstream::{
     Again, Answer, Call, Cause, CauseKind, History, Permit, Pool, Timer, Verdict,

@@ -5,7 +5,7 @@ use std::sync::Arc;
 
 use tokio_util::sync::CancellationToken;
 
-use crate::observe::figures;
+use crate::metrics::metrics;
 use crate::store::{self, Error, Store};
 use crate::worker::dispatch::Dispatch;
 use crate::worker::lease::Lease;
@@ -67,7 +67,7 @@ async fn renew(lease: &Lease, store: &Store, dispatch: &Dispatch) -> store::Resu
             units.count = lost.len(),
             "units were lost to other replicas while this one was silent"
         );
-        figures().leases_lost(lost.len());
+        metrics().leases_lost(lost.len());
         dispatch.lose_units(&lost);
     }
     lease.renewed(sent);

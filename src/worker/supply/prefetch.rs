@@ -5,7 +5,7 @@ use std::sync::Arc;
 
 use crate::codec::segment::Encoded;
 use crate::domain::unit::UnitLease;
-use crate::observe::{self, ModelFigures};
+use crate::metrics::ModelMetrics;
 use crate::store::{self, Error, LeasedUnit, Store, Tally, UnitFlush};
 use crate::upstream::{Charge, LaneId, Pool, Routes};
 use crate::worker::dispatch::Dispatch;
@@ -176,7 +176,7 @@ impl Texts {
             batch,
             routes,
         } = unread;
-        let figures = observe::figures().model(&self.pool.label(&model));
+        let metrics = crate::metrics::metrics().model(&self.pool.label(&model));
         let key = leased.lease.key.clone();
         if !self.dispatch.holds(&leased.lease) {
             // Lost to another replica since it was leased.
@@ -184,9 +184,9 @@ impl Texts {
         }
         let chunk = match self.store.chunk(&file_id, key.chunk_no).await {
             Ok(Some(chunk)) => chunk,
-            Ok(None) => return self.give_up(&leased, &figures, "its input is gone").await,
+            Ok(None) => return self.give_up(&leased, &metrics, "its input is gone").await,
             Err(error @ Error::Corrupt { .. }) => {
-                return self.give_up(&leased, &figures, &error.to_string()).await;
+                return self.give_up(&leased, &metrics, &error.to_string()).await;
             }
             Err(error) => {
                 self.dispatch.forget(&leased.lease);
@@ -197,7 +197,7 @@ impl Texts {
         let (unit, lines) = HeldUnit::open(
             id,
             leased.clone(),
-            (&model, figures.clone()),
+            (&model, metrics.clone()),
             batch,
             routes,
             chunk.bytes,
@@ -205,7 +205,7 @@ impl Texts {
         );
         if lines.is_empty() {
             return self
-                .give_up(&leased, &figures, "its text has none of its lines")
+                .give_up(&leased, &metrics, "its text has none of its lines")
                 .await;
         }
         tracing::debug!(unit.key = %key, unit.lines = lines.len(), "holds a unit");
@@ -218,7 +218,7 @@ impl Texts {
     async fn give_up(
         &self,
         leased: &LeasedUnit,
-        figures: &ModelFigures,
+        metrics: &ModelMetrics,
         cause: &str,
     ) -> store::Result<()> {
         let lost = leased.requests - i64::from(leased.done.count());
@@ -246,7 +246,7 @@ impl Texts {
         // If it was not written, the unit is nobody's here, and is given back.
         self.dispatch.forget(&leased.lease);
         if !written?.accepted.is_empty() {
-            count(figures, &flush.tally);
+            count(metrics, &flush.tally);
         }
         Ok(())
     }

@@ -7,7 +7,7 @@ use std::time::Duration;
 use tracing::Instrument as _;
 
 use super::task::{Duty, Look, Next};
-use crate::observe::trace;
+use crate::metrics::trace;
 use crate::store::{self, Finished, Store, Who};
 
 /// How soon a batch is tried again whose row somebody else had.

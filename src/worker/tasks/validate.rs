@@ -10,7 +10,7 @@ use tracing::Span;
 use super::task::{Duty, Look, Next};
 use crate::domain::findings::{self, Finding, KEPT};
 use crate::domain::line::Fault;
-use crate::observe::trace;
+use crate::metrics::trace;
 use crate::store::{self, Begun, Error, Input, Store, Unvalidated, Verdict, Who};
 use crate::upstream::Pool;
 

@@ -10,7 +10,7 @@ use crate::domain::endpoint::Endpoint;
 use crate::domain::json;
 use crate::domain::line::{self, Check};
 use crate::domain::unit::{Bitmap, UnitLease};
-use crate::observe::ModelFigures;
+use crate::metrics::ModelMetrics;
 use crate::store::{Backlog, LeasedUnit};
 use crate::upstream::{Charge, Routes};
 use crate::worker::work::isolation::Isolation;
@@ -61,7 +61,7 @@ pub(crate) struct HeldUnit {
     /// The name of its model; empty where its lines name none.
     pub model: Box<str>,
     /// Of its model.
-    pub figures: Arc<ModelFigures>,
+    pub metrics: Arc<ModelMetrics>,
     pub text: Bytes,
     /// Cuts calls in flight: the unit was lost, or they had their time to settle.
     pub cut: CancellationToken,
@@ -127,7 +127,7 @@ impl HeldUnit {
     pub(crate) fn open(
         id: u64,
         leased: LeasedUnit,
-        (model, figures): (&str, Arc<ModelFigures>),
+        (model, metrics): (&str, Arc<ModelMetrics>),
         batch: Arc<BatchContext>,
         routes: Option<Arc<Routes>>,
         text: Vec<u8>,
@@ -148,7 +148,7 @@ impl HeldUnit {
             batch,
             routes,
             model: model.into(),
-            figures,
+            metrics,
             text,
             cut: CancellationToken::new(),
             durable,

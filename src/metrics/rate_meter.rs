@@ -8,7 +8,7 @@ const SECONDS: usize = 30;
 
 /// Events by second, over the last half minute.
 #[derive(Debug)]
-pub(super) struct Lately {
+pub(super) struct RateMeter {
     began: Instant,
     state: Mutex<State>,
 }
@@ -20,7 +20,7 @@ struct State {
     counts: [u64; SECONDS],
 }
 
-impl Lately {
+impl RateMeter {
     pub(super) fn new() -> Self {
         Self {
             began: Instant::now(),
@@ -78,7 +78,7 @@ mod tests {
 
     #[test]
     fn a_rate_is_of_the_last_half_minute() {
-        let lately = Lately::new();
+        let lately = RateMeter::new();
         assert_eq!(lately.per_second_at(0), 0.0);
         for second in 0..10 {
             lately.add_at(second, 100);

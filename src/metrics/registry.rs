@@ -13,8 +13,8 @@ use prometheus_client::metrics::histogram::{Histogram, exponential_buckets};
 use prometheus_client::metrics::info::Info;
 use prometheus_client::registry::{Metric, Registry};
 
-use super::handles::{CallOutcome, CallSeconds, ModelFigures, UpstreamFigures};
-use super::lately::Lately;
+use super::handles::{CallOutcome, CallSeconds, ModelMetrics, UpstreamMetrics};
+use super::rate_meter::RateMeter;
 
 /// The kinds of database errors.
 const OUTAGE: &str = "outage";
@@ -84,9 +84,9 @@ struct ErrorKind {
 
 type Histograms<L> = Family<L, Histogram, fn() -> Histogram>;
 
-/// What is counted while it happens: see [`figures`].
+/// What is counted while it happens: see [`metrics`].
 #[derive(Debug)]
-pub struct Figures {
+pub struct Metrics {
     http_requests: Family<HttpLabels, Counter>,
     http_seconds: Histograms<RouteLabels>,
     batches_ended: Family<Ended, Counter>,
@@ -103,7 +103,7 @@ pub struct Figures {
     leases_lost: Counter,
     clock_ahead: Gauge<f64, AtomicU64>,
     store_errors: Family<ErrorKind, Counter>,
-    models: Mutex<HashMap<String, Arc<ModelFigures>>>,
+    models: Mutex<HashMap<String, Arc<ModelMetrics>>>,
     registry: Registry,
     catalogue: Catalogue,
 }
@@ -111,19 +111,19 @@ pub struct Figures {
 /// The names of metrics as they are exposed, each with its type and what it says.
 pub type Catalogue = Vec<(String, String, &'static str)>;
 
-static FIGURES: LazyLock<Figures> = LazyLock::new(Figures::new);
+static METRICS: LazyLock<Metrics> = LazyLock::new(Metrics::new);
 
-/// The figures of this process.
+/// The metrics of this process.
 #[must_use]
-pub fn figures() -> &'static Figures {
-    &FIGURES
+pub fn metrics() -> &'static Metrics {
+    &METRICS
 }
 
 /// All metrics that there are, those that are read when they are asked for included.
 #[must_use]
 pub fn catalogue() -> Catalogue {
-    let mut all = FIGURES.catalogue.clone();
-    all.extend(super::readings::catalogue());
+    let mut all = METRICS.catalogue.clone();
+    all.extend(super::snapshot::catalogue());
     all
 }
 
@@ -160,9 +160,9 @@ impl Listing {
     }
 }
 
-impl Figures {
+impl Metrics {
     fn new() -> Self {
-        let mut figures = Self {
+        let mut metrics = Self {
             http_requests: Family::default(),
             http_seconds: Family::new_with_constructor(short as fn() -> Histogram),
             batches_ended: Family::default(),
@@ -185,15 +185,15 @@ impl Figures {
         };
         for kind in [OUTAGE, OTHER_ERROR] {
             // Told from the start, so that the first error is seen as a rise.
-            drop(figures.store_errors.get_or_create(&ErrorKind { kind }));
+            drop(metrics.store_errors.get_or_create(&ErrorKind { kind }));
         }
         let Listing {
             registry,
             catalogue,
-        } = figures.list();
-        figures.registry = registry;
-        figures.catalogue = catalogue;
-        figures
+        } = metrics.list();
+        metrics.registry = registry;
+        metrics.catalogue = catalogue;
+        metrics
     }
 
     fn list(&self) -> Listing {
@@ -353,7 +353,7 @@ impl Figures {
 
     /// What is counted for a model; `label` is one of a bounded number.
     #[must_use]
-    pub fn model(&self, label: &str) -> Arc<ModelFigures> {
+    pub fn model(&self, label: &str) -> Arc<ModelMetrics> {
         let mut models = self.models.lock().unwrap_or_else(PoisonError::into_inner);
         if let Some(known) = models.get(label) {
             return known.clone();
@@ -375,9 +375,9 @@ impl Figures {
 
     /// What is counted for an upstream.
     #[must_use]
-    pub fn upstream(&self, name: &str) -> UpstreamFigures {
+    pub fn upstream(&self, name: &str) -> UpstreamMetrics {
         let upstream = || name.to_owned();
-        UpstreamFigures {
+        UpstreamMetrics {
             calls: CallOutcome::ALL.map(|outcome| {
                 self.calls.get_or_create_owned(&UpstreamOutcome {
                     upstream: upstream(),
@@ -403,7 +403,7 @@ impl Figures {
         CallSeconds(self.call_seconds.get_or_create_owned(&labels))
     }
 
-    fn new_model(&self, label: &str) -> ModelFigures {
+    fn new_model(&self, label: &str) -> ModelMetrics {
         let line = |outcome| {
             self.lines.get_or_create_owned(&ModelOutcome {
                 model: label.to_owned(),
@@ -416,7 +416,7 @@ impl Figures {
                 kind,
             })
         };
-        ModelFigures {
+        ModelMetrics {
             completed: line("completed"),
             failed: line("failed"),
             cancelled: line("cancelled"),
@@ -425,7 +425,7 @@ impl Figures {
             cached_tokens: tokens("cached"),
             output_tokens: tokens("output"),
             reasoning_tokens: tokens("reasoning"),
-            lately: Lately::new(),
+            lately: RateMeter::new(),
         }
     }
 }

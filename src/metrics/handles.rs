@@ -5,7 +5,7 @@ use std::time::Duration;
 use prometheus_client::metrics::counter::Counter;
 use prometheus_client::metrics::histogram::Histogram;
 
-use super::lately::Lately;
+use super::rate_meter::RateMeter;
 
 /// How a call to an upstream went.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -71,12 +71,12 @@ impl CallOutcome {
 
 /// What is counted for an upstream.
 #[derive(Debug)]
-pub struct UpstreamFigures {
+pub struct UpstreamMetrics {
     pub(super) calls: [Counter; CallOutcome::ALL.len()],
     pub(super) retries: [Counter; CallOutcome::ALL.len()],
 }
 
-impl UpstreamFigures {
+impl UpstreamMetrics {
     /// A call has ended.
     pub fn called(&self, outcome: CallOutcome) {
         self.calls[outcome as usize].inc();
@@ -100,7 +100,7 @@ impl CallSeconds {
 
 /// What is counted for a model.
 #[derive(Debug)]
-pub struct ModelFigures {
+pub struct ModelMetrics {
     pub(super) completed: Counter,
     pub(super) failed: Counter,
     pub(super) cancelled: Counter,
@@ -109,7 +109,7 @@ pub struct ModelFigures {
     pub(super) cached_tokens: Counter,
     pub(super) output_tokens: Counter,
     pub(super) reasoning_tokens: Counter,
-    pub(super) lately: Lately,
+    pub(super) lately: RateMeter,
 }
 
 /// Lines whose outcome is on disk.
@@ -122,7 +122,7 @@ pub struct Lines {
     pub expired: i64,
 }
 
-impl ModelFigures {
+impl ModelMetrics {
     /// Lines have their outcome on disk.
     pub fn wrote(&self, lines: Lines) {
         add(&self.completed, lines.completed);

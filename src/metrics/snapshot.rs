@@ -10,25 +10,25 @@ use prometheus_client::metrics::counter::Counter;
 use prometheus_client::metrics::family::Family;
 use prometheus_client::metrics::gauge::Gauge;
 
-use super::figures::{Catalogue, Listing, figures};
 use super::process::{self, Process};
+use super::registry::{Catalogue, Listing, metrics};
 
 type Float = Gauge<f64, std::sync::atomic::AtomicU64>;
 
 /// How things stand.
 #[derive(Clone, Debug, Default)]
-pub struct Readings {
+pub struct Snapshot {
     /// What the database told; `None` where it did not answer.
     pub database: Option<Database>,
-    pub process: ProcessReading,
+    pub process: ProcessSnapshot,
 }
 
 /// How things stand in this process.
 #[derive(Clone, Debug, Default)]
-pub struct ProcessReading {
+pub struct ProcessSnapshot {
     /// The token of its lease, where it works. Not to be shown.
     pub token: Option<std::sync::Arc<str>>,
-    pub upstreams: Vec<UpstreamReading>,
+    pub upstreams: Vec<UpstreamSnapshot>,
     pub lanes: Vec<Lane>,
     pub budget_used: usize,
     pub budget_limit: usize,
@@ -61,7 +61,7 @@ pub struct QueueOfModel {
 
 /// How an upstream is, as this process sees it.
 #[derive(Clone, Debug)]
-pub struct UpstreamReading {
+pub struct UpstreamSnapshot {
     pub name: String,
     /// `up`, `down` or `aside`.
     pub state: &'static str,
@@ -72,12 +72,12 @@ pub struct UpstreamReading {
     pub share: usize,
     /// How many all processes may have together.
     pub limit: usize,
-    pub closed: Vec<ClosedReading>,
+    pub closed: Vec<ClosedSnapshot>,
 }
 
 /// A model at an upstream that takes no lines now, or that is being tried with one.
 #[derive(Clone, Debug)]
-pub struct ClosedReading {
+pub struct ClosedSnapshot {
     pub model: String,
     pub reason: &'static str,
     pub cause: String,
@@ -127,10 +127,10 @@ struct Status {
 ///
 /// # Errors
 /// When the text cannot be written, which does not happen with a string.
-pub fn exposition(readings: &Readings) -> Result<String, fmt::Error> {
+pub fn exposition(snapshot: &Snapshot) -> Result<String, fmt::Error> {
     let mut text = String::with_capacity(16 << 10);
-    encode_registry(&mut text, figures().registry())?;
-    encode_registry(&mut text, &list(readings, process::read()).registry)?;
+    encode_registry(&mut text, metrics().registry())?;
+    encode_registry(&mut text, &list(snapshot, process::read()).registry)?;
     encode_eof(&mut text)?;
     Ok(text)
 }
@@ -141,24 +141,24 @@ pub(super) fn catalogue() -> Catalogue {
         resident_bytes: Some(0),
         open_fds: Some(0),
     };
-    let readings = Readings {
+    let snapshot = Snapshot {
         database: Some(Database::default()),
-        ..Readings::default()
+        ..Snapshot::default()
     };
-    list(&readings, full).catalogue
+    list(&snapshot, full).catalogue
 }
 
-fn list(readings: &Readings, process: Process) -> Listing {
+fn list(snapshot: &Snapshot, process: Process) -> Listing {
     let mut list = Listing::default();
     list.add(
         "nightshift_database_up",
         "Whether the database answered: 1 or 0. Where it is 0, what is read from it is left out.",
-        gauge(f64::from(u8::from(readings.database.is_some()))),
+        gauge(f64::from(u8::from(snapshot.database.is_some()))),
     );
-    if let Some(database) = &readings.database {
+    if let Some(database) = &snapshot.database {
         list_database(&mut list, database);
     }
-    let of_process = &readings.process;
+    let of_process = &snapshot.process;
     list_upstreams(&mut list, &of_process.upstreams);
     list_lanes(&mut list, &of_process.lanes);
     list.add(
@@ -237,7 +237,7 @@ fn list_database(list: &mut Listing, database: &Database) {
     );
 }
 
-fn list_upstreams(list: &mut Listing, upstreams: &[UpstreamReading]) {
+fn list_upstreams(list: &mut Listing, upstreams: &[UpstreamSnapshot]) {
     let states = Family::<UpstreamState, Gauge>::default();
     let [in_flight, share, limit] = [(); 3].map(|()| Family::<Upstream, Gauge>::default());
     for upstream in upstreams {
