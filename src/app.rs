@@ -17,7 +17,7 @@ use crate::api::server::Threads;
 use crate::api::{self, Api};
 use crate::config::{Config, Role};
 use crate::domain::clock::Clock;
-use crate::store::{Engine, OpenOptions, Store};
+use crate::store::{self, Engine, Store};
 use crate::telemetry;
 use crate::transfer::UploadBudget;
 use crate::upstream::{ModelInfo, Options, Pool};
@@ -58,15 +58,13 @@ impl App {
     pub async fn start(config: &Config, clock: Clock) -> anyhow::Result<App> {
         judge_role(config)?;
         let role = config.server.role;
-        let patience = config.database.start_timeout;
-        let apart = connections_of_http(role, config.database.max_connections);
-        let options = OpenOptions {
-            apart,
-            patience,
+        let database = store::Settings {
+            http_connections: connections_of_http(role, config.database.max_connections),
+            open_timeout: config.database.start_timeout,
             exclusive: true,
-            ..open_options(config)
+            ..store_settings(config)
         };
-        let store = open_store_with(&options, config, clock.clone()).await?;
+        let store = open_store_with(&database, config, clock.clone()).await?;
         let auth = Arc::new(auth(config, &store).await?);
         let listener = TcpListener::bind(&config.server.listen)
             .await
@@ -98,7 +96,7 @@ impl App {
         let resets = pool.clone();
         let api = Api {
             reset: Arc::new(move |name| resets.reset(name)),
-            store: store.apart(),
+            store: store.http_pool(),
             clock,
             limits: Arc::new(config.limits.clone()),
             retention: Arc::new(config.retention.clone()),
@@ -147,7 +145,7 @@ impl App {
             name = failed(self.worker.as_mut()) => {
                 Some(format!("the duty {name} failed; what was accepted is safe"))
             }
-            superseded = self.store.superseded() => Some(superseded.to_string()),
+            newer = self.store.schema_too_new() => Some(newer.to_string()),
         };
         if let Some(cause) = &failed {
             tracing::error!("{cause}");
@@ -231,46 +229,42 @@ fn shown(model: ModelInfo) -> Model {
 /// # Errors
 /// When it cannot be used.
 pub async fn open_store(config: &Config, clock: Clock) -> anyhow::Result<Store> {
-    open_store_with(&open_options(config), config, clock).await
+    open_store_with(&store_settings(config), config, clock).await
 }
 
-/// The same, for a command that does a server's work.
+/// [`open_store`] for a command that does a server's work.
 ///
 /// # Errors
 /// As [`open_store`], and where a server has the SQLite file.
 pub async fn open_store_alone(config: &Config, clock: Clock) -> anyhow::Result<Store> {
-    let options = OpenOptions {
+    let settings = store::Settings {
         exclusive: true,
-        ..open_options(config)
+        ..store_settings(config)
     };
-    open_store_with(&options, config, clock).await
+    open_store_with(&settings, config, clock).await
 }
 
-fn open_options(config: &Config) -> OpenOptions {
-    let database = &config.database;
-    OpenOptions {
-        connections: database.max_connections,
-        apart: 0,
-        statement_timeout: database.statement_timeout,
-        patience: COMMAND_PATIENCE,
-        pooler: database.pooler,
-        exclusive: false,
+/// How a command opens the database.
+fn store_settings(config: &Config) -> store::Settings {
+    store::Settings {
+        open_timeout: COMMAND_PATIENCE,
+        ..config.database.store_settings()
     }
 }
 
 async fn open_store_with(
-    options: &OpenOptions,
+    settings: &store::Settings,
     config: &Config,
     clock: Clock,
 ) -> anyhow::Result<Store> {
     let database = &config.database;
     match database.sqlite_path() {
         Some(path) => {
-            let opened = Store::open_file(path, options, clock).await;
+            let opened = Store::open_file(path, settings, clock).await;
             opened.with_context(|| format!("cannot use {}", path.display()))
         }
         None => {
-            let opened = Store::open_with(database.url.expose_secret(), options, clock).await;
+            let opened = Store::open_with(database.url.expose_secret(), settings, clock).await;
             // Its URL may hold a password, which is not shown.
             opened.with_context(|| format!("cannot use the database {}", database.shown()))
         }

@@ -7,6 +7,7 @@ use secrecy::{ExposeSecret, SecretString};
 
 use super::reader::Reader;
 use super::shown::shown_url;
+use crate::store;
 
 /// More would only queue inside the database.
 const CONNECTIONS_MAX: u64 = 1_000;
@@ -53,6 +54,18 @@ impl Database {
             start_timeout: start_timeout.unwrap_or_default(),
             statement_timeout: statement_timeout.unwrap_or_default(),
             pooler: pooler.unwrap_or_default(),
+        }
+    }
+
+    /// How the store opens the database, without what depends on who opens it: how long to wait
+    /// for the database, HTTP's connections, and the lock on a file.
+    #[must_use]
+    pub fn store_settings(&self) -> store::Settings {
+        store::Settings {
+            connections: self.max_connections,
+            statement_timeout: self.statement_timeout,
+            pooler: self.pooler,
+            ..store::Settings::default()
         }
     }
 

@@ -1,12 +1,21 @@
 //! Batches: created, validated, read, brought to their end.
 
+mod accept;
+mod batch;
+mod create;
+mod end;
 mod finalize;
 mod overview;
 mod read;
+mod state;
 mod validate;
 
+pub use accept::{Begun, Settled, Verdict};
+pub use batch::{Batch, BatchRow, NewBatch};
+pub(in crate::store) use batch::{CountsSum, summed};
+pub use end::Cancel;
 pub use finalize::Finished;
 pub use overview::{LiveBatch, Queue, ReplicaLease};
-pub use read::{Batch, BatchRow, Cancel, NewBatch};
-pub(in crate::store) use read::{CountsRow, stage, summed};
-pub use validate::{Begun, Input, Settled, Unvalidated, Verdict};
+pub(in crate::store) use read::stages_in;
+pub(in crate::store) use state::from_columns;
+pub use validate::{Input, Unvalidated};

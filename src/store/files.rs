@@ -1,15 +1,20 @@
 //! Files and their bytes: uploaded, found, read, hidden, removed.
 
+mod bytes;
 mod chunks;
 mod file;
+mod removal;
 mod retention;
 mod segments;
 mod uploads;
 
+pub(in crate::store) use bytes::{
+    NewSegment, SegmentKey, SegmentTable, read_data_in, read_pieces_in, read_tables_in,
+    write_segments,
+};
 pub use chunks::{Piece, StoredChunk};
 pub use file::{Order, Page, StoredFile};
 pub use retention::Purged;
-pub(in crate::store) use retention::each;
 pub use segments::Segment;
 pub(in crate::store) use segments::{decode_sizes, encode_sizes};
 pub use uploads::{NewUpload, PublishedUpload};

@@ -7,5 +7,3 @@ mod wakeups;
 
 pub use replicas::{Incumbent, Replica};
 pub use shares::{GateRow, ShareBook, ShareEntry};
-pub(in crate::store) use wakeups::Wake;
-pub use wakeups::Who;

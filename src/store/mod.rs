@@ -4,6 +4,7 @@
 
 mod audit;
 mod batches;
+mod each;
 mod engine;
 mod error;
 mod files;
@@ -16,11 +17,11 @@ pub use batches::{
     Batch, BatchRow, Begun, Cancel, Finished, Input, LiveBatch, NewBatch, Queue, ReplicaLease,
     Settled, Unvalidated, Verdict,
 };
-pub use engine::{Engine, OpenOptions, Store};
+pub use engine::{Engine, Settings, Store, Who};
 pub use error::{Error, Result};
 pub use files::{
     NewUpload, Order, Page, Piece, PublishedUpload, Purged, Segment, StoredChunk, StoredFile,
 };
-pub use fleet::{GateRow, Incumbent, Replica, ShareBook, ShareEntry, Who};
+pub use fleet::{GateRow, Incumbent, Replica, ShareBook, ShareEntry};
 pub use tenants::{ApiKey, Claim, Claimed, KnownKey, Remembered};
 pub use work::{Backlog, Deaths, FlushReply, LeasedUnit, Tally, UnitFlush};

@@ -2,15 +2,17 @@
 
 use std::collections::BTreeMap;
 
-use sqlx::{AssertSqlSafe, FromRow};
+use sqlx::FromRow;
 
 use super::lines::{ByKind, ChunkLines};
+use super::report::{Audit, count};
 use super::window::{Window, next_chunk};
-use super::{Audit, Result, Tx, count, within};
 use crate::domain::batch::Status;
 use crate::domain::file::Kind;
 use crate::domain::usage::Usage;
-use crate::store::batches::{self, CountsRow};
+use crate::store::Result;
+use crate::store::batches::{CountsSum, summed};
+use crate::store::engine::{Tx, in_tx, sql};
 use crate::store::files::decode_sizes;
 
 #[derive(FromRow)]
@@ -38,7 +40,7 @@ pub(super) struct Head {
     pub total: i64,
     input_file_id: String,
     names: [Option<String>; 2],
-    counts: CountsRow,
+    counts: CountsSum,
     files: Vec<FileRow>,
 }
 
@@ -86,7 +88,7 @@ impl Head {
 
 impl Audit<'_> {
     pub(super) async fn batch(&mut self, id: &str) -> Result<()> {
-        let mut tx = self.store.snapshot().await?;
+        let mut tx = self.store.begin_snapshot().await?;
         let Some(head) = self.head(&mut tx, id).await? else {
             return Ok(());
         };
@@ -116,7 +118,7 @@ impl Audit<'_> {
     }
 
     async fn head(&mut self, tx: &mut Tx, id: &str) -> Result<Option<Head>> {
-        let row: Option<HeadRow> = within!(&mut *tx, c => {
+        let row: Option<HeadRow> = in_tx!(&mut *tx, |c| {
             sqlx::query_as(
                 "-- audit_batch
                  SELECT status, total, input_file_id, output_file_id, error_file_id
@@ -131,15 +133,15 @@ impl Audit<'_> {
             self.fault(format!("batch {id}: unknown state {}", row.status));
             return Ok(None);
         };
-        let sql = format!(
+        let sql = sql!(
             "-- audit_counts
-             SELECT {} FROM batch_counts WHERE batch_id = $1",
-            batches::summed()
+             SELECT {summed} FROM batch_counts WHERE batch_id = $1",
+            summed = summed()
         );
-        let counts: CountsRow = within!(&mut *tx, c => {
-            sqlx::query_as(AssertSqlSafe(sql)).bind(id).fetch_one(c).await?
+        let counts: CountsSum = in_tx!(&mut *tx, |c| {
+            sqlx::query_as(sql).bind(id).fetch_one(c).await?
         });
-        let files: Vec<FileRow> = within!(&mut *tx, c => {
+        let files: Vec<FileRow> = in_tx!(&mut *tx, |c| {
             sqlx::query_as(
                 "-- audit_made_files
                  SELECT id, COALESCE(kind, '') AS kind, state, bytes, chunk_sizes FROM files
@@ -173,7 +175,7 @@ impl Audit<'_> {
         else {
             return Ok(());
         };
-        let requests: Vec<(i64, i64)> = within!(tx, c => {
+        let requests: Vec<(i64, i64)> = in_tx!(tx, |c| {
             sqlx::query_as(
                 "-- audit_requests
                  SELECT chunk_no, CAST(SUM(requests) AS BIGINT) FROM chunk_models m
@@ -210,7 +212,7 @@ impl Audit<'_> {
     }
 
     fn counts(&mut self, head: &Head, found: &Found) {
-        let CountsRow {
+        let CountsSum {
             completed,
             failed,
             cancelled,

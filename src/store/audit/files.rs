@@ -1,9 +1,10 @@
 //! Uploaded files: is all of their content there, and can it be read?
 
-use sqlx::FromRow;
-
-use super::{Audit, Result, within};
+use super::report::Audit;
 use crate::codec;
+use crate::store::Result;
+use crate::store::engine::in_tx;
+use crate::store::files::read_pieces_in;
 
 /// Pieces of a file that are read at once: each has at most 1 MiB of raw bytes.
 const PIECES: i64 = 16;
@@ -16,15 +17,6 @@ const LIST_FILES: &str = "-- audit_files
            WHERE b.input_file_id = f.id
            AND b.status IN ('in_progress', 'finalizing', 'cancelling')))
     ORDER BY id LIMIT $3";
-
-#[derive(FromRow)]
-struct PieceRow {
-    chunk_no: i64,
-    piece_no: i64,
-    byte_offset: i64,
-    bytes: i64,
-    data: Vec<u8>,
-}
 
 impl Audit<'_> {
     pub(super) async fn files(&mut self) -> Result<()> {
@@ -43,9 +35,9 @@ impl Audit<'_> {
     }
 
     async fn file(&mut self, id: &str) -> Result<()> {
-        let mut tx = self.store.snapshot().await?;
+        let mut tx = self.store.begin_snapshot().await?;
         // Looked at again: it may have gone since it was listed.
-        let size: Option<(i64,)> = within!(&mut tx, c => {
+        let size: Option<(i64,)> = in_tx!(&mut tx, |c| {
             sqlx::query_as(
                 "-- audit_file
                  SELECT bytes FROM files f
@@ -60,20 +52,7 @@ impl Audit<'_> {
         let Some((size,)) = size else { return Ok(()) };
         let (mut chunk, mut piece, mut offset) = (0, -1, 0);
         loop {
-            let rows: Vec<PieceRow> = within!(&mut tx, c => {
-                sqlx::query_as(
-                    "-- audit_pieces
-                     SELECT chunk_no, piece_no, byte_offset, bytes, data FROM chunks
-                     WHERE file_id = $1 AND (chunk_no, piece_no) > ($2, $3)
-                     ORDER BY chunk_no, piece_no LIMIT $4",
-                )
-                .bind(id)
-                .bind(chunk)
-                .bind(piece)
-                .bind(PIECES)
-                .fetch_all(c)
-                .await?
-            });
+            let rows = read_pieces_in(&mut tx, id, (chunk, piece), PIECES).await?;
             let Some(last) = rows.last() else { break };
             (chunk, piece) = (last.chunk_no, last.piece_no);
             for row in &rows {

@@ -3,9 +3,9 @@
 use std::collections::BTreeMap;
 use std::time::{Duration, Instant};
 
-use sqlx::AssertSqlSafe;
-
-use super::{Audit, Result, count, on};
+use super::report::{Audit, count};
+use crate::store::Result;
+use crate::store::engine::{on_pool, sql};
 
 /// How long a server may take to sweep what a process has left that died.
 const SWEPT_WITHIN_MS: i64 = 10 * 60 * 1000;
@@ -38,16 +38,15 @@ pub(super) struct Strays {
 impl Audit<'_> {
     /// Units whose owner is gone.
     pub(super) async fn strays(&mut self) -> Result<Strays> {
-        let owners: Vec<(String, i64)> = on!(self.store.reader(), c => {
-            sqlx::query_as(AssertSqlSafe(format!(
-                "-- audit_strays
+        let sql = sql!(
+            "-- audit_strays
                  SELECT owner, COUNT(*) FROM units
                  WHERE state = 'leased' AND owner IS NOT NULL AND owner NOT IN
-                    (SELECT token FROM replicas WHERE lease_until >= {}) GROUP BY owner",
-                self.store.engine().now_ms()
-            )))
-            .fetch_all(c)
-            .await?
+                    (SELECT token FROM replicas WHERE lease_until >= {now}) GROUP BY owner",
+            now = self.store.engine().now_ms()
+        );
+        let owners: Vec<(String, i64)> = on_pool!(self.store.reader(), |c| {
+            sqlx::query_as(sql).fetch_all(c).await?
         });
         Ok(Strays {
             owners: owners.into_iter().collect(),
@@ -94,13 +93,12 @@ impl Audit<'_> {
 
     /// When the server that has run for longest was started; `None` where none runs.
     async fn oldest_server(&self) -> Result<Option<i64>> {
-        let (started,): (Option<i64>,) = on!(self.store.reader(), c => {
-            sqlx::query_as(AssertSqlSafe(format!(
-                "-- audit_servers\nSELECT MIN(started_at) FROM replicas WHERE lease_until >= {}",
-                self.store.engine().now_ms()
-            )))
-            .fetch_one(c)
-            .await?
+        let sql = sql!(
+            "-- audit_servers\nSELECT MIN(started_at) FROM replicas WHERE lease_until >= {now}",
+            now = self.store.engine().now_ms()
+        );
+        let (started,): (Option<i64>,) = on_pool!(self.store.reader(), |c| {
+            sqlx::query_as(sql).fetch_one(c).await?
         });
         Ok(started)
     }
@@ -148,11 +146,9 @@ impl Audit<'_> {
         ];
         for chore in chores {
             let due = now.saturating_sub(chore.within);
-            let overdue: Vec<(String,)> = on!(self.store.reader(), c => {
-                sqlx::query_as(AssertSqlSafe(format!("-- audit_overdue\n{}", chore.sql)))
-                    .bind(due)
-                    .fetch_all(c)
-                    .await?
+            let sql = sql!("-- audit_overdue\n{look}", look = chore.sql);
+            let overdue: Vec<(String,)> = on_pool!(self.store.reader(), |c| {
+                sqlx::query_as(sql).bind(due).fetch_all(c).await?
             });
             // A server that has only just begun cannot have done it yet.
             if oldest.is_some_and(|oldest| oldest < due) {

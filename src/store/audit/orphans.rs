@@ -1,9 +1,9 @@
 //! Rows that belong to nothing. Each statement sees one moment, and no transaction ever leaves
 //! such a row.
 
-use sqlx::AssertSqlSafe;
-
-use super::{Audit, Result, count, on, within};
+use super::report::{Audit, count};
+use crate::store::Result;
+use crate::store::engine::{in_tx, on_pool, sql};
 
 /// What a row of which kind is a fault, by the id of what it should belong to. Each query gives
 /// that id and a number of rows.
@@ -92,12 +92,10 @@ impl Audit<'_> {
     /// Looks for rows whose file or batch is gone.
     pub(super) async fn orphans(&mut self) -> Result<()> {
         for (owner, what, sql) in ORPHANS {
-            let mut tx = self.store.snapshot().await?;
-            let rows: Vec<(String, i64)> = within!(&mut tx, c => {
-                sqlx::query_as(AssertSqlSafe(format!("-- audit_orphans\n{sql}")))
-                    .fetch_all(c)
-                    .await?
-            });
+            let mut tx = self.store.begin_snapshot().await?;
+            let sql = sql!("-- audit_orphans\n{sql}", sql);
+            let rows: Vec<(String, i64)> =
+                in_tx!(&mut tx, |c| sqlx::query_as(sql).fetch_all(c).await?);
             tx.commit().await?;
             for (id, rows) in rows {
                 // The noun is the first word.
@@ -110,7 +108,7 @@ impl Audit<'_> {
 
     /// A unit that is leased names who holds it.
     async fn unnamed_owners(&mut self) -> Result<()> {
-        let rows: Vec<(String, i64)> = on!(self.store.reader(), c => {
+        let rows: Vec<(String, i64)> = on_pool!(self.store.reader(), |c| {
             sqlx::query_as(
                 "-- audit_unnamed
                  SELECT batch_id, COUNT(*) FROM units

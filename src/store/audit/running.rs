@@ -4,8 +4,10 @@ use std::collections::BTreeMap;
 
 use super::batch::{Found, Head};
 use super::lines::{ChunkLines, UnitLines};
+use super::report::{Audit, count};
 use super::window::{UnitRow, Window};
-use super::{Audit, Result, Tx, count, within};
+use crate::store::Result;
+use crate::store::engine::{Tx, in_tx};
 
 impl Audit<'_> {
     /// Units of a batch that runs, beside their segments.
@@ -35,11 +37,13 @@ impl Audit<'_> {
 
     /// The backlog has a row for each model, with as many units as wait.
     pub(super) async fn backlog(&mut self, tx: &mut Tx, head: &Head, found: &Found) -> Result<()> {
-        let rows: Vec<(i64, i64)> = within!(tx, c => {
-            sqlx::query_as("-- audit_backlog\nSELECT model_no, waiting FROM backlog WHERE batch_id = $1")
-                .bind(&head.id)
-                .fetch_all(c)
-                .await?
+        let rows: Vec<(i64, i64)> = in_tx!(tx, |c| {
+            sqlx::query_as(
+                "-- audit_backlog\nSELECT model_no, waiting FROM backlog WHERE batch_id = $1",
+            )
+            .bind(&head.id)
+            .fetch_all(c)
+            .await?
         });
         let rows: BTreeMap<i64, i64> = rows.into_iter().collect();
         for (model, waiting) in &found.waiting {

@@ -6,10 +6,13 @@ use std::ops::Range;
 use sqlx::FromRow;
 
 use super::lines::{self, ChunkLines};
-use super::{Audit, Result, Tx, within};
+use super::report::Audit;
 use crate::codec::segment::Table;
 use crate::domain::unit::Bitmap;
 use crate::domain::usage::Usage;
+use crate::store::Result;
+use crate::store::engine::{Tx, in_tx};
+use crate::store::files::{SegmentTable, read_data_in, read_tables_in};
 
 /// Chunks in a window.
 const CHUNKS: i64 = 16;
@@ -29,15 +32,6 @@ pub(super) struct UnitRow {
     pub error_bytes: i64,
 }
 
-#[derive(FromRow)]
-struct TableRow {
-    chunk_no: i64,
-    model_no: i64,
-    flush_no: i64,
-    entries: Vec<u8>,
-    bytes: i64,
-}
-
 /// Some chunks of a batch.
 #[derive(Default)]
 pub(super) struct Window {
@@ -49,7 +43,7 @@ pub(super) struct Window {
 
 /// The first chunk from `from` on that has units or segments.
 pub(super) async fn next_chunk(tx: &mut Tx, batch_id: &str, from: i64) -> Result<Option<i64>> {
-    let (chunk,): (Option<i64>,) = within!(tx, c => {
+    let (chunk,): (Option<i64>,) = in_tx!(tx, |c| {
         sqlx::query_as(
             "-- audit_next_chunk
              SELECT MIN(chunk_no) FROM
@@ -79,7 +73,7 @@ impl Audit<'_> {
             units: units(tx, batch_id, first..end).await?,
             ..Window::default()
         };
-        let rows = tables(tx, batch_id, first..end).await?;
+        let rows = read_tables_in(tx, batch_id, first..end).await?;
         let mut rows = rows.as_slice();
         while !rows.is_empty() {
             let mut bytes = 0;
@@ -89,7 +83,8 @@ impl Audit<'_> {
             });
             let (these, rest) = rows.split_at(fits.count().max(1));
             rows = rest;
-            let data = data(tx, batch_id, these).await?;
+            let Some(last) = these.last() else { break };
+            let data = read_data_in(tx, batch_id, these[0].key..=last.key).await?;
             for (row, data) in these.iter().zip(&data) {
                 self.segment(&mut window, batch_id, row, data);
             }
@@ -97,10 +92,10 @@ impl Audit<'_> {
         Ok((window, end))
     }
 
-    fn segment(&mut self, window: &mut Window, batch_id: &str, row: &TableRow, data: &[u8]) {
+    fn segment(&mut self, window: &mut Window, batch_id: &str, row: &SegmentTable, data: &[u8]) {
         let at = format!(
             "batch {batch_id}: segment {}/{}/{}",
-            row.chunk_no, row.model_no, row.flush_no
+            row.key.chunk_no, row.key.model_no, row.key.flush_no
         );
         let table = match Table::decode(&row.entries) {
             Ok(table) => table,
@@ -110,8 +105,8 @@ impl Audit<'_> {
             Ok(usage) => window.usage += usage,
             Err(error) => self.fault(format!("{at} cannot be read: {error}")),
         }
-        let chunk = window.chunks.entry(row.chunk_no).or_default();
-        for fault in chunk.add(row.model_no, row.flush_no, &table) {
+        let chunk = window.chunks.entry(row.key.chunk_no).or_default();
+        for fault in chunk.add(row.key.model_no, row.key.flush_no, &table) {
             self.fault(format!("{at}: {fault}"));
         }
         self.audited.segments += 1;
@@ -133,7 +128,7 @@ impl UnitRow {
 }
 
 async fn units(tx: &mut Tx, batch_id: &str, chunks: Range<i64>) -> Result<Vec<UnitRow>> {
-    Ok(within!(tx, c => {
+    Ok(in_tx!(tx, |c| {
         sqlx::query_as(
             "-- audit_units
              SELECT chunk_no, model_no, state, flush_no, requests, done, output_bytes, error_bytes
@@ -146,46 +141,4 @@ async fn units(tx: &mut Tx, batch_id: &str, chunks: Range<i64>) -> Result<Vec<Un
         .fetch_all(c)
         .await?
     }))
-}
-
-async fn tables(tx: &mut Tx, batch_id: &str, chunks: Range<i64>) -> Result<Vec<TableRow>> {
-    Ok(within!(tx, c => {
-        sqlx::query_as(
-            "-- audit_tables
-             SELECT chunk_no, model_no, flush_no, entries, CAST(length(data) AS BIGINT) AS bytes
-             FROM segments WHERE batch_id = $1 AND chunk_no >= $2 AND chunk_no < $3
-             ORDER BY chunk_no, model_no, flush_no",
-        )
-        .bind(batch_id)
-        .bind(chunks.start)
-        .bind(chunks.end)
-        .fetch_all(c)
-        .await?
-    }))
-}
-
-/// The data of segments that stand together.
-async fn data(tx: &mut Tx, batch_id: &str, rows: &[TableRow]) -> Result<Vec<Vec<u8>>> {
-    let (Some(first), Some(last)) = (rows.first(), rows.last()) else {
-        return Ok(Vec::new());
-    };
-    let data: Vec<(Vec<u8>,)> = within!(tx, c => {
-        sqlx::query_as(
-            "-- audit_data
-             SELECT data FROM segments WHERE batch_id = $1
-                AND (chunk_no, model_no, flush_no) >= ($2, $3, $4)
-                AND (chunk_no, model_no, flush_no) <= ($5, $6, $7)
-             ORDER BY chunk_no, model_no, flush_no",
-        )
-        .bind(batch_id)
-        .bind(first.chunk_no)
-        .bind(first.model_no)
-        .bind(first.flush_no)
-        .bind(last.chunk_no)
-        .bind(last.model_no)
-        .bind(last.flush_no)
-        .fetch_all(c)
-        .await?
-    });
-    Ok(data.into_iter().map(|(data,)| data).collect())
 }

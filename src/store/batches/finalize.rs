@@ -1,22 +1,19 @@
-//! The steps of a batch's life that duties take once it runs: drained, published, at its window's
-//! end.
+//! Bringing a batch to its end once all its lines are done: its files are published, and its units
+//! are removed.
 //!
 //! Queries over live batches repeat the condition of their partial index word for word: SQLite
 //! uses it only then.
 
 use std::collections::BTreeSet;
 
-use sqlx::AssertSqlSafe;
-
-use super::read::{lock_free_stage, lock_stage, set_stage};
-use crate::domain::batch::{Counts, Event, Status};
+use super::state::{self, IfLocked};
+use crate::domain::batch::Event;
 use crate::domain::file::{Kind, Purpose};
 use crate::domain::id;
-use crate::metrics::metrics;
-use crate::store::engine::{Tx, on, values, within};
-use crate::store::files::each;
+use crate::store::each::each;
+use crate::store::engine::{Rows, Tx, Value, bind_each, bind_rows, in_tx, list, on_pool, sql};
 use crate::store::files::encode_sizes;
-use crate::store::{Result, Store, Who};
+use crate::store::{Result, Store};
 
 /// Batches looked at in one round of a duty.
 const ROUND: i64 = 100;
@@ -37,51 +34,12 @@ pub enum Finished {
 }
 
 impl Store {
-    /// Ends the window of batches whose time is up: what has not run will not. Returns how many
-    /// there were.
-    ///
-    /// # Errors
-    /// When the database fails.
-    pub async fn end_windows(&self) -> Result<usize> {
-        let sql = format!(
-            "-- end_windows
-             SELECT id FROM batches
-             WHERE status IN ('validating', 'in_progress', 'finalizing', 'cancelling')
-               AND status IN ('validating', 'in_progress') AND ending IS NULL
-               AND expires_at <= {} LIMIT $2",
-            self.now_sql(1)
-        );
-        let ids: Vec<(String,)> = on!(self.reader(), c => {
-            sqlx::query_as(AssertSqlSafe(sql))
-            .bind(self.offset_ms())
-            .bind(ROUND)
-            .fetch_all(c)
-            .await?
-        });
-        let ended = each("end_windows", &ids, |id| self.end_window(id)).await;
-        if !ids.is_empty() {
-            // Whoever holds units of them concludes their lines.
-            self.wake_all(Who::Supplies);
-        }
-        ended
-    }
-
-    async fn end_window(&self, id: &str) -> Result<()> {
-        let mut tx = self.begin().await?;
-        let step = self.step(&mut tx, id, Event::WindowEnded).await?;
-        tx.commit().await?;
-        if let Some(step) = step {
-            step.tell(id, None);
-        }
-        Ok(())
-    }
-
     /// Batches with nothing left to run that are not ended yet.
     ///
     /// # Errors
     /// When the database fails.
     pub async fn drained(&self) -> Result<Vec<String>> {
-        let rows: Vec<(String,)> = on!(self.reader(), c => {
+        let rows: Vec<(String,)> = on_pool!(self.reader(), |c| {
             sqlx::query_as(
                 "-- drained
                  SELECT id FROM batches b
@@ -105,20 +63,19 @@ impl Store {
         let batches: Vec<&String> = batches.iter().collect();
         let mut drained = Vec::new();
         for batches in batches.chunks(NAMED_BATCHES_MAX) {
-            let sql = format!(
+            let sql = sql!(
                 "-- drained_of
                  SELECT id FROM batches b
-                 WHERE id IN {} AND status IN ('in_progress', 'finalizing', 'cancelling')
+                 WHERE id IN {ids} AND status IN ('in_progress', 'finalizing', 'cancelling')
                    AND NOT EXISTS
                     (SELECT 1 FROM units u WHERE u.batch_id = b.id AND u.state <> 'done')",
-                values(1, 1, batches.len())
+                ids = list(1, batches.len())
             );
-            let rows: Vec<(String,)> = on!(self.reader(), c => {
-                let mut query = sqlx::query_as(AssertSqlSafe(sql)).persistent(false);
-                for batch in batches {
-                    query = query.bind(*batch);
-                }
-                query.fetch_all(c).await?
+            let rows: Vec<(String,)> = on_pool!(self.reader(), |c| {
+                let look = sqlx::query_as(sql).persistent(false);
+                bind_each!(look, batches.iter().copied())
+                    .fetch_all(c)
+                    .await?
             });
             drained.extend(rows.into_iter().map(|(id,)| id));
         }
@@ -132,61 +89,56 @@ impl Store {
     /// When the database fails.
     pub async fn finish_batch(&self, batch_id: &str) -> Result<Finished> {
         let mut tx = self.begin().await?;
-        // The batch's row is taken first: then nobody else is about to end it.
-        let Some(mut stage) = lock_free_stage(&mut tx, self, batch_id).await? else {
+        // The batch's row is locked first: then nobody else is about to end the batch.
+        let Some(mut batch) = state::lock(&mut tx, batch_id, IfLocked::Skip).await? else {
             return Ok(Finished::Busy);
         };
-        if stage.status.is_terminal() || !is_drained(&mut tx, batch_id).await? {
+        if batch.stage.status.is_terminal() || !is_drained(&mut tx, batch_id).await? {
             return Ok(Finished::NotYet);
         }
-        if let Some(next) = stage.after(Event::Drained) {
-            set_stage(&mut tx, batch_id, stage, next, self.now_ms()).await?;
+        let drained = state::advance(&mut tx, &batch, Event::Drained, self.now_ms()).await?;
+        if let Some(drained) = drained {
             tx.commit().await?;
-            let (from, to) = (stage.status, next.status);
-            Step { from, to }.tell(batch_id, None);
+            drained.announce();
             tx = self.begin().await?;
-            match lock_free_stage(&mut tx, self, batch_id).await? {
-                Some(after) => stage = after,
+            match state::lock(&mut tx, batch_id, IfLocked::Skip).await? {
+                Some(again) => batch = again,
                 None => return Ok(Finished::Busy),
             }
         }
         // No unit is open, and none that is done is opened again.
-        let Some(next) = stage.after(Event::Published) else {
+        if batch.stage.after(Event::Published).is_none() {
             // It does not run yet, or another process has ended it, and removes its units as well.
             return Ok(Finished::NotYet);
-        };
-        set_stage(&mut tx, batch_id, stage, next, self.now_ms()).await?;
-        self.publish_files(&mut tx, batch_id).await?;
-        within!(&mut tx, c => {
-            sqlx::query("-- finish_batch_backlog\nDELETE FROM backlog WHERE batch_id = $1")
+        }
+        let [output, error] = self.publish_files(&mut tx, batch_id).await?;
+        let files = [
+            ("output_file_id", Value::from(&output)),
+            ("error_file_id", Value::from(&error)),
+        ];
+        let step = [(&batch, files)];
+        let ended = state::advance_all(&mut tx, Event::Published, self.now_ms(), &step).await?;
+        in_tx!(&mut tx, |c| {
+            sqlx::query("-- finalize_batch_backlog\nDELETE FROM backlog WHERE batch_id = $1")
                 .bind(batch_id)
                 .execute(c)
                 .await?;
         });
         tx.commit().await?;
         // The batch has ended, whether its counts can be read for the log or not.
-        let counts = self.counts(batch_id).await;
-        let (from, to) = (stage.status, next.status);
-        Step { from, to }.tell(batch_id, counts.as_ref().ok());
+        let counts = self.counts(batch_id).await.ok();
+        for ended in ended {
+            ended.with_counts(counts).announce();
+        }
         self.remove_units(batch_id).await?;
         Ok(Finished::Ended)
     }
 
     /// Writes the rows of the output and the error file, each with how many of its bytes every
-    /// chunk gave, so that a range can be found. A file of no bytes is not made.
-    async fn publish_files(&self, tx: &mut Tx, batch_id: &str) -> Result<()> {
-        let now = self.now_sql(6);
-        let insert = format!(
-            "-- publish_files
-             INSERT INTO files (id, tenant, purpose, filename, bytes, created_at,
-                expires_at, state, touched_at, batch_id, kind, chunk_sizes)
-             SELECT $2, tenant, $3, $4, $5, {now},
-                CASE WHEN output_expires_seconds > 0
-                    THEN {now} + output_expires_seconds * 1000 END,
-                'ready', {now}, id, $7, $8
-             FROM batches WHERE id = $1"
-        );
-        let sizes: Vec<(i64, i64, i64)> = within!(&mut *tx, c => {
+    /// chunk gave, so that a range can be found. Returns the two files' ids. A file of no
+    /// bytes is not made.
+    async fn publish_files(&self, tx: &mut Tx, batch_id: &str) -> Result<[Option<String>; 2]> {
+        let sizes: Vec<(i64, i64, i64)> = in_tx!(&mut *tx, |c| {
             sqlx::query_as(
                 "-- publish_files_sizes
                  SELECT chunk_no, CAST(SUM(output_bytes) AS BIGINT),
@@ -197,7 +149,8 @@ impl Store {
             .fetch_all(c)
             .await?
         });
-        for kind in [Kind::Output, Kind::Error] {
+        let mut ids = [None, None];
+        for (id, kind) in ids.iter_mut().zip([Kind::Output, Kind::Error]) {
             let sizes: Vec<(i64, i64)> = sizes
                 .iter()
                 .map(|&(chunk, output, error)| {
@@ -205,38 +158,57 @@ impl Store {
                 })
                 .filter(|&(_, bytes)| bytes > 0)
                 .collect();
-            if sizes.is_empty() {
-                continue;
+            if !sizes.is_empty() {
+                *id = Some(self.publish_file(tx, batch_id, kind, &sizes).await?);
             }
-            let bytes: i64 = sizes.iter().map(|&(_, bytes)| bytes).sum();
-            let file_id = id::file();
-            let (name, column) = match kind {
-                Kind::Output => ("output", "output_file_id"),
-                Kind::Error => ("error", "error_file_id"),
-            };
-            let reference = format!(
-                "-- publish_files_reference\nUPDATE batches SET {column} = $2 WHERE id = $1"
-            );
-            within!(&mut *tx, c => {
-                sqlx::query(AssertSqlSafe(insert.clone()))
-                .bind(batch_id)
-                .bind(&file_id)
-                .bind(Purpose::BatchOutput.as_str())
-                .bind(format!("{batch_id}_{name}.jsonl"))
-                .bind(bytes)
-                .bind(self.offset_ms())
-                .bind(name)
-                .bind(encode_sizes(&sizes))
-                .execute(&mut *c)
-                .await?;
-                sqlx::query(AssertSqlSafe(reference))
-                    .bind(batch_id)
-                    .bind(&file_id)
-                    .execute(&mut *c)
-                    .await?;
-            });
         }
-        Ok(())
+        Ok(ids)
+    }
+
+    /// Writes the row of one file. Returns its id.
+    async fn publish_file(
+        &self,
+        tx: &mut Tx,
+        batch_id: &str,
+        kind: Kind,
+        sizes: &[(i64, i64)],
+    ) -> Result<String> {
+        let file_id = id::file();
+        let name = match kind {
+            Kind::Output => "output",
+            Kind::Error => "error",
+        };
+        let sizes_of_chunks = encode_sizes(sizes);
+        let file = Rows::of([[
+            ("id", Value::from(&file_id)),
+            ("purpose", Purpose::BatchOutput.as_str().into()),
+            ("filename", format!("{batch_id}_{name}.jsonl").into()),
+            (
+                "bytes",
+                sizes.iter().map(|&(_, bytes)| bytes).sum::<i64>().into(),
+            ),
+            ("kind", name.into()),
+            ("chunk_sizes", Value::from(&sizes_of_chunks)),
+        ]]);
+        let insert = sql!(
+            "-- publish_files
+             WITH {file}
+             INSERT INTO files ({columns}, tenant, created_at, expires_at, state, touched_at,
+                batch_id)
+             SELECT v.*, b.tenant, {now},
+                CASE WHEN b.output_expires_seconds > 0
+                    THEN {now} + b.output_expires_seconds * 1000 END,
+                'ready', {now}, b.id
+             FROM v JOIN batches b ON b.id = $1",
+            file = file.table("v", 3, tx.engine()),
+            columns = file.columns(),
+            now = self.now_sql(2)
+        );
+        in_tx!(tx, |c| {
+            let insert = sqlx::query(insert).bind(batch_id).bind(self.offset_ms());
+            bind_rows!(insert, file).execute(c).await?;
+        });
+        Ok(file_id)
     }
 
     /// Removes units of batches that have ended, where a process died before it had done so, or
@@ -245,7 +217,7 @@ impl Store {
     /// # Errors
     /// When the database fails; the next round goes on.
     pub async fn sweep_units(&self) -> Result<()> {
-        let ended: Vec<(String,)> = on!(self.reader(), c => {
+        let ended: Vec<(String,)> = on_pool!(self.reader(), |c| {
             sqlx::query_as(
                 // From batch to batch along the index: as many steps as there are batches, not
                 // units.
@@ -262,7 +234,13 @@ impl Store {
             .fetch_all(c)
             .await?
         });
-        each("sweep_units", &ended, |id| self.remove_units(id)).await?;
+        each(
+            "sweep_units",
+            &ended,
+            |(id,)| id,
+            |(id,)| self.remove_units(id),
+        )
+        .await?;
         Ok(())
     }
 
@@ -270,25 +248,25 @@ impl Store {
     /// batch ended before it had begun; after its end there come no more.
     async fn remove_units(&self, batch_id: &str) -> Result<()> {
         // Locked in the order of their keys: several processes may do this at once.
-        let sql = format!(
+        let sql = sql!(
             "-- remove_units
              WITH chosen AS MATERIALIZED
                 (SELECT chunk_no, model_no FROM units WHERE batch_id = $1 AND EXISTS
                     (SELECT 1 FROM batches WHERE id = $1
                         AND status IN ('completed', 'expired', 'cancelled', 'failed'))
-                 ORDER BY chunk_no, model_no LIMIT $2 {})
+                 ORDER BY chunk_no, model_no LIMIT $2 {lock})
              DELETE FROM units
              WHERE batch_id = $1 AND (chunk_no, model_no) IN (SELECT * FROM chosen)",
-            self.engine().for_update()
+            lock = self.engine().for_update()
         );
         loop {
-            let removed = on!(self.writer(), c => {
-                sqlx::query(AssertSqlSafe(sql.clone()))
-                .bind(batch_id)
-                .bind(REMOVED_UNITS_MAX)
-                .execute(c)
-                .await?
-                .rows_affected()
+            let removed = on_pool!(self.writer(), |c| {
+                sqlx::query(sql.clone())
+                    .bind(batch_id)
+                    .bind(REMOVED_UNITS_MAX)
+                    .execute(c)
+                    .await?
+                    .rows_affected()
             });
             // Fewer also where another process removes the same ones; what both leave is swept.
             if removed < REMOVED_UNITS_MAX as u64 {
@@ -296,26 +274,10 @@ impl Store {
             }
         }
     }
-
-    /// Moves a batch as an event says; `None` where the event changes nothing. To be told once
-    /// the transaction is committed.
-    async fn step(&self, tx: &mut Tx, batch_id: &str, event: Event) -> Result<Option<Step>> {
-        let Some(stage) = lock_stage(tx, self, batch_id).await? else {
-            return Ok(None);
-        };
-        let Some(next) = stage.after(event) else {
-            return Ok(None);
-        };
-        set_stage(tx, batch_id, stage, next, self.now_ms()).await?;
-        Ok(Some(Step {
-            from: stage.status,
-            to: next.status,
-        }))
-    }
 }
 
 async fn is_drained(tx: &mut Tx, batch_id: &str) -> Result<bool> {
-    let open: Option<(i64,)> = within!(tx, c => {
+    let open: Option<(i64,)> = in_tx!(tx, |c| {
         sqlx::query_as(
             "-- is_drained
              SELECT CAST(1 AS BIGINT) FROM units WHERE batch_id = $1 AND state <> 'done' LIMIT 1",
@@ -325,39 +287,4 @@ async fn is_drained(tx: &mut Tx, batch_id: &str) -> Result<bool> {
         .await?
     });
     Ok(open.is_none())
-}
-
-/// A step of a batch's life that is on disk, for the log and the metrics.
-#[must_use]
-pub(in crate::store) struct Step {
-    pub from: Status,
-    pub to: Status,
-}
-
-impl Step {
-    /// Tells of it, with the batch's counts where they are known.
-    pub fn tell(self, batch_id: &str, counts: Option<&Counts>) {
-        self.tell_why(batch_id, counts, None);
-    }
-
-    /// The same, with why the batch failed.
-    pub fn tell_why(self, batch_id: &str, counts: Option<&Counts>, why: Option<&str>) {
-        let Step { from, to } = self;
-        if from == to {
-            return;
-        }
-        if to.is_terminal() {
-            metrics().batch_ended(to.as_str());
-        }
-        tracing::info!(
-            batch.id = batch_id,
-            batch.from = from.as_str(),
-            batch.total = counts.map(|counts| counts.total),
-            batch.completed = counts.map(|counts| counts.completed),
-            batch.failed = counts.map(|counts| counts.failed),
-            batch.cancelled = counts.map(|counts| counts.cancelled),
-            batch.errors = why,
-            "the batch is {to}"
-        );
-    }
 }

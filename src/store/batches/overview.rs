@@ -4,11 +4,11 @@
 //! Queries over live batches repeat the condition of their partial index word for word: SQLite
 //! uses it only then.
 
-use sqlx::{AssertSqlSafe, FromRow};
+use sqlx::FromRow;
 
-use super::read::stage;
+use super::state;
 use crate::domain::batch::{Counts, Status};
-use crate::store::engine::on;
+use crate::store::engine::{on_pool, sql};
 use crate::store::{Result, Store};
 
 /// The units of one model that are not done.
@@ -76,7 +76,7 @@ impl Store {
     /// # Errors
     /// When the database fails.
     pub async fn live_statuses(&self) -> Result<Vec<(Status, i64)>> {
-        let rows: Vec<(String, i64)> = on!(self.reader(), c => {
+        let rows: Vec<(String, i64)> = on_pool!(self.reader(), |c| {
             sqlx::query_as(
                 "-- live_statuses
                  SELECT status, COUNT(*) FROM batches
@@ -99,7 +99,7 @@ impl Store {
     /// # Errors
     /// When the database fails.
     pub async fn queues(&self, now_ms: i64) -> Result<Vec<Queue>> {
-        Ok(on!(self.reader(), c => {
+        Ok(on_pool!(self.reader(), |c| {
             sqlx::query_as(
                 "-- queues
                  SELECT w.model, CAST(SUM(w.waiting) AS BIGINT) AS waiting,
@@ -125,14 +125,14 @@ impl Store {
     /// # Errors
     /// When the database fails.
     pub async fn replicas(&self) -> Result<Vec<ReplicaLease>> {
-        let sql = format!(
+        let sql = sql!(
             "-- replicas
-             SELECT token, name, started_at, lease_until - {} AS lease_left_ms
+             SELECT token, name, started_at, lease_until - {now} AS lease_left_ms
              FROM replicas ORDER BY started_at, token",
-            self.engine().now_ms()
+            now = self.engine().now_ms()
         );
-        Ok(on!(self.reader(), c => {
-            sqlx::query_as(AssertSqlSafe(sql)).fetch_all(c).await?
+        Ok(on_pool!(self.reader(), |c| {
+            sqlx::query_as(sql).fetch_all(c).await?
         }))
     }
 
@@ -141,7 +141,7 @@ impl Store {
     /// # Errors
     /// When the database fails.
     pub async fn live_batches(&self, limit: i64) -> Result<Vec<LiveBatch>> {
-        let rows: Vec<LiveRow> = on!(self.reader(), c => {
+        let rows: Vec<LiveRow> = on_pool!(self.reader(), |c| {
             sqlx::query_as(
                 "-- live_batches
                  SELECT b.id, b.tenant, b.key_id, b.status, b.ending, b.model, b.total,
@@ -164,7 +164,7 @@ impl Store {
         rows.into_iter()
             .map(|row| {
                 Ok(LiveBatch {
-                    status: stage(&row.status, row.ending.as_deref())?.status,
+                    status: state::from_columns(&row.status, row.ending.as_deref())?.status,
                     id: row.id,
                     tenant: row.tenant,
                     key_id: row.key_id,
@@ -181,29 +181,5 @@ impl Store {
                 })
             })
             .collect()
-    }
-
-    /// A batch's counts as they are now.
-    pub(in crate::store) async fn counts(&self, batch_id: &str) -> Result<Counts> {
-        let row: (i64, i64, i64, i64) = on!(self.reader(), c => {
-            sqlx::query_as(
-                "-- counts
-                 SELECT COALESCE((SELECT total FROM batches WHERE id = $1), 0),
-                    CAST(COALESCE(SUM(completed), 0) AS BIGINT),
-                    CAST(COALESCE(SUM(failed), 0) AS BIGINT),
-                    CAST(COALESCE(SUM(cancelled), 0) AS BIGINT)
-                 FROM batch_counts WHERE batch_id = $1",
-            )
-            .bind(batch_id)
-            .fetch_one(c)
-            .await?
-        });
-        let (total, completed, failed, cancelled) = row;
-        Ok(Counts {
-            total,
-            completed,
-            failed,
-            cancelled,
-        })
     }
 }

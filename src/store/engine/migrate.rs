@@ -5,11 +5,10 @@
 
 use std::time::Duration;
 
-use sqlx::AssertSqlSafe;
 use sqlx::migrate::{Migrate, MigrateError, Migrator};
 
-use crate::store::engine::{Engine, on};
-use crate::store::{Error, Result, Store};
+use super::{Engine, Store, on_pool, sql};
+use crate::store::{Error, Result};
 
 static MIGRATIONS: Migrator = sqlx::migrate!("./migrations");
 
@@ -19,7 +18,7 @@ const TABLE: &str = "_sqlx_migrations";
 /// What a migration's transaction begins with on Postgres: one process migrates, and the others
 /// wait a moment and come again. The number is this program's own. Where servers run already, a
 /// change of a table waits for theirs as briefly, so that they need not wait behind it.
-pub(in crate::store) const LOCK_POSTGRES: &str = "SET LOCAL lock_timeout = '3s';
+pub(super) const LOCK_POSTGRES: &str = "SET LOCAL lock_timeout = '3s';
      SET LOCAL statement_timeout = 0;
      SELECT pg_advisory_xact_lock(7310868735417)";
 
@@ -30,10 +29,7 @@ const LOOK_EVERY: Duration = Duration::from_secs(5);
 ///
 /// # Errors
 /// When the database fails, or was migrated by a newer program.
-pub(in crate::store) async fn to_newest<C: Migrate>(
-    connection: &mut C,
-    engine: Engine,
-) -> Result<()> {
+pub(super) async fn to_newest<C: Migrate>(connection: &mut C, engine: Engine) -> Result<()> {
     let migrate = async {
         connection.ensure_migrations_table(TABLE).await?;
         let applied = connection.list_applied_migrations(TABLE).await?;
@@ -65,9 +61,9 @@ pub(in crate::store) async fn to_newest<C: Migrate>(
 }
 
 impl Store {
-    /// Waits until another, newer program has migrated the database: then this one cannot go on
-    /// with it. What is to be said of that comes back.
-    pub async fn superseded(&self) -> Error {
+    /// Waits until a newer program has migrated the database: then this program cannot go on with
+    /// the database. Returns the error that says so.
+    pub async fn schema_too_new(&self) -> Error {
         loop {
             tokio::time::sleep(LOOK_EVERY).await;
             match self.schema_version().await {
@@ -80,17 +76,17 @@ impl Store {
         }
     }
 
-    /// Compares the clocks as well: it is asked by every process, from time to time.
+    /// The statement also reads the database's clock: every process runs it from time to time.
     async fn schema_version(&self) -> Result<i64> {
-        let sql = format!(
-            "-- schema_version\nSELECT max(version), {} FROM _sqlx_migrations",
-            self.engine().now_ms()
+        let sql = sql!(
+            "-- schema_version\nSELECT max(version), {now} FROM _sqlx_migrations",
+            now = self.engine().now_ms()
         );
         let earliest = self.clock().system_ms();
-        let (version, now): (i64, i64) = on!(self.reader(), c => {
-            sqlx::query_as(AssertSqlSafe(sql)).fetch_one(c).await?
+        let (version, now): (i64, i64) = on_pool!(self.reader(), |c| {
+            sqlx::query_as(sql).fetch_one(c).await?
         });
-        self.compare_clocks(now, earliest);
+        self.clock().set_by(now, earliest);
         Ok(version)
     }
 }

@@ -1,7 +1,7 @@
-//! Postgres: connections that are never waited for without end.
+//! Postgres: connections that nobody waits for without an end.
 //!
-//! A connection can be cut without a word: then nothing comes, not even an error. So every wait
-//! for one has an end on this side, too, and a connection that owes an answer is closed rather
+//! A connection can be cut without a word. Then nothing comes, not even an error. So every wait for
+//! an answer has an end on this side, too, and a connection that owes an answer is closed rather
 //! than used again.
 
 mod session;
@@ -13,7 +13,8 @@ use sqlx::pool::PoolConnection;
 use sqlx::postgres::{PgConnectOptions, PgConnection, PgPool, PgPoolOptions};
 use sqlx::{AssertSqlSafe, Connection as _, Postgres};
 
-use super::OpenOptions;
+use super::counted;
+use super::settings::Settings;
 use crate::store::{Error, Result};
 
 /// How long a caller waits for a free connection.
@@ -31,6 +32,9 @@ const NEXT_STATEMENT_TIMEOUT: Duration = Duration::from_secs(5);
 /// The server ends a statement by itself where it can; this much later it is given up here.
 const STATEMENT_MARGIN: Duration = Duration::from_secs(5);
 
+/// How long a statement of a snapshot may run: nobody waits for it.
+const SNAPSHOT_STATEMENT_TIMEOUT: Duration = Duration::from_mins(10);
+
 /// A process's connections, and how long anything on them may take.
 #[derive(Clone)]
 pub(in crate::store) struct Database {
@@ -46,33 +50,33 @@ pub(in crate::store) struct Database {
 
 impl Database {
     /// Connects when it is first used.
-    pub(super) fn lazy(url: &str, options: &OpenOptions) -> Result<Database> {
-        let pause = NEXT_STATEMENT_TIMEOUT.min(options.statement_timeout);
-        let settings = [
-            ("statement_timeout", options.statement_timeout),
+    pub(super) fn lazy(url: &str, settings: &Settings) -> Result<Database> {
+        let pause = NEXT_STATEMENT_TIMEOUT.min(settings.statement_timeout);
+        let timeouts = [
+            ("statement_timeout", settings.statement_timeout),
             ("idle_in_transaction_session_timeout", pause),
         ];
-        let settings = settings.map(|(name, time)| (name, time.as_millis()));
-        let connect = connect_options(url, options.pooler)?;
-        let (connect, begin) = if options.pooler {
-            let settings = settings.map(|(name, ms)| format!("SET LOCAL {name} = {ms}"));
-            (connect, format!("BEGIN; {}", settings.join("; ")))
+        let timeouts = timeouts.map(|(name, time)| (name, time.as_millis()));
+        let connect = connect_options(url, settings.pooler)?;
+        let (connect, begin) = if settings.pooler {
+            let timeouts = timeouts.map(|(name, ms)| format!("SET LOCAL {name} = {ms}"));
+            (connect, format!("BEGIN; {}", timeouts.join("; ")))
         } else {
-            (connect.options(settings), "BEGIN".to_owned())
+            (connect.options(timeouts), "BEGIN".to_owned())
         };
+        let shared = settings
+            .connections
+            .saturating_sub(settings.http_connections);
         Ok(Database {
-            pool: pool(
-                options.connections.saturating_sub(options.apart).max(1),
-                &connect,
-            ),
+            pool: pool(shared.max(1), &connect),
             options: connect,
-            limit: options.statement_timeout + STATEMENT_MARGIN,
+            limit: settings.statement_timeout + STATEMENT_MARGIN,
             begin,
-            pooled: options.pooler,
+            pooled: settings.pooler,
         })
     }
 
-    /// So many more connections, for what must not share these.
+    /// A pool of more connections, for work that must not share these.
     pub(super) fn beside(&self, connections: u32) -> Database {
         Database {
             pool: pool(connections, &self.options),
@@ -90,8 +94,8 @@ impl Database {
         !self.pooled
     }
 
-    /// A connection for one statement; [`done`](Lent::done) ends it.
-    pub(in crate::store) async fn lend(&self) -> Result<Lent> {
+    /// A connection for one statement; [`done`](Checkout::done) ends it.
+    pub(in crate::store) async fn checkout(&self) -> Result<Checkout> {
         // A statement is more than one message, and has a timeout; only a transaction holds
         // these together behind a pooler.
         if self.pooled {
@@ -102,30 +106,32 @@ impl Database {
     }
 
     /// A connection for one transaction, which has begun.
-    pub(in crate::store) async fn begin(&self) -> Result<Lent> {
-        let mut lent = self.acquire().await?;
-        lent.run(&self.begin).await?;
-        lent.has_begun = true;
-        Ok(lent)
+    pub(in crate::store) async fn begin(&self) -> Result<Checkout> {
+        let mut checkout = self.acquire().await?;
+        checkout.run(&self.begin).await?;
+        checkout.has_begun = true;
+        Ok(checkout)
     }
 
     /// A transaction that only reads, and sees all tables as they are at its first query.
     /// Its statements have a time of their own.
-    pub(in crate::store) async fn snapshot(&self, limit: Duration) -> Result<Lent> {
-        let mut lent = self.begin().await?;
-        lent.limit = limit + STATEMENT_MARGIN;
-        lent.run(&format!(
-            "SET TRANSACTION ISOLATION LEVEL REPEATABLE READ READ ONLY;
+    pub(in crate::store) async fn snapshot(&self) -> Result<Checkout> {
+        let mut checkout = self.begin().await?;
+        checkout.limit = SNAPSHOT_STATEMENT_TIMEOUT + STATEMENT_MARGIN;
+        checkout
+            .run(&format!(
+                "SET TRANSACTION ISOLATION LEVEL REPEATABLE READ READ ONLY;
              SET LOCAL statement_timeout = {}",
-            limit.as_millis()
-        ))
-        .await?;
-        Ok(lent)
+                SNAPSHOT_STATEMENT_TIMEOUT.as_millis()
+            ))
+            .await?;
+        Ok(checkout)
     }
 
-    async fn acquire(&self) -> Result<Lent> {
-        Ok(Lent {
-            connection: Some(self.pool.acquire().await?),
+    async fn acquire(&self) -> Result<Checkout> {
+        let connection = counted(self.pool.acquire().await.map_err(Error::from))?;
+        Ok(Checkout {
+            connection: Some(connection),
             limit: self.limit,
             pooled: self.pooled,
             owes: false,
@@ -154,10 +160,10 @@ fn pool(connections: u32, options: &PgConnectOptions) -> PgPool {
         .connect_lazy_with(options.clone())
 }
 
-/// A connection, lent by the pool for a statement or a transaction. Dropped, a transaction that
-/// was not committed is rolled back.
+/// A connection, checked out of the pool for a statement or a transaction. Dropped, a transaction
+/// that was not committed is rolled back.
 #[derive(Debug)]
-pub(in crate::store) struct Lent {
+pub(in crate::store) struct Checkout {
     /// Taken when dropped.
     connection: Option<PoolConnection<Postgres>>,
     limit: Duration,
@@ -168,14 +174,14 @@ pub(in crate::store) struct Lent {
     has_begun: bool,
 }
 
-impl Lent {
+impl Checkout {
     fn connection(&mut self) -> &mut PgConnection {
         let connection = self.connection.as_mut();
         connection.expect("only `drop` takes it")
     }
 
     /// To be called before a statement; says how long that may take. Whoever is cut off between
-    /// this and [`settle`](Lent::settle) leaves a connection that owes an answer.
+    /// this and [`settle`](Checkout::settle) leaves a connection that owes an answer.
     pub(in crate::store) fn work(&mut self) -> Duration {
         self.owes = true;
         self.limit
@@ -192,7 +198,7 @@ impl Lent {
             Err(Error::Engine(error)) => !matches!(error, sqlx::Error::RowNotFound),
             _ => false,
         };
-        outcome
+        counted(outcome)
     }
 
     pub(super) async fn commit(mut self) -> Result<()> {
@@ -201,7 +207,7 @@ impl Lent {
         Ok(())
     }
 
-    /// Ends what [`Database::lend`] began.
+    /// Ends what [`Database::checkout`] began.
     pub(in crate::store) async fn done(self) -> Result<()> {
         if self.has_begun {
             self.commit().await
@@ -219,7 +225,7 @@ impl Lent {
     }
 }
 
-impl Drop for Lent {
+impl Drop for Checkout {
     fn drop(&mut self) {
         let Some(mut connection) = self.connection.take() else {
             return;

@@ -17,6 +17,7 @@ use sqlx::sqlite::{
 use sqlx::Sqlite;
 use sqlx::pool::PoolConnection;
 
+use super::counted;
 use crate::store::{Error, Result};
 
 /// How long a statement waits for another process's write (`keys` beside a server).
@@ -168,8 +169,9 @@ impl Writing {
     }
 
     async fn begin_with(pool: &SqlitePool, begin: &'static str) -> Result<Writing> {
+        let connection = counted(pool.acquire().await.map_err(Error::from))?;
         let mut writing = Writing {
-            connection: Some(pool.acquire().await?),
+            connection: Some(connection),
             is_over: false,
         };
         writing.run(begin).await?;
@@ -189,7 +191,7 @@ impl Writing {
 
     async fn run(&mut self, statement: &'static str) -> Result<()> {
         let run = sqlx::raw_sql(statement).execute(self.connection());
-        Ok(run.await.map(|_| ())?)
+        counted(run.await.map(|_| ()).map_err(Error::from))
     }
 }
 

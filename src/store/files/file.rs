@@ -1,9 +1,9 @@
 //! Files that are visible: found, listed, deleted.
 
-use sqlx::{AssertSqlSafe, FromRow};
+use sqlx::FromRow;
 
 use crate::domain::file::{Kind, Purpose};
-use crate::store::engine::on;
+use crate::store::engine::{on_pool, sql};
 use crate::store::{Result, Store};
 
 /// A file, without its content.
@@ -74,7 +74,7 @@ impl Store {
     /// # Errors
     /// When the database fails.
     pub async fn file(&self, tenant: &str, id: &str) -> Result<Option<StoredFile>> {
-        Ok(on!(self.reader(), c => {
+        Ok(on_pool!(self.reader(), |c| {
             sqlx::query_as(
                 "-- file
                  SELECT id, tenant, purpose, filename, bytes, created_at, expires_at, batch_id, kind
@@ -95,7 +95,7 @@ impl Store {
     /// # Errors
     /// When the database fails.
     pub async fn file_position(&self, tenant: &str, id: &str) -> Result<Option<(i64, String)>> {
-        Ok(on!(self.reader(), c => {
+        Ok(on_pool!(self.reader(), |c| {
             sqlx::query_as(
                 "-- file_position
                  SELECT created_at, id FROM files
@@ -126,16 +126,19 @@ impl Store {
             Order::Descending => ("<", "DESC", (i64::MAX, "~".to_owned())),
         };
         let (created_at, id) = after.unwrap_or(start);
-        let sql = format!(
+        let sql = sql!(
             "-- files
-             SELECT {COLUMNS} FROM files
+             SELECT {columns} FROM files
              WHERE tenant = $1 AND (created_at, id) {compare} ($2, $3) AND state = 'ready'
                AND (expires_at IS NULL OR expires_at > $4)
                AND (CAST($5 AS TEXT) IS NULL OR purpose = $5)
-             ORDER BY created_at {direction}, id {direction} LIMIT $6"
+             ORDER BY created_at {direction}, id {direction} LIMIT $6",
+            columns = COLUMNS,
+            compare,
+            direction
         );
-        let items = on!(self.reader(), c => {
-            sqlx::query_as(sqlx::AssertSqlSafe(sql))
+        let items = on_pool!(self.reader(), |c| {
+            sqlx::query_as(sql)
                 .bind(tenant)
                 .bind(created_at)
                 .bind(id)
@@ -154,20 +157,21 @@ impl Store {
     /// When the database fails.
     pub async fn delete_file(&self, tenant: &str, id: &str) -> Result<bool> {
         let now = self.now_sql(3);
-        let sql = format!(
+        let sql = sql!(
             "-- delete_file
              UPDATE files SET state = 'deleted', touched_at = {now}
              WHERE id = $1 AND tenant = $2 AND state = 'ready'
-               AND (expires_at IS NULL OR expires_at > {now})"
+               AND (expires_at IS NULL OR expires_at > {now})",
+            now
         );
-        let deleted = on!(self.writer(), c => {
-            sqlx::query(AssertSqlSafe(sql))
-            .bind(id)
-            .bind(tenant)
-            .bind(self.offset_ms())
-            .execute(c)
-            .await?
-            .rows_affected()
+        let deleted = on_pool!(self.writer(), |c| {
+            sqlx::query(sql)
+                .bind(id)
+                .bind(tenant)
+                .bind(self.offset_ms())
+                .execute(c)
+                .await?
+                .rows_affected()
         });
         Ok(deleted == 1)
     }

@@ -2,7 +2,8 @@
 
 use std::ops::RangeInclusive;
 
-use crate::store::engine::on;
+use super::bytes::{self, SegmentKey};
+use crate::store::engine::on_pool;
 use crate::store::{Error, Result, Store};
 
 /// One segment of a chunk.
@@ -11,14 +12,11 @@ pub struct Segment {
     pub chunk_no: i64,
     pub model_no: i64,
     pub flush_no: i64,
-    /// Its table, as [`Table::decode`](crate::codec::segment::Table::decode) reads it.
+    /// The segment's table, as [`Table::decode`](crate::codec::segment::Table::decode) reads it.
     pub entries: Vec<u8>,
     /// `None`: not read.
     pub data: Option<Vec<u8>>,
 }
-
-/// As the database has it.
-type SegmentRow = (i64, i64, i64, Vec<u8>, Option<Vec<u8>>);
 
 impl Store {
     /// How many bytes of an output or error file each chunk gave, in the file's order.
@@ -26,14 +24,14 @@ impl Store {
     /// # Errors
     /// When the database fails or the bytes are damaged.
     pub async fn chunk_sizes(&self, file_id: &str) -> Result<Vec<(i64, i64)>> {
-        let row: Option<(Option<Vec<u8>>,)> = on!(self.reader(), c => {
+        let row: Option<(Option<Vec<u8>>,)> = on_pool!(self.reader(), |c| {
             sqlx::query_as("-- chunk_sizes\nSELECT chunk_sizes FROM files WHERE id = $1")
                 .bind(file_id)
                 .fetch_optional(c)
                 .await?
         });
-        let bytes = row.and_then(|(bytes,)| bytes).unwrap_or_default();
-        decode_sizes(&bytes)
+        let sizes = row.and_then(|(sizes,)| sizes).unwrap_or_default();
+        decode_sizes(&sizes)
             .ok_or_else(|| Error::corrupt(format!("table of {file_id}"), "odd length"))
     }
 
@@ -48,30 +46,15 @@ impl Store {
         chunks: RangeInclusive<i64>,
         data_max: usize,
     ) -> Result<Vec<Segment>> {
-        let rows: Vec<SegmentRow> = on!(self.reader(), c => {
-            sqlx::query_as(
-                "-- segments
-                 SELECT chunk_no, model_no, flush_no, entries,
-                     CASE WHEN (SELECT sum(length(data)) FROM segments
-                         WHERE batch_id = $1 AND chunk_no BETWEEN $2 AND $3) <= $4 THEN data END
-                 FROM segments WHERE batch_id = $1 AND chunk_no BETWEEN $2 AND $3
-                 ORDER BY chunk_no, model_no, flush_no",
-            )
-            .bind(batch_id)
-            .bind(*chunks.start())
-            .bind(*chunks.end())
-            .bind(i64::try_from(data_max).unwrap_or(i64::MAX))
-            .fetch_all(c)
-            .await?
+        let rows = bytes::read_segments(self, batch_id, chunks, data_max).await?;
+        let segments = rows.into_iter().map(|row| Segment {
+            chunk_no: row.key.chunk_no,
+            model_no: row.key.model_no,
+            flush_no: row.key.flush_no,
+            entries: row.entries,
+            data: row.data,
         });
-        let segment = |(chunk_no, model_no, flush_no, entries, data): SegmentRow| Segment {
-            chunk_no,
-            model_no,
-            flush_no,
-            entries,
-            data,
-        };
-        Ok(rows.into_iter().map(segment).collect())
+        Ok(segments.collect())
     }
 
     /// The data of one segment.
@@ -81,24 +64,16 @@ impl Store {
     pub async fn segment_data(
         &self,
         batch_id: &str,
-        chunk: i64,
+        chunk_no: i64,
         model_no: i64,
         flush_no: i64,
     ) -> Result<Vec<u8>> {
-        let row: Option<(Vec<u8>,)> = on!(self.reader(), c => {
-            sqlx::query_as(
-                "-- segment_data
-                 SELECT data FROM segments
-                 WHERE batch_id = $1 AND chunk_no = $2 AND model_no = $3 AND flush_no = $4",
-            )
-            .bind(batch_id)
-            .bind(chunk)
-            .bind(model_no)
-            .bind(flush_no)
-            .fetch_optional(c)
-            .await?
-        });
-        row.map(|(data,)| data).ok_or(Error::Stale("the segment"))
+        let key = SegmentKey {
+            chunk_no,
+            model_no,
+            flush_no,
+        };
+        bytes::read_segment(self, batch_id, key).await
     }
 }
 

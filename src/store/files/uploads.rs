@@ -1,13 +1,14 @@
 //! Uploads under way: chunks are written a group at a time, and show to nobody until the file is
 //! published.
 
-use sqlx::AssertSqlSafe;
-
+use super::bytes;
 use super::file::StoredFile;
+use super::retention::remove_content;
 use crate::domain::file::Purpose;
 use crate::intake::{Chunk, ModelReport};
-use crate::store::engine::{Tx, on, values, within};
-use crate::store::files::each;
+use crate::store::each::each;
+use crate::store::engine::{Rows, Tx, Value, bind_rows, in_tx, on_pool, sql};
+
 use crate::store::{Claim, Error, Result, Store};
 
 /// An upload that begins.
@@ -38,18 +39,19 @@ impl Store {
     /// When the database fails.
     pub async fn begin_upload(&self, upload: &NewUpload) -> Result<()> {
         let now = self.now_sql(3);
-        let sql = format!(
+        let sql = sql!(
             "-- begin_upload
              INSERT INTO files (id, tenant, purpose, filename, bytes, created_at, state, touched_at)
-             VALUES ($1, $2, '', '', 0, {now}, 'uploading', {now})"
+             VALUES ($1, $2, '', '', 0, {now}, 'uploading', {now})",
+            now
         );
-        on!(self.writer(), c => {
-            sqlx::query(AssertSqlSafe(sql))
-            .bind(&upload.file_id)
-            .bind(&upload.tenant)
-            .bind(self.offset_ms())
-            .execute(c)
-            .await?;
+        on_pool!(self.writer(), |c| {
+            sqlx::query(sql)
+                .bind(&upload.file_id)
+                .bind(&upload.tenant)
+                .bind(self.offset_ms())
+                .execute(c)
+                .await?;
         });
         Ok(())
     }
@@ -62,7 +64,7 @@ impl Store {
         let mut tx = self.begin().await?;
         touch(&mut tx, self, file_id).await?;
         if !chunks.is_empty() {
-            insert_chunks(&mut tx, file_id, chunks).await?;
+            bytes::write_chunks(&mut tx, file_id, chunks).await?;
             insert_chunk_models(&mut tx, file_id, chunks).await?;
         }
         tx.commit().await
@@ -87,24 +89,23 @@ impl Store {
         answer: Option<(&Claim, &str)>,
     ) -> Result<()> {
         let mut tx = self.begin().await?;
-        let published = within!(&mut tx, c => {
-            sqlx::query(
-                "-- publish_upload
-                 UPDATE files SET state = 'ready', purpose = $2, filename = $3, bytes = $4,
-                        created_at = $5, expires_at = $6, requests = $7, findings = $8
-                 WHERE id = $1 AND state = 'uploading'",
-            )
-            .bind(file_id)
-            .bind(upload.purpose.as_str())
-            .bind(&upload.filename)
-            .bind(upload.bytes as i64)
-            .bind(upload.created_at)
-            .bind(upload.expires_at)
-            .bind(upload.requests as i64)
-            .bind(&upload.findings)
-            .execute(c)
-            .await?
-            .rows_affected()
+        let row = Rows::of([[
+            ("purpose", Value::from(upload.purpose.as_str())),
+            ("filename", Value::from(&upload.filename)),
+            ("bytes", (upload.bytes as i64).into()),
+            ("created_at", upload.created_at.into()),
+            ("expires_at", upload.expires_at.into()),
+            ("requests", (upload.requests as i64).into()),
+            ("findings", Value::from(&upload.findings)),
+        ]]);
+        let sql = sql!(
+            "-- publish_upload
+             UPDATE files SET state = 'ready', {row} WHERE id = $1 AND state = 'uploading'",
+            row = row.assignments(2)
+        );
+        let published = in_tx!(&mut tx, |c| {
+            let publish = sqlx::query(sql).bind(file_id);
+            bind_rows!(publish, row).execute(c).await?.rows_affected()
         });
         if published != 1 {
             return Err(Error::Stale("the upload"));
@@ -125,29 +126,31 @@ impl Store {
     /// When the database fails; the sweep, or the purge, removes it later.
     pub async fn discard_upload(&self, file_id: &str) -> Result<()> {
         // First of all: from here on nothing is added to it, and it cannot be published.
-        let sql = format!(
+        let sql = sql!(
             "-- discard_upload
-             UPDATE files SET state = 'deleted', touched_at = {}
+             UPDATE files SET state = 'deleted', touched_at = {now}
              WHERE id = $1 AND state = 'uploading'",
-            self.now_sql(2)
+            now = self.now_sql(2)
         );
-        let discarded = on!(self.writer(), c => {
-            sqlx::query(AssertSqlSafe(sql))
-            .bind(file_id)
-            .bind(self.offset_ms())
-            .execute(c)
-            .await?
-            .rows_affected()
+        let discarded = on_pool!(self.writer(), |c| {
+            sqlx::query(sql)
+                .bind(file_id)
+                .bind(self.offset_ms())
+                .execute(c)
+                .await?
+                .rows_affected()
         });
         if discarded == 0 {
             return Ok(());
         }
-        self.remove_content(file_id).await?;
-        on!(self.writer(), c => {
-            sqlx::query("-- discarded_upload\nDELETE FROM files WHERE id = $1 AND state = 'deleted'")
-                .bind(file_id)
-                .execute(c)
-                .await?;
+        remove_content(self, file_id).await?;
+        on_pool!(self.writer(), |c| {
+            sqlx::query(
+                "-- discarded_upload\nDELETE FROM files WHERE id = $1 AND state = 'deleted'",
+            )
+            .bind(file_id)
+            .execute(c)
+            .await?;
         });
         Ok(())
     }
@@ -159,7 +162,7 @@ impl Store {
     /// When the database fails; the next sweep goes on. An upload that cannot be removed does not
     /// keep the others from it.
     pub async fn sweep_uploads(&self, before: i64) -> Result<usize> {
-        let dead: Vec<(String,)> = on!(self.reader(), c => {
+        let dead: Vec<(String,)> = on_pool!(self.reader(), |c| {
             sqlx::query_as(
                 "-- sweep_uploads
                  SELECT id FROM files WHERE state IN ('uploading', 'deleted')
@@ -169,7 +172,13 @@ impl Store {
             .fetch_all(c)
             .await?
         });
-        each("sweep_uploads", &dead, |id| self.discard_upload(id)).await
+        each(
+            "sweep_uploads",
+            &dead,
+            |(id,)| id,
+            |(id,)| self.discard_upload(id),
+        )
+        .await
     }
 }
 
@@ -192,17 +201,17 @@ impl PublishedUpload {
 }
 
 async fn touch(tx: &mut Tx, store: &Store, file_id: &str) -> Result<()> {
-    let sql = format!(
-        "-- touch_upload\nUPDATE files SET touched_at = {} WHERE id = $1 AND state = 'uploading'",
-        store.now_sql(2)
+    let sql = sql!(
+        "-- touch_upload\nUPDATE files SET touched_at = {now} WHERE id = $1 AND state = 'uploading'",
+        now = store.now_sql(2)
     );
-    let touched = within!(tx, c => {
-        sqlx::query(AssertSqlSafe(sql))
-        .bind(file_id)
-        .bind(store.offset_ms())
-        .execute(c)
-        .await?
-        .rows_affected()
+    let touched = in_tx!(tx, |c| {
+        sqlx::query(sql)
+            .bind(file_id)
+            .bind(store.offset_ms())
+            .execute(c)
+            .await?
+            .rows_affected()
     });
     if touched == 1 {
         Ok(())
@@ -211,88 +220,63 @@ async fn touch(tx: &mut Tx, store: &Store, file_id: &str) -> Result<()> {
     }
 }
 
-async fn insert_chunks(tx: &mut Tx, file_id: &str, chunks: &[Chunk]) -> Result<()> {
-    let sql = format!(
-        "-- insert_chunks
-         INSERT INTO chunks
-            (file_id, chunk_no, piece_no, byte_offset, bytes, first_line, lines, data)
-         VALUES {}",
-        values(1, chunks.len(), 8)
-    );
-    within!(tx, c => {
-        let mut query = sqlx::query(AssertSqlSafe(sql)).persistent(false);
-        for chunk in chunks {
-            query = query
-                .bind(file_id)
-                .bind(chunk.no)
-                .bind(chunk.piece)
-                .bind(chunk.offset as i64)
-                .bind(i64::from(chunk.bytes))
-                .bind(chunk.first_line as i64)
-                .bind(i64::from(chunk.lines))
-                .bind(&chunk.data);
-        }
-        query.execute(c).await?;
-    });
-    Ok(())
-}
-
 /// Rows of one INSERT: five parameters each stay far below both engines' limits.
 const ROWS_A_STATEMENT: usize = 1_000;
 
 async fn insert_chunk_models(tx: &mut Tx, file_id: &str, chunks: &[Chunk]) -> Result<()> {
-    let rows: Vec<(i64, i64, i64, i64)> = chunks
+    let rows: Vec<_> = chunks
         .iter()
         .flat_map(|chunk| {
-            chunk.requests.iter().map(|&(model_no, requests)| {
-                (
-                    chunk.no,
-                    i64::from(model_no),
-                    i64::from(requests),
-                    chunk.chunk_bytes as i64,
-                )
+            let models = chunk.requests.iter();
+            models.map(move |&(model_no, requests)| {
+                [
+                    ("file_id", Value::from(file_id)),
+                    ("chunk_no", chunk.no.into()),
+                    ("model_no", i64::from(model_no).into()),
+                    ("requests", i64::from(requests).into()),
+                    ("chunk_bytes", (chunk.chunk_bytes as i64).into()),
+                ]
             })
         })
         .collect();
     for rows in rows.chunks(ROWS_A_STATEMENT) {
-        let sql = format!(
-            "-- insert_chunk_models
-             INSERT INTO chunk_models (file_id, chunk_no, model_no, requests, chunk_bytes)
-             VALUES {}",
-            values(1, rows.len(), 5)
+        let rows = Rows::of(rows.iter().cloned());
+        let sql = sql!(
+            "-- insert_chunk_models\nINSERT INTO chunk_models ({columns}) VALUES {rows}",
+            columns = rows.columns(),
+            rows = rows.parameters(1)
         );
-        within!(&mut *tx, c => {
-            let mut query = sqlx::query(AssertSqlSafe(sql)).persistent(false);
-            for (chunk_no, model_no, requests, bytes) in rows {
-                query = query.bind(file_id).bind(chunk_no).bind(model_no).bind(requests).bind(bytes);
-            }
-            query.execute(c).await?;
+        in_tx!(&mut *tx, |c| {
+            let insert = sqlx::query(sql).persistent(false);
+            bind_rows!(insert, rows).execute(c).await?;
         });
     }
     Ok(())
 }
 
 async fn insert_models(tx: &mut Tx, file_id: &str, models: &[ModelReport]) -> Result<()> {
-    let rows: Vec<(i64, &ModelReport)> = (0..).zip(models).collect();
+    let mut rows = Vec::with_capacity(models.len());
+    for (model_no, model) in (0_i64..).zip(models) {
+        let lines = serde_json::to_string(&model.first_lines)
+            .map_err(|error| Error::corrupt("list of lines", error))?;
+        rows.push([
+            ("file_id", Value::from(file_id)),
+            ("model_no", model_no.into()),
+            ("name", Value::from(&model.name)),
+            ("requests", (model.requests as i64).into()),
+            ("first_lines", lines.into()),
+        ]);
+    }
     for rows in rows.chunks(ROWS_A_STATEMENT) {
-        let sql = format!(
-            "-- insert_models
-             INSERT INTO file_models (file_id, model_no, name, requests, first_lines) VALUES {}",
-            values(1, rows.len(), 5)
+        let rows = Rows::of(rows.iter().cloned());
+        let sql = sql!(
+            "-- insert_models\nINSERT INTO file_models ({columns}) VALUES {rows}",
+            columns = rows.columns(),
+            rows = rows.parameters(1)
         );
-        within!(&mut *tx, c => {
-            let mut query = sqlx::query(AssertSqlSafe(sql)).persistent(false);
-            for (model_no, model) in rows {
-                let lines = serde_json::to_string(&model.first_lines)
-                    .map_err(|error| Error::corrupt("list of lines", error))?;
-                query = query
-                    .bind(file_id)
-                    .bind(model_no)
-                    .bind(&model.name)
-                    .bind(model.requests as i64)
-                    .bind(lines);
-            }
-            query.execute(c).await?;
+        in_tx!(&mut *tx, |c| {
+            let insert = sqlx::query(sql).persistent(false);
+            bind_rows!(insert, rows).execute(c).await?;
         });
     }
     Ok(())

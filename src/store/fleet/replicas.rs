@@ -1,15 +1,11 @@
 //! Leases of processes. A lease is one row for an incarnation; its units name it as their owner.
 //! Ends of leases are written and compared with the database's own clock.
 
-use sqlx::AssertSqlSafe;
-
 use super::shares::forget_silent_holder;
 use crate::domain::unit::UnitLease;
 use crate::metrics::metrics;
-use crate::store::engine::{Tx, on, within};
-use crate::store::work::add_waiting;
-use crate::store::work::count_death;
-use crate::store::work::{keep, tally};
+use crate::store::engine::{Sql, Tx, in_tx, on_pool, sql};
+use crate::store::work::{add_waiting, count_death, keep, tally};
 use crate::store::{Error, Result, Store, Who};
 
 /// An incarnation of a process that works on this store.
@@ -65,10 +61,11 @@ impl Store {
     ) -> Result<(Option<Incumbent>, u64)> {
         let mut orphans = 0;
         let now = self.engine().now_ms();
-        let insert = format!(
+        let insert = sql!(
             "-- join
              INSERT INTO replicas (token, name, started_at, beat_ms, lease_until)
-             VALUES ($1, $2, $3, $4, {now} + $5) ON CONFLICT DO NOTHING"
+             VALUES ($1, $2, $3, $4, {now} + $5) ON CONFLICT DO NOTHING",
+            now
         );
         // Once more for who comes at the same time under the same name.
         for _ in 0..2 {
@@ -76,28 +73,30 @@ impl Store {
                 if !has_lapsed && dead != Some(&incumbent) {
                     return Ok((Some(incumbent), orphans));
                 }
-                within!(&mut *tx, c => {
+                in_tx!(&mut *tx, |c| {
                     sqlx::query("-- join_after\nDELETE FROM replicas WHERE token = $1")
                         .bind(&incumbent.token)
                         .execute(c)
                         .await?;
                 });
-                let taken: Vec<(String, i64)> = within!(&mut *tx, c => {
-                    sqlx::query_as(AssertSqlSafe(format!(
-                        "-- join_take_over\n{} AND owner = $1 {ORPHANED}",
-                        orphan()
-                    )))
-                    .bind(&incumbent.token)
-                    .fetch_all(c)
-                    .await?
+                let take = sql!(
+                    "-- join_take_over\n{orphan} AND owner = $1 {orphaned}",
+                    orphan = orphan(),
+                    orphaned = ORPHANED
+                );
+                let taken: Vec<(String, i64)> = in_tx!(&mut *tx, |c| {
+                    sqlx::query_as(take)
+                        .bind(&incumbent.token)
+                        .fetch_all(c)
+                        .await?
                 });
                 orphans += add_orphans(tx, taken).await?;
                 // What is started again under its name is known to call nobody any more, once its
                 // shares are not its own any more either.
                 forget_silent_holder(tx, self, &incumbent.token).await?;
             }
-            let joined = within!(&mut *tx, c => {
-                sqlx::query(AssertSqlSafe(insert.clone()))
+            let joined = in_tx!(&mut *tx, |c| {
+                sqlx::query(insert.clone())
                     .bind(&replica.token)
                     .bind(&replica.name)
                     .bind(self.now_ms())
@@ -116,19 +115,21 @@ impl Store {
 
     /// Who else has a replica's name, and whether its leases have run out.
     async fn incumbent(&self, tx: &mut Tx, replica: &Replica) -> Result<Option<(Incumbent, bool)>> {
-        let (now, lock) = (self.engine().now_ms(), self.engine().for_update());
-        let row: Option<(String, i64, i64, Option<i64>, i64)> = within!(tx, c => {
-            sqlx::query_as(AssertSqlSafe(format!(
-                "-- incumbent
-                 SELECT token, beat_ms, lease_until,
-                    (SELECT held_until FROM share_holders h WHERE h.token = replicas.token), {now}
-                 FROM replicas
-                 WHERE name = $1 AND token <> $2 {lock}"
-            )))
-            .bind(&replica.name)
-            .bind(&replica.token)
-            .fetch_optional(c)
-            .await?
+        let sql = sql!(
+            "-- incumbent
+             SELECT token, beat_ms, lease_until,
+                (SELECT held_until FROM share_holders h WHERE h.token = replicas.token), {now}
+             FROM replicas
+             WHERE name = $1 AND token <> $2 {lock}",
+            now = self.engine().now_ms(),
+            lock = self.engine().for_update()
+        );
+        let row: Option<(String, i64, i64, Option<i64>, i64)> = in_tx!(tx, |c| {
+            sqlx::query_as(sql)
+                .bind(&replica.name)
+                .bind(&replica.token)
+                .fetch_optional(c)
+                .await?
         });
         Ok(row.map(|(token, beat_ms, lease_until, shares_until, now)| {
             let incumbent = Incumbent {
@@ -150,8 +151,13 @@ impl Store {
     /// When the database fails.
     pub async fn renew(&self, token: &str, lease_ms: i64) -> Result<bool> {
         let sql = renew_sql(self);
-        let renewed = on!(self.vital(), c => {
-            sqlx::query(AssertSqlSafe(sql)).bind(token).bind(lease_ms).execute(c).await?.rows_affected()
+        let renewed = on_pool!(self.control_pool(), |c| {
+            sqlx::query(sql)
+                .bind(token)
+                .bind(lease_ms)
+                .execute(c)
+                .await?
+                .rows_affected()
         });
         Ok(renewed == 1)
     }
@@ -164,9 +170,9 @@ impl Store {
     /// When the database fails. [`Error::Refused`] when another process has the name by now.
     pub async fn rejoin(&self, replica: &Replica, held: &[UnitLease]) -> Result<Vec<UnitLease>> {
         let renew = renew_sql(self);
-        let mut tx = self.begin_vital().await?;
-        let renewed = within!(&mut tx, c => {
-            sqlx::query(AssertSqlSafe(renew))
+        let mut tx = self.begin_control().await?;
+        let renewed = in_tx!(&mut tx, |c| {
+            sqlx::query(renew)
                 .bind(&replica.token)
                 .bind(replica.lease_ms)
                 .execute(c)
@@ -197,8 +203,8 @@ impl Store {
     /// # Errors
     /// When the database fails; then others take over when the lease has run out.
     pub async fn leave(&self, token: &str) -> Result<()> {
-        let mut tx = self.begin_vital().await?;
-        let left: Vec<(String, i64)> = within!(&mut tx, c => {
+        let mut tx = self.begin_control().await?;
+        let left: Vec<(String, i64)> = in_tx!(&mut tx, |c| {
             sqlx::query("-- leave\nDELETE FROM replicas WHERE token = $1")
                 .bind(token)
                 .execute(&mut *c)
@@ -231,13 +237,13 @@ impl Store {
     /// # Errors
     /// When the database fails.
     pub async fn evict_others(&self, token: &str) -> Result<u64> {
-        on!(self.writer(), c => {
+        on_pool!(self.writer(), |c| {
             sqlx::query("-- evict_others\nDELETE FROM replicas WHERE token <> $1")
                 .bind(token)
                 .execute(c)
                 .await?;
         });
-        on!(self.writer(), c => {
+        on_pool!(self.writer(), |c| {
             sqlx::query("-- evict_claims\nDELETE FROM idempotency WHERE status IS NULL")
                 .execute(c)
                 .await?;
@@ -250,11 +256,13 @@ impl Store {
     /// # Errors
     /// When the database fails; the next round goes on.
     pub async fn forget_replicas(&self) -> Result<()> {
-        let sql = format!(
-            "-- forget_replicas\nDELETE FROM replicas WHERE lease_until < {} - 3600000",
-            self.engine().now_ms()
+        let sql = sql!(
+            "-- forget_replicas\nDELETE FROM replicas WHERE lease_until < {now} - 3600000",
+            now = self.engine().now_ms()
         );
-        on!(self.writer(), c => { sqlx::query(AssertSqlSafe(sql)).execute(c).await?; });
+        on_pool!(self.writer(), |c| {
+            sqlx::query(sql).execute(c).await?;
+        });
         Ok(())
     }
 
@@ -267,7 +275,7 @@ impl Store {
     pub async fn take_over(&self) -> Result<u64> {
         let now = self.engine().now_ms();
         // From owner to owner along the index: as many steps as there are owners, not units.
-        let look = format!(
+        let look = sql!(
             "-- take_over_look
              WITH RECURSIVE owners(token) AS (
                 SELECT MIN(owner) FROM units WHERE state = 'leased'
@@ -275,26 +283,33 @@ impl Store {
                 SELECT (SELECT MIN(owner) FROM units WHERE state = 'leased' AND owner > token)
                 FROM owners WHERE token IS NOT NULL)
              SELECT CAST(1 AS BIGINT) FROM owners WHERE token IS NOT NULL AND token NOT IN
-                (SELECT token FROM replicas WHERE lease_until >= {now}) LIMIT 1"
+                (SELECT token FROM replicas WHERE lease_until >= {now}) LIMIT 1",
+            now
         );
-        let orphans: Option<(i64,)> = on!(self.reader(), c => {
-            sqlx::query_as(AssertSqlSafe(look)).fetch_optional(c).await?
+        let orphans: Option<(i64,)> = on_pool!(self.reader(), |c| {
+            sqlx::query_as(look).fetch_optional(c).await?
         });
         if orphans.is_none() {
             return Ok(0);
         }
-        let lapse = format!("-- take_over_lapse\nDELETE FROM replicas WHERE lease_until < {now}");
-        let take = format!(
-            "-- take_over\n{} AND owner NOT IN (SELECT token FROM replicas) {ORPHANED}",
-            orphan()
+        let lapse = sql!(
+            "-- take_over_lapse\nDELETE FROM replicas WHERE lease_until < {now}",
+            now
+        );
+        let take = sql!(
+            "-- take_over\n{orphan} AND owner NOT IN (SELECT token FROM replicas) {orphaned}",
+            orphan = orphan(),
+            orphaned = ORPHANED
         );
         let mut tx = self.begin().await?;
-        if let Some(sql) = self.engine().be_impatient() {
-            within!(&mut tx, c => { sqlx::query(sql).execute(c).await?; });
+        if let Some(sql) = self.engine().set_lock_timeout() {
+            in_tx!(&mut tx, |c| {
+                sqlx::query(sql).execute(c).await?;
+            });
         }
-        let taken: Vec<(String, i64)> = within!(&mut tx, c => {
-            sqlx::query(AssertSqlSafe(lapse)).execute(&mut *c).await?;
-            sqlx::query_as(AssertSqlSafe(take)).fetch_all(&mut *c).await?
+        let taken: Vec<(String, i64)> = in_tx!(&mut tx, |c| {
+            sqlx::query(lapse).execute(&mut *c).await?;
+            sqlx::query_as(take).fetch_all(&mut *c).await?
         });
         let count = add_orphans(&mut tx, taken).await?;
         tx.commit().await?;
@@ -311,10 +326,10 @@ impl Store {
 }
 
 /// How units are taken from an owner that is gone. [`super::units::reclaim`] undoes it.
-fn orphan() -> String {
-    format!(
-        "UPDATE units SET state = 'waiting', {} WHERE state = 'leased'",
-        count_death()
+fn orphan() -> Sql {
+    sql!(
+        "UPDATE units SET state = 'waiting', {count_death} WHERE state = 'leased'",
+        count_death = count_death()
     )
 }
 const ORPHANED: &str = "RETURNING batch_id, model_no";
@@ -328,9 +343,9 @@ async fn add_orphans(tx: &mut Tx, units: Vec<(String, i64)>) -> Result<u64> {
     Ok(count)
 }
 
-fn renew_sql(store: &Store) -> String {
-    format!(
-        "-- renew\nUPDATE replicas SET lease_until = {} + $2 WHERE token = $1",
-        store.engine().now_ms()
+fn renew_sql(store: &Store) -> Sql {
+    sql!(
+        "-- renew\nUPDATE replicas SET lease_until = {now} + $2 WHERE token = $1",
+        now = store.engine().now_ms()
     )
 }

@@ -3,10 +3,10 @@
 
 use std::collections::BTreeMap;
 
-use sqlx::{AssertSqlSafe, FromRow};
+use sqlx::FromRow;
 
 use crate::domain::share::{Holder, Share};
-use crate::store::engine::{Tx, typed_values, values, within};
+use crate::store::engine::{Rows, Tx, Value, bind_each, bind_rows, in_tx, list, sql};
 use crate::store::{Result, Store, Who};
 
 /// For how long a reset is told, in milliseconds: far longer than a process goes without a turn.
@@ -68,7 +68,7 @@ impl Store {
         term_ms: i64,
         decide: impl FnOnce(&ShareBook) -> (ShareEntry, T),
     ) -> Result<T> {
-        let mut tx = self.take_turn(term_ms / 2).await?;
+        let mut tx = self.begin_exchange(term_ms / 2).await?;
         let book = self.read_book(&mut tx).await?;
         let (entry, outcome) = decide(&book);
         self.write_holder(&mut tx, token, term_ms).await?;
@@ -98,14 +98,15 @@ impl Store {
     /// When the database fails.
     pub async fn reset_upstream(&self, upstream: &str) -> Result<()> {
         let now = self.engine().now_ms();
-        let note = format!(
+        let note = sql!(
             "-- reset_upstream
              INSERT INTO upstream_resets (upstream, reset_at) VALUES ($1, {now})
-             ON CONFLICT (upstream) DO UPDATE SET reset_at = excluded.reset_at"
+             ON CONFLICT (upstream) DO UPDATE SET reset_at = excluded.reset_at",
+            now
         );
-        let mut tx = self.take_turn(TURN_MS).await?;
-        within!(&mut tx, c => {
-            sqlx::query(AssertSqlSafe(note)).bind(upstream).execute(&mut *c).await?;
+        let mut tx = self.begin_exchange(TURN_MS).await?;
+        in_tx!(&mut tx, |c| {
+            sqlx::query(note).bind(upstream).execute(&mut *c).await?;
             sqlx::query("-- reset_gates\nDELETE FROM gates WHERE upstream = $1")
                 .bind(upstream)
                 .execute(&mut *c)
@@ -121,7 +122,7 @@ impl Store {
     /// # Errors
     /// When the database fails.
     pub async fn forget_shares(&self, token: &str) -> Result<()> {
-        let mut tx = self.take_turn(TURN_MS).await?;
+        let mut tx = self.begin_exchange(TURN_MS).await?;
         forget_holder(&mut tx, token).await?;
         tx.commit().await?;
         self.wake_others(Who::Sharers);
@@ -130,38 +131,40 @@ impl Store {
 
     /// Begins a transaction that no other turn runs beside. It does not wait longer than this,
     /// nor, if this process stops in its midst, do the others.
-    async fn take_turn(&self, patience_ms: i64) -> Result<Tx> {
-        let mut tx = self.begin_vital().await?;
-        if let Some(sql) = self.engine().take_turn() {
+    async fn begin_exchange(&self, patience_ms: i64) -> Result<Tx> {
+        let mut tx = self.begin_control().await?;
+        if let Some(sql) = self.engine().acquire_share_lock() {
             let patience = patience_ms.max(1).to_string();
-            within!(&mut tx, c => { sqlx::query(sql).bind(patience).execute(c).await?; });
+            in_tx!(&mut tx, |c| {
+                sqlx::query(sql).bind(patience).execute(c).await?;
+            });
         }
         Ok(tx)
     }
 
     async fn read_book(&self, tx: &mut Tx) -> Result<ShareBook> {
         let now = self.engine().now_ms();
-        let sql = format!(
+        let sql = sql!(
             "-- read_shares
              SELECT h.token, h.joined_at, h.held_until - {now} AS left_ms, s.resource, s.allowed,
                 s.wants, s.held
              FROM share_holders h LEFT JOIN shares s ON s.token = h.token
-             ORDER BY h.token"
+             ORDER BY h.token",
+            now
         );
-        let rows: Vec<Row> = within!(&mut *tx, c => {
-            sqlx::query_as(AssertSqlSafe(sql)).fetch_all(c).await?
-        });
+        let rows: Vec<Row> = in_tx!(&mut *tx, |c| sqlx::query_as(sql).fetch_all(c).await?);
         // One statement for both: it runs once a second in each process.
-        let sql = format!(
+        let sql = sql!(
             "-- read_gates
              SELECT upstream, model, closed_until - {now} FROM gates
              UNION ALL
              SELECT upstream, NULL, reset_at FROM upstream_resets
-             WHERE reset_at > {now} - {RESET_TOLD_MS}"
+             WHERE reset_at > {now} - {reset_told_ms}",
+            now,
+            reset_told_ms = RESET_TOLD_MS
         );
-        let told: Vec<(String, Option<String>, i64)> = within!(&mut *tx, c => {
-            sqlx::query_as(AssertSqlSafe(sql)).fetch_all(c).await?
-        });
+        let told: Vec<(String, Option<String>, i64)> =
+            in_tx!(&mut *tx, |c| sqlx::query_as(sql).fetch_all(c).await?);
         let (mut gates, mut resets) = (Vec::new(), Vec::new());
         for (upstream, model, number) in told {
             match model {
@@ -170,8 +173,13 @@ impl Store {
             }
         }
         if gates.iter().any(|(_, _, closed_ms)| *closed_ms <= 0) {
-            let sql = format!("-- open_gates\nDELETE FROM gates WHERE closed_until <= {now}");
-            within!(&mut *tx, c => { sqlx::query(AssertSqlSafe(sql)).execute(c).await?; });
+            let sql = sql!(
+                "-- open_gates\nDELETE FROM gates WHERE closed_until <= {now}",
+                now
+            );
+            in_tx!(&mut *tx, |c| {
+                sqlx::query(sql).execute(c).await?;
+            });
         }
         let closed = gates.into_iter().filter(|(_, _, closed_ms)| *closed_ms > 0);
         Ok(ShareBook {
@@ -189,35 +197,44 @@ impl Store {
 
     async fn write_holder(&self, tx: &mut Tx, token: &str, term_ms: i64) -> Result<()> {
         let now = self.engine().now_ms();
-        let sql = format!(
+        let sql = sql!(
             "-- write_holder
              INSERT INTO share_holders (token, joined_at, held_until)
              VALUES ($1, {now}, {now} + $2)
-             ON CONFLICT (token) DO UPDATE SET held_until = excluded.held_until"
+             ON CONFLICT (token) DO UPDATE SET held_until = excluded.held_until",
+            now
         );
-        within!(tx, c => {
-            sqlx::query(AssertSqlSafe(sql)).bind(token).bind(term_ms).execute(c).await?;
+        in_tx!(tx, |c| {
+            sqlx::query(sql)
+                .bind(token)
+                .bind(term_ms)
+                .execute(c)
+                .await?;
         });
         Ok(())
     }
 
     async fn write_gates(&self, tx: &mut Tx, gates: &[GateRow]) -> Result<()> {
-        let now = self.engine().now_ms();
-        let sql = format!(
+        let rows = Rows::of(gates.iter().map(|gate| {
+            [
+                ("upstream", Value::from(&gate.upstream)),
+                ("model", Value::from(&gate.model)),
+                ("closed_ms", gate.closed_ms.into()),
+            ]
+        }));
+        let sql = sql!(
             "-- write_gates
-             WITH v(upstream, model, closed_ms) AS (VALUES {})
+             WITH {closed}
              INSERT INTO gates (upstream, model, closed_until)
              SELECT upstream, model, {now} + closed_ms FROM v WHERE closed_ms > 0
              ON CONFLICT (upstream, model) DO UPDATE SET closed_until = excluded.closed_until
              WHERE gates.closed_until < excluded.closed_until",
-            typed_values(1, gates.len(), &["TEXT", "TEXT", "BIGINT"])
+            closed = rows.table("v", 1, tx.engine()),
+            now = self.engine().now_ms()
         );
-        within!(tx, c => {
-            let mut query = sqlx::query(AssertSqlSafe(sql)).persistent(false);
-            for gate in gates {
-                query = query.bind(&gate.upstream).bind(&gate.model).bind(gate.closed_ms);
-            }
-            query.execute(c).await?;
+        in_tx!(tx, |c| {
+            let write = sqlx::query(sql).persistent(false);
+            bind_rows!(write, rows).execute(c).await?;
         });
         Ok(())
     }
@@ -256,14 +273,14 @@ pub(in crate::store) async fn forget_silent_holder(
     store: &Store,
     token: &str,
 ) -> Result<()> {
-    let sql = format!(
+    let sql = sql!(
         "-- forget_silent_holder
-         SELECT token FROM share_holders WHERE token = $1 AND held_until < {} {}",
-        store.engine().now_ms(),
-        store.engine().for_update()
+         SELECT token FROM share_holders WHERE token = $1 AND held_until < {now} {lock}",
+        now = store.engine().now_ms(),
+        lock = store.engine().for_update()
     );
-    let silent: Option<(String,)> = within!(&mut *tx, c => {
-        sqlx::query_as(AssertSqlSafe(sql)).bind(token).fetch_optional(c).await?
+    let silent: Option<(String,)> = in_tx!(&mut *tx, |c| {
+        sqlx::query_as(sql).bind(token).fetch_optional(c).await?
     });
     match silent {
         Some(_) => forget_holder(tx, token).await,
@@ -277,65 +294,62 @@ async fn forget_holder(tx: &mut Tx, token: &str) -> Result<()> {
         "-- forget_holder_shares\nDELETE FROM shares WHERE token = $1",
         "-- forget_holder\nDELETE FROM share_holders WHERE token = $1",
     ] {
-        within!(&mut *tx, c => { sqlx::query(sql).bind(token).execute(c).await?; });
+        in_tx!(&mut *tx, |c| {
+            sqlx::query(sql).bind(token).execute(c).await?;
+        });
     }
     Ok(())
 }
 
 async fn write_shares(tx: &mut Tx, token: &str, shares: &[(&String, &Share)]) -> Result<()> {
-    let sql = format!(
+    let count = |number: u64| i64::try_from(number).unwrap_or(i64::MAX);
+    let rows = Rows::of(shares.iter().map(|&(resource, share)| {
+        [
+            ("resource", Value::from(resource)),
+            ("token", Value::from(token)),
+            ("allowed", count(share.allowed).into()),
+            ("wants", count(share.wants).into()),
+            ("held", count(share.held).into()),
+        ]
+    }));
+    let sql = sql!(
         "-- write_shares
-         INSERT INTO shares (resource, token, allowed, wants, held) VALUES {}
+         INSERT INTO shares ({columns}) VALUES {rows}
          ON CONFLICT (resource, token) DO UPDATE
          SET allowed = excluded.allowed, wants = excluded.wants, held = excluded.held",
-        values(1, shares.len(), 5)
+        columns = rows.columns(),
+        rows = rows.parameters(1)
     );
-    let count = |number: u64| i64::try_from(number).unwrap_or(i64::MAX);
-    within!(tx, c => {
-        let mut query = sqlx::query(AssertSqlSafe(sql)).persistent(false);
-        for (resource, share) in shares {
-            query = query
-                .bind(*resource)
-                .bind(token)
-                .bind(count(share.allowed))
-                .bind(count(share.wants))
-                .bind(count(share.held));
-        }
-        query.execute(c).await?;
+    in_tx!(tx, |c| {
+        let write = sqlx::query(sql).persistent(false);
+        bind_rows!(write, rows).execute(c).await?;
     });
     Ok(())
 }
 
-/// Forgets shares, and who has none left after it.
+/// Removes shares, and each process that has none left.
 async fn forget(tx: &mut Tx, shares: &[(String, String)]) -> Result<()> {
-    let sql = format!(
+    let rows =
+        Rows::of(shares.iter().map(|(resource, token)| {
+            [("resource", Value::from(resource)), ("token", token.into())]
+        }));
+    let forget = sql!(
         "-- forget_shares
-         DELETE FROM shares WHERE (resource, token) IN (VALUES {})",
-        values(1, shares.len(), 2)
+         DELETE FROM shares WHERE (resource, token) IN (VALUES {rows})",
+        rows = rows.parameters(1)
     );
-    let bare = format!(
+    let bare = sql!(
         "-- forget_bare_holders
-         DELETE FROM share_holders WHERE token IN ({})
+         DELETE FROM share_holders WHERE token IN {tokens}
             AND NOT EXISTS (SELECT 1 FROM shares s WHERE s.token = share_holders.token)",
-        numbers(shares.len())
+        tokens = list(1, shares.len())
     );
-    within!(tx, c => {
-        let mut query = sqlx::query(AssertSqlSafe(sql)).persistent(false);
-        for (resource, token) in shares {
-            query = query.bind(resource).bind(token);
-        }
-        query.execute(&mut *c).await?;
-        let mut query = sqlx::query(AssertSqlSafe(bare)).persistent(false);
-        for (_, token) in shares {
-            query = query.bind(token);
-        }
-        query.execute(c).await?;
+    in_tx!(tx, |c| {
+        let forget = sqlx::query(forget).persistent(false);
+        bind_rows!(forget, rows).execute(&mut *c).await?;
+        let bare = sqlx::query(bare).persistent(false);
+        let tokens = shares.iter().map(|(_, token)| token);
+        bind_each!(bare, tokens).execute(c).await?;
     });
     Ok(())
-}
-
-/// `$1, $2, $3`.
-fn numbers(count: usize) -> String {
-    let numbers: Vec<String> = (1..=count).map(|number| format!("${number}")).collect();
-    numbers.join(", ")
 }

@@ -1,9 +1,7 @@
 //! Tasks that one process does for all who share a store. Two may do one at the same time for a
 //! moment, which costs some statements and no more.
 
-use sqlx::AssertSqlSafe;
-
-use crate::store::engine::on;
+use crate::store::engine::{on_pool, sql};
 use crate::store::{Engine, Result, Store};
 
 impl Store {
@@ -26,13 +24,14 @@ impl Store {
         if !is_held {
             // Seen by one look, that somebody else has it. A task that is held for longer than it
             // can be is one from before the clock was set back.
-            let look = format!(
+            let look = sql!(
                 "-- look_at_task
                  SELECT CAST(1 AS BIGINT) FROM tasks WHERE name = $1 AND holder <> $2
-                    AND held_until BETWEEN {now} AND {now} + $3"
+                    AND held_until BETWEEN {now} AND {now} + $3",
+                now
             );
-            let others: Option<(i64,)> = on!(self.reader(), c => {
-                sqlx::query_as(AssertSqlSafe(look))
+            let others: Option<(i64,)> = on_pool!(self.reader(), |c| {
+                sqlx::query_as(look)
                     .bind(name)
                     .bind(holder)
                     .bind(term_ms)
@@ -43,16 +42,17 @@ impl Store {
                 return Ok(false);
             }
         }
-        let hold = format!(
+        let hold = sql!(
             "-- hold_task
              INSERT INTO tasks (name, holder, held_until) VALUES ($1, $2, {now} + $3)
              ON CONFLICT (name) DO UPDATE SET holder = excluded.holder,
                 held_until = excluded.held_until
              WHERE tasks.holder = excluded.holder
-                OR tasks.held_until NOT BETWEEN {now} AND {now} + $3"
+                OR tasks.held_until NOT BETWEEN {now} AND {now} + $3",
+            now
         );
-        let held = on!(self.writer(), c => {
-            sqlx::query(AssertSqlSafe(hold))
+        let held = on_pool!(self.writer(), |c| {
+            sqlx::query(hold)
                 .bind(name)
                 .bind(holder)
                 .bind(term_ms)

@@ -1,8 +1,6 @@
 //! Requests with an `Idempotency-Key`: done once, answered the same again.
 
-use sqlx::AssertSqlSafe;
-
-use crate::store::engine::{Tx, on, within};
+use crate::store::engine::{Tx, in_tx, on_pool, sql};
 use crate::store::{Error, Result, Store};
 
 /// How long an answer is remembered.
@@ -47,45 +45,47 @@ impl Store {
     /// When the database fails.
     pub async fn claim(&self, claim: &Claim) -> Result<Claimed> {
         let now = self.now_sql(5);
-        let sql = format!(
+        let sql = sql!(
             "-- claim
              INSERT INTO idempotency (tenant, route, key, claim, touched_at)
              VALUES ($1, $2, $3, $4, {now})
              ON CONFLICT (tenant, route, key) DO UPDATE SET claim = excluded.claim,
                 touched_at = excluded.touched_at, fingerprint = NULL, status = NULL, body = NULL
              WHERE (idempotency.status IS NULL AND idempotency.touched_at < {now} - $6)
-                OR (idempotency.status IS NOT NULL AND idempotency.touched_at < {now} - $7)"
+                OR (idempotency.status IS NOT NULL AND idempotency.touched_at < {now} - $7)",
+            now
         );
         // A row that nobody answers for any more is taken over by the same statement that
         // makes a new one.
-        let claimed = on!(self.writer(), c => {
-            sqlx::query(AssertSqlSafe(sql))
-            .bind(&claim.tenant)
-            .bind(&claim.route)
-            .bind(&claim.key)
-            .bind(&claim.token)
-            .bind(self.offset_ms())
-            .bind(ABANDONED_MS)
-            .bind(REMEMBERED_MS)
-            .execute(c)
-            .await?
-            .rows_affected()
+        let claimed = on_pool!(self.writer(), |c| {
+            sqlx::query(sql)
+                .bind(&claim.tenant)
+                .bind(&claim.route)
+                .bind(&claim.key)
+                .bind(&claim.token)
+                .bind(self.offset_ms())
+                .bind(ABANDONED_MS)
+                .bind(REMEMBERED_MS)
+                .execute(c)
+                .await?
+                .rows_affected()
         });
         if claimed == 1 {
             return Ok(Claimed::Fresh);
         }
-        let row: Option<(Option<String>, Option<i64>, Option<String>)> = on!(self.writer(), c => {
-            sqlx::query_as(
-                "-- claimed
+        let row: Option<(Option<String>, Option<i64>, Option<String>)> =
+            on_pool!(self.writer(), |c| {
+                sqlx::query_as(
+                    "-- claimed
                  SELECT fingerprint, status, body FROM idempotency
                  WHERE tenant = $1 AND route = $2 AND key = $3",
-            )
-            .bind(&claim.tenant)
-            .bind(&claim.route)
-            .bind(&claim.key)
-            .fetch_optional(c)
-            .await?
-        });
+                )
+                .bind(&claim.tenant)
+                .bind(&claim.route)
+                .bind(&claim.key)
+                .fetch_optional(c)
+                .await?
+            });
         Ok(match row {
             Some((Some(fingerprint), Some(status), Some(body))) => Claimed::Answered(Remembered {
                 fingerprint,
@@ -101,7 +101,7 @@ impl Store {
     /// # Errors
     /// When the database fails.
     pub async fn touch_claim(&self, claim: &Claim) -> Result<()> {
-        on!(self.writer(), c => {
+        on_pool!(self.writer(), |c| {
             sqlx::query(
                 "-- touch_claim
                  UPDATE idempotency SET touched_at = $2 WHERE claim = $1 AND status IS NULL
@@ -123,7 +123,7 @@ impl Store {
     /// # Errors
     /// When the database fails; the claim lapses by itself.
     pub async fn abandon_claim(&self, claim: &Claim) -> Result<()> {
-        on!(self.writer(), c => {
+        on_pool!(self.writer(), |c| {
             sqlx::query(
                 "-- abandon_claim
                  DELETE FROM idempotency WHERE claim = $1 AND status IS NULL
@@ -144,12 +144,12 @@ impl Store {
     /// # Errors
     /// When the database fails.
     pub async fn forget_claims(&self) -> Result<u64> {
-        let sql = format!(
-            "-- forget_claims\nDELETE FROM idempotency WHERE touched_at < {} - $2",
-            self.now_sql(1)
+        let sql = sql!(
+            "-- forget_claims\nDELETE FROM idempotency WHERE touched_at < {now} - $2",
+            now = self.now_sql(1)
         );
-        Ok(on!(self.writer(), c => {
-            sqlx::query(AssertSqlSafe(sql))
+        Ok(on_pool!(self.writer(), |c| {
+            sqlx::query(sql)
                 .bind(self.offset_ms())
                 .bind(REMEMBERED_MS)
                 .execute(c)
@@ -167,7 +167,7 @@ pub(in crate::store) async fn remember(
     body: &str,
     now: i64,
 ) -> Result<()> {
-    let remembered = within!(tx, c => {
+    let remembered = in_tx!(tx, |c| {
         sqlx::query(
             "-- remember
              UPDATE idempotency SET fingerprint = $5, status = $6, body = $7, touched_at = $8

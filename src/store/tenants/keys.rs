@@ -1,9 +1,9 @@
 //! API keys: stored as hashes only.
 
-use sqlx::{AssertSqlSafe, FromRow};
+use sqlx::FromRow;
 
 use crate::domain::scope::Scopes;
-use crate::store::engine::{on, typed_values};
+use crate::store::engine::{Rows, Value, bind_rows, on_pool, sql};
 use crate::store::{Error, Result, Store};
 
 /// How many keys one statement notes the use of.
@@ -91,7 +91,7 @@ impl Store {
     /// # Errors
     /// When the database fails.
     pub async fn add_key(&self, key: &ApiKey) -> Result<()> {
-        on!(self.writer(), c => {
+        on_pool!(self.writer(), |c| {
             sqlx::query(
                 "-- add_key
                  INSERT INTO api_keys
@@ -117,7 +117,7 @@ impl Store {
     /// # Errors
     /// When the database fails.
     pub async fn keys(&self) -> Result<Vec<ApiKey>> {
-        let rows: Vec<KeyRow> = on!(self.reader(), c => {
+        let rows: Vec<KeyRow> = on_pool!(self.reader(), |c| {
             sqlx::query_as("-- keys\nSELECT * FROM api_keys ORDER BY created_at, id")
                 .fetch_all(c)
                 .await?
@@ -131,14 +131,14 @@ impl Store {
     /// # Errors
     /// When the database fails.
     pub async fn key_of_hash(&self, hash: &str) -> Result<KnownKey> {
-        let sql = format!(
+        let sql = sql!(
             "-- key_of_hash
-             SELECT *, COALESCE(expires_at <= {}, FALSE) AS has_expired
+             SELECT *, COALESCE(expires_at <= {now}, FALSE) AS has_expired
              FROM api_keys WHERE hash = $1 AND revoked_at IS NULL",
-            self.now_sql(2)
+            now = self.now_sql(2)
         );
-        let row: Option<FoundRow> = on!(self.reader(), c => {
-            sqlx::query_as(AssertSqlSafe(sql))
+        let row: Option<FoundRow> = on_pool!(self.reader(), |c| {
+            sqlx::query_as(sql)
                 .bind(hash)
                 .bind(self.offset_ms())
                 .fetch_optional(c)
@@ -159,24 +159,24 @@ impl Store {
     /// When the database fails.
     pub async fn note_use_of_keys(&self, uses: &[(String, i64)]) -> Result<()> {
         for uses in uses.chunks(NOTED_AT_ONCE) {
-            let sql = format!(
+            let rows = Rows::of(
+                uses.iter()
+                    .map(|(id, at)| [("id", Value::from(id)), ("at", (*at).into())]),
+            );
+            let sql = sql!(
                 "-- note_use_of_keys
-                 WITH used (id, at) AS (VALUES {}),
+                 WITH {used},
                  due AS (
                     SELECT api_keys.id, used.at FROM api_keys JOIN used ON api_keys.id = used.id
                     WHERE COALESCE(api_keys.last_used_at, 0) < used.at
-                    ORDER BY api_keys.id {}
+                    ORDER BY api_keys.id {lock}
                  )
                  UPDATE api_keys SET last_used_at = due.at FROM due WHERE api_keys.id = due.id",
-                typed_values(1, uses.len(), &["TEXT", "BIGINT"]),
-                self.engine().for_update_of("api_keys"),
+                used = rows.table("used", 1, self.engine()),
+                lock = self.engine().for_update()
             );
-            on!(self.writer(), c => {
-                let mut query = sqlx::query(AssertSqlSafe(sql));
-                for (id, at) in uses {
-                    query = query.bind(id).bind(at);
-                }
-                query.execute(c).await?;
+            on_pool!(self.writer(), |c| {
+                bind_rows!(sqlx::query(sql), rows).execute(c).await?;
             });
         }
         Ok(())
@@ -187,7 +187,7 @@ impl Store {
     /// # Errors
     /// When the database fails.
     pub async fn revoke_key(&self, id: &str) -> Result<bool> {
-        let revoked = on!(self.writer(), c => {
+        let revoked = on_pool!(self.writer(), |c| {
             sqlx::query(
                 "-- revoke_key
                  UPDATE api_keys SET revoked_at = $2 WHERE id = $1 AND revoked_at IS NULL",

@@ -1,11 +1,11 @@
 //! What there is to lease: one row for each live batch and model.
 
-use sqlx::{AssertSqlSafe, FromRow};
+use sqlx::FromRow;
 
 use crate::domain::batch::{Ending, Stage};
 use crate::domain::file::MODELS_MAX;
-use crate::store::batches::stage;
-use crate::store::engine::{Tx, on, values, within};
+use crate::store::batches::from_columns;
+use crate::store::engine::{Tx, bind_each, in_tx, list, on_pool, sql};
 use crate::store::{Result, Store};
 
 /// Models of one batch that are looked at in one round.
@@ -79,7 +79,7 @@ impl Store {
     /// # Errors
     /// When the database fails.
     pub async fn backlog(&self, turn: i64) -> Result<Vec<Backlog>> {
-        let rows: Vec<Row> = on!(self.reader(), c => {
+        let rows: Vec<Row> = on_pool!(self.reader(), |c| {
             sqlx::query_as(
                 "-- backlog
                  SELECT batch_id, model_no, model, waiting, tenant, endpoint, input_file_id,
@@ -107,7 +107,7 @@ impl Store {
         rows.into_iter()
             .map(|row| {
                 Ok(Backlog {
-                    stage: stage(&row.status, row.ending.as_deref())?,
+                    stage: from_columns(&row.status, row.ending.as_deref())?,
                     batch_id: row.batch_id,
                     model_no: row.model_no,
                     model: row.model,
@@ -132,17 +132,14 @@ impl Store {
     /// When the database fails.
     pub async fn any_waits(&self, batches: &[String]) -> Result<bool> {
         for batches in batches.chunks(NAMED_BATCHES_MAX) {
-            let sql = format!(
-                "-- any_waits
-                 SELECT CAST(1 AS BIGINT) FROM backlog WHERE batch_id IN {} AND waiting > 0 LIMIT 1",
-                values(1, 1, batches.len())
-            );
-            let waits: Option<(i64,)> = on!(self.reader(), c => {
-                let mut query = sqlx::query_as(AssertSqlSafe(sql)).persistent(false);
-                for batch in batches {
-                    query = query.bind(batch);
-                }
-                query.fetch_optional(c).await?
+            let sql = sql!(
+"-- any_waits
+                 SELECT CAST(1 AS BIGINT) FROM backlog WHERE batch_id IN {rows} AND waiting > 0 LIMIT 1",
+rows = list(1, batches.len())
+);
+            let waits: Option<(i64,)> = on_pool!(self.reader(), |c| {
+                let look = sqlx::query_as(sql).persistent(false);
+                bind_each!(look, batches).fetch_optional(c).await?
             });
             if waits.is_some() {
                 return Ok(true);
@@ -160,7 +157,7 @@ pub(in crate::store) async fn add_waiting(
     model_no: i64,
     units: i64,
 ) -> Result<()> {
-    within!(tx, c => {
+    in_tx!(tx, |c| {
         sqlx::query(
             "-- add_waiting
              UPDATE backlog SET waiting = waiting + $3 WHERE batch_id = $1 AND model_no = $2",

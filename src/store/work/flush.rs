@@ -2,16 +2,15 @@
 
 use std::collections::{BTreeMap, BTreeSet, HashSet};
 
-use sqlx::AssertSqlSafe;
-
 use super::isolation::CLEAR;
 use super::units::{into_lease, reclaim};
 use crate::codec::segment::Encoded;
 use crate::domain::batch::Stage;
 use crate::domain::unit::{Bitmap, UnitLease};
 use crate::domain::usage::Usage;
-use crate::store::batches::stage;
-use crate::store::engine::{Tx, on, typed_values, values, within};
+use crate::store::batches::stages_in;
+use crate::store::engine::{Rows, Tx, Value, bind_rows, in_tx, sql};
+use crate::store::files::{NewSegment, SegmentKey, write_segments};
 use crate::store::{Result, Store, Who};
 
 /// What a group of finished lines adds to its batch's counts.
@@ -73,11 +72,11 @@ impl Store {
     /// When the database fails: then nothing of it may be written, or all.
     pub async fn flush(&self, owner: &str, slot: i64, units: &[&UnitFlush]) -> Result<FlushReply> {
         let mut tx = self.begin().await?;
-        let mut fresh = advance_units(&mut tx, self, owner, units).await?;
+        let mut fresh = advance_units(&mut tx, owner, units).await?;
         if fresh.len() < units.len() {
             let missing = reclaim_missing(&mut tx, owner, units, &fresh).await?;
             // All of them: a renewal may have taken one back between the two statements.
-            fresh.extend(advance_units(&mut tx, self, owner, &missing).await?);
+            fresh.extend(advance_units(&mut tx, owner, &missing).await?);
         }
         let (written, missing): (Vec<&UnitFlush>, Vec<&UnitFlush>) =
             units.iter().partition(|unit| fresh.contains(&unit.lease));
@@ -87,7 +86,7 @@ impl Store {
             .iter()
             .map(|unit| unit.lease.key.batch_id.as_str())
             .collect();
-        let stages = stages_within(&mut tx, &batches).await?;
+        let stages = stages_in(&mut tx, &batches).await?;
 
         let before = written_before(&mut tx, &missing).await?;
         tx.commit().await?;
@@ -128,24 +127,33 @@ async fn reclaim_missing<'a>(
 /// Moves the units past the fence, and says which were.
 async fn advance_units(
     tx: &mut Tx,
-    store: &Store,
     owner: &str,
     units: &[&UnitFlush],
 ) -> Result<HashSet<UnitLease>> {
     if units.is_empty() {
         return Ok(HashSet::new());
     }
-    let bytes = store.engine().bytes_type();
-    let types = [
-        "TEXT", "BIGINT", "BIGINT", "BIGINT", "BIGINT", bytes, "TEXT", "BIGINT", "BIGINT", "BIGINT",
-    ];
-    let sql = format!(
+    let rows = Rows::of(units.iter().map(|unit| {
+        let state = if unit.finished { "done" } else { "leased" };
+        [
+            ("batch_id", Value::from(&unit.lease.key.batch_id)),
+            ("chunk_no", unit.lease.key.chunk_no.into()),
+            ("model_no", unit.lease.key.model_no.into()),
+            ("epoch", unit.lease.epoch.into()),
+            ("flush_no", unit.flush_no.into()),
+            ("done", unit.done.as_bytes().into()),
+            ("state", state.into()),
+            ("cleared", i64::from(unit.cleared).into()),
+            ("output", unit.output_bytes.into()),
+            ("error", unit.error_bytes.into()),
+        ]
+    }));
+    let sql = sql!(
         "-- flush_units
-         WITH v(batch_id, chunk_no, model_no, epoch, flush_no, done, state, cleared, output, error)
-            AS (VALUES {})
+         WITH {flushed}
          UPDATE units SET flush_no = units.flush_no + 1, done = v.done, state = v.state,
             owner = CASE WHEN v.state = 'done' THEN NULL ELSE units.owner END,
-            {CLEAR},
+            {clear},
             output_bytes = units.output_bytes + v.output,
             error_bytes = units.error_bytes + v.error
          FROM v
@@ -153,24 +161,12 @@ async fn advance_units(
            AND units.model_no = v.model_no AND units.state = 'leased'
            AND units.owner = $1 AND units.epoch = v.epoch AND units.flush_no = v.flush_no
          RETURNING units.batch_id, units.chunk_no, units.model_no, units.epoch",
-        typed_values(2, units.len(), &types)
+        flushed = rows.table("v", 2, tx.engine()),
+        clear = CLEAR
     );
-    let rows: Vec<(String, i64, i64, i64)> = within!(tx, c => {
-        let mut query = sqlx::query_as(AssertSqlSafe(sql)).persistent(false).bind(owner);
-        for unit in units {
-            query = query
-                .bind(&unit.lease.key.batch_id)
-                .bind(unit.lease.key.chunk_no)
-                .bind(unit.lease.key.model_no)
-                .bind(unit.lease.epoch)
-                .bind(unit.flush_no)
-                .bind(unit.done.as_bytes())
-                .bind(if unit.finished { "done" } else { "leased" })
-                .bind(i64::from(unit.cleared))
-                .bind(unit.output_bytes)
-                .bind(unit.error_bytes);
-        }
-        query.fetch_all(c).await?
+    let rows: Vec<(String, i64, i64, i64)> = in_tx!(tx, |c| {
+        let flush = sqlx::query_as(sql).persistent(false).bind(owner);
+        bind_rows!(flush, rows).fetch_all(c).await?
     });
     Ok(rows.into_iter().map(into_lease).collect())
 }
@@ -180,10 +176,11 @@ async fn advance_units(
 async fn written_before(tx: &mut Tx, units: &[&UnitFlush]) -> Result<Vec<UnitLease>> {
     let mut found = Vec::new();
     for unit in units {
-        let there: Option<(i64,)> = within!(&mut *tx, c => {
+        let there: Option<(i64,)> = in_tx!(&mut *tx, |c| {
             sqlx::query_as(
                 "-- written_before
-                 SELECT CAST(1 AS BIGINT) FROM units WHERE batch_id = $1 AND chunk_no = $2 AND model_no = $3
+                 SELECT CAST(1 AS BIGINT) FROM units
+                 WHERE batch_id = $1 AND chunk_no = $2 AND model_no = $3
                     AND epoch = $4 AND flush_no = $5",
             )
             .bind(&unit.lease.key.batch_id)
@@ -202,32 +199,24 @@ async fn written_before(tx: &mut Tx, units: &[&UnitFlush]) -> Result<Vec<UnitLea
 }
 
 async fn insert_segments(tx: &mut Tx, units: &[&UnitFlush]) -> Result<()> {
-    let units: Vec<_> = units
+    let segments = units
         .iter()
         .filter(|unit| !unit.segment.data.is_empty())
-        .collect();
-    if units.is_empty() {
+        .map(|unit| NewSegment {
+            batch_id: &unit.lease.key.batch_id,
+            key: SegmentKey {
+                chunk_no: unit.lease.key.chunk_no,
+                model_no: unit.lease.key.model_no,
+                flush_no: unit.flush_no + 1,
+            },
+            entries: &unit.segment.entries,
+            data: &unit.segment.data,
+        });
+    let segments: Vec<NewSegment<'_>> = segments.collect();
+    if segments.is_empty() {
         return Ok(());
     }
-    let sql = format!(
-        "-- insert_segments
-         INSERT INTO segments (batch_id, chunk_no, model_no, flush_no, entries, data) VALUES {}",
-        values(1, units.len(), 6)
-    );
-    within!(tx, c => {
-        let mut query = sqlx::query(AssertSqlSafe(sql)).persistent(false);
-        for unit in units {
-            query = query
-                .bind(&unit.lease.key.batch_id)
-                .bind(unit.lease.key.chunk_no)
-                .bind(unit.lease.key.model_no)
-                .bind(unit.flush_no + 1)
-                .bind(&unit.segment.entries)
-                .bind(&unit.segment.data);
-        }
-        query.execute(c).await?;
-    });
-    Ok(())
+    write_segments(tx, &segments).await
 }
 
 async fn add_counts(tx: &mut Tx, slot: i64, units: &[&UnitFlush]) -> Result<()> {
@@ -239,11 +228,23 @@ async fn add_counts(tx: &mut Tx, slot: i64, units: &[&UnitFlush]) -> Result<()> 
     if by_batch.is_empty() {
         return Ok(());
     }
-    let sql = format!(
+    let rows = Rows::of(by_batch.iter().map(|(batch_id, tally)| {
+        [
+            ("batch_id", Value::from(*batch_id)),
+            ("slot", slot.into()),
+            ("completed", tally.completed.into()),
+            ("failed", tally.failed.into()),
+            ("cancelled", tally.cancelled.into()),
+            ("input_tokens", tally.usage.input_tokens.into()),
+            ("cached_tokens", tally.usage.cached_tokens.into()),
+            ("output_tokens", tally.usage.output_tokens.into()),
+            ("reasoning_tokens", tally.usage.reasoning_tokens.into()),
+            ("total_tokens", tally.usage.total_tokens.into()),
+        ]
+    }));
+    let sql = sql!(
         "-- add_counts
-         INSERT INTO batch_counts (batch_id, slot, completed, failed, cancelled, input_tokens,
-            cached_tokens, output_tokens, reasoning_tokens, total_tokens)
-         VALUES {}
+         INSERT INTO batch_counts ({columns}) VALUES {rows}
          ON CONFLICT (batch_id, slot) DO UPDATE SET
             completed = batch_counts.completed + excluded.completed,
             failed = batch_counts.failed + excluded.failed,
@@ -253,73 +254,12 @@ async fn add_counts(tx: &mut Tx, slot: i64, units: &[&UnitFlush]) -> Result<()> 
             output_tokens = batch_counts.output_tokens + excluded.output_tokens,
             reasoning_tokens = batch_counts.reasoning_tokens + excluded.reasoning_tokens,
             total_tokens = batch_counts.total_tokens + excluded.total_tokens",
-        values(1, by_batch.len(), 10)
+        columns = rows.columns(),
+        rows = rows.parameters(1)
     );
-    within!(tx, c => {
-        let mut query = sqlx::query(AssertSqlSafe(sql)).persistent(false);
-        for (batch_id, tally) in &by_batch {
-            query = query
-                .bind(*batch_id)
-                .bind(slot)
-                .bind(tally.completed)
-                .bind(tally.failed)
-                .bind(tally.cancelled)
-                .bind(tally.usage.input_tokens)
-                .bind(tally.usage.cached_tokens)
-                .bind(tally.usage.output_tokens)
-                .bind(tally.usage.reasoning_tokens)
-                .bind(tally.usage.total_tokens);
-        }
-        query.execute(c).await?;
+    in_tx!(tx, |c| {
+        let add = sqlx::query(sql).persistent(false);
+        bind_rows!(add, rows).execute(c).await?;
     });
     Ok(())
-}
-
-async fn stages_within(tx: &mut Tx, ids: &BTreeSet<&str>) -> Result<Vec<(String, Stage)>> {
-    if ids.is_empty() {
-        return Ok(Vec::new());
-    }
-    let sql = stages_sql(ids.len());
-    let rows: Vec<StageRow> = within!(tx, c => {
-        let mut query = sqlx::query_as(AssertSqlSafe(sql)).persistent(false);
-        for id in ids {
-            query = query.bind(*id);
-        }
-        query.fetch_all(c).await?
-    });
-    rows.into_iter().map(into_stage).collect()
-}
-
-type StageRow = (String, String, Option<String>);
-
-fn stages_sql(batches: usize) -> String {
-    format!(
-        "-- stages\nSELECT id, status, ending FROM batches WHERE id IN {}",
-        values(1, 1, batches)
-    )
-}
-
-fn into_stage((id, status, ending): StageRow) -> Result<(String, Stage)> {
-    Ok((id, stage(&status, ending.as_deref())?))
-}
-
-impl Store {
-    /// Where batches stand.
-    ///
-    /// # Errors
-    /// When the database fails.
-    pub async fn stages(&self, ids: &BTreeSet<&str>) -> Result<Vec<(String, Stage)>> {
-        if ids.is_empty() {
-            return Ok(Vec::new());
-        }
-        let sql = stages_sql(ids.len());
-        let rows: Vec<StageRow> = on!(self.reader(), c => {
-            let mut query = sqlx::query_as(AssertSqlSafe(sql)).persistent(false);
-            for id in ids {
-                query = query.bind(*id);
-            }
-            query.fetch_all(c).await?
-        });
-        rows.into_iter().map(into_stage).collect()
-    }
 }

@@ -6,7 +6,7 @@
 //! That is taken for granted until the first death. After that, each owner records what it sends.
 
 use crate::domain::unit::UnitLease;
-use crate::store::engine::on;
+use crate::store::engine::{Sql, on_pool, sql};
 use crate::store::{Result, Store};
 
 /// From so many deaths on, requests of a unit are sent one at a time.
@@ -42,18 +42,20 @@ impl Deaths {
 }
 
 /// Columns of a unit: an owner is gone.
-pub(in crate::store) fn count_death() -> String {
-    format!(
+pub(in crate::store) fn count_death() -> Sql {
+    sql!(
         "takeovers = takeovers + begun,
-         crashes = CASE WHEN takeovers < {ISOLATED_AFTER} THEN 0 ELSE crashes + begun END"
+         crashes = CASE WHEN takeovers < {isolated_after} THEN 0 ELSE crashes + begun END",
+        isolated_after = ISOLATED_AFTER
     )
 }
 
 /// Columns of a unit: the owner was not gone after all.
-pub(in crate::store) fn undo_death() -> String {
-    format!(
+pub(in crate::store) fn undo_death() -> Sql {
+    sql!(
         "takeovers = takeovers - begun,
-         crashes = CASE WHEN takeovers - begun < {ISOLATED_AFTER} THEN 0 ELSE crashes - begun END"
+         crashes = CASE WHEN takeovers - begun < {isolated_after} THEN 0 ELSE crashes - begun END",
+        isolated_after = ISOLATED_AFTER
     )
 }
 
@@ -76,7 +78,7 @@ impl Store {
     /// When the database fails.
     pub async fn record_sending(&self, owner: &str, lease: &UnitLease, line: u32) -> Result<bool> {
         let UnitLease { key, epoch } = lease;
-        let recorded = on!(self.writer(), c => {
+        let recorded = on_pool!(self.writer(), |c| {
             sqlx::query(
                 "-- record_sending
                  UPDATE units SET begun = 1, noted_line = $6,

@@ -2,18 +2,16 @@
 
 use std::collections::{BTreeMap, HashSet};
 
-use sqlx::{AssertSqlSafe, FromRow};
+use sqlx::FromRow;
 
 use super::backlog::add_waiting;
 use super::isolation::{Deaths, LEASE, undo_death};
 use crate::domain::unit::{Bitmap, UnitKey, UnitLease};
-use crate::store::engine::{Tx, on, typed_values, within};
+use crate::store::engine::{Rows, Tx, Value, bind_rows, in_tx, on_pool, sql};
 use crate::store::{Result, Store, Who};
 
 /// Units named in one statement.
 const NAMED_UNITS_MAX: usize = 500;
-/// How the store names a unit under one of its leases, in a list of values.
-const LEASE_TYPES: [&str; 4] = ["TEXT", "BIGINT", "BIGINT", "BIGINT"];
 
 /// A unit that this process holds: nobody else writes it while the epoch stands.
 #[derive(Clone, Debug)]
@@ -55,25 +53,26 @@ impl Store {
         count: i64,
     ) -> Result<Vec<LeasedUnit>> {
         // The choice is a CTE of its own: a planner may run a limited subquery more than once.
-        let sql = format!(
+        let sql = sql!(
             "-- lease_units
              WITH chosen AS MATERIALIZED (
                 SELECT chunk_no FROM units
                 WHERE batch_id = $1 AND model_no = $2 AND state = 'waiting'
                     AND EXISTS (SELECT 1 FROM replicas WHERE token = $4)
-                ORDER BY chunk_no LIMIT $3 {})
+                ORDER BY chunk_no LIMIT $3 {lock})
              UPDATE units SET state = 'leased', owner = $4, epoch = epoch + 1,
-                {LEASE}
+                {lease}
              FROM chosen
              WHERE units.batch_id = $1 AND units.model_no = $2
                AND units.chunk_no = chosen.chunk_no AND units.state = 'waiting'
              RETURNING units.chunk_no, units.epoch, units.flush_no, units.requests,
                 units.chunk_bytes, units.takeovers, units.noted_line, units.crashes, units.done",
-            self.engine().skip_locked()
+            lock = self.engine().skip_locked(),
+            lease = LEASE
         );
         let mut tx = self.begin().await?;
-        let mut rows: Vec<Row> = within!(&mut tx, c => {
-            sqlx::query_as(AssertSqlSafe(sql))
+        let mut rows: Vec<Row> = in_tx!(&mut tx, |c| {
+            sqlx::query_as(sql)
                 .bind(batch_id)
                 .bind(model_no)
                 .bind(count)
@@ -116,8 +115,11 @@ impl Store {
     /// # Errors
     /// When the database fails.
     pub async fn leased_units(&self, owner: &str) -> Result<Vec<UnitLease>> {
-        let rows: Vec<LeaseRow> = on!(self.reader(), c => {
-            sqlx::query_as(LEASED_UNITS).bind(owner).fetch_all(c).await?
+        let rows: Vec<LeaseRow> = on_pool!(self.reader(), |c| {
+            sqlx::query_as(LEASED_UNITS)
+                .bind(owner)
+                .fetch_all(c)
+                .await?
         });
         Ok(rows.into_iter().map(into_lease).collect())
     }
@@ -150,30 +152,40 @@ impl Store {
     }
 
     async fn release_some(&self, owner: &str, units: &[UnitLease]) -> Result<()> {
-        let sql = format!(
+        let rows = rows(units);
+        let sql = sql!(
             "-- release_units
-             WITH v(batch_id, chunk_no, model_no, epoch) AS (VALUES {})
+             WITH {released}
              UPDATE units SET state = 'waiting', owner = NULL
              FROM v
              WHERE units.batch_id = v.batch_id AND units.chunk_no = v.chunk_no
                AND units.model_no = v.model_no AND units.epoch = v.epoch
                AND units.owner = $1 AND units.state = 'leased'
              RETURNING units.batch_id, units.model_no",
-            typed_values(2, units.len(), &LEASE_TYPES)
+            released = rows.table("v", 2, self.engine())
         );
         let mut tx = self.begin().await?;
-        let released: Vec<(String, i64)> = within!(&mut tx, c => {
-            let mut query = sqlx::query_as(AssertSqlSafe(sql)).persistent(false).bind(owner);
-            for UnitLease { key, epoch } in units {
-                query = query.bind(&key.batch_id).bind(key.chunk_no).bind(key.model_no).bind(epoch);
-            }
-            query.fetch_all(c).await?
+        let released: Vec<(String, i64)> = in_tx!(&mut tx, |c| {
+            let release = sqlx::query_as(sql).persistent(false).bind(owner);
+            bind_rows!(release, rows).fetch_all(c).await?
         });
         for ((batch_id, model_no), count) in tally(released) {
             add_waiting(&mut tx, &batch_id, model_no, count).await?;
         }
         tx.commit().await
     }
+}
+
+/// How a statement names units under their leases.
+fn rows(units: &[UnitLease]) -> Rows<'_> {
+    Rows::of(units.iter().map(|unit| {
+        [
+            ("batch_id", Value::from(&unit.key.batch_id)),
+            ("chunk_no", unit.key.chunk_no.into()),
+            ("model_no", unit.key.model_no.into()),
+            ("epoch", unit.epoch.into()),
+        ]
+    }))
 }
 
 type LeaseRow = (String, i64, i64, i64);
@@ -197,8 +209,11 @@ pub(in crate::store) async fn keep(
     units: &[UnitLease],
 ) -> Result<Vec<UnitLease>> {
     reclaim(tx, owner, units).await?;
-    let rows: Vec<LeaseRow> = within!(tx, c => {
-        sqlx::query_as(LEASED_UNITS).bind(owner).fetch_all(c).await?
+    let rows: Vec<LeaseRow> = in_tx!(tx, |c| {
+        sqlx::query_as(LEASED_UNITS)
+            .bind(owner)
+            .fetch_all(c)
+            .await?
     });
     let ours: HashSet<UnitLease> = rows.into_iter().map(into_lease).collect();
     let lost = units.iter().filter(|unit| !ours.contains(unit));
@@ -215,24 +230,22 @@ pub(in crate::store) async fn reclaim(
 ) -> Result<HashSet<UnitLease>> {
     let mut reclaimed = HashSet::new();
     for units in units.chunks(NAMED_UNITS_MAX) {
-        let sql = format!(
+        let rows = rows(units);
+        let sql = sql!(
             "-- reclaim_units
-             WITH v(batch_id, chunk_no, model_no, epoch) AS (VALUES {})
-             UPDATE units SET state = 'leased', {}
+             WITH {claimed}
+             UPDATE units SET state = 'leased', {undo_death}
              FROM v
              WHERE units.batch_id = v.batch_id AND units.chunk_no = v.chunk_no
                AND units.model_no = v.model_no AND units.epoch = v.epoch
                AND units.owner = $1 AND units.state = 'waiting'
              RETURNING units.batch_id, units.chunk_no, units.model_no, units.epoch",
-            typed_values(2, units.len(), &LEASE_TYPES),
-            undo_death()
+            claimed = rows.table("v", 2, tx.engine()),
+            undo_death = undo_death()
         );
-        let rows: Vec<LeaseRow> = within!(&mut *tx, c => {
-            let mut query = sqlx::query_as(AssertSqlSafe(sql)).persistent(false).bind(owner);
-            for UnitLease { key, epoch } in units {
-                query = query.bind(&key.batch_id).bind(key.chunk_no).bind(key.model_no).bind(epoch);
-            }
-            query.fetch_all(c).await?
+        let rows: Vec<LeaseRow> = in_tx!(&mut *tx, |c| {
+            let reclaim = sqlx::query_as(sql).persistent(false).bind(owner);
+            bind_rows!(reclaim, rows).fetch_all(c).await?
         });
         reclaimed.extend(rows.into_iter().map(into_lease));
     }

@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use nightshift::domain::clock::Clock;
-use nightshift::store::{Engine, OpenOptions, Store};
+use nightshift::store::{Engine, Settings, Store};
 use serde_json::Value;
 use sqlx::{Connection as _, Executor as _, PgConnection, SqliteConnection};
 
@@ -24,10 +24,10 @@ async fn however_many_start_at_once_one_migrates() {
                 .enable_all()
                 .build();
             runtime.expect("builds").block_on(async {
-                let options = OpenOptions {
+                let options = Settings {
                     connections: 2,
-                    patience: Duration::from_secs(60),
-                    ..OpenOptions::default()
+                    open_timeout: Duration::from_secs(60),
+                    ..Settings::default()
                 };
                 let opened = Store::open_with(&url, &options, Clock::default()).await;
                 let store = opened.expect("opens");

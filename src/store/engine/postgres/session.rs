@@ -1,6 +1,6 @@
-//! Statements on a connection that was lent: named, so that they are prepared once; but not behind
-//! a pooler, where the next statement may go by another connection, which does not know the name,
-//! or knows it as another client's.
+//! Statements on a connection that was checked out. Statements have names, so that each is prepared
+//! once. Behind a pooler they have none: the next statement may go by another connection, which
+//! does not know the name, or knows it as another client's.
 
 use futures::future::BoxFuture;
 use futures::stream::BoxStream;
@@ -8,9 +8,9 @@ use sqlx::error::BoxDynError;
 use sqlx::postgres::{PgArguments, PgQueryResult, PgRow, PgStatement, PgTypeInfo};
 use sqlx::{Describe, Either, Execute, Executor, Postgres, Result, SqlStr};
 
-use super::Lent;
+use super::Checkout;
 
-impl<'c> Executor<'c> for &'c mut Lent {
+impl<'c> Executor<'c> for &'c mut Checkout {
     type Database = Postgres;
 
     fn fetch_many<'e, 'q: 'e, E>(

@@ -1,0 +1,122 @@
+//! What a batch is.
+
+use sqlx::FromRow;
+
+use crate::domain::batch::{Counts, Stage};
+use crate::domain::usage::Usage;
+use crate::store::engine::{Sql, sql};
+
+/// What a user asks for.
+#[derive(Clone, Debug)]
+pub struct NewBatch {
+    pub id: String,
+    pub tenant: String,
+    /// The key that it is created with; `None` where none is needed.
+    pub key_id: Option<String>,
+    pub endpoint: String,
+    pub input_file_id: String,
+    pub completion_window: String,
+    /// How long its output and error file are kept, or [`NewBatch::KEPT_FOR_GOOD`].
+    pub output_expires_seconds: i64,
+    /// JSON, as given.
+    pub metadata: Option<String>,
+    pub created_at: i64,
+    pub expires_at: Option<i64>,
+}
+
+impl NewBatch {
+    /// In place of a number of seconds.
+    pub const KEPT_FOR_GOOD: i64 = 0;
+}
+
+/// A batch. Times are in milliseconds.
+#[derive(Clone, Debug)]
+pub struct Batch {
+    pub row: BatchRow,
+    pub stage: Stage,
+    pub counts: Counts,
+    pub usage: Usage,
+}
+
+#[derive(Clone, Debug, FromRow)]
+pub struct BatchRow {
+    pub id: String,
+    pub tenant: String,
+    pub endpoint: String,
+    pub input_file_id: String,
+    pub completion_window: String,
+    pub output_expires_seconds: i64,
+    pub metadata: Option<String>,
+    pub status: String,
+    pub ending: Option<String>,
+    pub model: Option<String>,
+    /// JSON: a list of findings.
+    pub errors: Option<String>,
+    pub total: i64,
+    pub output_file_id: Option<String>,
+    pub error_file_id: Option<String>,
+    pub created_at: i64,
+    pub expires_at: Option<i64>,
+    pub in_progress_at: Option<i64>,
+    pub finalizing_at: Option<i64>,
+    pub completed_at: Option<i64>,
+    pub failed_at: Option<i64>,
+    pub expired_at: Option<i64>,
+    pub cancelling_at: Option<i64>,
+    pub cancelled_at: Option<i64>,
+}
+
+/// The sums of the slots in which a batch's counts and its usage are kept: see [`summed`].
+#[derive(Debug, FromRow)]
+pub(in crate::store) struct CountsSum {
+    pub completed: i64,
+    pub failed: i64,
+    pub cancelled: i64,
+    input_tokens: i64,
+    cached_tokens: i64,
+    output_tokens: i64,
+    reasoning_tokens: i64,
+    total_tokens: i64,
+}
+
+impl CountsSum {
+    /// The counts of a batch of so many lines.
+    pub(super) fn counts(&self, total: i64) -> Counts {
+        Counts {
+            total,
+            completed: self.completed,
+            failed: self.failed,
+            cancelled: self.cancelled,
+        }
+    }
+
+    pub(in crate::store) fn usage(&self) -> Usage {
+        Usage {
+            input_tokens: self.input_tokens,
+            cached_tokens: self.cached_tokens,
+            output_tokens: self.output_tokens,
+            reasoning_tokens: self.reasoning_tokens,
+            total_tokens: self.total_tokens,
+        }
+    }
+}
+
+/// The columns of a [`CountsSum`], from `batch_counts` by batch.
+pub(in crate::store) fn summed() -> Sql {
+    let sum = |name: &'static str| {
+        sql!(
+            "CAST(COALESCE(SUM(batch_counts.{name}), 0) AS BIGINT) AS {name}",
+            name
+        )
+    };
+    Sql::joined([
+        sum("completed"),
+        sum("failed"),
+        sum("cancelled"),
+        sum("input_tokens"),
+        sum("cached_tokens"),
+        sum("output_tokens"),
+        sum("reasoning_tokens"),
+        sum("total_tokens"),
+    ])
+}
