@@ -205,7 +205,7 @@ async fn measure(args: MeasureArgs) -> Result<()> {
         "{} and what is beside it\n",
         out.join("README.md").display()
     );
-    write!(std::io::stdout(), "{}", report::targets(&bench.results))?;
+    write!(std::io::stdout(), "{}", report::targets(&bench.results)?)?;
     Ok(())
 }
 
@@ -213,7 +213,7 @@ fn report(args: &ReportArgs) -> Result<()> {
     let results = Results::read(&args.out.join("results.json"))?;
     report::write(&results, &args.out)?;
     if args.readme {
-        report::readme::rewrite(&results, &root()?.join("README.md"))?;
+        report::rewrite_readme(&results, &root()?.join("README.md"))?;
     }
     Ok(())
 }
