@@ -2,10 +2,10 @@
 """One large batch through the real binary, from upload to download, and what it took.
 
     cargo build --release
-    bench/scale.py --lines 1000000
-    bench/scale.py --lines 1000000 --database postgres://user@localhost/database
-    bench/scale.py --lines 400 --line-bytes 5000000 --concurrency 64 --uploads 4
-    bench/scale.py --lines 200000 --answer-bytes 5000 --slow-download
+    tests/soak/scale.py --lines 1000000
+    tests/soak/scale.py --lines 1000000 --database postgres://user@localhost/database
+    tests/soak/scale.py --lines 400 --line-bytes 5000000 --concurrency 64 --uploads 4
+    tests/soak/scale.py --lines 200000 --answer-bytes 5000 --slow-download
 
 Checks that every custom_id is there exactly once over both files, in input order, and prints the
 times, the server's peak memory (VmHWM), and how long GET /v1/batches/{id} took at the start and
@@ -26,7 +26,7 @@ import tempfile
 import threading
 import time
 
-BINARY = os.path.join(os.path.dirname(__file__), "..", "target", "release", "nightshift")
+BINARY = os.path.join(os.path.dirname(__file__), "..", "..", "target", "release", "nightshift")
 BLOCK = 1 << 20
 
 

@@ -2,9 +2,9 @@
 """Minutes of everything at once against the real binary: is anything lost, doubled or left behind?
 
     cargo build --release
-    bench/soak.py
-    bench/soak.py --minutes 20 --database postgres://user@localhost/empty_database
-    bench/soak.py --seed 4711
+    tests/soak/soak.py
+    tests/soak/soak.py --minutes 20 --database postgres://user@localhost/empty_database
+    tests/soak/soak.py --seed 4711
 
 Several tenants create batches, cancel them, let them expire, and delete files, at random, while
 replicas are killed with SIGKILL and started again (two on Postgres, of which the second is never
@@ -32,7 +32,7 @@ import tempfile
 import threading
 import time
 
-BINARY = os.path.join(os.path.dirname(__file__), "..", "target", "release", "nightshift")
+BINARY = os.path.join(os.path.dirname(__file__), "..", "..", "target", "release", "nightshift")
 ENDED = ("completed", "failed", "expired", "cancelled")
 # A batch with the shortest window ends within it, the time to settle, and a restart or two.
 SETTLED_WITHIN = 240
