@@ -108,10 +108,8 @@ async fn an_outage_loses_no_line_and_is_said_once() {
             track: true,
             ..Options::default()
         };
-        let mut server = Server::with(&with_places(16))
-            .upstream(options)
-            .binary()
-            .await;
+        let quick = with_places(16).replace("200ms", "20ms");
+        let mut server = Server::with(&quick).upstream(options).binary().await;
         let batch = server.create_batch(healthy(600), CHAT).await;
         server
             .until(&batch, |batch| batch.counts.completed >= 50)
@@ -127,7 +125,7 @@ async fn an_outage_loses_no_line_and_is_said_once() {
         })
         .await;
         // Far longer than the attempts of a line would last.
-        tokio::time::sleep(std::time::Duration::from_secs(2)).await;
+        tokio::time::sleep(std::time::Duration::from_millis(500)).await;
         let running = server.batch(&batch).await;
         assert_eq!(running.counts.failed, 0, "{status}");
         server.simulator.fail_all(None);
@@ -294,7 +292,15 @@ async fn nothing_is_sent_while_no_answer_can_be_written() {
     })
     .await;
     let calls = server.simulator.stats().total.calls;
-    tokio::time::sleep(std::time::Duration::from_secs(1)).await;
+    let failures = async || {
+        let metrics = Metrics::of(&server.url(""), Some(&key)).await;
+        metrics.sum("nightshift_flush_failures_total", &[])
+    };
+    let before = failures().await;
+    eventually("the answers are tried again and again", async || {
+        failures().await >= before + 2.0
+    })
+    .await;
     assert_eq!(
         server.simulator.stats().total.calls,
         calls,
