@@ -8,9 +8,9 @@ use std::hint::black_box;
 use std::sync::Arc;
 
 use gungraun::{library_benchmark, library_benchmark_group, main};
-use nightshift::codec::segment::{Encoded, Line};
-use nightshift::intake::Chunk;
-use nightshift::upstream::{Pool, Routes};
+use nightshift::internals::codec::segment::{Encoded, Line};
+use nightshift::internals::intake::Chunk;
+use nightshift::internals::upstream::{Pool, Routes};
 
 fn compressed() -> (Vec<u8>, usize) {
     let chunk = work::requests();

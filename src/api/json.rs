@@ -66,20 +66,6 @@ impl Object {
         }
     }
 
-    /// # Errors
-    /// When the field is missing, or no array of strings.
-    pub fn strings(&mut self, field: &str) -> Result<Vec<String>> {
-        let name = self.name(field);
-        match self.required(field)? {
-            Value::Array(items) => items
-                .into_iter()
-                .enumerate()
-                .map(|(index, item)| string(&format!("{name}[{index}]"), item))
-                .collect(),
-            other => Err(error::invalid_type(&name, "an array", type_of(&other))),
-        }
-    }
-
     /// All fields that are left, each of which must be a string.
     ///
     /// # Errors

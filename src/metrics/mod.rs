@@ -13,7 +13,7 @@ mod snapshot;
 pub mod trace;
 
 pub use handles::{CallOutcome, CallSeconds, Lines, ModelMetrics, UpstreamMetrics};
-pub use registry::{Catalogue, Metrics, catalogue, metrics};
+pub use registry::{catalogue, metrics};
 pub use snapshot::{
     ClosedSnapshot, Database, Lane, ProcessSnapshot, QueueOfModel, Snapshot, UpstreamSnapshot,
     exposition,

@@ -52,7 +52,7 @@ use bytes::Bytes;
 use secrecy::SecretString;
 
 pub use server::Simulator;
-pub use stats::{Bodies, Counts, Stats};
+pub use stats::Stats;
 
 /// The model that is listed where any is served.
 const ANY_MODEL: &str = "simulated";

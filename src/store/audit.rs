@@ -16,4 +16,4 @@ mod run;
 mod running;
 mod window;
 
-pub use report::{AuditSettings, Audited, Tell, Told};
+pub use report::{AuditSettings, Audited, Told};

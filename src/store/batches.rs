@@ -10,8 +10,8 @@ mod read;
 mod state;
 mod validate;
 
-pub use accept::{Begun, Settled, Verdict};
-pub use batch::{Batch, BatchRow, NewBatch};
+pub use accept::{Begun, Verdict};
+pub use batch::{Batch, NewBatch};
 pub(in crate::store) use batch::{CountsSum, summed};
 pub use end::Cancel;
 pub use finalize::Finished;

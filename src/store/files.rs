@@ -12,7 +12,7 @@ pub(in crate::store) use bytes::{
     NewSegment, SegmentKey, SegmentTable, read_data_in, read_pieces_in, read_tables_in,
     write_segments,
 };
-pub use chunks::{Piece, StoredChunk};
+pub use chunks::StoredChunk;
 pub use file::{Order, Page, StoredFile};
 pub use retention::Purged;
 pub use segments::Segment;

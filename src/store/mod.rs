@@ -12,15 +12,15 @@ mod fleet;
 mod tenants;
 mod work;
 
-pub use audit::{AuditSettings, Audited, Tell, Told};
+pub use audit::{AuditSettings, Audited, Told};
 pub use batches::{
-    Batch, BatchRow, Begun, Cancel, Finished, Input, LiveBatch, NewBatch, Queue, ReplicaLease,
-    Settled, Unvalidated, Verdict,
+    Batch, Begun, Cancel, Finished, Input, LiveBatch, NewBatch, Queue, ReplicaLease, Unvalidated,
+    Verdict,
 };
 pub use engine::{Engine, Settings, Store, Who};
 pub use error::{Error, Result};
 pub use files::{
-    NewUpload, Order, Page, Piece, PublishedUpload, Purged, Segment, StoredChunk, StoredFile,
+    NewUpload, Order, Page, PublishedUpload, Purged, Segment, StoredChunk, StoredFile,
 };
 pub use fleet::{GateRow, Incumbent, Replica, ShareBook, ShareEntry};
 pub use tenants::{ApiKey, Claim, Claimed, KnownKey, Remembered};

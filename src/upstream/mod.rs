@@ -32,15 +32,14 @@ use crate::domain::outcome::Reading;
 pub use attempt::history::History;
 pub use health::breaker::Reason;
 pub use health::cooldown::ClosedGate;
-pub use limits::concurrency::Limits;
-pub use limits::memory::{Budget, Charge};
+pub use limits::memory::Charge;
 pub use pool::{Acquired, Permit, Pool};
 pub use route::{LaneId, Routes};
 pub use settings::{
-    BuildError, CallRate, FailFast, ModelSettings, Options, Pace, RetrySettings, RouteSettings,
-    Settings, UpstreamSettings,
+    CallRate, FailFast, ModelSettings, Options, RetrySettings, RouteSettings, Settings,
+    UpstreamSettings,
 };
-pub use snapshot::{ClosedModel, UpstreamState, UpstreamStatus};
+pub use snapshot::{UpstreamState, UpstreamStatus};
 
 /// One attempt to have a line answered.
 #[derive(Debug)]

@@ -129,7 +129,7 @@ fn what_breaks_a_rule_is_found() {
         ("api/files.rs", "use super::super::worker::Worker;"),
         ("api/files.rs", "use crate::*;"),
         ("api/files.rs", "use crate::unheard_of::Thing;"),
-        ("simulate/mod.rs", "use nightshift::domain;"),
+        ("simulate/mod.rs", "use nightshift::internals::domain;"),
         ("worker/lease.rs", "use sqlx::Row;"),
         ("cli/run.rs", "let sql = \"SELECT 1\";"),
         (

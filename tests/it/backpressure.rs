@@ -3,7 +3,7 @@
 
 use serde_json::{Value, json};
 
-use nightshift::store::Engine;
+use nightshift::internals::store::Engine;
 
 use crate::crashes::outages::block;
 use crate::support::binary::Launch;

@@ -2,8 +2,8 @@
 
 mod tenants;
 
-use nightshift::simulate::Options;
-use nightshift::store::Engine;
+use nightshift::internals::simulate::Options;
+use nightshift::internals::store::Engine;
 use serde_json::{Value, json};
 use std::time::Duration;
 

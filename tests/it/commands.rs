@@ -11,7 +11,7 @@ mod serve;
 
 use std::path::Path;
 
-use nightshift::simulate::{Options, Simulator};
+use nightshift::internals::simulate::{Options, Simulator};
 use tokio::process::Command;
 
 use crate::support::binary::{Ended, Process, command, ended};
@@ -266,7 +266,7 @@ async fn check_names_each_upstreams_models_and_those_that_it_does_not_have() {
 async fn the_openapi_document_is_printed() {
     let printed = ended(command(&["openapi"])).await;
     assert_eq!((printed.code, printed.errors.as_str()), (Some(0), ""));
-    let document = nightshift::api::openapi::document().to_pretty_json();
+    let document = nightshift::internals::api::document().to_pretty_json();
     // Shown, they would be the whole report.
     assert!(
         printed.out == document.expect("is JSON") + "\n",

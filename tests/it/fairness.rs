@@ -3,8 +3,8 @@
 
 use std::collections::BTreeMap;
 
-use nightshift::simulate::Options;
-use nightshift::store::{Engine, Store};
+use nightshift::internals::simulate::Options;
+use nightshift::internals::store::{Engine, Store};
 use serde_json::{Value, json};
 
 use crate::support::binary::{command, ended};

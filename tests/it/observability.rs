@@ -5,8 +5,8 @@ mod documented;
 mod logged;
 mod spans;
 
-use nightshift::simulate::Options;
-use nightshift::store::Engine;
+use nightshift::internals::simulate::Options;
+use nightshift::internals::store::Engine;
 use serde_json::{Value, json};
 
 use crate::support::binary::{Ended, Launch, command, ended};

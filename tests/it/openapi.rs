@@ -6,7 +6,7 @@ use crate::support::{Server, client_with};
 
 #[test]
 fn the_committed_document_is_the_programs() {
-    let document = nightshift::api::openapi::document()
+    let document = nightshift::internals::api::document()
         .to_pretty_json()
         .expect("is JSON")
         + "\n";
@@ -110,7 +110,7 @@ fn an_endpoint_that_openai_has_deprecated_is_marked_so() {
 }
 
 fn document() -> Value {
-    let document = nightshift::api::openapi::document().to_json();
+    let document = nightshift::internals::api::document().to_json();
     serde_json::from_str(&document.expect("is JSON")).expect("is JSON")
 }
 

@@ -6,8 +6,8 @@ mod exchange;
 use std::collections::BTreeSet;
 use std::time::Duration;
 
-use nightshift::simulate::Options;
-use nightshift::store::Engine;
+use nightshift::internals::simulate::Options;
+use nightshift::internals::store::Engine;
 use serde_json::{Value, json};
 
 use crate::support::binary::{Binary, Launch};

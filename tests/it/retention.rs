@@ -6,7 +6,7 @@ mod files;
 
 use std::time::Duration;
 
-use nightshift::store::{AuditSettings, Audited, Store, Told};
+use nightshift::internals::store::{AuditSettings, Audited, Store, Told};
 
 use crate::support::Server;
 

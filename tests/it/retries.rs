@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use nightshift::simulate::{Options, Simulator};
+use nightshift::internals::simulate::{Options, Simulator};
 use secrecy::SecretString;
 use serde_json::{Value, json};
 

@@ -1,6 +1,6 @@
 //! The two halves of the server, as processes of their own over one Postgres.
 
-use nightshift::store::Engine;
+use nightshift::internals::store::Engine;
 use reqwest::StatusCode;
 use serde_json::{Value, json};
 

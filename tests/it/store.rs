@@ -8,18 +8,18 @@ mod validating;
 mod wakeups;
 
 use bytes::Bytes;
-use nightshift::codec::segment::{self, Line};
-use nightshift::domain::batch::{Ending, Status};
-use nightshift::domain::clock::Clock;
-use nightshift::domain::file::{Kind, MODELS_MAX, Purpose};
-use nightshift::domain::id;
-use nightshift::domain::unit::Bitmap;
-use nightshift::domain::usage::Usage;
-use nightshift::intake::Limits;
-use nightshift::store::{
+use nightshift::internals::codec::segment::{self, Line};
+use nightshift::internals::domain::batch::{Ending, Status};
+use nightshift::internals::domain::clock::Clock;
+use nightshift::internals::domain::file::{Kind, MODELS_MAX, Purpose};
+use nightshift::internals::domain::id;
+use nightshift::internals::domain::unit::Bitmap;
+use nightshift::internals::domain::usage::Usage;
+use nightshift::internals::intake::Limits;
+use nightshift::internals::store::{
     Cancel, LeasedUnit, NewBatch, Replica, Store, StoredFile, Tally, UnitFlush,
 };
-use nightshift::transfer::{Finish, Ingest, UploadBudget};
+use nightshift::internals::transfer::{Finish, Ingest, UploadBudget};
 use tempfile::TempDir;
 
 use crate::support::{CHAT, chat, engines, ids, on_every_engine, request};
@@ -412,7 +412,7 @@ async fn a_batch_is_finished_once_and_only_when_nothing_is_open() {
         .finish_batch(&batch)
         .await
         .expect("does nothing");
-    let status = |batch: &nightshift::store::Batch| batch.stage.status;
+    let status = |batch: &nightshift::internals::store::Batch| batch.stage.status;
     let found = fixture
         .store
         .batch(TENANT, &batch)

@@ -17,7 +17,7 @@ pub mod session;
 
 use std::time::Duration;
 
-use nightshift::simulate::Options;
+use nightshift::internals::simulate::Options;
 use reqwest::Client;
 use reqwest::header::{AUTHORIZATION, HeaderMap, HeaderValue};
 use serde_json::{Value, json};

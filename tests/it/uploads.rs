@@ -5,8 +5,8 @@ mod repeated;
 mod slow;
 
 use bytes::Bytes;
-use nightshift::domain::clock::Clock;
-use nightshift::store::Store;
+use nightshift::internals::domain::clock::Clock;
+use nightshift::internals::store::Store;
 use reqwest::{Body, RequestBuilder, Response};
 use serde_json::{Value, json};
 use tokio::sync::mpsc;

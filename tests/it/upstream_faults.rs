@@ -6,8 +6,8 @@ use std::fmt::Write as _;
 use std::time::Duration;
 
 use async_compression::tokio::write::{BrotliEncoder, DeflateEncoder, GzipEncoder, ZlibEncoder};
-use nightshift::simulate::Options;
-use nightshift::store::Engine;
+use nightshift::internals::simulate::Options;
+use nightshift::internals::store::Engine;
 use serde_json::{Value, json};
 use tokio::io::AsyncWriteExt as _;
 

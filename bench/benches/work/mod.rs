@@ -5,13 +5,13 @@ mod text;
 
 use std::sync::Arc;
 
-use nightshift::codec;
-use nightshift::codec::segment::{self, Encoded, Line, Table};
-use nightshift::config::{Config, Environment, Overrides};
-use nightshift::domain::file::Kind;
-use nightshift::domain::line::{self, Check};
-use nightshift::intake::{Chunk, Intake, Limits};
-use nightshift::upstream::{Acquired, Options, Pool, Routes};
+use nightshift::internals::codec;
+use nightshift::internals::codec::segment::{self, Encoded, Line, Table};
+use nightshift::internals::config::{Config, Environment, Overrides};
+use nightshift::internals::domain::file::Kind;
+use nightshift::internals::domain::line::{self, Check};
+use nightshift::internals::intake::{Chunk, Intake, Limits};
+use nightshift::internals::upstream::{Acquired, Options, Pool, Routes};
 
 /// Of a request and of an answer.
 const LINE_BYTES: usize = 670;

@@ -9,6 +9,7 @@ use std::fs;
 
 use tempfile::TempDir;
 
+use super::error::ConfigError;
 use super::*;
 
 /// Loads `toml` as the default file, beside `variables`.

@@ -1,6 +1,6 @@
 //! `nightshift run`: what its flags change.
 
-use nightshift::simulate::Options;
+use nightshift::internals::simulate::Options;
 use serde_json::{Value, json};
 
 use super::run::{Workshop, requests};

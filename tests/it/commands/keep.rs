@@ -3,7 +3,7 @@
 
 use std::time::Duration;
 
-use nightshift::simulate::{Options, Simulator};
+use nightshift::internals::simulate::{Options, Simulator};
 use serde_json::{Value, json};
 
 use super::run::{Workshop, requests};

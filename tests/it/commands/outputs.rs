@@ -4,7 +4,7 @@ use std::os::unix::fs::{FileTypeExt as _, MetadataExt as _, PermissionsExt as _,
 use std::path::Path;
 use std::time::Duration;
 
-use nightshift::simulate::Options;
+use nightshift::internals::simulate::Options;
 use serde_json::{Value, json};
 
 use super::run::{Workshop, requests};

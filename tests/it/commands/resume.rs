@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use nightshift::simulate::Options;
+use nightshift::internals::simulate::Options;
 
 use super::run::{Workshop, requests};
 use super::until;

@@ -2,7 +2,7 @@
 
 use std::path::{Path, PathBuf};
 
-use nightshift::simulate::{Options, Simulator};
+use nightshift::internals::simulate::{Options, Simulator};
 use serde_json::{Value, json};
 use tempfile::TempDir;
 use tokio::process::Command;

@@ -3,7 +3,7 @@
 use std::collections::BTreeSet;
 use std::time::Instant;
 
-use nightshift::store::Engine;
+use nightshift::internals::store::Engine;
 use serde_json::json;
 
 use crate::support::binary::Launch;

@@ -1,6 +1,6 @@
 //! Replicas with a name of their own.
 
-use nightshift::store::Engine;
+use nightshift::internals::store::Engine;
 use serde_json::json;
 
 use crate::support::binary::{Launch, command, ended};

@@ -1,7 +1,7 @@
 //! The database goes away for longer than leases last, with answers on their way.
 
-use nightshift::simulate::Options;
-use nightshift::store::Engine;
+use nightshift::internals::simulate::Options;
+use nightshift::internals::store::Engine;
 use serde_json::json;
 
 use crate::support::binary::Launch;

@@ -1,6 +1,6 @@
 //! What the database does not take, for a reason that will not pass by waiting.
 
-use nightshift::store::Engine;
+use nightshift::internals::store::Engine;
 use serde_json::json;
 
 use crate::support::session::Session;

@@ -2,7 +2,7 @@
 
 use std::process::Command;
 
-use nightshift::store::Engine;
+use nightshift::internals::store::Engine;
 use reqwest::{Response, StatusCode};
 use serde_json::Value;
 use sqlx::{Connection as _, Executor as _, PgConnection};

@@ -2,8 +2,8 @@
 
 use std::time::Duration;
 
-use nightshift::domain::clock::Clock;
-use nightshift::store::{Engine, Settings, Store};
+use nightshift::internals::domain::clock::Clock;
+use nightshift::internals::store::{Engine, Settings, Store};
 use serde_json::Value;
 use sqlx::{Connection as _, Executor as _, PgConnection, SqliteConnection};
 

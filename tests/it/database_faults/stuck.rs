@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use nightshift::store::Engine;
+use nightshift::internals::store::Engine;
 
 use super::{CONFIG, LINES, Midway, get, is_unavailable, start};
 use crate::support::session::Session;

@@ -4,7 +4,7 @@ use std::collections::BTreeSet;
 use std::fs;
 use std::path::Path;
 
-use nightshift::metrics::catalogue;
+use nightshift::internals::metrics::catalogue;
 use serde_json::Value;
 
 use super::{QUICK, mixed};

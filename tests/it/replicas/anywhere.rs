@@ -2,7 +2,7 @@
 
 use std::collections::BTreeSet;
 
-use nightshift::store::Engine;
+use nightshift::internals::store::Engine;
 
 use super::{LASTING, lines, replicas};
 use crate::support::{CHAT, ids, on};

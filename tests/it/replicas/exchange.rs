@@ -4,9 +4,9 @@ use std::collections::BTreeMap;
 use std::sync::mpsc;
 use std::time::Duration;
 
-use nightshift::domain::clock::Clock;
-use nightshift::domain::share::Share;
-use nightshift::store::{Engine, GateRow, Replica, ShareBook, ShareEntry, Store};
+use nightshift::internals::domain::clock::Clock;
+use nightshift::internals::domain::share::Share;
+use nightshift::internals::store::{Engine, GateRow, Replica, ShareBook, ShareEntry, Store};
 
 use crate::support::{engines, on, on_every_engine};
 

@@ -1,7 +1,7 @@
 //! `nightshift check --store`: finds nothing in a store that is well, and each thing that can be
 //! wrong in one that is not.
 
-use nightshift::store::Engine;
+use nightshift::internals::store::Engine;
 use serde_json::{Value, json};
 
 use super::{audit, store_of};
@@ -379,8 +379,8 @@ async fn each_fault_is_found() {
         })
         .collect();
     let blob = match store.engine() {
-        nightshift::store::Engine::Sqlite => "X'0102'",
-        nightshift::store::Engine::Postgres => "'\\x0102'::bytea",
+        nightshift::internals::store::Engine::Sqlite => "X'0102'",
+        nightshift::internals::store::Engine::Postgres => "'\\x0102'::bytea",
     };
     let text = |value: &Value| value.as_str().expect("is text").to_owned();
     let fill = |template: &str| {

@@ -1,6 +1,6 @@
 //! Much to remove while there is work: nobody waits for it, and the space is used again.
 
-use nightshift::store::Engine;
+use nightshift::internals::store::Engine;
 use serde_json::{Value, json};
 
 use super::files::{assert_well, delete, id_of, noise, purge};

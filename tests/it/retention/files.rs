@@ -2,8 +2,8 @@
 
 use std::collections::BTreeSet;
 
-use nightshift::domain::id;
-use nightshift::store::{Engine, NewBatch, Purged, Store};
+use nightshift::internals::domain::id;
+use nightshift::internals::store::{Engine, NewBatch, Purged, Store};
 use serde_json::{Value, json};
 use tokio::task::JoinSet;
 

@@ -2,7 +2,7 @@
 
 use std::path::Path;
 
-use nightshift::simulate::{Options, Simulator};
+use nightshift::internals::simulate::{Options, Simulator};
 use serde_json::json;
 
 use crate::support::binary::{Binary, command, ended};

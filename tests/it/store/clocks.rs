@@ -1,8 +1,8 @@
 //! Machines whose clock is wrong.
 
-use nightshift::domain::batch::Status;
-use nightshift::domain::clock::Clock;
-use nightshift::store::{Claim, Claimed, NewUpload, Store};
+use nightshift::internals::domain::batch::Status;
+use nightshift::internals::domain::clock::Clock;
+use nightshift::internals::store::{Claim, Claimed, NewUpload, Store};
 
 use serde_json::{Value, json};
 

@@ -1,6 +1,6 @@
 //! What is removed at an end, and what is not.
 
-use nightshift::store::{Engine, NewUpload};
+use nightshift::internals::store::{Engine, NewUpload};
 
 use super::{Fixture, TENANT, flush};
 use crate::support::session::Session;

@@ -1,9 +1,9 @@
 //! Leases: who may write, who may take over, and under which name.
 
-use nightshift::domain::clock::Clock;
-use nightshift::domain::id;
-use nightshift::domain::unit::UnitLease;
-use nightshift::store::{Deaths, Incumbent, LeasedUnit, Replica, Store, UnitFlush};
+use nightshift::internals::domain::clock::Clock;
+use nightshift::internals::domain::id;
+use nightshift::internals::domain::unit::UnitLease;
+use nightshift::internals::store::{Deaths, Incumbent, LeasedUnit, Replica, Store, UnitFlush};
 
 use super::{Fixture, LEASE_MS, flush};
 use crate::support::on_every_engine;

@@ -1,8 +1,8 @@
 //! Two things at once: deletion and creation, flushes and the end of their batch.
 
-use nightshift::domain::batch::Ending;
-use nightshift::domain::id;
-use nightshift::store::{Cancel, Engine, NewBatch};
+use nightshift::internals::domain::batch::Ending;
+use nightshift::internals::domain::id;
+use nightshift::internals::store::{Cancel, Engine, NewBatch};
 
 use super::{Fixture, TENANT, flush};
 use crate::support::session::Session;
@@ -135,7 +135,7 @@ async fn ends_during_flushes(ending: Ending, end: impl AsyncFn(&Fixture, &str)) 
     assert!(told.is_sorted_by_key(Option::is_some), "{told:?}");
     assert_eq!(fixture.counts(&batch).await, (6, 0));
     let after = flush(&units[0], &[0, 1, 2], false);
-    let after = nightshift::store::UnitFlush {
+    let after = nightshift::internals::store::UnitFlush {
         flush_no: after.flush_no + 1,
         ..after
     };

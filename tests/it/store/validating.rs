@@ -1,8 +1,8 @@
 //! Batches that wait to be validated: in turns, many at once, and in ranges.
 
-use nightshift::domain::batch::Status;
-use nightshift::domain::id;
-use nightshift::store::{
+use nightshift::internals::domain::batch::Status;
+use nightshift::internals::domain::id;
+use nightshift::internals::store::{
     AuditSettings, Begun, Cancel, Engine, NewBatch, Told, Unvalidated, Verdict,
 };
 

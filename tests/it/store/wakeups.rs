@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use nightshift::store::{Cancel, Engine, Store, Who};
+use nightshift::internals::store::{Cancel, Engine, Store, Who};
 use sqlx::postgres::PgListener;
 use tokio::sync::watch;
 

@@ -2,8 +2,8 @@
 
 use std::time::Duration;
 
-use nightshift::domain::clock::Clock;
-use nightshift::store::{AuditSettings, Store, Told};
+use nightshift::internals::domain::clock::Clock;
+use nightshift::internals::store::{AuditSettings, Store, Told};
 
 use super::{PATIENCE, engines};
 

@@ -2,10 +2,10 @@
 
 use std::path::Path;
 
-use nightshift::api::auth;
-use nightshift::domain::id;
-use nightshift::domain::scope::Scopes;
-use nightshift::store::{ApiKey, Engine, Store};
+use nightshift::internals::api;
+use nightshift::internals::domain::id;
+use nightshift::internals::domain::scope::Scopes;
+use nightshift::internals::store::{ApiKey, Engine, Store};
 use secrecy::ExposeSecret as _;
 use sqlx::sqlite::SqliteConnectOptions;
 use sqlx::{Connection as _, Executor as _, PgConnection, SqliteConnection};
@@ -47,13 +47,13 @@ macro_rules! on_every_engine {
         mod on_sqlite {
             $(#[tokio::test]
             async fn $test() {
-                $crate::support::on(nightshift::store::Engine::Sqlite, Box::pin(super::$test())).await;
+                $crate::support::on(nightshift::internals::store::Engine::Sqlite, Box::pin(super::$test())).await;
             })+
         }
         mod on_postgres {
             $(#[tokio::test]
             async fn $test() {
-                $crate::support::on(nightshift::store::Engine::Postgres, Box::pin(super::$test())).await;
+                $crate::support::on(nightshift::internals::store::Engine::Postgres, Box::pin(super::$test())).await;
             })+
         }
     };
@@ -123,7 +123,7 @@ fn named(server: &str, name: &str) -> String {
 
 /// Stores a new key for a tenant.
 pub async fn add_key(store: &Store, tenant: &str) -> String {
-    let new = auth::new_key();
+    let new = api::new_key();
     let key = ApiKey {
         id: id::key(),
         tenant: tenant.to_owned(),

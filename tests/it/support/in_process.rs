@@ -1,9 +1,9 @@
 //! A server in this process, with a thread of its own: it goes on while a test waits, and can be
 //! gone from one moment to the next.
 
-use nightshift::app::App;
-use nightshift::config::Config;
-use nightshift::domain::clock::Clock;
+use nightshift::internals::app::App;
+use nightshift::internals::config::Config;
+use nightshift::internals::domain::clock::Clock;
 use tokio::sync::oneshot;
 use tokio_util::sync::CancellationToken;
 

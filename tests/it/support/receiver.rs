@@ -46,5 +46,5 @@ impl Receiver {
 async fn serve(listener: tokio::net::TcpListener, router: Router) {
     let stop = tokio_util::sync::CancellationToken::new();
     let grace = Duration::ZERO;
-    nightshift::api::server::serve(listener, router, Vec::new(), stop, grace).await;
+    nightshift::internals::api::serve(listener, router, Vec::new(), stop, grace).await;
 }

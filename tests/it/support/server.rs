@@ -3,9 +3,9 @@
 use std::ops::Deref;
 use std::pin::Pin;
 
-use nightshift::config::{Config, Environment, Overrides};
-use nightshift::domain::clock::Clock;
-use nightshift::simulate::{Options, Simulator};
+use nightshift::internals::config::{Config, Environment, Overrides};
+use nightshift::internals::domain::clock::Clock;
+use nightshift::internals::simulate::{Options, Simulator};
 use tempfile::TempDir;
 
 use super::audit::audit;
@@ -259,7 +259,7 @@ impl Builder {
         let config = Config::load(&overrides, &Environment::default())
             .unwrap_or_else(|errors| panic!("{errors}"));
         let clock = Clock::default();
-        let store = nightshift::app::open_store(&config, clock.clone())
+        let store = nightshift::internals::app::open_store(&config, clock.clone())
             .await
             .expect("opens");
         let key = engines::add_key(&store, "tenant-a").await;

@@ -1,6 +1,6 @@
 //! A test's own connection to a server's database.
 
-use nightshift::store::Engine;
+use nightshift::internals::store::Engine;
 use sqlx::{AssertSqlSafe, Connection as _, PgConnection, SqliteConnection};
 
 use super::engines;
