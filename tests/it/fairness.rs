@@ -12,7 +12,8 @@ use crate::support::engines::add_key;
 use crate::support::metrics::{Metrics, operator};
 use crate::support::session::Session;
 use crate::support::{
-    Batch, CHAT, Server, chat, client_with, eventually, granting, ids, on_every_engine, request,
+    Batch, CHAT, Counts, Server, chat, client_with, eventually, granting, ids, on_every_engine,
+    request,
 };
 
 /// Retries without long pauses.
@@ -73,10 +74,7 @@ async fn a_429_that_can_never_pass_is_the_lines_answer() {
     let body = r#"{"error":{"message":"Request too large for gpt on tokens per min (TPM): Limit 30000, Requested 342389.","type":"tokens","param":null,"code":"rate_limit_exceeded"}}"#;
     let bad = chat("bad", json!({"status": 429, "body": body}));
     let batch = server.run(bad + &healthy(10), CHAT).await;
-    assert_eq!(
-        batch["request_counts"],
-        json!({"total": 11, "completed": 10, "failed": 1})
-    );
+    assert_eq!(batch.counts, Counts::of(11, 10, 1));
     assert_eq!(server.simulator.stats().total.calls, 11);
 }
 
@@ -191,10 +189,7 @@ async fn a_model_that_nobody_has_is_answered_without_a_call_for_each_line() {
     let mut jsonl: String = ids.iter().map(|id| request(id, body("gone"))).collect();
     jsonl += &request("there", body("there"));
     let batch = server.run(jsonl, CHAT).await;
-    assert_eq!(
-        batch["request_counts"],
-        json!({"total": 2_001, "completed": 1, "failed": 2_000})
-    );
+    assert_eq!(batch.counts, Counts::of(2_001, 1, 2_000));
     let lines = server.errors(&batch).await;
     assert_eq!(lines.len(), 2_000);
     for line in lines {

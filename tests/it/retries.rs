@@ -6,7 +6,9 @@ use nightshift::internals::simulate::{Options, Simulator};
 use secrecy::SecretString;
 use serde_json::{Value, json};
 
-use crate::support::{Batch, CHAT, Server, chat, eventually, ids, on_every_engine, request};
+use crate::support::{
+    Batch, CHAT, Counts, Server, chat, eventually, ids, on_every_engine, request,
+};
 
 /// Retries without long pauses.
 const QUICK: &str = r#"
@@ -143,10 +145,7 @@ async fn a_model_server_that_is_restarted_fails_no_line() {
         .await
         .expect("starts again");
     let batch = server.ended(&batch).await;
-    assert_eq!(
-        batch["request_counts"],
-        json!({"total": 400, "completed": 400, "failed": 0})
-    );
+    assert_eq!(batch.counts, Counts::of(400, 400, 0));
     server.exactly_once(&batch, &ids).await;
     assert!(again.stats().total.answered > 0);
 }

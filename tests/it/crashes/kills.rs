@@ -191,12 +191,8 @@ async fn assert_right(
         assert_eq!(response["body"], answer, "{id}");
     }
     let failed = (0..ids.len()).filter(|&number| refused(number)).count();
-    let counts = Counts {
-        total: ids.len(),
-        completed: ids.len() - failed,
-        failed,
-    };
-    assert_eq!(batch.counts, counts);
+    let completed = ids.len() - failed;
+    assert_eq!(batch.counts, Counts::of(ids.len(), completed, failed));
 }
 
 /// A number in a variable of the environment, for longer runs and for those that failed.

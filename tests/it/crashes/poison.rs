@@ -10,7 +10,7 @@ use serde_json::{Value, json};
 use tokio::sync::mpsc;
 
 use crate::support::binary::Launch;
-use crate::support::{CHAT, Server, chat, ids, on_every_engine, request};
+use crate::support::{CHAT, Counts, Server, chat, ids, on_every_engine, request};
 
 /// Where in its unit it stands.
 const POISON: usize = 200;
@@ -70,10 +70,7 @@ async fn a_line_that_kills_its_server_ends_as_an_error_and_all_others_are_answer
         server.start_process(Launch::new()).await;
     };
     println!("kills: {kills}");
-    assert_eq!(
-        batch["request_counts"],
-        json!({"total": 700, "completed": 699, "failed": 1})
-    );
+    assert_eq!(batch.counts, Counts::of(700, 699, 1));
     let mut lines = server.exactly_once(&batch, &ids).await;
     let poison = lines.remove("poison").expect("is there");
     assert_eq!(poison["response"], Value::Null);
@@ -195,10 +192,7 @@ async fn a_suspect_slows_only_its_own_unit_until_it_is_found() {
         server.start_process(Launch::new()).await;
     }
     let batch = server.ended(&batch).await;
-    assert_eq!(
-        batch["request_counts"],
-        json!({"total": 400, "completed": 399, "failed": 1})
-    );
+    assert_eq!(batch.counts, Counts::of(400, 399, 1));
     let mut lines = server.exactly_once(&batch, &ids).await;
     let poison = lines.remove("poison").expect("is there");
     assert_eq!(poison["error"]["code"], "request_crashed");

@@ -25,6 +25,16 @@ pub struct Counts {
     pub failed: usize,
 }
 
+impl Counts {
+    pub fn of(total: usize, completed: usize, failed: usize) -> Counts {
+        Counts {
+            total,
+            completed,
+            failed,
+        }
+    }
+}
+
 impl Batch {
     /// How many of its lines are done.
     pub fn done(&self) -> usize {
