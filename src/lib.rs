@@ -120,10 +120,10 @@ pub mod internals {
     }
     pub mod store {
         pub use crate::store::{
-            ApiKey, AuditSettings, Audited, Batch, Begun, Cancel, Claim, Claimed, Deaths, Engine,
-            GateRow, Incumbent, LeasedUnit, NewBatch, NewUpload, Purged, Replica, Settings,
-            ShareBook, ShareEntry, Store, StoredFile, Tally, Told, UnitFlush, Unvalidated, Verdict,
-            Who,
+            ApiKey, AuditFinding, AuditSettings, Audited, Batch, Begun, Cancel, Claim, Claimed,
+            CountsDelta, Deaths, Engine, GateRow, Incumbent, LeasedUnit, NewBatch, NewUpload,
+            Purged, Replica, Settings, ShareBook, ShareEntry, Store, StoredFile, UnitFlush,
+            Unvalidated, Verdict, Who,
         };
     }
     pub mod transfer {

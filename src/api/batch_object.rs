@@ -7,7 +7,7 @@ use serde::de::DeserializeOwned;
 use utoipa::ToSchema;
 
 use super::error::{self, ApiError, Result};
-use crate::domain::batch::{Counts, Stage, Status};
+use crate::domain::batch::{BatchState, Counts, Status};
 use crate::domain::clock::seconds;
 use crate::domain::findings::Finding;
 use crate::domain::usage::Usage;
@@ -116,7 +116,7 @@ impl BatchObject {
             endpoint: new.endpoint.clone(),
             input_file_id: new.input_file_id.clone(),
             completion_window: new.completion_window.clone(),
-            status: Stage::CREATED.status.as_str(),
+            status: BatchState::CREATED.status.as_str(),
             created_at: seconds(new.created_at),
             expires_at: new.expires_at.map(seconds),
             metadata: stored("metadata", new.metadata.as_deref())?,
@@ -130,11 +130,11 @@ impl TryFrom<Batch> for BatchObject {
 
     fn try_from(batch: Batch) -> Result<Self> {
         let row = batch.row;
-        let has_begun = row.in_progress_at.is_some() && batch.stage.status != Status::Failed;
+        let has_begun = row.in_progress_at.is_some() && batch.state.status != Status::Failed;
         Ok(Self {
             object: "batch",
             errors: stored::<Vec<Finding>>("errors", row.errors.as_deref())?.map(Into::into),
-            status: batch.stage.status.as_str(),
+            status: batch.state.status.as_str(),
             created_at: seconds(row.created_at),
             in_progress_at: row.in_progress_at.map(seconds),
             expires_at: row.expires_at.map(seconds),

@@ -65,27 +65,27 @@ impl fmt::Display for Status {
 
 /// Why the lines that have not run will not run any more.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Ending {
+pub enum EndReason {
     /// The user cancelled the batch.
     Cancelled,
     /// The completion window ended.
     Expired,
 }
 
-impl Ending {
+impl EndReason {
     #[must_use]
     pub fn as_str(self) -> &'static str {
         match self {
-            Ending::Cancelled => "cancelled",
-            Ending::Expired => "expired",
+            EndReason::Cancelled => "cancelled",
+            EndReason::Expired => "expired",
         }
     }
 
     #[must_use]
-    pub fn parse(name: &str) -> Option<Ending> {
-        [Ending::Cancelled, Ending::Expired]
+    pub fn parse(name: &str) -> Option<EndReason> {
+        [EndReason::Cancelled, EndReason::Expired]
             .into_iter()
-            .find(|ending| ending.as_str() == name)
+            .find(|end_reason| end_reason.as_str() == name)
     }
 }
 
@@ -108,37 +108,41 @@ pub enum Event {
 
 /// Where a batch stands: its status, and whether it is being brought to an early end.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Stage {
+pub struct BatchState {
     pub status: Status,
-    pub ending: Option<Ending>,
+    pub end_reason: Option<EndReason>,
 }
 
-impl Stage {
+impl BatchState {
     /// How every batch begins.
-    pub const CREATED: Stage = Stage {
+    pub const CREATED: BatchState = BatchState {
         status: Status::Validating,
-        ending: None,
+        end_reason: None,
     };
 
-    /// The stage after an event, or `None` where the event changes nothing: this is the whole
+    /// The state after an event, or `None` where the event changes nothing: this is the whole
     /// state machine, and the store's guards are made from it.
     #[must_use]
-    pub fn after(self, event: Event) -> Option<Stage> {
+    pub fn after(self, event: Event) -> Option<BatchState> {
         use Event as E;
         use Status as S;
-        let next = |status, ending| Some(Stage { status, ending });
-        match (self.status, self.ending, event) {
+        let next = |status, end_reason| Some(BatchState { status, end_reason });
+        match (self.status, self.end_reason, event) {
             (S::Validating, _, E::Accepted) => next(S::InProgress, None),
             (S::Validating, _, E::Rejected) => next(S::Failed, None),
             // Nothing has run, so there is nothing to settle and there are no files.
-            (S::Validating, _, E::CancelRequested) => next(S::Cancelled, Some(Ending::Cancelled)),
-            (S::Validating, _, E::WindowEnded) => next(S::Expired, Some(Ending::Expired)),
+            (S::Validating, _, E::CancelRequested) => {
+                next(S::Cancelled, Some(EndReason::Cancelled))
+            }
+            (S::Validating, _, E::WindowEnded) => next(S::Expired, Some(EndReason::Expired)),
             (S::InProgress, None, E::Drained) => next(S::Finalizing, None),
-            (S::InProgress, _, E::CancelRequested) => next(S::Cancelling, Some(Ending::Cancelled)),
-            (S::InProgress, None, E::WindowEnded) => next(S::InProgress, Some(Ending::Expired)),
-            (S::InProgress, Some(_), E::Published) => next(S::Expired, Some(Ending::Expired)),
+            (S::InProgress, _, E::CancelRequested) => {
+                next(S::Cancelling, Some(EndReason::Cancelled))
+            }
+            (S::InProgress, None, E::WindowEnded) => next(S::InProgress, Some(EndReason::Expired)),
+            (S::InProgress, Some(_), E::Published) => next(S::Expired, Some(EndReason::Expired)),
             (S::Finalizing, _, E::Published) => next(S::Completed, None),
-            (S::Cancelling, _, E::Published) => next(S::Cancelled, Some(Ending::Cancelled)),
+            (S::Cancelling, _, E::Published) => next(S::Cancelled, Some(EndReason::Cancelled)),
             _ => None,
         }
     }
@@ -223,7 +227,7 @@ mod tests {
         }
     }
 
-    /// A model of a batch: the stage, and counts that only lines change.
+    /// A model of a batch: the state, and counts that only lines change.
     #[derive(Clone, Debug)]
     enum Step {
         Event(Event),
@@ -252,35 +256,35 @@ mod tests {
             total in 1_i64..8,
             steps in steps(),
         ) {
-            let mut stage = Stage::CREATED;
+            let mut state = BatchState::CREATED;
             let mut counts = Counts { total, ..Counts::default() };
             for step in steps {
-                let before = (stage, counts);
+                let before = (state, counts);
                 match step {
                     Step::Line { ok } => {
-                        let runs = matches!(stage.status, Status::InProgress | Status::Cancelling);
+                        let runs = matches!(state.status, Status::InProgress | Status::Cancelling);
                         if runs && counts.open() > 0 {
                             // A line that ends while the batch is being ended was either in
                             // flight (answered) or never ran (expired or cancelled).
-                            match (ok, stage.ending) {
+                            match (ok, state.end_reason) {
                                 (true, _) => counts.completed += 1,
-                                (false, Some(Ending::Cancelled)) => counts.cancelled += 1,
+                                (false, Some(EndReason::Cancelled)) => counts.cancelled += 1,
                                 (false, _) => counts.failed += 1,
                             }
                         }
                     }
                     // The store raises these two only when no unit is left open.
                     Step::Event(Event::Drained | Event::Published) if counts.open() > 0 => {}
-                    Step::Event(event) => stage = stage.after(event).unwrap_or(stage),
+                    Step::Event(event) => state = state.after(event).unwrap_or(state),
                 }
                 if before.0.status.is_terminal() {
-                    prop_assert_eq!(before, (stage, counts), "a terminal state is left");
+                    prop_assert_eq!(before, (state, counts), "a terminal state is left");
                 }
                 prop_assert!(counts.open() >= 0 && counts.total == total, "a count is lost");
-                let ran = matches!(stage.status, Status::Completed | Status::Finalizing);
+                let ran = matches!(state.status, Status::Completed | Status::Finalizing);
                 prop_assert!(!ran || counts.open() == 0, "completed with open lines");
                 prop_assert!(
-                    stage.ending == Some(Ending::Cancelled) || counts.cancelled == 0,
+                    state.end_reason == Some(EndReason::Cancelled) || counts.cancelled == 0,
                     "lines are cancelled in a batch that is not"
                 );
             }

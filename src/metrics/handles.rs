@@ -114,7 +114,7 @@ pub struct ModelMetrics {
 
 /// Lines whose outcome is on disk.
 #[derive(Clone, Copy, Debug, Default)]
-pub struct Lines {
+pub struct LineCounts {
     pub completed: i64,
     /// Without those that expired.
     pub failed: i64,
@@ -124,7 +124,7 @@ pub struct Lines {
 
 impl ModelMetrics {
     /// Lines have their outcome on disk.
-    pub fn wrote(&self, lines: Lines) {
+    pub fn wrote(&self, lines: LineCounts) {
         add(&self.completed, lines.completed);
         add(&self.failed, lines.failed);
         add(&self.cancelled, lines.cancelled);

@@ -16,4 +16,4 @@ mod run;
 mod running;
 mod window;
 
-pub use report::{AuditSettings, Audited, Told};
+pub use report::{AuditFinding, AuditSettings, Audited};

@@ -12,9 +12,9 @@ mod fleet;
 mod tenants;
 mod work;
 
-pub use audit::{AuditSettings, Audited, Told};
+pub use audit::{AuditFinding, AuditSettings, Audited};
 pub use batches::{
-    Batch, Begun, Cancel, Finished, Input, LiveBatch, NewBatch, Queue, ReplicaLease, Unvalidated,
+    Batch, Begun, Cancel, Finalized, Input, LiveBatch, NewBatch, Queue, ReplicaLease, Unvalidated,
     Verdict,
 };
 pub use engine::{Engine, Settings, Store, Who};
@@ -24,4 +24,4 @@ pub use files::{
 };
 pub use fleet::{GateRow, Incumbent, Replica, ShareBook, ShareEntry};
 pub use tenants::{ApiKey, Claim, Claimed, KnownKey, Remembered};
-pub use work::{Backlog, Deaths, FlushReply, LeasedUnit, Tally, UnitFlush};
+pub use work::{Backlog, CountsDelta, Deaths, FlushReply, LeasedUnit, UnitFlush};

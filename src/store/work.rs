@@ -7,8 +7,8 @@ mod units;
 
 pub use backlog::Backlog;
 pub(in crate::store) use backlog::add_waiting;
-pub use flush::{FlushReply, Tally, UnitFlush};
+pub use flush::{CountsDelta, FlushReply, UnitFlush};
 pub use isolation::Deaths;
 pub(in crate::store) use isolation::count_death;
 pub use units::LeasedUnit;
-pub(in crate::store) use units::{keep, tally};
+pub(in crate::store) use units::{count_by_model, keep};

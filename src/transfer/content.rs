@@ -35,7 +35,7 @@ pub fn content(
 ) -> impl Stream<Item = Result<Bytes>> + Send + use<> {
     let source = match file.made_by() {
         None => Source::Uploaded { place: None },
-        Some((batch_id, kind)) => Source::Made(Box::new(Made {
+        Some((batch_id, kind)) => Source::BatchOutput(Box::new(BatchOutput {
             batch_id: batch_id.to_owned(),
             kind,
             chunks: None,
@@ -51,21 +51,21 @@ pub fn content(
     };
     stream::try_unfold(Content::Unread(reader), |content| async move {
         let mut ahead = match content {
-            Content::Unread(reader) => Ahead::of(reader),
-            Content::Ahead(ahead) => ahead,
+            Content::Unread(reader) => Prefetch::of(reader),
+            Content::Prefetch(ahead) => ahead,
         };
         let block = ahead.next().await?;
-        Ok(block.map(|block| (block, Content::Ahead(ahead))))
+        Ok(block.map(|block| (block, Content::Prefetch(ahead))))
     })
 }
 
 enum Content {
     Unread(Reader),
-    Ahead(Ahead),
+    Prefetch(Prefetch),
 }
 
 /// Blocks that are read while others are on their way to the client.
-struct Ahead {
+struct Prefetch {
     /// Bytes that are still to come.
     left: u64,
     blocks: mpsc::UnboundedReceiver<Result<ReadBlock>>,
@@ -75,7 +75,7 @@ struct Ahead {
 /// A block, and its part of the room for blocks that wait.
 type ReadBlock = (Bytes, OwnedSemaphorePermit);
 
-impl Ahead {
+impl Prefetch {
     fn of(reader: Reader) -> Self {
         let left = reader.range.end - reader.range.start;
         let (read, blocks) = mpsc::unbounded_channel();
@@ -110,13 +110,13 @@ enum Source {
     Uploaded {
         place: Option<(i64, i64)>,
     },
-    Made(Box<Made>),
+    BatchOutput(Box<BatchOutput>),
 }
 
 type Chunks = VecDeque<Result<Chunk>>;
 
 /// The place within a file that a batch made.
-struct Made {
+struct BatchOutput {
     batch_id: String,
     kind: Kind,
     /// Those still to be read, with the bytes that each gave; `None` before the first.
@@ -165,7 +165,7 @@ impl Reader {
         let wanted = usize::try_from(range.end - range.start).unwrap_or(usize::MAX);
         let block = match source {
             Source::Uploaded { place } => uploaded(store, file_id, place, range.start).await?,
-            Source::Made(made) => made.next(store, file_id, range.start, wanted).await?,
+            Source::BatchOutput(made) => made.next(store, file_id, range.start, wanted).await?,
         };
         let mut block = block
             .filter(|block| !block.is_empty())
@@ -198,7 +198,7 @@ async fn uploaded(
     Ok(skip.map(|skip| Bytes::from(piece.bytes).slice(skip..)))
 }
 
-impl Made {
+impl BatchOutput {
     /// What comes at the byte `at` of the file, which is where the last block ended. It need not
     /// be longer than `wanted`.
     async fn next(

@@ -15,7 +15,7 @@ use crate::domain::file::{Kind, Purpose};
 use crate::domain::id;
 use crate::domain::unit::Bitmap;
 use crate::intake::Limits;
-use crate::store::{LeasedUnit, NewBatch, Replica, Store, StoredFile, Tally, UnitFlush};
+use crate::store::{CountsDelta, LeasedUnit, NewBatch, Replica, Store, StoredFile, UnitFlush};
 
 pub const TENANT: &str = "tenant";
 pub const LIMITS: Limits = Limits {
@@ -142,7 +142,7 @@ impl TestStore {
                 self.run_unit(&input.id, unit, answers).await;
             }
         }
-        store.finish_batch(&batch_id).await.unwrap();
+        store.finalize_batch(&batch_id).await.unwrap();
         let row = store.batch(TENANT, &batch_id).await.unwrap().unwrap().row;
         let mut files = [None, None];
         for (file, id) in files
@@ -202,7 +202,7 @@ impl TestStore {
                 segment,
                 output_bytes: bytes_of(&lines, Kind::Output),
                 error_bytes: bytes_of(&lines, Kind::Error),
-                tally: Tally::default(),
+                counts: CountsDelta::default(),
             };
             let reply = self.store.flush("me", 0, &[&flush]).await.unwrap();
             assert_eq!(reply.accepted.len(), 1);

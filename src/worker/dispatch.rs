@@ -26,7 +26,7 @@ use futures::FutureExt as _;
 use tokio::sync::Notify;
 use tokio_util::sync::CancellationToken;
 
-use crate::domain::batch::Ending;
+use crate::domain::batch::EndReason;
 use crate::domain::clock::Clock;
 use crate::store::Store;
 use crate::upstream::{LaneId, Pool, RetrySettings, Routes, Timer};
@@ -174,7 +174,7 @@ impl Dispatch {
 
     /// Lines of a batch that have not been sent are not to be any more: they get their outcome
     /// now. Calls in flight may settle.
-    pub(crate) fn end_batch(&self, batch_id: &str, ending: Ending) {
+    pub(crate) fn end_batch(&self, batch_id: &str, ending: EndReason) {
         let settle_by = Instant::now() + self.settle;
         let unsent = self.lock().end_batch(batch_id, ending, settle_by);
         // Written after the lock is given back: there may be many.
@@ -455,9 +455,11 @@ impl Dispatch {
 /// The outcome of a line that will not be sent any more: an answer that was no fault of the
 /// line's, if that is all there was, else that its batch ended. `None` if the code panics at it:
 /// then its unit is to be let go, and the line ends when it is taken in hand again.
-fn conclude(unit: &Arc<HeldUnit>, pending: Pending, ending: Ending) -> Option<Finished> {
+fn conclude(unit: &Arc<HeldUnit>, pending: Pending, ending: EndReason) -> Option<Finished> {
     let write = || match pending.refusal {
-        Some(answer) if ending == Ending::Expired => result::answered(unit, &pending.line, *answer),
+        Some(answer) if ending == EndReason::Expired => {
+            result::answered(unit, &pending.line, *answer)
+        }
         _ => result::ended(unit, &pending.line, ending),
     };
     std::panic::catch_unwind(AssertUnwindSafe(write))

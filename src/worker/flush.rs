@@ -14,8 +14,8 @@ use tracing::{Instrument as _, Span};
 use crate::codec::segment::{self, Line};
 use crate::domain::file::Kind;
 use crate::domain::unit::Bitmap;
-use crate::metrics::{Lines, ModelMetrics, metrics, trace};
-use crate::store::{self, FlushReply, Store, Tally, UnitFlush};
+use crate::metrics::{LineCounts, ModelMetrics, metrics, trace};
+use crate::store::{self, CountsDelta, FlushReply, Store, UnitFlush};
 use crate::worker::dispatch::Dispatch;
 use crate::worker::dispatch::result;
 use crate::worker::lease::Lease;
@@ -196,7 +196,7 @@ impl Flusher {
                 self.dispatch.lose(unit);
                 continue;
             }
-            count(&unit.metrics, &group.flush.tally);
+            count(&unit.metrics, &group.flush.counts);
             {
                 let mut durable = unit.durable.lock().unwrap_or_else(PoisonError::into_inner);
                 durable.flush_no = group.flush.flush_no + 1;
@@ -208,9 +208,9 @@ impl Flusher {
             }
             self.dispatch.written(unit, group.flush.cleared);
         }
-        for (batch_id, stage) in &reply.stages {
-            if let Some(ending) = stage.ending {
-                self.dispatch.end_batch(batch_id, ending);
+        for (batch_id, state) in &reply.states {
+            if let Some(reason) = state.end_reason {
+                self.dispatch.end_batch(batch_id, reason);
             }
         }
     }
@@ -242,14 +242,14 @@ impl Flusher {
 }
 
 /// Adds lines that are on disk to the metrics.
-pub(crate) fn count(metrics: &ModelMetrics, tally: &Tally) {
-    metrics.wrote(Lines {
-        completed: tally.completed,
-        failed: tally.failed - tally.expired,
-        cancelled: tally.cancelled,
-        expired: tally.expired,
+pub(crate) fn count(metrics: &ModelMetrics, counts: &CountsDelta) {
+    metrics.wrote(LineCounts {
+        completed: counts.completed,
+        failed: counts.failed - counts.expired,
+        cancelled: counts.cancelled,
+        expired: counts.expired,
     });
-    let usage = &tally.usage;
+    let usage = &counts.usage;
     metrics.used(
         usage.input_tokens,
         usage.cached_tokens,
@@ -346,8 +346,10 @@ fn guarded<T>(unit: &HeldUnit, work: impl FnOnce() -> T) -> std::thread::Result<
 
 fn into_group(finished: Vec<Finished>) -> io::Result<Group> {
     let unit = finished[0].unit.clone();
-    let mut tally = Tally::default();
-    finished.iter().for_each(|finished| tally += finished.tally);
+    let mut counts = CountsDelta::default();
+    finished
+        .iter()
+        .for_each(|finished| counts += finished.counts);
     // Of references: a finished line is large to move about.
     let mut lines: Vec<&Line> = finished.iter().map(|finished| &finished.line).collect();
     lines.sort_by_key(|line| line.line);
@@ -377,7 +379,7 @@ fn into_group(finished: Vec<Finished>) -> io::Result<Group> {
         segment: segment::encode(&lines)?,
         output_bytes: bytes(Kind::Output),
         error_bytes: bytes(Kind::Error),
-        tally,
+        counts,
     };
     Ok(Group {
         unit,

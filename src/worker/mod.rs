@@ -295,7 +295,7 @@ impl Worker {
     async fn finish(&self) -> store::Result<()> {
         let drained = self.store.drained().await?;
         task::each(&drained, async |batch_id| {
-            self.store.finish_batch(batch_id).await.map(drop)
+            self.store.finalize_batch(batch_id).await.map(drop)
         })
         .await
     }

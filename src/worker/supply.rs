@@ -140,8 +140,9 @@ impl Supply {
         self.shed().await?;
         let turn = i64::try_from(self.turn).unwrap_or(0);
         let backlog = self.store.backlog(turn).await?;
-        let (ended, live): (Vec<_>, Vec<_>) =
-            backlog.into_iter().partition(|row| row.ending().is_some());
+        let (ended, live): (Vec<_>, Vec<_>) = backlog
+            .into_iter()
+            .partition(|row| row.end_reason().is_some());
         for row in &ended {
             self.lease_ended(row).await?;
         }
@@ -179,7 +180,7 @@ impl Supply {
         // this process has a share.
         let mut known: HashMap<String, Option<(Arc<Routes>, bool)>> = HashMap::new();
         for row in backlog {
-            if row.stage.status != Status::InProgress || self.dispatch.is_unwritable(&row.batch_id)
+            if row.state.status != Status::InProgress || self.dispatch.is_unwritable(&row.batch_id)
             {
                 continue;
             }
@@ -417,7 +418,7 @@ impl Supply {
 
     /// Leases units of a batch that is being ended: their lines get their outcome unsent.
     async fn lease_ended(&mut self, row: &Backlog) -> store::Result<()> {
-        let (Some(ending), Some(batch)) = (row.ending(), context(row)) else {
+        let (Some(reason), Some(batch)) = (row.end_reason(), context(row)) else {
             return Ok(());
         };
         loop {
@@ -430,7 +431,7 @@ impl Supply {
                 return Ok(());
             }
             self.texts.open_unsent(units).await?;
-            self.dispatch.end_batch(&row.batch_id, ending);
+            self.dispatch.end_batch(&row.batch_id, reason);
         }
     }
 
@@ -472,11 +473,11 @@ impl Supply {
             .chain(&unread)
             .map(String::as_str)
             .collect();
-        for (batch_id, stage) in self.store.stages(&ids).await? {
-            if let Some(ending) = stage.ending {
+        for (batch_id, state) in self.store.batch_states(&ids).await? {
+            if let Some(reason) = state.end_reason {
                 let unread = self.texts.take(&batch_id);
                 self.texts.open_unsent(unread).await?;
-                self.dispatch.end_batch(&batch_id, ending);
+                self.dispatch.end_batch(&batch_id, reason);
             }
         }
         Ok(())

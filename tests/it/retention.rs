@@ -6,7 +6,7 @@ mod files;
 
 use std::time::Duration;
 
-use nightshift::internals::store::{AuditSettings, Audited, Store, Told};
+use nightshift::internals::store::{AuditFinding, AuditSettings, Audited, Store};
 
 use crate::support::Server;
 
@@ -34,10 +34,10 @@ async fn store_of(server: &Server) -> Store {
 async fn audit(store: &Store) -> Findings {
     let mut found = Findings::default();
     let (faults, waits) = (&mut found.faults, &mut found.waits);
-    let mut tell = |told: Told| match told {
-        Told::Fault(text) => faults.push(text),
-        Told::Waits(text) => waits.push(text),
-        Told::Progress(_) => {}
+    let mut tell = |told: AuditFinding| match told {
+        AuditFinding::Fault(text) => faults.push(text),
+        AuditFinding::Waits(text) => waits.push(text),
+        AuditFinding::Progress(_) => {}
     };
     found.audited = store.audit(SETTINGS, &mut tell).await.expect("can be read");
     assert_eq!(found.audited.faults, found.faults.len() as u64);

@@ -9,7 +9,7 @@ mod wakeups;
 
 use bytes::Bytes;
 use nightshift::internals::codec::segment::{self, Line};
-use nightshift::internals::domain::batch::{Ending, Status};
+use nightshift::internals::domain::batch::{EndReason, Status};
 use nightshift::internals::domain::clock::Clock;
 use nightshift::internals::domain::file::{Kind, MODELS_MAX, Purpose};
 use nightshift::internals::domain::id;
@@ -17,7 +17,7 @@ use nightshift::internals::domain::unit::Bitmap;
 use nightshift::internals::domain::usage::Usage;
 use nightshift::internals::intake::Limits;
 use nightshift::internals::store::{
-    Cancel, LeasedUnit, NewBatch, Replica, Store, StoredFile, Tally, UnitFlush,
+    Cancel, CountsDelta, LeasedUnit, NewBatch, Replica, Store, StoredFile, UnitFlush,
 };
 use nightshift::internals::transfer::{Finish, Ingest, UploadBudget};
 use tempfile::TempDir;
@@ -188,13 +188,13 @@ fn flush(unit: &LeasedUnit, lines: &[u32], finished: bool) -> UnitFlush {
         segment: segment::encode(&lines).expect("encodes"),
         output_bytes: lines.iter().map(|line| line.bytes.len() as i64).sum(),
         error_bytes: 0,
-        tally: Tally {
+        counts: CountsDelta {
             completed: lines.len() as i64,
             usage: Usage {
                 total_tokens: 1,
                 ..Usage::default()
             },
-            ..Tally::default()
+            ..CountsDelta::default()
         },
     }
 }
@@ -409,10 +409,10 @@ async fn a_batch_is_finished_once_and_only_when_nothing_is_open() {
     assert!(fixture.store.drained().await.expect("lists").is_empty());
     fixture
         .store
-        .finish_batch(&batch)
+        .finalize_batch(&batch)
         .await
         .expect("does nothing");
-    let status = |batch: &nightshift::internals::store::Batch| batch.stage.status;
+    let status = |batch: &nightshift::internals::store::Batch| batch.state.status;
     let found = fixture
         .store
         .batch(TENANT, &batch)
@@ -431,7 +431,11 @@ async fn a_batch_is_finished_once_and_only_when_nothing_is_open() {
         std::slice::from_ref(&batch)
     );
     for _ in 0..3 {
-        fixture.store.finish_batch(&batch).await.expect("finishes");
+        fixture
+            .store
+            .finalize_batch(&batch)
+            .await
+            .expect("finishes");
     }
     let found = fixture
         .store
@@ -476,7 +480,7 @@ async fn cancelling_goes_through_its_states() {
         panic!("{cancelled:?}")
     };
     assert_eq!(
-        batch.stage.status,
+        batch.state.status,
         Status::Cancelled,
         "nothing has run: there is nothing to settle"
     );
@@ -500,11 +504,11 @@ async fn cancelling_goes_through_its_states() {
     let Cancel::Granted(batch) = cancelled else {
         panic!("{cancelled:?}")
     };
-    assert_eq!(batch.stage.status, Status::Cancelling);
-    assert_eq!(batch.stage.ending, Some(Ending::Cancelled));
+    assert_eq!(batch.state.status, Status::Cancelling);
+    assert_eq!(batch.state.end_reason, Some(EndReason::Cancelled));
     // The window may end meanwhile: it is cancelled all the same.
     fixture.clock.advance_ms(2 * 3_600_000);
-    assert_eq!(fixture.store.end_windows().await.expect("looks"), 0);
+    assert_eq!(fixture.store.expire_batches().await.expect("looks"), 0);
 }
 
 async fn a_swept_upload_cannot_be_published() {
@@ -580,7 +584,11 @@ async fn what_is_deleted_is_purged_but_not_under_a_running_batch() {
         .flush(&owner, 0, &[&flush(&unit, &[0, 1, 2], true)])
         .await
         .expect("flushes");
-    fixture.store.finish_batch(&batch).await.expect("finishes");
+    fixture
+        .store
+        .finalize_batch(&batch)
+        .await
+        .expect("finishes");
     assert_eq!(
         fixture.store.purge(i64::MAX).await.expect("purges").removed,
         1

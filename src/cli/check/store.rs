@@ -6,7 +6,7 @@ use std::time::{Duration, Instant};
 use indicatif::{HumanBytes, HumanCount, ProgressBar, ProgressStyle};
 
 use crate::config::Config;
-use crate::store::{AuditSettings, Audited, Store, Told};
+use crate::store::{AuditFinding, AuditSettings, Audited, Store};
 
 /// A terminal is told so often how far it has got.
 const TOLD_EVERY: Duration = Duration::from_millis(200);
@@ -24,10 +24,10 @@ pub(super) async fn check(store: &Store, config: &Config) -> anyhow::Result<bool
     };
     let mut told = Instant::now();
     let audited = {
-        let mut tell = |what: Told| match what {
-            Told::Fault(text) => progress.suspend(|| print("FAIL", &text)),
-            Told::Waits(text) => progress.suspend(|| print("note", &text)),
-            Told::Progress(audited) => {
+        let mut tell = |what: AuditFinding| match what {
+            AuditFinding::Fault(text) => progress.suspend(|| print("FAIL", &text)),
+            AuditFinding::Waits(text) => progress.suspend(|| print("note", &text)),
+            AuditFinding::Progress(audited) => {
                 if told.elapsed() >= TOLD_EVERY {
                     told = Instant::now();
                     progress.set_message(so_far(&audited));

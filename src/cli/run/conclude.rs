@@ -30,7 +30,7 @@ pub(super) async fn conclude(
     let kept = journal.kept;
     let summary = |status: &'static str| Summary::new(status, batch, kept, started.elapsed());
     if let Some(batch) = batch
-        && batch.stage.status == Status::Failed
+        && batch.state.status == Status::Failed
     {
         args.report(output, &summary("invalid"))?;
         return refuse(store, batch, journal).await;

@@ -53,13 +53,13 @@ pub(super) async fn work(
         return Ok(Ended::Batch(None));
     };
     let batch = find(store, batch_id).await?;
-    if batch.stage.status.is_terminal() {
+    if batch.state.status.is_terminal() {
         let hint = if batch.counts.failed > 0 {
             "--retry-failed sends what failed again, and "
         } else {
             ""
         };
-        if batch.stage.status != Status::Failed {
+        if batch.state.status != Status::Failed {
             let text = "This run had ended before: nothing is sent";
             args.say(&format!("{text}; {hint}--restart begins anew."));
         }
@@ -128,7 +128,7 @@ async fn watch(
             is_counted = true;
             pool.has_lines(usize::try_from(batch.counts.open()).unwrap_or(usize::MAX));
         }
-        if batch.stage.status.is_terminal() {
+        if batch.state.status.is_terminal() {
             progress.finish(snapshot, Instant::now());
             return Ok(Some(batch));
         }

@@ -19,7 +19,7 @@ pub struct AuditSettings {
 
 /// What an audit tells while it works.
 #[derive(Clone, Debug)]
-pub enum Told {
+pub enum AuditFinding {
     /// Something must not be.
     Fault(String),
     /// Something waits for a server to mend it, and need not be looked into.
@@ -53,12 +53,12 @@ pub struct Audited {
 }
 
 /// Hears what an audit tells.
-pub type Tell<'a> = dyn FnMut(Told) + Send + 'a;
+pub type AuditReporter<'a> = dyn FnMut(AuditFinding) + Send + 'a;
 
 pub(super) struct Audit<'a> {
     pub(super) store: &'a Store,
     pub(super) settings: AuditSettings,
-    pub(super) reporter: &'a mut Tell<'a>,
+    pub(super) reporter: &'a mut AuditReporter<'a>,
     pub(super) audited: Audited,
     /// When it began, in milliseconds: what is younger is not looked at.
     pub(super) began: i64,
@@ -67,15 +67,15 @@ pub(super) struct Audit<'a> {
 impl Audit<'_> {
     pub(super) fn fault(&mut self, text: String) {
         self.audited.faults += 1;
-        (self.reporter)(Told::Fault(text));
+        (self.reporter)(AuditFinding::Fault(text));
     }
 
     pub(super) fn waits(&mut self, text: String) {
-        (self.reporter)(Told::Waits(text));
+        (self.reporter)(AuditFinding::Waits(text));
     }
 
     pub(super) fn progress(&mut self) {
-        (self.reporter)(Told::Progress(self.audited));
+        (self.reporter)(AuditFinding::Progress(self.audited));
     }
 
     /// The next ids that a statement lists: of what was there when the audit began.

@@ -1,6 +1,6 @@
 //! An audit from its beginning to its end.
 
-use super::report::{Audit, AuditSettings, Audited, Tell};
+use super::report::{Audit, AuditReporter, AuditSettings, Audited};
 use crate::store::engine::{Connection, on_checkout, sql};
 use crate::store::{Result, Store};
 
@@ -20,7 +20,7 @@ impl Store {
     pub async fn audit<'a>(
         &'a self,
         settings: AuditSettings,
-        reporter: &'a mut Tell<'a>,
+        reporter: &'a mut AuditReporter<'a>,
     ) -> Result<Audited> {
         let mut audit = Audit {
             store: self,

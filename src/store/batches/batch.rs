@@ -2,7 +2,7 @@
 
 use sqlx::FromRow;
 
-use crate::domain::batch::{Counts, Stage};
+use crate::domain::batch::{BatchState, Counts};
 use crate::domain::usage::Usage;
 use crate::store::engine::{Sql, sql};
 
@@ -33,7 +33,7 @@ impl NewBatch {
 #[derive(Clone, Debug)]
 pub struct Batch {
     pub row: BatchRow,
-    pub stage: Stage,
+    pub state: BatchState,
     pub counts: Counts,
     pub usage: Usage,
 }

@@ -34,8 +34,8 @@ impl Store {
         let Some(batch) = state::lock(&mut tx, id, IfLocked::Wait).await? else {
             return Ok(Cancel::NotFound);
         };
-        if batch.stage.refuses_cancel() {
-            return Ok(Cancel::Refused(batch.stage.status));
+        if batch.state.refuses_cancel() {
+            return Ok(Cancel::Refused(batch.state.status));
         }
         let now = self.now_ms();
         let changed = state::advance(&mut tx, &batch, Event::CancelRequested, now).await?;
@@ -56,11 +56,11 @@ impl Store {
     ///
     /// # Errors
     /// When the database fails.
-    pub async fn end_windows(&self) -> Result<usize> {
+    pub async fn expire_batches(&self) -> Result<usize> {
         // The condition of the partial index over live batches is repeated word for word: SQLite
         // uses the index only then.
         let sql = sql!(
-            "-- end_windows
+            "-- expire_batches
              SELECT id FROM batches
              WHERE status IN ('validating', 'in_progress', 'finalizing', 'cancelling')
                AND status IN ('validating', 'in_progress') AND ending IS NULL
@@ -75,7 +75,7 @@ impl Store {
                 .await?
         });
         let expired = each(
-            "end_windows",
+            "expire_batches",
             &due,
             |(id,)| id,
             |(id,)| self.expire_batch(id),

@@ -25,7 +25,7 @@ const NAMED_BATCHES_MAX: usize = 500;
 
 /// What came of a try to end a batch.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Finished {
+pub enum Finalized {
     Ended,
     /// It has units that are open, or has ended already.
     NotYet,
@@ -87,14 +87,14 @@ impl Store {
     ///
     /// # Errors
     /// When the database fails.
-    pub async fn finish_batch(&self, batch_id: &str) -> Result<Finished> {
+    pub async fn finalize_batch(&self, batch_id: &str) -> Result<Finalized> {
         let mut tx = self.begin().await?;
         // The batch's row is locked first: then nobody else is about to end the batch.
         let Some(mut batch) = state::lock(&mut tx, batch_id, IfLocked::Skip).await? else {
-            return Ok(Finished::Busy);
+            return Ok(Finalized::Busy);
         };
-        if batch.stage.status.is_terminal() || !is_drained(&mut tx, batch_id).await? {
-            return Ok(Finished::NotYet);
+        if batch.state.status.is_terminal() || !is_drained(&mut tx, batch_id).await? {
+            return Ok(Finalized::NotYet);
         }
         let drained = state::advance(&mut tx, &batch, Event::Drained, self.now_ms()).await?;
         if let Some(drained) = drained {
@@ -103,13 +103,13 @@ impl Store {
             tx = self.begin().await?;
             match state::lock(&mut tx, batch_id, IfLocked::Skip).await? {
                 Some(again) => batch = again,
-                None => return Ok(Finished::Busy),
+                None => return Ok(Finalized::Busy),
             }
         }
         // No unit is open, and none that is done is opened again.
-        if batch.stage.after(Event::Published).is_none() {
+        if batch.state.after(Event::Published).is_none() {
             // It does not run yet, or another process has ended it, and removes its units as well.
-            return Ok(Finished::NotYet);
+            return Ok(Finalized::NotYet);
         }
         let [output, error] = self.publish_files(&mut tx, batch_id).await?;
         let files = [
@@ -131,7 +131,7 @@ impl Store {
             ended.with_counts(counts).announce();
         }
         self.remove_units(batch_id).await?;
-        Ok(Finished::Ended)
+        Ok(Finalized::Ended)
     }
 
     /// Writes the rows of the output and the error file, each with how many of its bytes every

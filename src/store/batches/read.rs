@@ -6,7 +6,7 @@ use sqlx::FromRow;
 
 use super::batch::{Batch, BatchRow, CountsSum, summed};
 use super::state;
-use crate::domain::batch::{Counts, Stage};
+use crate::domain::batch::{BatchState, Counts};
 use crate::store::engine::{Sql, Tx, bind_each, in_tx, list, on_pool, sql};
 use crate::store::{Error, Page, Result, Store};
 
@@ -40,7 +40,7 @@ impl TryFrom<SelectedRow> for Batch {
     fn try_from(selected: SelectedRow) -> Result<Self> {
         let SelectedRow { batch, counts } = selected;
         Ok(Batch {
-            stage: state::from_columns(&batch.status, batch.ending.as_deref())?,
+            state: state::from_columns(&batch.status, batch.ending.as_deref())?,
             counts: counts.counts(batch.total),
             usage: counts.usage(),
             row: batch,
@@ -135,16 +135,16 @@ impl Store {
     ///
     /// # Errors
     /// When the database fails.
-    pub async fn stages(&self, ids: &BTreeSet<&str>) -> Result<Vec<(String, Stage)>> {
+    pub async fn batch_states(&self, ids: &BTreeSet<&str>) -> Result<Vec<(String, BatchState)>> {
         if ids.is_empty() {
             return Ok(Vec::new());
         }
-        let sql = stages_sql(ids.len());
-        let rows: Vec<StageRow> = on_pool!(self.reader(), |c| {
+        let sql = states_sql(ids.len());
+        let rows: Vec<StateRow> = on_pool!(self.reader(), |c| {
             let read = sqlx::query_as(sql).persistent(false);
             bind_each!(read, ids.iter().copied()).fetch_all(c).await?
         });
-        rows.into_iter().map(into_stage).collect()
+        rows.into_iter().map(into_state).collect()
     }
 
     /// A batch's counts as they are now.
@@ -173,30 +173,30 @@ impl Store {
 }
 
 /// The states of batches, as a transaction sees them.
-pub(in crate::store) async fn stages_in(
+pub(in crate::store) async fn states_in(
     tx: &mut Tx,
     ids: &BTreeSet<&str>,
-) -> Result<Vec<(String, Stage)>> {
+) -> Result<Vec<(String, BatchState)>> {
     if ids.is_empty() {
         return Ok(Vec::new());
     }
-    let sql = stages_sql(ids.len());
-    let rows: Vec<StageRow> = in_tx!(tx, |c| {
+    let sql = states_sql(ids.len());
+    let rows: Vec<StateRow> = in_tx!(tx, |c| {
         let read = sqlx::query_as(sql).persistent(false);
         bind_each!(read, ids.iter().copied()).fetch_all(c).await?
     });
-    rows.into_iter().map(into_stage).collect()
+    rows.into_iter().map(into_state).collect()
 }
 
-type StageRow = (String, String, Option<String>);
+type StateRow = (String, String, Option<String>);
 
-fn stages_sql(batches: usize) -> Sql {
+fn states_sql(batches: usize) -> Sql {
     sql!(
-        "-- stages\nSELECT id, status, ending FROM batches WHERE id IN {ids}",
+        "-- states\nSELECT id, status, ending FROM batches WHERE id IN {ids}",
         ids = list(1, batches)
     )
 }
 
-fn into_stage((id, status, ending): StageRow) -> Result<(String, Stage)> {
+fn into_state((id, status, ending): StateRow) -> Result<(String, BatchState)> {
     Ok((id, state::from_columns(&status, ending.as_deref())?))
 }

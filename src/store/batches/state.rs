@@ -1,33 +1,33 @@
 //! The one place that writes the state of batches: how a batch is created, and how it is moved on.
 //! `tests/it/architecture.rs` keeps every other file from writing the columns.
 //!
-//! [`Stage::after`] says what an event leads to. [`advance`] writes that, and returns a [`Changed`].
+//! [`BatchState::after`] says what an event leads to. [`advance`] writes that, and returns a [`Changed`].
 //! What must be recorded of a change is written here, in the transaction of the change.
 
 use std::collections::HashMap;
 
 use super::batch::NewBatch;
-use crate::domain::batch::{Counts, Ending, Event, Stage, Status};
+use crate::domain::batch::{BatchState, Counts, EndReason, Event, Status};
 use crate::metrics::metrics;
 use crate::store::engine::{Rows, Sql, Tx, Value, bind_each, bind_rows, in_tx, list, sql};
 use crate::store::{Error, Result};
 
 /// A state from its columns.
-pub(in crate::store) fn from_columns(status: &str, ending: Option<&str>) -> Result<Stage> {
+pub(in crate::store) fn from_columns(status: &str, ending: Option<&str>) -> Result<BatchState> {
     let unknown = || Error::corrupt("state of a batch", status);
     let status = Status::parse(status).ok_or_else(unknown)?;
-    let ending = match ending {
-        Some(ending) => Some(Ending::parse(ending).ok_or_else(unknown)?),
+    let end_reason = match ending {
+        Some(reason) => Some(EndReason::parse(reason).ok_or_else(unknown)?),
         None => None,
     };
-    Ok(Stage { status, ending })
+    Ok(BatchState { status, end_reason })
 }
 
 /// A batch whose row belongs to a transaction until the transaction ends.
 #[derive(Clone, Debug)]
 pub(super) struct LockedBatch {
     pub id: String,
-    pub stage: Stage,
+    pub state: BatchState,
 }
 
 /// What to do about a row that another transaction has locked.
@@ -59,7 +59,7 @@ pub(super) async fn lock(
     };
     Ok(Some(LockedBatch {
         id: id.to_owned(),
-        stage: from_columns(&status, ending.as_deref())?,
+        state: from_columns(&status, ending.as_deref())?,
     }))
 }
 
@@ -80,8 +80,8 @@ pub(super) async fn lock_validating(
         bind_each!(lock, ids).fetch_all(c).await?
     });
     let locked = rows.into_iter().map(|(id,)| {
-        let stage = Stage::CREATED;
-        (id.clone(), LockedBatch { id, stage })
+        let state = BatchState::CREATED;
+        (id.clone(), LockedBatch { id, state })
     });
     Ok(locked.collect())
 }
@@ -96,7 +96,7 @@ pub(super) async fn create(tx: &mut Tx, new: &NewBatch) -> Result<()> {
         ("completion_window", Value::from(&new.completion_window)),
         ("output_expires_seconds", new.output_expires_seconds.into()),
         ("metadata", Value::from(&new.metadata)),
-        ("status", Stage::CREATED.status.as_str().into()),
+        ("status", BatchState::CREATED.status.as_str().into()),
         ("created_at", new.created_at.into()),
         ("expires_at", new.expires_at.into()),
         ("key_id", Value::from(&new.key_id)),
@@ -137,7 +137,7 @@ pub(super) async fn advance_all<const COLUMNS: usize>(
     let Some((first, others)) = batches.first() else {
         return Ok(Vec::new());
     };
-    let from = first.stage;
+    let from = first.state;
     let Some(to) = from.after(event) else {
         return Ok(Vec::new());
     };
@@ -177,10 +177,10 @@ pub(super) async fn advance_all<const COLUMNS: usize>(
 
 /// What a step writes into the state's columns: the state, and the time of each status that the
 /// batch enters.
-fn state_set(from: Stage, to: Stage) -> Vec<Sql> {
+fn state_set(from: BatchState, to: BatchState) -> Vec<Sql> {
     let mut set = vec![sql!("status = '{status}'", status = to.status.as_str())];
-    set.push(match to.ending {
-        Some(ending) => sql!("ending = '{ending}'", ending = ending.as_str()),
+    set.push(match to.end_reason {
+        Some(reason) => sql!("ending = '{reason}'", reason = reason.as_str()),
         None => sql!("ending = NULL"),
     });
     let mut entered = Vec::new();

@@ -5,7 +5,7 @@ use super::shares::forget_silent_holder;
 use crate::domain::unit::UnitLease;
 use crate::metrics::metrics;
 use crate::store::engine::{Sql, Tx, in_tx, on_pool, sql};
-use crate::store::work::{add_waiting, count_death, keep, tally};
+use crate::store::work::{add_waiting, count_by_model, count_death, keep};
 use crate::store::{Error, Result, Store, Who};
 
 /// An incarnation of a process that works on this store.
@@ -337,7 +337,7 @@ const ORPHANED: &str = "RETURNING batch_id, model_no";
 /// Counts units that wait again; returns how many there are.
 async fn add_orphans(tx: &mut Tx, units: Vec<(String, i64)>) -> Result<u64> {
     let count = units.len() as u64;
-    for ((batch_id, model_no), units) in tally(units) {
+    for ((batch_id, model_no), units) in count_by_model(units) {
         add_waiting(tx, &batch_id, model_no, units).await?;
     }
     Ok(count)

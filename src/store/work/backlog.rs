@@ -2,7 +2,7 @@
 
 use sqlx::FromRow;
 
-use crate::domain::batch::{Ending, Stage};
+use crate::domain::batch::{BatchState, EndReason};
 use crate::domain::file::MODELS_MAX;
 use crate::store::batches::from_columns;
 use crate::store::engine::{Tx, bind_each, in_tx, list, on_pool, sql};
@@ -42,14 +42,14 @@ pub struct Backlog {
     pub expires_at: Option<i64>,
     /// Lines of the batch, of all models.
     pub total: i64,
-    pub stage: Stage,
+    pub state: BatchState,
 }
 
 impl Backlog {
     /// Why these lines are not to be sent any more, if so.
     #[must_use]
-    pub fn ending(&self) -> Option<Ending> {
-        self.stage.ending
+    pub fn end_reason(&self) -> Option<EndReason> {
+        self.state.end_reason
     }
 }
 
@@ -107,7 +107,7 @@ impl Store {
         rows.into_iter()
             .map(|row| {
                 Ok(Backlog {
-                    stage: from_columns(&row.status, row.ending.as_deref())?,
+                    state: from_columns(&row.status, row.ending.as_deref())?,
                     batch_id: row.batch_id,
                     model_no: row.model_no,
                     model: row.model,

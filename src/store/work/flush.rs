@@ -5,17 +5,17 @@ use std::collections::{BTreeMap, BTreeSet, HashSet};
 use super::isolation::CLEAR;
 use super::units::{into_lease, reclaim};
 use crate::codec::segment::Encoded;
-use crate::domain::batch::Stage;
+use crate::domain::batch::BatchState;
 use crate::domain::unit::{Bitmap, UnitLease};
 use crate::domain::usage::Usage;
-use crate::store::batches::stages_in;
+use crate::store::batches::states_in;
 use crate::store::engine::{Rows, Tx, Value, bind_rows, in_tx, sql};
 use crate::store::files::{NewSegment, SegmentKey, write_segments};
 use crate::store::{Result, Store, Who};
 
 /// What a group of finished lines adds to its batch's counts.
 #[derive(Clone, Copy, Debug, Default)]
-pub struct Tally {
+pub struct CountsDelta {
     pub completed: i64,
     pub failed: i64,
     pub cancelled: i64,
@@ -24,7 +24,7 @@ pub struct Tally {
     pub usage: Usage,
 }
 
-impl std::ops::AddAssign for Tally {
+impl std::ops::AddAssign for CountsDelta {
     fn add_assign(&mut self, other: Self) {
         self.completed += other.completed;
         self.failed += other.failed;
@@ -51,7 +51,7 @@ pub struct UnitFlush {
     /// Raw bytes of the lines of each kind.
     pub output_bytes: i64,
     pub error_bytes: i64,
-    pub tally: Tally,
+    pub counts: CountsDelta,
 }
 
 /// What the store made of a flush.
@@ -61,7 +61,7 @@ pub struct FlushReply {
     /// somebody else now, and nothing of theirs was written.
     pub accepted: HashSet<UnitLease>,
     /// Where the batches of the flushed units stand: how a replica learns that one is ending.
-    pub stages: Vec<(String, Stage)>,
+    pub states: Vec<(String, BatchState)>,
 }
 
 impl Store {
@@ -86,7 +86,7 @@ impl Store {
             .iter()
             .map(|unit| unit.lease.key.batch_id.as_str())
             .collect();
-        let stages = stages_in(&mut tx, &batches).await?;
+        let states = states_in(&mut tx, &batches).await?;
 
         let before = written_before(&mut tx, &missing).await?;
         tx.commit().await?;
@@ -101,7 +101,7 @@ impl Store {
             self.wake_handle().unit_finished(finished.into_iter());
             self.wake(Who::Supplies);
         }
-        Ok(FlushReply { accepted, stages })
+        Ok(FlushReply { accepted, states })
     }
 }
 
@@ -221,25 +221,25 @@ async fn insert_segments(tx: &mut Tx, units: &[&UnitFlush]) -> Result<()> {
 
 async fn add_counts(tx: &mut Tx, slot: i64, units: &[&UnitFlush]) -> Result<()> {
     // In the order of batch ids: count rows are locked in one order, everywhere.
-    let mut by_batch: BTreeMap<&str, Tally> = BTreeMap::new();
+    let mut by_batch: BTreeMap<&str, CountsDelta> = BTreeMap::new();
     for unit in units {
-        *by_batch.entry(&unit.lease.key.batch_id).or_default() += unit.tally;
+        *by_batch.entry(&unit.lease.key.batch_id).or_default() += unit.counts;
     }
     if by_batch.is_empty() {
         return Ok(());
     }
-    let rows = Rows::of(by_batch.iter().map(|(batch_id, tally)| {
+    let rows = Rows::of(by_batch.iter().map(|(batch_id, counts)| {
         [
             ("batch_id", Value::from(*batch_id)),
             ("slot", slot.into()),
-            ("completed", tally.completed.into()),
-            ("failed", tally.failed.into()),
-            ("cancelled", tally.cancelled.into()),
-            ("input_tokens", tally.usage.input_tokens.into()),
-            ("cached_tokens", tally.usage.cached_tokens.into()),
-            ("output_tokens", tally.usage.output_tokens.into()),
-            ("reasoning_tokens", tally.usage.reasoning_tokens.into()),
-            ("total_tokens", tally.usage.total_tokens.into()),
+            ("completed", counts.completed.into()),
+            ("failed", counts.failed.into()),
+            ("cancelled", counts.cancelled.into()),
+            ("input_tokens", counts.usage.input_tokens.into()),
+            ("cached_tokens", counts.usage.cached_tokens.into()),
+            ("output_tokens", counts.usage.output_tokens.into()),
+            ("reasoning_tokens", counts.usage.reasoning_tokens.into()),
+            ("total_tokens", counts.usage.total_tokens.into()),
         ]
     }));
     let sql = sql!(

@@ -169,7 +169,7 @@ impl Store {
             let release = sqlx::query_as(sql).persistent(false).bind(owner);
             bind_rows!(release, rows).fetch_all(c).await?
         });
-        for ((batch_id, model_no), count) in tally(released) {
+        for ((batch_id, model_no), count) in count_by_model(released) {
             add_waiting(&mut tx, &batch_id, model_no, count).await?;
         }
         tx.commit().await
@@ -252,7 +252,7 @@ pub(in crate::store) async fn reclaim(
     let backlogs = reclaimed
         .iter()
         .map(|unit| (unit.key.batch_id.clone(), unit.key.model_no));
-    for ((batch_id, model_no), units) in tally(backlogs.collect()) {
+    for ((batch_id, model_no), units) in count_by_model(backlogs.collect()) {
         add_waiting(tx, &batch_id, model_no, -units).await?;
     }
     Ok(reclaimed)
@@ -260,7 +260,7 @@ pub(in crate::store) async fn reclaim(
 
 /// How many units of each batch and model there are, in the order in which backlog rows are
 /// locked.
-pub(in crate::store) fn tally(units: Vec<(String, i64)>) -> BTreeMap<(String, i64), i64> {
+pub(in crate::store) fn count_by_model(units: Vec<(String, i64)>) -> BTreeMap<(String, i64), i64> {
     let mut counts = BTreeMap::new();
     for unit in units {
         *counts.entry(unit).or_default() += 1;

@@ -9,7 +9,7 @@ use std::time::{Duration, Instant};
 use slab::Slab;
 
 use super::result::Pending;
-use crate::domain::batch::Ending;
+use crate::domain::batch::EndReason;
 use crate::domain::unit::UnitKey;
 use crate::upstream::{LaneId, Routes};
 use crate::worker::work::unit::{BatchContext, HeldUnit, OpenLine};
@@ -122,7 +122,7 @@ pub(super) struct ActiveUnit {
     pub(super) retries: VecDeque<Pending>,
     pub(super) waiting: BinaryHeap<Waiting>,
     pub(super) in_flight: usize,
-    pub(super) ending: Option<Ending>,
+    pub(super) ending: Option<EndReason>,
     /// When calls in flight are cut, once the batch is ending.
     settle_by: Option<Instant>,
     place: Place,
@@ -529,7 +529,7 @@ impl Ledger {
     pub(super) fn end_batch(
         &mut self,
         batch_id: &str,
-        ending: Ending,
+        ending: EndReason,
         settle_by: Instant,
     ) -> Vec<(Arc<HeldUnit>, Vec<Pending>)> {
         let of_batch = |active: &&ActiveUnit| {

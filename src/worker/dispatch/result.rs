@@ -8,14 +8,14 @@ use tracing::Instrument as _;
 use tracing::field::Empty;
 
 use crate::codec::segment::Line;
-use crate::domain::batch::Ending;
+use crate::domain::batch::EndReason;
 use crate::domain::endpoint;
 use crate::domain::file::Kind;
 use crate::domain::id;
 use crate::domain::outcome::{self, ErrorCode, Outcome};
 use crate::domain::usage::Usage;
 use crate::metrics::trace;
-use crate::store::Tally;
+use crate::store::CountsDelta;
 use crate::upstream::{
     Again, Answer, Call, Cause, CauseKind, History, Permit, Pool, Timer, Verdict,
 };
@@ -136,11 +136,11 @@ pub(crate) fn answered(unit: &Arc<HeldUnit>, line: &OpenLine, answer: Answer) ->
     let (line, usage) = write(unit, line, body.len(), outcome);
     let completed = i64::from(line.kind == Kind::Output);
     let usage = usage.unwrap_or_default();
-    let tally = Tally {
+    let counts = CountsDelta {
         completed,
         failed: 1 - completed,
         usage,
-        ..Tally::default()
+        ..CountsDelta::default()
     };
     // What is held from here on is the line, which is about as long as the answer's body.
     let mut charge = answer.charge;
@@ -148,7 +148,7 @@ pub(crate) fn answered(unit: &Arc<HeldUnit>, line: &OpenLine, answer: Answer) ->
     Finished {
         unit: unit.clone(),
         line,
-        tally,
+        counts,
         charge: Some(charge),
     }
 }
@@ -192,34 +192,34 @@ pub(crate) fn crashed(unit: &Arc<HeldUnit>, line: &OpenLine) -> Finished {
 }
 
 /// A line that will not run any more, because its batch is ended.
-pub(crate) fn ended(unit: &Arc<HeldUnit>, line: &OpenLine, ending: Ending) -> Finished {
+pub(crate) fn ended(unit: &Arc<HeldUnit>, line: &OpenLine, ending: EndReason) -> Finished {
     let (code, message) = match ending {
-        Ending::Expired => (ErrorCode::BatchExpired, outcome::EXPIRED),
-        Ending::Cancelled => (ErrorCode::BatchCancelled, outcome::CANCELLED),
+        EndReason::Expired => (ErrorCode::BatchExpired, outcome::EXPIRED),
+        EndReason::Cancelled => (ErrorCode::BatchCancelled, outcome::CANCELLED),
     };
     let mut finished = failed(unit, line, code, message);
     match ending {
-        Ending::Cancelled => {
-            finished.tally = Tally {
+        EndReason::Cancelled => {
+            finished.counts = CountsDelta {
                 cancelled: 1,
-                ..Tally::default()
+                ..CountsDelta::default()
             };
         }
-        Ending::Expired => finished.tally.expired = 1,
+        EndReason::Expired => finished.counts.expired = 1,
     }
     finished
 }
 
 fn failed(unit: &Arc<HeldUnit>, line: &OpenLine, code: ErrorCode, message: &str) -> Finished {
     let (line, _) = write(unit, line, message.len(), Outcome::Error { code, message });
-    let tally = Tally {
+    let counts = CountsDelta {
         failed: 1,
-        ..Tally::default()
+        ..CountsDelta::default()
     };
     Finished {
         unit: unit.clone(),
         line,
-        tally,
+        counts,
         charge: None,
     }
 }

@@ -1,12 +1,12 @@
 use super::*;
 use crate::codec::segment::Table;
-use crate::domain::batch::Ending;
+use crate::domain::batch::EndReason;
 use crate::worker::testing;
 
 /// All lines of a unit with their outcomes.
 fn finished() -> Vec<Finished> {
     let (unit, lines) = testing::unit(3, 0, None);
-    let end = |line| result::ended(&unit, line, Ending::Expired);
+    let end = |line| result::ended(&unit, line, EndReason::Expired);
     lines.iter().map(end).collect()
 }
 
@@ -19,14 +19,14 @@ fn text(group: &Group) -> String {
 #[test]
 fn a_unit_that_makes_the_code_panic_ends_with_an_error_for_each_line() {
     let group = lay_out(finished(), |lines| {
-        let fails = lines.iter().any(|line| line.tally.expired > 0);
+        let fails = lines.iter().any(|line| line.counts.expired > 0);
         assert!(!fails, "on purpose");
         into_group(lines)
     });
     let group = group.expect("errors are laid out");
     assert!(group.flush.finished);
     assert_eq!((group.lines, group.flush.done.count()), (3, 3));
-    assert_eq!(group.flush.tally.failed, 3);
+    assert_eq!(group.flush.counts.failed, 3);
     let lines = text(&group);
     for (number, line) in lines.lines().enumerate() {
         assert!(line.contains(&format!("\"id-{number}\"")), "{line}");
@@ -44,7 +44,7 @@ fn a_unit_of_which_nothing_can_be_laid_out_is_let_go() {
 
 #[test]
 fn for_want_of_memory_no_answer_becomes_an_error() {
-    let answers = |lines: &[Finished]| lines.iter().any(|line| line.tally.expired > 0);
+    let answers = |lines: &[Finished]| lines.iter().any(|line| line.counts.expired > 0);
     let group = lay_out(finished(), |lines| match answers(&lines) {
         true => Err(io::ErrorKind::OutOfMemory.into()),
         false => into_group(lines),

@@ -6,7 +6,7 @@ use std::sync::Arc;
 use crate::codec::segment::Encoded;
 use crate::domain::unit::UnitLease;
 use crate::metrics::ModelMetrics;
-use crate::store::{self, Error, LeasedUnit, Store, Tally, UnitFlush};
+use crate::store::{self, CountsDelta, Error, LeasedUnit, Store, UnitFlush};
 use crate::upstream::{Charge, LaneId, Pool, Routes};
 use crate::worker::dispatch::Dispatch;
 use crate::worker::flush::count;
@@ -237,16 +237,16 @@ impl Texts {
             segment: Encoded::default(),
             output_bytes: 0,
             error_bytes: 0,
-            tally: Tally {
+            counts: CountsDelta {
                 failed: lost,
-                ..Tally::default()
+                ..CountsDelta::default()
             },
         };
         let written = self.store.flush(&self.lease.token(), 0, &[&flush]).await;
         // If it was not written, the unit is nobody's here, and is given back.
         self.dispatch.forget(&leased.lease);
         if !written?.accepted.is_empty() {
-            count(metrics, &flush.tally);
+            count(metrics, &flush.counts);
         }
         Ok(())
     }

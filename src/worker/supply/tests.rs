@@ -1,5 +1,5 @@
 use super::*;
-use crate::domain::batch::Stage;
+use crate::domain::batch::BatchState;
 use crate::upstream::testing;
 
 /// Batches of one unit of 50 lines each, in the order of their turns.
@@ -20,9 +20,9 @@ fn offers(count: usize) -> Vec<Offer> {
                 created_at: 0,
                 expires_at: None,
                 total: 50,
-                stage: Stage {
+                state: BatchState {
                     status: Status::InProgress,
-                    ending: None,
+                    end_reason: None,
                 },
             },
             routes: routes.clone(),

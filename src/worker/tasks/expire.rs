@@ -15,7 +15,7 @@ impl Duty for Windows {
     const WHO: Option<Who> = None;
 
     async fn round(&mut self, _: Look) -> store::Result<Next> {
-        Ok(match self.store.end_windows().await? {
+        Ok(match self.store.expire_batches().await? {
             0 => Next::Later,
             _ => Next::AtOnce,
         })

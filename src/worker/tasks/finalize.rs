@@ -8,7 +8,7 @@ use tracing::Instrument as _;
 
 use super::task::{Duty, Look, Next};
 use crate::metrics::trace;
-use crate::store::{self, Finished, Store, Who};
+use crate::store::{self, Finalized, Store, Who};
 
 /// How soon a batch is tried again whose row somebody else had.
 const BUSY_PAUSE: Duration = Duration::from_millis(200);
@@ -49,10 +49,10 @@ impl Duty for Finish {
                 "finish batch",
                 batch.id = batch_id,
             );
-            match self.store.finish_batch(&batch_id).instrument(span).await {
-                Ok(Finished::Ended) => ended = true,
-                Ok(Finished::NotYet) => {}
-                Ok(Finished::Busy) => drop(self.again.insert(batch_id)),
+            match self.store.finalize_batch(&batch_id).instrument(span).await {
+                Ok(Finalized::Ended) => ended = true,
+                Ok(Finalized::NotYet) => {}
+                Ok(Finalized::Busy) => drop(self.again.insert(batch_id)),
                 Err(error) if error.is_outage() && !error.is_timeout() => return Err(error),
                 Err(error) => {
                     tracing::error!(batch.id = batch_id, %error, "a batch cannot be ended");

@@ -5,7 +5,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 use tokio::sync::Notify;
 
 use crate::codec::segment::Line;
-use crate::store::Tally;
+use crate::store::CountsDelta;
 use crate::upstream::Charge;
 use crate::worker::work::unit::HeldUnit;
 
@@ -13,7 +13,7 @@ use crate::worker::work::unit::HeldUnit;
 pub(crate) struct Finished {
     pub unit: Arc<HeldUnit>,
     pub line: Line,
-    pub tally: Tally,
+    pub counts: CountsDelta,
     /// The answer's part of the budget, held until it is on disk.
     pub charge: Option<Charge>,
 }

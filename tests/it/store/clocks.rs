@@ -43,7 +43,7 @@ async fn who_has_a_wrong_clock_ends_hides_and_takes_nothing() {
 
     // After it was opened, so that nobody has noticed yet.
     clock.mistake_ms(2 * DAY_MS);
-    assert_eq!(other.end_windows().await.expect("looks"), 0);
+    assert_eq!(other.expire_batches().await.expect("looks"), 0);
     assert_eq!(other.purge(0).await.expect("purges").expired, 0);
     assert_eq!(other.forget_claims().await.expect("looks"), 0);
     let second = other.claim(&claim("second")).await.expect("answers");
@@ -56,7 +56,7 @@ async fn who_has_a_wrong_clock_ends_hides_and_takes_nothing() {
 
     // What passes for all does pass.
     clock.advance_ms(2 * DAY_MS);
-    assert_eq!(other.end_windows().await.expect("ends"), 1);
+    assert_eq!(other.expire_batches().await.expect("ends"), 1);
     assert_eq!(other.forget_claims().await.expect("looks"), 1);
 }
 

@@ -17,7 +17,7 @@ async fn a_batch_that_is_not_drained_keeps_its_units_that_are_done() {
     };
     let [first, second, third] = [0, 1, 2].map(|unit| flush(&units[unit], &[0], true));
     write(&[&first]).await;
-    let finish = async || fixture.store.finish_batch(&batch).await.expect("answers");
+    let finish = async || fixture.store.finalize_batch(&batch).await.expect("answers");
     finish().await;
     assert_eq!(engines::rows(&fixture.url, "units").await, 3);
 

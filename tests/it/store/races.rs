@@ -1,6 +1,6 @@
 //! Two things at once: deletion and creation, flushes and the end of their batch.
 
-use nightshift::internals::domain::batch::Ending;
+use nightshift::internals::domain::batch::EndReason;
 use nightshift::internals::domain::id;
 use nightshift::internals::store::{Cancel, Engine, NewBatch};
 
@@ -110,12 +110,12 @@ async fn end(fixture: &Fixture, batch: &str) {
         .flush(&owner, 0, &[&last])
         .await
         .expect("flushes");
-    fixture.store.finish_batch(batch).await.expect("finishes");
+    fixture.store.finalize_batch(batch).await.expect("finishes");
 }
 
 /// A batch ends while flushes are on their way, by `end`: all are written, and once the end is
 /// written each of them says so.
-async fn ends_during_flushes(ending: Ending, end: impl AsyncFn(&Fixture, &str)) {
+async fn ends_during_flushes(ending: EndReason, end: impl AsyncFn(&Fixture, &str)) {
     let fixture = Fixture::new().await;
     let batch = fixture.running(1500).await;
     let owner = fixture.replica().await;
@@ -127,7 +127,7 @@ async fn ends_during_flushes(ending: Ending, end: impl AsyncFn(&Fixture, &str)) 
             let reply = fixture.store.flush(&owner, number as i64, &[&flush]).await;
             let reply = reply.expect("flushes");
             assert_eq!(reply.accepted.len(), 1, "what has run counts");
-            told.push(reply.stages[0].1.ending);
+            told.push(reply.states[0].1.end_reason);
         }
         told
     };
@@ -140,11 +140,11 @@ async fn ends_during_flushes(ending: Ending, end: impl AsyncFn(&Fixture, &str)) 
         ..after
     };
     let reply = fixture.store.flush(&owner, 0, &[&after]).await;
-    assert_eq!(reply.expect("flushes").stages[0].1.ending, Some(ending));
+    assert_eq!(reply.expect("flushes").states[0].1.end_reason, Some(ending));
 }
 
 async fn cancelling_during_flushes_loses_none() {
-    ends_during_flushes(Ending::Cancelled, async |fixture, batch| {
+    ends_during_flushes(EndReason::Cancelled, async |fixture, batch| {
         let cancelled = fixture.store.cancel_batch(TENANT, batch).await;
         assert!(matches!(cancelled.expect("answers"), Cancel::Granted(_)));
     })
@@ -152,9 +152,9 @@ async fn cancelling_during_flushes_loses_none() {
 }
 
 async fn a_windows_end_during_flushes_loses_none() {
-    ends_during_flushes(Ending::Expired, async |fixture, _| {
+    ends_during_flushes(EndReason::Expired, async |fixture, _| {
         fixture.clock.advance_ms(2 * 3_600_000);
-        assert_eq!(fixture.store.end_windows().await.expect("ends"), 1);
+        assert_eq!(fixture.store.expire_batches().await.expect("ends"), 1);
     })
     .await;
 }

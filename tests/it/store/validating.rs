@@ -3,7 +3,7 @@
 use nightshift::internals::domain::batch::Status;
 use nightshift::internals::domain::id;
 use nightshift::internals::store::{
-    AuditSettings, Begun, Cancel, Engine, NewBatch, Told, Unvalidated, Verdict,
+    AuditFinding, AuditSettings, Begun, Cancel, Engine, NewBatch, Unvalidated, Verdict,
 };
 
 use super::{Fixture, TENANT};
@@ -51,14 +51,14 @@ impl Fixture {
 
     async fn status(&self, batch: &str) -> Status {
         let found = self.store.batch(TENANT, batch).await.expect("finds");
-        found.expect("is there").stage.status
+        found.expect("is there").state.status
     }
 
     async fn faults(&self) -> Vec<String> {
         let mut faults = Vec::new();
-        let mut tell = |told: Told| {
+        let mut tell = |told: AuditFinding| {
             // The files are not as large as is said of them.
-            if let Told::Fault(text) = told
+            if let AuditFinding::Fault(text) = told
                 && text.contains("batch")
             {
                 faults.push(text);
@@ -192,7 +192,7 @@ async fn a_batch_that_ends_while_it_gets_its_units_leaves_none() {
             }
             _ => {
                 fixture.clock.advance_ms(2 * 3_600_000);
-                assert_eq!(fixture.store.end_windows().await.expect("ends"), 1);
+                assert_eq!(fixture.store.expire_batches().await.expect("ends"), 1);
                 Status::Expired
             }
         };

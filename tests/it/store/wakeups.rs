@@ -86,13 +86,13 @@ async fn who_did_nothing_or_can_go_on_alone_tells_nobody() {
         let batch = fixture.running(3).await;
         let owner = fixture.replica().await;
         let unit = fixture.lease(&owner, &batch, 1).await.remove(0);
-        assert_eq!(store.end_windows().await.expect("looks"), 0);
+        assert_eq!(store.expire_batches().await.expect("looks"), 0);
         assert_eq!(store.take_over().await.expect("looks"), 0);
-        store.finish_batch(&batch).await.expect("does nothing");
+        store.finalize_batch(&batch).await.expect("does nothing");
         let last = flush(&unit, &[0, 1, 2], true);
         store.flush(&owner, 0, &[&last]).await.expect("flushes");
         assert!(store.take_finished().contains(&batch));
-        store.finish_batch(&batch).await.expect("finishes");
+        store.finalize_batch(&batch).await.expect("finishes");
         let waiting = fixture.created(3).await;
         let cancelled = store.cancel_batch(TENANT, &waiting).await;
         assert!(matches!(cancelled.expect("answers"), Cancel::Granted(_)));

@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use nightshift::internals::domain::clock::Clock;
-use nightshift::internals::store::{AuditSettings, Store, Told};
+use nightshift::internals::store::{AuditFinding, AuditSettings, Store};
 
 use super::{PATIENCE, engines};
 
@@ -33,8 +33,8 @@ async fn faults(url: &str, clock: &Clock) -> Vec<String> {
     engines::execute(url, "UPDATE replicas SET lease_until = 0").await;
     let store = Store::open(url, 2, clock.clone()).await.expect("opens");
     let mut faults = Vec::new();
-    let mut tell = |told: Told| {
-        if let Told::Fault(text) = told {
+    let mut tell = |told: AuditFinding| {
+        if let AuditFinding::Fault(text) = told {
             faults.push(text);
         }
     };

@@ -175,7 +175,7 @@ proptest! {
                 8 => {
                     let batch = ledger.unit(id).map(|active| active.unit.batch.id.clone());
                     if let Some(batch) = batch {
-                        ledger.end_batch(&batch, Ending::Cancelled, now);
+                        ledger.end_batch(&batch, EndReason::Cancelled, now);
                     }
                 }
                 _ => {}
