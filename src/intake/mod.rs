@@ -5,7 +5,7 @@
 //! memory it holds one chunk and one line, however long the file is. What comes out depends on
 //! the bytes alone, not on how they were pushed.
 
-mod cutter;
+mod chunker;
 mod duplicates;
 mod inspector;
 
@@ -18,7 +18,7 @@ pub use inspector::ModelReport;
 
 use crate::domain::findings::Findings;
 use crate::domain::jsonl::NotJsonl;
-use cutter::Cutter;
+use chunker::Chunker;
 use inspector::{Inspector, Line};
 
 /// How large the raw bytes of a stored piece are at most, and of a chunk but for one long line.
@@ -86,7 +86,7 @@ pub struct Report {
 pub struct Intake {
     max_line_bytes: usize,
     mode: Mode,
-    cutter: Cutter,
+    chunker: Chunker,
     inspector: Inspector,
 }
 
@@ -113,7 +113,7 @@ impl Intake {
         Self {
             max_line_bytes: limits.max_line_bytes,
             mode: if check { Mode::Lines } else { Mode::Unchecked },
-            cutter: Cutter::new(),
+            chunker: Chunker::new(),
             inspector: Inspector::new(limits.max_models, may_hold),
         }
     }
@@ -126,7 +126,7 @@ impl Intake {
             let taken = match self.mode {
                 Mode::Lines => self.take_line(rest, out)?,
                 Mode::LongLine => self.take_long_line(rest, out)?,
-                Mode::Unchecked => self.cutter.fill(rest, out)?,
+                Mode::Unchecked => self.chunker.fill(rest, out)?,
             };
             rest = &rest[taken..];
         }
@@ -141,33 +141,33 @@ impl Intake {
     /// How many bytes of a line are held because it has not ended.
     #[must_use]
     pub fn line_bytes(&self) -> usize {
-        self.cutter.line().len()
+        self.chunker.line().len()
     }
 
     /// Ends the file: its last line needs no line end. Fails as [`Intake::push`] does.
     pub fn finish(mut self, out: &mut Vec<Chunk>) -> io::Result<Report> {
-        if self.mode == Mode::Lines && !self.cutter.line().is_empty() {
+        if self.mode == Mode::Lines && !self.chunker.line().is_empty() {
             self.end_line(out)?;
         }
-        self.cutter.cut_all(out)?;
+        self.chunker.cut_all(out)?;
         let mut report = self.inspector.finish()?;
-        report.bytes = self.cutter.offset();
+        report.bytes = self.chunker.offset();
         Ok(report)
     }
 
     /// Takes bytes up to the end of the line, or until it is too long; says how many.
     fn take_line(&mut self, bytes: &[u8], out: &mut Vec<Chunk>) -> io::Result<usize> {
         // One byte beyond the limit shows that the line is too long, unless it is the line end.
-        let room = self.max_line_bytes.saturating_add(1) - self.cutter.line().len();
+        let room = self.max_line_bytes.saturating_add(1) - self.chunker.line().len();
         let window = &bytes[..room.min(bytes.len())];
         let end = memchr(b'\n', window);
         let taken = end.map_or(window.len(), |end| end + 1);
-        self.cutter.extend_line(&window[..taken], out)?;
+        self.chunker.extend_line(&window[..taken], out)?;
         if end.is_some() {
             self.end_line(out)?;
         } else if taken == room {
             self.inspector.long_line(self.max_line_bytes);
-            self.cutter.end_line(Line::Faulty, out)?;
+            self.chunker.end_line(Line::Faulty, out)?;
             self.mode = Mode::LongLine;
         }
         Ok(taken)
@@ -176,17 +176,17 @@ impl Intake {
     fn take_long_line(&mut self, bytes: &[u8], out: &mut Vec<Chunk>) -> io::Result<usize> {
         let end = memchr(b'\n', bytes).map(|end| end + 1);
         let window = &bytes[..end.unwrap_or(bytes.len())];
-        let taken = self.cutter.fill(window, out)?;
+        let taken = self.chunker.fill(window, out)?;
         if end == Some(taken) {
-            self.cutter.end_long_line(out)?;
+            self.chunker.end_long_line(out)?;
             self.mode = Mode::Lines;
         }
         Ok(taken)
     }
 
     fn end_line(&mut self, out: &mut Vec<Chunk>) -> io::Result<()> {
-        let line = self.inspector.line(self.cutter.line())?;
-        self.cutter.end_line(line, out)
+        let line = self.inspector.line(self.chunker.line())?;
+        self.chunker.end_line(line, out)
     }
 }
 

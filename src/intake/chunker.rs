@@ -19,7 +19,7 @@ const CHUNK_LINES: u32 = 65_536;
 const LEVEL: i32 = 1;
 
 /// The bytes that are not cut yet: whole lines, then the line that has not ended.
-pub(super) struct Cutter {
+pub(super) struct Chunker {
     /// Made with the first chunk.
     compressor: Option<Compressor<'static>>,
     bytes: Vec<u8>,
@@ -35,7 +35,7 @@ pub(super) struct Cutter {
     requests: Vec<(u16, u32)>,
 }
 
-impl Cutter {
+impl Chunker {
     pub fn new() -> Self {
         Self {
             compressor: None,
