@@ -9,8 +9,9 @@ use super::inspector::Line;
 use super::{Chunk, PIECE_BYTES};
 
 /// A chunk is complete with the line that brings it to so many bytes, to so many lines that are
-/// not blank, or to so many lines of any kind. Blank lines are no work, so that many of them are
-/// no reason for many chunks; but lines are numbered within a chunk, and a unit has a bit for each.
+/// not blank, or to so many lines of any kind. Blank lines are no work, so many blank lines alone
+/// do not make many chunks. They are bounded nevertheless: a unit has a bit for each line of its
+/// chunk.
 const CHUNK_BYTES: usize = 256 * 1024;
 const CHUNK_FILLED_LINES: u32 = 512;
 const CHUNK_LINES: u32 = 65_536;
@@ -18,19 +19,20 @@ const CHUNK_LINES: u32 = 65_536;
 /// The fastest of zstd's usual levels: an upload waits for it.
 const LEVEL: i32 = 1;
 
-/// The bytes that are not cut yet: whole lines, then the line that has not ended.
+/// Cuts bytes into chunks. It holds the bytes that are not cut yet: whole lines, then the line that
+/// has not ended.
 pub(super) struct Chunker {
-    /// Made with the first chunk.
+    /// Created with the first chunk: an empty file needs none.
     compressor: Option<Compressor<'static>>,
     bytes: Vec<u8>,
-    /// Where in `bytes` the line begins that has not ended.
+    /// Where in `bytes` the unfinished line begins.
     line_start: usize,
     /// What the next chunk will say of itself.
     no: i64,
     offset: u64,
     first_line: u64,
     lines: u32,
-    /// Those of them that are not blank.
+    /// How many of the lines are not blank.
     filled_lines: u32,
     requests: Vec<(u16, u32)>,
 }
@@ -50,12 +52,12 @@ impl Chunker {
         }
     }
 
-    /// The line that has not ended, as far as it came.
+    /// The unfinished line, as far as it has come.
     pub fn line(&self) -> &[u8] {
         &self.bytes[self.line_start..]
     }
 
-    /// Where in the file the bytes stand that are not cut yet.
+    /// How many bytes of the file are cut.
     pub fn offset(&self) -> u64 {
         self.offset
     }
@@ -65,7 +67,7 @@ impl Chunker {
     pub fn extend_line(&mut self, bytes: &[u8], out: &mut Vec<Chunk>) -> io::Result<()> {
         let held = self.bytes.len();
         if held > PIECE_BYTES && held + bytes.len() > self.bytes.capacity() {
-            // By itself it would double, however much that is.
+            // `Vec` would double its capacity, which for a long line is too much at once.
             self.bytes.reserve_exact(bytes.len().max(held / 8));
         }
         self.bytes.extend_from_slice(bytes);
@@ -141,7 +143,8 @@ impl Chunker {
         self.first_line += u64::from(lines);
         for (piece, raw) in (0..).zip(self.bytes[..length].chunks(PIECE_BYTES)) {
             let mut data = compressor.compress(raw)?;
-            // It has room for bytes that cannot be compressed, and chunks wait to be written.
+            // The compressor reserves room for bytes that it cannot make smaller. Chunks wait in
+            // memory until they are written, so that room is given back.
             data.shrink_to_fit();
             out.push(Chunk {
                 no: self.no,
@@ -159,7 +162,7 @@ impl Chunker {
         self.no += 1;
         self.bytes.drain(..length);
         self.line_start -= length;
-        // A long line is no reason to hold so much memory for the rest of the file.
+        // Memory that a long line needed is not held for the rest of the file.
         self.bytes.shrink_to(2 * PIECE_BYTES);
         Ok(())
     }

@@ -14,16 +14,16 @@ use super::MayHold;
 
 /// How many suspects are reported, and how many earlier lines of each.
 const MAX_REPORTED: usize = 128;
-/// How many hashes are held before they go to disk, at most: 4 MiB of them.
+/// At most so many entries (4 MiB) are held in memory before they are spilled to disk.
 const HELD: usize = 256 * 1024;
-/// How many are held without asking: 64 KiB of them.
+/// So many entries (64 KiB) are held without asking [`MayHold`].
 const UNASKED: usize = 4096;
 /// How much of a run is read at once: a whole number of entries.
 const READ_BYTES: u64 = 4 * 1024;
 /// How much of a run is written at once.
 const WRITE_BYTES: usize = 64 * 1024;
-/// So many runs of about one length become a longer one, so that few are read at once in the end,
-/// however short each of them was.
+/// So many runs of about one length are merged into a longer run. So few runs are left to be read
+/// at once at the end, however short each of them was.
 const RUNS_OF_A_LENGTH: usize = 64;
 
 /// A line whose `custom_id` has the hash of earlier ones.
@@ -38,11 +38,12 @@ pub struct Suspect {
 type Entry = (u64, u64);
 const ENTRY_BYTES: usize = size_of::<Entry>();
 
-/// The ids seen so far. It holds `CAPACITY` of them in memory, or fewer where it may not.
+/// The ids seen so far. It holds at most `CAPACITY` of them in memory, or as many as [`MayHold`]
+/// allows.
 pub(super) struct Duplicates<S = RandomState, const CAPACITY: usize = HELD> {
     hasher: S,
     held: Vec<Entry>,
-    /// How many may be held just now.
+    /// How many entries may be held now.
     room: usize,
     may_hold: MayHold,
     spilled: Option<Spilled>,
@@ -87,7 +88,7 @@ impl<S: BuildHasher, const CAPACITY: usize> Duplicates<S, CAPACITY> {
         Ok(groups.into_suspects())
     }
 
-    /// Makes room for as many again, if there may be.
+    /// Doubles the room, if [`MayHold`] and `CAPACITY` allow it. Whether it did.
     fn grow(&mut self) -> bool {
         let more = (self.room * 2).min(CAPACITY);
         let grows = more > self.room && (self.may_hold)(more * ENTRY_BYTES);
@@ -98,6 +99,7 @@ impl<S: BuildHasher, const CAPACITY: usize> Duplicates<S, CAPACITY> {
         grows
     }
 
+    /// Writes what is held to disk, as one sorted run.
     fn spill(&mut self) -> io::Result<()> {
         let spilled = match &mut self.spilled {
             Some(spilled) => spilled,
@@ -115,8 +117,8 @@ struct Spilled {
     file: File,
     /// Where the file ends.
     end: u64,
-    /// Where the runs stand: those that were spilled, those that each were many of these, and so
-    /// on.
+    /// Where the runs stand in the file. Level 0 has runs as they were spilled; each run of the
+    /// next level was merged from [`RUNS_OF_A_LENGTH`] runs of the level below it.
     levels: Vec<Vec<Range<u64>>>,
 }
 
@@ -133,6 +135,7 @@ impl Spilled {
         self.levels.iter().flatten().cloned().collect()
     }
 
+    /// Writes a run, and merges the runs of each level that is full.
     fn push_run(&mut self, entries: &[Entry]) -> io::Result<()> {
         let mut writer = Writer::new(&self.file, self.end);
         for entry in entries {
@@ -158,7 +161,7 @@ impl Spilled {
         Ok(())
     }
 
-    /// Shows all entries of these runs in order.
+    /// Calls `each` with all entries of these runs, in order.
     fn merge(
         &self,
         runs: &[Range<u64>],
@@ -218,11 +221,11 @@ impl<'a> Writer<'a> {
 
 /// A run that is being read.
 struct Run {
-    /// What of it has not been read from the file.
+    /// The part of the run that has not been read from the file.
     start: u64,
     end: u64,
     buffer: Vec<u8>,
-    /// What of the buffer has been shown.
+    /// How many bytes of the buffer have been returned.
     shown: usize,
 }
 
@@ -236,6 +239,7 @@ impl Run {
         }
     }
 
+    /// The next entry; `None` at the end of the run.
     fn next(&mut self, mut file: &File) -> io::Result<Option<Entry>> {
         if self.shown == self.buffer.len() {
             let length = (self.end - self.start).min(READ_BYTES);
@@ -265,6 +269,7 @@ struct Groups {
 }
 
 impl Groups {
+    /// Takes the next entry. A line that is not the first of its group is a suspect.
     fn add(&mut self, (hash, line): Entry) {
         if self.hash != hash {
             self.hash = hash;
@@ -281,6 +286,7 @@ impl Groups {
         }
     }
 
+    /// Whether the line is among the first [`MAX_REPORTED`] suspects so far.
     fn wants(&self, line: u64) -> bool {
         let last = self.suspects.last_key_value();
         self.suspects.len() < MAX_REPORTED || last.is_some_and(|(&last, _)| line < last)

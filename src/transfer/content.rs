@@ -14,18 +14,20 @@ use super::damaged;
 use crate::domain::file::Kind;
 use crate::store::{Result, Store, StoredFile};
 
-/// Blocks that are read and wait have at most so many bytes together. A block may be part of a
-/// frame up to twice its size.
-const AHEAD_BYTES: usize = 1 << 20;
-/// Chunks of an output file that are looked up together have so many bytes, but for one that has
-/// more by itself, as are read with their data even if they did not become smaller, …
+/// The blocks that are prefetched and wait for the client have at most so many bytes together. A
+/// block may be part of a frame up to twice its size.
+const PREFETCH_BYTES: usize = 1 << 20;
+/// One statement looks up chunks of an output file of at most so many raw bytes. So their data is
+/// read with them, even if it did not become smaller by compression. A larger chunk is looked up
+/// alone.
 const TOGETHER_BYTES: u64 = FETCHED_BYTES_MAX as u64;
-/// … and stand within a row of so many.
+/// One statement looks up chunks whose numbers differ by less than this.
 const TOGETHER: i64 = 16;
 
 /// The bytes of a file within `range`, which must lie within the file, in blocks of about 1 MiB
-/// at most (a longer line of an output file is one block). While one is looked at, the next are
-/// read, about 1 MiB of them; nothing of the database is held in between.
+/// at most (a longer line of an output file is one block). While the caller has one block, about
+/// 1 MiB of the next blocks are prefetched. No connection and no transaction is held between two
+/// blocks.
 ///
 /// The stream yields exactly the range, or an error: never less.
 pub fn content(
@@ -50,23 +52,24 @@ pub fn content(
         source,
     };
     stream::try_unfold(Content::Unread(reader), |content| async move {
-        let mut ahead = match content {
-            Content::Unread(reader) => Prefetch::of(reader),
-            Content::Prefetch(ahead) => ahead,
+        let mut prefetch = match content {
+            Content::Unread(reader) => Prefetch::start(reader),
+            Content::Prefetch(prefetch) => prefetch,
         };
-        let block = ahead.next().await?;
-        Ok(block.map(|block| (block, Content::Prefetch(ahead))))
+        let block = prefetch.next().await?;
+        Ok(block.map(|block| (block, Content::Prefetch(prefetch))))
     })
 }
 
 enum Content {
+    /// Nothing was asked for yet, so nothing is read.
     Unread(Reader),
     Prefetch(Prefetch),
 }
 
-/// Blocks that are read while others are on their way to the client.
+/// Reads blocks while earlier ones are on their way to the client. Dropped, it stops reading.
 struct Prefetch {
-    /// Bytes that are still to come.
+    /// Bytes that the client has not had yet.
     left: u64,
     blocks: mpsc::UnboundedReceiver<Result<ReadBlock>>,
     _reading: AbortOnDropHandle<()>,
@@ -76,7 +79,8 @@ struct Prefetch {
 type ReadBlock = (Bytes, OwnedSemaphorePermit);
 
 impl Prefetch {
-    fn of(reader: Reader) -> Self {
+    /// Begins to read.
+    fn start(reader: Reader) -> Self {
         let left = reader.range.end - reader.range.start;
         let (read, blocks) = mpsc::unbounded_channel();
         Self {
@@ -86,6 +90,7 @@ impl Prefetch {
         }
     }
 
+    /// The next block; `None` at the end of the range.
     async fn next(&mut self) -> Result<Option<Bytes>> {
         if self.left == 0 {
             return Ok(None);
@@ -97,6 +102,7 @@ impl Prefetch {
     }
 }
 
+/// Reads a file block by block.
 struct Reader {
     store: Store,
     file_id: String,
@@ -115,23 +121,25 @@ enum Source {
 
 type Chunks = VecDeque<Result<Chunk>>;
 
-/// The place within a file that a batch made.
+/// An output or error file, which is put together from its batch's segments, and how far it is
+/// read.
 struct BatchOutput {
     batch_id: String,
     kind: Kind,
-    /// Those still to be read, with the bytes that each gave; `None` before the first.
+    /// The chunks that are not looked up yet: number and bytes of each. `None` before the first
+    /// read.
     chunks: Option<VecDeque<(i64, u64)>>,
-    /// Those that are looked up: the first is being read. One that is damaged is an error when it
-    /// is reached, and costs those before it nothing.
+    /// The chunks that are looked up. The first of them is being read. A damaged chunk is an error
+    /// when the reader reaches it, so the chunks before it are still served.
     open: Chunks,
-    /// Those behind them, while these are read.
+    /// The chunks behind these, which are being looked up meanwhile.
     next: Option<AbortOnDropHandle<Result<Chunks>>>,
 }
 
 impl Reader {
-    /// Reads to the end, or until nobody wants the rest.
+    /// Reads to the end of the range, or until the client is gone.
     async fn read_ahead(mut self, read: mpsc::UnboundedSender<Result<ReadBlock>>) {
-        let room = Arc::new(Semaphore::new(AHEAD_BYTES));
+        let room = Arc::new(Semaphore::new(PREFETCH_BYTES));
         loop {
             let block = match self.next().await {
                 Ok(Some(block)) => block,
@@ -141,8 +149,8 @@ impl Reader {
                     return;
                 }
             };
-            // A longer block waits until it is alone.
-            let bytes = block.len().min(AHEAD_BYTES) as u32;
+            // A block that is longer than the whole room waits until no other block does.
+            let bytes = block.len().min(PREFETCH_BYTES) as u32;
             let Ok(room) = Arc::clone(&room).acquire_many_owned(bytes).await else {
                 return;
             };
@@ -152,6 +160,7 @@ impl Reader {
         }
     }
 
+    /// The next block; `None` at the end of the range.
     async fn next(&mut self) -> Result<Option<Bytes>> {
         if self.range.is_empty() {
             return Ok(None);
@@ -176,7 +185,7 @@ impl Reader {
     }
 }
 
-/// What an uploaded file's piece holds from the byte `at` on.
+/// The rest, from the byte `at` on, of the piece of an uploaded file that holds this byte.
 async fn uploaded(
     store: &Store,
     file_id: &str,
@@ -199,8 +208,8 @@ async fn uploaded(
 }
 
 impl BatchOutput {
-    /// What comes at the byte `at` of the file, which is where the last block ended. It need not
-    /// be longer than `wanted`.
+    /// The block that begins at the byte `at` of the file, where the last block ended. Nobody wants
+    /// more than `wanted` bytes of it.
     async fn next(
         &mut self,
         store: &Store,
@@ -236,7 +245,7 @@ impl BatchOutput {
         }
     }
 
-    /// Begins to look up the next chunks, if there are any.
+    /// Begins to look up the next chunks, of about `wanted` bytes, if there are any.
     fn look_up(&mut self, store: &Store, file_id: &str, wanted: u64) {
         let Some(chunks) = self.take_chunks(wanted) else {
             return;
@@ -250,7 +259,7 @@ impl BatchOutput {
         self.next = Some(AbortOnDropHandle::new(tokio::spawn(open)));
     }
 
-    /// Takes out the chunks that are looked up next; never an empty row.
+    /// Takes out the chunks that are looked up next. `None` if none is left.
     fn take_chunks(&mut self, wanted: u64) -> Option<Vec<(i64, u64)>> {
         let left = self.chunks.as_mut()?;
         let &(first, _) = left.front()?;
@@ -291,7 +300,8 @@ impl BatchOutput {
     }
 }
 
-/// Looks up chunks of what a batch made, each of which must be as it was when the file was made.
+/// Looks up chunks of an output or error file. Each must be as long as it was when the file was
+/// published.
 async fn open(
     store: Store,
     file_id: String,
@@ -301,7 +311,7 @@ async fn open(
     let (Some((first, _)), Some((last, _))) = (chunks.first(), chunks.last()) else {
         return Ok(Chunks::new());
     };
-    // Others between them have lines of the other file only.
+    // Chunks between them that are not asked for have lines of the other file only.
     let mut found = Chunk::segments(&store, &batch_id, *first..=*last).await?;
     let open = chunks.into_iter().map(|(number, size)| {
         let segments = found.remove(&number).unwrap_or_default();
