@@ -110,7 +110,7 @@ pub mod internals {
         pub use crate::domain::{batch, clock, file, id, line, scope, share, unit, usage};
     }
     pub mod intake {
-        pub use crate::intake::{Chunk, Intake, Limits};
+        pub use crate::intake::{Chunk, Contents, Intake, Limits};
     }
     pub mod metrics {
         pub use crate::metrics::catalogue;

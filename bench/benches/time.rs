@@ -4,6 +4,7 @@ mod work;
 
 use divan::counter::{BytesCount, ItemsCount};
 use divan::{Bencher, black_box};
+use nightshift::internals::intake::Contents;
 
 fn main() {
     divan::main();
@@ -11,25 +12,25 @@ fn main() {
 
 #[divan::bench]
 fn intake(bencher: Bencher<'_, '_>) {
-    take_in(bencher, &work::requests(), true);
+    take_in(bencher, &work::requests(), Contents::Requests);
 }
 
 #[divan::bench]
 fn split(bencher: Bencher<'_, '_>) {
-    take_in(bencher, &work::blank_lines(), true);
+    take_in(bencher, &work::blank_lines(), Contents::Requests);
 }
 
 #[divan::bench]
 fn compress_upload(bencher: Bencher<'_, '_>) {
-    take_in(bencher, &work::requests(), false);
+    take_in(bencher, &work::requests(), Contents::Opaque);
 }
 
 /// A whole mebibyte.
-fn take_in(bencher: Bencher<'_, '_>, chunk: &str, check: bool) {
+fn take_in(bencher: Bencher<'_, '_>, chunk: &str, contents: Contents) {
     let file = chunk.repeat(4);
     bencher
         .counter(BytesCount::new(file.len()))
-        .bench(|| work::intake(black_box(&file), check));
+        .bench(|| work::intake(black_box(&file), contents));
 }
 
 #[divan::bench]

@@ -217,20 +217,7 @@ pub fn new_key() -> NewKey {
 /// The SHA-256 of a key, in hex. No salt: keys are random, and found by their hash.
 #[must_use]
 pub fn hash(key: &str) -> String {
-    hex(&Sha256::digest(key))
-}
-
-/// Bytes as lower-case hex digits.
-#[must_use]
-pub fn hex(bytes: &[u8]) -> String {
-    use std::fmt::Write;
-    bytes
-        .iter()
-        .fold(String::with_capacity(bytes.len() * 2), |mut text, byte| {
-            // Writing to a string cannot fail.
-            let _ = write!(text, "{byte:02x}");
-            text
-        })
+    hex::encode(Sha256::digest(key))
 }
 
 /// The middleware before all routes: finds out who asks, and turns strangers away.

@@ -100,7 +100,7 @@ impl BatchRequest {
         now_ms: i64,
         kept: Option<Duration>,
     ) -> Result<NewBatch> {
-        let metadata = self.metadata.as_ref().map(super::idempotency::to_json);
+        let metadata = self.metadata.as_ref().map(super::json::to_json);
         Ok(NewBatch {
             id: id::batch(),
             tenant: caller.tenant,

@@ -66,7 +66,7 @@ pub async fn create(
 
 /// Stores a batch, and gives back the answer that is remembered with it.
 async fn store(api: &Api, batch: &NewBatch, claim: Option<&Claim>) -> Result<String> {
-    let body = idempotency::to_json(&BatchObject::created(batch)?)?;
+    let body = super::json::to_json(&BatchObject::created(batch)?)?;
     let answer = claim.map(|claim| (claim, body.as_str()));
     api.store.create_batch(batch, answer).await?;
     tracing::info!(

@@ -224,19 +224,8 @@ pub fn replay(remembered: Remembered, fingerprint: &str) -> Result<Response> {
 /// # Errors
 /// When the request is nothing that can be written as JSON.
 pub fn fingerprint(request: &impl Serialize) -> Result<String> {
-    let canonical = to_json(request)?;
-    Ok(super::auth::hex(&Sha256::digest(canonical)))
-}
-
-/// JSON for an answer that is to be remembered as well as sent.
-///
-/// # Errors
-/// When the value cannot be written as JSON, which is a fault of ours.
-pub fn to_json(value: &impl Serialize) -> Result<String> {
-    serde_json::to_string(value).map_err(|error| {
-        tracing::error!(%error, "an answer could not be written as JSON");
-        error::internal()
-    })
+    let canonical = super::json::to_json(request)?;
+    Ok(hex::encode(Sha256::digest(canonical)))
 }
 
 /// A response of 200 with that JSON.

@@ -1,8 +1,9 @@
-//! JSON bodies, read field by field, so that every mistake is named as OpenAI names it.
+//! JSON bodies: read field by field, so that every mistake is named as OpenAI names it; and written.
 
 use axum::body::Body;
 use axum::extract::{FromRequest, Request};
 use http_body_util::BodyExt;
+use serde::Serialize;
 use serde_json::{Map, Value};
 
 use super::drain::drain;
@@ -11,6 +12,17 @@ use super::error::{self, ApiError, Result};
 /// The largest JSON body, in bytes. The largest that makes sense, with all its metadata written
 /// in escapes, has less than half of that; and a parsed body takes many times its bytes.
 const BODY_BYTES_MAX: usize = 256 << 10;
+
+/// JSON for an answer that is to be remembered as well as sent.
+///
+/// # Errors
+/// When the value cannot be written as JSON, which is a fault of ours.
+pub fn to_json(value: &impl Serialize) -> Result<String> {
+    serde_json::to_string(value).map_err(|error| {
+        tracing::error!(%error, "an answer could not be written as JSON");
+        error::internal()
+    })
+}
 
 /// A JSON object whose fields are taken one by one.
 #[derive(Clone, Debug, Default, PartialEq)]

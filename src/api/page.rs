@@ -10,8 +10,8 @@ use utoipa::ToSchema;
 
 use super::error::{self, ApiError, Result};
 use super::integer::integer;
-use super::path::storable;
 use crate::store::Order;
+use crate::store::storable;
 
 /// A URL's query, as text: values are judged one by one, so that errors can name them. Names
 /// that nobody asks for are ignored.

@@ -4,6 +4,7 @@ use axum::extract::{FromRequestParts, Path};
 use axum::http::request::Parts;
 
 use super::error::{self, ApiError};
+use crate::store::storable;
 
 /// The one id in a path, percent-decoded.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -17,16 +18,5 @@ impl<S: Send + Sync> FromRequestParts<S> for Id {
             .await
             .map_err(|_| error::bad_request("The path of the URL is not valid UTF-8."))?;
         Ok(Id(storable(id)))
-    }
-}
-
-/// The same text without NUL, which Postgres cannot even look for. No id holds one, and so none
-/// is found either way.
-#[must_use]
-pub fn storable(text: String) -> String {
-    if text.contains('\0') {
-        text.replace('\0', "\u{fffd}")
-    } else {
-        text
     }
 }

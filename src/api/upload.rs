@@ -11,17 +11,17 @@ use sha2::{Digest, Sha256};
 use utoipa::ToSchema;
 
 use super::Api;
-use super::auth::{Caller, hex};
+use super::auth::Caller;
 use super::drain::waits_for_leave;
 use super::error::{self, ApiError, Envelope, Result};
 use super::expiry::{self, ANCHOR};
 use super::files::FileObject;
-use super::idempotency::{self, Attempt, Begun, Key, fingerprint, json_response, replay, to_json};
+use super::idempotency::{self, Attempt, Begun, Key, fingerprint, json_response, replay};
 use super::integer::integer;
 use super::multipart::{self, Form, Incoming, Part};
-use super::path::storable;
 use crate::domain::file::{EXPIRY_SECONDS, Purpose};
-use crate::intake::Limits;
+use crate::intake::{Contents, Limits};
+use crate::store::storable;
 use crate::store::{self, StoredFile};
 use crate::transfer::{self, Answer, Finish, Ingest, NoContent, Packing, Unpacked};
 
@@ -284,7 +284,7 @@ impl Upload<'_> {
         let file = attempt.alive_during(ingest.finish(finish, answer)).await?;
         let file = file.map_err(|cause| refused(cause, attempt))?;
         tell(&file);
-        to_json(&FileObject::from(file))
+        super::json::to_json(&FileObject::from(file))
     }
 
     /// Reads the form to its end.
@@ -331,13 +331,15 @@ impl Upload<'_> {
         };
         let purpose = self.asked.purpose;
         // A purpose that is still to come may be `batch`.
-        let may_be_a_batch = purpose.is_none_or(|purpose| purpose == Purpose::Batch);
+        let contents = match purpose {
+            None | Some(Purpose::Batch) => Contents::Requests,
+            Some(_) => Contents::Opaque,
+        };
         if let Sink::Store { ingest, .. } = sink {
             let limits = limits(self.api);
             let tenant = &self.caller.tenant;
             let budget = &self.api.uploads;
-            let begun =
-                Ingest::begin(&self.api.store, tenant, limits, may_be_a_batch, budget).await;
+            let begun = Ingest::begin(&self.api.store, tenant, limits, contents, budget).await;
             *ingest = Some(begun.map_err(failed)?);
         }
         let packing = sink.receive(sent.packing()).await?;
@@ -376,7 +378,7 @@ impl Upload<'_> {
                 purpose: purpose.as_str(),
                 filename: &filename,
                 expires_after_seconds: asked.expires_after_seconds,
-                sha256: hex(&hash.finalize()),
+                sha256: hex::encode(hash.finalize()),
             })?,
         };
         Ok(Request {

@@ -82,6 +82,15 @@ pub struct Report {
     pub too_many_models: bool,
 }
 
+/// What a file may hold.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Contents {
+    /// The requests of a batch: each line is checked.
+    Requests,
+    /// Bytes that nobody looks into.
+    Opaque,
+}
+
 /// An upload on its way in.
 pub struct Intake {
     max_line_bytes: usize,
@@ -101,18 +110,21 @@ enum Mode {
 }
 
 impl Intake {
-    /// An empty file so far. Only a batch file is checked.
+    /// An empty file so far.
     #[must_use]
-    pub fn new(limits: Limits, check: bool) -> Self {
-        Self::within(limits, check, Box::new(|_| true))
+    pub fn new(limits: Limits, contents: Contents) -> Self {
+        Self::within(limits, contents, Box::new(|_| true))
     }
 
     /// The same, of which somebody else decides how much memory its hashes have.
     #[must_use]
-    pub fn within(limits: Limits, check: bool, may_hold: MayHold) -> Self {
+    pub fn within(limits: Limits, contents: Contents, may_hold: MayHold) -> Self {
         Self {
             max_line_bytes: limits.max_line_bytes,
-            mode: if check { Mode::Lines } else { Mode::Unchecked },
+            mode: match contents {
+                Contents::Requests => Mode::Lines,
+                Contents::Opaque => Mode::Unchecked,
+            },
             chunker: Chunker::new(),
             inspector: Inspector::new(limits.max_models, may_hold),
         }

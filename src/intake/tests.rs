@@ -8,8 +8,13 @@ const LIMITS: Limits = Limits {
 };
 
 /// Takes in a file that is pushed in pieces of the given lengths, over and over.
-fn take_in(file: &[u8], lengths: &[usize], limits: Limits, check: bool) -> (Vec<Chunk>, Report) {
-    let mut intake = Intake::new(limits, check);
+fn take_in(
+    file: &[u8],
+    lengths: &[usize],
+    limits: Limits,
+    contents: Contents,
+) -> (Vec<Chunk>, Report) {
+    let mut intake = Intake::new(limits, contents);
     let mut chunks = Vec::new();
     let mut rest = file;
     for &length in lengths.iter().cycle() {
@@ -120,8 +125,8 @@ fn assert_lines(file: &[u8], chunks: &[Chunk], report: &Report) {
 
 #[test]
 fn an_empty_file_has_no_chunks() {
-    for check in [true, false] {
-        let (chunks, report) = take_in(b"", &[1], LIMITS, check);
+    for contents in [Contents::Requests, Contents::Opaque] {
+        let (chunks, report) = take_in(b"", &[1], LIMITS, contents);
         assert_eq!(chunks, []);
         assert_eq!((report.bytes, report.lines, report.requests), (0, 0, 0));
         assert_eq!(report.not_jsonl, None);
@@ -141,7 +146,7 @@ fn models_and_lines_are_counted() {
         &request("b", "small"),
     ]
     .join("\n");
-    let (chunks, report) = take_in(file.as_bytes(), &[5], LIMITS, true);
+    let (chunks, report) = take_in(file.as_bytes(), &[5], LIMITS, Contents::Requests);
     assert_whole(file.as_bytes(), &chunks, &report);
     assert_lines(file.as_bytes(), &chunks, &report);
     assert_eq!((report.lines, report.requests), (8, 6));
@@ -195,7 +200,7 @@ fn the_first_line_tells_whether_the_file_is_json() {
             max_line_bytes: 20,
             ..LIMITS
         };
-        let (_, report) = take_in(file.as_bytes(), &[7], limits, true);
+        let (_, report) = take_in(file.as_bytes(), &[7], limits, Contents::Requests);
         assert_eq!(report.not_jsonl.is_none(), is_json, "{file:?}");
     }
 }
@@ -208,7 +213,7 @@ fn a_chunk_that_begins_within_a_line_that_is_too_long_ends_with_it() {
     };
     for length in [21, 100, PIECE_BYTES, 2 * PIECE_BYTES + 7] {
         let file = format!("{{}}\n{}\n{{}}\n", "x".repeat(length));
-        let (chunks, report) = take_in(file.as_bytes(), &[usize::MAX], limits, true);
+        let (chunks, report) = take_in(file.as_bytes(), &[usize::MAX], limits, Contents::Requests);
         assert_whole(file.as_bytes(), &chunks, &report);
         let last = chunks.last().expect("a chunk");
         let last = (last.first_line, last.lines, last.chunk_bytes);
@@ -227,7 +232,7 @@ fn many_lines_that_are_too_long_are_few_chunks() {
         ..LIMITS
     };
     let file = format!("{}\n", "x".repeat(1100)).repeat(10_000);
-    let (chunks, report) = take_in(file.as_bytes(), &[usize::MAX], limits, true);
+    let (chunks, report) = take_in(file.as_bytes(), &[usize::MAX], limits, Contents::Requests);
     assert_whole(file.as_bytes(), &chunks, &report);
     assert_eq!((report.lines, report.requests), (10_000, 10_000));
     // One for each 256 KiB, and at most one more for the end of a line that such a chunk cut.
@@ -244,14 +249,14 @@ fn a_chunk_ends_with_the_line_that_fills_it() {
         ("\n", 2 * 65_536 + 7, [65_536, 65_536, 7]),
     ] {
         let file = line.repeat(count);
-        let (chunks, report) = take_in(file.as_bytes(), &[100], LIMITS, true);
+        let (chunks, report) = take_in(file.as_bytes(), &[100], LIMITS, Contents::Requests);
         assert_lines(file.as_bytes(), &chunks, &report);
         let lines: Vec<_> = chunks.iter().map(|c| c.lines).collect();
         assert_eq!(lines, expected, "{line:?}");
     }
 
     let long = format!("{}\n", "x".repeat(100 * 1024 - 1)).repeat(7);
-    let (chunks, report) = take_in(long.as_bytes(), &[1 << 20], LIMITS, true);
+    let (chunks, report) = take_in(long.as_bytes(), &[1 << 20], LIMITS, Contents::Requests);
     assert_lines(long.as_bytes(), &chunks, &report);
     assert_eq!(
         chunks.iter().map(|c| c.lines).collect::<Vec<_>>(),
@@ -264,7 +269,7 @@ fn a_long_line_is_a_chunk_of_its_own_in_pieces() {
     let long = request("b", &"m".repeat(5 * PIECE_BYTES / 2));
     let file = format!("{}\n{long}\n{}", request("a", "m"), request("c", "m"));
     for lengths in [[64 * 1024], [usize::MAX]] {
-        let (chunks, report) = take_in(file.as_bytes(), &lengths, LIMITS, true);
+        let (chunks, report) = take_in(file.as_bytes(), &lengths, LIMITS, Contents::Requests);
         assert_whole(file.as_bytes(), &chunks, &report);
         assert_lines(file.as_bytes(), &chunks, &report);
         let places: Vec<_> = chunks
@@ -287,7 +292,7 @@ fn a_line_that_is_too_long_passes_through() {
     for (length, is_fault) in [(0, false), (1, true), (PIECE_BYTES * 3, true)] {
         let line = format!("[{}]", "1".repeat(limits.max_line_bytes - 2 + length));
         let file = format!("{}\n{line}\n{}\n", request("a", "m"), request("b", "m"));
-        let (chunks, report) = take_in(file.as_bytes(), &[1000], limits, true);
+        let (chunks, report) = take_in(file.as_bytes(), &[1000], limits, Contents::Requests);
         assert_whole(file.as_bytes(), &chunks, &report);
         assert_eq!((report.lines, report.requests), (3, 3));
         assert_eq!(report.models[0].first_lines, [1, 3]);
@@ -309,7 +314,12 @@ fn too_many_models_are_not_told_apart() {
         .chain([0, 101])
         .map(|no| request(&no.to_string(), &format!("model-{no}")))
         .collect();
-    let (chunks, report) = take_in(lines.join("\n").as_bytes(), &[999], LIMITS, true);
+    let (chunks, report) = take_in(
+        lines.join("\n").as_bytes(),
+        &[999],
+        LIMITS,
+        Contents::Requests,
+    );
     assert!(report.too_many_models);
     assert_eq!(
         (report.models.len(), report.requests),
@@ -317,14 +327,19 @@ fn too_many_models_are_not_told_apart() {
     );
     let counted: u32 = chunks[0].requests.iter().map(|(_, count)| count).sum();
     assert_eq!(counted, 101);
-    let (_, report) = take_in(lines[..100].join("\n").as_bytes(), &[999], LIMITS, true);
+    let (_, report) = take_in(
+        lines[..100].join("\n").as_bytes(),
+        &[999],
+        LIMITS,
+        Contents::Requests,
+    );
     assert!(!report.too_many_models);
 }
 
 #[test]
 fn what_is_not_for_a_batch_is_cut_by_size_alone() {
     let file = b"line\n".repeat(PIECE_BYTES);
-    let (chunks, report) = take_in(&file, &[77_777], LIMITS, false);
+    let (chunks, report) = take_in(&file, &[77_777], LIMITS, Contents::Opaque);
     assert_whole(&file, &chunks, &report);
     assert_eq!(chunks.len(), 5);
     assert!(
@@ -363,17 +378,17 @@ proptest! {
         lengths in proptest::collection::vec(1..100_000_usize, 1..9),
         max_line_bytes in prop_oneof![1..2000_usize, 1..2 * PIECE_BYTES],
     ) {
-        let (chunks, report) = take_in(&file, &lengths, LIMITS, true);
+        let (chunks, report) = take_in(&file, &lengths, LIMITS, Contents::Requests);
         assert_whole(&file, &chunks, &report);
         assert_lines(&file, &chunks, &report);
-        let (at_once, _) = take_in(&file, &[usize::MAX], LIMITS, true);
+        let (at_once, _) = take_in(&file, &[usize::MAX], LIMITS, Contents::Requests);
         prop_assert!(chunks == at_once, "the pieces make no difference");
 
         let limits = Limits {
             max_line_bytes,
             ..LIMITS
         };
-        let (chunks, report) = take_in(&file, &lengths, limits, true);
+        let (chunks, report) = take_in(&file, &lengths, limits, Contents::Requests);
         assert_whole(&file, &chunks, &report);
         let lines = file.split_inclusive(|&byte| byte == b'\n');
         prop_assert_eq!(report.lines, lines.count() as u64);
@@ -384,7 +399,7 @@ proptest! {
             prop_assert_eq!(chunk.first_line, begun + 1);
         }
 
-        let (chunks, report) = take_in(&file, &lengths, LIMITS, false);
+        let (chunks, report) = take_in(&file, &lengths, LIMITS, Contents::Opaque);
         assert_whole(&file, &chunks, &report);
     }
 }

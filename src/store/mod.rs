@@ -10,6 +10,7 @@ mod error;
 mod files;
 mod fleet;
 mod tenants;
+mod text;
 mod work;
 
 pub use audit::{AuditFinding, AuditSettings, Audited};
@@ -24,4 +25,5 @@ pub use files::{
 };
 pub use fleet::{GateRow, Incumbent, Replica, ShareBook, ShareEntry};
 pub use tenants::{ApiKey, Claim, Claimed, KnownKey, Remembered};
+pub use text::storable;
 pub use work::{Backlog, CountsDelta, Deaths, FlushReply, LeasedUnit, UnitFlush};

@@ -20,7 +20,7 @@ use super::packed::{NoContent, Packing, Unpacked, Unreadable};
 use crate::domain::file::Purpose;
 use crate::domain::id;
 use crate::domain::jsonl::NotJsonl;
-use crate::intake::{Chunk, Intake, Limits, Report};
+use crate::intake::{Chunk, Contents, Intake, Limits, Report};
 use crate::store::{self, Claim, NewUpload, PublishedUpload, Store, StoredFile};
 
 /// Bytes are cut and compressed in batches of at least this size: each costs a change of threads.
@@ -110,8 +110,8 @@ struct State {
 }
 
 impl Ingest {
-    /// Begins a file. `check` looks into its lines: needed if it may be for a batch. What it holds
-    /// in memory beyond the usual is taken from the budget.
+    /// Begins a file. A file that may be for a batch has requests. What it holds in memory beyond
+    /// the usual is taken from the budget.
     ///
     /// # Errors
     /// When the database fails.
@@ -119,7 +119,7 @@ impl Ingest {
         store: &Store,
         tenant: &str,
         limits: Limits,
-        check: bool,
+        contents: Contents,
         budget: &Arc<UploadBudget>,
     ) -> Result<Ingest, Error> {
         let upload = NewUpload {
@@ -132,7 +132,7 @@ impl Ingest {
         let state = State {
             store: store.clone(),
             file_id: upload.file_id.clone(),
-            intake: Intake::within(limits, check, may_hold),
+            intake: Intake::within(limits, contents, may_hold),
             part: Arc::clone(&part),
             group: Vec::new(),
         };
@@ -255,7 +255,7 @@ impl Ingest {
         };
         let store = &self.store;
         let NewUpload { file_id, tenant } = &self.upload;
-        let mut content = Ingest::begin(store, tenant, limits, true, budget).await?;
+        let mut content = Ingest::begin(store, tenant, limits, Contents::Requests, budget).await?;
         let packed = stream::try_unfold((0, 0), |place| async move {
             let piece = store.piece(file_id, place).await?;
             Ok(piece.map(|piece| (Bytes::from(piece.bytes), piece.next)))

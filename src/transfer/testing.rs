@@ -14,7 +14,7 @@ use crate::domain::clock::Clock;
 use crate::domain::file::{Kind, Purpose};
 use crate::domain::id;
 use crate::domain::unit::Bitmap;
-use crate::intake::Limits;
+use crate::intake::{Contents, Limits};
 use crate::store::{CountsDelta, LeasedUnit, NewBatch, Replica, Store, StoredFile, UnitFlush};
 
 pub const TENANT: &str = "tenant";
@@ -56,8 +56,8 @@ impl TestStore {
     }
 
     /// Begins a file of a tenant.
-    pub async fn begin_as(&self, tenant: &str, check: bool) -> Ingest {
-        Ingest::begin(&self.store, tenant, LIMITS, check, &self.budget)
+    pub async fn begin_as(&self, tenant: &str, contents: Contents) -> Ingest {
+        Ingest::begin(&self.store, tenant, LIMITS, contents, &self.budget)
             .await
             .unwrap()
     }
@@ -69,8 +69,11 @@ impl TestStore {
         bytes: &[u8],
         pieces: &[usize],
     ) -> Result<StoredFile, Error> {
-        let check = purpose == Purpose::Batch;
-        let mut ingest = self.begin_as(TENANT, check).await;
+        let contents = match purpose {
+            Purpose::Batch => Contents::Requests,
+            _ => Contents::Opaque,
+        };
+        let mut ingest = self.begin_as(TENANT, contents).await;
         let mut rest = Bytes::copy_from_slice(bytes);
         for &length in pieces.iter().cycle() {
             if rest.is_empty() {

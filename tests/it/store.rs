@@ -15,7 +15,7 @@ use nightshift::internals::domain::file::{Kind, MODELS_MAX, Purpose};
 use nightshift::internals::domain::id;
 use nightshift::internals::domain::unit::Bitmap;
 use nightshift::internals::domain::usage::Usage;
-use nightshift::internals::intake::Limits;
+use nightshift::internals::intake::{Contents, Limits};
 use nightshift::internals::store::{
     Cancel, CountsDelta, LeasedUnit, NewBatch, Replica, Store, StoredFile, UnitFlush,
 };
@@ -59,7 +59,7 @@ impl Fixture {
             max_models: MODELS_MAX,
         };
         let budget = UploadBudget::new(limits.max_line_bytes);
-        let mut ingest = Ingest::begin(&self.store, TENANT, limits, true, &budget)
+        let mut ingest = Ingest::begin(&self.store, TENANT, limits, Contents::Requests, &budget)
             .await
             .expect("begins");
         for line in lines {
@@ -518,7 +518,7 @@ async fn a_swept_upload_cannot_be_published() {
         max_models: 100,
     };
     let budget = UploadBudget::new(limits.max_line_bytes);
-    let mut ingest = Ingest::begin(&fixture.store, TENANT, limits, true, &budget)
+    let mut ingest = Ingest::begin(&fixture.store, TENANT, limits, Contents::Requests, &budget)
         .await
         .expect("begins");
     let line = chat("a", serde_json::Value::Null);

@@ -17,7 +17,7 @@ use crate::domain::clock::Clock;
 use crate::domain::endpoint;
 use crate::domain::file::Purpose;
 use crate::domain::id;
-use crate::intake::Limits;
+use crate::intake::{Contents, Limits};
 use crate::store::{NewBatch, Store};
 use crate::transfer::{self, Finish, Ingest, UploadBudget};
 
@@ -68,7 +68,7 @@ async fn ingest(
     };
     // One file alone never waits for others.
     let budget = UploadBudget::new(limits.max_line_bytes);
-    let mut ingest = Ingest::begin(store, TENANT, limits, true, &budget).await?;
+    let mut ingest = Ingest::begin(store, TENANT, limits, Contents::Requests, &budget).await?;
     let mut writer = match found {
         None => Some(lines::Writer::create(&generation.lines())?),
         Some(_) => None,

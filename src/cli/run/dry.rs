@@ -13,7 +13,7 @@ use super::input::{Input, READ_BYTES};
 use super::reshape::{Gathered, Splitter};
 use crate::config::Config;
 use crate::domain::endpoint;
-use crate::intake::{Intake, Limits};
+use crate::intake::{Contents, Intake, Limits};
 use crate::upstream::{Options, Pool};
 
 /// Says what a run would send, and what is wrong with its input.
@@ -26,7 +26,7 @@ pub(super) async fn dry_run(args: &RunArgs, config: &Config) -> anyhow::Result<E
         max_line_bytes: config.limits.max_line_bytes,
         max_models: config.limits.max_models_per_file,
     };
-    let mut intake = Intake::new(limits, true);
+    let mut intake = Intake::new(limits, Contents::Requests);
     let mut gathered = Gathered::default();
     let mut splitter = Splitter::new(limits.max_line_bytes, reshape.limit);
     let mut reader = input.open().await?;

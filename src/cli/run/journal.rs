@@ -11,7 +11,6 @@ use sha2::{Digest as _, Sha256};
 
 use super::files::{STATE, beside};
 use super::generation::{Generation, is_store_lock, number_of, remove_where};
-use super::input::hex;
 use super::target::Target;
 use crate::config::Config;
 
@@ -245,7 +244,7 @@ fn upstream(salt: &str, config: &Config) -> String {
             add(route.model.as_deref().unwrap_or_default());
         }
     }
-    hex(&sha.finalize())
+    hex::encode(sha.finalize())
 }
 
 #[cfg(test)]

@@ -244,7 +244,7 @@ impl Splitter {
         if !self.line.is_empty() {
             self.end_line(&mut each)?;
         }
-        Ok(super::input::hex(&self.hash.finalize()))
+        Ok(hex::encode(self.hash.finalize()))
     }
 }
 
