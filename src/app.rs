@@ -283,15 +283,20 @@ fn connections_of_http(role: Role, connections: u32) -> u32 {
     }
 }
 
-/// What the duties are told by the configuration.
+/// What the configuration tells a worker.
 #[must_use]
 pub fn settings(config: &Config, store: &Store) -> Settings {
+    let worker = &config.worker;
     Settings {
-        retry: config.retry.clone(),
-        worker: config.worker.clone(),
-        retention: config.retention.clone(),
+        name: worker.name.clone(),
+        lease: worker.lease,
+        reclaim_after: worker.reclaim_after,
+        settle_timeout: worker.settle_timeout,
+        shutdown_grace: worker.shutdown_grace,
+        initial_backoff: config.retry.initial_backoff,
+        removal_grace: config.retention.grace,
         max_requests: config.limits.max_requests_per_batch,
-        // The lock on the file is held: nobody else can have a lease in it.
+        // The lock on the file is held: no other process can have a lease in it.
         exclusive: store.engine() == Engine::Sqlite,
     }
 }

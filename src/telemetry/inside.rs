@@ -7,27 +7,28 @@ use crate::api::inside::Inside;
 use crate::config::Config;
 use crate::metrics::{ClosedSnapshot, Lane, ProcessSnapshot, UpstreamSnapshot};
 use crate::upstream::{LaneId, Pool};
-use crate::worker::Worker;
+use crate::worker::{Observer, Worker};
 
 /// What `/metrics` and `/admin/status` tell of this process. `worker`: `None` where it has none.
 #[must_use]
 pub fn inside(config: &Config, pool: &Arc<Pool>, worker: Option<&Worker>) -> Inside {
     let names = lane_names(config);
-    let in_flight = worker.map(Worker::in_flight);
-    let token = worker.map(Worker::token);
-    let alarms = worker.map(Worker::alarms);
+    let worker = worker.map(Worker::observer);
     let labels = pool.clone();
     let pool = pool.clone();
-    let look = move || ProcessSnapshot {
-        token: token.as_ref().map(|token| token()),
-        upstreams: upstreams(&pool),
-        lanes: in_flight
-            .as_ref()
-            .map(|in_flight| lanes(&names, &pool, &in_flight()))
-            .unwrap_or_default(),
-        budget_used: pool.budget().used(),
-        budget_limit: pool.budget().limit(),
-        alarms: alarms.as_ref().map(|alarms| alarms()).unwrap_or_default(),
+    let look = move || {
+        let worker = worker.as_ref().map(Observer::snapshot);
+        let in_flight = worker.as_ref().map(|worker| &worker.in_flight);
+        ProcessSnapshot {
+            upstreams: upstreams(&pool),
+            lanes: in_flight
+                .map(|in_flight| lanes(&names, &pool, in_flight))
+                .unwrap_or_default(),
+            budget_used: pool.budget().used(),
+            budget_limit: pool.budget().limit(),
+            token: worker.as_ref().map(|worker| worker.token.clone()),
+            alarms: worker.map(|worker| worker.alarms).unwrap_or_default(),
+        }
     };
     Inside::new(Box::new(look), Box::new(move |model| labels.label(model)))
 }

@@ -1,7 +1,10 @@
-//! This process's lease: renewed by one statement, trusted by a clock of its own.
+//! This process's lease. One statement renews it, and a clock of this process says until when it
+//! is trusted. The modules below keep the lease, and say what it allows.
 
+pub(crate) mod authority;
 pub(crate) mod clock;
 pub(crate) mod heartbeat;
+pub(crate) mod takeover;
 
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
@@ -9,73 +12,74 @@ use std::time::Duration;
 use crate::domain::id;
 use crate::domain::unit::UnitLease;
 use crate::store::{self, Error, Replica, Store};
-use crate::worker::Settings;
-use crate::worker::lease::clock::Uptime;
+use crate::worker::work::settings::Settings;
+use clock::{Uptime, millis};
 
-/// How often in its term a lease is renewed: a replica that dies right behind a renewal is missed
-/// one term later, whatever this is, but the more renewals, the more of them may fail.
-const RENEWALS_A_TERM: u32 = 10;
-/// The same where nobody else can take over. Each renewal is a write to somebody's disk.
-const RENEWALS_A_TERM_ALONE: u32 = 3;
-const PAUSE_MIN: Duration = Duration::from_millis(100);
-/// A renewal may take this part of the lease's term, so that another connection can be tried
-/// before the term is over…
-const STEPS_A_TERM: u32 = 3;
+/// How often a lease is renewed within its lifetime. A replica that dies right after a renewal is
+/// missed one lifetime later, however often it renews; but the more renewals there are, the more
+/// of them may fail.
+const RENEWALS_PER_TTL: u32 = 10;
+/// The same where no other process can take over. Each renewal is a write to somebody's disk.
+const RENEWALS_PER_TTL_ALONE: u32 = 3;
+const RENEW_INTERVAL_MIN: Duration = Duration::from_millis(100);
+/// One try to renew the lease may take this part of the lease's lifetime, so that another
+/// connection can be tried before the lifetime is over…
+const ATTEMPTS_PER_TTL: u32 = 3;
 /// …but no less than a busy database may need.
-const STEP_MIN: Duration = Duration::from_secs(1);
-/// A replica that was given a name keeps its lease at the pace of one that is no longer than this:
-/// for as long as it may go on without a renewal, its successor must wait.
-const NAMED_PACE_MAX: Duration = Duration::from_secs(4);
-/// How much longer a namesake is watched than it trusts its lease: for clocks that do not run
-/// equally fast, and for what is lost where a beat is written in whole milliseconds.
+const ATTEMPT_TIMEOUT_MIN: Duration = Duration::from_secs(1);
+/// A replica with a name renews its lease as often as if the lease's lifetime were no longer than
+/// this. Its successor must wait for as long as the replica may go on without a renewal.
+const NAMED_TTL_MAX: Duration = Duration::from_secs(4);
+/// How much longer a namesake is watched than it trusts its lease. This covers clocks that do not
+/// run equally fast, and the store, which keeps the interval in whole milliseconds.
 const WATCH_SLACK: Duration = Duration::from_millis(200);
 
 pub(crate) struct Lease {
     replica: Replica,
     token: Arc<str>,
-    term: Duration,
-    trust: Duration,
-    pause: Duration,
-    step: Duration,
-    /// Nobody else can hold a lease.
+    ttl: Duration,
+    safe_ttl: Duration,
+    renew_interval: Duration,
+    attempt_timeout: Duration,
+    /// No other process can hold a lease.
     exclusive: bool,
     renewals: Mutex<Renewals>,
 }
 
-/// All by this process's clock, read before a renewal was sent: so the lease never ends later
-/// here than in the database.
+/// Moments by this process's clock, which is read before a renewal is sent. So the lease never
+/// ends later here than in the database.
 struct Renewals {
     last: Uptime,
-    /// Since when none was missing.
+    /// Since when no renewal was missing.
     unbroken: Uptime,
-    /// Whether it is known what came of the last one.
+    /// Whether it is known what came of the last renewal.
     is_sure: bool,
 }
 
 impl Lease {
-    /// Joins the replicas. A dead process of the same name makes way, and what it held waits again,
-    /// as soon as it could not send anything if it lived.
+    /// Joins the replicas. A dead process of the same name makes way, and its units wait again, as
+    /// soon as it could not send anything if it still lived.
     pub(crate) async fn join(store: &Store, settings: &Settings) -> store::Result<Lease> {
-        let term = settings.worker.lease;
+        let ttl = settings.lease;
         let exclusive = settings.exclusive;
-        let name = settings.worker.name.clone();
+        let name = settings.name.clone();
         let has_successor = name.is_some() && !exclusive;
         let pace = if has_successor {
-            term.min(NAMED_PACE_MAX)
+            ttl.min(NAMED_TTL_MAX)
         } else {
-            term
+            ttl
         };
-        let pause = if exclusive {
-            (term / RENEWALS_A_TERM_ALONE).max(PAUSE_MIN)
+        let renew_interval = if exclusive {
+            (ttl / RENEWALS_PER_TTL_ALONE).max(RENEW_INTERVAL_MIN)
         } else {
-            beat(pace)
+            renew_interval(pace)
         };
-        let trust = if has_successor { trust(pace) } else { term };
+        let safe_ttl = if has_successor { safe_ttl(pace) } else { ttl };
         let replica = Replica {
             token: id::incarnation(),
             name: name.unwrap_or_else(id::incarnation),
-            lease_ms: millis(term),
-            beat_ms: millis(pause),
+            lease_ms: millis(ttl),
+            beat_ms: millis(renew_interval),
         };
         if exclusive {
             store.evict_others(&replica.token).await?;
@@ -84,10 +88,10 @@ impl Lease {
         Ok(Lease {
             token: replica.token.as_str().into(),
             replica,
-            term,
-            trust,
-            pause,
-            step: step(pace),
+            ttl,
+            safe_ttl,
+            renew_interval,
+            attempt_timeout: attempt_timeout(pace),
             exclusive,
             renewals: Mutex::new(Renewals {
                 last: joined,
@@ -97,42 +101,43 @@ impl Lease {
         })
     }
 
-    /// Which incarnation this process is.
+    /// The token of this incarnation of the process.
     pub(crate) fn token(&self) -> Arc<str> {
         self.token.clone()
     }
 
-    /// Whether nobody else can have taken this process's units: always, where it has the database
-    /// to itself, however long that cannot be written.
-    pub(crate) fn holds(&self) -> bool {
-        self.exclusive || Uptime::now() < self.renewals().last + self.trust
+    /// Whether no other process can have taken this process's units. Always true where the process
+    /// has the database to itself, even while the database cannot be written.
+    pub(crate) fn is_held(&self) -> bool {
+        self.exclusive || Uptime::now() < self.renewals().last + self.safe_ttl
     }
 
-    /// Whether it may take over from replicas whose lease has run out. Only after a term in which
-    /// no renewal of its own was missing: when the database comes back from an outage, all leases
-    /// have run out, and those who live come first, with the answers that they kept.
+    /// Whether this process may take over from replicas whose lease has lapsed. The process must
+    /// have renewed its own lease for a whole lifetime without a gap. After an outage of the
+    /// database all leases have lapsed, and processes that live come first, with the answers that
+    /// they kept.
     pub(crate) fn may_take_over(&self) -> bool {
         let (renewals, now) = (self.renewals(), Uptime::now());
         let is_unbroken = now.since(renewals.last) <= self.gap_max();
-        !self.exclusive && is_unbroken && renewals.last.since(renewals.unbroken) >= self.term
+        !self.exclusive && is_unbroken && renewals.last.since(renewals.unbroken) >= self.ttl
     }
 
-    /// Renews the lease. Returns which of the units in hand are not this process's any more; the
-    /// lease counts from [`Lease::renewed`] on, once they are let go.
+    /// Renews the lease. Returns those of the leased units that are not this process's any more.
+    /// The caller revokes them, and then the lease counts ([`Lease::on_renewed`]).
     pub(crate) async fn renew(
         &self,
         store: &Store,
-        held: impl FnOnce() -> Vec<UnitLease>,
+        leased: impl FnOnce() -> Vec<UnitLease>,
     ) -> store::Result<Vec<UnitLease>> {
         let was_sure = std::mem::replace(&mut self.renewals().is_sure, false);
         if was_sure && store.renew(&self.token, self.replica.lease_ms).await? {
             return Ok(Vec::new());
         }
-        store.rejoin(&self.replica, &held()).await
+        store.rejoin(&self.replica, &leased()).await
     }
 
     /// A renewal that was sent at this moment has succeeded.
-    pub(crate) fn renewed(&self, sent: Uptime) {
+    pub(crate) fn on_renewed(&self, sent: Uptime) {
         let (mut renewals, now) = (self.renewals(), Uptime::now());
         if now.since(renewals.last) > self.gap_max() {
             renewals.unbroken = now;
@@ -142,30 +147,30 @@ impl Lease {
     }
 
     /// How long a lease lasts.
-    pub(crate) fn term(&self) -> Duration {
-        self.term
+    pub(crate) fn ttl(&self) -> Duration {
+        self.ttl
     }
 
-    /// For how long from a renewal this process may go on as if nobody else could have what it
-    /// holds: for the lease's term, or less where another one with its name would not wait for so
-    /// long.
-    pub(crate) fn trust(&self) -> Duration {
-        self.trust
+    /// For how long after a renewal this process may act as if no other process could have what it
+    /// holds. This is the lease's lifetime, or less where another process with the same name would
+    /// not wait for so long.
+    pub(crate) fn safe_ttl(&self) -> Duration {
+        self.safe_ttl
     }
 
-    /// While no renewal is later than that, no live replica's lease runs out before its next one.
+    /// While no renewal is later than that, no live replica's lease lapses before its next one.
     fn gap_max(&self) -> Duration {
-        self.term / 2
+        self.ttl / 2
     }
 
     /// How long one try to renew the lease may take.
-    pub(crate) fn step(&self) -> Duration {
-        self.step
+    pub(crate) fn attempt_timeout(&self) -> Duration {
+        self.attempt_timeout
     }
 
     /// How long to wait between renewals.
-    pub(crate) fn pause(&self) -> Duration {
-        self.pause
+    pub(crate) fn renew_interval(&self) -> Duration {
+        self.renew_interval
     }
 
     fn renewals(&self) -> MutexGuard<'_, Renewals> {
@@ -173,8 +178,8 @@ impl Lease {
     }
 }
 
-/// Takes a replica's name, as soon as a namesake leaves it or is known to be dead. Returns since
-/// when it has its lease.
+/// Takes a replica's name, as soon as a namesake has left it or is known to be dead. Returns the
+/// moment from which the replica has its lease.
 async fn enter(store: &Store, replica: &Replica) -> store::Result<Uptime> {
     let mut since = Uptime::now();
     let Some(incumbent) = store.join(replica, None).await? else {
@@ -188,16 +193,16 @@ async fn enter(store: &Store, replica: &Replica) -> store::Result<Uptime> {
             replica.name
         ))
     };
-    let beat = Duration::from_millis(u64::try_from(incumbent.beat_ms).unwrap_or(0));
+    let interval = Duration::from_millis(u64::try_from(incumbent.beat_ms).unwrap_or(0));
     tracing::info!(
         name = replica.name,
         "a process had this name; waiting to see that it is gone"
     );
-    // From its answer on: what was renewed just before it is trusted that much longer.
-    let end = seen + watch(beat);
+    // Counted from the answer: a lease that was renewed just before it is trusted that much longer.
+    let end = seen + watch(interval);
     loop {
         let left = end.since(Uptime::now());
-        tokio::time::sleep(left.min(beat.max(PAUSE_MIN))).await;
+        tokio::time::sleep(left.min(interval.max(RENEW_INTERVAL_MIN))).await;
         since = Uptime::now();
         let dead = (since >= end).then_some(&incumbent);
         match store.join(replica, dead).await? {
@@ -208,30 +213,26 @@ async fn enter(store: &Store, replica: &Replica) -> store::Result<Uptime> {
     }
 }
 
-/// How long to wait between renewals, where others can take over.
-fn beat(term: Duration) -> Duration {
-    (term / RENEWALS_A_TERM).max(PAUSE_MIN)
+/// How long to wait between renewals, where other processes can take over.
+fn renew_interval(ttl: Duration) -> Duration {
+    (ttl / RENEWALS_PER_TTL).max(RENEW_INTERVAL_MIN)
 }
 
-fn step(term: Duration) -> Duration {
-    (term / STEPS_A_TERM).max(STEP_MIN)
+fn attempt_timeout(ttl: Duration) -> Duration {
+    (ttl / ATTEMPTS_PER_TTL).max(ATTEMPT_TIMEOUT_MIN)
 }
 
-/// For how long a replica that was given a name trusts its lease. One try to renew it may hang on
-/// a dead connection, and the next succeed. It is not the whole term, because for as long a process
-/// that is started again under its name must wait.
-fn trust(term: Duration) -> Duration {
-    (step(term) + 2 * beat(term)).min(term)
+/// For how long a replica with a name trusts its lease. One try to renew it may hang on a dead
+/// connection, and the next try still succeed. This is shorter than the lease's lifetime, because
+/// a process that is started again under the name must wait for as long.
+fn safe_ttl(ttl: Duration) -> Duration {
+    (attempt_timeout(ttl) + 2 * renew_interval(ttl)).min(ttl)
 }
 
-/// How long a namesake with such a beat is watched. If its lease has not been renewed in that
-/// time, it is dead, or it does not trust its lease any more.
-fn watch(beat: Duration) -> Duration {
-    trust(beat * RENEWALS_A_TERM) + WATCH_SLACK
-}
-
-pub(crate) fn millis(duration: Duration) -> i64 {
-    i64::try_from(duration.as_millis()).unwrap_or(i64::MAX)
+/// How long a namesake that renews its lease at this interval is watched. If the lease was not
+/// renewed in that time, the namesake is dead, or does not trust its lease any more.
+fn watch(interval: Duration) -> Duration {
+    safe_ttl(interval * RENEWALS_PER_TTL) + WATCH_SLACK
 }
 
 #[cfg(test)]
@@ -243,25 +244,27 @@ mod tests {
     proptest! {
         #[test]
         fn a_namesake_is_watched_for_longer_than_it_trusts_its_lease(ms in 1_000_u64..100_000_000) {
-            let term = Duration::from_millis(ms);
-            // As it stands in the store.
-            let beat = Duration::from_millis(u64::try_from(millis(beat(term))).unwrap());
-            prop_assert!(watch(beat) > trust(term));
-            // It never trusts it for longer than others wait.
-            prop_assert!(trust(term) <= term);
+            let ttl = Duration::from_millis(ms);
+            // The interval as the store keeps it.
+            let interval = millis(renew_interval(ttl));
+            let interval = Duration::from_millis(u64::try_from(interval).unwrap());
+            prop_assert!(watch(interval) > safe_ttl(ttl));
+            // No replica trusts its lease for longer than others wait.
+            prop_assert!(safe_ttl(ttl) <= ttl);
         }
 
         #[test]
         fn one_renewal_may_hang_without_costing_the_lease(ms in 2_000_u64..100_000_000) {
-            let term = Duration::from_millis(ms);
-            // A beat after the last renewal one hangs for a step; the next has a beat's time.
-            prop_assert!(trust(term) >= beat(term) + step(term) + beat(term));
+            let ttl = Duration::from_millis(ms);
+            // A renewal that comes in time hangs, and the next one has an interval's time.
+            let hangs = renew_interval(ttl) + attempt_timeout(ttl);
+            prop_assert!(safe_ttl(ttl) >= hangs + renew_interval(ttl));
         }
     }
 
     #[test]
     fn with_the_usual_lease_a_namesake_is_watched_for_less_than_the_lease() {
-        let term = Duration::from_secs(10);
-        assert!(watch(beat(term)) < term);
+        let ttl = Duration::from_secs(10);
+        assert!(watch(renew_interval(ttl)) < ttl);
     }
 }

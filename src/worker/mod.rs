@@ -1,5 +1,15 @@
-//! The duties: validate, lease, send, flush, finish, expire, clean up. Each is a loop that may be
-//! killed at any line, and that goes on where the store says it stopped.
+//! The working half: validates batches, leases their units, sends the lines, writes the answers,
+//! and ends the batches. Each of its loops may be killed at any line, and goes on where the store
+//! says it stopped.
+//!
+//! | folder | has |
+//! |---|---|
+//! | `work` | nouns: settings, the leased unit, its lines, finished lines |
+//! | `lease` | what this process may act on, and until when |
+//! | `dispatch` | which line is sent next, and what becomes of it |
+//! | `flush` | finished lines on their way to disk |
+//! | `supply` | which units are leased, and given back |
+//! | `tasks` | validate, finalize, expire, clean up, share limits |
 //!
 //! This room knows nothing of HTTP's server side: it meets `api` in the store and its wake-ups.
 
@@ -20,61 +30,46 @@ use std::time::Duration;
 use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
 
-use crate::config;
 use crate::domain::clock::Clock;
 use crate::store::{self, Store};
-use crate::upstream::{LaneId, Pool, RetrySettings};
+use crate::upstream::{LaneId, Pool};
 use dispatch::Dispatch;
+use dispatch::demand::Demand;
+use dispatch::scheduler::Scheduler;
+use dispatch::shared::SharedLedger;
+use dispatch::write_failures::WriteFailures;
 use flush::Flusher;
-use lease::{Lease, heartbeat};
+use lease::Lease;
+use lease::authority::Authority;
+use lease::heartbeat::Heartbeat;
+use lease::takeover;
+use supply::Supply;
+use tasks::clean_up::CleanUp;
+use tasks::expire::ExpireBatches;
+use tasks::finalize::{self, Finalize};
 use tasks::housekeeping::{self, Housekeeping};
-use tasks::{clean_up, expire, finalize, shares, task, validate};
-use work::completions::Inbox;
+use tasks::shares::Shares;
+use tasks::task::{self, Task};
+use tasks::validate::Validate;
+use work::finished::CompletionQueue;
+
+pub use work::settings::Settings;
 
 /// How long each of the last steps at a stop may take when the database does not answer.
 const LAST_WRITES: Duration = Duration::from_secs(5);
 
-/// What the duties are told.
-#[derive(Clone, Debug)]
-pub struct Settings {
-    pub retry: RetrySettings,
-    pub worker: config::Worker,
-    pub retention: config::Retention,
-    /// Requests that a batch may have.
-    pub max_requests: u64,
-    /// Nobody else can hold a lease on this store: whatever is leased was left by a dead process.
-    pub exclusive: bool,
-}
-
-/// The simple duties, as they are begun.
-struct Duties<'a> {
-    tasks: &'a mut JoinSet<&'static str>,
-    store: &'a Store,
-    housekeeping: &'a Arc<Housekeeping>,
-    stop: &'a CancellationToken,
-}
-
-impl Duties<'_> {
-    fn begin(&mut self, duty: impl task::Duty) {
-        self.tasks.spawn(task::run(
-            duty,
-            self.store.clone(),
-            self.housekeeping.clone(),
-            self.stop.clone(),
-        ));
-    }
-}
-
-/// All duties of one process.
+/// Everything that one process works with.
 pub struct Worker {
     store: Store,
-    dispatch: Arc<Dispatch>,
+    scheduler: Arc<Scheduler>,
+    ledger: Arc<SharedLedger>,
+    write_failures: Arc<WriteFailures>,
     flusher: Arc<Flusher>,
     lease: Arc<Lease>,
-    /// Under which name it holds shares of limits, where there are others to share with.
+    /// The token under which the process holds shares of limits, where it shares them with others.
     shares_as: Option<Arc<str>>,
     running: Arc<AtomicBool>,
-    grace: Duration,
+    shutdown_grace: Duration,
     tasks: JoinSet<&'static str>,
     /// Ends what makes new work.
     quiet: CancellationToken,
@@ -82,8 +77,62 @@ pub struct Worker {
     stop: CancellationToken,
 }
 
+/// Looks into a worker while it runs.
+#[derive(Clone)]
+pub struct Observer {
+    ledger: Arc<SharedLedger>,
+    write_failures: Arc<WriteFailures>,
+    lease: Arc<Lease>,
+}
+
+/// How things stand in a worker at one moment.
+#[derive(Clone, Debug)]
+pub struct Snapshot {
+    /// The token under which this process holds its units.
+    pub token: Arc<str>,
+    /// Calls in flight, by lane.
+    pub in_flight: HashMap<LaneId, usize>,
+    /// What somebody must mend.
+    pub alarms: Vec<String>,
+}
+
+impl Observer {
+    #[must_use]
+    pub fn snapshot(&self) -> Snapshot {
+        let in_flight = {
+            let ledger = self.ledger.lock();
+            let lanes = ledger.run_queues().lanes();
+            lanes.map(|(id, lane)| (id, lane.in_flight())).collect()
+        };
+        Snapshot {
+            token: self.lease.token(),
+            in_flight,
+            alarms: self.write_failures.alarms(),
+        }
+    }
+}
+
+/// The tasks that run in the loop of [`task`], as they are started.
+struct Starter<'a> {
+    tasks: &'a mut JoinSet<&'static str>,
+    store: &'a Store,
+    housekeeping: &'a Arc<Housekeeping>,
+    stop: &'a CancellationToken,
+}
+
+impl Starter<'_> {
+    fn start(&mut self, task: impl Task) {
+        self.tasks.spawn(task::run(
+            task,
+            self.store.clone(),
+            self.housekeeping.clone(),
+            self.stop.clone(),
+        ));
+    }
+}
+
 impl Worker {
-    /// Joins the replicas and starts the duties.
+    /// Joins the replicas and starts everything.
     ///
     /// # Errors
     /// When the database fails.
@@ -94,62 +143,64 @@ impl Worker {
         settings: Settings,
     ) -> store::Result<Worker> {
         let lease = Arc::new(Lease::join(&store, &settings).await?);
-        let inbox = Arc::new(Inbox::default());
+        let authority = Arc::new(Authority::new(lease.clone(), pool.clone()));
+        let completions = Arc::new(CompletionQueue::default());
         let dispatch = Dispatch::new(
-            store.clone(),
-            pool.clone(),
-            inbox.clone(),
-            lease.clone(),
-            clock.clone(),
+            &store,
+            &pool,
+            &completions,
+            &lease,
+            &authority,
+            &clock,
             &settings,
         );
+        let demand = Arc::new(Demand::new(dispatch.ledger.clone(), pool.clone()));
         let flusher = Arc::new(Flusher::new(
             store.clone(),
-            dispatch.clone(),
-            inbox.clone(),
+            pool.clone(),
+            &dispatch,
+            completions.clone(),
             lease.clone(),
         ));
+        let supply = Supply::new(&supply::Parts {
+            store: &store,
+            pool: &pool,
+            dispatch: &dispatch,
+            demand: &demand,
+            completions: &completions,
+            lease: &lease,
+            authority: &authority,
+            clock: &clock,
+        });
         let (quiet, stop) = (CancellationToken::new(), CancellationToken::new());
 
         let mut tasks = JoinSet::new();
-        tasks.spawn(heartbeat::run(
-            lease.clone(),
-            store.clone(),
-            dispatch.clone(),
-            stop.clone(),
-        ));
+        let heartbeat = Heartbeat {
+            lease: lease.clone(),
+            store: store.clone(),
+            ownership: dispatch.ownership.clone(),
+        };
+        tasks.spawn(heartbeat.run(stop.clone()));
         if !settings.exclusive {
-            tasks.spawn(heartbeat::take_over(
-                lease.clone(),
-                store.clone(),
-                stop.clone(),
-            ));
+            tasks.spawn(takeover::run(lease.clone(), store.clone(), stop.clone()));
         }
-        // Where others cannot be, or nothing is called, there is nothing to share.
+        // Without other processes, or without calls, there is nothing to share.
         let shares_limits = !settings.exclusive && pool.limits().all().next().is_some();
         let shares_as = shares_limits.then(|| lease.token());
         if shares_as.is_some() {
-            let shares = shares::Shares::new(
+            let shares = Shares::new(
                 store.clone(),
                 pool.clone(),
-                dispatch.clone(),
-                &lease,
+                dispatch.ledger.clone(),
+                demand,
+                (&lease, authority),
                 &settings,
             );
-            tasks.spawn(shares::run(shares, stop.clone()));
+            tasks.spawn(shares.run(stop.clone()));
         }
-        tasks.spawn(flush::run(flusher.clone(), stop.clone()));
-        tasks.spawn(dispatch::run(dispatch.clone(), stop.clone()));
-        tasks.spawn(supply::run(
-            supply::Supply::new(
-                store.clone(),
-                pool.clone(),
-                dispatch.clone(),
-                inbox.clone(),
-                lease.clone(),
-            ),
-            quiet.clone(),
-        ));
+        tasks.spawn(flusher.clone().run(stop.clone()));
+        tasks.spawn(dispatch.scheduler.clone().run(stop.clone()));
+        tasks.spawn(supply.run(quiet.clone()));
         let housekeeping = Arc::new(Housekeeping::new(settings.exclusive));
         if !settings.exclusive {
             tasks.spawn(housekeeping::run(
@@ -159,25 +210,24 @@ impl Worker {
                 quiet.clone(),
             ));
         }
-        let mut duties = Duties {
+        let mut starter = Starter {
             tasks: &mut tasks,
             store: &store,
             housekeeping: &housekeeping,
             stop: &quiet,
         };
-        let max_requests = settings.max_requests;
-        duties.begin(validate::Validate::new(
+        starter.start(Validate::new(
             store.clone(),
             pool.clone(),
-            max_requests,
+            settings.max_requests,
         ));
-        duties.begin(finalize::Finish::new(store.clone()));
-        duties.begin(expire::Windows {
+        starter.start(Finalize::new(store.clone()));
+        starter.start(ExpireBatches {
             store: store.clone(),
         });
-        duties.begin(clean_up::Retain {
+        starter.start(CleanUp {
             store: store.clone(),
-            grace: settings.retention.grace,
+            grace: settings.removal_grace,
         });
         {
             let (pool, stop) = (pool, stop.clone());
@@ -187,70 +237,64 @@ impl Worker {
             });
         }
         let running = Arc::new(AtomicBool::new(true));
-        let grace = settings.worker.shutdown_grace;
+        let shutdown_grace = settings.shutdown_grace;
         Ok(Worker {
             store,
-            dispatch,
+            scheduler: dispatch.scheduler,
+            ledger: dispatch.ledger,
+            write_failures: dispatch.write_failures,
             flusher,
             lease,
             shares_as,
             running,
-            grace,
+            shutdown_grace,
             tasks,
             quiet,
             stop,
         })
     }
 
-    /// Whether the duties run: for `/readyz`.
+    /// Whether everything runs: for `/readyz`.
     #[must_use]
     pub fn running(&self) -> Arc<AtomicBool> {
         self.running.clone()
     }
 
-    /// Tells the calls in flight, by lane.
-    pub fn in_flight(&self) -> impl Fn() -> HashMap<LaneId, usize> + Send + Sync + 'static {
-        let dispatch = self.dispatch.clone();
-        move || dispatch.in_flight_by_lane()
+    /// Looks into this worker, for as long as it runs.
+    #[must_use]
+    pub fn observer(&self) -> Observer {
+        Observer {
+            ledger: self.ledger.clone(),
+            write_failures: self.write_failures.clone(),
+            lease: self.lease.clone(),
+        }
     }
 
-    /// Tells what somebody must mend.
-    pub fn alarms(&self) -> impl Fn() -> Vec<String> + Send + Sync + 'static {
-        let dispatch = self.dispatch.clone();
-        move || dispatch.alarms()
-    }
-
-    /// Tells under which token this process holds its units.
-    pub fn token(&self) -> impl Fn() -> Arc<str> + Send + Sync + 'static {
-        let lease = self.lease.clone();
-        move || lease.token()
-    }
-
-    /// Waits until a duty ends that should not: its name. Then the process cannot go on.
+    /// Waits until a task ends that should not, and returns its name. Then the process cannot go on.
     pub async fn failed(&mut self) -> String {
         let ended = self.tasks.join_next().await;
         self.running.store(false, Ordering::Relaxed);
         match ended {
             Some(Ok(name)) => name.to_owned(),
             Some(Err(error)) => error.to_string(),
-            None => "no duty runs".to_owned(),
+            None => "no task runs".to_owned(),
         }
     }
 
-    /// Stops leasing, lets calls in flight finish for the grace period, writes their answers,
-    /// and gives the rest back. While the database is away that is tried for a moment only: what
-    /// is not written is sent again.
+    /// Stops leasing, lets calls in flight finish for the grace period, writes their answers, and
+    /// gives the rest back. While the database is away that is tried for a moment only. Lines
+    /// whose answers are not written are sent again.
     pub async fn stop(mut self) {
         self.running.store(false, Ordering::Relaxed);
         self.quiet.cancel();
-        self.dispatch.close();
-        if tokio::time::timeout(self.grace, self.dispatch.idle())
+        self.scheduler.close();
+        if tokio::time::timeout(self.shutdown_grace, self.ledger.idle())
             .await
             .is_err()
         {
             tracing::warn!("calls are still in flight after the grace period; they are cut off");
-            self.dispatch.abort_all();
-            self.dispatch.idle().await;
+            self.scheduler.cut_all();
+            self.ledger.idle().await;
         }
         if tokio::time::timeout(LAST_WRITES, self.flusher.drain())
             .await
@@ -265,15 +309,16 @@ impl Worker {
         }
         self.leave().await;
         // Last of all: others wait for what was given back, and can end batches themselves.
-        if let Ok(Err(error)) = tokio::time::timeout(LAST_WRITES, self.finish()).await {
+        let finalized = finalize::finalize_drained(&self.store);
+        if let Ok(Err(error)) = tokio::time::timeout(LAST_WRITES, finalized).await {
             tracing::warn!(%error, "batches could not be ended; another process ends them");
         }
     }
 
-    /// Gives back all that this process holds: its units with its lease, and its shares. One that
-    /// cannot be given back now does not hold up the other.
+    /// Gives back all that this process holds: its units with its lease, and its shares. Where one of
+    /// the two cannot be given back now, it does not hold up the other.
     async fn leave(&self) {
-        self.dispatch.drop_all();
+        self.ledger.lock().revoke_all();
         let token = self.lease.token();
         let lease = async {
             let left = tokio::time::timeout(LAST_WRITES, self.store.leave(&token));
@@ -289,14 +334,5 @@ impl Worker {
             }
         };
         tokio::join!(lease, shares);
-    }
-
-    /// Ends what the last flush has finished.
-    async fn finish(&self) -> store::Result<()> {
-        let drained = self.store.drained().await?;
-        task::each(&drained, async |batch_id| {
-            self.store.finalize_batch(batch_id).await.map(drop)
-        })
-        .await
     }
 }

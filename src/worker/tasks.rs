@@ -1,6 +1,7 @@
-//! What a process does beside sending lines: each file is one task, and `task` is the loop that
-//! most of them run in.
+//! What a process does beside sending lines. Each file is one task; [`task`] is the loop that most
+//! of them run in.
 
+mod attempts;
 pub(crate) mod clean_up;
 pub(crate) mod expire;
 pub(crate) mod finalize;

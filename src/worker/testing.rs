@@ -7,7 +7,8 @@ use crate::domain::unit::{Bitmap, UnitKey, UnitLease};
 use crate::metrics::metrics;
 use crate::store::{Deaths, LeasedUnit};
 use crate::upstream::Routes;
-use crate::worker::work::unit::{BatchContext, HeldUnit, OpenLine};
+use crate::worker::work::line::OpenLine;
+use crate::worker::work::unit::{BatchContext, LoadedUnit};
 
 /// A unit of so many lines with which so many owners died, and of which this line was recorded
 /// last.
@@ -15,7 +16,7 @@ pub fn unit(
     requests: u32,
     owners: i64,
     recorded_line: Option<i64>,
-) -> (Arc<HeldUnit>, Vec<OpenLine>) {
+) -> (Arc<LoadedUnit>, Vec<OpenLine>) {
     unit_of(1, batch(), leased(requests, owners, recorded_line))
 }
 
@@ -32,7 +33,11 @@ pub fn batch() -> BatchContext {
 }
 
 /// A unit of any batch, whose lines go nowhere.
-pub fn unit_of(id: u64, batch: BatchContext, leased: LeasedUnit) -> (Arc<HeldUnit>, Vec<OpenLine>) {
+pub fn unit_of(
+    id: u64,
+    batch: BatchContext,
+    leased: LeasedUnit,
+) -> (Arc<LoadedUnit>, Vec<OpenLine>) {
     unit_on(id, Arc::new(batch), leased, None)
 }
 
@@ -42,14 +47,14 @@ pub fn unit_on(
     batch: Arc<BatchContext>,
     leased: LeasedUnit,
     routes: Option<Arc<Routes>>,
-) -> (Arc<HeldUnit>, Vec<OpenLine>) {
+) -> (Arc<LoadedUnit>, Vec<OpenLine>) {
     let text: String = (0..leased.requests)
         .map(|line| {
             let path = ENDPOINTS[0].path;
             format!("{{\"custom_id\":\"id-{line}\",\"method\":\"POST\",\"url\":\"{path}\",\"body\":{{}}}}\n")
         })
         .collect();
-    let (unit, lines) = HeldUnit::open(
+    let (unit, lines) = LoadedUnit::load(
         id,
         leased,
         ("model", metrics().model("model")),

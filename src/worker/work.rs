@@ -1,6 +1,8 @@
-//! What the room works on: units with their lines, lines with their outcomes, and the queue that
-//! finished lines wait in. These modules import nothing of the folders beside this one.
+//! What the room works on: the leased unit, its lines, and lines that are finished. These modules
+//! import nothing of the folders beside this one.
 
-pub(crate) mod completions;
+pub(crate) mod finished;
 pub(crate) mod isolation;
+pub(crate) mod line;
+pub(crate) mod settings;
 pub(crate) mod unit;

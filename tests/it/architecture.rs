@@ -20,7 +20,7 @@ const ROOMS: [(&str, &[&str]); 11] = [
     ),
     (
         "worker",
-        &["domain", "metrics", "config", "codec", "store", "upstream"],
+        &["domain", "metrics", "codec", "store", "upstream"],
     ),
     ("simulate", &[]),
 ];

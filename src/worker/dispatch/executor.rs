@@ -1,87 +1,213 @@
-//! One attempt of a line: sent, and what came of it written in its final form.
+//! The executor: takes a line that was chosen to its outcome, or to its next attempt.
+//!
+//! ```text
+//! chosen → recorded, if its unit is isolated → planned → sent → outcome in its final form
+//! ```
 
 use std::panic::AssertUnwindSafe;
+use std::pin::pin;
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use super::Dispatch;
-use super::result::{self, Attempt, Job, Pending};
-use crate::upstream::{Again, Timer};
-use crate::worker::work::completions::Finished;
+use bytes::Bytes;
+use tracing::Instrument as _;
+use tracing::field::Empty;
+
+use super::ledger::unit::Due;
+use super::missing_models::MissingModels;
+use super::ownership::Ownership;
+use super::result;
+use crate::domain::endpoint;
+use crate::metrics::trace;
+use crate::store::Store;
+use crate::upstream::{Again, Call, Permit, Pool, Timer, Verdict};
+use crate::worker::lease::Lease;
+use crate::worker::lease::authority::Authority;
+use crate::worker::work::finished::FinishedLine;
 use crate::worker::work::isolation::Isolation;
-use crate::worker::work::unit::HeldUnit;
+use crate::worker::work::line::{OpenLine, Pending};
+use crate::worker::work::unit::LoadedUnit;
 
-/// The longest wait of a line whose call was cut off by this process itself.
-const AFTER_A_CUT: Duration = Duration::from_millis(50);
+/// The longest wait of a line whose call this process itself has cut off.
+const AFTER_CUT_MAX: Duration = Duration::from_millis(50);
 
-/// What became of a line that was sent.
-pub(super) enum Outcome {
-    /// In its final form.
-    Finished(Finished),
-    /// Not yet: when it is due again, and how much sooner if a call succeeds where it failed.
-    Again(Instant, Option<Instant>),
+pub(super) struct Executor {
+    pub(super) pool: Arc<Pool>,
+    pub(super) store: Store,
+    pub(super) lease: Arc<Lease>,
+    pub(super) authority: Arc<Authority>,
+    pub(super) ownership: Arc<Ownership>,
+    pub(super) missing_models: Arc<MissingModels>,
+    pub(super) initial_backoff: Duration,
 }
 
-impl Dispatch {
-    /// Sends a line once.
-    pub(super) async fn outcome(&self, job: &mut Job, timer: &mut Timer) -> Outcome {
-        let attempt = self.attempt(job, timer).await;
-        drop(job.permit.take());
-        let (unit, pending) = (&job.unit, &mut job.pending);
-        Outcome::Finished(match attempt {
-            Attempt::Answered(answer) => {
-                self.note_missing(unit, &answer);
-                result::answered(unit, &pending.line, answer)
+/// A line that was chosen, with its permit.
+pub(super) struct Job {
+    pub(super) unit: Arc<LoadedUnit>,
+    pub(super) pending: Pending,
+    /// Taken by the call, or given back when there is none.
+    pub(super) permit: Option<Permit>,
+    pub(super) begun: Instant,
+}
+
+/// What became of a line that was chosen.
+pub(super) enum Outcome {
+    /// The line has its outcome, in its final form.
+    Finished(FinishedLine),
+    /// The line is sent again.
+    Again(Due),
+}
+
+/// How a line gets its outcome. An answer that is known without a call, and a call that several
+/// lines share, are arms of this.
+enum Plan {
+    /// The line needs no call.
+    Finished(FinishedLine),
+    /// The line has a call of its own.
+    Call { path: &'static str, body: Bytes },
+}
+
+impl Executor {
+    /// Takes a line to its outcome, or to its next attempt.
+    pub(super) async fn execute(&self, job: &mut Job, timer: &mut Timer) -> Outcome {
+        let is_recorded = match job.unit.isolation() {
+            None => true,
+            Some(isolation) => self.is_recorded(job, isolation).await,
+        };
+        // Authority is asked for once more right before the line is sent: the process may have
+        // stood still since the line was chosen.
+        if !is_recorded || !self.authority.may_send() {
+            drop(job.permit.take());
+            return cut();
+        }
+        match self.plan(&job.unit, &job.pending.line) {
+            Plan::Finished(finished) => {
+                drop(job.permit.take());
+                Outcome::Finished(finished)
             }
-            Attempt::GivenUp(cause) => result::given_up(unit, &pending.line, &cause),
-            Attempt::Unreadable => result::unreadable(unit, &pending.line),
-            Attempt::Again(again) => return self.again(pending, again),
-            Attempt::Cut => {
-                let pause = AFTER_A_CUT.mul_f64(rand::random());
-                return Outcome::Again(Instant::now() + pause, None);
-            }
-        })
+            Plan::Call { path, body } => self.call(job, path, body, timer).await,
+        }
     }
 
-    /// A line that makes the code panic ends alone, and takes no permit and no slot with it. If
-    /// even that cannot be written, its unit is let go, and its lines run again.
+    /// A line that makes the code panic ends alone, and takes no permit and no executor with it.
+    /// If even that outcome cannot be written, the line's unit is revoked, and its lines run
+    /// again.
     pub(super) fn panicked(&self, job: &Job) -> Outcome {
         let (unit, line) = (&job.unit, &job.pending.line);
-        tracing::error!(unit.key = %unit.lease.key, unit.line = line.index, "the code panicked at a line");
+        let key = &unit.lease.key;
+        tracing::error!(unit.key = %key, unit.line = line.index, "the code panicked at a line");
         let write = AssertUnwindSafe(|| result::mishandled(unit, line));
         match std::panic::catch_unwind(write) {
             Ok(finished) => Outcome::Finished(finished),
             Err(_) => {
-                self.lose(unit);
-                Outcome::Again(Instant::now(), None)
+                self.ownership.revoke_unit(unit);
+                Outcome::Again(Due {
+                    at: Instant::now(),
+                    soonest: None,
+                })
             }
         }
     }
 
-    async fn attempt(&self, job: &mut Job, timer: &mut Timer) -> Attempt {
-        if let Some(isolation) = job.unit.isolation() {
-            // A process that stops does not wait for a record either.
-            let record = self.record(&job.unit, isolation, job.pending.line.index);
-            if job.unit.cut.run_until_cancelled(Box::pin(record)).await != Some(true) {
-                return Attempt::Cut;
-            }
+    /// Decides how a line gets its outcome. This is the place where a line can get it without a
+    /// call, and where lines can share a call.
+    fn plan(&self, unit: &Arc<LoadedUnit>, line: &OpenLine) -> Plan {
+        if let Some(known) = self.missing_models.known(unit) {
+            return Plan::Finished(self.missing_models.finished(unit, line, &known));
         }
-        // Looked at once more right before the line is sent: the process may have stood still.
-        if self.may_send() {
-            result::attempt(&self.pool, job, timer).await
-        } else {
-            Attempt::Cut
+        let request = line.read(&unit.text);
+        let is_any = *unit.batch.endpoint == endpoint::ANY;
+        let of_batch = (!is_any).then_some(unit.batch.endpoint.path);
+        let call = request.and_then(|request| {
+            let path = of_batch.or(request.path)?;
+            Some((path, request.body.clone()))
+        });
+        match call {
+            Some((path, body)) => Plan::Call { path, body },
+            None => Plan::Finished(result::unreadable(unit, line)),
         }
     }
 
-    /// Records in the store what is about to be sent, where that must be known if this process dies
-    /// of it. False if it could not be recorded: then it must not be sent.
-    async fn record(&self, unit: &HeldUnit, isolation: &Isolation, line: u32) -> bool {
+    /// Sends a line once.
+    async fn call(
+        &self,
+        job: &mut Job,
+        path: &'static str,
+        body: Bytes,
+        timer: &mut Timer,
+    ) -> Outcome {
+        let (unit, pending) = (&job.unit, &mut job.pending);
+        let Some(permit) = job.permit.take() else {
+            return cut();
+        };
+        if !self.pool.turn().await {
+            return cut();
+        }
+        let span = tracing::trace_span!(
+            target: trace::TARGET,
+            parent: None,
+            "upstream call",
+            otel.kind = "client",
+            batch.id = &*unit.batch.id,
+            url.path = path,
+            attempt = pending.history.attempts() + 1,
+            upstream.name = Empty,
+            outcome = Empty,
+            http.response.status_code = Empty,
+        );
+        let call = Call {
+            path,
+            body,
+            charge: self.pool.budget().open(),
+            traceparent: trace::traceparent(&span),
+        };
+        let verdict = {
+            // Pinned: the future is large, and each layer around it would move it.
+            let call = pin!(self.pool.call(permit, call, &mut pending.history, timer));
+            unit.cut.run_until_cancelled(call.instrument(span)).await
+        };
+        match verdict {
+            None => cut(),
+            Some(Verdict::Answer(answer)) => {
+                self.missing_models.on_answer(unit, &answer);
+                Outcome::Finished(result::answered(unit, &pending.line, answer))
+            }
+            Some(Verdict::GivenUp(cause)) => {
+                Outcome::Finished(result::given_up(unit, &pending.line, &cause))
+            }
+            Some(Verdict::Again(again)) => self.again(pending, again),
+        }
+    }
+
+    /// When a line that failed is sent again.
+    fn again(&self, pending: &mut Pending, again: Again) -> Outcome {
+        let now = Instant::now();
+        pending.avoid = Some(again.upstream);
+        // The line ends with a refusal if nobody mends its cause before the window ends. Any other
+        // answer is worth nothing once there is another attempt.
+        pending.refusal = again.refusal.map(Box::new);
+        Outcome::Again(Due {
+            at: now + again.after,
+            soonest: again.is_hastened.then(|| now + self.initial_backoff),
+        })
+    }
+
+    /// Records in the store that the line of an isolated unit is about to be sent: the store must
+    /// know that if this process dies of the line. False if it could not be recorded. Then the
+    /// line must not be sent.
+    async fn is_recorded(&self, job: &Job, isolation: &Isolation) -> bool {
+        // A process that stops does not wait for a record either.
+        let record = Box::pin(self.record(&job.unit, isolation, job.pending.line.index));
+        job.unit.cut.run_until_cancelled(record).await == Some(true)
+    }
+
+    async fn record(&self, unit: &LoadedUnit, isolation: &Isolation, line: u32) -> bool {
         let (store, token) = (&self.store, self.lease.token());
         let record = async |upto| store.record_sending(&token, &unit.lease, upto).await;
         match isolation.record(line, record).await {
             Ok(true) => true,
             Ok(false) => {
-                self.keep_or_lose(unit).await;
+                self.ownership.reclaim_or_revoke(unit).await;
                 false
             }
             Err(error) => {
@@ -90,15 +216,13 @@ impl Dispatch {
             }
         }
     }
+}
 
-    /// When a line that failed is sent again.
-    fn again(&self, pending: &mut Pending, again: Again) -> Outcome {
-        let now = Instant::now();
-        pending.avoid = Some(again.upstream);
-        // A refusal is what the line ends with, if nobody mends it before the window ends. Any
-        // other answer is worth nothing by the next attempt.
-        pending.refusal = again.refusal.map(Box::new);
-        let soonest = again.is_hastened.then(|| now + self.retry.initial_backoff);
-        Outcome::Again(now + again.after, soonest)
-    }
+/// The call was cut off, or not made: the line is sent again soon.
+fn cut() -> Outcome {
+    let pause = AFTER_CUT_MAX.mul_f64(rand::random());
+    Outcome::Again(Due {
+        at: Instant::now() + pause,
+        soonest: None,
+    })
 }

@@ -1,5 +1,6 @@
-//! The promise: nobody holds up anybody. Shown over a simulated clock and a simulated upstream, for
-//! any mix of tenants, batches, lines that always fail, and outages.
+//! Fairness: no tenant holds up another, and no batch or line holds up others for long. Shown over
+//! a simulated clock and a simulated upstream, for any mix of tenants, batches, lines that always
+//! fail, and outages.
 
 use std::cmp::Reverse;
 use std::collections::{BTreeMap, BinaryHeap, HashMap};
@@ -9,13 +10,15 @@ use std::time::{Duration, Instant};
 use proptest::prelude::*;
 
 use super::ledger::Ledger;
-use super::order::{Chosen, Door};
-use super::result::Pending;
+use super::ledger::run_queues::LaneLimit;
+use super::ledger::unit::Due;
+use super::order::{self, Chosen};
 use crate::domain::endpoint::ENDPOINTS;
 use crate::upstream::testing::{answered, next_opening, pool};
 use crate::upstream::{Permit, Pool};
 use crate::worker::testing as units;
-use crate::worker::work::unit::{BatchContext, HeldUnit};
+use crate::worker::work::line::Pending;
+use crate::worker::work::unit::{BatchContext, LoadedUnit};
 
 /// How long a call takes.
 const CALL_MS: u64 = 1_000;
@@ -65,7 +68,7 @@ struct Run {
 }
 
 struct Flight {
-    unit: Arc<HeldUnit>,
+    unit: Arc<LoadedUnit>,
     pending: Pending,
     permit: Permit,
     status: u16,
@@ -142,10 +145,10 @@ impl<'a> Simulation<'a> {
                 let now_ms = i64::try_from(self.now_ms).expect("is short");
                 self.ledger.set_needs(&HashMap::new(), now_ms);
             }
-            while let Some(chosen) = self.ledger.wake_and_choose(
-                (self.now(), i64::try_from(self.now_ms).expect("is short")),
-                &self.pool,
-            ) {
+            let now_ms = i64::try_from(self.now_ms).expect("is short");
+            let now = self.now();
+            self.ledger.wake(now);
+            while let Some(chosen) = order::next(&mut self.ledger, now_ms, &self.pool) {
                 self.send(chosen);
             }
             let step = self.next_event().max(self.now_ms + 1) - self.now_ms;
@@ -197,11 +200,13 @@ impl<'a> Simulation<'a> {
             let mut leased = units::leased(count, 0, None);
             leased.lease.key.batch_id.clone_from(&id);
             let routes = self.pool.resolve("m").expect("is served");
-            let domain = self.pool.domain(&routes);
+            let limit = LaneLimit {
+                calls: self.world.permits,
+                domain: self.pool.limits().domain(routes.lane),
+            };
             let unit_id = number as u64;
             let (unit, lines) = units::unit_on(unit_id, Arc::new(context), leased, Some(routes));
-            self.ledger
-                .admit(&unit, lines, (self.world.permits, domain));
+            self.ledger.admit(unit, lines, limit);
             self.batches.insert(id, number);
         }
     }
@@ -252,17 +257,13 @@ impl<'a> Simulation<'a> {
                 status,
             } = flight;
             let again = answered(&self.pool, permit, &mut pending.history, status);
-            let domain = unit
-                .routes
-                .as_ref()
-                .map_or(0, |routes| self.pool.domain(routes));
-            let took = Duration::from_millis(CALL_MS);
-            self.ledger.finish(&unit, domain, (again.is_none(), took));
+            let took = again.is_none().then_some(Duration::from_millis(CALL_MS));
+            self.ledger.finish(&unit, took);
             match again {
                 Some((after, is_hastened)) => {
                     let soonest = is_hastened.then(|| self.now() + Duration::from_millis(500));
-                    let due = self.now() + after;
-                    self.ledger.retry_at(unit.id, (due, soonest), pending);
+                    let at = self.now() + after;
+                    self.ledger.retry_at(unit.id, Due { at, soonest }, pending);
                 }
                 None => {
                     let key = (self.batches[&*unit.batch.id], pending.line.index);

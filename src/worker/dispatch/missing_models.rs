@@ -1,110 +1,160 @@
-//! Models that a batch names and nobody has. When so many of its lines have been told so, one after
-//! the other, the rest get the same answer without a call.
+//! Models that a batch names and nobody has. Once enough of a batch's lines were answered so, its
+//! other lines of the model get the same answer without a call.
 
 use std::collections::HashMap;
-use std::sync::{Arc, PoisonError};
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use bytes::Bytes;
 
-use super::Dispatch;
 use super::result;
+use super::shared::SharedLedger;
 use crate::domain::outcome::Reading;
-use crate::upstream::Answer;
-use crate::worker::work::completions::Finished;
-use crate::worker::work::unit::{HeldUnit, OpenLine};
+use crate::upstream::{Answer, Pool};
+use crate::worker::work::finished::{CompletionQueue, FinishedLine};
+use crate::worker::work::line::OpenLine;
+use crate::worker::work::unit::LoadedUnit;
 
-/// Lines of a batch that must have been told that their model is not there.
-const TOLD_MIN: u32 = 20;
+/// So many lines of a batch must have been answered that their model is not there.
+const ANSWERS_MIN: u32 = 20;
 /// Batches and models that are remembered.
 const REMEMBERED_MAX: usize = 1_024;
 
-/// By batch and model, what its lines were told.
-pub(super) type Missing = HashMap<(Arc<str>, i64), Told>;
+pub(super) struct MissingModels {
+    /// How lines were answered, by batch and model.
+    seen: Mutex<HashMap<(Arc<str>, i64), Seen>>,
+    /// How many entries there are, so that a line of any other batch takes no lock.
+    entries: AtomicUsize,
+    ledger: Arc<SharedLedger>,
+    completions: Arc<CompletionQueue>,
+    pool: Arc<Pool>,
+}
 
-pub(super) struct Told {
+struct Seen {
     times: u32,
-    answer: Known,
+    answer: KnownAnswer,
 }
 
 /// What the server said.
 #[derive(Clone)]
-pub(super) struct Known {
+pub(super) struct KnownAnswer {
     status: u16,
     body: Bytes,
     reading: Reading,
 }
 
-impl Dispatch {
-    /// Takes note of an answer, if it says that the model is not there; else of a model that is.
-    pub(super) fn note_missing(&self, unit: &Arc<HeldUnit>, answer: &Answer) {
-        let key = || (unit.batch.id.clone(), unit.lease.key.model_no);
-        let mut missing = self.missing.lock().unwrap_or_else(PoisonError::into_inner);
+impl MissingModels {
+    pub(super) fn new(
+        ledger: Arc<SharedLedger>,
+        completions: Arc<CompletionQueue>,
+        pool: Arc<Pool>,
+    ) -> Self {
+        Self {
+            seen: Mutex::default(),
+            entries: AtomicUsize::new(0),
+            ledger,
+            completions,
+            pool,
+        }
+    }
+
+    /// Takes in an answer. If it is the one that shows that nobody has the model, the batch's
+    /// lines of the model that are not in flight get the same answer.
+    pub(super) fn on_answer(&self, unit: &Arc<LoadedUnit>, answer: &Answer) {
         if !answer.is_model_missing {
-            if !missing.is_empty() && (200..300).contains(&answer.status) {
-                missing.remove(&key());
+            if (200..300).contains(&answer.status) && !self.is_empty() {
+                let mut seen = self.lock();
+                seen.remove(&key(unit));
+                self.count(&seen);
             }
             return;
         }
-        if missing.len() >= REMEMBERED_MAX {
-            missing.clear();
-        }
-        let known = Known {
+        let known = KnownAnswer {
             status: answer.status,
             body: answer.body.clone(),
             reading: answer.reading,
         };
-        let told = missing.entry(key()).or_insert_with(|| Told {
+        let mut seen = self.lock();
+        if seen.len() >= REMEMBERED_MAX {
+            seen.clear();
+        }
+        let of_model = seen.entry(key(unit)).or_insert_with(|| Seen {
             times: 0,
             answer: known.clone(),
         });
-        told.times += 1;
-        let is_enough = told.times == TOLD_MIN;
-        drop(missing);
+        of_model.times += 1;
+        let is_enough = of_model.times == ANSWERS_MIN;
+        self.count(&seen);
+        drop(seen);
         if is_enough {
             tracing::warn!(
                 batch.id = &*unit.batch.id,
                 "no upstream has the model of a batch: its other lines of the model get the same \
                  answer without a call"
             );
-            let unsent = self
-                .lock()
-                .take_lines(&unit.batch.id, unit.lease.key.model_no);
+            let model_no = unit.lease.key.model_no;
+            let unsent = self.ledger.lock().end_model(&unit.batch.id, model_no);
             for (unit, pending) in unsent {
                 let lines = pending.into_iter().map(|pending| pending.line);
-                self.answer_unsent(&unit, lines, &known);
+                self.finish(&unit, lines, &known);
             }
         }
     }
 
-    /// What the lines of a unit are to be told without a call, if it is known that nobody has
-    /// their model.
-    pub(super) fn known_missing(&self, unit: &HeldUnit) -> Option<Known> {
-        let missing = self.missing.lock().unwrap_or_else(PoisonError::into_inner);
-        if missing.is_empty() {
+    /// The answer that the lines of a unit get without a call, if nobody has their model.
+    pub(super) fn known(&self, unit: &LoadedUnit) -> Option<KnownAnswer> {
+        if self.is_empty() {
             return None;
         }
-        let told = missing.get(&(unit.batch.id.clone(), unit.lease.key.model_no))?;
-        (told.times >= TOLD_MIN && unit.routes.is_some()).then(|| told.answer.clone())
+        let seen = self.lock();
+        let of_model = seen.get(&key(unit))?;
+        (of_model.times >= ANSWERS_MIN && unit.routes.is_some()).then(|| of_model.answer.clone())
     }
 
-    pub(super) fn answer_unsent(
+    /// Finishes lines of a unit with an answer that is known.
+    pub(super) fn finish(
         &self,
-        unit: &Arc<HeldUnit>,
+        unit: &Arc<LoadedUnit>,
         lines: impl IntoIterator<Item = OpenLine>,
-        known: &Known,
+        known: &KnownAnswer,
     ) {
-        let finished = lines.into_iter().map(|line| {
-            let answer = Answer {
-                status: known.status,
-                request_id: None,
-                body: known.body.clone(),
-                reading: known.reading,
-                is_model_missing: true,
-                charge: self.pool.budget().open(),
-            };
-            result::answered(unit, &line, answer)
-        });
-        let finished: Vec<Finished> = finished.collect();
-        self.inbox.push(finished);
+        let lines = lines.into_iter();
+        let finished = lines.map(|line| self.finished(unit, &line, known));
+        let finished: Vec<FinishedLine> = finished.collect();
+        self.completions.push(finished);
     }
+
+    /// A line with an answer that is known.
+    pub(super) fn finished(
+        &self,
+        unit: &Arc<LoadedUnit>,
+        line: &OpenLine,
+        known: &KnownAnswer,
+    ) -> FinishedLine {
+        let answer = Answer {
+            status: known.status,
+            request_id: None,
+            body: known.body.clone(),
+            reading: known.reading,
+            is_model_missing: true,
+            charge: self.pool.budget().open(),
+        };
+        result::answered(unit, line, answer)
+    }
+
+    fn is_empty(&self) -> bool {
+        self.entries.load(Ordering::Relaxed) == 0
+    }
+
+    fn count(&self, seen: &HashMap<(Arc<str>, i64), Seen>) {
+        self.entries.store(seen.len(), Ordering::Relaxed);
+    }
+
+    fn lock(&self) -> MutexGuard<'_, HashMap<(Arc<str>, i64), Seen>> {
+        self.seen.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+fn key(unit: &LoadedUnit) -> (Arc<str>, i64) {
+    (unit.batch.id.clone(), unit.lease.key.model_no)
 }

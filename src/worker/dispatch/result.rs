@@ -1,123 +1,22 @@
-//! One line: sent, and its outcome written in its final form.
+//! The outcome of a line, written in its final form.
 
-use std::pin::pin;
+use std::panic::AssertUnwindSafe;
 use std::sync::Arc;
-use std::time::Instant;
-
-use tracing::Instrument as _;
-use tracing::field::Empty;
 
 use crate::codec::segment::Line;
 use crate::domain::batch::EndReason;
-use crate::domain::endpoint;
 use crate::domain::file::Kind;
 use crate::domain::id;
 use crate::domain::outcome::{self, ErrorCode, Outcome};
 use crate::domain::usage::Usage;
-use crate::metrics::trace;
 use crate::store::CountsDelta;
-use crate::upstream::{
-    Again, Answer, Call, Cause, CauseKind, History, Permit, Pool, Timer, Verdict,
-};
-use crate::worker::work::completions::Finished;
-use crate::worker::work::unit::{HeldUnit, OpenLine};
-
-/// A line that is to be sent, with what is known from attempts before.
-pub(crate) struct Pending {
-    pub line: OpenLine,
-    pub history: History,
-    /// The upstream of the last attempt, which others are preferred to.
-    pub avoid: Option<usize>,
-    /// The last answer, if it refused us: it is the line's if there is no better one.
-    /// Boxed: few lines have one, and a pending line is moved about.
-    pub refusal: Option<Box<Answer>>,
-}
-
-impl Pending {
-    /// A line that has not been sent yet.
-    pub(crate) fn new(line: OpenLine) -> Self {
-        Self {
-            line,
-            history: History::default(),
-            avoid: None,
-            refusal: None,
-        }
-    }
-}
-
-/// A line on its way, with its permits.
-pub(crate) struct Job {
-    pub unit: Arc<HeldUnit>,
-    pub pending: Pending,
-    pub permit: Option<Permit>,
-    pub begun: Instant,
-}
-
-/// What came of one attempt.
-pub(crate) enum Attempt {
-    /// The upstream's answer is the line's.
-    Answered(Answer),
-    /// There is none, and no attempt is left.
-    GivenUp(Cause),
-    /// Not yet.
-    Again(Again),
-    /// The call was cut off.
-    Cut,
-    /// The stored line is not a request. It was one when it was uploaded.
-    Unreadable,
-}
-
-/// Sends a job's line once.
-pub(crate) async fn attempt(pool: &Pool, job: &mut Job, timer: &mut Timer) -> Attempt {
-    let unit = job.unit.clone();
-    let Some(request) = job.pending.line.read(&unit.text) else {
-        return Attempt::Unreadable;
-    };
-    let path = if *unit.batch.endpoint == endpoint::ANY {
-        request.path
-    } else {
-        Some(unit.batch.endpoint.path)
-    };
-    let Some(path) = path else {
-        return Attempt::Unreadable;
-    };
-    let Some(permit) = job.permit.take() else {
-        return Attempt::Cut;
-    };
-    if !pool.turn().await {
-        return Attempt::Cut;
-    }
-    let span = tracing::trace_span!(
-        target: trace::TARGET,
-        parent: None,
-        "upstream call",
-        otel.kind = "client",
-        batch.id = &*unit.batch.id,
-        url.path = path,
-        attempt = job.pending.history.attempts() + 1,
-        upstream.name = Empty,
-        outcome = Empty,
-        http.response.status_code = Empty,
-    );
-    let call = Call {
-        path,
-        body: request.body.clone(),
-        charge: pool.budget().open(),
-        traceparent: trace::traceparent(&span),
-    };
-    // Pinned: it is large, and would be moved by each layer around it.
-    let call = pin!(pool.call(permit, call, &mut job.pending.history, timer));
-    let call = call.instrument(span);
-    match unit.cut.run_until_cancelled(call).await {
-        None => Attempt::Cut,
-        Some(Verdict::Answer(answer)) => Attempt::Answered(answer),
-        Some(Verdict::GivenUp(cause)) => Attempt::GivenUp(cause),
-        Some(Verdict::Again(again)) => Attempt::Again(again),
-    }
-}
+use crate::upstream::{Answer, Cause, CauseKind};
+use crate::worker::work::finished::FinishedLine;
+use crate::worker::work::line::{OpenLine, Pending};
+use crate::worker::work::unit::LoadedUnit;
 
 /// A line that an upstream answered.
-pub(crate) fn answered(unit: &Arc<HeldUnit>, line: &OpenLine, answer: Answer) -> Finished {
+pub(crate) fn answered(unit: &Arc<LoadedUnit>, line: &OpenLine, answer: Answer) -> FinishedLine {
     let own_id;
     let request_id = match &answer.request_id {
         Some(id) => id.as_str(),
@@ -142,10 +41,10 @@ pub(crate) fn answered(unit: &Arc<HeldUnit>, line: &OpenLine, answer: Answer) ->
         usage,
         ..CountsDelta::default()
     };
-    // What is held from here on is the line, which is about as long as the answer's body.
+    // From here on the line is held, which is about as long as the answer's body.
     let mut charge = answer.charge;
     charge.shrink_to(line.bytes.len());
-    Finished {
+    FinishedLine {
         unit: unit.clone(),
         line,
         counts,
@@ -153,8 +52,8 @@ pub(crate) fn answered(unit: &Arc<HeldUnit>, line: &OpenLine, answer: Answer) ->
     }
 }
 
-/// A line that was given up without an answer.
-pub(crate) fn given_up(unit: &Arc<HeldUnit>, line: &OpenLine, cause: &Cause) -> Finished {
+/// A line that has no answer, and no attempt left.
+pub(crate) fn given_up(unit: &Arc<LoadedUnit>, line: &OpenLine, cause: &Cause) -> FinishedLine {
     let code = match cause.kind {
         CauseKind::Timeout => ErrorCode::RequestTimeout,
         CauseKind::Invalid => ErrorCode::InvalidResponse,
@@ -164,8 +63,8 @@ pub(crate) fn given_up(unit: &Arc<HeldUnit>, line: &OpenLine, cause: &Cause) -> 
     failed(unit, line, code, &cause.message)
 }
 
-/// A line whose stored text is no request.
-pub(crate) fn unreadable(unit: &Arc<HeldUnit>, line: &OpenLine) -> Finished {
+/// A line whose stored text is no request. It was a request when it was uploaded.
+pub(crate) fn unreadable(unit: &Arc<LoadedUnit>, line: &OpenLine) -> FinishedLine {
     tracing::error!(unit.key = %unit.lease.key, unit.line = line.index, "a stored line is damaged");
     failed(
         unit,
@@ -175,9 +74,9 @@ pub(crate) fn unreadable(unit: &Arc<HeldUnit>, line: &OpenLine) -> Finished {
     )
 }
 
-/// A line that the code could not handle, or its answer: to be sent again, and paid for again,
-/// would not help it.
-pub(crate) fn mishandled(unit: &Arc<HeldUnit>, line: &OpenLine) -> Finished {
+/// A line at which the code failed, or at whose answer it failed. Another attempt would be paid for
+/// again, and fail again.
+pub(crate) fn mishandled(unit: &Arc<LoadedUnit>, line: &OpenLine) -> FinishedLine {
     failed(
         unit,
         line,
@@ -186,13 +85,33 @@ pub(crate) fn mishandled(unit: &Arc<HeldUnit>, line: &OpenLine) -> Finished {
     )
 }
 
-/// A line that is not sent again, because processes died of it.
-pub(crate) fn crashed(unit: &Arc<HeldUnit>, line: &OpenLine) -> Finished {
+/// A line that is not sent again, because processes have died of it.
+pub(crate) fn crashed(unit: &Arc<LoadedUnit>, line: &OpenLine) -> FinishedLine {
     failed(unit, line, ErrorCode::RequestCrashed, outcome::CRASHED)
 }
 
-/// A line that will not run any more, because its batch is ended.
-pub(crate) fn ended(unit: &Arc<HeldUnit>, line: &OpenLine, ending: EndReason) -> Finished {
+/// A line that is not sent any more, because its batch ends. If all attempts so far were refused,
+/// and the window ends, the line ends with the last refusal. `None` if the code panics at the
+/// line: then its unit is to be revoked, and the line ends when the unit is leased again.
+pub(crate) fn concluded(
+    unit: &Arc<LoadedUnit>,
+    pending: Pending,
+    ending: EndReason,
+) -> Option<FinishedLine> {
+    let write = || match pending.refusal {
+        Some(answer) if ending == EndReason::Expired => answered(unit, &pending.line, *answer),
+        _ => ended(unit, &pending.line, ending),
+    };
+    std::panic::catch_unwind(AssertUnwindSafe(write))
+        .inspect_err(|_| {
+            let key = &unit.lease.key;
+            tracing::error!(unit.key = %key, "the code panicked at a line; its unit is let go");
+        })
+        .ok()
+}
+
+/// A line that is not sent any more, because its batch ends.
+pub(crate) fn ended(unit: &Arc<LoadedUnit>, line: &OpenLine, ending: EndReason) -> FinishedLine {
     let (code, message) = match ending {
         EndReason::Expired => (ErrorCode::BatchExpired, outcome::EXPIRED),
         EndReason::Cancelled => (ErrorCode::BatchCancelled, outcome::CANCELLED),
@@ -210,13 +129,13 @@ pub(crate) fn ended(unit: &Arc<HeldUnit>, line: &OpenLine, ending: EndReason) ->
     finished
 }
 
-fn failed(unit: &Arc<HeldUnit>, line: &OpenLine, code: ErrorCode, message: &str) -> Finished {
+fn failed(unit: &Arc<LoadedUnit>, line: &OpenLine, code: ErrorCode, message: &str) -> FinishedLine {
     let (line, _) = write(unit, line, message.len(), Outcome::Error { code, message });
     let counts = CountsDelta {
         failed: 1,
         ..CountsDelta::default()
     };
-    Finished {
+    FinishedLine {
         unit: unit.clone(),
         line,
         counts,
@@ -225,7 +144,7 @@ fn failed(unit: &Arc<HeldUnit>, line: &OpenLine, code: ErrorCode, message: &str)
 }
 
 fn write(
-    unit: &HeldUnit,
+    unit: &LoadedUnit,
     line: &OpenLine,
     size: usize,
     outcome: Outcome<'_>,

@@ -1,4 +1,4 @@
-//! The clock by which a process trusts its lease.
+//! The clock by which a process trusts its lease, and how durations are told to the store.
 
 use std::ops::Add;
 use std::time::Duration;
@@ -6,8 +6,9 @@ use std::time::Duration;
 use rustix::time::{ClockId, clock_gettime};
 
 /// A moment by a clock that nobody sets, and that goes on while the machine is suspended. Linux's
-/// usual monotonic clock, behind [`std::time::Instant`], stands still meanwhile: a laptop that
-/// wakes, or a virtual machine that is resumed, would trust a lease that lapsed hours ago.
+/// usual monotonic clock, behind [`std::time::Instant`], stands still during a suspension: with
+/// it, a laptop that wakes or a virtual machine that is resumed would trust a lease that lapsed
+/// hours ago.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub(crate) struct Uptime(Duration);
 
@@ -15,7 +16,7 @@ impl Uptime {
     pub(crate) fn now() -> Self {
         #[cfg(any(target_os = "linux", target_os = "android"))]
         let clock = ClockId::Boottime;
-        // On Apple's systems this one goes on; elsewhere it is the nearest there is.
+        // On Apple's systems this clock goes on too. Elsewhere it is the nearest there is.
         #[cfg(not(any(target_os = "linux", target_os = "android")))]
         let clock = ClockId::Monotonic;
         let time = clock_gettime(clock);
@@ -36,4 +37,9 @@ impl Add<Duration> for Uptime {
     fn add(self, duration: Duration) -> Self {
         Uptime(self.0.saturating_add(duration))
     }
+}
+
+/// A duration as the store takes it.
+pub(crate) fn millis(duration: Duration) -> i64 {
+    i64::try_from(duration.as_millis()).unwrap_or(i64::MAX)
 }

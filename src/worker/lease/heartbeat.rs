@@ -1,79 +1,64 @@
-//! The heartbeat: renews this process's lease. Beside it, so that it never waits for it, what
-//! others have let go is taken over.
+//! The heartbeat: renews this process's lease.
 
 use std::sync::Arc;
 
+use tokio::time::MissedTickBehavior;
 use tokio_util::sync::CancellationToken;
 
+use super::Lease;
+use super::clock::Uptime;
 use crate::metrics::metrics;
 use crate::store::{self, Error, Store};
-use crate::worker::dispatch::Dispatch;
-use crate::worker::lease::Lease;
-use crate::worker::lease::clock::Uptime;
+use crate::worker::dispatch::ownership::Ownership;
 
-/// Beats until stopped, or until another process has this one's name.
-pub(crate) async fn run(
-    lease: Arc<Lease>,
-    store: Store,
-    dispatch: Arc<Dispatch>,
-    stop: CancellationToken,
-) -> &'static str {
-    let mut tick = tokio::time::interval(lease.pause());
-    tick.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
-    while stop.run_until_cancelled(tick.tick()).await.is_some() {
-        // A connection that was cut without a word is not waited for until the lease has run out.
-        let renewed = tokio::time::timeout(lease.step(), renew(&lease, &store, &dispatch)).await;
-        match renewed.unwrap_or(Err(Error::TimedOut("the heartbeat"))) {
-            Ok(()) => {}
-            Err(Error::Refused(reason)) => {
-                tracing::error!(reason, "this process cannot go on");
-                break;
-            }
-            Err(error) => {
-                tracing::warn!(%error, "the lease could not be renewed; it is tried again");
-            }
-        }
-    }
-    "heartbeat"
+pub(crate) struct Heartbeat {
+    pub lease: Arc<Lease>,
+    pub store: Store,
+    pub ownership: Arc<Ownership>,
 }
 
-/// Takes over from the dead until stopped.
-pub(crate) async fn take_over(
-    lease: Arc<Lease>,
-    store: Store,
-    stop: CancellationToken,
-) -> &'static str {
-    let mut tick = tokio::time::interval(lease.pause());
-    tick.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
-    while stop.run_until_cancelled(tick.tick()).await.is_some() {
-        if !lease.may_take_over() {
-            continue;
+impl Heartbeat {
+    /// Renews the lease until stopped, or until another process has taken this one's name.
+    pub(crate) async fn run(self, stop: CancellationToken) -> &'static str {
+        let mut tick = tokio::time::interval(self.lease.renew_interval());
+        tick.set_missed_tick_behavior(MissedTickBehavior::Delay);
+        while stop.run_until_cancelled(tick.tick()).await.is_some() {
+            // A connection that was cut without a word must not be waited for until the lease has
+            // lapsed.
+            let attempt_timeout = self.lease.attempt_timeout();
+            let renewed = tokio::time::timeout(attempt_timeout, self.renew()).await;
+            match renewed.unwrap_or(Err(Error::TimedOut("the heartbeat"))) {
+                Ok(()) => {}
+                Err(Error::Refused(reason)) => {
+                    tracing::error!(reason, "this process cannot go on");
+                    break;
+                }
+                Err(error) => {
+                    tracing::warn!(%error, "the lease could not be renewed; it is tried again");
+                }
+            }
         }
-        // What hangs until an outage is over must not be done then: those who live come first.
-        let taken = tokio::time::timeout(lease.step(), store.take_over()).await;
-        if let Err(error) = taken.unwrap_or(Err(Error::TimedOut("a take-over"))) {
-            tracing::warn!(%error, "dead replicas could not be looked for; it is tried again");
-        }
+        "heartbeat"
     }
-    "take-over"
-}
 
-async fn renew(lease: &Lease, store: &Store, dispatch: &Dispatch) -> store::Result<()> {
-    let held_before = lease.holds();
-    let sent = Uptime::now();
-    let lost = lease.renew(store, || dispatch.held()).await?;
-    if !lost.is_empty() {
-        tracing::warn!(
-            units.count = lost.len(),
-            "units were lost to other replicas while this one was silent"
-        );
-        metrics().leases_lost(lost.len());
-        dispatch.lose_units(&lost);
+    async fn renew(&self) -> store::Result<()> {
+        let was_held = self.lease.is_held();
+        let sent = Uptime::now();
+        let leased = || self.ownership.leases();
+        let lost = self.lease.renew(&self.store, leased).await?;
+        if !lost.is_empty() {
+            tracing::warn!(
+                units.count = lost.len(),
+                "units were lost to other replicas while this one was silent"
+            );
+            metrics().leases_lost(lost.len());
+            self.ownership.revoke(&lost);
+        }
+        self.lease.on_renewed(sent);
+        if !was_held {
+            tracing::info!("holds its lease again");
+            self.ownership.on_lease_regained();
+        }
+        Ok(())
     }
-    lease.renewed(sent);
-    if !held_before {
-        tracing::info!("holds its lease again");
-        dispatch.poke();
-    }
-    Ok(())
 }

@@ -1,7 +1,8 @@
-//! Units that are leased but whose text is not read yet: they wait for room in the budget.
+//! Units that are leased but whose text is not read yet: they wait for room in the memory budget.
 
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
 
 use crate::codec::segment::Encoded;
 use crate::domain::unit::UnitLease;
@@ -9,62 +10,72 @@ use crate::metrics::ModelMetrics;
 use crate::store::{self, CountsDelta, Error, LeasedUnit, Store, UnitFlush};
 use crate::upstream::{Charge, LaneId, Pool, Routes};
 use crate::worker::dispatch::Dispatch;
-use crate::worker::flush::count;
+use crate::worker::dispatch::ownership::Ownership;
+use crate::worker::dispatch::scheduler::Scheduler;
+use crate::worker::dispatch::shared::SharedLedger;
+use crate::worker::flush::accept::count_written;
 use crate::worker::lease::Lease;
-use crate::worker::work::unit::{BatchContext, HeldUnit};
+use crate::worker::work::unit::{BatchContext, LoadedUnit};
 
 /// A leased unit whose text is not read yet.
-pub(crate) struct Unread {
+pub(super) struct UnreadUnit {
     pub leased: LeasedUnit,
     pub model: String,
     pub file_id: String,
     pub batch: Arc<BatchContext>,
-    /// `None`: its lines are not to be sent.
+    /// `None`: the unit's lines are not to be sent.
     pub routes: Option<Arc<Routes>>,
 }
 
-/// What waits to be read, by lane: one whose lines are large holds up no other.
-pub(crate) struct Texts {
+/// The units that wait to be read, by lane: a lane whose lines are large holds up no other lane.
+pub(super) struct Prefetch {
     store: Store,
     pool: Arc<Pool>,
-    dispatch: Arc<Dispatch>,
+    ledger: Arc<SharedLedger>,
+    ownership: Arc<Ownership>,
+    scheduler: Arc<Scheduler>,
     lease: Arc<Lease>,
-    unread: BTreeMap<LaneId, VecDeque<Unread>>,
+    unread: BTreeMap<LaneId, VecDeque<UnreadUnit>>,
+    /// Numbers the units that are loaded.
+    next_id: AtomicU64,
 }
 
-impl Texts {
-    pub(crate) fn new(
+impl Prefetch {
+    pub(super) fn new(
         store: Store,
         pool: Arc<Pool>,
-        dispatch: Arc<Dispatch>,
+        dispatch: &Dispatch,
         lease: Arc<Lease>,
     ) -> Self {
-        Texts {
+        Prefetch {
             store,
             pool,
-            dispatch,
+            ledger: Arc::clone(&dispatch.ledger),
+            ownership: Arc::clone(&dispatch.ownership),
+            scheduler: Arc::clone(&dispatch.scheduler),
             lease,
             unread: BTreeMap::new(),
+            next_id: AtomicU64::new(0),
         }
     }
 
-    pub(crate) fn push(&mut self, lane: LaneId, unread: Unread) {
+    pub(super) fn push(&mut self, lane: LaneId, unread: UnreadUnit) {
         self.unread.entry(lane).or_default().push_back(unread);
     }
 
-    /// Whether any unit waits to be read.
-    pub(crate) fn wait(&self) -> bool {
-        self.unread.values().any(|units| !units.is_empty())
+    /// Whether no unit waits to be read.
+    pub(super) fn is_empty(&self) -> bool {
+        self.unread.values().all(VecDeque::is_empty)
     }
 
-    /// Whether a unit of a tenant waits to be read in this lane.
-    pub(crate) fn wait_of(&self, lane: LaneId, tenant: &str) -> bool {
+    /// Whether a unit of a tenant waits to be read in a lane.
+    pub(super) fn has_unit_of(&self, lane: LaneId, tenant: &str) -> bool {
         let mut units = self.unread.get(&lane).into_iter().flatten();
         units.any(|unread| *unread.batch.tenant == *tenant)
     }
 
-    /// Of each lane the unit that is read next, if one waits: its batch, and where its lines go.
-    pub(crate) fn first_waiting(&self) -> Vec<(Arc<BatchContext>, Arc<Routes>)> {
+    /// Of each lane the unit that is read next, if one waits: its batch and its routes.
+    pub(super) fn first_of_each_lane(&self) -> Vec<(Arc<BatchContext>, Arc<Routes>)> {
         let lanes = self.unread.iter();
         let first = lanes.filter_map(|(lane, units)| {
             let unread = &units[self.first_of(*lane)?];
@@ -73,22 +84,25 @@ impl Texts {
         first.collect()
     }
 
-    /// The unit of a lane that is read next: that of the tenant, and of the tenant's batch, whose
-    /// turn it is.
+    /// The unit of a lane that is read next: the unit of the tenant, and of the tenant's batch,
+    /// whose turn it is.
     fn first_of(&self, lane: LaneId) -> Option<usize> {
         let units = self.unread.get(&lane)?;
         if units.len() < 2 {
             return (!units.is_empty()).then_some(0);
         }
-        let tenants = units.iter().map(|unread| &*unread.batch.tenant);
-        let tenants = self.dispatch.turns(lane, tenants);
-        let batches = units.iter().map(|unread| &*unread.batch.id);
-        let batches = self.dispatch.turns_of_batches(batches);
-        (0..units.len()).min_by_key(|&at| (tenants[at], batches[at]))
+        let domain = self.pool.limits().domain(lane);
+        let ledger = self.ledger.lock();
+        let run_queues = ledger.run_queues();
+        (0..units.len()).min_by_key(|&at| {
+            let batch = &units[at].batch;
+            let of_tenant = run_queues.turn_of_tenant(&batch.tenant, domain);
+            (of_tenant, run_queues.turn_of_batch(&batch.id))
+        })
     }
 
-    /// Whose units wait to be read.
-    pub(crate) fn batches(&self) -> BTreeSet<String> {
+    /// The batches whose units wait to be read.
+    pub(super) fn batches(&self) -> BTreeSet<String> {
         self.unread
             .values()
             .flatten()
@@ -97,20 +111,20 @@ impl Texts {
     }
 
     /// Takes a batch's units out.
-    pub(crate) fn take(&mut self, batch_id: &str) -> Vec<Unread> {
+    pub(super) fn take(&mut self, batch_id: &str) -> Vec<UnreadUnit> {
         let mut taken = Vec::new();
         for units in self.unread.values_mut() {
             let (of_batch, others) = std::mem::take(units)
                 .into_iter()
                 .partition(|unread| *unread.batch.id == *batch_id);
             *units = others;
-            taken.extend::<VecDeque<Unread>>(of_batch);
+            taken.extend::<VecDeque<UnreadUnit>>(of_batch);
         }
         taken
     }
 
     /// Takes out the units for which other replicas have the whole limit, to be given back.
-    pub(crate) fn take_without_share(&mut self) -> Vec<UnitLease> {
+    pub(super) fn take_without_share(&mut self) -> Vec<UnitLease> {
         let mut taken = Vec::new();
         for units in self.unread.values_mut() {
             units.retain(|unread| {
@@ -123,23 +137,23 @@ impl Texts {
             });
         }
         for lease in &taken {
-            self.dispatch.forget(lease);
+            self.ownership.forget(lease);
         }
         taken
     }
 
-    /// Reads what there is room for in the budget.
-    pub(crate) async fn read(&mut self) -> store::Result<()> {
+    /// Reads the units for which the budget has room.
+    pub(super) async fn read(&mut self) -> store::Result<()> {
         let lanes: Vec<LaneId> = self.unread.keys().copied().collect();
         for lane in lanes {
             while let Some((unread, charge)) = self.next(lane) {
-                self.open(unread, Some(charge)).await?;
+                self.load(unread, Some(charge)).await?;
             }
         }
         Ok(())
     }
 
-    fn next(&mut self, lane: LaneId) -> Option<(Unread, Charge)> {
+    fn next(&mut self, lane: LaneId) -> Option<(UnreadUnit, Charge)> {
         let first = self.first_of(lane)?;
         let units = self.unread.get_mut(&lane)?;
         let bytes = usize::try_from(units.get(first)?.leased.chunk_bytes).unwrap_or(0);
@@ -147,18 +161,18 @@ impl Texts {
         Some((units.remove(first)?, charge))
     }
 
-    /// Reads units whose lines are not to be sent. If the database fails, those that come after
-    /// are forgotten as well: nothing else would ever come back to them.
-    pub(crate) async fn open_unsent(
+    /// Reads units whose lines are not to be sent. If the database fails, the units behind are
+    /// forgotten as well, because nothing else would come back to them.
+    pub(super) async fn load_unsent(
         &self,
-        units: impl IntoIterator<Item = Unread>,
+        units: impl IntoIterator<Item = UnreadUnit>,
     ) -> store::Result<()> {
         let mut units = units.into_iter();
         while let Some(mut unread) = units.next() {
             unread.routes = None;
-            if let Err(error) = self.open(unread, None).await {
+            if let Err(error) = self.load(unread, None).await {
                 for unread in units {
-                    self.dispatch.forget(&unread.leased.lease);
+                    self.ownership.forget(&unread.leased.lease);
                 }
                 return Err(error);
             }
@@ -166,10 +180,10 @@ impl Texts {
         Ok(())
     }
 
-    /// Reads one unit and hands it to the dispatch. If the database fails the unit is forgotten,
-    /// and is given back at the next comparison with the store.
-    pub(crate) async fn open(&self, unread: Unread, charge: Option<Charge>) -> store::Result<()> {
-        let Unread {
+    /// Reads one unit's text, and hands the unit to the scheduler. If the database fails the unit
+    /// is forgotten, and is given back when the store is next compared with what is in hand.
+    async fn load(&self, unread: UnreadUnit, charge: Option<Charge>) -> store::Result<()> {
+        let UnreadUnit {
             leased,
             model,
             file_id,
@@ -177,11 +191,11 @@ impl Texts {
             routes,
         } = unread;
         let metrics = crate::metrics::metrics().model(&self.pool.label(&model));
-        let key = leased.lease.key.clone();
-        if !self.dispatch.holds(&leased.lease) {
+        if !self.ownership.owns(&leased.lease) {
             // Lost to another replica since it was leased.
             return Ok(());
         }
+        let key = leased.lease.key.clone();
         let chunk = match self.store.chunk(&file_id, key.chunk_no).await {
             Ok(Some(chunk)) => chunk,
             Ok(None) => return self.give_up(&leased, &metrics, "its input is gone").await,
@@ -189,12 +203,12 @@ impl Texts {
                 return self.give_up(&leased, &metrics, &error.to_string()).await;
             }
             Err(error) => {
-                self.dispatch.forget(&leased.lease);
+                self.ownership.forget(&leased.lease);
                 return Err(error);
             }
         };
-        let id = self.dispatch.unit_id();
-        let (unit, lines) = HeldUnit::open(
+        let id = self.next_id.fetch_add(1, Ordering::Relaxed);
+        let (unit, lines) = LoadedUnit::load(
             id,
             leased.clone(),
             (&model, metrics.clone()),
@@ -204,17 +218,16 @@ impl Texts {
             charge,
         );
         if lines.is_empty() {
-            return self
-                .give_up(&leased, &metrics, "its text has none of its lines")
-                .await;
+            let cause = "its text has none of its lines";
+            return self.give_up(&leased, &metrics, cause).await;
         }
         tracing::debug!(unit.key = %key, unit.lines = lines.len(), "holds a unit");
-        self.dispatch.add(unit, lines);
+        self.scheduler.admit(unit, lines);
         Ok(())
     }
 
-    /// Ends a unit whose lines cannot be read, so that its batch can end. They count as failed,
-    /// but have no line in the error file: not even their ids are known.
+    /// Ends a unit whose lines cannot be read, so that its batch can end. The lines count as
+    /// failed, but the error file has no line for them: not even their ids are known.
     async fn give_up(
         &self,
         leased: &LeasedUnit,
@@ -243,10 +256,10 @@ impl Texts {
             },
         };
         let written = self.store.flush(&self.lease.token(), 0, &[&flush]).await;
-        // If it was not written, the unit is nobody's here, and is given back.
-        self.dispatch.forget(&leased.lease);
+        // If the flush was not written, the unit is given back at the next comparison.
+        self.ownership.forget(&leased.lease);
         if !written?.accepted.is_empty() {
-            count(metrics, &flush.counts);
+            count_written(metrics, &flush.counts);
         }
         Ok(())
     }

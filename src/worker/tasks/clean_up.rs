@@ -1,29 +1,29 @@
-//! Cleaning up: uploads that died, files that were deleted or have expired, old answers to
+//! Cleaning up: uploads that broke off, files that were deleted or have expired, old answers to
 //! `Idempotency-Key`s.
 
 use std::time::Duration;
 
-use super::task::{Duty, Look, Next};
+use super::task::{Look, Next, Task};
 use crate::store::{self, Purged, Store, Who};
-use crate::worker::lease::millis;
+use crate::worker::lease::clock::millis;
 
-/// An upload that is alive shows a sign of life every 20 s.
+/// An upload that goes on shows a sign of life every 20 s.
 const UPLOAD_SILENT_MS: i64 = 5 * 60 * 1000;
 
-pub(crate) struct Retain {
+pub(crate) struct CleanUp {
     pub store: Store,
-    /// How long a hidden file's bytes stay: whoever is reading them may finish.
+    /// How long a hidden file's bytes stay, so that whoever is reading them may finish.
     pub grace: Duration,
 }
 
-impl Duty for Retain {
-    const NAME: &'static str = "retain";
+impl Task for CleanUp {
+    const NAME: &'static str = "clean_up";
     const TICK: Duration = Duration::from_secs(60);
     const WHO: Option<Who> = None;
 
     async fn round(&mut self, _: Look) -> store::Result<Next> {
         let now = self.store.now().await?;
-        // One chore that fails does not keep the others from being done.
+        // A part that fails does not keep the others from being done.
         let swept = self.store.sweep_uploads(now - UPLOAD_SILENT_MS).await;
         let purged = self.store.purge(now - millis(self.grace)).await;
         let forgotten = self.store.forget_claims().await;

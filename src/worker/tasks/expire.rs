@@ -1,16 +1,16 @@
-//! Ending completion windows.
+//! EndReason the completion windows of batches whose time is over.
 
 use std::time::Duration;
 
-use super::task::{Duty, Look, Next};
+use super::task::{Look, Next, Task};
 use crate::store::{self, Store, Who};
 
-pub(crate) struct Windows {
+pub(crate) struct ExpireBatches {
     pub store: Store,
 }
 
-impl Duty for Windows {
-    const NAME: &'static str = "windows";
+impl Task for ExpireBatches {
+    const NAME: &'static str = "expire_batches";
     const TICK: Duration = Duration::from_secs(1);
     const WHO: Option<Who> = None;
 

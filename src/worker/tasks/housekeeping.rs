@@ -1,6 +1,6 @@
-//! Who looks for what nobody has told of. What duties do is mostly told to who is to do it; but a
-//! process may die before it has told, and windows end by themselves. One process looks for all
-//! of that, and the others only whether somebody does.
+//! Which process keeps house. Tasks are mostly notified of what there is to do; but a process may
+//! die before it has notified them, and windows end by themselves. One process looks for all of
+//! that. The others look only whether one does.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -10,22 +10,22 @@ use tokio_util::sync::CancellationToken;
 
 use super::task::jittered;
 use crate::store::Store;
-use crate::worker::lease::millis;
+use crate::worker::lease::clock::millis;
 
 const TASK: &str = "housekeeping";
-/// How often who has the task says so, and how long it has it from then on.
-const BEAT: Duration = Duration::from_secs(1);
-const TERM: Duration = Duration::from_secs(3);
-/// How often the others look whether it is free.
-const LOOK: Duration = Duration::from_secs(2);
+/// How often the process that keeps house renews its hold, and how long a hold lasts.
+const RENEW_INTERVAL: Duration = Duration::from_secs(1);
+const HOLD_TTL: Duration = Duration::from_secs(3);
+/// How often the others look whether the task is free.
+const LOOK_INTERVAL: Duration = Duration::from_secs(2);
 
-/// Whether this process is the one.
+/// Whether this process keeps house.
 pub(crate) struct Housekeeping {
     is_ours: AtomicBool,
 }
 
 impl Housekeeping {
-    /// `alone`: there are no others.
+    /// `alone`: there are no other processes.
     pub(crate) fn new(alone: bool) -> Housekeeping {
         Housekeeping {
             is_ours: AtomicBool::new(alone),
@@ -37,7 +37,7 @@ impl Housekeeping {
     }
 }
 
-/// Has the task while it can, until stopped.
+/// Keeps house while it can, until stopped.
 pub(crate) async fn run(
     housekeeping: Arc<Housekeeping>,
     store: Store,
@@ -47,7 +47,9 @@ pub(crate) async fn run(
     let keep = async {
         loop {
             let was_ours = housekeeping.is_ours();
-            let held = store.hold_task(TASK, &holder, millis(TERM), was_ours).await;
+            let held = store
+                .hold_task(TASK, &holder, millis(HOLD_TTL), was_ours)
+                .await;
             match held {
                 Ok(is_ours) => {
                     if is_ours != was_ours {
@@ -55,10 +57,14 @@ pub(crate) async fn run(
                     }
                     housekeeping.is_ours.store(is_ours, Ordering::Relaxed);
                 }
-                // Whoever has it may go on: two who do are no harm.
+                // Whoever keeps house may go on. Two processes that do so are no harm.
                 Err(error) => tracing::debug!(%error, "it is not known who keeps house"),
             }
-            let pause = if housekeeping.is_ours() { BEAT } else { LOOK };
+            let pause = if housekeeping.is_ours() {
+                RENEW_INTERVAL
+            } else {
+                LOOK_INTERVAL
+            };
             tokio::time::sleep(jittered(pause)).await;
         }
     };

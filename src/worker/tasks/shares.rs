@@ -1,6 +1,6 @@
-//! This process's part of the limits that hold over all processes, and of the gates that are
-//! closed for all. In its turn it reads what the others hold, takes what is due to it, and says
-//! what it could use.
+//! This process's part of the limits that hold over all processes, and of the cooldowns that hold
+//! for all. In each exchange the process reads what the others hold, takes the share that is due
+//! to it, and writes what it could use.
 
 use std::collections::HashMap;
 use std::sync::Arc;
@@ -11,47 +11,54 @@ use tokio_util::sync::CancellationToken;
 use crate::domain::share::{self, Share};
 use crate::store::{self, GateRow, ShareBook, ShareEntry, Store};
 use crate::upstream::{ClosedGate, Pool};
-use crate::worker::Settings;
-use crate::worker::dispatch::Dispatch;
+use crate::worker::dispatch::demand::Demand;
+use crate::worker::dispatch::shared::SharedLedger;
 use crate::worker::lease::Lease;
-use crate::worker::lease::clock::Uptime;
+use crate::worker::lease::authority::Authority;
+use crate::worker::lease::clock::{Uptime, millis};
+use crate::worker::work::settings::Settings;
 
-/// The longest that a process goes without a turn, and the shortest between two of its turns.
+/// A process goes without an exchange for no longer than this, and waits at least so long between
+/// two exchanges.
 const TICK: Duration = Duration::from_secs(1);
-const PAUSE: Duration = Duration::from_millis(50);
-/// Turns that a process takes in the term of its shares, at least.
-const TURNS_A_TERM: u32 = 3;
+const PAUSE_MIN: Duration = Duration::from_millis(50);
+/// A process makes at least so many exchanges within the lifetime of its shares.
+const EXCHANGES_PER_TTL: u32 = 3;
 
 pub(crate) struct Shares {
     store: Store,
     pool: Arc<Pool>,
-    dispatch: Arc<Dispatch>,
+    ledger: Arc<SharedLedger>,
+    demand: Arc<Demand>,
+    authority: Arc<Authority>,
     token: Arc<str>,
-    /// How long a share may be used after a turn.
-    term: Duration,
-    /// How long one try of a turn may take.
-    step: Duration,
-    /// Who has had its turns for so long has heard of everybody who lives.
-    hearing: Duration,
-    /// How long what a vanished process held is held back, while others can work.
+    /// How long a share may be used after an exchange.
+    safe_ttl: Duration,
+    /// How long one try of an exchange may take.
+    attempt_timeout: Duration,
+    /// After exchanging this long without a gap, this process has seen every live process.
+    stable_after: Duration,
+    /// How long the share of a vanished process is held back, while others can work.
     reclaim_after: Duration,
-    /// What the last turn asked for: a want that is gone for a moment is no reason to move.
+    /// What the last exchange asked for. A want that is gone for a moment is no reason to move
+    /// shares.
     wanted: Vec<usize>,
-    /// Since when it has had its turns in time.
+    /// Since when no exchange was missing.
     unbroken: Uptime,
-    /// Which resets of upstreams it has followed; `None` before its first turn.
+    /// Which resets of upstreams this process has followed. `None` before its first exchange.
     resets: Option<HashMap<String, i64>>,
 }
 
-/// What came of a turn.
+/// What came of an exchange.
 struct Outcome {
     shares: Vec<usize>,
-    /// More is in flight than the share allows: others wait for it.
-    overhang: bool,
-    /// Others may have to let go of something, or may take what was let go of.
+    /// More is in flight than the share allows, and others wait for it.
+    is_overcommitted: bool,
+    /// Others may have to give something back, or may take what was given back.
     concerns_others: bool,
-    told: Vec<ClosedGate>,
-    closed: Vec<ClosedGate>,
+    /// Cooldowns that this process has told the others, and that the others have told it.
+    written: Vec<ClosedGate>,
+    read: Vec<ClosedGate>,
     resets: Vec<(String, i64)>,
 }
 
@@ -59,8 +66,9 @@ impl Shares {
     pub(crate) fn new(
         store: Store,
         pool: Arc<Pool>,
-        dispatch: Arc<Dispatch>,
-        lease: &Lease,
+        ledger: Arc<SharedLedger>,
+        demand: Arc<Demand>,
+        (lease, authority): (&Lease, Arc<Authority>),
         settings: &Settings,
     ) -> Self {
         pool.limits().share_out();
@@ -68,26 +76,55 @@ impl Shares {
         Self {
             store,
             pool,
-            dispatch,
+            ledger,
+            demand,
+            authority,
             token: lease.token(),
-            term: lease.trust(),
-            step: lease.step(),
-            hearing: lease.term(),
-            reclaim_after: settings.worker.reclaim_after,
+            safe_ttl: lease.safe_ttl(),
+            attempt_timeout: lease.attempt_timeout(),
+            stable_after: lease.ttl(),
+            reclaim_after: settings.reclaim_after,
             wanted,
             unbroken: Uptime::now(),
             resets: None,
         }
     }
 
-    /// One turn.
-    async fn turn(&mut self) -> store::Result<()> {
-        let held_before = self.dispatch.shares_hold();
+    /// Makes an exchange when something has changed, here or elsewhere, and by itself from time to
+    /// time, until stopped.
+    pub(crate) async fn run(mut self, stop: CancellationToken) -> &'static str {
+        let pool = self.pool.clone();
+        let mut wakeups = self.store.wakeups(store::Who::Sharers);
+        loop {
+            wakeups.mark_unchanged();
+            let outcome = self.exchange().await;
+            let next = async {
+                if let Err(error) = outcome {
+                    tracing::warn!(%error, "limits could not be shared out; it is tried again");
+                    tokio::time::sleep(self.pause()).await;
+                    return;
+                }
+                tokio::time::sleep(PAUSE_MIN).await;
+                tokio::select! {
+                    Ok(()) = wakeups.changed() => {}
+                    () = pool.limits().news() => {}
+                    () = tokio::time::sleep(self.pause()) => {}
+                }
+            };
+            if stop.run_until_cancelled(next).await.is_none() {
+                return "shares";
+            }
+        }
+    }
+
+    /// One exchange.
+    async fn exchange(&mut self) -> store::Result<()> {
+        let held_before = self.authority.holds_shares();
         if !held_before {
             self.unbroken = Uptime::now();
         }
-        let demand = self.dispatch.demand();
-        if self.dispatch.is_closed() {
+        let demand = self.demand.of_each_limit();
+        if self.is_leaving() {
             self.wanted.fill(0);
         }
         let wants: Vec<usize> = demand
@@ -99,25 +136,27 @@ impl Shares {
         let sent = Uptime::now();
         let exchange = self
             .store
-            .exchange_shares(&self.token, millis(self.term), |book| {
+            .exchange_shares(&self.token, millis(self.safe_ttl), |book| {
                 self.decide(book, &wants)
             });
-        // A connection that was cut without a word is not waited for until the shares are over.
-        let outcome = match tokio::time::timeout(self.step, exchange).await {
+        // A connection that was cut without a word must not be waited for until the shares have
+        // lapsed.
+        let outcome = match tokio::time::timeout(self.attempt_timeout, exchange).await {
             Ok(outcome) => outcome?,
             Err(_) => return Err(store::Error::TimedOut("the exchange of shares")),
         };
-        for gate in outcome.closed.iter().chain(&outcome.told) {
+        for gate in outcome.read.iter().chain(&outcome.written) {
             self.pool.know_gate(gate);
         }
         self.follow(&outcome.resets);
         let limits = self.pool.limits();
-        let has_grown = limits.grant(&outcome.shares, outcome.overhang);
-        self.dispatch.limits_changed();
-        self.dispatch.shares_granted(sent + self.term);
+        let has_grown = limits.grant(&outcome.shares, outcome.is_overcommitted);
+        self.apply_limits();
+        self.authority.grant_shares(sent + self.safe_ttl);
         if has_grown || !held_before {
             tracing::debug!(shares = ?outcome.shares, "has a larger share of a limit");
-            self.dispatch.limits_grew();
+            self.ledger.notify_scheduler();
+            self.ledger.notify_supply();
         }
         if outcome.concerns_others {
             self.store.wake_others(store::Who::Sharers);
@@ -125,15 +164,16 @@ impl Shares {
         Ok(())
     }
 
-    /// What this process takes, and what it writes. Shares that shrink do so here, before what is
-    /// in flight is counted and others can take them; shares that grow wait for the commit.
+    /// What this process takes, and what it writes. Shares that shrink shrink here, before the calls
+    /// in flight are counted and before others can take what is freed. Shares that grow wait for
+    /// the commit.
     fn decide(&self, book: &ShareBook, wants: &[usize]) -> (ShareEntry, Outcome) {
         let limits = self.pool.limits();
         let me = book.holders.iter().find(|h| *h.token == *self.token);
         let place = (me.map_or(i64::MAX, |me| me.joined_at), &*self.token);
-        let leaves = self.dispatch.is_closed();
-        let listens = Uptime::now().since(self.unbroken) >= self.hearing;
-        let reclaim = listens.then(|| millis(self.reclaim_after));
+        let is_leaving = self.is_leaving();
+        let has_seen_all = Uptime::now().since(self.unbroken) >= self.stable_after;
+        let reclaim = has_seen_all.then(|| millis(self.reclaim_after));
         let mut entry = ShareEntry::default();
         let mut parts = Vec::with_capacity(wants.len());
         let mine = limits.all().zip(wants).zip(self.held());
@@ -144,7 +184,7 @@ impl Shares {
                 held: held as u64,
             };
             let mut part = share::part(name, place, mine, &book.holders, reclaim);
-            if leaves {
+            if is_leaving {
                 (part.target, part.share) = (0, 0);
             }
             limits.lower(number, size(part.share));
@@ -154,14 +194,14 @@ impl Shares {
             entry.shares.insert(name.to_owned(), mine);
             parts.push(part);
         }
-        self.dispatch.limits_changed();
-        let in_flight = self.dispatch.in_flight();
+        self.apply_limits();
+        let in_flight = self.demand.in_flight();
         let mut outcome = Outcome {
             shares: parts.iter().map(|part| size(part.share)).collect(),
-            overhang: false,
+            is_overcommitted: false,
             concerns_others: false,
-            told: self.pool.gates_to_tell(),
-            closed: book.gates.iter().map(from_row).collect(),
+            written: self.pool.gates_to_tell(),
+            read: book.gates.iter().map(from_row).collect(),
             resets: book.resets.clone(),
         };
         for (number, (name, _)) in limits.all().enumerate() {
@@ -170,23 +210,23 @@ impl Shares {
                 continue;
             };
             mine.held = part.share.max(in_flight);
-            outcome.overhang |= in_flight > part.share;
+            outcome.is_overcommitted |= in_flight > part.share;
             let before = me.and_then(|me| me.shares.get(name));
             let before = before.copied().unwrap_or_default();
             outcome.concerns_others |= part.is_awaited && mine.held < before.held;
             outcome.concerns_others |= part.share < part.target && mine.wants > before.wants;
         }
-        outcome.concerns_others |= !outcome.told.is_empty();
-        entry.gates = outcome.told.iter().map(into_row).collect();
+        outcome.concerns_others |= !outcome.written.is_empty();
+        entry.gates = outcome.written.iter().map(into_row).collect();
         (entry, outcome)
     }
 
-    /// What this process holds before its turn: nothing new where it has been silent for too
-    /// long, but its calls in flight in any case.
+    /// What this process holds before an exchange: its shares, unless it has been silent for too
+    /// long, and its calls in flight in any case.
     fn held(&self) -> Vec<usize> {
         let limits = self.pool.limits();
-        let holds = self.dispatch.shares_hold();
-        let in_flight = self.dispatch.in_flight().into_iter();
+        let holds = self.authority.holds_shares();
+        let in_flight = self.demand.in_flight().into_iter();
         let held = in_flight.enumerate().map(|(number, in_flight)| {
             let share = if holds { limits.share(number) } else { 0 };
             share.max(in_flight)
@@ -194,7 +234,19 @@ impl Shares {
         held.collect()
     }
 
-    /// Opens what an operator has said is mended since the last turn.
+    /// Makes the ledger choose by the shares as they are now. When this returns, no line is chosen
+    /// by the shares before.
+    fn apply_limits(&self) {
+        let limits = self.pool.limits();
+        self.ledger.lock().set_limits(|lane| limits.lane(lane));
+    }
+
+    /// Whether this process sends nothing new any more.
+    fn is_leaving(&self) -> bool {
+        self.ledger.lock().is_closed()
+    }
+
+    /// Opens the upstreams that an operator has said are mended since the last exchange.
     fn follow(&mut self, resets: &[(String, i64)]) {
         let is_first = self.resets.is_none();
         let known = self.resets.get_or_insert_default();
@@ -207,7 +259,7 @@ impl Shares {
     }
 
     fn pause(&self) -> Duration {
-        TICK.min(self.term / TURNS_A_TERM)
+        TICK.min(self.safe_ttl / EXCHANGES_PER_TTL)
     }
 }
 
@@ -233,34 +285,4 @@ fn from_row(row: &GateRow) -> ClosedGate {
 
 fn size(share: u64) -> usize {
     usize::try_from(share).unwrap_or(usize::MAX)
-}
-
-fn millis(duration: Duration) -> i64 {
-    i64::try_from(duration.as_millis()).unwrap_or(i64::MAX)
-}
-
-/// Takes a turn when there is news, here or from others, and by itself from time to time.
-pub(crate) async fn run(mut shares: Shares, stop: CancellationToken) -> &'static str {
-    let pool = shares.pool.clone();
-    let mut wakeups = shares.store.wakeups(store::Who::Sharers);
-    loop {
-        wakeups.mark_unchanged();
-        let outcome = shares.turn().await;
-        let next = async {
-            if let Err(error) = outcome {
-                tracing::warn!(%error, "limits could not be shared out; it is tried again");
-                tokio::time::sleep(shares.pause()).await;
-                return;
-            }
-            tokio::time::sleep(PAUSE).await;
-            tokio::select! {
-                Ok(()) = wakeups.changed() => {}
-                () = pool.limits().news() => {}
-                () = tokio::time::sleep(shares.pause()) => {}
-            }
-        };
-        if stop.run_until_cancelled(next).await.is_none() {
-            return "shares";
-        }
-    }
 }

@@ -1,4 +1,4 @@
-//! Validation: from what the upload already knows, in milliseconds.
+//! Validation of batches, from what the upload already knows, in milliseconds.
 
 use std::collections::{BinaryHeap, HashSet, VecDeque};
 use std::sync::Arc;
@@ -7,92 +7,76 @@ use std::time::Duration;
 use tokio::time::Instant;
 use tracing::Span;
 
-use super::task::{Duty, Look, Next};
+use super::attempts::Attempts;
+use super::task::{Look, Next, Task};
 use crate::domain::findings::{self, Finding, KEPT};
 use crate::domain::line::Fault;
 use crate::metrics::trace;
-use crate::store::{self, Begun, Error, Input, Store, Unvalidated, Verdict, Who};
+use crate::store::{self, Begun, Input, Store, Unvalidated, Verdict, Who};
 use crate::upstream::Pool;
 
 /// Units that the small batches of one transaction have together.
-const UNITS_A_GROUP: i64 = 5_000;
-/// Batches with many units that get some in one round: the small ones come first, in each round.
-const LARGE_A_ROUND: usize = 4;
-/// What this process has not leased by then of what it let run, others are told of.
-const TOLD_AFTER: Duration = Duration::from_millis(100);
+const UNITS_PER_GROUP: i64 = 5_000;
+/// Large batches that get some of their units in one round. In each round the small batches come
+/// first.
+const LARGE_PER_ROUND: usize = 4;
+/// Others are notified of units that this process has not leased by then, of the batches that it
+/// has let run.
+const NOTIFIED_AFTER: Duration = Duration::from_millis(100);
 
 pub(crate) struct Validate {
     store: Store,
     pool: Arc<Pool>,
     max_requests: u64,
-    /// Batches that run since these moments, and of which others are not told yet.
-    untold: VecDeque<(Instant, String)>,
-    /// Batches that could not be settled: each is tried by itself, so that the others are not
-    /// held up.
-    troubled: HashSet<String>,
+    /// Batches that run since these moments, and of which others are not notified yet.
+    unannounced: VecDeque<(Instant, String)>,
+    /// Batches that could not be settled. Each is tried by itself, so that it holds up no other.
+    failing: HashSet<String>,
 }
 
-/// A batch with what was found of it.
-struct Judged {
+/// A batch with its verdict.
+struct Validated {
     batch: Unvalidated,
     verdict: Verdict,
     /// Ends when the batch is settled.
     _span: Span,
 }
 
-impl Duty for Validate {
+impl Task for Validate {
     const NAME: &'static str = "validate";
     const TICK: Duration = Duration::from_secs(2);
     const WHO: Option<Who> = Some(Who::Validators);
 
     async fn round(&mut self, _: Look) -> store::Result<Next> {
-        self.tell_others().await?;
+        self.notify_others().await?;
         let batches = self.store.unvalidated().await?;
         if batches.is_empty() {
-            self.troubled.clear();
+            self.failing.clear();
             return Ok(self.rest());
         }
         // The first batch may come before the upstreams have said what models they have.
         self.pool.discovered().await;
-        let judged: Vec<Judged> = batches
+        let validated: Vec<Validated> = batches
             .into_iter()
-            .map(|batch| self.judged(batch))
+            .map(|batch| self.validated(batch))
             .collect();
-        let (troubled, well): (Vec<_>, Vec<_>) = judged
+        let (failing, well): (Vec<_>, Vec<_>) = validated
             .into_iter()
-            .partition(|judged| self.troubled.contains(&judged.batch.batch_id));
+            .partition(|validated| self.failing.contains(&validated.batch.batch_id));
         let (small, large): (Vec<_>, Vec<_>) = well
             .into_iter()
-            .partition(|judged| judged.is_settled_at_once());
-        let mut round = Round::default();
+            .partition(|validated| validated.is_settled_at_once());
+        let mut attempts = Attempts::default();
         for group in into_groups(small) {
-            self.settle(group, &mut round).await?;
+            self.settle(group, &mut attempts).await?;
         }
-        for judged in large.into_iter().take(LARGE_A_ROUND).chain(troubled) {
-            self.settle_one(&judged, &mut round).await?;
+        for validated in large.into_iter().take(LARGE_PER_ROUND).chain(failing) {
+            self.settle_one(&validated, &mut attempts).await?;
         }
-        if round.end()? {
+        if attempts.finish()? {
             return Ok(Next::AtOnce);
         }
         Ok(self.rest())
-    }
-}
-
-/// What a round came to so far.
-#[derive(Default)]
-struct Round {
-    has_settled: bool,
-    failed: Option<Error>,
-}
-
-impl Round {
-    /// One batch that fails is no reason to wait for long: it is one only where no other went
-    /// well.
-    fn end(self) -> store::Result<bool> {
-        match self.failed {
-            Some(error) if !self.has_settled => Err(error),
-            _ => Ok(self.has_settled),
-        }
     }
 }
 
@@ -102,71 +86,90 @@ impl Validate {
             store,
             pool,
             max_requests,
-            untold: VecDeque::new(),
-            troubled: HashSet::new(),
+            unannounced: VecDeque::new(),
+            failing: HashSet::new(),
         }
     }
 
-    /// Until when there is nothing to do.
+    /// When there is something to do again.
     fn rest(&self) -> Next {
-        match self.untold.front() {
-            Some((since, _)) => Next::After(TOLD_AFTER.saturating_sub(since.elapsed())),
+        match self.unannounced.front() {
+            Some((since, _)) => Next::After(NOTIFIED_AFTER.saturating_sub(since.elapsed())),
             None => Next::Later,
         }
     }
 
-    /// Wakes the other processes where they have a reason to look: this one had time to lease what
-    /// it let run, and has left some.
-    async fn tell_others(&mut self) -> store::Result<()> {
-        let due = |(since, _): &(Instant, String)| since.elapsed() >= TOLD_AFTER;
-        let due = self.untold.iter().take_while(|untold| due(untold)).count();
+    /// Notifies the other processes where they have a reason to look: this process had time to lease
+    /// the units of the batches that it let run, and has left some.
+    async fn notify_others(&mut self) -> store::Result<()> {
+        let due = |(since, _): &(Instant, String)| since.elapsed() >= NOTIFIED_AFTER;
+        let due = self
+            .unannounced
+            .iter()
+            .take_while(|unannounced| due(unannounced))
+            .count();
         if due == 0 {
             return Ok(());
         }
-        let batches: Vec<String> = self.untold.drain(..due).map(|(_, batch)| batch).collect();
+        let batches: Vec<String> = self
+            .unannounced
+            .drain(..due)
+            .map(|(_, batch)| batch)
+            .collect();
         if self.store.any_waits(&batches).await? {
             self.store.wake_others(Who::Supplies);
         }
         Ok(())
     }
 
-    fn note_begun<'a>(&mut self, batches: impl Iterator<Item = &'a str>) {
+    fn on_begun<'a>(&mut self, batches: impl Iterator<Item = &'a str>) {
         let now = Instant::now();
-        self.untold
+        self.unannounced
             .extend(batches.map(|batch| (now, batch.to_owned())));
     }
 
-    /// Settles a group in one transaction, or each by itself where that fails.
-    async fn settle(&mut self, group: Vec<Judged>, round: &mut Round) -> store::Result<()> {
+    /// Settles a group in one transaction, or each batch by itself where that fails.
+    async fn settle(
+        &mut self,
+        group: Vec<Validated>,
+        attempts: &mut Attempts,
+    ) -> store::Result<()> {
         let verdicts: Vec<_> = group
             .iter()
-            .map(|judged| (&judged.batch, &judged.verdict))
+            .map(|validated| (&validated.batch, &validated.verdict))
             .collect();
         match self.store.settle_batches(&verdicts).await {
-            Ok(begun) => {
-                round.has_settled |= begun.settled > 0;
-                self.note_begun(begun.batches.iter().map(String::as_str));
-            }
-            Err(error) if error.is_outage() && !error.is_timeout() => return Err(error),
-            Err(error) if group.len() == 1 => self.note_failed(&group[0], error, round),
-            Err(error) => {
-                tracing::warn!(%error, "batches could not be settled together; one at a time");
-                for judged in &group {
-                    self.settle_one(judged, round).await?;
+            Ok(settled) => {
+                if settled.settled > 0 {
+                    attempts.succeeded();
                 }
+                self.on_begun(settled.batches.iter().map(String::as_str));
+            }
+            Err(error) if group.len() > 1 && (!error.is_outage() || error.is_timeout()) => {
+                tracing::warn!(%error, "batches could not be settled together; one at a time");
+                for validated in &group {
+                    self.settle_one(validated, attempts).await?;
+                }
+            }
+            Err(error) => {
+                self.take::<()>(&group[0], Err(error), attempts)?;
             }
         }
         Ok(())
     }
 
     /// Settles a batch by itself, or gives it some more of its units.
-    async fn settle_one(&mut self, judged: &Judged, round: &mut Round) -> store::Result<()> {
-        let Judged { batch, verdict, .. } = judged;
+    async fn settle_one(
+        &mut self,
+        validated: &Validated,
+        attempts: &mut Attempts,
+    ) -> store::Result<()> {
+        let Validated { batch, verdict, .. } = validated;
         let settled = match verdict {
             Verdict::Accepted { model } => {
                 let begun = self.store.begin_batch(batch, model.as_deref()).await;
                 if let Ok(Begun::Runs) = begun {
-                    self.note_begun([batch.batch_id.as_str()].into_iter());
+                    self.on_begun([batch.batch_id.as_str()].into_iter());
                 }
                 begun.map(|begun| begun != Begun::Elsewhere)
             }
@@ -175,25 +178,30 @@ impl Validate {
                 settled.map(|settled| settled.settled > 0)
             }
         };
-        match settled {
-            Ok(is_settled) => {
-                round.has_settled |= is_settled;
-                self.troubled.remove(&batch.batch_id);
+        if let Some(is_settled) = self.take(validated, settled, attempts)? {
+            if is_settled {
+                attempts.succeeded();
             }
-            Err(error) if error.is_outage() && !error.is_timeout() => return Err(error),
-            Err(error) => self.note_failed(judged, error, round),
+            self.failing.remove(&batch.batch_id);
         }
         Ok(())
     }
 
-    fn note_failed(&mut self, judged: &Judged, error: Error, round: &mut Round) {
-        let id = &judged.batch.batch_id;
-        tracing::error!(batch.id = id, %error, "a batch cannot be settled; the others go on");
-        self.troubled.insert(id.clone());
-        round.failed = Some(error);
+    /// Takes in how it went for a batch. `None`: it failed, and the others go on.
+    fn take<T>(
+        &mut self,
+        validated: &Validated,
+        attempt: store::Result<T>,
+        attempts: &mut Attempts,
+    ) -> store::Result<Option<T>> {
+        let id = &validated.batch.batch_id;
+        attempts.take(attempt, |error| {
+            tracing::error!(batch.id = id, %error, "a batch cannot be settled; the others go on");
+            self.failing.insert(id.clone());
+        })
     }
 
-    fn judged(&self, batch: Unvalidated) -> Judged {
+    fn validated(&self, batch: Unvalidated) -> Validated {
         let span = tracing::trace_span!(
             target: trace::TARGET,
             parent: None,
@@ -201,7 +209,7 @@ impl Validate {
             batch.id = batch.batch_id,
             batch.total = batch.input.as_ref().map(|input| input.requests),
         );
-        let faults = span.in_scope(|| self.judge(&batch));
+        let faults = span.in_scope(|| self.findings(&batch));
         let verdict = if faults.is_empty() {
             Verdict::Accepted {
                 model: only_model(&batch),
@@ -210,15 +218,15 @@ impl Validate {
             let errors = serde_json::to_string(&faults).unwrap_or_else(|_| "[]".to_owned());
             Verdict::Rejected { errors }
         };
-        Judged {
+        Validated {
             batch,
             verdict,
             _span: span,
         }
     }
 
-    /// All that is wrong with a batch, as OpenAI would list it.
-    fn judge(&self, batch: &Unvalidated) -> Vec<Finding> {
+    /// All that is wrong with a batch, as OpenAI lists it.
+    fn findings(&self, batch: &Unvalidated) -> Vec<Finding> {
         let Some(input) = &batch.input else {
             let id = &batch.input_file_id;
             let mut message = format!(
@@ -294,7 +302,7 @@ fn only_model(batch: &Unvalidated) -> Option<String> {
     }
 }
 
-impl Judged {
+impl Validated {
     /// Whether it takes no more than one transaction: a refusal, or few units.
     fn is_settled_at_once(&self) -> bool {
         matches!(self.verdict, Verdict::Rejected { .. }) || self.batch.is_small()
@@ -302,20 +310,20 @@ impl Judged {
 }
 
 /// Divides batches into groups that one transaction makes the units of.
-fn into_groups(batches: Vec<Judged>) -> Vec<Vec<Judged>> {
-    let mut groups: Vec<Vec<Judged>> = Vec::new();
+fn into_groups(batches: Vec<Validated>) -> Vec<Vec<Validated>> {
+    let mut groups: Vec<Vec<Validated>> = Vec::new();
     let mut units = 0;
-    for judged in batches {
-        let its_units = match judged.verdict {
-            Verdict::Accepted { .. } => judged.batch.units_max(),
+    for validated in batches {
+        let its_units = match validated.verdict {
+            Verdict::Accepted { .. } => validated.batch.units_max(),
             Verdict::Rejected { .. } => 0,
         };
         units += its_units;
         match groups.last_mut() {
-            Some(group) if units <= UNITS_A_GROUP => group.push(judged),
+            Some(group) if units <= UNITS_PER_GROUP => group.push(validated),
             _ => {
                 units = its_units;
-                groups.push(vec![judged]);
+                groups.push(vec![validated]);
             }
         }
     }

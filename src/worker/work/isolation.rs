@@ -1,43 +1,75 @@
-//! Isolation of requests that may kill their process. A unit whose owners died is sent with care:
-//! what is sent is recorded in the store before, and the fewer at once the more owners have died,
-//! until the request that kills is the only one on its way. Other units go on.
+//! Isolation of requests that may kill their process.
+//!
+//! Once owners of a unit have died, its lines are sent with care: what is sent is recorded in the
+//! store beforehand, and the more owners have died, the fewer lines are in flight at once. In the
+//! end the request that kills is the only one in flight. Other units go on.
 
 use std::sync::atomic::{AtomicBool, Ordering};
 
 use tokio::sync::Mutex;
 
+use super::line::OpenLine;
 use crate::domain::unit::Bitmap;
 use crate::store::Deaths;
-use crate::worker::work::unit::OpenLine;
 
-/// So many processes died while a request was alone on its way: the request is not sent again.
+/// A request is not sent again once so many processes have died while it was alone in flight.
 const DEATHS_ALONE_MAX: i64 = 2;
-/// So many more lines are recorded at once, where any number may be on its way: then a record costs
-/// little, and says enough.
+/// Where any number of lines may be in flight, so many more lines are recorded at once. A record
+/// then costs little, and still says enough.
 const RECORDED_AHEAD: u32 = 15;
 
-/// How a unit is sent whose owners died.
+/// How the lines of a unit are sent whose owners have died.
 #[derive(Debug)]
 pub(crate) struct Isolation {
     deaths: Deaths,
-    /// Lines that may be on their way at once.
-    at_once: usize,
-    /// Lines that may have killed the last owner. While one of them is not done, the unit is not
-    /// cleared.
+    level: Level,
+    /// Lines that may have killed the last owner. The unit is not cleared while one of them is not
+    /// done.
     suspects: Vec<u32>,
     /// The line up to which this owner has recorded that it sends.
     recorded: Mutex<Option<u32>>,
     is_cleared: AtomicBool,
 }
 
+/// How much care the lines need. A unit that nobody has died with has no level.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Level {
+    /// Any number of lines may be in flight. What is sent is recorded ahead.
+    Recorded,
+    /// So many lines may be in flight. Each of them is recorded.
+    Throttled(usize),
+    /// One line at a time, and only suspects. The next line waits until the last one is on disk,
+    /// because the record of another line would hide it.
+    Isolated,
+}
+
+impl Level {
+    fn of(deaths: Deaths) -> Option<Level> {
+        Some(match deaths.at_once()? {
+            1 => Level::Isolated,
+            usize::MAX => Level::Recorded,
+            lines => Level::Throttled(lines),
+        })
+    }
+
+    /// How many lines may be in flight.
+    fn max_in_flight(self) -> usize {
+        match self {
+            Level::Recorded => usize::MAX,
+            Level::Throttled(lines) => lines,
+            Level::Isolated => 1,
+        }
+    }
+}
+
 impl Isolation {
-    /// `None` for a unit that nobody has died with. `lines`: those that are not done.
-    pub(crate) fn of(deaths: Deaths, lines: &[OpenLine]) -> Option<Self> {
-        let at_once = deaths.at_once()?;
+    /// `None` for a unit that nobody has died with. `lines`: the lines that are not done.
+    pub(super) fn new(deaths: Deaths, lines: &[OpenLine]) -> Option<Self> {
+        let level = Level::of(deaths)?;
         Some(Isolation {
             deaths,
-            at_once,
-            suspects: suspects(deaths, at_once, lines),
+            level,
+            suspects: suspects(deaths, level, lines),
             recorded: Mutex::default(),
             is_cleared: AtomicBool::new(false),
         })
@@ -47,42 +79,54 @@ impl Isolation {
         self.is_cleared.load(Ordering::Relaxed)
     }
 
+    /// A flush has written the last suspect. The unit is normal from now on.
     pub(crate) fn clear(&self) {
         self.is_cleared.store(true, Ordering::Relaxed);
     }
 
-    /// Whether no line is left that may have killed an owner.
+    /// Whether these lines include every suspect.
     pub(crate) fn is_cleared_by(&self, done: &Bitmap) -> bool {
         self.suspects.iter().all(|&line| done.contains(line))
     }
 
-    /// How many lines may be on their way at once.
-    pub(crate) fn at_once(&self) -> usize {
-        self.at_once
+    /// Whether nothing else of this process may be in flight. The last owner died while one line
+    /// of the unit was alone in flight, but lines of other units may have been in flight as well.
+    pub(crate) fn needs_the_process(&self) -> bool {
+        self.level == Level::Isolated && self.deaths.alone > 0
     }
 
-    /// Whether one line at a time is sent, and the next one waits until that one is on disk: the
-    /// record of another would hide it.
-    pub(crate) fn is_single(&self) -> bool {
-        self.at_once == 1
+    /// Whether a line may be sent now, as far as the unit itself is concerned. `is_idle`: no other
+    /// line of the unit is in flight, waits for its next attempt, or is on its way to the disk.
+    pub(crate) fn allows(
+        &self,
+        line: u32,
+        in_flight: usize,
+        is_idle: impl FnOnce() -> bool,
+    ) -> bool {
+        in_flight < self.level.max_in_flight()
+            && self.may_send(line)
+            && (self.level != Level::Isolated || is_idle())
     }
 
-    /// Whether nothing else of this process may be on its way: the last owner died when the line
-    /// was alone of its unit, but others of other units were on theirs.
-    pub(crate) fn stops_all(&self) -> bool {
-        self.is_single() && self.deaths.alone > 0
+    /// Of the lines that are ready, how many could be sent if there were permits.
+    pub(crate) fn sendable(&self, ready: impl Iterator<Item = u32>, has_waiting: bool) -> usize {
+        match self.level {
+            Level::Recorded | Level::Throttled(_) => ready.count().min(self.level.max_in_flight()),
+            // While a suspect waits for its next attempt, no other line is sent.
+            Level::Isolated if has_waiting => 0,
+            Level::Isolated => ready.filter(|&line| self.may_send(line)).count(),
+        }
     }
 
-    /// Whether a line may be sent, as far as the unit itself is concerned. Where lines are sent
-    /// singly, only suspects are; the others wait until the unit is cleared.
-    pub(crate) fn allows(&self, line: u32) -> bool {
-        !self.is_single() || self.suspects.contains(&line)
+    /// In an isolated unit only suspects are sent. The other lines wait until the unit is cleared.
+    fn may_send(&self, line: u32) -> bool {
+        self.level != Level::Isolated || self.suspects.contains(&line)
     }
 
-    /// Puts the line first that was alone on its way when the last owner died; where that has
-    /// happened too often, takes it out and returns it: it gets its outcome unsent.
+    /// Puts the line first that was alone in flight when the last owner died. Where that has
+    /// happened too often, the line is taken out and returned: it ends without being sent.
     pub(crate) fn take_killer(&self, lines: &mut Vec<OpenLine>) -> Option<OpenLine> {
-        if !self.stops_all() {
+        if !self.needs_the_process() {
             return None;
         }
         let recorded = |line: &OpenLine| Some(i64::from(line.index)) == self.deaths.recorded_line;
@@ -94,24 +138,23 @@ impl Isolation {
         None
     }
 
-    /// Records with `record` that a line is sent, and perhaps some behind it, unless that is known
-    /// already. False if the record was refused.
+    /// Records with `record` that a line is sent, and perhaps some lines behind it, unless the
+    /// record covers the line already. False if the record was refused.
     pub(crate) async fn record<E>(
         &self,
         line: u32,
         record: impl AsyncFnOnce(u32) -> Result<bool, E>,
     ) -> Result<bool, E> {
-        let ahead = if self.at_once == usize::MAX {
-            RECORDED_AHEAD
-        } else {
-            0
+        let ahead = match self.level {
+            Level::Recorded => RECORDED_AHEAD,
+            Level::Throttled(_) | Level::Isolated => 0,
         };
         let mut recorded = self.recorded.lock().await;
-        let is_known = recorded.is_some_and(|recorded| match self.is_single() {
-            true => recorded == line,
-            false => recorded >= line,
+        let is_covered = recorded.is_some_and(|recorded| match self.level {
+            Level::Isolated => recorded == line,
+            Level::Recorded | Level::Throttled(_) => recorded >= line,
         });
-        if is_known {
+        if is_covered {
             return Ok(true);
         }
         let upto = line.saturating_add(ahead);
@@ -123,10 +166,11 @@ impl Isolation {
     }
 }
 
-/// Which lines may have killed the last owner: of those that are open, all up to the one recorded;
-/// that one only, if it was alone. At least one, and all where none was recorded.
-fn suspects(deaths: Deaths, at_once: usize, lines: &[OpenLine]) -> Vec<u32> {
-    if at_once == usize::MAX {
+/// Which lines may have killed the last owner: of the open lines, all up to the recorded line. If
+/// the recorded line was alone, it is the only suspect. If nothing was recorded, all open lines
+/// are suspects. There is at least one suspect.
+fn suspects(deaths: Deaths, level: Level, lines: &[OpenLine]) -> Vec<u32> {
+    if level == Level::Recorded {
         return Vec::new();
     }
     let may_be = |index: u32| match deaths.recorded_line {
@@ -154,7 +198,7 @@ mod tests {
             alone,
         };
         let open = [3, 4, 6, 9].map(|index| OpenLine::new(index, 0..0));
-        Isolation::of(deaths, &open).map_or(Vec::new(), |isolation| isolation.suspects)
+        Isolation::new(deaths, &open).map_or(Vec::new(), |isolation| isolation.suspects)
     }
 
     #[test]

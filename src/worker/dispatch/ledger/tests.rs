@@ -1,10 +1,20 @@
-use proptest::prelude::*;
+use std::collections::BTreeSet;
 
-use super::super::order::Door;
+use proptest::prelude::*;
+use proptest::sample::Index;
+
+use super::super::order::{self, Door};
 use super::*;
 use crate::domain::endpoint::ENDPOINTS;
-use crate::upstream::{Acquired, Permit, Pool, testing};
+use crate::upstream::{Acquired, Permit, Pool, Routes, testing};
 use crate::worker::testing as units;
+use crate::worker::work::unit::BatchContext;
+
+/// Of the lanes of these tests.
+const LIMIT: LaneLimit = LaneLimit {
+    calls: 64,
+    domain: 0,
+};
 
 /// A unit of one of a few tenants and batches.
 fn unit(
@@ -14,7 +24,7 @@ fn unit(
     chunk_no: i64,
     lines: u32,
     routes: &Arc<Routes>,
-) -> (Arc<HeldUnit>, Vec<OpenLine>) {
+) -> (Arc<LoadedUnit>, Vec<OpenLine>) {
     let context = BatchContext {
         id: format!("batch-{tenant}-{batch}").into(),
         tenant: format!("tenant-{tenant}").into(),
@@ -27,171 +37,450 @@ fn unit(
     let mut leased = units::leased(lines, 0, None);
     leased.lease.key.batch_id = context.id.to_string();
     leased.lease.key.chunk_no = chunk_no;
+    leased.lease.epoch = i64::try_from(id).expect("is small");
     units::unit_on(id, Arc::new(context), leased, Some(Arc::clone(routes)))
 }
 
-/// Everything that is counted, counted again from the units and from what is on its way.
-fn recounted(ledger: &Ledger, on_the_way: &[Arc<HeldUnit>]) {
-    let count = |of: &dyn Fn(&ActiveUnit) -> usize, which: &dyn Fn(&ActiveUnit) -> bool| {
-        let units = ledger.units.values().filter(|active| which(active));
-        units.map(of).sum::<usize>()
-    };
-    let ready = |active: &ActiveUnit| active.fresh.len() + active.retries.len();
-    for (key, queue) in &ledger.queues {
-        let here = |active: &ActiveUnit| active.place.queue.is_some_and(|place| place.0 == key);
-        assert_eq!(queue.ready, count(&ready, &here));
-        for (flow_key, flow) in &queue.flows {
-            let of_flow = |active: &ActiveUnit| {
-                here(active) && active.place.queue.is_some_and(|place| place.1 == flow_key)
-            };
-            assert_eq!(flow.fresh, count(&|active| active.fresh.len(), &of_flow));
-            assert_eq!(
-                flow.retries,
-                count(&|active| active.retries.len(), &of_flow)
-            );
-            assert_eq!(
-                flow.waiting,
-                count(&|active| active.waiting.len(), &of_flow)
-            );
-            assert_eq!(flow.units, count(&|_| 1, &of_flow));
-            for (batch_key, of_batch) in &flow.batches {
-                let of_this =
-                    |active: &ActiveUnit| active.place.queue == Some((key, flow_key, batch_key));
-                assert_eq!(
-                    of_batch.fresh,
-                    count(&|active| active.fresh.len(), &of_this)
-                );
-                assert_eq!(
-                    of_batch.retries,
-                    count(&|active| active.retries.len(), &of_this)
-                );
-                assert_eq!(of_batch.units, count(&|_| 1, &of_this));
-                let with_lines: BTreeSet<(i64, u64)> = ledger
-                    .units
-                    .values()
-                    .filter(|active| of_this(active) && ready(active) > 0)
-                    .map(|active| (active.unit.lease.key.chunk_no, active.unit.id))
-                    .collect();
-                assert_eq!(of_batch.ready, with_lines);
-            }
+fn due(at: Instant) -> Due {
+    Due { at, soonest: None }
+}
+
+/// Where the model has a line.
+#[derive(Clone, Copy, Debug, PartialEq)]
+enum At {
+    Fresh,
+    Retry,
+    Waiting(Instant),
+    /// Finished, taken out, or released.
+    Gone,
+}
+
+/// What the model knows of a unit: every line by its own, and nothing counted.
+struct Unit {
+    unit: Arc<LoadedUnit>,
+    lines: Vec<At>,
+    /// Lines in flight count for tenant, batch and lane even when the unit is not in hand any
+    /// more.
+    in_flight: Vec<Pending>,
+    is_in_hand: bool,
+    ending: Option<EndReason>,
+}
+
+impl Unit {
+    fn count(&self, is: impl Fn(At) -> bool) -> usize {
+        self.lines.iter().filter(|line| is(**line)).count()
+    }
+
+    fn resting(&self) -> Resting {
+        Resting {
+            fresh: self.count(|line| line == At::Fresh),
+            retries: self.count(|line| line == At::Retry),
+            waiting: self.count(|line| matches!(line, At::Waiting(_))),
         }
     }
-    for (id, lane) in &ledger.lanes {
-        let of_lane = |unit: &HeldUnit| unit.routes.as_ref().is_some_and(|r| r.lane == *id);
-        assert_eq!(lane.ready, count(&ready, &|active| of_lane(&active.unit)));
-        assert_eq!(
-            lane.waiting,
-            count(&|active| active.waiting.len(), &|active| of_lane(
-                &active.unit
-            ))
-        );
-        assert_eq!(
-            lane.in_flight,
-            on_the_way.iter().filter(|unit| of_lane(unit)).count()
-        );
+
+    /// Its lane, and the routes of its run queue.
+    fn lane(&self) -> LaneId {
+        self.unit.routes.as_ref().expect("is routed").lane
     }
-    for (_, tenant) in &ledger.tenants {
-        let of_tenant = on_the_way
-            .iter()
-            .filter(|unit| unit.batch.tenant == tenant.name);
-        assert_eq!(tenant.in_flight, of_tenant.count());
-        let by_domain = tenant.domains.iter().map(|turns| turns.in_flight);
-        assert_eq!(by_domain.sum::<usize>(), tenant.in_flight);
-        assert_eq!(
-            tenant.units,
-            count(&|_| 1, &|active| active.unit.batch.tenant == tenant.name)
-        );
+
+    fn tenant(&self) -> &str {
+        &self.unit.batch.tenant
     }
-    for (_, batch) in &ledger.batches {
-        let of_batch = on_the_way
-            .iter()
-            .filter(|unit| unit.batch.id == batch.context.id);
-        assert_eq!(batch.turns.in_flight, of_batch.count());
-        assert_eq!(
-            batch.units,
-            count(&|_| 1, &|active| active.unit.batch.id == batch.context.id)
-        );
+
+    fn batch(&self) -> &str {
+        &self.unit.batch.id
     }
-    assert_eq!(ledger.in_flight, on_the_way.len());
-    let due = ledger
-        .units
-        .values()
-        .filter_map(|active| active.waiting.peek())
-        .map(|w| w.due)
-        .min();
-    assert!(
-        ledger.wake_at <= due || due.is_none(),
-        "a line that waits is not woken"
-    );
+
+    fn lose_resting(&mut self) {
+        self.lines.fill(At::Gone);
+    }
+}
+
+/// A second ledger, which has every line in a list and counts nothing. It shares no code with the
+/// ledger.
+#[derive(Default)]
+struct Model {
+    units: BTreeMap<u64, Unit>,
+    leases: BTreeSet<UnitLease>,
+}
+
+impl Model {
+    fn in_hand(&self) -> impl Iterator<Item = &Unit> {
+        self.units.values().filter(|unit| unit.is_in_hand)
+    }
+
+    /// Adds up what `of` says of the units in hand that `which` names.
+    fn sum(&self, which: impl Fn(&Unit) -> bool, of: impl Fn(&Unit) -> usize) -> usize {
+        self.in_hand().filter(|unit| which(unit)).map(of).sum()
+    }
+
+    fn resting(&self, which: impl Fn(&Unit) -> bool) -> Resting {
+        Resting {
+            fresh: self.sum(&which, |unit| unit.resting().fresh),
+            retries: self.sum(&which, |unit| unit.resting().retries),
+            waiting: self.sum(&which, |unit| unit.resting().waiting),
+        }
+    }
+
+    fn in_flight(&self, which: impl Fn(&Unit) -> bool) -> usize {
+        let units = self.units.values().filter(|unit| which(unit));
+        units.map(|unit| unit.in_flight.len()).sum()
+    }
+
+    /// A unit all of whose lines have ended is not in hand any more.
+    fn remove_spent(&mut self) {
+        for unit in self.units.values_mut() {
+            let has_lines = unit.lines.iter().any(|line| *line != At::Gone);
+            unit.is_in_hand &= has_lines || !unit.in_flight.is_empty();
+        }
+    }
+
+    fn release(&mut self, id: u64) {
+        if let Some(unit) = self.units.get_mut(&id)
+            && unit.is_in_hand
+        {
+            unit.is_in_hand = false;
+            unit.lose_resting();
+            self.leases.remove(&unit.unit.lease);
+        }
+    }
+
+    fn revoke(&mut self, lease: &UnitLease) {
+        self.leases.remove(lease);
+        let units = self.in_hand().filter(|unit| unit.unit.lease == *lease);
+        for id in units.map(|unit| unit.unit.id).collect::<Vec<_>>() {
+            self.release(id);
+        }
+    }
+
+    /// Compares all that the ledger counts with the lists.
+    fn compare(&self, ledger: &Ledger) {
+        let ids: Vec<u64> = self.in_hand().map(|unit| unit.unit.id).collect();
+        assert!(ledger.units().map(ActiveUnit::id).eq(ids), "units in hand");
+        for unit in self.in_hand() {
+            let active = ledger.unit(unit.unit.id).expect("is in hand");
+            assert_eq!(active.resting(), unit.resting());
+            assert_eq!(active.in_flight(), unit.in_flight.len());
+        }
+        assert_eq!(ledger.in_flight(), self.in_flight(|_| true));
+        let leases: BTreeSet<UnitLease> = ledger.leases().collect();
+        assert_eq!(leases, self.leases);
+
+        let run_queues = ledger.run_queues();
+        for (id, lane) in run_queues.lanes() {
+            let in_flight = self.in_flight(|unit| unit.lane() == id);
+            assert_eq!(lane.in_flight(), in_flight, "in flight in a lane");
+        }
+        let mut flows = BTreeSet::new();
+        for (_, queue) in run_queues.queues() {
+            let lane = queue.routes().lane;
+            let ready = self.resting(|unit| unit.lane() == lane).ready();
+            assert_eq!(queue.ready(), ready, "ready in a queue");
+            for (_, flow) in queue.flows() {
+                let tenant = run_queues.tenant(flow.tenant());
+                let name = &**tenant.name();
+                let is_of_flow = |unit: &Unit| unit.lane() == lane && unit.tenant() == name;
+                assert_eq!(flow.resting(), self.resting(is_of_flow), "a flow");
+                for of_batch in flow.batches() {
+                    let batch = &*run_queues.batch(of_batch.batch()).context().id;
+                    let is_of_batch = |unit: &Unit| is_of_flow(unit) && unit.batch() == batch;
+                    assert_eq!(of_batch.resting(), self.resting(is_of_batch), "a batch");
+                    let ready = self.in_hand().filter(|unit| is_of_batch(unit));
+                    let ready = ready.filter(|unit| unit.resting().ready() > 0);
+                    let mut ready: Vec<(i64, u64)> = ready
+                        .map(|unit| (unit.unit.lease.key.chunk_no, unit.unit.id))
+                        .collect();
+                    ready.sort_unstable();
+                    let ready = ready.into_iter().map(|(_, id)| id);
+                    assert!(of_batch.ready_units().eq(ready), "units that are ready");
+                    flows.insert((lane, name.to_owned(), batch.to_owned()));
+                }
+            }
+        }
+        let of_units = self.in_hand().map(|unit| {
+            let (tenant, batch) = (unit.tenant().to_owned(), unit.batch().to_owned());
+            (unit.lane(), tenant, batch)
+        });
+        assert_eq!(flows, of_units.collect(), "who is in the queues");
+        for unit in self.units.values() {
+            let of_tenant = run_queues.turn_of_tenant(unit.tenant(), LIMIT.domain);
+            let in_flight = self.in_flight(|other| other.tenant() == unit.tenant());
+            assert_eq!(of_tenant.in_flight, in_flight, "in flight of a tenant");
+            let of_batch = run_queues.turn_of_batch(unit.batch());
+            let in_flight = self.in_flight(|other| other.batch() == unit.batch());
+            assert_eq!(of_batch.in_flight, in_flight, "in flight of a batch");
+        }
+        let due = self.in_hand().flat_map(|unit| &unit.lines);
+        let due = due.filter_map(|line| match line {
+            At::Waiting(due) => Some(*due),
+            _ => None,
+        });
+        if let Some(due) = due.min() {
+            assert!(ledger.wake_at.is_some_and(|at| at <= due), "nobody wakes");
+        }
+    }
+}
+
+/// A transition, of a unit or line that an index picks.
+#[derive(Clone, Copy, Debug)]
+enum Step {
+    AddLease,
+    Admit,
+    Start(bool),
+    Finish,
+    Retry,
+    Wake,
+    Hasten,
+    EndBatch,
+    EndModel,
+    Release,
+    Revoke,
+    RevokeUnit,
+    RemoveLease,
+}
+
+fn step() -> impl Strategy<Value = Step> {
+    prop_oneof![
+        1 => Just(Step::AddLease),
+        2 => Just(Step::Admit),
+        8 => any::<bool>().prop_map(Step::Start),
+        4 => Just(Step::Finish),
+        4 => Just(Step::Retry),
+        3 => Just(Step::Wake),
+        1 => Just(Step::Hasten),
+        1 => Just(Step::EndBatch),
+        1 => Just(Step::EndModel),
+        1 => Just(Step::Release),
+        1 => Just(Step::Revoke),
+        1 => Just(Step::RevokeUnit),
+        1 => Just(Step::RemoveLease),
+    ]
+}
+
+/// The ledger and its model, side by side.
+struct Both {
+    ledger: Ledger,
+    model: Model,
+    routes: [Arc<Routes>; 2],
+    now: Instant,
+    next_id: u64,
+}
+
+/// What a unit is admitted with: tenant, batch, chunk, lines and lane.
+type Admitted = (u8, u8, i64, u32, usize);
+
+impl Both {
+    fn new() -> Self {
+        let pool = testing::pool(64, &[("a", None), ("b", Some(8))]);
+        Self {
+            ledger: Ledger::default(),
+            model: Model::default(),
+            routes: ["a", "b"].map(|model| pool.resolve(model).expect("is served")),
+            now: Instant::now(),
+            next_id: 0,
+        }
+    }
+
+    fn next_unit(&mut self, of: Admitted) -> (Arc<LoadedUnit>, Vec<OpenLine>) {
+        let (tenant, batch, chunk_no, lines, lane) = of;
+        self.next_id += 1;
+        unit(
+            self.next_id,
+            tenant,
+            batch,
+            chunk_no,
+            lines,
+            &self.routes[lane],
+        )
+    }
+
+    /// The store leases a unit. What this process had of it under another lease is lost.
+    fn add_lease(&mut self, unit: &LoadedUnit) {
+        self.ledger.add_lease(&unit.lease);
+        let leases = self.model.leases.iter();
+        let lost = leases.filter(|lease| lease.key == unit.lease.key);
+        for lease in lost.cloned().collect::<Vec<_>>() {
+            self.model.revoke(&lease);
+        }
+        self.model.leases.insert(unit.lease.clone());
+    }
+
+    fn admit(&mut self, of: Admitted) {
+        let (unit, lines) = self.next_unit(of);
+        self.add_lease(&unit);
+        let in_model = Unit {
+            unit: Arc::clone(&unit),
+            lines: vec![At::Fresh; lines.len()],
+            in_flight: Vec::new(),
+            is_in_hand: true,
+            ending: None,
+        };
+        self.model.units.insert(unit.id, in_model);
+        self.ledger.admit(unit, lines, LIMIT);
+    }
+
+    fn start(&mut self, id: u64, ready: Ready) {
+        let Some(unit) = self.model.units.get_mut(&id) else {
+            return;
+        };
+        let state = match ready {
+            Ready::Fresh => At::Fresh,
+            Ready::Retry => At::Retry,
+        };
+        let started = self.ledger.start(id, ready, false);
+        let may_start = unit.is_in_hand && unit.lines.contains(&state);
+        assert_eq!(started.is_some(), may_start, "whether a line is sent");
+        if let Some((_, pending)) = started {
+            let line = &mut unit.lines[pending.line.index as usize];
+            assert_eq!(*line, state, "which line is sent");
+            *line = At::Gone;
+            unit.in_flight.push(pending);
+        }
+    }
+
+    /// A line comes back, with its outcome or to be sent again.
+    fn finish(&mut self, pick: usize, retry_after: Option<Duration>) {
+        let in_flight = self.model.units.values_mut();
+        let mut in_flight: Vec<&mut Unit> = in_flight
+            .filter(|unit| !unit.in_flight.is_empty())
+            .collect();
+        if in_flight.is_empty() {
+            return;
+        }
+        let pick_unit = pick % in_flight.len();
+        let unit = &mut *in_flight[pick_unit];
+        let pending = unit.in_flight.swap_remove(pick % unit.in_flight.len());
+        let took = retry_after.is_none().then_some(Duration::from_secs(1));
+        self.ledger.finish(&unit.unit, took);
+        if let Some(after) = retry_after {
+            if unit.is_in_hand {
+                let line = pending.line.index as usize;
+                unit.lines[line] = At::Waiting(self.now + after);
+            }
+            let due = due(self.now + after);
+            self.ledger.retry_at(unit.unit.id, due, pending);
+        }
+        self.ledger.remove_if_spent(unit.unit.id);
+    }
+
+    fn step(&mut self, step: Step, which: Index, admitted: &[Admitted]) {
+        self.now += Duration::from_millis(10);
+        let ids: Vec<u64> = self.model.in_hand().map(|unit| unit.unit.id).collect();
+        let id = ids.get(which.index(ids.len().max(1))).copied().unwrap_or(0);
+        let unit = self.model.units.get(&id).map(|unit| unit.unit.clone());
+        match (step, unit) {
+            (Step::Admit, _) => self.admit(admitted[which.index(admitted.len())]),
+            (Step::AddLease, _) => {
+                let of = admitted[which.index(admitted.len())];
+                let (unit, _) = self.next_unit(of);
+                self.add_lease(&unit);
+            }
+            (Step::Start(true), _) => self.start(id, Ready::Retry),
+            (Step::Start(false), _) => self.start(id, Ready::Fresh),
+            (Step::Finish, _) => self.finish(which.index(1_000), None),
+            (Step::Retry, _) => {
+                let after = Duration::from_millis(which.index(200) as u64);
+                self.finish(which.index(1_000), Some(after));
+            }
+            (Step::Wake, _) => {
+                self.ledger.wake(self.now);
+                let units = self.model.units.values_mut();
+                for line in units.flat_map(|unit| &mut unit.lines) {
+                    if matches!(line, At::Waiting(due) if *due <= self.now) {
+                        *line = At::Retry;
+                    }
+                }
+            }
+            // No call has succeeded, so no line is due sooner.
+            (Step::Hasten, _) => self.ledger.hasten(self.now),
+            (Step::EndBatch, Some(unit)) => {
+                let ending = EndReason::Cancelled;
+                let taken = self.ledger.end_batch(&unit.batch.id, ending, self.now);
+                self.end(taken, |other| {
+                    let ends = other.batch() == &*unit.batch.id && other.ending.is_none();
+                    if ends {
+                        other.ending = Some(ending);
+                    }
+                    ends
+                });
+            }
+            (Step::EndModel, Some(unit)) => {
+                let taken = self.ledger.end_model(&unit.batch.id, 0);
+                self.end(taken, |other| {
+                    other.batch() == &*unit.batch.id && other.ending.is_none()
+                });
+            }
+            (Step::Release, Some(unit)) => {
+                let released = self.ledger.release(&[id]);
+                assert_eq!(released, std::slice::from_ref(&unit.lease));
+                self.model.release(id);
+                self.model
+                    .leases
+                    .retain(|lease| lease.key != unit.lease.key);
+            }
+            (Step::Revoke, Some(unit)) => {
+                self.ledger.revoke(std::slice::from_ref(&unit.lease));
+                self.model.revoke(&unit.lease);
+            }
+            (Step::RevokeUnit, Some(unit)) => {
+                self.ledger.revoke_unit(&unit);
+                self.model.release(id);
+            }
+            (Step::RemoveLease, Some(unit)) => {
+                self.ledger.remove_lease(&unit.lease);
+                self.model.leases.remove(&unit.lease);
+            }
+            (_, None) => {}
+        }
+        self.model.remove_spent();
+    }
+
+    /// Compares what a transition took out with what the model has, and takes it out there.
+    fn end(&mut self, taken: Vec<Taken>, mut ends: impl FnMut(&mut Unit) -> bool) {
+        let mut expected = 0;
+        for unit in self.model.units.values_mut() {
+            if unit.is_in_hand && ends(unit) {
+                expected += unit.resting().all();
+                unit.lose_resting();
+            }
+        }
+        let taken: usize = taken.iter().map(|(_, lines)| lines.len()).sum();
+        assert_eq!(taken, expected, "lines that get their outcome");
+    }
 }
 
 proptest! {
     #[test]
     fn after_any_transitions_the_counts_are_those_of_a_recount(
-        admitted in proptest::collection::vec((0_u8..3, 0_u8..2, 0_i64..3, 1_u32..5, 0_usize..2), 1..12),
-        steps in proptest::collection::vec((0_u8..9, any::<proptest::sample::Index>()), 0..120),
+        admitted in proptest::collection::vec(
+            (0_u8..3, 0_u8..2, 0_i64..3, 1_u32..5, 0_usize..2),
+            1..12,
+        ),
+        steps in proptest::collection::vec((step(), any::<Index>()), 0..150),
     ) {
-        let pool = testing::pool(64, &[("a", None), ("b", Some(8))]);
-        let routes = ["a", "b"].map(|model| pool.resolve(model).expect("is served"));
-        let mut ledger = Ledger::default();
-        let begun = Instant::now();
-        let (mut now, mut next_id) = (begun, 0_u64);
-        let mut on_the_way: Vec<(Arc<HeldUnit>, Pending)> = Vec::new();
-        let mut admit = |ledger: &mut Ledger, at: usize| {
-            let (tenant, batch, chunk_no, lines, lane) = admitted[at];
-            next_id += 1;
-            let (unit, lines) = unit(next_id, tenant, batch, chunk_no, lines, &routes[lane]);
-            ledger.admit(&unit, lines, (64, pool.domain(&routes[lane])));
-        };
-        for at in 0..admitted.len() {
-            admit(&mut ledger, at);
+        let mut both = Both::new();
+        for &of in &admitted {
+            both.admit(of);
+            both.model.compare(&both.ledger);
         }
         for (step, which) in steps {
-            now += Duration::from_millis(10);
-            let ids: Vec<u64> = ledger.units.keys().copied().collect();
-            let id = if ids.is_empty() { 0 } else { *which.get(&ids) };
-            let domain = |unit: &HeldUnit| unit.routes.as_ref().map_or(0, |r| pool.domain(r));
-            match step {
-                0 => admit(&mut ledger, which.index(admitted.len())),
-                1 | 2 => {
-                    let unit = ledger.unit(id).map(|active| active.unit.clone());
-                    if let Some(unit) = unit {
-                        on_the_way.extend(ledger.start(id, step == 2, domain(&unit)));
-                    }
-                }
-                3 | 4 if !on_the_way.is_empty() => {
-                    let (unit, pending) = on_the_way.swap_remove(which.index(on_the_way.len()));
-                    let ended = step == 3;
-                    ledger.finish(&unit, domain(&unit), (ended, Duration::from_secs(1)));
-                    if !ended {
-                        let due = now + Duration::from_millis(which.index(200) as u64);
-                        ledger.retry_at(unit.id, (due, Some(now)), pending);
-                    }
-                    ledger.remove_if_spent(unit.id);
-                }
-                5 => ledger.wake_due(now),
-                6 => ledger.hasten(now),
-                7 => drop(ledger.release(id)),
-                8 => {
-                    let batch = ledger.unit(id).map(|active| active.unit.batch.id.clone());
-                    if let Some(batch) = batch {
-                        ledger.end_batch(&batch, EndReason::Cancelled, now);
-                    }
-                }
-                _ => {}
-            }
-            let units: Vec<Arc<HeldUnit>> = on_the_way.iter().map(|(unit, _)| unit.clone()).collect();
-            recounted(&ledger, &units);
+            both.step(step, which, &admitted);
+            both.model.compare(&both.ledger);
         }
-        for (unit, _) in on_the_way.drain(..) {
-            let domain = unit.routes.as_ref().map_or(0, |routes| pool.domain(routes));
-            ledger.finish(&unit, domain, (true, Duration::ZERO));
+        both.ledger.revoke_all();
+        let ids: Vec<u64> = both.model.units.keys().copied().collect();
+        ids.into_iter().for_each(|id| both.model.release(id));
+        both.model.leases.clear();
+        both.model.compare(&both.ledger);
+        let mut lines = both.model.in_flight(|_| true);
+        while lines > 0 {
+            both.finish(0, None);
+            lines -= 1;
+            both.model.compare(&both.ledger);
         }
-        for id in ledger.units.keys().copied().collect::<Vec<_>>() {
-            ledger.release(id);
-        }
-        prop_assert!(ledger.queues.is_empty());
-        recounted(&ledger, &[]);
+        prop_assert_eq!(both.ledger.in_flight(), 0);
+        prop_assert_eq!(both.ledger.run_queues().queues().count(), 0);
     }
 }
 
@@ -203,13 +492,13 @@ fn lines_of_any_unit_wake_when_they_are_due_and_not_before() {
     let begun = Instant::now();
     let after = |seconds| begun + Duration::from_secs(seconds);
     // Two lines of each unit; the unit that comes last has the line that is due first.
-    for (id, due) in [(1, [40, 20]), (2, [30, 10])] {
+    for (id, seconds) in [(1, [40, 20]), (2, [30, 10])] {
         let (unit, lines) = unit(id, 0, 0, 0, 2, &routes);
-        ledger.admit(&unit, lines, (64, 0));
-        for seconds in due {
-            let (unit, pending) = ledger.start(id, false, 0).expect("is sent");
-            ledger.finish(&unit, 0, (false, Duration::ZERO));
-            ledger.retry_at(id, (after(seconds), None), pending);
+        ledger.admit(unit, lines, LIMIT);
+        for seconds in seconds {
+            let (unit, pending) = ledger.start(id, Ready::Fresh, false).expect("is sent");
+            ledger.finish(&unit, None);
+            ledger.retry_at(id, due(after(seconds)), pending);
         }
     }
     for (now, [of_one, of_two], next) in [
@@ -218,8 +507,11 @@ fn lines_of_any_unit_wake_when_they_are_due_and_not_before() {
         (25, [1, 1], Some(30)),
         (40, [2, 2], None),
     ] {
-        ledger.wake_due(after(now));
-        let ready = |id| ledger.unit(id).expect("is in hand").retries.len();
+        ledger.wake(after(now));
+        let ready = |id| {
+            let active = ledger.unit(id).expect("is in hand");
+            active.resting().retries
+        };
         assert_eq!((ready(1), ready(2)), (of_one, of_two), "after {now} s");
         assert_eq!(ledger.next_due(), next.map(after), "after {now} s");
     }
@@ -231,12 +523,13 @@ fn who_had_a_turn_is_remembered_without_anything_in_hand() {
     let routes = pool.resolve("a").expect("is served");
     let mut ledger = Ledger::default();
     let (unit, lines) = unit(1, 0, 0, 0, 1, &routes);
-    ledger.admit(&unit, lines, (64, 0));
-    let (unit, _) = ledger.start(1, false, 0).expect("is sent");
-    ledger.finish(&unit, 0, (true, Duration::ZERO));
+    ledger.admit(unit, lines, LIMIT);
+    let (unit, _) = ledger.start(1, Ready::Fresh, false).expect("is sent");
+    ledger.finish(&unit, Some(Duration::ZERO));
     assert!(!ledger.remove_if_spent(1));
-    assert_eq!(ledger.turns_of("tenant-0", 0).last, 1);
-    assert_eq!(ledger.turns_of_batch("batch-0-0").last, 1);
+    let run_queues = ledger.run_queues();
+    assert_eq!(run_queues.turn_of_tenant("tenant-0", 0).last, 1);
+    assert_eq!(run_queues.turn_of_batch("batch-0-0").last, 1);
 }
 
 /// What can be sent of ten lines, with whose unit so many owners died, and of which the fourth was
@@ -244,7 +537,7 @@ fn who_had_a_turn_is_remembered_without_anything_in_hand() {
 fn sendable(owners: i64, act: impl FnOnce(&mut Ledger)) -> usize {
     let (unit, lines) = units::unit(10, owners, Some(3));
     let mut ledger = Ledger::default();
-    ledger.admit(&unit, lines, (64, 0));
+    ledger.admit(unit, lines, LIMIT);
     act(&mut ledger);
     ledger.unit(1).expect("is in hand").sendable()
 }
@@ -258,8 +551,8 @@ fn only_lines_that_may_be_on_their_way_count_as_work_in_hand() {
 #[test]
 fn while_a_suspect_waits_its_unit_is_no_work_in_hand() {
     let waits = sendable(3, |ledger| {
-        let (_, pending) = ledger.start(1, false, 0).expect("is sent");
-        ledger.retry_at(1, (Instant::now(), None), pending);
+        let (_, pending) = ledger.start(1, Ready::Fresh, false).expect("is sent");
+        ledger.retry_at(1, due(Instant::now()), pending);
     });
     assert_eq!(waits, 0);
 }
@@ -274,10 +567,6 @@ impl Door for Trial {
 
     fn works(&self, _: &Routes) -> bool {
         false
-    }
-
-    fn domain(&self, _: &Routes) -> usize {
-        0
     }
 
     fn is_open(&self, _: &Routes) -> bool {
@@ -298,13 +587,14 @@ fn however_many_lines_wait_a_fresh_one_is_tried() {
     let routes = door.0.resolve("m").expect("is served");
     let (unit, lines) = unit(1, 0, 0, 0, 10, &routes);
     let mut ledger = Ledger::default();
-    ledger.admit(&unit, lines, (1, 0));
+    let limit = LaneLimit { calls: 1, ..LIMIT };
+    ledger.admit(Arc::clone(&unit), lines, limit);
     let later = Instant::now() + Duration::from_secs(60);
     for line in 0..10 {
-        let chosen = ledger.next(0, &door).expect("a fresh line is sent");
+        let chosen = order::next(&mut ledger, 0, &door).expect("a fresh line is sent");
         assert_eq!(chosen.pending.line.index, line);
         drop(chosen.permit);
-        ledger.finish(&unit, 0, (false, Duration::ZERO));
-        ledger.retry_at(1, (later, None), chosen.pending);
+        ledger.finish(&unit, None);
+        ledger.retry_at(1, due(later), chosen.pending);
     }
 }

@@ -1,13 +1,14 @@
 use super::*;
 use crate::domain::batch::BatchState;
+use crate::domain::endpoint;
 use crate::upstream::testing;
 
 /// Batches of one unit of 50 lines each, in the order of their turns.
-fn offers(count: usize) -> Vec<Offer> {
+fn candidates(count: usize) -> Vec<Candidate> {
     let pool = testing::pool(64, &[("a", None)]);
     let routes = pool.resolve("a").expect("is served");
     (0..count)
-        .map(|number| Offer {
+        .map(|number| Candidate {
             backlog: Backlog {
                 batch_id: format!("batch-{number}"),
                 model_no: 0,
@@ -37,13 +38,15 @@ fn in_hand(count: usize) -> HashMap<Arc<str>, usize> {
         .collect()
 }
 
-/// How many of 300 offers a process takes that has so many batches in hand.
+/// How many of 300 candidates a process takes that has so many batches in hand.
 fn taken(held: usize, share: usize, most: usize) -> usize {
-    let (mut offers, held) = (offers(300), in_hand(held));
-    leave_for_others(&mut offers, Some(&held), share, most);
-    let first = offers.first().map(|offer| &*offer.backlog.batch_id);
+    let (mut candidates, held) = (candidates(300), in_hand(held));
+    leave_for_others(&mut candidates, Some(&held), share, most);
+    let first = candidates
+        .first()
+        .map(|candidate| &*candidate.backlog.batch_id);
     assert!(first.is_none_or(|id| id == "batch-0"), "out of turn");
-    offers.len()
+    candidates.len()
 }
 
 #[test]
@@ -59,13 +62,13 @@ fn a_process_leaves_batches_for_the_others() {
 }
 
 #[test]
-fn more_units_of_a_batch_in_hand_are_always_on_offer() {
-    let mut offers = offers(3);
+fn more_units_of_a_batch_in_hand_are_always_candidates() {
+    let mut candidates = candidates(3);
     let held: HashMap<Arc<str>, usize> = [("batch-2".into(), 500)].into();
-    leave_for_others(&mut offers, Some(&held), 10, 1);
-    let ids: Vec<_> = offers
+    leave_for_others(&mut candidates, Some(&held), 10, 1);
+    let ids: Vec<_> = candidates
         .iter()
-        .map(|offer| &*offer.backlog.batch_id)
+        .map(|candidate| &*candidate.backlog.batch_id)
         .collect();
     assert_eq!(ids, ["batch-2"]);
 }

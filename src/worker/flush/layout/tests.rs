@@ -4,7 +4,7 @@ use crate::domain::batch::EndReason;
 use crate::worker::testing;
 
 /// All lines of a unit with their outcomes.
-fn finished() -> Vec<Finished> {
+fn finished() -> Vec<FinishedLine> {
     let (unit, lines) = testing::unit(3, 0, None);
     let end = |line| result::ended(&unit, line, EndReason::Expired);
     lines.iter().map(end).collect()
@@ -44,7 +44,7 @@ fn a_unit_of_which_nothing_can_be_laid_out_is_let_go() {
 
 #[test]
 fn for_want_of_memory_no_answer_becomes_an_error() {
-    let answers = |lines: &[Finished]| lines.iter().any(|line| line.counts.expired > 0);
+    let answers = |lines: &[FinishedLine]| lines.iter().any(|line| line.counts.expired > 0);
     let group = lay_out(finished(), |lines| match answers(&lines) {
         true => Err(io::ErrorKind::OutOfMemory.into()),
         false => into_group(lines),

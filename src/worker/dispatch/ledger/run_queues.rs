@@ -1,0 +1,584 @@
+//! What is counted of the lines in hand: by run queue, tenant, batch and lane. Only the ledger
+//! changes the counts; [`order`](crate::worker::dispatch::order) reads them to choose a line.
+
+use std::collections::{BTreeMap, BTreeSet, HashMap};
+use std::sync::Arc;
+use std::time::Duration;
+
+use slab::Slab;
+
+use crate::upstream::{LaneId, Routes};
+use crate::worker::work::unit::{BatchContext, LoadedUnit};
+
+/// Tenants, and batches, whose last turn is remembered though nothing of theirs is in hand. If
+/// they were forgotten, they would come first.
+const REMEMBERED_MAX: usize = 4_096;
+/// How much the latest call counts for in a lane's average duration.
+const LATEST_CALL_WEIGHT: f64 = 0.1;
+
+#[derive(Default)]
+pub(crate) struct RunQueues {
+    queues: Slab<RunQueue>,
+    tenants: Slab<Tenant>,
+    tenants_by_name: HashMap<Arc<str>, usize>,
+    batches: Slab<Batch>,
+    batches_by_id: HashMap<Arc<str>, usize>,
+    lanes: BTreeMap<LaneId, Lane>,
+    /// Counts turns, so that the latest turn has the highest number.
+    turns: u64,
+}
+
+/// The lines that go the same way: units of a model, or of several models with the same routes.
+pub(crate) struct RunQueue {
+    routes: Arc<Routes>,
+    flows: Slab<Flow>,
+    ready: usize,
+}
+
+/// A tenant's lines in a run queue.
+pub(crate) struct Flow {
+    tenant: usize,
+    resting: Resting,
+    units: usize,
+    batches: Slab<BatchFlow>,
+    /// With fewer ready lines the supply is notified, once.
+    low_water: usize,
+    /// Whether the supply has more units to lease, and was not notified yet.
+    has_more: bool,
+}
+
+/// A batch's lines in a flow.
+pub(crate) struct BatchFlow {
+    batch: usize,
+    resting: Resting,
+    /// Units with lines that are ready, in the order of the file.
+    ready_units: BTreeSet<(i64, u64)>,
+    units: usize,
+}
+
+/// What is known of a tenant that has, or had, something in hand.
+pub(crate) struct Tenant {
+    name: Arc<str>,
+    /// By domain, because tenants compete within a domain.
+    turns: Vec<Turn>,
+    /// In any domain.
+    in_flight: usize,
+    units: usize,
+}
+
+/// What is known of a batch that has, or had, something in hand.
+pub(crate) struct Batch {
+    context: Arc<BatchContext>,
+    turn: Turn,
+    /// Calls at once without which the batch misses its deadline, as the supply estimates it.
+    needs: f64,
+    units: usize,
+}
+
+/// Who comes first: whoever has less in flight, and then whoever had its last turn earlier.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord)]
+pub(crate) struct Turn {
+    pub in_flight: usize,
+    /// The number of the last turn. Zero: there was none.
+    pub last: u64,
+}
+
+#[derive(Default)]
+pub(crate) struct Lane {
+    /// This process's share of the lane's limit, kept here so that choosing need not ask for it.
+    limit: usize,
+    domain: usize,
+    in_flight: usize,
+    waiting: usize,
+    ready: usize,
+    /// Lines that were ever answered. The supply tells the rate from it.
+    answered: u64,
+    /// How long a call takes.
+    seconds: Option<f64>,
+}
+
+/// What a lane's calls compete for.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct LaneLimit {
+    /// How many calls of the lane this process may have in flight.
+    pub calls: usize,
+    /// The lanes of one domain have upstreams in common.
+    pub domain: usize,
+}
+
+/// Lines that are neither in flight nor ended, by their state.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(crate) struct Resting {
+    pub fresh: usize,
+    pub retries: usize,
+    pub waiting: usize,
+}
+
+impl Resting {
+    /// Lines that may be sent.
+    pub(crate) fn ready(self) -> usize {
+        self.fresh + self.retries
+    }
+
+    pub(crate) fn all(self) -> usize {
+        self.ready() + self.waiting
+    }
+
+    fn change(&mut self, before: Resting, after: Resting) {
+        self.fresh = self.fresh + after.fresh - before.fresh;
+        self.retries = self.retries + after.retries - before.retries;
+        self.waiting = self.waiting + after.waiting - before.waiting;
+    }
+}
+
+/// Where a unit stands.
+#[derive(Clone, Copy)]
+pub(super) struct Position {
+    tenant: usize,
+    batch: usize,
+    /// `None`: the unit's lines are not sent.
+    queued: Option<Queued>,
+}
+
+#[derive(Clone, Copy)]
+struct Queued {
+    queue: usize,
+    flow: usize,
+    batch: usize,
+    /// By which the batch's units are ordered: the chunk, then the unit's number.
+    key: (i64, u64),
+}
+
+impl Position {
+    /// The key of the unit's batch.
+    pub(super) fn batch(self) -> usize {
+        self.batch
+    }
+}
+
+/// What anybody may see.
+impl RunQueues {
+    pub(crate) fn queues(&self) -> impl Iterator<Item = (usize, &RunQueue)> {
+        self.queues.iter()
+    }
+
+    pub(crate) fn queue(&self, key: usize) -> &RunQueue {
+        &self.queues[key]
+    }
+
+    pub(crate) fn tenant(&self, key: usize) -> &Tenant {
+        &self.tenants[key]
+    }
+
+    pub(crate) fn batch(&self, key: usize) -> &Batch {
+        &self.batches[key]
+    }
+
+    pub(crate) fn lanes(&self) -> impl Iterator<Item = (LaneId, &Lane)> {
+        self.lanes.iter().map(|(&id, lane)| (id, lane))
+    }
+
+    pub(crate) fn lane(&self, id: LaneId) -> Option<&Lane> {
+        self.lanes.get(&id)
+    }
+
+    /// A tenant's turn in a domain.
+    pub(crate) fn turn_of_tenant(&self, name: &str, domain: usize) -> Turn {
+        let key = self.tenants_by_name.get(name);
+        key.map_or_else(Turn::default, |&key| self.tenants[key].turn(domain))
+    }
+
+    /// A batch's turn, in any lane.
+    pub(crate) fn turn_of_batch(&self, batch_id: &str) -> Turn {
+        let key = self.batches_by_id.get(batch_id);
+        key.map_or_else(Turn::default, |&key| self.batches[key].turn)
+    }
+}
+
+impl RunQueue {
+    pub(crate) fn routes(&self) -> &Arc<Routes> {
+        &self.routes
+    }
+
+    /// Lines that may be sent.
+    pub(crate) fn ready(&self) -> usize {
+        self.ready
+    }
+
+    pub(crate) fn flows(&self) -> impl Iterator<Item = (usize, &Flow)> {
+        self.flows.iter()
+    }
+
+    pub(crate) fn flow(&self, key: usize) -> &Flow {
+        &self.flows[key]
+    }
+}
+
+impl Flow {
+    pub(crate) fn tenant(&self) -> usize {
+        self.tenant
+    }
+
+    pub(crate) fn resting(&self) -> Resting {
+        self.resting
+    }
+
+    pub(crate) fn batches(&self) -> impl Iterator<Item = &BatchFlow> {
+        self.batches.iter().map(|(_, batch)| batch)
+    }
+
+    fn runs_short(&mut self) -> bool {
+        self.resting.ready() < self.low_water && std::mem::take(&mut self.has_more)
+    }
+}
+
+impl BatchFlow {
+    pub(crate) fn batch(&self) -> usize {
+        self.batch
+    }
+
+    pub(crate) fn resting(&self) -> Resting {
+        self.resting
+    }
+
+    /// Units with lines that are ready, in the order of the file.
+    pub(crate) fn ready_units(&self) -> impl Iterator<Item = u64> {
+        self.ready_units.iter().map(|&(_, unit)| unit)
+    }
+}
+
+impl Tenant {
+    pub(crate) fn name(&self) -> &Arc<str> {
+        &self.name
+    }
+
+    pub(crate) fn turn(&self, domain: usize) -> Turn {
+        self.turns.get(domain).copied().unwrap_or_default()
+    }
+
+    fn is_idle(&self) -> bool {
+        self.units == 0 && self.in_flight == 0
+    }
+
+    fn last(&self) -> u64 {
+        let last = self.turns.iter().map(|turn| turn.last);
+        last.max().unwrap_or(0)
+    }
+}
+
+impl Batch {
+    pub(crate) fn context(&self) -> &BatchContext {
+        &self.context
+    }
+
+    pub(crate) fn turn(&self) -> Turn {
+        self.turn
+    }
+
+    /// Calls at once without which the batch misses its deadline.
+    pub(crate) fn needs(&self) -> f64 {
+        self.needs
+    }
+
+    fn is_idle(&self) -> bool {
+        self.units == 0 && self.turn.in_flight == 0
+    }
+}
+
+impl Lane {
+    /// This process's share of the lane's limit.
+    pub(crate) fn limit(&self) -> usize {
+        self.limit
+    }
+
+    pub(crate) fn domain(&self) -> usize {
+        self.domain
+    }
+
+    pub(crate) fn in_flight(&self) -> usize {
+        self.in_flight
+    }
+
+    /// Lines that were ever answered.
+    pub(crate) fn answered(&self) -> u64 {
+        self.answered
+    }
+
+    /// How long a call takes, as far as is known.
+    pub(crate) fn seconds(&self) -> Option<f64> {
+        self.seconds
+    }
+}
+
+/// What only the ledger does with the counts.
+impl RunQueues {
+    /// Gives a unit its place. The unit has no lines yet.
+    pub(super) fn enter(&mut self, unit: &LoadedUnit, limit: LaneLimit) -> Position {
+        let tenant = self.tenant_of(&unit.batch.tenant);
+        let batch = self.batch_of(&unit.batch);
+        self.tenants[tenant].units += 1;
+        self.batches[batch].units += 1;
+        let queued = unit.routes.as_ref().map(|routes| {
+            let lane = self.lanes.entry(routes.lane).or_default();
+            (lane.limit, lane.domain) = (limit.calls, limit.domain);
+            let turns = &mut self.tenants[tenant].turns;
+            if turns.len() <= limit.domain {
+                turns.resize(limit.domain + 1, Turn::default());
+            }
+            self.enqueue(routes, tenant, batch, (unit.lease.key.chunk_no, unit.id))
+        });
+        Position {
+            tenant,
+            batch,
+            queued,
+        }
+    }
+
+    /// Takes a unit out whose lines are not counted any more. True if its tenant runs short of
+    /// ready lines, while the supply has more units for it.
+    pub(super) fn leave(&mut self, position: Position) -> bool {
+        self.tenants[position.tenant].units -= 1;
+        self.batches[position.batch].units -= 1;
+        let runs_short = position.queued.is_some_and(|queued| self.dequeue(queued));
+        self.forget_some();
+        runs_short
+    }
+
+    /// The resting lines of a unit have changed.
+    pub(super) fn change(
+        &mut self,
+        position: Position,
+        lane: Option<LaneId>,
+        before: Resting,
+        after: Resting,
+    ) {
+        let Some(queued) = position.queued else {
+            return;
+        };
+        let moved = |count: &mut usize, of: fn(Resting) -> usize| {
+            *count = *count + of(after) - of(before);
+        };
+        if let Some(lane) = lane.and_then(|lane| self.lanes.get_mut(&lane)) {
+            moved(&mut lane.ready, Resting::ready);
+            moved(&mut lane.waiting, |resting| resting.waiting);
+        }
+        let queue = &mut self.queues[queued.queue];
+        moved(&mut queue.ready, Resting::ready);
+        let flow = &mut queue.flows[queued.flow];
+        flow.resting.change(before, after);
+        let batch = &mut flow.batches[queued.batch];
+        batch.resting.change(before, after);
+        if before.ready() == 0 && after.ready() > 0 {
+            batch.ready_units.insert(queued.key);
+        } else if before.ready() > 0 && after.ready() == 0 {
+            batch.ready_units.remove(&queued.key);
+        }
+    }
+
+    /// A line of a unit is sent.
+    pub(super) fn on_start(&mut self, position: Position, lane: Option<LaneId>) {
+        self.turns += 1;
+        let lane = lane.and_then(|lane| self.lanes.get_mut(&lane));
+        let domain = lane.as_ref().map_or(0, |lane| lane.domain);
+        if let Some(lane) = lane {
+            lane.in_flight += 1;
+        }
+        let tenant = &mut self.tenants[position.tenant];
+        tenant.in_flight += 1;
+        if let Some(turn) = tenant.turns.get_mut(domain) {
+            turn.in_flight += 1;
+            turn.last = self.turns;
+        }
+        let batch = &mut self.batches[position.batch];
+        batch.turn.in_flight += 1;
+        batch.turn.last = self.turns;
+    }
+
+    /// A line of a unit has come back. `took`: how long, if the line has its outcome. The unit may
+    /// not be in hand any more.
+    pub(super) fn on_finish(&mut self, unit: &LoadedUnit, took: Option<Duration>) {
+        let lane = unit.routes.as_ref().map(|routes| routes.lane);
+        let lane = lane.and_then(|lane| self.lanes.get_mut(&lane));
+        let domain = lane.as_ref().map_or(0, |lane| lane.domain);
+        if let Some(lane) = lane {
+            lane.in_flight -= 1;
+            if let Some(took) = took {
+                lane.answered += 1;
+                let took = took.as_secs_f64();
+                let before = lane.seconds.unwrap_or(took);
+                lane.seconds = Some(before + (took - before) * LATEST_CALL_WEIGHT);
+            }
+        }
+        if let Some(&tenant) = self.tenants_by_name.get(&unit.batch.tenant) {
+            let tenant = &mut self.tenants[tenant];
+            tenant.in_flight -= 1;
+            if let Some(turn) = tenant.turns.get_mut(domain) {
+                turn.in_flight -= 1;
+            }
+        }
+        if let Some(&batch) = self.batches_by_id.get(&unit.batch.id) {
+            self.batches[batch].turn.in_flight -= 1;
+        }
+    }
+
+    /// Whether the supply should lease more for a unit's tenant. True once.
+    pub(super) fn runs_short(&mut self, position: Position) -> bool {
+        position.queued.is_some_and(|queued| {
+            let flow = &mut self.queues[queued.queue].flows[queued.flow];
+            flow.runs_short()
+        })
+    }
+
+    /// Sets this process's shares of the lanes' limits.
+    pub(super) fn set_limits(&mut self, limit: impl Fn(LaneId) -> usize) {
+        for (id, lane) in &mut self.lanes {
+            lane.limit = limit(*id);
+        }
+    }
+
+    /// Sets how many ready lines the tenants should have, by lane and tenant, where the supply has
+    /// more units to lease. Half of it is the low-water mark.
+    pub(super) fn set_low_water(&mut self, wanted: &HashMap<(LaneId, Arc<str>), usize>) {
+        for (_, queue) in &mut self.queues {
+            let lane = queue.routes.lane;
+            for (_, flow) in &mut queue.flows {
+                let name = &self.tenants[flow.tenant].name;
+                let wanted = wanted.get(&(lane, Arc::clone(name))).copied();
+                flow.has_more = wanted.is_some();
+                flow.low_water = wanted.unwrap_or(0).div_ceil(2);
+            }
+        }
+    }
+
+    /// Sets how many calls at once a batch needs, given its context.
+    pub(super) fn set_needs(&mut self, batch: usize, needs: impl Fn(&BatchContext) -> f64) {
+        let batch = &mut self.batches[batch];
+        batch.needs = needs(&batch.context);
+    }
+
+    fn enqueue(
+        &mut self,
+        routes: &Arc<Routes>,
+        tenant: usize,
+        batch: usize,
+        key: (i64, u64),
+    ) -> Queued {
+        let mut queues = self.queues.iter();
+        let queue = queues.find(|(_, queue)| Arc::ptr_eq(&queue.routes, routes));
+        let queue_key = match queue.map(|(key, _)| key) {
+            Some(key) => key,
+            None => self.queues.insert(RunQueue {
+                routes: Arc::clone(routes),
+                flows: Slab::new(),
+                ready: 0,
+            }),
+        };
+        let flows = &mut self.queues[queue_key].flows;
+        let flow = flows.iter().find(|(_, flow)| flow.tenant == tenant);
+        let flow_key = match flow.map(|(key, _)| key) {
+            Some(key) => key,
+            None => flows.insert(Flow {
+                tenant,
+                resting: Resting::default(),
+                units: 0,
+                batches: Slab::new(),
+                low_water: 0,
+                has_more: false,
+            }),
+        };
+        let flow = &mut flows[flow_key];
+        flow.units += 1;
+        let mut batches = flow.batches.iter();
+        let found = batches.find(|(_, of_batch)| of_batch.batch == batch);
+        let batch_key = match found.map(|(key, _)| key) {
+            Some(key) => key,
+            None => flow.batches.insert(BatchFlow {
+                batch,
+                resting: Resting::default(),
+                ready_units: BTreeSet::new(),
+                units: 0,
+            }),
+        };
+        flow.batches[batch_key].units += 1;
+        Queued {
+            queue: queue_key,
+            flow: flow_key,
+            batch: batch_key,
+            key,
+        }
+    }
+
+    fn dequeue(&mut self, queued: Queued) -> bool {
+        let queue = &mut self.queues[queued.queue];
+        let flow = &mut queue.flows[queued.flow];
+        let batch = &mut flow.batches[queued.batch];
+        batch.units -= 1;
+        if batch.units == 0 {
+            flow.batches.remove(queued.batch);
+        }
+        flow.units -= 1;
+        let runs_short = flow.runs_short();
+        if flow.units == 0 {
+            queue.flows.remove(queued.flow);
+        }
+        if queue.flows.is_empty() {
+            self.queues.remove(queued.queue);
+        }
+        runs_short
+    }
+
+    fn tenant_of(&mut self, name: &Arc<str>) -> usize {
+        if let Some(&key) = self.tenants_by_name.get(name) {
+            return key;
+        }
+        let key = self.tenants.insert(Tenant {
+            name: Arc::clone(name),
+            turns: Vec::new(),
+            in_flight: 0,
+            units: 0,
+        });
+        self.tenants_by_name.insert(Arc::clone(name), key);
+        key
+    }
+
+    fn batch_of(&mut self, context: &Arc<BatchContext>) -> usize {
+        if let Some(&key) = self.batches_by_id.get(&context.id) {
+            return key;
+        }
+        let key = self.batches.insert(Batch {
+            context: Arc::clone(context),
+            turn: Turn::default(),
+            needs: 0.0,
+            units: 0,
+        });
+        self.batches_by_id.insert(Arc::clone(&context.id), key);
+        key
+    }
+
+    /// Once there are many tenants, or batches, of which nothing is in hand, forgets half of them:
+    /// those whose last turn was longest ago.
+    fn forget_some(&mut self) {
+        if self.tenants.len() > 2 * REMEMBERED_MAX {
+            let idle = self.tenants.iter().filter(|(_, tenant)| tenant.is_idle());
+            for key in long_ago(idle.map(|(key, tenant)| (tenant.last(), key))) {
+                let tenant = self.tenants.remove(key);
+                self.tenants_by_name.remove(&tenant.name);
+            }
+        }
+        if self.batches.len() > 2 * REMEMBERED_MAX {
+            let idle = self.batches.iter().filter(|(_, batch)| batch.is_idle());
+            for key in long_ago(idle.map(|(key, batch)| (batch.turn.last, key))) {
+                let batch = self.batches.remove(key);
+                self.batches_by_id.remove(&batch.context.id);
+            }
+        }
+    }
+}
+
+/// The keys with the earliest turns: all but as many as are remembered.
+fn long_ago(idle: impl Iterator<Item = (u64, usize)>) -> Vec<usize> {
+    let mut idle: Vec<(u64, usize)> = idle.collect();
+    idle.sort_unstable();
+    idle.truncate(idle.len().saturating_sub(REMEMBERED_MAX));
+    idle.into_iter().map(|(_, key)| key).collect()
+}

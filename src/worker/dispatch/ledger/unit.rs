@@ -1,0 +1,243 @@
+//! A unit with lines that are not ended, and the state of each of those lines.
+
+use std::collections::{BinaryHeap, VecDeque};
+use std::sync::Arc;
+use std::time::Instant;
+
+use super::run_queues::{Position, Resting};
+use crate::domain::batch::EndReason;
+use crate::upstream::LaneId;
+use crate::worker::work::line::{OpenLine, Pending};
+use crate::worker::work::unit::LoadedUnit;
+
+/// Which of a unit's ready lines: the two have queues of their own.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Ready {
+    /// Lines that have not been sent yet.
+    Fresh,
+    /// Lines that have failed before, and may be sent again.
+    Retry,
+}
+
+/// When a line that failed may be sent again.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Due {
+    pub at: Instant,
+    /// The line may be sent from this moment on if a call succeeds where the line failed.
+    pub soonest: Option<Instant>,
+}
+
+/// A unit with lines that are not ended.
+pub(crate) struct ActiveUnit {
+    unit: Arc<LoadedUnit>,
+    position: Position,
+    fresh: VecDeque<Pending>,
+    retries: VecDeque<Pending>,
+    waiting: BinaryHeap<Waiting>,
+    in_flight: usize,
+    ending: Option<EndReason>,
+    /// When calls in flight are cut, once the batch is ending.
+    settle_by: Option<Instant>,
+}
+
+/// A line that waits for its next attempt. The order makes a heap give the earliest line first.
+struct Waiting {
+    due: Due,
+    pending: Pending,
+}
+
+impl PartialEq for Waiting {
+    fn eq(&self, other: &Self) -> bool {
+        self.due.at == other.due.at
+    }
+}
+impl Eq for Waiting {}
+impl PartialOrd for Waiting {
+    fn partial_cmp(&self, other: &Self) -> Option<std::cmp::Ordering> {
+        Some(self.cmp(other))
+    }
+}
+impl Ord for Waiting {
+    fn cmp(&self, other: &Self) -> std::cmp::Ordering {
+        other.due.at.cmp(&self.due.at)
+    }
+}
+
+/// What anybody may see of a unit.
+impl ActiveUnit {
+    pub(crate) fn unit(&self) -> &Arc<LoadedUnit> {
+        &self.unit
+    }
+
+    pub(crate) fn id(&self) -> u64 {
+        self.unit.id
+    }
+
+    pub(crate) fn lane(&self) -> Option<LaneId> {
+        self.unit.routes.as_ref().map(|routes| routes.lane)
+    }
+
+    pub(crate) fn ending(&self) -> Option<EndReason> {
+        self.ending
+    }
+
+    pub(crate) fn in_flight(&self) -> usize {
+        self.in_flight
+    }
+
+    /// Lines that are not in flight and not ended, by their state.
+    pub(crate) fn resting(&self) -> Resting {
+        Resting {
+            fresh: self.fresh.len(),
+            retries: self.retries.len(),
+            waiting: self.waiting.len(),
+        }
+    }
+
+    /// The line that is sent next of those that are ready.
+    pub(crate) fn first(&self, ready: Ready) -> Option<&Pending> {
+        match ready {
+            Ready::Fresh => self.fresh.front(),
+            Ready::Retry => self.retries.front(),
+        }
+    }
+
+    /// Whether no line of the unit is in flight or on its way to the disk.
+    pub(crate) fn is_idle(&self) -> bool {
+        self.ending.is_none() && self.unit.durable().open == self.resting().all()
+    }
+
+    /// Whether the unit itself lets its next line be sent.
+    pub(crate) fn allows(&self, ready: Ready) -> bool {
+        let Some(next) = self.first(ready) else {
+            return false;
+        };
+        self.ending.is_none()
+            && self.unit.isolation().is_none_or(|isolation| {
+                let is_idle = || self.waiting.is_empty() && self.is_idle();
+                isolation.allows(next.line.index, self.in_flight, is_idle)
+            })
+    }
+
+    /// How many lines could be sent if there were permits.
+    pub(crate) fn sendable(&self) -> usize {
+        match self.unit.isolation() {
+            None => self.resting().ready(),
+            Some(isolation) => {
+                let ready = self.retries.iter().chain(&self.fresh);
+                let ready = ready.map(|pending| pending.line.index);
+                isolation.sendable(ready, !self.waiting.is_empty())
+            }
+        }
+    }
+}
+
+/// What only the ledger does with a unit.
+impl ActiveUnit {
+    pub(super) fn new(unit: Arc<LoadedUnit>, position: Position) -> Self {
+        Self {
+            unit,
+            position,
+            fresh: VecDeque::new(),
+            retries: VecDeque::new(),
+            waiting: BinaryHeap::new(),
+            in_flight: 0,
+            ending: None,
+            settle_by: None,
+        }
+    }
+
+    pub(super) fn position(&self) -> Position {
+        self.position
+    }
+
+    pub(super) fn settle_by(&self) -> Option<Instant> {
+        self.settle_by
+    }
+
+    /// When the first of the waiting lines is due.
+    pub(super) fn next_due(&self) -> Option<Instant> {
+        self.waiting.peek().map(|waiting| waiting.due.at)
+    }
+
+    /// Whether all lines have ended.
+    pub(super) fn is_spent(&self) -> bool {
+        self.in_flight == 0 && self.resting().all() == 0
+    }
+
+    pub(super) fn add(&mut self, lines: Vec<OpenLine>) {
+        self.fresh.extend(lines.into_iter().map(Pending::new));
+    }
+
+    pub(super) fn start(&mut self, ready: Ready) -> Option<Pending> {
+        let lines = match ready {
+            Ready::Fresh => &mut self.fresh,
+            Ready::Retry => &mut self.retries,
+        };
+        let pending = lines.pop_front()?;
+        self.in_flight += 1;
+        Some(pending)
+    }
+
+    pub(super) fn finish(&mut self) {
+        self.in_flight -= 1;
+    }
+
+    pub(super) fn wait(&mut self, due: Due, pending: Pending) {
+        self.waiting.push(Waiting { due, pending });
+    }
+
+    /// Lines that are due may be sent again.
+    pub(super) fn wake(&mut self, now: Instant) {
+        while self.next_due().is_some_and(|due| due <= now) {
+            let due = self.waiting.pop().map(|waiting| waiting.pending);
+            self.retries.extend(due);
+        }
+    }
+
+    /// Lines that wait for a success where they failed are due sooner, if a call has succeeded
+    /// there. Lines that failed at something that an operator has mended since are due now.
+    pub(super) fn hasten(&mut self, now: Instant) {
+        if self.waiting.is_empty() {
+            return;
+        }
+        let lines = std::mem::take(&mut self.waiting).into_iter();
+        self.waiting = lines
+            .map(|mut line| {
+                let history = &line.pending.history;
+                if history.is_reset() {
+                    line.due.at = line.due.at.min(now);
+                } else if let Some(soonest) = line.due.soonest
+                    && history.is_hastened()
+                {
+                    line.due.at = line.due.at.min(soonest);
+                    line.due.soonest = None;
+                }
+                line
+            })
+            .collect();
+    }
+
+    /// The batch ends: calls in flight may settle until this moment, or until the moment that an
+    /// earlier end has set.
+    pub(super) fn end(&mut self, ending: EndReason, settle_by: Instant) {
+        self.ending = Some(ending);
+        self.settle_by.get_or_insert(settle_by);
+    }
+
+    /// Cuts the calls in flight if they had their time to settle.
+    pub(super) fn cut_settled(&mut self, now: Instant) {
+        if self.settle_by.is_some_and(|by| by <= now) {
+            self.unit.cut.cancel();
+            self.settle_by = None;
+        }
+    }
+
+    /// Takes all lines that are not in flight.
+    pub(super) fn take_resting(&mut self) -> Vec<Pending> {
+        let mut taken: Vec<Pending> = self.retries.drain(..).collect();
+        taken.extend(self.fresh.drain(..));
+        taken.extend(self.waiting.drain().map(|waiting| waiting.pending));
+        taken
+    }
+}

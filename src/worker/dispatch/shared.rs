@@ -1,0 +1,63 @@
+//! The ledger behind its lock, and who is notified of what.
+
+use std::sync::{Mutex, MutexGuard, PoisonError};
+
+use tokio::sync::Notify;
+
+use super::ledger::Ledger;
+
+#[derive(Default)]
+pub(crate) struct SharedLedger {
+    ledger: Mutex<Ledger>,
+    scheduler: Notify,
+    supply: Notify,
+    idle: Notify,
+}
+
+impl SharedLedger {
+    /// The ledger, for a short step: nothing waits while it is locked.
+    pub(crate) fn lock(&self) -> MutexGuard<'_, Ledger> {
+        self.ledger.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Something changed that may let lines be sent: the scheduler is to look.
+    pub(crate) fn notify_scheduler(&self) {
+        self.scheduler.notify_one();
+    }
+
+    /// Waits until the scheduler is to look.
+    pub(crate) async fn scheduler_notified(&self) {
+        self.scheduler.notified().await;
+    }
+
+    /// Units may run short: the supply is to lease more.
+    pub(crate) fn notify_supply(&self) {
+        self.supply.notify_one();
+    }
+
+    /// Waits until the supply is to lease more.
+    pub(crate) async fn supply_notified(&self) {
+        self.supply.notified().await;
+    }
+
+    /// Nothing is in flight, or nothing new is sent any more.
+    pub(crate) fn notify_idle(&self) {
+        self.idle.notify_waiters();
+    }
+
+    /// Whether nothing is in flight now.
+    pub(crate) fn is_idle(&self) -> bool {
+        self.lock().in_flight() == 0
+    }
+
+    /// Waits until nothing is in flight.
+    pub(crate) async fn idle(&self) {
+        loop {
+            let idle = self.idle.notified();
+            if self.is_idle() {
+                return;
+            }
+            idle.await;
+        }
+    }
+}

@@ -1,0 +1,60 @@
+//! What follows from a flush that the store has accepted, or has not.
+
+use crate::metrics::{LineCounts, ModelMetrics};
+use crate::store::{CountsDelta, FlushReply};
+use crate::worker::dispatch::ownership::Ownership;
+use crate::worker::dispatch::scheduler::Scheduler;
+
+use super::layout::Group;
+
+/// Takes in what the store made of groups: moves the units on that it accepted, and revokes the
+/// others.
+pub(super) fn accept(
+    groups: Vec<Group>,
+    reply: &FlushReply,
+    ownership: &Ownership,
+    scheduler: &Scheduler,
+) {
+    for group in groups {
+        let unit = &group.unit;
+        if !reply.accepted.contains(&unit.lease) {
+            let key = &unit.lease.key;
+            tracing::info!(unit.key = %key, "a unit is another replica's by now");
+            ownership.revoke_unit(unit);
+            continue;
+        }
+        count_written(&unit.metrics, &group.flush.counts);
+        {
+            let mut durable = unit.durable();
+            durable.flush_no = group.flush.flush_no + 1;
+            durable.open -= group.lines;
+            durable.done = group.flush.done;
+        }
+        if group.flush.finished {
+            ownership.forget(&unit.lease);
+        }
+        ownership.on_written(unit, group.flush.cleared);
+    }
+    for (batch_id, state) in &reply.states {
+        if let Some(ending) = state.end_reason {
+            scheduler.end_batch(batch_id, ending);
+        }
+    }
+}
+
+/// Adds lines that are on disk to the metrics of their model.
+pub(crate) fn count_written(metrics: &ModelMetrics, counts: &CountsDelta) {
+    metrics.wrote(LineCounts {
+        completed: counts.completed,
+        failed: counts.failed - counts.expired,
+        cancelled: counts.cancelled,
+        expired: counts.expired,
+    });
+    let usage = &counts.usage;
+    metrics.used(
+        usage.input_tokens,
+        usage.cached_tokens,
+        usage.output_tokens,
+        usage.reasoning_tokens,
+    );
+}

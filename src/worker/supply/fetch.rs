@@ -1,0 +1,382 @@
+//! Leasing units: how many of which tenant and batch.
+
+use std::collections::{BTreeSet, HashMap, HashSet};
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use super::candidates::{ByTenant, Candidate, LINES_PER_UNIT, batches_of, leave_for_others};
+use super::prefetch::{Prefetch, UnreadUnit};
+use super::ranking::Ranking;
+use super::stock::{Stock, TenantStock};
+use super::surplus;
+use crate::domain::clock::Clock;
+use crate::domain::endpoint;
+use crate::store::{self, Backlog, Store};
+use crate::upstream::{LaneId, Pool, Routes};
+use crate::worker::dispatch::Dispatch;
+use crate::worker::dispatch::ownership::Ownership;
+use crate::worker::dispatch::scheduler::Scheduler;
+use crate::worker::dispatch::shared::SharedLedger;
+use crate::worker::lease::Lease;
+use crate::worker::work::finished::CompletionQueue;
+use crate::worker::work::unit::BatchContext;
+
+/// After so long a round leases nothing more, and the next round follows at once: others may have
+/// come in the meantime whose turn it is.
+const LEASING_MAX: Duration = Duration::from_millis(200);
+/// Units leased by one statement.
+const UNITS_PER_LEASE: usize = 8;
+/// Units of ended batches that are leased by one statement. Their lines are only written.
+const ENDED_UNITS_PER_LEASE: i64 = 8;
+/// No more of those units are read while so many lines wait to be written.
+const QUEUED_LINES_MAX: usize = 8_192;
+/// For so long a batch keeps units in hand before they are given back for other batches of its
+/// tenant: leasing units and reading their text again costs as much as many lines.
+const KEPT_FOR: Duration = Duration::from_secs(10);
+/// Where several processes share the work, each holds its part of the tenants, and of a tenant's
+/// batches, times this.
+const PART_FACTOR: f64 = 1.25;
+/// How often a process takes one batch more of each tenant than its part. Where all processes hold
+/// their part already, a new batch would otherwise wait until one of the held batches has ended.
+const EXTRA_BATCH_EVERY: Duration = Duration::from_secs(1);
+
+pub(super) struct Fetch {
+    store: Store,
+    pool: Arc<Pool>,
+    ledger: Arc<SharedLedger>,
+    ownership: Arc<Ownership>,
+    scheduler: Arc<Scheduler>,
+    completions: Arc<CompletionQueue>,
+    lease: Arc<Lease>,
+    clock: Clock,
+    pub(super) prefetch: Prefetch,
+    /// Since when batches have units in hand.
+    held_since: HashMap<Arc<str>, Instant>,
+    /// Until when the present round may lease, and whether it would have leased more.
+    lease_until: Instant,
+    is_cut_short: bool,
+    /// When a round took more than this process's part of the batches, and whether the present
+    /// round may.
+    extra_batch_at: Instant,
+    may_take_extra: bool,
+}
+
+/// What there is room for in a lane.
+struct Room {
+    /// Lines that each tenant should have ready.
+    share: usize,
+    /// This process's part of the lane's limit.
+    part: f64,
+    /// So many tenants may get their first unit in hand.
+    new_tenants: usize,
+    /// The lane has used up its part of the memory budget. Then only one unit is leased, for a
+    /// tenant that has nothing in hand, and others make room for it.
+    is_full: bool,
+    exceptions: usize,
+}
+
+impl Fetch {
+    pub(super) fn new(
+        store: Store,
+        pool: Arc<Pool>,
+        dispatch: &Dispatch,
+        completions: Arc<CompletionQueue>,
+        lease: Arc<Lease>,
+        clock: Clock,
+    ) -> Self {
+        let now = Instant::now();
+        let prefetch = Prefetch::new(store.clone(), pool.clone(), dispatch, lease.clone());
+        Self {
+            store,
+            pool,
+            ledger: Arc::clone(&dispatch.ledger),
+            ownership: Arc::clone(&dispatch.ownership),
+            scheduler: Arc::clone(&dispatch.scheduler),
+            completions,
+            lease,
+            clock,
+            prefetch,
+            held_since: HashMap::new(),
+            lease_until: now,
+            is_cut_short: false,
+            extra_batch_at: now,
+            may_take_extra: false,
+        }
+    }
+
+    /// A round begins to lease. `in_hand`: the batches of which units are in hand.
+    pub(super) fn begin_round(&mut self, in_hand: &BTreeSet<String>) {
+        self.held_since.retain(|id, _| in_hand.contains(&**id));
+        (self.lease_until, self.is_cut_short) = (Instant::now() + LEASING_MAX, false);
+        self.may_take_extra = self.extra_batch_at.elapsed() >= EXTRA_BATCH_EVERY;
+        if self.may_take_extra {
+            self.extra_batch_at = Instant::now();
+        }
+    }
+
+    /// Whether the last round would have leased more, had it had more time.
+    pub(super) fn is_cut_short(&self) -> bool {
+        self.is_cut_short
+    }
+
+    /// Leases for one of so many lanes: every tenant that has work gets its share of the lines that
+    /// are to be ready, the tenant first whose turn it is. Returns that share.
+    pub(super) async fn fill(
+        &mut self,
+        lane: LaneId,
+        lanes: usize,
+        lines_wanted: usize,
+        candidates: ByTenant,
+        stock: &Stock,
+    ) -> store::Result<usize> {
+        let in_hand = stock.tenants.iter();
+        let in_hand: HashMap<&str, &TenantStock> = in_hand
+            .filter(|((of, _), tenant)| *of == lane && !tenant.ready.is_empty())
+            .map(|((_, name), tenant)| (&**name, tenant))
+            .collect();
+        let new = candidates.keys();
+        let new = new.filter(|name| !in_hand.contains_key(&***name)).count();
+        let bytes = stock.lanes.get(&lane).map_or(0, |lane| lane.bytes);
+        let mut room = self.room(lane, lanes, lines_wanted, (in_hand.len(), new), bytes);
+
+        let mut surplus = Vec::new();
+        for (name, mut candidates) in self.in_turn(lane, candidates) {
+            let of_tenant = in_hand.get(&*name).copied();
+            if of_tenant.is_none() {
+                if room.new_tenants == 0 {
+                    continue;
+                }
+                room.new_tenants -= 1;
+            }
+            let seconds = stock.lanes.get(&lane).and_then(|lane| lane.seconds);
+            self.choose(&mut candidates, of_tenant, &room, seconds);
+            let chosen = candidates.iter().map(|one| &*one.backlog.batch_id);
+            let chosen: HashSet<&str> = chosen.collect();
+            if let Some(tenant) = of_tenant {
+                surplus.extend(self.surplus_of(tenant, &chosen, room.share));
+            }
+            let lines_each = (room.share / chosen.len().max(1)).max(1);
+            self.lease_for(lane, (&name, of_tenant), &candidates, lines_each, &mut room)
+                .await?;
+        }
+        if !surplus.is_empty() {
+            let released = surplus::release_batches(&self.ledger, &surplus);
+            let token = self.lease.token();
+            self.store.release_units(&token, &released).await?;
+        }
+        Ok(room.share)
+    }
+
+    fn room(
+        &self,
+        lane: LaneId,
+        lanes: usize,
+        lines_wanted: usize,
+        (in_hand, new): (usize, usize),
+        bytes: usize,
+    ) -> Room {
+        let limits = self.pool.limits();
+        let tenants = in_hand + new;
+        let is_full = bytes > 0 && bytes >= self.pool.budget().limit() / lanes;
+        // The rest is for other processes.
+        let part = limits.lane(lane) as f64 / limits.lane_allowed(lane).max(1) as f64;
+        let most = lines_wanted.max((tenants as f64 * part * PART_FACTOR).ceil() as usize);
+        Room {
+            share: (lines_wanted / tenants.max(1)).max(1),
+            part,
+            new_tenants: most.saturating_sub(in_hand),
+            is_full,
+            exceptions: usize::from(is_full),
+        }
+    }
+
+    /// The tenants in the order of their turns.
+    fn in_turn(&self, lane: LaneId, candidates: ByTenant) -> Vec<(Arc<str>, Vec<Candidate>)> {
+        let domain = self.pool.limits().domain(lane);
+        let ledger = self.ledger.lock();
+        let run_queues = ledger.run_queues();
+        let mut tenants: Vec<_> = candidates.into_iter().collect();
+        tenants.sort_by_cached_key(|(name, _)| run_queues.turn_of_tenant(name, domain));
+        tenants
+    }
+
+    /// Leaves the candidates of a tenant that may be leased, the next one first.
+    fn choose(
+        &self,
+        candidates: &mut Vec<Candidate>,
+        of_tenant: Option<&TenantStock>,
+        room: &Room,
+        seconds: Option<f64>,
+    ) {
+        if let Some(tenant) = of_tenant {
+            let is_blocked = |candidate: &Candidate| {
+                let mut blocked = tenant.blocked.iter();
+                blocked.any(|routes| Arc::ptr_eq(routes, &candidate.routes))
+            };
+            candidates.retain(|candidate| !is_blocked(candidate));
+        }
+        let ready = of_tenant.map(|tenant| &tenant.ready);
+        let batches = batches_of(candidates, ready);
+        let turns: Vec<_> = {
+            let ledger = self.ledger.lock();
+            let ids = candidates.iter().map(|one| &one.backlog.batch_id);
+            ids.map(|id| ledger.run_queues().turn_of_batch(id))
+                .collect()
+        };
+        let keeps = |id: &str| {
+            let since = self.held_since.get(id);
+            ready.is_some_and(|ready| ready.contains_key(id))
+                && since.is_some_and(|since| since.elapsed() < KEPT_FOR)
+        };
+        let ranking = Ranking {
+            share: room.share,
+            turns: &turns,
+            seconds,
+            now_ms: self.clock.now_ms(),
+            keeps,
+        };
+        ranking.rank(candidates);
+        if room.part < 1.0 {
+            let mut most = (batches as f64 * room.part * PART_FACTOR).ceil() as usize;
+            if self.may_take_extra {
+                most = most.max(ready.map_or(0, HashMap::len)) + 1;
+            }
+            leave_for_others(candidates, ready, room.share, most);
+        }
+    }
+
+    /// Batches of a tenant whose units are to be given back, because it is the turn of others and
+    /// more batches are in hand than the share allows.
+    fn surplus_of(
+        &self,
+        tenant: &TenantStock,
+        chosen: &HashSet<&str>,
+        share: usize,
+    ) -> Vec<Arc<str>> {
+        let too_many = tenant.ready.len().saturating_sub(share);
+        let had_its_time = |id: &&Arc<str>| {
+            let since = self.held_since.get(&**id);
+            since.is_none_or(|since| since.elapsed() >= KEPT_FOR)
+        };
+        let behind = tenant.ready.keys().filter(|id| !chosen.contains(&***id));
+        let behind = behind.filter(had_its_time).take(too_many);
+        behind.cloned().collect()
+    }
+
+    /// Leases units of a tenant's batches until each batch has so many lines ready.
+    async fn lease_for(
+        &mut self,
+        lane: LaneId,
+        (tenant, in_hand): (&str, Option<&TenantStock>),
+        candidates: &[Candidate],
+        lines_each: usize,
+        room: &mut Room,
+    ) -> store::Result<()> {
+        let mut leased: HashMap<String, usize> = HashMap::new();
+        for candidate in candidates {
+            let id = &candidate.backlog.batch_id;
+            let before = in_hand.and_then(|tenant| tenant.ready.get(&**id)).copied();
+            let mut lines = before.unwrap_or(0) + leased.get(id).copied().unwrap_or(0);
+            while lines < lines_each && !self.prefetch.has_unit_of(lane, tenant) {
+                if Instant::now() >= self.lease_until {
+                    self.is_cut_short = true;
+                    break;
+                }
+                let units = (lines_each - lines).div_ceil(LINES_PER_UNIT);
+                let mut units = units.min(UNITS_PER_LEASE);
+                if room.is_full {
+                    if room.exceptions == 0 || lines > 0 || before.is_some() {
+                        break;
+                    }
+                    (room.exceptions, units) = (0, 1);
+                }
+                let added = self.lease(candidate, units as i64).await?;
+                if added == 0 {
+                    break;
+                }
+                lines += added;
+                *leased.entry(id.clone()).or_default() += added;
+                self.held_since
+                    .entry(id.as_str().into())
+                    .or_insert_with(Instant::now);
+            }
+        }
+        Ok(())
+    }
+
+    /// Leases units and reads their text. Returns how many lines are coming.
+    async fn lease(&mut self, candidate: &Candidate, units: i64) -> store::Result<usize> {
+        let row = &candidate.backlog;
+        let Some(batch) = context(row) else {
+            return Ok(0);
+        };
+        let routes = Some(&candidate.routes);
+        let leased = self.lease_units(row, &batch, routes, units).await?;
+        let mut lines = 0;
+        for unread in leased {
+            lines += usize::try_from(unread.leased.requests).unwrap_or(0);
+            self.prefetch.push(candidate.routes.lane, unread);
+        }
+        self.prefetch.read().await?;
+        Ok(lines)
+    }
+
+    /// Leases units of a batch that is being ended. Their lines get their outcome unsent.
+    pub(super) async fn lease_ended(&mut self, row: &Backlog) -> store::Result<()> {
+        let (Some(ending), Some(batch)) = (row.end_reason(), context(row)) else {
+            return Ok(());
+        };
+        loop {
+            if self.completions.size().0 > QUEUED_LINES_MAX {
+                // The flush wakes the supply, which goes on then.
+                return Ok(());
+            }
+            let units = self.lease_units(row, &batch, None, ENDED_UNITS_PER_LEASE);
+            let units = units.await?;
+            if units.is_empty() {
+                return Ok(());
+            }
+            self.prefetch.load_unsent(units).await?;
+            self.scheduler.end_batch(&row.batch_id, ending);
+        }
+    }
+
+    async fn lease_units(
+        &self,
+        row: &Backlog,
+        batch: &Arc<BatchContext>,
+        routes: Option<&Arc<Routes>>,
+        units: i64,
+    ) -> store::Result<Vec<UnreadUnit>> {
+        if !self.lease.is_held() {
+            return Ok(Vec::new());
+        }
+        let token = self.lease.token();
+        let leased = self
+            .store
+            .lease_units(&token, &row.batch_id, row.model_no, units)
+            .await?;
+        let unread = leased.into_iter().map(|leased| {
+            self.ownership.on_leased(&leased.lease);
+            UnreadUnit {
+                leased,
+                model: row.model.clone(),
+                file_id: row.input_file_id.clone(),
+                batch: batch.clone(),
+                routes: routes.cloned(),
+            }
+        });
+        Ok(unread.collect())
+    }
+}
+
+fn context(row: &Backlog) -> Option<Arc<BatchContext>> {
+    let endpoint = endpoint::of_batch(&row.endpoint);
+    if endpoint.is_none() {
+        tracing::error!(
+            batch.id = row.batch_id,
+            "a batch has an endpoint that is not known"
+        );
+    }
+    Some(Arc::new(BatchContext::new(row, endpoint?)))
+}

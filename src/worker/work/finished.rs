@@ -1,0 +1,96 @@
+//! Lines that have their outcome, on their way to the store.
+
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+
+use tokio::sync::Notify;
+
+use super::unit::LoadedUnit;
+use crate::codec::segment::Line;
+use crate::store::CountsDelta;
+use crate::upstream::Charge;
+
+/// A line with its outcome.
+pub(crate) struct FinishedLine {
+    pub unit: Arc<LoadedUnit>,
+    pub line: Line,
+    pub counts: CountsDelta,
+    /// The answer's part of the memory budget, held until the answer is on disk.
+    pub charge: Option<Charge>,
+}
+
+/// With so many bytes in the queue a flush is due at once.
+pub(crate) const FULL_BYTES: usize = 4 << 20;
+
+/// Finished lines that wait for the next flush.
+#[derive(Default)]
+pub(crate) struct CompletionQueue {
+    queued: Mutex<Queued>,
+    changed: Notify,
+}
+
+#[derive(Default)]
+struct Queued {
+    lines: Vec<FinishedLine>,
+    bytes: usize,
+}
+
+/// How full the queue is. The flusher is notified when this changes, not for each line.
+#[derive(PartialEq, Eq)]
+struct Fill {
+    has_lines: bool,
+    is_full: bool,
+}
+
+impl CompletionQueue {
+    pub(crate) fn push(&self, finished: impl IntoIterator<Item = FinishedLine>) {
+        let mut queued = self.lock();
+        let before = queued.fill();
+        for line in finished {
+            queued.bytes += line.line.bytes.len();
+            queued.lines.push(line);
+        }
+        let is_changed = queued.fill() != before;
+        drop(queued);
+        if is_changed {
+            self.changed.notify_one();
+        }
+    }
+
+    /// Takes all lines.
+    pub(crate) fn take(&self) -> Vec<FinishedLine> {
+        let mut queued = self.lock();
+        queued.bytes = 0;
+        // The next flush will have about as many lines.
+        let next = Vec::with_capacity(queued.lines.len());
+        std::mem::replace(&mut queued.lines, next)
+    }
+
+    /// How many lines and bytes wait.
+    pub(crate) fn size(&self) -> (usize, usize) {
+        let queued = self.lock();
+        (queued.lines.len(), queued.bytes)
+    }
+
+    /// Notifies the flusher that no line is in flight: nothing else is on its way to the queue.
+    pub(crate) fn notify(&self) {
+        self.changed.notify_one();
+    }
+
+    /// Waits until the first line is queued, until a flush is due, or until [`Self::notify`].
+    pub(crate) async fn changed(&self) {
+        self.changed.notified().await;
+    }
+
+    fn lock(&self) -> MutexGuard<'_, Queued> {
+        self.queued.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl Queued {
+    fn fill(&self) -> Fill {
+        Fill {
+            has_lines: !self.lines.is_empty(),
+            is_full: self.bytes >= FULL_BYTES,
+        }
+    }
+}

@@ -1,0 +1,75 @@
+//! A line of a unit that is not done.
+
+use std::ops::Range;
+use std::sync::OnceLock;
+
+use bytes::Bytes;
+
+use crate::domain::line;
+use crate::upstream::{Answer, History};
+
+/// A line that is not done: its number in the chunk, and where its text stands in the unit's text.
+#[derive(Clone, Debug)]
+pub(crate) struct OpenLine {
+    pub index: u32,
+    pub range: Range<usize>,
+    request: OnceLock<Option<Request>>,
+}
+
+/// What is needed of a line's text.
+#[derive(Clone, Debug)]
+pub(crate) struct Request {
+    pub custom_id: Box<str>,
+    /// The path of the endpoint that the line's `url` names.
+    pub path: Option<&'static str>,
+    pub body: Bytes,
+}
+
+/// A line that is to be sent, with what is known from earlier attempts.
+pub(crate) struct Pending {
+    pub line: OpenLine,
+    pub history: History,
+    /// The upstream of the last attempt. The next attempt prefers another upstream.
+    pub avoid: Option<usize>,
+    /// The last answer, if it was a refusal. The line ends with it if no better answer comes.
+    /// Boxed: few lines have one, and a pending line is moved about.
+    pub refusal: Option<Box<Answer>>,
+}
+
+impl OpenLine {
+    pub(crate) fn new(index: u32, range: Range<usize>) -> Self {
+        let request = OnceLock::new();
+        Self {
+            index,
+            range,
+            request,
+        }
+    }
+
+    /// The line's request, read from its unit's text at the first call. `None` if the text holds
+    /// no request.
+    pub(crate) fn read(&self, text: &Bytes) -> Option<&Request> {
+        let read = || {
+            let line = std::str::from_utf8(text.get(self.range.clone())?).ok()?;
+            let envelope = line::read(line)?;
+            Some(Request {
+                custom_id: envelope.custom_id.into(),
+                path: envelope.endpoint.map(|endpoint| endpoint.path),
+                body: text.slice_ref(envelope.body.as_bytes()),
+            })
+        };
+        self.request.get_or_init(read).as_ref()
+    }
+}
+
+impl Pending {
+    /// A line that has not been sent yet.
+    pub(crate) fn new(line: OpenLine) -> Self {
+        Self {
+            line,
+            history: History::default(),
+            avoid: None,
+            refusal: None,
+        }
+    }
+}
