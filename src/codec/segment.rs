@@ -179,6 +179,7 @@ fn put(out: &mut Vec<u8>, mut number: u64) {
     out.push(number as u8);
 }
 
+/// Takes a number of variable length from the front.
 fn take(rest: &mut &[u8]) -> io::Result<u64> {
     let mut number = 0;
     for shift in (0..64).step_by(7) {

@@ -88,6 +88,7 @@ pub fn check(line: &[u8]) -> Check<'_> {
     }
 }
 
+/// Reads a line that is not blank, or says the first thing that is wrong with it.
 fn request(line: &[u8]) -> Result<Request<'_>, Fault> {
     let line = std::str::from_utf8(line).map_err(|error| Fault::not_utf8(line, error))?;
     let keys = Keys::read(line).ok_or_else(|| Fault::not_an_object(line))?;
@@ -315,6 +316,7 @@ impl Fault {
         ))
     }
 
+    /// The line is no JSON object: says what it is instead, as far as that can be seen.
     fn not_an_object(line: &str) -> Self {
         if line.starts_with(BYTE_ORDER_MARK) {
             return Self::not_json(

@@ -68,6 +68,7 @@ pub(super) fn parse(usage: &str) -> Option<Usage> {
     Some(tokens)
 }
 
+/// A number within the object of details, such as `cached_tokens`; 0 if it is not there.
 fn detail(details: &str, name: &str) -> i64 {
     let mut found = 0;
     // Details that are no object hold nothing.

@@ -93,6 +93,8 @@ impl Inspector {
         Ok(self.report)
     }
 
+    /// Counts a request of a model; returns the model's number in the file. `None` if the file
+    /// names too many models.
     fn count_model(&mut self, name: &str, line: u64) -> Option<u16> {
         let model_no = self.model_no(name)?;
         self.last_model_no = model_no;

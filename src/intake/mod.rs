@@ -116,7 +116,7 @@ impl Intake {
         Self::within(limits, contents, Box::new(|_| true))
     }
 
-    /// The same, of which somebody else decides how much memory its hashes have.
+    /// The same, where `may_hold` decides how much memory the hashes of ids may take.
     #[must_use]
     pub fn within(limits: Limits, contents: Contents, may_hold: MayHold) -> Self {
         Self {
@@ -145,7 +145,7 @@ impl Intake {
         Ok(())
     }
 
-    /// Takes the file for what it is, whatever its lines are. To be said before the first bytes.
+    /// Does not look into the file's lines. To be called before the first bytes.
     pub fn leave_unchecked(&mut self) {
         self.mode = Mode::Unchecked;
     }
@@ -185,6 +185,7 @@ impl Intake {
         Ok(taken)
     }
 
+    /// Takes bytes of a line that is too long, up to its end; says how many.
     fn take_long_line(&mut self, bytes: &[u8], out: &mut Vec<Chunk>) -> io::Result<usize> {
         let end = memchr(b'\n', bytes).map(|end| end + 1);
         let window = &bytes[..end.unwrap_or(bytes.len())];

@@ -1,33 +1,33 @@
 //! One budget of bytes for what a process's uploads hold in memory beyond the little that each of
 //! them needs: lines of more than 1 MiB, and hashes of many ids.
 //!
-//! Nobody waits for hashes: those that find no room go to disk sooner. A long line waits for its
-//! room, and grows while it holds some. If growing lines just took what is free, all of them could
-//! come to wait for each other. So a line is given more only if afterwards at least one of those
-//! that hold some could still become as long as a line may be. That one can come to its end, and
-//! what it gives back is enough for the next.
+//! Hashes never wait: where they find no room, they go to disk sooner. A long line waits for room,
+//! and asks for more as it grows. If growing lines just took what is free, all of them could come
+//! to wait for each other. So a line is given more only if afterwards at least one line that holds
+//! some could still grow to the longest that a line may be. That line can come to its end, and what
+//! it gives back is enough for the next line.
 
 use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use tokio::sync::{Semaphore, SemaphorePermit, oneshot, watch};
 
-/// The budget of a process. Two lines of 16 MiB, which is as long as lines may be unless somebody
-/// says otherwise, have room in it at once, or nine of 1.6 MB, or three of 5 MB: more of them would
-/// come in no faster, since one core compresses hundreds of MB a second. It is as much as requests
-/// and answers in flight may have, so that a process of the usual size stays well below 256 MiB.
+/// The budget of a process. It has room for two lines of 16 MiB (the default limit of a line) at
+/// once, or for nine of 1.6 MB, or three of 5 MB. More lines at once would not come in faster,
+/// because one core compresses hundreds of MB a second. Requests and answers in flight have as much
+/// by default, so that a process stays well below 256 MiB.
 const BYTES: usize = 64 << 20;
 /// Hashes may have this part of the budget; the rest is for lines alone.
 const HASHES_PART: usize = 4;
-/// So many decoders may hold a window of up to 8 MiB at once, beyond the budget. They read from the
-/// store, never from a client, so that none keeps its window for long.
+/// So many decoders may hold a window of up to 8 MiB at once, beyond the budget. A decoder reads
+/// from the store and never from a client, so it does not hold its window for long.
 const HEAVY_DECODERS: usize = 4;
 /// A long line is held as it came, and then once more, compressed.
 const COPIES: usize = 2;
 
 /// How many bytes there are for uploads, who holds them, and who waits for some.
 ///
-/// A process has one of it. Tenants that hold less go before those that hold more.
+/// A process has one budget. Tenants that hold less go before those that hold more.
 #[derive(Debug)]
 pub struct UploadBudget {
     total: usize,
@@ -41,30 +41,32 @@ pub struct UploadBudget {
 struct State {
     next: u64,
     hashes: usize,
-    /// Those that hold some, and those that wait.
+    /// The parts of all files, whether they hold some or not, by their number.
     lines: BTreeMap<u64, Line>,
     /// In the order in which they came.
     waiting: Vec<Waiter>,
 }
 
+/// What the long lines of one file hold.
 #[derive(Debug)]
 struct Line {
     tenant: String,
     held: usize,
-    /// What it needs if it is as long as a line may be.
+    /// What the longest line that is allowed needs.
     most: usize,
 }
 
 #[derive(Debug)]
 struct Waiter {
     line: u64,
-    /// What it is to hold then.
+    /// What the line holds once this is granted.
     bytes: usize,
     grant: oneshot::Sender<()>,
 }
 
 impl UploadBudget {
-    /// The budget of a process whose lines may be so long. The longest has room in any case.
+    /// The budget of a process whose lines may have `max_line_bytes`. It always has room for the
+    /// longest line.
     #[must_use]
     pub fn new(max_line_bytes: usize) -> Arc<Self> {
         Self::of(BYTES.max(cost(max_line_bytes).saturating_mul(2)))
@@ -124,7 +126,7 @@ impl UploadBudget {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Changes something, and serves those that wait.
+    /// Changes the state, and then grants what can be granted.
     fn change(&self, change: impl FnOnce(&mut State)) {
         let mut state = self.lock();
         change(&mut state);
@@ -148,19 +150,20 @@ impl State {
         lines.map(|line| line.held).sum()
     }
 
+    /// Grants, one after another, all that waits and has room now.
     fn serve(&mut self, total: usize) {
         while let Some(place) = self.next_to_serve(total) {
             let Waiter { line, bytes, grant } = self.waiting.remove(place);
             if let Some(line) = self.lines.get_mut(&line) {
                 line.held = bytes;
             }
-            // Whoever waited may be gone: then its part is given back just now.
+            // The file that waited may be given up. Then the drop of its part gives this back.
             let _ = grant.send(());
         }
     }
 
-    /// Who among those that wait can be served: the tenant with the least first, and of its lines
-    /// those first that hold some already.
+    /// The place of the next waiter that there is room for. The tenant that holds least goes first,
+    /// and of its lines those first that hold some already.
     fn next_to_serve(&self, total: usize) -> Option<usize> {
         let mut order: Vec<_> = (self.waiting.iter().enumerate())
             .filter_map(|(place, waiter)| {
@@ -172,8 +175,8 @@ impl State {
         order.sort_unstable();
         let mut one_begins = false;
         for (_, begins, place) in order {
-            // No line begins before one whose turn it is, or it would find the room taken again
-            // and again.
+            // No line begins before a line whose turn it is: otherwise that line would find the
+            // room taken again and again.
             if begins && one_begins {
                 continue;
             }
@@ -186,8 +189,8 @@ impl State {
         None
     }
 
-    /// Whether a line may hold so many bytes, so that afterwards one line at least can still come
-    /// to its end. A line that is alone may in any case.
+    /// Whether a line may hold so many bytes: afterwards at least one line must still be able to
+    /// come to its end. If no other line holds anything, the line may always.
     fn may_hold(&self, number: u64, bytes: usize, total: usize) -> bool {
         let others = self.lines.iter().filter(|(other, _)| **other != number);
         let others: usize = others.map(|(_, line)| line.held).sum();
@@ -225,7 +228,8 @@ pub(super) struct Part {
 }
 
 impl Part {
-    /// Waits until there is room for a line of so many bytes. A part never shrinks by it.
+    /// Waits until this part holds room for a line of so many bytes. If it holds more already, it
+    /// keeps that.
     pub async fn grow(&self, line_bytes: usize) {
         let (grant, granted) = oneshot::channel();
         let _waits = Waits(self);
@@ -242,7 +246,7 @@ impl Part {
                 });
             }
         });
-        // Where nothing had to be asked for, nobody grants it.
+        // Where the part held enough, the sender is dropped, and this returns at once.
         let _ = granted.await;
     }
 
@@ -280,7 +284,7 @@ impl Drop for Part {
     }
 }
 
-/// Takes a file out of those that wait, should it be given up.
+/// Removes a file from those that wait, if the wait is given up.
 struct Waits<'a>(&'a Part);
 
 impl Drop for Waits<'_> {
@@ -308,7 +312,7 @@ pub(super) struct Hashes {
 }
 
 impl Hashes {
-    /// Whether they may be so many bytes; they are taken to be, then.
+    /// Whether the hashes may take so many bytes in all. If so, they are counted as taking them.
     pub fn may_hold(&mut self, bytes: usize) -> bool {
         let more = bytes.saturating_sub(self.held);
         let mut state = self.budget.lock();
@@ -331,7 +335,7 @@ impl Drop for Hashes {
     }
 }
 
-/// What a line of so many bytes takes.
+/// What a line of so many bytes takes of the budget.
 fn cost(line_bytes: usize) -> usize {
     line_bytes.saturating_mul(COPIES)
 }

@@ -53,12 +53,13 @@ impl<'a> Lines<'a> {
         }
     }
 
+    /// The `custom_id` of a line; `None` if the line has none.
     async fn custom_id(&mut self, line: u64) -> Result<Option<String>> {
         let Some(number) = self.store.chunk_of_line(self.file_id, line).await? else {
             return Ok(None);
         };
         if self.chunk.as_ref().is_none_or(|(held, _)| *held != number) {
-            // Let go first, so that no two are held.
+            // Dropped before the next is read, so that two are never in memory.
             self.chunk = None;
             let chunk = self.store.chunk(self.file_id, number).await?;
             self.chunk = chunk.map(|chunk| (number, chunk));

@@ -78,7 +78,7 @@ pub struct Ingest {
     store: Store,
     upload: NewUpload,
     limits: Limits,
-    /// Not handed over yet.
+    /// Bytes that were received and not handed to the intake yet.
     gathered: Vec<Bytes>,
     gathered_bytes: usize,
     intake: Work,
@@ -87,7 +87,7 @@ pub struct Ingest {
     pace: Pace,
     /// All that writes runs in here, so that a write that has begun is always waited for.
     tasks: TaskTracker,
-    /// Whether what was written stays.
+    /// Whether the file is published. If it is not, the drop removes what was written.
     shown: bool,
     _alive: AbortOnDropHandle<()>,
 }
@@ -158,19 +158,19 @@ impl Ingest {
         Ok(ingest)
     }
 
-    /// Takes the file for what it is, whatever its lines are: its first bytes have shown that it
-    /// has none. To be called before they are written.
+    /// Stores the file without looking into its lines: its first bytes have shown that it has
+    /// none. To be called before those bytes are written.
     pub fn leave_unchecked(&mut self) {
         if let Work::Idle(state) = &mut self.intake {
             state.intake.leave_unchecked();
         }
     }
 
-    /// Waits for the client's next bytes. While the file holds a part of the budget that others
-    /// wait for, they must come at a least rate.
+    /// Waits for the client's next bytes. While the file holds a part of the budget, and another
+    /// file waits for some, the client must send at a least rate ([`Pace`]).
     ///
     /// # Errors
-    /// When they do not. The file is then lost.
+    /// When the client is slower than that. The file is then lost.
     pub async fn receive<T>(&mut self, next: impl Future<Output = T>) -> Result<T, Error> {
         if !self.part.holds_some() {
             self.pace = Pace::default();
@@ -231,9 +231,9 @@ impl Ingest {
         Ok(file)
     }
 
-    /// The file that this one holds, compressed. It is whole, but not shown yet; this one is
-    /// removed. Needed where a form says only behind a file that the file is for a batch, and for
-    /// packings whose decoder is not light.
+    /// Decompresses this file, which is compressed, into a new one. The new file is whole and not
+    /// published yet; this one is removed. Needed where a form names the purpose `batch` only
+    /// behind the file, and for packings whose decoder needs much memory.
     ///
     /// # Errors
     /// When the content cannot be read, has more than `max_bytes`, or the database or temporary
@@ -272,7 +272,7 @@ impl Ingest {
         Ok(content)
     }
 
-    /// Waits for what was handed over.
+    /// Waits until the intake has worked off what was handed to it; returns its state.
     async fn idle(&mut self) -> Result<Box<State>, Error> {
         match mem::replace(&mut self.intake, Work::Gone) {
             Work::Idle(state) => Ok(state),
@@ -281,6 +281,7 @@ impl Ingest {
         }
     }
 
+    /// Runs something that writes to its end, even if this future is dropped meanwhile.
     async fn run<T: Send + 'static>(
         &self,
         task: impl Future<Output = Result<T, Error>> + Send + 'static,
@@ -288,7 +289,7 @@ impl Ingest {
         self.tasks.spawn(task).await.map_err(io::Error::from)?
     }
 
-    /// What the file is shown as, if it may be.
+    /// What the file is published as, or why it must not be.
     async fn judge(&self, report: Report, finish: Finish) -> Result<PublishedUpload, Error> {
         let mut upload = PublishedUpload {
             purpose: finish.purpose,
@@ -395,7 +396,7 @@ impl State {
     }
 }
 
-/// Waits until the client has been too slow, and another file waits.
+/// Waits until the client has been too slow and another file waits for room.
 async fn is_too_slow(mut pace: Pace, part: &Part) {
     while !pace.is_slow {
         let left = pace.left();
@@ -405,7 +406,7 @@ async fn is_too_slow(mut pace: Pace, part: &Part) {
     }
     part.is_needed().await;
     if !part.holds_some() {
-        // It has given back what it held, just now.
+        // The line has just ended and given its room back, so nobody waits for this client.
         std::future::pending::<()>().await;
     }
 }
@@ -432,8 +433,8 @@ async fn write(store: &Store, file_id: &str, mut chunks: &[Chunk]) -> Result<(),
     Ok(())
 }
 
-/// Makes the file visible. Where the database fails so that it is not known whether it has done
-/// so, that is looked up.
+/// Publishes the file. If the database fails and it is not known whether the transaction was
+/// committed, looks whether the file is there.
 async fn show(
     store: Store,
     upload: NewUpload,
@@ -457,7 +458,8 @@ async fn show(
     }
 }
 
-/// Says regularly that the file is being written, however slowly its bytes come.
+/// Touches the file's row regularly, however slowly its bytes come, so that no sweep removes the
+/// file.
 async fn stay_alive(store: Store, file_id: String) {
     loop {
         tokio::time::sleep(TOUCHED_EVERY).await;

@@ -1,21 +1,21 @@
-//! How fast the bytes of a file come.
+//! How fast a client sends the bytes of a file.
 
 use std::time::Duration;
 
-/// What must come in each window of waiting for the client: 64 KiB a second. Slower than that, a
-/// line of 16 MiB would keep its room for longer than four minutes.
+/// What must come in each window of waiting for the client: 64 KiB a second. If a client were
+/// slower, a line of 16 MiB would keep its room for longer than four minutes.
 const LEAST: usize = 640 << 10;
-/// The first one is the client's to pick up speed.
+/// How much waiting makes a window. In the first window a client may pick up speed.
 const WINDOW: Duration = Duration::from_secs(10);
 
-/// Counts what comes while a file is waited for: not the time in which we are busy with what came,
-/// nor that in which we wait for others.
+/// Counts what comes in the time in which the server waits for this client. The time in which the
+/// server works on what came, or waits for something else, does not count.
 #[derive(Clone, Copy, Debug, Default)]
 pub(super) struct Pace {
-    /// Of the window.
+    /// In this window.
     waited: Duration,
     bytes: usize,
-    /// Whether too little came in the window before, and has since.
+    /// Whether too little came in the window before, and in this one so far.
     pub is_slow: bool,
 }
 
@@ -33,18 +33,18 @@ impl Pace {
         self.waited += time;
     }
 
-    /// Begins another window where one is over. To be called before bytes are waited for, when
-    /// those that came are counted.
+    /// Begins the next window if this one is over. To be called before the server waits for bytes,
+    /// when the bytes that came are counted.
     pub fn judge(&mut self) {
         if self.waited >= WINDOW {
-            // Where it was many windows, nothing came in most of them.
+            // If it waited for two windows or more, nothing came in one of them.
             self.is_slow = self.bytes < LEAST || self.waited >= 2 * WINDOW;
             self.waited = Duration::ZERO;
             self.bytes = 0;
         }
     }
 
-    /// For how long the next bytes may be waited for until the window is over.
+    /// How much waiting is left until this window is over.
     pub fn left(&self) -> Duration {
         WINDOW.saturating_sub(self.waited)
     }

@@ -133,6 +133,7 @@ impl<'a, E: fmt::Debug + Send + Sync + 'static> Unpacked<'a, E> {
         }
     }
 
+    /// What a decoder's error means: the source failed, or the content cannot be decompressed.
     fn cause(&self, error: io::Error) -> NoContent<E> {
         let packing = self.packing;
         let error = match error.downcast::<Carried<E>>() {
