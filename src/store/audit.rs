@@ -1,10 +1,10 @@
-//! Looks the whole store over for what must never be: reads only, holds little, and may run
-//! beside a server.
+//! The audit: looks for what must never be stored. It only reads, holds little in memory, and may
+//! run beside a server.
 //!
-//! What a transaction changes together is read in one snapshot (a batch), or by one statement
-//! (rows that belong to nothing), so that nothing is taken for a fault that is merely in motion.
-//! What a duty will have mended in a moment (the units of a process that died, what is to be
-//! removed) is a fault only if servers run and do not mend it.
+//! What a transaction changes together is read in one snapshot (a batch) or by one statement (rows
+//! that belong to nothing), so that nothing that is merely in motion looks like a fault. What a task
+//! will repair in a moment (the units of a process that died, content that is to be removed) is a
+//! fault only if servers run and do not repair it.
 
 mod batch;
 mod files;

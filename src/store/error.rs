@@ -26,7 +26,7 @@ pub enum Error {
 }
 
 /// Not by `#[from]`, which would make it the source as well: its message, which this one's ends
-/// with, would then be told twice.
+/// with, would then be shown twice.
 impl From<sqlx::Error> for Error {
     fn from(error: sqlx::Error) -> Self {
         let error = Error::Engine(error);

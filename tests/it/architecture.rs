@@ -1,5 +1,7 @@
 //! The rooms of `src`: imports point down only, and each thing has one room that may touch it.
 
+mod circles;
+
 use std::collections::BTreeSet;
 use std::fs;
 use std::path::{Path, PathBuf};

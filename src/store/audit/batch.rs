@@ -1,4 +1,4 @@
-//! One batch, in one snapshot: its counts, units, segments and files tell the same story.
+//! One batch, in one snapshot: whether its counts, units, segments and files agree.
 
 use std::collections::BTreeMap;
 

@@ -1,4 +1,5 @@
-//! What duties mend: a fault only if a server has run for long enough to have mended it.
+//! What tasks repair by themselves: a fault only if a server has run for long enough to have
+//! repaired it.
 
 use std::collections::BTreeMap;
 use std::time::{Duration, Instant};
@@ -28,7 +29,7 @@ struct Chore {
 }
 
 /// Units that are leased by processes that hold no lease, and since when that is known.
-pub(super) struct Strays {
+pub(super) struct AbandonedUnits {
     /// How many units, by owner. A process that begins anew does so under another name, so an
     /// owner that is gone never comes back.
     owners: BTreeMap<String, i64>,
@@ -37,9 +38,9 @@ pub(super) struct Strays {
 
 impl Audit<'_> {
     /// Units whose owner is gone.
-    pub(super) async fn strays(&mut self) -> Result<Strays> {
+    pub(super) async fn abandoned(&mut self) -> Result<AbandonedUnits> {
         let sql = sql!(
-            "-- audit_strays
+            "-- audit_abandoned
                  SELECT owner, COUNT(*) FROM units
                  WHERE state = 'leased' AND owner IS NOT NULL AND owner NOT IN
                     (SELECT token FROM replicas WHERE lease_until >= {now}) GROUP BY owner",
@@ -48,17 +49,17 @@ impl Audit<'_> {
         let owners: Vec<(String, i64)> = on_pool!(self.store.reader(), |c| {
             sqlx::query_as(sql).fetch_all(c).await?
         });
-        Ok(Strays {
+        Ok(AbandonedUnits {
             owners: owners.into_iter().collect(),
             seen: Instant::now(),
         })
     }
 
     /// Whether others take over the units that were seen, as they should.
-    pub(super) async fn still_stray(&mut self, mut before: Strays) -> Result<()> {
+    pub(super) async fn still_abandoned(&mut self, mut before: AbandonedUnits) -> Result<()> {
         let deadline = before.seen + 2 * self.settings.lease + TAKE_OVER_WITHIN;
         loop {
-            let now = self.strays().await?;
+            let now = self.abandoned().await?;
             before
                 .owners
                 .retain(|owner, _| now.owners.contains_key(owner));

@@ -19,7 +19,8 @@ const ORPHANS: [(&str, &str, &str); 10] = [
         "file",
         "row of chunk_models of a file that is not there, or whose content was removed",
         "SELECT c.file_id, c.total FROM
-            (SELECT file_id, COUNT(*) AS total FROM chunk_models GROUP BY file_id) c WHERE NOT EXISTS
+            (SELECT file_id, COUNT(*) AS total FROM chunk_models GROUP BY file_id) c
+         WHERE NOT EXISTS
             (SELECT 1 FROM files f WHERE f.id = c.file_id AND f.state <> 'purged')",
     ),
     (
@@ -50,7 +51,8 @@ const ORPHANS: [(&str, &str, &str); 10] = [
         "batch",
         "row of counts of a batch that is not there",
         "SELECT c.batch_id, c.total FROM
-            (SELECT batch_id, COUNT(*) AS total FROM batch_counts GROUP BY batch_id) c WHERE NOT EXISTS
+            (SELECT batch_id, COUNT(*) AS total FROM batch_counts GROUP BY batch_id) c
+         WHERE NOT EXISTS
             (SELECT 1 FROM batches b WHERE b.id = c.batch_id)",
     ),
     (

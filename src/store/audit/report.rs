@@ -17,12 +17,12 @@ pub struct AuditSettings {
     pub grace: Duration,
 }
 
-/// What an audit tells while it works.
+/// What an audit reports while it works.
 #[derive(Clone, Debug)]
 pub enum AuditFinding {
     /// Something must not be.
     Fault(String),
-    /// Something waits for a server to mend it, and need not be looked into.
+    /// Something waits for a server to repair it. Nobody need look into it.
     Waits(String),
     /// It has got this far.
     Progress(Audited),
@@ -52,7 +52,7 @@ pub struct Audited {
     pub free_bytes: u64,
 }
 
-/// Hears what an audit tells.
+/// Receives what an audit reports.
 pub type AuditReporter<'a> = dyn FnMut(AuditFinding) + Send + 'a;
 
 pub(super) struct Audit<'a> {

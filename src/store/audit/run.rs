@@ -11,7 +11,7 @@ const LIST_BATCHES: &str = "-- audit_batches
 const PAGE_FAULTS_MAX: u32 = 20;
 
 impl Store {
-    /// Looks at everything that is stored, and tells each fault as it is found. Changes nothing.
+    /// Looks at everything that is stored, and reports each fault as it is found. Changes nothing.
     /// Where units are held by a process that is gone although others run, it waits for two
     /// leases, to see whether they take them over.
     ///
@@ -30,12 +30,12 @@ impl Store {
             began: self.now_ms(),
         };
         audit.pages().await?;
-        let strays = audit.strays().await?;
+        let abandoned = audit.abandoned().await?;
         audit.orphans().await?;
         audit.files().await?;
         audit.batches().await?;
         audit.overdue().await?;
-        audit.still_stray(strays).await?;
+        audit.still_abandoned(abandoned).await?;
         audit.sizes().await?;
         Ok(audit.audited)
     }

@@ -53,7 +53,8 @@ impl Audit<'_> {
                     head.id
                 )),
                 Some(says) if says != waiting => self.fault(format!(
-                    "batch {}: the backlog says that {says} units of model {model} wait, and {waiting} do",
+                    "batch {}: the backlog says that {says} units of model {model} wait, and \
+                     {waiting} do",
                     head.id
                 )),
                 Some(_) => {}

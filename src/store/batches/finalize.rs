@@ -15,7 +15,7 @@ use crate::store::engine::{Rows, Tx, Value, bind_each, bind_rows, in_tx, list, o
 use crate::store::files::encode_sizes;
 use crate::store::{Result, Store};
 
-/// Batches looked at in one round of a duty.
+/// Batches looked at in one round.
 const ROUND: i64 = 100;
 /// Units removed in one transaction, once their batch is published.
 const REMOVED_UNITS_MAX: i64 = 500;
@@ -23,13 +23,13 @@ const REMOVED_UNITS_MAX: i64 = 500;
 /// Batches named in one statement.
 const NAMED_BATCHES_MAX: usize = 500;
 
-/// What came of a try to end a batch.
+/// The outcome of an attempt to end a batch.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Finalized {
     Ended,
-    /// It has units that are open, or has ended already.
+    /// The batch has open units, or has ended already.
     NotYet,
-    /// Somebody else has its row: to end it, or to cancel it.
+    /// Another transaction has locked the batch's row, to end the batch or to cancel it.
     Busy,
 }
 
@@ -108,7 +108,7 @@ impl Store {
         }
         // No unit is open, and none that is done is opened again.
         if batch.state.after(Event::Published).is_none() {
-            // It does not run yet, or another process has ended it, and removes its units as well.
+            // The batch does not run yet, or another process has ended it and removes its units.
             return Ok(Finalized::NotYet);
         }
         let [output, error] = self.publish_files(&mut tx, batch_id).await?;
@@ -211,8 +211,8 @@ impl Store {
         Ok(file_id)
     }
 
-    /// Removes units of batches that have ended, where a process died before it had done so, or
-    /// where the batch ended while it got its first ones.
+    /// Removes units of batches that have ended: of a batch whose process died before it removed
+    /// them, or of a batch that ended while its units were being made.
     ///
     /// # Errors
     /// When the database fails; the next round goes on.
@@ -244,8 +244,8 @@ impl Store {
         Ok(())
     }
 
-    /// Removes the units of a batch that has ended, in small transactions. They are done, or the
-    /// batch ended before it had begun; after its end there come no more.
+    /// Removes the units of a batch that has ended, in small transactions. All of them are done, or
+    /// the batch ended before it ran. No unit is made after a batch's end.
     async fn remove_units(&self, batch_id: &str) -> Result<()> {
         // Locked in the order of their keys: several processes may do this at once.
         let sql = sql!(
@@ -268,7 +268,8 @@ impl Store {
                     .await?
                     .rows_affected()
             });
-            // Fewer also where another process removes the same ones; what both leave is swept.
+            // Fewer were removed also where another process removes the same units. The sweep
+            // removes what both leave.
             if removed < REMOVED_UNITS_MAX as u64 {
                 return Ok(());
             }

@@ -1,5 +1,5 @@
-//! What an operator wants to know of all work at once: read from what the store keeps anyway, as
-//! many rows as there are live batches and leased units, and never a line counted.
+//! What an operator wants to know of all work at once. The queries read what the store keeps
+//! anyway: a row for each live batch and each leased unit. They count no lines.
 //!
 //! Queries over live batches repeat the condition of their partial index word for word: SQLite
 //! uses it only then.
@@ -20,8 +20,8 @@ pub struct Queue {
     pub leased: i64,
     /// When the oldest batch with such a unit was created, in milliseconds; `None` without one.
     pub oldest: Option<i64>,
-    /// How much of its window the batch with such a unit has used that is nearest to its end: 1 is
-    /// the end. `None` without a batch that has a window.
+    /// The largest part of its completion window that a batch with such a unit has used; 1 is the
+    /// end of the window. `None` without a batch that has a window.
     pub window_used: Option<f64>,
 }
 
@@ -94,7 +94,8 @@ impl Store {
         Ok(live.map(of).collect())
     }
 
-    /// What waits and what is leased, by model. `now_ms`: the time that windows are told by.
+    /// What waits and what is leased, by model. `now_ms`: the time by which the used part of a
+    /// window is computed.
     ///
     /// # Errors
     /// When the database fails.

@@ -10,8 +10,9 @@ use crate::domain::batch::{BatchState, Counts};
 use crate::store::engine::{Sql, Tx, bind_each, in_tx, list, on_pool, sql};
 use crate::store::{Error, Page, Result, Store};
 
-/// Batches with their sums, the newest first, of those that a statement gives the ids of. All in
-/// one statement, so that a batch that is shown as completed is shown with all its lines.
+/// Selects the batches whose ids another statement selects, with the sums of their counts, the
+/// newest first. One statement reads both, so that a batch that is shown as completed is shown with
+/// all its lines.
 fn select(name: &'static str, ids: &'static str) -> Sql {
     sql!(
         "-- {name}

@@ -1,8 +1,9 @@
 //! The one place that writes the state of batches: how a batch is created, and how it is moved on.
 //! `tests/it/architecture.rs` keeps every other file from writing the columns.
 //!
-//! [`BatchState::after`] says what an event leads to. [`advance`] writes that, and returns a [`Changed`].
-//! What must be recorded of a change is written here, in the transaction of the change.
+//! [`BatchState::after`] says what an event leads to. [`advance`] writes the next state, and
+//! returns a [`Changed`]. What must be recorded of a change is written here, in the transaction of
+//! the change.
 
 use std::collections::HashMap;
 

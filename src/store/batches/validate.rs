@@ -14,8 +14,8 @@ use crate::store::{Error, Result, Store};
 
 /// Batches that are found at once, and so settled in one transaction at most.
 const ROUND: i64 = 128;
-/// No chunk but the last is smaller than this in both, blank lines counted: so a file's chunks can
-/// be estimated.
+/// No chunk but the last has both fewer bytes and fewer lines than these, blank lines included. So
+/// the number of a file's chunks can be estimated.
 const CHUNK_BYTES: i64 = 64 << 10;
 const CHUNK_LINES: i64 = 512;
 /// Units made in one transaction.
@@ -38,7 +38,7 @@ pub struct Input {
     pub requests: i64,
     pub bytes: i64,
     pub findings: Findings,
-    /// The file's batches share them: there may be many of both.
+    /// Shared by the file's batches: there may be many batches and many models.
     pub models: Arc<[ModelReport]>,
 }
 
@@ -122,15 +122,15 @@ impl Store {
             let id = row.id.clone();
             match row.read(&models) {
                 Ok(batch) => found.push(batch),
-                // The others need not wait for one that is damaged.
+                // A batch whose input is damaged does not delay the others.
                 Err(error) => tracing::error!(batch.id = id, %error, "cannot be validated"),
             }
         }
         Ok(found)
     }
 
-    /// What requests of which models files have. A file of which that cannot be read has the
-    /// error.
+    /// The models that files name, with the number of requests of each. An error for a file whose
+    /// models cannot be read.
     async fn models_of(
         &self,
         files: BTreeSet<&str>,
@@ -189,7 +189,7 @@ impl WaitingRow {
                 };
                 let models = match models.get(&self.input_file_id) {
                     Some(Ok(models)) => Arc::clone(models),
-                    // The error is told once; the file's other batches fail as well.
+                    // The whole error is logged once. The file's other batches fail as well.
                     Some(Err(_)) => {
                         let file = format!("report on {}", self.input_file_id);
                         return Err(Error::corrupt(file, "its models cannot be read"));

@@ -49,7 +49,8 @@ impl StoreClock {
             if differs {
                 tracing::warn!(
                     clock.ahead_seconds = seconds,
-                    "this machine's clock is not the database's, which is used instead: set it right"
+                    "this machine's clock is not the database's, which is used instead: set it \
+                     right"
                 );
             } else {
                 tracing::info!("this machine's clock is right again");

@@ -89,7 +89,7 @@ pub(super) fn must_have_one_name(path: &Path) -> Result<()> {
     Ok(())
 }
 
-/// Whether a file is mounted by itself, as `docker run -v FILE:FILE` does. Linux alone tells.
+/// Whether a file is mounted by itself, as `docker run -v FILE:FILE` does. Only Linux says so.
 fn is_mount_point(path: &Path) -> bool {
     let mounts = std::fs::read("/proc/self/mountinfo").unwrap_or_default();
     let written = written_as_mount(path.as_os_str().as_bytes());
@@ -220,10 +220,11 @@ impl Drop for Writing {
 /// The lock that keeps a second server out. It is on a file beside the database, and on the
 /// database itself.
 pub(super) struct Lock {
-    /// Beside the name under which SQLite keeps its write-ahead log: whoever puts another file in
-    /// the database's place is kept out as well.
+    /// On a file beside the database's name, where SQLite keeps its write-ahead log. This lock also
+    /// keeps out a server that puts another file in the database's place.
     _beside: File,
-    /// Of the database: whoever gives it another name is kept out as well.
+    /// On the database's file. This lock also keeps out a server that uses another name of the
+    /// file.
     itself: Option<ManuallyDrop<File>>,
 }
 

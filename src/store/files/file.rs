@@ -22,7 +22,7 @@ pub struct StoredFile {
 }
 
 impl StoredFile {
-    /// The purpose, which for a row of this program's is always known.
+    /// The purpose. `None` for a purpose that this program does not know.
     #[must_use]
     pub fn purpose(&self) -> Option<Purpose> {
         Purpose::parse(&self.purpose)

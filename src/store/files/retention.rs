@@ -18,7 +18,7 @@ const ROUND: i64 = 20;
 const SEGMENTS_AT_ONCE: i64 = 64;
 /// Pages given back to the file system in one go, on SQLite: 4 MiB.
 const VACUUM_PAGES: u32 = 1_000;
-/// So many free pages are not worth it: they are used again.
+/// So many free pages stay in the file, and are used again.
 const FREE_PAGES_KEPT: i64 = 250;
 
 /// What a round of purging did.
@@ -81,7 +81,7 @@ impl Store {
         })
     }
 
-    /// Hides files past their expiry: to requests they are gone already.
+    /// Hides files past their expiry. Requests do not see them even before.
     async fn hide_expired(&self) -> Result<u64> {
         let now = self.now_sql(1);
         let sql = sql!(
@@ -111,7 +111,7 @@ impl Store {
         }
     }
 
-    /// Removes the content of a hidden file. Its row stays, and says so.
+    /// Removes the content of a hidden file. Its row stays, in the state `purged`.
     async fn purge_file(&self, file: &Hidden, hidden_before: i64) -> Result<()> {
         let (id, batch_id, kind) = file;
         match batch_id {
@@ -134,11 +134,11 @@ impl Store {
         Ok(())
     }
 
-    /// Removes the segments of one of a batch's two files. Those that have a line of the other one
-    /// stay for as long as that one does.
+    /// Removes the segments of one of a batch's two files. A segment that also has a line of the
+    /// other file stays until that file is removed.
     async fn remove_made(&self, batch_id: &str, kind: &str, hidden_before: i64) -> Result<()> {
-        // A file that is to go in the same round is no reason to keep anything: two processes
-        // could each leave the segments to the other.
+        // If the other file is due to be removed as well, no segment is kept for it: otherwise two
+        // processes could each leave the segments to the other.
         let kept: Option<(i64,)> = on_pool!(self.reader(), |c| {
             sqlx::query_as(
                 "-- remove_made
@@ -176,7 +176,7 @@ impl Store {
             };
             after = last.key;
             let without = rows.iter().filter(|row| {
-                // What cannot be read stays until the other file goes, too.
+                // A segment that cannot be read stays until the other file is removed as well.
                 Table::decode(&row.entries)
                     .is_ok_and(|table| table.entries.iter().all(|entry| entry.kind != kind))
             });
@@ -198,8 +198,8 @@ impl Store {
             "PRAGMA incremental_vacuum({vacuum_pages})",
             vacuum_pages = VACUUM_PAGES
         );
-        // A step at a time, so that others may write in between; and only as long as it
-        // helps: in a database that was not created with incremental vacuum it never does.
+        // A step at a time, so that others can write in between. Only while a step frees pages: in
+        // a database that was created without incremental vacuum no step does.
         let mut free_before = i64::MAX;
         loop {
             let (free,): (i64,) = sqlx::query_as("PRAGMA freelist_count")

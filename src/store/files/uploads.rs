@@ -119,13 +119,14 @@ impl Store {
         tx.commit().await
     }
 
-    /// Removes an upload that came to nothing, with all it wrote. Nothing where the file was
+    /// Removes an upload that broke off, with all that it wrote. Does nothing if the file was
     /// published after all.
     ///
     /// # Errors
     /// When the database fails; the sweep, or the purge, removes it later.
     pub async fn discard_upload(&self, file_id: &str) -> Result<()> {
-        // First of all: from here on nothing is added to it, and it cannot be published.
+        // This comes first: from here on nothing is added to the upload, and it cannot be
+        // published.
         let sql = sql!(
             "-- discard_upload
              UPDATE files SET state = 'deleted', touched_at = {now}
@@ -202,7 +203,8 @@ impl PublishedUpload {
 
 async fn touch(tx: &mut Tx, store: &Store, file_id: &str) -> Result<()> {
     let sql = sql!(
-        "-- touch_upload\nUPDATE files SET touched_at = {now} WHERE id = $1 AND state = 'uploading'",
+        "-- touch_upload
+         UPDATE files SET touched_at = {now} WHERE id = $1 AND state = 'uploading'",
         now = store.now_sql(2)
     );
     let touched = in_tx!(tx, |c| {

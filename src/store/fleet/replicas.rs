@@ -1,5 +1,6 @@
-//! Leases of processes. A lease is one row for an incarnation; its units name it as their owner.
-//! Ends of leases are written and compared with the database's own clock.
+//! Leases of processes. A lease is one row for each incarnation of a process. Units name the
+//! incarnation's token as their owner. The end of a lease is written by the database's clock, and
+//! compared with the database's clock.
 
 use super::shares::forget_silent_holder;
 use crate::domain::unit::UnitLease;
@@ -15,28 +16,30 @@ pub struct Replica {
     pub token: String,
     /// For people, and for a process that is started again. No two replicas have the same.
     pub name: String,
-    /// How long its lease lasts from a renewal, and how often it renews it, in milliseconds.
+    /// How long a lease lasts from its renewal, and how often the replica renews the lease, in
+    /// milliseconds.
     pub lease_ms: i64,
     pub beat_ms: i64,
 }
 
-/// Who has a name already.
+/// A replica that has a name which another replica asks for.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Incumbent {
     pub token: String,
-    /// How often it renews its lease, if it lives.
+    /// How often the replica renews its lease, if it lives.
     pub beat_ms: i64,
-    /// The database's time: it moves with every renewal.
+    /// By the database's clock. Every renewal moves this time.
     pub lease_until: i64,
-    /// The same of its shares of limits: it moves with every turn.
+    /// Until when the replica may use its shares of limits. Every exchange moves this time.
     pub shares_until: Option<i64>,
 }
 
 impl Store {
-    /// Registers an incarnation of a process, with a lease from now on. A dead incarnation of its
-    /// name makes way, and what that held waits again at once: one whose leases have run
-    /// out, or that is known to be `dead`, because it has not renewed one since. One that may live
-    /// comes back, and nothing is changed.
+    /// Registers an incarnation of a process, with a lease from now on. A dead incarnation of the
+    /// same name is removed, and its units wait again at once. An incarnation is dead if its leases
+    /// have run out, or if it is the one that the caller knows to be `dead` and has renewed no
+    /// lease since. If the incarnation of that name may live, nothing is changed and it is
+    /// returned.
     ///
     /// # Errors
     /// When the database fails.
@@ -52,7 +55,8 @@ impl Store {
         Ok(incumbent)
     }
 
-    /// Comes back with who is in the way, if anyone, and how many units were taken over.
+    /// Registers an incarnation. Returns the live incarnation of the same name, if there is one,
+    /// and how many units were taken over.
     async fn enter(
         &self,
         tx: &mut Tx,
@@ -67,7 +71,7 @@ impl Store {
              VALUES ($1, $2, $3, $4, {now} + $5) ON CONFLICT DO NOTHING",
             now
         );
-        // Once more for who comes at the same time under the same name.
+        // A second attempt, where another process registers the same name at the same time.
         for _ in 0..2 {
             if let Some((incumbent, has_lapsed)) = self.incumbent(tx, replica).await? {
                 if !has_lapsed && dead != Some(&incumbent) {
@@ -91,8 +95,8 @@ impl Store {
                         .await?
                 });
                 orphans += add_orphans(tx, taken).await?;
-                // What is started again under its name is known to call nobody any more, once its
-                // shares are not its own any more either.
+                // The process has been started again under its name, so the old incarnation makes
+                // no calls any more. Its shares are free once it may not use them any more.
                 forget_silent_holder(tx, self, &incumbent.token).await?;
             }
             let joined = in_tx!(&mut *tx, |c| {
@@ -113,7 +117,7 @@ impl Store {
         Err(Error::Stale("the replica's name"))
     }
 
-    /// Who else has a replica's name, and whether its leases have run out.
+    /// The other replica that has this name, and whether its leases have run out.
     async fn incumbent(&self, tx: &mut Tx, replica: &Replica) -> Result<Option<(Incumbent, bool)>> {
         let sql = sql!(
             "-- incumbent
@@ -143,9 +147,9 @@ impl Store {
         }))
     }
 
-    /// Renews a lease, even one that has run out while nobody took it over. False if the
-    /// incarnation is unknown: it was silent for too long, and others have put what it holds back
-    /// to waiting; then it is to come back by [`Store::rejoin`].
+    /// Renews a lease, even a lease that has run out and was not taken over. False if the
+    /// incarnation is unknown: it was silent for too long, and other processes have put its units
+    /// back to waiting. Then the caller calls [`Store::rejoin`].
     ///
     /// # Errors
     /// When the database fails.
@@ -162,9 +166,9 @@ impl Store {
         Ok(renewed == 1)
     }
 
-    /// Comes back after a silence, or where it is not known what came of the last renewal, as
-    /// the same incarnation: with a lease, and with those of the units in hand that nobody else
-    /// has leased meanwhile. Returns the others, which are not its own any more.
+    /// Registers the same incarnation again, after a silence or after a renewal whose outcome is
+    /// unknown. It gets a lease, and keeps those of its units that no other process has leased
+    /// meanwhile. Returns the units that it has lost.
     ///
     /// # Errors
     /// When the database fails. [`Error::Refused`] when another process has the name by now.
@@ -197,8 +201,7 @@ impl Store {
         Ok(lost)
     }
 
-    /// Ends a lease politely; units that were not given back wait again at once, and are not
-    /// counted as taken over.
+    /// Ends a lease. Units that were not released wait again at once, and no death is counted.
     ///
     /// # Errors
     /// When the database fails; then others take over when the lease has run out.
@@ -230,9 +233,8 @@ impl Store {
         Ok(())
     }
 
-    /// Forgets every other incarnation, because nobody else can hold a lease: this process has
-    /// the database to itself. Nobody else is working on a request with an `Idempotency-Key`
-    /// either.
+    /// Removes every other incarnation. This process has the database to itself, so no other
+    /// process can hold a lease, or be working on a request with an `Idempotency-Key`.
     ///
     /// # Errors
     /// When the database fails.
@@ -251,7 +253,7 @@ impl Store {
         self.take_over().await
     }
 
-    /// Forgets incarnations that have been silent for an hour; what they held was taken over.
+    /// Removes incarnations that have been silent for an hour. Their units were taken over before.
     ///
     /// # Errors
     /// When the database fails; the next round goes on.
@@ -266,8 +268,9 @@ impl Store {
         Ok(())
     }
 
-    /// Puts units back to waiting whose owner's lease has run out. Returns how many. Their last
-    /// owner stays noted: while nobody else leases them it may still write what it had finished.
+    /// Puts units back to waiting whose owner's lease has run out. Returns how many. A unit keeps
+    /// the name of its last owner: until another process leases the unit, that owner may still
+    /// write the lines that it had finished.
     ///
     /// # Errors
     /// When the database fails, or somebody else has locked a unit for a second; the next round
@@ -325,7 +328,7 @@ impl Store {
     }
 }
 
-/// How units are taken from an owner that is gone. [`super::units::reclaim`] undoes it.
+/// Takes units from an owner that is gone. `reclaim` in `work/units.rs` undoes this.
 fn orphan() -> Sql {
     sql!(
         "UPDATE units SET state = 'waiting', {count_death} WHERE state = 'leased'",
@@ -334,7 +337,7 @@ fn orphan() -> Sql {
 }
 const ORPHANED: &str = "RETURNING batch_id, model_no";
 
-/// Counts units that wait again; returns how many there are.
+/// Adds units that wait again to the backlog. Returns how many units there are.
 async fn add_orphans(tx: &mut Tx, units: Vec<(String, i64)>) -> Result<u64> {
     let count = units.len() as u64;
     for ((batch_id, model_no), units) in count_by_model(units) {

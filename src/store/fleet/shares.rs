@@ -1,5 +1,6 @@
-//! What processes that share a database tell each other of their calls: who holds how much of
-//! each limit, and which gates are closed. All times are the database's.
+//! What processes that share a database exchange: how much of each limit each process holds, and
+//! which models at which upstreams are in cooldown (the table `gates`). All times are by the
+//! database's clock.
 
 use std::collections::BTreeMap;
 
@@ -9,7 +10,8 @@ use crate::domain::share::{Holder, Share};
 use crate::store::engine::{Rows, Tx, Value, bind_each, bind_rows, in_tx, list, sql};
 use crate::store::{Result, Store, Who};
 
-/// For how long a reset is told, in milliseconds: far longer than a process goes without a turn.
+/// How long a reset is passed on, in milliseconds: far longer than a process goes without an
+/// exchange.
 const RESET_TOLD_MS: i64 = 600_000;
 /// Rows written by one statement.
 const ROWS_A_STATEMENT: usize = 500;
@@ -22,10 +24,10 @@ pub struct GateRow {
     pub closed_ms: i64,
 }
 
-/// What a process reads in its turn.
+/// What a process reads in an exchange.
 #[derive(Debug)]
 pub struct ShareBook {
-    /// Everybody, this process included if it was there before.
+    /// Every process that holds shares; this process too, if it has exchanged before.
     pub holders: Vec<Holder>,
     /// The gates that are closed.
     pub gates: Vec<GateRow>,
@@ -33,12 +35,12 @@ pub struct ShareBook {
     pub resets: Vec<(String, i64)>,
 }
 
-/// What a process writes in its turn.
+/// What a process writes in an exchange.
 #[derive(Debug, Default)]
 pub struct ShareEntry {
-    /// Its shares, by the limit's name.
+    /// This process's shares, by the limit's name.
     pub shares: BTreeMap<String, Share>,
-    /// Shares of others, by limit and token, that are given out again.
+    /// Shares of processes that are gone, by limit and token: they are given out again.
     pub forgotten: Vec<(String, String)>,
     /// Gates that others may not know of.
     pub gates: Vec<GateRow>,
@@ -56,12 +58,13 @@ struct Row {
 }
 
 impl Store {
-    /// A process's turn: reads what all hold, has `decide` say what this one does, and writes
-    /// that. No other turn is between. Its shares are its own for `term_ms` from before the call.
+    /// Exchanges shares in one transaction: reads what all processes hold, lets `decide` choose
+    /// what this process holds, and writes that. No other exchange runs in between. The shares
+    /// belong to this process for `term_ms`, counted from before the call.
     ///
     /// # Errors
-    /// When the database fails, or it is not this process's turn for half the term. Then it is
-    /// unknown whether what was decided was written.
+    /// When the database fails, or the lock of the exchange is not acquired within half the term.
+    /// Then it is unknown whether what was decided was written.
     pub async fn exchange_shares<T>(
         &self,
         token: &str,
@@ -92,7 +95,7 @@ impl Store {
         Ok(outcome)
     }
 
-    /// Tells every process that an upstream is mended.
+    /// Records for every process that an operator has reset an upstream.
     ///
     /// # Errors
     /// When the database fails.
@@ -117,7 +120,7 @@ impl Store {
         Ok(())
     }
 
-    /// Gives up all that a process holds: it has ended.
+    /// Removes all shares of a process that ends.
     ///
     /// # Errors
     /// When the database fails.
@@ -129,8 +132,9 @@ impl Store {
         Ok(())
     }
 
-    /// Begins a transaction that no other turn runs beside. It does not wait longer than this,
-    /// nor, if this process stops in its midst, do the others.
+    /// Begins the transaction of an exchange. No other exchange runs beside it. The transaction
+    /// waits for the lock for this long at most. If this process stops during the exchange, the
+    /// other processes wait for this long at most.
     async fn begin_exchange(&self, patience_ms: i64) -> Result<Tx> {
         let mut tx = self.begin_control().await?;
         if let Some(sql) = self.engine().acquire_share_lock() {
@@ -240,7 +244,7 @@ impl Store {
     }
 }
 
-/// How long a turn without a term is waited for.
+/// How long to wait for the lock where there is no term.
 const TURN_MS: i64 = 5_000;
 
 fn into_holders(rows: Vec<Row>) -> Vec<Holder> {
@@ -267,7 +271,7 @@ fn into_holders(rows: Vec<Row>) -> Vec<Holder> {
     holders
 }
 
-/// Removes all that a process holds, unless it may still use it.
+/// Removes all shares of a process, unless the process may still use them.
 pub(in crate::store) async fn forget_silent_holder(
     tx: &mut Tx,
     store: &Store,
@@ -288,7 +292,7 @@ pub(in crate::store) async fn forget_silent_holder(
     }
 }
 
-/// Removes all that a process holds.
+/// Removes all shares of a process.
 async fn forget_holder(tx: &mut Tx, token: &str) -> Result<()> {
     for sql in [
         "-- forget_holder_shares\nDELETE FROM shares WHERE token = $1",

@@ -1,12 +1,13 @@
-//! Tasks that one process does for all who share a store. Two may do one at the same time for a
-//! moment, which costs some statements and no more.
+//! Tasks that one process does for all processes that share a store. For a moment two processes may
+//! do the same task, which costs some statements and nothing else.
 
 use crate::store::engine::{on_pool, sql};
 use crate::store::{Engine, Result, Store};
 
 impl Store {
-    /// Has a task for so many milliseconds from now on, where nobody else has it; `is_held` says
-    /// that this process had it last. True if it is this one's. On SQLite there is nobody else.
+    /// Claims a task for so many milliseconds from now on, unless another process has it. `is_held`
+    /// says that this process had the task before. True if the task belongs to this process. On
+    /// SQLite there is only this process.
     ///
     /// # Errors
     /// When the database fails.
@@ -22,8 +23,8 @@ impl Store {
         }
         let now = self.engine().now_ms();
         if !is_held {
-            // Seen by one look, that somebody else has it. A task that is held for longer than it
-            // can be is one from before the clock was set back.
+            // One read shows whether another process has the task. A claim that ends later than
+            // any new claim was made before the database's clock was set back: it does not count.
             let look = sql!(
                 "-- look_at_task
                  SELECT CAST(1 AS BIGINT) FROM tasks WHERE name = $1 AND holder <> $2

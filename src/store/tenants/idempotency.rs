@@ -14,7 +14,7 @@ pub struct Claim {
     pub tenant: String,
     pub route: String,
     pub key: String,
-    /// Random: tells this claim from one that took its place.
+    /// Random: distinguishes this claim from a claim that took its place.
     pub token: String,
     /// A hash of what the request asks for. Set before the answer is remembered.
     pub fingerprint: String,
@@ -55,8 +55,8 @@ impl Store {
                 OR (idempotency.status IS NOT NULL AND idempotency.touched_at < {now} - $7)",
             now
         );
-        // A row that nobody answers for any more is taken over by the same statement that
-        // makes a new one.
+        // One statement makes a new row, or takes over a row whose request is gone or whose answer
+        // need not be remembered any more.
         let claimed = on_pool!(self.writer(), |c| {
             sqlx::query(sql)
                 .bind(&claim.tenant)

@@ -12,16 +12,16 @@ use crate::store::{Result, Store};
 const MODELS_A_LOOK: i64 = 16;
 /// Rows of one tenant that are looked at in one round.
 const ROWS_A_TENANT: i64 = 512;
-/// The places of a circle on which the models of a batch stand. Each model has a place of its own:
-/// the number of places is a prime above the number of models.
+/// The number of places on a circle on which the models of a batch stand. Each model has a place of
+/// its own, because the number is a prime above the largest number of models.
 const PLACES: i64 = 10_007;
 const _: () = assert!(PLACES as usize > MODELS_MAX);
-/// The way from one model to the next: the golden section of the circle, so that the models of
-/// every batch stand at nearly equal distances, however few they are.
+/// The distance from one model to the next: the golden section of the circle. So the models of
+/// every batch stand at nearly equal distances, even if there are few models.
 const MODEL_STEP: i64 = 6185;
-/// How far a turn moves the place from which models are listed. The places of any few turns stand
-/// at nearly equal distances, too: so each model is listed after about as many turns as there are
-/// lists of [`MODELS_A_LOOK`].
+/// How far each turn moves the place from which models are listed. The places of successive turns
+/// stand at nearly equal distances, too. So each model is listed after about as many turns as the
+/// number of models divided by [`MODELS_A_LOOK`].
 const TURN_STEP: i64 = 4145;
 /// Batches named in one statement.
 const NAMED_BATCHES_MAX: usize = 500;
@@ -46,7 +46,7 @@ pub struct Backlog {
 }
 
 impl Backlog {
-    /// Why these lines are not to be sent any more, if so.
+    /// Why these lines are not to be sent any more. `None`: they are to be sent.
     #[must_use]
     pub fn end_reason(&self) -> Option<EndReason> {
         self.state.end_reason
@@ -71,10 +71,10 @@ struct Row {
 }
 
 impl Store {
-    /// What waits, to be ranked in memory: as many rows as there are live batches and models in
-    /// them, never as many as there are units. Nobody makes the others wait by a long list: of a
-    /// batch with very many models some are left out, others for each `turn`; of a tenant with very
-    /// many batches those in the middle, and the newest and the oldest come first by turns.
+    /// The backlog, to be ranked in memory: a row for each live batch and model, never a row for
+    /// each unit. No tenant makes the others wait by a long list. Of a batch with very many models
+    /// each `turn` lists only some. Of a tenant with very many batches each turn lists only some,
+    /// from the oldest batch or from the newest one by turns.
     ///
     /// # Errors
     /// When the database fails.
@@ -126,17 +126,18 @@ impl Store {
 }
 
 impl Store {
-    /// Whether nobody has leased some of the units of these batches.
+    /// Whether any unit of these batches waits to be leased.
     ///
     /// # Errors
     /// When the database fails.
     pub async fn any_waits(&self, batches: &[String]) -> Result<bool> {
         for batches in batches.chunks(NAMED_BATCHES_MAX) {
             let sql = sql!(
-"-- any_waits
-                 SELECT CAST(1 AS BIGINT) FROM backlog WHERE batch_id IN {rows} AND waiting > 0 LIMIT 1",
-rows = list(1, batches.len())
-);
+                "-- any_waits
+                 SELECT CAST(1 AS BIGINT) FROM backlog
+                 WHERE batch_id IN {batches} AND waiting > 0 LIMIT 1",
+                batches = list(1, batches.len())
+            );
             let waits: Option<(i64,)> = on_pool!(self.reader(), |c| {
                 let look = sqlx::query_as(sql).persistent(false);
                 bind_each!(look, batches).fetch_optional(c).await?
@@ -149,8 +150,8 @@ rows = list(1, batches.len())
     }
 }
 
-/// Adds to (or takes from) the units that wait. The caller has changed the units themselves in
-/// the same transaction, before this: units are locked first, everywhere.
+/// Adds to the number of units that wait, or subtracts from it. The caller has changed the units
+/// themselves before, in the same transaction: all transactions lock units before backlog rows.
 pub(in crate::store) async fn add_waiting(
     tx: &mut Tx,
     batch_id: &str,

@@ -19,7 +19,7 @@ pub struct CountsDelta {
     pub completed: i64,
     pub failed: i64,
     pub cancelled: i64,
-    /// Those of the failed that were not sent before the window ended. Not stored.
+    /// How many of the failed lines were not sent before the window ended. Not stored.
     pub expired: i64,
     pub usage: Usage,
 }
@@ -44,8 +44,8 @@ pub struct UnitFlush {
     pub done: Bitmap,
     /// Whether no line is left.
     pub finished: bool,
-    /// Whether no line is left that may have killed its process, so that the take-overs so far
-    /// do not count any more.
+    /// Whether no line is left that may have killed its process. Then the take-overs so far do not
+    /// count any more.
     pub cleared: bool,
     pub segment: Encoded,
     /// Raw bytes of the lines of each kind.
@@ -57,16 +57,17 @@ pub struct UnitFlush {
 /// What the store made of a flush.
 #[derive(Clone, Debug, Default)]
 pub struct FlushReply {
-    /// Units that were this owner's, and are written. The others belong to
-    /// somebody else now, and nothing of theirs was written.
+    /// The units that belonged to this owner, and are written. The other units belong to another
+    /// owner by now, and nothing of them was written.
     pub accepted: HashSet<UnitLease>,
-    /// Where the batches of the flushed units stand: how a replica learns that one is ending.
+    /// The states of the batches of the flushed units: a replica learns from them that a batch is
+    /// ending.
     pub states: Vec<(String, BatchState)>,
 }
 
 impl Store {
-    /// Writes what finished, for the units that are still this owner's. May be repeated when
-    /// the reply was lost: what a first try wrote is recognised by its flush number.
+    /// Writes the finished lines of the units that still belong to this owner. May be repeated
+    /// when the reply was lost: what the first attempt wrote is recognised by its flush number.
     ///
     /// # Errors
     /// When the database fails: then nothing of it may be written, or all.
@@ -75,7 +76,7 @@ impl Store {
         let mut fresh = advance_units(&mut tx, owner, units).await?;
         if fresh.len() < units.len() {
             let missing = reclaim_missing(&mut tx, owner, units, &fresh).await?;
-            // All of them: a renewal may have taken one back between the two statements.
+            // All missing units: a renewal may have reclaimed one between the two statements.
             fresh.extend(advance_units(&mut tx, owner, &missing).await?);
         }
         let (written, missing): (Vec<&UnitFlush>, Vec<&UnitFlush>) =
@@ -97,7 +98,8 @@ impl Store {
             .map(|unit| unit.lease.key.batch_id.clone())
             .collect();
         if !finished.is_empty() {
-            // Here alone: whoever writes a batch's last line looks whether it is the last.
+            // Within this process only: the process that writes a batch's last line also checks
+            // whether that line is the last one.
             self.wake_handle().unit_finished(finished.into_iter());
             self.wake(Who::Supplies);
         }
@@ -105,9 +107,9 @@ impl Store {
     }
 }
 
-/// Takes back those units of a flush that were taken over, but that nobody has leased since: what
-/// finished in them before their owner fell silent is as good as ever. Returns all that did not
-/// pass the fence so far.
+/// Reclaims the units of a flush that were taken over but not leased again: nothing of them was
+/// sent or written since, so the finished lines are still valid. Returns all units that have not
+/// passed the fence so far.
 async fn reclaim_missing<'a>(
     tx: &mut Tx,
     owner: &str,
@@ -124,7 +126,7 @@ async fn reclaim_missing<'a>(
     Ok(missing)
 }
 
-/// Moves the units past the fence, and says which were.
+/// Writes the units that pass the fence. Returns them.
 async fn advance_units(
     tx: &mut Tx,
     owner: &str,
@@ -171,8 +173,8 @@ async fn advance_units(
     Ok(rows.into_iter().map(into_lease).collect())
 }
 
-/// Which units' flush is there already: their epoch is unchanged, so nobody else wrote them, and
-/// their flush number is the one that this flush would have made.
+/// The units whose flush was written by an earlier attempt: their epoch is unchanged, so no other
+/// owner wrote them, and their flush number is the one that this flush would make.
 async fn written_before(tx: &mut Tx, units: &[&UnitFlush]) -> Result<Vec<UnitLease>> {
     let mut found = Vec::new();
     for unit in units {

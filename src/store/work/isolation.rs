@@ -1,9 +1,10 @@
-//! What a unit's dead owners leave behind, so that a request that kills its process is found: how
-//! often the unit's owner died, which request was recorded last before it was sent, and how often
-//! an owner died while that request was alone on its way.
+//! What the store keeps so that a request that kills its process is found: how often an owner of
+//! the unit died, which request was recorded last before it was sent, and how often an owner died
+//! while that request alone was in flight.
 //!
 //! An owner's death counts against a unit if requests of the unit may have been sent (`begun`).
-//! That is taken for granted until the first death. After that, each owner records what it sends.
+//! Until the first death the store assumes that requests were sent. After the first death, each
+//! owner records what it sends.
 
 use crate::domain::unit::UnitLease;
 use crate::store::engine::{Sql, on_pool, sql};
@@ -11,25 +12,25 @@ use crate::store::{Result, Store};
 
 /// From so many deaths on, requests of a unit are sent one at a time.
 const ISOLATED_AFTER: i64 = 3;
-/// Requests of a unit that are on their way at once after one death less: so that few are suspects
-/// after the next one.
+/// How many requests of a unit may be in flight at once after one death less. So few requests are
+/// suspects after the next death.
 const THROTTLED_TO: usize = 8;
 
 /// What is known of the deaths of a unit's owners.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Deaths {
-    /// Owners that died while requests of the unit may have been on their way, since a flush
-    /// cleared the unit.
+    /// How many owners have died while requests of the unit may have been in flight, since a flush
+    /// last cleared the unit.
     pub owners: i64,
-    /// No request behind this one was on its way at the last death.
+    /// The line that the last owner recorded: no request behind this line was in flight when that
+    /// owner died.
     pub recorded_line: Option<i64>,
-    /// Owners that died while that request alone was on its way.
+    /// How many owners have died while that request alone was in flight.
     pub alone: i64,
 }
 
 impl Deaths {
-    /// How many requests of the unit may be on their way at once; `None` for a unit that nobody
-    /// has died with.
+    /// How many requests of the unit may be in flight at once. `None`: no death is recorded.
     #[must_use]
     pub fn at_once(&self) -> Option<usize> {
         match self.owners {
@@ -71,8 +72,8 @@ pub(in crate::store) const CLEAR: &str = "
     crashes = CASE WHEN v.cleared = 1 THEN 0 ELSE units.crashes END";
 
 impl Store {
-    /// Records that requests of a unit are about to be sent, none behind this line. False if the
-    /// unit is not this owner's under that lease any more: then they must not be sent.
+    /// Records that requests of a unit are about to be sent, none of them behind this line. False
+    /// if the owner has lost that lease of the unit: then the requests must not be sent.
     ///
     /// # Errors
     /// When the database fails.

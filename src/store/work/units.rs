@@ -1,4 +1,4 @@
-//! Units: leased and given back.
+//! Leasing, releasing and reclaiming units.
 
 use std::collections::{BTreeMap, HashSet};
 
@@ -13,16 +13,17 @@ use crate::store::{Result, Store, Who};
 /// Units named in one statement.
 const NAMED_UNITS_MAX: usize = 500;
 
-/// A unit that this process holds: nobody else writes it while the epoch stands.
+/// A unit that was leased. No other process writes the unit while its epoch is unchanged.
 #[derive(Clone, Debug)]
 pub struct LeasedUnit {
     pub lease: UnitLease,
-    /// How often the unit was flushed, by whomever.
+    /// How often the unit was flushed, under all its leases.
     pub flush_no: i64,
     pub requests: i64,
     pub chunk_bytes: i64,
     pub deaths: Deaths,
-    /// What is done already: read by the statement that leases, never from segments.
+    /// The lines that are done already. The statement that leases the unit reads them, so segments
+    /// need not be read.
     pub done: Bitmap,
 }
 
@@ -40,8 +41,8 @@ struct Row {
 }
 
 impl Store {
-    /// Leases up to `count` waiting units of one model in a batch, the first chunks first. None to
-    /// a replica that is not known any more: it has to come back first.
+    /// Leases up to `count` waiting units of one model in a batch, the first chunks first. A
+    /// replica without a row gets no unit: it has to rejoin first.
     ///
     /// # Errors
     /// When the database fails.
@@ -110,7 +111,7 @@ impl Store {
             .collect())
     }
 
-    /// The units that the store says an owner holds.
+    /// The units that an owner holds, according to the store.
     ///
     /// # Errors
     /// When the database fails.
@@ -124,8 +125,8 @@ impl Store {
         Ok(rows.into_iter().map(into_lease).collect())
     }
 
-    /// Takes units back that were taken over, but not leased by anybody since; returns those that
-    /// are not this owner's any more.
+    /// Reclaims units that were taken over but not leased again. Returns the units that this owner
+    /// has lost.
     ///
     /// # Errors
     /// When the database fails.
@@ -136,8 +137,8 @@ impl Store {
         Ok(lost)
     }
 
-    /// Gives units back to whoever leases them next. Those that are not this owner's under that
-    /// epoch any more are left alone.
+    /// Releases units, so that any process can lease them. A unit that this owner has lost is left
+    /// alone.
     ///
     /// # Errors
     /// When the database fails.
@@ -202,7 +203,7 @@ pub(in crate::store) fn into_lease((batch_id, chunk_no, model_no, epoch): LeaseR
     UnitLease { key, epoch }
 }
 
-/// Reclaims what can be of these units; returns those that are not this owner's any more.
+/// Reclaims these units where that is possible. Returns the units that this owner has lost.
 pub(in crate::store) async fn keep(
     tx: &mut Tx,
     owner: &str,
@@ -220,9 +221,9 @@ pub(in crate::store) async fn keep(
     Ok(lost.cloned().collect())
 }
 
-/// Leases units again to their last owner, under the same epoch: they were taken over, but nobody
-/// has leased them since, so nobody else can have sent or written anything of them. The take-over
-/// does not count: their owner lives. Returns those that it took back.
+/// Leases units to their last owner again, under the same epoch. The units were taken over but not
+/// leased again, so no other process can have sent or written anything of them. The take-over is
+/// not counted as a death, because the owner lives. Returns the units that were reclaimed.
 pub(in crate::store) async fn reclaim(
     tx: &mut Tx,
     owner: &str,
@@ -258,8 +259,7 @@ pub(in crate::store) async fn reclaim(
     Ok(reclaimed)
 }
 
-/// How many units of each batch and model there are, in the order in which backlog rows are
-/// locked.
+/// Counts units by batch and model, in the order in which backlog rows are locked.
 pub(in crate::store) fn count_by_model(units: Vec<(String, i64)>) -> BTreeMap<(String, i64), i64> {
     let mut counts = BTreeMap::new();
     for unit in units {
