@@ -7,14 +7,12 @@ use zstd::bulk::Compressor;
 
 use super::inspector::Line;
 use super::{Chunk, PIECE_BYTES};
+use crate::domain::file::{CHUNK_LINES_MAX, CHUNK_REQUESTS_MAX};
 
-/// A chunk is complete with the line that brings it to so many bytes, to so many lines that are
-/// not blank, or to so many lines of any kind. Blank lines are no work, so many blank lines alone
-/// do not make many chunks. They are bounded nevertheless: a unit has a bit for each line of its
-/// chunk.
+/// A chunk is complete with the line that brings it to so many bytes, to [`CHUNK_REQUESTS_MAX`]
+/// lines that are not blank, or to [`CHUNK_LINES_MAX`] lines of any kind. Blank lines are no work,
+/// so many of them are no reason for many chunks.
 const CHUNK_BYTES: usize = 256 * 1024;
-const CHUNK_FILLED_LINES: u32 = 512;
-const CHUNK_LINES: u32 = 65_536;
 
 /// The fastest of zstd's usual levels: an upload waits for it.
 const LEVEL: i32 = 1;
@@ -89,8 +87,8 @@ impl Chunker {
             }
         }
         if self.bytes.len() >= CHUNK_BYTES
-            || self.filled_lines >= CHUNK_FILLED_LINES
-            || self.lines >= CHUNK_LINES
+            || self.filled_lines >= CHUNK_REQUESTS_MAX
+            || self.lines >= CHUNK_LINES_MAX
         {
             self.cut_all(out)?;
         }

@@ -4,13 +4,10 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::io;
 
 use crate::codec::segment::{Entry, Table};
-use crate::domain::file::Kind;
+use crate::domain::file::{CHUNK_LINES_MAX, Kind};
 use crate::domain::json;
 use crate::domain::unit::Bitmap;
 use crate::domain::usage::{self, Usage};
-
-/// No chunk has more lines.
-const CHUNK_LINES_MAX: u32 = 1 << 16;
 
 /// Something of each of a batch's two kinds of lines.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]

@@ -6,7 +6,7 @@ use std::sync::Arc;
 
 use sqlx::FromRow;
 
-use crate::domain::file::Purpose;
+use crate::domain::file::{CHUNK_LINES_MAX, CHUNK_REQUESTS_MAX, Purpose};
 use crate::domain::findings::Findings;
 use crate::intake::ModelReport;
 use crate::store::engine::{bind_each, list, on_pool, sql};
@@ -14,10 +14,10 @@ use crate::store::{Error, Result, Store};
 
 /// Batches that are found at once, and so settled in one transaction at most.
 const ROUND: i64 = 128;
-/// No chunk but the last has both fewer bytes and fewer lines than these, blank lines included. So
-/// the number of a file's chunks can be estimated.
-const CHUNK_BYTES: i64 = 64 << 10;
-const CHUNK_LINES: i64 = 512;
+/// Every chunk but the last has at least so many bytes or so many requests, so the number of a file's
+/// chunks can be estimated. The chunk with the fewest bytes is one of blank lines: a byte a line.
+const CHUNK_BYTES: i64 = CHUNK_LINES_MAX as i64;
+const CHUNK_REQUESTS: i64 = CHUNK_REQUESTS_MAX as i64;
 /// Units made in one transaction.
 const UNITS_AT_ONCE: i64 = 5_000;
 
@@ -47,7 +47,7 @@ impl Unvalidated {
     #[must_use]
     pub fn units_max(&self) -> i64 {
         let Some(input) = &self.input else { return 0 };
-        let chunks = input.bytes / CHUNK_BYTES + input.requests / CHUNK_LINES + 1;
+        let chunks = input.bytes / CHUNK_BYTES + input.requests / CHUNK_REQUESTS + 1;
         let models = i64::try_from(input.models.len()).unwrap_or(i64::MAX);
         input.requests.min(chunks.saturating_mul(models))
     }
@@ -62,7 +62,7 @@ impl Unvalidated {
     pub(super) fn chunks_at_once(&self) -> i64 {
         let models = self.input.as_ref().map_or(1, |input| input.models.len());
         let models = i64::try_from(models).unwrap_or(i64::MAX);
-        UNITS_AT_ONCE / models.clamp(1, CHUNK_LINES)
+        UNITS_AT_ONCE / models.clamp(1, CHUNK_REQUESTS)
     }
 
     /// How many lines the batch has.

@@ -4,12 +4,13 @@ use std::collections::{BTreeMap, HashMap, HashSet};
 use std::sync::Arc;
 
 use crate::domain::batch::Status;
+use crate::domain::file::CHUNK_REQUESTS_MAX;
 use crate::store::Backlog;
 use crate::upstream::{LaneId, Pool, Routes};
 use crate::worker::dispatch::write_failures::WriteFailures;
 
 /// How many lines a unit is taken to have until its text is read: as many as a chunk has at most.
-pub(super) const LINES_PER_UNIT: usize = 512;
+pub(super) const LINES_PER_UNIT: usize = CHUNK_REQUESTS_MAX as usize;
 
 /// The units of one model in one batch that could be leased.
 pub(super) struct Candidate {
