@@ -2,9 +2,9 @@
 //! run beside a server.
 //!
 //! What a transaction changes together is read in one snapshot (a batch) or by one statement (rows
-//! that belong to nothing). So nothing that is merely in motion looks like a fault. What a task will
-//! repair in a moment (the units of a process that died, content that is to be removed) is a fault
-//! only if servers run and do not repair it.
+//! that belong to nothing). So nothing that is merely in motion looks like a fault. What a task
+//! will repair in a moment (the units of a process that died, content that is to be removed) is a
+//! fault only if servers run and do not repair it.
 
 mod batch;
 mod files;

@@ -14,8 +14,9 @@ use crate::store::{Error, Result, Store};
 
 /// Batches that are found at once, and so settled in one transaction at most.
 const ROUND: i64 = 128;
-/// Every chunk but the last has at least so many bytes or so many requests, so the number of a file's
-/// chunks can be estimated. The chunk with the fewest bytes is one of blank lines: a byte a line.
+/// Every chunk but the last has at least so many bytes or so many requests, so the number of a
+/// file's chunks can be estimated. The chunk with the fewest bytes is one of blank lines: a byte a
+/// line.
 const CHUNK_BYTES: i64 = CHUNK_LINES_MAX as i64;
 const CHUNK_REQUESTS: i64 = CHUNK_REQUESTS_MAX as i64;
 /// Units made in one transaction.
