@@ -89,13 +89,13 @@ impl App {
             let discovery = tokio::spawn(pool.clone().run(stop.clone()));
             (None, Some(discovery))
         };
-        let inside = Arc::new(telemetry::inside(config, &pool, worker.as_ref()));
+        let inside = Arc::new(telemetry::inside(&pool, worker.as_ref()));
         let workers_run = worker.as_ref().map(Worker::running);
         let drained = CancellationToken::new();
         let last_use = Arc::clone(&auth).write_last_use(store.clone(), drained.clone());
         let resets = pool.clone();
         let api = Api {
-            reset: Arc::new(move |name| resets.reset(name)),
+            reset: Arc::new(move |name| resets.targets().reset(name)),
             store: store.http_pool(),
             clock,
             limits: Arc::new(config.limits.clone()),

@@ -259,4 +259,4 @@ fn push_escaped(bytes: &[u8], out: &mut Vec<u8>) {
 }
 
 #[cfg(test)]
-pub(super) mod tests;
+pub(crate) mod tests;

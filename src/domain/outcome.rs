@@ -2,7 +2,6 @@
 
 use super::file::Kind;
 use super::json;
-use super::usage::{self, Usage};
 
 /// What a line whose batch's window has ended says.
 pub const EXPIRED: &str =
@@ -20,10 +19,10 @@ pub enum Outcome<'a> {
     Answer {
         status: u16,
         request_id: &'a str,
-        /// As the upstream sent it.
+        /// In the form of OpenAI's API.
         body: &'a [u8],
         /// Of that body.
-        reading: Reading,
+        form: Form,
     },
     /// Without one.
     Error { code: ErrorCode, message: &'a str },
@@ -36,16 +35,6 @@ const MAX_NESTING: usize = 128;
 /// How many digits an integer in an answer may have: Python's JSON reader refuses more.
 const MAX_DIGITS: usize = 4_300;
 
-/// What an answer's body is found to be, read once.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Reading {
-    pub form: Form,
-    /// What the answer reports.
-    pub usage: Option<Usage>,
-    /// It has an `error`, and nothing that would be an answer.
-    pub is_bare_error: bool,
-}
-
 /// Whether an answer's body can stand in a line as it is.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Form {
@@ -55,33 +44,16 @@ pub enum Form {
     /// JSON with an integer that is too long for many readers.
     Long,
     NotJson,
-    /// Server-sent events that are not all of an answer.
-    Streamed,
+    /// Pieces that are not all of an answer.
+    Incomplete,
 }
 
-/// The members of which an answer has one, whatever it was asked for, but for those that never
-/// have an `error`.
-const ANSWERS: [&str; 4] = ["choices", "data", "output", "results"];
-
-impl Reading {
-    /// Parses a body only once where it is an object, as it should be.
+impl Form {
+    /// The form of a text. `is_object`: the text was read and is a JSON object, so that it need not
+    /// be parsed again.
     #[must_use]
-    pub fn of(body: &[u8]) -> Self {
-        let Ok(text) = std::str::from_utf8(body) else {
-            return Self {
-                form: Form::NotJson,
-                usage: None,
-                is_bare_error: false,
-            };
-        };
-        let (mut usage, mut has_error, mut has_answer) = (None, false, false);
-        let each = |key: &str, value| match key {
-            "usage" => usage = Some(value),
-            "error" => has_error = value != "null",
-            _ => has_answer |= ANSWERS.contains(&key) && !is_nothing(value),
-        };
-        let is_object = json::members(text, each).is_some();
-        let form = if !is_object && !json::is_valid(text) {
+    pub fn of(text: &str, is_object: bool) -> Self {
+        if !is_object && !json::is_valid(text) {
             Form::NotJson
         } else if !json::is_nested_within(text, MAX_NESTING) {
             Form::Deep
@@ -89,17 +61,12 @@ impl Reading {
             Form::Long
         } else {
             Form::Json
-        };
-        Self {
-            form,
-            usage: usage.filter(|_| is_object).and_then(usage::parse),
-            is_bare_error: is_object && has_error && !has_answer,
         }
     }
 
-    /// Why the body that was read can be no answer, in words. `None` if it can be one.
-    fn fault(&self, body: &[u8]) -> Option<String> {
-        match self.form {
+    /// Why a body of this form can be no answer, in words. `None` if the body can be one.
+    fn fault(self, body: &[u8]) -> Option<String> {
+        match self {
             Form::Json => None,
             Form::Deep => Some(format!(
                 "The model server's answer is nested deeper than {MAX_NESTING} levels."
@@ -107,7 +74,7 @@ impl Reading {
             Form::Long => Some(format!(
                 "The model server's answer has an integer of more than {MAX_DIGITS} digits."
             )),
-            Form::Streamed => Some(
+            Form::Incomplete => Some(
                 "The model server streamed its answer, which it was not asked to do, and the events \
                  are not a whole answer."
                     .to_owned(),
@@ -120,14 +87,6 @@ impl Reading {
             }
         }
     }
-}
-
-/// Whether a member's value says that there is none: servers fill a member in beside an error.
-fn is_nothing(value: &str) -> bool {
-    let list = value
-        .strip_prefix('[')
-        .and_then(|rest| rest.strip_suffix(']'));
-    value == "null" || list.is_some_and(|items| items.trim_ascii().is_empty())
 }
 
 /// Why a line never got an answer.
@@ -162,14 +121,9 @@ impl ErrorCode {
     }
 }
 
-/// Writes the line that says how a request ended, its line end included, and tells which file it
-/// belongs to and what usage the answer reports.
-pub fn write(
-    out: &mut Vec<u8>,
-    id: &str,
-    custom_id: &str,
-    outcome: Outcome<'_>,
-) -> (Kind, Option<Usage>) {
+/// Writes the line that says how a request ended, its line end included. Returns which file the
+/// line belongs to.
+pub fn write(out: &mut Vec<u8>, id: &str, custom_id: &str, outcome: Outcome<'_>) -> Kind {
     out.extend(b"{\"id\":");
     json::string(id, out);
     out.extend(b",\"custom_id\":");
@@ -179,7 +133,7 @@ pub fn write(
             status,
             request_id,
             body,
-            reading,
+            form,
         } => {
             out.extend(b",\"response\":{\"status_code\":");
             digits(status, out);
@@ -187,12 +141,12 @@ pub fn write(
             json::string(request_id, out);
             out.extend(b",\"body\":");
             match std::str::from_utf8(body) {
-                Ok(json) if reading.form == Form::Json => json::compact(json, out),
+                Ok(json) if form == Form::Json => json::compact(json, out),
                 _ => json::string(&String::from_utf8_lossy(body), out),
             }
             out.extend(b"},\"error\":");
             let is_success = (200..300).contains(&status);
-            let kind = match reading.fault(body).filter(|_| is_success) {
+            let kind = match form.fault(body).filter(|_| is_success) {
                 // It was paid for, so its text is kept.
                 Some(fault) => {
                     error(ErrorCode::InvalidResponse, &fault, out);
@@ -208,13 +162,13 @@ pub fn write(
                 }
             };
             out.extend(b"}\n");
-            (kind, reading.usage)
+            kind
         }
         Outcome::Error { code, message } => {
             out.extend(b",\"response\":null,\"error\":");
             error(code, message, out);
             out.extend(b"}\n");
-            (Kind::Error, None)
+            Kind::Error
         }
     }
 }
@@ -240,11 +194,11 @@ mod tests {
 
     use super::*;
 
-    fn written(custom_id: &str, outcome: Outcome<'_>) -> (String, Kind, Option<Usage>) {
+    fn written(custom_id: &str, outcome: Outcome<'_>) -> (String, Kind) {
         let mut out = b"before\n".to_vec();
-        let (kind, usage) = write(&mut out, "batch_req_1", custom_id, outcome);
+        let kind = write(&mut out, "batch_req_1", custom_id, outcome);
         let line = String::from_utf8(out.split_off(7)).expect("UTF-8");
-        (line, kind, usage)
+        (line, kind)
     }
 
     fn answer(status: u16, body: &[u8]) -> Outcome<'_> {
@@ -252,14 +206,14 @@ mod tests {
             status,
             request_id: "req_1",
             body,
-            reading: Reading::of(body),
+            form: std::str::from_utf8(body).map_or(Form::NotJson, |text| Form::of(text, false)),
         }
     }
 
     #[test]
     fn an_answer_is_written_as_openai_writes_it() {
         let body = b"{ \"b\": 1.0, \"a\": \"x\",\r\n \"usage\": {\"prompt_tokens\": 3} }\n";
-        let (line, kind, usage) = written("a\"\u{2028}", answer(200, body));
+        let (line, kind) = written("a\"\u{2028}", answer(200, body));
         assert_eq!(
             line,
             concat!(
@@ -270,8 +224,6 @@ mod tests {
             )
         );
         assert_eq!(kind, Kind::Output);
-        assert_eq!(usage, usage::read(body));
-        assert_eq!(usage.map(|usage| usage.input_tokens), Some(3));
     }
 
     #[test]
@@ -284,7 +236,7 @@ mod tests {
             (400, Kind::Error),
             (503, Kind::Error),
         ] {
-            let (line, written, _) = written("a", answer(status, b"\"oops\""));
+            let (line, written) = written("a", answer(status, b"\"oops\""));
             assert_eq!(written, kind, "{status}");
             assert!(
                 line.ends_with(",\"body\":\"oops\"},\"error\":null}\n"),
@@ -327,7 +279,7 @@ mod tests {
             ),
         ];
         for (body, message) in cases {
-            let (line, kind, _) = written("a", answer(200, body));
+            let (line, kind) = written("a", answer(200, body));
             assert_eq!(kind, Kind::Error, "{line}");
             let line: Value = serde_json::from_str(&line).expect("JSON");
             let kept = String::from_utf8_lossy(body);
@@ -335,10 +287,10 @@ mod tests {
             assert_eq!(line["error"]["code"], "invalid_response", "{line}");
             assert_eq!(line["error"]["message"], message, "{line}");
             // An error of the server has nothing to be read as.
-            let (line, _, _) = written("a", answer(500, body));
+            let (line, _) = written("a", answer(500, body));
             assert!(line.ends_with("\"},\"error\":null}\n"), "{line}");
         }
-        let (_, kind, _) = written("a", answer(200, &at_the_limit));
+        let (_, kind) = written("a", answer(200, &at_the_limit));
         assert_eq!(kind, Kind::Output, "as deep as it may be");
         let digits = "7".repeat(4_300);
         for fine in [
@@ -348,7 +300,7 @@ mod tests {
             format!("[{digits}7e1]"),
             format!("{{\"{digits}7\":\"a\\\"{digits}7\"}}"),
         ] {
-            let (_, kind, _) = written("a", answer(200, fine.as_bytes()));
+            let (_, kind) = written("a", answer(200, fine.as_bytes()));
             assert_eq!(kind, Kind::Output, "{fine}");
         }
     }
@@ -366,8 +318,8 @@ mod tests {
                 "upstream_unavailable",
             ),
         ] {
-            let (line, kind, usage) = written("a", Outcome::Error { code, message });
-            assert_eq!((kind, usage), (Kind::Error, None));
+            let (line, kind) = written("a", Outcome::Error { code, message });
+            assert_eq!(kind, Kind::Error);
             assert_eq!(
                 serde_json::from_str::<Value>(&line).expect("JSON"),
                 json!({
@@ -380,22 +332,6 @@ mod tests {
         }
     }
 
-    #[test]
-    fn an_error_stands_alone_where_there_is_nothing_beside_it_that_would_be_an_answer() {
-        for (body, is_bare) in [
-            (r#"{"error":{"message":"no"}}"#, true),
-            (r#"{"error":{"message":"no"},"choices":null}"#, true),
-            (r#"{"error":{"message":"no"},"choices":[]}"#, true),
-            (r#"{"error":{"message":"no"},"output":[ ]}"#, true),
-            (r#"{"error":null,"choices":[]}"#, false),
-            (r#"{"error":"","results":[{"flagged":false}]}"#, false),
-            (r#"{"error":{},"choices":[{}]}"#, false),
-        ] {
-            let reading = Reading::of(body.as_bytes());
-            assert_eq!(reading.is_bare_error, is_bare, "{body}");
-        }
-    }
-
     proptest! {
         #[test]
         fn whatever_the_upstream_sends_is_one_line_of_json(
@@ -405,7 +341,7 @@ mod tests {
                 json::tests::texts().prop_map(String::into_bytes),
             ],
         ) {
-            let (line, kind, usage) = written(&custom_id, answer(200, &body));
+            let (line, kind) = written(&custom_id, answer(200, &body));
             let is_json = json::fault(&body).is_none();
             prop_assert_eq!(kind == Kind::Output, is_json);
             let value: Value = serde_json::from_str(&line).expect("JSON");
@@ -413,7 +349,6 @@ mod tests {
             let expected: Value = serde_json::from_slice(&body)
                 .unwrap_or_else(|_| String::from_utf8_lossy(&body).into());
             prop_assert_eq!(&value["response"]["body"], &expected);
-            prop_assert_eq!(usage, usage::read(&body));
             prop_assert_eq!(line.find(['\n', '\r', '\u{85}', '\u{2028}', '\u{2029}']), Some(line.len() - 1));
         }
     }

@@ -47,9 +47,9 @@ pub fn read(body: &[u8]) -> Option<Usage> {
     parse(usage?)
 }
 
-/// Reads the value of `usage`, in the names of the Responses API or of those before it. Nothing
+/// Reads the value of `usage`, as OpenAI's API has it, in the names of the Responses API or of those before it. Nothing
 /// in it is relied on: what is absent or no number counts as 0.
-pub(super) fn parse(usage: &str) -> Option<Usage> {
+pub(crate) fn parse(usage: &str) -> Option<Usage> {
     let mut tokens = Usage::default();
     let mut total = None;
     json::members(usage, |key, value| match key {

@@ -7,84 +7,23 @@ use prometheus_client::metrics::histogram::Histogram;
 
 use super::rate_meter::RateMeter;
 
-/// How a call to an upstream went.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum CallOutcome {
-    /// It brought the line's answer, good or bad.
-    Answered,
-    /// It brought a success that cannot be read.
-    Malformed,
-    /// 429.
-    RateLimited,
-    /// 503.
-    Unavailable,
-    /// 401, 402 or 403: the key or the account.
-    Refused,
-    /// A redirect, or a 404 that says that there is nothing at the path.
-    Misdirected,
-    /// Any other status that may pass, such as 500.
-    ServerError,
-    TimedOut,
-    /// This process had no file descriptor left for it.
-    NotSent,
-    /// No connection.
-    Unreachable,
-    /// The connection was lost, or no HTTP came from it.
-    Broken,
-    TooLarge,
-}
-
-impl CallOutcome {
-    pub(super) const ALL: [CallOutcome; 12] = [
-        CallOutcome::Answered,
-        CallOutcome::Malformed,
-        CallOutcome::RateLimited,
-        CallOutcome::Unavailable,
-        CallOutcome::Refused,
-        CallOutcome::Misdirected,
-        CallOutcome::ServerError,
-        CallOutcome::TimedOut,
-        CallOutcome::NotSent,
-        CallOutcome::Unreachable,
-        CallOutcome::Broken,
-        CallOutcome::TooLarge,
-    ];
-
-    #[must_use]
-    pub fn as_str(self) -> &'static str {
-        match self {
-            CallOutcome::Answered => "answered",
-            CallOutcome::Malformed => "malformed",
-            CallOutcome::RateLimited => "rate_limited",
-            CallOutcome::Unavailable => "unavailable",
-            CallOutcome::Refused => "refused",
-            CallOutcome::Misdirected => "misdirected",
-            CallOutcome::ServerError => "server_error",
-            CallOutcome::TimedOut => "timed_out",
-            CallOutcome::NotSent => "not_sent",
-            CallOutcome::Unreachable => "unreachable",
-            CallOutcome::Broken => "broken",
-            CallOutcome::TooLarge => "too_large",
-        }
-    }
-}
-
 /// What is counted for an upstream.
 #[derive(Debug)]
 pub struct UpstreamMetrics {
-    pub(super) calls: [Counter; CallOutcome::ALL.len()],
-    pub(super) retries: [Counter; CallOutcome::ALL.len()],
+    pub(super) calls: Box<[Counter]>,
+    pub(super) retries: Box<[Counter]>,
 }
 
 impl UpstreamMetrics {
-    /// A call has ended.
-    pub fn called(&self, outcome: CallOutcome) {
-        self.calls[outcome as usize].inc();
+    /// A call has ended. `outcome`: the place of its label in the list that was given when these
+    /// metrics were made.
+    pub fn called(&self, outcome: usize) {
+        self.calls[outcome].inc();
     }
 
     /// A line is to be sent again because of how its call went.
-    pub fn retried(&self, cause: CallOutcome) {
-        self.retries[cause as usize].inc();
+    pub fn retried(&self, outcome: usize) {
+        self.retries[outcome].inc();
     }
 }
 

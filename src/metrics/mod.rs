@@ -12,7 +12,7 @@ mod registry;
 mod snapshot;
 pub mod trace;
 
-pub use handles::{CallOutcome, CallSeconds, LineCounts, ModelMetrics, UpstreamMetrics};
+pub use handles::{CallSeconds, LineCounts, ModelMetrics, UpstreamMetrics};
 pub use registry::{catalogue, metrics};
 pub use snapshot::{
     ClosedSnapshot, Database, Lane, ProcessSnapshot, QueueOfModel, Snapshot, UpstreamSnapshot,

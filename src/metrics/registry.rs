@@ -13,7 +13,7 @@ use prometheus_client::metrics::histogram::{Histogram, exponential_buckets};
 use prometheus_client::metrics::info::Info;
 use prometheus_client::registry::{Metric, Registry};
 
-use super::handles::{CallOutcome, CallSeconds, ModelMetrics, UpstreamMetrics};
+use super::handles::{CallSeconds, ModelMetrics, UpstreamMetrics};
 use super::rate_meter::RateMeter;
 
 /// The kinds of database errors.
@@ -373,23 +373,30 @@ impl Metrics {
             .collect()
     }
 
-    /// What is counted for an upstream.
+    /// What is counted for an upstream. `outcomes`: the label of each way in which a call can go;
+    /// a label may be there more than once.
     #[must_use]
-    pub fn upstream(&self, name: &str) -> UpstreamMetrics {
+    pub fn upstream<const N: usize>(
+        &self,
+        name: &str,
+        outcomes: [&'static str; N],
+    ) -> UpstreamMetrics {
         let upstream = || name.to_owned();
+        let calls = outcomes.map(|outcome| {
+            self.calls.get_or_create_owned(&UpstreamOutcome {
+                upstream: upstream(),
+                outcome,
+            })
+        });
+        let retries = outcomes.map(|cause| {
+            self.retries.get_or_create_owned(&UpstreamCause {
+                upstream: upstream(),
+                cause,
+            })
+        });
         UpstreamMetrics {
-            calls: CallOutcome::ALL.map(|outcome| {
-                self.calls.get_or_create_owned(&UpstreamOutcome {
-                    upstream: upstream(),
-                    outcome: outcome.as_str(),
-                })
-            }),
-            retries: CallOutcome::ALL.map(|outcome| {
-                self.retries.get_or_create_owned(&UpstreamCause {
-                    upstream: upstream(),
-                    cause: outcome.as_str(),
-                })
-            }),
+            calls: Box::new(calls),
+            retries: Box::new(retries),
         }
     }
 

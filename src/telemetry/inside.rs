@@ -4,15 +4,13 @@ use std::collections::HashMap;
 use std::sync::Arc;
 
 use crate::api::inside::Inside;
-use crate::config::Config;
 use crate::metrics::{ClosedSnapshot, Lane, ProcessSnapshot, UpstreamSnapshot};
 use crate::upstream::{LaneId, Pool};
 use crate::worker::{Observer, Worker};
 
 /// What `/metrics` and `/admin/status` tell of this process. `worker`: `None` where it has none.
 #[must_use]
-pub fn inside(config: &Config, pool: &Arc<Pool>, worker: Option<&Worker>) -> Inside {
-    let names = lane_names(config);
+pub fn inside(pool: &Arc<Pool>, worker: Option<&Worker>) -> Inside {
     let worker = worker.map(Worker::observer);
     let labels = pool.clone();
     let pool = pool.clone();
@@ -22,7 +20,7 @@ pub fn inside(config: &Config, pool: &Arc<Pool>, worker: Option<&Worker>) -> Ins
         ProcessSnapshot {
             upstreams: upstreams(&pool),
             lanes: in_flight
-                .map(|in_flight| lanes(&names, &pool, in_flight))
+                .map(|in_flight| lanes(&pool, in_flight))
                 .unwrap_or_default(),
             budget_used: pool.budget().used(),
             budget_limit: pool.budget().limit(),
@@ -34,7 +32,7 @@ pub fn inside(config: &Config, pool: &Arc<Pool>, worker: Option<&Worker>) -> Ins
 }
 
 fn upstreams(pool: &Pool) -> Vec<UpstreamSnapshot> {
-    let (limits, status) = (pool.limits(), pool.status());
+    let (limits, status) = (pool.limits(), pool.snapshot());
     let upstreams = status.into_iter().enumerate();
     upstreams
         .map(|(index, upstream)| UpstreamSnapshot {
@@ -58,25 +56,13 @@ fn upstreams(pool: &Pool) -> Vec<UpstreamSnapshot> {
         .collect()
 }
 
-/// What each lane is called, by its id.
-fn lane_names(config: &Config) -> Vec<String> {
-    if config.models.is_empty() {
-        return vec!["*".to_owned()];
-    }
-    let models = config.models.iter();
-    models.map(|model| model.name.clone()).collect()
-}
-
-fn lanes(names: &[String], pool: &Pool, in_flight: &HashMap<LaneId, usize>) -> Vec<Lane> {
+fn lanes(pool: &Pool, in_flight: &HashMap<LaneId, usize>) -> Vec<Lane> {
     let limits = pool.limits();
-    let lane = |(index, name): (usize, &String)| {
-        let id = LaneId(index);
-        Lane {
-            model: name.clone(),
-            in_flight: in_flight.get(&id).copied().unwrap_or(0),
-            share: limits.lane(id),
-            limit: limits.lane_allowed(id),
-        }
+    let lane = |(id, name): (LaneId, &str)| Lane {
+        model: name.to_owned(),
+        in_flight: in_flight.get(&id).copied().unwrap_or(0),
+        share: limits.lane(id),
+        limit: limits.lane_allowed(id),
     };
-    names.iter().enumerate().map(lane).collect()
+    limits.lanes().map(lane).collect()
 }

@@ -4,10 +4,11 @@ use std::time::Duration;
 
 use tokio::time::Instant;
 
-use crate::upstream::health::breaker::Reason;
-use crate::upstream::pool::Pool;
+use super::attempt::client::Client;
+use super::health::reason::Reason;
+use super::target::Targets;
 
-/// What was closed, and has been open for a trial for so long that nobody has made, is not told.
+/// A model that is due for a trial is not listed any more when nobody has tried it for so long.
 const FORGOTTEN_AFTER: Duration = Duration::from_mins(10);
 
 /// How an upstream is.
@@ -17,7 +18,7 @@ pub enum UpstreamState {
     /// It does not answer, or fails one line after the other.
     Down,
     /// It refuses our key or account, or is not where its address says.
-    Aside,
+    Ejected,
 }
 
 impl UpstreamState {
@@ -26,14 +27,14 @@ impl UpstreamState {
         match self {
             UpstreamState::Up => "up",
             UpstreamState::Down => "down",
-            UpstreamState::Aside => "aside",
+            UpstreamState::Ejected => "ejected",
         }
     }
 
     fn of(reason: Reason) -> Self {
         match reason {
             Reason::Limited => UpstreamState::Up,
-            reason if reason.needs_a_person() => UpstreamState::Aside,
+            reason if reason.needs_a_person() => UpstreamState::Ejected,
             _ => UpstreamState::Down,
         }
     }
@@ -67,44 +68,41 @@ pub struct ClosedModel {
     pub left: Duration,
 }
 
-impl Pool {
-    /// How all upstreams are.
-    #[must_use]
-    pub fn status(&self) -> Vec<UpstreamStatus> {
-        let now = Instant::now();
-        let mut models: Vec<(Vec<ClosedModel>, usize)> =
-            vec![(Vec::new(), 0); self.upstreams.len()];
-        for backend in self.backends.all(None) {
-            let breaker = backend.breaker();
-            let (closed, seen) = &mut models[backend.upstream];
-            *seen += usize::from(breaker.closure().is_some() || breaker.evidence().has_succeeded());
-            let closure = breaker.closure();
-            // One that nobody has tried for long is nobody's any more.
-            let closure = closure.filter(|closure| closure.until + FORGOTTEN_AFTER > now);
-            closed.extend(closure.map(|closure| ClosedModel {
-                model: backend.model.to_string(),
-                reason: closure.reason,
-                cause: closure.cause.clone(),
-                left: closure.until.saturating_duration_since(now),
-            }));
-            if breaker.closure().is_none()
-                && let Some((reason, cause)) = breaker.doubt()
-            {
-                closed.push(ClosedModel {
-                    model: backend.model.to_string(),
-                    reason: *reason,
-                    cause: cause.clone(),
-                    left: Duration::ZERO,
-                });
-            }
+/// How all upstreams are now.
+pub(super) fn take(clients: &[Client], targets: &Targets) -> Vec<UpstreamStatus> {
+    let now = Instant::now();
+    let mut models: Vec<(Vec<ClosedModel>, usize)> = vec![(Vec::new(), 0); clients.len()];
+    for backend in targets.backends.all(None) {
+        let breaker = backend.breaker();
+        let (closed, seen) = &mut models[backend.upstream()];
+        *seen += usize::from(breaker.closure().is_some() || breaker.evidence().has_succeeded());
+        let closure = breaker.closure();
+        // What nobody has tried for long, nobody cares for any more.
+        let closure = closure.filter(|closure| closure.until + FORGOTTEN_AFTER > now);
+        closed.extend(closure.map(|closure| ClosedModel {
+            model: backend.model().to_owned(),
+            reason: closure.reason,
+            cause: closure.cause.clone(),
+            left: closure.until.saturating_duration_since(now),
+        }));
+        if breaker.closure().is_none()
+            && let Some((reason, cause)) = breaker.doubt()
+        {
+            closed.push(ClosedModel {
+                model: backend.model().to_owned(),
+                reason: *reason,
+                cause: cause.clone(),
+                left: Duration::ZERO,
+            });
         }
-        let state = self.lock();
-        let all = self.upstreams.iter().zip(&state.places).zip(models);
-        let status = all.map(|((upstream, place), (mut models, seen))| {
+    }
+    targets.read(|states| {
+        let all = clients.iter().zip(states).zip(models);
+        let status = all.map(|((client, upstream), (mut models, seen))| {
             models.sort_by(|a, b| a.model.cmp(&b.model));
-            let whole = place.breaker.closure();
+            let whole = upstream.breaker().closure();
             let whole = whole.map(|closure| (closure.reason, closure.cause.clone()));
-            let whole = whole.or_else(|| place.breaker.doubt().cloned());
+            let whole = whole.or_else(|| upstream.breaker().doubt().cloned());
             // Where all its models are closed, so is the upstream, whatever closed them.
             let together = models.first().filter(|_| models.len() == seen);
             let together = together.map(|model| (model.reason, model.cause.clone()));
@@ -113,15 +111,15 @@ impl Pool {
                 None => (UpstreamState::Up, None),
             };
             UpstreamStatus {
-                name: upstream.name.clone(),
+                name: client.name.as_ref().to_owned(),
                 state,
                 cause,
-                answered: place.answered,
-                in_flight: place.in_flight,
-                limit: upstream.concurrency,
+                answered: upstream.has_answered(),
+                in_flight: upstream.in_flight(),
+                limit: client.concurrency,
                 models,
             }
         });
         status.collect()
-    }
+    })
 }

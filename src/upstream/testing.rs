@@ -4,14 +4,14 @@
 use std::sync::Arc;
 use std::time::Duration;
 
+use bytes::Bytes;
 use reqwest::header::HeaderMap;
 use tokio::time::Instant;
 
-use super::pool::Report;
+use super::provider::http::Head;
+use super::target::Ended;
 use super::tests::{model, route, settings, upstream};
-use super::{FailFast, History, Options, Permit, Pool};
-use crate::upstream::attempt::history::Next;
-use crate::upstream::provider::classify::CallResult;
+use super::{History, Next, Options, Permit, Pool, provider};
 
 /// One upstream with so many places, and models of so much concurrency each (`None`: as much as
 /// the upstream).
@@ -26,29 +26,29 @@ pub fn pool(places: usize, models: &[(&str, Option<usize>)]) -> Arc<Pool> {
     let mut settings = settings(vec![one], models.collect());
     settings.retry.initial_backoff = Duration::from_millis(500);
     settings.retry.max_backoff = Duration::from_secs(60);
-    let fail_fast: Option<FailFast> = None;
-    let options = Options {
-        fail_fast,
-        ..Options::default()
-    };
-    Pool::new(&settings, options).expect("a good configuration")
+    Pool::new(&settings, Options::default()).expect("good settings")
 }
 
 /// What becomes of a line whose call was answered so: `None`: it has ended; else after how long it
 /// is sent again, and whether sooner once a call succeeds.
-pub fn answered(
-    pool: &Pool,
-    permit: Permit,
-    history: &mut History,
-    status: u16,
-) -> Option<(Duration, bool)> {
-    let report = Report {
-        result: CallResult::of(status, &HeaderMap::new(), br#"{"error":{"message":"no"}}"#),
+pub fn answered(permit: Permit, history: &mut History, status: u16) -> Option<(Duration, bool)> {
+    let provider = provider::of(&upstream("one", "http://127.0.0.1:1/v1"));
+    let head = Head {
+        status,
+        headers: HeaderMap::new(),
+    };
+    let body: &[u8] = match status {
+        200..=299 => b"{}",
+        _ => br#"{"error":{"message":"no"}}"#,
+    };
+    let decoded = provider.decode(&head, Bytes::from_static(body));
+    let ended = Ended {
+        result: provider.classify(&head, &decoded),
         status: Some(status),
-        wait: None,
+        retry_after: None,
         cause: format!("it answered {status}"),
     };
-    match pool.report(permit, history, &report) {
+    match permit.finish(history, &ended) {
         Next::End => None,
         Next::Again { after, is_hastened } => Some((after, is_hastened)),
     }
@@ -56,5 +56,5 @@ pub fn answered(
 
 /// When the next closed model or upstream may be tried.
 pub fn next_opening(pool: &Pool) -> Option<Instant> {
-    pool.next_opening(Instant::now())
+    pool.targets().next_opening(Instant::now())
 }

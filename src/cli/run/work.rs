@@ -126,7 +126,8 @@ async fn watch(
         let snapshot = snapshot(&batch, journal.kept);
         if !is_counted && batch.counts.total > 0 {
             is_counted = true;
-            pool.has_lines(usize::try_from(batch.counts.open()).unwrap_or(usize::MAX));
+            pool.targets()
+                .has_lines(usize::try_from(batch.counts.open()).unwrap_or(usize::MAX));
         }
         if batch.state.status.is_terminal() {
             progress.finish(snapshot, Instant::now());
@@ -145,9 +146,9 @@ async fn watch(
                  the same command goes on, and --retry-failed sends what failed again"
             );
         }
-        let status = pool.status();
+        let status = pool.snapshot();
         progress.update(snapshot, waits_for(&status).as_deref(), Instant::now());
-        if let Some(cause) = pool.hopeless() {
+        if let Some(cause) = pool.targets().hopeless() {
             progress.finish(snapshot, Instant::now());
             return Err(anyhow::anyhow!(
                 "stopped, because no request can succeed: {cause}. Nothing was lost: mend it and \

@@ -1,223 +1,191 @@
-//! One call: sent, read, and judged.
+//! One call: encoded, sent, read, and classified.
+
+use std::sync::Arc;
+use std::time::{Duration, UNIX_EPOCH};
 
 use bytes::Bytes;
 
-use crate::domain::outcome::{Form, Reading};
-use crate::upstream::attempt::client::{Failure, FailureKind, Received};
-use crate::upstream::attempt::history::Next;
+use super::client::Client;
+use super::history::{History, Next};
+use super::result::{CallResult, Cost};
+use super::timer::Timer;
+use crate::domain::clock::Clock;
+use crate::domain::outcome::Form;
+use crate::domain::usage::Usage;
 use crate::upstream::limits::memory::Charge;
-use crate::upstream::pool::{Permit, Pool, Report};
-use crate::upstream::provider::Folded;
-use crate::upstream::provider::classify::{self, CallResult, Cost};
-use crate::upstream::{Again, Answer, Call, Cause, CauseKind, History, Timer, Verdict};
+use crate::upstream::provider::Encoded;
+use crate::upstream::provider::http::Head;
+use crate::upstream::target::backend::Backend;
+use crate::upstream::target::{Ended, Permit};
 
-/// How much of a body that is not JSON a line's error repeats.
-const EXCERPT_CHARS: usize = 100;
+/// What is sent to have a line answered.
+#[derive(Debug)]
+pub struct Call {
+    /// The line's `url`, such as `/v1/chat/completions`.
+    pub path: &'static str,
+    /// The line's `body`. Sent as it is, unless its route or its provider changes it.
+    pub body: Bytes,
+    /// Grows with the answer.
+    pub charge: Charge,
+    /// The header by which the call is a part of a trace, if it is.
+    pub traceparent: Option<String>,
+}
 
-impl Pool {
-    /// One call: sends, reads the whole answer, frees the place, and judges. Dropped midway, it
-    /// breaks off the call and frees the place. The timer may have been another call's before.
-    pub async fn call(
-        &self,
-        permit: Permit,
-        call: Call,
-        history: &mut History,
-        timer: &mut Timer,
-    ) -> Verdict {
-        let Call {
-            path,
-            body,
-            mut charge,
-            traceparent,
-        } = call;
-        let target = permit.target();
-        let mut copy = None;
-        if let Some(splice) = target.edit.as_ref().and_then(|edit| edit.splice(&body)) {
-            // Of the answer's charge, not of one beside it: the two must not wait for each other.
-            charge.grow(splice.len()).await;
-            copy = Some(splice.copy());
-        }
-        let copied = copy.as_ref().map_or(0, Bytes::len);
-        let body = copy.unwrap_or(body);
-        let upstream = &self.upstreams[target.backend.upstream];
-        match upstream
-            .post(path, body, traceparent.as_deref(), timer, &mut charge)
-            .await
-        {
-            Ok(received) => {
-                charge.shrink_to(charge.bytes() - copied);
-                self.answered(permit, received, charge, history)
-            }
-            Err(failure) => self.failed(permit, failure, history),
-        }
+/// A call that has ended: how it went, where it was made, and what its line is to do.
+#[derive(Debug)]
+pub struct Attempt {
+    pub result: CallResult,
+    pub next: Next,
+    /// The line's answer, good or bad, where the line ends with one. Where the line is sent again,
+    /// what the server said if it refused us: the line's answer if nobody mends that before the
+    /// window ends.
+    pub answer: Option<Answer>,
+    /// Why the call was no success, in words for the line's user: no addresses, no secrets.
+    pub cause: String,
+    /// The upstream and the model there.
+    pub target: Arc<Backend>,
+    /// How many calls the line has had, this one included.
+    pub calls: u32,
+    /// From when its place was taken to the last byte of its answer.
+    pub took: Duration,
+}
+
+/// A model server's answer, as its line gets it.
+#[derive(Debug)]
+pub struct Answer {
+    pub status: u16,
+    /// The model server's own id for the request.
+    pub request_id: Option<String>,
+    pub body: Bytes,
+    pub form: Form,
+    /// What the answer reports.
+    pub usage: Option<Usage>,
+    /// Nobody has the line's model: other lines of the model will be answered the same.
+    pub is_model_missing: bool,
+    /// Holds the body's bytes (beside what the call's charge held before).
+    pub charge: Charge,
+}
+
+/// Makes a call: sends, reads the whole answer, frees the place, and classifies. Dropped midway,
+/// the call is broken off and its place is freed. The timer may have been another call's before.
+pub(in crate::upstream) async fn make(
+    client: &Client,
+    clock: &Clock,
+    permit: Permit,
+    call: Call,
+    history: &mut History,
+    timer: &mut Timer,
+) -> Attempt {
+    let Call {
+        path,
+        body,
+        mut charge,
+        traceparent,
+    } = call;
+    let edit = permit.target().edit.as_deref();
+    let mut copy = None;
+    if let Encoded::Spliced(splice) = client.provider.encode(&body, edit) {
+        // Of the answer's charge, not of one beside it: the two must not wait for each other.
+        charge.grow(splice.len()).await;
+        copy = Some(splice.copy());
     }
-
-    fn answered(
-        &self,
-        permit: Permit,
-        received: Received,
-        charge: Charge,
-        history: &mut History,
-    ) -> Verdict {
-        let Received {
-            status,
-            headers,
-            mut body,
-        } = received;
-        let upstream = permit.upstream();
-        let provider = self.upstreams[upstream].provider;
-        let is_streamed = (200..300).contains(&status) && classify::is_streamed(&headers);
-        let folded = is_streamed.then(|| provider.fold(&body));
-        let is_incomplete = folded == Some(Folded::Incomplete);
-        if let Some(Folded::Answer(whole) | Folded::Error(whole)) = folded {
-            body = whole;
+    let copied = copy.as_ref().map_or(0, Bytes::len);
+    let body = copy.unwrap_or(body);
+    let reply = client
+        .post(path, body, traceparent.as_deref(), timer, &mut charge)
+        .await;
+    match reply {
+        Ok((head, body)) => {
+            charge.shrink_to(charge.bytes() - copied);
+            let (ended, answer) = read(client, clock, &head, body, charge);
+            conclude(client, permit, history, ended, Some(answer))
         }
-        let mut reading = Reading::of(&body);
-        if is_incomplete && reading.form == Form::NotJson {
-            reading.form = Form::Streamed;
-        }
-        let result = match CallResult::of(status, &headers, &body) {
-            CallResult::Succeeded => CallResult::of_success(&headers, &body, &reading),
-            result => result,
-        };
-        let mut answer = Answer {
-            status,
-            request_id: provider.request_id(&headers).map(str::to_owned),
-            body,
-            reading,
-            is_model_missing: result == CallResult::ModelMissing,
-            charge,
-        };
-        self.record(&permit, result, Some(status));
-        let report = match result {
-            CallResult::Succeeded => Report {
-                result,
-                status: Some(status),
-                wait: None,
-                cause: String::new(),
-            },
-            _ => Report {
-                result,
-                status: Some(status),
-                wait: classify::told(&headers, classify::wall_clock(self.options.clock.now_ms())),
-                cause: cause(result, &answer, classify::location(&headers)),
-            },
-        };
-        match self.report(permit, history, &report) {
-            Next::End if result == CallResult::Garbled => Verdict::GivenUp(Cause {
-                kind: CauseKind::Unavailable,
-                message: report.cause,
-            }),
-            Next::End => Verdict::Answer(answer),
-            Next::Again { after, is_hastened } => {
-                self.metrics[upstream].retried(result.outcome());
-                answer.charge.yield_overdraft();
-                let is_refusal = result.cost() == Some(Cost::Refusal);
-                Verdict::Again(Again {
-                    after,
-                    is_hastened,
-                    cause: Cause {
-                        kind: CauseKind::Unavailable,
-                        message: report.cause,
-                    },
-                    refusal: is_refusal.then_some(answer),
-                    upstream,
-                })
-            }
-        }
-    }
-
-    fn failed(&self, permit: Permit, failure: Failure, history: &mut History) -> Verdict {
-        let Failure { kind, cause } = failure;
-        let upstream = permit.upstream();
-        let result = match kind {
-            FailureKind::NoDescriptor => CallResult::NoDescriptor,
-            FailureKind::Unreachable => CallResult::Unreachable,
-            FailureKind::Broken => CallResult::Broken,
-            FailureKind::TimedOut => CallResult::TimedOut,
-            FailureKind::Undecodable => CallResult::Undecodable,
-            FailureKind::TooLarge => CallResult::TooLarge,
-        };
-        self.record(&permit, result, None);
-        self.upstreams[upstream].say_of(result);
-        let report = Report {
-            result,
-            status: None,
-            wait: None,
-            cause,
-        };
-        let next = self.report(permit, history, &report);
-        let cause = Cause {
-            kind: match result {
-                CallResult::TimedOut => CauseKind::Timeout,
-                CallResult::Undecodable => CauseKind::Invalid,
-                CallResult::TooLarge => CauseKind::TooLarge,
-                _ => CauseKind::Unavailable,
-            },
-            message: report.cause,
-        };
-        match next {
-            Next::End => Verdict::GivenUp(cause),
-            Next::Again { after, is_hastened } => {
-                self.metrics[upstream].retried(result.outcome());
-                Verdict::Again(Again {
-                    after,
-                    is_hastened,
-                    cause,
-                    refusal: None,
-                    upstream,
-                })
-            }
-        }
-    }
-
-    /// Adds a call to the metrics, and to its span if that is exported.
-    fn record(&self, permit: &Permit, result: CallResult, status: Option<u16>) {
-        let outcome = result.outcome();
-        self.count(permit, outcome);
-        let span = tracing::Span::current();
-        if !span.is_disabled() {
-            span.record("upstream.name", &self.upstreams[permit.upstream()].name);
-            span.record("outcome", outcome.as_str());
-            span.record("http.response.status_code", status);
+        Err(failure) => {
+            client.warn_of(failure.result);
+            let ended = Ended {
+                result: failure.result,
+                status: None,
+                retry_after: None,
+                cause: failure.cause,
+            };
+            conclude(client, permit, history, ended, None)
         }
     }
 }
 
-/// How an answer came to be none, in words.
-fn cause(result: CallResult, answer: &Answer, location: Option<String>) -> String {
-    let status = answer.status;
-    let mut text = format!("the model server answered {status}");
-    match (result, location) {
-        (CallResult::Garbled, _) if answer.reading.is_bare_error => {
-            text.push_str(" with an error and no answer: ");
-            let message = classify::message(&answer.body);
-            let said = Some(message.as_bytes()).filter(|said| !said.is_empty());
-            text.push_str(&excerpt(said.unwrap_or(&answer.body)));
-        }
-        (CallResult::Garbled, _) => {
-            text.push_str(" with a body that is not JSON: ");
-            text.push_str(&excerpt(&answer.body));
-        }
-        (CallResult::Misdirected, Some(location)) => {
-            text.push_str(" and points to ");
-            text.push_str(&location);
-        }
-        (CallResult::Unpaid, _) if status == 429 => text.push_str(": its quota is spent"),
-        _ => {}
+/// What an answer is, and how its call went.
+fn read(
+    client: &Client,
+    clock: &Clock,
+    head: &Head,
+    body: Bytes,
+    charge: Charge,
+) -> (Ended, Answer) {
+    let provider = client.provider;
+    let decoded = provider.decode(head, body);
+    let result = provider.classify(head, &decoded);
+    let mut ended = Ended {
+        result,
+        status: Some(head.status),
+        retry_after: None,
+        cause: String::new(),
+    };
+    if result != CallResult::Succeeded {
+        let now = UNIX_EPOCH + Duration::from_millis(clock.now_ms().try_into().unwrap_or(0));
+        ended.retry_after = provider.retry_after(&head.headers, now);
+        ended.cause = provider.explain(result, head, &decoded);
     }
-    text
+    let answer = Answer {
+        status: head.status,
+        request_id: decoded.request_id,
+        body: decoded.body,
+        form: decoded.form,
+        usage: decoded.usage,
+        is_model_missing: result == CallResult::ModelMissing,
+        charge,
+    };
+    (ended, answer)
 }
 
-/// The beginning of a body that nobody understands, for people.
-fn excerpt(body: &[u8]) -> String {
-    if body.is_empty() {
-        return "it is empty".to_owned();
+/// Books the end of a call: in metrics, in the call's span, and with its target.
+fn conclude(
+    client: &Client,
+    permit: Permit,
+    history: &mut History,
+    ended: Ended,
+    mut answer: Option<Answer>,
+) -> Attempt {
+    let result = ended.result;
+    let took = permit.begun().elapsed();
+    permit.target().seconds.observe(took);
+    client.metrics.called(result as usize);
+    let span = tracing::Span::current();
+    if !span.is_disabled() {
+        span.record("upstream.name", &*client.name);
+        span.record("outcome", result.label());
+        span.record("http.response.status_code", ended.status);
     }
-    // A character has at most four bytes.
-    let begin = String::from_utf8_lossy(&body[..body.len().min(EXCERPT_CHARS * 4)]);
-    match begin.char_indices().nth(EXCERPT_CHARS) {
-        Some((end, _)) => format!("{}…", &begin[..end]),
-        None => begin.into_owned(),
+    let calls = history.calls() + 1;
+    let target = Arc::clone(permit.backend());
+    let next = permit.finish(history, &ended);
+    let is_kept = match next {
+        Next::End => result != CallResult::Garbled,
+        Next::Again { .. } => {
+            client.metrics.retried(result as usize);
+            result.cost() == Some(Cost::Refusal)
+        }
+    };
+    answer = answer.filter(|_| is_kept);
+    if let (Next::Again { .. }, Some(answer)) = (next, &mut answer) {
+        answer.charge.yield_overdraft();
+    }
+    Attempt {
+        result,
+        next,
+        answer,
+        cause: ended.cause,
+        target,
+        calls,
+        took,
     }
 }

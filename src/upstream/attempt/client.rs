@@ -13,22 +13,22 @@ use reqwest::{Method, Url};
 use secrecy::ExposeSecret;
 use tokio::time::{Instant, Sleep};
 
-use crate::upstream::attempt::notice::Notice;
+use super::notice::Notice;
+use super::result::CallResult;
+use super::timer::Timer;
+use crate::metrics::{UpstreamMetrics, metrics};
 use crate::upstream::limits::memory::{Budget, Charge};
-use crate::upstream::provider::classify::{self, CallResult};
+use crate::upstream::models::ModelInfo;
+use crate::upstream::provider::http::{self, Head};
 use crate::upstream::provider::{self, Provider};
 use crate::upstream::settings::{BuildError, UpstreamSettings};
 use crate::upstream::transport::coding::{self, Body};
 use crate::upstream::transport::{self, Address, Transport};
-use crate::upstream::{ModelInfo, Timer};
 
 /// Room made for an answer on its server's word, before its bytes are here.
 const TRUSTED_LENGTH_MAX: usize = 8 << 20;
 
-/// Some servers begin JSON with it, and JSON readers refuse it.
-const BYTE_ORDER_MARK: &[u8] = b"\xEF\xBB\xBF";
-
-/// How long a look at `/models` may take.
+/// How long a question for `/models` may take.
 const MODELS_TIMEOUT: Duration = Duration::from_secs(10);
 
 /// Of the whole process, whichever upstream it wants to reach.
@@ -36,10 +36,11 @@ static NO_DESCRIPTOR: Notice = Notice::new();
 
 /// A model server, ready to be called.
 #[derive(Debug)]
-pub(in crate::upstream) struct Upstream {
-    pub(in crate::upstream) name: String,
+pub(in crate::upstream) struct Client {
+    pub(in crate::upstream) name: Arc<str>,
     pub(in crate::upstream) concurrency: usize,
     pub(in crate::upstream) provider: &'static dyn Provider,
+    pub(in crate::upstream) metrics: UpstreamMetrics,
     base: Url,
     /// Of each path that was called so far.
     addresses: RwLock<Vec<(&'static str, Arc<Address>)>>,
@@ -51,50 +52,31 @@ pub(in crate::upstream) struct Upstream {
     timeouts: Notice,
 }
 
-/// An HTTP answer, read to its end.
-#[derive(Debug)]
-pub(in crate::upstream) struct Received {
-    pub(in crate::upstream) status: u16,
-    pub(in crate::upstream) headers: HeaderMap,
-    pub(in crate::upstream) body: Bytes,
-}
-
 /// Why there is no answer.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(in crate::upstream) enum FailureKind {
-    /// This side has no file descriptor left. The request was not sent.
-    NoDescriptor,
-    /// No connection: refused, no such name, no TLS. The request was not sent.
-    Unreachable,
-    /// The connection was lost, or no HTTP came from it.
-    Broken,
-    TimedOut,
-    /// It was answered, in a content coding that cannot be undone.
-    Undecodable,
-    TooLarge,
-}
-
-impl FailureKind {
-    /// Whether there was an answer whose body cannot be had.
-    fn is_of_the_body(self) -> bool {
-        matches!(self, FailureKind::Undecodable | FailureKind::TooLarge)
-    }
-}
-
 #[derive(Debug)]
 pub(in crate::upstream) struct Failure {
-    pub(in crate::upstream) kind: FailureKind,
+    pub(in crate::upstream) result: CallResult,
     /// In words, without addresses.
     pub(in crate::upstream) cause: String,
 }
 
-impl Upstream {
-    pub(in crate::upstream) fn new(config: &UpstreamSettings) -> Result<Self, BuildError> {
+/// What a server says when it is asked for its models.
+#[derive(Debug)]
+pub(in crate::upstream) struct Listing {
+    pub(in crate::upstream) status: u16,
+    /// The answer is the server's own, not a gateway's for a server that does not answer.
+    pub(in crate::upstream) is_own: bool,
+    /// `None`: the answer is no list of models.
+    pub(in crate::upstream) models: Option<Vec<ModelInfo>>,
+}
+
+impl Client {
+    pub(in crate::upstream) fn new(settings: &UpstreamSettings) -> Result<Self, BuildError> {
         let fault = |problem: String| BuildError {
-            upstream: config.name.clone(),
+            upstream: settings.name.clone(),
             problem,
         };
-        let base = Url::parse(&config.base_url)
+        let base = Url::parse(&settings.base_url)
             .map_err(|error| fault(format!("its base_url is no URL: {error}")))?;
         if !matches!(base.scheme(), "http" | "https") {
             return Err(fault(
@@ -108,33 +90,34 @@ impl Upstream {
                     .to_owned(),
             ));
         }
-        let provider = provider::of(config);
+        let provider = provider::of(settings);
         Ok(Self {
-            name: config.name.clone(),
-            concurrency: config.concurrency,
+            name: settings.name.as_str().into(),
+            concurrency: settings.concurrency,
             provider,
+            metrics: metrics().upstream(&settings.name, CallResult::ALL.map(CallResult::label)),
             addresses: RwLock::default(),
-            headers: headers(config, provider, &base).map_err(fault)?,
-            transport: Transport::new(config, &base).map_err(fault)?,
-            timeout: config.timeout,
-            connect_timeout: config.time_to_connect(),
-            max_response_bytes: config.max_response_bytes,
+            headers: headers(settings, provider, &base).map_err(fault)?,
+            transport: Transport::new(settings, &base).map_err(fault)?,
+            timeout: settings.timeout,
+            connect_timeout: settings.time_to_connect(),
+            max_response_bytes: settings.max_response_bytes,
             timeouts: Notice::new(),
             base,
         })
     }
 
-    /// Where it is, for the log.
+    /// The upstream's address, for the log.
     pub(in crate::upstream) fn shown_url(&self) -> String {
         let mut url = self.base.clone();
         url.set_query(None);
         url.into()
     }
 
-    /// Warns, now and then, of calls that their users cannot see the reason of.
-    pub(in crate::upstream) fn say_of(&self, result: CallResult) {
+    /// Warns, now and then, of results whose reason the lines' users cannot see.
+    pub(in crate::upstream) fn warn_of(&self, result: CallResult) {
         if result == CallResult::NoDescriptor
-            && let Some(calls) = NO_DESCRIPTOR.happened()
+            && let Some(calls) = NO_DESCRIPTOR.occurred()
         {
             tracing::warn!(
                 calls,
@@ -143,10 +126,10 @@ impl Upstream {
             );
         }
         if result == CallResult::TimedOut
-            && let Some(calls) = self.timeouts.happened()
+            && let Some(calls) = self.timeouts.occurred()
         {
             tracing::warn!(
-                upstream.name = self.name,
+                upstream.name = &*self.name,
                 timeout = ?self.timeout,
                 calls.timed_out = calls,
                 "calls took longer than the upstream's timeout: a line is sent twice at most so, \
@@ -163,7 +146,7 @@ impl Upstream {
         traceparent: Option<&str>,
         timer: &mut Timer,
         charge: &mut Charge,
-    ) -> Result<Received, Failure> {
+    ) -> Result<(Head, Bytes), Failure> {
         let (address, mut headers) = (self.address(path)?, self.headers.clone());
         if let Some(Ok(traceparent)) = traceparent.map(HeaderValue::from_str) {
             headers.insert("traceparent", traceparent);
@@ -173,10 +156,8 @@ impl Upstream {
             .await
     }
 
-    /// Asks which models it has: the status, and the list if there is one.
-    pub(in crate::upstream) async fn models(
-        &self,
-    ) -> Result<(u16, Option<Vec<ModelInfo>>), Failure> {
+    /// Asks the server which models it has.
+    pub(in crate::upstream) async fn list_models(&self) -> Result<Listing, Failure> {
         let address = Arc::new(written(self.provider.models_url(&self.base))?);
         let mut headers = self.headers.clone();
         headers.remove(CONTENT_TYPE);
@@ -187,14 +168,15 @@ impl Upstream {
         // Not from the process's budget: an upstream must be seen to come back when memory is full.
         let mut charge = Budget::new(self.max_response_bytes).open();
         let mut timer = Timer::default();
-        let received = self
+        let (head, body) = self
             .exchange(pin!(sending), timeout, &mut timer, &mut charge)
             .await?;
-        let is_ok = (200..300).contains(&received.status);
-        let models = is_ok
-            .then(|| self.provider.models(&received.body))
-            .flatten();
-        Ok((received.status, models))
+        let models = head.is_success().then(|| self.provider.models(&body));
+        Ok(Listing {
+            status: head.status,
+            is_own: !http::is_of_a_gateway(head.status),
+            models: models.flatten(),
+        })
     }
 
     async fn exchange(
@@ -203,36 +185,32 @@ impl Upstream {
         timeout: Duration,
         timer: &mut Timer,
         charge: &mut Charge,
-    ) -> Result<Received, Failure> {
+    ) -> Result<(Head, Bytes), Failure> {
         let mut deadline = timer.set(Instant::now() + timeout);
         let mut response = tokio::select! {
             biased;
             response = sending => response.map_err(|error| self.failure(error))?,
             () = &mut deadline => return Err(timed_out(timeout)),
         };
-        let status = response.status();
-        let headers = response.take_headers();
-        let read = self.read(response, &headers, timeout, deadline, charge);
+        let head = Head {
+            status: response.status(),
+            headers: response.take_headers(),
+        };
+        let read = self.read(response, &head.headers, timeout, deadline, charge);
         let body = match read.await {
             Ok(body) => body,
             // The status says enough of an error whose text cannot be had.
-            Err(failure) if !(200..300).contains(&status) && failure.kind.is_of_the_body() => {
-                Bytes::new()
-            }
+            Err(failure) if !head.is_success() && is_of_the_body(failure.result) => Bytes::new(),
             // No model server packs a page: it is a proxy's, so another call may go better.
-            Err(mut failure) if failure.kind == FailureKind::Undecodable => {
-                if !classify::is_of_a_model(&headers) {
-                    failure.kind = FailureKind::Broken;
+            Err(mut failure) if failure.result == CallResult::Undecodable => {
+                if !self.provider.is_own(&head.headers) {
+                    failure.result = CallResult::Broken;
                 }
                 return Err(failure);
             }
             Err(failure) => return Err(failure),
         };
-        Ok(Received {
-            status,
-            headers,
-            body,
-        })
+        Ok((head, body))
     }
 
     /// Reads an answer's body to its end.
@@ -271,12 +249,7 @@ impl Upstream {
             }
             body.extend_from_slice(&frame);
         }
-        let body = Bytes::from(body);
-        Ok(if body.starts_with(BYTE_ORDER_MARK) {
-            body.slice(BYTE_ORDER_MARK.len()..)
-        } else {
-            body
-        })
+        Ok(Bytes::from(body))
     }
 
     fn address(&self, path: &'static str) -> Result<Arc<Address>, Failure> {
@@ -295,22 +268,22 @@ impl Upstream {
 
     fn failure(&self, error: transport::Error) -> Failure {
         use transport::Error::{Connect, ConnectTimeout, Lost, NoDescriptor, Resolve, Undecodable};
-        let kind = match &error {
-            Resolve(_) | ConnectTimeout | Connect(_) => FailureKind::Unreachable,
-            NoDescriptor => FailureKind::NoDescriptor,
-            Lost(_) => FailureKind::Broken,
-            Undecodable(_) => FailureKind::Undecodable,
+        let result = match &error {
+            Resolve(_) | ConnectTimeout | Connect(_) => CallResult::Unreachable,
+            NoDescriptor => CallResult::NoDescriptor,
+            Lost(_) => CallResult::Broken,
+            Undecodable(_) => CallResult::Undecodable,
         };
         let cause = match error {
             ConnectTimeout => format!("no connection within {:?}", self.connect_timeout),
             error => error.to_string(),
         };
-        Failure { kind, cause }
+        Failure { result, cause }
     }
 
     fn too_large(&self) -> Failure {
         Failure {
-            kind: FailureKind::TooLarge,
+            result: CallResult::TooLarge,
             cause: format!(
                 "the answer is larger than {} bytes (max_response_bytes)",
                 self.max_response_bytes
@@ -319,22 +292,27 @@ impl Upstream {
     }
 }
 
+/// Whether there was an answer whose body cannot be had.
+fn is_of_the_body(result: CallResult) -> bool {
+    matches!(result, CallResult::Undecodable | CallResult::TooLarge)
+}
+
 fn written(url: Url) -> Result<Address, Failure> {
     Address::new(url).ok_or_else(|| Failure {
-        kind: FailureKind::Unreachable,
+        result: CallResult::Unreachable,
         cause: "its URL is none that HTTP can write".to_owned(),
     })
 }
 
 fn timed_out(timeout: Duration) -> Failure {
     Failure {
-        kind: FailureKind::TimedOut,
+        result: CallResult::TimedOut,
         cause: format!("no whole answer within {timeout:?}"),
     }
 }
 
 fn headers(
-    config: &UpstreamSettings,
+    settings: &UpstreamSettings,
     provider: &'static dyn Provider,
     base: &Url,
 ) -> Result<HeaderMap, String> {
@@ -348,12 +326,12 @@ fn headers(
     if base.scheme() == "https" {
         headers.insert(ACCEPT_ENCODING, HeaderValue::from_static(coding::ACCEPTED));
     }
-    if let Some(key) = &config.api_key {
+    if let Some(key) = &settings.api_key {
         provider
             .authorize(key, &mut headers)
             .map_err(|_| "its API key holds characters that no HTTP header can".to_owned())?;
     }
-    for (name, value) in &config.headers {
+    for (name, value) in &settings.headers {
         let header = HeaderName::try_from(name.as_str())
             .map_err(|_| format!("`{name}` is no name of an HTTP header"))?;
         let mut value = HeaderValue::from_str(value.expose_secret())
@@ -372,11 +350,11 @@ mod tests {
     #[test]
     fn packed_answers_are_asked_for_where_a_call_goes_over_tls() {
         let asked_for = |base_url: &str, own: Option<&str>| {
-            let mut config = upstream("gpu", base_url);
+            let mut settings = upstream("gpu", base_url);
             let own = own.map(|own| ("accept-encoding".to_owned(), own.into()));
-            config.headers.extend(own);
-            let upstream = Upstream::new(&config).expect("a good configuration");
-            let value = upstream.headers.get(ACCEPT_ENCODING);
+            settings.headers.extend(own);
+            let client = Client::new(&settings).expect("a good configuration");
+            let value = client.headers.get(ACCEPT_ENCODING);
             value.map(|value| value.to_str().expect("is text").to_owned())
         };
         assert_eq!(asked_for("http://gpu/v1", None), None);

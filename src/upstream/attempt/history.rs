@@ -9,6 +9,9 @@ use std::time::Duration;
 
 use tokio::time::Instant;
 
+use super::result::{CallResult, Cost};
+use crate::upstream::backoff::{backoff, doubled};
+use crate::upstream::health::evidence::Evidence;
 use crate::upstream::settings::RetrySettings;
 use crate::upstream::target::backend::Backend;
 
@@ -30,43 +33,6 @@ const IMPOSSIBLE: f64 = 1e-9;
 /// the latter outlast a short outage. How often each is doubled.
 const UNTIL_IT_WORKS: (u32, u32) = (10, 2);
 const WHILE_IN_DOUBT: (u32, u32) = (6, 1);
-
-/// How the calls to one backend have gone.
-#[derive(Clone, Copy, Debug, Default)]
-pub(in crate::upstream) struct Evidence {
-    successes: u64,
-    failures: u64,
-    /// The latest moment at which a call began that has succeeded.
-    success_begun: Option<Instant>,
-    /// When the last success was there.
-    success_at: Option<Instant>,
-    /// When an operator said that it is mended.
-    reset_at: Option<Instant>,
-}
-
-impl Evidence {
-    pub(in crate::upstream) fn succeeded(&mut self, begun: Instant, now: Instant) {
-        self.successes += 1;
-        self.success_begun = self.success_begun.max(Some(begun));
-        self.success_at = Some(now);
-    }
-
-    pub(in crate::upstream) fn failed(&mut self) {
-        self.failures += 1;
-    }
-
-    pub(in crate::upstream) fn reset(&mut self, now: Instant) {
-        self.reset_at = Some(now);
-    }
-
-    pub(in crate::upstream) fn has_failed(&self) -> bool {
-        self.failures > 0
-    }
-
-    pub(in crate::upstream) fn has_succeeded(&self) -> bool {
-        self.successes > 0
-    }
-}
 
 /// A line's failures so far, by where it failed. Empty for nearly every line.
 #[derive(Debug, Default)]
@@ -92,9 +58,9 @@ struct Trouble {
     is_missing: bool,
 }
 
-/// What a failure is, with what is known of the line and of the backend.
+/// A failure, with what is known of the line and of the backend.
 #[derive(Clone, Copy, Debug)]
-pub(in crate::upstream) struct Judged {
+pub(in crate::upstream) struct Assessment {
     /// The line had not failed here before.
     pub(in crate::upstream) is_fresh: bool,
     /// Another line has succeeded here that was sent after this one had failed first.
@@ -107,7 +73,7 @@ pub(in crate::upstream) struct Judged {
     failures: u32,
 }
 
-impl Judged {
+impl Assessment {
     /// Whether the failure says something about the backend.
     pub(in crate::upstream) fn is_signal(&self) -> bool {
         self.is_fresh || !self.is_refuted || self.chance >= UNLIKELY
@@ -116,15 +82,39 @@ impl Judged {
 
 /// What is to become of a line that has failed.
 #[derive(Clone, Copy, Debug, PartialEq)]
-pub(in crate::upstream) enum Next {
-    /// It is over: what was answered is its answer.
+pub enum Next {
+    /// The line ends with this call.
     End,
-    /// It is sent again after so long.
+    /// The line is sent again after so long.
     Again {
         after: Duration,
-        /// Sooner than that once a call succeeds there.
+        /// Sooner than that once a call succeeds there: see [`History::is_hastened`].
         is_hastened: bool,
     },
+}
+
+impl Next {
+    pub(in crate::upstream) fn is_hastened(self) -> bool {
+        matches!(
+            self,
+            Next::Again {
+                is_hastened: true,
+                ..
+            }
+        )
+    }
+}
+
+/// What a failed call is to its line.
+#[derive(Clone, Copy, Debug)]
+pub(in crate::upstream) struct Failed {
+    pub(in crate::upstream) result: CallResult,
+    /// How long the server asked to be left alone.
+    pub(in crate::upstream) wait: Option<Duration>,
+    /// A refusal is the line's own.
+    pub(in crate::upstream) ends_refusal: bool,
+    /// The server fails whatever is sent: an attempt is not counted, up to a bound.
+    pub(in crate::upstream) is_for_nothing: bool,
 }
 
 impl History {
@@ -140,9 +130,10 @@ impl History {
         self.attempts
     }
 
-    /// Whether a failure may cost the line nothing, because its server fails all.
-    pub(in crate::upstream) fn may_fail_for_nothing(&self) -> bool {
-        self.free < FREE_FAILURES_MAX
+    /// Calls that have failed so far, and calls that were not made for a reason on this side.
+    #[must_use]
+    pub fn calls(&self) -> u32 {
+        self.attempts + self.free
     }
 
     /// Whether a call has succeeded that began since at one of the places where the line failed.
@@ -165,7 +156,7 @@ impl History {
         backend: &Arc<Backend>,
         evidence: &Evidence,
         now: Instant,
-    ) -> Judged {
+    ) -> Assessment {
         let here = |trouble: &Trouble| Arc::ptr_eq(&trouble.backend, backend);
         let Some(at) = self.troubles.iter().position(here) else {
             self.troubles.push(Trouble {
@@ -176,7 +167,7 @@ impl History {
                 before: *evidence,
                 is_missing: false,
             });
-            return Judged {
+            return Assessment {
                 is_fresh: true,
                 is_refuted: false,
                 works: false,
@@ -192,7 +183,7 @@ impl History {
         // Without the line's own.
         let failures = all.saturating_sub(u64::from(trouble.failures - 1));
         let rate = (failures + 1) as f64 / (failures + successes + 2) as f64;
-        Judged {
+        Assessment {
             is_fresh: false,
             is_refuted: evidence.success_begun > Some(trouble.first),
             works: evidence.success_at > Some(trouble.first),
@@ -217,81 +208,105 @@ impl History {
         })
     }
 
+    /// What is to become of the line after a failure.
+    pub(in crate::upstream) fn next(
+        &mut self,
+        assessment: &Assessment,
+        failed: &Failed,
+        settings: &RetrySettings,
+        random: f64,
+    ) -> Next {
+        if failed.result == CallResult::TimedOut && self.timed_out() {
+            return Next::End;
+        }
+        match failed.result.cost().unwrap_or(Cost::Refusal) {
+            Cost::Refusal if failed.ends_refusal => Next::End,
+            Cost::Refusal => self.refused(assessment, settings, random),
+            Cost::TurnedAway => self.turned_away(assessment, failed.wait, settings, random),
+            Cost::Attempt if failed.is_for_nothing && self.free < FREE_FAILURES_MAX => {
+                self.turned_away(assessment, failed.wait, settings, random)
+            }
+            Cost::Attempt => self.attempted(assessment, settings, random),
+        }
+    }
+
     /// A refusal: of the key, the account, the path. It is the line's own once another line has
     /// succeeded that was sent since; else the line waits, however often it is tried.
     pub(in crate::upstream) fn refused(
         &mut self,
-        judged: &Judged,
-        config: &RetrySettings,
+        assessment: &Assessment,
+        settings: &RetrySettings,
         random: f64,
     ) -> Next {
-        if judged.is_refuted {
+        if assessment.is_refuted {
             return Next::End;
         }
-        self.free(judged, None, config, random)
+        self.free(assessment, None, settings, random)
     }
 
     /// A failure that is no fault of the line's, as far as is known: it costs nothing, until it
     /// is all but impossible that another line would fail as often.
     pub(in crate::upstream) fn turned_away(
         &mut self,
-        judged: &Judged,
+        assessment: &Assessment,
         wait: Option<Duration>,
-        config: &RetrySettings,
+        settings: &RetrySettings,
         random: f64,
     ) -> Next {
-        let is_own = judged.is_refuted && judged.chance < IMPOSSIBLE;
-        if is_own && judged.failures >= config.max_attempts {
+        let is_own = assessment.is_refuted && assessment.chance < IMPOSSIBLE;
+        if is_own && assessment.failures >= settings.max_attempts {
             return Next::End;
         }
-        self.free(judged, wait, config, random)
+        self.free(assessment, wait, settings, random)
     }
 
     /// Counts a call that has timed out. True if the line is not sent again.
-    pub(in crate::upstream) fn timed_out(&mut self) -> bool {
+    fn timed_out(&mut self) -> bool {
         self.timeouts += 1;
         self.timeouts >= TIMEOUTS_MAX
     }
 
     /// A failure that costs an attempt. Where the backend has not succeeded since, attempts are
     /// spread over minutes: it may be the backend's fault.
-    pub(in crate::upstream) fn attempted(
+    fn attempted(
         &mut self,
-        judged: &Judged,
-        config: &RetrySettings,
+        assessment: &Assessment,
+        settings: &RetrySettings,
         random: f64,
     ) -> Next {
         self.attempts += 1;
-        if self.attempts >= config.max_attempts {
+        if self.attempts >= settings.max_attempts {
             return Next::End;
         }
-        if judged.is_refuted {
+        if assessment.is_refuted {
             return Next::Again {
-                after: backoff(self.attempts, config, random),
+                after: backoff(self.attempts, settings, random),
                 is_hastened: false,
             };
         }
-        let (times, doublings) = if judged.works {
+        let (times, doublings) = if assessment.works {
             WHILE_IN_DOUBT
         } else {
             UNTIL_IT_WORKS
         };
-        let first = config.initial_backoff.saturating_mul(times);
+        let first = settings.initial_backoff.saturating_mul(times);
         let longer = doubled(first, (self.attempts - 1).saturating_mul(doublings));
         Next::Again {
-            after: longer.min(config.max_backoff).mul_f64(0.75 + random / 4.0),
+            after: longer
+                .min(settings.max_backoff)
+                .mul_f64(0.75 + random / 4.0),
             is_hastened: true,
         }
     }
 
     /// The call was not made, for a reason on this side that passes: it says nothing of the line or
     /// of a backend.
-    pub(in crate::upstream) fn held_up(&mut self, config: &RetrySettings, random: f64) -> Next {
+    pub(in crate::upstream) fn held_up(&mut self, settings: &RetrySettings, random: f64) -> Next {
         self.free += 1;
         if self.free >= FREE_CALLS_MAX {
             return Next::End;
         }
-        let pause = doubled(config.initial_backoff, self.free - 1).min(config.max_backoff);
+        let pause = doubled(settings.initial_backoff, self.free - 1).min(settings.max_backoff);
         Next::Again {
             after: pause.mul_f64(0.5 + random / 2.0),
             is_hastened: false,
@@ -301,37 +316,23 @@ impl History {
     /// The line waits for longer each time, so that those that come first are others.
     fn free(
         &mut self,
-        judged: &Judged,
+        assessment: &Assessment,
         wait: Option<Duration>,
-        config: &RetrySettings,
+        settings: &RetrySettings,
         random: f64,
     ) -> Next {
         self.free += 1;
         if self.free >= FREE_CALLS_MAX {
             return Next::End;
         }
-        let own = doubled(config.initial_backoff, judged.failures - 1).min(config.max_backoff);
+        let own =
+            doubled(settings.initial_backoff, assessment.failures - 1).min(settings.max_backoff);
         let own = own.mul_f64(0.5 + random / 2.0);
         Next::Again {
             after: wait.map_or(own, |wait| wait.max(own)),
             is_hastened: false,
         }
     }
-}
-
-/// How long to wait after the `attempt`th failure (from 1): exponential and capped, with full
-/// jitter; `random` is in 0..1.
-#[must_use]
-pub fn backoff(attempt: u32, config: &RetrySettings, random: f64) -> Duration {
-    let ceiling = doubled(config.initial_backoff, attempt.saturating_sub(1));
-    ceiling
-        .min(config.max_backoff)
-        .mul_f64(random.clamp(0.0, 1.0))
-}
-
-/// `first`, doubled so many times.
-pub(in crate::upstream) fn doubled(first: Duration, times: u32) -> Duration {
-    first.saturating_mul(1_u32.checked_shl(times).unwrap_or(u32::MAX))
 }
 
 #[cfg(test)]

@@ -1,6 +1,8 @@
-//! One attempt to have a line answered: the call, and what its result means for the line.
+//! One attempt to have a line answered: the call, how it went, and what its line is to do next.
 
 pub(super) mod call;
 pub(super) mod client;
 pub(super) mod history;
-pub(super) mod notice;
+mod notice;
+pub(super) mod result;
+pub(super) mod timer;

@@ -1,25 +1,16 @@
-//! Which of several targets takes the next line: the one with the least in flight for its weight.
+//! Least busy: the target with the least in flight for its weight.
 
-/// How busy a target is.
-#[derive(Clone, Copy, Debug)]
-pub(in crate::upstream) struct Load {
-    /// The line's last attempt failed here: only if nobody else has a place.
-    pub(in crate::upstream) avoid: bool,
-    pub(in crate::upstream) in_flight: usize,
-    /// At least 1.
-    pub(in crate::upstream) weight: u32,
+use super::load::Load;
+
+/// Whether a target is less busy than another one. What is to be avoided is busier than all else.
+fn is_less_busy(one: Load, other: Load) -> bool {
+    let product = |load: Load, other: Load| load.in_flight as u64 * u64::from(other.weight);
+    (one.avoid, product(one, other)) < (other.avoid, product(other, one))
 }
 
-impl Load {
-    fn is_less_than(self, other: Self) -> bool {
-        let product = |load: Self, other: Self| load.in_flight as u64 * u64::from(other.weight);
-        (self.avoid, product(self, other)) < (other.avoid, product(other, self))
-    }
-}
-
-/// The index of the least busy of `count` targets, looking at them from `turn` on, so that equals
-/// take turns. Those without a `load` have no place.
-pub(in crate::upstream) fn choose(
+/// The index of the least busy of `count` targets. The search begins at `turn`, so that targets
+/// that are equally busy take turns.
+pub(super) fn choose(
     count: usize,
     turn: usize,
     load: impl Fn(usize) -> Option<Load>,
@@ -28,7 +19,7 @@ pub(in crate::upstream) fn choose(
     for step in 0..count {
         let index = (turn % count + step) % count;
         if let Some(load) = load(index)
-            && best.is_none_or(|(_, least)| load.is_less_than(least))
+            && best.is_none_or(|(_, least)| is_less_busy(load, least))
         {
             best = Some((index, load));
         }

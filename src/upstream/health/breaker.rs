@@ -1,5 +1,6 @@
 //! Whether lines may be sent to something that fails at times: an upstream, or a model at an
-//! upstream. One state machine for both; what closes which is for [`classify`](crate::upstream::provider::classify).
+//! upstream. One state machine for both; what closes which follows from a
+//! [`CallResult`](crate::upstream::attempt::result::CallResult).
 //!
 //! * **Open**: lines are sent, as many at once as the limits allow, or as the *window* allows.
 //! * **Closed**: nothing is sent until a moment, or until a probe is answered. Then a *trial*
@@ -18,7 +19,9 @@ use std::time::Duration;
 
 use tokio::time::Instant;
 
-use crate::upstream::attempt::history::{Evidence, doubled};
+use super::evidence::Evidence;
+use super::reason::Reason;
+use crate::upstream::backoff::doubled;
 use crate::upstream::settings::{Pace, RetrySettings};
 
 /// Lines that are sent at once when a limit that was reached is tried again.
@@ -46,70 +49,6 @@ const ONE_MORE_AFTER: Duration = Duration::from_secs(5);
 /// One failure closes nothing that has worked before: the next line shows whose fault it was.
 const FAILURES_IN_A_ROW: u32 = 2;
 
-/// Why a breaker is closed.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Reason {
-    /// 429: too much for this model now.
-    Limited,
-    /// 503, or what a gateway says for a server that is not there.
-    Unavailable,
-    /// One failure after the other, of lines that had not failed before.
-    Failing,
-    /// Nobody answers at the address.
-    Unreachable,
-    /// 401: the key is missing or wrong.
-    KeyRefused,
-    /// 403: the key may not use this model.
-    Refused,
-    /// 402, or a 429 that says that the money is spent.
-    Unpaid,
-    /// A redirect, or a 404 that says that the path is not there.
-    Misdirected,
-    /// The server does not have the model.
-    ModelMissing,
-}
-
-impl Reason {
-    /// Whether only a person can mend it.
-    #[must_use]
-    pub fn needs_a_person(self) -> bool {
-        !matches!(
-            self,
-            Reason::Limited | Reason::Unavailable | Reason::Failing | Reason::Unreachable
-        )
-    }
-
-    #[must_use]
-    pub fn as_str(self) -> &'static str {
-        match self {
-            Reason::Limited => "limited",
-            Reason::Unavailable => "unavailable",
-            Reason::Failing => "failing",
-            Reason::Unreachable => "unreachable",
-            Reason::KeyRefused => "key_refused",
-            Reason::Refused => "refused",
-            Reason::Unpaid => "unpaid",
-            Reason::Misdirected => "misdirected",
-            Reason::ModelMissing => "model_missing",
-        }
-    }
-
-    /// What an operator is to look at.
-    #[must_use]
-    pub fn advice(self) -> &'static str {
-        match self {
-            Reason::Limited => "its rate limit, or the concurrency of this upstream or model here",
-            Reason::Unavailable | Reason::Failing => "its own log",
-            Reason::Unreachable => "whether it runs, and its base_url",
-            Reason::KeyRefused => "its api_key_env or api_key_file: the key is missing or wrong",
-            Reason::Refused => "what its key is allowed to do",
-            Reason::Unpaid => "its account: it asks to be paid, or its quota is spent",
-            Reason::Misdirected => "its base_url: the path is not there",
-            Reason::ModelMissing => "the name of the model",
-        }
-    }
-}
-
 /// Why and until when a breaker is closed.
 #[derive(Clone, Debug)]
 pub(in crate::upstream) struct Closure {
@@ -119,8 +58,8 @@ pub(in crate::upstream) struct Closure {
     pub(in crate::upstream) since: Instant,
     /// When lines are tried again; for what is probed, when it is probed.
     pub(in crate::upstream) until: Instant,
-    /// Until when the other processes believe it to be closed.
-    pub(in crate::upstream) told: Option<Instant>,
+    /// Until when the other processes know the breaker to be closed.
+    pub(in crate::upstream) shared_until: Option<Instant>,
     /// Calls that have failed since.
     pub(in crate::upstream) failures: u64,
 }
@@ -184,12 +123,12 @@ pub(in crate::upstream) struct Breaker {
     failed_trial: Option<u32>,
     /// Calls of this generation.
     in_flight: usize,
-    /// Closings since the last success: how patient to be.
-    strikes: u32,
+    /// Closings since the last success: each doubles the wait.
+    consecutive_closings: u32,
     /// Failures since the last success of a call that began after the first of them.
-    in_a_row: u32,
+    consecutive_failures: u32,
     /// When the first of them was there, and how the last one was refused.
-    row_began: Option<Instant>,
+    failing_since: Option<Instant>,
     doubt: Option<(Reason, String)>,
     /// The same of lines that had not failed before, of the kind that a server shows at times.
     run: u32,
@@ -291,7 +230,7 @@ impl Breaker {
     /// Whether there is nothing to be said of it.
     pub(in crate::upstream) fn is_well(&self) -> bool {
         self.is_wide()
-            && self.in_a_row == 0
+            && self.consecutive_failures == 0
             && (self.evidence.has_succeeded() || !self.evidence.has_failed())
     }
 
@@ -330,17 +269,20 @@ impl Breaker {
                 && let Some(closure) = &mut self.closure
             {
                 // Only one line of that trial was refused: the next one is tried at once.
-                self.strikes = 0;
+                self.consecutive_closings = 0;
                 closure.until = closure.until.min(now);
             }
             return None;
         }
         let was_in_use = self.in_flight;
         self.in_flight = self.in_flight.saturating_sub(1);
-        (self.strikes, self.run) = (0, 0);
+        (self.consecutive_closings, self.run) = (0, 0);
         // What was on its way before says nothing of what has failed since.
-        if self.row_began.is_none_or(|row_began| begun >= row_began) {
-            self.end_row();
+        if self
+            .failing_since
+            .is_none_or(|failing_since| begun >= failing_since)
+        {
+            self.end_failures();
         }
         let opened = self.closure.take();
         match opened.as_ref().map(|closure| closure.reason) {
@@ -364,7 +306,7 @@ impl Breaker {
             return None;
         }
         self.in_flight = self.in_flight.saturating_sub(1);
-        self.end_row();
+        self.end_failures();
         self.closure.take().map(Change::Opened)
     }
 
@@ -393,9 +335,9 @@ impl Breaker {
             return None;
         }
         self.in_flight = self.in_flight.saturating_sub(1);
-        self.in_a_row = self.in_a_row.saturating_add(1);
-        self.row_began.get_or_insert(now);
-        if failure.reason.needs_a_person() && self.in_a_row >= FAILURES_IN_A_ROW {
+        self.consecutive_failures = self.consecutive_failures.saturating_add(1);
+        self.failing_since.get_or_insert(now);
+        if failure.reason.needs_a_person() && self.consecutive_failures >= FAILURES_IN_A_ROW {
             self.doubt = Some((failure.reason, cause.to_owned()));
         }
         let is_trial = self.closure.is_some();
@@ -415,10 +357,10 @@ impl Breaker {
                 if !reason.needs_a_person() {
                     self.narrow();
                 }
-                let is_doubted =
-                    self.in_a_row >= FAILURES_IN_A_ROW || !self.evidence.has_succeeded();
-                let is_refused =
-                    failure.reason.needs_a_person() && self.in_a_row >= REFUSALS_IN_A_ROW;
+                let is_doubted = self.consecutive_failures >= FAILURES_IN_A_ROW
+                    || !self.evidence.has_succeeded();
+                let is_refused = failure.reason.needs_a_person()
+                    && self.consecutive_failures >= REFUSALS_IN_A_ROW;
                 is_refused || (self.in_flight == 0 && is_doubted)
             }
         };
@@ -491,8 +433,8 @@ impl Breaker {
             self.window = Some(Window::doubling((limit / 2).max(FEW)));
             return self.closure.take().map(Change::Opened);
         }
-        self.strikes = self.strikes.saturating_add(1);
-        closure.until = now + probe_wait(self.strikes, pace, random);
+        self.consecutive_closings = self.consecutive_closings.saturating_add(1);
+        closure.until = now + probe_wait(self.consecutive_closings, pace, random);
         None
     }
 
@@ -503,12 +445,17 @@ impl Breaker {
         }
     }
 
-    /// Another process knows it to be closed until then.
-    pub(in crate::upstream) fn close_as_told(&mut self, until: Instant, now: Instant, cause: &str) {
+    /// Another process leaves the other side alone until then, and so does this one.
+    pub(in crate::upstream) fn follow_cooldown(
+        &mut self,
+        until: Instant,
+        now: Instant,
+        cause: &str,
+    ) {
         match &mut self.closure {
             Some(closure) => {
                 closure.until = closure.until.max(until);
-                closure.told = closure.told.max(Some(until));
+                closure.shared_until = closure.shared_until.max(Some(until));
             }
             None => {
                 self.begin_generation(FEW);
@@ -517,7 +464,7 @@ impl Breaker {
                     cause: cause.to_owned(),
                     since: now,
                     until,
-                    told: Some(until),
+                    shared_until: Some(until),
                     failures: 0,
                 });
             }
@@ -529,8 +476,8 @@ impl Breaker {
         self.evidence.reset(now);
         self.generation = self.generation.wrapping_add(1);
         (self.in_flight, self.window) = (0, None);
-        (self.strikes, self.run) = (0, 0);
-        self.end_row();
+        (self.consecutive_closings, self.run) = (0, 0);
+        self.end_failures();
         self.closure.take().map(Change::Opened)
     }
 
@@ -539,9 +486,9 @@ impl Breaker {
         self.doubt.as_ref()
     }
 
-    fn end_row(&mut self) {
-        self.in_a_row = 0;
-        (self.row_began, self.doubt) = (None, None);
+    fn end_failures(&mut self) {
+        self.consecutive_failures = 0;
+        (self.failing_since, self.doubt) = (None, None);
     }
 
     fn close(
@@ -560,18 +507,18 @@ impl Breaker {
             .as_ref()
             .is_some_and(|before| before.reason.needs_a_person() != is_refused)
         {
-            self.strikes = 0;
+            self.consecutive_closings = 0;
         }
-        self.strikes = self.strikes.saturating_add(1);
+        self.consecutive_closings = self.consecutive_closings.saturating_add(1);
         self.failed_trial = before.is_some().then_some(self.generation);
         let own = match failure.reason {
-            Reason::Limited => doubled(retry.initial_backoff, self.strikes - 1)
+            Reason::Limited => doubled(retry.initial_backoff, self.consecutive_closings - 1)
                 .min(retry.max_backoff)
                 .mul_f64(0.5 + random / 2.0),
             Reason::Unavailable | Reason::Failing | Reason::Unreachable => {
-                probe_wait(self.strikes, pace, random)
+                probe_wait(self.consecutive_closings, pace, random)
             }
-            _ => doubled(pace.trial_first, self.strikes - 1).min(pace.trial_longest),
+            _ => doubled(pace.trial_first, self.consecutive_closings - 1).min(pace.trial_longest),
         };
         // "Retry after 0 s" would be a tight loop.
         let wait = failure.wait.filter(|wait| !wait.is_zero()).unwrap_or(own);
@@ -585,7 +532,7 @@ impl Breaker {
             cause: cause.to_owned(),
             since: before.as_ref().map_or(now, |before| before.since),
             until: now + wait,
-            told: before.as_ref().and_then(|before| before.told),
+            shared_until: before.as_ref().and_then(|before| before.shared_until),
             failures: before.as_ref().map_or(1, |before| before.failures),
         };
         self.closure = Some(closure.clone());
@@ -658,8 +605,8 @@ impl Window {
     }
 }
 
-fn probe_wait(strikes: u32, pace: &Pace, random: f64) -> Duration {
-    let wait = doubled(pace.probe_first, strikes.saturating_sub(1));
+fn probe_wait(consecutive_closings: u32, pace: &Pace, random: f64) -> Duration {
+    let wait = doubled(pace.probe_first, consecutive_closings.saturating_sub(1));
     wait.min(pace.probe_longest).mul_f64(1.0 + random / 4.0)
 }
 

@@ -1,35 +1,62 @@
 //! Looking after upstreams beside the lines: probing those that are down, and asking which models
-//! they have. Both are one request: `GET /models`.
+//! the others have. Both are one request, `GET /models`.
 
 use std::sync::Arc;
 
 use futures::future::{join, join_all};
+use tokio::sync::watch;
 use tokio::time::Instant;
-use tokio_util::sync::CancellationToken;
 
-use crate::upstream::ModelInfo;
-use crate::upstream::attempt::client::FailureKind;
-use crate::upstream::pool::Pool;
+use crate::upstream::attempt::client::Client;
+use crate::upstream::attempt::result::CallResult;
+use crate::upstream::models::ModelInfo;
+use crate::upstream::route::Routing;
+use crate::upstream::settings::Pace;
+use crate::upstream::target::Targets;
 
-impl Pool {
-    /// Probes upstreams that are down and asks those that are up for their models, until stopped.
-    pub async fn run(self: Arc<Self>, stop: CancellationToken) {
-        let upstreams = (0..self.upstreams.len()).map(|upstream| self.tend(upstream));
-        let duties = join(join_all(upstreams), self.watch_closed());
-        tokio::select! {
-            () = stop.cancelled() => {}
-            _ = duties => {}
+/// What looks after the upstreams of a process.
+#[derive(Debug)]
+pub(in crate::upstream) struct Probes {
+    clients: Arc<[Client]>,
+    targets: Arc<Targets>,
+    routing: Arc<Routing>,
+    pace: Pace,
+    created: Instant,
+    /// Upstreams that have not been asked for their models yet.
+    unasked: watch::Sender<usize>,
+}
+
+impl Probes {
+    pub(in crate::upstream) fn new(
+        clients: Arc<[Client]>,
+        targets: Arc<Targets>,
+        routing: Arc<Routing>,
+        pace: Pace,
+    ) -> Self {
+        Self {
+            unasked: watch::Sender::new(clients.len()),
+            created: Instant::now(),
+            clients,
+            targets,
+            routing,
+            pace,
         }
     }
 
-    /// Waits until every upstream was asked for its models once, but not longer than five seconds
-    /// ([`Pace`](crate::upstream::Pace)) from the start: before that, a model may seem to be nobody's.
-    /// Returns at once where models are not routed by what upstreams report.
-    pub async fn discovered(&self) {
+    /// Looks after all upstreams, for ever.
+    pub(in crate::upstream) async fn run(&self) {
+        let upstreams = (0..self.clients.len()).map(|upstream| self.look_after(upstream));
+        join(join_all(upstreams), self.watch_closed()).await;
+    }
+
+    /// Waits until every upstream was asked for its models once, but not longer than
+    /// [`Pace::first_discovery_max`] from the start: before that, it may seem that nobody has a
+    /// model. Returns at once where models are not routed by what upstreams report.
+    pub(in crate::upstream) async fn discovered(&self) {
         if !self.routing.needs_reports() {
             return;
         }
-        let end = self.created + self.options.pace.first_discovery_max;
+        let end = self.created + self.pace.first_discovery_max;
         let mut unasked = self.unasked.subscribe();
         let all_asked = unasked.wait_for(|unasked| *unasked == 0);
         let waited = tokio::time::timeout_at(end, all_asked).await;
@@ -38,30 +65,13 @@ impl Pool {
         }
     }
 
-    /// Tries each upstream once: which models it lists, or what is wrong, in words.
-    pub async fn try_upstreams(&self) -> Vec<(String, Result<Vec<ModelInfo>, String>)> {
-        let tries = self.upstreams.iter().map(async |upstream| {
-            let result = match upstream.models().await {
-                Ok((_, Some(models))) => Ok(models),
-                Ok((status @ 200..=299, None)) => Err(format!(
-                    "it answers {status} at /models, but with no list of models: is base_url right?"
-                )),
-                Ok((401, None)) => Err("it answers 401: the key is missing or wrong".to_owned()),
-                Ok((status, None)) => Err(format!("it answers {status} at /models")),
-                Err(failure) => Err(failure.cause),
-            };
-            (upstream.name.clone(), result)
-        });
-        join_all(tries).await
-    }
-
-    /// Looks after one upstream: probes it while it cannot be reached, and else asks now and then
+    /// The loop of one upstream: probes it while it cannot be reached, and else asks now and then
     /// which models it has.
-    async fn tend(&self, upstream: usize) {
+    async fn look_after(&self, upstream: usize) {
         let mut discover_at = self.routing.wants_reports().then(Instant::now);
         let mut is_asked = false;
         loop {
-            let probe_at = self.probe_due(upstream);
+            let probe_at = self.targets.probe_due(upstream);
             let due = async {
                 match probe_at.or(discover_at) {
                     Some(at) => tokio::time::sleep_until(at).await,
@@ -71,13 +81,13 @@ impl Pool {
             tokio::select! {
                 () = due => {}
                 // Something has changed: think again. A change that came before is not missed.
-                () = self.attention[upstream].notified() => continue,
+                () = self.targets.attention[upstream].notified() => continue,
             }
             if probe_at.is_some() {
                 self.probe(upstream).await;
             } else {
                 self.discover(upstream).await;
-                discover_at = Some(Instant::now() + self.options.pace.discovery);
+                discover_at = Some(Instant::now() + self.pace.discovery);
             }
             if !is_asked {
                 is_asked = true;
@@ -87,27 +97,26 @@ impl Pool {
     }
 
     async fn probe(&self, upstream: usize) {
-        let (answers, models, cause) = match self.upstreams[upstream].models().await {
-            Ok((status, models)) => {
-                // What a gateway says for a server that is not there; any other answer is its own.
-                let answers = !matches!(status, 502..=504 | 520..=529);
-                (Some(answers), models, format!("it answered {status}"))
+        let (answer, models, cause) = match self.clients[upstream].list_models().await {
+            Ok(listing) => {
+                let cause = format!("it answered {}", listing.status);
+                (Some(listing.is_own), listing.models, cause)
             }
             Err(failure) => (None, None, failure.cause),
         };
         self.report_models(upstream, models);
-        self.probed(upstream, answers, cause);
+        self.targets.on_probe(upstream, answer, cause);
     }
 
     async fn discover(&self, upstream: usize) {
-        match self.upstreams[upstream].models().await {
-            Ok((_, models)) => {
-                self.looked_at(upstream, None);
-                self.report_models(upstream, models);
+        match self.clients[upstream].list_models().await {
+            Ok(listing) => {
+                self.targets.on_discovery(upstream, None);
+                self.report_models(upstream, listing.models);
             }
             // Better found out now than by a line. A slow answer says less: it may be busy.
-            Err(failure) if failure.kind == FailureKind::Unreachable => {
-                self.looked_at(upstream, Some(&failure.cause));
+            Err(failure) if failure.result == CallResult::Unreachable => {
+                self.targets.on_discovery(upstream, Some(&failure.cause));
             }
             Err(_) => {}
         }
@@ -117,14 +126,14 @@ impl Pool {
         if let Some(models) = models
             && self.routing.report(upstream, models)
         {
-            self.changed.notify_one();
+            self.targets.changed.notify_one();
         }
     }
 
     /// Wakes the dispatcher when something that is closed may be tried.
     async fn watch_closed(&self) {
         loop {
-            let next = self.next_opening(Instant::now());
+            let next = self.targets.next_opening(Instant::now());
             let opened = async {
                 match next {
                     Some(opens) => tokio::time::sleep_until(opens).await,
@@ -132,9 +141,30 @@ impl Pool {
                 }
             };
             tokio::select! {
-                () = opened => self.changed.notify_one(),
-                () = self.closed.notified() => {}
+                () = opened => self.targets.changed.notify_one(),
+                () = self.targets.closed.notified() => {}
             }
         }
     }
+}
+
+/// Asks each upstream once: which models it lists, or what is wrong, in words.
+pub(in crate::upstream) async fn try_all(
+    clients: &[Client],
+) -> Vec<(String, Result<Vec<ModelInfo>, String>)> {
+    let tries = clients.iter().map(async |client| {
+        let result = match client.list_models().await {
+            Ok(listing) => match (listing.status, listing.models) {
+                (_, Some(models)) => Ok(models),
+                (status @ 200..=299, None) => Err(format!(
+                    "it answers {status} at /models, but with no list of models: is base_url right?"
+                )),
+                (401, None) => Err("it answers 401: the key is missing or wrong".to_owned()),
+                (status, None) => Err(format!("it answers {status} at /models")),
+            },
+            Err(failure) => Err(failure.cause),
+        };
+        (client.name.as_ref().to_owned(), result)
+    });
+    join_all(tries).await
 }

@@ -1,23 +1,24 @@
-//! How many calls at once there may be, at each upstream and of each model: in this process, which
-//! may have a share of the configured limit only.
+//! How many calls at once this process may make, at each upstream and of each model. The process
+//! has the whole configured limit, or a share of it.
 
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 
 use tokio::sync::Notify;
 
-use crate::upstream::route::LaneId;
-use crate::upstream::settings::{Settings, UpstreamSettings};
+use crate::upstream::route::lane::{Lane, LaneId};
+use crate::upstream::settings::UpstreamSettings;
 
 /// The limits of a process. They are its own until [`share_out`](Self::share_out) is called.
 #[derive(Debug)]
 pub struct Limits {
     /// Those of the upstreams first, then those of the models that have one.
     all: Vec<Limit>,
-    lanes: Vec<Lane>,
+    /// By lane.
+    lanes: Vec<LaneLimits>,
     shared: AtomicBool,
-    /// Calls are in flight beyond a share: others wait for them.
-    overhang: AtomicBool,
-    news: Notify,
+    /// Calls are in flight beyond a share: other processes wait for them.
+    over_committed: AtomicBool,
+    changes: Notify,
 }
 
 #[derive(Debug)]
@@ -27,56 +28,51 @@ struct Limit {
     share: AtomicUsize,
 }
 
+/// The limits that bound a lane.
 #[derive(Debug)]
-struct Lane {
-    /// Its own limit, where it has one.
+struct LaneLimits {
+    id: LaneId,
+    name: String,
+    /// The place of the lane's own limit, where it has one.
     own: Option<usize>,
-    /// The upstreams that it may go to, each once: they bound it, too.
+    /// The upstreams that the lane may go to, each once: their limits bound the lane, too.
     upstreams: Vec<usize>,
-    /// Lanes that have an upstream in common, directly or by others, are of one domain: their
-    /// lines compete.
+    /// Lanes that have an upstream in common, directly or through other lanes, are of one domain:
+    /// their lines compete.
     domain: usize,
 }
 
 impl Limits {
-    pub(in crate::upstream) fn new(settings: &Settings) -> Self {
-        let upstreams = &settings.upstreams;
+    pub(in crate::upstream) fn new(upstreams: &[UpstreamSettings], lanes: &[Lane]) -> Self {
         let mut all: Vec<Limit> = upstreams
             .iter()
             .map(|upstream| Limit::new("upstream", &upstream.name, upstream.concurrency))
             .collect();
-        let mut lanes = Vec::with_capacity(settings.models.len().max(1));
-        for model in &settings.models {
-            let own = model.concurrency.map(|allowed| {
-                all.push(Limit::new("model", &model.name, allowed));
+        let lanes = lanes.iter().map(|lane| LaneLimits {
+            id: lane.id,
+            name: lane.name.clone(),
+            own: lane.concurrency.map(|allowed| {
+                all.push(Limit::new("model", &lane.name, allowed));
                 all.len() - 1
-            });
-            let goes_to = |upstream: &UpstreamSettings| {
-                let mut routes = model.routes.iter();
-                routes.any(|route| route.upstream == upstream.name)
-            };
-            let upstreams = (0..upstreams.len()).filter(|&index| goes_to(&upstreams[index]));
-            lanes.push(Lane {
-                own,
-                upstreams: upstreams.collect(),
-                domain: 0,
-            });
-        }
-        if settings.models.is_empty() {
-            lanes.push(Lane {
-                own: None,
-                upstreams: (0..upstreams.len()).collect(),
-                domain: 0,
-            });
-        }
+            }),
+            upstreams: lane.upstreams(),
+            domain: 0,
+        });
+        let mut lanes: Vec<LaneLimits> = lanes.collect();
         find_domains(&mut lanes);
         Self {
             all,
             lanes,
             shared: AtomicBool::new(false),
-            overhang: AtomicBool::new(false),
-            news: Notify::new(),
+            over_committed: AtomicBool::new(false),
+            changes: Notify::new(),
         }
+    }
+
+    /// All lanes in their order, each with what the configuration calls it.
+    pub fn lanes(&self) -> impl Iterator<Item = (LaneId, &str)> {
+        let lanes = self.lanes.iter();
+        lanes.map(|lane| (lane.id, lane.name.as_str()))
     }
 
     /// There are other processes from now on: nothing may be sent until a share is granted.
@@ -110,14 +106,15 @@ impl Limits {
         self.all[limit].share.fetch_min(share, Ordering::Relaxed);
     }
 
-    /// Sets all shares, in the order of [`all`](Self::all). True if any has grown. With an
-    /// `overhang` each call that ends is news: more are in flight than that allows.
-    pub fn grant(&self, shares: &[usize], overhang: bool) -> bool {
+    /// Sets all shares, in the order of [`all`](Self::all). True if any share has grown. Where the
+    /// process is `over_committed`, more calls are in flight than its shares allow, and the end of
+    /// each is a change that [`changed`](Self::changed) reports.
+    pub fn grant(&self, shares: &[usize], over_committed: bool) -> bool {
         let mut has_grown = false;
         for (limit, &share) in self.all.iter().zip(shares) {
             has_grown |= limit.share.swap(share, Ordering::Relaxed) < share;
         }
-        self.overhang.store(overhang, Ordering::Relaxed);
+        self.over_committed.store(over_committed, Ordering::Relaxed);
         has_grown
     }
 
@@ -136,36 +133,36 @@ impl Limits {
     /// The place of a lane's own limit in [`all`](Self::all), if it has one.
     #[must_use]
     pub fn of_lane(&self, lane: LaneId) -> Option<usize> {
-        self.lanes[lane.0].own
+        self.lanes[lane.index()].own
     }
 
     /// Which limits a lane competes for: lanes of one domain have upstreams in common.
     #[must_use]
     pub fn domain(&self, lane: LaneId) -> usize {
-        self.lanes[lane.0].domain
+        self.lanes[lane.index()].domain
     }
 
-    /// Something has happened that changes what this process needs, or has let go of.
-    pub fn poke(&self) {
+    /// What this process needs has changed, or what it has given up.
+    pub fn notify_changed(&self) {
         if self.are_shared() {
-            self.news.notify_one();
+            self.changes.notify_one();
         }
     }
 
-    /// A call has ended: news where it was one too many.
-    pub fn landed(&self) {
-        if self.overhang.load(Ordering::Relaxed) {
-            self.news.notify_one();
+    /// A call has ended: a change where the process is over-committed.
+    pub fn on_finish(&self) {
+        if self.over_committed.load(Ordering::Relaxed) {
+            self.changes.notify_one();
         }
     }
 
-    /// Waits for news. For one listener.
-    pub async fn news(&self) {
-        self.news.notified().await;
+    /// Waits for a change. For one listener.
+    pub async fn changed(&self) {
+        self.changes.notified().await;
     }
 
     fn bound(&self, lane: LaneId, size: impl Fn(&Limit) -> usize) -> usize {
-        let lane = &self.lanes[lane.0];
+        let lane = &self.lanes[lane.index()];
         let upstreams = lane.upstreams.iter().map(|&index| size(&self.all[index]));
         let together = upstreams.fold(0, usize::saturating_add);
         lane.own
@@ -173,7 +170,7 @@ impl Limits {
     }
 }
 
-fn find_domains(lanes: &mut [Lane]) {
+fn find_domains(lanes: &mut [LaneLimits]) {
     let mut domains: Vec<(usize, Vec<usize>)> = Vec::new();
     for (number, lane) in lanes.iter().enumerate() {
         let meets = |upstreams: &[usize]| upstreams.iter().any(|one| lane.upstreams.contains(one));

@@ -1,4 +1,5 @@
-//! How much at once: calls, and bytes.
+//! How much at once, and how often: calls, and bytes.
 
 pub(super) mod concurrency;
+pub(super) mod interval;
 pub(super) mod memory;

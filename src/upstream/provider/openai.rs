@@ -1,6 +1,9 @@
 //! OpenAI's API, and the many servers that speak it.
 
+mod classify;
 mod streamed;
+
+use std::time::{Duration, SystemTime};
 
 use bytes::Bytes;
 use reqwest::Url;
@@ -8,8 +11,22 @@ use reqwest::header::{AUTHORIZATION, HeaderMap, HeaderValue, InvalidHeaderValue}
 use secrecy::{ExposeSecret, SecretString};
 use serde::Deserialize;
 
-use super::{Folded, Provider};
-use crate::upstream::ModelInfo;
+use self::streamed::Folded;
+use super::edit::Edit;
+use super::http::{self, Head};
+use super::interface::{Decoded, Encoded, Provider};
+use crate::domain::json;
+use crate::domain::outcome::Form;
+use crate::domain::usage;
+use crate::upstream::attempt::result::CallResult;
+use crate::upstream::models::ModelInfo;
+
+/// Some servers begin JSON with it, and JSON readers refuse it.
+const BYTE_ORDER_MARK: &[u8] = b"\xEF\xBB\xBF";
+
+/// The members of which an answer has one, whatever it was asked for, but for those that never
+/// have an `error`.
+const ANSWERS: [&str; 4] = ["choices", "data", "output", "results"];
 
 #[derive(Debug)]
 pub(super) struct OpenAi;
@@ -36,10 +53,6 @@ impl Provider for OpenAi {
         behind(base, path.strip_prefix("/v1").unwrap_or(path))
     }
 
-    fn models_url(&self, base: &Url) -> Url {
-        behind(base, "/models")
-    }
-
     fn authorize(
         &self,
         key: &SecretString,
@@ -51,7 +64,52 @@ impl Provider for OpenAi {
         Ok(())
     }
 
+    fn encode<'a>(&self, body: &'a [u8], edit: Option<&'a Edit>) -> Encoded<'a> {
+        match edit.and_then(|edit| edit.splice(body)) {
+            Some(splice) => Encoded::Spliced(splice),
+            None => Encoded::Unchanged,
+        }
+    }
+
+    fn decode(&self, head: &Head, body: Bytes) -> Decoded {
+        let body = without_byte_order_mark(body);
+        let is_streamed = head.is_success() && http::is_event_stream(&head.headers);
+        let folded = is_streamed.then(|| streamed::fold(&body));
+        let is_incomplete = folded == Some(Folded::Incomplete);
+        let body = match folded {
+            Some(Folded::Answer(whole) | Folded::Error(whole)) => whole,
+            _ => body,
+        };
+        let request_id = request_id(&head.headers).map(str::to_owned);
+        let mut decoded = read(body, request_id);
+        if is_incomplete && decoded.form == Form::NotJson {
+            decoded.form = Form::Incomplete;
+        }
+        decoded
+    }
+
+    fn classify(&self, head: &Head, answer: &Decoded) -> CallResult {
+        classify::classify(head, answer)
+    }
+
+    fn retry_after(&self, headers: &HeaderMap, now: SystemTime) -> Option<Duration> {
+        classify::retry_after(headers, now)
+    }
+
+    fn explain(&self, result: CallResult, head: &Head, answer: &Decoded) -> String {
+        classify::explain(result, head, answer)
+    }
+
+    fn is_own(&self, headers: &HeaderMap) -> bool {
+        http::is_json(headers) || http::is_event_stream(headers)
+    }
+
+    fn models_url(&self, base: &Url) -> Url {
+        behind(base, "/models")
+    }
+
     fn models(&self, body: &[u8]) -> Option<Vec<ModelInfo>> {
+        let body = body.strip_prefix(BYTE_ORDER_MARK).unwrap_or(body);
         let list: List = serde_json::from_slice(body).ok()?;
         let models = list.data.into_iter().map(|model| ModelInfo {
             id: model.id,
@@ -61,17 +119,53 @@ impl Provider for OpenAi {
         });
         Some(models.collect())
     }
+}
 
-    fn fold(&self, body: &Bytes) -> Folded {
-        streamed::fold(body)
-    }
+fn request_id(headers: &HeaderMap) -> Option<&str> {
+    let id = headers
+        .get("x-request-id")
+        .or_else(|| headers.get("request-id"))?;
+    id.to_str().ok().filter(|id| !id.is_empty())
+}
 
-    fn request_id<'h>(&self, headers: &'h HeaderMap) -> Option<&'h str> {
-        let id = headers
-            .get("x-request-id")
-            .or_else(|| headers.get("request-id"))?;
-        id.to_str().ok().filter(|id| !id.is_empty())
+fn without_byte_order_mark(body: Bytes) -> Bytes {
+    if body.starts_with(BYTE_ORDER_MARK) {
+        body.slice(BYTE_ORDER_MARK.len()..)
+    } else {
+        body
     }
+}
+
+/// What a body is found to be. It is parsed only once where it is an object, as it should be.
+fn read(body: Bytes, request_id: Option<String>) -> Decoded {
+    let (mut form, mut usage, mut is_bare_error) = (Form::NotJson, None, false);
+    if let Ok(text) = std::str::from_utf8(&body) {
+        let (mut has_error, mut has_answer) = (false, false);
+        let each = |key: &str, value| match key {
+            "usage" => usage = Some(value),
+            "error" => has_error = value != "null",
+            _ => has_answer |= ANSWERS.contains(&key) && !is_nothing(value),
+        };
+        let is_object = json::members(text, each).is_some();
+        form = Form::of(text, is_object);
+        usage = usage.filter(|_| is_object);
+        is_bare_error = is_object && has_error && !has_answer;
+    }
+    Decoded {
+        form,
+        usage: usage.and_then(usage::parse),
+        is_bare_error,
+        request_id,
+        body,
+    }
+}
+
+/// Whether a member's value says that there is none: servers fill a member in beside an error.
+fn is_nothing(value: &str) -> bool {
+    let list = value
+        .strip_prefix('[')
+        .and_then(|rest| rest.strip_suffix(']'));
+    value == "null" || list.is_some_and(|items| items.trim_ascii().is_empty())
 }
 
 /// The base with `path` put behind its own; its query (an API version, say) stays.
@@ -83,6 +177,8 @@ fn behind(base: &Url, path: &str) -> Url {
 
 #[cfg(test)]
 mod tests {
+    use proptest::prelude::*;
+
     use super::*;
 
     #[test]
@@ -123,11 +219,11 @@ mod tests {
     #[test]
     fn the_servers_request_id_is_found_under_both_names() {
         let mut headers = HeaderMap::new();
-        assert_eq!(OpenAi.request_id(&headers), None);
+        assert_eq!(request_id(&headers), None);
         headers.insert("request-id", HeaderValue::from_static("req_1"));
-        assert_eq!(OpenAi.request_id(&headers), Some("req_1"));
+        assert_eq!(request_id(&headers), Some("req_1"));
         headers.insert("x-request-id", HeaderValue::from_static("req_2"));
-        assert_eq!(OpenAi.request_id(&headers), Some("req_2"));
+        assert_eq!(request_id(&headers), Some("req_2"));
     }
 
     #[test]
@@ -139,5 +235,43 @@ mod tests {
         assert!(!format!("{headers:?}").contains("sk-1"));
         let bad = SecretString::from("sk\n1");
         assert!(OpenAi.authorize(&bad, &mut headers).is_err());
+    }
+
+    #[test]
+    fn an_error_stands_alone_where_there_is_nothing_beside_it_that_would_be_an_answer() {
+        for (body, is_bare) in [
+            (r#"{"error":{"message":"no"}}"#, true),
+            (r#"{"error":{"message":"no"},"choices":null}"#, true),
+            (r#"{"error":{"message":"no"},"choices":[]}"#, true),
+            (r#"{"error":{"message":"no"},"output":[ ]}"#, true),
+            (r#"{"error":null,"choices":[]}"#, false),
+            (r#"{"error":"","results":[{"flagged":false}]}"#, false),
+            (r#"{"error":{},"choices":[{}]}"#, false),
+        ] {
+            let answer = read(Bytes::from(body), None);
+            assert_eq!(answer.is_bare_error, is_bare, "{body}");
+        }
+    }
+
+    #[test]
+    fn the_usage_that_an_answer_reports_is_read_with_it() {
+        let body = br#"{"choices":[],"usage":{"prompt_tokens":3}}"#;
+        let answer = read(Bytes::from_static(body), None);
+        assert_eq!(answer.usage, usage::read(body));
+        assert_eq!(answer.usage.map(|usage| usage.input_tokens), Some(3));
+    }
+
+    proptest! {
+        #[test]
+        fn an_answer_is_read_as_its_form_and_its_usage_are_alone(
+            body in prop_oneof![
+                any::<Vec<u8>>(),
+                json::tests::texts().prop_map(String::into_bytes),
+            ],
+        ) {
+            let answer = read(Bytes::from(body.clone()), None);
+            prop_assert_eq!(answer.form == Form::Json, json::fault(&body).is_none());
+            prop_assert_eq!(answer.usage, usage::read(&body));
+        }
     }
 }

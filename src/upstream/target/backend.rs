@@ -3,33 +3,42 @@
 use std::collections::HashMap;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
-use crate::upstream::attempt::history::Evidence;
 use crate::upstream::health::breaker::Breaker;
+use crate::upstream::health::evidence::Evidence;
 
-/// More backends than this are not remembered once nothing is to be said of them: what users
-/// write must not fill the memory.
+/// With more backends than this, those of which nothing is known are forgotten: the names that
+/// users write must not fill the memory.
 const BACKENDS_MAX: usize = 1024;
 
 /// A model at an upstream.
 #[derive(Debug)]
-pub(in crate::upstream) struct Backend {
-    /// The upstream's index.
-    pub(in crate::upstream) upstream: usize,
-    /// What that upstream calls the model.
-    pub(in crate::upstream) model: Arc<str>,
+pub struct Backend {
+    upstream: usize,
+    upstream_name: Arc<str>,
+    model: Arc<str>,
     breaker: Mutex<Breaker>,
 }
 
 impl Backend {
-    fn new(upstream: usize, model: Arc<str>) -> Self {
-        Self {
-            upstream,
-            model,
-            breaker: Mutex::default(),
-        }
+    /// The upstream's number, in the order of the configuration.
+    #[must_use]
+    pub fn upstream(&self) -> usize {
+        self.upstream
     }
 
-    /// Its breaker. Taken after the pool's state where both are.
+    #[must_use]
+    pub fn upstream_name(&self) -> &str {
+        &self.upstream_name
+    }
+
+    /// What the upstream calls the model.
+    #[must_use]
+    pub fn model(&self) -> &str {
+        &self.model
+    }
+
+    /// The backend's breaker. Whoever needs the lock of [`Targets`](super::Targets), too, takes that
+    /// first.
     pub(in crate::upstream) fn breaker(&self) -> MutexGuard<'_, Breaker> {
         self.breaker.lock().unwrap_or_else(PoisonError::into_inner)
     }
@@ -39,15 +48,19 @@ impl Backend {
     }
 }
 
-/// All backends that are in use or must not be forgotten. One for each model at an upstream, so
-/// that routes that are made anew find what is known.
-#[derive(Debug, Default)]
-pub(in crate::upstream) struct Backends(Mutex<All>);
+/// All backends that are in use or must not be forgotten. There is one for each model at an
+/// upstream, so that routes that are made anew find what is known.
+#[derive(Debug)]
+pub(in crate::upstream) struct Backends {
+    /// The names of all upstreams, in their order.
+    upstreams: Box<[Arc<str>]>,
+    all: Mutex<All>,
+}
 
 #[derive(Debug, Default)]
 struct All {
     by_model: ByModel,
-    /// How many there were when those of which nothing is known were forgotten last.
+    /// How many were left when backends were last forgotten.
     kept: usize,
 }
 
@@ -55,6 +68,24 @@ struct All {
 type ByModel = HashMap<(usize, Arc<str>), Arc<Backend>>;
 
 impl Backends {
+    /// `upstreams`: the names of all, in their order.
+    pub(in crate::upstream) fn new(upstreams: impl IntoIterator<Item = Arc<str>>) -> Self {
+        Self {
+            upstreams: upstreams.into_iter().collect(),
+            all: Mutex::default(),
+        }
+    }
+
+    /// An upstream's name.
+    pub(in crate::upstream) fn name(&self, upstream: usize) -> &str {
+        &self.upstreams[upstream]
+    }
+
+    /// The number of the upstream of this name.
+    pub(in crate::upstream) fn upstream_named(&self, name: &str) -> Option<usize> {
+        self.upstreams.iter().position(|known| **known == *name)
+    }
+
     /// The backend of this model at this upstream.
     pub(in crate::upstream) fn get(&self, upstream: usize, model: &Arc<str>) -> Arc<Backend> {
         let mut all = self.lock();
@@ -69,7 +100,12 @@ impl Backends {
             });
             all.kept = all.by_model.len();
         }
-        let backend = Arc::new(Backend::new(upstream, Arc::clone(model)));
+        let backend = Arc::new(Backend {
+            upstream,
+            upstream_name: Arc::clone(&self.upstreams[upstream]),
+            model: Arc::clone(model),
+            breaker: Mutex::default(),
+        });
         all.by_model
             .insert((upstream, Arc::clone(model)), Arc::clone(&backend));
         backend
@@ -86,7 +122,7 @@ impl Backends {
     }
 
     fn lock(&self) -> MutexGuard<'_, All> {
-        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+        self.all.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
@@ -96,7 +132,7 @@ mod tests {
 
     #[test]
     fn backends_of_which_nothing_is_known_are_forgotten_when_there_are_many() {
-        let backends = Backends::default();
+        let backends = Backends::new(["gpu".into()]);
         let held = backends.get(0, &"held".into());
         held.breaker().start(tokio::time::Instant::now());
         for model in 0..2 * BACKENDS_MAX {

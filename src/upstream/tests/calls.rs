@@ -12,7 +12,12 @@ async fn a_call_is_sent_as_it_is_and_its_answer_comes_back_charged() {
     upstream.headers.insert("x-team".to_owned(), "batch".into());
     let pool = pool(&settings(vec![upstream], vec![]));
     let body = "{ \"model\" : \"m\",\t\"x\": 1.0e2 }";
-    let answer = answer(send(&pool, permit(&pool, "m"), body).await);
+    let attempt = send(&pool, permit(&pool, "m"), body).await;
+    let target = &attempt.target;
+    assert_eq!((target.upstream_name(), target.model()), ("gpu", "m"));
+    assert_eq!(attempt.calls, 1);
+    assert!(attempt.took > Duration::ZERO);
+    let answer = answer(attempt);
     assert_eq!((answer.status, &answer.body[..]), (200, &b"{\"ok\":1}"[..]));
     assert_eq!(answer.request_id.as_deref(), Some("req_7"));
     assert_eq!((answer.charge.bytes(), pool.budget().used()), (8, 8));
@@ -80,9 +85,9 @@ async fn a_changed_copy_is_charged_for_as_long_as_its_call_lasts() {
         asked.recv().await.expect("is called");
         pool.budget().used()
     };
-    let (verdict, during) = tokio::join!(call, during);
+    let (attempt, during) = tokio::join!(call, during);
     assert_eq!(during, copy);
-    let answer = answer(verdict);
+    let answer = answer(attempt);
     assert_eq!((answer.charge.bytes(), pool.budget().used()), (2, 2));
 
     let call = tokio::spawn({
@@ -120,9 +125,9 @@ async fn a_call_that_is_broken_off_frees_its_place_and_its_bytes() {
         let pool = Arc::clone(&pool);
         async move { line(&pool).await }
     });
-    until("it is in flight", || pool.status()[0].in_flight == 1).await;
+    until("it is in flight", || pool.snapshot()[0].in_flight == 1).await;
     call.abort();
-    until("its place is free", || pool.status()[0].in_flight == 0).await;
+    until("its place is free", || pool.snapshot()[0].in_flight == 0).await;
     assert_eq!(pool.budget().used(), 0);
 }
 
@@ -148,15 +153,19 @@ async fn what_a_server_says_is_the_lines_answer_or_costs_an_attempt() {
         let mut history = History::default();
         for attempt in 1..5 {
             let again = retried(send_again(&pool, &mut history, status).await);
-            assert_eq!(history.attempts(), attempt, "{status}");
+            assert_eq!(
+                (history.attempts(), again.calls),
+                (attempt, attempt),
+                "{status}"
+            );
             let words = format!("the model server answered {status}");
-            assert_eq!(again.cause.message, words);
-            assert!(again.refusal.is_none());
+            assert_eq!(again.cause, words);
+            assert!(again.answer.is_none());
         }
         let last = answer(send_again(&pool, &mut history, status).await);
         assert_eq!(last.status.to_string(), status, "no attempt is left");
     }
-    assert_eq!(pool.status()[0].state, UpstreamState::Up);
+    assert_eq!(pool.snapshot()[0].state, UpstreamState::Up);
 }
 
 #[tokio::test]
@@ -178,16 +187,19 @@ async fn what_is_no_fault_of_a_line_costs_it_nothing() {
         let again = retried(send_again(&pool, &mut history, status).await);
         assert_eq!(history.attempts(), 0, "{status}");
         let is_refusal = ["307", "401", "402", "403", "404"].contains(&status);
-        assert_eq!(again.refusal.is_some(), is_refusal, "{status}");
+        assert_eq!(again.answer.is_some(), is_refusal, "{status}");
         let routes = pool.resolve("m").expect("is served");
-        assert!(!pool.may_take(&routes), "{status}: it is left alone");
+        assert!(
+            !pool.targets().is_open(&routes),
+            "{status}: it is left alone"
+        );
     }
     // Whatever the status, a server that names a time is left alone.
     let pool = pool(&settings(vec![upstream("gpu", &server.base_url)], vec![]));
     retried(send(&pool, permit(&pool, "m"), "500").await);
     let routes = pool.resolve("m").expect("is served");
-    assert!(!pool.may_take(&routes));
-    assert_eq!(pool.status()[0].models[0].reason, Reason::Limited);
+    assert!(!pool.targets().is_open(&routes));
+    assert_eq!(pool.snapshot()[0].models[0].reason, Reason::Limited);
 }
 
 #[tokio::test]
@@ -208,50 +220,54 @@ async fn a_success_that_is_no_json_costs_an_attempt_and_is_no_answer() {
         let server = Server::start(move |_| reply(200, &body)).await;
         let pool = pool(&settings(vec![upstream("gpu", &server.base_url)], vec![]));
         let retry = retried(line(&pool).await);
-        assert!(retry.refusal.is_none());
-        assert!(retry.cause.message.ends_with(words), "{:?}", retry.cause);
-        assert_eq!(pool.status()[0].state, UpstreamState::Up);
+        assert!(retry.answer.is_none());
+        assert!(retry.cause.ends_with(words), "{:?}", retry.cause);
+        assert_eq!(pool.snapshot()[0].state, UpstreamState::Up);
         assert_eq!(pool.budget().used(), 0);
     }
 }
 
 #[tokio::test]
 async fn lost_connections_and_timeouts_cost_an_attempt() {
-    let cases: [(Option<&'static [u8]>, CauseKind, &str); 5] = [
-        (Some(b""), CauseKind::Unavailable, "connection was lost"),
+    let cases: [(Option<&'static [u8]>, ErrorCode, &str); 5] = [
+        (
+            Some(b""),
+            ErrorCode::UpstreamUnavailable,
+            "connection was lost",
+        ),
         (
             Some(b"HTTP/1.1 200 OK\r\nconte"),
-            CauseKind::Unavailable,
+            ErrorCode::UpstreamUnavailable,
             "connection was lost",
         ),
         (
             Some(b"HTTP/1.1 200 OK\r\ncontent-length: 99\r\n\r\n{\"a\":"),
-            CauseKind::Unavailable,
+            ErrorCode::UpstreamUnavailable,
             "connection was lost",
         ),
         (
             Some(b"SSH-2.0-OpenSSH_9.6\r\n"),
-            CauseKind::Unavailable,
+            ErrorCode::UpstreamUnavailable,
             "connection was lost",
         ),
-        (None, CauseKind::Timeout, "no whole answer within 300ms"),
+        (
+            None,
+            ErrorCode::RequestTimeout,
+            "no whole answer within 300ms",
+        ),
     ];
-    for (bytes, kind, words) in cases {
+    for (bytes, code, words) in cases {
         let mut upstream = upstream("gpu", &raw(bytes).await);
         if bytes.is_none() {
             upstream.timeout = Duration::from_millis(300);
         }
         let pool = pool(&settings(vec![upstream], vec![]));
         let retry = retried(line(&pool).await);
-        assert!(retry.refusal.is_none());
-        assert_eq!(retry.cause.kind, kind, "{:?}", retry.cause);
-        assert!(retry.cause.message.contains(words), "{:?}", retry.cause);
-        assert!(
-            !retry.cause.message.contains("127.0.0.1"),
-            "{:?}",
-            retry.cause
-        );
-        let status = pool.status().remove(0);
+        assert!(retry.answer.is_none());
+        assert_eq!(retry.result.error_code(), code, "{:?}", retry.cause);
+        assert!(retry.cause.contains(words), "{:?}", retry.cause);
+        assert!(!retry.cause.contains("127.0.0.1"), "{:?}", retry.cause);
+        let status = pool.snapshot().remove(0);
         assert_eq!((status.state, status.in_flight), (UpstreamState::Up, 0));
         assert_eq!(pool.budget().used(), 0);
     }
@@ -273,7 +289,9 @@ async fn the_timeout_covers_the_body_too() {
         std::future::pending::<()>().await;
     };
     tokio::select! {
-        verdict = line(&pool) => assert_eq!(retried(verdict).cause.kind, CauseKind::Timeout),
+        attempt = line(&pool) => {
+            assert_eq!(retried(attempt).result, CallResult::TimedOut);
+        }
         () = serve => {}
     }
 }
@@ -287,9 +305,9 @@ async fn a_call_whose_time_goes_by_while_it_connects_was_not_sent() {
     upstream.timeout = Duration::from_millis(500);
     upstream.connect_timeout = Duration::from_secs(5);
     let pool = pool(&settings(vec![upstream], vec![]));
-    let cause = retried(line(&pool).await).cause;
-    assert_eq!(cause.kind, CauseKind::Unavailable);
-    assert_eq!(cause.message, "no connection within 450ms");
+    let again = retried(line(&pool).await);
+    assert_eq!(again.result, CallResult::Unreachable);
+    assert_eq!(again.cause, "no connection within 450ms");
 }
 
 #[tokio::test]
@@ -301,12 +319,12 @@ async fn an_answer_that_is_too_large_ends_its_line() {
         let mut upstream = upstream("gpu", &raw(Some(bytes)).await);
         upstream.max_response_bytes = limit;
         let pool = pool(&settings(vec![upstream], vec![]));
-        let Verdict::GivenUp(cause) = line(&pool).await else {
-            panic!("it would be as large again");
-        };
+        let attempt = line(&pool).await;
+        assert_eq!(attempt.next, Next::End, "it would be as large again");
+        assert!(attempt.answer.is_none());
         let words = format!("larger than {limit} bytes (max_response_bytes)");
-        assert!(cause.message.contains(&words), "{cause:?}");
-        assert_eq!(cause.kind, CauseKind::TooLarge);
+        assert!(attempt.cause.contains(&words), "{}", attempt.cause);
+        assert_eq!(attempt.result.error_code(), ErrorCode::ResponseTooLarge);
         assert_eq!(pool.budget().used(), 0);
     }
 }
@@ -327,7 +345,7 @@ async fn an_error_whose_text_cannot_be_had_is_judged_by_its_status() {
             pool(&settings(vec![upstream], vec![]))
         };
         let again = retried(line(&upstream_of(busy).await).await);
-        assert_eq!(again.cause.message, "the model server answered 503");
+        assert_eq!(again.cause, "the model server answered 503");
         let wrong = error("422 Unprocessable Content");
         let answer = answer(line(&upstream_of(wrong).await).await);
         assert_eq!((answer.status, answer.body.len()), (422, 0));

@@ -16,8 +16,11 @@ use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpListener;
 use tokio_util::sync::{CancellationToken, DropGuard};
 
+use super::attempt::call::Attempt;
+use super::attempt::result::CallResult;
 use super::settings::Pace;
 use super::*;
+use crate::domain::outcome::ErrorCode;
 
 /// A request that a scripted server has received.
 #[derive(Clone, Debug)]
@@ -256,7 +259,7 @@ fn permit(pool: &Arc<Pool>, model: &str) -> Permit {
 
 const CHAT: &str = "/v1/chat/completions";
 
-async fn send(pool: &Arc<Pool>, permit: Permit, body: &str) -> Verdict {
+async fn send(pool: &Arc<Pool>, permit: Permit, body: &str) -> Attempt {
     let call = Call {
         path: CHAT,
         body: Bytes::copy_from_slice(body.as_bytes()),
@@ -268,7 +271,7 @@ async fn send(pool: &Arc<Pool>, permit: Permit, body: &str) -> Verdict {
 }
 
 /// Sends a line that may have failed before.
-async fn send_again(pool: &Arc<Pool>, history: &mut History, body: &str) -> Verdict {
+async fn send_again(pool: &Arc<Pool>, history: &mut History, body: &str) -> Attempt {
     let call = Call {
         path: CHAT,
         body: Bytes::copy_from_slice(body.as_bytes()),
@@ -280,22 +283,24 @@ async fn send_again(pool: &Arc<Pool>, history: &mut History, body: &str) -> Verd
         .await
 }
 
-async fn line(pool: &Arc<Pool>) -> Verdict {
+async fn line(pool: &Arc<Pool>) -> Attempt {
     send(pool, permit(pool, "m"), r#"{"model":"m"}"#).await
 }
 
-fn answer(verdict: Verdict) -> Answer {
-    match verdict {
-        Verdict::Answer(answer) => answer,
+fn answer(attempt: Attempt) -> Answer {
+    match attempt {
+        Attempt {
+            next: Next::End,
+            answer: Some(answer),
+            ..
+        } => answer,
         other => panic!("no answer: {other:?}"),
     }
 }
 
-fn retried(verdict: Verdict) -> Again {
-    match verdict {
-        Verdict::Again(again) => again,
-        other => panic!("not again: {other:?}"),
-    }
+fn retried(attempt: Attempt) -> Attempt {
+    assert_ne!(attempt.next, Next::End, "not again: {attempt:?}");
+    attempt
 }
 
 /// Waits until something is so, and fails after a minute.

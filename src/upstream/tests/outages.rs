@@ -13,7 +13,7 @@ fn closed(pool: &Arc<Pool>) -> Option<Option<Instant>> {
 }
 
 fn state(pool: &Pool) -> UpstreamState {
-    pool.status()[0].state
+    pool.snapshot()[0].state
 }
 
 #[tokio::test]
@@ -24,11 +24,11 @@ async fn an_upstream_that_nobody_answers_for_is_down_until_a_probe_is_answered()
         vec![model("m", vec![route("gpu", None)])],
     ));
     let retry = retried(line(&pool).await);
-    assert!(retry.refusal.is_none());
-    assert_eq!(retry.cause.kind, CauseKind::Unavailable);
-    assert!(retry.cause.message.contains("refused"), "{:?}", retry.cause);
+    assert!(retry.answer.is_none());
+    assert_eq!(retry.result, CallResult::Unreachable);
+    assert!(retry.cause.contains("refused"), "{:?}", retry.cause);
     assert_eq!(closed(&pool), Some(None));
-    let status = pool.status().remove(0);
+    let status = pool.snapshot().remove(0);
     assert_eq!(
         (status.state, status.answered),
         (UpstreamState::Down, false)
@@ -53,7 +53,7 @@ async fn an_upstream_that_nobody_answers_for_is_down_until_a_probe_is_answered()
         "no line was used as a probe"
     );
     answer(line(&pool).await);
-    assert_eq!(pool.status()[0].cause, None);
+    assert_eq!(pool.snapshot()[0].cause, None);
 }
 
 #[tokio::test]
@@ -63,7 +63,7 @@ async fn a_name_that_does_not_resolve_is_an_outage() {
     let pool = pool(&settings(vec![upstream("gpu", &nowhere)], vec![]));
     let retry = retried(line(&pool).await);
     assert!(
-        retry.cause.message.contains("cannot be resolved"),
+        retry.cause.contains("cannot be resolved"),
         "{:?}",
         retry.cause
     );
@@ -92,7 +92,7 @@ async fn a_server_that_is_loading_loses_no_line() {
     ));
     let began = Instant::now();
     let retry = retried(line(&pool).await);
-    assert_eq!(retry.cause.message, "the model server answered 503");
+    assert_eq!(retry.cause, "the model server answered 503");
     assert_eq!(state(&pool), UpstreamState::Down);
     until("a line may be tried", || closed(&pool).is_none()).await;
     assert!(
@@ -115,13 +115,12 @@ async fn lines_go_to_another_upstream_while_one_is_down() {
     ));
     let mut failures = 0;
     for _ in 0..6 {
-        match line(&pool).await {
-            Verdict::Answer(answer) => assert_eq!(answer.status, 200),
-            Verdict::GivenUp(cause) => panic!("{cause:?}"),
-            Verdict::Again(retry) => {
-                assert_eq!(retry.upstream, 0);
-                failures += 1;
-            }
+        let attempt = line(&pool).await;
+        if attempt.next == Next::End {
+            assert_eq!(answer(attempt).status, 200);
+        } else {
+            assert_eq!(attempt.target.upstream(), 0);
+            failures += 1;
         }
     }
     assert_eq!(failures, 1);
@@ -162,7 +161,7 @@ async fn a_429_closes_the_gate_of_one_model_at_one_upstream() {
     ));
     let began = Instant::now();
     let retry = retried(line(&pool).await);
-    assert_eq!(retry.cause.message, "the model server answered 429");
+    assert_eq!(retry.cause, "the model server answered 429");
     let until = closed(&pool).expect("closed").expect("known");
     assert!(until > began + Duration::from_millis(150));
     let alias = pool.resolve("alias").expect("is served");
@@ -196,19 +195,20 @@ async fn an_upstream_that_refuses_the_key_is_set_aside_until_a_line_passes() {
     ));
     let (first, second) = (permit(&pool, "m"), permit(&pool, "m"));
     let retry = retried(send(&pool, first, "{}").await);
-    let kept = retry
-        .refusal
-        .expect("given along for the end of the window");
+    let kept = retry.answer.expect("given along for the end of the window");
     assert_eq!((kept.status, &kept.body[..]), (401, &b"who are you"[..]));
     assert_eq!(state(&pool), UpstreamState::Up, "another is on its way");
     retried(send(&pool, second, "{}").await);
-    assert_eq!(state(&pool), UpstreamState::Aside);
+    assert_eq!(state(&pool), UpstreamState::Ejected);
     assert!(
         closed(&pool).expect("closed").is_some(),
         "it is known when it is tried again"
     );
     let other = pool.resolve("other").expect("is served");
-    assert!(!pool.may_take(&other), "the key is that of all models");
+    assert!(
+        !pool.targets().is_open(&other),
+        "the key is that of all models"
+    );
 
     pool.changed().notified().await;
     until("a line may be tried", || closed(&pool).is_none()).await;
@@ -238,8 +238,8 @@ async fn an_answer_that_was_on_its_way_does_not_hide_that_the_key_is_refused() {
     retried(send(&pool, first, "{}").await);
     retried(send(&pool, second, "{}").await);
     answer(slow.await.expect("does not panic"));
-    let status = pool.status().remove(0);
-    assert_eq!(status.state, UpstreamState::Aside);
+    let status = pool.snapshot().remove(0);
+    assert_eq!(status.state, UpstreamState::Ejected);
     assert_eq!(
         status.cause.as_deref(),
         Some("the model server answered 401")
@@ -258,7 +258,7 @@ async fn a_model_that_the_key_may_not_use_does_not_keep_others_from_it() {
         retried(send(&pool, permit(&pool, "m"), "{}").await);
         assert!(closed(&pool).is_some());
         answer(send(&pool, permit(&pool, "other"), "other").await);
-        let status = pool.status().remove(0);
+        let status = pool.snapshot().remove(0);
         assert_eq!(
             status.state,
             UpstreamState::Up,
@@ -314,10 +314,10 @@ async fn where_somebody_waits_it_is_said_when_all_calls_fail_alike() {
         let settings = settings(vec![upstream("gpu", &server.base_url)], vec![]);
         let pool = Pool::new(&settings, failing_fast(3, false)).expect("a good configuration");
         for _ in 0..3 {
-            assert_eq!(pool.hopeless(), None);
+            assert_eq!(pool.targets().hopeless(), None);
             retried(line(&pool).await);
         }
-        let cause = pool.hopeless().expect("it is hopeless");
+        let cause = pool.targets().hopeless().expect("it is hopeless");
         assert!(cause.contains(words), "{cause}");
         assert_eq!(closed(&pool), Some(None), "nothing more is sent");
     }
@@ -336,7 +336,7 @@ async fn where_somebody_waits_one_success_shows_that_the_others_are_lines_of_the
     retried(send_again(&pool, &mut bad, "{}").await);
     answer(line(&pool).await);
     assert_eq!(answer(send_again(&pool, &mut bad, "{}").await).status, 403);
-    assert_eq!(pool.hopeless(), None);
+    assert_eq!(pool.targets().hopeless(), None);
 }
 
 #[tokio::test]
@@ -354,7 +354,7 @@ async fn where_somebody_waits_a_spent_quota_is_said_at_once() {
     answer(line(&pool).await);
     retried(line(&pool).await);
     retried(line(&pool).await);
-    let cause = pool.hopeless().expect("it is hopeless");
+    let cause = pool.targets().hopeless().expect("it is hopeless");
     assert!(cause.contains("quota is spent"), "{cause}");
 }
 
@@ -372,15 +372,16 @@ async fn a_model_that_one_upstream_does_not_have_may_be_at_another() {
     let pool = pool(&two(&with.base_url));
     for _ in 0..4 {
         let mut history = History::default();
-        if let Verdict::Again(again) = send_again(&pool, &mut history, "{}").await {
-            assert_eq!(again.upstream, 0);
+        let attempt = send_again(&pool, &mut history, "{}").await;
+        if attempt.next != Next::End {
+            assert_eq!(attempt.target.upstream(), 0);
         }
     }
     let neither = Server::start(move |_| reply(404, missing)).await;
     let pool = super::pool(&two(&neither.base_url));
     let mut history = History::default();
     let mut avoid = None;
-    let answer = loop {
+    let last = loop {
         let routes = pool.resolve("m").expect("is served");
         let Acquired::Permit(permit) = pool.try_acquire(&routes, avoid, 0) else {
             panic!("no permit");
@@ -391,16 +392,14 @@ async fn a_model_that_one_upstream_does_not_have_may_be_at_another() {
             charge: pool.budget().open(),
             traceparent: None,
         };
-        match pool
-            .call(permit, call, &mut history, &mut Timer::default())
-            .await
-        {
-            Verdict::Answer(answer) => break answer,
-            Verdict::Again(again) => avoid = Some(again.upstream),
-            Verdict::GivenUp(cause) => panic!("{cause:?}"),
+        let mut timer = Timer::default();
+        let attempt = pool.call(permit, call, &mut history, &mut timer).await;
+        if attempt.next == Next::End {
+            break answer(attempt);
         }
+        avoid = Some(attempt.target.upstream());
     };
-    assert!(answer.is_model_missing);
+    assert!(last.is_model_missing);
     assert_eq!(
         (!without.seen("POST").is_empty(), neither.seen("POST").len()),
         (true, 1)
@@ -413,12 +412,10 @@ async fn a_server_that_asks_for_a_day_is_tried_after_the_longest_wait() {
     let mut settings = settings(vec![upstream("gpu", &server.base_url)], vec![]);
     settings.retry.longest_wait = Duration::from_millis(50);
     let pool = pool(&settings);
-    let again = retried(line(&pool).await);
-    assert!(
-        again.after <= Duration::from_millis(50),
-        "{:?}",
-        again.after
-    );
+    let Next::Again { after, .. } = line(&pool).await.next else {
+        panic!("it is sent again");
+    };
+    assert!(after <= Duration::from_millis(50), "{after:?}");
     until("a line may be tried", || closed(&pool).is_none()).await;
     let trial = permit(&pool, "m");
     let routes = pool.resolve("m").expect("is served");
@@ -427,6 +424,6 @@ async fn a_server_that_asks_for_a_day_is_tried_after_the_longest_wait() {
         "one line tries"
     );
     drop(trial);
-    assert!(pool.reset("gpu") && !pool.reset("other"));
-    assert!(pool.status()[0].models.is_empty());
+    assert!(pool.targets().reset("gpu") && !pool.targets().reset("other"));
+    assert!(pool.snapshot()[0].models.is_empty());
 }

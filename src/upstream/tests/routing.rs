@@ -10,7 +10,7 @@ fn served_by(pool: &Arc<Pool>, model: &str) -> Option<Vec<usize>> {
     let mut targets: Vec<_> = routes
         .targets
         .iter()
-        .map(|target| target.backend.upstream)
+        .map(|target| target.backend.upstream())
         .collect();
     targets.sort_unstable();
     Some(targets)
@@ -20,7 +20,7 @@ fn served_by(pool: &Arc<Pool>, model: &str) -> Option<Vec<usize>> {
 async fn without_upstreams_no_model_is_served() {
     let pool = pool(&settings(vec![], vec![]));
     assert!(pool.resolve("m").is_none() && pool.resolve("").is_none());
-    assert!(pool.models().is_empty() && pool.status().is_empty());
+    assert!(pool.models().is_empty() && pool.snapshot().is_empty());
     pool.discovered().await;
 }
 
@@ -161,7 +161,7 @@ async fn waiting_for_the_first_reports_has_an_end() {
 async fn discovery_finds_out_that_an_upstream_is_down_before_a_line_does() {
     let (pool, _guard) = running(&settings(vec![upstream("gpu", &nobody().await)], vec![]));
     until("it is down", || {
-        pool.status()[0].state == UpstreamState::Down
+        pool.snapshot()[0].state == UpstreamState::Down
     })
     .await;
 }

@@ -38,7 +38,7 @@ impl Demand {
         *on_offer = open;
         drop(on_offer);
         if is_changed {
-            limits.poke();
+            limits.notify_changed();
         }
     }
 
@@ -64,7 +64,7 @@ impl Demand {
         for active in ledger.units() {
             let lines = active.resting().all() + active.in_flight();
             if let Some(routes) = &active.unit().routes
-                && (active.in_flight() > 0 || self.pool.may_take(routes))
+                && (active.in_flight() > 0 || self.pool.targets().is_open(routes))
             {
                 add(routes, lines);
             }
@@ -79,7 +79,7 @@ impl Demand {
     pub(crate) fn in_flight(&self) -> Vec<usize> {
         let limits = self.pool.limits();
         let ledger = self.ledger.lock();
-        let mut in_flight = self.pool.in_flight();
+        let mut in_flight = self.pool.targets().in_flight();
         in_flight.resize(limits.all().count(), 0);
         for (id, lane) in ledger.run_queues().lanes() {
             if let Some(limit) = limits.of_lane(id) {

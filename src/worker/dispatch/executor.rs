@@ -20,7 +20,7 @@ use super::result;
 use crate::domain::endpoint;
 use crate::metrics::trace;
 use crate::store::Store;
-use crate::upstream::{Again, Call, Permit, Pool, Timer, Verdict};
+use crate::upstream::{Answer, Call, Next, Permit, Pool, Timer};
 use crate::worker::lease::Lease;
 use crate::worker::lease::authority::Authority;
 use crate::worker::work::finished::FinishedLine;
@@ -161,34 +161,44 @@ impl Executor {
             charge: self.pool.budget().open(),
             traceparent: trace::traceparent(&span),
         };
-        let verdict = {
+        let attempt = {
             // Pinned: the future is large, and each layer around it would move it.
             let call = pin!(self.pool.call(permit, call, &mut pending.history, timer));
             unit.cut.run_until_cancelled(call.instrument(span)).await
         };
-        match verdict {
-            None => cut(),
-            Some(Verdict::Answer(answer)) => {
+        let Some(attempt) = attempt else {
+            return cut();
+        };
+        match (attempt.next, attempt.answer) {
+            (Next::Again { after, is_hastened }, refusal) => {
+                pending.avoid = Some(attempt.target.upstream());
+                self.again(pending, refusal, (after, is_hastened))
+            }
+            (Next::End, Some(answer)) => {
                 self.missing_models.on_answer(unit, &answer);
                 Outcome::Finished(result::answered(unit, &pending.line, answer))
             }
-            Some(Verdict::GivenUp(cause)) => {
-                Outcome::Finished(result::given_up(unit, &pending.line, &cause))
+            (Next::End, None) => {
+                let code = attempt.result.error_code();
+                Outcome::Finished(result::given_up(unit, &pending.line, code, &attempt.cause))
             }
-            Some(Verdict::Again(again)) => self.again(pending, again),
         }
     }
 
     /// When a line that failed is sent again.
-    fn again(&self, pending: &mut Pending, again: Again) -> Outcome {
+    fn again(
+        &self,
+        pending: &mut Pending,
+        refusal: Option<Answer>,
+        (after, is_hastened): (Duration, bool),
+    ) -> Outcome {
         let now = Instant::now();
-        pending.avoid = Some(again.upstream);
         // The line ends with a refusal if nobody mends its cause before the window ends. Any other
         // answer is worth nothing once there is another attempt.
-        pending.refusal = again.refusal.map(Box::new);
+        pending.refusal = refusal.map(Box::new);
         Outcome::Again(Due {
-            at: now + again.after,
-            soonest: again.is_hastened.then(|| now + self.initial_backoff),
+            at: now + after,
+            soonest: is_hastened.then(|| now + self.initial_backoff),
         })
     }
 

@@ -256,7 +256,7 @@ impl<'a> Simulation<'a> {
                 permit,
                 status,
             } = flight;
-            let again = answered(&self.pool, permit, &mut pending.history, status);
+            let again = answered(permit, &mut pending.history, status);
             let took = again.is_none().then_some(Duration::from_millis(CALL_MS));
             self.ledger.finish(&unit, took);
             match again {
@@ -278,7 +278,7 @@ impl<'a> Simulation<'a> {
                 }
             }
             self.ledger.remove_if_spent(unit.id);
-            if self.pool.take_hastening() {
+            if self.pool.targets().take_hastening() {
                 let now = self.now();
                 self.ledger.hasten(now);
             }

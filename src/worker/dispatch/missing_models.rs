@@ -9,7 +9,8 @@ use bytes::Bytes;
 
 use super::result;
 use super::shared::SharedLedger;
-use crate::domain::outcome::Reading;
+use crate::domain::outcome::Form;
+use crate::domain::usage::Usage;
 use crate::upstream::{Answer, Pool};
 use crate::worker::work::finished::{CompletionQueue, FinishedLine};
 use crate::worker::work::line::OpenLine;
@@ -40,7 +41,8 @@ struct Seen {
 pub(super) struct KnownAnswer {
     status: u16,
     body: Bytes,
-    reading: Reading,
+    form: Form,
+    usage: Option<Usage>,
 }
 
 impl MissingModels {
@@ -72,7 +74,8 @@ impl MissingModels {
         let known = KnownAnswer {
             status: answer.status,
             body: answer.body.clone(),
-            reading: answer.reading,
+            form: answer.form,
+            usage: answer.usage,
         };
         let mut seen = self.lock();
         if seen.len() >= REMEMBERED_MAX {
@@ -135,7 +138,8 @@ impl MissingModels {
             status: known.status,
             request_id: None,
             body: known.body.clone(),
-            reading: known.reading,
+            form: known.form,
+            usage: known.usage,
             is_model_missing: true,
             charge: self.pool.budget().open(),
         };

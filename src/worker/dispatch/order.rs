@@ -43,15 +43,15 @@ pub(crate) trait Door {
 
 impl Door for Arc<Pool> {
     fn is_trial(&self, routes: &Routes) -> bool {
-        self.is_troubled() && Pool::is_trial(self, routes)
+        self.targets().is_troubled() && self.targets().is_trial(routes)
     }
 
     fn works(&self, routes: &Routes) -> bool {
-        !self.is_troubled() || Pool::works(self, routes)
+        !self.targets().is_troubled() || self.targets().works(routes)
     }
 
     fn is_open(&self, routes: &Routes) -> bool {
-        self.may_take(routes)
+        self.targets().is_open(routes)
     }
 
     fn acquire(&self, routes: &Arc<Routes>, avoid: Option<usize>, batch: u64) -> Option<Permit> {

@@ -8,9 +8,8 @@ use crate::domain::batch::EndReason;
 use crate::domain::file::Kind;
 use crate::domain::id;
 use crate::domain::outcome::{self, ErrorCode, Outcome};
-use crate::domain::usage::Usage;
 use crate::store::CountsDelta;
-use crate::upstream::{Answer, Cause, CauseKind};
+use crate::upstream::Answer;
 use crate::worker::work::finished::FinishedLine;
 use crate::worker::work::line::{OpenLine, Pending};
 use crate::worker::work::unit::LoadedUnit;
@@ -30,11 +29,11 @@ pub(crate) fn answered(unit: &Arc<LoadedUnit>, line: &OpenLine, answer: Answer) 
         status: answer.status,
         request_id,
         body,
-        reading: answer.reading,
+        form: answer.form,
     };
-    let (line, usage) = write(unit, line, body.len(), outcome);
+    let line = write(unit, line, body.len(), outcome);
     let completed = i64::from(line.kind == Kind::Output);
-    let usage = usage.unwrap_or_default();
+    let usage = answer.usage.unwrap_or_default();
     let counts = CountsDelta {
         completed,
         failed: 1 - completed,
@@ -53,14 +52,13 @@ pub(crate) fn answered(unit: &Arc<LoadedUnit>, line: &OpenLine, answer: Answer) 
 }
 
 /// A line that has no answer, and no attempt left.
-pub(crate) fn given_up(unit: &Arc<LoadedUnit>, line: &OpenLine, cause: &Cause) -> FinishedLine {
-    let code = match cause.kind {
-        CauseKind::Timeout => ErrorCode::RequestTimeout,
-        CauseKind::Invalid => ErrorCode::InvalidResponse,
-        CauseKind::TooLarge => ErrorCode::ResponseTooLarge,
-        CauseKind::Unavailable => ErrorCode::UpstreamUnavailable,
-    };
-    failed(unit, line, code, &cause.message)
+pub(crate) fn given_up(
+    unit: &Arc<LoadedUnit>,
+    line: &OpenLine,
+    code: ErrorCode,
+    cause: &str,
+) -> FinishedLine {
+    failed(unit, line, code, cause)
 }
 
 /// A line whose stored text is no request. It was a request when it was uploaded.
@@ -130,7 +128,7 @@ pub(crate) fn ended(unit: &Arc<LoadedUnit>, line: &OpenLine, ending: EndReason) 
 }
 
 fn failed(unit: &Arc<LoadedUnit>, line: &OpenLine, code: ErrorCode, message: &str) -> FinishedLine {
-    let (line, _) = write(unit, line, message.len(), Outcome::Error { code, message });
+    let line = write(unit, line, message.len(), Outcome::Error { code, message });
     let counts = CountsDelta {
         failed: 1,
         ..CountsDelta::default()
@@ -143,22 +141,14 @@ fn failed(unit: &Arc<LoadedUnit>, line: &OpenLine, code: ErrorCode, message: &st
     }
 }
 
-fn write(
-    unit: &LoadedUnit,
-    line: &OpenLine,
-    size: usize,
-    outcome: Outcome<'_>,
-) -> (Line, Option<Usage>) {
+fn write(unit: &LoadedUnit, line: &OpenLine, size: usize, outcome: Outcome<'_>) -> Line {
     let request = line.read(&unit.text);
     let custom_id = request.map_or("", |request| &request.custom_id);
     let mut bytes = Vec::with_capacity(size + custom_id.len() + 192);
-    let (kind, usage) = outcome::write(&mut bytes, &id::batch_request(), custom_id, outcome);
-    (
-        Line {
-            line: line.index,
-            kind,
-            bytes,
-        },
-        usage,
-    )
+    let kind = outcome::write(&mut bytes, &id::batch_request(), custom_id, outcome);
+    Line {
+        line: line.index,
+        kind,
+        bytes,
+    }
 }

@@ -99,7 +99,7 @@ impl Scheduler {
     pub(crate) fn close(&self) {
         self.ledger.lock().close();
         self.ledger.notify_idle();
-        self.pool.limits().poke();
+        self.pool.limits().notify_changed();
     }
 
     /// Cuts all calls in flight.
@@ -128,7 +128,7 @@ impl Scheduler {
         let now = Instant::now();
         let mut ledger = self.ledger.lock();
         ledger.cut_settled(now);
-        if self.pool.take_hastening() {
+        if self.pool.targets().take_hastening() {
             ledger.hasten(now);
         }
         while let Some(job) = self.choose(&mut ledger, now) {
@@ -168,7 +168,7 @@ impl Scheduler {
         let took = matches!(outcome, Outcome::Finished(_)).then(|| begun.elapsed());
         let mut ledger = self.ledger.lock();
         ledger.finish(&unit, took);
-        self.pool.limits().landed();
+        self.pool.limits().on_finish();
         let finished = match (outcome, ledger.unit(unit.id).map(|active| active.ending())) {
             // The unit was revoked, or is being given back: the line is another process's.
             (_, None) => None,
@@ -202,7 +202,7 @@ impl Scheduler {
         }
         // Under the lock: whoever sees that nothing is in flight finds the line in the queue.
         self.completions.push(finished);
-        if self.pool.is_troubled() && self.pool.take_hastening() {
+        if self.pool.targets().is_troubled() && self.pool.targets().take_hastening() {
             ledger.hasten(Instant::now());
             self.ledger.notify_scheduler();
         }

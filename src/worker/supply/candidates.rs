@@ -62,7 +62,7 @@ impl Selector {
             }
             if !known.contains_key(&row.model) {
                 let routes = self.open_routes(&row).map(|routes| {
-                    let has_share = self.pool.has_share(&routes);
+                    let has_share = self.pool.targets().has_share(&routes);
                     (routes, has_share)
                 });
                 known.insert(row.model.clone(), routes);
@@ -105,7 +105,7 @@ impl Selector {
             );
         }
         // An upstream that closes again and again is open for a moment now and then.
-        routes.filter(|routes| self.pool.was_open(routes))
+        routes.filter(|routes| self.pool.targets().was_open(routes))
     }
 }
 

@@ -129,7 +129,7 @@ impl Prefetch {
         for units in self.unread.values_mut() {
             units.retain(|unread| {
                 let routes = unread.routes.as_ref();
-                let stays = routes.is_none_or(|routes| !self.pool.lacks_share(routes));
+                let stays = routes.is_none_or(|routes| !self.pool.targets().lacks_share(routes));
                 if !stays {
                     taken.push(unread.leased.lease.clone());
                 }

@@ -51,7 +51,7 @@ impl Stock {
             };
             stock.lanes.entry(routes.lane).or_default().bytes += unit.text.len();
             // Lines that must wait for their upstream are no work in hand.
-            if pool.is_troubled() && !pool.was_open(routes) {
+            if pool.targets().is_troubled() && !pool.targets().was_open(routes) {
                 continue;
             }
             let key = (routes.lane, unit.batch.tenant.clone());

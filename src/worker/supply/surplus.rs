@@ -19,13 +19,15 @@ const STUCK_AFTER: Duration = Duration::from_secs(20);
 /// Releases the units that no upstream takes at present, so that others can use their part of the
 /// memory budget.
 pub(super) fn release_closed(ledger: &SharedLedger, pool: &Pool) -> Vec<UnitLease> {
-    release_on(&mut ledger.lock(), |routes| !pool.was_open(routes))
+    release_on(&mut ledger.lock(), |routes| {
+        !pool.targets().was_open(routes)
+    })
 }
 
 /// Releases units that have waited long for their upstream, where another process may send them,
 /// or this process by other routes.
 pub(super) fn release_stuck(ledger: &SharedLedger, pool: &Pool) -> Vec<UnitLease> {
-    if !pool.is_troubled() {
+    if !pool.targets().is_troubled() {
         return Vec::new();
     }
     let are_shared = pool.limits().are_shared();
@@ -34,7 +36,7 @@ pub(super) fn release_stuck(ledger: &SharedLedger, pool: &Pool) -> Vec<UnitLease
         let Some(routes) = &unit.routes else {
             return false;
         };
-        let since = pool.closed_since(routes);
+        let since = pool.targets().closed_since(routes);
         since.is_some_and(|since| since.elapsed() >= STUCK_AFTER)
             && (are_shared || !pool.is_current(routes, &unit.model))
     })
@@ -49,7 +51,9 @@ pub(super) fn release_without_share(
     if !authority.holds_shares() {
         return Vec::new();
     }
-    release_on(&mut ledger.lock(), |routes| pool.lacks_share(routes))
+    release_on(&mut ledger.lock(), |routes| {
+        pool.targets().lacks_share(routes)
+    })
 }
 
 /// Releases the units of these batches.

@@ -10,7 +10,7 @@ use tokio_util::sync::CancellationToken;
 
 use crate::domain::share::{self, Share};
 use crate::store::{self, GateRow, ShareBook, ShareEntry, Store};
-use crate::upstream::{ClosedGate, Pool};
+use crate::upstream::{Cooldown, Pool};
 use crate::worker::dispatch::demand::Demand;
 use crate::worker::dispatch::shared::SharedLedger;
 use crate::worker::lease::Lease;
@@ -57,8 +57,8 @@ struct Outcome {
     /// Others may have to give something back, or may take what was given back.
     concerns_others: bool,
     /// Cooldowns that this process has told the others, and that the others have told it.
-    written: Vec<ClosedGate>,
-    read: Vec<ClosedGate>,
+    written: Vec<Cooldown>,
+    read: Vec<Cooldown>,
     resets: Vec<(String, i64)>,
 }
 
@@ -107,7 +107,7 @@ impl Shares {
                 tokio::time::sleep(PAUSE_MIN).await;
                 tokio::select! {
                     Ok(()) = wakeups.changed() => {}
-                    () = pool.limits().news() => {}
+                    () = pool.limits().changed() => {}
                     () = tokio::time::sleep(self.pause()) => {}
                 }
             };
@@ -146,7 +146,7 @@ impl Shares {
             Err(_) => return Err(store::Error::TimedOut("the exchange of shares")),
         };
         for gate in outcome.read.iter().chain(&outcome.written) {
-            self.pool.know_gate(gate);
+            self.pool.targets().follow_cooldown(gate);
         }
         self.follow(&outcome.resets);
         let limits = self.pool.limits();
@@ -200,7 +200,7 @@ impl Shares {
             shares: parts.iter().map(|part| size(part.share)).collect(),
             is_overcommitted: false,
             concerns_others: false,
-            written: self.pool.gates_to_tell(),
+            written: self.pool.targets().cooldowns_to_share(),
             read: book.gates.iter().map(from_row).collect(),
             resets: book.resets.clone(),
         };
@@ -253,7 +253,7 @@ impl Shares {
         for (upstream, at) in resets {
             let before = known.insert(upstream.clone(), *at);
             if before != Some(*at) && !is_first {
-                self.pool.reset(upstream);
+                self.pool.targets().reset(upstream);
             }
         }
     }
@@ -263,23 +263,23 @@ impl Shares {
     }
 }
 
-fn into_row(gate: &ClosedGate) -> GateRow {
+fn into_row(gate: &Cooldown) -> GateRow {
     GateRow {
         upstream: gate.upstream.clone(),
         model: gate.model.clone(),
         closed_ms: millis(
-            gate.opens
+            gate.until
                 .saturating_duration_since(tokio::time::Instant::now()),
         ),
     }
 }
 
-fn from_row(row: &GateRow) -> ClosedGate {
+fn from_row(row: &GateRow) -> Cooldown {
     let closed = Duration::from_millis(u64::try_from(row.closed_ms).unwrap_or(0));
-    ClosedGate {
+    Cooldown {
         upstream: row.upstream.clone(),
         model: row.model.clone(),
-        opens: tokio::time::Instant::now() + closed,
+        until: tokio::time::Instant::now() + closed,
     }
 }
 

@@ -1,4 +1,5 @@
 use super::*;
+use crate::upstream::backoff::backoff;
 use crate::upstream::target::backend::Backends;
 
 const CONFIG: RetrySettings = RetrySettings {
@@ -19,7 +20,7 @@ struct Case {
 impl Case {
     fn new() -> Self {
         Self {
-            backend: Backends::default().get(0, &"m".into()),
+            backend: Backends::new(["gpu".into()]).get(0, &"m".into()),
             evidence: Evidence::default(),
             history: History::default(),
             now: Instant::now(),
@@ -37,26 +38,26 @@ impl Case {
         (0..times).for_each(|_| self.evidence.failed());
     }
 
-    fn fails(&mut self) -> Judged {
+    fn fails(&mut self) -> Assessment {
         self.now += Duration::from_millis(1);
-        let judged = self.history.failed(&self.backend, &self.evidence, self.now);
+        let assessment = self.history.failed(&self.backend, &self.evidence, self.now);
         self.evidence.failed();
-        judged
+        assessment
     }
 
     fn refused(&mut self) -> Next {
-        let judged = self.fails();
-        self.history.refused(&judged, &CONFIG, 1.0)
+        let assessment = self.fails();
+        self.history.refused(&assessment, &CONFIG, 1.0)
     }
 
     fn limited(&mut self) -> Next {
-        let judged = self.fails();
-        self.history.turned_away(&judged, None, &CONFIG, 1.0)
+        let assessment = self.fails();
+        self.history.turned_away(&assessment, None, &CONFIG, 1.0)
     }
 
     fn broken(&mut self) -> Next {
-        let judged = self.fails();
-        self.history.attempted(&judged, &CONFIG, 1.0)
+        let assessment = self.fails();
+        self.history.attempted(&assessment, &CONFIG, 1.0)
     }
 }
 
@@ -159,15 +160,15 @@ fn a_line_that_costs_nothing_waits_for_longer_each_time() {
         500, 1_000, 2_000, 4_000, 8_000, 16_000, 32_000, 60_000, 60_000,
     ];
     assert_eq!(waits, expected);
-    let judged = case.fails();
+    let assessment = case.fails();
     let wait = Some(Duration::from_secs(90));
-    let next = case.history.turned_away(&judged, wait, &CONFIG, 1.0);
+    let next = case.history.turned_away(&assessment, wait, &CONFIG, 1.0);
     assert_eq!(after(next), 90_000, "the server asked for more");
 }
 
 #[test]
 fn a_model_is_missing_when_nobody_has_it() {
-    let backends = Backends::default();
+    let backends = Backends::new(["gpu".into()]);
     let [a, b] = ["a", "b"].map(|model| backends.get(0, &model.into()));
     let mut history = History::default();
     let now = Instant::now();

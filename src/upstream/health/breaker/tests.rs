@@ -161,7 +161,7 @@ fn one_line_that_always_fails_closes_nothing_while_others_succeed() {
 }
 
 #[test]
-fn what_fails_two_times_in_a_row_closes_and_is_tried_with_one_line() {
+fn what_fails_two_times_consecutive_failures_closes_and_is_tried_with_one_line() {
     let mut case = Case::proven();
     let call = case.start();
     case.fail(call, Reason::Refused);
@@ -421,7 +421,7 @@ fn an_operator_opens_what_is_closed() {
 fn another_process_may_know_that_it_is_closed() {
     let mut case = Case::proven();
     let until = case.now + Duration::from_secs(5);
-    case.breaker.close_as_told(until, case.now, "told");
+    case.breaker.follow_cooldown(until, case.now, "told");
     assert_eq!(case.wait(), 5_000);
     case.pass(5_000);
     assert_eq!(case.fill(64).len(), FEW);

@@ -13,8 +13,6 @@ use futures::{FutureExt as _, StreamExt as _, stream};
 use serde_json::{Map, Value, json};
 use sse_stream::SseByteStream;
 
-use crate::upstream::provider::Folded;
-
 /// Texts that come in pieces. All others come whole.
 const IN_PIECES: [&str; 11] = [
     "arguments",
@@ -35,6 +33,19 @@ const ITEMS_MAX: usize = 1_000;
 const LAST_EVENTS: [&str; 2] = ["response.completed", "response.incomplete"];
 /// What says that there is no answer.
 const ERRORS: [&str; 2] = ["error", "response.failed"];
+
+/// What the events of a stream are together.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) enum Folded {
+    /// The answer, as if it had not been streamed.
+    Answer(Bytes),
+    /// The server gave up, and said so: its error, as if it had not been streamed.
+    Error(Bytes),
+    /// There are no events.
+    Empty,
+    /// They are not all of an answer.
+    Incomplete,
+}
 
 /// The answer that the events are the pieces of, or what they are else.
 pub(super) fn fold(body: &Bytes) -> Folded {

@@ -1,0 +1,201 @@
+//! How a call went: the one answer to that question, and what each part of the program wants to
+//! know of it. Providers make it of what their servers answered, and the client of what went wrong
+//! before there was an answer.
+
+use crate::domain::outcome::ErrorCode;
+use crate::upstream::health::reason::Reason;
+
+/// How a call went.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum CallResult {
+    /// 2xx: the line's answer.
+    Succeeded,
+    /// The line's answer, which says what is wrong with the line.
+    Rejected,
+    /// The server does not have the line's model.
+    ModelMissing,
+    /// The key is missing or wrong.
+    KeyRefused,
+    /// The key may not use this model.
+    Refused,
+    /// The account asks to be paid, or its quota is spent.
+    Unpaid,
+    /// A redirect, or a path that the server does not know.
+    Misdirected,
+    /// Too much for this model now.
+    Limited,
+    /// The server is overloaded, or a gateway says that it does not answer.
+    Unavailable,
+    /// This side had no file descriptor left: the request was not sent.
+    NoDescriptor,
+    /// No connection: the request was not sent.
+    Unreachable,
+    /// Another failure of the server that may pass.
+    ServerError,
+    /// A success whose body is no JSON, and does not claim to be, or has an error in place of an
+    /// answer.
+    Garbled,
+    /// A success of the model server itself, which no JSON reader can read. To compute the answer
+    /// again would bring the same.
+    Malformed,
+    /// A success whose content coding cannot be undone. The same holds for it.
+    Undecodable,
+    /// The connection was lost, or no HTTP came from it.
+    Broken,
+    /// No whole answer came within the upstream's `timeout`.
+    TimedOut,
+    /// The answer is larger than the upstream's `max_response_bytes`. The next one would be, too.
+    TooLarge,
+}
+
+/// What a failed call costs its line.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(in crate::upstream) enum Cost {
+    /// Nothing, until it is known that the refusal is the line's own.
+    Refusal,
+    /// Nothing, until it is all but certain that it is the line's own fault.
+    TurnedAway,
+    /// One of its attempts.
+    Attempt,
+}
+
+impl CallResult {
+    /// All of them, in order: by `result as usize`.
+    pub(in crate::upstream) const ALL: [CallResult; 18] = [
+        CallResult::Succeeded,
+        CallResult::Rejected,
+        CallResult::ModelMissing,
+        CallResult::KeyRefused,
+        CallResult::Refused,
+        CallResult::Unpaid,
+        CallResult::Misdirected,
+        CallResult::Limited,
+        CallResult::Unavailable,
+        CallResult::NoDescriptor,
+        CallResult::Unreachable,
+        CallResult::ServerError,
+        CallResult::Garbled,
+        CallResult::Malformed,
+        CallResult::Undecodable,
+        CallResult::Broken,
+        CallResult::TimedOut,
+        CallResult::TooLarge,
+    ];
+
+    /// For metrics and spans. Several results share a label.
+    #[must_use]
+    pub fn label(self) -> &'static str {
+        match self {
+            CallResult::Succeeded | CallResult::Rejected | CallResult::ModelMissing => "answered",
+            CallResult::Malformed | CallResult::Undecodable => "malformed",
+            CallResult::KeyRefused | CallResult::Refused | CallResult::Unpaid => "refused",
+            CallResult::Misdirected => "misdirected",
+            CallResult::Limited => "rate_limited",
+            CallResult::Unavailable => "unavailable",
+            CallResult::NoDescriptor => "not_sent",
+            CallResult::Unreachable => "unreachable",
+            CallResult::ServerError | CallResult::Garbled => "server_error",
+            CallResult::Broken => "broken",
+            CallResult::TimedOut => "timed_out",
+            CallResult::TooLarge => "too_large",
+        }
+    }
+
+    /// For the error of a line that ends with this result and without an answer.
+    #[must_use]
+    pub fn error_code(self) -> ErrorCode {
+        match self {
+            CallResult::TimedOut => ErrorCode::RequestTimeout,
+            CallResult::Undecodable => ErrorCode::InvalidResponse,
+            CallResult::TooLarge => ErrorCode::ResponseTooLarge,
+            _ => ErrorCode::UpstreamUnavailable,
+        }
+    }
+
+    /// For health: why a breaker closes, if it does. `None`: the call says nothing of who answers.
+    pub(in crate::upstream) fn reason(self) -> Option<Reason> {
+        Some(match self {
+            CallResult::Succeeded
+            | CallResult::Rejected
+            | CallResult::Malformed
+            | CallResult::Undecodable
+            | CallResult::NoDescriptor
+            | CallResult::TooLarge => return None,
+            CallResult::ModelMissing => Reason::ModelMissing,
+            CallResult::KeyRefused => Reason::KeyRefused,
+            CallResult::Refused => Reason::Refused,
+            CallResult::Unpaid => Reason::Unpaid,
+            CallResult::Misdirected => Reason::Misdirected,
+            CallResult::Limited => Reason::Limited,
+            CallResult::Unavailable => Reason::Unavailable,
+            CallResult::Unreachable => Reason::Unreachable,
+            CallResult::ServerError
+            | CallResult::Garbled
+            | CallResult::Broken
+            | CallResult::TimedOut => Reason::Failing,
+        })
+    }
+
+    /// For health: whether the model server itself has answered the line, well or badly.
+    pub(in crate::upstream) fn is_answer(self) -> bool {
+        matches!(
+            self,
+            CallResult::Succeeded | CallResult::Rejected | CallResult::Malformed
+        )
+    }
+
+    /// For health: whether a failure concerns all models of the upstream.
+    pub(in crate::upstream) fn is_of_upstream(self) -> bool {
+        matches!(self, CallResult::KeyRefused | CallResult::Unreachable)
+    }
+
+    /// For health: whether only a caller whose key is accepted is answered so.
+    pub(in crate::upstream) fn shows_that_the_key_works(self) -> bool {
+        matches!(
+            self,
+            CallResult::Succeeded
+                | CallResult::Rejected
+                | CallResult::Malformed
+                | CallResult::ModelMissing
+                | CallResult::Refused
+                | CallResult::Unpaid
+                | CallResult::Limited
+        )
+    }
+
+    /// For retries: what the call costs its line. `None`: the line ends with it.
+    pub(in crate::upstream) fn cost(self) -> Option<Cost> {
+        Some(match self {
+            CallResult::Succeeded
+            | CallResult::Rejected
+            | CallResult::Malformed
+            | CallResult::Undecodable
+            | CallResult::TooLarge
+            | CallResult::ModelMissing => return None,
+            CallResult::KeyRefused
+            | CallResult::Refused
+            | CallResult::Unpaid
+            | CallResult::Misdirected => Cost::Refusal,
+            CallResult::Limited
+            | CallResult::Unavailable
+            | CallResult::NoDescriptor
+            | CallResult::Unreachable => Cost::TurnedAway,
+            CallResult::ServerError
+            | CallResult::Garbled
+            | CallResult::Broken
+            | CallResult::TimedOut => Cost::Attempt,
+        })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn each_result_stands_at_its_own_place() {
+        for (place, result) in CallResult::ALL.into_iter().enumerate() {
+            assert_eq!(result as usize, place);
+        }
+    }
+}

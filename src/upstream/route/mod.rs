@@ -1,0 +1,220 @@
+//! Which upstreams serve which model: from the configuration, or, without `[[models]]`, from what
+//! the upstreams report.
+
+pub(super) mod lane;
+
+use std::collections::{BTreeMap, HashMap};
+use std::sync::{Arc, PoisonError, RwLock};
+
+use super::balance::Strategy;
+use super::models::{ModelInfo, listed_as};
+use super::provider::edit::Edit;
+use super::target::backend::{Backend, Backends};
+use crate::metrics::{CallSeconds, OTHER, metrics};
+
+pub(super) use self::lane::Lane;
+pub use self::lane::LaneId;
+
+/// Names resolved by a wildcard that are remembered: what users write must not fill the memory.
+const CACHED_MAX: usize = 10_000;
+
+/// Where the lines of a model can go.
+#[derive(Debug)]
+pub struct Routes {
+    pub lane: LaneId,
+    pub(super) strategy: Strategy,
+    pub(super) targets: Box<[Target]>,
+}
+
+/// A model at an upstream, as a route leads there.
+#[derive(Debug)]
+pub(super) struct Target {
+    pub(super) backend: Arc<Backend>,
+    pub(super) weight: u32,
+    pub(super) edit: Option<Arc<Edit>>,
+    pub(super) seconds: CallSeconds,
+}
+
+/// Which models go where.
+#[derive(Debug)]
+pub(super) struct Routing {
+    exact: HashMap<String, Arc<Routes>>,
+    /// Serves every other name; without `[[models]]`, every name.
+    wildcard: Option<Lane>,
+    /// Without `[[models]]`, and with a choice: upstreams get the models that they report.
+    by_report: bool,
+    /// The configured names; `None` without `[[models]]`.
+    configured: Option<Vec<String>>,
+    known: RwLock<Known>,
+    backends: Arc<Backends>,
+}
+
+/// What is learned while running. One lock: a route made from an old list must not outlive it.
+#[derive(Debug)]
+struct Known {
+    /// By upstream; `None`: the upstream has never listed its models.
+    reported: Vec<Option<Vec<ModelInfo>>>,
+    resolved: HashMap<String, Arc<Routes>>,
+}
+
+impl Routes {
+    /// The upstreams that the lines can go to, by their numbers.
+    pub fn upstreams(&self) -> impl Iterator<Item = usize> {
+        self.targets.iter().map(|target| target.backend.upstream())
+    }
+}
+
+impl Routing {
+    /// `upstreams`: how many there are. `is_configured`: the lanes are of `[[models]]`.
+    pub(super) fn new(
+        lanes: Vec<Lane>,
+        is_configured: bool,
+        upstreams: usize,
+        backends: Arc<Backends>,
+    ) -> Self {
+        let names = lanes.iter().map(|lane| lane.name.clone());
+        let names = names.filter(|name| !matches!(name.as_str(), "*" | ""));
+        let configured = is_configured.then(|| names.collect());
+        let mut exact = HashMap::new();
+        let mut wildcard = None;
+        for lane in lanes {
+            if lane.name == "*" {
+                wildcard = Some(lane).filter(|lane| !lane.routes.is_empty());
+            } else {
+                let routes = routes_of(&lane, &backends, &lane.name, &lane.name, |_| true);
+                exact.insert(lane.name, Arc::new(routes));
+            }
+        }
+        Self {
+            exact,
+            wildcard,
+            by_report: !is_configured && upstreams > 1,
+            configured,
+            known: RwLock::new(Known {
+                reported: vec![None; upstreams],
+                resolved: HashMap::new(),
+            }),
+            backends,
+        }
+    }
+
+    /// Whether the models that upstreams report are listed or routed.
+    pub(super) fn wants_reports(&self) -> bool {
+        self.configured.is_none()
+    }
+
+    /// Whether models are routed by what upstreams report.
+    pub(super) fn needs_reports(&self) -> bool {
+        self.by_report
+    }
+
+    /// Takes in the models that an upstream reports. True if they are not what was known.
+    pub(super) fn report(&self, upstream: usize, models: Vec<ModelInfo>) -> bool {
+        let mut known = self.known.write().unwrap_or_else(PoisonError::into_inner);
+        if known.reported[upstream].as_ref() == Some(&models) {
+            return false;
+        }
+        known.reported[upstream] = Some(models);
+        known.resolved.clear();
+        true
+    }
+
+    pub(super) fn resolve(&self, model: &str) -> Option<Arc<Routes>> {
+        if let Some(routes) = self.exact.get(model) {
+            return Some(Arc::clone(routes));
+        }
+        let lane = self.wildcard.as_ref()?;
+        let known = self.known.read().unwrap_or_else(PoisonError::into_inner);
+        if let Some(routes) = known.resolved.get(model) {
+            return Some(Arc::clone(routes));
+        }
+        drop(known);
+        let mut known = self.known.write().unwrap_or_else(PoisonError::into_inner);
+        let routes = Arc::new(self.route(lane, model, &known.reported)?);
+        if known.resolved.len() >= CACHED_MAX {
+            known.resolved.clear();
+        }
+        known.resolved.insert(model.to_owned(), Arc::clone(&routes));
+        Some(routes)
+    }
+
+    fn route(
+        &self,
+        lane: &Lane,
+        model: &str,
+        reported: &[Option<Vec<ModelInfo>>],
+    ) -> Option<Routes> {
+        let listed = listed_as(reported.iter().flatten().flatten(), model);
+        let label = listed.as_deref().unwrap_or(OTHER);
+        let model = listed.as_deref().unwrap_or(model);
+        let has = |models: &Vec<ModelInfo>| models.iter().any(|known| known.id == model);
+        if !self.by_report || model.is_empty() {
+            return Some(routes_of(lane, &self.backends, model, label, |_| true));
+        }
+        let routes = routes_of(lane, &self.backends, model, label, |upstream| {
+            reported[upstream].as_ref().is_some_and(has)
+        });
+        if !routes.targets.is_empty() {
+            return Some(routes);
+        }
+        // No upstream lists the model; those that have never listed anything may have it.
+        let routes = routes_of(lane, &self.backends, model, label, |upstream| {
+            reported[upstream].is_none()
+        });
+        (!routes.targets.is_empty()).then_some(routes)
+    }
+
+    pub(super) fn label(&self, model: &str) -> String {
+        if model.is_empty() || self.exact.contains_key(model) {
+            return if model.is_empty() { OTHER } else { model }.to_owned();
+        }
+        let known = self.known.read().unwrap_or_else(PoisonError::into_inner);
+        let listed = listed_as(known.reported.iter().flatten().flatten(), model);
+        listed.unwrap_or_else(|| OTHER.to_owned())
+    }
+
+    /// The models to list, each once.
+    pub(super) fn models(&self, started: i64) -> Vec<ModelInfo> {
+        if let Some(names) = &self.configured {
+            let configured = names.iter().map(|name| ModelInfo {
+                id: name.clone(),
+                created: started,
+                owned_by: "nightshift".to_owned(),
+                shutdown_date: None,
+            });
+            return configured.collect();
+        }
+        let known = self.known.read().unwrap_or_else(PoisonError::into_inner);
+        let all = known.reported.iter().flatten().flatten();
+        let mut by_id = BTreeMap::new();
+        for model in all {
+            by_id.entry(&model.id).or_insert(model);
+        }
+        by_id.into_values().cloned().collect()
+    }
+}
+
+/// The routes of a lane to those upstreams. `label`: what metrics call the model.
+fn routes_of(
+    lane: &Lane,
+    backends: &Backends,
+    model: &str,
+    label: &str,
+    goes_to: impl Fn(usize) -> bool,
+) -> Routes {
+    let routes = lane.routes.iter().filter(|route| goes_to(route.upstream));
+    let targets = routes.map(|route| {
+        let model = route.rename.clone().unwrap_or_else(|| model.into());
+        Target {
+            backend: backends.get(route.upstream, &model),
+            weight: route.weight,
+            edit: route.edit.clone(),
+            seconds: metrics().call_seconds(backends.name(route.upstream), label),
+        }
+    });
+    Routes {
+        lane: lane.id,
+        strategy: Strategy::default(),
+        targets: targets.collect(),
+    }
+}
