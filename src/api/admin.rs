@@ -64,7 +64,7 @@ pub struct ReplicaStatus {
 #[derive(Debug, Serialize, Deserialize, ToSchema)]
 pub struct UpstreamStatus {
     pub name: String,
-    /// `up`, `down`, or `aside`: it refuses our key or account.
+    /// `up`, `down`, or `ejected`: it refuses our key or account.
     pub state: String,
     /// Why it is not up, in words.
     pub cause: Option<String>,

@@ -63,7 +63,7 @@ pub struct QueueOfModel {
 #[derive(Clone, Debug)]
 pub struct UpstreamSnapshot {
     pub name: String,
-    /// `up`, `down` or `aside`.
+    /// `up`, `down` or `ejected`.
     pub state: &'static str,
     /// Why it is not up, in words.
     pub cause: Option<String>,
@@ -249,7 +249,7 @@ fn list_upstreams(list: &mut Listing, upstreams: &[UpstreamSnapshot]) {
             .set(whole(upstream.in_flight));
         share.get_or_create(&labels).set(whole(upstream.share));
         limit.get_or_create(&labels).set(whole(upstream.limit));
-        for state in ["up", "down", "aside"] {
+        for state in ["up", "down", "ejected"] {
             let labels = UpstreamState {
                 upstream: upstream.name.clone(),
                 state,
@@ -260,7 +260,7 @@ fn list_upstreams(list: &mut Listing, upstreams: &[UpstreamSnapshot]) {
     }
     list.add(
         "nightshift_upstream_state",
-        "1 for the state that an upstream is in (up, down, or aside: it refuses our key), else 0.",
+        "1 for the state that an upstream is in (up, down, or ejected: it refuses our key), else 0.",
         states,
     );
     list.add(

@@ -153,7 +153,7 @@ async fn a_spent_quota_is_said_and_is_what_expired_lines_were_told() {
     eventually("it is said", async || {
         let status = admin_status(&server, &key).await;
         let upstream = &status["upstreams"][0];
-        upstream["state"] == "aside" && upstream["closed"][0]["reason"] == "unpaid"
+        upstream["state"] == "ejected" && upstream["closed"][0]["reason"] == "unpaid"
     })
     .await;
     let status = admin_status(&server, &key).await;
@@ -209,7 +209,7 @@ async fn what_the_operator_must_mend_costs_few_calls_and_no_line() {
     let batch = server.create_batch(healthy(1_000), CHAT).await;
     let key = operator(&server.database).await;
     eventually("it is set aside", async || {
-        admin_status(&server, &key).await["upstreams"][0]["state"] == "aside"
+        admin_status(&server, &key).await["upstreams"][0]["state"] == "ejected"
     })
     .await;
     let running = server.batch(&batch).await;

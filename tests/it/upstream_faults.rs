@@ -464,7 +464,11 @@ async fn a_redirect_sets_its_upstream_aside_and_is_not_followed() {
         let causes = status["upstreams"].as_array().expect("a list");
         assert!(!causes.iter().any(|one| one.to_string().contains("secret")));
         (0..causes.len()).any(|at| cause(at).contains("points to /v2/chat/completions"))
-            && causes.iter().filter(|one| one["state"] == "aside").count() == 2
+            && causes
+                .iter()
+                .filter(|one| one["state"] == "ejected")
+                .count()
+                == 2
     })
     .await;
     let running = server.batch(&batch).await;
