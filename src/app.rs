@@ -1,4 +1,4 @@
-//! The server, built from its configuration: store, upstreams, duties and HTTP.
+//! The server, built from its configuration: store, upstreams, worker and HTTP.
 
 use std::net::SocketAddr;
 use std::sync::Arc;
@@ -50,7 +50,7 @@ pub struct App {
 }
 
 impl App {
-    /// Opens the store, starts the duties, and listens.
+    /// Opens the store, starts the worker, and listens.
     ///
     /// # Errors
     /// When the configuration is not safe to serve, the database cannot be used, or the address
@@ -134,16 +134,16 @@ impl App {
         self.address
     }
 
-    /// Serves until asked to stop, then stops. Fails if a duty fails: then the process must be
+    /// Serves until asked to stop, then stops. Fails if a task fails: then the process must be
     /// started again; or if a newer program has migrated the database.
     ///
     /// # Errors
-    /// When a duty ended that should not, or the schema is not this program's any more.
+    /// When a task ended that should not, or the schema is not this program's any more.
     pub async fn serve_until(mut self, stop: CancellationToken) -> anyhow::Result<()> {
         let failed = tokio::select! {
             () = stop.cancelled() => None,
             name = failed(self.worker.as_mut()) => {
-                Some(format!("the duty {name} failed; what was accepted is safe"))
+                Some(format!("the task {name} failed; what was accepted is safe"))
             }
             newer = self.store.schema_too_new() => Some(newer.to_string()),
         };
@@ -186,7 +186,7 @@ impl App {
     }
 }
 
-/// Waits until a duty fails: for ever where there are none.
+/// Waits until a task fails: for ever in a process without a worker.
 async fn failed(worker: Option<&mut Worker>) -> String {
     match worker {
         Some(worker) => worker.failed().await,

@@ -38,7 +38,7 @@
 //! | [`transfer`] | bytes into the store and out of it |
 //! | [`config`] | TOML, environment and flags, as settings of the rooms below |
 //! | [`api`] | OpenAI's HTTP |
-//! | [`worker`] | the duties: loops that may be killed at any line |
+//! | [`worker`] | the working half: loops that may be killed at any line |
 //! | [`simulate`] | a stand-in model server |
 //! | [`app`], [`cli`], [`shutdown`], [`telemetry`] | build everything, start it, stop it |
 //!
@@ -54,12 +54,12 @@
 //!
 //! # Add a task
 //!
-//! A duty is a file in `worker/` with a struct that implements `Duty`: its name, how long it may go
-//! without a look, by whose wake-ups it is told, and a `round` that does what there is to do.
-//! `worker/tasks/expire.rs` is the smallest one to copy. Start it in `worker::Worker::start`. A round
-//! takes no input, may be cut off at any point, and does no harm when it is repeated; what must not
-//! be done twice is decided by the statement that does it. One process looks by itself, for all
-//! (`worker/tasks/housekeeping.rs`).
+//! A task is a file in `worker/tasks/` with a struct that implements `Task`: its name, how long it
+//! may go without a look, by whose wake-ups it is notified, and a `round` that does what there is to
+//! do. `worker/tasks/expire.rs` is the smallest one to copy. Start it in `worker::Worker::start`. A
+//! round takes no input, may be cut off at any point, and does no harm when it is repeated. What
+//! must not be done twice is decided by the statement that does it. One process looks by itself,
+//! for all (`worker/tasks/housekeeping.rs`).
 //!
 //! # Add a provider
 //!

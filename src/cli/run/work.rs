@@ -83,7 +83,7 @@ pub(super) async fn work(
     let mut worker = Worker::start(store.clone(), pool.clone(), Clock::default(), duties).await?;
     let watched = tokio::select! {
         watched = watch(args, store, &pool, journal, &mut partial, &stop) => watched,
-        name = worker.failed() => Err(anyhow::anyhow!("the duty {name} failed")),
+        name = worker.failed() => Err(anyhow::anyhow!("the task {name} failed")),
     };
     if stop.is_cancelled() {
         args.say("Stopping: waiting for calls in flight. Ctrl-C again stops at once.");

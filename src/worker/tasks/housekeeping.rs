@@ -8,7 +8,7 @@ use std::time::Duration;
 
 use tokio_util::sync::CancellationToken;
 
-use super::task::jittered;
+use super::jitter::jittered;
 use crate::store::Store;
 use crate::worker::lease::clock::millis;
 

@@ -4,12 +4,12 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use rand::RngExt as _;
 use tokio::sync::watch;
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
 use super::housekeeping::Housekeeping;
+use super::jitter::jittered;
 use crate::store::{self, Store, Who};
 
 /// How long a task waits after an error, at most.
@@ -113,9 +113,4 @@ async fn notified(wakeups: &mut Option<watch::Receiver<u64>>) {
         return;
     }
     std::future::pending().await
-}
-
-/// About so long. Processes that began together do not go on together.
-pub(crate) fn jittered(pause: Duration) -> Duration {
-    pause.mul_f64(rand::rng().random_range(0.8..1.2))
 }
