@@ -66,6 +66,7 @@ fn scopes(item: &Item<'_>) -> Option<Scopes> {
     }
 }
 
+/// The key, if it is long enough to be safe; otherwise a fault is noted.
 fn long_enough(item: &Item<'_>, key: SecretString) -> Option<SecretString> {
     // Keys are ASCII.
     if key.expose_secret().len() >= BOOTSTRAP_KEY_CHARS_MIN {

@@ -106,6 +106,7 @@ pub(super) fn variable(name: &str) -> Origin {
     Origin::Variable(Rc::from(name))
 }
 
+/// Puts a variable's value into the layer, at the path that its name spells.
 fn insert(layer: &mut Table, path: &[String], node: Node, faults: &Faults) {
     let Some((first, rest)) = path.split_first() else {
         return;

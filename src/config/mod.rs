@@ -115,6 +115,8 @@ impl Config {
         Self::read(root, overrides, environment, faults)
     }
 
+    /// Puts the layers over each other (defaults, file, environment, flags), and reads the result.
+    /// Without `--config` the file is `default_file`, if it is there.
     fn load_with(
         overrides: &Overrides,
         environment: &Environment,
@@ -132,6 +134,7 @@ impl Config {
         Self::read(root, overrides, environment, faults)
     }
 
+    /// Reads all sections of the merged layers, and judges what no section can judge alone.
     fn read(
         root: Table,
         overrides: &Overrides,

@@ -86,6 +86,8 @@ fn as_others_call_it(rest: &str) -> Option<String> {
     found.map(|(_, path)| (*path).to_owned())
 }
 
+/// The key that a variable's name nearly spells: with `_` instead of `__`, without its section, or
+/// with a slip of the pen.
 fn of_key(rest: &str) -> Option<String> {
     let keys = keys();
     // SERVER_LISTEN.

@@ -88,6 +88,7 @@ impl Overrides {
         }
     }
 
+    /// Notes a fault for each flag whose value is out of bounds.
     fn judge(&self, faults: &Faults) {
         let allowed = 1..=CONCURRENCY_MAX;
         if self
@@ -101,6 +102,7 @@ impl Overrides {
         }
     }
 
+    /// The one upstream that `--upstream` means, as the array `upstreams`.
     fn single_upstream(&self, origin: &Origin, url: &str) -> Node {
         let mut upstream = Table::from([
             (

@@ -187,6 +187,7 @@ impl<'a> Item<'a> {
         }
     }
 
+    /// A whole number from `min` to `max`; otherwise a fault is noted.
     pub fn whole<T: TryFrom<u64>>(mut self, min: u64, max: u64) -> Option<T> {
         self.node.spell_out();
         let Value::Integer(number) = self.node.value else {
@@ -218,6 +219,7 @@ impl<'a> Item<'a> {
         within
     }
 
+    /// A duration that is at least `min`; otherwise a fault is noted.
     pub fn duration(self, min: Duration) -> Option<Duration> {
         let Some(text) = self.as_str() else {
             return self.expected("a duration in quotes, such as \"30s\"");

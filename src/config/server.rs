@@ -145,6 +145,7 @@ fn origin(item: &Item<'_>) -> Option<String> {
     Some(text)
 }
 
+/// Whether an address to listen on has a form that the system can resolve; if not, what is wrong.
 fn judge_listen(listen: &str) -> Result<(), &'static str> {
     if listen.parse::<SocketAddr>().is_ok() {
         return Ok(());

@@ -23,6 +23,7 @@ impl Telemetry {
     }
 }
 
+/// The base URL of an OTLP receiver, without a slash at its end; otherwise a fault is noted.
 fn endpoint(item: Item<'_>) -> Option<String> {
     let text = item.string()?;
     let url = reqwest::Url::parse(&text).ok();

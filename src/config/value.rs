@@ -161,6 +161,7 @@ fn table(entries: DeTable<'_>, origin: &dyn Fn(usize) -> Origin) -> Table {
     entries.into_iter().map(entry).collect()
 }
 
+/// A TOML value with its origin. `at` is its own origin, `origin` that of a place in the text.
 fn node(value: DeValue<'_>, at: &Origin, origin: &dyn Fn(usize) -> Origin) -> Node {
     let value = match value {
         DeValue::String(text) => Value::String(text.into_owned()),
@@ -202,6 +203,8 @@ pub(super) fn merge(base: &mut Table, over: Table, path: &str, faults: &Faults) 
     }
 }
 
+/// Puts one value over another: tables are merged key by key, and a variable may name an item of
+/// an array by its index. Anything else replaces what was there.
 fn merge_node(base: &mut Node, over: Node, path: &str, faults: &Faults) {
     if matches!(over.value, Value::Table(_)) {
         base.spell_out();

@@ -34,6 +34,7 @@ pub(super) enum Endpoint {
 }
 
 impl Endpoint {
+    /// The endpoint of a path; `None` if the simulator does not know the path.
     pub(super) fn of(path: &str) -> Option<Self> {
         Some(match path {
             "/v1/chat/completions" => Self::ChatCompletions,

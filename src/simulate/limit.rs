@@ -13,6 +13,7 @@ pub(super) struct RateLimit {
 }
 
 impl RateLimit {
+    /// A limit that lets through this many requests a minute, and at once what one second brings.
     pub(super) fn per_minute(requests: u64) -> Self {
         let nanoseconds = 60_000_000_000 / requests.max(1);
         let interval = Duration::from_nanos(nanoseconds);

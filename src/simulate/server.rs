@@ -91,6 +91,7 @@ impl Simulator {
     }
 }
 
+/// Listens on the first of the addresses that can be bound.
 async fn bind(listen: impl ToSocketAddrs) -> io::Result<TcpListener> {
     let mut failure = io::Error::from(io::ErrorKind::AddrNotAvailable);
     for address in lookup_host(listen).await? {
@@ -107,6 +108,7 @@ async fn bind(listen: impl ToSocketAddrs) -> io::Result<TcpListener> {
     Err(failure)
 }
 
+/// Accepts connections until it is told to stop, and then cuts those that are open.
 async fn accept(listener: TcpListener, service: Arc<Service>, stop: CancellationToken) {
     let mut connections = JoinSet::new();
     loop {
@@ -127,6 +129,7 @@ async fn accept(listener: TcpListener, service: Arc<Service>, stop: Cancellation
     connections.shutdown().await;
 }
 
+/// Answers the requests of one connection.
 async fn talk(stream: TcpStream, service: Arc<Service>) {
     // Without it, small answers wait for the acknowledgement of the one before.
     let _ = stream.set_nodelay(true);

@@ -192,6 +192,7 @@ impl OpenCall {
         self.end(end);
     }
 
+    /// Counts how the call ended.
     fn end(&mut self, end: End) {
         self.is_open = false;
         let mut pages = self.ledger.pages();
