@@ -17,7 +17,8 @@ const SHOWN_MAX: usize = 20;
 const EXAMPLE: &str = "\
 Examples:
   nightshift check --config nightshift.toml
-  nightshift check --store --database postgres://nightshift@localhost/nightshift";
+  nightshift check --store \\
+    --database postgres://nightshift@localhost/nightshift";
 
 /// Read the configuration, report every mistake at once, and try each upstream and the database.
 #[derive(Clone, Debug, clap::Args)]

@@ -12,7 +12,8 @@ use super::Cli;
 
 const EXAMPLE: &str = "\
 Examples:
-  nightshift completions bash > ~/.local/share/bash-completion/completions/nightshift
+  nightshift completions bash \\
+    > ~/.local/share/bash-completion/completions/nightshift
   nightshift completions zsh > \"${fpath[1]}/_nightshift\"
   nightshift completions fish > ~/.config/fish/completions/nightshift.fish";
 

@@ -39,7 +39,8 @@ Examples:
 Scopes:
   api      the files and batches of --tenant
   metrics  /metrics, and nothing else; the key belongs to no tenant
-  admin    /metrics, /admin, and to retrieve and cancel any tenant's batch, which is logged";
+  admin    /metrics, /admin, and to retrieve and cancel any tenant's batch,
+           which is logged";
 const LIST_EXAMPLE: &str = "\
 Examples:
   nightshift keys list --config nightshift.toml

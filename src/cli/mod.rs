@@ -3,11 +3,11 @@
 #![deny(clippy::print_stderr)]
 
 /// Tells the user something on standard error. That it cannot be written, as where the terminal was
-/// closed, is no reason to stop: `eprintln!` would panic.
+/// closed, is no reason to stop: `eprintln!` would panic. A bar makes way for it.
 macro_rules! tell {
     ($($text:tt)*) => {{
         let text = format!("{}\n", format_args!($($text)*));
-        let _ = ::std::io::Write::write_all(&mut ::std::io::stderr(), text.as_bytes());
+        let _ = ::std::io::Write::write_all(&mut $crate::telemetry::terminal::Log, text.as_bytes());
     }};
 }
 
@@ -38,7 +38,8 @@ const EXAMPLE: &str = "\
 Examples:
   nightshift demo
   nightshift serve --upstream http://localhost:8000/v1
-  nightshift run -i requests.jsonl -o answers.jsonl --upstream http://localhost:8000/v1";
+  nightshift run -i requests.jsonl -o answers.jsonl \\
+    --upstream http://localhost:8000/v1";
 
 /// A self-hosted server that speaks OpenAI's Batch API, for any model server.
 #[derive(Debug, Parser)]
@@ -107,10 +108,17 @@ fn warn_of(near_misses: &[String]) {
     }
 }
 
+/// A wrong value of a flag is wrong usage, whatever command the flag is of.
 fn has_mistakes(errors: ConfigErrors) -> anyhow::Error {
+    if errors.0.iter().all(|error| error.place.starts_with("--")) {
+        let error = anyhow::anyhow!("{errors}");
+        return Exit { code: USAGE, error }.into();
+    }
     anyhow::anyhow!("the configuration has mistakes:\n{errors}")
 }
 
+/// The exit code of wrong usage, as `clap` has it.
+const USAGE: u8 = 2;
 /// What a shell shows of a process that SIGPIPE ended.
 const READER_GONE: u8 = 141;
 

@@ -13,7 +13,8 @@ use crate::telemetry;
 const EXAMPLE: &str = "\
 Examples:
   nightshift serve --upstream http://localhost:8000/v1
-  nightshift serve --config nightshift.toml --database postgres://nightshift@localhost/nightshift
+  nightshift serve --config nightshift.toml \\
+    --database postgres://nightshift@localhost/nightshift
 
   export OPENAI_BASE_URL=http://127.0.0.1:8080/v1 OPENAI_API_KEY=unused";
 

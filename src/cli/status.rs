@@ -18,7 +18,8 @@ const EXAMPLE: &str = "\
 Examples:
   nightshift status
   nightshift status --watch
-  OPS_KEY=sk-ns-… nightshift status --url https://batch.internal --api-key-env OPS_KEY --json";
+  OPS_KEY=sk-ns-… nightshift status --url https://batch.internal \\
+    --api-key-env OPS_KEY --json";
 
 /// How often it is asked by --watch.
 const EVERY: Duration = Duration::from_secs(2);

@@ -8,7 +8,8 @@ use crate::config::Environment;
 const EXAMPLE: &str = "\
 Examples:
   nightshift upstreams reset gpu-1
-  OPS_KEY=sk-ns-… nightshift upstreams reset openai --url https://batch.internal --api-key-env OPS_KEY";
+  OPS_KEY=sk-ns-… nightshift upstreams reset openai \\
+    --url https://batch.internal --api-key-env OPS_KEY";
 
 /// Steer the upstreams of a server that runs.
 ///

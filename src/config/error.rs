@@ -7,8 +7,8 @@ use std::fmt;
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct ConfigError {
     /// The key's path and where it was set, such as
-    /// `upstreams[0].base_url (nightshift.toml:12)`, `server.listen (--listen)` or
-    /// `server.listen (NIGHTSHIFT_SERVER__LISTEN)`.
+    /// `upstreams[0].base_url (nightshift.toml:12)` or `server.listen (NIGHTSHIFT_SERVER__LISTEN)`;
+    /// the flag alone, such as `--listen`, where a flag set it.
     pub place: String,
     /// What is wrong there and what would be right. Holds no secret's value.
     pub message: String,

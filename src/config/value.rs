@@ -40,6 +40,8 @@ impl fmt::Display for Origin {
 pub(super) fn place(path: &str, origin: &Origin) -> String {
     match origin {
         Origin::Default => path.to_owned(),
+        // Who gave a flag need not know the key that it stands for.
+        Origin::Flag(flag) => (*flag).to_owned(),
         _ if path.is_empty() => origin.to_string(),
         _ => format!("{path} ({origin})"),
     }

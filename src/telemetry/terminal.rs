@@ -17,8 +17,8 @@ pub fn show(bar_shown: Option<ProgressBar>) {
     *bar() = bar_shown;
 }
 
-/// Standard error, for the log.
-pub(super) struct Log;
+/// Standard error, for the log and for messages.
+pub struct Log;
 
 impl io::Write for Log {
     fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {

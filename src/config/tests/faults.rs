@@ -204,11 +204,11 @@ fn wrong_flags_are_faults_that_name_them() {
     };
     let errors = load_flagged("", &[], &overrides).unwrap_err().to_string();
     for line in [
-        "server.role (--role): expected all, api or worker; the nearest is api",
+        "--role: expected all, api or worker; the nearest is api",
         "--concurrency: must be from 1 to",
         "--api-key-env: needs --upstream",
-        "server.listen (--listen): expected host:port",
-        "database.url (--database): expected sqlite://",
+        "--listen: expected host:port",
+        "--database: expected sqlite://",
     ] {
         assert!(errors.contains(line), "{line}\nis not in\n{errors}");
     }
@@ -225,8 +225,8 @@ fn wrong_flags_are_faults_that_name_them() {
     assert_eq!(
         lines,
         [
-            "upstreams[0].api_key_env (--api-key-env): the variable KEY is not set, or empty",
-            "server.role (--role): expected all, api or worker; the nearest is worker",
+            "--api-key-env: the variable KEY is not set, or empty",
+            "--role: expected all, api or worker; the nearest is worker",
         ]
     );
 }
