@@ -68,6 +68,15 @@ impl Progress {
         }
     }
 
+    /// A line now and then, on a terminal, too: the terminal shows something else meanwhile.
+    #[must_use]
+    pub fn lines() -> Self {
+        Self {
+            meter: Meter::default(),
+            output: Output::Lines { next: None },
+        }
+    }
+
     /// Shows nothing.
     #[must_use]
     pub fn silent() -> Self {

@@ -40,7 +40,7 @@ pub use auth::Auth;
 pub use database::Database;
 pub use duration::{DurationError, parse as parse_duration};
 pub use environment::Environment;
-pub use error::ConfigErrors;
+pub use error::{ConfigError, ConfigErrors};
 pub use limits::Limits;
 pub use log::{Log, LogFormat};
 pub use overrides::Overrides;

@@ -18,7 +18,7 @@ pub use budget::UploadBudget;
 pub use content::content;
 pub use finished::FinishedChunk;
 pub use ingest::{Answer, Error, Finish, Ingest};
-pub use packed::{NoContent, Packing, Unpacked};
+pub use packed::{NoContent, Packing, Unpacked, Unreadable};
 
 use crate::store;
 

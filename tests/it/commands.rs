@@ -1,13 +1,17 @@
 //! The commands, as a user meets them: what they print, and how they exit.
 
 mod demo;
+mod dry;
+mod edited;
 mod flags;
 mod keep;
 mod keys;
 mod outputs;
+mod restart;
 mod resume;
 mod run;
 mod serve;
+mod streams;
 
 use std::path::Path;
 
@@ -85,6 +89,15 @@ async fn wrong_usage_exits_2() {
         "run -i in.jsonl",
         "run -o out.jsonl",
         "run -i in.jsonl -o out.jsonl --concurrency many",
+        "run -i in.jsonl -o out.jsonl --concurrency 0",
+        "run -i in.jsonl -o out.jsonl --concurrency 1000001",
+        "run -i in.jsonl -o out.jsonl --rate 600",
+        "run -i in.jsonl -o out.jsonl --timeout 0s",
+        "run -i in.jsonl -o out.jsonl --max-attempts 0",
+        "run -i in.jsonl -o out.jsonl --limit 0",
+        "run -i in.jsonl -o out.jsonl --max-failures 0",
+        "run -i in.jsonl -o out.jsonl --header x",
+        "run -i in.jsonl -o out.jsonl --set a=b",
         "demo --port 1",
         "simulate --latency 5",
         "simulate --error-rate 2",
@@ -118,6 +131,79 @@ async fn wrong_usage_exits_2() {
         .expect("can be read")
         .count();
     assert_eq!(left, 0, "wrong usage does nothing");
+}
+
+/// What only the configuration can judge is wrong usage, too, where a flag gave it.
+#[tokio::test]
+async fn a_wrong_value_of_any_flag_exits_2_and_names_the_flag() {
+    let directory = tempfile::tempdir().expect("makes a directory");
+    let run = "run -i in.jsonl -o out.jsonl";
+    let upstream = "--upstream http://127.0.0.1:1";
+    for (line, told) in [
+        (
+            format!("{run} --upstream nowhere"),
+            "error: --upstream: expected a URL",
+        ),
+        (
+            format!("{run} --upstream http://user@host"),
+            "error: --upstream: a URL holds no user or password: name a key with --api-key-env",
+        ),
+        (
+            format!("{run} {upstream} --api-key-env NOT_SET"),
+            "error: --api-key-env: the variable NOT_SET is not set, or empty",
+        ),
+        (
+            format!("{run} --api-key-env KEY --dry-run --config none.toml"),
+            "none.toml: the file cannot be read",
+        ),
+        (
+            format!("{run} {upstream} --header te:x"),
+            "error: --header te: this header is made for each call",
+        ),
+        (
+            "serve --listen nowhere".to_owned(),
+            "error: --listen: expected host:port",
+        ),
+        (
+            "check --database mysql://a".to_owned(),
+            "--database: expected sqlite://",
+        ),
+    ] {
+        let args: Vec<&str> = line.split_whitespace().collect();
+        let wrong = ended_in(directory.path(), &args).await;
+        let shown = wrong.errors.clone() + &wrong.out;
+        assert!(shown.contains(told), "{line}: {shown}");
+        assert!(!shown.contains("base_url"), "{line}: {shown}");
+        let expected = match line.as_str() {
+            // A file is not wrong usage; and `check` reports what it finds.
+            line if line.contains("none.toml") => 3,
+            line if line.starts_with("check") => 1,
+            _ => 2,
+        };
+        assert_eq!(wrong.code, Some(expected), "{line}: {shown}");
+    }
+}
+
+#[tokio::test]
+async fn examples_and_exit_codes_fit_a_terminal_of_80_columns() {
+    let more: [&[&str]; 2] = [&["status"], &["upstreams"]];
+    for args in COMMANDS.iter().chain(&more) {
+        let mut help = command(&[args, &["--help"][..]].concat());
+        help.env("COLUMNS", "80");
+        let narrow = ended(help).await.out;
+        let mut help = command(&[args, &["--help"][..]].concat());
+        help.env("COLUMNS", "300");
+        let wide = ended(help).await.out;
+        let (_, narrow) = narrow.split_once("\nExample").expect("has an example");
+        let (_, wide) = wide.split_once("\nExample").expect("has an example");
+        assert_eq!(narrow, wide, "{args:?}: no line is broken");
+    }
+    let help = ended(command(&["run", "--help"])).await.out;
+    let (_, codes) = help.split_once("\nExit codes:\n").expect("has exit codes");
+    for code in ["0", "1", "2", "3", "4", "130", "141", "143"] {
+        let begins = |line: &str| line.split_whitespace().next() == Some(code);
+        assert!(codes.lines().any(begins), "{code}: {codes}");
+    }
 }
 
 const MISTAKES: &str = r#"

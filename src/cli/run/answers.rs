@@ -6,7 +6,7 @@ use std::io::{BufRead as _, BufReader, Seek as _, SeekFrom};
 use std::path::PathBuf;
 
 use anyhow::Context as _;
-use tokio::io::AsyncWriteExt as _;
+use bytes::Bytes;
 
 use super::generation::TENANT;
 use super::journal::Journal;
@@ -14,6 +14,18 @@ use super::lines::{Reader, Record, Source};
 use crate::domain::file::Kind;
 use crate::store::Store;
 use crate::transfer::FinishedChunk;
+
+/// Answers are written in blocks of this size.
+pub(super) const WRITE_BYTES: usize = 256 << 10;
+
+/// What comes next in the order of the input.
+pub(super) enum Next {
+    /// A line of the result, with its line end.
+    Line(Bytes),
+    /// A line that is not finished yet.
+    Missing,
+    End,
+}
 
 /// Reads the answers, or the lines that failed, one by one.
 pub(super) struct Answers {
@@ -28,8 +40,8 @@ pub(super) struct Answers {
     lines: Reader,
     /// The number of the last line that was read.
     number: i64,
-    /// A line that is not finished yet.
-    waiting: Option<Record>,
+    /// A line that was not finished when it was looked up.
+    missing: Option<Record>,
     kept: Option<Kept>,
 }
 
@@ -50,7 +62,7 @@ pub(super) struct Sources {
 
 impl Sources {
     pub(super) fn of(store: &Store, journal: &Journal) -> Sources {
-        let generation = journal.generation(&journal.state);
+        let generation = journal.generation();
         Sources {
             store: store.clone(),
             batch_id: journal.batch_id.clone(),
@@ -80,7 +92,7 @@ impl Answers {
             open: None,
             lines: Reader::open(&sources.lines)?,
             number: 0,
-            waiting: None,
+            missing: None,
             kept: kept.map(|file| Kept {
                 file: BufReader::new(file),
                 at: 0,
@@ -88,22 +100,19 @@ impl Answers {
         })
     }
 
-    /// Writes what comes next, up to the first line that is not finished; `true` at the end. Where
-    /// the batch has ended, a line that is not finished never will be, and is passed over.
-    pub(super) async fn advance(
-        &mut self,
-        out: &mut tokio::fs::File,
-        has_ended: bool,
-    ) -> anyhow::Result<bool> {
-        // What is finished by now may be more than when it was looked up.
-        self.open = None;
+    /// The next answer. Where the batch has ended, a line that is not finished never will be, and
+    /// is passed over.
+    pub(super) async fn next(&mut self, has_ended: bool) -> anyhow::Result<Next> {
         loop {
-            let record = match self.waiting.take() {
-                Some(record) => record,
+            let record = match self.missing.take() {
+                Some(record) => {
+                    // What is finished by now may be more than when it was looked up.
+                    self.open = None;
+                    record
+                }
                 None => {
                     let Some(record) = self.lines.next()? else {
-                        out.flush().await?;
-                        return Ok(true);
+                        return Ok(Next::End);
                     };
                     self.number += 1;
                     record
@@ -114,21 +123,20 @@ impl Answers {
                 Source::Kept(_) if self.kind == Kind::Error => {}
                 Source::Kept(at) => {
                     let kept = self.kept.as_mut().context("the kept answers are gone")?;
-                    out.write_all(&kept.line(at)?).await?;
+                    return Ok(Next::Line(kept.line(at)?.into()));
                 }
                 Source::Sent => {
                     if !self.is_finished().await? {
                         if has_ended {
                             continue;
                         }
-                        self.waiting = Some(record);
-                        out.flush().await?;
-                        return Ok(false);
+                        self.missing = Some(record);
+                        return Ok(Next::Missing);
                     }
                     let Some(open) = &mut self.open else { continue };
                     if open.peek().is_some_and(|(_, kind)| kind == self.kind) {
                         if let Some(line) = open.next(&self.store).await? {
-                            out.write_all(&line).await?;
+                            return Ok(Next::Line(line));
                         }
                     } else {
                         open.pass();

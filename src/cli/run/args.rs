@@ -1,36 +1,43 @@
 //! The flags of `nightshift run`, and its help.
 
-use std::io::Write as _;
 use std::path::PathBuf;
 use std::time::Duration;
 
 use super::flags;
 use super::reshape::Reshape;
-use super::summary::Summary;
-use super::target::Target;
-use crate::config::{Overrides, parse_duration};
+use crate::config::Overrides;
 
 const EXAMPLE: &str = "\
 Examples:
-  nightshift run -i requests.jsonl -o answers.jsonl --upstream http://localhost:8000/v1
-  cat requests.jsonl | nightshift run -i - -o answers.jsonl --config nightshift.toml
-  nightshift run -i texts.jsonl -o - --ids --model bge-m3 --upstream http://localhost:8000/v1
+  nightshift run -i requests.jsonl -o answers.jsonl \\
+    --upstream http://localhost:8000/v1
+  cat requests.jsonl.gz | nightshift run -i - -o answers.jsonl --model llama
+  nightshift run -i texts.jsonl -o - --ids --model bge-m3 \\
+    --upstream http://localhost:8000/v1
 
-Stopped and started again it goes on where it was, and sends nothing twice. Where the input has
-changed, lines keep the answers that they have, by custom_id and body. Meanwhile the answers so far
-are in the output's name with .partial.
+The input may be compressed with gzip or zstd.
 
-Without --upstream and without configured upstreams, the variable OPENAI_BASE_URL says where to send,
-and OPENAI_API_KEY, where it is set, with which key. An address given by --upstream gets no key but
-the one of --api-key-env.
+Stopped and started again it goes on where it was, and sends nothing twice.
+Where the input has changed, lines keep the answers that they have, by
+custom_id and body. Meanwhile the answers so far are in the output's name with
+.partial. An output that is no file gets the answers as they come, and all
+again from the first when a stopped run goes on.
+
+Without --upstream and without configured upstreams, the variable
+OPENAI_BASE_URL says where to send, and OPENAI_API_KEY, where it is set, with
+which key. An address given by --upstream gets no key but the one of
+--api-key-env.
 
 Exit codes:
   0    every request succeeded
-  1    some requests failed, or the run could not be finished: the message says which
+  1    some requests failed, or the run could not be finished: the message
+       says which
   2    the command line is wrong
-  3    the input or the configuration is not valid: nothing was sent
+  3    the input, an output or the configuration is not valid: nothing was
+       sent
   4    no upstream answered, or the upstreams refuse every request
   130  interrupted (SIGINT)
+  141  whoever read the output has gone, as head does
   143  terminated (SIGTERM or SIGHUP)";
 
 /// Run one batch without a server, from a file to a file.
@@ -40,7 +47,7 @@ Exit codes:
 #[derive(Clone, Debug, clap::Args)]
 #[command(after_help = EXAMPLE)]
 pub(in crate::cli) struct RunArgs {
-    /// The JSONL file of requests; - reads standard input
+    /// The JSONL file of requests, which may be compressed with gzip or zstd; - reads standard input
     #[arg(short, long, value_name = "FILE")]
     pub(super) input: PathBuf,
 
@@ -72,15 +79,15 @@ pub(in crate::cli) struct RunArgs {
     pub(super) headers: Vec<(String, String)>,
 
     /// Calls at once to each upstream
-    #[arg(long, value_name = "N")]
-    pub(super) concurrency: Option<usize>,
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..=1_000_000))]
+    pub(super) concurrency: Option<u32>,
 
     /// Begin no more calls than this, such as 10/s, 600/m or 5000/h
     #[arg(long, value_name = "N/UNIT", value_parser = flags::rate)]
     pub(super) rate: Option<Duration>,
 
     /// How long one call may take, such as 30s or 10m
-    #[arg(long, value_name = "DURATION", value_parser = parse_duration)]
+    #[arg(long, value_name = "DURATION", value_parser = flags::timeout)]
     pub(super) timeout: Option<Duration>,
 
     /// How many calls one request may cost, the first included
@@ -108,7 +115,8 @@ pub(in crate::cli) struct RunArgs {
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u64).range(1..))]
     pub(super) max_failures: Option<u64>,
 
-    /// Check the input and the configuration, say what would be sent, and send nothing
+    /// Check all that a run checks, say what would be sent and which answers would be kept, and
+    /// change nothing
     #[arg(long)]
     pub(super) dry_run: bool,
 
@@ -116,8 +124,8 @@ pub(in crate::cli) struct RunArgs {
     #[arg(short, long)]
     pub(super) quiet: bool,
 
-    /// Print a summary as JSON when the run ends: on standard output, or on standard error where
-    /// the answers go to standard output
+    /// Print a summary as JSON when the run ends, however it ends: on standard output, or on
+    /// standard error where the answers go to standard output
     #[arg(long)]
     pub(super) json: bool,
 
@@ -129,7 +137,8 @@ pub(in crate::cli) struct RunArgs {
     #[arg(long, conflicts_with = "restart")]
     pub(super) retry_failed: bool,
 
-    /// Forget what an earlier run of this output did, and begin anew
+    /// Forget what an earlier run of this output did, and begin anew: its files stay until the new
+    /// ones take their place
     #[arg(long)]
     pub(super) restart: bool,
 }
@@ -159,26 +168,11 @@ impl RunArgs {
             config: self.config.clone(),
             upstream: self.upstream.clone(),
             api_key_env: self.api_key_env.clone(),
-            concurrency: self.concurrency,
+            concurrency: self.concurrency.map(|calls| calls as usize),
             headers: self.headers.clone(),
             timeout: self.timeout,
             max_attempts: self.max_attempts,
             ..Overrides::default()
         }
-    }
-
-    /// Prints how the run went, where that is asked for.
-    pub(super) fn report(&self, output: &Target, summary: &Summary<'_>) -> anyhow::Result<()> {
-        if !self.json {
-            return Ok(());
-        }
-        let text = serde_json::to_string(summary)?;
-        if output.is_stdout() {
-            tell!("{text}");
-        } else {
-            let mut out = std::io::stdout();
-            writeln!(out, "{text}")?;
-        }
-        Ok(())
     }
 }

@@ -1,15 +1,15 @@
 //! A batch is made of an input.
 
-use anyhow::{Context as _, bail};
-use tokio::io::AsyncReadExt as _;
+use anyhow::bail;
 
 use super::exit::NOT_VALID;
+use super::feed::{Feed, Gathered, limits};
 use super::generation::{Generation, TENANT};
-use super::input::{Input, READ_BYTES};
+use super::input::Input;
 use super::journal::Journal;
 use super::keep::Found;
 use super::lines::{self, Reader, Source};
-use super::reshape::{self, Gathered, Reshape, Splitter};
+use super::reshape::{self, Reshape};
 use crate::app;
 use crate::cli::OrExit as _;
 use crate::config::Config;
@@ -17,7 +17,8 @@ use crate::domain::clock::Clock;
 use crate::domain::endpoint;
 use crate::domain::file::Purpose;
 use crate::domain::id;
-use crate::intake::{Contents, Limits};
+use crate::domain::jsonl::NotJsonl;
+use crate::intake::Contents;
 use crate::store::{NewBatch, Store};
 use crate::transfer::{self, Finish, Ingest, UploadBudget};
 
@@ -46,7 +47,7 @@ pub(super) async fn begin(
     if let Some(found) = &found
         && found.sha256 != sha256
     {
-        bail!("{} has changed while it was read", input.name.display());
+        bail!("{} has changed while it was read", input.shown());
     }
     let mut journal = Journal::new(generation, sha256, Some(batch_id), reshape.name());
     journal.kept = found.map_or(0, |found| found.kept);
@@ -62,10 +63,7 @@ async fn ingest(
     found: Option<&Found>,
     store: &Store,
 ) -> anyhow::Result<(String, String)> {
-    let limits = Limits {
-        max_line_bytes: config.limits.max_line_bytes,
-        max_models: config.limits.max_models_per_file,
-    };
+    let limits = limits(config);
     // One file alone never waits for others.
     let budget = UploadBudget::new(limits.max_line_bytes);
     let mut ingest = Ingest::begin(store, TENANT, limits, Contents::Requests, &budget).await?;
@@ -78,53 +76,40 @@ async fn ingest(
         Some(_) => Some(Reader::open(&generation.lines())?),
     };
     let mut gathered = Gathered::default();
-    let mut take = |gathered: &mut Gathered, line: &[u8], number: u64| -> anyhow::Result<()> {
-        let line = reshape.line(line, number);
+    let mut take = |gathered: &mut Gathered, line: &[u8]| -> anyhow::Result<()> {
         let record = match (&mut sources, &mut writer) {
             (Some(sources), _) => sources.next()?,
             (None, Some(writer)) => {
-                let record = reshape::record(&line, &config.models);
+                let record = reshape::record(line, &config.models);
                 writer.push(record)?;
                 Some(record)
             }
             (None, None) => None,
         };
         let is_kept = record.is_some_and(|record| matches!(record.source, Source::Kept(_)));
-        gathered.line(if is_kept { b"" } else { &line });
+        gathered.line(if is_kept { b"" } else { line });
         Ok(())
     };
-    let mut splitter = Splitter::new(limits.max_line_bytes, reshape.limit);
-    let mut reader = input.open().await?;
-    let mut buffer = Vec::with_capacity(READ_BYTES);
-    loop {
-        let read = reader.read_buf(&mut buffer).await;
-        if read.with_context(|| format!("cannot read {}", input.name.display()))? == 0 {
-            break;
-        }
-        splitter.push(&buffer, |line, number| take(&mut gathered, line, number))?;
-        buffer.clear();
+    let mut feed = Feed::open(input, reshape, limits).await?;
+    while feed.read(|line, _| take(&mut gathered, &line)).await? {
         ingest.write(gathered.take()).await?;
     }
-    let sha256 = splitter.finish(|line, number| take(&mut gathered, line, number))?;
+    let sha256 = feed.finish(|line, _| take(&mut gathered, &line))?;
     ingest.write(gathered.take()).await?;
     if let Some(writer) = writer {
         writer.finish()?;
     }
     let created_at = Clock::default().now_ms();
-    let name = input.name.file_name().unwrap_or_default();
     let finish = Finish {
         purpose: Purpose::Batch,
-        filename: name.to_string_lossy().into_owned(),
+        filename: input.filename(),
         created_at,
         expires_at: None,
     };
     let file = match ingest.finish(finish, None).await {
-        Err(transfer::Error::NotJsonl(what)) => Err(anyhow::anyhow!(
-            "{} is empty, or its first line is not JSON: it must be a JSONL file of requests. {}",
-            input.name.display(),
-            what.hint()
-        ))
-        .or_exit(NOT_VALID)?,
+        Err(transfer::Error::NotJsonl(what)) => {
+            Err(anyhow::anyhow!(not_jsonl(input, &what))).or_exit(NOT_VALID)?
+        }
         file => file?,
     };
     let batch = NewBatch {
@@ -143,4 +128,13 @@ async fn ingest(
     };
     store.create_batch(&batch, None).await?;
     Ok((sha256, batch.id))
+}
+
+/// What an input is, where it is no JSON Lines.
+pub(super) fn not_jsonl(input: &Input, what: &NotJsonl) -> String {
+    let name = input.shown();
+    if *what == NotJsonl::EMPTY {
+        return format!("{name} is empty: write one request on each line");
+    }
+    format!("{name}: {}", what.hint())
 }

@@ -1,11 +1,12 @@
 //! The state directory of a run: one process has it for itself, and all else in it is left alone.
 
 use std::fs;
-use std::io::{Read as _, Write as _};
+use std::io::{ErrorKind, Read as _, Write as _};
 use std::os::unix::fs::DirBuilderExt as _;
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context as _, bail};
+use rustix::fs::{Access, access};
 
 use super::exit::NOT_VALID;
 use super::generation::{is_store_lock, remove_where};
@@ -60,7 +61,8 @@ pub(super) fn claim(state: &Path) -> anyhow::Result<Claim> {
         fs::DirBuilder::new()
             .mode(0o700)
             .create(state)
-            .with_context(cannot)?;
+            .with_context(cannot)
+            .or_exit(NOT_VALID)?;
     }
     let path = state.join(LOCK);
     // Looked at first, so that nothing is made in a directory that is refused.
@@ -74,23 +76,9 @@ pub(super) fn claim(state: &Path) -> anyhow::Result<Claim> {
         .write(true)
         .open(path);
     let mut lock = lock.with_context(cannot)?;
-    match lock.try_lock() {
-        Ok(()) => {}
-        Err(fs::TryLockError::WouldBlock) => {
-            bail!("another `nightshift run` is working on {}", state.display())
-        }
-        Err(fs::TryLockError::Error(error)) => return Err(error).with_context(cannot),
-    }
-    let mut mark = Vec::new();
-    (&lock)
-        .take(MARK.len() as u64 + 1)
-        .read_to_end(&mut mark)
-        .with_context(cannot)?;
-    let has_mark = mark == MARK;
+    must_be_alone(&lock, state)?;
+    let has_mark = has_mark(&lock, state)?;
     if !has_mark {
-        if !mark.is_empty() {
-            return not_ours(state);
-        }
         must_be_ours(state)?;
         lock.write_all(MARK).with_context(cannot)?;
     }
@@ -98,6 +86,63 @@ pub(super) fn claim(state: &Path) -> anyhow::Result<Claim> {
         _lock: lock,
         is_users: is_there && !has_mark,
     })
+}
+
+/// Refuses what [`claim`] would refuse, and changes nothing. While what it returns is held, no run
+/// claims the directory.
+pub(super) fn look(state: &Path) -> anyhow::Result<Option<fs::File>> {
+    let cannot = || format!("cannot use {}", state.display());
+    if !state.is_dir() {
+        let directory = state.parent().filter(|parent| *parent != Path::new(""));
+        let directory = directory.unwrap_or(Path::new("."));
+        let is_free = state.symlink_metadata().is_err();
+        let may_write = access(directory, Access::WRITE_OK | Access::EXEC_OK);
+        return match may_write {
+            Ok(()) if is_free => Ok(None),
+            Ok(()) => Err(anyhow::anyhow!("it is no directory")),
+            Err(error) => Err(std::io::Error::from(error).into()),
+        }
+        .with_context(cannot)
+        .or_exit(NOT_VALID);
+    }
+    let lock = match fs::File::open(state.join(LOCK)) {
+        Ok(lock) => lock,
+        Err(error) if error.kind() == ErrorKind::NotFound => {
+            must_be_ours(state)?;
+            return Ok(None);
+        }
+        Err(error) => return Err(error).with_context(cannot),
+    };
+    must_be_alone(&lock, state)?;
+    if !has_mark(&lock, state)? {
+        must_be_ours(state)?;
+    }
+    Ok(Some(lock))
+}
+
+/// Refuses where another run has the lock.
+fn must_be_alone(lock: &fs::File, state: &Path) -> anyhow::Result<()> {
+    match lock.try_lock() {
+        Ok(()) => Ok(()),
+        Err(fs::TryLockError::WouldBlock) => {
+            bail!("another `nightshift run` is working on {}", state.display())
+        }
+        Err(fs::TryLockError::Error(error)) => {
+            Err(error).with_context(|| format!("cannot use {}", state.display()))
+        }
+    }
+}
+
+/// Whether the lock's file has the mark; one that has anything else is refused.
+fn has_mark(lock: &fs::File, state: &Path) -> anyhow::Result<bool> {
+    let mut mark = Vec::new();
+    lock.take(MARK.len() as u64 + 1)
+        .read_to_end(&mut mark)
+        .with_context(|| format!("cannot use {}", state.display()))?;
+    if mark != MARK && !mark.is_empty() {
+        return not_ours(state);
+    }
+    Ok(mark == MARK)
 }
 
 /// Refuses a directory without a mark, unless it has nothing but a lock, or the journal of a

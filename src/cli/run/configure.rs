@@ -3,33 +3,42 @@
 use anyhow::bail;
 
 use super::args::RunArgs;
+use super::words::Words;
 use crate::cli::{has_mistakes, warn_of};
-use crate::config::{Config, Environment, Overrides};
+use crate::config::{Config, ConfigError, ConfigErrors, Environment, Overrides};
 
 /// What OpenAI's clients read.
 const BASE_URL: &str = "OPENAI_BASE_URL";
 const API_KEY: &str = "OPENAI_API_KEY";
+const UPSTREAM: &str = "NIGHTSHIFT_UPSTREAM";
 
 /// Reads the configuration, which must name an upstream; else the environment may, as it does for
 /// OpenAI's clients.
-pub(super) fn configure(args: &RunArgs, overrides: Overrides) -> anyhow::Result<Config> {
+pub(super) fn configure(args: &RunArgs, overrides: Overrides) -> anyhow::Result<(Config, Words)> {
     let environment = Environment::capture();
-    let load = |overrides: &Overrides| Config::load(overrides, &environment).map_err(has_mistakes);
-    let is_named = overrides.upstream.is_some() || environment.get("NIGHTSHIFT_UPSTREAM").is_some();
+    let load = |overrides: &Overrides, words: &Words| {
+        Config::load(overrides, &environment).map_err(|errors| mistakes(errors, words))
+    };
+    let named = if overrides.upstream.is_some() {
+        Some(Words::of_flags())
+    } else {
+        let variable = environment.get(UPSTREAM);
+        variable.map(|_| Words::of(UPSTREAM, "--api-key-env"))
+    };
     // A key without an address of its own is judged with the address of the environment.
     let own_key = Overrides {
-        api_key_env: overrides.api_key_env.clone().filter(|_| is_named),
+        api_key_env: overrides.api_key_env.clone().filter(|_| named.is_some()),
         ..overrides.clone()
     };
-    let config = load(&own_key)?;
+    let words = named.clone().unwrap_or_default();
+    let config = load(&own_key, &words)?;
     // Only now is it known which variables the configuration names.
     warn_of(&environment.near_misses());
     if !config.upstreams.is_empty() {
-        return if is_named {
-            Ok(config)
-        } else {
-            load(&overrides)
-        };
+        return Ok(match named {
+            Some(_) => (config, words),
+            None => (load(&overrides, &words)?, words),
+        });
     }
     let Some(url) = environment.get(BASE_URL) else {
         bail!(
@@ -37,16 +46,35 @@ pub(super) fn configure(args: &RunArgs, overrides: Overrides) -> anyhow::Result<
              the variable {BASE_URL}"
         );
     };
-    let key = overrides.api_key_env.clone();
-    let key = key.or_else(|| environment.get(API_KEY).map(|_| API_KEY.to_owned()));
+    let (key, key_word) = match &overrides.api_key_env {
+        Some(name) => (Some(name.clone()), "--api-key-env"),
+        None => (
+            environment.get(API_KEY).map(|_| API_KEY.to_owned()),
+            API_KEY,
+        ),
+    };
     let with = key.as_deref().map_or_else(
         || "without a key".to_owned(),
         |name| format!("with the key in {name}"),
     );
     args.say(&format!("Sending to {url}, as {BASE_URL} says, {with}."));
-    load(&Overrides {
+    let words = Words::of(BASE_URL, key_word);
+    let overrides = Overrides {
         upstream: Some(url.to_owned()),
         api_key_env: key,
         ..overrides
-    })
+    };
+    Ok((load(&overrides, &words)?, words))
+}
+
+fn mistakes(errors: ConfigErrors, words: &Words) -> anyhow::Error {
+    let errors = errors.0.into_iter().map(|error| ConfigError {
+        // Another place is the configuration's, and is where its key is.
+        place: match error.place.starts_with("--") {
+            true => words.in_flags(&error.place),
+            false => error.place,
+        },
+        message: words.in_flags(&error.message),
+    });
+    has_mistakes(ConfigErrors(errors.collect()))
 }

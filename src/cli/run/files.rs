@@ -2,27 +2,22 @@
 
 use std::io::ErrorKind;
 use std::os::unix::fs::MetadataExt as _;
-use std::path::{Path, PathBuf};
-use std::time::{Duration, Instant};
+use std::path::Path;
 
 use anyhow::{Context as _, bail};
 use tempfile::TempPath;
 use tokio::fs::{File, OpenOptions};
+use tokio::io::{AsyncWriteExt as _, BufWriter};
 
-use super::answers::{Answers, Sources};
+use super::answers::{Answers, Next, Sources, WRITE_BYTES};
+use super::beside::{PARTIAL, beside, create, remove_if_there};
+use super::fingerprint::{Fingerprint, Hashing};
+use super::journal::Journal;
 use super::target::{self, Target};
 use crate::domain::file::Kind;
 
-/// What is added to a result's name while it is written.
-const PARTIAL: &str = ".partial";
-/// What is added to an output's name for the directory of what is needed to go on.
-pub(super) const STATE: &str = ".nightshift";
 /// Begins the name of a file that only shows that one can be made.
 const PROBE: &str = ".nightshift-";
-/// The mode of a file beside one that others may not be allowed to read.
-const PRIVATE: u32 = 0o600;
-/// The answers so far are written this often.
-const GROWS_EVERY: Duration = Duration::from_secs(1);
 
 /// Refuses to begin where one of the files would take another's place.
 pub(super) fn must_differ(
@@ -85,42 +80,46 @@ pub(super) fn must_be_writable(target: &Target) -> anyhow::Result<()> {
         .with_context(|| format!("cannot write {target}"))
 }
 
-/// Removes the answers so far of an earlier run of this output.
-pub(super) fn remove_partial(output: &Target) -> anyhow::Result<()> {
-    let Some(path) = output.file() else {
-        return Ok(());
-    };
-    let partial = beside(path, PARTIAL);
-    remove_if_there(&partial).with_context(|| format!("cannot remove {}", partial.display()))
-}
-
 /// Writes the answers, or the lines that failed, of a run whose batch has ended.
 ///
 /// A regular file is written beside its place and then renamed, with the mode and the owner of
 /// the file that was there. Where that cannot be, it is written in its place.
-pub(super) async fn write(sources: &Sources, kind: Kind, target: &Target) -> anyhow::Result<()> {
+pub(super) async fn write(
+    sources: &Sources,
+    kind: Kind,
+    target: &Target,
+    journal: &mut Journal,
+) -> anyhow::Result<()> {
     let cannot = || format!("cannot write {target}");
     let Some(path) = target.file() else {
-        let mut out = target.open_stream().await?;
-        return fill(sources, kind, &mut out).await.with_context(cannot);
+        let out = target.open_stream().await?;
+        fill(sources, kind, out).await.with_context(cannot)?;
+        return Ok(());
     };
     let old = path.metadata().ok();
     // A rename would leave the file's other names behind.
     let has_other_names = old.as_ref().is_some_and(|old| old.nlink() > 1);
     if !has_other_names {
-        let replaced = replace(sources, kind, path, old.as_ref()).await;
+        let replaced = replace(sources, kind, path, old.as_ref(), journal).await;
         if replaced.with_context(cannot)? {
             return Ok(());
         }
     }
-    let mut out = OpenOptions::new()
+    // Half written, it is still a run's.
+    journal.results.forget_content(path);
+    journal.write()?;
+    let out = OpenOptions::new()
         .write(true)
         .truncate(true)
         .open(path)
         .await
         .with_context(cannot)?;
-    fill(sources, kind, &mut out).await.with_context(cannot)?;
+    let (out, hash) = fill(sources, kind, out).await.with_context(cannot)?;
     out.sync_all().await.with_context(cannot)?;
+    let written = out.metadata().await.with_context(cannot)?;
+    let content = Fingerprint::written(&written, hash);
+    journal.results.note_content(path, content);
+    journal.write()?;
     remove_if_there(&beside(path, PARTIAL)).with_context(cannot)
 }
 
@@ -131,9 +130,10 @@ async fn replace(
     kind: Kind,
     path: &Path,
     old: Option<&std::fs::Metadata>,
+    journal: &mut Journal,
 ) -> anyhow::Result<bool> {
     let partial = beside(path, PARTIAL);
-    let mut out = match create_partial(&partial, old.is_some()).await {
+    let out = match create(&partial, old.is_some()).await {
         Ok(out) => out,
         // Others may own the directory, and this process the file; or the file alone is on a disk
         // that can be written.
@@ -142,13 +142,18 @@ async fn replace(
     };
     // Removed, unless it is renamed.
     let partial = TempPath::try_from_path(partial)?;
-    fill(sources, kind, &mut out).await?;
+    let (out, hash) = fill(sources, kind, out).await?;
     out.sync_all().await?;
+    let out = out.into_std().await;
     if let Some(old) = old
-        && !target::take_after(&out.into_std().await, old)?
+        && !target::take_after(&out, old)?
     {
         return Ok(false);
     }
+    // Noted first: a process that is killed behind the rename has still said whose the file is.
+    let content = Fingerprint::written(&out.metadata()?, hash);
+    journal.results.note_content(path, content);
+    journal.write()?;
     match partial.persist(path) {
         Ok(()) => Ok(true),
         // A file that is mounted by itself, as containers do.
@@ -165,104 +170,16 @@ fn is_denied(error: &std::io::Error) -> bool {
     )
 }
 
-/// Never through a symlink that is there.
-async fn create_partial(partial: &Path, is_private: bool) -> std::io::Result<File> {
-    remove_if_there(partial)?;
-    let mut options = OpenOptions::new();
-    options.write(true).create_new(true);
-    if is_private {
-        options.mode(PRIVATE);
-    }
-    options.open(partial).await
-}
-
-async fn fill(sources: &Sources, kind: Kind, out: &mut File) -> anyhow::Result<()> {
+async fn fill(sources: &Sources, kind: Kind, out: File) -> anyhow::Result<(File, Hashing)> {
     let mut answers = Answers::open(sources, kind).await?;
-    answers.advance(out, true).await?;
-    Ok(())
-}
-
-/// The answers so far, in input order up to the first one that is missing, for who looks into the
-/// output's partial file while the run goes on, or after it was interrupted.
-pub(super) struct Partial {
-    path: PathBuf,
-    /// There is an output already, which others may not be allowed to read.
-    is_private: bool,
-    answers: Answers,
-    /// `None`: there was nothing to write yet.
-    out: Option<File>,
-    done: u64,
-    next: Instant,
-    /// Something went wrong: the run goes on without it.
-    is_over: bool,
-}
-
-impl Partial {
-    /// `None`: the output is no file.
-    pub(super) async fn of(sources: &Sources, output: &Target) -> anyhow::Result<Option<Partial>> {
-        let Some(path) = output.file() else {
-            return Ok(None);
-        };
-        Ok(Some(Partial {
-            path: beside(path, PARTIAL),
-            is_private: path.exists(),
-            answers: Answers::open(sources, Kind::Output).await?,
-            out: None,
-            done: 0,
-            next: Instant::now(),
-            is_over: false,
-        }))
+    let mut out = BufWriter::with_capacity(WRITE_BYTES, out);
+    let mut hash = Hashing::default();
+    while let Next::Line(line) = answers.next(true).await? {
+        hash.update(&line);
+        out.write_all(&line).await?;
     }
-
-    /// Writes what has come since, now and then.
-    pub(super) async fn grow(&mut self, done: u64) {
-        let now = Instant::now();
-        if !self.is_over && done > self.done && now >= self.next {
-            self.next = now + GROWS_EVERY;
-            self.done = done;
-            self.write().await;
-        }
-    }
-
-    /// Writes what there is, and says where. `None`: there is nothing.
-    pub(super) async fn leave(mut self) -> Option<PathBuf> {
-        if !self.is_over {
-            self.write().await;
-        }
-        self.out.map(|_| self.path)
-    }
-
-    async fn write(&mut self) {
-        if let Err(error) = self.try_write().await {
-            self.is_over = true;
-            let path = self.path.display();
-            tracing::warn!("cannot write {path}, and goes on without it: {error:#}");
-        }
-    }
-
-    async fn try_write(&mut self) -> anyhow::Result<()> {
-        let out = match &mut self.out {
-            Some(out) => out,
-            None => {
-                let made = create_partial(&self.path, self.is_private).await?;
-                self.out.insert(made)
-            }
-        };
-        self.answers.advance(out, false).await?;
-        Ok(())
-    }
-}
-
-/// A path with something added to its name.
-pub(super) fn beside(path: &Path, suffix: &str) -> PathBuf {
-    let mut name = path.as_os_str().to_owned();
-    name.push(suffix);
-    name.into()
-}
-
-/// `answers.jsonl` → `answers.errors.jsonl`.
-pub(super) fn errors_path(output: &Path) -> PathBuf {
-    output.with_extension("errors.jsonl")
+    out.flush().await?;
+    Ok((out.into_inner(), hash))
 }
 
 /// Removes what an earlier run wrote. A symlink that the user made stays, and leads to an empty
@@ -283,12 +200,4 @@ pub(super) fn remove(target: &Target) -> anyhow::Result<()> {
         };
     }
     remove_if_there(path).with_context(cannot)
-}
-
-fn remove_if_there(path: &Path) -> std::io::Result<()> {
-    match std::fs::remove_file(path) {
-        // In a directory that cannot be written, nothing is told of a file that is not there.
-        Err(error) if path.symlink_metadata().is_ok() => Err(error),
-        _ => Ok(()),
-    }
 }

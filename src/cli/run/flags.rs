@@ -4,6 +4,8 @@ use std::time::Duration;
 
 use serde_json::Value;
 
+use crate::config::parse_duration;
+
 /// `600/m`: so many calls in a second, a minute, an hour or a day. What is between two of them.
 pub(super) fn rate(text: &str) -> Result<Duration, String> {
     let wrong = || "expected a number and a unit of time, such as 10/s, 600/m or 5000/h".to_owned();
@@ -18,6 +20,15 @@ pub(super) fn rate(text: &str) -> Result<Duration, String> {
     match count.parse::<u32>() {
         Ok(0) | Err(_) => Err(wrong()),
         Ok(count) => Ok(Duration::from_secs(seconds) / count),
+    }
+}
+
+/// A duration that is not nothing.
+pub(super) fn timeout(text: &str) -> Result<Duration, String> {
+    match parse_duration(text) {
+        Ok(Duration::ZERO) => Err("a call takes some time: at least 1ms".to_owned()),
+        Ok(timeout) => Ok(timeout),
+        Err(error) => Err(error.to_string()),
     }
 }
 

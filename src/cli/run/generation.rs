@@ -8,9 +8,9 @@ pub(super) const TENANT: &str = "default";
 /// Begin the names of what a generation has.
 const GENERATION_FILES: [&str; 4] = ["state", "lines", "kept", "index"];
 
-/// The files of one batch of a run. A run that sends again what has no answer, or whose input has
-/// changed, begins a new generation beside the old one, which is removed once the new one is
-/// noted: so at any moment one is whole.
+/// The files of one batch of a run. A run that begins anew, sends again what has no answer, or has
+/// a changed input begins a new generation beside the old one. The old one is removed once the new
+/// one has an outcome: so at any moment one is whole.
 #[derive(Clone, Debug)]
 pub(super) struct Generation {
     state: PathBuf,
@@ -79,13 +79,6 @@ impl Generation {
     /// Removes what this generation has. What cannot be removed does no harm.
     pub(super) fn remove(&self) {
         remove_where(&self.state, |name| self.has(name));
-    }
-
-    /// Removes what other generations have.
-    pub(super) fn remove_others(&self) {
-        remove_where(&self.state, |name| {
-            number_of(name).is_some_and(|number| number != self.number)
-        });
     }
 }
 

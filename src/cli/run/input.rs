@@ -1,30 +1,43 @@
-//! The input of a run, which may be read more than once.
+//! The input of a run: JSON Lines, plain or compressed, which may be read more than once.
 
 use std::fs::File;
-use std::io::{BufWriter, Write as _};
+use std::io::Cursor;
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context as _, bail};
-use sha2::{Digest as _, Sha256};
+use bytes::Bytes;
+use futures::StreamExt as _;
 use tokio::io::{AsyncRead, AsyncReadExt as _};
+use tokio_util::io::ReaderStream;
 
-pub(super) const READ_BYTES: usize = 256 << 10;
+use super::exit::NOT_VALID;
+use super::fingerprint::Hashing;
+use crate::cli::OrExit as _;
+use crate::transfer::{NoContent, Packing, Unpacked, Unreadable};
+
+const READ_BYTES: usize = 256 << 10;
+
+type Raw = Box<dyn AsyncRead + Send + Unpin>;
 
 /// An input that may be read more than once.
 pub(super) struct Input {
     /// What messages call it.
-    pub(super) name: PathBuf,
+    name: PathBuf,
     /// Where its bytes are: the file itself, or a copy of what cannot be read again.
-    pub(super) path: Option<PathBuf>,
+    path: Option<PathBuf>,
+    /// What a compressed input may hold.
+    max_bytes: u64,
 }
 
 impl Input {
-    pub(super) fn of(path: &Path) -> anyhow::Result<Input> {
+    pub(super) fn of(path: &Path, max_bytes: u64) -> anyhow::Result<Input> {
+        let input = |whole| Input {
+            name: path.to_owned(),
+            path: whole,
+            max_bytes,
+        };
         if path.as_os_str() == "-" {
-            return Ok(Input {
-                name: path.to_owned(),
-                path: None,
-            });
+            return Ok(input(None));
         }
         let cannot = || format!("cannot open {}", path.display());
         // Opened first: what cannot be read is told before anything is done.
@@ -33,13 +46,24 @@ impl Input {
         if path.is_dir() {
             bail!("{} is a directory: name a file", path.display());
         }
-        Ok(Input {
-            name: path.to_owned(),
-            path: is_file.then(|| path.to_owned()),
-        })
+        Ok(input(is_file.then(|| path.to_owned())))
     }
 
-    pub(super) async fn open(&self) -> anyhow::Result<Box<dyn AsyncRead + Send + Unpin>> {
+    /// What messages call it.
+    pub(super) fn shown(&self) -> String {
+        match self.name.as_os_str().to_str() {
+            Some("-") => "standard input".to_owned(),
+            _ => self.name.display().to_string(),
+        }
+    }
+
+    /// The name of the file without its directories.
+    pub(super) fn filename(&self) -> String {
+        let name = self.name.file_name().unwrap_or_default();
+        name.to_string_lossy().into_owned()
+    }
+
+    async fn raw(&self) -> anyhow::Result<Raw> {
         let path = match &self.path {
             None if self.name.as_os_str() == "-" => return Ok(Box::new(tokio::io::stdin())),
             None => &self.name,
@@ -50,40 +74,118 @@ impl Input {
         Ok(Box::new(file))
     }
 
-    /// Hashes the input. One that cannot be read again is copied meanwhile.
-    pub(super) async fn hash(&mut self, copy: &Path) -> anyhow::Result<String> {
-        let mut input = self.open().await?;
-        let mut copied = match self.path {
-            Some(_) => None,
-            None => Some(BufWriter::new(File::create(copy)?)),
-        };
-        let mut hashing = Hashing::default();
-        let mut buffer = Vec::with_capacity(READ_BYTES);
-        while input.read_buf(&mut buffer).await? > 0 {
-            hashing.update(&buffer);
-            if let Some(copied) = &mut copied {
-                copied.write_all(&buffer)?;
-            }
-            buffer.clear();
+    /// Its content from the first byte. Whether it is compressed, its first bytes say.
+    pub(super) async fn open(&self) -> anyhow::Result<Content> {
+        let mut raw = self.raw().await?;
+        let mut beginning = Vec::with_capacity(Packing::SIGNATURE_BYTES);
+        let signature = (&mut raw).take(Packing::SIGNATURE_BYTES as u64);
+        { signature }
+            .read_to_end(&mut beginning)
+            .await
+            .with_context(|| format!("cannot read {}", self.shown()))?;
+        let packing = Packing::of(&beginning);
+        let whole: Raw = Box::new(Cursor::new(beginning).chain(raw));
+        let stream = ReaderStream::with_capacity(whole, READ_BYTES);
+        Ok(Content {
+            name: self.shown(),
+            bytes: match packing {
+                None => Source::Plain(stream),
+                Some(packing) => Source::Packed {
+                    unpacked: Unpacked::new(packing, stream),
+                    left: self.max_bytes,
+                },
+            },
+            max_bytes: self.max_bytes,
+        })
+    }
+
+    /// Whether it can be read again.
+    pub(super) fn is_lasting(&self) -> bool {
+        self.path.is_some()
+    }
+
+    /// Copies an input that cannot be read again, so that it can.
+    pub(super) async fn make_lasting(&mut self, copy: &Path) -> anyhow::Result<()> {
+        if self.path.is_some() {
+            return Ok(());
         }
-        if let Some(mut copied) = copied {
-            copied.flush()?;
-            self.path = Some(copy.to_owned());
+        let mut raw = self.raw().await?;
+        let cannot = || format!("cannot copy {} to {}", self.shown(), copy.display());
+        let mut copied = tokio::fs::File::create(copy).await.with_context(cannot)?;
+        let done = tokio::io::copy(&mut raw, &mut copied).await;
+        done.with_context(cannot)?;
+        copied.sync_data().await.with_context(cannot)?;
+        self.path = Some(copy.to_owned());
+        Ok(())
+    }
+
+    /// Hashes the content.
+    pub(super) async fn hash(&self) -> anyhow::Result<String> {
+        let mut content = self.open().await?;
+        let mut hashing = Hashing::default();
+        while let Some(bytes) = content.next().await? {
+            hashing.update(&bytes);
         }
         Ok(hashing.finish())
     }
 }
 
-/// The hash of an input, as it is read.
-#[derive(Default)]
-pub(super) struct Hashing(Sha256);
+/// What an input holds, block by block.
+pub(super) struct Content {
+    name: String,
+    bytes: Source,
+    max_bytes: u64,
+}
 
-impl Hashing {
-    pub(super) fn update(&mut self, bytes: &[u8]) {
-        self.0.update(bytes);
+enum Source {
+    Plain(ReaderStream<Raw>),
+    Packed {
+        unpacked: Unpacked<'static, std::io::Error>,
+        /// What may still come.
+        left: u64,
+    },
+}
+
+impl Content {
+    /// The next bytes; `None` at the end.
+    pub(super) async fn next(&mut self) -> anyhow::Result<Option<Bytes>> {
+        let cannot = || format!("cannot read {}", self.name);
+        let (unpacked, left) = match &mut self.bytes {
+            Source::Plain(stream) => return stream.next().await.transpose().with_context(cannot),
+            Source::Packed { unpacked, left } => (unpacked, left),
+        };
+        let bytes = match unpacked.next().await {
+            Ok(None) => return Ok(None),
+            Ok(Some(bytes)) => bytes,
+            Err(NoContent::Source(error)) => return Err(error).with_context(cannot),
+            Err(NoContent::Unreadable(why)) => {
+                let text = unreadable(&self.name, &why);
+                return Err(anyhow::anyhow!(text)).or_exit(NOT_VALID);
+            }
+        };
+        let Some(rest) = left.checked_sub(bytes.len() as u64) else {
+            let (name, most) = (&self.name, self.max_bytes);
+            return Err(anyhow::anyhow!(
+                "{name} holds more than {most} bytes, as much as a compressed file may hold: \
+                 decompress it first, or raise [limits] max_file_bytes"
+            ))
+            .or_exit(NOT_VALID);
+        };
+        *left = rest;
+        Ok(Some(bytes))
     }
+}
 
-    pub(super) fn finish(self) -> String {
-        hex::encode(self.0.finalize())
+fn unreadable(name: &str, why: &Unreadable) -> String {
+    match why {
+        Unreadable::CutOff(packing) => {
+            format!("{name} ends within its {packing} data: it was cut off")
+        }
+        Unreadable::LargeWindow => format!(
+            "the zstd window of {name} is larger than 8 MiB: compress it without --long and --ultra"
+        ),
+        Unreadable::Damaged { packing, cause } => {
+            format!("{name} begins as {packing} data does, but cannot be decompressed ({cause})")
+        }
     }
 }

@@ -9,9 +9,8 @@ use secrecy::ExposeSecret as _;
 use serde::{Deserialize, Serialize};
 use sha2::{Digest as _, Sha256};
 
-use super::files::{STATE, beside};
 use super::generation::{Generation, is_store_lock, number_of, remove_where};
-use super::target::Target;
+use super::results::Results;
 use crate::config::Config;
 
 const NAME: &str = "run.json";
@@ -23,7 +22,7 @@ pub(super) const INPUT_COPY: &str = "input.tmp";
 pub(super) struct Journal {
     #[serde(skip)]
     pub state: PathBuf,
-    pub generation: u32,
+    generation: u32,
     pub input_sha256: String,
     /// What flags changed in the input's lines.
     pub reshape: String,
@@ -32,18 +31,14 @@ pub(super) struct Journal {
     /// How many answers are kept from earlier generations.
     pub kept: u64,
     /// Tells whether lines go to the same upstreams with the same keys, and tells no key.
-    pub upstream: String,
-    pub salt: String,
-    /// Where answers went, from the state directory: so that all may be moved together. `None`:
-    /// written by a version that did not note them.
-    #[serde(default)]
-    outputs: Option<Vec<PathBuf>>,
-    /// The errors files that runs of this output wrote, from the state directory.
-    #[serde(default)]
-    errors: Vec<PathBuf>,
-    /// The same, as earlier versions noted them: from the root, or from where they ran.
-    #[serde(default, skip_serializing_if = "Vec::is_empty")]
-    errors_files: Vec<PathBuf>,
+    upstream: String,
+    salt: String,
+    #[serde(flatten)]
+    pub results: Results,
+    /// The run whose place this one is to take. It stays whole until this one has an outcome of
+    /// its own, and takes its place again where this one comes to nothing.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    earlier: Option<Box<Journal>>,
 }
 
 impl Journal {
@@ -62,24 +57,53 @@ impl Journal {
             kept: 0,
             upstream: String::new(),
             salt: uuid::Uuid::new_v4().to_string(),
-            outputs: Some(Vec::new()),
-            errors: Vec::new(),
-            errors_files: Vec::new(),
+            results: Results::none(generation.state()),
+            earlier: None,
         }
     }
 
-    /// The same, knowing what earlier runs wrote.
-    pub(super) fn after(self, earlier: Journal) -> Journal {
+    /// The same, in the place of an earlier run.
+    pub(super) fn in_place_of(self, earlier: Journal) -> Journal {
         Journal {
-            outputs: earlier.outputs,
-            errors: earlier.errors,
-            errors_files: earlier.errors_files,
+            results: earlier.results.clone(),
+            earlier: Some(Box::new(Journal {
+                earlier: None,
+                ..earlier
+            })),
             ..self
         }
     }
 
-    pub(super) fn generation(&self, state: &Path) -> Generation {
-        Generation::of(state, self.generation)
+    pub(super) fn generation(&self) -> Generation {
+        Generation::of(&self.state, self.generation)
+    }
+
+    /// Whether an earlier run would take this one's place again.
+    pub(super) fn has_earlier(&self) -> bool {
+        self.earlier.is_some()
+    }
+
+    /// Gives the earlier run its place again, if there is one.
+    pub(super) fn into_earlier(self) -> Option<Journal> {
+        self.earlier.map(|earlier| *earlier)
+    }
+
+    /// Writes that this run has taken the place of the earlier one, of which nothing is left.
+    pub(super) fn forget_earlier(&mut self) -> anyhow::Result<()> {
+        if self.earlier.take().is_some() {
+            self.write()?;
+            self.remove_strays();
+        }
+        Ok(())
+    }
+
+    /// Removes what belongs neither to this run nor to the earlier one.
+    pub(super) fn remove_strays(&self) {
+        let earlier = self.earlier.as_ref().map(|earlier| earlier.generation);
+        remove_where(&self.state, |name| {
+            let number = number_of(name);
+            number.is_some_and(|number| number != self.generation && Some(number) != earlier)
+        });
     }
 
     /// Notes where lines go, and with which keys.
@@ -90,45 +114,6 @@ impl Journal {
     /// Whether lines go where they went, with the same keys.
     pub(super) fn is_upstream(&self, config: &Config) -> bool {
         self.upstream == upstream(&self.salt, config)
-    }
-
-    /// Whether an earlier run with this state directory wrote that output.
-    pub(super) fn wrote_output(&self, output: &Target) -> bool {
-        let Some(file) = output.file() else {
-            return false;
-        };
-        match &self.outputs {
-            Some(outputs) => outputs.contains(&relative(&self.state, file)),
-            // Its own state directory is beside it.
-            None => whole(&beside(file, STATE)) == whole(&self.state),
-        }
-    }
-
-    /// Notes an output that is about to be written.
-    pub(super) fn note_output(&mut self, output: &Target) {
-        if let Some(file) = output.file() {
-            let file = relative(&self.state, file);
-            let outputs = self.outputs.get_or_insert_default();
-            if !outputs.contains(&file) {
-                outputs.push(file);
-            }
-        }
-    }
-
-    /// Whether a run of this output wrote that errors file.
-    pub(super) fn wrote_errors(&self, errors: &Target) -> bool {
-        let Some(file) = errors.file() else {
-            return false;
-        };
-        let of_old = |wrote: &PathBuf| whole(wrote) == whole(file);
-        self.errors.contains(&relative(&self.state, file)) || self.errors_files.iter().any(of_old)
-    }
-
-    /// Notes an errors file that is about to be written.
-    pub(super) fn note_errors(&mut self, errors: &Target) {
-        if let Some(file) = errors.file() {
-            self.errors.push(relative(&self.state, file));
-        }
     }
 
     pub(super) fn read(state: &Path) -> anyhow::Result<Option<Journal>> {
@@ -143,16 +128,23 @@ impl Journal {
         let journal: Result<Journal, _> = serde_json::from_slice(&text);
         let damaged = || format!("{} is damaged; --restart begins anew", path.display());
         let journal = journal.with_context(damaged)?;
-        Ok(Some(Journal {
+        Ok(Some(journal.within(state)))
+    }
+
+    fn within(self, state: &Path) -> Journal {
+        let within = |earlier: Box<Journal>| Box::new(earlier.within(state));
+        Journal {
             state: state.to_owned(),
-            ..journal
-        }))
+            results: self.results.within(state),
+            earlier: self.earlier.map(within),
+            ..self
+        }
     }
 
     /// Writes it whole or not at all.
-    pub(super) fn write(&self, state: &Path) -> anyhow::Result<()> {
-        let path = state.join(NAME);
-        let mut file = tempfile::NamedTempFile::new_in(state)?;
+    pub(super) fn write(&self) -> anyhow::Result<()> {
+        let path = self.state.join(NAME);
+        let mut file = tempfile::NamedTempFile::new_in(&self.state)?;
         file.write_all(&serde_json::to_vec(self)?)?;
         file.as_file().sync_all()?;
         file.persist(&path)
@@ -199,22 +191,6 @@ pub(super) fn must_be_unused(state: &Path) -> anyhow::Result<()> {
         }
     }
     Ok(())
-}
-
-/// A file's path from the state directory.
-fn relative(state: &Path, file: &Path) -> PathBuf {
-    let file = whole(file);
-    let state = state.canonicalize().unwrap_or_else(|_| whole(state));
-    pathdiff::diff_paths(&file, state).unwrap_or(file)
-}
-
-/// A path from the root, without symlinks but for its last part.
-fn whole(path: &Path) -> PathBuf {
-    let path = std::path::absolute(path).unwrap_or_else(|_| path.to_owned());
-    match (path.parent().map(Path::canonicalize), path.file_name()) {
-        (Some(Ok(directory)), Some(name)) => directory.join(name),
-        _ => path,
-    }
 }
 
 /// A name of all upstreams, their keys and what they call the models.
@@ -284,7 +260,7 @@ mod tests {
             left.sort();
             left
         };
-        first.next().remove_others();
+        Journal::new(&first.next(), String::new(), None, String::new()).remove_strays();
         let others = [
             "errors.jsonl",
             "kept-list.jsonl",

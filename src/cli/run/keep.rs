@@ -4,18 +4,28 @@ use std::fs::File;
 use std::io::{BufWriter, Write as _};
 
 use anyhow::Context as _;
-use tokio::io::AsyncReadExt as _;
 
+use super::feed::{Feed, limits};
 use super::generation::{Generation, TENANT};
-use super::input::{Input, READ_BYTES};
+use super::input::Input;
 use super::journal::Journal;
 use super::lines::{self, Reader, Record, Source};
-use super::reshape::{self, Reshape, Splitter};
+use super::reshape::{self, Reshape};
 use crate::config::Config;
 use crate::domain::file::Kind;
-use crate::intake::Limits;
 use crate::store::Store;
 use crate::transfer::FinishedChunk;
+
+/// What of an earlier run is noted in the next generation.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Keep {
+    /// Each answer, and what it answers.
+    Answers,
+    /// What each answer answers, and no answer: nothing is to be written with it.
+    Marks,
+    /// The same of all lines that have ended, those that failed among them.
+    MarksOfAll,
+}
 
 /// What an input comes to.
 pub(super) struct Found {
@@ -24,15 +34,20 @@ pub(super) struct Found {
     pub(super) sha256: String,
 }
 
-/// Copies the answers that there are into the next generation, each with what it answers.
+/// Notes the answers that there are in the next generation, and returns how many there are.
 pub(super) async fn keep_answers(
     journal: &Journal,
-    old: &Generation,
     new: &Generation,
     store: &Store,
+    keep: Keep,
 ) -> anyhow::Result<u64> {
-    for (from, to) in [(old.kept(), new.kept()), (old.index(), new.index())] {
-        if from.exists() {
+    let old = journal.generation();
+    let copies = keep == Keep::Answers;
+    for (from, to, is_copied) in [
+        (old.kept(), new.kept(), copies),
+        (old.index(), new.index(), true),
+    ] {
+        if is_copied && from.exists() {
             std::fs::copy(&from, &to).with_context(|| format!("cannot copy {}", from.display()))?;
         }
     }
@@ -47,20 +62,24 @@ pub(super) async fn keep_answers(
         for (chunk, first) in store.first_lines(&batch.row.input_file_id).await? {
             let mut open = FinishedChunk::open(store, batch_id, chunk).await?;
             while let Some((place, kind)) = open.peek() {
-                if kind == Kind::Error {
+                if kind == Kind::Error && keep != Keep::MarksOfAll {
                     open.pass();
                     continue;
                 }
                 let number = u64::try_from(first).unwrap_or(0) + u64::from(place);
-                let Some(line) = open.next(store).await? else {
-                    break;
-                };
-                kept.write_all(&line)?;
                 index.push(Record {
                     key: lines::key_of(&of_lines, number)?,
                     source: Source::Kept(at),
                 })?;
-                at += line.len() as u64;
+                if copies {
+                    let Some(line) = open.next(store).await? else {
+                        break;
+                    };
+                    kept.write_all(&line)?;
+                    at += line.len() as u64;
+                } else {
+                    open.pass();
+                }
             }
         }
     }
@@ -82,23 +101,17 @@ pub(super) async fn survey(
     reshape: &Reshape,
     config: &Config,
     input: &Input,
-    limits: Limits,
 ) -> anyhow::Result<Found> {
     let mut writer = lines::Writer::create(&new.lines())?;
     let mut requests = 0;
-    let mut note = |line: &[u8], number: u64| -> anyhow::Result<()> {
-        let record = reshape::record(&reshape.line(line, number), &config.models);
+    let mut note = |line: &[u8]| -> anyhow::Result<()> {
+        let record = reshape::record(line, &config.models);
         requests += u64::from(record.source == Source::Sent);
         Ok(writer.push(record)?)
     };
-    let mut splitter = Splitter::new(limits.max_line_bytes, reshape.limit);
-    let mut reader = input.open().await?;
-    let mut buffer = Vec::with_capacity(READ_BYTES);
-    while reader.read_buf(&mut buffer).await? > 0 {
-        splitter.push(&buffer, &mut note)?;
-        buffer.clear();
-    }
-    let sha256 = splitter.finish(&mut note)?;
+    let mut feed = Feed::open(input, reshape, limits(config)).await?;
+    while feed.read(|line, _| note(&line)).await? {}
+    let sha256 = feed.finish(|line, _| note(&line))?;
     writer.finish()?;
     let kept = lines::match_kept(&new.lines(), &new.index())?;
     Ok(Found {

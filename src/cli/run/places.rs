@@ -3,8 +3,9 @@
 use std::path::PathBuf;
 
 use super::args::RunArgs;
+use super::beside::{STATE, beside, errors_path};
 use super::claim;
-use super::files::{self, STATE};
+use super::files;
 use super::target::Target;
 
 /// The errors file of an output that is no file, in the state directory.
@@ -25,13 +26,13 @@ impl Places {
         let is_file = output.file().is_some();
         let errors = match &args.errors {
             Some(errors) => Some(Target::of(errors)?),
-            None if is_file => Some(Target::of(&files::errors_path(&args.output))?),
+            None if is_file => Some(Target::of(&errors_path(&args.output))?),
             None => None,
         };
         files::must_differ(&args.input, &output, errors.as_ref())?;
         let (state, state_is_temporary) = match (&args.state, output.file()) {
             (Some(state), _) => (state.clone(), false),
-            (None, Some(file)) => (files::beside(file, STATE), false),
+            (None, Some(file)) => (beside(file, STATE), false),
             (None, None) => (claim::temporary(), true),
         };
         let errors = errors.unwrap_or_else(|| Target::within(&state.join(ERRORS)));
@@ -43,15 +44,20 @@ impl Places {
         })
     }
 
-    /// What the next command needs to go on with this run.
-    pub(super) fn how_to_go_on(&self) -> String {
-        if self.state_is_temporary {
-            format!(
-                "The same command with --state {} goes on where this one stopped.",
-                self.state.display()
-            )
-        } else {
-            "The same command goes on where this one stopped.".to_owned()
+    /// How the next command goes on with this run.
+    pub(super) fn how_to_go_on(&self, is_restart: bool) -> String {
+        let mut command = "the same command".to_owned();
+        if is_restart {
+            command.push_str(" without --restart");
         }
+        if self.state_is_temporary {
+            let joined = if is_restart { "and with" } else { "with" };
+            command.push_str(&format!(" {joined} --state {}", self.state.display()));
+        }
+        let and = match self.output.file() {
+            Some(_) => "",
+            None => ", and writes all answers again from the first",
+        };
+        format!("{command} goes on where this one stopped{and}")
     }
 }

@@ -5,20 +5,21 @@ use tokio_util::sync::CancellationToken;
 
 use super::args::RunArgs;
 use super::begin::begin;
+use super::change::Change;
 use super::exit::NOT_VALID;
 use super::files;
 use super::generation::{Generation, TENANT};
 use super::input::Input;
 use super::journal::{INPUT_COPY, Journal, must_be_unused};
-use super::keep::{keep_answers, survey};
+use super::keep::{Keep, keep_answers, survey};
 use super::places::Places;
 use super::reshape::Reshape;
-use super::target::Target;
 use crate::app;
 use crate::cli::OrExit as _;
 use crate::config::Config;
+use crate::domain::batch::Counts;
 use crate::domain::clock::Clock;
-use crate::intake::Limits;
+use crate::store::Store;
 
 /// Finds the batch of an earlier run on the same input, or begins one. `None`: interrupted.
 pub(super) async fn prepare(
@@ -29,49 +30,19 @@ pub(super) async fn prepare(
     stop: &CancellationToken,
 ) -> anyhow::Result<Option<Journal>> {
     let state = &places.state;
-    let mut input = Input::of(&args.input).or_exit(NOT_VALID)?;
-    let earlier = match Journal::read(state) {
-        Err(_) if args.restart => None,
-        earlier => earlier?,
-    };
-    let wrote = |wrote: fn(&Journal, &Target) -> bool, target: &Target| {
-        earlier
-            .as_ref()
-            .is_some_and(|earlier| wrote(earlier, target))
-    };
-    let wrote_output = wrote(Journal::wrote_output, &places.output);
-    if !wrote_output {
-        files::must_be_free(&places.output, args.restart).or_exit(NOT_VALID)?;
-    }
-    if !wrote(Journal::wrote_errors, &places.errors) {
-        files::must_be_free(&places.errors, args.restart).or_exit(NOT_VALID)?;
-    }
-    for target in [&places.output, &places.errors] {
-        files::must_be_writable(target).or_exit(NOT_VALID)?;
-    }
-    if args.restart && wrote_output {
-        files::remove_partial(&places.output)?;
-    }
+    let mut input = Input::of(&args.input, config.limits.max_file_bytes).or_exit(NOT_VALID)?;
+    let earlier = earlier(args, places)?;
+    admit(args, places, earlier.as_ref()).or_exit(NOT_VALID)?;
     let prepared = stop.run_until_cancelled(async {
         let Some(journal) = earlier else {
             Journal::clear(state)?;
             return begin(&Generation::first(state), reshape, config, &input, None).await;
         };
         if args.restart {
-            must_be_unused(state)?;
-            // Beside the old one, which is whole until the new one is noted.
-            let new = journal.generation(state).next();
-            new.remove();
-            let begun = begin(&new, reshape, config, &input, None).await;
-            if begun.is_err() {
-                new.remove();
-            }
-            return Ok(begun?.after(journal));
+            return begin_anew(journal, reshape, config, &input).await;
         }
-        let copy = state.join(INPUT_COPY);
-        let hash = input.hash(&copy).await?;
-        let is_changed = hash != journal.input_sha256 || reshape.name() != journal.reshape;
-        go_on(args, journal, is_changed, reshape, config, &input).await
+        input.make_lasting(&state.join(INPUT_COPY)).await?;
+        go_on(args, journal, reshape, config, &input).await
     });
     let prepared = prepared.await;
     let _ = std::fs::remove_file(state.join(INPUT_COPY));
@@ -80,70 +51,158 @@ pub(super) async fn prepare(
     };
     let mut journal = prepared?;
     // Noted first: only what a run of this state wrote is ever overwritten.
-    journal.note_output(&places.output);
-    journal.write(state)?;
-    journal.generation(state).remove_others();
-    config
-        .database
-        .move_to(&journal.generation(state).database());
+    journal.results.note_output(&places.output);
+    if args.restart {
+        for target in [&places.output, &places.errors] {
+            journal.results.give_up(target)?;
+        }
+    }
+    journal.write()?;
+    journal.remove_strays();
+    config.database.move_to(&journal.generation().database());
     Ok(Some(journal))
+}
+
+/// The run that is there already.
+pub(super) fn earlier(args: &RunArgs, places: &Places) -> anyhow::Result<Option<Journal>> {
+    match Journal::read(&places.state) {
+        Err(_) if args.restart => Ok(None),
+        earlier => earlier,
+    }
+}
+
+/// Refuses to begin where a file of somebody else would be overwritten, or a result could not be
+/// written in the end.
+pub(super) fn admit(
+    args: &RunArgs,
+    places: &Places,
+    earlier: Option<&Journal>,
+) -> anyhow::Result<()> {
+    let Places { output, errors, .. } = places;
+    let results = earlier.map(|earlier| &earlier.results);
+    for (target, is_ours) in [
+        (
+            output,
+            results.is_some_and(|wrote| wrote.has_output(output)),
+        ),
+        (
+            errors,
+            results.is_some_and(|wrote| wrote.has_errors(errors)),
+        ),
+    ] {
+        match results {
+            Some(results) if is_ours => {
+                if !args.restart {
+                    results.must_be_unchanged(target)?;
+                }
+            }
+            _ => files::must_be_free(target, args.restart)?,
+        }
+    }
+    files::must_be_writable(output)?;
+    files::must_be_writable(errors)
+}
+
+/// Begins a run beside the earlier one, which is whole until the new one has an outcome.
+async fn begin_anew(
+    earlier: Journal,
+    reshape: &Reshape,
+    config: &mut Config,
+    input: &Input,
+) -> anyhow::Result<Journal> {
+    must_be_unused(&earlier.state)?;
+    let new = earlier.generation().next();
+    new.remove();
+    let replaced = if earlier.has_earlier() && !has_outcome(&earlier, config).await {
+        // A run that was killed before it came to anything.
+        earlier.into_earlier()
+    } else {
+        Some(earlier)
+    };
+    let begun = begin(&new, reshape, config, input, None).await;
+    if begun.is_err() {
+        new.remove();
+    }
+    let begun = begun?;
+    Ok(match replaced {
+        Some(replaced) => begun.in_place_of(replaced),
+        None => begun,
+    })
+}
+
+/// Whether any request of a run has ended. A store that cannot be read has nothing to go back to.
+async fn has_outcome(journal: &Journal, config: &mut Config) -> bool {
+    config.database.move_to(&journal.generation().database());
+    let Ok(store) = app::open_store_alone(config, Clock::default()).await else {
+        return false;
+    };
+    let counts = counts(journal, &store).await.unwrap_or_default();
+    store.close().await;
+    journal.kept > 0 || counts.completed + counts.failed > 0
+}
+
+/// What the batch of a run has come to.
+pub(super) async fn counts(journal: &Journal, store: &Store) -> anyhow::Result<Counts> {
+    let Some(batch_id) = &journal.batch_id else {
+        return Ok(Counts::default());
+    };
+    let batch = store.batch(TENANT, batch_id).await?;
+    Ok(batch.map(|batch| batch.counts).unwrap_or_default())
 }
 
 /// Decides whether an earlier run's batch is gone on with, or what it lacks is sent anew.
 async fn go_on(
     args: &RunArgs,
     mut journal: Journal,
-    is_changed: bool,
     reshape: &Reshape,
     config: &mut Config,
     input: &Input,
 ) -> anyhow::Result<Journal> {
-    let state = journal.state.clone();
-    let old = journal.generation(&state);
+    let change = Change::since(&journal, &input.hash().await?, reshape);
+    let old = journal.generation();
     config.database.move_to(&old.database());
     let store = app::open_store_alone(config, Clock::default()).await?;
-    let batch = match &journal.batch_id {
-        Some(batch_id) => store.batch(TENANT, batch_id).await?,
-        None => None,
-    };
-    let failed = batch.map_or(0, |batch| batch.counts.failed);
-    let is_elsewhere = !journal.is_upstream(config);
-    let is_anew = is_changed || args.retry_failed || (failed > 0 && is_elsewhere);
-    if !is_anew {
+    let counts = counts(&journal, &store).await?;
+    let Some(why) = why_anew(args, &journal, &change, counts, config) else {
         store.close().await;
         journal.note_upstream(config);
         return Ok(journal);
-    }
+    };
     let new = old.next();
     new.remove();
-    let answers = keep_answers(&journal, &old, &new, &store).await;
+    let answers = keep_answers(&journal, &new, &store, Keep::Answers).await;
     store.close().await;
     let answers = answers?;
-    let limits = Limits {
-        max_line_bytes: config.limits.max_line_bytes,
-        max_models: config.limits.max_models_per_file,
-    };
-    let found = survey(&new, reshape, config, input, limits).await?;
-    if is_changed && answers > 0 && found.kept == 0 {
+    let found = survey(&new, reshape, config, input).await?;
+    if change.is_some() && answers > 0 && found.kept == 0 {
         new.remove();
-        return Err(anyhow::anyhow!(
-            "{} belongs to a run on another input, of which no line is in this one; use another \
-             output, or --restart to throw its answers away",
-            state.display()
-        ))
-        .or_exit(NOT_VALID);
+        return Err(anyhow::anyhow!(change.keeps_nothing(&journal))).or_exit(NOT_VALID);
     }
-    let why = if is_changed {
-        "The input has changed"
-    } else if args.retry_failed {
-        "What failed is sent again"
-    } else {
-        "The upstream or its key has changed, so what failed is sent again"
-    };
     args.say(&format!(
         "{why}: {} answers are kept, {} requests are sent.",
         found.kept, found.sent
     ));
     let begun = begin(&new, reshape, config, input, Some(found)).await?;
-    Ok(begun.after(journal))
+    Ok(begun.in_place_of(journal))
+}
+
+/// Why an earlier run's batch is not gone on with as it is; `None`: it is.
+pub(super) fn why_anew(
+    args: &RunArgs,
+    journal: &Journal,
+    change: &Change,
+    counts: Counts,
+    config: &Config,
+) -> Option<String> {
+    if change.is_some() {
+        return Some(change.in_words());
+    }
+    let why = if args.retry_failed {
+        "What failed is sent again"
+    } else if counts.failed > 0 && !journal.is_upstream(config) {
+        "The upstream or its key has changed, so what failed is sent again"
+    } else {
+        return None;
+    };
+    Some(why.to_owned())
 }

@@ -2,11 +2,9 @@
 //! anything else looks at a line.
 
 use std::borrow::Cow;
+use std::collections::BTreeSet;
 
-use bytes::Bytes;
-use memchr::memchr;
 use serde_json::{Map, Value};
-use sha2::{Digest as _, Sha256};
 
 use super::lines::{Key, Record, Source};
 use crate::domain::json;
@@ -32,6 +30,27 @@ impl Reshape {
     pub(super) fn name(&self) -> String {
         let set = Value::Object(self.set.clone());
         format!("ids={} limit={:?} set={set}", self.ids, self.limit)
+    }
+
+    /// The flags that differ from those that an earlier run's name tells of.
+    pub(super) fn differences(&self, earlier: &str) -> Vec<String> {
+        let (ids, limit, set) = read_name(earlier).unwrap_or_default();
+        let mut flags = Vec::new();
+        if ids != self.ids.to_string() {
+            flags.push("--ids".to_owned());
+        }
+        if limit != format!("{:?}", self.limit) {
+            flags.push("--limit".to_owned());
+        }
+        let keys: BTreeSet<&String> = self.set.keys().chain(set.keys()).collect();
+        let changed = keys
+            .into_iter()
+            .filter(|key| self.set.get(*key) != set.get(*key));
+        flags.extend(changed.map(|key| match key.as_str() {
+            "model" => "--model".to_owned(),
+            key => format!("--set {key}"),
+        }));
+        flags
     }
 
     /// The line as it is sent, by its number from 1. What is no request stays as it is.
@@ -118,6 +137,13 @@ impl Reshape {
     }
 }
 
+/// The parts of [`Reshape::name`].
+fn read_name(name: &str) -> Option<(&str, &str, Map<String, Value>)> {
+    let (flags, set) = name.strip_prefix("ids=")?.split_once(" set=")?;
+    let (ids, limit) = flags.split_once(" limit=")?;
+    Some((ids, limit, serde_json::from_str(set).ok()?))
+}
+
 /// The endpoint that a bare body is for.
 fn endpoint_of(body: &str) -> Option<&'static str> {
     let mut found = None;
@@ -177,92 +203,6 @@ fn key(line: &str, models: &[ModelSettings]) -> Option<Key> {
     Some(Key::new(&request.custom_id, &parts))
 }
 
-/// Cuts an input into lines, and hashes it as a whole.
-pub(super) struct Splitter {
-    /// A line that is longer is cut: it is not valid, and the check of the input says so.
-    max_line_bytes: usize,
-    line: Vec<u8>,
-    hash: Sha256,
-    pub number: u64,
-    requests: u64,
-    limit: u64,
-}
-
-impl Splitter {
-    pub(super) fn new(max_line_bytes: usize, limit: Option<u64>) -> Splitter {
-        Splitter {
-            max_line_bytes,
-            line: Vec::new(),
-            hash: Sha256::new(),
-            number: 0,
-            requests: 0,
-            limit: limit.unwrap_or(u64::MAX),
-        }
-    }
-
-    /// Takes the next bytes, and shows each line that they complete, without its line end.
-    pub(super) fn push(
-        &mut self,
-        bytes: &[u8],
-        mut each: impl FnMut(&[u8], u64) -> anyhow::Result<()>,
-    ) -> anyhow::Result<()> {
-        self.hash.update(bytes);
-        let mut rest = bytes;
-        while let Some(end) = memchr(b'\n', rest) {
-            self.extend(&rest[..end]);
-            rest = &rest[end + 1..];
-            self.end_line(&mut each)?;
-        }
-        self.extend(rest);
-        Ok(())
-    }
-
-    fn extend(&mut self, bytes: &[u8]) {
-        let room = (self.max_line_bytes + 1).saturating_sub(self.line.len());
-        self.line.extend_from_slice(&bytes[..room.min(bytes.len())]);
-    }
-
-    fn end_line(
-        &mut self,
-        each: &mut impl FnMut(&[u8], u64) -> anyhow::Result<()>,
-    ) -> anyhow::Result<()> {
-        let is_blank = self.line.iter().all(|&byte| json::is_space(byte));
-        self.requests += u64::from(!is_blank);
-        self.number += 1;
-        if self.requests <= self.limit {
-            each(&self.line, self.number)?;
-        }
-        self.line.clear();
-        Ok(())
-    }
-
-    /// Ends the input, whose last line needs no line end, and returns its hash.
-    pub(super) fn finish(
-        mut self,
-        mut each: impl FnMut(&[u8], u64) -> anyhow::Result<()>,
-    ) -> anyhow::Result<String> {
-        if !self.line.is_empty() {
-            self.end_line(&mut each)?;
-        }
-        Ok(hex::encode(self.hash.finalize()))
-    }
-}
-
-/// Lines on their way into the store.
-#[derive(Default)]
-pub(super) struct Gathered(Vec<u8>);
-
-impl Gathered {
-    pub(super) fn line(&mut self, line: &[u8]) {
-        self.0.extend_from_slice(line);
-        self.0.push(b'\n');
-    }
-
-    pub(super) fn take(&mut self) -> Bytes {
-        std::mem::take(&mut self.0).into()
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use serde_json::json;
@@ -312,6 +252,18 @@ mod tests {
             (&json!("a"), &json!("/v1/x"))
         );
         assert_eq!(request["body"], json!({"n": 1, "model": "m"}));
+    }
+
+    #[test]
+    fn flags_that_differ_from_an_earlier_runs_are_named() {
+        let earlier = reshape(false, json!({"model": "a", "x": " set=1", "same": [1]}));
+        let mut now = reshape(true, json!({"model": "b", "y": 1, "same": [1]}));
+        now.limit = Some(3);
+        assert_eq!(
+            now.differences(&earlier.name()),
+            ["--ids", "--limit", "--model", "--set x", "--set y"]
+        );
+        assert!(now.differences(&now.name()).is_empty());
     }
 
     #[test]

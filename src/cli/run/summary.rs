@@ -21,13 +21,18 @@ const OTHERS: &str = "other causes";
 /// What `--json` prints.
 #[derive(Debug, Serialize)]
 pub(super) struct Summary<'a> {
-    /// `completed`, `interrupted`, `stopped` or `invalid`.
+    /// `completed`, `interrupted`, `stopped`, `invalid` or `dry_run`.
     pub status: &'a str,
+    /// Why it is not `completed`; `null`: it is, or it was a dry run.
+    pub reason: Option<String>,
     pub total: i64,
     pub completed: i64,
     pub failed: i64,
     /// Answers of earlier runs, among the completed.
     pub kept: u64,
+    /// Of a dry run: requests that would be sent.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub to_send: Option<u64>,
     pub tokens: Tokens,
     pub seconds: f64,
     /// `null`: standard output.
@@ -65,10 +70,12 @@ impl<'a> Summary<'a> {
         let earlier = i64::try_from(kept).unwrap_or(i64::MAX);
         Summary {
             status,
+            reason: None,
             total: counts.total + earlier,
             completed: counts.completed + earlier,
             failed: counts.failed,
             kept,
+            to_send: None,
             tokens: Tokens {
                 input: usage.input_tokens,
                 output: usage.output_tokens,
@@ -78,6 +85,14 @@ impl<'a> Summary<'a> {
             output: None,
             errors: None,
             failures: Vec::new(),
+        }
+    }
+
+    /// The same, with the reason why the run is not completed.
+    pub(super) fn because(self, reason: String) -> Summary<'a> {
+        Summary {
+            reason: Some(reason),
+            ..self
         }
     }
 }

@@ -2,7 +2,7 @@
 //! only takes bytes, such as a pipe.
 
 use std::fs::{File, Metadata, OpenOptions, Permissions};
-use std::io::ErrorKind;
+use std::io::{ErrorKind, IsTerminal as _};
 use std::os::fd::AsFd;
 use std::os::unix::fs::{FileTypeExt as _, MetadataExt as _, OpenOptionsExt as _};
 use std::os::unix::fs::{PermissionsExt as _, fchown};
@@ -84,6 +84,19 @@ impl Target {
 
     pub(super) fn is_stdout(&self) -> bool {
         self.place == Place::Stdout
+    }
+
+    /// Whether what is written is shown on a terminal.
+    pub(super) fn is_terminal(&self) -> bool {
+        match &self.place {
+            Place::Stdout => std::io::stdout().is_terminal(),
+            Place::Stderr => std::io::stderr().is_terminal(),
+            Place::Stream => {
+                is_character_device(&self.given)
+                    && self.open_now().is_ok_and(|opened| opened.is_terminal())
+            }
+            Place::File(_) => false,
+        }
     }
 
     /// Whether two targets are one. Two results may both go to a character device, such as

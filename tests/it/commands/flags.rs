@@ -189,6 +189,125 @@ async fn a_program_gets_a_summary_and_nothing_else() {
     );
 }
 
+/// However the run comes out, a program reads one summary, with the reason.
+#[tokio::test]
+async fn a_program_gets_a_summary_of_what_did_not_begin_too() {
+    let options = Options {
+        api_key: Some("sk-right".into()),
+        ..Options::default()
+    };
+    let workshop = Workshop::new(&requests(&ids(30)), options).await;
+    let told = async |more: &[&str], code: i32, status: &str, reason: &str| {
+        let more = [more, &["--json", "--quiet"]].concat();
+        let ran = workshop.run(&more).await;
+        assert_eq!(ran.code, Some(code), "{more:?}: {}", ran.errors);
+        assert_eq!(ran.out.lines().count(), 1, "{more:?}: {}", ran.out);
+        let summary: Value = serde_json::from_str(&ran.out).expect("is JSON");
+        assert_eq!(summary["status"], status, "{more:?}: {summary}");
+        let told = summary["reason"].as_str().expect("is a text");
+        assert!(told.contains(reason), "{more:?}: {reason}: {told}");
+        summary
+    };
+    let refused = told(&[], 4, "stopped", "401").await;
+    assert_eq!(refused["total"], 30, "{refused}");
+    workshop.write("in.jsonl", &(chat("a", Value::Null) + "{}\n{}\n"));
+    let line = "line 2: Missing required parameter: 'custom_id'. (missing_required_parameter); \
+                and 1 more";
+    told(&["--restart"], 3, "invalid", line).await;
+    told(&["--restart", "--dry-run"], 3, "invalid", line).await;
+    workshop.write("foreign.jsonl", "somebody else's");
+    told(
+        &["--errors", "foreign.jsonl"],
+        3,
+        "invalid",
+        "is there already",
+    )
+    .await;
+    workshop.write("in.jsonl", "");
+    told(&["--restart"], 3, "invalid", "in.jsonl is empty").await;
+    told(&["--header", "te: x"], 2, "invalid", "--header te").await;
+
+    let run = ["run", "-i", "in.jsonl", "-o", "-", "--json"];
+    let lost = ended(command_in(&workshop.path(""), &run)).await;
+    assert_eq!(lost.code, Some(3), "{}", lost.errors);
+    let summary = lost.errors.lines().find(|line| line.starts_with('{'));
+    let summary: Value = serde_json::from_str(summary.expect("is there")).expect("is JSON");
+    let reason = summary["reason"].as_str().expect("is a text");
+    assert!(reason.contains("there is no upstream"), "{reason}");
+}
+
+/// The flags, and not the input, have changed.
+#[tokio::test]
+async fn a_flag_that_changes_the_requests_is_told_as_such() {
+    let workshop = Workshop::new(&requests(&ids(4)), Options::default()).await;
+    assert_eq!(workshop.run(&["--model", "a"]).await.code, Some(0));
+    for (more, told) in [
+        (&["--model", "b"][..], "error: --model has changed"),
+        (&[], "error: --model has changed"),
+        (
+            &["--model", "b", "--set", "temperature=1", "--set", "top_p=1"],
+            "error: --model, --set temperature and --set top_p have changed",
+        ),
+    ] {
+        let refused = workshop.run(more).await;
+        assert_eq!(refused.code, Some(3), "{more:?}: {}", refused.errors);
+        assert!(
+            refused.errors.contains(told),
+            "{more:?}: {}",
+            refused.errors
+        );
+        assert!(
+            !refused.errors.contains("another input"),
+            "{}",
+            refused.errors
+        );
+    }
+    let part = workshop.run(&["--model", "a", "--limit", "2"]).await;
+    assert_eq!(part.code, Some(0), "{}", part.errors);
+    let told = "--limit has changed: 2 answers are kept, 0 requests are sent";
+    assert!(part.errors.contains(told), "{}", part.errors);
+    workshop.write("in.jsonl", &requests(&ids(5)));
+    let both = workshop.run(&["--model", "a"]).await;
+    assert_eq!(both.code, Some(0), "{}", both.errors);
+    assert!(
+        both.errors
+            .contains("The input and --limit have changed: 4 answers are kept"),
+        "{}",
+        both.errors
+    );
+    assert_eq!(workshop.calls(), 5);
+}
+
+/// Who gave no configuration is told of flags and variables.
+#[tokio::test]
+async fn what_is_wrong_with_an_upstream_is_told_in_the_users_words() {
+    let options = Options {
+        api_key: Some("sk-right".into()),
+        ..Options::default()
+    };
+    let workshop = Workshop::new(&requests(&ids(3)), options).await;
+    let refused = workshop.run(&[]).await;
+    assert_eq!(refused.code, Some(4), "{}", refused.errors);
+    assert!(
+        refused
+            .errors
+            .contains("check --api-key-env: the key is missing or wrong"),
+        "{}",
+        refused.errors
+    );
+    let run = ["run", "-i", "in.jsonl", "-o", "out.jsonl"];
+    let mut command = command_in(&workshop.path(""), &run);
+    command.env("OPENAI_BASE_URL", "ftp://nowhere");
+    let wrong = ended(command).await;
+    assert_eq!(wrong.code, Some(3), "{}", wrong.errors);
+    assert!(
+        wrong.errors.contains("OPENAI_BASE_URL: expected a URL"),
+        "{}",
+        wrong.errors
+    );
+    assert!(!wrong.errors.contains("--upstream"), "{}", wrong.errors);
+}
+
 #[tokio::test]
 async fn a_run_stops_when_too_much_fails_and_loses_nothing() {
     let bad = json!({"status": 400, "times": 1});

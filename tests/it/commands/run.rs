@@ -2,9 +2,11 @@
 
 use std::path::{Path, PathBuf};
 
+use async_compression::tokio::write::GzipEncoder;
 use nightshift::internals::simulate::{Options, Simulator};
 use serde_json::{Value, json};
 use tempfile::TempDir;
+use tokio::io::AsyncWriteExt as _;
 use tokio::process::Command;
 
 use super::{command_in, ended_in};
@@ -277,12 +279,15 @@ async fn an_input_that_is_not_valid_is_refused_with_its_lines() {
     let refused = workshop.run(&[]).await;
     assert_eq!(refused.code, Some(3));
     assert!(
-        refused.errors.contains("… and 480 more"),
+        refused.errors.contains("… and 497 more"),
         "{}",
         refused.errors
     );
 
-    for (input, reason) in [("", "in.jsonl is empty"), ("words\n", "not JSON")] {
+    for (input, reason) in [
+        ("", "error: in.jsonl is empty"),
+        ("words\n", "error: in.jsonl: The first line is no JSON"),
+    ] {
         workshop.write("in.jsonl", input);
         let refused = workshop.run(&["--restart"]).await;
         assert_eq!(refused.code, Some(3));
@@ -293,6 +298,112 @@ async fn an_input_that_is_not_valid_is_refused_with_its_lines() {
     // Nothing was sent, so there is nothing to throw away.
     let mended = workshop.run(&[]).await;
     assert_eq!(mended.code, Some(0), "{}", mended.errors);
+}
+
+#[tokio::test]
+async fn many_faults_of_one_kind_are_grouped_and_flags_that_help_are_named() {
+    let twice = requests(&ids(1)).repeat(21);
+    let workshop = Workshop::new(&twice, Options::default()).await;
+    let refused = workshop.run(&[]).await;
+    assert_eq!(refused.code, Some(3), "{}", refused.errors);
+    let shown = refused.errors.matches("line ").count();
+    assert_eq!(shown, 3, "{}", refused.errors);
+    let told = "… and 17 more (duplicate_custom_id)\n";
+    assert!(refused.errors.contains(told), "{}", refused.errors);
+    assert!(!refused.errors.contains("--ids"), "{}", refused.errors);
+    // Nothing is shown before it: no empty line, and no progress of what never began.
+    assert!(
+        refused
+            .errors
+            .starts_with("The input is not valid:\n  line 2: "),
+        "{}",
+        refused.errors
+    );
+    assert!(!refused.errors.contains("\n\n"), "{}", refused.errors);
+
+    workshop.write("in.jsonl", "{\"messages\": []}\n");
+    let refused = workshop.run(&[]).await;
+    assert!(refused.errors.contains("--ids takes"), "{}", refused.errors);
+    let refused = workshop.run(&["--ids"]).await;
+    assert_eq!(refused.code, Some(3), "{}", refused.errors);
+    assert!(
+        refused.errors.contains("--model NAME"),
+        "{}",
+        refused.errors
+    );
+    assert!(
+        !refused.errors.contains("--ids takes"),
+        "{}",
+        refused.errors
+    );
+    let ran = workshop.run(&["--ids", "--model", "m"]).await;
+    assert_eq!(ran.code, Some(0), "{}", ran.errors);
+}
+
+async fn with_gzip(bytes: &[u8]) -> Vec<u8> {
+    let mut encoder = GzipEncoder::new(Vec::new());
+    encoder.write_all(bytes).await.expect("packs");
+    encoder.shutdown().await.expect("packs");
+    encoder.into_inner()
+}
+
+#[tokio::test]
+async fn an_input_may_be_compressed() {
+    let workshop = Workshop::new(&requests(&ids(20)), Options::default()).await;
+    let plain = workshop.read("in.jsonl").into_bytes();
+    assert_eq!(workshop.run(&[]).await.code, Some(0));
+    let gzip = with_gzip(&plain).await;
+    let zstd = zstd::encode_all(&plain[..], 3).expect("packs");
+    let url = workshop.simulator.base_url();
+    let ran = async |input: &str, stdin: &[u8], more: &[&str]| {
+        let run = ["run", "-i", input, "-o", "out.jsonl", "--upstream", &url];
+        let command = command_in(workshop.directory.path(), &[&run[..], more].concat());
+        Process::start(command, stdin).ended().await
+    };
+    for (name, packed) in [("in.jsonl.gz", &gzip), ("in.jsonl.zst", &zstd)] {
+        std::fs::write(workshop.path(name), packed).expect("writes");
+        // The content is the input: it is the same run.
+        for (input, stdin) in [(name, &[][..]), ("-", packed)] {
+            let same = ran(input, stdin, &[]).await;
+            assert_eq!(same.code, Some(0), "{name} {input}: {}", same.errors);
+            assert_eq!(workshop.calls(), 20, "{name} {input}: {}", same.errors);
+        }
+        let cut = &packed[..packed.len() / 2];
+        let refused = ran("-", cut, &["--restart"]).await;
+        assert_eq!(refused.code, Some(3), "{name}: {}", refused.errors);
+        assert!(
+            refused.errors.contains("standard input ends within its"),
+            "{}",
+            refused.errors
+        );
+    }
+    let anew = ran("in.jsonl.zst", b"", &["--restart"]).await;
+    assert_eq!(
+        (anew.code, workshop.calls()),
+        (Some(0), 40),
+        "{}",
+        anew.errors
+    );
+    assert_eq!(workshop.custom_ids("out.jsonl"), ids(20));
+    let dry = ran("-", &gzip, &["--restart", "--dry-run"]).await;
+    assert!(
+        dry.out.contains("20 requests would be sent"),
+        "{}{}",
+        dry.out,
+        dry.errors
+    );
+
+    // As much as an upload may hold.
+    workshop.write("nightshift.toml", "[limits]\nmax_file_bytes = 1000\n");
+    let large = ran("in.jsonl.gz", b"", &["--restart"]).await;
+    assert_eq!(large.code, Some(3), "{}", large.errors);
+    assert!(
+        large
+            .errors
+            .contains("in.jsonl.gz holds more than 1000 bytes"),
+        "{}",
+        large.errors
+    );
 }
 
 #[tokio::test]
@@ -399,7 +510,8 @@ async fn a_run_whose_calls_all_fail_alike_stops_and_says_why() {
     ];
     let lost = ended_in(&workshop.path(""), &args).await;
     assert_eq!(lost.code, Some(4), "{}", lost.errors);
-    assert!(lost.errors.contains("base_url"), "{}", lost.errors);
+    assert!(lost.errors.contains("--upstream"), "{}", lost.errors);
+    assert!(!lost.errors.contains("base_url"), "{}", lost.errors);
     assert!(!workshop.path("out.errors.jsonl").exists());
 }
 
