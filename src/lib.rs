@@ -63,12 +63,12 @@
 //!
 //! # Add a provider
 //!
-//! A dialect is a file in `upstream/provider/` that implements `Provider`: where a line's path
-//! stands behind the base URL, how the key is sent, how models are listed, what the server's id for
-//! a request is. Choose it in `provider::of`, and let `config/upstream.rs` know its name. What its
-//! error bodies mean is read in `upstream/provider/classify.rs`, which makes one `CallResult` of each
-//! answer. All else follows from that result: whose fault it is, what it costs the line, and
-//! whether the upstream is left alone.
+//! A provider is a file in `upstream/provider/` that implements `Provider`: where a line's path
+//! stands behind the base URL, how a call is encoded and signed, how an answer is decoded, what a
+//! failure means, how models are listed. Add a line to `provider::of`, and let
+//! `config/upstream.rs` know the name. The provider makes one `CallResult` of each answer. All else
+//! follows from that result: whose fault a failure is, what it costs the line, and whether the
+//! upstream is left alone.
 //!
 //! # Add a metric, a key, a migration
 //!
