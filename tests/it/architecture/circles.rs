@@ -7,7 +7,7 @@ use std::path::Path;
 use super::{is_of_a_word, sources, without_comments};
 
 /// The rooms that are kept so.
-const ROOMS: [&str; 1] = ["store"];
+const ROOMS: [&str; 5] = ["domain", "codec", "store", "config", "worker"];
 
 /// How many facades a name may pass.
 const FACADES_MAX: usize = 8;
@@ -22,10 +22,12 @@ type Modules = BTreeMap<Names, String>;
 fn no_files_of_a_room_import_each_other_in_a_circle() {
     let sources = sources();
     let modules = modules(sources.iter().map(|(path, text)| (path.as_path(), &**text)));
-    for room in ROOMS {
-        let circles = in_circles(&modules, room);
-        assert!(circles.is_empty(), "in a circle, or above one: {circles:?}");
-    }
+    let circles = ROOMS.into_iter().map(|room| in_circles(&modules, room));
+    let circles: Vec<_> = circles.filter(|circle| !circle.is_empty()).collect();
+    assert!(
+        circles.is_empty(),
+        "in a circle, or above one: {circles:#?}"
+    );
 }
 
 #[test]
