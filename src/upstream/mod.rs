@@ -39,7 +39,7 @@ pub use attempt::history::{History, Next};
 pub use attempt::timer::Timer;
 pub use health::cooldown::Cooldown;
 pub use health::reason::Reason;
-pub use limits::memory::Charge;
+pub use limits::memory::Reservation;
 pub use models::{ModelInfo, is_listed};
 pub use pool::Pool;
 pub use route::{LaneId, Routes};

@@ -102,7 +102,7 @@ impl Pool {
         self.routing.label(model)
     }
 
-    /// The budget of bytes that answers are charged to.
+    /// The budget of bytes that answers are reserved from.
     #[must_use]
     pub fn budget(&self) -> &Arc<Budget> {
         &self.budget

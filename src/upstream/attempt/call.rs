@@ -12,7 +12,7 @@ use super::timer::Timer;
 use crate::domain::clock::Clock;
 use crate::domain::outcome::Form;
 use crate::domain::usage::Usage;
-use crate::upstream::limits::memory::Charge;
+use crate::upstream::limits::memory::Reservation;
 use crate::upstream::provider::Encoded;
 use crate::upstream::provider::http::Head;
 use crate::upstream::target::backend::Backend;
@@ -26,7 +26,7 @@ pub struct Call {
     /// The line's `body`. Sent as it is, unless its route or its provider changes it.
     pub body: Bytes,
     /// Grows with the answer.
-    pub charge: Charge,
+    pub reservation: Reservation,
     /// The header by which the call is a part of a trace, if it is.
     pub traceparent: Option<String>,
 }
@@ -62,8 +62,8 @@ pub struct Answer {
     pub usage: Option<Usage>,
     /// Nobody has the line's model: other lines of the model will be answered the same.
     pub is_model_missing: bool,
-    /// Holds the body's bytes (beside what the call's charge held before).
-    pub charge: Charge,
+    /// Holds the body's bytes (beside what the call's reservation held before).
+    pub reservation: Reservation,
 }
 
 /// Makes a call: sends, reads the whole answer, frees the place, and classifies. Dropped midway,
@@ -79,25 +79,25 @@ pub(in crate::upstream) async fn make(
     let Call {
         path,
         body,
-        mut charge,
+        mut reservation,
         traceparent,
     } = call;
     let edit = permit.target().edit.as_deref();
     let mut copy = None;
     if let Encoded::Spliced(splice) = client.provider.encode(&body, edit) {
-        // Of the answer's charge, not of one beside it: the two must not wait for each other.
-        charge.grow(splice.len()).await;
+        // Of the answer's reservation, not of one beside it: the two must not wait for each other.
+        reservation.grow(splice.len()).await;
         copy = Some(splice.copy());
     }
     let copied = copy.as_ref().map_or(0, Bytes::len);
     let body = copy.unwrap_or(body);
     let reply = client
-        .post(path, body, traceparent.as_deref(), timer, &mut charge)
+        .post(path, body, traceparent.as_deref(), timer, &mut reservation)
         .await;
     match reply {
         Ok((head, body)) => {
-            charge.shrink_to(charge.bytes() - copied);
-            let (ended, answer) = read(client, clock, &head, body, charge);
+            reservation.shrink_to(reservation.bytes() - copied);
+            let (ended, answer) = read(client, clock, &head, body, reservation);
             conclude(client, permit, history, ended, Some(answer))
         }
         Err(failure) => {
@@ -119,7 +119,7 @@ fn read(
     clock: &Clock,
     head: &Head,
     body: Bytes,
-    charge: Charge,
+    reservation: Reservation,
 ) -> (Ended, Answer) {
     let provider = client.provider;
     let decoded = provider.decode(head, body);
@@ -142,7 +142,7 @@ fn read(
         form: decoded.form,
         usage: decoded.usage,
         is_model_missing: result == CallResult::ModelMissing,
-        charge,
+        reservation,
     };
     (ended, answer)
 }
@@ -177,7 +177,7 @@ fn conclude(
     };
     answer = answer.filter(|_| is_kept);
     if let (Next::Again { .. }, Some(answer)) = (next, &mut answer) {
-        answer.charge.yield_overdraft();
+        answer.reservation.yield_overdraft();
     }
     Attempt {
         result,

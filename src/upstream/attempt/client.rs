@@ -17,7 +17,7 @@ use super::notice::Notice;
 use super::result::CallResult;
 use super::timer::Timer;
 use crate::metrics::{UpstreamMetrics, metrics};
-use crate::upstream::limits::memory::{Budget, Charge};
+use crate::upstream::limits::memory::{Budget, Reservation};
 use crate::upstream::models::ModelInfo;
 use crate::upstream::provider::http::{self, Head};
 use crate::upstream::provider::{self, Provider};
@@ -138,21 +138,21 @@ impl Client {
         }
     }
 
-    /// Posts a line's body and reads the whole answer; its bytes are charged as they come.
+    /// Posts a line's body and reads the whole answer; its bytes are reserved as they come.
     pub(in crate::upstream) async fn post(
         &self,
         path: &'static str,
         body: Bytes,
         traceparent: Option<&str>,
         timer: &mut Timer,
-        charge: &mut Charge,
+        reservation: &mut Reservation,
     ) -> Result<(Head, Bytes), Failure> {
         let (address, mut headers) = (self.address(path)?, self.headers.clone());
         if let Some(Ok(traceparent)) = traceparent.map(HeaderValue::from_str) {
             headers.insert("traceparent", traceparent);
         }
         let sending = self.transport.send(Method::POST, address, headers, body);
-        self.exchange(pin!(sending), self.timeout, timer, charge)
+        self.exchange(pin!(sending), self.timeout, timer, reservation)
             .await
     }
 
@@ -166,10 +166,10 @@ impl Client {
             .send(Method::GET, address, headers, Bytes::new());
         let timeout = self.timeout.min(MODELS_TIMEOUT);
         // Not from the process's budget: an upstream must be seen to come back when memory is full.
-        let mut charge = Budget::new(self.max_response_bytes).open();
+        let mut reservation = Budget::new(self.max_response_bytes).reserve();
         let mut timer = Timer::default();
         let (head, body) = self
-            .exchange(pin!(sending), timeout, &mut timer, &mut charge)
+            .exchange(pin!(sending), timeout, &mut timer, &mut reservation)
             .await?;
         let models = head.is_success().then(|| self.provider.models(&body));
         Ok(Listing {
@@ -184,7 +184,7 @@ impl Client {
         sending: impl Future<Output = Result<transport::Response, transport::Error>>,
         timeout: Duration,
         timer: &mut Timer,
-        charge: &mut Charge,
+        reservation: &mut Reservation,
     ) -> Result<(Head, Bytes), Failure> {
         let mut deadline = timer.set(Instant::now() + timeout);
         let mut response = tokio::select! {
@@ -196,7 +196,7 @@ impl Client {
             status: response.status(),
             headers: response.take_headers(),
         };
-        let read = self.read(response, &head.headers, timeout, deadline, charge);
+        let read = self.read(response, &head.headers, timeout, deadline, reservation);
         let body = match read.await {
             Ok(body) => body,
             // The status says enough of an error whose text cannot be had.
@@ -220,7 +220,7 @@ impl Client {
         headers: &HeaderMap,
         timeout: Duration,
         mut deadline: Pin<&mut Sleep>,
-        charge: &mut Charge,
+        reservation: &mut Reservation,
     ) -> Result<Bytes, Failure> {
         let announced = response.content_length().unwrap_or(0);
         let announced = usize::try_from(announced).unwrap_or(usize::MAX);
@@ -240,10 +240,10 @@ impl Client {
             if body.len() + frame.len() > self.max_response_bytes {
                 return Err(self.too_large());
             }
-            if !charge.try_grow(frame.len()) {
+            if !reservation.try_grow(frame.len()) {
                 // Waiting for memory is not the server's fault.
                 let began = Instant::now();
-                charge.grow(frame.len()).await;
+                reservation.grow(frame.len()).await;
                 let later = deadline.deadline() + began.elapsed();
                 deadline.as_mut().reset(later);
             }

@@ -1,10 +1,10 @@
 //! One budget of bytes for a process: requests, answers, and what is not yet flushed.
 //!
-//! What is about to be sent is taken in hand only if it fits ([`Budget::try_reserve`]). What is
-//! being received cannot be known beforehand, so it grows ([`Charge::grow`]); if every answer
-//! waited for another to end, none would, so one growing charge at a time may overdraw: the one
-//! that has waited longest. The overdraft is thus never more than one answer, and the copy of its
-//! request that a route may have made.
+//! A request's text is read only if it fits ([`Budget::try_reserve`]). The length of an answer is
+//! not known beforehand, so the answer's reservation grows with it ([`Reservation::grow`]). If every
+//! answer waited for another one to end, none would end. So one growing reservation at a time may
+//! overdraw: the one that has waited longest. The overdraft is thus never more than one answer, and
+//! the copy of its request that a route may have made.
 
 use std::collections::VecDeque;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -21,17 +21,17 @@ pub struct Budget {
 #[derive(Debug, Default)]
 struct State {
     used: usize,
-    /// A charge that may overdraw is open.
+    /// There is a reservation that may overdraw.
     overdrawn: bool,
-    /// Answers that wait to grow. Nothing is reserved before them: they end, and free what they
-    /// hold.
+    /// Answers that wait to grow. Nothing new is reserved before them, because they end and free
+    /// what they hold.
     growing: VecDeque<Waiter>,
 }
 
 #[derive(Debug)]
 struct Waiter {
     bytes: usize,
-    grant: oneshot::Sender<Charge>,
+    grant: oneshot::Sender<Reservation>,
 }
 
 impl Budget {
@@ -44,9 +44,9 @@ impl Budget {
         })
     }
 
-    /// Charges `bytes` if they fit and no answer waits, or if nothing at all is charged: so even
-    /// what is larger than the whole budget passes, alone.
-    pub fn try_reserve(self: &Arc<Self>, bytes: usize) -> Option<Charge> {
+    /// Reserves `bytes` if they fit and no answer waits, or if nothing else is reserved: so even what
+    /// is larger than the whole budget passes, alone.
+    pub fn try_reserve(self: &Arc<Self>, bytes: usize) -> Option<Reservation> {
         let mut state = self.lock();
         let fits = state.used.saturating_add(bytes) <= self.limit;
         if !state.growing.is_empty() || !(fits || state.used == 0) {
@@ -54,12 +54,12 @@ impl Budget {
         }
         state.used += bytes;
         drop(state);
-        Some(self.charge(bytes))
+        Some(self.reservation_of(bytes))
     }
 
-    /// A charge of no bytes, to grow as an answer is read.
-    pub fn open(self: &Arc<Self>) -> Charge {
-        self.charge(0)
+    /// A reservation of no bytes, to grow as an answer is read.
+    pub fn reserve(self: &Arc<Self>) -> Reservation {
+        self.reservation_of(0)
     }
 
     /// How many bytes there are.
@@ -68,7 +68,7 @@ impl Budget {
         self.limit
     }
 
-    /// Bytes charged now.
+    /// Bytes reserved now.
     #[must_use]
     pub fn used(&self) -> usize {
         self.lock().used
@@ -81,7 +81,7 @@ impl Budget {
         state.used >= self.limit || !state.growing.is_empty()
     }
 
-    /// Charges the growth of an answer if it need not wait; the value says whether the answer may
+    /// Reserves the growth of an answer if it need not wait. The value says whether the answer may
     /// overdraw from now on.
     fn growth(&self, state: &mut State, may_overdraw: bool, bytes: usize) -> Option<bool> {
         let fits = state.used.saturating_add(bytes) <= self.limit;
@@ -95,21 +95,21 @@ impl Budget {
         Some(may_overdraw)
     }
 
-    fn charge(self: &Arc<Self>, bytes: usize) -> Charge {
-        Charge {
+    fn reservation_of(self: &Arc<Self>, bytes: usize) -> Reservation {
+        Reservation {
             budget: Arc::clone(self),
             bytes,
             may_overdraw: false,
         }
     }
 
-    async fn granted(self: &Arc<Self>, granted: oneshot::Receiver<Charge>) -> Charge {
-        // Whoever gives up waiting may have stood before others that fit.
+    async fn granted(self: &Arc<Self>, granted: oneshot::Receiver<Reservation>) -> Reservation {
+        // An answer that gives up waiting may have stood before others that fit.
         let _served_on = ServeOnDrop(self);
         match granted.await {
-            Ok(charge) => charge,
+            Ok(reservation) => reservation,
             // The queue keeps every sender until it has granted: this does not happen.
-            Err(_) => self.charge(0),
+            Err(_) => self.reservation_of(0),
         }
     }
 
@@ -128,17 +128,18 @@ impl Budget {
     }
 
     fn grant(self: &Arc<Self>, state: &mut State, waiter: Waiter, may_overdraw: bool) {
-        let charge = Charge {
+        let reservation = Reservation {
             budget: Arc::clone(self),
             bytes: waiter.bytes,
             may_overdraw,
         };
-        match waiter.grant.send(charge) {
+        match waiter.grant.send(reservation) {
             Ok(()) => {
                 state.used += waiter.bytes;
                 state.overdrawn |= may_overdraw;
             }
-            // Nobody waits any more. Emptied, for a drop would lock what is locked already.
+            // Nobody waits any more. The reservation is emptied, because its drop would lock what
+            // is locked already.
             Err(mut refused) => drop(refused.take()),
         }
     }
@@ -158,15 +159,15 @@ impl Drop for ServeOnDrop<'_> {
 
 /// A part of the budget, given back when dropped.
 #[derive(Debug)]
-pub struct Charge {
+pub struct Reservation {
     budget: Arc<Budget>,
     bytes: usize,
     may_overdraw: bool,
 }
 
-impl Charge {
-    /// Charges so many bytes more: at once if [`try_grow`](Self::try_grow) can, else waits, but
-    /// before anything new is reserved.
+impl Reservation {
+    /// Reserves so many bytes more: at once if [`try_grow`](Self::try_grow) can. Else the answer
+    /// waits, and nothing new is reserved before it.
     pub async fn grow(&mut self, bytes: usize) {
         let granted = {
             let mut state = self.budget.lock();
@@ -184,8 +185,8 @@ impl Charge {
         self.may_overdraw |= may_overdraw;
     }
 
-    /// Charges so many bytes more if they fit and nobody waits, or if this is the charge that may
-    /// overdraw; false if not.
+    /// Reserves so many bytes more if they fit and nobody waits, or if this is the reservation that
+    /// may overdraw. False if they are not reserved.
     pub fn try_grow(&mut self, bytes: usize) -> bool {
         let mut state = self.budget.lock();
         let growth = self.budget.growth(&mut state, self.may_overdraw, bytes);
@@ -196,7 +197,7 @@ impl Charge {
         growth.is_some()
     }
 
-    /// Gives back all but `bytes`: what is still held, once the rest is let go.
+    /// Gives back all but `bytes`.
     pub fn shrink_to(&mut self, bytes: usize) {
         let excess = self.bytes.saturating_sub(bytes);
         if excess > 0 {
@@ -205,15 +206,15 @@ impl Charge {
         }
     }
 
-    /// Lets another answer overdraw, although this one is kept: for an answer that is held on to
-    /// while its line waits to be sent again.
+    /// Lets another answer overdraw, although this one is kept: for an answer that is kept while its
+    /// line waits to be sent again.
     pub(in crate::upstream) fn yield_overdraft(&mut self) {
         if std::mem::take(&mut self.may_overdraw) {
             self.give_back(0, true);
         }
     }
 
-    /// Bytes charged.
+    /// Bytes reserved.
     #[must_use]
     pub fn bytes(&self) -> usize {
         self.bytes
@@ -238,7 +239,7 @@ impl Charge {
     }
 }
 
-impl Drop for Charge {
+impl Drop for Reservation {
     fn drop(&mut self) {
         let (bytes, may_overdraw) = self.take();
         if bytes > 0 || may_overdraw {
@@ -275,9 +276,9 @@ mod tests {
     }
 
     /// A budget of 100 that one answer has overdrawn with 110, and another one with 10 in it.
-    fn overdrawn() -> (Arc<Budget>, Charge, Charge) {
+    fn overdrawn() -> (Arc<Budget>, Reservation, Reservation) {
         let budget = Budget::new(100);
-        let (mut over, mut waits) = (budget.open(), budget.open());
+        let (mut over, mut waits) = (budget.reserve(), budget.reserve());
         assert!(waits.try_grow(10) && over.try_grow(110));
         (budget, over, waits)
     }
@@ -285,7 +286,7 @@ mod tests {
     #[tokio::test]
     async fn growing_is_first_come_first_served() {
         let (budget, over, mut first) = overdrawn();
-        let mut second = budget.open();
+        let mut second = budget.reserve();
         let mut large = Box::pin(first.grow(85));
         assert!(poll!(&mut large).is_pending());
         let mut small = Box::pin(second.grow(5));
@@ -298,7 +299,7 @@ mod tests {
     #[tokio::test]
     async fn who_gives_up_waiting_lets_the_next_pass() {
         let (budget, mut over, mut first) = overdrawn();
-        let mut second = budget.open();
+        let mut second = budget.reserve();
         let mut large = Box::pin(first.grow(500));
         assert!(poll!(&mut large).is_pending());
         let mut small = Box::pin(second.grow(5));
@@ -325,9 +326,9 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn one_growing_charge_overdraws_and_the_next_only_after_it() {
+    async fn one_growing_reservation_overdraws_and_the_next_only_after_it() {
         let budget = Budget::new(100);
-        let (mut a, mut b) = (budget.open(), budget.open());
+        let (mut a, mut b) = (budget.reserve(), budget.reserve());
         assert!(a.try_grow(80) && b.try_grow(20));
         assert!(b.try_grow(50), "the first that finds it full overdraws");
         assert!(!a.try_grow(1));
@@ -343,7 +344,7 @@ mod tests {
     #[tokio::test]
     async fn a_kept_answer_can_hand_on_the_right_to_overdraw() {
         let budget = Budget::new(10);
-        let (mut a, mut b) = (budget.open(), budget.open());
+        let (mut a, mut b) = (budget.reserve(), budget.reserve());
         a.grow(15).await;
         let mut waiting = Box::pin(b.grow(5));
         assert!(poll!(&mut waiting).is_pending());
@@ -384,7 +385,7 @@ mod tests {
         for call in 0..30_u64 {
             let budget = Arc::clone(&budget);
             calls.spawn(async move {
-                let mut answer = budget.open();
+                let mut answer = budget.reserve();
                 let mut most = 0;
                 for _ in 0..10 {
                     tokio::time::sleep(Duration::from_millis(call % 3)).await;

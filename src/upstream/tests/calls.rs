@@ -20,7 +20,7 @@ async fn a_call_is_sent_as_it_is_and_its_answer_comes_back_charged() {
     let answer = answer(attempt);
     assert_eq!((answer.status, &answer.body[..]), (200, &b"{\"ok\":1}"[..]));
     assert_eq!(answer.request_id.as_deref(), Some("req_7"));
-    assert_eq!((answer.charge.bytes(), pool.budget().used()), (8, 8));
+    assert_eq!((answer.reservation.bytes(), pool.budget().used()), (8, 8));
     drop(answer);
     assert_eq!(pool.budget().used(), 0);
     let seen = server.seen("POST").remove(0);
@@ -88,7 +88,7 @@ async fn a_changed_copy_is_charged_for_as_long_as_its_call_lasts() {
     let (attempt, during) = tokio::join!(call, during);
     assert_eq!(during, copy);
     let answer = answer(attempt);
-    assert_eq!((answer.charge.bytes(), pool.budget().used()), (2, 2));
+    assert_eq!((answer.reservation.bytes(), pool.budget().used()), (2, 2));
 
     let call = tokio::spawn({
         let pool = Arc::clone(&pool);

@@ -263,7 +263,7 @@ async fn send(pool: &Arc<Pool>, permit: Permit, body: &str) -> Attempt {
     let call = Call {
         path: CHAT,
         body: Bytes::copy_from_slice(body.as_bytes()),
-        charge: pool.budget().open(),
+        reservation: pool.budget().reserve(),
         traceparent: None,
     };
     pool.call(permit, call, &mut History::default(), &mut Timer::default())
@@ -275,7 +275,7 @@ async fn send_again(pool: &Arc<Pool>, history: &mut History, body: &str) -> Atte
     let call = Call {
         path: CHAT,
         body: Bytes::copy_from_slice(body.as_bytes()),
-        charge: pool.budget().open(),
+        reservation: pool.budget().reserve(),
         traceparent: None,
     };
     let permit = permit(pool, "m");

@@ -389,7 +389,7 @@ async fn a_model_that_one_upstream_does_not_have_may_be_at_another() {
         let call = Call {
             path: CHAT,
             body: Bytes::from_static(b"{}"),
-            charge: pool.budget().open(),
+            reservation: pool.budget().reserve(),
             traceparent: None,
         };
         let mut timer = Timer::default();

@@ -17,7 +17,7 @@ use rustls::{CertificateError, DigitallySignedStruct, InvalidMessage, SignatureS
 use rustls_platform_verifier::Verifier;
 use x509_parser::prelude::{FromDer as _, GeneralName, X509Certificate};
 
-use super::causes;
+use super::error::causes;
 use crate::upstream::settings::UpstreamSettings;
 
 /// The certificates of an upstream's `ca_file`.
@@ -84,7 +84,7 @@ impl ServerCertVerifier for NamedOrUsual {
         now: UnixTime,
     ) -> Result<ServerCertVerified, rustls::Error> {
         if self.named.0.contains(end_entity) {
-            return judge_named(end_entity, server_name, now);
+            return verify_named(end_entity, server_name, now);
         }
         self.usual
             .verify_server_cert(end_entity, intermediates, server_name, ocsp_response, now)
@@ -113,10 +113,10 @@ impl ServerCertVerifier for NamedOrUsual {
     }
 }
 
-/// Judges a certificate that an operator trusts by name. Who signed the certificate, and whether it
+/// Verifies a certificate that an operator trusts by name. Who signed the certificate, and whether it
 /// is one of a CA, says nothing more then. Its dates, its purpose and its names still count. That
 /// the server has its key is shown by the handshake.
-fn judge_named(
+fn verify_named(
     der: &CertificateDer<'_>,
     server_name: &ServerName<'_>,
     now: UnixTime,

@@ -19,7 +19,8 @@ use tokio::io::{AsyncBufRead, AsyncBufReadExt as _, AsyncRead, AsyncReadExt as _
 use tokio_util::either::Either;
 use tokio_util::io::StreamReader;
 
-use crate::upstream::transport::{Error, Response};
+use super::Response;
+use super::error::Error;
 
 /// What is asked for, where it is.
 pub(in crate::upstream) const ACCEPTED: &str = "gzip, br, zstd";
@@ -30,7 +31,7 @@ const KNOWN: [&str; 5] = ["gzip", "x-gzip", "deflate", "br", "zstd"];
 /// No server packs an answer so often. Each coding costs memory, and one call within another.
 const CODINGS_MAX: usize = 5;
 
-/// So much is unpacked at once: it is charged before more is.
+/// So much is unpacked at once: its memory is reserved before more is unpacked.
 const PIECE: usize = 64 << 10;
 /// The largest window that a server may use for zstd (RFC 9659): 8 MiB.
 const ZSTD_WINDOW_LOG_MAX: u32 = 23;

@@ -30,8 +30,8 @@ use tokio::time::Instant;
 use tower::util::MapErr;
 use tower::{Service as _, ServiceExt as _};
 
-use super::{Error, IDLE_MAX, KEEPALIVE, KEEPALIVE_RETRIES};
-use super::{causes, innermost, lacks_descriptor, none_is_left};
+use super::error::{Error, causes, innermost, lacks_descriptor, none_is_left};
+use super::keep::{IDLE_MAX, KEEPALIVE, KEEPALIVE_RETRIES};
 use crate::upstream::settings::UpstreamSettings;
 
 type Driver = Fuse<http1::Connection<TokioIo<TcpStream>, Full<Bytes>>>;
@@ -89,7 +89,7 @@ impl Direct {
         connector.set_keepalive_interval(Some(KEEPALIVE));
         connector.set_keepalive_retries(Some(KEEPALIVE_RETRIES));
         #[cfg(any(target_os = "linux", target_os = "android"))]
-        connector.set_tcp_user_timeout(Some(super::UNACKNOWLEDGED_MAX));
+        connector.set_tcp_user_timeout(Some(super::keep::UNACKNOWLEDGED_MAX));
         let server = Uri::builder()
             .scheme("http")
             .authority(base.authority())

@@ -6,8 +6,8 @@ use reqwest::{Method, Proxy, Request, Url, redirect, retry};
 use secrecy::ExposeSecret;
 
 use super::certificates::{self, Named};
-use super::{Error, IDLE_MAX, KEEPALIVE, KEEPALIVE_RETRIES};
-use super::{innermost, lacks_descriptor, none_is_left};
+use super::error::{Error, innermost, lacks_descriptor, none_is_left};
+use super::keep::{IDLE_MAX, KEEPALIVE, KEEPALIVE_RETRIES};
 use crate::upstream::settings::UpstreamSettings;
 
 #[derive(Debug)]
@@ -34,7 +34,7 @@ impl General {
             .tcp_keepalive_retries(KEEPALIVE_RETRIES);
         #[cfg(any(target_os = "linux", target_os = "android"))]
         {
-            builder = builder.tcp_user_timeout(super::UNACKNOWLEDGED_MAX);
+            builder = builder.tcp_user_timeout(super::keep::UNACKNOWLEDGED_MAX);
         }
         let mut speaks_tls = base.scheme() == "https";
         if let Some(proxy) = &config.proxy {

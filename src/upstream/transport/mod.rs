@@ -7,40 +7,23 @@
 mod certificates;
 pub(super) mod coding;
 mod direct;
+mod error;
 mod general;
+mod keep;
 #[cfg(test)]
 mod tests;
 
-use std::error::Error as StdError;
-use std::fs::File;
-use std::io;
 use std::sync::Arc;
-use std::time::Duration;
 
 use bytes::Bytes;
 use hyper::Uri;
 use reqwest::header::HeaderMap;
 use reqwest::{Method, Url};
-use rustix::io::Errno;
 
 use self::direct::Direct;
+pub(super) use self::error::Error;
 use self::general::General;
 use crate::upstream::settings::UpstreamSettings;
-
-/// Idle connections are dropped before servers drop them (uvicorn and Node do so after 5 s): a
-/// line sent into a connection that is just being closed would lose an attempt.
-const IDLE_MAX: Duration = Duration::from_secs(4);
-
-/// A connection that says nothing for so long is asked whether it is still there, so that neither a
-/// firewall forgets it nor a call waits for a machine that is gone…
-const KEEPALIVE: Duration = Duration::from_secs(15);
-/// …and is given up when it has not answered so often, or has not taken what was sent.
-const KEEPALIVE_RETRIES: u32 = 3;
-#[cfg(any(target_os = "linux", target_os = "android"))]
-const UNACKNOWLEDGED_MAX: Duration = Duration::from_secs(30);
-
-/// Of this process, and of all processes together.
-const NO_DESCRIPTOR: [Errno; 2] = [Errno::MFILE, Errno::NFILE];
 
 /// The connections of one upstream.
 #[derive(Debug)]
@@ -62,27 +45,6 @@ pub(super) struct Address {
 pub(super) enum Response {
     Direct(direct::Response),
     General(reqwest::Response),
-}
-
-/// Why no answer, or no more of it, came; in words without addresses.
-#[derive(Debug, thiserror::Error)]
-pub(super) enum Error {
-    /// The request was not sent.
-    #[error("its name cannot be resolved: {0}")]
-    Resolve(String),
-    #[error("no connection in time")]
-    ConnectTimeout,
-    #[error("no connection: {0}")]
-    Connect(String),
-    /// This process, or this machine, has no file descriptor left for it.
-    #[error("no file descriptor is left for a connection")]
-    NoDescriptor,
-    /// It may have been.
-    #[error("the connection was lost before the answer was whole: {0}")]
-    Lost(String),
-    /// It was answered, in a content coding that cannot be undone.
-    #[error("{0}")]
-    Undecodable(String),
 }
 
 impl Transport {
@@ -164,39 +126,4 @@ impl Response {
             Self::General(response) => response.chunk().await.map_err(|e| general::error(&e)),
         }
     }
-}
-
-/// An error and what lies below it, down to the bottom. An `io::Error` is looked into, for it does
-/// not give what it holds as its source.
-fn causes<'a>(
-    error: &'a (dyn StdError + 'static),
-) -> impl Iterator<Item = &'a (dyn StdError + 'static)> {
-    std::iter::successors(Some(error), |&error| {
-        let held = error.downcast_ref::<io::Error>();
-        match held.and_then(io::Error::get_ref) {
-            Some(held) => Some(held),
-            None => error.source(),
-        }
-    })
-}
-
-/// Whether there is no connection because this side has no file descriptor left.
-fn lacks_descriptor(error: &(dyn StdError + 'static)) -> bool {
-    causes(error).any(|error| {
-        let io = error.downcast_ref::<io::Error>();
-        let code = io.and_then(io::Error::raw_os_error);
-        code.is_some_and(|code| NO_DESCRIPTOR.contains(&Errno::from_raw_os_error(code)))
-    })
-}
-
-/// The same for an error that does not tell its reason, as that of resolving a name: whether there
-/// is none left now.
-fn none_is_left() -> bool {
-    File::open("/dev/null").is_err_and(|error| lacks_descriptor(&error))
-}
-
-/// What lies at the bottom of an error: the layers above add nothing, or an address.
-fn innermost(error: &(dyn StdError + 'static)) -> String {
-    let innermost = causes(error).last();
-    innermost.map(ToString::to_string).unwrap_or_default()
 }

@@ -3,6 +3,7 @@
 use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
+use std::time::Duration;
 
 use reqwest::header::{HOST, HeaderValue};
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};

@@ -158,7 +158,7 @@ impl Executor {
         let call = Call {
             path,
             body,
-            charge: self.pool.budget().open(),
+            reservation: self.pool.budget().reserve(),
             traceparent: trace::traceparent(&span),
         };
         let attempt = {

@@ -141,7 +141,7 @@ impl MissingModels {
             form: known.form,
             usage: known.usage,
             is_model_missing: true,
-            charge: self.pool.budget().open(),
+            reservation: self.pool.budget().reserve(),
         };
         result::answered(unit, line, answer)
     }

@@ -41,13 +41,13 @@ pub(crate) fn answered(unit: &Arc<LoadedUnit>, line: &OpenLine, answer: Answer) 
         ..CountsDelta::default()
     };
     // From here on the line is held, which is about as long as the answer's body.
-    let mut charge = answer.charge;
-    charge.shrink_to(line.bytes.len());
+    let mut reservation = answer.reservation;
+    reservation.shrink_to(line.bytes.len());
     FinishedLine {
         unit: unit.clone(),
         line,
         counts,
-        charge: Some(charge),
+        reservation: Some(reservation),
     }
 }
 
@@ -137,7 +137,7 @@ fn failed(unit: &Arc<LoadedUnit>, line: &OpenLine, code: ErrorCode, message: &st
         unit: unit.clone(),
         line,
         counts,
-        charge: None,
+        reservation: None,
     }
 }
 

@@ -9,7 +9,7 @@ use crate::codec::segment::{self, Line};
 use crate::domain::file::Kind;
 use crate::domain::unit::Bitmap;
 use crate::store::{CountsDelta, UnitFlush};
-use crate::upstream::Charge;
+use crate::upstream::Reservation;
 use crate::worker::dispatch::result;
 use crate::worker::work::finished::FinishedLine;
 use crate::worker::work::unit::LoadedUnit;
@@ -25,7 +25,7 @@ pub(super) struct Group {
     pub lines: usize,
     pub flush: UnitFlush,
     /// Held until the answers are on disk.
-    _charges: Vec<Charge>,
+    _reservations: Vec<Reservation>,
 }
 
 /// Divides what is to be written into transactions of a bounded size.
@@ -140,7 +140,7 @@ fn into_group(finished: Vec<FinishedLine>) -> io::Result<Group> {
         unit,
         lines: lines.len(),
         flush,
-        _charges: finished.into_iter().filter_map(|f| f.charge).collect(),
+        _reservations: finished.into_iter().filter_map(|f| f.reservation).collect(),
     })
 }
 

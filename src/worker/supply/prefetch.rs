@@ -8,7 +8,7 @@ use crate::codec::segment::Encoded;
 use crate::domain::unit::UnitLease;
 use crate::metrics::ModelMetrics;
 use crate::store::{self, CountsDelta, Error, LeasedUnit, Store, UnitFlush};
-use crate::upstream::{Charge, LaneId, Pool, Routes};
+use crate::upstream::{LaneId, Pool, Reservation, Routes};
 use crate::worker::dispatch::Dispatch;
 use crate::worker::dispatch::ownership::Ownership;
 use crate::worker::dispatch::scheduler::Scheduler;
@@ -146,19 +146,19 @@ impl Prefetch {
     pub(super) async fn read(&mut self) -> store::Result<()> {
         let lanes: Vec<LaneId> = self.unread.keys().copied().collect();
         for lane in lanes {
-            while let Some((unread, charge)) = self.next(lane) {
-                self.load(unread, Some(charge)).await?;
+            while let Some((unread, reservation)) = self.next(lane) {
+                self.load(unread, Some(reservation)).await?;
             }
         }
         Ok(())
     }
 
-    fn next(&mut self, lane: LaneId) -> Option<(UnreadUnit, Charge)> {
+    fn next(&mut self, lane: LaneId) -> Option<(UnreadUnit, Reservation)> {
         let first = self.first_of(lane)?;
         let units = self.unread.get_mut(&lane)?;
         let bytes = usize::try_from(units.get(first)?.leased.chunk_bytes).unwrap_or(0);
-        let charge = self.pool.budget().try_reserve(bytes)?;
-        Some((units.remove(first)?, charge))
+        let reservation = self.pool.budget().try_reserve(bytes)?;
+        Some((units.remove(first)?, reservation))
     }
 
     /// Reads units whose lines are not to be sent. If the database fails, the units behind are
@@ -182,7 +182,11 @@ impl Prefetch {
 
     /// Reads one unit's text, and hands the unit to the scheduler. If the database fails the unit
     /// is forgotten, and is given back when the store is next compared with what is in hand.
-    async fn load(&self, unread: UnreadUnit, charge: Option<Charge>) -> store::Result<()> {
+    async fn load(
+        &self,
+        unread: UnreadUnit,
+        reservation: Option<Reservation>,
+    ) -> store::Result<()> {
         let UnreadUnit {
             leased,
             model,
@@ -215,7 +219,7 @@ impl Prefetch {
             batch,
             routes,
             chunk.bytes,
-            charge,
+            reservation,
         );
         if lines.is_empty() {
             let cause = "its text has none of its lines";

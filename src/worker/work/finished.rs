@@ -7,7 +7,7 @@ use tokio::sync::Notify;
 use super::unit::LoadedUnit;
 use crate::codec::segment::Line;
 use crate::store::CountsDelta;
-use crate::upstream::Charge;
+use crate::upstream::Reservation;
 
 /// A line with its outcome.
 pub(crate) struct FinishedLine {
@@ -15,7 +15,7 @@ pub(crate) struct FinishedLine {
     pub line: Line,
     pub counts: CountsDelta,
     /// The answer's part of the memory budget, held until the answer is on disk.
-    pub charge: Option<Charge>,
+    pub reservation: Option<Reservation>,
 }
 
 /// With so many bytes in the queue a flush is due at once.

@@ -13,7 +13,7 @@ use crate::domain::line::{self, Check};
 use crate::domain::unit::{Bitmap, UnitLease};
 use crate::metrics::ModelMetrics;
 use crate::store::{Backlog, LeasedUnit};
-use crate::upstream::{Charge, Routes};
+use crate::upstream::{Reservation, Routes};
 
 /// What all units of a batch have in common.
 #[derive(Debug)]
@@ -70,7 +70,7 @@ pub(crate) struct LoadedUnit {
     durable: Mutex<Durable>,
     isolation: Option<Isolation>,
     /// The text's part of the memory budget.
-    _charge: Option<Charge>,
+    _reservation: Option<Reservation>,
 }
 
 /// What the store knows of a unit.
@@ -90,7 +90,7 @@ impl LoadedUnit {
         batch: Arc<BatchContext>,
         routes: Option<Arc<Routes>>,
         text: Vec<u8>,
-        charge: Option<Charge>,
+        reservation: Option<Reservation>,
     ) -> (LoadedUnit, Vec<OpenLine>) {
         let text = Bytes::from(text);
         let mut lines = lines_of_model(&text, model, leased.requests);
@@ -112,7 +112,7 @@ impl LoadedUnit {
             cut: CancellationToken::new(),
             durable,
             isolation,
-            _charge: charge,
+            _reservation: reservation,
         };
         (unit, lines)
     }

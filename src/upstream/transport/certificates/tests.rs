@@ -34,8 +34,8 @@ fn now() -> UnixTime {
 /// What is said to an operator; nothing where the certificate is accepted.
 fn refused(der: Vec<u8>, host: &str) -> Option<String> {
     let host = ServerName::try_from(host.to_owned()).expect("is a name");
-    let judged = judge_named(&CertificateDer::from(der), &host, now());
-    let error = judged.err()?;
+    let verified = verify_named(&CertificateDer::from(der), &host, now());
+    let error = verified.err()?;
     // As the layers above wrap it.
     advice(&io::Error::other(io::Error::other(error)))
 }
