@@ -270,7 +270,8 @@ impl Worker {
         }
     }
 
-    /// Waits until a task ends that should not, and returns its name. Then the process cannot go on.
+    /// Waits until a task ends that should not, and returns its name. Then the process cannot go
+    /// on.
     pub async fn failed(&mut self) -> String {
         let ended = self.tasks.join_next().await;
         self.running.store(false, Ordering::Relaxed);
@@ -315,8 +316,8 @@ impl Worker {
         }
     }
 
-    /// Gives back all that this process holds: its units with its lease, and its shares. Where one of
-    /// the two cannot be given back now, it does not hold up the other.
+    /// Gives back all that this process holds: its units with its lease, and its shares. Where one
+    /// of the two cannot be given back now, it does not hold up the other.
     async fn leave(&self) {
         self.ledger.lock().revoke_all();
         let token = self.lease.token();

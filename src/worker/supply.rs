@@ -196,10 +196,10 @@ impl Supply {
         let ids = stock.batches.iter().chain(&unread);
         let ids: BTreeSet<&str> = ids.map(String::as_str).collect();
         for (batch_id, state) in self.store.batch_states(&ids).await? {
-            if let Some(ending) = state.end_reason {
+            if let Some(end_reason) = state.end_reason {
                 let unread = self.fetch.prefetch.take(&batch_id);
                 self.fetch.prefetch.load_unsent(unread).await?;
-                self.scheduler.end_batch(&batch_id, ending);
+                self.scheduler.end_batch(&batch_id, end_reason);
             }
         }
         Ok(())

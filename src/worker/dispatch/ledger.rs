@@ -183,16 +183,16 @@ impl Ledger {
     pub(crate) fn end_batch(
         &mut self,
         batch_id: &str,
-        ending: EndReason,
+        end_reason: EndReason,
         settle_by: Instant,
     ) -> Vec<Taken> {
         let is_of_batch = |active: &&ActiveUnit| {
-            *active.unit().batch.id == *batch_id && active.ending() != Some(ending)
+            *active.unit().batch.id == *batch_id && active.end_reason() != Some(end_reason)
         };
         let ids = self.ids(is_of_batch);
         for id in &ids {
             if let Some(active) = self.units.get_mut(id) {
-                active.end(ending, settle_by);
+                active.end(end_reason, settle_by);
             }
         }
         self.take_resting(ids)
@@ -204,7 +204,7 @@ impl Ledger {
             let unit = active.unit();
             *unit.batch.id == *batch_id
                 && unit.lease.key.model_no == model_no
-                && active.ending().is_none()
+                && active.end_reason().is_none()
         };
         self.take_resting(self.ids(is_of_model))
     }
@@ -228,7 +228,7 @@ impl Ledger {
         self.exclusive.take_if(|unit| *unit == id).is_some()
     }
 
-    /// Lets go of units with their leases, which are to be given back to the store.
+    /// Takes units out with their leases, which are to be given back to the store.
     pub(crate) fn release(&mut self, ids: &[u64]) -> Vec<UnitLease> {
         let mut released = Vec::with_capacity(ids.len());
         for &id in ids {
@@ -242,7 +242,7 @@ impl Ledger {
         released
     }
 
-    /// These leases are not this process's any more: cuts the units' calls, and lets go of the
+    /// These leases are not this process's any more: cuts the units' calls, and takes out the
     /// units, whether their text is read or not.
     pub(crate) fn revoke(&mut self, lost: &[UnitLease]) {
         let epochs = lost.iter().map(|lease| (&lease.key, lease.epoch));
@@ -265,7 +265,7 @@ impl Ledger {
         self.remove_lease(&unit.lease);
     }
 
-    /// Lets go of everything, because the process stops.
+    /// Takes out everything, because the process stops.
     pub(crate) fn revoke_all(&mut self) {
         for id in self.ids(|_| true) {
             self.cut(id);

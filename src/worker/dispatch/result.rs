@@ -94,28 +94,35 @@ pub(crate) fn crashed(unit: &Arc<LoadedUnit>, line: &OpenLine) -> FinishedLine {
 pub(crate) fn concluded(
     unit: &Arc<LoadedUnit>,
     pending: Pending,
-    ending: EndReason,
+    end_reason: EndReason,
 ) -> Option<FinishedLine> {
     let write = || match pending.refusal {
-        Some(answer) if ending == EndReason::Expired => answered(unit, &pending.line, *answer),
-        _ => ended(unit, &pending.line, ending),
+        Some(answer) if end_reason == EndReason::Expired => answered(unit, &pending.line, *answer),
+        _ => ended(unit, &pending.line, end_reason),
     };
     std::panic::catch_unwind(AssertUnwindSafe(write))
         .inspect_err(|_| {
             let key = &unit.lease.key;
-            tracing::error!(unit.key = %key, "the code panicked at a line; its unit is let go");
+            tracing::error!(
+                unit.key = %key,
+                "the code panicked at a line; its unit is revoked, and its lines run again"
+            );
         })
         .ok()
 }
 
 /// A line that is not sent any more, because its batch ends.
-pub(crate) fn ended(unit: &Arc<LoadedUnit>, line: &OpenLine, ending: EndReason) -> FinishedLine {
-    let (code, message) = match ending {
+pub(crate) fn ended(
+    unit: &Arc<LoadedUnit>,
+    line: &OpenLine,
+    end_reason: EndReason,
+) -> FinishedLine {
+    let (code, message) = match end_reason {
         EndReason::Expired => (ErrorCode::BatchExpired, outcome::EXPIRED),
         EndReason::Cancelled => (ErrorCode::BatchCancelled, outcome::CANCELLED),
     };
     let mut finished = failed(unit, line, code, message);
-    match ending {
+    match end_reason {
         EndReason::Cancelled => {
             finished.counts = CountsDelta {
                 cancelled: 1,

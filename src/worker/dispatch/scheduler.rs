@@ -76,16 +76,16 @@ impl Scheduler {
 
     /// A batch ends. Its lines that are not in flight get their outcome now; calls in flight may
     /// settle.
-    pub(crate) fn end_batch(&self, batch_id: &str, ending: EndReason) {
+    pub(crate) fn end_batch(&self, batch_id: &str, end_reason: EndReason) {
         let settle_by = Instant::now() + self.settle_timeout;
         let mut ledger = self.ledger.lock();
-        let unsent = ledger.end_batch(batch_id, ending, settle_by);
+        let unsent = ledger.end_batch(batch_id, end_reason, settle_by);
         // The outcomes are written without the lock, because there may be many.
         drop(ledger);
         for (unit, unsent) in unsent {
             let unsent = unsent.into_iter();
             let finished: Option<Vec<FinishedLine>> = unsent
-                .map(|pending| result::concluded(&unit, pending, ending))
+                .map(|pending| result::concluded(&unit, pending, end_reason))
                 .collect();
             match finished {
                 Some(finished) => self.completions.push(finished),
@@ -169,12 +169,15 @@ impl Scheduler {
         let mut ledger = self.ledger.lock();
         ledger.finish(&unit, took);
         self.pool.limits().on_finish();
-        let finished = match (outcome, ledger.unit(unit.id).map(|active| active.ending())) {
+        let finished = match (
+            outcome,
+            ledger.unit(unit.id).map(|active| active.end_reason()),
+        ) {
             // The unit was revoked, or is being given back: the line is another process's.
             (_, None) => None,
             (Outcome::Finished(finished), Some(_)) => Some(finished),
-            (Outcome::Again(_), Some(Some(ending))) => {
-                let finished = result::concluded(&unit, pending, ending);
+            (Outcome::Again(_), Some(Some(end_reason))) => {
+                let finished = result::concluded(&unit, pending, end_reason);
                 if finished.is_none() {
                     ledger.revoke_unit(&unit);
                 }

@@ -36,7 +36,7 @@ impl WriteFailures {
     }
 
     /// The answers of one of a batch's units cannot be written. False if the database is at fault:
-    /// then the answers are to be kept, and written later. Else the unit is to be let go, and its
+    /// then the answers are to be kept, and written later. Else the unit is to be revoked, and its
     /// lines run again.
     pub(crate) fn may_drop(&self, batch_id: &str, cause: &str) -> bool {
         let mut state = self.lock();

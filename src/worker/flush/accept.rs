@@ -36,8 +36,8 @@ pub(super) fn accept(
         ownership.on_written(unit, group.flush.cleared);
     }
     for (batch_id, state) in &reply.states {
-        if let Some(ending) = state.end_reason {
-            scheduler.end_batch(batch_id, ending);
+        if let Some(end_reason) = state.end_reason {
+            scheduler.end_batch(batch_id, end_reason);
         }
     }
 }

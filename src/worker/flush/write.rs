@@ -111,7 +111,11 @@ impl Writer {
         let may_drop = self.failures.may_drop(&unit.batch.id, &error.to_string());
         if may_drop {
             let key = &unit.lease.key;
-            tracing::error!(unit.key = %key, %error, "a unit cannot be written; let go");
+            tracing::error!(
+                unit.key = %key,
+                %error,
+                "a unit cannot be written; it is revoked, and its lines run again"
+            );
             self.ownership.revoke_unit(unit);
         }
         may_drop

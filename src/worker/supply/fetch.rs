@@ -323,7 +323,7 @@ impl Fetch {
 
     /// Leases units of a batch that is being ended. Their lines get their outcome unsent.
     pub(super) async fn lease_ended(&mut self, row: &Backlog) -> store::Result<()> {
-        let (Some(ending), Some(batch)) = (row.end_reason(), context(row)) else {
+        let (Some(end_reason), Some(batch)) = (row.end_reason(), context(row)) else {
             return Ok(());
         };
         loop {
@@ -337,7 +337,7 @@ impl Fetch {
                 return Ok(());
             }
             self.prefetch.load_unsent(units).await?;
-            self.scheduler.end_batch(&row.batch_id, ending);
+            self.scheduler.end_batch(&row.batch_id, end_reason);
         }
     }
 

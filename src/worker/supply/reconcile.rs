@@ -44,7 +44,7 @@ impl Reconciler {
         if !not_in_hand.is_empty() {
             tracing::warn!(
                 units.count = not_in_hand.len(),
-                "gives back units that nobody here holds"
+                "releases units that nobody here holds"
             );
             self.store.release_units(&token, &not_in_hand).await?;
         }
@@ -54,7 +54,7 @@ impl Reconciler {
             let lost = self.store.reclaim_units(&token, &not_ours).await?;
             tracing::info!(
                 units.count = lost.len(),
-                "lets go of units that are not its own any more"
+                "revokes units that are not its own any more"
             );
             self.ownership.revoke(&lost);
         }

@@ -1,4 +1,4 @@
-//! EndReason the completion windows of batches whose time is over.
+//! Ending the completion windows of batches whose time is over.
 
 use std::time::Duration;
 

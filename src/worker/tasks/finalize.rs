@@ -1,6 +1,6 @@
-//! EndReason batches that have nothing left to run. The process that writes the last line of a batch
-//! ends the batch, and notifies no other process. Where the process dies in between, another one
-//! finds the batch.
+//! Ending batches that have nothing left to run. The process that writes the last line of a batch
+//! ends the batch, and notifies no other process. Where the process dies in between, another
+//! process finds the batch.
 
 use std::collections::BTreeSet;
 use std::time::Duration;

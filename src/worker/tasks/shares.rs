@@ -56,7 +56,7 @@ struct Outcome {
     is_overcommitted: bool,
     /// Others may have to give something back, or may take what was given back.
     concerns_others: bool,
-    /// Cooldowns that this process has told the others, and that the others have told it.
+    /// Cooldowns that this process writes for the others, and that the others have written.
     written: Vec<Cooldown>,
     read: Vec<Cooldown>,
     resets: Vec<(String, i64)>,
@@ -164,9 +164,9 @@ impl Shares {
         Ok(())
     }
 
-    /// What this process takes, and what it writes. Shares that shrink shrink here, before the calls
-    /// in flight are counted and before others can take what is freed. Shares that grow wait for
-    /// the commit.
+    /// What this process takes, and what it writes. A share that shrinks shrinks here, before the
+    /// calls in flight are counted and before others can take what is freed. A share that grows
+    /// waits for the commit.
     fn decide(&self, book: &ShareBook, wants: &[usize]) -> (ShareEntry, Outcome) {
         let limits = self.pool.limits();
         let me = book.holders.iter().find(|h| *h.token == *self.token);

@@ -99,8 +99,8 @@ impl Validate {
         }
     }
 
-    /// Notifies the other processes where they have a reason to look: this process had time to lease
-    /// the units of the batches that it let run, and has left some.
+    /// Notifies the other processes where they have a reason to look: this process had time to
+    /// lease the units of the batches that it let run, and has left some.
     async fn notify_others(&mut self) -> store::Result<()> {
         let due = |(since, _): &(Instant, String)| since.elapsed() >= NOTIFIED_AFTER;
         let due = self

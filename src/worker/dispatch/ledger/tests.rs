@@ -63,7 +63,7 @@ struct Unit {
     /// more.
     in_flight: Vec<Pending>,
     is_in_hand: bool,
-    ending: Option<EndReason>,
+    end_reason: Option<EndReason>,
 }
 
 impl Unit {
@@ -314,7 +314,7 @@ impl Both {
             lines: vec![At::Fresh; lines.len()],
             in_flight: Vec::new(),
             is_in_hand: true,
-            ending: None,
+            end_reason: None,
         };
         self.model.units.insert(unit.id, in_model);
         self.ledger.admit(unit, lines, LIMIT);
@@ -395,12 +395,12 @@ impl Both {
             // No call has succeeded, so no line is due sooner.
             (Step::Hasten, _) => self.ledger.hasten(self.now),
             (Step::EndBatch, Some(unit)) => {
-                let ending = EndReason::Cancelled;
-                let taken = self.ledger.end_batch(&unit.batch.id, ending, self.now);
+                let end_reason = EndReason::Cancelled;
+                let taken = self.ledger.end_batch(&unit.batch.id, end_reason, self.now);
                 self.end(taken, |other| {
-                    let ends = other.batch() == &*unit.batch.id && other.ending.is_none();
+                    let ends = other.batch() == &*unit.batch.id && other.end_reason.is_none();
                     if ends {
-                        other.ending = Some(ending);
+                        other.end_reason = Some(end_reason);
                     }
                     ends
                 });
@@ -408,7 +408,7 @@ impl Both {
             (Step::EndModel, Some(unit)) => {
                 let taken = self.ledger.end_model(&unit.batch.id, 0);
                 self.end(taken, |other| {
-                    other.batch() == &*unit.batch.id && other.ending.is_none()
+                    other.batch() == &*unit.batch.id && other.end_reason.is_none()
                 });
             }
             (Step::Release, Some(unit)) => {

@@ -35,7 +35,7 @@ pub(crate) struct ActiveUnit {
     retries: VecDeque<Pending>,
     waiting: BinaryHeap<Waiting>,
     in_flight: usize,
-    ending: Option<EndReason>,
+    end_reason: Option<EndReason>,
     /// When calls in flight are cut, once the batch is ending.
     settle_by: Option<Instant>,
 }
@@ -77,8 +77,8 @@ impl ActiveUnit {
         self.unit.routes.as_ref().map(|routes| routes.lane)
     }
 
-    pub(crate) fn ending(&self) -> Option<EndReason> {
-        self.ending
+    pub(crate) fn end_reason(&self) -> Option<EndReason> {
+        self.end_reason
     }
 
     pub(crate) fn in_flight(&self) -> usize {
@@ -104,7 +104,7 @@ impl ActiveUnit {
 
     /// Whether no line of the unit is in flight or on its way to the disk.
     pub(crate) fn is_idle(&self) -> bool {
-        self.ending.is_none() && self.unit.durable().open == self.resting().all()
+        self.end_reason.is_none() && self.unit.durable().open == self.resting().all()
     }
 
     /// Whether the unit itself lets its next line be sent.
@@ -112,7 +112,7 @@ impl ActiveUnit {
         let Some(next) = self.first(ready) else {
             return false;
         };
-        self.ending.is_none()
+        self.end_reason.is_none()
             && self.unit.isolation().is_none_or(|isolation| {
                 let is_idle = || self.waiting.is_empty() && self.is_idle();
                 isolation.allows(next.line.index, self.in_flight, is_idle)
@@ -142,7 +142,7 @@ impl ActiveUnit {
             retries: VecDeque::new(),
             waiting: BinaryHeap::new(),
             in_flight: 0,
-            ending: None,
+            end_reason: None,
             settle_by: None,
         }
     }
@@ -220,8 +220,8 @@ impl ActiveUnit {
 
     /// The batch ends: calls in flight may settle until this moment, or until the moment that an
     /// earlier end has set.
-    pub(super) fn end(&mut self, ending: EndReason, settle_by: Instant) {
-        self.ending = Some(ending);
+    pub(super) fn end(&mut self, end_reason: EndReason, settle_by: Instant) {
+        self.end_reason = Some(end_reason);
         self.settle_by.get_or_insert(settle_by);
     }
 

@@ -36,7 +36,7 @@ fn a_unit_that_makes_the_code_panic_ends_with_an_error_for_each_line() {
 }
 
 #[test]
-fn a_unit_of_which_nothing_can_be_laid_out_is_let_go() {
+fn a_unit_of_which_nothing_can_be_laid_out_is_revoked() {
     assert!(lay_out(finished(), |_| panic!("on purpose")).is_none());
     let error = || io::Error::other("on purpose");
     assert!(lay_out(finished(), |_| Err(error())).is_none());
@@ -49,7 +49,7 @@ fn for_want_of_memory_no_answer_becomes_an_error() {
         true => Err(io::ErrorKind::OutOfMemory.into()),
         false => into_group(lines),
     });
-    assert!(group.is_none(), "it is let go, and its lines run again");
+    assert!(group.is_none(), "it is revoked, and its lines run again");
 }
 
 #[test]
