@@ -89,8 +89,16 @@ impl Form {
     }
 }
 
+/// What failed lines have in common, as the error file says it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Failure {
+    /// The model server answered with this status.
+    Status(u16),
+    Code(ErrorCode),
+}
+
 /// Why a line never got an answer.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub enum ErrorCode {
     BatchExpired,
     BatchCancelled,

@@ -63,7 +63,7 @@ pub struct QueueOfModel {
 #[derive(Clone, Debug)]
 pub struct UpstreamSnapshot {
     pub name: String,
-    /// `up`, `down` or `ejected`.
+    /// `unknown`, `up`, `down` or `ejected`.
     pub state: &'static str,
     /// Why it is not up, in words.
     pub cause: Option<String>,
@@ -249,18 +249,24 @@ fn list_upstreams(list: &mut Listing, upstreams: &[UpstreamSnapshot]) {
             .set(whole(upstream.in_flight));
         share.get_or_create(&labels).set(whole(upstream.share));
         limit.get_or_create(&labels).set(whole(upstream.limit));
+        // Nothing is known against an upstream that was not called yet: it must raise no alarm.
+        let shown = match upstream.state {
+            "unknown" => "up",
+            state => state,
+        };
         for state in ["up", "down", "ejected"] {
             let labels = UpstreamState {
                 upstream: upstream.name.clone(),
                 state,
             };
-            let is_so = i64::from(state == upstream.state);
+            let is_so = i64::from(state == shown);
             states.get_or_create(&labels).set(is_so);
         }
     }
     list.add(
         "nightshift_upstream_state",
-        "1 for the state that an upstream is in (up, down, or ejected: it refuses our key), else 0.",
+        "1 for the state that an upstream is in (up, also before its first call; down; or ejected: \
+         it refuses our key), else 0.",
         states,
     );
     list.add(

@@ -34,6 +34,7 @@ pub(crate) mod testing;
 mod tests;
 mod transport;
 
+pub use attempt::ages::OldCalls;
 pub use attempt::call::{Answer, Call};
 pub use attempt::history::{History, Next};
 pub use attempt::timer::Timer;
@@ -47,5 +48,7 @@ pub use settings::{
     CallRate, FailFast, ModelSettings, Options, RetrySettings, RouteSettings, Settings,
     UpstreamSettings,
 };
+#[cfg(test)]
+pub use snapshot::ClosedModel;
 pub use snapshot::{UpstreamState, UpstreamStatus};
 pub use target::{Acquired, Permit};

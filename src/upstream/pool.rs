@@ -2,10 +2,12 @@
 //! upstreams are.
 
 use std::sync::Arc;
+use std::time::Duration;
 
 use tokio::sync::Notify;
 use tokio_util::sync::CancellationToken;
 
+use super::attempt::ages::OldCalls;
 use super::attempt::call::{self, Attempt, Call};
 use super::attempt::client::Client;
 use super::attempt::history::History;
@@ -134,9 +136,23 @@ impl Pool {
         &self.targets.changed
     }
 
+    /// The calls in flight that are at least so old. What a look costs grows with the age of the
+    /// oldest call, and not with how many calls there are.
+    #[must_use]
+    pub fn calls_older_than(&self, age: Duration) -> Option<OldCalls> {
+        self.targets.calls_older_than(age)
+    }
+
     /// Waits until a call may begin, where there is a rate. `false`: no call may begin any more.
-    pub async fn turn(&self) -> bool {
-        self.interval.turn().await
+    pub async fn turn(&self, permit: &mut Permit) -> bool {
+        if !self.interval.has_rate() {
+            return true;
+        }
+        // The call's age is counted from its turn.
+        permit.pause();
+        let may_begin = self.interval.turn().await;
+        permit.resume();
+        may_begin
     }
 
     /// Makes one call: see [`call::make`].

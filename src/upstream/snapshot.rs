@@ -14,6 +14,8 @@ const FORGOTTEN_AFTER: Duration = Duration::from_mins(10);
 /// How an upstream is.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum UpstreamState {
+    /// Nothing is known of it: no call has ended.
+    Unknown,
     Up,
     /// It does not answer, or fails one line after the other.
     Down,
@@ -25,6 +27,7 @@ impl UpstreamState {
     #[must_use]
     pub fn as_str(self) -> &'static str {
         match self {
+            UpstreamState::Unknown => "unknown",
             UpstreamState::Up => "up",
             UpstreamState::Down => "down",
             UpstreamState::Ejected => "ejected",
@@ -47,6 +50,8 @@ pub struct UpstreamStatus {
     pub state: UpstreamState,
     /// Why it is not up, in words.
     pub cause: Option<String>,
+    /// How long until it is tried, where all of it is closed; zero where it may be.
+    pub left: Duration,
     /// It has answered something over HTTP since the process started.
     pub answered: bool,
     pub in_flight: usize,
@@ -101,19 +106,28 @@ pub(super) fn take(clients: &[Client], targets: &Targets) -> Vec<UpstreamStatus>
         let status = all.map(|((client, upstream), (mut models, seen))| {
             models.sort_by(|a, b| a.model.cmp(&b.model));
             let whole = upstream.breaker().closure();
-            let whole = whole.map(|closure| (closure.reason, closure.cause.clone()));
-            let whole = whole.or_else(|| upstream.breaker().doubt().cloned());
+            let whole = whole.map(|closure| {
+                let left = closure.until.saturating_duration_since(now);
+                (closure.reason, closure.cause.clone(), left)
+            });
+            let doubt = upstream.breaker().doubt().cloned();
+            let doubt = doubt.map(|(reason, cause)| (reason, cause, Duration::ZERO));
+            let whole = whole.or(doubt);
             // Where all its models are closed, so is the upstream, whatever closed them.
             let together = models.first().filter(|_| models.len() == seen);
-            let together = together.map(|model| (model.reason, model.cause.clone()));
-            let (state, cause) = match whole.or(together) {
-                Some((reason, cause)) => (UpstreamState::of(reason), Some(cause)),
-                None => (UpstreamState::Up, None),
+            let first = models.iter().map(|model| model.left).min();
+            let first = first.unwrap_or_default();
+            let together = together.map(|model| (model.reason, model.cause.clone(), first));
+            let (state, cause, left) = match whole.or(together) {
+                Some((reason, cause, left)) => (UpstreamState::of(reason), Some(cause), left),
+                None if upstream.is_unknown() => (UpstreamState::Unknown, None, Duration::ZERO),
+                None => (UpstreamState::Up, None, Duration::ZERO),
             };
             UpstreamStatus {
                 name: client.name.as_ref().to_owned(),
                 state,
                 cause,
+                left,
                 answered: upstream.has_answered(),
                 in_flight: upstream.in_flight(),
                 limit: client.concurrency,

@@ -17,6 +17,7 @@ use crate::worker::dispatch::ownership::Ownership;
 use crate::worker::dispatch::shared::SharedLedger;
 use crate::worker::lease::Lease;
 use crate::worker::work::finished::{CompletionQueue, FinishedLine};
+use accept::FailureCounts;
 use layout::Group;
 use write::Writer;
 
@@ -71,6 +72,11 @@ impl Flusher {
         }
         // Another flush may be under way with lines that finished before.
         drop(self.turn.lock().await);
+    }
+
+    /// The lines that this process has written as failed.
+    pub(crate) fn failed_lines(&self) -> Arc<FailureCounts> {
+        self.writer.failed_lines()
     }
 
     async fn flush(&self) {

@@ -31,6 +31,7 @@ use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
 
 use crate::domain::clock::Clock;
+use crate::domain::outcome::Failure;
 use crate::store::{self, Store};
 use crate::upstream::{LaneId, Pool};
 use dispatch::Dispatch;
@@ -39,6 +40,7 @@ use dispatch::scheduler::Scheduler;
 use dispatch::shared::SharedLedger;
 use dispatch::write_failures::WriteFailures;
 use flush::Flusher;
+use flush::accept::FailureCounts;
 use lease::Lease;
 use lease::authority::Authority;
 use lease::heartbeat::Heartbeat;
@@ -82,6 +84,7 @@ pub struct Worker {
 pub struct Observer {
     ledger: Arc<SharedLedger>,
     write_failures: Arc<WriteFailures>,
+    failed_lines: Arc<FailureCounts>,
     lease: Arc<Lease>,
 }
 
@@ -97,6 +100,12 @@ pub struct Snapshot {
 }
 
 impl Observer {
+    /// How many lines this process has written as failed, by cause.
+    #[must_use]
+    pub fn failures(&self) -> Vec<(Failure, u64)> {
+        self.failed_lines.all()
+    }
+
     #[must_use]
     pub fn snapshot(&self) -> Snapshot {
         let in_flight = {
@@ -266,6 +275,7 @@ impl Worker {
         Observer {
             ledger: self.ledger.clone(),
             write_failures: self.write_failures.clone(),
+            failed_lines: self.flusher.failed_lines(),
             lease: self.lease.clone(),
         }
     }

@@ -22,6 +22,11 @@ impl Interval {
         }
     }
 
+    /// Whether calls may have to wait.
+    pub(in crate::upstream) fn has_rate(&self) -> bool {
+        self.rate.is_some()
+    }
+
     /// Waits until a call may begin. `false`: no call may begin any more.
     pub(in crate::upstream) async fn turn(&self) -> bool {
         let Some(rate) = &self.rate else {

@@ -13,6 +13,7 @@ use tokio::time::Instant;
 
 use self::backend::{Backend, Backends};
 use self::upstream::{Changes, End, Flight, Moment, UpstreamState};
+use super::attempt::ages::OldCalls;
 use super::attempt::history::{Assessment, Failed, History, Next};
 use super::attempt::result::CallResult;
 use super::balance::{Choices, Load};
@@ -181,6 +182,18 @@ impl Targets {
             target: index,
             flight,
             is_held: true,
+        })
+    }
+
+    /// The calls in flight that are at least so old, at all upstreams.
+    pub(super) fn calls_older_than(&self, age: Duration) -> Option<OldCalls> {
+        let now = Instant::now();
+        self.read(|upstreams| {
+            let old = upstreams.iter().filter_map(|one| one.calls_older_than(age, now));
+            old.reduce(|a, b| OldCalls {
+                count: a.count + b.count,
+                oldest: a.oldest.max(b.oldest),
+            })
         })
     }
 
@@ -667,6 +680,20 @@ impl Permit {
 
     pub(super) fn backend(&self) -> &Arc<Backend> {
         &self.target().backend
+    }
+
+    /// The call waits for its turn.
+    pub(super) fn pause(&mut self) {
+        let upstream = self.upstream();
+        let mut state = self.targets.lock();
+        state.upstreams[upstream].on_pause(&mut self.flight);
+    }
+
+    /// The call's turn has come.
+    pub(super) fn resume(&mut self) {
+        let upstream = self.upstream();
+        let mut state = self.targets.lock();
+        state.upstreams[upstream].on_resume(&mut self.flight, Instant::now());
     }
 
     pub(super) fn begun(&self) -> Instant {

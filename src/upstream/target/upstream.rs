@@ -1,8 +1,11 @@
 //! The state of one upstream: how many calls are in flight there, and how it fares. Calls begin and
 //! end through [`UpstreamState::on_start`] and [`UpstreamState::on_finish`], and in no other way.
 
+use std::time::Duration;
+
 use tokio::time::Instant;
 
+use crate::upstream::attempt::ages::{Ages, OldCalls, Second};
 use crate::upstream::attempt::result::CallResult;
 use crate::upstream::health::breaker::{Breaker, Change, Failure, Room};
 use crate::upstream::health::reason::Reason;
@@ -13,10 +16,14 @@ use crate::upstream::settings::{Pace, RetrySettings};
 #[derive(Debug, Default)]
 pub(in crate::upstream) struct UpstreamState {
     in_flight: usize,
+    /// How old the calls in flight are.
+    ages: Ages,
     /// A line was turned away because the upstream is full.
     is_wanted: bool,
     /// The upstream has answered something over HTTP.
     has_answered: bool,
+    /// A call for a line has ended, however it went.
+    was_tried: bool,
     breaker: Breaker,
 }
 
@@ -27,6 +34,8 @@ pub(in crate::upstream) struct Flight {
     upstream: u32,
     backend: u32,
     pub(in crate::upstream) begun: Instant,
+    /// By when the call is among those whose age is told. `None`: it waits for its turn.
+    counted: Option<Second>,
     /// The number of the line's batch.
     pub(in crate::upstream) batch: u64,
 }
@@ -73,6 +82,29 @@ impl UpstreamState {
         self.has_answered
     }
 
+    /// Whether nothing has come from the upstream yet, and no call has failed.
+    pub(in crate::upstream) fn is_unknown(&self) -> bool {
+        !self.has_answered && !self.was_tried
+    }
+
+    /// The calls in flight that are at least so old.
+    pub(super) fn calls_older_than(&self, age: Duration, now: Instant) -> Option<OldCalls> {
+        self.ages.older_than(age, now)
+    }
+
+    /// A call waits for its turn.
+    pub(super) fn on_pause(&mut self, flight: &mut Flight) {
+        if let Some(second) = flight.counted.take() {
+            self.ages.end(second);
+        }
+    }
+
+    /// A call that waited for its turn begins.
+    pub(super) fn on_resume(&mut self, flight: &mut Flight, now: Instant) {
+        flight.begun = now;
+        flight.counted = Some(self.ages.begin(now));
+    }
+
     /// To be read: what changes a breaker is a method here.
     pub(in crate::upstream) fn breaker(&self) -> &Breaker {
         &self.breaker
@@ -103,6 +135,7 @@ impl UpstreamState {
             upstream: self.breaker.start(now),
             backend: backend.start(now),
             begun: now,
+            counted: Some(self.ages.begin(now)),
             batch,
         }
     }
@@ -115,10 +148,14 @@ impl UpstreamState {
         end: Option<(&End<'_>, Moment<'_>)>,
     ) -> Changes {
         self.in_flight -= 1;
+        if let Some(second) = flight.counted {
+            self.ages.end(second);
+        }
         let is_wanted = std::mem::take(&mut self.is_wanted);
         let mut changes = match end {
             None => self.abandon(backend, flight),
             Some((end, moment)) => {
+                self.was_tried = true;
                 self.has_answered |= end.has_answered;
                 match end.failure {
                     None => self.on_answer(backend, flight, end.result, moment),

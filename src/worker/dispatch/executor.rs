@@ -137,10 +137,10 @@ impl Executor {
         timer: &mut Timer,
     ) -> Outcome {
         let (unit, pending) = (&job.unit, &mut job.pending);
-        let Some(permit) = job.permit.take() else {
+        let Some(mut permit) = job.permit.take() else {
             return cut();
         };
-        if !self.pool.turn().await {
+        if !self.pool.turn(&mut permit).await {
             return cut();
         }
         let span = tracing::trace_span!(

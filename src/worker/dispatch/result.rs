@@ -7,7 +7,7 @@ use crate::codec::segment::Line;
 use crate::domain::batch::EndReason;
 use crate::domain::file::Kind;
 use crate::domain::id;
-use crate::domain::outcome::{self, ErrorCode, Outcome};
+use crate::domain::outcome::{self, ErrorCode, Failure, Outcome};
 use crate::store::CountsDelta;
 use crate::upstream::Answer;
 use crate::worker::work::finished::FinishedLine;
@@ -32,7 +32,13 @@ pub(crate) fn answered(unit: &Arc<LoadedUnit>, line: &OpenLine, answer: Answer) 
         form: answer.form,
     };
     let line = write(unit, line, body.len(), outcome);
-    let completed = i64::from(line.kind == Kind::Output);
+    let failure = match (line.kind, answer.status) {
+        (Kind::Output, _) => None,
+        // Only an answer that cannot be read is a failure in spite of its status.
+        (Kind::Error, 200..300) => Some(Failure::Code(ErrorCode::InvalidResponse)),
+        (Kind::Error, status) => Some(Failure::Status(status)),
+    };
+    let completed = i64::from(failure.is_none());
     let usage = answer.usage.unwrap_or_default();
     let counts = CountsDelta {
         completed,
@@ -47,6 +53,7 @@ pub(crate) fn answered(unit: &Arc<LoadedUnit>, line: &OpenLine, answer: Answer) 
         unit: unit.clone(),
         line,
         counts,
+        failure,
         reservation: Some(reservation),
     }
 }
@@ -124,6 +131,7 @@ pub(crate) fn ended(
     let mut finished = failed(unit, line, code, message);
     match end_reason {
         EndReason::Cancelled => {
+            finished.failure = None;
             finished.counts = CountsDelta {
                 cancelled: 1,
                 ..CountsDelta::default()
@@ -144,6 +152,7 @@ fn failed(unit: &Arc<LoadedUnit>, line: &OpenLine, code: ErrorCode, message: &st
         unit: unit.clone(),
         line,
         counts,
+        failure: Some(Failure::Code(code)),
         reservation: None,
     }
 }

@@ -1,11 +1,40 @@
 //! What follows from a flush that the store has accepted, or has not.
 
+use std::collections::BTreeMap;
+use std::sync::{Mutex, PoisonError};
+
+use crate::domain::outcome::Failure;
 use crate::metrics::{LineCounts, ModelMetrics};
 use crate::store::{CountsDelta, FlushReply};
 use crate::worker::dispatch::ownership::Ownership;
 use crate::worker::dispatch::scheduler::Scheduler;
 
 use super::layout::Group;
+
+/// How many lines a process has written as failed, by cause.
+#[derive(Default)]
+pub(crate) struct FailureCounts(Mutex<BTreeMap<Failure, u64>>);
+
+impl FailureCounts {
+    /// Locks only for a group in which lines failed.
+    fn add(&self, failures: &[Failure]) {
+        if failures.is_empty() {
+            return;
+        }
+        let mut counts = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        for failure in failures {
+            *counts.entry(*failure).or_default() += 1;
+        }
+    }
+
+    pub(crate) fn all(&self) -> Vec<(Failure, u64)> {
+        let counts = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        counts
+            .iter()
+            .map(|(&failure, &count)| (failure, count))
+            .collect()
+    }
+}
 
 /// Takes in what the store made of groups: moves the units on that it accepted, and revokes the
 /// others.
@@ -14,6 +43,7 @@ pub(super) fn accept(
     reply: &FlushReply,
     ownership: &Ownership,
     scheduler: &Scheduler,
+    failures: &FailureCounts,
 ) {
     for group in groups {
         let unit = &group.unit;
@@ -24,6 +54,7 @@ pub(super) fn accept(
             continue;
         }
         count_written(&unit.metrics, &group.flush.counts);
+        failures.add(&group.failures);
         {
             let mut durable = unit.durable();
             durable.flush_no = group.flush.flush_no + 1;

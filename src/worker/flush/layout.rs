@@ -7,6 +7,7 @@ use std::sync::Arc;
 
 use crate::codec::segment::{self, Line};
 use crate::domain::file::Kind;
+use crate::domain::outcome::Failure;
 use crate::domain::unit::Bitmap;
 use crate::store::{CountsDelta, UnitFlush};
 use crate::upstream::Reservation;
@@ -24,6 +25,8 @@ pub(super) struct Group {
     pub unit: Arc<LoadedUnit>,
     pub lines: usize,
     pub flush: UnitFlush,
+    /// Of those lines that failed: why.
+    pub failures: Vec<Failure>,
     /// Held until the answers are on disk.
     _reservations: Vec<Reservation>,
 }
@@ -140,6 +143,7 @@ fn into_group(finished: Vec<FinishedLine>) -> io::Result<Group> {
         unit,
         lines: lines.len(),
         flush,
+        failures: finished.iter().filter_map(|f| f.failure).collect(),
         _reservations: finished.into_iter().filter_map(|f| f.reservation).collect(),
     })
 }

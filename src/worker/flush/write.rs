@@ -7,7 +7,7 @@ use std::time::Duration;
 use tokio::time::Instant;
 use tracing::{Instrument as _, Span};
 
-use super::accept::accept;
+use super::accept::{FailureCounts, accept};
 use super::layout::Group;
 use crate::metrics::{metrics, trace};
 use crate::store::{self, FlushReply, Store, UnitFlush};
@@ -28,6 +28,7 @@ pub(super) struct Writer {
     ownership: Arc<Ownership>,
     scheduler: Arc<Scheduler>,
     failures: Arc<WriteFailures>,
+    failed_lines: Arc<FailureCounts>,
     /// The row of counts that this process adds to.
     slot: i64,
 }
@@ -47,8 +48,14 @@ impl Writer {
             ownership,
             scheduler,
             failures,
+            failed_lines: Arc::default(),
             slot,
         }
+    }
+
+    /// The lines that were written as failed.
+    pub(super) fn failed_lines(&self) -> Arc<FailureCounts> {
+        Arc::clone(&self.failed_lines)
     }
 
     /// Writes groups until they are written. A group that keeps failing is halved, until what
@@ -66,7 +73,8 @@ impl Writer {
                     metrics().flushed(lines, bytes, began.elapsed());
                     failures = 0;
                     self.failures.on_written();
-                    accept(groups, &reply, &self.ownership, &self.scheduler);
+                    let (ownership, scheduler) = (&self.ownership, &self.scheduler);
+                    accept(groups, &reply, ownership, scheduler, &self.failed_lines);
                     continue;
                 }
                 Err(error) => error,

@@ -6,6 +6,7 @@ use tokio::sync::Notify;
 
 use super::unit::LoadedUnit;
 use crate::codec::segment::Line;
+use crate::domain::outcome::Failure;
 use crate::store::CountsDelta;
 use crate::upstream::Reservation;
 
@@ -14,6 +15,8 @@ pub(crate) struct FinishedLine {
     pub unit: Arc<LoadedUnit>,
     pub line: Line,
     pub counts: CountsDelta,
+    /// Why the line failed, if it did.
+    pub failure: Option<Failure>,
     /// The answer's part of the memory budget, held until the answer is on disk.
     pub reservation: Option<Reservation>,
 }
