@@ -1,6 +1,7 @@
 //! The server, built from its configuration: store, upstreams, worker and HTTP.
 
 use std::net::SocketAddr;
+use std::path::PathBuf;
 use std::sync::Arc;
 use std::sync::atomic::AtomicBool;
 use std::time::Duration;
@@ -242,6 +243,14 @@ pub async fn open_store_alone(config: &Config, clock: Clock) -> anyhow::Result<S
         ..store_settings(config)
     };
     open_store_with(&settings, config, clock).await
+}
+
+/// The file of the configured database, where it is not there yet: to open it would create it.
+#[must_use]
+pub fn missing_file(config: &Config) -> Option<PathBuf> {
+    let file = config.database.sqlite_path()?;
+    let is_missing = matches!(file.try_exists(), Ok(false));
+    is_missing.then(|| std::path::absolute(file).unwrap_or_else(|_| file.to_owned()))
 }
 
 /// How a command opens the database.

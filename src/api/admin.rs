@@ -8,15 +8,17 @@ use serde::{Deserialize, Serialize};
 use utoipa::ToSchema;
 
 use super::auth::Admin;
-use super::inside::Overview;
+use super::inside::{self, Overview};
 use super::path::Id;
 use super::{Api, error};
 use crate::domain::clock::seconds;
 use crate::metrics::{ProcessSnapshot, metrics};
-use crate::store::{Engine, LiveBatch, ReplicaLease};
+use crate::store::{Engine, ListedBatch, ReplicaLease};
 
-/// How many batches are told of: the oldest.
+/// How many live batches are told of, and how many ended ones.
 const BATCHES_MAX: i64 = 50;
+/// How long a batch is told of after its end.
+const ENDED_WITHIN_MS: i64 = 3_600_000;
 
 /// How things stand. Times are in Unix seconds.
 #[derive(Debug, Default, Serialize, Deserialize, ToSchema)]
@@ -34,6 +36,9 @@ pub struct Status {
     pub batches: BTreeMap<String, i64>,
     /// The oldest of them, at most 50.
     pub live_batches: Vec<BatchStatus>,
+    /// The batches that have ended within the last hour, the last one first, at most 50.
+    #[serde(default)]
+    pub ended_batches: Vec<BatchStatus>,
     /// Lines a second that the process that answers wrote over the last half minute.
     pub lines_per_second: f64,
     pub budget: BudgetStatus,
@@ -64,7 +69,8 @@ pub struct ReplicaStatus {
 #[derive(Debug, Serialize, Deserialize, ToSchema)]
 pub struct UpstreamStatus {
     pub name: String,
-    /// `up`, `down`, or `ejected`: it refuses our key or account.
+    /// `up`, `down`, `ejected` (it refuses our key or account), or `unknown`: no call to it has
+    /// ended yet in the process that answers.
     pub state: String,
     /// Why it is not up, in words.
     pub cause: Option<String>,
@@ -129,14 +135,20 @@ pub struct BatchStatus {
     /// Lines with an outcome, whatever it is.
     pub done: i64,
     pub failed: i64,
-    /// Over the last minute as far as there were looks before, else since it began; over all
-    /// processes.
+    /// Over the last minute as far as there were looks before, else since it began; of an ended
+    /// batch, from its beginning to its end; over all processes.
     pub lines_per_second: f64,
-    /// When the rest is done at that rate; `null` where nothing moves.
+    /// When the rest is done at that rate; `null` where nothing moves, or the batch has ended.
     pub eta_seconds: Option<f64>,
     pub created_at: i64,
+    /// When its first lines could be sent; `null` where it never came to that.
+    #[serde(default)]
+    pub in_progress_at: Option<i64>,
     /// When its window ends.
     pub expires_at: Option<i64>,
+    /// `null`: it has not ended.
+    #[serde(default)]
+    pub ended_at: Option<i64>,
 }
 
 /// Bytes of requests and answers that the process that answers holds in memory.
@@ -162,8 +174,9 @@ pub struct BudgetStatus {
 pub async fn status(State(api): State<Api>, _: Admin) -> Json<Status> {
     let now_ms = api.clock.now_ms();
     let overview = api.inside.overview(&api.store, now_ms).await;
+    let since_ms = now_ms - ENDED_WITHIN_MS;
     let batches = match &overview {
-        Some(_) => api.inside.live_batches(&api.store, BATCHES_MAX).await,
+        Some(_) => api.inside.batches(&api.store, since_ms, BATCHES_MAX).await,
         None => None,
     };
     let process = api.inside.process();
@@ -198,11 +211,19 @@ pub async fn status(State(api): State<Api>, _: Admin) -> Json<Status> {
             .map(|(status, count)| (status.as_str().to_owned(), *count))
             .collect();
     }
-    let batches = batches.unwrap_or_default();
-    let rates = api.inside.rates(&batches, now_ms);
-    let batches = batches.into_iter().zip(rates);
-    status.live_batches = batches
+    let (live, ended) = batches.unwrap_or_default();
+    let rates = api.inside.rates(&live, now_ms);
+    status.live_batches = live
+        .into_iter()
+        .zip(rates)
         .map(|(batch, rate)| batch_status(batch, rate))
+        .collect();
+    status.ended_batches = ended
+        .into_iter()
+        .map(|batch| {
+            let rate = inside::rate_of_ended(&batch);
+            batch_status(batch, rate)
+        })
         .collect();
     status.alarms.clone_from(&process.alarms);
     status.upstreams = upstreams(process, status.now);
@@ -316,8 +337,9 @@ fn models(
         .collect()
 }
 
-fn batch_status(batch: LiveBatch, rate: f64) -> BatchStatus {
+fn batch_status(batch: ListedBatch, rate: f64) -> BatchStatus {
     let open = batch.counts.open();
+    let moves = rate > 0.0 && batch.ended_at.is_none();
     BatchStatus {
         id: batch.id,
         tenant: batch.tenant,
@@ -328,8 +350,10 @@ fn batch_status(batch: LiveBatch, rate: f64) -> BatchStatus {
         done: batch.counts.total - open,
         failed: batch.counts.failed,
         lines_per_second: rate,
-        eta_seconds: (rate > 0.0).then(|| open as f64 / rate),
+        eta_seconds: moves.then(|| open as f64 / rate),
         created_at: seconds(batch.created_at),
+        in_progress_at: batch.in_progress_at.map(seconds),
         expires_at: batch.expires_at.map(seconds),
+        ended_at: batch.ended_at.map(seconds),
     }
 }

@@ -9,7 +9,7 @@ use tokio::sync::Mutex as AsyncMutex;
 
 use crate::domain::batch::Status;
 use crate::metrics::{self, ProcessSnapshot, QueueOfModel, Snapshot};
-use crate::store::{self, LiveBatch, Queue, ReplicaLease, Store};
+use crate::store::{self, ListedBatch, Queue, ReplicaLease, Store};
 
 /// What was read is told again for so long.
 const FRESH: Duration = Duration::from_secs(2);
@@ -72,9 +72,19 @@ impl Inside {
         overview
     }
 
-    /// The oldest live batches; `None` where the database does not answer.
-    pub(super) async fn live_batches(&self, store: &Store, limit: i64) -> Option<Vec<LiveBatch>> {
-        in_time("the live batches", store.live_batches(limit)).await
+    /// The oldest live batches, and those that ended last since a time, at most `limit` of each;
+    /// `None` where the database does not answer.
+    pub(super) async fn batches(
+        &self,
+        store: &Store,
+        since_ms: i64,
+        limit: i64,
+    ) -> Option<(Vec<ListedBatch>, Vec<ListedBatch>)> {
+        let (live, ended) = tokio::join!(
+            in_time("the live batches", store.live_batches(limit)),
+            in_time("the ended batches", store.ended_batches(since_ms, limit)),
+        );
+        live.zip(ended)
     }
 
     /// The whole snapshot, for the metrics.
@@ -97,11 +107,11 @@ impl Inside {
 
     /// Lines a second of each batch: over the last minute as far as there were looks before, else
     /// since the batch began. `now_ms`: the wall-clock time.
-    pub(super) fn rates(&self, batches: &[LiveBatch], now_ms: i64) -> Vec<f64> {
+    pub(super) fn rates(&self, batches: &[ListedBatch], now_ms: i64) -> Vec<f64> {
         let now = Instant::now();
         let mut progress = self.progress.lock().unwrap_or_else(PoisonError::into_inner);
         progress.retain(|id, _| batches.iter().any(|batch| batch.id == *id));
-        let rate = |batch: &LiveBatch| {
+        let rate = |batch: &ListedBatch| {
             let done = batch.counts.total - batch.counts.open();
             let looks = progress.entry(batch.id.clone()).or_default();
             let lately = rate_between(looks, now, done);
@@ -167,7 +177,15 @@ fn rate_between(looks: &mut VecDeque<(Instant, i64)>, now: Instant, done: i64) -
     (elapsed >= SETTLED).then(|| (done - before) as f64 / elapsed.as_secs_f64())
 }
 
-fn rate_since(batch: &LiveBatch, done: i64, now_ms: i64) -> f64 {
+/// Lines a second from a batch's beginning to its end.
+pub(super) fn rate_of_ended(batch: &ListedBatch) -> f64 {
+    let done = batch.counts.total - batch.counts.open();
+    batch
+        .ended_at
+        .map_or(0.0, |ended_at| rate_since(batch, done, ended_at))
+}
+
+fn rate_since(batch: &ListedBatch, done: i64, now_ms: i64) -> f64 {
     let elapsed_ms = batch.in_progress_at.map_or(0, |at| now_ms - at);
     if elapsed_ms <= 0 {
         return 0.0;

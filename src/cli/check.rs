@@ -67,19 +67,7 @@ pub(super) async fn run(args: CheckArgs) -> anyhow::Result<ExitCode> {
         good = false;
         writeln!(out, "FAIL  role           {error}")?;
     }
-    match app::open_store(&config, Clock::default()).await {
-        Ok(store) => {
-            writeln!(out, "ok    database       {:?}", store.engine())?;
-            if args.store {
-                good &= store::check(&store, &config).await?;
-            }
-            store.close().await;
-        }
-        Err(error) => {
-            good = false;
-            writeln!(out, "FAIL  database       {error:#}")?;
-        }
-    }
+    good &= try_database(&config, args.store).await?;
     if args.store {
         return Ok(exit_code(good));
     }
@@ -104,6 +92,37 @@ pub(super) async fn run(args: CheckArgs) -> anyhow::Result<ExitCode> {
         }
     }
     Ok(exit_code(good))
+}
+
+/// Opens the database if there is one: whether that went well. A file that is not there is not
+/// created, for nobody asks for it here.
+async fn try_database(config: &Config, looks_it_over: bool) -> anyhow::Result<bool> {
+    let mut out = std::io::stdout();
+    if let Some(file) = app::missing_file(config) {
+        let mark = if looks_it_over { "FAIL" } else { "note" };
+        writeln!(
+            out,
+            "{mark}  database       there is none at {}: `nightshift serve` creates it",
+            file.display()
+        )?;
+        return Ok(!looks_it_over);
+    }
+    let store = match app::open_store(config, Clock::default()).await {
+        Ok(store) => store,
+        Err(error) => {
+            writeln!(out, "FAIL  database       {error:#}")?;
+            return Ok(false);
+        }
+    };
+    let shown = match config.database.sqlite_path() {
+        // Absolute: what is wrong may be the directory that the command was given in.
+        Some(file) => std::path::absolute(file)?.display().to_string(),
+        None => config.database.shown(),
+    };
+    writeln!(out, "ok    database       {shown}")?;
+    let good = !looks_it_over || store::check(&store, config).await?;
+    store.close().await;
+    Ok(good)
 }
 
 /// How many models an upstream lists, and which.

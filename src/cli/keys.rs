@@ -12,7 +12,7 @@ use secrecy::ExposeSecret as _;
 use serde::Serialize;
 
 use super::ConfigArgs;
-use super::status::table::Table;
+use super::status::table::{Column, Table, ago, duration, width_of_output};
 use crate::api::auth;
 use crate::app;
 use crate::config::{DurationError, parse_duration};
@@ -44,6 +44,7 @@ Scopes:
 const LIST_EXAMPLE: &str = "\
 Examples:
   nightshift keys list --config nightshift.toml
+  nightshift keys list --wide
   nightshift keys list --json | jq '.[] | select(.last_used_at == null)'";
 const REVOKE_EXAMPLE: &str = "\
 Example:
@@ -81,7 +82,7 @@ enum KeysCommand {
         #[arg(long, value_name = "WHEN", value_parser = Expiry::parse)]
         expires: Option<Expiry>,
     },
-    /// List all keys, without the keys themselves
+    /// List all keys, without the keys themselves: ids, owners, scopes, when each was used last
     #[command(after_help = LIST_EXAMPLE)]
     List {
         #[command(flatten)]
@@ -89,6 +90,9 @@ enum KeysCommand {
         /// Print a JSON array; times are in Unix seconds
         #[arg(long)]
         json: bool,
+        /// Show also each key's first and last characters, and exact times; cut nothing
+        #[arg(long, conflicts_with = "json")]
+        wide: bool,
     },
     /// Revoke a key: it is refused everywhere within 5 seconds
     #[command(after_help = REVOKE_EXAMPLE)]
@@ -188,8 +192,15 @@ fn label(text: &str) -> Result<String, &'static str> {
 
 pub(super) async fn run(args: KeysArgs) -> anyhow::Result<ExitCode> {
     let clock = Clock::default();
+    // A database that is not there has no keys: its name is wrong, or its directory.
     let open = async |config: ConfigArgs| {
         let config = super::load(&config.overrides())?;
+        if let Some(file) = app::missing_file(&config) {
+            bail!(
+                "there is no database at {}: name the server's with --database or --config",
+                file.display()
+            );
+        }
         app::open_store(&config, clock.clone()).await
     };
     match args.command {
@@ -214,7 +225,12 @@ pub(super) async fn run(args: KeysArgs) -> anyhow::Result<ExitCode> {
                 None if scopes.open_the_api() => auth::DEFAULT_TENANT.to_owned(),
                 tenant => tenant.unwrap_or_default(),
             };
-            let store = open(config).await?;
+            let config = super::load(&config.overrides())?;
+            let missing = app::missing_file(&config);
+            let store = app::open_store(&config, clock.clone()).await?;
+            if let Some(file) = missing {
+                tell!("Created the database {}.", file.display());
+            }
             let key = auth::new_key();
             // By the database's clock, which decides when the key has expired.
             let created_at = store.now().await?;
@@ -251,7 +267,7 @@ pub(super) async fn run(args: KeysArgs) -> anyhow::Result<ExitCode> {
             writeln!(std::io::stdout(), "{}", key.key.expose_secret())?;
             store.close().await;
         }
-        KeysCommand::List { config, json } => {
+        KeysCommand::List { config, json, wide } => {
             let store = open(config).await?;
             let now_ms = store.now().await?;
             let keys = store.keys().await?.into_iter();
@@ -260,7 +276,7 @@ pub(super) async fn run(args: KeysArgs) -> anyhow::Result<ExitCode> {
             let text = if json {
                 serde_json::to_string_pretty(&keys)? + "\n"
             } else {
-                table(keys)
+                table(keys, now_ms, wide, width_of_output())
             };
             std::io::stdout().write_all(text.as_bytes())?;
         }
@@ -278,36 +294,69 @@ pub(super) async fn run(args: KeysArgs) -> anyhow::Result<ExitCode> {
 }
 
 /// The keys, for people. Times are in UTC.
-fn table(keys: Vec<ListedKey>) -> String {
+fn table(keys: Vec<ListedKey>, now_ms: i64, is_wide: bool, width: Option<usize>) -> String {
     if keys.is_empty() {
         return "There are no keys. `nightshift keys create --name NAME` makes one.\n".to_owned();
     }
-    let mut table = Table::new([
-        "ID",
-        "TENANT",
-        "NAME",
-        "KEY",
-        "SCOPES",
-        "CREATED",
-        "EXPIRES",
-        "LAST USED",
-        "STATE",
-    ]);
-    for key in keys {
-        table.row([
-            key.id,
-            key.tenant.unwrap_or_else(|| "-".to_owned()),
-            key.name,
-            key.hint,
-            key.scopes.join(","),
-            moment(key.created_at),
-            key.expires_at.map_or_else(|| "never".to_owned(), moment),
-            key.last_used_at.map_or_else(|| "never".to_owned(), moment),
-            key.state.to_owned(),
-        ]);
-    }
+    let now = seconds(now_ms);
     let mut text = String::new();
-    table.write(&mut text, None);
+    if is_wide {
+        let mut table = Table::new(
+            [
+                "ID",
+                "TENANT",
+                "NAME",
+                "KEY",
+                "SCOPES",
+                "CREATED",
+                "EXPIRES",
+                "LAST USED",
+                "STATE",
+            ]
+            .map(Column::whole),
+        );
+        for key in keys {
+            table.row([
+                key.id,
+                key.tenant.unwrap_or_else(|| "-".to_owned()),
+                key.name,
+                key.hint,
+                key.scopes.join(","),
+                moment(key.created_at),
+                key.expires_at.map_or_else(|| "never".to_owned(), moment),
+                key.last_used_at.map_or_else(|| "never".to_owned(), moment),
+                key.state.to_owned(),
+            ]);
+        }
+        table.write(&mut text, None);
+    } else {
+        let mut table = Table::new([
+            Column::whole("ID"),
+            Column::cut("TENANT"),
+            Column::cut("NAME"),
+            Column::cut("SCOPES"),
+            Column::whole("LAST USED"),
+            Column::whole("STATE"),
+        ]);
+        for key in keys {
+            let used = key.last_used_at.map(|at| ago(now - at));
+            let state = match key.expires_at {
+                Some(at) if key.state == "active" => {
+                    format!("{} left", duration((at - now) as f64))
+                }
+                _ => key.state.to_owned(),
+            };
+            table.row([
+                key.id,
+                key.tenant.unwrap_or_else(|| "-".to_owned()),
+                key.name,
+                key.scopes.join(","),
+                used.unwrap_or_else(|| "never".to_owned()),
+                state,
+            ]);
+        }
+        table.write(&mut text, width);
+    }
     text.trim_start().to_owned()
 }
 
@@ -337,5 +386,49 @@ mod tests {
         }
         let too_long = "a duration is at most 3650d".to_owned();
         assert_eq!(at("4000d"), Err(too_long), "its form is right");
+    }
+
+    #[test]
+    fn the_list_fits_80_columns_and_no_id_is_cut() {
+        let now_ms = 1_900_000_000_000;
+        let key = |scopes: &str, expires_at: Option<i64>| {
+            let stored = ApiKey {
+                id: id::key(),
+                tenant: "département-recherche".to_owned(),
+                name: "the laptop of somebody with a long name".to_owned(),
+                hash: String::new(),
+                hint: auth::new_key().hint,
+                scopes: Scopes::parse(scopes).expect("are scopes"),
+                created_at: 0,
+                expires_at,
+                last_used_at: expires_at.map(|_| now_ms - 3 * 86_400_000),
+                revoked_at: None,
+            };
+            ListedKey::new(stored, now_ms)
+        };
+        let keys = || {
+            vec![
+                key("api", Some(now_ms + 7_700_000_000)),
+                key("api,metrics,admin", None),
+                key("api", Some(now_ms)),
+            ]
+        };
+        let shown = table(keys(), now_ms, false, Some(80));
+        for line in shown.lines() {
+            let width = console::measure_text_width(line);
+            assert!(width <= 80, "{width}: {line}");
+        }
+        assert_eq!(shown.matches("key_").count(), 3);
+        for row in shown.lines().skip(1) {
+            let id = row.split_whitespace().next().unwrap_or_default();
+            assert_eq!(id.len(), "key_".len() + 22, "{row}");
+        }
+        for word in ["89d 2h left", "3d ago", "never", "active", "expired"] {
+            assert!(shown.contains(word), "{word}: {shown}");
+        }
+        let all = table(keys(), now_ms, true, Some(80));
+        for word in ["sk-ns-", "2030-06-14 20:40", "département-recherche"] {
+            assert!(all.contains(word), "{word}: {all}");
+        }
     }
 }

@@ -15,7 +15,7 @@ pub use batch::{Batch, NewBatch};
 pub(in crate::store) use batch::{CountsSum, summed};
 pub use end::Cancel;
 pub use finalize::Finalized;
-pub use overview::{LiveBatch, Queue, ReplicaLease};
+pub use overview::{ListedBatch, Queue, ReplicaLease};
 pub(in crate::store) use read::states_in;
 pub(in crate::store) use state::from_columns;
 pub use validate::{Input, Unvalidated};

@@ -15,8 +15,8 @@ mod work;
 
 pub use audit::{AuditFinding, AuditSettings, Audited};
 pub use batches::{
-    Batch, Begun, Cancel, Finalized, Input, LiveBatch, NewBatch, Queue, ReplicaLease, Unvalidated,
-    Verdict,
+    Batch, Begun, Cancel, Finalized, Input, ListedBatch, NewBatch, Queue, ReplicaLease,
+    Unvalidated, Verdict,
 };
 pub use engine::{Engine, Settings, Store, Who};
 pub use error::{Error, Result};

@@ -171,7 +171,7 @@ async fn without_keys_only_this_machine_looks_inside() {
 }
 
 /// What `nightshift status` prints.
-async fn status(arguments: &[&str], key: &str) -> Ended {
+async fn status_of(arguments: &[&str], key: &str) -> Ended {
     let mut command = command(&[&["status"], arguments].concat());
     command.env("OPS_KEY", key);
     ended(command).await
@@ -192,7 +192,7 @@ async fn an_operator_sees_what_goes_on() {
     let at = ["--url", base.as_str(), "--api-key-env", "OPS_KEY"];
     // A look that the database was too slow for says so, and is kept for a moment.
     let printed = eventually("the database is up", async || {
-        let printed = status(&at, &key).await;
+        let printed = status_of(&at, &key).await;
         if printed.out.contains("(up)") {
             Ok(printed)
         } else {
@@ -207,12 +207,12 @@ async fn an_operator_sees_what_goes_on() {
     };
     assert!(row("batches: ").contains("1 in_progress"));
     assert!(row("simulated ").contains("up     1      "));
+    assert!(row(id).contains("10/11 ") && row(id).contains(" 90% "));
     assert!(row("sim-small ").contains(" 64 "));
-    assert!(row(id).contains("10/11 (90%)"));
     assert!(row(id).contains("tenant-a"));
     assert!(printed.out.contains("answers here"), "{}", printed.out);
 
-    let printed = status(&[&at[..], &["--json"]].concat(), &key).await;
+    let printed = status_of(&[&at[..], &["--json"]].concat(), &key).await;
     let told: Value = serde_json::from_str(&printed.out).expect("is JSON");
     assert_eq!(told["live_batches"][0]["id"], batch["id"]);
     assert_eq!(told["live_batches"][0]["done"], 10);
@@ -222,25 +222,124 @@ async fn an_operator_sees_what_goes_on() {
     assert_eq!(told["database"]["answers"], true);
 }
 
+/// What `/admin/status` says, once the database has answered in time.
+async fn told(server: &Server, key: &str) -> Value {
+    let operator = server.by(key);
+    eventually("the database answers", async || {
+        let told = operator.get("/admin/status").await;
+        if told["database"]["answers"] == true {
+            Ok(told)
+        } else {
+            Err(told)
+        }
+    })
+    .await
+}
+
+async fn operators_see_what_has_ended_within_the_hour() {
+    let server = Server::start().await;
+    let key = operator(&server.database).await;
+    let lines = chat("a", json!({"status": 400})) + &chat("b", Value::Null);
+    let completed = server.run(lines, CHAT).await;
+    let foreign = server.other().run(chat("c", Value::Null), CHAT).await;
+
+    let status = told(&server, &key).await;
+    assert_eq!(status["live_batches"], json!([]));
+    let ended = status["ended_batches"].as_array().expect("is a list");
+    let ids: Vec<&Value> = ended.iter().map(|batch| &batch["id"]).collect();
+    assert_eq!(ids, [&foreign.id, &completed.id], "the last one first");
+    assert_eq!(ended[0]["tenant"], "tenant-b");
+    let first = &ended[1];
+    assert_eq!(first["status"], "completed");
+    assert_eq!(first["ended_at"], completed["completed_at"]);
+    for (field, expected) in [("total", 2), ("done", 2), ("failed", 1)] {
+        assert_eq!(first[field], expected, "{field}: {first}");
+    }
+    assert_eq!(first["eta_seconds"], Value::Null);
+
+    // A tenant is told of none of that, of what is its own neither.
+    for tenant in [server.key(), server.other().key()] {
+        let asked = client_with(Some(tenant)).get(server.url("/admin/status"));
+        let answer = asked.send().await.expect("answers");
+        assert_eq!(answer.status(), 403);
+        let text = answer.text().await.expect("is text");
+        let tells = text.contains(&foreign.id) || text.contains("tenant-");
+        assert!(!tells, "{text}");
+    }
+
+    let base = server.url("");
+    let at = ["--url", base.as_str(), "--api-key-env", "OPS_KEY"];
+    let row = eventually("it is printed", async || {
+        let printed = status_of(&at, &key).await.out;
+        let row = printed.lines().find(|line| line.starts_with(&foreign.id));
+        row.map(str::to_owned).ok_or(printed)
+    })
+    .await;
+    assert!(
+        row.contains("tenant-b") && row.contains("completed"),
+        "{row}"
+    );
+    assert!(row.ends_with(" ago") || row.ends_with("just now"), "{row}");
+
+    server.clock.advance_ms(3_600_000);
+    let status = told(&server, &key).await;
+    assert_eq!(status["ended_batches"], json!([]), "{status}");
+}
+
+async fn an_upstream_that_was_not_called_yet_is_not_called_up() {
+    // It takes connections, and never answers.
+    let silent = tokio::net::TcpListener::bind("127.0.0.1:0")
+        .await
+        .expect("binds");
+    let address = silent.local_addr().expect("has an address");
+    let server = Server::with(&format!(
+        "[[upstreams]]\nname = \"silent\"\nbase_url = \"http://{address}/v1\"\n\
+         [[upstreams]]\nname = \"simulated\"\nbase_url = \"{{simulated}}\"\n\
+         [[models]]\nname = \"sim-small\"\nroutes = [{{ upstream = \"simulated\" }}]\n"
+    ))
+    .await;
+    let key = operator(&server.database).await;
+    let batch = server.run(chat("a", Value::Null), CHAT).await;
+    assert_eq!(batch.status, "completed");
+    let status = told(&server, &key).await;
+    let states = [0, 1].map(|index| &status["upstreams"][index]["state"]);
+    assert_eq!(states, ["unknown", "up"], "{status}");
+    let base = server.url("");
+    let at = ["--url", base.as_str(), "--api-key-env", "OPS_KEY"];
+    let printed = status_of(&at, &key).await;
+    let row = printed.out.lines().find(|line| line.starts_with("silent "));
+    assert!(
+        row.is_some_and(|row| row.contains("not called yet")),
+        "{}",
+        printed.out
+    );
+    // It is no reason for an alarm.
+    let metrics = Metrics::of(&base, Some(&key)).await;
+    assert_eq!(
+        metrics.sum("nightshift_upstream_state", &[r#"state="up""#]),
+        2.0
+    );
+}
+
 #[tokio::test]
 async fn status_says_why_it_has_no_picture() {
     let server = Server::start().await;
     let base = server.url("");
-    let refused = status(&["--url", &base], "").await;
+    let refused = status_of(&["--url", &base], "").await;
     assert_eq!(refused.code, Some(1));
     assert!(
         refused.errors.contains("--scope admin"),
         "{}",
         refused.errors
     );
-    let unset = status(&["--url", &base, "--api-key-env", "NOT_SET_AT_ALL"], "").await;
+    let unset = status_of(&["--url", &base, "--api-key-env", "NOT_SET_AT_ALL"], "").await;
     assert_eq!(unset.code, Some(1));
     assert!(unset.errors.contains("NOT_SET_AT_ALL"), "{}", unset.errors);
     // A port that was free a moment ago, and is again.
     let free = std::net::TcpListener::bind("127.0.0.1:0").expect("binds");
     let nobody = format!("http://{}", free.local_addr().expect("has an address"));
     drop(free);
-    let away = status(&["--url", &nobody], "").await;
+    let away = status_of(&["--url", &nobody], "").await;
     assert_eq!(away.code, Some(1));
     assert!(away.errors.contains("cannot reach the server"), "{away:?}");
 }
@@ -304,7 +403,7 @@ async fn each_half_tells_what_it_knows() {
 
             let base = server.url("");
             let at = ["--url", base.as_str(), "--api-key-env", "OPS_KEY", "--json"];
-            let told = status(&at, &key).await;
+            let told = status_of(&at, &key).await;
             let told: Value = serde_json::from_str(&told.out).expect("is JSON");
             let [replica] = told["replicas"].as_array().expect("a list").as_slice() else {
                 panic!("one works: {told}");
@@ -323,4 +422,6 @@ on_every_engine![
     only_operators_look_inside,
     without_keys_only_this_machine_looks_inside,
     an_operator_sees_what_goes_on,
+    operators_see_what_has_ended_within_the_hour,
+    an_upstream_that_was_not_called_yet_is_not_called_up,
 ];

@@ -1,15 +1,15 @@
 //! What an operator wants to know of all work at once. The queries read what the store keeps
 //! anyway: a row for each live batch and each leased unit. They count no lines.
 //!
-//! Queries over live batches repeat the condition of their partial index word for word: SQLite
-//! uses it only then.
+//! Queries over live batches and over ended ones repeat the condition of their partial index word
+//! for word: SQLite uses it only then.
 
 use sqlx::FromRow;
 
 use super::state;
 use crate::domain::batch::{Counts, Status};
-use crate::store::engine::{on_pool, sql};
-use crate::store::{Result, Store};
+use crate::store::engine::{Sql, on_pool, sql};
+use crate::store::{Error, Result, Store};
 
 /// The units of one model that are not done.
 #[derive(Clone, Debug, FromRow)]
@@ -36,9 +36,9 @@ pub struct ReplicaLease {
     pub lease_left_ms: i64,
 }
 
-/// A batch that has not ended.
+/// A batch as operators list it.
 #[derive(Clone, Debug)]
-pub struct LiveBatch {
+pub struct ListedBatch {
     pub id: String,
     pub tenant: String,
     /// The key that it was created with.
@@ -51,10 +51,12 @@ pub struct LiveBatch {
     pub created_at: i64,
     pub in_progress_at: Option<i64>,
     pub expires_at: Option<i64>,
+    /// `None`: it has not ended.
+    pub ended_at: Option<i64>,
 }
 
 #[derive(FromRow)]
-struct LiveRow {
+struct ListedRow {
     id: String,
     tenant: String,
     key_id: Option<String>,
@@ -65,6 +67,7 @@ struct LiveRow {
     created_at: i64,
     in_progress_at: Option<i64>,
     expires_at: Option<i64>,
+    ended_at: Option<i64>,
     completed: i64,
     failed: i64,
     cancelled: i64,
@@ -141,46 +144,121 @@ impl Store {
     ///
     /// # Errors
     /// When the database fails.
-    pub async fn live_batches(&self, limit: i64) -> Result<Vec<LiveBatch>> {
-        let rows: Vec<LiveRow> = on_pool!(self.reader(), |c| {
-            sqlx::query_as(
-                "-- live_batches
-                 SELECT b.id, b.tenant, b.key_id, b.status, b.ending, b.model, b.total,
-                    b.created_at, b.in_progress_at, b.expires_at,
-                    CAST(COALESCE(SUM(s.completed), 0) AS BIGINT) AS completed,
-                    CAST(COALESCE(SUM(s.failed), 0) AS BIGINT) AS failed,
-                    CAST(COALESCE(SUM(s.cancelled), 0) AS BIGINT) AS cancelled
-                 FROM (SELECT * FROM batches
-                    WHERE status IN ('validating', 'in_progress', 'finalizing', 'cancelling')
-                    ORDER BY created_at, id LIMIT $1) b
-                 LEFT JOIN batch_counts s ON s.batch_id = b.id
-                 GROUP BY b.id, b.tenant, b.key_id, b.status, b.ending, b.model, b.total,
-                    b.created_at, b.in_progress_at, b.expires_at
-                 ORDER BY b.created_at, b.id",
-            )
-            .bind(limit)
-            .fetch_all(c)
-            .await?
+    pub async fn live_batches(&self, limit: i64) -> Result<Vec<ListedBatch>> {
+        let sql = sql!(
+            "-- live_batches
+             SELECT {columns} FROM (
+                SELECT *, CAST(NULL AS BIGINT) AS ended_at FROM batches
+                WHERE status IN ('validating', 'in_progress', 'finalizing', 'cancelling')
+                ORDER BY created_at, id LIMIT $1) b
+             {with_counts}
+             ORDER BY b.created_at, b.id",
+            columns = COLUMNS,
+            with_counts = WITH_COUNTS
+        );
+        let rows: Vec<ListedRow> = on_pool!(self.reader(), |c| {
+            sqlx::query_as(sql).bind(limit).fetch_all(c).await?
         });
-        rows.into_iter()
-            .map(|row| {
-                Ok(LiveBatch {
-                    status: state::from_columns(&row.status, row.ending.as_deref())?.status,
-                    id: row.id,
-                    tenant: row.tenant,
-                    key_id: row.key_id,
-                    model: row.model,
-                    counts: Counts {
-                        total: row.total,
-                        completed: row.completed,
-                        failed: row.failed,
-                        cancelled: row.cancelled,
-                    },
-                    created_at: row.created_at,
-                    in_progress_at: row.in_progress_at,
-                    expires_at: row.expires_at,
-                })
-            })
-            .collect()
+        rows.into_iter().map(ListedBatch::try_from).collect()
+    }
+
+    /// The batches that have ended since a time, in milliseconds, with their counts: the last one
+    /// first. It reads as many rows as it returns, however many batches there are.
+    ///
+    /// # Errors
+    /// When the database fails.
+    pub async fn ended_batches(&self, since_ms: i64, limit: i64) -> Result<Vec<ListedBatch>> {
+        let sql = ended_batches();
+        let rows: Vec<ListedRow> = on_pool!(self.reader(), |c| {
+            sqlx::query_as(sql)
+                .bind(limit)
+                .bind(since_ms)
+                .fetch_all(c)
+                .await?
+        });
+        rows.into_iter().map(ListedBatch::try_from).collect()
+    }
+}
+
+impl TryFrom<ListedRow> for ListedBatch {
+    type Error = Error;
+
+    fn try_from(row: ListedRow) -> Result<Self> {
+        Ok(ListedBatch {
+            status: state::from_columns(&row.status, row.ending.as_deref())?.status,
+            id: row.id,
+            tenant: row.tenant,
+            key_id: row.key_id,
+            model: row.model,
+            counts: Counts {
+                total: row.total,
+                completed: row.completed,
+                failed: row.failed,
+                cancelled: row.cancelled,
+            },
+            created_at: row.created_at,
+            in_progress_at: row.in_progress_at,
+            expires_at: row.expires_at,
+            ended_at: row.ended_at,
+        })
+    }
+}
+
+/// What is read of a batch `b`.
+const COLUMNS: &str =
+    "b.id, b.tenant, b.key_id, b.status, b.ending, b.model, b.total, b.created_at,
+    b.in_progress_at, b.expires_at, b.ended_at,
+    CAST(COALESCE(SUM(s.completed), 0) AS BIGINT) AS completed,
+    CAST(COALESCE(SUM(s.failed), 0) AS BIGINT) AS failed,
+    CAST(COALESCE(SUM(s.cancelled), 0) AS BIGINT) AS cancelled";
+
+/// Where a batch's counts are read from.
+const WITH_COUNTS: &str = "LEFT JOIN batch_counts s ON s.batch_id = b.id
+    GROUP BY b.id, b.tenant, b.key_id, b.status, b.ending, b.model, b.total, b.created_at,
+        b.in_progress_at, b.expires_at, b.ended_at";
+
+fn ended_batches() -> Sql {
+    sql!(
+        "-- ended_batches
+         SELECT {columns} FROM (
+            SELECT *, COALESCE(completed_at, failed_at, expired_at, cancelled_at) AS ended_at
+            FROM batches
+            WHERE status IN ('completed', 'failed', 'expired', 'cancelled')
+                AND COALESCE(completed_at, failed_at, expired_at, cancelled_at) >= $2
+            ORDER BY COALESCE(completed_at, failed_at, expired_at, cancelled_at) DESC, id DESC
+            LIMIT $1) b
+         {with_counts}
+         ORDER BY b.ended_at DESC, b.id DESC",
+        columns = COLUMNS,
+        with_counts = WITH_COUNTS
+    )
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::domain::clock::Clock;
+
+    #[tokio::test]
+    async fn ended_batches_are_found_by_when_they_ended() {
+        let directory = tempfile::tempdir().expect("makes a directory");
+        let url = format!("sqlite://{}", directory.path().join("a.db").display());
+        let opened = Store::open(&url, 1, Clock::default()).await;
+        let store = opened.expect("opens");
+        let plan = async || {
+            let sql = sql!("EXPLAIN QUERY PLAN {query}", query = ended_batches());
+            let rows: Vec<(i64, i64, i64, String)> = on_pool!(store.reader(), |c| {
+                sqlx::query_as(sql).bind(50).bind(0).fetch_all(c).await?
+            });
+            Result::Ok(rows)
+        };
+        let plan = plan().await.expect("is explained");
+        let steps: Vec<&str> = plan.iter().map(|(.., step)| step.as_str()).collect();
+        let by_index = "SEARCH batches USING INDEX batches_ended (<expr>>?)";
+        assert!(steps.contains(&by_index), "{steps:#?}");
+        assert!(
+            !steps.iter().any(|step| step.contains("SCAN batches")),
+            "{steps:#?}"
+        );
     }
 }

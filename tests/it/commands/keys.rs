@@ -173,8 +173,11 @@ async fn the_list_says_when_a_key_was_used_last() {
     .await;
     let table = shop.keys(&["list"]).await.out;
     let never = table.matches("never").count();
-    // Three keys without an end, two of which nobody has used.
-    assert_eq!(never, 3 + 2, "{table}");
+    // Three keys, two of which nobody has used.
+    assert_eq!(never, 2, "{table}");
+    let wide = shop.keys(&["list", "--wide"]).await.out;
+    let hint = unused["hint"].as_str().expect("is text");
+    assert!(wide.contains(hint), "{wide}");
 }
 
 async fn a_key_that_is_used_while_the_server_stops_has_been_used() {
@@ -244,6 +247,43 @@ async fn a_key_can_be_made_before_there_is_a_database() {
         let refused = shop.keys(&[&["create"][..], &words].concat()).await;
         assert_eq!((refused.code, refused.out.as_str()), (Some(2), ""));
     }
+}
+
+#[tokio::test]
+async fn no_database_is_made_where_nobody_asked_for_one() {
+    let directory = tempfile::tempdir().expect("makes a directory");
+    let file = directory.path().join("nightshift-data/nightshift.db");
+    let path = file.to_str().expect("is text");
+    for args in [&["list"][..], &["list", "--json"], &["revoke", "key_a"]] {
+        let args = [&["keys"], args].concat();
+        let refused = ended_in(directory.path(), &args).await;
+        assert_eq!(
+            (refused.code, refused.out.as_str()),
+            (Some(1), ""),
+            "{args:?}"
+        );
+        let says = format!("there is no database at {path}");
+        assert!(refused.errors.contains(&says), "{}", refused.errors);
+        assert!(!file.exists(), "{args:?}");
+    }
+    for (more, code, mark) in [(&[][..], Some(0), "note"), (&["--store"], Some(1), "FAIL")] {
+        let checked = ended_in(directory.path(), &[&["check"], more].concat()).await;
+        assert_eq!(checked.code, code, "{}", checked.out);
+        let says = format!("{mark}  database       there is none at {path}");
+        assert!(checked.out.contains(&says), "{}", checked.out);
+        assert!(!file.exists(), "{more:?}");
+    }
+
+    let create = ["keys", "create", "--name", "first"];
+    let created = ended_in(directory.path(), &create).await;
+    only_line(&created);
+    let says = format!("Created the database {path}.\n");
+    assert!(created.errors.contains(&says), "{}", created.errors);
+    let again = ended_in(directory.path(), &create).await;
+    assert!(!again.errors.contains("database"), "{}", again.errors);
+    let checked = ended_in(directory.path(), &["check"]).await;
+    let says = format!("ok    database       {path}\n");
+    assert!(checked.out.contains(&says), "{}", checked.out);
 }
 
 async fn check_tries_a_database_that_a_server_uses() {

@@ -8,7 +8,10 @@ use serde_json::Value;
 use sqlx::{Connection as _, Executor as _, PgConnection, SqliteConnection};
 
 use crate::support::binary::{Launch, command, ended};
-use crate::support::{CHAT, Server, chat, client_with, engines, granting, ids, on_every_engine};
+use crate::support::metrics::operator;
+use crate::support::{
+    Batch, CHAT, Server, chat, client_with, engines, eventually, granting, ids, on_every_engine,
+};
 
 /// How many start at once.
 const STARTS: usize = 6;
@@ -46,9 +49,9 @@ async fn processes_that_start_at_once_do_not_get_in_each_others_way() {
     let directory = tempfile::tempdir().expect("makes a directory");
     let url = engines::database(directory.path()).await;
     let starts = (0..STARTS).map(|_| {
-        let mut list = command(&["keys", "list", "--database", &url]);
-        list.current_dir(directory.path());
-        ended(list)
+        let mut create = command(&["keys", "create", "--name", "a", "--database", &url]);
+        create.current_dir(directory.path());
+        ended(create)
     });
     for started in futures::future::join_all(starts).await {
         assert_eq!(started.code, Some(0), "{}", started.errors);
@@ -92,8 +95,14 @@ async fn a_server_that_is_older_than_the_schema_says_so_and_stops() {
     }
 }
 
-/// What a database had before its last migration.
-const BEFORE: &str = "
+/// What a database had before its last migration, version 11.
+const BEFORE_11: &str = "
+    DROP INDEX batches_ended;
+    DELETE FROM _sqlx_migrations WHERE version = 11;
+";
+
+/// What it had before that one, version 10.
+const BEFORE_10: &str = "
     ALTER TABLE api_keys ADD COLUMN admin BOOLEAN NOT NULL DEFAULT FALSE;
     UPDATE api_keys SET admin = TRUE WHERE tenant = 'tenant-a';
     ALTER TABLE api_keys DROP COLUMN scopes;
@@ -103,7 +112,8 @@ const BEFORE: &str = "
     DELETE FROM _sqlx_migrations WHERE version = 10;
 ";
 
-async fn a_database_of_the_version_before_opens_and_its_live_batches_go_on() {
+/// Runs a batch, of which the first half was done with a database of an earlier version.
+async fn a_batch_that_goes_on_from(earlier: &[&str]) -> (Server, Batch) {
     let mut server = Server::with("").upstream(granting(0)).binary().await;
     let ids = ids(20);
     let jsonl: String = ids.iter().map(|id| chat(id, Value::Null)).collect();
@@ -112,13 +122,34 @@ async fn a_database_of_the_version_before_opens_and_its_live_batches_go_on() {
         .until(&batch, |batch| batch.status == "in_progress")
         .await;
     server.kill().await;
-    engines::execute(&server.database, BEFORE).await;
+    for step in earlier {
+        engines::execute(&server.database, step).await;
+    }
 
     server.start_process(Launch::new()).await;
     server.simulator.grant(ids.len());
     let batch = server.ended(&batch).await;
     assert_eq!(batch.status, "completed");
     server.exactly_once(&batch, &ids).await;
+    (server, batch)
+}
+
+async fn a_database_of_the_version_before_opens_and_its_live_batches_go_on() {
+    let (server, batch) = a_batch_that_goes_on_from(&[BEFORE_11]).await;
+    let operator = server.by(&operator(&server.database).await);
+    eventually("the batch is listed", async || {
+        let status = operator.get("/admin/status").await;
+        if status["ended_batches"][0]["id"] == batch.id {
+            Ok(())
+        } else {
+            Err(status)
+        }
+    })
+    .await;
+}
+
+async fn a_database_of_two_versions_before_opens_and_its_keys_open_what_they_opened() {
+    let (server, batch) = a_batch_that_goes_on_from(&[BEFORE_11, BEFORE_10]).await;
     // Its keys open what they opened: an operator's, and a tenant's.
     let path = batch.path();
     for (path, operators, others) in [
@@ -141,6 +172,7 @@ async fn a_database_of_the_version_before_opens_and_its_live_batches_go_on() {
 
 on_every_engine![
     a_database_of_the_version_before_opens_and_its_live_batches_go_on,
+    a_database_of_two_versions_before_opens_and_its_keys_open_what_they_opened,
     however_many_start_at_once_one_migrates,
     processes_that_start_at_once_do_not_get_in_each_others_way,
     a_server_that_is_older_than_the_schema_says_so_and_stops,

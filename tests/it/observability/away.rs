@@ -128,7 +128,8 @@ async fn status(server: &Server, path: &str, key: &str) -> u16 {
 /// Revokes an operator's key.
 async fn revoke(server: &Server, key: &str) {
     use crate::support::binary::{command, ended};
-    let listed = ended(command(&["keys", "list", "--database", &server.database])).await;
+    let list = ["keys", "list", "--wide", "--database", &server.database];
+    let listed = ended(command(&list)).await;
     let end = &key[key.len() - 4..];
     let row = listed.out.lines().find(|line| line.contains(end));
     let id = row.and_then(|row| row.split_whitespace().next());
