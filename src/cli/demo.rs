@@ -11,7 +11,7 @@ use anyhow::{Context as _, bail, ensure};
 use reqwest::multipart::{Form, Part};
 use serde::Deserialize;
 
-use super::progress::{Progress, Snapshot};
+use super::progress::{Details, Progress, Snapshot};
 use crate::app::App;
 use crate::config::{Config, Environment, Overrides};
 use crate::domain::clock::Clock;
@@ -221,7 +221,7 @@ async fn wait(client: &reqwest::Client, api: &str, mut batch: Batch) -> anyhow::
         batch.status.as_str(),
         "validating" | "in_progress" | "finalizing"
     ) {
-        progress.update(snapshot(&batch), None, Instant::now());
+        progress.update(snapshot(&batch), &Details::default(), Instant::now());
         tokio::time::sleep(POLL).await;
         batch = read(client.get(&url)).await?;
     }

@@ -1,13 +1,17 @@
 //! How a batch gets on, for people: a bar on a terminal, a line now and then elsewhere. Written to
 //! standard error only.
 
+mod details;
+
 use std::collections::VecDeque;
 use std::io::Write as _;
 use std::time::{Duration, Instant};
 
+use console::{Term, measure_text_width, truncate_str};
 use indicatif::{HumanCount, ProgressBar, ProgressDrawTarget, ProgressStyle};
 
 use crate::telemetry::terminal;
+pub use details::Details;
 
 /// Rates are over this much of the past.
 const TRAILING: Duration = Duration::from_secs(10);
@@ -15,6 +19,14 @@ const TRAILING: Duration = Duration::from_secs(10);
 const SAMPLE_EVERY: Duration = Duration::from_millis(200);
 /// Where there is no terminal, a line comes this often.
 const LINE_EVERY: Duration = Duration::from_secs(10);
+/// Columns of a terminal that does not say how many it has.
+const COLUMNS: usize = 80;
+/// The bar itself has at least so many columns where the text beside it can be shorter.
+const BAR_COLUMNS_MIN: usize = 10;
+/// A call is told of from this age on…
+const OLD_FROM: Duration = Duration::from_secs(10);
+/// …and only if it is so many times as old as a call that ends.
+const OLD_TIMES: f64 = 4.0;
 
 /// How far a batch has got.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -86,29 +98,46 @@ impl Progress {
         }
     }
 
-    /// Shows a snapshot taken at `now`, and what holds the batch up, if anything does. What the
-    /// first one says was done before is in no rate.
-    pub fn update(&mut self, snapshot: Snapshot, held_up: Option<&str>, now: Instant) {
+    /// Shows a snapshot taken at `now`, and the details. What the first snapshot says was done before
+    /// is in no rate.
+    pub fn update(&mut self, snapshot: Snapshot, details: &Details, now: Instant) {
         self.meter.note(snapshot, now);
-        let text = || {
-            let line = line(snapshot, self.meter.trailing());
-            held_up.map_or_else(|| line.clone(), |cause| format!("{line}  {cause}"))
-        };
+        let rates = self.meter.trailing();
         match &mut self.output {
-            // What holds it up has a line of its own: beside the bar there is no room.
             Output::Bar(bar) => {
-                bar.set_style(style(held_up.is_some()));
-                bar.set_prefix(held_up.unwrap_or_default().to_owned());
-                show(bar, snapshot, line(snapshot, self.meter.trailing()));
+                let columns = columns();
+                let lines = details::lines(details, snapshot.failed, columns);
+                // Where the causes stand below, their sum stands there, too.
+                let has_causes = !details.failures.is_empty();
+                let shown = shown(&texts(snapshot, rates, !has_causes), columns);
+                bar.set_style(style(!lines.is_empty()));
+                bar.set_prefix(lines.join("\n"));
+                show(bar, snapshot, shown);
             }
             Output::Nothing => {}
             Output::Lines { next } => {
                 if next.is_none_or(|next| now >= next) {
                     *next = Some(now + LINE_EVERY);
-                    print(&text());
+                    let mut text = line(snapshot, rates);
+                    for detail in details::lines(details, snapshot.failed, usize::MAX) {
+                        text.push_str("  ");
+                        text.push_str(&detail);
+                    }
+                    print(&text);
                 }
             }
         }
+    }
+
+    /// From which age on a call is told of, where so many calls are in flight: calls of a model that
+    /// always takes long are not told of while answers come.
+    #[must_use]
+    pub fn notable_age(&self, in_flight: usize) -> Duration {
+        let per_second = self.meter.trailing().requests_per_second;
+        // As long as answers come, a call takes about so long.
+        let usual = float(in_flight as u64) / per_second;
+        let many_times = Duration::try_from_secs_f64(OLD_TIMES * usual);
+        many_times.map_or(OLD_FROM, |age| age.max(OLD_FROM))
     }
 
     /// Shows the last snapshot, with the rates of the whole time, and leaves it standing. The
@@ -116,18 +145,36 @@ impl Progress {
     pub fn finish(mut self, snapshot: Snapshot, now: Instant) {
         self.meter.note(snapshot, now);
         let (rates, elapsed) = self.meter.overall(snapshot, now);
-        let text = last_line(snapshot, rates, elapsed);
         match &self.output {
             Output::Bar(bar) => {
                 bar.set_style(style(false));
-                show(bar, snapshot, text);
+                show(
+                    bar,
+                    snapshot,
+                    shown(&last_texts(snapshot, rates, elapsed), columns()),
+                );
                 bar.abandon();
                 terminal::show(None);
             }
-            Output::Lines { .. } => print(&text),
+            Output::Lines { .. } => print(&last_line(snapshot, rates, elapsed)),
             Output::Nothing => {}
         }
     }
+}
+
+/// How wide the terminal is. It may be made wider or narrower at any time.
+fn columns() -> usize {
+    let size = Term::stderr().size_checked();
+    size.map_or(COLUMNS, |(_, columns)| columns.into())
+}
+
+/// The first of these texts that leaves room for the bar beside it; else the shortest of them, cut
+/// where it must be.
+fn shown(texts: &[String], columns: usize) -> String {
+    let has_room = |text: &&String| measure_text_width(text) + 1 + BAR_COLUMNS_MIN <= columns;
+    let text = texts.iter().find(has_room).or(texts.last());
+    let text = text.map_or("", String::as_str);
+    truncate_str(text, columns.saturating_sub(1), "…").into_owned()
 }
 
 fn show(bar: &ProgressBar, snapshot: Snapshot, text: String) {
@@ -230,52 +277,81 @@ impl Sample {
 /// A line on a batch that runs: `42%  420/1,000  3 failed  83 req/s  5,320 tok/s  ETA 7s`.
 #[must_use]
 pub fn line(snapshot: Snapshot, rates: Rates) -> String {
+    let mut texts = texts(snapshot, rates, true);
+    texts.swap_remove(0)
+}
+
+/// The same, and shorter ones for a terminal that is too narrow for it. `with_failed`: they say
+/// how many requests have failed.
+fn texts(snapshot: Snapshot, rates: Rates, with_failed: bool) -> Vec<String> {
     let left = snapshot.total.saturating_sub(snapshot.done);
     let eta = Duration::try_from_secs_f64(float(left) / rates.requests_per_second);
     let eta = match eta {
         _ if left == 0 => String::new(),
-        Ok(eta) => format!("  ETA {}", short(eta)),
+        Ok(eta) => format!("ETA {}", short(eta)),
         // Without a rate, or with next to none, nobody knows.
-        Err(_) => "  ETA -".to_owned(),
+        Err(_) => "ETA -".to_owned(),
     };
-    format!("{}  {}{eta}", counts(snapshot), speeds(rates))
+    shorter_and_shorter(snapshot, rates, with_failed, &eta)
 }
 
 /// The line on a batch that has ended, or been left.
 fn last_line(snapshot: Snapshot, rates: Rates, elapsed: Duration) -> String {
-    format!(
-        "{}  {}  in {}",
-        counts(snapshot),
-        speeds(rates),
-        short(elapsed)
-    )
+    let mut texts = last_texts(snapshot, rates, elapsed);
+    texts.swap_remove(0)
 }
 
-fn counts(snapshot: Snapshot) -> String {
-    let Snapshot {
-        done,
-        failed,
-        total,
-        ..
-    } = snapshot;
-    let (done_count, failed) = (HumanCount(done), HumanCount(failed));
+fn last_texts(snapshot: Snapshot, rates: Rates, elapsed: Duration) -> Vec<String> {
+    let took = format!("in {}", short(elapsed));
+    shorter_and_shorter(snapshot, rates, true, &took)
+}
+
+/// What is left out first is what can be read from the rest, or from the result.
+fn shorter_and_shorter(
+    snapshot: Snapshot,
+    rates: Rates,
+    with_failed: bool,
+    time: &str,
+) -> Vec<String> {
+    let (percent, counts) = counts(snapshot);
+    let failed = if with_failed {
+        format!("{} failed", count_of(snapshot.failed))
+    } else {
+        String::new()
+    };
+    let requests = format!("{} req/s", speed(rates.requests_per_second));
+    let tokens = format!("{} tok/s", speed(rates.tokens_per_second));
+    let (percent, failed, time) = (percent.as_str(), failed.as_str(), time);
+    let all: [&[&str]; 4] = [
+        &[percent, &counts, failed, &requests, &tokens, time],
+        &[percent, &counts, failed, &requests, time],
+        &[percent, &counts, failed, time],
+        &[percent, failed, time],
+    ];
+    let text = |parts: &[&str]| {
+        let parts = parts.iter().copied().filter(|part| !part.is_empty());
+        parts.collect::<Vec<_>>().join("  ")
+    };
+    all.map(text).to_vec()
+}
+
+/// How much of a batch is done: as a percentage where that is known, and in numbers.
+fn counts(snapshot: Snapshot) -> (String, String) {
+    let Snapshot { done, total, .. } = snapshot;
     if total == 0 {
-        return format!("{done_count} done  {failed} failed");
+        return (String::new(), format!("{} done", count_of(done)));
     }
     // Rounded down: 100% means all of it.
     let percent = u128::from(done) * 100 / u128::from(total);
-    format!(
-        "{percent:>3}%  {done_count}/{}  {failed} failed",
-        HumanCount(total)
+    (
+        format!("{percent:>3}%"),
+        format!("{}/{}", count_of(done), count_of(total)),
     )
 }
 
-fn speeds(rates: Rates) -> String {
-    format!(
-        "{} req/s  {} tok/s",
-        speed(rates.requests_per_second),
-        speed(rates.tokens_per_second)
-    )
+/// `1,234,567`.
+fn count_of(count: u64) -> String {
+    HumanCount(count).to_string()
 }
 
 /// One decimal below ten.
@@ -348,9 +424,11 @@ mod tests {
 
     #[test]
     fn a_hundred_percent_means_all_of_it() {
-        let shown = |done| counts(snapshot(done, 0, 1_000_000, 0));
-        assert_eq!(shown(999_999), " 99%  999,999/1,000,000  0 failed");
-        assert_eq!(shown(1_000_000), "100%  1,000,000/1,000,000  0 failed");
+        let shown = |done| line(snapshot(done, 0, 1_000_000, 0), Rates::default());
+        let begin = " 99%  999,999/1,000,000  0 failed";
+        assert!(shown(999_999).starts_with(begin), "{}", shown(999_999));
+        let begin = "100%  1,000,000/1,000,000  0 failed";
+        assert!(shown(1_000_000).starts_with(begin), "{}", shown(1_000_000));
     }
 
     #[test]
@@ -363,6 +441,40 @@ mod tests {
             ),
             "100%  9/9  9 failed  1.0 req/s  0.0 tok/s  in 9s"
         );
+    }
+
+    #[test]
+    fn a_terminal_that_is_too_narrow_is_told_less() {
+        let rates = rates(1234.0, 123_456.0);
+        let texts = texts(snapshot(999_999, 12_345, 1_000_000, 0), rates, true);
+        for (columns, text) in [
+            (
+                100,
+                " 99%  999,999/1,000,000  12,345 failed  1,234 req/s  123,456 tok/s  ETA 0s",
+            ),
+            (
+                80,
+                " 99%  999,999/1,000,000  12,345 failed  1,234 req/s  ETA 0s",
+            ),
+            (60, " 99%  999,999/1,000,000  12,345 failed  ETA 0s"),
+            (40, " 99%  12,345 failed  ETA 0s"),
+            (20, " 99%  12,345 faile…"),
+        ] {
+            assert_eq!(shown(&texts, columns), text, "{columns}");
+        }
+    }
+
+    #[test]
+    fn only_what_is_unusual_is_an_old_call() {
+        let mut progress = Progress::silent();
+        let start = Instant::now();
+        assert_eq!(progress.notable_age(64), OLD_FROM, "nothing has come yet");
+        progress.meter.note(snapshot(0, 0, 1000, 0), start);
+        let later = start + Duration::from_secs(10);
+        progress.meter.note(snapshot(100, 0, 1000, 0), later);
+        // 64 at once and ten a second: each takes 6.4 s.
+        assert_eq!(progress.notable_age(64), Duration::from_secs_f64(25.6));
+        assert_eq!(progress.notable_age(1), OLD_FROM);
     }
 
     #[test]

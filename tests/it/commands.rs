@@ -12,6 +12,7 @@ mod resume;
 mod run;
 mod serve;
 mod streams;
+mod terminal;
 
 use std::path::Path;
 

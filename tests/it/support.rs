@@ -14,6 +14,7 @@ pub mod proxy;
 pub mod receiver;
 mod server;
 pub mod session;
+pub mod terminal;
 
 use std::time::Duration;
 

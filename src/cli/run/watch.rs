@@ -11,16 +11,16 @@ use super::generation::TENANT;
 use super::growing::Growing;
 use super::journal::Journal;
 use super::target::Target;
-use crate::cli::progress::{Progress, Snapshot, short};
+use crate::cli::progress::{Details, Progress, Snapshot};
 use crate::domain::batch::Status;
+use crate::domain::clock::Clock;
 use crate::store::{Batch, Store};
-use crate::upstream::{Pool, Reason, UpstreamState, UpstreamStatus};
+use crate::upstream::Pool;
+use crate::worker::Observer;
 
 const POLL: Duration = Duration::from_millis(100);
 /// How long upstreams may be silent before the command gives up, from its start.
 const FIRST_ANSWER_WITHIN: Duration = Duration::from_secs(30);
-/// A wait that is told with its length.
-const WORTH_TELLING: Duration = Duration::from_secs(5);
 
 /// How the work came out.
 pub(super) enum Ended {
@@ -53,6 +53,9 @@ pub(super) struct Watch<'a> {
     pub args: &'a RunArgs,
     pub store: &'a Store,
     pub pool: &'a Arc<Pool>,
+    pub observer: &'a Observer,
+    /// How many requests had failed before this process worked on the batch.
+    pub failed_before: u64,
     pub journal: &'a Journal,
     pub output: &'a Target,
     pub stop: &'a CancellationToken,
@@ -64,7 +67,7 @@ impl Watch<'_> {
         let started = Instant::now();
         // Shown once the input is known to be valid.
         let mut progress = None;
-        let mut failed_before = None;
+        let clock = Clock::default();
         loop {
             let batch = find(self.store, batch_id).await?;
             let snapshot = snapshot(&batch, self.journal.kept);
@@ -80,8 +83,7 @@ impl Watch<'_> {
             let ended = if batch.state.status.is_terminal() {
                 Some(Ended::Batch)
             } else {
-                let failed_before = *failed_before.get_or_insert(snapshot.failed);
-                let failed = snapshot.failed.saturating_sub(failed_before);
+                let failed = snapshot.failed.saturating_sub(self.failed_before);
                 let stopped = self.reason_to_stop(failed, started.elapsed());
                 let grown = growing.grow(snapshot.done - snapshot.kept).await;
                 stopped.or(grown.err().map(stopped_by)).map(Ended::Stopped)
@@ -93,8 +95,8 @@ impl Watch<'_> {
                 return Ok(ended);
             }
             if let Some(progress) = &mut progress {
-                let held_up = waits_for(&self.pool.snapshot());
-                progress.update(snapshot, held_up.as_deref(), Instant::now());
+                let details = self.details(progress, clock.now_ms());
+                progress.update(snapshot, &details, Instant::now());
             }
             let paused = self.stop.run_until_cancelled(tokio::time::sleep(POLL));
             if paused.await.is_none() {
@@ -103,6 +105,19 @@ impl Watch<'_> {
                 }
                 return Ok(Ended::Stopped(Stopped::Interrupted));
             }
+        }
+    }
+
+    fn details(&self, progress: &Progress, now_ms: i64) -> Details {
+        let upstreams = self.pool.snapshot();
+        let in_flight = upstreams.iter().map(|upstream| upstream.in_flight).sum();
+        let age = progress.notable_age(in_flight);
+        Details {
+            failures: self.observer.failures(),
+            failed_before: self.failed_before,
+            old_calls: self.pool.calls_older_than(age),
+            upstreams,
+            now_ms,
         }
     }
 
@@ -150,35 +165,6 @@ pub(super) fn stopped_by(error: anyhow::Error) -> Stopped {
         Some(std::io::ErrorKind::BrokenPipe) => Stopped::ReaderGone,
         _ => Stopped::Fault(error),
     }
-}
-
-/// Which upstreams take no lines now, or fewer than they could, and why.
-fn waits_for(upstreams: &[UpstreamStatus]) -> Option<String> {
-    let shut = upstreams
-        .iter()
-        .filter(|upstream| upstream.state != UpstreamState::Up || !upstream.models.is_empty())
-        .filter_map(|upstream| {
-            let name = &upstream.name;
-            let model = upstream.models.first();
-            if let Some(cause) = &upstream.cause {
-                return Some(format!("waiting for {name}: {cause}"));
-            }
-            let model = model?;
-            let cause = &model.cause;
-            if model.reason == Reason::Limited && upstream.in_flight > 0 {
-                let (calls, limit) = (upstream.in_flight, upstream.limit);
-                return Some(format!(
-                    "{name} is rate limited: {calls} of {limit} calls get through ({cause})"
-                ));
-            }
-            let left = match model.left {
-                left if left >= WORTH_TELLING => format!(", tried again in {}", short(left)),
-                _ => String::new(),
-            };
-            Some(format!("waiting for {name}: {cause}{left}"))
-        });
-    let shut: Vec<_> = shut.collect();
-    (!shut.is_empty()).then(|| shut.join("; "))
 }
 
 pub(super) async fn find(store: &Store, batch_id: &str) -> anyhow::Result<Batch> {

@@ -82,10 +82,13 @@ pub(super) async fn work(
     let pool = pool.map_err(anyhow::Error::from).or_exit(NOT_VALID)?;
     let duties = app::settings(config, store);
     let mut worker = Worker::start(store.clone(), pool.clone(), Clock::default(), duties).await?;
+    let observer = worker.observer();
     let watch = Watch {
         args,
         store,
         pool: &pool,
+        observer: &observer,
+        failed_before: u64::try_from(batch.counts.failed).unwrap_or(0),
         journal,
         output,
         stop: &stop,

@@ -189,7 +189,9 @@ impl Targets {
     pub(super) fn calls_older_than(&self, age: Duration) -> Option<OldCalls> {
         let now = Instant::now();
         self.read(|upstreams| {
-            let old = upstreams.iter().filter_map(|one| one.calls_older_than(age, now));
+            let old = upstreams
+                .iter()
+                .filter_map(|one| one.calls_older_than(age, now));
             old.reduce(|a, b| OldCalls {
                 count: a.count + b.count,
                 oldest: a.oldest.max(b.oldest),

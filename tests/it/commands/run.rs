@@ -574,7 +574,7 @@ async fn a_run_without_an_upstream_gives_up_and_can_be_gone_on_with() {
         "{}",
         gave_up.errors
     );
-    let waits = |line: &&str| line.contains("0/5") && line.contains("waiting for ");
+    let waits = |line: &&str| line.contains("0/5") && line.contains("waiting: upstream default: ");
     let waited = gave_up.errors.lines().find(waits);
     assert!(
         waited.is_some_and(|line| line.contains("Connection refused")),

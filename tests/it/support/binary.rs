@@ -1,5 +1,6 @@
 //! The real binary, as a process.
 
+use std::ffi::OsStr;
 use std::process::{ExitStatus, Stdio};
 use std::time::Duration;
 
@@ -252,16 +253,19 @@ pub fn command_after(words: &str, args: &[&str]) -> Command {
     command
 }
 
-const BINARY: &str = env!("CARGO_BIN_EXE_nightshift");
+pub(super) const BINARY: &str = env!("CARGO_BIN_EXE_nightshift");
 
 fn free(command: &mut Command) {
     for (name, _) in std::env::vars_os() {
-        let name = name.to_string_lossy().into_owned();
-        let ours = ["NIGHTSHIFT_", "OPENAI_"]
-            .iter()
-            .any(|prefix| name.starts_with(prefix));
-        if ours || name == "DATABASE_URL" {
+        if is_callers_own(&name) {
             command.env_remove(name);
         }
     }
+}
+
+/// Whether a variable is a setting of whoever runs the tests, which a command must not see.
+pub(super) fn is_callers_own(name: &OsStr) -> bool {
+    let name = name.to_string_lossy();
+    let prefixes = ["NIGHTSHIFT_", "OPENAI_"];
+    prefixes.iter().any(|prefix| name.starts_with(prefix)) || name == "DATABASE_URL"
 }
