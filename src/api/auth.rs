@@ -17,7 +17,7 @@ use sha2::{Digest, Sha256};
 use subtle::ConstantTimeEq;
 use tokio_util::sync::CancellationToken;
 
-use super::drain::{drain, waits_for_leave};
+use super::drain::{drain, expects_continue};
 use super::error::{self, ApiError, Result};
 use super::{Api, origin};
 use crate::domain::scope::Scopes;
@@ -236,7 +236,7 @@ pub async fn authenticate(State(api): State<Api>, request: Request, next: Next) 
             response
         }
         Err(error) => {
-            if !waits_for_leave(&parts.headers) {
+            if !expects_continue(&parts.headers) {
                 drain(body).await;
             }
             error.into_response()

@@ -32,6 +32,6 @@ async fn read(mut body: Body) {
 /// Whether the client waits for leave to send its body (`Expect: 100-continue`): then an answer
 /// in its place arrives for sure, and the body is better left unread.
 #[must_use]
-pub fn waits_for_leave(headers: &HeaderMap) -> bool {
+pub fn expects_continue(headers: &HeaderMap) -> bool {
     headers.contains_key(header::EXPECT)
 }

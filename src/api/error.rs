@@ -396,7 +396,8 @@ pub fn unavailable() -> ApiError {
     error
 }
 
-/// All connections are in use, and this one had a place that is for other things.
+/// All connections are in use, and this one has a place that is reserved for questions after the
+/// health of the server.
 pub fn no_place() -> ApiError {
     let mut error = ApiError::new(
         StatusCode::SERVICE_UNAVAILABLE,

@@ -175,7 +175,7 @@ async fn refuse(
 ) -> Response {
     let error = error(request.method(), azure::asked_path(&request));
     let (parts, body) = request.into_parts();
-    if !drain::waits_for_leave(&parts.headers) {
+    if !drain::expects_continue(&parts.headers) {
         drain::drain(body).await;
     }
     error.into_response()

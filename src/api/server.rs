@@ -169,7 +169,7 @@ fn health_alone(router: &Router) -> Router {
 
 async fn no_place(request: Request) -> Response {
     let (parts, body) = request.into_parts();
-    if !drain::waits_for_leave(&parts.headers) {
+    if !drain::expects_continue(&parts.headers) {
         // What takes longer is cut off.
         let _ = tokio::time::timeout(REFUSED_BODY_TIMEOUT, drain::drain(body)).await;
     }

@@ -12,7 +12,7 @@ use utoipa::ToSchema;
 
 use super::Api;
 use super::auth::Caller;
-use super::drain::waits_for_leave;
+use super::drain::expects_continue;
 use super::error::{self, ApiError, Envelope, Result};
 use super::expiry::{self, ANCHOR};
 use super::files::FileObject;
@@ -92,7 +92,7 @@ pub async fn create(
     // What comes too slowly is not worth waiting for.
     let status = outcome.as_ref().err().map(|error| error.status);
     let is_wanted = status.is_some_and(|status| status != StatusCode::REQUEST_TIMEOUT);
-    if is_wanted && (incoming.begun() || !waits_for_leave(&headers)) {
+    if is_wanted && (incoming.begun() || !expects_continue(&headers)) {
         incoming.drain().await;
     }
     outcome

@@ -112,6 +112,7 @@ impl Splitter {
         self.line.extend_from_slice(&bytes[..room.min(bytes.len())]);
     }
 
+    /// Hands on the line that has come to its end, if it is within what is to be sent.
     fn end_line(
         &mut self,
         each: &mut impl FnMut(&[u8], u64) -> anyhow::Result<()>,

@@ -68,6 +68,7 @@ impl Partial {
         }
     }
 
+    /// Writes what has ended since, in input order, up to the first line that has not ended.
     async fn try_write(&mut self) -> anyhow::Result<()> {
         let out = match &mut self.out {
             Some(out) => out,
