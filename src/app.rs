@@ -1,9 +1,10 @@
 //! The server, built from its configuration: store, upstreams, worker and HTTP.
 
+mod engine;
+
 use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::sync::Arc;
-use std::sync::atomic::AtomicBool;
 use std::time::Duration;
 
 use anyhow::{Context as _, bail};
@@ -13,16 +14,16 @@ use tokio::task::JoinHandle;
 use tokio_util::sync::CancellationToken;
 
 use crate::api::auth::Auth;
-use crate::api::models::Model;
 use crate::api::server::Threads;
+use crate::api::snapshots::Snapshots;
 use crate::api::{self, Api};
 use crate::config::{Config, Role};
 use crate::domain::clock::Clock;
-use crate::store::{self, Engine, Store};
-use crate::telemetry;
+use crate::store::{self, Store};
 use crate::transfer::UploadBudget;
-use crate::upstream::{ModelInfo, Options, Pool};
+use crate::upstream::{Options, Pool};
 use crate::worker::{Settings, Worker};
+use engine::Engine;
 
 const HOW_TO_CREATE_A_KEY: &str = "create one with `nightshift keys create --name NAME` (with the \
      same --config or --database), or name a first key's \
@@ -90,21 +91,17 @@ impl App {
             let discovery = tokio::spawn(pool.clone().run(stop.clone()));
             (None, Some(discovery))
         };
-        let inside = Arc::new(telemetry::inside(&pool, worker.as_ref()));
-        let workers_run = worker.as_ref().map(Worker::running);
+        let engine: Arc<dyn api::engine::Engine> = Arc::new(Engine::new(pool, worker.as_ref()));
         let drained = CancellationToken::new();
         let last_use = Arc::clone(&auth).write_last_use(store.clone(), drained.clone());
-        let resets = pool.clone();
         let api = Api {
-            reset: Arc::new(move |name| resets.targets().reset(name)),
             store: store.http_pool(),
             clock,
             limits: Arc::new(config.limits.clone()),
             retention: Arc::new(config.retention.clone()),
-            models: Arc::new(move || pool.models().into_iter().map(shown).collect()),
             auth,
-            inside,
-            workers_run: workers_run.unwrap_or_else(|| Arc::new(AtomicBool::new(true))),
+            snapshots: Arc::new(Snapshots::new(engine.clone())),
+            engine,
             uploads: UploadBudget::new(config.limits.max_line_bytes),
             allowed_origins: config.server.allowed_origins.clone().into(),
         };
@@ -214,17 +211,6 @@ pub fn judge_role(config: &Config) -> anyhow::Result<()> {
     Ok(())
 }
 
-/// A model as the API lists it.
-fn shown(model: ModelInfo) -> Model {
-    Model {
-        id: model.id,
-        object: "model",
-        created: model.created,
-        owned_by: model.owned_by,
-        shutdown_date: model.shutdown_date,
-    }
-}
-
 /// Opens the configured database, for a command: somebody waits for it.
 ///
 /// # Errors
@@ -306,7 +292,7 @@ pub fn settings(config: &Config, store: &Store) -> Settings {
         removal_grace: config.retention.grace,
         max_requests: config.limits.max_requests_per_batch,
         // The lock on the file is held: no other process can have a lease in it.
-        exclusive: store.engine() == Engine::Sqlite,
+        exclusive: store.engine() == store::Engine::Sqlite,
     }
 }
 

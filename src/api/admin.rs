@@ -8,8 +8,8 @@ use serde::{Deserialize, Serialize};
 use utoipa::ToSchema;
 
 use super::auth::Admin;
-use super::inside::{self, Overview};
 use super::path::Id;
+use super::snapshots::{self, Overview};
 use super::{Api, error};
 use crate::domain::clock::seconds;
 use crate::metrics::{ProcessSnapshot, metrics};
@@ -173,13 +173,17 @@ pub struct BudgetStatus {
 )]
 pub async fn status(State(api): State<Api>, _: Admin) -> Json<Status> {
     let now_ms = api.clock.now_ms();
-    let overview = api.inside.overview(&api.store, now_ms).await;
+    let overview = api.snapshots.overview(&api.store, now_ms).await;
     let since_ms = now_ms - ENDED_WITHIN_MS;
     let batches = match &overview {
-        Some(_) => api.inside.batches(&api.store, since_ms, BATCHES_MAX).await,
+        Some(_) => {
+            api.snapshots
+                .batches(&api.store, since_ms, BATCHES_MAX)
+                .await
+        }
         None => None,
     };
-    let process = api.inside.process();
+    let process = api.snapshots.process();
     let rates = metrics().rates();
     let engine = match api.store.engine() {
         Engine::Sqlite => "sqlite",
@@ -212,7 +216,7 @@ pub async fn status(State(api): State<Api>, _: Admin) -> Json<Status> {
             .collect();
     }
     let (live, ended) = batches.unwrap_or_default();
-    let rates = api.inside.rates(&live, now_ms);
+    let rates = api.snapshots.rates(&live, now_ms);
     status.live_batches = live
         .into_iter()
         .zip(rates)
@@ -221,7 +225,7 @@ pub async fn status(State(api): State<Api>, _: Admin) -> Json<Status> {
     status.ended_batches = ended
         .into_iter()
         .map(|batch| {
-            let rate = inside::rate_of_ended(&batch);
+            let rate = snapshots::rate_of_ended(&batch);
             batch_status(batch, rate)
         })
         .collect();
@@ -252,7 +256,7 @@ pub async fn reset(
     admin: Admin,
     Id(name): Id,
 ) -> error::Result<Json<ResetUpstream>> {
-    if !(api.reset)(&name) {
+    if !api.engine.reset(&name) {
         return Err(error::not_found(format!("No such upstream: {name}")));
     }
     if api.store.engine() == Engine::Postgres {

@@ -1,6 +1,5 @@
 //! Whether the process lives, and whether it can do its work.
 
-use std::sync::atomic::Ordering;
 use std::time::Duration;
 
 use axum::Json;
@@ -83,7 +82,7 @@ pub async fn ready(State(api): State<Api>) -> (StatusCode, Json<Health>) {
     let ping = tokio::time::timeout(PING_TIMEOUT, api.store.ping()).await;
     let problem = if !matches!(ping, Ok(Ok(()))) {
         "the database does not answer"
-    } else if !api.workers_run.load(Ordering::Relaxed) {
+    } else if !api.engine.is_running() {
         "the workers do not run"
     } else {
         return (StatusCode::OK, Json(OK));

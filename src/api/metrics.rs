@@ -31,7 +31,7 @@ const CONTENT_TYPE: &str = "application/openmetrics-text; version=1.0.0; charset
 )]
 pub async fn expose(State(api): State<Api>, _: Scraper) -> Result<Response> {
     let now_ms = api.clock.now_ms();
-    let snapshot = api.inside.snapshot(&api.store, now_ms).await;
+    let snapshot = api.snapshots.snapshot(&api.store, now_ms).await;
     let text = exposition(&snapshot).map_err(|_| error::internal())?;
     Ok(([(header::CONTENT_TYPE, CONTENT_TYPE)], text).into_response())
 }

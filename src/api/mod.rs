@@ -13,12 +13,12 @@ pub mod batches;
 pub mod content;
 mod cors;
 pub mod drain;
+pub mod engine;
 pub mod error;
 pub mod expiry;
 pub mod files;
 pub mod health;
 pub mod idempotency;
-pub mod inside;
 mod integer;
 pub mod json;
 pub mod metrics;
@@ -31,13 +31,13 @@ pub mod path;
 mod range;
 mod request_log;
 pub mod server;
+pub mod snapshots;
 #[cfg(test)]
 mod tests;
 pub mod upload;
 mod welcome;
 
 use std::sync::Arc;
-use std::sync::atomic::AtomicBool;
 
 use axum::extract::Request;
 use axum::response::{IntoResponse, Response};
@@ -48,34 +48,25 @@ use utoipa_axum::router::OpenApiRouter;
 use utoipa_axum::routes;
 
 use auth::Auth;
-use inside::Inside;
-use models::Models;
+use engine::Engine;
+use snapshots::Snapshots;
 
 use crate::config;
 use crate::domain::clock::Clock;
 use crate::store::Store;
 use crate::transfer::UploadBudget;
 
-/// Opens all that is closed at an upstream: false if there is none of the name.
-pub type Reset = Arc<dyn Fn(&str) -> bool + Send + Sync>;
-
 /// What handlers work with. Cheap to clone.
 #[derive(Clone)]
 pub struct Api {
     pub store: Store,
-    pub models: Models,
     pub clock: Clock,
     pub limits: Arc<config::Limits>,
     pub retention: Arc<config::Retention>,
     pub auth: Arc<Auth>,
+    pub engine: Arc<dyn Engine>,
     /// What operators look at.
-    pub inside: Arc<Inside>,
-    /// Opens all that is closed at an upstream, in this process: false if there is none of the
-    /// name.
-    pub reset: Reset,
-    /// Whether the workers of this process run, which `/readyz` tells. Always true in a process
-    /// that has none.
-    pub workers_run: Arc<AtomicBool>,
+    pub snapshots: Arc<Snapshots>,
     /// What uploads may hold in memory together.
     pub uploads: Arc<UploadBudget>,
     /// Web pages from these origins may use the API.

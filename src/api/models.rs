@@ -1,7 +1,5 @@
 //! `/v1/models`: what lines can name as their `model`.
 
-use std::sync::Arc;
-
 use axum::Json;
 use axum::extract::{Path, State};
 use serde::Serialize;
@@ -11,9 +9,6 @@ use super::Api;
 use super::auth::Caller;
 use super::error::{self, Result};
 use super::path::Id;
-
-/// Tells the models that can be asked for at the moment.
-pub type Models = Arc<dyn Fn() -> Vec<Model> + Send + Sync>;
 
 /// A model.
 #[derive(Clone, Debug, Serialize, ToSchema)]
@@ -51,7 +46,7 @@ pub struct ModelList {
 pub async fn list(State(api): State<Api>, _: Caller) -> Json<ModelList> {
     Json(ModelList {
         object: "list",
-        data: (api.models)(),
+        data: api.engine.models(),
     })
 }
 
@@ -85,7 +80,7 @@ pub async fn retrieve_slashed(
 }
 
 fn find(api: &Api, name: &str) -> Result<Json<Model>> {
-    let mut models = (api.models)().into_iter();
+    let mut models = api.engine.models().into_iter();
     models
         .find(|model| model.id == name)
         .map(Json)

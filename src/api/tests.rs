@@ -11,8 +11,9 @@ use serde_json::{Value, json};
 use tower::ServiceExt;
 
 use super::auth::{Auth, new_key};
-use super::inside::Inside;
+use super::engine::Engine;
 use super::models::Model;
+use super::snapshots::Snapshots;
 use super::{Api, router};
 use crate::config::{Config, Environment, Overrides};
 use crate::domain::clock::Clock;
@@ -24,6 +25,7 @@ use crate::transfer::UploadBudget;
 
 /// A server without a socket, and the directory of its database.
 pub(super) struct TestApi {
+    engine: Arc<TestEngine>,
     pub api: Api,
     _directory: tempfile::TempDir,
 }
@@ -59,38 +61,72 @@ impl Answer {
     }
 }
 
+/// An engine that has models and does nothing.
+pub struct TestEngine {
+    models: &'static [&'static str],
+    is_running: AtomicBool,
+}
+
+impl TestEngine {
+    pub fn new(models: &'static [&'static str]) -> Self {
+        Self {
+            models,
+            is_running: AtomicBool::new(true),
+        }
+    }
+}
+
+impl Engine for TestEngine {
+    fn snapshot(&self) -> ProcessSnapshot {
+        ProcessSnapshot::default()
+    }
+
+    fn models(&self) -> Vec<Model> {
+        let model = |id: &&str| Model {
+            id: (*id).to_owned(),
+            object: "model",
+            created: 0,
+            owned_by: "upstream".to_owned(),
+            shutdown_date: None,
+        };
+        self.models.iter().map(model).collect()
+    }
+
+    fn label(&self, model: &str) -> String {
+        let is_known = self.models.contains(&model);
+        if is_known { model } else { "other" }.to_owned()
+    }
+
+    fn is_running(&self) -> bool {
+        self.is_running.load(Ordering::Relaxed)
+    }
+
+    fn reset(&self, upstream: &str) -> bool {
+        upstream == "known"
+    }
+}
+
 impl TestApi {
     pub async fn new(auth: Auth) -> Self {
         let directory = tempfile::tempdir().unwrap();
         let url = format!("sqlite://{}", directory.path().join("test.db").display());
         let clock = Clock::default();
         let config = Config::built_in(&Overrides::default(), &Environment::default()).unwrap();
-        let model = |id: &str| Model {
-            id: id.to_owned(),
-            object: "model",
-            created: 0,
-            owned_by: "upstream".to_owned(),
-            shutdown_date: None,
-        };
-        let models = vec![model("plain"), model("org/slashed")];
+        let engine = Arc::new(TestEngine::new(&["plain", "org/slashed"]));
         let api = Api {
-            reset: Arc::new(|name| name == "known"),
             store: Store::open(&url, 1, clock.clone()).await.unwrap(),
-            models: Arc::new(move || models.clone()),
             clock,
             uploads: UploadBudget::new(config.limits.max_line_bytes),
             limits: Arc::new(config.limits),
             retention: Arc::new(config.retention),
             auth: Arc::new(auth),
-            inside: Arc::new(Inside::new(
-                Box::new(ProcessSnapshot::default),
-                Box::new(str::to_owned),
-            )),
-            workers_run: Arc::new(AtomicBool::new(true)),
+            snapshots: Arc::new(Snapshots::new(engine.clone())),
+            engine: engine.clone(),
             allowed_origins: Arc::new([]),
         };
         Self {
             api,
+            engine,
             _directory: directory,
         }
     }
@@ -329,7 +365,7 @@ async fn some_pages_are_open_to_all() {
         assert_eq!((head.status, head.body.len()), (StatusCode::OK, 0));
     }
     assert_eq!(test.ask("GET", "/v1/models", "").await.status, 401);
-    test.api.workers_run.store(false, Ordering::Relaxed);
+    test.engine.is_running.store(false, Ordering::Relaxed);
     assert_eq!(test.ask("GET", "/readyz", "").await.status, 503);
     assert_eq!(test.ask("GET", "/healthz", "").await.status, 200);
 }

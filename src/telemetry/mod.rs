@@ -1,7 +1,6 @@
-//! What the process tells of itself: its log, on standard error, its spans, where they are
-//! exported, and how things stand in it.
+//! What the process tells of itself: its log, on standard error, and its spans, where they are
+//! exported.
 
-mod inside;
 mod otlp;
 pub mod terminal;
 
@@ -14,7 +13,6 @@ use tracing_subscriber::{EnvFilter, Layer as _};
 use crate::config::{Log, LogFormat, Telemetry};
 use crate::metrics::trace;
 
-pub use inside::inside;
 pub use otlp::Exporter;
 
 /// sqlx warns of parameters in a database's URL that it does not know, with their values: a

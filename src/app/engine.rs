@@ -1,34 +1,62 @@
-//! How things stand in this process, put together for those who look.
+//! The engine of this process, as the API sees it: the upstreams, and the worker where the process
+//! has one.
 
 use std::collections::HashMap;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 
-use crate::api::inside::Inside;
+use crate::api;
+use crate::api::models::Model;
 use crate::metrics::{ClosedSnapshot, Lane, ProcessSnapshot, UpstreamSnapshot};
-use crate::upstream::{LaneId, Pool};
+use crate::upstream::{LaneId, ModelInfo, Pool};
 use crate::worker::{Observer, Worker};
 
-/// What `/metrics` and `/admin/status` tell of this process. `worker`: `None` where it has none.
-#[must_use]
-pub fn inside(pool: &Arc<Pool>, worker: Option<&Worker>) -> Inside {
-    let worker = worker.map(Worker::observer);
-    let labels = pool.clone();
-    let pool = pool.clone();
-    let look = move || {
-        let worker = worker.as_ref().map(Observer::snapshot);
+pub(super) struct Engine {
+    pool: Arc<Pool>,
+    /// `None` in a process that serves the API alone.
+    worker: Option<(Observer, Arc<AtomicBool>)>,
+}
+
+impl Engine {
+    pub(super) fn new(pool: Arc<Pool>, worker: Option<&Worker>) -> Self {
+        let worker = worker.map(|worker| (worker.observer(), worker.running()));
+        Self { pool, worker }
+    }
+}
+
+impl api::engine::Engine for Engine {
+    fn snapshot(&self) -> ProcessSnapshot {
+        let pool = &self.pool;
+        let worker = self.worker.as_ref().map(|(worker, _)| worker.snapshot());
         let in_flight = worker.as_ref().map(|worker| &worker.in_flight);
         ProcessSnapshot {
-            upstreams: upstreams(&pool),
+            upstreams: upstreams(pool),
             lanes: in_flight
-                .map(|in_flight| lanes(&pool, in_flight))
+                .map(|in_flight| lanes(pool, in_flight))
                 .unwrap_or_default(),
             budget_used: pool.budget().used(),
             budget_limit: pool.budget().limit(),
             token: worker.as_ref().map(|worker| worker.token.clone()),
             alarms: worker.map(|worker| worker.alarms).unwrap_or_default(),
         }
-    };
-    Inside::new(Box::new(look), Box::new(move |model| labels.label(model)))
+    }
+
+    fn models(&self) -> Vec<Model> {
+        self.pool.models().into_iter().map(shown).collect()
+    }
+
+    fn label(&self, model: &str) -> String {
+        self.pool.label(model)
+    }
+
+    fn is_running(&self) -> bool {
+        let running = self.worker.as_ref();
+        running.is_none_or(|(_, running)| running.load(Ordering::Relaxed))
+    }
+
+    fn reset(&self, upstream: &str) -> bool {
+        self.pool.targets().reset(upstream)
+    }
 }
 
 fn upstreams(pool: &Pool) -> Vec<UpstreamSnapshot> {
@@ -56,6 +84,7 @@ fn upstreams(pool: &Pool) -> Vec<UpstreamSnapshot> {
         .collect()
 }
 
+/// Each lane, with the calls of it that are in flight in this process.
 fn lanes(pool: &Pool, in_flight: &HashMap<LaneId, usize>) -> Vec<Lane> {
     let limits = pool.limits();
     let lane = |(id, name): (LaneId, &str)| Lane {
@@ -65,4 +94,15 @@ fn lanes(pool: &Pool, in_flight: &HashMap<LaneId, usize>) -> Vec<Lane> {
         limit: limits.lane_allowed(id),
     };
     limits.lanes().map(lane).collect()
+}
+
+/// A model as the API lists it.
+fn shown(model: ModelInfo) -> Model {
+    Model {
+        id: model.id,
+        object: "model",
+        created: model.created,
+        owned_by: model.owned_by,
+        shutdown_date: model.shutdown_date,
+    }
 }

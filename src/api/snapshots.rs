@@ -7,6 +7,7 @@ use std::time::{Duration, Instant};
 
 use tokio::sync::Mutex as AsyncMutex;
 
+use super::engine::Engine;
 use crate::domain::batch::Status;
 use crate::metrics::{self, ProcessSnapshot, QueueOfModel, Snapshot};
 use crate::store::{self, ListedBatch, Queue, ReplicaLease, Store};
@@ -20,15 +21,9 @@ const LOOKED_BACK: Duration = Duration::from_secs(60);
 /// ...and at least so long: shorter than that they would jump with each flush.
 const SETTLED: Duration = Duration::from_secs(2);
 
-/// Tells how things stand in this process.
-pub type Look = Box<dyn Fn() -> ProcessSnapshot + Send + Sync>;
-/// What metrics call a model.
-pub type Label = Box<dyn Fn(&str) -> String + Send + Sync>;
-
 /// How things stand, for `/metrics` and `/admin/status`.
-pub struct Inside {
-    look: Look,
-    label: Label,
+pub struct Snapshots {
+    engine: Arc<dyn Engine>,
     overview: AsyncMutex<Option<(Instant, Option<Arc<Overview>>)>>,
     progress: Mutex<HashMap<String, VecDeque<(Instant, i64)>>>,
 }
@@ -41,12 +36,11 @@ pub(super) struct Overview {
     pub replicas: Vec<ReplicaLease>,
 }
 
-impl Inside {
+impl Snapshots {
     #[must_use]
-    pub fn new(look: Look, label: Label) -> Self {
+    pub fn new(engine: Arc<dyn Engine>) -> Self {
         Self {
-            look,
-            label,
+            engine,
             overview: AsyncMutex::default(),
             progress: Mutex::default(),
         }
@@ -54,7 +48,7 @@ impl Inside {
 
     /// How things stand in this process.
     pub(super) fn process(&self) -> ProcessSnapshot {
-        (self.look)()
+        self.engine.snapshot()
     }
 
     /// What the store tells, read a moment ago at the most; `None` where it does not answer.
@@ -132,7 +126,7 @@ impl Inside {
     fn labelled(&self, queues: Vec<Queue>, now_ms: i64) -> Vec<QueueOfModel> {
         let mut by_label: BTreeMap<String, QueueOfModel> = BTreeMap::new();
         for queue in queues {
-            let label = (self.label)(&queue.model);
+            let label = self.engine.label(&queue.model);
             let sum = by_label.entry(label).or_default();
             sum.waiting_units += queue.waiting;
             sum.leased_units += queue.leased;
@@ -196,6 +190,7 @@ fn rate_since(batch: &ListedBatch, done: i64, now_ms: i64) -> f64 {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::api::tests::TestEngine;
 
     #[test]
     fn a_rate_is_of_the_looks_of_the_last_minute() {
@@ -211,8 +206,7 @@ mod tests {
 
     #[test]
     fn models_without_a_label_of_their_own_are_one() {
-        let label = |model: &str| if model == "known" { "known" } else { "other" }.to_owned();
-        let inside = Inside::new(Box::new(ProcessSnapshot::default), Box::new(label));
+        let snapshots = Snapshots::new(Arc::new(TestEngine::new(&["known"])));
         let queue = |model: &str, oldest, window_used| Queue {
             model: model.to_owned(),
             waiting: 1,
@@ -233,7 +227,7 @@ mod tests {
             window_used,
         };
         assert_eq!(
-            inside.labelled(queues, 5000),
+            snapshots.labelled(queues, 5000),
             [of("known", 1, 0.0, 0.0), of("other", 2, 3.0, 0.5)]
         );
     }

@@ -1,0 +1,24 @@
+//! What the API asks of the engine that runs beside it in its process. The API knows neither the
+//! workers nor the upstreams: whoever starts the process hands it an [`Engine`].
+
+use super::models::Model;
+use crate::metrics::ProcessSnapshot;
+
+/// The engine of this process. No method waits.
+pub trait Engine: Send + Sync {
+    /// How things stand in this process at this moment.
+    fn snapshot(&self) -> ProcessSnapshot;
+
+    /// The models that can be asked for at the moment.
+    fn models(&self) -> Vec<Model>;
+
+    /// What metrics call a model.
+    fn label(&self, model: &str) -> String;
+
+    /// Whether the workers of this process run. Always true in a process that has none.
+    fn is_running(&self) -> bool;
+
+    /// Opens all that is closed at an upstream, because an operator says that it is mended. False
+    /// if no upstream has the name.
+    fn reset(&self, upstream: &str) -> bool;
+}
