@@ -253,16 +253,13 @@ async fn open_store_with(
     clock: Clock,
 ) -> anyhow::Result<Store> {
     let database = &config.database;
-    match database.sqlite_path() {
-        Some(path) => {
-            let opened = Store::open_file(path, settings, clock).await;
-            opened.with_context(|| format!("cannot use {}", path.display()))
-        }
-        None => {
-            let opened = Store::open_with(database.url.expose_secret(), settings, clock).await;
-            // Its URL may hold a password, which is not shown.
-            opened.with_context(|| format!("cannot use the database {}", database.shown()))
-        }
+    if let Some(path) = database.sqlite_path() {
+        let opened = Store::open_file(path, settings, clock).await;
+        opened.with_context(|| format!("cannot use {}", path.display()))
+    } else {
+        let opened = Store::open_with(database.url.expose_secret(), settings, clock).await;
+        // Its URL may hold a password, which is not shown.
+        opened.with_context(|| format!("cannot use the database {}", database.shown()))
     }
 }
 

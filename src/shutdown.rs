@@ -52,9 +52,10 @@ pub fn on_signal(hangup: Hangup) -> std::io::Result<Stop> {
     let mut signals = Signals {
         interrupt: signal(SignalKind::interrupt())?,
         terminate: signal(SignalKind::terminate())?,
-        hangup: match hangup_is_ignored() {
-            true => None,
-            false => Some(signal(SignalKind::hangup())?),
+        hangup: if hangup_is_ignored() {
+            None
+        } else {
+            Some(signal(SignalKind::hangup())?)
         },
         meaning: hangup,
         has_stopped: false,

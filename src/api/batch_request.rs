@@ -235,7 +235,7 @@ mod tests {
         for field in ["metadata", "output_expires_after", "nobody_knows_this"] {
             let request = read(field, Some(Value::Null)).unwrap();
             assert_eq!(request.metadata, None);
-            let kept = Some(Duration::from_secs(7_200));
+            let kept = Some(Duration::from_hours(2));
             let batch = request.into_batch(caller(), 1_000, kept).unwrap();
             assert_eq!(batch.expires_at, Some(1_000 + 86_400_000));
             assert_eq!(batch.output_expires_seconds, 7_200);

@@ -141,8 +141,20 @@ fn disposition(filename: &str) -> String {
         text.push_str("; filename*=UTF-8''");
         for byte in filename.bytes() {
             match byte {
-                b'A'..=b'Z' | b'a'..=b'z' | b'0'..=b'9' => text.push(char::from(byte)),
-                b'!' | b'#' | b'$' | b'&' | b'+' | b'-' | b'.' | b'^' | b'_' | b'`' | b'|'
+                b'A'..=b'Z'
+                | b'a'..=b'z'
+                | b'0'..=b'9'
+                | b'!'
+                | b'#'
+                | b'$'
+                | b'&'
+                | b'+'
+                | b'-'
+                | b'.'
+                | b'^'
+                | b'_'
+                | b'`'
+                | b'|'
                 | b'~' => text.push(char::from(byte)),
                 _ => text.push_str(&format!("%{byte:02X}")),
             }

@@ -6,7 +6,7 @@ use axum::http::{HeaderName, HeaderValue, Method, header};
 use tower_http::cors::{AllowHeaders, AllowOrigin, CorsLayer};
 
 /// For how long a browser may remember what it was told.
-const MAX_AGE: Duration = Duration::from_secs(3600);
+const MAX_AGE: Duration = Duration::from_hours(1);
 
 /// Answers preflight requests, and lets pages of these origins read all answers. The key is in a
 /// header that the page sends itself, so no credentials of the browser are allowed.

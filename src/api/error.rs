@@ -262,7 +262,7 @@ pub fn too_large(max_bytes: u64) -> ApiError {
 /// A body that does not come to its end: nothing came for too long, or the connection broke.
 pub fn broken_body(cause: &(dyn std::error::Error + 'static)) -> ApiError {
     let mut causes = std::iter::successors(Some(cause), |cause| cause.source());
-    if causes.any(|cause| cause.is::<TimeoutError>()) {
+    if causes.any(<dyn std::error::Error>::is::<TimeoutError>) {
         ApiError::new(
             StatusCode::REQUEST_TIMEOUT,
             INVALID_REQUEST,

@@ -114,7 +114,7 @@ impl Incoming {
             return Some(Err(Broken::Overhead));
         }
         loop {
-            match self.body.frame().await?.map(|frame| frame.into_data()) {
+            match self.body.frame().await?.map(hyper::body::Frame::into_data) {
                 Ok(Ok(bytes)) => {
                     self.seen.overhead.fetch_add(bytes.len(), Ordering::Relaxed);
                     self.look_at_the_first_line(&bytes);

@@ -129,7 +129,7 @@ async fn page() -> Response {
     );
     const HEADER: HeaderName = header::CONTENT_SECURITY_POLICY;
     let page = Html(
-        r##"<!DOCTYPE html>
+        r#"<!DOCTYPE html>
 <html lang="en">
 <head>
 <meta charset="utf-8">
@@ -144,7 +144,7 @@ async fn page() -> Response {
 <script src="/docs/swagger-initializer.js"></script>
 </body>
 </html>
-"##,
+"#,
     );
     ([(HEADER, POLICY)], page).into_response()
 }

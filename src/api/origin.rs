@@ -16,7 +16,10 @@ use super::error::{self, Result};
 pub fn require_local(parts: &Parts) -> Result<()> {
     let hosts = parts.headers.get_all(header::HOST);
     let hosts = hosts.iter().map(|value| value.to_str().unwrap_or_default());
-    let authority = parts.uri.authority().map(|authority| authority.as_str());
+    let authority = parts
+        .uri
+        .authority()
+        .map(axum::http::uri::Authority::as_str);
     if !hosts.chain(authority).all(is_loopback) {
         return Err(error::forbidden(
             "This server needs no API key, so it answers only to this machine: use \

@@ -33,7 +33,7 @@ mod turn;
 /// How long a client may keep a connection open between requests, or go without sending or taking
 /// a byte of a body. A request that is being worked on, and a transfer that moves, may take as
 /// long as they need.
-const IDLE_TIMEOUT: Duration = Duration::from_secs(60);
+const IDLE_TIMEOUT: Duration = Duration::from_mins(1);
 /// How long a client may take over the head of its first request: who connects has something to
 /// ask.
 const FIRST_HEAD_TIMEOUT: Duration = Duration::from_secs(10);
@@ -57,7 +57,7 @@ const HEALTH: [&str; 2] = ["/healthz", "/readyz"];
 /// How long to wait when the process has no file descriptor left for a connection.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(500);
 /// What keeps clients waiting is logged so often, however many they are.
-const LOGGED_EVERY: Duration = Duration::from_secs(60);
+const LOGGED_EVERY: Duration = Duration::from_mins(1);
 
 /// What connections must keep to.
 #[derive(Clone, Copy)]

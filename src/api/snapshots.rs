@@ -17,7 +17,7 @@ const FRESH: Duration = Duration::from_secs(2);
 /// How long the database may take to answer. Nobody who looks is to wait for one that is away.
 const PATIENCE: Duration = Duration::from_secs(2);
 /// Rates of batches are over at most so long a time...
-const LOOKED_BACK: Duration = Duration::from_secs(60);
+const LOOKED_BACK: Duration = Duration::from_mins(1);
 /// ...and at least so long: shorter than that they would jump with each flush.
 const SETTLED: Duration = Duration::from_secs(2);
 

@@ -266,12 +266,15 @@ fn sample(line: &str) -> String {
     let response = &line["response"];
     let body = &response["body"];
     let answer = body["choices"][0]["message"]["content"].as_str();
-    let text = answer.map(str::to_owned).unwrap_or_else(|| {
-        let error = [&line["error"], &body["error"]];
-        let message = error.iter().find_map(|error| error["message"].as_str());
-        let status = &response["status_code"];
-        format!("{status} {}", message.unwrap_or_default())
-    });
+    let text = answer.map_or_else(
+        || {
+            let error = [&line["error"], &body["error"]];
+            let message = error.iter().find_map(|error| error["message"].as_str());
+            let status = &response["status_code"];
+            format!("{status} {}", message.unwrap_or_default())
+        },
+        str::to_owned,
+    );
     shorten(&format!("  {custom_id}: {}", text.replace('\n', " ")))
 }
 

@@ -95,9 +95,12 @@ async fn attempt(args: &RunArgs, report: &Report) -> anyhow::Result<ExitCode> {
     if args.dry_run {
         return dry::dry_run(args, &places, &mut config, report).await;
     }
-    let claim = claim::claim(state).map_err(|error| match places.state_is_temporary {
-        true => error.context("cannot keep what is needed to go on: name a directory with --state"),
-        false => error,
+    let claim = claim::claim(state).map_err(|error| {
+        if places.state_is_temporary {
+            error.context("cannot keep what is needed to go on: name a directory with --state")
+        } else {
+            error
+        }
     })?;
     let code = run_in(args, &places, config, &words, report).await;
     if !matches!(Journal::read(state), Ok(None)) {

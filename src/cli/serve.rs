@@ -33,7 +33,7 @@ pub(super) struct ServeArgs {
     listen: Option<String>,
 
     /// Send every model to this server, instead of what the configuration says; the variable
-    /// NIGHTSHIFT_UPSTREAM says the same
+    /// `NIGHTSHIFT_UPSTREAM` says the same
     #[arg(long, value_name = "URL")]
     upstream: Option<String>,
 

@@ -27,7 +27,7 @@ Examples:
 ///
 /// It answers OpenAI's endpoints with made-up text: the same request gets the same answer in every
 /// run. `GET /stats` says what it saw. A request steers its own answer with a key "simulate" in
-/// its body: status, times, latency_ms, retry_after_ms, body, headers, reset, truncate, hang,
+/// its body: status, times, `latency_ms`, `retry_after_ms`, body, headers, reset, truncate, hang,
 /// bytes, echo.
 #[derive(Clone, Debug, clap::Args)]
 #[command(after_help = EXAMPLE)]

@@ -343,7 +343,7 @@ mod tests {
                 "eta_seconds": null, "created_at": 0, "expires_at": 4600, "ended_at": 400
             }],
             "lines_per_second": 12.5,
-            "budget": {"used_bytes": 1048576, "limit_bytes": 67108864},
+            "budget": {"used_bytes": 1_048_576, "limit_bytes": 67_108_864},
         });
         assert_eq!(
             picture_of(status, None),

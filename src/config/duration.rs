@@ -4,7 +4,7 @@ use std::time::Duration;
 
 /// The longest duration taken: ten years. Longer ones are slips, and adding them to a time
 /// could overflow it.
-const LONGEST: Duration = Duration::from_secs(3650 * 24 * 60 * 60);
+const LONGEST: Duration = Duration::from_hours(87600);
 
 /// Why a text is not a duration.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]

@@ -74,8 +74,8 @@ fn with_the_right_beginning(name: &str) -> Option<String> {
     (is_slip && is_section).then(|| format!("{}{rest}", PREFIX.trim_end_matches('_')))
 }
 
-/// Kubernetes makes NIGHTSHIFT_PORT and the like for a Service called nightshift, and
-/// NIGHTSHIFT_SERVER_PORT for one called nightshift-server.
+/// Kubernetes makes `NIGHTSHIFT_PORT` and the like for a Service called nightshift, and
+/// `NIGHTSHIFT_SERVER_PORT` for one called nightshift-server.
 fn is_of_kubernetes(rest: &str) -> bool {
     let is_port = rest == "PORT" || rest.ends_with("_PORT") || rest.contains("PORT_");
     is_port || rest.ends_with("SERVICE_HOST")

@@ -5,10 +5,10 @@ use std::time::Duration;
 use super::reader::Reader;
 
 /// A file that goes sooner is of no use to anybody.
-const KEPT_MIN: Duration = Duration::from_secs(60);
+const KEPT_MIN: Duration = Duration::from_mins(1);
 /// Less than this, and what is hidden could be removed before a batch that was created on it just
 /// then has begun.
-const GRACE_MIN: Duration = Duration::from_secs(60);
+const GRACE_MIN: Duration = Duration::from_mins(1);
 
 /// `[retention]`: what holds where a request says nothing. `None` is for good.
 #[derive(Clone, Debug)]

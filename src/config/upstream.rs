@@ -21,7 +21,7 @@ pub(super) const DEFAULT_NAME: &str = "default";
 pub(super) const CONCURRENCY_MAX: u64 = 1_000_000;
 
 const DEFAULT_CONCURRENCY: usize = 64;
-const DEFAULT_TIMEOUT: Duration = Duration::from_secs(10 * 60);
+const DEFAULT_TIMEOUT: Duration = Duration::from_mins(10);
 const DEFAULT_CONNECT_TIMEOUT: Duration = Duration::from_secs(5);
 /// Holds the largest answer that OpenAI's API can ask for: 2,048 embeddings of 3,072 numbers each,
 /// which are about 132 MiB as text. Some servers write more digits, or more white space.

@@ -134,13 +134,14 @@ impl BatchState {
             (S::Validating, _, E::CancelRequested) => {
                 next(S::Cancelled, Some(EndReason::Cancelled))
             }
-            (S::Validating, _, E::WindowEnded) => next(S::Expired, Some(EndReason::Expired)),
+            (S::Validating, _, E::WindowEnded) | (S::InProgress, Some(_), E::Published) => {
+                next(S::Expired, Some(EndReason::Expired))
+            }
             (S::InProgress, None, E::Drained) => next(S::Finalizing, None),
             (S::InProgress, _, E::CancelRequested) => {
                 next(S::Cancelling, Some(EndReason::Cancelled))
             }
             (S::InProgress, None, E::WindowEnded) => next(S::InProgress, Some(EndReason::Expired)),
-            (S::InProgress, Some(_), E::Published) => next(S::Expired, Some(EndReason::Expired)),
             (S::Finalizing, _, E::Published) => next(S::Completed, None),
             (S::Cancelling, _, E::Published) => next(S::Cancelled, Some(EndReason::Cancelled)),
             _ => None,

@@ -50,6 +50,7 @@ impl Clock {
     /// Sets this clock and all its clones by one that is right: that said `right_ms` at a moment
     /// between these two of the system's clock. Returns by how much that one is ahead; 0 where it
     /// may be right.
+    #[must_use]
     pub fn set_by(&self, right_ms: i64, earliest_ms: i64, latest_ms: i64) -> i64 {
         let ahead = if earliest_ms > right_ms {
             earliest_ms - right_ms

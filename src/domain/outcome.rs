@@ -154,19 +154,15 @@ pub fn write(out: &mut Vec<u8>, id: &str, custom_id: &str, outcome: Outcome<'_>)
             }
             out.extend(b"},\"error\":");
             let is_success = (200..300).contains(&status);
-            let kind = match form.fault(body).filter(|_| is_success) {
-                // It was paid for, so its text is kept.
-                Some(fault) => {
-                    error(ErrorCode::InvalidResponse, &fault, out);
+            let kind = if let Some(fault) = form.fault(body).filter(|_| is_success) {
+                error(ErrorCode::InvalidResponse, &fault, out);
+                Kind::Error
+            } else {
+                out.extend(b"null");
+                if is_success {
+                    Kind::Output
+                } else {
                     Kind::Error
-                }
-                None => {
-                    out.extend(b"null");
-                    if is_success {
-                        Kind::Output
-                    } else {
-                        Kind::Error
-                    }
                 }
             };
             out.extend(b"}\n");

@@ -115,9 +115,12 @@ fn divide(limit: u64, wants: &[u64]) -> Vec<u64> {
     let sum = |parts: &mut dyn Iterator<Item = u64>| parts.fold(0, u64::saturating_add);
     let is_short = sum(&mut wants.iter().copied()) > limit;
     // One level for all: nobody gets more where it is short, nobody less where it is not.
-    let at = |level: u64, wants: u64| match is_short {
-        true => wants.min(level),
-        false => wants.max(level),
+    let at = |level: u64, wants: u64| {
+        if is_short {
+            wants.min(level)
+        } else {
+            wants.max(level)
+        }
     };
     let (mut low, mut high) = (0, limit);
     while low < high {

@@ -130,8 +130,10 @@ impl Intake {
         }
     }
 
-    /// Takes the file's next bytes, and adds the chunks that they complete to `out`. Fails if
-    /// something cannot be compressed, or written to temporary disk.
+    /// Takes the file's next bytes, and adds the chunks that they complete to `out`.
+    ///
+    /// # Errors
+    /// When something cannot be compressed, or written to temporary disk.
     pub fn push(&mut self, bytes: &[u8], out: &mut Vec<Chunk>) -> io::Result<()> {
         let mut rest = bytes;
         while !rest.is_empty() {
@@ -156,7 +158,10 @@ impl Intake {
         self.chunker.line().len()
     }
 
-    /// Ends the file: its last line needs no line end. Fails as [`Intake::push`] does.
+    /// Ends the file: its last line needs no line end.
+    ///
+    /// # Errors
+    /// As of [`Intake::push`].
     pub fn finish(mut self, out: &mut Vec<Chunk>) -> io::Result<Report> {
         if self.mode == Mode::Lines && !self.chunker.line().is_empty() {
             self.end_line(out)?;

@@ -33,7 +33,7 @@ impl RateLimit {
         let start = paid_until.map_or(now, |until| until.max(now));
         let ahead = start.saturating_duration_since(now);
         if ahead > self.burst {
-            return Err(ahead - self.burst);
+            return Err(ahead.saturating_sub(self.burst));
         }
         *paid_until = Some(start + self.interval);
         Ok(())

@@ -29,7 +29,7 @@ pub(super) enum Length {
     Bytes(usize),
 }
 
-/// A stream of numbers that follows from its seed (SplitMix64).
+/// A stream of numbers that follows from its seed (`SplitMix64`).
 pub(super) struct Random(u64);
 
 impl Random {

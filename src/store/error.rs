@@ -118,15 +118,14 @@ const SQLITE_CANTOPEN: u32 = 14;
 /// Whether an error code is of an outage: of Postgres a class of SQLSTATE (connection, rollback,
 /// resources, intervention, system) or a lock that is not to be had; of SQLite one of those above.
 fn is_outage(code: &str) -> bool {
-    match primary(code) {
-        Some(code) => matches!(
+    if let Some(code) = primary(code) {
+        matches!(
             code,
             SQLITE_BUSY | SQLITE_LOCKED | SQLITE_IOERR | SQLITE_FULL | SQLITE_CANTOPEN
-        ),
-        None => {
-            let mut classes = ["08", "25", "40", "53", "57", "58"].iter();
-            classes.any(|class| code.starts_with(class)) || code == LOCK_NOT_AVAILABLE
-        }
+        )
+    } else {
+        let mut classes = ["08", "25", "40", "53", "57", "58"].iter();
+        classes.any(|class| code.starts_with(class)) || code == LOCK_NOT_AVAILABLE
     }
 }
 

@@ -189,9 +189,9 @@ impl TestStore {
         let mut done = Bitmap::default();
         let last = flushes.len() - 1;
         for (nth, lines) in flushes.into_values().enumerate() {
-            lines
-                .iter()
-                .for_each(|line| assert!(done.insert(line.line)));
+            for line in &lines {
+                assert!(done.insert(line.line));
+            }
             let mut segment = segment::encode(&lines).unwrap();
             if self.damaged_chunk == Some(unit.lease.key.chunk_no) {
                 segment.entries = vec![0xff];

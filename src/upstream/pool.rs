@@ -39,6 +39,9 @@ pub struct Pool {
 
 impl Pool {
     /// Reads CA files and makes a client for each upstream; nothing is called yet.
+    ///
+    /// # Errors
+    /// When the settings of an upstream cannot work.
     pub fn new(settings: &Settings, options: Options) -> Result<Arc<Self>, BuildError> {
         let clients = settings.upstreams.iter().map(Client::new);
         let clients = clients.collect::<Result<Arc<[_]>, _>>()?;

@@ -52,7 +52,8 @@ impl UpstreamSettings {
     /// time goes by while it connects is known not to have been sent.
     #[must_use]
     pub fn time_to_connect(&self) -> Duration {
-        self.connect_timeout.min(self.timeout - self.timeout / 10)
+        self.connect_timeout
+            .min(self.timeout.saturating_sub(self.timeout / 10))
     }
 }
 
@@ -144,7 +145,7 @@ impl Default for Pace {
             probe_longest: Duration::from_secs(30),
             trial_first: Duration::from_secs(1),
             trial_longest: Duration::from_mins(1),
-            discovery: Duration::from_secs(60),
+            discovery: Duration::from_mins(1),
             first_discovery_max: Duration::from_secs(5),
         }
     }

@@ -25,7 +25,7 @@ pub fn pool(places: usize, models: &[(&str, Option<usize>)]) -> Arc<Pool> {
     });
     let mut settings = settings(vec![one], models.collect());
     settings.retry.initial_backoff = Duration::from_millis(500);
-    settings.retry.max_backoff = Duration::from_secs(60);
+    settings.retry.max_backoff = Duration::from_mins(1);
     Pool::new(&settings, Options::default()).expect("good settings")
 }
 

@@ -252,9 +252,10 @@ fn faults(path: &Path, text: &str) -> Vec<String> {
         let (statements, code) = (statements(&code), in_one_line(&code));
         for word in words {
             // A word by itself may mean anything but in a statement.
-            let is_said = match word.contains(' ') {
-                true => says(&code, word),
-                false => statements.iter().any(|text| says(text, word)),
+            let is_said = if word.contains(' ') {
+                says(&code, word)
+            } else {
+                statements.iter().any(|text| says(text, word))
             };
             if is_said {
                 fault(format!("the SQL of {owner} alone may say {word}"));

@@ -34,7 +34,7 @@ async fn the_curl_session_works_as_it_is_written() {
         .stdin(Stdio::null())
         .kill_on_drop(true)
         .output();
-    let session = tokio::time::timeout(std::time::Duration::from_secs(120), session).await;
+    let session = tokio::time::timeout(std::time::Duration::from_mins(2), session).await;
     let session = session.expect("ends in time").expect("starts");
     let out = String::from_utf8_lossy(&session.stdout);
     let errors = String::from_utf8_lossy(&session.stderr);

@@ -13,7 +13,7 @@ use crate::support::Server;
 /// Short, so that what is waited for is not waited for long.
 const SETTINGS: AuditSettings = AuditSettings {
     lease: Duration::from_millis(100),
-    grace: Duration::from_secs(3600),
+    grace: Duration::from_hours(1),
 };
 
 /// What an audit found.

@@ -32,7 +32,7 @@ pub use server::Server;
 
 pub const CHAT: &str = "/v1/chat/completions";
 /// How long anything may take that is waited for. Far more than it does.
-pub const PATIENCE: Duration = Duration::from_secs(120);
+pub const PATIENCE: Duration = Duration::from_mins(2);
 
 /// An upstream that answers so many calls, and more when they are granted.
 pub fn granting(answers: usize) -> Options {

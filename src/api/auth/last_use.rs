@@ -11,7 +11,7 @@ use tokio_util::sync::CancellationToken;
 use crate::store::Result;
 
 /// How long after a statement the next one follows at the earliest.
-const WRITTEN_EVERY: Duration = Duration::from_secs(60);
+const WRITTEN_EVERY: Duration = Duration::from_mins(1);
 
 /// Keys that were used since the last statement, by id, and when. As many as there are keys at the
 /// most.
@@ -24,12 +24,11 @@ pub struct LastUse {
 impl LastUse {
     pub(super) fn note(&self, key_id: &str, now_ms: i64) {
         let mut used = self.lock();
-        match used.get_mut(key_id) {
-            Some(at) => *at = now_ms.max(*at),
-            None => {
-                used.insert(key_id.to_owned(), now_ms);
-                self.noted.notify_one();
-            }
+        if let Some(at) = used.get_mut(key_id) {
+            *at = now_ms.max(*at);
+        } else {
+            used.insert(key_id.to_owned(), now_ms);
+            self.noted.notify_one();
         }
     }
 
@@ -148,10 +147,10 @@ mod tests {
             tokio::time::sleep(Duration::from_secs(1)).await;
         }
         assert_eq!(writer.statements().len(), 1);
-        tokio::time::sleep(Duration::from_secs(60)).await;
+        tokio::time::sleep(Duration::from_mins(1)).await;
         let all = [used(&[("a", 1)]), used(&[("a", 51), ("b", 51)])];
         assert_eq!(writer.statements(), all);
-        tokio::time::sleep(Duration::from_secs(600)).await;
+        tokio::time::sleep(Duration::from_mins(10)).await;
         assert_eq!(writer.statements(), all, "no key was used since");
     }
 

@@ -303,7 +303,7 @@ mod tests {
 
     #[test]
     fn a_connection_that_has_just_come_does_not_make_way() {
-        let counts = Counts::of(16, Duration::from_secs(3600));
+        let counts = Counts::of(16, Duration::from_hours(1));
         let places = Places::new(counts, vec!["10.0.0.0/8".parse().unwrap()]);
         let held: Vec<Place> = (0..16)
             .map(|n| places.take(nth(n), &Turn::default()).expect("a place"))

@@ -104,19 +104,16 @@ impl Answers {
     /// is passed over.
     pub(super) async fn next(&mut self, has_ended: bool) -> anyhow::Result<Next> {
         loop {
-            let record = match self.missing.take() {
-                Some(record) => {
-                    // What is finished by now may be more than when it was looked up.
-                    self.open = None;
-                    record
-                }
-                None => {
-                    let Some(record) = self.lines.next()? else {
-                        return Ok(Next::End);
-                    };
-                    self.number += 1;
-                    record
-                }
+            let record = if let Some(record) = self.missing.take() {
+                // What is finished by now may be more than when it was looked up.
+                self.open = None;
+                record
+            } else {
+                let Some(record) = self.lines.next()? else {
+                    return Ok(Next::End);
+                };
+                self.number += 1;
+                record
             };
             match record.source {
                 Source::Blank => {}
@@ -160,12 +157,11 @@ impl Answers {
             return Ok(false);
         };
         let place = u32::try_from(self.number - first).unwrap_or(u32::MAX);
-        let open = match &mut self.open {
-            Some(open) => open,
-            None => {
-                let open = FinishedChunk::open(&self.store, batch_id, *chunk).await?;
-                self.open.insert(open)
-            }
+        let open = if let Some(open) = &mut self.open {
+            open
+        } else {
+            let open = FinishedChunk::open(&self.store, batch_id, *chunk).await?;
+            self.open.insert(open)
         };
         open.pass_to(place);
         Ok(open.peek().is_some_and(|(line, _)| line == place))

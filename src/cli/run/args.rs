@@ -102,7 +102,7 @@ pub(in crate::cli) struct RunArgs {
     #[arg(long = "set", value_name = "KEY=JSON", value_parser = flags::set)]
     pub(super) set: Vec<(String, serde_json::Value)>,
 
-    /// Take lines without a custom_id, which become line-1, line-2 and so on by their number, and
+    /// Take lines without a `custom_id`, which become line-1, line-2 and so on by their number, and
     /// bare bodies: {"messages": …}, {"prompt": …}, {"input": …} (embeddings)
     #[arg(long)]
     pub(super) ids: bool,

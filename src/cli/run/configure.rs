@@ -70,9 +70,10 @@ pub(super) fn configure(args: &RunArgs, overrides: Overrides) -> anyhow::Result<
 fn mistakes(errors: ConfigErrors, words: &Words) -> anyhow::Error {
     let errors = errors.0.into_iter().map(|error| ConfigError {
         // Another place is the configuration's, and is where its key is.
-        place: match error.place.starts_with("--") {
-            true => words.in_flags(&error.place),
-            false => error.place,
+        place: if error.place.starts_with("--") {
+            words.in_flags(&error.place)
+        } else {
+            error.place
         },
         message: words.in_flags(&error.message),
     });

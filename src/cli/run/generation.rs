@@ -85,7 +85,12 @@ impl Generation {
 /// Whether a file is the lock of a generation's store.
 pub(super) fn is_store_lock(name: &str) -> bool {
     let store = name.strip_suffix(".lock");
-    store.is_some_and(|store| store.ends_with(".db") && number_of(store).is_some())
+    store.is_some_and(|store| {
+        std::path::Path::new(store)
+            .extension()
+            .is_some_and(|ext| ext.eq_ignore_ascii_case("db"))
+            && number_of(store).is_some()
+    })
 }
 
 /// The number of the generation that gives a file such a name; `None`: none does.

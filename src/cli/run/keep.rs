@@ -84,7 +84,7 @@ pub(super) async fn keep_answers(
         }
     }
     kept.into_inner()
-        .map_err(|error| error.into_error())?
+        .map_err(std::io::IntoInnerError::into_error)?
         .sync_all()?;
     index.finish()?;
     let mut reader = Reader::open(&new.index())?;

@@ -125,7 +125,10 @@ impl Writer {
     }
 
     pub(super) fn finish(self) -> anyhow::Result<()> {
-        let file = self.0.into_inner().map_err(|error| error.into_error())?;
+        let file = self
+            .0
+            .into_inner()
+            .map_err(std::io::IntoInnerError::into_error)?;
         Ok(file.sync_all()?)
     }
 }

@@ -70,12 +70,11 @@ impl Partial {
 
     /// Writes what has ended since, in input order, up to the first line that has not ended.
     async fn try_write(&mut self) -> anyhow::Result<()> {
-        let out = match &mut self.out {
-            Some(out) => out,
-            None => {
-                let made = create(&self.path, self.is_private).await?;
-                self.out.insert(BufWriter::with_capacity(WRITE_BYTES, made))
-            }
+        let out = if let Some(out) = &mut self.out {
+            out
+        } else {
+            let made = create(&self.path, self.is_private).await?;
+            self.out.insert(BufWriter::with_capacity(WRITE_BYTES, made))
         };
         while let Next::Line(line) = self.answers.next(false).await? {
             out.write_all(&line).await?;

@@ -87,9 +87,12 @@ impl Table {
         let mut widths: Vec<_> = (0..self.columns.len()).map(whole).collect();
         // First it is seen what has room if all is cut that may be, then the rest is given back.
         let cut = |(column, width): (&Column, &Option<usize>)| {
-            width.map(|width| match column.may_be_cut {
-                true => width.min(NARROWEST.max(column.title.len())),
-                false => width,
+            width.map(|width| {
+                if column.may_be_cut {
+                    width.min(NARROWEST.max(column.title.len()))
+                } else {
+                    width
+                }
             })
         };
         loop {

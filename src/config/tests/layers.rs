@@ -21,7 +21,7 @@ fn each_layer_wins_over_the_one_before() {
     assert_eq!(listen(load(toml, &variable).unwrap()), "127.0.0.1:2");
     let config = load_flagged(toml, &variable, &flag).unwrap();
     assert_eq!(config.retry.max_attempts, 7);
-    assert_eq!(config.retry.max_backoff, Duration::from_secs(60));
+    assert_eq!(config.retry.max_backoff, Duration::from_mins(1));
     assert_eq!(listen(config), "127.0.0.1:3");
 }
 

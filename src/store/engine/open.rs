@@ -23,7 +23,7 @@ const OPEN_LOGGED_EVERY: Duration = Duration::from_secs(5);
 /// The names that a migration's statements have stay on the pooler's connection.
 const FORGET_STATEMENTS: &str = "DEALLOCATE ALL";
 /// How long a migration may take.
-const MIGRATION_MAX: Duration = Duration::from_secs(3600);
+const MIGRATION_MAX: Duration = Duration::from_hours(1);
 /// One connection for the lease, and one for the exchange of shares. The two must not queue behind
 /// requests: otherwise many clients could keep a process from renewing its lease.
 const CONTROL_CONNECTIONS: u32 = 2;

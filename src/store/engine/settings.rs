@@ -26,7 +26,7 @@ impl Default for Settings {
         Self {
             connections: 4,
             http_connections: 0,
-            statement_timeout: Duration::from_secs(60),
+            statement_timeout: Duration::from_mins(1),
             open_timeout: Duration::from_secs(5),
             pooler: false,
             exclusive: false,

@@ -247,9 +247,10 @@ pub(super) fn lock(path: &Path) -> Result<Lock> {
     beside.push(".lock");
     Ok(Lock {
         _beside: locked(path, Path::new(&beside))?,
-        itself: match can_be_locked(path) {
-            true => Some(ManuallyDrop::new(locked(path, path)?)),
-            false => None,
+        itself: if can_be_locked(path) {
+            Some(ManuallyDrop::new(locked(path, path)?))
+        } else {
+            None
         },
     })
 }

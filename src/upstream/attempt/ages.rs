@@ -121,7 +121,9 @@ mod tests {
             ages.older_than(seconds(9), start + seconds(112)),
             told(30_000, 9)
         );
-        others.into_iter().for_each(|call| ages.end(call));
+        for call in others {
+            ages.end(call);
+        }
         assert!(ages.counts.is_empty());
     }
 

@@ -6,7 +6,7 @@ use super::breaker::{Change, Closure};
 use super::reason::Reason;
 
 /// A wait for a rate limit that is worth a warning when it begins.
-const WORTH_A_WARNING: Duration = Duration::from_secs(60);
+const WORTH_A_WARNING: Duration = Duration::from_mins(1);
 
 /// Who is meant.
 #[derive(Clone, Copy, Debug)]

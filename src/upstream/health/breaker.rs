@@ -41,7 +41,7 @@ const RUN_OF_FAILURES: u32 = 8;
 /// A batch whose lines fail so often in a row while other batches succeed is at fault itself.
 const FAILURES_OF_A_BATCH: u32 = 4;
 /// A success of another batch shows that for so long.
-const SHOWN_FOR: Duration = Duration::from_secs(60);
+const SHOWN_FOR: Duration = Duration::from_mins(1);
 /// Batches whose failures in a row are counted.
 const BATCHES_COUNTED_MAX: usize = 256;
 /// A call that has not failed for so long lets one more be sent: a model may take minutes.
@@ -452,22 +452,19 @@ impl Breaker {
         now: Instant,
         cause: &str,
     ) {
-        match &mut self.closure {
-            Some(closure) => {
-                closure.until = closure.until.max(until);
-                closure.shared_until = closure.shared_until.max(Some(until));
-            }
-            None => {
-                self.begin_generation(FEW);
-                self.closure = Some(Closure {
-                    reason: Reason::Limited,
-                    cause: cause.to_owned(),
-                    since: now,
-                    until,
-                    shared_until: Some(until),
-                    failures: 0,
-                });
-            }
+        if let Some(closure) = &mut self.closure {
+            closure.until = closure.until.max(until);
+            closure.shared_until = closure.shared_until.max(Some(until));
+        } else {
+            self.begin_generation(FEW);
+            self.closure = Some(Closure {
+                reason: Reason::Limited,
+                cause: cause.to_owned(),
+                since: now,
+                until,
+                shared_until: Some(until),
+                failures: 0,
+            });
         }
     }
 

@@ -42,7 +42,9 @@ pub(super) fn is_event_stream(headers: &HeaderMap) -> bool {
 
 /// Without parameters, in lower case; empty where there is none.
 fn content_type(headers: &HeaderMap) -> String {
-    let value = headers.get(CONTENT_TYPE).map(|value| value.as_bytes());
+    let value = headers
+        .get(CONTENT_TYPE)
+        .map(reqwest::header::HeaderValue::as_bytes);
     let value = value.and_then(|value| std::str::from_utf8(value).ok());
     let essence = value.and_then(|value| value.split(';').next());
     essence.unwrap_or_default().trim().to_ascii_lowercase()

@@ -4,6 +4,10 @@ use tokio::time::Instant;
 
 use super::*;
 
+#[expect(
+    clippy::option_option,
+    reason = "closed or not, and until when if that is known"
+)]
 fn closed(pool: &Arc<Pool>) -> Option<Option<Instant>> {
     let routes = pool.resolve("m").expect("is served");
     match pool.try_acquire(&routes, None, 0) {
@@ -39,11 +43,14 @@ async fn an_upstream_that_nobody_answers_for_is_down_until_a_probe_is_answered()
         .trim_start_matches("http://")
         .trim_end_matches("/v1");
     let listener = TcpListener::bind(address).await.expect("still free");
-    let server = Server::on(listener, |seen| match seen.is_get() {
-        true if seen.nth < 2 => reply(502, "nobody here"),
-        _ => reply(200, "{}"),
+    let server = Server::on(listener, |seen| {
+        if seen.is_get() && seen.nth < 2 {
+            reply(502, "nobody here")
+        } else {
+            reply(200, "{}")
+        }
     });
-    tokio::time::timeout(Duration::from_secs(60), pool.changed().notified())
+    tokio::time::timeout(Duration::from_mins(1), pool.changed().notified())
         .await
         .expect("the dispatcher is woken");
     assert_eq!(state(&pool), UpstreamState::Up);

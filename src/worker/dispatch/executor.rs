@@ -97,15 +97,14 @@ impl Executor {
         let key = &unit.lease.key;
         tracing::error!(unit.key = %key, unit.line = line.index, "the code panicked at a line");
         let write = AssertUnwindSafe(|| result::mishandled(unit, line));
-        match std::panic::catch_unwind(write) {
-            Ok(finished) => Outcome::Finished(finished),
-            Err(_) => {
-                self.ownership.revoke_unit(unit);
-                Outcome::Again(Due {
-                    at: Instant::now(),
-                    soonest: None,
-                })
-            }
+        if let Ok(finished) = std::panic::catch_unwind(write) {
+            Outcome::Finished(finished)
+        } else {
+            self.ownership.revoke_unit(unit);
+            Outcome::Again(Due {
+                at: Instant::now(),
+                soonest: None,
+            })
         }
     }
 
@@ -140,7 +139,9 @@ impl Executor {
         let Some(mut permit) = job.permit.take() else {
             return cut();
         };
-        if !self.pool.turn(&mut permit).await {
+        // A turn may be far away, and a process that stops does not wait for it.
+        let turn = self.pool.turn(&mut permit);
+        if unit.cut.run_until_cancelled(turn).await != Some(true) {
             return cut();
         }
         let span = tracing::trace_span!(

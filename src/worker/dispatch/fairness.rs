@@ -259,23 +259,20 @@ impl<'a> Simulation<'a> {
             let again = answered(permit, &mut pending.history, status);
             let took = again.is_none().then_some(Duration::from_millis(CALL_MS));
             self.ledger.finish(&unit, took);
-            match again {
-                Some((after, is_hastened)) => {
-                    let soonest = is_hastened.then(|| self.now() + Duration::from_millis(500));
-                    let at = self.now() + after;
-                    self.ledger.retry_at(unit.id, Due { at, soonest }, pending);
-                }
-                None => {
-                    let key = (self.batches[&*unit.batch.id], pending.line.index);
-                    let (calls, begun_ms) = self.calls[&key];
-                    let ended = Ended {
-                        at_ms: self.now_ms,
-                        begun_ms,
-                        status,
-                        calls,
-                    };
-                    assert!(self.ended.insert(key, ended).is_none(), "it ends twice");
-                }
+            if let Some((after, is_hastened)) = again {
+                let soonest = is_hastened.then(|| self.now() + Duration::from_millis(500));
+                let at = self.now() + after;
+                self.ledger.retry_at(unit.id, Due { at, soonest }, pending);
+            } else {
+                let key = (self.batches[&*unit.batch.id], pending.line.index);
+                let (calls, begun_ms) = self.calls[&key];
+                let ended = Ended {
+                    at_ms: self.now_ms,
+                    begun_ms,
+                    status,
+                    calls,
+                };
+                assert!(self.ended.insert(key, ended).is_none(), "it ends twice");
             }
             self.ledger.remove_if_spent(unit.id);
             if self.pool.targets().take_hastening() {

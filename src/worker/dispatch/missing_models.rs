@@ -24,7 +24,7 @@ const REMEMBERED_MAX: usize = 1_024;
 pub(super) struct MissingModels {
     /// How lines were answered, by batch and model.
     seen: Mutex<HashMap<(Arc<str>, i64), Seen>>,
-    /// How many entries there are, so that a line of any other batch takes no lock.
+    /// How many entries there are, so that no line takes a lock while there are none.
     entries: AtomicUsize,
     ledger: Arc<SharedLedger>,
     completions: Arc<CompletionQueue>,

@@ -17,12 +17,11 @@ use crate::worker::work::unit::LoadedUnit;
 /// A line that an upstream answered.
 pub(crate) fn answered(unit: &Arc<LoadedUnit>, line: &OpenLine, answer: Answer) -> FinishedLine {
     let own_id;
-    let request_id = match &answer.request_id {
-        Some(id) => id.as_str(),
-        None => {
-            own_id = id::request();
-            &own_id
-        }
+    let request_id = if let Some(id) = &answer.request_id {
+        id.as_str()
+    } else {
+        own_id = id::request();
+        &own_id
     };
     let body: &[u8] = &answer.body;
     let outcome = Outcome::Answer {

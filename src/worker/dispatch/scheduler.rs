@@ -171,7 +171,9 @@ impl Scheduler {
         self.pool.limits().on_finish();
         let finished = match (
             outcome,
-            ledger.unit(unit.id).map(|active| active.end_reason()),
+            ledger
+                .unit(unit.id)
+                .map(super::ledger::unit::ActiveUnit::end_reason),
         ) {
             // The unit was revoked, or is being given back: the line is another process's.
             (_, None) => None,

@@ -105,9 +105,9 @@ fn guarded<T>(unit: &LoadedUnit, work: impl FnOnce() -> T) -> std::thread::Resul
 fn into_group(finished: Vec<FinishedLine>) -> io::Result<Group> {
     let unit = finished[0].unit.clone();
     let mut counts = CountsDelta::default();
-    finished
-        .iter()
-        .for_each(|finished| counts += finished.counts);
+    for finished in &*finished {
+        counts += finished.counts;
+    }
     // References, because a finished line is large to move about.
     let mut lines: Vec<&Line> = finished.iter().map(|finished| &finished.line).collect();
     lines.sort_by_key(|line| line.line);

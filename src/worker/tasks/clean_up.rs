@@ -18,7 +18,7 @@ pub(crate) struct CleanUp {
 
 impl Task for CleanUp {
     const NAME: &'static str = "clean_up";
-    const TICK: Duration = Duration::from_secs(60);
+    const TICK: Duration = Duration::from_mins(1);
     const WHO: Option<Who> = None;
 
     async fn round(&mut self, _: Look) -> store::Result<Next> {

@@ -112,5 +112,5 @@ async fn notified(wakeups: &mut Option<watch::Receiver<u64>>) {
     {
         return;
     }
-    std::future::pending().await
+    std::future::pending::<()>().await;
 }

@@ -63,9 +63,8 @@ impl Task for Validate {
         let (failing, well): (Vec<_>, Vec<_>) = validated
             .into_iter()
             .partition(|validated| self.failing.contains(&validated.batch.batch_id));
-        let (small, large): (Vec<_>, Vec<_>) = well
-            .into_iter()
-            .partition(|validated| validated.is_settled_at_once());
+        let (small, large): (Vec<_>, Vec<_>) =
+            well.into_iter().partition(Validated::is_settled_at_once);
         let mut attempts = Attempts::default();
         for group in into_groups(small) {
             self.settle(group, &mut attempts).await?;

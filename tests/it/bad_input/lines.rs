@@ -437,7 +437,7 @@ async fn what_only_looks_wrong_is_accepted() {
         line(|line| line["extra"] = json!({"unknown": true})),
         line(|line| line["custom_id"] = json!("A")),
         line(|line| line["custom_id"] = json!("x".repeat(10_000))),
-        LINE.replace("\"a\"", "\"b\"").replace(":", " :\t"),
+        LINE.replace("\"a\"", "\"b\"").replace(':', " :\t"),
         LINE.replace("\"a\"", "\"b\"")
             .replace("custom_id", "custom\\u005fid"),
     ];

@@ -43,7 +43,11 @@ fn state(workshop: &Workshop) -> Vec<String> {
         .map(|entry| entry.expect("can be read").file_name().into_string())
         .map(|name| name.expect("is text"))
         .collect();
-    names.retain(|name| !name.ends_with(".lock"));
+    names.retain(|name| {
+        !std::path::Path::new(name)
+            .extension()
+            .is_some_and(|ext| ext.eq_ignore_ascii_case("lock"))
+    });
     names.sort();
     names
 }

@@ -67,7 +67,7 @@ impl Workshop {
         ended(self.command(more)).await
     }
 
-    /// The custom_ids of a file's lines, which are JSON and end with a line end.
+    /// The `custom_ids` of a file's lines, which are JSON and end with a line end.
     pub fn custom_ids(&self, name: &str) -> Vec<String> {
         let text = self.read(name);
         assert!(text.is_empty() || text.ends_with('\n'));

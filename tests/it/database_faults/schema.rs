@@ -29,7 +29,7 @@ async fn however_many_start_at_once_one_migrates() {
             runtime.expect("builds").block_on(async {
                 let options = Settings {
                     connections: 2,
-                    open_timeout: Duration::from_secs(60),
+                    open_timeout: Duration::from_mins(1),
                     ..Settings::default()
                 };
                 let opened = Store::open_with(&url, &options, Clock::default()).await;

@@ -119,7 +119,7 @@ async fn a_gate_stays_closed_until_the_last_time_that_was_told() {
             .any(is_other)
         {}
     };
-    let opened = tokio::time::timeout(Duration::from_secs(60), opened).await;
+    let opened = tokio::time::timeout(Duration::from_mins(1), opened).await;
     opened.expect("it opens");
 }
 
@@ -204,7 +204,7 @@ async fn a_process_that_stops_in_its_turn_does_not_hold_up_the_others() {
         let stopped = tokio::spawn(async move {
             let decide = move |_: &ShareBook| {
                 is_in_turn.send(()).expect("is waited for");
-                let waits = || may_go_on.recv_timeout(Duration::from_secs(60));
+                let waits = || may_go_on.recv_timeout(Duration::from_mins(1));
                 tokio::task::block_in_place(waits).expect("the other had its turn");
                 (holds(10), ())
             };

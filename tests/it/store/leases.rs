@@ -190,7 +190,7 @@ async fn clocks_twenty_seconds_apart_change_nothing() {
         assert_eq!(reply.expect("flushes").accepted.len(), 1);
     }
     // One whose lease has run out is taken over by either, whatever it believes the time to be.
-    let (silent, _) = (replica("silent", -1), ());
+    let (silent, ()) = (replica("silent", -1), ());
     assert_eq!(fast.join(&silent, None).await.expect("joins"), None);
     fast.lease_units(&silent.token, &batch, 0, 1)
         .await

@@ -66,7 +66,7 @@ impl Fixture {
         };
         let settings = AuditSettings {
             lease: std::time::Duration::from_secs(10),
-            grace: std::time::Duration::from_secs(3600),
+            grace: std::time::Duration::from_hours(1),
         };
         self.store.audit(settings, &mut tell).await.expect("audits");
         faults

@@ -17,7 +17,7 @@ const LISTENERS: &str = "pg_stat_activity WHERE datname = current_database() \
 
 async fn until(wakeups: &mut watch::Receiver<u64>, count: u64, what: &str) {
     let woken = wakeups.wait_for(|seen| *seen >= count);
-    let woken = tokio::time::timeout(Duration::from_secs(60), woken).await;
+    let woken = tokio::time::timeout(Duration::from_mins(1), woken).await;
     drop(woken.unwrap_or_else(|_| panic!("{what}")).expect("goes on"));
 }
 
@@ -67,7 +67,7 @@ impl Ear {
     }
 
     async fn next(&mut self) -> String {
-        let told = tokio::time::timeout(Duration::from_secs(60), self.0.recv()).await;
+        let told = tokio::time::timeout(Duration::from_mins(1), self.0.recv()).await;
         let told = told.expect("nothing is told").expect("listens");
         told.channel().to_owned()
     }

@@ -168,7 +168,7 @@ impl Api {
     }
 
     /// Asserts that both files together have exactly one line for each of these ids, each file
-    /// in input order; returns all lines by custom_id.
+    /// in input order; returns all lines by `custom_id`.
     pub async fn exactly_once(&self, batch: &Batch, ids: &[String]) -> BTreeMap<String, Value> {
         let place: BTreeMap<&str, usize> = ids
             .iter()

@@ -110,18 +110,15 @@ async fn run(
 }
 
 async fn pass(client: TcpStream, server: PgConnectOptions, way: watch::Receiver<(u64, Way)>) {
-    match server.get_socket() {
-        Some(directory) => {
-            let socket = directory.join(format!(".s.PGSQL.{}", server.get_port()));
-            if let Ok(server) = UnixStream::connect(socket).await {
-                pass_between(client, server, way).await;
-            }
+    if let Some(directory) = server.get_socket() {
+        let socket = directory.join(format!(".s.PGSQL.{}", server.get_port()));
+        if let Ok(server) = UnixStream::connect(socket).await {
+            pass_between(client, server, way).await;
         }
-        None => {
-            let address = (server.get_host(), server.get_port());
-            if let Ok(server) = TcpStream::connect(address).await {
-                pass_between(client, server, way).await;
-            }
+    } else {
+        let address = (server.get_host(), server.get_port());
+        if let Ok(server) = TcpStream::connect(address).await {
+            pass_between(client, server, way).await;
         }
     }
 }

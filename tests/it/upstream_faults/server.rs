@@ -161,7 +161,7 @@ async fn serve(
         Trouble::HangWithin => {
             let begun = b"HTTP/1.1 200 OK\r\ncontent-length: 9\r\n\r\n{\"a\"";
             let _ = stream.write_all(begun).await;
-            std::future::pending().await
+            std::future::pending::<()>().await;
         }
         Trouble::Say(answer) => {
             let _ = stream.write_all(&answer).await;

@@ -38,7 +38,9 @@ fn failure(status: u16, headers: &HeaderMap, body: &[u8]) -> Option<CallResult> 
         408 | 409 | 498 | 500..=599 => CallResult::ServerError,
         _ => CallResult::Rejected,
     };
-    let said = headers.get(SHOULD_RETRY).map(|value| value.as_bytes());
+    let said = headers
+        .get(SHOULD_RETRY)
+        .map(reqwest::header::HeaderValue::as_bytes);
     Some(match said {
         Some(b"false") => CallResult::Rejected,
         Some(b"true") if (400..500).contains(&status) => CallResult::ServerError,

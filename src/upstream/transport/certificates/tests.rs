@@ -28,7 +28,7 @@ fn made_by_openssl(names: &[&str], change: impl FnOnce(&mut CertificateParams)) 
 
 /// 2026-01-01.
 fn now() -> UnixTime {
-    UnixTime::since_unix_epoch(Duration::from_secs(1_767_225_600))
+    UnixTime::since_unix_epoch(Duration::from_hours(490_896))
 }
 
 /// What is said to an operator; nothing where the certificate is accepted.

@@ -45,9 +45,12 @@ fn a_unit_of_which_nothing_can_be_laid_out_is_revoked() {
 #[test]
 fn for_want_of_memory_no_answer_becomes_an_error() {
     let answers = |lines: &[FinishedLine]| lines.iter().any(|line| line.counts.expired > 0);
-    let group = lay_out(finished(), |lines| match answers(&lines) {
-        true => Err(io::ErrorKind::OutOfMemory.into()),
-        false => into_group(lines),
+    let group = lay_out(finished(), |lines| {
+        if answers(&lines) {
+            Err(io::ErrorKind::OutOfMemory.into())
+        } else {
+            into_group(lines)
+        }
     });
     assert!(group.is_none(), "it is revoked, and its lines run again");
 }
