@@ -29,9 +29,7 @@ pub enum Error {
 /// with, would then be shown twice.
 impl From<sqlx::Error> for Error {
     fn from(error: sqlx::Error) -> Self {
-        let error = Error::Engine(error);
-        crate::metrics::metrics().store_failed(error.is_outage());
-        error
+        Error::Engine(error)
     }
 }
 

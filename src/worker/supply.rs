@@ -233,7 +233,8 @@ impl Supply {
 
     /// How long until the next round, if nothing happens before.
     fn pause(&self) -> Duration {
-        if self.fetch.is_cut_short() {
+        // Without the lease nothing is leased, however much there is.
+        if self.fetch.is_cut_short() && self.lease.is_held() {
             Duration::ZERO
         } else if self.fetch.prefetch.is_empty() {
             TICK

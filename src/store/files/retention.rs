@@ -6,8 +6,8 @@ use super::removal::{Owned, remove_rows};
 use crate::codec::segment::Table;
 use crate::domain::file::Kind;
 use crate::store::each::each;
-use crate::store::engine::{Connection, on_pool, sql};
-use crate::store::{Result, Store};
+use crate::store::engine::{Connection, counted, on_pool, sql};
+use crate::store::{Error, Result, Store};
 use sqlx::FromRow;
 
 /// Files hidden by one statement.
@@ -202,14 +202,14 @@ impl Store {
         // a database that was created without incremental vacuum no step does.
         let mut free_before = i64::MAX;
         loop {
-            let (free,): (i64,) = sqlx::query_as("PRAGMA freelist_count")
-                .fetch_one(pool)
-                .await?;
+            let free = sqlx::query_as("PRAGMA freelist_count").fetch_one(pool);
+            let (free,): (i64,) = counted(free.await.map_err(Error::from))?;
             if free <= FREE_PAGES_KEPT || free >= free_before {
                 return Ok(());
             }
             free_before = free;
-            sqlx::query(sql.clone()).fetch_all(pool).await?;
+            let step = sqlx::query(sql.clone()).fetch_all(pool);
+            counted(step.await.map_err(Error::from))?;
         }
     }
 }
