@@ -49,7 +49,8 @@ fn troubles() -> Vec<(&'static str, Trouble, &'static str, &'static str)> {
     let bomb = zstd::encode_all(zeros, 1).expect("packs");
     let packed = "content-encoding: zstd\r\ncontent-type: application/json\r\n";
     let nothing = "HTTP/1.1 200 OK\r\ncontent-encoding: gzip\r\n\
-                   content-type: application/json\r\ntransfer-encoding: chunked\r\n\r\n0\r\n\r\n"
+                   content-type: application/json\r\nconnection: close\r\n\
+                   transfer-encoding: chunked\r\n\r\n0\r\n\r\n"
         .to_owned();
     let announced = b"HTTP/1.1 200 OK\r\ncontent-length: 99999999999\r\n\r\n{\"a\":".to_vec();
     vec![

@@ -30,10 +30,14 @@ pub enum Trouble {
 }
 
 impl Trouble {
-    /// An answer with this status, more headers (each with its line end) and body.
+    /// An answer with this status, more headers (each with its line end) and body. It says that the
+    /// connection ends with it: else a client could send into a connection that is being closed,
+    /// and lose an attempt that the server never sees.
     pub fn answer(status: &str, headers: &str, body: &[u8]) -> Trouble {
         let length = body.len();
-        let head = format!("HTTP/1.1 {status}\r\n{headers}content-length: {length}\r\n\r\n");
+        let head = format!(
+            "HTTP/1.1 {status}\r\n{headers}connection: close\r\ncontent-length: {length}\r\n\r\n"
+        );
         Trouble::Say([head.as_bytes(), body].concat())
     }
 }
