@@ -1,6 +1,6 @@
 //! `nightshift run`: one batch without a server.
 //!
-//! It runs on the same store and duties as a server, in a directory beside the output. What that
+//! It runs on the same store and worker as a server, in a directory beside the output. What that
 //! directory says decides what happens at the next start: go on, or nothing.
 
 mod answers;

@@ -26,9 +26,9 @@ pub enum Role {
     /// Both.
     #[default]
     All,
-    /// The HTTP API without the duties.
+    /// The HTTP API without the worker.
     Api,
-    /// The duties without the HTTP API.
+    /// The worker without the HTTP API.
     Worker,
 }
 
@@ -52,7 +52,7 @@ impl Role {
         self != Role::Worker
     }
 
-    /// Whether the process runs the duties.
+    /// Whether the process runs the worker.
     #[must_use]
     pub fn works(self) -> bool {
         self != Role::Api

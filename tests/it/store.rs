@@ -1,4 +1,4 @@
-//! What the store promises the duties, on both engines.
+//! What the store promises the worker, on both engines.
 
 mod clocks;
 mod ends;

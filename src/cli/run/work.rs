@@ -80,8 +80,8 @@ pub(super) async fn work(
     };
     let pool = Pool::new(&config.upstream_settings(), options);
     let pool = pool.map_err(anyhow::Error::from).or_exit(NOT_VALID)?;
-    let duties = app::settings(config, store);
-    let mut worker = Worker::start(store.clone(), pool.clone(), Clock::default(), duties).await?;
+    let settings = app::settings(config, store);
+    let mut worker = Worker::start(store.clone(), pool.clone(), Clock::default(), settings).await?;
     let observer = worker.observer();
     let watch = Watch {
         args,

@@ -22,7 +22,7 @@ const NOTE: &str = "
     CREATE TRIGGER note AFTER DELETE ON chunks REFERENCING OLD TABLE AS gone
         FOR EACH STATEMENT EXECUTE FUNCTION note()";
 
-/// A big file was deleted and thousands have expired: the duty that removes them goes on for far
+/// A big file was deleted and thousands have expired: the task that removes them goes on for far
 /// longer than a batch, and batches run meanwhile.
 async fn removal_holds_up_neither_batches_nor_requests() {
     let mut server = Server::start().await;
