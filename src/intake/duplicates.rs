@@ -10,7 +10,7 @@ use std::io::{self, Read, Seek, SeekFrom, Write};
 use std::mem;
 use std::ops::Range;
 
-use super::MayHold;
+use super::nouns::{MayHold, Suspect};
 
 /// How many suspects are reported, and how many earlier lines of each.
 const MAX_REPORTED: usize = 128;
@@ -25,14 +25,6 @@ const WRITE_BYTES: usize = 64 * 1024;
 /// So many runs of about one length are merged into a longer run. So few runs are left to be read
 /// at once at the end, however short each of them was.
 const RUNS_OF_A_LENGTH: usize = 64;
-
-/// A line whose `custom_id` has the hash of earlier ones.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Suspect {
-    pub line: u64,
-    /// The first 128 earlier lines with that hash, ascending.
-    pub earlier: Vec<u64>,
-}
 
 /// The hash of an id, and its line.
 type Entry = (u64, u64);

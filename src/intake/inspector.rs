@@ -5,21 +5,10 @@ use std::hash::RandomState;
 use std::io;
 
 use super::duplicates::Duplicates;
-use super::{MayHold, Report};
+use super::nouns::{MayHold, ModelReport, Report};
 use crate::domain::findings::KEPT;
 use crate::domain::jsonl::NotJsonl;
 use crate::domain::line::{self, Check, Fault};
-
-/// What a file's lines say of one model.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct ModelReport {
-    /// As the lines give it; empty for those that give none.
-    pub name: String,
-    /// How many lines ask for it.
-    pub requests: u64,
-    /// The first 101 of them.
-    pub first_lines: Vec<u64>,
-}
 
 /// What a line turned out to be.
 #[derive(Clone, Copy, PartialEq, Eq)]

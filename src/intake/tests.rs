@@ -1,5 +1,6 @@
 use proptest::prelude::*;
 
+use super::nouns::PIECE_BYTES;
 use super::*;
 
 const LIMITS: Limits = Limits {

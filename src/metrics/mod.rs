@@ -6,6 +6,7 @@
 //! upstream, model or unit, never for a line.
 
 mod handles;
+mod labels;
 mod process;
 mod rate_meter;
 mod registry;
@@ -13,12 +14,9 @@ mod snapshot;
 pub mod trace;
 
 pub use handles::{CallSeconds, LineCounts, ModelMetrics, UpstreamMetrics};
-pub use registry::{catalogue, metrics};
+pub use labels::OTHER;
+pub use registry::metrics;
 pub use snapshot::{
     ClosedSnapshot, Database, Lane, ProcessSnapshot, QueueOfModel, Snapshot, UpstreamSnapshot,
-    exposition,
+    catalogue, exposition,
 };
-
-/// Stands for every model that no configuration and no upstream names: what users write must not
-/// become labels without end.
-pub const OTHER: &str = "other";

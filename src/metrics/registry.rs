@@ -119,12 +119,9 @@ pub fn metrics() -> &'static Metrics {
     &METRICS
 }
 
-/// All metrics that there are, those that are read when they are asked for included.
-#[must_use]
-pub fn catalogue() -> Catalogue {
-    let mut all = METRICS.catalogue.clone();
-    all.extend(super::snapshot::catalogue());
-    all
+/// The metrics that are counted.
+pub(super) fn counted() -> Catalogue {
+    METRICS.catalogue.clone()
 }
 
 fn short() -> Histogram {
@@ -301,7 +298,7 @@ impl Metrics {
         let method = ["GET", "POST", "DELETE", "HEAD", "OPTIONS", "PUT", "PATCH"]
             .into_iter()
             .find(|known| *known == method)
-            .unwrap_or(super::OTHER);
+            .unwrap_or(super::labels::OTHER);
         let labels = HttpLabels {
             method,
             route: route.to_owned(),

@@ -11,7 +11,7 @@ use prometheus_client::metrics::family::Family;
 use prometheus_client::metrics::gauge::Gauge;
 
 use super::process::{self, Process};
-use super::registry::{Catalogue, Listing, metrics};
+use super::registry::{Catalogue, Listing, counted, metrics};
 
 type Float = Gauge<f64, std::sync::atomic::AtomicU64>;
 
@@ -49,7 +49,7 @@ pub struct Database {
 /// The units of one model that are not done.
 #[derive(Clone, Debug, Default, PartialEq)]
 pub struct QueueOfModel {
-    /// One of a bounded number: see [`super::OTHER`].
+    /// One of a bounded number: see [`super::labels::OTHER`].
     pub model: String,
     pub waiting_units: i64,
     pub leased_units: i64,
@@ -135,7 +135,9 @@ pub fn exposition(snapshot: &Snapshot) -> Result<String, fmt::Error> {
     Ok(text)
 }
 
-pub(super) fn catalogue() -> Catalogue {
+/// All metrics that there are: those that are counted, and those that are read when somebody asks.
+#[must_use]
+pub fn catalogue() -> Catalogue {
     let full = Process {
         cpu_seconds: Some(0.0),
         resident_bytes: Some(0),
@@ -145,7 +147,9 @@ pub(super) fn catalogue() -> Catalogue {
         database: Some(Database::default()),
         ..Snapshot::default()
     };
-    list(&snapshot, full).catalogue
+    let mut all = counted();
+    all.extend(list(&snapshot, full).catalogue);
+    all
 }
 
 fn list(snapshot: &Snapshot, process: Process) -> Listing {

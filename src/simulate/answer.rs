@@ -6,8 +6,8 @@ use base64::engine::general_purpose::STANDARD as BASE64;
 use bytes::Bytes;
 use serde_json::{Value, json};
 
-use super::Options;
 use super::call::Call;
+use super::options::Options;
 use super::shape::{
     CachedTokens, ChatChoice, ChatCompletion, Completion, Embedding, Embeddings, EmbeddingsUsage,
     IncompleteDetails, Message, OutputMessage, OutputText, ReasoningTokens, Response,

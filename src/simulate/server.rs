@@ -13,8 +13,9 @@ use tokio::task::JoinSet;
 use tokio_util::sync::{CancellationToken, DropGuard};
 use tokio_util::task::AbortOnDropHandle;
 
+use super::options::Options;
 use super::service::Service;
-use super::{Options, Stats};
+use super::stats::Stats;
 
 /// How many connections may wait to be accepted. A load test opens a thousand at once, and one
 /// that finds no room is tried again by its client's kernel after a second.

@@ -14,10 +14,10 @@ use secrecy::ExposeSecret as _;
 use serde_json::{Value, json};
 use tokio::sync::Semaphore;
 
-use super::Options;
 use super::answer::{Draft, Endpoint};
 use super::call::{Call, Steering};
 use super::limit::RateLimit;
+use super::options::Options;
 use super::reply::{Cut, Reply, ReplyBody, Sending};
 use super::stats::{Ledger, OpenCall};
 use super::text::{Random, fingerprint};

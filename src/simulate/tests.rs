@@ -1,6 +1,6 @@
 //! The simulator as its clients see it, over a connection.
 
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use reqwest::StatusCode;
 use serde_json::{Value, json};

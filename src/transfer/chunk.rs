@@ -7,7 +7,7 @@ use std::sync::Arc;
 
 use bytes::Bytes;
 
-use super::damaged;
+use super::damaged::damaged;
 use crate::codec::segment::{Entry, Table};
 use crate::domain::file::Kind;
 use crate::store::{Error, Result, Segment, Store};

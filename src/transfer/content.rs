@@ -10,7 +10,7 @@ use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc};
 use tokio_util::task::AbortOnDropHandle;
 
 use super::chunk::{Chunk, FETCHED_BYTES_MAX};
-use super::damaged;
+use super::damaged::damaged;
 use crate::domain::file::Kind;
 use crate::store::{Result, Store, StoredFile};
 

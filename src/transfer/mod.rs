@@ -6,6 +6,7 @@
 mod budget;
 mod chunk;
 mod content;
+mod damaged;
 mod duplicates;
 mod finished;
 mod ingest;
@@ -19,13 +20,3 @@ pub use content::content;
 pub use finished::FinishedChunk;
 pub use ingest::{Answer, Error, Finish, Ingest};
 pub use packed::{NoContent, Packing, Unpacked, Unreadable};
-
-use crate::store;
-
-/// What is stored does not fit together.
-fn damaged(what: impl Into<String>, cause: impl ToString) -> store::Error {
-    store::Error::Corrupt {
-        what: what.into(),
-        cause: cause.to_string(),
-    }
-}

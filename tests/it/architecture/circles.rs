@@ -7,7 +7,10 @@ use std::path::Path;
 use super::{is_of_a_word, sources, without_comments};
 
 /// The rooms that are kept so.
-const ROOMS: [&str; 5] = ["domain", "codec", "store", "config", "worker"];
+const ROOMS: [&str; 10] = [
+    "domain", "metrics", "codec", "intake", "store", "upstream", "transfer", "config", "worker",
+    "simulate",
+];
 
 /// How many facades a name may pass.
 const FACADES_MAX: usize = 8;

@@ -113,7 +113,7 @@ fn a_line_that_is_turned_away_as_often_as_others_is_not_given_up() {
 #[test]
 fn a_line_that_is_turned_away_alone_is_not_given_up_but_not_tried_for_ever() {
     let mut case = Case::new();
-    let calls = (1..1_000).find(|_| case.limited() == Next::End);
+    let calls = (1..100_000).find(|_| case.limited() == Next::End);
     assert_eq!(calls, Some(FREE_CALLS_MAX));
 }
 

@@ -1,0 +1,88 @@
+//! How the simulator behaves.
+
+use std::time::Duration;
+
+use secrecy::SecretString;
+
+/// The model that is listed where any is served.
+const ANY_MODEL: &str = "simulated";
+
+/// How the simulator behaves.
+#[derive(Clone, Debug)]
+pub struct Options {
+    /// How long a call takes, on average and without `tokens_per_second`.
+    pub latency: Duration,
+    /// A call takes up to this much less or more than `latency`, evenly spread.
+    pub jitter: Duration,
+    /// Adds to a call's time what a model would need to write its answer.
+    pub tokens_per_second: Option<f64>,
+    /// Calls beyond it get 429 with `retry-after`. A second's worth may come at once, as hosted
+    /// providers have it.
+    pub requests_per_minute: Option<u64>,
+    /// The share of calls, from 0 to 1, that get 500 after the usual time.
+    pub error_rate: f64,
+    /// The share of calls, from 0 to 1, that get 429 at once, with a short `retry-after-ms`.
+    pub rate_limit_rate: f64,
+    /// More calls at once get 429, with no word on when to come again.
+    pub max_concurrency: Option<usize>,
+    /// So many calls are answered; more wait until [`Simulator::grant`] lets them. `None`: none
+    /// waits. What stands in the middle of a batch so stands there for as long as is needed.
+    pub granted: Option<usize>,
+    /// Another seed: other answers, and other calls that fail.
+    pub seed: u64,
+    /// What is served; another model is a 404. None named: every model is served.
+    pub models: Vec<String>,
+    /// Calls without it get 401.
+    pub api_key: Option<SecretString>,
+    /// How long answers are on average, from half of it to one and a half.
+    pub answer_tokens: usize,
+    /// Counts how often each body came (about 20 bytes of memory for each).
+    pub track: bool,
+}
+
+impl Default for Options {
+    fn default() -> Self {
+        Self {
+            latency: Duration::ZERO,
+            jitter: Duration::ZERO,
+            tokens_per_second: None,
+            requests_per_minute: None,
+            error_rate: 0.0,
+            rate_limit_rate: 0.0,
+            max_concurrency: None,
+            granted: None,
+            seed: 0,
+            models: Vec::new(),
+            api_key: None,
+            answer_tokens: 80,
+            track: false,
+        }
+    }
+}
+
+impl Options {
+    pub(super) fn serves(&self, model: &str) -> bool {
+        self.models.is_empty() || self.models.iter().any(|name| name == model)
+    }
+
+    pub(super) fn listed_models(&self) -> Vec<&str> {
+        if self.models.is_empty() {
+            return vec![ANY_MODEL];
+        }
+        self.models.iter().map(String::as_str).collect()
+    }
+
+    /// Whether a call's luck can change its answer or its time.
+    pub(super) fn is_moody(&self) -> bool {
+        self.error_rate > 0.0 || self.rate_limit_rate > 0.0 || !self.jitter.is_zero()
+    }
+
+    /// How long a call takes; `luck` is from 0 to 1.
+    pub(super) fn wait(&self, luck: f64, tokens: usize) -> Duration {
+        let tokens = f64::from(u32::try_from(tokens).unwrap_or(u32::MAX));
+        let writing = self.tokens_per_second.map_or(0.0, |rate| tokens / rate);
+        let jitter = self.jitter.as_secs_f64() * (2.0 * luck - 1.0);
+        let seconds = self.latency.as_secs_f64() + jitter + writing;
+        Duration::try_from_secs_f64(seconds.max(0.0)).unwrap_or(Duration::MAX)
+    }
+}
