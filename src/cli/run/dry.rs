@@ -121,12 +121,25 @@ async fn compare(
     config: &mut Config,
     input: &Input,
 ) -> anyhow::Result<Earlier> {
-    let change = Change::since(journal, &input.hash().await?, reshape);
-    copy_store(&journal.generation().database(), &scratch.database())?;
-    config.database.move_to(&scratch.database());
-    let store = app::open_store_alone(config, Clock::default()).await?;
-    let counts = counts(journal, &store).await?;
-    let why = why_anew(args, journal, &change, counts, config);
+    let input_sha256 = input.hash().await?;
+    let mut journal = journal;
+    let (why, change, counts, store) = loop {
+        let change = Change::since(journal, &input_sha256, reshape);
+        copy_store(&journal.generation().database(), &scratch.database())?;
+        config.database.move_to(&scratch.database());
+        let store = app::open_store_alone(config, Clock::default()).await?;
+        let counts = counts(journal, &store).await?;
+        let why = why_anew(args, journal, &change, counts, config);
+        // As a run does, which goes back to the run before one that was killed without an answer.
+        match journal.earlier() {
+            Some(earlier) if why.is_some() && !journal.has_answers(counts) => {
+                store.close().await;
+                scratch.remove();
+                journal = earlier;
+            }
+            _ => break (why, change, counts, store),
+        }
+    };
     let keep = match why {
         Some(_) => Keep::Marks,
         None => Keep::MarksOfAll,

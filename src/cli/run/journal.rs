@@ -12,6 +12,7 @@ use sha2::{Digest as _, Sha256};
 use super::generation::{Generation, is_store_lock, number_of, remove_where};
 use super::results::Results;
 use crate::config::Config;
+use crate::domain::batch::Counts;
 
 const NAME: &str = "run.json";
 /// A copy of an input that cannot be read twice, while a run begins.
@@ -35,8 +36,8 @@ pub(super) struct Journal {
     salt: String,
     #[serde(flatten)]
     pub results: Results,
-    /// The run whose place this one is to take. It stays whole until this one has an outcome of
-    /// its own, and takes its place again where this one comes to nothing.
+    /// The run whose place this one is to take. The earlier run stays whole until this one has an
+    /// answer or its end, and takes its place again where this one stops before both.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     earlier: Option<Box<Journal>>,
 }
@@ -76,6 +77,17 @@ impl Journal {
 
     pub(super) fn generation(&self) -> Generation {
         Generation::of(&self.state, self.generation)
+    }
+
+    /// Whether the run has an answer, where its batch has come to so much. Only an answer is an
+    /// outcome for which an earlier run is given up: a request that failed gave nothing.
+    pub(super) fn has_answers(&self, counts: Counts) -> bool {
+        self.kept > 0 || counts.completed > 0
+    }
+
+    /// The run whose place this one is to take.
+    pub(super) fn earlier(&self) -> Option<&Journal> {
+        self.earlier.as_deref()
     }
 
     /// Whether an earlier run would take this one's place again.

@@ -1,6 +1,7 @@
 //! What comes before the calls: the batch of an earlier run is gone on with, or a batch is made of
 //! what has no answer yet.
 
+use anyhow::Context as _;
 use tokio_util::sync::CancellationToken;
 
 use super::args::RunArgs;
@@ -14,6 +15,7 @@ use super::journal::{INPUT_COPY, Journal, must_be_unused};
 use super::keep::{Keep, keep_answers, survey};
 use super::places::Places;
 use super::reshape::Reshape;
+use super::stopped::give_back;
 use crate::app;
 use crate::cli::OrExit as _;
 use crate::config::Config;
@@ -42,7 +44,7 @@ pub(super) async fn prepare(
             return begin_anew(journal, reshape, config, &input).await;
         }
         input.make_lasting(&state.join(INPUT_COPY)).await?;
-        go_on(args, journal, reshape, config, &input).await
+        go_on(args, places, journal, reshape, config, &input).await
     });
     let prepared = prepared.await;
     let _ = std::fs::remove_file(state.join(INPUT_COPY));
@@ -130,7 +132,7 @@ async fn begin_anew(
     })
 }
 
-/// Whether any request of a run has ended. A store that cannot be read has nothing to go back to.
+/// Whether a run has an answer. A store that cannot be read has nothing to go back to.
 async fn has_outcome(journal: &Journal, config: &mut Config) -> bool {
     config.database.move_to(&journal.generation().database());
     let Ok(store) = app::open_store_alone(config, Clock::default()).await else {
@@ -138,7 +140,7 @@ async fn has_outcome(journal: &Journal, config: &mut Config) -> bool {
     };
     let counts = counts(journal, &store).await.unwrap_or_default();
     store.close().await;
-    journal.kept > 0 || counts.completed + counts.failed > 0
+    journal.has_answers(counts)
 }
 
 /// What the batch of a run has come to.
@@ -153,22 +155,31 @@ pub(super) async fn counts(journal: &Journal, store: &Store) -> anyhow::Result<C
 /// Decides whether an earlier run's batch is gone on with, or what it lacks is sent anew.
 async fn go_on(
     args: &RunArgs,
+    places: &Places,
     mut journal: Journal,
     reshape: &Reshape,
     config: &mut Config,
     input: &Input,
 ) -> anyhow::Result<Journal> {
-    let change = Change::since(&journal, &input.hash().await?, reshape);
-    let old = journal.generation();
-    config.database.move_to(&old.database());
-    let store = app::open_store_alone(config, Clock::default()).await?;
-    let counts = counts(&journal, &store).await?;
-    let Some(why) = why_anew(args, &journal, &change, counts, config) else {
+    let input_sha256 = input.hash().await?;
+    let (why, change, store) = loop {
+        let change = Change::since(&journal, &input_sha256, reshape);
+        config.database.move_to(&journal.generation().database());
+        let store = app::open_store_alone(config, Clock::default()).await?;
+        let counts = counts(&journal, &store).await?;
+        let Some(why) = why_anew(args, &journal, &change, counts, config) else {
+            store.close().await;
+            journal.note_upstream(config);
+            return Ok(journal);
+        };
+        if journal.has_answers(counts) || !journal.has_earlier() {
+            break (why, change, store);
+        }
+        // The run was killed before it had an answer. Those of the run before it are paid for.
         store.close().await;
-        journal.note_upstream(config);
-        return Ok(journal);
+        journal = back_to_earlier(args, places, journal)?;
     };
-    let new = old.next();
+    let new = journal.generation().next();
     new.remove();
     let answers = keep_answers(&journal, &new, &store, Keep::Answers).await;
     store.close().await;
@@ -184,6 +195,17 @@ async fn go_on(
     ));
     let begun = begin(&new, reshape, config, input, Some(found)).await?;
     Ok(begun.in_place_of(journal))
+}
+
+/// Gives the run before a run without an answer its place again, in the state directory too.
+fn back_to_earlier(args: &RunArgs, places: &Places, journal: Journal) -> anyhow::Result<Journal> {
+    give_back(journal)?;
+    let earlier =
+        Journal::read(&places.state)?.context("the journal of the earlier run is gone")?;
+    // What may be overwritten is what the earlier run wrote.
+    admit(args, places, Some(&earlier)).or_exit(NOT_VALID)?;
+    args.say("The last run was stopped before it had an answer: the run before it has its place.");
+    Ok(earlier)
 }
 
 /// Why an earlier run's batch is not gone on with as it is; `None`: it is.

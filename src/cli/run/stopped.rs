@@ -25,11 +25,11 @@ pub(super) enum Standing {
     EarlierRun,
 }
 
-/// Decides whether a run that ends without its files has come to anything. If not, the run whose
-/// place it was to take has its place again.
+/// Decides whether a run that ends without its files has an answer. If not, the run whose place
+/// this one was to take has its place again.
 fn settle(mut journal: Journal, batch: Option<&Batch>) -> anyhow::Result<Standing> {
-    let done = batch.map_or(0, |batch| batch.counts.completed + batch.counts.failed);
-    if done > 0 || journal.kept > 0 {
+    let counts = batch.map(|batch| batch.counts).unwrap_or_default();
+    if journal.has_answers(counts) {
         journal.forget_earlier()?;
         return Ok(Standing::ThisRun);
     }
@@ -89,8 +89,11 @@ impl Left<'_> {
             }
             Stopped::TooManyFailed(most) => failed(
                 format!(
-                    "stopped, because {most} requests have failed (--max-failures); \
-                     --retry-failed sends them again. {lost}{next}"
+                    "stopped, because {most} requests have failed (--max-failures){}. {lost}{next}",
+                    match standing {
+                        Standing::ThisRun => "; --retry-failed sends them again",
+                        Standing::EarlierRun => "",
+                    }
                 ),
                 FAILED,
             ),

@@ -199,3 +199,73 @@ async fn a_restart_that_was_killed_at_its_start_leaves_the_run_before_it() {
     );
     assert_eq!(workshop.custom_ids("out.jsonl"), ids(3));
 }
+
+/// Three answers, and then a run that begins anew and is killed before it has one.
+async fn killed_at_its_start() -> Workshop {
+    let workshop = Workshop::new(&requests(&ids(3)), Options::default()).await;
+    std::fs::create_dir(workshop.path("tmp")).expect("makes a directory");
+    assert_eq!(workshop.run(&[]).await.code, Some(0));
+    let hanging = chat("hanging", serde_json::json!({"hang": true}));
+    workshop.write("in.jsonl", &hanging);
+    workshop.simulator.reset_stats();
+    let running = Process::start(workshop.command(&["--restart"]), b"");
+    until("a call is on its way", async || workshop.calls() == 1).await;
+    running.signal("KILL");
+    running.ended().await;
+    workshop
+}
+
+#[tokio::test]
+async fn what_follows_a_restart_that_was_killed_at_its_start_keeps_the_answers_before_it() {
+    let workshop = killed_at_its_start().await;
+    // Everything the earlier run had is still of use, and one request is new.
+    workshop.write("in.jsonl", &requests(&ids(4)));
+    let dry = workshop.run(&["--dry-run", "--retry-failed"]).await;
+    let told = "3 answers would be kept, 1 requests would be sent";
+    assert!(dry.out.contains(told), "{}{}", dry.out, dry.errors);
+    let retried = workshop.run(&["--retry-failed"]).await;
+    assert_eq!(
+        (retried.code, workshop.calls()),
+        (Some(0), 2),
+        "{}",
+        retried.errors
+    );
+    assert_eq!(workshop.custom_ids("out.jsonl"), ids(4));
+
+    // The same input as before: nothing is sent.
+    let workshop = killed_at_its_start().await;
+    workshop.write("in.jsonl", &requests(&ids(3)));
+    let plain = workshop.run(&[]).await;
+    assert_eq!(
+        (plain.code, workshop.calls()),
+        (Some(0), 1),
+        "{}",
+        plain.errors
+    );
+    assert_eq!(workshop.custom_ids("out.jsonl"), ids(3));
+}
+
+#[tokio::test]
+async fn a_restart_whose_first_requests_fail_leaves_the_earlier_run_whole() {
+    let workshop = Workshop::new(&requests(&ids(3)), Options::default()).await;
+    assert_eq!(workshop.run(&[]).await.code, Some(0));
+    let before = state(&workshop);
+    let bad = chat("bad", serde_json::json!({"status": 400}));
+    let hanging = chat("hanging", serde_json::json!({"hang": true}));
+    workshop.write("in.jsonl", &(bad + &hanging));
+    let stopped = workshop.run(&["--restart", "--max-failures", "1"]).await;
+    assert_eq!(stopped.code, Some(1), "{}", stopped.errors);
+    for told in ["Nothing was lost", "the earlier run is as it was"] {
+        assert!(stopped.errors.contains(told), "{told}: {}", stopped.errors);
+    }
+    assert!(
+        !stopped.errors.contains("--retry-failed"),
+        "{}",
+        stopped.errors
+    );
+    assert_eq!(state(&workshop), before);
+    workshop.write("in.jsonl", &requests(&ids(3)));
+    workshop.simulator.reset_stats();
+    assert_eq!(workshop.run(&[]).await.code, Some(0));
+    assert_eq!(workshop.calls(), 0, "nothing is sent again");
+}
