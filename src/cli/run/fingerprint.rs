@@ -29,6 +29,19 @@ impl Fingerprint {
         }
     }
 
+    /// Of a file that is empty or not there.
+    pub(super) fn empty() -> Fingerprint {
+        Fingerprint {
+            bytes: 0,
+            modified: (0, 0),
+            sha256: Hashing::default().finish(),
+        }
+    }
+
+    pub(super) fn is_empty(&self) -> bool {
+        self.bytes == 0
+    }
+
     /// Of a file as it is now.
     pub(super) fn of(path: &Path) -> std::io::Result<Fingerprint> {
         let file = File::open(path)?;

@@ -5,8 +5,15 @@ use std::path::{Path, PathBuf};
 
 /// The tenant of a store that belongs to one user.
 pub(super) const TENANT: &str = "default";
-/// Begin the names of what a generation has.
-const GENERATION_FILES: [&str; 4] = ["state", "lines", "kept", "index"];
+/// How the names of what a generation has begin and end; between the two is its number.
+const GENERATION_FILES: [(&str, &str); 6] = [
+    ("state", ".db"),
+    ("state", ".db-wal"),
+    ("state", ".db-shm"),
+    ("lines", ""),
+    ("kept", ".jsonl"),
+    ("index", ""),
+];
 
 /// The files of one batch of a run. A run that begins anew, sends again what has no answer, or has
 /// a changed input begins a new generation beside the old one. The old one is removed once the new
@@ -95,11 +102,16 @@ pub(super) fn is_store_lock(name: &str) -> bool {
 
 /// The number of the generation that gives a file such a name; `None`: none does.
 pub(super) fn number_of(name: &str) -> Option<u32> {
-    let (stem, ending) = name.split_once('.').unwrap_or((name, ""));
-    let (kind, number) = stem.split_once('-').unwrap_or((stem, "1"));
-    let endings = ["", "db", "db-wal", "db-shm", "jsonl"];
-    let is_ours = GENERATION_FILES.contains(&kind) && endings.contains(&ending);
-    number.parse().ok().filter(|_| is_ours)
+    GENERATION_FILES.iter().find_map(|(kind, ending)| {
+        let number = name.strip_prefix(kind)?.strip_suffix(ending)?;
+        if number.is_empty() {
+            return Some(1);
+        }
+        let digits = number.strip_prefix('-')?;
+        let number: u32 = digits.parse().ok()?;
+        // As it is written: no sign, no leading zero, and the first has none.
+        (number > 1 && number.to_string() == digits).then_some(number)
+    })
 }
 
 pub(super) fn remove_where(state: &Path, goes: impl Fn(&str) -> bool) {

@@ -2,11 +2,13 @@
 
 use std::fs::File;
 use std::io::Cursor;
+use std::os::unix::fs::FileTypeExt as _;
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context as _, bail};
 use bytes::Bytes;
 use futures::StreamExt as _;
+use rustix::fs::{Access, access};
 use tokio::io::{AsyncRead, AsyncReadExt as _};
 use tokio_util::io::ReaderStream;
 
@@ -40,13 +42,20 @@ impl Input {
             return Ok(input(None));
         }
         let cannot = || format!("cannot open {}", path.display());
-        // Opened first: what cannot be read is told before anything is done.
-        File::open(path).with_context(cannot)?;
-        let is_file = path.metadata().with_context(cannot)?.is_file();
-        if path.is_dir() {
+        let found = path.metadata().with_context(cannot)?;
+        // What cannot be read is told before anything is done.
+        if found.file_type().is_fifo() {
+            // To open a FIFO waits for its writer, and to close it ends that writer: it is opened
+            // once, when it is read.
+            let may_read = access(path, Access::READ_OK).map_err(std::io::Error::from);
+            may_read.with_context(cannot)?;
+        } else {
+            File::open(path).with_context(cannot)?;
+        }
+        if found.is_dir() {
             bail!("{} is a directory: name a file", path.display());
         }
-        Ok(input(is_file.then(|| path.to_owned())))
+        Ok(input(found.is_file().then(|| path.to_owned())))
     }
 
     /// What messages call it.

@@ -257,6 +257,12 @@ mod tests {
             "run.json",
             "errors.jsonl",
             "lines.txt",
+            "lines.jsonl",
+            "index.jsonl",
+            "kept",
+            "state",
+            "lines-02",
+            "lines-1",
             "kept-list.jsonl",
             "state.db.lock",
             "run.lock",
@@ -275,10 +281,16 @@ mod tests {
         Journal::new(&first.next(), String::new(), None, String::new()).remove_strays();
         let others = [
             "errors.jsonl",
+            "index.jsonl",
+            "kept",
             "kept-list.jsonl",
+            "lines-02",
+            "lines-1",
+            "lines.jsonl",
             "lines.txt",
             "run.json",
             "run.lock",
+            "state",
             "state.db.lock",
         ];
         let second = ["index-2", "kept-2.jsonl", "lines-2", "state-2.db"];

@@ -209,6 +209,8 @@ fn note(lines: &Path, window: &HashMap<Hash, (Record, u32)>) -> anyhow::Result<u
         }
         at += RECORD_BYTES as u64;
     }
+    // Before the journal counts on what was noted.
+    file.sync_all()?;
     Ok(found)
 }
 

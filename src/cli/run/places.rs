@@ -2,10 +2,13 @@
 
 use std::path::PathBuf;
 
+use anyhow::bail;
+
 use super::args::RunArgs;
 use super::beside::{STATE, beside, errors_path};
 use super::claim;
 use super::files;
+use super::results::is_within;
 use super::target::Target;
 
 /// The errors file of an output that is no file, in the state directory.
@@ -35,6 +38,16 @@ impl Places {
             (None, Some(file)) => (beside(file, STATE), false),
             (None, None) => (claim::temporary(), true),
         };
+        for target in [Some(&output), errors.as_ref()].into_iter().flatten() {
+            if target.file().is_some_and(|file| is_within(&state, file)) {
+                // What a run no longer needs is removed from there.
+                bail!(
+                    "{target} is in the state directory, {}: name a file outside it, or another \
+                     directory with --state",
+                    state.display()
+                );
+            }
+        }
         let errors = errors.unwrap_or_else(|| Target::within(&state.join(ERRORS)));
         Ok(Places {
             output,

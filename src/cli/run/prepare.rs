@@ -1,6 +1,8 @@
 //! What comes before the calls: the batch of an earlier run is gone on with, or a batch is made of
 //! what has no answer yet.
 
+use std::path::Path;
+
 use anyhow::Context as _;
 use tokio_util::sync::CancellationToken;
 
@@ -52,13 +54,7 @@ pub(super) async fn prepare(
         return Ok(None);
     };
     let mut journal = prepared?;
-    // Noted first: only what a run of this state wrote is ever overwritten.
-    journal.results.note_output(&places.output);
-    if args.restart {
-        for target in [&places.output, &places.errors] {
-            journal.results.give_up(target)?;
-        }
-    }
+    note_results(args, places, &mut journal)?;
     journal.write()?;
     journal.remove_strays();
     config.database.move_to(&journal.generation().database());
@@ -103,6 +99,30 @@ pub(super) fn admit(
     }
     files::must_be_writable(output)?;
     files::must_be_writable(errors)
+}
+
+/// Notes which files the run may overwrite, before it writes any.
+fn note_results(args: &RunArgs, places: &Places, journal: &mut Journal) -> anyhow::Result<()> {
+    let Places { output, errors, .. } = places;
+    let results = &mut journal.results;
+    if args.restart {
+        results.give_up(output)?;
+        results.give_up(errors)?;
+        let has_content = |file: &Path| file.metadata().is_ok_and(|found| found.len() > 0);
+        if errors.file().is_some_and(has_content) {
+            // Given up with the output: the command without --restart is to go on over both.
+            results.note_errors(errors);
+        }
+    } else {
+        if !results.has_output(output) {
+            results.note_free(output);
+        }
+        if !results.has_errors(errors) {
+            results.note_free(errors);
+        }
+    }
+    results.note_output(output);
+    Ok(())
 }
 
 /// Begins a run beside the earlier one, which is whole until the new one has an outcome.

@@ -87,24 +87,35 @@ impl Results {
     /// Notes an errors file that is about to be written.
     pub(super) fn note_errors(&mut self, errors: &Target) {
         if let Some(file) = errors.file() {
-            self.errors.push(relative(&self.state, file));
+            let file = relative(&self.state, file);
+            if !self.errors.contains(&file) {
+                self.errors.push(file);
+            }
         }
     }
 
-    /// Notes the content that a file is about to have. The earlier content stays noted: until the
-    /// new one has taken its place, the file has the earlier one.
-    pub(super) fn note_content(&mut self, file: &Path, content: Fingerprint) {
-        let file = relative(&self.state, file);
-        let mut latest = None;
-        self.written.retain(|written| {
-            if written.file != file {
-                return true;
-            }
-            latest = Some(written.clone());
-            false
-        });
-        self.written.extend(latest);
-        self.written.push(Written { file, content });
+    /// Notes that a file is empty or not there, and that no run has written it: whatever appears
+    /// at its name before this run writes it is somebody else's.
+    pub(super) fn note_free(&mut self, target: &Target) {
+        if let Some(path) = target.file() {
+            self.forget_content(path);
+            self.note_content(path, Fingerprint::empty());
+        }
+    }
+
+    /// Notes the content that a file is about to have. The content that the file has stays noted:
+    /// until the new one has taken its place, the file has the earlier one.
+    pub(super) fn note_content(&mut self, path: &Path, content: Fingerprint) {
+        let file = relative(&self.state, path);
+        let (of_file, mut others): (Vec<_>, Vec<_>) = std::mem::take(&mut self.written)
+            .into_iter()
+            .partition(|written| written.file == file);
+        // A run that was killed before a rename has noted a content that the file never had.
+        let has = |written: &&Written| written.content.fits(path).unwrap_or(false);
+        let current = of_file.iter().rev().find(has).or(of_file.last());
+        others.extend(current.cloned());
+        others.push(Written { file, content });
+        self.written = others;
     }
 
     /// Forgets what a file was: it is about to be written in its place, and has any content until
@@ -116,11 +127,10 @@ impl Results {
 
     /// Notes what a file is now: its owner has given it up.
     pub(super) fn give_up(&mut self, target: &Target) -> anyhow::Result<()> {
-        let Some(path) = target.file() else {
-            return Ok(());
-        };
-        self.forget_content(path);
-        if path.is_file() {
+        self.note_free(target);
+        if let Some(path) = target.file()
+            && path.is_file()
+        {
             let content = Fingerprint::of(path).with_context(|| format!("cannot read {target}"))?;
             self.note_content(path, content);
         }
@@ -134,16 +144,22 @@ impl Results {
         };
         let file = relative(&self.state, path);
         let mut written = self.written.iter().filter(|written| written.file == file);
-        let mut is_known = false;
+        let (mut is_known, mut was_free) = (false, true);
         let is_empty = path.metadata().map_or(true, |found| found.len() == 0);
         let fits = written.try_fold(is_empty, |fits, written| {
             is_known = true;
+            was_free &= written.content.is_empty();
             Ok::<_, std::io::Error>(fits || written.content.fits(path)?)
         });
         let fits = fits.with_context(|| format!("cannot read {target}"))?;
         if is_known && !fits {
+            let what = if was_free {
+                "has appeared, and no run wrote it"
+            } else {
+                "was changed after a run wrote it"
+            };
             bail!(
-                "{target} was changed after a run wrote it: move it away, and the same command \
+                "{target} {what}: move it away, and the same command \
                  writes a new one and sends nothing twice; or use --restart, which overwrites it \
                  and sends every request again"
             );
@@ -152,11 +168,19 @@ impl Results {
     }
 }
 
+/// Whether a file is in the state directory.
+pub(super) fn is_within(state: &Path, file: &Path) -> bool {
+    whole(file).starts_with(whole_state(state))
+}
+
 /// A file's path from the state directory.
 fn relative(state: &Path, file: &Path) -> PathBuf {
     let file = whole(file);
-    let state = state.canonicalize().unwrap_or_else(|_| whole(state));
-    pathdiff::diff_paths(&file, state).unwrap_or(file)
+    pathdiff::diff_paths(&file, whole_state(state)).unwrap_or(file)
+}
+
+fn whole_state(state: &Path) -> PathBuf {
+    state.canonicalize().unwrap_or_else(|_| whole(state))
 }
 
 /// A path from the root, without symlinks but for its last part.
@@ -165,5 +189,36 @@ fn whole(path: &Path) -> PathBuf {
     match (path.parent().map(Path::canonicalize), path.file_name()) {
         (Some(Ok(directory)), Some(name)) => directory.join(name),
         _ => path,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_a_file_holds_stays_noted_where_two_writes_in_a_row_are_cut_off() {
+        let directory = tempfile::tempdir().unwrap();
+        let path = directory.path().join("out.jsonl");
+        let content = |text: &str| {
+            let other = directory.path().join("other");
+            std::fs::write(&other, text).unwrap();
+            Fingerprint::of(&other).unwrap()
+        };
+        let mut results = Results::none(directory.path());
+        let target = Target::of(&path).unwrap();
+        results.note_free(&target);
+        std::fs::write(&path, "first").unwrap();
+        assert!(results.must_be_unchanged(&target).is_err(), "it appeared");
+        results.note_content(&path, content("first"));
+        assert!(results.must_be_unchanged(&target).is_ok());
+        // Neither of these takes its place.
+        results.note_content(&path, content("the second"));
+        results.note_content(&path, content("and the third"));
+        assert!(results.must_be_unchanged(&target).is_ok());
+        std::fs::write(&path, "the second").unwrap();
+        assert!(results.must_be_unchanged(&target).is_err());
+        std::fs::write(&path, "and the third").unwrap();
+        assert!(results.must_be_unchanged(&target).is_ok());
     }
 }

@@ -9,6 +9,7 @@ use tokio::io::AsyncWriteExt as _;
 
 use super::run::{Workshop, requests};
 use super::{command_in, until};
+use crate::support::binary::Process;
 use crate::support::{chat, ids};
 
 /// A finished run of three requests, of which the last has failed.
@@ -140,4 +141,58 @@ async fn what_an_earlier_version_wrote_is_still_the_runs() {
     let ran = workshop.run(&[]).await;
     assert_eq!(ran.code, Some(1), "{}", ran.errors);
     assert_eq!(workshop.calls(), 3);
+}
+
+#[tokio::test]
+async fn a_file_that_appears_before_the_first_results_is_not_overwritten() {
+    let input = requests(&ids(2)) + &chat("bad", json!({"status": 400}));
+    for name in ["out.jsonl", "out.errors.jsonl"] {
+        let workshop = Workshop::new(&input, Options::default()).await;
+        let url = workshop.simulator.base_url();
+        let args = ["run", "-i", "-", "-o", "out.jsonl", "--upstream", &url];
+        let mut command = command_in(&workshop.path(""), &args);
+        command.stdin(Stdio::piped()).stderr(Stdio::piped());
+        let mut running = command.kill_on_drop(true).spawn().expect("starts");
+        let mut stdin = running.stdin.take().expect("is piped");
+        // The run has looked at its files, and reads its input.
+        let store = workshop.path("out.jsonl.nightshift/state.db");
+        until("the input is read", async || store.exists()).await;
+        workshop.write(name, "mine\n");
+        stdin.write_all(input.as_bytes()).await.expect("is read");
+        drop(stdin);
+        let ended = running.wait_with_output().await.expect("ends");
+        let errors = String::from_utf8_lossy(&ended.stderr);
+        assert_eq!(ended.status.code(), Some(1), "{errors}");
+        let told = format!("{name} has appeared, and no run wrote it: move it away");
+        assert!(errors.contains(&told), "{errors}");
+        let refused = workshop.run(&[]).await;
+        assert_eq!(refused.code, Some(3), "{}", refused.errors);
+        assert_eq!(workshop.read(name), "mine\n");
+
+        move_away(&workshop, name);
+        let ran = workshop.run(&[]).await;
+        assert_eq!((ran.code, workshop.calls()), (Some(1), 3), "{}", ran.errors);
+        assert_eq!(workshop.custom_ids("out.jsonl"), ids(2));
+    }
+}
+
+#[tokio::test]
+async fn a_restart_over_an_errors_file_of_others_is_gone_on_with() {
+    let input = requests(&ids(2)) + &chat("hanging", json!({"hang": true}));
+    let workshop = Workshop::new(&input, Options::default()).await;
+    workshop.write("out.errors.jsonl", "mine\n");
+    assert_eq!(workshop.run(&[]).await.code, Some(3), "it is not the run's");
+    let running = Process::start(workshop.command(&["--restart"]), b"");
+    let partial = workshop.path("out.jsonl.partial");
+    until("answers are there", async || {
+        std::fs::read_to_string(&partial).is_ok_and(|text| text.lines().count() == 2)
+    })
+    .await;
+    running.signal("KILL");
+    running.ended().await;
+    let went_on = workshop
+        .run(&["--timeout", "200ms", "--max-attempts", "1"])
+        .await;
+    assert_eq!(went_on.code, Some(1), "{}", went_on.errors);
+    assert_eq!(workshop.custom_ids("out.errors.jsonl"), ["hanging"]);
 }

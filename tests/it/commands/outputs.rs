@@ -344,6 +344,14 @@ async fn a_directory_of_somebody_else_is_no_state_directory() {
     // An empty one is as good as none, and stays empty where nothing is begun.
     std::fs::create_dir(workshop.path("empty")).expect("makes a directory");
     workshop.write("in.jsonl", "no JSON");
+    for more in [&[][..], &["--errors", "empty/errors.jsonl"]] {
+        let output = ["empty/lines.jsonl", "out.jsonl"][usize::from(!more.is_empty())];
+        let more = [more, &["--state", "empty"]].concat();
+        let refused = ended(workshop.command_to(output, &more)).await;
+        assert_eq!(refused.code, Some(3), "{}", refused.errors);
+        let told = "is in the state directory, empty: name a file outside it";
+        assert!(refused.errors.contains(told), "{}", refused.errors);
+    }
     let refused = workshop.run(&["--state", "empty"]).await;
     assert_eq!(refused.code, Some(3), "{}", refused.errors);
     let left = std::fs::read_dir(workshop.path("empty")).expect("is there");
@@ -408,6 +416,31 @@ async fn a_run_that_waits_for_a_reader_can_be_stopped_and_gone_on_with() {
     let ran = ended(workshop.command_to("-", &more)).await;
     assert_eq!(custom_ids(&ran.out), ids(2), "{}", ran.errors);
     assert_eq!(workshop.calls(), calls);
+}
+
+#[tokio::test]
+async fn a_named_pipe_is_read_once_and_a_run_that_waits_for_its_writer_can_be_stopped() {
+    let workshop = workshop().await;
+    let pipe = workshop.path("in.pipe");
+    mkfifo(&pipe);
+    let url = workshop.simulator.base_url();
+    let args = ["run", "-i", "in.pipe", "-o", "out.jsonl"];
+    let args = [&args[..], &["--upstream", &url]].concat();
+    let start = || Process::start(command_in(&workshop.path(""), &args), b"");
+    let waiting = start();
+    let store = workshop.path("out.jsonl.nightshift/state.db");
+    until("the run has begun", async || store.exists()).await;
+    waiting.signal("INT");
+    let stopped = waiting.ended().await;
+    assert_eq!(stopped.code, Some(130), "{}", stopped.errors);
+
+    let running = start();
+    let input = workshop.read("in.jsonl");
+    let written = tokio::task::spawn_blocking(move || std::fs::write(pipe, input));
+    written.await.expect("ends").expect("all of it is read");
+    let ran = running.ended().await;
+    assert_eq!(ran.code, Some(1), "{}", ran.errors);
+    assert_eq!(workshop.custom_ids("out.jsonl"), ids(2));
 }
 
 #[tokio::test]
