@@ -1,8 +1,6 @@
 //! What comes before the calls: the batch of an earlier run is gone on with, or a batch is made of
 //! what has no answer yet.
 
-use std::path::Path;
-
 use anyhow::Context as _;
 use tokio_util::sync::CancellationToken;
 
@@ -108,11 +106,6 @@ fn note_results(args: &RunArgs, places: &Places, journal: &mut Journal) -> anyho
     if args.restart {
         results.give_up(output)?;
         results.give_up(errors)?;
-        let has_content = |file: &Path| file.metadata().is_ok_and(|found| found.len() > 0);
-        if errors.file().is_some_and(has_content) {
-            // Given up with the output: the command without --restart is to go on over both.
-            results.note_errors(errors);
-        }
     } else {
         if !results.has_output(output) {
             results.note_free(output);

@@ -9,7 +9,6 @@ use tokio::io::AsyncWriteExt as _;
 
 use super::run::{Workshop, requests};
 use super::{command_in, until};
-use crate::support::binary::Process;
 use crate::support::{chat, ids};
 
 /// A finished run of three requests, of which the last has failed.
@@ -174,25 +173,4 @@ async fn a_file_that_appears_before_the_first_results_is_not_overwritten() {
         assert_eq!((ran.code, workshop.calls()), (Some(1), 3), "{}", ran.errors);
         assert_eq!(workshop.custom_ids("out.jsonl"), ids(2));
     }
-}
-
-#[tokio::test]
-async fn a_restart_over_an_errors_file_of_others_is_gone_on_with() {
-    let input = requests(&ids(2)) + &chat("hanging", json!({"hang": true}));
-    let workshop = Workshop::new(&input, Options::default()).await;
-    workshop.write("out.errors.jsonl", "mine\n");
-    assert_eq!(workshop.run(&[]).await.code, Some(3), "it is not the run's");
-    let running = Process::start(workshop.command(&["--restart"]), b"");
-    let partial = workshop.path("out.jsonl.partial");
-    until("answers are there", async || {
-        std::fs::read_to_string(&partial).is_ok_and(|text| text.lines().count() == 2)
-    })
-    .await;
-    running.signal("KILL");
-    running.ended().await;
-    let went_on = workshop
-        .run(&["--timeout", "200ms", "--max-attempts", "1"])
-        .await;
-    assert_eq!(went_on.code, Some(1), "{}", went_on.errors);
-    assert_eq!(workshop.custom_ids("out.errors.jsonl"), ["hanging"]);
 }
