@@ -5,6 +5,7 @@ use std::path::Path;
 use std::process::ExitCode;
 
 use anyhow::Context as _;
+use tokio_util::sync::CancellationToken;
 
 use super::args::RunArgs;
 use super::beside::beside;
@@ -48,7 +49,10 @@ pub(super) async fn dry_run(
     report: &Report,
 ) -> anyhow::Result<ExitCode> {
     let reshape = args.reshape();
-    let mut input = Input::of(&args.input, config.limits.max_file_bytes).or_exit(NOT_VALID)?;
+    // Nothing listens for a signal here: it ends the process.
+    let stop = CancellationToken::new();
+    let input = Input::of(&args.input, config.limits.max_file_bytes, &stop);
+    let mut input = input.or_exit(NOT_VALID)?;
     let _lock = claim::look(&places.state)?;
     let journal = earlier(args, places)?;
     admit(args, places, journal.as_ref()).or_exit(NOT_VALID)?;

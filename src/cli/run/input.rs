@@ -11,6 +11,7 @@ use futures::StreamExt as _;
 use rustix::fs::{Access, access};
 use tokio::io::{AsyncRead, AsyncReadExt as _};
 use tokio_util::io::ReaderStream;
+use tokio_util::sync::CancellationToken;
 
 use super::exit::NOT_VALID;
 use super::fingerprint::Hashing;
@@ -29,14 +30,21 @@ pub(super) struct Input {
     path: Option<PathBuf>,
     /// What a compressed input may hold.
     max_bytes: u64,
+    /// Ends each wait for the input. Whoever reads it may finish what else is under way.
+    stop: CancellationToken,
 }
 
 impl Input {
-    pub(super) fn of(path: &Path, max_bytes: u64) -> anyhow::Result<Input> {
+    pub(super) fn of(
+        path: &Path,
+        max_bytes: u64,
+        stop: &CancellationToken,
+    ) -> anyhow::Result<Input> {
         let input = |whole| Input {
             name: path.to_owned(),
             path: whole,
             max_bytes,
+            stop: stop.clone(),
         };
         if path.as_os_str() == "-" {
             return Ok(input(None));
@@ -78,7 +86,7 @@ impl Input {
             None => &self.name,
             Some(path) => path,
         };
-        let file = tokio::fs::File::open(path).await;
+        let file = unless_stopped(&self.stop, tokio::fs::File::open(path)).await?;
         let file = file.with_context(|| format!("cannot open {}", path.display()))?;
         Ok(Box::new(file))
     }
@@ -88,9 +96,9 @@ impl Input {
         let mut raw = self.raw().await?;
         let mut beginning = Vec::with_capacity(Packing::SIGNATURE_BYTES);
         let signature = (&mut raw).take(Packing::SIGNATURE_BYTES as u64);
-        { signature }
-            .read_to_end(&mut beginning)
-            .await
+        let mut signature = { signature };
+        unless_stopped(&self.stop, signature.read_to_end(&mut beginning))
+            .await?
             .with_context(|| format!("cannot read {}", self.shown()))?;
         let packing = Packing::of(&beginning);
         let whole: Raw = Box::new(Cursor::new(beginning).chain(raw));
@@ -105,6 +113,7 @@ impl Input {
                 },
             },
             max_bytes: self.max_bytes,
+            stop: self.stop.clone(),
         })
     }
 
@@ -121,7 +130,7 @@ impl Input {
         let mut raw = self.raw().await?;
         let cannot = || format!("cannot copy {} to {}", self.shown(), copy.display());
         let mut copied = tokio::fs::File::create(copy).await.with_context(cannot)?;
-        let done = tokio::io::copy(&mut raw, &mut copied).await;
+        let done = unless_stopped(&self.stop, tokio::io::copy(&mut raw, &mut copied)).await?;
         done.with_context(cannot)?;
         copied.sync_data().await.with_context(cannot)?;
         self.path = Some(copy.to_owned());
@@ -144,6 +153,16 @@ pub(super) struct Content {
     name: String,
     bytes: Source,
     max_bytes: u64,
+    stop: CancellationToken,
+}
+
+/// Waits for an input, unless a signal comes first.
+async fn unless_stopped<T>(
+    stop: &CancellationToken,
+    input: impl Future<Output = T>,
+) -> anyhow::Result<T> {
+    let read = stop.run_until_cancelled(input).await;
+    read.context("a signal came before the input was read")
 }
 
 enum Source {
@@ -156,8 +175,13 @@ enum Source {
 }
 
 impl Content {
-    /// The next bytes; `None` at the end.
+    /// The next bytes; `None` at the end. An error where a signal comes first.
     pub(super) async fn next(&mut self) -> anyhow::Result<Option<Bytes>> {
+        let stop = self.stop.clone();
+        unless_stopped(&stop, self.next_block()).await?
+    }
+
+    async fn next_block(&mut self) -> anyhow::Result<Option<Bytes>> {
         let cannot = || format!("cannot read {}", self.name);
         let (unpacked, left) = match &mut self.bytes {
             Source::Plain(stream) => return stream.next().await.transpose().with_context(cannot),

@@ -32,10 +32,13 @@ pub(super) async fn prepare(
     stop: &CancellationToken,
 ) -> anyhow::Result<Option<Journal>> {
     let state = &places.state;
-    let mut input = Input::of(&args.input, config.limits.max_file_bytes).or_exit(NOT_VALID)?;
+    let mut input =
+        Input::of(&args.input, config.limits.max_file_bytes, stop).or_exit(NOT_VALID)?;
     let earlier = earlier(args, places)?;
     admit(args, places, earlier.as_ref()).or_exit(NOT_VALID)?;
-    let prepared = stop.run_until_cancelled(async {
+    // A signal ends each wait for the input. A store that is being opened or written is closed as
+    // ever, so that its files can be removed.
+    let prepared = async {
         let Some(journal) = earlier else {
             Journal::clear(state)?;
             return begin(&Generation::first(state), reshape, config, &input, None).await;
@@ -45,12 +48,12 @@ pub(super) async fn prepare(
         }
         input.make_lasting(&state.join(INPUT_COPY)).await?;
         go_on(args, places, journal, reshape, config, &input).await
-    });
+    };
     let prepared = prepared.await;
     let _ = std::fs::remove_file(state.join(INPUT_COPY));
-    let Some(prepared) = prepared else {
+    if prepared.is_err() && stop.is_cancelled() {
         return Ok(None);
-    };
+    }
     let mut journal = prepared?;
     note_results(args, places, &mut journal)?;
     journal.write()?;

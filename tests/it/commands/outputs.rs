@@ -419,17 +419,30 @@ async fn a_run_that_waits_for_a_reader_can_be_stopped_and_gone_on_with() {
 }
 
 #[tokio::test]
-async fn a_named_pipe_is_read_once() {
+async fn a_named_pipe_is_read_once_and_a_run_that_waits_for_its_writer_can_be_stopped() {
     let workshop = workshop().await;
-    let pipe = workshop.path("in.pipe");
-    mkfifo(&pipe);
+    mkfifo(&workshop.path("in.pipe"));
     let url = workshop.simulator.base_url();
     let args = ["run", "-i", "in.pipe", "-o", "out.jsonl"];
     let args = [&args[..], &["--upstream", &url]].concat();
-    let running = Process::start(command_in(&workshop.path(""), &args), b"");
-    let input = workshop.read("in.jsonl");
-    let written = tokio::task::spawn_blocking(move || std::fs::write(pipe, input));
-    written.await.expect("ends").expect("all of it is read");
+    let start = || Process::start(command_in(&workshop.path(""), &args), b"");
+    let state = workshop.path("out.jsonl.nightshift");
+    // Stopped while its store is made, or later: nothing of it is in the way of the next one.
+    for file in ["state.db.lock", "state.db"] {
+        let waiting = start();
+        until("the run has begun", async || state.join(file).exists()).await;
+        waiting.signal("INT");
+        let stopped = waiting.ended().await;
+        assert_eq!(stopped.code, Some(130), "{}", stopped.errors);
+        assert!(!state.exists(), "something is left behind");
+    }
+
+    let running = start();
+    // A process, for a writer waits for its reader for good.
+    let mut writer = tokio::process::Command::new("sh");
+    writer.args(["-c", "cat in.jsonl > in.pipe"]);
+    writer.current_dir(workshop.path("")).kill_on_drop(true);
+    let _writer = writer.spawn().expect("starts");
     let ran = running.ended().await;
     assert_eq!(ran.code, Some(1), "{}", ran.errors);
     assert_eq!(workshop.custom_ids("out.jsonl"), ids(2));
