@@ -55,11 +55,11 @@
 //! # Add a task
 //!
 //! A task is a file in `worker/tasks/` with a struct that implements `Task`: its name, how long it
-//! may go without a look, by whose wake-ups it is notified, and a `round` that does what there is to
-//! do. `worker/tasks/expire.rs` is the smallest one to copy. Start it in `worker::Worker::start`. A
-//! round takes no input, may be cut off at any point, and does no harm when it is repeated. What
-//! must not be done twice is decided by the statement that does it. One process looks by itself,
-//! for all (`worker/tasks/housekeeping.rs`).
+//! may go without a look, by whose wake-ups it is notified, and a `round` that does what there is
+//! to do. `worker/tasks/expire.rs` is the smallest one to copy. Start it in
+//! `worker::Worker::start`. A round takes no input, may be cut off at any point, and does no harm
+//! when it is repeated. What must not be done twice is decided by the statement that does it. One
+//! process looks by itself, for all (`worker/tasks/housekeeping.rs`).
 //!
 //! # Add a provider
 //!

@@ -1,4 +1,5 @@
-//! JSON bodies: read field by field, so that every mistake is named as OpenAI names it; and written.
+//! JSON bodies: read field by field, so that every mistake is named as OpenAI names it; and
+//! written.
 
 use axum::body::Body;
 use axum::extract::{FromRequest, Request};

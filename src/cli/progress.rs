@@ -98,8 +98,8 @@ impl Progress {
         }
     }
 
-    /// Shows a snapshot taken at `now`, and the details. What the first snapshot says was done before
-    /// is in no rate.
+    /// Shows a snapshot taken at `now`, and the details. What the first snapshot says was done
+    /// before is in no rate.
     pub fn update(&mut self, snapshot: Snapshot, details: &Details, now: Instant) {
         self.meter.note(snapshot, now);
         let rates = self.meter.trailing();
@@ -129,8 +129,8 @@ impl Progress {
         }
     }
 
-    /// From which age on a call is told of, where so many calls are in flight: calls of a model that
-    /// always takes long are not told of while answers come.
+    /// From which age on a call is told of, where so many calls are in flight: calls of a model
+    /// that always takes long are not told of while answers come.
     #[must_use]
     pub fn notable_age(&self, in_flight: usize) -> Duration {
         let per_second = self.meter.trailing().requests_per_second;

@@ -9,8 +9,8 @@ pub const MODELS_MAX: usize = 10_000;
 /// How many requests a chunk has at most. A chunk ends with the line that brings it to this number.
 pub const CHUNK_REQUESTS_MAX: u32 = 512;
 
-/// How many lines a chunk has at most, blank ones included. Lines are numbered within a chunk, and a
-/// unit has a bit for each.
+/// How many lines a chunk has at most, blank ones included. Lines are numbered within a chunk, and
+/// a unit has a bit for each.
 pub const CHUNK_LINES_MAX: u32 = 65_536;
 
 /// What an uploaded file is for, or what made it (OpenAI's `purpose`).

@@ -47,8 +47,8 @@ pub fn read(body: &[u8]) -> Option<Usage> {
     parse(usage?)
 }
 
-/// Reads the value of `usage`, as OpenAI's API has it, in the names of the Responses API or of those before it. Nothing
-/// in it is relied on: what is absent or no number counts as 0.
+/// Reads the value of `usage`, as OpenAI's API has it, in the names of the Responses API or of
+/// those before it. Nothing in it is relied on: what is absent or no number counts as 0.
 pub(crate) fn parse(usage: &str) -> Option<Usage> {
     let mut tokens = Usage::default();
     let mut total = None;

@@ -47,7 +47,8 @@ Exit codes:
 #[derive(Clone, Debug, clap::Args)]
 #[command(after_help = EXAMPLE)]
 pub(in crate::cli) struct RunArgs {
-    /// The JSONL file of requests, which may be compressed with gzip or zstd; - reads standard input
+    /// The JSONL file of requests, which may be compressed with gzip or zstd; - reads standard
+    /// input
     #[arg(short, long, value_name = "FILE")]
     pub(super) input: PathBuf,
 

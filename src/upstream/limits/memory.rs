@@ -1,10 +1,10 @@
 //! One budget of bytes for a process: requests, answers, and what is not yet flushed.
 //!
 //! A request's text is read only if it fits ([`Budget::try_reserve`]). The length of an answer is
-//! not known beforehand, so the answer's reservation grows with it ([`Reservation::grow`]). If every
-//! answer waited for another one to end, none would end. So one growing reservation at a time may
-//! overdraw: the one that has waited longest. The overdraft is thus never more than one answer, and
-//! the copy of its request that a route may have made.
+//! not known beforehand, so the answer's reservation grows with it ([`Reservation::grow`]). If
+//! every answer waited for another one to end, none would end. So one growing reservation at a time
+//! may overdraw: the one that has waited longest. The overdraft is thus never more than one answer,
+//! and the copy of its request that a route may have made.
 
 use std::collections::VecDeque;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -44,8 +44,8 @@ impl Budget {
         })
     }
 
-    /// Reserves `bytes` if they fit and no answer waits, or if nothing else is reserved: so even what
-    /// is larger than the whole budget passes, alone.
+    /// Reserves `bytes` if they fit and no answer waits, or if nothing else is reserved: so even
+    /// what is larger than the whole budget passes, alone.
     pub fn try_reserve(self: &Arc<Self>, bytes: usize) -> Option<Reservation> {
         let mut state = self.lock();
         let fits = state.used.saturating_add(bytes) <= self.limit;
@@ -206,8 +206,8 @@ impl Reservation {
         }
     }
 
-    /// Lets another answer overdraw, although this one is kept: for an answer that is kept while its
-    /// line waits to be sent again.
+    /// Lets another answer overdraw, although this one is kept: for an answer that is kept while
+    /// its line waits to be sent again.
     pub(in crate::upstream) fn yield_overdraft(&mut self) {
         if std::mem::take(&mut self.may_overdraw) {
             self.give_back(0, true);

@@ -37,8 +37,8 @@ impl Backend {
         &self.model
     }
 
-    /// The backend's breaker. Whoever needs the lock of [`Targets`](super::Targets), too, takes that
-    /// first.
+    /// The backend's breaker. Whoever needs the lock of [`Targets`](super::Targets), too, takes
+    /// that first.
     pub(in crate::upstream) fn breaker(&self) -> MutexGuard<'_, Breaker> {
         self.breaker.lock().unwrap_or_else(PoisonError::into_inner)
     }

@@ -113,9 +113,9 @@ impl ServerCertVerifier for NamedOrUsual {
     }
 }
 
-/// Verifies a certificate that an operator trusts by name. Who signed the certificate, and whether it
-/// is one of a CA, says nothing more then. Its dates, its purpose and its names still count. That
-/// the server has its key is shown by the handshake.
+/// Verifies a certificate that an operator trusts by name. Who signed the certificate, and whether
+/// it is one of a CA, says nothing more then. Its dates, its purpose and its names still count.
+/// That the server has its key is shown by the handshake.
 fn verify_named(
     der: &CertificateDer<'_>,
     server_name: &ServerName<'_>,
