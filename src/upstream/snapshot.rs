@@ -91,7 +91,7 @@ pub(super) fn take(clients: &[Client], targets: &Targets) -> Vec<UpstreamStatus>
             left: closure.until.saturating_duration_since(now),
         }));
         if breaker.closure().is_none()
-            && let Some((reason, cause)) = breaker.doubt()
+            && let Some((reason, cause)) = breaker.last_refusal()
         {
             closed.push(ClosedModel {
                 model: backend.model().to_owned(),
@@ -110,9 +110,9 @@ pub(super) fn take(clients: &[Client], targets: &Targets) -> Vec<UpstreamStatus>
                 let left = closure.until.saturating_duration_since(now);
                 (closure.reason, closure.cause.clone(), left)
             });
-            let doubt = upstream.breaker().doubt().cloned();
-            let doubt = doubt.map(|(reason, cause)| (reason, cause, Duration::ZERO));
-            let whole = whole.or(doubt);
+            let refusal = upstream.breaker().last_refusal().cloned();
+            let refusal = refusal.map(|(reason, cause)| (reason, cause, Duration::ZERO));
+            let whole = whole.or(refusal);
             // Where all its models are closed, so is the upstream, whatever closed them.
             let together = models.first().filter(|_| models.len() == seen);
             let first = models.iter().map(|model| model.left).min();

@@ -1,18 +1,18 @@
 //! Whether lines may be sent to something that fails at times: an upstream, or a model at an
-//! upstream. One state machine for both; what closes which follows from a
+//! upstream. Both have the same state machine. Which of the two a failure concerns follows from the
 //! [`CallResult`](crate::upstream::attempt::result::CallResult).
 //!
 //! * **Open**: lines are sent, as many at once as the limits allow, or as the *window* allows.
-//! * **Closed**: nothing is sent until a moment, or until a probe is answered. Then a *trial*
+//! * **Closed**: nothing is sent until a set time, or until a probe is answered. Then a *trial*
 //!   follows: one line, and more as lines succeed.
 //!
-//! A failure narrows the window to the calls that are still on their way: those that the other
-//! side has taken. When none is left the breaker closes. So a server that takes four calls at once
-//! keeps four, and one line that always fails closes nothing while others succeed.
+//! A failure narrows the window to the calls that are still in flight, because the other side has
+//! taken those. When none is left in flight, the breaker closes. So a server that takes four calls
+//! at once keeps four, and one line that always fails closes nothing while others succeed.
 //!
-//! Each closing begins a new *generation*. A call counts in the generation in which it began: of a
-//! hundred calls that fail together one closes the breaker, and what arrives late says nothing
-//! about how things are now.
+//! Each closing begins a new *generation*. A call counts in the generation in which it began. So of
+//! a hundred calls that fail together one closes the breaker, and late results say nothing about
+//! the present.
 
 use std::collections::HashMap;
 use std::time::Duration;
@@ -24,29 +24,31 @@ use super::reason::Reason;
 use crate::upstream::backoff::doubled;
 use crate::upstream::settings::{Pace, RetrySettings};
 
-/// Lines that are sent at once when a limit that was reached is tried again.
-const FEW: usize = 2;
-/// A window that was narrowed grows by one after so many successes. While a limit holds, about
-/// one call in thirteen is then refused; and a window grows back to its full size as long as less
-/// than one line in thirteen fails for reasons of its own.
+/// After a closing the window begins with at least so many calls, unless one line tries alone.
+const FIRST_WINDOW_MIN: usize = 2;
+/// A narrowed window grows by one after so many successes. While the other side takes no more
+/// calls, about one call in thirteen is then refused. As long as less than one line in thirteen
+/// fails for reasons of its own, the window grows back to its full size.
 const SUCCESSES_A_STEP: u32 = 12;
-/// After so many steps without a failure nothing seems to hold it back, and it grows fast.
+/// After so many steps without a failure the window grows with each success.
 const STEPS_UNTIL_DOUBLING: u32 = 2;
-/// So many refusals in a row close at once, whatever was on its way before: what only a person can
-/// mend is not capacity.
+/// So many refusals in a row close at once, even while calls are in flight: a lack of capacity can
+/// pass, and what only a person can mend cannot.
 const REFUSALS_IN_A_ROW: u32 = 8;
-/// So many lines that fail one after the other, each for the first time, are the server's fault
-/// and not the lines'. By chance that happens once in ten billion calls where a tenth fails.
-const RUN_OF_FAILURES: u32 = 8;
-/// A batch whose lines fail so often in a row while other batches succeed is at fault itself.
+/// When so many lines in a row fail, each for the first time, the server is at fault and not the
+/// lines. Where a tenth of the calls fail, that happens by chance once in ten billion calls.
+const FRESH_FAILURES_IN_A_ROW: u32 = 8;
+/// When so many lines in a row of one batch fail while other batches succeed, the batch is at
+/// fault.
 const FAILURES_OF_A_BATCH: u32 = 4;
-/// A success of another batch shows that for so long.
-const SHOWN_FOR: Duration = Duration::from_mins(1);
+/// For how long the success of another batch counts for that.
+const BATCH_SUCCESS_COUNTS_FOR: Duration = Duration::from_mins(1);
 /// Batches whose failures in a row are counted.
 const BATCHES_COUNTED_MAX: usize = 256;
-/// A call that has not failed for so long lets one more be sent: a model may take minutes.
+/// For each such time without a failure, a trial may have one more call in flight: the answer to
+/// its first call may take minutes.
 const ONE_MORE_AFTER: Duration = Duration::from_secs(5);
-/// One failure closes nothing that has worked before: the next line shows whose fault it was.
+/// After one failure, what has worked before stays open: the next line shows whose fault it was.
 const FAILURES_IN_A_ROW: u32 = 2;
 
 /// Why and until when a breaker is closed.
@@ -56,23 +58,23 @@ pub(in crate::upstream) struct Closure {
     /// In words for people; no addresses, no secrets.
     pub(in crate::upstream) cause: String,
     pub(in crate::upstream) since: Instant,
-    /// When lines are tried again; for what is probed, when it is probed.
+    /// When a line is tried again, or, after [`Reason::Unreachable`], when the next probe is due.
     pub(in crate::upstream) until: Instant,
-    /// Until when the other processes know the breaker to be closed.
+    /// Until when the other processes keep it closed, as far as they were told.
     pub(in crate::upstream) shared_until: Option<Instant>,
-    /// Calls that have failed since.
+    /// Calls that have failed since then.
     pub(in crate::upstream) failures: u64,
 }
 
-/// How many calls at once, until it is known that more are taken.
+/// How many calls there may be at once, until it is known that the other side takes more.
 #[derive(Clone, Copy, Debug)]
 struct Window {
     size: usize,
-    /// Each success adds one, until a call fails.
+    /// Each success adds one to the size, until a call fails: in each round of calls it doubles.
     doubles: bool,
-    /// Since it grew.
+    /// Successes since the size grew.
     successes: u32,
-    /// How often it grew since a call failed.
+    /// How often the size grew since a call failed.
     steps: u32,
 }
 
@@ -80,10 +82,10 @@ struct Window {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(in crate::upstream) enum Room {
     Open {
-        /// It is not known to work: lines that have failed before come last.
+        /// Nothing is known to succeed here: lines that have failed before are sent last.
         is_trial: bool,
     },
-    /// All that the window allows is on its way.
+    /// As many calls are in flight as the window allows.
     Full,
     /// `until`: when it opens by itself.
     Closed { until: Option<Instant> },
@@ -93,60 +95,63 @@ pub(in crate::upstream) enum Room {
 #[derive(Clone, Copy, Debug)]
 pub(in crate::upstream) struct Failure {
     pub(in crate::upstream) reason: Reason,
-    /// How long the server asked to be left alone.
+    /// For how long the server asks for no more calls, cut down to what the configuration allows.
     pub(in crate::upstream) wait: Option<Duration>,
-    /// Whether the server asked for more than it is believed: then one line tries.
+    /// The server asked for a longer time than that. After the wait, one line tries.
     pub(in crate::upstream) is_capped: bool,
     /// The line had not failed here before.
     pub(in crate::upstream) is_fresh: bool,
-    /// Of the line's batch.
+    /// The number of the line's batch.
     pub(in crate::upstream) batch: u64,
 }
 
-/// What a call has changed.
+/// How a call has changed a breaker.
 #[derive(Clone, Debug)]
 pub(in crate::upstream) enum Change {
     /// It has closed, and was open before.
     Closed(Closure),
     /// A trial has failed.
     StillClosed,
-    /// It is open again; how it was closed.
+    /// It is open again, and was closed like this.
     Opened(Closure),
 }
 
+/// See the module.
 #[derive(Debug, Default)]
 pub(in crate::upstream) struct Breaker {
     closure: Option<Closure>,
     window: Option<Window>,
     generation: u32,
-    /// The generation of the last trial, if it has failed.
+    /// The generation of the last trial, if that trial has failed.
     failed_trial: Option<u32>,
-    /// Calls of this generation.
+    /// Calls in flight that began in this generation.
     in_flight: usize,
     /// Closings since the last success: each doubles the wait.
     consecutive_closings: u32,
     /// Failures since the last success of a call that began after the first of them.
     consecutive_failures: u32,
-    /// When the first of them was there, and how the last one was refused.
+    /// When the first of them came.
     failing_since: Option<Instant>,
-    doubt: Option<(Reason, String)>,
-    /// The same of lines that had not failed before, of the kind that a server shows at times.
-    run: u32,
+    /// How the last of them was refused, where only a person can mend it.
+    last_refusal: Option<(Reason, String)>,
+    /// Server errors since the last success, each of a line that had not failed before.
+    fresh_failures: u32,
     evidence: Evidence,
-    /// When a line began to wait for a success.
+    /// When the last line began to wait for a success here.
     awaited_since: Option<Instant>,
-    /// When the last call was sent, and the first of this generation.
+    /// When the last call was sent.
     started: Option<Instant>,
+    /// When the first call of this generation was sent.
     generation_began: Option<Instant>,
     batches: Batches,
 }
 
-/// How batches fare, so that one of them is told from the rest.
+/// How the lines of each batch fare, so that a batch whose lines are at fault is known.
 #[derive(Debug, Default)]
 struct Batches {
-    /// Failures in a row.
+    /// Failures in a row, by batch.
     failures: HashMap<u64, u32>,
-    /// The last success, and the last one of another batch than that.
+    /// The last success, and the last success of another batch than that one's.
     successes: [Option<(u64, Instant)>; 2],
 }
 
@@ -161,8 +166,8 @@ impl Batches {
         self.successes[0] = Some((batch, now));
     }
 
-    /// Takes a failure down. Whether it is the batch's own: it has failed again and again, while
-    /// others succeed.
+    /// Counts a failure. True if the batch is at fault: its lines fail again and again while those
+    /// of other batches succeed.
     fn failed(&mut self, batch: u64, now: Instant) -> bool {
         if self.failures.len() >= BATCHES_COUNTED_MAX && !self.failures.contains_key(&batch) {
             self.failures.clear();
@@ -172,7 +177,7 @@ impl Batches {
         let is_often = *failures >= FAILURES_OF_A_BATCH;
         is_often
             && self.successes.iter().flatten().any(|(other, at)| {
-                *other != batch && now.saturating_duration_since(*at) < SHOWN_FOR
+                *other != batch && now.saturating_duration_since(*at) < BATCH_SUCCESS_COUNTS_FOR
             })
     }
 }
@@ -201,7 +206,7 @@ impl Breaker {
         }
     }
 
-    /// How many calls the window takes: while it is a ramp, more as time goes by without a failure.
+    /// How many calls the window allows now. While it doubles, time without a failure adds to it.
     fn size(&self, window: Window, now: Instant) -> usize {
         let began = self.generation_began.filter(|_| window.doubles);
         let elapsed = began.map_or(Duration::ZERO, |began| now.saturating_duration_since(began));
@@ -216,25 +221,26 @@ impl Breaker {
         self.started
     }
 
-    /// Whether nothing of it need be remembered.
+    /// Whether the breaker can be forgotten: it is open, or its time is over, and nothing is in
+    /// flight.
     pub(in crate::upstream) fn is_unremarkable(&self, now: Instant) -> bool {
         let is_over = |closure: &Closure| closure.until <= now;
         self.closure.as_ref().is_none_or(is_over) && self.in_flight == 0
     }
 
-    /// Whether calls succeed, as far as is known: who fails then fails for reasons of its own.
+    /// Whether calls succeed here, as far as is known. A line that fails then is itself at fault.
     pub(in crate::upstream) fn works(&self) -> bool {
         self.closure.is_none() && self.evidence.has_succeeded()
     }
 
-    /// Whether there is nothing to be said of it.
+    /// Whether it is open without a window, and nothing has failed since the last success.
     pub(in crate::upstream) fn is_well(&self) -> bool {
         self.is_wide()
             && self.consecutive_failures == 0
             && (self.evidence.has_succeeded() || !self.evidence.has_failed())
     }
 
-    /// Whether it could take as many lines as the limits allow.
+    /// Whether as many lines may be sent as the limits allow.
     pub(in crate::upstream) fn is_wide(&self) -> bool {
         self.closure.is_none() && self.window.is_none()
     }
@@ -254,7 +260,7 @@ impl Breaker {
         }
     }
 
-    /// A call has succeeded. `limit`: as many at once as there may be without a window.
+    /// A call has succeeded. `limit`: how many calls at once there may be without a window.
     pub(in crate::upstream) fn succeed(
         &mut self,
         generation: u32,
@@ -268,7 +274,8 @@ impl Breaker {
             if self.failed_trial == Some(generation)
                 && let Some(closure) = &mut self.closure
             {
-                // Only one line of that trial was refused: the next one is tried at once.
+                // A line of that trial was refused, and another one has succeeded after all: the
+                // next line is tried at once.
                 self.consecutive_closings = 0;
                 closure.until = closure.until.min(now);
             }
@@ -276,8 +283,8 @@ impl Breaker {
         }
         let was_in_use = self.in_flight;
         self.in_flight = self.in_flight.saturating_sub(1);
-        (self.consecutive_closings, self.run) = (0, 0);
-        // What was on its way before says nothing of what has failed since.
+        (self.consecutive_closings, self.fresh_failures) = (0, 0);
+        // A call that began before the first failure does not show that the failing has ended.
         if self
             .failing_since
             .is_none_or(|failing_since| begun >= failing_since)
@@ -287,9 +294,9 @@ impl Breaker {
         let opened = self.closure.take();
         match opened.as_ref().map(|closure| closure.reason) {
             None | Some(Reason::Limited) => self.widen(was_in_use),
-            // It works again: at once with half of the calls, and with all of them soon.
+            // The server works again. Half of the calls at once, and soon all of them.
             Some(Reason::Unavailable | Reason::Failing | Reason::Unreachable) => {
-                self.window = Some(Window::doubling((limit / 2).max(FEW)));
+                self.window = Some(Window::doubling((limit / 2).max(FIRST_WINDOW_MIN)));
             }
             Some(_) => self.window = None,
         }
@@ -299,8 +306,7 @@ impl Breaker {
         opened.map(Change::Opened)
     }
 
-    /// A call was answered, but not with a success: who answers so works, whatever was wrong with
-    /// the line.
+    /// A call was answered with an error that is the line's own: the other side works.
     pub(in crate::upstream) fn answer(&mut self, generation: u32) -> Option<Change> {
         if generation != self.generation {
             return None;
@@ -324,7 +330,7 @@ impl Breaker {
         if let Some(closure) = &mut self.closure {
             closure.failures += 1;
         }
-        // What nobody answers at, no batch can be at fault for.
+        // No batch is at fault for a server that cannot be reached.
         let is_of_batch = self.batches.failed(failure.batch, now);
         if is_of_batch && failure.reason != Reason::Unreachable && self.closure.is_none() {
             self.abandon(generation);
@@ -338,37 +344,38 @@ impl Breaker {
         self.consecutive_failures = self.consecutive_failures.saturating_add(1);
         self.failing_since.get_or_insert(now);
         if failure.reason.needs_a_person() && self.consecutive_failures >= FAILURES_IN_A_ROW {
-            self.doubt = Some((failure.reason, cause.to_owned()));
+            self.last_refusal = Some((failure.reason, cause.to_owned()));
         }
         let is_trial = self.closure.is_some();
         let closure = self.closure.as_ref();
         let is_limited = closure.is_some_and(|closure| closure.reason == Reason::Limited);
         let closes = match failure.reason {
             Reason::Unreachable => true,
-            // Who answers with a failure does not limit us any more.
+            // A server error in a trial after a rate limit shows that the limit is over.
             _ if is_trial && !(is_limited && failure.reason == Reason::Failing) => true,
             Reason::Failing => {
-                self.run += u32::from(failure.is_fresh);
-                self.run >= RUN_OF_FAILURES && self.evidence.has_succeeded()
+                self.fresh_failures += u32::from(failure.is_fresh);
+                self.fresh_failures >= FRESH_FAILURES_IN_A_ROW && self.evidence.has_succeeded()
             }
             _ if failure.wait.is_some_and(|wait| !wait.is_zero()) => true,
             reason => {
-                // What only a person can mend is no lack of room.
+                // A window helps where calls are too many, and not where a person must mend
+                // something.
                 if !reason.needs_a_person() {
                     self.narrow();
                 }
-                let is_doubted = self.consecutive_failures >= FAILURES_IN_A_ROW
+                let may_be_closed = self.consecutive_failures >= FAILURES_IN_A_ROW
                     || !self.evidence.has_succeeded();
                 let is_refused = failure.reason.needs_a_person()
                     && self.consecutive_failures >= REFUSALS_IN_A_ROW;
-                is_refused || (self.in_flight == 0 && is_doubted)
+                is_refused || (self.in_flight == 0 && may_be_closed)
             }
         };
         closes.then(|| self.close(failure, now, paces, random, cause))
     }
 
-    /// A call has failed in a way that does not concern this breaker; but a trial that does not
-    /// succeed has failed.
+    /// A call has failed in a way that does not concern this breaker. Only a trial fails by it, as
+    /// by anything but a success.
     pub(in crate::upstream) fn unclear(
         &mut self,
         generation: u32,
@@ -400,7 +407,7 @@ impl Breaker {
         self.awaited_since = Some(now);
     }
 
-    /// Whether a line has waited for the success that has just come, of a call begun then.
+    /// A call that began at `begun` has succeeded: whether a line waited for such a success.
     pub(in crate::upstream) fn take_awaited(&mut self, begun: Instant) -> bool {
         let has_come = self.awaited_since.is_some_and(|since| begun > since);
         if has_come {
@@ -409,14 +416,14 @@ impl Breaker {
         has_come
     }
 
-    /// A call has failed that says nothing about the other side: it is the line's own fault.
+    /// A call has failed by the line's own fault, which says nothing about the other side.
     pub(in crate::upstream) fn pass_over(&mut self, generation: u32) {
         self.evidence.failed();
         self.abandon(generation);
     }
 
-    /// A probe of what was unreachable. It opens on trust: until a call succeeds, the next closing
-    /// is longer.
+    /// A probe of an unreachable upstream has ended. An answer opens the breaker, and only a call
+    /// that succeeds ends the doubling of its waits.
     pub(in crate::upstream) fn probed(
         &mut self,
         answers: bool,
@@ -430,7 +437,7 @@ impl Breaker {
             return None;
         }
         if answers {
-            self.window = Some(Window::doubling((limit / 2).max(FEW)));
+            self.window = Some(Window::doubling((limit / 2).max(FIRST_WINDOW_MIN)));
             return self.closure.take().map(Change::Opened);
         }
         self.consecutive_closings = self.consecutive_closings.saturating_add(1);
@@ -438,14 +445,14 @@ impl Breaker {
         None
     }
 
-    /// Says how the last probe went.
+    /// Why it is still closed: how the last probe went.
     pub(in crate::upstream) fn explain(&mut self, cause: String) {
         if let Some(closure) = &mut self.closure {
             closure.cause = cause;
         }
     }
 
-    /// Another process leaves the other side alone until then, and so does this one.
+    /// Another process has closed its breaker until then, and so does this one.
     pub(in crate::upstream) fn follow_cooldown(
         &mut self,
         until: Instant,
@@ -456,7 +463,7 @@ impl Breaker {
             closure.until = closure.until.max(until);
             closure.shared_until = closure.shared_until.max(Some(until));
         } else {
-            self.begin_generation(FEW);
+            self.begin_generation(FIRST_WINDOW_MIN);
             self.closure = Some(Closure {
                 reason: Reason::Limited,
                 cause: cause.to_owned(),
@@ -468,24 +475,24 @@ impl Breaker {
         }
     }
 
-    /// An operator says that it is mended: opens it, and forgets its failures.
+    /// An operator says that the other side is mended: opens the breaker and forgets the failures.
     pub(in crate::upstream) fn reset(&mut self, now: Instant) -> Option<Change> {
         self.evidence.reset(now);
         self.generation = self.generation.wrapping_add(1);
         (self.in_flight, self.window) = (0, None);
-        (self.consecutive_closings, self.run) = (0, 0);
+        (self.consecutive_closings, self.fresh_failures) = (0, 0);
         self.end_failures();
         self.closure.take().map(Change::Opened)
     }
 
-    /// How the last calls were refused, where none that began since has succeeded.
-    pub(in crate::upstream) fn doubt(&self) -> Option<&(Reason, String)> {
-        self.doubt.as_ref()
+    /// How the last calls were refused, in words, unless a call that began since has succeeded.
+    pub(in crate::upstream) fn last_refusal(&self) -> Option<&(Reason, String)> {
+        self.last_refusal.as_ref()
     }
 
     fn end_failures(&mut self) {
         self.consecutive_failures = 0;
-        (self.failing_since, self.doubt) = (None, None);
+        (self.failing_since, self.last_refusal) = (None, None);
     }
 
     fn close(
@@ -496,8 +503,8 @@ impl Breaker {
         random: f64,
         cause: &str,
     ) -> Change {
-        // Who limited us and now refuses a line, or the reverse, answers otherwise than before: how
-        // patient to be is found out anew.
+        // Where a refusal follows a rate limit or an outage, or the reverse, the waits begin anew:
+        // how long the new trouble lasts is not known from the old one.
         let is_refused = failure.reason.needs_a_person();
         let before = self.closure.take();
         if before
@@ -519,11 +526,11 @@ impl Breaker {
         };
         // "Retry after 0 s" would be a tight loop.
         let wait = failure.wait.filter(|wait| !wait.is_zero()).unwrap_or(own);
-        let few = match failure.reason {
-            Reason::Limited if !failure.is_capped => (self.in_flight / 2).max(FEW),
+        let window = match failure.reason {
+            Reason::Limited if !failure.is_capped => (self.in_flight / 2).max(FIRST_WINDOW_MIN),
             _ => 1,
         };
-        self.begin_generation(few);
+        self.begin_generation(window);
         let closure = Closure {
             reason: failure.reason,
             cause: cause.to_owned(),
@@ -539,14 +546,14 @@ impl Breaker {
         }
     }
 
-    /// A call of an earlier generation has failed: it says nothing new, unless the server asks to
-    /// be left alone, and that fewer calls were taken than it seemed.
+    /// A call of an earlier generation has failed. Only a rate limit says something new: the server
+    /// took fewer calls than it seemed, and may ask for a longer wait.
     fn fail_late(&mut self, failure: Failure, now: Instant) {
         if failure.reason != Reason::Limited {
             return;
         }
         if let Some(window) = &mut self.window {
-            window.size = (window.size - 1).max(FEW.min(window.size));
+            window.size = (window.size - 1).max(FIRST_WINDOW_MIN.min(window.size));
         }
         if let (Some(closure), Some(wait)) = (&mut self.closure, failure.wait)
             && closure.reason == Reason::Limited
@@ -555,13 +562,15 @@ impl Breaker {
         }
     }
 
+    /// What began before does not count any more. `window`: how many calls the trial begins with.
     fn begin_generation(&mut self, window: usize) {
         self.generation = self.generation.wrapping_add(1);
-        (self.in_flight, self.run) = (0, 0);
+        (self.in_flight, self.fresh_failures) = (0, 0);
         self.generation_began = None;
         self.window = Some(Window::doubling(window));
     }
 
+    /// Narrows the window to the calls that are still in flight.
     fn narrow(&mut self) {
         let size = self.window.map_or(usize::MAX, |window| window.size);
         self.window = Some(Window {
@@ -572,8 +581,8 @@ impl Breaker {
         });
     }
 
-    /// After a success, when so many calls were on their way: a window that is not used does not
-    /// show that more would be taken.
+    /// Widens the window after a success. `in_use`: how many calls were in flight. A success in a
+    /// window that is hardly used does not show that the other side would take more.
     fn widen(&mut self, in_use: usize) {
         let Some(window) = &mut self.window else {
             return;

@@ -1,5 +1,5 @@
 //! The state of one upstream: how many calls are in flight there, and how it fares. Calls begin and
-//! end through [`UpstreamState::on_start`] and [`UpstreamState::on_finish`], and in no other way.
+//! end through [`Upstream::on_start`] and [`Upstream::on_finish`], and in no other way.
 
 use std::time::Duration;
 
@@ -14,7 +14,7 @@ use crate::upstream::settings::{Pace, RetrySettings};
 /// An upstream's state. The breakers of its models stand beside it, in their
 /// [`Backend`](super::backend::Backend)s.
 #[derive(Debug, Default)]
-pub(in crate::upstream) struct UpstreamState {
+pub(in crate::upstream) struct Upstream {
     in_flight: usize,
     /// How old the calls in flight are.
     ages: Ages,
@@ -73,7 +73,7 @@ pub(super) struct Changes {
     pub(super) frees_a_place: bool,
 }
 
-impl UpstreamState {
+impl Upstream {
     pub(in crate::upstream) fn in_flight(&self) -> usize {
         self.in_flight
     }

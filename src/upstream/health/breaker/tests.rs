@@ -28,7 +28,7 @@ impl Case {
     }
 
     /// One that has worked before.
-    fn proven() -> Self {
+    fn that_worked() -> Self {
         let mut case = Self::new();
         let call = case.start();
         assert!(case.succeed(call).is_none());
@@ -120,7 +120,7 @@ fn a_server_that_takes_four_calls_at_once_keeps_four() {
 
 #[test]
 fn a_window_grows_back_while_few_lines_fail_for_reasons_of_their_own() {
-    let mut case = Case::proven();
+    let mut case = Case::that_worked();
     for call in case.fill(64).into_iter().skip(8) {
         case.fail(call, Reason::Limited);
     }
@@ -150,7 +150,7 @@ fn one_line_that_always_fails_closes_nothing_while_others_succeed() {
         Reason::Misdirected,
     ] {
         // One place, so that no other is on its way.
-        let mut case = Case::proven();
+        let mut case = Case::that_worked();
         for _ in 0..100 {
             let call = case.start();
             assert!(case.fail(call, reason).is_none(), "{reason:?}");
@@ -161,8 +161,8 @@ fn one_line_that_always_fails_closes_nothing_while_others_succeed() {
 }
 
 #[test]
-fn what_fails_two_times_consecutive_failures_closes_and_is_tried_with_one_line() {
-    let mut case = Case::proven();
+fn two_failures_in_a_row_close_and_then_one_line_tries() {
+    let mut case = Case::that_worked();
     let call = case.start();
     case.fail(call, Reason::Refused);
     let call = case.start();
@@ -204,7 +204,7 @@ fn what_has_never_worked_closes_with_its_first_wave() {
 
 #[test]
 fn a_server_that_asks_for_time_gets_it_and_then_a_ramp() {
-    let mut case = Case::proven();
+    let mut case = Case::that_worked();
     let calls = case.fill(64);
     let change = case.fail_with(calls[0], Reason::Limited, Some(9_000));
     assert!(matches!(change, Some(Change::Closed(_))));
@@ -214,11 +214,15 @@ fn a_server_that_asks_for_time_gets_it_and_then_a_ramp() {
     }
     case.pass(9_000);
     let first = case.fill(64);
-    assert_eq!(first.len(), FEW, "all were refused");
+    assert_eq!(first.len(), FIRST_WINDOW_MIN, "all were refused");
     for call in first {
         drop(case.succeed(call));
     }
-    assert_eq!(case.fill(64).len(), 2 * FEW, "and more as they succeed");
+    assert_eq!(
+        case.fill(64).len(),
+        2 * FIRST_WINDOW_MIN,
+        "and more as they succeed"
+    );
 }
 
 #[test]
@@ -258,9 +262,9 @@ fn without_a_word_it_waits_longer_with_each_round_of_429s_until_one_succeeds() {
 }
 
 #[test]
-fn a_run_of_failures_of_fresh_lines_is_the_servers_fault() {
-    let mut case = Case::proven();
-    let calls = case.fill(RUN_OF_FAILURES as usize);
+fn first_failures_of_many_lines_in_a_row_are_the_servers_fault() {
+    let mut case = Case::that_worked();
+    let calls = case.fill(FRESH_FAILURES_IN_A_ROW as usize);
     let (last, others) = calls.split_last().expect("some");
     for &call in others {
         assert!(case.fail(call, Reason::Failing).is_none());
@@ -275,10 +279,11 @@ fn a_run_of_failures_of_fresh_lines_is_the_servers_fault() {
     case.succeed(trial[0]);
     assert_eq!(case.fill(64).len(), LIMIT / 2);
 
-    // Each success in between begins the count anew; and what never worked is not judged so.
-    let mut case = Case::proven();
+    // Each success in between begins the count anew; and what never worked
+    // is not closed so.
+    let mut case = Case::that_worked();
     for _ in 0..10 {
-        for _ in 1..RUN_OF_FAILURES {
+        for _ in 1..FRESH_FAILURES_IN_A_ROW {
             let call = case.start();
             assert!(case.fail(call, Reason::Failing).is_none());
         }
@@ -293,8 +298,8 @@ fn a_run_of_failures_of_fresh_lines_is_the_servers_fault() {
 }
 
 #[test]
-fn the_failures_of_lines_that_have_failed_before_make_no_run() {
-    let mut case = Case::proven();
+fn the_failures_of_lines_that_have_failed_before_are_not_counted() {
+    let mut case = Case::that_worked();
     for _ in 0..100 {
         let call = case.start();
         let failure = Failure {
@@ -344,7 +349,7 @@ fn what_cannot_be_reached_is_probed_ever_more_patiently() {
 
 #[test]
 fn what_arrives_late_says_nothing_of_how_things_are_now() {
-    let mut case = Case::proven();
+    let mut case = Case::that_worked();
     let calls = case.fill(4);
     case.fail(calls[0], Reason::Unreachable);
     assert!(case.succeed(calls[1]).is_none(), "it began before");
@@ -358,7 +363,7 @@ fn what_arrives_late_says_nothing_of_how_things_are_now() {
 /// Closed by 429s so often that the next closing of their kind would be long; its next trial is
 /// due.
 fn limited_often() -> Case {
-    let mut case = Case::proven();
+    let mut case = Case::that_worked();
     let call = case.start();
     case.fail_with(call, Reason::Limited, Some(500));
     for _ in 0..6 {
@@ -408,7 +413,7 @@ fn a_trial_that_is_broken_off_lets_another_line_try() {
 
 #[test]
 fn an_operator_opens_what_is_closed() {
-    let mut case = Case::proven();
+    let mut case = Case::that_worked();
     let calls = case.fill(64);
     case.fail_with(calls[0], Reason::Limited, Some(600_000));
     assert!(case.is_closed());
@@ -421,12 +426,12 @@ fn an_operator_opens_what_is_closed() {
 
 #[test]
 fn another_process_may_know_that_it_is_closed() {
-    let mut case = Case::proven();
+    let mut case = Case::that_worked();
     let until = case.now + Duration::from_secs(5);
-    case.breaker.follow_cooldown(until, case.now, "told");
+    case.breaker.follow_cooldown(until, case.now, "a cooldown");
     assert_eq!(case.wait(), 5_000);
     case.pass(5_000);
-    assert_eq!(case.fill(64).len(), FEW);
+    assert_eq!(case.fill(64).len(), FIRST_WINDOW_MIN);
 }
 
 #[test]
@@ -438,7 +443,7 @@ fn a_batch_of_lines_that_always_fail_closes_nothing_while_another_succeeds() {
         Reason::Refused,
     ] {
         // The other batch's calls are long: few of them end meanwhile.
-        let mut case = Case::proven();
+        let mut case = Case::that_worked();
         case.batch = 1;
         let mut long = case.fill(32).len();
         for _ in 0..200 {

@@ -1,0 +1,97 @@
+//! The right to make one call, and the place that the call takes at an upstream.
+
+use std::sync::Arc;
+
+use tokio::time::Instant;
+
+use super::backend::Backend;
+use super::targets::Targets;
+use super::upstream::Flight;
+use crate::upstream::route::{Routes, Target};
+
+/// A place at an upstream. A permit that is dropped gives the place back.
+#[derive(Debug)]
+pub struct Permit {
+    pub(super) targets: Arc<Targets>,
+    pub(super) routes: Arc<Routes>,
+    /// Which of the routes' targets.
+    target: usize,
+    pub(super) flight: Flight,
+    /// The place is not given back yet.
+    pub(super) is_held: bool,
+}
+
+impl Permit {
+    /// For a call that has been started: `flight`.
+    pub(super) fn new(
+        targets: Arc<Targets>,
+        routes: Arc<Routes>,
+        target: usize,
+        flight: Flight,
+    ) -> Self {
+        Self {
+            targets,
+            routes,
+            target,
+            flight,
+            is_held: true,
+        }
+    }
+
+    /// The upstream's number, as [`try_acquire`](crate::upstream::Pool::try_acquire) takes it to
+    /// avoid it.
+    #[must_use]
+    pub fn upstream(&self) -> usize {
+        self.backend().upstream()
+    }
+
+    pub(in crate::upstream) fn target(&self) -> &Target {
+        &self.routes.targets[self.target]
+    }
+
+    pub(in crate::upstream) fn backend(&self) -> &Arc<Backend> {
+        &self.target().backend
+    }
+
+    /// The call waits for its turn.
+    pub(in crate::upstream) fn pause(&mut self) {
+        let upstream = self.upstream();
+        let mut state = self.targets.lock();
+        state.upstreams[upstream].on_pause(&mut self.flight);
+    }
+
+    /// The call's turn has come.
+    pub(in crate::upstream) fn resume(&mut self) {
+        let upstream = self.upstream();
+        let mut state = self.targets.lock();
+        state.upstreams[upstream].on_resume(&mut self.flight, Instant::now());
+    }
+
+    /// When the call began, or when its turn came.
+    pub(in crate::upstream) fn begun(&self) -> Instant {
+        self.flight.begun
+    }
+}
+
+impl Drop for Permit {
+    fn drop(&mut self) {
+        if self.is_held {
+            self.targets.abandon(self);
+        }
+    }
+}
+
+impl Targets {
+    /// A call was broken off before it showed anything.
+    fn abandon(&self, permit: &Permit) {
+        let backend = permit.backend();
+        let mut state = self.lock();
+        let upstream = &mut state.upstreams[backend.upstream()];
+        let changes = upstream.on_finish(&mut backend.breaker(), permit.flight, None);
+        drop(state);
+        self.limits.on_finish();
+        if changes.frees_a_place {
+            self.changed.notify_one();
+        }
+    }
+}

@@ -1,0 +1,126 @@
+//! Questions that change nothing: what is open, and what works.
+
+use std::time::Duration;
+
+use tokio::time::Instant;
+
+use super::targets::Targets;
+use crate::upstream::health::breaker::{Breaker, Room};
+use crate::upstream::health::reason::Reason;
+use crate::upstream::route::{Routes, Target};
+
+/// A breaker that let a call begin within this time counts as open. Callers ask once a second.
+const RECENT: Duration = Duration::from_secs(2);
+
+impl Targets {
+    /// Whether lines could be sent, if there were places.
+    #[must_use]
+    pub fn is_open(&self, routes: &Routes) -> bool {
+        self.any_open(routes, |_| true)
+    }
+
+    /// Whether lines can be sent, or could be sent a moment ago. A target that opens and closes by
+    /// turns does take lines, and a caller that asks once a second must not take it for closed.
+    #[must_use]
+    pub fn was_open(&self, routes: &Routes) -> bool {
+        let now = Instant::now();
+        let is_recent = |target: &Target| {
+            let started = target.backend.breaker().last_start();
+            started.is_some_and(|at| now.duration_since(at) < RECENT)
+        };
+        self.is_open(routes) || routes.targets.iter().any(is_recent)
+    }
+
+    /// Since when all targets are closed. `None` while any of them is open.
+    #[must_use]
+    pub fn closed_since(&self, routes: &Routes) -> Option<Instant> {
+        let now = Instant::now();
+        let state = self.lock();
+        let mut latest = None;
+        for target in &routes.targets {
+            if !matches!(state.room(target, now), Room::Closed { .. }) {
+                return None;
+            }
+            let since = |breaker: &Breaker| breaker.closure().map(|closure| closure.since);
+            let of_upstream = since(state.upstreams[target.backend.upstream()].breaker());
+            let of_backend = since(&target.backend.breaker());
+            latest = latest.max(of_upstream.into_iter().chain(of_backend).min());
+        }
+        latest
+    }
+
+    /// Whether no target is known to work. Lines that failed before are then sent last.
+    #[must_use]
+    pub fn is_trial(&self, routes: &Routes) -> bool {
+        let now = Instant::now();
+        let state = self.lock();
+        let mut targets = routes.targets.iter();
+        !targets.any(|target| {
+            matches!(
+                state.room(target, now),
+                Room::Open { is_trial: false } | Room::Full
+            )
+        })
+    }
+
+    /// Whether calls succeed at any target, as far as this process knows.
+    #[must_use]
+    pub fn works(&self, routes: &Routes) -> bool {
+        let state = self.lock();
+        let mut targets = routes.targets.iter();
+        targets.any(|target| {
+            let upstream = &state.upstreams[target.backend.upstream()];
+            upstream.breaker().closure().is_none() && target.backend.breaker().works()
+        })
+    }
+
+    /// Whether this process has a share of the limits of any open target. The share may be used up.
+    #[must_use]
+    pub fn has_share(&self, routes: &Routes) -> bool {
+        self.limits.lane(routes.lane) > 0
+            && self.any_open(routes, |target| {
+                self.limits.share(target.backend.upstream()) > 0
+            })
+    }
+
+    /// Whether other processes have the whole limit of the model, or of every open upstream.
+    #[must_use]
+    pub fn lacks_share(&self, routes: &Routes) -> bool {
+        self.is_open(routes) && !self.has_share(routes)
+    }
+
+    /// When the first of the closed models and upstreams may be tried.
+    pub(in crate::upstream) fn next_opening(&self, now: Instant) -> Option<Instant> {
+        let opens = |breaker: &Breaker| match breaker.room(now) {
+            Room::Closed { until } => until,
+            _ => None,
+        };
+        let backends = self.backends.all(None);
+        let of_backends = backends
+            .iter()
+            .filter_map(|backend| opens(&backend.breaker()))
+            .min();
+        self.read(|upstreams| {
+            let of_upstreams = upstreams.iter().filter_map(|one| opens(one.breaker()));
+            of_upstreams.chain(of_backends).min()
+        })
+    }
+
+    /// When an upstream is to be probed. `None`: it can be reached.
+    pub(in crate::upstream) fn probe_due(&self, upstream: usize) -> Option<Instant> {
+        self.read(|upstreams| {
+            let closure = upstreams[upstream].breaker().closure();
+            let closure = closure.filter(|closure| closure.reason == Reason::Unreachable);
+            closure.map(|closure| closure.until)
+        })
+    }
+
+    /// Whether any target is open for which `holds` is true.
+    fn any_open(&self, routes: &Routes, holds: impl Fn(&Target) -> bool) -> bool {
+        let now = Instant::now();
+        let state = self.lock();
+        let mut targets = routes.targets.iter();
+        targets
+            .any(|target| !matches!(state.room(target, now), Room::Closed { .. }) && holds(target))
+    }
+}

@@ -1,0 +1,173 @@
+//! Every upstream's state, under one lock. To choose a target and to take a place there is one step
+//! under that lock, and so is to end a call and to let the target's health follow from it.
+
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
+
+use tokio::sync::Notify;
+use tokio::time::Instant;
+
+use super::backend::Backends;
+use super::upstream::{Moment, Upstream};
+use crate::upstream::attempt::ages::OldCalls;
+use crate::upstream::balance::Choices;
+use crate::upstream::health::announce::{Subject, announce};
+use crate::upstream::health::breaker::{Change, Room};
+use crate::upstream::health::fail_fast::GivingUp;
+use crate::upstream::limits::concurrency::Limits;
+use crate::upstream::route::Target;
+use crate::upstream::settings::{FailFast, Pace, RetrySettings};
+
+/// All upstreams of a process, and what is known of them.
+#[derive(Debug)]
+pub struct Targets {
+    /// By upstream: its address, for the log.
+    urls: Vec<String>,
+    pub(in crate::upstream) backends: Arc<Backends>,
+    pub(in crate::upstream) limits: Limits,
+    pace: Pace,
+    pub(super) retry: RetrySettings,
+    /// Some breaker may be closed or have a narrow window. While this is false, nobody need look.
+    is_troubled: AtomicBool,
+    /// By upstream: its probe loop waits here for it to change.
+    pub(in crate::upstream) attention: Vec<Notify>,
+    /// A breaker has closed.
+    pub(in crate::upstream) closed: Notify,
+    /// A line may be sent that could not be sent before.
+    pub(in crate::upstream) changed: Notify,
+    state: Mutex<State>,
+}
+
+/// What the lock guards.
+#[derive(Debug)]
+pub(super) struct State {
+    pub(super) upstreams: Vec<Upstream>,
+    pub(super) choices: Choices,
+    pub(super) giving_up: GivingUp,
+    /// Waiting lines may be due now: the success that they waited for has come, or an operator has
+    /// mended what they failed at.
+    pub(super) is_hastened: bool,
+}
+
+impl Targets {
+    /// `urls`: by upstream, without secrets.
+    pub(in crate::upstream) fn new(
+        urls: Vec<String>,
+        backends: Arc<Backends>,
+        limits: Limits,
+        (pace, retry): (Pace, RetrySettings),
+        fail_fast: Option<FailFast>,
+    ) -> Self {
+        Self {
+            backends,
+            limits,
+            pace,
+            retry,
+            is_troubled: AtomicBool::new(false),
+            attention: urls.iter().map(|_| Notify::new()).collect(),
+            closed: Notify::new(),
+            changed: Notify::new(),
+            state: Mutex::new(State {
+                upstreams: urls.iter().map(|_| Upstream::default()).collect(),
+                choices: Choices::default(),
+                giving_up: GivingUp::new(fail_fast),
+                is_hastened: false,
+            }),
+            urls,
+        }
+    }
+
+    pub(super) fn lock(&self) -> MutexGuard<'_, State> {
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Reads the state of all upstreams, in their order.
+    pub(in crate::upstream) fn read<T>(&self, read: impl FnOnce(&[Upstream]) -> T) -> T {
+        read(&self.lock().upstreams)
+    }
+
+    /// Calls in flight, by upstream.
+    #[must_use]
+    pub fn in_flight(&self) -> Vec<usize> {
+        self.read(|upstreams| upstreams.iter().map(Upstream::in_flight).collect())
+    }
+
+    /// The calls in flight that are at least so old, at all upstreams.
+    pub(in crate::upstream) fn calls_older_than(&self, age: Duration) -> Option<OldCalls> {
+        let now = Instant::now();
+        self.read(|upstreams| {
+            let old = upstreams
+                .iter()
+                .filter_map(|one| one.calls_older_than(age, now));
+            old.reduce(|a, b| OldCalls {
+                count: a.count + b.count,
+                oldest: a.oldest.max(b.oldest),
+            })
+        })
+    }
+
+    /// Logs that a breaker has opened or closed. `model`: `None` for the breaker of
+    /// the whole upstream.
+    pub(super) fn announce(
+        &self,
+        upstream: usize,
+        model: Option<&str>,
+        change: &Change,
+        status: Option<u16>,
+    ) {
+        let subject = Subject {
+            upstream: self.backends.name(upstream),
+            url: &self.urls[upstream],
+            model,
+        };
+        announce(subject, change, status);
+    }
+
+    pub(super) fn moment(&self, upstream: usize, now: Instant, random: f64) -> Moment<'_> {
+        Moment {
+            now,
+            random,
+            pace: &self.pace,
+            retry: &self.retry,
+            limit: self.limits.share(upstream).max(1),
+        }
+    }
+
+    /// Whether any upstream or model may be in trouble.
+    #[must_use]
+    pub fn is_troubled(&self) -> bool {
+        self.is_troubled.load(Ordering::Relaxed)
+    }
+
+    /// Something at an upstream or at a model has failed.
+    pub(super) fn note_trouble(&self) {
+        self.is_troubled.store(true, Ordering::Relaxed);
+    }
+
+    /// Looks at every breaker, and clears [`is_troubled`](Self::is_troubled) where all are well.
+    pub(super) fn look_for_trouble(&self) {
+        let backends = self.backends.all(None);
+        let are_well = backends.iter().all(|backend| backend.breaker().is_well())
+            && self.read(|upstreams| upstreams.iter().all(|one| one.breaker().is_well()));
+        if are_well {
+            self.is_troubled.store(false, Ordering::Relaxed);
+        }
+    }
+}
+
+impl State {
+    /// Whether all calls have failed so that only a person can help: see [`FailFast`].
+    pub(super) fn is_hopeless(&self) -> bool {
+        self.giving_up.hopeless().is_some()
+    }
+
+    /// Whether the breakers let a line be sent to a target.
+    pub(super) fn room(&self, target: &Target, now: Instant) -> Room {
+        if self.is_hopeless() {
+            return Room::Closed { until: None };
+        }
+        let upstream = &self.upstreams[target.backend.upstream()];
+        upstream.room(&target.backend.breaker(), now)
+    }
+}
