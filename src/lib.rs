@@ -19,7 +19,7 @@
 //! 3. `supply` leases units and reads their text. `dispatch` chooses a line and sends it, through
 //!    the [`upstream::Pool`], which says what the answer means: an outcome, or another attempt.
 //! 4. `flush` writes what finished anywhere in the process, in one transaction.
-//! 5. `finish` publishes the output and the error file when no unit is open;
+//! 5. `finalize` publishes the output and the error file when no unit is open;
 //!    [`transfer::content()`] streams a file from the batch's segments.
 //!
 //! # Rooms
@@ -47,7 +47,7 @@
 //! # Add an endpoint
 //!
 //! Write an async function in the file of its resource in [`api`], with `#[utoipa::path(…)]` above
-//! it, and add it to `routes` in `api/mod.rs`. It takes [`api::auth::Caller`] to be open to a
+//! it, and add it to `routes` in `api/routes.rs`. It takes [`api::auth::Caller`] to be open to a
 //! tenant's keys, asks `api.store`, and returns [`api::error::Result`]. Each error is a function of
 //! [`api::error`]. `api/models.rs` is the smallest one to copy. A test holds
 //! `openapi/openapi.json` in step: `cargo run -q -- openapi > openapi/openapi.json`.
@@ -95,7 +95,7 @@ mod worker;
 #[doc(hidden)]
 pub mod internals {
     pub mod api {
-        pub use crate::api::{auth::new_key, openapi::document, server::serve};
+        pub use crate::api::{auth::new_key, document, server::serve};
     }
     pub mod app {
         pub use crate::app::{App, open_store};

@@ -1,7 +1,7 @@
 //! What the API asks of the engine that runs beside it in its process. The API knows neither the
 //! workers nor the upstreams: whoever starts the process hands it an [`Engine`].
 
-use super::models::Model;
+use super::model_object::ModelObject;
 use crate::metrics::ProcessSnapshot;
 
 /// The engine of this process. No method waits.
@@ -10,7 +10,7 @@ pub trait Engine: Send + Sync {
     fn snapshot(&self) -> ProcessSnapshot;
 
     /// The models that can be asked for at the moment.
-    fn models(&self) -> Vec<Model>;
+    fn models(&self) -> Vec<ModelObject>;
 
     /// What metrics call a model.
     fn label(&self, model: &str) -> String;

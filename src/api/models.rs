@@ -8,23 +8,8 @@ use utoipa::ToSchema;
 use super::Api;
 use super::auth::Caller;
 use super::error::{self, Result};
+use super::model_object::ModelObject;
 use super::path::Id;
-
-/// A model.
-#[derive(Clone, Debug, Serialize, ToSchema)]
-pub struct Model {
-    /// What a line's `body.model` says.
-    pub id: String,
-    /// Always `model`.
-    #[schema(example = "model")]
-    pub object: &'static str,
-    /// When it was made, in Unix seconds; 0 where nobody says.
-    pub created: i64,
-    pub owned_by: String,
-    /// The date on which the model's upstream stops serving it, where the upstream says so.
-    #[serde(skip_serializing_if = "Option::is_none")]
-    pub shutdown_date: Option<String>,
-}
 
 /// All models.
 #[derive(Debug, Serialize, ToSchema)]
@@ -32,7 +17,7 @@ pub struct ModelList {
     /// Always `list`.
     #[schema(example = "list")]
     pub object: &'static str,
-    pub data: Vec<Model>,
+    pub data: Vec<ModelObject>,
 }
 
 /// Lists the models that batches can use.
@@ -60,11 +45,15 @@ pub async fn list(State(api): State<Api>, _: Caller) -> Json<ModelList> {
     tag = "Models",
     params(("model" = String, Path, description = "The model's name.")),
     responses(
-        (status = 200, description = "The model.", body = Model),
+        (status = 200, description = "The model.", body = ModelObject),
         (status = 404, description = "There is none of that name.", body = error::Envelope),
     ),
 )]
-pub async fn retrieve(State(api): State<Api>, _: Caller, Id(name): Id) -> Result<Json<Model>> {
+pub async fn retrieve(
+    State(api): State<Api>,
+    _: Caller,
+    Id(name): Id,
+) -> Result<Json<ModelObject>> {
     find(&api, &name)
 }
 
@@ -73,13 +62,13 @@ pub async fn retrieve_slashed(
     State(api): State<Api>,
     _: Caller,
     names: std::result::Result<Path<(String, String)>, axum::extract::rejection::PathRejection>,
-) -> Result<Json<Model>> {
+) -> Result<Json<ModelObject>> {
     let Path((first, rest)) =
         names.map_err(|_| error::bad_request("The path of the URL is not valid UTF-8."))?;
     find(&api, &format!("{first}/{rest}"))
 }
 
-fn find(api: &Api, name: &str) -> Result<Json<Model>> {
+fn find(api: &Api, name: &str) -> Result<Json<ModelObject>> {
     let mut models = api.engine.models().into_iter();
     models
         .find(|model| model.id == name)

@@ -50,14 +50,6 @@ pub(super) fn base() -> OpenApi {
         .build()
 }
 
-/// The whole document.
-#[must_use]
-pub fn document() -> OpenApi {
-    let mut document = super::routes().into_openapi();
-    add_common_errors(&mut document);
-    document
-}
-
 /// Describes the errors that every operation may answer with, whatever it does.
 pub(super) fn add_common_errors(document: &mut OpenApi) {
     const FORBIDDEN: (&str, &str) = (

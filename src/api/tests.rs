@@ -12,7 +12,7 @@ use tower::ServiceExt;
 
 use super::auth::{Auth, new_key};
 use super::engine::Engine;
-use super::models::Model;
+use super::model_object::ModelObject;
 use super::snapshots::Snapshots;
 use super::{Api, router};
 use crate::config::{Config, Environment, Overrides};
@@ -81,8 +81,8 @@ impl Engine for TestEngine {
         ProcessSnapshot::default()
     }
 
-    fn models(&self) -> Vec<Model> {
-        let model = |id: &&str| Model {
+    fn models(&self) -> Vec<ModelObject> {
+        let model = |id: &&str| ModelObject {
             id: (*id).to_owned(),
             object: "model",
             created: 0,
@@ -491,7 +491,7 @@ async fn a_body_over_256_kib_is_too_large() {
 
 #[test]
 fn the_document_names_every_public_path() {
-    let document = super::openapi::document();
+    let document = super::document();
     for path in [
         "/healthz",
         "/readyz",

@@ -6,7 +6,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
 use crate::api;
-use crate::api::models::Model;
+use crate::api::model_object::ModelObject;
 use crate::metrics::{ClosedSnapshot, Lane, ProcessSnapshot, UpstreamSnapshot};
 use crate::upstream::{LaneId, ModelInfo, Pool};
 use crate::worker::{Observer, Worker};
@@ -41,7 +41,7 @@ impl api::engine::Engine for Engine {
         }
     }
 
-    fn models(&self) -> Vec<Model> {
+    fn models(&self) -> Vec<ModelObject> {
         self.pool.models().into_iter().map(shown).collect()
     }
 
@@ -97,8 +97,8 @@ fn lanes(pool: &Pool, in_flight: &HashMap<LaneId, usize>) -> Vec<Lane> {
 }
 
 /// A model as the API lists it.
-fn shown(model: ModelInfo) -> Model {
-    Model {
+fn shown(model: ModelInfo) -> ModelObject {
+    ModelObject {
         id: model.id,
         object: "model",
         created: model.created,

@@ -15,7 +15,7 @@ Example:
 pub(super) struct OpenapiArgs {}
 
 pub(super) fn run() -> anyhow::Result<ExitCode> {
-    let document = api::openapi::document().to_pretty_json()?;
+    let document = api::document().to_pretty_json()?;
     writeln!(std::io::stdout(), "{document}")?;
     Ok(ExitCode::SUCCESS)
 }

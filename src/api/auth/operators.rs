@@ -1,5 +1,5 @@
-//! Operators' keys that the database has confirmed, so that they open `/metrics` while it
-//! does not answer.
+//! Operators' keys that the database has confirmed. They open `/metrics` and `/admin/status` while
+//! the database does not answer.
 
 use std::collections::HashMap;
 use std::sync::{Mutex, MutexGuard, PoisonError};
@@ -9,11 +9,11 @@ use tokio::time::Instant;
 
 use super::Caller;
 
-/// How long a key counts that the database has confirmed and cannot be asked about: long enough to
-/// look into an outage, and not much longer than a key should open anything once it is revoked.
+/// For how long a confirmed key is accepted without the database: long enough to look into an
+/// outage, and no longer than a revoked key may go on opening anything.
 const KNOWN_FOR: Duration = Duration::from_hours(1);
 
-/// Operators by the hash of their key. As many as there are keys of operators at the most.
+/// Operators by the hash of their key. There are at most as many as operators' keys.
 #[derive(Debug, Default)]
 pub struct Operators(Mutex<HashMap<String, Known>>);
 
@@ -26,7 +26,8 @@ struct Known {
 }
 
 impl Operators {
-    /// The operator with the key of that hash, if it was confirmed lately and has not expired.
+    /// The operator whose key has that hash, if the key was confirmed a short time ago and has not
+    /// expired.
     pub(super) fn known(&self, hash: &str, now_ms: i64) -> Option<Caller> {
         let operators = self.lock();
         let known = operators.get(hash)?;
@@ -35,7 +36,7 @@ impl Operators {
         (is_fresh && !is_over).then(|| known.caller.clone())
     }
 
-    /// The database knows the key of that hash. Only keys that open what operators read are kept.
+    /// The database has confirmed the key of that hash. Only operators' keys are kept.
     pub(super) fn note(&self, hash: String, caller: &Caller, expires_at: Option<i64>) {
         if caller.scopes.open_metrics() {
             let mut operators = self.lock();
@@ -49,7 +50,7 @@ impl Operators {
         }
     }
 
-    /// The database does not know the key of that hash any more.
+    /// The database does not accept the key of that hash any more.
     pub(super) fn forget(&self, hash: &str) {
         self.lock().remove(hash);
     }

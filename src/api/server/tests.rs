@@ -1,13 +1,20 @@
+use std::io;
 use std::net::SocketAddr;
 use std::sync::Arc;
+use std::time::Duration;
 
+use axum::Router;
 use axum::body::Body;
 use axum::routing::{get, post};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::Notify;
 use tokio::task::JoinHandle;
+use tokio_util::sync::CancellationToken;
 
-use super::*;
+use super::accept::{CONNECTIONS_MAX, SPARED, Seldom, descriptors, serve_within};
+use super::connection::{Bounds, HEAD_BYTES_MAX};
+use super::places::Counts;
 use crate::api::json::Object;
 
 /// Short, so that tests are; what must not be cut takes several times as long.

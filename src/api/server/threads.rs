@@ -10,8 +10,10 @@ use tokio::runtime::{Builder, Runtime};
 use tokio::task::JoinHandle;
 use tokio_util::sync::CancellationToken;
 
-/// A request must not queue behind a thousand calls that are ready to go on, and no call behind
-/// the chunks of an upload: so HTTP has threads of its own. They end when this is dropped.
+use super::accept::serve;
+
+/// HTTP has threads of its own: a request must not queue behind a thousand calls that are ready to
+/// go on, and no call behind the chunks of an upload. The threads end when this is dropped.
 pub struct Threads(Option<Runtime>);
 
 impl Threads {
@@ -23,7 +25,7 @@ impl Threads {
         Ok(Self(Some(runtime)))
     }
 
-    /// As [`serve`](super::serve), in the background.
+    /// As [`serve`], in the background.
     ///
     /// # Errors
     /// When the listener cannot be moved.
@@ -35,19 +37,20 @@ impl Threads {
         stop: CancellationToken,
         grace: Duration,
     ) -> io::Result<JoinHandle<()>> {
-        // Whoever waits for connections is to poll for them, too.
+        // The listener must be polled by the runtime that accepts its connections.
         let listener = listener.into_std()?;
         let runtime = self.0.as_ref().ok_or(io::ErrorKind::NotConnected)?;
         let _entered = runtime.enter();
         let listener = TcpListener::from_std(listener)?;
-        Ok(runtime.spawn(super::serve(listener, router, trusted_proxies, stop, grace)))
+        Ok(runtime.spawn(serve(listener, router, trusted_proxies, stop, grace)))
     }
 }
 
 impl Drop for Threads {
     fn drop(&mut self) {
         if let Some(runtime) = self.0.take() {
-            // Without waiting, which an async caller may not. What matters has ended by then.
+            // Without a wait, because async code may not wait here. All requests have ended by
+            // then.
             runtime.shutdown_background();
         }
     }

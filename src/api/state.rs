@@ -1,0 +1,28 @@
+//! What handlers work with.
+
+use std::sync::Arc;
+
+use super::auth::Auth;
+use super::engine::Engine;
+use super::snapshots::Snapshots;
+use crate::config;
+use crate::domain::clock::Clock;
+use crate::store::Store;
+use crate::transfer::UploadBudget;
+
+/// What handlers work with. Cheap to clone.
+#[derive(Clone)]
+pub struct Api {
+    pub store: Store,
+    pub clock: Clock,
+    pub limits: Arc<config::Limits>,
+    pub retention: Arc<config::Retention>,
+    pub auth: Arc<Auth>,
+    pub engine: Arc<dyn Engine>,
+    /// What operators look at.
+    pub snapshots: Arc<Snapshots>,
+    /// What uploads may hold in memory together.
+    pub uploads: Arc<UploadBudget>,
+    /// Web pages from these origins may use the API.
+    pub allowed_origins: Arc<[String]>,
+}
