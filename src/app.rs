@@ -58,7 +58,7 @@ impl App {
     /// When the configuration is not safe to serve, the database cannot be used, or the address
     /// is taken.
     pub async fn start(config: &Config, clock: Clock) -> anyhow::Result<App> {
-        judge_role(config)?;
+        check_role(config)?;
         let role = config.server.role;
         let database = store::Settings {
             http_connections: connections_of_http(role, config.database.max_connections),
@@ -196,7 +196,7 @@ async fn failed(worker: Option<&mut Worker>) -> String {
 ///
 /// # Errors
 /// When the halves are to run apart, on a SQLite file.
-pub fn judge_role(config: &Config) -> anyhow::Result<()> {
+pub fn check_role(config: &Config) -> anyhow::Result<()> {
     let role = config.server.role;
     if role != Role::All
         && let Some(path) = config.database.sqlite_path()

@@ -9,7 +9,7 @@ use std::sync::Arc;
 
 use gungraun::{library_benchmark, library_benchmark_group, main};
 use nightshift::internals::codec::segment::{Encoded, Line};
-use nightshift::internals::intake::{Chunk, Contents};
+use nightshift::internals::intake::{Piece, Contents};
 use nightshift::internals::upstream::{Pool, Routes};
 
 fn compressed() -> (Vec<u8>, usize) {
@@ -27,19 +27,19 @@ fn line() -> String {
 
 #[library_benchmark]
 #[bench::chunk(setup = work::requests)]
-fn intake(file: String) -> Vec<Chunk> {
+fn intake(file: String) -> Vec<Piece> {
     work::intake(black_box(&file), Contents::Requests)
 }
 
 #[library_benchmark]
 #[bench::chunk(setup = work::blank_lines)]
-fn split(file: String) -> Vec<Chunk> {
+fn split(file: String) -> Vec<Piece> {
     work::intake(black_box(&file), Contents::Requests)
 }
 
 #[library_benchmark]
 #[bench::chunk(setup = work::requests)]
-fn compress_upload(file: String) -> Vec<Chunk> {
+fn compress_upload(file: String) -> Vec<Piece> {
     work::intake(black_box(&file), Contents::Opaque)
 }
 

@@ -63,7 +63,7 @@ pub(super) async fn run(args: CheckArgs) -> anyhow::Result<ExitCode> {
     };
     writeln!(out, "ok    configuration")?;
     let mut good = true;
-    if let Err(error) = app::judge_role(&config) {
+    if let Err(error) = app::check_role(&config) {
         good = false;
         writeln!(out, "FAIL  role           {error}")?;
     }

@@ -36,7 +36,7 @@ impl Database {
     pub(super) fn read(mut reader: Reader<'_>) -> Self {
         let url = reader.take("url").and_then(|item| {
             let url = item.string()?;
-            if let Err(message) = judge_url(&url) {
+            if let Err(message) = check_url(&url) {
                 item.fault(message);
             }
             Some(SecretString::from(url))
@@ -107,7 +107,7 @@ fn has_parameters(path: &str) -> bool {
 }
 
 /// Its messages do not quote the URL, which may hold a password.
-fn judge_url(url: &str) -> Result<(), &'static str> {
+fn check_url(url: &str) -> Result<(), &'static str> {
     if let Some(path) = sqlite_path(url) {
         return match path {
             "" => Err("the path of the database's file is missing: sqlite://PATH"),
@@ -147,7 +147,7 @@ mod tests {
             ("postgresql://u:p%40@host:5432/name?sslmode=require", None),
             ("postgres:///name?host=/var/run/postgresql", None),
         ] {
-            assert_eq!(judge_url(url), Ok(()), "{url}");
+            assert_eq!(check_url(url), Ok(()), "{url}");
             assert_eq!(sqlite_path(url), path, "{url}");
         }
     }
@@ -166,7 +166,7 @@ mod tests {
             "postgres:host",
             "postgres://u:p#w@host/name",
         ] {
-            assert!(judge_url(url).is_err(), "{url}");
+            assert!(check_url(url).is_err(), "{url}");
         }
     }
 }

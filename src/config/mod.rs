@@ -2,9 +2,9 @@
 //! before, as validated sections.
 //!
 //! All layers are laid over each other as one tree of values that know where they were set
-//! (`value`). Then each section takes its keys from the tree by type (`reader`). Whatever is
-//! wrong is noted and reading goes on, so that all faults are reported at once. Only what wins
-//! is judged: a value that a later layer replaces is not.
+//! (`value`). Then each section takes its keys from the tree by type (`reader`). A fault is noted
+//! and reading goes on, so that all faults are reported at once. A value that a later layer replaces
+//! is not checked.
 //!
 //! A room that is configured declares plain settings of its own, and the section here makes them.
 //! A new key is a field of those settings, a line in the section's `read`, and a line in
@@ -73,7 +73,7 @@ const LATER: [&str; 6] = [
     "webhooks",
 ];
 
-/// Everything that can be configured, judged. Its `Debug` shows no secret.
+/// Everything that can be configured, checked. Its `Debug` shows no secret.
 #[derive(Clone, Debug)]
 pub struct Config {
     pub server: Server,
@@ -134,7 +134,7 @@ impl Config {
         Self::read(root, overrides, environment, faults)
     }
 
-    /// Reads all sections of the merged layers, and judges what no section can judge alone.
+    /// Reads all sections of the merged layers, and checks what no section can check alone.
     fn read(
         root: Table,
         overrides: &Overrides,

@@ -47,7 +47,7 @@ fn meant(name: &str) -> Option<String> {
     let upper = name.to_ascii_uppercase();
     let rest = match upper.strip_prefix(PREFIX) {
         Some(rest) if rest.contains(LEVEL) => {
-            // In capitals it is read, and judged as the file is.
+            // In capitals it is read, and checked as the file is.
             return (name != upper).then_some(upper);
         }
         Some(rest) => rest,

@@ -13,7 +13,7 @@ use super::value::{Node, Origin, Table, Value, merge};
 const OWN_FILE: &str = "sqlite:own.db";
 
 /// What the command line says over file and environment: each flag that was given. Flags are
-/// judged by [`Config::load`](super::Config::load), with all else.
+/// checked by [`Config::load`](super::Config::load), with all else.
 #[derive(Clone, Default)]
 pub struct Overrides {
     /// `--config FILE`; `None`: `nightshift.toml` if it exists.
@@ -56,7 +56,7 @@ impl fmt::Debug for Overrides {
 impl Overrides {
     /// Lays the flags, and the one upstream that takes the place of all, on `root`.
     pub(super) fn apply(&self, root: &mut Table, environment: &Environment, faults: &Faults) {
-        self.judge(faults);
+        self.check(faults);
         let mut set = |section: &str, key: &str, flag, text: &Option<String>| {
             if let Some(text) = text {
                 let origin = Origin::Flag(flag);
@@ -69,7 +69,7 @@ impl Overrides {
         set("server", "listen", "--listen", &self.listen);
         set("server", "role", "--role", &self.role);
         set("database", "url", "--database", &self.database);
-        // What is configured is not used, so it is not judged.
+        // What is configured is not used, so it is not checked.
         let own = self.database_file.as_ref().map(|_| OWN_FILE.to_owned());
         set("database", "url", "--state", &own);
 
@@ -89,7 +89,7 @@ impl Overrides {
     }
 
     /// Notes a fault for each flag whose value is out of bounds.
-    fn judge(&self, faults: &Faults) {
+    fn check(&self, faults: &Faults) {
         let allowed = 1..=CONCURRENCY_MAX;
         if self
             .concurrency

@@ -63,7 +63,7 @@ impl Server {
     pub(super) fn read(mut reader: Reader<'_>) -> Self {
         let listen = reader.take("listen").and_then(|item| {
             let listen = item.string()?;
-            if let Err(message) = judge_listen(&listen) {
+            if let Err(message) = check_listen(&listen) {
                 item.fault(message);
             }
             Some(listen)
@@ -146,7 +146,7 @@ fn origin(item: &Item<'_>) -> Option<String> {
 }
 
 /// Whether an address to listen on has a form that the system can resolve; if not, what is wrong.
-fn judge_listen(listen: &str) -> Result<(), &'static str> {
+fn check_listen(listen: &str) -> Result<(), &'static str> {
     if listen.parse::<SocketAddr>().is_ok() {
         return Ok(());
     }
@@ -188,7 +188,7 @@ mod tests {
             ("my-host:8080", false),
             ("localhost.example.com:8080", false),
         ] {
-            assert_eq!(judge_listen(listen), Ok(()), "{listen}");
+            assert_eq!(check_listen(listen), Ok(()), "{listen}");
             let server = Server {
                 listen: listen.to_owned(),
                 role: Role::All,
@@ -213,7 +213,7 @@ mod tests {
             "http://localhost:8080",
             "a b:80",
         ] {
-            assert!(judge_listen(listen).is_err(), "{listen}");
+            assert!(check_listen(listen).is_err(), "{listen}");
         }
     }
 }

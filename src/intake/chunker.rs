@@ -6,7 +6,7 @@ use std::mem;
 use zstd::bulk::Compressor;
 
 use super::inspector::Line;
-use super::nouns::{Chunk, PIECE_BYTES};
+use super::nouns::{Piece, PIECE_BYTES};
 use crate::domain::file::{CHUNK_LINES_MAX, CHUNK_REQUESTS_MAX};
 
 /// A chunk is complete with the line that brings it to so many bytes, to [`CHUNK_REQUESTS_MAX`]
@@ -62,7 +62,7 @@ impl Chunker {
 
     /// Adds to the line. If it is long, the lines before it become a chunk of their own, so that
     /// chunks of many lines are small.
-    pub fn extend_line(&mut self, bytes: &[u8], out: &mut Vec<Chunk>) -> io::Result<()> {
+    pub fn extend_line(&mut self, bytes: &[u8], out: &mut Vec<Piece>) -> io::Result<()> {
         let held = self.bytes.len();
         if held > PIECE_BYTES && held + bytes.len() > self.bytes.capacity() {
             // `Vec` would double its capacity, which for a long line is too much at once.
@@ -76,7 +76,7 @@ impl Chunker {
     }
 
     /// Ends the line: what comes next begins another, or is the rest of one that is too long.
-    pub fn end_line(&mut self, line: Line, out: &mut Vec<Chunk>) -> io::Result<()> {
+    pub fn end_line(&mut self, line: Line, out: &mut Vec<Piece>) -> io::Result<()> {
         self.line_start = self.bytes.len();
         self.lines += 1;
         self.filled_lines += u32::from(line != Line::Blank);
@@ -97,7 +97,7 @@ impl Chunker {
 
     /// Adds bytes that belong to no line as far as they fit, and says how many did. What is full
     /// is cut.
-    pub fn fill(&mut self, bytes: &[u8], out: &mut Vec<Chunk>) -> io::Result<usize> {
+    pub fn fill(&mut self, bytes: &[u8], out: &mut Vec<Piece>) -> io::Result<usize> {
         let room = PIECE_BYTES.saturating_sub(self.bytes.len());
         let taken = room.min(bytes.len());
         self.bytes.extend_from_slice(&bytes[..taken]);
@@ -111,7 +111,7 @@ impl Chunker {
     /// Ends the rest of a line that is too long. A chunk that begins within the line ends with it:
     /// so every other chunk begins with a line of its own, and its lines can be counted. A chunk
     /// that began before the line goes on, so that many such lines are not many chunks.
-    pub fn end_long_line(&mut self, out: &mut Vec<Chunk>) -> io::Result<()> {
+    pub fn end_long_line(&mut self, out: &mut Vec<Piece>) -> io::Result<()> {
         self.line_start = self.bytes.len();
         if self.lines == 0 || self.bytes.len() >= CHUNK_BYTES {
             self.cut_all(out)?;
@@ -120,13 +120,13 @@ impl Chunker {
     }
 
     /// Makes a chunk of all there is, if there is anything.
-    pub fn cut_all(&mut self, out: &mut Vec<Chunk>) -> io::Result<()> {
+    pub fn cut_all(&mut self, out: &mut Vec<Piece>) -> io::Result<()> {
         self.line_start = self.bytes.len();
         self.cut(self.bytes.len(), out)
     }
 
     /// Makes a chunk of the first bytes, and all lines that have ended.
-    fn cut(&mut self, length: usize, out: &mut Vec<Chunk>) -> io::Result<()> {
+    fn cut(&mut self, length: usize, out: &mut Vec<Piece>) -> io::Result<()> {
         if length == 0 {
             return Ok(());
         }
@@ -139,14 +139,14 @@ impl Chunker {
         let mut requests = mem::take(&mut self.requests);
         let (mut chunk_bytes, first_line) = (length as u64, self.first_line);
         self.first_line += u64::from(lines);
-        for (piece, raw) in (0..).zip(self.bytes[..length].chunks(PIECE_BYTES)) {
+        for (piece_no, raw) in (0..).zip(self.bytes[..length].chunks(PIECE_BYTES)) {
             let mut data = compressor.compress(raw)?;
             // The compressor reserves room for bytes that it cannot make smaller. Chunks wait in
             // memory until they are written, so that room is given back.
             data.shrink_to_fit();
-            out.push(Chunk {
-                no: self.no,
-                piece,
+            out.push(Piece {
+                chunk_no: self.no,
+                piece_no,
                 offset: self.offset,
                 first_line,
                 lines: mem::take(&mut lines),

@@ -14,7 +14,7 @@ use std::io;
 
 use memchr::memchr;
 
-pub use nouns::{Chunk, Contents, Limits, MayHold, ModelReport, Report, Suspect};
+pub use nouns::{Piece, Contents, Limits, MayHold, ModelReport, Report, Suspect};
 
 use chunker::Chunker;
 use inspector::{Inspector, Line};
@@ -62,7 +62,7 @@ impl Intake {
     ///
     /// # Errors
     /// When something cannot be compressed, or written to temporary disk.
-    pub fn push(&mut self, bytes: &[u8], out: &mut Vec<Chunk>) -> io::Result<()> {
+    pub fn push(&mut self, bytes: &[u8], out: &mut Vec<Piece>) -> io::Result<()> {
         let mut rest = bytes;
         while !rest.is_empty() {
             let taken = match self.mode {
@@ -90,7 +90,7 @@ impl Intake {
     ///
     /// # Errors
     /// As of [`Intake::push`].
-    pub fn finish(mut self, out: &mut Vec<Chunk>) -> io::Result<Report> {
+    pub fn finish(mut self, out: &mut Vec<Piece>) -> io::Result<Report> {
         if self.mode == Mode::Lines && !self.chunker.line().is_empty() {
             self.end_line(out)?;
         }
@@ -101,7 +101,7 @@ impl Intake {
     }
 
     /// Takes bytes up to the end of the line, or until it is too long; says how many.
-    fn take_line(&mut self, bytes: &[u8], out: &mut Vec<Chunk>) -> io::Result<usize> {
+    fn take_line(&mut self, bytes: &[u8], out: &mut Vec<Piece>) -> io::Result<usize> {
         // One byte beyond the limit shows that the line is too long, unless it is the line end.
         let room = self.max_line_bytes.saturating_add(1) - self.chunker.line().len();
         let window = &bytes[..room.min(bytes.len())];
@@ -119,7 +119,7 @@ impl Intake {
     }
 
     /// Takes bytes of a line that is too long, up to its end; says how many.
-    fn take_long_line(&mut self, bytes: &[u8], out: &mut Vec<Chunk>) -> io::Result<usize> {
+    fn take_long_line(&mut self, bytes: &[u8], out: &mut Vec<Piece>) -> io::Result<usize> {
         let end = memchr(b'\n', bytes).map(|end| end + 1);
         let window = &bytes[..end.unwrap_or(bytes.len())];
         let taken = self.chunker.fill(window, out)?;
@@ -130,7 +130,7 @@ impl Intake {
         Ok(taken)
     }
 
-    fn end_line(&mut self, out: &mut Vec<Chunk>) -> io::Result<()> {
+    fn end_line(&mut self, out: &mut Vec<Piece>) -> io::Result<()> {
         let line = self.inspector.line(self.chunker.line())?;
         self.chunker.end_line(line, out)
     }

@@ -3,7 +3,8 @@
 use crate::domain::findings::Findings;
 use crate::domain::jsonl::NotJsonl;
 
-/// How large the raw bytes of a stored piece are at most, and of a chunk but for one long line.
+/// How large the raw bytes of a piece are at most. A chunk is as large at most, but for a chunk of one
+/// long line.
 pub const PIECE_BYTES: usize = 1024 * 1024;
 
 /// What an upload must keep to.
@@ -18,14 +19,14 @@ pub struct Limits {
 /// Asked whether so many bytes of hashes may be held in memory. Those that may not go to disk.
 pub type MayHold = Box<dyn FnMut(usize) -> bool + Send + Sync>;
 
-/// A part of a file, as it is stored. A chunk ends behind a line end, where the file has any; a
-/// chunk larger than [`PIECE_BYTES`] comes as several of these.
+/// A part of a file, as it is stored: a chunk, or a part of a chunk larger than [`PIECE_BYTES`]. A
+/// chunk ends behind a line end, where the file has any.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Chunk {
+pub struct Piece {
     /// Counts the file's chunks, from 0.
-    pub no: i64,
+    pub chunk_no: i64,
     /// Counts the chunk's pieces, from 0.
-    pub piece: i64,
+    pub piece_no: i64,
     /// Where its first byte stands in the file.
     pub offset: u64,
     /// The number of the first line that begins in the chunk, from 1.

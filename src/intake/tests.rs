@@ -14,7 +14,7 @@ fn take_in(
     lengths: &[usize],
     limits: Limits,
     contents: Contents,
-) -> (Vec<Chunk>, Report) {
+) -> (Vec<Piece>, Report) {
     let mut intake = Intake::new(limits, contents);
     let mut chunks = Vec::new();
     let mut rest = file;
@@ -30,13 +30,13 @@ fn take_in(
     (chunks, report)
 }
 
-fn raw(chunk: &Chunk) -> Vec<u8> {
+fn raw(chunk: &Piece) -> Vec<u8> {
     let raw = zstd::bulk::decompress(&chunk.data, PIECE_BYTES).expect("zstd");
     assert_eq!(raw.len(), chunk.bytes as usize);
     raw
 }
 
-fn joined(chunks: &[Chunk]) -> Vec<u8> {
+fn joined(chunks: &[Piece]) -> Vec<u8> {
     chunks.iter().flat_map(raw).collect()
 }
 
@@ -47,7 +47,7 @@ fn request(custom_id: &str, model: &str) -> String {
 }
 
 /// What holds for the chunks of every file.
-fn assert_whole(file: &[u8], chunks: &[Chunk], report: &Report) {
+fn assert_whole(file: &[u8], chunks: &[Piece], report: &Report) {
     assert!(
         joined(chunks) == file,
         "joined again they are the same bytes"
@@ -59,15 +59,15 @@ fn assert_whole(file: &[u8], chunks: &[Chunk], report: &Report) {
         assert_eq!(chunk.offset, offset);
         offset += u64::from(chunk.bytes);
         assert!(chunk.bytes > 0);
-        match (chunk.piece, whole.pop()) {
+        match (chunk.piece_no, whole.pop()) {
             (0, last) => {
                 whole.extend(last);
-                assert_eq!(chunk.no, whole.len() as i64);
+                assert_eq!(chunk.chunk_no, whole.len() as i64);
                 whole.push((chunk.clone(), u64::from(chunk.bytes)));
             }
             (piece, Some((first, bytes))) => {
-                let first: Chunk = first;
-                assert_eq!((chunk.no, chunk.first_line), (first.no, first.first_line));
+                let first: Piece = first;
+                assert_eq!((chunk.chunk_no, chunk.first_line), (first.chunk_no, first.first_line));
                 assert_eq!((chunk.lines, chunk.chunk_bytes), (0, 0));
                 assert!(chunk.requests.is_empty());
                 assert_eq!(
@@ -90,10 +90,10 @@ fn assert_whole(file: &[u8], chunks: &[Chunk], report: &Report) {
 }
 
 /// What holds, too, for a checked file without a line that is too long: chunks are whole lines.
-fn assert_lines(file: &[u8], chunks: &[Chunk], report: &Report) {
+fn assert_lines(file: &[u8], chunks: &[Piece], report: &Report) {
     let mut lines = file.split_inclusive(|&byte| byte == b'\n');
     let mut next_line = 1;
-    for chunk in chunks.iter().filter(|chunk| chunk.piece == 0) {
+    for chunk in chunks.iter().filter(|chunk| chunk.piece_no == 0) {
         assert_eq!(chunk.first_line, next_line);
         assert!((1..=65_536).contains(&chunk.lines));
         assert!(chunk.lines == 1 || chunk.chunk_bytes <= PIECE_BYTES as u64);
@@ -393,7 +393,7 @@ proptest! {
         assert_whole(&file, &chunks, &report);
         let lines = file.split_inclusive(|&byte| byte == b'\n');
         prop_assert_eq!(report.lines, lines.count() as u64);
-        for chunk in chunks.iter().filter(|chunk| chunk.piece == 0) {
+        for chunk in chunks.iter().filter(|chunk| chunk.piece_no == 0) {
             // Lines are counted where they begin.
             let before = &file[..chunk.offset as usize];
             let begun = before.split_inclusive(|&byte| byte == b'\n').count() as u64;

@@ -6,4 +6,4 @@ mod tasks;
 mod wakeups;
 
 pub use replicas::{Incumbent, Replica};
-pub use shares::{GateRow, ShareBook, ShareEntry};
+pub use shares::{CooldownRow, ShareBook, ShareEntry};

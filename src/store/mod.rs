@@ -23,7 +23,7 @@ pub use error::{Error, Result};
 pub use files::{
     NewUpload, Order, Page, PublishedUpload, Purged, Segment, StoredChunk, StoredFile,
 };
-pub use fleet::{GateRow, Incumbent, Replica, ShareBook, ShareEntry};
+pub use fleet::{CooldownRow, Incumbent, Replica, ShareBook, ShareEntry};
 pub use tenants::{ApiKey, Claim, Claimed, KnownKey, Remembered};
 pub use text::storable;
 pub use work::{Backlog, CountsDelta, Deaths, FlushReply, LeasedUnit, UnitFlush};

@@ -20,14 +20,14 @@ use super::packed::{NoContent, Packing, Unpacked, Unreadable};
 use crate::domain::file::Purpose;
 use crate::domain::id;
 use crate::domain::jsonl::NotJsonl;
-use crate::intake::{Chunk, Contents, Intake, Limits, Report};
+use crate::intake::{Piece, Contents, Intake, Limits, Report};
 use crate::store::{self, Claim, NewUpload, PublishedUpload, Store, StoredFile};
 
 /// Bytes are cut and compressed in batches of at least this size: each costs a change of threads.
 const BATCH_BYTES: usize = 256 << 10;
-/// Chunks are written once they are together this large (compressed), or this many.
+/// Pieces of chunks are written once they are together this large (compressed), or this many.
 const GROUP_BYTES: usize = 2 << 20;
-const GROUP_CHUNKS: usize = 64;
+const GROUP_PIECES: usize = 64;
 /// A line is held until it ends. One that is longer than this while it has not needs a part of the
 /// [`UploadBudget`], which it keeps until it has ended and is written.
 const LONG_LINE_BYTES: usize = 1 << 20;
@@ -105,8 +105,8 @@ struct State {
     file_id: String,
     intake: Intake,
     part: Arc<Part>,
-    /// Chunks that are not written yet.
-    group: Vec<Chunk>,
+    /// Pieces of chunks that are not written yet.
+    group: Vec<Piece>,
 }
 
 impl Ingest {
@@ -176,7 +176,7 @@ impl Ingest {
             self.pace = Pace::default();
             return Ok(next.await);
         }
-        self.pace.judge();
+        self.pace.begin_window();
         let begun = Instant::now();
         let received = tokio::select! {
             biased;
@@ -224,7 +224,7 @@ impl Ingest {
         let state = self.idle().await?;
         let rest = mem::take(&mut self.gathered);
         let report = self.run(state.end(rest)).await?;
-        let upload = self.judge(report, finish).await?;
+        let upload = self.check(report, finish).await?;
         let show = show(self.store.clone(), self.upload.clone(), upload, answer);
         let file = self.run(show).await?;
         self.shown = true;
@@ -290,7 +290,7 @@ impl Ingest {
     }
 
     /// What the file is published as, or why it must not be.
-    async fn judge(&self, report: Report, finish: Finish) -> Result<PublishedUpload, Error> {
+    async fn check(&self, report: Report, finish: Finish) -> Result<PublishedUpload, Error> {
         let mut upload = PublishedUpload {
             purpose: finish.purpose,
             filename: finish.filename,
@@ -366,8 +366,8 @@ impl State {
             Ok(self)
         })
         .await?;
-        let size: usize = self.group.iter().map(|chunk| chunk.data.len()).sum();
-        if size >= GROUP_BYTES || self.group.len() >= GROUP_CHUNKS {
+        let size: usize = self.group.iter().map(|piece| piece.data.len()).sum();
+        if size >= GROUP_BYTES || self.group.len() >= GROUP_PIECES {
             write(&self.store, &self.file_id, &mem::take(&mut self.group)).await?;
         }
         if self.intake.line_bytes() <= LONG_LINE_BYTES {
@@ -402,7 +402,7 @@ async fn is_too_slow(mut pace: Pace, part: &Part) {
         let left = pace.left();
         tokio::time::sleep(left).await;
         pace.waited(left);
-        pace.judge();
+        pace.begin_window();
     }
     part.is_needed().await;
     if !part.holds_some() {
@@ -417,18 +417,18 @@ async fn blocking<T: Send + 'static>(
     tokio::task::spawn_blocking(work).await?
 }
 
-/// Writes chunks, in groups that are no larger than they need to be.
-async fn write(store: &Store, file_id: &str, mut chunks: &[Chunk]) -> Result<(), Error> {
-    while !chunks.is_empty() {
+/// Writes pieces, in groups that are no larger than they need to be.
+async fn write(store: &Store, file_id: &str, mut pieces: &[Piece]) -> Result<(), Error> {
+    while !pieces.is_empty() {
         let mut size = 0;
-        let fitting = chunks.iter().take(GROUP_CHUNKS).take_while(|chunk| {
+        let fitting = pieces.iter().take(GROUP_PIECES).take_while(|piece| {
             let fits = size < GROUP_BYTES;
-            size += chunk.data.len();
+            size += piece.data.len();
             fits
         });
-        let (group, rest) = chunks.split_at(fitting.count());
-        store.add_chunks(file_id, group).await?;
-        chunks = rest;
+        let (group, rest) = pieces.split_at(fitting.count());
+        store.add_pieces(file_id, group).await?;
+        pieces = rest;
     }
     Ok(())
 }

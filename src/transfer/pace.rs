@@ -2,9 +2,9 @@
 
 use std::time::Duration;
 
-/// What must come in each window of waiting for the client: 64 KiB a second. If a client were
+/// Bytes that must come in each window of waiting for the client: 64 KiB a second. If a client were
 /// slower, a line of 16 MiB would keep its room for longer than four minutes.
-const LEAST: usize = 640 << 10;
+const WINDOW_BYTES_MIN: usize = 640 << 10;
 /// How much waiting makes a window. In the first window a client may pick up speed.
 const WINDOW: Duration = Duration::from_secs(10);
 
@@ -23,7 +23,7 @@ impl Pace {
     /// Bytes have come.
     pub fn received(&mut self, bytes: usize) {
         self.bytes = self.bytes.saturating_add(bytes);
-        if self.bytes >= LEAST {
+        if self.bytes >= WINDOW_BYTES_MIN {
             self.is_slow = false;
         }
     }
@@ -33,12 +33,12 @@ impl Pace {
         self.waited += time;
     }
 
-    /// Begins the next window if this one is over. To be called before the server waits for bytes,
-    /// when the bytes that came are counted.
-    pub fn judge(&mut self) {
+    /// Begins the next window if this one is over. The caller has counted all bytes that came, and is
+    /// about to wait for more.
+    pub fn begin_window(&mut self) {
         if self.waited >= WINDOW {
             // If it waited for two windows or more, nothing came in one of them.
-            self.is_slow = self.bytes < LEAST || self.waited >= 2 * WINDOW;
+            self.is_slow = self.bytes < WINDOW_BYTES_MIN || self.waited >= 2 * WINDOW;
             self.waited = Duration::ZERO;
             self.bytes = 0;
         }
@@ -60,7 +60,7 @@ mod tests {
     fn who_sends_enough_in_each_window_is_not_slow() {
         let mut pace = Pace::default();
         for _ in 0..100 {
-            pace.judge();
+            pace.begin_window();
             assert!(!pace.is_slow);
             pace.waited(SECOND);
             pace.received(64 << 10);
@@ -71,17 +71,17 @@ mod tests {
     fn who_sends_too_little_is_slow_until_it_has_caught_up() {
         let mut pace = Pace::default();
         for _ in 0..9 {
-            pace.judge();
+            pace.begin_window();
             pace.waited(SECOND);
             pace.received(1);
         }
-        pace.judge();
+        pace.begin_window();
         assert!(!pace.is_slow, "the window is not over");
         assert_eq!(pace.left(), SECOND);
         pace.waited(SECOND);
-        pace.judge();
+        pace.begin_window();
         assert!(pace.is_slow);
-        pace.received(LEAST - 1);
+        pace.received(WINDOW_BYTES_MIN - 1);
         assert!(pace.is_slow);
         pace.received(1);
         assert!(!pace.is_slow);
@@ -90,9 +90,9 @@ mod tests {
     #[test]
     fn a_long_silence_is_slow_whatever_came_before_it() {
         let mut pace = Pace::default();
-        pace.received(LEAST);
+        pace.received(WINDOW_BYTES_MIN);
         pace.waited(2 * WINDOW);
-        pace.judge();
+        pace.begin_window();
         assert!(pace.is_slow);
     }
 }

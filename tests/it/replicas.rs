@@ -431,7 +431,7 @@ async fn a_replica_whose_share_is_gone_gives_its_units_back() {
 }
 
 #[tokio::test]
-async fn a_gate_that_one_replica_was_shown_is_closed_for_the_other() {
+async fn a_rate_limit_that_one_replica_meets_is_a_cooldown_for_the_other() {
     on(Engine::Postgres, async {
         let terms = Terms {
             granted: Some(1),

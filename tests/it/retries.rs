@@ -170,7 +170,7 @@ async fn lines_of_an_upstream_that_is_down_go_to_another() {
     server.exactly_once(&batch, &ids).await;
 }
 
-async fn a_rate_limit_closes_the_gate_of_its_model_only() {
+async fn a_rate_limit_closes_its_model_only() {
     let config = r#"
         [[upstreams]]
         name = "one"
@@ -254,6 +254,6 @@ on_every_engine![
     a_refusal_that_is_no_json_becomes_a_string,
     a_model_server_that_is_restarted_fails_no_line,
     lines_of_an_upstream_that_is_down_go_to_another,
-    a_rate_limit_closes_the_gate_of_its_model_only,
+    a_rate_limit_closes_its_model_only,
     a_refused_key_fails_no_line_before_the_window_ends,
 ];

@@ -10,7 +10,7 @@ use nightshift::internals::codec::segment::{self, Encoded, Line, Table};
 use nightshift::internals::config::{Config, Environment, Overrides};
 use nightshift::internals::domain::file::Kind;
 use nightshift::internals::domain::line::{self, Check};
-use nightshift::internals::intake::{Chunk, Contents, Intake, Limits};
+use nightshift::internals::intake::{Piece, Contents, Intake, Limits};
 use nightshift::internals::upstream::{Acquired, Options, Pool, Routes};
 
 /// Of a request and of an answer.
@@ -58,7 +58,7 @@ pub fn finished() -> Vec<Line> {
 
 /// Cutting into lines, checking each, compressing chunks. Unchecked, as a file that is no batch's
 /// is: the compressing of an upload alone, in pieces of 1 MiB.
-pub fn intake(file: &str, contents: Contents) -> Vec<Chunk> {
+pub fn intake(file: &str, contents: Contents) -> Vec<Piece> {
     let limits = Limits {
         max_line_bytes: 16 << 20,
         max_models: 100,

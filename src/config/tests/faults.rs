@@ -317,7 +317,7 @@ fn web_pages_are_allowed_only_where_keys_are_in_use() {
 }
 
 #[test]
-fn where_spans_are_sent_is_judged() {
+fn where_spans_are_sent_is_checked() {
     check_faults(
         "[telemetry]\notlp_endpoint = 'collector:4318'\nsample_ratio = 1.5",
         &[],

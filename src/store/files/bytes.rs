@@ -10,7 +10,7 @@ use std::ops::{Range, RangeInclusive};
 use sqlx::FromRow;
 
 use super::removal::{Owned, remove_rows};
-use crate::intake::Chunk;
+use crate::intake::Piece;
 use crate::store::engine::{Rows, Tx, Value, bind_rows, in_tx, on_pool, sql};
 use crate::store::{Error, Result, Store};
 
@@ -74,22 +74,22 @@ pub(in crate::store) struct SegmentData {
     pub data: Option<Vec<u8>>,
 }
 
-/// Writes a group of chunks, by one statement.
-pub(in crate::store) async fn write_chunks(
+/// Writes a group of pieces, by one statement.
+pub(in crate::store) async fn write_pieces(
     tx: &mut Tx,
     file_id: &str,
-    chunks: &[Chunk],
+    pieces: &[Piece],
 ) -> Result<()> {
-    let rows = Rows::of(chunks.iter().map(|chunk| {
+    let rows = Rows::of(pieces.iter().map(|piece| {
         [
             ("file_id", Value::from(file_id)),
-            ("chunk_no", chunk.no.into()),
-            ("piece_no", chunk.piece.into()),
-            ("byte_offset", (chunk.offset as i64).into()),
-            ("bytes", i64::from(chunk.bytes).into()),
-            ("first_line", (chunk.first_line as i64).into()),
-            ("lines", i64::from(chunk.lines).into()),
-            ("data", Value::from(&chunk.data)),
+            ("chunk_no", piece.chunk_no.into()),
+            ("piece_no", piece.piece_no.into()),
+            ("byte_offset", (piece.offset as i64).into()),
+            ("bytes", i64::from(piece.bytes).into()),
+            ("first_line", (piece.first_line as i64).into()),
+            ("lines", i64::from(piece.lines).into()),
+            ("data", Value::from(&piece.data)),
         ]
     }));
     let sql = sql!(

@@ -7,7 +7,7 @@ use crate::store::{Error, Result, Store};
 
 /// One stored piece of a file, decompressed.
 #[derive(Clone, Debug)]
-pub struct Piece {
+pub struct RawPiece {
     /// Where the piece's first byte stands in the file.
     pub offset: u64,
     pub bytes: Vec<u8>,
@@ -51,11 +51,11 @@ impl Store {
     ///
     /// # Errors
     /// When the database fails or the bytes are damaged.
-    pub async fn piece(&self, file_id: &str, place: (i64, i64)) -> Result<Option<Piece>> {
+    pub async fn piece(&self, file_id: &str, place: (i64, i64)) -> Result<Option<RawPiece>> {
         let Some(row) = bytes::read_piece(self, file_id, place).await? else {
             return Ok(None);
         };
-        Ok(Some(Piece {
+        Ok(Some(RawPiece {
             offset: row.byte_offset as u64,
             bytes: decompressed(&row, file_id)?,
             next: (row.chunk_no, row.piece_no + 1),

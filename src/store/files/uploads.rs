@@ -5,7 +5,7 @@ use super::bytes;
 use super::file::StoredFile;
 use super::retention::remove_content;
 use crate::domain::file::Purpose;
-use crate::intake::{Chunk, ModelReport};
+use crate::intake::{Piece, ModelReport};
 use crate::store::each::each;
 use crate::store::engine::{Rows, Tx, Value, bind_rows, in_tx, on_pool, sql};
 
@@ -56,16 +56,16 @@ impl Store {
         Ok(())
     }
 
-    /// Writes a group of chunks: one transaction, a statement a table.
+    /// Writes a group of pieces: one transaction, a statement a table.
     ///
     /// # Errors
     /// [`Error::Stale`] when the upload was swept in the meantime.
-    pub async fn add_chunks(&self, file_id: &str, chunks: &[Chunk]) -> Result<()> {
+    pub async fn add_pieces(&self, file_id: &str, pieces: &[Piece]) -> Result<()> {
         let mut tx = self.begin().await?;
         touch(&mut tx, self, file_id).await?;
-        if !chunks.is_empty() {
-            bytes::write_chunks(&mut tx, file_id, chunks).await?;
-            insert_chunk_models(&mut tx, file_id, chunks).await?;
+        if !pieces.is_empty() {
+            bytes::write_pieces(&mut tx, file_id, pieces).await?;
+            insert_chunk_models(&mut tx, file_id, pieces).await?;
         }
         tx.commit().await
     }
@@ -75,7 +75,7 @@ impl Store {
     /// # Errors
     /// [`Error::Stale`] when the upload was swept in the meantime.
     pub async fn touch_upload(&self, file_id: &str) -> Result<()> {
-        self.add_chunks(file_id, &[]).await
+        self.add_pieces(file_id, &[]).await
     }
 
     /// Makes an uploaded file visible, and remembers the answer for its `Idempotency-Key`.
@@ -225,18 +225,18 @@ async fn touch(tx: &mut Tx, store: &Store, file_id: &str) -> Result<()> {
 /// Rows of one INSERT: five parameters each stay far below both engines' limits.
 const ROWS_A_STATEMENT: usize = 1_000;
 
-async fn insert_chunk_models(tx: &mut Tx, file_id: &str, chunks: &[Chunk]) -> Result<()> {
-    let rows: Vec<_> = chunks
+async fn insert_chunk_models(tx: &mut Tx, file_id: &str, pieces: &[Piece]) -> Result<()> {
+    let rows: Vec<_> = pieces
         .iter()
-        .flat_map(|chunk| {
-            let models = chunk.requests.iter();
+        .flat_map(|piece| {
+            let models = piece.requests.iter();
             models.map(move |&(model_no, requests)| {
                 [
                     ("file_id", Value::from(file_id)),
-                    ("chunk_no", chunk.no.into()),
+                    ("chunk_no", piece.chunk_no.into()),
                     ("model_no", i64::from(model_no).into()),
                     ("requests", i64::from(requests).into()),
-                    ("chunk_bytes", (chunk.chunk_bytes as i64).into()),
+                    ("chunk_bytes", (piece.chunk_bytes as i64).into()),
                 ]
             })
         })

@@ -18,7 +18,7 @@ const ROWS_A_STATEMENT: usize = 500;
 
 /// A model at an upstream that is closed for so many milliseconds yet.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct GateRow {
+pub struct CooldownRow {
     pub upstream: String,
     pub model: String,
     pub closed_ms: i64,
@@ -29,8 +29,8 @@ pub struct GateRow {
 pub struct ShareBook {
     /// Every process that holds shares; this process too, if it has exchanged before.
     pub holders: Vec<Holder>,
-    /// The gates that are closed.
-    pub gates: Vec<GateRow>,
+    /// The cooldowns that are not over.
+    pub cooldowns: Vec<CooldownRow>,
     /// Upstreams that an operator has reset lately, and when.
     pub resets: Vec<(String, i64)>,
 }
@@ -43,7 +43,7 @@ pub struct ShareEntry {
     /// Shares of processes that are gone, by limit and token: they are given out again.
     pub forgotten: Vec<(String, String)>,
     /// Gates that others may not know of.
-    pub gates: Vec<GateRow>,
+    pub cooldowns: Vec<CooldownRow>,
 }
 
 #[derive(FromRow)]
@@ -60,21 +60,21 @@ struct Row {
 impl Store {
     /// Exchanges shares in one transaction: reads what all processes hold, lets `decide` choose
     /// what this process holds, and writes that. No other exchange runs in between. The shares
-    /// belong to this process for `term_ms`, counted from before the call.
+    /// belong to this process for `ttl_ms`, counted from before the call.
     ///
     /// # Errors
-    /// When the database fails, or the lock of the exchange is not acquired within half the term.
+    /// When the database fails, or the lock of the exchange is not acquired within half of `ttl_ms`.
     /// Then it is unknown whether what was decided was written.
     pub async fn exchange_shares<T>(
         &self,
         token: &str,
-        term_ms: i64,
+        ttl_ms: i64,
         decide: impl FnOnce(&ShareBook) -> (ShareEntry, T),
     ) -> Result<T> {
-        let mut tx = self.begin_exchange(term_ms / 2).await?;
+        let mut tx = self.begin_exchange(ttl_ms / 2).await?;
         let book = self.read_book(&mut tx).await?;
         let (entry, outcome) = decide(&book);
-        self.write_holder(&mut tx, token, term_ms).await?;
+        self.write_holder(&mut tx, token, ttl_ms).await?;
         let mine = book.holders.iter().find(|holder| holder.token == token);
         let written = mine.map(|holder| &holder.shares);
         let changed: Vec<(&String, &Share)> = entry
@@ -88,8 +88,8 @@ impl Store {
         for forgotten in entry.forgotten.chunks(ROWS_A_STATEMENT) {
             forget(&mut tx, forgotten).await?;
         }
-        for gates in entry.gates.chunks(ROWS_A_STATEMENT) {
-            self.write_gates(&mut tx, gates).await?;
+        for rows in entry.cooldowns.chunks(ROWS_A_STATEMENT) {
+            self.write_cooldowns(&mut tx, rows).await?;
         }
         tx.commit().await?;
         Ok(outcome)
@@ -107,7 +107,7 @@ impl Store {
              ON CONFLICT (upstream) DO UPDATE SET reset_at = excluded.reset_at",
             now
         );
-        let mut tx = self.begin_exchange(TURN_MS).await?;
+        let mut tx = self.begin_exchange(LOCK_TIMEOUT_MS).await?;
         in_tx!(&mut tx, |c| {
             sqlx::query(note).bind(upstream).execute(&mut *c).await?;
             sqlx::query("-- reset_gates\nDELETE FROM gates WHERE upstream = $1")
@@ -125,7 +125,7 @@ impl Store {
     /// # Errors
     /// When the database fails.
     pub async fn forget_shares(&self, token: &str) -> Result<()> {
-        let mut tx = self.begin_exchange(TURN_MS).await?;
+        let mut tx = self.begin_exchange(LOCK_TIMEOUT_MS).await?;
         forget_holder(&mut tx, token).await?;
         tx.commit().await?;
         self.wake_others(Who::Sharers);
@@ -169,14 +169,14 @@ impl Store {
         );
         let told: Vec<(String, Option<String>, i64)> =
             in_tx!(&mut *tx, |c| sqlx::query_as(sql).fetch_all(c).await?);
-        let (mut gates, mut resets) = (Vec::new(), Vec::new());
+        let (mut cooldowns, mut resets) = (Vec::new(), Vec::new());
         for (upstream, model, number) in told {
             match model {
-                Some(model) => gates.push((upstream, model, number)),
+                Some(model) => cooldowns.push((upstream, model, number)),
                 None => resets.push((upstream, number)),
             }
         }
-        if gates.iter().any(|(_, _, closed_ms)| *closed_ms <= 0) {
+        if cooldowns.iter().any(|(_, _, closed_ms)| *closed_ms <= 0) {
             let sql = sql!(
                 "-- open_gates\nDELETE FROM gates WHERE closed_until <= {now}",
                 now
@@ -185,11 +185,11 @@ impl Store {
                 sqlx::query(sql).execute(c).await?;
             });
         }
-        let closed = gates.into_iter().filter(|(_, _, closed_ms)| *closed_ms > 0);
+        let closed = cooldowns.into_iter().filter(|(_, _, closed_ms)| *closed_ms > 0);
         Ok(ShareBook {
             holders: into_holders(rows),
-            gates: closed
-                .map(|(upstream, model, closed_ms)| GateRow {
+            cooldowns: closed
+                .map(|(upstream, model, closed_ms)| CooldownRow {
                     upstream,
                     model,
                     closed_ms,
@@ -199,7 +199,7 @@ impl Store {
         })
     }
 
-    async fn write_holder(&self, tx: &mut Tx, token: &str, term_ms: i64) -> Result<()> {
+    async fn write_holder(&self, tx: &mut Tx, token: &str, ttl_ms: i64) -> Result<()> {
         let now = self.engine().now_ms();
         let sql = sql!(
             "-- write_holder
@@ -211,19 +211,19 @@ impl Store {
         in_tx!(tx, |c| {
             sqlx::query(sql)
                 .bind(token)
-                .bind(term_ms)
+                .bind(ttl_ms)
                 .execute(c)
                 .await?;
         });
         Ok(())
     }
 
-    async fn write_gates(&self, tx: &mut Tx, gates: &[GateRow]) -> Result<()> {
-        let rows = Rows::of(gates.iter().map(|gate| {
+    async fn write_cooldowns(&self, tx: &mut Tx, cooldowns: &[CooldownRow]) -> Result<()> {
+        let rows = Rows::of(cooldowns.iter().map(|cooldown| {
             [
-                ("upstream", Value::from(&gate.upstream)),
-                ("model", Value::from(&gate.model)),
-                ("closed_ms", gate.closed_ms.into()),
+                ("upstream", Value::from(&cooldown.upstream)),
+                ("model", Value::from(&cooldown.model)),
+                ("closed_ms", cooldown.closed_ms.into()),
             ]
         }));
         let sql = sql!(
@@ -244,8 +244,8 @@ impl Store {
     }
 }
 
-/// How long to wait for the lock where there is no term.
-const TURN_MS: i64 = 5_000;
+/// How long to wait for the lock where there is no `ttl_ms`.
+const LOCK_TIMEOUT_MS: i64 = 5_000;
 
 fn into_holders(rows: Vec<Row>) -> Vec<Holder> {
     let mut holders: Vec<Holder> = Vec::new();

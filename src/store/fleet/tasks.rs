@@ -15,7 +15,7 @@ impl Store {
         &self,
         name: &str,
         holder: &str,
-        term_ms: i64,
+        ttl_ms: i64,
         is_held: bool,
     ) -> Result<bool> {
         if self.engine() == Engine::Sqlite {
@@ -35,7 +35,7 @@ impl Store {
                 sqlx::query_as(look)
                     .bind(name)
                     .bind(holder)
-                    .bind(term_ms)
+                    .bind(ttl_ms)
                     .fetch_optional(c)
                     .await?
             });
@@ -56,7 +56,7 @@ impl Store {
             sqlx::query(hold)
                 .bind(name)
                 .bind(holder)
-                .bind(term_ms)
+                .bind(ttl_ms)
                 .execute(c)
                 .await?
                 .rows_affected()

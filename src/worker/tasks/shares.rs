@@ -9,7 +9,7 @@ use std::time::Duration;
 use tokio_util::sync::CancellationToken;
 
 use crate::domain::share::{self, Share};
-use crate::store::{self, GateRow, ShareBook, ShareEntry, Store};
+use crate::store::{self, CooldownRow, ShareBook, ShareEntry, Store};
 use crate::upstream::{Cooldown, Pool};
 use crate::worker::dispatch::demand::Demand;
 use crate::worker::dispatch::shared::SharedLedger;
@@ -145,8 +145,8 @@ impl Shares {
             Ok(outcome) => outcome?,
             Err(_) => return Err(store::Error::TimedOut("the exchange of shares")),
         };
-        for gate in outcome.read.iter().chain(&outcome.written) {
-            self.pool.targets().follow_cooldown(gate);
+        for cooldown in outcome.read.iter().chain(&outcome.written) {
+            self.pool.targets().follow_cooldown(cooldown);
         }
         self.follow(&outcome.resets);
         let limits = self.pool.limits();
@@ -201,7 +201,7 @@ impl Shares {
             is_overcommitted: false,
             concerns_others: false,
             written: self.pool.targets().cooldowns_to_share(),
-            read: book.gates.iter().map(from_row).collect(),
+            read: book.cooldowns.iter().map(from_row).collect(),
             resets: book.resets.clone(),
         };
         for (number, (name, _)) in limits.all().enumerate() {
@@ -217,7 +217,7 @@ impl Shares {
             outcome.concerns_others |= part.share < part.target && mine.wants > before.wants;
         }
         outcome.concerns_others |= !outcome.written.is_empty();
-        entry.gates = outcome.written.iter().map(into_row).collect();
+        entry.cooldowns = outcome.written.iter().map(into_row).collect();
         (entry, outcome)
     }
 
@@ -263,18 +263,18 @@ impl Shares {
     }
 }
 
-fn into_row(gate: &Cooldown) -> GateRow {
-    GateRow {
-        upstream: gate.upstream.clone(),
-        model: gate.model.clone(),
+fn into_row(cooldown: &Cooldown) -> CooldownRow {
+    CooldownRow {
+        upstream: cooldown.upstream.clone(),
+        model: cooldown.model.clone(),
         closed_ms: millis(
-            gate.until
+            cooldown.until
                 .saturating_duration_since(tokio::time::Instant::now()),
         ),
     }
 }
 
-fn from_row(row: &GateRow) -> Cooldown {
+fn from_row(row: &CooldownRow) -> Cooldown {
     let closed = Duration::from_millis(u64::try_from(row.closed_ms).unwrap_or(0));
     Cooldown {
         upstream: row.upstream.clone(),

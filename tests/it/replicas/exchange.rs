@@ -1,4 +1,4 @@
-//! What processes tell each other by the store: turns, shares and gates.
+//! What processes tell each other by the store: turns, shares and cooldowns.
 
 use std::collections::BTreeMap;
 use std::sync::mpsc;
@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use nightshift::internals::domain::clock::Clock;
 use nightshift::internals::domain::share::Share;
-use nightshift::internals::store::{Engine, GateRow, Replica, ShareBook, ShareEntry, Store};
+use nightshift::internals::store::{Engine, CooldownRow, Replica, ShareBook, ShareEntry, Store};
 
 use crate::support::{engines, on, on_every_engine};
 
@@ -43,7 +43,7 @@ async fn turn(store: &Store, token: &str, entry: ShareEntry) -> ShareBook {
     let decide = |book: &ShareBook| {
         let read = ShareBook {
             holders: book.holders.clone(),
-            gates: book.gates.clone(),
+            cooldowns: book.cooldowns.clone(),
             resets: book.resets.clone(),
         };
         (entry, read)
@@ -85,11 +85,11 @@ async fn what_a_process_writes_the_next_one_reads() {
     assert_eq!(by_token(&book), BTreeMap::from([("c", 0)]));
 }
 
-async fn a_gate_stays_closed_until_the_last_time_that_was_told() {
+async fn a_cooldown_lasts_until_the_latest_time_that_any_process_gave() {
     let (stores, _directory) = stores(1).await;
     let store = &stores[0];
     let closes = |closed_ms| ShareEntry {
-        gates: vec![GateRow {
+        cooldowns: vec![CooldownRow {
             upstream: "gpu".to_owned(),
             model: "m".to_owned(),
             closed_ms,
@@ -98,23 +98,23 @@ async fn a_gate_stays_closed_until_the_last_time_that_was_told() {
     };
     turn(store, "a", closes(50_000)).await;
     turn(store, "b", closes(10_000)).await;
-    let gates = turn(store, "b", closes(90_000)).await.gates;
+    let cooldowns = turn(store, "b", closes(90_000)).await.cooldowns;
     assert_eq!(
-        (gates[0].upstream.as_str(), gates[0].model.as_str()),
+        (cooldowns[0].upstream.as_str(), cooldowns[0].model.as_str()),
         ("gpu", "m")
     );
-    assert!((10_001..=50_000).contains(&gates[0].closed_ms), "{gates:?}");
-    let gates = turn(store, "a", ShareEntry::default()).await.gates;
-    assert!((50_001..=90_000).contains(&gates[0].closed_ms), "{gates:?}");
+    assert!((10_001..=50_000).contains(&cooldowns[0].closed_ms), "{cooldowns:?}");
+    let cooldowns = turn(store, "a", ShareEntry::default()).await.cooldowns;
+    assert!((50_001..=90_000).contains(&cooldowns[0].closed_ms), "{cooldowns:?}");
 
     let mut opens = closes(1);
-    opens.gates[0].model = "other".to_owned();
+    opens.cooldowns[0].model = "other".to_owned();
     turn(store, "a", opens).await;
     let opened = async {
-        let is_other = |gate: &GateRow| gate.model == "other";
+        let is_other = |cooldown: &CooldownRow| cooldown.model == "other";
         while turn(store, "a", ShareEntry::default())
             .await
-            .gates
+            .cooldowns
             .iter()
             .any(is_other)
         {}
@@ -189,7 +189,7 @@ async fn turns_never_overlap() {
 
 on_every_engine![
     what_a_process_writes_the_next_one_reads,
-    a_gate_stays_closed_until_the_last_time_that_was_told,
+    a_cooldown_lasts_until_the_latest_time_that_any_process_gave,
     a_name_is_not_free_while_its_shares_are_held,
     turns_never_overlap,
 ];
