@@ -110,7 +110,7 @@ pub mod internals {
         pub use crate::domain::{batch, clock, file, id, line, scope, share, unit, usage};
     }
     pub mod intake {
-        pub use crate::intake::{Piece, Contents, Intake, Limits};
+        pub use crate::intake::{Contents, Intake, Limits, Piece};
     }
     pub mod metrics {
         pub use crate::metrics::catalogue;
@@ -121,7 +121,7 @@ pub mod internals {
     pub mod store {
         pub use crate::store::{
             ApiKey, AuditFinding, AuditSettings, Audited, Batch, Begun, Cancel, Claim, Claimed,
-            CountsDelta, Deaths, Engine, CooldownRow, Incumbent, LeasedUnit, NewBatch, NewUpload,
+            CooldownRow, CountsDelta, Deaths, Engine, Incumbent, LeasedUnit, NewBatch, NewUpload,
             Purged, Replica, Settings, ShareBook, ShareEntry, Store, StoredFile, UnitFlush,
             Unvalidated, Verdict, Who,
         };

@@ -9,7 +9,7 @@ use std::sync::Arc;
 
 use gungraun::{library_benchmark, library_benchmark_group, main};
 use nightshift::internals::codec::segment::{Encoded, Line};
-use nightshift::internals::intake::{Piece, Contents};
+use nightshift::internals::intake::{Contents, Piece};
 use nightshift::internals::upstream::{Pool, Routes};
 
 fn compressed() -> (Vec<u8>, usize) {

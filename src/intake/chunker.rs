@@ -6,7 +6,7 @@ use std::mem;
 use zstd::bulk::Compressor;
 
 use super::inspector::Line;
-use super::nouns::{Piece, PIECE_BYTES};
+use super::nouns::{PIECE_BYTES, Piece};
 use crate::domain::file::{CHUNK_LINES_MAX, CHUNK_REQUESTS_MAX};
 
 /// A chunk is complete with the line that brings it to so many bytes, to [`CHUNK_REQUESTS_MAX`]

@@ -14,7 +14,7 @@ use std::io;
 
 use memchr::memchr;
 
-pub use nouns::{Piece, Contents, Limits, MayHold, ModelReport, Report, Suspect};
+pub use nouns::{Contents, Limits, MayHold, ModelReport, Piece, Report, Suspect};
 
 use chunker::Chunker;
 use inspector::{Inspector, Line};

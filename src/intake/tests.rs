@@ -67,7 +67,10 @@ fn assert_whole(file: &[u8], chunks: &[Piece], report: &Report) {
             }
             (piece, Some((first, bytes))) => {
                 let first: Piece = first;
-                assert_eq!((chunk.chunk_no, chunk.first_line), (first.chunk_no, first.first_line));
+                assert_eq!(
+                    (chunk.chunk_no, chunk.first_line),
+                    (first.chunk_no, first.first_line)
+                );
                 assert_eq!((chunk.lines, chunk.chunk_bytes), (0, 0));
                 assert!(chunk.requests.is_empty());
                 assert_eq!(
@@ -275,7 +278,7 @@ fn a_long_line_is_a_chunk_of_its_own_in_pieces() {
         assert_lines(file.as_bytes(), &chunks, &report);
         let places: Vec<_> = chunks
             .iter()
-            .map(|c| (c.no, c.piece, c.first_line))
+            .map(|c| (c.chunk_no, c.piece_no, c.first_line))
             .collect();
         assert_eq!(
             places,

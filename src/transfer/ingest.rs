@@ -20,7 +20,7 @@ use super::packed::{NoContent, Packing, Unpacked, Unreadable};
 use crate::domain::file::Purpose;
 use crate::domain::id;
 use crate::domain::jsonl::NotJsonl;
-use crate::intake::{Piece, Contents, Intake, Limits, Report};
+use crate::intake::{Contents, Intake, Limits, Piece, Report};
 use crate::store::{self, Claim, NewUpload, PublishedUpload, Store, StoredFile};
 
 /// Bytes are cut and compressed in batches of at least this size: each costs a change of threads.

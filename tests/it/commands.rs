@@ -20,7 +20,6 @@ use nightshift::internals::simulate::{Options, Simulator};
 use tokio::process::Command;
 
 use crate::support::binary::{Ended, Process, command, ended};
-use crate::support::eventually as until;
 
 const COMMANDS: [&[&str]; 13] = [
     &[],

@@ -10,7 +10,7 @@ use nightshift::internals::codec::segment::{self, Encoded, Line, Table};
 use nightshift::internals::config::{Config, Environment, Overrides};
 use nightshift::internals::domain::file::Kind;
 use nightshift::internals::domain::line::{self, Check};
-use nightshift::internals::intake::{Piece, Contents, Intake, Limits};
+use nightshift::internals::intake::{Contents, Intake, Limits, Piece};
 use nightshift::internals::upstream::{Acquired, Options, Pool, Routes};
 
 /// Of a request and of an answer.

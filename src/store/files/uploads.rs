@@ -5,7 +5,7 @@ use super::bytes;
 use super::file::StoredFile;
 use super::retention::remove_content;
 use crate::domain::file::Purpose;
-use crate::intake::{Piece, ModelReport};
+use crate::intake::{ModelReport, Piece};
 use crate::store::each::each;
 use crate::store::engine::{Rows, Tx, Value, bind_rows, in_tx, on_pool, sql};
 

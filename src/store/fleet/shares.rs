@@ -185,7 +185,9 @@ impl Store {
                 sqlx::query(sql).execute(c).await?;
             });
         }
-        let closed = cooldowns.into_iter().filter(|(_, _, closed_ms)| *closed_ms > 0);
+        let closed = cooldowns
+            .into_iter()
+            .filter(|(_, _, closed_ms)| *closed_ms > 0);
         Ok(ShareBook {
             holders: into_holders(rows),
             cooldowns: closed
@@ -209,11 +211,7 @@ impl Store {
             now
         );
         in_tx!(tx, |c| {
-            sqlx::query(sql)
-                .bind(token)
-                .bind(ttl_ms)
-                .execute(c)
-                .await?;
+            sqlx::query(sql).bind(token).bind(ttl_ms).execute(c).await?;
         });
         Ok(())
     }

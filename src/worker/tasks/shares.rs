@@ -268,7 +268,8 @@ fn into_row(cooldown: &Cooldown) -> CooldownRow {
         upstream: cooldown.upstream.clone(),
         model: cooldown.model.clone(),
         closed_ms: millis(
-            cooldown.until
+            cooldown
+                .until
                 .saturating_duration_since(tokio::time::Instant::now()),
         ),
     }

@@ -2,9 +2,9 @@
 
 use tokio::net::TcpListener;
 
-use super::{command_in, until};
+use super::command_in;
 use crate::support::binary::{Process, ended};
-use crate::support::client_with;
+use crate::support::{client_with, eventually};
 
 /// The demo in a directory whose configuration would break it, if it were read.
 fn demo(directory: &std::path::Path, more: &[&str]) -> tokio::process::Command {
@@ -81,7 +81,7 @@ async fn a_demo_leaves_a_server_to_try_until_it_is_interrupted() {
 #[tokio::test]
 async fn a_demo_takes_the_next_port_where_its_first_one_is_taken() {
     let mut taken = None;
-    until("its first port is taken", async || {
+    eventually("its first port is taken", async || {
         // The demo of another test may have it meanwhile.
         taken = TcpListener::bind("127.0.0.1:8080").await.ok();
         taken.is_some()

@@ -7,9 +7,9 @@ use std::time::Duration;
 use nightshift::internals::simulate::Options;
 use serde_json::{Value, json};
 
+use super::ended_in;
 use super::run::{Workshop, requests};
-use super::{ended_in, until};
-use crate::support::binary::Process;
+use crate::support::{binary::Process, eventually};
 use crate::support::{chat, ids};
 
 /// What is in a directory, byte for byte.
@@ -129,7 +129,7 @@ async fn a_dry_run_leaves_a_run_that_was_killed_as_it_is() {
     let workshop = workshop(&requests(&ids(500)), options).await;
     let running = Process::start(workshop.command(&["--concurrency", "8"]), b"");
     let partial = workshop.path("out.jsonl.partial");
-    until("answers are there", async || {
+    eventually("answers are there", async || {
         std::fs::read_to_string(&partial).is_ok_and(|text| text.lines().count() > 20)
     })
     .await;

@@ -7,9 +7,9 @@ use nightshift::internals::simulate::Options;
 use serde_json::{Value, json};
 use tokio::io::AsyncWriteExt as _;
 
+use super::command_in;
 use super::run::{Workshop, requests};
-use super::{command_in, until};
-use crate::support::{chat, ids};
+use crate::support::{chat, eventually, ids};
 
 /// A finished run of three requests, of which the last has failed.
 async fn finished() -> Workshop {
@@ -104,7 +104,7 @@ async fn a_file_that_is_edited_while_a_run_goes_on_is_not_overwritten() {
     let mut stdin = running.stdin.take().expect("is piped");
     // The run has looked at its files, and reads its input.
     let copy = workshop.path("out.jsonl.nightshift/input.tmp");
-    until("the input is read", async || copy.exists()).await;
+    eventually("the input is read", async || copy.exists()).await;
     workshop.write("out.jsonl", "mine\n");
     let input = requests(&ids(3)) + &chat("bad", json!({"status": 400}));
     stdin.write_all(input.as_bytes()).await.expect("is read");
@@ -155,7 +155,7 @@ async fn a_file_that_appears_before_the_first_results_is_not_overwritten() {
         let mut stdin = running.stdin.take().expect("is piped");
         // The run has looked at its files, and reads its input.
         let store = workshop.path("out.jsonl.nightshift/state.db");
-        until("the input is read", async || store.exists()).await;
+        eventually("the input is read", async || store.exists()).await;
         workshop.write(name, "mine\n");
         stdin.write_all(input.as_bytes()).await.expect("is read");
         drop(stdin);

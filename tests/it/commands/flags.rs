@@ -3,10 +3,10 @@
 use nightshift::internals::simulate::Options;
 use serde_json::{Value, json};
 
+use super::command_in;
 use super::run::{Workshop, requests};
-use super::{command_in, until};
 use crate::support::binary::{Process, ended};
-use crate::support::{chat, ids};
+use crate::support::{chat, eventually, ids};
 
 fn line(custom_id: &str, url: &str, body: &Value) -> String {
     let line = json!({"custom_id": custom_id, "method": "POST", "url": url, "body": body});
@@ -343,7 +343,7 @@ async fn a_run_stops_when_too_much_fails_and_loses_nothing() {
 async fn calls_begin_at_a_rate_and_a_run_that_waits_for_it_stops_at_once() {
     let workshop = Workshop::new(&requests(&ids(20)), Options::default()).await;
     let running = Process::start(workshop.command(&["--rate", "1/d"]), b"");
-    until("the first call is answered", async || {
+    eventually("the first call is answered", async || {
         workshop.simulator.stats().total.answered == 1
     })
     .await;

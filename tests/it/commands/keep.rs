@@ -6,10 +6,10 @@ use std::time::Duration;
 use nightshift::internals::simulate::{Options, Simulator};
 use serde_json::{Value, json};
 
+use super::command_in;
 use super::run::{Workshop, requests};
-use super::{command_in, until};
 use crate::support::binary::{Process, ended};
-use crate::support::{chat, ids};
+use crate::support::{chat, eventually, ids};
 
 /// Each line's answer, by its `custom_id`.
 fn answers(workshop: &Workshop) -> Vec<(String, Value)> {
@@ -86,7 +86,7 @@ async fn a_run_that_was_interrupted_keeps_its_answers_for_a_changed_input() {
     };
     let workshop = Workshop::new(&requests(&ids(600)), options).await;
     let running = Process::start(workshop.command(&["--concurrency", "8"]), b"");
-    until("the run is in the middle", async || {
+    eventually("the run is in the middle", async || {
         workshop.simulator.stats().total.answered >= 50
     })
     .await;

@@ -7,9 +7,9 @@ use serde_json::Value;
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::net::TcpStream;
 
-use super::{ended_in, until};
-use crate::support::binary::Ended;
+use super::ended_in;
 use crate::support::{Server, client_with, on_every_engine};
+use crate::support::{binary::Ended, eventually};
 
 struct Shop {
     directory: tempfile::TempDir,
@@ -76,7 +76,7 @@ async fn a_key_works_at_once_and_no_longer_when_it_is_revoked() {
         "{}",
         revoked.errors
     );
-    until("the key is refused", async || {
+    eventually("the key is refused", async || {
         status().await == StatusCode::UNAUTHORIZED
     })
     .await;
@@ -140,7 +140,7 @@ async fn a_key_ends_when_it_was_said_to() {
         .keys(&["create", "--name", "brief", "--expires", "1ms"])
         .await;
     only_line(&brief);
-    until("the list says so", async || {
+    eventually("the list says so", async || {
         listed(&shop, "brief").await["state"] == "expired"
     })
     .await;
@@ -166,7 +166,7 @@ async fn the_list_says_when_a_key_was_used_last() {
     let asked = client_with(Some(&key)).get(server.url("/v1/models"));
     assert_eq!(asked.send().await.expect("answers").status(), 200);
     // It is the first use of any key, so nothing holds it back.
-    until("the use is noted", async || {
+    eventually("the use is noted", async || {
         let used = listed(&shop, "used").await["last_used_at"].as_i64();
         used.is_some_and(|at| at >= created_at)
     })
@@ -191,12 +191,12 @@ async fn a_key_that_is_used_while_the_server_stops_has_been_used() {
     let head = format!("GET /v1/batches HTTP/1.1\r\nhost: a\r\nauthorization: Bearer {key}\r\n");
     stream.write_all(head.as_bytes()).await.expect("sends");
     // A connection of which the server has read nothing is closed at a stop, as one at rest is.
-    until("the server has read the request's beginning", async || {
+    eventually("the server has read the request's beginning", async || {
         has_read_all(&stream, address)
     })
     .await;
     binary.signal("TERM");
-    until("it listens no more", async || {
+    eventually("it listens no more", async || {
         TcpStream::connect(address).await.is_err()
     })
     .await;

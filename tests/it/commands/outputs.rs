@@ -7,10 +7,10 @@ use std::time::Duration;
 use nightshift::internals::simulate::Options;
 use serde_json::{Value, json};
 
+use super::command_in;
 use super::run::{Workshop, requests};
-use super::{command_in, until};
 use crate::support::binary::{Process, command_after, ended};
-use crate::support::{chat, ids};
+use crate::support::{chat, eventually, ids};
 
 /// A workshop with three requests, of which the last fails.
 async fn workshop() -> Workshop {
@@ -214,7 +214,7 @@ async fn a_run_to_a_pipe_goes_on_where_it_was_interrupted() {
     let workshop = Workshop::new(&requests(&ids(300)), options).await;
     let more = ["--state", "kept", "--concurrency", "4"];
     let running = Process::start(workshop.command_to("-", &more), b"");
-    until("the run is in the middle", async || {
+    eventually("the run is in the middle", async || {
         workshop.simulator.stats().total.answered >= 20
     })
     .await;
@@ -430,7 +430,7 @@ async fn a_named_pipe_is_read_once_and_a_run_that_waits_for_its_writer_can_be_st
     // Stopped while its store is made, or later: nothing of it is in the way of the next one.
     for file in ["state.db.lock", "state.db"] {
         let waiting = start();
-        until("the run has begun", async || state.join(file).exists()).await;
+        eventually("the run has begun", async || state.join(file).exists()).await;
         waiting.signal("INT");
         let stopped = waiting.ended().await;
         assert_eq!(stopped.code, Some(130), "{}", stopped.errors);
@@ -569,7 +569,7 @@ async fn the_answers_so_far_are_as_private_as_the_file_that_was_there() {
     std::fs::set_permissions(&output, std::fs::Permissions::from_mode(0o600)).expect("may");
     let running = Process::start(workshop.command(&[]), b"");
     let partial = workshop.path("out.jsonl.partial");
-    until("answers are there", async || partial.exists()).await;
+    eventually("answers are there", async || partial.exists()).await;
     let mode = partial.metadata().expect("is there").mode() & 0o777;
     assert_eq!(mode, 0o600, "{mode:o}");
     drop(running);

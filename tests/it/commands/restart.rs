@@ -5,10 +5,10 @@ use std::time::Duration;
 use nightshift::internals::simulate::{Options, Simulator};
 use serde_json::Value;
 
+use super::command_in;
 use super::run::{Workshop, requests};
-use super::{command_in, until};
 use crate::support::binary::{Ended, Process, ended};
-use crate::support::{chat, ids};
+use crate::support::{chat, eventually, ids};
 
 /// A model server that refuses every call for its key.
 async fn refusing() -> Simulator {
@@ -116,7 +116,7 @@ async fn a_restart_keeps_the_output_until_it_has_a_new_one() {
 
     let more = ["--restart", "--concurrency", "4"];
     let running = Process::start(workshop.command(&more), b"");
-    until("the run is in the middle", async || {
+    eventually("the run is in the middle", async || {
         workshop.simulator.stats().total.answered >= 20
     })
     .await;
@@ -151,7 +151,7 @@ async fn a_restart_in_vain_leaves_the_answers_so_far_of_an_interrupted_run() {
     let workshop = Workshop::new(&hanging, Options::default()).await;
     let running = Process::start(workshop.command(&[]), b"");
     let partial = workshop.path("out.jsonl.partial");
-    until("answers are there", async || {
+    eventually("answers are there", async || {
         std::fs::read_to_string(&partial).is_ok_and(|text| text.lines().count() == 3)
     })
     .await;
@@ -180,7 +180,7 @@ async fn a_restart_that_was_killed_at_its_start_leaves_the_run_before_it() {
     workshop.write("in.jsonl", &input);
     workshop.simulator.reset_stats();
     let running = Process::start(workshop.command(&["--restart"]), b"");
-    until("a call is on its way", async || workshop.calls() == 1).await;
+    eventually("a call is on its way", async || workshop.calls() == 1).await;
     running.signal("KILL");
     running.ended().await;
     let journal: Value =
@@ -209,7 +209,7 @@ async fn killed_at_its_start() -> Workshop {
     workshop.write("in.jsonl", &hanging);
     workshop.simulator.reset_stats();
     let running = Process::start(workshop.command(&["--restart"]), b"");
-    until("a call is on its way", async || workshop.calls() == 1).await;
+    eventually("a call is on its way", async || workshop.calls() == 1).await;
     running.signal("KILL");
     running.ended().await;
     workshop

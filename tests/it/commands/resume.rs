@@ -5,10 +5,9 @@ use std::time::Duration;
 use nightshift::internals::simulate::Options;
 
 use super::run::{Workshop, requests};
-use super::until;
 use crate::support::binary::{Process, command_after};
-use crate::support::engines::rows;
 use crate::support::ids;
+use crate::support::{engines::rows, eventually};
 
 const LINES: usize = 1000;
 
@@ -24,7 +23,7 @@ async fn slow_workshop() -> Workshop {
 /// Starts a run, and waits until a part of it is done.
 async fn half_done(workshop: &Workshop) -> Process {
     let running = Process::start(workshop.command(&["--concurrency", "8"]), b"");
-    until("the run is in the middle", async || {
+    eventually("the run is in the middle", async || {
         workshop.simulator.stats().total.answered >= 100
     })
     .await;
@@ -104,7 +103,7 @@ async fn each_signal_has_its_exit_code_and_the_run_goes_on_afterwards() {
     let mut command = command_after("trap '' HUP;", &run);
     command.current_dir(workshop.path(""));
     let running = Process::start(command, b"");
-    until("a call is made", async || workshop.calls() > 0).await;
+    eventually("a call is made", async || workshop.calls() > 0).await;
     running.signal("HUP");
     let ran = running.ended().await;
     assert_eq!(ran.code, Some(0), "{}", ran.errors);
@@ -121,7 +120,7 @@ async fn a_run_whose_terminal_is_closed_finishes_its_calls_and_keeps_their_answe
         .kill_on_drop(true);
     let mut running = command.spawn().expect("starts");
     drop(running.stderr.take());
-    until("the run is in the middle", async || {
+    eventually("the run is in the middle", async || {
         workshop.simulator.stats().total.answered >= 100
     })
     .await;
@@ -147,7 +146,7 @@ async fn a_killed_run_goes_on_and_loses_nothing() {
     let mut durable = 0;
     for _ in 0..2 {
         let running = half_done(&workshop).await;
-        until("more is durable", async || {
+        eventually("more is durable", async || {
             rows(&state, "segments").await > durable
         })
         .await;
@@ -158,7 +157,7 @@ async fn a_killed_run_goes_on_and_loses_nothing() {
             !workshop.path("out.jsonl").exists(),
             "no output is half there"
         );
-        until("its calls are cut", async || {
+        eventually("its calls are cut", async || {
             workshop.simulator.stats().total.in_flight == 0
         })
         .await;
@@ -179,13 +178,13 @@ async fn a_second_interrupt_stops_at_once() {
     let hanging = crate::support::chat("a", serde_json::json!({"hang": true}));
     let workshop = Workshop::new(&hanging, Options::default()).await;
     let mut running = Process::start(workshop.command(&[]), b"");
-    until("the call is in flight", async || {
+    eventually("the call is in flight", async || {
         workshop.simulator.stats().total.in_flight == 1
     })
     .await;
     running.signal("INT");
     // The first is polite: the call may finish. Each further one is final, however soon it comes.
-    until("it ends", async || {
+    eventually("it ends", async || {
         let ended = !running.is_running();
         if !ended {
             running.signal("INT");

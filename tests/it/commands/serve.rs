@@ -2,12 +2,12 @@
 
 use serde_json::json;
 
-use super::{ended_in, until};
+use super::ended_in;
 use crate::support::binary::{Binary, Ended, command, ended};
-use crate::support::{CHAT, Server, chat, client_with, ids};
+use crate::support::{CHAT, Server, chat, client_with, eventually, ids};
 
 async fn is_ready(base: &str) {
-    until("it is ready", async || {
+    eventually("it is ready", async || {
         let ready = client_with(None).get(format!("{base}/readyz")).send().await;
         ready.expect("answers").status() == 200
     })
@@ -252,7 +252,7 @@ async fn busy() -> Server {
     let server = Server::with("").binary().await;
     let lines = chat("hangs", json!({"hang": true})) + &chat("answers", json!(null));
     server.create_batch(lines, CHAT).await;
-    until("a call hangs", async || {
+    eventually("a call hangs", async || {
         let total = server.simulator.stats().total;
         total.in_flight == 1 && total.answered == 1
     })
@@ -267,7 +267,7 @@ async fn a_second_signal_stops_it_at_once() {
     binary.signal("INT");
     let client = client_with(None);
     let health = format!("{}/healthz", binary.base);
-    until("it listens no more", async || {
+    eventually("it listens no more", async || {
         client.get(&health).send().await.is_err()
     })
     .await;
@@ -283,7 +283,7 @@ async fn calls_in_flight_may_finish_before_it_stops() {
         .map(|id| chat(id, json!({"latency_ms": 300})))
         .collect();
     let batch = server.create_batch(lines, CHAT).await;
-    until("calls are in flight", async || {
+    eventually("calls are in flight", async || {
         server.simulator.stats().total.in_flight > 0
     })
     .await;

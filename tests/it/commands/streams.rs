@@ -8,9 +8,8 @@ use serde_json::{Value, json};
 use tokio::io::{AsyncBufReadExt as _, AsyncReadExt as _, BufReader};
 
 use super::run::{Workshop, requests};
-use super::until;
 use crate::support::binary::{Process, ended};
-use crate::support::{chat, ids};
+use crate::support::{chat, eventually, ids};
 
 fn custom_id(line: &str) -> String {
     let line: Value = serde_json::from_str(line).expect("is JSON");
@@ -32,7 +31,7 @@ async fn a_pipe_gets_the_answers_in_order_as_they_come() {
         assert_eq!(custom_id(&line), id);
     }
     assert!(running.is_running());
-    until("the last line is answered", async || {
+    eventually("the last line is answered", async || {
         workshop.simulator.stats().total.answered == 4
     })
     .await;

@@ -157,7 +157,7 @@ async fn where_there_is_no_terminal_plain_lines_are_written() {
 
 #[tokio::test]
 async fn the_lists_of_operators_fit_the_terminal() {
-    let server = Server::binary("").await;
+    let server = Server::with("").binary().await;
     let key = operator(&server.database).await;
     let done = server.run(chat("a", Value::Null), CHAT).await;
     let hangs = server

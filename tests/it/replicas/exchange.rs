@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use nightshift::internals::domain::clock::Clock;
 use nightshift::internals::domain::share::Share;
-use nightshift::internals::store::{Engine, CooldownRow, Replica, ShareBook, ShareEntry, Store};
+use nightshift::internals::store::{CooldownRow, Engine, Replica, ShareBook, ShareEntry, Store};
 
 use crate::support::{engines, on, on_every_engine};
 
@@ -103,9 +103,15 @@ async fn a_cooldown_lasts_until_the_latest_time_that_any_process_gave() {
         (cooldowns[0].upstream.as_str(), cooldowns[0].model.as_str()),
         ("gpu", "m")
     );
-    assert!((10_001..=50_000).contains(&cooldowns[0].closed_ms), "{cooldowns:?}");
+    assert!(
+        (10_001..=50_000).contains(&cooldowns[0].closed_ms),
+        "{cooldowns:?}"
+    );
     let cooldowns = turn(store, "a", ShareEntry::default()).await.cooldowns;
-    assert!((50_001..=90_000).contains(&cooldowns[0].closed_ms), "{cooldowns:?}");
+    assert!(
+        (50_001..=90_000).contains(&cooldowns[0].closed_ms),
+        "{cooldowns:?}"
+    );
 
     let mut opens = closes(1);
     opens.cooldowns[0].model = "other".to_owned();

@@ -66,12 +66,6 @@ impl Server {
         }
     }
 
-    /// The same as `with(toml).binary()`, under its former name.
-    #[allow(dead_code, reason = "for tests that are being written")]
-    pub fn binary(toml: &str) -> Builder {
-        Self::with(toml).binary()
-    }
-
     /// The API for tenant-b.
     pub fn other(&self) -> &Api {
         &self.other
