@@ -1,4 +1,5 @@
-//! The parts of a form, as they come: `multer` finds them, and this bounds what it holds.
+//! The parts of a form, one after the other. `multer` finds where the parts begin and end. This
+//! module bounds how much of a form may be no part at all, and makes the errors.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
@@ -16,10 +17,11 @@ use percent_encoding::percent_decode_str;
 use super::drain::drain;
 use super::error::{self, ApiError, Result};
 
-/// How much may come without being part of any part: headers, and what stands before the first.
+/// How many bytes in a row may belong to no part's content: headers, and what stands before the
+/// first part.
 const OVERHEAD_BYTES_MAX: usize = 64 << 10;
 const PARTS_MAX: usize = 64;
-/// How long the text of a part may be.
+/// How long a part that is read as text may be.
 const TEXT_BYTES_MAX: usize = 64 << 10;
 
 /// The boundary that a form's content type names.
@@ -37,38 +39,42 @@ pub fn boundary(headers: &HeaderMap) -> Result<String> {
             "The body must be a form: its Content-Type must be multipart/form-data.",
         ));
     }
-    // Not by `multer`: it takes no boundary with a `=` that is not quoted, and Java's clients send
-    // such ones.
+    // `multer` cannot find it: it refuses a boundary that has a `=` without quotes, as Java's
+    // clients send.
     let boundary = parameter(content_type, "boundary").filter(|boundary| !boundary.is_empty());
     boundary.ok_or_else(|| {
         error::bad_request("The Content-Type multipart/form-data must name its boundary.")
     })
 }
 
-/// A body as it is received.
+/// A request's body, while it is received.
 pub struct Incoming {
     body: Body,
     seen: Arc<Seen>,
-    /// The last byte of the first line so far; `None` once the line has ended.
+    /// The last byte that was received of the first line. `None` once that line has ended.
     first_line: Option<u8>,
+    /// Some of the body was read.
     begun: bool,
+    /// The body broke off.
     broken: bool,
 }
 
-/// What is known of the bytes that were received.
+/// What the bytes that were received show.
 #[derive(Debug, Default)]
 struct Seen {
-    /// How many of them are not part of any part so far.
+    /// How many bytes were received since the last part's content.
     overhead: AtomicUsize,
     /// Whether the first line, which is a boundary, ends in LF without CR.
     has_bare_lf: AtomicBool,
 }
 
-/// Why no more bytes come.
+/// Why no more bytes are handed to `multer`.
 #[derive(Clone, Debug, thiserror::Error)]
 enum Broken {
+    /// The body did not come to its end.
     #[error("the body does not come to its end")]
     Off(ApiError),
+    /// More than [`OVERHEAD_BYTES_MAX`] bytes belong to no part's content.
     #[error("no part begins")]
     Overhead,
 }
@@ -85,13 +91,13 @@ impl Incoming {
         }
     }
 
-    /// Whether any of it was asked for.
+    /// Whether any of the body was read.
     #[must_use]
     pub fn begun(&self) -> bool {
         self.begun
     }
 
-    /// Reads the rest and drops it, within bounds.
+    /// Reads the rest of the body and drops it, within bounds.
     pub async fn drain(self) {
         if !self.broken {
             drain(self.body).await;
@@ -100,7 +106,7 @@ impl Incoming {
 
     async fn next(&mut self) -> Option<std::result::Result<Bytes, Broken>> {
         if self.begun {
-            // `multer` reads on while there is something to read: let it stop after each frame.
+            // Otherwise `multer` would read for as long as frames are there, and hold them all.
             tokio::task::yield_now().await;
         }
         self.begun = true;
@@ -120,7 +126,7 @@ impl Incoming {
                     self.look_at_the_first_line(&bytes);
                     return Some(Ok(bytes));
                 }
-                // Trailers, which say nothing here.
+                // Trailers: they are ignored.
                 Ok(Err(_)) => {}
                 Err(cause) => return Some(Err(Broken::Off(error::broken_body(&cause)))),
             }
@@ -167,10 +173,10 @@ impl<'a> Form<'a> {
         }
     }
 
-    /// The next part. The one before must have been read to its end.
+    /// The next part, once the part before it was read to its end.
     ///
     /// # Errors
-    /// When the body is no such form, or does not come.
+    /// When the body is no form with this boundary, or breaks off.
     pub async fn next(&mut self) -> Result<Option<Part<'a>>> {
         let next = self.form.next_field().await;
         let Some(field) = next.map_err(|cause| broken(cause, &self.seen))? else {
@@ -210,7 +216,7 @@ impl Part<'_> {
     /// The next bytes of its content; `None` at the end.
     ///
     /// # Errors
-    /// When the content does not come, or breaks off.
+    /// When the content breaks off.
     pub async fn chunk(&mut self) -> Result<Option<Bytes>> {
         let chunk = self.field.chunk().await;
         let chunk = chunk.map_err(|cause| broken(cause, &self.seen))?;
@@ -272,8 +278,8 @@ fn broken(cause: multer::Error, seen: &Seen) -> ApiError {
     error::bad_request(message)
 }
 
-/// What a `Content-Disposition` header calls a file. Where `filename*` can be decoded, it goes
-/// before `filename` (RFC 6266): clients send both, the second for those who know only that.
+/// The name that a `Content-Disposition` header gives a file: `filename*` where it can be decoded,
+/// and else `filename` (RFC 6266). Clients send both, the second for servers that know no other.
 fn filename(disposition: &str) -> Option<String> {
     let extended = parameter(disposition, "filename*");
     if let Some(name) = extended.and_then(|value| decoded_extended(&value)) {
@@ -283,14 +289,14 @@ fn filename(disposition: &str) -> Option<String> {
     Some(decoded_words(&name).unwrap_or(name))
 }
 
-/// A value in the form of RFC 8187: `charset'language'text`, the text percent-encoded.
+/// Decodes a value in the form of RFC 8187: `charset'language'text`, with a percent-encoded text.
 fn decoded_extended(value: &str) -> Option<String> {
     let mut parts = value.splitn(3, '\'');
     let (charset, _language, text) = (parts.next()?, parts.next()?, parts.next()?);
     in_charset(charset, percent_decode_str(text).collect())
 }
 
-/// A value of encoded words as in mail (RFC 2047), which .NET sends for names outside of ASCII.
+/// Decodes a value of encoded words as in mail (RFC 2047). .NET sends names outside of ASCII so.
 /// `None` where the value is anything else.
 fn decoded_words(value: &str) -> Option<String> {
     let mut words = value.split_ascii_whitespace().peekable();
@@ -298,14 +304,14 @@ fn decoded_words(value: &str) -> Option<String> {
     words.map(decoded_word).collect()
 }
 
-/// One encoded word: `=?charset?encoding?text?=`.
+/// Decodes one encoded word: `=?charset?encoding?text?=`.
 fn decoded_word(word: &str) -> Option<String> {
     let word = word.strip_prefix("=?")?.strip_suffix("?=")?;
     let mut parts = word.splitn(3, '?');
     let (charset, encoding, text) = (parts.next()?, parts.next()?, parts.next()?);
     let bytes = match encoding {
         "B" | "b" => BASE64_STANDARD.decode(text).ok()?,
-        // Like percent-encoding, but with another sign, and `_` for a space.
+        // As percent-encoding, with `=` in place of the percent sign and `_` in place of a space.
         "Q" | "q" => {
             let text = text.replace('_', " ").replace('%', "%25").replace('=', "%");
             percent_decode_str(&text).collect()
@@ -323,8 +329,7 @@ fn in_charset(charset: &str, bytes: Vec<u8>) -> Option<String> {
     }
 }
 
-/// A parameter of a `Content-Disposition` header, in which browsers and SDKs escape quotes as
-/// `%22`.
+/// A parameter of a `Content-Disposition` header. Browsers and SDKs escape quotes in it as `%22`.
 fn unescaped(disposition: &str, name: &str) -> Option<String> {
     parameter(disposition, name).map(|value| value.replace("%22", "\""))
 }
@@ -358,7 +363,8 @@ fn value_of(text: &str) -> (String, &str) {
             (other, None) => value.push(other),
         }
     }
-    // Nothing closes it: the last quote was no escaped one.
+    // No quote closes the value: the last one seemed escaped, behind a backslash that was meant as
+    // one.
     (quoted.strip_suffix('"').unwrap_or(quoted).to_owned(), "")
 }
 

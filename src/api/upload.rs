@@ -1,4 +1,5 @@
-//! `POST /v1/files`: a form of any order, taken in as it comes, however large its file is.
+//! `POST /v1/files`. The parts of the form may come in any order. The file is stored as it is
+//! received, so it may be of any size.
 
 use axum::body::Body;
 use axum::extract::State;
@@ -25,16 +26,16 @@ use crate::store::storable;
 use crate::store::{self, StoredFile};
 use crate::transfer::{self, Answer, Finish, Ingest, NoContent, Packing, Unpacked};
 
-/// The name of a file that has none.
+/// What a file is called that is uploaded without a name.
 const UNNAMED: &str = "upload";
-/// How long a file's name may be. Every answer that shows the file repeats it.
+/// How long a file's name may be. Every answer that shows the file repeats its name.
 const FILENAME_CHARS_MAX: usize = 255;
-/// What the rest of a form may take beside its file.
+/// How many bytes the rest of a form may have beside its file.
 const FORM_BYTES_MAX: u64 = 8 << 20;
 const EXPIRY_ANCHOR: &str = "expires_after[anchor]";
 const EXPIRY_IN_SECONDS: &str = "expires_after[seconds]";
 
-/// What a file is uploaded with.
+/// The form by which a file is uploaded.
 #[derive(ToSchema)]
 #[expect(
     dead_code,
@@ -89,7 +90,7 @@ pub async fn create(
         Ok(key) => upload(&api, &caller, key, &headers, &mut incoming).await,
         Err(error) => Err(error),
     };
-    // What comes too slowly is not worth waiting for.
+    // The rest of a body that came too slowly is not waited for.
     let status = outcome.as_ref().err().map(|error| error.status);
     let is_wanted = status.is_some_and(|status| status != StatusCode::REQUEST_TIMEOUT);
     if is_wanted && (incoming.begun() || !expects_continue(&headers)) {
@@ -155,19 +156,19 @@ struct Upload<'a> {
     api: &'a Api,
     caller: &'a Caller,
     form: Form<'a>,
-    /// Of the file's bytes, where the request has a key.
+    /// Of the file's bytes. `None` where the request has no `Idempotency-Key`.
     hash: Option<Sha256>,
     asked: Asked,
 }
 
-/// What the form has said so far.
+/// What the parts that were read so far ask for.
 #[derive(Default)]
 struct Asked {
     purpose: Option<Purpose>,
-    anchored: bool,
+    has_anchor: bool,
     expires_after_seconds: Option<i64>,
     filename: Option<String>,
-    /// How the file is compressed, where it is stored as it came.
+    /// How the file is compressed. `None` where it is not, or was decompressed as it was received.
     packed: Option<Packing>,
 }
 
@@ -176,25 +177,26 @@ struct Request {
     purpose: Purpose,
     filename: String,
     expires_after_seconds: Option<i64>,
-    /// How the file is compressed that is to be unpacked still.
+    /// How the stored file is compressed, where it must be decompressed yet.
     packed: Option<Packing>,
-    /// Of all of it; empty for a request without a key.
+    /// Of the whole form. Empty for a request without an `Idempotency-Key`.
     fingerprint: String,
 }
 
 /// Where the file's bytes go.
 enum Sink<'a> {
-    /// Into the store, from when the file begins.
+    /// Into the store. `ingest` is there once the form's file has begun.
     Store {
         attempt: &'a mut Attempt,
         ingest: Option<Ingest>,
     },
-    /// The file is there already.
+    /// Nowhere: an earlier request with the same `Idempotency-Key` has stored them.
     Nowhere,
 }
 
 impl Sink<'_> {
-    /// Waits for more of the form, and no longer than a file may take that others wait for.
+    /// Waits for more of the form. Where other uploads wait for the memory that this file holds, a
+    /// client that is too slow is not waited for.
     async fn receive<T>(&mut self, next: impl Future<Output = Result<T>>) -> Result<T> {
         match self {
             Sink::Store {
@@ -209,7 +211,7 @@ impl Sink<'_> {
         matches!(self, Sink::Store { .. })
     }
 
-    /// Takes the file for what it is: it has no lines to be checked.
+    /// Stores the file without a check of its lines.
     fn leave_unchecked(&mut self) {
         if let Sink::Store {
             ingest: Some(ingest),
@@ -220,14 +222,14 @@ impl Sink<'_> {
         }
     }
 
-    /// Takes bytes of the file.
+    /// Stores bytes of the file.
     async fn write(&mut self, bytes: Bytes) -> Result<()> {
         if let Sink::Store {
             attempt,
             ingest: Some(ingest),
         } = self
         {
-            // It may wait for the long lines of other files.
+            // This may wait for the memory that the long lines of other files hold.
             let written = attempt.alive_during(ingest.write(bytes)).await?;
             written.map_err(failed)?;
         }
@@ -236,7 +238,7 @@ impl Sink<'_> {
 }
 
 impl Upload<'_> {
-    /// Takes the file in, and returns the answer's JSON.
+    /// Stores the file, and returns the answer's JSON.
     async fn store(mut self, attempt: &mut Attempt) -> Result<String> {
         let mut sink = Sink::Store {
             attempt,
@@ -283,7 +285,7 @@ impl Upload<'_> {
         });
         let file = attempt.alive_during(ingest.finish(finish, answer)).await?;
         let file = file.map_err(|cause| refused(cause, attempt))?;
-        tell(&file);
+        log_upload(&file);
         super::json::to_json(&FileObject::from(file))
     }
 
@@ -297,9 +299,9 @@ impl Upload<'_> {
                     self.asked.purpose = Some(purpose(&sink.receive(part.text()).await?)?);
                 }
                 EXPIRY_ANCHOR => {
-                    only_once(self.asked.anchored, EXPIRY_ANCHOR)?;
+                    only_once(self.asked.has_anchor, EXPIRY_ANCHOR)?;
                     check_anchor(&sink.receive(part.text()).await?)?;
-                    self.asked.anchored = true;
+                    self.asked.has_anchor = true;
                 }
                 EXPIRY_IN_SECONDS => {
                     only_once(
@@ -310,7 +312,7 @@ impl Upload<'_> {
                     self.asked.expires_after_seconds =
                         Some(integer(EXPIRY_IN_SECONDS, &seconds, &EXPIRY_SECONDS)?);
                 }
-                // Clients may send what only other servers know.
+                // Clients may send parts that only other servers know.
                 _ => drop(sink.receive(part.text()).await?),
             }
         }
@@ -358,7 +360,7 @@ impl Upload<'_> {
         Ok(())
     }
 
-    /// What a form that was read to its end asks for.
+    /// What the whole form asks for, once it was read to its end.
     fn request(&mut self) -> Result<Request> {
         let asked = std::mem::take(&mut self.asked);
         let filename = asked
@@ -367,7 +369,7 @@ impl Upload<'_> {
         let purpose = asked
             .purpose
             .ok_or_else(|| error::missing_parameter("purpose"))?;
-        match (asked.anchored, asked.expires_after_seconds) {
+        match (asked.has_anchor, asked.expires_after_seconds) {
             (true, None) => return Err(error::missing_parameter(EXPIRY_IN_SECONDS)),
             (false, Some(_)) => return Err(error::missing_parameter(EXPIRY_ANCHOR)),
             _ => {}
@@ -394,7 +396,7 @@ impl Upload<'_> {
 /// The bytes of a form's file, as they are sent.
 struct Sent<'a, 'f> {
     part: Part<'f>,
-    /// What was read to know the packing.
+    /// The bytes that were read to find out the packing.
     beginning: Option<Bytes>,
     length: u64,
     max_bytes: u64,
@@ -402,7 +404,7 @@ struct Sent<'a, 'f> {
 }
 
 impl Sent<'_, '_> {
-    /// How the file is compressed, if it is. To be asked first.
+    /// How the file is compressed, if it is. Called before any of its bytes are taken.
     async fn packing(&mut self) -> Result<Option<Packing>> {
         let mut beginning = BytesMut::new();
         while beginning.len() < Packing::SIGNATURE_BYTES {
@@ -434,7 +436,7 @@ impl Sent<'_, '_> {
     }
 }
 
-/// Takes what a compressed file holds, as its bytes come.
+/// Stores the content of a compressed file as its bytes are received.
 async fn unpack(sent: Sent<'_, '_>, packing: Packing, sink: &mut Sink<'_>) -> Result<()> {
     let max_bytes = sent.max_bytes;
     let sent = stream::try_unfold(sent, |mut sent| async {
@@ -452,7 +454,7 @@ async fn unpack(sent: Sent<'_, '_>, packing: Packing, sink: &mut Sink<'_>) -> Re
     Ok(())
 }
 
-/// The next bytes of what a compressed file holds.
+/// The next bytes of a compressed file's content.
 async fn content(unpacked: &mut Unpacked<'_, ApiError>) -> Result<Option<Bytes>> {
     unpacked.next().await.map_err(|cause| match cause {
         NoContent::Source(error) => error,
@@ -460,7 +462,7 @@ async fn content(unpacked: &mut Unpacked<'_, ApiError>) -> Result<Option<Bytes>>
     })
 }
 
-/// What makes two uploads the same.
+/// Two uploads are the same when all of these are equal.
 #[derive(Serialize)]
 struct Identity<'a> {
     purpose: &'a str,
@@ -477,7 +479,7 @@ fn only_once(again: bool, name: &str) -> Result<()> {
     Ok(())
 }
 
-/// What the file is called, by what the form says of it.
+/// The file's name, from the one that the form gives.
 fn filename(given: Option<String>) -> Result<String> {
     let name = given.filter(|name| !name.is_empty());
     let name = name.unwrap_or_else(|| UNNAMED.to_owned());
@@ -503,7 +505,7 @@ fn check_anchor(anchor: &str) -> Result<()> {
     }
 }
 
-/// Why a file was not taken in.
+/// The answer where a file was not stored.
 fn failed(cause: transfer::Error) -> ApiError {
     match cause {
         transfer::Error::NotJsonl(_) | transfer::Error::Unreadable(_) => {
@@ -519,10 +521,10 @@ fn failed(cause: transfer::Error) -> ApiError {
     }
 }
 
-/// The same for one that was whole.
+/// The answer where a file that was received whole was not published.
 fn refused(cause: transfer::Error, attempt: &Attempt) -> ApiError {
     match cause {
-        // The claim had lapsed, and another request has it.
+        // The claim to the key had lapsed, and another request has it now.
         transfer::Error::Store(store::Error::Stale(_)) if attempt.claim().is_some() => {
             error::idempotency_running()
         }
@@ -530,7 +532,7 @@ fn refused(cause: transfer::Error, attempt: &Attempt) -> ApiError {
     }
 }
 
-fn tell(file: &StoredFile) {
+fn log_upload(file: &StoredFile) {
     tracing::info!(
         file.id = file.id,
         file.bytes = file.bytes,

@@ -1,10 +1,10 @@
-//! What is wrong with an input file, by line: gathered at upload, when nobody knows yet for which
-//! endpoint it will be used, and asked for when a batch is made.
+//! What is wrong with an input file, by line. It is gathered at the upload, before it is known for
+//! which endpoint the file will be used, and read when a batch is made.
 //!
-//! A batch lists the first [`LISTED`] lines that are at fault. Each list here keeps the first
-//! [`KEPT`], one more, so what is merged from them is exact, and so is whether there are more: of
-//! the first [`KEPT`] faulty lines of all, none can stand behind more than [`LISTED`] others in
-//! any list.
+//! A batch lists the first [`LISTED_MAX`] faulty lines. Each list here keeps the first
+//! [`KEPT_MAX`], which is one more. So a merge of the lists gives the exact first [`LISTED_MAX`]
+//! lines, and shows whether there are more: each of the first [`KEPT_MAX`] faulty lines of the file
+//! is among the first [`KEPT_MAX`] of its own list.
 
 use std::collections::BTreeMap;
 
@@ -13,15 +13,15 @@ use serde::{Deserialize, Serialize};
 use super::endpoint::{ANY, Endpoint};
 use super::line::{self, Fault};
 
-/// How many lines a batch's `errors` name.
-pub const LISTED: usize = 100;
-/// How many entries of a list are kept.
-pub const KEPT: usize = LISTED + 1;
+/// How many lines a batch's `errors` name at most.
+pub const LISTED_MAX: usize = 100;
+/// How many entries each list here keeps at most.
+pub const KEPT_MAX: usize = LISTED_MAX + 1;
 
-/// The code of a finding that says that there are more than those listed.
+/// The code of the finding that stands for all lines beyond those listed.
 pub const TOO_MANY_ERRORS: &str = "too_many_errors";
-/// So many letters and digits in a row are no name.
-const KEY_RUN: usize = 24;
+/// So many letters and digits in a row are taken for a key, and not for a name.
+const KEY_CHARS_MIN: usize = 24;
 
 /// One entry of a batch's `errors.data`.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -29,7 +29,7 @@ pub struct Finding {
     pub code: String,
     pub message: String,
     pub param: Option<String>,
-    /// The line, from 1; `None` if it is about the file.
+    /// The line, from 1. `None` if the finding is about the file.
     pub line: Option<u64>,
 }
 
@@ -56,8 +56,9 @@ impl Finding {
         }
     }
 
-    /// Whether the log may have the message: it is about the file, and not about the id that the
-    /// client gave, or about a model.
+    /// Whether the log may have the message. Messages about the file may be logged, but for one
+    /// that repeats an id from the request; of the messages about lines, only the one that names a
+    /// model.
     fn is_for_the_log(&self) -> bool {
         match self.line {
             Some(_) => self.code == "model_not_found",
@@ -66,10 +67,10 @@ impl Finding {
     }
 }
 
-/// What is wrong in short, for the log: the first of the findings and how many more there are. A
-/// message is told only where it has no text of the client but the name of a model, for which
-/// whoever runs the server looks. A client may have put a key in any place, the model's too: what
-/// looks like a key is masked.
+/// The first finding and how many more there are, for the log. The log has the finding's message
+/// only where the message repeats nothing that the client wrote, but for a model's name, which
+/// operators look for. A client may have written a key into any field, also into the model's, so
+/// whatever looks like a key is masked.
 #[must_use]
 pub fn in_short(findings: &[Finding]) -> String {
     let Some(first) = findings.first() else {
@@ -94,30 +95,30 @@ pub fn in_short(findings: &[Finding]) -> String {
 /// many letters and digits in a row.
 fn without_keys(text: &str) -> String {
     let is_of_word = |c: char| c.is_ascii_alphanumeric() || c == '-' || c == '_';
-    let mut told = String::with_capacity(text.len());
+    let mut masked = String::with_capacity(text.len());
     let mut rest = text;
     while let Some(start) = rest.find(is_of_word) {
         let (before, behind) = rest.split_at(start);
         let end = behind.find(|c| !is_of_word(c)).unwrap_or(behind.len());
         let (word, behind) = behind.split_at(end);
-        told.push_str(before);
-        told.push_str(if looks_like_a_key(word) { "***" } else { word });
+        masked.push_str(before);
+        masked.push_str(if looks_like_a_key(word) { "***" } else { word });
         rest = behind;
     }
-    told.push_str(rest);
-    told
+    masked.push_str(rest);
+    masked
 }
 
 fn looks_like_a_key(word: &str) -> bool {
     let is_random = |run: &str| {
-        run.len() >= KEY_RUN
+        run.len() >= KEY_CHARS_MIN
             && run.bytes().any(|byte| byte.is_ascii_digit())
             && run.bytes().any(|byte| byte.is_ascii_alphabetic())
     };
     word.starts_with("sk-") || word.split(['-', '_']).any(is_random)
 }
 
-/// What is wrong with a file, for whatever endpoint. Stored with it as JSON.
+/// What is wrong with a file, whichever endpoint it is used for. Stored as JSON, with the file.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Findings {
     /// What is wrong with the file as a whole.
@@ -125,8 +126,8 @@ pub struct Findings {
     of_file: Vec<Finding>,
     /// Lines that are wrong for every endpoint.
     envelopes: Vec<Finding>,
-    /// By the endpoint that their `url` names, lines with a whole envelope; those that name none
-    /// are under the empty name.
+    /// Lines with a whole envelope, by the endpoint that their `url` names. Lines whose `url` names
+    /// no endpoint are under the empty name.
     endpoints: BTreeMap<String, Requests>,
     /// Lines whose `custom_id` stands on an earlier line.
     duplicates: Vec<Finding>,
@@ -134,20 +135,20 @@ pub struct Findings {
 
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 struct Requests {
-    /// The first of them, which are wrong for every other endpoint.
+    /// The first lines with this endpoint: for a batch of another endpoint they are wrong.
     lines: Vec<u64>,
-    /// The `url` of each of these lines as it is written; empty where all of them write the
+    /// The `url` of each of these lines as it is written. Empty where all lines write the
     /// endpoint's path, and in a file that was uploaded by an earlier version.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     urls: Vec<String>,
-    /// The first that are wrong for their own endpoint, too.
+    /// The first lines that are wrong for their own endpoint.
     faults: Vec<Finding>,
 }
 
 impl Findings {
     /// Notes a line that is no request. Lines are noted in ascending order.
     pub fn fault(&mut self, line: u64, fault: Fault) {
-        if self.envelopes.len() < KEPT {
+        if self.envelopes.len() < KEPT_MAX {
             self.envelopes.push(Finding::of_line(line, fault));
         }
     }
@@ -168,16 +169,16 @@ impl Findings {
         let Some(requests) = self.endpoints.get_mut(name) else {
             return;
         };
-        if requests.lines.len() < KEPT {
+        if requests.lines.len() < KEPT_MAX {
             if url != name || !requests.urls.is_empty() {
-                // All lines before the first of these wrote the path.
+                // Until now, all lines wrote the path.
                 requests.urls.resize(requests.lines.len(), name.to_owned());
                 requests.urls.push(line::quoted(url).into_owned());
             }
             requests.lines.push(line);
         }
         if let Some(fault) = fault
-            && requests.faults.len() < KEPT
+            && requests.faults.len() < KEPT_MAX
         {
             requests.faults.push(Finding::of_line(line, fault));
         }
@@ -185,7 +186,7 @@ impl Findings {
 
     /// Notes a line whose `custom_id` is known to stand on an earlier line, in ascending order.
     pub fn duplicate(&mut self, line: u64, custom_id: &str) {
-        if self.duplicates.len() < KEPT {
+        if self.duplicates.len() < KEPT_MAX {
             let fault = Fault::duplicate_custom_id(custom_id);
             self.duplicates.push(Finding::of_line(line, fault));
         }
@@ -201,9 +202,9 @@ impl Findings {
         self.of_file.push(finding);
     }
 
-    /// What is wrong with the file for a batch of that endpoint: what is about the file, then one
-    /// finding a line, by line, the first [`KEPT`]. For [`ANY`] a line is judged by its own
-    /// endpoint.
+    /// What is wrong with the file for a batch of that endpoint: first the findings about the file,
+    /// then one for each of the first [`KEPT_MAX`] faulty lines, by line. For a batch of [`ANY`],
+    /// each line is checked for its own endpoint.
     #[must_use]
     pub fn for_endpoint(&self, endpoint: &str) -> Vec<Finding> {
         let mut lists = vec![self.of_file.clone(), self.envelopes.clone()];
@@ -229,30 +230,31 @@ impl Findings {
         }
         lists.push(self.duplicates.clone());
         let mut findings = merge(lists);
-        findings.truncate(self.of_file.len() + KEPT);
+        findings.truncate(self.of_file.len() + KEPT_MAX);
         findings
     }
 }
 
-/// What a batch's `errors` say, from lists that each hold at least their first [`KEPT`] lines:
-/// what is about the file, then one finding a line (the first list's, where several have one), by
-/// line. After [`LISTED`] lines comes one `too_many_errors`, if there are more.
+/// What a batch's `errors` say, merged from lists that each have at least their first [`KEPT_MAX`]
+/// lines: first the findings about the file, then one finding a line, by line. Where several lists
+/// have a finding for a line, the first list's counts. If there are more than [`LISTED_MAX`] lines,
+/// a `too_many_errors` stands at the end.
 #[must_use]
 pub fn report(lists: impl IntoIterator<Item = Vec<Finding>>) -> Vec<Finding> {
     let mut findings = merge(lists);
     let of_file = findings.iter().take_while(|f| f.line.is_none()).count();
-    if findings.len() > of_file + LISTED {
-        findings.truncate(of_file + LISTED);
-        let message = format!("There are more errors than the first {LISTED} that are listed.");
+    if findings.len() > of_file + LISTED_MAX {
+        findings.truncate(of_file + LISTED_MAX);
+        let message = format!("There are more errors than the first {LISTED_MAX} that are listed.");
         findings.push(Finding::of_file(TOO_MANY_ERRORS, &message, None));
     }
     findings
 }
 
-/// Everything about the file, then one finding a line, by line.
+/// First the findings about the file, then one finding a line, by line.
 fn merge(lists: impl IntoIterator<Item = Vec<Finding>>) -> Vec<Finding> {
     let mut findings: Vec<Finding> = lists.into_iter().flatten().collect();
-    // Stable, so that of several about one line the first list's stands first.
+    // The sort is stable: of several findings about one line, the first list's stands first.
     findings.sort_by_key(|finding| finding.line);
     findings.dedup_by(|later, first| first.line.is_some() && later.line == first.line);
     findings
@@ -468,10 +470,10 @@ mod tests {
             let report = report([findings.for_endpoint(batch.path)]);
             let mut listed: Vec<_> = expected
                 .iter()
-                .take(LISTED)
+                .take(LISTED_MAX)
                 .map(|(&line, &code)| (Some(line), code))
                 .collect();
-            if expected.len() > LISTED {
+            if expected.len() > LISTED_MAX {
                 listed.push((None, "too_many_errors"));
             }
             prop_assert_eq!(codes(&report), listed);

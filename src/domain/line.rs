@@ -14,19 +14,19 @@ const MAX_MODEL_BYTES: usize = 256;
 /// How much of a user's text a message repeats.
 const MAX_QUOTED_CHARS: usize = 100;
 
-/// What a line needs to be run.
+/// A line, as far as is needed to run it.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Envelope<'a> {
     pub custom_id: Cow<'a, str>,
     /// The endpoint's path. A line may write it without its `/v1`.
     pub url: Cow<'a, str>,
-    /// The endpoint itself; `None` for a path that cannot be batched.
+    /// The endpoint itself. `None` for a path that cannot be batched.
     pub endpoint: Option<&'static Endpoint>,
-    /// The body as it is written: raw JSON.
+    /// The body as the line writes it: raw JSON.
     pub body: &'a str,
 }
 
-/// Reads a line that [`check`] has found nothing wrong with; `None` for one that is no request.
+/// Reads a line in which [`check`] found no fault. `None` for a line that is no request.
 #[must_use]
 pub fn read(line: &str) -> Option<Envelope<'_>> {
     let keys = Keys::read(line)?;
@@ -43,10 +43,10 @@ pub fn read(line: &str) -> Option<Envelope<'_>> {
 /// What a line of an uploaded file is.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Check<'a> {
-    /// Nothing but white space: skipped.
+    /// Nothing but white space. Such a line is skipped.
     Blank,
     Request(Request<'a>),
-    /// No request, whatever the batch's endpoint is.
+    /// The line is no request, whatever the batch's endpoint is.
     Fault(Fault),
 }
 
@@ -54,13 +54,13 @@ pub enum Check<'a> {
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Request<'a> {
     pub custom_id: Cow<'a, str>,
-    /// As the line writes it.
+    /// The `url` as the line writes it.
     pub url: Cow<'a, str>,
-    /// The endpoint that its `url` names; `None` if that is not one that can be batched.
+    /// The endpoint that the `url` names. `None` if the `url` cannot be batched.
     pub endpoint: Option<&'static Endpoint>,
-    /// `None` if it names none, or one that `fault` is about.
+    /// `None` if the body names no model, or one that `fault` is about.
     pub model: Option<Cow<'a, str>>,
-    /// What is wrong with its body, judged by its endpoint.
+    /// What is wrong with the body, for the line's own endpoint.
     pub fault: Option<Fault>,
 }
 
@@ -69,14 +69,14 @@ pub struct Request<'a> {
 pub struct Fault {
     pub code: &'static str,
     pub message: String,
-    /// The key it is about.
+    /// The key that the fault is about.
     pub param: Option<Cow<'static, str>>,
 }
 
-/// Checks a line of an uploaded file, with or without its line end. At most one fault is
-/// reported, the first of: JSON, `custom_id`, `method`, `url`, `body`, and in the body the model,
-/// the keys that the endpoint requires, streaming and background mode. A null is a missing key, and
-/// so is an empty `custom_id` or `url`, or an empty model where one is required.
+/// Checks a line of an uploaded file, with or without its line end. At most one fault is reported:
+/// the first, in the order JSON, `custom_id`, `method`, `url`, `body`, and in the body the model,
+/// the keys that the endpoint requires, streaming, background mode. A key that is null counts as
+/// missing. So does an empty `custom_id` or `url`, and an empty model where a model is required.
 #[must_use]
 pub fn check(line: &[u8]) -> Check<'_> {
     if line.iter().all(|&byte| json::is_space(byte)) {
@@ -88,7 +88,7 @@ pub fn check(line: &[u8]) -> Check<'_> {
     }
 }
 
-/// Reads a line that is not blank, or says the first thing that is wrong with it.
+/// Reads a line that is not blank. The error is the first fault in it.
 fn request(line: &[u8]) -> Result<Request<'_>, Fault> {
     let line = std::str::from_utf8(line).map_err(|error| Fault::not_utf8(line, error))?;
     let keys = Keys::read(line).ok_or_else(|| Fault::not_an_object(line))?;
@@ -116,7 +116,7 @@ fn request(line: &[u8]) -> Result<Request<'_>, Fault> {
     })
 }
 
-/// The keys of an envelope, as they are written. Of a key that stands twice, the last counts.
+/// The values of an envelope's keys, as raw JSON. Where a key stands twice, the last one counts.
 #[derive(Default)]
 struct Keys<'a> {
     custom_id: Option<&'a str>,
@@ -139,13 +139,13 @@ impl<'a> Keys<'a> {
     }
 }
 
-/// The keys of a body that are looked at.
+/// The values of those keys of a body that are checked, as raw JSON.
 struct Body<'a> {
     endpoint: Option<&'static Endpoint>,
     model: Option<&'a str>,
     stream: Option<&'a str>,
     background: Option<&'a str>,
-    /// Which of the endpoint's required keys are there, one bit each.
+    /// Which of the endpoint's required keys are there: a bit for each, in their order.
     present: u32,
 }
 
@@ -175,11 +175,11 @@ impl<'a> Body<'a> {
         })
     }
 
-    /// The model that the body names. Where the endpoint is unknown, nothing is asked of it.
+    /// The model that the body names. Where the endpoint is unknown, the body need not name one.
     fn model(&self) -> Result<Option<Cow<'a, str>>, Fault> {
         match required_text(self.model, "body.model") {
             Ok(model) if model.len() > MAX_MODEL_BYTES => Err(Fault::long_model()),
-            // A database that keeps text cannot keep this one.
+            // Postgres stores no text with a NUL character.
             Ok(model) if model.contains('\0') => Err(Fault::nul_model()),
             Ok(model) => Ok(Some(model)),
             Err(fault) => match self.endpoint {
@@ -229,7 +229,7 @@ fn required_text<'a>(value: Option<&'a str>, param: &'static str) -> Result<Cow<
 impl Fault {
     const MISSING: &'static str = "missing_required_parameter";
 
-    /// A line that is longer than the server takes.
+    /// The line is longer than the server takes.
     #[must_use]
     pub fn line_too_long(max_bytes: usize) -> Self {
         Self {
@@ -239,8 +239,7 @@ impl Fault {
         }
     }
 
-    /// A line whose `url` is not its batch's endpoint. `url` is `None` where nobody knows it any
-    /// more.
+    /// The line's `url` is not its batch's endpoint. `url` is `None` where it was not stored.
     #[must_use]
     pub fn invalid_url(url: Option<&str>, endpoint: &str) -> Self {
         let given = url.map_or(String::new(), |url| {
@@ -257,7 +256,7 @@ impl Fault {
         }
     }
 
-    /// A line whose `url` names no endpoint, where it could name any.
+    /// The line's `url` names no endpoint, in a batch of lines for any endpoint.
     #[must_use]
     pub fn unknown_url() -> Self {
         let known: Vec<_> = ENDPOINTS.iter().map(|endpoint| endpoint.path).collect();
@@ -271,7 +270,7 @@ impl Fault {
         }
     }
 
-    /// A line whose `custom_id` an earlier line has.
+    /// An earlier line has the same `custom_id`.
     #[must_use]
     pub fn duplicate_custom_id(custom_id: &str) -> Self {
         Self {
@@ -285,7 +284,7 @@ impl Fault {
         }
     }
 
-    /// A line whose model no upstream serves.
+    /// No upstream serves the line's model.
     #[must_use]
     pub fn model_not_found(model: &str) -> Self {
         Self {
@@ -298,7 +297,7 @@ impl Fault {
         }
     }
 
-    /// OpenAI's sentence about a line that is no JSON object, and what is wrong in ours.
+    /// The line is no JSON object: OpenAI's sentence, and one of ours that says `why`.
     fn not_json(why: &str) -> Self {
         Self {
             code: "invalid_json_line",
@@ -316,7 +315,7 @@ impl Fault {
         ))
     }
 
-    /// The line is no JSON object: says what it is instead, as far as that can be seen.
+    /// The line is no JSON object. The message says what it is instead.
     fn not_an_object(line: &str) -> Self {
         if line.starts_with(BYTE_ORDER_MARK) {
             return Self::not_json(
@@ -426,12 +425,12 @@ impl Fault {
     }
 }
 
-/// How a message names a key: as the request, without the envelope, calls it.
+/// How a message names a key: as the request itself calls it, without the envelope.
 fn in_request(param: &str) -> &str {
     param.strip_prefix("body.").unwrap_or(param)
 }
 
-/// A user's text within a message, cut if it is long.
+/// A user's text for a message, cut off where it is long.
 pub(super) fn quoted(text: &str) -> Cow<'_, str> {
     match text.char_indices().nth(MAX_QUOTED_CHARS) {
         Some((end, _)) => Cow::Owned(format!("{}…", &text[..end])),

@@ -1,6 +1,7 @@
-//! Finds lines that probably have the `custom_id` of an earlier line, in bounded memory: only a
-//! keyed hash of each id is kept, in sorted runs on temporary disk where there are many. Equal
-//! ids have equal hashes, so none is missed; that the ids are equal is for the caller to confirm.
+//! Finds lines that probably have the `custom_id` of an earlier line: the *suspects*. Memory is
+//! bounded: only a keyed hash of each id is kept, and where there are many, the hashes go to
+//! temporary disk, in sorted runs. Equal ids have equal hashes, so no line is missed. Whether the
+//! ids are really equal is for the caller to confirm.
 
 use std::cmp::Reverse;
 use std::collections::{BTreeMap, BinaryHeap};
@@ -12,30 +13,30 @@ use std::ops::Range;
 
 use super::nouns::{MayHold, Suspect};
 
-/// How many suspects are reported, and how many earlier lines of each.
-const MAX_REPORTED: usize = 128;
-/// At most so many entries (4 MiB) are held in memory before they are spilled to disk.
-const HELD: usize = 256 * 1024;
-/// So many entries (64 KiB) are held without asking [`MayHold`].
-const UNASKED: usize = 4096;
-/// How much of a run is read at once: a whole number of entries.
+/// How many suspects are reported at most, and how many earlier lines for each.
+const REPORTED_MAX: usize = 128;
+/// How many entries are held in memory at most (4 MiB) before they are spilled to disk.
+const HELD_MAX: usize = 256 * 1024;
+/// How many entries are held in any case (64 KiB). For more, [`MayHold`] is asked.
+const UNASKED_MAX: usize = 4096;
+/// How many bytes of a run are read at once: a whole number of entries.
 const READ_BYTES: u64 = 4 * 1024;
-/// How much of a run is written at once.
+/// How many bytes of a run are written at once.
 const WRITE_BYTES: usize = 64 * 1024;
-/// So many runs of about one length are merged into a longer run. So few runs are left to be read
-/// at once at the end, however short each of them was.
+/// When there are so many runs of about one length, they are merged into a longer run. That leaves
+/// few runs to be read together at the end, however short they were when they were spilled.
 const RUNS_OF_A_LENGTH: usize = 64;
 
-/// The hash of an id, and its line.
+/// The hash of an id, and the line that has the id.
 type Entry = (u64, u64);
 const ENTRY_BYTES: usize = size_of::<Entry>();
 
 /// The ids seen so far. It holds at most `CAPACITY` of them in memory, or as many as [`MayHold`]
 /// allows.
-pub(super) struct Duplicates<S = RandomState, const CAPACITY: usize = HELD> {
+pub(super) struct Duplicates<S = RandomState, const CAPACITY: usize = HELD_MAX> {
     hasher: S,
     held: Vec<Entry>,
-    /// How many entries may be held now.
+    /// How many entries may be held in memory now.
     room: usize,
     may_hold: MayHold,
     spilled: Option<Spilled>,
@@ -46,13 +47,16 @@ impl<S: BuildHasher, const CAPACITY: usize> Duplicates<S, CAPACITY> {
         Self {
             hasher,
             held: Vec::new(),
-            room: CAPACITY.min(UNASKED),
+            room: CAPACITY.min(UNASKED_MAX),
             may_hold,
             spilled: None,
         }
     }
 
-    /// Adds a line's id. Fails if temporary disk cannot be written.
+    /// Adds a line's id.
+    ///
+    /// # Errors
+    /// When temporary disk cannot be written.
     pub fn insert(&mut self, custom_id: &str, line: u64) -> io::Result<()> {
         if self.held.len() >= self.room && !self.grow() {
             self.spill()?;
@@ -61,8 +65,10 @@ impl<S: BuildHasher, const CAPACITY: usize> Duplicates<S, CAPACITY> {
         Ok(())
     }
 
-    /// The suspects with the smallest line numbers, ascending. Fails if temporary disk cannot be
-    /// written or read.
+    /// The suspects with the smallest line numbers, ascending.
+    ///
+    /// # Errors
+    /// When temporary disk cannot be written or read.
     pub fn finish(mut self) -> io::Result<Vec<Suspect>> {
         let mut groups = Groups::default();
         if self.spilled.is_some() {
@@ -80,7 +86,7 @@ impl<S: BuildHasher, const CAPACITY: usize> Duplicates<S, CAPACITY> {
         Ok(groups.into_suspects())
     }
 
-    /// Doubles the room, if [`MayHold`] and `CAPACITY` allow it. Whether it did.
+    /// Doubles the room, if [`MayHold`] and `CAPACITY` allow it. False if they do not.
     fn grow(&mut self) -> bool {
         let more = (self.room * 2).min(CAPACITY);
         let grows = more > self.room && (self.may_hold)(more * ENTRY_BYTES);
@@ -91,7 +97,7 @@ impl<S: BuildHasher, const CAPACITY: usize> Duplicates<S, CAPACITY> {
         grows
     }
 
-    /// Writes what is held to disk, as one sorted run.
+    /// Writes all entries in memory to disk, as one sorted run.
     fn spill(&mut self) -> io::Result<()> {
         let spilled = match &mut self.spilled {
             Some(spilled) => spilled,
@@ -109,8 +115,8 @@ struct Spilled {
     file: File,
     /// Where the file ends.
     end: u64,
-    /// Where the runs stand in the file. Level 0 has runs as they were spilled; each run of the
-    /// next level was merged from [`RUNS_OF_A_LENGTH`] runs of the level below it.
+    /// Where each run stands in the file. Level 0 has the runs as they were spilled. Each run of a
+    /// higher level was merged from [`RUNS_OF_A_LENGTH`] runs of the level below it.
     levels: Vec<Vec<Range<u64>>>,
 }
 
@@ -153,7 +159,7 @@ impl Spilled {
         Ok(())
     }
 
-    /// Calls `each` with all entries of these runs, in order.
+    /// Calls `each` with every entry of these runs, in the order of all entries.
     fn merge(
         &self,
         runs: &[Range<u64>],
@@ -213,12 +219,12 @@ impl<'a> Writer<'a> {
 
 /// A run that is being read.
 struct Run {
-    /// The part of the run that has not been read from the file.
+    /// From `start` to `end` the run has not been read from the file.
     start: u64,
     end: u64,
     buffer: Vec<u8>,
-    /// How many bytes of the buffer have been returned.
-    shown: usize,
+    /// How many bytes of the buffer were returned as entries.
+    returned: usize,
 }
 
 impl Run {
@@ -227,41 +233,41 @@ impl Run {
             start: run.start,
             end: run.end,
             buffer: Vec::new(),
-            shown: 0,
+            returned: 0,
         }
     }
 
     /// The next entry; `None` at the end of the run.
     fn next(&mut self, mut file: &File) -> io::Result<Option<Entry>> {
-        if self.shown == self.buffer.len() {
+        if self.returned == self.buffer.len() {
             let length = (self.end - self.start).min(READ_BYTES);
             self.buffer.resize(length as usize, 0);
-            self.shown = 0;
+            self.returned = 0;
             file.seek(SeekFrom::Start(self.start))?;
             file.read_exact(&mut self.buffer)?;
             self.start += length;
         }
-        let entry = self.buffer[self.shown..].split_first_chunk();
+        let entry = self.buffer[self.returned..].split_first_chunk();
         Ok(entry.and_then(|(&hash, rest)| {
-            self.shown += ENTRY_BYTES;
+            self.returned += ENTRY_BYTES;
             let line = *rest.first_chunk()?;
             Some((u64::from_le_bytes(hash), u64::from_le_bytes(line)))
         }))
     }
 }
 
-/// Entries in order, seen as groups of one hash.
+/// Finds the suspects among entries that come in order: entries of equal hash make a group.
 #[derive(Default)]
 struct Groups {
     hash: u64,
-    /// The first lines of the group.
+    /// The first lines of the present group.
     lines: Vec<u64>,
-    /// The smallest suspects of all groups, with their earlier lines.
+    /// The suspects of all groups with the smallest line numbers, each with its earlier lines.
     suspects: BTreeMap<u64, Vec<u64>>,
 }
 
 impl Groups {
-    /// Takes the next entry. A line that is not the first of its group is a suspect.
+    /// Adds the next entry. A line that is not the first of its group is a suspect.
     fn add(&mut self, (hash, line): Entry) {
         if self.hash != hash {
             self.hash = hash;
@@ -269,19 +275,19 @@ impl Groups {
         }
         if !self.lines.is_empty() && self.wants(line) {
             self.suspects.insert(line, self.lines.clone());
-            if self.suspects.len() > MAX_REPORTED {
+            if self.suspects.len() > REPORTED_MAX {
                 self.suspects.pop_last();
             }
         }
-        if self.lines.len() < MAX_REPORTED {
+        if self.lines.len() < REPORTED_MAX {
             self.lines.push(line);
         }
     }
 
-    /// Whether the line is among the first [`MAX_REPORTED`] suspects so far.
+    /// Whether the line is among the first [`REPORTED_MAX`] suspects so far.
     fn wants(&self, line: u64) -> bool {
         let last = self.suspects.last_key_value();
-        self.suspects.len() < MAX_REPORTED || last.is_some_and(|(&last, _)| line < last)
+        self.suspects.len() < REPORTED_MAX || last.is_some_and(|(&last, _)| line < last)
     }
 
     fn into_suspects(self) -> Vec<Suspect> {
@@ -335,12 +341,12 @@ mod tests {
         for (line, key) in (1..).zip(keys) {
             let lines = seen.entry(key).or_default();
             if !lines.is_empty() {
-                let earlier = lines.iter().copied().take(MAX_REPORTED).collect();
+                let earlier = lines.iter().copied().take(REPORTED_MAX).collect();
                 suspects.push(Suspect { line, earlier });
             }
             lines.push(line);
         }
-        suspects.truncate(MAX_REPORTED);
+        suspects.truncate(REPORTED_MAX);
         suspects
     }
 
@@ -358,7 +364,7 @@ mod tests {
         let ids: Vec<String> = (0..50_000).map(|no| (no % 49_800).to_string()).collect();
         let found = suspects::<_, 7_000>(RandomState::new(), &ids);
         assert_eq!(found, expected(&ids));
-        assert_eq!(found.len(), MAX_REPORTED);
+        assert_eq!(found.len(), REPORTED_MAX);
         assert_eq!(
             found[0],
             Suspect {
@@ -418,14 +424,14 @@ mod tests {
         #[test]
         fn equal_ids_are_suspects(ids in proptest::collection::vec("[a-c]{0,4}", 0..300)) {
             let expected = expected(&ids);
-            prop_assert_eq!(&suspects::<_, HELD>(RandomState::new(), &ids), &expected);
+            prop_assert_eq!(&suspects::<_, HELD_MAX>(RandomState::new(), &ids), &expected);
             prop_assert_eq!(&suspects::<_, 7>(RandomState::new(), &ids), &expected);
         }
 
         #[test]
         fn equal_hashes_are_suspects(ids in proptest::collection::vec("[a-c]{0,9}", 0..300)) {
             let expected = expected(ids.iter().map(String::len));
-            prop_assert_eq!(&suspects::<_, HELD>(Colliding::default(), &ids), &expected);
+            prop_assert_eq!(&suspects::<_, HELD_MAX>(Colliding::default(), &ids), &expected);
             prop_assert_eq!(&suspects::<_, 7>(Colliding::default(), &ids), &expected);
         }
     }

@@ -6,7 +6,7 @@ use std::io;
 
 use super::duplicates::Duplicates;
 use super::nouns::{MayHold, ModelReport, Report};
-use crate::domain::findings::KEPT;
+use crate::domain::findings::KEPT_MAX;
 use crate::domain::jsonl::NotJsonl;
 use crate::domain::line::{self, Check, Fault};
 
@@ -89,7 +89,7 @@ impl Inspector {
         self.last_model_no = model_no;
         let model = self.report.models.get_mut(usize::from(model_no))?;
         model.requests += 1;
-        if model.first_lines.len() < KEPT {
+        if model.first_lines.len() < KEPT_MAX {
             model.first_lines.push(line);
         }
         Some(model_no)

@@ -3,7 +3,7 @@
 
 use memchr::memchr_iter;
 
-use crate::domain::findings::{Findings, KEPT};
+use crate::domain::findings::{Findings, KEPT_MAX};
 use crate::domain::line;
 use crate::intake::Suspect;
 use crate::store::{Result, Store, StoredChunk};
@@ -30,7 +30,7 @@ pub(super) async fn confirm(
                 break;
             }
         }
-        if confirmed == KEPT {
+        if confirmed == KEPT_MAX {
             break;
         }
     }

@@ -9,7 +9,7 @@ use tracing::Span;
 
 use super::attempts::Attempts;
 use super::task::{Look, Next, Task};
-use crate::domain::findings::{self, Finding, KEPT};
+use crate::domain::findings::{self, Finding, KEPT_MAX};
 use crate::domain::line::Fault;
 use crate::metrics::trace;
 use crate::store::{self, Begun, Input, Store, Unvalidated, Verdict, Who};
@@ -285,7 +285,7 @@ fn first_lines<'a>(models: impl Iterator<Item = (&'a str, &'a [u64])>) -> Vec<(u
     for (model, lines) in models {
         for &line in lines {
             first.push((line, model));
-            if first.len() > KEPT {
+            if first.len() > KEPT_MAX {
                 first.pop();
             }
         }
@@ -345,7 +345,7 @@ mod tests {
             })
             .collect();
         let found = first_lines(models.iter().map(|(name, lines)| (&**name, &**lines)));
-        assert_eq!(found.len(), KEPT);
+        assert_eq!(found.len(), KEPT_MAX);
         for (line, &(found, model)) in (1..).zip(&found) {
             assert_eq!(
                 (found, model.to_owned()),
