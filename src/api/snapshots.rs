@@ -1,5 +1,5 @@
-//! What operators look at: how things stand in this process, and what the store tells of all.
-//! The store is asked at most once in a while, however many look.
+//! What operators read: how things stand in this process, and what the store says of all processes.
+//! However many operators ask, the store is asked at most once in two seconds.
 
 use std::collections::{BTreeMap, HashMap, VecDeque};
 use std::sync::{Arc, Mutex, PoisonError};
@@ -12,14 +12,15 @@ use crate::domain::batch::Status;
 use crate::metrics::{self, ProcessSnapshot, QueueOfModel, Snapshot};
 use crate::store::{self, ListedBatch, Queue, ReplicaLease, Store};
 
-/// What was read is told again for so long.
-const FRESH: Duration = Duration::from_secs(2);
-/// How long the database may take to answer. Nobody who looks is to wait for one that is away.
-const PATIENCE: Duration = Duration::from_secs(2);
-/// Rates of batches are over at most so long a time...
-const LOOKED_BACK: Duration = Duration::from_mins(1);
-/// ...and at least so long: shorter than that they would jump with each flush.
-const SETTLED: Duration = Duration::from_secs(2);
+/// For how long an overview is given again before it is read anew.
+const OVERVIEW_TTL: Duration = Duration::from_secs(2);
+/// How long the database may take to answer. Operators do not wait longer for a database that is
+/// away.
+const READ_TIMEOUT: Duration = Duration::from_secs(2);
+/// The longest time that a batch's rate is an average of.
+const RATE_OVER_MAX: Duration = Duration::from_mins(1);
+/// The shortest such time. An average of less time would jump with each flush.
+const RATE_OVER_MIN: Duration = Duration::from_secs(2);
 
 /// How things stand, for `/metrics` and `/admin/status`.
 pub struct Snapshots {
@@ -28,7 +29,7 @@ pub struct Snapshots {
     progress: Mutex<HashMap<String, VecDeque<(Instant, i64)>>>,
 }
 
-/// What the store tells of all processes' work.
+/// What the store says of the work of all processes.
 #[derive(Debug)]
 pub(super) struct Overview {
     pub statuses: Vec<(Status, i64)>,
@@ -51,12 +52,12 @@ impl Snapshots {
         self.engine.snapshot()
     }
 
-    /// What the store tells, read a moment ago at the most; `None` where it does not answer.
-    /// `now_ms`: the wall-clock time that ages are told by.
+    /// What the store says, at most two seconds old. `None` where the database does not answer.
+    /// `now_ms`: the wall-clock time from which ages are counted.
     pub(super) async fn overview(&self, store: &Store, now_ms: i64) -> Option<Arc<Overview>> {
         let mut known = self.overview.lock().await;
         if let Some((read, overview)) = &*known
-            && read.elapsed() < FRESH
+            && read.elapsed() < OVERVIEW_TTL
         {
             return overview.clone();
         }
@@ -66,8 +67,8 @@ impl Snapshots {
         overview
     }
 
-    /// The oldest live batches, and those that ended last since a time, at most `limit` of each;
-    /// `None` where the database does not answer.
+    /// The oldest live batches, and of those that ended since `since_ms` the last ones: at most
+    /// `limit` of each. `None` where the database does not answer.
     pub(super) async fn batches(
         &self,
         store: &Store,
@@ -99,7 +100,7 @@ impl Snapshots {
         }
     }
 
-    /// Lines a second of each batch: over the last minute as far as there were looks before, else
+    /// Lines a second of each batch: over the last minute, as far back as this was asked, and else
     /// since the batch began. `now_ms`: the wall-clock time.
     pub(super) fn rates(&self, batches: &[ListedBatch], now_ms: i64) -> Vec<f64> {
         let now = Instant::now();
@@ -122,7 +123,8 @@ impl Snapshots {
         })
     }
 
-    /// Queues by label: models that have no label of their own are one.
+    /// The queues by the models' labels in the metrics. Models without a label of their own are
+    /// summed.
     fn labelled(&self, queues: Vec<Queue>, now_ms: i64) -> Vec<QueueOfModel> {
         let mut by_label: BTreeMap<String, QueueOfModel> = BTreeMap::new();
         for queue in queues {
@@ -143,9 +145,9 @@ impl Snapshots {
     }
 }
 
-/// What the store answers, if it does in time.
+/// The store's answer. `None` if it fails, or takes longer than [`READ_TIMEOUT`].
 async fn in_time<T>(what: &str, answer: impl Future<Output = store::Result<T>>) -> Option<T> {
-    match tokio::time::timeout(PATIENCE, answer).await {
+    match tokio::time::timeout(READ_TIMEOUT, answer).await {
         Ok(Ok(answer)) => Some(answer),
         Ok(Err(error)) => {
             tracing::debug!(%error, "{what} could not be read");
@@ -155,10 +157,11 @@ async fn in_time<T>(what: &str, answer: impl Future<Output = store::Result<T>>) 
     }
 }
 
-/// Lines a second since the first look that is not too long ago; takes note of this one.
+/// Lines a second since the first of the earlier looks that is not too long ago. Remembers this
+/// look.
 fn rate_between(looks: &mut VecDeque<(Instant, i64)>, now: Instant, done: i64) -> Option<f64> {
     while let Some((then, _)) = looks.front()
-        && now.duration_since(*then) > LOOKED_BACK
+        && now.duration_since(*then) > RATE_OVER_MAX
     {
         looks.pop_front();
     }
@@ -168,7 +171,7 @@ fn rate_between(looks: &mut VecDeque<(Instant, i64)>, now: Instant, done: i64) -
     }
     let (then, before) = looks.front()?;
     let elapsed = now.duration_since(*then);
-    (elapsed >= SETTLED).then(|| (done - before) as f64 / elapsed.as_secs_f64())
+    (elapsed >= RATE_OVER_MIN).then(|| (done - before) as f64 / elapsed.as_secs_f64())
 }
 
 /// Lines a second from a batch's beginning to its end.

@@ -1,8 +1,8 @@
-//! Who holds a place among the connections, and who makes way when places run short.
+//! Which connections have a place, and which make way when places run short.
 //!
-//! A connection costs its client next to nothing, so places must not go to whoever opens most of
-//! them. Clients that have sent a request are never cut off for others: it is the silent
-//! connections that make way.
+//! A connection costs its client next to nothing, so places must not go to the client that opens
+//! most connections. Only silent connections make way for others. A connection on which a request
+//! is under way is never cut off for another one.
 
 use std::collections::BTreeMap;
 use std::net::IpAddr;
@@ -14,11 +14,12 @@ use tokio_util::sync::CancellationToken;
 
 use super::turn::Turn;
 
-/// One address may hold this part of the places, and as many are reserved beyond them.
-const PART: usize = 16;
-/// One address may hold so many in any case: a browser opens six.
+/// When places are short, one address may hold one in so many of them. As many more places are
+/// reserved for questions after the process's health.
+const PLACES_PER_PART: usize = 16;
+/// One address may hold at least so many: a browser opens six connections.
 const OF_ONE_ADDRESS_MIN: usize = 8;
-/// The part of an IPv6 address that tells networks apart; what follows, whoever has one chooses.
+/// How many bits of an IPv6 address name the network. A client can choose the bits behind them.
 const IPV6_NETWORK_BITS: u8 = 64;
 
 /// How many places there are.
@@ -30,14 +31,14 @@ pub(super) struct Counts {
     reserved: usize,
     /// Of the ordinary ones, for one address when half of them are taken.
     of_one_address: usize,
-    /// A connection makes way when it has been silent for so long: an honest client's request may
-    /// just be on its way. In a reserved place it makes way at once.
+    /// A connection must have been silent for so long before it makes way: an honest client's
+    /// request may just be on its way. In a reserved place it makes way at once.
     spared: Duration,
 }
 
 impl Counts {
     pub fn of(ordinary: usize, spared: Duration) -> Self {
-        let part = ordinary / PART;
+        let part = ordinary / PLACES_PER_PART;
         Self {
             ordinary,
             reserved: part.max(1),
@@ -54,7 +55,7 @@ impl Counts {
 /// All places of a server.
 pub(super) struct Places {
     counts: Counts,
-    /// Many clients stand behind one address of these, which may hold any number of places.
+    /// Many clients stand behind each of these addresses, so each may hold any number of places.
     trusted: Vec<IpNet>,
     taken: Arc<Mutex<Taken>>,
 }
@@ -101,7 +102,7 @@ impl Places {
         if is_short && !self.is_trusted(address) {
             let held = places.values().filter(|holder| holder.from == from);
             if held.count() >= counts.of_one_address {
-                // What this address has too much of is at its own cost, never at another's.
+                // The connection that makes way is one of the same address.
                 clear_one(places, counts.spared, |holder| holder.from == from)?;
             }
         }
@@ -140,7 +141,8 @@ impl Places {
 }
 
 impl Place {
-    /// Waits until the connection must make way for another one, which has its place by then.
+    /// Waits until the connection must make way for another one. The other one has the place by
+    /// then.
     pub async fn is_needed(&self) {
         self.leave.cancelled().await;
     }
@@ -157,8 +159,9 @@ impl Drop for Place {
     }
 }
 
-/// Takes the place of a connection that has been silent for so long: of one that was never used,
-/// if there is any, and of those that of the one that has been silent longest.
+/// Frees the place of a connection that has been silent for at least `spared`. Connections that
+/// were never used go first, and among equals the one that has been silent longest. `None` if there
+/// is none.
 fn clear_one(
     places: &mut BTreeMap<u64, Holder>,
     spared: Duration,
@@ -174,7 +177,7 @@ fn clear_one(
     Some(())
 }
 
-/// What counts as one address.
+/// What counts as one address: an IPv4 address, or an IPv6 network.
 fn network(address: IpAddr) -> IpNet {
     let address = address.to_canonical();
     let whole = IpNet::from(address);

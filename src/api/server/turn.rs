@@ -1,4 +1,5 @@
-//! A connection's turns: whether a request is being worked on, and for how long none has been.
+//! What a connection is doing: whether a request is under way on it, and for how long none has
+//! been.
 
 use std::io::{self, IoSlice};
 use std::pin::{Pin, pin};
@@ -13,7 +14,7 @@ use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::net::TcpStream;
 use tokio_io_timeout::TimeoutWriter;
 
-/// What a connection is used for, as the service and the stream see it.
+/// What a connection is doing. The service and the stream each report what they see of it.
 #[derive(Clone, Debug)]
 pub(super) struct Turn(Arc<State>);
 
@@ -28,11 +29,11 @@ struct State {
 /// No request has come so far.
 const UNUSED: u8 = 0;
 /// A request is being worked on or answered.
-const RESPONSE: u8 = 1;
-/// The response's body has ended; the last bytes of it may still be in hyper's buffer.
-const REST: u8 = 2;
+const RESPONDING: u8 = 1;
+/// The response's body has ended. Its last bytes may still be in hyper's buffer.
+const FLUSHING: u8 = 2;
 /// All responses are sent, and another request may come.
-const NOBODY: u8 = 3;
+const IDLE: u8 = 3;
 
 impl Default for Turn {
     fn default() -> Self {
@@ -45,14 +46,14 @@ impl Default for Turn {
 }
 
 impl Turn {
-    /// A request is taken up.
+    /// A request has begun.
     pub(super) fn begin(&self) {
-        self.0.now.store(RESPONSE, Ordering::Release);
+        self.0.now.store(RESPONDING, Ordering::Release);
     }
 
     /// A response has ended.
     pub(super) fn end(&self) {
-        self.0.now.store(REST, Ordering::Release);
+        self.0.now.store(FLUSHING, Ordering::Release);
     }
 
     /// Whether no request has come so far.
@@ -60,16 +61,16 @@ impl Turn {
         self.now() == UNUSED
     }
 
-    /// For how long no request has been worked on; `None` while one is.
+    /// For how long no request has been under way. `None` while one is.
     pub(super) fn silent_for(&self) -> Option<Duration> {
-        if !matches!(self.now(), UNUSED | NOBODY) {
+        if !matches!(self.now(), UNUSED | IDLE) {
             return None;
         }
         let since = Duration::from_millis(self.0.silent_since_ms.load(Ordering::Acquire));
         Some(self.0.connected.elapsed().saturating_sub(since))
     }
 
-    /// The body of its response, whose end is the end of the turn.
+    /// Wraps the body of the response, so that its end is noticed.
     pub(super) fn until_the_end_of(&self, body: Body) -> Answer {
         Answer {
             body,
@@ -79,8 +80,8 @@ impl Turn {
 
     /// Hyper has handed all that it had to the socket.
     pub(super) fn flushed(&self) {
-        // Before the body has ended, more of the response is to come.
-        if self.now() != REST {
+        // Before the body has ended, this was a part of the response only.
+        if self.now() != FLUSHING {
             return;
         }
         let now_ms = u64::try_from(self.0.connected.elapsed().as_millis()).unwrap_or(u64::MAX);
@@ -88,7 +89,7 @@ impl Turn {
         let _ = self
             .0
             .now
-            .compare_exchange(REST, NOBODY, Ordering::AcqRel, Ordering::Acquire);
+            .compare_exchange(FLUSHING, IDLE, Ordering::AcqRel, Ordering::Acquire);
     }
 
     fn now(&self) -> u8 {
