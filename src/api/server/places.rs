@@ -7,7 +7,7 @@
 use std::collections::BTreeMap;
 use std::net::IpAddr;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use ipnet::IpNet;
 use tokio_util::sync::CancellationToken;
@@ -167,9 +167,11 @@ fn clear_one(
     spared: Duration,
     may_go: impl Fn(&Holder) -> bool,
 ) -> Option<()> {
+    // One time for all: otherwise the order would depend on when each is looked at.
+    let now = Instant::now();
     let silent = places.iter().filter(|(_, holder)| may_go(holder));
     let silent = silent.filter_map(|(number, holder)| {
-        let silent_for = holder.turn.silent_for().filter(|time| *time >= spared)?;
+        let silent_for = holder.turn.silent_for(now).filter(|time| *time >= spared)?;
         Some(((holder.turn.is_unused(), silent_for), *number))
     });
     let (_, number) = silent.max()?;

@@ -61,13 +61,14 @@ impl Turn {
         self.now() == UNUSED
     }
 
-    /// For how long no request has been under way. `None` while one is.
-    pub(super) fn silent_for(&self) -> Option<Duration> {
+    /// For how long no request has been under way at `now`. `None` while one is.
+    pub(super) fn silent_for(&self, now: Instant) -> Option<Duration> {
         if !matches!(self.now(), UNUSED | IDLE) {
             return None;
         }
         let since = Duration::from_millis(self.0.silent_since_ms.load(Ordering::Acquire));
-        Some(self.0.connected.elapsed().saturating_sub(since))
+        let connected_for = now.saturating_duration_since(self.0.connected);
+        Some(connected_for.saturating_sub(since))
     }
 
     /// Wraps the body of the response, so that its end is noticed.
