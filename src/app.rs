@@ -275,7 +275,7 @@ fn connections_of_http(role: Role, connections: u32) -> u32 {
     }
 }
 
-/// What the configuration tells a worker.
+/// What the configuration says to a worker.
 #[must_use]
 pub fn settings(config: &Config, store: &Store) -> Settings {
     let worker = &config.worker;

@@ -113,7 +113,7 @@ impl Signals {
     }
 }
 
-/// Whether the process was started with SIGHUP ignored. Linux alone tells.
+/// Whether the process was started with SIGHUP ignored. Only Linux shows that.
 fn hangup_is_ignored() -> bool {
     let status = std::fs::read_to_string("/proc/self/status").unwrap_or_default();
     let ignored = status.lines().find_map(|line| line.strip_prefix("SigIgn:"));

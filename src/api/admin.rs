@@ -15,9 +15,9 @@ use crate::domain::clock::seconds;
 use crate::metrics::{ProcessSnapshot, metrics};
 use crate::store::{Engine, ListedBatch, ReplicaLease};
 
-/// How many live batches are told of, and how many ended ones.
+/// How many live batches are listed at most, and how many ended ones.
 const BATCHES_MAX: i64 = 50;
-/// How long a batch is told of after its end.
+/// For how long a batch is listed after its end.
 const ENDED_WITHIN_MS: i64 = 3_600_000;
 
 /// How things stand. Times are in Unix seconds.
@@ -158,7 +158,7 @@ pub struct BudgetStatus {
     pub limit_bytes: usize,
 }
 
-/// Tells how things stand, for operators.
+/// Shows how things stand, for operators.
 ///
 /// Where keys are needed, it needs one of the scope `admin`.
 #[utoipa::path(

@@ -5,7 +5,7 @@ use std::time::Duration;
 use axum::http::{HeaderName, HeaderValue, Method, header};
 use tower_http::cors::{AllowHeaders, AllowOrigin, CorsLayer};
 
-/// For how long a browser may remember what it was told.
+/// For how long a browser may remember the answer to a preflight request.
 const MAX_AGE: Duration = Duration::from_hours(1);
 
 /// Answers preflight requests, and lets pages of these origins read all answers. The key is in a

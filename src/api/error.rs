@@ -11,7 +11,7 @@ use utoipa::ToSchema;
 
 use crate::store;
 
-/// Tells OpenAI's clients whether to try again, whatever the status says.
+/// The header that says to OpenAI's clients whether to try again, whatever the status is.
 const SHOULD_RETRY: HeaderName = HeaderName::from_static("x-should-retry");
 /// What a message repeats of a client's input, in characters.
 const SHOWN_CHARS_MAX: usize = 200;

@@ -55,7 +55,7 @@ pub enum Begun {
     Again(Remembered),
 }
 
-/// Begins a request. `route` tells apart what one key may be used for at the same time.
+/// Begins a request. `route`: one key may be used once for each route at the same time.
 ///
 /// # Errors
 /// When another request with the key is still being worked on, or the database fails.

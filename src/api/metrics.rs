@@ -16,7 +16,7 @@ use crate::metrics::{exposition, metrics, trace};
 
 const CONTENT_TYPE: &str = "application/openmetrics-text; version=1.0.0; charset=utf-8";
 
-/// Tells this process's metrics in the OpenMetrics text format, which Prometheus reads.
+/// Shows this process's metrics in the OpenMetrics text format, which Prometheus reads.
 ///
 /// Where keys are needed, it needs one of the scope `metrics` or `admin`.
 #[utoipa::path(

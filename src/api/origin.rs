@@ -1,6 +1,6 @@
-//! Where no keys are needed, only this machine may ask. A web page from elsewhere can make a
-//! browser call a local server: by its own name, pointed at 127.0.0.1 (the `Host` tells), or
-//! across origins (the `Origin` tells).
+//! Where no keys are needed, only this machine may call. A web page from elsewhere can make a
+//! browser call a local server in two ways: by a name of its own that leads to 127.0.0.1 (seen by
+//! the `Host`), or across origins (seen by the `Origin`).
 
 use std::net::{Ipv4Addr, Ipv6Addr};
 

@@ -90,7 +90,7 @@ pub struct List<T> {
 }
 
 impl<T> List<T> {
-    /// The envelope of a page. `id` tells an item's id.
+    /// The envelope of a page. `id`: gives an item's id.
     #[must_use]
     pub fn new(data: Vec<T>, has_more: bool, id: impl Fn(&T) -> &str) -> Self {
         Self {

@@ -59,7 +59,7 @@ pub struct UploadForm {
 
 /// Uploads a file.
 ///
-/// A file for batches is looked into at once; what is wrong with its lines is told by the batch.
+/// A file for batches is checked at once. What is wrong with its lines is reported by the batch.
 #[utoipa::path(
     post,
     path = "/v1/files",

@@ -69,7 +69,7 @@ impl Database {
         }
     }
 
-    /// Where the database is, as it may be told: without a user or a password.
+    /// Where the database is, as it may be shown: without a user or a password.
     #[must_use]
     pub fn shown(&self) -> String {
         match self.sqlite_path() {

@@ -3,8 +3,8 @@
 //!
 //! All layers are laid over each other as one tree of values that know where they were set
 //! (`value`). Then each section takes its keys from the tree by type (`reader`). A fault is noted
-//! and reading goes on, so that all faults are reported at once. A value that a later layer replaces
-//! is not checked.
+//! and reading goes on, so that all faults are reported at once. A value that a later layer
+//! replaces is not checked.
 //!
 //! A room that is configured declares plain settings of its own, and the section here makes them.
 //! A new key is a field of those settings, a line in the section's `read`, and a line in
@@ -189,7 +189,7 @@ impl Config {
         faults.or(config)
     }
 
-    /// What the room that calls model servers is told.
+    /// The settings of the room that calls model servers.
     #[must_use]
     pub fn upstream_settings(&self) -> upstreams::Settings {
         upstreams::Settings {

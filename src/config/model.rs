@@ -7,7 +7,7 @@ use super::reader::{Item, Reader};
 use super::upstream::concurrency;
 use crate::upstream::{ModelSettings, RouteSettings, UpstreamSettings};
 
-/// Weights are shares: more than this tells no two upstreams apart.
+/// The largest weight. Weights are shares, so larger ones would say nothing more.
 const WEIGHT_MAX: u64 = 1_000_000;
 
 /// Reads `[[models]]`, whose routes lead to `upstreams`.

@@ -26,7 +26,7 @@ const CHARS_FOR_A_SLIP: usize = 3;
 
 impl Environment {
     /// What to say of each variable that is not read, although its name is nearly one that is. Its
-    /// value is not told. Asked for after the configuration has been read: a variable that the
+    /// value is not shown. Asked for after the configuration has been read: a variable that the
     /// configuration names is none of these.
     #[must_use]
     pub fn near_misses(&self) -> Vec<String> {

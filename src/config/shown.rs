@@ -1,4 +1,4 @@
-//! URLs as they may be told.
+//! URLs as they may be shown.
 
 use reqwest::Url;
 

@@ -7,7 +7,7 @@ use std::time::{SystemTime, UNIX_EPOCH};
 /// So far this clock may be from the one that is right before it is set by it.
 const SET_FROM_MS: i64 = 1_000;
 
-/// Tells the time. Cheap to clone; clones are one clock.
+/// Gives the time. Cheap to clone; all clones are one clock.
 #[derive(Clone, Debug, Default)]
 pub struct Clock {
     shared: Arc<Shared>,

@@ -31,7 +31,7 @@ pub fn error(text: &str) -> Option<serde_json::Error> {
 
 /// Where a text of one line stops being JSON, and why, as messages to users say it.
 #[must_use]
-pub fn told(error: &serde_json::Error) -> String {
+pub fn reason(error: &serde_json::Error) -> String {
     let place = format!(" at line {} column {}", error.line(), error.column());
     let text = error.to_string();
     let cause = text.strip_suffix(&place).unwrap_or(&text);

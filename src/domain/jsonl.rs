@@ -85,9 +85,9 @@ impl NotJsonl {
             Some('[') if error.is_eof() => Kind::Array,
             Some('{') if error.is_eof() => Kind::Object,
             Some('<') => Kind::Markup,
-            Some('[' | '{') => Kind::NotJson(json::told(&error)),
+            Some('[' | '{') => Kind::NotJson(json::reason(&error)),
             _ if text.contains([',', ';', '\t']) => Kind::Table,
-            _ => Kind::NotJson(json::told(&error)),
+            _ => Kind::NotJson(json::reason(&error)),
         }))
     }
 

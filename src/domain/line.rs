@@ -326,7 +326,7 @@ impl Fault {
             Some(error) if error.is_eof() => Self::not_json(
                 "The JSON does not end on this line: write each request on one line.",
             ),
-            Some(error) => Self::not_json(&format!("It is no JSON from {}.", json::told(&error))),
+            Some(error) => Self::not_json(&format!("It is no JSON from {}.", json::reason(&error))),
             None => Self::not_json(&format!(
                 "It is {}: each line must be one object with custom_id, method, url and body{}.",
                 json::type_name(line.trim_ascii_start()),

@@ -17,7 +17,7 @@ impl fmt::Display for UnitKey {
 }
 
 /// A unit under one of its leases. Every lease of a unit has an epoch of its own, which is higher
-/// than the one before, so a lease that was lost is told from the one that followed it.
+/// than the one before, so a lost lease is distinct from the one that followed it.
 #[derive(Clone, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct UnitLease {
     pub key: UnitKey,

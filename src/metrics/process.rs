@@ -1,4 +1,4 @@
-//! What the system tells of this process, where it has a `/proc`: nothing elsewhere.
+//! What the system says of this process in `/proc`. Nothing where there is no `/proc`.
 
 use std::fs;
 

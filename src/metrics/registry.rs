@@ -181,7 +181,7 @@ impl Metrics {
             catalogue: Catalogue::new(),
         };
         for kind in [OUTAGE, OTHER_ERROR] {
-            // Told from the start, so that the first error is seen as a rise.
+            // Shown from the start, so that the first error is seen as a rise.
             drop(metrics.store_errors.get_or_create(&ErrorKind { kind }));
         }
         let Listing {

@@ -1,5 +1,5 @@
 //! What is read when it is asked for: how things stand, rather than what has happened. Made anew
-//! for each look, so that what is gone is not told any more.
+//! for each look, so that what is gone is not shown any more.
 
 use std::fmt;
 use std::time::Duration;
@@ -18,7 +18,7 @@ type Float = Gauge<f64, std::sync::atomic::AtomicU64>;
 /// How things stand.
 #[derive(Clone, Debug, Default)]
 pub struct Snapshot {
-    /// What the database told; `None` where it did not answer.
+    /// What the database answered. `None` where it did not answer.
     pub database: Option<Database>,
     pub process: ProcessSnapshot,
 }
@@ -36,7 +36,7 @@ pub struct ProcessSnapshot {
     pub alarms: Vec<String>,
 }
 
-/// What the database tells of all processes' work.
+/// What the database says of the work of all processes.
 #[derive(Clone, Debug, Default)]
 pub struct Database {
     /// Batches in each state that is not final.

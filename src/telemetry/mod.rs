@@ -1,4 +1,4 @@
-//! What the process tells of itself: its log, on standard error, and its spans, where they are
+//! What the process reports of itself: its log, on standard error, and its spans, where they are
 //! exported.
 
 mod otlp;
@@ -23,8 +23,8 @@ const SECRETIVE: &str = "sqlx_postgres::options::parse=error";
 pub fn start(log: &Log) {
     let logs = tracing_subscriber::fmt()
         .with_env_filter(filter(&log.filter))
-        // It would tell of a log that cannot be written on standard error, and panic if that
-        // cannot be written either: on a full disk the process would end.
+        // The library reports on standard error that the log cannot be written, and panics if that
+        // fails, too: on a full disk the process would end.
         .log_internal_errors(false)
         .with_writer(|| terminal::Log);
     // Fails where a subscriber is set already, as in tests.

@@ -89,14 +89,15 @@ impl HttpClient for Client {
                 Ok(outcome) => outcome,
                 Err(error) => Err(error.into()),
             };
-            self.tell(&outcome);
+            self.log(&outcome);
             outcome
         })
     }
 }
 
 impl Client {
-    fn tell(&self, outcome: &Result<Response<Bytes>, HttpError>) {
+    /// Logs when requests begin to fail, and when they succeed again.
+    fn log(&self, outcome: &Result<Response<Bytes>, HttpError>) {
         let cause = match outcome {
             Ok(response) if response.status().is_success() => None,
             Ok(response) => Some(format!("it answered {}", response.status())),

@@ -30,7 +30,7 @@ pub enum Packing {
 }
 
 impl Packing {
-    /// How many of a file's bytes tell its packing.
+    /// How many of a file's first bytes show its packing.
     pub const SIGNATURE_BYTES: usize = 4;
 
     /// The packing of a file that begins with these bytes; `None` for one that is not compressed.

@@ -20,7 +20,7 @@ pub struct NewKey {
     pub key: SecretString,
     /// What is stored: see [`hash`].
     pub hash: String,
-    /// The key's first and last characters, for people to tell keys apart.
+    /// The key's first and last characters, by which people recognise it.
     pub hint: String,
 }
 
@@ -42,7 +42,7 @@ pub fn hash(key: &str) -> String {
     hex::encode(Sha256::digest(key))
 }
 
-/// Enough of a key to tell which it is, and too little to use it.
+/// The first and last characters of a key: enough to recognise it, and too little to use it.
 pub(super) fn masked(key: &str) -> String {
     if key.len() < MASKED_CHARS_MIN || !key.is_ascii() {
         return "***".to_owned();

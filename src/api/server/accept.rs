@@ -173,7 +173,7 @@ impl Seldom {
     }
 }
 
-/// How many file descriptors the process may have, where the system tells.
+/// How many file descriptors the process may have. `None` where the system does not say.
 pub(super) fn descriptors() -> Option<usize> {
     let limits = std::fs::read_to_string("/proc/self/limits").ok()?;
     let mut lines = limits.lines();

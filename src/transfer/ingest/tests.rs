@@ -28,7 +28,7 @@ async fn until(holds: impl AsyncFn() -> bool) {
     panic!("it does not come to that");
 }
 
-/// What a batch of embeddings would be told of the file.
+/// What a batch of embeddings would list as wrong with the file.
 async fn findings(test: &TestStore, file: &StoredFile) -> Vec<(Option<u64>, String)> {
     let batch = NewBatch {
         id: id::batch(),

@@ -27,20 +27,20 @@ async fn serve<T: 'static>(answer: impl Handler<T, ()>) -> String {
     format!("http://{address}/v1")
 }
 
-/// A model server that tells of calls with the poisonous line, and does not answer them.
+/// A model server that reports calls with the poisonous line, and does not answer them.
 async fn upstream() -> (String, mpsc::UnboundedReceiver<()>) {
-    let (tell, told) = mpsc::unbounded_channel();
+    let (report, reported) = mpsc::unbounded_channel();
     let answer = move |body: Bytes| {
-        let tell = tell.clone();
+        let report = report.clone();
         async move {
             if memchr::memmem::find(&body, b"poison").is_some() {
-                let _ = tell.send(());
+                let _ = report.send(());
                 std::future::pending::<()>().await;
             }
             axum::Json(json!({"choices": []}))
         }
     };
-    (serve(answer).await, told)
+    (serve(answer).await, reported)
 }
 
 async fn a_line_that_kills_its_server_ends_as_an_error_and_all_others_are_answered() {
@@ -97,7 +97,7 @@ struct Life {
 struct InFlight(Arc<Mutex<Life>>, usize);
 
 /// A call that has come: in which life, whether it is poisonous, and with how many others.
-struct Told {
+struct Arrival {
     life: usize,
     is_poison: bool,
     others: usize,
@@ -114,16 +114,16 @@ impl Drop for InFlight {
 
 async fn a_suspect_slows_only_its_own_unit_until_it_is_found() {
     let life = Arc::new(Mutex::new(Life::default()));
-    let (tell, mut told) = mpsc::unbounded_channel();
+    let (report, mut arrivals) = mpsc::unbounded_channel();
     let base_url = serve({
         let life = life.clone();
         move |body: Bytes| {
-            let (life, tell) = (life.clone(), tell.clone());
+            let (life, report) = (life.clone(), report.clone());
             async move {
                 let is_poison = memchr::memmem::find(&body, b"poison").is_some();
                 let (_in_flight, answers) = {
                     let mut now = life.lock().expect("is sound");
-                    let _ = tell.send(Told {
+                    let _ = report.send(Arrival {
                         life: now.number,
                         is_poison,
                         others: now.in_flight,
@@ -163,7 +163,7 @@ async fn a_suspect_slows_only_its_own_unit_until_it_is_found() {
     for kill in 0..5 {
         let mut sent = 0;
         loop {
-            let call = tokio::time::timeout(Duration::from_mins(1), told.recv()).await;
+            let call = tokio::time::timeout(Duration::from_mins(1), arrivals.recv()).await;
             let call = call.expect("calls in time").expect("calls");
             sent += usize::from(call.life == kill);
             if kill < 3 && sent == MODELS * AT_ONCE {
@@ -188,7 +188,7 @@ async fn a_suspect_slows_only_its_own_unit_until_it_is_found() {
             answers: kill >= 2,
             ..Life::default()
         };
-        while told.try_recv().is_ok() {}
+        while arrivals.try_recv().is_ok() {}
         server.start_process(Launch::new()).await;
     }
     let batch = server.ended(&batch).await;
