@@ -79,7 +79,7 @@ impl ApiError {
         self
     }
 
-    /// The same error, at the fault of a parameter, whose name may be the client's.
+    /// Adds which parameter is at fault. Its name may be one that the client wrote.
     #[must_use]
     pub fn param(mut self, param: &str) -> Self {
         self.param = Some(shown(param));

@@ -98,7 +98,7 @@ fn error_response(description: &str) -> openapi::Response {
 pub(super) fn pages(document: OpenApi) -> Router<Api> {
     let document = Arc::new(document);
     let config = Config::from(DOCUMENT_PATH)
-        // Otherwise the page asks a server on the internet what it thinks of the document.
+        // Otherwise the page lets a server on the internet validate the document.
         .validator_url("none")
         .persist_authorization(true);
     let config = Arc::new(config);
@@ -113,8 +113,9 @@ pub(super) fn pages(document: OpenApi) -> Router<Api> {
         .route("/docs/{*asset}", routing::get(asset))
 }
 
+/// The page that shows the document.
 async fn page() -> Response {
-    // Nothing from elsewhere, even where an asset should ask for it.
+    // The browser loads nothing from another origin, even if an asset asks for it.
     const POLICY: HeaderValue = HeaderValue::from_static(
         "default-src 'self'; style-src 'self' 'unsafe-inline'; img-src 'self' data:; \
          frame-ancestors 'none'",

@@ -285,6 +285,7 @@ fn ended(status: &Status) -> Table {
     table
 }
 
+/// How much of a batch is done.
 fn percent(batch: &BatchStatus) -> String {
     let percent = (batch.done * 100).checked_div(batch.total).unwrap_or(0);
     format!("{percent}%")

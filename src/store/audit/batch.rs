@@ -61,8 +61,8 @@ pub(super) struct Found {
 const KINDS: [(Kind, usize, &str); 2] = [(Kind::Output, 0, "output"), (Kind::Error, 1, "error")];
 
 impl Head {
-    /// Whether its lines are to be there. Before the batch's end they all are; then, those
-    /// whose file is shown.
+    /// Whether the lines of the output (0) or error file (1) must all be stored: until the batch
+    /// ends, and from then on for as long as the file is there.
     fn is_whole(&self, place: usize) -> bool {
         !self.status.is_terminal()
             || self.names[place].is_none()

@@ -37,7 +37,8 @@ impl Housekeeping {
     }
 }
 
-/// Keeps house while it can, until stopped.
+/// Renews this process's hold on the housekeeping, or waits until it can take the hold. Until
+/// stopped.
 pub(crate) async fn run(
     housekeeping: Arc<Housekeeping>,
     store: Store,
@@ -57,7 +58,7 @@ pub(crate) async fn run(
                     }
                     housekeeping.is_ours.store(is_ours, Ordering::Relaxed);
                 }
-                // Whoever keeps house may go on. Two processes that do so are no harm.
+                // A process that keeps house goes on. Two that do so at once do no harm.
                 Err(error) => tracing::debug!(%error, "it is not known who keeps house"),
             }
             let pause = if housekeeping.is_ours() {

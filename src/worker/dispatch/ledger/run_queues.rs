@@ -541,6 +541,7 @@ impl RunQueues {
         key
     }
 
+    /// The key of a batch. A batch that is not known yet is added.
     fn batch_of(&mut self, context: &Arc<BatchContext>) -> usize {
         if let Some(&key) = self.batches_by_id.get(&context.id) {
             return key;
