@@ -208,7 +208,7 @@ async fn what_the_operator_must_mend_costs_few_calls_and_no_line() {
     let server = Server::with(&config).await;
     let batch = server.create_batch(healthy(1_000), CHAT).await;
     let key = operator(&server.database).await;
-    eventually("it is set aside", async || {
+    eventually("it is ejected", async || {
         admin_status(&server, &key).await["upstreams"][0]["state"] == "ejected"
     })
     .await;

@@ -242,7 +242,7 @@ async fn a_refused_key_fails_no_line_before_the_window_ends() {
     let calls = server.simulator.stats().total.calls;
     assert!(
         calls < 300,
-        "an upstream that refuses the key is set aside: {calls}"
+        "an upstream that refuses the key is ejected: {calls}"
     );
 }
 

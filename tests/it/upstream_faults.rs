@@ -440,7 +440,7 @@ async fn a_hung_upstream_holds_up_no_lines_of_others() {
     assert_eq!(hung.posts(), 4, "its places, and no more");
 }
 
-async fn a_redirect_sets_its_upstream_aside_and_is_not_followed() {
+async fn a_redirect_ejects_its_upstream_and_is_not_followed() {
     let target = Troubled::start(Trouble::Hang).await;
     let elsewhere = format!("location: {}/chat/completions\r\n", target.base_url());
     let away = Troubled::start(Trouble::answer("307 Temporary Redirect", &elsewhere, b"")).await;
@@ -453,7 +453,7 @@ async fn a_redirect_sets_its_upstream_aside_and_is_not_followed() {
     let (jsonl, ids) = lines(&["away", "same"], 1);
     let batch = server.create_batch_within(&jsonl, CHAT, "10m").await;
     let key = operator(&server.database).await;
-    eventually("both are set aside", async || {
+    eventually("both are ejected", async || {
         let url = server.url("/admin/status");
         let status = client_with(Some(&key)).get(url).send().await;
         let status: Value = status.expect("answers").json().await.expect("is JSON");
@@ -651,7 +651,7 @@ on_every_engine![
     a_packed_answer_and_one_with_a_byte_order_mark_are_answers,
     an_answer_that_cannot_be_read_is_computed_once_and_kept,
     a_hung_upstream_holds_up_no_lines_of_others,
-    a_redirect_sets_its_upstream_aside_and_is_not_followed,
+    a_redirect_ejects_its_upstream_and_is_not_followed,
     a_certificate_of_a_ca_is_accepted_where_it_is_named_and_only_there,
     lines_wait_for_a_certificate_to_be_mended,
 ];

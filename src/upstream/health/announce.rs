@@ -44,7 +44,7 @@ fn closed(subject: Subject<'_>, closure: &Closure, status: Option<u16>) {
             http.status = status,
             cause,
             check = reason.advice(),
-            "the {what} is set aside: its lines wait or go to others, and one is \
+            "the {what} is ejected: its lines wait or go to others, and one is \
              tried now and then, until it is mended"
         );
     } else if *reason != Reason::Limited || wait >= WORTH_A_WARNING {

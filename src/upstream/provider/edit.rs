@@ -1,8 +1,9 @@
-//! Renaming the model of a request and filling in what it leaves out, by splicing bytes.
+//! Changes the body of a request: renames its model, and adds keys that it leaves out. The new
+//! bytes are spliced in.
 //!
-//! Every byte that is not the value of a top-level `model` key stays as the user wrote it: key
-//! order, numbers and white space. Most requests need no change at all; those are sent as they are,
-//! uncopied.
+//! Only the value of a top-level `model` key is replaced. All other bytes stay as the user wrote
+//! them: the order of keys, numbers and white space. Most requests need no change, and are sent
+//! without a copy.
 
 use std::borrow::Cow;
 use std::fmt;
@@ -17,21 +18,22 @@ use serde_json::{Map, Value};
 /// What a route changes in the body of a request.
 #[derive(Debug)]
 pub(in crate::upstream) struct Edit {
-    /// What the upstream calls the model.
-    model: Option<Model>,
-    /// Keys, and members (`"key":value`) to add where the key is missing.
+    /// What the upstream calls the model. `None`: the model keeps its name.
+    model: Option<NewModel>,
+    /// Keys, each with the member (`"key":value`) to add where the key is missing.
     defaults: Vec<(String, String)>,
 }
 
 #[derive(Debug)]
-struct Model {
-    /// A JSON string.
+struct NewModel {
+    /// The name as a JSON string.
     value: String,
-    /// The same as a member, to add where there is none.
+    /// The name as a member, to add where the body has no `model`.
     member: String,
 }
 
 impl Edit {
+    /// `model`: the new name, if there is one. `defaults`: what is added where it is missing.
     /// `None` if there is nothing to change.
     pub(in crate::upstream) fn new(
         model: Option<&str>,
@@ -45,7 +47,7 @@ impl Edit {
             .iter()
             .filter(|(key, _)| model.is_none() || *key != "model");
         Some(Self {
-            model: model.map(|model| Model {
+            model: model.map(|model| NewModel {
                 value: quoted(model),
                 member: format!("\"model\":{}", quoted(model)),
             }),
@@ -55,8 +57,8 @@ impl Edit {
         })
     }
 
-    /// How the body is to be changed. `None` if it need not be, or if it is no JSON object (the
-    /// envelope check lets no such line through).
+    /// How the body is to be changed. `None` if no change is needed, or if the body is no JSON
+    /// object, which the check at the upload excludes.
     pub(in crate::upstream) fn splice<'a>(&'a self, body: &'a [u8]) -> Option<Splice<'a>> {
         let outline = Outline::read(body)?;
         let mut added: Vec<&str> = Vec::new();
@@ -85,23 +87,24 @@ impl Edit {
     }
 }
 
-/// A changed copy of a body, before it is made.
+/// What a changed copy of a body is made of.
 #[derive(Debug)]
 pub(in crate::upstream) struct Splice<'a> {
     body: &'a [u8],
-    /// Stands in place of what is replaced.
+    /// What replaces each value of `model`.
     model: &'a str,
+    /// Where the values of `model` stand in the body.
     replaced: Vec<Range<usize>>,
-    /// Members.
+    /// The members to add.
     added: Vec<&'a str>,
-    /// Where they are added: before the closing brace.
+    /// Where they are added: the place of the closing brace.
     end: usize,
     /// Whether the object has no members yet.
     is_first: bool,
 }
 
 impl Splice<'_> {
-    /// The bytes that the copy takes.
+    /// How many bytes the copy takes.
     pub(in crate::upstream) fn len(&self) -> usize {
         let removed: usize = self.replaced.iter().map(ExactSizeIterator::len).sum();
         let renamed = self.replaced.len() * self.model.len();
@@ -135,12 +138,12 @@ fn quoted(text: &str) -> String {
     Value::from(text).to_string()
 }
 
-/// Where the parts of a top-level object are that an edit must know.
+/// What an edit must know of a top-level object.
 struct Outline<'a> {
     keys: Vec<Cow<'a, str>>,
-    /// Where the values of `model` are, in order (a key may be there twice).
+    /// Where the values of `model` stand, in order. A key may stand twice.
     models: Vec<Range<usize>>,
-    /// Where the closing brace is.
+    /// Where the closing brace stands.
     end: usize,
 }
 
@@ -172,7 +175,7 @@ impl<'a> Visitor<'a> for Members<'a> {
         let (mut keys, mut models) = (Vec::new(), Vec::new());
         while let Some((Key(key), value)) = map.next_entry::<Key<'a>, &'a RawValue>()? {
             if key == "model" {
-                // A raw value borrows from the body: its address tells where it stands.
+                // A raw value borrows from the body, so its address shows where it stands there.
                 let start = value.get().as_ptr().addr() - self.body.as_ptr().addr();
                 models.push(start..start + value.get().len());
             }

@@ -187,7 +187,7 @@ async fn a_429_closes_the_gate_of_one_model_at_one_upstream() {
 }
 
 #[tokio::test]
-async fn an_upstream_that_refuses_the_key_is_set_aside_until_a_line_passes() {
+async fn an_upstream_that_refuses_the_key_is_ejected_until_a_line_passes() {
     let server = Server::start(|seen| match seen.nth {
         0 | 1 => reply(401, "who are you"),
         _ => reply(400, "bad"),

@@ -156,6 +156,7 @@ impl ErrorBody {
         }
     }
 
+    /// Whether the error has one of these codes.
     fn has(&self, codes: &[&str]) -> bool {
         self.codes.iter().any(|code| codes.contains(&code.as_str()))
     }

@@ -1,8 +1,8 @@
-//! An answer that was streamed though nobody asked for that, as one.
+//! Puts the events of a streamed answer together into one answer.
 //!
-//! Some servers and gateways stream whatever is asked for. The answer was computed, so its events
-//! are put together into the answer that they are the pieces of. A stream that is not whole, or of
-//! another kind, is no answer.
+//! No request asks for a stream, but some servers and gateways always stream. The answer was
+//! computed, so it is not thrown away. A stream that breaks off, or is of another kind, is no
+//! answer.
 
 use std::collections::BTreeMap;
 use std::convert::Infallible;
@@ -13,8 +13,8 @@ use futures::{FutureExt as _, StreamExt as _, stream};
 use serde_json::{Map, Value, json};
 use sse_stream::SseByteStream;
 
-/// Texts that come in pieces. All others come whole.
-const IN_PIECES: [&str; 11] = [
+/// The keys whose texts are streamed in pieces. All other texts come whole.
+const STREAMED_KEYS: [&str; 11] = [
     "arguments",
     "content",
     "data",
@@ -27,38 +27,38 @@ const IN_PIECES: [&str; 11] = [
     "thinking",
     "transcript",
 ];
-/// More tool calls than any answer has. Each piece is looked for among them.
+/// How many items a list may have at most, such as tool calls. For each piece the list is searched.
 const ITEMS_MAX: usize = 1_000;
-/// What ends a response of the Responses API with an answer.
+/// The events that end a stream of the Responses API with an answer.
 const LAST_EVENTS: [&str; 2] = ["response.completed", "response.incomplete"];
-/// What says that there is no answer.
-const ERRORS: [&str; 2] = ["error", "response.failed"];
+/// The events that end a stream without an answer.
+const ERROR_EVENTS: [&str; 2] = ["error", "response.failed"];
 
-/// What the events of a stream are together.
+/// What the events of a stream make together.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) enum Folded {
     /// The answer, as if it had not been streamed.
     Answer(Bytes),
-    /// The server gave up, and said so: its error, as if it had not been streamed.
+    /// The error that the server sent in place of an answer, as if it had not been streamed.
     Error(Bytes),
     /// There are no events.
     Empty,
-    /// They are not all of an answer.
+    /// The events are not a whole answer.
     Incomplete,
 }
 
-/// The answer that the events are the pieces of, or what they are else.
+/// Puts the events of a stream together.
 pub(super) fn fold(body: &Bytes) -> Folded {
     folded(body).unwrap_or(Folded::Incomplete)
 }
 
-/// `None`: the events are not all of an answer.
+/// `None`: the events are not a whole answer.
 fn folded(body: &Bytes) -> Option<Folded> {
     // The last event may lack the blank line behind it.
     let pieces = [body.clone(), Bytes::from_static(b"\n\n")].map(Ok::<_, Infallible>);
     let mut events = SseByteStream::new(stream::iter(pieces));
     let (mut answer, mut is_empty) = (Answer::default(), true);
-    // All bytes are there, so an event is never waited for.
+    // All bytes are there, so no event has to be waited for.
     while let Some(event) = events.next().now_or_never()? {
         let Some(data) = event.ok()?.data else {
             continue;
@@ -76,7 +76,7 @@ fn folded(body: &Bytes) -> Option<Folded> {
             return written(event.get("response")?);
         }
         let error = event.get("error").filter(|error| !error.is_null());
-        if error.is_some() || ERRORS.contains(&kind) {
+        if error.is_some() || ERROR_EVENTS.contains(&kind) {
             let of_response = event.get("response").and_then(|one| one.get("error"));
             let of_response = of_response.filter(|error| !error.is_null());
             let error = error.or(of_response).cloned();
@@ -98,7 +98,7 @@ fn written(answer: &Value) -> Option<Folded> {
     is_answer.then(|| Folded::Answer(Bytes::from(answer.to_string())))
 }
 
-/// An answer to a chat or a completion, as far as its chunks have come.
+/// An answer to a chat or a completion, put together from the chunks so far.
 #[derive(Default)]
 struct Answer {
     top: Map<String, Value>,
@@ -106,9 +106,9 @@ struct Answer {
 }
 
 impl Answer {
-    /// Takes in a chunk.
+    /// Adds a chunk. `None` if it is no chunk of such an answer.
     fn add(&mut self, mut chunk: Map<String, Value>) -> Option<()> {
-        // The last chunk, with the usage, may have none.
+        // The last chunk, which has the usage, may have no choices.
         let choices = chunk.remove("choices").unwrap_or_default();
         let choices = match choices {
             Value::Array(choices) => choices,
@@ -129,7 +129,7 @@ impl Answer {
         Some(())
     }
 
-    /// `None` if a choice has not ended, or there is none.
+    /// The whole answer. `None` if a choice has not ended, or there is no choice.
     fn whole(mut self) -> Option<Value> {
         let mut is_chat = false;
         let mut choices = Vec::new();
@@ -143,7 +143,7 @@ impl Answer {
                 message.entry("content").or_insert(Value::Null);
                 let calls = message.get_mut("tool_calls").and_then(Value::as_array_mut);
                 for call in calls.into_iter().flatten() {
-                    // It only told which call a piece was of.
+                    // The index only said to which call a piece belongs.
                     call.as_object_mut()?.remove("index");
                 }
             }
@@ -163,12 +163,13 @@ impl Answer {
     }
 }
 
-/// Servers fill in what they do not say, or have said before, with null or with an empty text.
+/// Whether a value says nothing. Servers send null or an empty text for what they leave out or have
+/// sent before.
 fn is_unsaid(value: &Value) -> bool {
     value.is_null() || value.as_str() == Some("")
 }
 
-/// Takes what a chunk says of the whole answer, which is never a piece.
+/// Adds what a chunk says of the whole answer. Such values never come in pieces.
 fn update(whole: &mut Map<String, Value>, chunk: Map<String, Value>) {
     for (key, value) in chunk {
         match (whole.get_mut(&key), value) {
@@ -182,7 +183,7 @@ fn update(whole: &mut Map<String, Value>, chunk: Map<String, Value>) {
     }
 }
 
-/// Puts what a chunk says behind what was said before. `None` if the two do not go together.
+/// Adds what a chunk says to what earlier chunks said. `None` if the two do not go together.
 fn merge(whole: &mut Map<String, Value>, piece: Map<String, Value>) -> Option<()> {
     for (key, piece) in piece {
         match (whole.get_mut(&key), piece) {
@@ -192,7 +193,7 @@ fn merge(whole: &mut Map<String, Value>, piece: Map<String, Value>) -> Option<()
             (Some(_), piece) if is_unsaid(&piece) => {}
             (Some(whole), piece) if is_unsaid(whole) => *whole = piece,
             (Some(Value::String(whole)), Value::String(piece))
-                if IN_PIECES.contains(&key.as_str()) =>
+                if STREAMED_KEYS.contains(&key.as_str()) =>
             {
                 whole.push_str(&piece);
             }
@@ -203,7 +204,7 @@ fn merge(whole: &mut Map<String, Value>, piece: Map<String, Value>) -> Option<()
                 }
             }
             (Some(whole), piece) if discriminant(whole) == discriminant(&piece) => *whole = piece,
-            // A text, say, and then a list of texts: either alone is not the answer.
+            // For example a text, and then a list of texts: neither alone is the answer.
             _ => return None,
         }
     }
@@ -214,8 +215,8 @@ fn id(item: &Value) -> Option<&Value> {
     item.get("id").filter(|id| !is_unsaid(id))
 }
 
-/// An item that has the index of another is a piece of that one, unless each has an id of its own:
-/// some servers give all tool calls the same index.
+/// Adds an item to a list. An item with the index of another one is a piece of that one, unless the
+/// two have different ids: some servers give all tool calls the same index.
 fn merge_item(whole: &mut Vec<Value>, piece: Value) -> Option<()> {
     let Some(index) = piece.get("index").and_then(Value::as_u64) else {
         whole.push(piece);
