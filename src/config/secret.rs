@@ -44,8 +44,8 @@ pub(super) fn variable<'a>(item: &Item<'_>, environment: &'a Environment) -> Opt
     text
 }
 
-/// Whether a name, of a header or of a part of a URL's query, is one under which secrets are sent.
-/// That is guessed: too often rather than too seldom, for there is a way to send any header.
+/// Whether secrets are usually sent under a name, of a header or of a part of a URL's query. In
+/// doubt the guess is yes: `headers_env` can send a header of any name.
 pub(super) fn is_secret_name(name: &str) -> bool {
     const PARTS: [&str; 12] = [
         "apikey",

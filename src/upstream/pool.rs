@@ -100,7 +100,7 @@ impl Pool {
         self.routing.models(clock::seconds(self.created_ms))
     }
 
-    /// what metrics call a model: its name where the configuration or an upstream names it, else
+    /// What metrics call a model: its name where the configuration or an upstream names it, else
     /// [`OTHER`](crate::metrics::OTHER).
     #[must_use]
     pub fn label(&self, model: &str) -> String {
@@ -127,7 +127,7 @@ impl Pool {
 
     /// A free place at the best open target, or why there is none. Never blocks. `avoid`: the
     /// upstream of the last failed attempt, which is not chosen while another one has a place.
-    /// `batch`: a number of the line's, by which batches are told apart.
+    /// `batch`: the number of the line's batch.
     pub fn try_acquire(&self, routes: &Arc<Routes>, avoid: Option<usize>, batch: u64) -> Acquired {
         self.targets.try_acquire(routes, avoid, batch)
     }

@@ -48,8 +48,8 @@ pub struct UpstreamSettings {
 }
 
 impl UpstreamSettings {
-    /// How long connecting may really take: always less than the whole call may. So a call whose
-    /// time goes by while it connects is known not to have been sent.
+    /// How long connecting may take: less than the whole call, in any case. So when a call's time
+    /// runs out while it connects, nothing was sent.
     #[must_use]
     pub fn time_to_connect(&self) -> Duration {
         self.connect_timeout

@@ -99,7 +99,7 @@ fn is_mount_point(path: &Path) -> bool {
         .any(|place| place == written)
 }
 
-/// A path as the kernel lists it among the mounts: these bytes stand as octal numbers.
+/// A path as the kernel's list of mounts writes it: white space and backslashes as octal numbers.
 fn written_as_mount(path: &[u8]) -> Vec<u8> {
     let mut written = Vec::with_capacity(path.len());
     for &byte in path {

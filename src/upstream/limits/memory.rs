@@ -220,6 +220,7 @@ impl Reservation {
         self.bytes
     }
 
+    /// Empties the reservation: its bytes, and whether it may overdraw the budget.
     fn take(&mut self) -> (usize, bool) {
         (
             std::mem::take(&mut self.bytes),

@@ -25,7 +25,7 @@ pub enum Acquired {
 impl Targets {
     /// A free place at the best open target, or why there is none. Never blocks. `avoid`: the
     /// upstream of the last failed attempt, which is not chosen while another one has a place.
-    /// `batch`: a number of the line's, by which batches are told apart.
+    /// `batch`: the number of the line's batch.
     pub(in crate::upstream) fn try_acquire(
         self: &Arc<Self>,
         routes: &Arc<Routes>,
