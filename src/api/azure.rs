@@ -3,18 +3,18 @@
 use axum::extract::Request;
 use axum::http::uri::{PathAndQuery, Uri};
 
-/// The URL that a client has asked for, where its path stands for another.
+/// The URL that the client has sent, where another one was put in its place.
 #[derive(Clone, Debug)]
 pub struct AskedUri(pub Uri);
 
 /// The route of all these paths.
 pub const ROUTE: &str = "/openai/{*rest}";
 const PREFIX: &str = "/openai";
-/// Azure's newer paths have it, the older ones do not.
+/// The part of the path that only Azure's newer clients send.
 const VERSION: &str = "/v1/";
 
-/// The same request for the path that the API knows. The query stays: nobody here reads an
-/// `api-version`.
+/// The same request, with the path that the API knows. The query stays, and its `api-version` is
+/// ignored.
 #[must_use]
 pub fn rewritten(request: Request) -> Request {
     let (mut parts, body) = request.into_parts();
@@ -27,7 +27,7 @@ pub fn rewritten(request: Request) -> Request {
     };
     let mut known = parts.uri.clone().into_parts();
     known.path_and_query = format!("{version}{behind}").parse().ok();
-    // The route that led here and its parameters must not mix with those of the other path.
+    // The route that matched so far, and its parameters, do not belong to the new path.
     parts.extensions.clear();
     if let Ok(known) = Uri::from_parts(known) {
         let asked = std::mem::replace(&mut parts.uri, known);

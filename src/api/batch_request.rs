@@ -21,7 +21,7 @@ use crate::store::NewBatch;
 const METADATA_PAIRS_MAX: usize = 16;
 const METADATA_KEY_CHARS_MAX: usize = 64;
 const METADATA_VALUE_CHARS_MAX: usize = 512;
-/// No file's id is longer.
+/// How long a file's id may be. Ids made here are shorter.
 const FILE_ID_CHARS_MAX: usize = 512;
 
 /// A batch to be made.
@@ -89,8 +89,8 @@ impl BatchRequest {
         Ok(request)
     }
 
-    /// The batch, made now by a caller. `kept` is how long its output is kept where the request
-    /// does not say: `None` is for good.
+    /// The batch that a caller creates now. `kept`: how long its output is kept where the request
+    /// does not say. `None`: for good.
     ///
     /// # Errors
     /// When the metadata cannot be written, which is a fault of ours.
@@ -128,8 +128,8 @@ impl<S: Send + Sync> FromRequest<S> for BatchRequest {
     }
 }
 
-/// Any file may be named, also one that is not there: the batch then fails validation, as at
-/// OpenAI. But it must be a name that can be stored.
+/// Checks that a file's id can be stored. The file need not exist: without it the batch fails
+/// validation, as at OpenAI.
 fn file_id(given: String) -> Result<String> {
     let chars = given.chars().count();
     if chars > FILE_ID_CHARS_MAX {

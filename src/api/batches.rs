@@ -14,7 +14,7 @@ use super::page::{List, Query};
 use super::path::Id;
 use crate::store::{Cancel, Claim, NewBatch};
 
-/// What an `Idempotency-Key` for creating a batch is kept under.
+/// The route under which the `Idempotency-Key` of a new batch is stored.
 const CREATE: &str = "POST /v1/batches";
 const LIMITS: std::ops::RangeInclusive<i64> = 1..=100;
 const LIMIT_DEFAULT: i64 = 20;
@@ -47,10 +47,10 @@ pub async fn create(
     key: Result<Key>,
     request: BatchRequest,
 ) -> Result<Response> {
-    // Only now: the body has been read.
+    // Checked after the body was read: the client then gets the answer, and no broken connection.
     let key = key?;
     let fingerprint = idempotency::fingerprint(&request)?;
-    // Not by this machine's clock: a window that began too early would end too early.
+    // By the database's clock: by a slow clock of this machine the window would end too early.
     let now_ms = api.store.now().await?;
     match idempotency::begin(&api.store, &caller.tenant, CREATE, key).await? {
         Begun::Again(remembered) => idempotency::replay(remembered, &fingerprint),
@@ -64,7 +64,7 @@ pub async fn create(
     }
 }
 
-/// Stores a batch, and gives back the answer that is remembered with it.
+/// Stores a batch, with its answer for the `Idempotency-Key`, and returns that answer.
 async fn store(api: &Api, batch: &NewBatch, claim: Option<&Claim>) -> Result<String> {
     let body = super::json::to_json(&BatchObject::created(batch)?)?;
     let answer = claim.map(|claim| (claim, body.as_str()));
@@ -114,8 +114,8 @@ pub async fn list(
     Ok(Json(List::new(batches, page.more, |batch| &batch.id)))
 }
 
-/// The tenant whose batch is meant: the caller's own, or with the scope `admin` whoever's batch it
-/// is. What an operator does to a batch of somebody else is logged.
+/// The tenant whose batch is meant: the caller's own, or with the scope `admin` the batch's. What
+/// an operator does to a batch of another tenant is logged.
 async fn owner(api: &Api, caller: Caller, id: &str, act: &str) -> Result<String> {
     if !caller.scopes.open_every_batch() {
         return Ok(caller.tenant);

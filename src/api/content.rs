@@ -101,8 +101,8 @@ pub async fn download(
     Ok((status, headers, body).into_response())
 }
 
-/// The bytes as a body. The first of them are read before there is any answer, so that an error
-/// can be one; a later one breaks the connection off.
+/// The bytes as a body. The first bytes are read before the answer begins, so that an error there
+/// can be the answer. A later error breaks the connection off.
 async fn body(api: &Api, file: &StoredFile, range: Range<u64>) -> Result<Body> {
     let mut blocks = Box::pin(transfer::content(&api.store, file, range));
     let Some(first) = blocks.next().await else {
@@ -119,13 +119,13 @@ async fn body(api: &Api, file: &StoredFile, range: Range<u64>) -> Result<Body> {
     Ok(Body::from_stream(blocks))
 }
 
-/// A header's value from text that has nothing but visible ASCII and spaces in it.
+/// A header's value, from a text of visible ASCII and spaces alone.
 fn value(text: &str) -> HeaderValue {
     HeaderValue::from_str(text).unwrap_or_else(|_| HeaderValue::from_static(""))
 }
 
-/// What the client is to call the file (RFC 6266): in ASCII, and if that is not its whole name,
-/// in UTF-8 as well.
+/// The header that names the file for the client (RFC 6266): in ASCII, and in UTF-8 as well where
+/// the name is not ASCII.
 fn disposition(filename: &str) -> String {
     let plain: String = filename
         .chars()
@@ -136,7 +136,7 @@ fn disposition(filename: &str) -> String {
         })
         .collect();
     let mut text = format!("attachment; filename=\"{plain}\"");
-    // Some read `%` within the quotes as the beginning of an escape.
+    // Some clients read `%` within the quotes as the beginning of an escape.
     if plain != filename || plain.contains('%') {
         text.push_str("; filename*=UTF-8''");
         for byte in filename.bytes() {

@@ -1,5 +1,5 @@
 //! What the API asks of the engine that runs beside it in its process. The API knows neither the
-//! workers nor the upstreams: whoever starts the process hands it an [`Engine`].
+//! workers nor the upstreams. `app` makes the [`Engine`] for it.
 
 use super::model_object::ModelObject;
 use crate::metrics::ProcessSnapshot;
@@ -18,7 +18,7 @@ pub trait Engine: Send + Sync {
     /// Whether the workers of this process run. Always true in a process that has none.
     fn is_running(&self) -> bool;
 
-    /// Opens all that is closed at an upstream, because an operator says that it is mended. False
-    /// if no upstream has the name.
+    /// Opens an upstream and its models, because an operator says that they are mended. False if no
+    /// upstream has the name.
     fn reset(&self, upstream: &str) -> bool;
 }

@@ -13,13 +13,13 @@ use crate::store;
 
 /// The header that says to OpenAI's clients whether to try again, whatever the status is.
 const SHOULD_RETRY: HeaderName = HeaderName::from_static("x-should-retry");
-/// What a message repeats of a client's input, in characters.
+/// How many characters of a client's input a message repeats.
 const SHOWN_CHARS_MAX: usize = 200;
 
 const INVALID_REQUEST: &str = "invalid_request_error";
 const SERVER_ERROR: &str = "server_error";
 
-/// What a request is refused with. Made by the functions that name the case.
+/// The error that answers a request. Each case is made by a function below that is named for it.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct ApiError {
     pub status: StatusCode,
@@ -58,7 +58,7 @@ struct Body {
     code: Option<&'static str>,
 }
 
-/// What a handler comes to.
+/// What a handler returns.
 pub type Result<T> = std::result::Result<T, ApiError>;
 
 impl ApiError {
@@ -92,12 +92,12 @@ impl ApiError {
     }
 }
 
-/// A request that is wrong in a way that no other function names.
+/// A wrong request for which no function below is named.
 pub fn bad_request(message: impl Into<String>) -> ApiError {
     ApiError::new(StatusCode::BAD_REQUEST, INVALID_REQUEST, message)
 }
 
-/// The files' list has words of its own for a `limit` that is out of bounds or no number.
+/// A `limit` of the list of files that is out of bounds or no number: OpenAI has other words there.
 pub fn files_limit(bounds: &std::ops::RangeInclusive<i64>) -> ApiError {
     let (least, most) = (bounds.start(), bounds.end());
     bad_request(format!("limit must be between {least} and {most}."))
@@ -222,7 +222,7 @@ pub fn not_found(message: impl Into<String>) -> ApiError {
     ApiError::new(StatusCode::NOT_FOUND, INVALID_REQUEST, message)
 }
 
-/// A list's `after` that names nothing of the caller's.
+/// A list's `after` that is no object of the caller.
 pub fn cursor_not_found(id: &str) -> ApiError {
     not_found(format!("No such object: {}", shown(id))).param("after")
 }
@@ -231,7 +231,7 @@ pub fn not_found_route(method: &Method, path: &str) -> ApiError {
     not_found(format!("Invalid URL ({method} {})", shown(path)))
 }
 
-/// The API, asked of a process that only works.
+/// A request for the API, at a process of `--role worker`.
 pub fn not_of_a_worker(method: &Method, path: &str) -> ApiError {
     not_found(format!(
         "Invalid URL ({method} {}). This process is a worker (--role worker), which has no API: \
@@ -249,7 +249,7 @@ pub fn method_not_allowed(method: &Method, path: &str) -> ApiError {
     .code("method_not_supported")
 }
 
-/// A body of more bytes than are allowed. Trying again would not make it smaller.
+/// A body of more bytes than are allowed. It is no use to send it again.
 pub fn too_large(max_bytes: u64) -> ApiError {
     ApiError::new(
         StatusCode::PAYLOAD_TOO_LARGE,
@@ -335,7 +335,7 @@ pub fn expired_key(masked: &str) -> ApiError {
     .code("invalid_api_key")
 }
 
-/// A key that is good, but not for this.
+/// A valid key without the scope that the request needs.
 pub fn missing_scope(scope: &str) -> ApiError {
     forbidden(format!(
         "You have insufficient permissions for this operation. Missing scopes: {scope}. Whoever \
@@ -347,12 +347,12 @@ pub fn forbidden(message: impl Into<String>) -> ApiError {
     ApiError::new(StatusCode::FORBIDDEN, INVALID_REQUEST, message)
 }
 
-/// A request that the state of its object forbids, now and later.
+/// A request that its object's state forbids. That state is final.
 pub fn conflict(message: impl Into<String>) -> ApiError {
     ApiError::new(StatusCode::CONFLICT, INVALID_REQUEST, message).retry(false)
 }
 
-/// The key was used for a request that asked for something else.
+/// The `Idempotency-Key` was used for another request.
 pub fn idempotency_key_reused() -> ApiError {
     bad_request(
         "This Idempotency-Key was used before, for a request with another body. Use a new key \
@@ -361,7 +361,7 @@ pub fn idempotency_key_reused() -> ApiError {
     .code("idempotency_key_reused")
 }
 
-/// The first request with the key is still being worked on.
+/// The first request with the `Idempotency-Key` is still under way.
 pub fn idempotency_running() -> ApiError {
     let mut error = ApiError::new(
         StatusCode::CONFLICT,
@@ -374,7 +374,7 @@ pub fn idempotency_running() -> ApiError {
     error
 }
 
-/// A fault of ours. What it was stands in the log, not in the answer.
+/// A fault of ours. The log says which, and the answer does not.
 pub fn internal() -> ApiError {
     ApiError::new(
         StatusCode::INTERNAL_SERVER_ERROR,
@@ -396,8 +396,8 @@ pub fn unavailable() -> ApiError {
     error
 }
 
-/// All connections are in use, and this one has a place that is reserved for questions after the
-/// health of the server.
+/// All connections are in use. This one has a place that is reserved for questions after the
+/// server's health.
 pub fn no_place() -> ApiError {
     let mut error = ApiError::new(
         StatusCode::SERVICE_UNAVAILABLE,
@@ -457,7 +457,7 @@ impl IntoResponse for ApiError {
     }
 }
 
-/// As much of a client's input as a message repeats.
+/// A client's input, cut to what a message repeats.
 pub(super) fn shown(input: &str) -> String {
     match input.char_indices().nth(SHOWN_CHARS_MAX) {
         Some((end, _)) => format!("{}…", &input[..end]),

@@ -109,7 +109,7 @@ pub async fn list(
     let purpose = match query.text("purpose").map(Purpose::parse) {
         None => None,
         Some(Some(purpose)) => Some(purpose),
-        // OpenAI has more purposes than there are here: of those, there are no files.
+        // OpenAI has purposes that are not known here. There are no files of those.
         Some(None) => return Ok(Json(List::new(Vec::new(), false, id))),
     };
     let page = api

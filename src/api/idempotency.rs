@@ -1,7 +1,8 @@
-//! Requests with an `Idempotency-Key`: done once, and answered the same whenever they come again.
+//! Requests with an `Idempotency-Key` are done once, and get the same answer whenever they come
+//! again.
 //!
-//! An attempt is claimed before its work begins and remembered by the transaction that does the
-//! work. One that fails, or whose client goes away, gives its claim up.
+//! A request claims its key before its work begins. The transaction that does the work stores the
+//! answer, too. A request that fails, or whose client goes away, gives its claim up.
 
 use std::pin::pin;
 use std::time::{Duration, Instant};
@@ -20,12 +21,11 @@ use crate::store::{Claim, Claimed, Remembered, Store};
 const HEADER: HeaderName = HeaderName::from_static("idempotency-key");
 const REPLAYED: HeaderName = HeaderName::from_static("idempotent-replayed");
 const KEY_CHARS_MAX: usize = 255;
-/// How often a long request says that it is still being worked on. Claims lapse after two
-/// minutes of silence.
+/// How often a long request renews its claim. A claim that is not renewed for two minutes lapses.
 const TOUCH_INTERVAL: Duration = Duration::from_secs(20);
 
-/// The `Idempotency-Key` of a request, if it has one. A handler with a body takes a `Result` of
-/// it, and reads the body before it refuses the key.
+/// The `Idempotency-Key` of a request, if it has one. A handler with a body takes a `Result<Key>`,
+/// and reads the body before it refuses a bad key.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Key(pub Option<String>);
 
@@ -46,12 +46,12 @@ impl<S: Send + Sync> FromRequestParts<S> for Key {
     }
 }
 
-/// What a request with or without a key is.
+/// Whether a request is to be done.
 #[derive(Debug)]
 pub enum Begun {
-    /// The first with its key, or one without: to be done.
+    /// It is to be done: it is the first one with its key, or has none.
     First(Attempt),
-    /// One that was answered before: [`replay`] gives the answer again.
+    /// It was answered before: [`replay`] gives the answer again.
     Again(Remembered),
 }
 
@@ -70,7 +70,7 @@ pub async fn begin(store: &Store, tenant: &str, route: &str, key: Key) -> Result
         token: id::incarnation(),
         fingerprint: String::new(),
     };
-    // Armed before the claim is made: whoever is cut off in between gives it up as well.
+    // Before the claim is made: a request that is cut off meanwhile gives its claim up, too.
     let attempt = Attempt {
         held: Some(Held {
             store: store.clone(),
@@ -92,8 +92,8 @@ pub async fn begin(store: &Store, tenant: &str, route: &str, key: Key) -> Result
     }
 }
 
-/// A request that is being worked on, and its claim if it has a key. Dropped before it is
-/// [`settled`](Attempt::settle), it gives the claim up in the background.
+/// A request that is being done, and its claim if it has a key. When it is dropped before it is
+/// [settled](Attempt::settle), it gives the claim up in the background.
 #[derive(Debug)]
 pub struct Attempt {
     held: Option<Held>,
@@ -120,7 +120,7 @@ impl Attempt {
         }
     }
 
-    /// Says what the request asks for, once that is known. To be called before [`Self::claim`].
+    /// Adds the fingerprint of what the request asks for. Called before [`Self::claim`].
     pub fn identify(&mut self, fingerprint: String) {
         if let Some(held) = &mut self.held {
             held.claim.fingerprint = fingerprint;
@@ -133,7 +133,7 @@ impl Attempt {
         self.held.as_ref().map(|held| &held.claim)
     }
 
-    /// Keeps the claim alive. Cheap: may be called at every step of a long request.
+    /// Renews the claim if that is due. Cheap: may be called at every step of a long request.
     ///
     /// # Errors
     /// When the database fails.
@@ -147,7 +147,7 @@ impl Attempt {
         Ok(())
     }
 
-    /// Does a piece of the work, and keeps the claim alive for as long as that takes.
+    /// Does a piece of the work, and renews the claim for as long as that takes.
     ///
     /// # Errors
     /// When the database fails. The work is then given up.
@@ -164,8 +164,8 @@ impl Attempt {
         }
     }
 
-    /// Ends the attempt. A failure gives the claim up before the client hears of it, so that it
-    /// can try again at once.
+    /// Ends the attempt. After a failure the claim is given up before the client gets the answer,
+    /// so that the client can try again at once.
     pub async fn settle<T>(self, outcome: &Result<T>) {
         if outcome.is_err()
             && let Some(held) = &self.held
@@ -197,10 +197,10 @@ impl Drop for Attempt {
     }
 }
 
-/// The answer that was given before, to the byte.
+/// The answer that was given before, byte for byte.
 ///
 /// # Errors
-/// When the request asks for something else than the first one with its key did.
+/// When the first request with the key asked for something else.
 pub fn replay(remembered: Remembered, fingerprint: &str) -> Result<Response> {
     if remembered.fingerprint != fingerprint {
         return Err(error::idempotency_key_reused());
@@ -222,7 +222,7 @@ pub fn replay(remembered: Remembered, fingerprint: &str) -> Result<Response> {
 /// The hash of what a request asks for, in hex.
 ///
 /// # Errors
-/// When the request is nothing that can be written as JSON.
+/// When the request cannot be written as JSON.
 pub fn fingerprint(request: &impl Serialize) -> Result<String> {
     let canonical = super::json::to_json(request)?;
     Ok(hex::encode(Sha256::digest(canonical)))

@@ -16,7 +16,7 @@ pub fn integer(param: &str, text: &str, bounds: &RangeInclusive<i64>) -> Result<
     } else {
         match text.parse::<i64>() {
             Ok(number) => Some(number),
-            // As good as infinite, either way.
+            // It does not fit any type, so it is beyond every bound.
             Err(cause) if *cause.kind() == IntErrorKind::PosOverflow => Some(i64::MAX),
             Err(cause) if *cause.kind() == IntErrorKind::NegOverflow => Some(i64::MIN),
             Err(_) => None,

@@ -1,5 +1,5 @@
-//! JSON bodies: read field by field, so that every mistake is named as OpenAI names it; and
-//! written.
+//! JSON bodies. They are read field by field, so that each mistake gets the error that OpenAI
+//! gives.
 
 use axum::body::Body;
 use axum::extract::{FromRequest, Request};
@@ -10,8 +10,8 @@ use serde_json::{Map, Value};
 use super::drain::drain;
 use super::error::{self, ApiError, Result};
 
-/// The largest JSON body, in bytes. The largest that makes sense, with all its metadata written
-/// in escapes, has less than half of that; and a parsed body takes many times its bytes.
+/// The largest JSON body, in bytes. A batch with the most metadata, all of it written in escapes,
+/// has less than half of that. The limit is low because a parsed body takes many times its bytes.
 const BODY_BYTES_MAX: usize = 256 << 10;
 
 /// JSON for an answer that is to be remembered as well as sent.
@@ -28,7 +28,7 @@ pub fn to_json(value: &impl Serialize) -> Result<String> {
 /// A JSON object whose fields are taken one by one.
 #[derive(Clone, Debug, Default, PartialEq)]
 pub struct Object {
-    /// Where the object stands, with a dot behind it; empty for a whole body.
+    /// The field that has the object, with a dot behind it. Empty for a whole body.
     prefix: String,
     fields: Map<String, Value>,
 }
@@ -79,7 +79,7 @@ impl Object {
         }
     }
 
-    /// All fields that are left, each of which must be a string.
+    /// All fields that were not taken yet. Each must be a string.
     ///
     /// # Errors
     /// When one is not.
@@ -94,7 +94,7 @@ impl Object {
             .collect()
     }
 
-    /// To be called when all known fields are taken.
+    /// Called when all known fields are taken: no field may be left.
     ///
     /// # Errors
     /// When a field is left that is not null.

@@ -17,6 +17,7 @@ pub mod engine;
 pub mod error;
 pub mod expiry;
 pub mod files;
+mod headers;
 pub mod health;
 pub mod idempotency;
 mod integer;

@@ -13,8 +13,8 @@ use super::integer::integer;
 use crate::store::Order;
 use crate::store::storable;
 
-/// A URL's query, as text: values are judged one by one, so that errors can name them. Names
-/// that nobody asks for are ignored.
+/// A URL's query, as text. Values are read one by one, so that errors can name them. Unknown names
+/// are ignored.
 #[derive(Clone, Debug, Default)]
 pub struct Query(HashMap<String, String>);
 

@@ -14,14 +14,14 @@ pub enum Wanted {
     Unsatisfiable,
 }
 
-/// What the headers of a GET ask for. Several ranges, or one that cannot be read, are as none:
-/// any answer to them may be the whole file.
+/// What the headers of a GET ask for. Several ranges, or a range that cannot be read, count as
+/// none: HTTP allows the whole file as the answer.
 #[must_use]
 pub fn wanted(headers: &HeaderMap, etag: &str, size: u64) -> Wanted {
     let Some(range) = text(headers, header::RANGE) else {
         return Wanted::Whole;
     };
-    // A date is not answered for: there is no Last-Modified that it could be.
+    // A date never matches, because files have no Last-Modified.
     if headers.contains_key(header::IF_RANGE) && text(headers, header::IF_RANGE) != Some(etag) {
         return Wanted::Whole;
     }
@@ -40,7 +40,7 @@ pub fn has_it(headers: &HeaderMap, etag: &str) -> bool {
     listed.any(|one| one == "*" || one.strip_prefix("W/").unwrap_or(one) == etag)
 }
 
-/// A header that stands there once, as text.
+/// The text of a header that the request has exactly once.
 fn text(headers: &HeaderMap, name: HeaderName) -> Option<&str> {
     let mut values = headers.get_all(name).iter();
     let value = values.next()?.to_str().ok()?;
@@ -73,7 +73,7 @@ fn parse(range: &str, size: u64) -> Option<Wanted> {
     })
 }
 
-/// A number of digits only; one that is too large is as good as the largest.
+/// A number of digits only. One that is too large counts as the largest.
 fn number(digits: &str) -> Option<u64> {
     let number = !digits.is_empty() && digits.bytes().all(|byte| byte.is_ascii_digit());
     number.then(|| digits.parse().unwrap_or(u64::MAX))

@@ -1,5 +1,5 @@
-//! What every response carries, and the one line that every request leaves in the log, at its
-//! end: when the last byte of its answer is handed on, or when its client goes away.
+//! The headers of every response, and the one line that every request leaves in the log. The line
+//! is written when the last byte of the answer is handed on, or when the client goes away.
 
 use std::pin::{Pin, pin};
 use std::task::{Context, Poll, ready};
@@ -7,7 +7,7 @@ use std::time::Instant;
 
 use axum::body::{Body, Bytes, HttpBody};
 use axum::extract::{MatchedPath, Request};
-use axum::http::{HeaderMap, HeaderName, HeaderValue, Method, header};
+use axum::http::{HeaderName, HeaderValue, Method};
 use axum::middleware::Next;
 use axum::response::Response;
 use hyper::body::{Frame, SizeHint};
@@ -16,6 +16,7 @@ use tracing::Instrument;
 use super::auth::{Caller, KEY_BEGINNING};
 use super::azure;
 use super::error::shown;
+use super::headers::content_length;
 use crate::domain::id;
 
 const REQUEST_ID: HeaderName = HeaderName::from_static("x-request-id");
@@ -24,10 +25,10 @@ const VERSION: HeaderName = HeaderName::from_static("openai-version");
 /// The version of OpenAI's API that this one follows.
 const OPENAI_VERSION: HeaderValue = HeaderValue::from_static("2020-10-01");
 
-/// Paths that are asked for every few seconds by machines.
+/// Paths that machines ask for every few seconds.
 const PROBES: [&str; 3] = ["/healthz", "/readyz", "/metrics"];
 
-/// What is logged as the status of a request that nobody waited for to be answered.
+/// The logged status of a request whose client went away before there was an answer.
 const NOT_ANSWERED: u16 = 499;
 
 /// The outermost middleware.
@@ -52,7 +53,7 @@ struct Entry {
     request_id: String,
     method: Method,
     path: String,
-    /// The pattern that the path matched: ids are many.
+    /// The pattern that the path matched, without ids.
     route: Option<MatchedPath>,
     tenant: Option<String>,
     key_id: Option<String>,
@@ -83,7 +84,7 @@ impl Entry {
         u64::try_from(self.begun.elapsed().as_millis()).unwrap_or(u64::MAX)
     }
 
-    /// Takes note of the response, and gives it its headers.
+    /// Notes the response's status for the log, and adds its headers.
     fn answer(&mut self, response: &mut Response) {
         self.status = response.status().as_u16();
         if let Some(caller) = response.extensions().get::<Caller>() {
@@ -130,11 +131,11 @@ impl Drop for Entry {
     }
 }
 
-/// A response's body, whose end is the end of the request.
+/// A response's body. When it ends, the request ends.
 struct Watched {
     body: Body,
     entry: Entry,
-    /// The response's content length, behind which nobody asks whether there is more.
+    /// The response's content length. The body ends there, although it is not polled to its end.
     announced: Option<u64>,
 }
 
@@ -176,16 +177,7 @@ impl Drop for Watched {
     }
 }
 
-fn content_length(headers: &HeaderMap) -> Option<u64> {
-    headers
-        .get(header::CONTENT_LENGTH)?
-        .to_str()
-        .ok()?
-        .parse()
-        .ok()
-}
-
-/// A path as it is logged: of bounded length, and without what was put there by mistake.
+/// A path as it is logged: of bounded length, and without keys that were put there by mistake.
 fn without_keys(path: &str) -> String {
     let segments = path.split('/').map(|segment| {
         if segment.starts_with(KEY_BEGINNING) {

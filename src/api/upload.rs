@@ -3,7 +3,7 @@
 
 use axum::body::Body;
 use axum::extract::State;
-use axum::http::{HeaderMap, StatusCode, header};
+use axum::http::{HeaderMap, StatusCode};
 use axum::response::Response;
 use bytes::{Bytes, BytesMut};
 use futures::stream;
@@ -17,6 +17,7 @@ use super::drain::expects_continue;
 use super::error::{self, ApiError, Envelope, Result};
 use super::expiry::{self, ANCHOR};
 use super::files::FileObject;
+use super::headers::content_length;
 use super::idempotency::{self, Attempt, Begun, Key, fingerprint, json_response, replay};
 use super::integer::integer;
 use super::multipart::{self, Form, Incoming, Part};
@@ -140,15 +141,6 @@ fn limits(api: &Api) -> Limits {
         max_line_bytes: api.limits.max_line_bytes,
         max_models: api.limits.max_models_per_file,
     }
-}
-
-fn content_length(headers: &HeaderMap) -> Option<u64> {
-    headers
-        .get(header::CONTENT_LENGTH)?
-        .to_str()
-        .ok()?
-        .parse()
-        .ok()
 }
 
 /// A form that is being read.

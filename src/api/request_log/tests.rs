@@ -1,6 +1,7 @@
 use std::io::{self, Write};
 use std::sync::{Arc, Mutex};
 
+use axum::http::header;
 use axum::routing::get;
 use axum::{Router, middleware};
 use futures::{FutureExt as _, StreamExt as _, stream};
