@@ -59,8 +59,8 @@ impl NotJsonl {
     /// A file without any byte.
     pub const EMPTY: Self = Self(Kind::Empty);
 
-    /// Judges a file by its first line that is not blank; `None` where the line is JSON. A byte
-    /// order mark is the batch's to judge, as everything behind the first line is.
+    /// What is wrong with a file, as its first line shows that is not blank. `None` where that line
+    /// is JSON. The batch reports a byte order mark, and everything behind the first line.
     #[must_use]
     pub fn of_first_line(line: &[u8]) -> Option<Self> {
         let signature = |(bytes, _): &&(&[u8], Kind)| line.starts_with(bytes);

@@ -45,7 +45,7 @@ impl FinishedChunk {
     /// # Errors
     /// When the database fails, or what is stored is damaged.
     pub async fn next(&mut self, store: &Store) -> Result<Option<Bytes>> {
-        // A block of one byte or more is one line.
+        // A block ends with the line that brings it to the wanted bytes: here with the first.
         self.0.next(store, 1).await
     }
 }

@@ -1,5 +1,5 @@
-//! A file on its way into the store: bytes become chunks, chunks are written in groups, and at
-//! the end the file is shown, or all that was written is removed.
+//! A file on its way into the store: bytes become chunks, and chunks are written in groups. At the
+//! end the file is published, or all that was written is removed.
 
 use std::io;
 use std::mem;
@@ -23,15 +23,16 @@ use crate::domain::jsonl::NotJsonl;
 use crate::intake::{Contents, Intake, Limits, Piece, Report};
 use crate::store::{self, Claim, NewUpload, PublishedUpload, Store, StoredFile};
 
-/// Bytes are cut and compressed in batches of at least this size: each costs a change of threads.
+/// Bytes are cut and compressed in batches of at least this size, because each batch costs a change
+/// of threads.
 const BATCH_BYTES: usize = 256 << 10;
 /// Pieces of chunks are written once they are together this large (compressed), or this many.
 const GROUP_BYTES: usize = 2 << 20;
 const GROUP_PIECES: usize = 64;
-/// A line is held until it ends. One that is longer than this while it has not needs a part of the
-/// [`UploadBudget`], which it keeps until it has ended and is written.
+/// A line is held in memory until it ends. When it grows longer than this, it needs a part of the
+/// [`UploadBudget`], and keeps that part until it has ended and is written.
 const LONG_LINE_BYTES: usize = 1 << 20;
-/// How often a file says that its process lives, so that it is not taken for an abandoned one.
+/// How often an upload's row is touched, so that the upload is not taken for an abandoned one.
 const TOUCHED_EVERY: Duration = Duration::from_secs(20);
 
 /// Why a file was not taken in. Nothing of it is left.
@@ -55,7 +56,7 @@ pub enum Error {
     TooSlow,
 }
 
-/// What a file is shown as.
+/// What a file is published as.
 #[derive(Clone, Debug)]
 pub struct Finish {
     pub purpose: Purpose,
@@ -65,15 +66,15 @@ pub struct Finish {
     pub expires_at: Option<i64>,
 }
 
-/// What is remembered for an `Idempotency-Key`, at the moment in which the file is shown.
+/// The answer for an `Idempotency-Key`, which is stored when the file is published.
 #[derive(Clone, Debug)]
 pub struct Answer {
     pub claim: Claim,
     pub body: fn(&StoredFile) -> serde_json::Result<String>,
 }
 
-/// A file that is being written. Dropped before [`Ingest::finish`] is through, it removes what it
-/// has written, in the background.
+/// A file that is being written. When it is dropped before [`Ingest::finish`] has ended, what was
+/// written is removed in the background.
 pub struct Ingest {
     store: Store,
     upload: NewUpload,
@@ -110,8 +111,8 @@ struct State {
 }
 
 impl Ingest {
-    /// Begins a file. A file that may be for a batch has requests. What it holds in memory beyond
-    /// the usual is taken from the budget.
+    /// Begins a file. `contents`: requests, if the file may be for a batch. Its long lines and
+    /// hashes are held within the budget.
     ///
     /// # Errors
     /// When the database fails.
@@ -158,8 +159,8 @@ impl Ingest {
         Ok(ingest)
     }
 
-    /// Stores the file without looking into its lines: its first bytes have shown that it has
-    /// none. To be called before those bytes are written.
+    /// Stores the file without a check of its lines, because its first bytes show that it has none.
+    /// Called before those bytes are written.
     pub fn leave_unchecked(&mut self) {
         if let Work::Idle(state) = &mut self.intake {
             state.intake.leave_unchecked();
@@ -211,8 +212,8 @@ impl Ingest {
         Ok(())
     }
 
-    /// Ends the file and shows it, and has the answer remembered with it. If this is given up
-    /// meanwhile, the file is either shown whole or removed whole.
+    /// Ends the file and publishes it, and stores the answer with it. If this future is dropped
+    /// meanwhile, the file is either published whole or removed whole.
     ///
     /// # Errors
     /// When the file is not what its purpose asks for, or the database or temporary disk fails.
@@ -231,9 +232,9 @@ impl Ingest {
         Ok(file)
     }
 
-    /// Decompresses this file, which is compressed, into a new one. The new file is whole and not
-    /// published yet; this one is removed. Needed where a form names the purpose `batch` only
-    /// behind the file, and for packings whose decoder needs much memory.
+    /// Decompresses this file into a new one. The new file is whole and not published yet, and this
+    /// one is removed. Needed where a form names the purpose `batch` behind the file, and for
+    /// packings whose decoder needs much memory.
     ///
     /// # Errors
     /// When the content cannot be read, has more than `max_bytes`, or the database or temporary
@@ -272,7 +273,7 @@ impl Ingest {
         Ok(content)
     }
 
-    /// Waits until the intake has worked off what was handed to it; returns its state.
+    /// Waits until the intake has done what was handed to it, and returns its state.
     async fn idle(&mut self) -> Result<Box<State>, Error> {
         match mem::replace(&mut self.intake, Work::Gone) {
             Work::Idle(state) => Ok(state),
@@ -281,7 +282,7 @@ impl Ingest {
         }
     }
 
-    /// Runs something that writes to its end, even if this future is dropped meanwhile.
+    /// Runs a task that writes. The task runs to its end, even if this future is dropped meanwhile.
     async fn run<T: Send + 'static>(
         &self,
         task: impl Future<Output = Result<T, Error>> + Send + 'static,
