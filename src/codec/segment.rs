@@ -1,9 +1,15 @@
 //! The layout of a segment: finished lines, compressed in frames, and a table of which line of
 //! the chunk stands where.
 //!
-//! `entries` is a row of varints: the number of frames, then for each frame its size raw and
-//! compressed, then for each line the step from the line before, and its length with its kind
-//! in the lowest bit. `data` is the frames, one behind the other. A line never spans two frames.
+//! `data` is the frames, one behind the other. A line never spans two frames.
+//!
+//! `entries` is the table, a row of varints: the number of frames, then for each frame its size raw
+//! and compressed, then for each line the step from the line before, and its length with its kind
+//! in the lowest bit. All lines of such a table were written by the segment's own flush.
+//!
+//! A table with lines of several flushes begins with a zero, which is no number of frames, and with
+//! its version. Behind each line stands its age: by how many flushes of the unit the line is older
+//! than the segment.
 
 use std::borrow::Borrow;
 use std::io;
@@ -14,6 +20,8 @@ use crate::domain::file::Kind;
 const FRAME_BYTES: usize = 1 << 20;
 /// Answers are compressed while users wait for them: the fastest of zstd's usual levels.
 const LEVEL: i32 = 1;
+/// The version of a table whose lines have ages.
+const WITH_AGES: u64 = 2;
 
 /// A finished line: its place in the chunk, its kind, and its bytes with the line end.
 #[derive(Clone, Debug)]
@@ -24,7 +32,7 @@ pub struct Line {
 }
 
 /// A segment as it is stored.
-#[derive(Clone, Debug, Default)]
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Encoded {
     pub entries: Vec<u8>,
     pub data: Vec<u8>,
@@ -35,32 +43,79 @@ pub struct Encoded {
 /// # Errors
 /// When zstd fails.
 pub fn encode(lines: &[impl Borrow<Line>]) -> io::Result<Encoded> {
-    let lines = || lines.iter().map(Borrow::borrow);
+    let lines: Vec<Placed<'_>> = lines
+        .iter()
+        .map(|line| Placed::new(line.borrow()))
+        .collect();
+    lay_out(&lines)
+}
+
+/// Lays out lines together with those of a segment that the unit's flush before wrote. Both must be
+/// in rising order of `line`, and have no line in common.
+///
+/// # Errors
+/// When zstd fails.
+pub fn merge(earlier: &Decoded, lines: &[impl Borrow<Line>]) -> io::Result<Encoded> {
+    let mut merged: Vec<Placed<'_>> = earlier.lines().collect();
+    merged.extend(lines.iter().map(|line| Placed::new(line.borrow())));
+    merged.sort_by_key(|line| line.line);
+    lay_out(&merged)
+}
+
+/// A line on its way into a segment.
+struct Placed<'a> {
+    line: u32,
+    kind: Kind,
+    age: u32,
+    bytes: &'a [u8],
+}
+
+impl<'a> Placed<'a> {
+    /// A line of the segment's own flush.
+    fn new(line: &'a Line) -> Self {
+        Placed {
+            line: line.line,
+            kind: line.kind,
+            age: 0,
+            bytes: &line.bytes,
+        }
+    }
+}
+
+fn lay_out(lines: &[Placed<'_>]) -> io::Result<Encoded> {
     let mut frames: Vec<(usize, usize)> = Vec::new();
     let mut data = Vec::new();
     let mut raw = Vec::new();
-    for line in lines() {
+    for line in lines {
         if !raw.is_empty() && raw.len() + line.bytes.len() > FRAME_BYTES {
             frames.push(close(&mut raw, &mut data)?);
         }
-        raw.extend_from_slice(&line.bytes);
+        raw.extend_from_slice(line.bytes);
     }
     if !raw.is_empty() {
         frames.push(close(&mut raw, &mut data)?);
     }
-    let mut entries = Vec::with_capacity(8 + lines().len() * 4);
+    let has_ages = lines.iter().any(|line| line.age > 0);
+    let mut entries = Vec::with_capacity(8 + lines.len() * 5);
+    if has_ages {
+        put(&mut entries, 0);
+        put(&mut entries, WITH_AGES);
+    }
     put(&mut entries, frames.len() as u64);
     for (size, compressed) in frames {
         put(&mut entries, size as u64);
         put(&mut entries, compressed as u64);
     }
     let mut before = 0;
-    for line in lines() {
+    for line in lines {
         put(&mut entries, u64::from(line.line - before));
         put(
             &mut entries,
             (line.bytes.len() as u64) << 1 | u64::from(line.kind == Kind::Error),
         );
+        if has_ages {
+            put(&mut entries, u64::from(line.age));
+        }
         before = line.line;
     }
     Ok(Encoded { entries, data })
@@ -74,11 +129,59 @@ fn close(raw: &mut Vec<u8>, data: &mut Vec<u8>) -> io::Result<(usize, usize)> {
     Ok(sizes)
 }
 
+impl Encoded {
+    /// How many bytes it has as it is stored.
+    #[must_use]
+    pub fn size(&self) -> usize {
+        self.entries.len() + self.data.len()
+    }
+
+    /// Decompresses all lines.
+    ///
+    /// # Errors
+    /// When the bytes are not such a segment.
+    pub fn decode(&self) -> io::Result<Decoded> {
+        let table = Table::decode(&self.entries)?;
+        let frames = (0..table.frames.len()).map(|frame| table.frame(&self.data, frame));
+        let frames = frames.collect::<io::Result<_>>()?;
+        Ok(Decoded { table, frames })
+    }
+}
+
+/// A segment's lines, decompressed.
+#[derive(Debug)]
+pub struct Decoded {
+    table: Table,
+    frames: Vec<Vec<u8>>,
+}
+
+impl Decoded {
+    /// How many bytes its lines have, not compressed.
+    #[must_use]
+    pub fn size(&self) -> usize {
+        self.table.size()
+    }
+
+    /// Its lines as part of the next flush's segment.
+    fn lines(&self) -> impl Iterator<Item = Placed<'_>> {
+        self.table.entries.iter().map(|entry| Placed {
+            line: entry.line,
+            kind: entry.kind,
+            age: entry.age.saturating_add(1),
+            // `Table::decode` saw that the line is within its frame.
+            bytes: &self.frames[entry.frame][entry.offset..entry.offset + entry.len],
+        })
+    }
+}
+
 /// Where a line stands.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Entry {
     pub line: u32,
     pub kind: Kind,
+    /// By how many of the unit's flushes the line is older than its segment. The segment's flush
+    /// number less this is the number of the flush that wrote the line first.
+    pub age: u32,
     pub frame: usize,
     /// Of the line in its frame's raw bytes.
     pub offset: usize,
@@ -106,9 +209,17 @@ impl Table {
     /// When the bytes are not such a table.
     pub fn decode(bytes: &[u8]) -> io::Result<Table> {
         let mut rest = bytes;
+        let mut count = take(&mut rest)?;
+        let has_ages = count == 0 && !rest.is_empty();
+        if has_ages {
+            if take(&mut rest)? != WITH_AGES {
+                return Err(corrupt());
+            }
+            count = take(&mut rest)?;
+        }
         let mut frames = Vec::new();
         let mut start = 0;
-        for _ in 0..take(&mut rest)? {
+        for _ in 0..count {
             let size = size(take(&mut rest)?)?;
             let compressed = self::size(take(&mut rest)?)?;
             frames.push(Frame {
@@ -123,6 +234,8 @@ impl Table {
         while !rest.is_empty() {
             let step = u32::try_from(take(&mut rest)?).map_err(|_| corrupt())?;
             let tagged = take(&mut rest)?;
+            let age = if has_ages { take(&mut rest)? } else { 0 };
+            let age = u32::try_from(age).map_err(|_| corrupt())?;
             let len = size(tagged >> 1)?;
             line = line.checked_add(step).ok_or_else(corrupt)?;
             if frames.get(frame).is_some_and(|f: &Frame| offset == f.size) {
@@ -139,6 +252,7 @@ impl Table {
             entries.push(Entry {
                 line,
                 kind,
+                age,
                 frame,
                 offset,
                 len,
@@ -146,6 +260,12 @@ impl Table {
             offset += len;
         }
         Ok(Table { frames, entries })
+    }
+
+    /// How many bytes the lines have, not compressed.
+    #[must_use]
+    pub fn size(&self) -> usize {
+        self.frames.iter().map(|frame| frame.size).sum()
     }
 
     /// The raw bytes of one frame.
@@ -194,35 +314,4 @@ fn take(rest: &mut &[u8]) -> io::Result<u64> {
 }
 
 #[cfg(test)]
-mod tests {
-    use proptest::prelude::*;
-
-    use super::*;
-
-    proptest! {
-        #[test]
-        fn what_is_encoded_is_read_again(
-            sizes in proptest::collection::vec((1_u32..40, any::<bool>(), 1_usize..400_000), 0..20),
-        ) {
-            let mut number = 0;
-            let lines: Vec<Line> = sizes.iter().map(|&(step, output, len)| {
-                number += step;
-                let kind = if output { Kind::Output } else { Kind::Error };
-                Line { line: number, kind, bytes: vec![step as u8; len] }
-            }).collect();
-            let segment = encode(&lines).unwrap();
-            let table = Table::decode(&segment.entries).unwrap();
-            prop_assert_eq!(table.entries.len(), lines.len());
-            for (entry, line) in table.entries.iter().zip(&lines) {
-                let frame = table.frame(&segment.data, entry.frame).unwrap();
-                prop_assert_eq!((entry.line, entry.kind), (line.line, line.kind));
-                prop_assert_eq!(&frame[entry.offset..entry.offset + entry.len], &line.bytes[..]);
-            }
-        }
-
-        #[test]
-        fn damaged_tables_are_errors_not_panics(bytes in proptest::collection::vec(any::<u8>(), 0..200)) {
-            let _ = Table::decode(&bytes);
-        }
-    }
-}
+mod tests;

@@ -3,6 +3,7 @@
 pub(crate) mod accept;
 mod due;
 mod layout;
+mod tail;
 mod write;
 
 use std::sync::Arc;
@@ -93,7 +94,7 @@ impl Flusher {
         self.ledger.notify_scheduler();
     }
 
-    /// Lays out the segments of units. A unit of which nothing can be laid out is revoked, and its
+    /// Lays out the segments and tails of units. A unit of which nothing can be laid out is revoked, and its
     /// lines run again.
     async fn lay_out(&self, finished: Vec<Vec<FinishedLine>>) -> Vec<Group> {
         let units: Vec<_> = finished.iter().map(|lines| lines[0].unit.clone()).collect();

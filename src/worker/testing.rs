@@ -86,5 +86,6 @@ pub fn leased(requests: u32, owners: i64, recorded_line: Option<i64>) -> LeasedU
             alone: 0,
         },
         done: Bitmap::default(),
+        tail: None,
     }
 }

@@ -22,5 +22,6 @@ mod safety;
 mod sdk;
 mod store;
 mod support;
+mod tails;
 mod uploads;
 mod upstream_faults;

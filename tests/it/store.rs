@@ -4,6 +4,7 @@ mod clocks;
 mod ends;
 mod leases;
 mod races;
+mod tails;
 mod validating;
 mod wakeups;
 
@@ -185,7 +186,9 @@ fn flush(unit: &LeasedUnit, lines: &[u32], finished: bool) -> UnitFlush {
         done,
         finished,
         cleared: true,
-        segment: segment::encode(&lines).expect("encodes"),
+        tail: None,
+        segment: Some(segment::encode(&lines).expect("encodes")),
+        closed_tail: None,
         output_bytes: lines.iter().map(|line| line.bytes.len() as i64).sum(),
         error_bytes: 0,
         counts: CountsDelta {

@@ -1,4 +1,4 @@
-//! What a batch's segments come to, counted line by line. Pure.
+//! What a batch's segments and tails come to, counted line by line. Pure.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::io;
@@ -32,12 +32,12 @@ impl ByKind {
     }
 }
 
-/// What the segments of one unit hold.
+/// What the segments and the tail of one unit hold.
 #[derive(Debug, Default)]
 pub(super) struct UnitLines {
     pub done: Bitmap,
     pub bytes: ByKind,
-    /// The numbers of its flushes.
+    /// The numbers of the flushes that wrote its lines.
     pub flushes: BTreeSet<i64>,
 }
 
@@ -49,7 +49,7 @@ impl UnitLines {
     }
 }
 
-/// What the segments of one chunk hold.
+/// What the segments and tails of one chunk hold.
 #[derive(Debug, Default)]
 pub(super) struct ChunkLines {
     done: Bitmap,
@@ -59,10 +59,10 @@ pub(super) struct ChunkLines {
 }
 
 impl ChunkLines {
-    /// Counts the lines of a segment in, by its table. Lines that must not be there come back.
+    /// Counts the lines of a segment or a tail in, by its table. Lines that must not be there come
+    /// back.
     pub fn add(&mut self, model_no: i64, flush_no: i64, table: &Table) -> Vec<String> {
         let unit = self.units.entry(model_no).or_default();
-        unit.flushes.insert(flush_no);
         let mut faults = Vec::new();
         for entry in &table.entries {
             if entry.line >= CHUNK_LINES_MAX {
@@ -73,6 +73,7 @@ impl ChunkLines {
                 faults.push(format!("line {} is there twice", entry.line));
             }
             unit.done.insert(entry.line);
+            unit.flushes.insert(flush_no - i64::from(entry.age));
             let len = entry.len as i64;
             self.lines.add(entry.kind, 1);
             self.bytes.add(entry.kind, len);

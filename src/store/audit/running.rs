@@ -1,4 +1,4 @@
-//! The units and the backlog of a batch that runs, beside its segments.
+//! The units and the backlog of a batch that runs, beside its segments and tails.
 
 use std::collections::BTreeMap;
 
@@ -10,7 +10,7 @@ use crate::store::Result;
 use crate::store::engine::{Tx, in_tx};
 
 impl Audit<'_> {
-    /// Units of a batch that runs, beside their segments.
+    /// Units of a batch that runs, beside their lines.
     pub(super) fn units(&mut self, head: &Head, window: &Window) {
         let mut units: BTreeMap<(i64, i64), &UnitRow> = BTreeMap::new();
         for unit in &window.units {
@@ -79,20 +79,20 @@ impl Audit<'_> {
     }
 }
 
-/// In what a unit differs from its segments.
+/// In what a unit differs from its lines.
 fn unit_fault(unit: &UnitRow, chunk: &ChunkLines) -> Option<String> {
     let none = UnitLines::default();
     let lines = chunk.units.get(&unit.model_no).unwrap_or(&none);
     let done = i64::from(lines.done.count());
     if !unit.is_done_as(&lines.done) {
         return Some(format!(
-            "its bitmap is not that of the {} in its segments",
+            "its bitmap is not that of the {} in its segments and its tail",
             count(done, "line")
         ));
     }
     if !lines.is_contiguous() || lines.flushes.len() as i64 != unit.flush_no {
         return Some(format!(
-            "it was flushed {} times, its segments are of the flushes {:?}",
+            "it was flushed {} times, its lines are of the flushes {:?}",
             unit.flush_no, lines.flushes
         ));
     }
@@ -104,7 +104,7 @@ fn unit_fault(unit: &UnitRow, chunk: &ChunkLines) -> Option<String> {
     }
     if (unit.output_bytes, unit.error_bytes) != (lines.bytes.output, lines.bytes.error) {
         return Some(format!(
-            "it has {} bytes of output and {} of errors, its segments {} and {}",
+            "it has {} bytes of output and {} of errors, its lines {} and {}",
             unit.output_bytes, unit.error_bytes, lines.bytes.output, lines.bytes.error
         ));
     }

@@ -1,4 +1,4 @@
-//! A few chunks of a batch at a time: their units and segments, read in the batch's snapshot.
+//! A few chunks of a batch at a time: their units, segments and tails, read in the batch's snapshot.
 
 use std::collections::BTreeMap;
 use std::ops::Range;
@@ -12,7 +12,7 @@ use crate::domain::unit::Bitmap;
 use crate::domain::usage::Usage;
 use crate::store::Result;
 use crate::store::engine::{Tx, in_tx};
-use crate::store::files::{SegmentTable, read_data_in, read_tables_in};
+use crate::store::files::{SegmentKey, SegmentTable, read_data_in, read_tables_in};
 
 /// Chunks in a window.
 const CHUNKS: i64 = 16;
@@ -30,6 +30,8 @@ pub(super) struct UnitRow {
     pub done: Vec<u8>,
     pub output_bytes: i64,
     pub error_bytes: i64,
+    pub tail_entries: Option<Vec<u8>>,
+    pub tail_data: Option<Vec<u8>>,
 }
 
 /// Some chunks of a batch.
@@ -69,10 +71,12 @@ impl Audit<'_> {
         first: i64,
     ) -> Result<(Window, i64)> {
         let end = first.saturating_add(CHUNKS);
-        let mut window = Window {
-            units: units(tx, batch_id, first..end).await?,
-            ..Window::default()
-        };
+        let mut window = Window::default();
+        let units = units(tx, batch_id, first..end).await?;
+        for unit in &units {
+            self.tail(&mut window, batch_id, unit);
+        }
+        window.units = units;
         let rows = read_tables_in(tx, batch_id, first..end).await?;
         let mut rows = rows.as_slice();
         while !rows.is_empty() {
@@ -93,11 +97,41 @@ impl Audit<'_> {
     }
 
     fn segment(&mut self, window: &mut Window, batch_id: &str, row: &SegmentTable, data: &[u8]) {
+        let key = row.key;
         let at = format!(
             "batch {batch_id}: segment {}/{}/{}",
-            row.key.chunk_no, row.key.model_no, row.key.flush_no
+            key.chunk_no, key.model_no, key.flush_no
         );
-        let table = match Table::decode(&row.entries) {
+        self.lines(window, key, &row.entries, data, &at);
+        self.audited.segments += 1;
+    }
+
+    fn tail(&mut self, window: &mut Window, batch_id: &str, unit: &UnitRow) {
+        let (Some(entries), Some(data)) = (&unit.tail_entries, &unit.tail_data) else {
+            return;
+        };
+        let key = SegmentKey {
+            chunk_no: unit.chunk_no,
+            model_no: unit.model_no,
+            flush_no: unit.flush_no,
+        };
+        let at = format!(
+            "batch {batch_id}: tail of {}/{}",
+            key.chunk_no, key.model_no
+        );
+        self.lines(window, key, entries, data, &at);
+    }
+
+    /// The lines of a segment, or of a tail.
+    fn lines(
+        &mut self,
+        window: &mut Window,
+        key: SegmentKey,
+        entries: &[u8],
+        data: &[u8],
+        at: &str,
+    ) {
+        let table = match Table::decode(entries) {
             Ok(table) => table,
             Err(error) => return self.fault(format!("{at} cannot be read: {error}")),
         };
@@ -105,14 +139,12 @@ impl Audit<'_> {
             Ok(usage) => window.usage += usage,
             Err(error) => self.fault(format!("{at} cannot be read: {error}")),
         }
-        let chunk = window.chunks.entry(row.key.chunk_no).or_default();
-        for fault in chunk.add(row.key.model_no, row.key.flush_no, &table) {
+        let chunk = window.chunks.entry(key.chunk_no).or_default();
+        for fault in chunk.add(key.model_no, key.flush_no, &table) {
             self.fault(format!("{at}: {fault}"));
         }
-        self.audited.segments += 1;
         self.audited.segment_bytes_stored += data.len() as u64;
-        let raw: usize = table.frames.iter().map(|frame| frame.size).sum();
-        self.audited.segment_bytes += raw as u64;
+        self.audited.segment_bytes += table.size() as u64;
     }
 }
 
@@ -131,7 +163,8 @@ async fn units(tx: &mut Tx, batch_id: &str, chunks: Range<i64>) -> Result<Vec<Un
     Ok(in_tx!(tx, |c| {
         sqlx::query_as(
             "-- audit_units
-             SELECT chunk_no, model_no, state, flush_no, requests, done, output_bytes, error_bytes
+             SELECT chunk_no, model_no, state, flush_no, requests, done, output_bytes, error_bytes,
+                tail_entries, tail_data
              FROM units WHERE batch_id = $1 AND chunk_no >= $2 AND chunk_no < $3
              ORDER BY chunk_no, model_no",
         )

@@ -109,7 +109,7 @@ impl SqlSafeStr for Sql {
 pub(in crate::store) enum Value<'a> {
     Text(Option<Cow<'a, str>>),
     Number(Option<i64>),
-    Bytes(&'a [u8]),
+    Bytes(Option<&'a [u8]>),
 }
 
 impl Value<'_> {
@@ -168,13 +168,19 @@ impl From<Option<i64>> for Value<'_> {
 
 impl<'a> From<&'a [u8]> for Value<'a> {
     fn from(bytes: &'a [u8]) -> Self {
+        Value::Bytes(Some(bytes))
+    }
+}
+
+impl<'a> From<Option<&'a [u8]>> for Value<'a> {
+    fn from(bytes: Option<&'a [u8]>) -> Self {
         Value::Bytes(bytes)
     }
 }
 
 impl<'a> From<&'a Vec<u8>> for Value<'a> {
     fn from(bytes: &'a Vec<u8>) -> Self {
-        Value::Bytes(bytes)
+        Value::Bytes(Some(bytes))
     }
 }
 
@@ -276,7 +282,7 @@ mod tests {
             [
                 ("id", Value::from(text)),
                 ("total", number.into()),
-                ("done", Value::Bytes(&[])),
+                ("done", Value::Bytes(None)),
             ]
         }));
         assert_eq!(rows.columns().to_string(), "id, total, done");

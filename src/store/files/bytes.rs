@@ -194,8 +194,9 @@ pub(in crate::store) async fn read_pieces_in(
     }))
 }
 
-/// The segments of a row of chunks in the order of their keys; with their data if that has at most
-/// `data_max` bytes in all.
+/// The segments of a row of chunks, and the tails of units there, each of which has the number of
+/// its unit's last flush; the segments with their data if that has at most `data_max` bytes in all.
+/// One statement, because a flush may make a segment of a tail at any moment.
 pub(in crate::store) async fn read_segments(
     store: &Store,
     batch_id: &str,
@@ -209,7 +210,9 @@ pub(in crate::store) async fn read_segments(
                  CASE WHEN (SELECT sum(length(data)) FROM segments
                      WHERE batch_id = $1 AND chunk_no BETWEEN $2 AND $3) <= $4 THEN data END AS data
              FROM segments WHERE batch_id = $1 AND chunk_no BETWEEN $2 AND $3
-             ORDER BY chunk_no, model_no, flush_no",
+             UNION ALL
+             SELECT chunk_no, model_no, flush_no, tail_entries, tail_data FROM units
+             WHERE batch_id = $1 AND chunk_no BETWEEN $2 AND $3 AND tail_entries IS NOT NULL",
         )
         .bind(batch_id)
         .bind(*chunks.start())

@@ -1,4 +1,5 @@
-//! The content of output and error files: a batch's segments, chunk by chunk.
+//! The content of output and error files: a batch's segments, chunk by chunk. While the batch runs,
+//! its units' tails are read as segments, too.
 
 use std::ops::RangeInclusive;
 
@@ -35,8 +36,8 @@ impl Store {
             .ok_or_else(|| Error::corrupt(format!("table of {file_id}"), "odd length"))
     }
 
-    /// The segments of a row of chunks, in the order of chunk, model and flush; with their data if
-    /// it has at most `data_max` compressed bytes in all.
+    /// The segments of a row of chunks, in any order; with their data if it has at most `data_max`
+    /// compressed bytes in all. The tails of units are among them, always with their data.
     ///
     /// # Errors
     /// When the database fails.

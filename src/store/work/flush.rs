@@ -47,11 +47,26 @@ pub struct UnitFlush {
     /// Whether no line is left that may have killed its process. Then the take-overs so far do not
     /// count any more.
     pub cleared: bool,
-    pub segment: Encoded,
+    /// The unit's tail from now on: finished lines that are not worth a segment yet. They stand in
+    /// the unit's row.
+    pub tail: Option<Encoded>,
+    /// Finished lines that are worth a segment, those of the tail before among them.
+    pub segment: Option<Encoded>,
+    /// The tail as the last flush left it, where no line is put to it: it becomes a segment.
+    pub closed_tail: Option<Encoded>,
     /// Raw bytes of the lines of each kind.
     pub output_bytes: i64,
     pub error_bytes: i64,
     pub counts: CountsDelta,
+}
+
+impl UnitFlush {
+    /// How many bytes of lines it writes, compressed.
+    #[must_use]
+    pub fn size(&self) -> usize {
+        let written = [&self.tail, &self.segment, &self.closed_tail];
+        written.into_iter().flatten().map(Encoded::size).sum()
+    }
 }
 
 /// What the store made of a flush.
@@ -126,6 +141,11 @@ async fn reclaim_missing<'a>(
     Ok(missing)
 }
 
+/// Columns of a unit whose last lines are written. Where no unit of a flush is at its end, they are
+/// left out: SQLite writes the indexes on a column that is set, whether its value changes or not.
+const END: &str =
+    "state = v.state, owner = CASE WHEN v.state = 'done' THEN NULL ELSE units.owner END,";
+
 /// Writes the units that pass the fence. Returns them.
 async fn advance_units(
     tx: &mut Tx,
@@ -137,6 +157,7 @@ async fn advance_units(
     }
     let rows = Rows::of(units.iter().map(|unit| {
         let state = if unit.finished { "done" } else { "leased" };
+        let tail = unit.tail.as_ref();
         [
             ("batch_id", Value::from(&unit.lease.key.batch_id)),
             ("chunk_no", unit.lease.key.chunk_no.into()),
@@ -146,6 +167,8 @@ async fn advance_units(
             ("done", unit.done.as_bytes().into()),
             ("state", state.into()),
             ("cleared", i64::from(unit.cleared).into()),
+            ("tail_entries", tail.map(|tail| &*tail.entries).into()),
+            ("tail_data", tail.map(|tail| &*tail.data).into()),
             ("output", unit.output_bytes.into()),
             ("error", unit.error_bytes.into()),
         ]
@@ -153,9 +176,9 @@ async fn advance_units(
     let sql = sql!(
         "-- flush_units
          WITH {flushed}
-         UPDATE units SET flush_no = units.flush_no + 1, done = v.done, state = v.state,
-            owner = CASE WHEN v.state = 'done' THEN NULL ELSE units.owner END,
-            {clear},
+         UPDATE units SET flush_no = units.flush_no + 1, done = v.done,
+            tail_entries = v.tail_entries, tail_data = v.tail_data,
+            {end} {clear},
             output_bytes = units.output_bytes + v.output,
             error_bytes = units.error_bytes + v.error
          FROM v
@@ -164,6 +187,11 @@ async fn advance_units(
            AND units.owner = $1 AND units.epoch = v.epoch AND units.flush_no = v.flush_no
          RETURNING units.batch_id, units.chunk_no, units.model_no, units.epoch",
         flushed = rows.table("v", 2, tx.engine()),
+        end = if units.iter().any(|unit| unit.finished) {
+            END
+        } else {
+            ""
+        },
         clear = CLEAR
     );
     let rows: Vec<(String, i64, i64, i64)> = in_tx!(tx, |c| {
@@ -201,19 +229,22 @@ async fn written_before(tx: &mut Tx, units: &[&UnitFlush]) -> Result<Vec<UnitLea
 }
 
 async fn insert_segments(tx: &mut Tx, units: &[&UnitFlush]) -> Result<()> {
-    let segments = units
-        .iter()
-        .filter(|unit| !unit.segment.data.is_empty())
-        .map(|unit| NewSegment {
+    let segments = units.iter().flat_map(|unit| {
+        // The last flush wrote the tail and no segment, so its number is free.
+        let closed = unit.closed_tail.iter().map(|tail| (unit.flush_no, tail));
+        let new = unit.segment.iter();
+        let new = new.map(|segment| (unit.flush_no + 1, segment));
+        closed.chain(new).map(|(flush_no, segment)| NewSegment {
             batch_id: &unit.lease.key.batch_id,
             key: SegmentKey {
                 chunk_no: unit.lease.key.chunk_no,
                 model_no: unit.lease.key.model_no,
-                flush_no: unit.flush_no + 1,
+                flush_no,
             },
-            entries: &unit.segment.entries,
-            data: &unit.segment.data,
-        });
+            entries: &segment.entries,
+            data: &segment.data,
+        })
+    });
     let segments: Vec<NewSegment<'_>> = segments.collect();
     if segments.is_empty() {
         return Ok(());

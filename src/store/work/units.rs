@@ -6,6 +6,7 @@ use sqlx::FromRow;
 
 use super::backlog::add_waiting;
 use super::isolation::{Deaths, LEASE, undo_death};
+use crate::codec::segment::Encoded;
 use crate::domain::unit::{Bitmap, UnitKey, UnitLease};
 use crate::store::engine::{Rows, Tx, Value, bind_rows, in_tx, on_pool, sql};
 use crate::store::{Result, Store, Who};
@@ -25,6 +26,8 @@ pub struct LeasedUnit {
     /// The lines that are done already. The statement that leases the unit reads them, so segments
     /// need not be read.
     pub done: Bitmap,
+    /// The finished lines that are in no segment yet.
+    pub tail: Option<Encoded>,
 }
 
 #[derive(FromRow)]
@@ -38,6 +41,8 @@ struct Row {
     noted_line: Option<i64>,
     crashes: i64,
     done: Vec<u8>,
+    tail_entries: Option<Vec<u8>>,
+    tail_data: Option<Vec<u8>>,
 }
 
 impl Store {
@@ -67,7 +72,8 @@ impl Store {
              WHERE units.batch_id = $1 AND units.model_no = $2
                AND units.chunk_no = chosen.chunk_no AND units.state = 'waiting'
              RETURNING units.chunk_no, units.epoch, units.flush_no, units.requests,
-                units.chunk_bytes, units.takeovers, units.noted_line, units.crashes, units.done",
+                units.chunk_bytes, units.takeovers, units.noted_line, units.crashes, units.done,
+                units.tail_entries, units.tail_data",
             lock = self.engine().skip_locked(),
             lease = LEASE
         );
@@ -107,6 +113,7 @@ impl Store {
                     alone: row.crashes,
                 },
                 done: Bitmap::from_bytes(row.done),
+                tail: tail_of(row.tail_entries, row.tail_data),
             })
             .collect())
     }
@@ -175,6 +182,15 @@ impl Store {
         }
         tx.commit().await
     }
+}
+
+/// The tail in a unit's row, if it has one.
+pub(in crate::store) fn tail_of(
+    entries: Option<Vec<u8>>,
+    data: Option<Vec<u8>>,
+) -> Option<Encoded> {
+    let (entries, data) = entries.zip(data)?;
+    Some(Encoded { entries, data })
 }
 
 /// How a statement names units under their leases.

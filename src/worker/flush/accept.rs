@@ -60,6 +60,7 @@ pub(super) fn accept(
             durable.flush_no = group.flush.flush_no + 1;
             durable.open -= group.lines;
             durable.done = group.flush.done;
+            durable.tail = group.flush.tail;
         }
         if group.flush.finished {
             ownership.forget(&unit.lease);

@@ -8,11 +8,11 @@ use crate::upstream::Pool;
 use crate::worker::dispatch::shared::SharedLedger;
 use crate::worker::work::finished::{CompletionQueue, FULL_BYTES};
 
-/// A flush is due so long after its first line…
+/// A flush is due so long after it has a first line and the flush before is through…
 const INTERVAL: Duration = Duration::from_millis(100);
-/// …or so long while few lines wait: that makes few commits, and answers are still durable within
-/// a second.
-const INTERVAL_QUIET: Duration = Duration::from_millis(400);
+/// …or so long after its first line came, while few lines wait: that makes few commits. A line is on
+/// disk a second after it came, and the rest of that second is for writing it.
+const INTERVAL_QUIET: Duration = Duration::from_millis(800);
 const FEW_LINES: usize = 64;
 
 /// Waits until a flush is due.
@@ -20,8 +20,11 @@ pub(super) async fn due(completions: &CompletionQueue, ledger: &SharedLedger, po
     while completions.size().0 == 0 {
         completions.changed().await;
     }
-    let first = Instant::now();
-    let mut waited = Duration::ZERO;
+    let earliest = Instant::now() + INTERVAL;
+    // The first line may have come while the flush before was written.
+    let first = completions.first_at().unwrap_or_else(Instant::now);
+    let latest = earliest.max(first + INTERVAL_QUIET);
+    let mut next = earliest;
     loop {
         let (lines, bytes) = completions.size();
         // With nothing in flight, waiting would gather nothing.
@@ -30,12 +33,16 @@ pub(super) async fn due(completions: &CompletionQueue, ledger: &SharedLedger, po
         }
         // Where the budget is full, other lines wait for the memory that these lines hold.
         let may_wait = lines < FEW_LINES && !pool.budget().is_full();
-        if waited >= INTERVAL_QUIET || (waited >= INTERVAL && !may_wait) {
+        let now = Instant::now();
+        if now >= latest || (now >= earliest && !may_wait) {
             return;
         }
         tokio::select! {
             () = completions.changed() => {}
-            () = tokio::time::sleep_until(first + waited + INTERVAL) => waited += INTERVAL,
+            () = tokio::time::sleep_until(next.min(latest)) => next += INTERVAL,
         }
     }
 }
+
+#[cfg(test)]
+mod tests;

@@ -1,11 +1,12 @@
-//! What finished in a unit, laid out as a segment.
+//! What finished in a unit, laid out as the store takes it.
 
 use std::collections::HashMap;
 use std::io;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
 
-use crate::codec::segment::{self, Line};
+use super::tail::settle;
+use crate::codec::segment::{Encoded, Line};
 use crate::domain::file::Kind;
 use crate::domain::outcome::Failure;
 use crate::domain::unit::Bitmap;
@@ -15,8 +16,8 @@ use crate::worker::dispatch::result;
 use crate::worker::work::finished::FinishedLine;
 use crate::worker::work::unit::LoadedUnit;
 
-/// Units written in one transaction, and bytes of their segments. After an outage there may be
-/// much to write, and no part of it may take longer than a statement has.
+/// Units written in one transaction, and bytes of their segments and tails. After an outage there
+/// may be much to write, and no part of it may take longer than a statement has.
 const UNITS_PER_TRANSACTION: usize = 256;
 const BYTES_PER_TRANSACTION: usize = 8 << 20;
 
@@ -36,7 +37,7 @@ pub(super) fn into_transactions(groups: Vec<Group>) -> Vec<Vec<Group>> {
     let mut transactions: Vec<Vec<Group>> = Vec::new();
     let mut bytes = 0;
     for group in groups {
-        let size = group.flush.segment.data.len();
+        let size = group.flush.size();
         bytes += size;
         match transactions.last_mut() {
             Some(last) if last.len() < UNITS_PER_TRANSACTION && bytes <= BYTES_PER_TRANSACTION => {
@@ -118,9 +119,10 @@ fn into_group(finished: Vec<FinishedLine>) -> io::Result<Group> {
             .map(|line| line.bytes.len() as i64)
             .sum()
     };
-    let (flush_no, mut done, open): (i64, Bitmap, usize) = {
+    let (flush_no, mut done, open, tail): (i64, Bitmap, usize, Option<Encoded>) = {
         let durable = unit.durable();
-        (durable.flush_no, durable.done.clone(), durable.open)
+        let done = durable.done.clone();
+        (durable.flush_no, done, durable.open, durable.tail.clone())
     };
     for line in &lines {
         done.insert(line.line);
@@ -128,13 +130,17 @@ fn into_group(finished: Vec<FinishedLine>) -> io::Result<Group> {
     let cleared = unit
         .isolation()
         .is_none_or(|isolation| isolation.is_cleared_by(&done));
+    let is_last = open == lines.len();
+    let settled = settle(tail, &lines, is_last)?;
     let flush = UnitFlush {
         lease: unit.lease.clone(),
         flush_no,
         done,
-        finished: open == lines.len(),
+        finished: is_last,
         cleared,
-        segment: segment::encode(&lines)?,
+        tail: settled.tail,
+        segment: settled.segment,
+        closed_tail: settled.closed_tail,
         output_bytes: bytes(Kind::Output),
         error_bytes: bytes(Kind::Error),
         counts,

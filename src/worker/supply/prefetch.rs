@@ -4,7 +4,6 @@ use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
-use crate::codec::segment::Encoded;
 use crate::domain::unit::UnitLease;
 use crate::metrics::ModelMetrics;
 use crate::store::{self, CountsDelta, Error, LeasedUnit, Store, UnitFlush};
@@ -251,7 +250,9 @@ impl Prefetch {
             done: leased.done.clone(),
             finished: true,
             cleared: true,
-            segment: Encoded::default(),
+            tail: None,
+            segment: None,
+            closed_tail: leased.tail.clone(),
             output_bytes: 0,
             error_bytes: 0,
             counts: CountsDelta {

@@ -3,6 +3,7 @@
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use tokio::sync::Notify;
+use tokio::time::Instant;
 
 use super::unit::LoadedUnit;
 use crate::codec::segment::Line;
@@ -35,6 +36,8 @@ pub(crate) struct CompletionQueue {
 struct Queued {
     lines: Vec<FinishedLine>,
     bytes: usize,
+    /// When the first of the lines came.
+    first_at: Option<Instant>,
 }
 
 /// How full the queue is. The flusher is notified when this changes, not for each line.
@@ -49,6 +52,7 @@ impl CompletionQueue {
         let mut queued = self.lock();
         let before = queued.fill();
         for line in finished {
+            queued.first_at.get_or_insert_with(Instant::now);
             queued.bytes += line.line.bytes.len();
             queued.lines.push(line);
         }
@@ -62,7 +66,7 @@ impl CompletionQueue {
     /// Takes all lines.
     pub(crate) fn take(&self) -> Vec<FinishedLine> {
         let mut queued = self.lock();
-        queued.bytes = 0;
+        (queued.bytes, queued.first_at) = (0, None);
         // The next flush will have about as many lines.
         let next = Vec::with_capacity(queued.lines.len());
         std::mem::replace(&mut queued.lines, next)
@@ -72,6 +76,11 @@ impl CompletionQueue {
     pub(crate) fn size(&self) -> (usize, usize) {
         let queued = self.lock();
         (queued.lines.len(), queued.bytes)
+    }
+
+    /// Since when the first of the lines waits.
+    pub(crate) fn first_at(&self) -> Option<Instant> {
+        self.lock().first_at
     }
 
     /// Notifies the flusher that no line is in flight: nothing else is on its way to the queue.

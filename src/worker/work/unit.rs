@@ -7,6 +7,7 @@ use tokio_util::sync::CancellationToken;
 
 use super::isolation::Isolation;
 use super::line::OpenLine;
+use crate::codec::segment::Encoded;
 use crate::domain::endpoint::Endpoint;
 use crate::domain::json;
 use crate::domain::line::{self, Check};
@@ -79,6 +80,8 @@ pub(crate) struct Durable {
     pub done: Bitmap,
     /// Lines that are not done.
     pub open: usize,
+    /// Finished lines that stand in the unit's row: some kilobytes at most.
+    pub tail: Option<Encoded>,
 }
 
 impl LoadedUnit {
@@ -100,6 +103,7 @@ impl LoadedUnit {
             flush_no: leased.flush_no,
             done: leased.done,
             open: lines.len(),
+            tail: leased.tail,
         });
         let unit = LoadedUnit {
             id,

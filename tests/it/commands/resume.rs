@@ -6,10 +6,13 @@ use nightshift::internals::simulate::Options;
 
 use super::run::{Workshop, requests};
 use crate::support::binary::{Process, command_after};
+use crate::support::eventually;
 use crate::support::ids;
-use crate::support::{engines::rows, eventually};
+use crate::support::session::Session;
 
 const LINES: usize = 1000;
+/// How many lines are on disk.
+const DURABLE: &str = "SELECT CAST(COALESCE(SUM(completed), 0) AS BIGINT) FROM batch_counts";
 
 /// Long enough that a run can be met in the middle.
 async fn slow_workshop() -> Workshop {
@@ -146,13 +149,14 @@ async fn a_killed_run_goes_on_and_loses_nothing() {
     let mut durable = 0;
     for _ in 0..2 {
         let running = half_done(&workshop).await;
+        let mut session = Session::open(&state).await;
         eventually("more is durable", async || {
-            rows(&state, "segments").await > durable
+            session.number(DURABLE).await > durable
         })
         .await;
         running.signal("KILL");
         assert_eq!(running.ended().await.code, None);
-        durable = rows(&state, "segments").await;
+        durable = session.number(DURABLE).await;
         assert!(
             !workshop.path("out.jsonl").exists(),
             "no output is half there"

@@ -95,13 +95,24 @@ async fn a_server_that_is_older_than_the_schema_says_so_and_stops() {
     }
 }
 
-/// What a database had before its last migration, version 11.
+/// What a database had before version 12, and version 14 on Postgres. Lines that stand in tails
+/// today were segments.
+const BEFORE_12: &str = "
+    INSERT INTO segments (batch_id, chunk_no, model_no, flush_no, entries, data)
+        SELECT batch_id, chunk_no, model_no, flush_no, tail_entries, tail_data
+        FROM units WHERE tail_data IS NOT NULL;
+    ALTER TABLE units DROP COLUMN tail_data;
+    ALTER TABLE units DROP COLUMN tail_entries;
+    DELETE FROM _sqlx_migrations WHERE version IN (12, 14);
+";
+
+/// What it had before version 11.
 const BEFORE_11: &str = "
     DROP INDEX batches_ended;
     DELETE FROM _sqlx_migrations WHERE version = 11;
 ";
 
-/// What it had before that one, version 10.
+/// What it had before version 10.
 const BEFORE_10: &str = "
     ALTER TABLE api_keys ADD COLUMN admin BOOLEAN NOT NULL DEFAULT FALSE;
     UPDATE api_keys SET admin = TRUE WHERE tenant = 'tenant-a';
@@ -118,8 +129,9 @@ async fn a_batch_that_goes_on_from(earlier: &[&str]) -> (Server, Batch) {
     let ids = ids(20);
     let jsonl: String = ids.iter().map(|id| chat(id, Value::Null)).collect();
     let batch = server.create_batch(jsonl, CHAT).await;
+    server.simulator.grant(ids.len() / 2);
     server
-        .until(&batch, |batch| batch.status == "in_progress")
+        .until(&batch, |batch| batch.done() == ids.len() / 2)
         .await;
     server.kill().await;
     for step in earlier {
@@ -131,11 +143,19 @@ async fn a_batch_that_goes_on_from(earlier: &[&str]) -> (Server, Batch) {
     let batch = server.ended(&batch).await;
     assert_eq!(batch.status, "completed");
     server.exactly_once(&batch, &ids).await;
+    let calls = server.simulator.stats().total.calls;
+    assert_eq!(calls, 30, "what was done is not sent again");
     (server, batch)
 }
 
 async fn a_database_of_the_version_before_opens_and_its_live_batches_go_on() {
-    let (server, batch) = a_batch_that_goes_on_from(&[BEFORE_11]).await;
+    let (server, _) = a_batch_that_goes_on_from(&[BEFORE_12]).await;
+    // The segment of the version before, and that of this one.
+    assert_eq!(engines::rows(&server.database, "segments").await, 2);
+}
+
+async fn a_database_of_two_versions_before_opens_and_its_ended_batches_are_listed() {
+    let (server, batch) = a_batch_that_goes_on_from(&[BEFORE_12, BEFORE_11]).await;
     let operator = server.by(&operator(&server.database).await);
     eventually("the batch is listed", async || {
         let status = operator.get("/admin/status").await;
@@ -148,8 +168,8 @@ async fn a_database_of_the_version_before_opens_and_its_live_batches_go_on() {
     .await;
 }
 
-async fn a_database_of_two_versions_before_opens_and_its_keys_open_what_they_opened() {
-    let (server, batch) = a_batch_that_goes_on_from(&[BEFORE_11, BEFORE_10]).await;
+async fn a_database_of_three_versions_before_opens_and_its_keys_open_what_they_opened() {
+    let (server, batch) = a_batch_that_goes_on_from(&[BEFORE_12, BEFORE_11, BEFORE_10]).await;
     // Its keys open what they opened: an operator's, and a tenant's.
     let path = batch.path();
     for (path, operators, others) in [
@@ -172,7 +192,8 @@ async fn a_database_of_two_versions_before_opens_and_its_keys_open_what_they_ope
 
 on_every_engine![
     a_database_of_the_version_before_opens_and_its_live_batches_go_on,
-    a_database_of_two_versions_before_opens_and_its_keys_open_what_they_opened,
+    a_database_of_two_versions_before_opens_and_its_ended_batches_are_listed,
+    a_database_of_three_versions_before_opens_and_its_keys_open_what_they_opened,
     however_many_start_at_once_one_migrates,
     processes_that_start_at_once_do_not_get_in_each_others_way,
     a_server_that_is_older_than_the_schema_says_so_and_stops,

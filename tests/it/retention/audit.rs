@@ -6,6 +6,7 @@ use serde_json::{Value, json};
 
 use super::{audit, store_of};
 use crate::support::binary::{command, ended};
+use crate::support::session::Session;
 use crate::support::{Batch, CHAT, Server, chat, engines, ids, on_every_engine, request};
 
 /// Two models, and what is in flight is cut at a stop.
@@ -49,6 +50,8 @@ struct Mixed {
     done: Batch,
     /// In progress, with some lines done and none in flight.
     live: Batch,
+    /// The same with one line done, which stands in the tail of its unit.
+    short: Batch,
     /// Failed its validation.
     failed: Batch,
 }
@@ -86,6 +89,9 @@ impl Mixed {
             .create_batch(lines(600) + &chat("a", hang), CHAT)
             .await;
         server.until(&live, |batch| batch.done() == 600).await;
+        let short = chat("b", Value::Null) + &chat("a", json!({"hang": true}));
+        let short = server.create_batch(short, CHAT).await;
+        server.until(&short, |batch| batch.done() == 1).await;
         server.stop().await;
         // Begins to end while nobody works: that is done at the next start.
         server.start_again().await;
@@ -95,6 +101,7 @@ impl Mixed {
             server,
             done,
             live,
+            short,
             failed,
         }
     }
@@ -131,11 +138,12 @@ async fn a_store_that_is_well_has_no_faults() {
         found.faults.is_empty() && found.waits.is_empty(),
         "{found:?}"
     );
-    assert_eq!(found.audited.batches, 4);
+    assert_eq!(found.audited.batches, 5);
 }
 
-/// How each fault is made, and what is said of it. `{done}` and `{live}` are batches, `{input}`,
-/// `{output}` and `{error}` the files of the one that is done.
+/// How each fault is made, and what is said of it. `{done}`, `{live}` and `{short}` are batches,
+/// `{input}`, `{output}` and `{error}` the files of the one that is done, and `{no}` is the number
+/// of one of its segments.
 const FAULTS: &[(&str, &str)] = &[
     (
         "UPDATE units SET batch_id = 'batch_none' WHERE batch_id = '{live}'",
@@ -228,11 +236,11 @@ const FAULTS: &[(&str, &str)] = &[
     ),
     (
         "UPDATE segments SET data = {blob} WHERE batch_id = '{done}' AND chunk_no = 1",
-        "batch {done}: segment 1/0/1 cannot be read",
+        "batch {done}: segment 1/0/{no} cannot be read",
     ),
     (
         "UPDATE segments SET entries = {blob} WHERE batch_id = '{done}' AND chunk_no = 1",
-        "batch {done}: segment 1/0/1 cannot be read",
+        "batch {done}: segment 1/0/{no} cannot be read",
     ),
     (
         "INSERT INTO segments SELECT batch_id, chunk_no, 7, flush_no, entries, data FROM segments
@@ -245,13 +253,26 @@ const FAULTS: &[(&str, &str)] = &[
         "batch {live}: segments of 1/7, which is no unit of it",
     ),
     (
-        "UPDATE segments SET flush_no = 77 WHERE batch_id = '{done}' AND chunk_no = 1 AND model_no = 0 AND flush_no = 1",
+        "UPDATE segments SET flush_no = 77 WHERE batch_id = '{done}' AND chunk_no = 1 AND model_no = 0 AND flush_no = {no}",
         "batch {done}: flush numbers of 1/0 have a gap",
     ),
     (
         "INSERT INTO segments SELECT 'batch_none', chunk_no, model_no, flush_no, entries, data
-         FROM segments WHERE batch_id = '{done}' AND chunk_no = 0 AND model_no = 0 AND flush_no = 1",
+         FROM segments WHERE batch_id = '{done}' AND chunk_no = 1 AND model_no = 0 AND flush_no = {no}",
         "batch batch_none: 1 segment of a batch that is not there",
+    ),
+    (
+        "UPDATE units SET tail_entries = NULL, tail_data = NULL WHERE batch_id = '{short}'",
+        "batch {short}: unit 0/0: its bitmap is not that of the",
+    ),
+    (
+        "UPDATE units SET tail_data = {blob} WHERE batch_id = '{short}'",
+        "batch {short}: tail of 0/0 cannot be read",
+    ),
+    (
+        "INSERT INTO segments SELECT batch_id, chunk_no, model_no, flush_no, tail_entries, tail_data
+         FROM units WHERE batch_id = '{short}'",
+        "batch {short}: segment 0/0/1: line 0 is there twice",
     ),
     (
         "UPDATE files SET state = 'purged' WHERE batch_id = '{done}'",
@@ -383,10 +404,18 @@ async fn each_fault_is_found() {
         nightshift::internals::store::Engine::Postgres => "'\\x0102'::bytea",
     };
     let text = |value: &Value| value.as_str().expect("is text").to_owned();
+    let no = format!(
+        "SELECT MIN(flush_no) FROM segments
+         WHERE batch_id = '{}' AND chunk_no = 1 AND model_no = 0",
+        mixed.done.id
+    );
+    let no = Session::open(database).await.number(&no).await;
     let fill = |template: &str| {
         template
             .replace("{done}", &text(&mixed.done["id"]))
             .replace("{live}", &text(&mixed.live["id"]))
+            .replace("{short}", &text(&mixed.short["id"]))
+            .replace("{no}", &no.to_string())
             .replace("{failed}", &text(&mixed.failed["id"]))
             .replace("{input}", &text(&mixed.done["input_file_id"]))
             .replace("{output}", &text(&mixed.done["output_file_id"]))

@@ -11,7 +11,8 @@ fn finished() -> Vec<FinishedLine> {
 }
 
 fn text(group: &Group) -> String {
-    let segment = &group.flush.segment;
+    let segment = group.flush.segment.as_ref();
+    let segment = segment.expect("the unit is at its end");
     let table = Table::decode(&segment.entries).unwrap();
     String::from_utf8(table.frame(&segment.data, 0).unwrap()).unwrap()
 }

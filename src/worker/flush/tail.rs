@@ -1,0 +1,57 @@
+//! What becomes of the finished lines of a unit: a segment, or the unit's tail as long as they are
+//! not worth a segment.
+
+use std::io;
+
+use crate::codec::segment::{self, Encoded, Line};
+
+/// A tail is smaller than this, as it is stored. Then a unit's row has at most half of a page of
+/// Postgres, and its next version has its place beside it; and on SQLite the row needs no second
+/// page. A larger tail would be written again more often before it becomes a segment.
+const TAIL_BYTES_MAX: usize = 3_700;
+/// A tail has at most so many bytes when it is decompressed, which each flush does.
+const TAIL_RAW_BYTES_MAX: usize = 64 << 10;
+
+/// What a flush writes of a unit's finished lines.
+#[derive(Debug, Default)]
+pub(super) struct Settled {
+    pub tail: Option<Encoded>,
+    pub segment: Option<Encoded>,
+    /// The tail as it was, which becomes a segment by itself because it cannot be read.
+    pub closed_tail: Option<Encoded>,
+}
+
+/// Puts lines to a unit's tail. `is_last`: the unit has no other line left.
+///
+/// # Errors
+/// When zstd fails.
+pub(super) fn settle(tail: Option<Encoded>, lines: &[&Line], is_last: bool) -> io::Result<Settled> {
+    let mut settled = Settled::default();
+    let mut raw: usize = lines.iter().map(|line| line.bytes.len()).sum();
+    let mut earlier = None;
+    if let Some(tail) = tail {
+        match tail.decode() {
+            Ok(decoded) => {
+                raw += decoded.size();
+                earlier = Some(decoded);
+            }
+            Err(error) => {
+                tracing::error!(%error, "a unit's tail is damaged; its lines cannot be read");
+                settled.closed_tail = Some(tail);
+            }
+        }
+    }
+    let encoded = match &earlier {
+        Some(earlier) => segment::merge(earlier, lines)?,
+        None => segment::encode(lines)?,
+    };
+    if is_last || raw > TAIL_RAW_BYTES_MAX || encoded.size() > TAIL_BYTES_MAX {
+        settled.segment = Some(encoded);
+    } else {
+        settled.tail = Some(encoded);
+    }
+    Ok(settled)
+}
+
+#[cfg(test)]
+mod tests;
