@@ -24,13 +24,13 @@ pub struct Input {
 }
 
 impl Input {
-    /// Writes it. The same `first` number gives the same lines.
-    pub fn write(path: &Path, lines: u64, first: u64) -> Result<Self> {
+    /// Writes it, in lines of so many bytes. The same `first` number gives the same lines.
+    pub fn write(path: &Path, lines: u64, first: u64, line_bytes: usize) -> Result<Self> {
         let mut file = BufWriter::with_capacity(1 << 20, File::create(path)?);
-        let mut line = String::with_capacity(LINE_BYTES + 16);
+        let mut line = String::with_capacity(line_bytes + 16);
         for number in first..first + lines {
             line.clear();
-            push_line(&mut line, number);
+            push_line(&mut line, number, line_bytes);
             file.write_all(line.as_bytes())?;
         }
         file.flush()?;
@@ -42,7 +42,7 @@ impl Input {
     }
 }
 
-fn push_line(line: &mut String, number: u64) {
+fn push_line(line: &mut String, number: u64, bytes: usize) {
     const END: &str = "\"}]}}\n";
     line.push_str("{\"custom_id\":\"request-");
     line.push_str(&number.to_string());
@@ -50,7 +50,7 @@ fn push_line(line: &mut String, number: u64) {
         "\",\"method\":\"POST\",\"url\":\"/v1/chat/completions\",\"body\":{\"model\":\"sim\",\
          \"messages\":[{\"role\":\"user\",\"content\":\"",
     );
-    let room = LINE_BYTES - line.len() - END.len();
+    let room = bytes - line.len() - END.len();
     text::push(line, room, number.wrapping_mul(0x9e37_79b9));
     line.push_str(END);
 }
@@ -93,7 +93,7 @@ mod tests {
     #[test]
     fn requests_are_json_of_one_length_and_hard_to_compress() {
         let directory = tempfile::tempdir().unwrap();
-        let input = Input::write(&directory.path().join("in.jsonl"), 5000, 0).unwrap();
+        let input = Input::write(&directory.path().join("in.jsonl"), 5000, 0, LINE_BYTES).unwrap();
         assert_eq!(input.bytes, 5000 * LINE_BYTES as u64);
         let text = std::fs::read_to_string(&input.path).unwrap();
         for line in text.lines() {

@@ -152,6 +152,7 @@ pub async fn live(world: &mut World, engine: System, point: Point) -> Result<Fig
     let mut serving = Serving::new(&upstream, point.in_flight);
     serving.general_transport = engine == System::SqliteGeneral;
     let server = store.serve(&serving).await?;
+    let held = store.hold(point.held).await?;
     let mut figures = Figures::default();
     let life = Life::begin(&store, &server, upstream_pid, &input)?;
     let file_id = life.upload(&mut figures).await?;
@@ -159,6 +160,7 @@ pub async fn live(world: &mut World, engine: System, point: Point) -> Result<Fig
     let output_bytes = life.download(&batch, &mut figures).await?;
     life.end(output_bytes, &mut figures)?;
     server.process.stop().await?;
+    drop(held);
     store.remove()?;
     Ok(figures)
 }

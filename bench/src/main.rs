@@ -4,6 +4,7 @@
 mod client;
 mod files;
 mod floor;
+mod holdings;
 mod input;
 mod life;
 mod machine;
@@ -68,7 +69,8 @@ struct MeasureArgs {
     /// Less than two minutes, with small files and two rounds: for looking at only
     #[arg(long)]
     quick: bool,
-    /// How often everything is run [default: 5, with --quick 2]
+    /// How often everything is run [default: 5, with --quick 2], and three times as often where a
+    /// ratio is a target
     #[arg(long, value_name = "N")]
     rounds: Option<u32>,
     /// The lines of the base point [default: 50000, with --quick 5000]

@@ -29,7 +29,7 @@ struct Own {
 /// A database of one run. Dropped by [`Postgres::drop_database`] only.
 pub struct Database {
     pub url: String,
-    name: String,
+    pub name: String,
 }
 
 impl Postgres {
@@ -149,28 +149,29 @@ impl Postgres {
         Ok(self.ask(&commits)?.parse()?)
     }
 
-    /// Asks one question with one answer.
+    /// Asks the maintenance database one question with one answer.
     pub fn ask(&self, sql: &str) -> Result<String> {
-        let output = Command::new(&self.psql)
-            .args([
-                "-X",
-                "-A",
-                "-t",
-                "-q",
-                "-v",
-                "ON_ERROR_STOP=1",
-                "-c",
-                sql,
-                &self.url,
-            ])
-            .output()
-            .context("psql does not start")?;
+        self.ask_in(&self.url, sql)
+    }
+
+    /// Asks a database one question with one answer.
+    pub fn ask_in(&self, url: &str, sql: &str) -> Result<String> {
+        let mut psql = self.psql(url);
+        let output = psql.args(["-c", sql]).output();
+        let output = output.context("psql does not start")?;
         ensure!(
             output.status.success(),
             "psql: {}",
             String::from_utf8_lossy(&output.stderr)
         );
         Ok(String::from_utf8(output.stdout)?.trim().to_owned())
+    }
+
+    /// A client of a database that is to be told what to do.
+    pub fn psql(&self, url: &str) -> Command {
+        let mut psql = Command::new(&self.psql);
+        psql.args(["-X", "-A", "-t", "-q", "-v", "ON_ERROR_STOP=1", "-d", url]);
+        psql
     }
 }
 

@@ -12,6 +12,9 @@ use crate::machine::Machine;
 #[derive(Clone, Debug, Default, Serialize, Deserialize)]
 pub struct Results {
     pub machine: Machine,
+    /// Sections that this machine cannot run, each with the reason.
+    #[serde(default)]
+    pub skipped: BTreeMap<String, String>,
     pub samples: Vec<Sample>,
 }
 
@@ -43,6 +46,27 @@ pub enum System {
 }
 
 impl System {
+    pub const ALL: [Self; 6] = [
+        Self::Sqlite,
+        Self::SqliteGeneral,
+        Self::Postgres,
+        Self::Floor,
+        Self::HyperFloor,
+        Self::Static,
+    ];
+
+    /// As it is called in `results.json`.
+    pub fn key(self) -> &'static str {
+        match self {
+            Self::Sqlite => "sqlite",
+            Self::SqliteGeneral => "sqlite-general",
+            Self::Postgres => "postgres",
+            Self::Floor => "floor",
+            Self::HyperFloor => "hyper-floor",
+            Self::Static => "static",
+        }
+    }
+
     pub fn name(self) -> &'static str {
         match self {
             Self::Sqlite => "SQLite",
@@ -55,28 +79,71 @@ impl System {
     }
 }
 
-/// Where in the space of all runs a sample stands.
+/// Where in the space of all runs a sample stands. A coordinate that a sample leaves out is that of
+/// [`Point::BASE`].
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+#[serde(default)]
 pub struct Point {
-    pub lines: u64,
     pub latency_ms: u64,
     pub in_flight: u64,
+    /// Lines of all batches together.
+    pub lines: u64,
+    /// Batches that are created one after the other by each of so many clients at once; 0: every
+    /// tenant creates one batch.
+    pub clients: u64,
     pub tenants: u64,
     pub replicas: u64,
     /// Batches that the store had seen to their end before.
     pub finished: u64,
+    /// Transactions that somebody holds open meanwhile.
+    pub held: u64,
 }
 
 impl Point {
     /// The base point, from which one factor is changed at a time.
     pub const BASE: Self = Self {
-        lines: 50_000,
         latency_ms: 10,
         in_flight: 256,
+        lines: 50_000,
+        clients: 0,
         tenants: 1,
         replicas: 1,
         finished: 0,
+        held: 0,
     };
+
+    /// The names of the coordinates, as `results.json` has them.
+    pub const AXES: [&'static str; 8] = [
+        "latency_ms",
+        "in_flight",
+        "lines",
+        "clients",
+        "tenants",
+        "replicas",
+        "finished",
+        "held",
+    ];
+
+    /// A coordinate by its name.
+    pub fn coordinate(&self, axis: &str) -> u64 {
+        match axis {
+            "latency_ms" => self.latency_ms,
+            "in_flight" => self.in_flight,
+            "lines" => self.lines,
+            "clients" => self.clients,
+            "tenants" => self.tenants,
+            "replicas" => self.replicas,
+            "finished" => self.finished,
+            "held" => self.held,
+            _ => unreachable!("report.toml names the coordinate {axis}"),
+        }
+    }
+}
+
+impl Default for Point {
+    fn default() -> Self {
+        Self::BASE
+    }
 }
 
 /// Named numbers. A name ends in its unit.
@@ -105,6 +172,8 @@ impl Results {
     pub fn write(&self, path: &Path) -> Result<()> {
         let mut text = String::from("{\n\"machine\": ");
         text.push_str(&serde_json::to_string_pretty(&self.machine)?);
+        text.push_str(",\n\"skipped\": ");
+        text.push_str(&serde_json::to_string(&self.skipped)?);
         text.push_str(",\n\"samples\": [");
         for (place, sample) in self.samples.iter().enumerate() {
             text.push_str(if place == 0 { "\n" } else { ",\n" });
@@ -154,10 +223,24 @@ impl Series {
         quantile(self.0.values().copied().collect(), 0.5)
     }
 
-    /// The least and the greatest.
-    pub fn range(&self) -> Option<(f64, f64)> {
-        let numbers = || self.0.values().copied();
-        Some((numbers().reduce(f64::min)?, numbers().reduce(f64::max)?))
+    /// The interval that the median is in with a probability of 95 %, whatever the numbers'
+    /// distribution: each number is above the median or below it, as a coin falls. Of fewer than
+    /// six numbers even the least and the greatest are less sure: of five, 94 %.
+    pub fn interval(&self) -> Option<(f64, f64)> {
+        let mut numbers: Vec<f64> = self.0.values().copied().collect();
+        numbers.sort_by(f64::total_cmp);
+        // The probability that at most `cut` of all coins show heads.
+        let (mut cut, mut tail) = (0, 0.5_f64.powi(i32::try_from(numbers.len()).ok()?));
+        let mut term = tail;
+        loop {
+            term *= (numbers.len() - cut) as f64 / (cut + 1) as f64;
+            tail += term;
+            if tail > 0.025 {
+                break;
+            }
+            cut += 1;
+        }
+        Some((*numbers.get(cut)?, *numbers.iter().nth_back(cut)?))
     }
 }
 
@@ -190,7 +273,18 @@ mod tests {
         let ours = series(&[(0, 1.0), (1, 4.0), (2, 5.0)]);
         let floor = series(&[(0, 2.0), (1, 4.0)]);
         assert_eq!(ours.over(&floor), series(&[(0, 0.5), (1, 1.0)]));
-        assert_eq!(ours.range(), Some((1.0, 5.0)));
+    }
+
+    #[test]
+    fn an_interval_is_as_wide_as_the_sign_test_says() {
+        let first = |count: u32| Series((1..=count).map(|n| (n, f64::from(n))).collect());
+        let intervals = [1, 5, 6, 9, 15].map(|count| first(count).interval());
+        let expected = [(1, 1), (1, 5), (1, 6), (2, 8), (4, 12)];
+        assert_eq!(
+            intervals,
+            expected.map(|(low, high)| Some((f64::from(low), f64::from(high))))
+        );
+        assert_eq!(Series::default().interval(), None);
     }
 
     #[test]

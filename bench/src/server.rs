@@ -5,6 +5,7 @@ use std::sync::Arc;
 use std::time::Instant;
 
 use anyhow::{Context as _, Result};
+use futures::{StreamExt as _, TryStreamExt as _, stream};
 use tokio::process::Command;
 
 use crate::client::Client;
@@ -19,6 +20,9 @@ const BOOTSTRAP_KEY: &str = "bench-bootstrap-key-0123456789";
 
 /// Any certificate: an upstream that names one is reached by the client that can do TLS.
 const CERTIFICATE: &str = include_str!("certificate.pem");
+
+/// Keys that are made at once.
+const KEYS_AT_ONCE: usize = 4;
 
 /// A database, empty at first, and the directory of what belongs to it. It outlives servers.
 pub struct Store {
@@ -56,6 +60,8 @@ impl<'a> Serving<'a> {
 pub struct Server {
     pub process: Process,
     pub client: Client,
+    /// Where its standard error goes.
+    pub log: PathBuf,
 }
 
 impl Store {
@@ -86,7 +92,8 @@ impl Store {
         }
     }
 
-    fn sqlite(&self) -> PathBuf {
+    /// Where SQLite's database is, if it is one.
+    pub fn sqlite(&self) -> PathBuf {
         self.home.path().join("data/nightshift.db")
     }
 
@@ -95,11 +102,6 @@ impl Store {
         self.postgres
             .as_ref()
             .map(|(postgres, database)| (&**postgres, database))
-    }
-
-    /// Where a server's standard error goes.
-    pub fn log(&self) -> PathBuf {
-        self.home.path().join("log")
     }
 
     fn command(&self) -> Command {
@@ -128,13 +130,14 @@ impl Store {
             text.push_str(&format!("[log]\nfilter = \"{filter}\"\n"));
         }
         std::fs::write(&config, text)?;
-        let log = std::fs::File::create(self.log())?;
+        let log = tempfile::NamedTempFile::with_prefix_in("log-", &self.home)?;
+        let (log_file, log) = log.keep()?;
         let mut command = self.command();
         command
             .args(["serve", "--listen", "127.0.0.1:0", "--config"])
             .arg(&config)
             .args(["--database", &self.url()])
-            .stderr(log);
+            .stderr(log_file);
         if serving.keys {
             command.env("NIGHTSHIFT_AUTH__BOOTSTRAP_KEY", BOOTSTRAP_KEY);
         }
@@ -143,11 +146,33 @@ impl Store {
         if serving.keys {
             client = client.with_key(BOOTSTRAP_KEY.to_owned());
         }
-        Ok(Server { process, client })
+        Ok(Server {
+            process,
+            client,
+            log,
+        })
+    }
+
+    /// So many servers that share the store.
+    pub async fn serve_many(&self, serving: &Serving<'_>, servers: u64) -> Result<Vec<Server>> {
+        let mut all = Vec::new();
+        for _ in 0..servers {
+            all.push(self.serve(serving).await?);
+        }
+        Ok(all)
+    }
+
+    /// Makes a key for each of so many tenants.
+    pub async fn keys(&self, tenants: u64) -> Result<Vec<String>> {
+        stream::iter(0..tenants)
+            .map(async |tenant| self.key(&format!("tenant-{tenant}")).await)
+            .buffer_unordered(KEYS_AT_ONCE)
+            .try_collect()
+            .await
     }
 
     /// Makes a key of a tenant.
-    pub async fn key(&self, tenant: &str) -> Result<String> {
+    async fn key(&self, tenant: &str) -> Result<String> {
         let mut command = self.command();
         command
             .args(["keys", "create", "--name", "bench", "--tenant", tenant])
@@ -267,17 +292,23 @@ impl Reading {
 
     /// CPU a line between two readings, in milliseconds, of each process apart.
     pub fn cpu_figures(&self, before: &Self, lines: u64, figures: &mut Figures) {
-        let per_line = |seconds: f64| seconds * 1000.0 / lines as f64;
-        figures.set(
-            "server_cpu_ms_per_line",
-            per_line(self.server_cpu - before.server_cpu),
+        self.cpu_figures_per("line", before, lines, figures);
+    }
+
+    /// The same for what there is another number of, such as a batch.
+    pub fn cpu_figures_per(&self, what: &str, before: &Self, count: u64, figures: &mut Figures) {
+        let mut set = |process: &str, now: Option<f64>, then: Option<f64>| {
+            if let (Some(now), Some(then)) = (now, then) {
+                let cpu_ms = (now - then) * 1000.0 / count as f64;
+                figures.set(&format!("{process}_cpu_ms_per_{what}"), cpu_ms);
+            }
+        };
+        set("server", Some(self.server_cpu), Some(before.server_cpu));
+        set(
+            "upstream",
+            Some(self.upstream_cpu),
+            Some(before.upstream_cpu),
         );
-        figures.set(
-            "upstream_cpu_ms_per_line",
-            per_line(self.upstream_cpu - before.upstream_cpu),
-        );
-        if let (Some(now), Some(then)) = (self.database_cpu, before.database_cpu) {
-            figures.set("database_cpu_ms_per_line", per_line(now - then));
-        }
+        set("database", self.database_cpu, before.database_cpu);
     }
 }

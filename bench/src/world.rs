@@ -9,13 +9,22 @@ use anyhow::{Context as _, Result, ensure};
 use tokio::process::Command;
 
 use crate::floor::{FloorResult, Library};
-use crate::input::Input;
+use crate::input::{Input, LINE_BYTES};
 use crate::postgres::Postgres;
 use crate::process::Process;
 use crate::results::{Point, System};
 
 /// The number of words of an answer, so that it has about as many bytes as a request.
-const ANSWER_TOKENS: &str = "60";
+const ANSWER_TOKENS: u64 = 60;
+
+/// A simulated upstream.
+#[derive(Clone, Copy, PartialEq, Eq, Hash)]
+pub struct Upstream {
+    pub latency_ms: u64,
+    /// A call takes up to this much less or more.
+    pub jitter_ms: u64,
+    pub answer_tokens: u64,
+}
 
 pub struct World {
     pub binary: PathBuf,
@@ -25,7 +34,7 @@ pub struct World {
     /// Which engines are measured.
     pub engines: Vec<System>,
     inputs: HashMap<u64, Arc<Input>>,
-    upstreams: HashMap<u64, Process>,
+    upstreams: HashMap<Upstream, Process>,
 }
 
 impl World {
@@ -51,24 +60,35 @@ impl World {
             return Ok(Arc::clone(input));
         }
         let path = self.data.join(format!("{lines}.jsonl"));
-        let input = Arc::new(Input::write(&path, lines, 0)?);
+        let input = Arc::new(Input::write(&path, lines, 0, LINE_BYTES)?);
         self.inputs.insert(lines, Arc::clone(&input));
         Ok(input)
     }
 
-    /// The simulated upstream of that latency, started once: its base URL and its process.
+    /// The upstream of just that latency: its base URL and its process.
     pub async fn upstream(&mut self, latency_ms: u64) -> Result<(String, u32)> {
-        if !self.upstreams.contains_key(&latency_ms) {
+        let upstream = Upstream {
+            latency_ms,
+            jitter_ms: 0,
+            answer_tokens: ANSWER_TOKENS,
+        };
+        self.simulate(upstream).await
+    }
+
+    /// An upstream, started once.
+    pub async fn simulate(&mut self, upstream: Upstream) -> Result<(String, u32)> {
+        if !self.upstreams.contains_key(&upstream) {
             let mut command = Command::new(&self.binary);
             command
                 .args(["simulate", "--listen", "127.0.0.1:0"])
-                .args(["--answer-tokens", ANSWER_TOKENS])
-                .args(["--latency", &format!("{latency_ms}ms")]);
-            let upstream = Process::start(&mut command).await?;
-            self.upstreams.insert(latency_ms, upstream);
+                .args(["--answer-tokens", &upstream.answer_tokens.to_string()])
+                .args(["--latency", &format!("{}ms", upstream.latency_ms)])
+                .args(["--latency-jitter", &format!("{}ms", upstream.jitter_ms)]);
+            let process = Process::start(&mut command).await?;
+            self.upstreams.insert(upstream, process);
         }
-        let upstream = self.upstreams.get(&latency_ms).context("it was started")?;
-        Ok((upstream.url.clone(), upstream.pid))
+        let process = self.upstreams.get(&upstream).context("it was started")?;
+        Ok((process.url.clone(), process.pid))
     }
 
     pub fn postgres(&self) -> Result<Arc<Postgres>> {
@@ -112,5 +132,18 @@ impl World {
             result.lines
         );
         Ok(result)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    #[test]
+    fn the_floor_is_what_it_was_when_it_was_frozen() {
+        let (_, code) = include_str!("floor.rs").split_once("\n\n").unwrap();
+        // FNV-1a.
+        let hash = code.bytes().fold(0xcbf2_9ce4_8422_2325_u64, |hash, byte| {
+            (hash ^ u64::from(byte)).wrapping_mul(0x0000_0100_0000_01b3)
+        });
+        assert_eq!(hash, 0xcbf4_f80a_74d5_4bd3, "the floor is not to change");
     }
 }

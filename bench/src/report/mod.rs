@@ -1,378 +1,188 @@
-//! Tables and plots, made from the samples alone. `report.toml` says which.
+//! The page of all figures and the README's table, made from the samples alone. `report.toml` says
+//! what they show.
 
-mod plot;
 mod spec;
+mod typeset;
 
 use std::path::Path;
 
 use anyhow::{Context as _, Result};
 
-use crate::input::LINE_BYTES;
-use crate::results::{Point, Results, Sample, Series, System};
-use spec::{Spec, Table};
+use crate::results::{Point, Results, System};
+use spec::{Place, Plot, Row, Spec, Table};
+use typeset::{cell, chart, number, table, whole};
 
 const BEGIN: &str =
     "<!-- benchmark: written by `cargo run --release -p bench -- report --readme` -->";
 const END: &str = "<!-- /benchmark -->";
 
-/// Writes everything but `results.json`.
+/// The columns of the tables of targets and of the README.
+const COLUMNS: [System; 3] = [System::Sqlite, System::Postgres, System::Floor];
+/// Of a plot's lines.
+const COLORS: [&str; 3] = ["blue", "orange", "black"];
+
+/// Writes the page beside `results.json`.
 pub fn write(results: &Results, out: &Path) -> Result<()> {
-    let (spec, results) = (spec::read()?, with_base_in_lines(results));
-    Ok(std::fs::write(
-        out.join("README.md"),
-        page(&spec, &results, out)?,
-    )?)
+    let page = page(&Spec::read()?, results);
+    Ok(std::fs::write(out.join("README.md"), page)?)
 }
 
-/// The growth with lines passes through the base point, which was measured in `dispatch`.
-fn with_base_in_lines(results: &Results) -> Results {
-    let mut all = results.clone();
-    let Some(other) = results.points("lines").into_iter().next() else {
-        return all;
-    };
-    let is_base = |sample: &&Sample| {
-        let lines = sample.point.lines;
-        sample.section == "dispatch" && sample.point == (Point { lines, ..other })
-    };
-    let base = results.samples.iter().filter(is_base).cloned();
-    all.samples.extend(base.map(|sample| Sample {
-        section: "lines".to_owned(),
-        ..sample
-    }));
-    all
-}
-
-/// `docs/benchmarks/README.md`. Draws its plots, too.
-fn page(spec: &Spec, results: &Results, out: &Path) -> Result<String> {
-    let machine = &results.machine;
-    let sample = results.samples.iter();
-    let figure = |name| sample.clone().find_map(|sample| sample.figures.get(name));
-    let number_of = |name| figure(name).map_or_else(|| "–".to_owned(), number);
-    let mut page = format!(
-        "# Benchmarks\n\n<!-- Written by `cargo run --release -p bench`; changed there, not here. -->\n\n\
-         Medians, with the least and the greatest in parentheses, of runs taken in turn; ratios \
-         are taken within a round. [bench/README.md](../../bench/README.md) says how to run it \
-         and what the figures mean; [results.json](results.json) has every sample.\n\n\
-         {}{}: {} ({}), {}, Postgres {}; {} cores of {}, {} of memory, {}; data on {}. Upstream, \
-         database and benchmark share the cores.\n\n\
-         Requests of {LINE_BYTES} bytes, answers of {} on average, all different; `zstd -3` makes \
-         the requests {} times smaller, the answers {} times.\n\n\
-         ## Targets\n\n✓: the median meets it; ✗: it does not.\n\n{}\n\
-         [notes.md](notes.md) says where the time goes, and why sizes are what they are.\n",
-        if machine.quick {
-            "**A short run, for looking at only.**\n\n"
-        } else {
-            ""
-        },
-        machine.date,
-        machine.nightshift,
-        machine.revision,
-        machine.rust,
-        machine.postgres,
-        machine.cores,
-        machine.processor,
-        machine.memory,
-        machine.kernel,
-        machine.disk,
-        number_of("answer_bytes"),
-        number_of("requests_zstd3"),
-        number_of("answers_zstd3"),
-        targets_of(spec, results),
-    );
+fn page(spec: &Spec, results: &Results) -> String {
+    let mut page = filled(&spec.page, results) + "\n" + &target_table(spec, results);
+    if results.machine.quick {
+        page = format!("**A short run, for looking at only.**\n\n{page}");
+    }
     for part in &spec.tables {
-        let rows = rows(part, results);
-        if rows.is_empty() {
-            continue;
-        }
-        let table = table(&head(spec, part), &rows);
-        page += &format!("\n## {}\n\n{}\n\n{table}", part.title, part.about);
-        for plot in &part.plots {
-            if plot::draw(plot, &part.section, results, out)? {
-                page += &format!("\n![{}]({})\n", plot.title, plot.file);
-            }
+        let shown = match results.skipped.get(&part.section) {
+            Some(reason) => format!("**Not measured:** {reason}.\n"),
+            None => shown(spec, part, results),
+        };
+        if !shown.is_empty() {
+            page += &format!("\n## {}\n\n{}\n\n{shown}", part.title, part.about);
         }
     }
-    Ok(page)
+    page
 }
 
-fn head(spec: &Spec, part: &Table) -> Vec<String> {
-    let figure = |name| &spec.figures[name];
-    let axes = part.axes.iter().map(|name| spec.axes[name].clone());
-    let columns = part.columns.iter().map(|name| figure(name).clone());
-    let over = part
-        .over
-        .iter()
-        .map(|name| format!("{}, over {}", figure(name), part.base_name));
-    let under = part
-        .under
-        .iter()
-        .map(|name| format!("{}: {} over this", figure(name), part.base_name));
-    let system = std::iter::once(String::new());
-    axes.chain(system)
-        .chain(columns)
-        .chain(over)
-        .chain(under)
-        .collect()
+/// A text with what it names of the machine.
+fn filled(text: &str, results: &Results) -> String {
+    let mut text = text.to_owned();
+    let machine = serde_json::to_value(&results.machine).unwrap_or_default();
+    for (name, value) in machine.as_object().into_iter().flatten() {
+        let value = value.as_str().map_or(value.to_string(), str::to_owned);
+        text = text.replace(&format!("{{{name}}}"), &value);
+    }
+    text
 }
 
-fn rows(part: &Table, results: &Results) -> Vec<Vec<String>> {
-    let mut points: Vec<Point> = results.points(&part.section).into_iter().collect();
-    let axes = |point: &Point| {
-        part.axes
-            .iter()
-            .map(|axis| spec::coordinate(point, axis))
-            .collect::<Vec<_>>()
-    };
-    points.sort_by_key(axes);
+/// A table and its plots; nothing where nothing was measured.
+fn shown(spec: &Spec, part: &Table, results: &Results) -> String {
+    let place = Place::new(results, &part.section, &part.at);
+    let axes = place.axes();
     let mut rows = Vec::new();
-    for point in points {
-        for &system in &part.systems {
-            let of = |(point, system), figure: &String| {
-                results.rounds(&part.section, point, system, figure)
-            };
-            let here = (point, system);
-            let own: Vec<Series> = part.columns.iter().map(|figure| of(here, figure)).collect();
-            if own.iter().all(|series| series.0.is_empty()) {
-                continue;
+    for point in &place.points {
+        for system in System::ALL {
+            let of = |column: &String| cell(&place.series(*point, system, column));
+            let cells: Vec<String> = part.columns.iter().map(of).collect();
+            if cells.iter().any(|cell| cell != "–") {
+                let axes = axes.iter().map(|axis| whole(point.coordinate(axis)));
+                let head = axes.chain([system.name().to_owned()]);
+                rows.push(head.chain(cells).collect());
             }
-            let mut row: Vec<String> = axes(&point).into_iter().map(count).collect();
-            row.push(system.name().to_owned());
-            row.extend(own.iter().map(cell));
-            if let Some(base) = &part.base {
-                let with = spec::base(results, &part.section, here, base);
-                let over = part
-                    .over
-                    .iter()
-                    .map(|name| of(here, name).over(&of(with, name)));
-                let under = part
-                    .under
-                    .iter()
-                    .map(|name| of(with, name).over(&of(here, name)));
-                let ratio = |series: Series| {
-                    if with == here {
-                        "1".to_owned()
-                    } else {
-                        cell(&series)
-                    }
-                };
-                row.extend(over.chain(under).map(ratio));
-            }
-            rows.push(row);
         }
     }
-    rows
+    if rows.is_empty() {
+        return String::new();
+    }
+    let heads = axes.into_iter().chain([""]).map(|axis| spec.head(axis));
+    let columns = part.columns.iter().map(|column| spec.head(column));
+    let mut shown = table(&heads.chain(columns).collect::<Vec<_>>(), &rows);
+    for plot in &part.plots {
+        shown += &drawn(spec, plot, &part.section, results);
+    }
+    shown
+}
+
+/// A plot of the systems that were measured at all of its points.
+fn drawn(spec: &Spec, plot: &Plot, section: &str, results: &Results) -> String {
+    let place = Place::new(results, section, &plot.at);
+    let line = |(system, color): (System, &'static str)| {
+        let median = |point: &Point| place.series(*point, system, &plot.y).median();
+        let medians = place
+            .points
+            .iter()
+            .map(median)
+            .collect::<Option<Vec<f64>>>()?;
+        Some((format!("{} {color}", system.name()), color, medians))
+    };
+    let lines: Vec<_> = COLUMNS.into_iter().zip(COLORS).filter_map(line).collect();
+    if lines.is_empty() || place.points.len() < 2 {
+        return String::new();
+    }
+    let labels = place
+        .points
+        .iter()
+        .map(|point| whole(point.coordinate(&plot.x)));
+    let (x, y) = (spec.head(&plot.x), spec.head(&plot.y));
+    chart(&plot.title, (&x, &labels.collect::<Vec<_>>()), &y, &lines)
 }
 
 /// What is to be reached, and whether it is, as a table.
 pub fn targets(results: &Results) -> Result<String> {
-    Ok(targets_of(&spec::read()?, results))
+    Ok(target_table(&Spec::read()?, results))
 }
 
-fn targets_of(spec: &Spec, results: &Results) -> String {
-    let engines = [System::Sqlite, System::Postgres];
-    let head = ["", "target", engines[0].name(), engines[1].name()].map(String::from);
-    let rows: Vec<Vec<String>> = spec
-        .targets
-        .iter()
-        .map(|target| {
-            let (sign, sqlite, postgres) = &target.goal;
-            let goal = if sqlite == postgres {
-                format!("{sign} {sqlite}")
-            } else {
-                format!("{sign} {sqlite} SQLite, {sign} {postgres} Postgres")
-            };
-            let measured = [sqlite, postgres]
-                .into_iter()
-                .zip(engines)
-                .map(|(goal, system)| {
-                    let series = target.of.of(results, system);
-                    let mark = series.median().map_or("", |median| {
-                        let is_met = match sign.as_str() {
-                            "≥" => median >= *goal,
-                            "≤" => median <= *goal,
-                            _ => median < *goal,
-                        };
-                        if is_met { " ✓" } else { " ✗" }
-                    });
-                    cell(&series) + mark
-                });
-            [target.name.clone(), goal]
-                .into_iter()
-                .chain(measured)
-                .collect()
-        })
-        .collect();
-    table(&head, &rows)
+fn target_table(spec: &Spec, results: &Results) -> String {
+    let row = |target: &Row| {
+        let (sign, sqlite, postgres) = &target.goal;
+        let goal = match sqlite == postgres {
+            true => format!("{sign} {sqlite}"),
+            false => format!("{sign} {sqlite} SQLite, {sign} {postgres} Postgres"),
+        };
+        let measured = COLUMNS.into_iter().zip([sqlite, postgres]);
+        let measured = measured.map(|(system, goal)| {
+            let series = target.of(results, system, &target.figure);
+            let is_met = series.median().map(|median| match sign.as_str() {
+                "≥" => median >= *goal,
+                "≤" => median <= *goal,
+                _ => median < *goal,
+            });
+            cell(&series) + is_met.map_or("", |is_met| if is_met { " ✓" } else { " ✗" })
+        });
+        let head = [target.name.clone(), goal].into_iter();
+        head.chain(measured).collect()
+    };
+    let rows: Vec<Vec<String>> = spec.targets.iter().map(row).collect();
+    table(&["", "target", COLUMNS[0].name(), COLUMNS[1].name()], &rows)
 }
 
 /// Writes the table in the project's README anew.
 pub fn rewrite_readme(results: &Results, path: &Path) -> Result<()> {
     let page = std::fs::read_to_string(path)?;
-    let (before, rest) = page.split_once(BEGIN).context("the README has no mark")?;
-    let (_, after) = rest
-        .split_once(END)
-        .context("the README's mark has no end")?;
-    Ok(std::fs::write(
-        path,
-        format!("{before}{}{after}", readme(results)?),
-    )?)
+    let (before, rest) = page.split_once(BEGIN).context("no mark")?;
+    let (_, after) = rest.split_once(END).context("the mark has no end")?;
+    let page = format!("{before}{}{after}", readme(&Spec::read()?, results));
+    Ok(std::fs::write(path, page)?)
 }
 
 /// That table, with its marks and what stands below it.
-fn readme(results: &Results) -> Result<String> {
-    let columns = [System::Sqlite, System::Postgres, System::Floor];
-    let head: Vec<String> = [""]
-        .into_iter()
-        .chain(columns.map(System::name))
-        .map(String::from)
-        .collect();
-    let rows: Vec<Vec<String>> = spec::read()?
-        .readme
-        .iter()
-        .map(|row| {
-            let cells = columns.iter().map(|&system| {
-                let median = row.of.own(results, system).median().map(number);
-                let ratio = row.of.of(results, system).median().map(number);
-                match (median, ratio) {
-                    (Some(median), Some(ratio))
-                        if row.of.over.is_some() && system != System::Floor =>
-                    {
-                        format!("{median} ({ratio})")
-                    }
-                    (median, _) => median.unwrap_or_else(|| "–".to_owned()),
+fn readme(spec: &Spec, results: &Results) -> String {
+    let row = |row: &Row| {
+        let measured = COLUMNS.into_iter().map(|system| {
+            let median = |column: &str| row.of(results, system, column).median();
+            let (figure, base) = row.figure.split_once('/').unwrap_or((&row.figure, ""));
+            let own = median(figure).map_or("–".to_owned(), number);
+            match median(&row.figure) {
+                Some(ratio) if !base.is_empty() && base != system.key() => {
+                    format!("{own} ({})", number(ratio))
                 }
-            });
-            [row.name.clone()].into_iter().chain(cells).collect()
-        })
-        .collect();
-    let base = |sample: &&Sample| {
-        let point = sample.point;
-        sample.section == "dispatch" && (point.latency_ms, point.in_flight) == (10, 256)
+                _ => own,
+            }
+        });
+        [row.name.clone()].into_iter().chain(measured).collect()
     };
-    let lines = results
-        .samples
-        .iter()
-        .find(base)
-        .map_or(0, |sample| sample.point.lines);
-    let rounds = results.samples.iter().map(|sample| sample.round + 1).max();
-    let machine = &results.machine;
-    Ok(format!(
-        "{BEGIN}\n\n{}\n\
-         In parentheses: over the floor. Medians of {} rounds: batches of {} requests of\n\
-         {LINE_BYTES} bytes (fewer at 100 ms), 256 calls in flight; CPU and bytes at 10 ms. Measured on\n\
-         {} at {}, on {} cores of {}, which each system shares with the same\n\
-         simulated model server. [docs/benchmarks](docs/benchmarks/README.md) has every figure.\n\n{END}",
-        table(&head, &rows),
-        rounds.unwrap_or_default(),
-        count(lines),
-        machine.date,
-        machine.revision,
-        machine.cores,
-        machine.processor,
-    ))
-}
-
-/// A number with as many digits as one can make use of.
-fn number(value: f64) -> String {
-    let size = value.abs();
-    let digits = match size {
-        _ if size >= 100.0 => 0,
-        _ if size >= 10.0 => 1,
-        _ if size >= 0.1 || size == 0.0 => 2,
-        _ if size >= 0.01 => 3,
-        _ => 4,
-    };
-    let text = format!("{value:.digits$}");
-    let (whole, rest) = text.split_at(text.find('.').unwrap_or(text.len()));
-    let mut grouped = String::new();
-    for (place, digit) in whole.chars().enumerate() {
-        let left = whole.len() - place;
-        if place > 0 && left.is_multiple_of(3) && !grouped.ends_with('-') {
-            grouped.push(',');
-        }
-        grouped.push(digit);
-    }
-    grouped + rest
-}
-
-/// A whole number.
-fn count(value: u64) -> String {
-    if value < 100 {
-        return value.to_string();
-    }
-    number(value as f64)
-}
-
-/// A median, with its range where there is one; a dash where nothing was measured.
-fn cell(series: &Series) -> String {
-    match (series.median(), series.range()) {
-        (Some(median), Some((low, high))) if series.0.len() > 1 => {
-            format!("{} ({}–{})", number(median), number(low), number(high))
-        }
-        (Some(median), _) => number(median),
-        _ => "–".to_owned(),
-    }
-}
-
-/// A table in Markdown.
-fn table(head: &[String], rows: &[Vec<String>]) -> String {
-    let line = |cells: &[String]| format!("| {} |\n", cells.join(" | "));
-    let rule = format!("|{}\n", "---|".repeat(head.len()));
-    let rows: String = rows.iter().map(|row| line(row)).collect();
-    line(head) + &rule + &rows
+    let rows: Vec<Vec<String>> = spec.readme.iter().map(row).collect();
+    let [first, second, third] = COLUMNS.map(System::name);
+    let table = table(&["", first, second, third], &rows);
+    let end = filled(&spec.readme_end, results);
+    format!("{BEGIN}\n\n{table}\n{end}\n{END}")
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
 
-    fn published() -> (std::path::PathBuf, Results) {
+    #[test]
+    fn the_readme_and_the_page_say_what_results_json_says() {
         let root = Path::new(env!("CARGO_MANIFEST_DIR")).join("..");
-        let results = Results::read(&root.join("docs/benchmarks/results.json"));
-        (root, results.unwrap())
-    }
-
-    #[test]
-    fn the_readme_says_what_results_json_says() {
-        let (root, results) = published();
-        let table = readme(&results).unwrap();
-        let page = std::fs::read_to_string(root.join("README.md")).unwrap();
-        assert!(page.contains(&table), "{table}");
-    }
-
-    #[test]
-    fn the_page_says_what_results_json_says() {
-        let (root, results) = published();
-        let out = tempfile::tempdir().unwrap();
-        write(&results, out.path()).unwrap();
-        let [made, page] = [out.path(), &root.join("docs/benchmarks")]
-            .map(|path| std::fs::read_to_string(path.join("README.md")).unwrap());
-        assert!(made == page, "run `cargo run --release -p bench -- report`");
-    }
-
-    #[test]
-    fn numbers_are_short_and_grouped() {
-        for (value, text) in [
-            (0.0, "0.00"),
-            (0.00123, "0.0012"),
-            (0.857, "0.86"),
-            (123.4, "123"),
-            (13_900.4, "13,900"),
-            (-1234.0, "-1,234"),
-        ] {
-            assert_eq!(number(value), text);
-        }
-        assert_eq!(
-            (count(64), count(1024)),
-            ("64".to_owned(), "1,024".to_owned())
+        let results = Results::read(&root.join("docs/benchmarks/results.json")).unwrap();
+        let spec = Spec::read().unwrap();
+        let text = |path| std::fs::read_to_string(root.join(path)).unwrap();
+        let is_in_step = text("README.md").contains(&readme(&spec, &results))
+            && text("docs/benchmarks/README.md") == page(&spec, &results);
+        assert!(
+            is_in_step,
+            "run `cargo run --release -p bench -- report --readme`"
         );
-    }
-
-    #[test]
-    fn a_cell_has_its_range() {
-        let series = Series([(0, 1.0), (1, 3.0), (2, 2.0)].into());
-        assert_eq!(cell(&series), "2.00 (1.00–3.00)");
-        assert_eq!(cell(&Series([(0, 1.0)].into())), "1.00");
-        assert_eq!(cell(&Series::default()), "–");
     }
 }

@@ -8,145 +8,125 @@ use serde::Deserialize;
 use crate::results::{Point, Results, Series, System};
 
 #[derive(Deserialize)]
-#[serde(deny_unknown_fields)]
 pub struct Spec {
-    /// Headings of coordinates and figures.
-    pub axes: BTreeMap<String, String>,
-    pub figures: BTreeMap<String, String>,
-    #[serde(rename = "target")]
+    /// What stands above the page's tables, and below the README's.
+    pub page: String,
+    pub readme_end: String,
+    /// What the page calls coordinates, figures, and what figures are divided by.
+    pub heads: BTreeMap<String, String>,
     pub targets: Vec<Row>,
     pub readme: Vec<Row>,
     #[serde(rename = "table")]
     pub tables: Vec<Table>,
 }
 
+/// A figure of the last point of a section that fits.
 #[derive(Deserialize)]
-#[serde(deny_unknown_fields)]
 pub struct Row {
     pub name: String,
-    /// Of a target: a sign, and what it is compared with, on SQLite and on Postgres.
-    #[serde(default)]
-    pub goal: (String, f64, f64),
-    pub of: Measure,
-}
-
-/// A figure of one point of a section.
-#[derive(Deserialize)]
-#[serde(deny_unknown_fields)]
-pub struct Measure {
     pub section: String,
     #[serde(default)]
     pub at: At,
-    #[serde(default)]
-    pub last: bool,
     pub figure: String,
-    pub over: Option<String>,
-    pub under: Option<String>,
+    /// A sign, and what the figure is compared with, on SQLite and on Postgres.
+    #[serde(default)]
+    pub goal: (String, f64, f64),
 }
 
-/// Coordinates that a point must have.
-pub type At = BTreeMap<String, u64>;
-
+/// All points of a section that fit.
 #[derive(Deserialize)]
-#[serde(deny_unknown_fields)]
 pub struct Table {
     pub section: String,
+    #[serde(default)]
+    pub at: At,
     pub title: String,
     pub about: String,
-    pub axes: Vec<String>,
-    pub systems: Vec<System>,
     pub columns: Vec<String>,
-    pub base: Option<String>,
-    #[serde(default)]
-    pub base_name: String,
-    #[serde(default)]
-    pub over: Vec<String>,
-    #[serde(default)]
-    pub under: Vec<String>,
     #[serde(default)]
     pub plots: Vec<Plot>,
 }
 
 #[derive(Deserialize)]
-#[serde(deny_unknown_fields)]
 pub struct Plot {
-    pub file: String,
     pub title: String,
     #[serde(default)]
     pub at: At,
-    /// A coordinate and a figure, each with what the plot calls it.
-    pub x: (String, String),
-    pub y: (String, String),
+    /// A coordinate.
+    pub x: String,
+    pub y: String,
 }
 
-pub fn read() -> Result<Spec> {
-    Ok(toml::from_str(include_str!("../../report.toml"))?)
-}
+/// Coordinates that a point must have.
+pub type At = BTreeMap<String, u64>;
 
-pub fn coordinate(point: &Point, axis: &str) -> u64 {
-    let all = serde_json::to_value(point).unwrap_or_default();
-    all[axis].as_u64().unwrap_or_default()
-}
+impl Spec {
+    pub fn read() -> Result<Self> {
+        Ok(toml::from_str(include_str!("../../report.toml"))?)
+    }
 
-/// The points of a section that fit.
-pub fn points(results: &Results, section: &str, at: &At) -> Vec<Point> {
-    let fits = |point: &Point| at.iter().all(|(axis, is)| coordinate(point, axis) == *is);
-    let points = results.points(section).into_iter();
-    points.filter(fits).collect()
-}
-
-/// The row that others are compared with: another system's, or the section's first point.
-pub fn base(
-    results: &Results,
-    section: &str,
-    here: (Point, System),
-    base: &str,
-) -> (Point, System) {
-    match base {
-        "first" => (
-            results.points(section).into_iter().next().unwrap_or(here.0),
-            here.1,
-        ),
-        system => {
-            let system = serde_json::from_value(system.into());
-            (here.0, system.expect("report.toml names a system"))
+    /// What stands above a column.
+    pub fn head(&self, column: &str) -> String {
+        match column.split_once('/') {
+            Some((figure, base)) => format!("{} over {}", self.head(figure), self.head(base)),
+            None => self
+                .heads
+                .get(column)
+                .map_or(column, |head| head)
+                .to_owned(),
         }
     }
 }
 
-impl Measure {
-    /// The figure itself.
-    pub fn own(&self, results: &Results, system: System) -> Series {
-        let here = self.place(results);
-        here.map_or_else(Series::default, |point| {
-            results.rounds(&self.section, point, system, &self.figure)
+/// The points of a section that fit, in order.
+pub struct Place<'a> {
+    results: &'a Results,
+    section: &'a str,
+    pub points: Vec<Point>,
+}
+
+impl<'a> Place<'a> {
+    pub fn new(results: &'a Results, section: &'a str, at: &At) -> Self {
+        let fits = |point: &Point| at.iter().all(|(axis, is)| point.coordinate(axis) == *is);
+        let points = results.points(section).into_iter().filter(fits).collect();
+        Self {
+            results,
+            section,
+            points,
+        }
+    }
+
+    /// The coordinates in which the points differ.
+    pub fn axes(&self) -> Vec<&'static str> {
+        let differ = |axis: &&str| {
+            let mut all = self.points.iter().map(|point| point.coordinate(axis));
+            all.next()
+                .is_some_and(|first| all.any(|other| other != first))
+        };
+        Point::AXES.into_iter().filter(differ).collect()
+    }
+
+    /// A column of a point, by round: a figure such as `lines_per_s`, or its ratio such as
+    /// `lines_per_s/floor` over another system, or `lines_per_s/first` over the first point.
+    pub fn series(&self, point: Point, system: System, column: &str) -> Series {
+        let of = |point, system, figure| self.results.rounds(self.section, point, system, figure);
+        let Some((figure, base)) = column.split_once('/') else {
+            return of(point, system, column);
+        };
+        let base = match System::ALL.into_iter().find(|one| one.key() == base) {
+            Some(other) => of(point, other, figure),
+            None => of(self.points[0], system, figure),
+        };
+        of(point, system, figure).over(&base)
+    }
+}
+
+impl Row {
+    /// A column of the last point that fits.
+    pub fn of(&self, results: &Results, system: System, column: &str) -> Series {
+        let place = Place::new(results, &self.section, &self.at);
+        let last = place.points.last();
+        last.map_or_else(Series::default, |point| {
+            place.series(*point, system, column)
         })
-    }
-
-    /// The figure, or its ratio.
-    pub fn of(&self, results: &Results, system: System) -> Series {
-        let own = self.own(results, system);
-        let (Some(point), Some(with)) = (
-            self.place(results),
-            self.over.as_ref().or(self.under.as_ref()),
-        ) else {
-            return own;
-        };
-        let (point, system) = base(results, &self.section, (point, system), with);
-        let other = results.rounds(&self.section, point, system, &self.figure);
-        match self.over {
-            Some(_) => own.over(&other),
-            None => other.over(&own),
-        }
-    }
-
-    fn place(&self, results: &Results) -> Option<Point> {
-        let points = points(results, &self.section, &self.at);
-        let place = if self.last {
-            points.last()
-        } else {
-            points.first()
-        };
-        place.copied()
     }
 }

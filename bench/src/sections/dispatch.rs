@@ -1,5 +1,7 @@
 //! How many lines a second go out and come back, and what a line costs.
 
+use std::ops::Range;
+
 use anyhow::Result;
 
 use super::{Bench, Section, in_turn};
@@ -9,15 +11,25 @@ use crate::life::live;
 use crate::results::{Figures, Point, System};
 
 /// A run is to last no longer than this where the upstream is what limits it.
-const SECONDS: u64 = 8;
+const SECONDS: u64 = 6;
 /// A short one.
 const QUICK_SECONDS: u64 = 1;
 
+/// Latencies and numbers in flight where a ratio to the floor is a target.
+const TARGETS: [(u64, u64); 4] = [(0, 64), (0, 256), (10, 256), (100, 256)];
+
 pub async fn run(bench: &mut Bench) -> Result<()> {
     let mut systems = bench.world.engines.clone();
-    systems.extend([System::Floor, System::HyperFloor]);
+    systems.push(System::Floor);
     for point in points(bench) {
-        compare(bench, Section::Dispatch, point, &systems, bench.rounds).await?;
+        let (few, many) = (bench.rounds, bench.pairs());
+        let mut all = systems.clone();
+        // With a slower upstream both loops wait for it alone.
+        all.extend((point.latency_ms == 0).then_some(System::HyperFloor));
+        compare(bench, Section::Dispatch, point, &all, 0..few).await?;
+        if TARGETS.contains(&(point.latency_ms, point.in_flight)) {
+            compare(bench, Section::Dispatch, point, &systems, few..many).await?;
+        }
     }
     Ok(())
 }
@@ -28,15 +40,19 @@ pub async fn compare(
     section: Section,
     point: Point,
     systems: &[System],
-    rounds: u32,
+    rounds: Range<u32>,
 ) -> Result<()> {
-    for round in 0..rounds {
+    for round in rounds {
         for system in in_turn(systems, round) {
-            let figures = match system {
+            let mut figures = match system {
                 System::Floor => floor(bench, Library::Reqwest, point).await?,
                 System::HyperFloor => floor(bench, Library::Hyper, point).await?,
                 engine => live(&mut bench.world, engine, point).await?,
             };
+            if let Some(seconds) = figures.get("run_seconds") {
+                let ideal_ms = (point.lines * point.latency_ms) as f64 / point.in_flight as f64;
+                figures.set("ideal_share", ideal_ms / 1000.0 / seconds);
+            }
             bench.add(section, system, point, round, figures)?;
         }
     }

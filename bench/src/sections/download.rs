@@ -45,7 +45,7 @@ pub async fn run(bench: &mut Bench) -> Result<()> {
     for (engine, server, path) in &servers {
         readings.push((*engine, server.client.clone(), path.clone()));
     }
-    for round in 0..bench.rounds {
+    for round in 0..bench.pairs() {
         for (system, client, path) in in_turn(&readings, round) {
             let speed = mb_per_s(&client, &path).await?;
             bench.add(Section::Download, system, point, round, speed)?;

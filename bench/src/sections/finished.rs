@@ -7,7 +7,7 @@ use futures::{StreamExt as _, TryStreamExt as _, stream};
 
 use super::{Bench, Section, in_turn};
 use crate::client::LOOK_EVERY;
-use crate::input::Input;
+use crate::input::{Input, LINE_BYTES};
 use crate::life::{Life, live};
 use crate::recorder::Recorder;
 use crate::results::{Figures, Point};
@@ -29,7 +29,7 @@ pub async fn run(bench: &mut Bench) -> Result<()> {
     for engine in bench.world.engines.clone() {
         let store = Store::create(&bench.world, engine)?;
         let filled_s = fill(bench, &store, finished).await?;
-        for round in 0..bench.rounds {
+        for round in 0..bench.pairs() {
             for point in in_turn(&[empty, full], round) {
                 let figures = if point == full {
                     let mut figures = again(bench, &store, full).await?;
@@ -49,7 +49,7 @@ pub async fn run(bench: &mut Bench) -> Result<()> {
 /// Lets batches of one line run to their end, through the API.
 async fn fill(bench: &Bench, store: &Store, batches: u64) -> Result<f64> {
     let path = bench.world.data.join("one.jsonl");
-    let input = Input::write(&path, 1, u64::MAX / 2)?;
+    let input = Input::write(&path, 1, u64::MAX / 2, LINE_BYTES)?;
     let recorder = Recorder::start(Duration::ZERO).await?;
     let server = store
         .serve(&Serving::new(&recorder.url, Point::BASE.in_flight))

@@ -4,14 +4,18 @@ mod dispatch;
 mod download;
 mod finished;
 mod first_call;
+mod held;
 mod lines;
 mod memory;
 mod recovery;
 mod replicas;
+mod slow;
+mod small;
 mod statements;
 mod tenants;
 mod transport;
 mod upload;
+mod wide;
 
 use std::path::PathBuf;
 use std::time::Instant;
@@ -47,10 +51,18 @@ pub enum Section {
     Replicas,
     /// The same figures in a store with many finished batches
     Finished,
+    /// Rows and bytes of lines that come in one by one, as from real models; not timed
+    Slow,
+    /// What a batch of five lines costs, by clients
+    Small,
+    /// 15,000 calls in flight, beside a bare loop of that width
+    Wide,
+    /// With a transaction that somebody holds open on Postgres
+    Held,
 }
 
 impl Section {
-    pub const ALL: [Self; 12] = [
+    pub const ALL: [Self; 16] = [
         Self::Dispatch,
         Self::Transport,
         Self::Upload,
@@ -63,6 +75,10 @@ impl Section {
         Self::Tenants,
         Self::Replicas,
         Self::Finished,
+        Self::Slow,
+        Self::Small,
+        Self::Wide,
+        Self::Held,
     ];
 
     /// Those of a short run.
@@ -91,6 +107,10 @@ impl Section {
             Self::Tenants => "tenants",
             Self::Replicas => "replicas",
             Self::Finished => "finished",
+            Self::Slow => "slow",
+            Self::Small => "small",
+            Self::Wide => "wide",
+            Self::Held => "held",
         }
     }
 }
@@ -130,7 +150,25 @@ impl Bench {
             Section::Tenants => tenants::run(self).await,
             Section::Replicas => replicas::run(self).await,
             Section::Finished => finished::run(self).await,
+            Section::Slow => slow::run(self).await,
+            Section::Small => small::run(self).await,
+            Section::Wide => wide::run(self).await,
+            Section::Held => held::run(self).await,
         }
+    }
+
+    /// How often a pair is run whose ratio is a target: enough for an interval that says something.
+    pub fn pairs(&self) -> u32 {
+        self.rounds * 3
+    }
+
+    /// Notes why this machine cannot run a section.
+    pub fn skip(&mut self, section: Section, reason: String) -> Result<()> {
+        eprintln!("section {}: not measured: {reason}", section.name());
+        self.results
+            .skipped
+            .insert(section.name().to_owned(), reason);
+        self.results.write(&self.path)
     }
 
     /// The base point of this run.

@@ -2,7 +2,7 @@
 //! logged by the server, which is how they are counted on either engine.
 
 use std::collections::BTreeMap;
-use std::io::{BufRead as _, BufReader};
+use std::io::{BufRead as _, BufReader, Seek as _, SeekFrom};
 use std::path::Path;
 
 use anyhow::Result;
@@ -11,6 +11,9 @@ use super::{Bench, Section, in_turn};
 use crate::client::LOOK_EVERY;
 use crate::results::{Figures, Point, System};
 use crate::server::{Serving, Store};
+
+/// What a server logs whose statements are counted.
+pub const LOG: &str = "warn,sqlx::query=debug";
 
 pub async fn run(bench: &mut Bench) -> Result<()> {
     let point = bench.base();
@@ -35,12 +38,12 @@ async fn count(bench: &mut Bench, engine: System, point: Point) -> Result<Figure
     server.process.stop().await?;
     let commits_before = postgres_commits(&store)?;
 
-    serving.log = Some("warn,sqlx::query=debug");
+    serving.log = Some(LOG);
     let server = store.serve(&serving).await?;
     let batch = server.client.create(&file_id).await?;
     server.client.watch(&batch.id, LOOK_EVERY).await?;
     server.process.stop().await?;
-    let statements = statements(&store.log())?;
+    let statements = statements(&server.log, 0)?;
     let commits = match (postgres_commits(&store)?, commits_before) {
         (Some(after), Some(before)) => after - before,
         _ => statements.get("COMMIT").copied().unwrap_or_default() as f64,
@@ -66,11 +69,13 @@ fn postgres_commits(store: &Store) -> Result<Option<f64>> {
         .transpose()
 }
 
-/// How often each statement has been logged, by the name it begins with, else by its first word:
-/// `BEGIN`, `COMMIT`.
-fn statements(log: &Path) -> Result<BTreeMap<String, u64>> {
+/// How often each statement has been logged beyond so many bytes of a log, by the name it begins
+/// with, else by its first word: `BEGIN`, `COMMIT`.
+pub fn statements(log: &Path, from: u64) -> Result<BTreeMap<String, u64>> {
     let mut counts = BTreeMap::new();
-    for line in BufReader::new(std::fs::File::open(log)?).lines() {
+    let mut log = std::fs::File::open(log)?;
+    log.seek(SeekFrom::Start(from))?;
+    for line in BufReader::new(log).lines() {
         let line = line?;
         let Some((_, summary)) = line.split_once("sqlx::query: summary=\"") else {
             continue;

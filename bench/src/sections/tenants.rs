@@ -4,7 +4,6 @@ use std::time::Instant;
 
 use anyhow::Result;
 use futures::future::try_join_all;
-use futures::{StreamExt as _, TryStreamExt as _, stream};
 
 use super::{Bench, Section, in_turn};
 use crate::client::LOOK_EVERY;
@@ -17,8 +16,6 @@ const TENANTS: [u64; 2] = [1, 100];
 /// So many clients look as often as one; more of them look less often each, so that the server is
 /// busy with lines and not with looks.
 const OFTEN: usize = 10;
-/// Keys that are made at once.
-const AT_ONCE: usize = 4;
 
 pub async fn run(bench: &mut Bench) -> Result<()> {
     let base = bench.base();
@@ -45,11 +42,7 @@ async fn share(bench: &mut Bench, engine: System, point: Point) -> Result<Figure
         ..Serving::new(&upstream, point.in_flight)
     };
     let server = store.serve(&serving).await?;
-    let keys: Vec<String> = stream::iter(0..point.tenants)
-        .map(async |tenant| store.key(&format!("tenant-{tenant}")).await)
-        .buffer_unordered(AT_ONCE)
-        .try_collect()
-        .await?;
+    let keys = store.keys(point.tenants).await?;
     let clients: Vec<_> = keys
         .into_iter()
         .map(|key| server.client.with_key(key))

@@ -16,7 +16,7 @@ pub async fn run(bench: &mut Bench) -> Result<()> {
             latency_ms,
             ..bench.base()
         };
-        dispatch::compare(bench, Section::Transport, point, &systems, bench.rounds).await?;
+        dispatch::compare(bench, Section::Transport, point, &systems, 0..bench.rounds).await?;
     }
     Ok(())
 }
