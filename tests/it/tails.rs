@@ -9,6 +9,7 @@ use serde_json::json;
 
 use crate::support::binary::Launch;
 use crate::support::engines::{execute, rows};
+use crate::support::session::Session;
 use crate::support::{Batch, CHAT, Server, chat, granting, ids, on, on_every_engine};
 
 const LINES: usize = 20;
@@ -23,9 +24,14 @@ const NAMED: &str = "[worker]\nname = \"it\"\nlease = \"1s\"";
 
 /// A batch of one unit, of which some lines are done and the others are in flight.
 async fn begun(server: &Server) -> (Batch, Vec<String>) {
+    begun_with(server, 50).await
+}
+
+/// The same with answers of so many bytes of text.
+async fn begun_with(server: &Server, bytes: usize) -> (Batch, Vec<String>) {
     let ids = ids(LINES);
-    let short = |id: &String| chat(id, json!({"bytes": 50}));
-    let jsonl: String = ids.iter().map(short).collect();
+    let line = |id: &String| chat(id, json!({"bytes": bytes}));
+    let jsonl: String = ids.iter().map(line).collect();
     let batch = server.create_batch(jsonl, CHAT).await;
     more(server, &batch, FIRST).await;
     (batch, ids)
@@ -114,6 +120,24 @@ async fn another_replica_goes_on_with_a_tail() {
         let calls = server.simulator.stats().total.calls;
         assert_eq!(calls, (LINES + LINES - FIRST) as u64);
         assert_eq!(rows(&server.database, "segments").await, 1);
+    };
+    on(Engine::Postgres, Box::pin(test)).await;
+}
+
+/// Elsewhere each flush would write it in several rows, and delete those before.
+#[tokio::test]
+async fn a_tail_of_kilobytes_stands_in_the_units_row_on_postgres() {
+    let test = async {
+        let server = Server::with("").upstream(granting(0)).await;
+        let (batch, ids) = begun_with(&server, 700).await;
+        more(&server, &batch, 1).await;
+        let long = "units WHERE length(tail_data) > 2100";
+        assert_eq!(rows(&server.database, long).await, 1);
+        let mut session = Session::open(&server.database).await;
+        let elsewhere = "SELECT pg_relation_size(reltoastrelid) FROM pg_class
+            WHERE oid = 'units'::regclass";
+        assert_eq!(session.number(elsewhere).await, 0);
+        ends(&server, &batch, &ids).await;
     };
     on(Engine::Postgres, Box::pin(test)).await;
 }
