@@ -5,7 +5,7 @@ mod store;
 use std::io::Write as _;
 use std::process::ExitCode;
 
-use super::ConfigArgs;
+use super::configuration::{ConfigArgs, load_quietly};
 use crate::app;
 use crate::config::{Config, Overrides, nearest};
 use crate::domain::clock::Clock;
@@ -48,7 +48,7 @@ pub(super) async fn run(args: CheckArgs) -> anyhow::Result<ExitCode> {
         ..args.config.overrides()
     };
     let mut out = std::io::stdout();
-    let (config, near_misses) = super::load_quietly(&overrides);
+    let (config, near_misses) = load_quietly(&overrides);
     for near_miss in near_misses {
         writeln!(out, "warn  environment    {near_miss}")?;
     }

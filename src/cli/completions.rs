@@ -5,10 +5,8 @@ use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
 use anyhow::Context as _;
-use clap::CommandFactory as _;
+use clap::Command;
 use clap_complete::Shell;
-
-use super::Cli;
 
 const EXAMPLE: &str = "\
 Examples:
@@ -41,15 +39,19 @@ pub(super) struct ManArgs {
     dir: Option<PathBuf>,
 }
 
-pub(super) fn completions(args: &CompletionsArgs) -> anyhow::Result<ExitCode> {
+/// `command`: the whole command line.
+pub(super) fn completions(
+    args: &CompletionsArgs,
+    mut command: Command,
+) -> anyhow::Result<ExitCode> {
     let mut script = Vec::new();
-    clap_complete::generate(args.shell, &mut Cli::command(), "nightshift", &mut script);
+    clap_complete::generate(args.shell, &mut command, "nightshift", &mut script);
     std::io::stdout().write_all(&script)?;
     Ok(ExitCode::SUCCESS)
 }
 
-pub(super) fn man(args: &ManArgs) -> anyhow::Result<ExitCode> {
-    let mut command = Cli::command();
+/// `command`: the whole command line.
+pub(super) fn man(args: &ManArgs, mut command: Command) -> anyhow::Result<ExitCode> {
     command.build();
     match &args.dir {
         None => std::io::stdout().write_all(&page(&command)?)?,
@@ -63,7 +65,7 @@ pub(super) fn man(args: &ManArgs) -> anyhow::Result<ExitCode> {
 }
 
 /// Writes the page of a command, and those of its own commands.
-fn write_pages(command: &clap::Command, directory: &Path) -> std::io::Result<()> {
+fn write_pages(command: &Command, directory: &Path) -> std::io::Result<()> {
     let name = command.get_display_name().unwrap_or(command.get_name());
     std::fs::write(directory.join(format!("{name}.1")), page(command)?)?;
     for inner in command
@@ -77,7 +79,7 @@ fn write_pages(command: &clap::Command, directory: &Path) -> std::io::Result<()>
     Ok(())
 }
 
-fn page(command: &clap::Command) -> std::io::Result<Vec<u8>> {
+fn page(command: &Command) -> std::io::Result<Vec<u8>> {
     let mut page = Vec::new();
     clap_mangen::Man::new(command.clone()).render(&mut page)?;
     Ok(page)

@@ -13,26 +13,30 @@ macro_rules! tell {
 
 mod check;
 mod completions;
+mod configuration;
 mod demo;
 mod descriptors;
+mod exit;
+mod figures;
 mod keys;
 mod openapi;
-pub mod progress;
+mod printable;
+mod progress;
 mod remote;
 mod run;
 mod serve;
-pub mod simulate;
+mod simulate;
 mod status;
+mod table;
 mod upstreams;
 
 use std::io::ErrorKind;
-use std::path::PathBuf;
 use std::process::ExitCode;
 
 use clap::error::{ContextKind, ContextValue};
-use clap::{Args, Parser, Subcommand};
+use clap::{CommandFactory as _, Parser, Subcommand};
 
-use crate::config::{Config, ConfigErrors, Environment, Overrides};
+use exit::{Exit, READER_GONE};
 
 const EXAMPLE: &str = "\
 Examples:
@@ -54,7 +58,7 @@ enum Command {
     Serve(serve::ServeArgs),
     Run(run::RunArgs),
     Demo(demo::DemoArgs),
-    Simulate(simulate::Args),
+    Simulate(simulate::SimulateArgs),
     Keys(keys::KeysArgs),
     Openapi(openapi::OpenapiArgs),
     Check(check::CheckArgs),
@@ -63,64 +67,6 @@ enum Command {
     Completions(completions::CompletionsArgs),
     Man(completions::ManArgs),
 }
-
-/// Where the configuration is.
-#[derive(Clone, Debug, Args)]
-struct ConfigArgs {
-    /// The TOML file to read [default: nightshift.toml, if it exists]
-    #[arg(long, value_name = "FILE")]
-    config: Option<PathBuf>,
-
-    /// <sqlite://PATH> or <postgres://user:password@host/name>
-    #[arg(long, value_name = "URL")]
-    database: Option<String>,
-}
-
-impl ConfigArgs {
-    fn overrides(self) -> Overrides {
-        Overrides {
-            config: self.config,
-            database: self.database,
-            ..Overrides::default()
-        }
-    }
-}
-
-/// Reads all layers of the configuration, and tells on standard error of variables that were meant
-/// for Nightshift, and that it does not read.
-fn load(overrides: &Overrides) -> anyhow::Result<Config> {
-    let (config, near_misses) = load_quietly(overrides);
-    warn_of(&near_misses);
-    config.map_err(has_mistakes)
-}
-
-/// The same, for commands that tell in a way of their own.
-fn load_quietly(overrides: &Overrides) -> (Result<Config, ConfigErrors>, Vec<String>) {
-    let environment = Environment::capture();
-    let config = Config::load(overrides, &environment);
-    // Only now is it known which variables the configuration names.
-    (config, environment.near_misses())
-}
-
-fn warn_of(near_misses: &[String]) {
-    for near_miss in near_misses {
-        tell!("warning: {near_miss}");
-    }
-}
-
-/// A wrong value of a flag is wrong usage, whatever command the flag is of.
-fn has_mistakes(errors: ConfigErrors) -> anyhow::Error {
-    if errors.0.iter().all(|error| error.place.starts_with("--")) {
-        let error = anyhow::anyhow!("{errors}");
-        return Exit { code: USAGE, error }.into();
-    }
-    anyhow::anyhow!("the configuration has mistakes:\n{errors}")
-}
-
-/// The exit code of wrong usage, as `clap` has it.
-const USAGE: u8 = 2;
-/// What a shell shows of a process that SIGPIPE ended.
-const READER_GONE: u8 = 141;
 
 /// Tells users who look for a flag of other servers what it is called here.
 fn with_tip(mut error: clap::Error) -> clap::Error {
@@ -142,28 +88,6 @@ fn with_tip(mut error: clap::Error) -> clap::Error {
     error
 }
 
-/// An error with an exit code of its own.
-#[derive(Debug, thiserror::Error)]
-#[error("{error:#}")]
-struct Exit {
-    code: u8,
-    error: anyhow::Error,
-}
-
-/// Gives the error of a result an exit code, unless it has one.
-trait OrExit<T> {
-    fn or_exit(self, code: u8) -> anyhow::Result<T>;
-}
-
-impl<T> OrExit<T> for anyhow::Result<T> {
-    fn or_exit(self, code: u8) -> anyhow::Result<T> {
-        self.map_err(|error| match error.downcast::<Exit>() {
-            Ok(exit) => exit.into(),
-            Err(error) => Exit { code, error }.into(),
-        })
-    }
-}
-
 /// Reads the command line and does what it says. Exits 2 on wrong usage; on failure with the code
 /// that the command gave its error, else 1.
 pub async fn main() -> ExitCode {
@@ -173,14 +97,14 @@ pub async fn main() -> ExitCode {
         Command::Serve(args) => serve::run(args).await,
         Command::Run(args) => run::run(args).await,
         Command::Demo(args) => demo::run(args).await,
-        Command::Simulate(args) => simulate::run(args).await.map(|()| ExitCode::SUCCESS),
+        Command::Simulate(args) => simulate::run(args).await,
         Command::Keys(args) => keys::run(args).await,
         Command::Openapi(_) => openapi::run(),
         Command::Check(args) => check::run(args).await,
         Command::Status(args) => status::run(args).await,
         Command::Upstreams(args) => upstreams::run(args).await,
-        Command::Completions(args) => completions::completions(&args),
-        Command::Man(args) => completions::man(&args),
+        Command::Completions(args) => completions::completions(&args, Cli::command()),
+        Command::Man(args) => completions::man(&args, Cli::command()),
     };
     outcome.unwrap_or_else(|error| {
         // Who reads the output has seen enough, as `head` has.

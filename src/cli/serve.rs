@@ -3,7 +3,7 @@
 use std::io::Write as _;
 use std::process::ExitCode;
 
-use super::ConfigArgs;
+use super::configuration::{ConfigArgs, has_mistakes, load_quietly, warn_of};
 use crate::app::App;
 use crate::config::{Config, Overrides, shown_url};
 use crate::domain::clock::Clock;
@@ -55,13 +55,13 @@ pub(super) async fn run(args: ServeArgs) -> anyhow::Result<ExitCode> {
         role: args.role,
         ..args.config.overrides()
     };
-    let (config, near_misses) = super::load_quietly(&overrides);
+    let (config, near_misses) = load_quietly(&overrides);
     let config = match config {
         Ok(config) => config,
         Err(errors) => {
             // One of them may be why something is missing.
-            super::warn_of(&near_misses);
-            return Err(super::has_mistakes(errors));
+            warn_of(&near_misses);
+            return Err(has_mistakes(errors));
         }
     };
     let exporter = telemetry::start_exporting(&config.log, &config.telemetry)?;

@@ -2,14 +2,13 @@
 
 use std::io::Write as _;
 use std::num::{NonZeroU64, NonZeroUsize};
+use std::process::ExitCode;
 use std::time::Duration;
 
 use anyhow::{Context as _, bail};
-use clap::CommandFactory as _;
-use clap::error::ErrorKind;
 use secrecy::SecretString;
 
-use super::Cli;
+use super::exit::{Exit, USAGE};
 use crate::config::{Environment, parse_duration};
 use crate::shutdown::{self, Hangup};
 use crate::simulate::{Options, Simulator};
@@ -31,70 +30,65 @@ Examples:
 /// bytes, echo.
 #[derive(Clone, Debug, clap::Args)]
 #[command(after_help = EXAMPLE)]
-pub struct Args {
+pub(super) struct SimulateArgs {
     /// Where to listen; port 0 takes a free one. The base URL is printed on standard output
     #[arg(long, value_name = "HOST:PORT", default_value = "127.0.0.1:8081")]
-    pub listen: String,
+    listen: String,
 
     /// How long a call takes on average, such as 500ms or 2s
     #[arg(long, value_name = "DURATION", default_value = "0ms", value_parser = parse_duration)]
-    pub latency: Duration,
+    latency: Duration,
 
     /// A call takes up to this much less or more than --latency
     #[arg(long, value_name = "DURATION", default_value = "0ms", value_parser = parse_duration)]
-    pub latency_jitter: Duration,
+    latency_jitter: Duration,
 
     /// Adds the time a model would need to write its answer
     #[arg(long, value_name = "N", value_parser = positive)]
-    pub tokens_per_second: Option<f64>,
+    tokens_per_second: Option<f64>,
 
     /// Calls beyond it get 429 with Retry-After; a second's worth may come at once
     #[arg(long, value_name = "N")]
-    pub requests_per_minute: Option<NonZeroU64>,
+    requests_per_minute: Option<NonZeroU64>,
 
     /// The share of calls, from 0 to 1, that get 500
     #[arg(long, value_name = "SHARE", default_value_t = 0.0, value_parser = share)]
-    pub error_rate: f64,
+    error_rate: f64,
 
     /// The share of calls, from 0 to 1, that get 429 with a short retry-after-ms
     #[arg(long, value_name = "SHARE", default_value_t = 0.0, value_parser = share)]
-    pub rate_limit_rate: f64,
+    rate_limit_rate: f64,
 
     /// More calls at once get 429
     #[arg(long, value_name = "N")]
-    pub max_concurrency: Option<NonZeroUsize>,
+    max_concurrency: Option<NonZeroUsize>,
 
     /// Another seed gives other answers and lets other calls fail
     #[arg(long, value_name = "N", default_value_t = 0)]
-    pub seed: u64,
+    seed: u64,
 
     /// Serve this model (may be repeated) and no other; every model if none is named
     #[arg(long = "model", value_name = "NAME")]
-    pub models: Vec<String>,
+    models: Vec<String>,
 
     /// How many tokens an answer has on average
     #[arg(long, value_name = "N", default_value_t = Options::default().answer_tokens)]
-    pub answer_tokens: usize,
+    answer_tokens: usize,
 
     /// The environment variable that holds the key which calls must carry
     #[arg(long, value_name = "NAME")]
-    pub api_key_env: Option<String>,
+    api_key_env: Option<String>,
 
     /// Count how often each body came, for GET /stats
     #[arg(long)]
-    pub track: bool,
+    track: bool,
 }
 
-/// Serves until Ctrl-C. Flags that contradict each other end the process as wrong usage.
-///
-/// # Errors
-///
-/// The key's variable is not set, or the address cannot be listened on.
-pub async fn run(args: Args) -> anyhow::Result<()> {
+/// Serves until Ctrl-C.
+pub(super) async fn run(args: SimulateArgs) -> anyhow::Result<ExitCode> {
     if let Some(contradiction) = args.contradiction() {
-        Cli::command()
-            .error(ErrorKind::ArgumentConflict, contradiction)
-            .exit();
+        let error = anyhow::anyhow!("{contradiction}; see --help");
+        return Err(Exit { code: USAGE, error }.into());
     }
     let listen = args.listen.clone();
     let options = args.options(&Environment::capture())?;
@@ -105,10 +99,10 @@ pub async fn run(args: Args) -> anyhow::Result<()> {
     writeln!(std::io::stdout(), "{}", simulator.base_url())?;
     stop.token().cancelled().await;
     simulator.stop().await;
-    Ok(())
+    Ok(ExitCode::SUCCESS)
 }
 
-impl Args {
+impl SimulateArgs {
     /// What cannot be meant together.
     fn contradiction(&self) -> Option<&'static str> {
         if self.error_rate + self.rate_limit_rate > 1.0 {
@@ -174,10 +168,10 @@ mod tests {
     #[derive(Parser)]
     struct Command {
         #[command(flatten)]
-        args: Args,
+        args: SimulateArgs,
     }
 
-    fn args(line: &str) -> Result<Args, clap::Error> {
+    fn args(line: &str) -> Result<SimulateArgs, clap::Error> {
         let words = std::iter::once("simulate").chain(line.split_whitespace());
         Ok(Command::try_parse_from(words)?.args)
     }

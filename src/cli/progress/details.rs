@@ -8,8 +8,8 @@ use jiff::tz::TimeZone;
 use jiff::{Timestamp, ZonedDateTime};
 use reqwest::StatusCode;
 
-use super::{count_of, short};
-use crate::cli::status::table::printable;
+use crate::cli::figures;
+use crate::cli::printable::{CUT, cut, printable};
 use crate::domain::outcome::{ErrorCode, Failure};
 use crate::upstream::{OldCalls, Reason, UpstreamState, UpstreamStatus};
 
@@ -19,9 +19,6 @@ const WORTH_TELLING: Duration = Duration::from_secs(2);
 const ANSWERED: &str = "the model server answered ";
 /// A cause is not cut to less than this.
 const CAUSE_WIDTH_MIN: usize = 12;
-/// What stands for the rest of a text that is cut.
-const CUT: &str = "…";
-
 /// What is known of a batch's requests beside its counts.
 #[derive(Clone, Debug, Default)]
 pub struct Details {
@@ -56,15 +53,15 @@ fn failures(details: &Details, failed: u64, width: usize) -> Option<String> {
     causes.sort_by_key(|&(failure, count)| (u64::MAX - count, failure));
     let mut parts: Vec<String> = causes
         .into_iter()
-        .map(|(failure, count)| format!("{} {}", count_of(count), cause(failure)))
+        .map(|(failure, count)| format!("{} {}", figures::count(count), cause(failure)))
         .collect();
     if details.failed_before > 0 {
         parts.push(format!(
             "{} in earlier runs",
-            count_of(details.failed_before)
+            figures::count(details.failed_before)
         ));
     }
-    let head = format!("{} failed: ", count_of(failed));
+    let head = format!("{} failed: ", figures::count(failed));
     Some(joined(&head, &parts, ", ", width))
 }
 
@@ -134,7 +131,7 @@ impl Wait {
 }
 
 fn wait(upstream: &UpstreamStatus, is_alone: bool, now_ms: i64, zone: &TimeZone) -> Option<Wait> {
-    let name = printable(upstream.name.clone());
+    let name = printable(&upstream.name);
     let model = upstream.models.first();
     let is_shut = matches!(upstream.state, UpstreamState::Down | UpstreamState::Ejected);
     let is_limited = !is_shut && model.is_some_and(|model| model.reason == Reason::Limited);
@@ -148,8 +145,8 @@ fn wait(upstream: &UpstreamStatus, is_alone: bool, now_ms: i64, zone: &TimeZone)
         return Some(Wait {
             head: format!(
                 "rate limited{by}: {} of {} calls get through",
-                count_of(calls),
-                count_of(limit)
+                figures::count(calls),
+                figures::count(limit)
             ),
             cause: String::new(),
             tail: String::new(),
@@ -158,7 +155,7 @@ fn wait(upstream: &UpstreamStatus, is_alone: bool, now_ms: i64, zone: &TimeZone)
     let (subject, cause, left) = match (&upstream.cause, model) {
         (Some(cause), _) => (format!("upstream {name}"), cause, upstream.left),
         (None, Some(model)) => {
-            let of_model = printable(model.model.clone());
+            let of_model = printable(&model.model);
             let subject = format!("model {of_model} at upstream {name}");
             (subject, &model.cause, model.left)
         }
@@ -175,7 +172,7 @@ fn wait(upstream: &UpstreamStatus, is_alone: bool, now_ms: i64, zone: &TimeZone)
     };
     Some(Wait {
         head: format!("waiting: {subject}{between}"),
-        cause: printable(cause.to_owned()),
+        cause: printable(cause).into_owned(),
         tail,
     })
 }
@@ -184,11 +181,11 @@ fn wait(upstream: &UpstreamStatus, is_alone: bool, now_ms: i64, zone: &TimeZone)
 fn old_calls(old: OldCalls) -> String {
     let age = match old.oldest.as_secs() {
         seconds @ 0..60 => format!("{seconds} s"),
-        _ => short(old.oldest),
+        _ => figures::duration(old.oldest),
     };
     match old.count as u64 {
         1 => format!("1 call is {age} old"),
-        count => format!("{} calls are up to {age} old", count_of(count)),
+        count => format!("{} calls are up to {age} old", figures::count(count)),
     }
 }
 
@@ -221,10 +218,6 @@ fn joined(head: &str, parts: &[String], between: &str, width: usize) -> String {
     }
     let first = parts.first().map_or("", String::as_str);
     cut(&format!("{head}{first}"), width)
-}
-
-fn cut(text: &str, width: usize) -> String {
-    console::truncate_str(text, width, CUT).into_owned()
 }
 
 #[cfg(test)]

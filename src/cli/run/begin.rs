@@ -2,7 +2,6 @@
 
 use anyhow::bail;
 
-use super::exit::NOT_VALID;
 use super::feed::{Feed, Gathered, limits};
 use super::generation::{Generation, TENANT};
 use super::input::Input;
@@ -11,7 +10,7 @@ use super::keep::Found;
 use super::lines::{self, Reader, Source};
 use super::reshape::{self, Reshape};
 use crate::app;
-use crate::cli::OrExit as _;
+use crate::cli::exit::{NOT_VALID, OrExit as _};
 use crate::config::Config;
 use crate::domain::clock::Clock;
 use crate::domain::endpoint;

@@ -3,14 +3,13 @@
 use std::collections::{BTreeMap, BTreeSet};
 
 use super::begin::not_jsonl;
-use super::exit::NOT_VALID;
 use super::faults::{Counter, Faults};
 use super::feed::{Feed, Gathered, limits};
 use super::generation::Generation;
 use super::input::Input;
 use super::lines::{Reader, Source};
 use super::reshape::Reshape;
-use crate::cli::OrExit as _;
+use crate::cli::exit::{NOT_VALID, OrExit as _};
 use crate::config::Config;
 use crate::domain::endpoint;
 use crate::domain::findings::{self, Finding};

@@ -8,10 +8,9 @@ use std::path::{Path, PathBuf};
 use anyhow::{Context as _, bail};
 use rustix::fs::{Access, access};
 
-use super::exit::NOT_VALID;
 use super::generation::{is_store_lock, remove_where};
 use super::journal::Journal;
-use crate::cli::OrExit as _;
+use crate::cli::exit::{NOT_VALID, OrExit as _};
 
 const LOCK: &str = "run.lock";
 /// What the lock's file holds: it tells a state directory from any other.

@@ -4,7 +4,7 @@ use anyhow::bail;
 
 use super::args::RunArgs;
 use super::words::Words;
-use crate::cli::{has_mistakes, warn_of};
+use crate::cli::configuration::{has_mistakes, warn_of};
 use crate::config::{Config, ConfigError, ConfigErrors, Environment, Overrides};
 
 /// What OpenAI's clients read.

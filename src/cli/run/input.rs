@@ -13,9 +13,8 @@ use tokio::io::{AsyncRead, AsyncReadExt as _};
 use tokio_util::io::ReaderStream;
 use tokio_util::sync::CancellationToken;
 
-use super::exit::NOT_VALID;
 use super::fingerprint::Hashing;
-use crate::cli::OrExit as _;
+use crate::cli::exit::{NOT_VALID, OrExit as _};
 use crate::transfer::{NoContent, Packing, Unpacked, Unreadable};
 
 const READ_BYTES: usize = 256 << 10;

@@ -5,10 +5,9 @@ use std::io::Write as _;
 use std::time::{Duration, Instant};
 
 use super::args::RunArgs;
-use super::exit::NOT_VALID;
 use super::summary::Summary;
 use super::target::Target;
-use crate::cli::{Exit, USAGE};
+use crate::cli::exit::{Exit, NOT_VALID, USAGE};
 
 /// Prints the summary of a run, once.
 pub(super) struct Report {

@@ -4,7 +4,6 @@ use std::path::PathBuf;
 use std::process::ExitCode;
 
 use super::args::RunArgs;
-use super::exit::{FAILED, NO_ANSWER};
 use super::journal::Journal;
 use super::partial;
 use super::places::Places;
@@ -12,7 +11,7 @@ use super::report::Report;
 use super::summary::Summary;
 use super::watch::Stopped;
 use super::words::Words;
-use crate::cli::{OrExit as _, READER_GONE};
+use crate::cli::exit::{FAILED, NO_ANSWER, OrExit as _, READER_GONE};
 use crate::shutdown::Stop;
 use crate::store::Batch;
 

@@ -6,14 +6,13 @@ use tokio_util::sync::CancellationToken;
 
 use super::answers::Sources;
 use super::args::RunArgs;
-use super::exit::NOT_VALID;
 use super::growing::Growing;
 use super::journal::Journal;
 use super::stream::Stream;
 use super::target::Target;
 use super::watch::{Ended, Stopped, Watch, find};
 use crate::app;
-use crate::cli::OrExit as _;
+use crate::cli::exit::{NOT_VALID, OrExit as _};
 use crate::config::Config;
 use crate::domain::batch::Status;
 use crate::domain::clock::Clock;

@@ -1,6 +1,8 @@
-//! Tables of aligned text, and how numbers stand in them.
+//! Tables of aligned text.
 
-use console::{Alignment, Term, measure_text_width, pad_str, truncate_str};
+use console::{Alignment, Term, measure_text_width, pad_str};
+
+use super::printable::{cut, printable};
 
 /// Between two columns.
 const GAP: usize = 2;
@@ -11,7 +13,7 @@ const NARROWEST: usize = 4;
 
 /// A column of a table.
 #[derive(Clone, Copy)]
-pub(in crate::cli) struct Column {
+pub(super) struct Column {
     title: &'static str,
     may_be_cut: bool,
     /// Where there is no room, the column with the highest number is left out first. 0: never.
@@ -43,7 +45,7 @@ impl Column {
 }
 
 /// Columns under titles. A table without rows is not written.
-pub(in crate::cli) struct Table {
+pub(super) struct Table {
     columns: Vec<Column>,
     rows: Vec<Vec<String>>,
 }
@@ -57,7 +59,8 @@ impl Table {
     }
 
     pub fn row<const N: usize>(&mut self, cells: [String; N]) {
-        self.rows.push(cells.map(printable).to_vec());
+        self.rows
+            .push(cells.map(|cell| printable(&cell).into_owned()).to_vec());
     }
 
     /// Writes the table behind an empty line, without spaces at the ends of lines. Where the table
@@ -131,69 +134,18 @@ fn total(widths: impl Iterator<Item = Option<usize>>) -> usize {
     sum + GAP * usize::saturating_sub(count, 1)
 }
 
-/// A text that cannot steer a terminal: what users and model servers write may hold anything.
-pub(in crate::cli) fn printable(text: String) -> String {
-    if text.contains(char::is_control) {
-        text.replace(char::is_control, " ")
-    } else {
-        text
-    }
-}
-
 /// A cell that is cut and filled to a width.
 fn padded(cell: &str, width: usize) -> String {
     let cell = cut(cell, width);
     pad_str(&cell, width, Alignment::Left, None).into_owned()
 }
 
-/// A text of at most so many columns.
-pub(in crate::cli) fn cut(text: &str, width: usize) -> String {
-    truncate_str(text, width, "…").into_owned()
-}
-
 /// How wide a table may be on standard output; `None`: it goes to no terminal, where nothing need
 /// be cut.
-pub(in crate::cli) fn width_of_output() -> Option<usize> {
+pub(super) fn width_of_output() -> Option<usize> {
     let terminal = Term::stdout();
     let columns = terminal.size_checked().map(|(_, columns)| columns.into());
     terminal.is_term().then_some(columns.unwrap_or(NARROW))
-}
-
-/// A length of time in its two largest units.
-pub(in crate::cli) fn duration(seconds: f64) -> String {
-    let seconds = seconds.max(0.0).round() as u64;
-    let (days, hours) = (seconds / 86_400, seconds / 3600 % 24);
-    let minutes = seconds / 60 % 60;
-    match (days, hours, minutes) {
-        (0, 0, 0) => format!("{seconds}s"),
-        (0, 0, minutes) => format!("{minutes}m {}s", seconds % 60),
-        (0, hours, minutes) => format!("{hours}h {minutes}m"),
-        (days, hours, _) => format!("{days}d {hours}h"),
-    }
-}
-
-/// How long ago something was, in its largest unit.
-pub(in crate::cli) fn ago(seconds: i64) -> String {
-    match seconds {
-        ..60 => "just now".to_owned(),
-        60..3600 => format!("{}m ago", seconds / 60),
-        3600..86_400 => format!("{}h ago", seconds / 3600),
-        _ => format!("{}d ago", seconds / 86_400),
-    }
-}
-
-/// A rate, to the tenth where that matters.
-pub(super) fn rate(per_second: f64) -> String {
-    if per_second < 100.0 {
-        format!("{per_second:.1}")
-    } else {
-        format!("{per_second:.0}")
-    }
-}
-
-/// Bytes, in MiB.
-pub(super) fn size(bytes: usize) -> String {
-    format!("{:.1} MiB", bytes as f64 / f64::from(1 << 20))
 }
 
 #[cfg(test)]
@@ -240,17 +192,5 @@ mod tests {
             shown(Some(10)),
             "\nBATCH             TEN…  DONE\nbatch_0123456789  dép…  100%\n"
         );
-    }
-
-    #[test]
-    fn numbers_are_short() {
-        let durations = [0.4, 59.0, 61.0, 3600.0, 90_000.0, -5.0].map(duration);
-        assert_eq!(durations, ["0s", "59s", "1m 1s", "1h 0m", "1d 1h", "0s"]);
-        let moments = [0, 59, 60, 7200, 172_801].map(ago);
-        assert_eq!(
-            moments,
-            ["just now", "just now", "1m ago", "2h ago", "2d ago"]
-        );
-        assert_eq!([0.04, 99.94, 1234.5].map(rate), ["0.0", "99.9", "1234"]);
     }
 }

@@ -1,0 +1,371 @@
+//! How things stand in a server, in words and tables.
+
+use std::fmt::Write as _;
+
+use crate::api::admin::{BatchStatus, Status};
+use crate::cli::figures::{ago, rate, seconds, size};
+use crate::cli::printable::{cut, printable};
+use crate::cli::table::{Column, Table};
+
+/// How many batches a server lists.
+const BATCHES_MAX: usize = 50;
+
+/// How things stand, in words and tables.
+pub(super) fn picture(status: &Status, width: Option<usize>) -> String {
+    let mut text = String::new();
+    let version = format!("nightshift {}", printable(&status.version));
+    let database = format!(
+        "   database {} ({})",
+        status.database.engine,
+        if status.database.answers {
+            "up"
+        } else {
+            "DOES NOT ANSWER"
+        },
+    );
+    let answers = status.replicas.iter().find(|replica| replica.answers);
+    let answers = answers.map_or(String::new(), |replica| {
+        let others = version.len() + database.len() + " ()".len();
+        let room = width.map_or(usize::MAX, |width| width.saturating_sub(others));
+        format!(" ({})", cut(&printable(&replica.name), room))
+    });
+    // Writing to a string cannot fail.
+    let _ = writeln!(text, "{version}{answers}{database}");
+    // Calls, shares and these metrics are those of the process that answers.
+    let _ = writeln!(
+        text,
+        "this process: {} lines/s   request budget {} of {}",
+        rate(status.lines_per_second),
+        size(status.budget.used_bytes),
+        size(status.budget.limit_bytes),
+    );
+    let batches: Vec<String> = status
+        .batches
+        .iter()
+        .filter(|(_, count)| **count > 0)
+        .map(|(name, count)| format!("{count} {name}"))
+        .collect();
+    let batches = if batches.is_empty() {
+        "none".to_owned()
+    } else {
+        batches.join(", ")
+    };
+    let _ = writeln!(text, "batches: {batches}");
+    for alarm in &status.alarms {
+        let _ = writeln!(text, "ALARM: {}", printable(alarm));
+    }
+    for table in [
+        upstreams(status),
+        closed(status),
+        models(status),
+        live(status),
+        ended(status),
+        replicas(status),
+    ] {
+        table.write(&mut text, width);
+    }
+    for (batches, which) in [
+        (&status.live_batches, "oldest live batches"),
+        (&status.ended_batches, "batches that ended last"),
+    ] {
+        if batches.len() >= BATCHES_MAX {
+            let _ = writeln!(text, "\nOnly the {} {which} are listed.", batches.len());
+        }
+    }
+    text
+}
+
+fn upstreams(status: &Status) -> Table {
+    let mut table = Table::new([
+        Column::cut("UPSTREAM"),
+        Column::whole("STATE"),
+        Column::whole("CALLS"),
+        Column::whole("SHARE"),
+        Column::whole("LIMIT"),
+        Column::cut("CAUSE"),
+    ]);
+    for upstream in &status.upstreams {
+        let state = match upstream.state.as_str() {
+            "unknown" => "not called yet",
+            state => state,
+        };
+        table.row([
+            upstream.name.clone(),
+            state.to_owned(),
+            upstream.in_flight.to_string(),
+            upstream.share.to_string(),
+            upstream.limit.to_string(),
+            upstream.cause.clone().unwrap_or_default(),
+        ]);
+    }
+    table
+}
+
+/// What takes no lines now, and until when.
+fn closed(status: &Status) -> Table {
+    let mut table = Table::new([
+        Column::cut("CLOSED"),
+        Column::cut("AT"),
+        Column::whole("REASON"),
+        Column::whole("TRIED"),
+        Column::cut("CAUSE"),
+    ]);
+    for upstream in &status.upstreams {
+        for model in &upstream.closed {
+            let left = model.until - status.now;
+            table.row([
+                model.model.clone(),
+                upstream.name.clone(),
+                model.reason.clone(),
+                if left > 0 {
+                    format!("in {}", seconds(left as f64))
+                } else {
+                    "now".to_owned()
+                },
+                model.cause.clone(),
+            ]);
+        }
+    }
+    table
+}
+
+fn models(status: &Status) -> Table {
+    let mut table = Table::new([
+        Column::cut("MODEL"),
+        Column::whole("CALLS"),
+        Column::whole("SHARE"),
+        Column::whole("LIMIT"),
+        Column::whole("WAITING"),
+        Column::whole("LEASED").leaves(1),
+        Column::whole("OLDEST"),
+        Column::whole("LINES/S"),
+    ]);
+    let number = |count: Option<usize>| count.map_or("-".to_owned(), |count| count.to_string());
+    for model in &status.models {
+        table.row([
+            model.model.clone(),
+            number(model.in_flight),
+            number(model.share),
+            number(model.limit),
+            model.waiting_units.to_string(),
+            model.leased_units.to_string(),
+            seconds(model.oldest_seconds),
+            rate(model.lines_per_second),
+        ]);
+    }
+    table
+}
+
+/// Where there is no room for all columns, what is left out first is what `--json` is for.
+fn live(status: &Status) -> Table {
+    let mut table = Table::new([
+        Column::whole("BATCH"),
+        Column::cut("TENANT").leaves(1),
+        Column::whole("STATUS"),
+        Column::cut("MODEL").leaves(3),
+        Column::whole("LINES").leaves(5),
+        Column::whole("DONE"),
+        Column::whole("FAILED").leaves(1),
+        Column::whole("LINES/S").leaves(6),
+        Column::whole("ETA").leaves(2),
+        Column::whole("DEADLINE").leaves(4),
+    ]);
+    for batch in &status.live_batches {
+        table.row([
+            batch.id.clone(),
+            batch.tenant.clone(),
+            batch.status.clone(),
+            batch.model.clone().unwrap_or_else(|| "-".to_owned()),
+            format!("{}/{}", batch.done, batch.total),
+            percent(batch),
+            batch.failed.to_string(),
+            rate(batch.lines_per_second),
+            batch.eta_seconds.map_or("-".to_owned(), seconds),
+            batch.expires_at.map_or("-".to_owned(), |at| {
+                format!("in {}", seconds((at - status.now) as f64))
+            }),
+        ]);
+    }
+    table
+}
+
+fn ended(status: &Status) -> Table {
+    let mut table = Table::new([
+        Column::whole("ENDED BATCH"),
+        Column::cut("TENANT").leaves(1),
+        Column::whole("STATUS"),
+        Column::cut("MODEL").leaves(3),
+        Column::whole("LINES").leaves(4),
+        Column::whole("DONE"),
+        Column::whole("FAILED").leaves(1),
+        Column::whole("LINES/S").leaves(6),
+        Column::whole("TOOK").leaves(5),
+        Column::whole("ENDED").leaves(2),
+    ]);
+    for batch in &status.ended_batches {
+        let ended_at = batch.ended_at.unwrap_or(status.now);
+        table.row([
+            batch.id.clone(),
+            batch.tenant.clone(),
+            batch.status.clone(),
+            batch.model.clone().unwrap_or_else(|| "-".to_owned()),
+            format!("{}/{}", batch.done, batch.total),
+            percent(batch),
+            batch.failed.to_string(),
+            rate(batch.lines_per_second),
+            seconds((ended_at - batch.created_at) as f64),
+            ago(status.now - ended_at),
+        ]);
+    }
+    table
+}
+
+/// How much of a batch is done.
+fn percent(batch: &BatchStatus) -> String {
+    let percent = (batch.done * 100).checked_div(batch.total).unwrap_or(0);
+    format!("{percent}%")
+}
+
+fn replicas(status: &Status) -> Table {
+    let mut table = Table::new([
+        Column::cut("REPLICA"),
+        Column::whole("UP FOR"),
+        Column::whole("LEASE"),
+        Column::whole(""),
+    ]);
+    for replica in &status.replicas {
+        table.row([
+            replica.name.clone(),
+            seconds((status.now - replica.started_at) as f64),
+            format!("{:.0}s left", replica.lease_seconds_left),
+            if replica.answers { "answers here" } else { "" }.to_owned(),
+        ]);
+    }
+    table
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn picture_of(status: serde_json::Value, width: Option<usize>) -> String {
+        let status: Status = serde_json::from_value(status).expect("is a status");
+        picture(&status, width)
+    }
+
+    #[test]
+    fn the_picture_has_aligned_tables() {
+        let status = serde_json::json!({
+            "version": "1", "now": 1000,
+            "database": {"engine": "sqlite", "answers": true},
+            "replicas": [{
+                "name": "r", "started_at": 400, "lease_seconds_left": 9.7, "answers": true
+            }],
+            "upstreams": [
+                {"name": "gpu", "state": "up", "cause": null, "in_flight": 3, "share": 32, "limit": 64},
+                {"name": "b", "state": "down", "cause": "no", "in_flight": 0, "share": 8, "limit": 8},
+                {"name": "c", "state": "unknown", "cause": null, "in_flight": 0, "share": 8, "limit": 8},
+            ],
+            "models": [],
+            "batches": {"in_progress": 1, "validating": 0},
+            "live_batches": [{
+                "id": "batch_1", "tenant": "t", "status": "in_progress", "model": "m",
+                "total": 200, "done": 50, "failed": 1, "lines_per_second": 12.5,
+                "eta_seconds": 12.0, "created_at": 0, "expires_at": 4600
+            }],
+            "ended_batches": [{
+                "id": "batch_0", "tenant": "t", "status": "cancelled", "model": null,
+                "total": 9, "done": 9, "failed": 0, "lines_per_second": 3.0,
+                "eta_seconds": null, "created_at": 0, "expires_at": 4600, "ended_at": 400
+            }],
+            "lines_per_second": 12.5,
+            "budget": {"used_bytes": 1_048_576, "limit_bytes": 67_108_864},
+        });
+        assert_eq!(
+            picture_of(status, None),
+            "nightshift 1 (r)   database sqlite (up)\n\
+             this process: 12.5 lines/s   request budget 1.0 MiB of 64.0 MiB\n\
+             batches: 1 in_progress\n\
+             \n\
+             UPSTREAM  STATE           CALLS  SHARE  LIMIT  CAUSE\n\
+             gpu       up              3      32     64\n\
+             b         down            0      8      8      no\n\
+             c         not called yet  0      8      8\n\
+             \n\
+             BATCH    TENANT  STATUS       MODEL  LINES   DONE  FAILED  LINES/S  ETA  DEADLINE\n\
+             batch_1  t       in_progress  m      50/200  25%   1       12.5     12s  in 1h 00m\n\
+             \n\
+             ENDED BATCH  TENANT  STATUS     MODEL  LINES  DONE  FAILED  LINES/S  TOOK    ENDED\n\
+             batch_0      t       cancelled  -      9/9    100%  0       3.0      6m 40s  10m ago\n\
+             \n\
+             REPLICA  UP FOR   LEASE\n\
+             r        10m 00s  10s left  answers here\n"
+        );
+    }
+
+    #[test]
+    fn the_picture_fits_80_columns_and_no_id_is_cut() {
+        let id = |number: u32| format!("batch_{number:032x}");
+        let batch = |number: u32, status: &str| {
+            serde_json::json!({
+                "id": id(number), "tenant": "département-recherche", "status": status,
+                "model": "meta-llama/Llama-3.3-70B-Instruct", "total": 1_000_000, "done": 999_999,
+                "failed": 123_456, "lines_per_second": 1234.5, "eta_seconds": 50_000.0,
+                "created_at": 0, "expires_at": 90_000, "ended_at": 100
+            })
+        };
+        let cause = "the model server answered 503 with a body that is not JSON: <html>".to_owned();
+        let status = serde_json::json!({
+            "version": "1.22.333", "now": 3_000,
+            "database": {"engine": "postgres", "answers": true},
+            "replicas": [{
+                "name": "nightshift-worker-7c9f8d6b5c-x2x4z.default.svc.cluster.local-and-more",
+                "started_at": 0, "lease_seconds_left": 9.7, "answers": true
+            }],
+            "upstreams": [{
+                "name": "gpu-cluster-in-frankfurt", "state": "unknown", "cause": cause,
+                "in_flight": 60_000, "share": 60_000, "limit": 60_000,
+                "closed": [{
+                    "model": "meta-llama/Llama-3.3-70B-Instruct", "reason": "unavailable",
+                    "cause": cause + "\u{1b}[2J", "until": 3_100
+                }],
+            }],
+            "models": [{
+                "model": "meta-llama/Llama-3.3-70B-Instruct", "in_flight": 60_000, "share": 60_000,
+                "limit": 60_000, "waiting_units": 20_000, "leased_units": 1_000,
+                "oldest_seconds": 80_000.0, "lines_per_second": 1234.5
+            }],
+            "batches": {"in_progress": 1},
+            "live_batches": [batch(1, "in_progress"), batch(2, "validating")],
+            "ended_batches": [batch(3, "completed"), batch(4, "cancelled")],
+            "lines_per_second": 1234.5,
+            "budget": {"used_bytes": 1_048_576, "limit_bytes": 67_108_864},
+        });
+        let shown = picture_of(status.clone(), Some(80));
+        for line in shown.lines() {
+            let width = console::measure_text_width(line);
+            assert!(width <= 80, "{width}: {line}");
+        }
+        for number in 1..=4 {
+            assert!(shown.contains(&id(number)), "{shown}");
+        }
+        assert!(!shown.contains('\u{1b}'), "nobody steers the terminal");
+        for word in [
+            "in_progress",
+            "cancelled",
+            "99%",
+            "48m ago",
+            "not called yet",
+        ] {
+            assert!(shown.contains(word), "{word}: {shown}");
+        }
+        let wide = picture_of(status, None);
+        for word in [
+            "département-recherche",
+            "Llama-3.3-70B-Instruct",
+            "999999/1000000",
+        ] {
+            assert!(wide.contains(word), "{word}: {wide}");
+        }
+    }
+}
