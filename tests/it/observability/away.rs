@@ -5,12 +5,51 @@ use serde_json::Value;
 use crate::support::engines::{on_postgres_by, shared_postgres};
 use crate::support::metrics::{Metrics, operator};
 use crate::support::proxy::Proxy;
-use crate::support::{CHAT, Server, chat, granting, ids};
+use crate::support::session::Session;
+use crate::support::{CHAT, Server, chat, granting, ids, on_every_engine};
+use nightshift::internals::store::Engine;
 
 /// What falls silent is given up after some seconds.
 const CONFIG: &str = "[database]\nstatement_timeout = \"3s\"\n";
 const ERRORS: &str = "nightshift_store_errors_total";
 const OUTAGES: [&str; 1] = [r#"kind="outage""#];
+
+const REFUSE: &str = "
+    CREATE FUNCTION refused() RETURNS trigger LANGUAGE plpgsql AS $$
+    BEGIN
+        RAISE EXCEPTION 'not this one';
+    END $$;
+    CREATE TRIGGER refused BEFORE INSERT ON files FOR EACH ROW EXECUTE FUNCTION refused()";
+const REFUSE_SQLITE: &str = "
+    CREATE TRIGGER refused BEFORE INSERT ON files
+    BEGIN
+        SELECT RAISE(ABORT, 'not this one');
+    END";
+
+/// A statement that the database refuses may fail as a part of many things, but it fails once.
+async fn an_error_of_the_database_is_counted_once() {
+    let mut server = Server::with("").binary().await;
+    let (base, key) = (server.url(""), operator(&server.database).await);
+    let mut database = Session::open(&server.database).await;
+    database
+        .execute(match database.engine() {
+            Engine::Sqlite => REFUSE_SQLITE,
+            Engine::Postgres => REFUSE,
+        })
+        .await;
+    for refused in 1..=3 {
+        let answer = server
+            .upload(chat("a", Value::Null).into_bytes(), "in.jsonl", "batch")
+            .await;
+        assert_eq!(answer.status(), 500, "{answer:?}");
+        let metrics = Metrics::of(&base, Some(&key)).await;
+        assert_eq!(metrics.sum(ERRORS, &[]), f64::from(refused));
+        assert_eq!(metrics.sum(ERRORS, &OUTAGES), 0.0);
+    }
+    server.stop().await;
+}
+
+on_every_engine![an_error_of_the_database_is_counted_once];
 
 /// Has the database go away in the middle of a batch, and reads `/metrics` meanwhile.
 async fn looks_inside_while(goes_away: impl Fn(&Proxy)) {
