@@ -142,21 +142,13 @@ async fn run_in(
         ));
     }
     let store = app::open_store_alone(&config, Clock::default()).await?;
-    let worked = work(
-        args,
-        &config,
-        &store,
-        &journal,
-        &places.output,
-        stop.clone(),
-    )
-    .await;
+    let worked = work(args, &config, &store, &journal, places, stop.clone()).await;
     let Worked {
         ended,
-        stream,
+        streams,
         partial,
     } = worked.unwrap_or_else(|error| Worked::stopped(Stopped::Fault(error)));
-    let batch = match &journal.batch_id {
+    let batch = match journal.batch_id() {
         Some(batch_id) => Some(find(&store, batch_id).await?),
         None => None,
     };
@@ -169,7 +161,8 @@ async fn run_in(
             }
             batch => {
                 // A pipe may have no reader, or one that does not read.
-                let concluded = conclude(args, places, &store, batch, stream, &mut journal, report);
+                let concluded =
+                    conclude(args, places, &store, batch, streams, &mut journal, report);
                 match stop.run_until_cancelled(concluded).await {
                     Some(Ok(code)) => Ok(code),
                     Some(Err(error)) => Err(stopped_by(error)),
@@ -208,10 +201,10 @@ async fn refuse(
 ) -> anyhow::Result<ExitCode> {
     let faults = Faults::of(store, batch).await?;
     faults.print();
-    let summary = Summary::new("invalid", Some(batch), journal.kept, report.elapsed());
+    let summary = Summary::new("invalid", Some(batch), journal.kept(), report.elapsed());
     report.print(&summary.because(faults.in_short()))?;
     store.close().await;
-    let (state, kept) = (journal.state.clone(), journal.kept);
+    let (state, kept) = (journal.state().to_owned(), journal.kept());
     if give_back(journal)? == Standing::ThisRun && kept == 0 {
         Journal::forget(&state)?;
     }

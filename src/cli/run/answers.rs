@@ -65,7 +65,7 @@ impl Sources {
         let generation = journal.generation();
         Sources {
             store: store.clone(),
-            batch_id: journal.batch_id.clone(),
+            batch_id: journal.batch_id().map(str::to_owned),
             lines: generation.lines(),
             kept: Some(generation.kept()).filter(|kept| kept.exists()),
         }

@@ -20,8 +20,8 @@ The input may be compressed with gzip or zstd.
 Stopped and started again it goes on where it was, and sends nothing twice.
 Where the input has changed, lines keep the answers that they have, by
 custom_id and body. Meanwhile the answers so far are in the output's name with
-.partial. An output that is no file gets the answers as they come, and all
-again from the first when a stopped run goes on.
+.partial. An output or an errors file that is no file, such as a pipe, gets its
+lines as they come, and all again from the first when a stopped run goes on.
 
 Without --upstream and without configured upstreams, the variable
 OPENAI_BASE_URL says where to send, and OPENAI_API_KEY, where it is set, with

@@ -7,7 +7,7 @@ use super::generation::{Generation, TENANT};
 use super::input::Input;
 use super::journal::Journal;
 use super::keep::Found;
-use super::lines::{self, Reader, Source};
+use super::lines::{self, Reader};
 use super::reshape::{self, Reshape};
 use crate::app;
 use crate::cli::exit::{NOT_VALID, OrExit as _};
@@ -34,8 +34,8 @@ pub(super) async fn begin(
     if let Some(found) = &found
         && found.sent == 0
     {
-        let mut journal = Journal::new(generation, found.sha256.clone(), None, reshape.name());
-        journal.kept = found.kept;
+        let sha256 = found.sha256.clone();
+        let mut journal = Journal::new(generation, sha256, None, found.kept, reshape.name());
         journal.note_upstream(config);
         return Ok(journal);
     }
@@ -48,8 +48,8 @@ pub(super) async fn begin(
     {
         bail!("{} has changed while it was read", input.shown());
     }
-    let mut journal = Journal::new(generation, sha256, Some(batch_id), reshape.name());
-    journal.kept = found.map_or(0, |found| found.kept);
+    let kept = found.map_or(0, |found| found.kept);
+    let mut journal = Journal::new(generation, sha256, Some(batch_id), kept, reshape.name());
     journal.note_upstream(config);
     Ok(journal)
 }
@@ -85,7 +85,7 @@ async fn ingest(
             }
             (None, None) => None,
         };
-        let is_kept = record.is_some_and(|record| matches!(record.source, Source::Kept(_)));
+        let is_kept = record.is_some_and(|record| record.is_kept());
         gathered.line(if is_kept { b"" } else { line });
         Ok(())
     };

@@ -13,8 +13,8 @@ pub(super) struct Change {
 impl Change {
     pub(super) fn since(journal: &Journal, input_sha256: &str, reshape: &Reshape) -> Change {
         Change {
-            input: journal.input_sha256 != input_sha256,
-            flags: reshape.differences(&journal.reshape),
+            input: !journal.is_on(input_sha256),
+            flags: reshape.differences(journal.reshape()),
         }
     }
 
@@ -37,7 +37,7 @@ impl Change {
 
     /// Why none of the answers that there are can be kept.
     pub(super) fn keeps_nothing(&self, journal: &Journal) -> String {
-        let state = journal.state.display();
+        let state = journal.state().display();
         if self.input && self.flags.is_empty() {
             return format!(
                 "{state} belongs to a run on another input, of which no line is in this one; use \

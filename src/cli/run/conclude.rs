@@ -1,29 +1,33 @@
 //! The end of a run: its files, and how it went.
 
+use std::path::Path;
 use std::process::ExitCode;
+
+use anyhow::Context as _;
 
 use super::answers::Sources;
 use super::args::RunArgs;
-use super::files;
+use super::files::{self, must_be_all};
+use super::growing::Streams;
 use super::journal::Journal;
 use super::places::Places;
 use super::report::Report;
 use super::stream::Stream;
 use super::summary::{self, Failures, Summary};
+use super::target::Target;
 use crate::domain::file::Kind;
 use crate::store::{Batch, Store};
 
 /// Causes of failures that are printed.
 const PRINTED_CAUSES: usize = 5;
 
-/// Writes the files of a run whose batch has ended, and says how it went. `stream` has had a part
-/// of the answers, where the output is no file.
+/// Writes the results of a run whose batch has ended, and says how it went.
 pub(super) async fn conclude(
     args: &RunArgs,
     places: &Places,
     store: &Store,
     batch: Option<&Batch>,
-    stream: Option<Stream>,
+    streams: Streams,
     journal: &mut Journal,
     report: &Report,
 ) -> anyhow::Result<ExitCode> {
@@ -32,19 +36,23 @@ pub(super) async fn conclude(
     for target in [output, errors] {
         journal.results.must_be_unchanged(target)?;
     }
+    let mut summary = Summary::new("completed", batch, journal.kept(), report.elapsed());
     let sources = Sources::of(store, journal);
-    match (output.file(), stream) {
-        (Some(_), _) => files::write(&sources, Kind::Output, output, journal).await?,
-        (None, Some(stream)) => stream.finish().await?,
-        (None, None) => Stream::start(&sources, output).await?.finish().await?,
+    let answered = (Kind::Output, whole(summary.completed));
+    match output.file() {
+        Some(path) => files::write(&sources, answered, output, path, journal).await?,
+        None => finish(streams.output, &sources, answered, output).await?,
+    }
+    let failed = (Kind::Error, whole(summary.failed));
+    match errors.file() {
+        Some(path) => write_errors(&sources, failed, errors, path, journal).await?,
+        None => finish(streams.errors, &sources, failed, errors).await?,
     }
     let error_file = batch.and_then(|batch| batch.row.error_file_id.as_deref());
-    write_errors(&sources, places, journal, error_file.is_some()).await?;
     let failures = match error_file {
         Some(file_id) => summary::failures(store, file_id).await?,
         None => Vec::new(),
     };
-    let mut summary = Summary::new("completed", batch, journal.kept, report.elapsed());
     args.say(&format!(
         "{} of {} requests succeeded: {output}",
         summary.completed, summary.total
@@ -64,29 +72,46 @@ pub(super) async fn conclude(
     })
 }
 
+/// Writes the rest of a result that only takes bytes. `stream` has had its first lines, if any.
+async fn finish(
+    stream: Option<Stream>,
+    sources: &Sources,
+    (kind, lines): (Kind, u64),
+    target: &Target,
+) -> anyhow::Result<()> {
+    let stream = match stream {
+        Some(stream) => stream,
+        None => Stream::start(sources, kind, target).await?,
+    };
+    let written = stream.finish().await?;
+    must_be_all(written, lines).with_context(|| format!("cannot write all of {target}"))
+}
+
 /// Writes the lines that failed, or removes those that an earlier run has written.
 async fn write_errors(
     sources: &Sources,
-    places: &Places,
+    failed: (Kind, u64),
+    errors: &Target,
+    path: &Path,
     journal: &mut Journal,
-    has_failed: bool,
 ) -> anyhow::Result<()> {
-    let errors = &places.errors;
     let is_ours = journal.results.has_errors(errors);
-    if has_failed {
+    let (_, lines) = failed;
+    if lines > 0 {
         // Noted first: only what a run of this output wrote is ever removed.
         if !is_ours {
             journal.results.note_errors(errors);
             journal.write()?;
         }
-        files::write(sources, Kind::Error, errors, journal).await?;
+        files::write(sources, failed, errors, path, journal).await?;
     } else if is_ours {
         files::remove(errors)?;
-    } else if errors.is_fifo() {
-        // Its reader waits for an end.
-        errors.open_stream().await?;
     }
     Ok(())
+}
+
+fn whole(count: i64) -> u64 {
+    u64::try_from(count).unwrap_or(0)
 }
 
 fn say_causes(args: &RunArgs, failures: &[Failures]) {

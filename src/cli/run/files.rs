@@ -6,8 +6,8 @@ use std::path::Path;
 
 use anyhow::{Context as _, bail};
 use tempfile::TempPath;
-use tokio::fs::{File, OpenOptions};
-use tokio::io::{AsyncWriteExt as _, BufWriter};
+use tokio::fs::OpenOptions;
+use tokio::io::{AsyncWrite, AsyncWriteExt as _, BufWriter};
 
 use super::answers::{Answers, Next, Sources, WRITE_BYTES};
 use super::beside::{PARTIAL, beside, create, remove_if_there};
@@ -80,31 +80,31 @@ pub(super) fn must_be_writable(target: &Target) -> anyhow::Result<()> {
         .with_context(|| format!("cannot write {target}"))
 }
 
-/// Writes the answers, or the lines that failed, of a run whose batch has ended.
+/// Writes the answers, or the lines that failed, of a run whose batch has ended, into a regular
+/// file. `lines`: how many there must be; with another number the file stays as it is.
 ///
-/// A regular file is written beside its place and then renamed, with the mode and the owner of
-/// the file that was there. Where that cannot be, it is written in its place.
+/// The file is written beside its place and then renamed, with the mode and the owner of the file
+/// that was there. Where that cannot be, it is written in its place.
 pub(super) async fn write(
     sources: &Sources,
-    kind: Kind,
+    (kind, lines): (Kind, u64),
     target: &Target,
+    path: &Path,
     journal: &mut Journal,
 ) -> anyhow::Result<()> {
     let cannot = || format!("cannot write {target}");
-    let Some(path) = target.file() else {
-        let out = target.open_stream().await?;
-        fill(sources, kind, out).await.with_context(cannot)?;
-        return Ok(());
-    };
     let old = path.metadata().ok();
     // A rename would leave the file's other names behind.
     let has_other_names = old.as_ref().is_some_and(|old| old.nlink() > 1);
     if !has_other_names {
-        let replaced = replace(sources, kind, path, old.as_ref(), journal).await;
+        let replaced = replace(sources, (kind, lines), path, old.as_ref(), journal).await;
         if replaced.with_context(cannot)? {
             return Ok(());
         }
     }
+    // What is written in its place cannot be taken back.
+    let counted = fill(sources, (kind, lines), tokio::io::sink()).await;
+    counted.with_context(cannot)?;
     // Half written, it is still a run's.
     journal.results.forget_content(path);
     journal.write()?;
@@ -114,7 +114,9 @@ pub(super) async fn write(
         .open(path)
         .await
         .with_context(cannot)?;
-    let (out, hash) = fill(sources, kind, out).await.with_context(cannot)?;
+    let (out, hash) = fill(sources, (kind, lines), out)
+        .await
+        .with_context(cannot)?;
     out.sync_all().await.with_context(cannot)?;
     let written = out.metadata().await.with_context(cannot)?;
     let content = Fingerprint::written(&written, hash);
@@ -127,7 +129,7 @@ pub(super) async fn write(
 /// cannot replace.
 async fn replace(
     sources: &Sources,
-    kind: Kind,
+    lines: (Kind, u64),
     path: &Path,
     old: Option<&std::fs::Metadata>,
     journal: &mut Journal,
@@ -142,7 +144,7 @@ async fn replace(
     };
     // Removed, unless it is renamed.
     let partial = TempPath::try_from_path(partial)?;
-    let (out, hash) = fill(sources, kind, out).await?;
+    let (out, hash) = fill(sources, lines, out).await?;
     out.sync_all().await?;
     let out = out.into_std().await;
     if let Some(old) = old
@@ -170,16 +172,34 @@ fn is_denied(error: &std::io::Error) -> bool {
     )
 }
 
-async fn fill(sources: &Sources, kind: Kind, out: File) -> anyhow::Result<(File, Hashing)> {
+async fn fill<W: AsyncWrite + Unpin>(
+    sources: &Sources,
+    (kind, lines): (Kind, u64),
+    out: W,
+) -> anyhow::Result<(W, Hashing)> {
     let mut answers = Answers::open(sources, kind).await?;
     let mut out = BufWriter::with_capacity(WRITE_BYTES, out);
     let mut hash = Hashing::default();
+    let mut written = 0;
     while let Next::Line(line) = answers.next(true).await? {
         hash.update(&line);
         out.write_all(&line).await?;
+        written += 1;
     }
     out.flush().await?;
+    must_be_all(written, lines)?;
     Ok((out.into_inner(), hash))
+}
+
+/// Refuses a result that lacks lines, or has more than the batch counts.
+pub(super) fn must_be_all(written: u64, lines: u64) -> anyhow::Result<()> {
+    if written != lines {
+        bail!(
+            "{written} lines are there, and the batch counts {lines}: what the run keeps is \
+             damaged; --retry-failed sends again what is missing, --restart everything"
+        );
+    }
+    Ok(())
 }
 
 /// Removes what an earlier run wrote. A symlink that the user made stays, and leads to an empty

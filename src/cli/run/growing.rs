@@ -1,54 +1,84 @@
-//! Where the answers so far go while a run goes on.
+//! Where the results so far go while a run goes on.
 
 use std::path::PathBuf;
 
 use super::answers::Sources;
 use super::partial::Partial;
+use super::places::Places;
 use super::stream::Stream;
-use super::target::Target;
+use crate::domain::file::Kind;
 
-/// The answers so far, in the order of the input.
-pub(super) enum Growing {
-    /// They are in a file beside the output, which is replaced at the end.
+/// The results so far, in the order of the input.
+pub(super) struct Growing {
+    output: Output,
+    /// `None`: the errors file is written at the end.
+    errors: Option<Stream>,
+}
+
+enum Output {
+    /// The answers are in a file beside the output, which is replaced at the end.
     File(Box<Partial>),
     /// They are written into the output itself.
     Stream(Stream),
 }
 
+/// What is to get the rest of its lines once the batch has ended: the results that are no files,
+/// if they had their first lines before.
+#[derive(Default)]
+pub(super) struct Streams {
+    pub(super) output: Option<Stream>,
+    pub(super) errors: Option<Stream>,
+}
+
 impl Growing {
-    pub(super) async fn of(sources: &Sources, output: &Target) -> anyhow::Result<Growing> {
-        Ok(match output.file() {
-            Some(path) => Growing::File(Box::new(Partial::of(sources, path).await?)),
-            None => Growing::Stream(Stream::start(sources, output).await?),
+    pub(super) async fn of(sources: &Sources, places: &Places) -> anyhow::Result<Growing> {
+        let Places { output, errors, .. } = places;
+        Ok(Growing {
+            output: match output.file() {
+                Some(path) => Output::File(Box::new(Partial::of(sources, path).await?)),
+                None => Output::Stream(Stream::start(sources, Kind::Output, output).await?),
+            },
+            errors: match errors.file() {
+                Some(_) => None,
+                None => Some(Stream::start(sources, Kind::Error, errors).await?),
+            },
         })
     }
 
-    /// Writes what has come, where so many requests have ended. Fails where the output itself
-    /// cannot be written.
+    /// Writes what has come, where so many requests have ended. Fails where a result that is no
+    /// file cannot be written.
     pub(super) async fn grow(&mut self, done: u64) -> anyhow::Result<()> {
-        match self {
-            Growing::File(partial) => partial.grow(done).await,
-            Growing::Stream(stream) => stream.grow(done).await?,
+        match &mut self.output {
+            Output::File(partial) => partial.grow(done).await,
+            Output::Stream(stream) => stream.grow(done).await?,
         }
-        Ok(())
+        match &mut self.errors {
+            Some(errors) => errors.grow(done).await,
+            None => Ok(()),
+        }
     }
 
     /// Ends before the batch does. Returns the file that has the answers so far.
     pub(super) async fn leave(self, has_answers: bool) -> Option<PathBuf> {
-        match self {
-            Growing::File(partial) => partial.leave(has_answers).await,
-            Growing::Stream(stream) => {
+        if let Some(errors) = self.errors {
+            errors.leave().await;
+        }
+        match self.output {
+            Output::File(partial) => partial.leave(has_answers).await,
+            Output::Stream(stream) => {
                 stream.leave().await;
                 None
             }
         }
     }
 
-    /// What is to get the rest of the answers once the batch has ended.
-    pub(super) fn into_stream(self) -> Option<Stream> {
-        match self {
-            Growing::File(_) => None,
-            Growing::Stream(stream) => Some(stream),
+    pub(super) fn into_streams(self) -> Streams {
+        Streams {
+            output: match self.output {
+                Output::File(_) => None,
+                Output::Stream(stream) => Some(stream),
+            },
+            errors: self.errors,
         }
     }
 }

@@ -22,20 +22,20 @@ pub(super) const INPUT_COPY: &str = "input.tmp";
 #[derive(Debug, Serialize, Deserialize)]
 pub(super) struct Journal {
     #[serde(skip)]
-    pub state: PathBuf,
+    state: PathBuf,
     generation: u32,
-    pub input_sha256: String,
+    input_sha256: String,
     /// What flags changed in the input's lines.
-    pub reshape: String,
+    reshape: String,
     /// `None`: every answer is kept from earlier generations.
-    pub batch_id: Option<String>,
+    batch_id: Option<String>,
     /// How many answers are kept from earlier generations.
-    pub kept: u64,
+    kept: u64,
     /// Tells whether lines go to the same upstreams with the same keys, and tells no key.
     upstream: String,
     salt: String,
     #[serde(flatten)]
-    pub results: Results,
+    pub(super) results: Results,
     /// The run whose place this one is to take. The earlier run stays whole until this one has an
     /// answer or its end, and takes its place again where this one stops before both.
     #[serde(default, skip_serializing_if = "Option::is_none")]
@@ -47,6 +47,7 @@ impl Journal {
         generation: &Generation,
         input_sha256: String,
         batch_id: Option<String>,
+        kept: u64,
         reshape: String,
     ) -> Journal {
         Journal {
@@ -55,7 +56,7 @@ impl Journal {
             input_sha256,
             reshape,
             batch_id,
-            kept: 0,
+            kept,
             upstream: String::new(),
             salt: uuid::Uuid::new_v4().to_string(),
             results: Results::none(generation.state()),
@@ -73,6 +74,30 @@ impl Journal {
             })),
             ..self
         }
+    }
+
+    pub(super) fn state(&self) -> &Path {
+        &self.state
+    }
+
+    /// Whether the run is on an input with this hash.
+    pub(super) fn is_on(&self, input_sha256: &str) -> bool {
+        self.input_sha256 == input_sha256
+    }
+
+    /// What flags changed in the input's lines.
+    pub(super) fn reshape(&self) -> &str {
+        &self.reshape
+    }
+
+    /// `None`: every answer is kept from earlier generations.
+    pub(super) fn batch_id(&self) -> Option<&str> {
+        self.batch_id.as_deref()
+    }
+
+    /// How many answers are kept from earlier generations.
+    pub(super) fn kept(&self) -> u64 {
+        self.kept
     }
 
     pub(super) fn generation(&self) -> Generation {
@@ -278,7 +303,7 @@ mod tests {
             left.sort();
             left
         };
-        Journal::new(&first.next(), String::new(), None, String::new()).remove_strays();
+        Journal::new(&first.next(), String::new(), None, 0, String::new()).remove_strays();
         let others = [
             "errors.jsonl",
             "index.jsonl",

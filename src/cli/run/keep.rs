@@ -55,7 +55,7 @@ pub(super) async fn keep_answers(
     let mut at = kept.metadata()?.len();
     let mut kept = BufWriter::new(kept);
     let mut index = lines::Writer::append(&new.index())?;
-    if let Some(batch_id) = &journal.batch_id
+    if let Some(batch_id) = journal.batch_id()
         && let Some(batch) = store.batch(TENANT, batch_id).await?
     {
         let of_lines = File::open(old.lines())?;

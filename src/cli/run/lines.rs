@@ -68,11 +68,16 @@ pub(super) enum Source {
 /// A line, or an answer that is kept (then its source is where it stands).
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Record {
-    pub key: Key,
-    pub source: Source,
+    pub(super) key: Key,
+    pub(super) source: Source,
 }
 
 impl Record {
+    /// Whether the line has an answer already.
+    pub(super) fn is_kept(&self) -> bool {
+        matches!(self.source, Source::Kept(_))
+    }
+
     fn to_bytes(self) -> [u8; RECORD_BYTES] {
         let mut bytes = [0; RECORD_BYTES];
         bytes[..16].copy_from_slice(&self.key.custom_id);

@@ -85,7 +85,7 @@ pub(super) fn admit(
         ),
         (
             errors,
-            results.is_some_and(|wrote| wrote.has_errors(errors)),
+            results.is_some_and(|wrote| wrote.has_errors(errors) || wrote.is_given_up(errors)),
         ),
     ] {
         match results {
@@ -112,7 +112,7 @@ fn note_results(args: &RunArgs, places: &Places, journal: &mut Journal) -> anyho
         if !results.has_output(output) {
             results.note_free(output);
         }
-        if !results.has_errors(errors) {
+        if !results.has_errors(errors) && !results.is_given_up(errors) {
             results.note_free(errors);
         }
     }
@@ -127,7 +127,7 @@ async fn begin_anew(
     config: &mut Config,
     input: &Input,
 ) -> anyhow::Result<Journal> {
-    must_be_unused(&earlier.state)?;
+    must_be_unused(earlier.state())?;
     let new = earlier.generation().next();
     new.remove();
     let replaced = if earlier.has_earlier() && !has_outcome(&earlier, config).await {
@@ -160,7 +160,7 @@ async fn has_outcome(journal: &Journal, config: &mut Config) -> bool {
 
 /// What the batch of a run has come to.
 pub(super) async fn counts(journal: &Journal, store: &Store) -> anyhow::Result<Counts> {
-    let Some(batch_id) = &journal.batch_id else {
+    let Some(batch_id) = journal.batch_id() else {
         return Ok(Counts::default());
     };
     let batch = store.batch(TENANT, batch_id).await?;

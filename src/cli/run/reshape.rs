@@ -14,11 +14,11 @@ use crate::upstream::ModelSettings;
 #[derive(Clone, Debug, Default)]
 pub(super) struct Reshape {
     /// Lines may be bare bodies, and may lack a `custom_id`.
-    pub ids: bool,
+    pub(super) ids: bool,
     /// Put into every body.
-    pub set: Map<String, Value>,
+    pub(super) set: Map<String, Value>,
     /// Requests beyond so many are left out.
-    pub limit: Option<u64>,
+    pub(super) limit: Option<u64>,
 }
 
 impl Reshape {

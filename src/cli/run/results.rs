@@ -137,6 +137,18 @@ impl Results {
         Ok(())
     }
 
+    /// Whether a file's owner has given it up, and the file is what it was then. That a run wrote
+    /// the file is the same.
+    pub(super) fn is_given_up(&self, target: &Target) -> bool {
+        target.file().is_some_and(|path| {
+            let file = relative(&self.state, path);
+            let mut of_file = self.written.iter().filter(|written| written.file == file);
+            of_file.any(|written| {
+                !written.content.is_empty() && written.content.fits(path).unwrap_or(false)
+            })
+        })
+    }
+
     /// Refuses where a file was changed after a run wrote it. An empty file has nothing to lose.
     pub(super) fn must_be_unchanged(&self, target: &Target) -> anyhow::Result<()> {
         let Some(path) = target.file() else {

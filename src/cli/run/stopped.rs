@@ -49,12 +49,12 @@ pub(super) fn give_back(journal: Journal) -> anyhow::Result<Standing> {
 
 /// What a run that has stopped leaves.
 pub(super) struct Left<'a> {
-    pub args: &'a RunArgs,
-    pub places: &'a Places,
-    pub words: &'a Words,
-    pub batch: Option<&'a Batch>,
+    pub(super) args: &'a RunArgs,
+    pub(super) places: &'a Places,
+    pub(super) words: &'a Words,
+    pub(super) batch: Option<&'a Batch>,
     /// The file that has the answers so far.
-    pub partial: Option<PathBuf>,
+    pub(super) partial: Option<PathBuf>,
 }
 
 impl Left<'_> {
@@ -66,7 +66,7 @@ impl Left<'_> {
         stop: &Stop,
         report: &Report,
     ) -> anyhow::Result<ExitCode> {
-        let kept = journal.kept;
+        let kept = journal.kept();
         let standing = settle(journal, self.batch)?;
         if standing == Standing::ThisRun && self.args.restart && self.partial.is_none() {
             // It has the answers of the earlier run.
@@ -82,8 +82,8 @@ impl Left<'_> {
                 let reason = "interrupted by a signal".to_owned();
                 (reason, Ok(ExitCode::from(stop.code())))
             }
-            Stopped::ReaderGone => {
-                let reason = format!("the reader of {} has gone", self.places.output);
+            Stopped::ReaderGone(target) => {
+                let reason = format!("the reader of {target} has gone");
                 (reason, Ok(ExitCode::from(READER_GONE)))
             }
             Stopped::TooManyFailed(most) => failed(

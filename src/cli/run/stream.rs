@@ -1,4 +1,4 @@
-//! An output that only takes bytes, such as a pipe: it gets the answers as they come.
+//! A result that only takes bytes, such as a pipe: it gets its lines as they come.
 
 use std::time::Duration;
 
@@ -8,19 +8,19 @@ use tokio::task::JoinHandle;
 use tokio_util::sync::CancellationToken;
 
 use super::answers::{Answers, Next, Sources, WRITE_BYTES};
-use super::target::Target;
+use super::target::{Target, Unwritable};
 use crate::domain::file::Kind;
 
 /// A write that is under way when the run stops gets so long: a reader may not read.
 const LAST_WRITE: Duration = Duration::from_secs(1);
 
-/// Writes the answers in input order, up to the first one that is missing. A reader that is slow
-/// holds up nothing else. Dropped, it stops.
+/// Writes the answers, or the lines that failed, in input order, up to the first request that has
+/// not ended. A reader that is slow holds up nothing else. Dropped, it stops.
 pub(super) struct Stream {
     state: watch::Sender<State>,
     stop: CancellationToken,
-    /// `None`: it has failed.
-    task: Option<JoinHandle<anyhow::Result<()>>>,
+    /// Returns how many lines were written. `None`: it has failed.
+    task: Option<JoinHandle<anyhow::Result<u64>>>,
 }
 
 #[derive(Clone, Copy, Default)]
@@ -32,12 +32,16 @@ struct State {
 }
 
 impl Stream {
-    /// The output is opened when there is something to write.
-    pub(super) async fn start(sources: &Sources, output: &Target) -> anyhow::Result<Stream> {
-        let answers = Answers::open(sources, Kind::Output).await?;
+    /// The target is opened when there is something to write.
+    pub(super) async fn start(
+        sources: &Sources,
+        kind: Kind,
+        target: &Target,
+    ) -> anyhow::Result<Stream> {
+        let answers = Answers::open(sources, kind).await?;
         let (state, seen) = watch::channel(State::default());
         let stop = CancellationToken::new();
-        let task = pour(answers, output.clone(), seen, stop.clone());
+        let task = pour(answers, target.clone(), seen, stop.clone());
         Ok(Stream {
             state,
             stop,
@@ -53,17 +57,17 @@ impl Stream {
             grows
         });
         match self.task.take_if(|task| task.is_finished()) {
-            Some(task) => task.await?,
+            Some(task) => task.await?.map(drop),
             None => Ok(()),
         }
     }
 
-    /// Writes the rest: the batch has ended.
-    pub(super) async fn finish(mut self) -> anyhow::Result<()> {
+    /// Writes the rest: the batch has ended. Returns how many lines were written in all.
+    pub(super) async fn finish(mut self) -> anyhow::Result<u64> {
         self.state.send_modify(|state| state.has_ended = true);
         match &mut self.task {
             Some(task) => task.await?,
-            None => Ok(()),
+            None => Ok(0),
         }
     }
 
@@ -87,26 +91,35 @@ impl Drop for Stream {
 
 async fn pour(
     mut answers: Answers,
-    output: Target,
+    target: Target,
     mut seen: watch::Receiver<State>,
     stop: CancellationToken,
-) -> anyhow::Result<()> {
+) -> anyhow::Result<u64> {
+    let cannot = |error| Unwritable::new(&target, error);
+    let (mut out, mut written) = (None, 0);
+    // Nothing is written of an input that turns out not to be valid.
     let has_some = seen.wait_for(|state| state.done > 0 || state.has_ended);
     let Some(Ok(_)) = stop.run_until_cancelled(has_some).await else {
-        return Ok(());
+        return Ok(written);
     };
-    let opened = stop.run_until_cancelled(output.open_stream()).await;
-    let Some(opened) = opened else {
-        return Ok(());
-    };
-    let mut out = BufWriter::with_capacity(WRITE_BYTES, opened?);
-    let cannot = |error| anyhow::Error::from(error).context(format!("cannot write {output}"));
     loop {
         let has_ended = seen.borrow_and_update().has_ended;
         let mut is_all = false;
         while !stop.is_cancelled() {
             match answers.next(has_ended).await? {
-                Next::Line(line) => out.write_all(&line).await.map_err(cannot)?,
+                Next::Line(line) => {
+                    let out = if let Some(out) = &mut out {
+                        out
+                    } else {
+                        let opened = stop.run_until_cancelled(target.open_stream()).await;
+                        let Some(opened) = opened else {
+                            return Ok(written);
+                        };
+                        out.insert(BufWriter::with_capacity(WRITE_BYTES, opened?))
+                    };
+                    out.write_all(&line).await.map_err(cannot)?;
+                    written += 1;
+                }
                 Next::Missing => break,
                 Next::End => {
                     is_all = true;
@@ -114,13 +127,19 @@ async fn pour(
                 }
             }
         }
-        out.flush().await.map_err(cannot)?;
+        if let Some(out) = &mut out {
+            out.flush().await.map_err(cannot)?;
+        }
         if is_all && has_ended {
-            return Ok(());
+            if out.is_none() && target.is_fifo() {
+                // Its reader waits for an end.
+                target.open_stream().await?;
+            }
+            return Ok(written);
         }
         let changed = stop.run_until_cancelled(seen.changed()).await;
         if !matches!(changed, Some(Ok(()))) {
-            return Ok(());
+            return Ok(written);
         }
     }
 }

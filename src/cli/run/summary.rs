@@ -22,40 +22,40 @@ const OTHERS: &str = "other causes";
 #[derive(Debug, Serialize)]
 pub(super) struct Summary<'a> {
     /// `completed`, `interrupted`, `stopped`, `invalid` or `dry_run`.
-    pub status: &'a str,
+    pub(super) status: &'a str,
     /// Why it is not `completed`; `null`: it is, or it was a dry run.
-    pub reason: Option<String>,
-    pub total: i64,
-    pub completed: i64,
-    pub failed: i64,
+    pub(super) reason: Option<String>,
+    pub(super) total: i64,
+    pub(super) completed: i64,
+    pub(super) failed: i64,
     /// Answers of earlier runs, among the completed.
-    pub kept: u64,
+    pub(super) kept: u64,
     /// Of a dry run: requests that would be sent.
     #[serde(skip_serializing_if = "Option::is_none")]
-    pub to_send: Option<u64>,
-    pub tokens: Tokens,
-    pub seconds: f64,
+    pub(super) to_send: Option<u64>,
+    pub(super) tokens: Tokens,
+    pub(super) seconds: f64,
     /// `null`: standard output.
-    pub output: Option<String>,
+    pub(super) output: Option<String>,
     /// `null`: nothing failed.
-    pub errors: Option<String>,
-    pub failures: Vec<Failures>,
+    pub(super) errors: Option<String>,
+    pub(super) failures: Vec<Failures>,
 }
 
 #[derive(Debug, Default, Serialize)]
 pub(super) struct Tokens {
-    pub input: i64,
-    pub output: i64,
-    pub total: i64,
+    pub(super) input: i64,
+    pub(super) output: i64,
+    pub(super) total: i64,
 }
 
 /// Failures that have one cause.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
 pub(super) struct Failures {
-    pub cause: String,
-    pub count: u64,
+    pub(super) cause: String,
+    pub(super) count: u64,
     /// The first line that failed so.
-    pub custom_id: String,
+    pub(super) custom_id: String,
 }
 
 impl<'a> Summary<'a> {

@@ -111,11 +111,21 @@ impl Target {
         }
     }
 
-    /// Whether a path that is only read names the same file.
+    /// Whether an input, of which `-` is standard input, is the same regular file.
     pub(super) fn is_input(&self, input: &Path) -> bool {
-        match &self.place {
-            Place::File(path) => is_same_file(path, input),
-            Place::Stdout | Place::Stderr | Place::Stream => false,
+        let input = if input.as_os_str() == "-" {
+            metadata_of(&std::io::stdin())
+        } else {
+            input.metadata().ok()
+        };
+        let own = match &self.place {
+            Place::Stdout => metadata_of(&std::io::stdout()),
+            Place::Stderr => metadata_of(&std::io::stderr()),
+            Place::File(_) | Place::Stream => self.path().metadata().ok(),
+        };
+        match (input, own) {
+            (Some(input), Some(own)) => input.is_file() && is_same_inode(&input, &own),
+            _ => false,
         }
     }
 
@@ -184,6 +194,29 @@ impl Target {
     }
 }
 
+/// A target takes no more.
+#[derive(Debug, thiserror::Error)]
+#[error("cannot write {target}")]
+pub(super) struct Unwritable {
+    pub(super) target: String,
+    #[source]
+    cause: std::io::Error,
+}
+
+impl Unwritable {
+    pub(super) fn new(target: &Target, cause: std::io::Error) -> Unwritable {
+        Unwritable {
+            target: target.to_string(),
+            cause,
+        }
+    }
+
+    /// Whether whoever read the target has gone.
+    pub(super) fn has_no_reader(&self) -> bool {
+        self.cause.kind() == ErrorKind::BrokenPipe
+    }
+}
+
 /// As the user named it.
 impl std::fmt::Display for Target {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
@@ -249,9 +282,12 @@ fn is_open_as(standard: &impl AsFd, found: &Metadata) -> bool {
     if found.file_type().is_char_device() {
         return false;
     }
-    let standard = standard.as_fd().try_clone_to_owned();
-    let standard = standard.ok().and_then(|fd| File::from(fd).metadata().ok());
-    standard.is_some_and(|standard| is_same_inode(found, &standard))
+    metadata_of(standard).is_some_and(|standard| is_same_inode(found, &standard))
+}
+
+fn metadata_of(standard: &impl AsFd) -> Option<Metadata> {
+    let standard = standard.as_fd().try_clone_to_owned().ok()?;
+    File::from(standard).metadata().ok()
 }
 
 /// Whether a path, or a symlink on its way, is a descriptor of this process, such as `/dev/fd/3`.

@@ -10,7 +10,8 @@ use super::args::RunArgs;
 use super::generation::TENANT;
 use super::growing::Growing;
 use super::journal::Journal;
-use super::target::Target;
+use super::places::Places;
+use super::target::Unwritable;
 use crate::cli::progress::{Details, Progress, Snapshot};
 use crate::domain::batch::Status;
 use crate::domain::clock::Clock;
@@ -33,8 +34,8 @@ pub(super) enum Ended {
 /// Why a run stopped before its batch had ended.
 pub(super) enum Stopped {
     Interrupted,
-    /// Whoever read the output has gone.
-    ReaderGone,
+    /// Whoever read a result, which is named here, has gone.
+    ReaderGone(String),
     /// As many requests have failed as the user allows.
     TooManyFailed(u64),
     /// No request can succeed, for this reason.
@@ -50,27 +51,27 @@ pub(super) enum Stopped {
 
 /// Looks at a batch until it ends, or the user interrupts, or it is of no use to go on.
 pub(super) struct Watch<'a> {
-    pub args: &'a RunArgs,
-    pub store: &'a Store,
-    pub pool: &'a Arc<Pool>,
-    pub observer: &'a Observer,
+    pub(super) args: &'a RunArgs,
+    pub(super) store: &'a Store,
+    pub(super) pool: &'a Arc<Pool>,
+    pub(super) observer: &'a Observer,
     /// How many requests had failed before this process worked on the batch.
-    pub failed_before: u64,
-    pub journal: &'a Journal,
-    pub output: &'a Target,
-    pub stop: &'a CancellationToken,
+    pub(super) failed_before: u64,
+    pub(super) journal: &'a Journal,
+    pub(super) places: &'a Places,
+    pub(super) stop: &'a CancellationToken,
 }
 
 impl Watch<'_> {
     pub(super) async fn run(&self, growing: &mut Growing) -> anyhow::Result<Ended> {
-        let batch_id = self.journal.batch_id.as_deref().unwrap_or_default();
+        let batch_id = self.journal.batch_id().unwrap_or_default();
         let started = Instant::now();
         // Shown once the input is known to be valid.
         let mut progress = None;
         let clock = Clock::default();
         loop {
             let batch = find(self.store, batch_id).await?;
-            let snapshot = snapshot(&batch, self.journal.kept);
+            let snapshot = snapshot(&batch, self.journal.kept());
             if batch.state.status == Status::Failed {
                 return Ok(Ended::Batch);
             }
@@ -124,8 +125,8 @@ impl Watch<'_> {
     fn progress(&self) -> Progress {
         if self.args.quiet {
             Progress::silent()
-        } else if self.output.is_terminal() {
-            // A bar would stand among the answers.
+        } else if self.places.output.is_terminal() || self.places.errors.is_terminal() {
+            // A bar would stand among the results.
             Progress::lines()
         } else {
             Progress::new(None)
@@ -158,11 +159,12 @@ impl Watch<'_> {
     }
 }
 
-/// Why an output took no more.
+/// Why a result took no more.
 pub(super) fn stopped_by(error: anyhow::Error) -> Stopped {
-    let cause = error.downcast_ref::<std::io::Error>();
-    match cause.map(std::io::Error::kind) {
-        Some(std::io::ErrorKind::BrokenPipe) => Stopped::ReaderGone,
+    match error.downcast_ref::<Unwritable>() {
+        Some(unwritable) if unwritable.has_no_reader() => {
+            Stopped::ReaderGone(unwritable.target.clone())
+        }
         _ => Stopped::Fault(error),
     }
 }

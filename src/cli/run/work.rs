@@ -6,10 +6,9 @@ use tokio_util::sync::CancellationToken;
 
 use super::answers::Sources;
 use super::args::RunArgs;
-use super::growing::Growing;
+use super::growing::{Growing, Streams};
 use super::journal::Journal;
-use super::stream::Stream;
-use super::target::Target;
+use super::places::Places;
 use super::watch::{Ended, Stopped, Watch, find};
 use crate::app;
 use crate::cli::exit::{NOT_VALID, OrExit as _};
@@ -25,18 +24,18 @@ const ALIKE_MAX: usize = 20;
 
 /// What the work on a batch has left.
 pub(super) struct Worked {
-    pub ended: Ended,
-    /// Takes the rest of the answers of a batch that has ended, where the output is no file.
-    pub stream: Option<Stream>,
+    pub(super) ended: Ended,
+    /// What takes the rest of the lines of a batch that has ended.
+    pub(super) streams: Streams,
     /// The file that has the answers so far of a batch that has not ended.
-    pub partial: Option<PathBuf>,
+    pub(super) partial: Option<PathBuf>,
 }
 
 impl Worked {
     fn without_work(ended: Ended) -> Worked {
         Worked {
             ended,
-            stream: None,
+            streams: Streams::default(),
             partial: None,
         }
     }
@@ -52,10 +51,10 @@ pub(super) async fn work(
     config: &Config,
     store: &Store,
     journal: &Journal,
-    output: &Target,
+    places: &Places,
     stop: CancellationToken,
 ) -> anyhow::Result<Worked> {
-    let Some(batch_id) = &journal.batch_id else {
+    let Some(batch_id) = journal.batch_id() else {
         return Ok(Worked::without_work(Ended::Batch));
     };
     let batch = find(store, batch_id).await?;
@@ -65,7 +64,7 @@ pub(super) async fn work(
         }
         return Ok(Worked::without_work(Ended::Batch));
     }
-    let mut growing = Growing::of(&Sources::of(store, journal), output).await?;
+    let mut growing = Growing::of(&Sources::of(store, journal), places).await?;
     let options = Options {
         fail_fast: Some(FailFast {
             calls: ALIKE_MAX,
@@ -89,7 +88,7 @@ pub(super) async fn work(
         observer: &observer,
         failed_before: u64::try_from(batch.counts.failed).unwrap_or(0),
         journal,
-        output,
+        places,
         stop: &stop,
     };
     let ended = tokio::select! {
@@ -101,7 +100,7 @@ pub(super) async fn work(
         Ended::Stopped(Stopped::Interrupted) => {
             args.say("Stopping: waiting for calls in flight. Ctrl-C again stops at once.");
         }
-        Ended::Stopped(Stopped::ReaderGone) => {
+        Ended::Stopped(Stopped::ReaderGone(_)) => {
             args.say("The reader has gone: waiting for calls in flight.");
         }
         _ => {}
@@ -110,14 +109,14 @@ pub(super) async fn work(
     Ok(match ended {
         Ended::Batch => Worked {
             ended,
-            stream: growing.into_stream(),
+            streams: growing.into_streams(),
             partial: None,
         },
         Ended::Stopped(_) => {
             let has_answers = find(store, batch_id).await?.counts.completed > 0;
             Worked {
                 ended,
-                stream: None,
+                streams: Streams::default(),
                 partial: growing.leave(has_answers).await,
             }
         }

@@ -617,3 +617,81 @@ async fn a_run_goes_on_where_its_files_were_moved_and_with_what_earlier_versions
     }
     assert_eq!(workshop.calls(), 3);
 }
+
+/// The last line of what a run knows of its input is lost.
+fn loses_a_line(workshop: &Workshop) {
+    let lines = workshop.path("out.jsonl.nightshift/lines");
+    let lines = std::fs::File::options().write(true).open(lines);
+    let lines = lines.expect("is there");
+    let length = lines.metadata().expect("can be read").len();
+    lines.set_len(length / 3 * 2).expect("can be cut");
+}
+
+#[tokio::test]
+async fn a_result_that_lacks_lines_takes_no_files_place_and_is_told() {
+    let workshop = Workshop::new(&requests(&ids(3)), Options::default()).await;
+    assert_eq!(workshop.run(&[]).await.code, Some(0));
+    let answers = workshop.read("out.jsonl");
+    loses_a_line(&workshop);
+    let refused = async || {
+        let refused = workshop.run(&[]).await;
+        assert_eq!(refused.code, Some(1), "{}", refused.errors);
+        let told = "cannot write out.jsonl: 2 lines are there, and the batch counts 3";
+        assert!(refused.errors.contains(told), "{}", refused.errors);
+        assert_eq!(workshop.read("out.jsonl"), answers);
+        assert!(!workshop.path("out.jsonl.partial").exists());
+    };
+    refused().await;
+    // Nor is it written in its place.
+    std::fs::hard_link(workshop.path("out.jsonl"), workshop.path("other")).expect("links");
+    refused().await;
+    // What was written to a pipe cannot be taken back, and is told all the same.
+    let more = ["--state", "out.jsonl.nightshift"];
+    let poured = ended(workshop.command_to("-", &more)).await;
+    assert_eq!(poured.code, Some(1), "{}", poured.errors);
+    assert_eq!(custom_ids(&poured.out), ids(2));
+    let told = "cannot write all of standard output: 2 lines are there";
+    assert!(poured.errors.contains(told), "{}", poured.errors);
+}
+
+#[tokio::test]
+async fn an_errors_file_that_lacks_lines_takes_no_files_place() {
+    let workshop = workshop().await;
+    assert_eq!(workshop.run(&[]).await.code, Some(1));
+    let errors = workshop.read("out.errors.jsonl");
+    loses_a_line(&workshop);
+    let refused = workshop.run(&[]).await;
+    assert_eq!(refused.code, Some(1), "{}", refused.errors);
+    let told = "cannot write out.errors.jsonl: 0 lines are there, and the batch counts 1";
+    assert!(refused.errors.contains(told), "{}", refused.errors);
+    assert_eq!(workshop.read("out.errors.jsonl"), errors);
+}
+
+/// By whatever name: the shell has opened the file for the run.
+#[tokio::test]
+async fn standard_input_and_standard_output_are_known_as_the_files_they_are() {
+    let workshop = workshop().await;
+    let input = workshop.read("in.jsonl");
+    let url = workshop.simulator.base_url();
+    for (shell, input_name, results) in [
+        ("exec < in.jsonl;", "-", ["-o", "in.jsonl"]),
+        ("exec < in.jsonl;", "-", ["--errors", "in.jsonl"]),
+        ("exec < in.jsonl;", "/dev/stdin", ["-o", "in.jsonl"]),
+        ("exec >> in.jsonl;", "in.jsonl", ["-o", "-"]),
+        ("exec < in.jsonl >> in.jsonl;", "-", ["-o", "-"]),
+        ("exec 3>> in.jsonl;", "in.jsonl", ["--errors", "/dev/fd/3"]),
+    ] {
+        let mut command = command_after(shell, &["run", "-i", input_name, "--upstream", &url]);
+        command.args(results).args(["--state", "kept"]);
+        if results[0] == "--errors" {
+            command.args(["-o", "out.jsonl"]);
+        }
+        command.current_dir(workshop.path(""));
+        let refused = ended(command).await;
+        assert_eq!(refused.code, Some(3), "{results:?}: {}", refused.errors);
+        let told = "are the same file";
+        assert!(refused.errors.contains(told), "{}", refused.errors);
+        assert_eq!(workshop.read("in.jsonl"), input);
+    }
+    assert_eq!(workshop.calls(), 0);
+}

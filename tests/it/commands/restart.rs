@@ -269,3 +269,53 @@ async fn a_restart_whose_first_requests_fail_leaves_the_earlier_run_whole() {
     assert_eq!(workshop.run(&[]).await.code, Some(0));
     assert_eq!(workshop.calls(), 0, "nothing is sent again");
 }
+
+#[tokio::test]
+async fn a_file_that_a_restart_was_given_is_the_runs_until_somebody_changes_it() {
+    let hanging = chat("hanging", serde_json::json!({"hang": true}));
+    let workshop = Workshop::new(&(requests(&ids(3)) + &hanging), Options::default()).await;
+    workshop.write("out.errors.jsonl", "somebody else's");
+    let running = Process::start(workshop.command(&["--restart"]), b"");
+    let partial = workshop.path("out.jsonl.partial");
+    eventually("answers are there", async || {
+        std::fs::read_to_string(&partial).is_ok_and(|text| text.lines().count() == 3)
+    })
+    .await;
+    running.signal("INT");
+    let interrupted = running.ended().await;
+    let told = "The same command without --restart goes on where this one stopped";
+    assert!(interrupted.errors.contains(told), "{}", interrupted.errors);
+
+    // Somebody changes it meanwhile, and changes it back.
+    workshop.write("out.errors.jsonl", "somebody else's, and changed");
+    let refused = workshop.run(&[]).await;
+    assert_eq!(refused.code, Some(3), "{}", refused.errors);
+    let told = "out.errors.jsonl is there already, and no run of this output wrote it";
+    assert!(refused.errors.contains(told), "{}", refused.errors);
+    workshop.write("out.errors.jsonl", "somebody else's");
+    let more = ["--timeout", "200ms", "--max-attempts", "1"];
+    let gone_on = workshop.run(&more).await;
+    assert_eq!(gone_on.code, Some(1), "{}", gone_on.errors);
+    assert_eq!(workshop.custom_ids("out.jsonl"), ids(3));
+    assert_eq!(workshop.custom_ids("out.errors.jsonl"), ["hanging"]);
+    let again = workshop.run(&more).await;
+    let told = "This run had ended before: nothing is sent";
+    assert!(again.errors.contains(told), "{}", again.errors);
+}
+
+#[tokio::test]
+async fn a_restart_without_failures_leaves_an_errors_file_and_is_not_refused_for_it_later() {
+    let workshop = Workshop::new(&requests(&ids(3)), Options::default()).await;
+    workshop.write("out.errors.jsonl", "somebody else's");
+    assert_eq!(workshop.run(&["--restart"]).await.code, Some(0));
+    for _ in 0..2 {
+        let again = workshop.run(&[]).await;
+        assert_eq!(
+            (again.code, workshop.calls()),
+            (Some(0), 3),
+            "{}",
+            again.errors
+        );
+        assert_eq!(workshop.read("out.errors.jsonl"), "somebody else's");
+    }
+}

@@ -111,3 +111,64 @@ async fn a_run_whose_reader_goes_away_stops_quietly_and_can_be_gone_on_with() {
     assert_eq!(told, ids(2000));
     assert!(workshop.calls() <= 2000 + 20, "{}", workshop.calls());
 }
+
+#[tokio::test]
+async fn an_errors_pipe_gets_its_lines_in_order_as_requests_fail() {
+    let bad = |id: &str| chat(id, json!({"status": 400}));
+    let hanging = chat("hanging", json!({"hang": true}));
+    let input = [
+        bad("a"),
+        chat("b", Value::Null),
+        bad("c"),
+        hanging,
+        bad("last"),
+    ]
+    .concat();
+    let workshop = Workshop::new(&input, Options::default()).await;
+    let path = workshop.path("errors");
+    let made = std::process::Command::new("mkfifo").arg(&path).status();
+    assert!(made.expect("runs").success());
+    let read = || {
+        let mut cat = tokio::process::Command::new("cat");
+        cat.arg(&path);
+        Process::start(cat, b"")
+    };
+    let mut reader = read();
+    let mut running = Process::start(workshop.command(&["--errors", "errors"]), b"");
+    for id in ["a", "c"] {
+        let line = reader.line().await;
+        let line = line.expect("is written while the run goes on");
+        assert_eq!(custom_id(&line), id);
+    }
+    assert!(running.is_running());
+    eventually("the last line is answered", async || {
+        workshop.simulator.stats().total.calls == 5
+    })
+    .await;
+    running.signal("KILL");
+    running.ended().await;
+    let rest = reader.ended().await;
+    assert_eq!(rest.out, "", "the last line waits for the one before it");
+
+    // A run that goes on begins with the first line again.
+    let reader = read();
+    let more = [
+        "--errors",
+        "errors",
+        "--timeout",
+        "200ms",
+        "--max-attempts",
+        "1",
+    ];
+    let ran = workshop.run(&more).await;
+    assert_eq!(ran.code, Some(1), "{}", ran.errors);
+    let told: Vec<String> = reader.ended().await.out.lines().map(custom_id).collect();
+    assert_eq!(told, ["a", "c", "hanging", "last"]);
+
+    // A batch that has ended is written again.
+    let reader = read();
+    let again = workshop.run(&["--errors", "errors"]).await;
+    assert_eq!(again.code, Some(1), "{}", again.errors);
+    let told: Vec<String> = reader.ended().await.out.lines().map(custom_id).collect();
+    assert_eq!(told, ["a", "c", "hanging", "last"]);
+}
