@@ -95,6 +95,8 @@ pub enum Failure {
     /// The model server answered with this status.
     Status(u16),
     Code(ErrorCode),
+    /// Their stored text cannot be read: the error file has no line for them.
+    Unreadable,
 }
 
 /// Why a line never got an answer.

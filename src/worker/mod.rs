@@ -178,6 +178,7 @@ impl Worker {
             demand: &demand,
             completions: &completions,
             lease: &lease,
+            failed_lines: &flusher.failed_lines(),
             authority: &authority,
             clock: &clock,
         });

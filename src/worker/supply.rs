@@ -27,6 +27,7 @@ use crate::worker::dispatch::Dispatch;
 use crate::worker::dispatch::demand::Demand;
 use crate::worker::dispatch::scheduler::Scheduler;
 use crate::worker::dispatch::shared::SharedLedger;
+use crate::worker::flush::accept::FailureCounts;
 use crate::worker::lease::Lease;
 use crate::worker::lease::authority::Authority;
 use crate::worker::work::finished::CompletionQueue;
@@ -75,6 +76,8 @@ pub(crate) struct Parts<'a> {
     pub demand: &'a Arc<Demand>,
     pub completions: &'a Arc<CompletionQueue>,
     pub lease: &'a Arc<Lease>,
+    /// Lines that were written as failed.
+    pub failed_lines: &'a Arc<FailureCounts>,
     pub authority: &'a Arc<Authority>,
     pub clock: &'a Clock,
 }
@@ -101,6 +104,7 @@ impl Supply {
                 dispatch,
                 parts.completions.clone(),
                 lease.clone(),
+                Arc::clone(parts.failed_lines),
                 parts.clock.clone(),
             ),
             round: 0,

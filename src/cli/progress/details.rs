@@ -76,6 +76,7 @@ fn cause(failure: Failure) -> String {
                 None => format!("answered {status}"),
             }
         }
+        Failure::Unreadable => "unreadable in the database".to_owned(),
         Failure::Code(code) => match code {
             ErrorCode::BatchExpired => "expired",
             ErrorCode::BatchCancelled => "cancelled",
@@ -298,6 +299,7 @@ mod tests {
             "11,570 failed: 1,503 service unavailable (503), and 7 more"
         );
         assert_eq!(cause(Failure::Status(499)), "answered 499");
+        assert_eq!(cause(Failure::Unreadable), "unreadable in the database");
     }
 
     fn failures_line(details: &Details, failed: u64) -> String {

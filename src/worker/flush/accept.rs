@@ -27,6 +27,12 @@ impl FailureCounts {
         }
     }
 
+    /// Adds lines that ended without a line of their own.
+    pub(crate) fn add_unreadable(&self, lines: u64) {
+        let mut counts = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        *counts.entry(Failure::Unreadable).or_default() += lines;
+    }
+
     pub(crate) fn all(&self) -> Vec<(Failure, u64)> {
         let counts = self.0.lock().unwrap_or_else(PoisonError::into_inner);
         counts

@@ -17,6 +17,7 @@ use crate::worker::dispatch::Dispatch;
 use crate::worker::dispatch::ownership::Ownership;
 use crate::worker::dispatch::scheduler::Scheduler;
 use crate::worker::dispatch::shared::SharedLedger;
+use crate::worker::flush::accept::FailureCounts;
 use crate::worker::lease::Lease;
 use crate::worker::work::finished::CompletionQueue;
 use crate::worker::work::unit::BatchContext;
@@ -82,10 +83,17 @@ impl Fetch {
         dispatch: &Dispatch,
         completions: Arc<CompletionQueue>,
         lease: Arc<Lease>,
+        failed_lines: Arc<FailureCounts>,
         clock: Clock,
     ) -> Self {
         let now = Instant::now();
-        let prefetch = Prefetch::new(store.clone(), pool.clone(), dispatch, lease.clone());
+        let prefetch = Prefetch::new(
+            store.clone(),
+            pool.clone(),
+            dispatch,
+            lease.clone(),
+            failed_lines,
+        );
         Self {
             store,
             pool,

@@ -12,7 +12,7 @@ use crate::worker::dispatch::Dispatch;
 use crate::worker::dispatch::ownership::Ownership;
 use crate::worker::dispatch::scheduler::Scheduler;
 use crate::worker::dispatch::shared::SharedLedger;
-use crate::worker::flush::accept::count_written;
+use crate::worker::flush::accept::{FailureCounts, count_written};
 use crate::worker::lease::Lease;
 use crate::worker::work::unit::{BatchContext, LoadedUnit};
 
@@ -34,6 +34,7 @@ pub(super) struct Prefetch {
     ownership: Arc<Ownership>,
     scheduler: Arc<Scheduler>,
     lease: Arc<Lease>,
+    failed_lines: Arc<FailureCounts>,
     unread: BTreeMap<LaneId, VecDeque<UnreadUnit>>,
     /// Numbers the units that are loaded.
     next_id: AtomicU64,
@@ -45,6 +46,7 @@ impl Prefetch {
         pool: Arc<Pool>,
         dispatch: &Dispatch,
         lease: Arc<Lease>,
+        failed_lines: Arc<FailureCounts>,
     ) -> Self {
         Prefetch {
             store,
@@ -53,6 +55,7 @@ impl Prefetch {
             ownership: Arc::clone(&dispatch.ownership),
             scheduler: Arc::clone(&dispatch.scheduler),
             lease,
+            failed_lines,
             unread: BTreeMap::new(),
             next_id: AtomicU64::new(0),
         }
@@ -265,6 +268,8 @@ impl Prefetch {
         self.ownership.forget(&leased.lease);
         if !written?.accepted.is_empty() {
             count_written(metrics, &flush.counts);
+            let lost = u64::try_from(lost).unwrap_or(0);
+            self.failed_lines.add_unreadable(lost);
         }
         Ok(())
     }

@@ -2,10 +2,12 @@
 
 use serde_json::{Value, json};
 
-use super::run::Workshop;
+use super::run::{Workshop, requests};
+use crate::support::binary::Process;
+use crate::support::engines::execute;
 use crate::support::metrics::operator;
 use crate::support::terminal::Terminal;
-use crate::support::{CHAT, Server, chat, ids};
+use crate::support::{CHAT, Server, chat, eventually, ids};
 use nightshift::internals::simulate::Options;
 
 const COLUMNS: u16 = 80;
@@ -187,4 +189,42 @@ async fn the_lists_of_operators_fit_the_terminal() {
             );
         }
     }
+}
+
+#[tokio::test]
+async fn requests_whose_stored_text_is_damaged_have_a_cause_and_are_missed_at_the_end() {
+    // The first chunk of 512 lines has one that hangs.
+    let input = chat("hanging", json!({"hang": true})) + &requests(&ids(599));
+    let workshop = Workshop::new(&input, Options::default()).await;
+    let running = Process::start(workshop.command(&["--concurrency", "1"]), b"");
+    eventually("a call is on its way", async || workshop.calls() == 1).await;
+    running.signal("KILL");
+    running.ended().await;
+    let database = workshop.path("out.jsonl.nightshift/state.db");
+    let database = format!("sqlite://{}", database.display());
+    let damage = "UPDATE chunks SET data = x'00' WHERE chunk_no = 1";
+    execute(&database, damage).await;
+
+    let mut terminal = run_on(&workshop, &[], &[]);
+    terminal
+        .until("the cause is told", |rows| {
+            rows.iter()
+                .any(|row| row == "88 failed: 88 unreadable in the database")
+        })
+        .await;
+    terminal.press(b"\x03\x03").await;
+    assert!(!terminal.ended().await.success());
+
+    let more = ["--timeout", "200ms", "--max-attempts", "1"];
+    let ran = workshop.run(&more).await;
+    assert_eq!(ran.code, Some(1), "{}", ran.errors);
+    let told = "cannot write out.errors.jsonl: 1 lines are there, and the batch counts 89";
+    assert!(ran.errors.contains(told), "{}", ran.errors);
+    // What is missing is sent again.
+    let mended = workshop
+        .run(&[&more[..], &["--retry-failed"]].concat())
+        .await;
+    assert_eq!(mended.code, Some(1), "{}", mended.errors);
+    assert_eq!(workshop.custom_ids("out.jsonl"), ids(599));
+    assert_eq!(workshop.custom_ids("out.errors.jsonl"), ["hanging"]);
 }
