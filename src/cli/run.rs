@@ -24,6 +24,7 @@ mod input;
 mod journal;
 mod keep;
 mod lines;
+mod listed;
 mod partial;
 mod places;
 mod prepare;
@@ -91,7 +92,7 @@ async fn attempt(args: &RunArgs, report: &Report) -> anyhow::Result<ExitCode> {
     }
     telemetry::start(&config.log);
     if args.dry_run {
-        return dry::dry_run(args, &places, &mut config, report).await;
+        return dry::dry_run(args, &places, &mut config, &words, report).await;
     }
     let claim = claim::claim(state).map_err(|error| {
         if places.state_is_temporary {

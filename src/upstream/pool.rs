@@ -186,8 +186,15 @@ impl Pool {
         self.probes.discovered().await;
     }
 
-    /// Asks each upstream once: which models it lists, or what is wrong, in words.
+    /// Asks each upstream once: which models it lists, or what is wrong, in words. From then on
+    /// models are routed by what was listed.
     pub async fn try_upstreams(&self) -> Vec<(String, Result<Vec<ModelInfo>, String>)> {
-        probe::try_all(&self.clients).await
+        let tried = probe::try_all(&self.clients).await;
+        for (upstream, (_, listed)) in tried.iter().enumerate() {
+            if let Ok(models) = listed {
+                self.routing.report(upstream, models.clone());
+            }
+        }
+        tried
     }
 }

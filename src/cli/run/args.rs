@@ -117,7 +117,7 @@ pub(in crate::cli) struct RunArgs {
     pub(super) max_failures: Option<u64>,
 
     /// Check all that a run checks, say what would be sent and which answers would be kept, and
-    /// change nothing
+    /// change nothing; without configured models, the upstreams are asked which they have
     #[arg(long)]
     pub(super) dry_run: bool,
 

@@ -7,7 +7,7 @@ use super::faults::{Counter, Faults};
 use super::feed::{Feed, Gathered, limits};
 use super::generation::Generation;
 use super::input::Input;
-use super::lines::{Reader, Source};
+use super::lines::Reader;
 use super::reshape::Reshape;
 use crate::cli::exit::{NOT_VALID, OrExit as _};
 use crate::config::Config;
@@ -43,7 +43,7 @@ pub(super) async fn check(
             Some(sources) => sources.next()?,
             None => None,
         };
-        let is_kept = record.is_some_and(|record| matches!(record.source, Source::Kept(_)));
+        let is_kept = record.is_some_and(|record| record.is_kept());
         let line = if is_kept { b"" } else { line };
         counter.line(line);
         gathered.line(line);
@@ -99,10 +99,8 @@ impl Sent {
                 found.duplicate(suspect.line, id);
             }
         }
-        let unknown = report.models.iter().filter(|model| {
-            // Without models of its own, the upstreams say what they have. They are not asked.
-            !config.models.is_empty() && pool.resolve(&model.name).is_none()
-        });
+        let models = report.models.iter();
+        let unknown = models.filter(|model| pool.resolve(&model.name).is_none());
         let unknown = unknown.flat_map(model_not_found).collect();
         let of_lines = found.for_endpoint(endpoint::ANY.path);
         let listed = findings::report([of_file, of_lines, unknown]);

@@ -16,11 +16,13 @@ use super::generation::Generation;
 use super::input::Input;
 use super::journal::{INPUT_COPY, Journal, must_be_unused};
 use super::keep::{Keep, keep_answers, survey};
+use super::listed::Listed;
 use super::places::Places;
 use super::prepare::{admit, counts, earlier, why_anew};
 use super::report::Report;
 use super::reshape::Reshape;
 use super::summary::Summary;
+use super::words::Words;
 use crate::app;
 use crate::cli::exit::{NOT_VALID, OrExit as _};
 use crate::config::Config;
@@ -45,6 +47,7 @@ pub(super) async fn dry_run(
     args: &RunArgs,
     places: &Places,
     config: &mut Config,
+    words: &Words,
     report: &Report,
 ) -> anyhow::Result<ExitCode> {
     let reshape = args.reshape();
@@ -80,6 +83,10 @@ pub(super) async fn dry_run(
         .is_some_and(|earlier| earlier.why.is_none());
     // A batch that is gone on with was checked when it was made.
     if !goes_on {
+        let listed = match &config.models[..] {
+            [] => Some(Listed::ask(&pool, args, words).await),
+            _ => None,
+        };
         let faults = sent
             .faults(&input, &reshape, config, &pool, earlier.is_some())
             .await?;
@@ -88,6 +95,9 @@ pub(super) async fn dry_run(
             let summary = Summary::new("invalid", None, 0, report.elapsed());
             report.print(&summary.because(faults.in_short()))?;
             return Ok(ExitCode::from(NOT_VALID));
+        }
+        if let Some(listed) = listed {
+            listed.warn_of_others(&sent.report.models);
         }
     }
     if args.json {

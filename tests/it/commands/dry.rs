@@ -4,13 +4,13 @@ use std::collections::BTreeMap;
 use std::path::Path;
 use std::time::Duration;
 
-use nightshift::internals::simulate::Options;
+use nightshift::internals::simulate::{Options, Simulator};
 use serde_json::{Value, json};
 
 use super::ended_in;
 use super::run::{Workshop, requests};
 use crate::support::{binary::Process, eventually};
-use crate::support::{chat, ids};
+use crate::support::{chat, ids, request};
 
 /// What is in a directory, byte for byte.
 fn contents(directory: &Path) -> BTreeMap<String, Vec<u8>> {
@@ -228,4 +228,60 @@ async fn a_dry_run_knows_the_models_of_the_configuration() {
         }
     }
     assert_eq!(workshop.calls(), 0);
+}
+
+/// Two upstreams, of which neither has the models that the other has.
+fn upstreams(one: &str, other: &str) -> String {
+    format!(
+        "[[upstreams]]\nname = \"one\"\nbase_url = \"{one}\"\n\
+         [[upstreams]]\nname = \"other\"\nbase_url = \"{other}\"\n"
+    )
+}
+
+#[tokio::test]
+async fn a_dry_run_asks_the_upstreams_for_the_models_that_no_configuration_names() {
+    let lists = |model: &str| Options {
+        models: vec![model.to_owned()],
+        ..Options::default()
+    };
+    let workshop = workshop(&requests(&ids(3)), lists("sim-smaller")).await;
+    let other = Simulator::start("127.0.0.1:0", lists("another")).await;
+    let other = other.expect("starts");
+    let dry = async || {
+        let run = ["run", "-i", "in.jsonl", "-o", "out.jsonl", "--dry-run"];
+        ended_in(&workshop.path(""), &run).await
+    };
+    // Some servers take models that they do not list.
+    let warned = workshop.run(&["--dry-run"]).await;
+    assert_eq!(warned.code, Some(0), "{}", warned.errors);
+    let told = "no upstream lists the model sim-small; the nearest is sim-smaller";
+    assert!(warned.errors.contains(told), "{}", warned.errors);
+
+    // Where there is a choice, lists decide where a request goes.
+    let url = workshop.simulator.base_url();
+    workshop.write("nightshift.toml", &upstreams(&url, &other.base_url()));
+    let refused = dry().await;
+    assert_eq!(refused.code, Some(3), "{}", refused.errors);
+    let told = "(model_not_found)";
+    assert!(refused.errors.contains(told), "{}", refused.errors);
+
+    // One that does not answer may have it.
+    workshop.write("nightshift.toml", &upstreams(&url, "http://127.0.0.1:1/v1"));
+    let unasked = dry().await;
+    assert_eq!(unasked.code, Some(0), "{}", unasked.errors);
+    let told = "The upstream other could not be asked for its models";
+    assert!(unasked.errors.contains(told), "{}", unasked.errors);
+    assert!(!unasked.errors.contains("no upstream lists"));
+
+    let body = json!({"model": "another", "messages": []});
+    workshop.write("in.jsonl", &request("a", body));
+    workshop.write("nightshift.toml", &upstreams(&url, &other.base_url()));
+    let fine = dry().await;
+    assert_eq!(
+        (fine.code, fine.errors.as_str()),
+        (Some(0), ""),
+        "{}",
+        fine.out
+    );
+    assert_eq!((workshop.calls(), other.stats().total.calls), (0, 0));
 }
