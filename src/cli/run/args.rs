@@ -4,7 +4,7 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 use super::flags;
-use super::reshape::Reshape;
+use super::input::reshape::Reshape;
 use crate::config::Overrides;
 
 const EXAMPLE: &str = "\

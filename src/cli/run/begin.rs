@@ -2,13 +2,13 @@
 
 use anyhow::bail;
 
-use super::feed::{Feed, Gathered, limits};
 use super::generation::{Generation, TENANT};
 use super::input::Input;
+use super::input::feed::{Feed, Gathered, limits};
+use super::input::lines::{self, Reader};
+use super::input::reshape::{self, Reshape};
 use super::journal::Journal;
 use super::keep::Found;
-use super::lines::{self, Reader};
-use super::reshape::{self, Reshape};
 use crate::app;
 use crate::cli::exit::{NOT_VALID, OrExit as _};
 use crate::config::Config;

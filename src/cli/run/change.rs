@@ -1,7 +1,7 @@
 //! How a run differs from the one before it.
 
+use super::input::reshape::Reshape;
 use super::journal::Journal;
-use super::reshape::Reshape;
 
 /// What has changed since an earlier run, of what the requests are made of.
 pub(super) struct Change {

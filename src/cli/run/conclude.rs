@@ -5,16 +5,16 @@ use std::process::ExitCode;
 
 use anyhow::Context as _;
 
-use super::answers::Sources;
 use super::args::RunArgs;
-use super::files::{self, must_be_all};
-use super::growing::Streams;
 use super::journal::Journal;
 use super::places::Places;
 use super::report::Report;
-use super::stream::Stream;
+use super::result::answers::Sources;
+use super::result::files::{self, must_be_all};
+use super::result::growing::Streams;
+use super::result::stream::Stream;
+use super::result::target::Target;
 use super::summary::{self, Failures, Summary};
-use super::target::Target;
 use crate::domain::file::Kind;
 use crate::store::{Batch, Store};
 

@@ -1,5 +1,11 @@
 //! The input of a run: JSON Lines, plain or compressed, which may be read more than once.
 
+pub(super) mod checked;
+pub(super) mod faults;
+pub(super) mod feed;
+pub(super) mod lines;
+pub(super) mod reshape;
+
 use std::fs::File;
 use std::io::Cursor;
 use std::os::unix::fs::FileTypeExt as _;
@@ -13,7 +19,7 @@ use tokio::io::{AsyncRead, AsyncReadExt as _};
 use tokio_util::io::ReaderStream;
 use tokio_util::sync::CancellationToken;
 
-use super::fingerprint::Hashing;
+use super::result::fingerprint::Hashing;
 use crate::cli::exit::{NOT_VALID, OrExit as _};
 use crate::transfer::{NoContent, Packing, Unpacked, Unreadable};
 

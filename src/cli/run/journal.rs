@@ -10,7 +10,7 @@ use serde::{Deserialize, Serialize};
 use sha2::{Digest as _, Sha256};
 
 use super::generation::{Generation, is_store_lock, number_of, remove_where};
-use super::results::Results;
+use super::result::written::Results;
 use crate::config::Config;
 use crate::domain::batch::Counts;
 

@@ -5,12 +5,12 @@ use std::io::{BufWriter, Write as _};
 
 use anyhow::Context as _;
 
-use super::feed::{Feed, limits};
 use super::generation::{Generation, TENANT};
 use super::input::Input;
+use super::input::feed::{Feed, limits};
+use super::input::lines::{self, Reader, Record, Source};
+use super::input::reshape::{self, Reshape};
 use super::journal::Journal;
-use super::lines::{self, Reader, Record, Source};
-use super::reshape::{self, Reshape};
 use crate::config::Config;
 use crate::domain::file::Kind;
 use crate::store::Store;

@@ -5,11 +5,11 @@ use std::path::PathBuf;
 use anyhow::bail;
 
 use super::args::RunArgs;
-use super::beside::{STATE, beside, errors_path};
 use super::claim;
-use super::files;
-use super::results::is_within;
-use super::target::Target;
+use super::result::beside::{STATE, beside, errors_path};
+use super::result::files;
+use super::result::target::Target;
+use super::result::written::is_within;
 
 /// The errors file of an output that is no file, in the state directory.
 const ERRORS: &str = "errors.jsonl";

@@ -5,8 +5,8 @@ use std::io::Write as _;
 use std::time::{Duration, Instant};
 
 use super::args::RunArgs;
+use super::result::target::Target;
 use super::summary::Summary;
-use super::target::Target;
 use crate::cli::exit::{Exit, NOT_VALID, USAGE};
 
 /// Prints the summary of a run, once.

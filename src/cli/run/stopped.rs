@@ -5,9 +5,9 @@ use std::process::ExitCode;
 
 use super::args::RunArgs;
 use super::journal::Journal;
-use super::partial;
 use super::places::Places;
 use super::report::Report;
+use super::result::partial;
 use super::summary::Summary;
 use super::watch::Stopped;
 use super::words::Words;

@@ -8,10 +8,10 @@ use tokio_util::sync::CancellationToken;
 
 use super::args::RunArgs;
 use super::generation::TENANT;
-use super::growing::Growing;
 use super::journal::Journal;
 use super::places::Places;
-use super::target::Unwritable;
+use super::result::growing::Growing;
+use super::result::target::Unwritable;
 use crate::cli::progress::{Details, Progress, Snapshot};
 use crate::domain::batch::Status;
 use crate::domain::clock::Clock;

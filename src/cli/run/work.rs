@@ -4,11 +4,11 @@ use std::path::PathBuf;
 
 use tokio_util::sync::CancellationToken;
 
-use super::answers::Sources;
 use super::args::RunArgs;
-use super::growing::{Growing, Streams};
 use super::journal::Journal;
 use super::places::Places;
+use super::result::answers::Sources;
+use super::result::growing::{Growing, Streams};
 use super::watch::{Ended, Stopped, Watch, find};
 use crate::app;
 use crate::cli::exit::{NOT_VALID, OrExit as _};

@@ -16,7 +16,7 @@ const GROWS_EVERY: Duration = Duration::from_secs(1);
 
 /// The answers so far, in input order up to the first one that is missing, for who looks into the
 /// output's partial file while the run goes on, or after it was interrupted.
-pub(super) struct Partial {
+pub(in crate::cli::run) struct Partial {
     path: PathBuf,
     /// There is an output already, which others may not be allowed to read.
     is_private: bool,
@@ -30,7 +30,10 @@ pub(super) struct Partial {
 }
 
 impl Partial {
-    pub(super) async fn of(sources: &Sources, output: &Path) -> anyhow::Result<Partial> {
+    pub(in crate::cli::run) async fn of(
+        sources: &Sources,
+        output: &Path,
+    ) -> anyhow::Result<Partial> {
         Ok(Partial {
             path: beside(output, PARTIAL),
             is_private: output.exists(),
@@ -43,7 +46,7 @@ impl Partial {
     }
 
     /// Writes what has come since, now and then.
-    pub(super) async fn grow(&mut self, done: u64) {
+    pub(in crate::cli::run) async fn grow(&mut self, done: u64) {
         let now = Instant::now();
         if !self.is_over && done > self.done && now >= self.next {
             self.next = now + GROWS_EVERY;
@@ -53,7 +56,7 @@ impl Partial {
     }
 
     /// Writes what there is, and says where. `None`: there is nothing.
-    pub(super) async fn leave(mut self, has_answers: bool) -> Option<PathBuf> {
+    pub(in crate::cli::run) async fn leave(mut self, has_answers: bool) -> Option<PathBuf> {
         if !self.is_over && has_answers {
             self.write().await;
         }
@@ -84,7 +87,7 @@ impl Partial {
 }
 
 /// Removes the answers so far of an earlier run of this output.
-pub(super) fn remove(output: &Target) {
+pub(in crate::cli::run) fn remove(output: &Target) {
     if let Some(path) = output.file() {
         // One that cannot be removed is replaced or said to be there later.
         let _ = remove_if_there(&beside(path, PARTIAL));

@@ -16,7 +16,7 @@ const LAST_WRITE: Duration = Duration::from_secs(1);
 
 /// Writes the answers, or the lines that failed, in input order, up to the first request that has
 /// not ended. A reader that is slow holds up nothing else. Dropped, it stops.
-pub(super) struct Stream {
+pub(in crate::cli::run) struct Stream {
     state: watch::Sender<State>,
     stop: CancellationToken,
     /// Returns how many lines were written. `None`: it has failed.
@@ -33,7 +33,7 @@ struct State {
 
 impl Stream {
     /// The target is opened when there is something to write.
-    pub(super) async fn start(
+    pub(in crate::cli::run) async fn start(
         sources: &Sources,
         kind: Kind,
         target: &Target,
@@ -50,7 +50,7 @@ impl Stream {
     }
 
     /// Tells that so many requests have ended. Fails where something could not be written.
-    pub(super) async fn grow(&mut self, done: u64) -> anyhow::Result<()> {
+    pub(in crate::cli::run) async fn grow(&mut self, done: u64) -> anyhow::Result<()> {
         self.state.send_if_modified(|state| {
             let grows = done > state.done;
             state.done = done;
@@ -63,7 +63,7 @@ impl Stream {
     }
 
     /// Writes the rest: the batch has ended. Returns how many lines were written in all.
-    pub(super) async fn finish(mut self) -> anyhow::Result<u64> {
+    pub(in crate::cli::run) async fn finish(mut self) -> anyhow::Result<u64> {
         self.state.send_modify(|state| state.has_ended = true);
         match &mut self.task {
             Some(task) => task.await?,
@@ -72,7 +72,7 @@ impl Stream {
     }
 
     /// Stops behind the line that is being written.
-    pub(super) async fn leave(mut self) {
+    pub(in crate::cli::run) async fn leave(mut self) {
         self.stop.cancel();
         if let Some(task) = &mut self.task {
             // That it fails changes nothing any more.

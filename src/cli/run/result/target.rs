@@ -21,7 +21,7 @@ const READER_POLL: Duration = Duration::from_millis(100);
 
 /// Where a result goes.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub(super) struct Target {
+pub(in crate::cli::run) struct Target {
     /// The path as the user gave it.
     given: PathBuf,
     place: Place,
@@ -41,7 +41,7 @@ enum Place {
 
 impl Target {
     /// Finds out what a path names, and changes nothing.
-    pub(super) fn of(given: &Path) -> anyhow::Result<Target> {
+    pub(in crate::cli::run) fn of(given: &Path) -> anyhow::Result<Target> {
         let shown = given.display();
         let place = if given.as_os_str() == "-" {
             Place::Stdout
@@ -61,7 +61,7 @@ impl Target {
     }
 
     /// A file in a directory of this program's own, which need not be there yet.
-    pub(super) fn within(file: &Path) -> Target {
+    pub(in crate::cli::run) fn within(file: &Path) -> Target {
         let whole = std::path::absolute(file);
         Target {
             given: file.to_owned(),
@@ -70,7 +70,7 @@ impl Target {
     }
 
     /// The regular file, or the free name; `None` where the target only takes bytes.
-    pub(super) fn file(&self) -> Option<&Path> {
+    pub(in crate::cli::run) fn file(&self) -> Option<&Path> {
         match &self.place {
             Place::File(path) => Some(path),
             Place::Stdout | Place::Stderr | Place::Stream => None,
@@ -78,16 +78,16 @@ impl Target {
     }
 
     /// Whether the user named a symlink to the file.
-    pub(super) fn is_symlink(&self) -> bool {
+    pub(in crate::cli::run) fn is_symlink(&self) -> bool {
         self.given.is_symlink()
     }
 
-    pub(super) fn is_stdout(&self) -> bool {
+    pub(in crate::cli::run) fn is_stdout(&self) -> bool {
         self.place == Place::Stdout
     }
 
     /// Whether what is written is shown on a terminal.
-    pub(super) fn is_terminal(&self) -> bool {
+    pub(in crate::cli::run) fn is_terminal(&self) -> bool {
         match &self.place {
             Place::Stdout => std::io::stdout().is_terminal(),
             Place::Stderr => std::io::stderr().is_terminal(),
@@ -101,7 +101,7 @@ impl Target {
 
     /// Whether two targets are one. Two results may both go to a character device, such as
     /// `/dev/null`.
-    pub(super) fn is_same(&self, other: &Target) -> bool {
+    pub(in crate::cli::run) fn is_same(&self, other: &Target) -> bool {
         match (&self.place, &other.place) {
             (Place::Stdout, Place::Stdout) | (Place::Stderr, Place::Stderr) => true,
             (Place::File(_) | Place::Stream, Place::File(_) | Place::Stream) => {
@@ -112,7 +112,7 @@ impl Target {
     }
 
     /// Whether an input, of which `-` is standard input, is the same regular file.
-    pub(super) fn is_input(&self, input: &Path) -> bool {
+    pub(in crate::cli::run) fn is_input(&self, input: &Path) -> bool {
         let input = if input.as_os_str() == "-" {
             metadata_of(&std::io::stdin())
         } else {
@@ -134,14 +134,14 @@ impl Target {
     }
 
     /// Whether the target is a FIFO, whose reader waits until somebody has opened and closed it.
-    pub(super) fn is_fifo(&self) -> bool {
+    pub(in crate::cli::run) fn is_fifo(&self) -> bool {
         let found = self.given.metadata();
         self.place == Place::Stream && found.is_ok_and(|found| found.file_type().is_fifo())
     }
 
     /// Tells whether a device can be opened, before anything is sent. A FIFO may get its reader
     /// later.
-    pub(super) fn try_device(&self) -> anyhow::Result<()> {
+    pub(in crate::cli::run) fn try_device(&self) -> anyhow::Result<()> {
         if self.place == Place::Stream && !self.is_fifo() {
             let opened = self.open_now();
             opened.with_context(|| format!("cannot write {self}"))?;
@@ -161,7 +161,7 @@ impl Target {
     }
 
     /// Opens a target that only takes bytes. A FIFO is opened once it has a reader.
-    pub(super) async fn open_stream(&self) -> anyhow::Result<tokio::fs::File> {
+    pub(in crate::cli::run) async fn open_stream(&self) -> anyhow::Result<tokio::fs::File> {
         let cannot = || format!("cannot write {self}");
         let standard = match self.place {
             Place::Stdout => Some(std::io::stdout().as_fd().try_clone_to_owned()),
@@ -197,14 +197,14 @@ impl Target {
 /// A target takes no more.
 #[derive(Debug, thiserror::Error)]
 #[error("cannot write {target}")]
-pub(super) struct Unwritable {
-    pub(super) target: String,
+pub(in crate::cli::run) struct Unwritable {
+    pub(in crate::cli::run) target: String,
     #[source]
     cause: std::io::Error,
 }
 
 impl Unwritable {
-    pub(super) fn new(target: &Target, cause: std::io::Error) -> Unwritable {
+    pub(in crate::cli::run) fn new(target: &Target, cause: std::io::Error) -> Unwritable {
         Unwritable {
             target: target.to_string(),
             cause,
@@ -212,7 +212,7 @@ impl Unwritable {
     }
 
     /// Whether whoever read the target has gone.
-    pub(super) fn has_no_reader(&self) -> bool {
+    pub(in crate::cli::run) fn has_no_reader(&self) -> bool {
         self.cause.kind() == ErrorKind::BrokenPipe
     }
 }
@@ -344,7 +344,7 @@ fn has_no_reader(error: &std::io::Error) -> bool {
 
 /// Gives a new file the owner and the mode of the file whose place it takes. `false`: this
 /// process may not.
-pub(super) fn take_after(new: &File, old: &Metadata) -> std::io::Result<bool> {
+pub(in crate::cli::run) fn take_after(new: &File, old: &Metadata) -> std::io::Result<bool> {
     let made = new.metadata()?;
     if (made.uid(), made.gid()) != (old.uid(), old.gid())
         && fchown(new, Some(old.uid()), Some(old.gid())).is_err()

@@ -14,25 +14,25 @@ use sha2::{Digest as _, Sha256};
 const WINDOW: usize = 250_000;
 const RECORD_BYTES: usize = 40;
 
-pub(super) type Hash = [u8; 16];
+pub(in crate::cli::run) type Hash = [u8; 16];
 
 /// What two lines must have in common for one's answer to be the other's.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub(super) struct Key {
+pub(in crate::cli::run) struct Key {
     custom_id: Hash,
     /// Of the endpoint, of the body as it is sent, and of what is filled in.
     request: Hash,
 }
 
 impl Key {
-    pub(super) fn new(custom_id: &str, request: &[&[u8]]) -> Key {
+    pub(in crate::cli::run) fn new(custom_id: &str, request: &[&[u8]]) -> Key {
         Key {
             custom_id: hash(&[custom_id.as_bytes()]),
             request: hash(request),
         }
     }
 
-    pub(super) fn custom_id(&self) -> Hash {
+    pub(in crate::cli::run) fn custom_id(&self) -> Hash {
         self.custom_id
     }
 
@@ -56,7 +56,7 @@ fn hash(parts: &[&[u8]]) -> Hash {
 
 /// Where the answer of a line comes from.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Source {
+pub(in crate::cli::run) enum Source {
     /// The line is blank.
     Blank,
     /// It is sent.
@@ -67,14 +67,14 @@ pub(super) enum Source {
 
 /// A line, or an answer that is kept (then its source is where it stands).
 #[derive(Clone, Copy, Debug)]
-pub(super) struct Record {
-    pub(super) key: Key,
-    pub(super) source: Source,
+pub(in crate::cli::run) struct Record {
+    pub(in crate::cli::run) key: Key,
+    pub(in crate::cli::run) source: Source,
 }
 
 impl Record {
     /// Whether the line has an answer already.
-    pub(super) fn is_kept(&self) -> bool {
+    pub(in crate::cli::run) fn is_kept(&self) -> bool {
         matches!(self.source, Source::Kept(_))
     }
 
@@ -109,27 +109,27 @@ impl Record {
 }
 
 /// Writes records, one behind the other.
-pub(super) struct Writer(BufWriter<File>);
+pub(in crate::cli::run) struct Writer(BufWriter<File>);
 
 impl Writer {
-    pub(super) fn create(path: &Path) -> anyhow::Result<Writer> {
+    pub(in crate::cli::run) fn create(path: &Path) -> anyhow::Result<Writer> {
         let file =
             File::create(path).with_context(|| format!("cannot write {}", path.display()))?;
         Ok(Writer(BufWriter::new(file)))
     }
 
     /// Goes on behind what is there.
-    pub(super) fn append(path: &Path) -> anyhow::Result<Writer> {
+    pub(in crate::cli::run) fn append(path: &Path) -> anyhow::Result<Writer> {
         let file = File::options().append(true).create(true).open(path);
         let file = file.with_context(|| format!("cannot write {}", path.display()))?;
         Ok(Writer(BufWriter::new(file)))
     }
 
-    pub(super) fn push(&mut self, record: Record) -> std::io::Result<()> {
+    pub(in crate::cli::run) fn push(&mut self, record: Record) -> std::io::Result<()> {
         self.0.write_all(&record.to_bytes())
     }
 
-    pub(super) fn finish(self) -> anyhow::Result<()> {
+    pub(in crate::cli::run) fn finish(self) -> anyhow::Result<()> {
         let file = self
             .0
             .into_inner()
@@ -139,16 +139,16 @@ impl Writer {
 }
 
 /// Reads records, one after the other.
-pub(super) struct Reader(BufReader<File>);
+pub(in crate::cli::run) struct Reader(BufReader<File>);
 
 impl Reader {
-    pub(super) fn open(path: &Path) -> anyhow::Result<Reader> {
+    pub(in crate::cli::run) fn open(path: &Path) -> anyhow::Result<Reader> {
         let file = File::open(path);
         let damaged = || format!("cannot read {}; --restart begins anew", path.display());
         Ok(Reader(BufReader::new(file.with_context(damaged)?)))
     }
 
-    pub(super) fn next(&mut self) -> std::io::Result<Option<Record>> {
+    pub(in crate::cli::run) fn next(&mut self) -> std::io::Result<Option<Record>> {
         let mut bytes = [0; RECORD_BYTES];
         match self.0.read_exact(&mut bytes) {
             Ok(()) => Ok(Some(Record::from_bytes(&bytes))),
@@ -159,7 +159,7 @@ impl Reader {
 }
 
 /// What is known of one line, by its number from 1.
-pub(super) fn key_of(lines: &File, number: u64) -> std::io::Result<Key> {
+pub(in crate::cli::run) fn key_of(lines: &File, number: u64) -> std::io::Result<Key> {
     let mut bytes = [0; RECORD_BYTES];
     lines.read_exact_at(&mut bytes, (number - 1) * RECORD_BYTES as u64)?;
     Ok(Record::from_bytes(&bytes).key)
@@ -168,7 +168,7 @@ pub(super) fn key_of(lines: &File, number: u64) -> std::io::Result<Key> {
 /// Finds the lines whose answers are kept, notes where these stand, and returns how many there
 /// are. Where two lines have one `custom_id`, neither keeps an answer: the check of the input is
 /// to see both.
-pub(super) fn match_kept(lines: &Path, kept: &Path) -> anyhow::Result<u64> {
+pub(in crate::cli::run) fn match_kept(lines: &Path, kept: &Path) -> anyhow::Result<u64> {
     let mut kept = Reader::open(kept)?;
     let mut found = 0;
     loop {

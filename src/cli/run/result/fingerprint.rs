@@ -12,7 +12,7 @@ const READ_BYTES: usize = 256 << 10;
 
 /// Size, time and hash of a file's content.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-pub(super) struct Fingerprint {
+pub(in crate::cli::run) struct Fingerprint {
     bytes: u64,
     /// When the file was modified last: seconds, and nanoseconds.
     modified: (i64, i64),
@@ -21,7 +21,7 @@ pub(super) struct Fingerprint {
 
 impl Fingerprint {
     /// Of a file whose content was hashed while it was written.
-    pub(super) fn written(file: &Metadata, content: Hashing) -> Fingerprint {
+    pub(in crate::cli::run) fn written(file: &Metadata, content: Hashing) -> Fingerprint {
         Fingerprint {
             bytes: file.len(),
             modified: modified(file),
@@ -30,7 +30,7 @@ impl Fingerprint {
     }
 
     /// Of a file that is empty or not there.
-    pub(super) fn empty() -> Fingerprint {
+    pub(in crate::cli::run) fn empty() -> Fingerprint {
         Fingerprint {
             bytes: 0,
             modified: (0, 0),
@@ -38,12 +38,12 @@ impl Fingerprint {
         }
     }
 
-    pub(super) fn is_empty(&self) -> bool {
+    pub(in crate::cli::run) fn is_empty(&self) -> bool {
         self.bytes == 0
     }
 
     /// Of a file as it is now.
-    pub(super) fn of(path: &Path) -> std::io::Result<Fingerprint> {
+    pub(in crate::cli::run) fn of(path: &Path) -> std::io::Result<Fingerprint> {
         let file = File::open(path)?;
         let metadata = file.metadata()?;
         Ok(Fingerprint::written(&metadata, hash(file)?))
@@ -51,7 +51,7 @@ impl Fingerprint {
 
     /// Whether a file still has the content. The content is read only where the file's time has
     /// changed: a file that was touched or copied is still the same.
-    pub(super) fn fits(&self, path: &Path) -> std::io::Result<bool> {
+    pub(in crate::cli::run) fn fits(&self, path: &Path) -> std::io::Result<bool> {
         let file = File::open(path)?;
         let metadata = file.metadata()?;
         if metadata.len() != self.bytes {
@@ -79,14 +79,14 @@ fn hash(mut file: File) -> std::io::Result<Hashing> {
 
 /// The hash of a content, as it is read or written.
 #[derive(Clone, Default)]
-pub(super) struct Hashing(Sha256);
+pub(in crate::cli::run) struct Hashing(Sha256);
 
 impl Hashing {
-    pub(super) fn update(&mut self, bytes: &[u8]) {
+    pub(in crate::cli::run) fn update(&mut self, bytes: &[u8]) {
         self.0.update(bytes);
     }
 
-    pub(super) fn finish(self) -> String {
+    pub(in crate::cli::run) fn finish(self) -> String {
         hex::encode(self.0.finalize())
     }
 }

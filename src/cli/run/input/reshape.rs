@@ -12,13 +12,13 @@ use crate::upstream::ModelSettings;
 
 /// What flags change in every line.
 #[derive(Clone, Debug, Default)]
-pub(super) struct Reshape {
+pub(in crate::cli::run) struct Reshape {
     /// Lines may be bare bodies, and may lack a `custom_id`.
-    pub(super) ids: bool,
+    pub(in crate::cli::run) ids: bool,
     /// Put into every body.
-    pub(super) set: Map<String, Value>,
+    pub(in crate::cli::run) set: Map<String, Value>,
     /// Requests beyond so many are left out.
-    pub(super) limit: Option<u64>,
+    pub(in crate::cli::run) limit: Option<u64>,
 }
 
 impl Reshape {
@@ -27,13 +27,13 @@ impl Reshape {
     }
 
     /// A name of what it does: another name, another input.
-    pub(super) fn name(&self) -> String {
+    pub(in crate::cli::run) fn name(&self) -> String {
         let set = Value::Object(self.set.clone());
         format!("ids={} limit={:?} set={set}", self.ids, self.limit)
     }
 
     /// The flags that differ from those that an earlier run's name tells of.
-    pub(super) fn differences(&self, earlier: &str) -> Vec<String> {
+    pub(in crate::cli::run) fn differences(&self, earlier: &str) -> Vec<String> {
         let (ids, limit, set) = read_name(earlier).unwrap_or_default();
         let mut flags = Vec::new();
         if ids != self.ids.to_string() {
@@ -54,7 +54,7 @@ impl Reshape {
     }
 
     /// The line as it is sent, by its number from 1. What is no request stays as it is.
-    pub(super) fn line<'a>(&self, line: &'a [u8], number: u64) -> Cow<'a, [u8]> {
+    pub(in crate::cli::run) fn line<'a>(&self, line: &'a [u8], number: u64) -> Cow<'a, [u8]> {
         if !self.changes_lines() {
             return Cow::Borrowed(line);
         }
@@ -166,7 +166,7 @@ fn quoted(text: &str) -> String {
 }
 
 /// What is known of a line, as it is sent.
-pub(super) fn record(line: &[u8], models: &[ModelSettings]) -> Record {
+pub(in crate::cli::run) fn record(line: &[u8], models: &[ModelSettings]) -> Record {
     if line.iter().all(|&byte| json::is_space(byte)) {
         return Record {
             key: Key::default(),

@@ -19,13 +19,13 @@ type Kind = (String, Option<String>);
 
 /// Counts the faults of lines, where only the first faults are listed.
 #[derive(Default)]
-pub(super) struct Counter {
+pub(in crate::cli::run) struct Counter {
     seen: HashSet<super::lines::Hash>,
     counts: HashMap<Kind, usize>,
 }
 
 impl Counter {
-    pub(super) fn line(&mut self, line: &[u8]) {
+    pub(in crate::cli::run) fn line(&mut self, line: &[u8]) {
         let fault = match line::check(line) {
             Check::Blank => return,
             Check::Fault(fault) => Some(fault),
@@ -45,7 +45,7 @@ impl Counter {
 }
 
 /// What is wrong with an input, by kind.
-pub(super) struct Faults {
+pub(in crate::cli::run) struct Faults {
     kinds: Vec<Faulty>,
 }
 
@@ -57,7 +57,7 @@ struct Faulty {
 
 impl Faults {
     /// The first faults, and how many there are of each kind, where they were counted.
-    pub(super) fn new(listed: Vec<Finding>, counter: &Counter) -> Faults {
+    pub(in crate::cli::run) fn new(listed: Vec<Finding>, counter: &Counter) -> Faults {
         let mut kinds: Vec<Faulty> = Vec::new();
         let kind = |finding: &Finding| (finding.code.clone(), finding.param.clone());
         for finding in listed {
@@ -88,7 +88,7 @@ impl Faults {
     }
 
     /// Of a batch that was refused.
-    pub(super) async fn of(store: &Store, batch: &Batch) -> anyhow::Result<Faults> {
+    pub(in crate::cli::run) async fn of(store: &Store, batch: &Batch) -> anyhow::Result<Faults> {
         let errors = batch.row.errors.as_deref().unwrap_or("[]");
         let listed: Vec<Finding> = serde_json::from_str(errors)?;
         let mut counter = Counter::default();
@@ -108,12 +108,12 @@ impl Faults {
         Ok(Faults::new(listed, &counter))
     }
 
-    pub(super) fn is_empty(&self) -> bool {
+    pub(in crate::cli::run) fn is_empty(&self) -> bool {
         self.kinds.is_empty()
     }
 
     /// Prints the first faults of each kind, and what may help.
-    pub(super) fn print(&self) {
+    pub(in crate::cli::run) fn print(&self) {
         tell!("The input is not valid:");
         for kind in &self.kinds {
             // One more is as short as the words for it.
@@ -135,7 +135,7 @@ impl Faults {
     }
 
     /// The first fault, and how many others there are.
-    pub(super) fn in_short(&self) -> String {
+    pub(in crate::cli::run) fn in_short(&self) -> String {
         let Some(first) = self.kinds.first().and_then(|kind| kind.first.first()) else {
             return "the input is not valid".to_owned();
         };

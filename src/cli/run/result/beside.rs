@@ -5,27 +5,27 @@ use std::path::{Path, PathBuf};
 use tokio::fs::{File, OpenOptions};
 
 /// Added to a result's name while the result is written.
-pub(super) const PARTIAL: &str = ".partial";
+pub(in crate::cli::run) const PARTIAL: &str = ".partial";
 /// Added to an output's name for the directory of what is needed to go on.
-pub(super) const STATE: &str = ".nightshift";
+pub(in crate::cli::run) const STATE: &str = ".nightshift";
 
 /// The mode of a file beside one that others may not be allowed to read.
 const PRIVATE: u32 = 0o600;
 
 /// A path with something added to its name.
-pub(super) fn beside(path: &Path, suffix: &str) -> PathBuf {
+pub(in crate::cli::run) fn beside(path: &Path, suffix: &str) -> PathBuf {
     let mut name = path.as_os_str().to_owned();
     name.push(suffix);
     name.into()
 }
 
 /// `answers.jsonl` → `answers.errors.jsonl`.
-pub(super) fn errors_path(output: &Path) -> PathBuf {
+pub(in crate::cli::run) fn errors_path(output: &Path) -> PathBuf {
     output.with_extension("errors.jsonl")
 }
 
 /// Makes a file, in the place of one that is there. A symlink is not followed.
-pub(super) async fn create(path: &Path, is_private: bool) -> std::io::Result<File> {
+pub(in crate::cli::run) async fn create(path: &Path, is_private: bool) -> std::io::Result<File> {
     remove_if_there(path)?;
     let mut options = OpenOptions::new();
     options.write(true).create_new(true);
@@ -35,7 +35,7 @@ pub(super) async fn create(path: &Path, is_private: bool) -> std::io::Result<Fil
     options.open(path).await
 }
 
-pub(super) fn remove_if_there(path: &Path) -> std::io::Result<()> {
+pub(in crate::cli::run) fn remove_if_there(path: &Path) -> std::io::Result<()> {
     match std::fs::remove_file(path) {
         // In a directory that cannot be written, nothing is told of a file that is not there.
         Err(error) if path.symlink_metadata().is_ok() => Err(error),

@@ -12,7 +12,7 @@ use super::target::Target;
 /// The files that runs have written. Paths are from the state directory, so that all files may be
 /// moved together.
 #[derive(Clone, Debug, Default, Serialize, Deserialize)]
-pub(super) struct Results {
+pub(in crate::cli::run) struct Results {
     #[serde(skip)]
     state: PathBuf,
     /// `None`: written by a version that did not note outputs.
@@ -37,7 +37,7 @@ struct Written {
 }
 
 impl Results {
-    pub(super) fn none(state: &Path) -> Results {
+    pub(in crate::cli::run) fn none(state: &Path) -> Results {
         Results {
             outputs: Some(Vec::new()),
             ..Results::default().within(state)
@@ -45,7 +45,7 @@ impl Results {
     }
 
     /// The same, read from that state directory.
-    pub(super) fn within(self, state: &Path) -> Results {
+    pub(in crate::cli::run) fn within(self, state: &Path) -> Results {
         Results {
             state: state.to_owned(),
             ..self
@@ -53,7 +53,7 @@ impl Results {
     }
 
     /// Whether a run wrote that output.
-    pub(super) fn has_output(&self, output: &Target) -> bool {
+    pub(in crate::cli::run) fn has_output(&self, output: &Target) -> bool {
         let Some(file) = output.file() else {
             return false;
         };
@@ -65,7 +65,7 @@ impl Results {
     }
 
     /// Notes an output that is about to be written.
-    pub(super) fn note_output(&mut self, output: &Target) {
+    pub(in crate::cli::run) fn note_output(&mut self, output: &Target) {
         if let Some(file) = output.file() {
             let file = relative(&self.state, file);
             let outputs = self.outputs.get_or_insert_default();
@@ -76,7 +76,7 @@ impl Results {
     }
 
     /// Whether a run wrote that errors file.
-    pub(super) fn has_errors(&self, errors: &Target) -> bool {
+    pub(in crate::cli::run) fn has_errors(&self, errors: &Target) -> bool {
         let Some(file) = errors.file() else {
             return false;
         };
@@ -85,7 +85,7 @@ impl Results {
     }
 
     /// Notes an errors file that is about to be written.
-    pub(super) fn note_errors(&mut self, errors: &Target) {
+    pub(in crate::cli::run) fn note_errors(&mut self, errors: &Target) {
         if let Some(file) = errors.file() {
             let file = relative(&self.state, file);
             if !self.errors.contains(&file) {
@@ -96,7 +96,7 @@ impl Results {
 
     /// Notes that a file is empty or not there, and that no run has written it: whatever appears
     /// at its name before this run writes it is somebody else's.
-    pub(super) fn note_free(&mut self, target: &Target) {
+    pub(in crate::cli::run) fn note_free(&mut self, target: &Target) {
         if let Some(path) = target.file() {
             self.forget_content(path);
             self.note_content(path, Fingerprint::empty());
@@ -105,7 +105,7 @@ impl Results {
 
     /// Notes the content that a file is about to have. The content that the file has stays noted:
     /// until the new one has taken its place, the file has the earlier one.
-    pub(super) fn note_content(&mut self, path: &Path, content: Fingerprint) {
+    pub(in crate::cli::run) fn note_content(&mut self, path: &Path, content: Fingerprint) {
         let file = relative(&self.state, path);
         let (of_file, mut others): (Vec<_>, Vec<_>) = std::mem::take(&mut self.written)
             .into_iter()
@@ -120,13 +120,13 @@ impl Results {
 
     /// Forgets what a file was: it is about to be written in its place, and has any content until
     /// that is done.
-    pub(super) fn forget_content(&mut self, file: &Path) {
+    pub(in crate::cli::run) fn forget_content(&mut self, file: &Path) {
         let file = relative(&self.state, file);
         self.written.retain(|written| written.file != file);
     }
 
     /// Notes what a file is now: its owner has given it up.
-    pub(super) fn give_up(&mut self, target: &Target) -> anyhow::Result<()> {
+    pub(in crate::cli::run) fn give_up(&mut self, target: &Target) -> anyhow::Result<()> {
         self.note_free(target);
         if let Some(path) = target.file()
             && path.is_file()
@@ -139,7 +139,7 @@ impl Results {
 
     /// Whether a file's owner has given it up, and the file is what it was then. That a run wrote
     /// the file is the same.
-    pub(super) fn is_given_up(&self, target: &Target) -> bool {
+    pub(in crate::cli::run) fn is_given_up(&self, target: &Target) -> bool {
         target.file().is_some_and(|path| {
             let file = relative(&self.state, path);
             let mut of_file = self.written.iter().filter(|written| written.file == file);
@@ -150,7 +150,7 @@ impl Results {
     }
 
     /// Refuses where a file was changed after a run wrote it. An empty file has nothing to lose.
-    pub(super) fn must_be_unchanged(&self, target: &Target) -> anyhow::Result<()> {
+    pub(in crate::cli::run) fn must_be_unchanged(&self, target: &Target) -> anyhow::Result<()> {
         let Some(path) = target.file() else {
             return Ok(());
         };
@@ -181,7 +181,7 @@ impl Results {
 }
 
 /// Whether a file is in the state directory.
-pub(super) fn is_within(state: &Path, file: &Path) -> bool {
+pub(in crate::cli::run) fn is_within(state: &Path, file: &Path) -> bool {
     whole(file).starts_with(whole_state(state))
 }
 

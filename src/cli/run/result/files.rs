@@ -12,15 +12,15 @@ use tokio::io::{AsyncWrite, AsyncWriteExt as _, BufWriter};
 use super::answers::{Answers, Next, Sources, WRITE_BYTES};
 use super::beside::{PARTIAL, beside, create, remove_if_there};
 use super::fingerprint::{Fingerprint, Hashing};
-use super::journal::Journal;
 use super::target::{self, Target};
+use crate::cli::run::journal::Journal;
 use crate::domain::file::Kind;
 
 /// Begins the name of a file that only shows that one can be made.
 const PROBE: &str = ".nightshift-";
 
 /// Refuses to begin where one of the files would take another's place.
-pub(super) fn must_differ(
+pub(in crate::cli::run) fn must_differ(
     input: &Path,
     output: &Target,
     errors: Option<&Target>,
@@ -42,7 +42,10 @@ pub(super) fn must_differ(
 
 /// Refuses to begin where a result would take the place of a file that is not this program's. The
 /// user may give up the file itself; nobody was asked about the one beside it.
-pub(super) fn must_be_free(target: &Target, may_overwrite: bool) -> anyhow::Result<()> {
+pub(in crate::cli::run) fn must_be_free(
+    target: &Target,
+    may_overwrite: bool,
+) -> anyhow::Result<()> {
     let Some(path) = target.file() else {
         return Ok(());
     };
@@ -64,7 +67,7 @@ pub(super) fn must_be_free(target: &Target, may_overwrite: bool) -> anyhow::Resu
 }
 
 /// Refuses to begin where a result could not be written in the end.
-pub(super) fn must_be_writable(target: &Target) -> anyhow::Result<()> {
+pub(in crate::cli::run) fn must_be_writable(target: &Target) -> anyhow::Result<()> {
     target.try_device()?;
     let Some(path) = target.file() else {
         return Ok(());
@@ -85,7 +88,7 @@ pub(super) fn must_be_writable(target: &Target) -> anyhow::Result<()> {
 ///
 /// The file is written beside its place and then renamed, with the mode and the owner of the file
 /// that was there. Where that cannot be, it is written in its place.
-pub(super) async fn write(
+pub(in crate::cli::run) async fn write(
     sources: &Sources,
     (kind, lines): (Kind, u64),
     target: &Target,
@@ -192,7 +195,7 @@ async fn fill<W: AsyncWrite + Unpin>(
 }
 
 /// Refuses a result that lacks lines, or has more than the batch counts.
-pub(super) fn must_be_all(written: u64, lines: u64) -> anyhow::Result<()> {
+pub(in crate::cli::run) fn must_be_all(written: u64, lines: u64) -> anyhow::Result<()> {
     if written != lines {
         bail!(
             "{written} lines are there, and the batch counts {lines}: what the run keeps is \
@@ -204,7 +207,7 @@ pub(super) fn must_be_all(written: u64, lines: u64) -> anyhow::Result<()> {
 
 /// Removes what an earlier run wrote. A symlink that the user made stays, and leads to an empty
 /// file.
-pub(super) fn remove(target: &Target) -> anyhow::Result<()> {
+pub(in crate::cli::run) fn remove(target: &Target) -> anyhow::Result<()> {
     let Some(path) = target.file() else {
         return Ok(());
     };

@@ -5,15 +5,15 @@ use std::borrow::Cow;
 use bytes::Bytes;
 use memchr::memchr;
 
-use super::fingerprint::Hashing;
-use super::input::{Content, Input};
 use super::reshape::Reshape;
+use super::{Content, Input};
+use crate::cli::run::result::fingerprint::Hashing;
 use crate::config::Config;
 use crate::domain::json;
 use crate::intake::Limits;
 
 /// What the lines of an input must keep to.
-pub(super) fn limits(config: &Config) -> Limits {
+pub(in crate::cli::run) fn limits(config: &Config) -> Limits {
     Limits {
         max_line_bytes: config.limits.max_line_bytes,
         max_models: config.limits.max_models_per_file,
@@ -21,14 +21,14 @@ pub(super) fn limits(config: &Config) -> Limits {
 }
 
 /// Reads an input line by line.
-pub(super) struct Feed<'a> {
+pub(in crate::cli::run) struct Feed<'a> {
     content: Content,
     splitter: Splitter,
     reshape: &'a Reshape,
 }
 
 impl<'a> Feed<'a> {
-    pub(super) async fn open(
+    pub(in crate::cli::run) async fn open(
         input: &Input,
         reshape: &'a Reshape,
         limits: Limits,
@@ -42,7 +42,7 @@ impl<'a> Feed<'a> {
 
     /// Reads some more, and shows each line that is complete, with its number from 1. `false`: that
     /// was all but the last line.
-    pub(super) async fn read(
+    pub(in crate::cli::run) async fn read(
         &mut self,
         mut each: impl FnMut(Cow<'_, [u8]>, u64) -> anyhow::Result<()>,
     ) -> anyhow::Result<bool> {
@@ -57,7 +57,7 @@ impl<'a> Feed<'a> {
     }
 
     /// Shows the last line, which needs no line end, and returns the hash of the whole content.
-    pub(super) fn finish(
+    pub(in crate::cli::run) fn finish(
         self,
         mut each: impl FnMut(Cow<'_, [u8]>, u64) -> anyhow::Result<()>,
     ) -> anyhow::Result<String> {
@@ -141,15 +141,15 @@ impl Splitter {
 
 /// Lines on their way into the store.
 #[derive(Default)]
-pub(super) struct Gathered(Vec<u8>);
+pub(in crate::cli::run) struct Gathered(Vec<u8>);
 
 impl Gathered {
-    pub(super) fn line(&mut self, line: &[u8]) {
+    pub(in crate::cli::run) fn line(&mut self, line: &[u8]) {
         self.0.extend_from_slice(line);
         self.0.push(b'\n');
     }
 
-    pub(super) fn take(&mut self) -> Bytes {
+    pub(in crate::cli::run) fn take(&mut self) -> Bytes {
         std::mem::take(&mut self.0).into()
     }
 }

@@ -8,18 +8,18 @@ use std::path::PathBuf;
 use anyhow::Context as _;
 use bytes::Bytes;
 
-use super::generation::TENANT;
-use super::journal::Journal;
-use super::lines::{Reader, Record, Source};
+use crate::cli::run::generation::TENANT;
+use crate::cli::run::input::lines::{Reader, Record, Source};
+use crate::cli::run::journal::Journal;
 use crate::domain::file::Kind;
 use crate::store::Store;
 use crate::transfer::FinishedChunk;
 
 /// Answers are written in blocks of this size.
-pub(super) const WRITE_BYTES: usize = 256 << 10;
+pub(in crate::cli::run) const WRITE_BYTES: usize = 256 << 10;
 
 /// What comes next in the order of the input.
-pub(super) enum Next {
+pub(in crate::cli::run) enum Next {
     /// A line of the result, with its line end.
     Line(Bytes),
     /// A line that is not finished yet.
@@ -28,7 +28,7 @@ pub(super) enum Next {
 }
 
 /// Reads the answers, or the lines that failed, one by one.
-pub(super) struct Answers {
+pub(in crate::cli::run) struct Answers {
     store: Store,
     kind: Kind,
     batch_id: Option<String>,
@@ -52,7 +52,7 @@ struct Kept {
 }
 
 /// What the answers are read from.
-pub(super) struct Sources {
+pub(in crate::cli::run) struct Sources {
     store: Store,
     /// `None`: nothing is sent.
     batch_id: Option<String>,
@@ -61,7 +61,7 @@ pub(super) struct Sources {
 }
 
 impl Sources {
-    pub(super) fn of(store: &Store, journal: &Journal) -> Sources {
+    pub(in crate::cli::run) fn of(store: &Store, journal: &Journal) -> Sources {
         let generation = journal.generation();
         Sources {
             store: store.clone(),
@@ -73,7 +73,10 @@ impl Sources {
 }
 
 impl Answers {
-    pub(super) async fn open(sources: &Sources, kind: Kind) -> anyhow::Result<Answers> {
+    pub(in crate::cli::run) async fn open(
+        sources: &Sources,
+        kind: Kind,
+    ) -> anyhow::Result<Answers> {
         let store = &sources.store;
         let mut chunks = Vec::new();
         if let Some(batch_id) = &sources.batch_id {
@@ -102,7 +105,7 @@ impl Answers {
 
     /// The next answer. Where the batch has ended, a line that is not finished never will be, and
     /// is passed over.
-    pub(super) async fn next(&mut self, has_ended: bool) -> anyhow::Result<Next> {
+    pub(in crate::cli::run) async fn next(&mut self, has_ended: bool) -> anyhow::Result<Next> {
         loop {
             let record = if let Some(record) = self.missing.take() {
                 // What is finished by now may be more than when it was looked up.

@@ -2,14 +2,14 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use super::begin::not_jsonl;
+use super::Input;
 use super::faults::{Counter, Faults};
 use super::feed::{Feed, Gathered, limits};
-use super::generation::Generation;
-use super::input::Input;
 use super::lines::Reader;
 use super::reshape::Reshape;
 use crate::cli::exit::{NOT_VALID, OrExit as _};
+use crate::cli::run::begin::not_jsonl;
+use crate::cli::run::generation::Generation;
 use crate::config::Config;
 use crate::domain::endpoint;
 use crate::domain::findings::{self, Finding};
@@ -19,13 +19,13 @@ use crate::intake::{self, Contents, Intake, ModelReport, Suspect};
 use crate::upstream::Pool;
 
 /// What would be sent.
-pub(super) struct Sent {
-    pub(super) report: intake::Report,
+pub(in crate::cli::run) struct Sent {
+    pub(in crate::cli::run) report: intake::Report,
     counter: Counter,
 }
 
 /// Reads the requests that would be sent, as the store would get them.
-pub(super) async fn check(
+pub(in crate::cli::run) async fn check(
     input: &Input,
     reshape: &Reshape,
     config: &Config,
@@ -61,7 +61,7 @@ pub(super) async fn check(
 
 impl Sent {
     /// What a run would refuse. `may_be_none`: it need not send anything.
-    pub(super) async fn faults(
+    pub(in crate::cli::run) async fn faults(
         &self,
         input: &Input,
         reshape: &Reshape,

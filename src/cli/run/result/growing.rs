@@ -4,12 +4,12 @@ use std::path::PathBuf;
 
 use super::answers::Sources;
 use super::partial::Partial;
-use super::places::Places;
 use super::stream::Stream;
+use crate::cli::run::places::Places;
 use crate::domain::file::Kind;
 
 /// The results so far, in the order of the input.
-pub(super) struct Growing {
+pub(in crate::cli::run) struct Growing {
     output: Output,
     /// `None`: the errors file is written at the end.
     errors: Option<Stream>,
@@ -25,13 +25,16 @@ enum Output {
 /// What is to get the rest of its lines once the batch has ended: the results that are no files,
 /// if they had their first lines before.
 #[derive(Default)]
-pub(super) struct Streams {
-    pub(super) output: Option<Stream>,
-    pub(super) errors: Option<Stream>,
+pub(in crate::cli::run) struct Streams {
+    pub(in crate::cli::run) output: Option<Stream>,
+    pub(in crate::cli::run) errors: Option<Stream>,
 }
 
 impl Growing {
-    pub(super) async fn of(sources: &Sources, places: &Places) -> anyhow::Result<Growing> {
+    pub(in crate::cli::run) async fn of(
+        sources: &Sources,
+        places: &Places,
+    ) -> anyhow::Result<Growing> {
         let Places { output, errors, .. } = places;
         Ok(Growing {
             output: match output.file() {
@@ -47,7 +50,7 @@ impl Growing {
 
     /// Writes what has come, where so many requests have ended. Fails where a result that is no
     /// file cannot be written.
-    pub(super) async fn grow(&mut self, done: u64) -> anyhow::Result<()> {
+    pub(in crate::cli::run) async fn grow(&mut self, done: u64) -> anyhow::Result<()> {
         match &mut self.output {
             Output::File(partial) => partial.grow(done).await,
             Output::Stream(stream) => stream.grow(done).await?,
@@ -59,7 +62,7 @@ impl Growing {
     }
 
     /// Ends before the batch does. Returns the file that has the answers so far.
-    pub(super) async fn leave(self, has_answers: bool) -> Option<PathBuf> {
+    pub(in crate::cli::run) async fn leave(self, has_answers: bool) -> Option<PathBuf> {
         if let Some(errors) = self.errors {
             errors.leave().await;
         }
@@ -72,7 +75,7 @@ impl Growing {
         }
     }
 
-    pub(super) fn into_streams(self) -> Streams {
+    pub(in crate::cli::run) fn into_streams(self) -> Streams {
         Streams {
             output: match self.output {
                 Output::File(_) => None,
