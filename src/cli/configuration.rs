@@ -29,7 +29,7 @@ impl ConfigArgs {
     }
 }
 
-/// Reads all layers of the configuration, and tells on standard error of variables that were meant
+/// Reads all layers of the configuration, and warns on standard error of variables that were meant
 /// for Nightshift, and that it does not read.
 pub(super) fn load(overrides: &Overrides) -> anyhow::Result<Config> {
     let (config, near_misses) = load_quietly(overrides);
@@ -37,7 +37,7 @@ pub(super) fn load(overrides: &Overrides) -> anyhow::Result<Config> {
     config.map_err(has_mistakes)
 }
 
-/// The same, for commands that tell in a way of their own.
+/// The same, for commands that show the warnings in a way of their own.
 pub(super) fn load_quietly(overrides: &Overrides) -> (Result<Config, ConfigErrors>, Vec<String>) {
     let environment = Environment::capture();
     let config = Config::load(overrides, &environment);

@@ -12,7 +12,7 @@ pub(super) fn raise() {
     }
     limits.current = limits.maximum;
     if let Err(error) = setrlimit(Resource::Nofile, limits) {
-        // Some systems have a lower bound that they do not tell. What there is may be enough.
+        // Some systems have a lower bound that they do not report. What there is may be enough.
         tracing::debug!(%error, "the number of file descriptors cannot be raised");
     }
 }

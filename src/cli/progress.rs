@@ -21,7 +21,7 @@ use meter::{Meter, float};
 const LINE_EVERY: Duration = Duration::from_secs(10);
 /// Columns of a terminal that does not say how many it has.
 const COLUMNS: usize = 80;
-/// A call is told of from this age on…
+/// A call is shown as old from this age on…
 const OLD_FROM: Duration = Duration::from_secs(10);
 /// …and only if it is so many times as old as a call that ends.
 const OLD_TIMES: f64 = 4.0;
@@ -103,8 +103,8 @@ impl Progress {
         }
     }
 
-    /// From which age on a call is told of, where so many calls are in flight: calls of a model
-    /// that always takes long are not told of while answers come.
+    /// From which age on a call is shown as old, where so many calls are in flight. Calls of a
+    /// model that always takes long are not shown while answers come.
     pub(super) fn notable_age(&self, in_flight: usize) -> Duration {
         let per_second = self.meter.trailing().requests_per_second;
         // As long as answers come, a call takes about so long.

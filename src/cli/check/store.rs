@@ -8,8 +8,8 @@ use indicatif::{HumanBytes, HumanCount, ProgressBar, ProgressStyle};
 use crate::config::Config;
 use crate::store::{AuditFinding, AuditSettings, Audited, Store};
 
-/// A terminal is told so often how far it has got.
-const TOLD_EVERY: Duration = Duration::from_millis(200);
+/// How often a terminal shows how far the check has got.
+const SHOWN_EVERY: Duration = Duration::from_millis(200);
 
 /// Looks the store over, and prints each fault and what was looked at. Whether there is none.
 pub(super) async fn check(store: &Store, config: &Config) -> anyhow::Result<bool> {
@@ -28,7 +28,7 @@ pub(super) async fn check(store: &Store, config: &Config) -> anyhow::Result<bool
             AuditFinding::Fault(text) => progress.suspend(|| print("FAIL", &text)),
             AuditFinding::Waits(text) => progress.suspend(|| print("note", &text)),
             AuditFinding::Progress(audited) => {
-                if told.elapsed() >= TOLD_EVERY {
+                if told.elapsed() >= SHOWN_EVERY {
                     told = Instant::now();
                     progress.set_message(so_far(&audited));
                     progress.tick();
@@ -55,7 +55,7 @@ pub(super) async fn check(store: &Store, config: &Config) -> anyhow::Result<bool
     Ok(audited.faults == 0)
 }
 
-/// A reader that has gone away is no reason to stop looking: the exit code tells, too.
+/// A reader that has gone away is no reason to stop looking: the exit code says enough.
 fn print(mark: &str, text: &str) {
     let _ = writeln!(std::io::stdout(), "{mark}  store          {text}");
 }

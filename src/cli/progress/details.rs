@@ -13,7 +13,7 @@ use crate::cli::printable::{CUT, cut, printable};
 use crate::domain::outcome::{ErrorCode, Failure};
 use crate::upstream::{OldCalls, Reason, UpstreamState, UpstreamStatus};
 
-/// A wait that is told with its end.
+/// A wait of at least so long is shown with its end.
 const WORTH_TELLING: Duration = Duration::from_secs(2);
 /// How the cause of a call begins that was answered.
 const ANSWERED: &str = "the model server answered ";
@@ -27,7 +27,7 @@ pub struct Details {
     /// Requests that failed in earlier processes.
     pub failed_before: u64,
     pub upstreams: Vec<UpstreamStatus>,
-    /// Calls that are old enough to be told of.
+    /// Calls that are old enough to be shown.
     pub old_calls: Option<OldCalls>,
     /// The wall-clock time, in milliseconds.
     pub now_ms: i64,

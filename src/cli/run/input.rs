@@ -56,7 +56,7 @@ impl Input {
         }
         let cannot = || format!("cannot open {}", path.display());
         let found = path.metadata().with_context(cannot)?;
-        // What cannot be read is told before anything is done.
+        // What cannot be read is reported before anything is done.
         if found.file_type().is_fifo() {
             // To open a FIFO waits for its writer, and to close it ends that writer: it is opened
             // once, when it is read.

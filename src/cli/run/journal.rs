@@ -31,7 +31,7 @@ pub(super) struct Journal {
     batch_id: Option<String>,
     /// How many answers are kept from earlier generations.
     kept: u64,
-    /// Tells whether lines go to the same upstreams with the same keys, and tells no key.
+    /// A hash of the upstreams and their keys, from which no key can be read.
     upstream: String,
     salt: String,
     #[serde(flatten)]

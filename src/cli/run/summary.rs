@@ -10,7 +10,7 @@ use super::generation::TENANT;
 use crate::store::{Batch, Store};
 use crate::transfer;
 
-/// Causes that are told apart; failures of any other cause are counted together.
+/// Causes that are counted each by itself. Failures of any other cause are counted together.
 const CAUSES_MAX: usize = 20;
 /// How much of a message is shown.
 const MESSAGE_CHARACTERS: usize = 200;

@@ -32,7 +32,7 @@ impl Reshape {
         format!("ids={} limit={:?} set={set}", self.ids, self.limit)
     }
 
-    /// The flags that differ from those that an earlier run's name tells of.
+    /// The flags that differ from those in an earlier run's name.
     pub(in crate::cli::run) fn differences(&self, earlier: &str) -> Vec<String> {
         let (ids, limit, set) = read_name(earlier).unwrap_or_default();
         let mut flags = Vec::new();

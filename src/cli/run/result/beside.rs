@@ -37,7 +37,7 @@ pub(in crate::cli::run) async fn create(path: &Path, is_private: bool) -> std::i
 
 pub(in crate::cli::run) fn remove_if_there(path: &Path) -> std::io::Result<()> {
     match std::fs::remove_file(path) {
-        // In a directory that cannot be written, nothing is told of a file that is not there.
+        // In a directory that cannot be written, the error does not say that no file is there.
         Err(error) if path.symlink_metadata().is_ok() => Err(error),
         _ => Ok(()),
     }
