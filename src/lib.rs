@@ -121,9 +121,9 @@ pub mod internals {
     pub mod store {
         pub use crate::store::{
             ApiKey, AuditFinding, AuditSettings, Audited, Batch, Begun, Cancel, Claim, Claimed,
-            CooldownRow, CountsDelta, Deaths, Engine, Incumbent, LeasedUnit, NewBatch, NewUpload,
-            Purged, Replica, Settings, ShareBook, ShareEntry, Store, StoredFile, UnitFlush,
-            Unvalidated, Verdict, Who,
+            CooldownRow, CountsDelta, Deaths, DirectLease, Engine, Error, Incumbent, LeasedUnit,
+            NewBatch, NewUpload, PublishedUpload, Purged, Replica, Rest, Settings, ShareBook,
+            ShareEntry, Store, StoredFile, UnitFlush, Unvalidated, Verdict, Who,
         };
     }
     pub mod transfer {

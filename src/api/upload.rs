@@ -180,7 +180,7 @@ enum Sink<'a> {
     /// Into the store. `ingest` is there once the form's file has begun.
     Store {
         attempt: &'a mut Attempt,
-        ingest: Option<Ingest>,
+        ingest: Option<Box<Ingest>>,
     },
     /// Nowhere: an earlier request with the same `Idempotency-Key` has stored them.
     Nowhere,
@@ -247,7 +247,7 @@ impl Upload<'_> {
         };
         attempt.identify(request.fingerprint);
         let ingest = match request.packed {
-            None => ingest,
+            None => *ingest,
             Some(packing) => {
                 let api = self.api;
                 let max_bytes = api.limits.max_file_bytes;
@@ -333,8 +333,9 @@ impl Upload<'_> {
             let limits = limits(self.api);
             let tenant = &self.caller.tenant;
             let budget = &self.api.uploads;
-            let begun = Ingest::begin(&self.api.store, tenant, limits, contents, budget).await;
-            *ingest = Some(begun.map_err(failed)?);
+            let store = &self.api.store;
+            let begun = Ingest::begin(store, tenant, limits, contents, budget);
+            *ingest = Some(Box::new(begun));
         }
         let packing = sink.receive(sent.packing()).await?;
         let is_a_batch = purpose == Some(Purpose::Batch);

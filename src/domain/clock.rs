@@ -1,8 +1,12 @@
-//! Wall-clock time in milliseconds: the system's, set right by another clock, or moved by hand.
+//! Wall-clock time in milliseconds: the system's, set right by another clock, or moved by hand. And
+//! moments of the uptime, which nobody sets.
 
+use std::ops::Add;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicI64, Ordering};
-use std::time::{SystemTime, UNIX_EPOCH};
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
+
+use rustix::time::{ClockId, clock_gettime};
 
 /// So far this clock may be from the one that is right before it is set by it.
 const SET_FROM_MS: i64 = 1_000;
@@ -81,6 +85,42 @@ impl Clock {
     /// test makes a machine whose clock is wrong.
     pub fn mistake_ms(&self, by: i64) {
         self.shared.wrong_ms.fetch_add(by, Ordering::Relaxed);
+    }
+}
+
+/// A moment by a clock that nobody sets, and that goes on while the machine is suspended. Linux's
+/// usual monotonic clock, behind [`std::time::Instant`], stands still during a suspension: with
+/// it, a laptop that wakes or a virtual machine that is resumed would trust a lease that lapsed
+/// hours ago.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub struct Uptime(Duration);
+
+impl Uptime {
+    #[must_use]
+    pub fn now() -> Self {
+        #[cfg(any(target_os = "linux", target_os = "android"))]
+        let clock = ClockId::Boottime;
+        // On Apple's systems this clock goes on too. Elsewhere it is the nearest there is.
+        #[cfg(not(any(target_os = "linux", target_os = "android")))]
+        let clock = ClockId::Monotonic;
+        let time = clock_gettime(clock);
+        let seconds = u64::try_from(time.tv_sec).unwrap_or(0);
+        let nanoseconds = u32::try_from(time.tv_nsec).unwrap_or(0);
+        Uptime(Duration::new(seconds, nanoseconds))
+    }
+
+    /// The time from an earlier moment to this one; zero if it was not earlier.
+    #[must_use]
+    pub fn since(self, earlier: Uptime) -> Duration {
+        self.0.saturating_sub(earlier.0)
+    }
+}
+
+impl Add<Duration> for Uptime {
+    type Output = Self;
+
+    fn add(self, duration: Duration) -> Self {
+        Uptime(self.0.saturating_add(duration))
     }
 }
 

@@ -55,6 +55,11 @@ impl Chunker {
         &self.bytes[self.line_start..]
     }
 
+    /// How many bytes of the file were taken, cut or not.
+    pub fn taken_bytes(&self) -> u64 {
+        self.offset + self.bytes.len() as u64
+    }
+
     /// How many bytes of the file are cut.
     pub fn offset(&self) -> u64 {
         self.offset

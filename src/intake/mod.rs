@@ -80,6 +80,12 @@ impl Intake {
         self.mode = Mode::Unchecked;
     }
 
+    /// How many bytes were taken so far.
+    #[must_use]
+    pub fn taken_bytes(&self) -> u64 {
+        self.chunker.taken_bytes()
+    }
+
     /// How many bytes of a line are held because it has not ended.
     #[must_use]
     pub fn line_bytes(&self) -> usize {

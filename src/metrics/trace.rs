@@ -12,6 +12,12 @@ use tracing_opentelemetry::OpenTelemetrySpanExt as _;
 /// nothing is exported: then they cost one look at a flag.
 pub const TARGET: &str = "nightshift.spans";
 
+/// The span of a batch's end.
+#[must_use]
+pub fn finish_batch(batch_id: &str) -> Span {
+    tracing::trace_span!(target: TARGET, parent: None, "finish batch", batch.id = batch_id)
+}
+
 /// Makes a span a part of the trace that a client's `traceparent` names. A header that is
 /// malformed changes nothing.
 pub fn continue_from(span: &Span, traceparent: &str) {

@@ -10,12 +10,13 @@ mod read;
 mod state;
 mod validate;
 
-pub use accept::{Begun, Verdict};
+pub use accept::{Begun, DirectLease, Verdict};
 pub use batch::{Batch, NewBatch};
 pub(in crate::store) use batch::{CountsSum, summed};
 pub use end::Cancel;
-pub use finalize::Finalized;
+pub(in crate::store) use finalize::WholeBatch;
+pub use finalize::{Drained, Finalized};
 pub use overview::{ListedBatch, Queue, ReplicaLease};
 pub(in crate::store) use read::states_in;
-pub(in crate::store) use state::from_columns;
+pub(in crate::store) use state::{Changed, from_columns};
 pub use validate::{Input, Unvalidated};

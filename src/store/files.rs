@@ -17,4 +17,5 @@ pub use file::{Order, Page, StoredFile};
 pub use retention::Purged;
 pub use segments::Segment;
 pub(in crate::store) use segments::{decode_sizes, encode_sizes};
-pub use uploads::{NewUpload, PublishedUpload};
+pub(in crate::store) use uploads::models_from;
+pub use uploads::{NewUpload, PublishedUpload, Rest};

@@ -15,13 +15,13 @@ mod work;
 
 pub use audit::{AuditFinding, AuditSettings, Audited};
 pub use batches::{
-    Batch, Begun, Cancel, Finalized, Input, ListedBatch, NewBatch, Queue, ReplicaLease,
-    Unvalidated, Verdict,
+    Batch, Begun, Cancel, DirectLease, Drained, Finalized, Input, ListedBatch, NewBatch, Queue,
+    ReplicaLease, Unvalidated, Verdict,
 };
 pub use engine::{Engine, Settings, Store, Who};
 pub use error::{Error, Result};
 pub use files::{
-    NewUpload, Order, Page, PublishedUpload, Purged, Segment, StoredChunk, StoredFile,
+    NewUpload, Order, Page, PublishedUpload, Purged, Rest, Segment, StoredChunk, StoredFile,
 };
 pub use fleet::{CooldownRow, Incumbent, Replica, ShareBook, ShareEntry};
 pub use tenants::{ApiKey, Claim, Claimed, KnownKey, Remembered};

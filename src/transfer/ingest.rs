@@ -4,6 +4,7 @@
 use std::io;
 use std::mem;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use bytes::Bytes;
@@ -21,11 +22,13 @@ use crate::domain::file::Purpose;
 use crate::domain::id;
 use crate::domain::jsonl::NotJsonl;
 use crate::intake::{Contents, Intake, Limits, Piece, Report};
-use crate::store::{self, Claim, NewUpload, PublishedUpload, Store, StoredFile};
+use crate::store::{self, Claim, NewUpload, PublishedUpload, Rest, Store, StoredFile};
 
 /// Bytes are cut and compressed in batches of at least this size, because each batch costs a change
 /// of threads.
 const BATCH_BYTES: usize = 256 << 10;
+/// A file of at most so many bytes takes less time than a change of threads.
+const DONE_HERE_MAX: u64 = 64 << 10;
 /// Pieces of chunks are written once they are together this large (compressed), or this many.
 const GROUP_BYTES: usize = 2 << 20;
 const GROUP_PIECES: usize = 64;
@@ -78,6 +81,9 @@ pub struct Answer {
 pub struct Ingest {
     store: Store,
     upload: NewUpload,
+    /// Whether the file has a row. It gets one with its first pieces: a small file is written and
+    /// shown by one transaction.
+    has_begun: Arc<AtomicBool>,
     limits: Limits,
     /// Bytes that were received and not handed to the intake yet.
     gathered: Vec<Bytes>,
@@ -103,26 +109,26 @@ enum Work {
 
 struct State {
     store: Store,
-    file_id: String,
+    upload: NewUpload,
     intake: Intake,
     part: Arc<Part>,
     /// Pieces of chunks that are not written yet.
     group: Vec<Piece>,
+    has_begun: Arc<AtomicBool>,
 }
 
 impl Ingest {
     /// Begins a file. `contents`: requests, if the file may be for a batch. Its long lines and
     /// hashes are held within the budget.
     ///
-    /// # Errors
-    /// When the database fails.
-    pub async fn begin(
+    #[must_use]
+    pub fn begin(
         store: &Store,
         tenant: &str,
         limits: Limits,
         contents: Contents,
         budget: &Arc<UploadBudget>,
-    ) -> Result<Ingest, Error> {
+    ) -> Ingest {
         let upload = NewUpload {
             file_id: id::file(),
             tenant: tenant.to_owned(),
@@ -130,18 +136,20 @@ impl Ingest {
         let part = Arc::new(budget.part(tenant, limits.max_line_bytes));
         let mut hashes = budget.hashes();
         let may_hold = Box::new(move |bytes| hashes.may_hold(bytes));
+        let has_begun = Arc::new(AtomicBool::new(false));
         let state = State {
             store: store.clone(),
-            file_id: upload.file_id.clone(),
+            upload: upload.clone(),
             intake: Intake::within(limits, contents, may_hold),
             part: Arc::clone(&part),
             group: Vec::new(),
+            has_begun: Arc::clone(&has_begun),
         };
-        let alive = stay_alive(store.clone(), upload.file_id.clone());
-        // Made before its row is, so that the row is removed if this is given up meanwhile.
-        let ingest = Ingest {
+        let alive = stay_alive(store.clone(), upload.file_id.clone(), has_begun.clone());
+        Ingest {
             store: store.clone(),
             upload,
+            has_begun,
             limits,
             gathered: Vec::new(),
             gathered_bytes: 0,
@@ -151,12 +159,7 @@ impl Ingest {
             tasks: TaskTracker::new(),
             shown: false,
             _alive: AbortOnDropHandle::new(tokio::spawn(alive)),
-        };
-        let (store, upload) = (store.clone(), ingest.upload.clone());
-        ingest
-            .run(async move { Ok(store.begin_upload(&upload).await?) })
-            .await?;
-        Ok(ingest)
+        }
     }
 
     /// Stores the file without a check of its lines, because its first bytes show that it has none.
@@ -224,9 +227,16 @@ impl Ingest {
     ) -> Result<StoredFile, Error> {
         let state = self.idle().await?;
         let rest = mem::take(&mut self.gathered);
-        let report = self.run(state.end(rest)).await?;
+        let (report, rest) = self.run(state.end(rest)).await?;
+        let rest = if report.suspects.is_empty() {
+            rest
+        } else {
+            // The ids of lines are compared, and for that the lines are read from the store.
+            self.write_rest(rest).await?
+        };
         let upload = self.check(report, finish).await?;
-        let show = show(self.store.clone(), self.upload.clone(), upload, answer);
+        let (store, file) = (self.store.clone(), self.upload.clone());
+        let show = show(store, file, upload, rest, answer);
         let file = self.run(show).await?;
         self.shown = true;
         Ok(file)
@@ -248,7 +258,8 @@ impl Ingest {
     ) -> Result<Ingest, Error> {
         let state = self.idle().await?;
         let rest = mem::take(&mut self.gathered);
-        self.run(state.end(rest)).await?;
+        let (_, rest) = self.run(state.end(rest)).await?;
+        self.write_rest(rest).await?;
         let _permit = if packing.is_light() {
             None
         } else {
@@ -256,7 +267,7 @@ impl Ingest {
         };
         let store = &self.store;
         let NewUpload { file_id, tenant } = &self.upload;
-        let mut content = Ingest::begin(store, tenant, limits, Contents::Requests, budget).await?;
+        let mut content = Ingest::begin(store, tenant, limits, Contents::Requests, budget);
         let packed = stream::try_unfold((0, 0), |place| async move {
             let piece = store.piece(file_id, place).await?;
             Ok(piece.map(|piece| (Bytes::from(piece.bytes), piece.next)))
@@ -280,6 +291,12 @@ impl Ingest {
             Work::Busy(task) => task.await.map_err(io::Error::from)?,
             Work::Gone => Err(Error::Io(io::Error::other("it has failed before"))),
         }
+    }
+
+    async fn write_rest(&self, rest: Rest) -> Result<Rest, Error> {
+        let (store, upload) = (self.store.clone(), self.upload.clone());
+        let has_begun = Arc::clone(&self.has_begun);
+        self.run(write_rest(store, upload, has_begun, rest)).await
     }
 
     /// Runs a task that writes. The task runs to its end, even if this future is dropped meanwhile.
@@ -360,16 +377,18 @@ impl Drop for Ingest {
 impl State {
     /// Takes bytes, and writes what they complete.
     async fn take(mut self: Box<Self>, bytes: Vec<Bytes>) -> Result<Box<Self>, Error> {
-        self = blocking(move || {
+        let given: usize = bytes.iter().map(Bytes::len).sum();
+        let all_bytes = self.intake.taken_bytes() + given as u64;
+        self = cpu_work(all_bytes, move || {
             for bytes in &bytes {
                 self.intake.push(bytes, &mut self.group)?;
             }
             Ok(self)
         })
         .await?;
-        let size: usize = self.group.iter().map(|piece| piece.data.len()).sum();
-        if size >= GROUP_BYTES || self.group.len() >= GROUP_PIECES {
-            write(&self.store, &self.file_id, &mem::take(&mut self.group)).await?;
+        if !fits(&self.group) {
+            let group = mem::take(&mut self.group);
+            write(&self.store, &self.upload, &self.has_begun, &group).await?;
         }
         if self.intake.line_bytes() <= LONG_LINE_BYTES {
             self.part.give_back();
@@ -377,24 +396,37 @@ impl State {
         Ok(self)
     }
 
-    /// Takes the last bytes, and writes all that is left.
-    async fn end(self: Box<Self>, bytes: Vec<Bytes>) -> Result<Report, Error> {
+    /// Takes the last bytes. What one transaction can write is left to the one that shows the file.
+    async fn end(self: Box<Self>, bytes: Vec<Bytes>) -> Result<(Report, Rest), Error> {
         let State {
             store,
-            file_id,
+            upload,
             intake,
             part,
             mut group,
+            has_begun,
         } = *self.take(bytes).await?;
-        let (report, group) = blocking(move || {
+        let (report, mut group) = cpu_work(intake.taken_bytes(), move || {
             let report = intake.finish(&mut group)?;
             Ok((report, group))
         })
         .await?;
-        write(&store, &file_id, &group).await?;
+        if !fits(&group) {
+            write(&store, &upload, &has_begun, &mem::take(&mut group)).await?;
+        }
         part.give_back();
-        Ok(report)
+        let rest = Rest {
+            has_begun: has_begun.load(Ordering::Relaxed),
+            pieces: group,
+        };
+        Ok((report, rest))
     }
+}
+
+/// Whether pieces are few enough for one group.
+fn fits(pieces: &[Piece]) -> bool {
+    let size: usize = pieces.iter().map(|piece| piece.data.len()).sum();
+    size < GROUP_BYTES && pieces.len() < GROUP_PIECES
 }
 
 /// Waits until the client has been too slow and another file waits for room.
@@ -412,14 +444,25 @@ async fn is_too_slow(mut pace: Pace, part: &Part) {
     }
 }
 
-async fn blocking<T: Send + 'static>(
+/// Does the work on what is cut and compressed of a file of so many bytes so far.
+async fn cpu_work<T: Send + 'static>(
+    file_bytes: u64,
     work: impl FnOnce() -> io::Result<T> + Send + 'static,
 ) -> io::Result<T> {
+    if file_bytes <= DONE_HERE_MAX {
+        return work();
+    }
     tokio::task::spawn_blocking(work).await?
 }
 
-/// Writes pieces, in groups that are no larger than they need to be.
-async fn write(store: &Store, file_id: &str, mut pieces: &[Piece]) -> Result<(), Error> {
+/// Writes pieces, in groups that are no larger than they need to be. The first group of a file
+/// comes with the file's row.
+async fn write(
+    store: &Store,
+    upload: &NewUpload,
+    has_begun: &AtomicBool,
+    mut pieces: &[Piece],
+) -> Result<(), Error> {
     while !pieces.is_empty() {
         let mut size = 0;
         let fitting = pieces.iter().take(GROUP_PIECES).take_while(|piece| {
@@ -428,10 +471,29 @@ async fn write(store: &Store, file_id: &str, mut pieces: &[Piece]) -> Result<(),
             fits
         });
         let (group, rest) = pieces.split_at(fitting.count());
-        store.add_pieces(file_id, group).await?;
+        if has_begun.load(Ordering::Relaxed) {
+            store.add_pieces(&upload.file_id, group).await?;
+        } else {
+            store.begin_upload(upload, group).await?;
+            has_begun.store(true, Ordering::Relaxed);
+        }
         pieces = rest;
     }
     Ok(())
+}
+
+/// Writes what was left to the transaction that shows the file.
+async fn write_rest(
+    store: Store,
+    upload: NewUpload,
+    has_begun: Arc<AtomicBool>,
+    rest: Rest,
+) -> Result<Rest, Error> {
+    write(&store, &upload, &has_begun, &rest.pieces).await?;
+    Ok(Rest {
+        has_begun: has_begun.load(Ordering::Relaxed),
+        pieces: Vec::new(),
+    })
 }
 
 /// Publishes the file. If the database fails and it is not known whether the transaction was
@@ -440,19 +502,21 @@ async fn show(
     store: Store,
     upload: NewUpload,
     published: PublishedUpload,
+    rest: Rest,
     answer: Option<Answer>,
 ) -> Result<StoredFile, Error> {
-    let NewUpload { file_id, tenant } = upload;
-    let file = published.clone().into_file(&file_id, &tenant);
+    let NewUpload { file_id, tenant } = &upload;
+    let file = published.clone().into_file(file_id, tenant);
     let body = answer.as_ref().map(|answer| (answer.body)(&file));
     let body = body.transpose().map_err(io::Error::from)?;
     let remembered = answer
         .as_ref()
         .map(|answer| &answer.claim)
         .zip(body.as_deref());
-    match store.publish_upload(&file_id, &published, remembered).await {
+    let publish = store.publish_upload(&upload, &published, &rest, remembered);
+    match publish.await {
         Ok(()) => Ok(file),
-        Err(error) => match store.file(&tenant, &file_id).await {
+        Err(error) => match store.file(tenant, file_id).await {
             Ok(Some(file)) => Ok(file),
             Ok(None) | Err(_) => Err(error.into()),
         },
@@ -461,9 +525,12 @@ async fn show(
 
 /// Touches the file's row regularly, however slowly its bytes come, so that no sweep removes the
 /// file.
-async fn stay_alive(store: Store, file_id: String) {
+async fn stay_alive(store: Store, file_id: String, has_begun: Arc<AtomicBool>) {
     loop {
         tokio::time::sleep(TOUCHED_EVERY).await;
+        if !has_begun.load(Ordering::Relaxed) {
+            continue;
+        }
         if let Err(error) = store.touch_upload(&file_id).await {
             tracing::warn!(%error, file.id = file_id, "an upload could not be kept alive");
         }

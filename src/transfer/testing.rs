@@ -56,10 +56,8 @@ impl TestStore {
     }
 
     /// Begins a file of a tenant.
-    pub async fn begin_as(&self, tenant: &str, contents: Contents) -> Ingest {
+    pub fn begin_as(&self, tenant: &str, contents: Contents) -> Ingest {
         Ingest::begin(&self.store, tenant, LIMITS, contents, &self.budget)
-            .await
-            .unwrap()
     }
 
     /// Writes a file in pieces of the given lengths, over and over.
@@ -73,7 +71,7 @@ impl TestStore {
             Purpose::Batch => Contents::Requests,
             _ => Contents::Opaque,
         };
-        let mut ingest = self.begin_as(TENANT, contents).await;
+        let mut ingest = self.begin_as(TENANT, contents);
         let mut rest = Bytes::copy_from_slice(bytes);
         for &length in pieces.iter().cycle() {
             if rest.is_empty() {
@@ -201,6 +199,7 @@ impl TestStore {
                 flush_no: unit.flush_no + nth as i64,
                 done: done.clone(),
                 finished: nth == last,
+                ends_batch: false,
                 cleared: true,
                 tail: None,
                 segment: Some(segment),

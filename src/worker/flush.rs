@@ -19,8 +19,12 @@ use crate::worker::dispatch::shared::SharedLedger;
 use crate::worker::lease::Lease;
 use crate::worker::work::finished::{CompletionQueue, FinishedLine};
 use accept::FailureCounts;
+use due::Due;
 use layout::Group;
 use write::Writer;
+
+/// To lay out so few bytes takes less time than a change of threads.
+const LAID_OUT_HERE_MAX: usize = 64 << 10;
 
 pub(crate) struct Flusher {
     completions: Arc<CompletionQueue>,
@@ -59,9 +63,16 @@ impl Flusher {
 
     /// Flushes whenever a flush is due, until stopped.
     pub(crate) async fn run(self: Arc<Self>, stop: CancellationToken) -> &'static str {
-        let due = || due::due(&self.completions, &self.ledger, &self.pool);
-        while stop.run_until_cancelled(due()).await.is_some() {
-            self.flush().await;
+        let mut earliest = None;
+        loop {
+            let due = due::due(&self.completions, &self.ledger, &self.pool, &mut earliest);
+            let Some(due) = stop.run_until_cancelled(due).await else {
+                break;
+            };
+            self.flush(due).await;
+            if due == Due::All {
+                earliest = None;
+            }
         }
         "flush"
     }
@@ -69,7 +80,7 @@ impl Flusher {
     /// Writes all that has finished so far.
     pub(crate) async fn drain(&self) {
         while self.completions.size().0 > 0 {
-            self.flush().await;
+            self.flush(Due::All).await;
         }
         // Another flush may be under way with lines that finished before.
         drop(self.turn.lock().await);
@@ -80,9 +91,12 @@ impl Flusher {
         self.writer.failed_lines()
     }
 
-    async fn flush(&self) {
+    async fn flush(&self, due: Due) {
         let _turn = self.turn.lock().await;
-        let finished = self.completions.take();
+        let finished = match due {
+            Due::All => self.completions.take(),
+            Due::WholeBatches => self.completions.take_whole_batches(),
+        };
         if finished.is_empty() {
             return;
         }
@@ -98,8 +112,15 @@ impl Flusher {
     /// lines run again.
     async fn lay_out(&self, finished: Vec<Vec<FinishedLine>>) -> Vec<Group> {
         let units: Vec<_> = finished.iter().map(|lines| lines[0].unit.clone()).collect();
+        let lines = finished.iter().flatten();
+        let bytes: usize = lines.map(|finished| finished.line.bytes.len()).sum();
         let lay_out = move || layout::lay_out_all(finished);
-        let groups = match tokio::task::spawn_blocking(lay_out).await {
+        let groups = if bytes <= LAID_OUT_HERE_MAX {
+            Ok(lay_out())
+        } else {
+            tokio::task::spawn_blocking(lay_out).await
+        };
+        let groups = match groups {
             Ok(groups) => groups,
             Err(error) => {
                 tracing::error!(%error, "the thread that compresses answers failed");

@@ -46,6 +46,7 @@ use lease::authority::Authority;
 use lease::heartbeat::Heartbeat;
 use lease::takeover;
 use supply::Supply;
+use supply::direct::DirectLeases;
 use tasks::clean_up::CleanUp;
 use tasks::expire::ExpireBatches;
 use tasks::finalize::{self, Finalize};
@@ -171,11 +172,18 @@ impl Worker {
             completions.clone(),
             lease.clone(),
         ));
+        let direct = Arc::new(DirectLeases::new(
+            pool.clone(),
+            dispatch.ledger.clone(),
+            dispatch.ownership.clone(),
+            lease.clone(),
+        ));
         let supply = Supply::new(&supply::Parts {
             store: &store,
             pool: &pool,
             dispatch: &dispatch,
             demand: &demand,
+            direct: &direct,
             completions: &completions,
             lease: &lease,
             failed_lines: &flusher.failed_lines(),
@@ -229,6 +237,7 @@ impl Worker {
         starter.start(Validate::new(
             store.clone(),
             pool.clone(),
+            direct,
             settings.max_requests,
         ));
         starter.start(Finalize::new(store.clone()));

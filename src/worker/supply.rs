@@ -6,6 +6,7 @@
 //! ([prefetch](prefetch)).
 
 mod candidates;
+pub(crate) mod direct;
 mod fetch;
 mod prefetch;
 mod ranking;
@@ -32,6 +33,7 @@ use crate::worker::lease::Lease;
 use crate::worker::lease::authority::Authority;
 use crate::worker::work::finished::CompletionQueue;
 use candidates::{Selector, lines_waiting};
+use direct::DirectLeases;
 use fetch::Fetch;
 use rates::Rates;
 use reconcile::Reconciler;
@@ -61,6 +63,7 @@ pub(crate) struct Supply {
     rates: Rates,
     selector: Selector,
     fetch: Fetch,
+    direct: Arc<DirectLeases>,
     /// Counts rounds. Each lane leases first in its turn, so that none always finds the budget
     /// taken.
     round: usize,
@@ -74,6 +77,7 @@ pub(crate) struct Parts<'a> {
     pub pool: &'a Arc<Pool>,
     pub dispatch: &'a Dispatch,
     pub demand: &'a Arc<Demand>,
+    pub direct: &'a Arc<DirectLeases>,
     pub completions: &'a Arc<CompletionQueue>,
     pub lease: &'a Arc<Lease>,
     /// Lines that were written as failed.
@@ -95,7 +99,12 @@ impl Supply {
             lease: lease.clone(),
             authority: parts.authority.clone(),
             clock: parts.clock.clone(),
-            reconciler: Reconciler::new(store.clone(), lease.clone(), dispatch.ownership.clone()),
+            reconciler: Reconciler::new(
+                store.clone(),
+                lease.clone(),
+                dispatch.ownership.clone(),
+                parts.direct.clone(),
+            ),
             rates: Rates::new(),
             selector: Selector::new(pool.clone(), dispatch.write_failures.clone()),
             fetch: Fetch::new(
@@ -107,6 +116,7 @@ impl Supply {
                 Arc::clone(parts.failed_lines),
                 parts.clock.clone(),
             ),
+            direct: parts.direct.clone(),
             round: 0,
             released_at: Instant::now(),
         }
@@ -139,6 +149,7 @@ impl Supply {
                     () = stop.cancelled() => return "supply",
                     Ok(()) = wakeups.changed() => break,
                     () = self.ledger.supply_notified() => break,
+                    () = self.direct.changed() => self.fetch.take_direct(self.direct.take()),
                     () = tokio::time::sleep_until(look.min(next_round)) => {}
                 }
                 let is_due = tokio::time::Instant::now() >= next_round;
@@ -153,6 +164,7 @@ impl Supply {
     async fn round(&mut self) -> store::Result<()> {
         let stock = Stock::of(&self.ledger, &self.pool);
         self.rates.measure(&stock);
+        self.fetch.take_direct(self.direct.take());
         self.end_batches(&stock).await?;
         if !self.lease.is_held() {
             return Ok(());
@@ -171,6 +183,11 @@ impl Supply {
         self.fetch.begin_round(&stock.batches);
         let waiting = lines_waiting(&live);
         let candidates = self.selector.select(live);
+        let on_offer = candidates
+            .by_lane
+            .values()
+            .flat_map(|tenants| tenants.values().flatten());
+        let on_offer: i64 = on_offer.map(|candidate| candidate.backlog.waiting).sum();
         self.demand.set_on_offer(candidates.open);
         let mut by_lane: Vec<_> = candidates.by_lane.into_iter().collect();
         self.round = self.round.wrapping_add(1) % ROUNDS_MAX;
@@ -187,6 +204,9 @@ impl Supply {
             let share = filled.await?;
             wanted.extend(names.into_iter().map(|name| ((lane, name), share)));
         }
+        let are_left = self.fetch.leased_units() < on_offer;
+        self.ledger
+            .set_has_more(are_left || !ended.is_empty() || !self.fetch.prefetch.is_empty());
         let mut ledger = self.ledger.lock();
         ledger.set_low_water(&wanted);
         ledger.set_needs(&waiting, self.clock.now_ms());

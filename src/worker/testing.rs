@@ -28,6 +28,7 @@ pub fn batch() -> BatchContext {
         priority: 0,
         deadline: i64::MAX,
         created_at: 0,
+        total: i64::MAX,
         number: 0,
     }
 }

@@ -9,7 +9,7 @@ use crate::crashes::outages::block;
 use crate::support::binary::Launch;
 use crate::support::metrics::Metrics;
 use crate::support::session::Session;
-use crate::support::{CHAT, Server, chat, eventually, ids, on, on_every_engine, request};
+use crate::support::{CHAT, Server, chat, engines, eventually, ids, on, on_every_engine, request};
 
 const OPEN: &str = "[auth]\nrequired = false\n";
 
@@ -145,8 +145,8 @@ async fn answers_kept_in_an_outage_stay_within_the_budget() {
     })
     .await;
     let mut database = block(&server.database).await;
-    let durable = "SELECT CAST(COALESCE(SUM(completed + failed), 0) AS BIGINT) FROM batch_counts";
-    let durable = u64::try_from(database.number(durable).await).expect("is no less than 0");
+    let durable =
+        u64::try_from(database.number(engines::COUNTED).await).expect("is no less than 0");
     let used = |metrics: &Metrics| metrics.sum("nightshift_budget_used_bytes", &[]) as usize;
     let base = server.url("");
     eventually("the budget is used up", async || {

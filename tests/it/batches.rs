@@ -437,6 +437,41 @@ async fn a_batch_that_cannot_be_let_run_holds_up_no_other() {
     assert_eq!(server.ended(&still).await.status, "completed");
 }
 
+async fn a_batch_that_cannot_be_ended_holds_up_no_other() {
+    let server = Server::start().await;
+    let mut database = Session::open(&server.database).await;
+    let is_running = "NEW.status = 'in_progress'";
+    let refuse = match database.engine() {
+        Engine::Sqlite => REFUSE_SQLITE,
+        Engine::Postgres => REFUSE,
+    };
+    let refuse = refuse.replace(is_running, "NEW.status = 'completed'");
+    database.execute(&refuse).await;
+    let file = server.upload_batch(chat("a", Value::Null)).await;
+    let create = async |is: &str| {
+        let body = json!({
+            "input_file_id": file, "endpoint": CHAT, "completion_window": "24h",
+            "metadata": {"is": is},
+        });
+        server.create(&body).await
+    };
+    let poison = create("poison").await;
+    for _ in 0..4 {
+        let other = create("well").await;
+        assert_eq!(server.ended(&other).await.status, "completed");
+    }
+    let still = server.batch(&poison).await;
+    assert_eq!(still.status, "in_progress");
+    database
+        .execute(match database.engine() {
+            Engine::Sqlite => "DROP TRIGGER refused",
+            Engine::Postgres => "DROP TRIGGER refused ON batches",
+        })
+        .await;
+    let ended = server.ended(&still).await;
+    assert_eq!((&*ended.status, ended.counts.completed), ("completed", 1));
+}
+
 on_every_engine![
     a_batch_runs_from_upload_to_output,
     the_bytes_of_a_line_reach_the_upstream_unchanged,
@@ -450,4 +485,5 @@ on_every_engine![
     every_endpoint_can_be_batched,
     many_batches_of_several_tenants_all_end,
     a_batch_that_cannot_be_let_run_holds_up_no_other,
+    a_batch_that_cannot_be_ended_holds_up_no_other,
 ];

@@ -20,6 +20,7 @@ mod roles;
 mod round_trips;
 mod safety;
 mod sdk;
+mod small_batches;
 mod store;
 mod support;
 mod tails;

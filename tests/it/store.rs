@@ -4,6 +4,7 @@ mod clocks;
 mod ends;
 mod leases;
 mod races;
+mod small;
 mod tails;
 mod validating;
 mod wakeups;
@@ -18,7 +19,8 @@ use nightshift::internals::domain::unit::Bitmap;
 use nightshift::internals::domain::usage::Usage;
 use nightshift::internals::intake::{Contents, Limits};
 use nightshift::internals::store::{
-    Cancel, CountsDelta, LeasedUnit, NewBatch, Replica, Store, StoredFile, UnitFlush,
+    Cancel, CountsDelta, Error, LeasedUnit, NewBatch, NewUpload, PublishedUpload, Replica, Rest,
+    Store, StoredFile, UnitFlush,
 };
 use nightshift::internals::transfer::{Finish, Ingest, UploadBudget};
 use tempfile::TempDir;
@@ -60,9 +62,7 @@ impl Fixture {
             max_models: MODELS_MAX,
         };
         let budget = UploadBudget::new(limits.max_line_bytes);
-        let mut ingest = Ingest::begin(&self.store, TENANT, limits, Contents::Requests, &budget)
-            .await
-            .expect("begins");
+        let mut ingest = Ingest::begin(&self.store, TENANT, limits, Contents::Requests, &budget);
         for line in lines {
             ingest.write(Bytes::from(line)).await.expect("writes");
         }
@@ -185,6 +185,7 @@ fn flush(unit: &LeasedUnit, lines: &[u32], finished: bool) -> UnitFlush {
         flush_no: unit.flush_no,
         done,
         finished,
+        ends_batch: false,
         cleared: true,
         tail: None,
         segment: Some(segment::encode(&lines).expect("encodes")),
@@ -429,10 +430,9 @@ async fn a_batch_is_finished_once_and_only_when_nothing_is_open() {
         .flush(&owner, 0, &[&flush(&unit, &[0, 1, 2], true)])
         .await
         .expect("flushes");
-    assert_eq!(
-        fixture.store.drained().await.expect("lists"),
-        std::slice::from_ref(&batch)
-    );
+    let drained = fixture.store.drained().await.expect("lists");
+    assert_eq!(drained.len(), 1);
+    assert_eq!((&*drained[0].id, drained[0].total), (&*batch, 3));
     for _ in 0..3 {
         fixture
             .store
@@ -516,28 +516,32 @@ async fn cancelling_goes_through_its_states() {
 
 async fn a_swept_upload_cannot_be_published() {
     let fixture = Fixture::new().await;
-    let limits = Limits {
-        max_line_bytes: 1 << 20,
-        max_models: 100,
+    let upload = NewUpload {
+        file_id: id::file(),
+        tenant: TENANT.to_owned(),
     };
-    let budget = UploadBudget::new(limits.max_line_bytes);
-    let mut ingest = Ingest::begin(&fixture.store, TENANT, limits, Contents::Requests, &budget)
-        .await
-        .expect("begins");
-    let line = chat("a", serde_json::Value::Null);
-    ingest
-        .write(Bytes::from(line.repeat(3000)))
-        .await
-        .expect("writes");
+    let begun = fixture.store.begin_upload(&upload, &[]).await;
+    begun.expect("begins");
     let later = fixture.clock.now_ms() + 1;
     assert_eq!(fixture.store.sweep_uploads(later).await.expect("sweeps"), 1);
-    let finish = Finish {
+    let published = PublishedUpload {
         purpose: Purpose::Batch,
         filename: "in.jsonl".to_owned(),
+        bytes: 0,
         created_at: later,
         expires_at: None,
+        requests: 0,
+        findings: None,
+        models: Vec::new(),
     };
-    assert!(ingest.finish(finish, None).await.is_err());
+    let rest = Rest {
+        has_begun: true,
+        pieces: Vec::new(),
+    };
+    let publish = fixture
+        .store
+        .publish_upload(&upload, &published, &rest, None);
+    assert!(matches!(publish.await, Err(Error::Stale(_))));
     assert_eq!(
         fixture.store.sweep_uploads(i64::MAX).await.expect("sweeps"),
         0
@@ -697,7 +701,6 @@ async fn a_batch_runs_whose_file_names_as_many_models_as_a_file_may() {
     let file = fixture.file_of(lines).await;
     let batch = fixture.created_from(file).await;
     fixture.accepted(batch.clone()).await;
-    assert_eq!(engines::rows(&fixture.url, "file_models").await, 10_000);
     assert_eq!(engines::rows(&fixture.url, "backlog").await, 10_000);
 }
 

@@ -65,7 +65,7 @@ async fn ingest(
     let limits = limits(config);
     // One file alone never waits for others.
     let budget = UploadBudget::new(limits.max_line_bytes);
-    let mut ingest = Ingest::begin(store, TENANT, limits, Contents::Requests, &budget).await?;
+    let mut ingest = Ingest::begin(store, TENANT, limits, Contents::Requests, &budget);
     let mut writer = match found {
         None => Some(lines::Writer::create(&generation.lines())?),
         Some(_) => None,

@@ -135,7 +135,9 @@ impl Audit<'_> {
         };
         let sql = sql!(
             "-- audit_counts
-             SELECT {summed} FROM batch_counts WHERE batch_id = $1",
+             SELECT {summed}
+             FROM batches LEFT JOIN batch_counts ON batch_counts.batch_id = batches.id
+             WHERE batches.id = $1 GROUP BY batches.id",
             summed = summed()
         );
         let counts: CountsSum = in_tx!(&mut *tx, |c| {

@@ -7,7 +7,7 @@ use crate::store::engine::{in_tx, on_pool, sql};
 
 /// What a row of which kind is a fault, by the id of what it should belong to. Each query gives
 /// that id and a number of rows.
-const ORPHANS: [(&str, &str, &str); 10] = [
+const ORPHANS: [(&str, &str, &str); 9] = [
     (
         "file",
         "chunk of a file that is not there, or whose content was removed",
@@ -22,13 +22,6 @@ const ORPHANS: [(&str, &str, &str); 10] = [
             (SELECT file_id, COUNT(*) AS total FROM chunk_models GROUP BY file_id) c
          WHERE NOT EXISTS
             (SELECT 1 FROM files f WHERE f.id = c.file_id AND f.state <> 'purged')",
-    ),
-    (
-        "file",
-        "row of file_models of a file that is not there, or whose content was removed",
-        "SELECT m.file_id, m.total FROM
-            (SELECT file_id, COUNT(*) AS total FROM file_models GROUP BY file_id) m WHERE NOT EXISTS
-            (SELECT 1 FROM files f WHERE f.id = m.file_id AND f.state <> 'purged')",
     ),
     (
         "file",
@@ -49,11 +42,12 @@ const ORPHANS: [(&str, &str, &str); 10] = [
     ),
     (
         "batch",
-        "row of counts of a batch that is not there",
+        "row of counts of a batch that is not live",
         "SELECT c.batch_id, c.total FROM
             (SELECT batch_id, COUNT(*) AS total FROM batch_counts GROUP BY batch_id) c
          WHERE NOT EXISTS
-            (SELECT 1 FROM batches b WHERE b.id = c.batch_id)",
+            (SELECT 1 FROM batches b WHERE b.id = c.batch_id
+                AND b.status IN ('in_progress', 'finalizing', 'cancelling'))",
     ),
     (
         "batch",

@@ -35,7 +35,8 @@ impl Audit<'_> {
         self.audited.units += window.units.len() as u64;
     }
 
-    /// The backlog has a row for each model, with as many units as wait.
+    /// The backlog has a row for each model of which units have waited, with as many units as wait
+    /// now.
     pub(super) async fn backlog(&mut self, tx: &mut Tx, head: &Head, found: &Found) -> Result<()> {
         let rows: Vec<(i64, i64)> = in_tx!(tx, |c| {
             sqlx::query_as(
@@ -48,6 +49,8 @@ impl Audit<'_> {
         let rows: BTreeMap<i64, i64> = rows.into_iter().collect();
         for (model, waiting) in &found.waiting {
             match rows.get(model) {
+                // All its units were leased directly.
+                None if *waiting == 0 => {}
                 None => self.fault(format!(
                     "batch {}: no row in the backlog for model {model}",
                     head.id

@@ -4,17 +4,21 @@
 //! the batch stays `validating`. The units that are there say how far the batch is, so any process
 //! can go on. No unit can be leased before the batch's last transaction, which writes the backlog.
 
+use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
 use std::ops::Range;
 
-use super::state::{self, Changed, LockedBatch};
+use super::state::{self, Changed, IfLocked, LockedBatch};
 use super::validate::Unvalidated;
-use crate::domain::batch::{Counts, Event};
+use crate::domain::batch::{BatchState, Event};
 use crate::domain::findings::{self, Finding};
+use crate::domain::unit::{Bitmap, UnitKey, UnitLease};
 use crate::store::engine::{Rows, Tx, Value, bind_rows, in_tx, on_pool, sql};
-use crate::store::{Result, Store, Who};
+use crate::store::{Deaths, LeasedUnit, Result, Store, Who};
 
-/// Rows of the backlog written by one statement: a file may name a great many models.
+/// Rows written by one statement: a file may name a great many models.
 const ROWS_A_STATEMENT: usize = 1_000;
+/// The epoch of a unit under its first lease.
+const FIRST_EPOCH: i64 = 1;
 
 /// What validation found of a batch.
 #[derive(Clone, Debug)]
@@ -37,28 +41,41 @@ pub enum Begun {
 }
 
 /// What became of a group of batches.
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, Default)]
 pub struct Settled {
     /// How many were let run or refused.
     pub settled: usize,
-    /// Those that run.
-    pub batches: Vec<String>,
+    /// Those that run and of which units wait to be leased.
+    pub waiting: Vec<String>,
+    /// The units that were leased directly.
+    pub leased: Vec<LeasedUnit>,
 }
 
-/// A batch that is let run.
-#[derive(Clone, Copy)]
-struct Accepted<'a> {
+/// Leases the units of some batches in the transaction that makes the units.
+#[derive(Clone, Copy, Debug)]
+pub struct DirectLease<'a> {
+    /// The token of a process that holds its lease.
+    pub owner: &'a str,
+    /// The ids of the batches: each [has one unit](Unvalidated::only_model).
+    pub batches: &'a HashSet<String>,
+}
+
+/// A unit that is made.
+struct NewUnit<'a> {
     batch: &'a Unvalidated,
-    locked: &'a LockedBatch,
-    model: Option<&'a str>,
+    model_no: i64,
+    /// `None`: it waits to be leased.
+    owner: Option<&'a str>,
+    requests: i64,
+    chunk_bytes: i64,
 }
 
-/// A batch that is refused.
-#[derive(Clone, Copy)]
-struct Rejected<'a> {
-    locked: &'a LockedBatch,
-    /// A JSON list of findings.
-    errors: &'a str,
+/// How many units of a model wait in a batch.
+struct NewBacklog<'a> {
+    batch_id: &'a str,
+    model_no: i64,
+    model: &'a str,
+    waiting: i64,
 }
 
 impl Store {
@@ -66,90 +83,104 @@ impl Store {
     /// their new state. Each has to be [small](Unvalidated::is_small). A batch that another process
     /// is at is left to that process, and a batch that is not validating any more is left alone.
     ///
+    /// The units of some batches can be leased directly. The backlog has no row for such a unit until
+    /// the unit waits.
+    ///
     /// # Errors
     /// When the database fails: then none is settled.
-    pub async fn settle_batches(&self, judged: &[(&Unvalidated, &Verdict)]) -> Result<Settled> {
-        let mut tx = self.begin().await?;
-        let ids: Vec<&str> = judged
-            .iter()
-            .map(|(batch, _)| batch.batch_id.as_str())
-            .collect();
-        let ours = state::lock_validating(&mut tx, &ids).await?;
+    pub async fn settle_batches(
+        &self,
+        judged: &[(&Unvalidated, &Verdict)],
+        direct: Option<DirectLease<'_>>,
+    ) -> Result<Settled> {
         let (mut accepted, mut rejected) = (Vec::new(), Vec::new());
         for (batch, verdict) in judged {
-            let Some(locked) = ours.get(&batch.batch_id) else {
-                continue;
-            };
+            let id = batch.batch_id.as_str();
             match verdict {
-                Verdict::Accepted { model } => accepted.push(Accepted {
-                    batch,
-                    locked,
-                    model: model.as_deref(),
-                }),
-                Verdict::Rejected { errors } => rejected.push(Rejected { locked, errors }),
+                Verdict::Accepted { model } => {
+                    let total = ("total", batch.total().into());
+                    accepted.push((id, [total, ("model", Value::from(model))]));
+                }
+                Verdict::Rejected { errors } => {
+                    rejected.push((id, [("errors", Value::from(errors))]));
+                }
             }
         }
-        if !accepted.is_empty() {
-            make_units(&mut tx, &accepted).await?;
-            make_backlog(&mut tx, &accepted).await?;
-        }
-        let mut changed = self.accept(&mut tx, &accepted).await?;
-        changed.extend(self.reject(&mut tx, &rejected).await?);
+        let mut tx = self.begin().await?;
+        let (from, now) = (BatchState::CREATED, self.now_ms());
+        let begun = state::advance_free(&mut tx, from, &[Event::Accepted], now, &accepted).await?;
+        let refused =
+            state::advance_free(&mut tx, from, &[Event::Rejected], now, &rejected).await?;
+        let ours: HashSet<&str> = begun.iter().map(Changed::batch_id).collect();
+        let run = judged.iter().map(|(batch, _)| *batch);
+        let run = run.filter(|batch| ours.contains(&*batch.batch_id));
+        let (units, backlog) = make_units(&mut tx, &run.collect::<Vec<_>>(), direct).await?;
         tx.commit().await?;
-        changed.into_iter().for_each(Changed::announce);
-        if !accepted.is_empty() {
+
+        let settled = begun.len() + refused.len();
+        announce(judged, begun.into_iter().chain(refused));
+        let waiting: BTreeSet<&str> = backlog.iter().map(|row| row.batch_id).collect();
+        if !waiting.is_empty() {
             self.wake(Who::Supplies);
         }
         Ok(Settled {
-            settled: accepted.len() + rejected.len(),
-            batches: accepted
-                .iter()
-                .map(|accepted| accepted.batch.batch_id.clone())
-                .collect(),
+            settled,
+            waiting: waiting.into_iter().map(str::to_owned).collect(),
+            leased: units.iter().filter_map(NewUnit::leased).collect(),
         })
     }
 
-    /// Gives a batch with many units a range of them. The last range lets the batch run.
+    /// Gives a batch with many units a range of them. Once no unit is missing, the batch runs. A
+    /// small batch gets all its units and runs at once.
     ///
     /// # Errors
     /// When the database fails.
     pub async fn begin_batch(&self, batch: &Unvalidated, model: Option<&str>) -> Result<Begun> {
+        if batch.is_small() {
+            let model = model.map(str::to_owned);
+            let verdict = Verdict::Accepted { model };
+            let settled = self.settle_batches(&[(batch, &verdict)], None).await?;
+            return Ok(match settled.settled {
+                0 => Begun::Elsewhere,
+                _ => Begun::Runs,
+            });
+        }
         let mut tx = self.begin().await?;
-        let Some(mut locked) = lock_one(&mut tx, batch).await? else {
+        if lock_validating(&mut tx, batch).await?.is_none() {
             return Ok(Begun::Elsewhere);
-        };
-        let (made, next, last) = progress(&mut tx, batch).await?;
-        if let Some(next) = next {
+        }
+        if let Some(next) = next_chunk(&mut tx, batch).await? {
             let end = next.saturating_add(batch.chunks_at_once());
             make_range(&mut tx, batch, next..end).await?;
-            if made.is_some() || last >= Some(end) {
-                tx.commit().await?;
-                return Ok(Begun::Grows);
-            }
-        }
-        if made.is_some() {
-            // No unit is missing. They are counted outside of the transaction: the input never
-            // changes, and others want to write.
             tx.commit().await?;
-            let waiting = self.units_by_model(&batch.input_file_id).await?;
-            tx = self.begin().await?;
-            match lock_one(&mut tx, batch).await? {
-                Some(again) => locked = again,
-                None => return Ok(Begun::Elsewhere),
-            }
-            insert_backlog(&mut tx, &batch.batch_id, &waiting).await?;
+            return Ok(Begun::Grows);
         }
-        let accepted = [Accepted {
-            batch,
-            locked: &locked,
-            model,
-        }];
-        if made.is_none() {
-            make_backlog(&mut tx, &accepted).await?;
-        }
-        let changed = self.accept(&mut tx, &accepted).await?;
+        // No unit is missing. They are counted outside of the transaction: the input never changes,
+        // and others want to write.
         tx.commit().await?;
-        changed.into_iter().for_each(Changed::announce);
+        let backlog = self.units_by_model(&batch.input_file_id).await?;
+        let backlog = backlog.into_iter().map(|(model_no, waiting)| NewBacklog {
+            batch_id: &batch.batch_id,
+            model_no,
+            model: batch.model_name(model_no),
+            waiting,
+        });
+        let backlog: Vec<_> = backlog.collect();
+        let mut tx = self.begin().await?;
+        let Some(locked) = lock_validating(&mut tx, batch).await? else {
+            return Ok(Begun::Elsewhere);
+        };
+        insert_backlog(&mut tx, &backlog).await?;
+        let columns = [
+            ("total", batch.total().into()),
+            ("model", Value::from(model)),
+        ];
+        let (events, now) = ([Event::Accepted], self.now_ms());
+        let changed = state::advance_all(&mut tx, &events, now, &[(&locked, columns)]).await?;
+        tx.commit().await?;
+        for changed in changed {
+            changed.with_counts(Some(batch.fresh_counts())).announce();
+        }
         self.wake(Who::Supplies);
         Ok(Begun::Runs)
     }
@@ -168,51 +199,12 @@ impl Store {
         }
     }
 
-    async fn accept(&self, tx: &mut Tx, batches: &[Accepted<'_>]) -> Result<Vec<Changed>> {
-        let steps: Vec<_> = batches
-            .iter()
-            .map(|accepted| {
-                let total = ("total", accepted.batch.total().into());
-                (accepted.locked, [total, ("model", accepted.model.into())])
-            })
-            .collect();
-        let changed = state::advance_all(tx, Event::Accepted, self.now_ms(), &steps).await?;
-        let changed = changed.into_iter().zip(batches);
-        Ok(changed
-            .map(|(changed, accepted)| {
-                changed.with_counts(Some(Counts {
-                    total: accepted.batch.total(),
-                    ..Counts::default()
-                }))
-            })
-            .collect())
-    }
-
-    async fn reject(&self, tx: &mut Tx, batches: &[Rejected<'_>]) -> Result<Vec<Changed>> {
-        let steps: Vec<_> = batches
-            .iter()
-            .map(|rejected| (rejected.locked, [("errors", Value::from(rejected.errors))]))
-            .collect();
-        let changed = state::advance_all(tx, Event::Rejected, self.now_ms(), &steps).await?;
-        let changed = changed.into_iter().zip(batches);
-        Ok(changed
-            .map(|(changed, rejected)| {
-                let errors: Vec<Finding> =
-                    serde_json::from_str(rejected.errors).unwrap_or_default();
-                changed.because(findings::in_short(&errors))
-            })
-            .collect())
-    }
-
-    /// How many units of each model a batch of a file has, by number, with the model's name.
-    async fn units_by_model(&self, file_id: &str) -> Result<Vec<(i64, String, i64)>> {
+    /// How many units of each model a batch of a file has, by number.
+    async fn units_by_model(&self, file_id: &str) -> Result<Vec<(i64, i64)>> {
         Ok(on_pool!(self.reader(), |c| {
             sqlx::query_as(
                 "-- units_by_model
-                 SELECT m.model_no, m.name, c.units
-                 FROM (SELECT model_no, COUNT(*) AS units FROM chunk_models WHERE file_id = $1
-                    GROUP BY model_no) c
-                 JOIN file_models m ON m.file_id = $1 AND m.model_no = c.model_no",
+                 SELECT model_no, COUNT(*) FROM chunk_models WHERE file_id = $1 GROUP BY model_no",
             )
             .bind(file_id)
             .fetch_all(c)
@@ -221,45 +213,163 @@ impl Store {
     }
 }
 
+/// Tells of batches that were let run or refused.
+fn announce(judged: &[(&Unvalidated, &Verdict)], changed: impl Iterator<Item = Changed>) {
+    let judged: HashMap<&str, &(&Unvalidated, &Verdict)> = judged
+        .iter()
+        .map(|judged| (judged.0.batch_id.as_str(), judged))
+        .collect();
+    for changed in changed {
+        match judged.get(changed.batch_id()) {
+            Some((_, Verdict::Rejected { errors })) => changed.because(in_short(errors)),
+            Some((batch, _)) => changed.with_counts(Some(batch.fresh_counts())),
+            None => changed,
+        }
+        .announce();
+    }
+}
+
+/// What is wrong with a batch, for the log. `errors`: a JSON list of findings.
+fn in_short(errors: &str) -> String {
+    let errors: Vec<Finding> = serde_json::from_str(errors).unwrap_or_default();
+    findings::in_short(&errors)
+}
+
 /// Locks a batch that is validating, if no other process is at it.
-async fn lock_one(tx: &mut Tx, batch: &Unvalidated) -> Result<Option<LockedBatch>> {
-    let mut locked = state::lock_validating(tx, &[&batch.batch_id]).await?;
-    Ok(locked.remove(&batch.batch_id))
+async fn lock_validating(tx: &mut Tx, batch: &Unvalidated) -> Result<Option<LockedBatch>> {
+    let locked = state::lock(tx, &batch.batch_id, IfLocked::Skip).await?;
+    Ok(locked.filter(|batch| batch.state == BatchState::CREATED))
+}
+
+/// Makes all units of batches, and the backlog of the units that wait.
+async fn make_units<'a>(
+    tx: &mut Tx,
+    batches: &[&'a Unvalidated],
+    direct: Option<DirectLease<'a>>,
+) -> Result<(Vec<NewUnit<'a>>, Vec<NewBacklog<'a>>)> {
+    let (mut units, mut several_chunks) = (Vec::new(), HashMap::new());
+    for batch in batches {
+        match batch.only_chunk() {
+            Some(_) => units.extend(units_of_chunk(batch, direct)),
+            None => drop(several_chunks.insert(&*batch.batch_id, *batch)),
+        }
+    }
+    for units in units.chunks(ROWS_A_STATEMENT) {
+        insert_units(tx, units).await?;
+    }
+    let mut waiting: BTreeMap<(&str, i64), (&str, i64)> = BTreeMap::new();
+    let mut add = |batch: &'a Unvalidated, model_no| {
+        let row = waiting.entry((&*batch.batch_id, model_no));
+        row.or_insert((batch.model_name(model_no), 0)).1 += 1;
+    };
+    for unit in units.iter().filter(|unit| unit.owner.is_none()) {
+        add(unit.batch, unit.model_no);
+    }
+    if !several_chunks.is_empty() {
+        for (batch_id, model_no) in copy_units(tx, &several_chunks).await? {
+            if let Some(batch) = several_chunks.get(&*batch_id) {
+                add(batch, model_no);
+            }
+        }
+    }
+    let backlog = waiting.into_iter();
+    let backlog = backlog.map(|((batch_id, model_no), (model, waiting))| NewBacklog {
+        batch_id,
+        model_no,
+        model,
+        waiting,
+    });
+    let backlog: Vec<_> = backlog.collect();
+    insert_backlog(tx, &backlog).await?;
+    Ok((units, backlog))
+}
+
+/// The units of a batch whose input is one chunk: one for each model.
+fn units_of_chunk<'a>(
+    batch: &'a Unvalidated,
+    direct: Option<DirectLease<'a>>,
+) -> impl Iterator<Item = NewUnit<'a>> {
+    let direct = direct.filter(|direct| direct.batches.contains(&batch.batch_id));
+    let owner = direct.map(|direct| direct.owner);
+    batch.only_chunk().into_iter().flat_map(move |chunk| {
+        let models = (0..).zip(chunk.models.iter());
+        models.map(move |(model_no, model)| NewUnit {
+            batch,
+            model_no,
+            owner,
+            requests: i64::try_from(model.requests).unwrap_or(i64::MAX),
+            chunk_bytes: chunk.bytes,
+        })
+    })
+}
+
+/// Makes units of inputs that are one chunk.
+async fn insert_units(tx: &mut Tx, units: &[NewUnit<'_>]) -> Result<()> {
+    let rows = Rows::of(units.iter().map(|unit| {
+        let (state, epoch) = match unit.owner {
+            Some(_) => ("leased", FIRST_EPOCH),
+            None => ("waiting", 0),
+        };
+        [
+            ("batch_id", Value::from(&unit.batch.batch_id)),
+            ("chunk_no", 0.into()),
+            ("model_no", unit.model_no.into()),
+            ("state", state.into()),
+            ("owner", unit.owner.into()),
+            ("epoch", epoch.into()),
+            ("requests", unit.requests.into()),
+            ("chunk_bytes", unit.chunk_bytes.into()),
+        ]
+    }));
+    let sql = sql!(
+        "-- accept_batch_units
+         WITH {units}
+         INSERT INTO units ({columns}, flush_no, takeovers, done, output_bytes, error_bytes)
+         SELECT v.*, 0, 0, {no_lines}, 0, 0 FROM v",
+        units = rows.table("v", 1, tx.engine()),
+        columns = rows.columns(),
+        no_lines = tx.engine().no_bytes()
+    );
+    let is_usual = units.len() == 1;
+    in_tx!(tx, |c| {
+        let make = sqlx::query(sql).persistent(is_usual);
+        bind_rows!(make, rows).execute(c).await?;
+    });
+    Ok(())
 }
 
 /// The columns of a unit that has only been made.
 const UNIT: &str = "batch_id, chunk_no, model_no, state, epoch, flush_no, takeovers, requests,
                 chunk_bytes, done, output_bytes, error_bytes";
 
-/// A list of batches with their input files, for a statement.
-fn inputs<'a>(batches: &[Accepted<'a>]) -> Rows<'a> {
-    Rows::of(batches.iter().map(|accepted| {
+/// Makes all units of batches whose inputs have several chunks. Returns the batch and the model of
+/// each unit.
+async fn copy_units(
+    tx: &mut Tx,
+    batches: &HashMap<&str, &Unvalidated>,
+) -> Result<Vec<(String, i64)>> {
+    let inputs = Rows::of(batches.values().map(|batch| {
         [
-            ("batch_id", Value::from(&accepted.batch.batch_id)),
-            ("file_id", Value::from(&accepted.batch.input_file_id)),
+            ("batch_id", Value::from(&batch.batch_id)),
+            ("file_id", Value::from(&batch.input_file_id)),
         ]
-    }))
-}
-
-/// Makes all units of batches.
-async fn make_units(tx: &mut Tx, batches: &[Accepted<'_>]) -> Result<()> {
-    let inputs = inputs(batches);
+    }));
     let sql = sql!(
-        "-- accept_batch_units
+        "-- accept_batch_chunks
          WITH {inputs}
          INSERT INTO units ({unit})
          SELECT v.batch_id, c.chunk_no, c.model_no, 'waiting', 0, 0, 0, c.requests,
             c.chunk_bytes, {no_lines}, 0, 0
-         FROM v JOIN chunk_models c ON c.file_id = v.file_id",
+         FROM v JOIN chunk_models c ON c.file_id = v.file_id
+         RETURNING batch_id, model_no",
         inputs = inputs.table("v", 1, tx.engine()),
         unit = UNIT,
         no_lines = tx.engine().no_bytes()
     );
-    in_tx!(tx, |c| {
-        let make = sqlx::query(sql).persistent(false);
-        bind_rows!(make, inputs).execute(c).await?;
-    });
-    Ok(())
+    Ok(in_tx!(tx, |c| {
+        let make = sqlx::query_as(sql).persistent(false);
+        bind_rows!(make, inputs).fetch_all(c).await?
+    }))
 }
 
 /// Makes the units of some chunks of a batch. The range has two ends, so that it costs the same
@@ -286,35 +396,15 @@ async fn make_range(tx: &mut Tx, batch: &Unvalidated, chunks: Range<i64>) -> Res
     Ok(())
 }
 
-/// Writes the backlog of batches that have all their units since this transaction.
-async fn make_backlog(tx: &mut Tx, batches: &[Accepted<'_>]) -> Result<()> {
-    let inputs = inputs(batches);
-    let sql = sql!(
-        "-- accept_batch_backlog
-         WITH {inputs}
-         INSERT INTO backlog (batch_id, model_no, model, waiting)
-         SELECT v.batch_id, m.model_no, m.name, COUNT(*)
-         FROM v JOIN chunk_models c ON c.file_id = v.file_id
-         JOIN file_models m ON m.file_id = c.file_id AND m.model_no = c.model_no
-         GROUP BY v.batch_id, m.model_no, m.name",
-        inputs = inputs.table("v", 1, tx.engine())
-    );
-    in_tx!(tx, |c| {
-        let make = sqlx::query(sql).persistent(false);
-        bind_rows!(make, inputs).execute(c).await?;
-    });
-    Ok(())
-}
-
-/// Writes the backlog of a batch whose units were counted before.
-async fn insert_backlog(tx: &mut Tx, batch_id: &str, waiting: &[(i64, String, i64)]) -> Result<()> {
-    for waiting in waiting.chunks(ROWS_A_STATEMENT) {
-        let rows = Rows::of(waiting.iter().map(|(model_no, model, units)| {
+/// Writes the backlog of batches that have all their units.
+async fn insert_backlog(tx: &mut Tx, backlog: &[NewBacklog<'_>]) -> Result<()> {
+    for backlog in backlog.chunks(ROWS_A_STATEMENT) {
+        let rows = Rows::of(backlog.iter().map(|row| {
             [
-                ("batch_id", Value::from(batch_id)),
-                ("model_no", (*model_no).into()),
-                ("model", Value::from(model)),
-                ("waiting", (*units).into()),
+                ("batch_id", Value::from(row.batch_id)),
+                ("model_no", row.model_no.into()),
+                ("model", Value::from(row.model)),
+                ("waiting", row.waiting.into()),
             ]
         }));
         let sql = sql!(
@@ -330,23 +420,40 @@ async fn insert_backlog(tx: &mut Tx, batch_id: &str, waiting: &[(i64, String, i6
     Ok(())
 }
 
-/// The last chunk of which a batch has its units, the first one of which it has not, and the last
-/// one of its input.
-async fn progress(
-    tx: &mut Tx,
-    batch: &Unvalidated,
-) -> Result<(Option<i64>, Option<i64>, Option<i64>)> {
-    Ok(in_tx!(tx, |c| {
+/// The first chunk of which a batch has no units yet.
+async fn next_chunk(tx: &mut Tx, batch: &Unvalidated) -> Result<Option<i64>> {
+    let (next,): (Option<i64>,) = in_tx!(tx, |c| {
         sqlx::query_as(
             "-- begun_units
-             SELECT (SELECT MAX(chunk_no) FROM units WHERE batch_id = $1),
-                (SELECT MIN(chunk_no) FROM chunk_models WHERE file_id = $2 AND chunk_no >
-                    COALESCE((SELECT MAX(chunk_no) FROM units WHERE batch_id = $1), -1)),
-                (SELECT MAX(chunk_no) FROM chunk_models WHERE file_id = $2)",
+             SELECT MIN(chunk_no) FROM chunk_models WHERE file_id = $2 AND chunk_no >
+                COALESCE((SELECT MAX(chunk_no) FROM units WHERE batch_id = $1), -1)",
         )
         .bind(&batch.batch_id)
         .bind(&batch.input_file_id)
         .fetch_one(c)
         .await?
-    }))
+    });
+    Ok(next)
+}
+
+impl NewUnit<'_> {
+    /// The unit under its first lease, if it was leased directly.
+    fn leased(&self) -> Option<LeasedUnit> {
+        self.owner?;
+        let key = UnitKey {
+            batch_id: self.batch.batch_id.clone(),
+            chunk_no: 0,
+            model_no: self.model_no,
+        };
+        let epoch = FIRST_EPOCH;
+        Some(LeasedUnit {
+            lease: UnitLease { key, epoch },
+            flush_no: 0,
+            requests: self.requests,
+            chunk_bytes: self.chunk_bytes,
+            deaths: Deaths::default(),
+            done: Bitmap::default(),
+            tail: None,
+        })
+    }
 }

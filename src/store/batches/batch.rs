@@ -4,7 +4,7 @@ use sqlx::FromRow;
 
 use crate::domain::batch::{BatchState, Counts};
 use crate::domain::usage::Usage;
-use crate::store::engine::{Sql, sql};
+use crate::store::engine::{Sql, Value, sql};
 
 /// What a user asks for.
 #[derive(Clone, Debug)]
@@ -38,6 +38,14 @@ pub struct Batch {
     pub usage: Usage,
 }
 
+/// The columns of a [`BatchRow`].
+pub(super) const COLUMNS: &str = "batches.id, batches.tenant, batches.endpoint,
+    batches.input_file_id, batches.completion_window, batches.output_expires_seconds,
+    batches.metadata, batches.status, batches.ending, batches.model, batches.errors, batches.total,
+    batches.output_file_id, batches.error_file_id, batches.created_at, batches.expires_at,
+    batches.in_progress_at, batches.finalizing_at, batches.completed_at, batches.failed_at,
+    batches.expired_at, batches.cancelling_at, batches.cancelled_at";
+
 #[derive(Clone, Debug, FromRow)]
 pub struct BatchRow {
     pub id: String,
@@ -66,8 +74,8 @@ pub struct BatchRow {
     pub cancelled_at: Option<i64>,
 }
 
-/// The sums of the slots in which a batch's counts and its usage are kept: see [`summed`].
-#[derive(Debug, FromRow)]
+/// A batch's counts and its usage: see [`summed`].
+#[derive(Clone, Debug, Default, FromRow)]
 pub(in crate::store) struct CountsSum {
     pub completed: i64,
     pub failed: i64,
@@ -79,7 +87,38 @@ pub(in crate::store) struct CountsSum {
     total_tokens: i64,
 }
 
+/// How many columns [`CountsSum::columns`] has.
+pub(in crate::store) const COUNT_COLUMNS: usize = 8;
+
 impl CountsSum {
+    /// What lines count, by their outcome, and the tokens that they used.
+    pub(in crate::store) fn of([completed, failed, cancelled]: [i64; 3], usage: &Usage) -> Self {
+        CountsSum {
+            completed,
+            failed,
+            cancelled,
+            input_tokens: usage.input_tokens,
+            cached_tokens: usage.cached_tokens,
+            output_tokens: usage.output_tokens,
+            reasoning_tokens: usage.reasoning_tokens,
+            total_tokens: usage.total_tokens,
+        }
+    }
+
+    /// The columns with their values, as `batches` and `batch_counts` have them.
+    pub(in crate::store) fn columns(&self) -> [(&'static str, Value<'static>); COUNT_COLUMNS] {
+        [
+            ("completed", self.completed.into()),
+            ("failed", self.failed.into()),
+            ("cancelled", self.cancelled.into()),
+            ("input_tokens", self.input_tokens.into()),
+            ("cached_tokens", self.cached_tokens.into()),
+            ("output_tokens", self.output_tokens.into()),
+            ("reasoning_tokens", self.reasoning_tokens.into()),
+            ("total_tokens", self.total_tokens.into()),
+        ]
+    }
+
     /// The counts of a batch of so many lines.
     pub(super) fn counts(&self, total: i64) -> Counts {
         Counts {
@@ -101,11 +140,25 @@ impl CountsSum {
     }
 }
 
-/// The columns of a [`CountsSum`], from `batch_counts` by batch.
+impl std::ops::AddAssign for CountsSum {
+    fn add_assign(&mut self, other: Self) {
+        self.completed += other.completed;
+        self.failed += other.failed;
+        self.cancelled += other.cancelled;
+        self.input_tokens += other.input_tokens;
+        self.cached_tokens += other.cached_tokens;
+        self.output_tokens += other.output_tokens;
+        self.reasoning_tokens += other.reasoning_tokens;
+        self.total_tokens += other.total_tokens;
+    }
+}
+
+/// The columns of a [`CountsSum`], from `batches` joined with `batch_counts`, by batch: what stands
+/// in the batch's own row once the batch has ended, and the sums of the slots until then.
 pub(in crate::store) fn summed() -> Sql {
     let sum = |name: &'static str| {
         sql!(
-            "CAST(COALESCE(SUM(batch_counts.{name}), 0) AS BIGINT) AS {name}",
+            "CAST(batches.{name} + COALESCE(SUM(batch_counts.{name}), 0) AS BIGINT) AS {name}",
             name
         )
     };

@@ -112,7 +112,15 @@ impl Store {
                     MAX(CASE WHEN w.waiting > 0 OR l.units > 0 THEN
                         CAST(CAST($1 AS BIGINT) - b.created_at AS DOUBLE PRECISION)
                             / NULLIF(b.expires_at - b.created_at, 0) END) AS window_used
-                 FROM backlog w JOIN batches b ON b.id = w.batch_id
+                 FROM (SELECT batch_id, model_no, model, waiting FROM backlog
+                    UNION ALL
+                    -- Units that were leased directly have never waited.
+                    SELECT DISTINCT u.batch_id, u.model_no, COALESCE(d.model, ''),
+                        CAST(0 AS BIGINT)
+                    FROM units u JOIN batches d ON d.id = u.batch_id
+                    WHERE u.state = 'leased' AND NOT EXISTS (SELECT 1 FROM backlog n
+                        WHERE n.batch_id = u.batch_id AND n.model_no = u.model_no)) w
+                 JOIN batches b ON b.id = w.batch_id
                  LEFT JOIN (SELECT batch_id, model_no, COUNT(*) AS units FROM units
                     WHERE state = 'leased' GROUP BY batch_id, model_no) l
                    ON l.batch_id = w.batch_id AND l.model_no = w.model_no
@@ -208,14 +216,14 @@ impl TryFrom<ListedRow> for ListedBatch {
 const COLUMNS: &str =
     "b.id, b.tenant, b.key_id, b.status, b.ending, b.model, b.total, b.created_at,
     b.in_progress_at, b.expires_at, b.ended_at,
-    CAST(COALESCE(SUM(s.completed), 0) AS BIGINT) AS completed,
-    CAST(COALESCE(SUM(s.failed), 0) AS BIGINT) AS failed,
-    CAST(COALESCE(SUM(s.cancelled), 0) AS BIGINT) AS cancelled";
+    CAST(b.completed + COALESCE(SUM(s.completed), 0) AS BIGINT) AS completed,
+    CAST(b.failed + COALESCE(SUM(s.failed), 0) AS BIGINT) AS failed,
+    CAST(b.cancelled + COALESCE(SUM(s.cancelled), 0) AS BIGINT) AS cancelled";
 
 /// Where a batch's counts are read from.
 const WITH_COUNTS: &str = "LEFT JOIN batch_counts s ON s.batch_id = b.id
     GROUP BY b.id, b.tenant, b.key_id, b.status, b.ending, b.model, b.total, b.created_at,
-        b.in_progress_at, b.expires_at, b.ended_at";
+        b.in_progress_at, b.expires_at, b.ended_at, b.completed, b.failed, b.cancelled";
 
 fn ended_batches() -> Sql {
     sql!(

@@ -4,9 +4,9 @@ use std::collections::BTreeSet;
 
 use sqlx::FromRow;
 
-use super::batch::{Batch, BatchRow, CountsSum, summed};
+use super::batch::{Batch, BatchRow, COLUMNS, CountsSum, summed};
 use super::state;
-use crate::domain::batch::{BatchState, Counts};
+use crate::domain::batch::BatchState;
 use crate::store::engine::{Sql, Tx, bind_each, in_tx, list, on_pool, sql};
 use crate::store::{Error, Page, Result, Store};
 
@@ -16,11 +16,12 @@ use crate::store::{Error, Page, Result, Store};
 fn select(name: &'static str, ids: &'static str) -> Sql {
     sql!(
         "-- {name}
-         SELECT batches.*, {summed}
+         SELECT {columns}, {summed}
          FROM batches LEFT JOIN batch_counts ON batch_counts.batch_id = batches.id
          WHERE batches.id IN ({ids})
          GROUP BY batches.id ORDER BY batches.created_at DESC, batches.id DESC",
         name,
+        columns = COLUMNS,
         summed = summed(),
         ids
     )
@@ -146,30 +147,6 @@ impl Store {
             bind_each!(read, ids.iter().copied()).fetch_all(c).await?
         });
         rows.into_iter().map(into_state).collect()
-    }
-
-    /// A batch's counts as they are now.
-    pub(super) async fn counts(&self, batch_id: &str) -> Result<Counts> {
-        let row: (i64, i64, i64, i64) = on_pool!(self.reader(), |c| {
-            sqlx::query_as(
-                "-- counts
-                 SELECT COALESCE((SELECT total FROM batches WHERE id = $1), 0),
-                    CAST(COALESCE(SUM(completed), 0) AS BIGINT),
-                    CAST(COALESCE(SUM(failed), 0) AS BIGINT),
-                    CAST(COALESCE(SUM(cancelled), 0) AS BIGINT)
-                 FROM batch_counts WHERE batch_id = $1",
-            )
-            .bind(batch_id)
-            .fetch_one(c)
-            .await?
-        });
-        let (total, completed, failed, cancelled) = row;
-        Ok(Counts {
-            total,
-            completed,
-            failed,
-            cancelled,
-        })
     }
 }
 

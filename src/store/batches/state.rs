@@ -5,12 +5,10 @@
 //! returns a [`Changed`]. What must be recorded of a change is written here, in the transaction of
 //! the change.
 
-use std::collections::HashMap;
-
 use super::batch::NewBatch;
 use crate::domain::batch::{BatchState, Counts, EndReason, Event, Status};
 use crate::metrics::metrics;
-use crate::store::engine::{Rows, Sql, Tx, Value, bind_each, bind_rows, in_tx, list, sql};
+use crate::store::engine::{Engine, Rows, Sql, Tx, Value, bind_each, bind_rows, in_tx, list, sql};
 use crate::store::{Error, Result};
 
 /// A state from its columns.
@@ -29,6 +27,13 @@ pub(in crate::store) fn from_columns(status: &str, ending: Option<&str>) -> Resu
 pub(super) struct LockedBatch {
     pub id: String,
     pub state: BatchState,
+}
+
+/// A batch whose row belongs to a transaction, and how many lines the batch has.
+#[derive(Clone, Debug)]
+pub(super) struct FoundBatch {
+    pub batch: LockedBatch,
+    pub total: i64,
 }
 
 /// What to do about a row that another transaction has locked.
@@ -64,31 +69,31 @@ pub(super) async fn lock(
     }))
 }
 
-/// Locks the rows of those of these batches that are validating, by id. Skips rows that another
+/// Locks the rows of batches in the order of their ids. Skips rows that another
 /// transaction has locked.
-pub(super) async fn lock_validating(
-    tx: &mut Tx,
-    ids: &[&str],
-) -> Result<HashMap<String, LockedBatch>> {
+pub(super) async fn lock_all(tx: &mut Tx, ids: &[&str]) -> Result<Vec<FoundBatch>> {
     let sql = sql!(
-        "-- lock_validating
-         SELECT id FROM batches WHERE id IN {ids} AND status = 'validating' ORDER BY id {lock}",
+        "-- lock_batches
+         SELECT id, status, ending, total FROM batches WHERE id IN {ids} ORDER BY id {lock}",
         ids = list(1, ids.len()),
         lock = tx.engine().skip_locked()
     );
-    let rows: Vec<(String,)> = in_tx!(tx, |c| {
-        let lock = sqlx::query_as(sql).persistent(false);
+    let is_usual = ids.len() == 1;
+    let rows: Vec<(String, String, Option<String>, i64)> = in_tx!(tx, |c| {
+        let lock = sqlx::query_as(sql).persistent(is_usual);
         bind_each!(lock, ids).fetch_all(c).await?
     });
-    let locked = rows.into_iter().map(|(id,)| {
-        let state = BatchState::CREATED;
-        (id.clone(), LockedBatch { id, state })
+    let found = rows.into_iter().map(|(id, status, ending, total)| {
+        let state = from_columns(&status, ending.as_deref())?;
+        let batch = LockedBatch { id, state };
+        Ok(FoundBatch { batch, total })
     });
-    Ok(locked.collect())
+    found.collect()
 }
 
-/// Creates a batch.
-pub(super) async fn create(tx: &mut Tx, new: &NewBatch) -> Result<()> {
+/// Creates a batch, by a statement and the row that the statement binds. While the reference to the
+/// input file is written, the file's row is locked, so that nobody purges the file in between.
+pub(super) fn creation(new: &NewBatch, engine: Engine) -> (Sql, Rows<'_>) {
     let row = Rows::of([[
         ("id", Value::from(&new.id)),
         ("tenant", Value::from(&new.tenant)),
@@ -103,14 +108,17 @@ pub(super) async fn create(tx: &mut Tx, new: &NewBatch) -> Result<()> {
         ("key_id", Value::from(&new.key_id)),
     ]]);
     let sql = sql!(
-        "-- create_batch\nINSERT INTO batches ({columns}) VALUES {row}",
-        columns = row.columns(),
-        row = row.parameters(1)
+        "-- create_batch
+         WITH {batch},
+         input AS MATERIALIZED (
+            SELECT 1 FROM files
+            WHERE id = (SELECT input_file_id FROM v) AND tenant = (SELECT tenant FROM v) {lock})
+         INSERT INTO batches ({columns}) SELECT v.* FROM v LEFT JOIN input ON TRUE",
+        batch = row.table("v", 1, engine),
+        lock = engine.for_share(),
+        columns = row.columns()
     );
-    in_tx!(tx, |c| {
-        bind_rows!(sqlx::query(sql), row).execute(c).await?;
-    });
-    Ok(())
+    (sql, row)
 }
 
 /// Moves a batch as an event says. `None` where the event changes nothing.
@@ -120,77 +128,158 @@ pub(super) async fn advance(
     event: Event,
     now_ms: i64,
 ) -> Result<Option<Changed>> {
-    let changed = advance_all(tx, event, now_ms, &[(batch, [])]).await?;
+    let changed = advance_all(tx, &[event], now_ms, &[(batch, [])]).await?;
     Ok(changed.into_iter().next())
 }
 
-/// Moves batches that are all in the same state, by one statement. Each has values of other
-/// columns that are written with the step. Empty where the event changes nothing.
+/// What a step writes into other columns of a batch.
+type Columns<'a, const N: usize> = [(&'static str, Value<'a>); N];
+
+/// Moves batches that are all in the same state, by one statement, as events say that happen one
+/// after the other. An event that changes nothing is passed over. Each batch has values of other
+/// columns that are written with the step. Empty where no event changes anything.
 ///
 /// # Errors
 /// [`Error::Stale`] when a batch is in another state.
-pub(super) async fn advance_all<const COLUMNS: usize>(
+pub(super) async fn advance_all<const N: usize>(
     tx: &mut Tx,
-    event: Event,
+    events: &[Event],
     now_ms: i64,
-    batches: &[(&LockedBatch, [(&'static str, Value<'_>); COLUMNS])],
+    batches: &[(&LockedBatch, Columns<'_, N>)],
 ) -> Result<Vec<Changed>> {
-    let Some((first, others)) = batches.first() else {
+    let Some((first, _)) = batches.first() else {
         return Ok(Vec::new());
     };
     let from = first.state;
-    let Some(to) = from.after(event) else {
+    let rows = batches.iter().map(|(batch, columns)| (&*batch.id, columns));
+    let changed = write(tx, from, events, now_ms, rows.collect(), Locked::Before).await?;
+    match changed {
+        None => Ok(Vec::new()),
+        Some(changed) if changed.len() == batches.len() => Ok(changed),
+        Some(_) => Err(Error::Stale("the batch")),
+    }
+}
+
+/// Moves those of these batches that are in a state, by one statement, as events say that happen
+/// one after the other. A batch whose row another transaction has locked is left out. Returns the
+/// batches that were moved.
+pub(super) async fn advance_free<const N: usize>(
+    tx: &mut Tx,
+    from: BatchState,
+    events: &[Event],
+    now_ms: i64,
+    batches: &[(&str, Columns<'_, N>)],
+) -> Result<Vec<Changed>> {
+    if batches.is_empty() {
         return Ok(Vec::new());
+    }
+    let rows = batches.iter().map(|(id, columns)| (*id, columns));
+    let changed = write(tx, from, events, now_ms, rows.collect(), Locked::Now).await?;
+    Ok(changed.unwrap_or_default())
+}
+
+/// When the rows of batches that are moved were locked.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Locked {
+    Before,
+    /// By the statement that moves them.
+    Now,
+}
+
+/// Writes a step of at least one batch. `None` where no event changes anything.
+async fn write<const N: usize>(
+    tx: &mut Tx,
+    from: BatchState,
+    events: &[Event],
+    now_ms: i64,
+    batches: Vec<(&str, &Columns<'_, N>)>,
+    locked: Locked,
+) -> Result<Option<Vec<Changed>>> {
+    let path = path(from, events);
+    let Some(&to) = path.last() else {
+        return Ok(None);
     };
-    let others = others.iter().map(|(column, _)| *column);
-    let others = others.map(|column| sql!("{column} = v.{column}", column));
-    let set = Sql::joined(state_set(from, to).into_iter().chain(others));
-    let rows = Rows::of(batches.iter().map(|(batch, others)| {
-        let row = [("id", Value::from(&batch.id)), ("now", now_ms.into())];
-        row.into_iter().chain(others.iter().cloned())
+    let others = batches.iter().take(1).flat_map(|(_, columns)| *columns);
+    let others = others.map(|(column, _)| sql!("{column} = v.{column}", column = *column));
+    let set = Sql::joined(state_set(from, &path).into_iter().chain(others));
+    let rows = Rows::of(batches.iter().map(|(id, columns)| {
+        let row = [("id", Value::from(*id)), ("now", now_ms.into())];
+        row.into_iter().chain(columns.iter().cloned())
     }));
+    let is_from = sql!(
+        "batches.status = '{status}' AND {end_reason}",
+        status = from.status.as_str(),
+        end_reason = match from.end_reason {
+            Some(reason) => sql!("batches.ending = '{reason}'", reason = reason.as_str()),
+            None => sql!("batches.ending IS NULL"),
+        }
+    );
+    let free = match locked {
+        Locked::Before => sql!(""),
+        // In the order of their ids, as everywhere.
+        Locked::Now => sql!(
+            "AND batches.id IN (SELECT id FROM batches WHERE id IN (SELECT id FROM v)
+                AND {is_from} ORDER BY id {lock})",
+            is_from = &is_from,
+            lock = tx.engine().skip_locked()
+        ),
+    };
     let sql = sql!(
         "-- advance_batches
          WITH {moved}
          UPDATE batches SET {set}
-         FROM v WHERE batches.id = v.id AND batches.status = '{from}'",
+         FROM v WHERE batches.id = v.id AND {is_from} {free}
+         RETURNING batches.id",
         moved = rows.table("v", 1, tx.engine()),
         set,
-        from = from.status.as_str()
+        is_from,
+        free
     );
     let is_usual = batches.len() == 1;
-    let written = in_tx!(tx, |c| {
-        let advance = sqlx::query(sql).persistent(is_usual);
-        bind_rows!(advance, rows).execute(c).await?.rows_affected()
+    let written: Vec<(String,)> = in_tx!(tx, |c| {
+        let advance = sqlx::query_as(sql).persistent(is_usual);
+        bind_rows!(advance, rows).fetch_all(c).await?
     });
-    if written != batches.len() as u64 {
-        return Err(Error::Stale("the batch"));
-    }
-    let changed = batches.iter().map(|(batch, _)| Changed {
-        batch_id: batch.id.clone(),
+    let changed = written.into_iter().map(|(batch_id,)| Changed {
+        batch_id,
         from: from.status,
         to: to.status,
         counts: None,
         why: None,
     });
-    Ok(changed.collect())
+    Ok(Some(changed.collect()))
 }
 
-/// What a step writes into the state's columns: the state, and the time of each status that the
-/// batch enters.
-fn state_set(from: BatchState, to: BatchState) -> Vec<Sql> {
+/// The states that a batch goes through when events happen one after the other.
+fn path(from: BatchState, events: &[Event]) -> Vec<BatchState> {
+    let mut path = Vec::new();
+    for event in events {
+        let last = path.last().copied().unwrap_or(from);
+        path.extend(last.after(*event));
+    }
+    path
+}
+
+/// What a step along a path writes into the state's columns: the last state, and the time of each
+/// status that the batch enters.
+fn state_set(from: BatchState, path: &[BatchState]) -> Vec<Sql> {
+    let to = path.last().copied().unwrap_or(from);
     let mut set = vec![sql!("status = '{status}'", status = to.status.as_str())];
     set.push(match to.end_reason {
         Some(reason) => sql!("ending = '{reason}'", reason = reason.as_str()),
         None => sql!("ending = NULL"),
     });
     let mut entered = Vec::new();
-    if from.status != to.status {
-        entered.push(to.status);
-        // A batch that is cancelled before it ran was cancelling for no time.
-        if to.status == Status::Cancelled && from.status != Status::Cancelling {
-            entered.push(Status::Cancelling);
+    let mut last = from.status;
+    for next in path.iter().map(|state| state.status) {
+        if next != last {
+            entered.push(next);
+            // A batch that is cancelled before it ran was cancelling for no time.
+            if next == Status::Cancelled && last != Status::Cancelling {
+                entered.push(Status::Cancelling);
+            }
         }
+        last = next;
     }
     let times = entered.into_iter().map(Status::as_str);
     set.extend(times.map(|status| sql!("{status}_at = v.now", status)));
@@ -201,7 +290,7 @@ fn state_set(from: BatchState, to: BatchState) -> Vec<Sql> {
 /// committed: see [`announce`](Changed::announce).
 #[derive(Debug)]
 #[must_use]
-pub(super) struct Changed {
+pub(in crate::store) struct Changed {
     batch_id: String,
     from: Status,
     to: Status,
@@ -210,6 +299,10 @@ pub(super) struct Changed {
 }
 
 impl Changed {
+    pub fn batch_id(&self) -> &str {
+        &self.batch_id
+    }
+
     /// Whether the batch has ended.
     pub fn is_terminal(&self) -> bool {
         self.to.is_terminal()

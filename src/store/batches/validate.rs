@@ -1,16 +1,18 @@
 //! Batches that wait to be validated, found by tenants in turn, with what their inputs' uploads
 //! found out.
 
-use std::collections::{BTreeSet, HashMap};
+use std::collections::HashMap;
 use std::sync::Arc;
 
 use sqlx::FromRow;
 
+use crate::domain::batch::{BatchState, Counts, Status};
 use crate::domain::file::{CHUNK_LINES_MAX, CHUNK_REQUESTS_MAX, Purpose};
 use crate::domain::findings::Findings;
 use crate::intake::ModelReport;
-use crate::store::engine::{bind_each, list, on_pool, sql};
-use crate::store::{Error, Result, Store};
+use crate::store::engine::on_pool;
+use crate::store::files::models_from;
+use crate::store::{Backlog, Error, Result, Store};
 
 /// Batches that are found at once, and so settled in one transaction at most.
 const ROUND: i64 = 128;
@@ -29,6 +31,10 @@ pub struct Unvalidated {
     pub tenant: String,
     pub endpoint: String,
     pub input_file_id: String,
+    pub priority: i64,
+    /// In milliseconds, as the next.
+    pub created_at: i64,
+    pub expires_at: Option<i64>,
     pub input: Option<Input>,
     /// Where there is no input: the purpose of the tenant's file of that id, if there is one.
     pub other_purpose: Option<String>,
@@ -41,13 +47,21 @@ pub struct Input {
     pub findings: Findings,
     /// Shared by the file's batches: there may be many batches and many models.
     pub models: Arc<[ModelReport]>,
+    /// Whether the file is one chunk. Then the batch has a unit for each model.
+    pub is_one_chunk: bool,
 }
 
 impl Unvalidated {
+    /// How many batches one look finds at most.
+    pub const AT_ONCE: usize = ROUND as usize;
+
     /// How many units the batch has at most.
     #[must_use]
     pub fn units_max(&self) -> i64 {
         let Some(input) = &self.input else { return 0 };
+        if input.is_one_chunk {
+            return i64::try_from(input.models.len()).unwrap_or(i64::MAX);
+        }
         let chunks = input.bytes / CHUNK_BYTES + input.requests / CHUNK_REQUESTS + 1;
         let models = i64::try_from(input.models.len()).unwrap_or(i64::MAX);
         input.requests.min(chunks.saturating_mul(models))
@@ -66,8 +80,61 @@ impl Unvalidated {
         UNITS_AT_ONCE / models.clamp(1, CHUNK_REQUESTS)
     }
 
+    /// The name of the one model that all lines name, if the batch has one unit.
+    #[must_use]
+    pub fn only_model(&self) -> Option<&str> {
+        match &*self.only_chunk()?.models {
+            [model] => Some(&model.name),
+            _ => None,
+        }
+    }
+
+    /// The row that the backlog would have for the batch's first model, once no unit waits.
+    #[must_use]
+    pub fn as_backlog(&self) -> Backlog {
+        Backlog {
+            batch_id: self.batch_id.clone(),
+            model_no: 0,
+            model: self.model_name(0).to_owned(),
+            waiting: 0,
+            tenant: self.tenant.clone(),
+            endpoint: self.endpoint.clone(),
+            input_file_id: self.input_file_id.clone(),
+            priority: self.priority,
+            created_at: self.created_at,
+            expires_at: self.expires_at,
+            total: self.total(),
+            state: BatchState {
+                status: Status::InProgress,
+                end_reason: None,
+            },
+        }
+    }
+
+    /// The chunk that the whole input is, if the input is one chunk.
+    pub(super) fn only_chunk(&self) -> Option<&Input> {
+        self.input.as_ref().filter(|input| input.is_one_chunk)
+    }
+
+    /// The name of a model by its number; empty where lines name none.
+    pub(super) fn model_name(&self, model_no: i64) -> &str {
+        let number = usize::try_from(model_no).unwrap_or(usize::MAX);
+        let models = self.input.as_ref().map(|input| &input.models);
+        let model = models.and_then(|models| models.get(number));
+        model.map_or("", |model| &model.name)
+    }
+
+    /// The batch's counts before any line has run.
+    pub(super) fn fresh_counts(&self) -> Counts {
+        Counts {
+            total: self.total(),
+            ..Counts::default()
+        }
+    }
+
     /// How many lines the batch has.
-    pub(super) fn total(&self) -> i64 {
+    #[must_use]
+    pub fn total(&self) -> i64 {
         self.input.as_ref().map_or(0, |input| input.requests)
     }
 }
@@ -78,11 +145,20 @@ struct WaitingRow {
     tenant: String,
     endpoint: String,
     input_file_id: String,
+    priority: i64,
+    created_at: i64,
+    expires_at: Option<i64>,
     purpose: Option<String>,
     requests: Option<i64>,
     bytes: Option<i64>,
     findings: Option<String>,
+    is_one_chunk: Option<i64>,
+    /// Only with the first batch of each file: there may be many batches and many models.
+    models: Option<String>,
 }
+
+/// The models of files by the files' ids. An error for a file whose models cannot be read.
+type Models = HashMap<String, Result<Arc<[ModelReport]>>>;
 
 impl Store {
     /// Batches that wait to be validated, by tenants in turn: the oldest of each, then the second
@@ -96,10 +172,12 @@ impl Store {
         let rows: Vec<WaitingRow> = on_pool!(self.reader(), |c| {
             sqlx::query_as(
                 "-- unvalidated
-                 SELECT w.id, w.tenant, w.endpoint, w.input_file_id, f.purpose, f.requests,
-                    f.bytes, f.findings
+                 SELECT w.id, w.tenant, w.endpoint, w.input_file_id, w.priority, w.created_at,
+                    w.expires_at, f.purpose, f.requests, f.bytes, f.findings, f.is_one_chunk,
+                    CASE WHEN ROW_NUMBER() OVER (PARTITION BY f.id
+                        ORDER BY w.turn, w.created_at, w.id) = 1 THEN f.models END AS models
                  FROM (SELECT * FROM
-                    (SELECT id, tenant, endpoint, input_file_id, created_at,
+                    (SELECT id, tenant, endpoint, input_file_id, priority, created_at, expires_at,
                         ROW_NUMBER() OVER (PARTITION BY tenant ORDER BY created_at, id) AS turn
                      FROM batches
                      WHERE status IN ('validating', 'in_progress', 'finalizing', 'cancelling')
@@ -114,10 +192,7 @@ impl Store {
             .fetch_all(c)
             .await?
         });
-        let files = rows.iter().filter(|row| row.is_for_batches());
-        let models = self
-            .models_of(files.map(|row| row.input_file_id.as_str()).collect())
-            .await?;
+        let models = models_of(&rows);
         let mut found = Vec::with_capacity(rows.len());
         for row in rows {
             let id = row.id.clone();
@@ -129,48 +204,17 @@ impl Store {
         }
         Ok(found)
     }
+}
 
-    /// The models that files name, with the number of requests of each. An error for a file whose
-    /// models cannot be read.
-    async fn models_of(
-        &self,
-        files: BTreeSet<&str>,
-    ) -> Result<HashMap<String, Result<Arc<[ModelReport]>>>> {
-        let mut models: HashMap<String, Result<Vec<ModelReport>>> = HashMap::new();
-        if files.is_empty() {
-            return Ok(HashMap::new());
-        }
-        let sql = sql!(
-            "-- input_models
-             SELECT file_id, name, requests, first_lines FROM file_models WHERE file_id IN {files}
-             ORDER BY file_id, model_no",
-            files = list(1, files.len())
-        );
-        let rows: Vec<(String, String, i64, String)> = on_pool!(self.reader(), |c| {
-            let read = sqlx::query_as(sql).persistent(false);
-            bind_each!(read, files.iter().copied()).fetch_all(c).await?
-        });
-        for (file_id, name, requests, lines) in rows {
-            let model = match serde_json::from_str(&lines) {
-                Ok(first_lines) => Ok(ModelReport {
-                    name,
-                    requests: requests as u64,
-                    first_lines,
-                }),
-                Err(error) => Err(damaged(&file_id, error)),
-            };
-            let of_file = models.entry(file_id).or_insert_with(|| Ok(Vec::new()));
-            match (of_file.as_mut(), model) {
-                (Ok(models), Ok(model)) => models.push(model),
-                (_, Err(error)) => *of_file = Err(error),
-                (Err(_), Ok(_)) => {}
-            }
-        }
-        let of_files = models.into_iter();
-        Ok(of_files
-            .map(|(file_id, models)| (file_id, models.map(Arc::from)))
-            .collect())
-    }
+/// The models of the files of waiting batches.
+fn models_of(rows: &[WaitingRow]) -> Models {
+    let listed = rows.iter().filter_map(|row| {
+        let file = &row.input_file_id;
+        let models = models_from(row.models.as_deref()?);
+        let models = models.map(Arc::from).map_err(|error| damaged(file, error));
+        Some((file.clone(), models))
+    });
+    listed.collect()
 }
 
 impl WaitingRow {
@@ -179,7 +223,7 @@ impl WaitingRow {
         self.purpose.as_deref() == Some(Purpose::Batch.as_str())
     }
 
-    fn read(self, models: &HashMap<String, Result<Arc<[ModelReport]>>>) -> Result<Unvalidated> {
+    fn read(self, models: &Models) -> Result<Unvalidated> {
         let is_for_batches = self.is_for_batches();
         let input = match (self.requests, self.bytes) {
             (Some(requests), Some(bytes)) if is_for_batches => {
@@ -202,6 +246,7 @@ impl WaitingRow {
                     bytes,
                     findings,
                     models,
+                    is_one_chunk: self.is_one_chunk == Some(1),
                 })
             }
             _ => None,
@@ -211,6 +256,9 @@ impl WaitingRow {
             tenant: self.tenant,
             endpoint: self.endpoint,
             input_file_id: self.input_file_id,
+            priority: self.priority,
+            created_at: self.created_at,
+            expires_at: self.expires_at,
             input,
             other_purpose: self.purpose.filter(|_| !is_for_batches),
         })

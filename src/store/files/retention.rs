@@ -34,13 +34,6 @@ const CHUNK_MODELS: Owned = Owned {
     key: "chunk_no, model_no",
     at_once: 2_000,
 };
-const FILE_MODELS: Owned = Owned {
-    table: "file_models",
-    owner: "file_id",
-    key: "model_no",
-    at_once: 2_000,
-};
-
 /// A file that is to be removed.
 type Hidden = (String, Option<String>, Option<String>);
 
@@ -124,7 +117,8 @@ impl Store {
         on_pool!(self.writer(), |c| {
             sqlx::query(
                 "-- purge_file
-                 UPDATE files SET state = 'purged', findings = NULL, chunk_sizes = NULL
+                 UPDATE files SET state = 'purged', findings = NULL, models = NULL,
+                    chunk_sizes = NULL
                  WHERE id = $1 AND state = 'deleted'",
             )
             .bind(id)
@@ -244,8 +238,5 @@ async fn tables_behind(store: &Store, batch_id: &str, key: SegmentKey) -> Result
 /// Removes a file's chunks and what is known of them.
 pub(super) async fn remove_content(store: &Store, file_id: &str) -> Result<()> {
     bytes::remove_chunks(store, file_id).await?;
-    for rows in [&CHUNK_MODELS, &FILE_MODELS] {
-        remove_rows(store, rows, file_id).await?;
-    }
-    Ok(())
+    remove_rows(store, &CHUNK_MODELS, file_id).await
 }

@@ -1,6 +1,8 @@
 //! Uploads under way: chunks are written a group at a time, and show to nobody until the file is
 //! published.
 
+use std::borrow::Cow;
+
 use super::bytes;
 use super::file::StoredFile;
 use super::retention::remove_content;
@@ -32,12 +34,29 @@ pub struct PublishedUpload {
     pub models: Vec<ModelReport>,
 }
 
+/// The end of a file: what is not written yet.
+#[derive(Clone, Debug)]
+pub struct Rest {
+    /// Whether the file has a row, and pieces before these.
+    pub has_begun: bool,
+    /// The last pieces: few enough for one transaction.
+    pub pieces: Vec<Piece>,
+}
+
+impl Rest {
+    /// Whether these pieces are all that the file has, and are one chunk.
+    fn is_one_chunk(&self) -> bool {
+        let last = self.pieces.last();
+        !self.has_begun && last.is_some_and(|piece| piece.chunk_no == 0)
+    }
+}
+
 impl Store {
-    /// Makes the row that an upload's chunks belong to.
+    /// Makes the row that an upload's pieces belong to, with the first of the pieces.
     ///
     /// # Errors
     /// When the database fails.
-    pub async fn begin_upload(&self, upload: &NewUpload) -> Result<()> {
+    pub async fn begin_upload(&self, upload: &NewUpload, pieces: &[Piece]) -> Result<()> {
         let now = self.now_sql(3);
         let sql = sql!(
             "-- begin_upload
@@ -45,7 +64,8 @@ impl Store {
              VALUES ($1, $2, '', '', 0, {now}, 'uploading', {now})",
             now
         );
-        on_pool!(self.writer(), |c| {
+        let mut tx = self.begin().await?;
+        in_tx!(&mut tx, |c| {
             sqlx::query(sql)
                 .bind(&upload.file_id)
                 .bind(&upload.tenant)
@@ -53,7 +73,8 @@ impl Store {
                 .execute(c)
                 .await?;
         });
-        Ok(())
+        insert_pieces(&mut tx, &upload.file_id, pieces).await?;
+        tx.commit().await
     }
 
     /// Writes a group of pieces: one transaction, a statement a table.
@@ -63,10 +84,7 @@ impl Store {
     pub async fn add_pieces(&self, file_id: &str, pieces: &[Piece]) -> Result<()> {
         let mut tx = self.begin().await?;
         touch(&mut tx, self, file_id).await?;
-        if !pieces.is_empty() {
-            bytes::write_pieces(&mut tx, file_id, pieces).await?;
-            insert_chunk_models(&mut tx, file_id, pieces).await?;
-        }
+        insert_pieces(&mut tx, file_id, pieces).await?;
         tx.commit().await
     }
 
@@ -78,17 +96,19 @@ impl Store {
         self.add_pieces(file_id, &[]).await
     }
 
-    /// Makes an uploaded file visible, and remembers the answer for its `Idempotency-Key`.
+    /// Writes the end of an uploaded file, makes the file visible, and remembers the answer for its
+    /// `Idempotency-Key`.
     ///
     /// # Errors
     /// [`Error::Stale`] when the upload was swept in the meantime.
     pub async fn publish_upload(
         &self,
-        file_id: &str,
+        NewUpload { file_id, tenant }: &NewUpload,
         upload: &PublishedUpload,
+        rest: &Rest,
         answer: Option<(&Claim, &str)>,
     ) -> Result<()> {
-        let mut tx = self.begin().await?;
+        let models = list_of_models(&upload.models)?;
         let row = Rows::of([[
             ("purpose", Value::from(upload.purpose.as_str())),
             ("filename", Value::from(&upload.filename)),
@@ -97,21 +117,47 @@ impl Store {
             ("expires_at", upload.expires_at.into()),
             ("requests", (upload.requests as i64).into()),
             ("findings", Value::from(&upload.findings)),
+            ("models", Value::from(&models)),
+            ("is_one_chunk", i64::from(rest.is_one_chunk()).into()),
+            ("state", "ready".into()),
         ]]);
-        let sql = sql!(
-            "-- publish_upload
-             UPDATE files SET state = 'ready', {row} WHERE id = $1 AND state = 'uploading'",
-            row = row.assignments(2)
-        );
-        let published = in_tx!(&mut tx, |c| {
-            let publish = sqlx::query(sql).bind(file_id);
-            bind_rows!(publish, row).execute(c).await?.rows_affected()
-        });
-        if published != 1 {
-            return Err(Error::Stale("the upload"));
+        let mut tx = self.begin().await?;
+        if rest.has_begun {
+            let sql = sql!(
+                "-- publish_upload
+                 UPDATE files SET {row} WHERE id = $1 AND state = 'uploading'",
+                row = row.assignments(2)
+            );
+            let published = in_tx!(&mut tx, |c| {
+                let publish = sqlx::query(sql).bind(file_id);
+                bind_rows!(publish, row).execute(c).await?.rows_affected()
+            });
+            if published != 1 {
+                return Err(Error::Stale("the upload"));
+            }
+        } else {
+            let sql = sql!(
+                "-- insert_upload
+                 WITH {row}
+                 INSERT INTO files (id, tenant, touched_at, {columns})
+                 SELECT CAST($1 AS TEXT), CAST($2 AS TEXT), {now}, v.* FROM v",
+                row = row.table("v", 4, tx.engine()),
+                columns = row.columns(),
+                now = self.now_sql(3)
+            );
+            in_tx!(&mut tx, |c| {
+                let insert = sqlx::query(sql)
+                    .bind(file_id)
+                    .bind(tenant)
+                    .bind(self.offset_ms());
+                bind_rows!(insert, row).execute(c).await?;
+            });
         }
-        if !upload.models.is_empty() {
-            insert_models(&mut tx, file_id, &upload.models).await?;
+        if rest.is_one_chunk() {
+            // The list of the file's models says how many requests of each the chunk has.
+            bytes::write_pieces(&mut tx, file_id, &rest.pieces).await?;
+        } else {
+            insert_pieces(&mut tx, file_id, &rest.pieces).await?;
         }
         if let Some((claim, body)) = answer {
             crate::store::tenants::remember(&mut tx, claim, 200, body, self.now_ms()).await?;
@@ -225,6 +271,14 @@ async fn touch(tx: &mut Tx, store: &Store, file_id: &str) -> Result<()> {
 /// Rows of one INSERT: five parameters each stay far below both engines' limits.
 const ROWS_A_STATEMENT: usize = 1_000;
 
+async fn insert_pieces(tx: &mut Tx, file_id: &str, pieces: &[Piece]) -> Result<()> {
+    if pieces.is_empty() {
+        return Ok(());
+    }
+    bytes::write_pieces(tx, file_id, pieces).await?;
+    insert_chunk_models(tx, file_id, pieces).await
+}
+
 async fn insert_chunk_models(tx: &mut Tx, file_id: &str, pieces: &[Piece]) -> Result<()> {
     let rows: Vec<_> = pieces
         .iter()
@@ -256,30 +310,35 @@ async fn insert_chunk_models(tx: &mut Tx, file_id: &str, pieces: &[Piece]) -> Re
     Ok(())
 }
 
-async fn insert_models(tx: &mut Tx, file_id: &str, models: &[ModelReport]) -> Result<()> {
-    let mut rows = Vec::with_capacity(models.len());
-    for (model_no, model) in (0_i64..).zip(models) {
-        let lines = serde_json::to_string(&model.first_lines)
-            .map_err(|error| Error::corrupt("list of lines", error))?;
-        rows.push([
-            ("file_id", Value::from(file_id)),
-            ("model_no", model_no.into()),
-            ("name", Value::from(&model.name)),
-            ("requests", (model.requests as i64).into()),
-            ("first_lines", lines.into()),
-        ]);
+/// What `files.models` has of each model: its name, the number of its requests, and the first lines
+/// of them.
+type ListedModel<'a> = (Cow<'a, str>, u64, Cow<'a, [u64]>);
+
+/// The models of a file as `files.models` has them; `None` for a file that names none.
+fn list_of_models(models: &[ModelReport]) -> Result<Option<String>> {
+    if models.is_empty() {
+        return Ok(None);
     }
-    for rows in rows.chunks(ROWS_A_STATEMENT) {
-        let rows = Rows::of(rows.iter().cloned());
-        let sql = sql!(
-            "-- insert_models\nINSERT INTO file_models ({columns}) VALUES {rows}",
-            columns = rows.columns(),
-            rows = rows.parameters(1)
-        );
-        in_tx!(&mut *tx, |c| {
-            let insert = sqlx::query(sql).persistent(false);
-            bind_rows!(insert, rows).execute(c).await?;
+    let listed = models.iter().map(|model| -> ListedModel<'_> {
+        let (name, lines) = (model.name.as_str(), model.first_lines.as_slice());
+        (name.into(), model.requests, lines.into())
+    });
+    let listed: Vec<_> = listed.collect();
+    let listed = serde_json::to_string(&listed);
+    Ok(Some(listed.map_err(|error| {
+        Error::corrupt("list of models", error)
+    })?))
+}
+
+/// The models that `files.models` lists.
+pub(in crate::store) fn models_from(listed: &str) -> serde_json::Result<Vec<ModelReport>> {
+    let listed: Vec<ListedModel<'_>> = serde_json::from_str(listed)?;
+    let models = listed
+        .into_iter()
+        .map(|(name, requests, lines)| ModelReport {
+            name: name.into_owned(),
+            requests,
+            first_lines: lines.into_owned(),
         });
-    }
-    Ok(())
+    Ok(models.collect())
 }

@@ -152,6 +152,9 @@ impl Store {
 
 /// Adds to the number of units that wait, or subtracts from it. The caller has changed the units
 /// themselves before, in the same transaction: all transactions lock units before backlog rows.
+///
+/// A unit that was leased directly ([`DirectLease`](crate::store::DirectLease)) has never waited, so
+/// there may be no row yet. All lines of its batch name the model of the batch.
 pub(in crate::store) async fn add_waiting(
     tx: &mut Tx,
     batch_id: &str,
@@ -161,7 +164,11 @@ pub(in crate::store) async fn add_waiting(
     in_tx!(tx, |c| {
         sqlx::query(
             "-- add_waiting
-             UPDATE backlog SET waiting = waiting + $3 WHERE batch_id = $1 AND model_no = $2",
+             INSERT INTO backlog (batch_id, model_no, model, waiting)
+             SELECT id, CAST($2 AS BIGINT), COALESCE(model, ''), CAST($3 AS BIGINT)
+             FROM batches WHERE id = $1
+             ON CONFLICT (batch_id, model_no)
+                DO UPDATE SET waiting = backlog.waiting + excluded.waiting",
         )
         .bind(batch_id)
         .bind(model_no)

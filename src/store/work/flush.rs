@@ -8,10 +8,10 @@ use crate::codec::segment::Encoded;
 use crate::domain::batch::BatchState;
 use crate::domain::unit::{Bitmap, UnitLease};
 use crate::domain::usage::Usage;
-use crate::store::batches::states_in;
+use crate::store::batches::{Changed, CountsSum, WholeBatch, states_in};
 use crate::store::engine::{Rows, Tx, Value, bind_rows, in_tx, sql};
 use crate::store::files::{NewSegment, SegmentKey, write_segments};
-use crate::store::{Result, Store, Who};
+use crate::store::{Error, Result, Store};
 
 /// What a group of finished lines adds to its batch's counts.
 #[derive(Clone, Copy, Debug, Default)]
@@ -44,6 +44,9 @@ pub struct UnitFlush {
     pub done: Bitmap,
     /// Whether no line is left.
     pub finished: bool,
+    /// Whether the unit is all that its batch has, and this flush is all that the unit has. Then the
+    /// batch ends with the flush, unless it is being ended otherwise.
+    pub ends_batch: bool,
     /// Whether no line is left that may have killed its process. Then the take-overs so far do not
     /// count any more.
     pub cleared: bool,
@@ -88,6 +91,11 @@ impl Store {
     /// When the database fails: then nothing of it may be written, or all.
     pub async fn flush(&self, owner: &str, slot: i64, units: &[&UnitFlush]) -> Result<FlushReply> {
         let mut tx = self.begin().await?;
+        let ended = self.end_batches(&mut tx, owner, units).await?;
+        let ended_ids: HashSet<&str> = ended.iter().map(Changed::batch_id).collect();
+        let is_ended = |unit: &&&UnitFlush| ended_ids.contains(&*unit.lease.key.batch_id);
+        let (whole, units): (Vec<&UnitFlush>, Vec<&UnitFlush>) = units.iter().partition(is_ended);
+        let units = &units[..];
         let mut fresh = advance_units(&mut tx, owner, units).await?;
         if fresh.len() < units.len() {
             let missing = reclaim_missing(&mut tx, owner, units, &fresh).await?;
@@ -96,7 +104,7 @@ impl Store {
         }
         let (written, missing): (Vec<&UnitFlush>, Vec<&UnitFlush>) =
             units.iter().partition(|unit| fresh.contains(&unit.lease));
-        insert_segments(&mut tx, &written).await?;
+        insert_segments(&mut tx, &[&whole[..], &written[..]].concat()).await?;
         add_counts(&mut tx, slot, &written).await?;
         let batches = units
             .iter()
@@ -106,7 +114,9 @@ impl Store {
 
         let before = written_before(&mut tx, &missing).await?;
         tx.commit().await?;
-        let accepted: HashSet<_> = fresh.into_iter().chain(before).collect();
+        ended.into_iter().for_each(Changed::announce);
+        let whole = whole.iter().map(|unit| unit.lease.clone());
+        let accepted: HashSet<_> = fresh.into_iter().chain(before).chain(whole).collect();
         let finished: BTreeSet<String> = units
             .iter()
             .filter(|unit| unit.finished && accepted.contains(&unit.lease))
@@ -116,10 +126,68 @@ impl Store {
             // Within this process only: the process that writes a batch's last line also checks
             // whether that line is the last one.
             self.wake_handle().unit_finished(finished.into_iter());
-            self.wake(Who::Supplies);
         }
         Ok(FlushReply { accepted, states })
     }
+
+    /// Ends the batches that end with a flush of their only units, and removes these units.
+    ///
+    /// # Errors
+    /// [`Error::Stale`] when a unit does not pass the fence: then nothing of the flush is written.
+    async fn end_batches(
+        &self,
+        tx: &mut Tx,
+        owner: &str,
+        units: &[&UnitFlush],
+    ) -> Result<Vec<Changed>> {
+        let last: Vec<&&UnitFlush> = units.iter().filter(|unit| unit.ends_batch).collect();
+        if last.is_empty() {
+            return Ok(Vec::new());
+        }
+        let whole = last.iter().map(|unit| {
+            let counts = &unit.counts;
+            let lines = [counts.completed, counts.failed, counts.cancelled];
+            WholeBatch {
+                id: &unit.lease.key.batch_id,
+                chunk_no: unit.lease.key.chunk_no,
+                bytes: [unit.output_bytes, unit.error_bytes],
+                counts: CountsSum::of(lines, &counts.usage),
+                total: lines.iter().sum(),
+            }
+        });
+        let ended = self.end_whole(tx, &whole.collect::<Vec<_>>()).await?;
+        let ids: HashSet<&str> = ended.iter().map(Changed::batch_id).collect();
+        let is_ended = |unit: &&&&UnitFlush| ids.contains(&*unit.lease.key.batch_id);
+        let ours: Vec<&UnitFlush> = last.iter().filter(is_ended).map(|unit| **unit).collect();
+        if !ours.is_empty() && remove_units(tx, owner, &ours).await? != ended.len() as u64 {
+            return Err(Error::Stale("a unit"));
+        }
+        Ok(ended)
+    }
+}
+
+/// Removes the units that pass the fence. Returns how many did.
+async fn remove_units(tx: &mut Tx, owner: &str, units: &[&UnitFlush]) -> Result<u64> {
+    let rows = Rows::of(units.iter().map(|unit| {
+        [
+            ("batch_id", Value::from(&unit.lease.key.batch_id)),
+            ("chunk_no", unit.lease.key.chunk_no.into()),
+            ("model_no", unit.lease.key.model_no.into()),
+            ("epoch", unit.lease.epoch.into()),
+            ("flush_no", unit.flush_no.into()),
+        ]
+    }));
+    let sql = sql!(
+        "-- flush_whole_units
+         DELETE FROM units WHERE owner = $1 AND state = 'leased'
+            AND (batch_id, chunk_no, model_no, epoch, flush_no) IN (VALUES {units})",
+        units = rows.typed(2, tx.engine())
+    );
+    let is_usual = units.len() == 1;
+    Ok(in_tx!(tx, |c| {
+        let remove = sqlx::query(sql).persistent(is_usual).bind(owner);
+        bind_rows!(remove, rows).execute(c).await?.rows_affected()
+    }))
 }
 
 /// Reclaims the units of a flush that were taken over but not leased again: nothing of them was

@@ -132,7 +132,7 @@ async fn a_batch_file_must_begin_with_json() {
         (b"{}\nnot json\n", true),
         (b"\n \n", true),
     ] {
-        let mut ingest = test.begin_as(TENANT, Contents::Requests).await;
+        let mut ingest = test.begin_as(TENANT, Contents::Requests);
         let file_id = ingest.upload.file_id.clone();
         ingest.write(Bytes::copy_from_slice(bytes)).await.unwrap();
         let outcome = ingest.finish(test.finish(Purpose::Batch), None).await;
@@ -149,7 +149,7 @@ async fn a_batch_file_must_begin_with_json() {
 async fn what_is_given_up_is_removed_wherever_it_was() {
     let test = TestStore::new().await;
     for written in [0_usize, 1, 300_000, 6_000_000] {
-        let mut ingest = test.begin_as(TENANT, Contents::Opaque).await;
+        let mut ingest = test.begin_as(TENANT, Contents::Opaque);
         let file_id = ingest.upload.file_id.clone();
         for piece in noise(written, 3).chunks(50_000) {
             ingest.write(Bytes::copy_from_slice(piece)).await.unwrap();
@@ -164,7 +164,7 @@ async fn a_finish_that_is_given_up_leaves_all_or_nothing() {
     let test = TestStore::new().await;
     let bytes = noise(700_000, 3);
     for polls in 0..40_u64 {
-        let mut ingest = test.begin_as(TENANT, Contents::Opaque).await;
+        let mut ingest = test.begin_as(TENANT, Contents::Opaque);
         let file_id = ingest.upload.file_id.clone();
         ingest.write(Bytes::from(bytes.clone())).await.unwrap();
         let finish = ingest.finish(test.finish(Purpose::UserData), None);
@@ -182,9 +182,13 @@ async fn a_finish_that_is_given_up_leaves_all_or_nothing() {
 #[tokio::test]
 async fn a_swept_upload_cannot_be_finished() {
     let test = TestStore::new().await;
-    let mut ingest = test.begin_as(TENANT, Contents::Opaque).await;
+    let mut ingest = test.begin_as(TENANT, Contents::Opaque);
     let file_id = ingest.upload.file_id.clone();
-    ingest.write(Bytes::from_static(b"bytes")).await.unwrap();
+    // Too much for one group. The second write waits for the first.
+    let noise: Vec<u8> = (0..3 << 20).map(|_| rand::random()).collect();
+    for bytes in [noise.clone(), noise] {
+        ingest.write(Bytes::from(bytes)).await.unwrap();
+    }
     assert_eq!(test.store.sweep_uploads(i64::MAX).await.unwrap(), 1);
     let outcome = ingest.finish(test.finish(Purpose::UserData), None).await;
     assert!(
@@ -196,7 +200,7 @@ async fn a_swept_upload_cannot_be_finished() {
 
 /// A file that is so many bytes into a line.
 async fn within_a_line(test: &TestStore, tenant: &str, bytes: usize) -> Ingest {
-    let mut ingest = test.begin_as(tenant, Contents::Requests).await;
+    let mut ingest = test.begin_as(tenant, Contents::Requests);
     let long = Bytes::from(vec![b'x'; LONG_LINE_BYTES + 1]);
     ingest.write(long).await.unwrap();
     let more = Bytes::from(vec![b'x'; bytes - LONG_LINE_BYTES]);
@@ -212,7 +216,7 @@ async fn long_lines_wait_for_room_and_short_ones_do_not() {
     let mut holder = within_a_line(&test, "one", LONG_LINE_BYTES * 2).await;
     assert!(holder.part.holds_some());
 
-    let mut waiting = test.begin_as("one", Contents::Requests).await;
+    let mut waiting = test.begin_as("one", Contents::Requests);
     waiting
         .write(Bytes::from(vec![b'x'; LONG_LINE_BYTES + 1]))
         .await
@@ -236,7 +240,7 @@ async fn long_lines_wait_for_room_and_short_ones_do_not() {
     assert!(waiting.part.holds_some());
 
     // So does a client that goes away.
-    let mut another = test.begin_as("one", Contents::Requests).await;
+    let mut another = test.begin_as("one", Contents::Requests);
     another
         .write(Bytes::from(vec![b'x'; LONG_LINE_BYTES + 1]))
         .await
@@ -282,7 +286,7 @@ async fn who_sends_enough_keeps_its_room_and_so_does_who_sends_short_lines() {
     let mut test = TestStore::new().await;
     test.budget = UploadBudget::of(2 * LIMITS.max_line_bytes + 2 * LONG_LINE_BYTES);
     let mut holder = within_a_line(&test, "one", LONG_LINE_BYTES * 2).await;
-    let mut short = test.begin_as("one", Contents::Requests).await;
+    let mut short = test.begin_as("one", Contents::Requests);
     let state = holder.idle().await.unwrap();
     holder.intake = Work::Idle(state);
     let part = test.budget.part("other", LIMITS.max_line_bytes);

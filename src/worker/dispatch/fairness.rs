@@ -194,6 +194,7 @@ impl<'a> Simulation<'a> {
                 priority: 0,
                 deadline: deadline.map_or(i64::MAX, |ms| ms.expect("is short")),
                 created_at: i64::try_from(arrival.at_ms).expect("is short"),
+                total: i64::MAX,
                 number: number as u64,
             };
             let count = u32::try_from(arrival.lines.len()).expect("are few");

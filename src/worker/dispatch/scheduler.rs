@@ -95,6 +95,13 @@ impl Scheduler {
         self.ledger.notify_scheduler();
     }
 
+    /// A unit's last line is on disk: where units wait to be leased, it may be the turn of others.
+    pub(crate) fn on_unit_finished(&self) {
+        if self.ledger.has_more() {
+            self.ledger.notify_supply();
+        }
+    }
+
     /// Sends nothing new from now on.
     pub(crate) fn close(&self) {
         self.ledger.lock().close();
@@ -207,6 +214,9 @@ impl Scheduler {
         }
         // Under the lock: whoever sees that nothing is in flight finds the line in the queue.
         self.completions.push(finished);
+        if unit.is_whole_batch && ledger.unit(unit.id).is_none() {
+            self.completions.batch_finished(&unit);
+        }
         if self.pool.targets().is_troubled() && self.pool.targets().take_hastening() {
             ledger.hasten(Instant::now());
             self.ledger.notify_scheduler();

@@ -1,5 +1,6 @@
 //! The ledger behind its lock, and who is notified of what.
 
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
 use tokio::sync::Notify;
@@ -12,6 +13,7 @@ pub(crate) struct SharedLedger {
     scheduler: Notify,
     supply: Notify,
     idle: Notify,
+    has_more: AtomicBool,
 }
 
 impl SharedLedger {
@@ -38,6 +40,16 @@ impl SharedLedger {
     /// Waits until the supply is to lease more.
     pub(crate) async fn supply_notified(&self) {
         self.supply.notified().await;
+    }
+
+    /// Takes in whether units wait that could be leased and were not, as the supply has seen it.
+    pub(crate) fn set_has_more(&self, has_more: bool) {
+        self.has_more.store(has_more, Ordering::Relaxed);
+    }
+
+    /// Whether the supply has left units that could be leased.
+    pub(crate) fn has_more(&self) -> bool {
+        self.has_more.load(Ordering::Relaxed)
     }
 
     /// Nothing is in flight, or nothing new is sent any more.

@@ -51,6 +51,9 @@ pub(super) fn accept(
     scheduler: &Scheduler,
     failures: &FailureCounts,
 ) {
+    if groups.iter().any(|group| group.flush.finished) {
+        scheduler.on_unit_finished();
+    }
     for group in groups {
         let unit = &group.unit;
         if !reply.accepted.contains(&unit.lease) {

@@ -137,6 +137,7 @@ fn into_group(finished: Vec<FinishedLine>) -> io::Result<Group> {
         flush_no,
         done,
         finished: is_last,
+        ends_batch: is_last && flush_no == 0 && unit.is_whole_batch,
         cleared,
         tail: settled.tail,
         segment: settled.segment,

@@ -81,6 +81,10 @@ impl Writer {
             };
             failures += 1;
             metrics().flush_failed();
+            // The lines come first. Their batch is ended by itself, and holds them up no more.
+            for group in &mut groups {
+                group.flush.ends_batch = false;
+            }
             tracing::warn!(%error, units = groups.len(), "answers could not be written yet");
             let is_stubborn = failures >= TRIES_PER_GROUP;
             if is_stubborn && groups.len() > 1 && (!error.is_outage() || error.is_timeout()) {
@@ -105,6 +109,10 @@ impl Writer {
     }
 
     async fn try_write(&self, groups: &[Group]) -> store::Result<FlushReply> {
+        // Each ends with the flush.
+        let ending = groups.iter().filter(|group| group.flush.ends_batch);
+        let ending = ending.map(|group| trace::finish_batch(&group.unit.batch.id));
+        let _spans: Vec<Span> = ending.collect();
         let flushes: Vec<&UnitFlush> = groups.iter().map(|group| &group.flush).collect();
         let token = self.lease.token();
         // The store gives up each statement that takes too long. Another try does no harm: what

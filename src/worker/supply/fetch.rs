@@ -56,6 +56,7 @@ pub(super) struct Fetch {
     /// Until when the present round may lease, and whether it would have leased more.
     lease_until: Instant,
     is_cut_short: bool,
+    leased_units: i64,
     /// When a round took more than this process's part of the batches, and whether the present
     /// round may.
     extra_batch_at: Instant,
@@ -107,6 +108,7 @@ impl Fetch {
             held_since: HashMap::new(),
             lease_until: now,
             is_cut_short: false,
+            leased_units: 0,
             extra_batch_at: now,
             may_take_extra: false,
         }
@@ -116,10 +118,25 @@ impl Fetch {
     pub(super) fn begin_round(&mut self, in_hand: &BTreeSet<String>) {
         self.held_since.retain(|id, _| in_hand.contains(&**id));
         (self.lease_until, self.is_cut_short) = (Instant::now() + LEASING_MAX, false);
+        self.leased_units = 0;
         self.may_take_extra = self.extra_batch_at.elapsed() >= EXTRA_BATCH_EVERY;
         if self.may_take_extra {
             self.extra_batch_at = Instant::now();
         }
+    }
+
+    /// Takes in hand units that were leased directly.
+    pub(super) fn take_direct(&mut self, units: Vec<(LaneId, UnreadUnit)>) {
+        for (lane, unread) in units {
+            let id = Arc::clone(&unread.batch.id);
+            self.held_since.entry(id).or_insert_with(Instant::now);
+            self.prefetch.push(lane, unread);
+        }
+    }
+
+    /// How many units the present round has leased.
+    pub(super) fn leased_units(&self) -> i64 {
+        self.leased_units
     }
 
     /// Whether the last round would have leased more, had it had more time.
@@ -285,7 +302,8 @@ impl Fetch {
             let id = &candidate.backlog.batch_id;
             let before = in_hand.and_then(|tenant| tenant.ready.get(&**id)).copied();
             let mut lines = before.unwrap_or(0) + leased.get(id).copied().unwrap_or(0);
-            while lines < lines_each && !self.prefetch.has_unit_of(lane, tenant) {
+            let mut waiting = candidate.backlog.waiting;
+            while lines < lines_each && waiting > 0 && !self.prefetch.has_unit_of(lane, tenant) {
                 if Instant::now() >= self.lease_until {
                     self.is_cut_short = true;
                     break;
@@ -298,10 +316,12 @@ impl Fetch {
                     }
                     (room.exceptions, units) = (0, 1);
                 }
+                let leased_before = self.leased_units;
                 let added = self.lease(candidate, units as i64).await?;
                 if added == 0 {
                     break;
                 }
+                waiting -= self.leased_units - leased_before;
                 lines += added;
                 *leased.entry(id.clone()).or_default() += added;
                 self.held_since
@@ -321,6 +341,7 @@ impl Fetch {
         let routes = Some(&candidate.routes);
         let leased = self.lease_units(row, &batch, routes, units).await?;
         let mut lines = 0;
+        self.leased_units += leased.len() as i64;
         for unread in leased {
             lines += usize::try_from(unread.leased.requests).unwrap_or(0);
             self.prefetch.push(candidate.routes.lane, unread);
@@ -378,7 +399,7 @@ impl Fetch {
     }
 }
 
-fn context(row: &Backlog) -> Option<Arc<BatchContext>> {
+pub(super) fn context(row: &Backlog) -> Option<Arc<BatchContext>> {
     let endpoint = endpoint::of_batch(&row.endpoint);
     if endpoint.is_none() {
         tracing::error!(

@@ -252,6 +252,7 @@ impl Prefetch {
             flush_no: leased.flush_no,
             done: leased.done.clone(),
             finished: true,
+            ends_batch: false,
             cleared: true,
             tail: None,
             segment: None,

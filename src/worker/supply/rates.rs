@@ -7,7 +7,7 @@ use super::stock::Stock;
 use crate::upstream::LaneId;
 
 /// So many lines are kept ready for each permit, beside what the rate asks for.
-const READY_PER_PERMIT: usize = 2;
+pub(super) const READY_PER_PERMIT: usize = 2;
 /// Lines are kept ready for so long: what leasing takes, with much to spare.
 const READY_SECONDS: f64 = 0.5;
 /// A rate is measured over this time at least.

@@ -4,6 +4,7 @@ use std::collections::HashSet;
 use std::sync::Arc;
 use std::time::Instant;
 
+use super::direct::DirectLeases;
 use crate::store::{self, Store};
 use crate::worker::dispatch::ownership::Ownership;
 use crate::worker::lease::Lease;
@@ -15,15 +16,22 @@ pub(super) struct Reconciler {
     store: Store,
     lease: Arc<Lease>,
     ownership: Arc<Ownership>,
+    direct: Arc<DirectLeases>,
     compared: Instant,
 }
 
 impl Reconciler {
-    pub(super) fn new(store: Store, lease: Arc<Lease>, ownership: Arc<Ownership>) -> Self {
+    pub(super) fn new(
+        store: Store,
+        lease: Arc<Lease>,
+        ownership: Arc<Ownership>,
+        direct: Arc<DirectLeases>,
+    ) -> Self {
         Self {
             store,
             lease,
             ownership,
+            direct,
             compared: Instant::now(),
         }
     }
@@ -37,6 +45,7 @@ impl Reconciler {
             return Ok(());
         }
         self.compared = Instant::now();
+        let _turn = self.direct.turn().await;
         let token = self.lease.token();
         let in_hand: HashSet<_> = self.ownership.leases().into_iter().collect();
         let leased: HashSet<_> = self.store.leased_units(&token).await?.into_iter().collect();

@@ -5,12 +5,12 @@
 use std::collections::BTreeSet;
 use std::time::Duration;
 
-use tracing::Instrument as _;
+use tracing::Span;
 
 use super::attempts::Attempts;
 use super::task::{Look, Next, Task};
 use crate::metrics::trace;
-use crate::store::{self, Finalized, Store, Who};
+use crate::store::{self, Drained, Finalized, Store, Who};
 
 /// How soon a batch is tried again whose row another process had.
 const BUSY_PAUSE: Duration = Duration::from_millis(200);
@@ -44,11 +44,13 @@ impl Task for Finalize {
         // A batch that has units left is notified of again by the flush of the last one.
         self.again.clear();
         let mut attempts = Attempts::default();
-        for batch_id in drained {
-            match finalize(&self.store, &batch_id, &mut attempts).await? {
-                Some(Finalized::Ended) => attempts.succeeded(),
-                Some(Finalized::Busy) => drop(self.again.insert(batch_id)),
-                Some(Finalized::NotYet) | None => {}
+        for group in Drained::into_groups(drained) {
+            for (batch_id, finalized) in finalize(&self.store, group, &mut attempts).await? {
+                match finalized {
+                    Finalized::Ended => attempts.succeeded(),
+                    Finalized::Busy => drop(self.again.insert(batch_id)),
+                    Finalized::NotYet => {}
+                }
             }
         }
         let have_failed = attempts.have_failed();
@@ -67,27 +69,52 @@ impl Task for Finalize {
 /// Ends the batches that are drained, once, where the process stops.
 pub(crate) async fn finalize_drained(store: &Store) -> store::Result<()> {
     let mut attempts = Attempts::default();
-    for batch_id in store.drained().await? {
-        if finalize(store, &batch_id, &mut attempts).await?.is_some() {
+    for group in Drained::into_groups(store.drained().await?) {
+        if !finalize(store, group, &mut attempts).await?.is_empty() {
             attempts.succeeded();
         }
     }
     attempts.finish().map(drop)
 }
 
+/// Ends a group of batches in one transaction, or each batch by itself where that fails. Leaves out
+/// those that fail by themselves.
 async fn finalize(
     store: &Store,
-    batch_id: &str,
+    group: Vec<String>,
     attempts: &mut Attempts,
-) -> store::Result<Option<Finalized>> {
-    let span = tracing::trace_span!(
-        target: trace::TARGET,
-        parent: None,
-        "finish batch",
-        batch.id = batch_id,
-    );
-    let finished = store.finalize_batch(batch_id).instrument(span).await;
-    attempts.take(finished, |error| {
-        tracing::error!(batch.id = batch_id, %error, "a batch cannot be ended");
-    })
+) -> store::Result<Vec<(String, Finalized)>> {
+    match finalize_together(store, &group).await {
+        Ok(finalized) => return Ok(group.into_iter().zip(finalized).collect()),
+        Err(error) if group.len() > 1 && (!error.is_outage() || error.is_timeout()) => {
+            tracing::warn!(%error, "batches could not be ended together; one at a time");
+        }
+        Err(error) => {
+            let failed = attempts.take::<()>(Err(error), |error| {
+                tracing::error!(batch.id = group[0], %error, "a batch cannot be ended");
+            });
+            return failed.map(|_| Vec::new());
+        }
+    }
+    let mut all = Vec::with_capacity(group.len());
+    for batch_id in group {
+        let finalized = finalize_together(store, std::slice::from_ref(&batch_id)).await;
+        let finalized = attempts.take(finalized, |error| {
+            tracing::error!(batch.id = batch_id, %error, "a batch cannot be ended; the others are");
+        })?;
+        all.extend(
+            finalized
+                .into_iter()
+                .flatten()
+                .map(|one| (batch_id.clone(), one)),
+        );
+    }
+    Ok(all)
+}
+
+async fn finalize_together(store: &Store, group: &[String]) -> store::Result<Vec<Finalized>> {
+    // Each ends when the batches are ended.
+    let _spans: Vec<Span> = group.iter().map(|id| trace::finish_batch(id)).collect();
+    let ids: Vec<&str> = group.iter().map(String::as_str).collect();
+    store.finalize_batches(&ids).await
 }

@@ -12,8 +12,9 @@ use super::task::{Look, Next, Task};
 use crate::domain::findings::{self, Finding, KEPT_MAX};
 use crate::domain::line::Fault;
 use crate::metrics::trace;
-use crate::store::{self, Begun, Input, Store, Unvalidated, Verdict, Who};
+use crate::store::{self, Begun, DirectLease, Input, Store, Unvalidated, Verdict, Who};
 use crate::upstream::Pool;
+use crate::worker::supply::direct::DirectLeases;
 
 /// Units that the small batches of one transaction have together.
 const UNITS_PER_GROUP: i64 = 5_000;
@@ -27,6 +28,7 @@ const NOTIFIED_AFTER: Duration = Duration::from_millis(100);
 pub(crate) struct Validate {
     store: Store,
     pool: Arc<Pool>,
+    direct: Arc<DirectLeases>,
     max_requests: u64,
     /// Batches that run since these moments, and of which others are not notified yet.
     unannounced: VecDeque<(Instant, String)>,
@@ -54,6 +56,7 @@ impl Task for Validate {
             self.failing.clear();
             return Ok(self.rest());
         }
+        let is_full = batches.len() >= Unvalidated::AT_ONCE;
         // The first batch may come before the upstreams have said what models they have.
         self.pool.discovered().await;
         let validated: Vec<Validated> = batches
@@ -65,6 +68,7 @@ impl Task for Validate {
             .partition(|validated| self.failing.contains(&validated.batch.batch_id));
         let (small, large): (Vec<_>, Vec<_>) =
             well.into_iter().partition(Validated::is_settled_at_once);
+        let has_more = is_full || !large.is_empty() || !failing.is_empty();
         let mut attempts = Attempts::default();
         for group in into_groups(small) {
             self.settle(group, &mut attempts).await?;
@@ -72,7 +76,8 @@ impl Task for Validate {
         for validated in large.into_iter().take(LARGE_PER_ROUND).chain(failing) {
             self.settle_one(&validated, &mut attempts).await?;
         }
-        if attempts.finish()? {
+        let have_failed = attempts.have_failed();
+        if attempts.finish()? && (has_more || have_failed) {
             return Ok(Next::AtOnce);
         }
         Ok(self.rest())
@@ -80,10 +85,16 @@ impl Task for Validate {
 }
 
 impl Validate {
-    pub(crate) fn new(store: Store, pool: Arc<Pool>, max_requests: u64) -> Validate {
+    pub(crate) fn new(
+        store: Store,
+        pool: Arc<Pool>,
+        direct: Arc<DirectLeases>,
+        max_requests: u64,
+    ) -> Validate {
         Validate {
             store,
             pool,
+            direct,
             max_requests,
             unannounced: VecDeque::new(),
             failing: HashSet::new(),
@@ -137,15 +148,28 @@ impl Validate {
             .iter()
             .map(|validated| (&validated.batch, &validated.verdict))
             .collect();
-        match self.store.settle_batches(&verdicts).await {
+        let direct = Arc::clone(&self.direct);
+        let accepted = group.iter().filter(|validated| validated.is_accepted());
+        let chosen = direct.choose(accepted.map(|validated| &validated.batch));
+        let owner = direct.owner();
+        let lease = DirectLease {
+            owner: &owner,
+            batches: &chosen.ids,
+        };
+        let turn = direct.turn().await;
+        match self.store.settle_batches(&verdicts, Some(lease)).await {
             Ok(settled) => {
+                let batches = group.iter().map(|validated| &validated.batch);
+                direct.hand_over(settled.leased, &chosen, batches);
+                drop(turn);
                 if settled.settled > 0 {
                     attempts.succeeded();
                 }
-                self.on_begun(settled.batches.iter().map(String::as_str));
+                self.on_begun(settled.waiting.iter().map(String::as_str));
             }
             Err(error) if group.len() > 1 && (!error.is_outage() || error.is_timeout()) => {
                 tracing::warn!(%error, "batches could not be settled together; one at a time");
+                drop(turn);
                 for validated in &group {
                     self.settle_one(validated, attempts).await?;
                 }
@@ -173,7 +197,7 @@ impl Validate {
                 begun.map(|begun| begun != Begun::Elsewhere)
             }
             Verdict::Rejected { .. } => {
-                let settled = self.store.settle_batches(&[(batch, verdict)]).await;
+                let settled = self.store.settle_batches(&[(batch, verdict)], None).await;
                 settled.map(|settled| settled.settled > 0)
             }
         };
@@ -302,6 +326,10 @@ fn only_model(batch: &Unvalidated) -> Option<String> {
 }
 
 impl Validated {
+    fn is_accepted(&self) -> bool {
+        matches!(self.verdict, Verdict::Accepted { .. })
+    }
+
     /// Whether it takes no more than one transaction: a refusal, or few units.
     fn is_settled_at_once(&self) -> bool {
         matches!(self.verdict, Verdict::Rejected { .. }) || self.batch.is_small()

@@ -1,5 +1,6 @@
 //! Lines that have their outcome, on their way to the store.
 
+use std::collections::HashSet;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use tokio::sync::Notify;
@@ -38,6 +39,8 @@ struct Queued {
     bytes: usize,
     /// When the first of the lines came.
     first_at: Option<Instant>,
+    /// The units of which all lines are queued, where the unit is all that its batch has.
+    whole_batches: HashSet<u64>,
 }
 
 /// How full the queue is. The flusher is notified when this changes, not for each line.
@@ -45,6 +48,7 @@ struct Queued {
 struct Fill {
     has_lines: bool,
     is_full: bool,
+    has_whole_batch: bool,
 }
 
 impl CompletionQueue {
@@ -63,10 +67,42 @@ impl CompletionQueue {
         }
     }
 
+    /// The last line of a unit was queued that is all that its batch has: somebody may be waiting
+    /// for the batch, which ends with the next flush.
+    pub(crate) fn batch_finished(&self, unit: &LoadedUnit) {
+        let mut queued = self.lock();
+        let is_news = queued.whole_batches.is_empty();
+        queued.whole_batches.insert(unit.id);
+        drop(queued);
+        if is_news {
+            self.changed.notify_one();
+        }
+    }
+
+    /// Whether there are batches of which all lines are queued.
+    pub(crate) fn has_whole_batch(&self) -> bool {
+        !self.lock().whole_batches.is_empty()
+    }
+
+    /// Takes the lines of batches of which all lines are queued.
+    pub(crate) fn take_whole_batches(&self) -> Vec<FinishedLine> {
+        let mut queued = self.lock();
+        let units = std::mem::take(&mut queued.whole_batches);
+        let lines = std::mem::take(&mut queued.lines).into_iter();
+        let (taken, left): (Vec<_>, Vec<_>) = lines.partition(|line| units.contains(&line.unit.id));
+        queued.bytes = left.iter().map(|line| line.line.bytes.len()).sum();
+        if left.is_empty() {
+            queued.first_at = None;
+        }
+        queued.lines = left;
+        taken
+    }
+
     /// Takes all lines.
     pub(crate) fn take(&self) -> Vec<FinishedLine> {
         let mut queued = self.lock();
         (queued.bytes, queued.first_at) = (0, None);
+        queued.whole_batches.clear();
         // The next flush will have about as many lines.
         let next = Vec::with_capacity(queued.lines.len());
         std::mem::replace(&mut queued.lines, next)
@@ -103,6 +139,7 @@ impl Queued {
         Fill {
             has_lines: !self.lines.is_empty(),
             is_full: self.bytes >= FULL_BYTES,
+            has_whole_batch: !self.whole_batches.is_empty(),
         }
     }
 }

@@ -26,6 +26,8 @@ pub(crate) struct BatchContext {
     /// Milliseconds since the epoch. `i64::MAX` for a batch without a window.
     pub deadline: i64,
     pub created_at: i64,
+    /// How many lines it has, of all models.
+    pub total: i64,
     /// The number by which upstreams tell batches apart.
     pub number: u64,
 }
@@ -39,6 +41,7 @@ impl BatchContext {
             priority: backlog.priority,
             deadline: backlog.expires_at.unwrap_or(i64::MAX),
             created_at: backlog.created_at,
+            total: backlog.total,
             number: number_of(&backlog.batch_id),
         }
     }
@@ -68,6 +71,8 @@ pub(crate) struct LoadedUnit {
     /// Cuts the unit's calls in flight. Cancelled when the unit is lost, and when its batch has
     /// ended and the calls had their time to settle.
     pub cut: CancellationToken,
+    /// Whether the unit is all that its batch has.
+    pub is_whole_batch: bool,
     durable: Mutex<Durable>,
     isolation: Option<Isolation>,
     /// The text's part of the memory budget.
@@ -107,6 +112,7 @@ impl LoadedUnit {
         });
         let unit = LoadedUnit {
             id,
+            is_whole_batch: leased.requests == batch.total,
             lease: leased.lease,
             batch,
             routes,

@@ -293,7 +293,7 @@ async fn a_unit_that_is_another_replicas_is_let_go() {
     session
         .execute(
             "UPDATE units SET state = 'waiting', owner = NULL;
-             UPDATE backlog SET waiting = waiting + 1",
+             INSERT INTO backlog SELECT batch_id, model_no, 'sim-small', 1 FROM units",
         )
         .await;
     let batch = server.ended(&batch).await;

@@ -10,13 +10,13 @@ use serde_json::{Value, json};
 
 use crate::support::binary::Launch;
 use crate::support::session::Session;
-use crate::support::{Batch, CHAT, Counts, Server, chat, eventually, ids, on_every_engine};
+use crate::support::{
+    Batch, CHAT, Counts, Server, chat, engines, eventually, ids, on_every_engine,
+};
 
 const KILLS: usize = 20;
 /// More than run between two kills, so that the batch outlasts them.
 const LINES_A_KILL: usize = 250;
-const DURABLE: &str =
-    "SELECT CAST(COALESCE(SUM(completed + failed), 0) AS BIGINT) FROM batch_counts";
 
 /// Calls that may be in flight.
 const PERMITS: u64 = 16;
@@ -82,7 +82,7 @@ async fn no_kill_loses_or_doubles_a_line() {
         let made = calls_of_one_life(&server);
         let before = durable;
         let mut session = Session::open(&server.database).await;
-        durable = session.number(DURABLE).await;
+        durable = session.number(engines::COUNTED).await;
         assert!(durable > before, "there was a flush since the last kill");
         // Not what was seen to be in flight, which would be right by definition: what may be.
         let written = u64::try_from(durable - before).expect("is positive");

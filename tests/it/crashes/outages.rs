@@ -90,7 +90,7 @@ async fn answers_are_written_where_a_take_over_was_not_followed_by_a_lease() {
             "DELETE FROM replicas;
              UPDATE units SET state = 'waiting', takeovers = takeovers + 1
                 WHERE state = 'leased';
-             UPDATE backlog SET waiting = waiting + 1;
+             INSERT INTO backlog SELECT batch_id, model_no, 'sim-small', 1 FROM units;
              COMMIT",
         )
         .await;

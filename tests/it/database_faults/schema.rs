@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use nightshift::internals::domain::clock::Clock;
 use nightshift::internals::store::{Engine, Settings, Store};
-use serde_json::Value;
+use serde_json::{Value, json};
 use sqlx::{Connection as _, Executor as _, PgConnection, SqliteConnection};
 
 use crate::support::binary::{Launch, command, ended};
@@ -95,7 +95,45 @@ async fn a_server_that_is_older_than_the_schema_says_so_and_stops() {
     }
 }
 
-/// What a database had before version 12, and version 14 on Postgres. Lines that stand in tails
+/// What a database had before its last migrations, versions 13 to 16: models of files and counts of
+/// ended batches in tables of their own.
+const BEFORE_13: &str = r#"
+    CREATE TABLE file_models (
+        file_id     TEXT    NOT NULL,
+        model_no    BIGINT  NOT NULL,
+        name        TEXT    NOT NULL,
+        requests    BIGINT  NOT NULL,
+        first_lines TEXT    NOT NULL,
+        PRIMARY KEY (file_id, model_no)
+    );
+    INSERT INTO file_models SELECT id, 0, 'sim-small', requests, '[1,2]' FROM files
+        WHERE purpose = 'batch' AND requests = 20;
+    INSERT INTO file_models SELECT id, 1, 'a "strange" model', 1, '[3]' FROM files
+        WHERE purpose = 'batch' AND requests = 3;
+    INSERT INTO file_models SELECT id, 0, 'sim-small', 2, '[1,2]' FROM files
+        WHERE purpose = 'batch' AND requests = 3;
+    INSERT INTO chunk_models SELECT id, 0, 0, requests, bytes FROM files WHERE is_one_chunk = 1;
+    INSERT INTO batch_counts SELECT id, 0, completed - 1, failed, cancelled, input_tokens,
+        cached_tokens, output_tokens - 7, reasoning_tokens, total_tokens
+        FROM batches WHERE status = 'completed';
+    INSERT INTO batch_counts SELECT id, 1, 1, 0, 0, 0, 0, 7, 0, 0 FROM batches
+        WHERE status = 'completed';
+    INSERT INTO backlog SELECT batch_id, model_no, 'sim-small', 0 FROM units WHERE NOT EXISTS
+        (SELECT 1 FROM backlog WHERE backlog.batch_id = units.batch_id);
+    ALTER TABLE files DROP COLUMN models;
+    ALTER TABLE files DROP COLUMN is_one_chunk;
+    ALTER TABLE batches DROP COLUMN completed;
+    ALTER TABLE batches DROP COLUMN failed;
+    ALTER TABLE batches DROP COLUMN cancelled;
+    ALTER TABLE batches DROP COLUMN input_tokens;
+    ALTER TABLE batches DROP COLUMN cached_tokens;
+    ALTER TABLE batches DROP COLUMN output_tokens;
+    ALTER TABLE batches DROP COLUMN reasoning_tokens;
+    ALTER TABLE batches DROP COLUMN total_tokens;
+    DELETE FROM _sqlx_migrations WHERE version IN (13, 15, 16);
+"#;
+
+/// What it had before version 12, and version 14 on Postgres. Lines that stand in tails
 /// today were segments.
 const BEFORE_12: &str = "
     INSERT INTO segments (batch_id, chunk_no, model_no, flush_no, entries, data)
@@ -149,13 +187,17 @@ async fn a_batch_that_goes_on_from(earlier: &[&str]) -> (Server, Batch) {
 }
 
 async fn a_database_of_the_version_before_opens_and_its_live_batches_go_on() {
-    let (server, _) = a_batch_that_goes_on_from(&[BEFORE_12]).await;
+    a_batch_that_goes_on_from(&[BEFORE_13]).await;
+}
+
+async fn a_database_of_two_versions_before_opens_and_its_live_batches_go_on() {
+    let (server, _) = a_batch_that_goes_on_from(&[BEFORE_13, BEFORE_12]).await;
     // The segment of the version before, and that of this one.
     assert_eq!(engines::rows(&server.database, "segments").await, 2);
 }
 
-async fn a_database_of_two_versions_before_opens_and_its_ended_batches_are_listed() {
-    let (server, batch) = a_batch_that_goes_on_from(&[BEFORE_12, BEFORE_11]).await;
+async fn a_database_of_three_versions_before_opens_and_its_ended_batches_are_listed() {
+    let (server, batch) = a_batch_that_goes_on_from(&[BEFORE_13, BEFORE_12, BEFORE_11]).await;
     let operator = server.by(&operator(&server.database).await);
     eventually("the batch is listed", async || {
         let status = operator.get("/admin/status").await;
@@ -168,8 +210,9 @@ async fn a_database_of_two_versions_before_opens_and_its_ended_batches_are_liste
     .await;
 }
 
-async fn a_database_of_three_versions_before_opens_and_its_keys_open_what_they_opened() {
-    let (server, batch) = a_batch_that_goes_on_from(&[BEFORE_12, BEFORE_11, BEFORE_10]).await;
+async fn a_database_of_four_versions_before_opens_and_its_keys_open_what_they_opened() {
+    let earlier = [BEFORE_13, BEFORE_12, BEFORE_11, BEFORE_10];
+    let (server, batch) = a_batch_that_goes_on_from(&earlier).await;
     // Its keys open what they opened: an operator's, and a tenant's.
     let path = batch.path();
     for (path, operators, others) in [
@@ -190,10 +233,43 @@ async fn a_database_of_three_versions_before_opens_and_its_keys_open_what_they_o
     assert_eq!(asked.expect("answers").status(), 404, "no other tenant's");
 }
 
+async fn counts_and_models_of_the_version_before_are_known() {
+    let mut server = Server::with("").binary().await;
+    let ids = ids(20);
+    let jsonl: String = ids.iter().map(|id| chat(id, Value::Null)).collect();
+    let before = server.run(jsonl, CHAT).await;
+    let lines = ["a", "b", "c"].map(|id| chat(id, Value::Null));
+    let unknown = lines.concat().replacen("sim-small", "no-model", 3);
+    let unknown = server.failed_batch(unknown, CHAT).await;
+    server.kill().await;
+    engines::execute(&server.database, BEFORE_13).await;
+
+    server.start_process(Launch::new()).await;
+    let after = server.batch(&before).await;
+    assert_eq!(after.counts, before.counts);
+    assert_eq!(after["usage"], before["usage"]);
+    // The files are as good as before for new batches.
+    let again = |batch: &Batch| {
+        json!({
+            "input_file_id": batch["input_file_id"], "endpoint": CHAT, "completion_window": "24h",
+        })
+    };
+    let run = server.create(&again(&before)).await;
+    let run = server.ended(&run).await;
+    assert_eq!((&*run.status, &run.counts), ("completed", &before.counts));
+    let refused = server.create(&again(&unknown)).await;
+    let refused = server.ended(&refused).await;
+    let message = refused["errors"]["data"][0]["message"].to_string();
+    assert!(message.contains("strange"), "{refused}");
+    assert_eq!(refused["errors"]["data"][0]["line"], 3, "{refused}");
+}
+
 on_every_engine![
+    counts_and_models_of_the_version_before_are_known,
     a_database_of_the_version_before_opens_and_its_live_batches_go_on,
-    a_database_of_two_versions_before_opens_and_its_ended_batches_are_listed,
-    a_database_of_three_versions_before_opens_and_its_keys_open_what_they_opened,
+    a_database_of_two_versions_before_opens_and_its_live_batches_go_on,
+    a_database_of_three_versions_before_opens_and_its_ended_batches_are_listed,
+    a_database_of_four_versions_before_opens_and_its_keys_open_what_they_opened,
     however_many_start_at_once_one_migrates,
     processes_that_start_at_once_do_not_get_in_each_others_way,
     a_server_that_is_older_than_the_schema_says_so_and_stops,

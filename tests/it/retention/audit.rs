@@ -29,9 +29,8 @@ routes = [{ upstream = "simulated" }]
 "#;
 
 /// Every table that a fault is made in.
-const TABLES: [&str; 11] = [
+const TABLES: [&str; 10] = [
     "files",
-    "file_models",
     "chunks",
     "chunk_models",
     "batches",
@@ -183,15 +182,15 @@ const FAULTS: &[(&str, &str)] = &[
         "batch {done}: 1 row of the backlog of a batch that is not live",
     ),
     (
-        "UPDATE batch_counts SET completed = completed + 1 WHERE batch_id = '{done}'",
+        "UPDATE batches SET completed = completed + 1 WHERE id = '{done}'",
         "batch {done}: 701 of 700 requests are counted",
     ),
     (
-        "UPDATE batch_counts SET completed = completed - 1 WHERE batch_id = '{done}'",
+        "UPDATE batches SET completed = completed - 1 WHERE id = '{done}'",
         "batch {done}: 699 of 700 requests are counted",
     ),
     (
-        "UPDATE batch_counts SET completed = completed - 1, failed = failed + 1 WHERE batch_id = '{done}'",
+        "UPDATE batches SET completed = completed - 1, failed = failed + 1 WHERE id = '{done}'",
         "batch {done}: 599 are counted, but its segments have 600 lines of output",
     ),
     (
@@ -199,12 +198,16 @@ const FAULTS: &[(&str, &str)] = &[
         "batch {live}: 87 are counted, but its segments have 86 lines of error",
     ),
     (
-        "UPDATE batch_counts SET output_tokens = output_tokens + 1 WHERE batch_id = '{done}'",
+        "UPDATE batches SET output_tokens = output_tokens + 1 WHERE id = '{done}'",
         "batch {done}: its usage is",
     ),
     (
         "INSERT INTO batch_counts VALUES ('batch_none', 0, 0, 0, 0, 0, 0, 0, 0, 0)",
-        "batch batch_none: 1 row of counts of a batch that is not there",
+        "batch batch_none: 1 row of counts of a batch that is not live",
+    ),
+    (
+        "INSERT INTO batch_counts VALUES ('{done}', 0, 0, 0, 0, 0, 0, 0, 0, 0)",
+        "batch {done}: 1 row of counts of a batch that is not live",
     ),
     (
         "UPDATE batches SET total = total + 1 WHERE id = '{live}'",
@@ -285,10 +288,6 @@ const FAULTS: &[(&str, &str)] = &[
     (
         "UPDATE files SET state = 'purged' WHERE id = '{input}'",
         "file {input}: 4 rows of chunk_models of a file",
-    ),
-    (
-        "UPDATE files SET state = 'purged' WHERE id = '{input}'",
-        "file {input}: 2 rows of file_models of a file",
     ),
     (
         "UPDATE chunks SET file_id = 'file-none' WHERE file_id = '{input}'",
@@ -470,11 +469,7 @@ async fn the_command_tells_and_its_exit_code_says_so() {
     server.stop().await;
     server.leave_broken();
 
-    engines::execute(
-        &server.database,
-        "UPDATE batch_counts SET failed = failed + 1",
-    )
-    .await;
+    engines::execute(&server.database, "UPDATE batches SET failed = failed + 1").await;
     let ill = ended(check()).await;
     assert_eq!(ill.code, Some(1), "{ill:?}");
     assert!(

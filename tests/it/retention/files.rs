@@ -232,14 +232,7 @@ async fn each_file_expires_by_itself() {
         assert_eq!(purge(&store).await, expired.len() as u64);
         assert_well(&store).await;
     }
-    for table in [
-        "chunks",
-        "chunk_models",
-        "file_models",
-        "segments",
-        "units",
-        "backlog",
-    ] {
+    for table in ["chunks", "chunk_models", "segments", "units", "backlog"] {
         assert_eq!(engines::rows(&server.database, table).await, 0, "{table}");
     }
     assert_eq!(

@@ -30,7 +30,8 @@ async fn who_has_a_wrong_clock_ends_hides_and_takes_nothing() {
         file_id: "file-new".to_owned(),
         tenant: TENANT.to_owned(),
     };
-    fixture.store.begin_upload(&upload).await.expect("begins");
+    let begun = fixture.store.begin_upload(&upload, &[]).await;
+    begun.expect("begins");
     let claim = |token: &str| Claim {
         tenant: TENANT.to_owned(),
         route: "route".to_owned(),

@@ -59,7 +59,8 @@ async fn an_upload_that_cannot_be_swept_does_not_keep_the_others_from_it() {
             file_id: format!("file-{number}"),
             tenant: TENANT.to_owned(),
         };
-        fixture.store.begin_upload(&upload).await.expect("begins");
+        let begun = fixture.store.begin_upload(&upload, &[]).await;
+        begun.expect("begins");
     }
     let swept = fixture.store.sweep_uploads(i64::MAX).await;
     assert_eq!(swept.expect("sweeps"), 3);

@@ -35,11 +35,13 @@ impl Fixture {
     async fn grow(&self, file: &str, chunks: i64) {
         let grow = format!(
             "WITH RECURSIVE n(no) AS (SELECT 1 UNION ALL SELECT no + 1 FROM n WHERE no < {chunks})
-             INSERT INTO chunk_models SELECT '{file}', no + 1000, 0, 1, 1 FROM n"
+             INSERT INTO chunk_models SELECT '{file}', no + 1000, 0, 1, 1 FROM n
+             UNION ALL SELECT '{file}', 0, 0, 3, 1"
         );
         engines::execute(&self.url, &grow).await;
         let count = format!(
-            "UPDATE files SET requests = {chunks} + 3, bytes = CAST({chunks} AS BIGINT) * 262144
+            "UPDATE files SET requests = {chunks} + 3, bytes = CAST({chunks} AS BIGINT) * 262144,
+                is_one_chunk = 0
              WHERE id = '{file}'"
         );
         engines::execute(&self.url, &count).await;
@@ -126,7 +128,7 @@ async fn a_group_is_settled_at_once_and_each_as_it_was_judged() {
     let cancelled = fixture.store.cancel_batch(TENANT, &ids[3]).await;
     assert!(matches!(cancelled.expect("answers"), Cancel::Granted(_)));
     let settle = async || {
-        let settled = fixture.store.settle_batches(&judged).await;
+        let settled = fixture.store.settle_batches(&judged, None).await;
         settled.expect("settles").settled
     };
     assert_eq!(settle().await, 4);
@@ -186,7 +188,7 @@ async fn a_batch_that_ends_while_it_gets_its_units_leaves_none() {
             1 => {
                 let errors = "[]".to_owned();
                 let judged = [(&batch, &Verdict::Rejected { errors })];
-                let settled = fixture.store.settle_batches(&judged).await;
+                let settled = fixture.store.settle_batches(&judged, None).await;
                 assert_eq!(settled.expect("settles").settled, 1);
                 Status::Failed
             }
@@ -219,12 +221,12 @@ async fn who_is_at_a_batch_makes_nobody_wait() {
         other.execute(&lock).await;
         let accepted = accepted();
         let judged: Vec<_> = found.iter().map(|batch| (batch, &accepted)).collect();
-        let settled = fixture.store.settle_batches(&judged).await;
+        let settled = fixture.store.settle_batches(&judged, None).await;
         assert_eq!(settled.expect("settles").settled, 1);
         assert_eq!(fixture.status(&free).await, Status::InProgress);
         assert_eq!(fixture.status(&locked).await, Status::Validating);
         other.execute("ROLLBACK").await;
-        let settled = fixture.store.settle_batches(&judged).await;
+        let settled = fixture.store.settle_batches(&judged, None).await;
         assert_eq!(settled.expect("settles").settled, 1);
     };
     on(Engine::Postgres, Box::pin(test)).await;

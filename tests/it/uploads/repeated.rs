@@ -86,7 +86,7 @@ async fn an_upload_that_is_under_way_is_not_begun_twice() {
     running.piece(PURPOSE).await;
     running.piece(FILE).await;
     eventually("it is under way", async || {
-        rows(&server.database, "files").await == 1
+        rows(&server.database, "idempotency").await == 1
     })
     .await;
 

@@ -31,6 +31,15 @@ impl Trickles {
         Trickles { end, sent, answers }
     }
 
+    /// Waits until each has sent so many of those bytes.
+    async fn have_sent(&self, least: usize) {
+        eventually("all are within their line", async || {
+            let mut sent = self.sent.iter();
+            sent.all(|bytes| bytes.load(Ordering::Relaxed) >= least)
+        })
+        .await;
+    }
+
     /// Ends them; the answers of those that the server had ended before.
     async fn end(self) -> Vec<Response> {
         self.end.send_replace(true);
@@ -80,12 +89,7 @@ async fn whole(server: &Server, client: &reqwest::Client) -> Response {
 async fn a_few_that_trickle_keep_nobody_waiting() {
     let server = Server::start().await;
     let slow = Trickles::start(&server, 4);
-    server.until_rows("files", |files| files == 4).await;
-    eventually("all are within their line", async || {
-        let mut sent = slow.sent.iter();
-        sent.all(|bytes| bytes.load(Ordering::Relaxed) > 3)
-    })
-    .await;
+    slow.have_sent(4).await;
     let answer = whole(&server, &server.client()).await;
     assert_eq!(answer.status(), 200);
     let ended = slow.end().await;
@@ -95,7 +99,7 @@ async fn a_few_that_trickle_keep_nobody_waiting() {
 async fn many_that_trickle_are_ended_when_another_waits() {
     let server = Server::start().await;
     let slow = Trickles::start(&server, 24);
-    server.until_rows("files", |files| files == 24).await;
+    slow.have_sent(1).await;
     let answer = whole(&server, &server.other().client()).await;
     assert_eq!(answer.status(), 200);
     let ended = slow.end().await;

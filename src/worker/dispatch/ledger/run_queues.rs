@@ -299,6 +299,11 @@ impl Lane {
         self.in_flight
     }
 
+    /// Lines that have not ended.
+    pub(crate) fn in_hand(&self) -> usize {
+        self.in_flight + self.waiting + self.ready
+    }
+
     /// Lines that were ever answered.
     pub(crate) fn answered(&self) -> u64 {
         self.answered

@@ -32,6 +32,7 @@ fn unit(
         priority: 0,
         deadline: i64::MAX,
         created_at: 0,
+        total: i64::MAX,
         number: u64::from(batch),
     };
     let mut leased = units::leased(lines, 0, None);

@@ -51,7 +51,7 @@ impl Flusher {
 
     /// How long from a moment on the next flush is not due, in milliseconds.
     async fn due_after(&self, since: Instant) -> u128 {
-        due(&self.completions, &self.ledger, &self.pool).await;
+        due(&self.completions, &self.ledger, &self.pool, &mut None).await;
         since.elapsed().as_millis()
     }
 }
@@ -95,4 +95,28 @@ async fn with_nothing_in_flight_there_is_nothing_to_wait_for() {
     flusher.finish(1);
     flusher.ledger.lock().finish(&flusher.unit, None);
     assert_eq!(flusher.due_after(Instant::now()).await, 0);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_batch_that_has_finished_waits_shortly_and_holds_up_no_other() {
+    let flusher = Flusher::new();
+    flusher.finish(FEW_LINES);
+    let (came, mut earliest) = (Instant::now(), None);
+    let mut flushes = 0;
+    loop {
+        // Another batch finishes, again and again.
+        flusher.completions.batch_finished(&flusher.unit);
+        let (ledger, pool) = (&flusher.ledger, &flusher.pool);
+        let due = due(&flusher.completions, ledger, pool, &mut earliest).await;
+        if due == Due::All {
+            break;
+        }
+        flushes += 1;
+        // Its lines are taken, and the others wait still.
+        flusher.completions.take_whole_batches();
+        flusher.finish(FEW_LINES);
+    }
+    assert!((5..=7).contains(&flushes), "{flushes} flushes");
+    let waited = came.elapsed().as_millis();
+    assert!((100..=115).contains(&waited), "{waited} ms");
 }
