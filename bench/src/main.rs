@@ -69,8 +69,8 @@ struct MeasureArgs {
     /// Less than two minutes, with small files and two rounds: for looking at only
     #[arg(long)]
     quick: bool,
-    /// How often everything is run [default: 5, with --quick 2], and three times as often where a
-    /// ratio is a target
+    /// How often everything is run [default: 5, with --quick 2], and without --quick three times
+    /// as often where a ratio is a target
     #[arg(long, value_name = "N")]
     rounds: Option<u32>,
     /// The lines of the base point [default: 50000, with --quick 5000]

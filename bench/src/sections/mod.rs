@@ -157,9 +157,14 @@ impl Bench {
         }
     }
 
-    /// How often a pair is run whose ratio is a target: enough for an interval that says something.
+    /// How often a pair is run whose ratio is a target: enough for an interval that says something,
+    /// but for a short run.
     pub fn pairs(&self) -> u32 {
-        self.rounds * 3
+        if self.quick {
+            self.rounds
+        } else {
+            self.rounds * 3
+        }
     }
 
     /// Notes why this machine cannot run a section.
