@@ -1,28 +1,10 @@
-//! No circle between the files of a room. A name that a facade passes on counts as a name of the
+//! No circle between files. A name that a facade passes on counts as a name of the
 //! file that has it, so a file may take from its room's `mod.rs` what stands below the file.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::Path;
 
 use super::{is_of_a_word, sources, without_comments};
-
-/// The rooms that are kept so.
-const ROOMS: [&str; 14] = [
-    "domain",
-    "metrics",
-    "codec",
-    "intake",
-    "store",
-    "upstream",
-    "transfer",
-    "config",
-    "api",
-    "worker",
-    "simulate",
-    "app",
-    "telemetry",
-    "cli",
-];
 
 /// How many facades a name may pass.
 const FACADES_MAX: usize = 8;
@@ -34,11 +16,10 @@ type Names = Vec<String>;
 type Modules = BTreeMap<Names, String>;
 
 #[test]
-fn no_files_of_a_room_import_each_other_in_a_circle() {
+fn no_files_import_each_other_in_a_circle() {
     let sources = sources();
     let modules = modules(sources.iter().map(|(path, text)| (path.as_path(), &**text)));
-    let circles = ROOMS.into_iter().map(|room| in_circles(&modules, room));
-    let circles: Vec<_> = circles.filter(|circle| !circle.is_empty()).collect();
+    let circles = in_circles(&modules);
     assert!(
         circles.is_empty(),
         "in a circle, or above one: {circles:#?}"
@@ -51,7 +32,7 @@ fn a_circle_is_found() {
     let found = |a: &str, b: &str| {
         let files = [("r/mod.rs", facade), ("r/a.rs", a), ("r/b.rs", b)];
         let files = files.map(|(path, text)| (Path::new(path), text));
-        in_circles(&modules(files.into_iter()), "r")
+        in_circles(&modules(files.into_iter()))
     };
     let below = "use std::fmt;\npub(crate) struct A;\nmod tests { use super::super::B; }";
     assert_eq!(found(below, "use crate::r::{self, A};\nstruct B;"), [""; 0]);
@@ -75,7 +56,7 @@ fn a_circle_between_a_room_and_a_module_in_it_is_found() {
         ("r/a.rs", "fn g() { super::f() }"),
     ];
     let modules = modules(files.iter().map(|(path, text)| (Path::new(path), *text)));
-    assert_eq!(in_circles(&modules, "r"), ["r", "r::a"]);
+    assert_eq!(in_circles(&modules), ["r", "r::a"]);
 }
 
 #[test]
@@ -85,7 +66,7 @@ fn a_module_that_names_where_it_may_be_seen_does_not_import_that() {
         ("r/a.rs", "pub(in crate::r) fn g() {}"),
     ];
     let modules = modules(files.iter().map(|(path, text)| (Path::new(path), *text)));
-    assert_eq!(in_circles(&modules, "r"), [""; 0]);
+    assert_eq!(in_circles(&modules), [""; 0]);
 }
 
 fn modules<'a>(sources: impl Iterator<Item = (&'a Path, &'a str)>) -> Modules {
@@ -109,13 +90,12 @@ fn modules<'a>(sources: impl Iterator<Item = (&'a Path, &'a str)>) -> Modules {
         .collect()
 }
 
-/// The files of a room that stand in a circle, or import from one: those that are left when,
+/// The files that stand in a circle, or import from one: those that are left when,
 /// again and again, each file is taken out that imports none of the others.
-fn in_circles(modules: &Modules, room: &str) -> Vec<String> {
-    let of_room = |names: &Names| names.first().is_some_and(|name| name == room);
+fn in_circles(modules: &Modules) -> Vec<String> {
     let mut left: BTreeMap<&Names, BTreeSet<Names>> = modules
         .iter()
-        .filter(|(names, code)| of_room(names) && has_code(code))
+        .filter(|(_, code)| has_code(code))
         .map(|(names, code)| (names, imports(modules, names, code)))
         .collect();
     loop {
