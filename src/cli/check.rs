@@ -6,6 +6,7 @@ use std::io::Write as _;
 use std::process::ExitCode;
 
 use super::configuration::{ConfigArgs, load_quietly};
+use super::machine;
 use crate::app;
 use crate::config::{Config, Overrides, nearest};
 use crate::domain::clock::Clock;
@@ -76,6 +77,9 @@ pub(super) async fn run(args: CheckArgs) -> anyhow::Result<ExitCode> {
             out,
             "warn  upstreams      none is configured: no model can be served"
         )?;
+    }
+    for warning in machine::warnings(&config, true) {
+        writeln!(out, "warn  machine        {warning}")?;
     }
     let pool = Pool::new(&config.upstream_settings(), Options::default())?;
     for (name, outcome) in pool.try_upstreams().await {

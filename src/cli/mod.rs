@@ -19,6 +19,7 @@ mod descriptors;
 mod exit;
 mod figures;
 mod keys;
+mod machine;
 mod openapi;
 mod printable;
 mod progress;

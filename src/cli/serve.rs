@@ -4,6 +4,7 @@ use std::io::Write as _;
 use std::process::ExitCode;
 
 use super::configuration::{ConfigArgs, has_mistakes, load_quietly, warn_of};
+use super::machine;
 use crate::app::App;
 use crate::config::{Config, Overrides, shown_url};
 use crate::domain::clock::Clock;
@@ -101,6 +102,11 @@ async fn serve(config: &Config) -> anyhow::Result<()> {
         models = config.models.len(),
         "nightshift starts"
     );
+    if config.server.role.works() {
+        for warning in machine::warnings(config, true) {
+            tracing::warn!("{warning}");
+        }
+    }
     let app = App::start(config, Clock::default()).await?;
     tracing::info!(listen = %app.address(), "nightshift serves");
     // A reader that has gone away is no reason not to serve.

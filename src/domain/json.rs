@@ -186,20 +186,19 @@ fn has_integer(bytes: &[u8], limit: usize) -> bool {
 /// Writes JSON without the white space between tokens, and on one line for every reader: the
 /// characters that some clients take for the end of a line (U+0085, U+2028, U+2029) become escapes.
 /// Numbers, the order of keys, and keys that stand twice stay as they are.
-pub fn compact(json: &str, out: &mut Vec<u8>) {
-    let bytes = json.as_bytes();
+pub fn compact(json: &[u8], out: &mut Vec<u8>) {
     let (mut from, mut at) = (0, 0);
-    while let Some(&byte) = bytes.get(at) {
+    while let Some(&byte) = json.get(at) {
         if is_space(byte) {
-            push_escaped(&bytes[from..at], out);
+            push_escaped(&json[from..at], out);
             from = at + 1;
         }
         at += 1;
         if byte == b'"' {
-            at = end_of_string(bytes, at);
+            at = end_of_string(json, at);
         }
     }
-    push_escaped(&bytes[from..], out);
+    push_escaped(&json[from..], out);
 }
 
 /// Writes a text as a JSON string, on one line for every reader: see [`compact`].

@@ -150,8 +150,8 @@ pub fn write(out: &mut Vec<u8>, id: &str, custom_id: &str, outcome: Outcome<'_>)
             out.extend(b",\"request_id\":");
             json::string(request_id, out);
             out.extend(b",\"body\":");
-            match std::str::from_utf8(body) {
-                Ok(json) if form == Form::Json => json::compact(json, out),
+            match form {
+                Form::Json => json::compact(body, out),
                 _ => json::string(&String::from_utf8_lossy(body), out),
             }
             out.extend(b"},\"error\":");

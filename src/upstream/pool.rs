@@ -146,9 +146,15 @@ impl Pool {
         self.targets.calls_older_than(age)
     }
 
+    /// Whether calls wait for their turn.
+    #[must_use]
+    pub fn has_rate(&self) -> bool {
+        self.interval.has_rate()
+    }
+
     /// Waits until a call may begin, where there is a rate. `false`: no call may begin any more.
     pub async fn turn(&self, permit: &mut Permit) -> bool {
-        if !self.interval.has_rate() {
+        if !self.has_rate() {
             return true;
         }
         // The call's age is counted from its turn.

@@ -10,7 +10,8 @@ use tokio::time::Instant;
 
 use super::provider::http::Head;
 use super::target::Ended;
-use super::tests::{model, route, settings, upstream};
+pub(crate) use super::tests::upstream;
+use super::tests::{model, route, settings};
 use super::{History, Next, Options, Permit, Pool, provider};
 
 /// One upstream with so many places, and models of so much concurrency each (`None`: as much as

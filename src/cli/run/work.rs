@@ -11,7 +11,9 @@ use super::result::answers::Sources;
 use super::result::growing::{Growing, Streams};
 use super::watch::{Ended, Stopped, Watch, find};
 use crate::app;
+use crate::cli::configuration::warn_of;
 use crate::cli::exit::{NOT_VALID, OrExit as _};
+use crate::cli::machine;
 use crate::config::Config;
 use crate::domain::batch::Status;
 use crate::domain::clock::Clock;
@@ -76,6 +78,7 @@ pub(super) async fn work(
         }),
         ..Options::default()
     };
+    warn_of(&machine::warnings(config, false));
     let pool = Pool::new(&config.upstream_settings(), options);
     let pool = pool.map_err(anyhow::Error::from).or_exit(NOT_VALID)?;
     let settings = app::settings(config, store);

@@ -37,7 +37,7 @@ fn compacted(body: &[u8]) -> (bool, String) {
     let mut out = Vec::new();
     let json = std::str::from_utf8(body).ok().filter(|text| is_valid(text));
     match json {
-        Some(json) => compact(json, &mut out),
+        Some(json) => compact(json.as_bytes(), &mut out),
         None => string(&String::from_utf8_lossy(body), &mut out),
     }
     (json.is_some(), String::from_utf8(out).expect("UTF-8"))

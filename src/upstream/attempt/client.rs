@@ -2,6 +2,7 @@
 //! once, so that a call costs little more than its bytes.
 
 use std::pin::{Pin, pin};
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, PoisonError, RwLock};
 use std::time::Duration;
 
@@ -49,7 +50,10 @@ pub(in crate::upstream) struct Client {
     timeout: Duration,
     connect_timeout: Duration,
     max_response_bytes: usize,
+    /// The server has answered something: there is a way to it.
+    has_answered: AtomicBool,
     timeouts: Notice,
+    no_port: Notice,
 }
 
 /// Why there is no answer.
@@ -102,7 +106,9 @@ impl Client {
             timeout: settings.timeout,
             connect_timeout: settings.time_to_connect(),
             max_response_bytes: settings.max_response_bytes,
+            has_answered: AtomicBool::new(false),
             timeouts: Notice::new(),
+            no_port: Notice::new(),
             base,
         })
     }
@@ -123,6 +129,17 @@ impl Client {
                 calls,
                 "no file descriptor is left for connections to model servers: calls wait until one \
                  is free; allow the process more (ulimit -n), or lower the concurrency"
+            );
+        }
+        if result == CallResult::NoPort
+            && let Some(calls) = self.no_port.occurred()
+        {
+            tracing::warn!(
+                upstream.name = &*self.name,
+                calls,
+                "no local port is left for connections to the upstream: calls wait until one is \
+                 free; lower its concurrency, or give this machine more ports \
+                 (net.ipv4.ip_local_port_range)"
             );
         }
         if result == CallResult::TimedOut
@@ -192,6 +209,9 @@ impl Client {
             response = sending => response.map_err(|error| self.failure(error))?,
             () = &mut deadline => return Err(timed_out(timeout)),
         };
+        if !self.has_answered.load(Ordering::Relaxed) {
+            self.has_answered.store(true, Ordering::Relaxed);
+        }
         let head = Head {
             status: response.status(),
             headers: response.take_headers(),
@@ -267,9 +287,13 @@ impl Client {
     }
 
     fn failure(&self, error: transport::Error) -> Failure {
-        use transport::Error::{Connect, ConnectTimeout, Lost, NoDescriptor, Resolve, Undecodable};
+        use transport::Error::{
+            Connect, ConnectTimeout, Lost, NoDescriptor, NoPort, Resolve, Undecodable,
+        };
         let result = match &error {
-            Resolve(_) | ConnectTimeout | Connect(_) => CallResult::Unreachable,
+            // The same error as of an address to which there is no way.
+            NoPort if self.has_answered.load(Ordering::Relaxed) => CallResult::NoPort,
+            Resolve(_) | ConnectTimeout | Connect(_) | NoPort => CallResult::Unreachable,
             NoDescriptor => CallResult::NoDescriptor,
             Lost(_) => CallResult::Broken,
             Undecodable(_) => CallResult::Undecodable,

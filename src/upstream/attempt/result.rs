@@ -28,6 +28,8 @@ pub enum CallResult {
     Unavailable,
     /// This side had no file descriptor left: the request was not sent.
     NoDescriptor,
+    /// This side had no port left for a connection to the server: the request was not sent.
+    NoPort,
     /// No connection: the request was not sent.
     Unreachable,
     /// Another failure of the server that may pass.
@@ -61,7 +63,7 @@ pub(in crate::upstream) enum Cost {
 
 impl CallResult {
     /// All of them, in order: by `result as usize`.
-    pub(in crate::upstream) const ALL: [CallResult; 18] = [
+    pub(in crate::upstream) const ALL: [CallResult; 19] = [
         CallResult::Succeeded,
         CallResult::Rejected,
         CallResult::ModelMissing,
@@ -72,6 +74,7 @@ impl CallResult {
         CallResult::Limited,
         CallResult::Unavailable,
         CallResult::NoDescriptor,
+        CallResult::NoPort,
         CallResult::Unreachable,
         CallResult::ServerError,
         CallResult::Garbled,
@@ -92,7 +95,7 @@ impl CallResult {
             CallResult::Misdirected => "misdirected",
             CallResult::Limited => "rate_limited",
             CallResult::Unavailable => "unavailable",
-            CallResult::NoDescriptor => "not_sent",
+            CallResult::NoDescriptor | CallResult::NoPort => "not_sent",
             CallResult::Unreachable => "unreachable",
             CallResult::ServerError | CallResult::Garbled => "server_error",
             CallResult::Broken => "broken",
@@ -120,6 +123,7 @@ impl CallResult {
             | CallResult::Malformed
             | CallResult::Undecodable
             | CallResult::NoDescriptor
+            | CallResult::NoPort
             | CallResult::TooLarge => return None,
             CallResult::ModelMissing => Reason::ModelMissing,
             CallResult::KeyRefused => Reason::KeyRefused,
@@ -179,6 +183,7 @@ impl CallResult {
             CallResult::Limited
             | CallResult::Unavailable
             | CallResult::NoDescriptor
+            | CallResult::NoPort
             | CallResult::Unreachable => Cost::TurnedAway,
             CallResult::ServerError
             | CallResult::Garbled

@@ -3,7 +3,7 @@
 use std::time::{Duration, SystemTime};
 
 use reqwest::Url;
-use reqwest::header::{CONTENT_TYPE, HeaderMap, HeaderName, LOCATION, RETRY_AFTER};
+use reqwest::header::{CONTENT_TYPE, HeaderMap, HeaderName, HeaderValue, LOCATION, RETRY_AFTER};
 
 /// Longer than anybody means. What is asked for is bounded again by `[retry] longest_wait`.
 const WAIT_MAX: Duration = Duration::from_hours(24 * 365);
@@ -31,23 +31,22 @@ pub(in crate::upstream) fn is_of_a_gateway(status: u16) -> bool {
 
 /// Whether an answer calls itself JSON: `application/json`, or a type that is written in JSON.
 pub(super) fn is_json(headers: &HeaderMap) -> bool {
-    let essence = content_type(headers);
+    let essence = content_type(headers).to_ascii_lowercase();
     matches!(essence.as_str(), "application/json" | "text/json") || essence.ends_with("+json")
 }
 
 /// Whether an answer calls itself server-sent events.
 pub(super) fn is_event_stream(headers: &HeaderMap) -> bool {
-    content_type(headers) == "text/event-stream"
+    content_type(headers).eq_ignore_ascii_case("text/event-stream")
 }
 
-/// Without parameters, in lower case; empty where there is none.
-fn content_type(headers: &HeaderMap) -> String {
-    let value = headers
-        .get(CONTENT_TYPE)
-        .map(reqwest::header::HeaderValue::as_bytes);
+/// Without parameters; empty where there is none.
+fn content_type(headers: &HeaderMap) -> &str {
+    let value = headers.get(CONTENT_TYPE).map(HeaderValue::as_bytes);
     let value = value.and_then(|value| std::str::from_utf8(value).ok());
-    let essence = value.and_then(|value| value.split(';').next());
-    essence.unwrap_or_default().trim().to_ascii_lowercase()
+    let value = value.unwrap_or_default();
+    let essence = value.split_once(';').map_or(value, |(essence, _)| essence);
+    essence.trim()
 }
 
 /// Where a redirect points to, without what may be secret in it.

@@ -7,7 +7,7 @@ use std::time::{Duration, SystemTime};
 
 use bytes::Bytes;
 use reqwest::Url;
-use reqwest::header::{AUTHORIZATION, HeaderMap, HeaderValue, InvalidHeaderValue};
+use reqwest::header::{AUTHORIZATION, HeaderMap, HeaderName, HeaderValue, InvalidHeaderValue};
 use secrecy::{ExposeSecret, SecretString};
 use serde::Deserialize;
 
@@ -20,6 +20,11 @@ use crate::domain::outcome::Form;
 use crate::domain::usage;
 use crate::upstream::attempt::result::CallResult;
 use crate::upstream::models::ModelInfo;
+
+/// As OpenAI and most others name the request's id.
+const X_REQUEST_ID: HeaderName = HeaderName::from_static("x-request-id");
+/// As Anthropic names it.
+const REQUEST_ID: HeaderName = HeaderName::from_static("request-id");
 
 /// Some servers begin JSON with it, and JSON readers refuse it.
 const BYTE_ORDER_MARK: &[u8] = b"\xEF\xBB\xBF";
@@ -123,8 +128,8 @@ impl Provider for OpenAi {
 
 fn request_id(headers: &HeaderMap) -> Option<&str> {
     let id = headers
-        .get("x-request-id")
-        .or_else(|| headers.get("request-id"))?;
+        .get(X_REQUEST_ID)
+        .or_else(|| headers.get(REQUEST_ID))?;
     id.to_str().ok().filter(|id| !id.is_empty())
 }
 

@@ -177,7 +177,7 @@ async fn nobody() -> String {
     format!("http://{}/v1", listener.local_addr().expect("an address"))
 }
 
-pub(super) fn upstream(name: &str, base_url: &str) -> UpstreamSettings {
+pub(crate) fn upstream(name: &str, base_url: &str) -> UpstreamSettings {
     UpstreamSettings {
         name: name.to_owned(),
         base_url: base_url.to_owned(),

@@ -26,13 +26,23 @@ use hyper_util::client::legacy::connect::dns::GaiResolver;
 use hyper_util::rt::TokioIo;
 use reqwest::Url;
 use tokio::net::TcpStream;
+use tokio::sync::Semaphore;
 use tokio::time::Instant;
 use tower::util::MapErr;
 use tower::{Service as _, ServiceExt as _};
 
-use super::error::{Error, causes, innermost, lacks_descriptor, none_is_left};
+use super::error::{Error, causes, innermost, lack, none_is_left};
 use super::keep::{IDLE_MAX, KEEPALIVE, KEEPALIVE_RETRIES};
 use crate::upstream::settings::UpstreamSettings;
+
+/// So many connections are opened at once. Servers keep a few hundred waiting until they accept
+/// them, and one that is turned away is tried again by the kernel only a second later.
+const CONNECTING_MAX: usize = 256;
+/// How long a call waits that cannot be sent for want of a descriptor or a port.
+const LACK_PAUSE: Duration = Duration::from_millis(500);
+
+/// A connection that came back so lately was looked at then, and is not looked at again.
+const LOOKED_AT: Duration = Duration::from_millis(1);
 
 type Driver = Fuse<http1::Connection<TokioIo<TcpStream>, Full<Bytes>>>;
 type Resolver = MapErr<GaiResolver, fn(io::Error) -> Unresolved>;
@@ -43,6 +53,8 @@ pub(in crate::upstream) struct Direct {
     connect_timeout: Duration,
     server: Uri,
     idle: Arc<Idle>,
+    /// Who may connect now.
+    connecting: Semaphore,
 }
 
 /// A connection, and what moves its bytes when it is polled. Large: kept in a box, which is what
@@ -99,6 +111,7 @@ impl Direct {
             connector,
             connect_timeout: config.time_to_connect(),
             server: server.build().map_err(no_host)?,
+            connecting: Semaphore::new(CONNECTING_MAX),
             idle: Arc::new(Idle {
                 pool: Mutex::default(),
                 max: config.concurrency,
@@ -122,7 +135,7 @@ impl Direct {
             let (mut connection, is_new) = match self.idle.take().await {
                 Some(connection) => (connection, false),
                 // In a box as well: rare, and large for the state of a call.
-                None => (Box::pin(self.connect()).await?, true),
+                None => Box::pin(self.connect()).await?,
             };
             let sending = connection.sender.try_send_request(request);
             match drive(&mut connection.driver, sending).await {
@@ -144,7 +157,23 @@ impl Direct {
         }
     }
 
-    async fn connect(&self) -> Result<Box<Connection>, Error> {
+    /// A new connection, or one that another call has given back in the meantime; and whether it is
+    /// new. Where this side lacks something for a connection, the failure is told a little later,
+    /// so that calls do not try again and again what cannot be.
+    async fn connect(&self) -> Result<(Box<Connection>, bool), Error> {
+        // The semaphore is never closed.
+        let _turn = self.connecting.acquire().await.ok();
+        if let Some(connection) = self.idle.take().await {
+            return Ok((connection, false));
+        }
+        let opened = self.open().await;
+        if let Err(Error::NoDescriptor | Error::NoPort) = opened {
+            tokio::time::sleep(LACK_PAUSE).await;
+        }
+        Ok((opened?, true))
+    }
+
+    async fn open(&self) -> Result<Box<Connection>, Error> {
         let mut connector = self.connector.clone();
         let connecting = connector.call(self.server.clone());
         let stream = tokio::time::timeout(self.connect_timeout, connecting)
@@ -161,8 +190,8 @@ impl Direct {
 
 /// Why there is no connection.
 fn unconnected(error: &(dyn std::error::Error + 'static)) -> Error {
-    if lacks_descriptor(error) {
-        return Error::NoDescriptor;
+    if let Some(lack) = lack(error) {
+        return lack;
     }
     for error in causes(error) {
         if error.is::<Unresolved>() {
@@ -217,11 +246,13 @@ impl Idle {
         self.pool.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// One that its server has not closed, as far as we can know.
+    /// One that its server has not closed, as far as we can know. Where a server closes one at this
+    /// moment, hyper gives the request back unsent.
     async fn take(&self) -> Option<Box<Connection>> {
         loop {
             let (since, mut connection) = self.lock().connections.pop_back()?;
-            if since.elapsed() < IDLE_MAX && connection.is_usable().await {
+            let age = since.elapsed();
+            if age < LOOKED_AT || (age < IDLE_MAX && connection.is_usable().await) {
                 return Some(connection);
             }
         }

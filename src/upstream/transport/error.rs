@@ -6,9 +6,6 @@ use std::io;
 
 use rustix::io::Errno;
 
-/// Of this process, and of all processes together.
-const NO_DESCRIPTOR: [Errno; 2] = [Errno::MFILE, Errno::NFILE];
-
 /// Why no answer, or no more of it, came; in words without addresses.
 #[derive(Debug, thiserror::Error)]
 pub(in crate::upstream) enum Error {
@@ -22,6 +19,9 @@ pub(in crate::upstream) enum Error {
     /// This process, or this machine, has no file descriptor left for it.
     #[error("no file descriptor is left for a connection")]
     NoDescriptor,
+    /// This machine has no port left for a connection to the server's address, or no way there.
+    #[error("no local port is left for a connection")]
+    NoPort,
     /// It may have been.
     #[error("the connection was lost before the answer was whole: {0}")]
     Lost(String),
@@ -44,19 +44,23 @@ pub(super) fn causes<'a>(
     })
 }
 
-/// Whether there is no connection because this side has no file descriptor left.
-pub(super) fn lacks_descriptor(error: &(dyn StdError + 'static)) -> bool {
-    causes(error).any(|error| {
-        let io = error.downcast_ref::<io::Error>();
-        let code = io.and_then(io::Error::raw_os_error);
-        code.is_some_and(|code| NO_DESCRIPTOR.contains(&Errno::from_raw_os_error(code)))
+/// What this side lacks for a connection, where that is why there is none.
+pub(super) fn lack(error: &(dyn StdError + 'static)) -> Option<Error> {
+    causes(error).find_map(|error| {
+        let code = error.downcast_ref::<io::Error>()?.raw_os_error()?;
+        match Errno::from_raw_os_error(code) {
+            // Of this process, and of all processes together.
+            Errno::MFILE | Errno::NFILE => Some(Error::NoDescriptor),
+            Errno::ADDRNOTAVAIL => Some(Error::NoPort),
+            _ => None,
+        }
     })
 }
 
-/// The same for an error that does not tell its reason, as that of resolving a name: whether there
-/// is none left now.
+/// For an error that does not tell its reason, as that of resolving a name: whether no descriptor is
+/// left now.
 pub(super) fn none_is_left() -> bool {
-    File::open("/dev/null").is_err_and(|error| lacks_descriptor(&error))
+    File::open("/dev/null").is_err_and(|error| lack(&error).is_some())
 }
 
 /// What lies at the bottom of an error: the layers above add nothing, or an address.

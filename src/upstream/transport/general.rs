@@ -6,7 +6,7 @@ use reqwest::{Method, Proxy, Request, Url, redirect, retry};
 use secrecy::ExposeSecret;
 
 use super::certificates::{self, Named};
-use super::error::{Error, innermost, lacks_descriptor, none_is_left};
+use super::error::{Error, innermost, lack, none_is_left};
 use super::keep::{IDLE_MAX, KEEPALIVE, KEEPALIVE_RETRIES};
 use crate::upstream::settings::UpstreamSettings;
 
@@ -79,7 +79,9 @@ impl General {
 
 pub(super) fn error(error: &reqwest::Error) -> Error {
     let cause = certificates::advice(error).unwrap_or_else(|| innermost(error));
-    if lacks_descriptor(error) || (error.is_dns() && none_is_left()) {
+    if let Some(lack) = lack(error) {
+        lack
+    } else if error.is_dns() && none_is_left() {
         Error::NoDescriptor
     } else if !error.is_connect() {
         Error::Lost(cause)

@@ -9,7 +9,6 @@ use std::pin::pin;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use bytes::Bytes;
 use tracing::Instrument as _;
 use tracing::field::Empty;
 
@@ -25,7 +24,7 @@ use crate::worker::lease::Lease;
 use crate::worker::lease::authority::Authority;
 use crate::worker::work::finished::FinishedLine;
 use crate::worker::work::isolation::Isolation;
-use crate::worker::work::line::{OpenLine, Pending};
+use crate::worker::work::line::{OpenLine, Pending, Request};
 use crate::worker::work::unit::LoadedUnit;
 
 /// The longest wait of a line whose call this process itself has cut off.
@@ -64,7 +63,10 @@ enum Plan {
     /// The line needs no call.
     Finished(FinishedLine),
     /// The line has a call of its own.
-    Call { path: &'static str, body: Bytes },
+    Call {
+        path: &'static str,
+        request: Request,
+    },
 }
 
 impl Executor {
@@ -85,7 +87,7 @@ impl Executor {
                 drop(job.permit.take());
                 Outcome::Finished(finished)
             }
-            Plan::Call { path, body } => self.call(job, path, body, timer).await,
+            Plan::Call { path, request } => self.call(job, path, request, timer).await,
         }
     }
 
@@ -114,17 +116,13 @@ impl Executor {
         if let Some(known) = self.missing_models.known(unit) {
             return Plan::Finished(self.missing_models.finished(unit, line, &known));
         }
-        let request = line.read(&unit.text);
         let is_any = *unit.batch.endpoint == endpoint::ANY;
         let of_batch = (!is_any).then_some(unit.batch.endpoint.path);
-        let call = request.and_then(|request| {
+        let call = line.read(&unit.text).and_then(|request| {
             let path = of_batch.or(request.path)?;
-            Some((path, request.body.clone()))
+            Some(Plan::Call { path, request })
         });
-        match call {
-            Some((path, body)) => Plan::Call { path, body },
-            None => Plan::Finished(result::unreadable(unit, line)),
-        }
+        call.unwrap_or_else(|| Plan::Finished(result::unreadable(unit, line)))
     }
 
     /// Sends a line once.
@@ -132,17 +130,22 @@ impl Executor {
         &self,
         job: &mut Job,
         path: &'static str,
-        body: Bytes,
+        request: Request,
         timer: &mut Timer,
     ) -> Outcome {
         let (unit, pending) = (&job.unit, &mut job.pending);
+        let Request {
+            custom_id, body, ..
+        } = request;
         let Some(mut permit) = job.permit.take() else {
             return cut();
         };
-        // A turn may be far away, and a process that stops does not wait for it.
-        let turn = self.pool.turn(&mut permit);
-        if unit.cut.run_until_cancelled(turn).await != Some(true) {
-            return cut();
+        if self.pool.has_rate() {
+            // A turn may be far away, and a process that stops does not wait for it.
+            let turn = self.pool.turn(&mut permit);
+            if unit.cut.run_until_cancelled(turn).await != Some(true) {
+                return cut();
+            }
         }
         let span = tracing::trace_span!(
             target: trace::TARGET,
@@ -177,7 +180,7 @@ impl Executor {
             }
             (Next::End, Some(answer)) => {
                 self.missing_models.on_answer(unit, &answer);
-                Outcome::Finished(result::answered(unit, &pending.line, answer))
+                Outcome::Finished(result::answered(unit, &pending.line, &custom_id, answer))
             }
             (Next::End, None) => {
                 let code = attempt.result.error_code();

@@ -139,10 +139,12 @@ impl Ledger {
     /// not be in hand any more.
     pub(crate) fn finish(&mut self, unit: &LoadedUnit, took: Option<Duration>) {
         self.in_flight -= 1;
-        self.run_queues.on_finish(unit, took);
-        if let Some(active) = self.units.get_mut(&unit.id) {
+        let active = self.units.get_mut(&unit.id);
+        let position = active.map(|active| {
             active.finish();
-        }
+            active.position()
+        });
+        self.run_queues.on_finish(unit, position, took);
     }
 
     /// A line that has come back waits for its next attempt. If its unit is not in hand any more,

@@ -143,7 +143,7 @@ impl MissingModels {
             is_model_missing: true,
             reservation: self.pool.budget().reserve(),
         };
-        result::answered(unit, line, answer)
+        result::answered(unit, line, &result::custom_id(unit, line), answer)
     }
 
     fn is_empty(&self) -> bool {

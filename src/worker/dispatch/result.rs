@@ -15,7 +15,12 @@ use crate::worker::work::line::{OpenLine, Pending};
 use crate::worker::work::unit::LoadedUnit;
 
 /// A line that an upstream answered.
-pub(crate) fn answered(unit: &Arc<LoadedUnit>, line: &OpenLine, answer: Answer) -> FinishedLine {
+pub(crate) fn answered(
+    unit: &Arc<LoadedUnit>,
+    line: &OpenLine,
+    custom_id: &str,
+    answer: Answer,
+) -> FinishedLine {
     let own_id;
     let request_id = if let Some(id) = &answer.request_id {
         id.as_str()
@@ -30,7 +35,7 @@ pub(crate) fn answered(unit: &Arc<LoadedUnit>, line: &OpenLine, answer: Answer) 
         body,
         form: answer.form,
     };
-    let line = write(unit, line, body.len(), outcome);
+    let line = write(line, custom_id, body.len(), outcome);
     let failure = match (line.kind, answer.status) {
         (Kind::Output, _) => None,
         // Only an answer that cannot be read is a failure in spite of its status.
@@ -103,7 +108,12 @@ pub(crate) fn concluded(
     end_reason: EndReason,
 ) -> Option<FinishedLine> {
     let write = || match pending.refusal {
-        Some(answer) if end_reason == EndReason::Expired => answered(unit, &pending.line, *answer),
+        Some(answer) if end_reason == EndReason::Expired => answered(
+            unit,
+            &pending.line,
+            &custom_id(unit, &pending.line),
+            *answer,
+        ),
         _ => ended(unit, &pending.line, end_reason),
     };
     std::panic::catch_unwind(AssertUnwindSafe(write))
@@ -142,7 +152,9 @@ pub(crate) fn ended(
 }
 
 fn failed(unit: &Arc<LoadedUnit>, line: &OpenLine, code: ErrorCode, message: &str) -> FinishedLine {
-    let line = write(unit, line, message.len(), Outcome::Error { code, message });
+    let custom_id = custom_id(unit, line);
+    let outcome = Outcome::Error { code, message };
+    let line = write(line, &custom_id, message.len(), outcome);
     let counts = CountsDelta {
         failed: 1,
         ..CountsDelta::default()
@@ -156,9 +168,13 @@ fn failed(unit: &Arc<LoadedUnit>, line: &OpenLine, code: ErrorCode, message: &st
     }
 }
 
-fn write(unit: &LoadedUnit, line: &OpenLine, size: usize, outcome: Outcome<'_>) -> Line {
+/// What the user calls a line. Empty where the line's text holds no request.
+pub(super) fn custom_id(unit: &LoadedUnit, line: &OpenLine) -> Box<str> {
     let request = line.read(&unit.text);
-    let custom_id = request.map_or("", |request| &request.custom_id);
+    request.map(|request| request.custom_id).unwrap_or_default()
+}
+
+fn write(line: &OpenLine, custom_id: &str, size: usize, outcome: Outcome<'_>) -> Line {
     let mut bytes = Vec::with_capacity(size + custom_id.len() + 192);
     let kind = outcome::write(&mut bytes, &id::batch_request(), custom_id, outcome);
     Line {

@@ -12,7 +12,7 @@ use tokio::sync::Notify;
 
 use super::fetch::context;
 use super::prefetch::UnreadUnit;
-use super::rates::READY_PER_PERMIT;
+use super::rates::ready_for;
 use crate::store::{LeasedUnit, Unvalidated};
 use crate::upstream::{LaneId, Pool, Routes};
 use crate::worker::dispatch::ledger::run_queues::Lane;
@@ -101,12 +101,12 @@ impl DirectLeases {
     /// as many as can be sent now.
     fn room(&self, lane: LaneId) -> usize {
         let limits = self.pool.limits();
-        let per_permit = if limits.are_shared() {
-            1
+        let permits = limits.lane(lane);
+        let wanted = if limits.are_shared() {
+            permits
         } else {
-            READY_PER_PERMIT
+            ready_for(permits)
         };
-        let wanted = limits.lane(lane).saturating_mul(per_permit);
         let ledger = self.ledger.lock();
         if ledger.is_closed() {
             return 0;

@@ -6,8 +6,9 @@ use std::time::Instant;
 use super::stock::Stock;
 use crate::upstream::LaneId;
 
-/// So many lines are kept ready for each permit, beside what the rate asks for.
-pub(super) const READY_PER_PERMIT: usize = 2;
+/// For each permit one line is kept ready, and another one for so many permits: what is beyond
+/// would only take memory.
+const READY_TWICE: usize = 1_024;
 /// Lines are kept ready for so long: what leasing takes, with much to spare.
 const READY_SECONDS: f64 = 0.5;
 /// A rate is measured over this time at least.
@@ -48,8 +49,11 @@ impl Rates {
     /// How many lines to have ready in a lane of so many permits.
     pub(super) fn lines_wanted(&self, lane: LaneId, permits: usize) -> usize {
         let rate = self.rates.get(&lane).copied().unwrap_or(0.0);
-        permits
-            .saturating_mul(READY_PER_PERMIT)
-            .max((rate * READY_SECONDS) as usize)
+        ready_for(permits).max((rate * READY_SECONDS) as usize)
     }
+}
+
+/// How many lines to have ready for so many permits, whatever the rate is.
+pub(super) fn ready_for(permits: usize) -> usize {
+    permits.saturating_add(permits.min(READY_TWICE))
 }

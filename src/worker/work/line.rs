@@ -1,7 +1,6 @@
 //! A line of a unit that is not done.
 
 use std::ops::Range;
-use std::sync::OnceLock;
 
 use bytes::Bytes;
 
@@ -9,14 +8,14 @@ use crate::domain::line;
 use crate::upstream::{Answer, History};
 
 /// A line that is not done: its number in the chunk, and where its text stands in the unit's text.
+/// Small, because many lines wait.
 #[derive(Clone, Debug)]
 pub(crate) struct OpenLine {
     pub index: u32,
     pub range: Range<usize>,
-    request: OnceLock<Option<Request>>,
 }
 
-/// What is needed of a line's text.
+/// What is needed of a line's text. Read when the line is sent, and not kept while the line waits.
 #[derive(Clone, Debug)]
 pub(crate) struct Request {
     pub custom_id: Box<str>,
@@ -38,27 +37,18 @@ pub(crate) struct Pending {
 
 impl OpenLine {
     pub(crate) fn new(index: u32, range: Range<usize>) -> Self {
-        let request = OnceLock::new();
-        Self {
-            index,
-            range,
-            request,
-        }
+        Self { index, range }
     }
 
-    /// The line's request, read from its unit's text at the first call. `None` if the text holds
-    /// no request.
-    pub(crate) fn read(&self, text: &Bytes) -> Option<&Request> {
-        let read = || {
-            let line = std::str::from_utf8(text.get(self.range.clone())?).ok()?;
-            let envelope = line::read(line)?;
-            Some(Request {
-                custom_id: envelope.custom_id.into(),
-                path: envelope.endpoint.map(|endpoint| endpoint.path),
-                body: text.slice_ref(envelope.body.as_bytes()),
-            })
-        };
-        self.request.get_or_init(read).as_ref()
+    /// Reads the line's request from its unit's text. `None` if the text holds no request.
+    pub(crate) fn read(&self, text: &Bytes) -> Option<Request> {
+        let line = std::str::from_utf8(text.get(self.range.clone())?).ok()?;
+        let envelope = line::read(line)?;
+        Some(Request {
+            custom_id: envelope.custom_id.into(),
+            path: envelope.endpoint.map(|endpoint| endpoint.path),
+            body: text.slice_ref(envelope.body.as_bytes()),
+        })
     }
 }
 

@@ -191,7 +191,7 @@ fn key(line: &str, models: &[ModelSettings]) -> Option<Key> {
         }
     })?;
     let mut body = Vec::with_capacity(request.body.len());
-    json::compact(request.body, &mut body);
+    json::compact(request.body.as_bytes(), &mut body);
     let name = model.as_deref().unwrap_or_default();
     let of = |wanted: &str| models.iter().find(|model| model.name == wanted);
     // What the configuration fills in is a part of what is asked.

@@ -399,9 +399,14 @@ impl RunQueues {
         batch.turn.last = self.turns;
     }
 
-    /// A line of a unit has come back. `took`: how long, if the line has its outcome. The unit may
-    /// not be in hand any more.
-    pub(super) fn on_finish(&mut self, unit: &LoadedUnit, took: Option<Duration>) {
+    /// A line of a unit has come back. `position`: the unit's, if it is in hand; else its tenant and
+    /// its batch are looked up. `took`: how long, if the line has its outcome.
+    pub(super) fn on_finish(
+        &mut self,
+        unit: &LoadedUnit,
+        position: Option<Position>,
+        took: Option<Duration>,
+    ) {
         let lane = unit.routes.as_ref().map(|routes| routes.lane);
         let lane = lane.and_then(|lane| self.lanes.get_mut(&lane));
         let domain = lane.as_ref().map_or(0, |lane| lane.domain);
@@ -414,14 +419,21 @@ impl RunQueues {
                 lane.seconds = Some(before + (took - before) * LATEST_CALL_WEIGHT);
             }
         }
-        if let Some(&tenant) = self.tenants_by_name.get(&unit.batch.tenant) {
+        let (tenant, batch) = match position {
+            Some(position) => (Some(position.tenant), Some(position.batch)),
+            None => (
+                self.tenants_by_name.get(&unit.batch.tenant).copied(),
+                self.batches_by_id.get(&unit.batch.id).copied(),
+            ),
+        };
+        if let Some(tenant) = tenant {
             let tenant = &mut self.tenants[tenant];
             tenant.in_flight -= 1;
             if let Some(turn) = tenant.turns.get_mut(domain) {
                 turn.in_flight -= 1;
             }
         }
-        if let Some(&batch) = self.batches_by_id.get(&unit.batch.id) {
+        if let Some(batch) = batch {
             self.batches[batch].turn.in_flight -= 1;
         }
     }
