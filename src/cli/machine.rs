@@ -4,13 +4,15 @@ use std::collections::BTreeMap;
 
 use reqwest::Url;
 use rustix::process::{Resource, getrlimit};
-use secrecy::ExposeSecret as _;
+use secrecy::ExposeSecret;
 
 use crate::config::Config;
-use crate::upstream::UpstreamSettings;
+use crate::upstream::{Http2, UpstreamSettings};
 
 /// Descriptors beside those of calls and of clients: the database, the log, what the runtime needs.
 const OWN: u64 = 64;
+/// Calls on one connection over HTTP/2, of a server that takes as many as is usual.
+const CALLS_OF_A_CONNECTION: u64 = 100;
 /// Connections of clients that a server has places for, where it may have as many descriptors.
 const CLIENTS_MAX: u64 = 1_024 + 64;
 
@@ -48,8 +50,8 @@ fn warnings_on(machine: Machine, upstreams: &[UpstreamSettings], has_clients: bo
             warnings.push(format!(
                 "{calls} calls at once need as many file descriptors, and this process may have \
                  {descriptors}, of which {room} are for calls: allow it more (ulimit -n, or \
-                 LimitNOFILE of a systemd unit), or let the concurrency of all upstreams together \
-                 be at most {room}"
+                 LimitNOFILE of a systemd unit), let the concurrency of all upstreams together be \
+                 at most {room}, or set http2 = true where a server speaks it"
             ));
         }
     }
@@ -65,21 +67,26 @@ fn warnings_on(machine: Machine, upstreams: &[UpstreamSettings], has_clients: bo
     for (calls, names) in by_address.values().filter(|(calls, _)| *calls > ports) {
         warnings.push(format!(
             "{calls} calls at once to one address (upstream {}) need as many local ports, and this \
-             machine has {ports}: widen net.ipv4.ip_local_port_range, or lower the concurrency",
+             machine has {ports}: widen net.ipv4.ip_local_port_range, lower the concurrency, or \
+             set http2 = true where the server speaks it",
             names.join(", ")
         ));
     }
     warnings
 }
 
-/// Connections that an upstream's calls need.
+/// Connections that an upstream's calls need at most. Over HTTP/2 it is known to be few.
 fn connections(upstream: &UpstreamSettings) -> u64 {
-    u64::try_from(upstream.concurrency).unwrap_or(u64::MAX)
+    let calls = u64::try_from(upstream.concurrency).unwrap_or(u64::MAX);
+    match upstream.http2 {
+        Http2::Always => calls.div_ceil(CALLS_OF_A_CONNECTION),
+        Http2::Auto | Http2::Never => calls,
+    }
 }
 
 /// Where an upstream's connections lead: its host and port, or its proxy's.
 fn address(upstream: &UpstreamSettings) -> String {
-    let proxy = upstream.proxy.as_ref().map(|proxy| proxy.expose_secret());
+    let proxy = upstream.proxy.as_ref().map(ExposeSecret::expose_secret);
     let url = Url::parse(proxy.unwrap_or(&upstream.base_url)).ok();
     let address = url.and_then(|url| {
         let port = url.port_or_known_default().unwrap_or(0);

@@ -12,7 +12,7 @@ use super::error::{Faults, nearest};
 use super::reader::{Item, Reader};
 use super::secret;
 use super::value::Origin;
-use crate::upstream::UpstreamSettings;
+use crate::upstream::{Http2, UpstreamSettings};
 
 /// The name of an upstream that stands alone and has none.
 pub(super) const DEFAULT_NAME: &str = "default";
@@ -85,6 +85,8 @@ fn read(mut reader: Reader<'_>, name: String) -> UpstreamSettings {
     let headers = read_headers(&mut reader, api_key.is_some());
     let proxy = reader.take("proxy").and_then(|item| proxy(&item));
     let ca_file = reader.take("ca_file").and_then(|item| ca_file(&item));
+    let http2 = reader.take("http2");
+    let http2 = http2.map_or(Http2::Auto, |item| read_http2(item, proxy.is_some()));
     reader.finish();
     UpstreamSettings {
         name,
@@ -97,6 +99,7 @@ fn read(mut reader: Reader<'_>, name: String) -> UpstreamSettings {
         api_key,
         proxy,
         ca_file,
+        http2,
     }
 }
 
@@ -211,6 +214,21 @@ fn proxy(item: &Item<'_>) -> Option<SecretString> {
         return None;
     }
     Some(SecretString::from(text))
+}
+
+fn read_http2(mut item: Item<'_>, has_proxy: bool) -> Http2 {
+    if item.as_str() == Some("auto") {
+        return Http2::Auto;
+    }
+    match item.boolean() {
+        Some(true) if has_proxy => {
+            item.fault("HTTP/2 is not spoken over a proxy: leave out `http2` or `proxy`");
+            Http2::Auto
+        }
+        Some(true) => Http2::Always,
+        Some(false) => Http2::Never,
+        None => Http2::Auto,
+    }
 }
 
 fn ca_file(item: &Item<'_>) -> Option<PathBuf> {

@@ -45,7 +45,7 @@ pub use models::{ModelInfo, is_listed};
 pub use pool::Pool;
 pub use route::{LaneId, Routes};
 pub use settings::{
-    CallRate, FailFast, ModelSettings, Options, RetrySettings, RouteSettings, Settings,
+    CallRate, FailFast, Http2, ModelSettings, Options, RetrySettings, RouteSettings, Settings,
     UpstreamSettings,
 };
 #[cfg(test)]

@@ -165,15 +165,16 @@ impl Pool {
     }
 
     /// Makes one call: see [`call::make`].
-    pub async fn call(
-        &self,
+    pub fn call<'a>(
+        &'a self,
         permit: Permit,
         call: Call,
-        history: &mut History,
-        timer: &mut Timer,
-    ) -> Attempt {
+        history: &'a mut History,
+        timer: &'a mut Timer,
+    ) -> impl Future<Output = Attempt> + Send + 'a {
+        // No `async fn`: that would hold what it is given twice.
         let client = &self.clients[permit.upstream()];
-        call::make(client, &self.clock, permit, call, history, timer).await
+        call::make(client, &self.clock, permit, call, history, timer)
     }
 
     /// How all upstreams are.

@@ -45,6 +45,20 @@ pub struct UpstreamSettings {
     pub proxy: Option<SecretString>,
     /// Certificates in PEM that are trusted for this upstream.
     pub ca_file: Option<PathBuf>,
+    /// Never `Always` beside a proxy: over one, HTTP/1.1 is spoken.
+    pub http2: Http2,
+}
+
+/// Whether HTTP/2 is spoken to an upstream.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Http2 {
+    /// Where the server offers it over TLS.
+    #[default]
+    Auto,
+    /// HTTP/1.1 alone.
+    Never,
+    /// HTTP/2 alone, without TLS too.
+    Always,
 }
 
 impl UpstreamSettings {

@@ -24,7 +24,7 @@ use crate::upstream::provider::http::{self, Head};
 use crate::upstream::provider::{self, Provider};
 use crate::upstream::settings::{BuildError, UpstreamSettings};
 use crate::upstream::transport::coding::{self, Body};
-use crate::upstream::transport::{self, Address, Transport};
+use crate::upstream::transport::{self, Address, Response, Transport, Unread};
 
 /// Room made for an answer on its server's word, before its bytes are here.
 const TRUSTED_LENGTH_MAX: usize = 8 << 20;
@@ -168,25 +168,32 @@ impl Client {
         if let Some(Ok(traceparent)) = traceparent.map(HeaderValue::from_str) {
             headers.insert("traceparent", traceparent);
         }
-        let sending = self.transport.send(Method::POST, address, headers, body);
-        self.exchange(pin!(sending), self.timeout, timer, reservation)
+        let mut deadline = timer.set(Instant::now() + self.timeout);
+        let response = {
+            // Ends before the body is read: a call is as large as the larger of the two.
+            let sending = pin!(self.transport.send(Method::POST, &address, headers, body));
+            self.head(sending, self.timeout, deadline.as_mut()).await?
+        };
+        self.whole(response, self.timeout, deadline, reservation)
             .await
     }
 
     /// Asks the server which models it has.
     pub(in crate::upstream) async fn list_models(&self) -> Result<Listing, Failure> {
-        let address = Arc::new(written(self.provider.models_url(&self.base))?);
+        let address = written(self.provider.models_url(&self.base))?;
         let mut headers = self.headers.clone();
         headers.remove(CONTENT_TYPE);
-        let sending = self
-            .transport
-            .send(Method::GET, address, headers, Bytes::new());
         let timeout = self.timeout.min(MODELS_TIMEOUT);
         // Not from the process's budget: an upstream must be seen to come back when memory is full.
         let mut reservation = Budget::new(self.max_response_bytes).reserve();
         let mut timer = Timer::default();
+        let mut deadline = timer.set(Instant::now() + timeout);
+        let sending = self
+            .transport
+            .send(Method::GET, &address, headers, Bytes::new());
+        let response = self.head(pin!(sending), timeout, deadline.as_mut()).await?;
         let (head, body) = self
-            .exchange(pin!(sending), timeout, &mut timer, &mut reservation)
+            .whole(response, timeout, deadline, &mut reservation)
             .await?;
         let models = head.is_success().then(|| self.provider.models(&body));
         Ok(Listing {
@@ -196,27 +203,37 @@ impl Client {
         })
     }
 
-    async fn exchange(
+    /// Waits for the head of an answer.
+    async fn head(
         &self,
-        sending: impl Future<Output = Result<transport::Response, transport::Error>>,
+        mut sending: Pin<&mut impl Future<Output = Result<Response, transport::Error>>>,
         timeout: Duration,
-        timer: &mut Timer,
-        reservation: &mut Reservation,
-    ) -> Result<(Head, Bytes), Failure> {
-        let mut deadline = timer.set(Instant::now() + timeout);
-        let mut response = tokio::select! {
+        mut deadline: Pin<&mut Sleep>,
+    ) -> Result<Response, Failure> {
+        let response = tokio::select! {
             biased;
-            response = sending => response.map_err(|error| self.failure(error))?,
+            response = &mut sending => response.map_err(|error| self.failure(error))?,
             () = &mut deadline => return Err(timed_out(timeout)),
         };
         if !self.has_answered.load(Ordering::Relaxed) {
             self.has_answered.store(true, Ordering::Relaxed);
         }
+        Ok(response)
+    }
+
+    /// Reads the rest of an answer.
+    async fn whole(
+        &self,
+        response: Response,
+        timeout: Duration,
+        deadline: Pin<&mut Sleep>,
+        reservation: &mut Reservation,
+    ) -> Result<(Head, Bytes), Failure> {
         let head = Head {
-            status: response.status(),
-            headers: response.take_headers(),
+            status: response.status,
+            headers: response.headers,
         };
-        let read = self.read(response, &head.headers, timeout, deadline, reservation);
+        let read = self.read(response.body, &head.headers, timeout, deadline, reservation);
         let body = match read.await {
             Ok(body) => body,
             // The status says enough of an error whose text cannot be had.
@@ -236,18 +253,18 @@ impl Client {
     /// Reads an answer's body to its end.
     async fn read(
         &self,
-        response: transport::Response,
+        unread: Unread,
         headers: &HeaderMap,
         timeout: Duration,
         mut deadline: Pin<&mut Sleep>,
         reservation: &mut Reservation,
     ) -> Result<Bytes, Failure> {
-        let announced = response.content_length().unwrap_or(0);
+        let announced = unread.content_length().unwrap_or(0);
         let announced = usize::try_from(announced).unwrap_or(usize::MAX);
         if announced > self.max_response_bytes {
             return Err(self.too_large());
         }
-        let mut frames = Body::of(response, headers).map_err(|error| self.failure(error))?;
+        let mut frames = Body::of(unread, headers).map_err(|error| self.failure(error))?;
         // Copied together, for a frame keeps alive the whole buffer that it was read into.
         let mut body = Vec::with_capacity(announced.min(TRUSTED_LENGTH_MAX));
         loop {
@@ -288,13 +305,14 @@ impl Client {
 
     fn failure(&self, error: transport::Error) -> Failure {
         use transport::Error::{
-            Connect, ConnectTimeout, Lost, NoDescriptor, NoPort, Resolve, Undecodable,
+            Connect, ConnectTimeout, Lost, NoDescriptor, NoPort, Refused, Resolve, Undecodable,
         };
         let result = match &error {
             // The same error as of an address to which there is no way.
             NoPort if self.has_answered.load(Ordering::Relaxed) => CallResult::NoPort,
             Resolve(_) | ConnectTimeout | Connect(_) | NoPort => CallResult::Unreachable,
             NoDescriptor => CallResult::NoDescriptor,
+            Refused(_) => CallResult::Unavailable,
             Lost(_) => CallResult::Broken,
             Undecodable(_) => CallResult::Undecodable,
         };

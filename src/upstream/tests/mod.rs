@@ -189,6 +189,7 @@ pub(crate) fn upstream(name: &str, base_url: &str) -> UpstreamSettings {
         headers: BTreeMap::new(),
         proxy: None,
         ca_file: None,
+        http2: Http2::Auto,
     }
 }
 

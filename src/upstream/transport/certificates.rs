@@ -54,14 +54,21 @@ impl Named {
     }
 
     /// A client that accepts these certificates, beside what the system accepts.
+    /// Errors in words for people.
     pub(super) fn into_client(self) -> Result<rustls::ClientConfig, String> {
         let provider = CryptoProvider::get_default().map_or_else(
             || Arc::new(rustls::crypto::aws_lc_rs::default_provider()),
             Arc::clone,
         );
         let roots = self.0.iter().cloned();
-        let usual = Verifier::new_with_extra_roots(roots, Arc::clone(&provider))
-            .map_err(|error| format!("its ca_file holds what is no certificate: {error}"))?;
+        let usual = Verifier::new_with_extra_roots(roots, Arc::clone(&provider));
+        let usual = usual.map_err(|error| {
+            if self.is_empty() {
+                format!("{error} (install the system's CA certificates, or set ca_file)")
+            } else {
+                format!("its ca_file holds what is no certificate: {error}")
+            }
+        })?;
         let verifier = NamedOrUsual { named: self, usual };
         let mut client = rustls::ClientConfig::builder_with_provider(provider)
             .with_safe_default_protocol_versions()

@@ -19,7 +19,7 @@ use tokio::io::{AsyncBufRead, AsyncBufReadExt as _, AsyncRead, AsyncReadExt as _
 use tokio_util::either::Either;
 use tokio_util::io::StreamReader;
 
-use super::Response;
+use super::Unread;
 use super::error::Error;
 
 /// What is asked for, where it is.
@@ -40,7 +40,7 @@ type Reader = Pin<Box<dyn AsyncBufRead + Send>>;
 
 /// The body of an answer, unpacked as it comes.
 pub(in crate::upstream) enum Body {
-    Plain(Response),
+    Plain(Unread),
     Packed {
         reader: Reader,
         /// As the server names them.
@@ -50,9 +50,9 @@ pub(in crate::upstream) enum Body {
 
 impl Body {
     /// `headers`: of the answer.
-    pub(in crate::upstream) fn of(response: Response, headers: &HeaderMap) -> Result<Self, Error> {
+    pub(in crate::upstream) fn of(unread: Unread, headers: &HeaderMap) -> Result<Self, Error> {
         if !headers.contains_key(CONTENT_ENCODING) {
-            return Ok(Self::Plain(response));
+            return Ok(Self::Plain(unread));
         }
         let values = headers.get_all(CONTENT_ENCODING).iter();
         let texts = values.map(|value| String::from_utf8_lossy(value.as_bytes()));
@@ -62,8 +62,8 @@ impl Body {
             .map(str::trim)
             .filter(|coding| KNOWN.contains(coding))
             .collect();
-        if known.is_empty() || response.content_length() == Some(0) {
-            return Ok(Self::Plain(response));
+        if known.is_empty() || unread.content_length() == Some(0) {
+            return Ok(Self::Plain(unread));
         }
         if known.len() > CODINGS_MAX {
             return Err(Error::Undecodable(format!(
@@ -71,7 +71,7 @@ impl Body {
                 known.len()
             )));
         }
-        let mut reader: Reader = Box::pin(StreamReader::new(Box::pin(frames(response))));
+        let mut reader: Reader = Box::pin(StreamReader::new(Box::pin(frames(unread))));
         // The coding that was applied last is undone first.
         for coding in known.iter().rev() {
             reader = unpacked(coding, reader);
@@ -83,7 +83,7 @@ impl Body {
     /// The next bytes of the body; `None` at its end.
     pub(in crate::upstream) async fn chunk(&mut self) -> Result<Option<Bytes>, Error> {
         let (reader, codings) = match self {
-            Self::Plain(response) => return response.chunk().await,
+            Self::Plain(unread) => return unread.chunk().await,
             Self::Packed { reader, codings } => (reader, codings),
         };
         let mut piece = BytesMut::with_capacity(PIECE);
@@ -101,10 +101,10 @@ impl Body {
 }
 
 /// The bytes as they come over the connection.
-fn frames(response: Response) -> impl stream::Stream<Item = io::Result<Bytes>> + Send {
-    stream::try_unfold(response, async |mut response| {
-        let frame = response.chunk().await.map_err(io::Error::other)?;
-        Ok(frame.map(|frame| (frame, response)))
+fn frames(unread: Unread) -> impl stream::Stream<Item = io::Result<Bytes>> + Send {
+    stream::try_unfold(unread, async |mut unread| {
+        let frame = unread.chunk().await.map_err(io::Error::other)?;
+        Ok(frame.map(|frame| (frame, unread)))
     })
 }
 

@@ -1,12 +1,12 @@
-//! Plain HTTP/1.1 to the server itself, over hyper's bare connections.
+//! HTTP to the server itself, with TLS or without.
 //!
-//! A connection has no task of its own: whoever makes a call drives it, and while it is idle
-//! nobody does. So a call is one task from its first byte to its last, and wakes no other.
+//! HTTP/1.1 goes over hyper's bare connections. Such a connection has no task of its own: whoever
+//! makes a call drives it, and while it is idle nobody does. So a call is one task from its first
+//! byte to its last, and wakes no other. HTTP/2 is in [`http2`](super::http2).
 
 use std::collections::VecDeque;
 use std::fmt;
 use std::future::{Future, poll_fn};
-use std::io;
 use std::pin::{Pin, pin};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::task::{Context, Poll};
@@ -19,42 +19,30 @@ use http_body_util::{BodyExt as _, Full};
 use hyper::body::{Body as _, Incoming};
 use hyper::client::conn::http1::{self, SendRequest};
 use hyper::header::HeaderMap;
-use hyper::http::response::Parts;
-use hyper::{Method, Request, Uri};
-use hyper_util::client::legacy::connect::HttpConnector;
-use hyper_util::client::legacy::connect::dns::GaiResolver;
+use hyper::{Request, Response};
 use hyper_util::rt::TokioIo;
 use reqwest::Url;
-use tokio::net::TcpStream;
-use tokio::sync::Semaphore;
 use tokio::time::Instant;
-use tower::util::MapErr;
-use tower::{Service as _, ServiceExt as _};
 
-use super::error::{Error, causes, innermost, lack, none_is_left};
-use super::keep::{IDLE_MAX, KEEPALIVE, KEEPALIVE_RETRIES};
-use crate::upstream::settings::UpstreamSettings;
-
-/// So many connections are opened at once. Servers keep a few hundred waiting until they accept
-/// them, and one that is turned away is tried again by the kernel only a second later.
-const CONNECTING_MAX: usize = 256;
-/// How long a call waits that cannot be sent for want of a descriptor or a port.
-const LACK_PAUSE: Duration = Duration::from_millis(500);
+use super::dial::{Dialer, Stream};
+use super::error::{Error, innermost};
+use super::http2::{self, Ask, Links, NoAnswer, Slot};
+use super::keep::IDLE_MAX;
+use crate::upstream::settings::{Http2, UpstreamSettings};
 
 /// A connection that came back so lately was looked at then, and is not looked at again.
 const LOOKED_AT: Duration = Duration::from_millis(1);
+/// So often a request is sent that was not worked on because its connection ended.
+const SENT_MAX: u32 = 3;
 
-type Driver = Fuse<http1::Connection<TokioIo<TcpStream>, Full<Bytes>>>;
-type Resolver = MapErr<GaiResolver, fn(io::Error) -> Unresolved>;
+type Driver = Fuse<http1::Connection<TokioIo<Stream>, Full<Bytes>>>;
 
 pub(in crate::upstream) struct Direct {
-    connector: HttpConnector<Resolver>,
-    /// Of the name's resolution, too.
+    dialer: Dialer,
     connect_timeout: Duration,
-    server: Uri,
     idle: Arc<Idle>,
-    /// Who may connect now.
-    connecting: Semaphore,
+    /// `None`: HTTP/1.1 alone is spoken.
+    links: Option<Arc<Links>>,
 }
 
 /// A connection, and what moves its bytes when it is polled. Large: kept in a box, which is what
@@ -62,6 +50,15 @@ pub(in crate::upstream) struct Direct {
 struct Connection {
     sender: SendRequest<Full<Bytes>>,
     driver: Driver,
+}
+
+/// Over what a request is sent.
+enum Way {
+    Http1 {
+        connection: Box<Connection>,
+        is_new: bool,
+    },
+    Http2(Slot),
 }
 
 /// Connections that wait for another call. The one used last is used next, so that those that
@@ -78,40 +75,36 @@ struct IdlePool {
     is_aging: bool,
 }
 
-/// An answer whose body is not read yet, on its connection.
-pub(in crate::upstream) struct Response {
-    head: Parts,
+/// The head of an answer, and its body to come.
+pub(super) struct Answer {
+    pub(super) status: u16,
+    pub(super) headers: HeaderMap,
+    pub(super) body: Body,
+}
+
+/// The body of an answer.
+#[derive(Debug)]
+pub(in crate::upstream) enum Body {
+    Http1(Http1Body),
+    Http2(http2::Body),
+}
+
+/// The body of an answer over HTTP/1.1, on its connection.
+pub(in crate::upstream) struct Http1Body {
     body: Incoming,
     /// `None` once it was given back, or is of no more use.
     connection: Option<Box<Connection>>,
     idle: Arc<Idle>,
 }
 
-/// A server's name has no address.
-#[derive(Debug, thiserror::Error)]
-#[error("{0}")]
-struct Unresolved(io::Error);
-
 impl Direct {
     pub(super) fn new(config: &UpstreamSettings, base: &Url) -> Result<Self, String> {
-        let resolver = GaiResolver::new().map_err(Unresolved as fn(io::Error) -> Unresolved);
-        let mut connector = HttpConnector::new_with_resolver(resolver);
-        connector.set_nodelay(true);
-        connector.set_keepalive(Some(KEEPALIVE));
-        connector.set_keepalive_interval(Some(KEEPALIVE));
-        connector.set_keepalive_retries(Some(KEEPALIVE_RETRIES));
-        #[cfg(any(target_os = "linux", target_os = "android"))]
-        connector.set_tcp_user_timeout(Some(super::keep::UNACKNOWLEDGED_MAX));
-        let server = Uri::builder()
-            .scheme("http")
-            .authority(base.authority())
-            .path_and_query("/");
-        let no_host = |_| "its base_url names no host that HTTP can write".to_owned();
+        let dialer = Dialer::new(config, base)?;
+        let is_known = config.http2 == Http2::Always;
         Ok(Self {
-            connector,
+            links: dialer.may_be_http2().then(|| Links::new(is_known)),
+            dialer,
             connect_timeout: config.time_to_connect(),
-            server: server.build().map_err(no_host)?,
-            connecting: Semaphore::new(CONNECTING_MAX),
             idle: Arc::new(Idle {
                 pool: Mutex::default(),
                 max: config.concurrency,
@@ -119,94 +112,161 @@ impl Direct {
         })
     }
 
-    /// The headers name the host.
-    pub(super) async fn send(
+    /// The head names path and query, and in its headers the host.
+    #[expect(
+        clippy::manual_async_fn,
+        reason = "an `async fn` would hold what it is given twice"
+    )]
+    pub(super) fn send(
         &self,
-        method: Method,
-        path: Uri,
-        headers: HeaderMap,
+        mut head: Request<()>,
         body: Bytes,
-    ) -> Result<Response, Error> {
-        let mut request = Request::new(Full::new(body));
-        *request.method_mut() = method;
-        *request.uri_mut() = path;
-        *request.headers_mut() = headers;
-        loop {
-            let (mut connection, is_new) = match self.idle.take().await {
-                Some(connection) => (connection, false),
-                // In a box as well: rare, and large for the state of a call.
-                None => Box::pin(self.connect()).await?,
-            };
-            let sending = connection.sender.try_send_request(request);
-            match drive(&mut connection.driver, sending).await {
-                Ok(response) => {
-                    let (head, body) = response.into_parts();
-                    return Ok(Response {
-                        head,
-                        body,
-                        connection: Some(connection),
-                        idle: Arc::clone(&self.idle),
-                    });
+    ) -> impl Future<Output = Result<Answer, Error>> + Send + '_ {
+        async move {
+            let mut sent = 0;
+            loop {
+                match self.way().await? {
+                    Way::Http2(slot) => {
+                        sent += 1;
+                        // In a box: what HTTP/2 needs is more than what HTTP/1.1 does.
+                        let answer = Box::pin(self.send_http2(slot, &head, &body)).await;
+                        match answer? {
+                            Some(answer) => return Ok(answer),
+                            None if sent < SENT_MAX => {}
+                            None => return Err(refused("its connections end")),
+                        }
+                    }
+                    Way::Http1 {
+                        mut connection,
+                        is_new,
+                    } => {
+                        let request = head.map(|()| Full::new(body.clone()));
+                        let sending = pin!(connection.sender.try_send_request(request));
+                        match drive(&mut connection.driver, sending).await {
+                            Ok(response) => return Ok(self.answer(response, connection)),
+                            Err(mut error) => match error.take_message() {
+                                // The server had closed an idle connection: nothing of the
+                                // request was sent.
+                                Some(unsent) if !is_new => head = unsent.map(|_| ()),
+                                _ => return Err(Error::Lost(innermost(error.error()))),
+                            },
+                        }
+                    }
                 }
-                Err(mut error) => match error.take_message() {
-                    // The server had closed an idle connection: nothing of the request was sent.
-                    Some(unsent) if !is_new => request = unsent,
-                    _ => return Err(Error::Lost(innermost(error.error()))),
-                },
             }
         }
     }
 
-    /// A new connection, or one that another call has given back in the meantime; and whether it is
-    /// new. Where this side lacks something for a connection, the failure is told a little later,
-    /// so that calls do not try again and again what cannot be.
-    async fn connect(&self) -> Result<(Box<Connection>, bool), Error> {
-        // The semaphore is never closed.
-        let _turn = self.connecting.acquire().await.ok();
-        if let Some(connection) = self.idle.take().await {
-            return Ok((connection, false));
+    fn answer(&self, response: Response<Incoming>, connection: Box<Connection>) -> Answer {
+        let (head, body) = response.into_parts();
+        Answer {
+            status: head.status.as_u16(),
+            headers: head.headers,
+            body: Body::Http1(Http1Body {
+                body,
+                connection: Some(connection),
+                idle: Arc::clone(&self.idle),
+            }),
         }
-        let opened = self.open().await;
-        if let Err(Error::NoDescriptor | Error::NoPort) = opened {
-            tokio::time::sleep(LACK_PAUSE).await;
-        }
-        Ok((opened?, true))
     }
 
-    async fn open(&self) -> Result<Box<Connection>, Error> {
-        let mut connector = self.connector.clone();
-        let connecting = connector.call(self.server.clone());
-        let stream = tokio::time::timeout(self.connect_timeout, connecting)
-            .await
-            .map_err(|_| Error::ConnectTimeout)?
-            .map_err(|error| unconnected(&error))?;
-        let (sender, driver) = http1::handshake(stream)
+    /// `None`: the request is to be sent again, over another connection.
+    async fn send_http2(
+        &self,
+        slot: Slot,
+        head: &Request<()>,
+        body: &Bytes,
+    ) -> Result<Option<Answer>, Error> {
+        let link = slot.link();
+        let uri = http2::uri(self.dialer.server(), head.uri().path_and_query());
+        let method = head.method().clone();
+        match slot.send(method, uri, head.headers(), body.clone()).await {
+            Ok((status, headers, body)) => Ok(Some(Answer {
+                status,
+                headers,
+                body: Body::Http2(body),
+            })),
+            Err(NoAnswer::Lost(error)) => Err(error),
+            Err(NoAnswer::Unprocessed {
+                is_of_connection: true,
+                ..
+            }) => {
+                if let Some(links) = &self.links {
+                    links.close(link);
+                }
+                Ok(None)
+            }
+            Err(NoAnswer::Unprocessed { cause, .. }) => Err(refused(&cause)),
+        }
+    }
+
+    /// Over what the next request is sent.
+    async fn way(&self) -> Result<Way, Error> {
+        let Some(links) = &self.links else {
+            return self.http1_way().await;
+        };
+        loop {
+            match links.ask() {
+                Ask::Http1 => return self.http1_way().await,
+                Ask::Slot(slot) => return Ok(Way::Http2(slot)),
+                Ask::Wait(waiter) => {
+                    if let Some(slot) = waiter.slot().await? {
+                        return Ok(Way::Http2(slot));
+                    }
+                }
+                Ask::Open(opening) => {
+                    let opened = Box::pin(self.open()).await;
+                    match &opened {
+                        Ok(_) => opening.done(),
+                        Err(error) => opening.failed(error),
+                    }
+                    return opened;
+                }
+            }
+        }
+    }
+
+    async fn http1_way(&self) -> Result<Way, Error> {
+        match self.idle.take().await {
+            Some(connection) => Ok(Way::Http1 {
+                connection,
+                is_new: false,
+            }),
+            // In a box: rare, and large for the state of a call.
+            None => Box::pin(self.open()).await,
+        }
+    }
+
+    /// A new connection, or one that another call has given back in the meantime.
+    async fn open(&self) -> Result<Way, Error> {
+        let _turn = self.dialer.turn().await;
+        if let Some(connection) = self.idle.take().await {
+            return Ok(Way::Http1 {
+                connection,
+                is_new: false,
+            });
+        }
+        let (stream, is_http2) = self.dialer.dial().await?;
+        if let Some(links) = &self.links {
+            if is_http2 {
+                let slot = links.begin(stream, self.connect_timeout).await?;
+                return Ok(Way::Http2(slot));
+            }
+            links.is_http1();
+        }
+        let (sender, driver) = http1::handshake(TokioIo::new(stream))
             .await
             .map_err(|error| Error::Connect(innermost(&error)))?;
         let driver = driver.fuse();
-        Ok(Box::new(Connection { sender, driver }))
+        Ok(Way::Http1 {
+            connection: Box::new(Connection { sender, driver }),
+            is_new: true,
+        })
     }
 }
 
-/// Why there is no connection.
-fn unconnected(error: &(dyn std::error::Error + 'static)) -> Error {
-    if let Some(lack) = lack(error) {
-        return lack;
-    }
-    for error in causes(error) {
-        if error.is::<Unresolved>() {
-            return if none_is_left() {
-                Error::NoDescriptor
-            } else {
-                Error::Resolve(error.to_string())
-            };
-        }
-        let io = error.downcast_ref::<io::Error>();
-        if io.is_some_and(|io| io.kind() == io::ErrorKind::TimedOut) {
-            return Error::ConnectTimeout;
-        }
-    }
-    Error::Connect(innermost(error))
+fn refused(cause: &str) -> Error {
+    Error::Refused(cause.to_owned())
 }
 
 impl Connection {
@@ -222,8 +282,7 @@ impl Connection {
 }
 
 /// Waits for something that comes over a connection, and moves the connection on meanwhile.
-async fn drive<F: Future>(driver: &mut Driver, awaited: F) -> F::Output {
-    let mut awaited = pin!(awaited);
+async fn drive<F: Future>(driver: &mut Driver, mut awaited: Pin<&mut F>) -> F::Output {
     poll_fn(|cx| {
         // First, for it may tell the connection that it waits; and again for what that brought.
         if let Poll::Ready(output) = awaited.as_mut().poll(cx) {
@@ -289,25 +348,31 @@ impl Idle {
     }
 }
 
-impl Response {
-    pub(super) fn head(&self) -> &Parts {
-        &self.head
-    }
-
-    pub(super) fn head_mut(&mut self) -> &mut Parts {
-        &mut self.head
-    }
-
+impl Body {
+    /// How many bytes it will have, if the server said so.
     pub(super) fn content_length(&self) -> Option<u64> {
-        self.body.size_hint().exact()
+        match self {
+            Self::Http1(body) => body.body.size_hint().exact(),
+            Self::Http2(body) => body.content_length(),
+        }
     }
 
+    /// The next bytes; `None` at its end.
     pub(super) async fn chunk(&mut self) -> Result<Option<Bytes>, Error> {
+        match self {
+            Self::Http1(body) => body.chunk().await,
+            Self::Http2(body) => body.chunk().await,
+        }
+    }
+}
+
+impl Http1Body {
+    async fn chunk(&mut self) -> Result<Option<Bytes>, Error> {
         loop {
             let Some(connection) = &mut self.connection else {
                 return Ok(None);
             };
-            let frame = drive(&mut connection.driver, self.body.frame()).await;
+            let frame = drive(&mut connection.driver, pin!(self.body.frame())).await;
             match frame {
                 Some(Ok(frame)) => {
                     if let Ok(data) = frame.into_data() {
@@ -343,8 +408,8 @@ impl fmt::Debug for Direct {
     }
 }
 
-impl fmt::Debug for Response {
+impl fmt::Debug for Http1Body {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("Response").finish_non_exhaustive()
+        f.debug_struct("Http1Body").finish_non_exhaustive()
     }
 }

@@ -7,7 +7,7 @@ use std::io;
 use rustix::io::Errno;
 
 /// Why no answer, or no more of it, came; in words without addresses.
-#[derive(Debug, thiserror::Error)]
+#[derive(Clone, Debug, thiserror::Error)]
 pub(in crate::upstream) enum Error {
     /// The request was not sent.
     #[error("its name cannot be resolved: {0}")]
@@ -22,7 +22,10 @@ pub(in crate::upstream) enum Error {
     /// This machine has no port left for a connection to the server's address, or no way there.
     #[error("no local port is left for a connection")]
     NoPort,
-    /// It may have been.
+    /// The server has surely not worked on the request.
+    #[error("the server did not take the request: {0}")]
+    Refused(String),
+    /// The request may have been sent.
     #[error("the connection was lost before the answer was whole: {0}")]
     Lost(String),
     /// It was answered, in a content coding that cannot be undone.

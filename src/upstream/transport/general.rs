@@ -1,4 +1,4 @@
-//! TLS, proxies, and all else that reqwest knows.
+//! Proxies, and all else that reqwest knows.
 
 use bytes::Bytes;
 use reqwest::header::HeaderMap;

@@ -1,22 +1,24 @@
 //! How a request reaches a model server, and how its answer comes back.
 //!
-//! There are two ways. [`Direct`] is plain HTTP to the server itself, as to vLLM or Ollama in one's
-//! own network, which costs less ([`General`] beside it: docs/benchmarks, "Transport"). [`General`]
-//! has TLS and proxies. What one does the other does: the tests here run on both.
+//! There are two ways. [`Direct`] goes to the server itself, in the clear, as to vLLM or Ollama in
+//! one's own network, or with TLS; over HTTP/1.1, or HTTP/2 where the server offers it. [`General`]
+//! goes over proxies. What one does the other does: the tests here run on both.
 
 mod certificates;
 pub(super) mod coding;
+mod dial;
 mod direct;
 mod error;
 mod general;
+mod http2;
 mod keep;
 #[cfg(test)]
 mod tests;
 
-use std::sync::Arc;
-
 use bytes::Bytes;
-use hyper::Uri;
+use futures::TryFutureExt as _;
+use futures::future::Either;
+use hyper::{Request, Uri};
 use reqwest::header::HeaderMap;
 use reqwest::{Method, Url};
 
@@ -28,7 +30,7 @@ use crate::upstream::settings::UpstreamSettings;
 /// The connections of one upstream.
 #[derive(Debug)]
 pub(super) enum Transport {
-    Direct(Direct),
+    Direct(Box<Direct>),
     General(General),
 }
 
@@ -42,40 +44,54 @@ pub(super) struct Address {
 
 /// The head of an answer, and its body to come. Dropped before its end, the call is cut.
 #[derive(Debug)]
-pub(super) enum Response {
-    Direct(direct::Response),
-    General(reqwest::Response),
+pub(super) struct Response {
+    pub(super) status: u16,
+    pub(super) headers: HeaderMap,
+    pub(super) body: Unread,
+}
+
+/// The body of an answer, as it comes over the connection.
+#[derive(Debug)]
+pub(super) enum Unread {
+    Direct(direct::Body),
+    /// In a box: large for the state of every call.
+    General(Box<reqwest::Response>),
 }
 
 impl Transport {
     /// Errors in words for people.
     pub(super) fn new(config: &UpstreamSettings, base: &Url) -> Result<Self, String> {
-        if base.scheme() == "http" && config.proxy.is_none() && config.ca_file.is_none() {
-            Direct::new(config, base).map(Self::Direct)
+        // A file of certificates means that there is TLS somewhere on the way.
+        let is_direct = base.scheme() == "https" || config.ca_file.is_none();
+        if config.proxy.is_none() && is_direct {
+            Direct::new(config, base).map(|direct| Self::Direct(Box::new(direct)))
         } else {
             General::new(config, base).map(Self::General)
         }
     }
 
     /// Sends a request and waits for the head of its answer.
-    pub(super) async fn send(
+    pub(super) fn send(
         &self,
         method: Method,
-        address: Arc<Address>,
+        address: &Address,
         headers: HeaderMap,
         body: Bytes,
-    ) -> Result<Response, Error> {
+    ) -> impl Future<Output = Result<Response, Error>> + Send + '_ {
+        // No `async fn`: that would hold what it is given twice.
         match self {
             Self::Direct(direct) => {
-                let path = address.path.clone();
-                let response = direct.send(method, path, headers, body).await?;
-                Ok(Response::Direct(response))
+                let mut head = Request::new(());
+                *head.method_mut() = method;
+                *head.uri_mut() = address.path.clone();
+                *head.headers_mut() = headers;
+                Either::Left(direct.send(head, body).map_ok(Response::from))
             }
             Self::General(general) => {
                 let url = address.url.clone();
                 // In a box: large for the state of every call.
                 let sending = Box::pin(general.send(method, url, headers, body));
-                Ok(Response::General(sending.await?))
+                Either::Right(sending.map_ok(Response::from))
             }
         }
     }
@@ -95,26 +111,31 @@ impl Address {
     }
 }
 
-impl Response {
-    pub(super) fn status(&self) -> u16 {
-        match self {
-            Self::Direct(response) => response.head().status.as_u16(),
-            Self::General(response) => response.status().as_u16(),
+impl From<direct::Answer> for Response {
+    fn from(answer: direct::Answer) -> Self {
+        Self {
+            status: answer.status,
+            headers: answer.headers,
+            body: Unread::Direct(answer.body),
         }
     }
+}
 
-    /// Moves the headers out.
-    pub(super) fn take_headers(&mut self) -> HeaderMap {
-        std::mem::take(match self {
-            Self::Direct(response) => &mut response.head_mut().headers,
-            Self::General(response) => response.headers_mut(),
-        })
+impl From<reqwest::Response> for Response {
+    fn from(mut response: reqwest::Response) -> Self {
+        Self {
+            status: response.status().as_u16(),
+            headers: std::mem::take(response.headers_mut()),
+            body: Unread::General(Box::new(response)),
+        }
     }
+}
 
+impl Unread {
     /// How many bytes the body will have, if the server said so.
     pub(super) fn content_length(&self) -> Option<u64> {
         match self {
-            Self::Direct(response) => response.content_length(),
+            Self::Direct(body) => body.content_length(),
             Self::General(response) => response.content_length(),
         }
     }
@@ -122,7 +143,7 @@ impl Response {
     /// The next bytes of the body; `None` at its end.
     pub(super) async fn chunk(&mut self) -> Result<Option<Bytes>, Error> {
         match self {
-            Self::Direct(response) => response.chunk().await,
+            Self::Direct(body) => body.chunk().await,
             Self::General(response) => response.chunk().await.map_err(|e| general::error(&e)),
         }
     }

@@ -1,5 +1,7 @@
 //! Both ways, against servers that are written out byte for byte.
 
+mod http2;
+
 use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
@@ -11,11 +13,12 @@ use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::mpsc;
 
 use super::*;
+use crate::upstream::settings::Http2;
 
 const PATIENCE: Duration = Duration::from_secs(30);
 
-fn both(base_url: &str) -> [Transport; 2] {
-    let config = UpstreamSettings {
+fn settings(base_url: &str) -> UpstreamSettings {
+    UpstreamSettings {
         name: "gpu".to_owned(),
         base_url: base_url.to_owned(),
         api_key: None,
@@ -26,10 +29,15 @@ fn both(base_url: &str) -> [Transport; 2] {
         headers: BTreeMap::new(),
         proxy: None,
         ca_file: None,
-    };
+        http2: Http2::Auto,
+    }
+}
+
+fn both(base_url: &str) -> [Transport; 2] {
+    let config = settings(base_url);
     let base = Url::parse(base_url).expect("a URL");
     [
-        Transport::Direct(Direct::new(&config, &base).expect("is possible")),
+        Transport::Direct(Box::new(Direct::new(&config, &base).expect("is possible"))),
         Transport::General(General::new(&config, &base).expect("is possible")),
     ]
 }
@@ -107,9 +115,9 @@ async fn serve(
 async fn head(transport: &Transport, url: &str) -> Result<Response, Error> {
     let url = Url::parse(url).expect("a URL");
     let host = HeaderValue::from_str(url.authority()).expect("a header");
-    let address = Arc::new(Address::new(url).expect("can be written"));
+    let address = Address::new(url).expect("can be written");
     let headers = HeaderMap::from_iter([(HOST, host)]);
-    let sent = transport.send(Method::POST, address, headers, Bytes::from_static(b"{}"));
+    let sent = transport.send(Method::POST, &address, headers, Bytes::from_static(b"{}"));
     tokio::time::timeout(PATIENCE, sent)
         .await
         .expect("in good time")
@@ -118,7 +126,7 @@ async fn head(transport: &Transport, url: &str) -> Result<Response, Error> {
 async fn whole(transport: &Transport, url: &str) -> Result<String, Error> {
     let mut response = head(transport, url).await?;
     let mut body = Vec::new();
-    while let Some(chunk) = response.chunk().await? {
+    while let Some(chunk) = response.body.chunk().await? {
         body.extend_from_slice(&chunk);
     }
     Ok(String::from_utf8(body).expect("UTF-8"))
