@@ -130,6 +130,6 @@ pub mod internals {
         pub use crate::transfer::{Finish, Ingest, UploadBudget};
     }
     pub mod upstream {
-        pub use crate::upstream::{Acquired, Options, Pool, Routes};
+        pub use crate::upstream::{Acquired, History, Options, Pool, Routes};
     }
 }

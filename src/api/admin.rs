@@ -1,6 +1,7 @@
 //! `/admin/status`: an operator's picture of the whole.
 
 use std::collections::BTreeMap;
+use std::time::Duration;
 
 use axum::Json;
 use axum::extract::State;
@@ -12,7 +13,7 @@ use super::path::Id;
 use super::snapshots::{self, Overview};
 use super::{Api, error};
 use crate::domain::clock::seconds;
-use crate::metrics::{ProcessSnapshot, metrics};
+use crate::metrics::{ProcessSnapshot, RouteSnapshot, metrics};
 use crate::store::{Engine, ListedBatch, ReplicaLease};
 
 /// How many live batches are listed at most, and how many ended ones.
@@ -110,6 +111,16 @@ pub struct ModelStatus {
     pub share: Option<usize>,
     /// How many all processes may have together.
     pub limit: Option<usize>,
+    /// Which of its routes takes the next line: `least_busy` and so on; `null` where the
+    /// configuration does not name the model.
+    #[serde(default)]
+    pub balance: Option<String>,
+    /// When lines go to the routes of the next tier: `closed` or `full`.
+    #[serde(default)]
+    pub spill: Option<String>,
+    /// Where its lines go, as the process that answers sees it: the lowest tier first.
+    #[serde(default)]
+    pub routes: Vec<RouteStatus>,
     /// Units of work (up to 512 lines each) that nobody holds, over all processes.
     pub waiting_units: i64,
     /// Units that a process holds.
@@ -118,6 +129,29 @@ pub struct ModelStatus {
     pub oldest_seconds: f64,
     /// Lines a second that the process that answers wrote over the last half minute.
     pub lines_per_second: f64,
+}
+
+/// A way of a model's lines to an upstream.
+#[derive(Debug, Serialize, Deserialize, ToSchema)]
+pub struct RouteStatus {
+    pub upstream: String,
+    /// What the upstream calls the model; `null`: what the line calls it.
+    pub model: Option<String>,
+    pub tier: u32,
+    pub weight: u32,
+    /// Calls that the process that answers has in flight by this route; `null`, as the next two,
+    /// where the route has no limit of its own.
+    pub in_flight: Option<usize>,
+    /// How many it may have: its part of the limit.
+    pub share: Option<usize>,
+    /// How many all processes may have together.
+    pub limit: Option<usize>,
+    /// Why no line goes by this route now: `ejected` (the upstream refuses our key or account),
+    /// `down`, `cooldown` (it asked to be left alone), `full`, or `tier` (a lower tier takes the
+    /// lines). `null`: it takes lines.
+    pub skipped: Option<String>,
+    /// When a line is tried there, where that is known.
+    pub until: Option<i64>,
 }
 
 #[derive(Debug, Serialize, Deserialize, ToSchema)]
@@ -196,7 +230,7 @@ pub async fn status(State(api): State<Api>, _: Admin) -> Json<Status> {
             engine: engine.to_owned(),
             answers: batches.is_some(),
         },
-        models: models(&process, overview.as_deref(), &rates),
+        models: models(&process, overview.as_deref(), &rates, seconds(now_ms)),
         // Not `sum`: of nothing, that is -0.0.
         lines_per_second: rates.iter().fold(0.0, |sum, (_, rate)| sum + rate),
         budget: BudgetStatus {
@@ -310,11 +344,28 @@ fn replica_status(replica: &ReplicaLease, own_token: Option<&str>) -> ReplicaSta
     }
 }
 
+fn route_status(route: &RouteSnapshot, now: i64) -> RouteStatus {
+    let count = |place: usize| route.calls.map(|calls| calls[place]);
+    let seconds = |left: Duration| i64::try_from(left.as_secs()).unwrap_or(0);
+    RouteStatus {
+        upstream: route.upstream.clone(),
+        model: route.model.clone(),
+        tier: route.tier,
+        weight: route.weight,
+        in_flight: count(0),
+        share: count(1),
+        limit: count(2),
+        skipped: route.skipped.map(str::to_owned),
+        until: route.left.map(|left| now + seconds(left)),
+    }
+}
+
 /// What is known of each model, from wherever it is known.
 fn models(
     process: &ProcessSnapshot,
     overview: Option<&Overview>,
     rates: &[(String, f64)],
+    now: i64,
 ) -> Vec<ModelStatus> {
     let mut models: BTreeMap<&str, ModelStatus> = BTreeMap::new();
     for lane in &process.lanes {
@@ -322,6 +373,10 @@ fn models(
         model.in_flight = Some(lane.in_flight);
         model.share = Some(lane.share);
         model.limit = Some(lane.limit);
+        model.balance = Some(lane.balance.to_owned());
+        model.spill = Some(lane.spill.to_owned());
+        let routes = lane.routes.iter();
+        model.routes = routes.map(|route| route_status(route, now)).collect();
     }
     for queue in overview.iter().flat_map(|overview| &overview.queues) {
         let model = models.entry(&queue.model).or_default();

@@ -7,8 +7,8 @@ use std::sync::atomic::{AtomicBool, Ordering};
 
 use crate::api;
 use crate::api::model_object::ModelObject;
-use crate::metrics::{ClosedSnapshot, Lane, ProcessSnapshot, UpstreamSnapshot};
-use crate::upstream::{LaneId, ModelInfo, Pool};
+use crate::metrics::{ClosedSnapshot, Lane, ProcessSnapshot, RouteSnapshot, UpstreamSnapshot};
+use crate::upstream::{LaneId, ModelInfo, Pool, RouteStatus, Skipped};
 use crate::worker::{Observer, Worker};
 
 pub(super) struct Engine {
@@ -87,13 +87,30 @@ fn upstreams(pool: &Pool) -> Vec<UpstreamSnapshot> {
 /// Each lane, with the calls of it that are in flight in this process.
 fn lanes(pool: &Pool, in_flight: &HashMap<LaneId, usize>) -> Vec<Lane> {
     let limits = pool.limits();
-    let lane = |(id, name): (LaneId, &str)| Lane {
+    let lanes = limits.lanes().zip(pool.lanes());
+    let lanes = lanes.map(|((id, name), status)| Lane {
         model: name.to_owned(),
         in_flight: in_flight.get(&id).copied().unwrap_or(0),
         share: limits.lane(id),
         limit: limits.lane_allowed(id),
-    };
-    limits.lanes().map(lane).collect()
+        balance: status.balance.as_str(),
+        spill: status.spill.as_str(),
+        routes: status.routes.into_iter().map(route).collect(),
+    });
+    lanes.collect()
+}
+
+fn route(route: RouteStatus) -> RouteSnapshot {
+    let calls = route.calls;
+    RouteSnapshot {
+        upstream: route.upstream,
+        model: route.model,
+        tier: route.tier,
+        weight: route.weight,
+        calls: calls.map(|calls| [calls.in_flight, calls.share, calls.limit]),
+        skipped: route.skipped.map(Skipped::as_str),
+        left: route.skipped.and_then(Skipped::left),
+    }
 }
 
 /// A model as the API lists it.

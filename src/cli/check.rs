@@ -8,9 +8,9 @@ use std::process::ExitCode;
 use super::configuration::{ConfigArgs, load_quietly};
 use super::machine;
 use crate::app;
-use crate::config::{Config, Overrides, nearest};
+use crate::config::{Config, Overrides, nearest, shown_url};
 use crate::domain::clock::Clock;
-use crate::upstream::{ModelInfo, Options, Pool, is_listed};
+use crate::upstream::{ModelInfo, ModelSettings, Options, Pool, RouteSettings, is_listed};
 
 /// Names of an upstream's models that are printed; of more it is said how many there are.
 const SHOWN_MAX: usize = 20;
@@ -81,6 +81,7 @@ pub(super) async fn run(args: CheckArgs) -> anyhow::Result<ExitCode> {
     for warning in machine::warnings(&config, true) {
         writeln!(out, "warn  machine        {warning}")?;
     }
+    tell_routes(&config)?;
     let pool = Pool::new(&config.upstream_settings(), Options::default())?;
     for (name, outcome) in pool.try_upstreams().await {
         match outcome {
@@ -129,6 +130,51 @@ async fn try_database(config: &Config, looks_it_over: bool) -> anyhow::Result<bo
     Ok(good)
 }
 
+/// Shows each model with its routes, in the order in which they are considered.
+fn tell_routes(config: &Config) -> std::io::Result<()> {
+    let mut out = std::io::stdout();
+    for model in &config.models {
+        let (balance, spill) = (model.balance.as_str(), model.spill.as_str());
+        let mut routes: Vec<&RouteSettings> = model.routes.iter().collect();
+        routes.sort_by_key(|route| route.tier);
+        let first = routes.first().map_or(0, |route| route.tier);
+        let has_tiers = routes.iter().any(|route| route.tier != first);
+        let spill = if has_tiers {
+            format!(", spill {spill}")
+        } else {
+            String::new()
+        };
+        writeln!(out, "ok    model          {}: {balance}{spill}", model.name)?;
+        for route in routes {
+            writeln!(
+                out,
+                "      route          {}",
+                shown_route(config, model, route)
+            )?;
+        }
+    }
+    Ok(())
+}
+
+/// Such as `tier 0, weight 3: gpu-1, http://10.0.0.5:8000/v1, as meta-llama/Llama-3.1-8B-Instruct`.
+fn shown_route(config: &Config, model: &ModelSettings, route: &RouteSettings) -> String {
+    let mut upstreams = config.upstreams.iter();
+    let upstream = upstreams.find(|upstream| upstream.name == route.upstream);
+    let url = upstream.map_or_else(String::new, |upstream| shown_url(&upstream.base_url));
+    let concurrency = route.concurrency;
+    let concurrency =
+        concurrency.map_or_else(String::new, |calls| format!(", concurrency {calls}"));
+    let sent_as = match (&route.model, model.prefix()) {
+        (Some(name), _) => name,
+        (None, Some(_)) => "the line names it",
+        (None, None) => &model.name,
+    };
+    format!(
+        "tier {}, weight {}{concurrency}: {}, {url}, as {sent_as}",
+        route.tier, route.weight, route.upstream
+    )
+}
+
 /// How many models an upstream lists, and which.
 fn named(models: &[ModelInfo]) -> String {
     let count = models.len();
@@ -156,8 +202,12 @@ fn tell_unlisted(config: &Config, upstream: &str, models: &[ModelInfo]) -> std::
             .iter()
             .filter(|route| route.upstream == upstream)
         {
-            let name = route.model.as_ref().unwrap_or(&model.name);
-            if name == "*" || is_listed(models, name) {
+            // What a pattern stands for is not known.
+            let own = model.prefix().is_none().then_some(&model.name);
+            let Some(name) = route.model.as_ref().or(own) else {
+                continue;
+            };
+            if is_listed(models, name) {
                 continue;
             }
             let known = models.iter().map(|known| known.id.as_str());

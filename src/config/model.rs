@@ -2,13 +2,20 @@
 
 use std::collections::BTreeSet;
 
+use serde_json::{Map, Value};
+
 use super::error::nearest;
 use super::reader::{Item, Reader};
 use super::upstream::concurrency;
-use crate::upstream::{ModelSettings, RouteSettings, UpstreamSettings};
+use crate::domain::endpoint::ENDPOINTS;
+use crate::upstream::{ModelSettings, RouteSettings, Spill, Strategy, UpstreamSettings};
 
 /// The largest weight. Weights are shares, so larger ones would say nothing more.
 const WEIGHT_MAX: u64 = 1_000_000;
+/// More tiers than anybody has.
+const TIER_MAX: u64 = 1_000;
+/// A spill that is not built yet.
+const LATE: &str = "late";
 
 /// Reads `[[models]]`, whose routes lead to `upstreams`.
 pub(super) fn read_all(
@@ -18,26 +25,62 @@ pub(super) fn read_all(
     let mut names = BTreeSet::new();
     let mut models = Vec::new();
     for mut reader in readers {
-        reader.later(&["rate_limits", "balance", "priority"]);
+        reader.later(&["rate_limits"]);
         let name = reader.need("name").and_then(|item| {
             let name = item.string()?;
+            if name.trim_end_matches('*').contains('*') || name.ends_with("**") {
+                item.fault("a name has one `*` at most, at its end: it stands for any rest");
+            }
             if !names.insert(name.clone()) {
                 item.fault("another model has this name");
             }
             Some(name)
         });
         let concurrency = concurrency(&mut reader);
+        let balance = reader.take("balance").and_then(|item| balance(&item));
+        let spill = reader.take("spill").and_then(|item| spill(&item));
         let routes = read_routes(&mut reader, upstreams);
-        let defaults = reader.take("defaults").and_then(read_defaults);
+        let defaults = reader.take("defaults").and_then(read_body);
+        let overrides = reader.take("overrides").and_then(read_body);
         reader.finish();
         models.push(ModelSettings {
             name: name.unwrap_or_default(),
             concurrency,
+            balance: balance.unwrap_or_default(),
+            spill: spill.unwrap_or_default(),
             routes,
             defaults: defaults.unwrap_or_default(),
+            overrides: overrides.unwrap_or_default(),
         });
     }
     models
+}
+
+fn balance(item: &Item<'_>) -> Option<Strategy> {
+    let name = item.string()?;
+    let found = Strategy::ALL.into_iter().find(|one| one.as_str() == name);
+    if found.is_none() {
+        let names = Strategy::ALL.map(Strategy::as_str);
+        let meant = nearest(&name, names).unwrap_or_default();
+        let names = names.join(", ");
+        item.fault(format!("expected one of {names}; the nearest is {meant}"));
+    }
+    found
+}
+
+fn spill(item: &Item<'_>) -> Option<Spill> {
+    let name = item.string()?;
+    if name == LATE {
+        item.later();
+        return None;
+    }
+    let found = Spill::ALL.into_iter().find(|one| one.as_str() == name);
+    if found.is_none() {
+        let names = Spill::ALL.map(Spill::as_str);
+        let meant = nearest(&name, names.into_iter().chain([LATE])).unwrap_or_default();
+        item.fault(format!("expected closed or full; the nearest is {meant}"));
+    }
+    found
 }
 
 fn read_routes(reader: &mut Reader<'_>, upstreams: &[UpstreamSettings]) -> Vec<RouteSettings> {
@@ -57,15 +100,27 @@ fn read_routes(reader: &mut Reader<'_>, upstreams: &[UpstreamSettings]) -> Vec<R
         });
         let model = reader.string("model");
         let weight = reader.whole("weight", 1, WEIGHT_MAX).unwrap_or(1);
+        let tier = reader.whole("tier", 0, TIER_MAX).unwrap_or(0);
+        let concurrency = concurrency(&mut reader);
+        let defaults = reader.take("defaults").and_then(read_body);
+        let overrides = reader.take("overrides").and_then(read_body);
         if upstream.is_some() && !seen.insert((upstream.clone(), model.clone())) {
             reader.fault("another route leads to the same upstream and model");
         }
-        reader.later(&["priority"]);
+        reader.later(&["rate_limits", "price"]);
+        reader.refuse(
+            "priority",
+            "which routes come first is their `tier`: the lowest does",
+        );
         reader.finish();
         routes.push(RouteSettings {
             upstream: upstream.unwrap_or_default(),
             model,
             weight,
+            tier,
+            concurrency,
+            defaults: defaults.unwrap_or_default(),
+            overrides: overrides.unwrap_or_default(),
         });
     }
     routes
@@ -82,22 +137,31 @@ fn check_upstream(item: &Item<'_>, name: &str, upstreams: &[UpstreamSettings]) {
     });
 }
 
-fn read_defaults(item: Item<'_>) -> Option<serde_json::Map<String, serde_json::Value>> {
-    let mut defaults = serde_json::Map::new();
+/// Reads what is filled in or written over in the bodies of lines.
+fn read_body(item: Item<'_>) -> Option<Map<String, Value>> {
+    let mut body = Map::new();
     for (key, mut item) in item.entries()? {
         match key.as_str() {
             "model" => item.fault("a line names its own model; a route's `model` renames it"),
             "stream" => item.fault("answers in a batch are never streamed"),
-            // The background of a picture may be a default: it is a text.
+            "n" => item.fault("how many answers a line asks for is written in the line alone"),
+            key if is_input(key) => item.fault("what a line asks is written in the line alone"),
+            // The background of a picture may be set: it is a text.
             "background" if item.is_true() => {
                 item.fault("a batch runs in the background anyway, and its answers must be whole");
             }
             _ => {
                 if let Some(value) = item.json() {
-                    defaults.insert(key, value);
+                    body.insert(key, value);
                 }
             }
         }
     }
-    Some(defaults)
+    Some(body)
+}
+
+/// Whether an endpoint's input is under this key.
+fn is_input(key: &str) -> bool {
+    let mut endpoints = ENDPOINTS.iter();
+    endpoints.any(|endpoint| endpoint.required.contains(&key))
 }

@@ -68,7 +68,14 @@ pub(super) fn read_all(readers: Vec<Reader<'_>>) -> Vec<UpstreamSettings> {
 }
 
 fn read(mut reader: Reader<'_>, name: String) -> UpstreamSettings {
-    reader.later(&["rate_limits", "balance", "priority"]);
+    reader.later(&["rate_limits"]);
+    for key in ["balance", "spill"] {
+        reader.refuse(key, "is written in [[models]]: it is said for each model");
+    }
+    reader.refuse(
+        "priority",
+        "which upstreams come first is the `tier` of a model's routes",
+    );
     reader.refuse(
         "api_key",
         "a secret is not written here: name it with `api_key_env` or `api_key_file`",

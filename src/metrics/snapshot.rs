@@ -94,6 +94,27 @@ pub struct Lane {
     pub share: usize,
     /// How many all processes may have together.
     pub limit: usize,
+    /// Which of its routes takes the next line, and when lines go to the next tier.
+    pub balance: &'static str,
+    pub spill: &'static str,
+    /// The lowest tier first.
+    pub routes: Vec<RouteSnapshot>,
+}
+
+/// A route of a model, and why lines do not go by it.
+#[derive(Clone, Debug)]
+pub struct RouteSnapshot {
+    pub upstream: String,
+    /// What the upstream calls the model; `None`: what the line calls it.
+    pub model: Option<String>,
+    pub tier: u32,
+    pub weight: u32,
+    /// Calls in flight, this process's part of the limit, and the limit, where the route has one.
+    pub calls: Option<[usize; 3]>,
+    /// `ejected`, `down`, `cooldown`, `full` or `tier`; `None`: it takes lines.
+    pub skipped: Option<&'static str>,
+    /// How long until a line is tried there, where that is known.
+    pub left: Option<Duration>,
 }
 
 #[derive(Clone, Debug, Hash, PartialEq, Eq, EncodeLabelSet)]

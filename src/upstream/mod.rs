@@ -38,6 +38,7 @@ pub use attempt::ages::OldCalls;
 pub use attempt::call::{Answer, Call};
 pub use attempt::history::{History, Next};
 pub use attempt::timer::Timer;
+pub use balance::Strategy;
 pub use health::cooldown::Cooldown;
 pub use health::reason::Reason;
 pub use limits::memory::Reservation;
@@ -46,9 +47,9 @@ pub use pool::Pool;
 pub use route::{LaneId, Routes};
 pub use settings::{
     CallRate, FailFast, Http2, ModelSettings, Options, RetrySettings, RouteSettings, Settings,
-    UpstreamSettings,
+    Spill, UpstreamSettings,
 };
 #[cfg(test)]
 pub use snapshot::ClosedModel;
-pub use snapshot::{UpstreamState, UpstreamStatus};
+pub use snapshot::{RouteStatus, Skipped, UpstreamState, UpstreamStatus};
 pub use target::{Acquired, Permit};

@@ -19,7 +19,7 @@ use super::limits::memory::Budget;
 use super::models::ModelInfo;
 use super::route::{Lane, Routes, Routing};
 use super::settings::{BuildError, Options, Settings};
-use super::snapshot::{self, UpstreamStatus};
+use super::snapshot::{self, LaneStatus, UpstreamStatus};
 use super::target::backend::Backends;
 use super::target::{Acquired, Permit, Targets};
 use crate::domain::clock::{self, Clock};
@@ -49,6 +49,7 @@ impl Pool {
         let backends = Arc::new(Backends::new(names));
         let lanes = Lane::all(settings)?;
         let limits = Limits::new(&settings.upstreams, &lanes);
+        let balancers = Lane::balancers(&lanes);
         let is_configured = !settings.models.is_empty();
         let routing = Routing::new(lanes, is_configured, clients.len(), Arc::clone(&backends));
         let routing = Arc::new(routing);
@@ -56,7 +57,7 @@ impl Pool {
         let targets = Arc::new(Targets::new(
             clients.iter().map(Client::shown_url).collect(),
             backends,
-            limits,
+            (limits, balancers),
             (pace.clone(), settings.retry.clone()),
             options.fail_fast,
         ));
@@ -125,11 +126,10 @@ impl Pool {
         &self.targets.limits
     }
 
-    /// A free place at the best open target, or why there is none. Never blocks. `avoid`: the
-    /// upstream of the last failed attempt, which is not chosen while another one has a place.
-    /// `batch`: the number of the line's batch.
-    pub fn try_acquire(&self, routes: &Arc<Routes>, avoid: Option<usize>, batch: u64) -> Acquired {
-        self.targets.try_acquire(routes, avoid, batch)
+    /// A free place at the best open target, or why there is none. Never blocks. `history`: what the
+    /// line has been through, which says what it avoids. `batch`: the number of the line's batch.
+    pub fn try_acquire(&self, routes: &Arc<Routes>, history: &History, batch: u64) -> Acquired {
+        self.targets.try_acquire(routes, history, batch)
     }
 
     /// Notified when a line may be sent that could not be sent before, and when models have
@@ -181,6 +181,13 @@ impl Pool {
     #[must_use]
     pub fn snapshot(&self) -> Vec<UpstreamStatus> {
         snapshot::take(&self.clients, &self.targets)
+    }
+
+    /// Where the lines of each lane go now, and why not by the other routes. In the order of the
+    /// lanes.
+    #[must_use]
+    pub fn lanes(&self) -> Vec<LaneStatus> {
+        snapshot::lanes(self.routing.lanes(), &self.targets)
     }
 
     /// Probes upstreams that are down and asks those that are up for their models, until stopped.

@@ -9,6 +9,7 @@ use serde_json::{Map, Value};
 use tokio_util::sync::CancellationToken;
 
 use crate::domain::clock::Clock;
+use crate::upstream::balance::Strategy;
 
 /// Which model servers there are, and what goes where.
 #[derive(Clone, Debug)]
@@ -74,14 +75,62 @@ impl UpstreamSettings {
 /// Which upstreams answer for a model.
 #[derive(Clone, Debug)]
 pub struct ModelSettings {
-    /// What a line's `body.model` says; `*` matches any other. No two models have one name.
+    /// What a line's `body.model` says, or how it begins: then a `*` stands at its end. No two
+    /// models have one name.
     pub name: String,
     /// Calls at once over all its upstreams; `None`: what its upstreams allow.
     pub concurrency: Option<usize>,
+    /// Which of its routes takes the next line.
+    pub balance: Strategy,
+    pub spill: Spill,
     /// At least one.
     pub routes: Vec<RouteSettings>,
     /// Filled in where the line leaves them out.
     pub defaults: Map<String, Value>,
+    /// Written over what the line says.
+    pub overrides: Map<String, Value>,
+}
+
+impl ModelSettings {
+    /// How the names begin that it is for, where it is for several.
+    #[must_use]
+    pub fn prefix(&self) -> Option<&str> {
+        self.name.strip_suffix('*')
+    }
+
+    /// The one of these models that a line of this model belongs to: the most exact.
+    #[must_use]
+    pub fn of<'m>(models: &'m [ModelSettings], name: &str) -> Option<&'m ModelSettings> {
+        let fits = |model: &&ModelSettings| match model.prefix() {
+            Some(prefix) => name.starts_with(prefix),
+            None => model.name == name,
+        };
+        let exactness = |model: &&ModelSettings| (model.prefix().is_none(), model.name.len());
+        models.iter().filter(fits).max_by_key(exactness)
+    }
+}
+
+/// When a model's lines go to the routes of the next tier.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Spill {
+    /// While none of the lower tiers is open.
+    #[default]
+    Closed,
+    /// Also while all of the lower tiers are full.
+    Full,
+}
+
+impl Spill {
+    pub const ALL: [Spill; 2] = [Spill::Closed, Spill::Full];
+
+    /// As the configuration writes it.
+    #[must_use]
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Spill::Closed => "closed",
+            Spill::Full => "full",
+        }
+    }
 }
 
 /// One way of a model's lines to an upstream.
@@ -93,6 +142,14 @@ pub struct RouteSettings {
     pub model: Option<String>,
     /// Its share among the model's routes: at least 1.
     pub weight: u32,
+    /// Routes of the lowest tier come first.
+    pub tier: u32,
+    /// Calls at once by this route; `None`: what the model and the upstream allow.
+    pub concurrency: Option<usize>,
+    /// Filled in where neither the line nor the model says.
+    pub defaults: Map<String, Value>,
+    /// Written over what the line and the model say.
+    pub overrides: Map<String, Value>,
 }
 
 /// How often and how soon a line is sent again.

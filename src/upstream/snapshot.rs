@@ -5,8 +5,14 @@ use std::time::Duration;
 use tokio::time::Instant;
 
 use super::attempt::client::Client;
+use super::balance::Strategy;
+use super::health::breaker::{Breaker, Room};
 use super::health::reason::Reason;
+use super::route::Lane;
+use super::route::lane::Route;
+use super::settings::Spill;
 use super::target::Targets;
+use super::target::upstream::Upstream;
 
 /// A model that is due for a trial is not listed any more when nobody has tried it for so long.
 const FORGOTTEN_AFTER: Duration = Duration::from_mins(10);
@@ -136,4 +142,170 @@ pub(super) fn take(clients: &[Client], targets: &Targets) -> Vec<UpstreamStatus>
         });
         status.collect()
     })
+}
+
+/// Where the lines of a `[[models]]` entry go, or of all models where there is none.
+#[derive(Clone, Debug)]
+pub struct LaneStatus {
+    pub balance: Strategy,
+    pub spill: Spill,
+    /// In the order in which they are considered: the lowest tier first.
+    pub routes: Vec<RouteStatus>,
+}
+
+/// A route, and why it is passed over.
+#[derive(Clone, Debug)]
+pub struct RouteStatus {
+    /// The upstream's name.
+    pub upstream: String,
+    /// What the upstream calls the model; `None`: what the line calls it.
+    pub model: Option<String>,
+    pub tier: u32,
+    pub weight: u32,
+    /// Calls at once by this route, where it has a limit of its own.
+    pub calls: Option<RouteCalls>,
+    /// `None`: it takes lines.
+    pub skipped: Option<Skipped>,
+    /// It was closed, and takes a line or a few to be tried. Other lines do not wait for it.
+    pub is_trial: bool,
+}
+
+/// The calls of a route that has a limit.
+#[derive(Clone, Copy, Debug)]
+pub struct RouteCalls {
+    pub in_flight: usize,
+    /// How many this process may have.
+    pub share: usize,
+    /// How many all processes may have together.
+    pub limit: usize,
+}
+
+/// Why lines do not go by a route now.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Skipped {
+    /// It refuses our key or account, or is not where its address says. `left`: until it is tried.
+    Ejected { left: Duration },
+    /// It does not answer, or fails one line after the other. `left`: until it is tried.
+    Down { left: Duration },
+    /// It asked to be left alone for so long, or takes nothing now because of a rate limit.
+    Cooldown { left: Duration },
+    /// As many calls are in flight as may be: of the upstream, of the route, or as it takes now.
+    Full,
+    /// A lower tier takes the lines.
+    Tier,
+}
+
+impl Skipped {
+    #[must_use]
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Skipped::Ejected { .. } => "ejected",
+            Skipped::Down { .. } => "down",
+            Skipped::Cooldown { .. } => "cooldown",
+            Skipped::Full => "full",
+            Skipped::Tier => "tier",
+        }
+    }
+
+    /// How long until a line is tried there, where that is known.
+    #[must_use]
+    pub fn left(self) -> Option<Duration> {
+        match self {
+            Skipped::Ejected { left } | Skipped::Down { left } | Skipped::Cooldown { left } => {
+                Some(left)
+            }
+            Skipped::Full | Skipped::Tier => None,
+        }
+    }
+
+    fn of(breaker: &Breaker, now: Instant) -> Option<Self> {
+        if matches!(breaker.room(now), Room::Open { .. }) {
+            return None;
+        }
+        let Some(closure) = breaker.closure() else {
+            return Some(Skipped::Full);
+        };
+        let left = closure.until.saturating_duration_since(now);
+        Some(match UpstreamState::of(closure.reason) {
+            UpstreamState::Ejected => Skipped::Ejected { left },
+            UpstreamState::Down => Skipped::Down { left },
+            UpstreamState::Up | UpstreamState::Unknown => Skipped::Cooldown { left },
+        })
+    }
+}
+
+/// Where the lines of all lanes go now, in the order of the lanes.
+pub(super) fn lanes(lanes: &[Lane], targets: &Targets) -> Vec<LaneStatus> {
+    let now = Instant::now();
+    let by_route = targets.in_flight_by_route();
+    targets.read(|upstreams| {
+        let lanes = lanes.iter().map(|lane| {
+            let routes = lane.routes.iter();
+            let routes =
+                routes.map(|route| of_route(lane, route, targets, upstreams, &by_route, now));
+            let mut routes: Vec<RouteStatus> = routes.collect();
+            pass_over_higher_tiers(&mut routes, lane.spill);
+            LaneStatus {
+                balance: lane.strategy,
+                spill: lane.spill,
+                routes,
+            }
+        });
+        lanes.collect()
+    })
+}
+
+fn of_route(
+    lane: &Lane,
+    route: &Route,
+    targets: &Targets,
+    upstreams: &[Upstream],
+    by_route: &[usize],
+    now: Instant,
+) -> RouteStatus {
+    let of_lane = lane.prefix().is_none().then_some(lane.name.as_str());
+    let model = route.rename.as_deref().or(of_lane);
+    let backend = model.and_then(|model| targets.backends.find(route.upstream, model));
+    let upstream = &upstreams[route.upstream];
+    let limits = &targets.limits;
+    let calls = route.limit.map(|limit| RouteCalls {
+        in_flight: by_route[limit.number],
+        share: limits.of_route(limit.number),
+        limit: limit.concurrency,
+    });
+    let is_full = upstream.in_flight() >= limits.share(route.upstream)
+        || calls.is_some_and(|calls| calls.in_flight >= calls.share);
+    let of_upstream = Skipped::of(upstream.breaker(), now);
+    let of_backend = backend.as_ref().map(|backend| {
+        let breaker = backend.breaker();
+        (Skipped::of(&breaker, now), breaker.closure().is_some())
+    });
+    let (of_backend, is_tried) = of_backend.unwrap_or_default();
+    let skipped = of_upstream.or(of_backend);
+    RouteStatus {
+        upstream: targets.backends.name(route.upstream).to_owned(),
+        model: model.map(str::to_owned),
+        tier: route.tier,
+        weight: route.weight,
+        calls,
+        skipped: skipped.or(is_full.then_some(Skipped::Full)),
+        is_trial: is_tried || upstream.breaker().closure().is_some(),
+    }
+}
+
+/// Marks the routes that would take lines if no lower tier did.
+fn pass_over_higher_tiers(routes: &mut [RouteStatus], spill: Spill) {
+    let takes = |route: &RouteStatus| match (&route.skipped, spill) {
+        _ if route.is_trial => false,
+        (None, _) | (Some(Skipped::Full), Spill::Closed) => true,
+        (Some(_), _) => false,
+    };
+    let used = routes.iter().find(|route| takes(route));
+    let Some(used) = used.map(|route| route.tier) else {
+        return;
+    };
+    let higher = routes.iter_mut().filter(|route| route.tier > used);
+    for route in higher.filter(|route| matches!(route.skipped, None | Some(Skipped::Full))) {
+        route.skipped = Some(Skipped::Tier);
+    }
 }

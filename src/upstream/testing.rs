@@ -47,6 +47,7 @@ pub fn answered(permit: Permit, history: &mut History, status: u16) -> Option<(D
         result: provider.classify(&head, &decoded),
         status: Some(status),
         retry_after: None,
+        tokens: 0,
         cause: format!("it answered {status}"),
     };
     match permit.finish(history, &ended) {

@@ -349,6 +349,34 @@ async fn check_names_each_upstreams_models_and_those_that_it_does_not_have() {
 }
 
 #[tokio::test]
+async fn check_shows_the_routes_of_each_model_in_the_order_in_which_they_are_considered() {
+    let directory = tempfile::tempdir().expect("makes a directory");
+    let simulator = Simulator::start("127.0.0.1:0", Options::default())
+        .await
+        .expect("starts");
+    let url = simulator.base_url();
+    let toml = format!(
+        "[[upstreams]]\nname = \"own\"\nbase_url = \"{url}\"\n\
+         [[upstreams]]\nname = \"paid\"\nbase_url = \"{url}?api-version=1\"\n\
+         [[models]]\nname = \"small\"\nbalance = \"weighted\"\nspill = \"full\"\nroutes = [\
+         {{ upstream = \"paid\", tier = 1, model = \"vendor/small\", concurrency = 4 }}, \
+         {{ upstream = \"own\", weight = 3 }}]\n\
+         [[models]]\nname = \"*\"\nroutes = [{{ upstream = \"own\" }}]\n"
+    );
+    std::fs::write(directory.path().join("check.toml"), toml).expect("writes");
+    let checked = ended_in(directory.path(), &["check", "--config", "check.toml"]).await;
+    assert_eq!(checked.code, Some(0), "{}", checked.out);
+    let routes = format!(
+        "ok    model          small: weighted, spill full\n      \
+         route          tier 0, weight 3: own, {url}, as small\n      \
+         route          tier 1, weight 1, concurrency 4: paid, {url}, as vendor/small\n\
+         ok    model          *: least_busy\n      \
+         route          tier 0, weight 1: own, {url}, as the line names it\n"
+    );
+    assert!(checked.out.contains(&routes), "{}", checked.out);
+}
+
+#[tokio::test]
 async fn the_openapi_document_is_printed() {
     let printed = ended(command(&["openapi"])).await;
     assert_eq!((printed.code, printed.errors.as_str()), (Some(0), ""));

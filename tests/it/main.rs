@@ -3,6 +3,7 @@
 mod architecture;
 mod backpressure;
 mod bad_input;
+mod balancing;
 mod batches;
 mod commands;
 mod crashes;

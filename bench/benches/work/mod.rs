@@ -11,7 +11,7 @@ use nightshift::internals::config::{Config, Environment, Overrides};
 use nightshift::internals::domain::file::Kind;
 use nightshift::internals::domain::line::{self, Check};
 use nightshift::internals::intake::{Contents, Intake, Limits, Piece};
-use nightshift::internals::upstream::{Acquired, Options, Pool, Routes};
+use nightshift::internals::upstream::{Acquired, History, Options, Pool, Routes};
 
 /// Of a request and of an answer.
 const LINE_BYTES: usize = 670;
@@ -124,7 +124,8 @@ pub fn pool() -> (Arc<Pool>, Arc<Routes>) {
 /// Takes all places, is refused one more, and gives them back.
 pub fn acquire(pool: &Arc<Pool>, routes: &Arc<Routes>) -> usize {
     let mut permits = Vec::with_capacity(PERMITS);
-    while let Acquired::Permit(permit) = pool.try_acquire(routes, None, 0) {
+    let history = History::default();
+    while let Acquired::Permit(permit) = pool.try_acquire(routes, &history, 0) {
         permits.push(permit);
     }
     permits.len()

@@ -58,6 +58,7 @@ pub(super) fn picture(status: &Status, width: Option<usize>) -> String {
         upstreams(status),
         closed(status),
         models(status),
+        passed_over(status),
         live(status),
         ended(status),
         replicas(status),
@@ -152,6 +153,37 @@ fn models(status: &Status) -> Table {
             seconds(model.oldest_seconds),
             rate(model.lines_per_second),
         ]);
+    }
+    table
+}
+
+/// The routes that lines do not go by now, of models that have several, and why.
+fn passed_over(status: &Status) -> Table {
+    let mut table = Table::new([
+        Column::cut("PASSED OVER"),
+        Column::cut("AT"),
+        Column::whole("TIER"),
+        Column::whole("WHY"),
+        Column::whole("TRIED"),
+    ]);
+    for model in status.models.iter().filter(|model| model.routes.len() > 1) {
+        for route in &model.routes {
+            let Some(why) = &route.skipped else {
+                continue;
+            };
+            let left = route.until.map(|until| until - status.now);
+            table.row([
+                model.model.clone(),
+                route.upstream.clone(),
+                route.tier.to_string(),
+                why.clone(),
+                match left {
+                    Some(left) if left > 0 => format!("in {}", seconds(left as f64)),
+                    Some(_) => "now".to_owned(),
+                    None => String::new(),
+                },
+            ]);
+        }
     }
     table
 }
@@ -333,7 +365,12 @@ mod tests {
             "models": [{
                 "model": "meta-llama/Llama-3.3-70B-Instruct", "in_flight": 60_000, "share": 60_000,
                 "limit": 60_000, "waiting_units": 20_000, "leased_units": 1_000,
-                "oldest_seconds": 80_000.0, "lines_per_second": 1234.5
+                "oldest_seconds": 80_000.0, "lines_per_second": 1234.5,
+                "routes": [
+                    {"upstream": "gpu-1", "tier": 0, "weight": 1, "skipped": "down", "until": 3_030},
+                    {"upstream": "gpu-2", "tier": 0, "weight": 1, "skipped": null},
+                    {"upstream": "vendor", "tier": 1, "weight": 1, "skipped": "tier"},
+                ]
             }],
             "batches": {"in_progress": 1},
             "live_batches": [batch(1, "in_progress"), batch(2, "validating")],
@@ -364,6 +401,8 @@ mod tests {
             "département-recherche",
             "Llama-3.3-70B-Instruct",
             "999999/1000000",
+            "gpu-1   0     down  in 30s",
+            "vendor  1     tier",
         ] {
             assert!(wide.contains(word), "{word}: {wide}");
         }

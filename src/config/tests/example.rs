@@ -8,6 +8,7 @@ use serde_json::json;
 
 use super::*;
 use crate::domain::scope::Scopes;
+use crate::upstream::{Spill, Strategy};
 
 #[test]
 fn the_defaults_are_the_documented_ones() {
@@ -97,8 +98,13 @@ fn the_examples_in_the_documented_file_hold_and_show_the_defaults() {
     assert_eq!(model.routes[0].weight, 3);
     assert_eq!(model.routes[1].upstream, "gpu-2");
     assert_eq!(model.routes[1].weight, 1);
+    assert_eq!(model.routes[1].concurrency, Some(16));
+    assert_eq!([model.routes[0].tier, model.routes[1].tier], [0, 1]);
+    assert_eq!(model.balance, Strategy::default());
+    assert_eq!(model.spill, Spill::default());
     assert_eq!(config.worker.name.as_deref(), Some("worker-1"));
     assert_eq!(json!(model.defaults), json!({ "temperature": 0.3 }));
+    assert_eq!(json!(model.overrides), json!({ "store": false }));
 }
 
 #[test]
@@ -113,5 +119,18 @@ fn every_key_of_the_documented_file_has_a_comment_above_it() {
             "{line}"
         );
         above = line;
+    }
+}
+
+#[test]
+fn the_configurations_on_the_page_about_upstreams_hold() {
+    let page = include_str!("../../../docs/upstreams.md");
+    let blocks: Vec<&str> = page.split("```toml\n").skip(1).collect();
+    assert_eq!(blocks.len(), 3);
+    for block in blocks {
+        let (toml, _) = block.split_once("```").unwrap();
+        let config = load(toml, &[("OPENROUTER_KEY", "sk-of-openrouter")]);
+        let config = config.unwrap_or_else(|errors| panic!("{errors}\n{toml}"));
+        assert!(!config.upstreams.is_empty());
     }
 }

@@ -109,7 +109,9 @@ fn each_fault_of_an_upstream_is_found() {
         provider = 'anthropic'               => provider: the provider anthropic is not built yet
         provider = 'opnai'                   => provider: unknown provider; the nearest is openai
         rate_limits = []                     => rate_limits: is not built yet
-        balance = 'weight'                   => balance: is not built yet
+        balance = 'weighted'                 => balance: is written in [[models]]
+        spill = 'full'                       => spill: is written in [[models]]
+        priority = 1                         => priority: which upstreams come first is the `tier`
         headers = [1]                        => headers: expected a table, found an array
         headers = { 'a b' = 'x' }            => headers."a b": is not the name of a header
         headers = { x = "a\nb" }             => headers.x: the value holds what no header can
@@ -157,8 +159,28 @@ fn each_fault_of_a_model_is_found() {
         routes = [{ upstream = 'b' }]        => .routes[0].upstream: no upstream is named "b"; the
         routes = [{ upstream = 'a', weight = 0 }]         => .routes[0].weight: must be from 1 to
         routes = [{ upstream = 'a' }, { upstream = 'a' }] => .routes[1]: another route leads
+        routes = [{ upstream = 'a', tier = -1 }]          => .routes[0].tier: must be from 0 to
+        routes = [{ upstream = 'a', tir = 1 }]            => .routes[0].tir: unknown key; the nearest known one is `tier`
+        routes = [{ upstream = 'a', concurrency = 0 }]    => .routes[0].concurrency: must be from 1
+        routes = [{ upstream = 'a', priority = 1 }]       => .routes[0].priority: which routes come first
+        routes = [{ upstream = 'a', price = {} }]         => .routes[0].price: is not built yet
+        routes = [{ upstream = 'a', rate_limits = [] }]   => .routes[0].rate_limits: is not built yet
+        routes = [{ upstream = 'a', overrides = { n = 2 } }]   => .routes[0].overrides.n: how many
+        routes = [{ upstream = 'a', defaults = { model = 'x' } }] => .routes[0].defaults.model: a line
         concurrency = 'auto'                 => .concurrency: is not built yet
         concurrency = 0                      => .concurrency: must be from 1 to
+        balance = 'weight'                   => .balance: expected one of least_busy, weighted, round_robin, least_recently_used, fastest, random; the nearest is weighted
+        balance = 'least_recent'             => .balance: expected one of least_busy, weighted, round_robin, least_recently_used, fastest, random; the nearest is least_recently_used
+        balance = 1                          => .balance: expected a string
+        spill = 'close'                      => .spill: expected closed or full; the nearest is closed
+        spill = 'late'                       => .spill: is not built yet
+        overrides = 1                        => .overrides: expected a table, found a whole number
+        overrides = { model = 'x' }          => .overrides.model: a line names its own model
+        overrides = { stream = true }        => .overrides.stream: answers in a batch are never
+        overrides = { n = 2 }                => .overrides.n: how many answers a line asks for
+        overrides = { messages = [] }        => .overrides.messages: what a line asks is written
+        defaults = { input = 'x' }           => .defaults.input: what a line asks is written
+        defaults = { prompt = 'x' }          => .defaults.prompt: what a line asks is written
         defaults = 1                         => .defaults: expected a table, found a whole number
         defaults = { model = 'x' }           => .defaults.model: a line names its own model
         defaults = { stream = true }         => .defaults.stream: answers in a batch are never
@@ -176,6 +198,13 @@ fn each_fault_of_a_model_is_found() {
         let line = if place.is_empty() { 4 } else { 6 };
         let expected = format!("models[0]{place} (nightshift.toml:{line}): {message}");
         check_faults(&toml, &[], &[&expected]);
+    }
+    for name in ["*-m", "a*b", "m**", "*a*"] {
+        check_faults(
+            &format!("{UPSTREAM}[[models]]\nname = '{name}'\nroutes = [{{ upstream = 'a' }}]"),
+            &[],
+            &["models[0].name (nightshift.toml:5): a name has one `*` at most, at its end"],
+        );
     }
     check_faults(
         &format!("{UPSTREAM}{MODEL}{MODEL}"),

@@ -106,6 +106,7 @@ pub(in crate::upstream) async fn make(
                 result: failure.result,
                 status: None,
                 retry_after: None,
+                tokens: 0,
                 cause: failure.cause,
             };
             conclude(client, permit, history, ended, None)
@@ -128,6 +129,7 @@ fn read(
         result,
         status: Some(head.status),
         retry_after: None,
+        tokens: decoded.usage.map_or(0, tokens),
         cause: String::new(),
     };
     if result != CallResult::Succeeded {
@@ -145,6 +147,15 @@ fn read(
         reservation,
     };
     (ended, answer)
+}
+
+/// The tokens that an answer took its time for: those that were written, where any were.
+fn tokens(usage: Usage) -> u64 {
+    let written = match usage.output_tokens {
+        0 => usage.total_tokens,
+        written => written,
+    };
+    u64::try_from(written).unwrap_or(0)
 }
 
 /// Books the end of a call: in metrics, in the call's span, and with its target.

@@ -11,6 +11,7 @@ use tokio::time::Instant;
 
 use super::result::{CallResult, Cost};
 use crate::upstream::backoff::{backoff, doubled};
+use crate::upstream::balance::Avoid;
 use crate::upstream::health::evidence::Evidence;
 use crate::upstream::settings::RetrySettings;
 use crate::upstream::target::backend::Backend;
@@ -148,6 +149,25 @@ impl History {
     pub fn is_reset(&self) -> bool {
         let mut troubles = self.troubles.iter();
         troubles.any(|trouble| trouble.backend.evidence().reset_at > Some(trouble.last))
+    }
+
+    /// How much the line avoids a backend in its next attempt.
+    pub(in crate::upstream) fn avoids(&self, backend: &Arc<Backend>) -> Avoid {
+        let is_here = |trouble: &&Trouble| Arc::ptr_eq(&trouble.backend, backend);
+        let Some(last) = self.troubles.iter().max_by_key(|trouble| trouble.last) else {
+            return Avoid::No;
+        };
+        match self.troubles.iter().find(is_here) {
+            Some(here) if here.is_missing => Avoid::ModelMissing,
+            Some(_) if is_here(&last) => Avoid::SameTarget,
+            _ if last.backend.upstream() == backend.upstream() => Avoid::SameUpstream,
+            _ => Avoid::No,
+        }
+    }
+
+    /// Whether the line's model was missing anywhere.
+    pub(in crate::upstream) fn misses_its_model(&self) -> bool {
+        self.troubles.iter().any(|trouble| trouble.is_missing)
     }
 
     /// Takes a failure down; `evidence` is the backend's, without this call.

@@ -1,53 +1,49 @@
 //! Least busy: the target with the least in flight for its weight.
 
-use super::load::Load;
+use super::load::{Candidates, Load};
 
-/// Whether a target is less busy than another one. What is to be avoided is busier than all else.
-fn is_less_busy(one: Load, other: Load) -> bool {
+/// Targets that are equally busy take turns.
+#[derive(Debug, Default)]
+pub(in crate::upstream) struct LeastBusy {
+    turn: usize,
+}
+
+impl LeastBusy {
+    pub(super) fn choose(&mut self, targets: &impl Candidates) -> Option<usize> {
+        let count = targets.count();
+        let mut best: Option<(usize, Load)> = None;
+        for step in 0..count {
+            let index = (self.turn % count + step) % count;
+            if let Some(load) = targets.load(index)
+                && best.is_none_or(|(_, least)| is_less_busy(load, least))
+            {
+                best = Some((index, load));
+            }
+        }
+        let (chosen, _) = best?;
+        self.turn = self.turn.wrapping_add(1);
+        Some(chosen)
+    }
+}
+
+/// Whether a target is less busy than another one. What the line avoids is busier than all else.
+pub(super) fn is_less_busy(one: Load, other: Load) -> bool {
     let product = |load: Load, other: Load| load.in_flight as u64 * u64::from(other.weight);
     (one.avoid, product(one, other)) < (other.avoid, product(other, one))
 }
 
-/// The index of the least busy of `count` targets. The search begins at `turn`, so that targets
-/// that are equally busy take turns.
-pub(super) fn choose(
-    count: usize,
-    turn: usize,
-    load: impl Fn(usize) -> Option<Load>,
-) -> Option<usize> {
-    let mut best: Option<(usize, Load)> = None;
-    for step in 0..count {
-        let index = (turn % count + step) % count;
-        if let Some(load) = load(index)
-            && best.is_none_or(|(_, least)| is_less_busy(load, least))
-        {
-            best = Some((index, load));
-        }
-    }
-    best.map(|(index, _)| index)
-}
-
 #[cfg(test)]
 mod tests {
+    use super::super::testing::{Field, spread};
     use super::*;
-
-    fn fill(weights: &[u32], limit: usize, lines: usize) -> Vec<usize> {
-        let mut in_flight = vec![0; weights.len()];
-        for turn in 0..lines {
-            let chosen = choose(weights.len(), turn, |index| {
-                (in_flight[index] < limit).then_some(Load {
-                    avoid: false,
-                    in_flight: in_flight[index],
-                    weight: weights[index],
-                })
-            });
-            in_flight[chosen.expect("a place")] += 1;
-        }
-        in_flight
-    }
 
     #[test]
     fn lines_spread_by_weight_as_far_as_there_are_places() {
+        let fill = |weights: &[u32], places: usize, lines: usize| {
+            let mut field = Field::new(weights, places);
+            let mut balancer = LeastBusy::default();
+            spread(&mut field, lines, |field| balancer.choose(field))
+        };
         assert_eq!(fill(&[1, 1, 1], 100, 30), [10, 10, 10]);
         assert_eq!(fill(&[3, 1], 100, 40), [30, 10]);
         assert_eq!(fill(&[3, 1], 12, 20), [12, 8]);
@@ -56,34 +52,28 @@ mod tests {
 
     #[test]
     fn equals_take_turns() {
-        let idle = Load {
-            avoid: false,
-            in_flight: 0,
-            weight: 1,
-        };
-        let chosen = [0, 1, 2, 3, usize::MAX].map(|turn| choose(3, turn, |_| Some(idle)));
-        assert_eq!(
-            chosen,
-            [Some(0), Some(1), Some(2), Some(0), Some(usize::MAX % 3)]
-        );
+        let field = Field::new(&[1, 1, 1], 1);
+        let mut balancer = LeastBusy::default();
+        let chosen = [0; 4].map(|_| balancer.choose(&field));
+        assert_eq!(chosen, [Some(0), Some(1), Some(2), Some(0)]);
+        balancer.turn = usize::MAX;
+        assert_eq!(balancer.choose(&field), Some(usize::MAX % 3));
+        assert_eq!(balancer.choose(&field), Some(0), "it begins anew");
     }
 
     #[test]
     fn the_target_of_the_last_failure_comes_last() {
-        let load = |avoid, in_flight| Load {
-            avoid,
-            in_flight,
-            weight: 1,
-        };
-        let loads = [load(true, 0), load(false, 9)];
+        let mut field = Field::new(&[1, 1], 10);
+        field.failed_at = Some(0);
+        field.in_flight[1] = 9;
         for turn in 0..2 {
-            assert_eq!(choose(2, turn, |index| Some(loads[index])), Some(1));
-            assert_eq!(
-                choose(2, turn, |index| (index == 0).then_some(loads[0])),
-                Some(0)
-            );
+            let mut balancer = LeastBusy { turn };
+            assert_eq!(balancer.choose(&field), Some(1));
         }
-        assert_eq!(choose(2, 0, |_| None), None);
-        assert_eq!(choose(0, 5, |_| None), None);
+        field.in_flight[1] = 10;
+        assert_eq!(LeastBusy::default().choose(&field), Some(0));
+        field.in_flight[0] = 10;
+        assert_eq!(LeastBusy::default().choose(&field), None);
+        assert_eq!(LeastBusy::default().choose(&Field::new(&[], 1)), None);
     }
 }

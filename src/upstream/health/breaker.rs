@@ -48,6 +48,8 @@ const BATCHES_COUNTED_MAX: usize = 256;
 /// For each such time without a failure, a trial may have one more call in flight: the answer to
 /// its first call may take minutes.
 const ONE_MORE_AFTER: Duration = Duration::from_secs(5);
+/// What was down and works again takes half of its calls for so long, however fast it answers.
+const RAMP: Duration = Duration::from_secs(1);
 /// After one failure, what has worked before stays open: the next line shows whose fault it was.
 const FAILURES_IN_A_ROW: u32 = 2;
 
@@ -76,6 +78,8 @@ struct Window {
     successes: u32,
     /// How often the size grew since a call failed.
     steps: u32,
+    /// Until then it does not grow.
+    held_until: Option<Instant>,
 }
 
 /// Whether a line can be sent.
@@ -208,6 +212,9 @@ impl Breaker {
 
     /// How many calls the window allows now. While it doubles, time without a failure adds to it.
     fn size(&self, window: Window, now: Instant) -> usize {
+        if window.is_held(now) {
+            return window.size;
+        }
         let began = self.generation_began.filter(|_| window.doubles);
         let elapsed = began.map_or(Duration::ZERO, |began| now.saturating_duration_since(began));
         let more = elapsed.as_secs() / ONE_MORE_AFTER.as_secs();
@@ -293,10 +300,10 @@ impl Breaker {
         }
         let opened = self.closure.take();
         match opened.as_ref().map(|closure| closure.reason) {
-            None | Some(Reason::Limited) => self.widen(was_in_use),
+            None | Some(Reason::Limited) => self.widen(was_in_use, now),
             // The server works again. Half of the calls at once, and soon all of them.
             Some(Reason::Unavailable | Reason::Failing | Reason::Unreachable) => {
-                self.window = Some(Window::doubling((limit / 2).max(FIRST_WINDOW_MIN)));
+                self.window = Some(Window::ramp(limit, now));
             }
             Some(_) => self.window = None,
         }
@@ -437,7 +444,7 @@ impl Breaker {
             return None;
         }
         if answers {
-            self.window = Some(Window::doubling((limit / 2).max(FIRST_WINDOW_MIN)));
+            self.window = Some(Window::ramp(limit, now));
             return self.closure.take().map(Change::Opened);
         }
         self.consecutive_closings = self.consecutive_closings.saturating_add(1);
@@ -578,16 +585,17 @@ impl Breaker {
             doubles: false,
             successes: self.window.map_or(0, |window| window.successes),
             steps: 0,
+            held_until: self.window.and_then(|window| window.held_until),
         });
     }
 
     /// Widens the window after a success. `in_use`: how many calls were in flight. A success in a
     /// window that is hardly used does not show that the other side would take more.
-    fn widen(&mut self, in_use: usize) {
+    fn widen(&mut self, in_use: usize, now: Instant) {
         let Some(window) = &mut self.window else {
             return;
         };
-        if in_use * 4 < window.size {
+        if in_use * 4 < window.size || window.is_held(now) {
             return;
         }
         window.successes += 1;
@@ -607,7 +615,20 @@ impl Window {
             doubles: true,
             successes: 0,
             steps: 0,
+            held_until: None,
         }
+    }
+
+    /// For what was down and works again. `limit`: as many calls as there may be without a window.
+    fn ramp(limit: usize, now: Instant) -> Self {
+        Self {
+            held_until: Some(now + RAMP),
+            ..Self::doubling((limit / 2).max(1))
+        }
+    }
+
+    fn is_held(&self, now: Instant) -> bool {
+        self.held_until.is_some_and(|until| now < until)
     }
 }
 

@@ -1,6 +1,7 @@
-//! How many calls at once this process may make, at each upstream and of each model. The process
-//! has the whole configured limit, or a share of it.
+//! How many calls at once this process may make, at each upstream, of each model and by each route.
+//! The process has the whole configured limit, or a share of it.
 
+use std::ops::Range;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 
 use tokio::sync::Notify;
@@ -11,8 +12,11 @@ use crate::upstream::settings::UpstreamSettings;
 /// The limits of a process. They are its own until [`share_out`](Self::share_out) is called.
 #[derive(Debug)]
 pub struct Limits {
-    /// Those of the upstreams first, then those of the models that have one.
+    /// Those of the upstreams first, then those of the models that have one, then those of the
+    /// routes that have one.
     all: Vec<Limit>,
+    /// The place of the first route's limit.
+    routes: usize,
     /// By lane.
     lanes: Vec<LaneLimits>,
     shared: AtomicBool,
@@ -37,6 +41,9 @@ struct LaneLimits {
     own: Option<usize>,
     /// The upstreams that the lane may go to, each once: their limits bound the lane, too.
     upstreams: Vec<usize>,
+    /// For each of these upstreams, the limits of the lane's routes to it; none where a route to it
+    /// has no limit.
+    routes: Vec<Option<Vec<usize>>>,
     /// Lanes that have an upstream in common, directly or through other lanes, are of one domain:
     /// their lines compete.
     domain: usize,
@@ -48,7 +55,7 @@ impl Limits {
             .iter()
             .map(|upstream| Limit::new("upstream", &upstream.name, upstream.concurrency))
             .collect();
-        let lanes = lanes.iter().map(|lane| LaneLimits {
+        let of_lanes = lanes.iter().map(|lane| LaneLimits {
             id: lane.id,
             name: lane.name.clone(),
             own: lane.concurrency.map(|allowed| {
@@ -56,13 +63,30 @@ impl Limits {
                 all.len() - 1
             }),
             upstreams: lane.upstreams(),
+            routes: Vec::new(),
             domain: 0,
         });
-        let mut lanes: Vec<LaneLimits> = lanes.collect();
-        find_domains(&mut lanes);
+        let mut of_lanes: Vec<LaneLimits> = of_lanes.collect();
+        let first_route = all.len();
+        for (lane, limits) in lanes.iter().zip(&mut of_lanes) {
+            let to = |upstream: &usize| {
+                let routes = lane.routes.iter().filter(|one| one.upstream == *upstream);
+                let limits = routes.map(|route| Some(first_route + route.limit?.number));
+                limits.collect()
+            };
+            limits.routes = limits.upstreams.iter().map(to).collect();
+            for route in &lane.routes {
+                if let Some(limit) = route.limit {
+                    let name = lane.name_of(route, &upstreams[route.upstream].name);
+                    all.push(Limit::new("route", &name, limit.concurrency));
+                }
+            }
+        }
+        find_domains(&mut of_lanes);
         Self {
             all,
-            lanes,
+            routes: first_route,
+            lanes: of_lanes,
             shared: AtomicBool::new(false),
             over_committed: AtomicBool::new(false),
             changes: Notify::new(),
@@ -83,7 +107,8 @@ impl Limits {
         }
     }
 
-    /// The names and sizes of all limits; the first are the upstreams', in their order.
+    /// The names and sizes of all limits; the first are the upstreams', in their order, and the last
+    /// are the routes'.
     pub fn all(&self) -> impl Iterator<Item = (&str, usize)> {
         let all = self.all.iter();
         all.map(|limit| (limit.name.as_str(), limit.allowed))
@@ -136,6 +161,18 @@ impl Limits {
         self.lanes[lane.index()].own
     }
 
+    /// Where the limits of the routes are in [`all`](Self::all).
+    #[must_use]
+    pub fn routes(&self) -> Range<usize> {
+        self.routes..self.all.len()
+    }
+
+    /// Calls at once that this process may make by a route, by the number of the route's limit.
+    #[must_use]
+    pub fn of_route(&self, number: usize) -> usize {
+        self.share(self.routes + number)
+    }
+
     /// Which limits a lane competes for: lanes of one domain have upstreams in common.
     #[must_use]
     pub fn domain(&self, lane: LaneId) -> usize {
@@ -163,7 +200,12 @@ impl Limits {
 
     fn bound(&self, lane: LaneId, size: impl Fn(&Limit) -> usize) -> usize {
         let lane = &self.lanes[lane.index()];
-        let upstreams = lane.upstreams.iter().map(|&index| size(&self.all[index]));
+        let upstreams = lane.upstreams.iter().zip(&lane.routes);
+        let upstreams = upstreams.map(|(&index, routes)| {
+            let routes = routes.iter().flatten().map(|&route| size(&self.all[route]));
+            let by_routes = routes.reduce(usize::saturating_add);
+            size(&self.all[index]).min(by_routes.unwrap_or(usize::MAX))
+        });
         let together = upstreams.fold(0, usize::saturating_add);
         lane.own
             .map_or(together, |own| size(&self.all[own]).min(together))

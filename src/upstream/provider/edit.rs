@@ -1,11 +1,12 @@
-//! Changes the body of a request: renames its model, and adds keys that it leaves out. The new
-//! bytes are spliced in.
+//! Changes the body of a request: renames its model, adds keys that it leaves out, and writes over
+//! others. The new bytes are spliced in.
 //!
-//! Only the value of a top-level `model` key is replaced. All other bytes stay as the user wrote
-//! them: the order of keys, numbers and white space. Most requests need no change, and are sent
-//! without a copy.
+//! Only the values of top-level keys that are written over are replaced. All other bytes stay as the
+//! user wrote them: the order of keys, numbers and white space. Most requests need no change, and are
+//! sent without a copy.
 
 use std::borrow::Cow;
+use std::collections::BTreeMap;
 use std::fmt;
 use std::ops::Range;
 
@@ -15,71 +16,89 @@ use serde::de::{Deserializer as _, MapAccess, Visitor};
 use serde_json::value::RawValue;
 use serde_json::{Map, Value};
 
+const MODEL: &str = "model";
+
 /// What a route changes in the body of a request.
 #[derive(Debug)]
 pub(in crate::upstream) struct Edit {
-    /// What the upstream calls the model. `None`: the model keeps its name.
-    model: Option<NewModel>,
-    /// Keys, each with the member (`"key":value`) to add where the key is missing.
-    defaults: Vec<(String, String)>,
+    /// Members to add where the key is missing.
+    defaults: Vec<Member>,
+    /// Members that replace what the request says, and are added where the key is missing. The new
+    /// name of the model is one.
+    overrides: Vec<Member>,
 }
 
+/// A top-level member of a body.
 #[derive(Debug)]
-struct NewModel {
-    /// The name as a JSON string.
-    value: String,
-    /// The name as a member, to add where the body has no `model`.
-    member: String,
+struct Member {
+    key: String,
+    /// As it is written: `"key":value`.
+    text: String,
+    /// Where the value begins in the text.
+    value: usize,
+}
+
+impl Member {
+    fn new(key: &str, value: &Value) -> Self {
+        let mut text = quoted(key);
+        text.push(':');
+        let begin = text.len();
+        text.push_str(&value.to_string());
+        Self {
+            key: key.to_owned(),
+            text,
+            value: begin,
+        }
+    }
+
+    fn value(&self) -> &str {
+        &self.text[self.value..]
+    }
 }
 
 impl Edit {
-    /// `model`: the new name, if there is one. `defaults`: what is added where it is missing.
-    /// `None` if there is nothing to change.
+    /// `model`: what the upstream calls the model. Defaults and overrides in their order: what comes
+    /// later wins. `None` if there is nothing to change.
     pub(in crate::upstream) fn new(
         model: Option<&str>,
-        defaults: &Map<String, Value>,
+        defaults: &[&Map<String, Value>],
+        overrides: &[&Map<String, Value>],
     ) -> Option<Self> {
-        if model.is_none() && defaults.is_empty() {
+        let mut overrides = merged(overrides);
+        if let Some(model) = model {
+            overrides.insert(MODEL, Value::from(model));
+        }
+        let mut defaults = merged(defaults);
+        defaults.retain(|key, _| !overrides.contains_key(key));
+        if defaults.is_empty() && overrides.is_empty() {
             return None;
         }
-        let member = |key: &String, value: &Value| format!("{}:{value}", quoted(key));
-        let defaults = defaults
-            .iter()
-            .filter(|(key, _)| model.is_none() || *key != "model");
+        let members = |all: BTreeMap<&str, Value>| {
+            let all = all.iter();
+            all.map(|(key, value)| Member::new(key, value)).collect()
+        };
         Some(Self {
-            model: model.map(|model| NewModel {
-                value: quoted(model),
-                member: format!("\"model\":{}", quoted(model)),
-            }),
-            defaults: defaults
-                .map(|(key, value)| (key.clone(), member(key, value)))
-                .collect(),
+            defaults: members(defaults),
+            overrides: members(overrides),
         })
     }
 
     /// How the body is to be changed. `None` if no change is needed, or if the body is no JSON
     /// object, which the check at the upload excludes.
     pub(in crate::upstream) fn splice<'a>(&'a self, body: &'a [u8]) -> Option<Splice<'a>> {
-        let outline = Outline::read(body)?;
-        let mut added: Vec<&str> = Vec::new();
-        let mut replaced = Vec::new();
-        if let Some(model) = &self.model {
-            if outline.models.is_empty() {
-                added.push(&model.member);
-            } else {
-                replaced = outline.models;
-            }
-        }
-        let missing = |key: &String| !outline.keys.iter().any(|present| present == key);
-        let defaults = self.defaults.iter().filter(|(key, _)| missing(key));
-        added.extend(defaults.map(|(_, member)| member.as_str()));
-        if added.is_empty() && replaced.is_empty() {
+        let outline = Outline::read(body, &self.overrides)?;
+        let missing = |member: &&Member| !outline.keys.iter().any(|key| *key == member.key);
+        let members = self.overrides.iter().chain(&self.defaults);
+        let added: Vec<&str> = members
+            .filter(missing)
+            .map(|member| member.text.as_str())
+            .collect();
+        if added.is_empty() && outline.replaced.is_empty() {
             return None;
         }
         Some(Splice {
             body,
-            model: self.model.as_ref().map_or("", |model| &model.value),
-            replaced,
+            replaced: outline.replaced,
             added,
             end: outline.end,
             is_first: outline.keys.is_empty(),
@@ -87,14 +106,20 @@ impl Edit {
     }
 }
 
+/// All members, the later ones in place of the earlier.
+fn merged<'m>(maps: &[&'m Map<String, Value>]) -> BTreeMap<&'m str, Value> {
+    let members = maps.iter().flat_map(|map| map.iter());
+    members
+        .map(|(key, value)| (key.as_str(), value.clone()))
+        .collect()
+}
+
 /// What a changed copy of a body is made of.
 #[derive(Debug)]
 pub(in crate::upstream) struct Splice<'a> {
     body: &'a [u8],
-    /// What replaces each value of `model`.
-    model: &'a str,
-    /// Where the values of `model` stand in the body.
-    replaced: Vec<Range<usize>>,
+    /// Where values are replaced, in order, and by what.
+    replaced: Vec<(Range<usize>, &'a str)>,
     /// The members to add.
     added: Vec<&'a str>,
     /// Where they are added: the place of the closing brace.
@@ -106,21 +131,21 @@ pub(in crate::upstream) struct Splice<'a> {
 impl Splice<'_> {
     /// How many bytes the copy takes.
     pub(in crate::upstream) fn len(&self) -> usize {
-        let removed: usize = self.replaced.iter().map(ExactSizeIterator::len).sum();
-        let renamed = self.replaced.len() * self.model.len();
+        let removed: usize = self.replaced.iter().map(|(place, _)| place.len()).sum();
+        let written: usize = self.replaced.iter().map(|(_, value)| value.len()).sum();
         let added: usize = self.added.iter().map(|member| member.len() + 1).sum();
         let commas = usize::from(self.is_first && !self.added.is_empty());
-        self.body.len() - removed + renamed + added - commas
+        self.body.len() - removed + written + added - commas
     }
 
     /// Makes the copy.
     pub(in crate::upstream) fn copy(&self) -> Bytes {
         let mut out = Vec::with_capacity(self.len());
         let mut copied = 0;
-        for value in &self.replaced {
-            out.extend_from_slice(&self.body[copied..value.start]);
-            out.extend_from_slice(self.model.as_bytes());
-            copied = value.end;
+        for (place, value) in &self.replaced {
+            out.extend_from_slice(&self.body[copied..place.start]);
+            out.extend_from_slice(value.as_bytes());
+            copied = place.end;
         }
         out.extend_from_slice(&self.body[copied..self.end]);
         for (index, member) in self.added.iter().enumerate() {
@@ -141,47 +166,53 @@ fn quoted(text: &str) -> String {
 /// What an edit must know of a top-level object.
 struct Outline<'a> {
     keys: Vec<Cow<'a, str>>,
-    /// Where the values of `model` stand, in order. A key may stand twice.
-    models: Vec<Range<usize>>,
+    /// Where values stand that are replaced, in order, and by what. A key may stand twice.
+    replaced: Vec<(Range<usize>, &'a str)>,
     /// Where the closing brace stands.
     end: usize,
 }
 
 impl<'a> Outline<'a> {
-    fn read(body: &'a [u8]) -> Option<Self> {
+    fn read(body: &'a [u8], overrides: &'a [Member]) -> Option<Self> {
         let mut deserializer = serde_json::Deserializer::from_slice(body);
-        let (keys, models) = deserializer.deserialize_map(Members { body }).ok()?;
+        let members = Members { body, overrides };
+        let (keys, replaced) = deserializer.deserialize_map(members).ok()?;
         deserializer.end().ok()?;
         let end = body.iter().rposition(|&byte| byte == b'}')?;
-        Some(Self { keys, models, end })
+        Some(Self {
+            keys,
+            replaced,
+            end,
+        })
     }
 }
 
 struct Members<'a> {
     body: &'a [u8],
+    overrides: &'a [Member],
 }
 
 #[derive(Deserialize)]
 struct Key<'a>(#[serde(borrow)] Cow<'a, str>);
 
 impl<'a> Visitor<'a> for Members<'a> {
-    type Value = (Vec<Cow<'a, str>>, Vec<Range<usize>>);
+    type Value = (Vec<Cow<'a, str>>, Vec<(Range<usize>, &'a str)>);
 
     fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str("an object")
     }
 
     fn visit_map<A: MapAccess<'a>>(self, mut map: A) -> Result<Self::Value, A::Error> {
-        let (mut keys, mut models) = (Vec::new(), Vec::new());
+        let (mut keys, mut replaced) = (Vec::new(), Vec::new());
         while let Some((Key(key), value)) = map.next_entry::<Key<'a>, &'a RawValue>()? {
-            if key == "model" {
+            if let Some(member) = self.overrides.iter().find(|member| member.key == key) {
                 // A raw value borrows from the body, so its address shows where it stands there.
                 let start = value.get().as_ptr().addr() - self.body.as_ptr().addr();
-                models.push(start..start + value.get().len());
+                replaced.push((start..start + value.get().len(), member.value()));
             }
             keys.push(key);
         }
-        Ok((keys, models))
+        Ok((keys, replaced))
     }
 }
 
@@ -192,11 +223,15 @@ mod tests {
 
     use super::*;
 
+    fn object(value: Value) -> Map<String, Value> {
+        match value {
+            Value::Object(object) => object,
+            other => panic!("no object: {other}"),
+        }
+    }
+
     fn edit(model: Option<&str>, defaults: Value) -> Edit {
-        let Value::Object(defaults) = defaults else {
-            panic!("defaults are an object")
-        };
-        Edit::new(model, &defaults).expect("there is something to change")
+        Edit::new(model, &[&object(defaults)], &[]).expect("there is something to change")
     }
 
     fn check(model: Option<&str>, defaults: Value, body: &str, expected: &str) {
@@ -214,7 +249,8 @@ mod tests {
 
     #[test]
     fn nothing_to_change_is_no_edit() {
-        assert!(Edit::new(None, &Map::new()).is_none());
+        let nothing = Map::new();
+        assert!(Edit::new(None, &[&nothing], &[&nothing]).is_none());
     }
 
     #[test]
@@ -268,6 +304,36 @@ mod tests {
     }
 
     #[test]
+    fn overrides_are_written_over_what_the_request_says_and_the_rest_is_kept() {
+        let overrides = object(json!({"store": false, "user": {"id": 1}}));
+        let edit = Edit::new(None, &[], &[&overrides]).expect("there is something to change");
+        for (body, expected) in [
+            (
+                "{ \"store\" :  [true, {}] ,\n\"x\":1.50, \"store\":null}",
+                "{ \"store\" :  false ,\n\"x\":1.50, \"store\":false,\"user\":{\"id\":1}}",
+            ),
+            (
+                r#"{"user":"u","a":{"store":true}}"#,
+                r#"{"user":{"id":1},"a":{"store":true},"store":false}"#,
+            ),
+            ("{}", r#"{"store":false,"user":{"id":1}}"#),
+        ] {
+            let out = apply(&edit, body.as_bytes()).expect("a copy");
+            assert_eq!(std::str::from_utf8(&out).expect("UTF-8"), expected);
+        }
+    }
+
+    #[test]
+    fn the_later_of_two_settings_wins_and_an_override_wins_over_a_default() {
+        let [first, second] = [json!({"a": 1, "b": 1}), json!({"b": 2, "c": 2})].map(object);
+        let over = object(json!({"c": 3}));
+        let edit = Edit::new(Some("m"), &[&first, &second], &[&second, &over]);
+        let out = apply(&edit.expect("an edit"), br#"{"a":0,"c":0}"#).expect("a copy");
+        let out: Value = serde_json::from_slice(&out).expect("JSON");
+        assert_eq!(out, json!({"a": 0, "b": 2, "c": 3, "model": "m"}));
+    }
+
+    #[test]
     fn a_body_that_needs_nothing_or_is_no_object_is_passed_on_uncopied() {
         let edit = edit(None, json!({"seed": 7}));
         for body in [r#"{"seed":1}"#, "[1]", "not json", "", "{}}"] {
@@ -303,14 +369,16 @@ mod tests {
             body in any_object(any_json()),
             model in prop::option::of(".{0,8}"),
             defaults in any_object(any_json()),
+            overrides in any_object(any_json()),
             pretty: bool,
         ) {
             let mut expected = body.clone();
-            if let Some(model) = &model {
-                expected.insert("model".to_owned(), Value::from(model.as_str()));
-            }
             for (key, value) in &defaults {
                 expected.entry(key.clone()).or_insert_with(|| value.clone());
+            }
+            expected.extend(overrides.clone());
+            if let Some(model) = &model {
+                expected.insert("model".to_owned(), Value::from(model.as_str()));
             }
             let text = if pretty {
                 serde_json::to_vec_pretty(&body)
@@ -318,7 +386,7 @@ mod tests {
                 serde_json::to_vec(&body)
             };
             let bytes = Bytes::from(text.expect("JSON"));
-            let edit = Edit::new(model.as_deref(), &defaults);
+            let edit = Edit::new(model.as_deref(), &[&defaults], &[&overrides]);
             let out = edit.and_then(|edit| apply(&edit, &bytes)).unwrap_or(bytes);
             let parsed: Value = serde_json::from_slice(&out).expect("still JSON");
             prop_assert_eq!(parsed, Value::Object(expected));

@@ -3,8 +3,11 @@
 
 use std::sync::Arc;
 
+use crate::upstream::balance::{Balancer, Strategy};
 use crate::upstream::provider::edit::Edit;
-use crate::upstream::settings::{BuildError, ModelSettings, Settings, UpstreamSettings};
+use crate::upstream::settings::{
+    BuildError, ModelSettings, RouteSettings, Settings, Spill, UpstreamSettings,
+};
 
 /// What a model's concurrency limit counts: one `[[models]]` entry, or all models where there is
 /// none.
@@ -23,11 +26,17 @@ impl LaneId {
 #[derive(Debug)]
 pub(in crate::upstream) struct Lane {
     pub(in crate::upstream) id: LaneId,
-    /// As the entry names the model; `*` for any other.
+    /// As the entry names the model, or how the names begin that it is for: see
+    /// [`prefix`](Self::prefix).
     pub(in crate::upstream) name: String,
     /// The lane's own limit, where it has one.
     pub(in crate::upstream) concurrency: Option<usize>,
+    pub(in crate::upstream) strategy: Strategy,
+    pub(in crate::upstream) spill: Spill,
+    /// The lower tier first; within a tier as the entry has them.
     pub(in crate::upstream) routes: Vec<Route>,
+    /// The number of its lowest tier among the tiers of all lanes; the others follow.
+    pub(in crate::upstream) first_tier: usize,
 }
 
 /// A way from a lane to an upstream.
@@ -36,9 +45,19 @@ pub(in crate::upstream) struct Route {
     /// The upstream's number.
     pub(in crate::upstream) upstream: usize,
     pub(in crate::upstream) weight: u32,
+    pub(in crate::upstream) tier: u32,
     /// What the upstream calls the model, where that differs.
     pub(in crate::upstream) rename: Option<Arc<str>>,
     pub(in crate::upstream) edit: Option<Arc<Edit>>,
+    pub(in crate::upstream) limit: Option<RouteLimit>,
+}
+
+/// How many calls at once a route takes.
+#[derive(Clone, Copy, Debug)]
+pub(in crate::upstream) struct RouteLimit {
+    /// Its number among the limits of all routes.
+    pub(in crate::upstream) number: usize,
+    pub(in crate::upstream) concurrency: usize,
 }
 
 impl Lane {
@@ -49,9 +68,27 @@ impl Lane {
             return Ok(vec![Self::of_all(upstreams)]);
         }
         let models = settings.models.iter().enumerate();
-        models
-            .map(|(index, model)| Self::of_model(LaneId(index), model, upstreams))
-            .collect()
+        let lanes = models.map(|(index, model)| Self::of_model(LaneId(index), model, upstreams));
+        let mut lanes = lanes.collect::<Result<Vec<_>, _>>()?;
+        let (mut tiers, mut limits) = (0, 0);
+        for lane in &mut lanes {
+            lane.first_tier = tiers;
+            tiers += lane.tiers().count();
+            for limit in lane.routes.iter_mut().filter_map(|one| one.limit.as_mut()) {
+                limit.number = limits;
+                limits += 1;
+            }
+        }
+        Ok(lanes)
+    }
+
+    /// What each tier of all lanes needs to choose, by the tiers' numbers.
+    pub(in crate::upstream) fn balancers(lanes: &[Self]) -> Vec<Balancer> {
+        let tiers = lanes.iter().flat_map(|lane| {
+            let tiers = lane.tiers();
+            tiers.map(|routes| Balancer::new(lane.strategy, routes.len()))
+        });
+        tiers.collect()
     }
 
     fn of_model(
@@ -59,29 +96,18 @@ impl Lane {
         model: &ModelSettings,
         upstreams: &[UpstreamSettings],
     ) -> Result<Self, BuildError> {
-        let mut routes = Vec::with_capacity(model.routes.len());
-        for route in &model.routes {
-            let named = |upstream: &UpstreamSettings| upstream.name == route.upstream;
-            let upstream = upstreams.iter().position(named).ok_or_else(|| BuildError {
-                upstream: route.upstream.clone(),
-                problem: format!(
-                    "model `{}` has a route to it, but it is not there",
-                    model.name
-                ),
-            })?;
-            let edit = Edit::new(route.model.as_deref(), &model.defaults);
-            routes.push(Route {
-                upstream,
-                weight: route.weight.max(1),
-                rename: route.model.as_deref().map(Into::into),
-                edit: edit.map(Arc::new),
-            });
-        }
+        let routes = model.routes.iter();
+        let routes = routes.map(|route| Route::new(route, model, upstreams));
+        let mut routes = routes.collect::<Result<Vec<_>, _>>()?;
+        routes.sort_by_key(|route| route.tier);
         Ok(Self {
             id,
             name: model.name.clone(),
             concurrency: model.concurrency,
+            strategy: model.balance,
+            spill: model.spill,
             routes,
+            first_tier: 0,
         })
     }
 
@@ -90,14 +116,37 @@ impl Lane {
         let route = |upstream| Route {
             upstream,
             weight: 1,
+            tier: 0,
             rename: None,
             edit: None,
+            limit: None,
         };
         Self {
             id: LaneId(0),
             name: "*".to_owned(),
             concurrency: None,
+            strategy: Strategy::default(),
+            spill: Spill::default(),
             routes: (0..upstreams.len()).map(route).collect(),
+            first_tier: 0,
+        }
+    }
+
+    /// How the names of models begin that the lane is for; `None` where it is for one model.
+    pub(in crate::upstream) fn prefix(&self) -> Option<&str> {
+        self.name.strip_suffix('*')
+    }
+
+    /// Its routes, tier by tier.
+    pub(in crate::upstream) fn tiers(&self) -> impl Iterator<Item = &[Route]> {
+        self.routes.chunk_by(|one, next| one.tier == next.tier)
+    }
+
+    /// What a limit of one of its routes is called, which leads to the upstream of this name.
+    pub(in crate::upstream) fn name_of(&self, route: &Route, upstream: &str) -> String {
+        match &route.rename {
+            Some(model) => format!("{} > {upstream} > {model}", self.name),
+            None => format!("{} > {upstream}", self.name),
         }
     }
 
@@ -107,5 +156,40 @@ impl Lane {
         upstreams.sort_unstable();
         upstreams.dedup();
         upstreams
+    }
+}
+
+impl Route {
+    fn new(
+        route: &RouteSettings,
+        model: &ModelSettings,
+        upstreams: &[UpstreamSettings],
+    ) -> Result<Self, BuildError> {
+        let named = |upstream: &UpstreamSettings| upstream.name == route.upstream;
+        let upstream = upstreams.iter().position(named).ok_or_else(|| BuildError {
+            upstream: route.upstream.clone(),
+            problem: format!(
+                "model `{}` has a route to it, but it is not there",
+                model.name
+            ),
+        })?;
+        // The route is further from the line than the model: what it fills in gives way, and what
+        // it writes over wins.
+        let edit = Edit::new(
+            route.model.as_deref(),
+            &[&route.defaults, &model.defaults],
+            &[&model.overrides, &route.overrides],
+        );
+        Ok(Self {
+            upstream,
+            weight: route.weight.max(1),
+            tier: route.tier,
+            rename: route.model.as_deref().map(Into::into),
+            edit: edit.map(Arc::new),
+            limit: route.concurrency.map(|concurrency| RouteLimit {
+                number: 0,
+                concurrency,
+            }),
+        })
     }
 }

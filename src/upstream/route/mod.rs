@@ -3,27 +3,44 @@
 
 pub(super) mod lane;
 
+use std::cmp::Reverse;
 use std::collections::{BTreeMap, HashMap};
+use std::ops::Range;
 use std::sync::{Arc, PoisonError, RwLock};
 
 use super::balance::Strategy;
 use super::models::{ModelInfo, listed_as};
 use super::provider::edit::Edit;
+use super::settings::Spill;
 use super::target::backend::{Backend, Backends};
 use crate::metrics::{CallSeconds, OTHER, metrics};
 
 pub(super) use self::lane::Lane;
 pub use self::lane::LaneId;
 
-/// Names resolved by a wildcard that are remembered: what users write must not fill the memory.
+/// Names resolved by a pattern that are remembered: what users write must not fill the memory.
 const CACHED_MAX: usize = 10_000;
 
 /// Where the lines of a model can go.
 #[derive(Debug)]
 pub struct Routes {
     pub lane: LaneId,
-    pub(super) strategy: Strategy,
+    pub(super) spill: Spill,
+    /// Whether the strategy wants to know how fast calls are answered.
+    pub(super) is_timed: bool,
+    /// The lowest first.
+    pub(super) tiers: Box<[Tier]>,
+    /// Tier by tier.
     pub(super) targets: Box<[Target]>,
+}
+
+/// Targets that are chosen from together.
+#[derive(Debug)]
+pub(super) struct Tier {
+    /// The tier's number among the tiers of all lanes.
+    pub(super) number: usize,
+    /// Their places among the targets of the routes.
+    pub(super) targets: Range<usize>,
 }
 
 /// A model at an upstream, as a route leads there.
@@ -32,15 +49,20 @@ pub(super) struct Target {
     pub(super) backend: Arc<Backend>,
     pub(super) weight: u32,
     pub(super) edit: Option<Arc<Edit>>,
+    /// The number of the route's own limit, where it has one.
+    pub(super) limit: Option<usize>,
     pub(super) seconds: CallSeconds,
 }
 
 /// Which models go where.
 #[derive(Debug)]
 pub(super) struct Routing {
+    /// In the order of their numbers.
+    lanes: Vec<Lane>,
     exact: HashMap<String, Arc<Routes>>,
-    /// Serves every other name; without `[[models]]`, every name.
-    wildcard: Option<Lane>,
+    /// The places of the lanes for all names that begin alike, the longest beginning first. Without
+    /// `[[models]]` there is one, for every name.
+    patterns: Vec<usize>,
     /// Without `[[models]]`, and with a choice: upstreams get the models that they report.
     by_report: bool,
     /// The configured names; `None` without `[[models]]`.
@@ -73,21 +95,25 @@ impl Routing {
         backends: Arc<Backends>,
     ) -> Self {
         let names = lanes.iter().map(|lane| lane.name.clone());
-        let names = names.filter(|name| !matches!(name.as_str(), "*" | ""));
+        let names = names.filter(|name| !name.is_empty() && !name.ends_with('*'));
         let configured = is_configured.then(|| names.collect());
-        let mut exact = HashMap::new();
-        let mut wildcard = None;
-        for lane in lanes {
-            if lane.name == "*" {
-                wildcard = Some(lane).filter(|lane| !lane.routes.is_empty());
-            } else {
-                let routes = routes_of(&lane, &backends, &lane.name, &lane.name, |_| true);
-                exact.insert(lane.name, Arc::new(routes));
-            }
-        }
+        let routed = || {
+            let lanes = lanes.iter().enumerate();
+            lanes.filter(|(_, lane)| !lane.routes.is_empty())
+        };
+        let named = routed().filter(|(_, lane)| lane.prefix().is_none());
+        let exact = named.map(|(_, lane)| {
+            let routes = routes_of(lane, &backends, &lane.name, &lane.name, |_| true);
+            (lane.name.clone(), Arc::new(routes))
+        });
+        let exact = exact.collect();
+        let patterns = routed().filter(|(_, lane)| lane.prefix().is_some());
+        let mut patterns: Vec<usize> = patterns.map(|(place, _)| place).collect();
+        patterns.sort_by_key(|&place| Reverse(lanes[place].name.len()));
         Self {
+            lanes,
             exact,
-            wildcard,
+            patterns,
             by_report: !is_configured && upstreams > 1,
             configured,
             known: RwLock::new(Known {
@@ -96,6 +122,11 @@ impl Routing {
             }),
             backends,
         }
+    }
+
+    /// All lanes, in the order of their numbers.
+    pub(super) fn lanes(&self) -> &[Lane] {
+        &self.lanes
     }
 
     /// Whether the models that upstreams report are listed or routed.
@@ -123,7 +154,7 @@ impl Routing {
         if let Some(routes) = self.exact.get(model) {
             return Some(Arc::clone(routes));
         }
-        let lane = self.wildcard.as_ref()?;
+        let lane = self.pattern(model)?;
         let known = self.known.read().unwrap_or_else(PoisonError::into_inner);
         if let Some(routes) = known.resolved.get(model) {
             return Some(Arc::clone(routes));
@@ -138,6 +169,13 @@ impl Routing {
         Some(routes)
     }
 
+    /// The lane of a model that no lane is for alone.
+    fn pattern(&self, model: &str) -> Option<&Lane> {
+        let fits = |lane: &&Lane| lane.prefix().is_some_and(|begin| model.starts_with(begin));
+        let mut patterns = self.patterns.iter().map(|&place| &self.lanes[place]);
+        patterns.find(fits)
+    }
+
     fn route(
         &self,
         lane: &Lane,
@@ -145,7 +183,7 @@ impl Routing {
         reported: &[Option<Vec<ModelInfo>>],
     ) -> Option<Routes> {
         let listed = listed_as(reported.iter().flatten().flatten(), model);
-        let label = listed.as_deref().unwrap_or(OTHER);
+        let label = listed.as_deref().unwrap_or(label_of(lane));
         let model = listed.as_deref().unwrap_or(model);
         let has = |models: &Vec<ModelInfo>| models.iter().any(|known| known.id == model);
         if !self.by_report || model.is_empty() {
@@ -170,7 +208,7 @@ impl Routing {
         }
         let known = self.known.read().unwrap_or_else(PoisonError::into_inner);
         let listed = listed_as(known.reported.iter().flatten().flatten(), model);
-        listed.unwrap_or_else(|| OTHER.to_owned())
+        listed.unwrap_or_else(|| self.pattern(model).map_or(OTHER, label_of).to_owned())
     }
 
     /// The models to list, each once.
@@ -194,6 +232,11 @@ impl Routing {
     }
 }
 
+/// What metrics call the models of a pattern that no list has: there may be any number of them.
+fn label_of(lane: &Lane) -> &str {
+    if lane.name == "*" { OTHER } else { &lane.name }
+}
+
 /// The routes of a lane to those upstreams. `label`: what metrics call the model.
 fn routes_of(
     lane: &Lane,
@@ -202,19 +245,31 @@ fn routes_of(
     label: &str,
     goes_to: impl Fn(usize) -> bool,
 ) -> Routes {
-    let routes = lane.routes.iter().filter(|route| goes_to(route.upstream));
-    let targets = routes.map(|route| {
-        let model = route.rename.clone().unwrap_or_else(|| model.into());
-        Target {
-            backend: backends.get(route.upstream, &model),
-            weight: route.weight,
-            edit: route.edit.clone(),
-            seconds: metrics().call_seconds(backends.name(route.upstream), label),
-        }
-    });
+    let mut targets = Vec::with_capacity(lane.routes.len());
+    let mut tiers = Vec::new();
+    for (place, routes) in lane.tiers().enumerate() {
+        let first = targets.len();
+        let routes = routes.iter().filter(|route| goes_to(route.upstream));
+        targets.extend(routes.map(|route| {
+            let model = route.rename.clone().unwrap_or_else(|| model.into());
+            Target {
+                backend: backends.get(route.upstream, &model),
+                weight: route.weight,
+                edit: route.edit.clone(),
+                limit: route.limit.map(|limit| limit.number),
+                seconds: metrics().call_seconds(backends.name(route.upstream), label),
+            }
+        }));
+        tiers.push(Tier {
+            number: lane.first_tier + place,
+            targets: first..targets.len(),
+        });
+    }
     Routes {
         lane: lane.id,
-        strategy: Strategy::default(),
-        targets: targets.collect(),
+        spill: lane.spill,
+        is_timed: lane.strategy == Strategy::Fastest,
+        tiers: tiers.into(),
+        targets: targets.into(),
     }
 }

@@ -26,6 +26,8 @@ pub(in crate::upstream) struct Ended {
     pub(in crate::upstream) status: Option<u16>,
     /// How long the server asks for no more calls (`Retry-After`).
     pub(in crate::upstream) retry_after: Option<Duration>,
+    /// How many tokens the answer reports. Zero: it reports none.
+    pub(in crate::upstream) tokens: u64,
     /// Why the call failed, in words, without addresses and secrets. Empty for a success.
     pub(in crate::upstream) cause: String,
 }
@@ -49,6 +51,17 @@ impl Permit {
         self.is_held = false;
         self.targets.finish(&self, history, ended)
     }
+
+    /// Notes how fast the target was. A rate limit says nothing of that.
+    fn time(&self, end: &End<'_>, tokens: u64, now: Instant) {
+        let mut speed = self.backend().speed();
+        if end.result == CallResult::Succeeded {
+            let took = now.saturating_duration_since(self.begun());
+            speed.succeeded(took, tokens, now);
+        } else if end.is_signal && end.failure.is_some_and(|it| it.reason != Reason::Limited) {
+            speed.failed(now);
+        }
+    }
 }
 
 impl Targets {
@@ -63,6 +76,7 @@ impl Targets {
         let upstream = backend.upstream();
         let mut guard = self.lock();
         let state = &mut *guard;
+        state.free(permit.target());
         let mut breaker = backend.breaker();
         let reason = ended.result.reason();
         let judgement =
@@ -76,6 +90,9 @@ impl Targets {
                 .is_some_and(|judgement| judgement.is_signal),
             cause: &ended.cause,
         };
+        if permit.routes.is_timed {
+            permit.time(&end, ended.tokens, now);
+        }
         let moment = self.moment(upstream, now, random);
         let target = &mut state.upstreams[upstream];
         let changes = target.on_finish(&mut breaker, permit.flight, Some((&end, moment)));
@@ -109,7 +126,7 @@ impl Targets {
         {
             state.giving_up.on_change(change);
         }
-        let checks = state.choices.made().is_multiple_of(TROUBLE_CHECK_INTERVAL);
+        let checks = state.begun.is_multiple_of(TROUBLE_CHECK_INTERVAL);
         drop(guard);
         if reason.is_some() {
             self.note_trouble();

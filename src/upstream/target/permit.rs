@@ -38,8 +38,7 @@ impl Permit {
         }
     }
 
-    /// The upstream's number, as [`try_acquire`](crate::upstream::Pool::try_acquire) takes it to
-    /// avoid it.
+    /// The upstream's number.
     #[must_use]
     pub fn upstream(&self) -> usize {
         self.backend().upstream()
@@ -86,6 +85,7 @@ impl Targets {
     fn abandon(&self, permit: &Permit) {
         let backend = permit.backend();
         let mut state = self.lock();
+        state.free(permit.target());
         let upstream = &mut state.upstreams[backend.upstream()];
         let changes = upstream.on_finish(&mut backend.breaker(), permit.flight, None);
         drop(state);

@@ -7,7 +7,8 @@ use tokio::time::Instant;
 use super::targets::Targets;
 use crate::upstream::health::breaker::{Breaker, Room};
 use crate::upstream::health::reason::Reason;
-use crate::upstream::route::{Routes, Target};
+use crate::upstream::route::{Routes, Target, Tier};
+use crate::upstream::settings::Spill;
 
 /// A breaker that let a call begin within this time counts as open. Callers ask once a second.
 const RECENT: Duration = Duration::from_secs(2);
@@ -16,7 +17,7 @@ impl Targets {
     /// Whether lines could be sent, if there were places.
     #[must_use]
     pub fn is_open(&self, routes: &Routes) -> bool {
-        self.any_open(routes, |_| true)
+        self.lock().any_open(&routes.targets, Instant::now())
     }
 
     /// Whether lines can be sent, or could be sent a moment ago. A target that opens and closes by
@@ -77,10 +78,13 @@ impl Targets {
     /// Whether this process has a share of the limits of any open target. The share may be used up.
     #[must_use]
     pub fn has_share(&self, routes: &Routes) -> bool {
-        self.limits.lane(routes.lane) > 0
-            && self.any_open(routes, |target| {
-                self.limits.share(target.backend.upstream()) > 0
-            })
+        if self.limits.lane(routes.lane) == 0 {
+            return false;
+        }
+        let in_reach = self.in_reach(routes);
+        let (state, now) = (self.lock(), Instant::now());
+        let mut in_reach = in_reach.iter();
+        in_reach.any(|target| self.share(target) > 0 && state.is_open(target, now))
     }
 
     /// Whether other processes have the whole limit of the model, or of every open upstream.
@@ -115,12 +119,35 @@ impl Targets {
         })
     }
 
-    /// Whether any target is open for which `holds` is true.
-    fn any_open(&self, routes: &Routes, holds: impl Fn(&Target) -> bool) -> bool {
-        let now = Instant::now();
+    /// The places of the limits, in [`Limits::all`](crate::upstream::limits::concurrency::Limits::all),
+    /// of the targets that lines may go to. Those of a tier that is not used now are none of them.
+    pub fn limits_in_reach(&self, routes: &Routes) -> impl Iterator<Item = usize> {
+        let targets = self.in_reach(routes).iter();
+        targets.flat_map(|target| {
+            let of_route = target.limit.map(|limit| self.limits.routes().start + limit);
+            of_route.into_iter().chain([target.backend.upstream()])
+        })
+    }
+
+    /// How many calls at once this process may have in flight at a target.
+    fn share(&self, target: &Target) -> usize {
+        let of_upstream = self.limits.share(target.backend.upstream());
+        let of_route = target.limit.map(|limit| self.limits.of_route(limit));
+        of_upstream.min(of_route.unwrap_or(usize::MAX))
+    }
+
+    /// The targets that lines may go to: those of the tier that is used now, and of the tiers below,
+    /// whose lines wait for them to open.
+    fn in_reach<'r>(&self, routes: &'r Routes) -> &'r [Target] {
+        if routes.spill == Spill::Full || routes.tiers.len() < 2 {
+            return &routes.targets;
+        }
         let state = self.lock();
-        let mut targets = routes.targets.iter();
-        targets
-            .any(|target| !matches!(state.room(target, now), Room::Closed { .. }) && holds(target))
+        let is_used = |tier: &&Tier| {
+            let mut targets = routes.targets[tier.targets.clone()].iter();
+            targets.any(|target| state.is_proven(target))
+        };
+        let used = routes.tiers.iter().find(is_used);
+        used.map_or(&routes.targets, |tier| &routes.targets[..tier.targets.end])
     }
 }

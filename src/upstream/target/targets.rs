@@ -11,7 +11,7 @@ use tokio::time::Instant;
 use super::backend::Backends;
 use super::upstream::{Moment, Upstream};
 use crate::upstream::attempt::ages::OldCalls;
-use crate::upstream::balance::Choices;
+use crate::upstream::balance::Balancer;
 use crate::upstream::health::announce::{Subject, announce};
 use crate::upstream::health::breaker::{Change, Room};
 use crate::upstream::health::fail_fast::GivingUp;
@@ -43,7 +43,12 @@ pub struct Targets {
 #[derive(Debug)]
 pub(super) struct State {
     pub(super) upstreams: Vec<Upstream>,
-    pub(super) choices: Choices,
+    /// By the number of the tier.
+    pub(super) balancers: Vec<Balancer>,
+    /// How many calls have begun.
+    pub(super) begun: usize,
+    /// Calls in flight by the routes that have a limit, in the order of these limits.
+    pub(super) by_route: Vec<usize>,
     pub(super) giving_up: GivingUp,
     /// Waiting lines may be due now: the success that they waited for has come, or an operator has
     /// mended what they failed at.
@@ -55,10 +60,11 @@ impl Targets {
     pub(in crate::upstream) fn new(
         urls: Vec<String>,
         backends: Arc<Backends>,
-        limits: Limits,
+        (limits, balancers): (Limits, Vec<Balancer>),
         (pace, retry): (Pace, RetrySettings),
         fail_fast: Option<FailFast>,
     ) -> Self {
+        let by_route = vec![0; limits.routes().len()];
         Self {
             backends,
             limits,
@@ -70,7 +76,9 @@ impl Targets {
             changed: Notify::new(),
             state: Mutex::new(State {
                 upstreams: urls.iter().map(|_| Upstream::default()).collect(),
-                choices: Choices::default(),
+                balancers,
+                begun: 0,
+                by_route,
                 giving_up: GivingUp::new(fail_fast),
                 is_hastened: false,
             }),
@@ -91,6 +99,12 @@ impl Targets {
     #[must_use]
     pub fn in_flight(&self) -> Vec<usize> {
         self.read(|upstreams| upstreams.iter().map(Upstream::in_flight).collect())
+    }
+
+    /// Calls in flight by the routes that have a limit, in the order of these limits.
+    #[must_use]
+    pub fn in_flight_by_route(&self) -> Vec<usize> {
+        self.lock().by_route.clone()
     }
 
     /// The calls in flight that are at least so old, at all upstreams.
@@ -160,6 +174,31 @@ impl State {
     /// Whether all calls have failed so that only a person can help: see [`FailFast`].
     pub(super) fn is_hopeless(&self) -> bool {
         self.giving_up.hopeless().is_some()
+    }
+
+    pub(super) fn is_open(&self, target: &Target, now: Instant) -> bool {
+        !matches!(self.room(target, now), Room::Closed { .. })
+    }
+
+    pub(super) fn any_open(&self, targets: &[Target], now: Instant) -> bool {
+        targets.iter().any(|target| self.is_open(target, now))
+    }
+
+    /// Whether a target is open, and not only tried with a line or a few: then other lines must not
+    /// wait for it.
+    pub(super) fn is_proven(&self, target: &Target) -> bool {
+        let upstream = &self.upstreams[target.backend.upstream()];
+        let is_closed = upstream.breaker().closure().is_some()
+            || target.backend.breaker().closure().is_some()
+            || self.is_hopeless();
+        !is_closed
+    }
+
+    /// A call to a target has ended.
+    pub(super) fn free(&mut self, target: &Target) {
+        if let Some(limit) = target.limit {
+            self.by_route[limit] -= 1;
+        }
     }
 
     /// Whether the breakers let a line be sent to a target.

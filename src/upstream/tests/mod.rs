@@ -1,5 +1,6 @@
 //! Against scripted model servers on the loopback.
 
+mod balancing;
 mod calls;
 mod outages;
 mod routing;
@@ -198,6 +199,10 @@ pub(super) fn route(upstream: &str, model: Option<&str>) -> RouteSettings {
         upstream: upstream.to_owned(),
         model: model.map(str::to_owned),
         weight: 1,
+        tier: 0,
+        concurrency: None,
+        defaults: serde_json::Map::new(),
+        overrides: serde_json::Map::new(),
     }
 }
 
@@ -205,8 +210,11 @@ pub(super) fn model(name: &str, routes: Vec<RouteSettings>) -> ModelSettings {
     ModelSettings {
         name: name.to_owned(),
         concurrency: None,
+        balance: Strategy::default(),
+        spill: Spill::default(),
         routes,
         defaults: serde_json::Map::new(),
+        overrides: serde_json::Map::new(),
     }
 }
 
@@ -250,9 +258,16 @@ fn running(settings: &Settings) -> (Arc<Pool>, DropGuard) {
     (pool, stop.drop_guard())
 }
 
+/// A line whose last attempt failed at this one of the targets.
+fn failed_at(routes: &Routes, place: usize) -> History {
+    let (mut history, backend) = (History::default(), &routes.targets[place].backend);
+    history.failed(backend, &backend.evidence(), tokio::time::Instant::now());
+    history
+}
+
 fn permit(pool: &Arc<Pool>, model: &str) -> Permit {
     let routes = pool.resolve(model).expect("is served");
-    match pool.try_acquire(&routes, None, 0) {
+    match pool.try_acquire(&routes, &History::default(), 0) {
         Acquired::Permit(permit) => permit,
         other => panic!("no permit: {other:?}"),
     }

@@ -64,6 +64,42 @@ async fn configured_names_are_served_and_the_star_serves_the_rest() {
 }
 
 #[tokio::test]
+async fn the_most_exact_of_the_names_that_fit_counts() {
+    let names = ["exact", "long", "short", "rest"];
+    let upstreams = names.map(|name| upstream(name, NOWHERE));
+    let models = [
+        model("*", vec![route("rest", None)]),
+        model("llama-*", vec![route("short", Some("renamed"))]),
+        model("llama-3.1-*", vec![route("long", None)]),
+        model("llama-3.1-8b", vec![route("exact", None)]),
+    ];
+    let pool = pool(&settings(upstreams.into(), models.into()));
+    for (name, upstream, sent_as, label) in [
+        ("llama-3.1-8b", 0, "llama-3.1-8b", "llama-3.1-8b"),
+        ("llama-3.1-70b", 1, "llama-3.1-70b", "llama-3.1-*"),
+        ("llama-3.1-", 1, "llama-3.1-", "llama-3.1-*"),
+        ("llama-3.1", 2, "renamed", "llama-*"),
+        ("llama", 3, "llama", "other"),
+        ("x-llama-3.1-8b", 3, "x-llama-3.1-8b", "other"),
+    ] {
+        assert_eq!(served_by(&pool, name), Some(vec![upstream]), "{name}");
+        let routes = pool.resolve(name).expect("is served");
+        assert_eq!(routes.targets[0].backend.model(), sent_as, "{name}");
+        assert_eq!(pool.label(name), label, "{name}");
+    }
+    assert_eq!(
+        served_by(&pool, ""),
+        Some(vec![3]),
+        "a line without a model"
+    );
+    let [one, other] = ["llama-3.1-70b", "llama-3.1-405b"].map(|name| pool.resolve(name));
+    let lane = |routes: Option<Arc<Routes>>| routes.map(|routes| routes.lane);
+    assert_eq!(lane(one), lane(other), "one limit for all");
+    let ids: Vec<_> = pool.models().into_iter().map(|model| model.id).collect();
+    assert_eq!(ids, ["llama-3.1-8b"]);
+}
+
+#[tokio::test]
 async fn a_single_upstream_serves_every_model_and_lists_its_own() {
     let server = Server::start(|_| models(&["b", "a"])).await;
     let (pool, _guard) = running(&settings(vec![upstream("gpu", &server.base_url)], vec![]));

@@ -53,8 +53,8 @@ impl Demand {
         }
         let mut add = |routes: &Routes, lines: usize| {
             let lines = lines.min(limits.lane_allowed(routes.lane));
-            let limits = limits.of_lane(routes.lane).into_iter();
-            for limit in limits.chain(routes.upstreams()) {
+            let in_reach = self.pool.targets().limits_in_reach(routes);
+            for limit in limits.of_lane(routes.lane).into_iter().chain(in_reach) {
                 demand[limit] = demand[limit].saturating_add(lines);
             }
         };
@@ -86,6 +86,8 @@ impl Demand {
                 in_flight[limit] = lane.in_flight();
             }
         }
+        let by_route = self.pool.targets().in_flight_by_route();
+        in_flight[limits.routes()].copy_from_slice(&by_route);
         in_flight
     }
 

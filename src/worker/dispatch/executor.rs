@@ -175,7 +175,6 @@ impl Executor {
         };
         match (attempt.next, attempt.answer) {
             (Next::Again { after, is_hastened }, refusal) => {
-                pending.avoid = Some(attempt.target.upstream());
                 self.again(pending, refusal, (after, is_hastened))
             }
             (Next::End, Some(answer)) => {

@@ -14,7 +14,7 @@ use std::sync::Arc;
 use super::ledger::Ledger;
 use super::ledger::run_queues::{Batch, BatchFlow, Turn};
 use super::ledger::unit::{ActiveUnit, Ready};
-use crate::upstream::{Acquired, Permit, Pool, Routes};
+use crate::upstream::{Acquired, History, Permit, Pool, Routes};
 use crate::worker::work::isolation::Isolation;
 use crate::worker::work::line::Pending;
 use crate::worker::work::unit::LoadedUnit;
@@ -38,7 +38,7 @@ pub(crate) trait Door {
     fn works(&self, routes: &Routes) -> bool;
     /// Whether any upstream takes such lines at present.
     fn is_open(&self, routes: &Routes) -> bool;
-    fn acquire(&self, routes: &Arc<Routes>, avoid: Option<usize>, batch: u64) -> Option<Permit>;
+    fn acquire(&self, routes: &Arc<Routes>, history: &History, batch: u64) -> Option<Permit>;
 }
 
 impl Door for Arc<Pool> {
@@ -54,8 +54,8 @@ impl Door for Arc<Pool> {
         self.targets().is_open(routes)
     }
 
-    fn acquire(&self, routes: &Arc<Routes>, avoid: Option<usize>, batch: u64) -> Option<Permit> {
-        match self.try_acquire(routes, avoid, batch) {
+    fn acquire(&self, routes: &Arc<Routes>, history: &History, batch: u64) -> Option<Permit> {
+        match self.try_acquire(routes, history, batch) {
             Acquired::Permit(permit) => Some(permit),
             Acquired::Full | Acquired::Closed { .. } => None,
         }
@@ -109,16 +109,14 @@ pub(crate) fn next(ledger: &mut Ledger, now_ms: i64, door: &impl Door) -> Option
             barred.push((place.queue, place.flow));
             continue;
         };
-        let (avoid, exclusively, batch) = ledger.unit(id).and_then(|active| {
-            let unit = active.unit();
-            let exclusively = unit.isolation().is_some_and(Isolation::needs_the_process);
-            Some((active.first(ready)?.avoid, exclusively, unit.batch.number))
-        })?;
+        let active = ledger.unit(id)?;
+        let (unit, history) = (active.unit(), &active.first(ready)?.history);
+        let exclusively = unit.isolation().is_some_and(Isolation::needs_the_process);
         if exclusively && ledger.in_flight() > 0 && door.is_open(&routes) {
             // The line waits for the lines in flight, and all others wait for the line.
             return None;
         }
-        let Some(permit) = door.acquire(&routes, avoid, batch) else {
+        let Some(permit) = door.acquire(&routes, history, unit.batch.number) else {
             full.push(place.queue);
             continue;
         };

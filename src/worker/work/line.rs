@@ -28,8 +28,6 @@ pub(crate) struct Request {
 pub(crate) struct Pending {
     pub line: OpenLine,
     pub history: History,
-    /// The upstream of the last attempt. The next attempt prefers another upstream.
-    pub avoid: Option<usize>,
     /// The last answer, if it was a refusal. The line ends with it if no better answer comes.
     /// Boxed: few lines have one, and a pending line is moved about.
     pub refusal: Option<Box<Answer>>,
@@ -58,7 +56,6 @@ impl Pending {
         Self {
             line,
             history: History::default(),
-            avoid: None,
             refusal: None,
         }
     }

@@ -193,13 +193,14 @@ fn key(line: &str, models: &[ModelSettings]) -> Option<Key> {
     let mut body = Vec::with_capacity(request.body.len());
     json::compact(request.body.as_bytes(), &mut body);
     let name = model.as_deref().unwrap_or_default();
-    let of = |wanted: &str| models.iter().find(|model| model.name == wanted);
-    // What the configuration fills in is a part of what is asked.
-    let defaults = of(name).or_else(|| of("*")).map(|model| &model.defaults);
-    let defaults = defaults.filter(|defaults| !defaults.is_empty());
-    let defaults = defaults.map(|defaults| Value::Object(defaults.clone()).to_string());
-    let defaults = defaults.unwrap_or_default();
-    let parts: [&[u8]; 3] = [request.url.as_bytes(), &body, defaults.as_bytes()];
+    // What the configuration fills in or writes over is a part of what is asked.
+    let model = ModelSettings::of(models, name);
+    let settings = model.map(|model| [&model.defaults, &model.overrides]);
+    let settings = settings.into_iter().flatten().filter(|set| !set.is_empty());
+    let settings: String = settings
+        .map(|set| Value::Object(set.clone()).to_string())
+        .collect();
+    let parts: [&[u8]; 3] = [request.url.as_bytes(), &body, settings.as_bytes()];
     Some(Key::new(&request.custom_id, &parts))
 }
 

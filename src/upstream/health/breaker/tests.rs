@@ -298,6 +298,35 @@ fn first_failures_of_many_lines_in_a_row_are_the_servers_fault() {
 }
 
 #[test]
+fn what_works_again_takes_half_of_its_calls_for_a_second_however_fast_it_answers() {
+    let mut case = Case::that_worked();
+    let call = case.start();
+    case.fail(call, Reason::Unreachable);
+    case.pass(10_000);
+    case.breaker
+        .probed(true, case.now, &case.pace, 0.0, LIMIT)
+        .expect("it opens");
+    let mut in_flight = case.fill(LIMIT);
+    for _ in 0..999 {
+        case.pass(1);
+        // All are answered at once, and as many are sent again.
+        for call in std::mem::take(&mut in_flight) {
+            case.succeed(call);
+        }
+        in_flight = case.fill(LIMIT);
+        assert_eq!(in_flight.len(), LIMIT / 2);
+    }
+    for _ in 0..2 {
+        case.pass(1);
+        for call in std::mem::take(&mut in_flight) {
+            case.succeed(call);
+        }
+        in_flight = case.fill(LIMIT);
+    }
+    assert_eq!(in_flight.len(), LIMIT, "then it soon takes all");
+}
+
+#[test]
 fn the_failures_of_lines_that_have_failed_before_are_not_counted() {
     let mut case = Case::that_worked();
     for _ in 0..100 {
