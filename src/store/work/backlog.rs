@@ -1,4 +1,4 @@
-//! What there is to lease: one row for each live batch and model.
+//! What there is to lease: one row for each live batch and model of which units wait or have waited.
 
 use sqlx::FromRow;
 
