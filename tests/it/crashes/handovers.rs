@@ -293,7 +293,8 @@ async fn a_unit_that_is_another_replicas_is_let_go() {
     session
         .execute(
             "UPDATE units SET state = 'waiting', owner = NULL;
-             INSERT INTO backlog SELECT batch_id, model_no, 'sim-small', 1 FROM units",
+             INSERT INTO backlog SELECT batch_id, model_no, 'sim-small', 1 FROM units WHERE TRUE
+                ON CONFLICT (batch_id, model_no) DO UPDATE SET waiting = backlog.waiting + 1",
         )
         .await;
     let batch = server.ended(&batch).await;

@@ -90,7 +90,8 @@ async fn answers_are_written_where_a_take_over_was_not_followed_by_a_lease() {
             "DELETE FROM replicas;
              UPDATE units SET state = 'waiting', takeovers = takeovers + 1
                 WHERE state = 'leased';
-             INSERT INTO backlog SELECT batch_id, model_no, 'sim-small', 1 FROM units;
+             INSERT INTO backlog SELECT batch_id, model_no, 'sim-small', 1 FROM units WHERE TRUE
+                ON CONFLICT (batch_id, model_no) DO UPDATE SET waiting = backlog.waiting + 1;
              COMMIT",
         )
         .await;
