@@ -470,6 +470,11 @@ async fn a_batch_that_cannot_be_ended_holds_up_no_other() {
         .await;
     let ended = server.ended(&still).await;
     assert_eq!((&*ended.status, ended.counts.completed), ("completed", 1));
+    let calls = server.simulator.stats().total.calls;
+    assert_eq!(
+        calls, 5,
+        "the answers were written meanwhile, and no line ran again"
+    );
 }
 
 on_every_engine![
