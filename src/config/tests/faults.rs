@@ -1,6 +1,7 @@
 //! Every fault is found, and found where it stands.
 
 use super::*;
+use crate::upstream::Http2;
 
 /// Lines of `what is written => where: what is said`.
 fn cases(table: &str) -> impl Iterator<Item = (&str, &str, &str)> {
@@ -126,6 +127,7 @@ fn each_fault_of_an_upstream_is_found() {
         proxy = 'ftp://a'                    => proxy: expected a URL
         ca_file = '/dev/null'                => ca_file: the file holds no certificate
         ca_file = '/nowhere/x'               => ca_file: the file cannot be read
+        http2 = 'always'                     => http2: expected true or false, found a
     "#;
     for (line, key, message) in cases(table) {
         let expected = format!("upstreams[0].{key} (nightshift.toml:4): {message}");
@@ -146,6 +148,20 @@ fn each_fault_of_an_upstream_is_found() {
         &[],
         &["upstreams[0] (nightshift.toml:1): `api_key_env` and `api_key_file` are both set"],
     );
+    check_faults(
+        &format!("{UPSTREAM}proxy = 'http://a'\nhttp2 = true"),
+        &[],
+        &["upstreams[0].http2 (nightshift.toml:5): HTTP/2 is not spoken over a proxy"],
+    );
+    for (written, read) in [
+        ("'auto'", Http2::Auto),
+        ("true", Http2::Always),
+        ("false", Http2::Never),
+    ] {
+        let config = load(&format!("{UPSTREAM}http2 = {written}"), &[]);
+        let http2 = config.ok().map(|config| config.upstreams[0].http2);
+        assert_eq!(http2, Some(read), "{written}");
+    }
 }
 
 #[test]
