@@ -120,7 +120,7 @@ impl Client {
         url.into()
     }
 
-    /// Warns, now and then, of results whose reason the lines' users cannot see.
+    /// Warns of results that only an operator can prevent, at most once a minute.
     pub(in crate::upstream) fn warn_of(&self, result: CallResult) {
         if result == CallResult::NoDescriptor
             && let Some(calls) = NO_DESCRIPTOR.occurred()
@@ -149,8 +149,8 @@ impl Client {
                 upstream.name = &*self.name,
                 timeout = ?self.timeout,
                 calls.timed_out = calls,
-                "calls took longer than the upstream's timeout: a line is sent twice at most so, \
-                 then it fails with request_timeout; raise timeout if answers take so long"
+                "calls took longer than the upstream's timeout: the second time a line fails \
+                 with request_timeout; raise timeout if answers take so long"
             );
         }
     }

@@ -45,8 +45,7 @@ pub(in crate::upstream) struct Direct {
     links: Option<Arc<Links>>,
 }
 
-/// A connection, and what moves its bytes when it is polled. Large: kept in a box, which is what
-/// goes from hand to hand.
+/// A connection, and the future that reads and writes its bytes. It is large, so it stands in a box.
 struct Connection {
     sender: SendRequest<Full<Bytes>>,
     driver: Driver,
@@ -61,8 +60,8 @@ enum Way {
     Http2(Slot),
 }
 
-/// Connections that wait for another call. The one used last is used next, so that those that
-/// are not needed grow old.
+/// Connections that wait for another call. The one that was used last is used next, so that surplus
+/// connections grow old and are closed.
 struct Idle {
     pool: Mutex<IdlePool>,
     max: usize,
@@ -71,7 +70,7 @@ struct Idle {
 #[derive(Default)]
 struct IdlePool {
     connections: VecDeque<(Instant, Box<Connection>)>,
-    /// A task drops those that have grown old.
+    /// A task runs that drops old connections.
     is_aging: bool,
 }
 
@@ -92,7 +91,7 @@ pub(in crate::upstream) enum Body {
 /// The body of an answer over HTTP/1.1, on its connection.
 pub(in crate::upstream) struct Http1Body {
     body: Incoming,
-    /// `None` once it was given back, or is of no more use.
+    /// `None` once the connection was given back, or is broken.
     connection: Option<Box<Connection>>,
     idle: Arc<Idle>,
 }
@@ -270,7 +269,7 @@ fn refused(cause: &str) -> Error {
 }
 
 impl Connection {
-    /// Reads and writes what can be, and tells whether another request may be sent.
+    /// Reads and writes what can be. Whether another request may be sent over the connection.
     async fn is_usable(&mut self) -> bool {
         poll_fn(|cx| {
             advance(&mut self.driver, cx);
@@ -281,10 +280,11 @@ impl Connection {
     }
 }
 
-/// Waits for something that comes over a connection, and moves the connection on meanwhile.
+/// Waits for something that comes over a connection, and polls the connection meanwhile.
 async fn drive<F: Future>(driver: &mut Driver, mut awaited: Pin<&mut F>) -> F::Output {
     poll_fn(|cx| {
-        // First, for it may tell the connection that it waits; and again for what that brought.
+        // First what is awaited, because that may ask the connection for something. Then the
+        // connection, and then again what is awaited, for what the connection has brought.
         if let Poll::Ready(output) = awaited.as_mut().poll(cx) {
             return Poll::Ready(output);
         }
@@ -294,8 +294,8 @@ async fn drive<F: Future>(driver: &mut Driver, mut awaited: Pin<&mut F>) -> F::O
     .await
 }
 
-/// Reads and writes what can be. What breaks the connection is told to whoever waits for an
-/// answer over it.
+/// Reads and writes what can be. An error that breaks the connection reaches the future that waits
+/// for the answer.
 fn advance(driver: &mut Driver, cx: &mut Context<'_>) {
     let _ = Pin::new(driver).poll(cx);
 }
@@ -328,14 +328,14 @@ impl Idle {
         }
     }
 
-    /// Drops connections that nobody has used for long; ends when there is none.
+    /// Drops connections that were idle for [`IDLE_MAX`], until none is left.
     async fn age(self: Arc<Self>) {
         while let Some(next) = self.drop_old() {
             tokio::time::sleep_until(next).await;
         }
     }
 
-    /// Tells when the next will be old.
+    /// Drops old connections. Returns when the next one will be old.
     fn drop_old(&self) -> Option<Instant> {
         let now = Instant::now();
         let mut pool = self.lock();
@@ -391,7 +391,7 @@ impl Http1Body {
         }
     }
 
-    /// The body is read: the connection may serve another call.
+    /// The body was read to its end, so the connection may serve another call.
     async fn give_back(&mut self) {
         let Some(mut connection) = self.connection.take() else {
             return;
