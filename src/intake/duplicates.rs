@@ -129,6 +129,7 @@ impl Spilled {
         })
     }
 
+    /// All runs of all levels, as ranges of bytes in the file.
     fn runs(&self) -> Vec<Range<u64>> {
         self.levels.iter().flatten().cloned().collect()
     }

@@ -28,7 +28,7 @@ impl Pace {
         }
     }
 
-    /// Bytes were waited for.
+    /// The server has waited so long for the client's bytes. This time counts towards the pace.
     pub fn waited(&mut self, time: Duration) {
         self.waited += time;
     }

@@ -100,6 +100,7 @@ impl Journal {
         self.kept
     }
 
+    /// The files of this run's batch.
     pub(super) fn generation(&self) -> Generation {
         Generation::of(&self.state, self.generation)
     }

@@ -58,7 +58,12 @@ pub(super) struct Left<'a> {
 }
 
 impl Left<'_> {
-    /// Says why a run has stopped and what the next command finds, and gives the exit code.
+    /// Settles which run the next command finds. A run with answers has taken the earlier run's
+    /// place for good; a run without gives the place back. Then this says why the run has stopped
+    /// and what the next command finds.
+    ///
+    /// # Errors
+    /// The fault for which the run has stopped, or one of the files.
     pub(super) fn tell(
         self,
         stopped: Stopped,

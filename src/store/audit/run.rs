@@ -42,6 +42,7 @@ impl Store {
 }
 
 impl Audit<'_> {
+    /// Audits each batch that was there when the audit began, a page of ids at a time.
     async fn batches(&mut self) -> Result<()> {
         let mut after = String::new();
         loop {

@@ -51,11 +51,13 @@ impl Store {
         Ok(batch.map_or(Cancel::NotFound, |batch| Cancel::Granted(Box::new(batch))))
     }
 
-    /// Ends the window of batches whose time is up: lines that have not run will not run. Returns
-    /// how many batches there were.
+    /// Ends the window of batches whose time is up, at most [`ROUND`] of them. A batch that is being
+    /// validated expires at once. A batch in progress is marked: its lines that have not run will not
+    /// run. A batch that fails is logged, and waits for the next round. Returns how many batches
+    /// succeeded.
     ///
     /// # Errors
-    /// When the database fails.
+    /// When the database is away, or no batch succeeded.
     pub async fn expire_batches(&self) -> Result<usize> {
         // The condition of the partial index over live batches is repeated word for word: SQLite
         // uses the index only then.

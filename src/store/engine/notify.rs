@@ -212,7 +212,8 @@ async fn listen_once(database: &Database, here: &Arc<Signals>) -> Result<()> {
     }
 }
 
-/// Passes on the wake-up of another process.
+/// Passes on the wake-up of another process. Validators hear of it after a short random pause, so
+/// that one process does the work and the others find none.
 fn hear(here: &Arc<Signals>, who: Who) {
     if who != Who::Validators {
         return here.send(who);

@@ -589,8 +589,10 @@ impl Breaker {
         });
     }
 
-    /// Widens the window after a success. `in_use`: how many calls were in flight. A success in a
-    /// window that is hardly used does not show that the other side would take more.
+    /// Counts a success. While the window doubles, each success widens it by one call; else each
+    /// [`SUCCESSES_A_STEP`] do. A window that is held does not change. `in_use`: how many calls
+    /// were in flight. Where they fill less than a quarter of the window, a success does not show
+    /// that the other side would take more, and is not counted.
     fn widen(&mut self, in_use: usize, now: Instant) {
         let Some(window) = &mut self.window else {
             return;

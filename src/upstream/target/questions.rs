@@ -50,7 +50,8 @@ impl Targets {
         latest
     }
 
-    /// Whether no target is known to work. Lines that failed before are then sent last.
+    /// Whether no target is known to work: each is closed, or open for a trial only. A target that
+    /// is full works.
     #[must_use]
     pub fn is_trial(&self, routes: &Routes) -> bool {
         let now = Instant::now();

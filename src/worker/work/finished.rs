@@ -79,12 +79,12 @@ impl CompletionQueue {
         }
     }
 
-    /// Whether there are batches of which all lines are queued.
+    /// Whether a batch of one unit has all its lines in the queue. Such a batch ends with its flush.
     pub(crate) fn has_whole_batch(&self) -> bool {
         !self.lock().whole_batches.is_empty()
     }
 
-    /// Takes the lines of batches of which all lines are queued.
+    /// Takes the lines of batches of one unit that have all their lines in the queue.
     pub(crate) fn take_whole_batches(&self) -> Vec<FinishedLine> {
         let mut queued = self.lock();
         let units = std::mem::take(&mut queued.whole_batches);
