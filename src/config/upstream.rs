@@ -31,11 +31,13 @@ const RESPONSE_BYTES_MAX: u64 = 1 << 40;
 const TIMEOUT_MIN: Duration = Duration::from_millis(1);
 
 /// Said by the HTTP client itself, about the one call.
-const OWN_HEADERS: [&str; 8] = [
+const OWN_HEADERS: [&str; 10] = [
     "connection",
     "content-length",
     "content-type",
     "expect",
+    "keep-alive",
+    "proxy-connection",
     "te",
     "trailer",
     "transfer-encoding",

@@ -118,6 +118,7 @@ fn each_fault_of_an_upstream_is_found() {
         headers = { x = "a\nb" }             => headers.x: the value holds what no header can
         headers = { x = 'a', X = 'b' }       => headers.x: the header is given twice
         headers = { content-length = '1' }   => headers.content-length: this header is made
+        headers = { keep-alive = '1' }       => headers.keep-alive: this header is made
         headers = { authorization = 'x' }    => headers.authorization: a secret is not written
         headers = { X-API-Key = 'x' }        => headers.X-API-Key: a secret is not written
         headers = { api-key = 'x' }          => headers.api-key: a secret is not written

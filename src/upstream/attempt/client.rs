@@ -171,7 +171,10 @@ impl Client {
         let mut deadline = timer.set(Instant::now() + self.timeout);
         let response = {
             // Ends before the body is read: a call is as large as the larger of the two.
-            let sending = pin!(self.transport.send(Method::POST, &address, headers, body));
+            let sending = pin!(
+                self.transport
+                    .send(Method::POST, &address, headers, body, false)
+            );
             self.head(sending, self.timeout, deadline.as_mut()).await?
         };
         self.whole(response, self.timeout, deadline, reservation)
@@ -190,7 +193,7 @@ impl Client {
         let mut deadline = timer.set(Instant::now() + timeout);
         let sending = self
             .transport
-            .send(Method::GET, &address, headers, Bytes::new());
+            .send(Method::GET, &address, headers, Bytes::new(), true);
         let response = self.head(pin!(sending), timeout, deadline.as_mut()).await?;
         let (head, body) = self
             .whole(response, timeout, deadline, &mut reservation)
@@ -387,6 +390,7 @@ fn headers(
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::upstream::attempt::result::Cost;
     use crate::upstream::tests::upstream;
 
     #[test]
@@ -404,5 +408,16 @@ mod tests {
         assert_eq!(asked.as_deref(), Some("gzip, br, zstd"));
         let own = asked_for("https://gpu/v1", Some("identity"));
         assert_eq!(own.as_deref(), Some("identity"));
+    }
+
+    #[test]
+    fn no_port_is_told_apart_from_no_way_once_the_server_has_answered() {
+        let client = Client::new(&upstream("gpu", "http://gpu/v1")).expect("a good configuration");
+        let result = || client.failure(transport::Error::NoPort).result;
+        assert_eq!(result(), CallResult::Unreachable);
+        client.has_answered.store(true, Ordering::Relaxed);
+        assert_eq!(result(), CallResult::NoPort);
+        assert_eq!(CallResult::NoPort.cost(), Some(Cost::TurnedAway));
+        assert_eq!(CallResult::NoPort.reason(), None);
     }
 }

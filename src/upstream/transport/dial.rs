@@ -2,7 +2,9 @@
 //! the URL asks for it.
 
 use std::io;
+use std::pin::pin;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
 use hyper::Uri;
@@ -12,6 +14,7 @@ use reqwest::Url;
 use rustls::pki_types::ServerName;
 use tokio::net::TcpStream;
 use tokio::sync::{Semaphore, SemaphorePermit};
+use tokio::time::{Instant, timeout_at};
 use tokio_rustls::TlsConnector;
 use tokio_rustls::client::TlsStream;
 use tokio_util::either::Either;
@@ -26,9 +29,6 @@ use crate::upstream::settings::{Http2, UpstreamSettings};
 /// So many connections are opened at once. Servers keep a few hundred waiting until they accept
 /// them, and one that is turned away is tried again by the kernel only a second later.
 const CONNECTING_MAX: usize = 256;
-/// How long a call waits that cannot be sent for want of a descriptor or a port.
-const LACK_PAUSE: Duration = Duration::from_millis(500);
-
 const HTTP2: &[u8] = b"h2";
 const HTTP1: &[u8] = b"http/1.1";
 
@@ -39,13 +39,21 @@ type Resolver = MapErr<GaiResolver, fn(io::Error) -> Unresolved>;
 
 pub(super) struct Dialer {
     connector: HttpConnector<Resolver>,
-    /// Of the name's resolution and of TLS, too.
     connect_timeout: Duration,
     server: Uri,
-    tls: Option<(TlsConnector, ServerName<'static>)>,
+    tls: Option<Tls>,
     http2: Http2,
     /// Who may connect now.
     connecting: Semaphore,
+    /// How many connections have been opened.
+    opened: AtomicU64,
+}
+
+struct Tls {
+    connector: TlsConnector,
+    /// Offers HTTP/1.1 alone.
+    http1: TlsConnector,
+    name: ServerName<'static>,
 }
 
 /// A server's name has no address.
@@ -60,6 +68,8 @@ impl Dialer {
         let mut connector = HttpConnector::new_with_resolver(resolver);
         connector.enforce_http(false);
         connector.set_nodelay(true);
+        // Divided by the number of addresses: each is tried within the time that there is for all.
+        connector.set_connect_timeout(Some(config.time_to_connect()));
         connector.set_keepalive(Some(KEEPALIVE));
         connector.set_keepalive_interval(Some(KEEPALIVE));
         connector.set_keepalive_retries(Some(KEEPALIVE_RETRIES));
@@ -77,6 +87,7 @@ impl Dialer {
             tls: tls(config, base)?,
             http2: config.http2,
             connecting: Semaphore::new(CONNECTING_MAX),
+            opened: AtomicU64::new(0),
         })
     }
 
@@ -94,33 +105,53 @@ impl Dialer {
         }
     }
 
-    /// Waits until one more connection may be opened: for as long as what is returned is held.
-    pub(super) async fn turn(&self) -> Option<SemaphorePermit<'_>> {
-        // The semaphore is never closed.
-        self.connecting.acquire().await.ok()
+    /// Whether the server may be spoken to over HTTP/1.1.
+    pub(super) fn may_be_http1(&self) -> bool {
+        self.http2 != Http2::Always
     }
 
-    /// Opens a connection; whether HTTP/2 is spoken over it. Where this side lacks something for a
-    /// connection, the failure is told a little later, so that calls do not try again and again
-    /// what cannot be.
-    pub(super) async fn dial(&self) -> Result<(Stream, bool), Error> {
-        let opened = tokio::time::timeout(self.connect_timeout, self.open())
-            .await
-            .unwrap_or(Err(Error::ConnectTimeout));
-        if let Err(Error::NoDescriptor | Error::NoPort) = opened {
-            tokio::time::sleep(LACK_PAUSE).await;
+    /// Waits until one more connection may be opened: for as long as what is returned is held. Where
+    /// no connection is opened for as long as connecting may take, nobody waits any longer.
+    pub(super) async fn turn(&self, patience: Instant) -> Result<SemaphorePermit<'_>, Error> {
+        let mut turn = pin!(self.connecting.acquire());
+        loop {
+            let opened = self.opened.load(Ordering::Relaxed);
+            let until = patience.min(Instant::now() + self.connect_timeout);
+            match timeout_at(until, turn.as_mut()).await {
+                // The semaphore is never closed.
+                Ok(turn) => return turn.map_err(|_| Error::ConnectTimeout),
+                Err(_) if until < patience && opened != self.opened.load(Ordering::Relaxed) => {}
+                Err(_) => return Err(Error::ConnectTimeout),
+            }
         }
-        opened
     }
 
-    async fn open(&self) -> Result<(Stream, bool), Error> {
+    /// Opens a connection; whether HTTP/2 is spoken over it. `wants_http1`: HTTP/2 is not offered.
+    pub(super) async fn dial(
+        &self,
+        deadline: Instant,
+        wants_http1: bool,
+    ) -> Result<(Stream, bool), Error> {
+        let opened = timeout_at(deadline, self.open(wants_http1))
+            .await
+            .unwrap_or(Err(Error::ConnectTimeout))?;
+        self.opened.fetch_add(1, Ordering::Relaxed);
+        Ok(opened)
+    }
+
+    async fn open(&self, wants_http1: bool) -> Result<(Stream, bool), Error> {
         let mut connector = self.connector.clone();
         let stream = connector.call(self.server.clone()).await;
         let stream = stream.map_err(|error| unconnected(&error))?.into_inner();
-        let Some((connector, name)) = &self.tls else {
+        let Some(tls) = &self.tls else {
             return Ok((Either::Left(stream), self.http2 == Http2::Always));
         };
-        let stream = connector.connect(name.clone(), stream).await;
+        let connector = if wants_http1 {
+            &tls.http1
+        } else {
+            &tls.connector
+        };
+        let stream = connector.connect(tls.name.clone(), stream).await;
         let stream = stream.map_err(|error| {
             Error::Connect(certificates::advice(&error).unwrap_or_else(|| innermost(&error)))
         })?;
@@ -133,10 +164,9 @@ impl Dialer {
     }
 }
 
-fn tls(
-    config: &UpstreamSettings,
-    base: &Url,
-) -> Result<Option<(TlsConnector, ServerName<'static>)>, String> {
+fn tls(config: &UpstreamSettings, base: &Url) -> Result<Option<Tls>, String> {
+    // Without TLS, too: a file that cannot be read is told of in any case.
+    let named = Named::read(config)?;
     if base.scheme() != "https" {
         return Ok(None);
     }
@@ -147,13 +177,22 @@ fn tls(
         .to_owned();
     let name = ServerName::try_from(host)
         .map_err(|_| "its base_url names no host that a certificate can name".to_owned())?;
-    let mut client = Named::read(config)?.into_client()?;
-    client.alpn_protocols = match config.http2 {
-        Http2::Auto => vec![HTTP2.to_vec(), HTTP1.to_vec()],
-        Http2::Always => vec![HTTP2.to_vec()],
-        Http2::Never => vec![HTTP1.to_vec()],
+    let mut client = named.into_client()?;
+    let mut connector = |protocols: &[&[u8]]| {
+        client.alpn_protocols = protocols.iter().map(|name| name.to_vec()).collect();
+        TlsConnector::from(Arc::new(client.clone()))
     };
-    Ok(Some((TlsConnector::from(Arc::new(client)), name)))
+    let http1 = connector(&[HTTP1]);
+    let connector = match config.http2 {
+        Http2::Auto => connector(&[HTTP2, HTTP1]),
+        Http2::Always => connector(&[HTTP2]),
+        Http2::Never => http1.clone(),
+    };
+    Ok(Some(Tls {
+        connector,
+        http1,
+        name,
+    }))
 }
 
 /// Why there is no connection.

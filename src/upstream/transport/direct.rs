@@ -18,15 +18,15 @@ use futures::future::{Fuse, FusedFuture as _};
 use http_body_util::{BodyExt as _, Full};
 use hyper::body::{Body as _, Incoming};
 use hyper::client::conn::http1::{self, SendRequest};
-use hyper::header::HeaderMap;
+use hyper::header::{HOST, HeaderMap};
 use hyper::{Request, Response};
 use hyper_util::rt::TokioIo;
 use reqwest::Url;
-use tokio::time::Instant;
+use tokio::time::{Instant, timeout_at};
 
 use super::dial::{Dialer, Stream};
 use super::error::{Error, innermost};
-use super::http2::{self, Ask, Links, NoAnswer, Slot};
+use super::http2::{self, Ask, Links, NoAnswer, Slot, Waiter};
 use super::keep::IDLE_MAX;
 use crate::upstream::settings::{Http2, UpstreamSettings};
 
@@ -34,12 +34,19 @@ use crate::upstream::settings::{Http2, UpstreamSettings};
 const LOOKED_AT: Duration = Duration::from_millis(1);
 /// So often a request is sent that was not worked on because its connection ended.
 const SENT_MAX: u32 = 3;
+/// How long a call waits that cannot be sent for want of a descriptor or a port, so that calls do
+/// not try again and again what cannot be.
+const LACK_PAUSE: Duration = Duration::from_millis(500);
 
 type Driver = Fuse<http1::Connection<TokioIo<Stream>, Full<Bytes>>>;
 
 pub(in crate::upstream) struct Direct {
     dialer: Dialer,
+    /// Of the name's resolution, of TLS, and of the server's first word over HTTP/2, together.
     connect_timeout: Duration,
+    /// How long a call may wait for a connection: less than the whole call, in any case. So when a
+    /// call's time runs out, the call had been sent.
+    patience: Duration,
     idle: Arc<Idle>,
     /// `None`: HTTP/1.1 alone is spoken.
     links: Option<Arc<Links>>,
@@ -57,7 +64,10 @@ enum Way {
         connection: Box<Connection>,
         is_new: bool,
     },
-    Http2(Slot),
+    Http2 {
+        slot: Slot,
+        is_new: bool,
+    },
 }
 
 /// Connections that wait for another call. The one that was used last is used next, so that surplus
@@ -104,6 +114,7 @@ impl Direct {
             links: dialer.may_be_http2().then(|| Links::new(is_known)),
             dialer,
             connect_timeout: config.time_to_connect(),
+            patience: config.timeout.saturating_sub(config.timeout / 10),
             idle: Arc::new(Idle {
                 pool: Mutex::default(),
                 max: config.concurrency,
@@ -111,7 +122,8 @@ impl Direct {
         })
     }
 
-    /// The head names path and query, and in its headers the host.
+    /// The head names path and query, and in its headers the host. An urgent request does not wait
+    /// for its turn to connect.
     #[expect(
         clippy::manual_async_fn,
         reason = "an `async fn` would hold what it is given twice"
@@ -120,19 +132,30 @@ impl Direct {
         &self,
         mut head: Request<()>,
         body: Bytes,
+        is_urgent: bool,
     ) -> impl Future<Output = Result<Answer, Error>> + Send + '_ {
         async move {
+            let patience = (!is_urgent).then(|| Instant::now() + self.patience);
             let mut sent = 0;
             loop {
-                match self.way().await? {
-                    Way::Http2(slot) => {
-                        sent += 1;
+                match self.way(patience).await? {
+                    Way::Http2 { slot, is_new } => {
                         // In a box: what HTTP/2 needs is more than what HTTP/1.1 does.
                         let answer = Box::pin(self.send_http2(slot, &head, &body)).await;
-                        match answer? {
-                            Some(answer) => return Ok(answer),
-                            None if sent < SENT_MAX => {}
-                            None => return Err(refused("its connections end")),
+                        let cause = match answer {
+                            Ok(answer) => return Ok(answer),
+                            Err(NoAnswer::Failed(error)) => return Err(error),
+                            Err(NoAnswer::WantsHttp1) => {
+                                self.fall_back()?;
+                                continue;
+                            }
+                            // Each of these closes an old connection, so they come to an end.
+                            Err(NoAnswer::Unwritten(_)) if !is_new => continue,
+                            Err(NoAnswer::Unwritten(cause) | NoAnswer::LeftOut(cause)) => cause,
+                        };
+                        sent += 1;
+                        if sent == SENT_MAX {
+                            return Err(Error::Refused(cause));
                         }
                     }
                     Way::Http1 {
@@ -169,52 +192,62 @@ impl Direct {
         }
     }
 
-    /// `None`: the request is to be sent again, over another connection.
     async fn send_http2(
         &self,
         slot: Slot,
         head: &Request<()>,
         body: &Bytes,
-    ) -> Result<Option<Answer>, Error> {
-        let link = slot.link();
-        let uri = http2::uri(self.dialer.server(), head.uri().path_and_query());
+    ) -> Result<Answer, NoAnswer> {
+        let (path, host) = (head.uri().path_and_query(), head.headers().get(HOST));
+        let uri = http2::uri(self.dialer.server(), path, host);
         let method = head.method().clone();
-        match slot.send(method, uri, head.headers(), body.clone()).await {
-            Ok((status, headers, body)) => Ok(Some(Answer {
-                status,
-                headers,
-                body: Body::Http2(body),
-            })),
-            Err(NoAnswer::Lost(error)) => Err(error),
-            Err(NoAnswer::Unprocessed {
-                is_of_connection: true,
-                ..
-            }) => {
-                if let Some(links) = &self.links {
-                    links.close(link);
-                }
-                Ok(None)
+        let sent = slot.send(method, uri, head.headers(), body.clone());
+        let (status, headers, body) = sent.await?;
+        Ok(Answer {
+            status,
+            headers,
+            body: Body::Http2(body),
+        })
+    }
+
+    /// From now on HTTP/1.1 is spoken, where it may be.
+    fn fall_back(&self) -> Result<(), Error> {
+        match &self.links {
+            Some(links) if self.dialer.may_be_http1() => {
+                links.want_http1();
+                Ok(())
             }
-            Err(NoAnswer::Unprocessed { cause, .. }) => Err(refused(&cause)),
+            _ => Err(Error::Connect(
+                "the server wants HTTP/1.1, which `http2 = true` rules out".to_owned(),
+            )),
         }
     }
 
-    /// Over what the next request is sent.
-    async fn way(&self) -> Result<Way, Error> {
+    /// Over what the next request is sent. `patience`: how long it may wait for others; `None`: it
+    /// is urgent.
+    async fn way(&self, patience: Option<Instant>) -> Result<Way, Error> {
         let Some(links) = &self.links else {
-            return self.http1_way().await;
+            return self.http1_way(patience).await;
         };
         loop {
-            match links.ask() {
-                Ask::Http1 => return self.http1_way().await,
-                Ask::Slot(slot) => return Ok(Way::Http2(slot)),
+            match links.ask(patience.is_some()) {
+                Ask::Http1 => return self.http1_way(patience).await,
+                Ask::Slot(slot) => {
+                    return Ok(Way::Http2 {
+                        slot,
+                        is_new: false,
+                    });
+                }
                 Ask::Wait(waiter) => {
-                    if let Some(slot) = waiter.slot().await? {
-                        return Ok(Way::Http2(slot));
+                    if let Some(slot) = wait(waiter, patience).await? {
+                        return Ok(Way::Http2 {
+                            slot,
+                            is_new: false,
+                        });
                     }
                 }
                 Ask::Open(opening) => {
-                    let opened = Box::pin(self.open()).await;
+                    let opened = Box::pin(self.open(patience)).await;
                     match &opened {
                         Ok(_) => opening.done(),
                         Err(error) => opening.failed(error),
@@ -225,31 +258,52 @@ impl Direct {
         }
     }
 
-    async fn http1_way(&self) -> Result<Way, Error> {
+    async fn http1_way(&self, patience: Option<Instant>) -> Result<Way, Error> {
         match self.idle.take().await {
             Some(connection) => Ok(Way::Http1 {
                 connection,
                 is_new: false,
             }),
             // In a box: rare, and large for the state of a call.
-            None => Box::pin(self.open()).await,
+            None => Box::pin(self.open(patience)).await,
         }
     }
 
     /// A new connection, or one that another call has given back in the meantime.
-    async fn open(&self) -> Result<Way, Error> {
-        let _turn = self.dialer.turn().await;
+    async fn open(&self, patience: Option<Instant>) -> Result<Way, Error> {
+        let turn = match patience {
+            Some(patience) => Some(self.dialer.turn(patience).await?),
+            None => None,
+        };
+        let opened = self.open_now(patience).await;
+        drop(turn);
+        if let Err(Error::NoDescriptor | Error::NoPort) = opened {
+            tokio::time::sleep(LACK_PAUSE).await;
+        }
+        opened
+    }
+
+    async fn open_now(&self, patience: Option<Instant>) -> Result<Way, Error> {
         if let Some(connection) = self.idle.take().await {
             return Ok(Way::Http1 {
                 connection,
                 is_new: false,
             });
         }
-        let (stream, is_http2) = self.dialer.dial().await?;
+        if let Some(slot) = self.links.as_ref().and_then(Links::slot) {
+            return Ok(Way::Http2 {
+                slot,
+                is_new: false,
+            });
+        }
+        let deadline = Instant::now() + self.connect_timeout;
+        let deadline = patience.map_or(deadline, |patience| patience.min(deadline));
+        let wants_http1 = self.links.as_ref().is_some_and(|links| links.wants_http1());
+        let (stream, is_http2) = self.dialer.dial(deadline, wants_http1).await?;
         if let Some(links) = &self.links {
             if is_http2 {
-                let slot = links.begin(stream, self.connect_timeout).await?;
-                return Ok(Way::Http2(slot));
+                let slot = links.begin(stream, deadline).await?;
+                return Ok(Way::Http2 { slot, is_new: true });
             }
             links.is_http1();
         }
@@ -264,8 +318,14 @@ impl Direct {
     }
 }
 
-fn refused(cause: &str) -> Error {
-    Error::Refused(cause.to_owned())
+/// Waits for a place on a connection that another call opens.
+async fn wait(waiter: Waiter, patience: Option<Instant>) -> Result<Option<Slot>, Error> {
+    match patience {
+        Some(patience) => timeout_at(patience, waiter.slot())
+            .await
+            .unwrap_or(Err(Error::ConnectTimeout)),
+        None => waiter.slot().await,
+    }
 }
 
 impl Connection {

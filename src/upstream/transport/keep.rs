@@ -13,5 +13,6 @@ pub(super) const KEEPALIVE: Duration = Duration::from_secs(15);
 pub(super) const KEEPALIVE_RETRIES: u32 = 3;
 #[cfg(any(target_os = "linux", target_os = "android"))]
 pub(super) const UNACKNOWLEDGED_MAX: Duration = Duration::from_secs(30);
-/// Over HTTP/2 the server itself is asked as often, and must answer within so long.
-pub(super) const UNANSWERED_MAX: Duration = Duration::from_secs(30);
+/// Over HTTP/2 the server itself is asked as often, and must say something within so long. Long: a
+/// server that computes in the thread that reads its connections answers nothing meanwhile.
+pub(super) const SILENT_MAX: Duration = Duration::from_mins(2);

@@ -61,22 +61,22 @@ pub(super) enum Unread {
 impl Transport {
     /// Errors in words for people.
     pub(super) fn new(config: &UpstreamSettings, base: &Url) -> Result<Self, String> {
-        // A file of certificates means that there is TLS somewhere on the way.
-        let is_direct = base.scheme() == "https" || config.ca_file.is_none();
-        if config.proxy.is_none() && is_direct {
+        if config.proxy.is_none() {
             Direct::new(config, base).map(|direct| Self::Direct(Box::new(direct)))
         } else {
             General::new(config, base).map(Self::General)
         }
     }
 
-    /// Sends a request and waits for the head of its answer.
+    /// Sends a request and waits for the head of its answer. An urgent one does not wait until
+    /// connections that other calls need are open.
     pub(super) fn send(
         &self,
         method: Method,
         address: &Address,
         headers: HeaderMap,
         body: Bytes,
+        is_urgent: bool,
     ) -> impl Future<Output = Result<Response, Error>> + Send + '_ {
         // No `async fn`: that would hold what it is given twice.
         match self {
@@ -85,7 +85,7 @@ impl Transport {
                 *head.method_mut() = method;
                 *head.uri_mut() = address.path.clone();
                 *head.headers_mut() = headers;
-                Either::Left(direct.send(head, body).map_ok(Response::from))
+                Either::Left(direct.send(head, body, is_urgent).map_ok(Response::from))
             }
             Self::General(general) => {
                 let url = address.url.clone();

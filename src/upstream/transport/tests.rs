@@ -113,18 +113,34 @@ async fn serve(
 }
 
 async fn head(transport: &Transport, url: &str) -> Result<Response, Error> {
-    let url = Url::parse(url).expect("a URL");
-    let host = HeaderValue::from_str(url.authority()).expect("a header");
-    let address = Address::new(url).expect("can be written");
-    let headers = HeaderMap::from_iter([(HOST, host)]);
-    let sent = transport.send(Method::POST, &address, headers, Bytes::from_static(b"{}"));
-    tokio::time::timeout(PATIENCE, sent)
+    tokio::time::timeout(PATIENCE, send(transport, url, &[], false))
         .await
         .expect("in good time")
 }
 
+async fn send(
+    transport: &Transport,
+    url: &str,
+    own: &[(&'static str, &'static str)],
+    is_urgent: bool,
+) -> Result<Response, Error> {
+    let url = Url::parse(url).expect("a URL");
+    let host = HeaderValue::from_str(url.authority()).expect("a header");
+    let address = Address::new(url).expect("can be written");
+    let mut headers = HeaderMap::from_iter([(HOST, host)]);
+    for (name, value) in own {
+        headers.insert(*name, HeaderValue::from_static(value));
+    }
+    let body = Bytes::from_static(b"{}");
+    let sent = transport.send(Method::POST, &address, headers, body, is_urgent);
+    sent.await
+}
+
 async fn whole(transport: &Transport, url: &str) -> Result<String, Error> {
-    let mut response = head(transport, url).await?;
+    read(head(transport, url).await?).await
+}
+
+async fn read(mut response: Response) -> Result<String, Error> {
     let mut body = Vec::new();
     while let Some(chunk) = response.body.chunk().await? {
         body.extend_from_slice(&chunk);
@@ -250,5 +266,88 @@ async fn path_query_and_host_are_sent_as_the_url_has_them() {
             .replace("/v1", "");
         assert!(head.to_lowercase().contains(&host), "{head}");
         assert!(head.contains("content-length: 2"), "{head}");
+    }
+}
+
+/// A server that takes connections and says nothing; counts them.
+async fn mute_server() -> (std::net::SocketAddr, Arc<AtomicUsize>) {
+    let listener = TcpListener::bind("127.0.0.1:0").await.expect("a port");
+    let address = listener.local_addr().expect("an address");
+    let connections = Arc::new(AtomicUsize::new(0));
+    let count = Arc::clone(&connections);
+    tokio::spawn(async move {
+        while let Ok((mut stream, _)) = listener.accept().await {
+            count.fetch_add(1, Ordering::SeqCst);
+            tokio::spawn(async move {
+                let mut read = Vec::new();
+                while stream
+                    .read_buf(&mut read)
+                    .await
+                    .is_ok_and(|bytes| bytes > 0)
+                {}
+            });
+        }
+    });
+    (address, connections)
+}
+
+/// With any certificate, for where it does not come to TLS.
+fn any_ca_file() -> tempfile::NamedTempFile {
+    let certified = rcgen::generate_simple_self_signed(["localhost".to_owned()]);
+    let mut ca_file = tempfile::NamedTempFile::new().expect("a file");
+    let pem = certified.expect("a certificate").cert.pem();
+    std::io::Write::write_all(&mut ca_file, pem.as_bytes()).expect("is written");
+    ca_file
+}
+
+fn to_a_mute_server(base_url: &str, connect_timeout: Duration) -> Transport {
+    let ca_file = any_ca_file();
+    let config = UpstreamSettings {
+        connect_timeout,
+        ca_file: Some(ca_file.path().to_owned()),
+        http2: Http2::Never,
+        ..settings(base_url)
+    };
+    Transport::new(&config, &Url::parse(base_url).expect("a URL")).expect("is possible")
+}
+
+#[tokio::test]
+async fn where_no_connection_comes_about_no_call_waits_for_its_turn() {
+    let (address, connections) = mute_server().await;
+    let url = format!("https://{address}/v1");
+    let transport = to_a_mute_server(&url, Duration::from_millis(500));
+    let calls = 2_000;
+    let all = (0..calls).map(|_| whole(&transport, &url));
+    for answer in futures::future::join_all(all).await {
+        assert!(matches!(answer, Err(Error::ConnectTimeout)), "{answer:?}");
+    }
+    // Those that had their turn, and those who got it when the first had failed.
+    let connections = connections.load(Ordering::SeqCst);
+    assert!((256..=1_024).contains(&connections), "{connections}");
+}
+
+#[tokio::test]
+async fn an_urgent_request_does_not_wait_for_its_turn_to_connect() {
+    let (address, connections) = mute_server().await;
+    let url = format!("https://{address}/v1");
+    let transport = to_a_mute_server(&url, PATIENCE);
+    let others = futures::future::join_all((0..300).map(|_| send(&transport, &url, &[], false)));
+    let urgent = async {
+        let until = async |count: usize| {
+            while connections.load(Ordering::SeqCst) < count {
+                tokio::time::sleep(Duration::from_millis(5)).await;
+            }
+        };
+        until(1).await;
+        tokio::time::sleep(Duration::from_millis(100)).await;
+        let before = connections.load(Ordering::SeqCst);
+        tokio::select! {
+            answer = send(&transport, &url, &[], true) => panic!("{answer:?}"),
+            () = until(before + 1) => {}
+        }
+    };
+    tokio::select! {
+        answers = others => panic!("{answers:?}"),
+        urgent = tokio::time::timeout(PATIENCE / 2, urgent) => urgent.expect("is sent at once"),
     }
 }
