@@ -136,6 +136,13 @@ impl Encoded {
         self.entries.len() + self.data.len()
     }
 
+    /// How many bytes its lines have, not compressed, according to its table. `None` if the table
+    /// cannot be read.
+    #[must_use]
+    pub fn raw_size(&self) -> Option<usize> {
+        Table::decode(&self.entries).ok().map(|table| table.size())
+    }
+
     /// Decompresses all lines.
     ///
     /// # Errors

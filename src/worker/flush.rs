@@ -108,12 +108,11 @@ impl Flusher {
         self.ledger.notify_scheduler();
     }
 
-    /// Lays out the segments and tails of units. A unit of which nothing can be laid out is revoked, and its
-    /// lines run again.
+    /// Lays out the segments and tails of units. A unit of which nothing can be laid out is revoked,
+    /// and its lines run again.
     async fn lay_out(&self, finished: Vec<Vec<FinishedLine>>) -> Vec<Group> {
         let units: Vec<_> = finished.iter().map(|lines| lines[0].unit.clone()).collect();
-        let lines = finished.iter().flatten();
-        let bytes: usize = lines.map(|finished| finished.line.bytes.len()).sum();
+        let bytes: usize = finished.iter().map(|lines| layout::raw_size(lines)).sum();
         let lay_out = move || layout::lay_out_all(finished);
         let groups = if bytes <= LAID_OUT_HERE_MAX {
             Ok(lay_out())

@@ -7,13 +7,25 @@ use tokio::sync::Notify;
 
 use super::ledger::Ledger;
 
-#[derive(Default)]
 pub(crate) struct SharedLedger {
     ledger: Mutex<Ledger>,
     scheduler: Notify,
     supply: Notify,
     idle: Notify,
     has_more: AtomicBool,
+}
+
+impl Default for SharedLedger {
+    fn default() -> Self {
+        SharedLedger {
+            ledger: Mutex::default(),
+            scheduler: Notify::new(),
+            supply: Notify::new(),
+            idle: Notify::new(),
+            // Until the supply has looked for the first time, there may be units.
+            has_more: AtomicBool::new(true),
+        }
+    }
 }
 
 impl SharedLedger {
@@ -71,5 +83,18 @@ impl SharedLedger {
             }
             idle.await;
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::SharedLedger;
+
+    #[test]
+    fn units_may_wait_until_the_supply_has_looked() {
+        let ledger = SharedLedger::default();
+        assert!(ledger.has_more());
+        ledger.set_has_more(false);
+        assert!(!ledger.has_more());
     }
 }

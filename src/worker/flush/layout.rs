@@ -64,6 +64,15 @@ pub(super) fn by_unit(finished: Vec<FinishedLine>) -> Vec<Vec<FinishedLine>> {
     units
 }
 
+/// How many bytes are to be laid out of a unit: its finished lines, and those of its tail, which are
+/// decompressed and compressed again.
+pub(super) fn raw_size(finished: &[FinishedLine]) -> usize {
+    let lines: usize = finished.iter().map(|line| line.line.bytes.len()).sum();
+    let unit = finished.first().map(|line| line.unit.durable());
+    let tail = unit.and_then(|durable| durable.tail.as_ref()?.raw_size());
+    lines + tail.unwrap_or(0)
+}
+
 /// Lays out what finished in each unit. `None` for a unit of which nothing can be laid out.
 pub(super) fn lay_out_all(finished: Vec<Vec<FinishedLine>>) -> Vec<Option<Group>> {
     let units = finished.into_iter();

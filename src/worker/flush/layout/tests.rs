@@ -57,6 +57,23 @@ fn for_want_of_memory_no_answer_becomes_an_error() {
 }
 
 #[test]
+fn a_units_tail_counts_with_its_new_lines() {
+    let lines = finished();
+    let new: usize = lines.iter().map(|line| line.line.bytes.len()).sum();
+    assert_eq!(raw_size(&lines), new);
+    // Compressed, it has few bytes.
+    let line = Line {
+        line: 7,
+        kind: Kind::Output,
+        bytes: vec![b'a'; 60_000],
+    };
+    let tail = crate::codec::segment::encode(&[line]).unwrap();
+    assert!(tail.size() < 1_000);
+    lines[0].unit.durable().tail = Some(tail);
+    assert_eq!(raw_size(&lines), new + 60_000);
+}
+
+#[test]
 fn what_can_be_laid_out_stays_as_it_is() {
     let group = lay_out(finished(), into_group).expect("lays out");
     assert_eq!(text(&group).matches("batch_expired").count(), 3);
