@@ -146,6 +146,13 @@ struct Requests {
 }
 
 impl Findings {
+    /// Whether lines may count for no model: lines that are no requests, and those of models that
+    /// are too many.
+    #[must_use]
+    pub fn has_lines_of_no_model(&self) -> bool {
+        !self.envelopes.is_empty() || !self.of_file.is_empty()
+    }
+
     /// Notes a line that is no request. Lines are noted in ascending order.
     pub fn fault(&mut self, line: u64, fault: Fault) {
         if self.envelopes.len() < KEPT_MAX {

@@ -2,6 +2,7 @@
 
 mod accept;
 mod batch;
+mod counts;
 mod create;
 mod end;
 mod finalize;
@@ -14,8 +15,8 @@ pub use accept::{Begun, DirectLease, Verdict};
 pub use batch::{Batch, NewBatch};
 pub(in crate::store) use batch::{CountsSum, summed};
 pub use end::Cancel;
-pub(in crate::store) use finalize::WholeBatch;
 pub use finalize::{Drained, Finalized};
+pub(in crate::store) use finalize::{WholeBatch, remove_backlog};
 pub use overview::{ListedBatch, Queue, ReplicaLease};
 pub(in crate::store) use read::states_in;
 pub(in crate::store) use state::{Changed, from_columns};

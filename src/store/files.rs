@@ -9,8 +9,8 @@ mod segments;
 mod uploads;
 
 pub(in crate::store) use bytes::{
-    NewSegment, SegmentKey, SegmentTable, read_data_in, read_pieces_in, read_tables_in,
-    write_segments,
+    NewSegment, SegmentKey, SegmentTable, has_segment, read_data_in, read_pieces_in,
+    read_tables_in, write_segments,
 };
 pub use chunks::StoredChunk;
 pub use file::{Order, Page, StoredFile};

@@ -183,7 +183,10 @@ impl Audit<'_> {
                  SELECT chunk_no, CAST(SUM(requests) AS BIGINT) FROM chunk_models m
                  WHERE file_id = $1 AND chunk_no >= $2 AND chunk_no <= $3
                     AND EXISTS (SELECT 1 FROM files f WHERE f.id = $1 AND f.state = 'ready')
-                 GROUP BY chunk_no",
+                 GROUP BY chunk_no
+                 UNION ALL
+                 SELECT CAST(0 AS BIGINT), requests FROM files
+                 WHERE id = $1 AND state = 'ready' AND is_one_chunk = 1 AND $2 <= 0 AND $3 >= 0",
             )
             .bind(&head.input_file_id)
             .bind(first)

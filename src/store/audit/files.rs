@@ -1,10 +1,14 @@
-//! Uploaded files: is all of their content there, and can it be read?
+//! Uploaded files: is all of their content there, can it be read, and does it fit what the upload
+//! found out?
 
-use super::report::Audit;
+use sqlx::FromRow;
+
+use super::report::{Audit, count};
 use crate::codec;
+use crate::domain::findings::Findings;
 use crate::store::Result;
-use crate::store::engine::in_tx;
-use crate::store::files::read_pieces_in;
+use crate::store::engine::{Tx, in_tx};
+use crate::store::files::{models_from, read_pieces_in};
 
 /// Pieces of a file that are read at once: each has at most 1 MiB of raw bytes.
 const PIECES: i64 = 16;
@@ -17,6 +21,15 @@ const LIST_FILES: &str = "-- audit_files
            WHERE b.input_file_id = f.id
            AND b.status IN ('in_progress', 'finalizing', 'cancelling')))
     ORDER BY id LIMIT $3";
+
+#[derive(FromRow)]
+struct FileRow {
+    bytes: i64,
+    requests: i64,
+    findings: Option<String>,
+    models: Option<String>,
+    is_one_chunk: i64,
+}
 
 impl Audit<'_> {
     pub(super) async fn files(&mut self) -> Result<()> {
@@ -37,10 +50,10 @@ impl Audit<'_> {
     async fn file(&mut self, id: &str) -> Result<()> {
         let mut tx = self.store.begin_snapshot().await?;
         // Looked at again: it may have gone since it was listed.
-        let size: Option<(i64,)> = in_tx!(&mut tx, |c| {
+        let row: Option<FileRow> = in_tx!(&mut tx, |c| {
             sqlx::query_as(
                 "-- audit_file
-                 SELECT bytes FROM files f
+                 SELECT bytes, requests, findings, models, is_one_chunk FROM files f
                  WHERE id = $1 AND (state = 'ready' OR EXISTS (SELECT 1 FROM batches b
                     WHERE b.input_file_id = f.id
                     AND b.status IN ('in_progress', 'finalizing', 'cancelling')))",
@@ -49,7 +62,8 @@ impl Audit<'_> {
             .fetch_optional(c)
             .await?
         });
-        let Some((size,)) = size else { return Ok(()) };
+        let Some(row) = row else { return Ok(()) };
+        let size = row.bytes;
         let (mut chunk, mut piece, mut offset) = (0, -1, 0);
         loop {
             let rows = read_pieces_in(&mut tx, id, (chunk, piece), PIECES).await?;
@@ -74,6 +88,10 @@ impl Audit<'_> {
                 self.audited.file_bytes_stored += row.data.len() as u64;
             }
         }
+        self.models(id, &row);
+        if row.is_one_chunk == 1 {
+            self.only_chunk(&mut tx, id, chunk).await?;
+        }
         tx.commit().await?;
         if offset != size {
             self.fault(format!(
@@ -82,6 +100,59 @@ impl Audit<'_> {
         }
         self.audited.files += 1;
         self.audited.file_bytes += u64::try_from(size).unwrap_or(0);
+        Ok(())
+    }
+
+    /// The models of a file come to as many requests as the file has.
+    fn models(&mut self, id: &str, row: &FileRow) {
+        let models = row.models.as_deref().map(models_from).transpose();
+        let findings = row
+            .findings
+            .as_deref()
+            .map(serde_json::from_str::<Findings>);
+        let (models, findings) = match (models, findings.transpose()) {
+            (Ok(models), Ok(findings)) => {
+                (models.unwrap_or_default(), findings.unwrap_or_default())
+            }
+            (Err(error), _) => {
+                return self.fault(format!("file {id}: its models cannot be read: {error}"));
+            }
+            (_, Err(error)) => {
+                return self.fault(format!("file {id}: its findings cannot be read: {error}"));
+            }
+        };
+        let of_models: u64 = models.iter().map(|model| model.requests).sum();
+        let requests = u64::try_from(row.requests).unwrap_or(0);
+        let is_less = of_models < requests && findings.has_lines_of_no_model();
+        if of_models != requests && !is_less {
+            self.fault(format!(
+                "file {id}: it has {}, its models {of_models}",
+                count(row.requests, "request")
+            ));
+        }
+    }
+
+    /// A file that is said to be one chunk has no other, and no rows of `chunk_models`.
+    async fn only_chunk(&mut self, tx: &mut Tx, id: &str, last: i64) -> Result<()> {
+        let (rows,): (i64,) = in_tx!(tx, |c| {
+            sqlx::query_as(
+                "-- audit_only_chunk\nSELECT COUNT(*) FROM chunk_models WHERE file_id = $1",
+            )
+            .bind(id)
+            .fetch_one(c)
+            .await?
+        });
+        if last != 0 {
+            self.fault(format!(
+                "file {id}: it is said to be one chunk, and has chunk {last}"
+            ));
+        }
+        if rows > 0 {
+            self.fault(format!(
+                "file {id}: it is said to be one chunk, and has {} of chunk_models",
+                count(rows, "row")
+            ));
+        }
         Ok(())
     }
 }

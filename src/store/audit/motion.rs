@@ -144,6 +144,16 @@ impl Audit<'_> {
                         AND COALESCE(completed_at, expired_at, cancelled_at, failed_at) < $1
                         AND id IN (SELECT batch_id FROM units)",
             },
+            // A server of an earlier version left them there. There may be very many.
+            Chore {
+                fault: "this batch has ended, and no server has moved its counts into its row",
+                waits: "batches that have ended and have rows of counts still",
+                within: REMOVED_WITHIN_MS,
+                sql: "SELECT id FROM batches
+                      WHERE status IN ('completed', 'expired', 'cancelled', 'failed')
+                        AND COALESCE(completed_at, expired_at, cancelled_at, failed_at) < $1
+                        AND id IN (SELECT batch_id FROM batch_counts)",
+            },
         ];
         for chore in chores {
             let due = now.saturating_sub(chore.within);

@@ -42,12 +42,11 @@ const ORPHANS: [(&str, &str, &str); 9] = [
     ),
     (
         "batch",
-        "row of counts of a batch that is not live",
+        "row of counts of a batch that is not there, or has not begun",
         "SELECT c.batch_id, c.total FROM
             (SELECT batch_id, COUNT(*) AS total FROM batch_counts GROUP BY batch_id) c
          WHERE NOT EXISTS
-            (SELECT 1 FROM batches b WHERE b.id = c.batch_id
-                AND b.status IN ('in_progress', 'finalizing', 'cancelling'))",
+            (SELECT 1 FROM batches b WHERE b.id = c.batch_id AND b.in_progress_at IS NOT NULL)",
     ),
     (
         "batch",

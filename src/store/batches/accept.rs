@@ -343,7 +343,8 @@ const UNIT: &str = "batch_id, chunk_no, model_no, state, epoch, flush_no, takeov
                 chunk_bytes, done, output_bytes, error_bytes";
 
 /// Makes all units of batches whose inputs have several chunks. Returns the batch and the model of
-/// each unit.
+/// each unit. Some may be there already: an earlier version began the batch, and took it for one
+/// with many units. Nobody has ever had one of them.
 async fn copy_units(
     tx: &mut Tx,
     batches: &HashMap<&str, &Unvalidated>,
@@ -360,7 +361,8 @@ async fn copy_units(
          INSERT INTO units ({unit})
          SELECT v.batch_id, c.chunk_no, c.model_no, 'waiting', 0, 0, 0, c.requests,
             c.chunk_bytes, {no_lines}, 0, 0
-         FROM v JOIN chunk_models c ON c.file_id = v.file_id
+         FROM v JOIN chunk_models c ON c.file_id = v.file_id WHERE TRUE
+         ON CONFLICT (batch_id, chunk_no, model_no) DO UPDATE SET requests = excluded.requests
          RETURNING batch_id, model_no",
         inputs = inputs.table("v", 1, tx.engine()),
         unit = UNIT,

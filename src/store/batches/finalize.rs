@@ -9,6 +9,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use sqlx::FromRow;
 
 use super::batch::{COUNT_COLUMNS, CountsSum};
+use super::counts::take_counts;
 use super::state::{self, Changed, FoundBatch};
 use crate::domain::batch::{BatchState, Counts, Event, Status};
 use crate::domain::file::{Kind, Purpose};
@@ -20,7 +21,7 @@ use crate::store::{Result, Store};
 
 /// Batches looked at in one round, and brought to their end in one transaction at most.
 const ROUND: i64 = 100;
-/// Units removed in one transaction, once their batch is published.
+/// Units removed in one transaction: in the one that publishes their batches, and in each later one.
 const REMOVED_UNITS_MAX: i64 = 500;
 /// Lines that the batches of one transaction have together, where it has more than one batch. The
 /// table of an output file's chunks grows with them.
@@ -176,19 +177,24 @@ impl Store {
         let found = state::lock_all(&mut tx, ids).await?;
         let locked: BTreeSet<String> = found.iter().map(|found| found.batch.id.clone()).collect();
         let mut endings = find_endings(&mut tx, found).await?;
-        let (many, few): (Vec<&Ending>, Vec<&Ending>) = endings
+        let units = endings
             .iter()
-            .partition(|ending| ending.sums.units > REMOVED_UNITS_MAX);
-        let many: Vec<String> = many.iter().map(|one| one.found.batch.id.clone()).collect();
-        let few: Vec<String> = few.iter().map(|one| one.found.batch.id.clone()).collect();
+            .map(|one| (&*one.found.batch.id, one.sums.units));
+        let (now, later) = removed_with(units);
+        let (now, later) = (owned(now), owned(later));
         let mut changed = Vec::new();
         if !endings.is_empty() {
             self.publish_files(&mut tx, &new_files(&endings)).await?;
-            take_counts(&mut tx, &mut endings).await?;
+            let ids: Vec<&str> = endings.iter().map(|one| &*one.found.batch.id).collect();
+            // All lines are counted, because every unit is done.
+            let mut counts = take_counts(&mut tx, &ids).await?;
+            for ending in &mut endings {
+                ending.counts = counts.remove(&ending.found.batch.id).unwrap_or_default();
+            }
             changed = self.end(&mut tx, &endings).await?;
             let ended: Vec<&str> = endings.iter().map(|one| &*one.found.batch.id).collect();
+            remove_few_units(&mut tx, &now).await?;
             remove_backlog(&mut tx, &ended).await?;
-            remove_few_units(&mut tx, &few).await?;
             tx.commit().await?;
         }
         let counts: BTreeMap<&str, Counts> = endings
@@ -199,7 +205,7 @@ impl Store {
             let counts = counts.get(changed.batch_id()).copied();
             changed.with_counts(counts).announce();
         }
-        for batch_id in &many {
+        for batch_id in &later {
             self.remove_units(batch_id).await?;
         }
         let outcomes = ids.iter().map(|id| {
@@ -215,8 +221,8 @@ impl Store {
     }
 
     /// Brings batches to their end whose only units a transaction writes: those that run, are not
-    /// being ended, and whose rows are free. Returns these batches. Their units are the caller's to
-    /// remove.
+    /// being ended, and whose rows are free. Returns these batches. Their units, and then their
+    /// backlog, are the caller's to remove.
     pub(in crate::store) async fn end_whole(
         &self,
         tx: &mut Tx,
@@ -238,9 +244,6 @@ impl Store {
         let steps: Vec<_> = steps.collect();
         let changed = state::advance_free(tx, from, &events, now, &steps).await?;
         let ours: BTreeSet<&str> = changed.iter().map(Changed::batch_id).collect();
-        if ours.is_empty() {
-            return Ok(Vec::new());
-        }
         let ended = batches.iter().zip(&files);
         let ended = ended.filter(|(batch, _)| ours.contains(batch.id));
         let sizes: Vec<[[(i64, i64); 1]; 2]> = ended
@@ -263,7 +266,6 @@ impl Store {
             });
         self.publish_files(tx, &new_files.collect::<Vec<_>>())
             .await?;
-        remove_backlog(tx, &ours.iter().copied().collect::<Vec<_>>()).await?;
         let counts: BTreeMap<&str, Counts> = ended
             .map(|(batch, _)| (batch.id, batch.counts.counts(batch.total)))
             .collect();
@@ -499,41 +501,30 @@ async fn unit_sums(tx: &mut Tx, ids: &[&str]) -> Result<BTreeMap<String, UnitSum
     Ok(sums)
 }
 
-/// Takes the counts of batches out of their slots. All lines are counted, because every unit is
-/// done.
-async fn take_counts(tx: &mut Tx, endings: &mut [Ending]) -> Result<()> {
-    let sql = sql!(
-        "-- take_counts
-         DELETE FROM batch_counts WHERE batch_id IN {ids}
-         RETURNING batch_id, completed, failed, cancelled, input_tokens, cached_tokens,
-            output_tokens, reasoning_tokens, total_tokens",
-        ids = list(1, endings.len())
-    );
-    let is_usual = endings.len() == 1;
-    let ids = endings.iter().map(|ending| &ending.found.batch.id);
-    let taken: Vec<CountsOfBatch> = in_tx!(tx, |c| {
-        let take = sqlx::query_as(sql).persistent(is_usual);
-        bind_each!(take, ids).fetch_all(c).await?
-    });
-    let mut counts: BTreeMap<String, CountsSum> = BTreeMap::new();
-    for taken in taken {
-        *counts.entry(taken.batch_id).or_default() += taken.counts;
+/// Divides batches that end by how many units they have: those whose units are removed with the
+/// batches' end, and those whose units are removed later.
+fn removed_with<'a>(
+    batches: impl IntoIterator<Item = (&'a str, i64)>,
+) -> (Vec<&'a str>, Vec<&'a str>) {
+    let (mut now, mut later, mut left) = (Vec::new(), Vec::new(), REMOVED_UNITS_MAX);
+    for (batch_id, units) in batches {
+        if units <= left {
+            left -= units;
+            now.push(batch_id);
+        } else {
+            later.push(batch_id);
+        }
     }
-    for ending in endings {
-        ending.counts = counts.remove(&ending.found.batch.id).unwrap_or_default();
-    }
-    Ok(())
+    (now, later)
 }
 
-#[derive(FromRow)]
-struct CountsOfBatch {
-    batch_id: String,
-    #[sqlx(flatten)]
-    counts: CountsSum,
+fn owned(ids: Vec<&str>) -> Vec<String> {
+    ids.into_iter().map(str::to_owned).collect()
 }
 
-/// Removes the backlog of batches that end.
-async fn remove_backlog(tx: &mut Tx, ids: &[&str]) -> Result<()> {
+/// Removes the backlog of batches that end. Their units are removed before: all transactions lock
+/// units before backlog rows.
+pub(in crate::store) async fn remove_backlog(tx: &mut Tx, ids: &[&str]) -> Result<()> {
     let sql = sql!(
         "-- remove_backlog\nDELETE FROM backlog WHERE batch_id IN {ids}",
         ids = list(1, ids.len())
@@ -546,7 +537,7 @@ async fn remove_backlog(tx: &mut Tx, ids: &[&str]) -> Result<()> {
     Ok(())
 }
 
-/// Removes the units of batches that end, where each has few.
+/// Removes the units of batches that end, where they are few.
 async fn remove_few_units(tx: &mut Tx, ids: &[String]) -> Result<()> {
     if ids.is_empty() {
         return Ok(());
@@ -561,4 +552,21 @@ async fn remove_few_units(tx: &mut Tx, ids: &[String]) -> Result<()> {
         bind_each!(remove, ids).execute(c).await?;
     });
     Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::{REMOVED_UNITS_MAX, removed_with};
+
+    #[test]
+    fn few_units_are_removed_with_the_end_of_however_many_batches() {
+        let ids: Vec<String> = (0..100).map(|number| number.to_string()).collect();
+        let batches = ids.iter().map(|id| (&**id, 499));
+        let (now, later) = removed_with(batches);
+        assert_eq!((now.len(), later.len()), (1, 99));
+        let batches = [("large", REMOVED_UNITS_MAX + 1), ("a", 1), ("b", 0)];
+        assert_eq!(removed_with(batches), (vec!["a", "b"], vec!["large"]));
+        let batches = ids.iter().map(|id| (&**id, 1));
+        assert_eq!(removed_with(batches).1, Vec::<&str>::new());
+    }
 }

@@ -5,7 +5,9 @@
 //! returns a [`Changed`]. What must be recorded of a change is written here, in the transaction of
 //! the change.
 
-use super::batch::NewBatch;
+use std::collections::BTreeMap;
+
+use super::batch::{CountsSum, NewBatch};
 use crate::domain::batch::{BatchState, Counts, EndReason, Event, Status};
 use crate::metrics::metrics;
 use crate::store::engine::{Engine, Rows, Sql, Tx, Value, bind_each, bind_rows, in_tx, list, sql};
@@ -176,6 +178,28 @@ pub(super) async fn advance_free<const N: usize>(
     let rows = batches.iter().map(|(id, columns)| (*id, columns));
     let changed = write(tx, from, events, now_ms, rows.collect(), Locked::Now).await?;
     Ok(changed.unwrap_or_default())
+}
+
+/// Adds counts to the rows of batches that have ended. The transaction has locked the rows.
+pub(super) async fn add_counts(tx: &mut Tx, counts: &BTreeMap<String, CountsSum>) -> Result<()> {
+    let rows = Rows::of(counts.iter().map(|(id, counts)| {
+        let row = [("id", Value::from(id))];
+        row.into_iter().chain(counts.columns())
+    }));
+    let columns = CountsSum::default().columns().map(|(column, _)| column);
+    let set = columns.map(|column| sql!("{column} = batches.{column} + v.{column}", column));
+    let sql = sql!(
+        "-- add_counts_of_ended
+         WITH {counts}
+         UPDATE batches SET {set} FROM v WHERE batches.id = v.id",
+        counts = rows.table("v", 1, tx.engine()),
+        set = Sql::joined(set)
+    );
+    in_tx!(tx, |c| {
+        let add = sqlx::query(sql).persistent(false);
+        bind_rows!(add, rows).execute(c).await?;
+    });
+    Ok(())
 }
 
 /// When the rows of batches that are moved were locked.

@@ -171,11 +171,15 @@ impl Store {
         // expired since.
         let rows: Vec<WaitingRow> = on_pool!(self.reader(), |c| {
             sqlx::query_as(
+                // Models are looked up once for each file, behind the sorting: SQLite would keep
+                // a copy of them for each batch.
                 "-- unvalidated
-                 SELECT w.id, w.tenant, w.endpoint, w.input_file_id, w.priority, w.created_at,
-                    w.expires_at, f.purpose, f.requests, f.bytes, f.findings, f.is_one_chunk,
-                    CASE WHEN ROW_NUMBER() OVER (PARTITION BY f.id
-                        ORDER BY w.turn, w.created_at, w.id) = 1 THEN f.models END AS models
+                 SELECT l.*, CASE WHEN l.of_file = 1 THEN
+                    (SELECT m.models FROM files m WHERE m.id = l.file_id) END AS models
+                 FROM (SELECT w.id, w.tenant, w.endpoint, w.input_file_id, w.priority,
+                    w.created_at, w.expires_at, w.turn, f.id AS file_id, f.purpose, f.requests,
+                    f.bytes, f.findings, f.is_one_chunk, ROW_NUMBER() OVER
+                        (PARTITION BY f.id ORDER BY w.turn, w.created_at, w.id) AS of_file
                  FROM (SELECT * FROM
                     (SELECT id, tenant, endpoint, input_file_id, priority, created_at, expires_at,
                         ROW_NUMBER() OVER (PARTITION BY tenant ORDER BY created_at, id) AS turn
@@ -185,8 +189,8 @@ impl Store {
                     ORDER BY turn, created_at, id LIMIT $1) w
                  LEFT JOIN files f ON f.id = w.input_file_id AND f.tenant = w.tenant
                    AND (f.state = 'ready' OR (f.state = 'deleted' AND f.touched_at >= w.created_at))
-                   AND (f.expires_at IS NULL OR f.expires_at > w.created_at)
-                 ORDER BY w.turn, w.created_at, w.id",
+                   AND (f.expires_at IS NULL OR f.expires_at > w.created_at)) l
+                 ORDER BY l.turn, l.created_at, l.id",
             )
             .bind(ROUND)
             .fetch_all(c)

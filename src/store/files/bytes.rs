@@ -131,6 +131,26 @@ pub(in crate::store) async fn write_segments(
     Ok(())
 }
 
+/// Whether a segment is there, the same byte for byte.
+pub(in crate::store) async fn has_segment(tx: &mut Tx, segment: &NewSegment<'_>) -> Result<bool> {
+    let found: Option<(i64,)> = in_tx!(tx, |c| {
+        sqlx::query_as(
+            "-- has_segment
+             SELECT CAST(1 AS BIGINT) FROM segments
+             WHERE batch_id = $1 AND chunk_no = $2 AND model_no = $3 AND flush_no = $4
+                AND data = $5",
+        )
+        .bind(segment.batch_id)
+        .bind(segment.key.chunk_no)
+        .bind(segment.key.model_no)
+        .bind(segment.key.flush_no)
+        .bind(segment.data)
+        .fetch_optional(c)
+        .await?
+    });
+    Ok(found.is_some())
+}
+
 /// The first piece of a file at a place or behind it; `None` at the end of the file.
 pub(in crate::store) async fn read_piece(
     store: &Store,

@@ -5,8 +5,10 @@ use sqlx::FromRow;
 use crate::domain::batch::{BatchState, EndReason};
 use crate::domain::file::MODELS_MAX;
 use crate::store::batches::from_columns;
+use crate::store::each::each;
 use crate::store::engine::{Tx, bind_each, in_tx, list, on_pool, sql};
-use crate::store::{Result, Store};
+use crate::store::files::models_from;
+use crate::store::{Error, Result, Store, Who};
 
 /// Models of one batch that are looked at in one round.
 const MODELS_A_LOOK: i64 = 16;
@@ -147,6 +149,99 @@ impl Store {
             }
         }
         Ok(false)
+    }
+}
+
+/// Batches whose backlog is looked after in one round.
+const REPAIRED_AT_ONCE: i64 = 100;
+
+impl Store {
+    /// Writes the backlog of live batches of which units wait and none is in the backlog: otherwise
+    /// nobody would lease them. A process of an earlier version leaves such batches, because it does
+    /// not know of units that were leased directly. Returns how many batches there were.
+    ///
+    /// # Errors
+    /// When the database fails; the next round goes on. A batch for which that fails does not keep
+    /// the others from it.
+    pub async fn repair_backlog(&self) -> Result<usize> {
+        let missing: Vec<(String, String)> = on_pool!(self.reader(), |c| {
+            sqlx::query_as(
+                // From batch to batch along the index: as many steps as there are batches that
+                // wait, not units.
+                "-- missing_backlog
+                 WITH RECURSIVE waits(batch_id) AS (
+                    SELECT MIN(batch_id) FROM units WHERE state = 'waiting'
+                    UNION ALL
+                    SELECT (SELECT MIN(batch_id) FROM units
+                        WHERE state = 'waiting' AND batch_id > waits.batch_id)
+                    FROM waits WHERE waits.batch_id IS NOT NULL)
+                 SELECT b.id, b.input_file_id FROM waits JOIN batches b ON b.id = waits.batch_id
+                 WHERE b.status IN ('in_progress', 'finalizing', 'cancelling') AND NOT EXISTS
+                    (SELECT 1 FROM backlog WHERE batch_id = b.id AND waiting > 0)
+                 LIMIT $1",
+            )
+            .bind(REPAIRED_AT_ONCE)
+            .fetch_all(c)
+            .await?
+        });
+        let repaired = each(
+            "repair_backlog",
+            &missing,
+            |(batch_id, _)| batch_id,
+            |(batch_id, file_id)| self.repair_backlog_of(batch_id, file_id),
+        )
+        .await?;
+        if repaired > 0 {
+            self.wake_all(Who::Supplies);
+        }
+        Ok(repaired)
+    }
+
+    /// Writes the backlog of one batch, whose waiting units are locked before.
+    async fn repair_backlog_of(&self, batch_id: &str, file_id: &str) -> Result<()> {
+        let count = sql!(
+            "-- count_waiting
+             WITH waits AS MATERIALIZED (
+                SELECT model_no FROM units WHERE batch_id = $1 AND state = 'waiting'
+                ORDER BY chunk_no, model_no {lock})
+             SELECT model_no, COUNT(*) FROM waits GROUP BY model_no ORDER BY model_no",
+            lock = self.engine().for_update()
+        );
+        let mut tx = self.begin().await?;
+        let waiting: Vec<(i64, i64)> = in_tx!(&mut tx, |c| {
+            sqlx::query_as(count).bind(batch_id).fetch_all(c).await?
+        });
+        let listed: Option<(Option<String>,)> = in_tx!(&mut tx, |c| {
+            sqlx::query_as("-- models_of_file\nSELECT models FROM files WHERE id = $1")
+                .bind(file_id)
+                .fetch_optional(c)
+                .await?
+        });
+        let listed = listed.and_then(|(models,)| models);
+        let models = listed.as_deref().map(models_from).transpose();
+        let models = models
+            .map_err(|error| Error::corrupt(format!("models of {file_id}"), error))?
+            .unwrap_or_default();
+        for (model_no, units) in waiting {
+            let model = usize::try_from(model_no).ok();
+            let model = model.and_then(|number| models.get(number));
+            in_tx!(&mut tx, |c| {
+                sqlx::query(
+                    "-- repair_backlog
+                     INSERT INTO backlog (batch_id, model_no, model, waiting)
+                     VALUES ($1, $2, $3, $4)
+                     ON CONFLICT (batch_id, model_no)
+                        DO UPDATE SET waiting = excluded.waiting WHERE backlog.waiting <= 0",
+                )
+                .bind(batch_id)
+                .bind(model_no)
+                .bind(model.map_or("", |model| model.name.as_str()))
+                .bind(units)
+                .execute(c)
+                .await?;
+            });
+        }
+        tx.commit().await
     }
 }
 

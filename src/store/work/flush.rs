@@ -8,10 +8,10 @@ use crate::codec::segment::Encoded;
 use crate::domain::batch::BatchState;
 use crate::domain::unit::{Bitmap, UnitLease};
 use crate::domain::usage::Usage;
-use crate::store::batches::{Changed, CountsSum, WholeBatch, states_in};
+use crate::store::batches::{Changed, CountsSum, WholeBatch, remove_backlog, states_in};
 use crate::store::engine::{Rows, Tx, Value, bind_rows, in_tx, sql};
-use crate::store::files::{NewSegment, SegmentKey, write_segments};
-use crate::store::{Error, Result, Store};
+use crate::store::files::{NewSegment, SegmentKey, has_segment, write_segments};
+use crate::store::{Result, Store};
 
 /// What a group of finished lines adds to its batch's counts.
 #[derive(Clone, Copy, Debug, Default)]
@@ -90,8 +90,21 @@ impl Store {
     /// # Errors
     /// When the database fails: then nothing of it may be written, or all.
     pub async fn flush(&self, owner: &str, slot: i64, units: &[&UnitFlush]) -> Result<FlushReply> {
-        let mut tx = self.begin().await?;
-        let ended = self.end_batches(&mut tx, owner, units).await?;
+        let mut last: Vec<&UnitFlush> = units.to_vec();
+        last.retain(|unit| unit.ends_batch);
+        let (mut tx, ended) = loop {
+            let mut tx = self.begin().await?;
+            if last.is_empty() {
+                break (tx, Vec::new());
+            }
+            match self.end_batches(&mut tx, owner, units, &last).await? {
+                Ended::Batches(ended) => break (tx, ended),
+                // A unit that was lost keeps no other batch from its end.
+                Ended::Lost(batches) => {
+                    last.retain(|unit| !batches.contains(&unit.lease.key.batch_id));
+                }
+            }
+        };
         let ended_ids: HashSet<&str> = ended.iter().map(Changed::batch_id).collect();
         let is_ended = |unit: &&&UnitFlush| ended_ids.contains(&*unit.lease.key.batch_id);
         let (whole, units): (Vec<&UnitFlush>, Vec<&UnitFlush>) = units.iter().partition(is_ended);
@@ -130,20 +143,16 @@ impl Store {
         Ok(FlushReply { accepted, states })
     }
 
-    /// Ends the batches that end with a flush of their only units, and removes these units.
-    ///
-    /// # Errors
-    /// [`Error::Stale`] when a unit does not pass the fence: then nothing of the flush is written.
+    /// Ends the batches of units that are all that their batches have, and removes these units.
+    /// Leaves out a batch that is being ended otherwise, or whose row another transaction has
+    /// locked.
     async fn end_batches(
         &self,
         tx: &mut Tx,
         owner: &str,
         units: &[&UnitFlush],
-    ) -> Result<Vec<Changed>> {
-        let last: Vec<&&UnitFlush> = units.iter().filter(|unit| unit.ends_batch).collect();
-        if last.is_empty() {
-            return Ok(Vec::new());
-        }
+        last: &[&UnitFlush],
+    ) -> Result<Ended> {
         let whole = last.iter().map(|unit| {
             let counts = &unit.counts;
             let lines = [counts.completed, counts.failed, counts.cancelled];
@@ -156,38 +165,70 @@ impl Store {
             }
         });
         let ended = self.end_whole(tx, &whole.collect::<Vec<_>>()).await?;
-        let ids: HashSet<&str> = ended.iter().map(Changed::batch_id).collect();
-        let is_ended = |unit: &&&&UnitFlush| ids.contains(&*unit.lease.key.batch_id);
-        let ours: Vec<&UnitFlush> = last.iter().filter(is_ended).map(|unit| **unit).collect();
-        if !ours.is_empty() && remove_units(tx, owner, &ours).await? != ended.len() as u64 {
-            return Err(Error::Stale("a unit"));
+        if ended.is_empty() {
+            return Ok(Ended::Batches(ended));
         }
-        Ok(ended)
+        let ids: Vec<&str> = ended.iter().map(Changed::batch_id).collect();
+        let removed = remove_whole(tx, owner, units, &ids).await?;
+        if removed.len() < ids.len() {
+            let lost = ids.into_iter().filter(|id| !removed.contains(*id));
+            return Ok(Ended::Lost(lost.map(str::to_owned).collect()));
+        }
+        remove_backlog(tx, &ids).await?;
+        Ok(Ended::Batches(ended))
     }
 }
 
-/// Removes the units that pass the fence. Returns how many did.
-async fn remove_units(tx: &mut Tx, owner: &str, units: &[&UnitFlush]) -> Result<u64> {
+/// What became of batches that were to end with a flush.
+enum Ended {
+    Batches(Vec<Changed>),
+    /// The units of these batches have not passed the fence: the transaction is to begin anew
+    /// without their ends.
+    Lost(HashSet<String>),
+}
+
+/// Removes the units of batches that end with a flush, where the units pass the fence. Locks all
+/// units of the flush that pass the fence, in the order of their keys. Returns the batches whose
+/// units were removed.
+async fn remove_whole(
+    tx: &mut Tx,
+    owner: &str,
+    units: &[&UnitFlush],
+    batches: &[&str],
+) -> Result<HashSet<String>> {
+    let batches: HashSet<&str> = batches.iter().copied().collect();
     let rows = Rows::of(units.iter().map(|unit| {
+        let ends = batches.contains(&*unit.lease.key.batch_id);
         [
             ("batch_id", Value::from(&unit.lease.key.batch_id)),
             ("chunk_no", unit.lease.key.chunk_no.into()),
             ("model_no", unit.lease.key.model_no.into()),
             ("epoch", unit.lease.epoch.into()),
             ("flush_no", unit.flush_no.into()),
+            ("ends", i64::from(ends).into()),
         ]
     }));
     let sql = sql!(
         "-- flush_whole_units
-         DELETE FROM units WHERE owner = $1 AND state = 'leased'
-            AND (batch_id, chunk_no, model_no, epoch, flush_no) IN (VALUES {units})",
-        units = rows.typed(2, tx.engine())
+         WITH {flushed},
+         ours AS MATERIALIZED (
+            SELECT batch_id, chunk_no, model_no FROM units
+            WHERE owner = $1 AND state = 'leased'
+                AND (batch_id, chunk_no, model_no, epoch, flush_no) IN
+                    (SELECT batch_id, chunk_no, model_no, epoch, flush_no FROM v)
+            ORDER BY batch_id, chunk_no, model_no {lock})
+         DELETE FROM units WHERE (batch_id, chunk_no, model_no) IN (SELECT * FROM ours)
+            AND batch_id IN (SELECT batch_id FROM v WHERE ends = 1)
+         RETURNING batch_id",
+        flushed = rows.table("v", 2, tx.engine()),
+        lock = tx.engine().for_update()
     );
     let is_usual = units.len() == 1;
-    Ok(in_tx!(tx, |c| {
-        let remove = sqlx::query(sql).persistent(is_usual).bind(owner);
-        bind_rows!(remove, rows).execute(c).await?.rows_affected()
-    }))
+    let removed: Vec<(String,)> = in_tx!(tx, |c| {
+        let remove = sqlx::query_as(sql).persistent(is_usual).bind(owner);
+        bind_rows!(remove, rows).fetch_all(c).await?
+    });
+    Ok(removed.into_iter().map(|(batch_id,)| batch_id).collect())
 }
 
 /// Reclaims the units of a flush that were taken over but not leased again: nothing of them was
@@ -270,7 +311,9 @@ async fn advance_units(
 }
 
 /// The units whose flush was written by an earlier attempt: their epoch is unchanged, so no other
-/// owner wrote them, and their flush number is the one that this flush would make.
+/// owner wrote them, and their flush number is the one that this flush would make. A unit that was
+/// at its end may have gone, with the end of its batch. Then its last segment is known by its bytes,
+/// because no two answers have the same id.
 async fn written_before(tx: &mut Tx, units: &[&UnitFlush]) -> Result<Vec<UnitLease>> {
     let mut found = Vec::new();
     for unit in units {
@@ -289,7 +332,11 @@ async fn written_before(tx: &mut Tx, units: &[&UnitFlush]) -> Result<Vec<UnitLea
             .fetch_optional(c)
             .await?
         });
-        if there.is_some() {
+        let mut was_written = there.is_some();
+        if let (false, true, Some(segment)) = (was_written, unit.finished, &unit.segment) {
+            was_written = has_segment(tx, &new_segment(unit, unit.flush_no + 1, segment)).await?;
+        }
+        if was_written {
             found.push(unit.lease.clone());
         }
     }
@@ -302,22 +349,27 @@ async fn insert_segments(tx: &mut Tx, units: &[&UnitFlush]) -> Result<()> {
         let closed = unit.closed_tail.iter().map(|tail| (unit.flush_no, tail));
         let new = unit.segment.iter();
         let new = new.map(|segment| (unit.flush_no + 1, segment));
-        closed.chain(new).map(|(flush_no, segment)| NewSegment {
-            batch_id: &unit.lease.key.batch_id,
-            key: SegmentKey {
-                chunk_no: unit.lease.key.chunk_no,
-                model_no: unit.lease.key.model_no,
-                flush_no,
-            },
-            entries: &segment.entries,
-            data: &segment.data,
-        })
+        let all = closed.chain(new);
+        all.map(|(flush_no, segment)| new_segment(unit, flush_no, segment))
     });
     let segments: Vec<NewSegment<'_>> = segments.collect();
     if segments.is_empty() {
         return Ok(());
     }
     write_segments(tx, &segments).await
+}
+
+fn new_segment<'a>(unit: &'a UnitFlush, flush_no: i64, segment: &'a Encoded) -> NewSegment<'a> {
+    NewSegment {
+        batch_id: &unit.lease.key.batch_id,
+        key: SegmentKey {
+            chunk_no: unit.lease.key.chunk_no,
+            model_no: unit.lease.key.model_no,
+            flush_no,
+        },
+        entries: &segment.entries,
+        data: &segment.data,
+    }
 }
 
 async fn add_counts(tx: &mut Tx, slot: i64, units: &[&UnitFlush]) -> Result<()> {

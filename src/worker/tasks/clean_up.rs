@@ -1,5 +1,5 @@
 //! Cleaning up: uploads that broke off, files that were deleted or have expired, old answers to
-//! `Idempotency-Key`s.
+//! `Idempotency-Key`s, and what a process of an earlier version left of batches.
 
 use std::time::Duration;
 
@@ -29,6 +29,8 @@ impl Task for CleanUp {
         let forgotten = self.store.forget_claims().await;
         let replicas = self.store.forget_replicas().await;
         let units = self.store.sweep_units().await;
+        let counts = self.store.settle_counts().await;
+        let backlog = self.store.repair_backlog().await;
         let space = self.store.give_back_space().await;
 
         let (swept, purged, forgotten) = (swept?, purged?, forgotten?);
@@ -41,7 +43,14 @@ impl Task for CleanUp {
             );
         }
         replicas.and(units).and(space)?;
-        Ok(if purged.removed > 0 {
+        let (settled, repaired) = (counts?, backlog?);
+        if repaired > 0 {
+            tracing::warn!(
+                batches = repaired,
+                "batches whose units wait were in no backlog"
+            );
+        }
+        Ok(if purged.removed > 0 || settled > 0 {
             Next::AtOnce
         } else {
             Next::Later

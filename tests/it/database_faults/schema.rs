@@ -248,6 +248,17 @@ async fn counts_and_models_of_the_version_before_are_known() {
     let after = server.batch(&before).await;
     assert_eq!(after.counts, before.counts);
     assert_eq!(after["usage"], before["usage"]);
+    // The counts of batches that had ended move into the batches' rows, by and by.
+    eventually("no counts are left beside", async || {
+        match engines::rows(&server.database, "batch_counts").await {
+            0 => Ok(()),
+            left => Err(left),
+        }
+    })
+    .await;
+    let after = server.batch(&before).await;
+    assert_eq!(after.counts, before.counts);
+    assert_eq!(after["usage"], before["usage"]);
     // The files are as good as before for new batches.
     let again = |batch: &Batch| {
         json!({

@@ -53,6 +53,8 @@ struct Mixed {
     short: Batch,
     /// Failed its validation.
     failed: Batch,
+    /// Completed, with three lines.
+    small: Batch,
 }
 
 /// Lines of two models, some of which fail.
@@ -79,6 +81,7 @@ impl Mixed {
         let done = server.run(lines(700), CHAT).await;
         assert_eq!(done.status, "completed", "{done}");
         let failed = server.failed_batch("{}\n", CHAT).await;
+        let small = server.run(lines(3), CHAT).await;
         let hang = json!({"hang": true});
         let cancelled = server
             .create_batch(lines(20) + &chat("a", hang.clone()), CHAT)
@@ -102,6 +105,7 @@ impl Mixed {
             live,
             short,
             failed,
+            small,
         }
     }
 }
@@ -137,12 +141,12 @@ async fn a_store_that_is_well_has_no_faults() {
         found.faults.is_empty() && found.waits.is_empty(),
         "{found:?}"
     );
-    assert_eq!(found.audited.batches, 5);
+    assert_eq!(found.audited.batches, 6);
 }
 
 /// How each fault is made, and what is said of it. `{done}`, `{live}` and `{short}` are batches,
-/// `{input}`, `{output}` and `{error}` the files of the one that is done, and `{no}` is the number
-/// of one of its segments.
+/// `{input}`, `{output}` and `{error}` the files of the one that is done, `{no}` is the number of one
+/// of its segments, and `{one}` is the input of `{small}`.
 const FAULTS: &[(&str, &str)] = &[
     (
         "UPDATE units SET batch_id = 'batch_none' WHERE batch_id = '{live}'",
@@ -203,11 +207,15 @@ const FAULTS: &[(&str, &str)] = &[
     ),
     (
         "INSERT INTO batch_counts VALUES ('batch_none', 0, 0, 0, 0, 0, 0, 0, 0, 0)",
-        "batch batch_none: 1 row of counts of a batch that is not live",
+        "batch batch_none: 1 row of counts of a batch that is not there, or has not begun",
     ),
     (
-        "INSERT INTO batch_counts VALUES ('{done}', 0, 0, 0, 0, 0, 0, 0, 0, 0)",
-        "batch {done}: 1 row of counts of a batch that is not live",
+        "INSERT INTO batch_counts VALUES ('{failed}', 0, 0, 0, 0, 0, 0, 0, 0, 0)",
+        "batch {failed}: 1 row of counts of a batch that is not there, or has not begun",
+    ),
+    (
+        "INSERT INTO batch_counts VALUES ('{done}', 0, 1, 0, 0, 0, 0, 0, 0, 0)",
+        "batch {done}: 701 of 700 requests are counted",
     ),
     (
         "UPDATE batches SET total = total + 1 WHERE id = '{live}'",
@@ -310,6 +318,34 @@ const FAULTS: &[(&str, &str)] = &[
         "batch {done}: chunk 1 has 189 requests and 188 lines",
     ),
     (
+        "UPDATE files SET requests = requests + 1 WHERE id = '{one}'",
+        "batch {small}: chunk 0 has 4 requests and 3 lines",
+    ),
+    (
+        "UPDATE files SET requests = requests + 1 WHERE id = '{one}'",
+        "file {one}: it has 4 requests, its models 3",
+    ),
+    (
+        "UPDATE files SET requests = requests - 1 WHERE id = '{input}'",
+        "file {input}: it has 699 requests, its models 700",
+    ),
+    (
+        "UPDATE files SET models = '[[1]]' WHERE id = '{one}'",
+        "file {one}: its models cannot be read",
+    ),
+    (
+        "UPDATE files SET models = NULL WHERE id = '{input}'",
+        "file {input}: it has 700 requests, its models 0",
+    ),
+    (
+        "UPDATE files SET is_one_chunk = 1 WHERE id = '{input}'",
+        "file {input}: it is said to be one chunk, and has chunk 1",
+    ),
+    (
+        "UPDATE files SET is_one_chunk = 1 WHERE id = '{input}'",
+        "file {input}: it is said to be one chunk, and has 4 rows of chunk_models",
+    ),
+    (
         "UPDATE files SET batch_id = 'batch_none' WHERE id = '{output}'",
         "file {output}: 1 output or error file of a batch that is not there",
     ),
@@ -373,6 +409,12 @@ const CHORES: &[(&str, &str, &str)] = &[
         "batches that have ended and have units still: 1",
     ),
     (
+        "INSERT INTO batch_counts VALUES ('{done}', 0, 1, 0, 0, 0, 0, 0, 0, 0);
+         UPDATE batches SET completed = completed - 1, completed_at = 1 WHERE id = '{done}'",
+        "{done}: this batch has ended, and no server has moved its counts into its row",
+        "batches that have ended and have rows of counts still: 1",
+    ),
+    (
         "UPDATE units SET state = 'leased', owner = 'gone' WHERE batch_id = '{live}' AND state = 'waiting';
          UPDATE backlog SET waiting = 0 WHERE batch_id = '{live}'",
         "1 unit leased by gone, which is gone, and nobody takes them over",
@@ -416,6 +458,8 @@ async fn each_fault_is_found() {
             .replace("{short}", &text(&mixed.short["id"]))
             .replace("{no}", &no.to_string())
             .replace("{failed}", &text(&mixed.failed["id"]))
+            .replace("{small}", &text(&mixed.small["id"]))
+            .replace("{one}", &text(&mixed.small["input_file_id"]))
             .replace("{input}", &text(&mixed.done["input_file_id"]))
             .replace("{output}", &text(&mixed.done["output_file_id"]))
             .replace("{error}", &text(&mixed.done["error_file_id"]))

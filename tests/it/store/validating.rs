@@ -170,6 +170,30 @@ async fn a_batch_with_many_units_gets_them_in_ranges_and_others_go_on_after_a_ki
     assert_eq!(engines::rows(&fixture.url, "units").await, 12_001);
 }
 
+/// An earlier version took it for a batch with many units, and stopped in between.
+async fn a_small_batch_that_has_some_units_already_gets_the_others() {
+    let fixture = Fixture::new().await;
+    let file = fixture.file(700).await.id;
+    let id = fixture.created_of(TENANT, &file).await;
+    let some = format!(
+        "INSERT INTO units (batch_id, chunk_no, model_no, state, epoch, flush_no, takeovers,
+            requests, chunk_bytes, done, output_bytes, error_bytes)
+         SELECT '{id}', chunk_no, model_no, 'waiting', 0, 0, 0, requests, chunk_bytes, {none}, 0, 0
+         FROM chunk_models WHERE chunk_no = 0",
+        none = match fixture.store.engine() {
+            Engine::Sqlite => "X''",
+            Engine::Postgres => "''",
+        }
+    );
+    engines::execute(&fixture.url, &some).await;
+    assert_eq!(engines::rows(&fixture.url, "units").await, 1);
+    assert!(fixture.unvalidated().await[0].is_small());
+    fixture.accepted(id.clone()).await;
+    assert_eq!(engines::rows(&fixture.url, "units").await, 2);
+    assert_eq!(fixture.waiting(&id).await, 2);
+    assert_eq!(fixture.faults().await, Vec::<String>::new());
+}
+
 async fn a_batch_that_ends_while_it_gets_its_units_leaves_none() {
     let fixture = Fixture::new().await;
     let file = fixture.file(3).await.id;
@@ -237,5 +261,6 @@ on_every_engine![
     batches_are_found_by_tenants_in_turn,
     a_group_is_settled_at_once_and_each_as_it_was_judged,
     a_batch_with_many_units_gets_them_in_ranges_and_others_go_on_after_a_kill,
+    a_small_batch_that_has_some_units_already_gets_the_others,
     a_batch_that_ends_while_it_gets_its_units_leaves_none,
 ];
