@@ -135,7 +135,7 @@ impl Direct {
         is_urgent: bool,
     ) -> impl Future<Output = Result<Answer, Error>> + Send + '_ {
         async move {
-            let patience = (!is_urgent).then(|| Instant::now() + self.patience);
+            let mut patience = (!is_urgent).then(|| Instant::now() + self.patience);
             let mut sent = 0;
             loop {
                 match self.way(patience).await? {
@@ -157,6 +157,8 @@ impl Direct {
                         if sent == SENT_MAX {
                             return Err(Error::Refused(cause));
                         }
+                        // It was sent, perhaps long ago: from here on its time may run out.
+                        patience = patience.map(|_| Instant::now() + self.patience);
                     }
                     Way::Http1 {
                         mut connection,
