@@ -33,6 +33,9 @@ pub struct Status {
     /// As the process that answers sees them.
     pub upstreams: Vec<UpstreamStatus>,
     pub models: Vec<ModelStatus>,
+    /// The limits on requests and tokens in a time.
+    #[serde(default)]
+    pub rate_limits: Vec<RateLimitStatus>,
     /// How many batches have not ended, by status.
     pub batches: BTreeMap<String, i64>,
     /// The oldest of them, at most 50.
@@ -99,6 +102,29 @@ pub struct ClosedModelStatus {
     pub until: i64,
 }
 
+/// A limit on requests or tokens in a time.
+#[derive(Debug, Serialize, Deserialize, ToSchema)]
+pub struct RateLimitStatus {
+    /// What it is of: `upstream`, `model` or `route`.
+    pub scope: String,
+    /// The name of the upstream or model, or `MODEL at UPSTREAM` of a route.
+    pub name: String,
+    /// `requests`, `tokens`, `input_tokens` or `output_tokens`.
+    pub r#type: String,
+    pub limit: u64,
+    /// How long the time is.
+    pub period_seconds: f64,
+    /// Used in the trailing period over the limit, over all processes, as far as the process that
+    /// answers knows.
+    pub saturation: f64,
+    /// Reserved by the calls that the process that answers has in flight.
+    pub reserved: u64,
+    /// `limit`: it is spent, and keeps lines from what it is of. `null`: it does not.
+    pub reason: Option<String>,
+    /// When lines may be sent again, where it keeps them.
+    pub until: Option<i64>,
+}
+
 /// A model. `*` stands for the limit of all models without one of their own, `other` for the
 /// lines of models that nobody has named.
 #[derive(Debug, Default, Serialize, Deserialize, ToSchema)]
@@ -147,8 +173,8 @@ pub struct RouteStatus {
     /// How many all processes may have together.
     pub limit: Option<usize>,
     /// Why no line goes by this route now: `ejected` (the upstream refuses our key or account),
-    /// `down`, `cooldown` (it asked to be left alone), `full`, or `tier` (a lower tier takes the
-    /// lines). `null`: it takes lines.
+    /// `down`, `cooldown` (it asked to be left alone), `limit` (a rate limit is spent), `full`, or
+    /// `tier` (a lower tier takes the lines). `null`: it takes lines.
     pub skipped: Option<String>,
     /// When a line is tried there, where that is known.
     pub until: Option<i64>,
@@ -264,6 +290,7 @@ pub async fn status(State(api): State<Api>, _: Admin) -> Json<Status> {
         })
         .collect();
     status.alarms.clone_from(&process.alarms);
+    status.rate_limits = rate_limits(&process, status.now);
     status.upstreams = upstreams(process, status.now);
     Json(status)
 }
@@ -331,6 +358,25 @@ fn upstreams(process: ProcessSnapshot, now: i64) -> Vec<UpstreamStatus> {
                     until: now + i64::try_from(model.left.as_secs()).unwrap_or(0),
                 })
                 .collect(),
+        })
+        .collect()
+}
+
+fn rate_limits(process: &ProcessSnapshot, now: i64) -> Vec<RateLimitStatus> {
+    let limits = process.rate_limits.iter();
+    limits
+        .map(|limit| RateLimitStatus {
+            scope: limit.scope.to_owned(),
+            name: limit.name.clone(),
+            r#type: limit.kind.to_owned(),
+            limit: limit.limit,
+            period_seconds: limit.period.as_secs_f64(),
+            saturation: limit.saturation,
+            reserved: limit.reserved,
+            reason: limit.opens.map(|_| "limit".to_owned()),
+            until: limit
+                .opens
+                .map(|opens| now + i64::try_from(opens.as_secs()).unwrap_or(0) + 1),
         })
         .collect()
 }

@@ -7,8 +7,10 @@ use std::sync::atomic::{AtomicBool, Ordering};
 
 use crate::api;
 use crate::api::model_object::ModelObject;
-use crate::metrics::{ClosedSnapshot, Lane, ProcessSnapshot, RouteSnapshot, UpstreamSnapshot};
-use crate::upstream::{LaneId, ModelInfo, Pool, RouteStatus, Skipped};
+use crate::metrics::{
+    ClosedSnapshot, Lane, ProcessSnapshot, RateSnapshot, RouteSnapshot, UpstreamSnapshot,
+};
+use crate::upstream::{LaneId, ModelInfo, Pool, RateLimits, RateStatus, RouteStatus, Skipped};
 use crate::worker::{Observer, Worker};
 
 pub(super) struct Engine {
@@ -34,6 +36,7 @@ impl api::engine::Engine for Engine {
             lanes: in_flight
                 .map(|in_flight| lanes(pool, in_flight))
                 .unwrap_or_default(),
+            rate_limits: rate_limits(pool),
             budget_used: pool.budget().used(),
             budget_limit: pool.budget().limit(),
             token: worker.as_ref().map(|worker| worker.token.clone()),
@@ -111,6 +114,21 @@ fn route(route: RouteStatus) -> RouteSnapshot {
         skipped: route.skipped.map(Skipped::as_str),
         left: route.skipped.and_then(Skipped::left),
     }
+}
+
+fn rate_limits(pool: &Pool) -> Vec<RateSnapshot> {
+    let limits = pool.rate_limits().map(RateLimits::status);
+    let snapshot = |limit: RateStatus| RateSnapshot {
+        scope: limit.scope,
+        name: limit.name,
+        kind: limit.kind.as_str(),
+        limit: limit.limit,
+        period: limit.period,
+        saturation: limit.saturation,
+        reserved: limit.reserved,
+        opens: limit.opens,
+    };
+    limits.into_iter().flatten().map(snapshot).collect()
 }
 
 /// A model as the API lists it.

@@ -11,7 +11,7 @@ use secrecy::SecretString;
 use super::exit::{Exit, USAGE};
 use crate::config::{Environment, parse_duration};
 use crate::shutdown::{self, Hangup};
-use crate::simulate::{Options, Simulator};
+use crate::simulate::{Dialect, Options, RateKind, RateLimit, Simulator};
 
 const EXAMPLE: &str = "\
 Examples:
@@ -50,6 +50,15 @@ pub(super) struct SimulateArgs {
     /// Calls beyond it get 429 with Retry-After; a second's worth may come at once
     #[arg(long, value_name = "N")]
     requests_per_minute: Option<NonZeroU64>,
+
+    /// No window of this time may have more (may be repeated): requests=600/1m, tokens=60000/1m,
+    /// `input_tokens`, `output_tokens`. A call too many gets 429, and GET /stats counts it
+    #[arg(long = "rate-limit", value_name = "TYPE=N/PERIOD", value_parser = rate_limit)]
+    pub rate_limits: Vec<RateLimit>,
+
+    /// Whose headers say what is left of --rate-limit
+    #[arg(long, value_name = "API", default_value = "openai", value_parser = dialect)]
+    pub rate_limit_headers: Dialect,
 
     /// The share of calls, from 0 to 1, that get 500
     #[arg(long, value_name = "SHARE", default_value_t = 0.0, value_parser = share)]
@@ -124,6 +133,8 @@ impl SimulateArgs {
             jitter: self.latency_jitter,
             tokens_per_second: self.tokens_per_second,
             requests_per_minute: self.requests_per_minute.map(NonZeroU64::get),
+            rate_limits: self.rate_limits,
+            dialect: self.rate_limit_headers,
             error_rate: self.error_rate,
             rate_limit_rate: self.rate_limit_rate,
             max_concurrency: self.max_concurrency.map(NonZeroUsize::get),
@@ -141,6 +152,33 @@ fn key(environment: &Environment, variable: &str) -> anyhow::Result<SecretString
     match environment.get(variable) {
         Some(key) => Ok(key.into()),
         None => bail!("the environment variable {variable} of --api-key-env is not set"),
+    }
+}
+
+fn rate_limit(text: &str) -> Result<RateLimit, String> {
+    let limit = || {
+        let (kind, rest) = text.split_once('=')?;
+        let (limit, period) = rest.split_once('/')?;
+        let kinds = [
+            RateKind::Requests,
+            RateKind::Tokens,
+            RateKind::InputTokens,
+            RateKind::OutputTokens,
+        ];
+        Some(RateLimit {
+            kind: kinds.into_iter().find(|one| one.as_str() == kind)?,
+            limit: limit.parse().ok()?,
+            period: parse_duration(period).ok()?,
+        })
+    };
+    limit().ok_or_else(|| "a rate limit is written like requests=600/1m".to_owned())
+}
+
+fn dialect(text: &str) -> Result<Dialect, String> {
+    match text {
+        "openai" => Ok(Dialect::OpenAi),
+        "anthropic" => Ok(Dialect::Anthropic),
+        _ => Err("known are openai and anthropic".to_owned()),
     }
 }
 
@@ -182,7 +220,8 @@ mod tests {
         let args = args(
             "--latency 200ms --latency-jitter 50ms --tokens-per-second 40 --error-rate 0.1 \
              --rate-limit-rate 0.2 --requests-per-minute 600 --max-concurrency 8 --seed 7 \
-             --model a --model b --answer-tokens 10 --track \
+             --model a --model b --answer-tokens 10 --track --rate-limit tokens=500/2m \
+             --rate-limit-headers anthropic \
              --api-key-env SIMULATED_KEY",
         )
         .unwrap();
@@ -195,6 +234,13 @@ mod tests {
         assert_eq!(options.requests_per_minute, Some(600));
         assert_eq!(options.max_concurrency, Some(8));
         assert_eq!((options.seed, options.answer_tokens), (7, 10));
+        let limit = RateLimit {
+            kind: RateKind::Tokens,
+            limit: 500,
+            period: Duration::from_mins(2),
+        };
+        assert_eq!(options.rate_limits, [limit]);
+        assert_eq!(options.dialect, Dialect::Anthropic);
         assert_eq!(options.models, ["a", "b"]);
         assert!(options.track);
         assert_eq!(options.api_key.unwrap().expose_secret(), "sk-simulated");
@@ -212,6 +258,10 @@ mod tests {
             "--tokens-per-second 0",
             "--requests-per-minute 0",
             "--max-concurrency 0",
+            "--rate-limit requests=600",
+            "--rate-limit calls=600/1m",
+            "--rate-limit tokens=many/1m",
+            "--rate-limit-headers gemini",
         ] {
             assert!(args(line).is_err(), "{line}");
         }

@@ -20,6 +20,7 @@ mod log;
 mod model;
 mod near_misses;
 mod overrides;
+mod rate;
 mod reader;
 mod retention;
 mod retry;

@@ -5,6 +5,7 @@ use std::collections::BTreeSet;
 use serde_json::{Map, Value};
 
 use super::error::nearest;
+use super::rate;
 use super::reader::{Item, Reader};
 use super::upstream::concurrency;
 use crate::domain::endpoint::ENDPOINTS;
@@ -25,7 +26,6 @@ pub(super) fn read_all(
     let mut names = BTreeSet::new();
     let mut models = Vec::new();
     for mut reader in readers {
-        reader.later(&["rate_limits"]);
         let name = reader.need("name").and_then(|item| {
             let name = item.string()?;
             if name.trim_end_matches('*').contains('*') || name.ends_with("**") {
@@ -42,6 +42,7 @@ pub(super) fn read_all(
         let routes = read_routes(&mut reader, upstreams);
         let defaults = reader.take("defaults").and_then(read_body);
         let overrides = reader.take("overrides").and_then(read_body);
+        let rate_limits = rate::read(&mut reader);
         reader.finish();
         models.push(ModelSettings {
             name: name.unwrap_or_default(),
@@ -51,6 +52,7 @@ pub(super) fn read_all(
             routes,
             defaults: defaults.unwrap_or_default(),
             overrides: overrides.unwrap_or_default(),
+            rate_limits,
         });
     }
     models
@@ -107,11 +109,12 @@ fn read_routes(reader: &mut Reader<'_>, upstreams: &[UpstreamSettings]) -> Vec<R
         if upstream.is_some() && !seen.insert((upstream.clone(), model.clone())) {
             reader.fault("another route leads to the same upstream and model");
         }
-        reader.later(&["rate_limits", "price"]);
+        reader.later(&["price"]);
         reader.refuse(
             "priority",
             "which routes come first is their `tier`: the lowest does",
         );
+        let rate_limits = rate::read(&mut reader);
         reader.finish();
         routes.push(RouteSettings {
             upstream: upstream.unwrap_or_default(),
@@ -121,6 +124,7 @@ fn read_routes(reader: &mut Reader<'_>, upstreams: &[UpstreamSettings]) -> Vec<R
             concurrency,
             defaults: defaults.unwrap_or_default(),
             overrides: overrides.unwrap_or_default(),
+            rate_limits,
         });
     }
     routes

@@ -9,6 +9,7 @@ use reqwest::header::{HeaderName, HeaderValue};
 use secrecy::SecretString;
 
 use super::error::{Faults, nearest};
+use super::rate;
 use super::reader::{Item, Reader};
 use super::secret;
 use super::value::Origin;
@@ -70,7 +71,6 @@ pub(super) fn read_all(readers: Vec<Reader<'_>>) -> Vec<UpstreamSettings> {
 }
 
 fn read(mut reader: Reader<'_>, name: String) -> UpstreamSettings {
-    reader.later(&["rate_limits"]);
     for key in ["balance", "spill"] {
         reader.refuse(key, "is written in [[models]]: it is said for each model");
     }
@@ -96,6 +96,7 @@ fn read(mut reader: Reader<'_>, name: String) -> UpstreamSettings {
     let ca_file = reader.take("ca_file").and_then(|item| ca_file(&item));
     let http2 = reader.take("http2");
     let http2 = http2.map_or(Http2::Auto, |item| read_http2(item, proxy.is_some()));
+    let rate_limits = rate::read(&mut reader);
     reader.finish();
     UpstreamSettings {
         name,
@@ -109,6 +110,7 @@ fn read(mut reader: Reader<'_>, name: String) -> UpstreamSettings {
         proxy,
         ca_file,
         http2,
+        rate_limits,
     }
 }
 

@@ -114,6 +114,8 @@ pub enum ErrorCode {
     ResponseTooLarge,
     /// The process that sent it died, more than once.
     RequestCrashed,
+    /// The request may need more than a whole rate limit allows.
+    RequestTooLarge,
 }
 
 impl ErrorCode {
@@ -127,6 +129,7 @@ impl ErrorCode {
             ErrorCode::InvalidResponse => "invalid_response",
             ErrorCode::ResponseTooLarge => "response_too_large",
             ErrorCode::RequestCrashed => "request_crashed",
+            ErrorCode::RequestTooLarge => "request_too_large",
         }
     }
 }

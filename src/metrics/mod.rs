@@ -17,6 +17,6 @@ pub use handles::{CallSeconds, LineCounts, ModelMetrics, UpstreamMetrics};
 pub use labels::OTHER;
 pub use registry::metrics;
 pub use snapshot::{
-    ClosedSnapshot, Database, Lane, ProcessSnapshot, QueueOfModel, RouteSnapshot, Snapshot,
-    UpstreamSnapshot, catalogue, exposition,
+    ClosedSnapshot, Database, Lane, ProcessSnapshot, QueueOfModel, RateSnapshot, RouteSnapshot,
+    Snapshot, UpstreamSnapshot, catalogue, exposition,
 };

@@ -30,6 +30,7 @@ pub struct ProcessSnapshot {
     pub token: Option<std::sync::Arc<str>>,
     pub upstreams: Vec<UpstreamSnapshot>,
     pub lanes: Vec<Lane>,
+    pub rate_limits: Vec<RateSnapshot>,
     pub budget_used: usize,
     pub budget_limit: usize,
     /// What somebody must mend, in words.
@@ -84,6 +85,25 @@ pub struct ClosedSnapshot {
     pub left: Duration,
 }
 
+/// How a limit on requests or tokens in a time stands.
+#[derive(Clone, Debug)]
+pub struct RateSnapshot {
+    /// `upstream`, `model` or `route`.
+    pub scope: &'static str,
+    /// Of the upstream, the model, or `MODEL at UPSTREAM`.
+    pub name: String,
+    /// `requests`, `tokens`, `input_tokens` or `output_tokens`.
+    pub kind: &'static str,
+    pub limit: u64,
+    pub period: Duration,
+    /// Used in the trailing period over the limit, over all processes.
+    pub saturation: f64,
+    /// Reservations of this process's calls in flight.
+    pub reserved: u64,
+    /// How long until lines may be sent again, where the limit is spent.
+    pub opens: Option<Duration>,
+}
+
 /// Calls in flight that count against one model's limit. `*` stands for all models without one
 /// of their own.
 #[derive(Clone, Debug)]
@@ -111,7 +131,7 @@ pub struct RouteSnapshot {
     pub weight: u32,
     /// Calls in flight, this process's part of the limit, and the limit, where the route has one.
     pub calls: Option<[usize; 3]>,
-    /// `ejected`, `down`, `cooldown`, `full` or `tier`; `None`: it takes lines.
+    /// `ejected`, `down`, `cooldown`, `limit`, `full` or `tier`; `None`: it takes lines.
     pub skipped: Option<&'static str>,
     /// How long until a line is tried there, where that is known.
     pub left: Option<Duration>,
@@ -131,6 +151,14 @@ struct ModelState {
 #[derive(Clone, Debug, Hash, PartialEq, Eq, EncodeLabelSet)]
 struct Upstream {
     upstream: String,
+}
+
+#[derive(Clone, Debug, Hash, PartialEq, Eq, EncodeLabelSet)]
+struct RateLabels {
+    scope: &'static str,
+    name: String,
+    r#type: &'static str,
+    period_seconds: u64,
 }
 
 #[derive(Clone, Debug, Hash, PartialEq, Eq, EncodeLabelSet)]
@@ -186,6 +214,7 @@ fn list(snapshot: &Snapshot, process: Process) -> Listing {
     let of_process = &snapshot.process;
     list_upstreams(&mut list, &of_process.upstreams);
     list_lanes(&mut list, &of_process.lanes);
+    list_rate_limits(&mut list, &of_process.rate_limits);
     list.add(
         "nightshift_alarms",
         "What somebody must mend before this process goes on with it: see alarms in /admin/status.",
@@ -335,6 +364,34 @@ fn list_lanes(list: &mut Listing, lanes: &[Lane]) {
         "nightshift_model_limit",
         "Calls that all processes may have in flight together, by model.",
         limit,
+    );
+}
+
+fn list_rate_limits(list: &mut Listing, limits: &[RateSnapshot]) {
+    let saturation = Family::<RateLabels, Float>::default();
+    let reserved = Family::<RateLabels, Gauge>::default();
+    for limit in limits {
+        let labels = RateLabels {
+            scope: limit.scope,
+            name: limit.name.clone(),
+            r#type: limit.kind,
+            period_seconds: limit.period.as_secs(),
+        };
+        saturation.get_or_create(&labels).set(limit.saturation);
+        let amount = i64::try_from(limit.reserved).unwrap_or(i64::MAX);
+        reserved.get_or_create(&labels).set(amount);
+    }
+    list.add(
+        "nightshift_limit_saturation",
+        "How much of a rate limit the trailing period has used, by scope, name, type and period: 1 \
+         is all of it, over all processes.",
+        saturation,
+    );
+    list.add(
+        "nightshift_limit_reserved",
+        "What this process's calls in flight have reserved of a rate limit, by scope, name, type \
+         and period.",
+        reserved,
     );
 }
 

@@ -8,6 +8,7 @@ use serde_json::{Value, json};
 
 use super::call::Call;
 use super::options::Options;
+use super::rate::Need;
 use super::shape::{
     CachedTokens, ChatChoice, ChatCompletion, Completion, Embedding, Embeddings, EmbeddingsUsage,
     IncompleteDetails, Message, OutputMessage, OutputText, ReasoningTokens, Response,
@@ -116,6 +117,15 @@ impl<'a> Draft<'a> {
             _ if !self.endpoint.writes_text() => 0,
             Length::Tokens(tokens) => tokens,
             Length::Bytes(bytes) => bytes.div_ceil(6),
+        }
+    }
+
+    /// What the call counts for.
+    pub(super) fn need(&self) -> Need {
+        let count = |tokens: usize| u64::try_from(tokens).unwrap_or(u64::MAX);
+        Need {
+            input: count(self.prompt_tokens),
+            output: count(self.tokens()),
         }
     }
 

@@ -38,6 +38,7 @@ mod answer;
 mod call;
 mod limit;
 mod options;
+mod rate;
 mod reply;
 mod server;
 mod service;
@@ -50,6 +51,7 @@ mod text;
 use bytes::Bytes;
 
 pub use options::Options;
+pub use rate::{Dialect, RateKind, RateLimit};
 pub use server::Simulator;
 
 impl Options {

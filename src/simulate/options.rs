@@ -4,6 +4,8 @@ use std::time::Duration;
 
 use secrecy::SecretString;
 
+use super::rate::{Dialect, RateLimit};
+
 /// The model that is listed where any is served.
 const ANY_MODEL: &str = "simulated";
 
@@ -19,6 +21,11 @@ pub struct Options {
     /// Calls beyond it get 429 with `retry-after`. A second's worth may come at once, as hosted
     /// providers have it.
     pub requests_per_minute: Option<u64>,
+    /// A call that would make any window exceed one of them gets 429 with `retry-after`, and is
+    /// counted as a violation. The tokens of a call are counted when the call arrives.
+    pub rate_limits: Vec<RateLimit>,
+    /// Whose headers say what is left of `rate_limits`.
+    pub dialect: Dialect,
     /// The share of calls, from 0 to 1, that get 500 after the usual time.
     pub error_rate: f64,
     /// The share of calls, from 0 to 1, that get 429 at once, with a short `retry-after-ms`.
@@ -47,6 +54,8 @@ impl Default for Options {
             jitter: Duration::ZERO,
             tokens_per_second: None,
             requests_per_minute: None,
+            rate_limits: Vec::new(),
+            dialect: Dialect::default(),
             error_rate: 0.0,
             rate_limit_rate: 0.0,
             max_concurrency: None,

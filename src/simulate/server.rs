@@ -62,12 +62,12 @@ impl Simulator {
 
     #[must_use]
     pub fn stats(&self) -> Stats {
-        self.service.ledger.stats()
+        self.service.stats()
     }
 
     /// Counts from zero again, and forgets which bodies came.
     pub fn reset_stats(&self) {
-        self.service.ledger.reset();
+        self.service.reset();
     }
 
     /// Lets so many more calls be answered, where [`Options::granted`] holds them back.

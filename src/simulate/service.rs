@@ -18,8 +18,9 @@ use super::answer::{Draft, Endpoint};
 use super::call::{Call, Steering};
 use super::limit::RateLimit;
 use super::options::Options;
+use super::rate::RateLimits;
 use super::reply::{Cut, Reply, ReplyBody, Sending};
-use super::stats::{Ledger, OpenCall};
+use super::stats::{Ledger, OpenCall, Stats};
 use super::text::{Random, fingerprint};
 
 /// The largest body that is read.
@@ -29,6 +30,7 @@ pub(super) struct Service {
     options: Options,
     pub(super) ledger: Arc<Ledger>,
     rate_limit: Option<RateLimit>,
+    pub(super) rate_limits: Option<RateLimits>,
     slots: Option<Semaphore>,
     /// A permit for each answer that is granted.
     pub(super) grants: Option<Semaphore>,
@@ -42,6 +44,7 @@ impl Service {
         Self {
             ledger: Arc::new(Ledger::new(options.track)),
             rate_limit: options.requests_per_minute.map(RateLimit::per_minute),
+            rate_limits: RateLimits::new(&options.rate_limits, options.dialect),
             slots: options.max_concurrency.map(Semaphore::new),
             grants: options.granted.map(Semaphore::new),
             requests: AtomicU64::new(0),
@@ -74,16 +77,32 @@ impl Service {
         reply.into_response(&request_id)
     }
 
+    /// What was seen so far.
+    pub(super) fn stats(&self) -> Stats {
+        Stats {
+            limits: self.rate_limits.as_ref().map(RateLimits::stats),
+            ..self.ledger.stats()
+        }
+    }
+
+    /// Counts from zero again.
+    pub(super) fn reset(&self) {
+        self.ledger.reset();
+        if let Some(limits) = &self.rate_limits {
+            limits.reset();
+        }
+    }
+
     /// Everything that is not a call to a model.
     fn look(&self, method: &Method, path: &str, headers: &HeaderMap) -> Reply {
         match (method.as_str(), path) {
             ("GET", "/health") => Reply::json("{\"status\":\"ok\"}"),
-            ("GET", "/stats") => match serde_json::to_vec(&self.ledger.stats()) {
+            ("GET", "/stats") => match serde_json::to_vec(&self.stats()) {
                 Ok(stats) => Reply::json(stats),
                 Err(_) => Reply::server_error(),
             },
             ("POST", "/stats/reset") => {
-                self.ledger.reset();
+                self.reset();
                 Reply::json("{}")
             }
             (_, path) if path.starts_with("/v1/") && !self.may_enter(headers) => Reply::wrong_key(),
@@ -161,7 +180,23 @@ impl Service {
             call: &call,
             model,
         };
-        self.serve(&caller, open).await
+        let Some(limits) = &self.rate_limits else {
+            return self.serve(&caller, open).await;
+        };
+        let draft = Draft::new(
+            &self.options,
+            endpoint,
+            &call,
+            model,
+            fingerprint(self.options.seed, &body),
+            body.len(),
+        );
+        let mut reply = match limits.admit(Instant::now(), draft.need()) {
+            Ok(()) => self.serve(&caller, open).await,
+            Err(wait) => Reply::rate_limited().with_retry_after(wait),
+        };
+        reply.headers.extend(limits.headers(Instant::now()));
+        reply
     }
 
     /// Waits as long as a model would take, then answers, unless the request or luck says

@@ -5,6 +5,8 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use serde::Serialize;
 
+use super::rate::LimitStats;
+
 /// Models beyond this many are counted in the total only: a client may invent names for ever.
 const MAX_MODELS: usize = 1000;
 
@@ -18,6 +20,9 @@ pub struct Stats {
     pub models: BTreeMap<String, Counts>,
     /// Kept with `Options::track` only.
     pub bodies: Option<Bodies>,
+    /// With `Options::rate_limits` only, in their order.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub limits: Option<Vec<LimitStats>>,
 }
 
 /// How calls went. `calls` is always the sum of `answered`, `errors`, `cut`, `abandoned` and
@@ -112,6 +117,7 @@ impl Ledger {
                 .map(|(name, counts)| (name.clone(), counts.clone()))
                 .collect(),
             bodies,
+            limits: None,
         }
     }
 

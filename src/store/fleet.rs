@@ -1,9 +1,11 @@
 //! The processes that share a store: their leases, their shares of limits, their wake-ups.
 
+mod rates;
 mod replicas;
 mod shares;
 mod tasks;
 mod wakeups;
 
+pub use rates::{RateEntry, RateGrant, RateRow};
 pub use replicas::{Incumbent, Replica};
 pub use shares::{CooldownRow, ShareBook, ShareEntry};

@@ -23,7 +23,9 @@ pub use error::{Error, Result};
 pub use files::{
     NewUpload, Order, Page, PublishedUpload, Purged, Rest, Segment, StoredChunk, StoredFile,
 };
-pub use fleet::{CooldownRow, Incumbent, Replica, ShareBook, ShareEntry};
+pub use fleet::{
+    CooldownRow, Incumbent, RateEntry, RateGrant, RateRow, Replica, ShareBook, ShareEntry,
+};
 pub use tenants::{ApiKey, Claim, Claimed, KnownKey, Remembered};
 pub use text::storable;
 pub use work::{Backlog, CountsDelta, Deaths, FlushReply, LeasedUnit, UnitFlush};

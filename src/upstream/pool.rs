@@ -16,6 +16,7 @@ use super::health::probe::{self, Probes};
 use super::limits::concurrency::Limits;
 use super::limits::interval::Interval;
 use super::limits::memory::Budget;
+use super::limits::rate::{LineSize, RateLimits, Spec};
 use super::models::ModelInfo;
 use super::route::{Lane, Routes, Routing};
 use super::settings::{BuildError, Options, Settings};
@@ -57,7 +58,7 @@ impl Pool {
         let targets = Arc::new(Targets::new(
             clients.iter().map(Client::shown_url).collect(),
             backends,
-            (limits, balancers),
+            (limits, balancers, RateLimits::new(Spec::all(settings))),
             (pace.clone(), settings.retry.clone()),
             options.fail_fast,
         ));
@@ -126,10 +127,23 @@ impl Pool {
         &self.targets.limits
     }
 
+    /// How many requests and tokens there may be in any window of time; `None`: any number.
+    #[must_use]
+    pub fn rate_limits(&self) -> Option<&RateLimits> {
+        self.targets.rates.as_ref()
+    }
+
     /// A free place at the best open target, or why there is none. Never blocks. `history`: what the
     /// line has been through, which says what it avoids. `batch`: the number of the line's batch.
-    pub fn try_acquire(&self, routes: &Arc<Routes>, history: &History, batch: u64) -> Acquired {
-        self.targets.try_acquire(routes, history, batch)
+    /// `size`: the line's, where the routes [are rate-limited](Routes::are_rate_limited).
+    pub fn try_acquire(
+        &self,
+        routes: &Arc<Routes>,
+        history: &History,
+        batch: u64,
+        size: Option<LineSize>,
+    ) -> Acquired {
+        self.targets.try_acquire(routes, history, batch, size)
     }
 
     /// Notified when a line may be sent that could not be sent before, and when models have

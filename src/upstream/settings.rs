@@ -48,6 +48,8 @@ pub struct UpstreamSettings {
     pub ca_file: Option<PathBuf>,
     /// Never `Always` beside a proxy: over one, HTTP/1.1 is spoken.
     pub http2: Http2,
+    /// Of all calls to it together.
+    pub rate_limits: Vec<RateLimit>,
 }
 
 /// Whether HTTP/2 is spoken to an upstream.
@@ -60,6 +62,46 @@ pub enum Http2 {
     Never,
     /// HTTP/2 alone, without TLS too.
     Always,
+}
+
+/// How much there may be in any window of time, over all processes.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct RateLimit {
+    pub kind: RateKind,
+    /// At least 1.
+    pub limit: u64,
+    /// At least a second.
+    pub period: Duration,
+}
+
+/// What a rate limit counts.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub enum RateKind {
+    Requests,
+    /// Of input and output together.
+    Tokens,
+    InputTokens,
+    OutputTokens,
+}
+
+impl RateKind {
+    pub const ALL: [RateKind; 4] = [
+        RateKind::Requests,
+        RateKind::Tokens,
+        RateKind::InputTokens,
+        RateKind::OutputTokens,
+    ];
+
+    /// As configuration and metrics have it.
+    #[must_use]
+    pub fn as_str(self) -> &'static str {
+        match self {
+            RateKind::Requests => "requests",
+            RateKind::Tokens => "tokens",
+            RateKind::InputTokens => "input_tokens",
+            RateKind::OutputTokens => "output_tokens",
+        }
+    }
 }
 
 impl UpstreamSettings {
@@ -89,6 +131,8 @@ pub struct ModelSettings {
     pub defaults: Map<String, Value>,
     /// Written over what the line says.
     pub overrides: Map<String, Value>,
+    /// Over all its upstreams.
+    pub rate_limits: Vec<RateLimit>,
 }
 
 impl ModelSettings {
@@ -150,6 +194,7 @@ pub struct RouteSettings {
     pub defaults: Map<String, Value>,
     /// Written over what the line and the model say.
     pub overrides: Map<String, Value>,
+    pub rate_limits: Vec<RateLimit>,
 }
 
 /// How often and how soon a line is sent again.

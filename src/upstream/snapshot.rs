@@ -191,6 +191,8 @@ pub enum Skipped {
     Cooldown { left: Duration },
     /// As many calls are in flight as may be: of the upstream, of the route, or as it takes now.
     Full,
+    /// A rate limit that is configured is spent. `left`: until something of it is free.
+    Limit { left: Duration },
     /// A lower tier takes the lines.
     Tier,
 }
@@ -203,6 +205,7 @@ impl Skipped {
             Skipped::Down { .. } => "down",
             Skipped::Cooldown { .. } => "cooldown",
             Skipped::Full => "full",
+            Skipped::Limit { .. } => "limit",
             Skipped::Tier => "tier",
         }
     }
@@ -211,9 +214,10 @@ impl Skipped {
     #[must_use]
     pub fn left(self) -> Option<Duration> {
         match self {
-            Skipped::Ejected { left } | Skipped::Down { left } | Skipped::Cooldown { left } => {
-                Some(left)
-            }
+            Skipped::Ejected { left }
+            | Skipped::Down { left }
+            | Skipped::Cooldown { left }
+            | Skipped::Limit { left } => Some(left),
             Skipped::Full | Skipped::Tier => None,
         }
     }
@@ -281,7 +285,10 @@ fn of_route(
         (Skipped::of(&breaker, now), breaker.closure().is_some())
     });
     let (of_backend, is_tried) = of_backend.unwrap_or_default();
-    let skipped = of_upstream.or(of_backend);
+    let rates = targets.rates.as_ref();
+    let spent = rates.and_then(|rates| rates.spent_for(now, &route.rate_limits));
+    let limited = spent.map(|left| Skipped::Limit { left });
+    let skipped = of_upstream.or(of_backend).or(limited);
     RouteStatus {
         upstream: targets.backends.name(route.upstream).to_owned(),
         model: model.map(str::to_owned),
@@ -297,7 +304,7 @@ fn of_route(
 fn pass_over_higher_tiers(routes: &mut [RouteStatus], spill: Spill) {
     let takes = |route: &RouteStatus| match (&route.skipped, spill) {
         _ if route.is_trial => false,
-        (None, _) | (Some(Skipped::Full), Spill::Closed) => true,
+        (None, _) | (Some(Skipped::Full | Skipped::Limit { .. }), Spill::Closed) => true,
         (Some(_), _) => false,
     };
     let used = routes.iter().find(|route| takes(route));

@@ -47,7 +47,8 @@ pub fn answered(permit: Permit, history: &mut History, status: u16) -> Option<(D
         result: provider.classify(&head, &decoded),
         status: Some(status),
         retry_after: None,
-        tokens: 0,
+        used: None,
+        remaining: Vec::new(),
         cause: format!("it answered {status}"),
     };
     match permit.finish(history, &ended) {

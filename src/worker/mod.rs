@@ -51,6 +51,7 @@ use tasks::clean_up::CleanUp;
 use tasks::expire::ExpireBatches;
 use tasks::finalize::{self, Finalize};
 use tasks::housekeeping::{self, Housekeeping};
+use tasks::rates::Rates;
 use tasks::shares::Shares;
 use tasks::task::{self, Task};
 use tasks::validate::Validate;
@@ -215,6 +216,9 @@ impl Worker {
                 &settings,
             );
             tasks.spawn(shares.run(stop.clone()));
+        }
+        if let Some(rates) = Rates::new(&store, &pool, &dispatch.ledger, &lease) {
+            tasks.spawn(rates.run(stop.clone()));
         }
         tasks.spawn(flusher.clone().run(stop.clone()));
         tasks.spawn(dispatch.scheduler.clone().run(stop.clone()));

@@ -7,6 +7,7 @@ pub(crate) mod expire;
 pub(crate) mod finalize;
 pub(crate) mod housekeeping;
 mod jitter;
+pub(crate) mod rates;
 pub(crate) mod shares;
 pub(crate) mod task;
 pub(crate) mod validate;

@@ -13,6 +13,7 @@ mod malformed_requests;
 mod observability;
 mod openapi;
 mod packaging;
+mod rate_limits;
 mod readme;
 mod replicas;
 mod retention;

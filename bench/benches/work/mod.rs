@@ -125,7 +125,7 @@ pub fn pool() -> (Arc<Pool>, Arc<Routes>) {
 pub fn acquire(pool: &Arc<Pool>, routes: &Arc<Routes>) -> usize {
     let mut permits = Vec::with_capacity(PERMITS);
     let history = History::default();
-    while let Acquired::Permit(permit) = pool.try_acquire(routes, &history, 0) {
+    while let Acquired::Permit(permit) = pool.try_acquire(routes, &history, 0, None) {
         permits.push(permit);
     }
     permits.len()

@@ -85,6 +85,7 @@ fn cause(failure: Failure) -> String {
             ErrorCode::InvalidResponse => "with an unreadable answer",
             ErrorCode::ResponseTooLarge => "with too large an answer",
             ErrorCode::RequestCrashed => "crashed",
+            ErrorCode::RequestTooLarge => "too large for a rate limit",
         }
         .to_owned(),
     }

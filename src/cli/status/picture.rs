@@ -59,6 +59,7 @@ pub(super) fn picture(status: &Status, width: Option<usize>) -> String {
         closed(status),
         models(status),
         passed_over(status),
+        rate_limits(status),
         live(status),
         ended(status),
         replicas(status),
@@ -184,6 +185,33 @@ fn passed_over(status: &Status) -> Table {
                 },
             ]);
         }
+    }
+    table
+}
+
+/// The limits on requests and tokens in a time, and until when those that are spent keep lines.
+fn rate_limits(status: &Status) -> Table {
+    let mut table = Table::new([
+        Column::cut("RATE LIMIT OF"),
+        Column::whole("TYPE"),
+        Column::whole("LIMIT"),
+        Column::whole("IN"),
+        Column::whole("USED"),
+        Column::whole("RESERVED").leaves(1),
+        Column::whole("OPENS"),
+    ]);
+    for limit in &status.rate_limits {
+        table.row([
+            format!("{} {}", limit.scope, limit.name),
+            limit.r#type.clone(),
+            limit.limit.to_string(),
+            seconds(limit.period_seconds),
+            format!("{:.0}%", limit.saturation * 100.0),
+            limit.reserved.to_string(),
+            limit.until.map_or("now".to_owned(), |until| {
+                format!("in {}", seconds((until - status.now) as f64))
+            }),
+        ]);
     }
     table
 }

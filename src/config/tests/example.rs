@@ -8,7 +8,7 @@ use serde_json::json;
 
 use super::*;
 use crate::domain::scope::Scopes;
-use crate::upstream::{Spill, Strategy};
+use crate::upstream::{RateKind, RateLimit, Spill, Strategy};
 
 #[test]
 fn the_defaults_are_the_documented_ones() {
@@ -94,6 +94,19 @@ fn the_examples_in_the_documented_file_hold_and_show_the_defaults() {
     let [model] = config.models.as_slice() else {
         panic!("one model is shown");
     };
+    let limit = |kind, limit, period| RateLimit {
+        kind,
+        limit,
+        period,
+    };
+    let minute = Duration::from_mins(1);
+    let of_requests = limit(RateKind::Requests, 600, minute);
+    let of_tokens = limit(RateKind::Tokens, 60_000, minute);
+    assert_eq!(one.rate_limits, [of_requests, of_tokens]);
+    let of_a_day = limit(RateKind::Requests, 5_000, Duration::from_hours(24));
+    assert_eq!(model.routes[1].rate_limits, [of_a_day]);
+    let of_an_hour = limit(RateKind::OutputTokens, 1_000_000, Duration::from_hours(1));
+    assert_eq!(model.rate_limits, [of_an_hour]);
     assert_eq!(model.concurrency, Some(128));
     assert_eq!(model.routes[0].weight, 3);
     assert_eq!(model.routes[1].upstream, "gpu-2");
@@ -126,7 +139,7 @@ fn every_key_of_the_documented_file_has_a_comment_above_it() {
 fn the_configurations_on_the_page_about_upstreams_hold() {
     let page = include_str!("../../../docs/upstreams.md");
     let blocks: Vec<&str> = page.split("```toml\n").skip(1).collect();
-    assert_eq!(blocks.len(), 3);
+    assert_eq!(blocks.len(), 4);
     for block in blocks {
         let (toml, _) = block.split_once("```").unwrap();
         let config = load(toml, &[("OPENROUTER_KEY", "sk-of-openrouter")]);

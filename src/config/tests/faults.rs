@@ -109,7 +109,11 @@ fn each_fault_of_an_upstream_is_found() {
         max_response_bytes = 0               => max_response_bytes: must be from 1 to
         provider = 'anthropic'               => provider: the provider anthropic is not built yet
         provider = 'opnai'                   => provider: unknown provider; the nearest is openai
-        rate_limits = []                     => rate_limits: is not built yet
+        rate_limits = 5                      => rate_limits: expected an array, found
+        rate_limits = [ { type = 'request', limit = 1, period = '1m' } ] => rate_limits[0].type: unknown type; the nearest is requests
+        rate_limits = [ { type = 'tokens', limit = 0, period = '1m' } ] => rate_limits[0].limit: must be from 1 to
+        rate_limits = [ { type = 'tokens', limit = 1 } ] => rate_limits[0]: `period` is missing
+        rate_limits = [ { type = 'tokens', limit = 1, period = '1ms' } ] => rate_limits[0].period: must be at least 1s
         balance = 'weighted'                 => balance: is written in [[models]]
         spill = 'full'                       => spill: is written in [[models]]
         priority = 1                         => priority: which upstreams come first is the `tier`
@@ -181,7 +185,7 @@ fn each_fault_of_a_model_is_found() {
         routes = [{ upstream = 'a', concurrency = 0 }]    => .routes[0].concurrency: must be from 1
         routes = [{ upstream = 'a', priority = 1 }]       => .routes[0].priority: which routes come first
         routes = [{ upstream = 'a', price = {} }]         => .routes[0].price: is not built yet
-        routes = [{ upstream = 'a', rate_limits = [] }]   => .routes[0].rate_limits: is not built yet
+        routes = [{ upstream = 'a', rate_limits = 1 }]    => .routes[0].rate_limits: expected an array, found
         routes = [{ upstream = 'a', overrides = { n = 2 } }]   => .routes[0].overrides.n: how many
         routes = [{ upstream = 'a', defaults = { model = 'x' } }] => .routes[0].defaults.model: a line
         concurrency = 'auto'                 => .concurrency: is not built yet

@@ -135,7 +135,7 @@ impl Store {
     /// Begins the transaction of an exchange. No other exchange runs beside it. The transaction
     /// waits for the lock for this long at most. If this process stops during the exchange, the
     /// other processes wait for this long at most.
-    async fn begin_exchange(&self, patience_ms: i64) -> Result<Tx> {
+    pub(super) async fn begin_exchange(&self, patience_ms: i64) -> Result<Tx> {
         let mut tx = self.begin_control().await?;
         if let Some(sql) = self.engine().acquire_share_lock() {
             let patience = patience_ms.max(1).to_string();

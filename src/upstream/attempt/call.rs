@@ -1,7 +1,7 @@
 //! One call: encoded, sent, read, and classified.
 
 use std::sync::Arc;
-use std::time::{Duration, UNIX_EPOCH};
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use bytes::Bytes;
 
@@ -13,6 +13,7 @@ use crate::domain::clock::Clock;
 use crate::domain::outcome::Form;
 use crate::domain::usage::Usage;
 use crate::upstream::limits::memory::Reservation;
+use crate::upstream::limits::rate::Tokens;
 use crate::upstream::provider::Encoded;
 use crate::upstream::provider::http::Head;
 use crate::upstream::target::backend::Backend;
@@ -71,7 +72,7 @@ pub struct Answer {
 pub(in crate::upstream) async fn make(
     client: &Client,
     clock: &Clock,
-    permit: Permit,
+    mut permit: Permit,
     call: Call,
     history: &mut History,
     timer: &mut Timer,
@@ -91,13 +92,17 @@ pub(in crate::upstream) async fn make(
     }
     let copied = copy.as_ref().map_or(0, Bytes::len);
     let body = copy.unwrap_or(body);
+    permit.send();
     let reply = client
         .post(path, body, traceparent.as_deref(), timer, &mut reservation)
         .await;
     match reply {
         Ok((head, body)) => {
             reservation.shrink_to(reservation.bytes() - copied);
-            let (ended, answer) = read(client, clock, &head, body, reservation);
+            let (mut ended, answer) = read(client, clock, &head, body, reservation);
+            if permit.is_rate_limited() {
+                ended.remaining = client.provider.remaining(&head.headers, now(clock));
+            }
             conclude(client, permit, history, ended, Some(answer))
         }
         Err(failure) => {
@@ -106,7 +111,8 @@ pub(in crate::upstream) async fn make(
                 result: failure.result,
                 status: None,
                 retry_after: None,
-                tokens: 0,
+                used: None,
+                remaining: Vec::new(),
                 cause: failure.cause,
             };
             conclude(client, permit, history, ended, None)
@@ -129,12 +135,12 @@ fn read(
         result,
         status: Some(head.status),
         retry_after: None,
-        tokens: decoded.usage.map_or(0, tokens),
+        used: decoded.usage.map(Tokens::from),
+        remaining: Vec::new(),
         cause: String::new(),
     };
     if result != CallResult::Succeeded {
-        let now = UNIX_EPOCH + Duration::from_millis(clock.now_ms().try_into().unwrap_or(0));
-        ended.retry_after = provider.retry_after(&head.headers, now);
+        ended.retry_after = provider.retry_after(&head.headers, now(clock));
         ended.cause = provider.explain(result, head, &decoded);
     }
     let answer = Answer {
@@ -149,13 +155,8 @@ fn read(
     (ended, answer)
 }
 
-/// The tokens that an answer took its time for: those that were written, where any were.
-fn tokens(usage: Usage) -> u64 {
-    let written = match usage.output_tokens {
-        0 => usage.total_tokens,
-        written => written,
-    };
-    u64::try_from(written).unwrap_or(0)
+fn now(clock: &Clock) -> SystemTime {
+    UNIX_EPOCH + Duration::from_millis(clock.now_ms().try_into().unwrap_or(0))
 }
 
 /// Books the end of a call: in metrics, in the call's span, and with its target.

@@ -3,3 +3,4 @@
 pub(super) mod concurrency;
 pub(super) mod interval;
 pub(super) mod memory;
+pub(super) mod rate;

@@ -16,6 +16,8 @@ use serde::de::{Deserializer as _, MapAccess, Visitor};
 use serde_json::value::RawValue;
 use serde_json::{Map, Value};
 
+use crate::upstream::limits::rate::MAX_OUTPUT;
+
 const MODEL: &str = "model";
 
 /// What a route changes in the body of a request.
@@ -81,6 +83,20 @@ impl Edit {
             defaults: members(defaults),
             overrides: members(overrides),
         })
+    }
+
+    /// How long an answer may be that is asked for, where the request itself states so much.
+    pub(in crate::upstream) fn max_output(&self, stated: Option<u64>) -> Option<u64> {
+        let most = |members: &[Member]| {
+            let members = members.iter();
+            let members = members.filter(|member| MAX_OUTPUT.contains(&member.key.as_str()));
+            members
+                .filter_map(|member| member.value().parse().ok())
+                .max()
+        };
+        most(&self.overrides)
+            .or(stated)
+            .or_else(|| most(&self.defaults))
     }
 
     /// How the body is to be changed. `None` if no change is needed, or if the body is no JSON

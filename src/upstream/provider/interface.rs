@@ -10,9 +10,11 @@ use secrecy::SecretString;
 
 use super::edit::{Edit, Splice};
 use super::http::{self, Head};
+use super::remaining;
 use crate::domain::outcome::Form;
 use crate::domain::usage::Usage;
 use crate::upstream::attempt::result::CallResult;
+use crate::upstream::limits::rate::Remaining;
 use crate::upstream::models::ModelInfo;
 
 /// A kind of model server, and its API.
@@ -39,6 +41,12 @@ pub(in crate::upstream) trait Provider: fmt::Debug + Send + Sync {
     /// How long the server asks to be left alone, beside a failure.
     fn retry_after(&self, headers: &HeaderMap, now: SystemTime) -> Option<Duration> {
         http::retry_after(headers, now)
+    }
+
+    /// What the server says is left of its rate limits, beside any answer. What cannot be read is
+    /// left out.
+    fn remaining(&self, headers: &HeaderMap, now: SystemTime) -> Vec<Remaining> {
+        remaining::read(headers, now)
     }
 
     /// A failure, in words for the line's user: no addresses, no secrets.

@@ -8,6 +8,7 @@ pub(super) mod edit;
 pub(super) mod http;
 mod interface;
 mod openai;
+mod remaining;
 
 pub(super) use self::interface::{Encoded, Provider};
 

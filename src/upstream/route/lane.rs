@@ -4,6 +4,7 @@
 use std::sync::Arc;
 
 use crate::upstream::balance::{Balancer, Strategy};
+use crate::upstream::limits::rate::Spec;
 use crate::upstream::provider::edit::Edit;
 use crate::upstream::settings::{
     BuildError, ModelSettings, RouteSettings, Settings, Spill, UpstreamSettings,
@@ -50,6 +51,8 @@ pub(in crate::upstream) struct Route {
     pub(in crate::upstream) rename: Option<Arc<str>>,
     pub(in crate::upstream) edit: Option<Arc<Edit>>,
     pub(in crate::upstream) limit: Option<RouteLimit>,
+    /// The places of the rate limits that bound the calls.
+    pub(in crate::upstream) rate_limits: Arc<[usize]>,
 }
 
 /// How many calls at once a route takes.
@@ -63,12 +66,13 @@ pub(in crate::upstream) struct RouteLimit {
 impl Lane {
     /// All lanes, in the order of their numbers.
     pub(in crate::upstream) fn all(settings: &Settings) -> Result<Vec<Self>, BuildError> {
-        let upstreams = &settings.upstreams;
+        let (upstreams, specs) = (&settings.upstreams, Spec::all(settings));
         if settings.models.is_empty() {
-            return Ok(vec![Self::of_all(upstreams)]);
+            return Ok(vec![Self::of_all(upstreams, &specs)]);
         }
         let models = settings.models.iter().enumerate();
-        let lanes = models.map(|(index, model)| Self::of_model(LaneId(index), model, upstreams));
+        let lanes =
+            models.map(|(index, model)| Self::of_model(LaneId(index), model, upstreams, &specs));
         let mut lanes = lanes.collect::<Result<Vec<_>, _>>()?;
         let (mut tiers, mut limits) = (0, 0);
         for lane in &mut lanes {
@@ -95,9 +99,14 @@ impl Lane {
         id: LaneId,
         model: &ModelSettings,
         upstreams: &[UpstreamSettings],
+        specs: &[Spec],
     ) -> Result<Self, BuildError> {
-        let routes = model.routes.iter();
-        let routes = routes.map(|route| Route::new(route, model, upstreams));
+        let routes = model.routes.iter().enumerate();
+        let routes = routes.map(|(place, route)| {
+            let upstream = upstream_of(route, model, upstreams)?;
+            let rate_limits = Spec::that_bound(specs, Some((id.index(), place)), upstream);
+            Ok(Route::new(route, model, upstream, rate_limits.into()))
+        });
         let mut routes = routes.collect::<Result<Vec<_>, _>>()?;
         routes.sort_by_key(|route| route.tier);
         Ok(Self {
@@ -112,7 +121,7 @@ impl Lane {
     }
 
     /// The one lane of a configuration without models.
-    fn of_all(upstreams: &[UpstreamSettings]) -> Self {
+    fn of_all(upstreams: &[UpstreamSettings], specs: &[Spec]) -> Self {
         let route = |upstream| Route {
             upstream,
             weight: 1,
@@ -120,6 +129,7 @@ impl Lane {
             rename: None,
             edit: None,
             limit: None,
+            rate_limits: Spec::that_bound(specs, None, upstream).into(),
         };
         Self {
             id: LaneId(0),
@@ -163,16 +173,9 @@ impl Route {
     fn new(
         route: &RouteSettings,
         model: &ModelSettings,
-        upstreams: &[UpstreamSettings],
-    ) -> Result<Self, BuildError> {
-        let named = |upstream: &UpstreamSettings| upstream.name == route.upstream;
-        let upstream = upstreams.iter().position(named).ok_or_else(|| BuildError {
-            upstream: route.upstream.clone(),
-            problem: format!(
-                "model `{}` has a route to it, but it is not there",
-                model.name
-            ),
-        })?;
+        upstream: usize,
+        rate_limits: Arc<[usize]>,
+    ) -> Self {
         // The route is further from the line than the model: what it fills in gives way, and what
         // it writes over wins.
         let edit = Edit::new(
@@ -180,7 +183,7 @@ impl Route {
             &[&route.defaults, &model.defaults],
             &[&model.overrides, &route.overrides],
         );
-        Ok(Self {
+        Self {
             upstream,
             weight: route.weight.max(1),
             tier: route.tier,
@@ -190,6 +193,23 @@ impl Route {
                 number: 0,
                 concurrency,
             }),
-        })
+            rate_limits,
+        }
     }
+}
+
+/// The number of the upstream that a route leads to.
+fn upstream_of(
+    route: &RouteSettings,
+    model: &ModelSettings,
+    upstreams: &[UpstreamSettings],
+) -> Result<usize, BuildError> {
+    let named = |upstream: &UpstreamSettings| upstream.name == route.upstream;
+    upstreams.iter().position(named).ok_or_else(|| BuildError {
+        upstream: route.upstream.clone(),
+        problem: format!(
+            "model `{}` has a route to it, but it is not there",
+            model.name
+        ),
+    })
 }

@@ -9,6 +9,7 @@ use std::ops::Range;
 use std::sync::{Arc, PoisonError, RwLock};
 
 use super::balance::Strategy;
+use super::limits::rate::{Gate, LineSize, Standing, Tokens};
 use super::models::{ModelInfo, listed_as};
 use super::provider::edit::Edit;
 use super::settings::Spill;
@@ -28,6 +29,7 @@ pub struct Routes {
     pub(super) spill: Spill,
     /// Whether the strategy wants to know how fast calls are answered.
     pub(super) is_timed: bool,
+    are_rate_limited: bool,
     /// The lowest first.
     pub(super) tiers: Box<[Tier]>,
     /// Tier by tier.
@@ -51,7 +53,25 @@ pub(super) struct Target {
     pub(super) edit: Option<Arc<Edit>>,
     /// The number of the route's own limit, where it has one.
     pub(super) limit: Option<usize>,
+    /// The places of the rate limits that bound the calls.
+    pub(super) rate_limits: Arc<[usize]>,
     pub(super) seconds: CallSeconds,
+}
+
+impl Target {
+    /// How a line stands with the rate limits here.
+    pub(super) fn standing(&self, gate: &Gate<'_>) -> Standing {
+        gate.standing(&self.rate_limits, self.tokens(gate.size))
+    }
+
+    /// The tokens that are reserved for a line here. The route may say how long an answer may be.
+    pub(super) fn tokens(&self, size: LineSize) -> Tokens {
+        let max_output = match &self.edit {
+            Some(edit) => edit.max_output(size.max_output),
+            None => size.max_output,
+        };
+        self.backend.estimate(LineSize { max_output, ..size })
+    }
 }
 
 /// Which models go where.
@@ -83,6 +103,12 @@ impl Routes {
     /// The upstreams that the lines can go to, by their numbers.
     pub fn upstreams(&self) -> impl Iterator<Item = usize> {
         self.targets.iter().map(|target| target.backend.upstream())
+    }
+
+    /// Whether calls by any of the routes count against a rate limit.
+    #[must_use]
+    pub fn are_rate_limited(&self) -> bool {
+        self.are_rate_limited
     }
 }
 
@@ -257,6 +283,7 @@ fn routes_of(
                 weight: route.weight,
                 edit: route.edit.clone(),
                 limit: route.limit.map(|limit| limit.number),
+                rate_limits: Arc::clone(&route.rate_limits),
                 seconds: metrics().call_seconds(backends.name(route.upstream), label),
             }
         }));
@@ -269,6 +296,7 @@ fn routes_of(
         lane: lane.id,
         spill: lane.spill,
         is_timed: lane.strategy == Strategy::Fastest,
+        are_rate_limited: targets.iter().any(|target| !target.rate_limits.is_empty()),
         tiers: tiers.into(),
         targets: targets.into(),
     }

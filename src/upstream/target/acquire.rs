@@ -12,6 +12,7 @@ use crate::upstream::balance::speed::Speed;
 use crate::upstream::balance::{Avoid, Candidates, Load};
 use crate::upstream::health::breaker::Room;
 use crate::upstream::limits::concurrency::Limits;
+use crate::upstream::limits::rate::{Gate, LineSize, Standing};
 use crate::upstream::route::{Routes, Target};
 use crate::upstream::settings::Spill;
 
@@ -21,6 +22,12 @@ pub enum Acquired {
     Permit(Permit),
     /// No open upstream has a place: one will be freed.
     Full,
+    /// Only rate limits keep the line. `until`: when it may be sent, if that is known.
+    Limited {
+        until: Option<Instant>,
+    },
+    /// The line needs more than a whole rate limit, wherever it goes. Why, in words for its user.
+    TooLarge(String),
     /// No upstream is open. `until`: when the first one opens by itself, if that is known.
     Closed {
         until: Option<Instant>,
@@ -34,10 +41,35 @@ struct ForLine<'a> {
     /// Calls in flight by the routes that have a limit.
     by_route: &'a [usize],
     limits: &'a Limits,
-    history: &'a History,
+    line: &'a Line<'a>,
     /// What the line avoids more than this does not take it.
     most: Avoid,
+}
+
+/// A line that asks for a place.
+struct Line<'a> {
+    history: &'a History,
+    /// What rate limits say of the line, where its routes have any.
+    gate: Option<&'a Gate<'a>>,
     now: Instant,
+}
+
+impl Line<'_> {
+    fn avoids(&self, target: &Target) -> Avoid {
+        self.history.avoids(&target.backend)
+    }
+
+    /// Whether rate limits let the line go to a target now.
+    fn fits(&self, target: &Target) -> bool {
+        let fits = |gate: &Gate<'_>| target.standing(gate) == Standing::Fits;
+        self.gate.is_none_or(fits)
+    }
+
+    /// Whether the line needs more than a whole rate limit of a target.
+    fn is_too_large(&self, target: &Target) -> bool {
+        let is_so = |gate: &Gate<'_>| matches!(target.standing(gate), Standing::Never(_));
+        self.gate.is_some_and(is_so)
+    }
 }
 
 impl Candidates for ForLine<'_> {
@@ -47,18 +79,14 @@ impl Candidates for ForLine<'_> {
 
     fn load(&self, index: usize) -> Option<Load> {
         let target = &self.targets[index];
-        let upstream = target.backend.upstream();
-        let one = &self.upstreams[upstream];
-        let has_room = |limit: usize| self.by_route[limit] < self.limits.of_route(limit);
-        let has_place =
-            one.in_flight() < self.limits.share(upstream) && target.limit.is_none_or(has_room);
-        if !has_place {
+        if !has_place(target, self.upstreams, self.by_route, self.limits) {
             return None;
         }
-        let avoid = self.history.avoids(&target.backend);
-        let room = one.room(&target.backend.breaker(), self.now);
+        let one = &self.upstreams[target.backend.upstream()];
+        let avoid = self.line.avoids(target);
+        let room = one.room(&target.backend.breaker(), self.line.now);
         let takes = matches!(room, Room::Open { .. }) && avoid <= self.most;
-        takes.then_some(Load {
+        (takes && self.line.fits(target)).then_some(Load {
             avoid,
             in_flight: one.in_flight(),
             weight: target.weight,
@@ -73,46 +101,63 @@ impl Candidates for ForLine<'_> {
 impl Targets {
     /// A free place at the best open target, or why there is none. Never blocks. `history`: what the
     /// line has been through, which says what it avoids. `batch`: the number of the line's batch.
+    /// `size`: the line's, where its routes have rate limits.
     pub(in crate::upstream) fn try_acquire(
         self: &Arc<Self>,
         routes: &Arc<Routes>,
         history: &History,
         batch: u64,
+        size: Option<LineSize>,
     ) -> Acquired {
         let now = Instant::now();
         let mut guard = self.lock();
         let state = &mut *guard;
-        let Some(index) = self.choose(state, routes, history, now) else {
-            return state.why_not(routes, now);
+        let mut gate = self.rates.as_ref().zip(size).map(|(rates, size)| {
+            let queue = Arc::as_ptr(routes).addr();
+            rates.gate(now, queue, size)
+        });
+        let line = Line {
+            history,
+            gate: gate.as_ref(),
+            now,
+        };
+        let index = match self.choose(state, routes, &line) {
+            Ok(index) => index,
+            Err(reach) => {
+                let why = state.why_not(routes, now);
+                return match &mut gate {
+                    Some(gate) => self.limited(state, routes, reach, gate).unwrap_or(why),
+                    None => why,
+                };
+            }
         };
         state.begun = state.begun.wrapping_add(1);
         let target = &routes.targets[index];
         if let Some(limit) = target.limit {
             state.by_route[limit] += 1;
         }
+        let charges = gate.map(|gate| {
+            let tokens = target.tokens(gate.size);
+            Box::new(gate.take(&target.rate_limits, tokens))
+        });
         let backend = &target.backend;
         let upstream = &mut state.upstreams[backend.upstream()];
         let flight = upstream.on_start(&mut backend.breaker(), now, batch);
         drop(guard);
         let (targets, routes) = (Arc::clone(self), Arc::clone(routes));
-        Acquired::Permit(Permit::new(targets, routes, index, flight))
+        Acquired::Permit(Permit::new(targets, routes, index, flight, charges))
     }
 
-    /// The target that takes the line, by its place among the routes' targets.
-    fn choose(
-        &self,
-        state: &mut State,
-        routes: &Routes,
-        history: &History,
-        now: Instant,
-    ) -> Option<usize> {
+    /// The target that takes the line, by its place among the routes' targets. Where none does: how
+    /// many of these targets the line may go to at present.
+    fn choose(&self, state: &mut State, routes: &Routes, line: &Line<'_>) -> Result<usize, usize> {
         if state.is_hopeless() {
-            return None;
+            return Err(0);
         }
-        let found = self.choose_up_to(Avoid::SameTarget, state, routes, (history, now));
-        if found.is_none() && history.misses_its_model() {
+        let found = self.choose_up_to(Avoid::SameTarget, state, routes, line);
+        if found.is_err() && line.history.misses_its_model() {
             // Rather than to hold up the lines behind it, the line is told so once more.
-            return self.choose_up_to(Avoid::ModelMissing, state, routes, (history, now));
+            return self.choose_up_to(Avoid::ModelMissing, state, routes, line);
         }
         found
     }
@@ -123,8 +168,8 @@ impl Targets {
         most: Avoid,
         state: &mut State,
         routes: &Routes,
-        (history, now): (&History, Instant),
-    ) -> Option<usize> {
+        line: &Line<'_>,
+    ) -> Result<usize, usize> {
         let last = routes.tiers.len().saturating_sub(1);
         for (place, tier) in routes.tiers.iter().enumerate() {
             let targets = &routes.targets[tier.targets.clone()];
@@ -133,22 +178,33 @@ impl Targets {
                 upstreams: &state.upstreams,
                 by_route: &state.by_route,
                 limits: &self.limits,
-                history,
+                line,
                 most,
-                now,
             };
-            if let Some(chosen) = state.balancers[tier.number].choose(&for_line, now) {
-                return Some(tier.targets.start + chosen);
+            if let Some(chosen) = state.balancers[tier.number].choose(&for_line, line.now) {
+                return Ok(tier.targets.start + chosen);
             }
             let waits_for = |target: &Target| {
-                state.is_proven(target) && history.avoids(&target.backend) <= most
+                state.is_proven(target) && line.avoids(target) <= most && !line.is_too_large(target)
             };
             if place < last && routes.spill == Spill::Closed && targets.iter().any(waits_for) {
-                return None;
+                return Err(tier.targets.end);
             }
         }
-        None
+        Err(routes.targets.len())
     }
+}
+
+/// Whether fewer calls are in flight at a target than may be.
+pub(super) fn has_place(
+    target: &Target,
+    upstreams: &[Upstream],
+    by_route: &[usize],
+    limits: &Limits,
+) -> bool {
+    let upstream = target.backend.upstream();
+    let has_room = |limit: usize| by_route[limit] < limits.of_route(limit);
+    upstreams[upstream].in_flight() < limits.share(upstream) && target.limit.is_none_or(has_room)
 }
 
 impl State {

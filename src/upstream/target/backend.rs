@@ -1,11 +1,12 @@
 //! A model at an upstream: what is remembered of it, whichever routes lead there.
 
 use std::collections::HashMap;
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 
 use crate::upstream::balance::speed::Speed;
 use crate::upstream::health::breaker::Breaker;
 use crate::upstream::health::evidence::Evidence;
+use crate::upstream::limits::rate::{Learned, LineSize, Tokens};
 
 /// With more backends than this, those of which nothing is known are forgotten: the names that
 /// users write must not fill the memory.
@@ -20,6 +21,8 @@ pub struct Backend {
     breaker: Mutex<Breaker>,
     /// Known where lines go to the fastest.
     speed: Mutex<Speed>,
+    /// How many tokens its calls need; made where a rate limit asks.
+    learned: OnceLock<Box<Mutex<Learned>>>,
 }
 
 impl Backend {
@@ -49,6 +52,21 @@ impl Backend {
     /// How fast the backend answers. Locked for a moment, with no other lock taken meanwhile.
     pub(in crate::upstream) fn speed(&self) -> MutexGuard<'_, Speed> {
         self.speed.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// The tokens that are reserved for a call.
+    pub(in crate::upstream) fn estimate(&self, size: LineSize) -> Tokens {
+        self.learned().estimate(size)
+    }
+
+    /// A call has used so many tokens.
+    pub(in crate::upstream) fn learn(&self, size: LineSize, used: Tokens) {
+        self.learned().learn(size, used);
+    }
+
+    fn learned(&self) -> MutexGuard<'_, Learned> {
+        let learned = self.learned.get_or_init(Box::default);
+        learned.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     pub(in crate::upstream) fn evidence(&self) -> Evidence {
@@ -114,6 +132,7 @@ impl Backends {
             model: Arc::clone(model),
             breaker: Mutex::default(),
             speed: Mutex::default(),
+            learned: OnceLock::new(),
         });
         all.by_model
             .insert((upstream, Arc::clone(model)), Arc::clone(&backend));

@@ -14,6 +14,7 @@ use crate::upstream::attempt::result::CallResult;
 use crate::upstream::health::breaker::{Breaker, Change, Failure};
 use crate::upstream::health::cooldown;
 use crate::upstream::health::reason::Reason;
+use crate::upstream::limits::rate::{Remaining, Tokens};
 
 /// After a failure, one successful call in so many looks whether all breakers are well again.
 const TROUBLE_CHECK_INTERVAL: usize = 64;
@@ -26,8 +27,10 @@ pub(in crate::upstream) struct Ended {
     pub(in crate::upstream) status: Option<u16>,
     /// How long the server asks for no more calls (`Retry-After`).
     pub(in crate::upstream) retry_after: Option<Duration>,
-    /// How many tokens the answer reports. Zero: it reports none.
-    pub(in crate::upstream) tokens: u64,
+    /// The tokens that the answer reports.
+    pub(in crate::upstream) used: Option<Tokens>,
+    /// What the server says is left of its rate limits.
+    pub(in crate::upstream) remaining: Vec<Remaining>,
     /// Why the call failed, in words, without addresses and secrets. Empty for a success.
     pub(in crate::upstream) cause: String,
 }
@@ -53,11 +56,11 @@ impl Permit {
     }
 
     /// Notes how fast the target was. A rate limit says nothing of that.
-    fn time(&self, end: &End<'_>, tokens: u64, now: Instant) {
+    fn time(&self, end: &End<'_>, used: Option<Tokens>, now: Instant) {
         let mut speed = self.backend().speed();
         if end.result == CallResult::Succeeded {
             let took = now.saturating_duration_since(self.begun());
-            speed.succeeded(took, tokens, now);
+            speed.succeeded(took, used.map_or(0, Tokens::timed), now);
         } else if end.is_signal && end.failure.is_some_and(|it| it.reason != Reason::Limited) {
             speed.failed(now);
         }
@@ -67,6 +70,7 @@ impl Permit {
 impl Targets {
     /// Frees the place of a call, tells the breakers how it went, and says what its line does next.
     fn finish(&self, permit: &Permit, history: &mut History, ended: &Ended) -> Next {
+        self.settle(permit, Some(ended));
         let now = Instant::now();
         let random = match ended.result {
             CallResult::Succeeded => 0.0, // the usual case throws no dice
@@ -91,7 +95,7 @@ impl Targets {
             cause: &ended.cause,
         };
         if permit.routes.is_timed {
-            permit.time(&end, ended.tokens, now);
+            permit.time(&end, ended.used, now);
         }
         let moment = self.moment(upstream, now, random);
         let target = &mut state.upstreams[upstream];

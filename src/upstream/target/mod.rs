@@ -6,6 +6,7 @@
 //! | `backend` | a model at an upstream, with a breaker of its own |
 //! | `targets` | all of them, under one lock |
 //! | `acquire`, `permit`, `finish` | before, during and after a call |
+//! | `rates` | what rate limits have to do with calls |
 //! | `reports` | what probes, other processes and people say |
 //! | `questions` | what is open, what works |
 
@@ -14,6 +15,7 @@ pub(super) mod backend;
 mod finish;
 mod permit;
 mod questions;
+mod rates;
 mod reports;
 mod targets;
 pub(super) mod upstream;

@@ -7,6 +7,7 @@ use tokio::time::Instant;
 use super::backend::Backend;
 use super::targets::Targets;
 use super::upstream::Flight;
+use crate::upstream::limits::rate::Charges;
 use crate::upstream::route::{Routes, Target};
 
 /// A place at an upstream. A permit that is dropped gives the place back.
@@ -19,6 +20,10 @@ pub struct Permit {
     pub(super) flight: Flight,
     /// The place is not given back yet.
     pub(super) is_held: bool,
+    /// What rate limits were charged for the call.
+    pub(super) charges: Option<Box<Charges>>,
+    /// The request may have left this process.
+    pub(super) is_sent: bool,
 }
 
 impl Permit {
@@ -28,6 +33,7 @@ impl Permit {
         routes: Arc<Routes>,
         target: usize,
         flight: Flight,
+        charges: Option<Box<Charges>>,
     ) -> Self {
         Self {
             targets,
@@ -35,6 +41,8 @@ impl Permit {
             target,
             flight,
             is_held: true,
+            charges,
+            is_sent: false,
         }
     }
 
@@ -66,6 +74,16 @@ impl Permit {
         state.upstreams[upstream].on_resume(&mut self.flight, Instant::now());
     }
 
+    /// Whether rate limits bound the call.
+    pub(in crate::upstream) fn is_rate_limited(&self) -> bool {
+        self.charges.is_some()
+    }
+
+    /// The request is sent from now on.
+    pub(in crate::upstream) fn send(&mut self) {
+        self.is_sent = true;
+    }
+
     /// When the call began, or when its turn came.
     pub(in crate::upstream) fn begun(&self) -> Instant {
         self.flight.begun
@@ -83,6 +101,7 @@ impl Drop for Permit {
 impl Targets {
     /// A call was broken off before it showed anything.
     fn abandon(&self, permit: &Permit) {
+        self.settle(permit, None);
         let backend = permit.backend();
         let mut state = self.lock();
         state.free(permit.target());

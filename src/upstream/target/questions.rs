@@ -29,7 +29,7 @@ impl Targets {
             let started = target.backend.breaker().last_start();
             started.is_some_and(|at| now.duration_since(at) < RECENT)
         };
-        self.is_open(routes) || routes.targets.iter().any(is_recent)
+        (self.is_open(routes) || routes.targets.iter().any(is_recent)) && !self.are_spent(routes)
     }
 
     /// Since when all targets are closed. `None` while any of them is open.
@@ -139,7 +139,7 @@ impl Targets {
 
     /// The targets that lines may go to: those of the tier that is used now, and of the tiers below,
     /// whose lines wait for them to open.
-    fn in_reach<'r>(&self, routes: &'r Routes) -> &'r [Target] {
+    pub(super) fn in_reach<'r>(&self, routes: &'r Routes) -> &'r [Target] {
         if routes.spill == Spill::Full || routes.tiers.len() < 2 {
             return &routes.targets;
         }

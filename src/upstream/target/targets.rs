@@ -16,6 +16,7 @@ use crate::upstream::health::announce::{Subject, announce};
 use crate::upstream::health::breaker::{Change, Room};
 use crate::upstream::health::fail_fast::GivingUp;
 use crate::upstream::limits::concurrency::Limits;
+use crate::upstream::limits::rate::RateLimits;
 use crate::upstream::route::Target;
 use crate::upstream::settings::{FailFast, Pace, RetrySettings};
 
@@ -26,6 +27,8 @@ pub struct Targets {
     urls: Vec<String>,
     pub(in crate::upstream) backends: Arc<Backends>,
     pub(in crate::upstream) limits: Limits,
+    /// `None`: there are none.
+    pub(in crate::upstream) rates: Option<RateLimits>,
     pace: Pace,
     pub(super) retry: RetrySettings,
     /// Some breaker may be closed or have a narrow window. While this is false, nobody need look.
@@ -60,7 +63,7 @@ impl Targets {
     pub(in crate::upstream) fn new(
         urls: Vec<String>,
         backends: Arc<Backends>,
-        (limits, balancers): (Limits, Vec<Balancer>),
+        (limits, balancers, rates): (Limits, Vec<Balancer>, Option<RateLimits>),
         (pace, retry): (Pace, RetrySettings),
         fail_fast: Option<FailFast>,
     ) -> Self {
@@ -68,6 +71,7 @@ impl Targets {
         Self {
             backends,
             limits,
+            rates,
             pace,
             retry,
             is_troubled: AtomicBool::new(false),

@@ -27,14 +27,14 @@ fn routes_to(names: &[&str], are_tiers: bool) -> Vec<RouteSettings> {
 /// The upstream that takes a line; `None` where it must wait for a place.
 fn take(pool: &Arc<Pool>, held: &mut Vec<Permit>) -> Option<usize> {
     let routes = pool.resolve("m").expect("is served");
-    match pool.try_acquire(&routes, &History::default(), 0) {
+    match pool.try_acquire(&routes, &History::default(), 0, None) {
         Acquired::Permit(permit) => {
             let upstream = permit.upstream();
             held.push(permit);
             Some(upstream)
         }
         Acquired::Full => None,
-        Acquired::Closed { .. } => panic!("all are closed"),
+        other => panic!("neither sent nor kept: {other:?}"),
     }
 }
 
@@ -44,7 +44,8 @@ fn fails(permit: Permit) {
         result: CallResult::Unreachable,
         status: None,
         retry_after: None,
-        tokens: 0,
+        used: None,
+        remaining: Vec::new(),
         cause: "no connection".to_owned(),
     };
     permit.finish(&mut History::default(), &ended);
@@ -130,7 +131,8 @@ async fn lines_do_not_wait_for_a_lower_tier_that_is_only_tried() {
         result: CallResult::Unavailable,
         status: Some(503),
         retry_after: Some(Duration::from_secs(5)),
-        tokens: 0,
+        used: None,
+        remaining: Vec::new(),
         cause: "it is overloaded".to_owned(),
     };
     let permit = held.remove(0);
@@ -166,7 +168,7 @@ async fn a_line_that_failed_stays_in_its_tier_while_that_is_open() {
     routes[2].tier = 1;
     let pool = pool(&settings(upstreams(&names, 1), vec![model("m", routes)]));
     let routes = pool.resolve("m").expect("is served");
-    let again = |avoid| match pool.try_acquire(&routes, &failed_at(&routes, avoid), 0) {
+    let again = |avoid| match pool.try_acquire(&routes, &failed_at(&routes, avoid), 0, None) {
         Acquired::Permit(permit) => permit,
         other => panic!("no permit: {other:?}"),
     };
@@ -191,7 +193,7 @@ fn the_target_of_the_last_failure_comes_after_all_others_whatever_the_strategy()
         let mut held = Vec::new();
         let mut next = || {
             let history = failed_at(&routes, 0);
-            let Acquired::Permit(permit) = pool.try_acquire(&routes, &history, 0) else {
+            let Acquired::Permit(permit) = pool.try_acquire(&routes, &history, 0, None) else {
                 panic!("no place");
             };
             let model = permit.backend().model().to_owned();
@@ -221,7 +223,7 @@ async fn a_line_goes_to_the_next_tier_if_its_model_is_in_none_of_the_lower() {
     let mut history = History::default();
     let last = loop {
         let routes = pool.resolve("m").expect("is served");
-        let Acquired::Permit(permit) = pool.try_acquire(&routes, &history, 0) else {
+        let Acquired::Permit(permit) = pool.try_acquire(&routes, &history, 0, None) else {
             panic!("no permit");
         };
         let call = Call {
@@ -262,7 +264,7 @@ fn a_route_takes_no_more_calls_than_its_own_limit() {
     let calls = pool.lanes()[0].routes[0].calls.expect("a limit");
     assert_eq!((calls.in_flight, calls.share, calls.limit), (2, 2, 2));
     // The upstream's other places are for others.
-    let Acquired::Permit(_other) = pool.try_acquire(&other, &History::default(), 0) else {
+    let Acquired::Permit(_other) = pool.try_acquire(&other, &History::default(), 0, None) else {
         panic!("no place");
     };
     let place = held.iter().position(|permit| permit.upstream() == 0);

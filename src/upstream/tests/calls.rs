@@ -110,12 +110,12 @@ async fn the_place_is_free_again_when_the_answer_is_read() {
     assert_eq!(pool.limits().lane(routes.lane), 1);
     let permit = permit(&pool, "m");
     assert!(matches!(
-        pool.try_acquire(&routes, &History::default(), 0),
+        pool.try_acquire(&routes, &History::default(), 0, None),
         Acquired::Full
     ));
     let _kept = answer(send(&pool, permit, "{}").await);
     assert!(matches!(
-        pool.try_acquire(&routes, &History::default(), 0),
+        pool.try_acquire(&routes, &History::default(), 0, None),
         Acquired::Permit(_)
     ));
     pool.changed().notified().await;

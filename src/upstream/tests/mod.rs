@@ -3,6 +3,7 @@
 mod balancing;
 mod calls;
 mod outages;
+mod rates;
 mod routing;
 
 use std::collections::BTreeMap;
@@ -180,6 +181,7 @@ async fn nobody() -> String {
 
 pub(crate) fn upstream(name: &str, base_url: &str) -> UpstreamSettings {
     UpstreamSettings {
+        rate_limits: Vec::new(),
         name: name.to_owned(),
         base_url: base_url.to_owned(),
         api_key: None,
@@ -196,6 +198,7 @@ pub(crate) fn upstream(name: &str, base_url: &str) -> UpstreamSettings {
 
 pub(super) fn route(upstream: &str, model: Option<&str>) -> RouteSettings {
     RouteSettings {
+        rate_limits: Vec::new(),
         upstream: upstream.to_owned(),
         model: model.map(str::to_owned),
         weight: 1,
@@ -208,6 +211,7 @@ pub(super) fn route(upstream: &str, model: Option<&str>) -> RouteSettings {
 
 pub(super) fn model(name: &str, routes: Vec<RouteSettings>) -> ModelSettings {
     ModelSettings {
+        rate_limits: Vec::new(),
         name: name.to_owned(),
         concurrency: None,
         balance: Strategy::default(),
@@ -267,7 +271,7 @@ fn failed_at(routes: &Routes, place: usize) -> History {
 
 fn permit(pool: &Arc<Pool>, model: &str) -> Permit {
     let routes = pool.resolve(model).expect("is served");
-    match pool.try_acquire(&routes, &History::default(), 0) {
+    match pool.try_acquire(&routes, &History::default(), 0, None) {
         Acquired::Permit(permit) => permit,
         other => panic!("no permit: {other:?}"),
     }

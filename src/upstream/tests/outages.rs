@@ -10,7 +10,7 @@ use super::*;
 )]
 fn closed(pool: &Arc<Pool>) -> Option<Option<Instant>> {
     let routes = pool.resolve("m").expect("is served");
-    match pool.try_acquire(&routes, &History::default(), 0) {
+    match pool.try_acquire(&routes, &History::default(), 0, None) {
         Acquired::Closed { until } => Some(until),
         _ => None,
     }
@@ -143,7 +143,7 @@ async fn the_upstream_of_the_last_failure_is_avoided_while_another_has_a_place()
     ));
     let routes = pool.resolve("m").expect("is served");
     assert_eq!(pool.limits().lane(routes.lane), 5);
-    let acquire = || match pool.try_acquire(&routes, &failed_at(&routes, 0), 0) {
+    let acquire = || match pool.try_acquire(&routes, &failed_at(&routes, 0), 0, None) {
         Acquired::Permit(permit) => permit,
         other => panic!("no permit: {other:?}"),
     };
@@ -174,7 +174,7 @@ async fn a_429_closes_the_gate_of_one_model_at_one_upstream() {
     let alias = pool.resolve("alias").expect("is served");
     assert!(
         matches!(
-            pool.try_acquire(&alias, &History::default(), 0),
+            pool.try_acquire(&alias, &History::default(), 0, None),
             Acquired::Closed { .. }
         ),
         "the same model"
@@ -224,7 +224,7 @@ async fn an_upstream_that_refuses_the_key_is_ejected_until_a_line_passes() {
     until("a line may be tried", || closed(&pool).is_none()).await;
     let trial = permit(&pool, "m");
     assert!(!matches!(
-        pool.try_acquire(&other, &History::default(), 0),
+        pool.try_acquire(&other, &History::default(), 0, None),
         Acquired::Permit(_)
     ));
     assert_eq!(answer(send(&pool, trial, "{}").await).status, 400);
@@ -392,7 +392,7 @@ async fn a_model_that_one_upstream_does_not_have_may_be_at_another() {
     let mut history = History::default();
     let last = loop {
         let routes = pool.resolve("m").expect("is served");
-        let Acquired::Permit(permit) = pool.try_acquire(&routes, &history, 0) else {
+        let Acquired::Permit(permit) = pool.try_acquire(&routes, &history, 0, None) else {
             panic!("no permit");
         };
         let call = Call {
@@ -429,7 +429,7 @@ async fn a_server_that_asks_for_a_day_is_tried_after_the_longest_wait() {
     let routes = pool.resolve("m").expect("is served");
     assert!(
         matches!(
-            pool.try_acquire(&routes, &History::default(), 0),
+            pool.try_acquire(&routes, &History::default(), 0, None),
             Acquired::Full
         ),
         "one line tries"

@@ -17,6 +17,7 @@ use super::missing_models::MissingModels;
 use super::ownership::Ownership;
 use super::result;
 use crate::domain::endpoint;
+use crate::domain::outcome::ErrorCode;
 use crate::metrics::trace;
 use crate::store::Store;
 use crate::upstream::{Answer, Call, Next, Permit, Pool, Timer};
@@ -46,6 +47,8 @@ pub(super) struct Job {
     pub(super) pending: Pending,
     /// Taken by the call, or given back when there is none.
     pub(super) permit: Option<Permit>,
+    /// Why the line can never be sent, in words for its user.
+    pub(super) too_large: Option<String>,
     pub(super) begun: Instant,
 }
 
@@ -72,6 +75,10 @@ enum Plan {
 impl Executor {
     /// Takes a line to its outcome, or to its next attempt.
     pub(super) async fn execute(&self, job: &mut Job, timer: &mut Timer) -> Outcome {
+        if let Some(cause) = job.too_large.take() {
+            let (line, code) = (&job.pending.line, ErrorCode::RequestTooLarge);
+            return Outcome::Finished(result::given_up(&job.unit, line, code, &cause));
+        }
         let is_recorded = match job.unit.isolation() {
             None => true,
             Some(isolation) => self.is_recorded(job, isolation).await,

@@ -239,7 +239,7 @@ impl<'a> Simulation<'a> {
         let flight = Flight {
             unit,
             pending,
-            permit,
+            permit: permit.expect("no rate limit"),
             status,
         };
         self.flights.insert(self.numbers, flight);

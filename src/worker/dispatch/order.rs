@@ -14,7 +14,7 @@ use std::sync::Arc;
 use super::ledger::Ledger;
 use super::ledger::run_queues::{Batch, BatchFlow, Turn};
 use super::ledger::unit::{ActiveUnit, Ready};
-use crate::upstream::{Acquired, History, Permit, Pool, Routes};
+use crate::upstream::{Acquired, History, LineSize, Permit, Pool, Routes};
 use crate::worker::work::isolation::Isolation;
 use crate::worker::work::line::Pending;
 use crate::worker::work::unit::LoadedUnit;
@@ -38,7 +38,14 @@ pub(crate) trait Door {
     fn works(&self, routes: &Routes) -> bool;
     /// Whether any upstream takes such lines at present.
     fn is_open(&self, routes: &Routes) -> bool;
-    fn acquire(&self, routes: &Arc<Routes>, history: &History, batch: u64) -> Option<Permit>;
+    /// `size`: the line's, where its routes are rate-limited.
+    fn acquire(
+        &self,
+        routes: &Arc<Routes>,
+        history: &History,
+        batch: u64,
+        size: Option<LineSize>,
+    ) -> Acquired;
 }
 
 impl Door for Arc<Pool> {
@@ -54,11 +61,14 @@ impl Door for Arc<Pool> {
         self.targets().is_open(routes)
     }
 
-    fn acquire(&self, routes: &Arc<Routes>, history: &History, batch: u64) -> Option<Permit> {
-        match self.try_acquire(routes, history, batch) {
-            Acquired::Permit(permit) => Some(permit),
-            Acquired::Full | Acquired::Closed { .. } => None,
-        }
+    fn acquire(
+        &self,
+        routes: &Arc<Routes>,
+        history: &History,
+        batch: u64,
+        size: Option<LineSize>,
+    ) -> Acquired {
+        self.try_acquire(routes, history, batch, size)
     }
 }
 
@@ -66,7 +76,8 @@ impl Door for Arc<Pool> {
 pub(crate) struct Chosen {
     pub(crate) unit: Arc<LoadedUnit>,
     pub(crate) pending: Pending,
-    pub(crate) permit: Permit,
+    /// The permit to send it; or why it can never be sent, in words for its user.
+    pub(crate) permit: Result<Permit, String>,
     /// The supply should lease more units.
     pub(crate) runs_short: bool,
 }
@@ -110,15 +121,22 @@ pub(crate) fn next(ledger: &mut Ledger, now_ms: i64, door: &impl Door) -> Option
             continue;
         };
         let active = ledger.unit(id)?;
-        let (unit, history) = (active.unit(), &active.first(ready)?.history);
+        let (unit, first) = (active.unit(), active.first(ready)?);
         let exclusively = unit.isolation().is_some_and(Isolation::needs_the_process);
         if exclusively && ledger.in_flight() > 0 && door.is_open(&routes) {
             // The line waits for the lines in flight, and all others wait for the line.
             return None;
         }
-        let Some(permit) = door.acquire(&routes, history, unit.batch.number) else {
-            full.push(place.queue);
-            continue;
+        let size = routes
+            .are_rate_limited()
+            .then(|| active.size_of(&first.line));
+        let permit = match door.acquire(&routes, &first.history, unit.batch.number, size) {
+            Acquired::Permit(permit) => Ok(permit),
+            Acquired::TooLarge(cause) => Err(cause),
+            Acquired::Full | Acquired::Closed { .. } | Acquired::Limited { .. } => {
+                full.push(place.queue);
+                continue;
+            }
         };
         let (unit, pending) = ledger.start(id, ready, exclusively)?;
         return Some(Chosen {

@@ -141,7 +141,9 @@ impl Scheduler {
         while let Some(job) = self.choose(&mut ledger, now) {
             tokio::spawn(Arc::clone(self).execute_lines(job));
         }
-        let next = ledger.next_due().unwrap_or(now + TICK);
+        let limited = self.pool.targets().rate_limits_due().map(Into::into);
+        let next = ledger.next_due().into_iter().chain(limited).min();
+        let next = next.unwrap_or(now + TICK);
         next.clamp(now + Duration::from_millis(1), now + TICK)
     }
 
@@ -169,6 +171,7 @@ impl Scheduler {
             pending,
             permit,
             begun,
+            ..
         } = job;
         drop(permit);
 
@@ -248,10 +251,15 @@ impl Scheduler {
         if runs_short {
             self.ledger.notify_supply();
         }
+        let (permit, too_large) = match permit {
+            Ok(permit) => (Some(permit), None),
+            Err(cause) => (None, Some(cause)),
+        };
         Some(Job {
             unit,
             pending,
-            permit: Some(permit),
+            permit,
+            too_large,
             begun: now,
         })
     }

@@ -5,7 +5,7 @@ use std::ops::Range;
 use bytes::Bytes;
 
 use crate::domain::line;
-use crate::upstream::{Answer, History};
+use crate::upstream::{Answer, History, LineSize};
 
 /// A line that is not done: its number in the chunk, and where its text stands in the unit's text.
 /// Small, because many lines wait.
@@ -47,6 +47,14 @@ impl OpenLine {
             path: envelope.endpoint.map(|endpoint| endpoint.path),
             body: text.slice_ref(envelope.body.as_bytes()),
         })
+    }
+
+    /// The line's size, by which tokens are reserved. `of_batch`: the path of its batch's endpoint.
+    pub(crate) fn size(&self, text: &Bytes, of_batch: &str) -> LineSize {
+        let Some(request) = self.read(text) else {
+            return LineSize::default();
+        };
+        LineSize::of(request.path.unwrap_or(of_batch), &request.body)
     }
 }
 

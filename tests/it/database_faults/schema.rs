@@ -95,6 +95,13 @@ async fn a_server_that_is_older_than_the_schema_says_so_and_stops() {
     }
 }
 
+/// What a database had before version 17.
+const BEFORE_17: &str = "
+    DROP TABLE rate_books;
+    DROP TABLE rate_grants;
+    DELETE FROM _sqlx_migrations WHERE version = 17;
+";
+
 /// What a database had before its last migrations, versions 13 to 16: models of files and counts of
 /// ended batches in tables of their own.
 const BEFORE_13: &str = r#"
@@ -187,7 +194,8 @@ async fn a_batch_that_goes_on_from(earlier: &[&str]) -> (Server, Batch) {
 }
 
 async fn a_database_of_the_version_before_opens_and_its_live_batches_go_on() {
-    a_batch_that_goes_on_from(&[BEFORE_13]).await;
+    a_batch_that_goes_on_from(&[BEFORE_17]).await;
+    a_batch_that_goes_on_from(&[BEFORE_17, BEFORE_13]).await;
 }
 
 async fn a_database_of_two_versions_before_opens_and_its_live_batches_go_on() {

@@ -6,7 +6,7 @@ use proptest::sample::Index;
 use super::super::order::{self, Door};
 use super::*;
 use crate::domain::endpoint::ENDPOINTS;
-use crate::upstream::{Acquired, History, Permit, Pool, Routes, testing};
+use crate::upstream::{Acquired, History, LineSize, Pool, Routes, testing};
 use crate::worker::testing as units;
 use crate::worker::work::unit::BatchContext;
 
@@ -574,11 +574,14 @@ impl Door for Trial {
         true
     }
 
-    fn acquire(&self, routes: &Arc<Routes>, history: &History, batch: u64) -> Option<Permit> {
-        match self.0.try_acquire(routes, history, batch) {
-            Acquired::Permit(permit) => Some(permit),
-            _ => None,
-        }
+    fn acquire(
+        &self,
+        routes: &Arc<Routes>,
+        history: &History,
+        batch: u64,
+        size: Option<LineSize>,
+    ) -> Acquired {
+        self.0.try_acquire(routes, history, batch, size)
     }
 }
 

@@ -1,12 +1,13 @@
 //! A unit with lines that are not ended, and the state of each of those lines.
 
+use std::cell::Cell;
 use std::collections::{BinaryHeap, VecDeque};
 use std::sync::Arc;
 use std::time::Instant;
 
 use super::run_queues::{Position, Resting};
 use crate::domain::batch::EndReason;
-use crate::upstream::LaneId;
+use crate::upstream::{LaneId, LineSize};
 use crate::worker::work::line::{OpenLine, Pending};
 use crate::worker::work::unit::LoadedUnit;
 
@@ -38,6 +39,8 @@ pub(crate) struct ActiveUnit {
     end_reason: Option<EndReason>,
     /// When calls in flight are cut, once the batch is ending.
     settle_by: Option<Instant>,
+    /// A line, and its size: one that waits for a rate limit is looked at again and again.
+    sized: Cell<Option<(u32, LineSize)>>,
 }
 
 /// A line that waits for its next attempt. The order makes a heap give the earliest line first.
@@ -102,6 +105,15 @@ impl ActiveUnit {
         }
     }
 
+    /// The size of one of the unit's lines, by which rate limits reserve tokens.
+    pub(crate) fn size_of(&self, line: &OpenLine) -> LineSize {
+        let known = self.sized.get().filter(|(index, _)| *index == line.index);
+        let read = || line.size(&self.unit.text, self.unit.batch.endpoint.path);
+        let (_, size) = known.unwrap_or_else(|| (line.index, read()));
+        self.sized.set(Some((line.index, size)));
+        size
+    }
+
     /// Whether no line of the unit is in flight or on its way to the disk.
     pub(crate) fn is_idle(&self) -> bool {
         self.end_reason.is_none() && self.unit.durable().open == self.resting().all()
@@ -144,6 +156,7 @@ impl ActiveUnit {
             in_flight: 0,
             end_reason: None,
             settle_by: None,
+            sized: Cell::new(None),
         }
     }
 

@@ -1,0 +1,597 @@
+//! All rate limits of a process: which of them a call counts against, and what it was charged.
+
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
+
+use tokio::sync::Notify;
+use tokio::time::Instant;
+
+use super::book::{Ask, Book};
+use super::estimate::{LineSize, Tokens};
+use super::exchange::{Exchanged, Grant, Turn, exchange};
+use super::meter::{Charge, Meter, Used, Verdict};
+use super::terms::Terms;
+use crate::upstream::settings::{RateKind, RateLimit, Settings};
+
+/// Between two exchanges there is at least so much time.
+const PAUSE_MIN: Duration = Duration::from_millis(50);
+/// What was spent is told at least so often.
+const TELL_EVERY: Duration = Duration::from_secs(1);
+/// Where nothing can be granted for long, it is asked for again after so long: another process may
+/// have given something back.
+const ASK_AGAIN: Duration = Duration::from_secs(2);
+
+/// What a limit is of.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Owner {
+    Upstream(usize),
+    Model(usize),
+    /// A model's place, and a route's place in it.
+    Route(usize, usize),
+}
+
+/// A limit, and what it is of.
+#[derive(Clone, Debug)]
+pub(in crate::upstream) struct Spec {
+    owner: Owner,
+    /// Of the upstream, the model, or `MODEL at UPSTREAM` of a route.
+    name: String,
+    limit: RateLimit,
+}
+
+/// All rate limits of a process.
+#[derive(Debug)]
+pub struct RateLimits {
+    specs: Vec<Spec>,
+    state: Mutex<State>,
+    /// An exchange may bring what a line waits for.
+    is_asked: AtomicBool,
+    asked: Notify,
+}
+
+#[derive(Debug)]
+struct State {
+    meters: Vec<Meter>,
+    /// By limit: whether the store has a grant of this process.
+    had_grant: Vec<bool>,
+    /// The time by which parts are numbered, as it was at a moment of this process. `None` before
+    /// the first exchange.
+    clock: Option<(Instant, i64)>,
+    /// The number of what is told next.
+    seq: i64,
+    exchanged: Option<Instant>,
+    /// When a line that was refused may be sent.
+    due: Option<Instant>,
+}
+
+/// What the limits say at a moment.
+pub(in crate::upstream) struct Gate<'a> {
+    limits: &'a RateLimits,
+    state: MutexGuard<'a, State>,
+    now: Instant,
+    now_ms: i64,
+    /// Whose lines ask: lines of one queue do not pass each other.
+    queue: usize,
+    pub(in crate::upstream) size: LineSize,
+}
+
+/// How a line stands with the limits of a target.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(in crate::upstream) enum Standing {
+    Fits,
+    /// It needs more than this whole limit.
+    Never(usize),
+    /// When it may be sent, if that is known.
+    Limited(Option<Instant>),
+}
+
+/// What a call was charged. Settled once.
+#[derive(Debug)]
+pub(in crate::upstream) struct Charges {
+    charges: Vec<(usize, Charge)>,
+    pub(in crate::upstream) size: LineSize,
+}
+
+/// What is stored of one limit.
+#[derive(Clone, Debug, Default)]
+pub struct RateBook {
+    /// The limit's name.
+    pub resource: String,
+    /// `None`: nothing was booked yet.
+    pub book: Option<String>,
+    /// Of all processes.
+    pub grants: Vec<Grant>,
+}
+
+/// What a process writes of one limit in its turn.
+#[derive(Debug)]
+pub struct RateTurn {
+    pub resource: String,
+    /// As it is to be stored. `None`: it has not changed.
+    pub book: Option<String>,
+    /// This process's grant. `None`: it has not changed.
+    pub grant: Option<Grant>,
+    /// The grants of these processes are removed.
+    pub forgotten: Vec<String>,
+    limit: usize,
+    read: Book,
+    exchanged: Exchanged,
+}
+
+/// How a limit stands.
+#[derive(Clone, Debug)]
+pub struct RateStatus {
+    /// `upstream`, `model` or `route`.
+    pub scope: &'static str,
+    /// Of the upstream, the model, or `MODEL at UPSTREAM` of a route.
+    pub name: String,
+    pub kind: RateKind,
+    pub limit: u64,
+    pub period: Duration,
+    /// Used in the trailing window over the limit, as far as this process knows.
+    pub saturation: f64,
+    /// Reservations of this process's calls in flight.
+    pub reserved: u64,
+    /// How long until something of it is free again, where it is spent.
+    pub opens: Option<Duration>,
+}
+
+impl Spec {
+    /// All limits of the settings.
+    pub(in crate::upstream) fn all(settings: &Settings) -> Vec<Self> {
+        let mut specs = Vec::new();
+        let mut add = |owner: Owner, name: &str, limits: &[RateLimit]| {
+            specs.extend(limits.iter().map(|limit| Spec {
+                owner,
+                name: name.to_owned(),
+                limit: *limit,
+            }));
+        };
+        for (index, upstream) in settings.upstreams.iter().enumerate() {
+            add(
+                Owner::Upstream(index),
+                &upstream.name,
+                &upstream.rate_limits,
+            );
+        }
+        for (index, model) in settings.models.iter().enumerate() {
+            add(Owner::Model(index), &model.name, &model.rate_limits);
+            for (place, route) in model.routes.iter().enumerate() {
+                let name = match &route.model {
+                    Some(renamed) => format!("{} at {} as {renamed}", model.name, route.upstream),
+                    None => format!("{} at {}", model.name, route.upstream),
+                };
+                add(Owner::Route(index, place), &name, &route.rate_limits);
+            }
+        }
+        specs
+    }
+
+    /// The places of the limits that a call counts against which goes by a route (of a model, where
+    /// there are any) to an upstream.
+    pub(in crate::upstream) fn that_bound(
+        specs: &[Self],
+        route: Option<(usize, usize)>,
+        upstream: usize,
+    ) -> Box<[usize]> {
+        let bounds = |owner: Owner| match owner {
+            Owner::Upstream(index) => index == upstream,
+            Owner::Model(index) => route.is_some_and(|(model, _)| model == index),
+            Owner::Route(model, place) => route == Some((model, place)),
+        };
+        let specs = specs.iter().enumerate();
+        let specs = specs.filter(|(_, spec)| bounds(spec.owner));
+        specs.map(|(index, _)| index).collect()
+    }
+
+    fn scope(&self) -> &'static str {
+        match self.owner {
+            Owner::Upstream(_) => "upstream",
+            Owner::Model(_) => "model",
+            Owner::Route(..) => "route",
+        }
+    }
+
+    fn terms(&self) -> Terms {
+        Terms {
+            limit: self.limit.limit,
+            period_ms: i64::try_from(self.limit.period.as_millis()).unwrap_or(i64::MAX),
+        }
+    }
+
+    /// Under which it is stored. Without the limit's size: a change of that keeps what was used.
+    fn resource(&self) -> String {
+        let (scope, name, kind) = (self.scope(), &self.name, self.limit.kind.as_str());
+        format!("{scope}:{name}:{kind}:{}", self.limit.period.as_millis())
+    }
+
+    /// What a call needs of the limit.
+    fn amount(&self, tokens: Tokens) -> u64 {
+        match self.limit.kind {
+            RateKind::Requests => 1,
+            RateKind::Tokens => tokens.input.saturating_add(tokens.output),
+            RateKind::InputTokens => tokens.input,
+            RateKind::OutputTokens => tokens.output,
+        }
+    }
+
+    /// Of the limit and of what it is, in words.
+    fn shown(&self) -> String {
+        let (scope, name) = (self.scope(), &self.name);
+        let RateLimit {
+            kind,
+            limit,
+            period,
+        } = &self.limit;
+        let kind = kind.as_str().replace('_', " ");
+        format!("the limit of {limit} {kind} in {period:?} of the {scope} {name}")
+    }
+}
+
+impl RateLimits {
+    /// `None`: there are none.
+    pub(in crate::upstream) fn new(specs: Vec<Spec>) -> Option<Self> {
+        let meters: Vec<Meter> = specs.iter().map(|spec| Meter::new(spec.terms())).collect();
+        (!specs.is_empty()).then(|| Self {
+            state: Mutex::new(State {
+                had_grant: vec![false; meters.len()],
+                meters,
+                clock: None,
+                seq: 1,
+                exchanged: None,
+                due: None,
+            }),
+            specs,
+            is_asked: AtomicBool::new(false),
+            asked: Notify::new(),
+        })
+    }
+
+    /// What the limits say now to a line of this queue and size.
+    pub(in crate::upstream) fn gate(&self, now: Instant, queue: usize, size: LineSize) -> Gate<'_> {
+        let state = self.lock();
+        Gate {
+            limits: self,
+            now_ms: state.ms(now).unwrap_or(0),
+            state,
+            now,
+            queue,
+            size,
+        }
+    }
+
+    /// A call has ended that was charged.
+    pub(in crate::upstream) fn settle(
+        &self,
+        now: Instant,
+        charges: &Charges,
+        used: impl Fn(&Spec) -> Used,
+    ) {
+        let mut state = self.lock();
+        let now_ms = state.ms(now).unwrap_or(0);
+        for (index, charge) in &charges.charges {
+            let used = used(&self.specs[*index]);
+            state.meters[*index].settle(now_ms, *charge, used);
+        }
+    }
+
+    /// A provider says what is left of its own limits.
+    pub(in crate::upstream) fn hear(&self, now: Instant, limits: &[usize], heard: &[Remaining]) {
+        let mut state = self.lock();
+        let now_ms = state.ms(now).unwrap_or(0);
+        for index in limits {
+            let spec = &self.specs[*index];
+            // What a provider counts is one model's or the key's: a limit of a model over several
+            // upstreams is not what it speaks of.
+            let is_its = !matches!(spec.owner, Owner::Model(_));
+            let said = heard.iter().find(|said| said.kind == spec.limit.kind);
+            if let Some(said) = said.filter(|_| is_its) {
+                let reset = i64::try_from(said.reset.as_millis()).unwrap_or(i64::MAX);
+                let reset_ms = now_ms.saturating_add(reset);
+                state.meters[*index].hear(now_ms, said.remaining, reset_ms);
+            }
+        }
+    }
+
+    /// When a line that was refused may be sent, where that is known.
+    pub(in crate::upstream) fn due(&self, now: Instant) -> Option<Instant> {
+        let mut state = self.lock();
+        state.due = state.due.filter(|due| *due > now);
+        state.due
+    }
+
+    /// For how long no call can be sent under these limits. `None`: one can be sent, or it is not
+    /// known when.
+    pub(in crate::upstream) fn spent_for(
+        &self,
+        now: Instant,
+        limits: &[usize],
+    ) -> Option<Duration> {
+        let state = self.lock();
+        let limits = limits.iter();
+        limits.filter_map(|index| state.opens(*index, now)).max()
+    }
+
+    /// How all limits stand.
+    #[must_use]
+    pub fn status(&self) -> Vec<RateStatus> {
+        let (state, now) = (self.lock(), Instant::now());
+        let now_ms = state.ms(now).unwrap_or(0);
+        let specs = self.specs.iter().enumerate();
+        let status = specs.map(|(index, spec)| RateStatus {
+            scope: spec.scope(),
+            name: spec.name.clone(),
+            kind: spec.limit.kind,
+            limit: spec.limit.limit,
+            period: spec.limit.period,
+            saturation: state.meters[index].saturation(now_ms),
+            reserved: state.meters[index].reserved(),
+            opens: state.opens(index, now),
+        });
+        status.collect()
+    }
+
+    /// How long until the next exchange, if nothing is asked for before. `None`: there is nothing
+    /// to exchange.
+    #[must_use]
+    pub fn exchange_in(&self) -> Option<Duration> {
+        let (state, now) = (self.lock(), Instant::now());
+        let Some(last) = state.exchanged else {
+            return Some(Duration::ZERO);
+        };
+        let now_ms = state.ms(now).unwrap_or(0);
+        let due = |meter: &Meter| {
+            let tells = meter.needs_exchange().then_some(TELL_EVERY);
+            let asks = meter.runs_short(now_ms).then(|| {
+                let opens = meter.ungranted_opens_ms(now_ms);
+                let opens = opens.map_or(ASK_AGAIN, |at| millis(at - now_ms));
+                (now.duration_since(last) + opens).clamp(PAUSE_MIN, ASK_AGAIN)
+            });
+            let has_more = meter.has_untold();
+            match (asks, tells) {
+                (Some(asks), Some(tells)) if has_more => Some(asks.min(tells)),
+                (asks, tells) => asks.or(tells),
+            }
+        };
+        let after = state.meters.iter().filter_map(due).min();
+        if after.is_none() {
+            // Under the lock, so that whoever is refused from now on asks aloud.
+            self.is_asked.store(false, Ordering::Relaxed);
+        }
+        let after = after?;
+        Some((last + after).saturating_duration_since(now))
+    }
+
+    /// Waits until a line asks for more than is granted. For one listener.
+    pub async fn asked(&self) {
+        self.asked.notified().await;
+    }
+
+    /// The names of all limits, as they are stored.
+    #[must_use]
+    pub fn resources(&self) -> Vec<String> {
+        self.specs.iter().map(Spec::resource).collect()
+    }
+
+    /// This process's turn at all books: tells what was spent, and asks for more. Nothing holds
+    /// until [`end_turn`](Self::end_turn). `books`: as they are stored. `now_ms`: their time.
+    /// `valid`: how long a grant may be used. `is_last`: all is given back.
+    pub fn take_turn(
+        &self,
+        token: &str,
+        now_ms: i64,
+        valid: Duration,
+        books: &[RateBook],
+        is_last: bool,
+    ) -> Vec<RateTurn> {
+        self.is_asked.store(false, Ordering::Relaxed);
+        let mut state = self.lock();
+        let now = Instant::now();
+        state.clock = Some((now, now_ms));
+        state.exchanged = Some(now);
+        let valid_until_ms =
+            now_ms.saturating_add(i64::try_from(valid.as_millis()).unwrap_or(i64::MAX));
+        let (seq, had_grant) = (state.seq, state.had_grant.clone());
+        let none = RateBook::default();
+        let turn = |(limit, spec): (usize, &Spec)| {
+            let resource = spec.resource();
+            let stored = books.iter().find(|book| book.resource == resource);
+            let stored = stored.unwrap_or(&none);
+            let meter = &mut state.meters[limit];
+            let told = meter.tell(is_last).clone();
+            let ask = if is_last {
+                Ask::default()
+            } else {
+                meter.ask(now_ms)
+            };
+            let text = stored.book.as_deref();
+            // A book that cannot be read is begun anew: what it held is not known.
+            let before = text.and_then(Book::read);
+            let mut book = before.clone().unwrap_or_default();
+            let turn = Turn {
+                token,
+                now_ms,
+                valid_until_ms,
+                told: &told,
+                ask,
+                seq,
+                had_grant: had_grant[limit],
+            };
+            let exchanged = exchange(&mut book, spec.terms(), &stored.grants, turn);
+            let is_idle =
+                told.is_empty() && exchanged.mine.amount == 0 && exchanged.mine.wants == 0;
+            RateTurn {
+                resource,
+                book: (before.as_ref() != Some(&book) && !(is_idle && before.is_none()))
+                    .then(|| book.stored()),
+                grant: (!is_idle).then(|| exchanged.mine.clone()),
+                forgotten: exchanged.forgotten.clone(),
+                limit,
+                read: book,
+                exchanged,
+            }
+        };
+        self.specs.iter().enumerate().map(turn).collect()
+    }
+
+    /// What was decided in a turn is stored. True if lines that wait should be looked at: something
+    /// is granted, or they are to ask again.
+    pub fn end_turn(&self, turns: Vec<RateTurn>, now_ms: i64, valid: Duration) -> bool {
+        let mut state = self.lock();
+        state.seq += 1;
+        let valid_until_ms =
+            now_ms.saturating_add(i64::try_from(valid.as_millis()).unwrap_or(i64::MAX));
+        let mut is_worth_a_look = false;
+        for turn in turns {
+            let Exchanged {
+                mine,
+                elsewhere,
+                was_written_off,
+                ..
+            } = turn.exchanged;
+            is_worth_a_look |= mine.amount > 0 || mine.wants > 0;
+            state.had_grant[turn.limit] |= turn.grant.is_some();
+            state.meters[turn.limit].told(
+                turn.read,
+                mine.amount,
+                elsewhere,
+                valid_until_ms,
+                was_written_off,
+            );
+        }
+        is_worth_a_look
+    }
+
+    fn lock(&self) -> MutexGuard<'_, State> {
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn ask(&self) {
+        if !self.is_asked.swap(true, Ordering::Relaxed) {
+            self.asked.notify_one();
+        }
+    }
+}
+
+/// What a provider says is left of one of its limits.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(in crate::upstream) struct Remaining {
+    pub(in crate::upstream) kind: RateKind,
+    pub(in crate::upstream) remaining: u64,
+    /// In how long all of the limit is there again.
+    pub(in crate::upstream) reset: Duration,
+}
+
+impl State {
+    fn ms(&self, now: Instant) -> Option<i64> {
+        let (at, ms) = self.clock?;
+        let since = now.saturating_duration_since(at).as_millis();
+        Some(ms.saturating_add(i64::try_from(since).unwrap_or(i64::MAX)))
+    }
+
+    /// How long until something of a limit is free, where it is spent.
+    fn opens(&self, limit: usize, now: Instant) -> Option<Duration> {
+        let now_ms = self.ms(now)?;
+        let meter = &self.meters[limit];
+        let opens_ms = match meter.verdict_of_any(now_ms) {
+            Verdict::Fits | Verdict::Never => return None,
+            Verdict::Later(at) => at,
+            Verdict::Ungranted(at) => at?,
+        };
+        (opens_ms > now_ms).then(|| millis(opens_ms - now_ms))
+    }
+}
+
+impl Gate<'_> {
+    /// The moment that the gate speaks of.
+    pub(in crate::upstream) fn now(&self) -> Instant {
+        self.now
+    }
+
+    /// How the line stands with these limits, if it needs so many tokens there.
+    pub(in crate::upstream) fn standing(&self, limits: &[usize], tokens: Tokens) -> Standing {
+        let mut standing = Standing::Fits;
+        for index in limits {
+            let amount = self.limits.specs[*index].amount(tokens);
+            let verdict = self.state.meters[*index].verdict(self.now_ms, self.queue, amount);
+            match verdict {
+                Verdict::Fits => {}
+                Verdict::Never => return Standing::Never(*index),
+                Verdict::Later(at) => {
+                    let at = self.now + millis(at - self.now_ms);
+                    standing = match standing {
+                        Standing::Limited(other) => Standing::Limited(other.map(|one| one.max(at))),
+                        _ => Standing::Limited(Some(at)),
+                    };
+                }
+                // The exchange says when.
+                Verdict::Ungranted(_) => standing = Standing::Limited(None),
+            }
+        }
+        standing
+    }
+
+    /// The line is sent: charges it.
+    pub(in crate::upstream) fn take(mut self, limits: &[usize], tokens: Tokens) -> Charges {
+        let mut charges = Vec::with_capacity(limits.len());
+        let mut runs_short = false;
+        for index in limits {
+            let amount = self.limits.specs[*index].amount(tokens);
+            let meter = &mut self.state.meters[*index];
+            charges.push((*index, meter.take(self.now_ms, self.queue, amount)));
+            runs_short |= meter.runs_short(self.now_ms);
+        }
+        if runs_short {
+            self.limits.ask();
+        }
+        let size = self.size;
+        Charges { charges, size }
+    }
+
+    /// The line could be sent nowhere, for one because of these limits.
+    pub(in crate::upstream) fn refuse(&mut self, limits: &[usize], tokens: Tokens) {
+        for index in limits {
+            let amount = self.limits.specs[*index].amount(tokens);
+            let meter = &mut self.state.meters[*index];
+            let fits = meter.verdict(self.now_ms, self.queue, amount) == Verdict::Fits;
+            if !fits && meter.refuse(self.now_ms, self.queue, amount) {
+                self.limits.ask();
+            }
+        }
+    }
+
+    /// A line waits until this moment. True if that is sooner than was known.
+    pub(in crate::upstream) fn wait_until(&mut self, at: Instant) -> bool {
+        let is_sooner = self.state.due.is_none_or(|due| at < due || due <= self.now);
+        if is_sooner {
+            self.state.due = Some(at);
+        }
+        is_sooner
+    }
+
+    /// Why a line can never be sent, in words for its user.
+    pub(in crate::upstream) fn too_large(&self, limit: usize, tokens: Tokens) -> String {
+        let spec = &self.limits.specs[limit];
+        format!(
+            "The request may need {} {}, which is more than {} allows.",
+            spec.amount(tokens),
+            spec.limit.kind.as_str().replace('_', " "),
+            spec.shown(),
+        )
+    }
+}
+
+impl Spec {
+    /// What a call has used of the limit.
+    pub(in crate::upstream) fn used(&self, tokens: Option<Tokens>) -> Used {
+        match (self.limit.kind, tokens) {
+            (RateKind::Requests, _) | (_, None) => Used::Unknown,
+            (_, Some(tokens)) => Used::Amount(self.amount(tokens)),
+        }
+    }
+}
+
+fn millis(ms: i64) -> Duration {
+    Duration::from_millis(u64::try_from(ms).unwrap_or(0))
+}

@@ -1,0 +1,119 @@
+//! What rate limits have to do with calls: whether they keep a line, and what a call that has ended
+//! gives back to them.
+
+use std::time::Duration;
+
+use tokio::time::Instant;
+
+use super::acquire::{Acquired, has_place};
+use super::finish::Ended;
+use super::permit::Permit;
+use super::targets::{State, Targets};
+use crate::upstream::attempt::result::CallResult;
+use crate::upstream::health::breaker::Room;
+use crate::upstream::limits::rate::{Gate, Standing, Used};
+use crate::upstream::route::Routes;
+
+/// Units are leased for lines that rate limits let be sent within this time.
+const LEASED_AHEAD: Duration = Duration::from_secs(2);
+
+impl Targets {
+    /// Whether only rate limits keep a line that no target takes. If so, capacity accrues to the
+    /// line from now on. `reach`: how many of the targets the line may go to at present.
+    pub(super) fn limited(
+        &self,
+        state: &State,
+        routes: &Routes,
+        reach: usize,
+        gate: &mut Gate<'_>,
+    ) -> Option<Acquired> {
+        let now = gate.now();
+        let mut never = None;
+        let (mut is_limited, mut until) = (false, None::<Instant>);
+        let mut others = routes.targets.len();
+        for (place, target) in routes.targets.iter().enumerate() {
+            let tokens = target.tokens(gate.size);
+            let standing = gate.standing(&target.rate_limits, tokens);
+            if let Standing::Never(limit) = standing {
+                never.get_or_insert_with(|| gate.too_large(limit, tokens));
+                others -= 1;
+                continue;
+            }
+            let takes = || {
+                has_place(target, &state.upstreams, &state.by_route, &self.limits)
+                    && matches!(state.room(target, now), Room::Open { .. })
+            };
+            if let Standing::Limited(at) = standing
+                && place < reach
+                && takes()
+            {
+                is_limited = true;
+                until = until.into_iter().chain(at).min();
+                gate.refuse(&target.rate_limits, tokens);
+            }
+        }
+        if others == 0 {
+            return never.map(Acquired::TooLarge);
+        }
+        if let Some(at) = until
+            && gate.wait_until(at)
+        {
+            self.changed.notify_one();
+        }
+        is_limited.then_some(Acquired::Limited { until })
+    }
+
+    /// Settles what rate limits were charged for a call that has ended. `ended`: `None` where the
+    /// call was broken off.
+    pub(super) fn settle(&self, permit: &Permit, ended: Option<&Ended>) {
+        let (Some(rates), Some(charges)) = (&self.rates, &permit.charges) else {
+            return;
+        };
+        let now = Instant::now();
+        let target = permit.target();
+        let was_sent = |ended: &Ended| {
+            let result = ended.result;
+            !matches!(
+                result,
+                CallResult::Unreachable | CallResult::NoDescriptor | CallResult::NoPort
+            )
+        };
+        let is_sent = permit.is_sent && ended.is_none_or(was_sent);
+        let used = ended.and_then(|ended| ended.used);
+        if let Some(used) = used {
+            target.backend.learn(charges.size, used);
+        }
+        rates.settle(now, charges, |spec| {
+            if is_sent {
+                spec.used(used)
+            } else {
+                Used::Nothing
+            }
+        });
+        if let Some(ended) = ended.filter(|ended| !ended.remaining.is_empty()) {
+            rates.hear(now, &target.rate_limits, &ended.remaining);
+        }
+        // What was reserved and not used may let another line be sent.
+        self.changed.notify_one();
+    }
+
+    /// Whether a rate limit keeps lines from every target that they may go to, and for longer than
+    /// units are leased ahead.
+    pub(super) fn are_spent(&self, routes: &Routes) -> bool {
+        let Some(rates) = &self.rates else {
+            return false;
+        };
+        let now = Instant::now();
+        let mut targets = self.in_reach(routes).iter();
+        targets.all(|target| {
+            let left = rates.spent_for(now, &target.rate_limits);
+            left.is_some_and(|left| left > LEASED_AHEAD)
+        })
+    }
+
+    /// When a line that a rate limit keeps may be sent, where that is known.
+    #[must_use]
+    pub fn rate_limits_due(&self) -> Option<Instant> {
+        self.rates.as_ref()?.due(Instant::now())
+    }
+}
