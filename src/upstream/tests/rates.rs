@@ -196,22 +196,24 @@ async fn what_needs_more_than_a_limit_is_said_to_be_too_large() {
     assert!(cause.contains("60000 tokens"), "{cause}");
 }
 
-/// Of a model with two tiers: only the lower one has limits.
+/// Of a model with two tiers: only the route of the lower one has limits.
 fn tiered(base_url: &str, spill: Spill) -> Arc<Pool> {
-    let mut own = upstream("own", base_url);
     let limits = BOTH.map(|(kind, limit)| RateLimit {
         kind,
         limit,
         period: Duration::from_mins(1),
     });
+    let (mut own, mut next) = (route("own", None), route("vendor", None));
     own.rate_limits = limits.to_vec();
-    let vendor = upstream("vendor", "http://127.0.0.1:1/v1");
-    let mut next = route("vendor", None);
     next.tier = 1;
-    // As the configuration has them, the higher tier comes first.
-    let mut model = model("m", vec![next, route("own", None)]);
+    // The configuration has the higher tier first: limits are a route's, wherever it comes to stand.
+    let mut model = model("m", vec![next, own]);
     model.spill = spill;
-    pool(&settings(vec![vendor, own], vec![model]))
+    let upstreams = vec![
+        upstream("vendor", "http://127.0.0.1:1/v1"),
+        upstream("own", base_url),
+    ];
+    pool(&settings(upstreams, vec![model]))
 }
 
 fn reasons(pool: &Pool) -> Vec<Option<&'static str>> {
