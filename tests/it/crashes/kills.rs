@@ -130,7 +130,9 @@ fn calls_of_one_life(server: &Server) -> u64 {
     assert!(stats.total.most_in_flight <= PERMITS, "{:?}", stats.total);
     let bodies = stats.bodies.expect("are tracked");
     assert_eq!(bodies.most_calls, 1, "one life sends no line twice");
-    assert_eq!(bodies.distinct, stats.total.calls, "each call has a body");
+    // A kill cuts connections, some of them before the upstream has read what was sent.
+    let unread = stats.total.calls - bodies.distinct;
+    assert!(unread <= PERMITS, "{unread} calls have no body");
     stats.total.calls
 }
 
