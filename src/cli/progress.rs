@@ -103,9 +103,9 @@ impl Progress {
         }
     }
 
-    /// The age from which a call is shown as old: some times as long as calls take now, and at least
-    /// [`OLD_FROM`]. How long they take follows from the calls in flight and the rate of answers. So
-    /// the calls of a slow model are not shown while its answers come.
+    /// The age from which a call is shown as old: [`OLD_TIMES`] as long as calls take now, and at
+    /// least [`OLD_FROM`]. How long calls take now follows from the calls in flight and the rate of
+    /// answers. So the calls of a slow model are not shown while its answers come.
     pub(super) fn notable_age(&self, in_flight: usize) -> Duration {
         let per_second = self.meter.trailing().requests_per_second;
         // As long as answers come, a call takes about so long.
