@@ -207,6 +207,12 @@ impl Checkout {
         Ok(())
     }
 
+    pub(super) async fn rollback(mut self) -> Result<()> {
+        self.run("ROLLBACK").await?;
+        self.has_begun = false;
+        Ok(())
+    }
+
     /// Ends what [`Database::checkout`] began.
     pub(in crate::store) async fn done(self) -> Result<()> {
         if self.has_begun {

@@ -189,6 +189,12 @@ impl Writing {
         Ok(())
     }
 
+    pub(super) async fn rollback(mut self) -> Result<()> {
+        self.run("ROLLBACK").await?;
+        self.is_over = true;
+        Ok(())
+    }
+
     async fn run(&mut self, statement: &'static str) -> Result<()> {
         let run = sqlx::raw_sql(statement).execute(self.connection());
         counted(run.await.map(|_| ()).map_err(Error::from))

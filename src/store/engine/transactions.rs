@@ -33,4 +33,13 @@ impl Tx {
             Tx::Postgres(checkout) => checkout.commit().await,
         }
     }
+
+    /// Undoes the transaction. A transaction that is dropped is undone as well, but its locks may
+    /// outlive the drop by a moment.
+    pub(in crate::store) async fn rollback(self) -> Result<()> {
+        match self {
+            Tx::Sqlite(writing) => writing.rollback().await,
+            Tx::Postgres(checkout) => checkout.rollback().await,
+        }
+    }
 }

@@ -99,8 +99,10 @@ impl Store {
             }
             match self.end_batches(&mut tx, owner, units, &last).await? {
                 Ended::Batches(ended) => break (tx, ended),
-                // A unit that was lost keeps no other batch from its end.
+                // A unit that was lost keeps no other batch from its end. The batches that are left
+                // are locked until the transaction is undone.
                 Ended::Lost(batches) => {
+                    tx.rollback().await?;
                     last.retain(|unit| !batches.contains(&unit.lease.key.batch_id));
                 }
             }
