@@ -1,5 +1,5 @@
 use std::io::{self, Write};
-use std::sync::{Arc, Mutex};
+use std::sync::{Arc, Mutex, Once};
 
 use axum::http::header;
 use axum::routing::get;
@@ -31,6 +31,12 @@ impl Write for Sink {
 
 impl Log {
     fn begin() -> Self {
+        // Somebody listens in every thread and for ever. Otherwise a line that another test's thread
+        // reaches at this very moment could be remembered as one that nobody wants.
+        static LISTENS: Once = Once::new();
+        LISTENS.call_once(|| {
+            let _ = tracing::subscriber::set_global_default(tracing_subscriber::registry());
+        });
         let bytes = Arc::new(Mutex::default());
         let sink = Arc::clone(&bytes);
         let subscriber = tracing_subscriber::fmt()
