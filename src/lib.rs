@@ -7,8 +7,8 @@
 //!
 //! A client uploads a *file*, which is stored in *chunks* of about 512 lines. A *batch* runs the
 //! lines of a file. A *unit*, the lines of one model in one chunk of one batch, is the piece of
-//! work that a process leases. Finished lines of a unit are appended as *segments*; a few wait in the
-//! unit's row until they are worth one. A line is never a row.
+//! work that a process leases. Finished lines of a unit are appended as *segments*; a few wait in
+//! the unit's row until they are worth one. A line is never a row.
 //!
 //! # The way of a line
 //!

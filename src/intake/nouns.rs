@@ -3,8 +3,8 @@
 use crate::domain::findings::Findings;
 use crate::domain::jsonl::NotJsonl;
 
-/// How large the raw bytes of a piece are at most. A chunk is as large at most, but for a chunk of one
-/// long line.
+/// How large the raw bytes of a piece are at most. A chunk is as large at most, but for a chunk of
+/// one long line.
 pub const PIECE_BYTES: usize = 1024 * 1024;
 
 /// What an upload must keep to.

@@ -33,8 +33,8 @@ impl Pace {
         self.waited += time;
     }
 
-    /// Begins the next window if this one is over. The caller has counted all bytes that came, and is
-    /// about to wait for more.
+    /// Begins the next window if this one is over. The caller has counted all bytes that came, and
+    /// is about to wait for more.
     pub fn begin_window(&mut self) {
         if self.waited >= WINDOW {
             // If it waited for two windows or more, nothing came in one of them.

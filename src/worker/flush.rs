@@ -108,8 +108,8 @@ impl Flusher {
         self.ledger.notify_scheduler();
     }
 
-    /// Lays out the segments and tails of units. A unit of which nothing can be laid out is revoked,
-    /// and its lines run again.
+    /// Lays out the segments and tails of units. A unit of which nothing can be laid out is
+    /// revoked, and its lines run again.
     async fn lay_out(&self, finished: Vec<Vec<FinishedLine>>) -> Vec<Group> {
         let units: Vec<_> = finished.iter().map(|lines| lines[0].unit.clone()).collect();
         let bytes: usize = finished.iter().map(|lines| layout::raw_size(lines)).sum();

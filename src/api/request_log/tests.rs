@@ -31,8 +31,8 @@ impl Write for Sink {
 
 impl Log {
     fn begin() -> Self {
-        // Somebody listens in every thread and for ever. Otherwise a line that another test's thread
-        // reaches at this very moment could be remembered as one that nobody wants.
+        // Somebody listens in every thread and for ever. Otherwise a line that another test's
+        // thread reaches at this very moment could be remembered as one that nobody wants.
         static LISTENS: Once = Once::new();
         LISTENS.call_once(|| {
             let _ = tracing::subscriber::set_global_default(tracing_subscriber::registry());

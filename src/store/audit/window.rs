@@ -1,4 +1,5 @@
-//! A few chunks of a batch at a time: their units, segments and tails, read in the batch's snapshot.
+//! A few chunks of a batch at a time: their units, segments and tails, read in the batch's
+//! snapshot.
 
 use std::collections::BTreeMap;
 use std::ops::Range;

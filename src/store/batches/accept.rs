@@ -83,8 +83,8 @@ impl Store {
     /// their new state. Each has to be [small](Unvalidated::is_small). A batch that another process
     /// is at is left to that process, and a batch that is not validating any more is left alone.
     ///
-    /// The units of some batches can be leased directly. The backlog has no row for such a unit until
-    /// the unit waits.
+    /// The units of some batches can be leased directly. The backlog has no row for such a unit
+    /// until the unit waits.
     ///
     /// # Errors
     /// When the database fails: then none is settled.

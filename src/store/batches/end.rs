@@ -51,10 +51,10 @@ impl Store {
         Ok(batch.map_or(Cancel::NotFound, |batch| Cancel::Granted(Box::new(batch))))
     }
 
-    /// Ends the window of batches whose time is up, at most a hundred of them. A batch that is being
-    /// validated expires at once. A batch in progress is marked: its lines that have not run will not
-    /// run. A batch that fails is logged, and waits for the next round. Returns how many batches
-    /// succeeded.
+    /// Ends the window of batches whose time is up, at most a hundred of them. A batch that is
+    /// being validated expires at once. A batch in progress is marked: its lines that have not run
+    /// will not run. A batch that fails is logged, and waits for the next round. Returns how many
+    /// batches succeeded.
     ///
     /// # Errors
     /// When the database is away, or no batch succeeded.

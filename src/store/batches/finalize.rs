@@ -21,7 +21,8 @@ use crate::store::{Result, Store};
 
 /// Batches looked at in one round, and brought to their end in one transaction at most.
 const ROUND: i64 = 100;
-/// Units removed in one transaction: in the one that publishes their batches, and in each later one.
+/// Units removed in one transaction: in the one that publishes their batches, and in each later
+/// one.
 const REMOVED_UNITS_MAX: i64 = 500;
 /// Lines that the batches of one transaction have together, where it has more than one batch. The
 /// table of an output file's chunks grows with them.

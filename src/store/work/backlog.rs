@@ -1,4 +1,5 @@
-//! What there is to lease: one row for each live batch and model of which units wait or have waited.
+//! What there is to lease: one row for each live batch and model of which units wait or have
+//! waited.
 
 use sqlx::FromRow;
 
@@ -157,8 +158,8 @@ const REPAIRED_AT_ONCE: i64 = 100;
 
 impl Store {
     /// Writes the backlog of live batches of which units wait and none is in the backlog: otherwise
-    /// nobody would lease them. A process of an earlier version leaves such batches, because it does
-    /// not know of units that were leased directly. Returns how many batches there were.
+    /// nobody would lease them. A process of an earlier version leaves such batches, because it
+    /// does not know of units that were leased directly. Returns how many batches there were.
     ///
     /// # Errors
     /// When the database fails; the next round goes on. A batch for which that fails does not keep
@@ -248,8 +249,8 @@ impl Store {
 /// Adds to the number of units that wait, or subtracts from it. The caller has changed the units
 /// themselves before, in the same transaction: all transactions lock units before backlog rows.
 ///
-/// A unit that was leased directly ([`DirectLease`](crate::store::DirectLease)) has never waited, so
-/// there may be no row yet. All lines of its batch name the model of the batch.
+/// A unit that was leased directly ([`DirectLease`](crate::store::DirectLease)) has never waited,
+/// so there may be no row yet. All lines of its batch name the model of the batch.
 pub(in crate::store) async fn add_waiting(
     tx: &mut Tx,
     batch_id: &str,

@@ -44,8 +44,8 @@ pub struct UnitFlush {
     pub done: Bitmap,
     /// Whether no line is left.
     pub finished: bool,
-    /// Whether the unit is all that its batch has, and this flush is all that the unit has. Then the
-    /// batch ends with the flush, unless it is being ended otherwise.
+    /// Whether the unit is all that its batch has, and this flush is all that the unit has. Then
+    /// the batch ends with the flush, unless it is being ended otherwise.
     pub ends_batch: bool,
     /// Whether no line is left that may have killed its process. Then the take-overs so far do not
     /// count any more.
@@ -314,8 +314,8 @@ async fn advance_units(
 
 /// The units whose flush was written by an earlier attempt: their epoch is unchanged, so no other
 /// owner wrote them, and their flush number is the one that this flush would make. A unit that was
-/// at its end may have gone, with the end of its batch. Then its last segment is known by its bytes,
-/// because no two answers have the same id.
+/// at its end may have gone, with the end of its batch. Then its last segment is known by its
+/// bytes, because no two answers have the same id.
 async fn written_before(tx: &mut Tx, units: &[&UnitFlush]) -> Result<Vec<UnitLease>> {
     let mut found = Vec::new();
     for unit in units {

@@ -2,8 +2,8 @@
 //! that has just become the fastest from getting every line at once.
 //!
 //! A target that fails more than a fifth of its calls is not drawn while another does not. Targets
-//! of which too little is known, and those that were not chosen for long, get a bounded share of the
-//! lines: else nobody would learn that they are fast, or that they work again.
+//! of which too little is known, and those that were not chosen for long, get a bounded share of
+//! the lines: else nobody would learn that they are fast, or that they work again.
 
 use std::cmp::Ordering;
 

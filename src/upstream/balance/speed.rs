@@ -76,8 +76,8 @@ impl Speed {
         self.failures * CALLS_A_FAILURE > self.calls
     }
 
-    /// Which of two is faster (`Less`), for each token where both report tokens, else for each call.
-    /// What has never answered is slower than what has.
+    /// Which of two is faster (`Less`), for each token where both report tokens, else for each
+    /// call. What has never answered is slower than what has.
     pub(super) fn compare(&self, other: &Self) -> Ordering {
         let pace = |one: &Self| {
             if self.tokens > 0.0 && other.tokens > 0.0 {

@@ -107,8 +107,8 @@ impl Limits {
         }
     }
 
-    /// The names and sizes of all limits; the first are the upstreams', in their order, and the last
-    /// are the routes'.
+    /// The names and sizes of all limits; the first are the upstreams', in their order, and the
+    /// last are the routes'.
     pub fn all(&self) -> impl Iterator<Item = (&str, usize)> {
         let all = self.all.iter();
         all.map(|limit| (limit.name.as_str(), limit.allowed))

@@ -1,9 +1,9 @@
 //! Changes the body of a request: renames its model, adds keys that it leaves out, and writes over
 //! others. The new bytes are spliced in.
 //!
-//! Only the values of top-level keys that are written over are replaced. All other bytes stay as the
-//! user wrote them: the order of keys, numbers and white space. Most requests need no change, and are
-//! sent without a copy.
+//! Only the values of top-level keys that are written over are replaced. All other bytes stay as
+//! the user wrote them: the order of keys, numbers and white space. Most requests need no change,
+//! and are sent without a copy.
 
 use std::borrow::Cow;
 use std::collections::BTreeMap;

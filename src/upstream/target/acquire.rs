@@ -162,7 +162,8 @@ impl Targets {
         found
     }
 
-    /// A target of the lowest tier that has a place, as far as the lane lets lines go to higher ones.
+    /// A target of the lowest tier that has a place, as far as the lane lets lines go to higher
+    /// ones.
     fn choose_up_to(
         &self,
         most: Avoid,

@@ -120,8 +120,9 @@ impl Targets {
         })
     }
 
-    /// The places of the limits, in [`Limits::all`](crate::upstream::limits::concurrency::Limits::all),
-    /// of the targets that lines may go to. Those of a tier that is not used now are none of them.
+    /// The places of the limits, in
+    /// [`Limits::all`](crate::upstream::limits::concurrency::Limits::all), of the targets that
+    /// lines may go to. Those of a tier that is not used now are none of them.
     pub fn limits_in_reach(&self, routes: &Routes) -> impl Iterator<Item = usize> {
         let targets = self.in_reach(routes).iter();
         targets.flat_map(|target| {
@@ -137,8 +138,8 @@ impl Targets {
         of_upstream.min(of_route.unwrap_or(usize::MAX))
     }
 
-    /// The targets that lines may go to: those of the tier that is used now, and of the tiers below,
-    /// whose lines wait for them to open.
+    /// The targets that lines may go to: those of the tier that is used now, and of the tiers
+    /// below, whose lines wait for them to open.
     pub(super) fn in_reach<'r>(&self, routes: &'r Routes) -> &'r [Target] {
         if routes.spill == Spill::Full || routes.tiers.len() < 2 {
             return &routes.targets;

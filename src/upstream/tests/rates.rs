@@ -206,7 +206,8 @@ fn tiered(base_url: &str, spill: Spill) -> Arc<Pool> {
     let (mut own, mut next) = (route("own", None), route("vendor", None));
     own.rate_limits = limits.to_vec();
     next.tier = 1;
-    // The configuration has the higher tier first: limits are a route's, wherever it comes to stand.
+    // The configuration has the higher tier first: limits are a route's, wherever it comes to
+    // stand.
     let mut model = model("m", vec![next, own]);
     model.spill = spill;
     let upstreams = vec![

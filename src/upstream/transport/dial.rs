@@ -110,8 +110,8 @@ impl Dialer {
         self.http2 != Http2::Always
     }
 
-    /// Waits until one more connection may be opened: for as long as what is returned is held. Where
-    /// no connection is opened for as long as connecting may take, nobody waits any longer.
+    /// Waits until one more connection may be opened: for as long as what is returned is held.
+    /// Where no connection is opened for as long as connecting may take, nobody waits any longer.
     pub(super) async fn turn(&self, patience: Instant) -> Result<SemaphorePermit<'_>, Error> {
         let mut turn = pin!(self.connecting.acquire());
         loop {

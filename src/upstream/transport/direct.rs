@@ -52,7 +52,8 @@ pub(in crate::upstream) struct Direct {
     links: Option<Arc<Links>>,
 }
 
-/// A connection, and the future that reads and writes its bytes. It is large, so it stands in a box.
+/// A connection, and the future that reads and writes its bytes. It is large, so it stands in a
+/// box.
 struct Connection {
     sender: SendRequest<Full<Bytes>>,
     driver: Driver,

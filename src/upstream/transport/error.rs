@@ -60,8 +60,8 @@ pub(super) fn lack(error: &(dyn StdError + 'static)) -> Option<Error> {
     })
 }
 
-/// For an error that does not tell its reason, as that of resolving a name: whether no descriptor is
-/// left now.
+/// For an error that does not tell its reason, as that of resolving a name: whether no descriptor
+/// is left now.
 pub(super) fn none_is_left() -> bool {
     File::open("/dev/null").is_err_and(|error| lack(&error).is_some())
 }

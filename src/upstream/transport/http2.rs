@@ -602,7 +602,8 @@ impl Body {
     }
 }
 
-/// What went wrong, in words. A server may say anything when it ends a connection: that is left out.
+/// What went wrong, in words. A server may say anything when it ends a connection: that is left
+/// out.
 fn cause(error: &h2::Error) -> String {
     match error.reason() {
         Some(reason) if error.is_go_away() => format!("connection error: {reason}"),

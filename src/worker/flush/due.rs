@@ -10,13 +10,13 @@ use crate::worker::work::finished::{CompletionQueue, FULL_BYTES};
 
 /// A flush is due so long after it has a first line and the flush before is through…
 const INTERVAL: Duration = Duration::from_millis(100);
-/// …or so long after its first line came, while few lines wait: that makes few commits. A line is on
-/// disk a second after it came, and the rest of that second is for writing it.
+/// …or so long after its first line came, while few lines wait: that makes few commits. A line is
+/// on disk a second after it came, and the rest of that second is for writing it.
 const INTERVAL_QUIET: Duration = Duration::from_millis(800);
 const FEW_LINES: usize = 64;
 /// A batch of one unit that has finished waits so long for others like it, and so long lies between
-/// two flushes. Somebody may be waiting for the batch, and a flush of many batches costs hardly more
-/// than one of one batch.
+/// two flushes. Somebody may be waiting for the batch, and a flush of many batches costs hardly
+/// more than one of one batch.
 const INTERVAL_WHOLE: Duration = Duration::from_millis(15);
 
 /// What a flush writes.

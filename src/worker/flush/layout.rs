@@ -64,8 +64,8 @@ pub(super) fn by_unit(finished: Vec<FinishedLine>) -> Vec<Vec<FinishedLine>> {
     units
 }
 
-/// How many bytes are to be laid out of a unit: its finished lines, and those of its tail, which are
-/// decompressed and compressed again.
+/// How many bytes are to be laid out of a unit: its finished lines, and those of its tail, which
+/// are decompressed and compressed again.
 pub(super) fn raw_size(finished: &[FinishedLine]) -> usize {
     let lines: usize = finished.iter().map(|line| line.line.bytes.len()).sum();
     let unit = finished.first().map(|line| line.unit.durable());

@@ -1,5 +1,5 @@
-//! Direct leases: the unit of a small batch is leased by the transaction that makes it, and its text
-//! is read next. So a small batch that this process validates need not be looked for in the
+//! Direct leases: the unit of a small batch is leased by the transaction that makes it, and its
+//! text is read next. So a small batch that this process validates need not be looked for in the
 //! backlog.
 //!
 //! Nobody's turn is taken. A unit is leased directly only where the supply has left no unit that

@@ -79,7 +79,8 @@ impl CompletionQueue {
         }
     }
 
-    /// Whether a batch of one unit has all its lines in the queue. Such a batch ends with its flush.
+    /// Whether a batch of one unit has all its lines in the queue. Such a batch ends with its
+    /// flush.
     pub(crate) fn has_whole_batch(&self) -> bool {
         !self.lock().whole_batches.is_empty()
     }

@@ -399,8 +399,8 @@ impl RunQueues {
         batch.turn.last = self.turns;
     }
 
-    /// A line of a unit has come back. `position`: the unit's, if it is in hand; else its tenant and
-    /// its batch are looked up. `took`: how long, if the line has its outcome.
+    /// A line of a unit has come back. `position`: the unit's, if it is in hand; else its tenant
+    /// and its batch are looked up. `took`: how long, if the line has its outcome.
     pub(super) fn on_finish(
         &mut self,
         unit: &LoadedUnit,
