@@ -22,7 +22,7 @@ use crate::domain::clock::Clock;
 use crate::store::{self, Store};
 use crate::transfer::UploadBudget;
 use crate::upstream::{Options, Pool};
-use crate::worker::{Settings, Worker};
+use crate::worker::{Settings, Switches, Worker};
 use engine::Engine;
 
 const HOW_TO_CREATE_A_KEY: &str = "create one with `nightshift keys create --name NAME` (with the \
@@ -40,7 +40,8 @@ pub struct App {
     store: Store,
     /// `None` in a process with the role `api`.
     worker: Option<Worker>,
-    /// Asks the upstreams for their models where no worker does.
+    /// Asks the upstreams for their models, and follows what operators set for them, where no
+    /// worker does.
     discovery: Option<JoinHandle<()>>,
     http: JoinHandle<()>,
     _threads: Threads,
@@ -88,8 +89,12 @@ impl App {
             let worker = Worker::start(store.clone(), pool, clock, settings).await?;
             (Some(worker), None)
         } else {
-            let discovery = tokio::spawn(pool.clone().run(stop.clone()));
-            (None, Some(discovery))
+            let switches = Switches::new(store.clone(), pool.clone(), None).await?;
+            let (pool, stop) = (pool.clone(), stop.clone());
+            let discovery = async move {
+                tokio::join!(pool.run(stop.clone()), switches.run(stop));
+            };
+            (None, Some(tokio::spawn(discovery)))
         };
         let engine: Arc<dyn api::engine::Engine> = Arc::new(Engine::new(pool, worker.as_ref()));
         let drained = CancellationToken::new();

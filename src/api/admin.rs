@@ -9,7 +9,6 @@ use serde::{Deserialize, Serialize};
 use utoipa::ToSchema;
 
 use super::auth::Admin;
-use super::path::Id;
 use super::snapshots::{self, Overview};
 use super::{Api, error};
 use crate::domain::clock::seconds;
@@ -73,8 +72,8 @@ pub struct ReplicaStatus {
 #[derive(Debug, Serialize, Deserialize, ToSchema)]
 pub struct UpstreamStatus {
     pub name: String,
-    /// `up`, `down`, `ejected` (it refuses our key or account), or `unknown`: no call to it has
-    /// ended yet in the process that answers.
+    /// `up`, `down`, `ejected` (it refuses our key or account), `disabled`, or `unknown`: no call to
+    /// it has ended yet in the process that answers.
     pub state: String,
     /// Why it is not up, in words.
     pub cause: Option<String>,
@@ -84,6 +83,13 @@ pub struct UpstreamStatus {
     pub share: usize,
     /// How many all processes may have together.
     pub limit: usize,
+    /// Who has enabled or disabled it at run time: the id of a key, or words. `null`: it is as the
+    /// configuration has it.
+    #[serde(default)]
+    pub changed_by: Option<String>,
+    /// When that was.
+    #[serde(default)]
+    pub changed_at: Option<i64>,
     /// Its models that take no lines now, or that are being tried with one.
     #[serde(default)]
     pub closed: Vec<ClosedModelStatus>,
@@ -172,9 +178,10 @@ pub struct RouteStatus {
     pub share: Option<usize>,
     /// How many all processes may have together.
     pub limit: Option<usize>,
-    /// Why no line goes by this route now: `ejected` (the upstream refuses our key or account),
-    /// `down`, `cooldown` (it asked to be left alone), `limit` (a rate limit is spent), `full`, or
-    /// `tier` (a lower tier takes the lines). `null`: it takes lines.
+    /// Why no line goes by this route now: `disabled` (the configuration or an operator says so),
+    /// `ejected` (the upstream refuses our key or account), `down`, `cooldown` (it asked to be left
+    /// alone), `limit` (a rate limit is spent), `full`, or `tier` (a lower tier takes the lines).
+    /// `null`: it takes lines.
     pub skipped: Option<String>,
     /// When a line is tried there, where that is known.
     pub until: Option<i64>,
@@ -295,49 +302,6 @@ pub async fn status(State(api): State<Api>, _: Admin) -> Json<Status> {
     Json(status)
 }
 
-/// Opens all that is closed at an upstream, because it is mended.
-///
-/// Its lines are sent again at once, by every process, whatever it was closed for: a wait that it
-/// asked for, a refused key, failures.
-#[utoipa::path(
-    post,
-    path = "/admin/upstreams/{name}/reset",
-    operation_id = "resetUpstream",
-    tag = "Operators",
-    params(("name" = String, Path, description = "The upstream's name.")),
-    responses(
-        (status = 200, description = "It is open, in the process that answers; the others follow \
-            within a second or so.", body = ResetUpstream),
-        (status = 403, description = "The key has not the scope `admin`.", body = error::Envelope),
-        (status = 404, description = "There is no such upstream.", body = error::Envelope),
-    ),
-)]
-pub async fn reset(
-    State(api): State<Api>,
-    admin: Admin,
-    Id(name): Id,
-) -> error::Result<Json<ResetUpstream>> {
-    if !api.engine.reset(&name) {
-        return Err(error::not_found(format!("No such upstream: {name}")));
-    }
-    if api.store.engine() == Engine::Postgres {
-        api.store.reset_upstream(&name).await?;
-    }
-    tracing::info!(
-        upstream.name = name,
-        key.id = admin.key_id,
-        "an operator has reset the upstream"
-    );
-    Ok(Json(ResetUpstream { name, reset: true }))
-}
-
-/// An upstream that was reset.
-#[derive(Debug, Serialize, Deserialize, ToSchema)]
-pub struct ResetUpstream {
-    pub name: String,
-    pub reset: bool,
-}
-
 fn upstreams(process: ProcessSnapshot, now: i64) -> Vec<UpstreamStatus> {
     let upstreams = process.upstreams.into_iter();
     upstreams
@@ -348,6 +312,8 @@ fn upstreams(process: ProcessSnapshot, now: i64) -> Vec<UpstreamStatus> {
             in_flight: upstream.in_flight,
             share: upstream.share,
             limit: upstream.limit,
+            changed_at: upstream.set.as_ref().map(|set| seconds(set.at_ms)),
+            changed_by: upstream.set.map(|set| set.by),
             closed: upstream
                 .closed
                 .into_iter()

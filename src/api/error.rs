@@ -396,6 +396,15 @@ pub fn unavailable() -> ApiError {
     error
 }
 
+/// The server stops before what was waited for has come.
+pub fn stopping() -> ApiError {
+    ApiError::new(
+        StatusCode::SERVICE_UNAVAILABLE,
+        SERVER_ERROR,
+        "The server stops, and does not wait for this any longer.",
+    )
+}
+
 /// All connections are in use. This one has a place that is reserved for questions after the
 /// server's health.
 pub fn no_place() -> ApiError {

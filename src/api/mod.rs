@@ -39,6 +39,7 @@ mod state;
 #[cfg(test)]
 mod tests;
 pub mod upload;
+pub mod upstreams;
 mod welcome;
 
 pub use routes::{document, router, worker_router};

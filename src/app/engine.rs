@@ -8,7 +8,8 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use crate::api;
 use crate::api::model_object::ModelObject;
 use crate::metrics::{
-    ClosedSnapshot, Lane, ProcessSnapshot, RateSnapshot, RouteSnapshot, UpstreamSnapshot,
+    ClosedSnapshot, Lane, ProcessSnapshot, RateSnapshot, RouteSnapshot, SwitchSnapshot,
+    UpstreamSnapshot,
 };
 use crate::upstream::{LaneId, ModelInfo, Pool, RateLimits, RateStatus, RouteStatus, Skipped};
 use crate::worker::{Observer, Worker};
@@ -73,6 +74,11 @@ fn upstreams(pool: &Pool) -> Vec<UpstreamSnapshot> {
             in_flight: upstream.in_flight,
             share: limits.share(index),
             limit: upstream.limit,
+            configured: upstream.configured,
+            set: upstream.set.map(|set| SwitchSnapshot {
+                by: set.by,
+                at_ms: set.at_ms,
+            }),
             closed: upstream
                 .models
                 .into_iter()

@@ -3,6 +3,7 @@
 use std::time::Duration;
 
 use indicatif::HumanCount;
+use jiff::Timestamp;
 
 /// `1,234,567`.
 pub(super) fn count(count: u64) -> String {
@@ -34,6 +35,14 @@ pub(super) fn ago(seconds: i64) -> String {
         3600..86_400 => format!("{}h ago", seconds / 3600),
         _ => format!("{}d ago", seconds / 86_400),
     }
+}
+
+/// A time in Unix seconds, for people, to the minute.
+pub(super) fn moment(seconds: i64) -> String {
+    let Ok(time) = Timestamp::from_second(seconds) else {
+        return "?".to_owned();
+    };
+    time.strftime("%Y-%m-%d %H:%M").to_string()
 }
 
 /// A rate, to the tenth where that matters.

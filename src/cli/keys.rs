@@ -10,6 +10,7 @@ use anyhow::{Context as _, bail};
 use secrecy::ExposeSecret as _;
 
 use super::configuration::{ConfigArgs, load};
+use super::figures::moment;
 use super::table::width_of_output;
 use crate::api::auth;
 use crate::app;
@@ -18,7 +19,7 @@ use crate::domain::id;
 use crate::domain::scope::Scopes;
 use crate::store::ApiKey;
 use expiry::Expiry;
-use list::{ListedKey, moment, table};
+use list::{ListedKey, table};
 
 const EXAMPLE: &str = "\
 Examples:

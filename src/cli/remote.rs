@@ -10,11 +10,14 @@ use crate::config::Environment;
 /// How long the server may take to answer.
 const TIMEOUT: Duration = Duration::from_secs(15);
 
+/// Where a server is that nobody has named.
+pub(super) const HERE: &str = "http://127.0.0.1:8080";
+
 /// Where the server is, and who asks.
 #[derive(Clone, Debug, clap::Args)]
 pub(super) struct RemoteArgs {
     /// Where the server is
-    #[arg(long, value_name = "URL", default_value = "http://127.0.0.1:8080")]
+    #[arg(long, value_name = "URL", default_value = HERE)]
     url: String,
 
     /// The environment variable that holds an operator's key
@@ -22,14 +25,29 @@ pub(super) struct RemoteArgs {
     api_key_env: Option<String>,
 }
 
+impl RemoteArgs {
+    pub(super) fn new(url: Option<String>, api_key_env: Option<String>) -> Self {
+        let url = url.unwrap_or_else(|| HERE.to_owned());
+        Self { url, api_key_env }
+    }
+}
+
 /// A server to ask.
 pub(super) struct Remote {
     base: Url,
     key: Option<String>,
     client: reqwest::Client,
+    /// How long the server may take to answer. `None`: as long as it needs.
+    timeout: Option<Duration>,
 }
 
 impl Remote {
+    /// The server may take as long as it needs to answer.
+    pub(super) fn patient(self) -> Self {
+        let timeout = None;
+        Self { timeout, ..self }
+    }
+
     pub(super) fn new(args: &RemoteArgs, environment: &Environment) -> anyhow::Result<Self> {
         let text = args.url.trim_end_matches('/');
         let base = Url::parse(text).ok();
@@ -42,9 +60,16 @@ impl Remote {
                 Some(key.with_context(|| format!("--api-key-env: the variable {name} is not set"))?)
             }
         };
-        let client = reqwest::Client::builder().no_proxy().timeout(TIMEOUT);
+        let client = reqwest::Client::builder().no_proxy();
+        let client = client.connect_timeout(TIMEOUT);
         let client = client.redirect(reqwest::redirect::Policy::none()).build()?;
-        Ok(Self { base, key, client })
+        let timeout = Some(TIMEOUT);
+        Ok(Self {
+            base,
+            key,
+            client,
+            timeout,
+        })
     }
 
     /// What the server answers to a GET.
@@ -70,6 +95,9 @@ impl Remote {
         let mut request = self.client.request(method, url.clone());
         if let Some(key) = &self.key {
             request = request.bearer_auth(key);
+        }
+        if let Some(timeout) = self.timeout {
+            request = request.timeout(timeout);
         }
         let response = request
             .send()

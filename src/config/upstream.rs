@@ -87,6 +87,7 @@ fn read(mut reader: Reader<'_>, name: String) -> UpstreamSettings {
         check_provider(&item);
     }
     let api_key = secret::named_key(&mut reader, "api_key_env", "api_key_file");
+    let enabled = reader.take("enabled").and_then(|mut item| item.boolean());
     let concurrency = concurrency(&mut reader);
     let timeout = reader.duration("timeout", TIMEOUT_MIN);
     let connect_timeout = reader.duration("connect_timeout", TIMEOUT_MIN);
@@ -101,6 +102,7 @@ fn read(mut reader: Reader<'_>, name: String) -> UpstreamSettings {
     UpstreamSettings {
         name,
         base_url: base_url.unwrap_or_default(),
+        enabled: enabled.unwrap_or(true),
         concurrency: concurrency.unwrap_or(DEFAULT_CONCURRENCY),
         timeout: timeout.unwrap_or(DEFAULT_TIMEOUT),
         connect_timeout: connect_timeout.unwrap_or(DEFAULT_CONNECT_TIMEOUT),

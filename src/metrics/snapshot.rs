@@ -64,7 +64,7 @@ pub struct QueueOfModel {
 #[derive(Clone, Debug)]
 pub struct UpstreamSnapshot {
     pub name: String,
-    /// `unknown`, `up`, `down` or `ejected`.
+    /// `unknown`, `up`, `down`, `ejected` or `disabled`.
     pub state: &'static str,
     /// Why it is not up, in words.
     pub cause: Option<String>,
@@ -73,7 +73,17 @@ pub struct UpstreamSnapshot {
     pub share: usize,
     /// How many all processes may have together.
     pub limit: usize,
+    /// Whether the configuration says that lines are sent there.
+    pub configured: bool,
+    pub set: Option<SwitchSnapshot>,
     pub closed: Vec<ClosedSnapshot>,
+}
+
+/// What an operator has set for an upstream.
+#[derive(Clone, Debug)]
+pub struct SwitchSnapshot {
+    pub by: String,
+    pub at_ms: i64,
 }
 
 /// A model at an upstream that takes no lines now, or that is being tried with one.
@@ -308,7 +318,7 @@ fn list_upstreams(list: &mut Listing, upstreams: &[UpstreamSnapshot]) {
             "unknown" => "up",
             state => state,
         };
-        for state in ["up", "down", "ejected"] {
+        for state in ["up", "down", "ejected", "disabled"] {
             let labels = UpstreamState {
                 upstream: upstream.name.clone(),
                 state,
@@ -319,8 +329,8 @@ fn list_upstreams(list: &mut Listing, upstreams: &[UpstreamSnapshot]) {
     }
     list.add(
         "nightshift_upstream_state",
-        "1 for the state that an upstream is in (up, also before its first call; down; or ejected: \
-         it refuses our key), else 0.",
+        "1 for the state that an upstream is in (up, also before its first call; down; ejected: it \
+         refuses our key; or disabled: the configuration or an operator says so), else 0.",
         states,
     );
     list.add(

@@ -53,4 +53,4 @@ pub use settings::{
 #[cfg(test)]
 pub use snapshot::ClosedModel;
 pub use snapshot::{RouteStatus, Skipped, UpstreamState, UpstreamStatus};
-pub use target::{Acquired, Permit};
+pub use target::{Acquired, Permit, Switch};

@@ -55,8 +55,10 @@ impl Pool {
         let routing = Routing::new(lanes, is_configured, clients.len(), Arc::clone(&backends));
         let routing = Arc::new(routing);
         let pace = options.pace;
+        let addresses = clients.iter().map(Client::shown_url);
+        let enabled = settings.upstreams.iter().map(|upstream| upstream.enabled);
         let targets = Arc::new(Targets::new(
-            clients.iter().map(Client::shown_url).collect(),
+            addresses.zip(enabled).collect(),
             backends,
             (limits, balancers, RateLimits::new(Spec::all(settings))),
             (pace.clone(), settings.retry.clone()),

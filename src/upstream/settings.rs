@@ -32,6 +32,8 @@ pub struct UpstreamSettings {
     pub base_url: String,
     /// Printable ASCII without spaces, so that a header can carry it.
     pub api_key: Option<SecretString>,
+    /// Whether lines are sent to it. Its operators may say something else while it is in use.
+    pub enabled: bool,
     /// Calls at once.
     pub concurrency: usize,
     /// Of one call, from connecting to the last byte of its answer.

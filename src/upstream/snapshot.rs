@@ -11,8 +11,8 @@ use super::health::reason::Reason;
 use super::route::Lane;
 use super::route::lane::Route;
 use super::settings::Spill;
-use super::target::Targets;
 use super::target::upstream::Upstream;
+use super::target::{Switch, Targets};
 
 /// A model that is due for a trial is not listed any more when nobody has tried it for so long.
 const FORGOTTEN_AFTER: Duration = Duration::from_mins(10);
@@ -27,6 +27,8 @@ pub enum UpstreamState {
     Down,
     /// It refuses our key or account, or is not where its address says.
     Ejected,
+    /// The configuration or an operator says that no line is sent there.
+    Disabled,
 }
 
 impl UpstreamState {
@@ -37,6 +39,7 @@ impl UpstreamState {
             UpstreamState::Up => "up",
             UpstreamState::Down => "down",
             UpstreamState::Ejected => "ejected",
+            UpstreamState::Disabled => "disabled",
         }
     }
 
@@ -58,6 +61,10 @@ pub struct UpstreamStatus {
     pub cause: Option<String>,
     /// How long until it is tried, where all of it is closed; zero where it may be.
     pub left: Duration,
+    /// Whether the configuration says that lines are sent there.
+    pub configured: bool,
+    /// What an operator has set since, where that counts.
+    pub set: Option<Switch>,
     /// It has answered something over HTTP since the process started.
     pub answered: bool,
     pub in_flight: usize,
@@ -129,11 +136,18 @@ pub(super) fn take(clients: &[Client], targets: &Targets) -> Vec<UpstreamStatus>
                 None if upstream.is_unknown() => (UpstreamState::Unknown, None, Duration::ZERO),
                 None => (UpstreamState::Up, None, Duration::ZERO),
             };
+            let switched = upstream.switched();
+            let (state, cause, left) = match switched.cause() {
+                Some(cause) => (UpstreamState::Disabled, Some(cause), Duration::ZERO),
+                None => (state, cause, left),
+            };
             UpstreamStatus {
                 name: client.name.as_ref().to_owned(),
                 state,
                 cause,
                 left,
+                configured: switched.configured(),
+                set: switched.set().cloned(),
                 answered: upstream.has_answered(),
                 in_flight: upstream.in_flight(),
                 limit: client.concurrency,
@@ -195,6 +209,8 @@ pub enum Skipped {
     Limit { left: Duration },
     /// A lower tier takes the lines.
     Tier,
+    /// The configuration or an operator has disabled the upstream.
+    Disabled,
 }
 
 impl Skipped {
@@ -207,6 +223,7 @@ impl Skipped {
             Skipped::Full => "full",
             Skipped::Limit { .. } => "limit",
             Skipped::Tier => "tier",
+            Skipped::Disabled => "disabled",
         }
     }
 
@@ -218,7 +235,7 @@ impl Skipped {
             | Skipped::Down { left }
             | Skipped::Cooldown { left }
             | Skipped::Limit { left } => Some(left),
-            Skipped::Full | Skipped::Tier => None,
+            Skipped::Full | Skipped::Tier | Skipped::Disabled => None,
         }
     }
 
@@ -233,7 +250,9 @@ impl Skipped {
         Some(match UpstreamState::of(closure.reason) {
             UpstreamState::Ejected => Skipped::Ejected { left },
             UpstreamState::Down => Skipped::Down { left },
-            UpstreamState::Up | UpstreamState::Unknown => Skipped::Cooldown { left },
+            UpstreamState::Up | UpstreamState::Unknown | UpstreamState::Disabled => {
+                Skipped::Cooldown { left }
+            }
         })
     }
 }
@@ -288,7 +307,11 @@ fn of_route(
     let rates = targets.rates.as_ref();
     let spent = rates.and_then(|rates| rates.spent_for(now, &route.rate_limits));
     let limited = spent.map(|left| Skipped::Limit { left });
-    let skipped = of_upstream.or(of_backend).or(limited);
+    let disabled = upstream
+        .switched()
+        .is_disabled()
+        .then_some(Skipped::Disabled);
+    let skipped = disabled.or(of_upstream).or(of_backend).or(limited);
     RouteStatus {
         upstream: targets.backends.name(route.upstream).to_owned(),
         model: model.map(str::to_owned),

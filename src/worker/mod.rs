@@ -53,6 +53,7 @@ use tasks::finalize::{self, Finalize};
 use tasks::housekeeping::{self, Housekeeping};
 use tasks::rates::Rates;
 use tasks::shares::Shares;
+pub use tasks::switches::Switches;
 use tasks::task::{self, Task};
 use tasks::validate::Validate;
 use work::finished::CompletionQueue;
@@ -193,7 +194,10 @@ impl Worker {
         });
         let (quiet, stop) = (CancellationToken::new(), CancellationToken::new());
 
+        // Before anything is sent: what an operator has disabled stays disabled.
+        let switches = Switches::new(store.clone(), pool.clone(), Some(lease.token())).await?;
         let mut tasks = JoinSet::new();
+        tasks.spawn(switches.run(stop.clone()));
         let heartbeat = Heartbeat {
             lease: lease.clone(),
             store: store.clone(),

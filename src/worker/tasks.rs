@@ -9,5 +9,6 @@ pub(crate) mod housekeeping;
 mod jitter;
 pub(crate) mod rates;
 pub(crate) mod shares;
+pub(crate) mod switches;
 pub(crate) mod task;
 pub(crate) mod validate;

@@ -28,3 +28,4 @@ mod support;
 mod tails;
 mod uploads;
 mod upstream_faults;
+mod upstreams;

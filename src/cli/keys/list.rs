@@ -1,9 +1,8 @@
 //! The list of keys, for people and for programs.
 
-use jiff::Timestamp;
 use serde::Serialize;
 
-use crate::cli::figures;
+use crate::cli::figures::{self, moment};
 use crate::cli::table::{Column, Table};
 use crate::domain::clock::seconds;
 use crate::store::ApiKey;
@@ -116,14 +115,6 @@ pub(super) fn table(
         table.write(&mut text, width);
     }
     text.trim_start().to_owned()
-}
-
-/// A time in Unix seconds, for people, to the minute.
-pub(super) fn moment(seconds: i64) -> String {
-    let Ok(time) = Timestamp::from_second(seconds) else {
-        return "?".to_owned();
-    };
-    time.strftime("%Y-%m-%d %H:%M").to_string()
 }
 
 #[cfg(test)]

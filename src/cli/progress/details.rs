@@ -240,6 +240,8 @@ mod tests {
             answered: true,
             in_flight: 0,
             limit: 64,
+            configured: true,
+            set: None,
             models: Vec::new(),
         }
     }

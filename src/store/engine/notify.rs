@@ -41,13 +41,21 @@ pub enum Who {
     Finishers,
     /// Tasks that exchange shares of limits.
     Sharers,
+    /// Tasks that follow what operators set for upstreams.
+    Switches,
 }
 
 impl Who {
-    const ALL: [Who; 4] = [Who::Validators, Who::Supplies, Who::Finishers, Who::Sharers];
+    const ALL: [Who; 5] = [
+        Who::Validators,
+        Who::Supplies,
+        Who::Finishers,
+        Who::Sharers,
+        Who::Switches,
+    ];
 
     /// The tasks that other processes can wake.
-    const ABROAD: [Who; 3] = [Who::Validators, Who::Supplies, Who::Sharers];
+    const ABROAD: [Who; 4] = [Who::Validators, Who::Supplies, Who::Sharers, Who::Switches];
 
     /// The name of the channel between processes.
     fn channel(self) -> &'static str {
@@ -56,6 +64,7 @@ impl Who {
             Who::Supplies => "nightshift_supplies",
             Who::Finishers => "nightshift_finishers",
             Who::Sharers => "nightshift_shares",
+            Who::Switches => "nightshift_switches",
         }
     }
 }

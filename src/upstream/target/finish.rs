@@ -245,5 +245,8 @@ impl Targets {
         if opens {
             self.changed.notify_one();
         }
+        if changes.is_drained {
+            self.drained.notify_one();
+        }
     }
 }

@@ -6,6 +6,7 @@
 //! | `backend` | a model at an upstream, with a breaker of its own |
 //! | `targets` | all of them, under one lock |
 //! | `acquire`, `permit`, `finish` | before, during and after a call |
+//! | `switch` | whether lines may be sent to an upstream, by its operators |
 //! | `rates` | what rate limits have to do with calls |
 //! | `reports` | what probes, other processes and people say |
 //! | `questions` | what is open, what works |
@@ -17,10 +18,12 @@ mod permit;
 mod questions;
 mod rates;
 mod reports;
+pub(super) mod switch;
 mod targets;
 pub(super) mod upstream;
 
 pub use acquire::Acquired;
 pub(super) use finish::Ended;
 pub use permit::Permit;
+pub use switch::Switch;
 pub use targets::Targets;

@@ -112,5 +112,8 @@ impl Targets {
         if changes.frees_a_place {
             self.changed.notify_one();
         }
+        if changes.is_drained {
+            self.drained.notify_one();
+        }
     }
 }

@@ -43,9 +43,12 @@ impl Targets {
                 return None;
             }
             let since = |breaker: &Breaker| breaker.closure().map(|closure| closure.since);
-            let of_upstream = since(state.upstreams[target.backend.upstream()].breaker());
+            let upstream = &state.upstreams[target.backend.upstream()];
+            let by_operators = upstream.switched().disabled_since();
+            let of_upstream = since(upstream.breaker());
             let of_backend = since(&target.backend.breaker());
-            latest = latest.max(of_upstream.into_iter().chain(of_backend).min());
+            let since = by_operators.into_iter().chain(of_upstream);
+            latest = latest.max(since.chain(of_backend).min());
         }
         latest
     }
@@ -72,7 +75,9 @@ impl Targets {
         let mut targets = routes.targets.iter();
         targets.any(|target| {
             let upstream = &state.upstreams[target.backend.upstream()];
-            upstream.breaker().closure().is_none() && target.backend.breaker().works()
+            !upstream.switched().is_disabled()
+                && upstream.breaker().closure().is_none()
+                && target.backend.breaker().works()
         })
     }
 
@@ -111,10 +116,12 @@ impl Targets {
         })
     }
 
-    /// When an upstream is to be probed. `None`: it can be reached.
+    /// When an upstream is to be probed. `None`: it can be reached, or is disabled.
     pub(in crate::upstream) fn probe_due(&self, upstream: usize) -> Option<Instant> {
         self.read(|upstreams| {
-            let closure = upstreams[upstream].breaker().closure();
+            let one = &upstreams[upstream];
+            let closure = one.breaker().closure();
+            let closure = closure.filter(|_| !one.switched().is_disabled());
             let closure = closure.filter(|closure| closure.reason == Reason::Unreachable);
             closure.map(|closure| closure.until)
         })

@@ -2,6 +2,7 @@
 
 use tokio::time::Instant;
 
+use super::switch::Switch;
 use super::targets::Targets;
 use super::upstream::Upstream;
 use crate::upstream::health::cooldown::{self, Cooldown};
@@ -32,6 +33,10 @@ impl Targets {
             target.on_discovery();
             return;
         };
+        // It may be disabled because it is not there.
+        if target.switched().is_disabled() {
+            return;
+        }
         let change = target.on_unreachable(cause, moment);
         drop(state);
         self.note_trouble();
@@ -62,6 +67,62 @@ impl Targets {
         self.attention[upstream].notify_one();
         self.changed.notify_one();
         true
+    }
+
+    /// Takes in what operators have set: all of it, of whatever upstreams. An upstream that is not
+    /// among them is as the configuration has it. Calls in flight go on.
+    pub fn follow_switches(&self, switches: &[Switch]) {
+        let now = Instant::now();
+        let mut state = self.lock();
+        for upstream in 0..state.upstreams.len() {
+            let name = self.backends.name(upstream);
+            let set = switches.iter().find(|switch| switch.upstream == name);
+            let one = &mut state.upstreams[upstream];
+            if !one.follow_switch(set, now) {
+                continue;
+            }
+            let calls = one.in_flight();
+            if let Some(cause) = one.switched().cause() {
+                self.note_trouble();
+                tracing::warn!(
+                    upstream.name = name,
+                    cause,
+                    calls,
+                    "the upstream is disabled: its lines wait or go to others, and calls in \
+                     flight go on"
+                );
+            } else {
+                let by = one.switched().set().map(|set| set.by.as_str());
+                tracing::warn!(upstream.name = name, by, "the upstream is enabled");
+            }
+            self.attention[upstream].notify_one();
+            self.changed.notify_one();
+        }
+    }
+
+    /// Of what operators have disabled: the names of the upstreams at which this process has
+    /// nothing in flight, and sends nothing, each with when it was disabled. An upstream that this
+    /// process does not have is one of them.
+    #[must_use]
+    pub fn drained(&self, switches: &[Switch]) -> Vec<(String, i64)> {
+        let state = self.lock();
+        let is_idle = |name: &str| {
+            let upstream = self.backends.upstream_named(name);
+            upstream.is_none_or(|upstream| {
+                let one = &state.upstreams[upstream];
+                one.switched().is_disabled() && one.in_flight() == 0
+            })
+        };
+        let disabled = switches.iter().filter(|switch| !switch.enabled);
+        let drained = disabled.filter(|switch| is_idle(&switch.upstream));
+        drained
+            .map(|switch| (switch.upstream.clone(), switch.at_ms))
+            .collect()
+    }
+
+    /// Waits until the last call has ended at an upstream that is disabled. For one listener.
+    pub async fn last_call_ended(&self) {
+        self.drained.notified().await;
     }
 
     /// Another process has closed a model: it is closed here for the same time. An upstream that

@@ -31,7 +31,7 @@ pub struct Targets {
     pub(in crate::upstream) rates: Option<RateLimits>,
     pace: Pace,
     pub(super) retry: RetrySettings,
-    /// Some breaker may be closed or have a narrow window. While this is false, nobody need look.
+    /// Some breaker may be closed or have a narrow window, or an upstream is disabled. While this is false, nobody need look.
     is_troubled: AtomicBool,
     /// By upstream: its probe loop waits here for it to change.
     pub(in crate::upstream) attention: Vec<Notify>,
@@ -39,6 +39,8 @@ pub struct Targets {
     pub(in crate::upstream) closed: Notify,
     /// A line may be sent that could not be sent before.
     pub(in crate::upstream) changed: Notify,
+    /// Nothing is in flight any more at an upstream that is disabled.
+    pub(super) drained: Notify,
     state: Mutex<State>,
 }
 
@@ -59,27 +61,31 @@ pub(super) struct State {
 }
 
 impl Targets {
-    /// `urls`: by upstream, without secrets.
+    /// `upstreams`: the address of each, without secrets, and whether it is enabled.
     pub(in crate::upstream) fn new(
-        urls: Vec<String>,
+        upstreams: Vec<(String, bool)>,
         backends: Arc<Backends>,
         (limits, balancers, rates): (Limits, Vec<Balancer>, Option<RateLimits>),
         (pace, retry): (Pace, RetrySettings),
         fail_fast: Option<FailFast>,
     ) -> Self {
         let by_route = vec![0; limits.routes().len()];
+        let (urls, enabled): (Vec<String>, Vec<bool>) = upstreams.into_iter().unzip();
+        let upstreams: Vec<Upstream> = enabled.into_iter().map(Upstream::new).collect();
+        let is_troubled = upstreams.iter().any(|one| one.switched().is_disabled());
         Self {
             backends,
             limits,
             rates,
             pace,
             retry,
-            is_troubled: AtomicBool::new(false),
+            is_troubled: AtomicBool::new(is_troubled),
             attention: urls.iter().map(|_| Notify::new()).collect(),
             closed: Notify::new(),
             changed: Notify::new(),
+            drained: Notify::new(),
             state: Mutex::new(State {
-                upstreams: urls.iter().map(|_| Upstream::default()).collect(),
+                upstreams,
                 balancers,
                 begun: 0,
                 by_route,
@@ -152,7 +158,7 @@ impl Targets {
         }
     }
 
-    /// Whether any upstream or model may be in trouble.
+    /// Whether any upstream or model may be in trouble, or is disabled.
     #[must_use]
     pub fn is_troubled(&self) -> bool {
         self.is_troubled.load(Ordering::Relaxed)
@@ -166,8 +172,9 @@ impl Targets {
     /// Looks at every breaker, and clears [`is_troubled`](Self::is_troubled) where all are well.
     pub(super) fn look_for_trouble(&self) {
         let backends = self.backends.all(None);
+        let is_well = |one: &Upstream| one.breaker().is_well() && !one.switched().is_disabled();
         let are_well = backends.iter().all(|backend| backend.breaker().is_well())
-            && self.read(|upstreams| upstreams.iter().all(|one| one.breaker().is_well()));
+            && self.read(|upstreams| upstreams.iter().all(is_well));
         if are_well {
             self.is_troubled.store(false, Ordering::Relaxed);
         }
@@ -192,7 +199,8 @@ impl State {
     /// wait for it.
     pub(super) fn is_proven(&self, target: &Target) -> bool {
         let upstream = &self.upstreams[target.backend.upstream()];
-        let is_closed = upstream.breaker().closure().is_some()
+        let is_closed = upstream.switched().is_disabled()
+            || upstream.breaker().closure().is_some()
             || target.backend.breaker().closure().is_some()
             || self.is_hopeless();
         !is_closed

@@ -5,6 +5,7 @@ use std::time::Duration;
 
 use tokio::time::Instant;
 
+use super::switch::{Switch, Switched};
 use crate::upstream::attempt::ages::{Ages, OldCalls, Second};
 use crate::upstream::attempt::result::CallResult;
 use crate::upstream::health::breaker::{Breaker, Change, Failure, Room};
@@ -13,8 +14,9 @@ use crate::upstream::settings::{Pace, RetrySettings};
 
 /// An upstream's state. The breakers of its models stand beside it, in their
 /// [`Backend`](super::backend::Backend)s.
-#[derive(Debug, Default)]
+#[derive(Debug)]
 pub(in crate::upstream) struct Upstream {
+    switched: Switched,
     in_flight: usize,
     /// How old the calls in flight are.
     ages: Ages,
@@ -71,9 +73,34 @@ pub(super) struct Changes {
     pub(super) of_backend: Option<Change>,
     /// A line may wait for the place that the call had.
     pub(super) frees_a_place: bool,
+    /// It was the last call in flight at an upstream that is disabled.
+    pub(super) is_drained: bool,
 }
 
 impl Upstream {
+    /// `enabled`: as the configuration has it.
+    pub(super) fn new(enabled: bool) -> Self {
+        Self {
+            switched: Switched::new(enabled),
+            in_flight: 0,
+            ages: Ages::default(),
+            is_wanted: false,
+            has_answered: false,
+            was_tried: false,
+            breaker: Breaker::default(),
+        }
+    }
+
+    /// Whether lines may be sent here at all.
+    pub(in crate::upstream) fn switched(&self) -> &Switched {
+        &self.switched
+    }
+
+    /// What operators have set: see [`Switched::follow`].
+    pub(super) fn follow_switch(&mut self, set: Option<&Switch>, now: Instant) -> bool {
+        self.switched.follow(set, now)
+    }
+
     pub(in crate::upstream) fn in_flight(&self) -> usize {
         self.in_flight
     }
@@ -110,8 +137,11 @@ impl Upstream {
         &self.breaker
     }
 
-    /// Whether the breakers let a line be sent to a model here.
+    /// Whether the breakers let a line be sent to a model here, and its operators.
     pub(super) fn room(&self, backend: &Breaker, now: Instant) -> Room {
+        if self.switched.is_disabled() {
+            return Room::Closed { until: None };
+        }
         match self.breaker.room(now) {
             Room::Open { is_trial } => match backend.room(now) {
                 Room::Open { is_trial: other } => Room::Open {
@@ -164,6 +194,7 @@ impl Upstream {
             }
         };
         changes.frees_a_place |= is_wanted;
+        changes.is_drained = self.in_flight == 0 && self.switched.is_disabled();
         changes
     }
 

@@ -185,6 +185,7 @@ pub(crate) fn upstream(name: &str, base_url: &str) -> UpstreamSettings {
         name: name.to_owned(),
         base_url: base_url.to_owned(),
         api_key: None,
+        enabled: true,
         concurrency: 4,
         timeout: Duration::from_secs(5),
         connect_timeout: Duration::from_secs(2),

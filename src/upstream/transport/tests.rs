@@ -19,6 +19,7 @@ const PATIENCE: Duration = Duration::from_secs(30);
 
 fn settings(base_url: &str) -> UpstreamSettings {
     UpstreamSettings {
+        enabled: true,
         rate_limits: Vec::new(),
         name: "gpu".to_owned(),
         base_url: base_url.to_owned(),

@@ -95,6 +95,13 @@ async fn a_server_that_is_older_than_the_schema_says_so_and_stops() {
     }
 }
 
+/// What a database had before version 18.
+const BEFORE_18: &str = "
+    DROP TABLE upstream_switches;
+    DROP TABLE upstream_drains;
+    DELETE FROM _sqlx_migrations WHERE version = 18;
+";
+
 /// What a database had before version 17.
 const BEFORE_17: &str = "
     DROP TABLE rate_books;
@@ -194,8 +201,8 @@ async fn a_batch_that_goes_on_from(earlier: &[&str]) -> (Server, Batch) {
 }
 
 async fn a_database_of_the_version_before_opens_and_its_live_batches_go_on() {
-    a_batch_that_goes_on_from(&[BEFORE_17]).await;
-    a_batch_that_goes_on_from(&[BEFORE_17, BEFORE_13]).await;
+    a_batch_that_goes_on_from(&[BEFORE_18]).await;
+    a_batch_that_goes_on_from(&[BEFORE_18, BEFORE_17, BEFORE_13]).await;
 }
 
 async fn a_database_of_two_versions_before_opens_and_its_live_batches_go_on() {

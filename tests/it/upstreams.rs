@@ -1,0 +1,3 @@
+//! What operators do with upstreams: by HTTP, and by commands.
+
+mod switches;
