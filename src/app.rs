@@ -19,6 +19,7 @@ use crate::api::snapshots::Snapshots;
 use crate::api::{self, Api};
 use crate::config::{Config, Role};
 use crate::domain::clock::Clock;
+use crate::domain::tenant::CurrentTenants;
 use crate::store::{self, Store};
 use crate::transfer::UploadBudget;
 use crate::upstream::{Options, Pool};
@@ -80,11 +81,12 @@ impl App {
             );
         }
         let pool = Pool::new(&config.upstream_settings(), Options::default())?;
+        let tenants = CurrentTenants::new(config.allowances());
         // Before the worker: once it runs, it is stopped and not just dropped.
         let threads = Threads::start()?;
         let stop = CancellationToken::new();
         let (worker, discovery) = if role.works() {
-            let settings = settings(config, &store);
+            let settings = settings(config, &store, tenants.clone());
             let (pool, clock) = (pool.clone(), clock.clone());
             let worker = Worker::start(store.clone(), pool, clock, settings).await?;
             (Some(worker), None)
@@ -104,6 +106,7 @@ impl App {
             clock,
             limits: Arc::new(config.limits.clone()),
             retention: Arc::new(config.retention.clone()),
+            tenants,
             auth,
             snapshots: Arc::new(Snapshots::new(engine.clone())),
             engine,
@@ -282,7 +285,7 @@ fn connections_of_http(role: Role, connections: u32) -> u32 {
 
 /// What the configuration says to a worker.
 #[must_use]
-pub fn settings(config: &Config, store: &Store) -> Settings {
+pub fn settings(config: &Config, store: &Store, tenants: CurrentTenants) -> Settings {
     let worker = &config.worker;
     Settings {
         name: worker.name.clone(),
@@ -293,6 +296,7 @@ pub fn settings(config: &Config, store: &Store) -> Settings {
         initial_backoff: config.retry.initial_backoff,
         removal_grace: config.retention.grace,
         max_requests: config.limits.max_requests_per_batch,
+        tenants,
         // The lock on the file is held: no other process can have a lease in it.
         exclusive: store.engine() == store::Engine::Sqlite,
     }

@@ -28,10 +28,10 @@ pub struct ModelList {
     tag = "Models",
     responses((status = 200, description = "All of them.", body = ModelList)),
 )]
-pub async fn list(State(api): State<Api>, _: Caller) -> Json<ModelList> {
+pub async fn list(State(api): State<Api>, caller: Caller) -> Json<ModelList> {
     Json(ModelList {
         object: "list",
-        data: api.engine.models(),
+        data: usable(&api, &caller).collect(),
     })
 }
 
@@ -51,25 +51,32 @@ pub async fn list(State(api): State<Api>, _: Caller) -> Json<ModelList> {
 )]
 pub async fn retrieve(
     State(api): State<Api>,
-    _: Caller,
+    caller: Caller,
     Id(name): Id,
 ) -> Result<Json<ModelObject>> {
-    find(&api, &name)
+    find(&api, &caller, &name)
 }
 
 /// Retrieves a model whose name was sent with slashes in it.
 pub async fn retrieve_slashed(
     State(api): State<Api>,
-    _: Caller,
+    caller: Caller,
     names: std::result::Result<Path<(String, String)>, axum::extract::rejection::PathRejection>,
 ) -> Result<Json<ModelObject>> {
     let Path((first, rest)) =
         names.map_err(|_| error::bad_request("The path of the URL is not valid UTF-8."))?;
-    find(&api, &format!("{first}/{rest}"))
+    find(&api, &caller, &format!("{first}/{rest}"))
 }
 
-fn find(api: &Api, name: &str) -> Result<Json<ModelObject>> {
-    let mut models = api.engine.models().into_iter();
+/// The models that the caller's tenant may use.
+fn usable(api: &Api, caller: &Caller) -> impl Iterator<Item = ModelObject> + use<> {
+    let allowance = api.tenants.of(&caller.tenant);
+    let models = api.engine.models().into_iter();
+    models.filter(move |model| allowance.may_use(&model.id))
+}
+
+fn find(api: &Api, caller: &Caller, name: &str) -> Result<Json<ModelObject>> {
+    let mut models = usable(api, caller);
     models
         .find(|model| model.id == name)
         .map(Json)

@@ -7,6 +7,7 @@ use super::engine::Engine;
 use super::snapshots::Snapshots;
 use crate::config;
 use crate::domain::clock::Clock;
+use crate::domain::tenant::CurrentTenants;
 use crate::store::Store;
 use crate::transfer::UploadBudget;
 
@@ -17,6 +18,8 @@ pub struct Api {
     pub clock: Clock,
     pub limits: Arc<config::Limits>,
     pub retention: Arc<config::Retention>,
+    /// What tenants are allowed.
+    pub tenants: CurrentTenants,
     pub auth: Arc<Auth>,
     pub engine: Arc<dyn Engine>,
     /// What operators look at.

@@ -19,6 +19,7 @@ use crate::config::{Config, Environment, Overrides};
 use crate::domain::clock::Clock;
 use crate::domain::id;
 use crate::domain::scope::Scopes;
+use crate::domain::tenant::CurrentTenants;
 use crate::metrics::ProcessSnapshot;
 use crate::store::{ApiKey, Store};
 use crate::transfer::UploadBudget;
@@ -119,6 +120,7 @@ impl TestApi {
             uploads: UploadBudget::new(config.limits.max_line_bytes),
             limits: Arc::new(config.limits),
             retention: Arc::new(config.retention),
+            tenants: CurrentTenants::default(),
             auth: Arc::new(auth),
             snapshots: Arc::new(Snapshots::new(engine.clone())),
             engine: engine.clone(),

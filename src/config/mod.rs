@@ -28,6 +28,7 @@ mod secret;
 mod server;
 mod shown;
 mod telemetry;
+mod tenant;
 #[cfg(test)]
 mod tests;
 mod upstream;
@@ -49,10 +50,12 @@ pub use retention::Retention;
 pub use server::{Role, Server};
 pub use shown::shown_url;
 pub use telemetry::Telemetry;
+pub use tenant::Tenant;
 pub use worker::Worker;
 
 pub(crate) use error::nearest;
 
+use crate::domain::tenant::Tenants;
 use crate::upstream::{self as upstreams, ModelSettings, RetrySettings, UpstreamSettings};
 use error::Faults;
 use reader::{Context, Reader};
@@ -65,14 +68,7 @@ const DEFAULTS: &str = include_str!("../../config.example.toml");
 const DEFAULT_FILE: &str = "nightshift.toml";
 
 /// Sections of features that are not built yet.
-const LATER: [&str; 6] = [
-    "cache",
-    "rate_limits",
-    "roles",
-    "tasks",
-    "tenants",
-    "webhooks",
-];
+const LATER: [&str; 5] = ["cache", "rate_limits", "roles", "tasks", "webhooks"];
 
 /// Everything that can be configured, checked. Its `Debug` shows no secret.
 #[derive(Clone, Debug)]
@@ -83,6 +79,7 @@ pub struct Config {
     pub limits: Limits,
     pub upstreams: Vec<UpstreamSettings>,
     pub models: Vec<ModelSettings>,
+    pub tenants: Vec<Tenant>,
     pub retry: RetrySettings,
     pub worker: Worker,
     pub retention: Retention,
@@ -165,12 +162,14 @@ impl Config {
         if let Some(file) = &overrides.database_file {
             database.move_to(file);
         }
+        let models = model::read_all(root.tables("models"), &upstreams);
         let config = Self {
             server: Server::read(root.section("server")),
             database,
             auth: Auth::read(root.section("auth")),
             limits: Limits::read(root.section("limits")),
-            models: model::read_all(root.tables("models"), &upstreams),
+            tenants: tenant::read_all(root.tables("tenants"), &models),
+            models,
             upstreams,
             retry,
             worker: Worker::read(root.section("worker")),
@@ -196,9 +195,17 @@ impl Config {
         upstreams::Settings {
             upstreams: self.upstreams.clone(),
             models: self.models.clone(),
+            tenants: self.tenants.iter().map(|one| one.rates.clone()).collect(),
             retry: self.retry.clone(),
             max_in_flight_bytes: self.limits.max_in_flight_bytes,
         }
+    }
+
+    /// What tenants are allowed beside their rate limits.
+    #[must_use]
+    pub fn allowances(&self) -> Tenants {
+        let tenants = self.tenants.iter();
+        Tenants::new(tenants.map(|one| (one.name.clone(), one.allowance.clone())))
     }
 
     /// Whether only this machine can reach the server: see [`Server::is_loopback`].

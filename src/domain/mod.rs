@@ -15,5 +15,6 @@ pub mod line;
 pub mod outcome;
 pub mod scope;
 pub mod share;
+pub mod tenant;
 pub mod unit;
 pub mod usage;

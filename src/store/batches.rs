@@ -1,6 +1,7 @@
 //! Batches: created, validated, read, brought to their end.
 
 mod accept;
+mod admit;
 mod batch;
 mod counts;
 mod create;

@@ -42,13 +42,15 @@ pub use balance::Strategy;
 pub use health::cooldown::Cooldown;
 pub use health::reason::Reason;
 pub use limits::memory::Reservation;
-pub use limits::rate::{Grant, LineSize, RateBook, RateLimits, RateStatus, RateTurn};
+pub use limits::rate::{
+    Grant, LineSize, RateBook, RateLimits, RateRequest, RateStatus, RateTurn, TenantMeters,
+};
 pub use models::{ModelInfo, is_listed};
 pub use pool::Pool;
 pub use route::{LaneId, Routes};
 pub use settings::{
     CallRate, FailFast, Http2, ModelSettings, Options, RateKind, RateLimit, RetrySettings,
-    RouteSettings, Settings, Spill, UpstreamSettings,
+    RouteSettings, Settings, Spill, TenantRates, UpstreamSettings,
 };
 #[cfg(test)]
 pub use snapshot::ClosedModel;

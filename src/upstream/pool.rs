@@ -16,7 +16,7 @@ use super::health::probe::{self, Probes};
 use super::limits::concurrency::Limits;
 use super::limits::interval::Interval;
 use super::limits::memory::Budget;
-use super::limits::rate::{LineSize, RateLimits, Spec};
+use super::limits::rate::{RateLimits, RateRequest, Spec};
 use super::models::ModelInfo;
 use super::route::{Lane, Routes, Routing};
 use super::settings::{BuildError, Options, Settings};
@@ -60,7 +60,11 @@ impl Pool {
         let targets = Arc::new(Targets::new(
             addresses.zip(enabled).collect(),
             backends,
-            (limits, balancers, RateLimits::new(Spec::all(settings))),
+            (
+                limits,
+                balancers,
+                RateLimits::new(Spec::all(settings), &settings.tenants),
+            ),
             (pace.clone(), settings.retry.clone()),
             options.fail_fast,
         ));
@@ -137,15 +141,16 @@ impl Pool {
 
     /// A free place at the best open target, or why there is none. Never blocks. `history`: what the
     /// line has been through, which says what it avoids. `batch`: the number of the line's batch.
-    /// `size`: the line's, where the routes [are rate-limited](Routes::are_rate_limited).
+    /// `rates`: what rate limits are asked of the line, where its routes
+    /// [are rate-limited](Routes::are_rate_limited) or its tenant is.
     pub fn try_acquire(
         &self,
         routes: &Arc<Routes>,
         history: &History,
         batch: u64,
-        size: Option<LineSize>,
+        rates: Option<RateRequest<'_>>,
     ) -> Acquired {
-        self.targets.try_acquire(routes, history, batch, size)
+        self.targets.try_acquire(routes, history, batch, rates)
     }
 
     /// Notified when a line may be sent that could not be sent before, and when models have

@@ -17,6 +17,8 @@ pub struct Settings {
     pub upstreams: Vec<UpstreamSettings>,
     /// Without any, every model goes to the upstreams that report it.
     pub models: Vec<ModelSettings>,
+    /// What tenants may send in a time.
+    pub tenants: Vec<TenantRates>,
     pub retry: RetrySettings,
     /// Bytes of requests and answers that the process may hold.
     pub max_in_flight_bytes: usize,
@@ -104,6 +106,14 @@ impl RateKind {
             RateKind::OutputTokens => "output_tokens",
         }
     }
+}
+
+/// What a tenant may send in a time, by all models together.
+#[derive(Clone, Debug)]
+pub struct TenantRates {
+    /// `*`: of each tenant that has no entry of its own.
+    pub name: String,
+    pub rate_limits: Vec<RateLimit>,
 }
 
 impl UpstreamSettings {

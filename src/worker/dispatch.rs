@@ -16,6 +16,7 @@ pub(crate) mod ownership;
 pub(crate) mod result;
 pub(crate) mod scheduler;
 pub(crate) mod shared;
+pub(crate) mod tenants;
 pub(crate) mod write_failures;
 
 use std::sync::Arc;
@@ -32,6 +33,7 @@ use missing_models::MissingModels;
 use ownership::Ownership;
 use scheduler::Scheduler;
 use shared::SharedLedger;
+use tenants::Tenants;
 use write_failures::WriteFailures;
 
 /// The parts of the dispatch that the rest of the room acts on.
@@ -40,6 +42,7 @@ pub(crate) struct Dispatch {
     pub ownership: Arc<Ownership>,
     pub scheduler: Arc<Scheduler>,
     pub write_failures: Arc<WriteFailures>,
+    pub tenants: Arc<Tenants>,
 }
 
 impl Dispatch {
@@ -73,9 +76,11 @@ impl Dispatch {
             missing_models: Arc::clone(&missing_models),
             initial_backoff: settings.initial_backoff,
         };
+        let tenants = Arc::new(Tenants::new(settings.tenants.clone(), Arc::clone(pool)));
         let scheduler = Arc::new(Scheduler {
             ledger: Arc::clone(&ledger),
             pool: Arc::clone(pool),
+            tenants: Arc::clone(&tenants),
             completions: Arc::clone(completions),
             authority: Arc::clone(authority),
             missing_models,
@@ -89,6 +94,7 @@ impl Dispatch {
             ownership,
             scheduler,
             write_failures,
+            tenants,
         }
     }
 }

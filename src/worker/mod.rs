@@ -166,7 +166,11 @@ impl Worker {
             &clock,
             &settings,
         );
-        let demand = Arc::new(Demand::new(dispatch.ledger.clone(), pool.clone()));
+        let demand = Arc::new(Demand::new(
+            dispatch.ledger.clone(),
+            pool.clone(),
+            dispatch.tenants.clone(),
+        ));
         let flusher = Arc::new(Flusher::new(
             store.clone(),
             pool.clone(),
@@ -178,6 +182,7 @@ impl Worker {
             pool.clone(),
             dispatch.ledger.clone(),
             dispatch.ownership.clone(),
+            dispatch.tenants.clone(),
             lease.clone(),
         ));
         let supply = Supply::new(&supply::Parts {
@@ -215,7 +220,7 @@ impl Worker {
                 store.clone(),
                 pool.clone(),
                 dispatch.ledger.clone(),
-                demand,
+                (demand, dispatch.tenants.clone()),
                 (&lease, authority),
                 &settings,
             );
@@ -247,6 +252,7 @@ impl Worker {
             pool.clone(),
             direct,
             settings.max_requests,
+            settings.tenants.clone(),
         ));
         starter.start(Finalize::new(store.clone()));
         starter.start(ExpireBatches {

@@ -7,6 +7,7 @@
 
 mod candidates;
 pub(crate) mod direct;
+mod division;
 mod fetch;
 mod prefetch;
 mod ranking;
@@ -28,6 +29,7 @@ use crate::worker::dispatch::Dispatch;
 use crate::worker::dispatch::demand::Demand;
 use crate::worker::dispatch::scheduler::Scheduler;
 use crate::worker::dispatch::shared::SharedLedger;
+use crate::worker::dispatch::tenants::Tenants;
 use crate::worker::flush::accept::FailureCounts;
 use crate::worker::lease::Lease;
 use crate::worker::lease::authority::Authority;
@@ -56,6 +58,7 @@ pub(crate) struct Supply {
     ledger: Arc<SharedLedger>,
     scheduler: Arc<Scheduler>,
     demand: Arc<Demand>,
+    tenants: Arc<Tenants>,
     lease: Arc<Lease>,
     authority: Arc<Authority>,
     clock: Clock,
@@ -96,6 +99,7 @@ impl Supply {
             ledger: dispatch.ledger.clone(),
             scheduler: dispatch.scheduler.clone(),
             demand: parts.demand.clone(),
+            tenants: dispatch.tenants.clone(),
             lease: lease.clone(),
             authority: parts.authority.clone(),
             clock: parts.clock.clone(),
@@ -106,7 +110,11 @@ impl Supply {
                 parts.direct.clone(),
             ),
             rates: Rates::new(),
-            selector: Selector::new(pool.clone(), dispatch.write_failures.clone()),
+            selector: Selector::new(
+                pool.clone(),
+                dispatch.tenants.clone(),
+                dispatch.write_failures.clone(),
+            ),
             fetch: Fetch::new(
                 store.clone(),
                 pool.clone(),
@@ -188,7 +196,7 @@ impl Supply {
             .values()
             .flat_map(|tenants| tenants.values().flatten());
         let on_offer: i64 = on_offer.map(|candidate| candidate.backlog.waiting).sum();
-        self.demand.set_on_offer(candidates.open);
+        self.demand.set_on_offer(candidates.on_offer);
         let mut by_lane: Vec<_> = candidates.by_lane.into_iter().collect();
         self.round = self.round.wrapping_add(1) % ROUNDS_MAX;
         let lanes = by_lane.len();
@@ -197,12 +205,11 @@ impl Supply {
         }
         let mut wanted = HashMap::new();
         for (lane, candidates) in by_lane {
-            let names: Vec<Arc<str>> = candidates.keys().cloned().collect();
             let permits = self.pool.limits().lane(lane);
             let lines = self.rates.lines_wanted(lane, permits);
             let filled = self.fetch.fill(lane, lanes, lines, candidates, &stock);
-            let share = filled.await?;
-            wanted.extend(names.into_iter().map(|name| ((lane, name), share)));
+            let shares = filled.await?.into_iter();
+            wanted.extend(shares.map(|(name, share)| ((lane, name), share)));
         }
         let are_left = self.fetch.leased_units() < on_offer;
         self.ledger
@@ -233,9 +240,10 @@ impl Supply {
     /// in the budget, also gives back units that wait for their upstream, or for their turn.
     async fn release_surplus(&mut self) -> store::Result<()> {
         let (ledger, pool) = (&*self.ledger, &*self.pool);
-        let mut released = surplus::release_without_share(ledger, pool, &self.authority);
+        let mut released = Vec::new();
         if self.authority.holds_shares() {
-            released.extend(self.fetch.prefetch.take_without_share());
+            released.extend(surplus::release_without_share(ledger, pool, &self.tenants));
+            released.extend(self.fetch.prefetch.take_without_share(&self.tenants));
         }
         released.extend(surplus::release_stuck(ledger, pool));
         if !self.fetch.prefetch.is_empty() {

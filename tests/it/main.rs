@@ -26,6 +26,7 @@ mod small_batches;
 mod store;
 mod support;
 mod tails;
+mod tenants;
 mod uploads;
 mod upstream_faults;
 mod upstreams;

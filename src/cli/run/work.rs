@@ -17,6 +17,7 @@ use crate::cli::machine;
 use crate::config::Config;
 use crate::domain::batch::Status;
 use crate::domain::clock::Clock;
+use crate::domain::tenant::CurrentTenants;
 use crate::store::Store;
 use crate::upstream::{CallRate, FailFast, Options, Pool};
 use crate::worker::Worker;
@@ -81,7 +82,7 @@ pub(super) async fn work(
     warn_of(&machine::warnings(config, false));
     let pool = Pool::new(&config.upstream_settings(), options);
     let pool = pool.map_err(anyhow::Error::from).or_exit(NOT_VALID)?;
-    let settings = app::settings(config, store);
+    let settings = app::settings(config, store, CurrentTenants::default());
     let mut worker = Worker::start(store.clone(), pool.clone(), Clock::default(), settings).await?;
     let observer = worker.observer();
     let watch = Watch {

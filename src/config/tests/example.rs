@@ -28,6 +28,7 @@ fn the_defaults_are_the_documented_ones() {
     assert_eq!(config.limits.max_line_bytes, 16_777_216);
     assert_eq!(config.limits.max_in_flight_bytes, 67_108_864);
     assert!(config.upstreams.is_empty() && config.models.is_empty());
+    assert!(config.tenants.is_empty());
     assert_eq!(config.retry.max_attempts, 5);
     assert_eq!(config.retry.initial_backoff, Duration::from_millis(500));
     assert_eq!(config.retry.max_backoff, Duration::from_mins(1));
@@ -116,6 +117,17 @@ fn the_examples_in_the_documented_file_hold_and_show_the_defaults() {
     assert_eq!(model.balance, Strategy::default());
     assert_eq!(model.spill, Spill::default());
     assert_eq!(config.worker.name.as_deref(), Some("worker-1"));
+    let [tenant] = config.tenants.as_slice() else {
+        panic!("one tenant is shown");
+    };
+    let allowance = &tenant.allowance;
+    assert_eq!((&*tenant.name, allowance.weight), ("acme", 2));
+    assert_eq!(allowance.concurrency, Some(32));
+    let of_an_hour = limit(RateKind::Tokens, 2_000_000, Duration::from_hours(1));
+    assert_eq!(tenant.rates.rate_limits, [of_an_hour]);
+    assert!(allowance.may_use("llama-3.1-8b") && !allowance.may_use("gpt"));
+    assert_eq!(allowance.max_enqueued_requests, Some(1_000_000));
+    assert_eq!(allowance.max_enqueued_tokens, Some(500_000_000));
     assert_eq!(json!(model.defaults), json!({ "temperature": 0.3 }));
     assert_eq!(json!(model.overrides), json!({ "store": false }));
 }
@@ -139,7 +151,7 @@ fn every_key_of_the_documented_file_has_a_comment_above_it() {
 fn the_configurations_on_the_page_about_upstreams_hold() {
     let page = include_str!("../../../docs/upstreams.md");
     let blocks: Vec<&str> = page.split("```toml\n").skip(1).collect();
-    assert_eq!(blocks.len(), 4);
+    assert_eq!(blocks.len(), 6);
     for block in blocks {
         let (toml, _) = block.split_once("```").unwrap();
         let config = load(toml, &[("OPENROUTER_KEY", "sk-of-openrouter")]);

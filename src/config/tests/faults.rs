@@ -282,6 +282,42 @@ fn wrong_flags_are_faults_that_name_them() {
 }
 
 #[test]
+fn each_fault_of_a_tenant_is_found() {
+    let table = "
+        weight = 0                    => .weight: must be from 1 to 1000
+        weight = 0.5                  => .weight: expected a whole number
+        weigth = 2                    => .weigth: unknown key; the nearest known one is `weight`
+        concurrency = 0               => .concurrency: must be from 1 to
+        concurrency = 'auto'          => .concurrency: expected a whole number
+        rate_limits = [{ type = 'token', limit = 1, period = '1m' }] => .rate_limits[0].type: unknown
+        models = 'm'                  => .models: expected an array
+        models = ['m*m']              => .models[0]: a name has one `*` at most, at its end
+        models = ['lama-*']           => .models[0]: no [[models]] entry is for \"lama-*\"; the nearest is \"llama-3\"
+        max_enqueued_requests = 0     => .max_enqueued_requests: must be from 1 to
+        max_enqueued_tokens = '1m'    => .max_enqueued_tokens: expected a whole number
+        max_enqued_tokens = 1         => .max_enqued_tokens: unknown key; the nearest known one is `max_enqueued_tokens`
+        max_priority = 10             => .max_priority: is not built yet
+        max_cost = { limit = 100.0 }  => .max_cost: is not built yet
+    ";
+    let model = "[[models]]\nname = 'llama-3'\nroutes = [{ upstream = 'a' }]\n";
+    for (line, place, message) in cases(table) {
+        let toml = format!("{UPSTREAM}{model}[[tenants]]\nname = 't'\n{line}");
+        let number = toml.lines().count();
+        let expected = format!("tenants[0]{place} (nightshift.toml:{number}): {message}");
+        check_faults(&toml, &[], &[&expected]);
+    }
+    check_faults(
+        "[[tenants]]\nname = 'a*'\n[[tenants]]\nname = '*'\n[[tenants]]\nname = '*'\n[[tenants]]\n",
+        &[],
+        &[
+            "tenants[0].name (nightshift.toml:2): a tenant's name stands in full",
+            "tenants[2].name (nightshift.toml:6): another entry has this name",
+            "tenants[3] (nightshift.toml:7): `name` is missing",
+        ],
+    );
+}
+
+#[test]
 fn keys_of_later_features_say_that_they_come_later() {
     for section in LATER {
         let expected = format!(

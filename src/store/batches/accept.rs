@@ -7,6 +7,7 @@
 use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
 use std::ops::Range;
 
+use super::admit::admit;
 use super::state::{self, Changed, IfLocked, LockedBatch};
 use super::validate::Unvalidated;
 use crate::domain::batch::{BatchState, Event};
@@ -29,6 +30,12 @@ pub enum Verdict {
     Rejected { errors: String },
 }
 
+impl Verdict {
+    fn is_accepted(&self) -> bool {
+        matches!(self, Verdict::Accepted { .. })
+    }
+}
+
 /// How far a batch is that gets its units in ranges.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Begun {
@@ -38,6 +45,8 @@ pub enum Begun {
     Grows,
     /// It is not validating any more, or another process is at it.
     Elsewhere,
+    /// It may not run, because its tenant has too much enqueued: it has failed.
+    Refused,
 }
 
 /// What became of a group of batches.
@@ -93,20 +102,25 @@ impl Store {
         judged: &[(&Unvalidated, &Verdict)],
         direct: Option<DirectLease<'_>>,
     ) -> Result<Settled> {
+        let could_run = judged.iter().filter(|(_, verdict)| verdict.is_accepted());
+        let could_run: Vec<&Unvalidated> = could_run.map(|(batch, _)| *batch).collect();
+        let mut tx = self.begin().await?;
+        let admission = admit(&mut tx, &could_run).await?;
         let (mut accepted, mut rejected) = (Vec::new(), Vec::new());
         for (batch, verdict) in judged {
             let id = batch.batch_id.as_str();
-            match verdict {
-                Verdict::Accepted { model } => {
-                    let total = ("total", batch.total().into());
-                    accepted.push((id, [total, ("model", Value::from(model))]));
+            if admission.elsewhere.contains(id) {
+                continue;
+            }
+            match (verdict, admission.refused.get(id)) {
+                (Verdict::Accepted { model }, None) => {
+                    accepted.push((id, begin_columns(batch, model.as_deref())));
                 }
-                Verdict::Rejected { errors } => {
+                (Verdict::Rejected { errors }, _) | (Verdict::Accepted { .. }, Some(errors)) => {
                     rejected.push((id, [("errors", Value::from(errors))]));
                 }
             }
         }
-        let mut tx = self.begin().await?;
         let (from, now) = (BatchState::CREATED, self.now_ms());
         let begun = state::advance_free(&mut tx, from, &[Event::Accepted], now, &accepted).await?;
         let refused =
@@ -118,7 +132,7 @@ impl Store {
         tx.commit().await?;
 
         let settled = begun.len() + refused.len();
-        announce(judged, begun.into_iter().chain(refused));
+        announce(judged, &admission.refused, begun.into_iter().chain(refused));
         let waiting: BTreeSet<&str> = backlog.iter().map(|row| row.batch_id).collect();
         if !waiting.is_empty() {
             self.wake(Who::Supplies);
@@ -146,10 +160,15 @@ impl Store {
             });
         }
         let mut tx = self.begin().await?;
-        if lock_validating(&mut tx, batch).await?.is_none() {
+        let Some(locked) = lock_validating(&mut tx, batch).await? else {
             return Ok(Begun::Elsewhere);
-        }
+        };
         if let Some(next) = next_chunk(&mut tx, batch).await? {
+            // What is too much already is refused before any unit is made.
+            if next == 0 && self.refuse(&mut tx, batch, &locked).await? {
+                tx.commit().await?;
+                return Ok(Begun::Refused);
+            }
             let end = next.saturating_add(batch.chunks_at_once());
             make_range(&mut tx, batch, next..end).await?;
             tx.commit().await?;
@@ -170,11 +189,13 @@ impl Store {
         let Some(locked) = lock_validating(&mut tx, batch).await? else {
             return Ok(Begun::Elsewhere);
         };
+        // Others may have been let run while its units were made.
+        if self.refuse(&mut tx, batch, &locked).await? {
+            tx.commit().await?;
+            return Ok(Begun::Refused);
+        }
         insert_backlog(&mut tx, &backlog).await?;
-        let columns = [
-            ("total", batch.total().into()),
-            ("model", Value::from(model)),
-        ];
+        let columns = begin_columns(batch, model);
         let (events, now) = ([Event::Accepted], self.now_ms());
         let changed = state::advance_all(&mut tx, &events, now, &[(&locked, columns)]).await?;
         tx.commit().await?;
@@ -193,10 +214,24 @@ impl Store {
         loop {
             match self.begin_batch(batch, model).await? {
                 Begun::Runs => return Ok(true),
-                Begun::Elsewhere => return Ok(false),
+                Begun::Elsewhere | Begun::Refused => return Ok(false),
                 Begun::Grows => {}
             }
         }
+    }
+
+    /// Fails a batch, if its tenant has too much enqueued beside it. True if so.
+    async fn refuse(&self, tx: &mut Tx, batch: &Unvalidated, locked: &LockedBatch) -> Result<bool> {
+        let admission = admit(tx, &[batch]).await?;
+        let Some(errors) = admission.refused.get(&batch.batch_id) else {
+            return Ok(false);
+        };
+        let (events, now) = ([Event::Rejected], self.now_ms());
+        let columns = [("errors", Value::from(errors))];
+        for changed in state::advance_all(tx, &events, now, &[(locked, columns)]).await? {
+            changed.because(in_short(errors)).announce();
+        }
+        Ok(true)
     }
 
     /// How many units of each model a batch of a file has, by number.
@@ -214,12 +249,20 @@ impl Store {
 }
 
 /// Tells of batches that were let run or refused.
-fn announce(judged: &[(&Unvalidated, &Verdict)], changed: impl Iterator<Item = Changed>) {
+fn announce(
+    judged: &[(&Unvalidated, &Verdict)],
+    not_admitted: &HashMap<String, String>,
+    changed: impl Iterator<Item = Changed>,
+) {
     let judged: HashMap<&str, &(&Unvalidated, &Verdict)> = judged
         .iter()
         .map(|judged| (judged.0.batch_id.as_str(), judged))
         .collect();
     for changed in changed {
+        if let Some(errors) = not_admitted.get(changed.batch_id()) {
+            changed.because(in_short(errors)).announce();
+            continue;
+        }
         match judged.get(changed.batch_id()) {
             Some((_, Verdict::Rejected { errors })) => changed.because(in_short(errors)),
             Some((batch, _)) => changed.with_counts(Some(batch.fresh_counts())),
@@ -227,6 +270,18 @@ fn announce(judged: &[(&Unvalidated, &Verdict)], changed: impl Iterator<Item = C
         }
         .announce();
     }
+}
+
+/// What the step writes that lets a batch run.
+fn begin_columns<'a>(
+    batch: &Unvalidated,
+    model: Option<&'a str>,
+) -> [(&'static str, Value<'a>); 3] {
+    [
+        ("total", batch.total().into()),
+        ("estimated_tokens", batch.estimated_tokens().into()),
+        ("model", Value::from(model)),
+    ]
 }
 
 /// What is wrong with a batch, for the log. `errors`: a JSON list of findings.

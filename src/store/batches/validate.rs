@@ -9,6 +9,7 @@ use sqlx::FromRow;
 use crate::domain::batch::{BatchState, Counts, Status};
 use crate::domain::file::{CHUNK_LINES_MAX, CHUNK_REQUESTS_MAX, Purpose};
 use crate::domain::findings::Findings;
+use crate::domain::tenant::{Allowance, Enqueued};
 use crate::intake::ModelReport;
 use crate::store::engine::on_pool;
 use crate::store::files::models_from;
@@ -21,6 +22,8 @@ const ROUND: i64 = 128;
 /// line.
 const CHUNK_BYTES: i64 = CHUNK_LINES_MAX as i64;
 const CHUNK_REQUESTS: i64 = CHUNK_REQUESTS_MAX as i64;
+/// By which the tokens of an input are estimated.
+const BYTES_PER_TOKEN: i64 = 4;
 /// Units made in one transaction.
 const UNITS_AT_ONCE: i64 = 5_000;
 
@@ -38,6 +41,9 @@ pub struct Unvalidated {
     pub input: Option<Input>,
     /// Where there is no input: the purpose of the tenant's file of that id, if there is one.
     pub other_purpose: Option<String>,
+    /// What its tenant is allowed, where that bounds what the tenant's batches may have together.
+    /// For whoever lets the batch run.
+    pub allowance: Option<Arc<Allowance>>,
 }
 
 #[derive(Clone, Debug)]
@@ -130,6 +136,22 @@ impl Unvalidated {
             total: self.total(),
             ..Counts::default()
         }
+    }
+
+    /// What the batch adds to what its tenant has enqueued.
+    #[must_use]
+    pub(super) fn enqueued(&self) -> Enqueued {
+        let count = |number: i64| u64::try_from(number).unwrap_or(0);
+        Enqueued {
+            requests: count(self.total()),
+            tokens: count(self.estimated_tokens()),
+        }
+    }
+
+    /// About how many tokens of input the batch has: a token for each four bytes.
+    pub(super) fn estimated_tokens(&self) -> i64 {
+        let bytes = self.input.as_ref().map_or(0, |input| input.bytes);
+        bytes.saturating_add(BYTES_PER_TOKEN - 1) / BYTES_PER_TOKEN
     }
 
     /// How many lines the batch has.
@@ -265,6 +287,7 @@ impl WaitingRow {
             expires_at: self.expires_at,
             input,
             other_purpose: self.purpose.filter(|_| !is_for_batches),
+            allowance: None,
         })
     }
 }

@@ -12,7 +12,7 @@ use crate::upstream::balance::speed::Speed;
 use crate::upstream::balance::{Avoid, Candidates, Load};
 use crate::upstream::health::breaker::Room;
 use crate::upstream::limits::concurrency::Limits;
-use crate::upstream::limits::rate::{Gate, LineSize, Standing};
+use crate::upstream::limits::rate::{Gate, RateRequest, Standing};
 use crate::upstream::route::{Routes, Target};
 use crate::upstream::settings::Spill;
 
@@ -24,6 +24,11 @@ pub enum Acquired {
     Full,
     /// Only rate limits keep the line. `until`: when it may be sent, if that is known.
     Limited {
+        until: Option<Instant>,
+    },
+    /// Only rate limits of the line's tenant keep the line: lines of others may be sent. `until`: as
+    /// above.
+    TenantLimited {
         until: Option<Instant>,
     },
     /// The line needs more than a whole rate limit, wherever it goes. Why, in words for its user.
@@ -101,20 +106,20 @@ impl Candidates for ForLine<'_> {
 impl Targets {
     /// A free place at the best open target, or why there is none. Never blocks. `history`: what the
     /// line has been through, which says what it avoids. `batch`: the number of the line's batch.
-    /// `size`: the line's, where its routes have rate limits.
+    /// `rates`: what rate limits are asked, where the line's routes or its tenant have any.
     pub(in crate::upstream) fn try_acquire(
         self: &Arc<Self>,
         routes: &Arc<Routes>,
         history: &History,
         batch: u64,
-        size: Option<LineSize>,
+        rates: Option<RateRequest<'_>>,
     ) -> Acquired {
         let now = Instant::now();
         let mut guard = self.lock();
         let state = &mut *guard;
-        let mut gate = self.rates.as_ref().zip(size).map(|(rates, size)| {
+        let mut gate = self.rates.as_ref().zip(rates).map(|(limits, request)| {
             let queue = Arc::as_ptr(routes).addr();
-            rates.gate(now, queue, size)
+            limits.gate(now, queue, request)
         });
         let line = Line {
             history,

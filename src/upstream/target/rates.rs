@@ -30,6 +30,7 @@ impl Targets {
         let now = gate.now();
         let mut never = None;
         let (mut is_limited, mut until) = (false, None::<Instant>);
+        let mut is_tenants = false;
         let mut others = routes.targets.len();
         for (place, target) in routes.targets.iter().enumerate() {
             let tokens = target.tokens(gate.size);
@@ -49,7 +50,13 @@ impl Targets {
             {
                 is_limited = true;
                 until = until.into_iter().chain(at).min();
-                gate.refuse(&target.rate_limits, tokens);
+                if gate.standing_of_tenant(tokens) == Standing::Fits {
+                    gate.refuse(&target.rate_limits, tokens);
+                } else {
+                    // What others may have meanwhile does not accrue to the line.
+                    is_tenants = true;
+                    gate.refuse_tenant(tokens);
+                }
             }
         }
         if others == 0 {
@@ -60,7 +67,11 @@ impl Targets {
         {
             self.changed.notify_one();
         }
-        is_limited.then_some(Acquired::Limited { until })
+        match (is_limited, is_tenants) {
+            (false, _) => None,
+            (true, false) => Some(Acquired::Limited { until }),
+            (true, true) => Some(Acquired::TenantLimited { until }),
+        }
     }
 
     /// Settles what rate limits were charged for a call that has ended. `ended`: `None` where the
@@ -109,6 +120,14 @@ impl Targets {
             let left = rates.spent_for(now, &target.rate_limits);
             left.is_some_and(|left| left > LEASED_AHEAD)
         })
+    }
+
+    /// Whether a tenant's rate limits keep its lines for longer than units are leased ahead.
+    #[must_use]
+    pub fn is_tenant_spent(&self, tenant: &str) -> bool {
+        let rates = self.rates.as_ref();
+        let left = rates.and_then(|rates| rates.tenant_spent_for(tenant));
+        left.is_some_and(|left| left > LEASED_AHEAD)
     }
 
     /// When a line that a rate limit keeps may be sent, where that is known.

@@ -227,6 +227,7 @@ pub(super) fn settings(upstreams: Vec<UpstreamSettings>, models: Vec<ModelSettin
     Settings {
         upstreams,
         models,
+        tenants: Vec::new(),
         retry: RetrySettings {
             max_attempts: 5,
             initial_backoff: Duration::from_millis(20),

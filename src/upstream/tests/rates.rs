@@ -40,6 +40,14 @@ fn limits(pool: &Pool) -> &RateLimits {
 /// A turn of the process at its books.
 fn exchange(pool: &Pool, books: &mut Books) {
     books.now_ms += PAUSE_MS;
+    for resource in limits(pool).resources() {
+        if books.all.iter().all(|book| book.resource != resource) {
+            books.all.push(RateBook {
+                resource,
+                ..RateBook::default()
+            });
+        }
+    }
     let turns = limits(pool).take_turn("me", books.now_ms, VALID, &books.all, false);
     for turn in &turns {
         let at = books
@@ -71,7 +79,7 @@ fn size(max_output: u64) -> LineSize {
 fn acquire(pool: &Arc<Pool>, size: LineSize) -> Acquired {
     let routes = pool.resolve("m").expect("is served");
     assert!(routes.are_rate_limited());
-    pool.try_acquire(&routes, &History::default(), 0, Some(size))
+    pool.try_acquire(&routes, &History::default(), 0, Some(size.into()))
 }
 
 /// A permit, for which as many turns are taken as are needed.

@@ -1,41 +1,59 @@
 //! What this process could send, by which its shares of the limits are decided.
 
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use super::shared::SharedLedger;
+use super::tenants::Tenants;
 use crate::upstream::{Pool, Routes};
 
 pub(crate) struct Demand {
     ledger: Arc<SharedLedger>,
     pool: Arc<Pool>,
-    /// Routes that are open and that have units to lease, one entry a lane and set of upstreams.
-    on_offer: Mutex<Vec<Arc<Routes>>>,
+    tenants: Arc<Tenants>,
+    on_offer: Mutex<OnOffer>,
+}
+
+/// What there is to lease, as the supply has seen it.
+#[derive(Default)]
+pub(crate) struct OnOffer {
+    /// Routes that are open and that have units to lease, one entry a lane and set of upstreams;
+    /// and how many calls at once the limits of tenants let their lines have.
+    pub open: Vec<(Arc<Routes>, usize)>,
+    /// Tenants with such units whose calls at once are limited.
+    pub limited: BTreeSet<Arc<str>>,
 }
 
 impl Demand {
-    pub(crate) fn new(ledger: Arc<SharedLedger>, pool: Arc<Pool>) -> Self {
+    pub(crate) fn new(ledger: Arc<SharedLedger>, pool: Arc<Pool>, tenants: Arc<Tenants>) -> Self {
         let on_offer = Mutex::default();
         Self {
             ledger,
             pool,
+            tenants,
             on_offer,
         }
     }
 
-    /// Takes in which routes have units to lease, as the supply has seen it.
-    pub(crate) fn set_on_offer(&self, open: Vec<Arc<Routes>>) {
+    /// Takes in what there is to lease.
+    pub(crate) fn set_on_offer(&self, offered: OnOffer) {
         let limits = self.pool.limits();
         let mut on_offer = self.on_offer();
         let is_known = |routes: &Arc<Routes>| {
-            let mut known = on_offer.iter();
-            known.any(|known| known.lane == routes.lane)
+            let mut known = on_offer.open.iter();
+            known.any(|(known, _)| known.lane == routes.lane)
         };
         let lacks_share = |routes: &Arc<Routes>| {
             let allowed = limits.lane_allowed(routes.lane);
             limits.lane(routes.lane) < allowed
         };
-        let is_changed = open.iter().any(|new| !is_known(new) && lacks_share(new));
-        *on_offer = open;
+        let is_new = |tenant: &Arc<str>| {
+            !on_offer.limited.contains(tenant) && !self.tenants.has_whole_limit(tenant)
+        };
+        let mut open = offered.open.iter();
+        let is_changed = open.any(|(new, _)| !is_known(new) && lacks_share(new))
+            || offered.limited.iter().any(is_new);
+        *on_offer = offered;
         drop(on_offer);
         if is_changed {
             limits.notify_changed();
@@ -58,11 +76,18 @@ impl Demand {
                 demand[limit] = demand[limit].saturating_add(lines);
             }
         };
-        for routes in &*self.on_offer() {
-            add(routes, usize::MAX);
+        for (routes, calls) in &self.on_offer().open {
+            add(routes, *calls);
         }
+        // Of a tenant whose calls are limited, no more count than the tenant may have.
+        let mut left: BTreeMap<&str, usize> = BTreeMap::new();
         for active in ledger.units() {
-            let lines = active.resting().all() + active.in_flight();
+            let tenant = &*active.unit().batch.tenant;
+            let left = left
+                .entry(tenant)
+                .or_insert_with(|| self.tenants.allowed(tenant).unwrap_or(usize::MAX));
+            let lines = (active.resting().all() + active.in_flight()).min(*left);
+            *left -= lines;
             if let Some(routes) = &active.unit().routes
                 && (active.in_flight() > 0 || self.pool.targets().is_open(routes))
             {
@@ -73,6 +98,39 @@ impl Demand {
             *demand = (*demand).min(allowed);
         }
         demand
+    }
+
+    /// The same of each tenant whose calls at once are limited and who has anything to send here.
+    pub(crate) fn of_tenants(&self) -> BTreeMap<Arc<str>, usize> {
+        let mut demand = BTreeMap::new();
+        let ledger = self.ledger.lock();
+        if ledger.is_closed() {
+            return demand;
+        }
+        for tenant in &self.on_offer().limited {
+            demand.insert(Arc::clone(tenant), usize::MAX);
+        }
+        for active in ledger.units() {
+            let lines = active.resting().all() + active.in_flight();
+            let tenant = &active.unit().batch.tenant;
+            let wants = demand.entry(Arc::clone(tenant)).or_insert(0_usize);
+            *wants = wants.saturating_add(lines);
+        }
+        drop(ledger);
+        let limited = demand.into_iter().filter_map(|(tenant, wants)| {
+            let allowed = self.tenants.allowed(&tenant)?;
+            Some((tenant, wants.min(allowed)))
+        });
+        limited.collect()
+    }
+
+    /// Calls in flight of each tenant that has any.
+    pub(crate) fn in_flight_of_tenants(&self) -> BTreeMap<Arc<str>, usize> {
+        let ledger = self.ledger.lock();
+        let tenants = ledger.run_queues().tenants();
+        let sending = tenants.filter(|tenant| tenant.in_flight() > 0);
+        let sending = sending.map(|tenant| (Arc::clone(tenant.name()), tenant.in_flight()));
+        sending.collect()
     }
 
     /// Calls in flight under each limit, in the same order.
@@ -91,7 +149,7 @@ impl Demand {
         in_flight
     }
 
-    fn on_offer(&self) -> MutexGuard<'_, Vec<Arc<Routes>>> {
+    fn on_offer(&self) -> MutexGuard<'_, OnOffer> {
         self.on_offer.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }

@@ -10,7 +10,7 @@ use std::time::{Duration, Instant};
 use proptest::prelude::*;
 
 use super::ledger::Ledger;
-use super::ledger::run_queues::LaneLimit;
+use super::ledger::run_queues::{LaneLimit, TenantLimit};
 use super::ledger::unit::Due;
 use super::order::{self, Chosen};
 use crate::domain::endpoint::ENDPOINTS;
@@ -50,6 +50,8 @@ struct World {
     permits: usize,
     arrivals: Vec<Arrival>,
     outages: Vec<Outage>,
+    /// Tenants that have not the same as all others.
+    limits: BTreeMap<u8, TenantLimit>,
 }
 
 /// What became of a line: by batch and place.
@@ -207,7 +209,11 @@ impl<'a> Simulation<'a> {
             };
             let unit_id = number as u64;
             let (unit, lines) = units::unit_on(unit_id, Arc::new(context), leased, Some(routes));
+            let tenant = Arc::clone(&unit.batch.tenant);
             self.ledger.admit(unit, lines, limit);
+            if let Some(limit) = self.world.limits.get(&arrival.tenant) {
+                self.ledger.set_tenant_limit(&tenant, limit.clone());
+            }
             self.batches.insert(id, number);
         }
     }
@@ -397,6 +403,7 @@ fn worlds() -> impl Strategy<Value = World> {
             permits,
             arrivals,
             outages,
+            ..World::default()
         })
 }
 
@@ -444,12 +451,78 @@ fn with_more_tenants_than_permits_each_has_its_turn() {
     }
 }
 
+fn weighing(weight: u32) -> TenantLimit {
+    TenantLimit {
+        weight,
+        ..TenantLimit::default()
+    }
+}
+
+fn calling(calls: usize) -> TenantLimit {
+    TenantLimit {
+        calls,
+        ..TenantLimit::default()
+    }
+}
+
+#[test]
+fn tenants_have_their_turns_by_weight_however_few_permits_there_are() {
+    for permits in [1, 4, 8, 60] {
+        let world = World {
+            permits,
+            arrivals: (0..3).map(|tenant| batch(tenant, 0, 4_000)).collect(),
+            limits: BTreeMap::from([(1, weighing(2)), (2, weighing(3))]),
+            ..World::default()
+        };
+        let rounds = 24;
+        let sent = sent_by(&world, rounds * CALL_MS);
+        // Of calls at once, to within one call; where there is but one, of turns.
+        let off = if permits == 1 { 3 } else { rounds };
+        let all: usize = sent.values().sum();
+        for (tenant, lines) in &sent {
+            let due = all * (usize::from(*tenant) + 1) / 6;
+            assert!(lines.abs_diff(due) as u64 <= off, "{permits}: {sent:?}");
+        }
+    }
+}
+
+#[test]
+fn a_tenant_has_no_more_calls_than_it_may_and_the_others_have_the_rest() {
+    let world = World {
+        permits: 8,
+        // What the limited tenant has waits in front of the others, in as many batches.
+        arrivals: vec![
+            batch(0, 0, 500),
+            batch(0, 0, 500),
+            batch(1, 0, 60),
+            batch(2, 0, 60),
+        ],
+        limits: BTreeMap::from([(0, calling(2))]),
+        ..World::default()
+    };
+    let ended = simulate(&world).ended;
+    let flight_of = |tenant: u8, at_ms: u64| {
+        let of_tenant = |number: usize| world.arrivals[number].tenant == tenant;
+        let lines = ended.iter().filter(|((number, _), _)| of_tenant(*number));
+        let flying = |line: &Ended| (line.begun_ms..line.at_ms).contains(&at_ms);
+        lines.filter(|(_, line)| flying(line)).count()
+    };
+    for second in 0..500 {
+        let at_ms = second * CALL_MS + 500;
+        assert!(flight_of(0, at_ms) <= 2, "at {at_ms} ms");
+    }
+    // 120 lines with six permits.
+    let others = ended.iter().filter(|((number, _), _)| *number > 1);
+    let last = others.map(|(_, line)| line.at_ms).max();
+    assert!(last <= Some(21 * CALL_MS), "{last:?}");
+}
+
 #[test]
 fn a_small_batch_goes_beside_a_large_one_of_its_tenant() {
     let world = World {
         permits: 4,
         arrivals: vec![batch(0, 0, 2_000), batch(0, 10_000, 10)],
-        outages: Vec::new(),
+        ..World::default()
     };
     let ended = simulate(&world).ended;
     let last = (0..10).map(|place| ended[&(1, place)].at_ms).max();
@@ -464,7 +537,7 @@ fn a_batch_that_would_miss_its_deadline_goes_first_within_its_tenant() {
     let world = World {
         permits: 4,
         arrivals: vec![batch(0, 0, 400), urgent, batch(1, 0, 1)],
-        outages: Vec::new(),
+        ..World::default()
     };
     let ended = simulate(&world).ended;
     let last = (0..120).map(|place| ended[&(1, place)].at_ms).max();
@@ -484,6 +557,7 @@ fn a_short_outage_of_any_kind_loses_no_line() {
                 for_ms: 20_000,
                 status,
             }],
+            ..World::default()
         };
         let ended = simulate(&world).ended;
         assert!(
@@ -503,7 +577,7 @@ fn one_line_that_always_fails_costs_the_others_little() {
         let world = World {
             permits: 4,
             arrivals: vec![of_one, batch(1, 0, 400)],
-            outages: Vec::new(),
+            ..World::default()
         };
         let ended = simulate(&world).ended;
         let last = (0..400).map(|place| ended[&(1, place)].at_ms).max();
@@ -521,7 +595,7 @@ fn a_batch_that_always_fails_costs_another_tenant_no_more_than_a_share() {
         let world = World {
             permits: 4,
             arrivals: vec![failing, batch(1, 0, 200)],
-            outages: Vec::new(),
+            ..World::default()
         };
         let ended = simulate(&world).ended;
         let last = (0..200).map(|place| ended[&(1, place)].at_ms).max();

@@ -17,7 +17,7 @@ use crate::domain::unit::{UnitKey, UnitLease};
 use crate::upstream::LaneId;
 use crate::worker::work::line::{OpenLine, Pending};
 use crate::worker::work::unit::LoadedUnit;
-use run_queues::{LaneLimit, Resting, RunQueues};
+use run_queues::{LaneLimit, Resting, RunQueues, TenantLimit};
 use unit::{ActiveUnit, Due, Ready};
 
 #[derive(Default)]
@@ -289,6 +289,16 @@ impl Ledger {
     /// Sets this process's shares of the lanes' limits.
     pub(crate) fn set_limits(&mut self, limit: impl Fn(LaneId) -> usize) {
         self.run_queues.set_limits(limit);
+    }
+
+    /// Sets what a tenant may send, where anything of it is in hand or was.
+    pub(crate) fn set_tenant_limit(&mut self, name: &str, limit: TenantLimit) {
+        self.run_queues.set_tenant_limit(name, limit);
+    }
+
+    /// Sets what each tenant may send of which anything is in hand or was.
+    pub(crate) fn set_tenant_limits(&mut self, limit: impl Fn(&str) -> TenantLimit) {
+        self.run_queues.set_tenant_limits(limit);
     }
 
     /// Sets how many ready lines the tenants should have, by lane and tenant, where the supply has

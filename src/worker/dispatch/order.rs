@@ -1,7 +1,8 @@
 //! Whose turn it is.
 //!
-//! Among tenants the tenant with the least in flight goes first, and among equals the tenant whose
-//! last turn is longest ago. Within a tenant a batch that would miss its deadline goes first; then
+//! Among tenants the tenant with the least in flight for its weight goes first, and among equals the
+//! tenant whose last turn is longest ago. A tenant with as many calls in flight as it may have is
+//! passed over. Within a tenant a batch that would miss its deadline goes first; then
 //! priority counts, then which batch has the least in flight, and so on. Within a batch lines go by
 //! their place in the file. Lines that have failed before go last while it is not known that any
 //! upstream works.
@@ -14,7 +15,7 @@ use std::sync::Arc;
 use super::ledger::Ledger;
 use super::ledger::run_queues::{Batch, BatchFlow, Turn};
 use super::ledger::unit::{ActiveUnit, Ready};
-use crate::upstream::{Acquired, History, LineSize, Permit, Pool, Routes};
+use crate::upstream::{Acquired, History, Permit, Pool, RateRequest, Routes};
 use crate::worker::work::isolation::Isolation;
 use crate::worker::work::line::Pending;
 use crate::worker::work::unit::LoadedUnit;
@@ -38,13 +39,13 @@ pub(crate) trait Door {
     fn works(&self, routes: &Routes) -> bool;
     /// Whether any upstream takes such lines at present.
     fn is_open(&self, routes: &Routes) -> bool;
-    /// `size`: the line's, where its routes are rate-limited.
+    /// `rates`: what rate limits are asked, where the line's routes or its tenant have any.
     fn acquire(
         &self,
         routes: &Arc<Routes>,
         history: &History,
         batch: u64,
-        size: Option<LineSize>,
+        rates: Option<RateRequest<'_>>,
     ) -> Acquired;
 }
 
@@ -66,9 +67,9 @@ impl Door for Arc<Pool> {
         routes: &Arc<Routes>,
         history: &History,
         batch: u64,
-        size: Option<LineSize>,
+        rates: Option<RateRequest<'_>>,
     ) -> Acquired {
-        self.try_acquire(routes, history, batch, size)
+        self.try_acquire(routes, history, batch, rates)
     }
 }
 
@@ -127,14 +128,21 @@ pub(crate) fn next(ledger: &mut Ledger, now_ms: i64, door: &impl Door) -> Option
             // The line waits for the lines in flight, and all others wait for the line.
             return None;
         }
-        let size = routes
-            .are_rate_limited()
-            .then(|| active.size_of(&first.line));
-        let permit = match door.acquire(&routes, &first.history, unit.batch.number, size) {
+        let of_flow = ledger.run_queues().queue(place.queue).flow(place.flow);
+        let limit = ledger.run_queues().tenant(of_flow.tenant()).limit();
+        let rates = (routes.are_rate_limited() || limit.rates.is_some()).then(|| RateRequest {
+            size: active.size_of(&first.line),
+            tenant: limit.rates.as_deref(),
+        });
+        let permit = match door.acquire(&routes, &first.history, unit.batch.number, rates) {
             Acquired::Permit(permit) => Ok(permit),
             Acquired::TooLarge(cause) => Err(cause),
             Acquired::Full | Acquired::Closed { .. } | Acquired::Limited { .. } => {
                 full.push(place.queue);
+                continue;
+            }
+            Acquired::TenantLimited { .. } => {
+                barred.push((place.queue, place.flow));
                 continue;
             }
         };
@@ -176,7 +184,11 @@ fn best_flow(
             if !has_any || barred.contains(&(queue_key, flow_key)) {
                 continue;
             }
-            let turn = run_queues.tenant(flow.tenant()).turn(lane.domain());
+            let tenant = run_queues.tenant(flow.tenant());
+            if tenant.is_full() {
+                continue;
+            }
+            let turn = tenant.turn(lane.domain());
             // In a trial, whoever has had the last one goes last.
             let last = if is_trial { turn.last } else { 0 };
             let key = (is_trial && !has_fresh, last, turn);

@@ -19,6 +19,7 @@ use super::missing_models::MissingModels;
 use super::order::{self, Chosen};
 use super::result;
 use super::shared::SharedLedger;
+use super::tenants::Tenants;
 use super::write_failures::WriteFailures;
 use crate::domain::batch::EndReason;
 use crate::domain::clock::Clock;
@@ -34,6 +35,7 @@ const TICK: Duration = Duration::from_secs(1);
 pub(crate) struct Scheduler {
     pub(super) ledger: Arc<SharedLedger>,
     pub(super) pool: Arc<Pool>,
+    pub(super) tenants: Arc<Tenants>,
     pub(super) completions: Arc<CompletionQueue>,
     pub(super) authority: Arc<Authority>,
     pub(super) missing_models: Arc<MissingModels>,
@@ -60,6 +62,8 @@ impl Scheduler {
             self.missing_models.finish(&unit, lines, &known);
         } else {
             ledger.admit(Arc::clone(&unit), lines, self.limit_of(&unit));
+            let tenant = &*unit.batch.tenant;
+            ledger.set_tenant_limit(tenant, self.tenants.limit_of(tenant));
             ledger.remove_if_spent(unit.id);
             drop(ledger);
         }

@@ -7,6 +7,8 @@ use crate::domain::batch::Status;
 use crate::domain::file::CHUNK_REQUESTS_MAX;
 use crate::store::Backlog;
 use crate::upstream::{LaneId, Pool, Routes};
+use crate::worker::dispatch::demand::OnOffer;
+use crate::worker::dispatch::tenants::Tenants;
 use crate::worker::dispatch::write_failures::WriteFailures;
 
 /// How many lines a unit is taken to have until its text is read: as many as a chunk has at most.
@@ -24,23 +26,77 @@ pub(super) type ByTenant = HashMap<Arc<str>, Vec<Candidate>>;
 /// What there is to lease.
 pub(super) struct Candidates {
     pub by_lane: BTreeMap<LaneId, ByTenant>,
-    /// The routes that are open, one entry a lane and set of upstreams, whether this process has a
-    /// share of their limits or not.
-    pub open: Vec<Arc<Routes>>,
+    /// What could be leased, whether this process has a share of the limits or not.
+    pub on_offer: OnOffer,
+}
+
+/// Whether a tenant's lines may be sent.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum TenantState {
+    Free,
+    /// Its calls at once are limited, and this process has a share of the limit or not.
+    Limited {
+        allowed: usize,
+        has_share: bool,
+    },
+    /// Its rate limits keep its lines for a while.
+    Spent,
+}
+
+/// Routes that are open, and for whom.
+struct Open {
+    routes: Arc<Routes>,
+    /// Calls at once that their lines could have.
+    calls: usize,
+    /// The tenants that are counted.
+    limited: HashSet<String>,
+}
+
+impl Open {
+    fn new(routes: &Arc<Routes>) -> Self {
+        Self {
+            routes: Arc::clone(routes),
+            calls: 0,
+            limited: HashSet::new(),
+        }
+    }
+
+    fn add(&mut self, tenant: &str, state: TenantState) {
+        match state {
+            TenantState::Free => self.calls = usize::MAX,
+            TenantState::Limited { allowed, .. } => {
+                if !self.limited.contains(tenant) {
+                    self.limited.insert(tenant.to_owned());
+                    self.calls = self.calls.saturating_add(allowed);
+                }
+            }
+            TenantState::Spent => {}
+        }
+    }
+
+    fn into_demand(self) -> (Arc<Routes>, usize) {
+        (self.routes, self.calls)
+    }
 }
 
 /// Finds what there is to lease.
 pub(super) struct Selector {
     pool: Arc<Pool>,
+    tenants: Arc<Tenants>,
     write_failures: Arc<WriteFailures>,
     /// Models that no upstream serves, and that were warned about.
     unserved: HashSet<String>,
 }
 
 impl Selector {
-    pub(super) fn new(pool: Arc<Pool>, write_failures: Arc<WriteFailures>) -> Self {
+    pub(super) fn new(
+        pool: Arc<Pool>,
+        tenants: Arc<Tenants>,
+        write_failures: Arc<WriteFailures>,
+    ) -> Self {
         Self {
             pool,
+            tenants,
             write_failures,
             unserved: HashSet::new(),
         }
@@ -50,10 +106,11 @@ impl Selector {
     /// or for replicas that see the upstream otherwise.
     pub(super) fn select(&mut self, backlog: Vec<Backlog>) -> Candidates {
         let mut by_lane: BTreeMap<LaneId, ByTenant> = BTreeMap::new();
-        let mut open: HashMap<(LaneId, Vec<usize>), Arc<Routes>> = HashMap::new();
+        let mut open: HashMap<(LaneId, Vec<usize>), Open> = HashMap::new();
         // Many batches name the same model, so the answer is kept by model: its routes, if they
         // are open, and whether this process has a share of their limits.
         let mut known: HashMap<String, Option<(Arc<Routes>, bool)>> = HashMap::new();
+        let mut tenants: HashMap<String, TenantState> = HashMap::new();
         for row in backlog {
             if row.state.status != Status::InProgress
                 || self.write_failures.is_unwritable(&row.batch_id)
@@ -70,12 +127,27 @@ impl Selector {
             let Some(Some((routes, has_share))) = known.get(&row.model) else {
                 continue;
             };
+            let tenant = row.tenant.as_str();
+            if !tenants.contains_key(tenant) {
+                tenants.insert(tenant.to_owned(), self.state_of(tenant));
+            }
+            let state = tenants.get(tenant).copied().unwrap_or(TenantState::Free);
+            if state == TenantState::Spent {
+                continue;
+            }
             open.entry((routes.lane, routes.upstreams().collect()))
-                .or_insert_with(|| routes.clone());
+                .or_insert_with(|| Open::new(routes))
+                .add(tenant, state);
             // A process without a share leases nothing. It asks for a share instead.
-            if *has_share {
+            let may_send = !matches!(
+                state,
+                TenantState::Limited {
+                    has_share: false,
+                    ..
+                }
+            );
+            if *has_share && may_send {
                 let of_lane = by_lane.entry(routes.lane).or_default();
-                let tenant = row.tenant.as_str();
                 if !of_lane.contains_key(tenant) {
                     of_lane.insert(tenant.into(), Vec::new());
                 }
@@ -87,8 +159,25 @@ impl Selector {
                 }
             }
         }
-        let open = open.into_values().collect();
-        Candidates { by_lane, open }
+        let limited = tenants.into_iter().filter_map(|(tenant, state)| {
+            matches!(state, TenantState::Limited { .. }).then(|| tenant.into())
+        });
+        let on_offer = OnOffer {
+            open: open.into_values().map(Open::into_demand).collect(),
+            limited: limited.collect(),
+        };
+        Candidates { by_lane, on_offer }
+    }
+
+    fn state_of(&self, tenant: &str) -> TenantState {
+        match self.tenants.allowed(tenant) {
+            _ if self.tenants.is_spent(tenant) => TenantState::Spent,
+            None => TenantState::Free,
+            Some(allowed) => TenantState::Limited {
+                allowed,
+                has_share: self.tenants.has_share(tenant),
+            },
+        }
     }
 
     /// The routes of a row's model, if they are open.

@@ -15,15 +15,17 @@ use super::prefetch::UnreadUnit;
 use super::rates::ready_for;
 use crate::store::{LeasedUnit, Unvalidated};
 use crate::upstream::{LaneId, Pool, Routes};
-use crate::worker::dispatch::ledger::run_queues::Lane;
+use crate::worker::dispatch::ledger::run_queues::{Lane, Tenant};
 use crate::worker::dispatch::ownership::Ownership;
 use crate::worker::dispatch::shared::SharedLedger;
+use crate::worker::dispatch::tenants::Tenants;
 use crate::worker::lease::Lease;
 
 pub(crate) struct DirectLeases {
     pool: Arc<Pool>,
     ledger: Arc<SharedLedger>,
     ownership: Arc<Ownership>,
+    tenants: Arc<Tenants>,
     lease: Arc<Lease>,
     /// Held while units are leased directly, and while the store is compared with what is in hand:
     /// meanwhile the store has units that this process does not know of yet.
@@ -44,12 +46,14 @@ impl DirectLeases {
         pool: Arc<Pool>,
         ledger: Arc<SharedLedger>,
         ownership: Arc<Ownership>,
+        tenants: Arc<Tenants>,
         lease: Arc<Lease>,
     ) -> Self {
         Self {
             pool,
             ledger,
             ownership,
+            tenants,
             lease,
             turn: tokio::sync::Mutex::default(),
             leased: Mutex::default(),
@@ -73,7 +77,7 @@ impl DirectLeases {
         if self.ledger.has_more() || self.pool.budget().is_full() || !self.lease.is_held() {
             return chosen;
         }
-        let mut rooms = HashMap::new();
+        let (mut rooms, mut of_tenants) = (HashMap::new(), HashMap::new());
         for batch in batches {
             let routes = batch
                 .only_model()
@@ -87,9 +91,14 @@ impl DirectLeases {
             let room = rooms
                 .entry(routes.lane)
                 .or_insert_with(|| self.room(routes.lane));
+            let of_tenant = of_tenants
+                .entry(batch.tenant.as_str())
+                .or_insert_with(|| self.room_of(&batch.tenant));
             let lines = usize::try_from(batch.total()).unwrap_or(usize::MAX);
-            if let Some(left) = room.checked_sub(lines) {
-                *room = left;
+            if let (Some(left), Some(of_tenant_left)) =
+                (room.checked_sub(lines), of_tenant.checked_sub(lines))
+            {
+                (*room, *of_tenant) = (left, of_tenant_left);
                 chosen.ids.insert(batch.batch_id.clone());
                 chosen.routes.insert(batch.batch_id.clone(), routes);
             }
@@ -117,6 +126,17 @@ impl DirectLeases {
         let unread = leased.iter().filter(|(of, _)| *of == lane);
         let unread = unread.map(|(_, unit)| unit.leased.requests).sum::<i64>();
         wanted.saturating_sub(in_hand + usize::try_from(unread).unwrap_or(usize::MAX))
+    }
+
+    /// How many more lines of a tenant are to be in hand: where its calls are limited, as many as can
+    /// be sent now.
+    fn room_of(&self, tenant: &str) -> usize {
+        let Some(calls) = self.tenants.calls(tenant) else {
+            return usize::MAX;
+        };
+        let ledger = self.ledger.lock();
+        let known = ledger.run_queues().tenant_named(tenant);
+        calls.saturating_sub(known.map_or(0, Tenant::in_flight))
     }
 
     /// Hands over to the supply the units that were leased, of these batches.

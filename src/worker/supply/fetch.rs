@@ -5,8 +5,10 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use super::candidates::{ByTenant, Candidate, LINES_PER_UNIT, batches_of, leave_for_others};
+use super::division::{Claim, divide};
 use super::prefetch::{Prefetch, UnreadUnit};
 use super::ranking::Ranking;
+use super::rates::ready_for;
 use super::stock::{Stock, TenantStock};
 use super::surplus;
 use crate::domain::clock::Clock;
@@ -17,6 +19,7 @@ use crate::worker::dispatch::Dispatch;
 use crate::worker::dispatch::ownership::Ownership;
 use crate::worker::dispatch::scheduler::Scheduler;
 use crate::worker::dispatch::shared::SharedLedger;
+use crate::worker::dispatch::tenants::Tenants;
 use crate::worker::flush::accept::FailureCounts;
 use crate::worker::lease::Lease;
 use crate::worker::work::finished::CompletionQueue;
@@ -45,6 +48,7 @@ pub(super) struct Fetch {
     store: Store,
     pool: Arc<Pool>,
     ledger: Arc<SharedLedger>,
+    tenants: Arc<Tenants>,
     ownership: Arc<Ownership>,
     scheduler: Arc<Scheduler>,
     completions: Arc<CompletionQueue>,
@@ -65,8 +69,6 @@ pub(super) struct Fetch {
 
 /// What there is room for in a lane.
 struct Room {
-    /// Lines that each tenant should have ready.
-    share: usize,
     /// This process's part of the lane's limit.
     part: f64,
     /// So many tenants may get their first unit in hand.
@@ -99,6 +101,7 @@ impl Fetch {
             store,
             pool,
             ledger: Arc::clone(&dispatch.ledger),
+            tenants: Arc::clone(&dispatch.tenants),
             ownership: Arc::clone(&dispatch.ownership),
             scheduler: Arc::clone(&dispatch.scheduler),
             completions,
@@ -145,7 +148,7 @@ impl Fetch {
     }
 
     /// Leases for one of so many lanes: every tenant that has work gets its share of the lines that
-    /// are to be ready, the tenant first whose turn it is. Returns that share.
+    /// are to be ready, the tenant first whose turn it is. Returns these shares.
     pub(super) async fn fill(
         &mut self,
         lane: LaneId,
@@ -153,7 +156,7 @@ impl Fetch {
         lines_wanted: usize,
         candidates: ByTenant,
         stock: &Stock,
-    ) -> store::Result<usize> {
+    ) -> store::Result<HashMap<Arc<str>, usize>> {
         let in_hand = stock.tenants.iter();
         let in_hand: HashMap<&str, &TenantStock> = in_hand
             .filter(|((of, _), tenant)| *of == lane && !tenant.ready.is_empty())
@@ -164,8 +167,10 @@ impl Fetch {
         let bytes = stock.lanes.get(&lane).map_or(0, |lane| lane.bytes);
         let mut room = self.room(lane, lanes, lines_wanted, (in_hand.len(), new), bytes);
 
+        let shares = self.shares(lines_wanted, &candidates, &in_hand);
         let mut surplus = Vec::new();
         for (name, mut candidates) in self.in_turn(lane, candidates) {
+            let share = shares.get(&name).copied().unwrap_or(1);
             let of_tenant = in_hand.get(&*name).copied();
             if of_tenant.is_none() {
                 if room.new_tenants == 0 {
@@ -174,13 +179,13 @@ impl Fetch {
                 room.new_tenants -= 1;
             }
             let seconds = stock.lanes.get(&lane).and_then(|lane| lane.seconds);
-            self.choose(&mut candidates, of_tenant, &room, seconds);
+            self.choose(&mut candidates, of_tenant, (&room, share), seconds);
             let chosen = candidates.iter().map(|one| &*one.backlog.batch_id);
             let chosen: HashSet<&str> = chosen.collect();
             if let Some(tenant) = of_tenant {
-                surplus.extend(self.surplus_of(tenant, &chosen, room.share));
+                surplus.extend(self.surplus_of(tenant, &chosen, share));
             }
-            let lines_each = (room.share / chosen.len().max(1)).max(1);
+            let lines_each = (share / chosen.len().max(1)).max(1);
             self.lease_for(lane, (&name, of_tenant), &candidates, lines_each, &mut room)
                 .await?;
         }
@@ -189,7 +194,26 @@ impl Fetch {
             let token = self.lease.token();
             self.store.release_units(&token, &released).await?;
         }
-        Ok(room.share)
+        Ok(shares)
+    }
+
+    /// Lines that each tenant with candidates should have ready.
+    fn shares(
+        &self,
+        lines_wanted: usize,
+        candidates: &ByTenant,
+        in_hand: &HashMap<&str, &TenantStock>,
+    ) -> HashMap<Arc<str>, usize> {
+        let others = in_hand
+            .keys()
+            .filter(|name| !candidates.contains_key(**name));
+        let names = candidates.keys().map(|name| &**name);
+        let claims = names.chain(others.copied()).map(|name| Claim {
+            weight: self.tenants.weight(name),
+            most: self.tenants.calls(name).map_or(usize::MAX, ready_for),
+        });
+        let parts = divide(lines_wanted, &claims.collect::<Vec<_>>());
+        candidates.keys().cloned().zip(parts).collect()
     }
 
     fn room(
@@ -207,7 +231,6 @@ impl Fetch {
         let part = limits.lane(lane) as f64 / limits.lane_allowed(lane).max(1) as f64;
         let most = lines_wanted.max((tenants as f64 * part * PART_FACTOR).ceil() as usize);
         Room {
-            share: (lines_wanted / tenants.max(1)).max(1),
             part,
             new_tenants: most.saturating_sub(in_hand),
             is_full,
@@ -230,7 +253,7 @@ impl Fetch {
         &self,
         candidates: &mut Vec<Candidate>,
         of_tenant: Option<&TenantStock>,
-        room: &Room,
+        (room, share): (&Room, usize),
         seconds: Option<f64>,
     ) {
         if let Some(tenant) = of_tenant {
@@ -254,7 +277,7 @@ impl Fetch {
                 && since.is_some_and(|since| since.elapsed() < KEPT_FOR)
         };
         let ranking = Ranking {
-            share: room.share,
+            share,
             turns: &turns,
             seconds,
             now_ms: self.clock.now_ms(),
@@ -266,7 +289,7 @@ impl Fetch {
             if self.may_take_extra {
                 most = most.max(ready.map_or(0, HashMap::len)) + 1;
             }
-            leave_for_others(candidates, ready, room.share, most);
+            leave_for_others(candidates, ready, share, most);
         }
     }
 

@@ -12,6 +12,7 @@ use crate::worker::dispatch::Dispatch;
 use crate::worker::dispatch::ownership::Ownership;
 use crate::worker::dispatch::scheduler::Scheduler;
 use crate::worker::dispatch::shared::SharedLedger;
+use crate::worker::dispatch::tenants::Tenants;
 use crate::worker::flush::accept::{FailureCounts, count_written};
 use crate::worker::lease::Lease;
 use crate::worker::work::unit::{BatchContext, LoadedUnit};
@@ -126,12 +127,15 @@ impl Prefetch {
     }
 
     /// Takes out the units for which other replicas have the whole limit, to be given back.
-    pub(super) fn take_without_share(&mut self) -> Vec<UnitLease> {
+    pub(super) fn take_without_share(&mut self, tenants: &Tenants) -> Vec<UnitLease> {
         let mut taken = Vec::new();
         for units in self.unread.values_mut() {
             units.retain(|unread| {
                 let routes = unread.routes.as_ref();
-                let stays = routes.is_none_or(|routes| !self.pool.targets().lacks_share(routes));
+                let stays = routes.is_none_or(|routes| {
+                    let has_share = tenants.has_share(&unread.batch.tenant);
+                    has_share && !self.pool.targets().lacks_share(routes)
+                });
                 if !stays {
                     taken.push(unread.leased.lease.clone());
                 }

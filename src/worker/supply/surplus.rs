@@ -10,7 +10,7 @@ use crate::upstream::{Pool, Routes};
 use crate::worker::dispatch::ledger::Ledger;
 use crate::worker::dispatch::ledger::unit::ActiveUnit;
 use crate::worker::dispatch::shared::SharedLedger;
-use crate::worker::lease::authority::Authority;
+use crate::worker::dispatch::tenants::Tenants;
 use crate::worker::work::unit::BatchContext;
 
 /// How long units wait for an upstream before another process may try them.
@@ -42,17 +42,18 @@ pub(super) fn release_stuck(ledger: &SharedLedger, pool: &Pool) -> Vec<UnitLease
     })
 }
 
-/// Releases the units for which other replicas have the whole limit.
+/// Releases the units for which other replicas have the whole limit. Asked only while this process
+/// holds shares.
 pub(super) fn release_without_share(
     ledger: &SharedLedger,
     pool: &Pool,
-    authority: &Authority,
+    tenants: &Tenants,
 ) -> Vec<UnitLease> {
-    if !authority.holds_shares() {
-        return Vec::new();
-    }
-    release_on(&mut ledger.lock(), |routes| {
-        pool.targets().lacks_share(routes)
+    release(&mut ledger.lock(), |active| {
+        let unit = active.unit();
+        let lacks_share = |routes| pool.targets().lacks_share(routes);
+        let routes = unit.routes.as_ref();
+        routes.is_some_and(|routes| lacks_share(routes) || !tenants.has_share(&unit.batch.tenant))
     })
 }
 

@@ -1,6 +1,7 @@
 //! This process's turns at the books of the limits on requests and tokens: it tells what it has
 //! spent of its grants, and takes what is free and what it needs.
 
+use std::collections::HashMap;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -27,7 +28,6 @@ pub(crate) struct Rates {
     pool: Arc<Pool>,
     ledger: Arc<SharedLedger>,
     token: Arc<str>,
-    resources: Vec<String>,
     /// How long a grant may be used.
     valid: Duration,
     attempt_timeout: Duration,
@@ -41,8 +41,8 @@ impl Rates {
         ledger: &Arc<SharedLedger>,
         lease: &Lease,
     ) -> Option<Self> {
+        pool.rate_limits()?;
         Some(Self {
-            resources: pool.rate_limits()?.resources(),
             store: store.clone(),
             pool: pool.clone(),
             ledger: ledger.clone(),
@@ -90,13 +90,17 @@ impl Rates {
 
     /// One turn at all books.
     async fn turn(&self, limits: &RateLimits, is_last: bool) -> store::Result<()> {
+        let resources = limits.resources();
+        if resources.is_empty() {
+            return Ok(());
+        }
         let decide = |now_ms: i64, rows: &[RateRow]| {
-            let books: Vec<RateBook> = rows.iter().map(book_of).collect();
+            let books: Vec<RateBook> = books_of(&resources, rows);
             let turns = limits.take_turn(&self.token, now_ms, self.valid, &books, is_last);
             (turns.iter().map(entry_of).collect(), (turns, now_ms))
         };
         let patience = millis(self.attempt_timeout / 2);
-        let exchange = self.store.exchange_rates(patience, &self.resources, decide);
+        let exchange = self.store.exchange_rates(patience, &resources, decide);
         let exchanged = tokio::time::timeout(self.attempt_timeout, exchange).await;
         let (turns, now_ms) = match exchanged {
             Ok(exchanged) => exchanged?,
@@ -107,6 +111,20 @@ impl Rates {
         }
         Ok(())
     }
+}
+
+/// What is stored of each of these limits, which may be nothing yet.
+fn books_of(resources: &[String], rows: &[RateRow]) -> Vec<RateBook> {
+    let rows: HashMap<&str, &RateRow> = rows.iter().map(|row| (&*row.resource, row)).collect();
+    let books = resources.iter().map(|resource| {
+        let none = || RateBook {
+            resource: resource.clone(),
+            ..RateBook::default()
+        };
+        rows.get(resource.as_str())
+            .map_or_else(none, |row| book_of(row))
+    });
+    books.collect()
 }
 
 fn book_of(row: &RateRow) -> RateBook {

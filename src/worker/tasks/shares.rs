@@ -2,7 +2,7 @@
 //! for all. In each exchange the process reads what the others hold, takes the share that is due
 //! to it, and writes what it could use.
 
-use std::collections::HashMap;
+use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -13,6 +13,7 @@ use crate::store::{self, CooldownRow, ShareBook, ShareEntry, Store};
 use crate::upstream::{Cooldown, Pool};
 use crate::worker::dispatch::demand::Demand;
 use crate::worker::dispatch::shared::SharedLedger;
+use crate::worker::dispatch::tenants::Tenants;
 use crate::worker::lease::Lease;
 use crate::worker::lease::authority::Authority;
 use crate::worker::lease::clock::{Uptime, millis};
@@ -30,6 +31,7 @@ pub(crate) struct Shares {
     pool: Arc<Pool>,
     ledger: Arc<SharedLedger>,
     demand: Arc<Demand>,
+    tenants: Arc<Tenants>,
     authority: Arc<Authority>,
     token: Arc<str>,
     /// How long a share may be used after an exchange.
@@ -43,6 +45,7 @@ pub(crate) struct Shares {
     /// What the last exchange asked for. A want that is gone for a moment is no reason to move
     /// shares.
     wanted: Vec<usize>,
+    wanted_for_tenants: BTreeMap<Arc<str>, usize>,
     /// Since when no exchange was missing.
     unbroken: Uptime,
     /// Which resets of upstreams this process has followed. `None` before its first exchange.
@@ -52,6 +55,7 @@ pub(crate) struct Shares {
 /// What came of an exchange.
 struct Outcome {
     shares: Vec<usize>,
+    of_tenants: BTreeMap<Arc<str>, usize>,
     /// More is in flight than the share allows, and others wait for it.
     is_overcommitted: bool,
     /// Others may have to give something back, or may take what was given back.
@@ -67,7 +71,7 @@ impl Shares {
         store: Store,
         pool: Arc<Pool>,
         ledger: Arc<SharedLedger>,
-        demand: Arc<Demand>,
+        (demand, tenants): (Arc<Demand>, Arc<Tenants>),
         (lease, authority): (&Lease, Arc<Authority>),
         settings: &Settings,
     ) -> Self {
@@ -78,6 +82,7 @@ impl Shares {
             pool,
             ledger,
             demand,
+            tenants,
             authority,
             token: lease.token(),
             safe_ttl: lease.safe_ttl(),
@@ -85,6 +90,7 @@ impl Shares {
             stable_after: lease.ttl(),
             reclaim_after: settings.reclaim_after,
             wanted,
+            wanted_for_tenants: BTreeMap::new(),
             unbroken: Uptime::now(),
             resets: None,
         }
@@ -133,11 +139,12 @@ impl Shares {
             .map(|(&now, &before)| now.max(before))
             .collect();
         self.wanted = demand;
+        let for_tenants = self.wants_for_tenants();
         let sent = Uptime::now();
         let exchange = self
             .store
             .exchange_shares(&self.token, millis(self.safe_ttl), |book| {
-                self.decide(book, &wants)
+                self.decide(book, &wants, &for_tenants)
             });
         // A connection that was cut without a word must not be waited for until the shares have
         // lapsed.
@@ -150,7 +157,8 @@ impl Shares {
         }
         self.follow(&outcome.resets);
         let limits = self.pool.limits();
-        let has_grown = limits.grant(&outcome.shares, outcome.is_overcommitted);
+        let mut has_grown = limits.grant(&outcome.shares, outcome.is_overcommitted);
+        has_grown |= self.tenants.grant(outcome.of_tenants);
         self.apply_limits();
         self.authority.grant_shares(sent + self.safe_ttl);
         if has_grown || !held_before {
@@ -164,10 +172,29 @@ impl Shares {
         Ok(())
     }
 
+    /// Calls at once that this process could make for tenants whose calls are limited.
+    fn wants_for_tenants(&mut self) -> BTreeMap<Arc<str>, usize> {
+        let demand = self.demand.of_tenants();
+        let mut wants = demand.clone();
+        if !self.is_leaving() {
+            for (tenant, before) in &self.wanted_for_tenants {
+                let wants = wants.entry(Arc::clone(tenant)).or_default();
+                *wants = (*wants).max(*before);
+            }
+        }
+        self.wanted_for_tenants = demand;
+        wants
+    }
+
     /// What this process takes, and what it writes. A share that shrinks shrinks here, before the
     /// calls in flight are counted and before others can take what is freed. A share that grows
     /// waits for the commit.
-    fn decide(&self, book: &ShareBook, wants: &[usize]) -> (ShareEntry, Outcome) {
+    fn decide(
+        &self,
+        book: &ShareBook,
+        wants: &[usize],
+        for_tenants: &BTreeMap<Arc<str>, usize>,
+    ) -> (ShareEntry, Outcome) {
         let limits = self.pool.limits();
         let me = book.holders.iter().find(|h| *h.token == *self.token);
         let place = (me.map_or(i64::MAX, |me| me.joined_at), &*self.token);
@@ -194,9 +221,14 @@ impl Shares {
             entry.shares.insert(name.to_owned(), mine);
             parts.push(part);
         }
+        let of_tenants = self.parts_of_tenants(book, for_tenants, reclaim);
+        let lowered = of_tenants.iter();
+        let lowered = lowered.map(|(tenant, (_, part))| (Arc::clone(tenant), size(part.share)));
+        self.tenants.lower(&lowered.collect());
         self.apply_limits();
         let in_flight = self.demand.in_flight();
         let mut outcome = Outcome {
+            of_tenants: BTreeMap::new(),
             shares: parts.iter().map(|part| size(part.share)).collect(),
             is_overcommitted: false,
             concerns_others: false,
@@ -216,9 +248,66 @@ impl Shares {
             outcome.concerns_others |= part.is_awaited && mine.held < before.held;
             outcome.concerns_others |= part.share < part.target && mine.wants > before.wants;
         }
+        let in_flight = self.demand.in_flight_of_tenants();
+        for (tenant, (mut mine, mut part)) in of_tenants {
+            let name = resource_of(&tenant);
+            let in_flight = in_flight.get(&tenant).map_or(0, |calls| *calls as u64);
+            let forgotten = part.forgotten.drain(..);
+            entry
+                .forgotten
+                .extend(forgotten.map(|token| (name.clone(), token)));
+            mine.held = part.share.max(in_flight);
+            outcome.is_overcommitted |= in_flight > part.share;
+            let before = me.and_then(|me| me.shares.get(&name));
+            let before = before.copied().unwrap_or_default();
+            outcome.concerns_others |= part.is_awaited && mine.held < before.held;
+            outcome.concerns_others |= part.share < part.target && mine.wants > before.wants;
+            if mine.held > 0 || mine.wants > 0 {
+                entry.shares.insert(name, mine);
+                outcome.of_tenants.insert(tenant, size(part.share));
+            } else if me.is_some_and(|me| me.shares.contains_key(&name)) {
+                // A tenant who sends nothing here needs no row.
+                entry.forgotten.push((name, self.token.to_string()));
+            }
+        }
         outcome.concerns_others |= !outcome.written.is_empty();
         entry.cooldowns = outcome.written.iter().map(into_row).collect();
         (entry, outcome)
+    }
+
+    /// This process's part of each tenant's limit that it wants a part of, or has: what it says of
+    /// the limit, and what is due to it.
+    fn parts_of_tenants(
+        &self,
+        book: &ShareBook,
+        wants: &BTreeMap<Arc<str>, usize>,
+        reclaim: Option<i64>,
+    ) -> BTreeMap<Arc<str>, (Share, share::Part)> {
+        let me = book.holders.iter().find(|h| *h.token == *self.token);
+        let place = (me.map_or(i64::MAX, |me| me.joined_at), &*self.token);
+        let (is_leaving, holds) = (self.is_leaving(), self.authority.holds_shares());
+        let shares = self.tenants.all_shares();
+        let in_flight = self.demand.in_flight_of_tenants();
+        let sending = in_flight.keys();
+        let sending = sending.filter(|tenant| self.tenants.allowed(tenant).is_some());
+        let all: BTreeSet<&Arc<str>> = wants.keys().chain(shares.keys()).chain(sending).collect();
+        let parts = all.into_iter().map(|tenant| {
+            let of =
+                |calls: &BTreeMap<Arc<str>, usize>| calls.get(tenant).map_or(0, |one| *one as u64);
+            // Where the limit is gone, the share goes, too.
+            let allowed = self.tenants.allowed(tenant).unwrap_or(0) as u64;
+            let mine = Share {
+                allowed,
+                wants: of(wants).min(allowed),
+                held: (if holds { of(&shares) } else { 0 }).max(of(&in_flight)),
+            };
+            let mut part = share::part(&resource_of(tenant), place, mine, &book.holders, reclaim);
+            if is_leaving || mine.wants == 0 {
+                (part.target, part.share) = (0, 0);
+            }
+            (Arc::clone(tenant), (mine, part))
+        });
+        parts.collect()
     }
 
     /// What this process holds before an exchange: its shares, unless it has been silent for too
@@ -238,7 +327,9 @@ impl Shares {
     /// by the shares before.
     fn apply_limits(&self) {
         let limits = self.pool.limits();
-        self.ledger.lock().set_limits(|lane| limits.lane(lane));
+        let mut ledger = self.ledger.lock();
+        ledger.set_limits(|lane| limits.lane(lane));
+        ledger.set_tenant_limits(|tenant| self.tenants.limit_of(tenant));
     }
 
     /// Whether this process sends nothing new any more.
@@ -261,6 +352,11 @@ impl Shares {
     fn pause(&self) -> Duration {
         TICK.min(self.safe_ttl / EXCHANGES_PER_TTL)
     }
+}
+
+/// What the store calls a tenant's limit.
+fn resource_of(tenant: &str) -> String {
+    format!("tenant:{tenant}")
 }
 
 fn into_row(cooldown: &Cooldown) -> CooldownRow {

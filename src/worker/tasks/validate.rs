@@ -11,6 +11,7 @@ use super::attempts::Attempts;
 use super::task::{Look, Next, Task};
 use crate::domain::findings::{self, Finding, KEPT_MAX};
 use crate::domain::line::Fault;
+use crate::domain::tenant::{Allowance, CurrentTenants, Tenants};
 use crate::metrics::trace;
 use crate::store::{self, Begun, DirectLease, Input, Store, Unvalidated, Verdict, Who};
 use crate::upstream::Pool;
@@ -30,6 +31,7 @@ pub(crate) struct Validate {
     pool: Arc<Pool>,
     direct: Arc<DirectLeases>,
     max_requests: u64,
+    tenants: CurrentTenants,
     /// Batches that run since these moments, and of which others are not notified yet.
     unannounced: VecDeque<(Instant, String)>,
     /// Batches that could not be settled. Each is tried by itself, so that it holds up no other.
@@ -59,9 +61,10 @@ impl Task for Validate {
         let is_full = batches.len() >= Unvalidated::AT_ONCE;
         // The first batch may come before the upstreams have said what models they have.
         self.pool.discovered().await;
+        let tenants = self.tenants.get();
         let validated: Vec<Validated> = batches
             .into_iter()
-            .map(|batch| self.validated(batch))
+            .map(|batch| self.validated(batch, &tenants))
             .collect();
         let (failing, well): (Vec<_>, Vec<_>) = validated
             .into_iter()
@@ -90,12 +93,14 @@ impl Validate {
         pool: Arc<Pool>,
         direct: Arc<DirectLeases>,
         max_requests: u64,
+        tenants: CurrentTenants,
     ) -> Validate {
         Validate {
             store,
             pool,
             direct,
             max_requests,
+            tenants,
             unannounced: VecDeque::new(),
             failing: HashSet::new(),
         }
@@ -224,7 +229,9 @@ impl Validate {
         })
     }
 
-    fn validated(&self, batch: Unvalidated) -> Validated {
+    fn validated(&self, mut batch: Unvalidated, tenants: &Tenants) -> Validated {
+        let allowance = tenants.of(&batch.tenant);
+        batch.allowance = allowance.limits_enqueued().then(|| Arc::clone(allowance));
         let span = tracing::trace_span!(
             target: trace::TARGET,
             parent: None,
@@ -232,7 +239,7 @@ impl Validate {
             batch.id = batch.batch_id,
             batch.total = batch.input.as_ref().map(|input| input.requests),
         );
-        let faults = span.in_scope(|| self.findings(&batch));
+        let faults = span.in_scope(|| self.findings(&batch, allowance));
         let verdict = if faults.is_empty() {
             Verdict::Accepted {
                 model: only_model(&batch),
@@ -249,7 +256,7 @@ impl Validate {
     }
 
     /// All that is wrong with a batch, as OpenAI lists it.
-    fn findings(&self, batch: &Unvalidated) -> Vec<Finding> {
+    fn findings(&self, batch: &Unvalidated, allowance: &Allowance) -> Vec<Finding> {
         let Some(input) = &batch.input else {
             let id = &batch.input_file_id;
             let mut message = format!(
@@ -285,15 +292,14 @@ impl Validate {
             ));
         }
         let of_lines = input.findings.for_endpoint(&batch.endpoint);
-        findings::report([of_file, of_lines, self.unknown_models(input)])
+        findings::report([of_file, of_lines, self.unknown_models(input, allowance)])
     }
 
-    /// A finding for each of the first lines whose model no route serves.
-    fn unknown_models(&self, input: &Input) -> Vec<Finding> {
-        let unknown = input
-            .models
-            .iter()
-            .filter(|model| self.pool.resolve(&model.name).is_none());
+    /// A finding for each of the first lines whose model no route serves, or the tenant may not use.
+    fn unknown_models(&self, input: &Input, allowance: &Allowance) -> Vec<Finding> {
+        let unknown = input.models.iter().filter(|model| {
+            !allowance.may_use(&model.name) || self.pool.resolve(&model.name).is_none()
+        });
         let unknown = unknown.map(|model| (model.name.as_str(), model.first_lines.as_slice()));
         let lines = first_lines(unknown).into_iter();
         lines

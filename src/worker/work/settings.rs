@@ -3,6 +3,8 @@
 
 use std::time::Duration;
 
+use crate::domain::tenant::CurrentTenants;
+
 /// How a worker works.
 #[derive(Clone, Debug)]
 pub struct Settings {
@@ -23,6 +25,8 @@ pub struct Settings {
     pub removal_grace: Duration,
     /// Requests that a batch may have.
     pub max_requests: u64,
+    /// What tenants are allowed.
+    pub tenants: CurrentTenants,
     /// No other process can hold a lease on this store. What is leased at the start was left by a
     /// process that is dead.
     pub exclusive: bool,

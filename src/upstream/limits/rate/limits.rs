@@ -1,9 +1,11 @@
 //! All rate limits of a process: which of them a call counts against, and what it was charged.
 
+use std::collections::HashMap;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
+use slab::Slab;
 use tokio::sync::Notify;
 use tokio::time::Instant;
 
@@ -12,7 +14,8 @@ use super::estimate::{LineSize, Tokens};
 use super::exchange::{Exchanged, Grant, Turn, exchange};
 use super::meter::{Charge, Meter, Used, Verdict};
 use super::terms::Terms;
-use crate::upstream::settings::{RateKind, RateLimit, Settings};
+use crate::domain::tenant::ANY_OTHER;
+use crate::upstream::settings::{RateKind, RateLimit, Settings, TenantRates};
 
 /// Between two exchanges there is at least so much time.
 const PAUSE_MIN: Duration = Duration::from_millis(50);
@@ -29,13 +32,14 @@ enum Owner {
     Model(usize),
     /// A model's place, and a route's place in it.
     Route(usize, usize),
+    Tenant,
 }
 
 /// A limit, and what it is of.
 #[derive(Clone, Debug)]
 pub(in crate::upstream) struct Spec {
     owner: Owner,
-    /// Of the upstream, the model, or `MODEL at UPSTREAM` of a route.
+    /// Of the upstream, the model, the tenant, or `MODEL at UPSTREAM` of a route.
     name: String,
     limit: RateLimit,
 }
@@ -43,7 +47,8 @@ pub(in crate::upstream) struct Spec {
 /// All rate limits of a process.
 #[derive(Debug)]
 pub struct RateLimits {
-    specs: Vec<Spec>,
+    /// What is said of tenants, by their names.
+    tenants: HashMap<String, Vec<RateLimit>>,
     state: Mutex<State>,
     /// An exchange may bring what a line waits for.
     is_asked: AtomicBool,
@@ -52,9 +57,11 @@ pub struct RateLimits {
 
 #[derive(Debug)]
 struct State {
-    meters: Vec<Meter>,
-    /// By limit: whether the store has a grant of this process.
-    had_grant: Vec<bool>,
+    /// Those of upstreams, models and routes first, in the order of their specs. Those of tenants
+    /// come and go.
+    limits: Slab<Limit>,
+    /// The tenants whose limits are among them.
+    tenants: HashMap<String, Arc<TenantMeters>>,
     /// The time by which parts are numbered, as it was at a moment of this process. `None` before
     /// the first exchange.
     clock: Option<(Instant, i64)>,
@@ -63,6 +70,32 @@ struct State {
     exchanged: Option<Instant>,
     /// When a line that was refused may be sent.
     due: Option<Instant>,
+}
+
+#[derive(Debug)]
+struct Limit {
+    spec: Spec,
+    meter: Meter,
+    /// Whether the store has a grant of this process.
+    had_grant: bool,
+}
+
+/// The places of a tenant's rate limits among all. While somebody has this, the limits stay.
+#[derive(Debug)]
+pub struct TenantMeters(Box<[usize]>);
+
+/// What rate limits are asked of a line.
+#[derive(Clone, Copy, Debug)]
+pub struct RateRequest<'a> {
+    pub size: LineSize,
+    /// Those of the line's tenant, where it has any.
+    pub tenant: Option<&'a TenantMeters>,
+}
+
+impl From<LineSize> for RateRequest<'_> {
+    fn from(size: LineSize) -> Self {
+        Self { size, tenant: None }
+    }
 }
 
 /// What the limits say at a moment.
@@ -74,6 +107,8 @@ pub(in crate::upstream) struct Gate<'a> {
     /// Whose lines ask: lines of one queue do not pass each other.
     queue: usize,
     pub(in crate::upstream) size: LineSize,
+    /// Those of the line's tenant.
+    tenant: &'a [usize],
 }
 
 /// How a line stands with the limits of a target.
@@ -122,9 +157,9 @@ pub struct RateTurn {
 /// How a limit stands.
 #[derive(Clone, Debug)]
 pub struct RateStatus {
-    /// `upstream`, `model` or `route`.
+    /// `upstream`, `model`, `route` or `tenant`.
     pub scope: &'static str,
-    /// Of the upstream, the model, or `MODEL at UPSTREAM` of a route.
+    /// Of the upstream, the model, the tenant, or `MODEL at UPSTREAM` of a route.
     pub name: String,
     pub kind: RateKind,
     pub limit: u64,
@@ -138,7 +173,7 @@ pub struct RateStatus {
 }
 
 impl Spec {
-    /// All limits of the settings.
+    /// All limits of the settings but those of tenants.
     pub(in crate::upstream) fn all(settings: &Settings) -> Vec<Self> {
         let mut specs = Vec::new();
         let mut add = |owner: Owner, name: &str, limits: &[RateLimit]| {
@@ -179,6 +214,7 @@ impl Spec {
             Owner::Upstream(index) => index == upstream,
             Owner::Model(index) => route.is_some_and(|(model, _)| model == index),
             Owner::Route(model, place) => route == Some((model, place)),
+            Owner::Tenant => false,
         };
         let specs = specs.iter().enumerate();
         let specs = specs.filter(|(_, spec)| bounds(spec.owner));
@@ -190,6 +226,7 @@ impl Spec {
             Owner::Upstream(_) => "upstream",
             Owner::Model(_) => "model",
             Owner::Route(..) => "route",
+            Owner::Tenant => "tenant",
         }
     }
 
@@ -231,25 +268,66 @@ impl Spec {
 
 impl RateLimits {
     /// `None`: there are none.
-    pub(in crate::upstream) fn new(specs: Vec<Spec>) -> Option<Self> {
-        let meters: Vec<Meter> = specs.iter().map(|spec| Meter::new(spec.terms())).collect();
-        (!specs.is_empty()).then(|| Self {
+    pub(in crate::upstream) fn new(specs: Vec<Spec>, tenants: &[TenantRates]) -> Option<Self> {
+        let limited = tenants.iter().any(|tenant| !tenant.rate_limits.is_empty());
+        let tenants = tenants.iter();
+        let tenants = tenants.map(|tenant| (tenant.name.clone(), tenant.rate_limits.clone()));
+        (limited || !specs.is_empty()).then(|| Self {
+            tenants: tenants.collect(),
             state: Mutex::new(State {
-                had_grant: vec![false; meters.len()],
-                meters,
+                limits: specs.into_iter().map(Limit::new).enumerate().collect(),
+                tenants: HashMap::new(),
                 clock: None,
                 seq: 1,
                 exchanged: None,
                 due: None,
             }),
-            specs,
             is_asked: AtomicBool::new(false),
             asked: Notify::new(),
         })
     }
 
-    /// What the limits say now to a line of this queue and size.
-    pub(in crate::upstream) fn gate(&self, now: Instant, queue: usize, size: LineSize) -> Gate<'_> {
+    /// The limits of a tenant. `None`: it has none.
+    #[must_use]
+    pub fn of_tenant(&self, tenant: &str) -> Option<Arc<TenantMeters>> {
+        let limits = self.tenants.get(tenant);
+        let limits = limits.or_else(|| self.tenants.get(ANY_OTHER))?;
+        if limits.is_empty() {
+            return None;
+        }
+        let mut state = self.lock();
+        if let Some(meters) = state.tenants.get(tenant) {
+            return Some(Arc::clone(meters));
+        }
+        let places = limits.iter().map(|limit| {
+            let spec = Spec {
+                owner: Owner::Tenant,
+                name: tenant.to_owned(),
+                limit: *limit,
+            };
+            state.limits.insert(Limit::new(spec))
+        });
+        let meters = Arc::new(TenantMeters(places.collect()));
+        state.tenants.insert(tenant.to_owned(), Arc::clone(&meters));
+        Some(meters)
+    }
+
+    /// For how long no line of a tenant can be sent under its limits. `None`: one can be sent, or
+    /// it is not known when.
+    #[must_use]
+    pub fn tenant_spent_for(&self, tenant: &str) -> Option<Duration> {
+        let (state, now) = (self.lock(), Instant::now());
+        let places = state.tenants.get(tenant)?.0.iter();
+        places.filter_map(|place| state.opens(*place, now)).max()
+    }
+
+    /// What the limits say now to a line of this queue.
+    pub(in crate::upstream) fn gate<'a>(
+        &'a self,
+        now: Instant,
+        queue: usize,
+        request: RateRequest<'a>,
+    ) -> Gate<'a> {
         let state = self.lock();
         Gate {
             limits: self,
@@ -257,7 +335,8 @@ impl RateLimits {
             state,
             now,
             queue,
-            size,
+            size: request.size,
+            tenant: request.tenant.map_or(&[], |tenant| &tenant.0),
         }
     }
 
@@ -271,8 +350,9 @@ impl RateLimits {
         let mut state = self.lock();
         let now_ms = state.ms(now).unwrap_or(0);
         for (index, charge) in &charges.charges {
-            let used = used(&self.specs[*index]);
-            state.meters[*index].settle(now_ms, *charge, used);
+            let limit = &mut state.limits[*index];
+            let used = used(&limit.spec);
+            limit.meter.settle(now_ms, *charge, used);
         }
     }
 
@@ -281,7 +361,7 @@ impl RateLimits {
         let mut state = self.lock();
         let now_ms = state.ms(now).unwrap_or(0);
         for index in limits {
-            let spec = &self.specs[*index];
+            let Limit { spec, meter, .. } = &mut state.limits[*index];
             // What a provider counts is one model's or the key's: a limit of a model over several
             // upstreams is not what it speaks of.
             let is_its = !matches!(spec.owner, Owner::Model(_));
@@ -289,7 +369,7 @@ impl RateLimits {
             if let Some(said) = said.filter(|_| is_its) {
                 let reset = i64::try_from(said.reset.as_millis()).unwrap_or(i64::MAX);
                 let reset_ms = now_ms.saturating_add(reset);
-                state.meters[*index].hear(now_ms, said.remaining, reset_ms);
+                meter.hear(now_ms, said.remaining, reset_ms);
             }
         }
     }
@@ -318,15 +398,14 @@ impl RateLimits {
     pub fn status(&self) -> Vec<RateStatus> {
         let (state, now) = (self.lock(), Instant::now());
         let now_ms = state.ms(now).unwrap_or(0);
-        let specs = self.specs.iter().enumerate();
-        let status = specs.map(|(index, spec)| RateStatus {
-            scope: spec.scope(),
-            name: spec.name.clone(),
-            kind: spec.limit.kind,
-            limit: spec.limit.limit,
-            period: spec.limit.period,
-            saturation: state.meters[index].saturation(now_ms),
-            reserved: state.meters[index].reserved(),
+        let status = state.limits.iter().map(|(index, limit)| RateStatus {
+            scope: limit.spec.scope(),
+            name: limit.spec.name.clone(),
+            kind: limit.spec.limit.kind,
+            limit: limit.spec.limit.limit,
+            period: limit.spec.limit.period,
+            saturation: limit.meter.saturation(now_ms),
+            reserved: limit.meter.reserved(),
             opens: state.opens(index, now),
         });
         status.collect()
@@ -354,7 +433,8 @@ impl RateLimits {
                 (asks, tells) => asks.or(tells),
             }
         };
-        let after = state.meters.iter().filter_map(due).min();
+        let meters = state.limits.iter().map(|(_, limit)| &limit.meter);
+        let after = meters.filter_map(due).min();
         if after.is_none() {
             // Under the lock, so that whoever is refused from now on asks aloud.
             self.is_asked.store(false, Ordering::Relaxed);
@@ -368,14 +448,20 @@ impl RateLimits {
         self.asked.notified().await;
     }
 
-    /// The names of all limits, as they are stored.
+    /// The names of the limits that a turn is about, as they are stored: those of tenants of whom
+    /// nothing is in hand, and whose last calls are told, are not among them any more.
     #[must_use]
     pub fn resources(&self) -> Vec<String> {
-        self.specs.iter().map(Spec::resource).collect()
+        let mut state = self.lock();
+        state.forget_tenants();
+        let limits = state.limits.iter();
+        limits.map(|(_, limit)| limit.spec.resource()).collect()
     }
 
     /// This process's turn at all books: tells what was spent, and asks for more. Nothing holds
-    /// until [`end_turn`](Self::end_turn). `books`: as they are stored. `now_ms`: their time.
+    /// until [`end_turn`](Self::end_turn). `books`: of all [`resources`](Self::resources), as they
+    /// are stored. A limit whose book is not among them has no part in the turn. `now_ms`: their
+    /// time.
     /// `valid`: how long a grant may be used. `is_last`: all is given back.
     pub fn take_turn(
         &self,
@@ -392,13 +478,17 @@ impl RateLimits {
         state.exchanged = Some(now);
         let valid_until_ms =
             now_ms.saturating_add(i64::try_from(valid.as_millis()).unwrap_or(i64::MAX));
-        let (seq, had_grant) = (state.seq, state.had_grant.clone());
-        let none = RateBook::default();
-        let turn = |(limit, spec): (usize, &Spec)| {
+        let seq = state.seq;
+        let books = books.iter().map(|book| (book.resource.as_str(), book));
+        let books: HashMap<&str, &RateBook> = books.collect();
+        let turn = |(place, limit): (usize, &mut Limit)| {
+            let Limit {
+                spec,
+                meter,
+                had_grant,
+            } = limit;
             let resource = spec.resource();
-            let stored = books.iter().find(|book| book.resource == resource);
-            let stored = stored.unwrap_or(&none);
-            let meter = &mut state.meters[limit];
+            let stored = books.get(resource.as_str())?;
             let told = meter.tell(is_last).clone();
             let ask = if is_last {
                 Ask::default()
@@ -416,23 +506,23 @@ impl RateLimits {
                 told: &told,
                 ask,
                 seq,
-                had_grant: had_grant[limit],
+                had_grant: *had_grant,
             };
             let exchanged = exchange(&mut book, spec.terms(), &stored.grants, turn);
             let is_idle =
                 told.is_empty() && exchanged.mine.amount == 0 && exchanged.mine.wants == 0;
-            RateTurn {
+            Some(RateTurn {
                 resource,
                 book: (before.as_ref() != Some(&book) && !(is_idle && before.is_none()))
                     .then(|| book.stored()),
                 grant: (!is_idle).then(|| exchanged.mine.clone()),
                 forgotten: exchanged.forgotten.clone(),
-                limit,
+                limit: place,
                 read: book,
                 exchanged,
-            }
+            })
         };
-        self.specs.iter().enumerate().map(turn).collect()
+        state.limits.iter_mut().filter_map(turn).collect()
     }
 
     /// What was decided in a turn is stored. True if lines that wait should be looked at: something
@@ -451,8 +541,11 @@ impl RateLimits {
                 ..
             } = turn.exchanged;
             is_worth_a_look |= mine.amount > 0 || mine.wants > 0;
-            state.had_grant[turn.limit] |= turn.grant.is_some();
-            state.meters[turn.limit].told(
+            let Some(limit) = state.limits.get_mut(turn.limit) else {
+                continue;
+            };
+            limit.had_grant |= turn.grant.is_some();
+            limit.meter.told(
                 turn.read,
                 mine.amount,
                 elsewhere,
@@ -483,7 +576,37 @@ pub(in crate::upstream) struct Remaining {
     pub(in crate::upstream) reset: Duration,
 }
 
+impl Limit {
+    fn new(spec: Spec) -> Self {
+        Self {
+            meter: Meter::new(spec.terms()),
+            spec,
+            had_grant: false,
+        }
+    }
+}
+
 impl State {
+    /// Forgets the limits of tenants that nobody asks for, and of which nothing is to be told.
+    fn forget_tenants(&mut self) {
+        let State {
+            limits, tenants, ..
+        } = self;
+        tenants.retain(|_, meters| {
+            let is_idle = |place: &usize| {
+                let meter = &limits[*place].meter;
+                meter.reserved() == 0 && !meter.needs_exchange()
+            };
+            let stays = Arc::strong_count(meters) > 1 || !meters.0.iter().all(is_idle);
+            if !stays {
+                for place in &meters.0 {
+                    limits.remove(*place);
+                }
+            }
+            stays
+        });
+    }
+
     fn ms(&self, now: Instant) -> Option<i64> {
         let (at, ms) = self.clock?;
         let since = now.saturating_duration_since(at).as_millis();
@@ -493,7 +616,7 @@ impl State {
     /// How long until something of a limit is free, where it is spent.
     fn opens(&self, limit: usize, now: Instant) -> Option<Duration> {
         let now_ms = self.ms(now)?;
-        let meter = &self.meters[limit];
+        let meter = &self.limits[limit].meter;
         let opens_ms = match meter.verdict_of_any(now_ms) {
             Verdict::Fits | Verdict::Never => return None,
             Verdict::Later(at) => at,
@@ -509,12 +632,26 @@ impl Gate<'_> {
         self.now
     }
 
-    /// How the line stands with these limits, if it needs so many tokens there.
+    /// How the line stands with these limits and those of its tenant, if it needs so many tokens.
     pub(in crate::upstream) fn standing(&self, limits: &[usize], tokens: Tokens) -> Standing {
+        self.standing_with(self.tenant.iter().chain(limits), tokens)
+    }
+
+    /// How the line stands with the limits of its tenant alone.
+    pub(in crate::upstream) fn standing_of_tenant(&self, tokens: Tokens) -> Standing {
+        self.standing_with(self.tenant.iter(), tokens)
+    }
+
+    fn standing_with<'l>(
+        &self,
+        limits: impl Iterator<Item = &'l usize>,
+        tokens: Tokens,
+    ) -> Standing {
         let mut standing = Standing::Fits;
         for index in limits {
-            let amount = self.limits.specs[*index].amount(tokens);
-            let verdict = self.state.meters[*index].verdict(self.now_ms, self.queue, amount);
+            let limit = &self.state.limits[*index];
+            let amount = limit.spec.amount(tokens);
+            let verdict = limit.meter.verdict(self.now_ms, self.queue, amount);
             match verdict {
                 Verdict::Fits => {}
                 Verdict::Never => return Standing::Never(*index),
@@ -534,11 +671,11 @@ impl Gate<'_> {
 
     /// The line is sent: charges it.
     pub(in crate::upstream) fn take(mut self, limits: &[usize], tokens: Tokens) -> Charges {
-        let mut charges = Vec::with_capacity(limits.len());
+        let mut charges = Vec::with_capacity(self.tenant.len() + limits.len());
         let mut runs_short = false;
-        for index in limits {
-            let amount = self.limits.specs[*index].amount(tokens);
-            let meter = &mut self.state.meters[*index];
+        for index in self.tenant.iter().chain(limits) {
+            let Limit { spec, meter, .. } = &mut self.state.limits[*index];
+            let amount = spec.amount(tokens);
             charges.push((*index, meter.take(self.now_ms, self.queue, amount)));
             runs_short |= meter.runs_short(self.now_ms);
         }
@@ -549,11 +686,16 @@ impl Gate<'_> {
         Charges { charges, size }
     }
 
+    /// The line could be sent nowhere, for one because of its tenant's limits.
+    pub(in crate::upstream) fn refuse_tenant(&mut self, tokens: Tokens) {
+        self.refuse(self.tenant, tokens);
+    }
+
     /// The line could be sent nowhere, for one because of these limits.
     pub(in crate::upstream) fn refuse(&mut self, limits: &[usize], tokens: Tokens) {
         for index in limits {
-            let amount = self.limits.specs[*index].amount(tokens);
-            let meter = &mut self.state.meters[*index];
+            let Limit { spec, meter, .. } = &mut self.state.limits[*index];
+            let amount = spec.amount(tokens);
             let fits = meter.verdict(self.now_ms, self.queue, amount) == Verdict::Fits;
             if !fits && meter.refuse(self.now_ms, self.queue, amount) {
                 self.limits.ask();
@@ -572,7 +714,7 @@ impl Gate<'_> {
 
     /// Why a line can never be sent, in words for its user.
     pub(in crate::upstream) fn too_large(&self, limit: usize, tokens: Tokens) -> String {
-        let spec = &self.limits.specs[limit];
+        let spec = &self.state.limits[limit].spec;
         format!(
             "The request may need {} {}, which is more than {} allows.",
             spec.amount(tokens),

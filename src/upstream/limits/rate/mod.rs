@@ -24,5 +24,5 @@ pub use estimate::LineSize;
 pub(in crate::upstream) use estimate::{Learned, MAX_OUTPUT, Tokens};
 pub use exchange::Grant;
 pub(in crate::upstream) use limits::{Charges, Gate, Remaining, Spec, Standing};
-pub use limits::{RateBook, RateLimits, RateStatus, RateTurn};
+pub use limits::{RateBook, RateLimits, RateRequest, RateStatus, RateTurn, TenantMeters};
 pub(in crate::upstream) use meter::Used;

@@ -7,7 +7,7 @@ use std::time::Duration;
 
 use slab::Slab;
 
-use crate::upstream::{LaneId, Routes};
+use crate::upstream::{LaneId, Routes, TenantMeters};
 use crate::worker::work::unit::{BatchContext, LoadedUnit};
 
 /// Tenants, and batches, whose last turn is remembered though nothing of theirs is in hand. If
@@ -15,6 +15,9 @@ use crate::worker::work::unit::{BatchContext, LoadedUnit};
 const REMEMBERED_MAX: usize = 4_096;
 /// How much the latest call counts for in a lane's average duration.
 const LATEST_CALL_WEIGHT: f64 = 0.1;
+/// A tenant's calls in flight are counted in such parts of a call, so that they can be divided by
+/// its weight.
+pub(super) const PARTS_OF_A_CALL: usize = 1_000_000;
 
 #[derive(Default)]
 pub(crate) struct RunQueues {
@@ -59,8 +62,9 @@ pub(crate) struct BatchFlow {
 /// What is known of a tenant that has, or had, something in hand.
 pub(crate) struct Tenant {
     name: Arc<str>,
+    limit: TenantLimit,
     /// By domain, because tenants compete within a domain.
-    turns: Vec<Turn>,
+    turns: Vec<Turns>,
     /// In any domain.
     in_flight: usize,
     units: usize,
@@ -78,9 +82,41 @@ pub(crate) struct Batch {
 /// Who comes first: whoever has less in flight, and then whoever had its last turn earlier.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord)]
 pub(crate) struct Turn {
+    /// Of a batch, calls. Of a tenant, parts of calls divided by its weight.
     pub in_flight: usize,
     /// The number of the last turn. Zero: there was none.
     pub last: u64,
+}
+
+/// The turns of a tenant in a domain.
+#[derive(Clone, Copy, Debug, Default)]
+struct Turns {
+    in_flight: usize,
+    /// The number of the last turn. A tenant of weight 3 has three calls in a turn.
+    last: u64,
+    /// Calls of the turn that is not over.
+    calls: u32,
+}
+
+/// What a tenant may send in this process.
+#[derive(Clone, Debug)]
+pub(crate) struct TenantLimit {
+    /// Calls at once, over all lanes.
+    pub calls: usize,
+    /// The tenant's part of the fair share, beside those of others: at least 1.
+    pub weight: u32,
+    /// Its limits on requests and tokens in a time. `None`: it has none.
+    pub rates: Option<Arc<TenantMeters>>,
+}
+
+impl Default for TenantLimit {
+    fn default() -> Self {
+        Self {
+            calls: usize::MAX,
+            weight: 1,
+            rates: None,
+        }
+    }
 }
 
 #[derive(Default)]
@@ -170,6 +206,17 @@ impl RunQueues {
         &self.tenants[key]
     }
 
+    /// The tenants of whom anything is known.
+    pub(crate) fn tenants(&self) -> impl Iterator<Item = &Tenant> {
+        self.tenants.iter().map(|(_, tenant)| tenant)
+    }
+
+    /// What is known of a tenant.
+    pub(crate) fn tenant_named(&self, name: &str) -> Option<&Tenant> {
+        let key = self.tenants_by_name.get(name)?;
+        self.tenants.get(*key)
+    }
+
     pub(crate) fn batch(&self, key: usize) -> &Batch {
         &self.batches[key]
     }
@@ -252,8 +299,29 @@ impl Tenant {
         &self.name
     }
 
+    /// Its turn in a domain.
     pub(crate) fn turn(&self, domain: usize) -> Turn {
-        self.turns.get(domain).copied().unwrap_or_default()
+        let turns = self.turns.get(domain).copied().unwrap_or_default();
+        let weight = self.limit.weight.max(1) as usize;
+        Turn {
+            in_flight: turns.in_flight.saturating_mul(PARTS_OF_A_CALL) / weight,
+            last: turns.last,
+        }
+    }
+
+    /// Calls in flight, in any domain.
+    pub(crate) fn in_flight(&self) -> usize {
+        self.in_flight
+    }
+
+    /// What it may send in this process.
+    pub(crate) fn limit(&self) -> &TenantLimit {
+        &self.limit
+    }
+
+    /// Whether as many calls are in flight as may be.
+    pub(crate) fn is_full(&self) -> bool {
+        self.in_flight >= self.limit.calls
     }
 
     fn is_idle(&self) -> bool {
@@ -328,7 +396,7 @@ impl RunQueues {
             (lane.limit, lane.domain) = (limit.calls, limit.domain);
             let turns = &mut self.tenants[tenant].turns;
             if turns.len() <= limit.domain {
-                turns.resize(limit.domain + 1, Turn::default());
+                turns.resize(limit.domain + 1, Turns::default());
             }
             self.enqueue(routes, tenant, batch, (unit.lease.key.chunk_no, unit.id))
         });
@@ -390,9 +458,12 @@ impl RunQueues {
         }
         let tenant = &mut self.tenants[position.tenant];
         tenant.in_flight += 1;
-        if let Some(turn) = tenant.turns.get_mut(domain) {
-            turn.in_flight += 1;
-            turn.last = self.turns;
+        if let Some(turns) = tenant.turns.get_mut(domain) {
+            turns.in_flight += 1;
+            turns.calls += 1;
+            if turns.calls >= tenant.limit.weight {
+                (turns.last, turns.calls) = (self.turns, 0);
+            }
         }
         let batch = &mut self.batches[position.batch];
         batch.turn.in_flight += 1;
@@ -450,6 +521,20 @@ impl RunQueues {
     pub(super) fn set_limits(&mut self, limit: impl Fn(LaneId) -> usize) {
         for (id, lane) in &mut self.lanes {
             lane.limit = limit(*id);
+        }
+    }
+
+    /// Sets what a tenant may send, where anything is known of it.
+    pub(super) fn set_tenant_limit(&mut self, name: &str, limit: TenantLimit) {
+        if let Some(&key) = self.tenants_by_name.get(name) {
+            self.tenants[key].limit = limit;
+        }
+    }
+
+    /// Sets what each tenant may send.
+    pub(super) fn set_tenant_limits(&mut self, limit: impl Fn(&str) -> TenantLimit) {
+        for (_, tenant) in &mut self.tenants {
+            tenant.limit = limit(&tenant.name);
         }
     }
 
@@ -550,6 +635,7 @@ impl RunQueues {
         }
         let key = self.tenants.insert(Tenant {
             name: Arc::clone(name),
+            limit: TenantLimit::default(),
             turns: Vec::new(),
             in_flight: 0,
             units: 0,

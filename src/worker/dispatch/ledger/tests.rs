@@ -6,7 +6,7 @@ use proptest::sample::Index;
 use super::super::order::{self, Door};
 use super::*;
 use crate::domain::endpoint::ENDPOINTS;
-use crate::upstream::{Acquired, History, LineSize, Pool, Routes, testing};
+use crate::upstream::{Acquired, History, Pool, RateRequest, Routes, testing};
 use crate::worker::testing as units;
 use crate::worker::work::unit::BatchContext;
 
@@ -207,7 +207,11 @@ impl Model {
         for unit in self.units.values() {
             let of_tenant = run_queues.turn_of_tenant(unit.tenant(), LIMIT.domain);
             let in_flight = self.in_flight(|other| other.tenant() == unit.tenant());
-            assert_eq!(of_tenant.in_flight, in_flight, "in flight of a tenant");
+            let parts = in_flight * run_queues::PARTS_OF_A_CALL;
+            assert_eq!(of_tenant.in_flight, parts, "in flight of a tenant");
+            let tenant = run_queues.tenant_named(unit.tenant());
+            let calls = tenant.map(run_queues::Tenant::in_flight);
+            assert_eq!(calls.unwrap_or(0), in_flight, "calls of a tenant");
             let of_batch = run_queues.turn_of_batch(unit.batch());
             let in_flight = self.in_flight(|other| other.batch() == unit.batch());
             assert_eq!(of_batch.in_flight, in_flight, "in flight of a batch");
@@ -579,9 +583,9 @@ impl Door for Trial {
         routes: &Arc<Routes>,
         history: &History,
         batch: u64,
-        size: Option<LineSize>,
+        rates: Option<RateRequest<'_>>,
     ) -> Acquired {
-        self.0.try_acquire(routes, history, batch, size)
+        self.0.try_acquire(routes, history, batch, rates)
     }
 }
 
