@@ -95,6 +95,15 @@ async fn a_server_that_is_older_than_the_schema_says_so_and_stops() {
     }
 }
 
+/// What a database had before version 19.
+const BEFORE_19: &str = "
+    DROP INDEX batches_live;
+    CREATE INDEX batches_live ON batches (status)
+        WHERE status IN ('validating', 'in_progress', 'finalizing', 'cancelling');
+    ALTER TABLE batches DROP COLUMN estimated_tokens;
+    DELETE FROM _sqlx_migrations WHERE version = 19;
+";
+
 /// What a database had before version 18.
 const BEFORE_18: &str = "
     DROP TABLE upstream_switches;
@@ -201,8 +210,8 @@ async fn a_batch_that_goes_on_from(earlier: &[&str]) -> (Server, Batch) {
 }
 
 async fn a_database_of_the_version_before_opens_and_its_live_batches_go_on() {
-    a_batch_that_goes_on_from(&[BEFORE_18]).await;
-    a_batch_that_goes_on_from(&[BEFORE_18, BEFORE_17, BEFORE_13]).await;
+    a_batch_that_goes_on_from(&[BEFORE_19]).await;
+    a_batch_that_goes_on_from(&[BEFORE_19, BEFORE_18, BEFORE_17, BEFORE_13]).await;
 }
 
 async fn a_database_of_two_versions_before_opens_and_its_live_batches_go_on() {
