@@ -65,8 +65,8 @@
 //!
 //! A provider is a file in `upstream/provider/` that implements `Provider`: where a line's path
 //! stands behind the base URL, how a call is encoded and signed, how an answer is decoded, what a
-//! failure means, how models are listed. Add a line to `provider::of`, and let
-//! `config/upstream.rs` know the name. The provider makes one `CallResult` of each answer. All else
+//! failure means, how models are listed. Add a line to `provider::of`, and a variant with the name to
+//! `ProviderKind`. `upstream/provider/anthropic.rs` is the one to copy. The provider makes one `CallResult` of each answer. All else
 //! follows from that result: whose fault a failure is, what it costs the line, and whether the
 //! upstream is left alone.
 //!

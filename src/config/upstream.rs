@@ -13,7 +13,7 @@ use super::rate;
 use super::reader::{Item, Reader};
 use super::secret;
 use super::value::Origin;
-use crate::upstream::{Http2, UpstreamSettings};
+use crate::upstream::{Http2, ProviderKind, UnsupportedParams, UpstreamSettings};
 
 /// The name of an upstream that stands alone and has none.
 pub(super) const DEFAULT_NAME: &str = "default";
@@ -82,10 +82,15 @@ fn read(mut reader: Reader<'_>, name: String) -> UpstreamSettings {
         "api_key",
         "a secret is not written here: name it with `api_key_env` or `api_key_file`",
     );
-    let base_url = reader.need("base_url").and_then(|item| base_url(&item));
-    if let Some(item) = reader.take("provider") {
-        check_provider(&item);
-    }
+    let provider = reader.take("provider").and_then(|item| provider(&item));
+    let provider = provider.unwrap_or_default();
+    let base_url = reader.need("base_url");
+    let base_url = base_url.and_then(|item| base_url_of(&item, provider));
+    let api_version = reader.take("api_version");
+    let api_version = api_version.and_then(|item| api_version_of(&item, provider));
+    let unsupported_params = reader.take("unsupported_params");
+    let unsupported_params =
+        unsupported_params.and_then(|item| unsupported_params_of(&item, provider));
     let api_key = secret::named_key(&mut reader, "api_key_env", "api_key_file");
     let enabled = reader.take("enabled").and_then(|mut item| item.boolean());
     let concurrency = concurrency(&mut reader);
@@ -101,8 +106,11 @@ fn read(mut reader: Reader<'_>, name: String) -> UpstreamSettings {
     reader.finish();
     UpstreamSettings {
         name,
+        provider,
         base_url: base_url.unwrap_or_default(),
         enabled: enabled.unwrap_or(true),
+        api_version,
+        unsupported_params: unsupported_params.unwrap_or_default(),
         concurrency: concurrency.unwrap_or(DEFAULT_CONCURRENCY),
         timeout: timeout.unwrap_or(DEFAULT_TIMEOUT),
         connect_timeout: connect_timeout.unwrap_or(DEFAULT_CONNECT_TIMEOUT),
@@ -151,35 +159,76 @@ pub(super) fn concurrency(reader: &mut Reader<'_>) -> Option<usize> {
     item.whole(1, CONCURRENCY_MAX)
 }
 
-fn check_provider(item: &Item<'_>) {
-    let Some(provider) = item.string() else {
-        return;
-    };
-    let later = ["anthropic", "gemini", "mistral", "cohere"];
-    match provider.as_str() {
-        "openai" => {}
-        name if later.contains(&name) => item.fault(format!(
+fn provider(item: &Item<'_>) -> Option<ProviderKind> {
+    let name = item.string()?;
+    let mut all = ProviderKind::ALL.into_iter();
+    if let Some(found) = all.find(|one| one.as_str() == name) {
+        return Some(found);
+    }
+    let later = ["gemini", "mistral", "cohere"];
+    if later.contains(&name.as_str()) {
+        item.fault(format!(
             "the provider {name} is not built yet; it comes with a later version"
-        )),
-        name => {
-            let known = std::iter::once("openai").chain(later);
-            let known = nearest(name, known).unwrap_or_default();
-            item.fault(format!(
-                "unknown provider; the nearest is {known} (openai fits any server that speaks \
-                 OpenAI's API)"
-            ));
+        ));
+        return None;
+    }
+    let known = ProviderKind::ALL.map(ProviderKind::as_str);
+    let known = nearest(&name, known.into_iter().chain(later)).unwrap_or_default();
+    item.fault(format!(
+        "unknown provider; the nearest is {known} (openai fits any server that speaks OpenAI's \
+         API)"
+    ));
+    None
+}
+
+fn api_version_of(item: &Item<'_>, provider: ProviderKind) -> Option<String> {
+    if provider != ProviderKind::Anthropic {
+        item.fault(format!(
+            "the API of the provider {} has no versions that can be chosen",
+            provider.as_str()
+        ));
+        return None;
+    }
+    let version = item.string()?;
+    let is_date =
+        |part: &str, digits| part.len() == digits && part.bytes().all(|byte| byte.is_ascii_digit());
+    let parts: Vec<&str> = version.split('-').collect();
+    match parts.as_slice() {
+        [year, month, day] if is_date(year, 4) && is_date(month, 2) && is_date(day, 2) => {
+            Some(version)
+        }
+        _ => {
+            item.fault("expected a date, such as 2023-06-01");
+            None
         }
     }
 }
 
+fn unsupported_params_of(item: &Item<'_>, provider: ProviderKind) -> Option<UnsupportedParams> {
+    if provider == ProviderKind::OpenAi {
+        item.fault(
+            "the provider openai gets each request as it is: what a server cannot do is for the \
+             server to say",
+        );
+        return None;
+    }
+    let name = item.string()?;
+    let mut all = UnsupportedParams::ALL.into_iter();
+    let found = all.find(|one| one.as_str() == name);
+    if found.is_none() {
+        item.fault("expected \"reject\" or \"drop\"");
+    }
+    found
+}
+
 /// Faults of a URL do not quote it: it may hold a secret in the wrong place.
-fn base_url(item: &Item<'_>) -> Option<String> {
-    normal_base_url(&item.string()?)
+fn base_url_of(item: &Item<'_>, provider: ProviderKind) -> Option<String> {
+    normal_base_url(&item.string()?, provider)
         .map_err(|message| item.fault(message))
         .ok()
 }
 
-fn normal_base_url(text: &str) -> Result<String, &'static str> {
+fn normal_base_url(text: &str, provider: ProviderKind) -> Result<String, &'static str> {
     let mut url = http_url(text, &["http", "https"])
         .ok_or("expected a URL that begins with http:// or https://")?;
     if !url.username().is_empty() || url.password().is_some() {
@@ -201,7 +250,8 @@ fn normal_base_url(text: &str) -> Result<String, &'static str> {
         url.set_query(None);
     }
     let path = match url.path().trim_end_matches('/') {
-        "" => "/v1".to_owned(),
+        // The other providers put their own version behind the server's origin.
+        "" if provider == ProviderKind::OpenAi => "/v1".to_owned(),
         path => path.to_owned(),
     };
     url.set_path(&path);
@@ -331,7 +381,11 @@ mod tests {
                 "https://gpu/openai/deployments/d?api-version=2024-10-21&x=a%20b",
             ),
         ] {
-            assert_eq!(normal_base_url(written), Ok(normal.to_owned()), "{written}");
+            assert_eq!(
+                normal_base_url(written, ProviderKind::OpenAi),
+                Ok(normal.to_owned()),
+                "{written}"
+            );
         }
     }
 
@@ -356,7 +410,10 @@ mod tests {
             "http://gpu/v1?sig=secret",
             "http://gpu/v1#part",
         ] {
-            assert!(normal_base_url(written).is_err(), "{written:?}");
+            assert!(
+                normal_base_url(written, ProviderKind::OpenAi).is_err(),
+                "{written:?}"
+            );
         }
     }
 }

@@ -23,9 +23,45 @@ pub enum Outcome<'a> {
         body: &'a [u8],
         /// Of that body.
         form: Form,
+        /// Where there are any, they stand in the line under `nightshift`, which OpenAI's lines do
+        /// not have.
+        warnings: &'a [Warning],
     },
     /// Without one.
     Error { code: ErrorCode, message: &'a str },
+}
+
+/// What a line's user is to know beside the line's answer: what its request asked for and the answer
+/// does not have.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Warning {
+    pub code: WarningCode,
+    /// What of the request's body, such as `messages[0].name`.
+    pub param: String,
+    /// In words.
+    pub message: String,
+}
+
+/// What a warning is about.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum WarningCode {
+    /// Left out of what the model server was asked.
+    ParameterDropped,
+    /// Asked of the model server in another way, which is not quite the same.
+    ParameterChanged,
+    /// What the answer says cannot be told quite as OpenAI's API has it.
+    AnswerChanged,
+}
+
+impl WarningCode {
+    #[must_use]
+    pub fn as_str(self) -> &'static str {
+        match self {
+            WarningCode::ParameterDropped => "parameter_dropped",
+            WarningCode::ParameterChanged => "parameter_changed",
+            WarningCode::AnswerChanged => "answer_changed",
+        }
+    }
 }
 
 /// How deep the arrays and objects of an answer may be nested. Many JSON readers refuse text that
@@ -116,6 +152,8 @@ pub enum ErrorCode {
     RequestCrashed,
     /// The request may need more than a whole rate limit allows.
     RequestTooLarge,
+    /// The request asks for what no upstream of its model can do.
+    UnsupportedParameter,
 }
 
 impl ErrorCode {
@@ -130,6 +168,7 @@ impl ErrorCode {
             ErrorCode::ResponseTooLarge => "response_too_large",
             ErrorCode::RequestCrashed => "request_crashed",
             ErrorCode::RequestTooLarge => "request_too_large",
+            ErrorCode::UnsupportedParameter => "unsupported_parameter",
         }
     }
 }
@@ -147,6 +186,7 @@ pub fn write(out: &mut Vec<u8>, id: &str, custom_id: &str, outcome: Outcome<'_>)
             request_id,
             body,
             form,
+            warnings,
         } => {
             out.extend(b",\"response\":{\"status_code\":");
             digits(status, out);
@@ -170,6 +210,9 @@ pub fn write(out: &mut Vec<u8>, id: &str, custom_id: &str, outcome: Outcome<'_>)
                     Kind::Error
                 }
             };
+            if !warnings.is_empty() {
+                extension(warnings, out);
+            }
             out.extend(b"}\n");
             kind
         }
@@ -180,6 +223,25 @@ pub fn write(out: &mut Vec<u8>, id: &str, custom_id: &str, outcome: Outcome<'_>)
             Kind::Error
         }
     }
+}
+
+/// Writes what a line says that OpenAI's lines do not say.
+fn extension(warnings: &[Warning], out: &mut Vec<u8>) {
+    out.extend(b",\"nightshift\":{\"warnings\":[");
+    for (place, warning) in warnings.iter().enumerate() {
+        out.extend(if place > 0 {
+            &b",{\"code\":"[..]
+        } else {
+            b"{\"code\":"
+        });
+        json::string(warning.code.as_str(), out);
+        out.extend(b",\"param\":");
+        json::string(&warning.param, out);
+        out.extend(b",\"message\":");
+        json::string(&warning.message, out);
+        out.push(b'}');
+    }
+    out.extend(b"]}");
 }
 
 /// Writes the value of a line's `error`.
@@ -216,6 +278,7 @@ mod tests {
             request_id: "req_1",
             body,
             form: std::str::from_utf8(body).map_or(Form::NotJson, |text| Form::of(text, false)),
+            warnings: &[],
         }
     }
 
@@ -233,6 +296,35 @@ mod tests {
             )
         );
         assert_eq!(kind, Kind::Output);
+    }
+
+    #[test]
+    fn what_the_user_is_to_know_stands_in_a_key_of_its_own() {
+        let warning = |param: &str| Warning {
+            code: WarningCode::ParameterDropped,
+            param: param.to_owned(),
+            message: "the provider has no \"seeds\"".to_owned(),
+        };
+        let outcome = Outcome::Answer {
+            status: 200,
+            request_id: "req_1",
+            body: b"{}",
+            form: Form::Json,
+            warnings: &[warning("seed"), warning("messages[0].name")],
+        };
+        let (line, kind) = written("a", outcome);
+        assert_eq!(kind, Kind::Output);
+        let line: Value = serde_json::from_str(&line).expect("JSON");
+        let warning = |param: &str| {
+            json!({
+                "code": "parameter_dropped",
+                "param": param,
+                "message": "the provider has no \"seeds\"",
+            })
+        };
+        let warnings = [warning("seed"), warning("messages[0].name")];
+        assert_eq!(line["nightshift"], json!({"warnings": warnings}));
+        assert_eq!(line["error"], Value::Null);
     }
 
     #[test]

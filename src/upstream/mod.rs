@@ -49,8 +49,9 @@ pub use models::{ModelInfo, is_listed};
 pub use pool::Pool;
 pub use route::{LaneId, Routes};
 pub use settings::{
-    CallRate, FailFast, Http2, ModelSettings, Options, RateKind, RateLimit, RetrySettings,
-    RouteSettings, Settings, Spill, TenantRates, UpstreamSettings,
+    CallRate, FailFast, Http2, ModelSettings, Options, ProviderKind, RateKind, RateLimit,
+    RetrySettings, RouteSettings, Settings, Spill, TenantRates, UnsupportedParams,
+    UpstreamSettings,
 };
 #[cfg(test)]
 pub use snapshot::ClosedModel;

@@ -29,9 +29,15 @@ pub struct Settings {
 pub struct UpstreamSettings {
     /// No two upstreams have one name.
     pub name: String,
-    /// http or https; no slash behind its path, which is `/v1` where none was given. May have a
-    /// query, which each call has, too; no secret is in it.
+    /// What it speaks.
+    pub provider: ProviderKind,
+    /// http or https; no slash behind its path, which is `/v1` where none was given and the
+    /// provider is OpenAI. May have a query, which each call has, too; no secret is in it.
     pub base_url: String,
+    /// The version of the provider's API, where the provider has versions and one was named.
+    pub api_version: Option<String>,
+    /// What becomes of what the provider cannot do.
+    pub unsupported_params: UnsupportedParams,
     /// Printable ASCII without spaces, so that a header can carry it.
     pub api_key: Option<SecretString>,
     /// Whether lines are sent to it. Its operators may say something else while it is in use.
@@ -54,6 +60,52 @@ pub struct UpstreamSettings {
     pub http2: Http2,
     /// Of all calls to it together.
     pub rate_limits: Vec<RateLimit>,
+}
+
+/// A kind of model server, by the API that it speaks.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum ProviderKind {
+    /// OpenAI's API, which many servers speak.
+    #[default]
+    OpenAi,
+    Anthropic,
+}
+
+impl ProviderKind {
+    pub const ALL: [ProviderKind; 2] = [ProviderKind::OpenAi, ProviderKind::Anthropic];
+
+    /// As the configuration writes it.
+    #[must_use]
+    pub fn as_str(self) -> &'static str {
+        match self {
+            ProviderKind::OpenAi => "openai",
+            ProviderKind::Anthropic => "anthropic",
+        }
+    }
+}
+
+/// What becomes of what a line asks for and its provider cannot do, where the answer would be one
+/// without it, too.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum UnsupportedParams {
+    /// The line fails.
+    #[default]
+    Reject,
+    /// It is left out, and the line of the output file says so.
+    Drop,
+}
+
+impl UnsupportedParams {
+    pub const ALL: [UnsupportedParams; 2] = [UnsupportedParams::Reject, UnsupportedParams::Drop];
+
+    /// As the configuration writes it.
+    #[must_use]
+    pub fn as_str(self) -> &'static str {
+        match self {
+            UnsupportedParams::Reject => "reject",
+            UnsupportedParams::Drop => "drop",
+        }
+    }
 }
 
 /// Whether HTTP/2 is spoken to an upstream.

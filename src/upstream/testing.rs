@@ -42,7 +42,7 @@ pub fn answered(permit: Permit, history: &mut History, status: u16) -> Option<(D
         200..=299 => b"{}",
         _ => br#"{"error":{"message":"no"}}"#,
     };
-    let decoded = provider.decode(&head, Bytes::from_static(body));
+    let decoded = provider.decode(&head, Bytes::from_static(body), None);
     let ended = Ended {
         result: provider.classify(&head, &decoded),
         status: Some(status),

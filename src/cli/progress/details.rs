@@ -86,6 +86,7 @@ fn cause(failure: Failure) -> String {
             ErrorCode::ResponseTooLarge => "with too large an answer",
             ErrorCode::RequestCrashed => "crashed",
             ErrorCode::RequestTooLarge => "too large for a rate limit",
+            ErrorCode::UnsupportedParameter => "asks for what no upstream can do",
         }
         .to_owned(),
     }

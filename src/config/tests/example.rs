@@ -8,7 +8,7 @@ use serde_json::json;
 
 use super::*;
 use crate::domain::scope::Scopes;
-use crate::upstream::{RateKind, RateLimit, Spill, Strategy};
+use crate::upstream::{ProviderKind, RateKind, RateLimit, Spill, Strategy, UnsupportedParams};
 
 #[test]
 fn the_defaults_are_the_documented_ones() {
@@ -75,9 +75,13 @@ fn the_examples_in_the_documented_file_hold_and_show_the_defaults() {
     assert_eq!(config.auth.required, Some(true));
     let bootstrap_key = config.auth.bootstrap_key.unwrap();
     assert_eq!(bootstrap_key.expose_secret(), "sk-from-a-file-0123456789");
-    let [one, two] = config.upstreams.as_slice() else {
-        panic!("two upstreams are shown");
+    let [one, two, three] = config.upstreams.as_slice() else {
+        panic!("three upstreams are shown");
     };
+    assert_eq!(one.provider, ProviderKind::default());
+    assert_eq!(three.base_url, "https://api.anthropic.com/");
+    assert_eq!(three.api_version.as_deref(), Some("2023-06-01"));
+    assert_eq!(three.unsupported_params, UnsupportedParams::default());
     let key = |upstream: &UpstreamSettings| upstream.api_key.clone().unwrap();
     assert_eq!(key(one).expose_secret(), "sk-from-a-variable");
     assert_eq!(key(two).expose_secret(), "sk-from-a-file-0123456789");
@@ -138,7 +142,9 @@ fn every_key_of_the_documented_file_has_a_comment_above_it() {
     for line in DEFAULTS.lines() {
         let key = line.strip_prefix('#').unwrap_or(line);
         let is_key = key.starts_with(|c: char| c.is_ascii_lowercase());
-        let is_second_upstream = key.contains("gpu-2");
+        let is_second_upstream = ["gpu-2", "claude", "anthropic.com", "\"anthropic\""]
+            .iter()
+            .any(|word| key.contains(word));
         assert!(
             !is_key || is_second_upstream || above.starts_with("# "),
             "{line}"

@@ -107,7 +107,9 @@ fn each_fault_of_an_upstream_is_found() {
         timeout = '0s'                       => timeout: must be at least
         connect_timeout = '4000d'            => connect_timeout: a duration is at most
         max_response_bytes = 0               => max_response_bytes: must be from 1 to
-        provider = 'anthropic'               => provider: the provider anthropic is not built yet
+        provider = 'gemini'                  => provider: the provider gemini is not built yet
+        api_version = '2023-06-01'           => api_version: the API of the provider openai has no
+        unsupported_params = 'drop'          => unsupported_params: the provider openai gets each
         provider = 'opnai'                   => provider: unknown provider; the nearest is openai
         rate_limits = 5                      => rate_limits: expected an array, found
         rate_limits = [ { type = 'request', limit = 1, period = '1m' } ] => rate_limits[0].type: unknown type; the nearest is requests
@@ -138,6 +140,16 @@ fn each_fault_of_an_upstream_is_found() {
         let expected = format!("upstreams[0].{key} (nightshift.toml:4): {message}");
         let variables = [("SPACED", "sk a")];
         check_faults(&format!("{UPSTREAM}{line}"), &variables, &[&expected]);
+    }
+    let anthropic = format!("{UPSTREAM}provider = 'anthropic'\n");
+    for (line, key, message) in cases(
+        "
+        api_version = 'newest'               => api_version: expected a date, such as 2023-06-01
+        unsupported_params = 'ignore'        => unsupported_params: expected \"reject\" or
+        ",
+    ) {
+        let expected = format!("upstreams[0].{key} (nightshift.toml:5): {message}");
+        check_faults(&format!("{anthropic}{line}"), &[], &[&expected]);
     }
     check_faults(
         &format!("{UPSTREAM}{UPSTREAM}[[upstreams]]\nbase_url = 'gpu:80'"),

@@ -10,14 +10,18 @@ use super::history::{History, Next};
 use super::result::{CallResult, Cost};
 use super::timer::Timer;
 use crate::domain::clock::Clock;
-use crate::domain::outcome::Form;
+use crate::domain::outcome::{Form, Warning};
 use crate::domain::usage::Usage;
 use crate::upstream::limits::memory::Reservation;
 use crate::upstream::limits::rate::Tokens;
-use crate::upstream::provider::Encoded;
 use crate::upstream::provider::http::Head;
+use crate::upstream::provider::{Asked, Encoded, Line, Unsupported};
 use crate::upstream::target::backend::Backend;
 use crate::upstream::target::{Ended, Permit};
+
+/// So many times a line's bytes are reserved while the line is brought into a provider's own form:
+/// the form itself, and what it is made of.
+const TRANSLATION: usize = 3;
 
 /// What is sent to have a line answered.
 #[derive(Debug)]
@@ -61,6 +65,8 @@ pub struct Answer {
     pub form: Form,
     /// What the answer reports.
     pub usage: Option<Usage>,
+    /// What the line's user is to know beside the answer.
+    pub warnings: Vec<Warning>,
     /// Nobody has the line's model: other lines of the model will be answered the same.
     pub is_model_missing: bool,
     /// Holds the body's bytes (beside what the call's reservation held before).
@@ -83,23 +89,63 @@ pub(in crate::upstream) async fn make(
         mut reservation,
         traceparent,
     } = call;
-    let edit = permit.target().edit.as_deref();
-    let mut copy = None;
-    if let Encoded::Spliced(splice) = client.provider.encode(&body, edit) {
-        // Of the answer's reservation, not of one beside it: the two must not wait for each other.
-        reservation.grow(splice.len()).await;
-        copy = Some(splice.copy());
+    if client.provider.translates() {
+        reservation
+            .grow(TRANSLATION.saturating_mul(body.len()))
+            .await;
     }
+    let backend = permit.backend();
+    let line = Line {
+        path,
+        model: backend.model(),
+        body: &body,
+        edit: permit.target().edit.as_deref(),
+        clock,
+    };
+    let encoded = match client.provider.encode(&line) {
+        Ok(Encoded::Unchanged) => Ok((None, None)),
+        Ok(Encoded::Spliced(splice)) => {
+            // Of the answer's reservation, not of one beside it: the two must not wait for each
+            // other.
+            reservation.grow(splice.len()).await;
+            Ok((Some(splice.copy()), None))
+        }
+        Ok(Encoded::Translated { body, asked }) => Ok((Some(body), Some(asked))),
+        Err(unsupported) => Err(unsupported),
+    };
+    let (copy, asked) = match encoded {
+        Ok(encoded) => encoded,
+        Err(unsupported) => {
+            let ended = Ended {
+                cause: explain(client, unsupported),
+                ..Ended::without_an_answer(CallResult::Unsupported)
+            };
+            return conclude(client, permit, history, ended, None);
+        }
+    };
     let copied = copy.as_ref().map_or(0, Bytes::len);
+    if asked.is_some() {
+        reservation.shrink_to(copied);
+        reservation
+            .grow(copied.saturating_sub(reservation.bytes()))
+            .await;
+    }
     let body = copy.unwrap_or(body);
     permit.send();
+    let model = permit.backend().model();
     let reply = client
-        .post(path, body, traceparent.as_deref(), timer, &mut reservation)
+        .post(
+            (path, model),
+            body,
+            traceparent.as_deref(),
+            timer,
+            &mut reservation,
+        )
         .await;
     match reply {
         Ok((head, body)) => {
             reservation.shrink_to(reservation.bytes() - copied);
-            let (mut ended, answer) = read(client, clock, &head, body, reservation);
+            let (mut ended, answer) = read(client, clock, &head, (body, asked), reservation);
             if permit.is_rate_limited() {
                 ended.remaining = client.provider.remaining(&head.headers, now(clock));
             }
@@ -108,16 +154,21 @@ pub(in crate::upstream) async fn make(
         Err(failure) => {
             client.warn_of(failure.result);
             let ended = Ended {
-                result: failure.result,
-                status: None,
-                retry_after: None,
-                used: None,
-                remaining: Vec::new(),
                 cause: failure.cause,
+                ..Ended::without_an_answer(failure.result)
             };
             conclude(client, permit, history, ended, None)
         }
     }
+}
+
+/// Why a line cannot be sent to an upstream, in words for its user.
+fn explain(client: &Client, unsupported: Unsupported) -> String {
+    let Unsupported { param, reason } = unsupported;
+    format!(
+        "The upstream {} cannot take `{param}`: {reason}.",
+        client.name
+    )
 }
 
 /// What an answer is, and how its call went.
@@ -125,11 +176,11 @@ fn read(
     client: &Client,
     clock: &Clock,
     head: &Head,
-    body: Bytes,
+    (body, asked): (Bytes, Option<Asked>),
     reservation: Reservation,
 ) -> (Ended, Answer) {
-    let provider = client.provider;
-    let decoded = provider.decode(head, body);
+    let provider = &client.provider;
+    let decoded = provider.decode(head, body, asked);
     let result = provider.classify(head, &decoded);
     let mut ended = Ended {
         result,
@@ -140,7 +191,7 @@ fn read(
         cause: String::new(),
     };
     if result != CallResult::Succeeded {
-        ended.retry_after = provider.retry_after(&head.headers, now(clock));
+        ended.retry_after = provider.retry_after(head, &decoded, now(clock));
         ended.cause = provider.explain(result, head, &decoded);
     }
     let answer = Answer {
@@ -149,6 +200,7 @@ fn read(
         body: decoded.body,
         form: decoded.form,
         usage: decoded.usage,
+        warnings: decoded.warnings,
         is_model_missing: result == CallResult::ModelMissing,
         reservation,
     };
@@ -181,7 +233,7 @@ fn conclude(
     let target = Arc::clone(permit.backend());
     let next = permit.finish(history, &ended);
     let is_kept = match next {
-        Next::End => result != CallResult::Garbled,
+        Next::End => !matches!(result, CallResult::Garbled | CallResult::Unusable),
         Next::Again { .. } => {
             client.metrics.retried(result as usize);
             result.cost() == Some(Cost::Refusal)

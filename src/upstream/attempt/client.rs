@@ -29,7 +29,7 @@ use crate::upstream::transport::{self, Address, Response, Transport, Unread};
 /// Room made for an answer on its server's word, before its bytes are here.
 const TRUSTED_LENGTH_MAX: usize = 8 << 20;
 
-/// How long a question for `/models` may take.
+/// How long a question for `/models` may take, with all pages of the list.
 const MODELS_TIMEOUT: Duration = Duration::from_secs(10);
 
 /// Of the whole process, whichever upstream it wants to reach.
@@ -40,7 +40,7 @@ static NO_DESCRIPTOR: Notice = Notice::new();
 pub(in crate::upstream) struct Client {
     pub(in crate::upstream) name: Arc<str>,
     pub(in crate::upstream) concurrency: usize,
-    pub(in crate::upstream) provider: &'static dyn Provider,
+    pub(in crate::upstream) provider: Box<dyn Provider>,
     pub(in crate::upstream) metrics: UpstreamMetrics,
     base: Url,
     /// Of each path that was called so far.
@@ -98,10 +98,10 @@ impl Client {
         Ok(Self {
             name: settings.name.as_str().into(),
             concurrency: settings.concurrency,
-            provider,
             metrics: metrics().upstream(&settings.name, CallResult::ALL.map(CallResult::label)),
             addresses: RwLock::default(),
-            headers: headers(settings, provider, &base).map_err(fault)?,
+            headers: headers(settings, &*provider, &base).map_err(fault)?,
+            provider,
             transport: Transport::new(settings, &base).map_err(fault)?,
             timeout: settings.timeout,
             connect_timeout: settings.time_to_connect(),
@@ -156,15 +156,16 @@ impl Client {
     }
 
     /// Posts a line's body and reads the whole answer; its bytes are reserved as they come.
+    /// `model`: what the upstream calls the line's model.
     pub(in crate::upstream) async fn post(
         &self,
-        path: &'static str,
+        (path, model): (&'static str, &str),
         body: Bytes,
         traceparent: Option<&str>,
         timer: &mut Timer,
         reservation: &mut Reservation,
     ) -> Result<(Head, Bytes), Failure> {
-        let (address, mut headers) = (self.address(path)?, self.headers.clone());
+        let (address, mut headers) = (self.address(path, model)?, self.headers.clone());
         if let Some(Ok(traceparent)) = traceparent.map(HeaderValue::from_str) {
             headers.insert("traceparent", traceparent);
         }
@@ -183,7 +184,6 @@ impl Client {
 
     /// Asks the server which models it has.
     pub(in crate::upstream) async fn list_models(&self) -> Result<Listing, Failure> {
-        let address = written(self.provider.models_url(&self.base))?;
         let mut headers = self.headers.clone();
         headers.remove(CONTENT_TYPE);
         let timeout = self.timeout.min(MODELS_TIMEOUT);
@@ -191,19 +191,34 @@ impl Client {
         let mut reservation = Budget::new(self.max_response_bytes).reserve();
         let mut timer = Timer::default();
         let mut deadline = timer.set(Instant::now() + timeout);
-        let sending = self
-            .transport
-            .send(Method::GET, &address, headers, Bytes::new(), true);
-        let response = self.head(pin!(sending), timeout, deadline.as_mut()).await?;
-        let (head, body) = self
-            .whole(response, timeout, deadline, &mut reservation)
-            .await?;
-        let models = head.is_success().then(|| self.provider.models(&body));
-        Ok(Listing {
-            status: head.status,
-            is_own: !http::is_of_a_gateway(head.status),
-            models: models.flatten(),
-        })
+        let (mut listed, mut after) = (Vec::new(), None::<String>);
+        loop {
+            let address = written(self.provider.models_url(&self.base, after.as_deref()))?;
+            let (headers, body) = (headers.clone(), Bytes::new());
+            let sending = self
+                .transport
+                .send(Method::GET, &address, headers, body, true);
+            let response = self.head(pin!(sending), timeout, deadline.as_mut()).await?;
+            let whole = self.whole(response, timeout, deadline.as_mut(), &mut reservation);
+            let (head, body) = whole.await?;
+            let page = head.is_success().then(|| self.provider.models(&body));
+            drop(body);
+            reservation.shrink_to(0);
+            let page = page.flatten().map(|page| {
+                listed.extend(page.models);
+                page.next
+            });
+            match page {
+                Some(next @ Some(_)) => after = next,
+                end => {
+                    return Ok(Listing {
+                        status: head.status,
+                        is_own: !http::is_of_a_gateway(head.status),
+                        models: end.map(|_| listed),
+                    });
+                }
+            }
+        }
     }
 
     /// Waits for the head of an answer.
@@ -292,14 +307,23 @@ impl Client {
         Ok(Bytes::from(body))
     }
 
-    fn address(&self, path: &'static str) -> Result<Arc<Address>, Failure> {
+    fn address(&self, path: &'static str, model: &str) -> Result<Arc<Address>, Failure> {
+        let made = || {
+            Ok(Arc::new(written(
+                self.provider.url(&self.base, path, model),
+            )?))
+        };
+        if self.provider.names_models_in_urls() {
+            // Not kept: there may be any number of models.
+            return made();
+        }
         let addresses = self.addresses.read();
         let addresses = addresses.unwrap_or_else(PoisonError::into_inner);
         if let Some((_, address)) = addresses.iter().find(|(known, _)| *known == path) {
             return Ok(Arc::clone(address));
         }
         drop(addresses);
-        let address = Arc::new(written(self.provider.url(&self.base, path))?);
+        let address = made()?;
         let addresses = self.addresses.write();
         let mut addresses = addresses.unwrap_or_else(PoisonError::into_inner);
         addresses.push((path, Arc::clone(&address)));
@@ -358,7 +382,7 @@ fn timed_out(timeout: Duration) -> Failure {
 
 fn headers(
     settings: &UpstreamSettings,
-    provider: &'static dyn Provider,
+    provider: &dyn Provider,
     base: &Url,
 ) -> Result<HeaderMap, String> {
     let mut headers = HeaderMap::new();
@@ -371,6 +395,7 @@ fn headers(
     if base.scheme() == "https" {
         headers.insert(ACCEPT_ENCODING, HeaderValue::from_static(coding::ACCEPTED));
     }
+    provider.introduce(&mut headers);
     if let Some(key) = &settings.api_key {
         provider
             .authorize(key, &mut headers)

@@ -55,7 +55,7 @@ struct Trouble {
     last: Instant,
     /// The backend's evidence when the line failed first.
     before: Evidence,
-    /// It does not have the line's model.
+    /// It does not have the line's model, or cannot take what the line asks for.
     is_missing: bool,
 }
 
@@ -226,6 +226,30 @@ impl History {
             let mut troubles = self.troubles.iter();
             troubles.any(|trouble| trouble.is_missing && Arc::ptr_eq(&trouble.backend, one))
         })
+    }
+
+    /// What is to become of a line that was not sent because the backend's provider cannot take what
+    /// the line asks for. The line goes to another of `all` at once. It ends where none takes it.
+    /// `evidence`: the backend's.
+    pub(in crate::upstream) fn unsupported<'a>(
+        &mut self,
+        backend: &Arc<Backend>,
+        evidence: &Evidence,
+        all: impl Iterator<Item = &'a Arc<Backend>>,
+        settings: &RetrySettings,
+        random: f64,
+    ) -> Next {
+        let assessment = self.failed(backend, evidence, Instant::now());
+        if self.is_missing_at(backend, all) {
+            return Next::End;
+        }
+        match self.turned_away(&assessment, None, settings, random) {
+            Next::Again { is_hastened, .. } if assessment.is_fresh => Next::Again {
+                after: Duration::ZERO,
+                is_hastened,
+            },
+            next => next,
+        }
     }
 
     /// What is to become of the line after a failure.

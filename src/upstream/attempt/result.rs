@@ -37,6 +37,8 @@ pub enum CallResult {
     /// A success whose body is no JSON, and does not claim to be, or has an error in place of an
     /// answer.
     Garbled,
+    /// A success without an answer: the model broke off, or wrote what is not what was asked for.
+    Unusable,
     /// A success of the model server itself, which no JSON reader can read. To compute the answer
     /// again would bring the same.
     Malformed,
@@ -48,6 +50,9 @@ pub enum CallResult {
     TimedOut,
     /// The answer is larger than the upstream's `max_response_bytes`. The next one would be, too.
     TooLarge,
+    /// The provider cannot take what the line asks for: the request was not sent. Another provider
+    /// may.
+    Unsupported,
 }
 
 /// What a failed call costs its line.
@@ -63,7 +68,7 @@ pub(in crate::upstream) enum Cost {
 
 impl CallResult {
     /// All of them, in order: by `result as usize`.
-    pub(in crate::upstream) const ALL: [CallResult; 19] = [
+    pub(in crate::upstream) const ALL: [CallResult; 21] = [
         CallResult::Succeeded,
         CallResult::Rejected,
         CallResult::ModelMissing,
@@ -78,11 +83,13 @@ impl CallResult {
         CallResult::Unreachable,
         CallResult::ServerError,
         CallResult::Garbled,
+        CallResult::Unusable,
         CallResult::Malformed,
         CallResult::Undecodable,
         CallResult::Broken,
         CallResult::TimedOut,
         CallResult::TooLarge,
+        CallResult::Unsupported,
     ];
 
     /// For metrics and spans. Several results share a label.
@@ -90,7 +97,7 @@ impl CallResult {
     pub fn label(self) -> &'static str {
         match self {
             CallResult::Succeeded | CallResult::Rejected | CallResult::ModelMissing => "answered",
-            CallResult::Malformed | CallResult::Undecodable => "malformed",
+            CallResult::Malformed | CallResult::Undecodable | CallResult::Unusable => "malformed",
             CallResult::KeyRefused | CallResult::Refused | CallResult::Unpaid => "refused",
             CallResult::Misdirected => "misdirected",
             CallResult::Limited => "rate_limited",
@@ -101,6 +108,7 @@ impl CallResult {
             CallResult::Broken => "broken",
             CallResult::TimedOut => "timed_out",
             CallResult::TooLarge => "too_large",
+            CallResult::Unsupported => "unsupported",
         }
     }
 
@@ -109,7 +117,8 @@ impl CallResult {
     pub fn error_code(self) -> ErrorCode {
         match self {
             CallResult::TimedOut => ErrorCode::RequestTimeout,
-            CallResult::Undecodable => ErrorCode::InvalidResponse,
+            CallResult::Undecodable | CallResult::Unusable => ErrorCode::InvalidResponse,
+            CallResult::Unsupported => ErrorCode::UnsupportedParameter,
             CallResult::TooLarge => ErrorCode::ResponseTooLarge,
             _ => ErrorCode::UpstreamUnavailable,
         }
@@ -124,7 +133,8 @@ impl CallResult {
             | CallResult::Undecodable
             | CallResult::NoDescriptor
             | CallResult::NoPort
-            | CallResult::TooLarge => return None,
+            | CallResult::TooLarge
+            | CallResult::Unsupported => return None,
             CallResult::ModelMissing => Reason::ModelMissing,
             CallResult::KeyRefused => Reason::KeyRefused,
             CallResult::Refused => Reason::Refused,
@@ -135,6 +145,7 @@ impl CallResult {
             CallResult::Unreachable => Reason::Unreachable,
             CallResult::ServerError
             | CallResult::Garbled
+            | CallResult::Unusable
             | CallResult::Broken
             | CallResult::TimedOut => Reason::Failing,
         })
@@ -160,6 +171,7 @@ impl CallResult {
             CallResult::Succeeded
                 | CallResult::Rejected
                 | CallResult::Malformed
+                | CallResult::Unusable
                 | CallResult::ModelMissing
                 | CallResult::Refused
                 | CallResult::Unpaid
@@ -184,9 +196,11 @@ impl CallResult {
             | CallResult::Unavailable
             | CallResult::NoDescriptor
             | CallResult::NoPort
-            | CallResult::Unreachable => Cost::TurnedAway,
+            | CallResult::Unreachable
+            | CallResult::Unsupported => Cost::TurnedAway,
             CallResult::ServerError
             | CallResult::Garbled
+            | CallResult::Unusable
             | CallResult::Broken
             | CallResult::TimedOut => Cost::Attempt,
         })

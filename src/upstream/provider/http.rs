@@ -3,13 +3,23 @@
 use std::time::{Duration, SystemTime};
 
 use reqwest::Url;
-use reqwest::header::{CONTENT_TYPE, HeaderMap, HeaderName, HeaderValue, LOCATION, RETRY_AFTER};
+use reqwest::header::{
+    AUTHORIZATION, CONTENT_TYPE, HeaderMap, HeaderName, HeaderValue, InvalidHeaderValue, LOCATION,
+    RETRY_AFTER,
+};
+use secrecy::{ExposeSecret, SecretString};
 
 /// Longer than anybody means. What is asked for is bounded again by `[retry] longest_wait`.
 const WAIT_MAX: Duration = Duration::from_hours(24 * 365);
 
 /// How much of a body that is not JSON a line's error repeats.
 const EXCERPT_CHARS: usize = 100;
+
+/// As OpenAI and most others name the request's id.
+const X_REQUEST_ID: HeaderName = HeaderName::from_static("x-request-id");
+/// As Anthropic names it.
+const REQUEST_ID: HeaderName = HeaderName::from_static("request-id");
+const RETRY_AFTER_MS: HeaderName = HeaderName::from_static("retry-after-ms");
 
 /// The head of an HTTP answer.
 #[derive(Debug)]
@@ -22,6 +32,47 @@ impl Head {
     pub(in crate::upstream) fn is_success(&self) -> bool {
         (200..300).contains(&self.status)
     }
+}
+
+/// The server's own id for the request.
+pub(super) fn request_id(headers: &HeaderMap) -> Option<&str> {
+    let id = headers
+        .get(X_REQUEST_ID)
+        .or_else(|| headers.get(REQUEST_ID))?;
+    id.to_str().ok().filter(|id| !id.is_empty())
+}
+
+/// Sends a key as a bearer token.
+pub(super) fn bear(key: &SecretString, headers: &mut HeaderMap) -> Result<(), InvalidHeaderValue> {
+    let value = format!("Bearer {}", key.expose_secret());
+    secret(AUTHORIZATION, &value, headers)
+}
+
+/// Sends a secret in a header.
+pub(super) fn secret(
+    name: HeaderName,
+    secret: &str,
+    headers: &mut HeaderMap,
+) -> Result<(), InvalidHeaderValue> {
+    let mut value = HeaderValue::from_str(secret)?;
+    value.set_sensitive(true);
+    headers.insert(name, value);
+    Ok(())
+}
+
+/// The base with `path` put behind its own; its query (an API version, say) stays.
+pub(super) fn behind(base: &Url, path: &str) -> Url {
+    let mut url = base.clone();
+    url.set_path(&format!("{}{path}", base.path().trim_end_matches('/')));
+    url
+}
+
+/// The same, where the base may be the server's origin, or have the API's version (`/v1`, say) as
+/// its path or at the end of its path already.
+pub(super) fn behind_version(base: &Url, version: &str, path: &str) -> Url {
+    let own = base.path().trim_end_matches('/');
+    let version = if own.ends_with(version) { "" } else { version };
+    behind(base, &format!("{version}{path}"))
 }
 
 /// Whether a status is one by which a gateway says that the server behind it does not answer.
@@ -81,6 +132,12 @@ pub(super) fn retry_after(headers: &HeaderMap, now: SystemTime) -> Option<Durati
     wait.map(|wait| wait.min(WAIT_MAX))
 }
 
+/// The same: `retry-after-ms`, else `retry-after`.
+pub(super) fn exact_retry_after(headers: &HeaderMap, now: SystemTime) -> Option<Duration> {
+    let exact = number(headers, &RETRY_AFTER_MS).map(|ms| seconds(ms / 1000.0));
+    exact.or_else(|| retry_after(headers, now))
+}
+
 /// A header's value as a number.
 pub(super) fn number(headers: &HeaderMap, name: &HeaderName) -> Option<f64> {
     let number = text(headers, name)?.parse::<f64>().ok();
@@ -112,6 +169,32 @@ pub(super) fn excerpt(body: &[u8]) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn the_servers_request_id_is_found_under_both_names() {
+        let mut headers = HeaderMap::new();
+        assert_eq!(request_id(&headers), None);
+        headers.insert("request-id", HeaderValue::from_static("req_1"));
+        assert_eq!(request_id(&headers), Some("req_1"));
+        headers.insert("x-request-id", HeaderValue::from_static("req_2"));
+        assert_eq!(request_id(&headers), Some("req_2"));
+    }
+
+    #[test]
+    fn a_path_goes_behind_the_origin_and_behind_the_version() {
+        for (base, expected) in [
+            ("https://h", "https://h/v1/messages"),
+            ("https://h/", "https://h/v1/messages"),
+            ("https://h/v1", "https://h/v1/messages"),
+            ("https://h/v1/", "https://h/v1/messages"),
+            ("https://h/a/v1?x=1", "https://h/a/v1/messages?x=1"),
+            ("https://h/a", "https://h/a/v1/messages"),
+        ] {
+            let base = Url::parse(base).expect("a URL");
+            let url = behind_version(&base, "/v1", "/messages");
+            assert_eq!(url.as_str(), expected);
+        }
+    }
 
     #[test]
     fn a_redirect_is_told_without_its_secrets() {

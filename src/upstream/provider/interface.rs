@@ -1,5 +1,6 @@
 //! What a provider is asked, and what it answers.
 
+use std::borrow::Cow;
 use std::fmt;
 use std::time::{Duration, SystemTime};
 
@@ -11,7 +12,8 @@ use secrecy::SecretString;
 use super::edit::{Edit, Splice};
 use super::http::{self, Head};
 use super::remaining;
-use crate::domain::outcome::Form;
+use crate::domain::clock::Clock;
+use crate::domain::outcome::{Form, Warning};
 use crate::domain::usage::Usage;
 use crate::upstream::attempt::result::CallResult;
 use crate::upstream::limits::rate::Remaining;
@@ -19,8 +21,20 @@ use crate::upstream::models::ModelInfo;
 
 /// A kind of model server, and its API.
 pub(in crate::upstream) trait Provider: fmt::Debug + Send + Sync {
-    /// Where a line goes whose `url` is `path`, such as `/v1/chat/completions`.
-    fn url(&self, base: &Url, path: &str) -> Url;
+    /// Whether lines are sent in a form of the provider's own. Then memory for that form is
+    /// reserved before a line is encoded.
+    fn translates(&self) -> bool {
+        false
+    }
+
+    /// Whether the URL of a call depends on its model.
+    fn names_models_in_urls(&self) -> bool {
+        false
+    }
+
+    /// Where a line goes whose `url` is `path`, such as `/v1/chat/completions`. `model`: what the
+    /// upstream calls the line's model.
+    fn url(&self, base: &Url, path: &str, model: &str) -> Url;
 
     /// Adds the headers that carry the key.
     fn authorize(
@@ -29,18 +43,25 @@ pub(in crate::upstream) trait Provider: fmt::Debug + Send + Sync {
         headers: &mut HeaderMap,
     ) -> Result<(), InvalidHeaderValue>;
 
-    /// What is sent for a line's body. `edit`: what its route changes.
-    fn encode<'a>(&self, body: &'a [u8], edit: Option<&'a Edit>) -> Encoded<'a>;
+    /// Adds the headers that each call has, beside the key's.
+    fn introduce(&self, _headers: &mut HeaderMap) {}
 
-    /// Reads an answer, and brings it into the form that its line gets.
-    fn decode(&self, head: &Head, body: Bytes) -> Decoded;
+    /// What is sent for a line.
+    ///
+    /// # Errors
+    /// When the provider cannot take what the line asks for.
+    fn encode<'a>(&self, line: &Line<'a>) -> Result<Encoded<'a>, Unsupported>;
+
+    /// Reads an answer, and brings it into the form that its line gets. `asked`: what the encoding
+    /// of the line remembers, where it was [translated](Encoded::Translated).
+    fn decode(&self, head: &Head, body: Bytes, asked: Option<Asked>) -> Decoded;
 
     /// How the call went that was answered so.
     fn classify(&self, head: &Head, answer: &Decoded) -> CallResult;
 
     /// How long the server asks to be left alone, beside a failure.
-    fn retry_after(&self, headers: &HeaderMap, now: SystemTime) -> Option<Duration> {
-        http::retry_after(headers, now)
+    fn retry_after(&self, head: &Head, _answer: &Decoded, now: SystemTime) -> Option<Duration> {
+        http::retry_after(&head.headers, now)
     }
 
     /// What the server says is left of its rate limits, beside any answer. What cannot be read is
@@ -53,22 +74,82 @@ pub(in crate::upstream) trait Provider: fmt::Debug + Send + Sync {
     fn explain(&self, result: CallResult, head: &Head, answer: &Decoded) -> String;
 
     /// Whether an answer calls itself what such servers answer with. A proxy's page does not.
-    fn is_own(&self, headers: &HeaderMap) -> bool;
+    fn is_own(&self, headers: &HeaderMap) -> bool {
+        http::is_json(headers)
+    }
 
-    /// Where the server lists its models.
-    fn models_url(&self, base: &Url) -> Url;
+    /// Where the server lists its models. `after`: where the page before says that the list goes
+    /// on.
+    fn models_url(&self, base: &Url, after: Option<&str>) -> Url;
 
-    /// Reads the list of models; `None` if the body is no such list.
-    fn models(&self, body: &[u8]) -> Option<Vec<ModelInfo>>;
+    /// Reads a page of the list of models; `None` if the body is no such list.
+    fn models(&self, body: &[u8]) -> Option<ModelPage>;
 }
 
-/// What is sent for a line's body.
+/// A line that is to be sent.
+#[derive(Clone, Copy, Debug)]
+pub(in crate::upstream) struct Line<'a> {
+    /// The line's `url`, such as `/v1/chat/completions`.
+    pub(in crate::upstream) path: &'static str,
+    /// What the upstream calls the model.
+    pub(in crate::upstream) model: &'a str,
+    pub(in crate::upstream) body: &'a [u8],
+    /// What the route changes.
+    pub(in crate::upstream) edit: Option<&'a Edit>,
+    pub(in crate::upstream) clock: &'a Clock,
+}
+
+impl<'a> Line<'a> {
+    /// The body as the route changes it.
+    pub(super) fn edited(&self) -> Cow<'a, [u8]> {
+        match self.edit.and_then(|edit| edit.splice(self.body)) {
+            Some(splice) => Cow::Owned(splice.copy().into()),
+            None => Cow::Borrowed(self.body),
+        }
+    }
+}
+
+/// What is sent for a line.
 #[derive(Debug)]
 pub(in crate::upstream) enum Encoded<'a> {
     /// The line's own bytes.
     Unchanged,
     /// A changed copy, whose length is known before the copy is made.
     Spliced(Splice<'a>),
+    /// A body in the provider's own form.
+    Translated { body: Bytes, asked: Asked },
+}
+
+/// What the translation of an answer needs to know of its request. In a box: few calls have one.
+#[derive(Debug)]
+pub(in crate::upstream) struct Asked(pub(super) Box<Request>);
+
+/// What a request asked for, as far as its answer depends on it.
+#[derive(Debug, Default)]
+pub(super) struct Request {
+    /// The line's `url`.
+    pub(super) path: &'static str,
+    /// What the upstream calls the model.
+    pub(super) model: String,
+    /// When it was asked, in Unix seconds.
+    pub(super) created: i64,
+    /// The names of functions that were sent under another name: that name, and the request's own.
+    pub(super) names: Vec<(String, String)>,
+    /// The answer is to be a JSON object, and the provider does not see to that.
+    pub(super) wants_json: bool,
+    /// The name of the function that stands for the answer itself.
+    pub(super) answers_by: Option<&'static str>,
+    /// What was left out of the request.
+    pub(super) warnings: Vec<Warning>,
+}
+
+/// Why a line cannot be sent to an upstream of this provider.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(in crate::upstream) struct Unsupported {
+    /// What of the body, such as `messages[0].content[1]`.
+    pub(in crate::upstream) param: String,
+    /// In words for the line's user.
+    pub(in crate::upstream) reason: String,
 }
 
 /// An answer in the form that its line gets, and what was found in it.
@@ -80,6 +161,28 @@ pub(in crate::upstream) struct Decoded {
     pub(in crate::upstream) usage: Option<Usage>,
     /// The answer has an error, and nothing that would be an answer.
     pub(in crate::upstream) is_bare_error: bool,
+    /// Why the answer is none although the server says so, in words: the model broke off, say.
+    /// Another attempt may bring one.
+    pub(in crate::upstream) fault: Option<String>,
+    /// What the server itself said, where that was translated and is no success.
+    pub(in crate::upstream) said: Option<Bytes>,
     /// The server's own id for the request.
     pub(in crate::upstream) request_id: Option<String>,
+    /// What the line's user is to know beside the answer.
+    pub(in crate::upstream) warnings: Vec<Warning>,
+}
+
+impl Decoded {
+    /// What the server itself said.
+    pub(super) fn said(&self) -> &Bytes {
+        self.said.as_ref().unwrap_or(&self.body)
+    }
+}
+
+/// A part of a server's list of models.
+#[derive(Debug)]
+pub(in crate::upstream) struct ModelPage {
+    pub(in crate::upstream) models: Vec<ModelInfo>,
+    /// Where the list goes on, if it does.
+    pub(in crate::upstream) next: Option<String>,
 }

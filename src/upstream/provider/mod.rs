@@ -4,17 +4,24 @@
 //!
 //! Lines and their answers are in the form of OpenAI's API, whichever provider answers.
 
+mod answer;
+mod anthropic;
+mod chat;
 pub(super) mod edit;
 pub(super) mod http;
 mod interface;
 mod openai;
 mod remaining;
+mod tree;
 
-pub(super) use self::interface::{Encoded, Provider};
+pub(super) use self::interface::{Asked, Encoded, Line, Provider, Unsupported};
 
-use crate::upstream::settings::UpstreamSettings;
+use crate::upstream::settings::{ProviderKind, UpstreamSettings};
 
 /// The provider of an upstream.
-pub(super) fn of(_upstream: &UpstreamSettings) -> &'static dyn Provider {
-    &openai::OpenAi
+pub(super) fn of(upstream: &UpstreamSettings) -> Box<dyn Provider> {
+    match upstream.provider {
+        ProviderKind::OpenAi => Box::new(openai::OpenAi),
+        ProviderKind::Anthropic => Box::new(anthropic::Anthropic::new(upstream)),
+    }
 }

@@ -7,24 +7,18 @@ use std::time::{Duration, SystemTime};
 
 use bytes::Bytes;
 use reqwest::Url;
-use reqwest::header::{AUTHORIZATION, HeaderMap, HeaderName, HeaderValue, InvalidHeaderValue};
-use secrecy::{ExposeSecret, SecretString};
+use reqwest::header::{HeaderMap, InvalidHeaderValue};
+use secrecy::SecretString;
 use serde::Deserialize;
 
 use self::streamed::Folded;
-use super::edit::Edit;
 use super::http::{self, Head};
-use super::interface::{Decoded, Encoded, Provider};
+use super::interface::{Asked, Decoded, Encoded, Line, ModelPage, Provider, Unsupported};
 use crate::domain::json;
 use crate::domain::outcome::Form;
 use crate::domain::usage;
 use crate::upstream::attempt::result::CallResult;
 use crate::upstream::models::ModelInfo;
-
-/// As OpenAI and most others name the request's id.
-const X_REQUEST_ID: HeaderName = HeaderName::from_static("x-request-id");
-/// As Anthropic names it.
-const REQUEST_ID: HeaderName = HeaderName::from_static("request-id");
 
 /// Some servers begin JSON with it, and JSON readers refuse it.
 const BYTE_ORDER_MARK: &[u8] = b"\xEF\xBB\xBF";
@@ -54,8 +48,8 @@ struct Model {
 }
 
 impl Provider for OpenAi {
-    fn url(&self, base: &Url, path: &str) -> Url {
-        behind(base, path.strip_prefix("/v1").unwrap_or(path))
+    fn url(&self, base: &Url, path: &str, _model: &str) -> Url {
+        http::behind(base, path.strip_prefix("/v1").unwrap_or(path))
     }
 
     fn authorize(
@@ -63,20 +57,17 @@ impl Provider for OpenAi {
         key: &SecretString,
         headers: &mut HeaderMap,
     ) -> Result<(), InvalidHeaderValue> {
-        let mut value = HeaderValue::from_str(&format!("Bearer {}", key.expose_secret()))?;
-        value.set_sensitive(true);
-        headers.insert(AUTHORIZATION, value);
-        Ok(())
+        http::bear(key, headers)
     }
 
-    fn encode<'a>(&self, body: &'a [u8], edit: Option<&'a Edit>) -> Encoded<'a> {
-        match edit.and_then(|edit| edit.splice(body)) {
+    fn encode<'a>(&self, line: &Line<'a>) -> Result<Encoded<'a>, Unsupported> {
+        Ok(match line.edit.and_then(|edit| edit.splice(line.body)) {
             Some(splice) => Encoded::Spliced(splice),
             None => Encoded::Unchanged,
-        }
+        })
     }
 
-    fn decode(&self, head: &Head, body: Bytes) -> Decoded {
+    fn decode(&self, head: &Head, body: Bytes, _asked: Option<Asked>) -> Decoded {
         let body = without_byte_order_mark(body);
         let is_streamed = head.is_success() && http::is_event_stream(&head.headers);
         let folded = is_streamed.then(|| streamed::fold(&body));
@@ -85,7 +76,7 @@ impl Provider for OpenAi {
             Some(Folded::Answer(whole) | Folded::Error(whole)) => whole,
             _ => body,
         };
-        let request_id = request_id(&head.headers).map(str::to_owned);
+        let request_id = http::request_id(&head.headers).map(str::to_owned);
         let mut decoded = read(body, request_id);
         if is_incomplete && decoded.form == Form::NotJson {
             decoded.form = Form::Incomplete;
@@ -97,8 +88,8 @@ impl Provider for OpenAi {
         classify::classify(head, answer)
     }
 
-    fn retry_after(&self, headers: &HeaderMap, now: SystemTime) -> Option<Duration> {
-        classify::retry_after(headers, now)
+    fn retry_after(&self, head: &Head, _answer: &Decoded, now: SystemTime) -> Option<Duration> {
+        http::exact_retry_after(&head.headers, now)
     }
 
     fn explain(&self, result: CallResult, head: &Head, answer: &Decoded) -> String {
@@ -109,11 +100,11 @@ impl Provider for OpenAi {
         http::is_json(headers) || http::is_event_stream(headers)
     }
 
-    fn models_url(&self, base: &Url) -> Url {
-        behind(base, "/models")
+    fn models_url(&self, base: &Url, _after: Option<&str>) -> Url {
+        http::behind(base, "/models")
     }
 
-    fn models(&self, body: &[u8]) -> Option<Vec<ModelInfo>> {
+    fn models(&self, body: &[u8]) -> Option<ModelPage> {
         let body = body.strip_prefix(BYTE_ORDER_MARK).unwrap_or(body);
         let list: List = serde_json::from_slice(body).ok()?;
         let models = list.data.into_iter().map(|model| ModelInfo {
@@ -122,15 +113,11 @@ impl Provider for OpenAi {
             owned_by: model.owned_by.as_str().unwrap_or_default().to_owned(),
             shutdown_date: model.shutdown_date.as_str().map(str::to_owned),
         });
-        Some(models.collect())
+        Some(ModelPage {
+            models: models.collect(),
+            next: None,
+        })
     }
-}
-
-fn request_id(headers: &HeaderMap) -> Option<&str> {
-    let id = headers
-        .get(X_REQUEST_ID)
-        .or_else(|| headers.get(REQUEST_ID))?;
-    id.to_str().ok().filter(|id| !id.is_empty())
 }
 
 fn without_byte_order_mark(body: Bytes) -> Bytes {
@@ -160,7 +147,10 @@ fn read(body: Bytes, request_id: Option<String>) -> Decoded {
         form,
         usage: usage.and_then(usage::parse),
         is_bare_error,
+        fault: None,
+        said: None,
         request_id,
+        warnings: Vec::new(),
         body,
     }
 }
@@ -173,16 +163,10 @@ fn is_nothing(value: &str) -> bool {
     value == "null" || list.is_some_and(|items| items.trim_ascii().is_empty())
 }
 
-/// The base with `path` put behind its own; its query (an API version, say) stays.
-fn behind(base: &Url, path: &str) -> Url {
-    let mut url = base.clone();
-    url.set_path(&format!("{}{path}", base.path().trim_end_matches('/')));
-    url
-}
-
 #[cfg(test)]
 mod tests {
     use proptest::prelude::*;
+    use reqwest::header::AUTHORIZATION;
 
     use super::*;
 
@@ -201,7 +185,8 @@ mod tests {
         ];
         for (base, expected) in cases {
             let base = Url::parse(base).expect("a URL");
-            assert_eq!(OpenAi.url(&base, "/v1/chat/completions").as_str(), expected);
+            let url = OpenAi.url(&base, "/v1/chat/completions", "");
+            assert_eq!(url.as_str(), expected);
         }
     }
 
@@ -210,7 +195,7 @@ mod tests {
         let body = br#"{"object":"list","data":[{"id":"a","created":17,"owned_by":"me","x":{},
             "shutdown_date":"2027-01-31"},
             {"id":"b","created":null},{"id":"c","created":"2024-01-01"}]}"#;
-        let models = OpenAi.models(body).expect("a list");
+        let models = OpenAi.models(body).expect("a list").models;
         let ids: Vec<_> = models.iter().map(|m| (m.id.as_str(), m.created)).collect();
         assert_eq!(ids, [("a", 17), ("b", 0), ("c", 0)]);
         assert_eq!(models[0].owned_by, "me");
@@ -219,16 +204,6 @@ mod tests {
         for junk in ["", "<html>", "[]", "{}", r#"{"data":[{"name":"a"}]}"#] {
             assert!(OpenAi.models(junk.as_bytes()).is_none(), "{junk}");
         }
-    }
-
-    #[test]
-    fn the_servers_request_id_is_found_under_both_names() {
-        let mut headers = HeaderMap::new();
-        assert_eq!(request_id(&headers), None);
-        headers.insert("request-id", HeaderValue::from_static("req_1"));
-        assert_eq!(request_id(&headers), Some("req_1"));
-        headers.insert("x-request-id", HeaderValue::from_static("req_2"));
-        assert_eq!(request_id(&headers), Some("req_2"));
     }
 
     #[test]

@@ -35,6 +35,20 @@ pub(in crate::upstream) struct Ended {
     pub(in crate::upstream) cause: String,
 }
 
+impl Ended {
+    /// A call that was not answered.
+    pub(in crate::upstream) fn without_an_answer(result: CallResult) -> Self {
+        Self {
+            result,
+            status: None,
+            retry_after: None,
+            used: None,
+            remaining: Vec::new(),
+            cause: String::new(),
+        }
+    }
+}
+
 /// What a failure says of the target, and what of the line.
 struct Judgement {
     assessment: Assessment,
@@ -108,6 +122,10 @@ impl Targets {
         state.is_hastened |= hastens;
         let next = match &judgement {
             None if ended.result.cost().is_none() => Next::End,
+            None if ended.result == CallResult::Unsupported => {
+                let all = permit.routes.targets.iter().map(|target| &target.backend);
+                history.unsupported(backend, breaker.evidence(), all, &self.retry, random)
+            }
             None => history.held_up(&self.retry, random),
             Some(judgement) => {
                 let ends_refusals = state.giving_up.ends_refusals();

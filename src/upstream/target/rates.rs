@@ -86,7 +86,10 @@ impl Targets {
             let result = ended.result;
             !matches!(
                 result,
-                CallResult::Unreachable | CallResult::NoDescriptor | CallResult::NoPort
+                CallResult::Unreachable
+                    | CallResult::NoDescriptor
+                    | CallResult::NoPort
+                    | CallResult::Unsupported
             )
         };
         let is_sent = permit.is_sent && ended.is_none_or(was_sent);

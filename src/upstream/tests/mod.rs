@@ -183,7 +183,10 @@ pub(crate) fn upstream(name: &str, base_url: &str) -> UpstreamSettings {
     UpstreamSettings {
         rate_limits: Vec::new(),
         name: name.to_owned(),
+        provider: ProviderKind::OpenAi,
         base_url: base_url.to_owned(),
+        api_version: None,
+        unsupported_params: UnsupportedParams::Reject,
         api_key: None,
         enabled: true,
         concurrency: 4,

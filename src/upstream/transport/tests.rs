@@ -13,7 +13,7 @@ use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::mpsc;
 
 use super::*;
-use crate::upstream::settings::Http2;
+use crate::upstream::settings::{Http2, ProviderKind, UnsupportedParams};
 
 const PATIENCE: Duration = Duration::from_secs(30);
 
@@ -22,7 +22,10 @@ fn settings(base_url: &str) -> UpstreamSettings {
         enabled: true,
         rate_limits: Vec::new(),
         name: "gpu".to_owned(),
+        provider: ProviderKind::OpenAi,
         base_url: base_url.to_owned(),
+        api_version: None,
+        unsupported_params: UnsupportedParams::Reject,
         api_key: None,
         concurrency: 4,
         timeout: PATIENCE,

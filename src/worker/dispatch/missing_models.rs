@@ -140,6 +140,7 @@ impl MissingModels {
             body: known.body.clone(),
             form: known.form,
             usage: known.usage,
+            warnings: Vec::new(),
             is_model_missing: true,
             reservation: self.pool.budget().reserve(),
         };

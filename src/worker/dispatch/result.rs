@@ -34,6 +34,7 @@ pub(crate) fn answered(
         request_id,
         body,
         form: answer.form,
+        warnings: &answer.warnings,
     };
     let line = write(line, custom_id, body.len(), outcome);
     let failure = match (line.kind, answer.status) {

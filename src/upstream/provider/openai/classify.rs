@@ -2,8 +2,6 @@
 //! (`x-should-retry`), and by its error. The errors of Anthropic's API and of vLLM are read, too:
 //! servers that speak OpenAI's API pass them on. Pure: no clock, no dice.
 
-use std::time::{Duration, SystemTime};
-
 use reqwest::header::{HeaderMap, HeaderName};
 use serde_json::Value;
 
@@ -12,7 +10,6 @@ use crate::upstream::attempt::result::CallResult;
 use crate::upstream::provider::http::{self, Head};
 use crate::upstream::provider::interface::Decoded;
 
-const RETRY_AFTER_MS: HeaderName = HeaderName::from_static("retry-after-ms");
 const SHOULD_RETRY: HeaderName = HeaderName::from_static("x-should-retry");
 
 /// How a call went that was answered so.
@@ -60,12 +57,6 @@ fn success(headers: &HeaderMap, answer: &Decoded) -> CallResult {
         }
         Form::NotJson => CallResult::Garbled,
     }
-}
-
-/// How long the server asks to wait: `retry-after-ms`, else `retry-after`.
-pub(super) fn retry_after(headers: &HeaderMap, now: SystemTime) -> Option<Duration> {
-    let exact = http::number(headers, &RETRY_AFTER_MS).map(|ms| http::seconds(ms / 1000.0));
-    exact.or_else(|| http::retry_after(headers, now))
 }
 
 /// A failure, in words.

@@ -1,4 +1,4 @@
-use std::time::UNIX_EPOCH;
+use std::time::{Duration, UNIX_EPOCH};
 
 use super::*;
 
@@ -192,7 +192,7 @@ fn the_wait_that_a_server_asks_for_is_read_in_every_form() {
         (&[("retry-after-ms", "1e300")], Some(year)),
     ];
     for (pairs, expected) in cases {
-        let wait = retry_after(&headers(pairs), now).map(|wait| wait.as_millis());
+        let wait = http::exact_retry_after(&headers(pairs), now).map(|wait| wait.as_millis());
         assert_eq!(wait, expected.map(u128::from), "{pairs:?}");
     }
 }

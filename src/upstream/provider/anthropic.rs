@@ -1,0 +1,168 @@
+//! Anthropic's Messages API. Requests for chat completions are translated; there is nothing like the
+//! other endpoints.
+
+mod classify;
+mod decode;
+mod encode;
+mod models;
+mod schema;
+#[cfg(test)]
+mod tests;
+
+use std::time::{Duration, SystemTime};
+
+use bytes::Bytes;
+use reqwest::Url;
+use reqwest::header::{HeaderMap, HeaderName, HeaderValue, InvalidHeaderValue};
+use secrecy::{ExposeSecret, SecretString};
+use serde::Deserialize;
+
+use super::answer;
+use super::chat::refused;
+use super::http::{self, Head};
+use super::interface::{Asked, Decoded, Encoded, Line, ModelPage, Provider, Request, Unsupported};
+use super::tree::Tree;
+use crate::domain::clock;
+use crate::upstream::attempt::result::CallResult;
+use crate::upstream::models::ModelInfo;
+use crate::upstream::settings::{UnsupportedParams, UpstreamSettings};
+
+const API_KEY: HeaderName = HeaderName::from_static("x-api-key");
+const VERSION: HeaderName = HeaderName::from_static("anthropic-version");
+
+/// The version of the API that is spoken where the settings name none: the last with temperatures.
+const DEFAULT_VERSION: &str = "2023-06-01";
+
+/// The only endpoint of which requests are translated.
+const CHAT: &str = "/v1/chat/completions";
+
+/// As many models as a page has at most.
+const PAGE: &str = "1000";
+
+#[derive(Debug)]
+pub(super) struct Anthropic {
+    version: String,
+    policy: UnsupportedParams,
+}
+
+impl Anthropic {
+    pub(super) fn new(settings: &UpstreamSettings) -> Self {
+        let version = settings.api_version.as_deref().unwrap_or(DEFAULT_VERSION);
+        Self {
+            version: version.to_owned(),
+            policy: settings.unsupported_params,
+        }
+    }
+}
+
+#[derive(Deserialize)]
+struct List {
+    data: Vec<Model>,
+    #[serde(default)]
+    has_more: bool,
+    #[serde(default)]
+    last_id: Option<String>,
+}
+
+#[derive(Deserialize)]
+struct Model {
+    id: String,
+    #[serde(default)]
+    created_at: Option<String>,
+}
+
+impl Provider for Anthropic {
+    fn translates(&self) -> bool {
+        true
+    }
+
+    fn url(&self, base: &Url, _path: &str, _model: &str) -> Url {
+        http::behind_version(base, "/v1", "/messages")
+    }
+
+    fn authorize(
+        &self,
+        key: &SecretString,
+        headers: &mut HeaderMap,
+    ) -> Result<(), InvalidHeaderValue> {
+        http::secret(API_KEY, key.expose_secret(), headers)
+    }
+
+    fn introduce(&self, headers: &mut HeaderMap) {
+        if let Ok(version) = HeaderValue::from_str(&self.version) {
+            headers.insert(VERSION, version);
+        }
+    }
+
+    fn encode<'a>(&self, line: &Line<'a>) -> Result<Encoded<'a>, Unsupported> {
+        if line.path != CHAT {
+            let reason = format!("Anthropic's API has nothing like {}", line.path);
+            return Err(refused("url", reason));
+        }
+        let body = line.edited();
+        let text = std::str::from_utf8(&body).ok();
+        let Some(body) = text.and_then(Tree::read) else {
+            let reason = "it cannot be read: it is nested deeper than 128 levels, or a key has half \
+                          a surrogate pair";
+            return Err(refused("body", reason));
+        };
+        let (out, mut request) = encode::encode(&body, line.model, &self.version, self.policy)?;
+        request.path = line.path;
+        line.model.clone_into(&mut request.model);
+        request.created = clock::seconds(line.clock.now_ms());
+        Ok(Encoded::Translated {
+            body: Bytes::from(out),
+            asked: Asked(Box::new(request)),
+        })
+    }
+
+    fn decode(&self, head: &Head, body: Bytes, asked: Option<Asked>) -> Decoded {
+        let request = asked.map_or_else(Request::default, |asked| *asked.0);
+        let mut decoded = if head.is_success() {
+            decode::success(body, request)
+        } else {
+            decode::failure(head, body)
+        };
+        decoded.request_id = http::request_id(&head.headers).map(str::to_owned);
+        decoded
+    }
+
+    fn classify(&self, head: &Head, answer: &Decoded) -> CallResult {
+        classify::classify(head, answer)
+    }
+
+    fn retry_after(&self, head: &Head, _answer: &Decoded, now: SystemTime) -> Option<Duration> {
+        http::exact_retry_after(&head.headers, now)
+    }
+
+    fn explain(&self, _result: CallResult, head: &Head, answer: &Decoded) -> String {
+        answer::explain(head, answer)
+    }
+
+    fn models_url(&self, base: &Url, after: Option<&str>) -> Url {
+        let mut url = http::behind_version(base, "/v1", "/models");
+        url.query_pairs_mut().append_pair("limit", PAGE);
+        if let Some(after) = after {
+            url.query_pairs_mut().append_pair("after_id", after);
+        }
+        url
+    }
+
+    fn models(&self, body: &[u8]) -> Option<ModelPage> {
+        let list: List = serde_json::from_slice(body).ok()?;
+        let created = |at: &str| {
+            at.parse::<jiff::Timestamp>()
+                .map_or(0, jiff::Timestamp::as_second)
+        };
+        let models = list.data.into_iter().map(|model| ModelInfo {
+            created: model.created_at.as_deref().map_or(0, created),
+            id: model.id,
+            owned_by: "anthropic".to_owned(),
+            shutdown_date: None,
+        });
+        Some(ModelPage {
+            models: models.collect(),
+            next: list.last_id.filter(|_| list.has_more),
+        })
+    }
+}

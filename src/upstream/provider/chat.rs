@@ -1,0 +1,500 @@
+//! What the translations of requests for chat completions have in common, whichever provider they
+//! are for: what becomes of a key that the provider does not have, the parts of messages, and names
+//! that the provider does not allow.
+
+use std::borrow::Cow;
+use std::collections::{HashMap, HashSet};
+
+use super::interface::Unsupported;
+use super::tree::{Member, Tree};
+use crate::domain::outcome::{Warning, WarningCode};
+use crate::upstream::settings::UnsupportedParams;
+
+/// What becomes of a key of a request.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Rule {
+    /// The translation reads the key.
+    Mapped,
+    /// The key is sent as it is.
+    Passed,
+    /// The key does not change what is answered: it is left out, with a warning.
+    Harmless,
+    /// The key changes the answer, which would be one without it, too: as the upstream's
+    /// `unsupported_params` says.
+    Unsupported,
+    /// An answer without the key would be no answer to the request.
+    Refused,
+}
+
+/// What becomes of each key that a provider's translation knows of. A key that is not here is
+/// unsupported.
+pub(super) type Rules = [(&'static str, Rule)];
+
+/// The keys of OpenAI's requests for chat completions.
+#[cfg(test)]
+pub(super) const KEYS: [&str; 38] = [
+    "audio",
+    "frequency_penalty",
+    "function_call",
+    "functions",
+    "logit_bias",
+    "logprobs",
+    "max_completion_tokens",
+    "max_tokens",
+    "messages",
+    "metadata",
+    "modalities",
+    "model",
+    "moderation",
+    "n",
+    "parallel_tool_calls",
+    "prediction",
+    "presence_penalty",
+    "prompt_cache_key",
+    "prompt_cache_options",
+    "prompt_cache_retention",
+    "reasoning_effort",
+    "response_format",
+    "safety_identifier",
+    "seed",
+    "service_tier",
+    "stop",
+    "store",
+    "stream",
+    "stream_options",
+    "temperature",
+    "tool_choice",
+    "tools",
+    "top_logprobs",
+    "top_p",
+    "user",
+    "verbosity",
+    "web_search_options",
+    "reasoning_content",
+];
+
+/// Whether a member of a request asks for nothing: then it is passed over without a word.
+pub(super) fn asks_for_nothing(key: &str, value: &Tree<'_>) -> bool {
+    let is_empty = match value {
+        Tree::Plain(written) => written == "null" || written == "\"\"",
+        Tree::List(items) => items.is_empty(),
+        Tree::Object(members) => members.is_empty(),
+    };
+    let is_text_alone = |items: &[Tree<'_>]| items.iter().all(|item| item.is_text("text"));
+    is_empty
+        || match key {
+            "n" => value.whole() == Some(1),
+            "frequency_penalty" | "presence_penalty" | "top_logprobs" => value.float() == Some(0.0),
+            "logprobs" | "store" | "stream" | "strict" => value.is_plain("false"),
+            "parallel_tool_calls" => value.is_plain("true"),
+            "modalities" => value.list().is_some_and(is_text_alone),
+            "service_tier" | "detail" => value.is_text("auto"),
+            "verbosity" => value.is_text("medium"),
+            _ => false,
+        }
+}
+
+/// A value that the request must not have, in words.
+pub(super) fn refused(param: impl Into<String>, reason: impl Into<String>) -> Unsupported {
+    Unsupported {
+        param: param.into(),
+        reason: reason.into(),
+    }
+}
+
+/// What a translation has to say beside the request that it makes.
+#[derive(Debug)]
+pub(super) struct Notes {
+    policy: UnsupportedParams,
+    pub(super) warnings: Vec<Warning>,
+}
+
+impl Notes {
+    pub(super) fn new(policy: UnsupportedParams) -> Self {
+        Self {
+            policy,
+            warnings: Vec::new(),
+        }
+    }
+
+    /// Something is left out that does not change the answer.
+    pub(super) fn dropped(&mut self, param: impl Into<String>, message: impl Into<String>) {
+        self.warn(WarningCode::ParameterDropped, param, message);
+    }
+
+    /// Something is asked for in another way.
+    pub(super) fn changed(&mut self, param: impl Into<String>, message: impl Into<String>) {
+        self.warn(WarningCode::ParameterChanged, param, message);
+    }
+
+    /// Something is left out if the upstream's settings say so.
+    pub(super) fn unsupported(
+        &mut self,
+        param: impl Into<String>,
+        reason: impl Into<String>,
+    ) -> Result<(), Unsupported> {
+        match self.policy {
+            UnsupportedParams::Reject => Err(refused(param, reason)),
+            UnsupportedParams::Drop => {
+                self.dropped(param, reason);
+                Ok(())
+            }
+        }
+    }
+
+    fn warn(&mut self, code: WarningCode, param: impl Into<String>, message: impl Into<String>) {
+        self.warnings.push(Warning {
+            code,
+            param: param.into(),
+            message: message.into(),
+        });
+    }
+
+    /// Judges each member of an object by the rules; returns those that are sent as they are.
+    /// `place`: what stands before the keys, such as `messages[0].`; `api`: whose API it is.
+    pub(super) fn judge<'a>(
+        &mut self,
+        members: &[Member<'a>],
+        rules: &Rules,
+        place: &str,
+        api: &str,
+    ) -> Result<Vec<Member<'a>>, Unsupported> {
+        let mut passed = Vec::new();
+        for (key, value) in members {
+            let rule = rules.iter().find(|(known, _)| known == key);
+            let rule = rule.map_or(Rule::Unsupported, |(_, rule)| *rule);
+            if rule == Rule::Mapped || asks_for_nothing(key, value) {
+                continue;
+            }
+            let (param, reason) = (
+                format!("{place}{key}"),
+                format!("{api} has nothing like it"),
+            );
+            match rule {
+                Rule::Mapped => {}
+                Rule::Passed => passed.push((key.clone(), value.clone())),
+                Rule::Harmless => self.dropped(param, reason),
+                Rule::Unsupported => self.unsupported(param, reason)?,
+                Rule::Refused => return Err(refused(param, reason)),
+            }
+        }
+        Ok(passed)
+    }
+}
+
+/// A part of a message's content.
+#[derive(Debug)]
+pub(super) enum Part<'t> {
+    /// A string of the request, as it is written.
+    Text(Cow<'t, str>),
+    Image {
+        url: Cow<'t, str>,
+    },
+    File {
+        data: Option<Cow<'t, str>>,
+        name: Option<Cow<'t, str>>,
+    },
+    Audio,
+}
+
+/// A part, and where it stands.
+pub(super) struct Placed<'t, 'a> {
+    pub(super) part: Part<'t>,
+    /// Such as `messages[0].content[1]`.
+    pub(super) param: String,
+    /// The part as an object; `None`: the content is one string.
+    pub(super) whole: Option<&'t Tree<'a>>,
+}
+
+/// The parts of a message's content; a string is one part, and null none.
+pub(super) fn parts<'t, 'a>(
+    content: Option<&'t Tree<'a>>,
+    param: &str,
+    notes: &mut Notes,
+) -> Result<Vec<Placed<'t, 'a>>, Unsupported> {
+    let Some(content) = content else {
+        return Ok(Vec::new());
+    };
+    if let Tree::Plain(written) = content
+        && content.is_string()
+    {
+        return Ok(vec![Placed {
+            part: Part::Text(Cow::Borrowed(written)),
+            param: param.to_owned(),
+            whole: None,
+        }]);
+    }
+    let items = content
+        .list()
+        .ok_or_else(|| refused(param, "it is neither a string nor a list of parts"))?;
+    let items = items.iter().enumerate();
+    let items = items.map(|(place, item)| {
+        let param = format!("{param}[{place}]");
+        Ok(Placed {
+            part: part(item, &param, notes)?,
+            param,
+            whole: Some(item),
+        })
+    });
+    items.collect()
+}
+
+fn part<'t>(item: &'t Tree<'_>, param: &str, notes: &mut Notes) -> Result<Part<'t>, Unsupported> {
+    let kind = item.get("type").and_then(Tree::text).unwrap_or_default();
+    let missing = |key: &str| refused(format!("{param}.{key}"), "it is missing, or no text");
+    let written = |key: &str| match item.get(key) {
+        Some(text @ Tree::Plain(written)) if text.is_string() => Ok(Cow::Borrowed(&**written)),
+        _ => Err(missing(key)),
+    };
+    let text = |object: Option<&'t Tree<'_>>, key: &str| object?.get(key)?.text();
+    match &*kind {
+        "text" => Ok(Part::Text(written("text")?)),
+        "refusal" => Ok(Part::Text(written("refusal")?)),
+        "image_url" => {
+            let image = item.get("image_url");
+            let detail = image.and_then(|image| image.get("detail"));
+            if detail.is_some_and(|detail| !asks_for_nothing("detail", detail)) {
+                let reason = "how closely an image is looked at cannot be said";
+                notes.dropped(format!("{param}.image_url.detail"), reason);
+            }
+            let url = text(image, "url").ok_or_else(|| missing("image_url.url"))?;
+            Ok(Part::Image { url })
+        }
+        "file" => {
+            let file = item.get("file");
+            if text(file, "file_id").is_some() {
+                let reason = "files that were uploaded elsewhere are not there: send `file_data`";
+                return Err(refused(format!("{param}.file.file_id"), reason));
+            }
+            Ok(Part::File {
+                data: text(file, "file_data"),
+                name: text(file, "filename"),
+            })
+        }
+        "input_audio" => Ok(Part::Audio),
+        kind => Err(refused(
+            format!("{param}.type"),
+            format!("a part of the type \"{kind}\" is not known"),
+        )),
+    }
+}
+
+/// What a `data:` URL holds.
+#[derive(Debug, PartialEq, Eq)]
+pub(super) struct DataUrl<'u> {
+    /// In lower case, without parameters.
+    pub(super) media_type: String,
+    pub(super) is_base64: bool,
+    pub(super) data: &'u str,
+}
+
+impl<'u> DataUrl<'u> {
+    pub(super) fn read(url: &'u str) -> Option<Self> {
+        let (scheme, rest) = url.split_once(':')?;
+        if !scheme.eq_ignore_ascii_case("data") {
+            return None;
+        }
+        let (head, data) = rest.split_once(',')?;
+        let mut head = head.split(';');
+        let media_type = head.next().unwrap_or_default().trim().to_ascii_lowercase();
+        let media_type = match media_type.as_str() {
+            "image/jpg" => "image/jpeg".to_owned(),
+            _ => media_type,
+        };
+        let is_base64 = head.any(|one| one.trim().eq_ignore_ascii_case("base64"));
+        Some(Self {
+            media_type,
+            is_base64,
+            data,
+        })
+    }
+}
+
+/// Whether a URL is one of this scheme.
+pub(super) fn has_scheme(url: &str, scheme: &str) -> bool {
+    url.split_once(':')
+        .is_some_and(|(own, _)| own.eq_ignore_ascii_case(scheme))
+}
+
+/// A text, as JSON writes it, that says nothing: some providers refuse it.
+pub(super) fn is_blank(written: &str) -> bool {
+    let text = crate::domain::json::text(written);
+    text.is_some_and(|text| text.trim().is_empty())
+}
+
+/// Names or ids of a request, in a form that the provider allows. Each is sent under one name, and
+/// no two under the same.
+#[derive(Debug)]
+pub(super) struct Aliases {
+    form: Form,
+    /// By the request's own.
+    sent: HashMap<String, String>,
+    used: HashSet<String>,
+}
+
+/// What a provider allows.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Form {
+    pub(super) is_allowed: fn(char) -> bool,
+    pub(super) is_first_allowed: fn(char) -> bool,
+    pub(super) longest: usize,
+}
+
+impl Form {
+    fn fits(self, name: &str) -> bool {
+        !name.is_empty()
+            && name.len() <= self.longest
+            && name.starts_with(self.is_first_allowed)
+            && name.chars().all(self.is_allowed)
+    }
+
+    /// The name with other letters in place of those that are not allowed.
+    fn fitted(self, name: &str, suffix: &str) -> String {
+        let letter = |c| if (self.is_allowed)(c) { c } else { '_' };
+        let mut fitted: String = name.chars().map(letter).collect();
+        if !fitted.starts_with(self.is_first_allowed) {
+            fitted.insert(0, '_');
+        }
+        // All letters that are allowed are ASCII.
+        fitted.truncate(self.longest.saturating_sub(suffix.len()));
+        fitted + suffix
+    }
+}
+
+impl Aliases {
+    /// `all`: every one that the request has, so that none is sent as another's own.
+    pub(super) fn new<'n>(form: Form, all: impl Iterator<Item = Cow<'n, str>>) -> Self {
+        let fitting = all.filter(|name| form.fits(name));
+        Self {
+            form,
+            used: fitting.map(Cow::into_owned).collect(),
+            sent: HashMap::new(),
+        }
+    }
+
+    /// What a name is sent as.
+    pub(super) fn of(&mut self, own: &str) -> String {
+        if let Some(sent) = self.sent.get(own) {
+            return sent.clone();
+        }
+        let sent = if self.form.fits(own) {
+            self.used.insert(own.to_owned());
+            own.to_owned()
+        } else {
+            self.unused(own)
+        };
+        self.sent.insert(own.to_owned(), sent.clone());
+        sent
+    }
+
+    /// What a name is sent as from now on, where the name may have been sent before and must not be
+    /// sent twice.
+    pub(super) fn anew(&mut self, own: &str) -> String {
+        if !self.sent.contains_key(own) {
+            return self.of(own);
+        }
+        let sent = self.unused(own);
+        self.sent.insert(own.to_owned(), sent.clone());
+        sent
+    }
+
+    fn unused(&mut self, own: &str) -> String {
+        let plain = std::iter::once(String::new());
+        let mut suffixes = plain.chain((2_u64..).map(|number| format!("_{number}")));
+        loop {
+            let suffix = suffixes.next().unwrap_or_default();
+            let name = self.form.fitted(own, &suffix);
+            if self.used.insert(name.clone()) {
+                return name;
+            }
+        }
+    }
+
+    /// Those that were sent under another name: that name, and the request's own.
+    pub(super) fn renamed(self) -> Vec<(String, String)> {
+        let all = self.sent.into_iter();
+        all.filter(|(own, sent)| own != sent)
+            .map(|(own, sent)| (sent, own))
+            .collect()
+    }
+}
+
+/// The most that a request lets the model write.
+pub(super) fn max_output(body: &Tree<'_>) -> Result<Option<u64>, Unsupported> {
+    for key in ["max_completion_tokens", "max_tokens"] {
+        if let Some(value) = body.get(key) {
+            let number = value.whole();
+            return number
+                .map(Some)
+                .ok_or_else(|| refused(key, "it is no whole number"));
+        }
+    }
+    Ok(None)
+}
+
+/// Where the model is to stop: the texts as they are written.
+pub(super) fn stops<'t, 'a>(body: &'t Tree<'a>) -> Vec<&'t Tree<'a>> {
+    match body.get("stop") {
+        None => Vec::new(),
+        Some(Tree::List(items)) => items.iter().collect(),
+        Some(one) => vec![one],
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn ascii(c: char) -> bool {
+        c.is_ascii_alphanumeric()
+    }
+
+    const NINE: Form = Form {
+        is_allowed: ascii,
+        is_first_allowed: ascii,
+        longest: 9,
+    };
+
+    #[test]
+    fn no_two_names_are_sent_as_one() {
+        const FORM: Form = Form {
+            is_allowed: |c| c == '_' || c.is_ascii_alphanumeric(),
+            is_first_allowed: |c| c == '_' || c.is_ascii_alphabetic(),
+            longest: 5,
+        };
+        let own = ["a_b", "a.b", "a-b", "ü", "", "a.bcdefg", "1"];
+        let mut aliases = Aliases::new(FORM, own.into_iter().map(Cow::Borrowed));
+        let sent = own.map(|name| aliases.of(name));
+        assert_eq!(sent, ["a_b", "a_b_2", "a_b_3", "_", "__2", "a_bcd", "_1"]);
+        assert_eq!(
+            own.map(|name| aliases.of(name)),
+            sent,
+            "each under one name"
+        );
+        let mut renamed = aliases.renamed();
+        renamed.sort();
+        assert!(renamed.contains(&("a_b_2".to_owned(), "a.b".to_owned())));
+        assert_eq!(renamed.len(), own.len() - 1);
+    }
+
+    #[test]
+    fn a_name_that_comes_again_gets_another() {
+        let mut aliases = Aliases::new(NINE, std::iter::empty());
+        assert_eq!(aliases.anew("call0"), "call0");
+        let again = aliases.anew("call0");
+        assert_ne!(again, "call0");
+        assert_eq!(
+            aliases.of("call0"),
+            again,
+            "what answers it is for the latest"
+        );
+    }
+
+    #[test]
+    fn a_data_url_is_read() {
+        let url = DataUrl::read("data:image/JPG;base64,AAAA").expect("a data URL");
+        assert_eq!((&*url.media_type, url.is_base64), ("image/jpeg", true));
+        assert_eq!(url.data, "AAAA");
+        assert_eq!(DataUrl::read("https://h/data:image/png;base64,AAAA"), None);
+    }
+}
