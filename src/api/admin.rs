@@ -35,6 +35,9 @@ pub struct Status {
     /// The limits on requests and tokens in a time.
     #[serde(default)]
     pub rate_limits: Vec<RateLimitStatus>,
+    /// How many calls at once there may be, where that is found out (`concurrency = "auto"`).
+    #[serde(default)]
+    pub windows: Vec<WindowStatus>,
     /// How many batches have not ended, by status.
     pub batches: BTreeMap<String, i64>,
     /// The oldest of them, at most 50.
@@ -129,6 +132,27 @@ pub struct RateLimitStatus {
     pub reason: Option<String>,
     /// When lines may be sent again, where it keeps them.
     pub until: Option<i64>,
+}
+
+/// How many calls at once a model at an upstream takes, where that is found out.
+#[derive(Debug, Serialize, Deserialize, ToSchema)]
+pub struct WindowStatus {
+    pub upstream: String,
+    /// What the upstream calls the model, or the pattern that its models have in common.
+    pub model: String,
+    /// Calls at once over all processes.
+    pub window: u32,
+    /// The most that are tried.
+    pub limit: u32,
+    /// Calls that the process that answers has in flight.
+    pub in_flight: usize,
+    /// How many it may have: its part of the window.
+    pub share: usize,
+    /// Grows with each change.
+    pub generation: u64,
+    /// Of the last change: `start`, `growth`, `no_gain`, `knee`, `probe`, `refused`, `cooldown`,
+    /// `slow_start`, `ceiling`, `queue`, `cache`, `preemption` or `yield`.
+    pub reason: String,
 }
 
 /// A model. `*` stands for the limit of all models without one of their own, `other` for the
@@ -298,6 +322,7 @@ pub async fn status(State(api): State<Api>, _: Admin) -> Json<Status> {
         .collect();
     status.alarms.clone_from(&process.alarms);
     status.rate_limits = rate_limits(&process, status.now);
+    status.windows = windows(&process);
     status.upstreams = upstreams(process, status.now);
     Json(status)
 }
@@ -343,6 +368,22 @@ fn rate_limits(process: &ProcessSnapshot, now: i64) -> Vec<RateLimitStatus> {
             until: limit
                 .opens
                 .map(|opens| now + i64::try_from(opens.as_secs()).unwrap_or(0) + 1),
+        })
+        .collect()
+}
+
+fn windows(process: &ProcessSnapshot) -> Vec<WindowStatus> {
+    let windows = process.windows.iter();
+    windows
+        .map(|window| WindowStatus {
+            upstream: window.upstream.clone(),
+            model: window.model.clone(),
+            window: window.window,
+            limit: window.most,
+            in_flight: window.in_flight,
+            share: window.share,
+            generation: window.generation,
+            reason: window.reason.to_owned(),
         })
         .collect()
 }

@@ -9,7 +9,7 @@ use crate::api;
 use crate::api::model_object::ModelObject;
 use crate::metrics::{
     ClosedSnapshot, Lane, ProcessSnapshot, RateSnapshot, RouteSnapshot, SwitchSnapshot,
-    UpstreamSnapshot,
+    UpstreamSnapshot, WindowSnapshot,
 };
 use crate::upstream::{LaneId, ModelInfo, Pool, RateLimits, RateStatus, RouteStatus, Skipped};
 use crate::worker::{Observer, Worker};
@@ -38,6 +38,7 @@ impl api::engine::Engine for Engine {
                 .map(|in_flight| lanes(pool, in_flight))
                 .unwrap_or_default(),
             rate_limits: rate_limits(pool),
+            windows: windows(pool),
             budget_used: pool.budget().used(),
             budget_limit: pool.budget().limit(),
             token: worker.as_ref().map(|worker| worker.token.clone()),
@@ -135,6 +136,22 @@ fn rate_limits(pool: &Pool) -> Vec<RateSnapshot> {
         opens: limit.opens,
     };
     limits.into_iter().flatten().map(snapshot).collect()
+}
+
+fn windows(pool: &Pool) -> Vec<WindowSnapshot> {
+    let windows = pool.targets().window_status().into_iter();
+    windows
+        .map(|window| WindowSnapshot {
+            upstream: window.upstream,
+            model: window.model,
+            window: window.window,
+            most: window.most,
+            in_flight: window.in_flight,
+            share: window.share,
+            generation: window.generation,
+            reason: window.reason,
+        })
+        .collect()
 }
 
 /// A model as the API lists it.

@@ -47,6 +47,12 @@ pub(super) struct SimulateArgs {
     #[arg(long, value_name = "N", value_parser = positive)]
     tokens_per_second: Option<f64>,
 
+    /// An engine: with more calls at once than this, tokens come in proportion slower than
+    /// --tokens-per-second (50 if left out) says. POST /slow-beyond/N changes it, and GET /metrics
+    /// tells what vLLM would
+    #[arg(long, value_name = "N")]
+    slow_beyond: Option<NonZeroUsize>,
+
     /// Calls beyond it get 429 with Retry-After; a second's worth may come at once
     #[arg(long, value_name = "N")]
     requests_per_minute: Option<NonZeroU64>,
@@ -132,6 +138,7 @@ impl SimulateArgs {
             latency: self.latency,
             jitter: self.latency_jitter,
             tokens_per_second: self.tokens_per_second,
+            slow_beyond: self.slow_beyond.map(NonZeroUsize::get),
             requests_per_minute: self.requests_per_minute.map(NonZeroU64::get),
             rate_limits: self.rate_limits,
             dialect: self.rate_limit_headers,
@@ -219,6 +226,7 @@ mod tests {
         let environment = Environment::from_iter([("SIMULATED_KEY", "sk-simulated")]);
         let args = args(
             "--latency 200ms --latency-jitter 50ms --tokens-per-second 40 --error-rate 0.1 \
+             --slow-beyond 64 \
              --rate-limit-rate 0.2 --requests-per-minute 600 --max-concurrency 8 --seed 7 \
              --model a --model b --answer-tokens 10 --track --rate-limit tokens=500/2m \
              --rate-limit-headers anthropic \
@@ -231,6 +239,7 @@ mod tests {
         assert_eq!(options.jitter, Duration::from_millis(50));
         assert_eq!(options.tokens_per_second, Some(40.0));
         assert_eq!((options.error_rate, options.rate_limit_rate), (0.1, 0.2));
+        assert_eq!(options.slow_beyond, Some(64));
         assert_eq!(options.requests_per_minute, Some(600));
         assert_eq!(options.max_concurrency, Some(8));
         assert_eq!((options.seed, options.answer_tokens), (7, 10));
@@ -258,6 +267,7 @@ mod tests {
             "--tokens-per-second 0",
             "--requests-per-minute 0",
             "--max-concurrency 0",
+            "--slow-beyond 0",
             "--rate-limit requests=600",
             "--rate-limit calls=600/1m",
             "--rate-limit tokens=many/1m",

@@ -7,7 +7,7 @@ use serde_json::{Map, Value};
 use super::error::nearest;
 use super::rate;
 use super::reader::{Item, Reader};
-use super::upstream::concurrency;
+use super::upstream::{Concurrency, concurrency};
 use crate::domain::endpoint::ENDPOINTS;
 use crate::upstream::{ModelSettings, RouteSettings, Spill, Strategy, UpstreamSettings};
 
@@ -36,7 +36,7 @@ pub(super) fn read_all(
             }
             Some(name)
         });
-        let concurrency = concurrency(&mut reader);
+        let Concurrency { most, is_auto } = concurrency(&mut reader);
         let balance = reader.take("balance").and_then(|item| balance(&item));
         let spill = reader.take("spill").and_then(|item| spill(&item));
         let routes = read_routes(&mut reader, upstreams);
@@ -46,7 +46,8 @@ pub(super) fn read_all(
         reader.finish();
         models.push(ModelSettings {
             name: name.unwrap_or_default(),
-            concurrency,
+            concurrency: most,
+            is_auto,
             balance: balance.unwrap_or_default(),
             spill: spill.unwrap_or_default(),
             routes,
@@ -103,7 +104,7 @@ fn read_routes(reader: &mut Reader<'_>, upstreams: &[UpstreamSettings]) -> Vec<R
         let model = reader.string("model");
         let weight = reader.whole("weight", 1, WEIGHT_MAX).unwrap_or(1);
         let tier = reader.whole("tier", 0, TIER_MAX).unwrap_or(0);
-        let concurrency = concurrency(&mut reader);
+        let Concurrency { most, is_auto } = concurrency(&mut reader);
         let defaults = reader.take("defaults").and_then(read_body);
         let overrides = reader.take("overrides").and_then(read_body);
         if upstream.is_some() && !seen.insert((upstream.clone(), model.clone())) {
@@ -121,7 +122,8 @@ fn read_routes(reader: &mut Reader<'_>, upstreams: &[UpstreamSettings]) -> Vec<R
             model,
             weight,
             tier,
-            concurrency,
+            concurrency: most,
+            is_auto,
             defaults: defaults.unwrap_or_default(),
             overrides: overrides.unwrap_or_default(),
             rate_limits,

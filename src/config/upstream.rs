@@ -22,6 +22,10 @@ pub(super) const DEFAULT_NAME: &str = "default";
 pub(super) const CONCURRENCY_MAX: u64 = 1_000_000;
 
 const DEFAULT_CONCURRENCY: usize = 64;
+/// `max_concurrency`, where nothing else is said.
+const AUTO_MAX: usize = 1024;
+/// Whom an upstream yields to.
+const INTERACTIVE: &str = "interactive";
 const DEFAULT_TIMEOUT: Duration = Duration::from_mins(10);
 const DEFAULT_CONNECT_TIMEOUT: Duration = Duration::from_secs(5);
 /// Holds the largest answer that OpenAI's API can ask for: 2,048 embeddings of 3,072 numbers each,
@@ -93,7 +97,14 @@ fn read(mut reader: Reader<'_>, name: String) -> UpstreamSettings {
         unsupported_params.and_then(|item| unsupported_params_of(&item, provider));
     let api_key = secret::named_key(&mut reader, "api_key_env", "api_key_file");
     let enabled = reader.take("enabled").and_then(|mut item| item.boolean());
-    let concurrency = concurrency(&mut reader);
+    let Concurrency { most, is_auto } = concurrency(&mut reader);
+    let metrics_url = reader.take("metrics_url");
+    let metrics_url = metrics_url.and_then(|item| read_metrics_url(&item));
+    let yields = reader.take("yield_to");
+    let yields = yields.is_some_and(|item| {
+        read_yield_to(&item, is_auto, metrics_url.is_some());
+        true
+    });
     let timeout = reader.duration("timeout", TIMEOUT_MIN);
     let connect_timeout = reader.duration("connect_timeout", TIMEOUT_MIN);
     let max_response_bytes = reader.whole("max_response_bytes", 1, RESPONSE_BYTES_MAX);
@@ -111,7 +122,14 @@ fn read(mut reader: Reader<'_>, name: String) -> UpstreamSettings {
         enabled: enabled.unwrap_or(true),
         api_version,
         unsupported_params: unsupported_params.unwrap_or_default(),
-        concurrency: concurrency.unwrap_or(DEFAULT_CONCURRENCY),
+        concurrency: most.unwrap_or(if is_auto {
+            AUTO_MAX
+        } else {
+            DEFAULT_CONCURRENCY
+        }),
+        is_auto,
+        metrics_url,
+        yields,
         timeout: timeout.unwrap_or(DEFAULT_TIMEOUT),
         connect_timeout: connect_timeout.unwrap_or(DEFAULT_CONNECT_TIMEOUT),
         max_response_bytes: max_response_bytes.unwrap_or(DEFAULT_RESPONSE_BYTES),
@@ -149,14 +167,56 @@ pub(super) fn add_headers(
     }
 }
 
-/// Calls at once, of an upstream or a model.
-pub(super) fn concurrency(reader: &mut Reader<'_>) -> Option<usize> {
-    let item = reader.take("concurrency")?;
-    if item.as_str() == Some("auto") {
-        item.later();
-        return None;
+/// Calls at once, of an upstream, a model or a route.
+#[derive(Clone, Copy, Debug, Default)]
+pub(super) struct Concurrency {
+    /// There are never more; `None`: nothing is said.
+    pub most: Option<usize>,
+    /// How many there are is found out.
+    pub is_auto: bool,
+}
+
+/// Reads `concurrency`, and `max_concurrency` beside `"auto"`.
+pub(super) fn concurrency(reader: &mut Reader<'_>) -> Concurrency {
+    let item = reader.take("concurrency");
+    let is_auto = item.as_ref().and_then(Item::as_str) == Some("auto");
+    let ceiling = reader.take("max_concurrency");
+    if is_auto {
+        let most = ceiling.and_then(|item| item.whole(1, CONCURRENCY_MAX));
+        return Concurrency { most, is_auto };
     }
-    item.whole(1, CONCURRENCY_MAX)
+    if let Some(ceiling) = ceiling {
+        ceiling.fault("is the ceiling of `concurrency = \"auto\"`: write `concurrency` instead");
+    }
+    Concurrency {
+        most: item.and_then(|item| item.whole(1, CONCURRENCY_MAX)),
+        is_auto,
+    }
+}
+
+/// Where an engine tells its metrics. Faults do not quote it, as with a base URL.
+fn read_metrics_url(item: &Item<'_>) -> Option<String> {
+    let Some(url) = http_url(&item.string()?, &["http", "https"]) else {
+        item.fault("expected a URL that begins with http:// or https://");
+        return None;
+    };
+    match check_url(&url) {
+        Ok(()) => Some(url.into()),
+        Err(message) => {
+            item.fault(message);
+            None
+        }
+    }
+}
+
+fn read_yield_to(item: &Item<'_>, is_auto: bool, has_metrics: bool) {
+    if item.string().is_some_and(|whom| whom != INTERACTIVE) {
+        item.fault("expected \"interactive\"");
+    } else if !is_auto {
+        item.fault("needs `concurrency = \"auto\"`: a fixed number does not yield");
+    } else if !has_metrics {
+        item.fault("needs `metrics_url`: it says what others have running");
+    }
 }
 
 fn provider(item: &Item<'_>) -> Option<ProviderKind> {
@@ -231,21 +291,7 @@ fn base_url_of(item: &Item<'_>, provider: ProviderKind) -> Option<String> {
 fn normal_base_url(text: &str, provider: ProviderKind) -> Result<String, &'static str> {
     let mut url = http_url(text, &["http", "https"])
         .ok_or("expected a URL that begins with http:// or https://")?;
-    if !url.username().is_empty() || url.password().is_some() {
-        return Err("a URL holds no user or password: name a key with `api_key_env`");
-    }
-    if url.fragment().is_some() {
-        return Err("a base URL has no fragment");
-    }
-    if url
-        .query_pairs()
-        .any(|(name, _)| secret::is_secret_name(&name))
-    {
-        return Err(
-            "a URL is shown in logs, so it holds no secret: send a key as a header, by \
-             `api_key_env` or `headers_env`",
-        );
-    }
+    check_url(&url)?;
     if url.query() == Some("") {
         url.set_query(None);
     }
@@ -256,6 +302,26 @@ fn normal_base_url(text: &str, provider: ProviderKind) -> Result<String, &'stati
     };
     url.set_path(&path);
     Ok(url.into())
+}
+
+/// What holds no secret and no fragment may be shown, and called.
+fn check_url(url: &Url) -> Result<(), &'static str> {
+    if !url.username().is_empty() || url.password().is_some() {
+        return Err("a URL holds no user or password: name a key with `api_key_env`");
+    }
+    if url.fragment().is_some() {
+        return Err("the URL has a fragment, which no server is sent");
+    }
+    if url
+        .query_pairs()
+        .any(|(name, _)| secret::is_secret_name(&name))
+    {
+        return Err(
+            "a URL is shown in logs, so it holds no secret: send a key as a header, by \
+             `api_key_env` or `headers_env`",
+        );
+    }
+    Ok(())
 }
 
 /// A URL with a host and one of `schemes`. Spaces, which parsing would drop, are refused.

@@ -18,5 +18,5 @@ pub use labels::OTHER;
 pub use registry::metrics;
 pub use snapshot::{
     ClosedSnapshot, Database, Lane, ProcessSnapshot, QueueOfModel, RateSnapshot, RouteSnapshot,
-    Snapshot, SwitchSnapshot, UpstreamSnapshot, catalogue, exposition,
+    Snapshot, SwitchSnapshot, UpstreamSnapshot, WindowSnapshot, catalogue, exposition,
 };

@@ -82,6 +82,11 @@ struct ErrorKind {
     kind: &'static str,
 }
 
+#[derive(Clone, Debug, Hash, PartialEq, Eq, EncodeLabelSet)]
+struct ChangeReason {
+    reason: &'static str,
+}
+
 type Histograms<L> = Family<L, Histogram, fn() -> Histogram>;
 
 /// What is counted while it happens: see [`metrics`].
@@ -95,6 +100,7 @@ pub struct Metrics {
     calls: Family<UpstreamOutcome, Counter>,
     call_seconds: Histograms<UpstreamModel>,
     retries: Family<UpstreamCause, Counter>,
+    window_changes: Family<ChangeReason, Counter>,
     flush_lines: Histogram,
     flush_bytes: Histogram,
     flush_seconds: Histogram,
@@ -168,6 +174,7 @@ impl Metrics {
             calls: Family::default(),
             call_seconds: Family::new_with_constructor(long as fn() -> Histogram),
             retries: Family::default(),
+            window_changes: Family::default(),
             flush_lines: Histogram::new(exponential_buckets(1.0, 4.0, 8)),
             flush_bytes: Histogram::new(exponential_buckets(1024.0, 4.0, 9)),
             flush_seconds: short(),
@@ -240,6 +247,11 @@ impl Metrics {
             "nightshift_retries_total",
             "Lines put back to be sent again, by upstream and cause.",
             self.retries.clone(),
+        );
+        list.add(
+            "nightshift_auto_changes_total",
+            "Changes of windows of calls at once that are found out, by reason.",
+            self.window_changes.clone(),
         );
         self.list_engine(&mut list);
         list
@@ -316,6 +328,12 @@ impl Metrics {
     /// A batch came to its end: its last status.
     pub fn batch_ended(&self, status: &'static str) {
         self.batches_ended.get_or_create(&Ended { status }).inc();
+    }
+
+    /// A window of calls at once that is found out has changed.
+    pub fn window_changed(&self, reason: &'static str) {
+        let labels = ChangeReason { reason };
+        self.window_changes.get_or_create(&labels).inc();
     }
 
     /// A flush is on disk.

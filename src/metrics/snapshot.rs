@@ -31,6 +31,7 @@ pub struct ProcessSnapshot {
     pub upstreams: Vec<UpstreamSnapshot>,
     pub lanes: Vec<Lane>,
     pub rate_limits: Vec<RateSnapshot>,
+    pub windows: Vec<WindowSnapshot>,
     pub budget_used: usize,
     pub budget_limit: usize,
     /// What somebody must mend, in words.
@@ -114,6 +115,23 @@ pub struct RateSnapshot {
     pub opens: Option<Duration>,
 }
 
+/// How a window of calls at once stands that is found out.
+#[derive(Clone, Debug)]
+pub struct WindowSnapshot {
+    pub upstream: String,
+    /// What the upstream calls the model, or the pattern that its models have in common.
+    pub model: String,
+    /// Calls at once over all processes, and the most that are tried.
+    pub window: u32,
+    pub most: u32,
+    pub in_flight: usize,
+    /// How many this process may have.
+    pub share: usize,
+    pub generation: u64,
+    /// Of its last change.
+    pub reason: &'static str,
+}
+
 /// Calls in flight that count against one model's limit. `*` stands for all models without one
 /// of their own.
 #[derive(Clone, Debug)]
@@ -161,6 +179,12 @@ struct ModelState {
 #[derive(Clone, Debug, Hash, PartialEq, Eq, EncodeLabelSet)]
 struct Upstream {
     upstream: String,
+}
+
+#[derive(Clone, Debug, Hash, PartialEq, Eq, EncodeLabelSet)]
+struct UpstreamModel {
+    upstream: String,
+    model: String,
 }
 
 #[derive(Clone, Debug, Hash, PartialEq, Eq, EncodeLabelSet)]
@@ -225,6 +249,7 @@ fn list(snapshot: &Snapshot, process: Process) -> Listing {
     list_upstreams(&mut list, &of_process.upstreams);
     list_lanes(&mut list, &of_process.lanes);
     list_rate_limits(&mut list, &of_process.rate_limits);
+    list_windows(&mut list, &of_process.windows);
     list.add(
         "nightshift_alarms",
         "What somebody must mend before this process goes on with it: see alarms in /admin/status.",
@@ -402,6 +427,22 @@ fn list_rate_limits(list: &mut Listing, limits: &[RateSnapshot]) {
         "What this process's calls in flight have reserved of a rate limit, by scope, name, type \
          and period.",
         reserved,
+    );
+}
+
+fn list_windows(list: &mut Listing, windows: &[WindowSnapshot]) {
+    let sizes = Family::<UpstreamModel, Gauge>::default();
+    for window in windows {
+        let labels = UpstreamModel {
+            upstream: window.upstream.clone(),
+            model: window.model.clone(),
+        };
+        sizes.get_or_create(&labels).set(window.window.into());
+    }
+    list.add(
+        "nightshift_auto_window",
+        "Calls at once that all processes may make, where that is found out, by upstream and model.",
+        sizes,
     );
 }
 

@@ -11,6 +11,9 @@
 //!   body came before, and not from the order in which different requests arrive. So a retry has
 //!   new luck, and the same run fails in the same places whatever the concurrency.
 //! - **It counts what it saw** ([`Stats`]), so that a client can be held to its limits.
+//! - **It has an engine** with `slow_beyond`: up to so many calls at once are written at
+//!   `tokens_per_second`, more of them in proportion slower. `POST /slow-beyond/N` changes the
+//!   number, and `GET /metrics` tells what vLLM would.
 //! - **Its text compresses like text**: no better than three to one with zstd at level 3.
 //!
 //! # Steering
@@ -36,6 +39,7 @@
 
 mod answer;
 mod call;
+mod engine;
 mod limit;
 mod options;
 mod rate;

@@ -18,6 +18,9 @@ pub struct Options {
     pub jitter: Duration,
     /// Adds to a call's time what a model would need to write its answer.
     pub tokens_per_second: Option<f64>,
+    /// With more calls at once than this, tokens come in proportion slower than
+    /// `tokens_per_second` says.
+    pub slow_beyond: Option<usize>,
     /// Calls beyond it get 429 with `retry-after`. A second's worth may come at once, as hosted
     /// providers have it.
     pub requests_per_minute: Option<u64>,
@@ -53,6 +56,7 @@ impl Default for Options {
             latency: Duration::ZERO,
             jitter: Duration::ZERO,
             tokens_per_second: None,
+            slow_beyond: None,
             requests_per_minute: None,
             rate_limits: Vec::new(),
             dialect: Dialect::default(),
@@ -86,10 +90,13 @@ impl Options {
         self.error_rate > 0.0 || self.rate_limit_rate > 0.0 || !self.jitter.is_zero()
     }
 
-    /// How long a call takes; `luck` is from 0 to 1.
+    /// How long a call takes beside what an engine takes; `luck` is from 0 to 1.
     pub(super) fn wait(&self, luck: f64, tokens: usize) -> Duration {
         let tokens = f64::from(u32::try_from(tokens).unwrap_or(u32::MAX));
-        let writing = self.tokens_per_second.map_or(0.0, |rate| tokens / rate);
+        let rate = self
+            .tokens_per_second
+            .filter(|_| self.slow_beyond.is_none());
+        let writing = rate.map_or(0.0, |rate| tokens / rate);
         let jitter = self.jitter.as_secs_f64() * (2.0 * luck - 1.0);
         let seconds = self.latency.as_secs_f64() + jitter + writing;
         Duration::try_from_secs_f64(seconds.max(0.0)).unwrap_or(Duration::MAX)

@@ -77,6 +77,14 @@ impl Simulator {
         }
     }
 
+    /// With more calls at once than this, tokens come in proportion slower from now on, where there
+    /// is an engine ([`Options::slow_beyond`]).
+    pub fn slow_beyond(&self, calls: usize) {
+        if let Some(engine) = &self.service.engine {
+            engine.bend_at(calls);
+        }
+    }
+
     /// Answers every call with this status from now on; `None`: as usual again.
     pub fn fail_all(&self, status: Option<u16>) {
         self.service

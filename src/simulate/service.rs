@@ -16,6 +16,7 @@ use tokio::sync::Semaphore;
 
 use super::answer::{Draft, Endpoint};
 use super::call::{Call, Steering};
+use super::engine::Engine;
 use super::limit::RateLimit;
 use super::options::Options;
 use super::rate::RateLimits;
@@ -25,6 +26,10 @@ use super::text::{Random, fingerprint};
 
 /// The largest body that is read.
 const MAX_BODY_BYTES: usize = 256 << 20;
+/// Where an engine is told beyond how many calls at once it slows down.
+const SLOW_BEYOND: &str = "/slow-beyond/";
+/// Tokens a second that an engine writes where nothing is said.
+const DEFAULT_RATE: f64 = 50.0;
 
 pub(super) struct Service {
     options: Options,
@@ -32,6 +37,8 @@ pub(super) struct Service {
     rate_limit: Option<RateLimit>,
     pub(super) rate_limits: Option<RateLimits>,
     slots: Option<Semaphore>,
+    /// What writes the tokens, where their pace depends on how many calls there are.
+    pub(super) engine: Option<Engine>,
     /// A permit for each answer that is granted.
     pub(super) grants: Option<Semaphore>,
     requests: AtomicU64,
@@ -46,6 +53,10 @@ impl Service {
             rate_limit: options.requests_per_minute.map(RateLimit::per_minute),
             rate_limits: RateLimits::new(&options.rate_limits, options.dialect),
             slots: options.max_concurrency.map(Semaphore::new),
+            engine: options.slow_beyond.map(|knee| {
+                let rate = options.tokens_per_second;
+                Engine::start(knee, rate.unwrap_or(DEFAULT_RATE))
+            }),
             grants: options.granted.map(Semaphore::new),
             requests: AtomicU64::new(0),
             outage: AtomicU16::new(0),
@@ -104,6 +115,23 @@ impl Service {
             ("POST", "/stats/reset") => {
                 self.reset();
                 Reply::json("{}")
+            }
+            ("GET", "/metrics") if self.engine.is_some() => {
+                let engine = self.engine.as_ref();
+                let model = self.options.listed_models();
+                let model = model.first().copied().unwrap_or_default();
+                let metrics = engine.map(|engine| engine.metrics(model));
+                Reply::json(metrics.unwrap_or_default())
+            }
+            ("POST", path) if path.starts_with(SLOW_BEYOND) => {
+                let knee = path[SLOW_BEYOND.len()..].parse().ok();
+                match self.engine.as_ref().zip(knee.filter(|knee| *knee > 0)) {
+                    Some((engine, knee)) => {
+                        engine.bend_at(knee);
+                        Reply::json("{}")
+                    }
+                    None => Reply::invalid("The simulator has no engine, or this is no number."),
+                }
             }
             (_, path) if path.starts_with("/v1/") && !self.may_enter(headers) => Reply::wrong_key(),
             ("GET", "/v1/models") => {
@@ -237,9 +265,16 @@ impl Service {
             Some(ms) => Duration::from_millis(ms),
             None => self.options.wait(luck.share(), draft.tokens()),
         };
+        let mut presence = self.engine.as_ref().map(Engine::enter);
         if !wait.is_zero() {
             tokio::time::sleep(wait).await;
         }
+        if let Some(presence) = &mut presence
+            && steering.latency_ms.is_none()
+        {
+            presence.write(draft.tokens()).await;
+        }
+        drop(presence);
         if let Some(grants) = &self.grants
             && let Ok(grant) = grants.acquire().await
         {

@@ -342,3 +342,27 @@ async fn the_counts_are_served_and_start_anew_when_asked() {
     assert_eq!(client.status("/stats/reset", "").await, 200);
     assert_eq!(client.get("/stats").await.1["calls"], 0);
 }
+
+#[tokio::test]
+async fn an_engine_slows_down_beyond_a_number_of_calls_that_can_be_changed() {
+    let options = Options {
+        slow_beyond: Some(2),
+        tokens_per_second: Some(1_000.0),
+        ..Options::default()
+    };
+    let client = Client::new(options).await;
+    assert_eq!(client.status(CHAT, chat("")).await, 200);
+    let metrics = client
+        .http
+        .get(client.url("/metrics"))
+        .send()
+        .await
+        .unwrap();
+    let text = metrics.text().await.unwrap();
+    assert!(text.contains("vllm:num_requests_running"), "{text}");
+    assert_eq!(client.status("/slow-beyond/7", "").await, 200);
+    assert_eq!(client.status("/slow-beyond/0", "").await, 400);
+    let none = Client::new(Options::default()).await;
+    assert_eq!(none.get("/metrics").await.0, 404);
+    assert_eq!(none.status("/slow-beyond/7", "").await, 400);
+}

@@ -7,8 +7,10 @@ mod shares;
 mod switches;
 mod tasks;
 mod wakeups;
+mod windows;
 
 pub use rates::{RateEntry, RateGrant, RateRow};
 pub use replicas::{Incumbent, Replica};
 pub use shares::{CooldownRow, ShareBook, ShareEntry};
 pub use switches::SwitchRow;
+pub use windows::{WindowBook, WindowRow};

@@ -41,6 +41,7 @@ pub use attempt::timer::Timer;
 pub use balance::Strategy;
 pub use health::cooldown::Cooldown;
 pub use health::reason::Reason;
+pub use limits::auto::{StoredWindow, WindowChange, WindowStatus};
 pub use limits::memory::Reservation;
 pub use limits::rate::{
     Grant, LineSize, RateBook, RateLimits, RateRequest, RateStatus, RateTurn, TenantMeters,

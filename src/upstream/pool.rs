@@ -4,6 +4,7 @@
 use std::sync::Arc;
 use std::time::Duration;
 
+use futures::future::join;
 use tokio::sync::Notify;
 use tokio_util::sync::CancellationToken;
 
@@ -13,6 +14,8 @@ use super::attempt::client::Client;
 use super::attempt::history::History;
 use super::attempt::timer::Timer;
 use super::health::probe::{self, Probes};
+use super::limits::auto::Windows;
+use super::limits::auto::reader::Readers;
 use super::limits::concurrency::Limits;
 use super::limits::interval::Interval;
 use super::limits::memory::Budget;
@@ -32,6 +35,7 @@ pub struct Pool {
     routing: Arc<Routing>,
     targets: Arc<Targets>,
     probes: Probes,
+    readers: Readers,
     interval: Interval,
     budget: Arc<Budget>,
     clock: Clock,
@@ -48,8 +52,10 @@ impl Pool {
         let clients = clients.collect::<Result<Arc<[_]>, _>>()?;
         let names = clients.iter().map(|client| Arc::clone(&client.name));
         let backends = Arc::new(Backends::new(names));
-        let lanes = Lane::all(settings)?;
-        let limits = Limits::new(&settings.upstreams, &lanes);
+        let mut lanes = Lane::all(settings)?;
+        let windows = Lane::windows(&mut lanes, &settings.upstreams);
+        let limits = Limits::new(&settings.upstreams, &lanes, &windows);
+        let windows = Windows::new(windows, clients.len());
         let balancers = Lane::balancers(&lanes);
         let is_configured = !settings.models.is_empty();
         let routing = Routing::new(lanes, is_configured, clients.len(), Arc::clone(&backends));
@@ -62,9 +68,10 @@ impl Pool {
             backends,
             (
                 limits,
-                balancers,
+                windows,
                 RateLimits::new(Spec::all(settings), &settings.tenants),
             ),
+            balancers,
             (pace.clone(), settings.retry.clone()),
             options.fail_fast,
         ));
@@ -74,11 +81,14 @@ impl Pool {
             Arc::clone(&routing),
             pace,
         );
+        let headers: Vec<_> = clients.iter().map(Client::headers).collect();
+        let readers = Readers::new(&settings.upstreams, &headers)?;
         Ok(Arc::new(Self {
             clients,
             routing,
             targets,
             probes,
+            readers,
             interval: Interval::new(options.rate),
             budget: Budget::new(settings.max_in_flight_bytes),
             created_ms: options.clock.now_ms(),
@@ -211,9 +221,11 @@ impl Pool {
         snapshot::lanes(self.routing.lanes(), &self.targets)
     }
 
-    /// Probes upstreams that are down and asks those that are up for their models, until stopped.
+    /// Probes upstreams that are down, asks those that are up for their models, and engines for
+    /// their metrics, until stopped.
     pub async fn run(self: Arc<Self>, stop: CancellationToken) {
-        stop.run_until_cancelled(self.probes.run()).await;
+        let all = join(self.probes.run(), self.readers.run(&self.targets));
+        stop.run_until_cancelled(all).await;
     }
 
     /// Waits until every upstream was asked for its models once, or had time enough to answer.

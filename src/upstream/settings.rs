@@ -42,8 +42,15 @@ pub struct UpstreamSettings {
     pub api_key: Option<SecretString>,
     /// Whether lines are sent to it. Its operators may say something else while it is in use.
     pub enabled: bool,
-    /// Calls at once.
+    /// Calls at once; with `is_auto`, the most that are tried.
     pub concurrency: usize,
+    /// How many calls at once each of its models takes is found out.
+    pub is_auto: bool,
+    /// Where its engine says how many calls it runs and how many wait. http or https, without user
+    /// and password.
+    pub metrics_url: Option<String>,
+    /// Others have the right of way at its engine.
+    pub yields: bool,
     /// Of one call, from connecting to the last byte of its answer.
     pub timeout: Duration,
     /// Of connecting alone.
@@ -186,6 +193,8 @@ pub struct ModelSettings {
     pub name: String,
     /// Calls at once over all its upstreams; `None`: what its upstreams allow.
     pub concurrency: Option<usize>,
+    /// How many calls at once each of its upstreams takes is found out.
+    pub is_auto: bool,
     /// Which of its routes takes the next line.
     pub balance: Strategy,
     pub spill: Spill,
@@ -254,6 +263,8 @@ pub struct RouteSettings {
     pub tier: u32,
     /// Calls at once by this route; `None`: what the model and the upstream allow.
     pub concurrency: Option<usize>,
+    /// How many calls at once its model takes at its upstream is found out.
+    pub is_auto: bool,
     /// Filled in where neither the line nor the model says.
     pub defaults: Map<String, Value>,
     /// Written over what the line and the model say.

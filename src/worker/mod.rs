@@ -56,6 +56,7 @@ use tasks::shares::Shares;
 pub use tasks::switches::Switches;
 use tasks::task::{self, Task};
 use tasks::validate::Validate;
+use tasks::windows::Windows;
 use work::finished::CompletionQueue;
 
 pub use work::settings::Settings;
@@ -225,6 +226,8 @@ impl Worker {
                 &settings,
             );
             tasks.spawn(shares.run(stop.clone()));
+        } else if let Some(windows) = Windows::new(&store, &pool, &dispatch.ledger, &lease) {
+            tasks.spawn(windows.run(stop.clone()));
         }
         if let Some(rates) = Rates::new(&store, &pool, &dispatch.ledger, &lease) {
             tasks.spawn(rates.run(stop.clone()));

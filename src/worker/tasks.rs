@@ -12,3 +12,4 @@ pub(crate) mod shares;
 pub(crate) mod switches;
 pub(crate) mod task;
 pub(crate) mod validate;
+pub(crate) mod windows;

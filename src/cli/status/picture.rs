@@ -60,6 +60,7 @@ pub(super) fn picture(status: &Status, width: Option<usize>) -> String {
         models(status),
         passed_over(status),
         rate_limits(status),
+        windows(status),
         live(status),
         ended(status),
         replicas(status),
@@ -211,6 +212,31 @@ fn rate_limits(status: &Status) -> Table {
             limit.until.map_or("now".to_owned(), |until| {
                 format!("in {}", seconds((until - status.now) as f64))
             }),
+        ]);
+    }
+    table
+}
+
+/// How many calls at once there may be, where that is found out.
+fn windows(status: &Status) -> Table {
+    let mut table = Table::new([
+        Column::cut("AUTO"),
+        Column::cut("MODEL"),
+        Column::whole("WINDOW"),
+        Column::whole("SHARE"),
+        Column::whole("IN FLIGHT"),
+        Column::whole("CHANGES").leaves(1),
+        Column::whole("WHY"),
+    ]);
+    for window in &status.windows {
+        table.row([
+            window.upstream.clone(),
+            window.model.clone(),
+            window.window.to_string(),
+            window.share.to_string(),
+            window.in_flight.to_string(),
+            window.generation.to_string(),
+            window.reason.clone(),
         ]);
     }
     table

@@ -90,7 +90,13 @@ fn the_examples_in_the_documented_file_hold_and_show_the_defaults() {
     assert_eq!(two.headers["x-api-key"].expose_secret(), "of a header");
     assert_eq!(two.ca_file, Some(certificate));
     // The second leaves out what the first shows: both have the defaults.
-    assert_eq!(one.concurrency, two.concurrency);
+    assert_eq!((one.concurrency, one.is_auto), (64, false));
+    assert_eq!(
+        (two.concurrency, two.is_auto, two.yields),
+        (1024, true, true)
+    );
+    let metrics_url = two.metrics_url.as_deref();
+    assert_eq!(metrics_url, Some("https://gpu-2.internal/metrics"));
     assert_eq!(one.timeout, two.timeout);
     assert_eq!(one.connect_timeout, two.connect_timeout);
     assert_eq!(one.max_response_bytes, two.max_response_bytes);

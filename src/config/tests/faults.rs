@@ -101,8 +101,12 @@ fn each_fault_of_an_upstream_is_found() {
         api_key_file = '/nowhere/x'          => api_key_file: the file cannot be read
         url = 'http://a'                     => url: unknown key; the nearest known one is `base_u
         concurrency = 0                      => concurrency: must be from 1 to
-        concurrency = 'auto'                 => concurrency: is not built yet
         concurrency = 'many'                 => concurrency: expected a whole number
+        max_concurrency = 5                  => max_concurrency: is the ceiling of `concurrency = "auto"`
+        yield_to = 'interactive'             => yield_to: needs `concurrency = "auto"`
+        metrics_url = 'gpu:8000/metrics'     => metrics_url: expected a URL that begins with
+        metrics_url = 'http://u:p@gpu/'      => metrics_url: a URL holds no user or password
+        metrics_url = 'http://gpu/?token=x'  => metrics_url: a URL is shown in logs
         timeout = '10 minutes'               => timeout: expected a duration
         timeout = '0s'                       => timeout: must be at least
         connect_timeout = '4000d'            => connect_timeout: a duration is at most
@@ -200,7 +204,7 @@ fn each_fault_of_a_model_is_found() {
         routes = [{ upstream = 'a', rate_limits = 1 }]    => .routes[0].rate_limits: expected an array, found
         routes = [{ upstream = 'a', overrides = { n = 2 } }]   => .routes[0].overrides.n: how many
         routes = [{ upstream = 'a', defaults = { model = 'x' } }] => .routes[0].defaults.model: a line
-        concurrency = 'auto'                 => .concurrency: is not built yet
+        max_concurrency = 5                  => .max_concurrency: is the ceiling of
         concurrency = 0                      => .concurrency: must be from 1 to
         balance = 'weight'                   => .balance: expected one of least_busy, weighted, round_robin, least_recently_used, fastest, random; the nearest is weighted
         balance = 'least_recent'             => .balance: expected one of least_busy, weighted, round_robin, least_recently_used, fastest, random; the nearest is least_recently_used
@@ -386,7 +390,7 @@ routes = [{ upstream = 'aa', weight = 0 }, { upstrm = 'a' }]
             "upstreams[0].base_url (nightshift.toml:10): a URL holds no user",
             "upstreams[0].concurrency (nightshift.toml:11): must be from 1",
             "upstreams[1].name (nightshift.toml:13): another upstream",
-            "upstreams[1].base_url (nightshift.toml:14): a base URL has no fragment",
+            "upstreams[1].base_url (nightshift.toml:14): the URL has a fragment",
             "upstreams[1].api_key_env (nightshift.toml:15): the variable NOT_SET",
             "models[0].routes[0].upstream (nightshift.toml:18): no upstream is named \"aa\"",
             "models[0].routes[0].weight (nightshift.toml:18): must be from 1",

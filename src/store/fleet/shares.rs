@@ -6,6 +6,7 @@ use std::collections::BTreeMap;
 
 use sqlx::FromRow;
 
+use super::windows::{WindowBook, WindowRow, write_windows};
 use crate::domain::share::{Holder, Share};
 use crate::store::engine::{Rows, Tx, Value, bind_each, bind_rows, in_tx, list, sql};
 use crate::store::{Result, Store, Who};
@@ -33,6 +34,8 @@ pub struct ShareBook {
     pub cooldowns: Vec<CooldownRow>,
     /// Upstreams that an operator has reset lately, and when.
     pub resets: Vec<(String, i64)>,
+    /// The windows that are found out.
+    pub windows: WindowBook,
 }
 
 /// What a process writes in an exchange.
@@ -44,6 +47,8 @@ pub struct ShareEntry {
     pub forgotten: Vec<(String, String)>,
     /// Gates that others may not know of.
     pub cooldowns: Vec<CooldownRow>,
+    /// Windows that this process has had a turn at.
+    pub windows: Vec<WindowRow>,
 }
 
 #[derive(FromRow)]
@@ -60,7 +65,8 @@ struct Row {
 impl Store {
     /// Exchanges shares in one transaction: reads what all processes hold, lets `decide` choose
     /// what this process holds, and writes that. No other exchange runs in between. The shares
-    /// belong to this process for `ttl_ms`, counted from before the call.
+    /// belong to this process for `ttl_ms`, counted from before the call. `windows`: the names of
+    /// those that are found out.
     ///
     /// # Errors
     /// When the database fails, or the lock of the exchange is not acquired within half of `ttl_ms`.
@@ -69,10 +75,12 @@ impl Store {
         &self,
         token: &str,
         ttl_ms: i64,
+        windows: &[String],
         decide: impl FnOnce(&ShareBook) -> (ShareEntry, T),
     ) -> Result<T> {
         let mut tx = self.begin_exchange(ttl_ms / 2).await?;
-        let book = self.read_book(&mut tx).await?;
+        let mut book = self.read_book(&mut tx).await?;
+        book.windows = self.read_windows(&mut tx, windows).await?;
         let (entry, outcome) = decide(&book);
         self.write_holder(&mut tx, token, ttl_ms).await?;
         let mine = book.holders.iter().find(|holder| holder.token == token);
@@ -91,6 +99,7 @@ impl Store {
         for rows in entry.cooldowns.chunks(ROWS_A_STATEMENT) {
             self.write_cooldowns(&mut tx, rows).await?;
         }
+        write_windows(&mut tx, &entry.windows).await?;
         tx.commit().await?;
         Ok(outcome)
     }
@@ -198,6 +207,7 @@ impl Store {
                 })
                 .collect(),
             resets,
+            windows: WindowBook::default(),
         })
     }
 

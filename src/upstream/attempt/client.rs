@@ -113,6 +113,11 @@ impl Client {
         })
     }
 
+    /// What each call has, its key included.
+    pub(in crate::upstream) fn headers(&self) -> &HeaderMap {
+        &self.headers
+    }
+
     /// The upstream's address, for the log.
     pub(in crate::upstream) fn shown_url(&self) -> String {
         let mut url = self.base.clone();

@@ -1,11 +1,12 @@
-//! How many calls at once this process may make, at each upstream, of each model and by each route.
-//! The process has the whole configured limit, or a share of it.
+//! How many calls at once this process may make: at each upstream, of each model, by each route,
+//! and within each window that is found out. The process has the whole limit, or a share of it.
 
 use std::ops::Range;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 
 use tokio::sync::Notify;
 
+use crate::upstream::limits::auto::WindowSpec;
 use crate::upstream::route::lane::{Lane, LaneId};
 use crate::upstream::settings::UpstreamSettings;
 
@@ -13,10 +14,11 @@ use crate::upstream::settings::UpstreamSettings;
 #[derive(Debug)]
 pub struct Limits {
     /// Those of the upstreams first, then those of the models that have one, then those of the
-    /// routes that have one.
+    /// routes that have one, and then the windows.
     all: Vec<Limit>,
-    /// The place of the first route's limit.
+    /// The places of the first route's limit, and of the first window.
     routes: usize,
+    windows: usize,
     /// By lane.
     lanes: Vec<LaneLimits>,
     shared: AtomicBool,
@@ -28,7 +30,8 @@ pub struct Limits {
 #[derive(Debug)]
 struct Limit {
     name: String,
-    allowed: usize,
+    /// As configured; of a window, as it is now.
+    allowed: AtomicUsize,
     share: AtomicUsize,
 }
 
@@ -41,16 +44,20 @@ struct LaneLimits {
     own: Option<usize>,
     /// The upstreams that the lane may go to, each once: their limits bound the lane, too.
     upstreams: Vec<usize>,
-    /// For each of these upstreams, the limits of the lane's routes to it; none where a route to it
-    /// has no limit.
-    routes: Vec<Option<Vec<usize>>>,
+    /// For each of these upstreams, and each of the lane's routes to it, the limits that bound the
+    /// route.
+    routes: Vec<Vec<Vec<usize>>>,
     /// Lanes that have an upstream in common, directly or through other lanes, are of one domain:
     /// their lines compete.
     domain: usize,
 }
 
 impl Limits {
-    pub(in crate::upstream) fn new(upstreams: &[UpstreamSettings], lanes: &[Lane]) -> Self {
+    pub(in crate::upstream) fn new(
+        upstreams: &[UpstreamSettings],
+        lanes: &[Lane],
+        windows: &[WindowSpec],
+    ) -> Self {
         let mut all: Vec<Limit> = upstreams
             .iter()
             .map(|upstream| Limit::new("upstream", &upstream.name, upstream.concurrency))
@@ -68,10 +75,16 @@ impl Limits {
         });
         let mut of_lanes: Vec<LaneLimits> = of_lanes.collect();
         let first_route = all.len();
+        let routes = lanes.iter().flat_map(|lane| &lane.routes);
+        let first_window = first_route + routes.filter(|route| route.limit.is_some()).count();
         for (lane, limits) in lanes.iter().zip(&mut of_lanes) {
             let to = |upstream: &usize| {
                 let routes = lane.routes.iter().filter(|one| one.upstream == *upstream);
-                let limits = routes.map(|route| Some(first_route + route.limit?.number));
+                let limits = routes.map(|route| {
+                    let own = route.limit.map(|limit| first_route + limit.number);
+                    let window = route.window.map(|number| first_window + number);
+                    own.into_iter().chain(window).collect()
+                });
                 limits.collect()
             };
             limits.routes = limits.upstreams.iter().map(to).collect();
@@ -82,10 +95,14 @@ impl Limits {
                 }
             }
         }
+        for window in windows {
+            all.push(Limit::new("window", &window.name, window.first()));
+        }
         find_domains(&mut of_lanes);
         Self {
             all,
             routes: first_route,
+            windows: first_window,
             lanes: of_lanes,
             shared: AtomicBool::new(false),
             over_committed: AtomicBool::new(false),
@@ -107,11 +124,10 @@ impl Limits {
         }
     }
 
-    /// The names and sizes of all limits; the first are the upstreams', in their order, and the
-    /// last are the routes'.
+    /// The names and sizes of all limits; the first are the upstreams', in their order.
     pub fn all(&self) -> impl Iterator<Item = (&str, usize)> {
         let all = self.all.iter();
-        all.map(|limit| (limit.name.as_str(), limit.allowed))
+        all.map(|limit| (limit.name.as_str(), limit.allowed()))
     }
 
     /// Whether there are other processes.
@@ -152,7 +168,7 @@ impl Limits {
     /// The same over all processes.
     #[must_use]
     pub fn lane_allowed(&self, lane: LaneId) -> usize {
-        self.bound(lane, |limit| limit.allowed)
+        self.bound(lane, Limit::allowed)
     }
 
     /// The place of a lane's own limit in [`all`](Self::all), if it has one.
@@ -164,13 +180,35 @@ impl Limits {
     /// Where the limits of the routes are in [`all`](Self::all).
     #[must_use]
     pub fn routes(&self) -> Range<usize> {
-        self.routes..self.all.len()
+        self.routes..self.windows
+    }
+
+    /// Where the windows are in [`all`](Self::all).
+    #[must_use]
+    pub fn windows(&self) -> Range<usize> {
+        self.windows..self.all.len()
     }
 
     /// Calls at once that this process may make by a route, by the number of the route's limit.
     #[must_use]
     pub fn of_route(&self, number: usize) -> usize {
         self.share(self.routes + number)
+    }
+
+    /// Calls at once that this process may make within a window, by the window's number.
+    #[must_use]
+    pub fn of_window(&self, number: usize) -> usize {
+        self.share(self.windows + number)
+    }
+
+    /// A window is as large from now on. Where there are no other processes, this one has all of
+    /// it.
+    pub(in crate::upstream) fn resize_window(&self, number: usize, allowed: usize) {
+        let window = &self.all[self.windows + number];
+        window.allowed.store(allowed, Ordering::Relaxed);
+        if !self.are_shared() {
+            window.share.store(allowed, Ordering::Relaxed);
+        }
     }
 
     /// Which limits a lane competes for: lanes of one domain have upstreams in common.
@@ -202,9 +240,12 @@ impl Limits {
         let lane = &self.lanes[lane.index()];
         let upstreams = lane.upstreams.iter().zip(&lane.routes);
         let upstreams = upstreams.map(|(&index, routes)| {
-            let routes = routes.iter().flatten().map(|&route| size(&self.all[route]));
-            let by_routes = routes.reduce(usize::saturating_add);
-            size(&self.all[index]).min(by_routes.unwrap_or(usize::MAX))
+            let by_routes = routes.iter().map(|limits| {
+                let limits = limits.iter().map(|&limit| size(&self.all[limit]));
+                limits.min().unwrap_or(usize::MAX)
+            });
+            let by_routes = by_routes.fold(0, usize::saturating_add);
+            size(&self.all[index]).min(by_routes)
         });
         let together = upstreams.fold(0, usize::saturating_add);
         lane.own
@@ -239,8 +280,12 @@ impl Limit {
     fn new(kind: &str, name: &str, allowed: usize) -> Self {
         Self {
             name: format!("{kind}:{name}"),
-            allowed,
+            allowed: AtomicUsize::new(allowed),
             share: AtomicUsize::new(allowed),
         }
+    }
+
+    fn allowed(&self) -> usize {
+        self.allowed.load(Ordering::Relaxed)
     }
 }

@@ -1,5 +1,6 @@
 //! How much at once, and how often: calls, and bytes.
 
+pub(super) mod auto;
 pub(super) mod concurrency;
 pub(super) mod interval;
 pub(super) mod memory;

@@ -4,6 +4,7 @@
 use std::sync::Arc;
 
 use crate::upstream::balance::{Balancer, Strategy};
+use crate::upstream::limits::auto::WindowSpec;
 use crate::upstream::limits::rate::Spec;
 use crate::upstream::provider::edit::Edit;
 use crate::upstream::settings::{
@@ -32,6 +33,7 @@ pub(in crate::upstream) struct Lane {
     pub(in crate::upstream) name: String,
     /// The lane's own limit, where it has one.
     pub(in crate::upstream) concurrency: Option<usize>,
+    is_auto: bool,
     pub(in crate::upstream) strategy: Strategy,
     pub(in crate::upstream) spill: Spill,
     /// The lower tier first; within a tier as the entry has them.
@@ -51,6 +53,9 @@ pub(in crate::upstream) struct Route {
     pub(in crate::upstream) rename: Option<Arc<str>>,
     pub(in crate::upstream) edit: Option<Arc<Edit>>,
     pub(in crate::upstream) limit: Option<RouteLimit>,
+    is_auto: bool,
+    /// The number of the window of its model at its upstream, where there is one.
+    pub(in crate::upstream) window: Option<usize>,
     /// The places of the rate limits that bound the calls.
     pub(in crate::upstream) rate_limits: Arc<[usize]>,
 }
@@ -86,6 +91,47 @@ impl Lane {
         Ok(lanes)
     }
 
+    /// The windows of all lanes, by their numbers, which the routes are told. There is one for a
+    /// model at an upstream where the upstream, the model or a route between them asks for it: a
+    /// bounded number, whatever names lines give.
+    pub(in crate::upstream) fn windows(
+        lanes: &mut [Self],
+        upstreams: &[UpstreamSettings],
+    ) -> Vec<WindowSpec> {
+        let mut windows: Vec<WindowSpec> = Vec::new();
+        let model_of = |name: &str, route: &Route| {
+            let model = route.rename.as_deref().unwrap_or(name);
+            model.to_owned()
+        };
+        for lane in lanes.iter() {
+            for route in &lane.routes {
+                let (model, upstream) = (model_of(&lane.name, route), &upstreams[route.upstream]);
+                let is_known = windows
+                    .iter()
+                    .any(|window| window.upstream == route.upstream && window.model == model);
+                if !is_known && (upstream.is_auto || lane.is_auto || route.is_auto) {
+                    windows.push(WindowSpec {
+                        name: format!("{} > {model}", upstream.name),
+                        upstream: route.upstream,
+                        upstream_name: upstream.name.clone(),
+                        model,
+                        most: upstream.concurrency,
+                        yields: upstream.yields,
+                    });
+                }
+            }
+        }
+        for lane in lanes {
+            for route in &mut lane.routes {
+                let model = model_of(&lane.name, route);
+                let mut all = windows.iter();
+                route.window = all
+                    .position(|window| window.upstream == route.upstream && window.model == model);
+            }
+        }
+        windows
+    }
+
     /// What each tier of all lanes needs to choose, by the tiers' numbers.
     pub(in crate::upstream) fn balancers(lanes: &[Self]) -> Vec<Balancer> {
         let tiers = lanes.iter().flat_map(|lane| {
@@ -113,6 +159,7 @@ impl Lane {
             id,
             name: model.name.clone(),
             concurrency: model.concurrency,
+            is_auto: model.is_auto,
             strategy: model.balance,
             spill: model.spill,
             routes,
@@ -129,12 +176,15 @@ impl Lane {
             rename: None,
             edit: None,
             limit: None,
+            is_auto: false,
+            window: None,
             rate_limits: Spec::that_bound(specs, None, upstream).into(),
         };
         Self {
             id: LaneId(0),
             name: "*".to_owned(),
             concurrency: None,
+            is_auto: false,
             strategy: Strategy::default(),
             spill: Spill::default(),
             routes: (0..upstreams.len()).map(route).collect(),
@@ -193,6 +243,8 @@ impl Route {
                 number: 0,
                 concurrency,
             }),
+            is_auto: route.is_auto,
+            window: None,
             rate_limits,
         }
     }

@@ -53,6 +53,8 @@ pub(super) struct Target {
     pub(super) edit: Option<Arc<Edit>>,
     /// The number of the route's own limit, where it has one.
     pub(super) limit: Option<usize>,
+    /// The number of the window of the model at the upstream, where there is one.
+    pub(super) window: Option<usize>,
     /// The places of the rate limits that bound the calls.
     pub(super) rate_limits: Arc<[usize]>,
     pub(super) seconds: CallSeconds,
@@ -283,6 +285,7 @@ fn routes_of(
                 weight: route.weight,
                 edit: route.edit.clone(),
                 limit: route.limit.map(|limit| limit.number),
+                window: route.window,
                 rate_limits: Arc::clone(&route.rate_limits),
                 seconds: metrics().call_seconds(backends.name(route.upstream), label),
             }

@@ -11,6 +11,7 @@ use crate::upstream::attempt::history::History;
 use crate::upstream::balance::speed::Speed;
 use crate::upstream::balance::{Avoid, Candidates, Load};
 use crate::upstream::health::breaker::Room;
+use crate::upstream::limits::auto::Meter;
 use crate::upstream::limits::concurrency::Limits;
 use crate::upstream::limits::rate::{Gate, RateRequest, Standing};
 use crate::upstream::route::{Routes, Target};
@@ -45,6 +46,7 @@ struct ForLine<'a> {
     upstreams: &'a [Upstream],
     /// Calls in flight by the routes that have a limit.
     by_route: &'a [usize],
+    meters: &'a [Meter],
     limits: &'a Limits,
     line: &'a Line<'a>,
     /// What the line avoids more than this does not take it.
@@ -84,7 +86,8 @@ impl Candidates for ForLine<'_> {
 
     fn load(&self, index: usize) -> Option<Load> {
         let target = &self.targets[index];
-        if !has_place(target, self.upstreams, self.by_route, self.limits) {
+        let counts = (self.upstreams, self.by_route, self.meters);
+        if !has_place(target, counts, self.limits) {
             return None;
         }
         let one = &self.upstreams[target.backend.upstream()];
@@ -141,6 +144,10 @@ impl Targets {
         if let Some(limit) = target.limit {
             state.by_route[limit] += 1;
         }
+        let stamp = target.window.map(|window| {
+            let room = self.limits.of_window(window);
+            state.meters[window].start(room)
+        });
         let charges = gate.map(|gate| {
             let tokens = target.tokens(gate.size);
             Box::new(gate.take(&target.rate_limits, tokens))
@@ -150,7 +157,12 @@ impl Targets {
         let flight = upstream.on_start(&mut backend.breaker(), now, batch);
         drop(guard);
         let (targets, routes) = (Arc::clone(self), Arc::clone(routes));
-        Acquired::Permit(Permit::new(targets, routes, index, flight, charges))
+        Acquired::Permit(Permit::new(
+            targets,
+            (routes, index),
+            (flight, stamp),
+            charges,
+        ))
     }
 
     /// The target that takes the line, by its place among the routes' targets. Where none does: how
@@ -183,6 +195,7 @@ impl Targets {
                 targets,
                 upstreams: &state.upstreams,
                 by_route: &state.by_route,
+                meters: &state.meters,
                 limits: &self.limits,
                 line,
                 most,
@@ -204,13 +217,15 @@ impl Targets {
 /// Whether fewer calls are in flight at a target than may be.
 pub(super) fn has_place(
     target: &Target,
-    upstreams: &[Upstream],
-    by_route: &[usize],
+    (upstreams, by_route, meters): (&[Upstream], &[usize], &[Meter]),
     limits: &Limits,
 ) -> bool {
     let upstream = target.backend.upstream();
-    let has_room = |limit: usize| by_route[limit] < limits.of_route(limit);
-    upstreams[upstream].in_flight() < limits.share(upstream) && target.limit.is_none_or(has_room)
+    let by_route = |limit: usize| by_route[limit] < limits.of_route(limit);
+    let in_window = |window: usize| meters[window].in_flight() < limits.of_window(window);
+    upstreams[upstream].in_flight() < limits.share(upstream)
+        && target.limit.is_none_or(by_route)
+        && target.window.is_none_or(in_window)
 }
 
 impl State {

@@ -95,6 +95,7 @@ impl Targets {
         let mut guard = self.lock();
         let state = &mut *guard;
         state.free(permit.target());
+        let is_measured = permit.stamp.is_some() && state.end_in_window(permit, ended, now);
         let mut breaker = backend.breaker();
         let reason = ended.result.reason();
         let judgement =
@@ -156,6 +157,10 @@ impl Targets {
             self.look_for_trouble();
         }
         self.limits.on_finish();
+        if is_measured {
+            self.limits.notify_changed();
+            self.windows.due().notify_one();
+        }
         self.on_changes(backend, &changes, ended.status, hastens);
         next
     }

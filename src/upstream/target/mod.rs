@@ -8,6 +8,7 @@
 //! | `acquire`, `permit`, `finish` | before, during and after a call |
 //! | `switch` | whether lines may be sent to an upstream, by its operators |
 //! | `rates` | what rate limits have to do with calls |
+//! | `windows` | what windows that are found out have to do with calls |
 //! | `reports` | what probes, other processes and people say |
 //! | `questions` | what is open, what works |
 
@@ -21,6 +22,7 @@ mod reports;
 pub(super) mod switch;
 mod targets;
 pub(super) mod upstream;
+mod windows;
 
 pub use acquire::Acquired;
 pub(super) use finish::Ended;

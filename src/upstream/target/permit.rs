@@ -7,6 +7,7 @@ use tokio::time::Instant;
 use super::backend::Backend;
 use super::targets::Targets;
 use super::upstream::Flight;
+use crate::upstream::limits::auto::{Ending, Stamp};
 use crate::upstream::limits::rate::Charges;
 use crate::upstream::route::{Routes, Target};
 
@@ -18,6 +19,8 @@ pub struct Permit {
     /// Which of the routes' targets.
     target: usize,
     pub(super) flight: Flight,
+    /// What the call's window is told of it, where there is one.
+    pub(super) stamp: Option<Stamp>,
     /// The place is not given back yet.
     pub(super) is_held: bool,
     /// What rate limits were charged for the call.
@@ -27,12 +30,11 @@ pub struct Permit {
 }
 
 impl Permit {
-    /// For a call that has been started: `flight`.
+    /// For a call that has been started: `flight`, `stamp`.
     pub(super) fn new(
         targets: Arc<Targets>,
-        routes: Arc<Routes>,
-        target: usize,
-        flight: Flight,
+        (routes, target): (Arc<Routes>, usize),
+        (flight, stamp): (Flight, Option<Stamp>),
         charges: Option<Box<Charges>>,
     ) -> Self {
         Self {
@@ -40,6 +42,7 @@ impl Permit {
             routes,
             target,
             flight,
+            stamp,
             is_held: true,
             charges,
             is_sent: false,
@@ -105,6 +108,9 @@ impl Targets {
         let backend = permit.backend();
         let mut state = self.lock();
         state.free(permit.target());
+        if let Some((window, stamp)) = permit.target().window.zip(permit.stamp) {
+            state.meters[window].end(stamp, Ending::Other);
+        }
         let upstream = &mut state.upstreams[backend.upstream()];
         let changes = upstream.on_finish(&mut backend.breaker(), permit.flight, None);
         drop(state);

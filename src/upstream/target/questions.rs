@@ -134,7 +134,11 @@ impl Targets {
         let targets = self.in_reach(routes).iter();
         targets.flat_map(|target| {
             let of_route = target.limit.map(|limit| self.limits.routes().start + limit);
-            of_route.into_iter().chain([target.backend.upstream()])
+            let window = target
+                .window
+                .map(|window| self.limits.windows().start + window);
+            let own = of_route.into_iter().chain(window);
+            own.chain([target.backend.upstream()])
         })
     }
 
@@ -142,7 +146,9 @@ impl Targets {
     fn share(&self, target: &Target) -> usize {
         let of_upstream = self.limits.share(target.backend.upstream());
         let of_route = target.limit.map(|limit| self.limits.of_route(limit));
-        of_upstream.min(of_route.unwrap_or(usize::MAX))
+        let of_window = target.window.map(|window| self.limits.of_window(window));
+        let bounds = of_route.into_iter().chain(of_window);
+        bounds.fold(of_upstream, usize::min)
     }
 
     /// The targets that lines may go to: those of the tier that is used now, and of the tiers

@@ -41,7 +41,8 @@ impl Targets {
                 continue;
             }
             let takes = || {
-                has_place(target, &state.upstreams, &state.by_route, &self.limits)
+                let counts = (&*state.upstreams, &*state.by_route, &*state.meters);
+                has_place(target, counts, &self.limits)
                     && matches!(state.room(target, now), Room::Open { .. })
             };
             if let Standing::Limited(at) = standing

@@ -15,6 +15,7 @@ use crate::upstream::balance::Balancer;
 use crate::upstream::health::announce::{Subject, announce};
 use crate::upstream::health::breaker::{Change, Room};
 use crate::upstream::health::fail_fast::GivingUp;
+use crate::upstream::limits::auto::{Meter, Windows};
 use crate::upstream::limits::concurrency::Limits;
 use crate::upstream::limits::rate::RateLimits;
 use crate::upstream::route::Target;
@@ -27,6 +28,7 @@ pub struct Targets {
     urls: Vec<String>,
     pub(in crate::upstream) backends: Arc<Backends>,
     pub(in crate::upstream) limits: Limits,
+    pub(in crate::upstream) windows: Windows,
     /// `None`: there are none.
     pub(in crate::upstream) rates: Option<RateLimits>,
     pace: Pace,
@@ -54,6 +56,8 @@ pub(super) struct State {
     pub(super) begun: usize,
     /// Calls in flight by the routes that have a limit, in the order of these limits.
     pub(super) by_route: Vec<usize>,
+    /// What is counted of each window, by the windows' numbers.
+    pub(super) meters: Vec<Meter>,
     pub(super) giving_up: GivingUp,
     /// Waiting lines may be due now: the success that they waited for has come, or an operator has
     /// mended what they failed at.
@@ -65,7 +69,8 @@ impl Targets {
     pub(in crate::upstream) fn new(
         upstreams: Vec<(String, bool)>,
         backends: Arc<Backends>,
-        (limits, balancers, rates): (Limits, Vec<Balancer>, Option<RateLimits>),
+        (limits, windows, rates): (Limits, Windows, Option<RateLimits>),
+        balancers: Vec<Balancer>,
         (pace, retry): (Pace, RetrySettings),
         fail_fast: Option<FailFast>,
     ) -> Self {
@@ -89,9 +94,11 @@ impl Targets {
                 balancers,
                 begun: 0,
                 by_route,
+                meters: windows.meters(),
                 giving_up: GivingUp::new(fail_fast),
                 is_hastened: false,
             }),
+            windows,
             urls,
         }
     }
@@ -103,6 +110,12 @@ impl Targets {
     /// Reads the state of all upstreams, in their order.
     pub(in crate::upstream) fn read<T>(&self, read: impl FnOnce(&[Upstream]) -> T) -> T {
         read(&self.lock().upstreams)
+    }
+
+    /// Calls in flight at an upstream.
+    #[must_use]
+    pub fn in_flight_at(&self, upstream: usize) -> usize {
+        self.read(|upstreams| upstreams[upstream].in_flight())
     }
 
     /// Calls in flight, by upstream.

@@ -146,6 +146,8 @@ impl Demand {
         }
         let by_route = self.pool.targets().in_flight_by_route();
         in_flight[limits.routes()].copy_from_slice(&by_route);
+        let by_window = self.pool.targets().in_flight_by_window();
+        in_flight[limits.windows()].copy_from_slice(&by_window);
         in_flight
     }
 

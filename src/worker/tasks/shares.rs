@@ -8,9 +8,10 @@ use std::time::Duration;
 
 use tokio_util::sync::CancellationToken;
 
+use super::windows;
 use crate::domain::share::{self, Share};
 use crate::store::{self, CooldownRow, ShareBook, ShareEntry, Store};
-use crate::upstream::{Cooldown, Pool};
+use crate::upstream::{Cooldown, Pool, WindowChange};
 use crate::worker::dispatch::demand::Demand;
 use crate::worker::dispatch::shared::SharedLedger;
 use crate::worker::dispatch::tenants::Tenants;
@@ -64,6 +65,8 @@ struct Outcome {
     written: Vec<Cooldown>,
     read: Vec<Cooldown>,
     resets: Vec<(String, i64)>,
+    /// Windows that have changed.
+    windows: Vec<WindowChange>,
 }
 
 impl Shares {
@@ -141,11 +144,12 @@ impl Shares {
         self.wanted = demand;
         let for_tenants = self.wants_for_tenants();
         let sent = Uptime::now();
-        let exchange = self
-            .store
-            .exchange_shares(&self.token, millis(self.safe_ttl), |book| {
-                self.decide(book, &wants, &for_tenants)
-            });
+        let names = self.pool.targets().window_names();
+        let exchange =
+            self.store
+                .exchange_shares(&self.token, millis(self.safe_ttl), names, |book| {
+                    self.decide(book, &wants, &for_tenants)
+                });
         // A connection that was cut without a word must not be waited for until the shares have
         // lapsed.
         let outcome = match tokio::time::timeout(self.attempt_timeout, exchange).await {
@@ -166,6 +170,7 @@ impl Shares {
             self.ledger.notify_scheduler();
             self.ledger.notify_supply();
         }
+        windows::announce(&outcome.windows);
         if outcome.concerns_others {
             self.store.wake_others(store::Who::Sharers);
         }
@@ -195,6 +200,9 @@ impl Shares {
         wants: &[usize],
         for_tenants: &BTreeMap<Arc<str>, usize>,
     ) -> (ShareEntry, Outcome) {
+        // First of all: a window that changes is a limit that changes.
+        let (window_rows, window_changes) =
+            windows::take_turn(&self.pool, &self.token, &book.windows);
         let limits = self.pool.limits();
         let me = book.holders.iter().find(|h| *h.token == *self.token);
         let place = (me.map_or(i64::MAX, |me| me.joined_at), &*self.token);
@@ -235,7 +243,9 @@ impl Shares {
             written: self.pool.targets().cooldowns_to_share(),
             read: book.cooldowns.iter().map(from_row).collect(),
             resets: book.resets.clone(),
+            windows: window_changes,
         };
+        entry.windows = window_rows;
         for (number, (name, _)) in limits.all().enumerate() {
             let (part, in_flight) = (&parts[number], in_flight[number] as u64);
             let Some(mine) = entry.shares.get_mut(name) else {
@@ -270,7 +280,7 @@ impl Shares {
                 entry.forgotten.push((name, self.token.to_string()));
             }
         }
-        outcome.concerns_others |= !outcome.written.is_empty();
+        outcome.concerns_others |= !outcome.written.is_empty() || !outcome.windows.is_empty();
         entry.cooldowns = outcome.written.iter().map(into_row).collect();
         (entry, outcome)
     }

@@ -45,10 +45,11 @@ async fn turn(store: &Store, token: &str, entry: ShareEntry) -> ShareBook {
             holders: book.holders.clone(),
             cooldowns: book.cooldowns.clone(),
             resets: book.resets.clone(),
+            windows: book.windows.clone(),
         };
         (entry, read)
     };
-    let book = store.exchange_shares(token, TERM_MS, decide).await;
+    let book = store.exchange_shares(token, TERM_MS, &[], decide).await;
     book.expect("has its turn")
 }
 
@@ -182,7 +183,7 @@ async fn turns_never_overlap() {
                     let more = u64::from(sum < 10);
                     (holds(mine + more), mine + more)
                 };
-                let taken = store.exchange_shares(&token, TERM_MS, decide).await;
+                let taken = store.exchange_shares(&token, TERM_MS, &[], decide).await;
                 mine = taken.expect("has its turn");
             }
             mine
@@ -214,7 +215,7 @@ async fn a_process_that_stops_in_its_turn_does_not_hold_up_the_others() {
                 tokio::task::block_in_place(waits).expect("the other had its turn");
                 (holds(10), ())
             };
-            stopped.exchange_shares("stopped", 1_000, decide).await
+            stopped.exchange_shares("stopped", 1_000, &[], decide).await
         });
         in_turn.await.expect("has its turn");
         turn(&stores[1], "other", holds(10)).await;

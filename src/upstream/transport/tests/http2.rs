@@ -116,6 +116,9 @@ fn transport(base_url: &str, http2: Http2, ca_file: Option<std::path::PathBuf>) 
         http2,
         ca_file,
         concurrency: 1_000,
+        is_auto: false,
+        metrics_url: None,
+        yields: false,
         ..settings(base_url)
     };
     let base = Url::parse(base_url).expect("a URL");
