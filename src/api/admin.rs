@@ -17,6 +17,8 @@ use crate::store::{Engine, ListedBatch, ReplicaLease};
 
 /// How many live batches are listed at most, and how many ended ones.
 const BATCHES_MAX: i64 = 50;
+/// How many batches are listed at most that would be late.
+const LATE_MAX: usize = 50;
 /// For how long a batch is listed after its end.
 const ENDED_WITHIN_MS: i64 = 3_600_000;
 
@@ -38,6 +40,11 @@ pub struct Status {
     /// How many calls at once there may be, where that is found out (`concurrency = "auto"`).
     #[serde(default)]
     pub windows: Vec<WindowStatus>,
+    /// Where a model's `spill` is `late`: the batches that would miss their window, and those of
+    /// which lines went to a higher tier, as the process that answers sees its own part of their
+    /// lines. The one with the least time left first, at most 50.
+    #[serde(default)]
+    pub late: Vec<LateStatus>,
     /// How many batches have not ended, by status.
     pub batches: BTreeMap<String, i64>,
     /// The oldest of them, at most 50.
@@ -155,6 +162,29 @@ pub struct WindowStatus {
     pub reason: String,
 }
 
+/// What was decided of a batch whose lines go to a higher tier only where they would be late.
+#[derive(Debug, Serialize, Deserialize, ToSchema)]
+pub struct LateStatus {
+    pub batch_id: String,
+    pub tenant: String,
+    /// The `[[models]]` entry.
+    pub model: String,
+    /// Whether the batch would miss its window at the present rate of the lowest tier.
+    pub late: bool,
+    /// Lines that are still to be sent.
+    pub lines: u64,
+    /// How many of them the lowest tier would not send in time.
+    pub deficit: u64,
+    /// Lines of the tenant that the lowest tier answers in a second.
+    pub lines_per_second: f64,
+    /// The 95th percentile of how long a call of the lowest tier takes.
+    pub latency_seconds: f64,
+    /// Until the window ends.
+    pub seconds_left: f64,
+    /// Calls that went to a higher tier so far.
+    pub spilled: u64,
+}
+
 /// A model. `*` stands for the limit of all models without one of their own, `other` for the
 /// lines of models that nobody has named.
 #[derive(Debug, Default, Serialize, Deserialize, ToSchema)]
@@ -171,7 +201,7 @@ pub struct ModelStatus {
     /// configuration does not name the model.
     #[serde(default)]
     pub balance: Option<String>,
-    /// When lines go to the routes of the next tier: `closed` or `full`.
+    /// When lines go to the routes of the next tier: `closed`, `full` or `late`.
     #[serde(default)]
     pub spill: Option<String>,
     /// Where its lines go, as the process that answers sees it: the lowest tier first.
@@ -323,6 +353,7 @@ pub async fn status(State(api): State<Api>, _: Admin) -> Json<Status> {
     status.alarms.clone_from(&process.alarms);
     status.rate_limits = rate_limits(&process, status.now);
     status.windows = windows(&process);
+    status.late = late(&process);
     status.upstreams = upstreams(process, status.now);
     Json(status)
 }
@@ -386,6 +417,23 @@ fn windows(process: &ProcessSnapshot) -> Vec<WindowStatus> {
             reason: window.reason.to_owned(),
         })
         .collect()
+}
+
+fn late(process: &ProcessSnapshot) -> Vec<LateStatus> {
+    let late = process.late.iter().take(LATE_MAX);
+    late.map(|late| LateStatus {
+        batch_id: late.batch.clone(),
+        tenant: late.tenant.clone(),
+        model: late.model.clone(),
+        late: late.is_late,
+        lines: late.lines.round() as u64,
+        deficit: late.deficit.round() as u64,
+        lines_per_second: late.rate,
+        latency_seconds: late.latency.as_secs_f64(),
+        seconds_left: late.left.as_secs_f64(),
+        spilled: late.spilled,
+    })
+    .collect()
 }
 
 fn replica_status(replica: &ReplicaLease, own_token: Option<&str>) -> ReplicaStatus {

@@ -8,11 +8,11 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use crate::api;
 use crate::api::model_object::ModelObject;
 use crate::metrics::{
-    ClosedSnapshot, Lane, ProcessSnapshot, RateSnapshot, RouteSnapshot, SwitchSnapshot,
-    UpstreamSnapshot, WindowSnapshot,
+    ClosedSnapshot, Lane, LateSnapshot, ProcessSnapshot, RateSnapshot, RouteSnapshot,
+    SwitchSnapshot, UpstreamSnapshot, WindowSnapshot,
 };
 use crate::upstream::{LaneId, ModelInfo, Pool, RateLimits, RateStatus, RouteStatus, Skipped};
-use crate::worker::{Observer, Worker};
+use crate::worker::{Late, Observer, Worker};
 
 pub(super) struct Engine {
     pool: Arc<Pool>,
@@ -39,6 +39,10 @@ impl api::engine::Engine for Engine {
                 .unwrap_or_default(),
             rate_limits: rate_limits(pool),
             windows: windows(pool),
+            late: worker
+                .as_ref()
+                .map(|worker| late(pool, &worker.late))
+                .unwrap_or_default(),
             budget_used: pool.budget().used(),
             budget_limit: pool.budget().limit(),
             token: worker.as_ref().map(|worker| worker.token.clone()),
@@ -121,6 +125,30 @@ fn route(route: RouteStatus) -> RouteSnapshot {
         skipped: route.skipped.map(Skipped::as_str),
         left: route.skipped.and_then(Skipped::left),
     }
+}
+
+/// Which batches would be late, the one with the least time left first.
+fn late(pool: &Pool, late: &[Late]) -> Vec<LateSnapshot> {
+    let names: HashMap<LaneId, &str> = pool.limits().lanes().collect();
+    let snapshot = |late: &Late| LateSnapshot {
+        batch: late.batch.to_string(),
+        tenant: late.tenant.to_string(),
+        model: names
+            .get(&late.lane)
+            .copied()
+            .unwrap_or_default()
+            .to_owned(),
+        is_late: late.is_late,
+        lines: late.lines,
+        deficit: late.deficit,
+        rate: late.rate,
+        latency: late.latency,
+        left: late.left,
+        spilled: late.spilled,
+    };
+    let mut late: Vec<LateSnapshot> = late.iter().map(snapshot).collect();
+    late.sort_by_key(|late| late.left);
+    late
 }
 
 fn rate_limits(pool: &Pool) -> Vec<RateSnapshot> {

@@ -11,7 +11,7 @@ use secrecy::SecretString;
 use super::exit::{Exit, USAGE};
 use crate::config::{Environment, parse_duration};
 use crate::shutdown::{self, Hangup};
-use crate::simulate::{Dialect, Options, RateKind, RateLimit, Simulator};
+use crate::simulate::{Dialect, Options, Outage, OutageKind, RateKind, RateLimit, Simulator};
 
 const EXAMPLE: &str = "\
 Examples:
@@ -77,6 +77,11 @@ pub(super) struct SimulateArgs {
     /// More calls at once get 429
     #[arg(long, value_name = "N")]
     max_concurrency: Option<NonZeroUsize>,
+
+    /// When it is away, counted from its start (may be repeated): refuse=10s-20s,40s-45s refuses
+    /// connections, hang=10s-20s answers nothing, 503=10s-20s answers with this status
+    #[arg(long = "outage", value_name = "KIND=FROM-TO", value_parser = outages)]
+    outages: Vec<Outages>,
 
     /// Another seed gives other answers and lets other calls fail
     #[arg(long, value_name = "N", default_value_t = 0)]
@@ -150,6 +155,7 @@ impl SimulateArgs {
             api_key,
             answer_tokens: self.answer_tokens,
             track: self.track,
+            outages: self.outages.into_iter().flat_map(|all| all.0).collect(),
             granted: None,
         })
     }
@@ -179,6 +185,35 @@ fn rate_limit(text: &str) -> Result<RateLimit, String> {
         })
     };
     limit().ok_or_else(|| "a rate limit is written like requests=600/1m".to_owned())
+}
+
+/// The outages of one flag.
+#[derive(Clone, Debug)]
+struct Outages(Vec<Outage>);
+
+fn outages(text: &str) -> Result<Outages, String> {
+    let time = |kind, text: &str| {
+        let (from, to) = text.split_once('-')?;
+        let from = parse_duration(from).ok()?;
+        let to = parse_duration(to).ok().filter(|to| *to > from)?;
+        Some(Outage { kind, from, to })
+    };
+    let all = || {
+        let (kind, times) = text.split_once('=')?;
+        let kind = match kind {
+            "refuse" => OutageKind::Refuse,
+            "hang" => OutageKind::Hang,
+            status => {
+                let status = status.parse().ok();
+                OutageKind::Status(status.filter(|status| (400..600).contains(status))?)
+            }
+        };
+        times.split(',').map(|text| time(kind, text)).collect()
+    };
+    let all: Option<Vec<Outage>> = all();
+    all.map(Outages).ok_or_else(|| {
+        "an outage is written like refuse=10s-20s,40s-45s, hang=10s-20s or 503=10s-20s".to_owned()
+    })
 }
 
 fn dialect(text: &str) -> Result<Dialect, String> {
@@ -229,7 +264,7 @@ mod tests {
              --slow-beyond 64 \
              --rate-limit-rate 0.2 --requests-per-minute 600 --max-concurrency 8 --seed 7 \
              --model a --model b --answer-tokens 10 --track --rate-limit tokens=500/2m \
-             --rate-limit-headers anthropic \
+             --rate-limit-headers anthropic --outage refuse=10s-20s,40s-45s --outage 503=1m-2m \
              --api-key-env SIMULATED_KEY",
         )
         .unwrap();
@@ -250,6 +285,19 @@ mod tests {
         };
         assert_eq!(options.rate_limits, [limit]);
         assert_eq!(options.dialect, Dialect::Anthropic);
+        let outage = |kind, from, to| Outage {
+            kind,
+            from: Duration::from_secs(from),
+            to: Duration::from_secs(to),
+        };
+        assert_eq!(
+            options.outages,
+            [
+                outage(OutageKind::Refuse, 10, 20),
+                outage(OutageKind::Refuse, 40, 45),
+                outage(OutageKind::Status(503), 60, 120),
+            ]
+        );
         assert_eq!(options.models, ["a", "b"]);
         assert!(options.track);
         assert_eq!(options.api_key.unwrap().expose_secret(), "sk-simulated");
@@ -272,6 +320,10 @@ mod tests {
             "--rate-limit calls=600/1m",
             "--rate-limit tokens=many/1m",
             "--rate-limit-headers gemini",
+            "--outage 10s-20s",
+            "--outage refuse=20s-10s",
+            "--outage away=10s-20s",
+            "--outage 200=10s-20s",
         ] {
             assert!(args(line).is_err(), "{line}");
         }

@@ -15,8 +15,6 @@ use crate::upstream::{ModelSettings, RouteSettings, Spill, Strategy, UpstreamSet
 const WEIGHT_MAX: u64 = 1_000_000;
 /// More tiers than anybody has.
 const TIER_MAX: u64 = 1_000;
-/// A spill that is not built yet.
-const LATE: &str = "late";
 
 /// Reads `[[models]]`, whose routes lead to `upstreams`.
 pub(super) fn read_all(
@@ -73,15 +71,13 @@ fn balance(item: &Item<'_>) -> Option<Strategy> {
 
 fn spill(item: &Item<'_>) -> Option<Spill> {
     let name = item.string()?;
-    if name == LATE {
-        item.later();
-        return None;
-    }
     let found = Spill::ALL.into_iter().find(|one| one.as_str() == name);
     if found.is_none() {
         let names = Spill::ALL.map(Spill::as_str);
-        let meant = nearest(&name, names.into_iter().chain([LATE])).unwrap_or_default();
-        item.fault(format!("expected closed or full; the nearest is {meant}"));
+        let meant = nearest(&name, names).unwrap_or_default();
+        item.fault(format!(
+            "expected closed, full or late; the nearest is {meant}"
+        ));
     }
     found
 }

@@ -44,6 +44,7 @@ pub struct ModelMetrics {
     pub(super) failed: Counter,
     pub(super) cancelled: Counter,
     pub(super) expired: Counter,
+    pub(super) spilled: Counter,
     pub(super) input_tokens: Counter,
     pub(super) cached_tokens: Counter,
     pub(super) output_tokens: Counter,
@@ -70,6 +71,11 @@ impl ModelMetrics {
         add(&self.expired, lines.expired);
         let all = lines.completed + lines.failed + lines.cancelled + lines.expired;
         self.lately.add(u64::try_from(all).unwrap_or(0));
+    }
+
+    /// A line is sent to a higher tier, because it would be late otherwise.
+    pub fn spilled(&self) {
+        self.spilled.inc();
     }
 
     /// Tokens that the answers among them reported.

@@ -67,6 +67,11 @@ struct ModelOutcome {
 }
 
 #[derive(Clone, Debug, Hash, PartialEq, Eq, EncodeLabelSet)]
+struct OfModel {
+    model: String,
+}
+
+#[derive(Clone, Debug, Hash, PartialEq, Eq, EncodeLabelSet)]
 struct ModelKind {
     model: String,
     kind: &'static str,
@@ -96,6 +101,7 @@ pub struct Metrics {
     http_seconds: Histograms<RouteLabels>,
     batches_ended: Family<Ended, Counter>,
     lines: Family<ModelOutcome, Counter>,
+    spilled: Family<OfModel, Counter>,
     tokens: Family<ModelKind, Counter>,
     calls: Family<UpstreamOutcome, Counter>,
     call_seconds: Histograms<UpstreamModel>,
@@ -170,6 +176,7 @@ impl Metrics {
             http_seconds: Family::new_with_constructor(short as fn() -> Histogram),
             batches_ended: Family::default(),
             lines: Family::default(),
+            spilled: Family::default(),
             tokens: Family::default(),
             calls: Family::default(),
             call_seconds: Family::new_with_constructor(long as fn() -> Histogram),
@@ -226,6 +233,12 @@ impl Metrics {
             "nightshift_lines_total",
             "Lines that this process wrote the outcome of, by model and outcome.",
             self.lines.clone(),
+        );
+        list.add(
+            "nightshift_spilled_lines_total",
+            "Calls that went to a higher tier because their lines would have been late otherwise \
+             (spill = \"late\"), by model.",
+            self.spilled.clone(),
         );
         list.add(
             "nightshift_tokens_total",
@@ -443,6 +456,9 @@ impl Metrics {
             failed: line("failed"),
             cancelled: line("cancelled"),
             expired: line("expired"),
+            spilled: self.spilled.get_or_create_owned(&OfModel {
+                model: label.to_owned(),
+            }),
             input_tokens: tokens("input"),
             cached_tokens: tokens("cached"),
             output_tokens: tokens("output"),

@@ -32,6 +32,9 @@ pub struct ProcessSnapshot {
     pub lanes: Vec<Lane>,
     pub rate_limits: Vec<RateSnapshot>,
     pub windows: Vec<WindowSnapshot>,
+    /// Batches that would miss their window, and those of which lines went to a higher tier, where
+    /// models spill late. The one with the least time left first.
+    pub late: Vec<LateSnapshot>,
     pub budget_used: usize,
     pub budget_limit: usize,
     /// What somebody must mend, in words.
@@ -130,6 +133,29 @@ pub struct WindowSnapshot {
     pub generation: u64,
     /// Of its last change.
     pub reason: &'static str,
+}
+
+/// What was decided of a batch in one lane, where lines go to a higher tier only if they would be
+/// late otherwise.
+#[derive(Clone, Debug)]
+pub struct LateSnapshot {
+    pub batch: String,
+    pub tenant: String,
+    /// As the lane is called.
+    pub model: String,
+    /// Whether it would miss its window at the present rate.
+    pub is_late: bool,
+    /// Lines that this process has to send.
+    pub lines: f64,
+    /// Those of them that the lowest tier would not send in time.
+    pub deficit: f64,
+    /// Lines a second that the lowest tier answers of the tenant in this process.
+    pub rate: f64,
+    /// The 95th percentile of how long a call of the lowest tier takes.
+    pub latency: Duration,
+    pub left: Duration,
+    /// Calls that went to a higher tier so far.
+    pub spilled: u64,
 }
 
 /// Calls in flight that count against one model's limit. `*` stands for all models without one
@@ -247,7 +273,7 @@ fn list(snapshot: &Snapshot, process: Process) -> Listing {
     }
     let of_process = &snapshot.process;
     list_upstreams(&mut list, &of_process.upstreams);
-    list_lanes(&mut list, &of_process.lanes);
+    list_lanes(&mut list, &of_process.lanes, &of_process.late);
     list_rate_limits(&mut list, &of_process.rate_limits);
     list_windows(&mut list, &of_process.windows);
     list.add(
@@ -375,7 +401,39 @@ fn list_upstreams(list: &mut Listing, upstreams: &[UpstreamSnapshot]) {
     );
 }
 
-fn list_lanes(list: &mut Listing, lanes: &[Lane]) {
+fn list_late(list: &mut Listing, late: &[LateSnapshot]) {
+    let (batches, deficit) = (
+        Family::<Model, Gauge>::default(),
+        Family::<Model, Float>::default(),
+    );
+    for verdict in late {
+        let labels = Model {
+            model: verdict.model.clone(),
+        };
+        let count = i64::from(verdict.is_late);
+        batches.get_or_create(&labels).inc_by(count);
+        let lines = if verdict.is_late {
+            verdict.deficit
+        } else {
+            0.0
+        };
+        deficit.get_or_create(&labels).inc_by(lines);
+    }
+    list.add(
+        "nightshift_late_batches",
+        "Batches that would miss their window at the present rate of the lowest tier, as this \
+         process sees it, by model.",
+        batches,
+    );
+    list.add(
+        "nightshift_late_lines",
+        "Lines that this process has to send and that the lowest tier would not send in time, by \
+         model.",
+        deficit,
+    );
+}
+
+fn list_lanes(list: &mut Listing, lanes: &[Lane], late: &[LateSnapshot]) {
     let [in_flight, share, limit] = [(); 3].map(|()| Family::<Model, Gauge>::default());
     for lane in lanes {
         let labels = Model {
@@ -385,6 +443,7 @@ fn list_lanes(list: &mut Listing, lanes: &[Lane]) {
         share.get_or_create(&labels).set(whole(lane.share));
         limit.get_or_create(&labels).set(whole(lane.limit));
     }
+    list_late(list, late);
     list.add(
         "nightshift_model_in_flight",
         "Calls that this process has in flight, by model.",

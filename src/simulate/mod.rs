@@ -42,6 +42,7 @@ mod call;
 mod engine;
 mod limit;
 mod options;
+mod outage;
 mod rate;
 mod reply;
 mod server;
@@ -55,6 +56,7 @@ mod text;
 use bytes::Bytes;
 
 pub use options::Options;
+pub use outage::{Outage, OutageKind};
 pub use rate::{Dialect, RateKind, RateLimit};
 pub use server::Simulator;
 

@@ -4,6 +4,7 @@ use std::time::Duration;
 
 use secrecy::SecretString;
 
+use super::outage::Outage;
 use super::rate::{Dialect, RateLimit};
 
 /// The model that is listed where any is served.
@@ -38,6 +39,9 @@ pub struct Options {
     /// So many calls are answered; more wait until [`Simulator::grant`] lets them. `None`: none
     /// waits. What stands in the middle of a batch so stands there for as long as is needed.
     pub granted: Option<usize>,
+    /// When it is away, and how. In such a time everything under `/v1` is away: calls and the list
+    /// of models.
+    pub outages: Vec<Outage>,
     /// Another seed: other answers, and other calls that fail.
     pub seed: u64,
     /// What is served; another model is a 404. None named: every model is served.
@@ -64,6 +68,7 @@ impl Default for Options {
             rate_limit_rate: 0.0,
             max_concurrency: None,
             granted: None,
+            outages: Vec::new(),
             seed: 0,
             models: Vec::new(),
             api_key: None,

@@ -3,7 +3,7 @@
 use std::io;
 use std::net::SocketAddr;
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use hyper::server::conn::http1;
 use hyper::service::service_fn;
@@ -40,7 +40,12 @@ impl Simulator {
         let address = listener.local_addr()?;
         let service = Arc::new(Service::new(options));
         let stop = CancellationToken::new();
-        let listening = tokio::spawn(accept(listener, Arc::clone(&service), stop.clone()));
+        let listening = tokio::spawn(accept(
+            listener,
+            address,
+            Arc::clone(&service),
+            stop.clone(),
+        ));
         Ok(Self {
             address,
             service,
@@ -117,14 +122,36 @@ async fn bind(listen: impl ToSocketAddrs) -> io::Result<TcpListener> {
     Err(failure)
 }
 
-/// Accepts connections until it is told to stop, and then cuts those that are open.
-async fn accept(listener: TcpListener, service: Arc<Service>, stop: CancellationToken) {
+/// Accepts connections until it is told to stop, and then cuts those that are open. While the
+/// simulator is to refuse connections, nobody listens.
+async fn accept(
+    mut listener: TcpListener,
+    address: SocketAddr,
+    service: Arc<Service>,
+    stop: CancellationToken,
+) {
     let mut connections = JoinSet::new();
     loop {
+        let refusal = service.next_refusal();
+        let begins = async {
+            match refusal {
+                Some((from, _)) => tokio::time::sleep_until(from.into()).await,
+                None => std::future::pending().await,
+            }
+        };
         let accepted = tokio::select! {
             accepted = listener.accept() => accepted,
             Some(_) = connections.join_next() => continue,
             () = stop.cancelled() => break,
+            () = begins => {
+                let Some((_, to)) = refusal else { continue };
+                drop(listener);
+                connections.shutdown().await;
+                let back = stop.run_until_cancelled(listen_again(address, to)).await;
+                let Some(again) = back else { return };
+                listener = again;
+                continue;
+            }
         };
         match accepted {
             Ok((stream, _)) => {
@@ -136,6 +163,18 @@ async fn accept(listener: TcpListener, service: Arc<Service>, stop: Cancellation
     }
     drop(listener);
     connections.shutdown().await;
+}
+
+/// Listens on an address once more, from a moment on.
+async fn listen_again(address: SocketAddr, from: Instant) -> TcpListener {
+    tokio::time::sleep_until(from.into()).await;
+    loop {
+        match bind(address).await {
+            Ok(listener) => return listener,
+            // Somebody else has the port: perhaps not for long.
+            Err(_) => tokio::time::sleep(Duration::from_millis(20)).await,
+        }
+    }
 }
 
 /// Answers the requests of one connection.

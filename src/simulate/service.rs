@@ -19,6 +19,7 @@ use super::call::{Call, Steering};
 use super::engine::Engine;
 use super::limit::RateLimit;
 use super::options::Options;
+use super::outage::{self, OutageKind};
 use super::rate::RateLimits;
 use super::reply::{Cut, Reply, ReplyBody, Sending};
 use super::stats::{Ledger, OpenCall, Stats};
@@ -44,6 +45,7 @@ pub(super) struct Service {
     requests: AtomicU64,
     /// The status that every call is answered with; 0: none.
     pub(super) outage: AtomicU16,
+    started: Instant,
 }
 
 impl Service {
@@ -60,6 +62,7 @@ impl Service {
             grants: options.granted.map(Semaphore::new),
             requests: AtomicU64::new(0),
             outage: AtomicU16::new(0),
+            started: Instant::now(),
             options,
         }
     }
@@ -79,13 +82,46 @@ impl Service {
         let reply = match endpoint {
             Some(endpoint) => {
                 let mut open = self.ledger.open();
-                let reply = self.call(endpoint, &parts, body, &mut open).await;
+                let reply = match self.away().await {
+                    Some(away) => away,
+                    None => self.call(endpoint, &parts, body, &mut open).await,
+                };
                 open.close(reply.end());
                 reply
             }
+            None if path.starts_with("/v1/") => match self.away().await {
+                Some(away) => away,
+                None => self.look(&parts.method, path, &parts.headers),
+            },
             None => self.look(&parts.method, path, &parts.headers),
         };
         reply.into_response(&request_id)
+    }
+
+    /// What a request gets while the simulator is away.
+    async fn away(&self) -> Option<Reply> {
+        let since = self.started.elapsed();
+        let outage = outage::at(&self.options.outages, since)?;
+        match outage.kind {
+            OutageKind::Status(status) => {
+                let status = StatusCode::from_u16(status).ok()?;
+                let mut reply = Reply::steered_error(status);
+                reply.status = status;
+                Some(reply)
+            }
+            OutageKind::Hang | OutageKind::Refuse => {
+                tokio::time::sleep(outage.to.saturating_sub(since)).await;
+                let mut reply = Reply::server_error();
+                reply.sending = Sending::Nothing;
+                Some(reply)
+            }
+        }
+    }
+
+    /// The next time in which connections are refused, from when until when.
+    pub(super) fn next_refusal(&self) -> Option<(Instant, Instant)> {
+        let outage = outage::next_refusal(&self.options.outages, self.started.elapsed())?;
+        Some((self.started + outage.from, self.started + outage.to))
     }
 
     /// What was seen so far.

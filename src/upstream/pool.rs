@@ -22,10 +22,10 @@ use super::limits::memory::Budget;
 use super::limits::rate::{RateLimits, RateRequest, Spec};
 use super::models::ModelInfo;
 use super::route::{Lane, Routes, Routing};
-use super::settings::{BuildError, Options, Settings};
+use super::settings::{BuildError, Options, Settings, Spill};
 use super::snapshot::{self, LaneStatus, UpstreamStatus};
 use super::target::backend::Backends;
-use super::target::{Acquired, Permit, Targets};
+use super::target::{Acquired, Permit, Reach, Targets};
 use crate::domain::clock::{self, Clock};
 
 /// All upstreams of a process.
@@ -160,7 +160,30 @@ impl Pool {
         batch: u64,
         rates: Option<RateRequest<'_>>,
     ) -> Acquired {
-        self.targets.try_acquire(routes, history, batch, rates)
+        let reach = Reach::Lowest;
+        self.targets
+            .try_acquire(routes, history, batch, rates, reach)
+    }
+
+    /// The same for a line that would be late otherwise: where the routes
+    /// [spill late](Routes::spill_late), such a line may go to any tier.
+    pub fn try_spill(
+        &self,
+        routes: &Arc<Routes>,
+        history: &History,
+        batch: u64,
+        rates: Option<RateRequest<'_>>,
+    ) -> Acquired {
+        let reach = Reach::Any;
+        self.targets
+            .try_acquire(routes, history, batch, rates, reach)
+    }
+
+    /// Whether the lines of any model go to a higher tier only where they would be late.
+    #[must_use]
+    pub fn spills_late(&self) -> bool {
+        let mut lanes = self.routing.lanes().iter();
+        lanes.any(|lane| lane.spill == Spill::Late)
     }
 
     /// Notified when a line may be sent that could not be sent before, and when models have

@@ -235,10 +235,13 @@ pub enum Spill {
     Closed,
     /// Also while all of the lower tiers are full.
     Full,
+    /// Only lines that the lowest tier would not send before their batch's window ends. Who sends
+    /// lines decides which these are: see [`Pool::try_spill`](crate::upstream::Pool::try_spill).
+    Late,
 }
 
 impl Spill {
-    pub const ALL: [Spill; 2] = [Spill::Closed, Spill::Full];
+    pub const ALL: [Spill; 3] = [Spill::Closed, Spill::Full, Spill::Late];
 
     /// As the configuration writes it.
     #[must_use]
@@ -246,6 +249,7 @@ impl Spill {
         match self {
             Spill::Closed => "closed",
             Spill::Full => "full",
+            Spill::Late => "late",
         }
     }
 }

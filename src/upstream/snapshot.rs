@@ -326,6 +326,8 @@ fn of_route(
 /// Marks the routes that would take lines if no lower tier did.
 fn pass_over_higher_tiers(routes: &mut [RouteStatus], spill: Spill) {
     let takes = |route: &RouteStatus| match (&route.skipped, spill) {
+        // Whatever the lowest tier is like, the next one takes late lines alone.
+        (_, Spill::Late) => true,
         _ if route.is_trial => false,
         (None, _) | (Some(Skipped::Full | Skipped::Limit { .. }), Spill::Closed) => true,
         (Some(_), _) => false,

@@ -9,6 +9,7 @@ pub(crate) mod demand;
 mod executor;
 #[cfg(test)]
 mod fairness;
+pub(crate) mod late;
 pub(crate) mod ledger;
 mod missing_models;
 pub(crate) mod order;

@@ -59,6 +59,7 @@ use tasks::validate::Validate;
 use tasks::windows::Windows;
 use work::finished::CompletionQueue;
 
+pub use dispatch::late::Verdict as Late;
 pub use work::settings::Settings;
 
 /// How long each of the last steps at a stop may take when the database does not answer.
@@ -99,6 +100,9 @@ pub struct Snapshot {
     pub token: Arc<str>,
     /// Calls in flight, by lane.
     pub in_flight: HashMap<LaneId, usize>,
+    /// Batches that would miss their window, and those of which lines went to a higher tier, where
+    /// models spill late. In no order.
+    pub late: Vec<Late>,
     /// What somebody must mend.
     pub alarms: Vec<String>,
 }
@@ -112,14 +116,16 @@ impl Observer {
 
     #[must_use]
     pub fn snapshot(&self) -> Snapshot {
-        let in_flight = {
+        let (in_flight, late) = {
             let ledger = self.ledger.lock();
             let lanes = ledger.run_queues().lanes();
-            lanes.map(|(id, lane)| (id, lane.in_flight())).collect()
+            let in_flight = lanes.map(|(id, lane)| (id, lane.in_flight()));
+            (in_flight.collect(), ledger.lateness().verdicts().collect())
         };
         Snapshot {
             token: self.lease.token(),
             in_flight,
+            late,
             alarms: self.write_failures.alarms(),
         }
     }

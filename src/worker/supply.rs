@@ -9,6 +9,7 @@ mod candidates;
 pub(crate) mod direct;
 mod division;
 mod fetch;
+mod not_in_hand;
 mod prefetch;
 mod ranking;
 mod rates;
@@ -23,10 +24,11 @@ use std::time::{Duration, Instant};
 use tokio_util::sync::CancellationToken;
 
 use crate::domain::clock::Clock;
-use crate::store::{self, Store};
+use crate::store::{self, Backlog, Store};
 use crate::upstream::Pool;
 use crate::worker::dispatch::Dispatch;
 use crate::worker::dispatch::demand::Demand;
+use crate::worker::dispatch::late::Verdict;
 use crate::worker::dispatch::scheduler::Scheduler;
 use crate::worker::dispatch::shared::SharedLedger;
 use crate::worker::dispatch::tenants::Tenants;
@@ -188,6 +190,7 @@ impl Supply {
         for row in &ended {
             self.fetch.lease_ended(row).await?;
         }
+        self.judge_lateness(&live);
         self.fetch.begin_round(&stock.batches);
         let waiting = lines_waiting(&live);
         let candidates = self.selector.select(live);
@@ -218,6 +221,27 @@ impl Supply {
         ledger.set_low_water(&wanted);
         ledger.set_needs(&waiting, self.clock.now_ms());
         Ok(())
+    }
+
+    /// Judges which batches would be late, where models spill late. Before units are leased: what is
+    /// in the backlog is not in hand.
+    fn judge_lateness(&mut self, backlog: &[Backlog]) {
+        if !self.pool.spills_late() {
+            return;
+        }
+        let (sizes, unread) = (&mut self.fetch.sizes, self.fetch.prefetch.unread());
+        let not_in_hand = sizes.not_in_hand(&self.pool, backlog, unread);
+        let mut ledger = self.ledger.lock();
+        let (now, now_ms) = (Instant::now(), self.clock.now_ms());
+        let changed = ledger.judge_lateness(not_in_hand, now, now_ms);
+        let may_spill = ledger.lateness().allows_some();
+        drop(ledger);
+        for verdict in changed {
+            tell(&verdict);
+        }
+        if may_spill {
+            self.ledger.notify_scheduler();
+        }
     }
 
     /// Tells the scheduler of batches that are being ended. The lines of their units whose text is
@@ -268,10 +292,37 @@ impl Supply {
         // Without the lease nothing is leased, however much there is.
         if self.fetch.is_cut_short() && self.lease.is_held() {
             Duration::ZERO
-        } else if self.fetch.prefetch.is_empty() {
-            TICK
         } else {
-            RELEASE_EVERY
+            let looks = if self.fetch.prefetch.is_empty() {
+                TICK
+            } else {
+                RELEASE_EVERY
+            };
+            if self.pool.spills_late() {
+                looks.min(self.ledger.lock().lateness().judged_every())
+            } else {
+                looks
+            }
         }
     }
+}
+
+/// Writes a verdict to the log.
+fn tell(verdict: &Verdict) {
+    let message = if verdict.is_late {
+        "the batch would miss its window at the present rate: lines of it go to the next tier"
+    } else {
+        "the batch would make its window: no more lines of it go to the next tier"
+    };
+    tracing::info!(
+        batch.id = &*verdict.batch,
+        tenant.name = &*verdict.tenant,
+        batch.to_send = verdict.lines.round(),
+        batch.deficit = verdict.deficit.round(),
+        batch.spilled = verdict.spilled,
+        lane.lines_per_second = verdict.rate,
+        lane.latency_seconds = verdict.latency.as_secs_f64(),
+        batch.seconds_left = verdict.left.as_secs_f64(),
+        "{message}"
+    );
 }

@@ -9,6 +9,7 @@ mod commands;
 mod crashes;
 mod database_faults;
 mod fairness;
+mod late;
 mod malformed_requests;
 mod observability;
 mod openapi;

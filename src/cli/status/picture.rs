@@ -61,6 +61,7 @@ pub(super) fn picture(status: &Status, width: Option<usize>) -> String {
         passed_over(status),
         rate_limits(status),
         windows(status),
+        late(status),
         live(status),
         ended(status),
         replicas(status),
@@ -237,6 +238,33 @@ fn windows(status: &Status) -> Table {
             window.in_flight.to_string(),
             window.generation.to_string(),
             window.reason.clone(),
+        ]);
+    }
+    table
+}
+
+/// Batches of which lines go, or went, to a tier that takes only late lines.
+fn late(status: &Status) -> Table {
+    let mut table = Table::new([
+        Column::whole("LATE BATCH"),
+        Column::cut("MODEL").leaves(3),
+        Column::whole("LATE"),
+        Column::whole("TO SEND").leaves(2),
+        Column::whole("DEFICIT"),
+        Column::whole("LINES/S").leaves(1),
+        Column::whole("LEFT"),
+        Column::whole("SPILLED"),
+    ]);
+    for late in &status.late {
+        table.row([
+            late.batch_id.clone(),
+            late.model.clone(),
+            if late.late { "yes" } else { "no" }.to_owned(),
+            late.lines.to_string(),
+            late.deficit.to_string(),
+            rate(late.lines_per_second),
+            seconds(late.seconds_left),
+            late.spilled.to_string(),
         ]);
     }
     table

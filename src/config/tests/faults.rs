@@ -209,8 +209,8 @@ fn each_fault_of_a_model_is_found() {
         balance = 'weight'                   => .balance: expected one of least_busy, weighted, round_robin, least_recently_used, fastest, random; the nearest is weighted
         balance = 'least_recent'             => .balance: expected one of least_busy, weighted, round_robin, least_recently_used, fastest, random; the nearest is least_recently_used
         balance = 1                          => .balance: expected a string
-        spill = 'close'                      => .spill: expected closed or full; the nearest is closed
-        spill = 'late'                       => .spill: is not built yet
+        spill = 'close'                      => .spill: expected closed, full or late; the nearest is closed
+        spill = 'latest'                     => .spill: expected closed, full or late; the nearest is late
         overrides = 1                        => .overrides: expected a table, found a whole number
         overrides = { model = 'x' }          => .overrides.model: a line names its own model
         overrides = { stream = true }        => .overrides.stream: answers in a batch are never

@@ -8,7 +8,7 @@ use tokio::sync::Notify;
 
 use crate::upstream::limits::auto::WindowSpec;
 use crate::upstream::route::lane::{Lane, LaneId};
-use crate::upstream::settings::UpstreamSettings;
+use crate::upstream::settings::{Spill, UpstreamSettings};
 
 /// The limits of a process. They are its own until [`share_out`](Self::share_out) is called.
 #[derive(Debug)]
@@ -47,6 +47,8 @@ struct LaneLimits {
     /// For each of these upstreams, and each of the lane's routes to it, the limits that bound the
     /// route.
     routes: Vec<Vec<Vec<usize>>>,
+    /// For each of these upstreams, whether it takes lines that would not be late.
+    takes_any: Vec<bool>,
     /// Lanes that have an upstream in common, directly or through other lanes, are of one domain:
     /// their lines compete.
     domain: usize,
@@ -71,6 +73,7 @@ impl Limits {
             }),
             upstreams: lane.upstreams(),
             routes: Vec::new(),
+            takes_any: Vec::new(),
             domain: 0,
         });
         let mut of_lanes: Vec<LaneLimits> = of_lanes.collect();
@@ -88,6 +91,11 @@ impl Limits {
                 limits.collect()
             };
             limits.routes = limits.upstreams.iter().map(to).collect();
+            let lowest = lane.tiers().next().unwrap_or_default();
+            let takes_any = |upstream: &usize| {
+                lane.spill != Spill::Late || lowest.iter().any(|one| one.upstream == *upstream)
+            };
+            limits.takes_any = limits.upstreams.iter().map(takes_any).collect();
             for route in &lane.routes {
                 if let Some(limit) = route.limit {
                     let name = lane.name_of(route, &upstreams[route.upstream].name);
@@ -162,13 +170,24 @@ impl Limits {
     /// Calls at once that this process may make of a lane's models now.
     #[must_use]
     pub fn lane(&self, lane: LaneId) -> usize {
-        self.bound(lane, |limit| limit.share.load(Ordering::Relaxed))
+        self.bound(lane, |limit| limit.share.load(Ordering::Relaxed), |_| true)
+    }
+
+    /// The same without the upstreams to which lines go only where they would be late otherwise.
+    #[must_use]
+    pub fn lane_unspilled(&self, lane: LaneId) -> usize {
+        let takes_any = &self.lanes[lane.index()].takes_any;
+        self.bound(
+            lane,
+            |limit| limit.share.load(Ordering::Relaxed),
+            |place| takes_any[place],
+        )
     }
 
     /// The same over all processes.
     #[must_use]
     pub fn lane_allowed(&self, lane: LaneId) -> usize {
-        self.bound(lane, Limit::allowed)
+        self.bound(lane, Limit::allowed, |_| true)
     }
 
     /// The place of a lane's own limit in [`all`](Self::all), if it has one.
@@ -236,10 +255,18 @@ impl Limits {
         self.changes.notified().await;
     }
 
-    fn bound(&self, lane: LaneId, size: impl Fn(&Limit) -> usize) -> usize {
+    /// What the limits of a lane let through, at those of its upstreams that `counts` names by
+    /// their place in the lane.
+    fn bound(
+        &self,
+        lane: LaneId,
+        size: impl Fn(&Limit) -> usize,
+        counts: impl Fn(usize) -> bool,
+    ) -> usize {
         let lane = &self.lanes[lane.index()];
-        let upstreams = lane.upstreams.iter().zip(&lane.routes);
-        let upstreams = upstreams.map(|(&index, routes)| {
+        let upstreams = lane.upstreams.iter().zip(&lane.routes).enumerate();
+        let upstreams = upstreams.filter(|(place, _)| counts(*place));
+        let upstreams = upstreams.map(|(_, (&index, routes))| {
             let by_routes = routes.iter().map(|limits| {
                 let limits = limits.iter().map(|&limit| size(&self.all[limit]));
                 limits.min().unwrap_or(usize::MAX)

@@ -107,6 +107,13 @@ impl Routes {
         self.targets.iter().map(|target| target.backend.upstream())
     }
 
+    /// Whether lines go to a higher tier only where they would be late otherwise, and there is a
+    /// higher tier.
+    #[must_use]
+    pub fn spill_late(&self) -> bool {
+        self.spill == Spill::Late && self.tiers.len() > 1
+    }
+
     /// Whether calls by any of the routes count against a rate limit.
     #[must_use]
     pub fn are_rate_limited(&self) -> bool {

@@ -40,6 +40,15 @@ pub enum Acquired {
     },
 }
 
+/// How far a line may go where the routes' `spill` is `late`. Elsewhere it says nothing.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub(in crate::upstream) enum Reach {
+    /// To the lowest tier that could ever take the line.
+    Lowest,
+    /// To any tier.
+    Any,
+}
+
 /// The targets of a tier, for one line.
 struct ForLine<'a> {
     targets: &'a [Target],
@@ -59,6 +68,7 @@ struct Line<'a> {
     /// What rate limits say of the line, where its routes have any.
     gate: Option<&'a Gate<'a>>,
     now: Instant,
+    reach: Reach,
 }
 
 impl Line<'_> {
@@ -116,6 +126,7 @@ impl Targets {
         history: &History,
         batch: u64,
         rates: Option<RateRequest<'_>>,
+        reach: Reach,
     ) -> Acquired {
         let now = Instant::now();
         let mut guard = self.lock();
@@ -128,6 +139,7 @@ impl Targets {
             history,
             gate: gate.as_ref(),
             now,
+            reach,
         };
         let index = match self.choose(state, routes, &line) {
             Ok(index) => index,
@@ -203,10 +215,15 @@ impl Targets {
             if let Some(chosen) = state.balancers[tier.number].choose(&for_line, line.now) {
                 return Ok(tier.targets.start + chosen);
             }
-            let waits_for = |target: &Target| {
-                state.is_proven(target) && line.avoids(target) <= most && !line.is_too_large(target)
+            let could_take =
+                |target: &Target| line.avoids(target) <= most && !line.is_too_large(target);
+            let waits_for = |target: &Target| match routes.spill {
+                Spill::Full => false,
+                Spill::Closed => state.is_proven(target) && could_take(target),
+                // A tier that is closed opens again: until then its lines wait.
+                Spill::Late => line.reach == Reach::Lowest && could_take(target),
             };
-            if place < last && routes.spill == Spill::Closed && targets.iter().any(waits_for) {
+            if place < last && targets.iter().any(waits_for) {
                 return Err(tier.targets.end);
             }
         }

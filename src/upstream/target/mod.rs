@@ -25,6 +25,7 @@ pub(super) mod upstream;
 mod windows;
 
 pub use acquire::Acquired;
+pub(super) use acquire::Reach;
 pub(super) use finish::Ended;
 pub use permit::Permit;
 pub use switch::Switch;

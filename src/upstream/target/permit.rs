@@ -55,6 +55,13 @@ impl Permit {
         self.backend().upstream()
     }
 
+    /// Whether the place is at a tier above the lowest.
+    #[must_use]
+    pub fn is_above_lowest_tier(&self) -> bool {
+        let lowest = self.routes.tiers.first();
+        lowest.is_some_and(|tier| self.target >= tier.targets.end)
+    }
+
     pub(in crate::upstream) fn target(&self) -> &Target {
         &self.routes.targets[self.target]
     }

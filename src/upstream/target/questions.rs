@@ -89,7 +89,11 @@ impl Targets {
         }
         let in_reach = self.in_reach(routes);
         let (state, now) = (self.lock(), Instant::now());
-        let mut in_reach = in_reach.iter();
+        // A process that could only send lines to the next tier would pay for all of them.
+        let lowest = routes.tiers.first().filter(|_| routes.spill_late());
+        let lowest = lowest.map(|tier| &routes.targets[tier.targets.clone()]);
+        let lowest = lowest.filter(|targets| state.any_open(targets, now));
+        let mut in_reach = lowest.unwrap_or(in_reach).iter();
         in_reach.any(|target| self.share(target) > 0 && state.is_open(target, now))
     }
 
@@ -154,7 +158,7 @@ impl Targets {
     /// The targets that lines may go to: those of the tier that is used now, and of the tiers
     /// below, whose lines wait for them to open.
     pub(super) fn in_reach<'r>(&self, routes: &'r Routes) -> &'r [Target] {
-        if routes.spill == Spill::Full || routes.tiers.len() < 2 {
+        if routes.spill != Spill::Closed || routes.tiers.len() < 2 {
             return &routes.targets;
         }
         let state = self.lock();

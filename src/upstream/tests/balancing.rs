@@ -161,6 +161,33 @@ async fn a_higher_tier_takes_what_the_lower_ones_have_no_place_for() {
     assert_eq!(take(&pool, &mut held), Some(0));
 }
 
+#[tokio::test(start_paused = true)]
+async fn where_lines_spill_late_only_those_that_may_spill_go_to_the_next_tier() {
+    let names = ["own", "paid"];
+    let mut model = model("m", routes_to(&names, true));
+    model.spill = Spill::Late;
+    let pool = pool(&settings(upstreams(&names, 2), vec![model]));
+    let routes = pool.resolve("m").expect("is served");
+    assert!(routes.spill_late() && pool.spills_late());
+    let mut held = Vec::new();
+    let taken = [(); 3].map(|()| take(&pool, &mut held));
+    assert_eq!(taken, [Some(0), Some(0), None]);
+    assert_eq!(skipped(&pool), [Some("full"), Some("tier")]);
+    let spill = |history: &History| match pool.try_spill(&routes, history, 0, None) {
+        Acquired::Permit(permit) => Some(permit),
+        _ => None,
+    };
+    let late = spill(&History::default()).expect("the paid upstream has a place");
+    assert_eq!(late.upstream(), 1);
+    assert!(late.is_above_lowest_tier() && !held[0].is_above_lowest_tier());
+    // A place of the lowest tier comes first, and a tier that is down is waited for.
+    held.clear();
+    let late = spill(&History::default()).expect("the own upstream has a place");
+    assert_eq!(late.upstream(), 0);
+    fails(late);
+    assert_eq!(take(&pool, &mut held), None);
+}
+
 #[tokio::test]
 async fn a_line_that_failed_stays_in_its_tier_while_that_is_open() {
     let names = ["own", "other", "paid"];

@@ -49,6 +49,8 @@ pub(super) struct Job {
     pub(super) permit: Option<Permit>,
     /// Why the line can never be sent, in words for its user.
     pub(super) too_large: Option<String>,
+    /// Whether the line goes to a higher tier because it would be late otherwise.
+    pub(super) is_spilled: bool,
     pub(super) begun: Instant,
 }
 

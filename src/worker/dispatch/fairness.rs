@@ -203,10 +203,7 @@ impl<'a> Simulation<'a> {
             let mut leased = units::leased(count, 0, None);
             leased.lease.key.batch_id.clone_from(&id);
             let routes = self.pool.resolve("m").expect("is served");
-            let limit = LaneLimit {
-                calls: self.world.permits,
-                domain: self.pool.limits().domain(routes.lane),
-            };
+            let limit = LaneLimit::of(&self.pool, routes.lane);
             let unit_id = number as u64;
             let (unit, lines) = units::unit_on(unit_id, Arc::new(context), leased, Some(routes));
             let tenant = Arc::clone(&unit.batch.tenant);
@@ -265,7 +262,7 @@ impl<'a> Simulation<'a> {
             } = flight;
             let again = answered(permit, &mut pending.history, status);
             let took = again.is_none().then_some(Duration::from_millis(CALL_MS));
-            self.ledger.finish(&unit, took);
+            self.ledger.finish(&unit, took, false);
             if let Some((after, is_hastened)) = again {
                 let soonest = is_hastened.then(|| self.now() + Duration::from_millis(500));
                 let at = self.now() + after;

@@ -12,18 +12,21 @@ use std::collections::{BTreeMap, HashMap};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
+use super::late::{Lateness, Moment, OpenBatch, Verdict};
 use crate::domain::batch::EndReason;
 use crate::domain::unit::{UnitKey, UnitLease};
 use crate::upstream::LaneId;
 use crate::worker::work::line::{OpenLine, Pending};
 use crate::worker::work::unit::LoadedUnit;
-use run_queues::{LaneLimit, Resting, RunQueues, TenantLimit};
+use run_queues::{Lane, LaneLimit, Resting, RunQueues, TenantLimit};
 use unit::{ActiveUnit, Due, Ready};
 
 #[derive(Default)]
 pub(crate) struct Ledger {
     units: BTreeMap<u64, ActiveUnit>,
     run_queues: RunQueues,
+    /// Which lines may spill.
+    lateness: Lateness,
     /// The epoch of every unit that the store has leased to this process, until the unit's last
     /// flush is accepted.
     leases: HashMap<UnitKey, i64>,
@@ -34,6 +37,27 @@ pub(crate) struct Ledger {
     /// The unit that has the whole process to itself, until its line is on disk.
     exclusive: Option<u64>,
     is_closed: bool,
+}
+
+/// How a line is sent.
+#[derive(Clone, Copy, Debug, Default)]
+pub(crate) struct Start {
+    /// With nothing else of the process in flight.
+    pub exclusively: bool,
+    /// To a tier above the lowest, because the line would be late otherwise.
+    pub is_spilled: bool,
+}
+
+/// Lines of a batch that are not in hand, where its routes spill late.
+#[derive(Clone, Debug)]
+pub(crate) struct NotInHand {
+    pub lane: LaneId,
+    pub tenant: Arc<str>,
+    pub batch: Arc<str>,
+    /// Milliseconds since the epoch.
+    pub deadline: i64,
+    /// This process's part of them.
+    pub lines: f64,
 }
 
 /// The lines that a transition took out of a unit.
@@ -51,6 +75,11 @@ impl Ledger {
 
     pub(crate) fn run_queues(&self) -> &RunQueues {
         &self.run_queues
+    }
+
+    /// Which lines may spill to a higher tier, and why.
+    pub(crate) fn lateness(&self) -> &Lateness {
+        &self.lateness
     }
 
     /// Lines in flight.
@@ -115,36 +144,51 @@ impl Ledger {
         self.change(id, |active| active.add(lines));
     }
 
-    /// A unit's next line is sent. `exclusively`: with nothing else of the process in flight.
+    /// A unit's next line is sent.
     pub(crate) fn start(
         &mut self,
         id: u64,
         ready: Ready,
-        exclusively: bool,
+        start: Start,
     ) -> Option<(Arc<LoadedUnit>, Pending)> {
+        let Start {
+            exclusively,
+            is_spilled,
+        } = start;
         let (unit, pending, position, lane) = self.change(id, |active| {
             let pending = active.start(ready)?;
             let unit = Arc::clone(active.unit());
             Some((unit, pending, active.position(), active.lane()))
         })??;
         self.in_flight += 1;
-        self.run_queues.on_start(position, lane);
+        self.run_queues.on_start(position, lane, is_spilled);
+        if let Some(lane) = lane.filter(|_| is_spilled) {
+            let batch = &unit.batch;
+            self.lateness.on_spill(lane, &batch.tenant, &batch.id);
+        }
         if exclusively {
             self.exclusive = Some(id);
         }
         Some((unit, pending))
     }
 
-    /// A line has come back. `took`: how long, if the line has its outcome. The line's unit may
-    /// not be in hand any more.
-    pub(crate) fn finish(&mut self, unit: &LoadedUnit, took: Option<Duration>) {
+    /// A line has come back. `took`: how long, if the line has its outcome. `is_spilled`: as when
+    /// the line was sent. The line's unit may not be in hand any more.
+    pub(crate) fn finish(&mut self, unit: &LoadedUnit, took: Option<Duration>, is_spilled: bool) {
         self.in_flight -= 1;
+        if let (Some(took), Some(routes)) = (took, &unit.routes)
+            && routes.spill_late()
+        {
+            let tenant = &unit.batch.tenant;
+            self.lateness
+                .on_finish(routes.lane, tenant, took, is_spilled);
+        }
         let active = self.units.get_mut(&unit.id);
         let position = active.map(|active| {
             active.finish();
             active.position()
         });
-        self.run_queues.on_finish(unit, position, took);
+        self.run_queues.on_finish(unit, position, took, is_spilled);
     }
 
     /// A line that has come back waits for its next attempt. If its unit is not in hand any more,
@@ -287,7 +331,7 @@ impl Ledger {
     }
 
     /// Sets this process's shares of the lanes' limits.
-    pub(crate) fn set_limits(&mut self, limit: impl Fn(LaneId) -> usize) {
+    pub(crate) fn set_limits(&mut self, limit: impl Fn(LaneId) -> LaneLimit) {
         self.run_queues.set_limits(limit);
     }
 
@@ -315,7 +359,7 @@ impl Ledger {
             let of_batch = in_hand.entry(active.position().batch()).or_default();
             of_batch.0 += active.resting().all() + active.in_flight();
             let lane = active.lane().and_then(|lane| self.run_queues.lane(lane));
-            let seconds = lane.and_then(run_queues::Lane::seconds);
+            let seconds = lane.and_then(Lane::seconds);
             of_batch.1 = of_batch.1.into_iter().chain(seconds).reduce(f64::max);
         }
         for (batch, (lines, seconds)) in in_hand {
@@ -325,6 +369,49 @@ impl Ledger {
                 needed((lines + waiting) as f64, seconds, left_ms)
             });
         }
+    }
+
+    /// Judges which batches would be late, of those whose routes spill late: see
+    /// [`late`](super::late). Returns the verdicts that have changed.
+    pub(crate) fn judge_lateness(
+        &mut self,
+        not_in_hand: Vec<NotInHand>,
+        now: Instant,
+        now_ms: i64,
+    ) -> Vec<Verdict> {
+        let mut flows: BTreeMap<(LaneId, Arc<str>), Judged> = BTreeMap::new();
+        for (_, queue) in self.run_queues.queues() {
+            let (lane, is_late) = (queue.routes().lane, queue.routes().spill_late());
+            for (_, flow) in queue.flows().filter(|_| is_late) {
+                let tenant = self.run_queues.tenant(flow.tenant());
+                let domain = self.run_queues.lane(lane).map_or(0, Lane::domain);
+                let key = (lane, Arc::clone(tenant.name()));
+                let of_flow = flows.entry(key).or_default();
+                of_flow.is_waiting |= flow.resting().ready() > 0;
+                of_flow.in_flight = tenant.unspilled(domain);
+                for of_batch in flow.batches() {
+                    let context = self.run_queues.batch(of_batch.batch()).context();
+                    let (lines, deadline) = (of_batch.resting().all() as f64, context.deadline);
+                    of_flow.add(&context.id, lines, deadline);
+                }
+            }
+        }
+        for more in not_in_hand {
+            let of_flow = flows.entry((more.lane, more.tenant)).or_default();
+            of_flow.add(&more.batch, more.lines, more.deadline);
+        }
+        let mut changed = Vec::new();
+        for ((lane, tenant), of_flow) in flows {
+            let moment = Moment {
+                now,
+                is_waiting: of_flow.is_waiting,
+                in_flight: of_flow.in_flight,
+            };
+            let open = of_flow.open(now_ms);
+            changed.extend(self.lateness.judge(lane, &tenant, open, moment));
+        }
+        self.lateness.forget(now);
+        changed
     }
 
     /// Changes the resting lines of a unit, and all that is counted of them.
@@ -368,6 +455,35 @@ impl Ledger {
 
     fn ids(&self, of: impl Fn(&&ActiveUnit) -> bool) -> Vec<u64> {
         self.units.values().filter(of).map(ActiveUnit::id).collect()
+    }
+}
+
+/// A tenant's lines in a lane, as they are gathered to be judged.
+#[derive(Default)]
+struct Judged {
+    is_waiting: bool,
+    in_flight: usize,
+    /// Lines and deadline, by batch.
+    batches: HashMap<Arc<str>, (f64, i64)>,
+}
+
+impl Judged {
+    /// A batch without a window is never late.
+    fn add(&mut self, batch: &Arc<str>, lines: f64, deadline: i64) {
+        if deadline < i64::MAX && lines > 0.0 {
+            let of_batch = self.batches.entry(Arc::clone(batch));
+            of_batch.or_insert((0.0, deadline)).0 += lines;
+        }
+    }
+
+    fn open(self, now_ms: i64) -> Vec<OpenBatch> {
+        let batches = self.batches.into_iter();
+        let open = batches.map(|(id, (lines, deadline))| {
+            let left_ms = u64::try_from(deadline.saturating_sub(now_ms)).unwrap_or(0);
+            let left = Duration::from_millis(left_ms);
+            OpenBatch { id, lines, left }
+        });
+        open.collect()
     }
 }
 

@@ -12,9 +12,9 @@
 use std::cmp::Reverse;
 use std::sync::Arc;
 
-use super::ledger::Ledger;
 use super::ledger::run_queues::{Batch, BatchFlow, Turn};
 use super::ledger::unit::{ActiveUnit, Ready};
+use super::ledger::{Ledger, Start};
 use crate::upstream::{Acquired, History, Permit, Pool, RateRequest, Routes};
 use crate::worker::work::isolation::Isolation;
 use crate::worker::work::line::Pending;
@@ -40,12 +40,15 @@ pub(crate) trait Door {
     /// Whether any upstream takes such lines at present.
     fn is_open(&self, routes: &Routes) -> bool;
     /// `rates`: what rate limits are asked, where the line's routes or its tenant have any.
+    /// `spills`: whether the line may go to a tier that takes only lines that would be late
+    /// otherwise.
     fn acquire(
         &self,
         routes: &Arc<Routes>,
         history: &History,
         batch: u64,
         rates: Option<RateRequest<'_>>,
+        spills: bool,
     ) -> Acquired;
 }
 
@@ -68,8 +71,13 @@ impl Door for Arc<Pool> {
         history: &History,
         batch: u64,
         rates: Option<RateRequest<'_>>,
+        spills: bool,
     ) -> Acquired {
-        self.try_acquire(routes, history, batch, rates)
+        if spills {
+            self.try_spill(routes, history, batch, rates)
+        } else {
+            self.try_acquire(routes, history, batch, rates)
+        }
     }
 }
 
@@ -79,6 +87,8 @@ pub(crate) struct Chosen {
     pub(crate) pending: Pending,
     /// The permit to send it; or why it can never be sent, in words for its user.
     pub(crate) permit: Result<Permit, String>,
+    /// Whether the line goes to a higher tier because it would be late otherwise.
+    pub(crate) is_spilled: bool,
     /// The supply should lease more units.
     pub(crate) runs_short: bool,
 }
@@ -90,6 +100,8 @@ struct Place {
     flow: usize,
     is_trial: bool,
     takes_fresh: bool,
+    /// The lowest tier takes nothing: only lines that may spill are looked at.
+    spills: bool,
 }
 
 /// How many lines of a tenant may wait for another attempt before no fresh line is sent. `limit`:
@@ -111,14 +123,12 @@ pub(crate) fn next(ledger: &mut Ledger, now_ms: i64, door: &impl Door) -> Option
     if ledger.is_closed() || ledger.is_exclusive() {
         return None;
     }
-    // Queues whose routes have no free permit, and flows of which no line may be sent.
-    let mut full: Vec<usize> = Vec::new();
-    let mut barred: Vec<(usize, usize)> = Vec::new();
+    let mut passed = PassedOver::default();
     loop {
-        let place = best_flow(ledger, door, &full, &barred)?;
+        let place = best_flow(ledger, door, &passed)?;
         let routes = Arc::clone(ledger.run_queues().queue(place.queue).routes());
         let Some((id, ready)) = best_line(ledger, place, now_ms, &routes) else {
-            barred.push((place.queue, place.flow));
+            passed.flows.push((place.queue, place.flow));
             continue;
         };
         let active = ledger.unit(id)?;
@@ -134,35 +144,63 @@ pub(crate) fn next(ledger: &mut Ledger, now_ms: i64, door: &impl Door) -> Option
             size: active.size_of(&first.line),
             tenant: limit.rates.as_deref(),
         });
-        let permit = match door.acquire(&routes, &first.history, unit.batch.number, rates) {
+        let batch = unit.batch.number;
+        let permit = match door.acquire(&routes, &first.history, batch, rates, place.spills) {
             Acquired::Permit(permit) => Ok(permit),
             Acquired::TooLarge(cause) => Err(cause),
             Acquired::Full | Acquired::Closed { .. } | Acquired::Limited { .. } => {
+                let full = if place.spills {
+                    &mut passed.full
+                } else {
+                    &mut passed.lowest_full
+                };
                 full.push(place.queue);
                 continue;
             }
             Acquired::TenantLimited { .. } => {
-                barred.push((place.queue, place.flow));
+                passed.flows.push((place.queue, place.flow));
                 continue;
             }
         };
-        let (unit, pending) = ledger.start(id, ready, exclusively)?;
+        let above = permit.as_ref().is_ok_and(Permit::is_above_lowest_tier);
+        let is_spilled = place.spills && above;
+        let start = Start {
+            exclusively,
+            is_spilled,
+        };
+        let (unit, pending) = ledger.start(id, ready, start)?;
         return Some(Chosen {
             unit,
             pending,
             permit,
+            is_spilled,
             runs_short: ledger.runs_short(id),
         });
     }
 }
 
+/// What was looked at and cannot be sent now.
+#[derive(Default)]
+struct PassedOver {
+    /// Queues of which no line gets a permit, unless it may spill,
+    lowest_full: Vec<usize>,
+    /// and none at all.
+    full: Vec<usize>,
+    /// Flows of which no line may be sent.
+    flows: Vec<(usize, usize)>,
+}
+
+impl PassedOver {
+    /// Whether only lines that may spill are looked at in a queue; `None`: no lines.
+    fn spills(&self, queue: usize, routes: &Routes) -> Option<bool> {
+        let spills = self.lowest_full.contains(&queue);
+        let is_full = spills && (!routes.spill_late() || self.full.contains(&queue));
+        (!is_full).then_some(spills)
+    }
+}
+
 /// The tenant whose turn it is, in the queue where it has its turn.
-fn best_flow(
-    ledger: &Ledger,
-    door: &impl Door,
-    full: &[usize],
-    barred: &[(usize, usize)],
-) -> Option<Place> {
+fn best_flow(ledger: &Ledger, door: &impl Door, passed: &PassedOver) -> Option<Place> {
     let run_queues = ledger.run_queues();
     let mut best = None;
     for (queue_key, queue) in run_queues.queues() {
@@ -170,10 +208,12 @@ fn best_flow(
         let Some(lane) = run_queues.lane(routes.lane) else {
             continue;
         };
-        let is_full = lane.in_flight() >= lane.limit() || full.contains(&queue_key);
-        if queue.ready() == 0 || is_full {
+        if queue.ready() == 0 || lane.in_flight() >= lane.limit() {
             continue;
         }
+        let Some(spills) = passed.spills(queue_key, routes) else {
+            continue;
+        };
         let is_trial = door.is_trial(routes);
         let waiting_max = waiting_max(door, routes, lane.limit());
         for (flow_key, flow) in queue.flows() {
@@ -181,11 +221,13 @@ fn best_flow(
             let takes_fresh = resting.waiting < waiting_max;
             let has_fresh = takes_fresh && resting.fresh > 0;
             let has_any = has_fresh || resting.retries > 0;
-            if !has_any || barred.contains(&(queue_key, flow_key)) {
+            if !has_any || passed.flows.contains(&(queue_key, flow_key)) {
                 continue;
             }
             let tenant = run_queues.tenant(flow.tenant());
-            if tenant.is_full() {
+            let may_send = !tenant.is_full()
+                && (!spills || ledger.lateness().allows_any(routes.lane, tenant.name()));
+            if !may_send {
                 continue;
             }
             let turn = tenant.turn(lane.domain());
@@ -198,6 +240,7 @@ fn best_flow(
                     flow: flow_key,
                     is_trial,
                     takes_fresh,
+                    spills,
                 };
                 best = Some((key, place));
             }
@@ -210,13 +253,18 @@ fn best_flow(
 fn best_line(ledger: &Ledger, place: Place, now_ms: i64, routes: &Routes) -> Option<(u64, Ready)> {
     let run_queues = ledger.run_queues();
     let flow = run_queues.queue(place.queue).flow(place.flow);
-    let limit = run_queues.lane(routes.lane)?.limit() as f64;
+    let limit = run_queues.lane(routes.lane)?.unspilled_limit() as f64;
+    let lateness = ledger.lateness();
     let mut best = None;
     for of_batch in flow.batches() {
         let batch = run_queues.batch(of_batch.batch());
         let has_fresh = place.takes_fresh && of_batch.resting().fresh > 0;
         let has_any = has_fresh || of_batch.resting().retries > 0;
-        if !has_any || now_ms >= batch.context().deadline {
+        let context = batch.context();
+        if !has_any || now_ms >= context.deadline {
+            continue;
+        }
+        if place.spills && !lateness.allows(routes.lane, &context.tenant, &context.id) {
             continue;
         }
         let key = key_of(batch, place.is_trial && !has_fresh, limit);
@@ -249,7 +297,7 @@ fn first_line(ledger: &Ledger, of_batch: &BatchFlow, place: Place) -> Option<(u6
 type BatchKey = (bool, bool, Reverse<i64>, Turn, i64, i64);
 
 /// When a batch has its turn within its tenant. `goes_last`: a trial is under way, and all lines of
-/// the batch have failed before. `limit`: of the lane.
+/// the batch have failed before. `limit`: of the lane, without what lines must spill for.
 fn key_of(batch: &Batch, goes_last: bool, limit: f64) -> BatchKey {
     let in_flight = batch.turn().in_flight as f64;
     let is_rescued = in_flight + 1.0 <= batch.needs().min(limit * RESCUE_MAX);

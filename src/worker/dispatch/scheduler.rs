@@ -175,13 +175,14 @@ impl Scheduler {
             pending,
             permit,
             begun,
+            is_spilled,
             ..
         } = job;
         drop(permit);
 
         let took = matches!(outcome, Outcome::Finished(_)).then(|| begun.elapsed());
         let mut ledger = self.ledger.lock();
-        ledger.finish(&unit, took);
+        ledger.finish(&unit, took, is_spilled);
         self.pool.limits().on_finish();
         let finished = match (
             outcome,
@@ -250,10 +251,14 @@ impl Scheduler {
             unit,
             pending,
             permit,
+            is_spilled,
             runs_short,
         } = chosen;
         if runs_short {
             self.ledger.notify_supply();
+        }
+        if is_spilled {
+            unit.metrics.spilled();
         }
         let (permit, too_large) = match permit {
             Ok(permit) => (Some(permit), None),
@@ -264,16 +269,15 @@ impl Scheduler {
             pending,
             permit,
             too_large,
+            is_spilled,
             begun: now,
         })
     }
 
     fn limit_of(&self, unit: &LoadedUnit) -> LaneLimit {
-        let limits = self.pool.limits();
-        let lane = unit.routes.as_ref().map(|routes| routes.lane);
-        LaneLimit {
-            calls: lane.map_or(0, |lane| limits.lane(lane)),
-            domain: lane.map_or(0, |lane| limits.domain(lane)),
-        }
+        let routes = unit.routes.as_ref();
+        routes.map_or_else(LaneLimit::default, |routes| {
+            LaneLimit::of(&self.pool, routes.lane)
+        })
     }
 }

@@ -6,6 +6,7 @@ use std::time::{Duration, Instant};
 
 use super::candidates::{ByTenant, Candidate, LINES_PER_UNIT, batches_of, leave_for_others};
 use super::division::{Claim, divide};
+use super::not_in_hand::UnitSizes;
 use super::prefetch::{Prefetch, UnreadUnit};
 use super::ranking::Ranking;
 use super::rates::ready_for;
@@ -55,6 +56,7 @@ pub(super) struct Fetch {
     lease: Arc<Lease>,
     clock: Clock,
     pub(super) prefetch: Prefetch,
+    pub(super) sizes: UnitSizes,
     /// Since when batches have units in hand.
     held_since: HashMap<Arc<str>, Instant>,
     /// Until when the present round may lease, and whether it would have leased more.
@@ -108,6 +110,7 @@ impl Fetch {
             lease,
             clock,
             prefetch,
+            sizes: UnitSizes::default(),
             held_since: HashMap::new(),
             lease_until: now,
             is_cut_short: false,
@@ -394,7 +397,7 @@ impl Fetch {
     }
 
     async fn lease_units(
-        &self,
+        &mut self,
         row: &Backlog,
         batch: &Arc<BatchContext>,
         routes: Option<&Arc<Routes>>,
@@ -408,6 +411,9 @@ impl Fetch {
             .store
             .lease_units(&token, &row.batch_id, row.model_no, units)
             .await?;
+        if routes.is_some_and(|routes| routes.spill_late()) {
+            self.sizes.on_leased(&leased);
+        }
         let unread = leased.into_iter().map(|leased| {
             self.ownership.on_leased(&leased.lease);
             UnreadUnit {

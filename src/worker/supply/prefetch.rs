@@ -104,6 +104,11 @@ impl Prefetch {
         })
     }
 
+    /// The units that wait to be read.
+    pub(super) fn unread(&self) -> impl Iterator<Item = &UnreadUnit> {
+        self.unread.values().flatten()
+    }
+
     /// The batches whose units wait to be read.
     pub(super) fn batches(&self) -> BTreeSet<String> {
         self.unread

@@ -13,6 +13,7 @@ use crate::domain::share::{self, Share};
 use crate::store::{self, CooldownRow, ShareBook, ShareEntry, Store};
 use crate::upstream::{Cooldown, Pool, WindowChange};
 use crate::worker::dispatch::demand::Demand;
+use crate::worker::dispatch::ledger::run_queues::LaneLimit;
 use crate::worker::dispatch::shared::SharedLedger;
 use crate::worker::dispatch::tenants::Tenants;
 use crate::worker::lease::Lease;
@@ -336,9 +337,8 @@ impl Shares {
     /// Makes the ledger choose by the shares as they are now. When this returns, no line is chosen
     /// by the shares before.
     fn apply_limits(&self) {
-        let limits = self.pool.limits();
         let mut ledger = self.ledger.lock();
-        ledger.set_limits(|lane| limits.lane(lane));
+        ledger.set_limits(|lane| LaneLimit::of(&self.pool, lane));
         ledger.set_tenant_limits(|tenant| self.tenants.limit_of(tenant));
     }
 

@@ -10,6 +10,7 @@ use tokio_util::sync::CancellationToken;
 use crate::metrics::metrics;
 use crate::store::{self, Store, WindowBook, WindowRow};
 use crate::upstream::{Pool, StoredWindow, WindowChange};
+use crate::worker::dispatch::ledger::run_queues::LaneLimit;
 use crate::worker::dispatch::shared::SharedLedger;
 use crate::worker::lease::Lease;
 use crate::worker::lease::clock::millis;
@@ -82,8 +83,8 @@ impl Windows {
             Err(_) => return Err(store::Error::TimedOut("the turn at windows")),
         };
         if !changes.is_empty() {
-            let limits = self.pool.limits();
-            self.ledger.lock().set_limits(|lane| limits.lane(lane));
+            let limit = |lane| LaneLimit::of(&self.pool, lane);
+            self.ledger.lock().set_limits(limit);
             self.ledger.notify_scheduler();
             self.ledger.notify_supply();
         }

@@ -7,7 +7,7 @@ use std::time::Duration;
 
 use slab::Slab;
 
-use crate::upstream::{LaneId, Routes, TenantMeters};
+use crate::upstream::{LaneId, Pool, Routes, TenantMeters};
 use crate::worker::work::unit::{BatchContext, LoadedUnit};
 
 /// Tenants, and batches, whose last turn is remembered though nothing of theirs is in hand. If
@@ -65,7 +65,7 @@ pub(crate) struct Tenant {
     limit: TenantLimit,
     /// By domain, because tenants compete within a domain.
     turns: Vec<Turns>,
-    /// In any domain.
+    /// In any domain, and at whatever tier.
     in_flight: usize,
     units: usize,
 }
@@ -74,12 +74,16 @@ pub(crate) struct Tenant {
 pub(crate) struct Batch {
     context: Arc<BatchContext>,
     turn: Turn,
+    /// Lines in flight that have spilled.
+    spilled: usize,
     /// Calls at once without which the batch misses its deadline, as the supply estimates it.
     needs: f64,
     units: usize,
 }
 
-/// Who comes first: whoever has less in flight, and then whoever had its last turn earlier.
+/// Who comes first: whoever has less in flight, and then whoever had its last turn earlier. Lines
+/// that have [spilled](crate::worker::dispatch::late) take no turn and count for none: else
+/// whoever pays for some lines would get less of what need not be paid for.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord)]
 pub(crate) struct Turn {
     /// Of a batch, calls. Of a tenant, parts of calls divided by its weight.
@@ -123,6 +127,8 @@ impl Default for TenantLimit {
 pub(crate) struct Lane {
     /// This process's share of the lane's limit, kept here so that choosing need not ask for it.
     limit: usize,
+    /// The part of it that lines get without spilling.
+    unspilled_limit: usize,
     domain: usize,
     in_flight: usize,
     waiting: usize,
@@ -134,12 +140,26 @@ pub(crate) struct Lane {
 }
 
 /// What a lane's calls compete for.
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Copy, Debug, Default)]
 pub(crate) struct LaneLimit {
     /// How many calls of the lane this process may have in flight.
     pub calls: usize,
+    /// How many of them lines get without spilling.
+    pub unspilled: usize,
     /// The lanes of one domain have upstreams in common.
     pub domain: usize,
+}
+
+impl LaneLimit {
+    /// The limit of a lane in this process, as it is now.
+    pub(crate) fn of(pool: &Pool, lane: LaneId) -> Self {
+        let limits = pool.limits();
+        Self {
+            calls: limits.lane(lane),
+            unspilled: limits.lane_unspilled(lane),
+            domain: limits.domain(lane),
+        }
+    }
 }
 
 /// Lines that are neither in flight nor ended, by their state.
@@ -309,6 +329,11 @@ impl Tenant {
         }
     }
 
+    /// Calls in flight in a domain, without those that have spilled.
+    pub(crate) fn unspilled(&self, domain: usize) -> usize {
+        self.turns.get(domain).map_or(0, |turns| turns.in_flight)
+    }
+
     /// Calls in flight, in any domain.
     pub(crate) fn in_flight(&self) -> usize {
         self.in_flight
@@ -349,7 +374,7 @@ impl Batch {
     }
 
     fn is_idle(&self) -> bool {
-        self.units == 0 && self.turn.in_flight == 0
+        self.units == 0 && self.turn.in_flight == 0 && self.spilled == 0
     }
 }
 
@@ -357,6 +382,11 @@ impl Lane {
     /// This process's share of the lane's limit.
     pub(crate) fn limit(&self) -> usize {
         self.limit
+    }
+
+    /// The part of it that lines get without spilling.
+    pub(crate) fn unspilled_limit(&self) -> usize {
+        self.unspilled_limit
     }
 
     pub(crate) fn domain(&self) -> usize {
@@ -394,6 +424,7 @@ impl RunQueues {
         let queued = unit.routes.as_ref().map(|routes| {
             let lane = self.lanes.entry(routes.lane).or_default();
             (lane.limit, lane.domain) = (limit.calls, limit.domain);
+            lane.unspilled_limit = limit.unspilled;
             let turns = &mut self.tenants[tenant].turns;
             if turns.len() <= limit.domain {
                 turns.resize(limit.domain + 1, Turns::default());
@@ -448,9 +479,9 @@ impl RunQueues {
         }
     }
 
-    /// A line of a unit is sent.
-    pub(super) fn on_start(&mut self, position: Position, lane: Option<LaneId>) {
-        self.turns += 1;
+    /// A line of a unit is sent. `is_spilled`: beyond what the lowest tier takes.
+    pub(super) fn on_start(&mut self, position: Position, lane: Option<LaneId>, is_spilled: bool) {
+        self.turns += u64::from(!is_spilled);
         let lane = lane.and_then(|lane| self.lanes.get_mut(&lane));
         let domain = lane.as_ref().map_or(0, |lane| lane.domain);
         if let Some(lane) = lane {
@@ -458,6 +489,11 @@ impl RunQueues {
         }
         let tenant = &mut self.tenants[position.tenant];
         tenant.in_flight += 1;
+        let batch = &mut self.batches[position.batch];
+        if is_spilled {
+            batch.spilled += 1;
+            return;
+        }
         if let Some(turns) = tenant.turns.get_mut(domain) {
             turns.in_flight += 1;
             turns.calls += 1;
@@ -465,18 +501,19 @@ impl RunQueues {
                 (turns.last, turns.calls) = (self.turns, 0);
             }
         }
-        let batch = &mut self.batches[position.batch];
         batch.turn.in_flight += 1;
         batch.turn.last = self.turns;
     }
 
     /// A line of a unit has come back. `position`: the unit's, if it is in hand; else its tenant
-    /// and its batch are looked up. `took`: how long, if the line has its outcome.
+    /// and its batch are looked up. `took`: how long, if the line has its outcome. `is_spilled`: as
+    /// when the line was sent.
     pub(super) fn on_finish(
         &mut self,
         unit: &LoadedUnit,
         position: Option<Position>,
         took: Option<Duration>,
+        is_spilled: bool,
     ) {
         let lane = unit.routes.as_ref().map(|routes| routes.lane);
         let lane = lane.and_then(|lane| self.lanes.get_mut(&lane));
@@ -485,9 +522,11 @@ impl RunQueues {
             lane.in_flight -= 1;
             if let Some(took) = took {
                 lane.answered += 1;
-                let took = took.as_secs_f64();
-                let before = lane.seconds.unwrap_or(took);
-                lane.seconds = Some(before + (took - before) * LATEST_CALL_WEIGHT);
+                if !is_spilled {
+                    let took = took.as_secs_f64();
+                    let before = lane.seconds.unwrap_or(took);
+                    lane.seconds = Some(before + (took - before) * LATEST_CALL_WEIGHT);
+                }
             }
         }
         let (tenant, batch) = match position {
@@ -500,12 +539,19 @@ impl RunQueues {
         if let Some(tenant) = tenant {
             let tenant = &mut self.tenants[tenant];
             tenant.in_flight -= 1;
-            if let Some(turn) = tenant.turns.get_mut(domain) {
+            if let Some(turn) = tenant.turns.get_mut(domain)
+                && !is_spilled
+            {
                 turn.in_flight -= 1;
             }
         }
         if let Some(batch) = batch {
-            self.batches[batch].turn.in_flight -= 1;
+            let batch = &mut self.batches[batch];
+            if is_spilled {
+                batch.spilled -= 1;
+            } else {
+                batch.turn.in_flight -= 1;
+            }
         }
     }
 
@@ -518,9 +564,10 @@ impl RunQueues {
     }
 
     /// Sets this process's shares of the lanes' limits.
-    pub(super) fn set_limits(&mut self, limit: impl Fn(LaneId) -> usize) {
+    pub(super) fn set_limits(&mut self, limit: impl Fn(LaneId) -> LaneLimit) {
         for (id, lane) in &mut self.lanes {
-            lane.limit = limit(*id);
+            let limit = limit(*id);
+            (lane.limit, lane.unspilled_limit) = (limit.calls, limit.unspilled);
         }
     }
 
@@ -652,6 +699,7 @@ impl RunQueues {
         let key = self.batches.insert(Batch {
             context: Arc::clone(context),
             turn: Turn::default(),
+            spilled: 0,
             needs: 0.0,
             units: 0,
         });

@@ -13,6 +13,7 @@ use crate::worker::work::unit::BatchContext;
 /// Of the lanes of these tests.
 const LIMIT: LaneLimit = LaneLimit {
     calls: 64,
+    unspilled: 64,
     domain: 0,
 };
 
@@ -61,8 +62,8 @@ struct Unit {
     unit: Arc<LoadedUnit>,
     lines: Vec<At>,
     /// Lines in flight count for tenant, batch and lane even when the unit is not in hand any
-    /// more.
-    in_flight: Vec<Pending>,
+    /// more. Whether a line has spilled stands beside it.
+    in_flight: Vec<(Pending, bool)>,
     is_in_hand: bool,
     end_reason: Option<EndReason>,
 }
@@ -127,6 +128,13 @@ impl Model {
     fn in_flight(&self, which: impl Fn(&Unit) -> bool) -> usize {
         let units = self.units.values().filter(|unit| which(unit));
         units.map(|unit| unit.in_flight.len()).sum()
+    }
+
+    /// Without the lines that have spilled.
+    fn unspilled(&self, which: impl Fn(&Unit) -> bool) -> usize {
+        let units = self.units.values().filter(|unit| which(unit));
+        let lines = units.flat_map(|unit| &unit.in_flight);
+        lines.filter(|(_, is_spilled)| !is_spilled).count()
     }
 
     /// A unit all of whose lines have ended is not in hand any more.
@@ -206,14 +214,15 @@ impl Model {
         assert_eq!(flows, of_units.collect(), "who is in the queues");
         for unit in self.units.values() {
             let of_tenant = run_queues.turn_of_tenant(unit.tenant(), LIMIT.domain);
-            let in_flight = self.in_flight(|other| other.tenant() == unit.tenant());
-            let parts = in_flight * run_queues::PARTS_OF_A_CALL;
+            let unspilled = self.unspilled(|other| other.tenant() == unit.tenant());
+            let parts = unspilled * run_queues::PARTS_OF_A_CALL;
             assert_eq!(of_tenant.in_flight, parts, "in flight of a tenant");
+            let in_flight = self.in_flight(|other| other.tenant() == unit.tenant());
             let tenant = run_queues.tenant_named(unit.tenant());
             let calls = tenant.map(run_queues::Tenant::in_flight);
             assert_eq!(calls.unwrap_or(0), in_flight, "calls of a tenant");
             let of_batch = run_queues.turn_of_batch(unit.batch());
-            let in_flight = self.in_flight(|other| other.batch() == unit.batch());
+            let in_flight = self.unspilled(|other| other.batch() == unit.batch());
             assert_eq!(of_batch.in_flight, in_flight, "in flight of a batch");
         }
         let due = self.in_hand().flat_map(|unit| &unit.lines);
@@ -232,7 +241,8 @@ impl Model {
 enum Step {
     AddLease,
     Admit,
-    Start(bool),
+    /// Of the lines to be sent again or of the others; whether the line spills.
+    Start(bool, bool),
     Finish,
     Retry,
     Wake,
@@ -249,7 +259,7 @@ fn step() -> impl Strategy<Value = Step> {
     prop_oneof![
         1 => Just(Step::AddLease),
         2 => Just(Step::Admit),
-        8 => any::<bool>().prop_map(Step::Start),
+        8 => any::<(bool, bool)>().prop_map(|(retry, spills)| Step::Start(retry, spills)),
         4 => Just(Step::Finish),
         4 => Just(Step::Retry),
         3 => Just(Step::Wake),
@@ -325,7 +335,7 @@ impl Both {
         self.ledger.admit(unit, lines, LIMIT);
     }
 
-    fn start(&mut self, id: u64, ready: Ready) {
+    fn start(&mut self, id: u64, ready: Ready, is_spilled: bool) {
         let Some(unit) = self.model.units.get_mut(&id) else {
             return;
         };
@@ -333,14 +343,18 @@ impl Both {
             Ready::Fresh => At::Fresh,
             Ready::Retry => At::Retry,
         };
-        let started = self.ledger.start(id, ready, false);
+        let start = Start {
+            is_spilled,
+            ..Start::default()
+        };
+        let started = self.ledger.start(id, ready, start);
         let may_start = unit.is_in_hand && unit.lines.contains(&state);
         assert_eq!(started.is_some(), may_start, "whether a line is sent");
         if let Some((_, pending)) = started {
             let line = &mut unit.lines[pending.line.index as usize];
             assert_eq!(*line, state, "which line is sent");
             *line = At::Gone;
-            unit.in_flight.push(pending);
+            unit.in_flight.push((pending, is_spilled));
         }
     }
 
@@ -355,9 +369,10 @@ impl Both {
         }
         let pick_unit = pick % in_flight.len();
         let unit = &mut *in_flight[pick_unit];
-        let pending = unit.in_flight.swap_remove(pick % unit.in_flight.len());
+        let flight = pick % unit.in_flight.len();
+        let (pending, is_spilled) = unit.in_flight.swap_remove(flight);
         let took = retry_after.is_none().then_some(Duration::from_secs(1));
-        self.ledger.finish(&unit.unit, took);
+        self.ledger.finish(&unit.unit, took, is_spilled);
         if let Some(after) = retry_after {
             if unit.is_in_hand {
                 let line = pending.line.index as usize;
@@ -381,8 +396,8 @@ impl Both {
                 let (unit, _) = self.next_unit(of);
                 self.add_lease(&unit);
             }
-            (Step::Start(true), _) => self.start(id, Ready::Retry),
-            (Step::Start(false), _) => self.start(id, Ready::Fresh),
+            (Step::Start(true, spills), _) => self.start(id, Ready::Retry, spills),
+            (Step::Start(false, spills), _) => self.start(id, Ready::Fresh, spills),
             (Step::Finish, _) => self.finish(which.index(1_000), None),
             (Step::Retry, _) => {
                 let after = Duration::from_millis(which.index(200) as u64);
@@ -501,8 +516,10 @@ fn lines_of_any_unit_wake_when_they_are_due_and_not_before() {
         let (unit, lines) = unit(id, 0, 0, 0, 2, &routes);
         ledger.admit(unit, lines, LIMIT);
         for seconds in seconds {
-            let (unit, pending) = ledger.start(id, Ready::Fresh, false).expect("is sent");
-            ledger.finish(&unit, None);
+            let (unit, pending) = ledger
+                .start(id, Ready::Fresh, Start::default())
+                .expect("is sent");
+            ledger.finish(&unit, None, false);
             ledger.retry_at(id, due(after(seconds)), pending);
         }
     }
@@ -529,8 +546,10 @@ fn who_had_a_turn_is_remembered_without_anything_in_hand() {
     let mut ledger = Ledger::default();
     let (unit, lines) = unit(1, 0, 0, 0, 1, &routes);
     ledger.admit(unit, lines, LIMIT);
-    let (unit, _) = ledger.start(1, Ready::Fresh, false).expect("is sent");
-    ledger.finish(&unit, Some(Duration::ZERO));
+    let (unit, _) = ledger
+        .start(1, Ready::Fresh, Start::default())
+        .expect("is sent");
+    ledger.finish(&unit, Some(Duration::ZERO), false);
     assert!(!ledger.remove_if_spent(1));
     let run_queues = ledger.run_queues();
     assert_eq!(run_queues.turn_of_tenant("tenant-0", 0).last, 1);
@@ -556,7 +575,9 @@ fn only_lines_that_may_be_on_their_way_count_as_work_in_hand() {
 #[test]
 fn while_a_suspect_waits_its_unit_is_no_work_in_hand() {
     let waits = sendable(3, |ledger| {
-        let (_, pending) = ledger.start(1, Ready::Fresh, false).expect("is sent");
+        let (_, pending) = ledger
+            .start(1, Ready::Fresh, Start::default())
+            .expect("is sent");
         ledger.retry_at(1, due(Instant::now()), pending);
     });
     assert_eq!(waits, 0);
@@ -584,6 +605,7 @@ impl Door for Trial {
         history: &History,
         batch: u64,
         rates: Option<RateRequest<'_>>,
+        _: bool,
     ) -> Acquired {
         self.0.try_acquire(routes, history, batch, rates)
     }
@@ -595,14 +617,18 @@ fn however_many_lines_wait_a_fresh_one_is_tried() {
     let routes = door.0.resolve("m").expect("is served");
     let (unit, lines) = unit(1, 0, 0, 0, 10, &routes);
     let mut ledger = Ledger::default();
-    let limit = LaneLimit { calls: 1, ..LIMIT };
+    let limit = LaneLimit {
+        calls: 1,
+        unspilled: 1,
+        ..LIMIT
+    };
     ledger.admit(Arc::clone(&unit), lines, limit);
     let later = Instant::now() + Duration::from_mins(1);
     for line in 0..10 {
         let chosen = order::next(&mut ledger, 0, &door).expect("a fresh line is sent");
         assert_eq!(chosen.pending.line.index, line);
         drop(chosen.permit);
-        ledger.finish(&unit, None);
+        ledger.finish(&unit, None, false);
         ledger.retry_at(1, due(later), chosen.pending);
     }
 }

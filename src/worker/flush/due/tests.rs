@@ -3,6 +3,7 @@ use std::sync::Arc;
 use super::*;
 use crate::domain::batch::EndReason;
 use crate::upstream::testing;
+use crate::worker::dispatch::ledger::Start;
 use crate::worker::dispatch::ledger::run_queues::LaneLimit;
 use crate::worker::dispatch::ledger::unit::Ready;
 use crate::worker::dispatch::result;
@@ -29,10 +30,11 @@ impl Flusher {
         let ledger = SharedLedger::default();
         let limit = LaneLimit {
             calls: 64,
+            unspilled: 64,
             domain: 0,
         };
         ledger.lock().admit(unit.clone(), lines.clone(), limit);
-        let sent = ledger.lock().start(1, Ready::Fresh, false);
+        let sent = ledger.lock().start(1, Ready::Fresh, Start::default());
         assert!(sent.is_some(), "a line is in flight");
         Flusher {
             unit,
@@ -93,7 +95,7 @@ async fn many_lines_do_not_wait() {
 async fn with_nothing_in_flight_there_is_nothing_to_wait_for() {
     let flusher = Flusher::new();
     flusher.finish(1);
-    flusher.ledger.lock().finish(&flusher.unit, None);
+    flusher.ledger.lock().finish(&flusher.unit, None, false);
     assert_eq!(flusher.due_after(Instant::now()).await, 0);
 }
 
