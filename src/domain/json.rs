@@ -4,23 +4,41 @@
 //! `serde_json::Value` can hold: a number may be of any size, and an escape may be half of a
 //! surrogate pair. Such text is passed on as it came.
 
-use std::borrow::Cow;
-use std::fmt;
+mod scan;
 
-use memchr::{memchr2, memchr2_iter};
-use serde::de::{Deserializer as _, IgnoredAny, MapAccess, Visitor};
-use serde_json::value::RawValue;
+use std::borrow::Cow;
+
+use memchr::memchr2_iter;
+use serde::de::IgnoredAny;
+
+use self::scan::{Scanner, plain};
 
 /// Whether a byte is white space between tokens.
 #[must_use]
+#[inline]
 pub fn is_space(byte: u8) -> bool {
     matches!(byte, b' ' | b'\t' | b'\n' | b'\r')
+}
+
+/// How a JSON text is written.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Shape {
+    /// How deep arrays and objects stand in each other: 0 where there are none.
+    pub depth: usize,
+    /// There is no white space between tokens.
+    pub is_tight: bool,
 }
 
 /// Whether a text is one JSON value.
 #[must_use]
 pub fn is_valid(text: &str) -> bool {
-    error(text).is_none()
+    shape(text).is_some()
+}
+
+/// How a text is written that is one JSON value. `None` if it is none.
+#[must_use]
+pub fn shape(text: &str) -> Option<Shape> {
+    Scanner::new(text).single()
 }
 
 /// Why a text is not one JSON value; `None` where it is.
@@ -57,31 +75,11 @@ pub fn fault(bytes: &[u8]) -> Option<String> {
 }
 
 /// Shows each member of a JSON object: its key, decoded, and its value as it is written, with no
-/// white space around it. A key that stands twice is shown twice. `None` if the text as a whole is
-/// not one JSON object; some members may have been shown by then.
-pub fn members<'a>(text: &'a str, each: impl FnMut(&str, &'a str)) -> Option<()> {
-    let mut parser = serde_json::Deserializer::from_str(text);
-    parser.deserialize_map(Members(each)).ok()?;
-    parser.end().ok()
-}
-
-struct Members<F>(F);
-
-impl<'de, F: FnMut(&str, &'de str)> Visitor<'de> for Members<F> {
-    type Value = ();
-
-    fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str("an object")
-    }
-
-    fn visit_map<A: MapAccess<'de>>(mut self, mut map: A) -> Result<(), A::Error> {
-        while let Some((key, value)) = map.next_entry::<&RawValue, &RawValue>()? {
-            // Half a surrogate pair has no text; nobody looks for a key that has one.
-            let key = text(key.get()).unwrap_or_default();
-            (self.0)(&key, value.get());
-        }
-        Ok(())
-    }
+/// white space around it. A key that stands twice is shown twice. Returns how the text is
+/// written. `None` if the text as a whole is not one JSON object; some members may have been shown
+/// by then.
+pub fn members<'a>(text: &'a str, each: impl FnMut(&str, &'a str)) -> Option<Shape> {
+    Scanner::new(text).object(each)
 }
 
 /// The text of a value that is a JSON string. `None` if it is another value, or has no text
@@ -89,10 +87,10 @@ impl<'de, F: FnMut(&str, &'de str)> Visitor<'de> for Members<F> {
 #[must_use]
 pub fn text(value: &str) -> Option<Cow<'_, str>> {
     let inner = value.strip_prefix('"')?.strip_suffix('"')?;
-    if inner.contains('\\') {
-        serde_json::from_str(value).ok().map(Cow::Owned)
-    } else {
+    if plain(inner.as_bytes()) == inner.len() {
         Some(Cow::Borrowed(inner))
+    } else {
+        serde_json::from_str(value).ok().map(Cow::Owned)
     }
 }
 
@@ -108,29 +106,6 @@ pub fn type_name(value: &str) -> &'static str {
         _ if value.contains(['.', 'e', 'E']) => "a decimal",
         _ => "an integer",
     }
-}
-
-/// Whether arrays and objects in a JSON text stand in each other at most `limit` deep.
-#[must_use]
-pub fn is_nested_within(json: &str, limit: usize) -> bool {
-    let bytes = json.as_bytes();
-    // Nothing is nested deeper than it has opening brackets, and few lines have many.
-    if memchr2_iter(b'[', b'{', bytes).nth(limit).is_none() {
-        return true;
-    }
-    let mut depth = 0_usize;
-    let mut at = 0;
-    while let Some(&byte) = bytes.get(at) {
-        at += 1;
-        match byte {
-            b'"' => at = end_of_string(bytes, at),
-            b'[' | b'{' if depth == limit => return false,
-            b'[' | b'{' => depth += 1,
-            b']' | b'}' => depth = depth.saturating_sub(1),
-            _ => {}
-        }
-    }
-    true
 }
 
 /// Whether a JSON text has an integer of more than `limit` digits.
@@ -206,13 +181,13 @@ pub fn string(text: &str, out: &mut Vec<u8>) {
     let bytes = text.as_bytes();
     out.reserve(bytes.len() + 2);
     out.push(b'"');
-    let mut from = 0;
-    for (at, &byte) in bytes.iter().enumerate() {
-        if byte >= b' ' && byte != b'"' && byte != b'\\' {
-            continue;
-        }
-        push_escaped(&bytes[from..at], out);
-        from = at + 1;
+    let mut rest = bytes;
+    loop {
+        let (characters, from) = rest.split_at(plain(rest));
+        push_escaped(characters, out);
+        let Some((&byte, behind)) = from.split_first() else {
+            break;
+        };
         match byte {
             b'"' | b'\\' => out.extend([b'\\', byte]),
             b'\n' => out.extend(b"\\n"),
@@ -220,28 +195,32 @@ pub fn string(text: &str, out: &mut Vec<u8>) {
             b'\t' => out.extend(b"\\t"),
             _ => out.extend(format!("\\u{byte:04x}").as_bytes()),
         }
+        rest = behind;
     }
-    push_escaped(&bytes[from..], out);
     out.push(b'"');
 }
 
 /// Where a string ends that began before `from`: behind its closing quote.
 fn end_of_string(bytes: &[u8], mut from: usize) -> usize {
-    while let Some(found) = bytes
-        .get(from..)
-        .and_then(|rest| memchr2(b'"', b'\\', rest))
-    {
-        let at = from + found;
-        if bytes[at] == b'"' {
-            return at + 1;
+    while let Some(rest) = bytes.get(from..) {
+        let at = from + plain(rest);
+        match bytes.get(at) {
+            Some(b'"') => return at + 1,
+            Some(b'\\') => from = at + 2,
+            Some(_) => from = at + 1,
+            None => break,
         }
-        from = at + 2;
     }
     bytes.len()
 }
 
-/// Copies UTF-8 with U+0085, U+2028 and U+2029 as escapes. In JSON they stand only in strings.
-fn push_escaped(bytes: &[u8], out: &mut Vec<u8>) {
+/// Copies UTF-8 with U+0085, U+2028 and U+2029 as escapes. In JSON they stand only in strings, so
+/// this is [`compact`] for JSON that is tight.
+pub fn push_escaped(bytes: &[u8], out: &mut Vec<u8>) {
+    if bytes.is_ascii() {
+        out.extend_from_slice(bytes);
+        return;
+    }
     let mut from = 0;
     for at in memchr2_iter(0xC2, 0xE2, bytes) {
         let escape: &[u8; 6] = match &bytes[at..] {

@@ -29,7 +29,7 @@ pub struct Envelope<'a> {
 /// Reads a line in which [`check`] found no fault. `None` for a line that is no request.
 #[must_use]
 pub fn read(line: &str) -> Option<Envelope<'_>> {
-    let keys = Keys::read(line)?;
+    let (keys, _) = Keys::read(line)?;
     let url = json::text(keys.url?)?;
     let endpoint = endpoint::find(&url);
     Some(Envelope {
@@ -91,8 +91,8 @@ pub fn check(line: &[u8]) -> Check<'_> {
 /// Reads a line that is not blank. The error is the first fault in it.
 fn request(line: &[u8]) -> Result<Request<'_>, Fault> {
     let line = std::str::from_utf8(line).map_err(|error| Fault::not_utf8(line, error))?;
-    let keys = Keys::read(line).ok_or_else(|| Fault::not_an_object(line))?;
-    if !json::is_nested_within(line, MAX_NESTING) {
+    let (keys, shape) = Keys::read(line).ok_or_else(|| Fault::not_an_object(line))?;
+    if shape.depth > MAX_NESTING {
         return Err(Fault::nested_too_deep());
     }
     let custom_id = required_text(keys.custom_id, "custom_id")?;
@@ -126,16 +126,17 @@ struct Keys<'a> {
 }
 
 impl<'a> Keys<'a> {
-    fn read(line: &'a str) -> Option<Self> {
+    /// With how the line is written.
+    fn read(line: &'a str) -> Option<(Self, json::Shape)> {
         let mut keys = Self::default();
-        json::members(line, |key, value| match key {
+        let shape = json::members(line, |key, value| match key {
             "custom_id" => keys.custom_id = Some(value),
             "method" => keys.method = Some(value),
             "url" => keys.url = Some(value),
             "body" => keys.body = Some(value),
             _ => {}
         })?;
-        Some(keys)
+        Some((keys, shape))
     }
 }
 

@@ -75,6 +75,8 @@ const MAX_DIGITS: usize = 4_300;
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Form {
     Json,
+    /// JSON without white space between tokens, as most model servers write it: only to be copied.
+    Tight,
     /// JSON that is nested too deep for many readers.
     Deep,
     /// JSON with an integer that is too long for many readers.
@@ -85,25 +87,29 @@ pub enum Form {
 }
 
 impl Form {
-    /// The form of a text. `is_object`: the text was read and is a JSON object, so that it need not
-    /// be parsed again.
+    /// The form of a text. `shape`: how the text is written, if it was read and is JSON, so that it
+    /// need not be read again.
     #[must_use]
-    pub fn of(text: &str, is_object: bool) -> Self {
-        if !is_object && !json::is_valid(text) {
-            Form::NotJson
-        } else if !json::is_nested_within(text, MAX_NESTING) {
-            Form::Deep
-        } else if json::has_longer_integer(text, MAX_DIGITS) {
-            Form::Long
-        } else {
-            Form::Json
+    pub fn of(text: &str, shape: Option<json::Shape>) -> Self {
+        match shape.or_else(|| json::shape(text)) {
+            None => Form::NotJson,
+            Some(shape) if shape.depth > MAX_NESTING => Form::Deep,
+            Some(_) if json::has_longer_integer(text, MAX_DIGITS) => Form::Long,
+            Some(shape) if shape.is_tight => Form::Tight,
+            Some(_) => Form::Json,
         }
+    }
+
+    /// Whether a body of this form is JSON that every reader reads.
+    #[must_use]
+    pub fn is_json(self) -> bool {
+        matches!(self, Form::Json | Form::Tight)
     }
 
     /// Why a body of this form can be no answer, in words. `None` if the body can be one.
     fn fault(self, body: &[u8]) -> Option<String> {
         match self {
-            Form::Json => None,
+            Form::Json | Form::Tight => None,
             Form::Deep => Some(format!(
                 "The model server's answer is nested deeper than {MAX_NESTING} levels."
             )),
@@ -195,6 +201,7 @@ pub fn write(out: &mut Vec<u8>, id: &str, custom_id: &str, outcome: Outcome<'_>)
             out.extend(b",\"body\":");
             match form {
                 Form::Json => json::compact(body, out),
+                Form::Tight => json::push_escaped(body, out),
                 _ => json::string(&String::from_utf8_lossy(body), out),
             }
             out.extend(b"},\"error\":");
@@ -277,7 +284,7 @@ mod tests {
             status,
             request_id: "req_1",
             body,
-            form: std::str::from_utf8(body).map_or(Form::NotJson, |text| Form::of(text, false)),
+            form: std::str::from_utf8(body).map_or(Form::NotJson, |text| Form::of(text, None)),
             warnings: &[],
         }
     }

@@ -43,6 +43,10 @@ fn compacted(body: &[u8]) -> (bool, String) {
     (json.is_some(), String::from_utf8(out).expect("UTF-8"))
 }
 
+fn depth(text: &str) -> Option<usize> {
+    shape(text).map(|shape| shape.depth)
+}
+
 fn is_one_line(text: &str) -> bool {
     !text.contains(['\n', '\r', '\u{85}', '\u{2028}', '\u{2029}'])
 }
@@ -100,7 +104,7 @@ fn members_are_shown_in_order_with_decoded_keys() {
     let mut seen = Vec::new();
     let text = r#" { "a" : [ 1 ], "\u0062\n" : "x", "\ud800" : {}, "a" : null } "#;
     let shown = members(text, |key, value| seen.push((key.to_owned(), value)));
-    assert_eq!(shown, Some(()));
+    assert_eq!(shown.map(|shape| shape.depth), Some(2));
     let expected = [("a", "[ 1 ]"), ("b\n", r#""x""#), ("", "{}"), ("a", "null")];
     assert_eq!(seen, expected.map(|(key, value)| (key.to_owned(), value)));
     for text in [
@@ -121,24 +125,155 @@ fn members_are_shown_in_order_with_decoded_keys() {
 #[test]
 fn nesting_is_counted_outside_strings_only() {
     let nested = |depth: usize| "[".repeat(depth) + &"]".repeat(depth);
-    assert!(is_nested_within(&nested(128), 128));
-    assert!(!is_nested_within(&nested(129), 128));
-    assert!(!is_nested_within(&r#"{"a":"#.repeat(200), 128));
-    assert!(is_nested_within(&format!("[{}1]", "[],{},".repeat(500)), 2));
-    assert!(is_nested_within(
-        &format!(r#"["\\","\"{}"]"#, "[".repeat(500)),
-        1
-    ));
-    assert!(!is_nested_within(r#"["\\",[]]"#, 1));
+    for (text, expected) in [
+        ("1".to_owned(), 0),
+        ("\"[{\"".to_owned(), 0),
+        ("[ ]".to_owned(), 1),
+        ("{}".to_owned(), 1),
+        (nested(128), 128),
+        (format!("[{}1]", "[],{},".repeat(500)), 2),
+        (r#"[1,[{"a":[{}],"b":[]}],2]"#.to_owned(), 5),
+        (format!(r#"["\\","\"{}"]"#, "[".repeat(500)), 1),
+        (r#"["\\",[]]"#.to_owned(), 2),
+    ] {
+        assert_eq!(depth(&text), Some(expected), "{text}");
+        let member = format!(r#"{{"a":{text}}}"#);
+        let shape = members(&member, |_, _| {}).expect("an object");
+        assert_eq!(shape.depth, expected + 1, "{text}");
+    }
+    assert_eq!(members("{}", |_, _| {}).map(|shape| shape.depth), Some(1));
+    assert_eq!(shape(&r#"{"a":"#.repeat(200)), None);
+}
+
+#[test]
+fn json_is_tight_if_white_space_stands_in_its_strings_only() {
+    for (text, is_tight) in [
+        (r#"{"a b":[1,"c\n d"],"e":{}}"#, true),
+        (" {}", false),
+        ("{}\n", false),
+        ("{ }", false),
+        ("[ ]", false),
+        ("[1, 2]", false),
+        ("[1 ,2]", false),
+        ("[[1\t]]", false),
+        (r#"{"a" :1}"#, false),
+        (r#"{"a":\r1}"#, false),
+        (r#"{"a":{"b": 1}}"#, false),
+    ] {
+        let text = text.replace("\\r", "\r");
+        assert_eq!(
+            shape(&text).map(|shape| shape.is_tight),
+            Some(is_tight),
+            "{text:?}"
+        );
+        if let Some(shape) = members(&text, |_, _| {}) {
+            assert_eq!(shape.is_tight, is_tight, "{text:?}");
+        }
+    }
 }
 
 #[test]
 fn a_million_levels_do_not_overflow_the_stack() {
     let deep = "[".repeat(1_000_000) + &"]".repeat(1_000_000);
-    assert!(is_valid(&deep) && !is_nested_within(&deep, 128));
+    assert_eq!(depth(&deep), Some(1_000_000));
     assert!(compacted(deep.as_bytes()).0);
     let member = format!("{{\"a\":{deep}}}");
-    assert_eq!(members(&member, |_, _| {}), Some(()));
+    let shape = members(&member, |_, _| {}).expect("an object");
+    assert_eq!(shape.depth, 1_000_001);
+}
+
+/// Texts that are nearly JSON, for each place at which a reader could be too lenient or too strict.
+#[test]
+fn json_is_what_the_grammar_says() {
+    for text in [
+        "",
+        " ",
+        "0",
+        "-0",
+        "-",
+        "00",
+        "01",
+        "-01",
+        "1.",
+        ".1",
+        "1.0",
+        "1.e1",
+        "1e",
+        "1e+",
+        "1e-0",
+        "1E5",
+        "1e5.0",
+        "+1",
+        "0x1",
+        "--1",
+        "1 2",
+        "nul",
+        "null",
+        "nulls",
+        "tru",
+        "true",
+        "fals",
+        "false",
+        "True",
+        "NaN",
+        "Infinity",
+        "\"",
+        "\"\"",
+        "\"\\",
+        "\"\\\"",
+        "\"\\\"\"",
+        "\"\\x\"",
+        "\"\\/\\b\\f\\n\\r\\t\"",
+        "\"\\u12\"",
+        "\"\\u123g\"",
+        "\"\\uD800\"",
+        "\"\\u00e9\"",
+        "\"\t\"",
+        "\"\u{1f}\"",
+        "\"\u{7f}\"",
+        "\"é\"",
+        "'a'",
+        "[",
+        "]",
+        "[]",
+        "[ ]",
+        "[,]",
+        "[1,]",
+        "[1 1]",
+        "[1,,1]",
+        "[1}",
+        "{",
+        "}",
+        "{ }",
+        "{,}",
+        "{\"a\"}",
+        "{\"a\":}",
+        "{\"a\":1,}",
+        "{\"a\" : 1 }",
+        "{\"a\":1 \"b\":2}",
+        "{\"a\":1,\"b\":2}",
+        "{1:1}",
+        "{\"a\":1]",
+        "{a:1}",
+        "[{}]",
+        "[{]}",
+        "{\"a\":[{\"b\":[1,{}]},2]}",
+        "{\"a\":[{\"b\":[1,{}]},2}",
+        "\u{a0}1",
+        "\u{c}1",
+        "/**/1",
+        "\u{feff}1",
+    ] {
+        let expected = error(text).is_none();
+        assert_eq!(is_valid(text), expected, "{text:?}");
+        let member = format!("{{\"a\":{text}}}");
+        let expected = error(&member).is_none();
+        assert_eq!(
+            members(&member, |_, _| {}).is_some(),
+            expected,
+            "{member:?}"
+        );
+    }
 }
 
 proptest! {
@@ -151,6 +286,10 @@ proptest! {
             serde_json::from_str::<Value>(&compact).expect("JSON"),
             serde_json::from_str::<Value>(&text).expect("JSON")
         );
+        let is_tight = shape(&text).is_some_and(|shape| shape.is_tight);
+        let mut copied = Vec::new();
+        push_escaped(text.as_bytes(), &mut copied);
+        prop_assert_eq!(is_tight, copied == compact.as_bytes());
         prop_assert_eq!(compacted(compact.as_bytes()), (true, compact));
     }
 
@@ -167,6 +306,7 @@ proptest! {
         body.truncate(if cut { at } else { body.len() });
         let (was_json, compact) = compacted(&body);
         prop_assert!(is_one_line(&compact), "{}", compact);
+        prop_assert_eq!(was_json, fault(&body).is_none());
         match serde_json::from_slice::<Value>(&body) {
             Ok(value) => {
                 prop_assert!(was_json);
@@ -182,6 +322,23 @@ proptest! {
             }
         }
         prop_assert_eq!(compacted(compact.as_bytes()), (true, compact));
+    }
+
+    #[test]
+    fn members_are_those_that_a_json_reader_finds(value in values(), loose in any::<bool>()) {
+        let members_of = |value: &Value| -> Vec<(String, Value)> {
+            let members = value.as_object().into_iter().flatten();
+            members.map(|(key, value)| (key.clone(), value.clone())).collect()
+        };
+        let text = if loose { format!("{value:#}") } else { value.to_string() };
+        // Digits of a float may change once as it is read.
+        let value: Value = serde_json::from_str(&text).expect("JSON");
+        let mut seen = Vec::new();
+        let shown = members(&text, |key, value| {
+            seen.push((key.to_owned(), serde_json::from_str(value).expect("JSON")));
+        });
+        prop_assert_eq!(shown.is_some(), value.is_object());
+        prop_assert_eq!(seen, members_of(&value));
     }
 
     #[test]

@@ -134,7 +134,7 @@ pub(super) fn error(status: u16, message: &str, code: Option<&str>, said: &str) 
 /// An answer that was made here.
 pub(super) fn made(body: String, usage: Usage, warnings: Vec<Warning>) -> Decoded {
     Decoded {
-        form: Form::of(&body, true),
+        form: Form::of(&body, None),
         body: Bytes::from(body),
         usage: Some(usage),
         is_bare_error: false,
@@ -158,10 +158,10 @@ pub(super) fn failure(said: Bytes, body: Option<String>) -> Decoded {
         warnings: Vec::new(),
     };
     if let Some(body) = body {
-        let form = Form::of(&body, true);
+        let form = Form::of(&body, None);
         return decoded(Bytes::from(body), form, Some(said));
     }
-    let form = std::str::from_utf8(&said).map(|text| Form::of(text, false));
+    let form = std::str::from_utf8(&said).map(|text| Form::of(text, None));
     decoded(said, form.unwrap_or(Form::NotJson), None)
 }
 

@@ -138,8 +138,9 @@ fn read(body: Bytes, request_id: Option<String>) -> Decoded {
             "error" => has_error = value != "null",
             _ => has_answer |= ANSWERS.contains(&key) && !is_nothing(value),
         };
-        let is_object = json::members(text, each).is_some();
-        form = Form::of(text, is_object);
+        let shape = json::members(text, each);
+        let is_object = shape.is_some();
+        form = Form::of(text, shape);
         usage = usage.filter(|_| is_object);
         is_bare_error = is_object && has_error && !has_answer;
     }
@@ -250,7 +251,7 @@ mod tests {
             ],
         ) {
             let answer = read(Bytes::from(body.clone()), None);
-            prop_assert_eq!(answer.form == Form::Json, json::fault(&body).is_none());
+            prop_assert_eq!(answer.form.is_json(), json::fault(&body).is_none());
             prop_assert_eq!(answer.usage, usage::read(&body));
         }
     }

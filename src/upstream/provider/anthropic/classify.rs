@@ -79,8 +79,8 @@ fn success(head: &Head, answer: &Decoded) -> CallResult {
     let is_json = http::is_json(&head.headers) && !answer.body.trim_ascii().is_empty();
     match answer.form {
         _ if answer.fault.is_some() => CallResult::Unusable,
-        Form::Json if answer.is_bare_error => CallResult::Garbled,
-        Form::Json => CallResult::Succeeded,
+        Form::Json | Form::Tight if answer.is_bare_error => CallResult::Garbled,
+        Form::Json | Form::Tight => CallResult::Succeeded,
         Form::Deep | Form::Long | Form::Incomplete => CallResult::Malformed,
         Form::NotJson if is_json => CallResult::Malformed,
         Form::NotJson => CallResult::Garbled,

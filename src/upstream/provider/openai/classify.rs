@@ -49,8 +49,8 @@ fn failure(status: u16, headers: &HeaderMap, body: &[u8]) -> Option<CallResult> 
 /// server answers so.
 fn success(headers: &HeaderMap, answer: &Decoded) -> CallResult {
     match answer.form {
-        Form::Json if answer.is_bare_error => CallResult::Garbled,
-        Form::Json => CallResult::Succeeded,
+        Form::Json | Form::Tight if answer.is_bare_error => CallResult::Garbled,
+        Form::Json | Form::Tight => CallResult::Succeeded,
         Form::Deep | Form::Long | Form::Incomplete => CallResult::Malformed,
         Form::NotJson if http::is_json(headers) && !answer.body.trim_ascii().is_empty() => {
             CallResult::Malformed
