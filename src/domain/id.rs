@@ -14,19 +14,19 @@ pub fn file() -> String {
 /// `batch_` and 32 hex digits, as OpenAI's batches are called.
 #[must_use]
 pub fn batch() -> String {
-    format!("batch_{}", Uuid::now_v7().simple())
+    hex("batch_")
 }
 
 /// `batch_req_` and 32 hex digits: the id of one output line.
 #[must_use]
 pub fn batch_request() -> String {
-    format!("batch_req_{}", Uuid::now_v7().simple())
+    hex("batch_req_")
 }
 
 /// `req_` and 32 hex digits: what `x-request-id` says, and a line whose upstream sent none.
 #[must_use]
 pub fn request() -> String {
-    format!("req_{}", Uuid::now_v7().simple())
+    hex("req_")
 }
 
 /// `key_…`: the public name of an API key, which is not the key.
@@ -39,6 +39,13 @@ pub fn key() -> String {
 #[must_use]
 pub fn incarnation() -> String {
     Uuid::new_v4().simple().to_string()
+}
+
+/// Every line has such an id: `format!` would take twice the time.
+fn hex(prefix: &str) -> String {
+    let mut digits = Uuid::encode_buffer();
+    let digits: &str = Uuid::now_v7().simple().encode_lower(&mut digits);
+    [prefix, digits].concat()
 }
 
 /// 22 digits, most significant first, so that the order of numbers is the order of texts.
@@ -60,5 +67,18 @@ mod tests {
         let ids: Vec<String> = (0..1000).map(|_| file()).collect();
         assert!(ids.is_sorted(), "{ids:?}");
         assert!(ids.iter().all(|id| id.len() == "file-".len() + 22));
+    }
+
+    #[test]
+    fn ids_in_hex_have_their_prefix_and_32_digits() {
+        for (id, prefix) in [
+            (batch(), "batch_"),
+            (batch_request(), "batch_req_"),
+            (request(), "req_"),
+        ] {
+            let digits = id.strip_prefix(prefix).expect("its prefix");
+            let is_digit = |byte: u8| matches!(byte, b'0'..=b'9' | b'a'..=b'f');
+            assert!(digits.len() == 32 && digits.bytes().all(is_digit), "{id}");
+        }
     }
 }
