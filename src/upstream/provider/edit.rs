@@ -5,17 +5,13 @@
 //! the user wrote them: the order of keys, numbers and white space. Most requests need no change,
 //! and are sent without a copy.
 
-use std::borrow::Cow;
 use std::collections::BTreeMap;
-use std::fmt;
 use std::ops::Range;
 
 use bytes::Bytes;
-use serde::Deserialize;
-use serde::de::{Deserializer as _, MapAccess, Visitor};
-use serde_json::value::RawValue;
 use serde_json::{Map, Value};
 
+use crate::domain::json;
 use crate::upstream::limits::rate::MAX_OUTPUT;
 
 const MODEL: &str = "model";
@@ -102,22 +98,27 @@ impl Edit {
     /// How the body is to be changed. `None` if no change is needed, or if the body is no JSON
     /// object, which the check at the upload excludes.
     pub(in crate::upstream) fn splice<'a>(&'a self, body: &'a [u8]) -> Option<Splice<'a>> {
-        let outline = Outline::read(body, &self.overrides)?;
-        let missing = |member: &&Member| !outline.keys.iter().any(|key| *key == member.key);
-        let members = self.overrides.iter().chain(&self.defaults);
-        let added: Vec<&str> = members
-            .filter(missing)
-            .map(|member| member.text.as_str())
-            .collect();
-        if added.is_empty() && outline.replaced.is_empty() {
+        let text = std::str::from_utf8(body).ok()?;
+        let (mut replaced, mut is_first) = (Vec::new(), true);
+        let mut added: Vec<&Member> = self.overrides.iter().chain(&self.defaults).collect();
+        json::members(text, |key, value| {
+            is_first = false;
+            added.retain(|member| member.key != key);
+            if let Some(member) = self.overrides.iter().find(|member| member.key == key) {
+                // A value is a piece of the body, so its address shows where it stands there.
+                let start = value.as_ptr().addr() - text.as_ptr().addr();
+                replaced.push((start..start + value.len(), member.value()));
+            }
+        })?;
+        if added.is_empty() && replaced.is_empty() {
             return None;
         }
         Some(Splice {
             body,
-            replaced: outline.replaced,
+            replaced,
             added,
-            end: outline.end,
-            is_first: outline.keys.is_empty(),
+            end: text.rfind('}')?,
+            is_first,
         })
     }
 }
@@ -134,10 +135,10 @@ fn merged<'m>(maps: &[&'m Map<String, Value>]) -> BTreeMap<&'m str, Value> {
 #[derive(Debug)]
 pub(in crate::upstream) struct Splice<'a> {
     body: &'a [u8],
-    /// Where values are replaced, in order, and by what.
+    /// Where values are replaced, in order, and by what. A key may stand twice.
     replaced: Vec<(Range<usize>, &'a str)>,
     /// The members to add.
-    added: Vec<&'a str>,
+    added: Vec<&'a Member>,
     /// Where they are added: the place of the closing brace.
     end: usize,
     /// Whether the object has no members yet.
@@ -149,7 +150,7 @@ impl Splice<'_> {
     pub(in crate::upstream) fn len(&self) -> usize {
         let removed: usize = self.replaced.iter().map(|(place, _)| place.len()).sum();
         let written: usize = self.replaced.iter().map(|(_, value)| value.len()).sum();
-        let added: usize = self.added.iter().map(|member| member.len() + 1).sum();
+        let added: usize = self.added.iter().map(|member| member.text.len() + 1).sum();
         let commas = usize::from(self.is_first && !self.added.is_empty());
         self.body.len() - removed + written + added - commas
     }
@@ -168,7 +169,7 @@ impl Splice<'_> {
             if index > 0 || !self.is_first {
                 out.push(b',');
             }
-            out.extend_from_slice(member.as_bytes());
+            out.extend_from_slice(member.text.as_bytes());
         }
         out.extend_from_slice(&self.body[self.end..]);
         out.into()
@@ -177,59 +178,6 @@ impl Splice<'_> {
 
 fn quoted(text: &str) -> String {
     Value::from(text).to_string()
-}
-
-/// What an edit must know of a top-level object.
-struct Outline<'a> {
-    keys: Vec<Cow<'a, str>>,
-    /// Where values stand that are replaced, in order, and by what. A key may stand twice.
-    replaced: Vec<(Range<usize>, &'a str)>,
-    /// Where the closing brace stands.
-    end: usize,
-}
-
-impl<'a> Outline<'a> {
-    fn read(body: &'a [u8], overrides: &'a [Member]) -> Option<Self> {
-        let mut deserializer = serde_json::Deserializer::from_slice(body);
-        let members = Members { body, overrides };
-        let (keys, replaced) = deserializer.deserialize_map(members).ok()?;
-        deserializer.end().ok()?;
-        let end = body.iter().rposition(|&byte| byte == b'}')?;
-        Some(Self {
-            keys,
-            replaced,
-            end,
-        })
-    }
-}
-
-struct Members<'a> {
-    body: &'a [u8],
-    overrides: &'a [Member],
-}
-
-#[derive(Deserialize)]
-struct Key<'a>(#[serde(borrow)] Cow<'a, str>);
-
-impl<'a> Visitor<'a> for Members<'a> {
-    type Value = (Vec<Cow<'a, str>>, Vec<(Range<usize>, &'a str)>);
-
-    fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str("an object")
-    }
-
-    fn visit_map<A: MapAccess<'a>>(self, mut map: A) -> Result<Self::Value, A::Error> {
-        let (mut keys, mut replaced) = (Vec::new(), Vec::new());
-        while let Some((Key(key), value)) = map.next_entry::<Key<'a>, &'a RawValue>()? {
-            if let Some(member) = self.overrides.iter().find(|member| member.key == key) {
-                // A raw value borrows from the body, so its address shows where it stands there.
-                let start = value.get().as_ptr().addr() - self.body.as_ptr().addr();
-                replaced.push((start..start + value.get().len(), member.value()));
-            }
-            keys.push(key);
-        }
-        Ok((keys, replaced))
-    }
 }
 
 #[cfg(test)]

@@ -43,8 +43,19 @@ const HEADERS: [(RateKind, &str, &str); 6] = [
     ),
 ];
 
+/// How the names of these headers begin.
+const PREFIXES: [&str; 2] = ["x-ratelimit-", "anthropic-ratelimit-"];
+
 /// All that the headers of an answer say. `now`: by which times are told.
 pub(super) fn read(headers: &HeaderMap, now: SystemTime) -> Vec<Remaining> {
+    // Most servers say nothing, and to look for each header costs more than to look at each.
+    let says_something = |name: &HeaderName| {
+        let name = name.as_str();
+        PREFIXES.iter().any(|prefix| name.starts_with(prefix))
+    };
+    if !headers.keys().any(says_something) {
+        return Vec::new();
+    }
     let read = |(kind, remaining, reset): (RateKind, &'static str, &'static str)| {
         let remaining = http::text(headers, &HeaderName::from_static(remaining))?;
         let reset = http::text(headers, &HeaderName::from_static(reset))?;

@@ -131,13 +131,19 @@ impl Learned {
     }
 }
 
-/// A quantile of what was seen lately, from counts in steps that grow in proportion.
+/// A quantile of what was seen lately, from counts in steps that grow in proportion. It is asked
+/// for more often than it learns, so it is kept.
 #[derive(Debug)]
 struct Quantile {
     quantile: f64,
     /// By step; the value 1 stands at 128.
     counts: Box<[u32]>,
     all: u32,
+    /// The step that the quantile is in, how many values are in the steps below, and the upper end
+    /// of the step.
+    step: usize,
+    below: u32,
+    value: f64,
 }
 
 const STEPS: usize = 384;
@@ -149,6 +155,9 @@ impl Quantile {
             quantile,
             counts: vec![0; STEPS].into(),
             all: 0,
+            step: 0,
+            below: 0,
+            value: 0.0,
         }
     }
 
@@ -157,25 +166,66 @@ impl Quantile {
         let step = step.clamp(0.0, (STEPS - 1) as f64) as usize;
         self.counts[step] += 1;
         self.all += 1;
+        self.below += u32::from(step < self.step);
         if self.all >= ANSWERS_MAX {
             for count in &mut self.counts {
                 *count /= 2;
             }
             self.all = self.counts.iter().sum();
+            self.below = self.counts[..self.step].iter().sum();
         }
+        self.find();
+    }
+
+    /// Goes from where the quantile was to where it is: seldom more than a step.
+    fn find(&mut self) {
+        let wanted = (f64::from(self.all) * self.quantile).ceil() as u32;
+        while self.below >= wanted && self.step > 0 {
+            self.step -= 1;
+            self.below -= self.counts[self.step];
+        }
+        while self.below + self.counts[self.step] < wanted {
+            self.below += self.counts[self.step];
+            self.step += 1;
+        }
+        let end = (self.step as f64 + 1.0 - STEP_OF_ONE) / STEPS_PER_DOUBLING;
+        self.value = end.exp2();
     }
 
     /// The upper end of the step that the quantile is in.
     fn value(&self) -> Option<f64> {
-        if self.all < ANSWERS_MIN {
-            return None;
+        (self.all >= ANSWERS_MIN).then_some(self.value)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    proptest! {
+        #[test]
+        fn a_quantile_is_the_end_of_the_first_step_up_to_which_there_are_enough(
+            values in proptest::collection::vec(1e-3_f64..1e6, 32..6_000),
+            quantile in prop::sample::select(vec![INPUT_QUANTILE, OUTPUT_QUANTILE]),
+        ) {
+            let mut learned = Quantile::new(quantile);
+            for (index, value) in values.into_iter().enumerate() {
+                learned.learn(value);
+                if index % 61 != 0 {
+                    continue;
+                }
+                let wanted = (f64::from(learned.all) * quantile).ceil();
+                let mut seen = 0;
+                let step = learned.counts.iter().position(|count| {
+                    seen += count;
+                    f64::from(seen) >= wanted
+                });
+                prop_assert_eq!(Some(learned.step), step);
+            }
+            let end = (learned.step as f64 + 1.0 - STEP_OF_ONE) / STEPS_PER_DOUBLING;
+            prop_assert_eq!(learned.value(), Some(end.exp2()));
         }
-        let wanted = (f64::from(self.all) * self.quantile).ceil();
-        let mut seen = 0;
-        let step = self.counts.iter().position(|count| {
-            seen += count;
-            f64::from(seen) >= wanted
-        })?;
-        Some(((step as f64 + 1.0 - STEP_OF_ONE) / STEPS_PER_DOUBLING).exp2())
     }
 }
