@@ -103,6 +103,24 @@ pub struct UpstreamStatus {
     /// Its models that take no lines now, or that are being tried with one.
     #[serde(default)]
     pub closed: Vec<ClosedModelStatus>,
+    /// Its keys, where it has several.
+    #[serde(default)]
+    pub keys: Vec<KeyStatus>,
+}
+
+/// A key of several that an upstream has.
+#[derive(Debug, Serialize, Deserialize, ToSchema)]
+pub struct KeyStatus {
+    /// The variable or the file that holds it.
+    pub name: String,
+    /// `up`, `down`, or `ejected`: it is refused, and calls are made with the others.
+    pub state: String,
+    /// Why it is not up, in words.
+    pub cause: Option<String>,
+    /// When a line is tried with it; `null` where it is up.
+    pub until: Option<i64>,
+    /// Calls that the process that answers has in flight.
+    pub in_flight: usize,
 }
 
 /// A model at an upstream that takes no lines now, or that is being tried with one.
@@ -110,6 +128,9 @@ pub struct UpstreamStatus {
 pub struct ClosedModelStatus {
     /// What the upstream calls the model.
     pub model: String,
+    /// By which of the upstream's keys, where it has several.
+    #[serde(default)]
+    pub key: Option<String>,
     /// `limited`, `unavailable`, `failing`, `key_refused`, `refused`, `unpaid` or `misdirected`.
     pub reason: String,
     /// Why, in words.
@@ -121,9 +142,9 @@ pub struct ClosedModelStatus {
 /// A limit on requests or tokens in a time.
 #[derive(Debug, Serialize, Deserialize, ToSchema)]
 pub struct RateLimitStatus {
-    /// What it is of: `upstream`, `model` or `route`.
+    /// What it is of: `upstream`, `key`, `model` or `route`.
     pub scope: String,
-    /// The name of the upstream or model, or `MODEL at UPSTREAM` of a route.
+    /// The name of the upstream or model, `UPSTREAM by KEY`, or `MODEL at UPSTREAM` of a route.
     pub name: String,
     /// `requests`, `tokens`, `input_tokens` or `output_tokens`.
     pub r#type: String,
@@ -375,9 +396,24 @@ fn upstreams(process: ProcessSnapshot, now: i64) -> Vec<UpstreamStatus> {
                 .into_iter()
                 .map(|model| ClosedModelStatus {
                     model: model.model,
+                    key: model.key,
                     reason: model.reason.to_owned(),
                     cause: model.cause,
                     until: now + i64::try_from(model.left.as_secs()).unwrap_or(0),
+                })
+                .collect(),
+            keys: upstream
+                .keys
+                .into_iter()
+                .map(|key| KeyStatus {
+                    until: key
+                        .cause
+                        .as_ref()
+                        .map(|_| now + i64::try_from(key.left.as_secs()).unwrap_or(0)),
+                    name: key.name,
+                    state: key.state.to_owned(),
+                    cause: key.cause,
+                    in_flight: key.in_flight,
                 })
                 .collect(),
         })

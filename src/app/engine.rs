@@ -8,10 +8,12 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use crate::api;
 use crate::api::model_object::ModelObject;
 use crate::metrics::{
-    ClosedSnapshot, Lane, LateSnapshot, ProcessSnapshot, RateSnapshot, RouteSnapshot,
+    ClosedSnapshot, KeySnapshot, Lane, LateSnapshot, ProcessSnapshot, RateSnapshot, RouteSnapshot,
     SwitchSnapshot, UpstreamSnapshot, WindowSnapshot,
 };
-use crate::upstream::{LaneId, ModelInfo, Pool, RateLimits, RateStatus, RouteStatus, Skipped};
+use crate::upstream::{
+    KeyStatus, LaneId, ModelInfo, Pool, RateLimits, RateStatus, RouteStatus, Skipped,
+};
 use crate::worker::{Late, Observer, Worker};
 
 pub(super) struct Engine {
@@ -89,13 +91,25 @@ fn upstreams(pool: &Pool) -> Vec<UpstreamSnapshot> {
                 .into_iter()
                 .map(|model| ClosedSnapshot {
                     model: model.model,
+                    key: model.key,
                     reason: model.reason.as_str(),
                     cause: model.cause,
                     left: model.left,
                 })
                 .collect(),
+            keys: upstream.keys.into_iter().map(key).collect(),
         })
         .collect()
+}
+
+fn key(key: KeyStatus) -> KeySnapshot {
+    KeySnapshot {
+        name: key.name,
+        state: key.state.as_str(),
+        cause: key.cause,
+        left: key.left,
+        in_flight: key.in_flight,
+    }
 }
 
 /// Each lane, with the calls of it that are in flight in this process.

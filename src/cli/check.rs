@@ -83,16 +83,17 @@ pub(super) async fn run(args: CheckArgs) -> anyhow::Result<ExitCode> {
     }
     tell_routes(&config)?;
     let pool = Pool::new(&config.upstream_settings(), Options::default())?;
-    for (name, outcome) in pool.try_upstreams().await {
-        match outcome {
+    for tried in pool.try_upstreams().await {
+        let subject = tried.subject();
+        match tried.models {
             Ok(models) => {
                 let listed = named(&models);
-                writeln!(out, "ok    upstream       {name}: {listed}")?;
-                tell_unlisted(&config, &name, &models)?;
+                writeln!(out, "ok    upstream       {subject}: {listed}")?;
+                tell_unlisted(&config, &tried.name, &models)?;
             }
             Err(cause) => {
                 good = false;
-                writeln!(out, "FAIL  upstream       {name}: {cause}")?;
+                writeln!(out, "FAIL  upstream       {subject}: {cause}")?;
             }
         }
     }

@@ -14,24 +14,70 @@ use super::reader::{Item, Reader};
 /// A file longer than this is not a secret.
 const FILE_BYTES_MAX: u64 = 65_536;
 
-/// The key that `KEY_env` or `KEY_file` names; both at once is a fault.
-pub(super) fn named_key(
-    reader: &mut Reader<'_>,
-    env: &'static str,
-    file: &'static str,
-) -> Option<SecretString> {
+/// A secret, and the variable or file that holds it.
+#[derive(Debug)]
+pub(super) struct Named {
+    pub name: String,
+    pub secret: SecretString,
+}
+
+/// The keys that `api_key_env`, `api_key_file`, `api_key_envs` and `api_key_files` name; without
+/// those that are a fault.
+pub(super) fn named_keys<'a>(reader: &mut Reader<'a>) -> Vec<Named> {
     let environment = reader.environment();
-    let by_variable = reader.take(env);
-    let by_file = reader.take(file);
-    if by_variable.is_some() && by_file.is_some() {
-        reader.fault(format!("`{env}` and `{file}` are both set: use one"));
-        return None;
+    let [env, file, envs, files] = [
+        "api_key_env",
+        "api_key_file",
+        "api_key_envs",
+        "api_key_files",
+    ]
+    .map(|key| reader.take(key));
+    let ways = [
+        env.is_some(),
+        file.is_some(),
+        envs.is_some() || files.is_some(),
+    ];
+    if ways.into_iter().filter(|is_used| *is_used).count() > 1 {
+        reader.fault(
+            "several of `api_key_env`, `api_key_file`, and the lists `api_key_envs` and \
+             `api_key_files` are set: use one",
+        );
+        return Vec::new();
     }
-    let by_variable = by_variable.and_then(|item| {
-        let value = variable(&item, environment)?;
-        key(&item, value)
+    let listed = |list: Option<Item<'a>>| {
+        let items = list.and_then(Item::array);
+        if items.as_ref().is_some_and(Vec::is_empty) {
+            reader.fault("a list of keys names no key");
+        }
+        items.unwrap_or_default()
+    };
+    let by_variable = env.into_iter().chain(listed(envs));
+    let by_file = file.into_iter().chain(listed(files));
+    let by_variable = by_variable.map(|item| {
+        let secret = variable(&item, environment).and_then(|value| key(&item, value));
+        (item, secret)
     });
-    by_variable.or_else(|| from_file(&by_file?))
+    let by_file = by_file.map(|item| {
+        let secret = from_file(&item);
+        (item, secret)
+    });
+    let mut keys: Vec<Named> = Vec::new();
+    for (item, secret) in by_variable.chain(by_file) {
+        let (Some(name), Some(secret)) = (item.as_str(), secret) else {
+            continue;
+        };
+        let is_same = |known: &Named| known.secret.expose_secret() == secret.expose_secret();
+        if keys
+            .iter()
+            .any(|known| known.name == name || is_same(known))
+        {
+            item.fault("the same key is named twice");
+            continue;
+        }
+        let name = name.to_owned();
+        keys.push(Named { name, secret });
+    }
+    keys
 }
 
 /// The text of the variable that `item` names.

@@ -13,7 +13,7 @@ use super::rate;
 use super::reader::{Item, Reader};
 use super::secret;
 use super::value::Origin;
-use crate::upstream::{Http2, ProviderKind, UnsupportedParams, UpstreamSettings};
+use crate::upstream::{Http2, ProviderKind, UnsupportedParams, UpstreamKey, UpstreamSettings};
 
 /// The name of an upstream that stands alone and has none.
 pub(super) const DEFAULT_NAME: &str = "default";
@@ -95,7 +95,7 @@ fn read(mut reader: Reader<'_>, name: String) -> UpstreamSettings {
     let unsupported_params = reader.take("unsupported_params");
     let unsupported_params =
         unsupported_params.and_then(|item| unsupported_params_of(&item, provider));
-    let api_key = secret::named_key(&mut reader, "api_key_env", "api_key_file");
+    let keys = secret::named_keys(&mut reader);
     let enabled = reader.take("enabled").and_then(|mut item| item.boolean());
     let Concurrency { most, is_auto } = concurrency(&mut reader);
     let metrics_url = reader.take("metrics_url");
@@ -108,7 +108,7 @@ fn read(mut reader: Reader<'_>, name: String) -> UpstreamSettings {
     let timeout = reader.duration("timeout", TIMEOUT_MIN);
     let connect_timeout = reader.duration("connect_timeout", TIMEOUT_MIN);
     let max_response_bytes = reader.whole("max_response_bytes", 1, RESPONSE_BYTES_MAX);
-    let headers = read_headers(&mut reader, api_key.is_some());
+    let headers = read_headers(&mut reader, !keys.is_empty());
     let proxy = reader.take("proxy").and_then(|item| proxy(&item));
     let ca_file = reader.take("ca_file").and_then(|item| ca_file(&item));
     let http2 = reader.take("http2");
@@ -134,7 +134,7 @@ fn read(mut reader: Reader<'_>, name: String) -> UpstreamSettings {
         connect_timeout: connect_timeout.unwrap_or(DEFAULT_CONNECT_TIMEOUT),
         max_response_bytes: max_response_bytes.unwrap_or(DEFAULT_RESPONSE_BYTES),
         headers,
-        api_key,
+        keys: keys.into_iter().map(key).collect(),
         proxy,
         ca_file,
         http2,
@@ -155,7 +155,7 @@ pub(super) fn add_headers(
             continue;
         };
         // The command line is no file that people show each other.
-        if let Some(message) = check_header(header.as_str(), false, upstream.api_key.is_some()) {
+        if let Some(message) = check_header(header.as_str(), false, !upstream.keys.is_empty()) {
             faults.note(place(name), message);
         } else if HeaderValue::try_from(value).is_err() {
             faults.note(place(name), "the value cannot stand in a header");
@@ -164,6 +164,13 @@ pub(super) fn add_headers(
                 .headers
                 .insert(header.as_str().to_owned(), value.clone().into());
         }
+    }
+}
+
+fn key(key: secret::Named) -> UpstreamKey {
+    UpstreamKey {
+        name: key.name,
+        secret: key.secret,
     }
 }
 

@@ -17,7 +17,7 @@ pub use handles::{CallSeconds, LineCounts, ModelMetrics, UpstreamMetrics};
 pub use labels::OTHER;
 pub use registry::metrics;
 pub use snapshot::{
-    ClosedSnapshot, Database, Lane, LateSnapshot, ProcessSnapshot, QueueOfModel, RateSnapshot,
-    RouteSnapshot, Snapshot, SwitchSnapshot, UpstreamSnapshot, WindowSnapshot, catalogue,
-    exposition,
+    ClosedSnapshot, Database, KeySnapshot, Lane, LateSnapshot, ProcessSnapshot, QueueOfModel,
+    RateSnapshot, RouteSnapshot, Snapshot, SwitchSnapshot, UpstreamSnapshot, WindowSnapshot,
+    catalogue, exposition,
 };

@@ -81,6 +81,22 @@ pub struct UpstreamSnapshot {
     pub configured: bool,
     pub set: Option<SwitchSnapshot>,
     pub closed: Vec<ClosedSnapshot>,
+    /// Its keys, where it has several.
+    pub keys: Vec<KeySnapshot>,
+}
+
+/// A key of several that an upstream has.
+#[derive(Clone, Debug)]
+pub struct KeySnapshot {
+    /// The variable or the file that holds it.
+    pub name: String,
+    /// `up`, `down` or `ejected`.
+    pub state: &'static str,
+    /// Why it is not up, in words.
+    pub cause: Option<String>,
+    /// How long until a line is tried with it.
+    pub left: Duration,
+    pub in_flight: usize,
 }
 
 /// What an operator has set for an upstream.
@@ -94,6 +110,8 @@ pub struct SwitchSnapshot {
 #[derive(Clone, Debug)]
 pub struct ClosedSnapshot {
     pub model: String,
+    /// By which of the upstream's keys, where it has several.
+    pub key: Option<String>,
     pub reason: &'static str,
     pub cause: String,
     pub left: Duration,
@@ -102,9 +120,9 @@ pub struct ClosedSnapshot {
 /// How a limit on requests or tokens in a time stands.
 #[derive(Clone, Debug)]
 pub struct RateSnapshot {
-    /// `upstream`, `model` or `route`.
+    /// `upstream`, `key`, `model` or `route`.
     pub scope: &'static str,
-    /// Of the upstream, the model, or `MODEL at UPSTREAM`.
+    /// Of the upstream, the model, `UPSTREAM by KEY`, or `MODEL at UPSTREAM`.
     pub name: String,
     /// `requests`, `tokens`, `input_tokens` or `output_tokens`.
     pub kind: &'static str,
@@ -228,6 +246,19 @@ struct UpstreamState {
 }
 
 #[derive(Clone, Debug, Hash, PartialEq, Eq, EncodeLabelSet)]
+struct Key {
+    upstream: String,
+    key: String,
+}
+
+#[derive(Clone, Debug, Hash, PartialEq, Eq, EncodeLabelSet)]
+struct KeyState {
+    upstream: String,
+    key: String,
+    state: &'static str,
+}
+
+#[derive(Clone, Debug, Hash, PartialEq, Eq, EncodeLabelSet)]
 struct Status {
     status: &'static str,
 }
@@ -273,6 +304,7 @@ fn list(snapshot: &Snapshot, process: Process) -> Listing {
     }
     let of_process = &snapshot.process;
     list_upstreams(&mut list, &of_process.upstreams);
+    list_keys(&mut list, &of_process.upstreams);
     list_lanes(&mut list, &of_process.lanes, &of_process.late);
     list_rate_limits(&mut list, &of_process.rate_limits);
     list_windows(&mut list, &of_process.windows);
@@ -398,6 +430,42 @@ fn list_upstreams(list: &mut Listing, upstreams: &[UpstreamSnapshot]) {
         "nightshift_upstream_limit",
         "Calls that all processes may have in flight together, by upstream.",
         limit,
+    );
+}
+
+fn list_keys(list: &mut Listing, upstreams: &[UpstreamSnapshot]) {
+    let states = Family::<KeyState, Gauge>::default();
+    let in_flight = Family::<Key, Gauge>::default();
+    let keys = upstreams.iter().flat_map(|upstream| {
+        let keys = upstream.keys.iter();
+        keys.map(|key| (upstream.name.clone(), key))
+    });
+    for (upstream, key) in keys {
+        for state in ["up", "down", "ejected"] {
+            let labels = KeyState {
+                upstream: upstream.clone(),
+                key: key.name.clone(),
+                state,
+            };
+            let is_so = i64::from(state == key.state);
+            states.get_or_create(&labels).set(is_so);
+        }
+        let labels = Key {
+            upstream,
+            key: key.name.clone(),
+        };
+        in_flight.get_or_create(&labels).set(whole(key.in_flight));
+    }
+    list.add(
+        "nightshift_upstream_key_state",
+        "1 for the state that a key is in (up; down; or ejected: it is refused), else 0. Of upstreams \
+         with several keys, by the variable or file that holds the key.",
+        states,
+    );
+    list.add(
+        "nightshift_upstream_key_in_flight",
+        "Calls that this process has in flight, by key, of upstreams with several keys.",
+        in_flight,
     );
 }
 

@@ -51,10 +51,10 @@ pub use pool::Pool;
 pub use route::{LaneId, Routes};
 pub use settings::{
     CallRate, FailFast, Http2, ModelSettings, Options, ProviderKind, RateKind, RateLimit,
-    RetrySettings, RouteSettings, Settings, Spill, TenantRates, UnsupportedParams,
+    RetrySettings, RouteSettings, Settings, Spill, TenantRates, UnsupportedParams, UpstreamKey,
     UpstreamSettings,
 };
 #[cfg(test)]
 pub use snapshot::ClosedModel;
-pub use snapshot::{RouteStatus, Skipped, UpstreamState, UpstreamStatus};
+pub use snapshot::{KeyStatus, RouteStatus, Skipped, UpstreamState, UpstreamStatus};
 pub use target::{Acquired, Permit, Switch};

@@ -13,7 +13,7 @@ use super::attempt::call::{self, Attempt, Call};
 use super::attempt::client::Client;
 use super::attempt::history::History;
 use super::attempt::timer::Timer;
-use super::health::probe::{self, Probes};
+use super::health::probe::{self, Probes, Tried};
 use super::limits::auto::Windows;
 use super::limits::auto::reader::Readers;
 use super::limits::concurrency::Limits;
@@ -25,6 +25,7 @@ use super::route::{Lane, Routes, Routing};
 use super::settings::{BuildError, Options, Settings, Spill};
 use super::snapshot::{self, LaneStatus, UpstreamStatus};
 use super::target::backend::Backends;
+use super::target::upstream::Upstream;
 use super::target::{Acquired, Permit, Reach, Targets};
 use crate::domain::clock::{self, Clock};
 
@@ -50,8 +51,7 @@ impl Pool {
     pub fn new(settings: &Settings, options: Options) -> Result<Arc<Self>, BuildError> {
         let clients = settings.upstreams.iter().map(Client::new);
         let clients = clients.collect::<Result<Arc<[_]>, _>>()?;
-        let names = clients.iter().map(|client| Arc::clone(&client.name));
-        let backends = Arc::new(Backends::new(names));
+        let backends = Arc::new(Backends::new(&settings.upstreams));
         let mut lanes = Lane::all(settings)?;
         let windows = Lane::windows(&mut lanes, &settings.upstreams);
         let limits = Limits::new(&settings.upstreams, &lanes, &windows);
@@ -62,9 +62,9 @@ impl Pool {
         let routing = Arc::new(routing);
         let pace = options.pace;
         let addresses = clients.iter().map(Client::shown_url);
-        let enabled = settings.upstreams.iter().map(|upstream| upstream.enabled);
+        let states = settings.upstreams.iter().map(Upstream::new);
         let targets = Arc::new(Targets::new(
-            addresses.zip(enabled).collect(),
+            addresses.zip(states).collect(),
             backends,
             (
                 limits,
@@ -256,13 +256,13 @@ impl Pool {
         self.probes.discovered().await;
     }
 
-    /// Asks each upstream once: which models it lists, or what is wrong, in words. From then on
-    /// models are routed by what was listed.
-    pub async fn try_upstreams(&self) -> Vec<(String, Result<Vec<ModelInfo>, String>)> {
-        let tried = probe::try_all(&self.clients).await;
-        for (upstream, (_, listed)) in tried.iter().enumerate() {
-            if let Ok(models) = listed {
-                self.routing.report(upstream, models.clone());
+    /// Asks each upstream once, with each of its keys: which models it lists, or what is wrong, in
+    /// words. From then on models are routed by what was listed.
+    pub async fn try_upstreams(&self) -> Vec<Tried> {
+        let tried = probe::try_all(&self.clients, &self.targets.backends).await;
+        for one in &tried {
+            if let Ok(models) = &one.models {
+                self.routing.report(one.upstream, models.clone());
             }
         }
         tried

@@ -38,8 +38,9 @@ pub struct UpstreamSettings {
     pub api_version: Option<String>,
     /// What becomes of what the provider cannot do.
     pub unsupported_params: UnsupportedParams,
-    /// Printable ASCII without spaces, so that a header can carry it.
-    pub api_key: Option<SecretString>,
+    /// What calls are made with: each key has rate limits and health of its own. No two have one
+    /// name. Without any, calls go without a key.
+    pub keys: Vec<UpstreamKey>,
     /// Whether lines are sent to it. Its operators may say something else while it is in use.
     pub enabled: bool,
     /// Calls at once; with `is_auto`, the most that are tried.
@@ -65,8 +66,17 @@ pub struct UpstreamSettings {
     pub ca_file: Option<PathBuf>,
     /// Never `Always` beside a proxy: over one, HTTP/1.1 is spoken.
     pub http2: Http2,
-    /// Of all calls to it together.
+    /// Of all calls to it together, or, where it has several keys, of all calls by one of them.
     pub rate_limits: Vec<RateLimit>,
+}
+
+/// A key of an upstream.
+#[derive(Clone, Debug)]
+pub struct UpstreamKey {
+    /// What people call it: the variable or the file that holds it.
+    pub name: String,
+    /// Printable ASCII without spaces, so that a header can carry it.
+    pub secret: SecretString,
 }
 
 /// A kind of model server, by the API that it speaks.
@@ -176,6 +186,11 @@ pub struct TenantRates {
 }
 
 impl UpstreamSettings {
+    /// The names of its keys, where it has several: what one key does need not be told apart.
+    pub(super) fn told_keys(&self) -> &[UpstreamKey] {
+        if self.keys.len() > 1 { &self.keys } else { &[] }
+    }
+
     /// How long connecting may take: less than the whole call, in any case. So when a call's time
     /// runs out while it connects, nothing was sent.
     #[must_use]

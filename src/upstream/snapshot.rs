@@ -11,7 +11,7 @@ use super::health::reason::Reason;
 use super::route::Lane;
 use super::route::lane::Route;
 use super::settings::Spill;
-use super::target::upstream::Upstream;
+use super::target::upstream::{Key, Upstream};
 use super::target::{Switch, Targets};
 
 /// A model that is due for a trial is not listed any more when nobody has tried it for so long.
@@ -72,6 +72,44 @@ pub struct UpstreamStatus {
     pub limit: usize,
     /// Its models that take no lines now, or that are being tried.
     pub models: Vec<ClosedModel>,
+    /// Its keys, where it has several.
+    pub keys: Vec<KeyStatus>,
+}
+
+/// A key of several that an upstream has.
+#[derive(Clone, Debug)]
+pub struct KeyStatus {
+    pub name: String,
+    /// Up, or ejected: then calls are made with the others.
+    pub state: UpstreamState,
+    /// Why it is ejected, in words.
+    pub cause: Option<String>,
+    /// How long until it is tried; zero where it may be.
+    pub left: Duration,
+    pub in_flight: usize,
+}
+
+impl KeyStatus {
+    /// `models`: those of the upstream that are closed. `seen`: how many are known with this key.
+    fn of(name: &str, key: &Key, models: &[ClosedModel], seen: usize, now: Instant) -> Self {
+        let of_key = |model: &&ClosedModel| model.key.as_deref() == Some(name);
+        let closed = || models.iter().filter(of_key);
+        // Where all its models are closed, so is the key.
+        let together = closed().next().filter(|_| closed().count() == seen);
+        let together = together.map(|model| (model.reason, model.cause.clone(), model.left));
+        let whole = whole(&key.breaker, now).or(together);
+        let (state, cause, left) = match whole {
+            Some((reason, cause, left)) => (UpstreamState::of(reason), Some(cause), left),
+            None => (UpstreamState::Up, None, Duration::ZERO),
+        };
+        Self {
+            name: name.to_owned(),
+            state,
+            cause,
+            left,
+            in_flight: key.in_flight,
+        }
+    }
 }
 
 /// A model at an upstream that takes no lines now, or that is being tried.
@@ -79,6 +117,8 @@ pub struct UpstreamStatus {
 pub struct ClosedModel {
     /// What the upstream calls the model.
     pub model: String,
+    /// By which of the upstream's keys, where it has several.
+    pub key: Option<String>,
     pub reason: Reason,
     /// In words.
     pub cause: String,
@@ -86,19 +126,36 @@ pub struct ClosedModel {
     pub left: Duration,
 }
 
+/// Why and for how long a breaker lets nothing through, or lets one line try.
+fn whole(breaker: &Breaker, now: Instant) -> Option<(Reason, String, Duration)> {
+    if let Some(closure) = breaker.closure() {
+        let left = closure.until.saturating_duration_since(now);
+        return Some((closure.reason, closure.cause.clone(), left));
+    }
+    let (reason, cause) = breaker.last_refusal()?;
+    Some((*reason, cause.clone(), Duration::ZERO))
+}
+
 /// How all upstreams are now.
 pub(super) fn take(clients: &[Client], targets: &Targets) -> Vec<UpstreamStatus> {
     let now = Instant::now();
-    let mut models: Vec<(Vec<ClosedModel>, usize)> = vec![(Vec::new(), 0); clients.len()];
+    let mut models: Vec<(Vec<ClosedModel>, Vec<usize>)> = (0..clients.len())
+        .map(|upstream| {
+            let keys = targets.backends.key_names(upstream).len().max(1);
+            (Vec::new(), vec![0; keys])
+        })
+        .collect();
     for backend in targets.backends.all(None) {
         let breaker = backend.breaker();
         let (closed, seen) = &mut models[backend.upstream()];
-        *seen += usize::from(breaker.closure().is_some() || breaker.evidence().has_succeeded());
+        let is_seen = breaker.closure().is_some() || breaker.evidence().has_succeeded();
+        seen[backend.key()] += usize::from(is_seen);
         let closure = breaker.closure();
         // What nobody has tried for long, nobody cares for any more.
         let closure = closure.filter(|closure| closure.until + FORGOTTEN_AFTER > now);
         closed.extend(closure.map(|closure| ClosedModel {
             model: backend.model().to_owned(),
+            key: backend.key_name().map(str::to_owned),
             reason: closure.reason,
             cause: closure.cause.clone(),
             left: closure.until.saturating_duration_since(now),
@@ -108,6 +165,7 @@ pub(super) fn take(clients: &[Client], targets: &Targets) -> Vec<UpstreamStatus>
         {
             closed.push(ClosedModel {
                 model: backend.model().to_owned(),
+                key: backend.key_name().map(str::to_owned),
                 reason: *reason,
                 cause: cause.clone(),
                 left: Duration::ZERO,
@@ -115,19 +173,27 @@ pub(super) fn take(clients: &[Client], targets: &Targets) -> Vec<UpstreamStatus>
         }
     }
     targets.read(|states| {
-        let all = clients.iter().zip(states).zip(models);
-        let status = all.map(|((client, upstream), (mut models, seen))| {
-            models.sort_by(|a, b| a.model.cmp(&b.model));
-            let whole = upstream.breaker().closure();
-            let whole = whole.map(|closure| {
-                let left = closure.until.saturating_duration_since(now);
-                (closure.reason, closure.cause.clone(), left)
+        let all = clients.iter().zip(states).zip(models).enumerate();
+        let status = all.map(|(number, ((client, upstream), (mut models, seen)))| {
+            models.sort_by(|a, b| (&a.model, &a.key).cmp(&(&b.model, &b.key)));
+            let names = targets.backends.key_names(number).iter();
+            let keys = names.zip(upstream.keys());
+            let keys: Vec<KeyStatus> = keys
+                .zip(&seen)
+                .map(|((name, key), seen)| KeyStatus::of(name, key, &models, *seen, now))
+                .collect();
+            let whole = whole(upstream.breaker(), now).or_else(|| {
+                // Where all its keys are refused, so is the upstream. The first one tells why.
+                let mut refused = upstream.keys().iter().map(|key| whole(&key.breaker, now));
+                let first = refused.next()??;
+                refused.try_fold(first, |(reason, cause, left), other| {
+                    Some((reason, cause, left.min(other?.2)))
+                })
             });
-            let refusal = upstream.breaker().last_refusal().cloned();
-            let refusal = refusal.map(|(reason, cause)| (reason, cause, Duration::ZERO));
-            let whole = whole.or(refusal);
             // Where all its models are closed, so is the upstream, whatever closed them.
-            let together = models.first().filter(|_| models.len() == seen);
+            let together = models
+                .first()
+                .filter(|_| models.len() == seen.iter().sum::<usize>());
             let first = models.iter().map(|model| model.left).min();
             let first = first.unwrap_or_default();
             let together = together.map(|model| (model.reason, model.cause.clone(), first));
@@ -152,6 +218,7 @@ pub(super) fn take(clients: &[Client], targets: &Targets) -> Vec<UpstreamStatus>
                 in_flight: upstream.in_flight(),
                 limit: client.concurrency,
                 models,
+                keys,
             }
         });
         status.collect()
@@ -288,7 +355,6 @@ fn of_route(
 ) -> RouteStatus {
     let of_lane = lane.prefix().is_none().then_some(lane.name.as_str());
     let model = route.rename.as_deref().or(of_lane);
-    let backend = model.and_then(|model| targets.backends.find(route.upstream, model));
     let upstream = &upstreams[route.upstream];
     let limits = &targets.limits;
     let calls = route.limit.map(|limit| RouteCalls {
@@ -298,20 +364,35 @@ fn of_route(
     });
     let is_full = upstream.in_flight() >= limits.share(route.upstream)
         || calls.is_some_and(|calls| calls.in_flight >= calls.share);
-    let of_upstream = Skipped::of(upstream.breaker(), now);
-    let of_backend = backend.as_ref().map(|backend| {
-        let breaker = backend.breaker();
-        (Skipped::of(&breaker, now), breaker.closure().is_some())
-    });
-    let (of_backend, is_tried) = of_backend.unwrap_or_default();
     let rates = targets.rates.as_ref();
-    let spent = rates.and_then(|rates| rates.spent_for(now, &route.rate_limits));
-    let limited = spent.map(|left| Skipped::Limit { left });
+    let mut ways = route.rate_limits.iter().enumerate().map(|(key, limits)| {
+        let backend = model.and_then(|model| targets.backends.find(route.upstream, key, model));
+        let backend = backend.as_ref().map(|backend| backend.breaker());
+        let breakers: Vec<&Breaker> = upstream
+            .breakers_by(key)
+            .chain(backend.as_deref())
+            .collect();
+        let is_trial = breakers.iter().any(|breaker| breaker.closure().is_some());
+        let skipped = breakers.iter().find_map(|one| Skipped::of(one, now));
+        let spent = rates.and_then(|rates| rates.spent_for(now, limits));
+        (
+            skipped.or(spent.map(|left| Skipped::Limit { left })),
+            is_trial,
+        )
+    });
+    // Lines go by the best of its keys.
+    let first = ways.next().unwrap_or_default();
+    let (skipped, is_trial) = ways.fold(first, |best, other| match (best.0, other.0) {
+        (None, _) if !best.1 => best,
+        (_, None) => other,
+        (Some(one), Some(two)) if two.left() < one.left() => other,
+        _ => best,
+    });
     let disabled = upstream
         .switched()
         .is_disabled()
         .then_some(Skipped::Disabled);
-    let skipped = disabled.or(of_upstream).or(of_backend).or(limited);
+    let skipped = disabled.or(skipped);
     RouteStatus {
         upstream: targets.backends.name(route.upstream).to_owned(),
         model: model.map(str::to_owned),
@@ -319,7 +400,7 @@ fn of_route(
         weight: route.weight,
         calls,
         skipped: skipped.or(is_full.then_some(Skipped::Full)),
-        is_trial: is_tried || upstream.breaker().closure().is_some(),
+        is_trial,
     }
 }
 

@@ -244,6 +244,7 @@ mod tests {
             configured: true,
             set: None,
             models: Vec::new(),
+            keys: Vec::new(),
         }
     }
 
@@ -253,6 +254,7 @@ mod tests {
             cause: Some(cause.clone()),
             left,
             models: vec![ClosedModel {
+                key: None,
                 model: "m".to_owned(),
                 reason: Reason::Limited,
                 cause,

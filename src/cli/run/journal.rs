@@ -242,10 +242,10 @@ fn upstream(salt: &str, config: &Config) -> String {
     for upstream in &config.upstreams {
         add(&upstream.name);
         add(&upstream.base_url);
-        add(upstream
-            .api_key
-            .as_ref()
-            .map_or("", |key| key.expose_secret()));
+        // One key, or none, as it was before there could be several.
+        let none = upstream.keys.is_empty().then_some("");
+        let keys = upstream.keys.iter().map(|key| key.secret.expose_secret());
+        keys.chain(none).for_each(&mut add);
         for (name, value) in &upstream.headers {
             add(name);
             add(value.expose_secret());

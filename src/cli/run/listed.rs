@@ -21,8 +21,9 @@ impl Listed {
             models: Vec::new(),
             is_whole: true,
         };
-        for (upstream, answer) in pool.try_upstreams().await {
-            match answer {
+        for tried in pool.try_upstreams().await {
+            let upstream = tried.subject();
+            match tried.models {
                 Ok(models) => listed.models.extend(models),
                 Err(cause) => {
                     listed.is_whole = false;

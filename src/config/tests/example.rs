@@ -82,7 +82,7 @@ fn the_examples_in_the_documented_file_hold_and_show_the_defaults() {
     assert_eq!(three.base_url, "https://api.anthropic.com/");
     assert_eq!(three.api_version.as_deref(), Some("2023-06-01"));
     assert_eq!(three.unsupported_params, UnsupportedParams::default());
-    let key = |upstream: &UpstreamSettings| upstream.api_key.clone().unwrap();
+    let key = |upstream: &UpstreamSettings| upstream.keys[0].secret.clone();
     assert_eq!(key(one).expose_secret(), "sk-from-a-variable");
     assert_eq!(key(two).expose_secret(), "sk-from-a-file-0123456789");
     assert_eq!(two.base_url, "https://gpu-2.internal/v1");

@@ -99,6 +99,12 @@ fn each_fault_of_an_upstream_is_found() {
         api_key_env = 'NOT_SET'              => api_key_env: the variable NOT_SET is not set
         api_key_env = 'SPACED'               => api_key_env: the secret holds what no key can
         api_key_file = '/nowhere/x'          => api_key_file: the file cannot be read
+        api_key_envs = 'KEY_A'               => api_key_envs: expected an array, found
+        api_key_envs = ['NOT_SET']           => api_key_envs[0]: the variable NOT_SET is not set
+        api_key_envs = ['KEY_A', 'KEY_A']    => api_key_envs[1]: the same key is named twice
+        api_key_envs = ['KEY_A', 'SAME']     => api_key_envs[1]: the same key is named twice
+        api_key_files = ['/nowhere/x']       => api_key_files[0]: the file cannot be read
+        enabled = 'often'                    => enabled: expected true or false, found
         url = 'http://a'                     => url: unknown key; the nearest known one is `base_u
         concurrency = 0                      => concurrency: must be from 1 to
         concurrency = 'many'                 => concurrency: expected a whole number
@@ -142,7 +148,7 @@ fn each_fault_of_an_upstream_is_found() {
     "#;
     for (line, key, message) in cases(table) {
         let expected = format!("upstreams[0].{key} (nightshift.toml:4): {message}");
-        let variables = [("SPACED", "sk a")];
+        let variables = [("SPACED", "sk a"), ("KEY_A", "sk-a"), ("SAME", "sk-a")];
         check_faults(&format!("{UPSTREAM}{line}"), &variables, &[&expected]);
     }
     let anthropic = format!("{UPSTREAM}provider = 'anthropic'\n");
@@ -167,7 +173,9 @@ fn each_fault_of_an_upstream_is_found() {
     check_faults(
         &format!("{UPSTREAM}api_key_env = 'A'\napi_key_file = 'b'"),
         &[],
-        &["upstreams[0] (nightshift.toml:1): `api_key_env` and `api_key_file` are both set"],
+        &[
+            "upstreams[0] (nightshift.toml:1): several of `api_key_env`, `api_key_file`, and the lists",
+        ],
     );
     check_faults(
         &format!("{UPSTREAM}proxy = 'http://a'\nhttp2 = true"),

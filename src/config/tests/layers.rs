@@ -149,7 +149,7 @@ fn one_upstream_takes_the_place_of_all_upstreams_and_models() {
     ];
     let config = load(toml, &variables).unwrap();
     assert_eq!(config.upstreams[0].base_url, "http://variable/v1");
-    assert!(config.upstreams[0].api_key.is_none());
+    assert!(config.upstreams[0].keys.is_empty());
 
     let overrides = Overrides {
         upstream: Some("http://flag/".to_owned()),
@@ -164,7 +164,7 @@ fn one_upstream_takes_the_place_of_all_upstreams_and_models() {
     assert_eq!(upstream.name, "default");
     assert_eq!(upstream.base_url, "http://flag/v1");
     assert_eq!(upstream.concurrency, 9);
-    let key = upstream.api_key.as_ref().unwrap();
+    let key = &upstream.keys[0].secret;
     assert_eq!(key.expose_secret(), "sk-key");
     assert!(config.models.is_empty());
 }

@@ -29,11 +29,7 @@ fn no_debug_output_holds_a_secret() {
     let environment: Environment = variables.into_iter().collect();
     let config = load_flagged(&toml, &variables, &overrides).unwrap();
     assert_eq!(
-        config.upstreams[0]
-            .api_key
-            .as_ref()
-            .unwrap()
-            .expose_secret(),
+        config.upstreams[0].keys[0].secret.expose_secret(),
         "hunter2"
     );
     for shown in [

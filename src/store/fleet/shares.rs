@@ -21,6 +21,8 @@ const ROWS_A_STATEMENT: usize = 500;
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct CooldownRow {
     pub upstream: String,
+    /// By which of the upstream's keys; empty where it has not several.
+    pub key: String,
     pub model: String,
     pub closed_ms: i64,
 }
@@ -169,23 +171,28 @@ impl Store {
         // One statement for both: it runs once a second in each process.
         let sql = sql!(
             "-- read_gates
-             SELECT upstream, model, closed_until - {now} FROM gates
+             SELECT upstream, key_name, model, closed_until - {now} FROM gates
              UNION ALL
-             SELECT upstream, NULL, reset_at FROM upstream_resets
+             SELECT upstream, NULL, NULL, reset_at FROM upstream_resets
              WHERE reset_at > {now} - {reset_told_ms}",
             now,
             reset_told_ms = RESET_TOLD_MS
         );
-        let told: Vec<(String, Option<String>, i64)> =
+        let told: Vec<(String, Option<String>, Option<String>, i64)> =
             in_tx!(&mut *tx, |c| sqlx::query_as(sql).fetch_all(c).await?);
         let (mut cooldowns, mut resets) = (Vec::new(), Vec::new());
-        for (upstream, model, number) in told {
-            match model {
-                Some(model) => cooldowns.push((upstream, model, number)),
+        for (upstream, key, model, number) in told {
+            match key.zip(model) {
+                Some((key, model)) => cooldowns.push(CooldownRow {
+                    upstream,
+                    key,
+                    model,
+                    closed_ms: number,
+                }),
                 None => resets.push((upstream, number)),
             }
         }
-        if cooldowns.iter().any(|(_, _, closed_ms)| *closed_ms <= 0) {
+        if cooldowns.iter().any(|cooldown| cooldown.closed_ms <= 0) {
             let sql = sql!(
                 "-- open_gates\nDELETE FROM gates WHERE closed_until <= {now}",
                 now
@@ -194,18 +201,10 @@ impl Store {
                 sqlx::query(sql).execute(c).await?;
             });
         }
-        let closed = cooldowns
-            .into_iter()
-            .filter(|(_, _, closed_ms)| *closed_ms > 0);
+        cooldowns.retain(|cooldown| cooldown.closed_ms > 0);
         Ok(ShareBook {
             holders: into_holders(rows),
-            cooldowns: closed
-                .map(|(upstream, model, closed_ms)| CooldownRow {
-                    upstream,
-                    model,
-                    closed_ms,
-                })
-                .collect(),
+            cooldowns,
             resets,
             windows: WindowBook::default(),
         })
@@ -230,6 +229,7 @@ impl Store {
         let rows = Rows::of(cooldowns.iter().map(|cooldown| {
             [
                 ("upstream", Value::from(&cooldown.upstream)),
+                ("key_name", Value::from(&cooldown.key)),
                 ("model", Value::from(&cooldown.model)),
                 ("closed_ms", cooldown.closed_ms.into()),
             ]
@@ -237,9 +237,9 @@ impl Store {
         let sql = sql!(
             "-- write_gates
              WITH {closed}
-             INSERT INTO gates (upstream, model, closed_until)
-             SELECT upstream, model, {now} + closed_ms FROM v WHERE closed_ms > 0
-             ON CONFLICT (upstream, model) DO UPDATE SET closed_until = excluded.closed_until
+             INSERT INTO gates (upstream, key_name, model, closed_until)
+             SELECT upstream, key_name, model, {now} + closed_ms FROM v WHERE closed_ms > 0
+             ON CONFLICT (upstream, key_name, model) DO UPDATE SET closed_until = excluded.closed_until
              WHERE gates.closed_until < excluded.closed_until",
             closed = rows.table("v", 1, tx.engine()),
             now = self.engine().now_ms()

@@ -135,6 +135,7 @@ pub(in crate::upstream) async fn make(
     let model = permit.backend().model();
     let reply = client
         .post(
+            permit.key(),
             (path, model),
             body,
             traceparent.as_deref(),

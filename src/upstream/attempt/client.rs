@@ -11,7 +11,7 @@ use reqwest::header::{
     ACCEPT, ACCEPT_ENCODING, CONTENT_TYPE, HOST, HeaderMap, HeaderName, HeaderValue, USER_AGENT,
 };
 use reqwest::{Method, Url};
-use secrecy::ExposeSecret;
+use secrecy::{ExposeSecret, SecretString};
 use tokio::time::{Instant, Sleep};
 
 use super::notice::Notice;
@@ -45,7 +45,8 @@ pub(in crate::upstream) struct Client {
     base: Url,
     /// Of each path that was called so far.
     addresses: RwLock<Vec<(&'static str, Arc<Address>)>>,
-    headers: HeaderMap,
+    /// By each key, in the order of the settings: one at least.
+    headers: Box<[HeaderMap]>,
     transport: Transport,
     timeout: Duration,
     connect_timeout: Duration,
@@ -161,16 +162,18 @@ impl Client {
     }
 
     /// Posts a line's body and reads the whole answer; its bytes are reserved as they come.
-    /// `model`: what the upstream calls the line's model.
+    /// `key`: the number of the key that it is sent with. `model`: what the upstream calls the
+    /// line's model.
     pub(in crate::upstream) async fn post(
         &self,
+        key: usize,
         (path, model): (&'static str, &str),
         body: Bytes,
         traceparent: Option<&str>,
         timer: &mut Timer,
         reservation: &mut Reservation,
     ) -> Result<(Head, Bytes), Failure> {
-        let (address, mut headers) = (self.address(path, model)?, self.headers.clone());
+        let (address, mut headers) = (self.address(path, model)?, self.headers[key].clone());
         if let Some(Ok(traceparent)) = traceparent.map(HeaderValue::from_str) {
             headers.insert("traceparent", traceparent);
         }
@@ -187,9 +190,9 @@ impl Client {
             .await
     }
 
-    /// Asks the server which models it has.
-    pub(in crate::upstream) async fn list_models(&self) -> Result<Listing, Failure> {
-        let mut headers = self.headers.clone();
+    /// Asks the server which models it has, with one of the keys.
+    pub(in crate::upstream) async fn list_models(&self, key: usize) -> Result<Listing, Failure> {
+        let mut headers = self.headers[key].clone();
         headers.remove(CONTENT_TYPE);
         let timeout = self.timeout.min(MODELS_TIMEOUT);
         // Not from the process's budget: an upstream must be seen to come back when memory is full.
@@ -385,9 +388,23 @@ fn timed_out(timeout: Duration) -> Failure {
     }
 }
 
+/// The headers of each call, by each key.
 fn headers(
     settings: &UpstreamSettings,
     provider: &dyn Provider,
+    base: &Url,
+) -> Result<Box<[HeaderMap]>, String> {
+    let keys = settings.keys.iter().map(|key| Some(&key.secret));
+    let none = settings.keys.is_empty().then_some(None);
+    let keys = keys.chain(none);
+    keys.map(|key| headers_by(key, settings, provider, base))
+        .collect()
+}
+
+fn headers_by(
+    key: Option<&SecretString>,
+    settings: &UpstreamSettings,
+    provider: &'static dyn Provider,
     base: &Url,
 ) -> Result<HeaderMap, String> {
     let mut headers = HeaderMap::new();
@@ -401,7 +418,7 @@ fn headers(
         headers.insert(ACCEPT_ENCODING, HeaderValue::from_static(coding::ACCEPTED));
     }
     provider.introduce(&mut headers);
-    if let Some(key) = &settings.api_key {
+    if let Some(key) = key {
         provider
             .authorize(key, &mut headers)
             .map_err(|_| "its API key holds characters that no HTTP header can".to_owned())?;
@@ -430,7 +447,7 @@ mod tests {
             let own = own.map(|own| ("accept-encoding".to_owned(), own.into()));
             settings.headers.extend(own);
             let client = Client::new(&settings).expect("a good configuration");
-            let value = client.headers.get(ACCEPT_ENCODING);
+            let value = client.headers[0].get(ACCEPT_ENCODING);
             value.map(|value| value.to_str().expect("is text").to_owned())
         };
         assert_eq!(asked_for("http://gpu/v1", None), None);

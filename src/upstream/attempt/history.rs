@@ -252,6 +252,17 @@ impl History {
         }
     }
 
+    /// Whether the line has failed at all of these.
+    pub(in crate::upstream) fn has_failed_at<'a>(
+        &self,
+        mut all: impl Iterator<Item = &'a Arc<Backend>>,
+    ) -> bool {
+        all.all(|one| {
+            let mut troubles = self.troubles.iter();
+            troubles.any(|trouble| Arc::ptr_eq(&trouble.backend, one))
+        })
+    }
+
     /// What is to become of the line after a failure.
     pub(in crate::upstream) fn next(
         &mut self,

@@ -14,7 +14,9 @@ pub(in crate::upstream) struct Subject<'a> {
     pub(in crate::upstream) upstream: &'a str,
     /// The upstream's address, without secrets.
     pub(in crate::upstream) url: &'a str,
-    /// `None`: the whole upstream.
+    /// By which the upstream is called, where only this one of its keys is meant.
+    pub(in crate::upstream) key: Option<&'a str>,
+    /// `None`: all its models.
     pub(in crate::upstream) model: Option<&'a str>,
 }
 
@@ -31,6 +33,7 @@ fn closed(subject: Subject<'_>, closure: &Closure, status: Option<u16>) {
     let Subject {
         upstream,
         url,
+        key,
         model,
     } = subject;
     let what = subject.what();
@@ -40,6 +43,7 @@ fn closed(subject: Subject<'_>, closure: &Closure, status: Option<u16>) {
         tracing::error!(
             upstream.name = upstream,
             upstream.url = url,
+            upstream.key = key,
             model.name = model,
             http.status = status,
             cause,
@@ -51,6 +55,7 @@ fn closed(subject: Subject<'_>, closure: &Closure, status: Option<u16>) {
         tracing::warn!(
             upstream.name = upstream,
             upstream.url = url,
+            upstream.key = key,
             model.name = model,
             cause,
             wait = ?wait,
@@ -60,6 +65,7 @@ fn closed(subject: Subject<'_>, closure: &Closure, status: Option<u16>) {
         tracing::debug!(
             upstream.name = upstream,
             upstream.url = url,
+            upstream.key = key,
             model.name = model,
             cause,
             wait = ?wait,
@@ -72,6 +78,7 @@ fn opened(subject: Subject<'_>, closure: &Closure) {
     let Subject {
         upstream,
         url,
+        key,
         model,
     } = subject;
     let what = subject.what();
@@ -80,6 +87,7 @@ fn opened(subject: Subject<'_>, closure: &Closure) {
         tracing::debug!(
             upstream.name = upstream,
             upstream.url = url,
+            upstream.key = key,
             model.name = model,
             "not limited any more"
         );
@@ -87,6 +95,7 @@ fn opened(subject: Subject<'_>, closure: &Closure) {
         tracing::warn!(
             upstream.name = upstream,
             upstream.url = url,
+            upstream.key = key,
             model.name = model,
             calls.failed = closure.failures,
             after = ?after,
@@ -97,9 +106,10 @@ fn opened(subject: Subject<'_>, closure: &Closure) {
 
 impl Subject<'_> {
     fn what(self) -> &'static str {
-        match self.model {
-            Some(_) => "model",
-            None => "upstream",
+        match (self.model, self.key) {
+            (Some(_), _) => "model",
+            (None, Some(_)) => "key",
+            (None, None) => "upstream",
         }
     }
 }

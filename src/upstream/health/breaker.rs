@@ -95,6 +95,35 @@ pub(in crate::upstream) enum Room {
     Closed { until: Option<Instant> },
 }
 
+impl Room {
+    /// Where two breakers must let a line be sent.
+    pub(in crate::upstream) fn and(self, other: impl FnOnce() -> Self) -> Self {
+        match self {
+            Room::Open { is_trial } => match other() {
+                Room::Open { is_trial: other } => Room::Open {
+                    is_trial: is_trial || other,
+                },
+                other => other,
+            },
+            other => other,
+        }
+    }
+
+    /// Where a line may be sent by either of two ways.
+    pub(in crate::upstream) fn or(self, other: Self) -> Self {
+        match (self, other) {
+            (Room::Open { is_trial: one }, Room::Open { is_trial: two }) => Room::Open {
+                is_trial: one && two,
+            },
+            (open @ Room::Open { .. }, _) | (_, open @ Room::Open { .. }) => open,
+            (Room::Full, _) | (_, Room::Full) => Room::Full,
+            (Room::Closed { until: one }, Room::Closed { until: two }) => Room::Closed {
+                until: one.into_iter().chain(two).min(),
+            },
+        }
+    }
+}
+
 /// How a call failed, for a breaker.
 #[derive(Clone, Copy, Debug)]
 pub(in crate::upstream) struct Failure {

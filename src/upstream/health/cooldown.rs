@@ -17,6 +17,8 @@ const SET_BY_ANOTHER: &str = "another process was told to wait";
 pub struct Cooldown {
     /// The upstream's name.
     pub upstream: String,
+    /// By which of the upstream's keys, where it has several.
+    pub key: Option<String>,
     /// What that upstream calls the model.
     pub model: String,
     pub until: Instant,
@@ -29,6 +31,7 @@ pub(in crate::upstream) fn to_share(backends: &Backends) -> Vec<Cooldown> {
         let until = worth_sharing(&backend, now)?;
         Some(Cooldown {
             upstream: backend.upstream_name().to_owned(),
+            key: backend.key_name().map(str::to_owned),
             model: backend.model().to_owned(),
             until,
         })
@@ -43,12 +46,21 @@ pub(in crate::upstream) fn any_to_share(backends: &Backends) -> bool {
         .any(|backend| worth_sharing(backend, now).is_some())
 }
 
-/// Leaves a model alone, as another process does. False if the upstream is not known here.
+/// Leaves a model alone, as another process does. False if the upstream or its key is not known
+/// here.
 pub(in crate::upstream) fn follow(backends: &Backends, cooldown: &Cooldown) -> bool {
     let Some(upstream) = backends.upstream_named(&cooldown.upstream) else {
         return false;
     };
-    let backend = backends.get(upstream, &cooldown.model.as_str().into());
+    let names = backends.key_names(upstream);
+    let key = match &cooldown.key {
+        None => names.is_empty().then_some(0),
+        Some(key) => names.iter().position(|name| **name == **key),
+    };
+    let Some(key) = key else {
+        return false;
+    };
+    let backend = backends.get(upstream, key, &cooldown.model.as_str().into());
     backend
         .breaker()
         .follow_cooldown(cooldown.until, Instant::now(), SET_BY_ANOTHER);

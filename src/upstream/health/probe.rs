@@ -7,12 +7,13 @@ use futures::future::{join, join_all};
 use tokio::sync::watch;
 use tokio::time::Instant;
 
-use crate::upstream::attempt::client::Client;
+use crate::upstream::attempt::client::{Client, Failure, Listing};
 use crate::upstream::attempt::result::CallResult;
 use crate::upstream::models::ModelInfo;
 use crate::upstream::route::Routing;
 use crate::upstream::settings::Pace;
 use crate::upstream::target::Targets;
+use crate::upstream::target::backend::Backends;
 
 /// What looks after the upstreams of a process.
 #[derive(Debug)]
@@ -97,7 +98,7 @@ impl Probes {
     }
 
     async fn probe(&self, upstream: usize) {
-        let (answer, models, cause) = match self.clients[upstream].list_models().await {
+        let (answer, models, cause) = match self.list_models(upstream).await {
             Ok(listing) => {
                 let cause = format!("it answered {}", listing.status);
                 (Some(listing.is_own), listing.models, cause)
@@ -109,7 +110,7 @@ impl Probes {
     }
 
     async fn discover(&self, upstream: usize) {
-        match self.clients[upstream].list_models().await {
+        match self.list_models(upstream).await {
             Ok(listing) => {
                 self.targets.on_discovery(upstream, None);
                 self.report_models(upstream, listing.models);
@@ -120,6 +121,12 @@ impl Probes {
             }
             Err(_) => {}
         }
+    }
+
+    /// Asks with a key that is not refused, as far as is known.
+    async fn list_models(&self, upstream: usize) -> Result<Listing, Failure> {
+        let key = self.targets.key_to_ask_with(upstream);
+        self.clients[upstream].list_models(key).await
     }
 
     fn report_models(&self, upstream: usize, models: Option<Vec<ModelInfo>>) {
@@ -148,23 +155,56 @@ impl Probes {
     }
 }
 
-/// Asks each upstream once: which models it lists, or what is wrong, in words.
-pub(in crate::upstream) async fn try_all(
-    clients: &[Client],
-) -> Vec<(String, Result<Vec<ModelInfo>, String>)> {
-    let tries = clients.iter().map(async |client| {
-        let result = match client.list_models().await {
-            Ok(listing) => match (listing.status, listing.models) {
-                (_, Some(models)) => Ok(models),
-                (status @ 200..=299, None) => Err(format!(
-                    "it answers {status} at /models, but with no list of models: is base_url right?"
-                )),
-                (401, None) => Err("it answers 401: the key is missing or wrong".to_owned()),
-                (status, None) => Err(format!("it answers {status} at /models")),
-            },
-            Err(failure) => Err(failure.cause),
-        };
-        (client.name.as_ref().to_owned(), result)
+/// Asks each upstream once, with each of its keys: which models it lists, or what is wrong, in
+/// words. Where there are several keys, each is named.
+pub(in crate::upstream) async fn try_all(clients: &[Client], backends: &Backends) -> Vec<Tried> {
+    let upstreams = clients.iter().enumerate();
+    let ways = upstreams.flat_map(|(upstream, client)| {
+        let names = backends.key_names(upstream);
+        let keys = 0..names.len().max(1);
+        keys.map(move |key| (upstream, client, key, names.get(key)))
+    });
+    let tries = ways.map(async |(upstream, client, key, key_name)| Tried {
+        upstream,
+        name: client.name.as_ref().to_owned(),
+        key: key_name.map(|name| name.as_ref().to_owned()),
+        models: try_one(client, key).await,
     });
     join_all(tries).await
+}
+
+/// An upstream that was asked for its models.
+#[derive(Debug)]
+pub struct Tried {
+    pub(in crate::upstream) upstream: usize,
+    /// The upstream's name.
+    pub name: String,
+    /// The name of the key, where there are several.
+    pub key: Option<String>,
+    /// What it lists, or what is wrong, in words.
+    pub models: Result<Vec<ModelInfo>, String>,
+}
+
+impl Tried {
+    /// The upstream, and its key where that matters.
+    #[must_use]
+    pub fn subject(&self) -> String {
+        match &self.key {
+            Some(key) => format!("{} by {key}", self.name),
+            None => self.name.clone(),
+        }
+    }
+}
+
+async fn try_one(client: &Client, key: usize) -> Result<Vec<ModelInfo>, String> {
+    let listing = client.list_models(key).await;
+    let listing = listing.map_err(|failure| failure.cause)?;
+    match (listing.status, listing.models) {
+        (_, Some(models)) => Ok(models),
+        (status @ 200..=299, None) => Err(format!(
+            "it answers {status} at /models, but with no list of models: is base_url right?"
+        )),
+        (401, None) => Err("it answers 401: the key is missing or wrong".to_owned()),
+        (status, None) => Err(format!("it answers {status} at /models")),
+    }
 }

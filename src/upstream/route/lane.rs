@@ -56,8 +56,8 @@ pub(in crate::upstream) struct Route {
     is_auto: bool,
     /// The number of the window of its model at its upstream, where there is one.
     pub(in crate::upstream) window: Option<usize>,
-    /// The places of the rate limits that bound the calls.
-    pub(in crate::upstream) rate_limits: Arc<[usize]>,
+    /// By each key of the upstream: the places of the rate limits that bound the calls.
+    pub(in crate::upstream) rate_limits: Arc<[Arc<[usize]>]>,
 }
 
 /// How many calls at once a route takes.
@@ -150,8 +150,8 @@ impl Lane {
         let routes = model.routes.iter().enumerate();
         let routes = routes.map(|(place, route)| {
             let upstream = upstream_of(route, model, upstreams)?;
-            let rate_limits = Spec::that_bound(specs, Some((id.index(), place)), upstream);
-            Ok(Route::new(route, model, upstream, rate_limits.into()))
+            let rate_limits = bounds(specs, Some((id.index(), place)), upstreams, upstream);
+            Ok(Route::new(route, model, upstream, rate_limits))
         });
         let mut routes = routes.collect::<Result<Vec<_>, _>>()?;
         routes.sort_by_key(|route| route.tier);
@@ -178,7 +178,7 @@ impl Lane {
             limit: None,
             is_auto: false,
             window: None,
-            rate_limits: Spec::that_bound(specs, None, upstream).into(),
+            rate_limits: bounds(specs, None, upstreams, upstream),
         };
         Self {
             id: LaneId(0),
@@ -224,7 +224,7 @@ impl Route {
         route: &RouteSettings,
         model: &ModelSettings,
         upstream: usize,
-        rate_limits: Arc<[usize]>,
+        rate_limits: Arc<[Arc<[usize]>]>,
     ) -> Self {
         // The route is further from the line than the model: what it fills in gives way, and what
         // it writes over wins.
@@ -248,6 +248,18 @@ impl Route {
             rate_limits,
         }
     }
+}
+
+/// By each key of an upstream: the rate limits that bound calls by a route there.
+fn bounds(
+    specs: &[Spec],
+    route: Option<(usize, usize)>,
+    upstreams: &[UpstreamSettings],
+    upstream: usize,
+) -> Arc<[Arc<[usize]>]> {
+    let keys = 0..upstreams[upstream].keys.len().max(1);
+    keys.map(|key| Spec::that_bound(specs, route, (upstream, key)).into())
+        .collect()
 }
 
 /// The number of the upstream that a route leads to.

@@ -48,22 +48,36 @@ pub(super) struct Tier {
 /// A model at an upstream, as a route leads there.
 #[derive(Debug)]
 pub(super) struct Target {
-    pub(super) backend: Arc<Backend>,
+    /// The upstream's number.
+    pub(super) upstream: usize,
+    /// By each key of the upstream, in their order: one at least.
+    pub(super) by_key: Box<[ByKey]>,
     pub(super) weight: u32,
     pub(super) edit: Option<Arc<Edit>>,
     /// The number of the route's own limit, where it has one.
     pub(super) limit: Option<usize>,
     /// The number of the window of the model at the upstream, where there is one.
     pub(super) window: Option<usize>,
-    /// The places of the rate limits that bound the calls.
-    pub(super) rate_limits: Arc<[usize]>,
     pub(super) seconds: CallSeconds,
 }
 
+/// A target, as one key of its upstream leads there.
+#[derive(Debug)]
+pub(super) struct ByKey {
+    pub(super) backend: Arc<Backend>,
+    /// The places of the rate limits that bound the calls.
+    pub(super) rate_limits: Arc<[usize]>,
+}
+
 impl Target {
-    /// How a line stands with the rate limits here.
-    pub(super) fn standing(&self, gate: &Gate<'_>) -> Standing {
-        gate.standing(&self.rate_limits, self.tokens(gate.size))
+    /// How a line stands with the rate limits here, by one of the keys.
+    pub(super) fn standing(&self, key: usize, gate: &Gate<'_>) -> Standing {
+        gate.standing(&self.by_key[key].rate_limits, self.tokens(gate.size))
+    }
+
+    /// The backends, one for each key.
+    pub(super) fn backends(&self) -> impl Iterator<Item = &Arc<Backend>> {
+        self.by_key.iter().map(|by_key| &by_key.backend)
     }
 
     /// The tokens that are reserved for a line here. The route may say how long an answer may be.
@@ -72,7 +86,8 @@ impl Target {
             Some(edit) => edit.max_output(size.max_output),
             None => size.max_output,
         };
-        self.backend.estimate(LineSize { max_output, ..size })
+        let backend = &self.by_key[0].backend;
+        backend.estimate(LineSize { max_output, ..size })
     }
 }
 
@@ -104,7 +119,7 @@ struct Known {
 impl Routes {
     /// The upstreams that the lines can go to, by their numbers.
     pub fn upstreams(&self) -> impl Iterator<Item = usize> {
-        self.targets.iter().map(|target| target.backend.upstream())
+        self.targets.iter().map(|target| target.upstream)
     }
 
     /// Whether lines go to a higher tier only where they would be late otherwise, and there is a
@@ -287,13 +302,18 @@ fn routes_of(
         let routes = routes.iter().filter(|route| goes_to(route.upstream));
         targets.extend(routes.map(|route| {
             let model = route.rename.clone().unwrap_or_else(|| model.into());
+            let by_key = route.rate_limits.iter().enumerate();
+            let by_key = by_key.map(|(key, rate_limits)| ByKey {
+                backend: backends.get(route.upstream, key, &model),
+                rate_limits: Arc::clone(rate_limits),
+            });
             Target {
-                backend: backends.get(route.upstream, &model),
+                upstream: route.upstream,
+                by_key: by_key.collect(),
                 weight: route.weight,
                 edit: route.edit.clone(),
                 limit: route.limit.map(|limit| limit.number),
                 window: route.window,
-                rate_limits: Arc::clone(&route.rate_limits),
                 seconds: metrics().call_seconds(backends.name(route.upstream), label),
             }
         }));
@@ -306,7 +326,9 @@ fn routes_of(
         lane: lane.id,
         spill: lane.spill,
         is_timed: lane.strategy == Strategy::Fastest,
-        are_rate_limited: targets.iter().any(|target| !target.rate_limits.is_empty()),
+        are_rate_limited: targets
+            .iter()
+            .any(|target| !target.by_key[0].rate_limits.is_empty()),
         tiers: tiers.into(),
         targets: targets.into(),
     }

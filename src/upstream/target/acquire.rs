@@ -72,20 +72,44 @@ struct Line<'a> {
 }
 
 impl Line<'_> {
+    /// How much the line avoids a target by its best key.
     fn avoids(&self, target: &Target) -> Avoid {
-        self.history.avoids(&target.backend)
+        let avoids = target.backends().map(|one| self.history.avoids(one));
+        avoids.min().unwrap_or(Avoid::No)
     }
 
-    /// Whether rate limits let the line go to a target now.
-    fn fits(&self, target: &Target) -> bool {
-        let fits = |gate: &Gate<'_>| target.standing(gate) == Standing::Fits;
+    /// Whether rate limits let the line go to a target now, by one of the keys.
+    fn fits(&self, target: &Target, key: usize) -> bool {
+        let fits = |gate: &Gate<'_>| target.standing(key, gate) == Standing::Fits;
         self.gate.is_none_or(fits)
     }
 
-    /// Whether the line needs more than a whole rate limit of a target.
+    /// Whether the line needs more than a whole rate limit of a target. Those of all keys are
+    /// alike.
     fn is_too_large(&self, target: &Target) -> bool {
-        let is_so = |gate: &Gate<'_>| matches!(target.standing(gate), Standing::Never(_));
+        let is_so = |gate: &Gate<'_>| matches!(target.standing(0, gate), Standing::Never(_));
         self.gate.is_some_and(is_so)
+    }
+}
+
+impl ForLine<'_> {
+    /// The key by which the line goes to a target, and how much it avoids that. `None`: it cannot
+    /// go there now.
+    fn key(&self, target: &Target) -> Option<(usize, Avoid)> {
+        let one = &self.upstreams[target.upstream];
+        let avoid = |key: usize| {
+            let backend = &target.by_key[key].backend;
+            let avoid = self.line.history.avoids(backend);
+            let room = one.room(key, &backend.breaker(), self.line.now);
+            let takes = matches!(room, Room::Open { .. }) && avoid <= self.most;
+            (takes && self.line.fits(target, key)).then_some(avoid)
+        };
+        if target.by_key.len() == 1 {
+            return Some((0, avoid(0)?));
+        }
+        let keys = 0..target.by_key.len();
+        let keys = keys.filter_map(|key| Some((key, avoid(key)?)));
+        keys.min_by_key(|&(key, avoid)| (avoid, one.load_of_key(key)))
     }
 }
 
@@ -100,19 +124,16 @@ impl Candidates for ForLine<'_> {
         if !has_place(target, counts, self.limits) {
             return None;
         }
-        let one = &self.upstreams[target.backend.upstream()];
-        let avoid = self.line.avoids(target);
-        let room = one.room(&target.backend.breaker(), self.line.now);
-        let takes = matches!(room, Room::Open { .. }) && avoid <= self.most;
-        (takes && self.line.fits(target)).then_some(Load {
+        let (_, avoid) = self.key(target)?;
+        Some(Load {
             avoid,
-            in_flight: one.in_flight(),
+            in_flight: self.upstreams[target.upstream].in_flight(),
             weight: target.weight,
         })
     }
 
     fn speed(&self, index: usize) -> Speed {
-        *self.targets[index].backend.speed()
+        *self.targets[index].by_key[0].backend.speed()
     }
 }
 
@@ -141,8 +162,8 @@ impl Targets {
             now,
             reach,
         };
-        let index = match self.choose(state, routes, &line) {
-            Ok(index) => index,
+        let (index, key) = match self.choose(state, routes, &line) {
+            Ok(chosen) => chosen,
             Err(reach) => {
                 let why = state.why_not(routes, now);
                 return match &mut gate {
@@ -162,24 +183,29 @@ impl Targets {
         });
         let charges = gate.map(|gate| {
             let tokens = target.tokens(gate.size);
-            Box::new(gate.take(&target.rate_limits, tokens))
+            Box::new(gate.take(&target.by_key[key].rate_limits, tokens))
         });
-        let backend = &target.backend;
-        let upstream = &mut state.upstreams[backend.upstream()];
-        let flight = upstream.on_start(&mut backend.breaker(), now, batch);
+        let backend = &target.by_key[key].backend;
+        let upstream = &mut state.upstreams[target.upstream];
+        let flight = upstream.on_start(key, &mut backend.breaker(), now, batch);
         drop(guard);
         let (targets, routes) = (Arc::clone(self), Arc::clone(routes));
         Acquired::Permit(Permit::new(
             targets,
-            (routes, index),
+            (routes, index, key),
             (flight, stamp),
             charges,
         ))
     }
 
-    /// The target that takes the line, by its place among the routes' targets. Where none does: how
-    /// many of these targets the line may go to at present.
-    fn choose(&self, state: &mut State, routes: &Routes, line: &Line<'_>) -> Result<usize, usize> {
+    /// The target that takes the line, by its place among the routes' targets, and the key of its
+    /// upstream. Where none does: how many of these targets the line may go to at present.
+    fn choose(
+        &self,
+        state: &mut State,
+        routes: &Routes,
+        line: &Line<'_>,
+    ) -> Result<(usize, usize), usize> {
         if state.is_hopeless() {
             return Err(0);
         }
@@ -199,7 +225,7 @@ impl Targets {
         state: &mut State,
         routes: &Routes,
         line: &Line<'_>,
-    ) -> Result<usize, usize> {
+    ) -> Result<(usize, usize), usize> {
         let last = routes.tiers.len().saturating_sub(1);
         for (place, tier) in routes.tiers.iter().enumerate() {
             let targets = &routes.targets[tier.targets.clone()];
@@ -213,7 +239,13 @@ impl Targets {
                 most,
             };
             if let Some(chosen) = state.balancers[tier.number].choose(&for_line, line.now) {
-                return Ok(tier.targets.start + chosen);
+                let target = &targets[chosen];
+                let key = if target.by_key.len() == 1 {
+                    0
+                } else {
+                    for_line.key(target).map_or(0, |(key, _)| key)
+                };
+                return Ok((tier.targets.start + chosen, key));
             }
             let could_take =
                 |target: &Target| line.avoids(target) <= most && !line.is_too_large(target);
@@ -237,7 +269,7 @@ pub(super) fn has_place(
     (upstreams, by_route, meters): (&[Upstream], &[usize], &[Meter]),
     limits: &Limits,
 ) -> bool {
-    let upstream = target.backend.upstream();
+    let upstream = target.upstream;
     let by_route = |limit: usize| by_route[limit] < limits.of_route(limit);
     let in_window = |window: usize| meters[window].in_flight() < limits.of_window(window);
     upstreams[upstream].in_flight() < limits.share(upstream)
@@ -260,7 +292,7 @@ impl State {
                 }
                 Room::Open { .. } | Room::Full => {
                     is_full = true;
-                    self.upstreams[target.backend.upstream()].want();
+                    self.upstreams[target.upstream].want();
                 }
             }
         }

@@ -1,4 +1,5 @@
-//! A model at an upstream: what is remembered of it, whichever routes lead there.
+//! A model at an upstream, by one of its keys: what is remembered of it, whichever routes lead
+//! there.
 
 use std::collections::HashMap;
 use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
@@ -7,18 +8,29 @@ use crate::upstream::balance::speed::Speed;
 use crate::upstream::health::breaker::Breaker;
 use crate::upstream::health::evidence::Evidence;
 use crate::upstream::limits::rate::{Learned, LineSize, Tokens};
+use crate::upstream::settings::UpstreamSettings;
 
 /// With more backends than this, those of which nothing is known are forgotten: the names that
 /// users write must not fill the memory.
 const BACKENDS_MAX: usize = 1024;
 
-/// A model at an upstream.
+/// A model at an upstream, by one of its keys.
 #[derive(Debug)]
 pub struct Backend {
     upstream: usize,
     upstream_name: Arc<str>,
+    /// The key's number among the upstream's keys.
+    key: usize,
+    /// `None`: the upstream has no other.
+    key_name: Option<Arc<str>>,
     model: Arc<str>,
     breaker: Mutex<Breaker>,
+    by_any_key: Arc<ByAnyKey>,
+}
+
+/// What is known of a model at an upstream, whichever key its calls are made with.
+#[derive(Debug, Default)]
+struct ByAnyKey {
     /// Known where lines go to the fastest.
     speed: Mutex<Speed>,
     /// How many tokens its calls need; made where a rate limit asks.
@@ -37,6 +49,16 @@ impl Backend {
         &self.upstream_name
     }
 
+    /// The number of the key among the upstream's keys.
+    pub(in crate::upstream) fn key(&self) -> usize {
+        self.key
+    }
+
+    /// What the key is called, where the upstream has several.
+    pub(in crate::upstream) fn key_name(&self) -> Option<&str> {
+        self.key_name.as_deref()
+    }
+
     /// What the upstream calls the model.
     #[must_use]
     pub fn model(&self) -> &str {
@@ -51,7 +73,10 @@ impl Backend {
 
     /// How fast the backend answers. Locked for a moment, with no other lock taken meanwhile.
     pub(in crate::upstream) fn speed(&self) -> MutexGuard<'_, Speed> {
-        self.speed.lock().unwrap_or_else(PoisonError::into_inner)
+        self.by_any_key
+            .speed
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
     }
 
     /// The tokens that are reserved for a call.
@@ -65,7 +90,7 @@ impl Backend {
     }
 
     fn learned(&self) -> MutexGuard<'_, Learned> {
-        let learned = self.learned.get_or_init(Box::default);
+        let learned = self.by_any_key.learned.get_or_init(Box::default);
         learned.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
@@ -78,9 +103,17 @@ impl Backend {
 /// upstream, so that routes that are made anew find what is known.
 #[derive(Debug)]
 pub(in crate::upstream) struct Backends {
-    /// The names of all upstreams, in their order.
-    upstreams: Box<[Arc<str>]>,
+    /// All upstreams, in their order.
+    upstreams: Box<[Named]>,
     all: Mutex<All>,
+}
+
+/// What an upstream and its keys are called.
+#[derive(Debug)]
+struct Named {
+    name: Arc<str>,
+    /// Empty where there are not several.
+    keys: Box<[Arc<str>]>,
 }
 
 #[derive(Debug, Default)]
@@ -90,32 +123,48 @@ struct All {
     kept: usize,
 }
 
-/// By upstream, and what that upstream calls the model.
-type ByModel = HashMap<(usize, Arc<str>), Arc<Backend>>;
+/// By upstream, by the number of its key, and by what that upstream calls the model.
+type ByModel = HashMap<(usize, usize, Arc<str>), Arc<Backend>>;
 
 impl Backends {
-    /// `upstreams`: the names of all, in their order.
-    pub(in crate::upstream) fn new(upstreams: impl IntoIterator<Item = Arc<str>>) -> Self {
+    pub(in crate::upstream) fn new(upstreams: &[UpstreamSettings]) -> Self {
+        let named = upstreams.iter().map(|upstream| {
+            let keys = upstream.told_keys().iter();
+            Named {
+                name: upstream.name.as_str().into(),
+                keys: keys.map(|key| key.name.as_str().into()).collect(),
+            }
+        });
         Self {
-            upstreams: upstreams.into_iter().collect(),
+            upstreams: named.collect(),
             all: Mutex::default(),
         }
     }
 
     /// An upstream's name.
     pub(in crate::upstream) fn name(&self, upstream: usize) -> &str {
-        &self.upstreams[upstream]
+        &self.upstreams[upstream].name
+    }
+
+    /// What the keys of an upstream are called, where it has several.
+    pub(in crate::upstream) fn key_names(&self, upstream: usize) -> &[Arc<str>] {
+        &self.upstreams[upstream].keys
     }
 
     /// The number of the upstream of this name.
     pub(in crate::upstream) fn upstream_named(&self, name: &str) -> Option<usize> {
-        self.upstreams.iter().position(|known| **known == *name)
+        self.upstreams.iter().position(|known| *known.name == *name)
     }
 
-    /// The backend of this model at this upstream.
-    pub(in crate::upstream) fn get(&self, upstream: usize, model: &Arc<str>) -> Arc<Backend> {
+    /// The backend of this model at this upstream, by this key of it.
+    pub(in crate::upstream) fn get(
+        &self,
+        upstream: usize,
+        key: usize,
+        model: &Arc<str>,
+    ) -> Arc<Backend> {
         let mut all = self.lock();
-        if let Some(backend) = all.by_model.get(&(upstream, Arc::clone(model))) {
+        if let Some(backend) = all.by_model.get(&(upstream, key, Arc::clone(model))) {
             return Arc::clone(backend);
         }
         // Not at each new one: there may be thousands in use.
@@ -126,23 +175,36 @@ impl Backends {
             });
             all.kept = all.by_model.len();
         }
+        let named = &self.upstreams[upstream];
+        let mut others = (0..named.keys.len()).filter(|other| *other != key);
+        let by_any_key = others.find_map(|other| {
+            let other = all.by_model.get(&(upstream, other, Arc::clone(model)))?;
+            Some(Arc::clone(&other.by_any_key))
+        });
         let backend = Arc::new(Backend {
             upstream,
-            upstream_name: Arc::clone(&self.upstreams[upstream]),
+            upstream_name: Arc::clone(&named.name),
+            key,
+            key_name: named.keys.get(key).cloned(),
             model: Arc::clone(model),
             breaker: Mutex::default(),
-            speed: Mutex::default(),
-            learned: OnceLock::new(),
+            by_any_key: by_any_key.unwrap_or_default(),
         });
         all.by_model
-            .insert((upstream, Arc::clone(model)), Arc::clone(&backend));
+            .insert((upstream, key, Arc::clone(model)), Arc::clone(&backend));
         backend
     }
 
-    /// The backend of this model at this upstream, where there is one already.
-    pub(in crate::upstream) fn find(&self, upstream: usize, model: &str) -> Option<Arc<Backend>> {
+    /// The backend of this model at this upstream by this key, where there is one already.
+    pub(in crate::upstream) fn find(
+        &self,
+        upstream: usize,
+        key: usize,
+        model: &str,
+    ) -> Option<Arc<Backend>> {
         let all = self.lock();
-        all.by_model.get(&(upstream, model.into())).map(Arc::clone)
+        let backend = all.by_model.get(&(upstream, key, model.into()));
+        backend.map(Arc::clone)
     }
 
     /// All of them, or those of one upstream.
@@ -163,16 +225,17 @@ impl Backends {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::upstream::tests::upstream;
 
     #[test]
     fn backends_of_which_nothing_is_known_are_forgotten_when_there_are_many() {
-        let backends = Backends::new(["gpu".into()]);
-        let held = backends.get(0, &"held".into());
+        let backends = Backends::new(&[upstream("gpu", "http://gpu/v1")]);
+        let held = backends.get(0, 0, &"held".into());
         held.breaker().start(tokio::time::Instant::now());
         for model in 0..2 * BACKENDS_MAX {
-            backends.get(0, &model.to_string().into());
+            backends.get(0, 0, &model.to_string().into());
         }
         assert!(backends.all(None).len() <= BACKENDS_MAX + 1);
-        assert!(Arc::ptr_eq(&held, &backends.get(0, &"held".into())));
+        assert!(Arc::ptr_eq(&held, &backends.get(0, 0, &"held".into())));
     }
 }

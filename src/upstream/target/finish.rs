@@ -10,11 +10,12 @@ use super::permit::Permit;
 use super::targets::{State, Targets};
 use super::upstream::{Changes, End, Upstream};
 use crate::upstream::attempt::history::{Assessment, Failed, History, Next};
-use crate::upstream::attempt::result::CallResult;
+use crate::upstream::attempt::result::{CallResult, Cost};
 use crate::upstream::health::breaker::{Breaker, Change, Failure};
 use crate::upstream::health::cooldown;
 use crate::upstream::health::reason::Reason;
 use crate::upstream::limits::rate::{Remaining, Tokens};
+use crate::upstream::route::Target;
 
 /// After a failure, one successful call in so many looks whether all breakers are well again.
 const TROUBLE_CHECK_INTERVAL: usize = 64;
@@ -114,7 +115,12 @@ impl Targets {
         }
         let moment = self.moment(upstream, now, random);
         let target = &mut state.upstreams[upstream];
-        let changes = target.on_finish(&mut breaker, permit.flight, Some((&end, moment)));
+        let changes = target.on_finish(
+            permit.key(),
+            &mut breaker,
+            permit.flight,
+            Some((&end, moment)),
+        );
         if ended.result.is_answer() {
             state.giving_up.on_answer();
         }
@@ -143,11 +149,12 @@ impl Targets {
             breaker.await_success(now);
         }
         drop(breaker);
-        for change in [&changes.of_upstream, &changes.of_backend]
-            .into_iter()
-            .flatten()
-        {
-            state.giving_up.on_change(change);
+        let all = [&changes.of_upstream, &changes.of_key, &changes.of_backend];
+        for change in all.into_iter().flatten() {
+            // Where another key is open, nothing is lost yet.
+            if !state.is_proven(permit.target()) {
+                state.giving_up.on_change(change);
+            }
         }
         let checks = state.begun.is_multiple_of(TROUBLE_CHECK_INTERVAL);
         drop(guard);
@@ -224,12 +231,17 @@ impl Targets {
             ..
         } = judgement;
         if judgement.is_missing && !judgement.is_alike {
-            let all = permit.routes.targets.iter().map(|target| &target.backend);
+            let all = permit.routes.targets.iter().flat_map(Target::backends);
             return if history.is_missing_at(permit.backend(), all) {
                 Next::End
             } else {
                 history.turned_away(assessment, None, &self.retry, random)
             };
+        }
+        // A key's refusal is no fault of the line's while another key may take the line.
+        let by_keys = permit.target().backends();
+        if ended.result.cost() == Some(Cost::Refusal) && !history.has_failed_at(by_keys) {
+            return history.turned_away(assessment, None, &self.retry, random);
         }
         let is_refused_again = failure.reason == Reason::Refused && !assessment.is_fresh;
         // Several lines in a row have failed here, so the cause is the server and not this line.
@@ -249,12 +261,13 @@ impl Targets {
 
     /// Logs what has changed, and wakes those who wait for such a change.
     fn on_changes(&self, backend: &Backend, changes: &Changes, status: Option<u16>, hastens: bool) {
-        let of_upstream = changes.of_upstream.iter().map(|change| (None, change));
-        let of_backend = changes.of_backend.iter();
-        let of_backend = of_backend.map(|change| (Some(backend.model()), change));
+        let (key, model) = (backend.key_name(), Some(backend.model()));
+        let of_upstream = changes.of_upstream.iter().map(|one| ((None, None), one));
+        let of_key = changes.of_key.iter().map(|one| ((key, None), one));
+        let of_backend = changes.of_backend.iter().map(|one| ((key, model), one));
         let mut opens = changes.frees_a_place || hastens;
-        for (model, change) in of_upstream.chain(of_backend) {
-            self.announce(backend.upstream(), model, change, status);
+        for (subject, change) in of_upstream.chain(of_key).chain(of_backend) {
+            self.announce(backend.upstream(), subject, change, status);
             if matches!(change, Change::Opened(_)) {
                 opens = true;
             } else {

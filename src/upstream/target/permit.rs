@@ -9,15 +9,16 @@ use super::targets::Targets;
 use super::upstream::Flight;
 use crate::upstream::limits::auto::{Ending, Stamp};
 use crate::upstream::limits::rate::Charges;
-use crate::upstream::route::{Routes, Target};
+use crate::upstream::route::{ByKey, Routes, Target};
 
 /// A place at an upstream. A permit that is dropped gives the place back.
 #[derive(Debug)]
 pub struct Permit {
     pub(super) targets: Arc<Targets>,
     pub(super) routes: Arc<Routes>,
-    /// Which of the routes' targets.
+    /// Which of the routes' targets, and which key of its upstream.
     target: usize,
+    key: usize,
     pub(super) flight: Flight,
     /// What the call's window is told of it, where there is one.
     pub(super) stamp: Option<Stamp>,
@@ -33,7 +34,7 @@ impl Permit {
     /// For a call that has been started: `flight`, `stamp`.
     pub(super) fn new(
         targets: Arc<Targets>,
-        (routes, target): (Arc<Routes>, usize),
+        (routes, target, key): (Arc<Routes>, usize, usize),
         (flight, stamp): (Flight, Option<Stamp>),
         charges: Option<Box<Charges>>,
     ) -> Self {
@@ -41,6 +42,7 @@ impl Permit {
             targets,
             routes,
             target,
+            key,
             flight,
             stamp,
             is_held: true,
@@ -52,7 +54,12 @@ impl Permit {
     /// The upstream's number.
     #[must_use]
     pub fn upstream(&self) -> usize {
-        self.backend().upstream()
+        self.target().upstream
+    }
+
+    /// The number of the key among the upstream's keys.
+    pub(in crate::upstream) fn key(&self) -> usize {
+        self.key
     }
 
     /// Whether the place is at a tier above the lowest.
@@ -66,8 +73,13 @@ impl Permit {
         &self.routes.targets[self.target]
     }
 
+    /// The target, as the key leads there.
+    pub(super) fn by_key(&self) -> &ByKey {
+        &self.target().by_key[self.key]
+    }
+
     pub(in crate::upstream) fn backend(&self) -> &Arc<Backend> {
-        &self.target().backend
+        &self.by_key().backend
     }
 
     /// The call waits for its turn.
@@ -119,7 +131,7 @@ impl Targets {
             state.meters[window].end(stamp, Ending::Other);
         }
         let upstream = &mut state.upstreams[backend.upstream()];
-        let changes = upstream.on_finish(&mut backend.breaker(), permit.flight, None);
+        let changes = upstream.on_finish(permit.key, &mut backend.breaker(), permit.flight, None);
         drop(state);
         self.limits.on_finish();
         if changes.frees_a_place {

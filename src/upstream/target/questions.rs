@@ -1,10 +1,13 @@
 //! Questions that change nothing: what is open, and what works.
 
+use std::sync::Arc;
 use std::time::Duration;
 
 use tokio::time::Instant;
 
+use super::backend::Backend;
 use super::targets::Targets;
+use super::upstream::Upstream;
 use crate::upstream::health::breaker::{Breaker, Room};
 use crate::upstream::health::reason::Reason;
 use crate::upstream::route::{Routes, Target, Tier};
@@ -26,8 +29,11 @@ impl Targets {
     pub fn was_open(&self, routes: &Routes) -> bool {
         let now = Instant::now();
         let is_recent = |target: &Target| {
-            let started = target.backend.breaker().last_start();
-            started.is_some_and(|at| now.duration_since(at) < RECENT)
+            let mut backends = target.backends();
+            backends.any(|backend| {
+                let started = backend.breaker().last_start();
+                started.is_some_and(|at| now.duration_since(at) < RECENT)
+            })
         };
         (self.is_open(routes) || routes.targets.iter().any(is_recent)) && !self.are_spent(routes)
     }
@@ -43,12 +49,14 @@ impl Targets {
                 return None;
             }
             let since = |breaker: &Breaker| breaker.closure().map(|closure| closure.since);
-            let upstream = &state.upstreams[target.backend.upstream()];
+            let upstream = &state.upstreams[target.upstream];
             let by_operators = upstream.switched().disabled_since();
-            let of_upstream = since(upstream.breaker());
-            let of_backend = since(&target.backend.breaker());
-            let since = by_operators.into_iter().chain(of_upstream);
-            latest = latest.max(since.chain(of_backend).min());
+            for backend in target.backends() {
+                let breakers = upstream.breakers_by(backend.key());
+                let of_backend = since(&backend.breaker());
+                let of_all = breakers.filter_map(since).chain(of_backend);
+                latest = latest.max(by_operators.into_iter().chain(of_all).min());
+            }
         }
         latest
     }
@@ -74,10 +82,12 @@ impl Targets {
         let state = self.lock();
         let mut targets = routes.targets.iter();
         targets.any(|target| {
-            let upstream = &state.upstreams[target.backend.upstream()];
-            !upstream.switched().is_disabled()
-                && upstream.breaker().closure().is_none()
-                && target.backend.breaker().works()
+            let upstream = &state.upstreams[target.upstream];
+            let works = |backend: &Arc<Backend>| {
+                let mut breakers = upstream.breakers_by(backend.key());
+                breakers.all(|breaker| breaker.closure().is_none()) && backend.breaker().works()
+            };
+            !upstream.switched().is_disabled() && target.backends().any(works)
         })
     }
 
@@ -115,7 +125,8 @@ impl Targets {
             .filter_map(|backend| opens(&backend.breaker()))
             .min();
         self.read(|upstreams| {
-            let of_upstreams = upstreams.iter().filter_map(|one| opens(one.breaker()));
+            let breakers = upstreams.iter().flat_map(Upstream::breakers);
+            let of_upstreams = breakers.filter_map(opens);
             of_upstreams.chain(of_backends).min()
         })
     }
@@ -131,6 +142,15 @@ impl Targets {
         })
     }
 
+    /// The first key of an upstream that is not set aside, by its number.
+    pub(in crate::upstream) fn key_to_ask_with(&self, upstream: usize) -> usize {
+        self.read(|upstreams| {
+            let mut keys = upstreams[upstream].keys().iter();
+            let open = keys.position(|key| key.breaker.closure().is_none());
+            open.unwrap_or(0)
+        })
+    }
+
     /// The places of the limits, in
     /// [`Limits::all`](crate::upstream::limits::concurrency::Limits::all), of the targets that
     /// lines may go to. Those of a tier that is not used now are none of them.
@@ -142,13 +162,13 @@ impl Targets {
                 .window
                 .map(|window| self.limits.windows().start + window);
             let own = of_route.into_iter().chain(window);
-            own.chain([target.backend.upstream()])
+            own.chain([target.upstream])
         })
     }
 
     /// How many calls at once this process may have in flight at a target.
     fn share(&self, target: &Target) -> usize {
-        let of_upstream = self.limits.share(target.backend.upstream());
+        let of_upstream = self.limits.share(target.upstream);
         let of_route = target.limit.map(|limit| self.limits.of_route(limit));
         let of_window = target.window.map(|window| self.limits.of_window(window));
         let bounds = of_route.into_iter().chain(of_window);

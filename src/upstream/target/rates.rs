@@ -34,29 +34,35 @@ impl Targets {
         let mut others = routes.targets.len();
         for (place, target) in routes.targets.iter().enumerate() {
             let tokens = target.tokens(gate.size);
-            let standing = gate.standing(&target.rate_limits, tokens);
-            if let Standing::Never(limit) = standing {
-                never.get_or_insert_with(|| gate.too_large(limit, tokens));
-                others -= 1;
-                continue;
-            }
-            let takes = || {
-                let counts = (&*state.upstreams, &*state.by_route, &*state.meters);
-                has_place(target, counts, &self.limits)
-                    && matches!(state.room(target, now), Room::Open { .. })
-            };
-            if let Standing::Limited(at) = standing
-                && place < reach
-                && takes()
-            {
-                is_limited = true;
-                until = until.into_iter().chain(at).min();
-                if gate.standing_of_tenant(tokens) == Standing::Fits {
-                    gate.refuse(&target.rate_limits, tokens);
-                } else {
-                    // What others may have meanwhile does not accrue to the line.
-                    is_tenants = true;
-                    gate.refuse_tenant(tokens);
+            let upstream = &state.upstreams[target.upstream];
+            let counts = (&*state.upstreams, &*state.by_route, &*state.meters);
+            let may_go =
+                place < reach && has_place(target, counts, &self.limits) && !state.is_hopeless();
+            for (key, by_key) in target.by_key.iter().enumerate() {
+                let standing = gate.standing(&by_key.rate_limits, tokens);
+                if let Standing::Never(limit) = standing {
+                    // The limits of all keys are alike.
+                    never.get_or_insert_with(|| gate.too_large(limit, tokens));
+                    others -= 1;
+                    break;
+                }
+                let takes = || {
+                    let room = upstream.room(key, &by_key.backend.breaker(), now);
+                    matches!(room, Room::Open { .. })
+                };
+                if let Standing::Limited(at) = standing
+                    && may_go
+                    && takes()
+                {
+                    is_limited = true;
+                    until = until.into_iter().chain(at).min();
+                    if gate.standing_of_tenant(tokens) == Standing::Fits {
+                        gate.refuse(&by_key.rate_limits, tokens);
+                    } else {
+                        // What others may have meanwhile does not accrue to the line.
+                        is_tenants = true;
+                        gate.refuse_tenant(tokens);
+                    }
                 }
             }
         }
@@ -82,7 +88,7 @@ impl Targets {
             return;
         };
         let now = Instant::now();
-        let target = permit.target();
+        let by_key = permit.by_key();
         let was_sent = |ended: &Ended| {
             let result = ended.result;
             !matches!(
@@ -96,7 +102,7 @@ impl Targets {
         let is_sent = permit.is_sent && ended.is_none_or(was_sent);
         let used = ended.and_then(|ended| ended.used);
         if let Some(used) = used {
-            target.backend.learn(charges.size, used);
+            by_key.backend.learn(charges.size, used);
         }
         rates.settle(now, charges, |spec| {
             if is_sent {
@@ -106,7 +112,7 @@ impl Targets {
             }
         });
         if let Some(ended) = ended.filter(|ended| !ended.remaining.is_empty()) {
-            rates.hear(now, &target.rate_limits, &ended.remaining);
+            rates.hear(now, &by_key.rate_limits, &ended.remaining);
         }
         // What was reserved and not used may let another line be sent.
         self.changed.notify_one();
@@ -119,9 +125,9 @@ impl Targets {
             return false;
         };
         let now = Instant::now();
-        let mut targets = self.in_reach(routes).iter();
-        targets.all(|target| {
-            let left = rates.spent_for(now, &target.rate_limits);
+        let mut ways = self.in_reach(routes).iter().flat_map(|one| &one.by_key);
+        ways.all(|by_key| {
+            let left = rates.spent_for(now, &by_key.rate_limits);
             left.is_some_and(|left| left > LEASED_AHEAD)
         })
     }

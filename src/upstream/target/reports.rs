@@ -19,7 +19,7 @@ impl Targets {
         let moment = self.moment(upstream, Instant::now(), rand::random());
         let change = self.lock().upstreams[upstream].on_probe(answer, cause, moment);
         if let Some(change) = change {
-            self.announce(upstream, None, &change, None);
+            self.announce(upstream, (None, None), &change, None);
             self.changed.notify_one();
         }
     }
@@ -41,7 +41,7 @@ impl Targets {
         drop(state);
         self.note_trouble();
         if let Some(change) = change {
-            self.announce(upstream, None, &change, None);
+            self.announce(upstream, (None, None), &change, None);
         }
     }
 
@@ -52,14 +52,17 @@ impl Targets {
             return false;
         };
         let now = Instant::now();
-        let of_upstream = self.lock().upstreams[upstream].reset(now);
-        if let Some(change) = of_upstream {
-            self.announce(upstream, None, &change, None);
+        let changes = self.lock().upstreams[upstream].reset(now);
+        let keys = self.backends.key_names(upstream);
+        for (key, change) in changes {
+            let key = key.map(|key| &*keys[key]);
+            self.announce(upstream, (key, None), &change, None);
         }
         for backend in self.backends.all(Some(upstream)) {
             let change = backend.breaker().reset(now);
             if let Some(change) = change {
-                self.announce(upstream, Some(backend.model()), &change, None);
+                let subject = (backend.key_name(), Some(backend.model()));
+                self.announce(upstream, subject, &change, None);
             }
         }
         // Only now, when all is open: waiting lines that look earlier would find a breaker closed.

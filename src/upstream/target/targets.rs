@@ -13,7 +13,7 @@ use super::upstream::{Moment, Upstream};
 use crate::upstream::attempt::ages::OldCalls;
 use crate::upstream::balance::Balancer;
 use crate::upstream::health::announce::{Subject, announce};
-use crate::upstream::health::breaker::{Change, Room};
+use crate::upstream::health::breaker::{Breaker, Change, Room};
 use crate::upstream::health::fail_fast::GivingUp;
 use crate::upstream::limits::auto::{Meter, Windows};
 use crate::upstream::limits::concurrency::Limits;
@@ -65,9 +65,9 @@ pub(super) struct State {
 }
 
 impl Targets {
-    /// `upstreams`: the address of each, without secrets, and whether it is enabled.
+    /// `upstreams`: the address of each, without secrets, and its state.
     pub(in crate::upstream) fn new(
-        upstreams: Vec<(String, bool)>,
+        upstreams: Vec<(String, Upstream)>,
         backends: Arc<Backends>,
         (limits, windows, rates): (Limits, Windows, Option<RateLimits>),
         balancers: Vec<Balancer>,
@@ -75,8 +75,7 @@ impl Targets {
         fail_fast: Option<FailFast>,
     ) -> Self {
         let by_route = vec![0; limits.routes().len()];
-        let (urls, enabled): (Vec<String>, Vec<bool>) = upstreams.into_iter().unzip();
-        let upstreams: Vec<Upstream> = enabled.into_iter().map(Upstream::new).collect();
+        let (urls, upstreams): (Vec<String>, Vec<Upstream>) = upstreams.into_iter().unzip();
         let is_troubled = upstreams.iter().any(|one| one.switched().is_disabled());
         Self {
             backends,
@@ -144,18 +143,19 @@ impl Targets {
         })
     }
 
-    /// Logs that a breaker has opened or closed. `model`: `None` for the breaker of
-    /// the whole upstream.
+    /// Logs that a breaker has opened or closed. `key`: by which the upstream is called, if it has
+    /// several and the breaker is of one. `model`: `None` for the breaker of all models.
     pub(super) fn announce(
         &self,
         upstream: usize,
-        model: Option<&str>,
+        (key, model): (Option<&str>, Option<&str>),
         change: &Change,
         status: Option<u16>,
     ) {
         let subject = Subject {
             upstream: self.backends.name(upstream),
             url: &self.urls[upstream],
+            key,
             model,
         };
         announce(subject, change, status);
@@ -185,7 +185,8 @@ impl Targets {
     /// Looks at every breaker, and clears [`is_troubled`](Self::is_troubled) where all are well.
     pub(super) fn look_for_trouble(&self) {
         let backends = self.backends.all(None);
-        let is_well = |one: &Upstream| one.breaker().is_well() && !one.switched().is_disabled();
+        let is_well =
+            |one: &Upstream| one.breakers().all(Breaker::is_well) && !one.switched().is_disabled();
         let are_well = backends.iter().all(|backend| backend.breaker().is_well())
             && self.read(|upstreams| upstreams.iter().all(is_well));
         if are_well {
@@ -211,12 +212,16 @@ impl State {
     /// Whether a target is open, and not only tried with a line or a few: then other lines must not
     /// wait for it.
     pub(super) fn is_proven(&self, target: &Target) -> bool {
-        let upstream = &self.upstreams[target.backend.upstream()];
-        let is_closed = upstream.switched().is_disabled()
-            || upstream.breaker().closure().is_some()
-            || target.backend.breaker().closure().is_some()
-            || self.is_hopeless();
-        !is_closed
+        let upstream = &self.upstreams[target.upstream];
+        if upstream.switched().is_disabled() || self.is_hopeless() {
+            return false;
+        }
+        let mut backends = target.backends();
+        backends.any(|backend| {
+            let mut breakers = upstream.breakers_by(backend.key());
+            breakers.all(|breaker| breaker.closure().is_none())
+                && backend.breaker().closure().is_none()
+        })
     }
 
     /// A call to a target has ended.
@@ -226,12 +231,17 @@ impl State {
         }
     }
 
-    /// Whether the breakers let a line be sent to a target.
+    /// Whether the breakers let a line be sent to a target, by any of its keys.
     pub(super) fn room(&self, target: &Target, now: Instant) -> Room {
         if self.is_hopeless() {
             return Room::Closed { until: None };
         }
-        let upstream = &self.upstreams[target.backend.upstream()];
-        upstream.room(&target.backend.breaker(), now)
+        let upstream = &self.upstreams[target.upstream];
+        let mut rooms = target.backends().map(|backend| {
+            let breaker = backend.breaker();
+            upstream.room(backend.key(), &breaker, now)
+        });
+        let first = rooms.next().unwrap_or(Room::Closed { until: None });
+        rooms.fold(first, Room::or)
     }
 }

@@ -10,7 +10,7 @@ use crate::upstream::attempt::ages::{Ages, OldCalls, Second};
 use crate::upstream::attempt::result::CallResult;
 use crate::upstream::health::breaker::{Breaker, Change, Failure, Room};
 use crate::upstream::health::reason::Reason;
-use crate::upstream::settings::{Pace, RetrySettings};
+use crate::upstream::settings::{Pace, RetrySettings, UpstreamSettings};
 
 /// An upstream's state. The breakers of its models stand beside it, in their
 /// [`Backend`](super::backend::Backend)s.
@@ -26,14 +26,28 @@ pub(in crate::upstream) struct Upstream {
     has_answered: bool,
     /// A call for a line has ended, however it went.
     was_tried: bool,
+    /// Of the upstream itself, and, where it has no more than one key, of that.
     breaker: Breaker,
+    /// The keys, in their order, where there are several.
+    keys: Box<[Key]>,
+}
+
+/// The state of one key of several.
+#[derive(Debug, Default)]
+pub(in crate::upstream) struct Key {
+    pub(in crate::upstream) in_flight: usize,
+    /// Calls that have begun.
+    begun: u64,
+    pub(in crate::upstream) breaker: Breaker,
 }
 
 /// A call in flight, as the breakers know it.
 #[derive(Clone, Copy, Debug)]
 pub(in crate::upstream) struct Flight {
-    /// The generations of the upstream's and of the backend's breaker in which the call began.
+    /// The generations of the upstream's, the key's and the backend's breaker in which the call
+    /// began.
     upstream: u32,
+    key: u32,
     backend: u32,
     pub(in crate::upstream) begun: Instant,
     /// By when the call is among those whose age is told. `None`: it waits for its turn.
@@ -70,6 +84,7 @@ pub(super) struct Moment<'a> {
 #[derive(Debug, Default)]
 pub(super) struct Changes {
     pub(super) of_upstream: Option<Change>,
+    pub(super) of_key: Option<Change>,
     pub(super) of_backend: Option<Change>,
     /// A line may wait for the place that the call had.
     pub(super) frees_a_place: bool,
@@ -78,10 +93,11 @@ pub(super) struct Changes {
 }
 
 impl Upstream {
-    /// `enabled`: as the configuration has it.
-    pub(super) fn new(enabled: bool) -> Self {
+    pub(in crate::upstream) fn new(settings: &UpstreamSettings) -> Self {
+        let keys = settings.told_keys().iter();
         Self {
-            switched: Switched::new(enabled),
+            keys: keys.map(|_| Key::default()).collect(),
+            switched: Switched::new(settings.enabled),
             in_flight: 0,
             ages: Ages::default(),
             is_wanted: false,
@@ -137,20 +153,41 @@ impl Upstream {
         &self.breaker
     }
 
-    /// Whether the breakers let a line be sent to a model here, and its operators.
-    pub(super) fn room(&self, backend: &Breaker, now: Instant) -> Room {
+    /// The keys, where there are several.
+    pub(in crate::upstream) fn keys(&self) -> &[Key] {
+        &self.keys
+    }
+
+    /// Its own breaker and those of its keys.
+    pub(in crate::upstream) fn breakers(&self) -> impl Iterator<Item = &Breaker> {
+        let of_keys = self.keys.iter().map(|key| &key.breaker);
+        std::iter::once(&self.breaker).chain(of_keys)
+    }
+
+    /// The breakers that stand before all models, for calls by one of the keys.
+    pub(in crate::upstream) fn breakers_by(&self, key: usize) -> impl Iterator<Item = &Breaker> {
+        let of_key = self.keys.get(key).map(|key| &key.breaker);
+        std::iter::once(&self.breaker).chain(of_key)
+    }
+
+    /// How busy a key is: what is less busy comes first, and, of two that are as busy, the one that
+    /// was used less.
+    pub(super) fn load_of_key(&self, key: usize) -> (usize, u64) {
+        let key = self.keys.get(key);
+        key.map_or((0, 0), |key| (key.in_flight, key.begun))
+    }
+
+    /// Whether the breakers let a line be sent by a key to a model here, and the operators.
+    pub(super) fn room(&self, key: usize, backend: &Breaker, now: Instant) -> Room {
         if self.switched.is_disabled() {
             return Room::Closed { until: None };
         }
-        match self.breaker.room(now) {
-            Room::Open { is_trial } => match backend.room(now) {
-                Room::Open { is_trial: other } => Room::Open {
-                    is_trial: is_trial || other,
-                },
-                other => other,
-            },
-            other => other,
-        }
+        let room = self.breaker.room(now);
+        let room = match self.keys.get(key) {
+            Some(key) => room.and(|| key.breaker.room(now)),
+            None => room,
+        };
+        room.and(|| backend.room(now))
     }
 
     /// A line was turned away because the upstream is full: the next place that is freed is news.
@@ -158,11 +195,23 @@ impl Upstream {
         self.is_wanted = true;
     }
 
-    /// A call begins.
-    pub(super) fn on_start(&mut self, backend: &mut Breaker, now: Instant, batch: u64) -> Flight {
+    /// A call begins, by one of the keys.
+    pub(super) fn on_start(
+        &mut self,
+        key: usize,
+        backend: &mut Breaker,
+        now: Instant,
+        batch: u64,
+    ) -> Flight {
         self.in_flight += 1;
+        let of_key = self.keys.get_mut(key).map(|key| {
+            key.in_flight += 1;
+            key.begun += 1;
+            key.breaker.start(now)
+        });
         Flight {
             upstream: self.breaker.start(now),
+            key: of_key.unwrap_or_default(),
             backend: backend.start(now),
             begun: now,
             counted: Some(self.ages.begin(now)),
@@ -170,26 +219,31 @@ impl Upstream {
         }
     }
 
-    /// A call has ended, or was broken off before it showed anything (`end`: `None`).
+    /// A call by one of the keys has ended, or was broken off before it showed anything (`end`:
+    /// `None`).
     pub(super) fn on_finish(
         &mut self,
+        key: usize,
         backend: &mut Breaker,
         flight: Flight,
         end: Option<(&End<'_>, Moment<'_>)>,
     ) -> Changes {
         self.in_flight -= 1;
+        if let Some(key) = self.keys.get_mut(key) {
+            key.in_flight -= 1;
+        }
         if let Some(second) = flight.counted {
             self.ages.end(second);
         }
         let is_wanted = std::mem::take(&mut self.is_wanted);
         let mut changes = match end {
-            None => self.abandon(backend, flight),
+            None => self.abandon(key, backend, flight),
             Some((end, moment)) => {
                 self.was_tried = true;
                 self.has_answered |= end.has_answered;
                 match end.failure {
-                    None => self.on_answer(backend, flight, end.result, moment),
-                    Some(failure) => self.on_failure(backend, flight, end, failure, moment),
+                    None => self.on_answer(key, backend, flight, end.result, moment),
+                    Some(failure) => self.on_failure(key, backend, flight, end, failure, moment),
                 }
             }
         };
@@ -198,49 +252,62 @@ impl Upstream {
         changes
     }
 
-    fn abandon(&mut self, backend: &mut Breaker, flight: Flight) -> Changes {
+    fn abandon(&mut self, key: usize, backend: &mut Breaker, flight: Flight) -> Changes {
         self.breaker.abandon(flight.upstream);
         backend.abandon(flight.backend);
+        let mut is_wide = backend.is_wide() && self.breaker.is_wide();
+        if let Some(key) = self.keys.get_mut(key) {
+            key.breaker.abandon(flight.key);
+            is_wide &= key.breaker.is_wide();
+        }
         Changes {
             // Where a window bounds the calls, nobody has noted who wants the place.
-            frees_a_place: !backend.is_wide() || !self.breaker.is_wide(),
+            frees_a_place: !is_wide,
             ..Changes::default()
         }
     }
 
     fn on_answer(
         &mut self,
+        key: usize,
         backend: &mut Breaker,
         flight: Flight,
         result: CallResult,
         moment: Moment<'_>,
     ) -> Changes {
         let mut changes = Changes::default();
+        let key = self.keys.get_mut(key).map(|key| &mut key.breaker);
         match result {
             CallResult::Succeeded => {
                 let times = (flight.begun, moment.now);
                 let (batch, limit) = (flight.batch, moment.limit);
                 changes.of_upstream = self.breaker.succeed(flight.upstream, times, batch, limit);
+                changes.of_key = key.and_then(|key| key.succeed(flight.key, times, batch, limit));
                 changes.of_backend = backend.succeed(flight.backend, times, batch, limit);
             }
             result if result.is_answer() => {
                 changes.of_upstream = self.breaker.answer(flight.upstream);
+                changes.of_key = key.and_then(|key| key.answer(flight.key));
                 changes.of_backend = backend.answer(flight.backend);
             }
             // An answer that is too large, or packed as nobody can unpack, says nothing of who
             // answers.
             _ => {
                 self.breaker.abandon(flight.upstream);
+                if let Some(key) = key {
+                    key.abandon(flight.key);
+                }
                 backend.abandon(flight.backend);
             }
         }
         changes
     }
 
-    /// A failure concerns all models of the upstream, or the one that was called. The other breaker
-    /// hears of the call, too.
+    /// A failure concerns all models of the upstream, the key, or the model that was called. The
+    /// other breakers hear of the call, too.
     fn on_failure(
         &mut self,
+        key: usize,
         backend: &mut Breaker,
         flight: Flight,
         end: &End<'_>,
@@ -249,30 +316,43 @@ impl Upstream {
     ) -> Changes {
         let Moment { now, random, .. } = moment;
         let paces = (moment.pace, moment.retry);
-        let mut changes = Changes::default();
-        if end.result.is_of_upstream() {
-            backend.pass_over(flight.backend);
+        let fail = |breaker: &mut Breaker, generation: u32| {
             if end.is_signal {
-                let fail =
-                    self.breaker
-                        .fail(failure, flight.upstream, now, paces, random, end.cause);
-                changes.of_upstream = fail;
-            } else {
-                self.breaker.pass_over(flight.upstream);
+                return breaker.fail(failure, generation, now, paces, random, end.cause);
             }
-            return changes;
-        }
-        changes.of_upstream = if end.result.shows_that_the_key_works() {
-            self.breaker.answer(flight.upstream)
-        } else {
-            self.breaker
-                .unclear(flight.upstream, flight.batch, now, paces, random)
+            breaker.pass_over(generation);
+            None
         };
-        if end.is_signal {
-            let fail = backend.fail(failure, flight.backend, now, paces, random, end.cause);
-            changes.of_backend = fail;
-        } else {
-            backend.pass_over(flight.backend);
+        // What shows that the breaker's subject works opens it, and anything else fails its trial.
+        let hear = |breaker: &mut Breaker, generation: u32| {
+            if end.result.shows_that_the_key_works() {
+                breaker.answer(generation)
+            } else {
+                breaker.unclear(generation, flight.batch, now, paces, random)
+            }
+        };
+        let mut changes = Changes::default();
+        let key = self.keys.get_mut(key).map(|key| &mut key.breaker);
+        let breaker = &mut self.breaker;
+        match (end.result, key) {
+            // The upstream has answered, whatever it thinks of the key.
+            (CallResult::KeyRefused, Some(key)) => {
+                backend.pass_over(flight.backend);
+                changes.of_upstream = breaker.answer(flight.upstream);
+                changes.of_key = fail(key, flight.key);
+            }
+            (result, key) if result.is_of_upstream() => {
+                backend.pass_over(flight.backend);
+                if let Some(key) = key {
+                    key.pass_over(flight.key);
+                }
+                changes.of_upstream = fail(breaker, flight.upstream);
+            }
+            (_, key) => {
+                changes.of_upstream = hear(breaker, flight.upstream);
+                changes.of_key = key.and_then(|key| hear(key, flight.key));
+                changes.of_backend = fail(backend, flight.backend);
+            }
         }
         changes
     }
@@ -320,8 +400,15 @@ impl Upstream {
             .fail(failure, generation, now, paces, random, cause)
     }
 
-    /// An operator says that the upstream is mended.
-    pub(super) fn reset(&mut self, now: Instant) -> Option<Change> {
-        self.breaker.reset(now)
+    /// An operator says that the upstream is mended. Returns what has changed by that: of the
+    /// upstream itself, and of each key that has a number here.
+    pub(super) fn reset(&mut self, now: Instant) -> Vec<(Option<usize>, Change)> {
+        let own = self.breaker.reset(now).map(|change| (None, change));
+        let keys = self.keys.iter_mut().enumerate();
+        let of_keys = keys.filter_map(|(number, key)| {
+            let change = key.breaker.reset(now)?;
+            Some((Some(number), change))
+        });
+        own.into_iter().chain(of_keys).collect()
     }
 }

@@ -8,7 +8,7 @@ use super::*;
 async fn a_call_is_sent_as_it_is_and_its_answer_comes_back_charged() {
     let server = Server::start(|_| reply(200, r#"{"ok":1}"#).header("x-request-id", "req_7")).await;
     let mut upstream = upstream("gpu", &server.base_url);
-    upstream.api_key = Some("sk-secret".into());
+    upstream.keys = vec![key("KEY", "sk-secret")];
     upstream.headers.insert("x-team".to_owned(), "batch".into());
     let pool = pool(&settings(vec![upstream], vec![]));
     let body = "{ \"model\" : \"m\",\t\"x\": 1.0e2 }";
@@ -451,7 +451,7 @@ async fn an_upstream_that_cannot_work_is_named() {
             with(&|u| u.ca_file = Some(file.path().to_owned())),
             "no certificate",
         ),
-        (with(&|u| u.api_key = Some("sk\n".into())), "API key"),
+        (with(&|u| u.keys = vec![key("KEY", "sk\n")]), "API key"),
         (
             with(&|u| drop(u.headers.insert("a b".to_owned(), "x".into()))),
             "`a b`",

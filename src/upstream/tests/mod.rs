@@ -2,6 +2,7 @@
 
 mod balancing;
 mod calls;
+mod keys;
 mod outages;
 mod rates;
 mod routing;
@@ -187,7 +188,7 @@ pub(crate) fn upstream(name: &str, base_url: &str) -> UpstreamSettings {
         base_url: base_url.to_owned(),
         api_version: None,
         unsupported_params: UnsupportedParams::Reject,
-        api_key: None,
+        keys: Vec::new(),
         enabled: true,
         concurrency: 4,
         is_auto: false,
@@ -200,6 +201,13 @@ pub(crate) fn upstream(name: &str, base_url: &str) -> UpstreamSettings {
         proxy: None,
         ca_file: None,
         http2: Http2::Auto,
+    }
+}
+
+fn key(name: &str, secret: &str) -> UpstreamKey {
+    UpstreamKey {
+        name: name.to_owned(),
+        secret: secret.into(),
     }
 }
 
@@ -274,7 +282,7 @@ fn running(settings: &Settings) -> (Arc<Pool>, DropGuard) {
 
 /// A line whose last attempt failed at this one of the targets.
 fn failed_at(routes: &Routes, place: usize) -> History {
-    let (mut history, backend) = (History::default(), &routes.targets[place].backend);
+    let (mut history, backend) = (History::default(), &routes.targets[place].by_key[0].backend);
     history.failed(backend, &backend.evidence(), tokio::time::Instant::now());
     history
 }

@@ -10,7 +10,7 @@ fn served_by(pool: &Arc<Pool>, model: &str) -> Option<Vec<usize>> {
     let mut targets: Vec<_> = routes
         .targets
         .iter()
-        .map(|target| target.backend.upstream())
+        .map(|target| target.upstream)
         .collect();
     targets.sort_unstable();
     Some(targets)
@@ -49,7 +49,8 @@ async fn configured_names_are_served_and_the_star_serves_the_rest() {
         Arc::ptr_eq(&x, &pool.resolve("x").expect("is served")),
         "made once"
     );
-    let backend = |routes: &Arc<Routes>, index: usize| Arc::as_ptr(&routes.targets[index].backend);
+    let backend =
+        |routes: &Arc<Routes>, index: usize| Arc::as_ptr(&routes.targets[index].by_key[0].backend);
     assert_eq!(
         backend(&x, 0),
         backend(&y, 0),
@@ -84,7 +85,11 @@ async fn the_most_exact_of_the_names_that_fit_counts() {
     ] {
         assert_eq!(served_by(&pool, name), Some(vec![upstream]), "{name}");
         let routes = pool.resolve(name).expect("is served");
-        assert_eq!(routes.targets[0].backend.model(), sent_as, "{name}");
+        assert_eq!(
+            routes.targets[0].by_key[0].backend.model(),
+            sent_as,
+            "{name}"
+        );
         assert_eq!(pool.label(name), label, "{name}");
     }
     assert_eq!(
@@ -218,8 +223,8 @@ async fn trying_the_upstreams_says_what_is_wrong_with_each() {
     ));
     let results = pool.try_upstreams().await;
     let result = |name: &str| {
-        let found = results.iter().find(|(known, _)| known == name);
-        found.map(|(_, result)| result.clone()).expect("was tried")
+        let found = results.iter().find(|tried| tried.name == name);
+        found.expect("was tried").models.clone()
     };
     let models = result("good").expect("lists its models");
     assert_eq!(

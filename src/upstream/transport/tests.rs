@@ -26,7 +26,7 @@ fn settings(base_url: &str) -> UpstreamSettings {
         base_url: base_url.to_owned(),
         api_version: None,
         unsupported_params: UnsupportedParams::Reject,
-        api_key: None,
+        keys: Vec::new(),
         concurrency: 4,
         is_auto: false,
         metrics_url: None,

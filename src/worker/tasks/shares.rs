@@ -372,6 +372,7 @@ fn resource_of(tenant: &str) -> String {
 fn into_row(cooldown: &Cooldown) -> CooldownRow {
     CooldownRow {
         upstream: cooldown.upstream.clone(),
+        key: cooldown.key.clone().unwrap_or_default(),
         model: cooldown.model.clone(),
         closed_ms: millis(
             cooldown
@@ -385,6 +386,7 @@ fn from_row(row: &CooldownRow) -> Cooldown {
     let closed = Duration::from_millis(u64::try_from(row.closed_ms).unwrap_or(0));
     Cooldown {
         upstream: row.upstream.clone(),
+        key: Some(row.key.clone()).filter(|key| !key.is_empty()),
         model: row.model.clone(),
         until: tokio::time::Instant::now() + closed,
     }

@@ -92,6 +92,7 @@ async fn a_cooldown_lasts_until_the_latest_time_that_any_process_gave() {
     let closes = |closed_ms| ShareEntry {
         cooldowns: vec![CooldownRow {
             upstream: "gpu".to_owned(),
+            key: String::new(),
             model: "m".to_owned(),
             closed_ms,
         }],

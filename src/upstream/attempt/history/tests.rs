@@ -1,6 +1,7 @@
 use super::*;
 use crate::upstream::backoff::backoff;
 use crate::upstream::target::backend::Backends;
+use crate::upstream::tests::upstream;
 
 const CONFIG: RetrySettings = RetrySettings {
     max_attempts: 5,
@@ -20,7 +21,7 @@ struct Case {
 impl Case {
     fn new() -> Self {
         Self {
-            backend: Backends::new(["gpu".into()]).get(0, &"m".into()),
+            backend: Backends::new(&[upstream("gpu", "http://gpu/v1")]).get(0, 0, &"m".into()),
             evidence: Evidence::default(),
             history: History::default(),
             now: Instant::now(),
@@ -168,8 +169,8 @@ fn a_line_that_costs_nothing_waits_for_longer_each_time() {
 
 #[test]
 fn a_model_is_missing_when_nobody_has_it() {
-    let backends = Backends::new(["gpu".into()]);
-    let [a, b] = ["a", "b"].map(|model| backends.get(0, &model.into()));
+    let backends = Backends::new(&[upstream("gpu", "http://gpu/v1")]);
+    let [a, b] = ["a", "b"].map(|model| backends.get(0, 0, &model.into()));
     let mut history = History::default();
     let now = Instant::now();
     history.failed(&a, &Evidence::default(), now);

@@ -29,6 +29,8 @@ const ASK_AGAIN: Duration = Duration::from_secs(2);
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Owner {
     Upstream(usize),
+    /// An upstream, and a key of several that it has.
+    Key(usize, usize),
     Model(usize),
     /// A model's place, and a route's place in it.
     Route(usize, usize),
@@ -39,7 +41,7 @@ enum Owner {
 #[derive(Clone, Debug)]
 pub(in crate::upstream) struct Spec {
     owner: Owner,
-    /// Of the upstream, the model, the tenant, or `MODEL at UPSTREAM` of a route.
+    /// Of the upstream, the model, the tenant, `UPSTREAM by KEY`, or `MODEL at UPSTREAM` of a route.
     name: String,
     limit: RateLimit,
 }
@@ -157,9 +159,9 @@ pub struct RateTurn {
 /// How a limit stands.
 #[derive(Clone, Debug)]
 pub struct RateStatus {
-    /// `upstream`, `model`, `route` or `tenant`.
+    /// `upstream`, `key`, `model`, `route` or `tenant`.
     pub scope: &'static str,
-    /// Of the upstream, the model, the tenant, or `MODEL at UPSTREAM` of a route.
+    /// Of the upstream, the model, the tenant, `UPSTREAM by KEY`, or `MODEL at UPSTREAM` of a route.
     pub name: String,
     pub kind: RateKind,
     pub limit: u64,
@@ -184,11 +186,14 @@ impl Spec {
             }));
         };
         for (index, upstream) in settings.upstreams.iter().enumerate() {
-            add(
-                Owner::Upstream(index),
-                &upstream.name,
-                &upstream.rate_limits,
-            );
+            let (name, limits) = (&upstream.name, &upstream.rate_limits);
+            if upstream.told_keys().is_empty() {
+                add(Owner::Upstream(index), name, limits);
+            }
+            for (place, key) in upstream.told_keys().iter().enumerate() {
+                let name = format!("{name} by {}", key.name);
+                add(Owner::Key(index, place), &name, limits);
+            }
         }
         for (index, model) in settings.models.iter().enumerate() {
             add(Owner::Model(index), &model.name, &model.rate_limits);
@@ -204,14 +209,15 @@ impl Spec {
     }
 
     /// The places of the limits that a call counts against which goes by a route (of a model, where
-    /// there are any) to an upstream.
+    /// there are any) to an upstream, by one of its keys.
     pub(in crate::upstream) fn that_bound(
         specs: &[Self],
         route: Option<(usize, usize)>,
-        upstream: usize,
+        (upstream, key): (usize, usize),
     ) -> Box<[usize]> {
         let bounds = |owner: Owner| match owner {
             Owner::Upstream(index) => index == upstream,
+            Owner::Key(index, place) => (index, place) == (upstream, key),
             Owner::Model(index) => route.is_some_and(|(model, _)| model == index),
             Owner::Route(model, place) => route == Some((model, place)),
             Owner::Tenant => false,
@@ -224,6 +230,7 @@ impl Spec {
     fn scope(&self) -> &'static str {
         match self.owner {
             Owner::Upstream(_) => "upstream",
+            Owner::Key(..) => "key",
             Owner::Model(_) => "model",
             Owner::Route(..) => "route",
             Owner::Tenant => "tenant",
