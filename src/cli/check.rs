@@ -78,6 +78,9 @@ pub(super) async fn run(args: CheckArgs) -> anyhow::Result<ExitCode> {
             "warn  upstreams      none is configured: no model can be served"
         )?;
     }
+    for warning in config.warnings() {
+        writeln!(out, "warn  upstreams      {warning}")?;
+    }
     for warning in machine::warnings(&config, true) {
         writeln!(out, "warn  machine        {warning}")?;
     }

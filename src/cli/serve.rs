@@ -103,7 +103,8 @@ async fn serve(config: &Config) -> anyhow::Result<()> {
         "nightshift starts"
     );
     if config.server.role.works() {
-        for warning in machine::warnings(config, true) {
+        let of_machine = machine::warnings(config, true);
+        for warning in config.warnings().into_iter().chain(of_machine) {
             tracing::warn!("{warning}");
         }
     }

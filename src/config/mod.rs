@@ -189,6 +189,13 @@ impl Config {
         faults.or(config)
     }
 
+    /// What is possible, and most likely not meant, in words.
+    #[must_use]
+    pub fn warnings(&self) -> Vec<String> {
+        let upstreams = self.upstreams.iter();
+        upstreams.filter_map(upstream::warning).collect()
+    }
+
     /// The settings of the room that calls model servers.
     #[must_use]
     pub fn upstream_settings(&self) -> upstreams::Settings {

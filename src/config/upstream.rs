@@ -1,6 +1,7 @@
 //! `[[upstreams]]`: the model servers that lines are sent to.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::net::IpAddr;
 use std::path::PathBuf;
 use std::time::Duration;
 
@@ -34,6 +35,9 @@ const DEFAULT_RESPONSE_BYTES: usize = 268_435_456;
 
 const RESPONSE_BYTES_MAX: u64 = 1 << 40;
 const TIMEOUT_MIN: Duration = Duration::from_millis(1);
+
+/// Where keys are sent, if nothing else is said.
+const AUTHORIZATION: &str = "authorization";
 
 /// Said by the HTTP client itself, about the one call.
 const OWN_HEADERS: [&str; 10] = [
@@ -95,7 +99,12 @@ fn read(mut reader: Reader<'_>, name: String) -> UpstreamSettings {
     let unsupported_params = reader.take("unsupported_params");
     let unsupported_params =
         unsupported_params.and_then(|item| unsupported_params_of(&item, provider));
+    let query = reader.take("query").and_then(Item::entries);
+    let base_url = base_url.map(|url| with_query(&url, query.unwrap_or_default()));
     let keys = secret::named_keys(&mut reader);
+    let auth_header = reader.take("auth_header");
+    let auth_header = auth_header.and_then(|item| auth_header_of(&item, !keys.is_empty()));
+    let key_header = (!keys.is_empty()).then(|| auth_header.as_deref().unwrap_or(AUTHORIZATION));
     let enabled = reader.take("enabled").and_then(|mut item| item.boolean());
     let Concurrency { most, is_auto } = concurrency(&mut reader);
     let metrics_url = reader.take("metrics_url");
@@ -108,7 +117,7 @@ fn read(mut reader: Reader<'_>, name: String) -> UpstreamSettings {
     let timeout = reader.duration("timeout", TIMEOUT_MIN);
     let connect_timeout = reader.duration("connect_timeout", TIMEOUT_MIN);
     let max_response_bytes = reader.whole("max_response_bytes", 1, RESPONSE_BYTES_MAX);
-    let headers = read_headers(&mut reader, !keys.is_empty());
+    let headers = read_headers(&mut reader, key_header);
     let proxy = reader.take("proxy").and_then(|item| proxy(&item));
     let ca_file = reader.take("ca_file").and_then(|item| ca_file(&item));
     let http2 = reader.take("http2");
@@ -135,6 +144,7 @@ fn read(mut reader: Reader<'_>, name: String) -> UpstreamSettings {
         max_response_bytes: max_response_bytes.unwrap_or(DEFAULT_RESPONSE_BYTES),
         headers,
         keys: keys.into_iter().map(key).collect(),
+        auth_header: auth_header.filter(|name| name != AUTHORIZATION),
         proxy,
         ca_file,
         http2,
@@ -149,13 +159,16 @@ pub(super) fn add_headers(
     faults: &Faults,
 ) {
     let place = |name: &str| format!("--header {name}");
+    let key_header = upstream.auth_header.as_deref().unwrap_or(AUTHORIZATION);
+    let key_header = key_header.to_owned();
+    let key_header = (!upstream.keys.is_empty()).then_some(&*key_header);
     for (name, value) in headers {
         let Ok(header) = HeaderName::try_from(name) else {
             faults.note(place(name), "is not the name of a header");
             continue;
         };
         // The command line is no file that people show each other.
-        if let Some(message) = check_header(header.as_str(), false, !upstream.keys.is_empty()) {
+        if let Some(message) = check_header(header.as_str(), false, key_header) {
             faults.note(place(name), message);
         } else if HeaderValue::try_from(value).is_err() {
             faults.note(place(name), "the value cannot stand in a header");
@@ -288,6 +301,43 @@ fn unsupported_params_of(item: &Item<'_>, provider: ProviderKind) -> Option<Unsu
     found
 }
 
+/// The header that a key is sent in.
+fn auth_header_of(item: &Item<'_>, has_key: bool) -> Option<String> {
+    let Ok(name) = HeaderName::try_from(item.string()?) else {
+        item.fault("is not the name of a header");
+        return None;
+    };
+    if OWN_HEADERS.contains(&name.as_str()) {
+        item.fault("this header is made for each call");
+        return None;
+    }
+    if !has_key {
+        item.fault("says where the key is sent, and there is none: name one with `api_key_env`");
+        return None;
+    }
+    Some(name.as_str().to_owned())
+}
+
+/// A URL with these pairs in its query. Values are quoted as a URL needs it.
+fn with_query(url: &str, pairs: Vec<(String, Item<'_>)>) -> String {
+    let Ok(mut url) = Url::parse(url) else {
+        return url.to_owned();
+    };
+    for (name, item) in pairs {
+        if secret::is_secret_name(&name) {
+            item.fault(
+                "a secret is not written here: send it as a header, by `api_key_env` with \
+                 `auth_header`, or by `headers_env`",
+            );
+        } else if url.query_pairs().any(|(known, _)| known == name) {
+            item.fault("stands in the query of `base_url`, too");
+        } else if let Some(value) = item.string() {
+            url.query_pairs_mut().append_pair(&name, &value);
+        }
+    }
+    url.into()
+}
+
 /// Faults of a URL do not quote it: it may hold a secret in the wrong place.
 fn base_url_of(item: &Item<'_>, provider: ProviderKind) -> Option<String> {
     normal_base_url(&item.string()?, provider)
@@ -383,7 +433,10 @@ fn ca_file(item: &Item<'_>) -> Option<PathBuf> {
 }
 
 /// `headers` holds values, `headers_env` the names of variables that hold them.
-fn read_headers(reader: &mut Reader<'_>, has_key: bool) -> BTreeMap<String, SecretString> {
+fn read_headers(
+    reader: &mut Reader<'_>,
+    key_header: Option<&str>,
+) -> BTreeMap<String, SecretString> {
     let environment = reader.environment();
     let written = reader.take("headers").and_then(Item::entries);
     let named = reader.take("headers_env").and_then(Item::entries);
@@ -397,7 +450,7 @@ fn read_headers(reader: &mut Reader<'_>, has_key: bool) -> BTreeMap<String, Secr
         };
         let name = name.as_str().to_owned();
         let is_public = !is_named && matches!(item.origin(), Origin::File { .. });
-        if let Some(message) = check_header(&name, is_public, has_key) {
+        if let Some(message) = check_header(&name, is_public, key_header) {
             item.fault(message);
             continue;
         }
@@ -418,18 +471,64 @@ fn read_headers(reader: &mut Reader<'_>, has_key: bool) -> BTreeMap<String, Secr
     headers
 }
 
-/// `is_public`: its value stands in a file that people show each other.
-fn check_header(name: &str, is_public: bool, has_key: bool) -> Option<&'static str> {
+/// `is_public`: its value stands in a file that people show each other. `key_header`: where the
+/// upstream's key is sent, if it has one.
+fn check_header(name: &str, is_public: bool, key_header: Option<&str>) -> Option<&'static str> {
     if OWN_HEADERS.contains(&name) {
         return Some("this header is made for each call");
     }
-    if name == "authorization" && has_key {
+    if key_header == Some(name) {
         return Some("the upstream's key is sent in this header: use one of the two");
     }
     (is_public && secret::is_secret_name(name)).then_some(
         "a secret is not written here: name the variable that holds it in `headers_env`, or use \
          `api_key_env` or `api_key_file` if it is a key that is sent as a bearer token",
     )
+}
+
+/// What is possible, and most likely not meant.
+pub(super) fn warning(upstream: &UpstreamSettings) -> Option<String> {
+    let url = Url::parse(&upstream.base_url).ok()?;
+    let is_open = url.scheme() == "http" && !upstream.keys.is_empty() && is_public(&url);
+    is_open.then(|| {
+        format!(
+            "the key of the upstream {} goes over the open network: its base_url begins with \
+             http://, not https://",
+            upstream.name
+        )
+    })
+}
+
+/// Whether a URL leads out of one's own network, as far as its host says.
+fn is_public(url: &Url) -> bool {
+    let host = url.host_str().unwrap_or_default();
+    let address = host.trim_start_matches('[').trim_end_matches(']');
+    match address.parse::<IpAddr>() {
+        Ok(IpAddr::V4(ip)) => {
+            let [first, second, ..] = ip.octets();
+            // Of carriers, and of overlay networks.
+            let is_shared = first == 100 && (64..128).contains(&second);
+            let is_own = ip.is_loopback() || ip.is_private() || ip.is_link_local();
+            !is_own && !is_shared && !ip.is_unspecified()
+        }
+        Ok(IpAddr::V6(ip)) => {
+            let is_own = ip.is_loopback() || ip.is_unique_local() || ip.is_unicast_link_local();
+            !is_own && !ip.is_unspecified()
+        }
+        Err(_) => {
+            const OWN: [&str; 7] = [
+                "localhost",
+                "local",
+                "internal",
+                "lan",
+                "home",
+                "test",
+                "intranet",
+            ];
+            let last = host.trim_end_matches('.').rsplit_once('.');
+            last.is_some_and(|(_, last)| !OWN.contains(&last))
+        }
+    }
 }
 
 #[cfg(test)]
@@ -459,6 +558,27 @@ mod tests {
                 Ok(normal.to_owned()),
                 "{written}"
             );
+        }
+    }
+
+    #[test]
+    fn a_public_address_is_told_from_ones_own() {
+        for (url, expected) in [
+            ("http://api.vendor.example/v1", true),
+            ("http://8.8.8.8/v1", true),
+            ("http://[2001:4860::8888]/v1", true),
+            ("http://gpu:8000/v1", false),
+            ("http://gpu.internal/v1", false),
+            ("http://ollama.svc.cluster.local./v1", false),
+            ("http://localhost/v1", false),
+            ("http://10.0.0.5:8000/v1", false),
+            ("http://172.17.0.1/v1", false),
+            ("http://100.100.1.2/v1", false),
+            ("http://[::1]:8000/v1", false),
+            ("http://[fd00::1]/v1", false),
+        ] {
+            let url = Url::parse(url).unwrap();
+            assert_eq!(is_public(&url), expected, "{url}");
         }
     }
 

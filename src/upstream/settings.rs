@@ -41,6 +41,8 @@ pub struct UpstreamSettings {
     /// What calls are made with: each key has rate limits and health of its own. No two have one
     /// name. Without any, calls go without a key.
     pub keys: Vec<UpstreamKey>,
+    /// The header in which a key is sent as it is. `None`: as the provider has it.
+    pub auth_header: Option<String>,
     /// Whether lines are sent to it. Its operators may say something else while it is in use.
     pub enabled: bool,
     /// Calls at once; with `is_auto`, the most that are tried.

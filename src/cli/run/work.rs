@@ -79,6 +79,7 @@ pub(super) async fn work(
         }),
         ..Options::default()
     };
+    warn_of(&config.warnings());
     warn_of(&machine::warnings(config, false));
     let pool = Pool::new(&config.upstream_settings(), options);
     let pool = pool.map_err(anyhow::Error::from).or_exit(NOT_VALID)?;

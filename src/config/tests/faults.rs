@@ -104,6 +104,10 @@ fn each_fault_of_an_upstream_is_found() {
         api_key_envs = ['KEY_A', 'KEY_A']    => api_key_envs[1]: the same key is named twice
         api_key_envs = ['KEY_A', 'SAME']     => api_key_envs[1]: the same key is named twice
         api_key_files = ['/nowhere/x']       => api_key_files[0]: the file cannot be read
+        query = { api-version = 5 }          => query.api-version: expected a string
+        query = { api_key = 'x' }            => query.api_key: a secret is not written here
+        auth_header = 'api key'              => auth_header: is not the name of a header
+        auth_header = 'api-key'              => auth_header: says where the key is sent, and there
         enabled = 'often'                    => enabled: expected true or false, found
         url = 'http://a'                     => url: unknown key; the nearest known one is `base_u
         concurrency = 0                      => concurrency: must be from 1 to

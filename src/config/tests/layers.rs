@@ -217,3 +217,30 @@ fn the_value_of_a_header_may_stand_in_a_variable() {
         ]
     );
 }
+
+#[test]
+fn a_query_goes_behind_the_base_url() {
+    let toml = "[[upstreams]]\nbase_url = 'https://gpu/openai?x=1'\n\
+        query = { api-version = '2024-10-21', note = 'a b' }\n";
+    let config = load(toml, &[]).unwrap();
+    let url = &config.upstreams[0].base_url;
+    assert_eq!(
+        url,
+        "https://gpu/openai?x=1&api-version=2024-10-21&note=a+b"
+    );
+}
+
+#[test]
+fn a_key_on_the_open_network_is_warned_of() {
+    let warned = |url: &str, key: &str| {
+        let toml = format!("[[upstreams]]\nbase_url = '{url}'\n{key}\n");
+        load(&toml, &[("KEY", "sk-1")]).unwrap().warnings()
+    };
+    let key = "api_key_env = 'KEY'";
+    let warnings = warned("http://api.vendor.example", key);
+    assert_eq!(warnings.len(), 1, "{warnings:?}");
+    assert!(!warnings[0].contains("sk-1"), "{warnings:?}");
+    assert_eq!(warned("https://api.vendor.example", key), [""; 0]);
+    assert_eq!(warned("http://10.0.0.5:8000", key), [""; 0]);
+    assert_eq!(warned("http://api.vendor.example", ""), [""; 0]);
+}

@@ -116,7 +116,7 @@ impl Client {
 
     /// What each call has, its key included.
     pub(in crate::upstream) fn headers(&self) -> &HeaderMap {
-        &self.headers
+        &self.headers[0]
     }
 
     /// The upstream's address, for the log.
@@ -404,7 +404,7 @@ fn headers(
 fn headers_by(
     key: Option<&SecretString>,
     settings: &UpstreamSettings,
-    provider: &'static dyn Provider,
+    provider: &dyn Provider,
     base: &Url,
 ) -> Result<HeaderMap, String> {
     let mut headers = HeaderMap::new();
@@ -419,9 +419,20 @@ fn headers_by(
     }
     provider.introduce(&mut headers);
     if let Some(key) = key {
-        provider
-            .authorize(key, &mut headers)
-            .map_err(|_| "its API key holds characters that no HTTP header can".to_owned())?;
+        const WRONG: &str = "its API key holds characters that no HTTP header can";
+        match &settings.auth_header {
+            None => provider
+                .authorize(key, &mut headers)
+                .map_err(|_| WRONG.to_owned())?,
+            Some(name) => {
+                let name = HeaderName::try_from(name.as_str())
+                    .map_err(|_| format!("`{name}` is no name of an HTTP header"))?;
+                let value = HeaderValue::from_str(key.expose_secret());
+                let mut value = value.map_err(|_| WRONG.to_owned())?;
+                value.set_sensitive(true);
+                headers.insert(name, value);
+            }
+        }
     }
     for (name, value) in &settings.headers {
         let header = HeaderName::try_from(name.as_str())

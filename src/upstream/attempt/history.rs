@@ -228,8 +228,8 @@ impl History {
         })
     }
 
-    /// What is to become of a line that was not sent because the backend's provider cannot take what
-    /// the line asks for. The line goes to another of `all` at once. It ends where none takes it.
+    /// What is to become of a line that the backend cannot take: its provider has no such parameter,
+    /// or its model no room for so long a line. The line goes to another of `all` at once. It ends where none takes it.
     /// `evidence`: the backend's.
     pub(in crate::upstream) fn unsupported<'a>(
         &mut self,

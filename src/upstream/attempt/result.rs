@@ -53,6 +53,9 @@ pub enum CallResult {
     /// The provider cannot take what the line asks for: the request was not sent. Another provider
     /// may.
     Unsupported,
+    /// The line's answer, which says that the line is longer than the model takes here. The same
+    /// model elsewhere may take more.
+    ContextTooLong,
 }
 
 /// What a failed call costs its line.
@@ -68,7 +71,7 @@ pub(in crate::upstream) enum Cost {
 
 impl CallResult {
     /// All of them, in order: by `result as usize`.
-    pub(in crate::upstream) const ALL: [CallResult; 21] = [
+    pub(in crate::upstream) const ALL: [CallResult; 22] = [
         CallResult::Succeeded,
         CallResult::Rejected,
         CallResult::ModelMissing,
@@ -90,13 +93,17 @@ impl CallResult {
         CallResult::TimedOut,
         CallResult::TooLarge,
         CallResult::Unsupported,
+        CallResult::ContextTooLong,
     ];
 
     /// For metrics and spans. Several results share a label.
     #[must_use]
     pub fn label(self) -> &'static str {
         match self {
-            CallResult::Succeeded | CallResult::Rejected | CallResult::ModelMissing => "answered",
+            CallResult::Succeeded
+            | CallResult::Rejected
+            | CallResult::ModelMissing
+            | CallResult::ContextTooLong => "answered",
             CallResult::Malformed | CallResult::Undecodable | CallResult::Unusable => "malformed",
             CallResult::KeyRefused | CallResult::Refused | CallResult::Unpaid => "refused",
             CallResult::Misdirected => "misdirected",
@@ -134,7 +141,8 @@ impl CallResult {
             | CallResult::NoDescriptor
             | CallResult::NoPort
             | CallResult::TooLarge
-            | CallResult::Unsupported => return None,
+            | CallResult::Unsupported
+            | CallResult::ContextTooLong => return None,
             CallResult::ModelMissing => Reason::ModelMissing,
             CallResult::KeyRefused => Reason::KeyRefused,
             CallResult::Refused => Reason::Refused,
@@ -155,7 +163,10 @@ impl CallResult {
     pub(in crate::upstream) fn is_answer(self) -> bool {
         matches!(
             self,
-            CallResult::Succeeded | CallResult::Rejected | CallResult::Malformed
+            CallResult::Succeeded
+                | CallResult::Rejected
+                | CallResult::Malformed
+                | CallResult::ContextTooLong
         )
     }
 
@@ -170,6 +181,7 @@ impl CallResult {
             self,
             CallResult::Succeeded
                 | CallResult::Rejected
+                | CallResult::ContextTooLong
                 | CallResult::Malformed
                 | CallResult::Unusable
                 | CallResult::ModelMissing
@@ -177,6 +189,11 @@ impl CallResult {
                 | CallResult::Unpaid
                 | CallResult::Limited
         )
+    }
+
+    /// For retries: whether the line is the cause, and another target may take it all the same.
+    pub(in crate::upstream) fn may_pass_elsewhere(self) -> bool {
+        matches!(self, CallResult::Unsupported | CallResult::ContextTooLong)
     }
 
     /// For retries: what the call costs its line. `None`: the line ends with it.
@@ -197,7 +214,8 @@ impl CallResult {
             | CallResult::NoDescriptor
             | CallResult::NoPort
             | CallResult::Unreachable
-            | CallResult::Unsupported => Cost::TurnedAway,
+            | CallResult::Unsupported
+            | CallResult::ContextTooLong => Cost::TurnedAway,
             CallResult::ServerError
             | CallResult::Garbled
             | CallResult::Unusable

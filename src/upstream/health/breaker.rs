@@ -62,6 +62,8 @@ pub(in crate::upstream) struct Closure {
     pub(in crate::upstream) since: Instant,
     /// When a line is tried again, or, after [`Reason::Unreachable`], when the next probe is due.
     pub(in crate::upstream) until: Instant,
+    /// The server has named the time.
+    pub(in crate::upstream) is_asked: bool,
     /// Until when the other processes keep it closed, as far as they were told.
     pub(in crate::upstream) shared_until: Option<Instant>,
     /// Calls that have failed since then.
@@ -505,6 +507,7 @@ impl Breaker {
                 cause: cause.to_owned(),
                 since: now,
                 until,
+                is_asked: true,
                 shared_until: Some(until),
                 failures: 0,
             });
@@ -572,6 +575,7 @@ impl Breaker {
             cause: cause.to_owned(),
             since: before.as_ref().map_or(now, |before| before.since),
             until: now + wait,
+            is_asked: failure.wait.is_some_and(|wait| !wait.is_zero()),
             shared_until: before.as_ref().and_then(|before| before.shared_until),
             failures: before.as_ref().map_or(1, |before| before.failures),
         };

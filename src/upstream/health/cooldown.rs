@@ -72,6 +72,11 @@ fn worth_sharing(backend: &Backend, now: Instant) -> Option<Instant> {
     let breaker = backend.breaker();
     let closure = breaker.closure()?;
     let known = closure.shared_until.map_or(now, |shared| shared.max(now));
-    let is_news = closure.reason == Reason::Limited && closure.until > known + WORTH_SHARING;
-    is_news.then_some(closure.until)
+    // How long a server is down that says nothing of it, each process finds out for itself.
+    let is_for_all = match closure.reason {
+        Reason::Limited => true,
+        Reason::Unavailable => closure.is_asked,
+        _ => false,
+    };
+    (is_for_all && closure.until > known + WORTH_SHARING).then_some(closure.until)
 }

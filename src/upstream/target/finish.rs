@@ -129,8 +129,8 @@ impl Targets {
         state.is_hastened |= hastens;
         let next = match &judgement {
             None if ended.result.cost().is_none() => Next::End,
-            None if ended.result == CallResult::Unsupported => {
-                let all = permit.routes.targets.iter().map(|target| &target.backend);
+            None if ended.result.may_pass_elsewhere() => {
+                let all = permit.routes.targets.iter().flat_map(Target::backends);
                 history.unsupported(backend, breaker.evidence(), all, &self.retry, random)
             }
             None => history.held_up(&self.retry, random),

@@ -467,3 +467,19 @@ async fn an_upstream_that_cannot_work_is_named() {
     let error = Pool::new(&settings(vec![good()], vec![model]), hasty()).expect_err("no upstream");
     assert_eq!(error.upstream, "gone");
 }
+
+#[tokio::test]
+async fn a_key_goes_as_it_is_where_a_gateway_wants_it() {
+    let server = Server::start(|_| reply(200, "{}")).await;
+    let mut one = upstream("one", &server.base_url);
+    one.keys = vec![key("KEY", "sk-secret")];
+    one.auth_header = Some("api-key".to_owned());
+    let pool = pool(&settings(
+        vec![one],
+        vec![model("m", vec![route("one", None)])],
+    ));
+    answer(line(&pool).await);
+    let seen = &server.seen("POST")[0];
+    assert_eq!(seen.headers["api-key"], "sk-secret");
+    assert!(!seen.headers.contains_key("authorization"));
+}

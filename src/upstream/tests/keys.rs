@@ -18,35 +18,6 @@ fn with_keys(base_url: &str, keys: &[&str]) -> Settings {
     settings(vec![one], vec![model("m", vec![route("one", None)])])
 }
 
-/// Sends a line until it has ended.
-async fn to_its_end(pool: &Arc<Pool>) -> Answer {
-    let mut history = History::default();
-    let routes = pool.resolve("m").expect("is served");
-    for _ in 0..100 {
-        let permit = match pool.try_acquire(&routes, &history, 0, None) {
-            Acquired::Permit(permit) => permit,
-            Acquired::Full | Acquired::Closed { .. } => {
-                tokio::time::sleep(Duration::from_millis(20)).await;
-                continue;
-            }
-            other => panic!("no permit: {other:?}"),
-        };
-        let call = Call {
-            path: CHAT,
-            body: Bytes::from_static(br#"{"model":"m"}"#),
-            reservation: pool.budget().reserve(),
-            traceparent: None,
-        };
-        let attempt = pool
-            .call(permit, call, &mut history, &mut Timer::default())
-            .await;
-        if attempt.next == Next::End {
-            return attempt.answer.expect("an answer");
-        }
-    }
-    panic!("the line does not end");
-}
-
 /// Sends lines until something is so.
 async fn lines_until(pool: &Arc<Pool>, is_so: impl Fn() -> bool) {
     for _ in 0..1_000 {

@@ -6,6 +6,7 @@ mod keys;
 mod outages;
 mod rates;
 mod routing;
+mod scopes;
 
 use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex};
@@ -189,6 +190,7 @@ pub(crate) fn upstream(name: &str, base_url: &str) -> UpstreamSettings {
         api_version: None,
         unsupported_params: UnsupportedParams::Reject,
         keys: Vec::new(),
+        auth_header: None,
         enabled: true,
         concurrency: 4,
         is_auto: false,
@@ -339,6 +341,35 @@ fn answer(attempt: Attempt) -> Answer {
 fn retried(attempt: Attempt) -> Attempt {
     assert_ne!(attempt.next, Next::End, "not again: {attempt:?}");
     attempt
+}
+
+/// Sends a line until it has ended.
+async fn to_its_end(pool: &Arc<Pool>) -> Answer {
+    let mut history = History::default();
+    let routes = pool.resolve("m").expect("is served");
+    for _ in 0..100 {
+        let permit = match pool.try_acquire(&routes, &history, 0, None) {
+            Acquired::Permit(permit) => permit,
+            Acquired::Full | Acquired::Closed { .. } => {
+                tokio::time::sleep(Duration::from_millis(20)).await;
+                continue;
+            }
+            other => panic!("no permit: {other:?}"),
+        };
+        let call = Call {
+            path: CHAT,
+            body: Bytes::from_static(br#"{"model":"m"}"#),
+            reservation: pool.budget().reserve(),
+            traceparent: None,
+        };
+        let attempt = pool
+            .call(permit, call, &mut history, &mut Timer::default())
+            .await;
+        if attempt.next == Next::End {
+            return attempt.answer.expect("an answer");
+        }
+    }
+    panic!("the line does not end");
 }
 
 /// Waits until something is so, and fails after a minute.

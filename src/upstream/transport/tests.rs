@@ -27,6 +27,7 @@ fn settings(base_url: &str) -> UpstreamSettings {
         api_version: None,
         unsupported_params: UnsupportedParams::Reject,
         keys: Vec::new(),
+        auth_header: None,
         concurrency: 4,
         is_auto: false,
         metrics_url: None,

@@ -31,6 +31,7 @@ fn failure(status: u16, headers: &HeaderMap, body: &[u8]) -> Option<CallResult> 
         403 => return Some(CallResult::Refused),
         404 => return Some(ErrorBody::of(body).as_not_found()),
         429 => return Some(ErrorBody::of(body).as_limited()),
+        400 if ErrorBody::of(body).is_of_the_context() => CallResult::ContextTooLong,
         status if http::is_of_a_gateway(status) => CallResult::Unavailable,
         408 | 409 | 498 | 500..=599 => CallResult::ServerError,
         _ => CallResult::Rejected,
@@ -106,10 +107,14 @@ const UNPAID: [&str; 6] = [
     "enforced_spend_limit_reached",
 ];
 /// Codes by which a 429 says that this very request can never pass.
-const TOO_LARGE: [&str; 3] = [
-    "request_too_large",
-    "context_length_exceeded",
-    "string_above_max_length",
+const TOO_LARGE: [&str; 2] = ["request_too_large", "string_above_max_length"];
+/// The code and the words by which an error says that the line is longer than the model takes:
+/// those of OpenAI and vLLM, of Anthropic, and of llama.cpp.
+const CONTEXT_TOO_LONG: &str = "context_length_exceeded";
+const TOO_LONG_WORDS: [&str; 3] = [
+    "maximum context length",
+    "prompt is too long",
+    "exceeds the available context size",
 ];
 /// Codes by which a 404 says that the model is not there.
 const MISSING: [&str; 3] = ["model_not_found", "not_found_error", "NotFoundError"];
@@ -168,9 +173,18 @@ impl ErrorBody {
         CallResult::Rejected
     }
 
+    /// Whether the line is longer than the model takes here.
+    fn is_of_the_context(&self) -> bool {
+        let says = |words: &str| self.message.contains(words);
+        self.has(&[CONTEXT_TOO_LONG]) || TOO_LONG_WORDS.iter().any(|words| says(words))
+    }
+
     fn as_limited(&self) -> CallResult {
         if self.has(&UNPAID) {
             return CallResult::Unpaid;
+        }
+        if self.is_of_the_context() {
+            return CallResult::ContextTooLong;
         }
         if self.has(&TOO_LARGE)
             || self.message.starts_with("Request too large")

@@ -102,7 +102,7 @@ fn a_429_says_whether_money_size_or_pace_is_the_trouble() {
         ),
         (
             r#"{"error":{"message":"x","code":"context_length_exceeded"}}"#,
-            CallResult::Rejected,
+            CallResult::ContextTooLong,
         ),
         (
             r#"{"error":{"message":"Rate limit reached: Limit 30000, Used 29000, Requested 5000.","code":"rate_limit_exceeded"}}"#,
@@ -113,6 +113,33 @@ fn a_429_says_whether_money_size_or_pace_is_the_trouble() {
     ];
     for (body, result) in cases {
         let result_of = classified(429, &HeaderMap::new(), body.as_bytes());
+        assert_eq!(result_of, result, "{body}");
+    }
+}
+
+#[test]
+fn a_400_says_whether_the_line_is_too_long_for_the_model() {
+    let cases = [
+        (
+            r#"{"error":{"message":"This model's maximum context length is 8192 tokens.","type":"invalid_request_error","code":"context_length_exceeded"}}"#,
+            CallResult::ContextTooLong,
+        ),
+        (
+            r#"{"object":"error","message":"This model's maximum context length is 4096 tokens. However, you requested 5000 tokens.","type":"BadRequestError","code":400}"#,
+            CallResult::ContextTooLong,
+        ),
+        (
+            r#"{"error":{"code":400,"message":"the request exceeds the available context size","type":"invalid_request_error"}}"#,
+            CallResult::ContextTooLong,
+        ),
+        (
+            r#"{"error":{"message":"Invalid value for temperature","code":"invalid_value"}}"#,
+            CallResult::Rejected,
+        ),
+        ("no", CallResult::Rejected),
+    ];
+    for (body, result) in cases {
+        let result_of = classified(400, &HeaderMap::new(), body.as_bytes());
         assert_eq!(result_of, result, "{body}");
     }
 }

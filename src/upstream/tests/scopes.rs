@@ -1,0 +1,88 @@
+//! Whom an error concerns: the line, or who answers, and who else is told.
+
+use super::*;
+
+const TOO_LONG: &str = r#"{"error":{"message":"x","code":"context_length_exceeded"}}"#;
+
+/// A model with a route to each of these, the first one in the lowest tier.
+fn in_tiers(servers: &[&Server]) -> Arc<Pool> {
+    let names: Vec<String> = (0..servers.len()).map(|n| format!("u{n}")).collect();
+    let named = || names.iter().zip(servers);
+    let upstreams = named().map(|(name, server)| upstream(name, &server.base_url));
+    let routes = names.iter().zip(0..).map(|(name, tier)| RouteSettings {
+        tier,
+        ..route(name, None)
+    });
+    pool(&settings(
+        upstreams.collect(),
+        vec![model("m", routes.collect())],
+    ))
+}
+
+#[tokio::test]
+async fn an_error_of_the_line_is_its_answer_and_is_tried_nowhere_else() {
+    for status in [400, 404, 413, 422] {
+        let body = r#"{"error":{"message":"wrong","code":"invalid_value"}}"#;
+        let first = Server::start(move |_| reply(status, body)).await;
+        let second = Server::start(|_| reply(200, "{}")).await;
+        let pool = in_tiers(&[&first, &second]);
+        let answer = to_its_end(&pool).await;
+        assert_eq!((answer.status, &answer.body[..]), (status, body.as_bytes()));
+        let calls = [&first, &second].map(|one| one.seen("POST").len());
+        assert_eq!(calls, [1, 0], "{status}");
+        assert_eq!(pool.snapshot()[0].state, UpstreamState::Up, "{status}");
+    }
+}
+
+#[tokio::test]
+async fn a_line_that_is_too_long_goes_to_a_route_that_takes_more() {
+    let short = Server::start(|_| reply(400, TOO_LONG)).await;
+    let long = Server::start(|_| reply(200, "{}")).await;
+    let pool = in_tiers(&[&short, &long]);
+    for _ in 0..3 {
+        assert_eq!(to_its_end(&pool).await.status, 200);
+    }
+    let calls = [&short, &long].map(|one| one.seen("POST").len());
+    assert_eq!(calls, [3, 3], "each line asks where it should go first");
+    assert_eq!(pool.snapshot()[0].state, UpstreamState::Up);
+}
+
+#[tokio::test]
+async fn a_line_that_is_too_long_everywhere_ends_with_what_was_said_last() {
+    let one = Server::start(|_| reply(400, TOO_LONG)).await;
+    let last = r#"{"error":{"message":"This model's maximum context length is 8 tokens."}}"#;
+    let two = Server::start(move |_| reply(400, last)).await;
+    let pool = in_tiers(&[&one, &two]);
+    let answer = to_its_end(&pool).await;
+    assert_eq!((answer.status, &answer.body[..]), (400, last.as_bytes()));
+    let calls = [&one, &two].map(|one| one.seen("POST").len());
+    assert_eq!(calls, [1, 1]);
+}
+
+#[tokio::test]
+async fn what_a_server_asks_for_is_told_to_other_processes_whatever_its_status() {
+    for (status, is_told) in [
+        (429, true),
+        (503, true),
+        (529, true),
+        (500, true),
+        (400, false),
+    ] {
+        let server = Server::start(move |_| reply(status, "{}").header("retry-after", "30")).await;
+        let pool = in_tiers(&[&server]);
+        line(&pool).await;
+        let told = pool.targets().cooldowns_to_share();
+        assert_eq!(told.len(), usize::from(is_told), "{status}: {told:?}");
+        let other = in_tiers(&[&server]);
+        for cooldown in &told {
+            other.targets().follow_cooldown(cooldown);
+        }
+        let routes = other.resolve("m").expect("is served");
+        assert_eq!(other.targets().is_open(&routes), !is_told, "{status}");
+    }
+    // Without a time, each finds out for itself.
+    let server = Server::start(|_| reply(503, "{}")).await;
+    let pool = in_tiers(&[&server]);
+    line(&pool).await;
+    assert!(pool.targets().cooldowns_to_share().is_empty());
+}
