@@ -40,7 +40,7 @@ impl api::engine::Engine for Engine {
                 .map(|in_flight| lanes(pool, in_flight))
                 .unwrap_or_default(),
             rate_limits: rate_limits(pool),
-            windows: windows(pool),
+            windows: in_flight.map(|_| windows(pool)).unwrap_or_default(),
             late: worker
                 .as_ref()
                 .map(|worker| late(pool, &worker.late))

@@ -163,7 +163,7 @@ fn every_key_of_the_documented_file_has_a_comment_above_it() {
 fn the_configurations_on_the_page_about_upstreams_hold() {
     let page = include_str!("../../../docs/upstreams.md");
     let blocks: Vec<&str> = page.split("```toml\n").skip(1).collect();
-    assert_eq!(blocks.len(), 6);
+    assert_eq!(blocks.len(), 7);
     for block in blocks {
         let (toml, _) = block.split_once("```").unwrap();
         let config = load(toml, &[("OPENROUTER_KEY", "sk-of-openrouter")]);

@@ -2,6 +2,7 @@
 
 mod balancing;
 mod calls;
+mod engines;
 mod keys;
 mod outages;
 mod rates;

@@ -216,7 +216,7 @@ impl Shares {
         for (number, (((name, allowed), &wants), held)) in mine.enumerate() {
             let mine = Share {
                 allowed: allowed as u64,
-                wants: wants as u64,
+                wants: wants.min(allowed) as u64,
                 held: held as u64,
             };
             let mut part = share::part(name, place, mine, &book.holders, reclaim);

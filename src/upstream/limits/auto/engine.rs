@@ -134,6 +134,15 @@ impl EngineLoad {
         })
     }
 
+    #[cfg(test)]
+    pub(super) fn of(running: u32, waiting: u32) -> Self {
+        Self {
+            running: running.into(),
+            waiting: waiting.into(),
+            ..Self::default()
+        }
+    }
+
     /// All calls at the engine, as far as a number of calls can say.
     fn all(self) -> f64 {
         self.running + self.waiting
@@ -335,13 +344,10 @@ impl Engine {
         self.learn_capacity(load, traffic.now_ms);
         let known = self.capacity.into_iter().chain(self.alone).min();
         self.left = known.map(|capacity| {
-            let free = f64::from(capacity) - load.all();
             // Of what our calls of other models use, each window has its part.
-            let part = match traffic.ours {
-                0 => 1.0,
-                ours => f64::from(traffic.mine.max(1)) / f64::from(ours.max(traffic.mine)),
-            };
-            (f64::from(traffic.mine) + free * part.min(1.0)).max(0.0) as u32
+            let ours = traffic.ours.max(traffic.mine);
+            let part = f64::from(traffic.mine + 1) / f64::from(ours + 1);
+            ((f64::from(capacity) - others) * part).max(0.0).round() as u32
         });
         true
     }

@@ -4,6 +4,7 @@ mod engine;
 mod plots;
 
 use self::engine::{Load, Shape, Simulation};
+use super::window::{Evidence, Report, Turn, Window};
 
 const SEEDS: [u64; 4] = [1, 2, 3, 4];
 /// Calls at once up to which a token takes no longer.
@@ -194,6 +195,8 @@ fn calls_beyond_a_fixed_number_that_are_turned_away_narrow_the_window_to_it() {
             let mut simulation = Simulation::new(knee, load, seed);
             let goodput = simulation.run_for(40.0, 400.0) / simulation.most_goodput();
             assert!(goodput >= 0.85, "{knee}, {seed}: {goodput}");
+            let window = simulation.window();
+            assert!(is_near(window, knee, 20), "{knee}, {seed}: {window}");
             assert!(simulation.smallest >= 1);
         }
     }
@@ -219,4 +222,148 @@ fn a_restart_goes_on_with_what_was_found() {
     simulation.run(10.0);
     assert!(is_near(found, 64, 20), "{found}");
     assert!(is_near(simulation.window(), found, 12));
+}
+
+#[test]
+fn what_the_engine_says_of_its_queue_keeps_the_window_at_the_knee() {
+    for knee in KNEES {
+        for seed in SEEDS {
+            let load = Load {
+                tells: true,
+                ..Load::default()
+            };
+            let mut simulation = Simulation::new(knee, load, seed);
+            let goodput = simulation.run_for(60.0, 600.0) / simulation.most_goodput();
+            assert!(goodput >= 0.95, "{knee}, {seed}: {goodput}");
+        }
+    }
+}
+
+/// An engine that is shared, whose knee was found while nobody else used it.
+fn shared(knee: u32, seed: u64, processes: usize) -> Simulation {
+    let load = Load {
+        tells: true,
+        yields: true,
+        processes,
+        ..Load::default()
+    };
+    let mut simulation = Simulation::new(knee, load, seed);
+    simulation.run(60.0);
+    simulation
+}
+
+#[test]
+fn others_have_the_right_of_way_and_what_they_leave_is_ours() {
+    for processes in [1, 2] {
+        for (knee, others) in [(64, 30), (64, 60), (500, 100), (8, 4)] {
+            for seed in SEEDS {
+                let mut simulation = shared(knee, seed, processes);
+                simulation.others = others;
+                let due = simulation.all_ended() + 2.0;
+                simulation.run_until(due);
+                let place = format!("{processes} processes, {others} of {knee}, {seed}");
+                let left = knee - others;
+                let (mut waited, mut taken) = (0, 0);
+                for _ in 0..60 {
+                    simulation.run_until(simulation.now() + 1.0);
+                    // It may be tried whether the engine runs a call more.
+                    waited += u32::from(simulation.waiting() > 1 + knee / 50);
+                    taken += simulation.ours();
+                }
+                assert!(waited <= 6, "{place}: waiting in {waited} of 60 seconds");
+                assert!(
+                    taken >= 60 * left * 85 / 100,
+                    "{place}: {taken} of 60 * {left}"
+                );
+            }
+        }
+    }
+}
+
+#[test]
+fn nothing_is_sent_while_others_fill_the_engine_and_all_again_when_they_are_gone() {
+    for seed in SEEDS {
+        let mut simulation = shared(64, seed, 1);
+        simulation.others = 90;
+        let due = simulation.all_ended() + 2.0;
+        simulation.run_until(due);
+        for _ in 0..30 {
+            simulation.run_until(simulation.now() + 1.0);
+            assert_eq!(simulation.ours(), 0);
+        }
+        simulation.others = 0;
+        simulation.run_until(simulation.now() + 30.0);
+        assert!(simulation.ours() >= 50, "{}", simulation.ours());
+    }
+}
+
+#[test]
+fn an_engine_that_others_use_from_the_start_is_shared_with_them() {
+    for seed in SEEDS {
+        let load = Load {
+            tells: true,
+            yields: true,
+            ..Load::default()
+        };
+        let mut simulation = Simulation::new(64, load, seed);
+        simulation.others = 30;
+        simulation.run(60.0);
+        let ours = simulation.ours();
+        assert!((28..=36).contains(&ours), "{seed}: {ours}");
+    }
+}
+
+/// A turn in which so many calls were answered, and turned away without and with a time to come
+/// again. Calls at once then, and why.
+fn turned_away(window: &mut Window, [answers, refused, delayed]: [u32; 3]) -> (u32, &'static str) {
+    let turn = Turn {
+        token: "p",
+        now_ms: 1_000,
+        most: 1_024,
+        yields: false,
+        load: None,
+        at_upstream: 0,
+    };
+    let report = Report {
+        generation: window.generation(),
+        seen: Evidence {
+            answers,
+            refused,
+            delayed,
+            in_flight: 1,
+            room: 1,
+            ..Evidence::default()
+        },
+        in_flight: 16,
+        peak: 16,
+    };
+    window.turn(turn, &report);
+    (window.allowed(1_000), window.reason(1_000).as_str())
+}
+
+#[test]
+fn calls_that_are_turned_away_take_half_of_their_share_off_the_window() {
+    for (calls, size, reason) in [
+        ([15, 1, 0], 16, "start"),
+        ([12, 4, 0], 14, "refused"),
+        ([0, 16, 0], 8, "refused"),
+        ([15, 0, 1], 16, "start"),
+        ([60, 0, 2], 16, "start"),
+        ([14, 0, 2], 8, "cooldown"),
+    ] {
+        let mut window = Window::new(0, 1_024);
+        assert_eq!(turned_away(&mut window, calls), (size, reason), "{calls:?}");
+    }
+}
+
+#[test]
+fn one_loss_a_generation_counts_and_the_window_never_falls_below_one() {
+    let mut window = Window::new(0, 1_024);
+    let before = window.generation();
+    assert_eq!(turned_away(&mut window, [0, 16, 0]).0, 8);
+    assert_eq!(window.generation(), before + 1);
+    for _ in 0..10 {
+        turned_away(&mut window, [0, 16, 0]);
+    }
+    assert_eq!(turned_away(&mut window, [0, 16, 0]).0, 1);
 }

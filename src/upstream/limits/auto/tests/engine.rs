@@ -5,6 +5,7 @@ use std::cmp::Reverse;
 use std::collections::BinaryHeap;
 use std::time::Duration;
 
+use crate::upstream::limits::auto::engine::EngineLoad;
 use crate::upstream::limits::auto::meter::{Ending, Meter, Stamp};
 use crate::upstream::limits::auto::window::{Turn, Window};
 
@@ -50,6 +51,10 @@ pub(super) struct Load {
     pub(super) processes: usize,
     /// No more calls at once than this are there to be sent.
     pub(super) demand: usize,
+    /// The engine says once a second how many calls it runs and how many wait.
+    pub(super) tells: bool,
+    /// Others have the right of way.
+    pub(super) yields: bool,
 }
 
 impl Default for Load {
@@ -65,6 +70,8 @@ impl Default for Load {
             turns_away: false,
             processes: 1,
             demand: usize::MAX,
+            tells: false,
+            yields: false,
         }
     }
 }
@@ -95,6 +102,8 @@ struct Process {
 
 pub(super) struct Simulation {
     pub(super) knee: u32,
+    /// Calls that others have at the engine, all the time.
+    pub(super) others: u32,
     load: Load,
     fixed: Option<u32>,
     /// As it is stored.
@@ -130,6 +139,7 @@ impl Simulation {
         };
         Self {
             knee,
+            others: 0,
             load,
             fixed: None,
             stored: None,
@@ -163,13 +173,30 @@ impl Simulation {
         self.size
     }
 
-    pub(super) fn flights(&self) -> f64 {
-        self.flights
-    }
-
     /// The most calls that were in flight together.
     pub(super) fn most_in_flight(&self) -> u32 {
         self.most_in_flight
+    }
+
+    pub(super) fn now(&self) -> f64 {
+        self.now
+    }
+
+    /// Our calls in flight.
+    pub(super) fn ours(&self) -> u32 {
+        u32::try_from(self.in_flight()).expect("few")
+    }
+
+    /// Calls that the engine has waiting, whoever sent them.
+    pub(super) fn waiting(&self) -> u32 {
+        (self.ours() + self.others).saturating_sub(self.knee)
+    }
+
+    /// When the last of the calls that are in flight ends, if no more come.
+    pub(super) fn all_ended(&self) -> f64 {
+        let left = self.working.iter().map(|Reverse((at, _))| *at);
+        let left = left.map(f64::from_bits).fold(0.0, f64::max) - self.served;
+        self.now + left / self.pace(f64::from(self.ours() + self.others))
     }
 
     /// Tokens a second that the engine could write at most.
@@ -197,6 +224,21 @@ impl Simulation {
         }
     }
 
+    /// Runs until so many flights are over, or, where nothing is sent, for half a minute.
+    pub(super) fn run_until_flight(&mut self, flights: f64) {
+        let end = self.now + 30.0;
+        while self.flights < flights && self.now < end {
+            self.step();
+        }
+    }
+
+    /// Runs until this time, in seconds.
+    pub(super) fn run_until(&mut self, time: f64) {
+        while self.now < time {
+            self.step();
+        }
+    }
+
     /// Runs for so many flights, and then for so many seconds: tokens a second in these.
     pub(super) fn run_for(&mut self, flights: f64, seconds: f64) -> f64 {
         self.run(flights);
@@ -211,7 +253,7 @@ impl Simulation {
         for process in 0..self.processes.len() {
             self.fill(process);
         }
-        let active = self.working.len().max(1) as f64;
+        let active = (self.working.len().max(1) + self.others as usize) as f64;
         let pace = self.pace(active) * self.noise.1;
         let next = self.working.peek();
         let ends = next.map_or(f64::INFINITY, |Reverse((at, _))| {
@@ -358,6 +400,7 @@ impl Simulation {
     fn turn(&mut self, number: usize) {
         let now_ms = 1_000 + (self.now * 1_000.0) as i64;
         let count = self.processes.len();
+        let (running, waiting) = (self.ours() + self.others - self.waiting(), self.waiting());
         let process = &mut self.processes[number];
         process.turn_at = self.now + TURN;
         process.is_due = false;
@@ -367,9 +410,9 @@ impl Simulation {
             token: &number.to_string(),
             now_ms,
             most: MOST,
-            yields: false,
-            load: None,
-            at_upstream: 0,
+            yields: self.load.yields,
+            load: self.load.tells.then(|| EngineLoad::of(running, waiting)),
+            at_upstream: u32::try_from(process.meter.in_flight()).expect("few"),
         };
         window.turn(turn, &process.meter.report());
         self.size = self.fixed.unwrap_or_else(|| window.allowed(now_ms));

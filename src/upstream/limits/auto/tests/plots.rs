@@ -16,6 +16,8 @@ struct Plot {
     flights: f64,
     /// After so many flights, the knee is this.
     changes: &'static [(f64, u32)],
+    /// After so many flights, others have so many calls at the engine.
+    others: &'static [(f64, u32)],
 }
 
 #[test]
@@ -27,6 +29,7 @@ fn draws_the_plots() {
         load,
         flights: 96.0,
         changes: &[],
+        others: &[],
     };
     let plots = [
         plot("From a cold start, K = 8", 8, Load::default()),
@@ -76,7 +79,20 @@ fn draws_the_plots() {
             },
         ),
     ];
-    for plot in plots {
+    let shared = Plot {
+        flights: 144.0,
+        others: &[(48.0, 30), (72.0, 90), (84.0, 30), (108.0, 0)],
+        ..plot(
+            "Others have 30, 90, 30 and no calls there, K = 64",
+            64,
+            Load {
+                tells: true,
+                yields: true,
+                ..Load::default()
+            },
+        )
+    };
+    for plot in plots.into_iter().chain([shared]) {
         println!("{}", drawn(&plot));
     }
 }
@@ -91,9 +107,14 @@ fn drawn(plot: &Plot) -> String {
                 simulation.knee = *knee;
             }
         }
-        simulation.run(until - simulation.flights());
+        for (after, others) in plot.others {
+            if until > *after {
+                simulation.others = *others;
+            }
+        }
+        simulation.run_until_flight(until);
         windows.push(simulation.window());
-        knees.push(simulation.knee);
+        knees.push(simulation.knee.saturating_sub(simulation.others));
     }
     let list = |numbers: &[u32]| {
         let numbers: Vec<String> = numbers.iter().map(u32::to_string).collect();
