@@ -1,7 +1,5 @@
 //! Engines that say of themselves how many calls run and how many wait.
 
-use secrecy::SecretString;
-
 use super::*;
 
 const LOAD: &str = "vllm:num_requests_running 3\nvllm:num_requests_waiting 2\n";
@@ -9,7 +7,7 @@ const LOAD: &str = "vllm:num_requests_running 3\nvllm:num_requests_waiting 2\n";
 /// An upstream whose calls at once are found out, and whose engine is asked.
 fn asked(base_url: &str, metrics_url: &str) -> UpstreamSettings {
     UpstreamSettings {
-        api_key: Some(SecretString::from("sk-of-the-upstream")),
+        keys: vec![key("GPU_KEY", "sk-of-the-upstream")],
         is_auto: true,
         metrics_url: Some(metrics_url.to_owned()),
         yields: true,
