@@ -339,6 +339,11 @@ impl Connection {
             Poll::Ready(())
         })
         .await;
+        self.is_ready()
+    }
+
+    /// Whether another request may be sent, as of when the connection was looked at last.
+    fn is_ready(&self) -> bool {
         !self.driver.is_terminated() && self.sender.is_ready()
     }
 }
@@ -459,7 +464,8 @@ impl Http1Body {
         let Some(mut connection) = self.connection.take() else {
             return;
         };
-        if connection.is_usable().await {
+        // Most connections were ready as soon as they had brought the last byte.
+        if connection.is_ready() || connection.is_usable().await {
             self.idle.put(connection);
         }
     }
