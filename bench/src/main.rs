@@ -2,6 +2,7 @@
 //! tables and plots. bench/README.md tells how to run it and what the figures mean.
 
 mod client;
+mod cost;
 mod files;
 mod floor;
 mod holdings;
@@ -56,6 +57,8 @@ struct Args {
 enum Command {
     /// Make tables and plots anew from results.json, and the README's table
     Report(ReportArgs),
+    /// Count the instructions of a line by valgrind, with a plain configuration and a full one
+    Cost(cost::CostArgs),
     #[command(hide = true)]
     Floor(floor::FloorArgs),
     #[command(hide = true)]
@@ -126,6 +129,7 @@ enum Engine {
 async fn main() -> Result<()> {
     let args = Args::parse();
     match args.command {
+        Some(Command::Cost(args)) => cost::run(args, &root()?).await,
         Some(Command::Floor(args)) => floor::run(args).await,
         Some(Command::Files(args)) => files::run(args).await,
         Some(Command::Report(args)) => report(&args),

@@ -1,6 +1,7 @@
 //! `nightshift serve` over a store of its own, and what it uses.
 
-use std::path::PathBuf;
+use std::ffi::OsString;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Instant;
 
@@ -42,6 +43,10 @@ pub struct Serving<'a> {
     pub log: Option<&'a str>,
     /// Whether calls go by the transport that can do TLS and proxies.
     pub general_transport: bool,
+    /// The whole configuration, if it is not made of the above.
+    pub config: Option<String>,
+    /// Where callgrind counts the server's instructions, if it runs under valgrind.
+    pub counted: Option<&'a Path>,
 }
 
 impl<'a> Serving<'a> {
@@ -52,6 +57,8 @@ impl<'a> Serving<'a> {
             keys: false,
             log: None,
             general_transport: false,
+            config: None,
+            counted: None,
         }
     }
 }
@@ -105,7 +112,19 @@ impl Store {
     }
 
     fn command(&self) -> Command {
-        let mut command = Command::new(&self.binary);
+        self.settled(Command::new(&self.binary))
+    }
+
+    /// The same under valgrind.
+    fn counted(&self, out: &Path) -> Command {
+        let mut command = Command::new("valgrind");
+        let mut to = OsString::from("--callgrind-out-file=");
+        to.push(out);
+        command.arg("--tool=callgrind").arg(to).arg(&self.binary);
+        self.settled(command)
+    }
+
+    fn settled(&self, mut command: Command) -> Command {
         // What the caller's environment says of Nightshift is not what is measured.
         command
             .env_clear()
@@ -116,11 +135,14 @@ impl Store {
 
     pub async fn serve(&self, serving: &Serving<'_>) -> Result<Server> {
         let config = self.home.path().join("bench.toml");
-        let mut text = format!(
-            "auth.required = {}\n[[upstreams]]\nname = \"sim\"\nbase_url = \"{}\"\n\
+        let usual = || {
+            format!(
+                "auth.required = {}\n[[upstreams]]\nname = \"sim\"\nbase_url = \"{}\"\n\
              concurrency = {}\n",
-            serving.keys, serving.upstream, serving.in_flight
-        );
+                serving.keys, serving.upstream, serving.in_flight
+            )
+        };
+        let mut text = serving.config.clone().unwrap_or_else(usual);
         if serving.general_transport {
             let certificate = self.home.path().join("certificate.pem");
             std::fs::write(&certificate, CERTIFICATE)?;
@@ -132,7 +154,10 @@ impl Store {
         std::fs::write(&config, text)?;
         let log = tempfile::NamedTempFile::with_prefix_in("log-", &self.home)?;
         let (log_file, log) = log.keep()?;
-        let mut command = self.command();
+        let mut command = match serving.counted {
+            Some(out) => self.counted(out),
+            None => self.command(),
+        };
         command
             .args(["serve", "--listen", "127.0.0.1:0", "--config"])
             .arg(&config)
