@@ -45,6 +45,8 @@ pub(super) struct Executor {
 pub(super) struct Job {
     pub(super) unit: Arc<LoadedUnit>,
     pub(super) pending: Pending,
+    /// What the line asks for, if it was read already.
+    pub(super) request: Option<Request>,
     /// Taken by the call, or given back when there is none.
     pub(super) permit: Option<Permit>,
     /// Why the line can never be sent, in words for its user.
@@ -91,7 +93,8 @@ impl Executor {
             drop(job.permit.take());
             return cut();
         }
-        match self.plan(&job.unit, &job.pending.line) {
+        let request = job.request.take();
+        match self.plan(&job.unit, &job.pending.line, request) {
             Plan::Finished(finished) => {
                 drop(job.permit.take());
                 Outcome::Finished(finished)
@@ -120,14 +123,15 @@ impl Executor {
     }
 
     /// Decides how a line gets its outcome. This is the place where a line can get it without a
-    /// call, and where lines can share a call.
-    fn plan(&self, unit: &Arc<LoadedUnit>, line: &OpenLine) -> Plan {
+    /// call, and where lines can share a call. `request`: the line's, if it was read already.
+    fn plan(&self, unit: &Arc<LoadedUnit>, line: &OpenLine, request: Option<Request>) -> Plan {
         if let Some(known) = self.missing_models.known(unit) {
             return Plan::Finished(self.missing_models.finished(unit, line, &known));
         }
         let is_any = *unit.batch.endpoint == endpoint::ANY;
         let of_batch = (!is_any).then_some(unit.batch.endpoint.path);
-        let call = line.read(&unit.text).and_then(|request| {
+        let request = request.or_else(|| line.read(&unit.text));
+        let call = request.and_then(|request| {
             let path = of_batch.or(request.path)?;
             Some(Plan::Call { path, request })
         });

@@ -17,7 +17,7 @@ use super::ledger::unit::{ActiveUnit, Ready};
 use super::ledger::{Ledger, Start};
 use crate::upstream::{Acquired, History, Permit, Pool, RateRequest, Routes};
 use crate::worker::work::isolation::Isolation;
-use crate::worker::work::line::Pending;
+use crate::worker::work::line::{Pending, Request};
 use crate::worker::work::unit::LoadedUnit;
 
 /// No fresh line of a tenant is sent while so many times the permits of its lane wait for another
@@ -85,6 +85,8 @@ impl Door for Arc<Pool> {
 pub(crate) struct Chosen {
     pub(crate) unit: Arc<LoadedUnit>,
     pub(crate) pending: Pending,
+    /// What the line asks for, if it was read already.
+    pub(crate) request: Option<Request>,
     /// The permit to send it; or why it can never be sent, in words for its user.
     pub(crate) permit: Result<Permit, String>,
     /// Whether the line goes to a higher tier because it would be late otherwise.
@@ -168,10 +170,12 @@ pub(crate) fn next(ledger: &mut Ledger, now_ms: i64, door: &impl Door) -> Option
             exclusively,
             is_spilled,
         };
+        let request = active.take_request(&first.line);
         let (unit, pending) = ledger.start(id, ready, start)?;
         return Some(Chosen {
             unit,
             pending,
+            request,
             permit,
             is_spilled,
             runs_short: ledger.runs_short(id),

@@ -250,6 +250,7 @@ impl Scheduler {
         let Chosen {
             unit,
             pending,
+            request,
             permit,
             is_spilled,
             runs_short,
@@ -267,6 +268,7 @@ impl Scheduler {
         Some(Job {
             unit,
             pending,
+            request,
             permit,
             too_large,
             is_spilled,

@@ -48,13 +48,12 @@ impl OpenLine {
             body: text.slice_ref(envelope.body.as_bytes()),
         })
     }
+}
 
+impl Request {
     /// The line's size, by which tokens are reserved. `of_batch`: the path of its batch's endpoint.
-    pub(crate) fn size(&self, text: &Bytes, of_batch: &str) -> LineSize {
-        let Some(request) = self.read(text) else {
-            return LineSize::default();
-        };
-        LineSize::of(request.path.unwrap_or(of_batch), &request.body)
+    pub(crate) fn size(&self, of_batch: &str) -> LineSize {
+        LineSize::of(self.path.unwrap_or(of_batch), &self.body)
     }
 }
 

@@ -1,6 +1,6 @@
 //! A unit with lines that are not ended, and the state of each of those lines.
 
-use std::cell::Cell;
+use std::cell::RefCell;
 use std::collections::{BinaryHeap, VecDeque};
 use std::sync::Arc;
 use std::time::Instant;
@@ -8,7 +8,7 @@ use std::time::Instant;
 use super::run_queues::{Position, Resting};
 use crate::domain::batch::EndReason;
 use crate::upstream::{LaneId, LineSize};
-use crate::worker::work::line::{OpenLine, Pending};
+use crate::worker::work::line::{OpenLine, Pending, Request};
 use crate::worker::work::unit::LoadedUnit;
 
 /// Which of a unit's ready lines: the two have queues of their own.
@@ -39,8 +39,16 @@ pub(crate) struct ActiveUnit {
     end_reason: Option<EndReason>,
     /// When calls in flight are cut, once the batch is ending.
     settle_by: Option<Instant>,
-    /// A line, and its size: one that waits for a rate limit is looked at again and again.
-    sized: Cell<Option<(u32, LineSize)>>,
+    /// A line whose size was asked for.
+    sized: RefCell<Option<SizedLine>>,
+}
+
+/// A line with its size: one that waits for a rate limit is looked at again and again. Its request
+/// was read for that, and is not read again when the line is sent.
+struct SizedLine {
+    index: u32,
+    size: LineSize,
+    request: Option<Request>,
 }
 
 /// A line that waits for its next attempt. The order makes a heap give the earliest line first.
@@ -107,11 +115,28 @@ impl ActiveUnit {
 
     /// The size of one of the unit's lines, by which rate limits reserve tokens.
     pub(crate) fn size_of(&self, line: &OpenLine) -> LineSize {
-        let known = self.sized.get().filter(|(index, _)| *index == line.index);
-        let read = || line.size(&self.unit.text, self.unit.batch.endpoint.path);
-        let (_, size) = known.unwrap_or_else(|| (line.index, read()));
-        self.sized.set(Some((line.index, size)));
+        let mut sized = self.sized.borrow_mut();
+        if let Some(known) = &*sized
+            && known.index == line.index
+        {
+            return known.size;
+        }
+        let request = line.read(&self.unit.text);
+        let of_batch = self.unit.batch.endpoint.path;
+        let size = request.as_ref().map(|request| request.size(of_batch));
+        let size = size.unwrap_or_default();
+        *sized = Some(SizedLine {
+            index: line.index,
+            size,
+            request,
+        });
         size
+    }
+
+    /// The request of a line, if it was read for its size.
+    pub(crate) fn take_request(&self, line: &OpenLine) -> Option<Request> {
+        let known = self.sized.take()?;
+        known.request.filter(|_| known.index == line.index)
     }
 
     /// Whether no line of the unit is in flight or on its way to the disk.
@@ -156,7 +181,7 @@ impl ActiveUnit {
             in_flight: 0,
             end_reason: None,
             settle_by: None,
-            sized: Cell::new(None),
+            sized: RefCell::new(None),
         }
     }
 
