@@ -6,7 +6,7 @@ use std::io::Write as _;
 use std::process::ExitCode;
 
 use super::configuration::{ConfigArgs, load_quietly};
-use super::machine;
+use super::{machine, trials};
 use crate::app;
 use crate::config::{Config, Overrides, nearest, shown_url};
 use crate::domain::clock::Clock;
@@ -18,6 +18,7 @@ const SHOWN_MAX: usize = 20;
 const EXAMPLE: &str = "\
 Examples:
   nightshift check --config nightshift.toml
+  nightshift check --call
   nightshift check --store \\
     --database postgres://nightshift@localhost/nightshift";
 
@@ -35,6 +36,10 @@ pub(super) struct CheckArgs {
     /// The environment variable that holds the key of --upstream
     #[arg(long, value_name = "NAME")]
     api_key_env: Option<String>,
+
+    /// Send one tiny request by each route, too, and show status, latency and usage
+    #[arg(long, conflicts_with = "store")]
+    call: bool,
 
     /// Look over all that is stored, in place of the upstreams; this reads the whole database,
     /// beside a running server if there is one
@@ -99,6 +104,9 @@ pub(super) async fn run(args: CheckArgs) -> anyhow::Result<ExitCode> {
                 writeln!(out, "FAIL  upstream       {subject}: {cause}")?;
             }
         }
+    }
+    if args.call {
+        good &= trials::tell(&pool, None).await?;
     }
     Ok(exit_code(good))
 }

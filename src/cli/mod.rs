@@ -29,6 +29,7 @@ mod serve;
 mod simulate;
 mod status;
 mod table;
+mod trials;
 mod upstreams;
 
 use std::io::ErrorKind;

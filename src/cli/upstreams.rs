@@ -6,15 +6,19 @@ mod list;
 use std::io::Write as _;
 use std::path::PathBuf;
 use std::process::ExitCode;
+use std::sync::Arc;
 
 use anyhow::Context as _;
 
+use super::configuration::{ConfigArgs, load};
 use super::figures::moment;
 use super::remote::{Remote, RemoteArgs};
 use super::table::width_of_output;
+use super::trials;
 use crate::api::admin::Status;
 use crate::api::upstreams::SwitchedUpstream;
 use crate::config::{Environment, Overrides};
+use crate::upstream::{Options, Pool};
 use direct::Direct;
 
 const EXAMPLE: &str = "\
@@ -63,6 +67,23 @@ enum Command {
     Drain {
         #[command(flatten)]
         which: Which,
+    },
+    /// Send one tiny request by each route to an upstream, from here, and show status, latency and
+    /// usage
+    Test {
+        /// The upstream's name
+        name: String,
+
+        #[command(flatten)]
+        config: ConfigArgs,
+    },
+    /// List the models that an upstream has, asked from here
+    Models {
+        /// The upstream's name
+        name: String,
+
+        #[command(flatten)]
+        config: ConfigArgs,
     },
     /// Send lines again at once to an upstream that is closed: its key, its account or its server
     /// is mended, or it asked for a longer wait than it needs
@@ -143,6 +164,25 @@ pub(super) async fn run(args: UpstreamsArgs) -> anyhow::Result<ExitCode> {
             let set = switch(which, "drain").await?;
             println!("{} is disabled, and nothing is in flight there", set.name);
         }
+        Command::Test { name, config } => {
+            let pool = pool_with(&name, config)?;
+            pool.try_upstreams().await;
+            if !trials::tell(&pool, Some(&name)).await? {
+                return Ok(ExitCode::FAILURE);
+            }
+        }
+        Command::Models { name, config } => {
+            let pool = pool_with(&name, config)?;
+            let tried = pool.try_upstreams().await;
+            let mut of_it = tried.into_iter().filter(|tried| tried.name == name);
+            let best = of_it
+                .by_ref()
+                .reduce(|one, other| if one.models.is_ok() { one } else { other });
+            let models = best.map_or(Ok(Vec::new()), |tried| tried.models);
+            for model in models.map_err(|cause| anyhow::anyhow!("{name}: {cause}"))? {
+                println!("{}", model.id);
+            }
+        }
         Command::Reset { name, server } => {
             let server = Remote::new(&server, &Environment::capture())?;
             server.post(&["admin", "upstreams", &name, "reset"]).await?;
@@ -150,6 +190,13 @@ pub(super) async fn run(args: UpstreamsArgs) -> anyhow::Result<ExitCode> {
         }
     }
     Ok(ExitCode::SUCCESS)
+}
+
+/// The upstreams of the configuration, which has one of this name.
+fn pool_with(name: &str, config: ConfigArgs) -> anyhow::Result<Arc<Pool>> {
+    let config = load(&config.overrides())?;
+    direct::find(&config, name)?;
+    Ok(Pool::new(&config.upstream_settings(), Options::default())?)
 }
 
 async fn list(json: bool, place: Place) -> anyhow::Result<()> {

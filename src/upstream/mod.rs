@@ -38,6 +38,7 @@ pub use attempt::ages::OldCalls;
 pub use attempt::call::{Answer, Call};
 pub use attempt::history::{History, Next};
 pub use attempt::timer::Timer;
+pub use attempt::trial::Trial;
 pub use balance::Strategy;
 pub use health::cooldown::Cooldown;
 pub use health::reason::Reason;

@@ -13,6 +13,7 @@ use super::attempt::call::{self, Attempt, Call};
 use super::attempt::client::Client;
 use super::attempt::history::History;
 use super::attempt::timer::Timer;
+use super::attempt::trial::{self, Trial, Way};
 use super::health::probe::{self, Probes, Tried};
 use super::limits::auto::Windows;
 use super::limits::auto::reader::Readers;
@@ -254,6 +255,46 @@ impl Pool {
     /// Waits until every upstream was asked for its models once, or had time enough to answer.
     pub async fn discovered(&self) {
         self.probes.discovered().await;
+    }
+
+    /// Sends one tiny request to each route, by each key of its upstream: of all upstreams, or of
+    /// the one of this name. What a pattern stands for is a model that the upstream has listed: see
+    /// [`try_upstreams`](Self::try_upstreams). A route without such a model is left out.
+    pub async fn try_routes(&self, upstream: Option<&str>) -> Vec<Trial> {
+        let mut trials = Vec::new();
+        for lane in self.routing.lanes() {
+            for route in &lane.routes {
+                let client = &self.clients[route.upstream];
+                if upstream.is_some_and(|name| *client.name != *name) {
+                    continue;
+                }
+                let model = match (lane.prefix(), &route.rename) {
+                    (None, _) => Some(lane.name.clone()),
+                    (Some(_), Some(rename)) => Some(rename.as_ref().to_owned()),
+                    (Some(prefix), None) => self.routing.first_listed(route.upstream, prefix),
+                };
+                let Some(model) = model else { continue };
+                let keys = self.targets.backends.key_names(route.upstream);
+                for key in 0..keys.len().max(1) {
+                    let sent_as = route.rename.as_deref().unwrap_or(&model);
+                    let way = Way {
+                        client,
+                        key,
+                        model: &model,
+                        sent_as,
+                        edit: route.edit.as_deref(),
+                    };
+                    trials.push(Trial {
+                        model: lane.name.clone(),
+                        upstream: client.name.as_ref().to_owned(),
+                        key: keys.get(key).map(|name| name.as_ref().to_owned()),
+                        sent_as: sent_as.to_owned(),
+                        outcome: trial::make(&way, &self.clock).await,
+                    });
+                }
+            }
+        }
+        trials
     }
 
     /// Asks each upstream once, with each of its keys: which models it lists, or what is wrong, in

@@ -1,3 +1,4 @@
 //! What operators do with upstreams: by HTTP, and by commands.
 
 mod switches;
+mod trials;

@@ -67,7 +67,7 @@ impl Direct {
 
     /// Does as the server's endpoints of these names do.
     pub(super) async fn switch(self, name: &str, what: &str) -> anyhow::Result<SwitchedUpstream> {
-        let upstream = self.upstream(name)?;
+        let upstream = find(&self.config, name)?;
         let enabled = what == "enable";
         let set = self
             .store
@@ -92,19 +92,20 @@ impl Direct {
             tokio::time::sleep(LOOK_EVERY).await;
         }
     }
+}
 
-    fn upstream(&self, name: &str) -> anyhow::Result<&UpstreamSettings> {
-        let known = || self.config.upstreams.iter();
-        let found = known().find(|upstream| upstream.name == name);
-        found.with_context(|| {
-            let nearest = nearest(name, known().map(|upstream| upstream.name.as_str()));
-            let nearest = nearest.map(|name| format!("; the nearest is {name}"));
-            format!(
-                "the configuration has no upstream {name}{}",
-                nearest.unwrap_or_default()
-            )
-        })
-    }
+/// The upstream of this name.
+pub(super) fn find<'c>(config: &'c Config, name: &str) -> anyhow::Result<&'c UpstreamSettings> {
+    let known = || config.upstreams.iter();
+    let found = known().find(|upstream| upstream.name == name);
+    found.with_context(|| {
+        let nearest = nearest(name, known().map(|upstream| upstream.name.as_str()));
+        let nearest = nearest.map(|name| format!("; the nearest is {name}"));
+        format!(
+            "the configuration has no upstream {name}{}",
+            nearest.unwrap_or_default()
+        )
+    })
 }
 
 fn of(upstream: &UpstreamSettings, set: Option<&SwitchRow>, undrained: &[String]) -> Listed {

@@ -164,7 +164,7 @@ pub(in crate::upstream) async fn make(
 }
 
 /// Why a line cannot be sent to an upstream, in words for its user.
-fn explain(client: &Client, unsupported: Unsupported) -> String {
+pub(super) fn explain(client: &Client, unsupported: Unsupported) -> String {
     let Unsupported { param, reason } = unsupported;
     format!(
         "The upstream {} cannot take `{param}`: {reason}.",
@@ -173,7 +173,7 @@ fn explain(client: &Client, unsupported: Unsupported) -> String {
 }
 
 /// What an answer is, and how its call went.
-fn read(
+pub(super) fn read(
     client: &Client,
     clock: &Clock,
     head: &Head,

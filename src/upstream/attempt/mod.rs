@@ -7,3 +7,4 @@ pub(super) mod history;
 mod notice;
 pub(super) mod result;
 pub(super) mod timer;
+pub(super) mod trial;

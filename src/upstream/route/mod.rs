@@ -189,6 +189,14 @@ impl Routing {
         self.by_report
     }
 
+    /// The first model that an upstream has listed whose name begins so.
+    pub(super) fn first_listed(&self, upstream: usize, prefix: &str) -> Option<String> {
+        let known = self.known.read().unwrap_or_else(PoisonError::into_inner);
+        let mut listed = known.reported[upstream].iter().flatten();
+        let found = listed.find(|model| model.id.starts_with(prefix));
+        found.map(|model| model.id.clone())
+    }
+
     /// Takes in the models that an upstream reports. True if they are not what was known.
     pub(super) fn report(&self, upstream: usize, models: Vec<ModelInfo>) -> bool {
         let mut known = self.known.write().unwrap_or_else(PoisonError::into_inner);
