@@ -85,7 +85,8 @@ fn the_examples_in_the_documented_file_hold_and_show_the_defaults() {
     let key = |upstream: &UpstreamSettings| upstream.keys[0].secret.clone();
     assert_eq!(key(one).expose_secret(), "sk-from-a-variable");
     assert_eq!(key(two).expose_secret(), "sk-from-a-file-0123456789");
-    assert_eq!(two.base_url, "https://gpu-2.internal/v1");
+    let with_query = "https://gpu-2.internal/v1?api-version=2024-10-21";
+    assert_eq!(two.base_url, with_query);
     assert_eq!(two.headers["x-team"].expose_secret(), "batch");
     assert_eq!(two.headers["x-api-key"].expose_secret(), "of a header");
     assert_eq!(two.ca_file, Some(certificate));
@@ -166,7 +167,13 @@ fn the_configurations_on_the_page_about_upstreams_hold() {
     assert_eq!(blocks.len(), 7);
     for block in blocks {
         let (toml, _) = block.split_once("```").unwrap();
-        let config = load(toml, &[("OPENROUTER_KEY", "sk-of-openrouter")]);
+        let variables = [
+            ("OPENROUTER_KEY", "sk-of-openrouter"),
+            ("VENDOR_KEY_A", "sk-a"),
+            ("VENDOR_KEY_B", "sk-b"),
+            ("AZURE_KEY", "sk-of-azure"),
+        ];
+        let config = load(toml, &variables);
         let config = config.unwrap_or_else(|errors| panic!("{errors}\n{toml}"));
         assert!(!config.upstreams.is_empty());
     }
