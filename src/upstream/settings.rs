@@ -31,8 +31,8 @@ pub struct UpstreamSettings {
     pub name: String,
     /// What it speaks.
     pub provider: ProviderKind,
-    /// http or https; no slash behind its path, which is `/v1` where none was given and the
-    /// provider is OpenAI. May have a query, which each call has, too; no secret is in it.
+    /// http or https; no slash behind its path but that of a bare origin. The path is `/v1` where
+    /// none was given and the provider is OpenAI's. May have a query, which each call has, too; no secret is in it.
     pub base_url: String,
     /// The version of the provider's API, where the provider has versions and one was named.
     pub api_version: Option<String>,
@@ -88,10 +88,15 @@ pub enum ProviderKind {
     #[default]
     OpenAi,
     Anthropic,
+    Mistral,
 }
 
 impl ProviderKind {
-    pub const ALL: [ProviderKind; 2] = [ProviderKind::OpenAi, ProviderKind::Anthropic];
+    pub const ALL: [ProviderKind; 3] = [
+        ProviderKind::OpenAi,
+        ProviderKind::Anthropic,
+        ProviderKind::Mistral,
+    ];
 
     /// As the configuration writes it.
     #[must_use]
@@ -99,6 +104,7 @@ impl ProviderKind {
         match self {
             ProviderKind::OpenAi => "openai",
             ProviderKind::Anthropic => "anthropic",
+            ProviderKind::Mistral => "mistral",
         }
     }
 }

@@ -14,6 +14,7 @@ mod malformed_requests;
 mod observability;
 mod openapi;
 mod packaging;
+mod providers;
 mod rate_limits;
 mod readme;
 mod replicas;

@@ -161,6 +161,22 @@ fn every_key_of_the_documented_file_has_a_comment_above_it() {
 }
 
 #[test]
+fn the_configurations_on_the_page_about_providers_hold_and_each_provider_has_one() {
+    let page = include_str!("../../../docs/providers.md");
+    let mut seen = Vec::new();
+    for block in page.split("```toml\n").skip(1) {
+        let (toml, _) = block.split_once("```").unwrap();
+        let keys = ["ANTHROPIC_API_KEY", "GEMINI_API_KEY", "MISTRAL_API_KEY", "COHERE_API_KEY"];
+        let config = load(toml, &keys.map(|name| (name, "sk-of-a-provider")));
+        let config = config.unwrap_or_else(|errors| panic!("{errors}\n{toml}"));
+        seen.push(config.upstreams[0].provider);
+    }
+    let translated = ProviderKind::ALL.into_iter();
+    let translated = translated.filter(|kind| *kind != ProviderKind::OpenAi);
+    assert!(translated.eq(seen));
+}
+
+#[test]
 fn the_configurations_on_the_page_about_upstreams_hold() {
     let page = include_str!("../../../docs/upstreams.md");
     let blocks: Vec<&str> = page.split("```toml\n").skip(1).collect();

@@ -2,12 +2,13 @@
 
 use bytes::Bytes;
 
-use super::http::Head;
+use super::http::{self, Head};
 use super::interface::Decoded;
 use super::tree::Tree;
 use crate::domain::json;
 use crate::domain::outcome::{Form, Warning};
 use crate::domain::usage::Usage;
+use crate::upstream::attempt::result::CallResult;
 
 /// An answer to a request for a chat completion.
 #[derive(Debug, Default)]
@@ -183,6 +184,19 @@ pub(super) fn json_object(text: &str) -> Option<&str> {
     let fenced = fenced.and_then(|text| text.strip_suffix("```"));
     let text = fenced.map_or(text, str::trim);
     (text.starts_with('{') && json::is_valid(text)).then_some(text)
+}
+
+/// How a call went that was answered with a success.
+pub(super) fn classify(head: &Head, answer: &Decoded) -> CallResult {
+    let is_json = http::is_json(&head.headers) && !answer.body.trim_ascii().is_empty();
+    match answer.form {
+        _ if answer.fault.is_some() => CallResult::Unusable,
+        Form::Json if answer.is_bare_error => CallResult::Garbled,
+        Form::Json => CallResult::Succeeded,
+        Form::Deep | Form::Long | Form::Incomplete => CallResult::Malformed,
+        Form::NotJson if is_json => CallResult::Malformed,
+        Form::NotJson => CallResult::Garbled,
+    }
 }
 
 /// A failure, in words for the line's user.

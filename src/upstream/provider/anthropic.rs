@@ -101,11 +101,8 @@ impl Provider for Anthropic {
         }
         let body = line.edited();
         let text = std::str::from_utf8(&body).ok();
-        let Some(body) = text.and_then(Tree::read) else {
-            let reason = "it cannot be read: it is nested deeper than 128 levels, or a key has half \
-                          a surrogate pair";
-            return Err(refused("body", reason));
-        };
+        let body = text.and_then(Tree::read);
+        let body = body.ok_or_else(|| refused("body", Line::UNREADABLE))?;
         let (out, mut request) = encode::encode(&body, line.model, &self.version, self.policy)?;
         request.path = line.path;
         line.model.clone_into(&mut request.model);

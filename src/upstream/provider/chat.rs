@@ -194,7 +194,9 @@ pub(super) enum Part<'t> {
         data: Option<Cow<'t, str>>,
         name: Option<Cow<'t, str>>,
     },
-    Audio,
+    Audio {
+        data: Cow<'t, str>,
+    },
 }
 
 /// A part, and where it stands.
@@ -271,7 +273,11 @@ fn part<'t>(item: &'t Tree<'_>, param: &str, notes: &mut Notes) -> Result<Part<'
                 name: text(file, "filename"),
             })
         }
-        "input_audio" => Ok(Part::Audio),
+        "input_audio" => {
+            let data = text(item.get("input_audio"), "data");
+            let data = data.ok_or_else(|| missing("input_audio.data"))?;
+            Ok(Part::Audio { data })
+        }
         kind => Err(refused(
             format!("{param}.type"),
             format!("a part of the type \"{kind}\" is not known"),
@@ -332,39 +338,33 @@ pub(super) struct Aliases {
     used: HashSet<String>,
 }
 
-/// What a provider allows.
+/// What names a provider allows.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Form {
-    pub(super) is_allowed: fn(char) -> bool,
-    pub(super) is_first_allowed: fn(char) -> bool,
-    pub(super) longest: usize,
+    pub(super) fits: fn(&str) -> bool,
+    /// A name that fits, in place of one that does not. `nth`: those before it are taken.
+    pub(super) fitted: fn(own: &str, nth: u64) -> String,
 }
 
-impl Form {
-    fn fits(self, name: &str) -> bool {
-        !name.is_empty()
-            && name.len() <= self.longest
-            && name.starts_with(self.is_first_allowed)
-            && name.chars().all(self.is_allowed)
+/// A name in other letters where these are not allowed. All that are allowed are ASCII.
+pub(super) fn spelled(own: &str, nth: u64, is_allowed: fn(char) -> bool, longest: usize) -> String {
+    let suffix = match nth {
+        0 => String::new(),
+        nth => format!("_{}", nth + 1),
+    };
+    let letter = |c| if is_allowed(c) { c } else { '_' };
+    let mut spelled: String = own.chars().map(letter).collect();
+    if !spelled.starts_with(|c: char| c.is_ascii_alphabetic() || c == '_') {
+        spelled.insert(0, '_');
     }
-
-    /// The name with other letters in place of those that are not allowed.
-    fn fitted(self, name: &str, suffix: &str) -> String {
-        let letter = |c| if (self.is_allowed)(c) { c } else { '_' };
-        let mut fitted: String = name.chars().map(letter).collect();
-        if !fitted.starts_with(self.is_first_allowed) {
-            fitted.insert(0, '_');
-        }
-        // All letters that are allowed are ASCII.
-        fitted.truncate(self.longest.saturating_sub(suffix.len()));
-        fitted + suffix
-    }
+    spelled.truncate(longest.saturating_sub(suffix.len()));
+    spelled + &suffix
 }
 
 impl Aliases {
     /// `all`: every one that the request has, so that none is sent as another's own.
     pub(super) fn new<'n>(form: Form, all: impl Iterator<Item = Cow<'n, str>>) -> Self {
-        let fitting = all.filter(|name| form.fits(name));
+        let fitting = all.filter(|name| (form.fits)(name));
         Self {
             form,
             used: fitting.map(Cow::into_owned).collect(),
@@ -377,7 +377,7 @@ impl Aliases {
         if let Some(sent) = self.sent.get(own) {
             return sent.clone();
         }
-        let sent = if self.form.fits(own) {
+        let sent = if (self.form.fits)(own) {
             self.used.insert(own.to_owned());
             own.to_owned()
         } else {
@@ -399,14 +399,13 @@ impl Aliases {
     }
 
     fn unused(&mut self, own: &str) -> String {
-        let plain = std::iter::once(String::new());
-        let mut suffixes = plain.chain((2_u64..).map(|number| format!("_{number}")));
+        let mut nth = 0;
         loop {
-            let suffix = suffixes.next().unwrap_or_default();
-            let name = self.form.fitted(own, &suffix);
+            let name = (self.form.fitted)(own, nth);
             if self.used.insert(name.clone()) {
                 return name;
             }
+            nth += 1;
         }
     }
 
@@ -445,22 +444,18 @@ pub(super) fn stops<'t, 'a>(body: &'t Tree<'a>) -> Vec<&'t Tree<'a>> {
 mod tests {
     use super::*;
 
-    fn ascii(c: char) -> bool {
-        c.is_ascii_alphanumeric()
+    fn is_allowed(c: char) -> bool {
+        c == '_' || c.is_ascii_alphanumeric()
     }
-
-    const NINE: Form = Form {
-        is_allowed: ascii,
-        is_first_allowed: ascii,
-        longest: 9,
-    };
 
     #[test]
     fn no_two_names_are_sent_as_one() {
         const FORM: Form = Form {
-            is_allowed: |c| c == '_' || c.is_ascii_alphanumeric(),
-            is_first_allowed: |c| c == '_' || c.is_ascii_alphabetic(),
-            longest: 5,
+            fits: |name| {
+                let is_first = |c: char| c == '_' || c.is_ascii_alphabetic();
+                name.len() <= 5 && name.starts_with(is_first) && name.chars().all(is_allowed)
+            },
+            fitted: |own, nth| spelled(own, nth, is_allowed, 5),
         };
         let own = ["a_b", "a.b", "a-b", "ü", "", "a.bcdefg", "1"];
         let mut aliases = Aliases::new(FORM, own.into_iter().map(Cow::Borrowed));
@@ -479,7 +474,11 @@ mod tests {
 
     #[test]
     fn a_name_that_comes_again_gets_another() {
-        let mut aliases = Aliases::new(NINE, std::iter::empty());
+        const ANY: Form = Form {
+            fits: |_| true,
+            fitted: |own, nth| format!("{own}_{nth}"),
+        };
+        let mut aliases = Aliases::new(ANY, std::iter::empty());
         assert_eq!(aliases.anew("call0"), "call0");
         let again = aliases.anew("call0");
         assert_ne!(again, "call0");

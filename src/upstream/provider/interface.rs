@@ -100,6 +100,10 @@ pub(in crate::upstream) struct Line<'a> {
 }
 
 impl<'a> Line<'a> {
+    /// Why a body that was a request when it was uploaded cannot be translated.
+    pub(super) const UNREADABLE: &'static str = "it cannot be read: it is nested deeper than 128 \
+                                                 levels, or a key has half a surrogate pair";
+
     /// The body as the route changes it.
     pub(super) fn edited(&self) -> Cow<'a, [u8]> {
         match self.edit.and_then(|edit| edit.splice(self.body)) {

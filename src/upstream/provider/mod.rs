@@ -10,6 +10,7 @@ mod chat;
 pub(super) mod edit;
 pub(super) mod http;
 mod interface;
+mod mistral;
 mod openai;
 mod remaining;
 mod tree;
@@ -23,5 +24,6 @@ pub(super) fn of(upstream: &UpstreamSettings) -> Box<dyn Provider> {
     match upstream.provider {
         ProviderKind::OpenAi => Box::new(openai::OpenAi),
         ProviderKind::Anthropic => Box::new(anthropic::Anthropic::new(upstream)),
+        ProviderKind::Mistral => Box::new(mistral::Mistral::new(upstream)),
     }
 }

@@ -8,6 +8,7 @@ mod outages;
 mod rates;
 mod routing;
 mod scopes;
+mod translation;
 
 use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex};

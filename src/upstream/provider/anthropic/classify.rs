@@ -5,8 +5,8 @@ use std::borrow::Cow;
 
 use reqwest::header::{HeaderName, HeaderValue};
 
-use crate::domain::outcome::Form;
 use crate::upstream::attempt::result::CallResult;
+use crate::upstream::provider::answer;
 use crate::upstream::provider::http::{self, Head};
 use crate::upstream::provider::interface::Decoded;
 use crate::upstream::provider::tree::Tree;
@@ -32,11 +32,11 @@ pub(super) fn detail<'t>(error: &'t Tree<'_>) -> Option<Cow<'t, str>> {
 }
 
 /// How a call went that was answered so.
-pub(super) fn classify(head: &Head, answer: &Decoded) -> CallResult {
+pub(super) fn classify(head: &Head, decoded: &Decoded) -> CallResult {
     if head.is_success() {
-        return success(head, answer);
+        return answer::classify(head, decoded);
     }
-    let said = answer.said();
+    let said = decoded.said();
     let said = std::str::from_utf8(said).ok().and_then(Tree::read);
     let error = said.as_ref().and_then(|said| said.get("error"));
     let text = |key: &str| error.and_then(|error| error.get(key)?.text());
@@ -72,17 +72,5 @@ pub(super) fn classify(head: &Head, answer: &Decoded) -> CallResult {
         Some(b"false") => CallResult::Rejected,
         Some(b"true") if (400..500).contains(&head.status) => CallResult::ServerError,
         _ => usual,
-    }
-}
-
-fn success(head: &Head, answer: &Decoded) -> CallResult {
-    let is_json = http::is_json(&head.headers) && !answer.body.trim_ascii().is_empty();
-    match answer.form {
-        _ if answer.fault.is_some() => CallResult::Unusable,
-        Form::Json | Form::Tight if answer.is_bare_error => CallResult::Garbled,
-        Form::Json | Form::Tight => CallResult::Succeeded,
-        Form::Deep | Form::Long | Form::Incomplete => CallResult::Malformed,
-        Form::NotJson if is_json => CallResult::Malformed,
-        Form::NotJson => CallResult::Garbled,
     }
 }

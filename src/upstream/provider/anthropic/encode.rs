@@ -86,15 +86,16 @@ const FUNCTION_RULES: [(&str, Rule); 4] = [
 ];
 
 const TOOL_NAME: Form = Form {
-    is_allowed,
-    is_first_allowed: is_allowed,
-    longest: 128,
+    fits: |name| fits(name, NAME_MAX),
+    fitted: |own, nth| chat::spelled(own, nth, is_allowed, NAME_MAX),
 };
 const TOOL_ID: Form = Form {
-    is_allowed,
-    is_first_allowed: is_allowed,
-    longest: 256,
+    fits: |id| fits(id, ID_MAX),
+    fitted: |own, nth| chat::spelled(own, nth, is_allowed, ID_MAX),
 };
+const NAME_MAX: usize = 128;
+/// Not documented: longer than any that servers make.
+const ID_MAX: usize = 256;
 
 /// The tool that stands for a structured answer of models that know no schemas of answers.
 pub(super) const ANSWER_TOOL: &str = "json_tool_call";
@@ -104,6 +105,10 @@ const LEAST_BUDGET: u64 = 1_024;
 
 fn is_allowed(c: char) -> bool {
     c.is_ascii_alphanumeric() || c == '_' || c == '-'
+}
+
+fn fits(name: &str, longest: usize) -> bool {
+    (1..=longest).contains(&name.len()) && name.chars().all(is_allowed)
 }
 
 /// The request, and what its answer's translation needs to know.
@@ -817,7 +822,7 @@ fn block<'t>(placed: Placed<'t, '_>) -> Result<Tree<'t>, Unsupported> {
             }
             block
         }
-        Part::Audio => return Err(refused(param, format!("{API} hears nothing"))),
+        Part::Audio { .. } => return Err(refused(param, format!("{API} hears nothing"))),
     };
     if let Some(control) = whole.and_then(|whole| whole.get("cache_control")) {
         block.set("cache_control", Tree::Plain(Cow::Owned(control.written())));
