@@ -245,7 +245,7 @@ fn provider(item: &Item<'_>) -> Option<ProviderKind> {
     if let Some(found) = all.find(|one| one.as_str() == name) {
         return Some(found);
     }
-    let later = ["gemini", "cohere"];
+    let later = ["cohere"];
     if later.contains(&name.as_str()) {
         item.fault(format!(
             "the provider {name} is not built yet; it comes with a later version"

@@ -88,13 +88,15 @@ pub enum ProviderKind {
     #[default]
     OpenAi,
     Anthropic,
+    Gemini,
     Mistral,
 }
 
 impl ProviderKind {
-    pub const ALL: [ProviderKind; 3] = [
+    pub const ALL: [ProviderKind; 4] = [
         ProviderKind::OpenAi,
         ProviderKind::Anthropic,
+        ProviderKind::Gemini,
         ProviderKind::Mistral,
     ];
 
@@ -104,6 +106,7 @@ impl ProviderKind {
         match self {
             ProviderKind::OpenAi => "openai",
             ProviderKind::Anthropic => "anthropic",
+            ProviderKind::Gemini => "gemini",
             ProviderKind::Mistral => "mistral",
         }
     }

@@ -39,6 +39,8 @@ pub(super) struct ToolCall {
     pub(super) name: String,
     /// JSON.
     pub(super) arguments: String,
+    /// Of what was thought before the call. The provider wants it back with the call.
+    pub(super) signature: Option<String>,
 }
 
 impl Completion {
@@ -100,11 +102,16 @@ impl ToolCall {
             ("name", Tree::string(&self.name)),
             ("arguments", Tree::string(&self.arguments)),
         ];
-        Tree::object([
+        let mut call = Tree::object([
             ("id", Tree::string(&self.id)),
             ("type", Tree::string("function")),
             ("function", Tree::object(function)),
-        ])
+        ]);
+        if let Some(signature) = &self.signature {
+            let google = Tree::object([("thought_signature", Tree::string(signature))]);
+            call.set("extra_content", Tree::object([("google", google)]));
+        }
+        call
     }
 }
 
@@ -191,8 +198,8 @@ pub(super) fn classify(head: &Head, answer: &Decoded) -> CallResult {
     let is_json = http::is_json(&head.headers) && !answer.body.trim_ascii().is_empty();
     match answer.form {
         _ if answer.fault.is_some() => CallResult::Unusable,
-        Form::Json if answer.is_bare_error => CallResult::Garbled,
-        Form::Json => CallResult::Succeeded,
+        Form::Json | Form::Tight if answer.is_bare_error => CallResult::Garbled,
+        Form::Json | Form::Tight => CallResult::Succeeded,
         Form::Deep | Form::Long | Form::Incomplete => CallResult::Malformed,
         Form::NotJson if is_json => CallResult::Malformed,
         Form::NotJson => CallResult::Garbled,

@@ -20,7 +20,9 @@ use serde::Deserialize;
 use super::answer;
 use super::chat::refused;
 use super::http::{self, Head};
-use super::interface::{Asked, Decoded, Encoded, Line, ModelPage, Provider, Request, Unsupported};
+use super::interface::{
+    Asked, CHAT, Decoded, Encoded, Line, ModelPage, Provider, Request, Unsupported,
+};
 use super::tree::Tree;
 use crate::domain::clock;
 use crate::upstream::attempt::result::CallResult;
@@ -32,9 +34,6 @@ const VERSION: HeaderName = HeaderName::from_static("anthropic-version");
 
 /// The version of the API that is spoken where the settings name none: the last with temperatures.
 const DEFAULT_VERSION: &str = "2023-06-01";
-
-/// The only endpoint of which requests are translated.
-const CHAT: &str = "/v1/chat/completions";
 
 /// As many models as a page has at most.
 const PAGE: &str = "1000";

@@ -32,7 +32,7 @@ pub(super) type Rules = [(&'static str, Rule)];
 
 /// The keys of OpenAI's requests for chat completions.
 #[cfg(test)]
-pub(super) const KEYS: [&str; 38] = [
+pub(super) const KEYS: [&str; 37] = [
     "audio",
     "frequency_penalty",
     "function_call",
@@ -70,7 +70,6 @@ pub(super) const KEYS: [&str; 38] = [
     "user",
     "verbosity",
     "web_search_options",
-    "reasoning_content",
 ];
 
 /// Whether a member of a request asks for nothing: then it is passed over without a word.
@@ -196,6 +195,8 @@ pub(super) enum Part<'t> {
     },
     Audio {
         data: Cow<'t, str>,
+        /// Such as `wav`.
+        format: Cow<'t, str>,
     },
 }
 
@@ -274,9 +275,10 @@ fn part<'t>(item: &'t Tree<'_>, param: &str, notes: &mut Notes) -> Result<Part<'
             })
         }
         "input_audio" => {
-            let data = text(item.get("input_audio"), "data");
-            let data = data.ok_or_else(|| missing("input_audio.data"))?;
-            Ok(Part::Audio { data })
+            let audio = item.get("input_audio");
+            let data = text(audio, "data").ok_or_else(|| missing("input_audio.data"))?;
+            let format = text(audio, "format").ok_or_else(|| missing("input_audio.format"))?;
+            Ok(Part::Audio { data, format })
         }
         kind => Err(refused(
             format!("{param}.type"),

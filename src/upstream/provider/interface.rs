@@ -19,6 +19,10 @@ use crate::upstream::attempt::result::CallResult;
 use crate::upstream::limits::rate::Remaining;
 use crate::upstream::models::ModelInfo;
 
+/// The endpoints of which requests are translated, as a line's `url` gives them.
+pub(super) const CHAT: &str = "/v1/chat/completions";
+pub(super) const EMBEDDINGS: &str = "/v1/embeddings";
+
 /// A kind of model server, and its API.
 pub(in crate::upstream) trait Provider: fmt::Debug + Send + Sync {
     /// Whether lines are sent in a form of the provider's own. Then memory for that form is
@@ -143,6 +147,8 @@ pub(super) struct Request {
     pub(super) wants_json: bool,
     /// The name of the function that stands for the answer itself.
     pub(super) answers_by: Option<&'static str>,
+    /// Vectors are to be written in base64.
+    pub(super) wants_base64: bool,
     /// What was left out of the request.
     pub(super) warnings: Vec<Warning>,
 }

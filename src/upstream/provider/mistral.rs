@@ -14,15 +14,14 @@ use secrecy::SecretString;
 use super::answer;
 use super::chat::refused;
 use super::http::{self, Head};
-use super::interface::{Asked, Decoded, Encoded, Line, ModelPage, Provider, Request, Unsupported};
+use super::interface::{
+    Asked, Decoded, EMBEDDINGS, Encoded, Line, ModelPage, Provider, Request, Unsupported,
+};
 use super::openai;
 use super::tree::Tree;
 use crate::domain::usage;
 use crate::upstream::attempt::result::CallResult;
 use crate::upstream::settings::{UnsupportedParams, UpstreamSettings};
-
-const CHAT: &str = "/v1/chat/completions";
-const EMBEDDINGS: &str = "/v1/embeddings";
 
 #[derive(Debug)]
 pub(super) struct Mistral {

@@ -8,6 +8,7 @@ mod answer;
 mod anthropic;
 mod chat;
 pub(super) mod edit;
+mod gemini;
 pub(super) mod http;
 mod interface;
 mod mistral;
@@ -24,6 +25,7 @@ pub(super) fn of(upstream: &UpstreamSettings) -> Box<dyn Provider> {
     match upstream.provider {
         ProviderKind::OpenAi => Box::new(openai::OpenAi),
         ProviderKind::Anthropic => Box::new(anthropic::Anthropic::new(upstream)),
+        ProviderKind::Gemini => Box::new(gemini::Gemini::new(upstream)),
         ProviderKind::Mistral => Box::new(mistral::Mistral::new(upstream)),
     }
 }

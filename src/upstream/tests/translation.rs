@@ -61,7 +61,7 @@ async fn to_its_end(pool: &Arc<Pool>, body: &str) -> (Attempt, u32) {
 async fn a_line_is_translated_with_what_its_route_changes_and_its_answer_back() {
     let server = Server::start(|_| message().header("request-id", "req_9")).await;
     let mut upstream = anthropic("claude", &server);
-    upstream.api_key = Some("sk-ant".into());
+    upstream.keys = vec![key("KEY", "sk-ant")];
     let mut model = model("m", vec![route("claude", Some("claude-haiku-4-5"))]);
     model.defaults.insert("max_tokens".to_owned(), 77.into());
     let pool = pool(&settings(vec![upstream], vec![model]));
@@ -124,11 +124,7 @@ async fn row_8_the_only_upstream_may_fail_twice() {
 
 #[tokio::test]
 async fn row_20_a_spend_limit_pauses_the_model_and_the_line_waits() {
-    let server = Server::start(|seen| match seen.is_get() {
-        true => reply(200, "{}"),
-        false => error(402, "billing_error"),
-    })
-    .await;
+    let server = Server::start(|_| error(402, "billing_error")).await;
     let pool = pool(&settings(vec![anthropic("claude", &server)], vec![]));
     let attempt = retried(send(&pool, permit(&pool, "m"), &hello("")).await);
     assert_eq!(attempt.result, CallResult::Unpaid);
@@ -202,15 +198,16 @@ async fn all_pages_of_a_list_of_models_are_read() {
                 &json!({"data": data, "has_more": more, "last_id": last}).to_string(),
             )
         };
-        match seen.path.contains("after_id=b") {
-            false => page(&["a", "b"], true),
-            true => page(&["c"], false),
+        if seen.path.contains("after_id=b") {
+            page(&["c"], false)
+        } else {
+            page(&["a", "b"], true)
         }
     })
     .await;
     let pool = pool(&settings(vec![anthropic("claude", &server)], vec![]));
     let tried = pool.try_upstreams().await;
-    let listed = tried[0].1.as_ref().expect("a list");
+    let listed = tried[0].models.as_ref().expect("a list");
     let ids: Vec<_> = listed.iter().map(|model| &*model.id).collect();
     assert_eq!(ids, ["a", "b", "c"]);
 }

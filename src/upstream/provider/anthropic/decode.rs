@@ -121,6 +121,7 @@ fn choice(blocks: &[Tree<'_>], names: &[(String, String)], answers_by: Option<&s
                     id: text("id").unwrap_or_default().into_owned(),
                     name: own.map_or_else(|| name.into_owned(), |(_, own)| own.clone()),
                     arguments,
+                    signature: None,
                 });
             }
             // Thinking that is kept secret, and what later versions have.

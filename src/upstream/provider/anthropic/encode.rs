@@ -18,7 +18,7 @@ const API: &str = "Anthropic's API";
 const WITHOUT_SAMPLING: &str = "2026-10-21";
 
 /// What becomes of the keys of a request.
-pub(super) const RULES: [(&str, Rule); 41] = [
+pub(super) const RULES: [(&str, Rule); 40] = [
     ("model", Rule::Mapped),
     ("messages", Rule::Mapped),
     ("max_completion_tokens", Rule::Mapped),
@@ -53,7 +53,6 @@ pub(super) const RULES: [(&str, Rule); 41] = [
     ("frequency_penalty", Rule::Unsupported),
     ("verbosity", Rule::Unsupported),
     ("moderation", Rule::Unsupported),
-    ("reasoning_content", Rule::Unsupported),
     ("n", Rule::Refused),
     ("stream", Rule::Refused),
     ("modalities", Rule::Refused),

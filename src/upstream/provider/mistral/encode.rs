@@ -5,11 +5,10 @@ use std::borrow::Cow;
 
 use sha2::{Digest as _, Sha256};
 
-use super::{CHAT, EMBEDDINGS};
 use crate::upstream::provider::chat::{
     self, Aliases, DataUrl, Form, Notes, Part, Placed, Rule, has_scheme, is_blank, refused,
 };
-use crate::upstream::provider::interface::{Request, Unsupported};
+use crate::upstream::provider::interface::{CHAT, EMBEDDINGS, Request, Unsupported};
 use crate::upstream::provider::tree::Tree;
 use crate::upstream::settings::UnsupportedParams;
 
@@ -430,7 +429,7 @@ fn part<'a>(placed: Placed<'_, '_>) -> Result<Tree<'a>, Unsupported> {
             }
             part
         }
-        Part::Audio { data } => Tree::object([
+        Part::Audio { data, .. } => Tree::object([
             ("type", Tree::string("input_audio")),
             ("input_audio", Tree::string(&data)),
         ]),

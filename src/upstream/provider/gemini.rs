@@ -1,0 +1,160 @@
+//! Gemini's own API, `generateContent` and `batchEmbedContents`, in the version `v1beta`: the stable
+//! one lacks much of what requests ask for.
+
+mod classify;
+mod decode;
+mod encode;
+mod models;
+#[cfg(test)]
+mod tests;
+
+use std::time::{Duration, SystemTime};
+
+use bytes::Bytes;
+use reqwest::Url;
+use reqwest::header::{HeaderMap, HeaderName, InvalidHeaderValue};
+use secrecy::{ExposeSecret, SecretString};
+use serde::Deserialize;
+
+use super::answer;
+use super::chat::refused;
+use super::http::{self, Head};
+use super::interface::{
+    Asked, Decoded, EMBEDDINGS, Encoded, Line, ModelPage, Provider, Request, Unsupported,
+};
+use super::tree::Tree;
+use crate::domain::clock;
+use crate::upstream::attempt::result::CallResult;
+use crate::upstream::models::ModelInfo;
+use crate::upstream::settings::{UnsupportedParams, UpstreamSettings};
+
+const API_KEY: HeaderName = HeaderName::from_static("x-goog-api-key");
+const VERSION: &str = "/v1beta";
+
+/// As many models as a page has at most.
+const PAGE: &str = "1000";
+
+#[derive(Debug)]
+pub(super) struct Gemini {
+    policy: UnsupportedParams,
+}
+
+impl Gemini {
+    pub(super) fn new(settings: &UpstreamSettings) -> Self {
+        Self {
+            policy: settings.unsupported_params,
+        }
+    }
+}
+
+#[derive(Deserialize)]
+#[serde(rename_all = "camelCase")]
+struct List {
+    #[serde(default)]
+    models: Vec<Model>,
+    #[serde(default)]
+    next_page_token: Option<String>,
+}
+
+#[derive(Deserialize)]
+struct Model {
+    name: String,
+}
+
+impl Provider for Gemini {
+    fn translates(&self) -> bool {
+        true
+    }
+
+    fn names_models_in_urls(&self) -> bool {
+        true
+    }
+
+    fn url(&self, base: &Url, path: &str, model: &str) -> Url {
+        let method = if path == EMBEDDINGS {
+            "batchEmbedContents"
+        } else {
+            "generateContent"
+        };
+        http::behind_version(
+            base,
+            VERSION,
+            &format!("/{}:{method}", models::resource(model)),
+        )
+    }
+
+    fn authorize(
+        &self,
+        key: &SecretString,
+        headers: &mut HeaderMap,
+    ) -> Result<(), InvalidHeaderValue> {
+        http::secret(API_KEY, key.expose_secret(), headers)
+    }
+
+    fn encode<'a>(&self, line: &Line<'a>) -> Result<Encoded<'a>, Unsupported> {
+        let body = line.edited();
+        let text = std::str::from_utf8(&body).ok();
+        let body = text.and_then(Tree::read);
+        let body = body.ok_or_else(|| refused("body", Line::UNREADABLE))?;
+        let (out, mut request) = encode::encode(line.path, &body, line.model, self.policy)?;
+        request.path = line.path;
+        line.model.clone_into(&mut request.model);
+        request.created = clock::seconds(line.clock.now_ms());
+        Ok(Encoded::Translated {
+            body: Bytes::from(out),
+            asked: Asked(Box::new(request)),
+        })
+    }
+
+    fn decode(&self, head: &Head, body: Bytes, asked: Option<Asked>) -> Decoded {
+        let request = asked.map_or_else(Request::default, |asked| *asked.0);
+        let mut decoded = if head.is_success() {
+            decode::success(body, request)
+        } else {
+            decode::failure(head, body)
+        };
+        decoded.request_id = http::request_id(&head.headers).map(str::to_owned);
+        decoded
+    }
+
+    fn classify(&self, head: &Head, answer: &Decoded) -> CallResult {
+        classify::classify(head, answer)
+    }
+
+    fn retry_after(&self, head: &Head, answer: &Decoded, now: SystemTime) -> Option<Duration> {
+        let of_header = http::exact_retry_after(&head.headers, now);
+        of_header.or_else(|| classify::retry_after(answer))
+    }
+
+    fn explain(&self, _result: CallResult, head: &Head, answer: &Decoded) -> String {
+        answer::explain(head, answer)
+    }
+
+    fn models_url(&self, base: &Url, after: Option<&str>) -> Url {
+        let mut url = http::behind_version(base, VERSION, "/models");
+        url.query_pairs_mut().append_pair("pageSize", PAGE);
+        if let Some(after) = after {
+            url.query_pairs_mut().append_pair("pageToken", after);
+        }
+        url
+    }
+
+    fn models(&self, body: &[u8]) -> Option<ModelPage> {
+        let is_list = serde_json::from_slice::<serde_json::Map<_, serde_json::Value>>(body);
+        is_list.ok().filter(|list| list.contains_key("models"))?;
+        let list: List = serde_json::from_slice(body).ok()?;
+        let models = list.models.into_iter().map(|model| ModelInfo {
+            id: match model.name.strip_prefix("models/") {
+                Some(id) => id.to_owned(),
+                None => model.name,
+            },
+            created: 0,
+            owned_by: "google".to_owned(),
+            shutdown_date: None,
+        });
+        Some(ModelPage {
+            models: models.collect(),
+            next: list.next_page_token.filter(|token| !token.is_empty()),
+        })
+    }
+}
