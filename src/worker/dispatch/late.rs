@@ -247,7 +247,8 @@ impl Flow {
             let mut judged = before.remove(&id).unwrap_or_default();
             // Until the next judgement.
             let safe = left.saturating_sub(judged_every(left));
-            let left_to_begin = safe.saturating_sub(slowest).as_secs_f64();
+            // Calls that began together end together: the last one may begin a call's time late.
+            let left_to_begin = safe.saturating_sub(slowest + latency).as_secs_f64();
             let goes_at_once = safe <= latency;
             let rate = self
                 .rate
