@@ -211,6 +211,10 @@ pub struct LateStatus {
 #[derive(Debug, Default, Serialize, Deserialize, ToSchema)]
 pub struct ModelStatus {
     pub model: String,
+    /// Whether it is a task, which its models do together. Its calls count for the limits of these
+    /// models, too.
+    #[serde(default)]
+    pub task: bool,
     /// Calls that the process that answers has in flight; `null`, as the next two, where the
     /// model has no limit of its own.
     pub in_flight: Option<usize>,
@@ -507,6 +511,7 @@ fn models(
     let mut models: BTreeMap<&str, ModelStatus> = BTreeMap::new();
     for lane in &process.lanes {
         let model = models.entry(&lane.model).or_default();
+        model.task = lane.is_task;
         model.in_flight = Some(lane.in_flight);
         model.share = Some(lane.share);
         model.limit = Some(lane.limit);

@@ -18,6 +18,9 @@ use crate::domain::endpoint::{self, ENDPOINTS};
 use crate::domain::id;
 use crate::store::NewBatch;
 
+/// The key of the metadata that names the task. No other key of the metadata says anything to the
+/// server.
+const TASK: &str = "nightshift.task";
 const METADATA_PAIRS_MAX: usize = 16;
 const METADATA_KEY_CHARS_MAX: usize = 64;
 const METADATA_VALUE_CHARS_MAX: usize = 512;
@@ -38,9 +41,21 @@ pub struct BatchRequest {
     /// Up to 16 pairs that are given back with the batch: keys of up to 64 characters, values of
     /// up to 512.
     pub metadata: Option<BTreeMap<String, String>>,
+    /// What OpenAI does not have.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub nightshift: Option<Extension>,
     /// How long the output and error files are kept: 30 days, unless said otherwise here or the
     /// server is configured otherwise.
     pub output_expires_after: Option<OutputExpiresAfter>,
+}
+
+/// What a batch asks for that OpenAI does not have.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, ToSchema)]
+pub struct Extension {
+    /// The task of all lines: a line may leave `model` out then, and one that names a model must
+    /// name one of the task's. The pair `nightshift.task` of the metadata says the same.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub task: Option<String>,
 }
 
 /// How long a batch's files are kept.
@@ -78,6 +93,10 @@ impl BatchRequest {
                 .optional_object("metadata")?
                 .map(metadata)
                 .transpose()?,
+            nightshift: body
+                .optional_object("nightshift")?
+                .map(Extension::read)
+                .transpose()?,
             output_expires_after: expires_after(&mut body, "output_expires_after")?.map(
                 |seconds| OutputExpiresAfter {
                     anchor: ANCHOR,
@@ -101,6 +120,8 @@ impl BatchRequest {
         kept: Option<Duration>,
     ) -> Result<NewBatch> {
         let metadata = self.metadata.as_ref().map(super::json::to_json);
+        let of_metadata = self.metadata.as_ref().and_then(|pairs| pairs.get(TASK));
+        let named = self.nightshift.and_then(|extension| extension.task);
         Ok(NewBatch {
             id: id::batch(),
             tenant: caller.tenant,
@@ -113,10 +134,19 @@ impl BatchRequest {
                 .unwrap_or(NewBatch::KEPT_FOR_GOOD),
             endpoint: self.endpoint,
             input_file_id: self.input_file_id,
+            task: named.or_else(|| of_metadata.cloned()),
             completion_window: self.completion_window,
             metadata: metadata.transpose()?,
             created_at: now_ms,
         })
+    }
+}
+
+impl Extension {
+    fn read(mut given: Object) -> Result<Self> {
+        let task = given.optional_string("task")?;
+        given.finish()?;
+        Ok(Self { task })
     }
 }
 
@@ -356,6 +386,31 @@ mod tests {
             assert_eq!(error.status, 400, "{field}: {value:?}");
             assert_eq!(error.code, Some(code), "{field}: {value:?}");
             assert_eq!(error.param.as_deref(), Some(param), "{field}: {value:?}");
+        }
+    }
+
+    #[test]
+    fn a_batch_names_its_task_in_either_of_two_places() {
+        let task = |field: &str, value: Value| {
+            let request = read(field, Some(value)).unwrap();
+            request.into_batch(caller(), 1_000, None).unwrap().task
+        };
+        let named = Some("summary".to_owned());
+        assert_eq!(task("nightshift", json!({"task": "summary"})), named);
+        assert_eq!(
+            task("metadata", json!({"nightshift.task": "summary"})),
+            named
+        );
+        assert_eq!(task("metadata", json!({"task": "summary"})), None);
+        assert_eq!(task("nightshift", json!({"task": null})), None);
+        for (value, code, param) in [
+            (json!({"task": 1}), "invalid_type", "nightshift.task"),
+            (json!({"tusk": "a"}), "unknown_parameter", "nightshift.tusk"),
+            (json!("summary"), "invalid_type", "nightshift"),
+        ] {
+            let error = read("nightshift", Some(value)).unwrap_err();
+            assert_eq!(error.code, Some(code));
+            assert_eq!(error.param.as_deref(), Some(param));
         }
     }
 

@@ -59,6 +59,15 @@ impl Object {
     }
 
     /// # Errors
+    /// When the field is neither missing nor null nor a string.
+    pub fn optional_string(&mut self, field: &str) -> Result<Option<String>> {
+        let value = self.optional(field);
+        value
+            .map(|value| string(&self.name(field), value))
+            .transpose()
+    }
+
+    /// # Errors
     /// When the field is missing, no whole number, or out of bounds.
     pub fn integer(&mut self, field: &str, bounds: std::ops::RangeInclusive<i64>) -> Result<i64> {
         let value = self.required(field)?;

@@ -115,10 +115,20 @@ fn key(key: KeyStatus) -> KeySnapshot {
 /// Each lane, with the calls of it that are in flight in this process.
 fn lanes(pool: &Pool, in_flight: &HashMap<LaneId, usize>) -> Vec<Lane> {
     let limits = pool.limits();
+    let calls = |id: LaneId| in_flight.get(&id).copied().unwrap_or(0);
+    // The lines of a task that name one of its models have a lane of their own.
+    let mut of_parts: HashMap<String, usize> = HashMap::new();
+    for ((id, _), status) in limits.lanes().zip(pool.lanes()) {
+        if let Some(task) = status.task.filter(|_| status.is_part) {
+            *of_parts.entry(task).or_default() += calls(id);
+        }
+    }
     let lanes = limits.lanes().zip(pool.lanes());
+    let lanes = lanes.filter(|(_, status)| !status.is_part);
     let lanes = lanes.map(|((id, name), status)| Lane {
         model: name.to_owned(),
-        in_flight: in_flight.get(&id).copied().unwrap_or(0),
+        is_task: status.task.is_some(),
+        in_flight: calls(id) + of_parts.get(name).copied().unwrap_or(0),
         share: limits.lane(id),
         limit: limits.lane_allowed(id),
         balance: status.balance.as_str(),

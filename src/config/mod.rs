@@ -27,6 +27,7 @@ mod retry;
 mod secret;
 mod server;
 mod shown;
+mod task;
 mod telemetry;
 mod tenant;
 #[cfg(test)]
@@ -56,7 +57,9 @@ pub use worker::Worker;
 pub(crate) use error::nearest;
 
 use crate::domain::tenant::Tenants;
-use crate::upstream::{self as upstreams, ModelSettings, RetrySettings, UpstreamSettings};
+use crate::upstream::{
+    self as upstreams, ModelSettings, RetrySettings, TaskSettings, UpstreamSettings,
+};
 use error::Faults;
 use reader::{Context, Reader};
 use value::{Table, merge, read_defaults, read_toml};
@@ -68,7 +71,7 @@ const DEFAULTS: &str = include_str!("../../config.example.toml");
 const DEFAULT_FILE: &str = "nightshift.toml";
 
 /// Sections of features that are not built yet.
-const LATER: [&str; 5] = ["cache", "rate_limits", "roles", "tasks", "webhooks"];
+const LATER: [&str; 4] = ["cache", "rate_limits", "roles", "webhooks"];
 
 /// Everything that can be configured, checked. Its `Debug` shows no secret.
 #[derive(Clone, Debug)]
@@ -79,6 +82,7 @@ pub struct Config {
     pub limits: Limits,
     pub upstreams: Vec<UpstreamSettings>,
     pub models: Vec<ModelSettings>,
+    pub tasks: Vec<TaskSettings>,
     pub tenants: Vec<Tenant>,
     pub retry: RetrySettings,
     pub worker: Worker,
@@ -168,6 +172,7 @@ impl Config {
             database,
             auth: Auth::read(root.section("auth")),
             limits: Limits::read(root.section("limits")),
+            tasks: task::read_all(root.tables("tasks"), &models),
             tenants: tenant::read_all(root.tables("tenants"), &models),
             models,
             upstreams,
@@ -202,6 +207,7 @@ impl Config {
         upstreams::Settings {
             upstreams: self.upstreams.clone(),
             models: self.models.clone(),
+            tasks: self.tasks.clone(),
             tenants: self.tenants.iter().map(|one| one.rates.clone()).collect(),
             retry: self.retry.clone(),
             max_in_flight_bytes: self.limits.max_in_flight_bytes,

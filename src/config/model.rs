@@ -57,7 +57,7 @@ pub(super) fn read_all(
     models
 }
 
-fn balance(item: &Item<'_>) -> Option<Strategy> {
+pub(super) fn balance(item: &Item<'_>) -> Option<Strategy> {
     let name = item.string()?;
     let found = Strategy::ALL.into_iter().find(|one| one.as_str() == name);
     if found.is_none() {
@@ -140,7 +140,7 @@ fn check_upstream(item: &Item<'_>, name: &str, upstreams: &[UpstreamSettings]) {
 }
 
 /// Reads what is filled in or written over in the bodies of lines.
-fn read_body(item: Item<'_>) -> Option<Map<String, Value>> {
+pub(super) fn read_body(item: Item<'_>) -> Option<Map<String, Value>> {
     let mut body = Map::new();
     for (key, mut item) in item.entries()? {
         match key.as_str() {

@@ -61,7 +61,7 @@ impl Finding {
     /// model.
     fn is_for_the_log(&self) -> bool {
         match self.line {
-            Some(_) => self.code == "model_not_found",
+            Some(_) => ["model_not_found", line::INVALID_TASK].contains(&&*self.code),
             None => self.code != "invalid_request",
         }
     }
@@ -141,8 +141,13 @@ struct Requests {
     /// endpoint's path, and in a file that was uploaded by an earlier version.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     urls: Vec<String>,
-    /// The first lines that are wrong for their own endpoint.
+    /// The first lines that are wrong for their own endpoint. In a file that was uploaded by an
+    /// earlier version, those that name no model are among them.
     faults: Vec<Finding>,
+    /// The first lines that name no model, where the endpoint needs one. They are right in a batch
+    /// that has a task.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    unnamed: Vec<Finding>,
 }
 
 impl Findings {
@@ -161,13 +166,15 @@ impl Findings {
     }
 
     /// Notes a line that is a request, and what is wrong with its body. `url` is what the line
-    /// names as its endpoint. Lines are noted in ascending order.
+    /// names as its endpoint. `beside`: what else is wrong with a line that names no model. Lines
+    /// are noted in ascending order.
     pub fn request(
         &mut self,
         line: u64,
         endpoint: Option<&Endpoint>,
         url: &str,
         fault: Option<Fault>,
+        beside: Option<Fault>,
     ) {
         let name = endpoint.map_or("", |endpoint| endpoint.path);
         if !self.endpoints.contains_key(name) {
@@ -184,10 +191,21 @@ impl Findings {
             }
             requests.lines.push(line);
         }
-        if let Some(fault) = fault
-            && requests.faults.len() < KEPT_MAX
-        {
-            requests.faults.push(Finding::of_line(line, fault));
+        let lacks_model = fault.as_ref().is_some_and(Fault::is_missing_model);
+        let (unnamed, fault) = if lacks_model {
+            (fault, beside)
+        } else {
+            (None, fault)
+        };
+        for (list, fault) in [
+            (&mut requests.unnamed, unnamed),
+            (&mut requests.faults, fault),
+        ] {
+            if let Some(fault) = fault
+                && list.len() < KEPT_MAX
+            {
+                list.push(Finding::of_line(line, fault));
+            }
         }
     }
 
@@ -214,6 +232,12 @@ impl Findings {
     /// each line is checked for its own endpoint.
     #[must_use]
     pub fn for_endpoint(&self, endpoint: &str) -> Vec<Finding> {
+        self.for_batch(endpoint, false)
+    }
+
+    /// The same for a batch that may have a task: then its lines need not name a model.
+    #[must_use]
+    pub fn for_batch(&self, endpoint: &str, has_task: bool) -> Vec<Finding> {
         let mut lists = vec![self.of_file.clone(), self.envelopes.clone()];
         for (name, requests) in &self.endpoints {
             let is_any = endpoint == ANY.path;
@@ -223,7 +247,15 @@ impl Findings {
                     .map(|&line| Finding::of_line(line, Fault::unknown_url()))
                     .collect()
             } else if is_any || name == endpoint {
-                requests.faults.clone()
+                let needs_model = |finding: &Finding| {
+                    finding.code == Fault::MISSING && finding.param.as_deref() == Some(line::MODEL)
+                };
+                if !has_task {
+                    lists.push(requests.unnamed.clone());
+                }
+                let faults = requests.faults.iter();
+                let faults = faults.filter(|fault| !has_task || !needs_model(fault));
+                faults.cloned().collect()
             } else {
                 let path = Some(name.as_str()).filter(|path| !path.is_empty());
                 let url = |place: usize| requests.urls.get(place).map(String::as_str).or(path);
@@ -292,7 +324,7 @@ mod tests {
     #[test]
     fn a_line_is_judged_by_the_endpoint_of_the_batch() {
         let mut findings = Findings::default();
-        let mut request = |line, url, fault| findings.request(line, find(url), url, fault);
+        let mut request = |line, url, fault| findings.request(line, find(url), url, fault, None);
         request(1, "/v1/embeddings", None);
         request(2, "/v1/embeddings", Some(fault("body")));
         request(4, "/v1/responses", Some(fault("body")));
@@ -325,12 +357,51 @@ mod tests {
     }
 
     #[test]
+    fn in_a_batch_with_a_task_a_line_need_not_name_a_model() {
+        let missing = || Fault {
+            code: Fault::MISSING,
+            message: String::new(),
+            param: Some(line::MODEL.into()),
+        };
+        let mut findings = Findings::default();
+        let endpoint = &ENDPOINTS[1];
+        let mut request = |line, fault, beside| {
+            findings.request(line, Some(endpoint), endpoint.path, fault, beside);
+        };
+        // More lines without a model than a list keeps, and what else is wrong behind them.
+        for line in 1..=200 {
+            request(line, Some(missing()), None);
+        }
+        request(201, Some(missing()), Some(fault("beside")));
+        request(202, Some(fault("body")), None);
+        let stored = serde_json::to_string(&findings).expect("JSON");
+        let findings: Findings = serde_json::from_str(&stored).expect("findings");
+        assert_eq!(
+            codes(&findings.for_batch(endpoint.path, true)),
+            [(Some(201), "beside"), (Some(202), "body")]
+        );
+        let found = findings.for_endpoint(endpoint.path);
+        assert_eq!(found.len(), KEPT_MAX);
+        let lines = found.iter().map(|finding| finding.line);
+        assert!(lines.eq((1..=KEPT_MAX as u64).map(Some)));
+        // A file that an earlier version has taken has these lines among the others.
+        let mut older = serde_json::to_value(&findings).expect("JSON");
+        let of_endpoint = &mut older["endpoints"][endpoint.path];
+        of_endpoint["faults"] = of_endpoint["unnamed"].take();
+        let of_endpoint = of_endpoint.as_object_mut().expect("an object");
+        of_endpoint.remove("unnamed");
+        let older: Findings = serde_json::from_value(older).expect("findings");
+        assert_eq!(older.for_batch(endpoint.path, true), []);
+        assert_eq!(older.for_endpoint(endpoint.path).len(), KEPT_MAX);
+    }
+
+    #[test]
     fn a_line_for_another_endpoint_is_told_both_urls() {
         let mut findings = Findings::default();
-        findings.request(1, find("/v1/embeddings"), "/v1/embeddings", None);
-        findings.request(2, None, "https://x.example/", None);
-        findings.request(3, find("/embeddings"), "/embeddings", None);
-        findings.request(4, find("/v1/embeddings"), "/v1/embeddings", None);
+        findings.request(1, find("/v1/embeddings"), "/v1/embeddings", None, None);
+        findings.request(2, None, "https://x.example/", None, None);
+        findings.request(3, find("/embeddings"), "/embeddings", None, None);
+        findings.request(4, find("/v1/embeddings"), "/v1/embeddings", None, None);
         // A file that was uploaded when the urls were not kept.
         let mut older = serde_json::to_value(&findings).expect("JSON");
         for name in ["", "/v1/embeddings"] {
@@ -455,16 +526,16 @@ mod tests {
                         continue;
                     }
                     4 => {
-                        findings.request(line, Some(batch), batch.path, Some(fault("body")));
+                        findings.request(line, Some(batch), batch.path, Some(fault("body")), None);
                         expected.insert(line, "body");
                     }
                     5..14 => {
-                        findings.request(line, ENDPOINTS.get(kind - 5), "", None);
+                        findings.request(line, ENDPOINTS.get(kind - 5), "", None, None);
                         if kind > 5 {
                             expected.insert(line, "invalid_url");
                         }
                     }
-                    _ => findings.request(line, Some(batch), batch.path, None),
+                    _ => findings.request(line, Some(batch), batch.path, None, None),
                 }
                 if twice && kind % rare == 0 {
                     duplicates.push(line);

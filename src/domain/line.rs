@@ -11,6 +11,10 @@ use super::jsonl::BYTE_ORDER_MARK;
 const MAX_NESTING: usize = 128;
 /// How long the name of a model may be.
 const MAX_MODEL_BYTES: usize = 256;
+/// The key of a line's model.
+pub(super) const MODEL: &str = "body.model";
+/// The code of a fault about the batch's task.
+pub(super) const INVALID_TASK: &str = "invalid_task";
 /// How much of a user's text a message repeats.
 const MAX_QUOTED_CHARS: usize = 100;
 
@@ -62,6 +66,9 @@ pub struct Request<'a> {
     pub model: Option<Cow<'a, str>>,
     /// What is wrong with the body, for the line's own endpoint.
     pub fault: Option<Fault>,
+    /// Where the fault is that the body names no model: what else is wrong with the body. In a
+    /// batch that has a task a line need not name a model.
+    pub fault_beside_model: Option<Fault>,
 }
 
 /// What is wrong with a line, in OpenAI's words where they are known.
@@ -103,9 +110,10 @@ fn request(line: &[u8]) -> Result<Request<'_>, Fault> {
     let url = required_text(keys.url, "url")?;
     let endpoint = endpoint::find(&url);
     let body = Body::read(keys.body, endpoint)?;
-    let (model, fault) = match body.model() {
-        Ok(model) => (model, body.fault()),
-        Err(fault) => (None, Some(fault)),
+    let (model, fault, fault_beside_model) = match body.model() {
+        Ok(model) => (model, body.fault(), None),
+        Err(fault) if fault.is_missing_model() => (None, Some(fault), body.fault()),
+        Err(fault) => (None, Some(fault), None),
     };
     Ok(Request {
         custom_id,
@@ -113,6 +121,7 @@ fn request(line: &[u8]) -> Result<Request<'_>, Fault> {
         endpoint,
         model,
         fault,
+        fault_beside_model,
     })
 }
 
@@ -228,7 +237,7 @@ fn required_text<'a>(value: Option<&'a str>, param: &'static str) -> Result<Cow<
 }
 
 impl Fault {
-    const MISSING: &'static str = "missing_required_parameter";
+    pub(super) const MISSING: &'static str = "missing_required_parameter";
 
     /// The line is longer than the server takes.
     #[must_use]
@@ -296,6 +305,32 @@ impl Fault {
             ),
             param: Some("body.model".into()),
         }
+    }
+
+    /// The batch's task is not there, or the line names a model that is none of its.
+    #[must_use]
+    pub fn invalid_task(task: &str, model: Option<&str>) -> Self {
+        let task = quoted(task);
+        Self {
+            code: INVALID_TASK,
+            message: match model {
+                Some(model) => format!(
+                    "The model '{}' is none of those of the batch's task '{task}'.",
+                    quoted(model)
+                ),
+                None => format!("There is no task '{task}', which is the batch's task."),
+            },
+            param: Some(match model {
+                Some(_) => "body.model".into(),
+                None => "nightshift.task".into(),
+            }),
+        }
+    }
+
+    /// Whether the fault is that the line names no model.
+    #[must_use]
+    pub fn is_missing_model(&self) -> bool {
+        self.code == Self::MISSING && self.param.as_deref() == Some(MODEL)
     }
 
     /// The line is no JSON object: OpenAI's sentence, and one of ours that says `why`.

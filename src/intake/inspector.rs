@@ -62,7 +62,8 @@ impl Inspector {
         self.report.requests += 1;
         self.duplicates.insert(&request.custom_id, number)?;
         let findings = &mut self.report.findings;
-        findings.request(number, request.endpoint, &request.url, request.fault);
+        let (fault, beside) = (request.fault, request.fault_beside_model);
+        findings.request(number, request.endpoint, &request.url, fault, beside);
         let model = request.model.as_deref().unwrap_or_default();
         let model_no = self.count_model(model, number);
         Ok(model_no.map_or(Line::Faulty, |model_no| Line::Request { model_no }))

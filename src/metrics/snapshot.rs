@@ -181,6 +181,8 @@ pub struct LateSnapshot {
 #[derive(Clone, Debug)]
 pub struct Lane {
     pub model: String,
+    /// Whether it is a task, and no model.
+    pub is_task: bool,
     pub in_flight: usize,
     /// How many this process may have.
     pub share: usize,

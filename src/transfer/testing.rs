@@ -115,6 +115,7 @@ impl TestStore {
             key_id: None,
             endpoint: "/v1/embeddings".to_owned(),
             input_file_id: input.id.clone(),
+            task: None,
             completion_window: "24h".to_owned(),
             output_expires_seconds: 3600,
             metadata: None,

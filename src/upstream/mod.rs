@@ -52,8 +52,8 @@ pub use pool::Pool;
 pub use route::{LaneId, Routes};
 pub use settings::{
     CallRate, FailFast, Http2, ModelSettings, Options, ProviderKind, RateKind, RateLimit,
-    RetrySettings, RouteSettings, Settings, Spill, TenantRates, UnsupportedParams, UpstreamKey,
-    UpstreamSettings,
+    RetrySettings, RouteSettings, Settings, Spill, TaskSettings, TenantRates, UnsupportedParams,
+    UpstreamKey, UpstreamSettings,
 };
 #[cfg(test)]
 pub use snapshot::ClosedModel;

@@ -105,10 +105,32 @@ impl Pool {
         self.routing.resolve(model)
     }
 
-    /// Whether the lines of a model would go the same way now.
+    /// The same for the lines of a batch, which may have a task: then for lines that name none, or
+    /// the task, or one of its models.
     #[must_use]
-    pub fn is_current(&self, routes: &Arc<Routes>, model: &str) -> bool {
-        let now = self.resolve(model);
+    pub fn resolve_for(&self, task: Option<&str>, model: &str) -> Option<Arc<Routes>> {
+        match task {
+            Some(task) => self.routing.resolve_task(task, model),
+            None => self.resolve(model),
+        }
+    }
+
+    /// The models that do a task. `None`: there is no task of this name.
+    #[must_use]
+    pub fn models_of_task(&self, name: &str) -> Option<Vec<&str>> {
+        self.routing.models_of_task(name)
+    }
+
+    /// What metrics call the lines of a batch, which may have a task, that name this model.
+    #[must_use]
+    pub fn label_for(&self, task: Option<&str>, model: &str) -> String {
+        self.label(task.filter(|_| model.is_empty()).unwrap_or(model))
+    }
+
+    /// Whether the lines of a model, in a batch that may have a task, would go the same way now.
+    #[must_use]
+    pub fn is_current(&self, routes: &Arc<Routes>, task: Option<&str>, model: &str) -> bool {
+        let now = self.resolve_for(task, model);
         now.is_some_and(|now| Arc::ptr_eq(&now, routes))
     }
 

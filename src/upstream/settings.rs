@@ -17,6 +17,8 @@ pub struct Settings {
     pub upstreams: Vec<UpstreamSettings>,
     /// Without any, every model goes to the upstreams that report it.
     pub models: Vec<ModelSettings>,
+    /// Names that stand for several models. No task has the name of a model.
+    pub tasks: Vec<TaskSettings>,
     /// What tenants may send in a time.
     pub tenants: Vec<TenantRates>,
     pub retry: RetrySettings,
@@ -232,6 +234,22 @@ pub struct ModelSettings {
     pub overrides: Map<String, Value>,
     /// Over all its upstreams.
     pub rate_limits: Vec<RateLimit>,
+}
+
+/// A name for what is to be done, which a line may name in place of a model.
+#[derive(Clone, Debug)]
+pub struct TaskSettings {
+    /// No two tasks have one name, and no task has the name of a model.
+    pub name: String,
+    /// The names of the models that do it: at least one, none twice. Where there are
+    /// [`models`](Settings::models), each name fits one of them.
+    pub models: Vec<String>,
+    /// Which of the routes of its models takes the next line.
+    pub balance: Strategy,
+    /// Filled in where the line leaves them out; they win over those of models and routes.
+    pub defaults: Map<String, Value>,
+    /// Written over what the line says; those of models and routes win over them.
+    pub overrides: Map<String, Value>,
 }
 
 impl ModelSettings {

@@ -228,6 +228,10 @@ pub(super) fn take(clients: &[Client], targets: &Targets) -> Vec<UpstreamStatus>
 /// Where the lines of a `[[models]]` entry go, or of all models where there is none.
 #[derive(Clone, Debug)]
 pub struct LaneStatus {
+    /// The task that the lane is for. `None`: it is a model's.
+    pub task: Option<String>,
+    /// Whether only those lines of the task are the lane's that name one of its models.
+    pub is_part: bool,
     pub balance: Strategy,
     pub spill: Spill,
     /// In the order in which they are considered: the lowest tier first.
@@ -335,7 +339,10 @@ pub(super) fn lanes(lanes: &[Lane], targets: &Targets) -> Vec<LaneStatus> {
                 routes.map(|route| of_route(lane, route, targets, upstreams, &by_route, now));
             let mut routes: Vec<RouteStatus> = routes.collect();
             pass_over_higher_tiers(&mut routes, lane.spill);
+            let of_task = lane.task.as_ref();
             LaneStatus {
+                task: of_task.map(|task| task.name.clone()),
+                is_part: of_task.is_some_and(|task| task.model.is_some()),
                 balance: lane.strategy,
                 spill: lane.spill,
                 routes,

@@ -25,6 +25,7 @@ pub fn batch() -> BatchContext {
         id: "batch".into(),
         tenant: "tenant".into(),
         endpoint: &ENDPOINTS[0],
+        task: None,
         priority: 0,
         deadline: i64::MAX,
         created_at: 0,

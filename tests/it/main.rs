@@ -28,6 +28,7 @@ mod small_batches;
 mod store;
 mod support;
 mod tails;
+mod tasks;
 mod tenants;
 mod uploads;
 mod upstream_faults;

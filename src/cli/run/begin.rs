@@ -117,6 +117,7 @@ async fn ingest(
         key_id: None,
         endpoint: endpoint::ANY.path.to_owned(),
         input_file_id: file.id,
+        task: None,
         completion_window: "none".to_owned(),
         // They are copied out as soon as they are there; the state is kept as long as the user
         // keeps it.

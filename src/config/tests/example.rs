@@ -128,6 +128,15 @@ fn the_examples_in_the_documented_file_hold_and_show_the_defaults() {
     assert_eq!(model.balance, Strategy::default());
     assert_eq!(model.spill, Spill::default());
     assert_eq!(config.worker.name.as_deref(), Some("worker-1"));
+    let [task] = config.tasks.as_slice() else {
+        panic!("one task is shown");
+    };
+    assert_eq!(
+        (&*task.name, &*task.models),
+        ("summary", &["llama-3.1-8b".to_owned()][..])
+    );
+    assert_eq!(json!(task.defaults), json!({ "max_tokens": 500 }));
+    assert_eq!(json!(task.overrides), json!({ "store": false }));
     let [tenant] = config.tenants.as_slice() else {
         panic!("one tenant is shown");
     };

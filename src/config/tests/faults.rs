@@ -268,6 +268,44 @@ fn each_fault_of_a_model_is_found() {
 }
 
 #[test]
+fn a_task_has_a_name_of_its_own_and_models_that_are_there() {
+    let of = |task: &str| format!("{UPSTREAM}{MODEL}[[tasks]]\n{task}");
+    let check = |task: &str, fault: &str| check_faults(&of(task), &[], &[fault]);
+    check(
+        "name = 't'\nmodels = ['m', 'n']",
+        "tasks[0].models[1] (nightshift.toml:9): no model",
+    );
+    check(
+        "name = 't'\nmodels = ['m', 'm']",
+        "tasks[0].models[1] (nightshift.toml:9): the task",
+    );
+    check(
+        "name = 't'\nmodels = ['*']",
+        "tasks[0].models[0] (nightshift.toml:9): a task names",
+    );
+    check(
+        "name = 't'\nmodels = []",
+        "tasks[0] (nightshift.toml:7): `models` is empty",
+    );
+    check(
+        "name = 'm'\nmodels = ['m']",
+        "tasks[0].name (nightshift.toml:8): a model has this",
+    );
+    check(
+        "name = 't*'\nmodels = ['m']",
+        "tasks[0].name (nightshift.toml:8): a task has",
+    );
+    check(
+        "name = 't'\nmodels = ['m']\noverrides = { n = 2 }",
+        "tasks[0].overrides.n (nightshift.toml:10): how many",
+    );
+    check(
+        "name = 't'\nmodels = ['m']\n[[tasks]]\nname = 't'\nmodels = ['m']",
+        "tasks[1].name (nightshift.toml:11): another task has this name",
+    );
+}
+
+#[test]
 fn wrong_flags_are_faults_that_name_them() {
     let overrides = Overrides {
         config: None,
@@ -354,10 +392,10 @@ fn keys_of_later_features_say_that_they_come_later() {
         check_faults(&format!("[{section}]\nx = 1"), &[], &[&expected]);
     }
     check_faults(
-        "[[tasks]]\n[limits]\npriority = 1",
+        "[[webhooks]]\n[limits]\npriority = 1",
         &[("NIGHTSHIFT_CACHE__SIZE", "x")],
         &[
-            "tasks (nightshift.toml:1): is not built yet",
+            "webhooks (nightshift.toml:1): is not built yet",
             "limits.priority (nightshift.toml:3): is not built yet",
             "cache (NIGHTSHIFT_CACHE__SIZE): is not built yet",
         ],

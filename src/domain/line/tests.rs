@@ -42,6 +42,7 @@ fn a_good_line_is_a_request() {
         endpoint: endpoint::find("/v1/chat/completions"),
         model: Some("m".into()),
         fault: None,
+        fault_beside_model: None,
     };
     assert_eq!(check(good.as_bytes()), Check::Request(expected.clone()));
     let loose = format!(" \t{good}\r\n");

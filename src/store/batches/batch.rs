@@ -15,6 +15,8 @@ pub struct NewBatch {
     pub key_id: Option<String>,
     pub endpoint: String,
     pub input_file_id: String,
+    /// What is to be done with all its lines. `None`: the lines say.
+    pub task: Option<String>,
     pub completion_window: String,
     /// How long its output and error file are kept, or [`NewBatch::KEPT_FOR_GOOD`].
     pub output_expires_seconds: i64,

@@ -104,6 +104,7 @@ pub(super) fn creation(new: &NewBatch, engine: Engine) -> (Sql, Rows<'_>) {
         ("completion_window", Value::from(&new.completion_window)),
         ("output_expires_seconds", new.output_expires_seconds.into()),
         ("metadata", Value::from(&new.metadata)),
+        ("task", Value::from(&new.task)),
         ("status", BatchState::CREATED.status.as_str().into()),
         ("created_at", new.created_at.into()),
         ("expires_at", new.expires_at.into()),

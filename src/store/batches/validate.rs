@@ -34,6 +34,8 @@ pub struct Unvalidated {
     pub tenant: String,
     pub endpoint: String,
     pub input_file_id: String,
+    /// What is to be done with all its lines.
+    pub task: Option<String>,
     pub priority: i64,
     /// In milliseconds, as the next.
     pub created_at: i64,
@@ -106,6 +108,7 @@ impl Unvalidated {
             tenant: self.tenant.clone(),
             endpoint: self.endpoint.clone(),
             input_file_id: self.input_file_id.clone(),
+            task: self.task.clone(),
             priority: self.priority,
             created_at: self.created_at,
             expires_at: self.expires_at,
@@ -167,6 +170,7 @@ struct WaitingRow {
     tenant: String,
     endpoint: String,
     input_file_id: String,
+    task: Option<String>,
     priority: i64,
     created_at: i64,
     expires_at: Option<i64>,
@@ -198,12 +202,13 @@ impl Store {
                 "-- unvalidated
                  SELECT l.*, CASE WHEN l.of_file = 1 THEN
                     (SELECT m.models FROM files m WHERE m.id = l.file_id) END AS models
-                 FROM (SELECT w.id, w.tenant, w.endpoint, w.input_file_id, w.priority,
+                 FROM (SELECT w.id, w.tenant, w.endpoint, w.input_file_id, w.task, w.priority,
                     w.created_at, w.expires_at, w.turn, f.id AS file_id, f.purpose, f.requests,
                     f.bytes, f.findings, f.is_one_chunk, ROW_NUMBER() OVER
                         (PARTITION BY f.id ORDER BY w.turn, w.created_at, w.id) AS of_file
                  FROM (SELECT * FROM
-                    (SELECT id, tenant, endpoint, input_file_id, priority, created_at, expires_at,
+                    (SELECT id, tenant, endpoint, input_file_id, task, priority, created_at,
+                        expires_at,
                         ROW_NUMBER() OVER (PARTITION BY tenant ORDER BY created_at, id) AS turn
                      FROM batches
                      WHERE status IN ('validating', 'in_progress', 'finalizing', 'cancelling')
@@ -282,6 +287,7 @@ impl WaitingRow {
             tenant: self.tenant,
             endpoint: self.endpoint,
             input_file_id: self.input_file_id,
+            task: self.task,
             priority: self.priority,
             created_at: self.created_at,
             expires_at: self.expires_at,

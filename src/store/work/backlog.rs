@@ -40,6 +40,8 @@ pub struct Backlog {
     pub tenant: String,
     pub endpoint: String,
     pub input_file_id: String,
+    /// What is to be done with all lines of the batch.
+    pub task: Option<String>,
     pub priority: i64,
     pub created_at: i64,
     pub expires_at: Option<i64>,
@@ -65,6 +67,7 @@ struct Row {
     tenant: String,
     endpoint: String,
     input_file_id: String,
+    task: Option<String>,
     priority: i64,
     created_at: i64,
     expires_at: Option<i64>,
@@ -85,11 +88,11 @@ impl Store {
         let rows: Vec<Row> = on_pool!(self.reader(), |c| {
             sqlx::query_as(
                 "-- backlog
-                 SELECT batch_id, model_no, model, waiting, tenant, endpoint, input_file_id,
+                 SELECT batch_id, model_no, model, waiting, tenant, endpoint, input_file_id, task,
                     priority, created_at, expires_at, total, status, ending
                  FROM (SELECT w.batch_id, w.model_no, w.model, w.waiting, b.tenant, b.endpoint,
-                        b.input_file_id, b.priority, b.created_at, b.expires_at, b.total, b.status,
-                        b.ending, ROW_NUMBER() OVER (PARTITION BY b.tenant
+                        b.input_file_id, b.task, b.priority, b.created_at, b.expires_at, b.total,
+                        b.status, b.ending, ROW_NUMBER() OVER (PARTITION BY b.tenant
                             ORDER BY w.place, b.created_at * $4, w.batch_id) AS of_tenant
                     FROM (SELECT batch_id, model_no, model, waiting, ROW_NUMBER() OVER
                             (PARTITION BY batch_id ORDER BY (model_no * $1 + $2) % $6) AS place
@@ -118,6 +121,7 @@ impl Store {
                     tenant: row.tenant,
                     endpoint: row.endpoint,
                     input_file_id: row.input_file_id,
+                    task: row.task,
                     priority: row.priority,
                     created_at: row.created_at,
                     expires_at: row.expires_at,

@@ -36,6 +36,7 @@ async fn findings(test: &TestStore, file: &StoredFile) -> Vec<(Option<u64>, Stri
         key_id: None,
         endpoint: "/v1/embeddings".to_owned(),
         input_file_id: file.id.clone(),
+        task: None,
         completion_window: "24h".to_owned(),
         output_expires_seconds: 3600,
         metadata: None,

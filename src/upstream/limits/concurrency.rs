@@ -78,7 +78,8 @@ impl Limits {
         });
         let mut of_lanes: Vec<LaneLimits> = of_lanes.collect();
         let first_route = all.len();
-        let routes = lanes.iter().flat_map(|lane| &lane.routes);
+        let of_models = lanes.iter().filter(|lane| lane.task.is_none());
+        let routes = of_models.flat_map(|lane| &lane.routes);
         let first_window = first_route + routes.filter(|route| route.limit.is_some()).count();
         for (lane, limits) in lanes.iter().zip(&mut of_lanes) {
             let to = |upstream: &usize| {
@@ -97,7 +98,10 @@ impl Limits {
             };
             limits.takes_any = limits.upstreams.iter().map(takes_any).collect();
             for route in &lane.routes {
-                if let Some(limit) = route.limit {
+                // The routes of a task are those of its models.
+                if let Some(limit) = route.limit
+                    && lane.task.is_none()
+                {
                     let name = lane.name_of(route, &upstreams[route.upstream].name);
                     all.push(Limit::new("route", &name, limit.concurrency));
                 }

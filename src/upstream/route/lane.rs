@@ -3,12 +3,14 @@
 
 use std::sync::Arc;
 
+use serde_json::Map;
+
 use crate::upstream::balance::{Balancer, Strategy};
 use crate::upstream::limits::auto::WindowSpec;
 use crate::upstream::limits::rate::Spec;
 use crate::upstream::provider::edit::Edit;
 use crate::upstream::settings::{
-    BuildError, ModelSettings, RouteSettings, Settings, Spill, UpstreamSettings,
+    BuildError, ModelSettings, RouteSettings, Settings, Spill, TaskSettings, UpstreamSettings,
 };
 
 /// What a model's concurrency limit counts: one `[[models]]` entry, or all models where there is
@@ -24,13 +26,15 @@ impl LaneId {
     }
 }
 
-/// A `[[models]]` entry, or what stands for one.
+/// A `[[models]]` entry, or what stands for one; or a task, done by all of its models or by one.
 #[derive(Debug)]
 pub(in crate::upstream) struct Lane {
     pub(in crate::upstream) id: LaneId,
     /// As the entry names the model, or how the names begin that it is for: see
     /// [`prefix`](Self::prefix).
     pub(in crate::upstream) name: String,
+    /// The task, and the one model that does it. `None`: the lane is no task's.
+    pub(in crate::upstream) task: Option<Task>,
     /// The lane's own limit, where it has one.
     pub(in crate::upstream) concurrency: Option<usize>,
     is_auto: bool,
@@ -42,9 +46,23 @@ pub(in crate::upstream) struct Lane {
     pub(in crate::upstream) first_tier: usize,
 }
 
+/// Which lines of a task a lane is for.
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+pub(in crate::upstream) struct Task {
+    pub(in crate::upstream) name: String,
+    /// `None`: lines that any of the task's models may answer.
+    pub(in crate::upstream) model: Option<String>,
+}
+
 /// A way from a lane to an upstream.
-#[derive(Debug)]
+#[derive(Clone, Debug)]
 pub(in crate::upstream) struct Route {
+    /// The lane of the model, whose limit counts for the calls; another one than that of a task.
+    pub(in crate::upstream) lane: LaneId,
+    /// The route's place in that lane.
+    pub(in crate::upstream) place: usize,
+    /// What metrics call the model, where the lane is a task's.
+    pub(in crate::upstream) label: Option<String>,
     /// The upstream's number.
     pub(in crate::upstream) upstream: usize,
     pub(in crate::upstream) weight: u32,
@@ -72,21 +90,43 @@ impl Lane {
     /// All lanes, in the order of their numbers.
     pub(in crate::upstream) fn all(settings: &Settings) -> Result<Vec<Self>, BuildError> {
         let (upstreams, specs) = (&settings.upstreams, Spec::all(settings));
-        if settings.models.is_empty() {
-            return Ok(vec![Self::of_all(upstreams, &specs)]);
-        }
         let models = settings.models.iter().enumerate();
         let lanes =
             models.map(|(index, model)| Self::of_model(LaneId(index), model, upstreams, &specs));
         let mut lanes = lanes.collect::<Result<Vec<_>, _>>()?;
-        let (mut tiers, mut limits) = (0, 0);
+        if lanes.is_empty() {
+            lanes.push(Self::of_all(upstreams, &specs));
+        }
+        let limits = lanes.iter_mut().flat_map(|lane| &mut lane.routes);
+        let limits = limits.filter_map(|route| route.limit.as_mut());
+        for (number, limit) in limits.enumerate() {
+            limit.number = number;
+        }
+        // The routes of tasks are those of models, with their limits.
+        for task in &settings.tasks {
+            let of_models = task.models.iter();
+            let of_models =
+                of_models.map(|model| Self::routes_of_task(task, model, settings, &lanes));
+            let of_models: Vec<(Spill, Vec<Route>)> = of_models.collect();
+            let all = of_models.iter().flat_map(|(_, routes)| routes.clone());
+            let spills = of_models.iter().map(|(spill, _)| *spill);
+            let spill = agreed(spills);
+            let mut new = vec![Self::of_task(task, None, spill, all.collect())];
+            if of_models.len() > 1 {
+                let each = task.models.iter().zip(of_models);
+                new.extend(each.map(|(model, (spill, routes))| {
+                    Self::of_task(task, Some(model), spill, routes)
+                }));
+            }
+            for mut lane in new {
+                lane.id = LaneId(lanes.len());
+                lanes.push(lane);
+            }
+        }
+        let mut tiers = 0;
         for lane in &mut lanes {
             lane.first_tier = tiers;
             tiers += lane.tiers().count();
-            for limit in lane.routes.iter_mut().filter_map(|one| one.limit.as_mut()) {
-                limit.number = limits;
-                limits += 1;
-            }
         }
         Ok(lanes)
     }
@@ -103,7 +143,7 @@ impl Lane {
             let model = route.rename.as_deref().unwrap_or(name);
             model.to_owned()
         };
-        for lane in lanes.iter() {
+        for lane in lanes.iter().filter(|lane| lane.task.is_none()) {
             for route in &lane.routes {
                 let (model, upstream) = (model_of(&lane.name, route), &upstreams[route.upstream]);
                 let is_known = windows
@@ -121,7 +161,7 @@ impl Lane {
                 }
             }
         }
-        for lane in lanes {
+        for lane in lanes.iter_mut().filter(|lane| lane.task.is_none()) {
             for route in &mut lane.routes {
                 let model = model_of(&lane.name, route);
                 let mut all = windows.iter();
@@ -129,7 +169,85 @@ impl Lane {
                     .position(|window| window.upstream == route.upstream && window.model == model);
             }
         }
+        // The routes of a task have the windows of those of its models.
+        let of_models: Vec<Vec<Option<usize>>> = lanes
+            .iter()
+            .map(|lane| lane.routes.iter().map(|route| route.window).collect())
+            .collect();
+        for lane in lanes.iter_mut().filter(|lane| lane.task.is_some()) {
+            for route in &mut lane.routes {
+                route.window = of_models[route.lane.index()][route.place];
+            }
+        }
         windows
+    }
+
+    /// The routes of a model by which the lines of a task go, and when they go to the next tier.
+    fn routes_of_task(
+        task: &TaskSettings,
+        model: &str,
+        settings: &Settings,
+        lanes: &[Self],
+    ) -> (Spill, Vec<Route>) {
+        let models = &settings.models;
+        let entry = ModelSettings::of(models, model);
+        let place = entry.and_then(|entry| models.iter().position(|one| one.name == entry.name));
+        let lane = &lanes[place.unwrap_or(0)];
+        let mut of_entry: Vec<&RouteSettings> =
+            entry.iter().flat_map(|entry| &entry.routes).collect();
+        of_entry.sort_by_key(|route| route.tier);
+        let none = Map::new();
+        let routes = lane.routes.iter().enumerate().map(|(place, route)| {
+            let of_route = of_entry.get(place);
+            let name = route.rename.as_deref().unwrap_or(model);
+            let edit = Edit::new(
+                Some(name),
+                &[
+                    of_route.map_or(&none, |one| &one.defaults),
+                    entry.map_or(&none, |one| &one.defaults),
+                    &task.defaults,
+                ],
+                &[
+                    &task.overrides,
+                    entry.map_or(&none, |one| &one.overrides),
+                    of_route.map_or(&none, |one| &one.overrides),
+                ],
+            );
+            Route {
+                rename: Some(name.into()),
+                edit: edit.map(Arc::new),
+                label: Some(model.to_owned()),
+                ..route.clone()
+            }
+        });
+        (lane.spill, routes.collect())
+    }
+
+    /// A task, done by all of its models or by one of them.
+    fn of_task(
+        task: &TaskSettings,
+        model: Option<&String>,
+        spill: Spill,
+        mut routes: Vec<Route>,
+    ) -> Self {
+        routes.sort_by_key(|route| route.tier);
+        Self {
+            id: LaneId(0),
+            name: match model {
+                Some(model) => format!("{} > {model}", task.name),
+                None => task.name.clone(),
+            },
+            task: Some(Task {
+                name: task.name.clone(),
+                model: model.cloned(),
+            }),
+            concurrency: None,
+            is_auto: false,
+            strategy: task.balance,
+            spill,
+            routes,
+            first_tier: 0,
+        }
     }
 
     /// What each tier of all lanes needs to choose, by the tiers' numbers.
@@ -151,13 +269,17 @@ impl Lane {
         let routes = routes.map(|(place, route)| {
             let upstream = upstream_of(route, model, upstreams)?;
             let rate_limits = bounds(specs, Some((id.index(), place)), upstreams, upstream);
-            Ok(Route::new(route, model, upstream, rate_limits))
+            Ok(Route::new(id, route, model, upstream, rate_limits))
         });
         let mut routes = routes.collect::<Result<Vec<_>, _>>()?;
         routes.sort_by_key(|route| route.tier);
+        for (place, route) in routes.iter_mut().enumerate() {
+            route.place = place;
+        }
         Ok(Self {
             id,
             name: model.name.clone(),
+            task: None,
             concurrency: model.concurrency,
             is_auto: model.is_auto,
             strategy: model.balance,
@@ -170,6 +292,9 @@ impl Lane {
     /// The one lane of a configuration without models.
     fn of_all(upstreams: &[UpstreamSettings], specs: &[Spec]) -> Self {
         let route = |upstream| Route {
+            lane: LaneId(0),
+            place: upstream,
+            label: None,
             upstream,
             weight: 1,
             tier: 0,
@@ -183,6 +308,7 @@ impl Lane {
         Self {
             id: LaneId(0),
             name: "*".to_owned(),
+            task: None,
             concurrency: None,
             is_auto: false,
             strategy: Strategy::default(),
@@ -221,6 +347,7 @@ impl Lane {
 
 impl Route {
     fn new(
+        lane: LaneId,
         route: &RouteSettings,
         model: &ModelSettings,
         upstream: usize,
@@ -234,6 +361,9 @@ impl Route {
             &[&model.overrides, &route.overrides],
         );
         Self {
+            lane,
+            place: 0,
+            label: None,
             upstream,
             weight: route.weight.max(1),
             tier: route.tier,
@@ -260,6 +390,18 @@ fn bounds(
     let keys = 0..upstreams[upstream].keys.len().max(1);
     keys.map(|key| Spec::that_bound(specs, route, (upstream, key)).into())
         .collect()
+}
+
+/// When the lines of a task go to the next tier: as all of its models say; where they differ, as
+/// if they said nothing.
+fn agreed(spills: impl Iterator<Item = Spill>) -> Spill {
+    let mut spills = spills;
+    let first = spills.next().unwrap_or_default();
+    if spills.all(|one| one == first) {
+        first
+    } else {
+        Spill::default()
+    }
 }
 
 /// The number of the upstream that a route leads to.

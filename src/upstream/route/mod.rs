@@ -18,6 +18,7 @@ use crate::metrics::{CallSeconds, OTHER, metrics};
 
 pub(super) use self::lane::Lane;
 pub use self::lane::LaneId;
+use self::lane::Task;
 
 /// Names resolved by a pattern that are remembered: what users write must not fill the memory.
 const CACHED_MAX: usize = 10_000;
@@ -50,6 +51,9 @@ pub(super) struct Tier {
 pub(super) struct Target {
     /// The upstream's number.
     pub(super) upstream: usize,
+    /// The lane of the model, whose limit counts for the calls. Another one than that of the routes
+    /// where these are a task's.
+    pub(super) lane: LaneId,
     /// By each key of the upstream, in their order: one at least.
     pub(super) by_key: Box<[ByKey]>,
     pub(super) weight: u32,
@@ -97,6 +101,8 @@ pub(super) struct Routing {
     /// In the order of their numbers.
     lanes: Vec<Lane>,
     exact: HashMap<String, Arc<Routes>>,
+    /// The places of the lanes of tasks.
+    tasks: HashMap<Task, usize>,
     /// The places of the lanes for all names that begin alike, the longest beginning first. Without
     /// `[[models]]` there is one, for every name.
     patterns: Vec<usize>,
@@ -114,6 +120,8 @@ struct Known {
     /// By upstream; `None`: the upstream has never listed its models.
     reported: Vec<Option<Vec<ModelInfo>>>,
     resolved: HashMap<String, Arc<Routes>>,
+    /// Of tasks, by the place of their lanes.
+    of_tasks: HashMap<usize, Arc<Routes>>,
 }
 
 impl Routes {
@@ -144,31 +152,37 @@ impl Routing {
         upstreams: usize,
         backends: Arc<Backends>,
     ) -> Self {
-        let names = lanes.iter().map(|lane| lane.name.clone());
+        let of_models = lanes.iter().filter(|lane| lane.task.is_none());
+        let names = of_models.map(|lane| lane.name.clone());
         let names = names.filter(|name| !name.is_empty() && !name.ends_with('*'));
         let configured = is_configured.then(|| names.collect());
         let routed = || {
             let lanes = lanes.iter().enumerate();
-            lanes.filter(|(_, lane)| !lane.routes.is_empty())
+            lanes.filter(|(_, lane)| !lane.routes.is_empty() && lane.task.is_none())
         };
         let named = routed().filter(|(_, lane)| lane.prefix().is_none());
         let exact = named.map(|(_, lane)| {
-            let routes = routes_of(lane, &backends, &lane.name, &lane.name, |_| true);
+            let routes = routes_of(lane, &backends, &lane.name, &lane.name, |_, _| true);
             (lane.name.clone(), Arc::new(routes))
         });
         let exact = exact.collect();
         let patterns = routed().filter(|(_, lane)| lane.prefix().is_some());
         let mut patterns: Vec<usize> = patterns.map(|(place, _)| place).collect();
         patterns.sort_by_key(|&place| Reverse(lanes[place].name.len()));
+        let tasks = lanes.iter().enumerate();
+        let tasks = tasks.filter_map(|(place, lane)| Some((lane.task.clone()?, place)));
+        let tasks = tasks.collect();
         Self {
             lanes,
             exact,
+            tasks,
             patterns,
             by_report: !is_configured && upstreams > 1,
             configured,
             known: RwLock::new(Known {
                 reported: vec![None; upstreams],
                 resolved: HashMap::new(),
+                of_tasks: HashMap::new(),
             }),
             backends,
         }
@@ -205,12 +219,16 @@ impl Routing {
         }
         known.reported[upstream] = Some(models);
         known.resolved.clear();
+        known.of_tasks.clear();
         true
     }
 
     pub(super) fn resolve(&self, model: &str) -> Option<Arc<Routes>> {
         if let Some(routes) = self.exact.get(model) {
             return Some(Arc::clone(routes));
+        }
+        if self.is_task(model) {
+            return self.resolve_task(model, "");
         }
         let lane = self.pattern(model)?;
         let known = self.known.read().unwrap_or_else(PoisonError::into_inner);
@@ -225,6 +243,84 @@ impl Routing {
         }
         known.resolved.insert(model.to_owned(), Arc::clone(&routes));
         Some(routes)
+    }
+
+    /// Whether there is a task of this name.
+    pub(super) fn is_task(&self, name: &str) -> bool {
+        let mut tasks = self.tasks.keys();
+        tasks.any(|task| task.name == name)
+    }
+
+    /// The models that do a task, in their order.
+    pub(super) fn models_of_task(&self, name: &str) -> Option<Vec<&str>> {
+        let lane = &self.lanes[self.place_of_task(name, "")?];
+        let mut models: Vec<&str> = Vec::new();
+        for model in lane
+            .routes
+            .iter()
+            .filter_map(|route| route.label.as_deref())
+        {
+            if !models.contains(&model) {
+                models.push(model);
+            }
+        }
+        Some(models)
+    }
+
+    /// Where the lines of a task go that name a model; `""`, or the name of the task: any of its
+    /// models. `None`: there is no such task, or the model is none of its.
+    pub(super) fn resolve_task(&self, task: &str, model: &str) -> Option<Arc<Routes>> {
+        let place = self.place_of_task(task, model)?;
+        let known = self.known.read().unwrap_or_else(PoisonError::into_inner);
+        if let Some(routes) = known.of_tasks.get(&place) {
+            return Some(Arc::clone(routes));
+        }
+        drop(known);
+        let mut known = self.known.write().unwrap_or_else(PoisonError::into_inner);
+        let lane = &self.lanes[place];
+        let has = |upstream: usize, model: &str| {
+            let listed = known.reported[upstream].as_ref();
+            listed.map(|models| models.iter().any(|known| known.id == model))
+        };
+        let routes = |takes: fn(Option<bool>) -> bool| {
+            routes_of(lane, &self.backends, task, task, |upstream, model| {
+                !self.by_report || takes(has(upstream, model))
+            })
+        };
+        let mut found = routes(|has| has == Some(true));
+        if found.targets.is_empty() {
+            // No upstream lists a model; those that have never listed anything may have it.
+            found = routes(|has| has.is_none());
+        }
+        if found.targets.is_empty() {
+            return None;
+        }
+        let found = known
+            .of_tasks
+            .entry(place)
+            .or_insert_with(|| Arc::new(found));
+        Some(Arc::clone(found))
+    }
+
+    /// The place of the lane of a task's lines that name a model.
+    fn place_of_task(&self, task: &str, model: &str) -> Option<usize> {
+        let name = task.to_owned();
+        let any = Task { name, model: None };
+        let of_any = *self.tasks.get(&any)?;
+        if model.is_empty() || model == task {
+            return Some(of_any);
+        }
+        let one = Task {
+            model: Some(model.to_owned()),
+            ..any
+        };
+        let of_one = self.tasks.get(&one).copied();
+        // A task of one model has one lane.
+        of_one.or_else(|| {
+            let mut routes = self.lanes[of_any].routes.iter();
+            let is_only = routes.all(|route| route.label.as_deref() == Some(model));
+            is_only.then_some(of_any)
+        })
     }
 
     /// The lane of a model that no lane is for alone.
@@ -245,23 +341,23 @@ impl Routing {
         let model = listed.as_deref().unwrap_or(model);
         let has = |models: &Vec<ModelInfo>| models.iter().any(|known| known.id == model);
         if !self.by_report || model.is_empty() {
-            return Some(routes_of(lane, &self.backends, model, label, |_| true));
+            return Some(routes_of(lane, &self.backends, model, label, |_, _| true));
         }
-        let routes = routes_of(lane, &self.backends, model, label, |upstream| {
+        let routes = routes_of(lane, &self.backends, model, label, |upstream, _| {
             reported[upstream].as_ref().is_some_and(has)
         });
         if !routes.targets.is_empty() {
             return Some(routes);
         }
         // No upstream lists the model; those that have never listed anything may have it.
-        let routes = routes_of(lane, &self.backends, model, label, |upstream| {
+        let routes = routes_of(lane, &self.backends, model, label, |upstream, _| {
             reported[upstream].is_none()
         });
         (!routes.targets.is_empty()).then_some(routes)
     }
 
     pub(super) fn label(&self, model: &str) -> String {
-        if model.is_empty() || self.exact.contains_key(model) {
+        if model.is_empty() || self.exact.contains_key(model) || self.is_task(model) {
             return if model.is_empty() { OTHER } else { model }.to_owned();
         }
         let known = self.known.read().unwrap_or_else(PoisonError::into_inner);
@@ -295,21 +391,26 @@ fn label_of(lane: &Lane) -> &str {
     if lane.name == "*" { OTHER } else { &lane.name }
 }
 
-/// The routes of a lane to those upstreams. `label`: what metrics call the model.
+/// The routes of a lane to those upstreams, by what they call the model. `label`: what metrics call
+/// the model, where the route does not say.
 fn routes_of(
     lane: &Lane,
     backends: &Backends,
     model: &str,
     label: &str,
-    goes_to: impl Fn(usize) -> bool,
+    goes_to: impl Fn(usize, &str) -> bool,
 ) -> Routes {
     let mut targets = Vec::with_capacity(lane.routes.len());
     let mut tiers = Vec::new();
     for (place, routes) in lane.tiers().enumerate() {
         let first = targets.len();
-        let routes = routes.iter().filter(|route| goes_to(route.upstream));
+        let routes = routes.iter().filter(|route| {
+            let model = route.rename.as_deref().unwrap_or(model);
+            goes_to(route.upstream, model)
+        });
         targets.extend(routes.map(|route| {
             let model = route.rename.clone().unwrap_or_else(|| model.into());
+            let label = route.label.as_deref().unwrap_or(label);
             let by_key = route.rate_limits.iter().enumerate();
             let by_key = by_key.map(|(key, rate_limits)| ByKey {
                 backend: backends.get(route.upstream, key, &model),
@@ -317,6 +418,7 @@ fn routes_of(
             });
             Target {
                 upstream: route.upstream,
+                lane: route.lane,
                 by_key: by_key.collect(),
                 weight: route.weight,
                 edit: route.edit.clone(),

@@ -56,6 +56,8 @@ struct ForLine<'a> {
     /// Calls in flight by the routes that have a limit.
     by_route: &'a [usize],
     meters: &'a [Meter],
+    /// Calls in flight by the lane of the model.
+    by_lane: &'a [usize],
     limits: &'a Limits,
     line: &'a Line<'a>,
     /// What the line avoids more than this does not take it.
@@ -120,7 +122,7 @@ impl Candidates for ForLine<'_> {
 
     fn load(&self, index: usize) -> Option<Load> {
         let target = &self.targets[index];
-        let counts = (self.upstreams, self.by_route, self.meters);
+        let counts = (self.upstreams, self.by_route, self.by_lane, self.meters);
         if !has_place(target, counts, self.limits) {
             return None;
         }
@@ -181,6 +183,7 @@ impl Targets {
             let room = self.limits.of_window(window);
             state.meters[window].start(room)
         });
+        state.by_lane[target.lane.index()] += 1;
         let charges = gate.map(|gate| {
             let tokens = target.tokens(gate.size);
             Box::new(gate.take(&target.by_key[key].rate_limits, tokens))
@@ -234,6 +237,7 @@ impl Targets {
                 upstreams: &state.upstreams,
                 by_route: &state.by_route,
                 meters: &state.meters,
+                by_lane: &state.by_lane,
                 limits: &self.limits,
                 line,
                 most,
@@ -266,15 +270,17 @@ impl Targets {
 /// Whether fewer calls are in flight at a target than may be.
 pub(super) fn has_place(
     target: &Target,
-    (upstreams, by_route, meters): (&[Upstream], &[usize], &[Meter]),
+    (upstreams, by_route, by_lane, meters): (&[Upstream], &[usize], &[usize], &[Meter]),
     limits: &Limits,
 ) -> bool {
     let upstream = target.upstream;
     let by_route = |limit: usize| by_route[limit] < limits.of_route(limit);
     let in_window = |window: usize| meters[window].in_flight() < limits.of_window(window);
+    let of_lane = |limit: usize| by_lane[target.lane.index()] < limits.share(limit);
     upstreams[upstream].in_flight() < limits.share(upstream)
         && target.limit.is_none_or(by_route)
         && target.window.is_none_or(in_window)
+        && limits.of_lane(target.lane).is_none_or(of_lane)
 }
 
 impl State {

@@ -161,7 +161,9 @@ impl Targets {
             let window = target
                 .window
                 .map(|window| self.limits.windows().start + window);
-            let own = of_route.into_iter().chain(window);
+            let of_model = Some(target.lane).filter(|lane| *lane != routes.lane);
+            let of_model = of_model.and_then(|lane| self.limits.of_lane(lane));
+            let own = of_route.into_iter().chain(window).chain(of_model);
             own.chain([target.upstream])
         })
     }

@@ -35,7 +35,12 @@ impl Targets {
         for (place, target) in routes.targets.iter().enumerate() {
             let tokens = target.tokens(gate.size);
             let upstream = &state.upstreams[target.upstream];
-            let counts = (&*state.upstreams, &*state.by_route, &*state.meters);
+            let counts = (
+                &*state.upstreams,
+                &*state.by_route,
+                &*state.by_lane,
+                &*state.meters,
+            );
             let may_go =
                 place < reach && has_place(target, counts, &self.limits) && !state.is_hopeless();
             for (key, by_key) in target.by_key.iter().enumerate() {

@@ -58,6 +58,8 @@ pub(super) struct State {
     pub(super) by_route: Vec<usize>,
     /// What is counted of each window, by the windows' numbers.
     pub(super) meters: Vec<Meter>,
+    /// Calls in flight by the lane of the model, be they of the model's lines or of a task's.
+    pub(super) by_lane: Vec<usize>,
     pub(super) giving_up: GivingUp,
     /// Waiting lines may be due now: the success that they waited for has come, or an operator has
     /// mended what they failed at.
@@ -75,6 +77,7 @@ impl Targets {
         fail_fast: Option<FailFast>,
     ) -> Self {
         let by_route = vec![0; limits.routes().len()];
+        let by_lane = vec![0; limits.lanes().count()];
         let (urls, upstreams): (Vec<String>, Vec<Upstream>) = upstreams.into_iter().unzip();
         let is_troubled = upstreams.iter().any(|one| one.switched().is_disabled());
         Self {
@@ -94,6 +97,7 @@ impl Targets {
                 begun: 0,
                 by_route,
                 meters: windows.meters(),
+                by_lane,
                 giving_up: GivingUp::new(fail_fast),
                 is_hastened: false,
             }),
@@ -121,6 +125,12 @@ impl Targets {
     #[must_use]
     pub fn in_flight(&self) -> Vec<usize> {
         self.read(|upstreams| upstreams.iter().map(Upstream::in_flight).collect())
+    }
+
+    /// Calls in flight by the lanes of models, whether they are of the model's lines or of a task's.
+    #[must_use]
+    pub fn in_flight_by_lane(&self) -> Vec<usize> {
+        self.lock().by_lane.clone()
     }
 
     /// Calls in flight by the routes that have a limit, in the order of these limits.
@@ -229,6 +239,7 @@ impl State {
         if let Some(limit) = target.limit {
             self.by_route[limit] -= 1;
         }
+        self.by_lane[target.lane.index()] -= 1;
     }
 
     /// Whether the breakers let a line be sent to a target, by any of its keys.

@@ -254,6 +254,7 @@ pub(super) fn settings(upstreams: Vec<UpstreamSettings>, models: Vec<ModelSettin
             max_backoff: Duration::from_millis(100),
             longest_wait: Duration::from_mins(10),
         },
+        tasks: Vec::new(),
         max_in_flight_bytes: 1 << 26,
     }
 }

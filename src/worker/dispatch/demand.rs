@@ -3,6 +3,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
+use super::ledger::run_queues::Lane;
 use super::shared::SharedLedger;
 use super::tenants::Tenants;
 use crate::upstream::{Pool, Routes};
@@ -139,9 +140,12 @@ impl Demand {
         let ledger = self.ledger.lock();
         let mut in_flight = self.pool.targets().in_flight();
         in_flight.resize(limits.all().count(), 0);
-        for (id, lane) in ledger.run_queues().lanes() {
+        let by_lane = self.pool.targets().in_flight_by_lane();
+        for ((id, _), calls) in limits.lanes().zip(by_lane) {
             if let Some(limit) = limits.of_lane(id) {
-                in_flight[limit] = lane.in_flight();
+                // Lines of tasks count for the limits of models, too.
+                let lane = ledger.run_queues().lane(id);
+                in_flight[limit] = lane.map_or(0, Lane::in_flight).max(calls);
             }
         }
         let by_route = self.pool.targets().in_flight_by_route();

@@ -193,6 +193,7 @@ impl<'a> Simulation<'a> {
                 id: id.as_str().into(),
                 tenant: format!("tenant-{}", arrival.tenant).into(),
                 endpoint: &ENDPOINTS[0],
+                task: None,
                 priority: 0,
                 deadline: deadline.map_or(i64::MAX, |ms| ms.expect("is short")),
                 created_at: i64::try_from(arrival.at_ms).expect("is short"),

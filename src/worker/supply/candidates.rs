@@ -23,6 +23,10 @@ pub(super) struct Candidate {
 /// What there is to lease in a lane, by tenant.
 pub(super) type ByTenant = HashMap<Arc<str>, Vec<Candidate>>;
 
+/// Open routes by model, and whether this process has a share of their limits. `None`: they are not
+/// open.
+type ByModel = HashMap<String, Option<(Arc<Routes>, bool)>>;
+
 /// What there is to lease.
 pub(super) struct Candidates {
     pub by_lane: BTreeMap<LaneId, ByTenant>,
@@ -107,9 +111,9 @@ impl Selector {
     pub(super) fn select(&mut self, backlog: Vec<Backlog>) -> Candidates {
         let mut by_lane: BTreeMap<LaneId, ByTenant> = BTreeMap::new();
         let mut open: HashMap<(LaneId, Vec<usize>), Open> = HashMap::new();
-        // Many batches name the same model, so the answer is kept by model: its routes, if they
-        // are open, and whether this process has a share of their limits.
-        let mut known: HashMap<String, Option<(Arc<Routes>, bool)>> = HashMap::new();
+        // Many batches name the same model, so the answer is kept by task and model: its routes, if
+        // they are open, and whether this process has a share of their limits.
+        let mut known: HashMap<Option<String>, ByModel> = HashMap::new();
         let mut tenants: HashMap<String, TenantState> = HashMap::new();
         for row in backlog {
             if row.state.status != Status::InProgress
@@ -117,14 +121,20 @@ impl Selector {
             {
                 continue;
             }
-            if !known.contains_key(&row.model) {
+            if !known.contains_key(&row.task) {
+                known.insert(row.task.clone(), ByModel::new());
+            }
+            let Some(of_task) = known.get_mut(&row.task) else {
+                continue;
+            };
+            if !of_task.contains_key(&row.model) {
                 let routes = self.open_routes(&row).map(|routes| {
                     let has_share = self.pool.targets().has_share(&routes);
                     (routes, has_share)
                 });
-                known.insert(row.model.clone(), routes);
+                of_task.insert(row.model.clone(), routes);
             }
-            let Some(Some((routes, has_share))) = known.get(&row.model) else {
+            let Some(Some((routes, has_share))) = of_task.get(&row.model) else {
                 continue;
             };
             let tenant = row.tenant.as_str();
@@ -182,12 +192,13 @@ impl Selector {
 
     /// The routes of a row's model, if they are open.
     fn open_routes(&mut self, row: &Backlog) -> Option<Arc<Routes>> {
-        let routes = self.pool.resolve(&row.model);
+        let routes = self.pool.resolve_for(row.task.as_deref(), &row.model);
         if routes.is_some() {
             self.unserved.remove(&row.model);
         } else if self.unserved.insert(row.model.clone()) {
             tracing::warn!(
                 model.name = row.model,
+                task.name = row.task,
                 batch.id = row.batch_id,
                 "no upstream serves this model any more; its lines wait until one does, or until \
                  their window ends"

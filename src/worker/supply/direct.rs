@@ -79,9 +79,9 @@ impl DirectLeases {
         }
         let (mut rooms, mut of_tenants) = (HashMap::new(), HashMap::new());
         for batch in batches {
-            let routes = batch
-                .only_model()
-                .and_then(|model| self.pool.resolve(model));
+            let task = batch.task.as_deref();
+            let model = batch.only_model();
+            let routes = model.and_then(|model| self.pool.resolve_for(task, model));
             let targets = self.pool.targets();
             let Some(routes) =
                 routes.filter(|routes| targets.was_open(routes) && targets.has_share(routes))

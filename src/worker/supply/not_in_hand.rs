@@ -66,12 +66,14 @@ impl UnitSizes {
         unread: impl Iterator<Item = &'a UnreadUnit>,
     ) -> Vec<NotInHand> {
         self.forget(backlog);
-        let mut known: HashMap<&str, Option<Arc<Routes>>> = HashMap::new();
+        let mut known: HashMap<(Option<&str>, &str), Option<Arc<Routes>>> = HashMap::new();
         let mut lines = Vec::new();
         for row in backlog {
-            let routes = known
-                .entry(&row.model)
-                .or_insert_with(|| pool.resolve(&row.model).filter(|one| one.spill_late()));
+            let (task, model) = (row.task.as_deref(), row.model.as_str());
+            let routes = known.entry((task, model)).or_insert_with(|| {
+                let routes = pool.resolve_for(task, model);
+                routes.filter(|routes| routes.spill_late())
+            });
             if let (Some(routes), Status::InProgress) = (routes, row.state.status) {
                 lines.push(NotInHand {
                     lane: routes.lane,

@@ -205,7 +205,8 @@ impl Prefetch {
             batch,
             routes,
         } = unread;
-        let metrics = crate::metrics::metrics().model(&self.pool.label(&model));
+        let label = self.pool.label_for(batch.task.as_deref(), &model);
+        let metrics = crate::metrics::metrics().model(&label);
         if !self.ownership.owns(&leased.lease) {
             // Lost to another replica since it was leased.
             return Ok(());

@@ -38,7 +38,7 @@ pub(super) fn release_stuck(ledger: &SharedLedger, pool: &Pool) -> Vec<UnitLease
         };
         let since = pool.targets().closed_since(routes);
         since.is_some_and(|since| since.elapsed() >= STUCK_AFTER)
-            && (are_shared || !pool.is_current(routes, &unit.model))
+            && (are_shared || !pool.is_current(routes, unit.batch.task.as_deref(), &unit.model))
     })
 }
 

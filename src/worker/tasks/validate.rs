@@ -291,19 +291,38 @@ impl Validate {
                 None,
             ));
         }
-        let of_lines = input.findings.for_endpoint(&batch.endpoint);
-        findings::report([of_file, of_lines, self.unknown_models(input, allowance)])
+        let task = batch.task.as_deref();
+        let of_lines = input.findings.for_batch(&batch.endpoint, task.is_some());
+        let unknown = self.unknown_models(input, task, allowance);
+        findings::report([of_file, of_lines, unknown])
     }
 
-    /// A finding for each of the first lines whose model no route serves, or the tenant may not use.
-    fn unknown_models(&self, input: &Input, allowance: &Allowance) -> Vec<Finding> {
+    /// A finding for each of the first lines whose model no route serves, or the tenant may not use,
+    /// or the batch's task does not have.
+    fn unknown_models(
+        &self,
+        input: &Input,
+        task: Option<&str>,
+        allowance: &Allowance,
+    ) -> Vec<Finding> {
+        let may_use = |model: &str| match self.pool.models_of_task(task.unwrap_or(model)) {
+            // The models of a task do what its lines ask for, so all of them must be allowed.
+            Some(models) => models.iter().all(|model| allowance.may_use(model)),
+            None => allowance.may_use(model),
+        };
+        let has_task = task.is_none_or(|task| self.pool.models_of_task(task).is_some());
         let unknown = input.models.iter().filter(|model| {
-            !allowance.may_use(&model.name) || self.pool.resolve(&model.name).is_none()
+            !has_task || !may_use(&model.name) || self.pool.resolve_for(task, &model.name).is_none()
         });
         let unknown = unknown.map(|model| (model.name.as_str(), model.first_lines.as_slice()));
+        let fault = |model: &str| match task {
+            Some(task) if !has_task || !may_use(model) => Fault::invalid_task(task, None),
+            Some(task) => Fault::invalid_task(task, Some(model)),
+            None => Fault::model_not_found(model),
+        };
         let lines = first_lines(unknown).into_iter();
         lines
-            .map(|(line, model)| Finding::of_line(line, Fault::model_not_found(model)))
+            .map(|(line, model)| Finding::of_line(line, fault(model)))
             .collect()
     }
 }

@@ -22,6 +22,8 @@ pub(crate) struct BatchContext {
     pub id: Arc<str>,
     pub tenant: Arc<str>,
     pub endpoint: &'static Endpoint,
+    /// What is to be done with all its lines.
+    pub task: Option<Arc<str>>,
     pub priority: i64,
     /// Milliseconds since the epoch. `i64::MAX` for a batch without a window.
     pub deadline: i64,
@@ -38,6 +40,7 @@ impl BatchContext {
             id: backlog.batch_id.as_str().into(),
             tenant: backlog.tenant.as_str().into(),
             endpoint,
+            task: backlog.task.as_deref().map(Into::into),
             priority: backlog.priority,
             deadline: backlog.expires_at.unwrap_or(i64::MAX),
             created_at: backlog.created_at,

@@ -95,6 +95,12 @@ async fn a_server_that_is_older_than_the_schema_says_so_and_stops() {
     }
 }
 
+/// What a database had before version 22.
+const BEFORE_22: &str = "
+    ALTER TABLE batches DROP COLUMN task;
+    DELETE FROM _sqlx_migrations WHERE version = 22;
+";
+
 /// What a database had before version 21.
 const BEFORE_21: &str = "
     DROP TABLE gates;
@@ -105,6 +111,12 @@ const BEFORE_21: &str = "
         PRIMARY KEY (upstream, model)
     );
     DELETE FROM _sqlx_migrations WHERE version = 21;
+";
+
+/// What a database had before version 20.
+const BEFORE_20: &str = "
+    DROP TABLE auto_windows;
+    DELETE FROM _sqlx_migrations WHERE version = 20;
 ";
 
 /// What a database had before version 19.
@@ -222,8 +234,10 @@ async fn a_batch_that_goes_on_from(earlier: &[&str]) -> (Server, Batch) {
 }
 
 async fn a_database_of_the_version_before_opens_and_its_live_batches_go_on() {
-    a_batch_that_goes_on_from(&[BEFORE_21]).await;
-    let all = [BEFORE_21, BEFORE_19, BEFORE_18, BEFORE_17, BEFORE_13];
+    a_batch_that_goes_on_from(&[BEFORE_22]).await;
+    let all = [
+        BEFORE_22, BEFORE_21, BEFORE_20, BEFORE_19, BEFORE_18, BEFORE_17, BEFORE_13,
+    ];
     a_batch_that_goes_on_from(&all).await;
 }
 

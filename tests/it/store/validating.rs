@@ -20,6 +20,7 @@ impl Fixture {
             key_id: None,
             endpoint: CHAT.to_owned(),
             input_file_id: file.to_owned(),
+            task: None,
             completion_window: "1h".to_owned(),
             output_expires_seconds: 3600,
             metadata: None,

@@ -30,6 +30,7 @@ fn unit(
         id: format!("batch-{tenant}-{batch}").into(),
         tenant: format!("tenant-{tenant}").into(),
         endpoint: &ENDPOINTS[0],
+        task: None,
         priority: 0,
         deadline: i64::MAX,
         created_at: 0,

@@ -17,6 +17,7 @@ fn candidates(count: usize) -> Vec<Candidate> {
                 tenant: "tenant".to_owned(),
                 endpoint: endpoint::ENDPOINTS[0].path.to_owned(),
                 input_file_id: "file".to_owned(),
+                task: None,
                 priority: 0,
                 created_at: 0,
                 expires_at: None,
