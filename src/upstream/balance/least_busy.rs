@@ -34,8 +34,42 @@ pub(super) fn is_less_busy(one: Load, other: Load) -> bool {
 
 #[cfg(test)]
 mod tests {
+    use proptest::prelude::*;
+    use proptest::sample::Index;
+
     use super::super::testing::{Field, spread};
     use super::*;
+
+    proptest! {
+        /// Whatever begins and ends, no target with a place has less in flight for its weight than
+        /// the one that takes the line.
+        #[test]
+        fn the_least_busy_for_its_weight_takes_the_line(
+            weights in proptest::collection::vec(1_u32..10, 1..6),
+            places in 1_usize..20,
+            steps in proptest::collection::vec(any::<(bool, Index)>(), 0..200),
+        ) {
+            let mut field = Field::new(&weights, places);
+            let mut balancer = LeastBusy::default();
+            for (ends, which) in steps {
+                if ends {
+                    let ended = &mut field.in_flight[which.index(weights.len())];
+                    *ended = ended.saturating_sub(1);
+                    continue;
+                }
+                let Some(chosen) = balancer.choose(&field) else {
+                    prop_assert!(field.in_flight.iter().all(|calls| *calls == places));
+                    continue;
+                };
+                for (other, &calls) in field.in_flight.iter().enumerate() {
+                    let of_chosen = field.in_flight[chosen] * weights[other] as usize;
+                    let of_other = calls * weights[chosen] as usize;
+                    prop_assert!(calls == places || of_chosen <= of_other);
+                }
+                field.in_flight[chosen] += 1;
+            }
+        }
+    }
 
     #[test]
     fn lines_spread_by_weight_as_far_as_there_are_places() {
