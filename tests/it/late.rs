@@ -8,8 +8,8 @@ use serde_json::{Value, json};
 use crate::support::metrics::operator;
 use crate::support::{Batch, CHAT, Server, chat, client_with, eventually, ids, on_every_engine};
 
-/// The own tier: fifty lines a second.
-const PLACES: usize = 15;
+/// The own tier: twenty lines a second.
+const PLACES: usize = 6;
 const CALL: Duration = Duration::from_millis(300);
 /// The shortest window that there is.
 const WINDOW: &str = "1m";
@@ -101,7 +101,7 @@ async fn a_batch_that_would_be_late_pays_for_what_is_needed_and_makes_it() {
 
 async fn a_batch_that_makes_its_window_pays_for_nothing() {
     let world = World::new().await;
-    let (batch, count) = world.create(0.7).await;
+    let (batch, count) = world.create(0.6).await;
     let ended = world.ended(&batch).await;
     assert_eq!(ended.counts.completed, count, "{ended}");
     assert_eq!(world.paid.stats().total.calls, 0);
