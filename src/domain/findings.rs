@@ -241,18 +241,19 @@ impl Findings {
         let mut lists = vec![self.of_file.clone(), self.envelopes.clone()];
         for (name, requests) in &self.endpoints {
             let is_any = endpoint == ANY.path;
+            let is_own = is_any || name == endpoint;
+            if is_own && !has_task && !(is_any && name.is_empty()) {
+                lists.push(requests.unnamed.clone());
+            }
             lists.push(if is_any && name.is_empty() {
                 let lines = requests.lines.iter();
                 lines
                     .map(|&line| Finding::of_line(line, Fault::unknown_url()))
                     .collect()
-            } else if is_any || name == endpoint {
+            } else if is_own {
                 let needs_model = |finding: &Finding| {
                     finding.code == Fault::MISSING && finding.param.as_deref() == Some(line::MODEL)
                 };
-                if !has_task {
-                    lists.push(requests.unnamed.clone());
-                }
                 let faults = requests.faults.iter();
                 let faults = faults.filter(|fault| !has_task || !needs_model(fault));
                 faults.cloned().collect()

@@ -97,7 +97,7 @@ async fn a_task_stands_for_its_models_and_fills_in_what_lines_leave_out() {
         assert_eq!(sent["b"], "line");
         assert_eq!(sent["c"], of_small("route"));
         assert_eq!(sent["u"], 1, "unknown keys stay");
-        let over = |of_small: &str| if is_small { of_small } else { "task" };
+        let over = |of_small: &'static str| if is_small { of_small } else { "task" };
         assert_eq!(sent["x"], over("route"), "of task < model < route");
         assert_eq!(sent["y"], over("model"));
         assert_eq!(sent["z"], "task");
