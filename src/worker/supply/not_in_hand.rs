@@ -37,13 +37,16 @@ impl UnitSizes {
     }
 
     /// How many lines the waiting units of a row have, at the average of those that were leased, or
-    /// else at most.
+    /// else at most. The last unit of a batch is what is left of its lines, and is leased last.
     fn lines_of(&self, row: &Backlog) -> f64 {
         let most = lines_of(row) as f64;
         let leased = self.leased.get(&(row.batch_id.clone(), row.model_no));
         leased.map_or(most, |&(units, lines)| {
-            let average = lines as f64 / units.max(1) as f64;
-            (average * row.waiting as f64).min(most)
+            let average = (lines as f64 / units.max(1) as f64).max(1.0);
+            let total = row.total as f64;
+            let last = total - ((total / average).ceil() - 1.0) * average;
+            let others = (row.waiting - 1).max(0) as f64;
+            (average * others + last).min(most)
         })
     }
 
