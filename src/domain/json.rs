@@ -12,22 +12,7 @@ use memchr::memchr2_iter;
 use serde::de::IgnoredAny;
 
 use self::scan::{Scanner, plain};
-
-/// Whether a byte is white space between tokens.
-#[must_use]
-#[inline]
-pub fn is_space(byte: u8) -> bool {
-    matches!(byte, b' ' | b'\t' | b'\n' | b'\r')
-}
-
-/// How a JSON text is written.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Shape {
-    /// How deep arrays and objects stand in each other: 0 where there are none.
-    pub depth: usize,
-    /// There is no white space between tokens.
-    pub is_tight: bool,
-}
+pub use self::scan::{Shape, is_space};
 
 /// Whether a text is one JSON value.
 #[must_use]

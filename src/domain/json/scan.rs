@@ -8,12 +8,26 @@ use std::borrow::Cow;
 
 use memchr::memchr2;
 
-use super::{Shape, is_space};
-
 /// So many words of a string are looked at one by one: most strings end within them.
 const NEAR_WORDS: usize = 4;
 /// So many of the bytes beyond are looked at in one piece.
 const PIECE_BYTES: usize = 256;
+
+/// Whether a byte is white space between tokens.
+#[must_use]
+#[inline]
+pub fn is_space(byte: u8) -> bool {
+    matches!(byte, b' ' | b'\t' | b'\n' | b'\r')
+}
+
+/// How a JSON text is written.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Shape {
+    /// How deep arrays and objects stand in each other: 0 where there are none.
+    pub depth: usize,
+    /// There is no white space between tokens.
+    pub is_tight: bool,
+}
 
 pub(super) struct Scanner<'a> {
     text: &'a str,
