@@ -17,10 +17,17 @@ use clock::{Uptime, millis};
 
 /// How often a lease is renewed within its lifetime. A replica that dies right after a renewal is
 /// missed one lifetime later, however often it renews; but the more renewals there are, the more
-/// of them may fail.
-const RENEWALS_PER_TTL: u32 = 10;
+/// of them may fail. Each renewal is a version of a row. With four, two tries may hang one after the
+/// other.
+const RENEWALS_PER_TTL: u32 = 4;
+/// The same of a replica with a name. Its successor waits for as long as the replica trusts its
+/// lease, which is longer the longer the time between two renewals is.
+const RENEWALS_PER_TTL_NAMED: u32 = 10;
 /// The same where no other process can take over. Each renewal is a write to somebody's disk.
 const RENEWALS_PER_TTL_ALONE: u32 = 3;
+/// How often, within a lease's lifetime, a process looks for leases that have run out, and tries
+/// again after a renewal that has failed.
+const LOOKS_PER_TTL: u32 = 10;
 const RENEW_INTERVAL_MIN: Duration = Duration::from_millis(100);
 /// One try to renew the lease may take this part of the lease's lifetime, so that another
 /// connection can be tried before the lifetime is over…
@@ -40,6 +47,7 @@ pub(crate) struct Lease {
     ttl: Duration,
     safe_ttl: Duration,
     renew_interval: Duration,
+    look_interval: Duration,
     attempt_timeout: Duration,
     /// No other process can hold a lease.
     exclusive: bool,
@@ -69,11 +77,12 @@ impl Lease {
         } else {
             ttl
         };
-        let renew_interval = if exclusive {
-            (ttl / RENEWALS_PER_TTL_ALONE).max(RENEW_INTERVAL_MIN)
-        } else {
-            renew_interval(pace)
+        let renewals = match (exclusive, has_successor) {
+            (true, _) => RENEWALS_PER_TTL_ALONE,
+            (false, true) => RENEWALS_PER_TTL_NAMED,
+            (false, false) => RENEWALS_PER_TTL,
         };
+        let renew_interval = interval(pace, renewals);
         let safe_ttl = if has_successor { safe_ttl(pace) } else { ttl };
         let replica = Replica {
             token: id::incarnation(),
@@ -91,6 +100,7 @@ impl Lease {
             ttl,
             safe_ttl,
             renew_interval,
+            look_interval: interval(pace, LOOKS_PER_TTL).min(renew_interval),
             attempt_timeout: attempt_timeout(pace),
             exclusive,
             renewals: Mutex::new(Renewals {
@@ -173,6 +183,12 @@ impl Lease {
         self.renew_interval
     }
 
+    /// How long to wait between looks for leases that have run out, and after a renewal that has
+    /// failed.
+    pub(crate) fn look_interval(&self) -> Duration {
+        self.look_interval
+    }
+
     fn renewals(&self) -> MutexGuard<'_, Renewals> {
         self.renewals.lock().unwrap_or_else(PoisonError::into_inner)
     }
@@ -213,9 +229,14 @@ async fn enter(store: &Store, replica: &Replica) -> store::Result<Uptime> {
     }
 }
 
-/// How long to wait between renewals, where other processes can take over.
-fn renew_interval(ttl: Duration) -> Duration {
-    (ttl / RENEWALS_PER_TTL).max(RENEW_INTERVAL_MIN)
+/// How long to wait between so many renewals, or looks, in a lifetime of a lease.
+fn interval(ttl: Duration, per_ttl: u32) -> Duration {
+    (ttl / per_ttl).max(RENEW_INTERVAL_MIN)
+}
+
+/// How long a replica with a name waits between renewals.
+fn named_interval(ttl: Duration) -> Duration {
+    interval(ttl, RENEWALS_PER_TTL_NAMED)
 }
 
 fn attempt_timeout(ttl: Duration) -> Duration {
@@ -226,13 +247,13 @@ fn attempt_timeout(ttl: Duration) -> Duration {
 /// connection, and the next try still succeed. This is shorter than the lease's lifetime, because
 /// a process that is started again under the name must wait for as long.
 fn safe_ttl(ttl: Duration) -> Duration {
-    (attempt_timeout(ttl) + 2 * renew_interval(ttl)).min(ttl)
+    (attempt_timeout(ttl) + 2 * named_interval(ttl)).min(ttl)
 }
 
 /// How long a namesake that renews its lease at this interval is watched. If the lease was not
 /// renewed in that time, the namesake is dead, or does not trust its lease any more.
 fn watch(interval: Duration) -> Duration {
-    safe_ttl(interval * RENEWALS_PER_TTL) + WATCH_SLACK
+    safe_ttl(interval * RENEWALS_PER_TTL_NAMED) + WATCH_SLACK
 }
 
 #[cfg(test)]
@@ -246,7 +267,7 @@ mod tests {
         fn a_namesake_is_watched_for_longer_than_it_trusts_its_lease(ms in 1_000_u64..100_000_000) {
             let ttl = Duration::from_millis(ms);
             // The interval as the store keeps it.
-            let interval = millis(renew_interval(ttl));
+            let interval = millis(named_interval(ttl));
             let interval = Duration::from_millis(u64::try_from(interval).unwrap());
             prop_assert!(watch(interval) > safe_ttl(ttl));
             // No replica trusts its lease for longer than others wait.
@@ -257,14 +278,14 @@ mod tests {
         fn one_renewal_may_hang_without_costing_the_lease(ms in 2_000_u64..100_000_000) {
             let ttl = Duration::from_millis(ms);
             // A renewal that comes in time hangs, and the next one has an interval's time.
-            let hangs = renew_interval(ttl) + attempt_timeout(ttl);
-            prop_assert!(safe_ttl(ttl) >= hangs + renew_interval(ttl));
+            let hangs = named_interval(ttl) + attempt_timeout(ttl);
+            prop_assert!(safe_ttl(ttl) >= hangs + named_interval(ttl));
         }
     }
 
     #[test]
     fn with_the_usual_lease_a_namesake_is_watched_for_less_than_the_lease() {
         let ttl = Duration::from_secs(10);
-        assert!(watch(renew_interval(ttl)) < ttl);
+        assert!(watch(named_interval(ttl)) < ttl);
     }
 }

@@ -45,6 +45,8 @@ pub struct ShareBook {
 pub struct ShareEntry {
     /// This process's shares, by the limit's name.
     pub shares: BTreeMap<String, Share>,
+    /// The lease on them lasts long enough yet: it is not renewed, since that is a write.
+    pub lease_lasts: bool,
     /// Shares of processes that are gone, by limit and token: they are given out again.
     pub forgotten: Vec<(String, String)>,
     /// Gates that others may not know of.
@@ -66,9 +68,9 @@ struct Row {
 
 impl Store {
     /// Exchanges shares in one transaction: reads what all processes hold, lets `decide` choose
-    /// what this process holds, and writes that. No other exchange runs in between. The shares
-    /// belong to this process for `ttl_ms`, counted from before the call. `windows`: the names of
-    /// those that are found out.
+    /// what this process holds, and writes what of that has changed. No other exchange runs in
+    /// between. Unless [`ShareEntry::lease_lasts`], the shares belong to this process for `ttl_ms`,
+    /// counted from before the call. `windows`: the names of those that are found out.
     ///
     /// # Errors
     /// When the database fails, or the lock of the exchange is not acquired within half of `ttl_ms`.
@@ -84,7 +86,9 @@ impl Store {
         let mut book = self.read_book(&mut tx).await?;
         book.windows = self.read_windows(&mut tx, windows).await?;
         let (entry, outcome) = decide(&book);
-        self.write_holder(&mut tx, token, ttl_ms).await?;
+        if !entry.lease_lasts {
+            self.write_holder(&mut tx, token, ttl_ms).await?;
+        }
         let mine = book.holders.iter().find(|holder| holder.token == token);
         let written = mine.map(|holder| &holder.shares);
         let changed: Vec<(&String, &Share)> = entry

@@ -1,6 +1,7 @@
 //! Whether this process may send: its lease and its shares of limits are its own at this moment.
 
 use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
 
 use super::Lease;
 use super::clock::Uptime;
@@ -31,12 +32,17 @@ impl Authority {
     /// Whether this process's shares of the limits are still its own. A process that has not
     /// completed an exchange for too long has lost them to others.
     pub(crate) fn holds_shares(&self) -> bool {
+        self.holds_shares_for(Duration::ZERO)
+    }
+
+    /// Whether they are its own for so long yet.
+    pub(crate) fn holds_shares_for(&self, time: Duration) -> bool {
         if !self.pool.limits().are_shared() {
             return true;
         }
         let until = self.shares_until.lock();
         let until = *until.unwrap_or_else(PoisonError::into_inner);
-        until.is_some_and(|until| Uptime::now() < until)
+        until.is_some_and(|until| Uptime::now() + time < until)
     }
 
     /// The shares of an exchange are this process's until this moment.

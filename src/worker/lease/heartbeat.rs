@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 
-use tokio::time::MissedTickBehavior;
+use tokio::time::{Instant, MissedTickBehavior};
 use tokio_util::sync::CancellationToken;
 
 use super::Lease;
@@ -26,6 +26,7 @@ impl Heartbeat {
             // A connection that was cut without a word must not be waited for until the lease has
             // lapsed.
             let attempt_timeout = self.lease.attempt_timeout();
+            let tried = Instant::now();
             let renewed = tokio::time::timeout(attempt_timeout, self.renew()).await;
             match renewed.unwrap_or(Err(Error::TimedOut("the heartbeat"))) {
                 Ok(()) => {}
@@ -35,6 +36,8 @@ impl Heartbeat {
                 }
                 Err(error) => {
                     tracing::warn!(%error, "the lease could not be renewed; it is tried again");
+                    // At once after a try that hung, and soon after one that failed at once.
+                    tick.reset_at(tried + self.lease.look_interval());
                 }
             }
         }

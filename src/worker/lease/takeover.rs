@@ -11,7 +11,7 @@ use crate::store::{Error, Store};
 
 /// Takes over from dead processes until stopped.
 pub(crate) async fn run(lease: Arc<Lease>, store: Store, stop: CancellationToken) -> &'static str {
-    let mut tick = tokio::time::interval(lease.renew_interval());
+    let mut tick = tokio::time::interval(lease.look_interval());
     tick.set_missed_tick_behavior(MissedTickBehavior::Delay);
     while stop.run_until_cancelled(tick.tick()).await.is_some() {
         if !lease.may_take_over() {

@@ -10,13 +10,9 @@ use tokio_util::sync::CancellationToken;
 
 use super::jitter::jittered;
 use crate::store::Store;
-use crate::worker::lease::clock::millis;
 
 const TASK: &str = "housekeeping";
-/// How often the process that keeps house renews its hold, and how long a hold lasts.
-const RENEW_INTERVAL: Duration = Duration::from_secs(1);
-const HOLD_TTL: Duration = Duration::from_secs(3);
-/// How often the others look whether the task is free.
+/// How often a process looks whether it keeps house, or whether nobody does.
 const LOOK_INTERVAL: Duration = Duration::from_secs(2);
 
 /// Whether this process keeps house.
@@ -37,8 +33,8 @@ impl Housekeeping {
     }
 }
 
-/// Renews this process's hold on the housekeeping, or waits until it can take the hold. Until
-/// stopped.
+/// Takes the housekeeping when nobody has it, until stopped. The process that has it keeps it while
+/// its lease runs.
 pub(crate) async fn run(
     housekeeping: Arc<Housekeeping>,
     store: Store,
@@ -48,10 +44,7 @@ pub(crate) async fn run(
     let keep = async {
         loop {
             let was_ours = housekeeping.is_ours();
-            let held = store
-                .hold_task(TASK, &holder, millis(HOLD_TTL), was_ours)
-                .await;
-            match held {
+            match store.hold_task(TASK, &holder).await {
                 Ok(is_ours) => {
                     if is_ours != was_ours {
                         tracing::debug!(is_ours, "the housekeeping has changed hands");
@@ -61,12 +54,7 @@ pub(crate) async fn run(
                 // A process that keeps house goes on. Two that do so at once do no harm.
                 Err(error) => tracing::debug!(%error, "it is not known who keeps house"),
             }
-            let pause = if housekeeping.is_ours() {
-                RENEW_INTERVAL
-            } else {
-                LOOK_INTERVAL
-            };
-            tokio::time::sleep(jittered(pause)).await;
+            tokio::time::sleep(jittered(LOOK_INTERVAL)).await;
         }
     };
     stop.run_until_cancelled(keep).await;

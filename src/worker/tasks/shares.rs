@@ -9,7 +9,7 @@ use std::time::Duration;
 use tokio_util::sync::CancellationToken;
 
 use super::windows;
-use crate::domain::share::{self, Share};
+use crate::domain::share::{self, Holder, Share};
 use crate::store::{self, CooldownRow, ShareBook, ShareEntry, Store};
 use crate::upstream::{Cooldown, Pool, WindowChange};
 use crate::worker::dispatch::demand::Demand;
@@ -27,6 +27,8 @@ const TICK: Duration = Duration::from_secs(1);
 const PAUSE_MIN: Duration = Duration::from_millis(50);
 /// A process makes at least so many exchanges within the lifetime of its shares.
 const EXCHANGES_PER_TTL: u32 = 3;
+/// So many exchanges one after the other may hang before the lease on the shares has run out.
+const HANGING_TRIES: u32 = 2;
 
 pub(crate) struct Shares {
     store: Store,
@@ -58,6 +60,8 @@ pub(crate) struct Shares {
 struct Outcome {
     shares: Vec<usize>,
     of_tenants: BTreeMap<Arc<str>, usize>,
+    /// The lease on the shares began anew.
+    is_renewed: bool,
     /// More is in flight than the share allows, and others wait for it.
     is_overcommitted: bool,
     /// Others may have to give something back, or may take what was given back.
@@ -165,7 +169,9 @@ impl Shares {
         let mut has_grown = limits.grant(&outcome.shares, outcome.is_overcommitted);
         has_grown |= self.tenants.grant(outcome.of_tenants);
         self.apply_limits();
-        self.authority.grant_shares(sent + self.safe_ttl);
+        if outcome.is_renewed {
+            self.authority.grant_shares(sent + self.safe_ttl);
+        }
         if has_grown || !held_before {
             tracing::debug!(shares = ?outcome.shares, "has a larger share of a limit");
             self.ledger.notify_scheduler();
@@ -210,7 +216,10 @@ impl Shares {
         let is_leaving = self.is_leaving();
         let has_seen_all = Uptime::now().since(self.unbroken) >= self.stable_after;
         let reclaim = has_seen_all.then(|| millis(self.reclaim_after));
-        let mut entry = ShareEntry::default();
+        let mut entry = ShareEntry {
+            lease_lasts: me.is_some_and(|me| self.lease_lasts(me)),
+            ..ShareEntry::default()
+        };
         let mut parts = Vec::with_capacity(wants.len());
         let mine = limits.all().zip(wants).zip(self.held());
         for (number, (((name, allowed), &wants), held)) in mine.enumerate() {
@@ -239,6 +248,7 @@ impl Shares {
         let mut outcome = Outcome {
             of_tenants: BTreeMap::new(),
             shares: parts.iter().map(|part| size(part.share)).collect(),
+            is_renewed: !entry.lease_lasts,
             is_overcommitted: false,
             concerns_others: false,
             written: self.pool.targets().cooldowns_to_share(),
@@ -357,6 +367,15 @@ impl Shares {
                 self.pool.targets().reset(upstream);
             }
         }
+    }
+
+    /// Whether the lease on the shares lasts, here and in the store, until after the next pause two
+    /// tries to renew it have hung. A lease that seems to last for longer than it can is from
+    /// before the database's clock was set back.
+    fn lease_lasts(&self, me: &Holder) -> bool {
+        let enough = self.pause() + HANGING_TRIES * self.attempt_timeout;
+        self.authority.holds_shares_for(enough)
+            && (millis(enough)..=millis(self.safe_ttl)).contains(&me.left_ms)
     }
 
     fn pause(&self) -> Duration {

@@ -8,6 +8,7 @@ use nightshift::internals::domain::clock::Clock;
 use nightshift::internals::domain::share::Share;
 use nightshift::internals::store::{CooldownRow, Engine, Replica, ShareBook, ShareEntry, Store};
 
+use crate::support::session::Session;
 use crate::support::{engines, on, on_every_engine};
 
 const TERM_MS: i64 = 60_000;
@@ -171,6 +172,32 @@ async fn a_name_is_not_free_while_its_shares_are_held() {
     assert_eq!(by_token(&book), BTreeMap::from([("first", 7)]));
 }
 
+async fn an_exchange_that_keeps_its_lease_writes_what_has_changed_alone() {
+    let directory = tempfile::tempdir().expect("makes a directory");
+    let url = engines::database(directory.path()).await;
+    let store = &Store::open(&url, 4, Clock::default()).await.expect("opens");
+    let lasts = |held| ShareEntry {
+        lease_lasts: true,
+        ..holds(held)
+    };
+    let mut database = Session::open(&url).await;
+    let mut until = async || {
+        database
+            .number("SELECT held_until FROM share_holders")
+            .await
+    };
+    turn(store, "a", holds(7)).await;
+    let begun = until().await;
+    for held in [7, 3] {
+        tokio::time::sleep(Duration::from_millis(5)).await;
+        turn(store, "a", lasts(held)).await;
+        assert_eq!(until().await, begun);
+    }
+    let book = turn(store, "a", holds(3)).await;
+    assert_eq!(by_token(&book), BTreeMap::from([("a", 3)]));
+    assert!(until().await > begun);
+}
+
 /// Each takes one as long as there is one: if two turns ran at once, both would take the last.
 async fn turns_never_overlap() {
     let (stores, _directory) = stores(4).await;
@@ -199,6 +226,7 @@ on_every_engine![
     what_a_process_writes_the_next_one_reads,
     a_cooldown_lasts_until_the_latest_time_that_any_process_gave,
     a_name_is_not_free_while_its_shares_are_held,
+    an_exchange_that_keeps_its_lease_writes_what_has_changed_alone,
     turns_never_overlap,
 ];
 
