@@ -68,8 +68,10 @@ pub fn exchange(book: &mut Book, terms: Terms, grants: &[Grant], turn: Turn<'_>)
         }
     }
     let was_written_off = mine.is_none() && turn.had_grant;
-    let left = match mine {
-        Some(grant) if grant.seq == turn.seq => grant.amount,
+    // What was told before is told again: the process may have spent of the grant since.
+    let is_again = mine.is_some_and(|grant| grant.seq == turn.seq);
+    let mut left = match mine {
+        Some(grant) if is_again => grant.amount,
         Some(grant) => book.settle(terms, turn.now_ms, Some(grant.amount), turn.told),
         None => {
             let granted = (!was_written_off).then_some(0);
@@ -77,7 +79,12 @@ pub fn exchange(book: &mut Book, terms: Terms, grants: &[Grant], turn: Turn<'_>)
         }
     };
     let all = elsewhere.saturating_add(left);
-    let more = book.grant(terms, turn.now_ms, all, turn.ask, sharers);
+    let more = book.grant(terms, turn.now_ms, all, (turn.token, turn.ask), sharers);
+    // What does not suffice for its line is of use to others.
+    if more < turn.ask.least && !is_again {
+        book.give_back(terms, turn.now_ms, left);
+        left = 0;
+    }
     Exchanged {
         mine: Grant {
             token: turn.token.to_owned(),

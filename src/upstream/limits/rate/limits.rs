@@ -17,8 +17,6 @@ use super::terms::Terms;
 use crate::domain::tenant::ANY_OTHER;
 use crate::upstream::settings::{RateKind, RateLimit, Settings, TenantRates};
 
-/// Between two exchanges there is at least so much time.
-const PAUSE_MIN: Duration = Duration::from_millis(50);
 /// What was spent is told at least so often.
 const TELL_EVERY: Duration = Duration::from_secs(1);
 /// Where nothing can be granted for long, it is asked for again after so long: another process may
@@ -432,7 +430,7 @@ impl RateLimits {
             let asks = meter.runs_short(now_ms).then(|| {
                 let opens = meter.ungranted_opens_ms(now_ms);
                 let opens = opens.map_or(ASK_AGAIN, |at| millis(at - now_ms));
-                (now.duration_since(last) + opens).clamp(PAUSE_MIN, ASK_AGAIN)
+                (now.duration_since(last) + opens).clamp(millis(meter.pause_ms()), ASK_AGAIN)
             });
             let has_more = meter.has_untold();
             match (asks, tells) {
@@ -496,7 +494,7 @@ impl RateLimits {
             } = limit;
             let resource = spec.resource();
             let stored = books.get(resource.as_str())?;
-            let told = meter.tell(is_last).clone();
+            let told = meter.tell(now_ms, is_last).clone();
             let ask = if is_last {
                 Ask::default()
             } else {

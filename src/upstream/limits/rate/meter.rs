@@ -15,6 +15,9 @@ pub struct Meter {
     terms: Terms,
     /// Granted, and not spent.
     left: u64,
+    /// What of that does not suffice for the line that waits. It is not spent during a turn, which
+    /// completes it or takes it.
+    offered: u64,
     /// Until when the grant may be spent.
     valid_until_ms: i64,
     pace: Pace,
@@ -92,6 +95,7 @@ impl Meter {
         Self {
             terms,
             left: 0,
+            offered: 0,
             valid_until_ms: i64::MIN,
             pace: Pace::default(),
             untold: Report::default(),
@@ -219,7 +223,16 @@ impl Meter {
     /// Whether there is anything to tell or to ask.
     #[must_use]
     pub fn needs_exchange(&self) -> bool {
-        self.left > 0 || self.telling.is_some() || !self.untold.is_empty() || self.refused > 0
+        self.left + self.offered > 0
+            || self.telling.is_some()
+            || !self.untold.is_empty()
+            || self.refused > 0
+    }
+
+    /// How long to wait between two turns at least, in milliseconds.
+    #[must_use]
+    pub fn pause_ms(&self) -> i64 {
+        self.terms.pause_ms()
     }
 
     /// Whether more should be asked for soon.
@@ -253,7 +266,10 @@ impl Meter {
     /// When an exchange may bring something, where something is wanted.
     #[must_use]
     pub fn grant_opens_ms(&self, now_ms: i64, amount: u64) -> Option<i64> {
-        let granted = self.elsewhere.saturating_add(self.left);
+        let granted = self
+            .elsewhere
+            .saturating_add(self.left)
+            .saturating_add(self.offered);
         let lacks = amount.saturating_sub(self.left).max(1);
         let untold: u64 = self.untold.spent.values().sum();
         let taken = granted.saturating_add(untold);
@@ -262,23 +278,24 @@ impl Meter {
 
     /// What is to be told, until [`told`](Self::told): the same again after a failure. `is_last`:
     /// nothing is spent any more.
-    pub fn tell(&mut self, is_last: bool) -> &Report {
+    pub fn tell(&mut self, now_ms: i64, is_last: bool) -> &Report {
         let refused = std::mem::take(&mut self.refused);
         self.asked_for = self.asked_for.saturating_add(refused);
         if self.telling.is_none() {
+            if is_last {
+                self.left += std::mem::take(&mut self.offered);
+            }
             let mut report = std::mem::take(&mut self.untold);
             let spent: u64 = report.spent.values().sum();
             let claim = self.claim.map_or(0, |claim| claim.amount);
-            let keep = if is_last {
-                0
-            } else {
-                (spent.saturating_mul(2).saturating_add(self.asked_for))
-                    .min(self.terms.brings(AHEAD_MS))
-                    .max(claim)
-            };
+            let keep = if is_last { 0 } else { self.needs(spent, claim) };
             report.unspent = self.left.saturating_sub(keep);
             self.left -= report.unspent;
             self.telling = Some(report);
+        }
+        let claim = self.claim_at(now_ms);
+        if !is_last && claim.is_some_and(|claim| self.left < claim.amount) {
+            self.offered += std::mem::take(&mut self.left);
         }
         self.telling.get_or_insert_default()
     }
@@ -291,14 +308,10 @@ impl Meter {
         };
         let spent = telling.spent.values().sum::<u64>();
         let claim = self.claim_at(now_ms).map_or(0, |claim| claim.amount);
-        let wants = spent
-            .saturating_mul(2)
-            .saturating_add(self.asked_for)
-            .min(self.terms.brings(AHEAD_MS))
-            .max(claim);
+        let has = self.left + self.offered;
         Ask {
-            wants: wants.saturating_sub(self.left),
-            least: claim.saturating_sub(self.left),
+            wants: self.needs(spent, claim).saturating_sub(has),
+            least: claim.saturating_sub(has),
         }
     }
 
@@ -314,6 +327,7 @@ impl Meter {
         was_written_off: bool,
     ) {
         self.telling = None;
+        self.offered = 0;
         self.asked_for = 0;
         if was_written_off {
             self.generation = self.generation.wrapping_add(1);
@@ -326,6 +340,15 @@ impl Meter {
         self.valid_until_ms = valid_until_ms;
         self.seen = book;
         self.elsewhere = elsewhere;
+    }
+
+    /// What this process can use until its turn after the next. Where calls use less than was
+    /// reserved, an amount is charged and comes back several times between two turns, so what was
+    /// charged since the last turn may be more than the pace brings.
+    fn needs(&self, spent: u64, claim: u64) -> u64 {
+        let twice = spent.saturating_mul(2);
+        let most = self.terms.brings(AHEAD_MS).max(twice);
+        twice.saturating_add(self.asked_for).min(most).max(claim)
     }
 
     fn claim_at(&self, now_ms: i64) -> Option<Claim> {

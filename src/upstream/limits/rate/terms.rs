@@ -2,8 +2,9 @@
 
 use serde::{Deserialize, Serialize};
 
-/// A window is counted in so many parts. The part that is partly over counts whole.
-pub(super) const PARTS: i64 = 60;
+/// A window is counted in so many parts. The part that is partly over counts whole, so each part
+/// costs a caller who could use the whole limit about this share of it.
+const PARTS: i64 = 240;
 /// Each part counts for so much longer, in milliseconds: a call arrives later than it was sent,
 /// and not every call by as much.
 pub(super) const LATE_MS: i64 = 1_000;
@@ -11,8 +12,12 @@ pub(super) const LATE_MS: i64 = 1_000;
 const PACED_MS: i64 = 60_000;
 /// How much faster than evenly calls may go: a caller that was held up catches up.
 const PACE: f64 = 1.1;
-/// In a part of a paced window there is at most so many times its even share.
-const PARTS_AT_ONCE: f64 = 3.0;
+/// In a sixtieth of a paced window there is at most so many times its even share.
+const SIXTIETHS_AT_ONCE: f64 = 3.0;
+const SIXTIETHS: f64 = 60.0;
+/// Between two turns of a process there is at least so much time, in milliseconds: as much as a
+/// part is long, within these bounds. What a part frees is one grant then, not many.
+const PAUSE_MS: (i64, i64) = (50, 250);
 
 /// The numbers of one limit.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -55,7 +60,12 @@ impl Terms {
     }
 
     fn burst_ms(self) -> f64 {
-        (PARTS_AT_ONCE / PACE - 1.0) * self.span_ms() / PARTS as f64
+        (SIXTIETHS_AT_ONCE / PACE - 1.0) * self.span_ms() / SIXTIETHS
+    }
+
+    /// How long a process waits between its turns at least, in milliseconds.
+    pub(super) fn pause_ms(self) -> i64 {
+        (self.period_ms / PARTS).clamp(PAUSE_MS.0, PAUSE_MS.1)
     }
 
     /// What the pace brings in so many milliseconds: at least 1, at most the limit.
