@@ -7,13 +7,20 @@
 //! and compressed, then for each line the step from the line before, and its length with its kind
 //! in the lowest bit. All lines of such a table were written by the segment's own flush.
 //!
-//! A table with lines of several flushes begins with a zero, which is no number of frames, and with
-//! its version. Behind each line stands its age: by how many flushes of the unit the line is older
-//! than the segment.
+//! A table of a later version begins with a zero, which is no number of frames, and with its
+//! version. Behind each line stands its age: by how many flushes of the unit the line is older than
+//! the segment.
+//!
+//! | version | is of a segment |
+//! |---|---|
+//! | none | with lines of one flush |
+//! | 2 | with lines of several flushes |
+//! | 3 | of one frame, which is small, and compressed with the dictionary |
 
 use std::borrow::Borrow;
 use std::io;
 
+use super::Dictionary;
 use crate::domain::file::Kind;
 
 /// A frame is closed once it has this many bytes, so that a reader holds little at once.
@@ -22,6 +29,14 @@ const FRAME_BYTES: usize = 1 << 20;
 const LEVEL: i32 = 1;
 /// The version of a table whose lines have ages.
 const WITH_AGES: u64 = 2;
+/// The version of a table whose lines have ages, and whose frame needs the dictionary.
+const WITH_DICTIONARY: u64 = 3;
+/// What answers look like, without what differs from answer to answer. In a segment of few lines
+/// this is a part of what has to be said. It is part of the format: another dictionary is another
+/// version.
+static DICTIONARY: Dictionary = Dictionary::new(include_bytes!("segment/dictionary.txt"), LEVEL);
+/// A segment of more raw bytes says by itself what answers look like.
+const DICTIONARY_RAW_MAX: usize = 64 << 10;
 
 /// A finished line: its place in the chunk, its kind, and its bytes with the line end.
 #[derive(Clone, Debug)]
@@ -86,20 +101,31 @@ fn lay_out(lines: &[Placed<'_>]) -> io::Result<Encoded> {
     let mut frames: Vec<(usize, usize)> = Vec::new();
     let mut data = Vec::new();
     let mut raw = Vec::new();
+    let size: usize = lines.iter().map(|line| line.bytes.len()).sum();
+    let compress: fn(&[u8]) -> io::Result<Vec<u8>> = if size <= DICTIONARY_RAW_MAX {
+        |raw: &[u8]| DICTIONARY.compress(raw)
+    } else {
+        |raw: &[u8]| super::compress(raw, LEVEL)
+    };
     for line in lines {
         if !raw.is_empty() && raw.len() + line.bytes.len() > FRAME_BYTES {
-            frames.push(close(&mut raw, &mut data)?);
+            frames.push(close(&mut raw, &mut data, compress)?);
         }
         raw.extend_from_slice(line.bytes);
     }
     if !raw.is_empty() {
-        frames.push(close(&mut raw, &mut data)?);
+        frames.push(close(&mut raw, &mut data, compress)?);
     }
-    let has_ages = lines.iter().any(|line| line.age > 0);
+    let version = if size <= DICTIONARY_RAW_MAX {
+        Some(WITH_DICTIONARY)
+    } else {
+        let has_ages = lines.iter().any(|line| line.age > 0);
+        has_ages.then_some(WITH_AGES)
+    };
     let mut entries = Vec::with_capacity(8 + lines.len() * 5);
-    if has_ages {
+    if let Some(version) = version {
         put(&mut entries, 0);
-        put(&mut entries, WITH_AGES);
+        put(&mut entries, version);
     }
     put(&mut entries, frames.len() as u64);
     for (size, compressed) in frames {
@@ -113,7 +139,7 @@ fn lay_out(lines: &[Placed<'_>]) -> io::Result<Encoded> {
             &mut entries,
             (line.bytes.len() as u64) << 1 | u64::from(line.kind == Kind::Error),
         );
-        if has_ages {
+        if version.is_some() {
             put(&mut entries, u64::from(line.age));
         }
         before = line.line;
@@ -121,8 +147,12 @@ fn lay_out(lines: &[Placed<'_>]) -> io::Result<Encoded> {
     Ok(Encoded { entries, data })
 }
 
-fn close(raw: &mut Vec<u8>, data: &mut Vec<u8>) -> io::Result<(usize, usize)> {
-    let frame = super::compress(raw, LEVEL)?;
+fn close(
+    raw: &mut Vec<u8>,
+    data: &mut Vec<u8>,
+    compress: fn(&[u8]) -> io::Result<Vec<u8>>,
+) -> io::Result<(usize, usize)> {
+    let frame = compress(raw)?;
     data.extend_from_slice(&frame);
     let sizes = (raw.len(), frame.len());
     raw.clear();
@@ -209,6 +239,8 @@ pub struct Frame {
 pub struct Table {
     pub frames: Vec<Frame>,
     pub entries: Vec<Entry>,
+    /// The frames are compressed with the dictionary.
+    has_dictionary: bool,
 }
 
 impl Table {
@@ -218,9 +250,12 @@ impl Table {
         let mut rest = bytes;
         let mut count = take(&mut rest)?;
         let has_ages = count == 0 && !rest.is_empty();
+        let mut has_dictionary = false;
         if has_ages {
-            if take(&mut rest)? != WITH_AGES {
-                return Err(corrupt());
+            match take(&mut rest)? {
+                WITH_AGES => {}
+                WITH_DICTIONARY => has_dictionary = true,
+                _ => return Err(corrupt()),
             }
             count = take(&mut rest)?;
         }
@@ -266,7 +301,11 @@ impl Table {
             });
             offset += len;
         }
-        Ok(Table { frames, entries })
+        Ok(Table {
+            frames,
+            entries,
+            has_dictionary,
+        })
     }
 
     /// How many bytes the lines have, not compressed.
@@ -282,7 +321,12 @@ impl Table {
     pub fn frame(&self, data: &[u8], frame: usize) -> io::Result<Vec<u8>> {
         let frame = self.frames.get(frame).ok_or_else(corrupt)?;
         let compressed = data.get(frame.start..frame.start + frame.compressed);
-        super::decompress(compressed.ok_or_else(corrupt)?, frame.size)
+        let compressed = compressed.ok_or_else(corrupt)?;
+        if self.has_dictionary {
+            DICTIONARY.decompress(compressed, frame.size)
+        } else {
+            super::decompress(compressed, frame.size)
+        }
     }
 }
 

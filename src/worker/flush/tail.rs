@@ -5,10 +5,13 @@ use std::io;
 
 use crate::codec::segment::{self, Encoded, Line};
 
-/// A tail is smaller than this, as it is stored. Then a unit's row has at most half of a page of
+/// A tail is no larger than this, as it is stored. Then a unit's row has at most half of a page of
 /// Postgres, and its next version has its place beside it; and on SQLite the row needs no second
-/// page. A larger tail would be written again more often before it becomes a segment.
+/// page. The same is true of the row of the segment that the tail becomes. A larger tail would be
+/// written again more often before it becomes a segment.
 const TAIL_BYTES_MAX: usize = 3_700;
+/// A tail of so many bytes is worth a segment of its own.
+const TAIL_BYTES_FULL: usize = 3_000;
 /// A tail has at most so many bytes when it is decompressed, which each flush does.
 const TAIL_RAW_BYTES_MAX: usize = 64 << 10;
 
@@ -17,7 +20,8 @@ const TAIL_RAW_BYTES_MAX: usize = 64 << 10;
 pub(super) struct Settled {
     pub tail: Option<Encoded>,
     pub segment: Option<Encoded>,
-    /// The tail as it was, which becomes a segment by itself because it cannot be read.
+    /// The tail as it was, which becomes a segment by itself because the new lines have no place in
+    /// it, or because it cannot be read.
     pub closed_tail: Option<Encoded>,
 }
 
@@ -27,9 +31,10 @@ pub(super) struct Settled {
 /// When zstd fails.
 pub(super) fn settle(tail: Option<Encoded>, lines: &[&Line], is_last: bool) -> io::Result<Settled> {
     let mut settled = Settled::default();
-    let mut raw: usize = lines.iter().map(|line| line.bytes.len()).sum();
+    let added: usize = lines.iter().map(|line| line.bytes.len()).sum();
+    let mut raw = added;
     let mut earlier = None;
-    if let Some(tail) = tail {
+    if let Some(tail) = &tail {
         match tail.decode() {
             Ok(decoded) => {
                 raw += decoded.size();
@@ -37,18 +42,35 @@ pub(super) fn settle(tail: Option<Encoded>, lines: &[&Line], is_last: bool) -> i
             }
             Err(error) => {
                 tracing::error!(%error, "a unit's tail is damaged; its lines cannot be read");
-                settled.closed_tail = Some(tail);
+                settled.closed_tail = Some(tail.clone());
             }
         }
     }
-    let encoded = match &earlier {
+    let is_too_large =
+        |raw: usize, encoded: &Encoded| raw > TAIL_RAW_BYTES_MAX || encoded.size() > TAIL_BYTES_MAX;
+    let mut rest = match &earlier {
         Some(earlier) => segment::merge(earlier, lines)?,
         None => segment::encode(lines)?,
     };
-    if is_last || raw > TAIL_RAW_BYTES_MAX || encoded.size() > TAIL_BYTES_MAX {
-        settled.segment = Some(encoded);
+    if is_too_large(raw, &rest) {
+        let full = tail.filter(|tail| earlier.is_some() && tail.size() >= TAIL_BYTES_FULL);
+        let alone = full.is_some().then(|| segment::encode(lines)).transpose()?;
+        match alone {
+            // A segment that is no larger than a tail has its place beside another on a page.
+            Some(alone) if !is_too_large(added, &alone) => {
+                settled.closed_tail = full;
+                rest = alone;
+            }
+            _ => {
+                settled.segment = Some(rest);
+                return Ok(settled);
+            }
+        }
+    }
+    if is_last {
+        settled.segment = Some(rest);
     } else {
-        settled.tail = Some(encoded);
+        settled.tail = Some(rest);
     }
     Ok(settled)
 }

@@ -95,6 +95,9 @@ async fn a_server_that_is_older_than_the_schema_says_so_and_stops() {
     }
 }
 
+/// What a database had before versions 23 and 24: segments that need no dictionary.
+const BEFORE_23: &str = "DELETE FROM _sqlx_migrations WHERE version > 22";
+
 /// What a database had before version 22.
 const BEFORE_22: &str = "
     ALTER TABLE batches DROP COLUMN task;
@@ -234,9 +237,10 @@ async fn a_batch_that_goes_on_from(earlier: &[&str]) -> (Server, Batch) {
 }
 
 async fn a_database_of_the_version_before_opens_and_its_live_batches_go_on() {
-    a_batch_that_goes_on_from(&[BEFORE_22]).await;
+    a_batch_that_goes_on_from(&[BEFORE_23]).await;
+    a_batch_that_goes_on_from(&[BEFORE_23, BEFORE_22]).await;
     let all = [
-        BEFORE_22, BEFORE_21, BEFORE_20, BEFORE_19, BEFORE_18, BEFORE_17, BEFORE_13,
+        BEFORE_23, BEFORE_22, BEFORE_21, BEFORE_20, BEFORE_19, BEFORE_18, BEFORE_17, BEFORE_13,
     ];
     a_batch_that_goes_on_from(&all).await;
 }

@@ -38,15 +38,28 @@ fn few_lines_are_a_tail_until_they_are_worth_a_segment() {
     let first = put(None, &[line(7, 1_000)], false);
     assert_eq!(ages(first.tail.as_ref()), [(7, 0)]);
     assert_eq!(first.segment, None);
-    let second = put(first.tail, &[line(2, 1_000), line(9, 1_000)], false);
-    assert_eq!(ages(second.tail.as_ref()), [(2, 0), (7, 1), (9, 0)]);
+    let second = put(first.tail, &[line(2, 1_000)], false);
+    assert_eq!(ages(second.tail.as_ref()), [(2, 0), (7, 1)]);
     assert_eq!(second.segment, None);
-    let third = put(second.tail, &[line(3, 1_000)], false);
-    assert_eq!(third.tail, None);
-    assert_eq!(
-        ages(third.segment.as_ref()),
-        [(2, 1), (3, 0), (7, 2), (9, 1)]
-    );
+    let third = put(second.tail, &[line(3, 2_000)], false);
+    assert_eq!((third.tail, third.closed_tail), (None, None));
+    let expected = [(2, 1), (3, 0), (7, 2)];
+    assert_eq!(ages(third.segment.as_ref()), expected);
+}
+
+#[test]
+fn a_full_tail_is_a_segment_as_it_is() {
+    for is_last in [false, true] {
+        let full = put(None, &[line(7, 2_500), line(9, 1_000)], false).tail;
+        let next = put(full.clone(), &[line(3, 1_000)], is_last);
+        assert_eq!(next.closed_tail, full);
+        let (rest, none) = if is_last {
+            (next.segment, next.tail)
+        } else {
+            (next.tail, next.segment)
+        };
+        assert_eq!((ages(rest.as_ref()), none), (vec![(3, 0)], None));
+    }
 }
 
 #[test]
