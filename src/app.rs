@@ -14,6 +14,7 @@ use tokio::task::JoinHandle;
 use tokio_util::sync::CancellationToken;
 
 use crate::api::auth::Auth;
+use crate::api::looks::Looks;
 use crate::api::server::Threads;
 use crate::api::snapshots::Snapshots;
 use crate::api::{self, Api};
@@ -101,8 +102,10 @@ impl App {
         let engine: Arc<dyn api::engine::Engine> = Arc::new(Engine::new(pool, worker.as_ref()));
         let drained = CancellationToken::new();
         let last_use = Arc::clone(&auth).write_last_use(store.clone(), drained.clone());
+        let http_store = store.http_pool();
         let api = Api {
-            store: store.http_pool(),
+            looks: Arc::new(Looks::new(&http_store)),
+            store: http_store,
             clock,
             limits: Arc::new(config.limits.clone()),
             retention: Arc::new(config.retention.clone()),

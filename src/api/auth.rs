@@ -4,6 +4,7 @@ mod authenticate;
 mod caller;
 mod keys;
 mod last_use;
+mod lately;
 mod operators;
 mod state;
 

@@ -154,7 +154,7 @@ pub async fn retrieve(
     Id(id): Id,
 ) -> Result<Json<BatchObject>> {
     let tenant = owner(&api, caller, &id, "retrieve").await?;
-    match api.store.batch(&tenant, &id).await? {
+    match api.looks.batch(&tenant, &id).await? {
         Some(batch) => Ok(Json(batch.try_into()?)),
         None => Err(error::batch_not_found(&id)),
     }

@@ -12,7 +12,6 @@ use futures::stream::{self, StreamExt};
 use super::Api;
 use super::auth::Caller;
 use super::error::{self, Envelope, Result};
-use super::files::find;
 use super::path::Id;
 use super::range::{Wanted, has_it, wanted};
 use crate::domain::file::Purpose;
@@ -47,7 +46,8 @@ pub async fn download(
     method: Method,
     asked: HeaderMap,
 ) -> Result<Response> {
-    let file = find(&api, &caller, &id).await?;
+    let file = api.store.file_to_read(&caller.tenant, &id).await?;
+    let file = file.ok_or_else(|| error::file_not_found(&id))?;
     if !file.purpose().is_some_and(Purpose::downloadable) {
         return Err(error::not_downloadable(&file.purpose));
     }

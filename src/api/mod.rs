@@ -22,6 +22,7 @@ pub mod health;
 pub mod idempotency;
 mod integer;
 pub mod json;
+pub mod looks;
 pub mod metrics;
 pub mod model_object;
 pub mod models;

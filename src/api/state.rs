@@ -4,6 +4,7 @@ use std::sync::Arc;
 
 use super::auth::Auth;
 use super::engine::Engine;
+use super::looks::Looks;
 use super::snapshots::Snapshots;
 use crate::config;
 use crate::domain::clock::Clock;
@@ -15,6 +16,8 @@ use crate::transfer::UploadBudget;
 #[derive(Clone)]
 pub struct Api {
     pub store: Store,
+    /// What clients look at again and again, in the store.
+    pub looks: Arc<Looks>,
     pub clock: Clock,
     pub limits: Arc<config::Limits>,
     pub retention: Arc<config::Retention>,

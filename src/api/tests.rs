@@ -2,6 +2,7 @@
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::Duration;
 
 use axum::body::Body;
 use axum::http::{HeaderMap, Request, StatusCode};
@@ -12,6 +13,7 @@ use tower::ServiceExt;
 
 use super::auth::{Auth, new_key};
 use super::engine::Engine;
+use super::looks::Looks;
 use super::model_object::ModelObject;
 use super::snapshots::Snapshots;
 use super::{Api, router};
@@ -114,8 +116,10 @@ impl TestApi {
         let clock = Clock::default();
         let config = Config::built_in(&Overrides::default(), &Environment::default()).unwrap();
         let engine = Arc::new(TestEngine::new(&["plain", "org/slashed"]));
+        let store = Store::open(&url, 1, clock.clone()).await.unwrap();
         let api = Api {
-            store: Store::open(&url, 1, clock.clone()).await.unwrap(),
+            looks: Arc::new(Looks::new(&store)),
+            store,
             clock,
             uploads: UploadBudget::new(config.limits.max_line_bytes),
             limits: Arc::new(config.limits),
@@ -353,8 +357,18 @@ async fn with_keys_every_tenant_sees_its_own() {
     }
 
     assert!(test.api.store.revoke_key(&one_id).await.unwrap());
-    let revoked = ask("GET", path, &one, "").await;
-    assert_eq!(revoked.code(401), "invalid_api_key");
+    let is_refused = async {
+        loop {
+            let revoked = ask("GET", path.clone(), &one, "").await;
+            if revoked.status != StatusCode::OK {
+                return revoked;
+            }
+            tokio::time::sleep(Duration::from_millis(50)).await;
+        }
+    };
+    let refused = tokio::time::timeout(Duration::from_secs(30), is_refused);
+    let refused = refused.await.expect("a revoked key is refused soon");
+    assert_eq!(refused.code(401), "invalid_api_key");
 }
 
 #[tokio::test]

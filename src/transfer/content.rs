@@ -47,7 +47,7 @@ pub fn content(
     };
     let reader = Reader {
         store: store.clone(),
-        file_id: file.id.clone(),
+        file: file.clone(),
         range,
         source,
     };
@@ -105,7 +105,7 @@ impl Prefetch {
 /// Reads a file block by block.
 struct Reader {
     store: Store,
-    file_id: String,
+    file: StoredFile,
     /// What is still to be read.
     range: Range<u64>,
     source: Source,
@@ -167,18 +167,18 @@ impl Reader {
         }
         let Reader {
             store,
-            file_id,
+            file,
             range,
             source,
         } = self;
         let wanted = usize::try_from(range.end - range.start).unwrap_or(usize::MAX);
         let block = match source {
-            Source::Uploaded { place } => uploaded(store, file_id, place, range.start).await?,
-            Source::BatchOutput(made) => made.next(store, file_id, range.start, wanted).await?,
+            Source::Uploaded { place } => uploaded(store, &file.id, place, range.start).await?,
+            Source::BatchOutput(made) => made.next(store, file, range.start, wanted).await?,
         };
         let mut block = block
             .filter(|block| !block.is_empty())
-            .ok_or_else(|| damaged(format!("content of {file_id}"), "it ends too early"))?;
+            .ok_or_else(|| damaged(format!("content of {}", file.id), "it ends too early"))?;
         block.truncate(wanted);
         range.start += block.len() as u64;
         Ok(Some(block))
@@ -213,7 +213,7 @@ impl BatchOutput {
     async fn next(
         &mut self,
         store: &Store,
-        file_id: &str,
+        file: &StoredFile,
         at: u64,
         wanted: usize,
     ) -> Result<Option<Bytes>> {
@@ -227,20 +227,20 @@ impl BatchOutput {
             }
             let mut skip = 0;
             if self.chunks.is_none() {
-                skip = self.find(store, file_id, at).await?;
-                self.look_up(store, file_id, skip.saturating_add(wanted as u64));
+                skip = self.find(store, file, at).await?;
+                self.look_up(store, &file.id, skip.saturating_add(wanted as u64));
             }
             let Some(next) = self.next.take() else {
                 return Ok(None);
             };
-            let gone = |error| damaged(format!("content of {file_id}"), error);
+            let gone = |error| damaged(format!("content of {}", file.id), error);
             self.open = next.await.map_err(gone)??;
             if let Some(Ok(first)) = self.open.front_mut() {
                 first.skip(skip);
             }
             let found: u64 = self.open.iter().flatten().map(Chunk::size).sum();
             if found < wanted as u64 {
-                self.look_up(store, file_id, wanted as u64 - found);
+                self.look_up(store, &file.id, wanted as u64 - found);
             }
         }
     }
@@ -276,12 +276,12 @@ impl BatchOutput {
     }
 
     /// Finds the chunk that holds the byte `at`, and returns how far within it that is.
-    async fn find(&mut self, store: &Store, file_id: &str, at: u64) -> Result<u64> {
-        let sizes = store.chunk_sizes(file_id).await?;
+    async fn find(&mut self, store: &Store, file: &StoredFile, at: u64) -> Result<u64> {
+        let sizes = store.chunk_sizes(file).await?;
         let mut chunks = Vec::with_capacity(sizes.len());
         for (number, size) in sizes {
             let size = u64::try_from(size)
-                .map_err(|error| damaged(format!("table of {file_id}"), error))?;
+                .map_err(|error| damaged(format!("table of {}", file.id), error))?;
             chunks.push((number, size));
         }
         let mut skip = at;

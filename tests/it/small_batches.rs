@@ -21,7 +21,7 @@ const LOGGED: &str = r#"
 "#;
 
 /// Who looks at a batch runs these statements, and not the batch.
-const OF_CLIENTS: [&str; 2] = ["batch", "key_of_hash"];
+const OF_CLIENTS: [&str; 3] = ["batch", "batches_of", "keys_of_hashes"];
 
 async fn small_batches_cost_few_statements_one_by_one_and_together() {
     for at_once in [1, BATCHES as usize] {

@@ -7,6 +7,7 @@ use tokio_util::sync::CancellationToken;
 
 use super::keys::hash;
 use super::last_use::LastUse;
+use super::lately::Lately;
 use super::operators::Operators;
 use crate::domain::scope::Scopes;
 use crate::store::Store;
@@ -22,6 +23,7 @@ pub enum Auth {
         /// A key that is configured and not stored, to make the first stored keys with.
         bootstrap: Option<BootstrapKey>,
         operators: Operators,
+        lately: Lately,
         last_use: LastUse,
     },
 }
@@ -44,6 +46,7 @@ impl Auth {
                 scopes,
             }),
             operators: Operators::default(),
+            lately: Lately::default(),
             last_use: LastUse::default(),
         }
     }

@@ -1,6 +1,6 @@
 //! Reading batches: one, a page of a tenant's, their states and their counts.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeSet, HashMap};
 
 use sqlx::FromRow;
 
@@ -10,15 +10,15 @@ use crate::domain::batch::BatchState;
 use crate::store::engine::{Sql, Tx, bind_each, in_tx, list, on_pool, sql};
 use crate::store::{Error, Page, Result, Store};
 
-/// Selects the batches whose ids another statement selects, with the sums of their counts, the
+/// Selects the batches with these ids, in parentheses, with the sums of their counts, the
 /// newest first. One statement reads both, so that a batch that is shown as completed is shown with
 /// all its lines.
-fn select(name: &'static str, ids: &'static str) -> Sql {
+fn select(name: &'static str, ids: Sql) -> Sql {
     sql!(
         "-- {name}
          SELECT {columns}, {summed}
          FROM batches LEFT JOIN batch_counts ON batch_counts.batch_id = batches.id
-         WHERE batches.id IN ({ids})
+         WHERE batches.id IN {ids}
          GROUP BY batches.id ORDER BY batches.created_at DESC, batches.id DESC",
         name,
         columns = COLUMNS,
@@ -58,7 +58,7 @@ impl Store {
     pub async fn batch(&self, tenant: &str, id: &str) -> Result<Option<Batch>> {
         let sql = select(
             "batch",
-            "SELECT id FROM batches WHERE id = $1 AND tenant = $2",
+            sql!("(SELECT id FROM batches WHERE id = $1 AND tenant = $2)"),
         );
         let row: Option<SelectedRow> = on_pool!(self.reader(), |c| {
             sqlx::query_as(sql)
@@ -68,6 +68,32 @@ impl Store {
                 .await?
         });
         row.map(Batch::try_from).transpose()
+    }
+
+    /// Batches by their tenants and ids. Those that are not there are left out.
+    ///
+    /// # Errors
+    /// When the database fails.
+    pub async fn batches_of(
+        &self,
+        wanted: &[(String, String)],
+    ) -> Result<HashMap<(String, String), Batch>> {
+        let found = match wanted {
+            [] => Vec::new(),
+            [(tenant, id)] => self.batch(tenant, id).await?.into_iter().collect(),
+            _ => {
+                let sql = select("batches_of", list(1, wanted.len()));
+                let ids = wanted.iter().map(|(_, id)| id);
+                let rows: Vec<SelectedRow> = on_pool!(self.reader(), |c| {
+                    let read = sqlx::query_as(sql).persistent(false);
+                    bind_each!(read, ids).fetch_all(c).await?
+                });
+                let batches = rows.into_iter().map(Batch::try_from);
+                batches.collect::<Result<_>>()?
+            }
+        };
+        let key = |batch: &Batch| (batch.row.tenant.clone(), batch.row.id.clone());
+        Ok(found.into_iter().map(|one| (key(&one), one)).collect())
     }
 
     /// The tenant that a batch belongs to.
@@ -113,8 +139,10 @@ impl Store {
         let (created_at, id) = after.unwrap_or((i64::MAX, "~".to_owned()));
         let sql = select(
             "batches",
-            "SELECT id FROM batches WHERE tenant = $1 AND (created_at, id) < ($2, $3)
-             ORDER BY created_at DESC, id DESC LIMIT $4",
+            sql!(
+                "(SELECT id FROM batches WHERE tenant = $1 AND (created_at, id) < ($2, $3)
+                  ORDER BY created_at DESC, id DESC LIMIT $4)"
+            ),
         );
         let rows: Vec<SelectedRow> = on_pool!(self.reader(), |c| {
             sqlx::query_as(sql)

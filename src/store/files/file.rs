@@ -19,6 +19,9 @@ pub struct StoredFile {
     /// The batch whose segments are the content; `None` for an uploaded file.
     pub batch_id: Option<String>,
     pub kind: Option<String>,
+    /// Of an output or error file: how many bytes each chunk gave, as it is stored. `None`: not read.
+    #[sqlx(default)]
+    pub(in crate::store) chunk_sizes: Option<Vec<u8>>,
 }
 
 impl StoredFile {
@@ -67,6 +70,8 @@ impl<T> Page<T> {
 
 const COLUMNS: &str =
     "id, tenant, purpose, filename, bytes, created_at, expires_at, batch_id, kind";
+const COLUMNS_TO_READ: &str =
+    "id, tenant, purpose, filename, bytes, created_at, expires_at, batch_id, kind, chunk_sizes";
 
 impl Store {
     /// A tenant's file. A file past its expiry is gone at once, though its bytes go later.
@@ -74,19 +79,37 @@ impl Store {
     /// # Errors
     /// When the database fails.
     pub async fn file(&self, tenant: &str, id: &str) -> Result<Option<StoredFile>> {
+        self.find_file(tenant, id, COLUMNS).await
+    }
+
+    /// The same with what reading its content begins with, by one statement.
+    ///
+    /// # Errors
+    /// When the database fails.
+    pub async fn file_to_read(&self, tenant: &str, id: &str) -> Result<Option<StoredFile>> {
+        self.find_file(tenant, id, COLUMNS_TO_READ).await
+    }
+
+    async fn find_file(
+        &self,
+        tenant: &str,
+        id: &str,
+        columns: &'static str,
+    ) -> Result<Option<StoredFile>> {
+        let sql = sql!(
+            "-- file
+             SELECT {columns} FROM files
+             WHERE id = $1 AND tenant = $2 AND state = 'ready'
+               AND (expires_at IS NULL OR expires_at > $3)",
+            columns
+        );
         Ok(on_pool!(self.reader(), |c| {
-            sqlx::query_as(
-                "-- file
-                 SELECT id, tenant, purpose, filename, bytes, created_at, expires_at, batch_id, kind
-                 FROM files
-                 WHERE id = $1 AND tenant = $2 AND state = 'ready'
-                   AND (expires_at IS NULL OR expires_at > $3)",
-            )
-            .bind(id)
-            .bind(tenant)
-            .bind(self.now_ms())
-            .fetch_optional(c)
-            .await?
+            sqlx::query_as(sql)
+                .bind(id)
+                .bind(tenant)
+                .bind(self.now_ms())
+                .fetch_optional(c)
+                .await?
         }))
     }
 

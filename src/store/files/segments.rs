@@ -4,6 +4,7 @@
 use std::ops::RangeInclusive;
 
 use super::bytes::{self, SegmentKey};
+use super::file::StoredFile;
 use crate::store::engine::on_pool;
 use crate::store::{Error, Result, Store};
 
@@ -20,20 +21,27 @@ pub struct Segment {
 }
 
 impl Store {
-    /// How many bytes of an output or error file each chunk gave, in the file's order.
+    /// How many bytes of an output or error file each chunk gave, in the file's order. A statement
+    /// only where the file does not know ([`Store::file_to_read`]).
     ///
     /// # Errors
     /// When the database fails or the bytes are damaged.
-    pub async fn chunk_sizes(&self, file_id: &str) -> Result<Vec<(i64, i64)>> {
-        let row: Option<(Option<Vec<u8>>,)> = on_pool!(self.reader(), |c| {
-            sqlx::query_as("-- chunk_sizes\nSELECT chunk_sizes FROM files WHERE id = $1")
-                .bind(file_id)
-                .fetch_optional(c)
-                .await?
-        });
-        let sizes = row.and_then(|(sizes,)| sizes).unwrap_or_default();
-        decode_sizes(&sizes)
-            .ok_or_else(|| Error::corrupt(format!("table of {file_id}"), "odd length"))
+    pub async fn chunk_sizes(&self, file: &StoredFile) -> Result<Vec<(i64, i64)>> {
+        let read;
+        let sizes = if let Some(known) = &file.chunk_sizes {
+            known
+        } else {
+            let row: Option<(Option<Vec<u8>>,)> = on_pool!(self.reader(), |c| {
+                sqlx::query_as("-- chunk_sizes\nSELECT chunk_sizes FROM files WHERE id = $1")
+                    .bind(&file.id)
+                    .fetch_optional(c)
+                    .await?
+            });
+            read = row.and_then(|(sizes,)| sizes).unwrap_or_default();
+            &read
+        };
+        decode_sizes(sizes)
+            .ok_or_else(|| Error::corrupt(format!("table of {}", file.id), "odd length"))
     }
 
     /// The segments of a row of chunks, in any order; with their data if it has at most `data_max`

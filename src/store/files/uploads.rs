@@ -243,6 +243,7 @@ impl PublishedUpload {
             expires_at: self.expires_at,
             batch_id: None,
             kind: None,
+            chunk_sizes: None,
         }
     }
 }

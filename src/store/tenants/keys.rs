@@ -1,9 +1,11 @@
 //! API keys: stored as hashes only.
 
+use std::collections::HashMap;
+
 use sqlx::FromRow;
 
 use crate::domain::scope::Scopes;
-use crate::store::engine::{Rows, Value, bind_rows, on_pool, sql};
+use crate::store::engine::{Rows, Value, bind_each, bind_rows, list, on_pool, sql};
 use crate::store::{Error, Result, Store};
 
 /// How many keys one statement notes the use of.
@@ -125,30 +127,40 @@ impl Store {
         rows.into_iter().map(ApiKey::try_from).collect()
     }
 
-    /// The key of that hash, unless it was revoked. The database's clock says whether it has
-    /// expired.
+    /// The keys of these hashes, by hash, but for those that were revoked. The database's clock says
+    /// whether they have expired.
     ///
     /// # Errors
     /// When the database fails.
-    pub async fn key_of_hash(&self, hash: &str) -> Result<KnownKey> {
+    pub async fn keys_of_hashes(&self, hashes: &[String]) -> Result<HashMap<String, KnownKey>> {
+        if hashes.is_empty() {
+            return Ok(HashMap::new());
+        }
         let sql = sql!(
-            "-- key_of_hash
+            "-- keys_of_hashes
              SELECT *, COALESCE(expires_at <= {now}, FALSE) AS has_expired
-             FROM api_keys WHERE hash = $1 AND revoked_at IS NULL",
-            now = self.now_sql(2)
+             FROM api_keys WHERE hash IN {hashes} AND revoked_at IS NULL",
+            now = self.now_sql(1),
+            hashes = list(2, hashes.len())
         );
-        let row: Option<FoundRow> = on_pool!(self.reader(), |c| {
-            sqlx::query_as(sql)
-                .bind(hash)
-                .bind(self.offset_ms())
-                .fetch_optional(c)
-                .await?
+        let is_usual = hashes.len() == 1;
+        let rows: Vec<FoundRow> = on_pool!(self.reader(), |c| {
+            let read = sqlx::query_as(sql)
+                .persistent(is_usual)
+                .bind(self.offset_ms());
+            bind_each!(read, hashes).fetch_all(c).await?
         });
-        Ok(match row {
-            None => KnownKey::None,
-            Some(row) if row.has_expired => KnownKey::Expired(row.key.try_into()?),
-            Some(row) => KnownKey::Active(row.key.try_into()?),
-        })
+        let known = rows.into_iter().map(|row| {
+            let key = ApiKey::try_from(row.key)?;
+            let hash = key.hash.clone();
+            let known = if row.has_expired {
+                KnownKey::Expired(key)
+            } else {
+                KnownKey::Active(key)
+            };
+            Ok((hash, known))
+        });
+        known.collect()
     }
 
     /// Notes when keys were used last, by id, in one statement for a thousand of them. A use that
@@ -202,7 +214,7 @@ impl Store {
     }
 }
 
-/// A row of `key_of_hash`.
+/// A row of `keys_of_hashes`.
 #[derive(FromRow)]
 struct FoundRow {
     #[sqlx(flatten)]
