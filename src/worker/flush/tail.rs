@@ -10,8 +10,10 @@ use crate::codec::segment::{self, Encoded, Line};
 /// page. The same is true of the row of the segment that the tail becomes. A larger tail would be
 /// written again more often before it becomes a segment.
 const TAIL_BYTES_MAX: usize = 3_700;
-/// A tail of so many bytes is worth a segment of its own.
+/// A tail of so many bytes is worth a segment of its own, where the new lines are at most such a
+/// part of all: otherwise a segment of both is one row instead of two.
 const TAIL_BYTES_FULL: usize = 3_000;
+const FEW_OF_ALL: usize = 4;
 /// A tail has at most so many bytes when it is decompressed, which each flush does.
 const TAIL_RAW_BYTES_MAX: usize = 64 << 10;
 
@@ -53,7 +55,8 @@ pub(super) fn settle(tail: Option<Encoded>, lines: &[&Line], is_last: bool) -> i
         None => segment::encode(lines)?,
     };
     if is_too_large(raw, &rest) {
-        let full = tail.filter(|tail| earlier.is_some() && tail.size() >= TAIL_BYTES_FULL);
+        let are_few = earlier.is_some() && added * FEW_OF_ALL <= raw;
+        let full = tail.filter(|tail| are_few && tail.size() >= TAIL_BYTES_FULL);
         let alone = full.is_some().then(|| segment::encode(lines)).transpose()?;
         match alone {
             // A segment that is no larger than a tail has its place beside another on a page.
