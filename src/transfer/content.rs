@@ -51,9 +51,9 @@ pub fn content(
         range,
         source,
     };
-    stream::try_unfold(Content::Unread(reader), |content| async move {
+    stream::try_unfold(Content::Unread(Box::new(reader)), |content| async move {
         let mut prefetch = match content {
-            Content::Unread(reader) => Prefetch::start(reader),
+            Content::Unread(reader) => Prefetch::start(*reader),
             Content::Prefetch(prefetch) => prefetch,
         };
         let block = prefetch.next().await?;
@@ -63,7 +63,7 @@ pub fn content(
 
 enum Content {
     /// Nothing was asked for yet, so nothing is read.
-    Unread(Reader),
+    Unread(Box<Reader>),
     Prefetch(Prefetch),
 }
 

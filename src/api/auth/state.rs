@@ -23,7 +23,7 @@ pub enum Auth {
         /// A key that is configured and not stored, to make the first stored keys with.
         bootstrap: Option<BootstrapKey>,
         operators: Operators,
-        lately: Lately,
+        lately: Box<Lately>,
         last_use: LastUse,
     },
 }
@@ -46,7 +46,7 @@ impl Auth {
                 scopes,
             }),
             operators: Operators::default(),
-            lately: Lately::default(),
+            lately: Box::default(),
             last_use: LastUse::default(),
         }
     }
