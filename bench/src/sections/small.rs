@@ -92,7 +92,7 @@ pub async fn load(bench: &mut Bench, engine: System, point: Point) -> Result<Fig
 }
 
 /// Counts the statements of all servers from the first batch's creation to the last one's end, for
-/// each batch. Its file is uploaded before, and the clients' looks, of one statement each, are
+/// each batch. Its file is uploaded before, and the statements of the clients' looks are
 /// taken off: a client looks as often as it likes.
 pub async fn count_statements(bench: &mut Bench, engine: System, point: Point) -> Result<Figures> {
     let point = Point {
@@ -135,7 +135,7 @@ pub async fn count_statements(bench: &mut Bench, engine: System, point: Point) -
     let mut figures = Figures::default();
     figures.set(
         "statements_per_batch",
-        (all - looks) as f64 / batches as f64,
+        (all - looked) as f64 / batches as f64,
     );
     Ok(figures)
 }
