@@ -1,6 +1,7 @@
 //! Nightshift from outside: real servers, real databases, a simulated upstream.
 
 mod architecture;
+mod auto;
 mod backpressure;
 mod bad_input;
 mod balancing;
