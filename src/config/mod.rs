@@ -148,7 +148,7 @@ impl Config {
             faults: &faults,
         };
         let mut root = Reader::root(context, root);
-        let mut upstreams = upstream::read_all(root.tables("upstreams"));
+        let (mut upstreams, of_auto) = upstream::read_all(root.tables("upstreams"));
         for upstream in &mut upstreams {
             if let Some(concurrency) = overrides.concurrency {
                 upstream.concurrency = concurrency;
@@ -167,6 +167,7 @@ impl Config {
             database.move_to(file);
         }
         let models = model::read_all(root.tables("models"), &upstreams);
+        upstream::check_auto(&of_auto, &upstreams, &models);
         let config = Self {
             server: Server::read(root.section("server")),
             database,

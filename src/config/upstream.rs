@@ -14,7 +14,9 @@ use super::rate;
 use super::reader::{Item, Reader};
 use super::secret;
 use super::value::Origin;
-use crate::upstream::{Http2, ProviderKind, UnsupportedParams, UpstreamKey, UpstreamSettings};
+use crate::upstream::{
+    Http2, ModelSettings, ProviderKind, UnsupportedParams, UpstreamKey, UpstreamSettings,
+};
 
 /// The name of an upstream that stands alone and has none.
 pub(super) const DEFAULT_NAME: &str = "default";
@@ -53,12 +55,14 @@ const OWN_HEADERS: [&str; 10] = [
     "upgrade",
 ];
 
-/// Reads `[[upstreams]]`.
-pub(super) fn read_all(readers: Vec<Reader<'_>>) -> Vec<UpstreamSettings> {
+/// Reads `[[upstreams]]`. Also what `concurrency = "auto"` alone heeds, with the upstream's number.
+pub(super) fn read_all(
+    readers: Vec<Reader<'_>>,
+) -> (Vec<UpstreamSettings>, Vec<(usize, Item<'_>)>) {
     let alone = readers.len() == 1;
     let mut names = BTreeSet::new();
-    let mut upstreams = Vec::new();
-    for mut reader in readers {
+    let (mut upstreams, mut of_auto) = (Vec::new(), Vec::new());
+    for (number, mut reader) in readers.into_iter().enumerate() {
         let name = if alone {
             reader.take("name")
         } else {
@@ -73,12 +77,36 @@ pub(super) fn read_all(readers: Vec<Reader<'_>>) -> Vec<UpstreamSettings> {
         });
         let default = if alone { DEFAULT_NAME } else { "" };
         let name = name.unwrap_or_else(|| default.to_owned());
-        upstreams.push(read(reader, name));
+        let (upstream, items) = read(reader, name);
+        upstreams.push(upstream);
+        of_auto.extend(items.into_iter().map(|item| (number, item)));
     }
-    upstreams
+    (upstreams, of_auto)
 }
 
-fn read(mut reader: Reader<'_>, name: String) -> UpstreamSettings {
+/// Notes what only `concurrency = "auto"` heeds, where neither the upstream nor anything that leads
+/// to it says that.
+pub(super) fn check_auto(
+    of_auto: &[(usize, Item<'_>)],
+    upstreams: &[UpstreamSettings],
+    models: &[ModelSettings],
+) {
+    for (number, item) in of_auto {
+        let upstream = &upstreams[*number];
+        let is_led_here = |model: &ModelSettings| {
+            let mut routes = model.routes.iter();
+            routes.any(|route| route.upstream == upstream.name && (model.is_auto || route.is_auto))
+        };
+        if !upstream.is_auto && !models.iter().any(is_led_here) {
+            item.fault(
+                "needs `concurrency = \"auto\"`, here or at a model or route that leads here: a \
+                 fixed number heeds no engine",
+            );
+        }
+    }
+}
+
+fn read(mut reader: Reader<'_>, name: String) -> (UpstreamSettings, Vec<Item<'_>>) {
     for key in ["balance", "spill"] {
         reader.refuse(key, "is written in [[models]]: it is said for each model");
     }
@@ -107,13 +135,13 @@ fn read(mut reader: Reader<'_>, name: String) -> UpstreamSettings {
     let key_header = (!keys.is_empty()).then(|| auth_header.as_deref().unwrap_or(AUTHORIZATION));
     let enabled = reader.take("enabled").and_then(|mut item| item.boolean());
     let Concurrency { most, is_auto } = concurrency(&mut reader);
-    let metrics_url = reader.take("metrics_url");
-    let metrics_url = metrics_url.and_then(|item| read_metrics_url(&item));
-    let yields = reader.take("yield_to");
-    let yields = yields.is_some_and(|item| {
-        read_yield_to(&item, is_auto, metrics_url.is_some());
-        true
-    });
+    let metrics_item = reader.take("metrics_url");
+    let metrics_url = metrics_item.as_ref().and_then(read_metrics_url);
+    let yield_item = reader.take("yield_to");
+    let yields = yield_item.is_some();
+    if let Some(item) = &yield_item {
+        read_yield_to(item, metrics_item.is_some());
+    }
     let timeout = reader.duration("timeout", TIMEOUT_MIN);
     let connect_timeout = reader.duration("connect_timeout", TIMEOUT_MIN);
     let max_response_bytes = reader.whole("max_response_bytes", 1, RESPONSE_BYTES_MAX);
@@ -124,7 +152,7 @@ fn read(mut reader: Reader<'_>, name: String) -> UpstreamSettings {
     let http2 = http2.map_or(Http2::Auto, |item| read_http2(item, proxy.is_some()));
     let rate_limits = rate::read(&mut reader);
     reader.finish();
-    UpstreamSettings {
+    let settings = UpstreamSettings {
         name,
         provider,
         base_url: base_url.unwrap_or_default(),
@@ -149,7 +177,9 @@ fn read(mut reader: Reader<'_>, name: String) -> UpstreamSettings {
         ca_file,
         http2,
         rate_limits,
-    }
+    };
+    let of_auto = metrics_item.into_iter().chain(yield_item).collect();
+    (settings, of_auto)
 }
 
 /// Adds what `--header` gave, in place of headers of the same name.
@@ -229,11 +259,9 @@ fn read_metrics_url(item: &Item<'_>) -> Option<String> {
     }
 }
 
-fn read_yield_to(item: &Item<'_>, is_auto: bool, has_metrics: bool) {
+fn read_yield_to(item: &Item<'_>, has_metrics: bool) {
     if item.string().is_some_and(|whom| whom != INTERACTIVE) {
         item.fault("expected \"interactive\"");
-    } else if !is_auto {
-        item.fault("needs `concurrency = \"auto\"`: a fixed number does not yield");
     } else if !has_metrics {
         item.fault("needs `metrics_url`: it says what others have running");
     }

@@ -113,10 +113,7 @@ fn each_fault_of_an_upstream_is_found() {
         concurrency = 0                      => concurrency: must be from 1 to
         concurrency = 'many'                 => concurrency: expected a whole number
         max_concurrency = 5                  => max_concurrency: is the ceiling of `concurrency = "auto"`
-        yield_to = 'interactive'             => yield_to: needs `concurrency = "auto"`
-        metrics_url = 'gpu:8000/metrics'     => metrics_url: expected a URL that begins with
-        metrics_url = 'http://u:p@gpu/'      => metrics_url: a URL holds no user or password
-        metrics_url = 'http://gpu/?token=x'  => metrics_url: a URL is shown in logs
+        metrics_url = 'http://gpu/metrics'   => metrics_url: needs `concurrency = "auto"`, here or
         timeout = '10 minutes'               => timeout: expected a duration
         timeout = '0s'                       => timeout: must be at least
         connect_timeout = '4000d'            => connect_timeout: a duration is at most
@@ -154,6 +151,19 @@ fn each_fault_of_an_upstream_is_found() {
         let expected = format!("upstreams[0].{key} (nightshift.toml:4): {message}");
         let variables = [("SPACED", "sk a"), ("KEY_A", "sk-a"), ("SAME", "sk-a")];
         check_faults(&format!("{UPSTREAM}{line}"), &variables, &[&expected]);
+    }
+    let auto = format!("{UPSTREAM}concurrency = 'auto'\n");
+    for (line, key, message) in cases(
+        "
+        metrics_url = 'gpu:8000/metrics'     => metrics_url: expected a URL that begins with
+        metrics_url = 'http://u:p@gpu/'      => metrics_url: a URL holds no user or password
+        metrics_url = 'http://gpu/?token=x'  => metrics_url: a URL is shown in logs
+        yield_to = 'interactive'             => yield_to: needs `metrics_url`
+        yield_to = 'everybody'               => yield_to: expected \"interactive\"
+        ",
+    ) {
+        let expected = format!("upstreams[0].{key} (nightshift.toml:5): {message}");
+        check_faults(&format!("{auto}{line}"), &[], &[&expected]);
     }
     let anthropic = format!("{UPSTREAM}provider = 'anthropic'\n");
     for (line, key, message) in cases(
@@ -345,6 +355,29 @@ fn wrong_flags_are_faults_that_name_them() {
             "--role: expected all, api or worker; the nearest is worker",
         ]
     );
+}
+
+#[test]
+fn what_auto_alone_heeds_needs_auto_at_the_upstream_or_at_what_leads_there() {
+    let other = "[[upstreams]]\nname = 'b'\nbase_url = 'http://b'\n";
+    let heeded = "metrics_url = 'http://a/metrics'\nyield_to = 'interactive'\n";
+    let model = |of_model: &str, of_a: &str, of_b: &str| {
+        let routes = format!("{{ upstream = 'a'{of_a} }}, {{ upstream = 'b'{of_b} }}");
+        let model = format!("[[models]]\nname = 'm'\n{of_model}\nroutes = [{routes}]\n");
+        format!("{UPSTREAM}{heeded}{other}{model}")
+    };
+    let auto = "concurrency = 'auto'";
+    let at_a_route = format!(", {auto}");
+    for toml in [model(auto, "", ""), model("", &at_a_route, "")] {
+        assert!(load(&toml, &[]).is_ok(), "{toml}");
+    }
+    let unheeded = [
+        "upstreams[0].metrics_url (nightshift.toml:4): needs `concurrency = \"auto\"`",
+        "upstreams[0].yield_to (nightshift.toml:5): needs `concurrency = \"auto\"`",
+    ];
+    for toml in [model("", "", ""), model("", "", &at_a_route)] {
+        check_faults(&toml, &[], &unheeded);
+    }
 }
 
 #[test]
