@@ -68,3 +68,83 @@ async fn an_engine_that_cannot_be_read_is_asked_again_and_calls_go_on() {
     let attempt = line(&pool).await;
     assert_eq!(attempt.result, CallResult::Succeeded);
 }
+
+/// What is logged in a test's thread.
+#[derive(Clone, Default)]
+struct Log(Arc<Mutex<Vec<u8>>>);
+
+impl std::io::Write for Log {
+    fn write(&mut self, bytes: &[u8]) -> std::io::Result<usize> {
+        self.0.lock().expect("a lock").extend_from_slice(bytes);
+        Ok(bytes.len())
+    }
+
+    fn flush(&mut self) -> std::io::Result<()> {
+        Ok(())
+    }
+}
+
+impl Log {
+    fn begin() -> (Self, tracing::subscriber::DefaultGuard) {
+        // Somebody listens in every thread and for ever. Otherwise a line that another test's
+        // thread reaches at this very moment could be remembered as one that nobody wants.
+        let _ = tracing::subscriber::set_global_default(tracing_subscriber::registry());
+        let log = Self::default();
+        let sink = log.clone();
+        let subscriber = tracing_subscriber::fmt()
+            .json()
+            .flatten_event(true)
+            .with_writer(move || sink.clone())
+            .finish();
+        (log, tracing::subscriber::set_default(subscriber))
+    }
+
+    /// Of which upstreams it was said that their engine cannot be read, and why, in order.
+    fn unreadable(&self) -> Vec<(String, String)> {
+        let bytes = self.0.lock().expect("a lock");
+        let lines = bytes.split(|byte| *byte == b'\n');
+        let events = lines.filter_map(|line| serde_json::from_slice(line).ok());
+        let causes = events.filter_map(|event: serde_json::Value| {
+            let text = |name| event[name].as_str().map(str::to_owned);
+            let message = text("message")?;
+            let is_of_metrics = message.contains("metrics_url cannot be read");
+            text("upstream.name")
+                .zip(text("cause"))
+                .filter(|_| is_of_metrics)
+        });
+        let mut causes: Vec<_> = causes.collect();
+        causes.sort();
+        causes
+    }
+}
+
+#[tokio::test]
+async fn an_engine_that_answers_too_much_or_too_late_is_not_heard_and_that_is_said_once() {
+    let (log, _guard) = Log::begin();
+    let large = format!("{LOAD}{}", "#".repeat(4 << 20));
+    let large = Server::start(move |_| reply(200, &large)).await;
+    let late = Server::start(|_| reply(200, LOAD).after(3_600_000)).await;
+    let well = Server::start(|_| reply(200, LOAD)).await;
+    let servers = [("large", &large), ("late", &late), ("well", &well)];
+    let upstreams = servers.map(|(name, server)| UpstreamSettings {
+        name: name.to_owned(),
+        ..asked(&server.base_url, &metrics_of(server))
+    });
+    let (_pool, _upkeep) = running(&settings(upstreams.into(), Vec::new()));
+    for (_, server) in servers {
+        // By the third question, two have been answered.
+        questions(server, 3).await;
+    }
+    let unreadable = log.unreadable();
+    let said: Vec<(&str, &str)> = unreadable
+        .iter()
+        .map(|(name, cause)| (name.as_str(), cause.as_str()))
+        .collect();
+    assert_eq!(
+        said,
+        [
+            ("large", "it answers with more than 4194304 bytes"),
+            ("late", "no answer within 2s"),
+        ]
+    );
+}
