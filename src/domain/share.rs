@@ -48,6 +48,16 @@ pub struct Part {
     pub forgotten: Vec<String>,
 }
 
+impl Part {
+    /// Whether the end of each of these calls in flight is awaited: they are more than the share,
+    /// and another process waits for what is let go. A limit that has shrunk below what is in
+    /// flight, and that nobody waits for, needs no haste.
+    #[must_use]
+    pub fn is_overcommitted(&self, in_flight: u64) -> bool {
+        self.is_awaited && in_flight > self.share
+    }
+}
+
 /// A process's part of one limit. `mine.held` is what it holds so far; `joined_at` and `token`
 /// are its own, for a process may be new.
 ///

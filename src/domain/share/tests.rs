@@ -282,6 +282,37 @@ fn shares(world: &World) -> Vec<u64> {
 }
 
 #[test]
+fn the_ends_of_calls_beyond_a_share_are_awaited_only_by_who_has_not_what_is_due() {
+    let alone = Share {
+        allowed: 4,
+        wants: 4,
+        held: 8,
+    };
+    let mine = part(LIMIT, (1, "a"), alone, &[], None);
+    assert_eq!(
+        (mine.share, mine.is_overcommitted(8)),
+        (4, false),
+        "it shrank"
+    );
+    for (wants, held, is_awaited) in [(0, 0, false), (4, 2, false), (4, 0, true)] {
+        let other = Share {
+            allowed: 4,
+            wants,
+            held,
+        };
+        let other = Holder {
+            token: "b".to_owned(),
+            joined_at: 2,
+            left_ms: TERM_MS,
+            shares: BTreeMap::from([(LIMIT.to_owned(), other)]),
+        };
+        let mine = part(LIMIT, (1, "a"), alone, &[other], None);
+        assert_eq!(mine.is_overcommitted(8), is_awaited, "{wants} {held}");
+        assert!(!mine.is_overcommitted(mine.share), "nothing is beyond it");
+    }
+}
+
+#[test]
 fn a_share_grows_only_when_another_has_let_go() {
     let mut world = settled(4, &[4]);
     world.apply(&Event::Call(0, 4));

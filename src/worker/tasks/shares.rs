@@ -263,7 +263,7 @@ impl Shares {
                 continue;
             };
             mine.held = part.share.max(in_flight);
-            outcome.is_overcommitted |= in_flight > part.share;
+            outcome.is_overcommitted |= part.is_overcommitted(in_flight);
             let before = me.and_then(|me| me.shares.get(name));
             let before = before.copied().unwrap_or_default();
             outcome.concerns_others |= part.is_awaited && mine.held < before.held;
@@ -278,7 +278,7 @@ impl Shares {
                 .forgotten
                 .extend(forgotten.map(|token| (name.clone(), token)));
             mine.held = part.share.max(in_flight);
-            outcome.is_overcommitted |= in_flight > part.share;
+            outcome.is_overcommitted |= part.is_overcommitted(in_flight);
             let before = me.and_then(|me| me.shares.get(&name));
             let before = before.copied().unwrap_or_default();
             outcome.concerns_others |= part.is_awaited && mine.held < before.held;
