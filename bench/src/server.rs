@@ -47,6 +47,8 @@ pub struct Serving<'a> {
     pub config: Option<String>,
     /// Where callgrind counts the server's instructions, if it runs under valgrind.
     pub counted: Option<&'a Path>,
+    /// More of the configuration, behind the upstream called `sim`.
+    pub more: &'a str,
 }
 
 impl<'a> Serving<'a> {
@@ -59,6 +61,7 @@ impl<'a> Serving<'a> {
             general_transport: false,
             config: None,
             counted: None,
+            more: "",
         }
     }
 }
@@ -148,6 +151,7 @@ impl Store {
             std::fs::write(&certificate, CERTIFICATE)?;
             text.push_str(&format!("ca_file = \"{}\"\n", certificate.display()));
         }
+        text.push_str(serving.more);
         if let Some(filter) = serving.log {
             text.push_str(&format!("[log]\nfilter = \"{filter}\"\n"));
         }

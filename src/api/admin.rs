@@ -12,6 +12,7 @@ use super::auth::Admin;
 use super::snapshots::{self, Overview};
 use super::{Api, error};
 use crate::domain::clock::seconds;
+use crate::domain::tenant::ANY_OTHER;
 use crate::metrics::{ProcessSnapshot, RouteSnapshot, metrics};
 use crate::store::{Engine, ListedBatch, ReplicaLease};
 
@@ -45,6 +46,11 @@ pub struct Status {
     /// lines. The one with the least time left first, at most 50.
     #[serde(default)]
     pub late: Vec<LateStatus>,
+    /// The tenants that have something to send in the process that answers, and those that the
+    /// configuration names. Those that wait for nothing but their turn come first, in the order of
+    /// their turns.
+    #[serde(default)]
+    pub tenants: Vec<TenantStatus>,
     /// How many batches have not ended, by status.
     pub batches: BTreeMap<String, i64>,
     /// The oldest of them, at most 50.
@@ -142,9 +148,10 @@ pub struct ClosedModelStatus {
 /// A limit on requests or tokens in a time.
 #[derive(Debug, Serialize, Deserialize, ToSchema)]
 pub struct RateLimitStatus {
-    /// What it is of: `upstream`, `key`, `model` or `route`.
+    /// What it is of: `upstream`, `key`, `model`, `route` or `tenant`.
     pub scope: String,
-    /// The name of the upstream or model, `UPSTREAM by KEY`, or `MODEL at UPSTREAM` of a route.
+    /// The name of the upstream, model or tenant, `UPSTREAM by KEY`, or `MODEL at UPSTREAM` of a
+    /// route.
     pub name: String,
     /// `requests`, `tokens`, `input_tokens` or `output_tokens`.
     pub r#type: String,
@@ -204,6 +211,41 @@ pub struct LateStatus {
     pub seconds_left: f64,
     /// Calls that went to a higher tier so far.
     pub spilled: u64,
+}
+
+/// A tenant.
+#[derive(Debug, Default, Serialize, Deserialize, ToSchema)]
+pub struct TenantStatus {
+    pub tenant: String,
+    /// Its part of the fair share.
+    pub weight: u32,
+    /// Calls that the process that answers has in flight.
+    pub in_flight: usize,
+    /// How many it may have: its part of the limit. `null`, as the next, where there is no limit.
+    pub share: Option<usize>,
+    /// How many all processes may have together.
+    pub limit: Option<usize>,
+    /// Lines that the process that answers has in hand and could send.
+    pub ready: usize,
+    /// Lines there that wait for another attempt.
+    pub waiting: usize,
+    /// What such lines wait for: `turn` (others come first, or no place is free), `concurrency` (it
+    /// has as many calls as it may have), `share` (other processes have them all), or `limit` (a
+    /// rate limit of its own is spent). `null`: there are none.
+    pub waits_for: Option<String>,
+    /// When that is over, where it is known.
+    pub until: Option<i64>,
+    /// Requests of its batches that run, and estimated input tokens, over all processes. `null`
+    /// where the database does not answer.
+    pub enqueued_requests: Option<u64>,
+    pub enqueued_tokens: Option<u64>,
+    /// How many of them there may be. `null`: any number.
+    pub max_enqueued_requests: Option<u64>,
+    pub max_enqueued_tokens: Option<u64>,
+    /// Bytes of its files. `null` where the database does not answer.
+    pub stored_bytes: Option<u64>,
+    /// How many they may have. `null`: any number.
+    pub max_storage_bytes: Option<u64>,
 }
 
 /// A model. `*` stands for the limit of all models without one of their own, `other` for the
@@ -379,6 +421,7 @@ pub async fn status(State(api): State<Api>, _: Admin) -> Json<Status> {
     status.rate_limits = rate_limits(&process, status.now);
     status.windows = windows(&process);
     status.late = late(&process);
+    status.tenants = tenants(&api, &process, status.now).await;
     status.upstreams = upstreams(process, status.now);
     Json(status)
 }
@@ -422,6 +465,50 @@ fn upstreams(process: ProcessSnapshot, now: i64) -> Vec<UpstreamStatus> {
                 .collect(),
         })
         .collect()
+}
+
+async fn tenants(api: &Api, process: &ProcessSnapshot, now: i64) -> Vec<TenantStatus> {
+    let allowed = api.tenants.get();
+    let mut all: Vec<TenantStatus> = process
+        .tenants
+        .iter()
+        .map(|one| TenantStatus {
+            tenant: one.tenant.clone(),
+            in_flight: one.in_flight,
+            share: one.calls.map(|[share, _]| share),
+            ready: one.ready,
+            waiting: one.waiting,
+            waits_for: one.waits_for.map(str::to_owned),
+            until: one
+                .left
+                .map(|left| now + i64::try_from(left.as_secs()).unwrap_or(0) + 1),
+            ..TenantStatus::default()
+        })
+        .collect();
+    for (name, _) in allowed.configured() {
+        if name != ANY_OTHER && all.iter().all(|one| one.tenant != name) {
+            all.push(TenantStatus {
+                tenant: name.to_owned(),
+                ..TenantStatus::default()
+            });
+        }
+    }
+    let names: Vec<&str> = all.iter().map(|one| &*one.tenant).collect();
+    let held = api.snapshots.tenants(&api.store, &names).await;
+    for one in &mut all {
+        let allowance = allowed.of(&one.tenant);
+        one.weight = allowance.weight;
+        one.limit = allowance.concurrency;
+        one.max_enqueued_requests = allowance.max_enqueued_requests;
+        one.max_enqueued_tokens = allowance.max_enqueued_tokens;
+        one.max_storage_bytes = allowance.max_storage_bytes;
+        let Some(held) = &held else { continue };
+        let held = held.get(&one.tenant).copied().unwrap_or_default();
+        one.enqueued_requests = Some(held.enqueued.requests);
+        one.enqueued_tokens = Some(held.enqueued.tokens);
+        one.stored_bytes = Some(held.stored_bytes);
+    }
+    all
 }
 
 fn rate_limits(process: &ProcessSnapshot, now: i64) -> Vec<RateLimitStatus> {

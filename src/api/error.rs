@@ -9,6 +9,7 @@ use serde::Serialize;
 use tower_http::timeout::TimeoutError;
 use utoipa::ToSchema;
 
+use crate::domain::tenant::grouped;
 use crate::store;
 
 /// The header that says to OpenAI's clients whether to try again, whatever the status is.
@@ -257,6 +258,20 @@ pub fn too_large(max_bytes: u64) -> ApiError {
         format!("Maximum content size limit ({max_bytes}) exceeded."),
     )
     .retry(false)
+}
+
+/// A file that its tenant has no room for. It is no use to send it again.
+pub fn storage_full(tenant: &str, max: u64, stored: u64) -> ApiError {
+    let message = format!(
+        "The files of organization {tenant} may have {} bytes together. {} are left, and this file \
+         has more. Please delete files that are not needed any more.",
+        grouped(max),
+        grouped(max.saturating_sub(stored)),
+    );
+    ApiError::new(StatusCode::PAYLOAD_TOO_LARGE, INVALID_REQUEST, message)
+        .code("storage_limit_exceeded")
+        .param("file")
+        .retry(false)
 }
 
 /// A body that does not come to its end: nothing came for too long, or the connection broke.

@@ -10,7 +10,7 @@ use tokio::sync::Mutex as AsyncMutex;
 use super::engine::Engine;
 use crate::domain::batch::Status;
 use crate::metrics::{self, ProcessSnapshot, QueueOfModel, Snapshot};
-use crate::store::{self, ListedBatch, Queue, ReplicaLease, Store};
+use crate::store::{self, ListedBatch, Queue, ReplicaLease, Store, TenantHolds};
 
 /// For how long an overview is given again before it is read anew.
 const OVERVIEW_TTL: Duration = Duration::from_secs(2);
@@ -80,6 +80,15 @@ impl Snapshots {
             in_time("the ended batches", store.ended_batches(since_ms, limit)),
         );
         live.zip(ended)
+    }
+
+    /// What these tenants have in the store, by name. `None` where the database does not answer.
+    pub(super) async fn tenants(
+        &self,
+        store: &Store,
+        names: &[&str],
+    ) -> Option<BTreeMap<String, TenantHolds>> {
+        in_time("what tenants have", store.held_by_tenants(names)).await
     }
 
     /// The whole snapshot, for the metrics.

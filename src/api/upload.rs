@@ -75,7 +75,8 @@ pub struct UploadForm {
         (status = 408, description = "Nothing came for a minute, or too little for 10 s while \
             other uploads waited.", body = Envelope),
         (status = 409, description = "The same upload is still under way.", body = Envelope),
-        (status = 413, description = "The file is too large.", body = Envelope),
+        (status = 413, description = "The file is too large, or there is no room for it among the \
+            tenant's files (`storage_limit_exceeded`).", body = Envelope),
         (status = 507, description = "There is no room for it.", body = Envelope),
     ),
 )]
@@ -119,12 +120,16 @@ async fn upload(
         api,
         caller,
         form: Form::new(incoming, boundary),
+        room: Room::new(max_bytes),
         hash: hashed.then(Sha256::new),
         asked: Asked::default(),
     };
     match idempotency::begin(&api.store, &caller.tenant, "POST /v1/files", key).await? {
         Begun::First(mut attempt) => {
-            let outcome = upload.store(&mut attempt).await;
+            let outcome = match upload.find_room(content_length(headers)).await {
+                Ok(()) => upload.store(&mut attempt).await,
+                Err(error) => Err(error),
+            };
             attempt.settle(&outcome).await;
             outcome.map(json_response)
         }
@@ -143,11 +148,70 @@ fn limits(api: &Api) -> Limits {
     }
 }
 
+/// How many bytes a file may have.
+#[derive(Clone, Debug)]
+struct Room {
+    /// Whoever's it is.
+    max_bytes: u64,
+    of_tenant: Option<TenantRoom>,
+}
+
+/// What the files of a tenant may have together.
+#[derive(Clone, Debug)]
+struct TenantRoom {
+    tenant: String,
+    max: u64,
+    /// What they had when the upload began.
+    stored: u64,
+}
+
+impl Room {
+    fn new(max_bytes: u64) -> Self {
+        Self {
+            max_bytes,
+            of_tenant: None,
+        }
+    }
+
+    /// The most that a file may have.
+    fn bytes(&self) -> u64 {
+        let left = |room: &TenantRoom| room.max.saturating_sub(room.stored);
+        self.max_bytes
+            .min(self.of_tenant.as_ref().map_or(u64::MAX, left))
+    }
+
+    /// Refuses a file that has at least so many bytes, if they are too many.
+    fn check(&self, bytes: u64) -> Result<()> {
+        match &self.of_tenant {
+            _ if bytes > self.max_bytes => Err(error::too_large(self.max_bytes)),
+            Some(room) if bytes > self.bytes() => {
+                Err(error::storage_full(&room.tenant, room.max, room.stored))
+            }
+            _ => Ok(()),
+        }
+    }
+
+    /// The answer where a file was not stored.
+    fn failed(&self, cause: transfer::Error) -> ApiError {
+        match (cause, &self.of_tenant) {
+            (transfer::Error::TooLarge(bytes), Some(_)) if bytes < self.max_bytes => {
+                self.check(bytes.saturating_add(1)).err()
+            }
+            (transfer::Error::Store(store::Error::StorageFull { max, stored }), Some(room)) => {
+                Some(error::storage_full(&room.tenant, max, stored))
+            }
+            (cause, _) => Some(failed(cause)),
+        }
+        .unwrap_or_else(error::internal)
+    }
+}
+
 /// A form that is being read.
 struct Upload<'a> {
     api: &'a Api,
     caller: &'a Caller,
     form: Form<'a>,
+    room: Room,
     /// Of the file's bytes. `None` where the request has no `Idempotency-Key`.
     hash: Option<Sha256>,
     asked: Asked,
@@ -230,6 +294,22 @@ impl Sink<'_> {
 }
 
 impl Upload<'_> {
+    /// Finds out how much the tenant may store. A file that is too large in any case is refused
+    /// before any of it is read. `length`: of the whole form, where the request says so.
+    async fn find_room(&mut self, length: Option<u64>) -> Result<()> {
+        let tenant = &self.caller.tenant;
+        let Some(max) = self.api.tenants.of(tenant).max_storage_bytes else {
+            return Ok(());
+        };
+        self.room.of_tenant = Some(TenantRoom {
+            tenant: tenant.clone(),
+            max,
+            stored: self.api.store.stored_bytes(tenant).await?,
+        });
+        let least = length.unwrap_or(0).saturating_sub(FORM_BYTES_MAX);
+        self.room.check(least.max(1))
+    }
+
     /// Stores the file, and returns the answer's JSON.
     async fn store(mut self, attempt: &mut Attempt) -> Result<String> {
         let mut sink = Sink::Store {
@@ -249,11 +329,10 @@ impl Upload<'_> {
         let ingest = match request.packed {
             None => *ingest,
             Some(packing) => {
-                let api = self.api;
-                let max_bytes = api.limits.max_file_bytes;
+                let (api, max_bytes) = (self.api, self.room.bytes());
                 let unpack = ingest.unpack(packing, limits(api), max_bytes, &api.uploads);
                 let unpacked = attempt.alive_during(unpack).await?;
-                unpacked.map_err(failed)?
+                unpacked.map_err(|cause| self.room.failed(cause))?
             }
         };
         let created_at = self.api.store.now().await?;
@@ -276,9 +355,20 @@ impl Upload<'_> {
             body: |file| serde_json::to_string(&FileObject::from(file.clone())),
         });
         let file = attempt.alive_during(ingest.finish(finish, answer)).await?;
-        let file = file.map_err(|cause| refused(cause, attempt))?;
+        let file = file.map_err(|cause| self.refused(cause, attempt))?;
         log_upload(&file);
         super::json::to_json(&FileObject::from(file))
+    }
+
+    /// The answer where a file that was received whole was not published.
+    fn refused(&self, cause: transfer::Error, attempt: &Attempt) -> ApiError {
+        match cause {
+            // The claim to the key had lapsed, and another request has it now.
+            transfer::Error::Store(store::Error::Stale(_)) if attempt.claim().is_some() => {
+                error::idempotency_running()
+            }
+            other => self.room.failed(other),
+        }
     }
 
     /// Reads the form to its end.
@@ -315,12 +405,12 @@ impl Upload<'_> {
         let filename = part.filename.take();
         only_once(self.asked.filename.is_some(), "file")?;
         self.asked.filename = Some(self::filename(filename)?);
-        let max_bytes = self.api.limits.max_file_bytes;
+        let room = &self.room;
         let mut sent = Sent {
             part,
             beginning: None,
             length: 0,
-            max_bytes,
+            room,
             hash: self.hash.as_mut(),
         };
         let purpose = self.asked.purpose;
@@ -335,7 +425,8 @@ impl Upload<'_> {
             let budget = &self.api.uploads;
             let store = &self.api.store;
             let begun = Ingest::begin(store, tenant, limits, contents, budget);
-            *ingest = Some(Box::new(begun));
+            let max_stored = room.of_tenant.as_ref().map(|room| room.max);
+            *ingest = Some(Box::new(begun.within(max_stored)));
         }
         let packing = sink.receive(sent.packing()).await?;
         let is_a_batch = purpose == Some(Purpose::Batch);
@@ -392,7 +483,7 @@ struct Sent<'a, 'f> {
     /// The bytes that were read to find out the packing.
     beginning: Option<Bytes>,
     length: u64,
-    max_bytes: u64,
+    room: &'a Room,
     hash: Option<&'a mut Sha256>,
 }
 
@@ -418,9 +509,7 @@ impl Sent<'_, '_> {
         };
         if let Some(bytes) = &next {
             self.length += bytes.len() as u64;
-            if self.length > self.max_bytes {
-                return Err(error::too_large(self.max_bytes));
-            }
+            self.room.check(self.length)?;
             if let Some(hash) = &mut self.hash {
                 hash.update(bytes);
             }
@@ -431,7 +520,7 @@ impl Sent<'_, '_> {
 
 /// Stores the content of a compressed file as its bytes are received.
 async fn unpack(sent: Sent<'_, '_>, packing: Packing, sink: &mut Sink<'_>) -> Result<()> {
-    let max_bytes = sent.max_bytes;
+    let room = sent.room;
     let sent = stream::try_unfold(sent, |mut sent| async {
         Ok(sent.next().await?.map(|bytes| (bytes, sent)))
     });
@@ -439,9 +528,7 @@ async fn unpack(sent: Sent<'_, '_>, packing: Packing, sink: &mut Sink<'_>) -> Re
     let mut length = 0;
     while let Some(bytes) = sink.receive(content(&mut unpacked)).await? {
         length += bytes.len() as u64;
-        if length > max_bytes {
-            return Err(error::too_large(max_bytes));
-        }
+        room.check(length)?;
         sink.write(bytes).await?;
     }
     Ok(())
@@ -511,17 +598,6 @@ fn failed(cause: transfer::Error) -> ApiError {
             tracing::error!(error = %cause, "an upload failed");
             error::internal()
         }
-    }
-}
-
-/// The answer where a file that was received whole was not published.
-fn refused(cause: transfer::Error, attempt: &Attempt) -> ApiError {
-    match cause {
-        // The claim to the key had lapsed, and another request has it now.
-        transfer::Error::Store(store::Error::Stale(_)) if attempt.claim().is_some() => {
-            error::idempotency_running()
-        }
-        other => failed(other),
     }
 }
 

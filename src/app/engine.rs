@@ -9,12 +9,12 @@ use crate::api;
 use crate::api::model_object::ModelObject;
 use crate::metrics::{
     ClosedSnapshot, KeySnapshot, Lane, LateSnapshot, ProcessSnapshot, RateSnapshot, RouteSnapshot,
-    SwitchSnapshot, UpstreamSnapshot, WindowSnapshot,
+    SwitchSnapshot, TenantSnapshot, UpstreamSnapshot, WindowSnapshot,
 };
 use crate::upstream::{
     KeyStatus, LaneId, ModelInfo, Pool, RateLimits, RateStatus, RouteStatus, Skipped,
 };
-use crate::worker::{Late, Observer, Worker};
+use crate::worker::{Late, Observer, Snapshot, WaitsFor, Worker};
 
 pub(super) struct Engine {
     pool: Arc<Pool>,
@@ -45,6 +45,7 @@ impl api::engine::Engine for Engine {
                 .as_ref()
                 .map(|worker| late(pool, &worker.late))
                 .unwrap_or_default(),
+            tenants: worker.as_ref().map(tenants).unwrap_or_default(),
             budget_used: pool.budget().used(),
             budget_limit: pool.budget().limit(),
             token: worker.as_ref().map(|worker| worker.token.clone()),
@@ -173,6 +174,21 @@ fn late(pool: &Pool, late: &[Late]) -> Vec<LateSnapshot> {
     let mut late: Vec<LateSnapshot> = late.iter().map(snapshot).collect();
     late.sort_by_key(|late| late.left);
     late
+}
+
+fn tenants(worker: &Snapshot) -> Vec<TenantSnapshot> {
+    let tenants = worker.tenants.iter();
+    tenants
+        .map(|one| TenantSnapshot {
+            tenant: one.name.to_string(),
+            in_flight: one.in_flight,
+            calls: one.calls.map(|(share, limit)| [share, limit]),
+            ready: one.ready,
+            waiting: one.waiting,
+            waits_for: one.waits_for.map(WaitsFor::as_str),
+            left: one.waits_for.and_then(WaitsFor::left),
+        })
+        .collect()
 }
 
 fn rate_limits(pool: &Pool) -> Vec<RateSnapshot> {

@@ -10,6 +10,7 @@ use super::{machine, trials};
 use crate::app;
 use crate::config::{Config, Overrides, nearest, shown_url};
 use crate::domain::clock::Clock;
+use crate::domain::tenant::{Allowance, ModelPattern, grouped};
 use crate::upstream::{ModelInfo, ModelSettings, Options, Pool, RouteSettings, is_listed};
 
 /// Names of an upstream's models that are printed; of more it is said how many there are.
@@ -90,6 +91,7 @@ pub(super) async fn run(args: CheckArgs) -> anyhow::Result<ExitCode> {
         writeln!(out, "warn  machine        {warning}")?;
     }
     tell_routes(&config)?;
+    tell_tenants(&config)?;
     let pool = Pool::new(&config.upstream_settings(), Options::default())?;
     for tried in pool.try_upstreams().await {
         let subject = tried.subject();
@@ -164,6 +166,43 @@ fn tell_routes(config: &Config) -> std::io::Result<()> {
                 shown_route(config, model, route)
             )?;
         }
+    }
+    Ok(())
+}
+
+/// What each `[[tenants]]` section allows.
+fn tell_tenants(config: &Config) -> std::io::Result<()> {
+    let mut out = std::io::stdout();
+    for tenant in &config.tenants {
+        let Allowance {
+            weight,
+            concurrency,
+            models,
+            max_enqueued_requests,
+            max_enqueued_tokens,
+            max_storage_bytes,
+        } = &tenant.allowance;
+        let mut said = vec![format!("weight {weight}")];
+        said.extend(concurrency.map(|calls| format!("{calls} calls at once")));
+        said.extend(tenant.rates.rate_limits.iter().map(|limit| {
+            let (kind, period) = (limit.kind.as_str().replace('_', " "), limit.period);
+            format!("{} {kind} in {period:?}", grouped(limit.limit))
+        }));
+        said.extend(models.as_ref().map(|models| {
+            let models: Vec<&str> = models.iter().map(ModelPattern::as_str).collect();
+            format!("models {}", models.join(" "))
+        }));
+        said.extend(
+            max_enqueued_requests.map(|most| format!("{} requests enqueued", grouped(most))),
+        );
+        said.extend(max_enqueued_tokens.map(|most| format!("{} tokens enqueued", grouped(most))));
+        said.extend(max_storage_bytes.map(|most| format!("{} bytes stored", grouped(most))));
+        writeln!(
+            out,
+            "ok    tenant         {}: {}",
+            tenant.name,
+            said.join(", ")
+        )?;
     }
     Ok(())
 }

@@ -18,6 +18,6 @@ pub use labels::OTHER;
 pub use registry::metrics;
 pub use snapshot::{
     ClosedSnapshot, Database, KeySnapshot, Lane, LateSnapshot, ProcessSnapshot, QueueOfModel,
-    RateSnapshot, RouteSnapshot, Snapshot, SwitchSnapshot, UpstreamSnapshot, WindowSnapshot,
-    catalogue, exposition,
+    RateSnapshot, RouteSnapshot, Snapshot, SwitchSnapshot, TenantSnapshot, UpstreamSnapshot,
+    WindowSnapshot, catalogue, exposition,
 };

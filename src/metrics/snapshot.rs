@@ -35,6 +35,8 @@ pub struct ProcessSnapshot {
     /// Batches that would miss their window, and those of which lines went to a higher tier, where
     /// models spill late. The one with the least time left first.
     pub late: Vec<LateSnapshot>,
+    /// Those that wait for nothing but their turn first, in the order of their turns.
+    pub tenants: Vec<TenantSnapshot>,
     pub budget_used: usize,
     pub budget_limit: usize,
     /// What somebody must mend, in words.
@@ -120,9 +122,9 @@ pub struct ClosedSnapshot {
 /// How a limit on requests or tokens in a time stands.
 #[derive(Clone, Debug)]
 pub struct RateSnapshot {
-    /// `upstream`, `key`, `model` or `route`.
+    /// `upstream`, `key`, `model`, `route` or `tenant`.
     pub scope: &'static str,
-    /// Of the upstream, the model, `UPSTREAM by KEY`, or `MODEL at UPSTREAM`.
+    /// Of the upstream, the model, the tenant, `UPSTREAM by KEY`, or `MODEL at UPSTREAM`.
     pub name: String,
     /// `requests`, `tokens`, `input_tokens` or `output_tokens`.
     pub kind: &'static str,
@@ -174,6 +176,22 @@ pub struct LateSnapshot {
     pub left: Duration,
     /// Calls that went to a higher tier so far.
     pub spilled: u64,
+}
+
+/// A tenant that has anything to send in this process.
+#[derive(Clone, Debug)]
+pub struct TenantSnapshot {
+    pub tenant: String,
+    pub in_flight: usize,
+    /// This process's part of the limit on calls at once, and the limit, where there is one.
+    pub calls: Option<[usize; 2]>,
+    /// Lines in hand that could be sent, and that wait for another attempt.
+    pub ready: usize,
+    pub waiting: usize,
+    /// `turn`, `concurrency`, `share` or `limit`. `None`: it has no line that could be sent.
+    pub waits_for: Option<&'static str>,
+    /// How long until that is over, where it is known.
+    pub left: Option<Duration>,
 }
 
 /// Calls in flight that count against one model's limit. `*` stands for all models without one
@@ -231,6 +249,11 @@ struct Upstream {
 struct UpstreamModel {
     upstream: String,
     model: String,
+}
+
+#[derive(Clone, Debug, Hash, PartialEq, Eq, EncodeLabelSet)]
+struct Tenant {
+    tenant: String,
 }
 
 #[derive(Clone, Debug, Hash, PartialEq, Eq, EncodeLabelSet)]
@@ -308,6 +331,7 @@ fn list(snapshot: &Snapshot, process: Process) -> Listing {
     list_upstreams(&mut list, &of_process.upstreams);
     list_keys(&mut list, &of_process.upstreams);
     list_lanes(&mut list, &of_process.lanes, &of_process.late);
+    list_tenants(&mut list, &of_process.tenants);
     list_rate_limits(&mut list, &of_process.rate_limits);
     list_windows(&mut list, &of_process.windows);
     list.add(
@@ -527,6 +551,39 @@ fn list_lanes(list: &mut Listing, lanes: &[Lane], late: &[LateSnapshot]) {
     list.add(
         "nightshift_model_limit",
         "Calls that all processes may have in flight together, by model.",
+        limit,
+    );
+}
+
+/// Tenants whose calls at once are limited, and that have anything to send.
+fn list_tenants(list: &mut Listing, tenants: &[TenantSnapshot]) {
+    let [in_flight, share, limit] = [(); 3].map(|()| Family::<Tenant, Gauge>::default());
+    for tenant in tenants {
+        let Some([of_process, of_all]) = tenant.calls else {
+            continue;
+        };
+        let labels = Tenant {
+            tenant: tenant.tenant.clone(),
+        };
+        let calls = whole(tenant.in_flight);
+        in_flight.get_or_create(&labels).set(calls);
+        share.get_or_create(&labels).set(whole(of_process));
+        limit.get_or_create(&labels).set(whole(of_all));
+    }
+    list.add(
+        "nightshift_tenant_in_flight",
+        "Calls that this process has in flight, by tenant whose calls are limited, of those that \
+         have anything to send.",
+        in_flight,
+    );
+    list.add(
+        "nightshift_tenant_share",
+        "Calls that this process may have in flight: its part of the limit, by tenant.",
+        share,
+    );
+    list.add(
+        "nightshift_tenant_limit",
+        "Calls that all processes may have in flight together, by tenant.",
         limit,
     );
 }

@@ -14,6 +14,9 @@ pub enum Error {
     /// What is stored is not what was written.
     #[error("the stored {what} is damaged: {cause}")]
     Corrupt { what: String, cause: String },
+    /// The files of a tenant may not have so many bytes together.
+    #[error("the tenant's files may have {max} bytes, and have {stored}")]
+    StorageFull { max: u64, stored: u64 },
     /// Another process holds the database, or it is of another version.
     #[error("{0}")]
     Refused(String),

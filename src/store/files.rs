@@ -6,6 +6,7 @@ mod file;
 mod removal;
 mod retention;
 mod segments;
+mod storage;
 mod uploads;
 
 pub(in crate::store) use bytes::{

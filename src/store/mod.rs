@@ -27,6 +27,6 @@ pub use fleet::{
     CooldownRow, Incumbent, RateEntry, RateGrant, RateRow, Replica, ShareBook, ShareEntry,
     SwitchRow, WindowBook, WindowRow,
 };
-pub use tenants::{ApiKey, Claim, Claimed, KnownKey, Remembered};
+pub use tenants::{ApiKey, Claim, Claimed, KnownKey, Remembered, TenantHolds};
 pub use text::storable;
 pub use work::{Backlog, CountsDelta, Deaths, FlushReply, LeasedUnit, UnitFlush};

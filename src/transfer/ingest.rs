@@ -132,6 +132,7 @@ impl Ingest {
         let upload = NewUpload {
             file_id: id::file(),
             tenant: tenant.to_owned(),
+            max_stored: None,
         };
         let part = Arc::new(budget.part(tenant, limits.max_line_bytes));
         let mut hashes = budget.hashes();
@@ -160,6 +161,13 @@ impl Ingest {
             shown: false,
             _alive: AbortOnDropHandle::new(tokio::spawn(alive)),
         }
+    }
+
+    /// Lets the file be published only where the tenant's files then have at most so many bytes.
+    #[must_use]
+    pub fn within(mut self, max_stored: Option<u64>) -> Self {
+        self.upload.max_stored = max_stored;
+        self
     }
 
     /// Stores the file without a check of its lines, because its first bytes show that it has none.
@@ -266,8 +274,13 @@ impl Ingest {
             budget.heavy_decoder().await
         };
         let store = &self.store;
-        let NewUpload { file_id, tenant } = &self.upload;
-        let mut content = Ingest::begin(store, tenant, limits, Contents::Requests, budget);
+        let NewUpload {
+            file_id,
+            tenant,
+            max_stored,
+        } = &self.upload;
+        let content = Ingest::begin(store, tenant, limits, Contents::Requests, budget);
+        let mut content = content.within(*max_stored);
         let packed = stream::try_unfold((0, 0), |place| async move {
             let piece = store.piece(file_id, place).await?;
             Ok(piece.map(|piece| (Bytes::from(piece.bytes), piece.next)))
@@ -505,7 +518,9 @@ async fn show(
     rest: Rest,
     answer: Option<Answer>,
 ) -> Result<StoredFile, Error> {
-    let NewUpload { file_id, tenant } = &upload;
+    let NewUpload {
+        file_id, tenant, ..
+    } = &upload;
     let file = published.clone().into_file(file_id, tenant);
     let body = answer.as_ref().map(|answer| (answer.body)(&file));
     let body = body.transpose().map_err(io::Error::from)?;

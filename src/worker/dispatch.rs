@@ -17,6 +17,7 @@ pub(crate) mod ownership;
 pub(crate) mod result;
 pub(crate) mod scheduler;
 pub(crate) mod shared;
+pub(crate) mod standing;
 pub(crate) mod tenants;
 pub(crate) mod write_failures;
 

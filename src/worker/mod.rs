@@ -38,6 +38,8 @@ use dispatch::Dispatch;
 use dispatch::demand::Demand;
 use dispatch::scheduler::Scheduler;
 use dispatch::shared::SharedLedger;
+use dispatch::standing;
+use dispatch::tenants::Tenants;
 use dispatch::write_failures::WriteFailures;
 use flush::Flusher;
 use flush::accept::FailureCounts;
@@ -60,6 +62,7 @@ use tasks::windows::Windows;
 use work::finished::CompletionQueue;
 
 pub use dispatch::late::Verdict as Late;
+pub use dispatch::standing::{TenantStanding, WaitsFor};
 pub use work::settings::Settings;
 
 /// How long each of the last steps at a stop may take when the database does not answer.
@@ -70,6 +73,8 @@ pub struct Worker {
     store: Store,
     scheduler: Arc<Scheduler>,
     ledger: Arc<SharedLedger>,
+    tenants: Arc<Tenants>,
+    demand: Arc<Demand>,
     write_failures: Arc<WriteFailures>,
     flusher: Arc<Flusher>,
     lease: Arc<Lease>,
@@ -88,6 +93,8 @@ pub struct Worker {
 #[derive(Clone)]
 pub struct Observer {
     ledger: Arc<SharedLedger>,
+    tenants: Arc<Tenants>,
+    demand: Arc<Demand>,
     write_failures: Arc<WriteFailures>,
     failed_lines: Arc<FailureCounts>,
     lease: Arc<Lease>,
@@ -103,6 +110,9 @@ pub struct Snapshot {
     /// Batches that would miss their window, and those of which lines went to a higher tier, where
     /// models spill late. In no order.
     pub late: Vec<Late>,
+    /// The tenants that have anything to send here, at most a hundred: those that wait for nothing
+    /// but their turn first, in the order of their turns.
+    pub tenants: Vec<TenantStanding>,
     /// What somebody must mend.
     pub alarms: Vec<String>,
 }
@@ -116,16 +126,17 @@ impl Observer {
 
     #[must_use]
     pub fn snapshot(&self) -> Snapshot {
-        let (in_flight, late) = {
-            let ledger = self.ledger.lock();
-            let lanes = ledger.run_queues().lanes();
-            let in_flight = lanes.map(|(id, lane)| (id, lane.in_flight()));
-            (in_flight.collect(), ledger.lateness().verdicts().collect())
-        };
+        let ledger = self.ledger.lock();
+        let lanes = ledger.run_queues().lanes();
+        let in_flight = lanes.map(|(id, lane)| (id, lane.in_flight())).collect();
+        let late = ledger.lateness().verdicts().collect();
+        let tenants = standing::of_tenants(&ledger, &self.tenants, &self.demand);
+        drop(ledger);
         Snapshot {
             token: self.lease.token(),
             in_flight,
             late,
+            tenants,
             alarms: self.write_failures.alarms(),
         }
     }
@@ -227,7 +238,7 @@ impl Worker {
                 store.clone(),
                 pool.clone(),
                 dispatch.ledger.clone(),
-                (demand, dispatch.tenants.clone()),
+                (demand.clone(), dispatch.tenants.clone()),
                 (&lease, authority),
                 &settings,
             );
@@ -284,6 +295,8 @@ impl Worker {
             store,
             scheduler: dispatch.scheduler,
             ledger: dispatch.ledger,
+            tenants: dispatch.tenants,
+            demand,
             write_failures: dispatch.write_failures,
             flusher,
             lease,
@@ -307,6 +320,8 @@ impl Worker {
     pub fn observer(&self) -> Observer {
         Observer {
             ledger: self.ledger.clone(),
+            tenants: self.tenants.clone(),
+            demand: self.demand.clone(),
             write_failures: self.write_failures.clone(),
             failed_lines: self.flusher.failed_lines(),
             lease: self.lease.clone(),

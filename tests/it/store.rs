@@ -520,6 +520,7 @@ async fn a_swept_upload_cannot_be_published() {
     let upload = NewUpload {
         file_id: id::file(),
         tenant: TENANT.to_owned(),
+        max_stored: None,
     };
     let begun = fixture.store.begin_upload(&upload, &[]).await;
     begun.expect("begins");

@@ -7,9 +7,10 @@ use nightshift::internals::simulate::Options;
 use nightshift::internals::store::{Engine, Store};
 use serde_json::{Value, json};
 
-use crate::support::binary::Launch;
+use crate::support::binary::{Launch, command, ended};
 use crate::support::engines::add_key;
 use crate::support::metrics::{Metrics, operator};
+use crate::support::session::Session;
 use crate::support::{
     Api, Batch, CHAT, Server, chat, client_with, eventually, granting, ids, on, on_every_engine,
     request,
@@ -343,7 +344,157 @@ async fn the_limit_on_what_is_enqueued_holds_for_batches_that_come_together() {
     assert_eq!(running, 6);
 }
 
+/// How much `tenant-a` has stored, by the database's own sum and by its files.
+async fn stored(server: &Server) -> (i64, i64) {
+    let mut session = Session::open(&server.database).await;
+    let sum = |table: &str, which: &str| {
+        format!(
+            "SELECT CAST(COALESCE(SUM(bytes), 0) AS BIGINT) FROM {table}
+             WHERE tenant = 'tenant-a' {which}"
+        )
+    };
+    let counted = session.number(&sum("tenant_storage", "")).await;
+    let files = session.number(&sum("files", "AND state = 'ready'")).await;
+    (counted, files)
+}
+
+/// An upload of so many bytes: its status, and its error's code and message.
+async fn upload(api: &Api, bytes: usize) -> (u16, Value) {
+    let answer = api.upload(vec![b'x'; bytes], "x.bin", "user_data").await;
+    let status = answer.status().as_u16();
+    (status, answer.json().await.expect("is JSON"))
+}
+
+async fn a_file_that_there_is_no_room_for_is_refused_and_leaves_nothing() {
+    let tenants = "[[tenants]]\nname = \"tenant-a\"\nmax_storage_bytes = 3_000_000\n";
+    let server = Server::with(&with_tenants(4, tenants)).await;
+    let (status, first) = upload(&server, 2_000_000).await;
+    assert_eq!(status, 200, "{first}");
+    let before = server.rows().await;
+    for bytes in [1_000_001, 5_000_000] {
+        let (status, answer) = upload(&server, bytes).await;
+        assert_eq!(
+            (status, &answer["error"]["code"]),
+            (413, &json!("storage_limit_exceeded"))
+        );
+        assert_eq!(
+            answer["error"]["message"],
+            "The files of organization tenant-a may have 3,000,000 bytes together. 1,000,000 are \
+             left, and this file has more. Please delete files that are not needed any more."
+        );
+        server.has_only(&before).await;
+    }
+    // The same of a file that is packed, whose content counts.
+    let content = chat("a", Value::Null).repeat(20_000);
+    let packed = zstd::bulk::compress(content.as_bytes(), 3).expect("packs");
+    let answer = server.upload(packed, "in.jsonl.zst", "batch").await;
+    assert_eq!(answer.status(), 413);
+    server.has_only(&before).await;
+    // It is nobody else's limit. What just fits is taken, and what is deleted makes room at once.
+    assert_eq!(upload(server.other(), 4_000_000).await.0, 200);
+    assert_eq!(upload(&server, 1_000_000).await.0, 200);
+    assert_eq!(upload(&server, 1).await.0, 413);
+    let file = server.url(&format!(
+        "/v1/files/{}",
+        first["id"].as_str().expect("text")
+    ));
+    let deleted = server.client().delete(file).send().await.expect("answers");
+    assert_eq!(deleted.status(), 200);
+    assert_eq!(stored(&server).await, (1_000_000, 1_000_000));
+    assert_eq!(upload(&server, 2_000_000).await.0, 200);
+    assert_eq!(stored(&server).await, (3_000_000, 3_000_000));
+}
+
+async fn uploads_that_come_together_keep_no_more_than_there_is_room_for() {
+    let tenants = "[[tenants]]\nname = \"tenant-a\"\nmax_storage_bytes = 1_000_000\n";
+    let server = Server::with(&with_tenants(4, tenants)).await;
+    let uploads = (0..12).map(|_| upload(&server, 300_000));
+    let answers = futures::future::join_all(uploads).await;
+    let taken = answers.iter().filter(|(status, _)| *status == 200).count();
+    assert_eq!(taken, 3);
+    assert_eq!(stored(&server).await, (900_000, 900_000));
+}
+
+/// Answers are kept, whatever they take, and count.
+async fn answers_of_batches_count_as_stored() {
+    let tenants = "[[tenants]]\nname = \"tenant-a\"\nmax_storage_bytes = 10_000\n";
+    let server = Server::with(&with_tenants(4, tenants)).await;
+    let input = lines(30);
+    let batch = server.run(&input, CHAT).await;
+    assert_eq!(batch.counts.completed, 30, "{batch}");
+    let (counted, files) = stored(&server).await;
+    assert_eq!(counted, files);
+    assert!(files > input.len() as i64 + 3_000, "{files}");
+    if files > 10_000 {
+        assert_eq!(upload(&server, 1).await.0, 413);
+    }
+}
+
+async fn operators_see_what_each_tenant_has_and_what_it_waits_for() {
+    let tenants = "[[tenants]]\nname = \"tenant-a\"\nweight = 2\nconcurrency = 1\n\
+                   max_enqueued_requests = 1_000\nmax_storage_bytes = 1_000_000\n";
+    let server = Server::with(&with_tenants(4, tenants))
+        .upstream(granting(0))
+        .await;
+    let input = lines(20);
+    server.create_batch(&input, CHAT).await;
+    until_in_flight(&server, 1).await;
+    server.other().create_batch(&input, CHAT).await;
+    until_in_flight(&server, 4).await;
+    let key = operator(&server.database).await;
+    let told = eventually("both wait", async || {
+        let tenants = server.by(&key).get("/admin/status").await["tenants"].take();
+        let waits = |place: usize| tenants[place]["waits_for"].clone();
+        let is_so = waits(0) == "turn" && waits(1) == "concurrency";
+        if is_so { Ok(tenants) } else { Err(tenants) }
+    })
+    .await;
+    let (free, limited) = (&told[0], &told[1]);
+    assert_eq!(
+        (&free["tenant"], &limited["tenant"]),
+        (&json!("tenant-b"), &json!("tenant-a"))
+    );
+    assert_eq!(
+        (&free["in_flight"], &limited["in_flight"]),
+        (&json!(3), &json!(1))
+    );
+    assert_eq!(
+        (&free["limit"], &limited["limit"]),
+        (&Value::Null, &json!(1))
+    );
+    assert_eq!(
+        (&free["weight"], &limited["weight"]),
+        (&json!(1), &json!(2))
+    );
+    assert_eq!(limited["ready"], 19);
+    assert_eq!(limited["enqueued_requests"], 20);
+    assert_eq!(limited["max_enqueued_requests"], 1_000);
+    assert_eq!(limited["stored_bytes"], input.len());
+    let metrics = Metrics::of(&server.url(""), Some(&key)).await;
+    let labels = ["tenant=\"tenant-a\""];
+    assert_eq!(metrics.sum("nightshift_tenant_in_flight", &labels), 1.0);
+    assert_eq!(metrics.sum("nightshift_tenant_limit", &labels), 1.0);
+    let base = server.url("");
+    let mut status = command(&["status", "--url", &base, "--api-key-env", "OPS_KEY"]);
+    status.env("OPS_KEY", &key);
+    let status = ended(status).await;
+    let table = status
+        .out
+        .split("\n\n")
+        .find(|table| table.starts_with("TENANT"));
+    let table = table.unwrap_or_else(|| panic!("{status:?}"));
+    assert!(
+        table.contains("concurrency") && table.contains("20 of 1,000"),
+        "{table}"
+    );
+    server.simulator.grant(100);
+}
+
 on_every_engine![
+    operators_see_what_each_tenant_has_and_what_it_waits_for,
+    a_file_that_there_is_no_room_for_is_refused_and_leaves_nothing,
+    uploads_that_come_together_keep_no_more_than_there_is_room_for,
+    answers_of_batches_count_as_stored,
     calls_are_shared_by_weight,
     calls_of_a_tenant_are_limited_and_the_others_have_the_rest,
     requests_of_a_tenant_in_a_time_are_limited_and_hold_up_nobody,

@@ -5,6 +5,7 @@ mod download;
 mod finished;
 mod first_call;
 mod held;
+mod hostile;
 mod lines;
 mod memory;
 mod recovery;
@@ -47,6 +48,8 @@ pub enum Section {
     Lines,
     /// Growth with the number of tenants
     Tenants,
+    /// How soon a tenant's first line goes out beside a tenant with 10,000 batches
+    Hostile,
     /// Growth with the number of replicas on one Postgres
     Replicas,
     /// The same figures in a store with many finished batches
@@ -62,7 +65,7 @@ pub enum Section {
 }
 
 impl Section {
-    pub const ALL: [Self; 16] = [
+    pub const ALL: [Self; 17] = [
         Self::Dispatch,
         Self::Transport,
         Self::Upload,
@@ -73,6 +76,7 @@ impl Section {
         Self::Recovery,
         Self::Lines,
         Self::Tenants,
+        Self::Hostile,
         Self::Replicas,
         Self::Finished,
         Self::Slow,
@@ -105,6 +109,7 @@ impl Section {
             Self::Recovery => "recovery",
             Self::Lines => "lines",
             Self::Tenants => "tenants",
+            Self::Hostile => "hostile",
             Self::Replicas => "replicas",
             Self::Finished => "finished",
             Self::Slow => "slow",
@@ -148,6 +153,7 @@ impl Bench {
             Section::Recovery => recovery::run(self).await,
             Section::Lines => lines::run(self).await,
             Section::Tenants => tenants::run(self).await,
+            Section::Hostile => hostile::run(self).await,
             Section::Replicas => replicas::run(self).await,
             Section::Finished => finished::run(self).await,
             Section::Slow => slow::run(self).await,

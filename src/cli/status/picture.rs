@@ -6,6 +6,7 @@ use crate::api::admin::{BatchStatus, Status};
 use crate::cli::figures::{ago, rate, seconds, size};
 use crate::cli::printable::{cut, printable};
 use crate::cli::table::{Column, Table};
+use crate::domain::tenant::grouped;
 
 /// How many batches a server lists.
 const BATCHES_MAX: usize = 50;
@@ -59,6 +60,7 @@ pub(super) fn picture(status: &Status, width: Option<usize>) -> String {
         closed(status),
         models(status),
         passed_over(status),
+        tenants(status),
         rate_limits(status),
         windows(status),
         late(status),
@@ -187,6 +189,52 @@ fn passed_over(status: &Status) -> Table {
                 },
             ]);
         }
+    }
+    table
+}
+
+/// The tenants in the order of their turns, what their lines wait for, and how much they have of
+/// what they may have.
+fn tenants(status: &Status) -> Table {
+    let mut table = Table::new([
+        Column::cut("TENANT"),
+        Column::whole("WEIGHT").leaves(2),
+        Column::whole("CALLS"),
+        Column::whole("SHARE").leaves(3),
+        Column::whole("LIMIT"),
+        Column::whole("READY").leaves(4),
+        Column::whole("WAITS FOR"),
+        Column::whole("ENQUEUED"),
+        Column::whole("TOKENS").leaves(1),
+        Column::whole("STORED").leaves(1),
+    ]);
+    let count = |number: Option<usize>| number.map_or(String::new(), |number| number.to_string());
+    let of = |held: Option<u64>, most: Option<u64>, shown: fn(u64) -> String| {
+        let held = held.map_or("?".to_owned(), shown);
+        most.map_or(held.clone(), |most| format!("{held} of {}", shown(most)))
+    };
+    let bytes = |bytes: u64| size(usize::try_from(bytes).unwrap_or(usize::MAX));
+    for tenant in &status.tenants {
+        let waits_for = tenant.waits_for.clone().unwrap_or_default();
+        table.row([
+            tenant.tenant.clone(),
+            tenant.weight.to_string(),
+            tenant.in_flight.to_string(),
+            count(tenant.share),
+            count(tenant.limit),
+            tenant.ready.to_string(),
+            match tenant.until {
+                Some(until) => format!("{waits_for}, {}", seconds((until - status.now) as f64)),
+                None => waits_for,
+            },
+            of(
+                tenant.enqueued_requests,
+                tenant.max_enqueued_requests,
+                grouped,
+            ),
+            of(tenant.enqueued_tokens, tenant.max_enqueued_tokens, grouped),
+            of(tenant.stored_bytes, tenant.max_storage_bytes, bytes),
+        ]);
     }
     table
 }

@@ -148,6 +148,7 @@ fn the_examples_in_the_documented_file_hold_and_show_the_defaults() {
     assert!(allowance.may_use("llama-3.1-8b") && !allowance.may_use("gpt"));
     assert_eq!(allowance.max_enqueued_requests, Some(1_000_000));
     assert_eq!(allowance.max_enqueued_tokens, Some(500_000_000));
+    assert_eq!(allowance.max_storage_bytes, Some(107_374_182_400));
     assert_eq!(json!(model.defaults), json!({ "temperature": 0.3 }));
     assert_eq!(json!(model.overrides), json!({ "store": false }));
 }

@@ -1,4 +1,4 @@
-//! Rows that belong to nothing. Each statement sees one moment, and no transaction ever leaves
+//! Rows that belong to nothing, and bytes. Each statement sees one moment, and no transaction ever leaves
 //! such a row.
 
 use super::report::{Audit, count};
@@ -7,7 +7,7 @@ use crate::store::engine::{in_tx, on_pool, sql};
 
 /// What a row of which kind is a fault, by the id of what it should belong to. Each query gives
 /// that id and a number of rows.
-const ORPHANS: [(&str, &str, &str); 9] = [
+const ORPHANS: [(&str, &str, &str); 10] = [
     (
         "file",
         "chunk of a file that is not there, or whose content was removed",
@@ -80,6 +80,15 @@ const ORPHANS: [(&str, &str, &str); 9] = [
             (SELECT 1 FROM batches b WHERE b.id = u.batch_id AND b.in_progress_at IS NOT NULL
                 AND b.status IN ('completed', 'expired', 'cancelled'))
          GROUP BY u.batch_id",
+    ),
+    (
+        "tenant",
+        "byte of its files that are not counted, or are counted and not there",
+        "SELECT c.tenant, CAST(ABS(SUM(c.bytes)) AS BIGINT) FROM
+            (SELECT tenant, bytes FROM tenant_storage
+             UNION ALL
+             SELECT tenant, -bytes FROM files WHERE state = 'ready') c
+         GROUP BY c.tenant HAVING SUM(c.bytes) <> 0",
     ),
 ];
 

@@ -69,16 +69,20 @@ pub(super) async fn admit(tx: &mut Tx, batches: &[&Unvalidated]) -> Result<Admis
     Ok(admission)
 }
 
+/// What the batches of tenants have that run. By the index of live batches: as many steps as the
+/// tenants that are named have such batches.
+pub(in crate::store) const ENQUEUED: &str =
+    "SELECT tenant, CAST(SUM(total) AS BIGINT), CAST(SUM(estimated_tokens) AS BIGINT)
+     FROM batches
+     WHERE status IN ('validating', 'in_progress', 'finalizing', 'cancelling')
+        AND status IN ('in_progress', 'finalizing', 'cancelling')";
+
 /// What the batches of each of these tenants have that run.
 async fn enqueued_of(tx: &mut Tx, tenants: &BTreeSet<&str>) -> Result<BTreeMap<String, Enqueued>> {
-    // By the index of live batches: as many steps as these tenants have such batches.
     let sql = sql!(
         "-- enqueued
-         SELECT tenant, CAST(SUM(total) AS BIGINT), CAST(SUM(estimated_tokens) AS BIGINT)
-         FROM batches
-         WHERE status IN ('validating', 'in_progress', 'finalizing', 'cancelling')
-            AND status IN ('in_progress', 'finalizing', 'cancelling') AND tenant IN {tenants}
-         GROUP BY tenant",
+         {enqueued} AND tenant IN {tenants} GROUP BY tenant",
+        enqueued = ENQUEUED,
         tenants = list(1, tenants.len())
     );
     let is_usual = tenants.len() == 1;

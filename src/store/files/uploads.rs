@@ -6,6 +6,7 @@ use std::borrow::Cow;
 use super::bytes;
 use super::file::StoredFile;
 use super::retention::remove_content;
+use super::storage::admit_bytes;
 use crate::domain::file::Purpose;
 use crate::intake::{ModelReport, Piece};
 use crate::store::each::each;
@@ -18,6 +19,8 @@ use crate::store::{Claim, Error, Result, Store};
 pub struct NewUpload {
     pub file_id: String,
     pub tenant: String,
+    /// How many bytes the tenant's files may have, this one included. `None`: any number.
+    pub max_stored: Option<u64>,
 }
 
 /// What is known of an upload at its end.
@@ -100,10 +103,15 @@ impl Store {
     /// `Idempotency-Key`.
     ///
     /// # Errors
-    /// [`Error::Stale`] when the upload was swept in the meantime.
+    /// [`Error::Stale`] when the upload was swept in the meantime. [`Error::StorageFull`] when the
+    /// tenant may not have so many bytes.
     pub async fn publish_upload(
         &self,
-        NewUpload { file_id, tenant }: &NewUpload,
+        NewUpload {
+            file_id,
+            tenant,
+            max_stored,
+        }: &NewUpload,
         upload: &PublishedUpload,
         rest: &Rest,
         answer: Option<(&Claim, &str)>,
@@ -122,6 +130,9 @@ impl Store {
             ("state", "ready".into()),
         ]]);
         let mut tx = self.begin().await?;
+        if let Some(max) = max_stored {
+            admit_bytes(&mut tx, tenant, upload.bytes, *max).await?;
+        }
         if rest.has_begun {
             let sql = sql!(
                 "-- publish_upload

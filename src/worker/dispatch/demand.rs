@@ -155,6 +155,11 @@ impl Demand {
         in_flight
     }
 
+    /// Tenants with units to lease whose calls at once are limited.
+    pub(crate) fn limited_on_offer(&self) -> BTreeSet<Arc<str>> {
+        self.on_offer().limited.clone()
+    }
+
     fn on_offer(&self) -> MutexGuard<'_, OnOffer> {
         self.on_offer.lock().unwrap_or_else(PoisonError::into_inner)
     }

@@ -2,6 +2,7 @@
 
 use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
 
 use super::ledger::run_queues::TenantLimit;
 use crate::domain::tenant::CurrentTenants;
@@ -38,6 +39,17 @@ impl Tenants {
     /// A tenant's part of the fair share, beside those of others.
     pub(crate) fn weight(&self, tenant: &str) -> u32 {
         self.allowed.of(tenant).weight
+    }
+
+    /// Whether a tenant has limits on requests or tokens in a time.
+    pub(crate) fn has_rate_limits(&self, tenant: &str) -> bool {
+        let limits = self.pool.rate_limits();
+        limits.is_some_and(|limits| limits.bound_tenant(tenant))
+    }
+
+    /// For how long a tenant's rate limits keep its lines. `None`: they do not, or it is not known.
+    pub(crate) fn spent_for(&self, tenant: &str) -> Option<Duration> {
+        self.pool.rate_limits()?.tenant_spent_for(tenant)
     }
 
     /// Whether a tenant's rate limits keep its lines for a while.

@@ -17,6 +17,7 @@ use crate::domain::endpoint;
 use crate::store::{self, Backlog, Store};
 use crate::upstream::{LaneId, Pool, Routes};
 use crate::worker::dispatch::Dispatch;
+use crate::worker::dispatch::ledger::run_queues::{RunQueues, Tenant};
 use crate::worker::dispatch::ownership::Ownership;
 use crate::worker::dispatch::scheduler::Scheduler;
 use crate::worker::dispatch::shared::SharedLedger;
@@ -44,6 +45,9 @@ const PART_FACTOR: f64 = 1.25;
 /// How often a process takes one batch more of each tenant than its part. Where all processes hold
 /// their part already, a new batch would otherwise wait until one of the held batches has ended.
 const EXTRA_BATCH_EVERY: Duration = Duration::from_secs(1);
+
+/// A tenant whose rate limits let few lines through has so many ready at least.
+const READY_LIMITED_MIN: usize = 8;
 
 pub(super) struct Fetch {
     store: Store,
@@ -211,12 +215,27 @@ impl Fetch {
             .keys()
             .filter(|name| !candidates.contains_key(**name));
         let names = candidates.keys().map(|name| &**name);
+        let ledger = self.ledger.lock();
         let claims = names.chain(others.copied()).map(|name| Claim {
             weight: self.tenants.weight(name),
-            most: self.tenants.calls(name).map_or(usize::MAX, ready_for),
+            most: self.most_ready(name, ledger.run_queues()),
         });
-        let parts = divide(lines_wanted, &claims.collect::<Vec<_>>());
+        let claims: Vec<Claim> = claims.collect();
+        drop(ledger);
+        let parts = divide(lines_wanted, &claims);
         candidates.keys().cloned().zip(parts).collect()
+    }
+
+    /// The most lines that a tenant should have ready, where its limits let it send few. What its
+    /// rate limits let through, its calls in flight show.
+    fn most_ready(&self, tenant: &str, run_queues: &RunQueues) -> usize {
+        let by_calls = self.tenants.calls(tenant).map_or(usize::MAX, ready_for);
+        if !self.tenants.has_rate_limits(tenant) {
+            return by_calls;
+        }
+        let known = run_queues.tenant_named(tenant);
+        let in_flight = known.map_or(0, Tenant::in_flight);
+        by_calls.min(ready_for(in_flight).max(READY_LIMITED_MIN))
     }
 
     fn room(

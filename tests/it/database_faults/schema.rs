@@ -9,6 +9,7 @@ use sqlx::{Connection as _, Executor as _, PgConnection, SqliteConnection};
 
 use crate::support::binary::{Launch, command, ended};
 use crate::support::metrics::operator;
+use crate::support::session::Session;
 use crate::support::{
     Batch, CHAT, Server, chat, client_with, engines, eventually, granting, ids, on_every_engine,
 };
@@ -92,6 +93,33 @@ async fn a_server_that_is_older_than_the_schema_says_so_and_stops() {
         for word in ["version 9999", "versions up to", "upgrade"] {
             assert!(ended.errors.contains(word), "{word}: {}", ended.errors);
         }
+    }
+}
+
+/// What a database had before version 25, or 26 on Postgres.
+const BEFORE_25: [&str; 2] = [
+    "
+    DROP TRIGGER files_shown;
+    DROP TRIGGER files_changed;
+    DROP TRIGGER files_removed;
+    DROP TABLE tenant_storage;
+    DELETE FROM _sqlx_migrations WHERE version > 24;
+",
+    "
+    DROP TRIGGER files_shown ON files;
+    DROP TRIGGER files_changed ON files;
+    DROP TRIGGER files_removed ON files;
+    DROP FUNCTION count_storage;
+    DROP TABLE tenant_storage;
+    DELETE FROM _sqlx_migrations WHERE version > 24;
+",
+];
+
+/// The same of the engine of the test that runs.
+fn before_25() -> &'static str {
+    match engines::current() {
+        Engine::Sqlite => BEFORE_25[0],
+        Engine::Postgres => BEFORE_25[1],
     }
 }
 
@@ -237,12 +265,27 @@ async fn a_batch_that_goes_on_from(earlier: &[&str]) -> (Server, Batch) {
 }
 
 async fn a_database_of_the_version_before_opens_and_its_live_batches_go_on() {
-    a_batch_that_goes_on_from(&[BEFORE_23]).await;
-    a_batch_that_goes_on_from(&[BEFORE_23, BEFORE_22]).await;
-    let all = [
-        BEFORE_23, BEFORE_22, BEFORE_21, BEFORE_20, BEFORE_19, BEFORE_18, BEFORE_17, BEFORE_13,
+    let (server, _) = a_batch_that_goes_on_from(&[before_25()]).await;
+    // What was there before is counted, and what came afterwards.
+    let stored = "SELECT CAST(SUM(bytes) AS BIGINT) FROM";
+    let mut session = Session::open(&server.database).await;
+    let counted = session.number(&format!("{stored} tenant_storage")).await;
+    let files = session
+        .number(&format!("{stored} files WHERE state = 'ready'"))
+        .await;
+    assert_eq!(counted, files);
+    let earlier = [
+        before_25(),
+        BEFORE_23,
+        BEFORE_22,
+        BEFORE_21,
+        BEFORE_20,
+        BEFORE_19,
+        BEFORE_18,
+        BEFORE_17,
+        BEFORE_13,
     ];
-    a_batch_that_goes_on_from(&all).await;
+    a_batch_that_goes_on_from(&earlier).await;
 }
 
 async fn a_database_of_two_versions_before_opens_and_its_live_batches_go_on() {

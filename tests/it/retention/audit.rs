@@ -29,8 +29,9 @@ routes = [{ upstream = "simulated" }]
 "#;
 
 /// Every table that a fault is made in.
-const TABLES: [&str; 10] = [
+const TABLES: [&str; 11] = [
     "files",
+    "tenant_storage",
     "chunks",
     "chunk_models",
     "batches",
@@ -184,6 +185,11 @@ const FAULTS: &[(&str, &str)] = &[
     (
         "INSERT INTO backlog (batch_id, model_no, model, waiting) VALUES ('{done}', 0, 'm', 0)",
         "batch {done}: 1 row of the backlog of a batch that is not live",
+    ),
+    (
+        "UPDATE tenant_storage SET bytes = bytes + 7
+         WHERE slot = (SELECT MIN(slot) FROM tenant_storage)",
+        "tenant tenant-a: 7 bytes of its files that are not counted, or are counted and not there",
     ),
     (
         "UPDATE batches SET completed = completed + 1 WHERE id = '{done}'",

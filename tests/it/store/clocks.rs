@@ -29,6 +29,7 @@ async fn who_has_a_wrong_clock_ends_hides_and_takes_nothing() {
     let upload = NewUpload {
         file_id: "file-new".to_owned(),
         tenant: TENANT.to_owned(),
+        max_stored: None,
     };
     let begun = fixture.store.begin_upload(&upload, &[]).await;
     begun.expect("begins");

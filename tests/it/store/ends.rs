@@ -58,6 +58,7 @@ async fn an_upload_that_cannot_be_swept_does_not_keep_the_others_from_it() {
         let upload = NewUpload {
             file_id: format!("file-{number}"),
             tenant: TENANT.to_owned(),
+            max_stored: None,
         };
         let begun = fixture.store.begin_upload(&upload, &[]).await;
         begun.expect("begins");

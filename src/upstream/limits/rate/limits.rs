@@ -292,14 +292,22 @@ impl RateLimits {
         })
     }
 
+    /// Whether a tenant has limits.
+    #[must_use]
+    pub fn bound_tenant(&self, tenant: &str) -> bool {
+        self.said_of(tenant).is_some()
+    }
+
+    fn said_of(&self, tenant: &str) -> Option<&[RateLimit]> {
+        let limits = self.tenants.get(tenant);
+        let limits = limits.or_else(|| self.tenants.get(ANY_OTHER))?;
+        (!limits.is_empty()).then_some(limits)
+    }
+
     /// The limits of a tenant. `None`: it has none.
     #[must_use]
     pub fn of_tenant(&self, tenant: &str) -> Option<Arc<TenantMeters>> {
-        let limits = self.tenants.get(tenant);
-        let limits = limits.or_else(|| self.tenants.get(ANY_OTHER))?;
-        if limits.is_empty() {
-            return None;
-        }
+        let limits = self.said_of(tenant)?;
         let mut state = self.lock();
         if let Some(meters) = state.tenants.get(tenant) {
             return Some(Arc::clone(meters));

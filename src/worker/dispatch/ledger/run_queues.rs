@@ -180,6 +180,11 @@ impl Resting {
         self.ready() + self.waiting
     }
 
+    /// Counts other lines, too.
+    pub(crate) fn add(&mut self, other: Resting) {
+        self.change(Resting::default(), other);
+    }
+
     fn change(&mut self, before: Resting, after: Resting) {
         self.fresh = self.fresh + after.fresh - before.fresh;
         self.retries = self.retries + after.retries - before.retries;
@@ -228,7 +233,12 @@ impl RunQueues {
 
     /// The tenants of whom anything is known.
     pub(crate) fn tenants(&self) -> impl Iterator<Item = &Tenant> {
-        self.tenants.iter().map(|(_, tenant)| tenant)
+        self.keyed_tenants().map(|(_, tenant)| tenant)
+    }
+
+    /// The same, by their keys.
+    pub(crate) fn keyed_tenants(&self) -> impl Iterator<Item = (usize, &Tenant)> {
+        self.tenants.iter()
     }
 
     /// What is known of a tenant.
@@ -322,10 +332,19 @@ impl Tenant {
     /// Its turn in a domain.
     pub(crate) fn turn(&self, domain: usize) -> Turn {
         let turns = self.turns.get(domain).copied().unwrap_or_default();
+        self.weighted(turns.in_flight, turns.last)
+    }
+
+    /// Its turn in all domains together.
+    pub(crate) fn turn_of_all(&self) -> Turn {
+        self.weighted(self.in_flight, self.last())
+    }
+
+    fn weighted(&self, in_flight: usize, last: u64) -> Turn {
         let weight = self.limit.weight.max(1) as usize;
         Turn {
-            in_flight: turns.in_flight.saturating_mul(PARTS_OF_A_CALL) / weight,
-            last: turns.last,
+            in_flight: in_flight.saturating_mul(PARTS_OF_A_CALL) / weight,
+            last,
         }
     }
 

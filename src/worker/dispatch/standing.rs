@@ -1,0 +1,126 @@
+//! How tenants stand: who waits for what, and who comes before whom. For operators.
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+use std::time::Duration;
+
+use super::demand::Demand;
+use super::ledger::Ledger;
+use super::ledger::run_queues::{Resting, Turn};
+use super::tenants::Tenants;
+
+/// How many tenants are told of.
+const TOLD_MAX: usize = 100;
+
+/// Why lines of a tenant that could be sent are not.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum WaitsFor {
+    /// The turns of others, or a place of the model or at an upstream.
+    Turn,
+    /// The end of one of its calls: it has as many as it may have.
+    Concurrency,
+    /// Other processes have all the calls that it may have.
+    Share,
+    /// Its rate limits. `left`: until one of its lines may be sent.
+    Limit { left: Duration },
+}
+
+impl WaitsFor {
+    #[must_use]
+    pub fn as_str(self) -> &'static str {
+        match self {
+            WaitsFor::Turn => "turn",
+            WaitsFor::Concurrency => "concurrency",
+            WaitsFor::Share => "share",
+            WaitsFor::Limit { .. } => "limit",
+        }
+    }
+
+    /// How long until that is over, where it is known.
+    #[must_use]
+    pub fn left(self) -> Option<Duration> {
+        match self {
+            WaitsFor::Limit { left } => Some(left),
+            _ => None,
+        }
+    }
+}
+
+/// How a tenant stands in this process.
+#[derive(Clone, Debug)]
+pub struct TenantStanding {
+    pub name: Arc<str>,
+    pub in_flight: usize,
+    /// Calls at once that this process may make for it, and all processes together. `None`: there is
+    /// no limit.
+    pub calls: Option<(usize, usize)>,
+    /// Lines in hand that could be sent, and that wait for another attempt.
+    pub ready: usize,
+    pub waiting: usize,
+    /// `None`: it has no line that could be sent.
+    pub waits_for: Option<WaitsFor>,
+}
+
+/// How the tenants stand that have anything to send here. Those that wait for nothing but their turn
+/// come first, in the order of their turns.
+pub(crate) fn of_tenants(
+    ledger: &Ledger,
+    tenants: &Tenants,
+    demand: &Demand,
+) -> Vec<TenantStanding> {
+    let run_queues = ledger.run_queues();
+    let mut resting: BTreeMap<usize, Resting> = BTreeMap::new();
+    for (_, queue) in run_queues.queues() {
+        for (_, flow) in queue.flows() {
+            let of_tenant = resting.entry(flow.tenant()).or_default();
+            of_tenant.add(flow.resting());
+        }
+    }
+    let mut found: Vec<((bool, Turn), TenantStanding)> = Vec::new();
+    for (key, tenant) in run_queues.keyed_tenants() {
+        let resting = resting.get(&key).copied().unwrap_or_default();
+        if tenant.in_flight() == 0 && resting.all() == 0 {
+            continue;
+        }
+        let name = Arc::clone(tenant.name());
+        let waits_for = (resting.ready() > 0).then(|| {
+            if let Some(left) = tenants.spent_for(&name) {
+                WaitsFor::Limit { left }
+            } else if tenant.limit().calls == 0 {
+                WaitsFor::Share
+            } else if tenant.is_full() {
+                WaitsFor::Concurrency
+            } else {
+                WaitsFor::Turn
+            }
+        });
+        let standing = TenantStanding {
+            in_flight: tenant.in_flight(),
+            calls: tenants.calls(&name).zip(tenants.allowed(&name)),
+            ready: resting.ready(),
+            waiting: resting.waiting,
+            waits_for,
+            name,
+        };
+        let key = (waits_for != Some(WaitsFor::Turn), tenant.turn_of_all());
+        found.push((key, standing));
+    }
+    // What waits to be leased, and this process has no share for.
+    for name in demand.limited_on_offer() {
+        if tenants.has_share(&name) || found.iter().any(|(_, one)| one.name == name) {
+            continue;
+        }
+        let standing = TenantStanding {
+            in_flight: 0,
+            calls: tenants.calls(&name).zip(tenants.allowed(&name)),
+            ready: 0,
+            waiting: 0,
+            waits_for: Some(WaitsFor::Share),
+            name,
+        };
+        found.push(((true, Turn::default()), standing));
+    }
+    found.sort_by(|a, b| a.0.cmp(&b.0));
+    found.truncate(TOLD_MAX);
+    found.into_iter().map(|(_, standing)| standing).collect()
+}
