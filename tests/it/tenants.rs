@@ -44,6 +44,12 @@ fn lines(count: usize) -> String {
     ids(count).iter().map(line).collect()
 }
 
+/// Lines for the other model.
+fn lines_of_large(count: usize) -> String {
+    let line = |id: &String| request(id, json!({"model": "sim-large", "messages": []}));
+    ids(count).iter().map(line).collect()
+}
+
 /// The only thing that is wrong with a batch that has failed.
 fn error_of(batch: &Batch) -> Value {
     let errors = batch["errors"]["data"].as_array().expect("a list");
@@ -111,8 +117,10 @@ async fn calls_of_a_tenant_are_limited_and_the_others_have_the_rest() {
     let server = Server::with(&with_tenants(8, tenants))
         .upstream(granting(0))
         .await;
+    // The limit is of all models together.
     let limited = server.create_batch(lines(600), CHAT).await;
-    let more = server.create_batch(lines(600), CHAT).await;
+    let more = server.create_batch(lines_of_large(600), CHAT).await;
+    until_in_hand(&server, 2).await;
     until_in_flight(&server, 2).await;
     // Another tenant that is not named has a limit of its own.
     let third = of_tenant(&server, "tenant-c").await;
@@ -320,8 +328,14 @@ async fn input_tokens_are_limited_too() {
 
 /// However many are created at once, and however many servers let them run.
 async fn the_limit_on_what_is_enqueued_holds_for_batches_that_come_together() {
-    let tenants = "[[tenants]]\nname = \"tenant-a\"\nmax_enqueued_requests = 20\n";
-    let server = Server::with(&with_tenants(4, tenants))
+    let one = lines(1);
+    // Six such batches, and all but a token of another one.
+    let tokens = 7 * one.len().div_ceil(4) - 1;
+    let tenants = format!(
+        "[[tenants]]\nname = \"tenant-a\"\nmax_enqueued_requests = 20\n\
+         [[tenants]]\nname = \"tenant-b\"\nmax_enqueued_tokens = {tokens}\n"
+    );
+    let server = Server::with(&with_tenants(4, &tenants))
         .upstream(granting(0))
         .binary()
         .await;
@@ -331,17 +345,17 @@ async fn the_limit_on_what_is_enqueued_holds_for_batches_that_come_together() {
             replicas.push(server.replica(Launch::new()).await);
         }
     }
-    let file = server.upload_batch(lines(3)).await;
-    let body = json!({"input_file_id": file, "endpoint": CHAT, "completion_window": "24h"});
-    let created = futures::future::join_all((0..30).map(|_| server.create(&body))).await;
-    let mut running = 0;
-    for batch in &created {
-        let batch = server
-            .until(batch, |batch| batch.status != "validating")
-            .await;
-        running += usize::from(batch.status == "in_progress");
+    for (api, input) in [(&*server, lines(3)), (server.other(), one)] {
+        let file = api.upload_batch(input).await;
+        let body = json!({"input_file_id": file, "endpoint": CHAT, "completion_window": "24h"});
+        let created = futures::future::join_all((0..30).map(|_| api.create(&body))).await;
+        let mut running = 0;
+        for batch in &created {
+            let batch = api.until(batch, |batch| batch.status != "validating").await;
+            running += usize::from(batch.status == "in_progress");
+        }
+        assert_eq!(running, 6);
     }
-    assert_eq!(running, 6);
 }
 
 /// How much `tenant-a` has stored, by the database's own sum and by its files.

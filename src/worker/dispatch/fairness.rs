@@ -527,6 +527,55 @@ fn a_small_batch_goes_beside_a_large_one_of_its_tenant() {
     assert!(last <= Some(10_000 + 7 * CALL_MS), "{last:?}");
 }
 
+/// With a weight and a limit of its own, beside another tenant that has as much.
+#[test]
+fn ten_lines_behind_a_great_many_go_at_once_and_cost_no_more_than_their_own_calls() {
+    const SMALL: usize = 300;
+    let mut world = World {
+        permits: 64,
+        arrivals: vec![batch(0, 0, 12_000), batch(1, 0, 24_000)],
+        limits: BTreeMap::from([
+            (
+                0,
+                TenantLimit {
+                    calls: 48,
+                    weight: 3,
+                    ..TenantLimit::default()
+                },
+            ),
+            (1, calling(60)),
+        ]),
+        ..World::default()
+    };
+    let last_of = |world: &World| {
+        let ended = simulate(world).ended;
+        let last = |number: usize| {
+            let lines = ended.range((number, 0)..(number + 1, 0));
+            lines.map(|(_, line)| line.at_ms).max().expect("some")
+        };
+        (0..world.arrivals.len()).map(last).collect::<Vec<u64>>()
+    };
+    let alone = last_of(&world)[0];
+    let small = (0..SMALL as u64).map(|number| batch(0, 5_000 + number * 400, 10));
+    world.arrivals.extend(small);
+    let ends = last_of(&world);
+    for (arrival, last) in world.arrivals.iter().zip(&ends).skip(2) {
+        let took = last - arrival.at_ms;
+        assert!(
+            took <= 3_000,
+            "{took} ms of a batch from {} ms on",
+            arrival.at_ms
+        );
+    }
+    // Of its own calls at once, three quarters of the permits.
+    let own_ms = (SMALL * 10) as u64 * CALL_MS / 48;
+    assert!(
+        ends[0] <= alone + own_ms + 2 * CALL_MS,
+        "{} ms, alone {alone}",
+        ends[0]
+    );
+}
+
 #[test]
 fn a_batch_that_would_miss_its_deadline_goes_first_within_its_tenant() {
     let mut urgent = batch(0, 0, 120);
