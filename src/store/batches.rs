@@ -13,7 +13,6 @@ mod state;
 mod validate;
 
 pub use accept::{Begun, DirectLease, Verdict};
-pub(in crate::store) use admit::ENQUEUED;
 pub use batch::{Batch, NewBatch};
 pub(in crate::store) use batch::{CountsSum, summed};
 pub use end::Cancel;

@@ -6,6 +6,7 @@ mod idempotency;
 mod keys;
 mod lock;
 
+pub(in crate::store) use holds::ENQUEUED;
 pub use holds::TenantHolds;
 pub(in crate::store) use idempotency::remember;
 pub use idempotency::{Claim, Claimed, Remembered};

@@ -12,7 +12,7 @@ use crate::domain::batch::BatchState;
 use crate::domain::findings::Finding;
 use crate::domain::tenant::Enqueued;
 use crate::store::engine::{Tx, bind_each, in_tx, list, sql};
-use crate::store::tenants::lock_tenant;
+use crate::store::tenants::{ENQUEUED, lock_tenant};
 use crate::store::{Error, Result};
 
 /// Which batches may not run.
@@ -68,14 +68,6 @@ pub(super) async fn admit(tx: &mut Tx, batches: &[&Unvalidated]) -> Result<Admis
     }
     Ok(admission)
 }
-
-/// What the batches of tenants have that run. By the index of live batches: as many steps as the
-/// tenants that are named have such batches.
-pub(in crate::store) const ENQUEUED: &str =
-    "SELECT tenant, CAST(SUM(total) AS BIGINT), CAST(SUM(estimated_tokens) AS BIGINT)
-     FROM batches
-     WHERE status IN ('validating', 'in_progress', 'finalizing', 'cancelling')
-        AND status IN ('in_progress', 'finalizing', 'cancelling')";
 
 /// What the batches of each of these tenants have that run.
 async fn enqueued_of(tx: &mut Tx, tenants: &BTreeSet<&str>) -> Result<BTreeMap<String, Enqueued>> {

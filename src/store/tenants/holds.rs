@@ -3,9 +3,16 @@
 use std::collections::BTreeMap;
 
 use crate::domain::tenant::Enqueued;
-use crate::store::batches::ENQUEUED;
 use crate::store::engine::{bind_each, list, on_pool, sql};
 use crate::store::{Result, Store};
+
+/// What the batches of tenants have that run. By the index of live batches: as many steps as the
+/// tenants that are named have such batches.
+pub(in crate::store) const ENQUEUED: &str =
+    "SELECT tenant, CAST(SUM(total) AS BIGINT), CAST(SUM(estimated_tokens) AS BIGINT)
+     FROM batches
+     WHERE status IN ('validating', 'in_progress', 'finalizing', 'cancelling')
+        AND status IN ('in_progress', 'finalizing', 'cancelling')";
 
 /// What a tenant has.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
