@@ -120,7 +120,7 @@ pub(crate) fn of_tenants(
         };
         found.push(((true, Turn::default()), standing));
     }
-    found.sort_by(|a, b| a.0.cmp(&b.0));
+    found.sort_by_key(|one| one.0);
     found.truncate(TOLD_MAX);
     found.into_iter().map(|(_, standing)| standing).collect()
 }
