@@ -9,6 +9,7 @@ use reqwest::header::HeaderMap;
 use tokio::time::Instant;
 
 use super::provider::http::Head;
+use super::settings::Spill;
 use super::target::Ended;
 pub(crate) use super::tests::upstream;
 use super::tests::{model, route, settings};
@@ -27,6 +28,18 @@ pub fn pool(places: usize, models: &[(&str, Option<usize>)]) -> Arc<Pool> {
     let mut settings = settings(vec![one], models.collect());
     settings.retry.initial_backoff = Duration::from_millis(500);
     settings.retry.max_backoff = Duration::from_mins(1);
+    Pool::new(&settings, Options::default()).expect("good settings")
+}
+
+/// A model `m` of two tiers, which spills late.
+pub fn spilling_late() -> Arc<Pool> {
+    let names = ["own", "paid"];
+    let upstreams = names.map(|name| upstream(name, "http://127.0.0.1:1/v1"));
+    let mut routes = names.map(|name| route(name, None));
+    routes[1].tier = 1;
+    let mut model = model("m", routes.to_vec());
+    model.spill = Spill::Late;
+    let settings = settings(upstreams.to_vec(), vec![model]);
     Pool::new(&settings, Options::default()).expect("good settings")
 }
 

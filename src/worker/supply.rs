@@ -311,8 +311,10 @@ impl Supply {
 fn tell(verdict: &Verdict) {
     let message = if verdict.is_late {
         "the batch would miss its window at the present rate: lines of it go to the next tier"
-    } else {
+    } else if verdict.lines > 0.0 {
         "the batch would make its window: no more lines of it go to the next tier"
+    } else {
+        "no line of the batch waits any more: the batch is not late"
     };
     tracing::info!(
         batch.id = &*verdict.batch,

@@ -81,13 +81,16 @@ impl Limits {
         let of_models = lanes.iter().filter(|lane| lane.task.is_none());
         let routes = of_models.flat_map(|lane| &lane.routes);
         let first_window = first_route + routes.filter(|route| route.limit.is_some()).count();
+        let own_limits: Vec<Option<usize>> = of_lanes.iter().map(|limits| limits.own).collect();
         for (lane, limits) in lanes.iter().zip(&mut of_lanes) {
             let to = |upstream: &usize| {
                 let routes = lane.routes.iter().filter(|one| one.upstream == *upstream);
                 let limits = routes.map(|route| {
                     let own = route.limit.map(|limit| first_route + limit.number);
                     let window = route.window.map(|number| first_window + number);
-                    own.into_iter().chain(window).collect()
+                    // The calls of a task count for the limits of its models.
+                    let of_model = own_limits[route.lane.index()];
+                    own.into_iter().chain(window).chain(of_model).collect()
                 });
                 limits.collect()
             };
@@ -152,6 +155,12 @@ impl Limits {
     #[must_use]
     pub fn share(&self, limit: usize) -> usize {
         self.all[limit].share.load(Ordering::Relaxed)
+    }
+
+    /// How large a limit is at present, by its place in [`all`](Self::all).
+    #[must_use]
+    pub fn allowed(&self, limit: usize) -> usize {
+        self.all[limit].allowed()
     }
 
     /// Lowers a share, at once.

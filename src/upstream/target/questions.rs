@@ -94,23 +94,30 @@ impl Targets {
     /// Whether this process has a share of the limits of any open target. The share may be used up.
     #[must_use]
     pub fn has_share(&self, routes: &Routes) -> bool {
-        if self.limits.lane(routes.lane) == 0 {
-            return false;
-        }
-        let in_reach = self.in_reach(routes);
-        let (state, now) = (self.lock(), Instant::now());
-        // A process that could only send lines to the next tier would pay for all of them.
-        let lowest = routes.tiers.first().filter(|_| routes.spill_late());
-        let lowest = lowest.map(|tier| &routes.targets[tier.targets.clone()]);
-        let lowest = lowest.filter(|targets| state.any_open(targets, now));
-        let mut in_reach = lowest.unwrap_or(in_reach).iter();
-        in_reach.any(|target| self.share(target) > 0 && state.is_open(target, now))
+        self.any_share(routes) == Some(true)
     }
 
     /// Whether other processes have the whole limit of the model, or of every open upstream.
     #[must_use]
     pub fn lacks_share(&self, routes: &Routes) -> bool {
-        self.is_open(routes) && !self.has_share(routes)
+        self.any_share(routes) == Some(false)
+    }
+
+    /// Whether this process has a share of the limits of any target that lines could go to now.
+    /// `None`: there is no such target, in whatever process.
+    fn any_share(&self, routes: &Routes) -> Option<bool> {
+        let in_reach = self.in_reach(routes);
+        let (state, now) = (self.lock(), Instant::now());
+        // A window may have no place at all.
+        let takes = |target: &&Target| self.allowed(target) > 0 && state.is_open(target, now);
+        // A process that could only send lines to the next tier would pay for all of them.
+        let lowest = routes.tiers.first().filter(|_| routes.spill_late());
+        let lowest = lowest.map(|tier| &routes.targets[tier.targets.clone()]);
+        let lowest = lowest.filter(|targets| targets.iter().any(|target| takes(&target)));
+        let takers = lowest.unwrap_or(in_reach).iter().filter(takes);
+        let has_share = takers.map(|target| self.share(target) > 0);
+        let has_share = has_share.reduce(|one, other| one || other);
+        has_share.map(|has_share| has_share && self.limits.lane(routes.lane) > 0)
     }
 
     /// When the first of the closed models and upstreams may be tried.
@@ -155,26 +162,35 @@ impl Targets {
     /// [`Limits::all`](crate::upstream::limits::concurrency::Limits::all), of the targets that
     /// lines may go to. Those of a tier that is not used now are none of them.
     pub fn limits_in_reach(&self, routes: &Routes) -> impl Iterator<Item = usize> {
+        let own = self.limits.of_lane(routes.lane);
         let targets = self.in_reach(routes).iter();
-        targets.flat_map(|target| {
-            let of_route = target.limit.map(|limit| self.limits.routes().start + limit);
-            let window = target
-                .window
-                .map(|window| self.limits.windows().start + window);
-            let of_model = Some(target.lane).filter(|lane| *lane != routes.lane);
-            let of_model = of_model.and_then(|lane| self.limits.of_lane(lane));
-            let own = of_route.into_iter().chain(window).chain(of_model);
-            own.chain([target.upstream])
-        })
+        let limits = targets.flat_map(|target| self.limits_of(target));
+        limits.filter(move |limit| own != Some(*limit))
     }
 
     /// How many calls at once this process may have in flight at a target.
     fn share(&self, target: &Target) -> usize {
-        let of_upstream = self.limits.share(target.upstream);
-        let of_route = target.limit.map(|limit| self.limits.of_route(limit));
-        let of_window = target.window.map(|window| self.limits.of_window(window));
-        let bounds = of_route.into_iter().chain(of_window);
-        bounds.fold(of_upstream, usize::min)
+        let limits = self.limits_of(target);
+        let shares = limits.map(|limit| self.limits.share(limit));
+        shares.fold(usize::MAX, usize::min)
+    }
+
+    /// How many calls at once all processes may have in flight at a target.
+    fn allowed(&self, target: &Target) -> usize {
+        let limits = self.limits_of(target);
+        let allowed = limits.map(|limit| self.limits.allowed(limit));
+        allowed.fold(usize::MAX, usize::min)
+    }
+
+    /// The places of the limits that bound the calls to a target: of its route, of its window, of
+    /// its model, and of its upstream.
+    fn limits_of(&self, target: &Target) -> impl Iterator<Item = usize> + use<> {
+        let of_route = target.limit.map(|limit| self.limits.routes().start + limit);
+        let window = target.window;
+        let window = window.map(|window| self.limits.windows().start + window);
+        let of_model = self.limits.of_lane(target.lane);
+        let all = [of_route, window, of_model, Some(target.upstream)];
+        all.into_iter().flatten()
     }
 
     /// The targets that lines may go to: those of the tier that is used now, and of the tiers

@@ -327,6 +327,69 @@ fn the_limit_of_a_route_is_shared_as_others_are() {
     assert_eq!(pool.targets().in_flight_by_route(), [1]);
 }
 
+/// A model whose own upstream has a window, which comes after the limits of the upstreams.
+fn with_window(names: &[&str]) -> Arc<Pool> {
+    let mut upstreams = upstreams(names, 2);
+    upstreams[0].is_auto = true;
+    let mut model = model("m", routes_to(names, true));
+    model.spill = Spill::Late;
+    pool(&settings(upstreams, vec![model]))
+}
+
+#[test]
+fn where_the_own_tier_has_a_place_for_nobody_lines_are_leased_for_the_paid_tier() {
+    let pool = with_window(&["own", "paid"]);
+    let routes = pool.resolve("m").expect("is served");
+    let (targets, limits) = (pool.targets(), pool.limits());
+    limits.share_out();
+    limits.grant(&[2, 2, 0], false);
+    assert!(targets.lacks_share(&routes), "another process has them");
+    limits.resize_window(0, 0);
+    assert!(targets.has_share(&routes) && !targets.lacks_share(&routes));
+    limits.grant(&[2, 0, 0], false);
+    assert!(targets.lacks_share(&routes));
+}
+
+#[test]
+fn lines_stay_in_hand_while_no_process_has_a_place() {
+    let pool = with_window(&["own"]);
+    let routes = pool.resolve("m").expect("is served");
+    let (targets, limits) = (pool.targets(), pool.limits());
+    limits.share_out();
+    limits.grant(&[2, 0], false);
+    assert!(targets.lacks_share(&routes));
+    limits.resize_window(0, 0);
+    assert!(!targets.has_share(&routes) && !targets.lacks_share(&routes));
+}
+
+#[test]
+fn a_process_without_a_share_of_the_model_leases_no_lines_of_its_task() {
+    let mut model = model("m", routes_to(&["own"], false));
+    model.concurrency = Some(1);
+    let mut settings = settings(upstreams(&["own"], 2), vec![model]);
+    settings.tasks.push(TaskSettings {
+        name: "t".to_owned(),
+        models: vec!["m".to_owned()],
+        balance: Strategy::default(),
+        defaults: serde_json::Map::new(),
+        overrides: serde_json::Map::new(),
+    });
+    let pool = pool(&settings);
+    let (targets, limits) = (pool.targets(), pool.limits());
+    let names = [(None, "m"), (Some("t"), ""), (Some("t"), "m")];
+    let all = names.map(|(task, model)| pool.resolve_for(task, model).expect("is served"));
+    limits.share_out();
+    for (shares, is_mine) in [([2, 0], false), ([1, 1], true)] {
+        limits.grant(&shares, false);
+        for routes in &all {
+            assert_eq!(targets.has_share(routes), is_mine);
+            assert_eq!(targets.lacks_share(routes), !is_mine);
+            assert_eq!(limits.lane(routes.lane), usize::from(is_mine));
+            assert_eq!(limits.lane_allowed(routes.lane), 1);
+        }
+    }
+}
+
 #[tokio::test]
 async fn shares_are_wanted_of_the_tiers_that_lines_may_go_to() {
     let names = ["own", "paid"];

@@ -70,7 +70,7 @@ pub(crate) struct OpenBatch {
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Moment {
     pub now: Instant,
-    /// Lines wait for a place.
+    /// Lines wait for a place; or all of them wait for their next attempt, so that none is answered.
     pub is_waiting: bool,
     /// Lines in flight at the lowest tier.
     pub in_flight: usize,
@@ -174,13 +174,26 @@ impl Lateness {
         moment: Moment,
     ) -> Vec<Verdict> {
         let flow = self.flows.entry((lane, Arc::clone(tenant))).or_default();
-        let changed = flow.judge(open, moment);
-        let changed = changed
-            .iter()
-            .filter_map(|id| flow.batches.get_key_value(id));
+        let changed = flow.judge(open, moment).into_iter();
         changed
-            .map(|(id, judged)| flow.verdict(lane, tenant, id, judged))
+            .map(|(id, judged)| flow.verdict(lane, tenant, &id, &judged))
             .collect()
+    }
+
+    /// No line is left to send but in these lanes of these tenants. Returns the verdicts that have
+    /// changed: batches that were late.
+    pub(crate) fn leave_all_but(
+        &mut self,
+        is_left: impl Fn(&(LaneId, Arc<str>)) -> bool,
+    ) -> Vec<Verdict> {
+        let mut changed = Vec::new();
+        let flows = self.flows.iter_mut();
+        for (key, flow) in flows.filter(|(key, flow)| !flow.batches.is_empty() && !is_left(key)) {
+            let late = gone(std::mem::take(&mut flow.batches));
+            let (lane, tenant) = key;
+            changed.extend(late.map(|(id, judged)| flow.verdict(*lane, tenant, &id, &judged)));
+        }
+        changed
     }
 
     /// Forgets tenants that have had no lines for long.
@@ -216,7 +229,7 @@ impl Lateness {
 
 impl Flow {
     /// Judges the batches. Returns those whose verdict has changed.
-    fn judge(&mut self, mut open: Vec<OpenBatch>, moment: Moment) -> Vec<Arc<str>> {
+    fn judge(&mut self, mut open: Vec<OpenBatch>, moment: Moment) -> Vec<(Arc<str>, Judged)> {
         let Moment {
             now,
             is_waiting,
@@ -284,10 +297,11 @@ impl Flow {
                 (judged.allowance + pace * grows_for.as_secs_f64()).min(deficit)
             };
             if judged.is_late != was_late {
-                changed.push(Arc::clone(&id));
+                changed.push((Arc::clone(&id), judged.clone()));
             }
             self.batches.insert(id, judged);
         }
+        changed.extend(gone(before));
         changed
     }
 
@@ -305,6 +319,20 @@ impl Flow {
             spilled: judged.spilled,
         }
     }
+}
+
+/// The batches that were late, of those that have no line to send any more.
+fn gone(batches: HashMap<Arc<str>, Judged>) -> impl Iterator<Item = (Arc<str>, Judged)> {
+    let late = batches.into_iter().filter(|(_, judged)| judged.is_late);
+    late.map(|(id, judged)| {
+        let ended = Judged {
+            is_late: false,
+            deficit: 0.0,
+            lines: 0.0,
+            ..judged
+        };
+        (id, ended)
+    })
 }
 
 /// How long it is to be until a batch is judged again that has so much time left.

@@ -387,8 +387,10 @@ impl Ledger {
                 let domain = self.run_queues.lane(lane).map_or(0, Lane::domain);
                 let key = (lane, Arc::clone(tenant.name()));
                 let of_flow = flows.entry(key).or_default();
-                of_flow.is_waiting |= flow.resting().ready() > 0;
                 of_flow.in_flight = tenant.unspilled(domain);
+                let resting = flow.resting();
+                let is_idle = of_flow.in_flight == 0;
+                of_flow.is_waiting |= resting.ready() > 0 || is_idle && resting.waiting > 0;
                 for of_batch in flow.batches() {
                     let context = self.run_queues.batch(of_batch.batch()).context();
                     let (lines, deadline) = (of_batch.resting().all() as f64, context.deadline);
@@ -400,7 +402,7 @@ impl Ledger {
             let of_flow = flows.entry((more.lane, more.tenant)).or_default();
             of_flow.add(&more.batch, more.lines, more.deadline);
         }
-        let mut changed = Vec::new();
+        let mut changed = self.lateness.leave_all_but(|key| flows.contains_key(key));
         for ((lane, tenant), of_flow) in flows {
             let moment = Moment {
                 now,

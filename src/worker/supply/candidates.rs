@@ -88,8 +88,9 @@ pub(super) struct Selector {
     pool: Arc<Pool>,
     tenants: Arc<Tenants>,
     write_failures: Arc<WriteFailures>,
-    /// Models that no upstream serves, and that were warned about.
-    unserved: HashSet<String>,
+    /// Models that no upstream serves, and that were warned about: by task and model, because a task
+    /// may lack a model that others have.
+    unserved: HashSet<(Option<String>, String)>,
 }
 
 impl Selector {
@@ -193,9 +194,10 @@ impl Selector {
     /// The routes of a row's model, if they are open.
     fn open_routes(&mut self, row: &Backlog) -> Option<Arc<Routes>> {
         let routes = self.pool.resolve_for(row.task.as_deref(), &row.model);
+        let key = (row.task.clone(), row.model.clone());
         if routes.is_some() {
-            self.unserved.remove(&row.model);
-        } else if self.unserved.insert(row.model.clone()) {
+            self.unserved.remove(&key);
+        } else if self.unserved.insert(key) {
             tracing::warn!(
                 model.name = row.model,
                 task.name = row.task,

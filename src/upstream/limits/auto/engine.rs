@@ -279,10 +279,12 @@ impl Engine {
     /// Takes in what the engine says.
     pub(super) fn hear(&mut self, load: EngineLoad, traffic: Traffic) -> Signal {
         let now_ms = traffic.now_ms;
-        if now_ms - self.at_ms < APART_MS {
+        // The clock may have been set back.
+        let since_ms = now_ms - self.at_ms;
+        if (0..APART_MS).contains(&since_ms) {
             return Signal::Fine;
         }
-        if now_ms - self.at_ms > FRESH_MS {
+        if !(0..=FRESH_MS).contains(&since_ms) {
             self.queued = 0;
             self.preemptions = None;
         }
@@ -328,7 +330,7 @@ impl Engine {
     }
 
     fn is_fresh(&self, now_ms: i64) -> bool {
-        now_ms - self.at_ms <= FRESH_MS
+        (0..=FRESH_MS).contains(&(now_ms - self.at_ms))
     }
 
     /// Leaves to others what they use. Whether there are any.

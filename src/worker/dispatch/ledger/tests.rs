@@ -633,3 +633,52 @@ fn however_many_lines_wait_a_fresh_one_is_tried() {
         ledger.retry_at(1, due(later), chosen.pending);
     }
 }
+
+/// A ledger that has ten lines of a batch in hand, whose routes spill late and whose window ends
+/// after so many seconds.
+fn in_window(seconds: i64) -> (Ledger, Arc<LoadedUnit>) {
+    let pool = testing::spilling_late();
+    let routes = pool.resolve("m").expect("is served");
+    let context = BatchContext {
+        deadline: seconds * 1_000,
+        ..units::batch()
+    };
+    let leased = units::leased(10, 0, None);
+    let (unit, lines) = units::unit_on(1, Arc::new(context), leased, Some(routes));
+    let mut ledger = Ledger::default();
+    ledger.admit(Arc::clone(&unit), lines, LIMIT);
+    (ledger, unit)
+}
+
+#[test]
+fn a_batch_that_is_gone_is_not_late_any_more_at_once() {
+    let (mut ledger, unit) = in_window(0);
+    let now = Instant::now();
+    let became = ledger.judge_lateness(Vec::new(), now, 0);
+    assert!(became[0].is_late && ledger.lateness().allows_some());
+    ledger.revoke(std::slice::from_ref(&unit.lease));
+    let left = ledger.judge_lateness(Vec::new(), now, 0);
+    let left: Vec<_> = left.iter().map(|one| (&*one.batch, one.is_late)).collect();
+    assert_eq!(left, [("batch", false)]);
+    assert_eq!(ledger.lateness().verdicts().count(), 0);
+    assert!(!ledger.lateness().allows_some());
+}
+
+#[test]
+fn a_batch_whose_lines_all_wait_for_their_next_attempt_is_late() {
+    let (mut ledger, unit) = in_window(60);
+    let begun = Instant::now();
+    for _ in 0..10 {
+        let sent = ledger.start(1, Ready::Fresh, Start::default());
+        let (_, pending) = sent.expect("is sent");
+        ledger.finish(&unit, None, false);
+        ledger.retry_at(1, due(begun + Duration::from_mins(5)), pending);
+    }
+    let second = |second| (begun + Duration::from_secs(second), second as i64 * 1_000);
+    let late = (0..60).find(|&number| {
+        let (now, now_ms) = second(number);
+        let changed = ledger.judge_lateness(Vec::new(), now, now_ms);
+        changed.iter().any(|verdict| verdict.is_late)
+    });
+    assert!(late.is_some_and(|second| second < 50), "{late:?}");
+}
