@@ -12,8 +12,8 @@ pub trait Engine: Send + Sync {
     /// The models that can be asked for at the moment.
     fn models(&self) -> Vec<ModelObject>;
 
-    /// What metrics call a model.
-    fn label(&self, model: &str) -> String;
+    /// What metrics call the lines of a batch, which may have a task, that name this model.
+    fn label(&self, task: Option<&str>, model: &str) -> String;
 
     /// Whether the workers of this process run. Always true in a process that has none.
     fn is_running(&self) -> bool;

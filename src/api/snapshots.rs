@@ -137,7 +137,7 @@ impl Snapshots {
     fn labelled(&self, queues: Vec<Queue>, now_ms: i64) -> Vec<QueueOfModel> {
         let mut by_label: BTreeMap<String, QueueOfModel> = BTreeMap::new();
         for queue in queues {
-            let label = self.engine.label(&queue.model);
+            let label = self.engine.label(queue.task.as_deref(), &queue.model);
             let sum = by_label.entry(label).or_default();
             sum.waiting_units += queue.waiting;
             sum.leased_units += queue.leased;
@@ -221,6 +221,7 @@ mod tests {
         let snapshots = Snapshots::new(Arc::new(TestEngine::new(&["known"])));
         let queue = |model: &str, oldest, window_used| Queue {
             model: model.to_owned(),
+            task: None,
             waiting: 1,
             leased: 2,
             oldest,
@@ -230,6 +231,10 @@ mod tests {
             queue("a", Some(4000), Some(0.5)),
             queue("b", Some(2000), None),
             queue("known", None, None),
+            Queue {
+                task: Some("known".to_owned()),
+                ..queue("", None, None)
+            },
         ];
         let of = |model: &str, waiting_units, oldest_seconds, window_used| QueueOfModel {
             model: model.to_owned(),
@@ -240,7 +245,7 @@ mod tests {
         };
         assert_eq!(
             snapshots.labelled(queues, 5000),
-            [of("known", 1, 0.0, 0.0), of("other", 2, 3.0, 0.5)]
+            [of("known", 2, 0.0, 0.0), of("other", 2, 3.0, 0.5)]
         );
     }
 }

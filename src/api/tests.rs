@@ -95,9 +95,10 @@ impl Engine for TestEngine {
         self.models.iter().map(model).collect()
     }
 
-    fn label(&self, model: &str) -> String {
-        let is_known = self.models.contains(&model);
-        if is_known { model } else { "other" }.to_owned()
+    fn label(&self, task: Option<&str>, model: &str) -> String {
+        let label = task.unwrap_or(model);
+        let is_known = self.models.contains(&label);
+        if is_known { label } else { "other" }.to_owned()
     }
 
     fn is_running(&self) -> bool {

@@ -57,8 +57,8 @@ impl api::engine::Engine for Engine {
         self.pool.models().into_iter().map(shown).collect()
     }
 
-    fn label(&self, model: &str) -> String {
-        self.pool.label(model)
+    fn label(&self, task: Option<&str>, model: &str) -> String {
+        self.pool.label_for(task, model)
     }
 
     fn is_running(&self) -> bool {
@@ -116,7 +116,12 @@ fn key(key: KeyStatus) -> KeySnapshot {
 /// Each lane, with the calls of it that are in flight in this process.
 fn lanes(pool: &Pool, in_flight: &HashMap<LaneId, usize>) -> Vec<Lane> {
     let limits = pool.limits();
-    let calls = |id: LaneId| in_flight.get(&id).copied().unwrap_or(0);
+    // Calls of a task fill the limits of its models, so they count for the models, too.
+    let of_models = pool.targets().in_flight_by_lane();
+    let calls = |id: LaneId| {
+        let of_lines = in_flight.get(&id).copied().unwrap_or(0);
+        of_lines.max(of_models[id.index()])
+    };
     // The lines of a task that name one of its models have a lane of their own.
     let mut of_parts: HashMap<String, usize> = HashMap::new();
     for ((id, _), status) in limits.lanes().zip(pool.lanes()) {

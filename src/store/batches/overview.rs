@@ -16,6 +16,8 @@ use crate::store::{Error, Result, Store};
 pub struct Queue {
     /// The public name; empty where the lines name none.
     pub model: String,
+    /// The task of the batches, where the lines name no model.
+    pub task: Option<String>,
     pub waiting: i64,
     pub leased: i64,
     /// When the oldest batch with such a unit was created, in milliseconds; `None` without one.
@@ -106,7 +108,8 @@ impl Store {
         Ok(on_pool!(self.reader(), |c| {
             sqlx::query_as(
                 "-- queues
-                 SELECT w.model, CAST(SUM(w.waiting) AS BIGINT) AS waiting,
+                 SELECT w.model, CASE WHEN w.model = '' THEN b.task END AS task,
+                    CAST(SUM(w.waiting) AS BIGINT) AS waiting,
                     CAST(SUM(COALESCE(l.units, 0)) AS BIGINT) AS leased,
                     MIN(CASE WHEN w.waiting > 0 OR l.units > 0 THEN b.created_at END) AS oldest,
                     MAX(CASE WHEN w.waiting > 0 OR l.units > 0 THEN
@@ -124,7 +127,7 @@ impl Store {
                  LEFT JOIN (SELECT batch_id, model_no, COUNT(*) AS units FROM units
                     WHERE state = 'leased' GROUP BY batch_id, model_no) l
                    ON l.batch_id = w.batch_id AND l.model_no = w.model_no
-                 GROUP BY w.model ORDER BY w.model",
+                 GROUP BY 1, 2 ORDER BY 1, 2",
             )
             .bind(now_ms)
             .fetch_all(c)
@@ -246,6 +249,51 @@ fn ended_batches() -> Sql {
 mod tests {
     use super::*;
     use crate::domain::clock::Clock;
+
+    #[tokio::test]
+    async fn lines_without_a_model_are_counted_by_their_task() {
+        let directory = tempfile::tempdir().expect("makes a directory");
+        let url = format!("sqlite://{}", directory.path().join("a.db").display());
+        let opened = Store::open(&url, 1, Clock::default()).await;
+        let store = opened.expect("opens");
+        let rows = [
+            ("a", Some("summary"), ""),
+            ("b", Some("summary"), ""),
+            ("c", Some("summary"), "large"),
+            ("d", None, "large"),
+            ("e", Some("rank"), ""),
+        ];
+        let fill = async || {
+            for (id, task, model) in rows {
+                let batch = "INSERT INTO batches (id, tenant, endpoint, input_file_id,
+                        completion_window, output_expires_seconds, status, created_at, task)
+                     VALUES ($1, '', '', '', '', 0, 'in_progress', 0, $2)";
+                on_pool!(store.writer(), |c| {
+                    let query = sqlx::query(batch).bind(id).bind(task);
+                    query.execute(c).await?.rows_affected()
+                });
+                let backlog = "INSERT INTO backlog VALUES ($1, 0, $2, 1)";
+                on_pool!(store.writer(), |c| {
+                    let query = sqlx::query(backlog).bind(id).bind(model);
+                    query.execute(c).await?.rows_affected()
+                });
+            }
+            store.queues(0).await
+        };
+        let queues = fill().await.expect("are read").into_iter();
+        let queues: Vec<_> = queues
+            .map(|queue| (queue.model, queue.task, queue.waiting))
+            .collect();
+        let queue = |model: &str, task: Option<&str>, waiting| {
+            (model.to_owned(), task.map(str::to_owned), waiting)
+        };
+        let expected = [
+            queue("", Some("rank"), 1),
+            queue("", Some("summary"), 2),
+            queue("large", None, 2),
+        ];
+        assert_eq!(queues, expected);
+    }
 
     #[tokio::test]
     async fn ended_batches_are_found_by_when_they_ended() {

@@ -10,7 +10,7 @@
 //!
 //! Pure: every time is an argument. The ledger owns the one [`Lateness`] of a process.
 
-use std::collections::{BTreeMap, HashMap, VecDeque};
+use std::collections::{BTreeMap, HashMap, HashSet, VecDeque};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -122,6 +122,10 @@ struct Judged {
     rate: f64,
     left: Duration,
     spilled: u64,
+    /// All that may be paid for goes now.
+    is_up: bool,
+    /// The same was told by [`Lateness::take_up`].
+    is_told: bool,
 }
 
 impl Lateness {
@@ -194,6 +198,20 @@ impl Lateness {
             changed.extend(late.map(|(id, judged)| flow.verdict(*lane, tenant, &id, &judged)));
         }
         changed
+    }
+
+    /// The batches, each by its lane, of which all that may be paid for goes from now on. Each is
+    /// told once.
+    pub(crate) fn take_up(&mut self) -> HashSet<(LaneId, Arc<str>)> {
+        let mut up = HashSet::new();
+        for ((lane, _), flow) in &mut self.flows {
+            for (id, judged) in &mut flow.batches {
+                if judged.is_up && !std::mem::replace(&mut judged.is_told, true) {
+                    up.insert((*lane, Arc::clone(id)));
+                }
+            }
+        }
+        up
     }
 
     /// Forgets tenants that have had no lines for long.
@@ -288,9 +306,11 @@ impl Flow {
             judged.left = left;
             let left_to_pay = safe.saturating_sub(of_higher).as_secs_f64();
             let is_too_late = left <= of_higher;
+            judged.is_up = judged.is_late && (goes_at_once || left_to_pay <= 0.0);
+            judged.is_told &= judged.is_up;
             judged.allowance = if !judged.is_late || is_too_late && !goes_at_once {
                 0.0
-            } else if goes_at_once || left_to_pay <= 0.0 {
+            } else if judged.is_up {
                 deficit
             } else {
                 let pace = PACE * deficit / left_to_pay;

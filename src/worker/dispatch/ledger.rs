@@ -413,7 +413,26 @@ impl Ledger {
             changed.extend(self.lateness.judge(lane, &tenant, open, moment));
         }
         self.lateness.forget(now);
+        self.hasten_late(now);
         changed
+    }
+
+    /// The time of late batches is up: their lines do not wait for their next attempt any more.
+    fn hasten_late(&mut self, now: Instant) {
+        let up = self.lateness.take_up();
+        if up.is_empty() {
+            return;
+        }
+        for active in self.units.values_mut() {
+            let batch = Arc::clone(&active.unit().batch.id);
+            if active
+                .lane()
+                .is_some_and(|lane| up.contains(&(lane, batch)))
+            {
+                active.hasten_all(now);
+            }
+        }
+        self.wake_at = self.units.values().filter_map(ActiveUnit::next_due).min();
     }
 
     /// Changes the resting lines of a unit, and all that is counted of them.

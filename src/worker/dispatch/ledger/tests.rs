@@ -681,4 +681,14 @@ fn a_batch_whose_lines_all_wait_for_their_next_attempt_is_late() {
         changed.iter().any(|verdict| verdict.is_late)
     });
     assert!(late.is_some_and(|second| second < 50), "{late:?}");
+    // They do not wait any more once the time is up.
+    let (almost, almost_ms) = second(59);
+    ledger.judge_lateness(Vec::new(), almost, almost_ms);
+    ledger.wake(almost);
+    assert_eq!(ledger.unit(1).expect("is in hand").resting().retries, 0);
+    let up = almost + Duration::from_millis(900);
+    ledger.judge_lateness(Vec::new(), up, almost_ms + 900);
+    ledger.wake(up);
+    assert_eq!(ledger.unit(1).expect("is in hand").resting().retries, 10);
+    assert!(ledger.lateness().allows_some());
 }

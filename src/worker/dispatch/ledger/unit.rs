@@ -256,6 +256,17 @@ impl ActiveUnit {
             .collect();
     }
 
+    /// All lines that wait are due now, whatever they wait for.
+    pub(super) fn hasten_all(&mut self, now: Instant) {
+        let lines = std::mem::take(&mut self.waiting).into_iter();
+        self.waiting = lines
+            .map(|mut line| {
+                line.due.at = line.due.at.min(now);
+                line
+            })
+            .collect();
+    }
+
     /// The batch ends: calls in flight may settle until this moment, or until the moment that an
     /// earlier end has set.
     pub(super) fn end(&mut self, end_reason: EndReason, settle_by: Instant) {
