@@ -365,9 +365,13 @@ pub struct CallRate {
 /// How soon what fails is tried again, and how often upstreams are asked for their models.
 #[derive(Clone, Debug)]
 pub struct Pace {
-    /// Until the first probe of what does not answer; doubled with each failure in a row.
+    /// Until the first probe of what cannot be reached; doubled with each failure in a row.
     pub probe_first: Duration,
+    /// Between two probes. Short, because a probe costs nothing: an outage is over for the lines
+    /// when a probe notices.
     pub probe_longest: Duration,
+    /// Between two trials of what fails. A trial is a line. The first comes after `probe_first`.
+    pub failing_longest: Duration,
     /// Until the first trial of what refuses us; doubled likewise.
     pub trial_first: Duration,
     pub trial_longest: Duration,
@@ -381,7 +385,8 @@ impl Default for Pace {
     fn default() -> Self {
         Self {
             probe_first: Duration::from_millis(500),
-            probe_longest: Duration::from_secs(30),
+            probe_longest: Duration::from_secs(2),
+            failing_longest: Duration::from_secs(30),
             trial_first: Duration::from_secs(1),
             trial_longest: Duration::from_mins(1),
             discovery: Duration::from_mins(1),

@@ -558,8 +558,11 @@ impl Breaker {
             Reason::Limited => doubled(retry.initial_backoff, self.consecutive_closings - 1)
                 .min(retry.max_backoff)
                 .mul_f64(0.5 + random / 2.0),
-            Reason::Unavailable | Reason::Failing | Reason::Unreachable => {
-                probe_wait(self.consecutive_closings, pace, random)
+            Reason::Unreachable => probe_wait(self.consecutive_closings, pace, random),
+            Reason::Unavailable | Reason::Failing => {
+                doubled(pace.probe_first, self.consecutive_closings - 1)
+                    .min(pace.failing_longest)
+                    .mul_f64(1.0 + random / 4.0)
             }
             _ => doubled(pace.trial_first, self.consecutive_closings - 1).min(pace.trial_longest),
         };

@@ -265,6 +265,7 @@ pub(super) fn hasty() -> Options {
         pace: Pace {
             probe_first: Duration::from_millis(20),
             probe_longest: Duration::from_millis(100),
+            failing_longest: Duration::from_millis(100),
             trial_first: Duration::from_millis(50),
             trial_longest: Duration::from_millis(200),
             discovery: Duration::from_millis(50),
