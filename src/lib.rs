@@ -116,7 +116,7 @@ pub mod internals {
         pub use crate::metrics::catalogue;
     }
     pub mod simulate {
-        pub use crate::simulate::{Dialect, Options, RateKind, RateLimit, Simulator};
+        pub use crate::simulate::{ApiKey, Dialect, Options, RateKind, RateLimit, Simulator};
     }
     pub mod store {
         pub use crate::store::{

@@ -6,12 +6,13 @@ use std::process::ExitCode;
 use std::time::Duration;
 
 use anyhow::{Context as _, bail};
-use secrecy::SecretString;
 
 use super::exit::{Exit, USAGE};
 use crate::config::{Environment, parse_duration};
 use crate::shutdown::{self, Hangup};
-use crate::simulate::{Dialect, Options, Outage, OutageKind, RateKind, RateLimit, Simulator};
+use crate::simulate::{
+    ApiKey, Dialect, Options, Outage, OutageKind, RateKind, RateLimit, Simulator,
+};
 
 const EXAMPLE: &str = "\
 Examples:
@@ -58,7 +59,8 @@ pub(super) struct SimulateArgs {
     requests_per_minute: Option<NonZeroU64>,
 
     /// No window of this time may have more (may be repeated): requests=600/1m, tokens=60000/1m,
-    /// `input_tokens`, `output_tokens`. A call too many gets 429, and GET /stats counts it
+    /// `input_tokens`, `output_tokens`. A call too many gets 429, and GET /stats counts it. With
+    /// several keys each has the limit for itself
     #[arg(long = "rate-limit", value_name = "TYPE=N/PERIOD", value_parser = rate_limit)]
     pub rate_limits: Vec<RateLimit>,
 
@@ -95,9 +97,15 @@ pub(super) struct SimulateArgs {
     #[arg(long, value_name = "N", default_value_t = Options::default().answer_tokens)]
     answer_tokens: usize,
 
-    /// The environment variable that holds the key which calls must carry
-    #[arg(long, value_name = "NAME")]
-    api_key_env: Option<String>,
+    /// The environment variable that holds a key which calls may carry (may be repeated); a call
+    /// without one of them gets 401. POST /keys/NAME/401 refuses the key in that variable from then
+    /// on (or 402, 403, 429), /keys/NAME/200 accepts the key again, and GET /stats counts each
+    #[arg(long = "api-key-env", value_name = "NAME")]
+    api_key_envs: Vec<String>,
+
+    /// The same for a key that is refused with 401 from the start (may be repeated)
+    #[arg(long = "refused-key-env", value_name = "NAME")]
+    refused_key_envs: Vec<String>,
 
     /// Count how often each body came, for GET /stats
     #[arg(long)]
@@ -135,10 +143,13 @@ impl SimulateArgs {
     }
 
     fn options(self, environment: &Environment) -> anyhow::Result<Options> {
-        let api_key = self
-            .api_key_env
-            .map(|variable| key(environment, &variable))
-            .transpose()?;
+        let named = |variables: Vec<String>, is_refused| {
+            let key = move |name: String| key(environment, name, is_refused);
+            variables.into_iter().map(key)
+        };
+        let api_keys = named(self.api_key_envs, false)
+            .chain(named(self.refused_key_envs, true))
+            .collect::<anyhow::Result<Vec<ApiKey>>>()?;
         Ok(Options {
             latency: self.latency,
             jitter: self.latency_jitter,
@@ -152,7 +163,7 @@ impl SimulateArgs {
             max_concurrency: self.max_concurrency.map(NonZeroUsize::get),
             seed: self.seed,
             models: self.models,
-            api_key,
+            api_keys,
             answer_tokens: self.answer_tokens,
             track: self.track,
             outages: self.outages.into_iter().flat_map(|all| all.0).collect(),
@@ -161,11 +172,15 @@ impl SimulateArgs {
     }
 }
 
-fn key(environment: &Environment, variable: &str) -> anyhow::Result<SecretString> {
-    match environment.get(variable) {
-        Some(key) => Ok(key.into()),
-        None => bail!("the environment variable {variable} of --api-key-env is not set"),
-    }
+fn key(environment: &Environment, name: String, is_refused: bool) -> anyhow::Result<ApiKey> {
+    let Some(key) = environment.get(&name) else {
+        bail!("the environment variable {name}, which is to hold a key, is not set");
+    };
+    Ok(ApiKey {
+        key: key.into(),
+        name,
+        is_refused,
+    })
 }
 
 fn rate_limit(text: &str) -> Result<RateLimit, String> {
@@ -258,14 +273,17 @@ mod tests {
 
     #[test]
     fn the_flags_become_options() {
-        let environment = Environment::from_iter([("SIMULATED_KEY", "sk-simulated")]);
+        let environment = Environment::from_iter([
+            ("SIMULATED_KEY", "sk-simulated"),
+            ("REFUSED_KEY", "sk-refused"),
+        ]);
         let args = args(
             "--latency 200ms --latency-jitter 50ms --tokens-per-second 40 --error-rate 0.1 \
              --slow-beyond 64 \
              --rate-limit-rate 0.2 --requests-per-minute 600 --max-concurrency 8 --seed 7 \
              --model a --model b --answer-tokens 10 --track --rate-limit tokens=500/2m \
              --rate-limit-headers anthropic --outage refuse=10s-20s,40s-45s --outage 503=1m-2m \
-             --api-key-env SIMULATED_KEY",
+             --api-key-env SIMULATED_KEY --refused-key-env REFUSED_KEY",
         )
         .unwrap();
         assert_eq!(args.contradiction(), None);
@@ -300,7 +318,17 @@ mod tests {
         );
         assert_eq!(options.models, ["a", "b"]);
         assert!(options.track);
-        assert_eq!(options.api_key.unwrap().expose_secret(), "sk-simulated");
+        let keys = options.api_keys.iter();
+        let keys: Vec<_> = keys
+            .map(|key| (&*key.name, key.key.expose_secret(), key.is_refused))
+            .collect();
+        assert_eq!(
+            keys,
+            [
+                ("SIMULATED_KEY", "sk-simulated", false),
+                ("REFUSED_KEY", "sk-refused", true),
+            ]
+        );
     }
 
     #[test]
@@ -341,7 +369,9 @@ mod tests {
 
     #[test]
     fn a_key_that_is_not_set_is_missed() {
-        let args = args("--api-key-env SIMULATED_KEY").unwrap();
-        assert!(args.options(&Environment::default()).is_err());
+        for flag in ["--api-key-env", "--refused-key-env"] {
+            let args = args(&format!("{flag} SIMULATED_KEY")).unwrap();
+            assert!(args.options(&Environment::default()).is_err());
+        }
     }
 }

@@ -14,6 +14,9 @@
 //! - **It has an engine** with `slow_beyond`: up to so many calls at once are written at
 //!   `tokens_per_second`, more of them in proportion slower. `POST /slow-beyond/N` changes the
 //!   number, and `GET /metrics` tells what vLLM would.
+//! - **Its keys are counted each for itself**, have each its own `rate_limits`, and are refused and
+//!   accepted by `POST /keys/NAME/STATUS`: 401, 402, 403 or 429 (the quota is spent) refuse, and 200
+//!   accepts.
 //! - **Its text compresses like text**: no better than three to one with zstd at level 3.
 //!
 //! # Steering
@@ -40,6 +43,7 @@
 mod answer;
 mod call;
 mod engine;
+mod keys;
 mod limit;
 mod options;
 mod outage;
@@ -55,6 +59,7 @@ mod text;
 
 use bytes::Bytes;
 
+pub use keys::ApiKey;
 pub use options::Options;
 pub use outage::{Outage, OutageKind};
 pub use rate::{Dialect, RateKind, RateLimit};

@@ -2,8 +2,7 @@
 
 use std::time::Duration;
 
-use secrecy::SecretString;
-
+use super::keys::ApiKey;
 use super::outage::Outage;
 use super::rate::{Dialect, RateLimit};
 
@@ -26,7 +25,8 @@ pub struct Options {
     /// providers have it.
     pub requests_per_minute: Option<u64>,
     /// A call that would make any window exceed one of them gets 429 with `retry-after`, and is
-    /// counted as a violation. The tokens of a call are counted when the call arrives.
+    /// counted as a violation. The tokens of a call are counted when the call arrives. Each of
+    /// `api_keys` has them for itself.
     pub rate_limits: Vec<RateLimit>,
     /// Whose headers say what is left of `rate_limits`.
     pub dialect: Dialect,
@@ -46,8 +46,8 @@ pub struct Options {
     pub seed: u64,
     /// What is served; another model is a 404. None named: every model is served.
     pub models: Vec<String>,
-    /// Calls without it get 401.
-    pub api_key: Option<SecretString>,
+    /// Calls without one of them get 401. None named: every call is let in.
+    pub api_keys: Vec<ApiKey>,
     /// How long answers are on average, from half of it to one and a half.
     pub answer_tokens: usize,
     /// Counts how often each body came (about 20 bytes of memory for each).
@@ -71,7 +71,7 @@ impl Default for Options {
             outages: Vec::new(),
             seed: 0,
             models: Vec::new(),
-            api_key: None,
+            api_keys: Vec::new(),
             answer_tokens: 80,
             track: false,
         }

@@ -37,6 +37,9 @@ pub enum Dialect {
 /// What a limit has seen.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize)]
 pub struct LimitStats {
+    /// Whose limit it is, where keys are named.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub key: Option<String>,
     pub r#type: &'static str,
     pub limit: u64,
     pub period_ms: u64,

@@ -85,6 +85,22 @@ impl Reply {
         )
     }
 
+    /// What a known key gets that is refused with this status.
+    pub(super) fn refused_key(status: u16) -> Self {
+        let (kind, code, message) = match status {
+            402 => ("billing_error", None, "Payment is required."),
+            403 => ("permission_error", None, "This key may not use this model."),
+            429 => (
+                "insufficient_quota",
+                Some("insufficient_quota"),
+                "You exceeded your current quota.",
+            ),
+            _ => return Self::wrong_key(),
+        };
+        let status = StatusCode::from_u16(status).unwrap_or(StatusCode::UNAUTHORIZED);
+        Self::error(status, kind, code, message)
+    }
+
     pub(super) fn unknown_model(model: &str) -> Self {
         let message =
             format!("The model `{model}` does not exist or you do not have access to it.");

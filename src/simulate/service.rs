@@ -7,20 +7,19 @@ use std::time::{Duration, Instant};
 use bytes::Bytes;
 use http_body_util::{BodyExt as _, Limited};
 use hyper::body::Incoming;
-use hyper::header::{AUTHORIZATION, HeaderMap, HeaderName, HeaderValue};
+use hyper::header::{HeaderMap, HeaderName, HeaderValue};
 use hyper::http::request::Parts;
 use hyper::{Method, Request, Response, StatusCode};
-use secrecy::ExposeSecret as _;
 use serde_json::{Value, json};
 use tokio::sync::Semaphore;
 
 use super::answer::{Draft, Endpoint};
 use super::call::{Call, Steering};
 use super::engine::Engine;
+use super::keys::Keys;
 use super::limit::RateLimit;
 use super::options::Options;
 use super::outage::{self, OutageKind};
-use super::rate::RateLimits;
 use super::reply::{Cut, Reply, ReplyBody, Sending};
 use super::stats::{Ledger, OpenCall, Stats};
 use super::text::{Random, fingerprint};
@@ -29,6 +28,8 @@ use super::text::{Random, fingerprint};
 const MAX_BODY_BYTES: usize = 256 << 20;
 /// Where an engine is told beyond how many calls at once it slows down.
 const SLOW_BEYOND: &str = "/slow-beyond/";
+/// Where a key is refused and accepted.
+const KEYS: &str = "/keys/";
 /// Tokens a second that an engine writes where nothing is said.
 const DEFAULT_RATE: f64 = 50.0;
 
@@ -36,7 +37,7 @@ pub(super) struct Service {
     options: Options,
     pub(super) ledger: Arc<Ledger>,
     rate_limit: Option<RateLimit>,
-    pub(super) rate_limits: Option<RateLimits>,
+    pub(super) keys: Keys,
     slots: Option<Semaphore>,
     /// What writes the tokens, where their pace depends on how many calls there are.
     pub(super) engine: Option<Engine>,
@@ -53,7 +54,7 @@ impl Service {
         Self {
             ledger: Arc::new(Ledger::new(options.track)),
             rate_limit: options.requests_per_minute.map(RateLimit::per_minute),
-            rate_limits: RateLimits::new(&options.rate_limits, options.dialect),
+            keys: Keys::new(&options),
             slots: options.max_concurrency.map(Semaphore::new),
             engine: options.slow_beyond.map(|knee| {
                 let rate = options.tokens_per_second;
@@ -127,7 +128,8 @@ impl Service {
     /// What was seen so far.
     pub(super) fn stats(&self) -> Stats {
         Stats {
-            limits: self.rate_limits.as_ref().map(RateLimits::stats),
+            keys: self.keys.stats(),
+            limits: self.keys.limits(),
             ..self.ledger.stats()
         }
     }
@@ -135,9 +137,7 @@ impl Service {
     /// Counts from zero again.
     pub(super) fn reset(&self) {
         self.ledger.reset();
-        if let Some(limits) = &self.rate_limits {
-            limits.reset();
-        }
+        self.keys.reset();
     }
 
     /// Everything that is not a call to a model.
@@ -169,7 +169,34 @@ impl Service {
                     None => Reply::invalid("The simulator has no engine, or this is no number."),
                 }
             }
-            (_, path) if path.starts_with("/v1/") && !self.may_enter(headers) => Reply::wrong_key(),
+            ("POST", path) if path.starts_with(KEYS) => self.turn_key(&path[KEYS.len()..]),
+            (_, path) if path.starts_with("/v1/") => match self.keys.of(headers) {
+                None => Reply::wrong_key(),
+                Some(key) => match key.refusal() {
+                    Some(status) => Reply::refused_key(status),
+                    None => self.look_at_models(method, path),
+                },
+            },
+            (verb, path) => Reply::unknown_url(StatusCode::NOT_FOUND, verb, path),
+        }
+    }
+
+    /// Refuses and accepts a key: `NAME/STATUS`.
+    fn turn_key(&self, rest: &str) -> Reply {
+        let turned = rest.rsplit_once('/').and_then(|(name, status)| {
+            let status = status.parse().ok()?;
+            let is_known = matches!(status, 200 | 401 | 402 | 403 | 429);
+            (is_known && self.keys.set(name, status)).then_some(())
+        });
+        match turned {
+            Some(()) => Reply::json("{}"),
+            None => Reply::invalid("There is no key of this name, or it cannot have this status."),
+        }
+    }
+
+    /// What there is under `/v1` beside calls.
+    fn look_at_models(&self, method: &Method, path: &str) -> Reply {
+        match (method.as_str(), path) {
             ("GET", "/v1/models") => {
                 let names = self.options.listed_models();
                 let models: Vec<Value> = names.iter().map(|name| model(name)).collect();
@@ -210,8 +237,11 @@ impl Service {
             reply.status = status;
             return reply;
         }
-        if !self.may_enter(&parts.headers) {
+        let Some(key) = self.keys.of(&parts.headers) else {
             return Reply::wrong_key();
+        };
+        if let Some(status) = key.enter() {
+            return Reply::refused_key(status);
         }
         if let Some(limit) = &self.rate_limit
             && let Err(wait) = limit.admit(Instant::now())
@@ -244,7 +274,7 @@ impl Service {
             call: &call,
             model,
         };
-        let Some(limits) = &self.rate_limits else {
+        let Some(limits) = &key.limits else {
             return self.serve(&caller, open).await;
         };
         let draft = Draft::new(
@@ -323,15 +353,6 @@ impl Service {
             return Reply::server_error();
         }
         caller.answer(draft)
-    }
-
-    fn may_enter(&self, headers: &HeaderMap) -> bool {
-        self.options.api_key.as_ref().is_none_or(|key| {
-            headers
-                .get(AUTHORIZATION)
-                .and_then(|value| value.as_bytes().strip_prefix(b"Bearer "))
-                .is_some_and(|given| given == key.expose_secret().as_bytes())
-        })
     }
 }
 

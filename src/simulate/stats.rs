@@ -5,6 +5,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use serde::Serialize;
 
+use super::keys::KeyStats;
 use super::rate::LimitStats;
 
 /// Models beyond this many are counted in the total only: a client may invent names for ever.
@@ -20,7 +21,10 @@ pub struct Stats {
     pub models: BTreeMap<String, Counts>,
     /// Kept with `Options::track` only.
     pub bodies: Option<Bodies>,
-    /// With `Options::rate_limits` only, in their order.
+    /// With `Options::api_keys` only, in their order.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub keys: Option<Vec<KeyStats>>,
+    /// With `Options::rate_limits` only, in their order, those of each key after each other.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub limits: Option<Vec<LimitStats>>,
 }
@@ -117,6 +121,7 @@ impl Ledger {
                 .map(|(name, counts)| (name.clone(), counts.clone()))
                 .collect(),
             bodies,
+            keys: None,
             limits: None,
         }
     }

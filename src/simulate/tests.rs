@@ -302,7 +302,7 @@ async fn limits_are_kept_with_429() {
 #[tokio::test]
 async fn the_key_and_the_model_are_asked_for() {
     let client = Client::new(Options {
-        api_key: Some("key".into()),
+        api_keys: vec![ApiKey::new("key", "key")],
         models: vec!["m".into(), "org/n".into()],
         ..Options::default()
     })
@@ -365,4 +365,76 @@ async fn an_engine_slows_down_beyond_a_number_of_calls_that_can_be_changed() {
     let none = Client::new(Options::default()).await;
     assert_eq!(none.get("/metrics").await.0, 404);
     assert_eq!(none.status("/slow-beyond/7", "").await, 400);
+}
+
+/// The status of a call with this key.
+async fn status_with(client: &Client, key: &str) -> u16 {
+    let request = client.http.post(client.url(CHAT)).bearer_auth(key);
+    let answer = request.body(chat("").to_string()).send().await.unwrap();
+    answer.status().as_u16()
+}
+
+#[tokio::test]
+async fn a_key_is_refused_and_accepted_again_and_each_is_counted() {
+    let refused = ApiKey {
+        is_refused: true,
+        ..ApiKey::new("B", "key-b")
+    };
+    let client = Client::new(Options {
+        api_keys: vec![ApiKey::new("A", "key-a"), refused],
+        ..Options::default()
+    })
+    .await;
+    assert_eq!(status_with(&client, "key-a").await, 200);
+    assert_eq!(status_with(&client, "key-b").await, 401);
+    assert_eq!(status_with(&client, "key-c").await, 401);
+    for status in [402, 403, 429, 200] {
+        let turned = client.status(&format!("/keys/B/{status}"), "").await;
+        assert_eq!(turned, 200);
+        assert_eq!(status_with(&client, "key-b").await, status);
+    }
+    for path in ["/keys/C/401", "/keys/B/500", "/keys/B"] {
+        assert_eq!(client.status(path, "").await, 400, "{path}");
+    }
+    client.simulator.turn_key("A", 401);
+    let models = client.http.get(client.url("/v1/models"));
+    let models = models.bearer_auth("key-a").send().await.unwrap();
+    assert_eq!(models.status(), 401);
+    let (_, stats) = client.get("/stats").await;
+    assert_eq!(
+        stats["keys"],
+        json!([
+            {"name": "A", "calls": 1, "refused": 0},
+            {"name": "B", "calls": 5, "refused": 4},
+        ])
+    );
+}
+
+#[tokio::test]
+async fn each_key_has_its_own_rate_limit() {
+    let limit = RateLimit {
+        kind: RateKind::Requests,
+        limit: 2,
+        period: Duration::from_hours(1),
+    };
+    let client = Client::new(Options {
+        api_keys: vec![ApiKey::new("A", "key-a"), ApiKey::new("B", "key-b")],
+        rate_limits: vec![limit],
+        ..Options::default()
+    })
+    .await;
+    for (key, status) in [
+        ("key-a", 200),
+        ("key-a", 200),
+        ("key-a", 429),
+        ("key-b", 200),
+    ] {
+        assert_eq!(status_with(&client, key).await, status);
+    }
+    let limits = client.simulator.stats().limits.unwrap();
+    let seen: Vec<_> = limits
+        .iter()
+        .map(|limit| (limit.key.as_deref(), limit.admitted, limit.violations))
+        .collect();
+    assert_eq!(seen, [(Some("A"), 2, 1), (Some("B"), 1, 0)]);
 }

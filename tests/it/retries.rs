@@ -2,8 +2,7 @@
 
 use std::time::Duration;
 
-use nightshift::internals::simulate::{Options, Simulator};
-use secrecy::SecretString;
+use nightshift::internals::simulate::{ApiKey, Options, Simulator};
 use serde_json::{Value, json};
 
 use crate::support::{
@@ -208,7 +207,7 @@ async fn a_rate_limit_closes_its_model_only() {
 
 async fn a_refused_key_fails_no_line_before_the_window_ends() {
     let options = Options {
-        api_key: Some(SecretString::from("right-key")),
+        api_keys: vec![ApiKey::new("key", "right-key")],
         ..tracked()
     };
     let server = Server::with("").upstream(options).await;

@@ -1,6 +1,6 @@
 //! `nightshift run`: what its flags change.
 
-use nightshift::internals::simulate::Options;
+use nightshift::internals::simulate::{ApiKey, Options};
 use serde_json::{Value, json};
 
 use super::command_in;
@@ -116,7 +116,7 @@ async fn a_part_is_tried_first_and_what_is_set_is_a_part_of_what_is_asked() {
 #[tokio::test]
 async fn the_environment_of_openais_clients_is_used_where_nothing_else_is_said() {
     let options = Options {
-        api_key: Some("sk-of-the-environment".into()),
+        api_keys: vec![ApiKey::new("key", "sk-of-the-environment")],
         ..Options::default()
     };
     let workshop = Workshop::new(&requests(&ids(5)), options).await;
@@ -193,7 +193,7 @@ async fn a_program_gets_a_summary_and_nothing_else() {
 #[tokio::test]
 async fn a_program_gets_a_summary_of_what_did_not_begin_too() {
     let options = Options {
-        api_key: Some("sk-right".into()),
+        api_keys: vec![ApiKey::new("key", "sk-right")],
         ..Options::default()
     };
     let workshop = Workshop::new(&requests(&ids(30)), options).await;
@@ -282,7 +282,7 @@ async fn a_flag_that_changes_the_requests_is_told_as_such() {
 #[tokio::test]
 async fn what_is_wrong_with_an_upstream_is_told_in_the_users_words() {
     let options = Options {
-        api_key: Some("sk-right".into()),
+        api_keys: vec![ApiKey::new("key", "sk-right")],
         ..Options::default()
     };
     let workshop = Workshop::new(&requests(&ids(3)), options).await;

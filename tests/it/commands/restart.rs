@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use nightshift::internals::simulate::{Options, Simulator};
+use nightshift::internals::simulate::{ApiKey, Options, Simulator};
 use serde_json::Value;
 
 use super::command_in;
@@ -13,7 +13,7 @@ use crate::support::{chat, eventually, ids};
 /// A model server that refuses every call for its key.
 async fn refusing() -> Simulator {
     let options = Options {
-        api_key: Some("sk-right".into()),
+        api_keys: vec![ApiKey::new("key", "sk-right")],
         ..Options::default()
     };
     Simulator::start("127.0.0.1:0", options)

@@ -3,7 +3,7 @@
 use std::path::{Path, PathBuf};
 
 use async_compression::tokio::write::GzipEncoder;
-use nightshift::internals::simulate::{Options, Simulator};
+use nightshift::internals::simulate::{ApiKey, Options, Simulator};
 use serde_json::{Value, json};
 use tempfile::TempDir;
 use tokio::io::AsyncWriteExt as _;
@@ -455,7 +455,7 @@ async fn a_certificate_that_cannot_be_read_is_a_mistake_of_the_configuration() {
 #[tokio::test]
 async fn an_upstream_that_refuses_the_key_ends_a_run_at_once_and_loses_nothing() {
     let options = Options {
-        api_key: Some("sk-right".into()),
+        api_keys: vec![ApiKey::new("key", "sk-right")],
         ..Options::default()
     };
     let workshop = Workshop::new(&requests(&ids(500)), options).await;

@@ -2,7 +2,7 @@
 
 use std::path::Path;
 
-use nightshift::internals::simulate::{Options, Simulator};
+use nightshift::internals::simulate::{ApiKey, Options, Simulator};
 use serde_json::json;
 
 use crate::support::binary::{Binary, command, ended};
@@ -67,7 +67,7 @@ fn holds(bytes: &[u8], text: &str) -> bool {
 #[tokio::test]
 async fn secrets_are_in_no_log_no_answer_and_no_row() {
     let options = Options {
-        api_key: Some(UPSTREAM_KEY.into()),
+        api_keys: vec![ApiKey::new("key", UPSTREAM_KEY)],
         ..Options::default()
     };
     let simulator = Simulator::start("127.0.0.1:0", options)

@@ -1,6 +1,6 @@
 //! Tiny requests, to see whether routes work.
 
-use nightshift::internals::simulate::{Options, Simulator};
+use nightshift::internals::simulate::{ApiKey, Options, Simulator};
 
 use crate::support::binary::{command, ended};
 
@@ -14,7 +14,7 @@ const CONFIG: &str = "[database]\nurl = \"sqlite://DIRECTORY/a.db\"\n\
 #[tokio::test]
 async fn each_route_is_tried_by_each_key_and_told() {
     let options = Options {
-        api_key: Some("sk-right".into()),
+        api_keys: vec![ApiKey::new("key", "sk-right")],
         models: vec!["sim".to_owned()],
         ..Options::default()
     };
