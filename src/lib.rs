@@ -65,10 +65,11 @@
 //!
 //! A provider is a file in `upstream/provider/` that implements `Provider`: where a line's path
 //! stands behind the base URL, how a call is encoded and signed, how an answer is decoded, what a
-//! failure means, how models are listed. Add a line to `provider::of`, and a variant with the name to
-//! `ProviderKind`. `upstream/provider/anthropic.rs` is the one to copy. The provider makes one `CallResult` of each answer. All else
-//! follows from that result: whose fault a failure is, what it costs the line, and whether the
-//! upstream is left alone.
+//! failure means, how models are listed. Add a variant with its name to `ProviderKind`
+//! (`upstream/provider/kind.rs`), and a line to `provider::of`. No other code is needed.
+//! `upstream/provider/gemini.rs` is the one to copy. The provider makes one `CallResult` of each
+//! answer. All else follows from that result: whose fault a failure is, what it costs the line, and
+//! whether the upstream is left alone.
 //!
 //! # Add a metric, a key, a migration
 //!

@@ -273,15 +273,8 @@ fn provider(item: &Item<'_>) -> Option<ProviderKind> {
     if let Some(found) = all.find(|one| one.as_str() == name) {
         return Some(found);
     }
-    let later = ["cohere"];
-    if later.contains(&name.as_str()) {
-        item.fault(format!(
-            "the provider {name} is not built yet; it comes with a later version"
-        ));
-        return None;
-    }
     let known = ProviderKind::ALL.map(ProviderKind::as_str);
-    let known = nearest(&name, known.into_iter().chain(later)).unwrap_or_default();
+    let known = nearest(&name, known).unwrap_or_default();
     item.fault(format!(
         "unknown provider; the nearest is {known} (openai fits any server that speaks OpenAI's \
          API)"
@@ -290,7 +283,7 @@ fn provider(item: &Item<'_>) -> Option<ProviderKind> {
 }
 
 fn api_version_of(item: &Item<'_>, provider: ProviderKind) -> Option<String> {
-    if provider != ProviderKind::Anthropic {
+    if !provider.has_versions() {
         item.fault(format!(
             "the API of the provider {} has no versions that can be chosen",
             provider.as_str()
@@ -313,7 +306,7 @@ fn api_version_of(item: &Item<'_>, provider: ProviderKind) -> Option<String> {
 }
 
 fn unsupported_params_of(item: &Item<'_>, provider: ProviderKind) -> Option<UnsupportedParams> {
-    if provider == ProviderKind::OpenAi {
+    if !provider.translates() {
         item.fault(
             "the provider openai gets each request as it is: what a server cannot do is for the \
              server to say",
@@ -382,7 +375,7 @@ fn normal_base_url(text: &str, provider: ProviderKind) -> Result<String, &'stati
     }
     let path = match url.path().trim_end_matches('/') {
         // The other providers put their own version behind the server's origin.
-        "" if provider == ProviderKind::OpenAi => "/v1".to_owned(),
+        "" if !provider.translates() => "/v1".to_owned(),
         path => path.to_owned(),
     };
     url.set_path(&path);

@@ -49,11 +49,12 @@ pub use limits::rate::{
 };
 pub use models::{ModelInfo, is_listed};
 pub use pool::Pool;
+pub use provider::kind::ProviderKind;
 pub use route::{LaneId, Routes};
 pub use settings::{
-    CallRate, FailFast, Http2, ModelSettings, Options, ProviderKind, RateKind, RateLimit,
-    RetrySettings, RouteSettings, Settings, Spill, TaskSettings, TenantRates, UnsupportedParams,
-    UpstreamKey, UpstreamSettings,
+    CallRate, FailFast, Http2, ModelSettings, Options, RateKind, RateLimit, RetrySettings,
+    RouteSettings, Settings, Spill, TaskSettings, TenantRates, UnsupportedParams, UpstreamKey,
+    UpstreamSettings,
 };
 #[cfg(test)]
 pub use snapshot::ClosedModel;

@@ -10,6 +10,7 @@ use tokio_util::sync::CancellationToken;
 
 use crate::domain::clock::Clock;
 use crate::upstream::balance::Strategy;
+use crate::upstream::provider::kind::ProviderKind;
 
 /// Which model servers there are, and what goes where.
 #[derive(Clone, Debug)]
@@ -81,37 +82,6 @@ pub struct UpstreamKey {
     pub name: String,
     /// Printable ASCII without spaces, so that a header can carry it.
     pub secret: SecretString,
-}
-
-/// A kind of model server, by the API that it speaks.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub enum ProviderKind {
-    /// OpenAI's API, which many servers speak.
-    #[default]
-    OpenAi,
-    Anthropic,
-    Gemini,
-    Mistral,
-}
-
-impl ProviderKind {
-    pub const ALL: [ProviderKind; 4] = [
-        ProviderKind::OpenAi,
-        ProviderKind::Anthropic,
-        ProviderKind::Gemini,
-        ProviderKind::Mistral,
-    ];
-
-    /// As the configuration writes it.
-    #[must_use]
-    pub fn as_str(self) -> &'static str {
-        match self {
-            ProviderKind::OpenAi => "openai",
-            ProviderKind::Anthropic => "anthropic",
-            ProviderKind::Gemini => "gemini",
-            ProviderKind::Mistral => "mistral",
-        }
-    }
 }
 
 /// What becomes of what a line asks for and its provider cannot do, where the answer would be one

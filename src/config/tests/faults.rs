@@ -118,7 +118,7 @@ fn each_fault_of_an_upstream_is_found() {
         timeout = '0s'                       => timeout: must be at least
         connect_timeout = '4000d'            => connect_timeout: a duration is at most
         max_response_bytes = 0               => max_response_bytes: must be from 1 to
-        provider = 'cohere'                  => provider: the provider cohere is not built yet
+        provider = 'gemni'                   => provider: unknown provider; the nearest is gemini
         api_version = '2023-06-01'           => api_version: the API of the provider openai has no
         unsupported_params = 'drop'          => unsupported_params: the provider openai gets each
         provider = 'opnai'                   => provider: unknown provider; the nearest is openai

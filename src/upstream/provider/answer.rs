@@ -1,9 +1,10 @@
 //! Answers in the form of OpenAI's API, made of what other providers say.
 
+use base64::Engine as _;
 use bytes::Bytes;
 
 use super::http::{self, Head};
-use super::interface::Decoded;
+use super::interface::{Decoded, Request};
 use super::tree::Tree;
 use crate::domain::json;
 use crate::domain::outcome::{Form, Warning};
@@ -113,6 +114,45 @@ impl ToolCall {
         }
         call
     }
+}
+
+/// An answer to a request for embeddings. `vectors`: lists of numbers, in the order of the inputs.
+pub(super) fn embeddings<'t, 'a: 't>(
+    said: &Bytes,
+    vectors: impl Iterator<Item = Option<&'t Tree<'a>>>,
+    usage: Usage,
+    request: Request,
+) -> Decoded {
+    let mut data = Vec::new();
+    for (index, vector) in vectors.enumerate() {
+        let Some(vector @ Tree::List(numbers)) = vector else {
+            return unusable(said.clone(), "an embedding has no values");
+        };
+        let embedding = if request.wants_base64 {
+            let numbers = numbers.iter();
+            let numbers = numbers.map(|number| number.float().unwrap_or(0.0) as f32);
+            let bytes: Vec<u8> = numbers.flat_map(f32::to_le_bytes).collect();
+            Tree::string(&base64::engine::general_purpose::STANDARD.encode(bytes))
+        } else {
+            vector.clone()
+        };
+        data.push(Tree::object([
+            ("object", Tree::string("embedding")),
+            ("index", Tree::number(index)),
+            ("embedding", embedding),
+        ]));
+    }
+    let tokens = Tree::object([
+        ("prompt_tokens", Tree::number(usage.input_tokens)),
+        ("total_tokens", Tree::number(usage.total_tokens)),
+    ]);
+    let list = Tree::object([
+        ("object", Tree::string("list")),
+        ("data", Tree::List(data)),
+        ("model", Tree::string(&request.model)),
+        ("usage", tokens),
+    ]);
+    made(list.written(), usage, request.warnings)
 }
 
 /// An error as OpenAI's API has it. `code`: the provider's own word; `said`: the provider's own

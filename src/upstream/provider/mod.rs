@@ -1,5 +1,5 @@
-//! How model servers are spoken to. A provider has a file here that implements [`Provider`], and a
-//! line in [`of`]. Nothing outside this folder knows what a provider's URLs, headers, errors,
+//! How model servers are spoken to. A provider has a file here that implements [`Provider`], a name
+//! in [`kind`], and a line in [`of`]. Nothing outside this folder knows what a provider's URLs, headers, errors,
 //! streams or usage look like.
 //!
 //! Lines and their answers are in the form of OpenAI's API, whichever provider answers.
@@ -11,6 +11,7 @@ pub(super) mod edit;
 mod gemini;
 pub(super) mod http;
 mod interface;
+pub(super) mod kind;
 mod mistral;
 mod openai;
 mod remaining;
@@ -18,7 +19,8 @@ mod tree;
 
 pub(super) use self::interface::{Asked, Encoded, Line, Provider, Unsupported};
 
-use crate::upstream::settings::{ProviderKind, UpstreamSettings};
+use self::kind::ProviderKind;
+use crate::upstream::settings::UpstreamSettings;
 
 /// The provider of an upstream.
 pub(super) fn of(upstream: &UpstreamSettings) -> Box<dyn Provider> {

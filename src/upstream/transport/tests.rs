@@ -13,7 +13,8 @@ use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::mpsc;
 
 use super::*;
-use crate::upstream::settings::{Http2, ProviderKind, UnsupportedParams};
+use crate::upstream::provider::kind::ProviderKind;
+use crate::upstream::settings::{Http2, UnsupportedParams};
 
 const PATIENCE: Duration = Duration::from_secs(30);
 

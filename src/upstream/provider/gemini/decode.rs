@@ -2,7 +2,6 @@
 
 use std::borrow::Cow;
 
-use base64::Engine as _;
 use bytes::Bytes;
 
 use super::classify;
@@ -138,38 +137,9 @@ fn embeddings(said: &Bytes, body: &Tree<'_>, request: Request) -> Decoded {
     let Some(all) = body.get("embeddings").and_then(Tree::list) else {
         return answer::unusable(said.clone(), "the answer has no embeddings");
     };
-    let mut data = Vec::with_capacity(all.len());
-    for (index, one) in all.iter().enumerate() {
-        let Some(values @ Tree::List(numbers)) = one.get("values") else {
-            return answer::unusable(said.clone(), "an embedding has no values");
-        };
-        let embedding = if request.wants_base64 {
-            let numbers = numbers
-                .iter()
-                .map(|number| number.float().unwrap_or(0.0) as f32);
-            let bytes: Vec<u8> = numbers.flat_map(f32::to_le_bytes).collect();
-            Tree::string(&base64::engine::general_purpose::STANDARD.encode(bytes))
-        } else {
-            values.clone()
-        };
-        data.push(Tree::object([
-            ("object", Tree::string("embedding")),
-            ("index", Tree::number(index)),
-            ("embedding", embedding),
-        ]));
-    }
+    let vectors = all.iter().map(|one| one.get("values"));
     let usage = usage(body.get("usageMetadata"));
-    let tokens = Tree::object([
-        ("prompt_tokens", Tree::number(usage.input_tokens)),
-        ("total_tokens", Tree::number(usage.total_tokens)),
-    ]);
-    let list = Tree::object([
-        ("object", Tree::string("list")),
-        ("data", Tree::List(data)),
-        ("model", Tree::string(&request.model)),
-        ("usage", tokens),
-    ]);
-    answer::made(list.written(), usage, request.warnings)
+    answer::embeddings(said, vectors, usage, request)
 }
 
 /// The tokens used. What was thought counts as output; what tools put into the prompt as input.

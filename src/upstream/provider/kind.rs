@@ -1,0 +1,44 @@
+//! Which providers there are.
+
+/// A kind of model server, by the API that it speaks.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum ProviderKind {
+    /// OpenAI's API, which many servers speak.
+    #[default]
+    OpenAi,
+    Anthropic,
+    Gemini,
+    Mistral,
+}
+
+impl ProviderKind {
+    pub const ALL: [ProviderKind; 4] = [
+        ProviderKind::OpenAi,
+        ProviderKind::Anthropic,
+        ProviderKind::Gemini,
+        ProviderKind::Mistral,
+    ];
+
+    /// As the configuration writes it.
+    #[must_use]
+    pub fn as_str(self) -> &'static str {
+        match self {
+            ProviderKind::OpenAi => "openai",
+            ProviderKind::Anthropic => "anthropic",
+            ProviderKind::Gemini => "gemini",
+            ProviderKind::Mistral => "mistral",
+        }
+    }
+
+    /// Whether the configuration may choose a version of the API.
+    #[must_use]
+    pub fn has_versions(self) -> bool {
+        self == ProviderKind::Anthropic
+    }
+
+    /// Whether requests are brought into a form of the provider's own.
+    #[must_use]
+    pub fn translates(self) -> bool {
+        self != ProviderKind::OpenAi
+    }
+}
