@@ -31,6 +31,8 @@ pub(super) struct Choice {
     pub(super) reasoning: Option<String>,
     pub(super) refusal: Option<String>,
     pub(super) tool_calls: Vec<ToolCall>,
+    /// What the text is taken from, in the provider's own form: JSON.
+    pub(super) citations: Option<String>,
     pub(super) finish_reason: &'static str,
 }
 
@@ -87,6 +89,9 @@ impl Choice {
         if !self.tool_calls.is_empty() {
             let calls = self.tool_calls.iter().map(ToolCall::tree).collect();
             message.set("tool_calls", Tree::List(calls));
+        }
+        if let Some(citations) = &self.citations {
+            message.set("citations", Tree::Plain(citations.into()));
         }
         Tree::object([
             ("index", Tree::number(index)),

@@ -9,14 +9,16 @@ pub enum ProviderKind {
     Anthropic,
     Gemini,
     Mistral,
+    Cohere,
 }
 
 impl ProviderKind {
-    pub const ALL: [ProviderKind; 4] = [
+    pub const ALL: [ProviderKind; 5] = [
         ProviderKind::OpenAi,
         ProviderKind::Anthropic,
         ProviderKind::Gemini,
         ProviderKind::Mistral,
+        ProviderKind::Cohere,
     ];
 
     /// As the configuration writes it.
@@ -27,6 +29,7 @@ impl ProviderKind {
             ProviderKind::Anthropic => "anthropic",
             ProviderKind::Gemini => "gemini",
             ProviderKind::Mistral => "mistral",
+            ProviderKind::Cohere => "cohere",
         }
     }
 

@@ -7,6 +7,7 @@
 mod answer;
 mod anthropic;
 mod chat;
+mod cohere;
 pub(super) mod edit;
 mod gemini;
 pub(super) mod http;
@@ -29,5 +30,6 @@ pub(super) fn of(upstream: &UpstreamSettings) -> Box<dyn Provider> {
         ProviderKind::Anthropic => Box::new(anthropic::Anthropic::new(upstream)),
         ProviderKind::Gemini => Box::new(gemini::Gemini::new(upstream)),
         ProviderKind::Mistral => Box::new(mistral::Mistral::new(upstream)),
+        ProviderKind::Cohere => Box::new(cohere::Cohere::new(upstream)),
     }
 }

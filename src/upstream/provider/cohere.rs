@@ -1,0 +1,153 @@
+//! Cohere's own API, version 2: `chat` and `embed`.
+
+mod classify;
+mod decode;
+mod encode;
+#[cfg(test)]
+mod tests;
+
+use std::time::{Duration, SystemTime};
+
+use bytes::Bytes;
+use reqwest::Url;
+use reqwest::header::{HeaderMap, HeaderName, InvalidHeaderValue};
+use secrecy::SecretString;
+use serde::Deserialize;
+
+use super::answer;
+use super::chat::refused;
+use super::http::{self, Head};
+use super::interface::{
+    Asked, Decoded, EMBEDDINGS, Encoded, Line, ModelPage, Provider, Request, Unsupported,
+};
+use super::tree::Tree;
+use crate::domain::clock;
+use crate::upstream::attempt::result::CallResult;
+use crate::upstream::models::ModelInfo;
+use crate::upstream::settings::{UnsupportedParams, UpstreamSettings};
+
+const VERSION: &str = "/v2";
+/// Models are listed by the version before alone.
+const MODELS_VERSION: &str = "/v1";
+
+/// As many models as a page has at most.
+const PAGE: &str = "1000";
+
+/// As Cohere names a request's id.
+const TRACE_ID: HeaderName = HeaderName::from_static("x-debug-trace-id");
+
+#[derive(Debug)]
+pub(super) struct Cohere {
+    policy: UnsupportedParams,
+}
+
+impl Cohere {
+    pub(super) fn new(settings: &UpstreamSettings) -> Self {
+        Self {
+            policy: settings.unsupported_params,
+        }
+    }
+}
+
+#[derive(Deserialize)]
+struct List {
+    models: Vec<Model>,
+    #[serde(default)]
+    next_page_token: Option<String>,
+}
+
+#[derive(Deserialize)]
+struct Model {
+    name: String,
+}
+
+impl Provider for Cohere {
+    fn translates(&self) -> bool {
+        true
+    }
+
+    fn url(&self, base: &Url, path: &str, _model: &str) -> Url {
+        let method = if path == EMBEDDINGS {
+            "/embed"
+        } else {
+            "/chat"
+        };
+        http::behind_version(base, VERSION, method)
+    }
+
+    fn authorize(
+        &self,
+        key: &SecretString,
+        headers: &mut HeaderMap,
+    ) -> Result<(), InvalidHeaderValue> {
+        http::bear(key, headers)
+    }
+
+    fn encode<'a>(&self, line: &Line<'a>) -> Result<Encoded<'a>, Unsupported> {
+        let body = line.edited();
+        let text = std::str::from_utf8(&body).ok();
+        let body = text.and_then(Tree::read);
+        let body = body.ok_or_else(|| refused("body", Line::UNREADABLE))?;
+        let (out, mut request) = encode::encode(line.path, &body, line.model, self.policy)?;
+        request.path = line.path;
+        line.model.clone_into(&mut request.model);
+        request.created = clock::seconds(line.clock.now_ms());
+        Ok(Encoded::Translated {
+            body: Bytes::from(out),
+            asked: Asked(Box::new(request)),
+        })
+    }
+
+    fn decode(&self, head: &Head, body: Bytes, asked: Option<Asked>) -> Decoded {
+        let request = asked.map_or_else(Request::default, |asked| *asked.0);
+        let mut decoded = if head.is_success() {
+            decode::success(body, request)
+        } else {
+            decode::failure(head, body)
+        };
+        let id = http::text(&head.headers, &TRACE_ID).filter(|id| !id.is_empty());
+        let id = id.or_else(|| http::request_id(&head.headers));
+        decoded.request_id = id.map(str::to_owned);
+        decoded
+    }
+
+    fn classify(&self, head: &Head, answer: &Decoded) -> CallResult {
+        classify::classify(head, answer)
+    }
+
+    fn retry_after(&self, head: &Head, _answer: &Decoded, now: SystemTime) -> Option<Duration> {
+        let of_header = http::exact_retry_after(&head.headers, now);
+        of_header.or_else(|| classify::reset(&head.headers, now))
+    }
+
+    fn explain(&self, _result: CallResult, head: &Head, answer: &Decoded) -> String {
+        answer::explain(head, answer)
+    }
+
+    fn models_url(&self, base: &Url, after: Option<&str>) -> Url {
+        let mut base = base.clone();
+        let own = base.path().trim_end_matches('/');
+        let own = own.strip_suffix(VERSION).unwrap_or(own).to_owned();
+        base.set_path(&own);
+        let mut url = http::behind_version(&base, MODELS_VERSION, "/models");
+        url.query_pairs_mut().append_pair("page_size", PAGE);
+        if let Some(after) = after {
+            url.query_pairs_mut().append_pair("page_token", after);
+        }
+        url
+    }
+
+    fn models(&self, body: &[u8]) -> Option<ModelPage> {
+        let list: List = serde_json::from_slice(body).ok()?;
+        let models = list.models.into_iter().map(|model| ModelInfo {
+            id: model.name,
+            created: 0,
+            owned_by: "cohere".to_owned(),
+            shutdown_date: None,
+        });
+        Some(ModelPage {
+            models: models.collect(),
+            next: list.next_page_token.filter(|token| !token.is_empty()),
+        })
+    }
+}
