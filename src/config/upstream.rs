@@ -38,9 +38,6 @@ const DEFAULT_RESPONSE_BYTES: usize = 268_435_456;
 const RESPONSE_BYTES_MAX: u64 = 1 << 40;
 const TIMEOUT_MIN: Duration = Duration::from_millis(1);
 
-/// Where keys are sent, if nothing else is said.
-const AUTHORIZATION: &str = "authorization";
-
 /// Said by the HTTP client itself, about the one call.
 const OWN_HEADERS: [&str; 10] = [
     "connection",
@@ -132,7 +129,8 @@ fn read(mut reader: Reader<'_>, name: String) -> (UpstreamSettings, Vec<Item<'_>
     let keys = secret::named_keys(&mut reader);
     let auth_header = reader.take("auth_header");
     let auth_header = auth_header.and_then(|item| auth_header_of(&item, !keys.is_empty()));
-    let key_header = (!keys.is_empty()).then(|| auth_header.as_deref().unwrap_or(AUTHORIZATION));
+    let key_header = auth_header.as_deref();
+    let key_header = (!keys.is_empty()).then(|| key_header.unwrap_or(provider.key_header()));
     let enabled = reader.take("enabled").and_then(|mut item| item.boolean());
     let Concurrency { most, is_auto } = concurrency(&mut reader);
     let metrics_item = reader.take("metrics_url");
@@ -172,7 +170,7 @@ fn read(mut reader: Reader<'_>, name: String) -> (UpstreamSettings, Vec<Item<'_>
         max_response_bytes: max_response_bytes.unwrap_or(DEFAULT_RESPONSE_BYTES),
         headers,
         keys: keys.into_iter().map(key).collect(),
-        auth_header: auth_header.filter(|name| name != AUTHORIZATION),
+        auth_header,
         proxy,
         ca_file,
         http2,
@@ -189,8 +187,8 @@ pub(super) fn add_headers(
     faults: &Faults,
 ) {
     let place = |name: &str| format!("--header {name}");
-    let key_header = upstream.auth_header.as_deref().unwrap_or(AUTHORIZATION);
-    let key_header = key_header.to_owned();
+    let key_header = upstream.auth_header.clone();
+    let key_header = key_header.unwrap_or_else(|| upstream.provider.key_header().to_owned());
     let key_header = (!upstream.keys.is_empty()).then_some(&*key_header);
     for (name, value) in headers {
         let Ok(header) = HeaderName::try_from(name) else {

@@ -219,6 +219,34 @@ fn the_value_of_a_header_may_stand_in_a_variable() {
 }
 
 #[test]
+fn a_key_is_sent_in_the_header_that_is_written_or_in_the_providers_own() {
+    let variables = [("KEY", "sk-1"), ("OTHER", "Basic abc")];
+    let with = |more: &str| {
+        let toml = format!("{UPSTREAM}api_key_env = 'KEY'\n{more}");
+        load(&toml, &variables)
+    };
+    for provider in ["openai", "anthropic", "gemini", "mistral"] {
+        let config = with(&format!(
+            "provider = '{provider}'\nauth_header = 'Authorization'"
+        ));
+        let header = config.unwrap().upstreams[0].auth_header.clone();
+        assert_eq!(header.as_deref(), Some("authorization"), "{provider}");
+    }
+    for (provider, own, other) in [
+        ("openai", "authorization", "x-api-key"),
+        ("anthropic", "x-api-key", "authorization"),
+        ("gemini", "x-goog-api-key", "authorization"),
+    ] {
+        let and = |header: &str| {
+            let more = format!("provider = '{provider}'\nheaders_env = {{ {header} = 'OTHER' }}");
+            with(&more).is_ok()
+        };
+        assert!(!and(own), "{provider}: the key is sent there");
+        assert!(and(other), "{provider}");
+    }
+}
+
+#[test]
 fn a_query_goes_behind_the_base_url() {
     let toml = "[[upstreams]]\nbase_url = 'https://gpu/openai?x=1'\n\
         query = { api-version = '2024-10-21', note = 'a b' }\n";

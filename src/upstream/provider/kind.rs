@@ -33,6 +33,16 @@ impl ProviderKind {
         }
     }
 
+    /// The header in which a key is sent, unless `auth_header` names another.
+    #[must_use]
+    pub fn key_header(self) -> &'static str {
+        match self {
+            ProviderKind::OpenAi | ProviderKind::Mistral | ProviderKind::Cohere => "authorization",
+            ProviderKind::Anthropic => "x-api-key",
+            ProviderKind::Gemini => "x-goog-api-key",
+        }
+    }
+
     /// Whether the configuration may choose a version of the API.
     #[must_use]
     pub fn has_versions(self) -> bool {

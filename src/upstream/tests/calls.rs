@@ -483,3 +483,21 @@ async fn a_key_goes_as_it_is_where_a_gateway_wants_it() {
     assert_eq!(seen.headers["api-key"], "sk-secret");
     assert!(!seen.headers.contains_key("authorization"));
 }
+
+#[tokio::test]
+async fn a_key_goes_where_the_provider_has_it() {
+    for provider in ProviderKind::ALL {
+        let server = Server::start(|_| reply(200, "{}")).await;
+        let mut one = upstream("one", &server.base_url);
+        one.provider = provider;
+        one.keys = vec![key("KEY", "sk-secret")];
+        let pool = pool(&settings(vec![one], vec![]));
+        pool.try_upstreams().await;
+        let seen = &server.seen("GET")[0];
+        let sent = seen.headers[provider.key_header()].to_str();
+        assert!(
+            sent.is_ok_and(|sent| sent.ends_with("sk-secret")),
+            "{provider:?}"
+        );
+    }
+}
