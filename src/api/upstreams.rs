@@ -87,8 +87,8 @@ pub async fn reset(
 /// Sends no more lines to an upstream, until it is enabled.
 ///
 /// Every process follows within a second or so, and after a restart, too. Calls in flight go on.
-/// Lines go to other upstreams, or wait. What an operator sets so holds until `enabled` in the
-/// configuration says something else than it said then.
+/// Lines go to other upstreams, or wait. What an operator sets so counts while `enabled` in the
+/// configuration says what it said then.
 #[utoipa::path(
     post,
     path = "/admin/upstreams/{name}/disable",
@@ -147,7 +147,8 @@ pub async fn enable(
             body = SwitchedUpstream),
         (status = 403, description = "The key has not the scope `admin`.", body = error::Envelope),
         (status = 404, description = "There is no such upstream.", body = error::Envelope),
-        (status = 409, description = "Somebody has enabled it meanwhile.", body = error::Envelope),
+        (status = 409, description = "Somebody has enabled it meanwhile, or disabled it \
+            anew.", body = error::Envelope),
         (status = 503, description = "The process that answers stops. The upstream stays disabled.",
             body = error::Envelope),
     ),
@@ -160,10 +161,8 @@ pub async fn drain(
     let set = switch(&api, &admin, &name, false).await?;
     loop {
         let now = api.store.upstream_switches().await?;
-        if !now.contains(&set) {
-            return Err(error::conflict(format!(
-                "The upstream {name} was enabled while it was drained."
-            )));
+        if let Some(message) = overruled(&set, &now) {
+            return Err(error::conflict(message));
         }
         if api.store.undrained(&name, set.changed_at).await?.is_empty() {
             return Ok(Json(set.into()));
@@ -172,6 +171,21 @@ pub async fn drain(
             return Err(error::stopping());
         }
         tokio::time::sleep(LOOK_EVERY).await;
+    }
+}
+
+/// What has become of an upstream that was disabled so, in words, if that holds no more.
+pub(crate) fn overruled(set: &SwitchRow, now: &[SwitchRow]) -> Option<String> {
+    let name = &set.upstream;
+    match now.iter().find(|row| row.upstream == *name) {
+        Some(row) if row == set => None,
+        Some(row) if !row.enabled => Some(format!(
+            "The upstream {name} was disabled anew by {} while it was drained.",
+            row.changed_by
+        )),
+        _ => Some(format!(
+            "The upstream {name} was enabled while it was drained."
+        )),
     }
 }
 
@@ -186,4 +200,34 @@ async fn switch(api: &Api, admin: &Admin, name: &str, enabled: bool) -> error::R
 
 fn no_such_upstream(name: &str) -> error::ApiError {
     error::not_found(format!("No such upstream: {name}"))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_drain_ends_where_somebody_has_set_something_else() {
+        let set = SwitchRow {
+            upstream: "gpu".to_owned(),
+            enabled: false,
+            configured: true,
+            changed_by: "key_1".to_owned(),
+            changed_at: 1,
+        };
+        assert_eq!(overruled(&set, &[set.clone()]), None);
+        let by_another = |enabled: bool| SwitchRow {
+            enabled,
+            changed_by: "key_2".to_owned(),
+            changed_at: 2,
+            ..set.clone()
+        };
+        let said = |enabled: bool| overruled(&set, &[by_another(enabled)]).expect("a message");
+        assert!(said(true).contains("was enabled"), "{}", said(true));
+        assert!(
+            said(false).contains("disabled anew by key_2"),
+            "{}",
+            said(false)
+        );
+    }
 }

@@ -5,7 +5,7 @@ use std::time::Duration;
 use anyhow::{Context as _, bail};
 
 use super::list::Listed;
-use crate::api::upstreams::SwitchedUpstream;
+use crate::api::upstreams::{SwitchedUpstream, overruled};
 use crate::app;
 use crate::cli::configuration::load;
 use crate::config::{Config, Environment, Overrides, nearest};
@@ -81,13 +81,23 @@ impl Direct {
     }
 
     async fn wait_until_drained(&self, set: &SwitchRow) -> anyhow::Result<()> {
+        let mut told = Vec::new();
         loop {
-            if !self.store.upstream_switches().await?.contains(set) {
-                bail!("{} was enabled while it was drained", set.upstream);
+            if let Some(message) = overruled(set, &self.store.upstream_switches().await?) {
+                bail!(message);
             }
             let undrained = self.store.undrained(&set.upstream, set.changed_at).await?;
             if undrained.is_empty() {
                 return Ok(());
+            }
+            if undrained != told {
+                tell!(
+                    "Waiting for {}: calls are in flight there, or `enabled` is not {} in the \
+                     configuration there, and what was set does not count",
+                    undrained.join(", "),
+                    set.configured
+                );
+                told = undrained;
             }
             tokio::time::sleep(LOOK_EVERY).await;
         }

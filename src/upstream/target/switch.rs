@@ -2,8 +2,8 @@
 
 use tokio::time::Instant;
 
-/// What an operator has set for an upstream while it was in use. It holds until the configuration
-/// says something else than it said then.
+/// What an operator has set for an upstream while it was in use. It counts while the configuration
+/// says what it said then.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Switch {
     /// The upstream's name.
