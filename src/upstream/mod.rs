@@ -37,6 +37,7 @@ mod transport;
 pub use attempt::ages::OldCalls;
 pub use attempt::call::{Answer, Call};
 pub use attempt::history::{History, Next};
+pub use attempt::result::CallResult;
 pub use attempt::timer::Timer;
 pub use attempt::trial::Trial;
 pub use balance::Strategy;

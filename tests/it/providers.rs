@@ -3,8 +3,11 @@
 
 mod anthropic;
 
+use axum::http::StatusCode;
 use nightshift::internals::simulate::Simulator;
 use serde_json::{Value, json};
+use tokio::net::TcpListener;
+use tokio_util::task::AbortOnDropHandle;
 
 use self::anthropic::{Claude, KEY};
 use crate::support::{CHAT, Server, chat, eventually, granting, ids, on_every_engine, request};
@@ -151,7 +154,35 @@ async fn what_a_provider_cannot_do_is_told_by_line_and_never_sent() {
     );
 }
 
+async fn what_a_server_has_said_of_a_line_comes_before_what_a_provider_cannot_take() {
+    let too_long = json!({"error": {"message": "x", "code": "context_length_exceeded"}});
+    let body = too_long.to_string();
+    let answer = move || std::future::ready((StatusCode::BAD_REQUEST, body.clone()));
+    let router = axum::Router::new().fallback(answer);
+    let listener = TcpListener::bind("127.0.0.1:0").await.expect("a port");
+    let address = listener.local_addr().expect("an address");
+    let serves = tokio::spawn(async move { axum::serve(listener, router).await });
+    let _serves = AbortOnDropHandle::new(serves);
+    let other = Claude::start(0).await;
+    let key = tempfile::NamedTempFile::new().expect("makes a file");
+    let toml = format!(
+        "[[upstreams]]\nname = \"short\"\nbase_url = \"http://{address}/v1\"\n{}\
+         [[models]]\nname = \"m\"\nroutes = [{{ upstream = \"short\" }}, \
+         {{ upstream = \"rejects\", tier = 1, model = \"claude-opus-5-5\" }}]\n",
+        claude("rejects", &other, &key, ""),
+    );
+    let server = Server::with(&toml).await;
+    let messages = json!([{"role": "user", "content": "Hi"}]);
+    let line = json!({"model": "m", "messages": messages, "temperature": 0.5});
+    let batch = server.run(request("a", line), CHAT).await;
+    let [failed] = server.errors(&batch).await.try_into().expect("one line");
+    assert_eq!(failed["response"]["status_code"], 400, "{failed}");
+    assert_eq!(failed["response"]["body"], too_long, "{failed}");
+    assert_eq!(other.calls(), 0);
+}
+
 on_every_engine!(
     a_batch_fails_over_to_anthropic_and_back_with_every_line_once_and_in_order,
     what_a_provider_cannot_do_is_told_by_line_and_never_sent,
+    what_a_server_has_said_of_a_line_comes_before_what_a_provider_cannot_take,
 );

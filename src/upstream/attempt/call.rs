@@ -42,8 +42,8 @@ pub struct Attempt {
     pub result: CallResult,
     pub next: Next,
     /// The line's answer, good or bad, where the line ends with one. Where the line is sent again,
-    /// what the server said if it refused us: the line's answer if nobody mends that before the
-    /// window ends.
+    /// what the server said if it refused us or had no room for the line: the line's answer if
+    /// nothing better comes before the window ends.
     pub answer: Option<Answer>,
     /// Why the call was no success, in words for the line's user: no addresses, no secrets.
     pub cause: String,
@@ -95,6 +95,13 @@ pub(in crate::upstream) async fn make(
             .await;
     }
     let backend = permit.backend();
+    if history.cannot_be_taken_at(backend) {
+        let ended = Ended {
+            cause: "No upstream that could take the line had a place for it.".to_owned(),
+            ..Ended::without_an_answer(CallResult::Unsupported)
+        };
+        return conclude(client, permit, history, ended, None);
+    }
     let line = Line {
         path,
         model: backend.model(),
@@ -237,7 +244,7 @@ fn conclude(
         Next::End => !matches!(result, CallResult::Garbled | CallResult::Unusable),
         Next::Again { .. } => {
             client.metrics.retried(result as usize);
-            result.cost() == Some(Cost::Refusal)
+            result.cost() == Some(Cost::Refusal) || result == CallResult::ContextTooLong
         }
     };
     answer = answer.filter(|_| is_kept);

@@ -44,6 +44,9 @@ pub struct History {
     /// Calls that did not.
     free: u32,
     timeouts: u32,
+    /// Where the line cannot be taken, whatever the state of the server: the provider has no such
+    /// parameter, or the model no room for so long a line.
+    cannot_take: Vec<Arc<Backend>>,
 }
 
 /// A line's failures at one backend.
@@ -55,7 +58,7 @@ struct Trouble {
     last: Instant,
     /// The backend's evidence when the line failed first.
     before: Evidence,
-    /// It does not have the line's model, or cannot take what the line asks for.
+    /// It does not have the line's model.
     is_missing: bool,
 }
 
@@ -122,7 +125,7 @@ impl History {
     /// Whether the line has not failed yet.
     #[must_use]
     pub fn is_clean(&self) -> bool {
-        self.troubles.is_empty()
+        self.troubles.is_empty() && self.cannot_take.is_empty()
     }
 
     /// Calls that cost an attempt so far.
@@ -153,6 +156,9 @@ impl History {
 
     /// How much the line avoids a backend in its next attempt.
     pub(in crate::upstream) fn avoids(&self, backend: &Arc<Backend>) -> Avoid {
+        if self.cannot_be_taken_at(backend) {
+            return Avoid::ModelMissing;
+        }
         let is_here = |trouble: &&Trouble| Arc::ptr_eq(&trouble.backend, backend);
         let Some(last) = self.troubles.iter().max_by_key(|trouble| trouble.last) else {
             return Avoid::No;
@@ -165,9 +171,14 @@ impl History {
         }
     }
 
-    /// Whether the line's model was missing anywhere.
+    /// Whether the line's model was missing anywhere, or the line could not be taken.
     pub(in crate::upstream) fn misses_its_model(&self) -> bool {
-        self.troubles.iter().any(|trouble| trouble.is_missing)
+        !self.cannot_take.is_empty() || self.troubles.iter().any(|trouble| trouble.is_missing)
+    }
+
+    /// Whether it is known that a backend cannot take the line.
+    pub(in crate::upstream) fn cannot_be_taken_at(&self, backend: &Arc<Backend>) -> bool {
+        self.cannot_take.iter().any(|one| Arc::ptr_eq(one, backend))
     }
 
     /// Takes a failure down; `evidence` is the backend's, without this call.
@@ -216,35 +227,46 @@ impl History {
     pub(in crate::upstream) fn is_missing_at<'a>(
         &mut self,
         backend: &Arc<Backend>,
-        mut all: impl Iterator<Item = &'a Arc<Backend>>,
+        all: impl Iterator<Item = &'a Arc<Backend>>,
     ) -> bool {
         let mut troubles = self.troubles.iter_mut();
         if let Some(trouble) = troubles.find(|trouble| Arc::ptr_eq(&trouble.backend, backend)) {
             trouble.is_missing = true;
         }
+        self.has_no_way(all)
+    }
+
+    /// Whether each of these does not have the line's model, or cannot take the line.
+    fn has_no_way<'a>(&self, mut all: impl Iterator<Item = &'a Arc<Backend>>) -> bool {
         all.all(|one| {
             let mut troubles = self.troubles.iter();
-            troubles.any(|trouble| trouble.is_missing && Arc::ptr_eq(&trouble.backend, one))
+            self.cannot_be_taken_at(one)
+                || troubles.any(|trouble| trouble.is_missing && Arc::ptr_eq(&trouble.backend, one))
         })
     }
 
-    /// What is to become of a line that the backend cannot take: its provider has no such parameter,
-    /// or its model no room for so long a line. The line goes to another of `all` at once. It ends where none takes it.
-    /// `evidence`: the backend's.
+    /// What is to become of a line that an upstream cannot take, by whichever of the keys: its
+    /// provider has no such parameter, or its model no room for so long a line. The line goes to
+    /// another of `all` at once, and waits where another has no place for the line now. The line
+    /// ends where none takes it.
     pub(in crate::upstream) fn unsupported<'a>(
         &mut self,
-        backend: &Arc<Backend>,
-        evidence: &Evidence,
+        keys: impl Iterator<Item = &'a Arc<Backend>>,
         all: impl Iterator<Item = &'a Arc<Backend>>,
         settings: &RetrySettings,
         random: f64,
     ) -> Next {
-        let assessment = self.failed(backend, evidence, Instant::now());
-        if self.is_missing_at(backend, all) {
+        let known = self.cannot_take.len();
+        for backend in keys {
+            if !self.cannot_be_taken_at(backend) {
+                self.cannot_take.push(Arc::clone(backend));
+            }
+        }
+        if self.has_no_way(all) {
             return Next::End;
         }
-        match self.turned_away(&assessment, None, settings, random) {
-            Next::Again { is_hastened, .. } if assessment.is_fresh => Next::Again {
+        match self.held_up(settings, random) {
+            Next::Again { is_hastened, .. } if self.cannot_take.len() > known => Next::Again {
                 after: Duration::ZERO,
                 is_hastened,
             },

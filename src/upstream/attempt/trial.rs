@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use serde_json::{Value, json};
-use tokio::time::Instant;
+use tokio::time::{Instant, timeout_at};
 
 use super::call::{explain, read};
 use super::client::Client;
@@ -56,18 +56,43 @@ pub(in crate::upstream) struct Way<'a> {
     pub(in crate::upstream) edit: Option<&'a Edit>,
 }
 
+/// All calls of a trial together take no longer.
+const LONGEST: Duration = Duration::from_mins(1);
+
 /// Calls with the smallest request of each kind until one is taken. Where none is, the first one
 /// says why.
 pub(in crate::upstream) async fn make(way: &Way<'_>, clock: &Clock) -> Result<TrialAnswer, String> {
     let mut first = None;
+    let end = Instant::now() + LONGEST;
     for (path, body) in requests(way.model) {
-        let (result, outcome) = call(way, clock, path, &body).await;
-        if !matches!(result, CallResult::Rejected | CallResult::Unsupported) {
+        let Ok((result, outcome)) = timeout_at(end, call(way, clock, path, &body)).await else {
+            break;
+        };
+        if !may_be_of_the_kind(result) {
             return outcome;
         }
         first.get_or_insert(outcome);
     }
-    first.unwrap_or_else(|| Err("there is nothing to ask".to_owned()))
+    let in_time = || {
+        Err(format!(
+            "there was no answer within {} s",
+            LONGEST.as_secs()
+        ))
+    };
+    first.unwrap_or_else(in_time)
+}
+
+/// Whether a request of another kind may be taken. Servers that have a model for one kind alone say
+/// in many ways that they do not know it for another.
+fn may_be_of_the_kind(result: CallResult) -> bool {
+    matches!(
+        result,
+        CallResult::Rejected
+            | CallResult::Unsupported
+            | CallResult::ModelMissing
+            | CallResult::Misdirected
+            | CallResult::Refused
+    )
 }
 
 /// Some models take no `max_tokens`, and some no chat.

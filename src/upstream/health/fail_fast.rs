@@ -1,6 +1,6 @@
 //! Giving up: where a person waits who can mend things, calls that all fail alike end the work.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 use super::breaker::{Change, Closure};
 use super::reason::Reason;
@@ -12,8 +12,8 @@ pub(in crate::upstream) struct GivingUp {
     /// Where nobody waits, nothing is given up.
     is_enabled: bool,
     has_succeeded: bool,
-    /// By upstream: how many calls, and how the last one failed.
-    refused: BTreeMap<usize, (usize, String)>,
+    /// By upstream and key: how many calls, and how the last one failed.
+    refused: BTreeMap<(usize, usize), (usize, String)>,
     /// After how many calls it is hopeless.
     most: usize,
     /// Why it is hopeless: all calls have failed, or one showed that no other can do better.
@@ -45,33 +45,45 @@ impl GivingUp {
     }
 
     /// There are no more lines than this: it is hopeless when all of them have failed.
-    pub(in crate::upstream) fn has_lines(
-        &mut self,
-        lines: usize,
-        in_flight: impl Iterator<Item = usize>,
-    ) {
+    pub(in crate::upstream) fn has_lines(&mut self, lines: usize) {
         self.most = self.most.min(lines.max(1));
-        self.conclude(in_flight);
     }
 
-    /// Counts a call that has failed; `cause` says how, if it counts. True while that may be so for
-    /// all calls: then the failure says nothing of one upstream or line yet. `in_flight`: by
-    /// upstream, the call itself included.
+    /// Counts a call that has failed, by a key of an upstream; `cause` says how, if it counts. True
+    /// while that may be so for all calls: then the failure says nothing of one upstream or line
+    /// yet.
     pub(in crate::upstream) fn on_failure(
         &mut self,
-        upstream: usize,
+        way: (usize, usize),
         reason: Reason,
         cause: impl FnOnce() -> String,
-        in_flight: impl Iterator<Item = usize>,
     ) -> bool {
         if !self.is_enabled || !reason.needs_a_person() || self.has_succeeded {
             return false;
         }
-        let refused = self.refused.entry(upstream).or_default();
+        let refused = self.refused.entry(way).or_default();
         refused.0 += 1;
         refused.1 = format!("{}; check {}", cause(), reason.advice());
-        self.conclude(in_flight);
         true
+    }
+
+    /// Whether calls by a key of an upstream have failed so.
+    pub(in crate::upstream) fn was_refused(&self, way: (usize, usize)) -> bool {
+        self.refused.contains_key(&way)
+    }
+
+    /// Whether so many calls have failed alike that it is hopeless, unless a call elsewhere does
+    /// better.
+    pub(in crate::upstream) fn is_due(&self) -> bool {
+        let calls: usize = self.refused.values().map(|(calls, _)| calls).sum();
+        calls >= self.most && calls > 0 && !self.has_succeeded && self.hopeless.is_none()
+    }
+
+    /// All calls have failed alike, and no other can do better.
+    pub(in crate::upstream) fn give_up(&mut self) {
+        let causes: BTreeSet<&str> = self.refused.values().map(|(_, cause)| &**cause).collect();
+        let causes: Vec<&str> = causes.into_iter().collect();
+        self.hopeless = Some(causes.join("; "));
     }
 
     /// Something has closed. What only a person can mend is not waited for.
@@ -82,18 +94,6 @@ impl GivingUp {
             && *reason != Reason::Refused
         {
             self.hopeless = Some(format!("{cause}; check {}", reason.advice()));
-        }
-    }
-
-    /// It is hopeless when so many calls were refused, and none is in flight that could do better.
-    fn conclude(&mut self, in_flight: impl Iterator<Item = usize>) {
-        let calls: usize = self.refused.values().map(|(calls, _)| calls).sum();
-        let mut upstreams = in_flight.enumerate();
-        let may_do_better =
-            upstreams.any(|(at, in_flight)| in_flight > 0 && !self.refused.contains_key(&at));
-        if calls >= self.most && calls > 0 && !self.has_succeeded && !may_do_better {
-            let causes: Vec<&str> = self.refused.values().map(|(_, cause)| &**cause).collect();
-            self.hopeless = Some(causes.join("; "));
         }
     }
 }

@@ -214,7 +214,7 @@ impl Targets {
         }
         let found = self.choose_up_to(Avoid::SameTarget, state, routes, line);
         if found.is_err() && line.history.misses_its_model() {
-            // Rather than to hold up the lines behind it, the line is told so once more.
+            // Rather than to hold up the lines behind it, the line is told so once more, and waits.
             return self.choose_up_to(Avoid::ModelMissing, state, routes, line);
         }
         found
@@ -242,14 +242,17 @@ impl Targets {
                 line,
                 most,
             };
-            if let Some(chosen) = state.balancers[tier.number].choose(&for_line, line.now) {
-                let target = &targets[chosen];
-                let key = if target.by_key.len() == 1 {
-                    0
-                } else {
-                    for_line.key(target).map_or(0, |(key, _)| key)
+            let chosen = state.balancers[tier.number].choose(&for_line, line.now);
+            // What other processes say may close a key between the two looks.
+            let chosen = chosen.and_then(|chosen| {
+                let key = match &targets[chosen].by_key[..] {
+                    [_] => 0,
+                    _ => for_line.key(&targets[chosen])?.0,
                 };
-                return Ok((tier.targets.start + chosen, key));
+                Some((tier.targets.start + chosen, key))
+            });
+            if let Some(chosen) = chosen {
+                return Ok(chosen);
             }
             let could_take =
                 |target: &Target| line.avoids(target) <= most && !line.is_too_large(target);

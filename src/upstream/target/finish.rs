@@ -1,6 +1,7 @@
 //! After a call: its place is freed, its target's health follows from the result, and its line gets
 //! its next step.
 
+use std::sync::Arc;
 use std::time::Duration;
 
 use tokio::time::Instant;
@@ -8,7 +9,7 @@ use tokio::time::Instant;
 use super::backend::Backend;
 use super::permit::Permit;
 use super::targets::{State, Targets};
-use super::upstream::{Changes, End, Upstream};
+use super::upstream::{Changes, End};
 use crate::upstream::attempt::history::{Assessment, Failed, History, Next};
 use crate::upstream::attempt::result::{CallResult, Cost};
 use crate::upstream::health::breaker::{Breaker, Change, Failure};
@@ -131,7 +132,8 @@ impl Targets {
             None if ended.result.cost().is_none() => Next::End,
             None if ended.result.may_pass_elsewhere() => {
                 let all = permit.routes.targets.iter().flat_map(Target::backends);
-                history.unsupported(backend, breaker.evidence(), all, &self.retry, random)
+                let keys = permit.target().backends();
+                history.unsupported(keys, all, &self.retry, random)
             }
             None => history.held_up(&self.retry, random),
             Some(judgement) => {
@@ -151,11 +153,12 @@ impl Targets {
         drop(breaker);
         let all = [&changes.of_upstream, &changes.of_key, &changes.of_backend];
         for change in all.into_iter().flatten() {
-            // Where another key is open, nothing is lost yet.
-            if !state.is_proven(permit.target()) {
+            // Where another key works, or will by itself, nothing is lost yet.
+            if state.needs_a_person(permit.target()) {
                 state.giving_up.on_change(change);
             }
         }
+        state.give_up_if_hopeless(now);
         let checks = state.begun.is_multiple_of(TROUBLE_CHECK_INTERVAL);
         drop(guard);
         if reason.is_some() {
@@ -187,10 +190,11 @@ impl Targets {
         let is_missing =
             ended.result == CallResult::ModelMissing && !breaker.evidence().has_succeeded();
         let cause = || format!("{}: {}", backend.upstream_name(), ended.cause);
-        let in_flight = state.upstreams.iter().map(Upstream::in_flight);
-        let is_alike = state
-            .giving_up
-            .on_failure(backend.upstream(), reason, cause, in_flight);
+        let way = (backend.upstream(), permit.key());
+        let is_alike = state.giving_up.on_failure(way, reason, cause);
+        if is_alike {
+            state.refused_last = Some((Arc::clone(&permit.routes), permit.place()));
+        }
         // A server that asks for a longer wait than the configuration allows gets the longest one.
         let longest = self.retry.longest_wait;
         let wait = ended.retry_after.map(|wait| wait.min(longest));

@@ -73,6 +73,11 @@ impl Permit {
         &self.routes.targets[self.target]
     }
 
+    /// Which of the routes' targets.
+    pub(super) fn place(&self) -> usize {
+        self.target
+    }
+
     /// The target, as the key leads there.
     pub(super) fn by_key(&self) -> &ByKey {
         &self.target().by_key[self.key]

@@ -130,8 +130,19 @@ impl Targets {
             return false;
         };
         let now = Instant::now();
-        let mut ways = self.in_reach(routes).iter().flat_map(|one| &one.by_key);
-        ways.all(|by_key| {
+        let in_reach = self.in_reach(routes);
+        let state = self.lock();
+        let ways = in_reach.iter().flat_map(|target| {
+            let by_key = target.by_key.iter().enumerate();
+            by_key.map(|(key, by_key)| (&state.upstreams[target.upstream], key, by_key))
+        });
+        // A key that is closed sends nothing, whatever is left of its limits.
+        let (closed, open): (Vec<_>, Vec<_>) = ways.partition(|(upstream, key, by_key)| {
+            let room = upstream.room(*key, &by_key.backend.breaker(), now);
+            matches!(room, Room::Closed { .. })
+        });
+        let ways = if open.is_empty() { closed } else { open };
+        ways.into_iter().all(|(_, _, by_key)| {
             let left = rates.spent_for(now, &by_key.rate_limits);
             left.is_some_and(|left| left > LEASED_AHEAD)
         })

@@ -4,7 +4,6 @@ use tokio::time::Instant;
 
 use super::switch::Switch;
 use super::targets::Targets;
-use super::upstream::Upstream;
 use crate::upstream::health::cooldown::{self, Cooldown};
 
 impl Targets {
@@ -147,8 +146,8 @@ impl Targets {
     pub fn has_lines(&self, lines: usize) {
         let mut guard = self.lock();
         let state = &mut *guard;
-        let in_flight = state.upstreams.iter().map(Upstream::in_flight);
-        state.giving_up.has_lines(lines, in_flight);
+        state.giving_up.has_lines(lines);
+        state.give_up_if_hopeless(Instant::now());
     }
 
     /// Why no line can succeed, where all calls so far have failed alike. See

@@ -18,7 +18,7 @@ use crate::upstream::health::fail_fast::GivingUp;
 use crate::upstream::limits::auto::{Meter, Windows};
 use crate::upstream::limits::concurrency::Limits;
 use crate::upstream::limits::rate::RateLimits;
-use crate::upstream::route::Target;
+use crate::upstream::route::{Routes, Target};
 use crate::upstream::settings::{FailFast, Pace, RetrySettings};
 
 /// All upstreams of a process, and what is known of them.
@@ -61,6 +61,8 @@ pub(super) struct State {
     /// Calls in flight by the lane of the model, be they of the model's lines or of a task's.
     pub(super) by_lane: Vec<usize>,
     pub(super) giving_up: GivingUp,
+    /// Where the last call went that may have failed like all others: routes, and which target.
+    pub(super) refused_last: Option<(Arc<Routes>, usize)>,
     /// Waiting lines may be due now: the success that they waited for has come, or an operator has
     /// mended what they failed at.
     pub(super) is_hastened: bool,
@@ -99,6 +101,7 @@ impl Targets {
                 meters: windows.meters(),
                 by_lane,
                 giving_up: GivingUp::new(fail_fast),
+                refused_last: None,
                 is_hastened: false,
             }),
             windows,
@@ -231,6 +234,61 @@ impl State {
             let mut breakers = upstream.breakers_by(backend.key());
             breakers.all(|breaker| breaker.closure().is_none())
                 && backend.breaker().closure().is_none()
+        })
+    }
+
+    /// Whether only a person can open a target again: each of its keys is closed for such a reason.
+    pub(super) fn needs_a_person(&self, target: &Target) -> bool {
+        let upstream = &self.upstreams[target.upstream];
+        let needs = |breaker: &Breaker| {
+            let closure = breaker.closure();
+            closure.is_some_and(|closure| closure.reason.needs_a_person())
+        };
+        let mut backends = target.backends();
+        backends.all(|backend| {
+            upstream.breakers_by(backend.key()).any(needs) || needs(&backend.breaker())
+        })
+    }
+
+    /// Gives up where so many calls have failed as only a person can mend it, and no other call may
+    /// do better.
+    pub(super) fn give_up_if_hopeless(&mut self, now: Instant) {
+        if self.giving_up.is_due() && !self.may_do_better(now) {
+            self.giving_up.give_up();
+        }
+    }
+
+    /// Whether a call is in flight, or a line will be tried, where no call was refused yet.
+    fn may_do_better(&self, now: Instant) -> bool {
+        let mut ways = self.upstreams.iter().enumerate().flat_map(|(number, one)| {
+            let keys = 0..one.keys().len().max(1);
+            keys.map(move |key| (number, key, one.in_flight_by(key)))
+        });
+        if ways.any(|(number, key, calls)| calls > 0 && !self.giving_up.was_refused((number, key)))
+        {
+            return true;
+        }
+        // A line that was refused is sent to all others of its tier first.
+        let last = self.refused_last.as_ref();
+        let tier = last.and_then(|(routes, place)| {
+            let mut tiers = routes.tiers.iter();
+            let tier = tiers.find(|tier| tier.targets.contains(place))?;
+            Some(&routes.targets[tier.targets.clone()])
+        });
+        tier.into_iter().flatten().any(|target| {
+            let upstream = &self.upstreams[target.upstream];
+            target.backends().any(|backend| {
+                let key = backend.key();
+                if self.giving_up.was_refused((target.upstream, key)) {
+                    return false;
+                }
+                match upstream.room(key, &backend.breaker(), now) {
+                    Room::Open { .. } => !upstream.was_tried_by(key),
+                    Room::Full => true,
+                    // It opens by itself.
+                    Room::Closed { until } => until.is_some(),
+                }
+            })
         })
     }
 

@@ -130,6 +130,18 @@ impl Upstream {
         !self.has_answered && !self.was_tried
     }
 
+    /// Calls in flight by one of the keys.
+    pub(super) fn in_flight_by(&self, key: usize) -> usize {
+        let of_key = self.keys.get(key).map(|key| key.in_flight);
+        of_key.unwrap_or(self.in_flight)
+    }
+
+    /// Whether a call for a line was ever made by one of the keys.
+    pub(super) fn was_tried_by(&self, key: usize) -> bool {
+        let of_key = self.keys.get(key).map(|key| key.begun > 0);
+        of_key.unwrap_or(self.was_tried)
+    }
+
     /// The calls in flight that are at least so old.
     pub(super) fn calls_older_than(&self, age: Duration, now: Instant) -> Option<OldCalls> {
         self.ages.older_than(age, now)

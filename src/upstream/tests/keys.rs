@@ -216,3 +216,108 @@ async fn the_models_are_asked_for_with_a_key_that_works() {
         ]
     );
 }
+
+/// A pool of one upstream with these keys, where somebody waits.
+fn failing_fast(base_url: &str, keys: &[&str], calls: usize, has_succeeded: bool) -> Arc<Pool> {
+    let options = Options {
+        fail_fast: Some(FailFast {
+            calls,
+            has_succeeded,
+        }),
+        ..hasty()
+    };
+    Pool::new(&with_keys(base_url, keys), options).expect("a good configuration")
+}
+
+async fn one_bad_key() -> Server {
+    Server::start(|seen| match bearer(seen).as_str() {
+        "good" => reply(200, "{}"),
+        "limited" => reply(429, "{}").header("retry-after", "60"),
+        _ => reply(401, "{}"),
+    })
+    .await
+}
+
+#[tokio::test]
+async fn where_somebody_waits_a_line_is_tried_by_each_key() {
+    let server = one_bad_key().await;
+    let pool = failing_fast(&server.base_url, &["bad", "good"], 20, false);
+    pool.targets().has_lines(1);
+    let mut history = History::default();
+    retried(send_again(&pool, &mut history, "{}").await);
+    assert_eq!(pool.targets().hopeless(), None);
+    let last = send_again(&pool, &mut history, "{}").await;
+    assert_eq!(answer(last).status, 200);
+
+    let pool = failing_fast(&server.base_url, &["bad", "worse"], 20, false);
+    pool.targets().has_lines(1);
+    let mut history = History::default();
+    retried(send_again(&pool, &mut history, "{}").await);
+    retried(send_again(&pool, &mut history, "{}").await);
+    let cause = pool.targets().hopeless().expect("no key is left");
+    assert!(cause.contains("api_key_env"), "{cause}");
+}
+
+#[tokio::test]
+async fn where_somebody_waits_refusals_of_one_key_say_nothing_of_a_slower_one() {
+    let server = one_bad_key().await;
+    let pool = failing_fast(&server.base_url, &["bad", "good"], 5, false);
+    retried(line(&pool).await);
+    let slow = permit(&pool, "m");
+    assert_eq!(slow.key(), 1);
+    for _ in 0..10 {
+        retried(line(&pool).await);
+    }
+    assert_eq!(pool.targets().hopeless(), None);
+    answer(send(&pool, slow, "{}").await);
+    for _ in 0..40 {
+        assert_eq!(to_its_end(&pool).await.status, 200);
+    }
+    assert_eq!(pool.targets().hopeless(), None);
+}
+
+#[tokio::test]
+async fn where_somebody_waits_a_key_that_is_limited_is_waited_for() {
+    let server = one_bad_key().await;
+    let pool = failing_fast(&server.base_url, &["limited", "bad"], 20, true);
+    let routes = pool.resolve("m").expect("is served");
+    for _ in 0..100 {
+        match pool.try_acquire(&routes, &History::default(), 0, None) {
+            Acquired::Permit(permit) => retried(send(&pool, permit, "{}").await),
+            _ => break,
+        };
+    }
+    let expected = ["LIMITED", "BAD"].map(|name| (name.to_owned(), UpstreamState::Ejected));
+    assert_eq!(keys_of(&pool)[1], expected[1]);
+    assert!(!pool.targets().is_open(&routes));
+    assert_eq!(pool.targets().hopeless(), None);
+}
+
+#[tokio::test]
+async fn a_route_that_has_embeddings_alone_works() {
+    let missing = r#"{"error":{"message":"x","code":"model_not_found"}}"#;
+    for (status, body) in [
+        (400, missing),
+        (404, missing),
+        (404, "no such path"),
+        (403, "no"),
+    ] {
+        let server = Server::start(move |seen| match &*seen.path {
+            "/v1/embeddings" => reply(200, "{}"),
+            _ => reply(status, body),
+        })
+        .await;
+        let trials = pool(&with_keys(&server.base_url, &["a"]))
+            .try_routes(None)
+            .await;
+        let [trial] = &trials[..] else {
+            panic!("one route: {trials:?}");
+        };
+        let answer = trial.outcome.as_ref().expect("an answer");
+        assert_eq!(
+            (answer.status, &answer.problem),
+            (200, &None),
+            "{status} {body}"
+        );
+    }
+}

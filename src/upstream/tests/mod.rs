@@ -23,7 +23,6 @@ use tokio::net::TcpListener;
 use tokio_util::sync::{CancellationToken, DropGuard};
 
 use super::attempt::call::Attempt;
-use super::attempt::result::CallResult;
 use super::settings::Pace;
 use super::*;
 use crate::domain::outcome::ErrorCode;
@@ -294,8 +293,12 @@ fn failed_at(routes: &Routes, place: usize) -> History {
 }
 
 fn permit(pool: &Arc<Pool>, model: &str) -> Permit {
+    permit_for(pool, model, &History::default())
+}
+
+fn permit_for(pool: &Arc<Pool>, model: &str, history: &History) -> Permit {
     let routes = pool.resolve(model).expect("is served");
-    match pool.try_acquire(&routes, &History::default(), 0, None) {
+    match pool.try_acquire(&routes, history, 0, None) {
         Acquired::Permit(permit) => permit,
         other => panic!("no permit: {other:?}"),
     }
@@ -322,7 +325,7 @@ async fn send_again(pool: &Arc<Pool>, history: &mut History, body: &str) -> Atte
         reservation: pool.budget().reserve(),
         traceparent: None,
     };
-    let permit = permit(pool, "m");
+    let permit = permit_for(pool, "m", history);
     pool.call(permit, call, history, &mut Timer::default())
         .await
 }

@@ -334,6 +334,23 @@ async fn where_somebody_waits_it_is_said_when_all_calls_fail_alike() {
 }
 
 #[tokio::test]
+async fn where_somebody_waits_a_line_is_tried_at_each_upstream_of_its_tier() {
+    let bad = Server::start(|_| reply(401, "no")).await;
+    let good = Server::start(|_| reply(200, "{}")).await;
+    let upstreams = vec![upstream("a", &bad.base_url), upstream("b", &good.base_url)];
+    let model = model("m", vec![route("a", None), route("b", None)]);
+    let settings = settings(upstreams, vec![model]);
+    let pool = Pool::new(&settings, failing_fast(20, false)).expect("a good configuration");
+    pool.targets().has_lines(1);
+    let mut history = History::default();
+    let first = retried(send_again(&pool, &mut history, "{}").await);
+    assert_eq!(first.target.upstream_name(), "a");
+    assert_eq!(pool.targets().hopeless(), None);
+    let last = send_again(&pool, &mut history, "{}").await;
+    assert_eq!(answer(last).status, 200);
+}
+
+#[tokio::test]
 async fn where_somebody_waits_one_success_shows_that_the_others_are_lines_of_their_own() {
     let server = Server::start(|seen| match seen.nth {
         1 => reply(200, "{}"),

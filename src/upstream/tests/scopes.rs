@@ -60,6 +60,64 @@ async fn a_line_that_is_too_long_everywhere_ends_with_what_was_said_last() {
 }
 
 #[tokio::test]
+async fn a_line_that_is_too_long_waits_for_a_route_that_is_full() {
+    let short = Server::start(|seen| match &seen.body[..] {
+        b"long" => reply(400, TOO_LONG),
+        _ => reply(200, "{}"),
+    })
+    .await;
+    let long = Server::start(|_| reply(200, "{}")).await;
+    let upstreams = vec![
+        upstream("short", &short.base_url),
+        UpstreamSettings {
+            concurrency: 1,
+            ..upstream("long", &long.base_url)
+        },
+    ];
+    let routes = ["short", "long"].map(|name| route(name, None)).to_vec();
+    let pool = pool(&settings(upstreams, vec![model("m", routes)]));
+    // The first line goes to the first route, the second one to the other, and stays there.
+    let (first, held) = (permit(&pool, "m"), permit(&pool, "m"));
+    assert_eq!([first.upstream(), held.upstream()], [0, 1]);
+    drop(first);
+    let mut history = History::default();
+    let said = retried(send_again(&pool, &mut history, "long").await).answer;
+    assert_eq!(said.expect("is kept").status, 400);
+    for _ in 0..20 {
+        retried(send_again(&pool, &mut history, "long").await);
+        for _ in 0..10 {
+            answer(line(&pool).await);
+        }
+    }
+    let is_long = |seen: &&Seen| &seen.body[..] == b"long";
+    let calls = short.seen("POST").iter().filter(is_long).count();
+    assert_eq!(calls, 1, "what it would say is known");
+    drop(held);
+    let last = send_again(&pool, &mut history, "long").await;
+    assert_eq!(last.target.upstream_name(), "long");
+    assert_eq!(answer(last).status, 200);
+}
+
+#[tokio::test]
+async fn a_line_that_is_too_long_by_one_key_is_so_by_the_others() {
+    for spill in [Spill::Full, Spill::Closed, Spill::Late] {
+        let short = Server::start(|_| reply(400, TOO_LONG)).await;
+        let long = Server::start(|_| reply(200, "{}")).await;
+        let mut first = upstream("short", &short.base_url);
+        first.keys = ["a", "b", "c"].map(|name| key(name, name)).to_vec();
+        let upstreams = vec![first, upstream("long", &long.base_url)];
+        let mut routes = ["short", "long"].map(|name| route(name, None)).to_vec();
+        routes[1].tier = 1;
+        let mut model = model("m", routes);
+        model.spill = spill;
+        let pool = pool(&settings(upstreams, vec![model]));
+        assert_eq!(to_its_end(&pool).await.status, 200);
+        let calls = [&short, &long].map(|one| one.seen("POST").len());
+        assert_eq!(calls, [1, 1], "{spill:?}");
+    }
+}
+
+#[tokio::test]
 async fn what_a_server_asks_for_is_told_to_other_processes_whatever_its_status() {
     for (status, is_told) in [
         (429, true),

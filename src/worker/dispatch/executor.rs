@@ -20,7 +20,7 @@ use crate::domain::endpoint;
 use crate::domain::outcome::ErrorCode;
 use crate::metrics::trace;
 use crate::store::Store;
-use crate::upstream::{Answer, Call, Next, Permit, Pool, Timer};
+use crate::upstream::{Answer, Call, CallResult, Next, Permit, Pool, Timer};
 use crate::worker::lease::Lease;
 use crate::worker::lease::authority::Authority;
 use crate::worker::work::finished::FinishedLine;
@@ -188,15 +188,23 @@ impl Executor {
         };
         match (attempt.next, attempt.answer) {
             (Next::Again { after, is_hastened }, refusal) => {
-                self.again(pending, refusal, (after, is_hastened))
+                self.again(pending, (attempt.result, refusal), (after, is_hastened))
             }
             (Next::End, Some(answer)) => {
                 self.missing_models.on_answer(unit, &answer);
                 Outcome::Finished(result::answered(unit, &pending.line, &custom_id, answer))
             }
             (Next::End, None) => {
-                let code = attempt.result.error_code();
-                Outcome::Finished(result::given_up(unit, &pending.line, code, &attempt.cause))
+                // What a server has said tells the line's user more than that nobody was asked.
+                let is_unsent = attempt.result == CallResult::Unsupported;
+                let finished = match pending.refusal.take().filter(|_| is_unsent) {
+                    Some(answer) => result::answered(unit, &pending.line, &custom_id, *answer),
+                    None => {
+                        let code = attempt.result.error_code();
+                        result::given_up(unit, &pending.line, code, &attempt.cause)
+                    }
+                };
+                Outcome::Finished(finished)
             }
         }
     }
@@ -205,13 +213,15 @@ impl Executor {
     fn again(
         &self,
         pending: &mut Pending,
-        refusal: Option<Answer>,
+        (result, refusal): (CallResult, Option<Answer>),
         (after, is_hastened): (Duration, bool),
     ) -> Outcome {
         let now = Instant::now();
         // The line ends with a refusal if nobody mends its cause before the window ends. Any other
-        // answer is worth nothing once there is another attempt.
-        pending.refusal = refusal.map(Box::new);
+        // answer is worth nothing once there is another attempt that is sent.
+        if refusal.is_some() || result != CallResult::Unsupported {
+            pending.refusal = refusal.map(Box::new);
+        }
         Outcome::Again(Due {
             at: now + after,
             soonest: is_hastened.then(|| now + self.initial_backoff),
