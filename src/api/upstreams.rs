@@ -215,7 +215,7 @@ mod tests {
             changed_by: "key_1".to_owned(),
             changed_at: 1,
         };
-        assert_eq!(overruled(&set, &[set.clone()]), None);
+        assert_eq!(overruled(&set, std::slice::from_ref(&set)), None);
         let by_another = |enabled: bool| SwitchRow {
             enabled,
             changed_by: "key_2".to_owned(),

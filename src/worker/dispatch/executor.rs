@@ -197,12 +197,11 @@ impl Executor {
             (Next::End, None) => {
                 // What a server has said tells the line's user more than that nobody was asked.
                 let is_unsent = attempt.result == CallResult::Unsupported;
-                let finished = match pending.refusal.take().filter(|_| is_unsent) {
-                    Some(answer) => result::answered(unit, &pending.line, &custom_id, *answer),
-                    None => {
-                        let code = attempt.result.error_code();
-                        result::given_up(unit, &pending.line, code, &attempt.cause)
-                    }
+                let finished = if let Some(answer) = pending.refusal.take().filter(|_| is_unsent) {
+                    result::answered(unit, &pending.line, &custom_id, *answer)
+                } else {
+                    let code = attempt.result.error_code();
+                    result::given_up(unit, &pending.line, code, &attempt.cause)
                 };
                 Outcome::Finished(finished)
             }
