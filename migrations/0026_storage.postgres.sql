@@ -1,3 +1,6 @@
+-- Nobody writes a file between the sum and the triggers: such a file would never be counted.
+LOCK TABLE files IN SHARE ROW EXCLUSIVE MODE;
+
 -- How many bytes the files of each tenant have. Kept by the statements that show files and hide them,
 -- so that nobody need add up all files of a tenant. In slots, so that servers do not queue on one
 -- row; the sum counts.

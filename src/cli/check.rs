@@ -6,7 +6,8 @@ use std::io::Write as _;
 use std::process::ExitCode;
 
 use super::configuration::{ConfigArgs, load_quietly};
-use super::{machine, trials};
+use super::machine;
+use super::trials;
 use crate::app;
 use crate::config::{Config, Overrides, nearest, shown_url};
 use crate::domain::clock::Clock;

@@ -540,7 +540,8 @@ fn list_lanes(list: &mut Listing, lanes: &[Lane], late: &[LateSnapshot]) {
     list_late(list, late);
     list.add(
         "nightshift_model_in_flight",
-        "Calls that this process has in flight, by model.",
+        "Calls that this process has in flight, by model. Calls for a task count for the task and \
+         for the model that does it.",
         in_flight,
     );
     list.add(

@@ -6,8 +6,7 @@ use hyper::header::{AUTHORIZATION, HeaderMap};
 use secrecy::{ExposeSecret as _, SecretString};
 use serde::Serialize;
 
-use super::options::Options;
-use super::rate::{LimitStats, RateLimits};
+use super::rate::{Dialect, LimitStats, RateLimit, RateLimits};
 
 /// The status of a key that is not refused.
 const ACCEPTED: u16 = 200;
@@ -56,7 +55,7 @@ impl ApiKey {
 }
 
 impl Keys {
-    pub(super) fn new(options: &Options) -> Self {
+    pub(super) fn new(keys: &[ApiKey], limits: &[RateLimit], dialect: Dialect) -> Self {
         let key = |given: Option<&ApiKey>| Key {
             given: given.cloned(),
             status: AtomicU16::new(match given {
@@ -65,12 +64,12 @@ impl Keys {
             }),
             calls: AtomicU64::new(0),
             refused: AtomicU64::new(0),
-            limits: RateLimits::new(&options.rate_limits, options.dialect),
+            limits: RateLimits::new(limits, dialect),
         };
-        if options.api_keys.is_empty() {
+        if keys.is_empty() {
             return Self(vec![key(None)]);
         }
-        Self(options.api_keys.iter().map(|one| key(Some(one))).collect())
+        Self(keys.iter().map(|one| key(Some(one))).collect())
     }
 
     /// The key that a request came with; `None`: it came without one that is known.

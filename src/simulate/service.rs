@@ -54,7 +54,7 @@ impl Service {
         Self {
             ledger: Arc::new(Ledger::new(options.track)),
             rate_limit: options.requests_per_minute.map(RateLimit::per_minute),
-            keys: Keys::new(&options),
+            keys: Keys::new(&options.api_keys, &options.rate_limits, options.dialect),
             slots: options.max_concurrency.map(Semaphore::new),
             engine: options.slow_beyond.map(|knee| {
                 let rate = options.tokens_per_second;

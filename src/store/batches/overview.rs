@@ -249,6 +249,7 @@ fn ended_batches() -> Sql {
 mod tests {
     use super::*;
     use crate::domain::clock::Clock;
+    use crate::store::batches::state::A_BATCH;
 
     #[tokio::test]
     async fn lines_without_a_model_are_counted_by_their_task() {
@@ -265,11 +266,8 @@ mod tests {
         ];
         let fill = async || {
             for (id, task, model) in rows {
-                let batch = "INSERT INTO batches (id, tenant, endpoint, input_file_id,
-                        completion_window, output_expires_seconds, status, created_at, task)
-                     VALUES ($1, '', '', '', '', 0, 'in_progress', 0, $2)";
                 on_pool!(store.writer(), |c| {
-                    let query = sqlx::query(batch).bind(id).bind(task);
+                    let query = sqlx::query(A_BATCH).bind(id).bind(task);
                     query.execute(c).await?.rows_affected()
                 });
                 let backlog = "INSERT INTO backlog VALUES ($1, 0, $2, 1)";

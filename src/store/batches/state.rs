@@ -374,3 +374,9 @@ impl Changed {
         );
     }
 }
+
+/// For tests that ask about batches without a file: `$1` is the id, `$2` the task.
+#[cfg(test)]
+pub(super) const A_BATCH: &str = "INSERT INTO batches (id, tenant, endpoint, input_file_id,
+        completion_window, output_expires_seconds, status, created_at, task)
+    VALUES ($1, '', '', '', '', 0, 'in_progress', 0, $2)";

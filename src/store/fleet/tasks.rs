@@ -47,6 +47,28 @@ impl Store {
         Ok(held == 1)
     }
 
+    /// Gives a task up, if this process has it: a process that stops keeps its lease until its
+    /// last call has ended.
+    ///
+    /// # Errors
+    /// When the database fails. Then the task is free once the lease of this process has ended.
+    pub async fn give_up_task(&self, name: &str, holder: &str) -> Result<()> {
+        if self.engine() == Engine::Sqlite {
+            return Ok(());
+        }
+        let give_up = "-- give_up_task
+             DELETE FROM tasks WHERE name = $1 AND holder = $2";
+        on_pool!(self.writer(), |c| {
+            sqlx::query(give_up)
+                .bind(name)
+                .bind(holder)
+                .execute(c)
+                .await?
+                .rows_affected()
+        });
+        Ok(())
+    }
+
     /// Whether the lease of a task's holder runs.
     fn is_held(&self) -> Sql {
         sql!(

@@ -14,6 +14,8 @@ use crate::store::Store;
 const TASK: &str = "housekeeping";
 /// How often a process looks whether it keeps house, or whether nobody does.
 const LOOK_INTERVAL: Duration = Duration::from_secs(2);
+/// How long a process that stops tries to leave the house to another.
+const LEAVE_MAX: Duration = Duration::from_secs(1);
 
 /// Whether this process keeps house.
 pub(crate) struct Housekeeping {
@@ -34,7 +36,7 @@ impl Housekeeping {
 }
 
 /// Takes the housekeeping when nobody has it, until stopped. The process that has it keeps it while
-/// its lease runs.
+/// its lease runs, and leaves it to others when it begins to stop.
 pub(crate) async fn run(
     housekeeping: Arc<Housekeeping>,
     store: Store,
@@ -58,5 +60,11 @@ pub(crate) async fn run(
         }
     };
     stop.run_until_cancelled(keep).await;
+    if housekeeping.is_ours() {
+        let left = tokio::time::timeout(LEAVE_MAX, store.give_up_task(TASK, &holder)).await;
+        if !matches!(left, Ok(Ok(()))) {
+            tracing::debug!("nobody keeps house until the lease of this process has ended");
+        }
+    }
     "housekeeping"
 }

@@ -8,6 +8,7 @@
 //! | `pace` | how long calls take for their tokens, as sums that processes can add up |
 //! | `engine` | what an engine says of its own queue, in the words of five engines |
 //! | `meter` | what a process counts of a window, call by call |
+//! | `spec` | a window, as the configuration asks for it |
 //! | `windows` | all windows of this process |
 //! | `reader` | asks engines for their metrics |
 //!
@@ -18,6 +19,7 @@ mod meter;
 mod pace;
 pub(in crate::upstream) mod reader;
 mod search;
+mod spec;
 #[cfg(test)]
 mod tests;
 mod window;
@@ -25,5 +27,6 @@ mod windows;
 
 pub(in crate::upstream) use engine::EngineLoad;
 pub(in crate::upstream) use meter::{Ending, Meter, Stamp};
+pub(in crate::upstream) use spec::WindowSpec;
+pub(in crate::upstream) use windows::Windows;
 pub use windows::{StoredWindow, WindowChange, WindowStatus};
-pub(in crate::upstream) use windows::{WindowSpec, Windows};

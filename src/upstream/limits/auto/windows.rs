@@ -8,38 +8,12 @@ use tokio::sync::Notify;
 use super::engine::EngineLoad;
 use super::meter::Meter;
 use super::search::Reason;
+use super::spec::WindowSpec;
 use super::window::{START, Turn, Window};
 use crate::upstream::limits::concurrency::Limits;
 
 /// A process takes a turn once a second, or sooner where a measurement may be complete.
 const TURN_MS: i64 = 900;
-
-/// A window: of a model at an upstream.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub(in crate::upstream) struct WindowSpec {
-    /// `UPSTREAM > MODEL`
-    pub(in crate::upstream) name: String,
-    /// The upstream's number and name.
-    pub(in crate::upstream) upstream: usize,
-    pub(in crate::upstream) upstream_name: String,
-    /// What the upstream calls the model, or the pattern that its models have in common.
-    pub(in crate::upstream) model: String,
-    /// Calls at once: the window is never larger.
-    pub(in crate::upstream) most: usize,
-    /// Whether others have the right of way at the upstream.
-    pub(in crate::upstream) yields: bool,
-}
-
-impl WindowSpec {
-    fn most(&self) -> u32 {
-        u32::try_from(self.most).unwrap_or(u32::MAX)
-    }
-
-    /// The window before anything is known.
-    pub(in crate::upstream) fn first(&self) -> usize {
-        (START as usize).min(self.most)
-    }
-}
 
 /// A window as it is stored: what is in it, this room alone knows.
 #[derive(Clone, Debug, PartialEq, Eq)]
