@@ -135,12 +135,13 @@ async fn one_process_has_a_task_and_another_when_it_is_gone() {
         fixture.store.leave(&second).await.expect("leaves");
         assert!(hold(&first).await, "whose holder has left");
         // A process that stops has its lease until its last call has ended.
-        let third = fixture.replica().await;
+        let (third, fourth) = (fixture.replica().await, fixture.replica().await);
+        assert!(hold(&third).await);
         let given_up = async |who: &str| fixture.store.give_up_task("a", who).await;
+        given_up(&fourth).await.expect("answers");
+        assert!(!hold(&fourth).await, "it was not its own to give up");
         given_up(&third).await.expect("answers");
-        assert!(!hold(&third).await, "it was not its own to give up");
-        given_up(&first).await.expect("answers");
-        assert!(hold(&third).await, "whose holder stops");
+        assert!(hold(&fourth).await, "whose holder stops");
     };
     on(Engine::Postgres, Box::pin(test)).await;
 }
