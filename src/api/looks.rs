@@ -4,15 +4,19 @@
 use std::collections::HashMap;
 use std::hash::Hash;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
 
 use futures::future::BoxFuture;
 use tokio::runtime::Handle;
 use tokio::sync::oneshot;
+use tokio::time::timeout;
 
 use crate::store::{Batch, KnownKey, Result, Store};
 
 /// One statement looks up so many things at most.
 const TOGETHER_MAX: usize = 64;
+/// Nobody waits longer for a statement of others, which may hang on a connection that was cut.
+const WAIT_MAX: Duration = Duration::from_secs(1);
 
 /// What clients look at again and again.
 pub struct Looks {
@@ -100,10 +104,10 @@ impl<K: Clone + Eq + Hash + Send + 'static, V: Clone + Send + 'static> Gather<K,
         };
         let _turn = match answer {
             None => Some(Turn(self.clone())),
-            Some(answer) => match answer.await {
-                Ok(found) => return Ok(found),
-                // The statement failed: what is wrong is found out alone.
-                Err(_) => None,
+            Some(answer) => match timeout(WAIT_MAX, answer).await {
+                Ok(Ok(found)) => return Ok(found),
+                // The statement failed, or hangs: what is wrong is found out alone.
+                Ok(Err(_)) | Err(_) => None,
             },
         };
         let mut found = (self.read)(vec![key.clone()]).await?;
@@ -157,8 +161,6 @@ where
 
 #[cfg(test)]
 mod tests {
-    use std::time::Duration;
-
     use futures::future::join_all;
     use tokio::sync::Semaphore;
 
@@ -244,6 +246,20 @@ mod tests {
         let answers = join_all(looks).await.into_iter();
         let answers: Vec<_> = answers.map(|one| one.unwrap().ok()).collect();
         assert_eq!(answers, [Some(Some(4)), Some(Some(8)), None]);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn nobody_waits_for_a_statement_that_hangs() {
+        let doubles = doubles(|_| false);
+        let (hanging, other) = (doubles.look(2).await, doubles.look(4).await);
+        // The permits go to those who ask, in turn: the first is for the statement that hangs.
+        while doubles.statements().len() < 2 {
+            tokio::time::sleep(Duration::from_millis(100)).await;
+        }
+        assert_eq!(doubles.statements(), [vec![2], vec![4]]);
+        doubles.permits.add_permits(2);
+        assert_eq!(other.await.unwrap().unwrap(), Some(8));
+        assert_eq!(hanging.await.unwrap().unwrap(), Some(4));
     }
 
     #[tokio::test(start_paused = true)]

@@ -58,6 +58,8 @@ pub struct Ask {
     pub(super) wants: u64,
     /// For the oldest line that does not fit.
     pub(super) least: u64,
+    /// Of its grant, what it does without if that does not suffice for the line either.
+    pub(super) offered: u64,
 }
 
 impl Report {

@@ -80,10 +80,12 @@ pub fn exchange(book: &mut Book, terms: Terms, grants: &[Grant], turn: Turn<'_>)
     };
     let all = elsewhere.saturating_add(left);
     let more = book.grant(terms, turn.now_ms, all, (turn.token, turn.ask), sharers);
-    // What does not suffice for its line is of use to others.
+    // What does not suffice for its line is of use to others. No more than it offers: what it has
+    // sent since the report that it tells is still of its grant.
     if more < turn.ask.least && !is_again {
-        book.give_back(terms, turn.now_ms, left);
-        left = 0;
+        let back = left.min(turn.ask.offered);
+        book.give_back(terms, turn.now_ms, back);
+        left -= back;
     }
     Exchanged {
         mine: Grant {

@@ -312,6 +312,7 @@ impl Meter {
         Ask {
             wants: self.needs(spent, claim).saturating_sub(has),
             least: claim.saturating_sub(has),
+            offered: self.offered,
         }
     }
 

@@ -42,6 +42,8 @@ struct Process {
     is_alive: bool,
     /// One reply in so many is lost.
     loses: Option<u32>,
+    /// One turn in so many comes to nothing: nothing of it is stored.
+    fails: Option<u32>,
     exchanges: u32,
 }
 
@@ -57,6 +59,7 @@ impl Process {
             lines: lines.iter().copied().collect(),
             is_alive: true,
             loses: None,
+            fails: None,
             exchanges: 0,
         }
     }
@@ -157,15 +160,16 @@ impl Fleet {
             was_written_off,
             forgotten,
         } = exchange(&mut book, self.terms, &self.grants, turn);
+        let is_one_in = |one_in: u32| process.exchanges.is_multiple_of(one_in);
+        if process.fails.is_some_and(is_one_in) {
+            return;
+        }
         self.book = book.clone();
         self.grants.retain(|grant| grant.token != process.token);
         self.grants.push(mine.clone());
         self.grants
             .retain(|grant| !forgotten.contains(&grant.token));
-        if process
-            .loses
-            .is_some_and(|one_in| process.exchanges.is_multiple_of(one_in))
-        {
+        if process.loses.is_some_and(is_one_in) {
             return;
         }
         process.seq += 1;
@@ -188,6 +192,7 @@ impl Fleet {
         for index in 0..self.processes.len() {
             if self.processes[index].is_alive {
                 self.processes[index].loses = None;
+                self.processes[index].fails = None;
                 // The first may be told again what was told before.
                 self.exchange(index, true);
                 self.exchange(index, true);
@@ -461,6 +466,38 @@ fn estimates_begin_with_the_bytes_and_follow_what_answers_report() {
     assert_eq!(learned.estimate(embedding).output, 0);
 }
 
+#[test]
+fn what_was_sent_after_a_turn_that_came_to_nothing_is_not_given_back() {
+    let terms = minute(600);
+    let (mut book, mut meter) = (Book::default(), Meter::new(terms));
+    let grant = |token: &str, amount| Grant {
+        token: token.to_owned(),
+        amount,
+        wants: 0,
+        valid_until_ms: START_MS + VALID_MS,
+        seq: 1,
+    };
+    let grants = [grant("a", 40), grant("b", 540)];
+    meter.told(book.clone(), 40, 540, START_MS + VALID_MS, false);
+    meter.take(START_MS, 0, 10);
+    // Nothing of this turn is stored, and so the process tells the same again in the next.
+    meter.tell(START_MS, false);
+    meter.take(START_MS, 0, 10);
+    assert!(meter.refuse(START_MS, 0, 300), "more than it has");
+    let told = meter.tell(START_MS, false).clone();
+    let turn = Turn {
+        token: "a",
+        now_ms: START_MS,
+        valid_until_ms: START_MS + VALID_MS,
+        told: &told,
+        ask: meter.ask(START_MS),
+        seq: 2,
+        had_grant: true,
+    };
+    let mine = exchange(&mut book, terms, &grants, turn).mine;
+    assert_eq!(mine.amount, 10, "of 40, what was sent and not told yet");
+}
+
 proptest! {
     #![proptest_config(ProptestConfig::with_cases(48))]
 
@@ -473,6 +510,7 @@ proptest! {
         killed_at in prop::option::of(1_000_i64..90_000),
         comes_back: bool,
         loses in prop::option::of(2_u32..6),
+        fails in prop::option::of(2_u32..6),
     ) {
         let terms = Terms { limit, period_ms };
         let lines: Vec<_> = lines
@@ -482,6 +520,7 @@ proptest! {
         let of_each = vec![&*lines; processes];
         let mut fleet = Fleet::new(terms, &of_each);
         fleet.processes[0].loses = loses;
+        fleet.processes[0].fails = fails;
         fleet.run_for(killed_at.unwrap_or(90_000));
         let is_silent = killed_at.is_some() && (processes > 1 || comes_back);
         if is_silent {
