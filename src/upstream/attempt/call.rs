@@ -89,7 +89,7 @@ pub(in crate::upstream) async fn make(
         mut reservation,
         traceparent,
     } = call;
-    if client.provider.translates() {
+    if client.translates {
         reservation
             .grow(TRANSLATION.saturating_mul(body.len()))
             .await;

@@ -41,6 +41,8 @@ pub(in crate::upstream) struct Client {
     pub(in crate::upstream) name: Arc<str>,
     pub(in crate::upstream) concurrency: usize,
     pub(in crate::upstream) provider: Box<dyn Provider>,
+    /// Whether lines are sent in a form of the provider's own.
+    pub(in crate::upstream) translates: bool,
     pub(in crate::upstream) metrics: UpstreamMetrics,
     base: Url,
     /// Of each path that was called so far.
@@ -103,6 +105,7 @@ impl Client {
             addresses: RwLock::default(),
             headers: headers(settings, &*provider, &base).map_err(fault)?,
             provider,
+            translates: settings.provider.translates(),
             transport: Transport::new(settings, &base).map_err(fault)?,
             timeout: settings.timeout,
             connect_timeout: settings.time_to_connect(),

@@ -17,13 +17,11 @@ use secrecy::{ExposeSecret, SecretString};
 use serde::Deserialize;
 
 use super::answer;
-use super::chat::refused;
 use super::http::{self, Head};
 use super::interface::{
-    Asked, Decoded, EMBEDDINGS, Encoded, Line, ModelPage, Provider, Request, Unsupported,
+    Asked, Decoded, EMBEDDINGS, Encoded, Line, ModelPage, Provider, Unsupported,
 };
-use super::tree::Tree;
-use crate::domain::clock;
+use super::translation;
 use crate::upstream::attempt::result::CallResult;
 use crate::upstream::models::ModelInfo;
 use crate::upstream::settings::{UnsupportedParams, UpstreamSettings};
@@ -62,10 +60,6 @@ struct Model {
 }
 
 impl Provider for Gemini {
-    fn translates(&self) -> bool {
-        true
-    }
-
     fn names_models_in_urls(&self) -> bool {
         true
     }
@@ -92,29 +86,13 @@ impl Provider for Gemini {
     }
 
     fn encode<'a>(&self, line: &Line<'a>) -> Result<Encoded<'a>, Unsupported> {
-        let body = line.edited();
-        let text = std::str::from_utf8(&body).ok();
-        let body = text.and_then(Tree::read);
-        let body = body.ok_or_else(|| refused("body", Line::UNREADABLE))?;
-        let (out, mut request) = encode::encode(line.path, &body, line.model, self.policy)?;
-        request.path = line.path;
-        line.model.clone_into(&mut request.model);
-        request.created = clock::seconds(line.clock.now_ms());
-        Ok(Encoded::Translated {
-            body: Bytes::from(out),
-            asked: Asked(Box::new(request)),
+        translation::encode(line, |body| {
+            encode::encode(line.path, body, line.model, self.policy)
         })
     }
 
     fn decode(&self, head: &Head, body: Bytes, asked: Option<Asked>) -> Decoded {
-        let request = asked.map_or_else(Request::default, |asked| *asked.0);
-        let mut decoded = if head.is_success() {
-            decode::success(body, request)
-        } else {
-            decode::failure(head, body)
-        };
-        decoded.request_id = http::request_id(&head.headers).map(str::to_owned);
-        decoded
+        translation::decode(head, body, asked, decode::success, decode::failure)
     }
 
     fn classify(&self, head: &Head, answer: &Decoded) -> CallResult {

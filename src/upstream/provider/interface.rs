@@ -25,12 +25,6 @@ pub(super) const EMBEDDINGS: &str = "/v1/embeddings";
 
 /// A kind of model server, and its API.
 pub(in crate::upstream) trait Provider: fmt::Debug + Send + Sync {
-    /// Whether lines are sent in a form of the provider's own. Then memory for that form is
-    /// reserved before a line is encoded.
-    fn translates(&self) -> bool {
-        false
-    }
-
     /// Whether the URL of a call depends on its model.
     fn names_models_in_urls(&self) -> bool {
         false
@@ -104,10 +98,6 @@ pub(in crate::upstream) struct Line<'a> {
 }
 
 impl<'a> Line<'a> {
-    /// Why a body that was a request when it was uploaded cannot be translated.
-    pub(super) const UNREADABLE: &'static str = "it cannot be read: it is nested deeper than 128 \
-                                                 levels, or a key has half a surrogate pair";
-
     /// The body as the route changes it.
     pub(super) fn edited(&self) -> Cow<'a, [u8]> {
         match self.edit.and_then(|edit| edit.splice(self.body)) {

@@ -49,7 +49,8 @@ impl ProviderKind {
         self == ProviderKind::Anthropic
     }
 
-    /// Whether requests are brought into a form of the provider's own.
+    /// Whether lines are sent in a form of the provider's own. Then memory for that form is reserved
+    /// before a line is encoded.
     #[must_use]
     pub fn translates(self) -> bool {
         self != ProviderKind::OpenAi

@@ -12,12 +12,12 @@ use reqwest::header::{HeaderMap, InvalidHeaderValue};
 use secrecy::SecretString;
 
 use super::answer;
-use super::chat::refused;
 use super::http::{self, Head};
 use super::interface::{
     Asked, Decoded, EMBEDDINGS, Encoded, Line, ModelPage, Provider, Request, Unsupported,
 };
 use super::openai;
+use super::translation;
 use super::tree::Tree;
 use crate::domain::usage;
 use crate::upstream::attempt::result::CallResult;
@@ -37,10 +37,6 @@ impl Mistral {
 }
 
 impl Provider for Mistral {
-    fn translates(&self) -> bool {
-        true
-    }
-
     fn url(&self, base: &Url, path: &str, _model: &str) -> Url {
         http::behind_version(base, "/v1", path.strip_prefix("/v1").unwrap_or(path))
     }
@@ -54,27 +50,13 @@ impl Provider for Mistral {
     }
 
     fn encode<'a>(&self, line: &Line<'a>) -> Result<Encoded<'a>, Unsupported> {
-        let body = line.edited();
-        let text = std::str::from_utf8(&body).ok();
-        let body = text.and_then(Tree::read);
-        let body = body.ok_or_else(|| refused("body", Line::UNREADABLE))?;
-        let (out, mut request) = encode::encode(line.path, &body, line.model, self.policy)?;
-        request.path = line.path;
-        Ok(Encoded::Translated {
-            body: Bytes::from(out),
-            asked: Asked(Box::new(request)),
+        translation::encode(line, |body| {
+            encode::encode(line.path, body, line.model, self.policy)
         })
     }
 
     fn decode(&self, head: &Head, body: Bytes, asked: Option<Asked>) -> Decoded {
-        let request = asked.map_or_else(Request::default, |asked| *asked.0);
-        let mut decoded = if head.is_success() {
-            success(body, request)
-        } else {
-            failure(head, body)
-        };
-        decoded.request_id = http::request_id(&head.headers).map(str::to_owned);
-        decoded
+        translation::decode(head, body, asked, success, failure)
     }
 
     fn classify(&self, head: &Head, answer: &Decoded) -> CallResult {

@@ -16,6 +16,7 @@ pub(super) mod kind;
 mod mistral;
 mod openai;
 mod remaining;
+mod translation;
 mod tree;
 
 pub(super) use self::interface::{Asked, Encoded, Line, Provider, Unsupported};

@@ -11,6 +11,7 @@ use super::*;
 use crate::domain::clock::Clock;
 use crate::domain::outcome::WarningCode;
 use crate::upstream::provider::chat::{self, Rule};
+use crate::upstream::provider::interface::Request;
 use crate::upstream::tests::upstream;
 
 const OLD: &str = "claude-3-haiku-20240307";

@@ -9,7 +9,7 @@ use super::encode::RULES;
 use super::*;
 use crate::domain::clock::Clock;
 use crate::upstream::provider::chat::{self, Rule};
-use crate::upstream::provider::interface::CHAT;
+use crate::upstream::provider::interface::{CHAT, Request};
 use crate::upstream::tests::upstream;
 use UnsupportedParams::{Drop, Reject};
 

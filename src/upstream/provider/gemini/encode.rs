@@ -530,11 +530,11 @@ impl<'t> Translation<'t, '_, '_> {
         };
         let (level, budget) = match &*effort {
             "none" => ("", 0),
-            "minimal" => ("minimal", 512),
-            "low" => ("low", 1_024),
-            "medium" => ("medium", 8_192),
-            "high" => ("high", 24_576),
-            "xhigh" | "max" => ("xhigh", 24_576),
+            "minimal" => ("MINIMAL", 512),
+            "low" => ("LOW", 1_024),
+            "medium" => ("MEDIUM", 8_192),
+            "high" => ("HIGH", 24_576),
+            "xhigh" | "max" => ("XHIGH", 24_576),
             _ => return self.notes.unsupported(PARAM, "it is none that is known"),
         };
         let thinking = match self.generation.major() {

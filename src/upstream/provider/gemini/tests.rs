@@ -9,7 +9,7 @@ use super::encode::RULES;
 use super::*;
 use crate::domain::clock::Clock;
 use crate::upstream::provider::chat::{self, Rule};
-use crate::upstream::provider::interface::CHAT;
+use crate::upstream::provider::interface::{CHAT, Request};
 use crate::upstream::tests::upstream;
 
 const SECOND: &str = "gemini-2.5-flash";
@@ -169,7 +169,7 @@ fn the_third_generation_has_ids_signatures_and_levels() {
     );
     assert_eq!(
         kept["generationConfig"]["thinkingConfig"],
-        json!({"thinkingLevel": "low"})
+        json!({"thinkingLevel": "LOW"})
     );
     let lost = sent(THIRD, &body(Value::Null));
     let signature = &lost["contents"][1]["parts"][0]["thoughtSignature"];
