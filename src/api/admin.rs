@@ -170,7 +170,7 @@ pub struct RateLimitStatus {
 }
 
 /// How many calls at once a model at an upstream takes, where that is found out.
-#[derive(Debug, Serialize, Deserialize, ToSchema)]
+#[derive(Clone, Debug, Serialize, Deserialize, ToSchema)]
 pub struct WindowStatus {
     pub upstream: String,
     /// What the upstream calls the model, or the pattern that its models have in common.

@@ -1,6 +1,6 @@
 //! `nightshift status`: how things stand in a server that runs, for people.
 
-mod picture;
+pub(super) mod picture;
 
 use std::io::Write as _;
 use std::process::ExitCode;

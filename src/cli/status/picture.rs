@@ -2,7 +2,7 @@
 
 use std::fmt::Write as _;
 
-use crate::api::admin::{BatchStatus, Status};
+use crate::api::admin::{BatchStatus, Status, WindowStatus};
 use crate::cli::figures::{ago, rate, seconds, size};
 use crate::cli::printable::{cut, printable};
 use crate::cli::table::{Column, Table};
@@ -57,12 +57,13 @@ pub(super) fn picture(status: &Status, width: Option<usize>) -> String {
     }
     for table in [
         upstreams(status),
+        keys(status),
         closed(status),
         models(status),
         passed_over(status),
         tenants(status),
         rate_limits(status),
-        windows(status),
+        windows(&status.windows),
         late(status),
         live(status),
         ended(status),
@@ -107,6 +108,40 @@ fn upstreams(status: &Status) -> Table {
     table
 }
 
+/// The keys of upstreams that have several.
+fn keys(status: &Status) -> Table {
+    let mut table = Table::new([
+        Column::cut("KEY"),
+        Column::cut("OF"),
+        Column::whole("STATE"),
+        Column::whole("CALLS"),
+        Column::whole("TRIED"),
+        Column::cut("CAUSE"),
+    ]);
+    for upstream in &status.upstreams {
+        for key in &upstream.keys {
+            table.row([
+                key.name.clone(),
+                upstream.name.clone(),
+                key.state.clone(),
+                key.in_flight.to_string(),
+                key.until
+                    .map_or(String::new(), |until| tried(until, status)),
+                key.cause.clone().unwrap_or_default(),
+            ]);
+        }
+    }
+    table
+}
+
+/// When what is closed gets a line again.
+fn tried(until: i64, status: &Status) -> String {
+    match until - status.now {
+        left if left > 0 => format!("in {}", seconds(left as f64)),
+        _ => "now".to_owned(),
+    }
+}
+
 /// What takes no lines now, and until when.
 fn closed(status: &Status) -> Table {
     let mut table = Table::new([
@@ -118,16 +153,11 @@ fn closed(status: &Status) -> Table {
     ]);
     for upstream in &status.upstreams {
         for model in &upstream.closed {
-            let left = model.until - status.now;
             table.row([
                 model.model.clone(),
                 upstream.name.clone(),
                 model.reason.clone(),
-                if left > 0 {
-                    format!("in {}", seconds(left as f64))
-                } else {
-                    "now".to_owned()
-                },
+                tried(model.until, status),
                 model.cause.clone(),
             ]);
         }
@@ -176,17 +206,14 @@ fn passed_over(status: &Status) -> Table {
             let Some(why) = &route.skipped else {
                 continue;
             };
-            let left = route.until.map(|until| until - status.now);
             table.row([
                 model.model.clone(),
                 route.upstream.clone(),
                 route.tier.to_string(),
                 why.clone(),
-                match left {
-                    Some(left) if left > 0 => format!("in {}", seconds(left as f64)),
-                    Some(_) => "now".to_owned(),
-                    None => String::new(),
-                },
+                route
+                    .until
+                    .map_or(String::new(), |until| tried(until, status)),
             ]);
         }
     }
@@ -267,7 +294,7 @@ fn rate_limits(status: &Status) -> Table {
 }
 
 /// How many calls at once there may be, where that is found out.
-fn windows(status: &Status) -> Table {
+pub(in crate::cli) fn windows(windows: &[WindowStatus]) -> Table {
     let mut table = Table::new([
         Column::cut("AUTO"),
         Column::cut("MODEL"),
@@ -277,7 +304,7 @@ fn windows(status: &Status) -> Table {
         Column::whole("CHANGES").leaves(1),
         Column::whole("WHY"),
     ]);
-    for window in &status.windows {
+    for window in windows {
         table.row([
             window.upstream.clone(),
             window.model.clone(),
@@ -425,7 +452,13 @@ mod tests {
             }],
             "upstreams": [
                 {"name": "gpu", "state": "up", "cause": null, "in_flight": 3, "share": 32, "limit": 64},
-                {"name": "b", "state": "down", "cause": "no", "in_flight": 0, "share": 8, "limit": 8},
+                {
+                    "name": "b", "state": "down", "cause": "no", "in_flight": 0, "share": 8,
+                    "limit": 8, "keys": [
+                        {"name": "KEY_A", "state": "up", "cause": null, "until": null, "in_flight": 2},
+                        {"name": "KEY_B", "state": "ejected", "cause": "401", "until": 1030, "in_flight": 0}
+                    ]
+                },
                 {"name": "c", "state": "unknown", "cause": null, "in_flight": 0, "share": 8, "limit": 8},
             ],
             "models": [],
@@ -453,6 +486,10 @@ mod tests {
              gpu       up              3      32     64\n\
              b         down            0      8      8      no\n\
              c         not called yet  0      8      8\n\
+             \n\
+             KEY    OF  STATE    CALLS  TRIED   CAUSE\n\
+             KEY_A  b   up       2\n\
+             KEY_B  b   ejected  0      in 30s  401\n\
              \n\
              BATCH    TENANT  STATUS       MODEL  LINES   DONE  FAILED  LINES/S  ETA  DEADLINE\n\
              batch_1  t       in_progress  m      50/200  25%   1       12.5     12s  in 1h 00m\n\

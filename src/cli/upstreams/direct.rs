@@ -142,5 +142,6 @@ fn of(upstream: &UpstreamSettings, set: Option<&SwitchRow>, undrained: &[String]
         limit: upstream.concurrency,
         changed_by: set.map(|set| set.changed_by.clone()),
         changed_at: set.map(|set| seconds(set.changed_at)),
+        windows: Vec::new(),
     }
 }

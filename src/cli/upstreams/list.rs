@@ -2,8 +2,9 @@
 
 use serde::Serialize;
 
-use crate::api::admin::Status;
+use crate::api::admin::{Status, WindowStatus};
 use crate::cli::figures::moment;
+use crate::cli::status::picture;
 use crate::cli::table::{Column, Table};
 
 /// How an upstream is. What only a server knows is `None` where the database was asked.
@@ -23,12 +24,19 @@ pub(super) struct Listed {
     /// Who has enabled or disabled it last while it was in use, and when in Unix seconds.
     pub(super) changed_by: Option<String>,
     pub(super) changed_at: Option<i64>,
+    /// How many calls at once there may be, where that is found out.
+    pub(super) windows: Vec<WindowStatus>,
 }
 
 /// As a server answers.
 pub(super) fn of_server(status: Status) -> Vec<Listed> {
     let upstreams = status.upstreams.into_iter();
+    let windows = status.windows;
     let listed = upstreams.map(|upstream| Listed {
+        windows: {
+            let of_it = windows.iter().filter(|one| one.upstream == upstream.name);
+            of_it.cloned().collect()
+        },
         name: upstream.name,
         state: upstream.state,
         cause: upstream.cause,
@@ -71,5 +79,10 @@ pub(super) fn table(upstreams: &[Listed], width: Option<usize>) -> String {
     }
     let mut text = String::new();
     table.write(&mut text, width);
+    let windows: Vec<WindowStatus> = upstreams
+        .iter()
+        .flat_map(|upstream| upstream.windows.clone())
+        .collect();
+    picture::windows(&windows).write(&mut text, width);
     text
 }

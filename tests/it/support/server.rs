@@ -40,7 +40,11 @@ pub struct Server {
     /// By which URL the store is audited at the end.
     audited: Option<String>,
     directory: TempDir,
+    variables: Variables,
 }
+
+/// Variables of the environment of a server.
+type Variables = &'static [(&'static str, &'static str)];
 
 enum Running {
     InProcess(InProcess),
@@ -63,6 +67,7 @@ impl Server {
                 ..Options::default()
             },
             is_process: false,
+            variables: &[],
         }
     }
 
@@ -98,7 +103,8 @@ impl Server {
     pub async fn replica(&self, launch: Launch) -> Binary {
         let usual = Launch::new()
             .flags(&["--config", &self.config_file()])
-            .variables(&[("DATABASE_URL", &self.database)]);
+            .variables(&[("DATABASE_URL", &self.database)])
+            .variables(self.variables);
         usual.and(launch).start().await
     }
 
@@ -208,12 +214,19 @@ pub struct Builder {
     toml: String,
     upstream: Options,
     is_process: bool,
+    variables: Variables,
 }
 
 impl Builder {
     /// Another upstream than one that answers everything.
     pub fn upstream(mut self, options: Options) -> Self {
         self.upstream = options;
+        self
+    }
+
+    /// With these variables in its environment, such as upstreams' keys.
+    pub fn variables(mut self, variables: Variables) -> Self {
+        self.variables = variables;
         self
     }
 
@@ -250,7 +263,7 @@ impl Builder {
             listen: Some("127.0.0.1:0".to_owned()),
             ..Overrides::default()
         };
-        let config = Config::load(&overrides, &Environment::default())
+        let config = Config::load(&overrides, &Environment::from_iter(self.variables.to_vec()))
             .unwrap_or_else(|errors| panic!("{errors}"));
         let clock = Clock::default();
         let store = nightshift::internals::app::open_store(&config, clock.clone())
@@ -270,6 +283,7 @@ impl Builder {
             running: Running::Stopped,
             audited: Some(around),
             directory,
+            variables: self.variables,
         };
         if self.is_process {
             server.start_process(Launch::new()).await;

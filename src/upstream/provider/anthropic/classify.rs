@@ -26,6 +26,10 @@ const UNPAID: [&str; 9] = [
     "spend limit",
 ];
 
+/// The words by which an error says that the line is longer than the model takes: its input, or its
+/// input with the answer that it asks for.
+const TOO_LONG: [&str; 2] = ["prompt is too long", "exceed context limit"];
+
 /// The error's own code, beside its type.
 pub(super) fn detail<'t>(error: &'t Tree<'_>) -> Option<Cow<'t, str>> {
     error.get("details")?.get("error_code")?.text()
@@ -52,6 +56,10 @@ pub(super) fn classify(head: &Head, decoded: &Decoded) -> CallResult {
         401 => return CallResult::KeyRefused,
         402 => return CallResult::Unpaid,
         403 => return CallResult::Refused,
+        // The server also says that there is no use in trying again, which is so here only.
+        400 if TOO_LONG.iter().any(|words| message.contains(words)) => {
+            return CallResult::ContextTooLong;
+        }
         400 | 429 if is_unpaid() => return CallResult::Unpaid,
         404 if kind.as_deref() == Some("not_found_error") => {
             // Of a path it says "Not Found" alone.

@@ -397,6 +397,19 @@ fn each_status_and_type_has_its_scope() {
             "messages: at least one",
             Rejected,
         ),
+        (
+            400,
+            "invalid_request_error",
+            "prompt is too long: 208310 tokens > 200000 maximum",
+            ContextTooLong,
+        ),
+        (
+            400,
+            "invalid_request_error",
+            "input length and `max_tokens` exceed context limit: 188240 + 21333 > 200000, decrease \
+             input length or `max_tokens` and try again",
+            ContextTooLong,
+        ),
         (413, "request_too_large", "too large", Rejected),
         (422, "invalid_request_error", "no", Rejected),
         (401, "authentication_error", "invalid x-api-key", KeyRefused),
@@ -445,6 +458,16 @@ fn the_server_may_say_whether_and_when_to_try_again() {
         CallResult::ServerError
     );
     assert_eq!(with(500, "x-should-retry", "false").0, CallResult::Rejected);
+    let mut head = head(400);
+    let never = HeaderValue::from_static("false");
+    head.headers.insert("x-should-retry", never);
+    let too_long = error(
+        "invalid_request_error",
+        "prompt is too long: 9 tokens > 8 maximum",
+    );
+    let decoded = provider.decode(&head, Bytes::from(too_long.to_string()), None);
+    let elsewhere = CallResult::ContextTooLong;
+    assert_eq!(provider.classify(&head, &decoded), elsewhere);
     let limited = with(429, "retry-after", "46");
     assert_eq!(
         limited,
