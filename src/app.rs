@@ -1,6 +1,7 @@
 //! The server, built from its configuration: store, upstreams, worker and HTTP.
 
 mod engine;
+mod reload;
 
 use std::net::SocketAddr;
 use std::path::PathBuf;
@@ -10,6 +11,7 @@ use std::time::Duration;
 use anyhow::{Context as _, bail};
 use secrecy::ExposeSecret as _;
 use tokio::net::TcpListener;
+use tokio::sync::Notify;
 use tokio::task::JoinHandle;
 use tokio_util::sync::CancellationToken;
 
@@ -26,6 +28,7 @@ use crate::transfer::UploadBudget;
 use crate::upstream::{Options, Pool};
 use crate::worker::{Settings, Switches, Worker};
 use engine::Engine;
+use reload::Reloader;
 
 const HOW_TO_CREATE_A_KEY: &str = "create one with `nightshift keys create --name NAME` (with the \
      same --config or --database), or name a first key's \
@@ -49,6 +52,7 @@ pub struct App {
     _threads: Threads,
     /// Writes when keys were used last.
     last_use: JoinHandle<()>,
+    reloader: Arc<Reloader>,
     stop: CancellationToken,
     /// Ends what goes on until the last request has been answered.
     drained: CancellationToken,
@@ -99,6 +103,15 @@ impl App {
             };
             (None, Some(tokio::spawn(discovery)))
         };
+        let rerouter = worker.as_ref().map(Worker::rerouter);
+        let reloader = Reloader::new(
+            config,
+            pool.clone(),
+            rerouter,
+            tenants.clone(),
+            clock.clone(),
+        );
+        let reloader = Arc::new(reloader);
         let engine: Arc<dyn api::engine::Engine> = Arc::new(Engine::new(pool, worker.as_ref()));
         let drained = CancellationToken::new();
         let last_use = Arc::clone(&auth).write_last_use(store.clone(), drained.clone());
@@ -113,6 +126,7 @@ impl App {
             auth,
             snapshots: Arc::new(Snapshots::new(engine.clone())),
             engine,
+            reload: Arc::new(Arc::clone(&reloader)),
             uploads: UploadBudget::new(config.limits.max_line_bytes),
             allowed_origins: config.server.allowed_origins.clone().into(),
         };
@@ -132,6 +146,7 @@ impl App {
             http,
             _threads: threads,
             last_use: tokio::spawn(last_use),
+            reloader,
             stop,
             drained,
         })
@@ -143,13 +158,27 @@ impl App {
         self.address
     }
 
-    /// Serves until asked to stop, then stops. Fails if a task fails: then the process must be
+    /// Serves until asked to stop, then stops. Reads its configuration again whenever it is asked
+    /// to by `reloads`. Fails if a task fails: then the process must be
     /// started again; or if a newer program has migrated the database.
     ///
     /// # Errors
     /// When a task ended that should not, or the schema is not this program's any more.
-    pub async fn serve_until(mut self, stop: CancellationToken) -> anyhow::Result<()> {
+    pub async fn serve_until(
+        mut self,
+        stop: CancellationToken,
+        reloads: Arc<Notify>,
+    ) -> anyhow::Result<()> {
+        let reloader = Arc::clone(&self.reloader);
+        let reload = async {
+            loop {
+                reloads.notified().await;
+                // What is wrong is in the log.
+                let _: Result<_, _> = Arc::clone(&reloader).reload().await;
+            }
+        };
         let failed = tokio::select! {
+            () = reload => None,
             () = stop.cancelled() => None,
             name = failed(self.worker.as_mut()) => {
                 Some(format!("the task {name} failed; what was accepted is safe"))

@@ -4,6 +4,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU8, Ordering};
 
 use tokio::signal::unix::{Signal, SignalKind, signal};
+use tokio::sync::Notify;
 use tokio_util::sync::CancellationToken;
 
 /// What a shell expects of a process that was interrupted.
@@ -16,8 +17,8 @@ const TERMINATED: u8 = 143;
 pub enum Hangup {
     /// The same as SIGTERM.
     Stops,
-    /// The command goes on, and says that it reloads nothing.
-    Ignored,
+    /// The command goes on, and reads its configuration again.
+    Reloads,
 }
 
 /// Whether the process was asked to stop, and how.
@@ -25,9 +26,16 @@ pub enum Hangup {
 pub struct Stop {
     token: CancellationToken,
     code: Arc<AtomicU8>,
+    reloads: Arc<Notify>,
 }
 
 impl Stop {
+    /// Notified by each SIGHUP, where that asks to read the configuration again.
+    #[must_use]
+    pub fn reloads(&self) -> &Arc<Notify> {
+        &self.reloads
+    }
+
     /// Cancelled by the first signal.
     #[must_use]
     pub fn token(&self) -> &CancellationToken {
@@ -58,11 +66,13 @@ pub fn on_signal(hangup: Hangup) -> std::io::Result<Stop> {
             Some(signal(SignalKind::hangup())?)
         },
         meaning: hangup,
+        reloads: Arc::default(),
         has_stopped: false,
     };
     let stop = Stop {
         token: CancellationToken::new(),
         code: Arc::new(AtomicU8::new(INTERRUPTED)),
+        reloads: Arc::clone(&signals.reloads),
     };
     let asked = stop.clone();
     tokio::spawn(async move {
@@ -79,6 +89,7 @@ struct Signals {
     terminate: Signal,
     hangup: Option<Signal>,
     meaning: Hangup,
+    reloads: Arc<Notify>,
     /// The process was asked to stop before.
     has_stopped: bool,
 }
@@ -105,10 +116,7 @@ impl Signals {
             if self.meaning == Hangup::Stops {
                 return TERMINATED;
             }
-            tracing::warn!(
-                "SIGHUP reloads nothing yet: start the server again to have it read its \
-                 configuration; it goes on as it is"
-            );
+            self.reloads.notify_one();
         }
     }
 }

@@ -9,6 +9,7 @@ use serde::{Deserialize, Serialize};
 use utoipa::ToSchema;
 
 use super::auth::Admin;
+use super::configuration::Loaded;
 use super::snapshots::{self, Overview};
 use super::{Api, error};
 use crate::domain::clock::seconds;
@@ -30,6 +31,9 @@ pub struct Status {
     pub version: String,
     pub now: i64,
     pub database: DatabaseStatus,
+    /// What the process that answers runs by.
+    #[serde(default)]
+    pub configuration: Loaded,
     /// The processes that work on this store. What they have in flight, only they know.
     pub replicas: Vec<ReplicaStatus>,
     /// As the process that answers sees them.
@@ -384,6 +388,7 @@ pub async fn status(State(api): State<Api>, _: Admin) -> Json<Status> {
             engine: engine.to_owned(),
             answers: batches.is_some(),
         },
+        configuration: api.reload.loaded(),
         models: models(&process, overview.as_deref(), &rates, seconds(now_ms)),
         // Not `sum`: of nothing, that is -0.0.
         lines_per_second: rates.iter().fold(0.0, |sum, (_, rate)| sum + rate),

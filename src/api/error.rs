@@ -98,6 +98,13 @@ pub fn bad_request(message: impl Into<String>) -> ApiError {
     ApiError::new(StatusCode::BAD_REQUEST, INVALID_REQUEST, message)
 }
 
+/// The configuration was read again, and has mistakes.
+pub fn invalid_configuration(faults: &[String]) -> ApiError {
+    let faults = faults.join("\n");
+    let message = format!("The configuration has mistakes, and nothing was changed:\n{faults}");
+    bad_request(message).code("invalid_configuration")
+}
+
 /// A `limit` of the list of files that is out of bounds or no number: OpenAI has other words there.
 pub fn files_limit(bounds: &std::ops::RangeInclusive<i64>) -> ApiError {
     let (least, most) = (bounds.start(), bounds.end());

@@ -11,7 +11,7 @@ use utoipa_axum::routes;
 
 use super::{
     Api, admin, auth, azure, batches, content, cors, drain, error, files, health, metrics, models,
-    openapi, request_log, upload, upstreams, welcome,
+    openapi, reload, request_log, upload, upstreams, welcome,
 };
 
 /// The routes of the whole API.
@@ -86,6 +86,7 @@ fn operators_routes() -> OpenApiRouter<Api> {
         .routes(routes!(health::version))
         .routes(routes!(metrics::expose))
         .routes(routes!(admin::status))
+        .routes(routes!(reload::reload))
         .routes(routes!(upstreams::reset))
         .routes(routes!(upstreams::disable))
         .routes(routes!(upstreams::enable))

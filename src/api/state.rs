@@ -3,6 +3,7 @@
 use std::sync::Arc;
 
 use super::auth::Auth;
+use super::configuration::Reload;
 use super::engine::Engine;
 use super::looks::Looks;
 use super::snapshots::Snapshots;
@@ -25,6 +26,8 @@ pub struct Api {
     pub tenants: CurrentTenants,
     pub auth: Arc<Auth>,
     pub engine: Arc<dyn Engine>,
+    /// Reads the configuration again.
+    pub reload: Arc<dyn Reload>,
     /// What operators look at.
     pub snapshots: Arc<Snapshots>,
     /// What uploads may hold in memory together.

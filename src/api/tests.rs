@@ -7,11 +7,13 @@ use std::time::Duration;
 use axum::body::Body;
 use axum::http::{HeaderMap, Request, StatusCode};
 use axum::response::Response;
+use futures::future::BoxFuture;
 use secrecy::ExposeSecret;
 use serde_json::{Value, json};
 use tower::ServiceExt;
 
 use super::auth::{Auth, new_key};
+use super::configuration::{Loaded, Reload};
 use super::engine::Engine;
 use super::looks::Looks;
 use super::model_object::ModelObject;
@@ -110,6 +112,17 @@ impl Engine for TestEngine {
     }
 }
 
+impl Reload for TestEngine {
+    fn loaded(&self) -> Loaded {
+        Loaded::default()
+    }
+
+    fn reload(&self) -> BoxFuture<'static, Result<Loaded, Vec<String>>> {
+        let faults = ["a: is wrong", "b: is missing"].map(str::to_owned);
+        Box::pin(async { Err(faults.into()) })
+    }
+}
+
 impl TestApi {
     pub async fn new(auth: Auth) -> Self {
         let directory = tempfile::tempdir().unwrap();
@@ -129,6 +142,7 @@ impl TestApi {
             auth: Arc::new(auth),
             snapshots: Arc::new(Snapshots::new(engine.clone())),
             engine: engine.clone(),
+            reload: engine.clone(),
             allowed_origins: Arc::new([]),
         };
         Self {

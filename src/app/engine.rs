@@ -11,9 +11,7 @@ use crate::metrics::{
     ClosedSnapshot, KeySnapshot, Lane, LateSnapshot, ProcessSnapshot, RateSnapshot, RouteSnapshot,
     SwitchSnapshot, TenantSnapshot, UpstreamSnapshot, WindowSnapshot,
 };
-use crate::upstream::{
-    KeyStatus, LaneId, ModelInfo, Pool, RateLimits, RateStatus, RouteStatus, Skipped,
-};
+use crate::upstream::{KeyStatus, LaneId, ModelInfo, Pool, RateStatus, RouteStatus, Skipped};
 use crate::worker::{Late, Observer, Snapshot, WaitsFor, Worker};
 
 pub(super) struct Engine {
@@ -72,15 +70,14 @@ impl api::engine::Engine for Engine {
 }
 
 fn upstreams(pool: &Pool) -> Vec<UpstreamSnapshot> {
-    let (limits, status) = (pool.limits(), pool.snapshot());
-    let upstreams = status.into_iter().enumerate();
+    let upstreams = pool.snapshot().into_iter();
     upstreams
-        .map(|(index, upstream)| UpstreamSnapshot {
+        .map(|upstream| UpstreamSnapshot {
             name: upstream.name,
             state: upstream.state.as_str(),
             cause: upstream.cause,
             in_flight: upstream.in_flight,
-            share: limits.share(index),
+            share: upstream.share,
             limit: upstream.limit,
             configured: upstream.configured,
             set: upstream.set.map(|set| SwitchSnapshot {
@@ -120,23 +117,22 @@ fn lanes(pool: &Pool, in_flight: &HashMap<LaneId, usize>) -> Vec<Lane> {
     let of_models = pool.targets().in_flight_by_lane();
     let calls = |id: LaneId| {
         let of_lines = in_flight.get(&id).copied().unwrap_or(0);
-        of_lines.max(of_models[id.index()])
+        of_lines.max(of_models.get(id.index()).copied().unwrap_or(0))
     };
+    let (parts, lanes): (Vec<_>, Vec<_>) = pool.lanes().into_iter().partition(|one| one.is_part);
     // The lines of a task that name one of its models have a lane of their own.
     let mut of_parts: HashMap<String, usize> = HashMap::new();
-    for ((id, _), status) in limits.lanes().zip(pool.lanes()) {
-        if let Some(task) = status.task.filter(|_| status.is_part) {
-            *of_parts.entry(task).or_default() += calls(id);
+    for part in parts {
+        if let Some(task) = part.task {
+            *of_parts.entry(task).or_default() += calls(part.id);
         }
     }
-    let lanes = limits.lanes().zip(pool.lanes());
-    let lanes = lanes.filter(|(_, status)| !status.is_part);
-    let lanes = lanes.map(|((id, name), status)| Lane {
-        model: name.to_owned(),
+    let lanes = lanes.into_iter().map(|status| Lane {
         is_task: status.task.is_some(),
-        in_flight: calls(id) + of_parts.get(name).copied().unwrap_or(0),
-        share: limits.lane(id),
-        limit: limits.lane_allowed(id),
+        in_flight: calls(status.id) + of_parts.get(&status.name).copied().unwrap_or(0),
+        share: limits.lane(status.id),
+        limit: limits.lane_allowed(status.id),
+        model: status.name,
         balance: status.balance.as_str(),
         spill: status.spill.as_str(),
         routes: status.routes.into_iter().map(route).collect(),
@@ -159,15 +155,12 @@ fn route(route: RouteStatus) -> RouteSnapshot {
 
 /// Which batches would be late, the one with the least time left first.
 fn late(pool: &Pool, late: &[Late]) -> Vec<LateSnapshot> {
-    let names: HashMap<LaneId, &str> = pool.limits().lanes().collect();
+    let lanes = pool.lanes().into_iter().map(|lane| (lane.id, lane.name));
+    let names: HashMap<LaneId, String> = lanes.collect();
     let snapshot = |late: &Late| LateSnapshot {
         batch: late.batch.to_string(),
         tenant: late.tenant.to_string(),
-        model: names
-            .get(&late.lane)
-            .copied()
-            .unwrap_or_default()
-            .to_owned(),
+        model: names.get(&late.lane).cloned().unwrap_or_default(),
         is_late: late.is_late,
         lines: late.lines,
         deficit: late.deficit,
@@ -197,7 +190,7 @@ fn tenants(worker: &Snapshot) -> Vec<TenantSnapshot> {
 }
 
 fn rate_limits(pool: &Pool) -> Vec<RateSnapshot> {
-    let limits = pool.rate_limits().map(RateLimits::status);
+    let limits = pool.rate_limits().status();
     let snapshot = |limit: RateStatus| RateSnapshot {
         scope: limit.scope,
         name: limit.name,
@@ -208,7 +201,7 @@ fn rate_limits(pool: &Pool) -> Vec<RateSnapshot> {
         reserved: limit.reserved,
         opens: limit.opens,
     };
-    limits.into_iter().flatten().map(snapshot).collect()
+    limits.into_iter().map(snapshot).collect()
 }
 
 fn windows(pool: &Pool) -> Vec<WindowSnapshot> {

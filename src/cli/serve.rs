@@ -2,6 +2,7 @@
 
 use std::io::Write as _;
 use std::process::ExitCode;
+use std::sync::Arc;
 
 use super::configuration::{ConfigArgs, has_mistakes, load_quietly, warn_of};
 use super::machine;
@@ -92,7 +93,7 @@ fn upstreams(config: &Config) -> String {
 }
 
 async fn serve(config: &Config) -> anyhow::Result<()> {
-    let stop = shutdown::on_signal(Hangup::Ignored)?;
+    let stop = shutdown::on_signal(Hangup::Reloads)?;
     // Before anything is tried: whoever looks for why a server does not start reads this first.
     tracing::info!(
         version = env!("CARGO_PKG_VERSION"),
@@ -112,5 +113,6 @@ async fn serve(config: &Config) -> anyhow::Result<()> {
     tracing::info!(listen = %app.address(), "nightshift serves");
     // A reader that has gone away is no reason not to serve.
     let _ = writeln!(std::io::stdout(), "Listening on http://{}", app.address());
-    app.serve_until(stop.token().clone()).await
+    let reloads = Arc::clone(stop.reloads());
+    app.serve_until(stop.token().clone(), reloads).await
 }

@@ -22,11 +22,13 @@ mod near_misses;
 mod overrides;
 mod rate;
 mod reader;
+mod reload;
 mod retention;
 mod retry;
 mod secret;
 mod server;
 mod shown;
+mod source;
 mod task;
 mod telemetry;
 mod tenant;
@@ -62,6 +64,7 @@ use crate::upstream::{
 };
 use error::Faults;
 use reader::{Context, Reader};
+use source::{Fixed, Source};
 use value::{Table, merge, read_defaults, read_toml};
 
 /// The first layer, and what users copy: so the documented defaults cannot drift.
@@ -89,6 +92,8 @@ pub struct Config {
     pub retention: Retention,
     pub log: Log,
     pub telemetry: Telemetry,
+    source: Source,
+    fixed: Fixed,
 }
 
 impl Config {
@@ -114,7 +119,11 @@ impl Config {
         let faults = Faults::default();
         let mut root = read_defaults(DEFAULTS);
         overrides.apply(&mut root, &Environment::default(), &faults);
-        Self::read(root, overrides, environment, faults)
+        let source = Source {
+            overrides: overrides.clone(),
+            is_built_in: true,
+        };
+        Self::read(root, source, environment, faults)
     }
 
     /// Puts the layers over each other (defaults, file, environment, flags), and reads the result.
@@ -133,13 +142,17 @@ impl Config {
         let variables = environment.layer(&faults);
         merge(&mut root, variables, "", &faults);
         overrides.apply(&mut root, environment, &faults);
-        Self::read(root, overrides, environment, faults)
+        let source = Source {
+            overrides: overrides.clone(),
+            is_built_in: false,
+        };
+        Self::read(root, source, environment, faults)
     }
 
     /// Reads all sections of the merged layers, and checks what no section can check alone.
     fn read(
         root: Table,
-        overrides: &Overrides,
+        source: Source,
         environment: &Environment,
         faults: Faults,
     ) -> Result<Self, ConfigErrors> {
@@ -147,6 +160,8 @@ impl Config {
             environment,
             faults: &faults,
         };
+        let fixed = Fixed::of(&root);
+        let overrides = &source.overrides;
         let mut root = Reader::root(context, root);
         let (mut upstreams, of_auto) = upstream::read_all(root.tables("upstreams"));
         for upstream in &mut upstreams {
@@ -182,6 +197,8 @@ impl Config {
             retention: Retention::read(root.section("retention")),
             log: Log::read(root.section("log")),
             telemetry: Telemetry::read(root.section("telemetry")),
+            source,
+            fixed,
         };
         if !config.server.allowed_origins.is_empty() && !config.auth_is_required() {
             faults.note(
@@ -210,7 +227,7 @@ impl Config {
             models: self.models.clone(),
             tasks: self.tasks.clone(),
             tenants: self.tenants.iter().map(|one| one.rates.clone()).collect(),
-            retry: self.retry.clone(),
+            retry: self.retry,
             max_in_flight_bytes: self.limits.max_in_flight_bytes,
         }
     }

@@ -188,6 +188,11 @@ impl CurrentTenants {
         Self(Arc::new(RwLock::new(Arc::new(tenants))))
     }
 
+    /// Another configuration takes the place of the one before.
+    pub fn replace(&self, tenants: Tenants) {
+        *self.0.write().unwrap_or_else(PoisonError::into_inner) = Arc::new(tenants);
+    }
+
     /// All of them, as they are now.
     #[must_use]
     pub fn get(&self) -> Arc<Tenants> {

@@ -22,10 +22,12 @@ mod balance;
 mod health;
 mod limits;
 mod models;
+mod numbers;
 mod pool;
 mod provider;
 mod route;
 mod settings;
+mod setup;
 mod snapshot;
 mod target;
 #[cfg(test)]
@@ -44,6 +46,7 @@ pub use balance::Strategy;
 pub use health::cooldown::Cooldown;
 pub use health::reason::Reason;
 pub use limits::auto::{StoredWindow, WindowChange, WindowStatus};
+pub use limits::concurrency::Limits;
 pub use limits::memory::Reservation;
 pub use limits::rate::{
     Grant, LineSize, RateBook, RateLimits, RateRequest, RateStatus, RateTurn, TenantMeters,

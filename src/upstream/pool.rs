@@ -1,47 +1,43 @@
 //! The door of the room: who serves a model, whether a line can be sent now, one call, and how all
 //! upstreams are.
 
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
-use futures::future::join;
 use tokio::sync::Notify;
 use tokio_util::sync::CancellationToken;
 
 use super::attempt::ages::OldCalls;
 use super::attempt::call::{self, Attempt, Call};
-use super::attempt::client::Client;
 use super::attempt::history::History;
 use super::attempt::timer::Timer;
 use super::attempt::trial::{self, Trial, Way};
 use super::health::probe::{self, Probes, Tried};
-use super::limits::auto::Windows;
-use super::limits::auto::reader::Readers;
-use super::limits::concurrency::Limits;
+use super::limits::concurrency::{Limits, Sharing};
 use super::limits::interval::Interval;
 use super::limits::memory::Budget;
-use super::limits::rate::{RateLimits, RateRequest, Spec};
+use super::limits::rate::{RateLimits, RateRequest};
 use super::models::ModelInfo;
-use super::route::{Lane, Routes, Routing};
+use super::route::Routes;
 use super::settings::{BuildError, Options, Settings, Spill};
+use super::setup::Current;
 use super::snapshot::{self, LaneStatus, UpstreamStatus};
 use super::target::backend::Backends;
-use super::target::upstream::Upstream;
 use super::target::{Acquired, Permit, Reach, Targets};
 use crate::domain::clock::{self, Clock};
 
 /// All upstreams of a process.
 #[derive(Debug)]
 pub struct Pool {
-    clients: Arc<[Client]>,
-    routing: Arc<Routing>,
+    current: Arc<Current>,
     targets: Arc<Targets>,
     probes: Probes,
-    readers: Readers,
     interval: Interval,
     budget: Arc<Budget>,
     clock: Clock,
     created_ms: i64,
+    /// Held by who puts other settings in the place of those before.
+    reload: Mutex<()>,
 }
 
 impl Pool {
@@ -50,51 +46,49 @@ impl Pool {
     /// # Errors
     /// When the settings of an upstream cannot work.
     pub fn new(settings: &Settings, options: Options) -> Result<Arc<Self>, BuildError> {
-        let clients = settings.upstreams.iter().map(Client::new);
-        let clients = clients.collect::<Result<Arc<[_]>, _>>()?;
-        let backends = Arc::new(Backends::new(&settings.upstreams));
-        let mut lanes = Lane::all(settings)?;
-        let windows = Lane::windows(&mut lanes, &settings.upstreams);
-        let limits = Limits::new(&settings.upstreams, &lanes, &windows);
-        let windows = Windows::new(windows, clients.len());
-        let balancers = Lane::balancers(&lanes);
-        let is_configured = !settings.models.is_empty();
-        let routing = Routing::new(lanes, is_configured, clients.len(), Arc::clone(&backends));
-        let routing = Arc::new(routing);
-        let pace = options.pace;
-        let addresses = clients.iter().map(Client::shown_url);
-        let states = settings.upstreams.iter().map(Upstream::new);
+        let backends = Arc::new(Backends::default());
+        let current = Arc::new(Current::new(Arc::clone(&backends)));
+        let none = Arc::new(Limits::new(&[], &[], &[], None));
         let targets = Arc::new(Targets::new(
-            addresses.zip(states).collect(),
             backends,
-            (
-                limits,
-                windows,
-                RateLimits::new(Spec::all(settings), &settings.tenants),
-            ),
-            balancers,
-            (pace.clone(), settings.retry.clone()),
+            (none, settings.retry),
+            options.pace.clone(),
             options.fail_fast,
         ));
-        let probes = Probes::new(
-            Arc::clone(&clients),
-            Arc::clone(&targets),
-            Arc::clone(&routing),
-            pace,
-        );
-        let headers: Vec<_> = clients.iter().map(Client::headers).collect();
-        let readers = Readers::new(&settings.upstreams, &headers)?;
+        current.replace(settings, &targets)?;
+        let probes = Probes::new(Arc::clone(&current), Arc::clone(&targets), options.pace);
         Ok(Arc::new(Self {
-            clients,
-            routing,
+            current,
             targets,
             probes,
-            readers,
             interval: Interval::new(options.rate),
             budget: Budget::new(settings.max_in_flight_bytes),
             created_ms: options.clock.now_ms(),
             clock: options.clock,
+            reload: Mutex::new(()),
         }))
+    }
+
+    /// Puts other settings in the place of those before, all at once. What keeps its name keeps its
+    /// state: calls in flight, health, what was used of limits. Calls in flight go on, and end where
+    /// they began. Routes that were resolved before lead no line to an upstream that is gone;
+    /// [`renewed`](Self::renewed) says where their lines go now.
+    ///
+    /// # Errors
+    /// When the settings of an upstream cannot work. Then nothing has changed.
+    pub fn reload(&self, settings: &Settings) -> Result<(), BuildError> {
+        let _one_at_a_time = self.reload.lock().unwrap_or_else(PoisonError::into_inner);
+        let [before, now] = self.current.replace(settings, &self.targets)?;
+        for upstream in &now.upstreams {
+            let name = &upstream.client.name;
+            // What was closed is not known of a server that is called in another way.
+            if before.has_named(name) && !before.has(&upstream.client) {
+                self.targets.reset(name);
+            }
+        }
+        self.probes.reload();
+        self.targets.on_reload();
+        Ok(())
     }
 
     /// Where the lines of a model go; `""` for lines that name none. `None`: nobody serves the
@@ -102,7 +96,28 @@ impl Pool {
     /// [`changed`](Self::changed)).
     #[must_use]
     pub fn resolve(&self, model: &str) -> Option<Arc<Routes>> {
-        self.routing.resolve(model)
+        self.current.get().routing.resolve(model)
+    }
+
+    /// Where the lines of a model go now, by the configuration of now, that went by these routes; in
+    /// a batch that may have a task.
+    #[must_use]
+    pub fn renewed(
+        &self,
+        routes: &Arc<Routes>,
+        task: Option<&str>,
+        model: &str,
+    ) -> Option<Arc<Routes>> {
+        if self.has(routes) {
+            return Some(Arc::clone(routes));
+        }
+        self.resolve_for(task, model)
+    }
+
+    /// Whether these routes are of the configuration of now.
+    #[must_use]
+    pub fn has(&self, routes: &Routes) -> bool {
+        self.current.get().routing.has(routes)
     }
 
     /// The same for the lines of a batch, which may have a task: then for lines that name none, or
@@ -110,15 +125,15 @@ impl Pool {
     #[must_use]
     pub fn resolve_for(&self, task: Option<&str>, model: &str) -> Option<Arc<Routes>> {
         match task {
-            Some(task) => self.routing.resolve_task(task, model),
+            Some(task) => self.current.get().routing.resolve_task(task, model),
             None => self.resolve(model),
         }
     }
 
     /// The models that do a task. `None`: there is no task of this name.
     #[must_use]
-    pub fn models_of_task(&self, name: &str) -> Option<Vec<&str>> {
-        self.routing.models_of_task(name)
+    pub fn models_of_task(&self, name: &str) -> Option<Vec<String>> {
+        self.current.get().routing.models_of_task(name)
     }
 
     /// What metrics call the lines of a batch, which may have a task, that name this model.
@@ -138,14 +153,17 @@ impl Pool {
     /// the upstreams report.
     #[must_use]
     pub fn models(&self) -> Vec<ModelInfo> {
-        self.routing.models(clock::seconds(self.created_ms))
+        self.current
+            .get()
+            .routing
+            .models(clock::seconds(self.created_ms))
     }
 
     /// What metrics call a model: its name where the configuration or an upstream names it, else
     /// [`OTHER`](crate::metrics::OTHER).
     #[must_use]
     pub fn label(&self, model: &str) -> String {
-        self.routing.label(model)
+        self.current.get().routing.label(model)
     }
 
     /// The budget of bytes that answers are reserved from.
@@ -160,16 +178,22 @@ impl Pool {
         &self.targets
     }
 
-    /// How many calls at once there may be.
+    /// How many calls at once there may be, by the configuration of now.
     #[must_use]
-    pub fn limits(&self) -> &Limits {
-        &self.targets.limits
+    pub fn limits(&self) -> Arc<Limits> {
+        self.targets.limits()
     }
 
-    /// How many requests and tokens there may be in any window of time; `None`: any number.
+    /// How this process stands with others that share its limits.
     #[must_use]
-    pub fn rate_limits(&self) -> Option<&RateLimits> {
-        self.targets.rates.as_ref()
+    pub fn sharing(&self) -> &Sharing {
+        &self.targets.sharing
+    }
+
+    /// How many requests and tokens there may be in any window of time.
+    #[must_use]
+    pub fn rate_limits(&self) -> &RateLimits {
+        &self.targets.rates
     }
 
     /// A free place at the best open target, or why there is none. Never blocks. `history`: what the
@@ -205,7 +229,8 @@ impl Pool {
     /// Whether the lines of any model go to a higher tier only where they would be late.
     #[must_use]
     pub fn spills_late(&self) -> bool {
-        let mut lanes = self.routing.lanes().iter();
+        let setup = self.current.get();
+        let mut lanes = setup.routing.lanes().iter();
         lanes.any(|lane| lane.spill == Spill::Late)
     }
 
@@ -250,28 +275,26 @@ impl Pool {
         timer: &'a mut Timer,
     ) -> impl Future<Output = Attempt> + Send + 'a {
         // No `async fn`: that would hold what it is given twice.
-        let client = &self.clients[permit.upstream()];
-        call::make(client, &self.clock, permit, call, history, timer)
+        call::make(&self.clock, permit, call, history, timer)
     }
 
     /// How all upstreams are.
     #[must_use]
     pub fn snapshot(&self) -> Vec<UpstreamStatus> {
-        snapshot::take(&self.clients, &self.targets)
+        snapshot::take(&self.current.get().upstreams, &self.targets)
     }
 
     /// Where the lines of each lane go now, and why not by the other routes. In the order of the
-    /// lanes.
+    /// configuration.
     #[must_use]
     pub fn lanes(&self) -> Vec<LaneStatus> {
-        snapshot::lanes(self.routing.lanes(), &self.targets)
+        snapshot::lanes(&self.current.get(), &self.targets)
     }
 
     /// Probes upstreams that are down, asks those that are up for their models, and engines for
     /// their metrics, until stopped.
     pub async fn run(self: Arc<Self>, stop: CancellationToken) {
-        let all = join(self.probes.run(), self.readers.run(&self.targets));
-        stop.run_until_cancelled(all).await;
+        stop.run_until_cancelled(self.probes.run()).await;
     }
 
     /// Waits until every upstream was asked for its models once, or had time enough to answer.
@@ -284,16 +307,21 @@ impl Pool {
     /// [`try_upstreams`](Self::try_upstreams). A route without such a model is left out.
     pub async fn try_routes(&self, upstream: Option<&str>) -> Vec<Trial> {
         let mut trials = Vec::new();
-        for lane in self.routing.lanes() {
+        let setup = self.current.get();
+        for lane in setup.routing.lanes() {
             for route in &lane.routes {
-                let client = &self.clients[route.upstream];
+                let mut servers = setup.upstreams.iter();
+                let server = servers.find(|server| server.number == route.upstream);
+                let Some(client) = server.map(|server| &server.client) else {
+                    continue;
+                };
                 if upstream.is_some_and(|name| *client.name != *name) {
                     continue;
                 }
                 let model = match (lane.prefix(), &route.rename) {
                     (None, _) => Some(lane.name.clone()),
                     (Some(_), Some(rename)) => Some(rename.as_ref().to_owned()),
-                    (Some(prefix), None) => self.routing.first_listed(route.upstream, prefix),
+                    (Some(prefix), None) => setup.routing.first_listed(route.upstream, prefix),
                 };
                 let Some(model) = model else { continue };
                 let keys = self.targets.backends.key_names(route.upstream);
@@ -322,10 +350,11 @@ impl Pool {
     /// Asks each upstream once, with each of its keys: which models it lists, or what is wrong, in
     /// words. From then on models are routed by what was listed.
     pub async fn try_upstreams(&self) -> Vec<Tried> {
-        let tried = probe::try_all(&self.clients, &self.targets.backends).await;
+        let setup = self.current.get();
+        let tried = probe::try_all(&setup.upstreams, &self.targets.backends).await;
         for one in &tried {
             if let Ok(models) = &one.models {
-                self.routing.report(one.upstream, models.clone());
+                setup.routing.report(one.upstream, models.clone());
             }
         }
         tried

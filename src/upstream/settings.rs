@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 use std::path::PathBuf;
 use std::time::Duration;
 
-use secrecy::SecretString;
+use secrecy::{ExposeSecret as _, SecretString};
 use serde_json::{Map, Value};
 use tokio_util::sync::CancellationToken;
 
@@ -174,6 +174,62 @@ impl UpstreamSettings {
         if self.keys.len() > 1 { &self.keys } else { &[] }
     }
 
+    /// Whether calls are made in just the same way. A file of certificates may have changed, so
+    /// with one they are not.
+    pub(super) fn is_called_as(&self, other: &Self) -> bool {
+        let Self {
+            name,
+            provider,
+            base_url,
+            api_version,
+            unsupported_params,
+            keys,
+            auth_header,
+            enabled: _,
+            concurrency: _,
+            is_auto: _,
+            metrics_url,
+            yields,
+            timeout,
+            connect_timeout,
+            max_response_bytes,
+            headers,
+            proxy,
+            ca_file,
+            http2,
+            rate_limits: _,
+        } = self;
+        let shown = |secret: &Option<SecretString>| {
+            let secret = secret.as_ref();
+            secret.map(|secret| secret.expose_secret().to_owned())
+        };
+        let are_alike = |(ours, theirs): ((&String, &SecretString), (&String, &SecretString))| {
+            ours.0 == theirs.0 && ours.1.expose_secret() == theirs.1.expose_secret()
+        };
+        let is_same_key = |(ours, theirs): (&UpstreamKey, &UpstreamKey)| {
+            are_alike(((&ours.name, &ours.secret), (&theirs.name, &theirs.secret)))
+        };
+        *name == other.name
+            && *provider == other.provider
+            && *base_url == other.base_url
+            && *api_version == other.api_version
+            && *unsupported_params == other.unsupported_params
+            && *metrics_url == other.metrics_url
+            && *yields == other.yields
+            && keys.len() == other.keys.len()
+            && keys.iter().zip(&other.keys).all(is_same_key)
+            && *auth_header == other.auth_header
+            && *timeout == other.timeout
+            && *connect_timeout == other.connect_timeout
+            && *max_response_bytes == other.max_response_bytes
+            && headers.len() == other.headers.len()
+            && headers.iter().zip(&other.headers).all(are_alike)
+            && shown(proxy) == shown(&other.proxy)
+            && ca_file.is_none()
+            && other.ca_file.is_none()
+            && *http2 == other.http2
+    }
+
     /// How long connecting may take: less than the whole call, in any case. So when a call's time
     /// runs out while it connects, nothing was sent.
     #[must_use]
@@ -291,7 +347,7 @@ pub struct RouteSettings {
 }
 
 /// How often and how soon a line is sent again.
-#[derive(Clone, Debug)]
+#[derive(Clone, Copy, Debug)]
 pub struct RetrySettings {
     /// Calls that one line may cost, the first included: at least 1.
     pub max_attempts: u32,

@@ -1,16 +1,19 @@
 //! How upstreams and models are, as operators read it.
 
+use std::collections::BTreeMap;
+use std::sync::Arc;
 use std::time::Duration;
 
 use tokio::time::Instant;
 
-use super::attempt::client::Client;
 use super::balance::Strategy;
 use super::health::breaker::{Breaker, Room};
 use super::health::reason::Reason;
-use super::route::Lane;
+use super::limits::concurrency::Limits;
 use super::route::lane::Route;
+use super::route::{Lane, LaneId};
 use super::settings::Spill;
+use super::setup::{Server, Setup};
 use super::target::upstream::{Key, Upstream};
 use super::target::{Switch, Targets};
 
@@ -68,6 +71,8 @@ pub struct UpstreamStatus {
     /// It has answered something over HTTP since the process started.
     pub answered: bool,
     pub in_flight: usize,
+    /// How many this process may have.
+    pub share: usize,
     /// Its `concurrency`.
     pub limit: usize,
     /// Its models that take no lines now, or that are being tried.
@@ -137,19 +142,15 @@ fn whole(breaker: &Breaker, now: Instant) -> Option<(Reason, String, Duration)> 
 }
 
 /// How all upstreams are now.
-pub(super) fn take(clients: &[Client], targets: &Targets) -> Vec<UpstreamStatus> {
+pub(super) fn take(servers: &[Server], targets: &Targets) -> Vec<UpstreamStatus> {
     let now = Instant::now();
-    let mut models: Vec<(Vec<ClosedModel>, Vec<usize>)> = (0..clients.len())
-        .map(|upstream| {
-            let keys = targets.backends.key_names(upstream).len().max(1);
-            (Vec::new(), vec![0; keys])
-        })
-        .collect();
+    let limits = targets.limits();
+    let mut models: BTreeMap<usize, (Vec<ClosedModel>, BTreeMap<usize, usize>)> = BTreeMap::new();
     for backend in targets.backends.all(None) {
         let breaker = backend.breaker();
-        let (closed, seen) = &mut models[backend.upstream()];
+        let (closed, seen) = models.entry(backend.upstream()).or_default();
         let is_seen = breaker.closure().is_some() || breaker.evidence().has_succeeded();
-        seen[backend.key()] += usize::from(is_seen);
+        *seen.entry(backend.key()).or_default() += usize::from(is_seen);
         let closure = breaker.closure();
         // What nobody has tried for long, nobody cares for any more.
         let closure = closure.filter(|closure| closure.until + FORGOTTEN_AFTER > now);
@@ -173,14 +174,17 @@ pub(super) fn take(clients: &[Client], targets: &Targets) -> Vec<UpstreamStatus>
         }
     }
     targets.read(|states| {
-        let all = clients.iter().zip(states).zip(models).enumerate();
-        let status = all.map(|(number, ((client, upstream), (mut models, seen)))| {
+        let status = servers.iter().map(|Server { number, client, .. }| {
+            let upstream = &states[*number];
+            let (mut models, seen) = models.remove(number).unwrap_or_default();
             models.sort_by(|a, b| (&a.model, &a.key).cmp(&(&b.model, &b.key)));
-            let names = targets.backends.key_names(number).iter();
-            let keys = names.zip(upstream.keys());
+            let names = targets.backends.key_names(*number);
+            let keys = names.iter().zip(upstream.keys()).enumerate();
             let keys: Vec<KeyStatus> = keys
-                .zip(&seen)
-                .map(|((name, key), seen)| KeyStatus::of(name, key, &models, *seen, now))
+                .map(|(place, (name, key))| {
+                    let seen = seen.get(&place).copied().unwrap_or(0);
+                    KeyStatus::of(name, key, &models, seen, now)
+                })
                 .collect();
             let whole = whole(upstream.breaker(), now).or_else(|| {
                 // Where all its keys are refused, so is the upstream. The first one tells why.
@@ -193,7 +197,7 @@ pub(super) fn take(clients: &[Client], targets: &Targets) -> Vec<UpstreamStatus>
             // Where all its models are closed, so is the upstream, whatever closed them.
             let together = models
                 .first()
-                .filter(|_| models.len() == seen.iter().sum::<usize>());
+                .filter(|_| models.len() == seen.values().sum::<usize>());
             let first = models.iter().map(|model| model.left).min();
             let first = first.unwrap_or_default();
             let together = together.map(|model| (model.reason, model.cause.clone(), first));
@@ -216,7 +220,8 @@ pub(super) fn take(clients: &[Client], targets: &Targets) -> Vec<UpstreamStatus>
                 set: switched.set().cloned(),
                 answered: upstream.has_answered(),
                 in_flight: upstream.in_flight(),
-                limit: client.concurrency,
+                share: limits.share(*number),
+                limit: limits.allowed(*number),
                 models,
                 keys,
             }
@@ -228,6 +233,9 @@ pub(super) fn take(clients: &[Client], targets: &Targets) -> Vec<UpstreamStatus>
 /// Where the lines of a `[[models]]` entry go, or of all models where there is none.
 #[derive(Clone, Debug)]
 pub struct LaneStatus {
+    pub id: LaneId,
+    /// What the configuration calls it.
+    pub name: String,
     /// The task that the lane is for. `None`: it is a model's.
     pub task: Option<String>,
     /// Whether only those lines of the task are the lane's that name one of its models.
@@ -328,19 +336,25 @@ impl Skipped {
     }
 }
 
-/// Where the lines of all lanes go now, in the order of the lanes.
-pub(super) fn lanes(lanes: &[Lane], targets: &Targets) -> Vec<LaneStatus> {
-    let now = Instant::now();
-    let by_route = targets.in_flight_by_route();
+/// Where the lines of all lanes go now, in the order of the configuration.
+pub(super) fn lanes(setup: &Setup, targets: &Targets) -> Vec<LaneStatus> {
+    let look = Look {
+        setup,
+        targets,
+        limits: targets.limits(),
+        by_route: targets.in_flight_by_route(),
+        now: Instant::now(),
+    };
     targets.read(|upstreams| {
-        let lanes = lanes.iter().map(|lane| {
+        let lanes = setup.routing.lanes().iter().map(|lane| {
             let routes = lane.routes.iter();
-            let routes =
-                routes.map(|route| of_route(lane, route, targets, upstreams, &by_route, now));
+            let routes = routes.map(|route| look.at_route(lane, route, upstreams));
             let mut routes: Vec<RouteStatus> = routes.collect();
             pass_over_higher_tiers(&mut routes, lane.spill);
             let of_task = lane.task.as_ref();
             LaneStatus {
+                id: lane.id,
+                name: lane.name.clone(),
                 task: of_task.map(|task| task.name.clone()),
                 is_part: of_task.is_some_and(|task| task.model.is_some()),
                 balance: lane.strategy,
@@ -352,62 +366,65 @@ pub(super) fn lanes(lanes: &[Lane], targets: &Targets) -> Vec<LaneStatus> {
     })
 }
 
-fn of_route(
-    lane: &Lane,
-    route: &Route,
-    targets: &Targets,
-    upstreams: &[Upstream],
-    by_route: &[usize],
+/// A look at all routes.
+struct Look<'a> {
+    setup: &'a Setup,
+    targets: &'a Targets,
+    limits: Arc<Limits>,
+    by_route: Vec<usize>,
     now: Instant,
-) -> RouteStatus {
-    let of_lane = lane.prefix().is_none().then_some(lane.name.as_str());
-    let model = route.rename.as_deref().or(of_lane);
-    let upstream = &upstreams[route.upstream];
-    let limits = &targets.limits;
-    let calls = route.limit.map(|limit| RouteCalls {
-        in_flight: by_route[limit.number],
-        share: limits.of_route(limit.number),
-        limit: limit.concurrency,
-    });
-    let is_full = upstream.in_flight() >= limits.share(route.upstream)
-        || calls.is_some_and(|calls| calls.in_flight >= calls.share);
-    let rates = targets.rates.as_ref();
-    let mut ways = route.rate_limits.iter().enumerate().map(|(key, limits)| {
-        let backend = model.and_then(|model| targets.backends.find(route.upstream, key, model));
-        let backend = backend.as_ref().map(|backend| backend.breaker());
-        let breakers: Vec<&Breaker> = upstream
-            .breakers_by(key)
-            .chain(backend.as_deref())
-            .collect();
-        let is_trial = breakers.iter().any(|breaker| breaker.closure().is_some());
-        let skipped = breakers.iter().find_map(|one| Skipped::of(one, now));
-        let spent = rates.and_then(|rates| rates.spent_for(now, limits));
-        (
-            skipped.or(spent.map(|left| Skipped::Limit { left })),
+}
+
+impl Look<'_> {
+    fn at_route(&self, lane: &Lane, route: &Route, upstreams: &[Upstream]) -> RouteStatus {
+        let Look { targets, now, .. } = *self;
+        let of_lane = lane.prefix().is_none().then_some(lane.name.as_str());
+        let model = route.rename.as_deref().or(of_lane);
+        let upstream = &upstreams[route.upstream];
+        let calls = route.limit.map(|limit| RouteCalls {
+            in_flight: self.by_route.get(limit.number).copied().unwrap_or(0),
+            share: self.limits.of_route(limit.number),
+            limit: limit.concurrency,
+        });
+        let is_full = upstream.in_flight() >= self.limits.share(route.upstream)
+            || calls.is_some_and(|calls| calls.in_flight >= calls.share);
+        let mut ways = route.rate_limits.iter().enumerate().map(|(key, limits)| {
+            let backend = model.and_then(|model| targets.backends.find(route.upstream, key, model));
+            let backend = backend.as_ref().map(|backend| backend.breaker());
+            let breakers: Vec<&Breaker> = upstream
+                .breakers_by(key)
+                .chain(backend.as_deref())
+                .collect();
+            let is_trial = breakers.iter().any(|breaker| breaker.closure().is_some());
+            let skipped = breakers.iter().find_map(|one| Skipped::of(one, now));
+            let spent = targets.rates.spent_for(now, limits);
+            (
+                skipped.or(spent.map(|left| Skipped::Limit { left })),
+                is_trial,
+            )
+        });
+        // Lines go by the best of its keys.
+        let first = ways.next().unwrap_or_default();
+        let (skipped, is_trial) = ways.fold(first, |best, other| match (best.0, other.0) {
+            (None, _) if !best.1 => best,
+            (_, None) => other,
+            (Some(one), Some(two)) if two.left() < one.left() => other,
+            _ => best,
+        });
+        let is_disabled = upstream.switched().is_disabled();
+        let disabled = is_disabled.then_some(Skipped::Disabled);
+        let skipped = disabled.or(skipped);
+        let mut servers = self.setup.upstreams.iter();
+        let server = servers.find(|one| one.number == route.upstream);
+        RouteStatus {
+            upstream: server.map_or("", |one| &one.client.name).to_owned(),
+            model: model.map(str::to_owned),
+            tier: route.tier,
+            weight: route.weight,
+            calls,
+            skipped: skipped.or(is_full.then_some(Skipped::Full)),
             is_trial,
-        )
-    });
-    // Lines go by the best of its keys.
-    let first = ways.next().unwrap_or_default();
-    let (skipped, is_trial) = ways.fold(first, |best, other| match (best.0, other.0) {
-        (None, _) if !best.1 => best,
-        (_, None) => other,
-        (Some(one), Some(two)) if two.left() < one.left() => other,
-        _ => best,
-    });
-    let disabled = upstream
-        .switched()
-        .is_disabled()
-        .then_some(Skipped::Disabled);
-    let skipped = disabled.or(skipped);
-    RouteStatus {
-        upstream: targets.backends.name(route.upstream).to_owned(),
-        model: model.map(str::to_owned),
-        tier: route.tier,
-        weight: route.weight,
-        calls,
-        skipped: skipped.or(is_full.then_some(Skipped::Full)),
-        is_trial,
+        }
     }
 }
 

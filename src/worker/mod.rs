@@ -100,6 +100,17 @@ pub struct Observer {
     lease: Arc<Lease>,
 }
 
+/// Leads the lines in hand of a worker by another configuration.
+#[derive(Clone)]
+pub struct Rerouter(Arc<Scheduler>);
+
+impl Rerouter {
+    /// To be called after [`Pool::reload`]. When this returns, no line begins by the routes before.
+    pub fn reroute(&self) {
+        self.0.reroute();
+    }
+}
+
 /// How things stand in a worker at one moment.
 #[derive(Clone, Debug)]
 pub struct Snapshot {
@@ -230,9 +241,8 @@ impl Worker {
         if !settings.exclusive {
             tasks.spawn(takeover::run(lease.clone(), store.clone(), stop.clone()));
         }
-        // Without other processes, or without calls, there is nothing to share.
-        let shares_limits = !settings.exclusive && pool.limits().all().next().is_some();
-        let shares_as = shares_limits.then(|| lease.token());
+        // Without other processes there is nothing to share.
+        let shares_as = (!settings.exclusive).then(|| lease.token());
         if shares_as.is_some() {
             let shares = Shares::new(
                 store.clone(),
@@ -243,12 +253,12 @@ impl Worker {
                 &settings,
             );
             tasks.spawn(shares.run(stop.clone()));
-        } else if let Some(windows) = Windows::new(&store, &pool, &dispatch.ledger, &lease) {
+        } else {
+            let windows = Windows::new(&store, &pool, &dispatch.ledger, &lease);
             tasks.spawn(windows.run(stop.clone()));
         }
-        if let Some(rates) = Rates::new(&store, &pool, &dispatch.ledger, &lease) {
-            tasks.spawn(rates.run(stop.clone()));
-        }
+        let rates = Rates::new(&store, &pool, &dispatch.ledger, &lease);
+        tasks.spawn(rates.run(stop.clone()));
         tasks.spawn(flusher.clone().run(stop.clone()));
         tasks.spawn(dispatch.scheduler.clone().run(stop.clone()));
         tasks.spawn(supply.run(quiet.clone()));
@@ -307,6 +317,12 @@ impl Worker {
             quiet,
             stop,
         })
+    }
+
+    /// By which lines in hand are led by another configuration: see [`Rerouter::reroute`].
+    #[must_use]
+    pub fn rerouter(&self) -> Rerouter {
+        Rerouter(self.scheduler.clone())
     }
 
     /// Whether everything runs: for `/readyz`.

@@ -270,6 +270,7 @@ impl Supply {
             released.extend(self.fetch.prefetch.take_without_share(&self.tenants));
         }
         released.extend(surplus::release_stuck(ledger, pool));
+        released.extend(surplus::release_unserved(ledger));
         if !self.fetch.prefetch.is_empty() {
             released.extend(surplus::release_closed(ledger, pool));
             if self.released_at.elapsed() >= RELEASE_EVERY {

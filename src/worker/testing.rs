@@ -6,7 +6,6 @@ use crate::domain::endpoint::ENDPOINTS;
 use crate::domain::unit::{Bitmap, UnitKey, UnitLease};
 use crate::metrics::metrics;
 use crate::store::{Deaths, LeasedUnit};
-use crate::upstream::Routes;
 use crate::worker::work::line::OpenLine;
 use crate::worker::work::unit::{BatchContext, LoadedUnit};
 
@@ -34,21 +33,20 @@ pub fn batch() -> BatchContext {
     }
 }
 
-/// A unit of any batch, whose lines go nowhere.
+/// A unit of any batch.
 pub fn unit_of(
     id: u64,
     batch: BatchContext,
     leased: LeasedUnit,
 ) -> (Arc<LoadedUnit>, Vec<OpenLine>) {
-    unit_on(id, Arc::new(batch), leased, None)
+    unit_on(id, Arc::new(batch), leased)
 }
 
-/// A unit of any batch.
+/// The same.
 pub fn unit_on(
     id: u64,
     batch: Arc<BatchContext>,
     leased: LeasedUnit,
-    routes: Option<Arc<Routes>>,
 ) -> (Arc<LoadedUnit>, Vec<OpenLine>) {
     let text: String = (0..leased.requests)
         .map(|line| {
@@ -61,7 +59,6 @@ pub fn unit_on(
         leased,
         ("model", metrics().model("model")),
         batch,
-        routes,
         text.into_bytes(),
         None,
     );

@@ -18,6 +18,7 @@ mod packaging;
 mod providers;
 mod rate_limits;
 mod readme;
+mod reload;
 mod replicas;
 mod retention;
 mod retries;

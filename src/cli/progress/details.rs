@@ -240,6 +240,7 @@ mod tests {
             left: Duration::ZERO,
             answered: true,
             in_flight: 0,
+            share: 64,
             limit: 64,
             configured: true,
             set: None,

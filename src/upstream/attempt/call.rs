@@ -76,7 +76,6 @@ pub struct Answer {
 /// Makes a call: sends, reads the whole answer, frees the place, and classifies. Dropped midway,
 /// the call is broken off and its place is freed. The timer may have been another call's before.
 pub(in crate::upstream) async fn make(
-    client: &Client,
     clock: &Clock,
     mut permit: Permit,
     call: Call,
@@ -89,6 +88,8 @@ pub(in crate::upstream) async fn make(
         mut reservation,
         traceparent,
     } = call;
+    let client = Arc::clone(&permit.target().client);
+    let client = &*client;
     if client.translates {
         reservation
             .grow(TRANSLATION.saturating_mul(body.len()))

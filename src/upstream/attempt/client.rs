@@ -39,7 +39,6 @@ static NO_DESCRIPTOR: Notice = Notice::new();
 #[derive(Debug)]
 pub(in crate::upstream) struct Client {
     pub(in crate::upstream) name: Arc<str>,
-    pub(in crate::upstream) concurrency: usize,
     pub(in crate::upstream) provider: Box<dyn Provider>,
     /// Whether lines are sent in a form of the provider's own.
     pub(in crate::upstream) translates: bool,
@@ -100,7 +99,6 @@ impl Client {
         let provider = provider::of(settings);
         Ok(Self {
             name: settings.name.as_str().into(),
-            concurrency: settings.concurrency,
             metrics: metrics().upstream(&settings.name, CallResult::ALL.map(CallResult::label)),
             addresses: RwLock::default(),
             headers: headers(settings, &*provider, &base).map_err(fault)?,

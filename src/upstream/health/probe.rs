@@ -1,78 +1,149 @@
 //! Looking after upstreams beside the lines: probing those that are down, and asking which models
 //! the others have. Both are one request, `GET /models`.
 
+use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use futures::future::{join, join_all};
-use tokio::sync::watch;
+use tokio::sync::{Notify, watch};
+use tokio::task::JoinSet;
 use tokio::time::Instant;
+use tokio_util::sync::{CancellationToken, DropGuard};
 
 use crate::upstream::attempt::client::{Client, Failure, Listing};
 use crate::upstream::attempt::result::CallResult;
 use crate::upstream::models::ModelInfo;
-use crate::upstream::route::Routing;
 use crate::upstream::settings::Pace;
+use crate::upstream::setup::{Current, Server};
 use crate::upstream::target::Targets;
 use crate::upstream::target::backend::Backends;
 
 /// What looks after the upstreams of a process.
 #[derive(Debug)]
 pub(in crate::upstream) struct Probes {
-    clients: Arc<[Client]>,
-    targets: Arc<Targets>,
-    routing: Arc<Routing>,
-    pace: Pace,
+    shared: Arc<Shared>,
     created: Instant,
-    /// Upstreams that have not been asked for their models yet.
+    /// There may be other upstreams to look after.
+    reloaded: Notify,
+}
+
+#[derive(Debug)]
+struct Shared {
+    current: Arc<Current>,
+    targets: Arc<Targets>,
+    pace: Pace,
+    /// Upstreams of the first configuration that have not been asked for their models yet.
     unasked: watch::Sender<usize>,
+}
+
+/// An upstream that is looked after.
+struct LookedAfter {
+    client: Arc<Client>,
+    /// Ends the upstream's loop.
+    _end: DropGuard,
 }
 
 impl Probes {
     pub(in crate::upstream) fn new(
-        clients: Arc<[Client]>,
+        current: Arc<Current>,
         targets: Arc<Targets>,
-        routing: Arc<Routing>,
         pace: Pace,
     ) -> Self {
+        let unasked = watch::Sender::new(current.get().upstreams.len());
         Self {
-            unasked: watch::Sender::new(clients.len()),
+            shared: Arc::new(Shared {
+                current,
+                targets,
+                pace,
+                unasked,
+            }),
             created: Instant::now(),
-            clients,
-            targets,
-            routing,
-            pace,
+            reloaded: Notify::new(),
         }
+    }
+
+    /// There may be other upstreams to look after.
+    pub(in crate::upstream) fn reload(&self) {
+        self.reloaded.notify_one();
     }
 
     /// Looks after all upstreams, for ever.
     pub(in crate::upstream) async fn run(&self) {
-        let upstreams = (0..self.clients.len()).map(|upstream| self.look_after(upstream));
-        join(join_all(upstreams), self.watch_closed()).await;
+        join(self.look_after_all(), self.shared.watch_closed()).await;
+    }
+
+    /// Has a loop for each upstream that is configured.
+    async fn look_after_all(&self) {
+        let mut loops = JoinSet::new();
+        let mut looked_after: BTreeMap<usize, LookedAfter> = BTreeMap::new();
+        loop {
+            let setup = self.shared.current.get();
+            looked_after.retain(|_, one| setup.has(&one.client));
+            for server in &setup.upstreams {
+                looked_after.entry(server.number).or_insert_with(|| {
+                    let end = CancellationToken::new();
+                    let look_after = Arc::clone(&self.shared).look_after(server);
+                    loops.spawn(end.clone().run_until_cancelled_owned(look_after));
+                    LookedAfter {
+                        client: Arc::clone(&server.client),
+                        _end: end.drop_guard(),
+                    }
+                });
+            }
+            drop(setup);
+            loop {
+                tokio::select! {
+                    () = self.reloaded.notified() => break,
+                    Some(_) = loops.join_next() => {}
+                }
+            }
+        }
     }
 
     /// Waits until every upstream was asked for its models once, but not longer than
     /// [`Pace::first_discovery_max`] from the start: before that, it may seem that nobody has a
     /// model. Returns at once where models are not routed by what upstreams report.
     pub(in crate::upstream) async fn discovered(&self) {
-        if !self.routing.needs_reports() {
+        let Shared { current, pace, .. } = &*self.shared;
+        if !current.get().routing.needs_reports() {
             return;
         }
-        let end = self.created + self.pace.first_discovery_max;
-        let mut unasked = self.unasked.subscribe();
+        let end = self.created + pace.first_discovery_max;
+        let mut unasked = self.shared.unasked.subscribe();
         let all_asked = unasked.wait_for(|unasked| *unasked == 0);
         let waited = tokio::time::timeout_at(end, all_asked).await;
         if waited.is_err() {
             tracing::warn!("some upstreams have not told their models yet");
         }
     }
+}
+
+impl Shared {
+    /// Has the upstream probed, and its engine asked for its metrics.
+    fn look_after(self: Arc<Self>, server: &Server) -> impl Future<Output = ()> + use<> {
+        let (number, client) = (server.number, Arc::clone(&server.client));
+        let reader = server.reader.clone();
+        async move {
+            let read = async {
+                if let Some(reader) = &reader {
+                    reader.run(number, &self.targets).await;
+                }
+            };
+            join(self.probe_and_discover(number, &client), read).await;
+        }
+    }
 
     /// The loop of one upstream: probes it while it cannot be reached, and else asks now and then
     /// which models it has.
-    async fn look_after(&self, upstream: usize) {
-        let mut discover_at = self.routing.wants_reports().then(Instant::now);
+    async fn probe_and_discover(&self, upstream: usize, client: &Client) {
+        let mut asked_at: Option<Instant> = None;
+        let attention = self.targets.attention(upstream);
         let mut is_asked = false;
         loop {
             let probe_at = self.targets.probe_due(upstream);
+            let wants_reports = self.current.get().routing.wants_reports();
+            let discover_at = wants_reports
+                .then(|| asked_at.map_or_else(Instant::now, |asked| asked + self.pace.discovery));
             let due = async {
                 match probe_at.or(discover_at) {
                     Some(at) => tokio::time::sleep_until(at).await,
@@ -82,23 +153,24 @@ impl Probes {
             tokio::select! {
                 () = due => {}
                 // Something has changed: think again. A change that came before is not missed.
-                () = self.targets.attention[upstream].notified() => continue,
+                () = attention.notified() => continue,
             }
             if probe_at.is_some() {
-                self.probe(upstream).await;
+                self.probe(upstream, client).await;
             } else {
-                self.discover(upstream).await;
-                discover_at = Some(Instant::now() + self.pace.discovery);
+                self.discover(upstream, client).await;
+                asked_at = Some(Instant::now());
             }
             if !is_asked {
                 is_asked = true;
-                self.unasked.send_modify(|unasked| *unasked -= 1);
+                self.unasked
+                    .send_modify(|unasked| *unasked = unasked.saturating_sub(1));
             }
         }
     }
 
-    async fn probe(&self, upstream: usize) {
-        let (answer, models, cause) = match self.list_models(upstream).await {
+    async fn probe(&self, upstream: usize, client: &Client) {
+        let (answer, models, cause) = match self.list_models(upstream, client).await {
             Ok(listing) => {
                 let cause = format!("it answered {}", listing.status);
                 (Some(listing.is_own), listing.models, cause)
@@ -109,8 +181,8 @@ impl Probes {
         self.targets.on_probe(upstream, answer, cause);
     }
 
-    async fn discover(&self, upstream: usize) {
-        match self.list_models(upstream).await {
+    async fn discover(&self, upstream: usize, client: &Client) {
+        match self.list_models(upstream, client).await {
             Ok(listing) => {
                 self.targets.on_discovery(upstream, None);
                 self.report_models(upstream, listing.models);
@@ -124,14 +196,14 @@ impl Probes {
     }
 
     /// Asks with a key that is not refused, as far as is known.
-    async fn list_models(&self, upstream: usize) -> Result<Listing, Failure> {
+    async fn list_models(&self, upstream: usize, client: &Client) -> Result<Listing, Failure> {
         let key = self.targets.key_to_ask_with(upstream);
-        self.clients[upstream].list_models(key).await
+        client.list_models(key).await
     }
 
     fn report_models(&self, upstream: usize, models: Option<Vec<ModelInfo>>) {
         if let Some(models) = models
-            && self.routing.report(upstream, models)
+            && self.current.get().routing.report(upstream, models)
         {
             self.targets.changed.notify_one();
         }
@@ -157,12 +229,11 @@ impl Probes {
 
 /// Asks each upstream once, with each of its keys: which models it lists, or what is wrong, in
 /// words. Where there are several keys, each is named.
-pub(in crate::upstream) async fn try_all(clients: &[Client], backends: &Backends) -> Vec<Tried> {
-    let upstreams = clients.iter().enumerate();
-    let ways = upstreams.flat_map(|(upstream, client)| {
-        let names = backends.key_names(upstream);
+pub(in crate::upstream) async fn try_all(upstreams: &[Server], backends: &Backends) -> Vec<Tried> {
+    let ways = upstreams.iter().flat_map(|Server { number, client, .. }| {
+        let names = backends.key_names(*number);
         let keys = 0..names.len().max(1);
-        keys.map(move |key| (upstream, client, key, names.get(key)))
+        keys.map(move |key| (*number, client, key, names.get(key).cloned()))
     });
     let tries = ways.map(async |(upstream, client, key, key_name)| Tried {
         upstream,

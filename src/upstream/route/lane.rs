@@ -1,25 +1,27 @@
-//! Lanes and their routes, as the settings have them. This is the one place that numbers lanes, and
-//! that finds upstreams by their names.
+//! Lanes and their routes, as the settings have them. This is the one place that has lanes, tiers
+//! and upstreams numbered, and that finds upstreams by their names.
 
+use std::fmt::Write as _;
 use std::sync::Arc;
 
 use serde_json::Map;
 
-use crate::upstream::balance::{Balancer, Strategy};
+use crate::upstream::balance::Strategy;
 use crate::upstream::limits::auto::WindowSpec;
 use crate::upstream::limits::rate::Spec;
+use crate::upstream::numbers::{Names, Number, Numbered, Numbers};
 use crate::upstream::provider::edit::Edit;
 use crate::upstream::settings::{
     BuildError, ModelSettings, RouteSettings, Settings, Spill, TaskSettings, UpstreamSettings,
 };
 
 /// What a model's concurrency limit counts: one `[[models]]` entry, or all models where there is
-/// none.
+/// none. An entry keeps its number when the configuration is read again.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct LaneId(usize);
 
 impl LaneId {
-    /// The lane's place among all lanes.
+    /// The lane's number.
     #[must_use]
     pub fn index(self) -> usize {
         self.0
@@ -42,8 +44,8 @@ pub(in crate::upstream) struct Lane {
     pub(in crate::upstream) spill: Spill,
     /// The lower tier first; within a tier as the entry has them.
     pub(in crate::upstream) routes: Vec<Route>,
-    /// The number of its lowest tier among the tiers of all lanes; the others follow.
-    pub(in crate::upstream) first_tier: usize,
+    /// The numbers of its tiers, the lowest first.
+    pub(in crate::upstream) tiers: Vec<Number>,
 }
 
 /// Which lines of a task a lane is for.
@@ -86,58 +88,78 @@ pub(in crate::upstream) struct RouteLimit {
     pub(in crate::upstream) concurrency: usize,
 }
 
+/// Windows, each with its number.
+pub(in crate::upstream) type NumberedWindows = Vec<(Number, WindowSpec)>;
+
 impl Lane {
-    /// All lanes, in the order of their numbers.
-    pub(in crate::upstream) fn all(settings: &Settings) -> Result<Vec<Self>, BuildError> {
-        let (upstreams, specs) = (&settings.upstreams, Spec::all(settings));
+    /// All lanes in the order of the settings, their windows, and the numbers that all of it goes by.
+    /// Rate limits are told by their places among the specs.
+    pub(in crate::upstream) fn all(
+        settings: &Settings,
+        specs: &[Spec],
+        numbers: &Numbers,
+    ) -> Result<(Vec<Self>, NumberedWindows, Numbered), BuildError> {
+        let upstreams = &settings.upstreams;
         let models = settings.models.iter().enumerate();
-        let lanes =
-            models.map(|(index, model)| Self::of_model(LaneId(index), model, upstreams, &specs));
+        let lanes = models.map(|(place, model)| Self::of_model(place, model, upstreams, specs));
         let mut lanes = lanes.collect::<Result<Vec<_>, _>>()?;
         if lanes.is_empty() {
-            lanes.push(Self::of_all(upstreams, &specs));
+            lanes.push(Self::of_all(upstreams, specs));
         }
         let limits = lanes.iter_mut().flat_map(|lane| &mut lane.routes);
         let limits = limits.filter_map(|route| route.limit.as_mut());
-        for (number, limit) in limits.enumerate() {
-            limit.number = number;
+        for (place, limit) in limits.enumerate() {
+            limit.number = place;
         }
-        // The routes of tasks are those of models, with their limits.
+        Self::add_tasks(&mut lanes, settings);
+        let mut windows = Self::windows(&mut lanes, upstreams);
+        let mut names = names(&lanes, upstreams, specs);
+        names.windows = windows.iter().map(|window| window.name.clone()).collect();
+        let numbered = numbers.of(&names);
+        for window in &mut windows {
+            window.upstream = numbered.upstreams[window.upstream].at;
+        }
+        let mut tiers = numbered.tiers.iter();
+        for (lane, number) in lanes.iter_mut().zip(&numbered.lanes) {
+            lane.id = LaneId(number.at);
+            let count = lane.by_tier().count();
+            lane.tiers = tiers.by_ref().take(count).copied().collect();
+            for route in &mut lane.routes {
+                route.lane = LaneId(numbered.lanes[route.lane.index()].at);
+                route.upstream = numbered.upstreams[route.upstream].at;
+                route.window = route.window.map(|window| numbered.windows[window].at);
+                if let Some(limit) = &mut route.limit {
+                    limit.number = numbered.routes[limit.number].at;
+                }
+            }
+        }
+        let windows = numbered.windows.iter().copied().zip(windows).collect();
+        Ok((lanes, windows, numbered))
+    }
+
+    /// Adds the lanes of tasks. Their routes are those of models, with their limits.
+    fn add_tasks(lanes: &mut Vec<Self>, settings: &Settings) {
         for task in &settings.tasks {
             let of_models = task.models.iter();
             let of_models =
-                of_models.map(|model| Self::routes_of_task(task, model, settings, &lanes));
+                of_models.map(|model| Self::routes_of_task(task, model, settings, lanes));
             let of_models: Vec<(Spill, Vec<Route>)> = of_models.collect();
             let all = of_models.iter().flat_map(|(_, routes)| routes.clone());
-            let spills = of_models.iter().map(|(spill, _)| *spill);
-            let spill = agreed(spills);
-            let mut new = vec![Self::of_task(task, None, spill, all.collect())];
+            let spill = agreed(of_models.iter().map(|(spill, _)| *spill));
+            lanes.push(Self::of_task(task, None, spill, all.collect()));
             if of_models.len() > 1 {
                 let each = task.models.iter().zip(of_models);
-                new.extend(each.map(|(model, (spill, routes))| {
+                lanes.extend(each.map(|(model, (spill, routes))| {
                     Self::of_task(task, Some(model), spill, routes)
                 }));
             }
-            for mut lane in new {
-                lane.id = LaneId(lanes.len());
-                lanes.push(lane);
-            }
         }
-        let mut tiers = 0;
-        for lane in &mut lanes {
-            lane.first_tier = tiers;
-            tiers += lane.tiers().count();
-        }
-        Ok(lanes)
     }
 
-    /// The windows of all lanes, by their numbers, which the routes are told. There is one for a
+    /// The windows of all lanes, in the order in which the routes tell them. There is one for a
     /// model at an upstream where the upstream, the model or a route between them asks for it: a
-    /// bounded number, whatever names lines give.
-    pub(in crate::upstream) fn windows(
-        lanes: &mut [Self],
-        upstreams: &[UpstreamSettings],
-    ) -> Vec<WindowSpec> {
+    /// bounded number, whatever names lines give. Not numbered yet.
+    fn windows(lanes: &mut [Self], upstreams: &[UpstreamSettings]) -> Vec<WindowSpec> {
         let mut windows: Vec<WindowSpec> = Vec::new();
         let model_of = |name: &str, route: &Route| {
             let model = route.rename.as_deref().unwrap_or(name);
@@ -246,30 +268,38 @@ impl Lane {
             strategy: task.balance,
             spill,
             routes,
-            first_tier: 0,
+            tiers: Vec::new(),
         }
     }
 
-    /// What each tier of all lanes needs to choose, by the tiers' numbers.
-    pub(in crate::upstream) fn balancers(lanes: &[Self]) -> Vec<Balancer> {
-        let tiers = lanes.iter().flat_map(|lane| {
-            let tiers = lane.tiers();
-            tiers.map(|routes| Balancer::new(lane.strategy, routes.len()))
-        });
-        tiers.collect()
+    /// `places`: of all rate limits, in the order of their specs. By these they are found from now
+    /// on.
+    pub(in crate::upstream) fn place_rate_limits(&mut self, places: &[usize]) {
+        for route in &mut self.routes {
+            let by_key = route.rate_limits.iter();
+            let by_key = by_key.map(|limits| limits.iter().map(|&spec| places[spec]).collect());
+            route.rate_limits = by_key.collect();
+        }
     }
 
+    /// Not numbered yet: lanes, upstreams and rate limits are told by their places.
     fn of_model(
-        id: LaneId,
+        place: usize,
         model: &ModelSettings,
         upstreams: &[UpstreamSettings],
         specs: &[Spec],
     ) -> Result<Self, BuildError> {
         let routes = model.routes.iter().enumerate();
-        let routes = routes.map(|(place, route)| {
+        let routes = routes.map(|(at, route)| {
             let upstream = upstream_of(route, model, upstreams)?;
-            let rate_limits = bounds(specs, Some((id.index(), place)), upstreams, upstream);
-            Ok(Route::new(id, route, model, upstream, rate_limits))
+            let rate_limits = bounds(specs, Some((place, at)), upstreams, upstream);
+            Ok(Route::new(
+                LaneId(place),
+                route,
+                model,
+                upstream,
+                rate_limits,
+            ))
         });
         let mut routes = routes.collect::<Result<Vec<_>, _>>()?;
         routes.sort_by_key(|route| route.tier);
@@ -277,7 +307,7 @@ impl Lane {
             route.place = place;
         }
         Ok(Self {
-            id,
+            id: LaneId(place),
             name: model.name.clone(),
             task: None,
             concurrency: model.concurrency,
@@ -285,11 +315,11 @@ impl Lane {
             strategy: model.balance,
             spill: model.spill,
             routes,
-            first_tier: 0,
+            tiers: Vec::new(),
         })
     }
 
-    /// The one lane of a configuration without models.
+    /// The one lane of a configuration without models. Not numbered yet, either.
     fn of_all(upstreams: &[UpstreamSettings], specs: &[Spec]) -> Self {
         let route = |upstream| Route {
             lane: LaneId(0),
@@ -314,7 +344,7 @@ impl Lane {
             strategy: Strategy::default(),
             spill: Spill::default(),
             routes: (0..upstreams.len()).map(route).collect(),
-            first_tier: 0,
+            tiers: Vec::new(),
         }
     }
 
@@ -324,7 +354,7 @@ impl Lane {
     }
 
     /// Its routes, tier by tier.
-    pub(in crate::upstream) fn tiers(&self) -> impl Iterator<Item = &[Route]> {
+    pub(in crate::upstream) fn by_tier(&self) -> impl Iterator<Item = &[Route]> {
         self.routes.chunk_by(|one, next| one.tier == next.tier)
     }
 
@@ -392,6 +422,46 @@ fn bounds(
         .collect()
 }
 
+/// What an upstream is numbered by. With other keys it is another one: calls in flight end by the
+/// keys by which they began.
+fn name_of(upstream: &UpstreamSettings) -> String {
+    let mut name = format!("{:?}", upstream.name);
+    for key in upstream.told_keys() {
+        let _ = write!(name, " {:?}", key.name);
+    }
+    name
+}
+
+/// What lanes that are not numbered yet are to be numbered by. The name of a tier says all by which
+/// a strategy remembers: so a strategy begins anew where the routes have changed.
+fn names(lanes: &[Lane], upstreams: &[UpstreamSettings], specs: &[Spec]) -> Names {
+    let mut names = Names {
+        upstreams: upstreams.iter().map(name_of).collect(),
+        rates: specs.iter().map(Spec::resource).collect(),
+        ..Names::default()
+    };
+    for lane in lanes {
+        let of_lane = match &lane.task {
+            Some(Task { name, model }) => format!("task {name:?} {model:?}"),
+            None => format!("model {:?}", lane.name),
+        };
+        for (place, routes) in lane.by_tier().enumerate() {
+            let mut name = format!("{of_lane} {place} {}", lane.strategy.as_str());
+            for route in routes {
+                let (upstream, model) = (&upstreams[route.upstream].name, &route.rename);
+                let _ = write!(name, " {upstream:?} {model:?} {}", route.weight);
+            }
+            names.tiers.push(name);
+        }
+        names.lanes.push(of_lane);
+        let limited = lane.routes.iter();
+        let limited = limited.filter(|route| route.limit.is_some() && lane.task.is_none());
+        let name = |route: &Route| lane.name_of(route, &upstreams[route.upstream].name);
+        names.routes.extend(limited.map(name));
+    }
+    names
+}
+
 /// When the lines of a task go to the next tier: as all of its models say; where they differ, as
 /// if they said nothing.
 fn agreed(spills: impl Iterator<Item = Spill>) -> Spill {
@@ -404,7 +474,7 @@ fn agreed(spills: impl Iterator<Item = Spill>) -> Spill {
     }
 }
 
-/// The number of the upstream that a route leads to.
+/// The place of the upstream that a route leads to.
 fn upstream_of(
     route: &RouteSettings,
     model: &ModelSettings,

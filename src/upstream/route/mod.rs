@@ -8,9 +8,11 @@ use std::collections::{BTreeMap, HashMap};
 use std::ops::Range;
 use std::sync::{Arc, PoisonError, RwLock};
 
+use super::attempt::client::Client;
 use super::balance::Strategy;
 use super::limits::rate::{Gate, LineSize, Standing, Tokens};
 use super::models::{ModelInfo, listed_as};
+use super::numbers::InUse;
 use super::provider::edit::Edit;
 use super::settings::Spill;
 use super::target::backend::{Backend, Backends};
@@ -35,12 +37,14 @@ pub struct Routes {
     pub(super) tiers: Box<[Tier]>,
     /// Tier by tier.
     pub(super) targets: Box<[Target]>,
+    /// The numbers of the configuration that the routes are of.
+    pub(super) in_use: Arc<InUse>,
 }
 
 /// Targets that are chosen from together.
 #[derive(Debug)]
 pub(super) struct Tier {
-    /// The tier's number among the tiers of all lanes.
+    /// The tier's number.
     pub(super) number: usize,
     /// Their places among the targets of the routes.
     pub(super) targets: Range<usize>,
@@ -54,6 +58,8 @@ pub(super) struct Target {
     /// The lane of the model, whose limit counts for the calls. Another one than that of the routes
     /// where these are a task's.
     pub(super) lane: LaneId,
+    /// By which calls are made there.
+    pub(super) client: Arc<Client>,
     /// By each key of the upstream, in their order: one at least.
     pub(super) by_key: Box<[ByKey]>,
     pub(super) weight: u32,
@@ -98,8 +104,11 @@ impl Target {
 /// Which models go where.
 #[derive(Debug)]
 pub(super) struct Routing {
-    /// In the order of their numbers.
+    /// In the order of the configuration.
     lanes: Vec<Lane>,
+    /// By the numbers of the upstreams.
+    clients: BTreeMap<usize, Arc<Client>>,
+    in_use: Arc<InUse>,
     exact: HashMap<String, Arc<Routes>>,
     /// The places of the lanes of tasks.
     tasks: HashMap<Task, usize>,
@@ -117,12 +126,15 @@ pub(super) struct Routing {
 /// What is learned while running. One lock: a route made from an old list must not outlive it.
 #[derive(Debug)]
 struct Known {
-    /// By upstream; `None`: the upstream has never listed its models.
-    reported: Vec<Option<Vec<ModelInfo>>>,
+    /// By the number of the upstream. Those that have never listed their models are left out.
+    reported: Reported,
     resolved: HashMap<String, Arc<Routes>>,
     /// Of tasks, by the place of their lanes.
     of_tasks: HashMap<usize, Arc<Routes>>,
 }
+
+/// Which models upstreams report.
+type Reported = BTreeMap<usize, Vec<ModelInfo>>;
 
 impl Routes {
     /// The upstreams that the lines can go to, by their numbers.
@@ -145,50 +157,67 @@ impl Routes {
 }
 
 impl Routing {
-    /// `upstreams`: how many there are. `is_configured`: the lanes are of `[[models]]`.
+    /// `is_configured`: the lanes are of `[[models]]`. `clients`, and what they have `reported`: by
+    /// the numbers of the upstreams.
     pub(super) fn new(
-        lanes: Vec<Lane>,
-        is_configured: bool,
-        upstreams: usize,
+        (lanes, is_configured): (Vec<Lane>, bool),
+        (clients, reported): (BTreeMap<usize, Arc<Client>>, Reported),
+        in_use: Arc<InUse>,
         backends: Arc<Backends>,
     ) -> Self {
         let of_models = lanes.iter().filter(|lane| lane.task.is_none());
         let names = of_models.map(|lane| lane.name.clone());
         let names = names.filter(|name| !name.is_empty() && !name.ends_with('*'));
         let configured = is_configured.then(|| names.collect());
+        let tasks = lanes.iter().enumerate();
+        let tasks = tasks.filter_map(|(place, lane)| Some((lane.task.clone()?, place)));
+        let tasks = tasks.collect();
+        let mut routing = Self {
+            by_report: !is_configured && clients.len() > 1,
+            lanes,
+            clients,
+            in_use,
+            exact: HashMap::new(),
+            tasks,
+            patterns: Vec::new(),
+            configured,
+            known: RwLock::new(Known {
+                reported,
+                resolved: HashMap::new(),
+                of_tasks: HashMap::new(),
+            }),
+            backends,
+        };
+        let lanes = &routing.lanes;
         let routed = || {
             let lanes = lanes.iter().enumerate();
             lanes.filter(|(_, lane)| !lane.routes.is_empty() && lane.task.is_none())
         };
         let named = routed().filter(|(_, lane)| lane.prefix().is_none());
         let exact = named.map(|(_, lane)| {
-            let routes = routes_of(lane, &backends, &lane.name, &lane.name, |_, _| true);
+            let routes = routing.routes_of(lane, &lane.name, &lane.name, |_, _| true);
             (lane.name.clone(), Arc::new(routes))
         });
         let exact = exact.collect();
         let patterns = routed().filter(|(_, lane)| lane.prefix().is_some());
         let mut patterns: Vec<usize> = patterns.map(|(place, _)| place).collect();
         patterns.sort_by_key(|&place| Reverse(lanes[place].name.len()));
-        let tasks = lanes.iter().enumerate();
-        let tasks = tasks.filter_map(|(place, lane)| Some((lane.task.clone()?, place)));
-        let tasks = tasks.collect();
-        Self {
-            lanes,
-            exact,
-            tasks,
-            patterns,
-            by_report: !is_configured && upstreams > 1,
-            configured,
-            known: RwLock::new(Known {
-                reported: vec![None; upstreams],
-                resolved: HashMap::new(),
-                of_tasks: HashMap::new(),
-            }),
-            backends,
-        }
+        (routing.exact, routing.patterns) = (exact, patterns);
+        routing
     }
 
-    /// All lanes, in the order of their numbers.
+    /// What upstreams have reported.
+    pub(super) fn reported(&self) -> Reported {
+        let known = self.known.read().unwrap_or_else(PoisonError::into_inner);
+        known.reported.clone()
+    }
+
+    /// Whether these routes are of this configuration.
+    pub(super) fn has(&self, routes: &Routes) -> bool {
+        Arc::ptr_eq(&self.in_use, &routes.in_use)
+    }
+
+    /// All lanes, in the order of the configuration.
     pub(super) fn lanes(&self) -> &[Lane] {
         &self.lanes
     }
@@ -206,7 +235,7 @@ impl Routing {
     /// The first model that an upstream has listed whose name begins so.
     pub(super) fn first_listed(&self, upstream: usize, prefix: &str) -> Option<String> {
         let known = self.known.read().unwrap_or_else(PoisonError::into_inner);
-        let mut listed = known.reported[upstream].iter().flatten();
+        let mut listed = known.reported.get(&upstream)?.iter();
         let found = listed.find(|model| model.id.starts_with(prefix));
         found.map(|model| model.id.clone())
     }
@@ -214,10 +243,10 @@ impl Routing {
     /// Takes in the models that an upstream reports. True if they are not what was known.
     pub(super) fn report(&self, upstream: usize, models: Vec<ModelInfo>) -> bool {
         let mut known = self.known.write().unwrap_or_else(PoisonError::into_inner);
-        if known.reported[upstream].as_ref() == Some(&models) {
+        if known.reported.get(&upstream) == Some(&models) {
             return false;
         }
-        known.reported[upstream] = Some(models);
+        known.reported.insert(upstream, models);
         known.resolved.clear();
         known.of_tasks.clear();
         true
@@ -252,16 +281,12 @@ impl Routing {
     }
 
     /// The models that do a task, in their order.
-    pub(super) fn models_of_task(&self, name: &str) -> Option<Vec<&str>> {
+    pub(super) fn models_of_task(&self, name: &str) -> Option<Vec<String>> {
         let lane = &self.lanes[self.place_of_task(name, "")?];
-        let mut models: Vec<&str> = Vec::new();
-        for model in lane
-            .routes
-            .iter()
-            .filter_map(|route| route.label.as_deref())
-        {
-            if !models.contains(&model) {
-                models.push(model);
+        let mut models = Vec::new();
+        for model in lane.routes.iter().filter_map(|route| route.label.as_ref()) {
+            if !models.contains(model) {
+                models.push(model.clone());
             }
         }
         Some(models)
@@ -279,11 +304,11 @@ impl Routing {
         let mut known = self.known.write().unwrap_or_else(PoisonError::into_inner);
         let lane = &self.lanes[place];
         let has = |upstream: usize, model: &str| {
-            let listed = known.reported[upstream].as_ref();
+            let listed = known.reported.get(&upstream);
             listed.map(|models| models.iter().any(|known| known.id == model))
         };
         let routes = |takes: fn(Option<bool>) -> bool| {
-            routes_of(lane, &self.backends, task, task, |upstream, model| {
+            self.routes_of(lane, task, task, |upstream, model| {
                 !self.by_report || takes(has(upstream, model))
             })
         };
@@ -330,28 +355,23 @@ impl Routing {
         patterns.find(fits)
     }
 
-    fn route(
-        &self,
-        lane: &Lane,
-        model: &str,
-        reported: &[Option<Vec<ModelInfo>>],
-    ) -> Option<Routes> {
-        let listed = listed_as(reported.iter().flatten().flatten(), model);
+    fn route(&self, lane: &Lane, model: &str, reported: &Reported) -> Option<Routes> {
+        let listed = listed_as(reported.values().flatten(), model);
         let label = listed.as_deref().unwrap_or(label_of(lane));
         let model = listed.as_deref().unwrap_or(model);
         let has = |models: &Vec<ModelInfo>| models.iter().any(|known| known.id == model);
         if !self.by_report || model.is_empty() {
-            return Some(routes_of(lane, &self.backends, model, label, |_, _| true));
+            return Some(self.routes_of(lane, model, label, |_, _| true));
         }
-        let routes = routes_of(lane, &self.backends, model, label, |upstream, _| {
-            reported[upstream].as_ref().is_some_and(has)
+        let routes = self.routes_of(lane, model, label, |upstream, _| {
+            reported.get(&upstream).is_some_and(has)
         });
         if !routes.targets.is_empty() {
             return Some(routes);
         }
         // No upstream lists the model; those that have never listed anything may have it.
-        let routes = routes_of(lane, &self.backends, model, label, |upstream, _| {
-            reported[upstream].is_none()
+        let routes = self.routes_of(lane, model, label, |upstream, _| {
+            !reported.contains_key(&upstream)
         });
         (!routes.targets.is_empty()).then_some(routes)
     }
@@ -361,7 +381,7 @@ impl Routing {
             return if model.is_empty() { OTHER } else { model }.to_owned();
         }
         let known = self.known.read().unwrap_or_else(PoisonError::into_inner);
-        let listed = listed_as(known.reported.iter().flatten().flatten(), model);
+        let listed = listed_as(known.reported.values().flatten(), model);
         listed.unwrap_or_else(|| self.pattern(model).map_or(OTHER, label_of).to_owned())
     }
 
@@ -377,69 +397,72 @@ impl Routing {
             return configured.collect();
         }
         let known = self.known.read().unwrap_or_else(PoisonError::into_inner);
-        let all = known.reported.iter().flatten().flatten();
+        let all = known.reported.values().flatten();
         let mut by_id = BTreeMap::new();
         for model in all {
             by_id.entry(&model.id).or_insert(model);
         }
         by_id.into_values().cloned().collect()
     }
+
+    /// The routes of a lane to those upstreams, by what they call the model. `label`: what metrics
+    /// call the model, where the route does not say.
+    fn routes_of(
+        &self,
+        lane: &Lane,
+        model: &str,
+        label: &str,
+        goes_to: impl Fn(usize, &str) -> bool,
+    ) -> Routes {
+        let mut targets = Vec::with_capacity(lane.routes.len());
+        let mut tiers = Vec::new();
+        for (routes, number) in lane.by_tier().zip(&lane.tiers) {
+            let first = targets.len();
+            let routes = routes.iter().filter(|route| {
+                let model = route.rename.as_deref().unwrap_or(model);
+                goes_to(route.upstream, model)
+            });
+            targets.extend(routes.filter_map(|route| {
+                let client = self.clients.get(&route.upstream)?;
+                let model = route.rename.clone().unwrap_or_else(|| model.into());
+                let label = route.label.as_deref().unwrap_or(label);
+                let by_key = route.rate_limits.iter().enumerate();
+                let by_key = by_key.map(|(key, rate_limits)| ByKey {
+                    backend: self.backends.get(route.upstream, key, &model),
+                    rate_limits: Arc::clone(rate_limits),
+                });
+                Some(Target {
+                    upstream: route.upstream,
+                    lane: route.lane,
+                    client: Arc::clone(client),
+                    by_key: by_key.collect(),
+                    weight: route.weight,
+                    edit: route.edit.clone(),
+                    limit: route.limit.map(|limit| limit.number),
+                    window: route.window,
+                    seconds: metrics().call_seconds(&client.name, label),
+                })
+            }));
+            tiers.push(Tier {
+                number: number.at,
+                targets: first..targets.len(),
+            });
+        }
+        Routes {
+            lane: lane.id,
+            spill: lane.spill,
+            is_timed: lane.strategy == Strategy::Fastest,
+            are_rate_limited: targets
+                .iter()
+                .any(|target| !target.by_key[0].rate_limits.is_empty()),
+            tiers: tiers.into(),
+            targets: targets.into(),
+            in_use: Arc::clone(&self.in_use),
+        }
+    }
 }
 
 /// What metrics call the models of a pattern that no list has: there may be any number of them.
 fn label_of(lane: &Lane) -> &str {
     if lane.name == "*" { OTHER } else { &lane.name }
-}
-
-/// The routes of a lane to those upstreams, by what they call the model. `label`: what metrics call
-/// the model, where the route does not say.
-fn routes_of(
-    lane: &Lane,
-    backends: &Backends,
-    model: &str,
-    label: &str,
-    goes_to: impl Fn(usize, &str) -> bool,
-) -> Routes {
-    let mut targets = Vec::with_capacity(lane.routes.len());
-    let mut tiers = Vec::new();
-    for (place, routes) in lane.tiers().enumerate() {
-        let first = targets.len();
-        let routes = routes.iter().filter(|route| {
-            let model = route.rename.as_deref().unwrap_or(model);
-            goes_to(route.upstream, model)
-        });
-        targets.extend(routes.map(|route| {
-            let model = route.rename.clone().unwrap_or_else(|| model.into());
-            let label = route.label.as_deref().unwrap_or(label);
-            let by_key = route.rate_limits.iter().enumerate();
-            let by_key = by_key.map(|(key, rate_limits)| ByKey {
-                backend: backends.get(route.upstream, key, &model),
-                rate_limits: Arc::clone(rate_limits),
-            });
-            Target {
-                upstream: route.upstream,
-                lane: route.lane,
-                by_key: by_key.collect(),
-                weight: route.weight,
-                edit: route.edit.clone(),
-                limit: route.limit.map(|limit| limit.number),
-                window: route.window,
-                seconds: metrics().call_seconds(backends.name(route.upstream), label),
-            }
-        }));
-        tiers.push(Tier {
-            number: lane.first_tier + place,
-            targets: first..targets.len(),
-        });
-    }
-    Routes {
-        lane: lane.id,
-        spill: lane.spill,
-        is_timed: lane.strategy == Strategy::Fastest,
-        are_rate_limited: targets
-            .iter()
-            .any(|target| !target.by_key[0].rate_limits.is_empty()),
-        tiers: tiers.into(),
-        targets: targets.into(),
-    }
 }

@@ -154,9 +154,9 @@ impl Targets {
         let now = Instant::now();
         let mut guard = self.lock();
         let state = &mut *guard;
-        let mut gate = self.rates.as_ref().zip(rates).map(|(limits, request)| {
+        let mut gate = rates.map(|request| {
             let queue = Arc::as_ptr(routes).addr();
-            limits.gate(now, queue, request)
+            self.rates.gate(now, queue, request)
         });
         let line = Line {
             history,
@@ -164,7 +164,7 @@ impl Targets {
             now,
             reach,
         };
-        let (index, key) = match self.choose(state, routes, &line) {
+        let (index, key) = match state.choose(routes, &line) {
             Ok(chosen) => chosen,
             Err(reach) => {
                 let why = state.why_not(routes, now);
@@ -180,7 +180,7 @@ impl Targets {
             state.by_route[limit] += 1;
         }
         let stamp = target.window.map(|window| {
-            let room = self.limits.of_window(window);
+            let room = state.limits.of_window(window);
             state.meters[window].start(room)
         });
         state.by_lane[target.lane.index()] += 1;
@@ -200,22 +200,35 @@ impl Targets {
             charges,
         ))
     }
+}
 
+/// Whether fewer calls are in flight at a target than may be.
+pub(super) fn has_place(
+    target: &Target,
+    (upstreams, by_route, by_lane, meters): (&[Upstream], &[usize], &[usize], &[Meter]),
+    limits: &Limits,
+) -> bool {
+    let upstream = target.upstream;
+    let by_route = |limit: usize| by_route[limit] < limits.of_route(limit);
+    let in_window = |window: usize| meters[window].in_flight() < limits.of_window(window);
+    let of_lane = |calls: usize| by_lane[target.lane.index()] < calls;
+    upstreams[upstream].in_flight() < limits.share(upstream)
+        && target.limit.is_none_or(by_route)
+        && target.window.is_none_or(in_window)
+        && limits.of_model(target.lane).is_none_or(of_lane)
+}
+
+impl State {
     /// The target that takes the line, by its place among the routes' targets, and the key of its
     /// upstream. Where none does: how many of these targets the line may go to at present.
-    fn choose(
-        &self,
-        state: &mut State,
-        routes: &Routes,
-        line: &Line<'_>,
-    ) -> Result<(usize, usize), usize> {
-        if state.is_hopeless() {
+    fn choose(&mut self, routes: &Routes, line: &Line<'_>) -> Result<(usize, usize), usize> {
+        if self.is_hopeless() {
             return Err(0);
         }
-        let found = self.choose_up_to(Avoid::SameTarget, state, routes, line);
+        let found = self.choose_up_to(Avoid::SameTarget, routes, line);
         if found.is_err() && line.history.misses_its_model() {
             // Rather than to hold up the lines behind it, the line is told so once more, and waits.
-            return self.choose_up_to(Avoid::ModelMissing, state, routes, line);
+            return self.choose_up_to(Avoid::ModelMissing, routes, line);
         }
         found
     }
@@ -223,9 +236,8 @@ impl Targets {
     /// A target of the lowest tier that has a place, as far as the lane lets lines go to higher
     /// ones.
     fn choose_up_to(
-        &self,
+        &mut self,
         most: Avoid,
-        state: &mut State,
         routes: &Routes,
         line: &Line<'_>,
     ) -> Result<(usize, usize), usize> {
@@ -234,15 +246,15 @@ impl Targets {
             let targets = &routes.targets[tier.targets.clone()];
             let for_line = ForLine {
                 targets,
-                upstreams: &state.upstreams,
-                by_route: &state.by_route,
-                meters: &state.meters,
-                by_lane: &state.by_lane,
+                upstreams: &self.upstreams,
+                by_route: &self.by_route,
+                meters: &self.meters,
+                by_lane: &self.by_lane,
                 limits: &self.limits,
                 line,
                 most,
             };
-            let chosen = state.balancers[tier.number].choose(&for_line, line.now);
+            let chosen = self.balancers[tier.number].choose(&for_line, line.now);
             // What other processes say may close a key between the two looks.
             let chosen = chosen.and_then(|chosen| {
                 let key = match &targets[chosen].by_key[..] {
@@ -258,7 +270,7 @@ impl Targets {
                 |target: &Target| line.avoids(target) <= most && !line.is_too_large(target);
             let waits_for = |target: &Target| match routes.spill {
                 Spill::Full => false,
-                Spill::Closed => state.is_proven(target) && could_take(target),
+                Spill::Closed => self.is_proven(target) && could_take(target),
                 // A tier that is closed opens again: until then its lines wait.
                 Spill::Late => line.reach == Reach::Lowest && could_take(target),
             };
@@ -268,25 +280,7 @@ impl Targets {
         }
         Err(routes.targets.len())
     }
-}
 
-/// Whether fewer calls are in flight at a target than may be.
-pub(super) fn has_place(
-    target: &Target,
-    (upstreams, by_route, by_lane, meters): (&[Upstream], &[usize], &[usize], &[Meter]),
-    limits: &Limits,
-) -> bool {
-    let upstream = target.upstream;
-    let by_route = |limit: usize| by_route[limit] < limits.of_route(limit);
-    let in_window = |window: usize| meters[window].in_flight() < limits.of_window(window);
-    let of_lane = |limit: usize| by_lane[target.lane.index()] < limits.share(limit);
-    upstreams[upstream].in_flight() < limits.share(upstream)
-        && target.limit.is_none_or(by_route)
-        && target.window.is_none_or(in_window)
-        && limits.of_lane(target.lane).is_none_or(of_lane)
-}
-
-impl State {
     /// Why no target takes a line. Where places are full, the next one that is freed is announced.
     fn why_not(&mut self, routes: &Routes, now: Instant) -> Acquired {
         let mut is_full = false;

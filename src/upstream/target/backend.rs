@@ -1,7 +1,7 @@
 //! A model at an upstream, by one of its keys: what is remembered of it, whichever routes lead
 //! there.
 
-use std::collections::HashMap;
+use std::collections::{BTreeMap, HashMap};
 use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 
 use crate::upstream::balance::speed::Speed;
@@ -38,7 +38,7 @@ struct ByAnyKey {
 }
 
 impl Backend {
-    /// The upstream's number, in the order of the configuration.
+    /// The upstream's number.
     #[must_use]
     pub fn upstream(&self) -> usize {
         self.upstream
@@ -101,10 +101,8 @@ impl Backend {
 
 /// All backends that are in use or must not be forgotten. There is one for each model at an
 /// upstream, so that routes that are made anew find what is known.
-#[derive(Debug)]
+#[derive(Debug, Default)]
 pub(in crate::upstream) struct Backends {
-    /// All upstreams, in their order.
-    upstreams: Box<[Named]>,
     all: Mutex<All>,
 }
 
@@ -118,6 +116,8 @@ struct Named {
 
 #[derive(Debug, Default)]
 struct All {
+    /// The names of the upstreams that are configured, by their numbers.
+    upstreams: BTreeMap<usize, Named>,
     by_model: ByModel,
     /// How many were left when backends were last forgotten.
     kept: usize,
@@ -127,33 +127,41 @@ struct All {
 type ByModel = HashMap<(usize, usize, Arc<str>), Arc<Backend>>;
 
 impl Backends {
-    pub(in crate::upstream) fn new(upstreams: &[UpstreamSettings]) -> Self {
-        let named = upstreams.iter().map(|upstream| {
+    /// These are the upstreams from now on, by their numbers. What is known of others is forgotten.
+    pub(in crate::upstream) fn configure<'s>(
+        &self,
+        upstreams: impl Iterator<Item = (usize, &'s UpstreamSettings)>,
+    ) {
+        let named = upstreams.map(|(number, upstream)| {
             let keys = upstream.told_keys().iter();
-            Named {
+            let named = Named {
                 name: upstream.name.as_str().into(),
                 keys: keys.map(|key| key.name.as_str().into()).collect(),
-            }
+            };
+            (number, named)
         });
-        Self {
-            upstreams: named.collect(),
-            all: Mutex::default(),
-        }
-    }
-
-    /// An upstream's name.
-    pub(in crate::upstream) fn name(&self, upstream: usize) -> &str {
-        &self.upstreams[upstream].name
+        let named: BTreeMap<usize, Named> = named.collect();
+        let mut all = self.lock();
+        all.by_model.retain(|_, backend| {
+            let named = named.get(&backend.upstream);
+            named.is_some_and(|named| named.name == backend.upstream_name)
+        });
+        all.upstreams = named;
     }
 
     /// What the keys of an upstream are called, where it has several.
-    pub(in crate::upstream) fn key_names(&self, upstream: usize) -> &[Arc<str>] {
-        &self.upstreams[upstream].keys
+    pub(in crate::upstream) fn key_names(&self, upstream: usize) -> Box<[Arc<str>]> {
+        let all = self.lock();
+        let named = all.upstreams.get(&upstream);
+        named.map(|named| named.keys.clone()).unwrap_or_default()
     }
 
     /// The number of the upstream of this name.
     pub(in crate::upstream) fn upstream_named(&self, name: &str) -> Option<usize> {
-        self.upstreams.iter().position(|known| *known.name == *name)
+        let all = self.lock();
+        let mut upstreams = all.upstreams.iter();
+        let found = upstreams.find(|(_, known)| *known.name == *name);
+        found.map(|(number, _)| *number)
     }
 
     /// The backend of this model at this upstream, by this key of it.
@@ -175,17 +183,20 @@ impl Backends {
             });
             all.kept = all.by_model.len();
         }
-        let named = &self.upstreams[upstream];
-        let mut others = (0..named.keys.len()).filter(|other| *other != key);
+        let named = all.upstreams.get(&upstream);
+        let (name, keys) = named.map_or((Arc::default(), Box::default()), |named| {
+            (Arc::clone(&named.name), named.keys.clone())
+        });
+        let mut others = (0..keys.len()).filter(|other| *other != key);
         let by_any_key = others.find_map(|other| {
             let other = all.by_model.get(&(upstream, other, Arc::clone(model)))?;
             Some(Arc::clone(&other.by_any_key))
         });
         let backend = Arc::new(Backend {
             upstream,
-            upstream_name: Arc::clone(&named.name),
+            upstream_name: name,
             key,
-            key_name: named.keys.get(key).cloned(),
+            key_name: keys.get(key).cloned(),
             model: Arc::clone(model),
             breaker: Mutex::default(),
             by_any_key: by_any_key.unwrap_or_default(),
@@ -229,7 +240,8 @@ mod tests {
 
     #[test]
     fn backends_of_which_nothing_is_known_are_forgotten_when_there_are_many() {
-        let backends = Backends::new(&[upstream("gpu", "http://gpu/v1")]);
+        let backends = Backends::default();
+        backends.configure([(0, &upstream("gpu", "http://gpu/v1"))].into_iter());
         let held = backends.get(0, 0, &"held".into());
         held.breaker().start(tokio::time::Instant::now());
         for model in 0..2 * BACKENDS_MAX {

@@ -101,7 +101,7 @@ impl Targets {
         let mut breaker = backend.breaker();
         let reason = ended.result.reason();
         let judgement =
-            reason.map(|reason| self.judge(state, permit, history, &breaker, (ended, reason, now)));
+            reason.map(|reason| state.judge(permit, history, &breaker, (ended, reason, now)));
         let end = End {
             result: ended.result,
             has_answered: ended.status.is_some(),
@@ -114,7 +114,7 @@ impl Targets {
         if permit.routes.is_timed {
             permit.time(&end, ended.used, now);
         }
-        let moment = self.moment(upstream, now, random);
+        let moment = state.moment(upstream, &self.pace, (now, random));
         let target = &mut state.upstreams[upstream];
         let changes = target.on_finish(
             permit.key(),
@@ -133,19 +133,10 @@ impl Targets {
             None if ended.result.may_pass_elsewhere() => {
                 let all = permit.routes.targets.iter().flat_map(Target::backends);
                 let keys = permit.target().backends();
-                history.unsupported(keys, all, &self.retry, random)
+                history.unsupported(keys, all, &state.retry, random)
             }
-            None => history.held_up(&self.retry, random),
-            Some(judgement) => {
-                let ends_refusals = state.giving_up.ends_refusals();
-                self.next(
-                    permit,
-                    history,
-                    judgement,
-                    (ended, random),
-                    (&breaker, ends_refusals),
-                )
-            }
+            None => history.held_up(&state.retry, random),
+            Some(judgement) => state.next(permit, history, judgement, (ended, random), &breaker),
         };
         if next.is_hastened() {
             breaker.await_success(now);
@@ -166,19 +157,47 @@ impl Targets {
         } else if checks && self.is_troubled() {
             self.look_for_trouble();
         }
-        self.limits.on_finish();
+        self.sharing.on_finish();
         if is_measured {
-            self.limits.notify_changed();
+            self.sharing.notify_changed();
             self.windows.due().notify_one();
         }
         self.on_changes(backend, &changes, ended.status, hastens);
         next
     }
 
+    /// Logs what has changed, and wakes those who wait for such a change.
+    fn on_changes(&self, backend: &Backend, changes: &Changes, status: Option<u16>, hastens: bool) {
+        let (key, model) = (backend.key_name(), Some(backend.model()));
+        let of_upstream = changes.of_upstream.iter().map(|one| ((None, None), one));
+        let of_key = changes.of_key.iter().map(|one| ((key, None), one));
+        let of_backend = changes.of_backend.iter().map(|one| ((key, model), one));
+        let mut opens = changes.frees_a_place || hastens;
+        for (subject, change) in of_upstream.chain(of_key).chain(of_backend) {
+            self.announce(backend.upstream(), subject, change, status);
+            if matches!(change, Change::Opened(_)) {
+                opens = true;
+            } else {
+                self.closed.notify_one();
+                if cooldown::any_to_share(&self.backends) {
+                    self.sharing.notify_changed();
+                }
+            }
+            self.attention(backend.upstream()).notify_one();
+        }
+        if opens {
+            self.changed.notify_one();
+        }
+        if changes.is_drained {
+            self.drained.notify_one();
+        }
+    }
+}
+
+impl State {
     /// What a failure says of the target, and what of the line.
     fn judge(
-        &self,
-        state: &mut State,
+        &mut self,
         permit: &Permit,
         history: &mut History,
         breaker: &Breaker,
@@ -191,9 +210,9 @@ impl Targets {
             ended.result == CallResult::ModelMissing && !breaker.evidence().has_succeeded();
         let cause = || format!("{}: {}", backend.upstream_name(), ended.cause);
         let way = (backend.upstream(), permit.key());
-        let is_alike = state.giving_up.on_failure(way, reason, cause);
+        let is_alike = self.giving_up.on_failure(way, reason, cause);
         if is_alike {
-            state.refused_last = Some((Arc::clone(&permit.routes), permit.place()));
+            self.refused_last = Some((Arc::clone(&permit.routes), permit.place()));
         }
         // A server that asks for a longer wait than the configuration allows gets the longest one.
         let longest = self.retry.longest_wait;
@@ -227,7 +246,7 @@ impl Targets {
         history: &mut History,
         judgement: &Judgement,
         (ended, random): (&Ended, f64),
-        (breaker, ends_refusals): (&Breaker, bool),
+        breaker: &Breaker,
     ) -> Next {
         let Judgement {
             assessment,
@@ -257,36 +276,9 @@ impl Targets {
         let failed = Failed {
             result: ended.result,
             wait: failure.wait,
-            ends_refusal: ends_refusals && is_refused_again,
+            ends_refusal: self.giving_up.ends_refusals() && is_refused_again,
             is_for_nothing: is_of_the_server || judgement.names_a_time,
         };
         history.next(assessment, &failed, &self.retry, random)
-    }
-
-    /// Logs what has changed, and wakes those who wait for such a change.
-    fn on_changes(&self, backend: &Backend, changes: &Changes, status: Option<u16>, hastens: bool) {
-        let (key, model) = (backend.key_name(), Some(backend.model()));
-        let of_upstream = changes.of_upstream.iter().map(|one| ((None, None), one));
-        let of_key = changes.of_key.iter().map(|one| ((key, None), one));
-        let of_backend = changes.of_backend.iter().map(|one| ((key, model), one));
-        let mut opens = changes.frees_a_place || hastens;
-        for (subject, change) in of_upstream.chain(of_key).chain(of_backend) {
-            self.announce(backend.upstream(), subject, change, status);
-            if matches!(change, Change::Opened(_)) {
-                opens = true;
-            } else {
-                self.closed.notify_one();
-                if cooldown::any_to_share(&self.backends) {
-                    self.limits.notify_changed();
-                }
-            }
-            self.attention[backend.upstream()].notify_one();
-        }
-        if opens {
-            self.changed.notify_one();
-        }
-        if changes.is_drained {
-            self.drained.notify_one();
-        }
     }
 }

@@ -138,7 +138,7 @@ impl Targets {
         let upstream = &mut state.upstreams[backend.upstream()];
         let changes = upstream.on_finish(permit.key, &mut backend.breaker(), permit.flight, None);
         drop(state);
-        self.limits.on_finish();
+        self.sharing.on_finish();
         if changes.frees_a_place {
             self.changed.notify_one();
         }

@@ -6,10 +6,11 @@ use std::time::Duration;
 use tokio::time::Instant;
 
 use super::backend::Backend;
-use super::targets::Targets;
+use super::targets::{State, Targets};
 use super::upstream::Upstream;
 use crate::upstream::health::breaker::{Breaker, Room};
 use crate::upstream::health::reason::Reason;
+use crate::upstream::limits::concurrency::Limits;
 use crate::upstream::route::{Routes, Target, Tier};
 use crate::upstream::settings::Spill;
 
@@ -109,15 +110,15 @@ impl Targets {
         let in_reach = self.in_reach(routes);
         let (state, now) = (self.lock(), Instant::now());
         // A window may have no place at all.
-        let takes = |target: &&Target| self.allowed(target) > 0 && state.is_open(target, now);
+        let takes = |target: &&Target| state.allowed(target) > 0 && state.is_open(target, now);
         // A process that could only send lines to the next tier would pay for all of them.
         let lowest = routes.tiers.first().filter(|_| routes.spill_late());
         let lowest = lowest.map(|tier| &routes.targets[tier.targets.clone()]);
         let lowest = lowest.filter(|targets| targets.iter().any(|target| takes(&target)));
         let takers = lowest.unwrap_or(in_reach).iter().filter(takes);
-        let has_share = takers.map(|target| self.share(target) > 0);
+        let has_share = takers.map(|target| state.share(target) > 0);
         let has_share = has_share.reduce(|one, other| one || other);
-        has_share.map(|has_share| has_share && self.limits.lane(routes.lane) > 0)
+        has_share.map(|has_share| has_share && state.limits.lane(routes.lane) > 0)
     }
 
     /// When the first of the closed models and upstreams may be tried.
@@ -132,7 +133,8 @@ impl Targets {
             .filter_map(|backend| opens(&backend.breaker()))
             .min();
         self.read(|upstreams| {
-            let breakers = upstreams.iter().flat_map(Upstream::breakers);
+            let upstreams = upstreams.iter().filter(|one| !one.is_gone);
+            let breakers = upstreams.flat_map(Upstream::breakers);
             let of_upstreams = breakers.filter_map(opens);
             of_upstreams.chain(of_backends).min()
         })
@@ -158,39 +160,13 @@ impl Targets {
         })
     }
 
-    /// The places of the limits, in
-    /// [`Limits::all`](crate::upstream::limits::concurrency::Limits::all), of the targets that
-    /// lines may go to. Those of a tier that is not used now are none of them.
-    pub fn limits_in_reach(&self, routes: &Routes) -> impl Iterator<Item = usize> {
-        let own = self.limits.of_lane(routes.lane);
+    /// The places of these limits, in [`Limits::all`], of the targets that lines may go to. Those of
+    /// a tier that is not used now are none of them.
+    pub fn limits_in_reach(&self, limits: &Limits, routes: &Routes) -> impl Iterator<Item = usize> {
+        let own = limits.of_lane(routes.lane);
         let targets = self.in_reach(routes).iter();
-        let limits = targets.flat_map(|target| self.limits_of(target));
-        limits.filter(move |limit| own != Some(*limit))
-    }
-
-    /// How many calls at once this process may have in flight at a target.
-    fn share(&self, target: &Target) -> usize {
-        let limits = self.limits_of(target);
-        let shares = limits.map(|limit| self.limits.share(limit));
-        shares.fold(usize::MAX, usize::min)
-    }
-
-    /// How many calls at once all processes may have in flight at a target.
-    fn allowed(&self, target: &Target) -> usize {
-        let limits = self.limits_of(target);
-        let allowed = limits.map(|limit| self.limits.allowed(limit));
-        allowed.fold(usize::MAX, usize::min)
-    }
-
-    /// The places of the limits that bound the calls to a target: of its route, of its window, of
-    /// its model, and of its upstream.
-    fn limits_of(&self, target: &Target) -> impl Iterator<Item = usize> + use<> {
-        let of_route = target.limit.map(|limit| self.limits.routes().start + limit);
-        let window = target.window;
-        let window = window.map(|window| self.limits.windows().start + window);
-        let of_model = self.limits.of_lane(target.lane);
-        let all = [of_route, window, of_model, Some(target.upstream)];
-        all.into_iter().flatten()
+        let all = targets.flat_map(move |target| limits_of(limits, target));
+        all.filter(move |limit| own != Some(*limit))
     }
 
     /// The targets that lines may go to: those of the tier that is used now, and of the tiers
@@ -207,4 +183,30 @@ impl Targets {
         let used = routes.tiers.iter().find(is_used);
         used.map_or(&routes.targets, |tier| &routes.targets[..tier.targets.end])
     }
+}
+
+impl State {
+    /// How many calls at once this process may have in flight at a target.
+    fn share(&self, target: &Target) -> usize {
+        let limits = limits_of(&self.limits, target);
+        let shares = limits.map(|limit| self.limits.share(limit));
+        shares.fold(usize::MAX, usize::min)
+    }
+
+    /// How many calls at once all processes may have in flight at a target.
+    fn allowed(&self, target: &Target) -> usize {
+        let limits = limits_of(&self.limits, target);
+        let allowed = limits.map(|limit| self.limits.allowed(limit));
+        allowed.fold(usize::MAX, usize::min)
+    }
+}
+
+/// The places of the limits that bound the calls to a target: of its route, of its window, of its
+/// model, and of its upstream.
+fn limits_of(limits: &Limits, target: &Target) -> impl Iterator<Item = usize> + use<> {
+    let of_route = target.limit.map(|limit| limits.routes().start + limit);
+    let window = target.window.map(|window| limits.windows().start + window);
+    let of_model = limits.configured_of_lane(target.lane);
+    let all = [of_route, window, of_model, Some(target.upstream)];
+    all.into_iter().flatten()
 }

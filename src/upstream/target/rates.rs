@@ -42,7 +42,7 @@ impl Targets {
                 &*state.meters,
             );
             let may_go =
-                place < reach && has_place(target, counts, &self.limits) && !state.is_hopeless();
+                place < reach && has_place(target, counts, &state.limits) && !state.is_hopeless();
             for (key, by_key) in target.by_key.iter().enumerate() {
                 let standing = gate.standing(&by_key.rate_limits, tokens);
                 if let Standing::Never(limit) = standing {
@@ -89,7 +89,7 @@ impl Targets {
     /// Settles what rate limits were charged for a call that has ended. `ended`: `None` where the
     /// call was broken off.
     pub(super) fn settle(&self, permit: &Permit, ended: Option<&Ended>) {
-        let (Some(rates), Some(charges)) = (&self.rates, &permit.charges) else {
+        let Some(charges) = &permit.charges else {
             return;
         };
         let now = Instant::now();
@@ -109,7 +109,7 @@ impl Targets {
         if let Some(used) = used {
             by_key.backend.learn(charges.size, used);
         }
-        rates.settle(now, charges, |spec| {
+        self.rates.settle(now, charges, |spec| {
             if is_sent {
                 spec.used(used)
             } else {
@@ -117,7 +117,7 @@ impl Targets {
             }
         });
         if let Some(ended) = ended.filter(|ended| !ended.remaining.is_empty()) {
-            rates.hear(now, &by_key.rate_limits, &ended.remaining);
+            self.rates.hear(now, &by_key.rate_limits, &ended.remaining);
         }
         // What was reserved and not used may let another line be sent.
         self.changed.notify_one();
@@ -126,9 +126,9 @@ impl Targets {
     /// Whether a rate limit keeps lines from every target that they may go to, and for longer than
     /// units are leased ahead.
     pub(super) fn are_spent(&self, routes: &Routes) -> bool {
-        let Some(rates) = &self.rates else {
+        if !routes.are_rate_limited() {
             return false;
-        };
+        }
         let now = Instant::now();
         let in_reach = self.in_reach(routes);
         let state = self.lock();
@@ -143,7 +143,7 @@ impl Targets {
         });
         let ways = if open.is_empty() { closed } else { open };
         ways.into_iter().all(|(_, _, by_key)| {
-            let left = rates.spent_for(now, &by_key.rate_limits);
+            let left = self.rates.spent_for(now, &by_key.rate_limits);
             left.is_some_and(|left| left > LEASED_AHEAD)
         })
     }
@@ -151,14 +151,13 @@ impl Targets {
     /// Whether a tenant's rate limits keep its lines for longer than units are leased ahead.
     #[must_use]
     pub fn is_tenant_spent(&self, tenant: &str) -> bool {
-        let rates = self.rates.as_ref();
-        let left = rates.and_then(|rates| rates.tenant_spent_for(tenant));
+        let left = self.rates.tenant_spent_for(tenant);
         left.is_some_and(|left| left > LEASED_AHEAD)
     }
 
     /// When a line that a rate limit keeps may be sent, where that is known.
     #[must_use]
     pub fn rate_limits_due(&self) -> Option<Instant> {
-        self.rates.as_ref()?.due(Instant::now())
+        self.rates.due(Instant::now())
     }
 }

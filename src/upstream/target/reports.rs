@@ -4,6 +4,7 @@ use tokio::time::Instant;
 
 use super::switch::Switch;
 use super::targets::Targets;
+use super::upstream::Upstream;
 use crate::upstream::health::cooldown::{self, Cooldown};
 
 impl Targets {
@@ -15,8 +16,10 @@ impl Targets {
         answer: Option<bool>,
         cause: String,
     ) {
-        let moment = self.moment(upstream, Instant::now(), rand::random());
-        let change = self.lock().upstreams[upstream].on_probe(answer, cause, moment);
+        let mut state = self.lock();
+        let moment = state.moment(upstream, &self.pace, (Instant::now(), rand::random()));
+        let change = state.upstreams[upstream].on_probe(answer, cause, moment);
+        drop(state);
         if let Some(change) = change {
             self.announce(upstream, (None, None), &change, None);
             self.changed.notify_one();
@@ -25,8 +28,8 @@ impl Targets {
 
     /// An upstream was asked for its models. `unreachable`: why it cannot be reached, if it cannot.
     pub(in crate::upstream) fn on_discovery(&self, upstream: usize, unreachable: Option<&str>) {
-        let moment = self.moment(upstream, Instant::now(), rand::random());
         let mut state = self.lock();
+        let moment = state.moment(upstream, &self.pace, (Instant::now(), rand::random()));
         let target = &mut state.upstreams[upstream];
         let Some(cause) = unreachable else {
             target.on_discovery();
@@ -66,7 +69,7 @@ impl Targets {
         }
         // Only now, when all is open: waiting lines that look earlier would find a breaker closed.
         self.lock().is_hastened = true;
-        self.attention[upstream].notify_one();
+        self.attention(upstream).notify_one();
         self.changed.notify_one();
         true
     }
@@ -75,31 +78,35 @@ impl Targets {
     /// among them is as the configuration has it. Calls in flight go on.
     pub fn follow_switches(&self, switches: &[Switch]) {
         let now = Instant::now();
-        let mut state = self.lock();
-        for upstream in 0..state.upstreams.len() {
-            let name = self.backends.name(upstream);
-            let set = switches.iter().find(|switch| switch.upstream == name);
-            let one = &mut state.upstreams[upstream];
-            if !one.follow_switch(set, now) {
-                continue;
+        let mut guard = self.lock();
+        let state = &mut *guard;
+        for one in &mut state.upstreams {
+            let set = switches.iter().find(|set| *set.upstream == *one.name);
+            if one.follow_switch(set, now) {
+                self.on_switch(one);
             }
-            let calls = one.in_flight();
-            if let Some(cause) = one.switched().cause() {
-                self.note_trouble();
-                tracing::warn!(
-                    upstream.name = name,
-                    cause,
-                    calls,
-                    "the upstream is disabled: its lines wait or go to others, and calls in \
-                     flight go on"
-                );
-            } else {
-                let by = one.switched().set().map(|set| set.by.as_str());
-                tracing::warn!(upstream.name = name, by, "the upstream is enabled");
-            }
-            self.attention[upstream].notify_one();
-            self.changed.notify_one();
         }
+        state.switches = switches.to_vec();
+    }
+
+    /// Lines may be sent to an upstream, and could not be before, or the reverse.
+    pub(super) fn on_switch(&self, upstream: &Upstream) {
+        let name = &*upstream.name;
+        if let Some(cause) = upstream.switched().cause() {
+            self.note_trouble();
+            tracing::warn!(
+                upstream.name = name,
+                cause,
+                calls = upstream.in_flight(),
+                "the upstream is disabled: its lines wait or go to others, and calls in flight go \
+                 on"
+            );
+        } else {
+            let by = upstream.switched().set().map(|set| set.by.as_str());
+            tracing::warn!(upstream.name = name, by, "the upstream is enabled");
+        }
+        upstream.attention.notify_one();
+        self.changed.notify_one();
     }
 
     /// Of what operators have disabled: the names of the upstreams at which this process has
@@ -109,10 +116,10 @@ impl Targets {
     pub fn drained(&self, switches: &[Switch]) -> Vec<(String, i64)> {
         let state = self.lock();
         let is_idle = |name: &str| {
-            let upstream = self.backends.upstream_named(name);
-            upstream.is_none_or(|upstream| {
-                let one = &state.upstreams[upstream];
-                one.switched().is_disabled() && one.in_flight() == 0
+            let mut named = state.upstreams.iter().filter(|one| *one.name == *name);
+            named.all(|one| {
+                let is_closed = one.is_gone || one.switched().is_disabled();
+                is_closed && one.in_flight() == 0
             })
         };
         let disabled = switches.iter().filter(|switch| !switch.enabled);

@@ -27,14 +27,27 @@ pub(in crate::upstream) struct Switched {
     disabled_since: Option<Instant>,
 }
 
-impl Switched {
-    /// As the configuration has it.
-    pub(super) fn new(configured: bool) -> Self {
+impl Default for Switched {
+    fn default() -> Self {
         Self {
-            configured,
+            configured: true,
             set: None,
-            disabled_since: (!configured).then(Instant::now),
+            disabled_since: None,
         }
+    }
+}
+
+impl Switched {
+    /// What the configuration says from now on, and what operators have set: see
+    /// [`follow`](Self::follow).
+    pub(super) fn configure(
+        &mut self,
+        configured: bool,
+        set: Option<&Switch>,
+        now: Instant,
+    ) -> bool {
+        self.configured = configured;
+        self.follow(set, now)
     }
 
     /// Since when no line is sent.
@@ -109,23 +122,29 @@ mod tests {
             (true, Some(set(false, false)), false),
             (false, Some(set(true, true)), true),
         ] {
-            let mut switched = Switched::new(configured);
+            let mut switched = Switched::default();
+            switched.configure(configured, None, now);
             let before = switched.is_disabled();
             let changes = switched.follow(set.as_ref(), now);
             assert_eq!(switched.is_disabled(), disabled, "{configured} {set:?}");
             assert_eq!(changes, before != disabled);
             assert!(!switched.follow(set.as_ref(), now), "nothing is new");
+            let changes = switched.configure(!configured, set.as_ref(), now);
+            let counts = set.as_ref().filter(|set| set.configured != configured);
+            let enabled = counts.map_or(!configured, |set| set.enabled);
+            assert_eq!(switched.is_disabled(), !enabled, "reloaded");
+            assert_eq!(changes, disabled != switched.is_disabled());
         }
     }
 
     #[test]
     fn who_has_disabled_it_is_said() {
-        let mut switched = Switched::new(true);
+        let mut switched = Switched::default();
         assert_eq!(switched.cause(), None);
         switched.follow(Some(&set(false, true)), Instant::now());
         assert_eq!(switched.cause().as_deref(), Some("disabled by key_1"));
-        let configured = Switched::new(false);
-        let cause = configured.cause();
+        switched.configure(false, None, Instant::now());
+        let cause = switched.cause();
         assert_eq!(cause.as_deref(), Some("disabled in the configuration"));
     }
 }

@@ -9,34 +9,32 @@ use tokio::sync::Notify;
 use tokio::time::Instant;
 
 use super::backend::Backends;
+use super::switch::Switch;
 use super::upstream::{Moment, Upstream};
 use crate::upstream::attempt::ages::OldCalls;
+use crate::upstream::attempt::client::Client;
 use crate::upstream::balance::Balancer;
 use crate::upstream::health::announce::{Subject, announce};
 use crate::upstream::health::breaker::{Breaker, Change, Room};
 use crate::upstream::health::fail_fast::GivingUp;
-use crate::upstream::limits::auto::{Meter, Windows};
-use crate::upstream::limits::concurrency::Limits;
+use crate::upstream::limits::auto::{Meter, WindowSpec, Windows};
+use crate::upstream::limits::concurrency::{Limits, Sharing};
 use crate::upstream::limits::rate::RateLimits;
-use crate::upstream::route::{Routes, Target};
-use crate::upstream::settings::{FailFast, Pace, RetrySettings};
+use crate::upstream::numbers::Number;
+use crate::upstream::route::{Lane, Routes, Target};
+use crate::upstream::settings::{FailFast, Pace, RetrySettings, UpstreamSettings};
 
 /// All upstreams of a process, and what is known of them.
 #[derive(Debug)]
 pub struct Targets {
-    /// By upstream: its address, for the log.
-    urls: Vec<String>,
     pub(in crate::upstream) backends: Arc<Backends>,
-    pub(in crate::upstream) limits: Limits,
+    pub(in crate::upstream) sharing: Arc<Sharing>,
     pub(in crate::upstream) windows: Windows,
-    /// `None`: there are none.
-    pub(in crate::upstream) rates: Option<RateLimits>,
-    pace: Pace,
-    pub(super) retry: RetrySettings,
-    /// Some breaker may be closed or have a narrow window, or an upstream is disabled. While this is false, nobody need look.
+    pub(in crate::upstream) rates: RateLimits,
+    pub(super) pace: Pace,
+    /// Some breaker may be closed or have a narrow window, or an upstream is disabled. While this
+    /// is false, nobody need look.
     is_troubled: AtomicBool,
-    /// By upstream: its probe loop waits here for it to change.
-    pub(in crate::upstream) attention: Vec<Notify>,
     /// A breaker has closed.
     pub(in crate::upstream) closed: Notify,
     /// A line may be sent that could not be sent before.
@@ -49,17 +47,22 @@ pub struct Targets {
 /// What the lock guards.
 #[derive(Debug)]
 pub(super) struct State {
+    /// By their numbers.
     pub(super) upstreams: Vec<Upstream>,
     /// By the number of the tier.
     pub(super) balancers: Vec<Balancer>,
     /// How many calls have begun.
     pub(super) begun: usize,
-    /// Calls in flight by the routes that have a limit, in the order of these limits.
+    /// Calls in flight by the routes that have a limit, by the numbers of these limits.
     pub(super) by_route: Vec<usize>,
     /// What is counted of each window, by the windows' numbers.
     pub(super) meters: Vec<Meter>,
     /// Calls in flight by the lane of the model, be they of the model's lines or of a task's.
     pub(super) by_lane: Vec<usize>,
+    pub(super) limits: Arc<Limits>,
+    pub(super) retry: RetrySettings,
+    /// What operators have set.
+    pub(super) switches: Vec<Switch>,
     pub(super) giving_up: GivingUp,
     /// Where the last call went that may have failed like all others: routes, and which target.
     pub(super) refused_last: Option<(Arc<Routes>, usize)>,
@@ -69,51 +72,106 @@ pub(super) struct State {
 }
 
 impl Targets {
-    /// `upstreams`: the address of each, without secrets, and its state.
+    /// Without any upstream, until [`configure`](Self::configure) is called.
     pub(in crate::upstream) fn new(
-        upstreams: Vec<(String, Upstream)>,
         backends: Arc<Backends>,
-        (limits, windows, rates): (Limits, Windows, Option<RateLimits>),
-        balancers: Vec<Balancer>,
-        (pace, retry): (Pace, RetrySettings),
+        (limits, retry): (Arc<Limits>, RetrySettings),
+        pace: Pace,
         fail_fast: Option<FailFast>,
     ) -> Self {
-        let by_route = vec![0; limits.routes().len()];
-        let by_lane = vec![0; limits.lanes().count()];
-        let (urls, upstreams): (Vec<String>, Vec<Upstream>) = upstreams.into_iter().unzip();
-        let is_troubled = upstreams.iter().any(|one| one.switched().is_disabled());
         Self {
             backends,
-            limits,
-            rates,
+            sharing: Arc::clone(limits.sharing()),
+            windows: Windows::default(),
+            rates: RateLimits::default(),
             pace,
-            retry,
-            is_troubled: AtomicBool::new(is_troubled),
-            attention: urls.iter().map(|_| Notify::new()).collect(),
+            is_troubled: AtomicBool::new(false),
             closed: Notify::new(),
             changed: Notify::new(),
             drained: Notify::new(),
             state: Mutex::new(State {
-                upstreams,
-                balancers,
+                upstreams: Vec::new(),
+                balancers: Vec::new(),
                 begun: 0,
-                by_route,
-                meters: windows.meters(),
-                by_lane,
+                by_route: Vec::new(),
+                meters: Vec::new(),
+                by_lane: Vec::new(),
+                limits,
+                retry,
+                switches: Vec::new(),
                 giving_up: GivingUp::new(fail_fast),
                 refused_last: None,
                 is_hastened: false,
             }),
-            windows,
-            urls,
         }
+    }
+
+    /// Lines go by this configuration from now on. What keeps its number keeps its state. Calls in
+    /// flight end where they began.
+    pub(in crate::upstream) fn configure<'c>(
+        &self,
+        upstreams: impl Iterator<Item = (Number, &'c Arc<Client>, &'c UpstreamSettings)>,
+        lanes: &[Lane],
+        (limits, windows): (Arc<Limits>, Vec<(Number, WindowSpec)>),
+        retry: RetrySettings,
+    ) {
+        let now = Instant::now();
+        let mut guard = self.lock();
+        let state = &mut *guard;
+        for upstream in &mut state.upstreams {
+            upstream.is_gone = true;
+        }
+        for (number, client, settings) in upstreams {
+            let upstream = at(&mut state.upstreams, number.at, Upstream::default);
+            if number.is_new {
+                *upstream = Upstream::new(settings.told_keys().len());
+            }
+            let mut switches = state.switches.iter();
+            let set = switches.find(|set| *set.upstream == *client.name);
+            let shown = (&client.name, &*client.shown_url());
+            if upstream.configure(shown, (settings.enabled, set), now) {
+                self.on_switch(upstream);
+            }
+        }
+        for lane in lanes {
+            at(&mut state.by_lane, lane.id.index(), usize::default);
+            for (number, routes) in lane.tiers.iter().zip(lane.by_tier()) {
+                let new = || Balancer::new(lane.strategy, routes.len());
+                let balancer = at(&mut state.balancers, number.at, new);
+                if number.is_new {
+                    *balancer = new();
+                }
+            }
+        }
+        state
+            .by_route
+            .resize(state.by_route.len().max(limits.routes().len()), 0);
+        self.windows.configure(windows, &mut state.meters);
+        (state.limits, state.retry) = (limits, retry);
+    }
+
+    /// Another configuration has taken the place of the one before: all that waits looks again.
+    pub(in crate::upstream) fn on_reload(&self) {
+        self.closed.notify_one();
+        self.changed.notify_one();
+        self.sharing.notify_changed();
+    }
+
+    /// How many calls at once there may be.
+    pub(in crate::upstream) fn limits(&self) -> Arc<Limits> {
+        Arc::clone(&self.lock().limits)
+    }
+
+    /// An upstream's probe loop waits here for it to change.
+    pub(in crate::upstream) fn attention(&self, upstream: usize) -> Arc<Notify> {
+        self.read(|upstreams| Arc::clone(&upstreams[upstream].attention))
     }
 
     pub(super) fn lock(&self) -> MutexGuard<'_, State> {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Reads the state of all upstreams, in their order.
+    /// Reads the state of all upstreams, by their numbers.
     pub(in crate::upstream) fn read<T>(&self, read: impl FnOnce(&[Upstream]) -> T) -> T {
         read(&self.lock().upstreams)
     }
@@ -124,19 +182,20 @@ impl Targets {
         self.read(|upstreams| upstreams[upstream].in_flight())
     }
 
-    /// Calls in flight, by upstream.
+    /// Calls in flight, by the number of the upstream.
     #[must_use]
     pub fn in_flight(&self) -> Vec<usize> {
         self.read(|upstreams| upstreams.iter().map(Upstream::in_flight).collect())
     }
 
-    /// Calls in flight by the lanes of models, whether they are of the model's lines or of a task's.
+    /// Calls in flight by the numbers of the lanes of models, whether they are of the model's lines
+    /// or of a task's.
     #[must_use]
     pub fn in_flight_by_lane(&self) -> Vec<usize> {
         self.lock().by_lane.clone()
     }
 
-    /// Calls in flight by the routes that have a limit, in the order of these limits.
+    /// Calls in flight by the routes that have a limit, by the numbers of these limits.
     #[must_use]
     pub fn in_flight_by_route(&self) -> Vec<usize> {
         self.lock().by_route.clone()
@@ -165,23 +224,14 @@ impl Targets {
         change: &Change,
         status: Option<u16>,
     ) {
+        let (name, url) = self.read(|upstreams| upstreams[upstream].shown());
         let subject = Subject {
-            upstream: self.backends.name(upstream),
-            url: &self.urls[upstream],
+            upstream: &name,
+            url: &url,
             key,
             model,
         };
         announce(subject, change, status);
-    }
-
-    pub(super) fn moment(&self, upstream: usize, now: Instant, random: f64) -> Moment<'_> {
-        Moment {
-            now,
-            random,
-            pace: &self.pace,
-            retry: &self.retry,
-            limit: self.limits.share(upstream).max(1),
-        }
     }
 
     /// Whether any upstream or model may be in trouble, or is disabled.
@@ -198,17 +248,45 @@ impl Targets {
     /// Looks at every breaker, and clears [`is_troubled`](Self::is_troubled) where all are well.
     pub(super) fn look_for_trouble(&self) {
         let backends = self.backends.all(None);
-        let is_well =
-            |one: &Upstream| one.breakers().all(Breaker::is_well) && !one.switched().is_disabled();
         let are_well = backends.iter().all(|backend| backend.breaker().is_well())
-            && self.read(|upstreams| upstreams.iter().all(is_well));
+            && self.read(|upstreams| {
+                let is_well = |one: &Upstream| {
+                    one.is_gone
+                        || (one.breakers().all(Breaker::is_well) && !one.switched().is_disabled())
+                };
+                upstreams.iter().all(is_well)
+            });
         if are_well {
             self.is_troubled.store(false, Ordering::Relaxed);
         }
     }
 }
 
+/// The item of this number, with others before it where there are none yet.
+fn at<T>(items: &mut Vec<T>, number: usize, new: impl Fn() -> T) -> &mut T {
+    if items.len() <= number {
+        items.resize_with(number + 1, new);
+    }
+    &mut items[number]
+}
+
 impl State {
+    /// What counts when a call to an upstream ends.
+    pub(super) fn moment<'p>(
+        &self,
+        upstream: usize,
+        pace: &'p Pace,
+        (now, random): (Instant, f64),
+    ) -> Moment<'p> {
+        Moment {
+            now,
+            random,
+            pace,
+            retry: self.retry,
+            limit: self.limits.share(upstream).max(1),
+        }
+    }
+
     /// Whether all calls have failed so that only a person can help: see [`FailFast`].
     pub(super) fn is_hopeless(&self) -> bool {
         self.giving_up.hopeless().is_some()

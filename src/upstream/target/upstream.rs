@@ -1,8 +1,10 @@
 //! The state of one upstream: how many calls are in flight there, and how it fares. Calls begin and
 //! end through [`Upstream::on_start`] and [`Upstream::on_finish`], and in no other way.
 
+use std::sync::Arc;
 use std::time::Duration;
 
+use tokio::sync::Notify;
 use tokio::time::Instant;
 
 use super::switch::{Switch, Switched};
@@ -10,13 +12,20 @@ use crate::upstream::attempt::ages::{Ages, OldCalls, Second};
 use crate::upstream::attempt::result::CallResult;
 use crate::upstream::health::breaker::{Breaker, Change, Failure, Room};
 use crate::upstream::health::reason::Reason;
-use crate::upstream::settings::{Pace, RetrySettings, UpstreamSettings};
+use crate::upstream::settings::{Pace, RetrySettings};
 
 /// An upstream's state. The breakers of its models stand beside it, in their
 /// [`Backend`](super::backend::Backend)s.
-#[derive(Debug)]
+#[derive(Debug, Default)]
 pub(in crate::upstream) struct Upstream {
     switched: Switched,
+    pub(super) name: Arc<str>,
+    /// Its address, for the log.
+    url: Arc<str>,
+    /// Its probe loop waits here for it to change.
+    pub(super) attention: Arc<Notify>,
+    /// It is not configured any more. Calls in flight end here.
+    pub(super) is_gone: bool,
     in_flight: usize,
     /// How old the calls in flight are.
     ages: Ages,
@@ -75,7 +84,7 @@ pub(super) struct Moment<'a> {
     /// In 0..1.
     pub(super) random: f64,
     pub(super) pace: &'a Pace,
-    pub(super) retry: &'a RetrySettings,
+    pub(super) retry: RetrySettings,
     /// As many calls at once as there may be at the upstream.
     pub(super) limit: usize,
 }
@@ -93,18 +102,25 @@ pub(super) struct Changes {
 }
 
 impl Upstream {
-    pub(in crate::upstream) fn new(settings: &UpstreamSettings) -> Self {
-        let keys = settings.told_keys().iter();
+    /// With so many keys that are told apart.
+    pub(super) fn new(keys: usize) -> Self {
         Self {
-            keys: keys.map(|_| Key::default()).collect(),
-            switched: Switched::new(settings.enabled),
-            in_flight: 0,
-            ages: Ages::default(),
-            is_wanted: false,
-            has_answered: false,
-            was_tried: false,
-            breaker: Breaker::default(),
+            keys: (0..keys).map(|_| Key::default()).collect(),
+            ..Self::default()
         }
+    }
+
+    /// It is configured: what the log calls it, whether lines are sent there, and what operators
+    /// have set. True as [`Switched::follow`] says.
+    pub(super) fn configure(
+        &mut self,
+        (name, url): (&Arc<str>, &str),
+        (enabled, set): (bool, Option<&Switch>),
+        now: Instant,
+    ) -> bool {
+        (self.name, self.url) = (Arc::clone(name), url.into());
+        self.is_gone = false;
+        self.switched.configure(enabled, set, now)
     }
 
     /// Whether lines may be sent here at all.
@@ -115,6 +131,11 @@ impl Upstream {
     /// What operators have set: see [`Switched::follow`].
     pub(super) fn follow_switch(&mut self, set: Option<&Switch>, now: Instant) -> bool {
         self.switched.follow(set, now)
+    }
+
+    /// Its name and its address.
+    pub(super) fn shown(&self) -> (Arc<str>, Arc<str>) {
+        (Arc::clone(&self.name), Arc::clone(&self.url))
     }
 
     pub(in crate::upstream) fn in_flight(&self) -> usize {
@@ -327,7 +348,7 @@ impl Upstream {
         moment: Moment<'_>,
     ) -> Changes {
         let Moment { now, random, .. } = moment;
-        let paces = (moment.pace, moment.retry);
+        let paces = (moment.pace, &moment.retry);
         let fail = |breaker: &mut Breaker, generation: u32| {
             if end.is_signal {
                 return breaker.fail(failure, generation, now, paces, random, end.cause);
@@ -407,7 +428,7 @@ impl Upstream {
         };
         let Moment { now, random, .. } = moment;
         let generation = self.breaker.start(now);
-        let paces = (moment.pace, moment.retry);
+        let paces = (moment.pace, &moment.retry);
         self.breaker
             .fail(failure, generation, now, paces, random, cause)
     }

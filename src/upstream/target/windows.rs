@@ -35,11 +35,11 @@ impl State {
 impl Targets {
     /// The names of all windows that are found out, under which they are stored.
     #[must_use]
-    pub fn window_names(&self) -> &[String] {
+    pub fn window_names(&self) -> Vec<String> {
         self.windows.names()
     }
 
-    /// Calls in flight in each window, in the order of the windows.
+    /// Calls in flight in each window, by the windows' numbers.
     #[must_use]
     pub fn in_flight_by_window(&self) -> Vec<usize> {
         let state = self.lock();
@@ -57,12 +57,13 @@ impl Targets {
         self.windows.due().notified().await;
     }
 
-    /// This process's turn at all windows: they bound its calls from now on. `now_ms`: by the clock
-    /// that all processes have in common. What is to be stored, and what has changed.
+    /// This process's turn at the windows of these names: they bound its calls from now on. `now_ms`:
+    /// by the clock that all processes have in common. What is to be stored, and what has changed.
     pub fn take_window_turn(
         &self,
         token: &str,
         now_ms: i64,
+        names: &[String],
         stored: &[StoredWindow],
     ) -> (Vec<StoredWindow>, Vec<WindowChange>) {
         let mut guard = self.lock();
@@ -71,9 +72,10 @@ impl Targets {
         let upstreams = state.upstreams.iter();
         let at_upstream: Vec<u32> = upstreams.map(|one| count(one.in_flight())).collect();
         let counts = (&mut *state.meters, &*at_upstream);
+        let of = (names, stored);
         let turn = self
             .windows
-            .take_turn((token, now_ms), stored, counts, &self.limits);
+            .take_turn((token, now_ms), of, counts, &state.limits);
         drop(guard);
         if !turn.1.is_empty() {
             self.changed.notify_one();
@@ -85,7 +87,7 @@ impl Targets {
     #[must_use]
     pub fn window_status(&self) -> Vec<WindowStatus> {
         let state = self.lock();
-        self.windows.status(&state.meters, &self.limits)
+        self.windows.status(&state.meters, &state.limits)
     }
 
     /// An engine has said something of itself. `before`: our calls there when it was asked.

@@ -309,16 +309,16 @@ fn the_limit_of_a_route_is_shared_as_others_are() {
     let limits = pool.limits();
     let all: Vec<_> = limits.all().collect();
     let expected = [
-        ("upstream:a", 5),
-        ("upstream:b", 5),
-        ("model:m", 9),
-        ("route:m > b", 4),
+        (0, "upstream:a", 5),
+        (1, "upstream:b", 5),
+        (2, "model:m", 9),
+        (3, "route:m > b", 4),
     ];
     assert_eq!(all, expected);
     limits.share_out();
     let mut held = Vec::new();
     assert_eq!(take(&pool, &mut held), None);
-    limits.grant(&[5, 5, 9, 1], false);
+    limits.grant(&[(0, 5), (1, 5), (2, 9), (3, 1)], false);
     for _ in 0..6 {
         take(&pool, &mut held).expect("a place");
     }
@@ -342,11 +342,11 @@ fn where_the_own_tier_has_a_place_for_nobody_lines_are_leased_for_the_paid_tier(
     let routes = pool.resolve("m").expect("is served");
     let (targets, limits) = (pool.targets(), pool.limits());
     limits.share_out();
-    limits.grant(&[2, 2, 0], false);
+    limits.grant(&[(0, 2), (1, 2), (2, 0)], false);
     assert!(targets.lacks_share(&routes), "another process has them");
     limits.resize_window(0, 0);
     assert!(targets.has_share(&routes) && !targets.lacks_share(&routes));
-    limits.grant(&[2, 0, 0], false);
+    limits.grant(&[(0, 2), (1, 0), (2, 0)], false);
     assert!(targets.lacks_share(&routes));
 }
 
@@ -356,7 +356,7 @@ fn lines_stay_in_hand_while_no_process_has_a_place() {
     let routes = pool.resolve("m").expect("is served");
     let (targets, limits) = (pool.targets(), pool.limits());
     limits.share_out();
-    limits.grant(&[2, 0], false);
+    limits.grant(&[(0, 2), (1, 0)], false);
     assert!(targets.lacks_share(&routes));
     limits.resize_window(0, 0);
     assert!(!targets.has_share(&routes) && !targets.lacks_share(&routes));
@@ -379,7 +379,7 @@ fn a_process_without_a_share_of_the_model_leases_no_lines_of_its_task() {
     let names = [(None, "m"), (Some("t"), ""), (Some("t"), "m")];
     let all = names.map(|(task, model)| pool.resolve_for(task, model).expect("is served"));
     limits.share_out();
-    for (shares, is_mine) in [([2, 0], false), ([1, 1], true)] {
+    for (shares, is_mine) in [([(0, 2), (1, 0)], false), ([(0, 1), (1, 1)], true)] {
         limits.grant(&shares, false);
         for routes in &all {
             assert_eq!(targets.has_share(routes), is_mine);
@@ -397,7 +397,8 @@ async fn shares_are_wanted_of_the_tiers_that_lines_may_go_to() {
     tiers.routes[1].concurrency = Some(3);
     let wanted = |pool: &Arc<Pool>| {
         let routes = pool.resolve("m").expect("is served");
-        let limits = pool.targets().limits_in_reach(&routes);
+        let all = pool.limits();
+        let limits = pool.targets().limits_in_reach(&all, &routes);
         limits.collect::<Vec<_>>()
     };
     let closed = pool(&settings(upstreams(&names, 2), vec![tiers.clone()]));

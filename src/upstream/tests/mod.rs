@@ -6,6 +6,7 @@ mod engines;
 mod keys;
 mod outages;
 mod rates;
+mod reload;
 mod routing;
 mod scopes;
 mod translation;

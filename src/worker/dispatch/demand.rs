@@ -3,10 +3,9 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
-use super::ledger::run_queues::Lane;
 use super::shared::SharedLedger;
 use super::tenants::Tenants;
-use crate::upstream::{Pool, Routes};
+use crate::upstream::{Limits, Pool, Routes};
 
 pub(crate) struct Demand {
     ledger: Arc<SharedLedger>,
@@ -57,24 +56,30 @@ impl Demand {
         *on_offer = offered;
         drop(on_offer);
         if is_changed {
-            limits.notify_changed();
+            self.pool.sharing().notify_changed();
         }
     }
 
     /// How many calls at once this process could have in flight under each limit, if it had the
-    /// whole limit. In the order of [`Limits::all`](crate::upstream::Limits::all).
-    pub(crate) fn of_each_limit(&self) -> Vec<usize> {
-        let limits = self.pool.limits();
-        let mut demand: Vec<usize> = vec![0; limits.all().count()];
+    /// whole limit. By the places of these limits.
+    pub(crate) fn of_each_limit(&self, limits: &Limits) -> Vec<usize> {
+        let mut demand: Vec<usize> = vec![0; limits.places()];
         let ledger = self.ledger.lock();
         if ledger.is_closed() {
             return demand;
         }
         let mut add = |routes: &Routes, lines: usize| {
             let lines = lines.min(limits.lane_allowed(routes.lane));
-            let in_reach = self.pool.targets().limits_in_reach(routes);
+            if !self.pool.has(routes) {
+                // A line that goes by other routes in a moment.
+                return;
+            }
+            let in_reach = self.pool.targets().limits_in_reach(limits, routes);
             for limit in limits.of_lane(routes.lane).into_iter().chain(in_reach) {
-                demand[limit] = demand[limit].saturating_add(lines);
+                // The routes may be of a configuration that has come since, with more limits.
+                if let Some(demand) = demand.get_mut(limit) {
+                    *demand = demand.saturating_add(lines);
+                }
             }
         };
         for (routes, calls) in &self.on_offer().open {
@@ -89,14 +94,14 @@ impl Demand {
                 .or_insert_with(|| self.tenants.allowed(tenant).unwrap_or(usize::MAX));
             let lines = (active.resting().all() + active.in_flight()).min(*left);
             *left -= lines;
-            if let Some(routes) = &active.unit().routes
+            if let Some(routes) = active.routes()
                 && (active.in_flight() > 0 || self.pool.targets().is_open(routes))
             {
                 add(routes, lines);
             }
         }
-        for (demand, (_, allowed)) in demand.iter_mut().zip(limits.all()) {
-            *demand = (*demand).min(allowed);
+        for (place, _, allowed) in limits.all() {
+            demand[place] = demand[place].min(allowed);
         }
         demand
     }
@@ -134,24 +139,32 @@ impl Demand {
         sending.collect()
     }
 
-    /// Calls in flight under each limit, in the same order.
-    pub(crate) fn in_flight(&self) -> Vec<usize> {
-        let limits = self.pool.limits();
+    /// Calls in flight under each limit, by the same places.
+    pub(crate) fn in_flight(&self, limits: &Limits) -> Vec<usize> {
         let ledger = self.ledger.lock();
-        let mut in_flight = self.pool.targets().in_flight();
-        in_flight.resize(limits.all().count(), 0);
-        let by_lane = self.pool.targets().in_flight_by_lane();
-        for ((id, _), calls) in limits.lanes().zip(by_lane) {
+        let mut in_flight = vec![0; limits.places()];
+        let by_upstream = self.pool.targets().in_flight();
+        for (in_flight, calls) in in_flight[limits.upstreams()].iter_mut().zip(by_upstream) {
+            *in_flight = calls;
+        }
+        for (id, lane) in ledger.run_queues().lanes() {
             if let Some(limit) = limits.of_lane(id) {
-                // Lines of tasks count for the limits of models, too.
-                let lane = ledger.run_queues().lane(id);
-                in_flight[limit] = lane.map_or(0, Lane::in_flight).max(calls);
+                in_flight[limit] = lane.in_flight();
             }
         }
+        // Lines of tasks count for the limits of models, too.
+        let by_lane = self.pool.targets().in_flight_by_lane();
+        for (in_flight, calls) in in_flight[limits.lanes()].iter_mut().zip(by_lane) {
+            *in_flight = calls.max(*in_flight);
+        }
         let by_route = self.pool.targets().in_flight_by_route();
-        in_flight[limits.routes()].copy_from_slice(&by_route);
+        for (in_flight, calls) in in_flight[limits.routes()].iter_mut().zip(by_route) {
+            *in_flight = calls;
+        }
         let by_window = self.pool.targets().in_flight_by_window();
-        in_flight[limits.windows()].copy_from_slice(&by_window);
+        for (in_flight, calls) in in_flight[limits.windows()].iter_mut().zip(by_window) {
+            *in_flight = calls;
+        }
         in_flight
     }
 

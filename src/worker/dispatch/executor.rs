@@ -12,6 +12,7 @@ use std::time::{Duration, Instant};
 use tracing::Instrument as _;
 use tracing::field::Empty;
 
+use super::ledger::run_queues::Counted;
 use super::ledger::unit::Due;
 use super::missing_models::MissingModels;
 use super::ownership::Ownership;
@@ -49,10 +50,10 @@ pub(super) struct Job {
     pub(super) request: Option<Request>,
     /// Taken by the call, or given back when there is none.
     pub(super) permit: Option<Permit>,
+    /// What the line counts against until it comes back.
+    pub(super) counted: Counted,
     /// Why the line can never be sent, in words for its user.
     pub(super) too_large: Option<String>,
-    /// Whether the line goes to a higher tier because it would be late otherwise.
-    pub(super) is_spilled: bool,
     pub(super) begun: Instant,
 }
 

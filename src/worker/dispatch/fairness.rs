@@ -10,7 +10,7 @@ use std::time::{Duration, Instant};
 use proptest::prelude::*;
 
 use super::ledger::Ledger;
-use super::ledger::run_queues::{LaneLimit, TenantLimit};
+use super::ledger::run_queues::{Counted, LaneLimit, TenantLimit};
 use super::ledger::unit::Due;
 use super::order::{self, Chosen};
 use crate::domain::endpoint::ENDPOINTS;
@@ -73,6 +73,7 @@ struct Flight {
     unit: Arc<LoadedUnit>,
     pending: Pending,
     permit: Permit,
+    counted: Counted,
     status: u16,
 }
 
@@ -206,9 +207,9 @@ impl<'a> Simulation<'a> {
             let routes = self.pool.resolve("m").expect("is served");
             let limit = LaneLimit::of(&self.pool, routes.lane);
             let unit_id = number as u64;
-            let (unit, lines) = units::unit_on(unit_id, Arc::new(context), leased, Some(routes));
+            let (unit, lines) = units::unit_on(unit_id, Arc::new(context), leased);
             let tenant = Arc::clone(&unit.batch.tenant);
-            self.ledger.admit(unit, lines, limit);
+            self.ledger.admit(unit, Some(routes), lines, limit);
             if let Some(limit) = self.world.limits.get(&arrival.tenant) {
                 self.ledger.set_tenant_limit(&tenant, limit.clone());
             }
@@ -221,6 +222,7 @@ impl<'a> Simulation<'a> {
             unit,
             pending,
             permit,
+            counted,
             ..
         } = chosen;
         let batch = self.batches[&*unit.batch.id];
@@ -244,6 +246,7 @@ impl<'a> Simulation<'a> {
             unit,
             pending,
             permit: permit.expect("no rate limit"),
+            counted,
             status,
         };
         self.flights.insert(self.numbers, flight);
@@ -259,11 +262,12 @@ impl<'a> Simulation<'a> {
                 unit,
                 mut pending,
                 permit,
+                counted,
                 status,
             } = flight;
             let again = answered(permit, &mut pending.history, status);
             let took = again.is_none().then_some(Duration::from_millis(CALL_MS));
-            self.ledger.finish(&unit, took, false);
+            self.ledger.finish(&unit, counted, took);
             if let Some((after, is_hastened)) = again {
                 let soonest = is_hastened.then(|| self.now() + Duration::from_millis(500));
                 let at = self.now() + after;

@@ -15,10 +15,10 @@ use std::time::{Duration, Instant};
 use super::late::{Lateness, Moment, OpenBatch, Verdict};
 use crate::domain::batch::EndReason;
 use crate::domain::unit::{UnitKey, UnitLease};
-use crate::upstream::LaneId;
+use crate::upstream::{LaneId, Routes};
 use crate::worker::work::line::{OpenLine, Pending};
 use crate::worker::work::unit::LoadedUnit;
-use run_queues::{Lane, LaneLimit, Resting, RunQueues, TenantLimit};
+use run_queues::{Counted, Lane, LaneLimit, Resting, RunQueues, TenantLimit};
 use unit::{ActiveUnit, Due, Ready};
 
 #[derive(Default)]
@@ -137,11 +137,45 @@ impl Ledger {
     }
 
     /// Takes a unit in hand, with its open lines.
-    pub(crate) fn admit(&mut self, unit: Arc<LoadedUnit>, lines: Vec<OpenLine>, limit: LaneLimit) {
+    pub(crate) fn admit(
+        &mut self,
+        unit: Arc<LoadedUnit>,
+        routes: Option<Arc<Routes>>,
+        lines: Vec<OpenLine>,
+        limit: LaneLimit,
+    ) {
         let id = unit.id;
-        let position = self.run_queues.enter(&unit, limit);
-        self.units.insert(id, ActiveUnit::new(unit, position));
+        let position = self.run_queues.enter(&unit, routes.as_ref(), limit);
+        let active = ActiveUnit::new(unit, routes, position);
+        self.units.insert(id, active);
         self.change(id, |active| active.add(lines));
+    }
+
+    /// The lines in hand that are not in flight go by other routes from now on: by those that
+    /// `routes` says, given the routes before and the unit.
+    pub(crate) fn reroute(
+        &mut self,
+        routes: impl Fn(&Arc<Routes>, &LoadedUnit) -> Option<Arc<Routes>>,
+        limit: impl Fn(&Routes) -> LaneLimit,
+    ) {
+        for active in self.units.values_mut() {
+            let Some(before) = active.routes() else {
+                continue;
+            };
+            let now = routes(before, active.unit());
+            if now.as_ref().is_some_and(|now| Arc::ptr_eq(now, before)) {
+                continue;
+            }
+            let (resting, none) = (active.resting(), Resting::default());
+            let queues = &mut self.run_queues;
+            queues.change(active.position(), active.lane(), resting, none);
+            queues.leave(active.position());
+            let limit = now.as_ref().map(|now| limit(now)).unwrap_or_default();
+            let position = queues.enter(active.unit(), now.as_ref(), limit);
+            active.reroute(now, position);
+            queues.change(position, active.lane(), none, resting);
+        }
+        self.run_queues.forget_idle_lanes();
     }
 
     /// A unit's next line is sent.
@@ -150,7 +184,7 @@ impl Ledger {
         id: u64,
         ready: Ready,
         start: Start,
-    ) -> Option<(Arc<LoadedUnit>, Pending)> {
+    ) -> Option<(Arc<LoadedUnit>, Pending, Counted)> {
         let Start {
             exclusively,
             is_spilled,
@@ -161,7 +195,11 @@ impl Ledger {
             Some((unit, pending, active.position(), active.lane()))
         })??;
         self.in_flight += 1;
-        self.run_queues.on_start(position, lane, is_spilled);
+        let routes = self.units.get(&id).and_then(ActiveUnit::routes);
+        let spills_late = routes.is_some_and(|routes| routes.spill_late());
+        let counted = self
+            .run_queues
+            .on_start(position, lane, (is_spilled, spills_late));
         if let Some(lane) = lane.filter(|_| is_spilled) {
             let batch = &unit.batch;
             self.lateness.on_spill(lane, &batch.tenant, &batch.id);
@@ -169,26 +207,26 @@ impl Ledger {
         if exclusively {
             self.exclusive = Some(id);
         }
-        Some((unit, pending))
+        Some((unit, pending, counted))
     }
 
-    /// A line has come back. `took`: how long, if the line has its outcome. `is_spilled`: as when
-    /// the line was sent. The line's unit may not be in hand any more.
-    pub(crate) fn finish(&mut self, unit: &LoadedUnit, took: Option<Duration>, is_spilled: bool) {
+    /// A line has come back. `counted`: what its start has returned. `took`: how long, if the line
+    /// has its outcome. The line's unit may not be in hand any more.
+    pub(crate) fn finish(&mut self, unit: &LoadedUnit, counted: Counted, took: Option<Duration>) {
         self.in_flight -= 1;
-        if let (Some(took), Some(routes)) = (took, &unit.routes)
-            && routes.spill_late()
+        if let (Some(took), Some(lane)) = (took, counted.lane)
+            && counted.spills_late
         {
             let tenant = &unit.batch.tenant;
             self.lateness
-                .on_finish(routes.lane, tenant, took, is_spilled);
+                .on_finish(lane, tenant, took, counted.is_spilled);
         }
         let active = self.units.get_mut(&unit.id);
         let position = active.map(|active| {
             active.finish();
             active.position()
         });
-        self.run_queues.on_finish(unit, position, took, is_spilled);
+        self.run_queues.on_finish(unit, position, (counted, took));
     }
 
     /// A line that has come back waits for its next attempt. If its unit is not in hand any more,

@@ -12,7 +12,7 @@
 use std::cmp::Reverse;
 use std::sync::Arc;
 
-use super::ledger::run_queues::{Batch, BatchFlow, Turn};
+use super::ledger::run_queues::{Batch, BatchFlow, Counted, Turn};
 use super::ledger::unit::{ActiveUnit, Ready};
 use super::ledger::{Ledger, Start};
 use crate::upstream::{Acquired, History, Permit, Pool, RateRequest, Routes};
@@ -89,8 +89,8 @@ pub(crate) struct Chosen {
     pub(crate) request: Option<Request>,
     /// The permit to send it; or why it can never be sent, in words for its user.
     pub(crate) permit: Result<Permit, String>,
-    /// Whether the line goes to a higher tier because it would be late otherwise.
-    pub(crate) is_spilled: bool,
+    /// What the line counts against until it comes back.
+    pub(crate) counted: Counted,
     /// The supply should lease more units.
     pub(crate) runs_short: bool,
 }
@@ -165,19 +165,18 @@ pub(crate) fn next(ledger: &mut Ledger, now_ms: i64, door: &impl Door) -> Option
             }
         };
         let above = permit.as_ref().is_ok_and(Permit::is_above_lowest_tier);
-        let is_spilled = place.spills && above;
         let start = Start {
             exclusively,
-            is_spilled,
+            is_spilled: place.spills && above,
         };
         let request = active.take_request(&first.line);
-        let (unit, pending) = ledger.start(id, ready, start)?;
+        let (unit, pending, counted) = ledger.start(id, ready, start)?;
         return Some(Chosen {
             unit,
             pending,
             request,
             permit,
-            is_spilled,
+            counted,
             runs_short: ledger.runs_short(id),
         });
     }

@@ -23,7 +23,7 @@ use super::tenants::Tenants;
 use super::write_failures::WriteFailures;
 use crate::domain::batch::EndReason;
 use crate::domain::clock::Clock;
-use crate::upstream::{Pool, Timer};
+use crate::upstream::{Pool, Routes, Timer};
 use crate::worker::lease::authority::Authority;
 use crate::worker::work::finished::{CompletionQueue, FinishedLine};
 use crate::worker::work::line::OpenLine;
@@ -46,12 +46,18 @@ pub(crate) struct Scheduler {
 }
 
 impl Scheduler {
-    /// Takes a unit's lines in hand. They are sent when it is their turn.
-    pub(crate) fn admit(&self, unit: LoadedUnit, mut lines: Vec<OpenLine>) {
+    /// Takes a unit's lines in hand. They are sent when it is their turn. `routes`: where they go, if
+    /// they are to be sent.
+    pub(crate) fn admit(
+        &self,
+        unit: LoadedUnit,
+        routes: Option<Arc<Routes>>,
+        mut lines: Vec<OpenLine>,
+    ) {
         let unit = Arc::new(unit);
         let isolation = unit.isolation();
         let killer = isolation.and_then(|isolation| isolation.take_killer(&mut lines));
-        let known = self.missing_models.known(&unit);
+        let known = routes.as_ref().and(self.missing_models.known(&unit));
         let mut ledger = self.ledger.lock();
         if !ledger.has_lease(&unit.lease) {
             // Lost while its text was read.
@@ -61,7 +67,10 @@ impl Scheduler {
             drop(ledger);
             self.missing_models.finish(&unit, lines, &known);
         } else {
-            ledger.admit(Arc::clone(&unit), lines, self.limit_of(&unit));
+            // Under the lock: so either these are the routes of now, or a reload changes them.
+            let routes = routes.and_then(|routes| self.renewed(&routes, &unit));
+            let limit = routes.as_ref().map(|routes| self.limit_of(routes));
+            ledger.admit(Arc::clone(&unit), routes, lines, limit.unwrap_or_default());
             let tenant = &*unit.batch.tenant;
             ledger.set_tenant_limit(tenant, self.tenants.limit_of(tenant));
             ledger.remove_if_spent(unit.id);
@@ -99,6 +108,21 @@ impl Scheduler {
         self.ledger.notify_scheduler();
     }
 
+    /// Another configuration has taken the place of the one before: lines that are not in flight go
+    /// by its routes from now on, those that wait for another attempt included.
+    pub(crate) fn reroute(&self) {
+        let mut ledger = self.ledger.lock();
+        ledger.reroute(
+            |routes, unit| self.renewed(routes, unit),
+            |routes| self.limit_of(routes),
+        );
+        ledger.set_limits(|lane| LaneLimit::of(&self.pool, lane));
+        ledger.set_tenant_limits(|tenant| self.tenants.limit_of(tenant));
+        drop(ledger);
+        self.ledger.notify_scheduler();
+        self.ledger.notify_supply();
+    }
+
     /// A unit's last line is on disk: where units wait to be leased, it may be the turn of others.
     pub(crate) fn on_unit_finished(&self) {
         if self.ledger.has_more() {
@@ -110,7 +134,7 @@ impl Scheduler {
     pub(crate) fn close(&self) {
         self.ledger.lock().close();
         self.ledger.notify_idle();
-        self.pool.limits().notify_changed();
+        self.pool.sharing().notify_changed();
     }
 
     /// Cuts all calls in flight.
@@ -174,16 +198,16 @@ impl Scheduler {
             unit,
             pending,
             permit,
+            counted,
             begun,
-            is_spilled,
             ..
         } = job;
         drop(permit);
 
         let took = matches!(outcome, Outcome::Finished(_)).then(|| begun.elapsed());
         let mut ledger = self.ledger.lock();
-        ledger.finish(&unit, took, is_spilled);
-        self.pool.limits().on_finish();
+        ledger.finish(&unit, counted, took);
+        self.pool.sharing().on_finish();
         let finished = match (
             outcome,
             ledger
@@ -252,13 +276,13 @@ impl Scheduler {
             pending,
             request,
             permit,
-            is_spilled,
+            counted,
             runs_short,
         } = chosen;
         if runs_short {
             self.ledger.notify_supply();
         }
-        if is_spilled {
+        if counted.is_spilled() {
             unit.metrics.spilled();
         }
         let (permit, too_large) = match permit {
@@ -270,16 +294,19 @@ impl Scheduler {
             pending,
             request,
             permit,
+            counted,
             too_large,
-            is_spilled,
             begun: now,
         })
     }
 
-    fn limit_of(&self, unit: &LoadedUnit) -> LaneLimit {
-        let routes = unit.routes.as_ref();
-        routes.map_or_else(LaneLimit::default, |routes| {
-            LaneLimit::of(&self.pool, routes.lane)
-        })
+    /// Where the lines of a unit go now that went by these routes.
+    fn renewed(&self, routes: &Arc<Routes>, unit: &LoadedUnit) -> Option<Arc<Routes>> {
+        let task = unit.batch.task.as_deref();
+        self.pool.renewed(routes, task, &unit.model)
+    }
+
+    fn limit_of(&self, routes: &Routes) -> LaneLimit {
+        LaneLimit::of(&self.pool, routes.lane)
     }
 }

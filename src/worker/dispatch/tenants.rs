@@ -29,10 +29,7 @@ impl Tenants {
         TenantLimit {
             calls: self.calls(tenant).unwrap_or(usize::MAX),
             weight: self.weight(tenant),
-            rates: self
-                .pool
-                .rate_limits()
-                .and_then(|limits| limits.of_tenant(tenant)),
+            rates: self.pool.rate_limits().of_tenant(tenant),
         }
     }
 
@@ -43,13 +40,12 @@ impl Tenants {
 
     /// Whether a tenant has limits on requests or tokens in a time.
     pub(crate) fn has_rate_limits(&self, tenant: &str) -> bool {
-        let limits = self.pool.rate_limits();
-        limits.is_some_and(|limits| limits.bound_tenant(tenant))
+        self.pool.rate_limits().bound_tenant(tenant)
     }
 
     /// For how long a tenant's rate limits keep its lines. `None`: they do not, or it is not known.
     pub(crate) fn spent_for(&self, tenant: &str) -> Option<Duration> {
-        self.pool.rate_limits()?.tenant_spent_for(tenant)
+        self.pool.rate_limits().tenant_spent_for(tenant)
     }
 
     /// Whether a tenant's rate limits keep its lines for a while.

@@ -229,7 +229,6 @@ impl Prefetch {
             leased.clone(),
             (&model, metrics.clone()),
             batch,
-            routes,
             chunk.bytes,
             reservation,
         );
@@ -238,7 +237,7 @@ impl Prefetch {
             return self.give_up(&leased, &metrics, cause).await;
         }
         tracing::debug!(unit.key = %key, unit.lines = lines.len(), "holds a unit");
-        self.scheduler.admit(unit, lines);
+        self.scheduler.admit(unit, routes, lines);
         Ok(())
     }
 

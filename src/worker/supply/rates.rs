@@ -40,7 +40,9 @@ impl Rates {
         let answered: HashMap<LaneId, u64> = lanes.map(|(id, lane)| (*id, lane.answered)).collect();
         for (lane, answered) in &answered {
             let before = self.answered.get(lane).copied().unwrap_or(0);
-            let rate = (answered - before) as f64 / elapsed;
+            // A lane that was forgotten counts from nothing again.
+            let since = answered.checked_sub(before).unwrap_or(*answered);
+            let rate = since as f64 / elapsed;
             self.rates.insert(*lane, rate);
         }
         (self.measured_at, self.answered) = (Instant::now(), answered);

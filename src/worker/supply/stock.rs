@@ -46,7 +46,7 @@ impl Stock {
             if !stock.batches.contains(&*unit.batch.id) {
                 stock.batches.insert(unit.batch.id.to_string());
             }
-            let Some(routes) = &unit.routes else {
+            let Some(routes) = active.routes() else {
                 continue;
             };
             stock.lanes.entry(routes.lane).or_default().bytes += unit.text.len();

@@ -32,14 +32,19 @@ pub(super) fn release_stuck(ledger: &SharedLedger, pool: &Pool) -> Vec<UnitLease
     }
     let are_shared = pool.limits().are_shared();
     release(&mut ledger.lock(), |active| {
-        let unit = active.unit();
-        let Some(routes) = &unit.routes else {
+        let Some(routes) = active.routes() else {
             return false;
         };
-        let since = pool.targets().closed_since(routes);
+        let (unit, since) = (active.unit(), pool.targets().closed_since(routes));
         since.is_some_and(|since| since.elapsed() >= STUCK_AFTER)
             && (are_shared || !pool.is_current(routes, unit.batch.task.as_deref(), &unit.model))
     })
+}
+
+/// Releases the units whose model no upstream serves any more: they wait with those that were never
+/// leased, until one does or their window ends.
+pub(super) fn release_unserved(ledger: &SharedLedger) -> Vec<UnitLease> {
+    release(&mut ledger.lock(), |active| active.routes().is_none())
 }
 
 /// Releases the units for which other replicas have the whole limit. Asked only while this process
@@ -52,7 +57,7 @@ pub(super) fn release_without_share(
     release(&mut ledger.lock(), |active| {
         let unit = active.unit();
         let lacks_share = |routes| pool.targets().lacks_share(routes);
-        let routes = unit.routes.as_ref();
+        let routes = active.routes();
         routes.is_some_and(|routes| lacks_share(routes) || !tenants.has_share(&unit.batch.tenant))
     })
 }
@@ -85,7 +90,7 @@ pub(super) fn release_for(
     let waiting = turns_of(batch);
     let mut later: Vec<_> = ledger
         .units()
-        .filter(|active| active.unit().routes.is_some() && active.is_idle())
+        .filter(|active| active.routes().is_some() && active.is_idle())
         .map(|active| (turns_of(&active.unit().batch), active.id()))
         .filter(|(turns, _)| *turns > waiting)
         .collect();
@@ -96,8 +101,7 @@ pub(super) fn release_for(
 
 fn release_on(ledger: &mut Ledger, of: impl Fn(&Routes) -> bool) -> Vec<UnitLease> {
     release(ledger, |active| {
-        let routes = active.unit().routes.as_ref();
-        routes.is_some_and(|routes| of(routes))
+        active.routes().is_some_and(|routes| of(routes))
     })
 }
 

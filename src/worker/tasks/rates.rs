@@ -34,22 +34,20 @@ pub(crate) struct Rates {
 }
 
 impl Rates {
-    /// `None`: there are no such limits.
     pub(crate) fn new(
         store: &Store,
         pool: &Arc<Pool>,
         ledger: &Arc<SharedLedger>,
         lease: &Lease,
-    ) -> Option<Self> {
-        pool.rate_limits()?;
-        Some(Self {
+    ) -> Self {
+        Self {
             store: store.clone(),
             pool: pool.clone(),
             ledger: ledger.clone(),
             token: lease.token(),
             valid: lease.safe_ttl().max(VALID_MIN),
             attempt_timeout: lease.attempt_timeout(),
-        })
+        }
     }
 
     /// Takes a turn when something is asked for, and by itself while there is something to tell,
@@ -57,9 +55,7 @@ impl Rates {
     pub(crate) async fn run(self, stop: CancellationToken) -> &'static str {
         let name = "rate limits";
         let pool = self.pool.clone();
-        let Some(limits) = pool.rate_limits() else {
-            return name;
-        };
+        let limits = pool.rate_limits();
         while !stop.is_cancelled() {
             let due = limits.exchange_in().map(|wait| Instant::now() + wait);
             let wait = async {

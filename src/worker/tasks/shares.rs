@@ -11,7 +11,7 @@ use tokio_util::sync::CancellationToken;
 use super::windows;
 use crate::domain::share::{self, Holder, Share};
 use crate::store::{self, CooldownRow, ShareBook, ShareEntry, Store};
-use crate::upstream::{Cooldown, Pool, WindowChange};
+use crate::upstream::{Cooldown, Limits, Pool, WindowChange};
 use crate::worker::dispatch::demand::Demand;
 use crate::worker::dispatch::ledger::run_queues::LaneLimit;
 use crate::worker::dispatch::shared::SharedLedger;
@@ -46,9 +46,9 @@ pub(crate) struct Shares {
     stable_after: Duration,
     /// How long the share of a vanished process is held back, while others can work.
     reclaim_after: Duration,
-    /// What the last exchange asked for. A want that is gone for a moment is no reason to move
-    /// shares.
-    wanted: Vec<usize>,
+    /// What the last exchange asked for, and of which limits. A want that is gone for a moment is no
+    /// reason to move shares.
+    wanted: (Arc<Limits>, Vec<usize>),
     wanted_for_tenants: BTreeMap<Arc<str>, usize>,
     /// Since when no exchange was missing.
     unbroken: Uptime,
@@ -58,7 +58,8 @@ pub(crate) struct Shares {
 
 /// What came of an exchange.
 struct Outcome {
-    shares: Vec<usize>,
+    /// By the places of the limits.
+    shares: Vec<(usize, usize)>,
     of_tenants: BTreeMap<Arc<str>, usize>,
     /// The lease on the shares began anew.
     is_renewed: bool,
@@ -84,10 +85,8 @@ impl Shares {
         settings: &Settings,
     ) -> Self {
         pool.limits().share_out();
-        let wanted = vec![0; pool.limits().all().count()];
         Self {
             store,
-            pool,
             ledger,
             demand,
             tenants,
@@ -97,8 +96,9 @@ impl Shares {
             attempt_timeout: lease.attempt_timeout(),
             stable_after: lease.ttl(),
             reclaim_after: settings.reclaim_after,
-            wanted,
+            wanted: (pool.limits(), Vec::new()),
             wanted_for_tenants: BTreeMap::new(),
+            pool,
             unbroken: Uptime::now(),
             resets: None,
         }
@@ -121,7 +121,7 @@ impl Shares {
                 tokio::time::sleep(PAUSE_MIN).await;
                 tokio::select! {
                     Ok(()) = wakeups.changed() => {}
-                    () = pool.limits().changed() => {}
+                    () = pool.sharing().changed() => {}
                     () = tokio::time::sleep(self.pause()) => {}
                 }
             };
@@ -137,23 +137,24 @@ impl Shares {
         if !held_before {
             self.unbroken = Uptime::now();
         }
-        let demand = self.demand.of_each_limit();
-        if self.is_leaving() {
-            self.wanted.fill(0);
+        let limits = self.pool.limits();
+        let demand = self.demand.of_each_limit(&limits);
+        let is_leaving = self.is_leaving();
+        let (of, before) = &mut self.wanted;
+        if is_leaving || !Arc::ptr_eq(of, &limits) {
+            before.clear();
         }
-        let wants: Vec<usize> = demand
-            .iter()
-            .zip(&self.wanted)
-            .map(|(&now, &before)| now.max(before))
-            .collect();
-        self.wanted = demand;
+        before.resize(demand.len(), 0);
+        let wants = demand.iter().zip(before);
+        let wants: Vec<usize> = wants.map(|(&now, before)| now.max(*before)).collect();
+        self.wanted = (Arc::clone(&limits), demand);
         let for_tenants = self.wants_for_tenants();
         let sent = Uptime::now();
         let names = self.pool.targets().window_names();
         let exchange =
             self.store
-                .exchange_shares(&self.token, millis(self.safe_ttl), names, |book| {
-                    self.decide(book, &wants, &for_tenants)
+                .exchange_shares(&self.token, millis(self.safe_ttl), &names, |book| {
+                    self.decide(&limits, book, &wants, (&for_tenants, &names))
                 });
         // A connection that was cut without a word must not be waited for until the shares have
         // lapsed.
@@ -165,7 +166,6 @@ impl Shares {
             self.pool.targets().follow_cooldown(cooldown);
         }
         self.follow(&outcome.resets);
-        let limits = self.pool.limits();
         let mut has_grown = limits.grant(&outcome.shares, outcome.is_overcommitted);
         has_grown |= self.tenants.grant(outcome.of_tenants);
         self.apply_limits();
@@ -203,14 +203,14 @@ impl Shares {
     /// waits for the commit.
     fn decide(
         &self,
+        limits: &Limits,
         book: &ShareBook,
         wants: &[usize],
-        for_tenants: &BTreeMap<Arc<str>, usize>,
+        (for_tenants, window_names): (&BTreeMap<Arc<str>, usize>, &[String]),
     ) -> (ShareEntry, Outcome) {
         // First of all: a window that changes is a limit that changes.
         let (window_rows, window_changes) =
-            windows::take_turn(&self.pool, &self.token, &book.windows);
-        let limits = self.pool.limits();
+            windows::take_turn(&self.pool, &self.token, window_names, &book.windows);
         let me = book.holders.iter().find(|h| *h.token == *self.token);
         let place = (me.map_or(i64::MAX, |me| me.joined_at), &*self.token);
         let is_leaving = self.is_leaving();
@@ -221,15 +221,20 @@ impl Shares {
             ..ShareEntry::default()
         };
         let mut parts = Vec::with_capacity(wants.len());
-        let mine = limits.all().zip(wants).zip(self.held());
-        for (number, (((name, allowed), &wants), held)) in mine.enumerate() {
+        let held = self.held(limits);
+        for (number, name, allowed) in limits.all() {
+            let (is_gone, held) = (limits.is_gone(number), held[number]);
+            if is_gone && held == 0 {
+                continue;
+            }
             let mine = Share {
-                allowed: allowed as u64,
-                wants: wants.min(allowed) as u64,
+                // Others are not bound by what is not configured here any more.
+                allowed: if is_gone { u64::MAX } else { allowed as u64 },
+                wants: wants[number].min(allowed) as u64,
                 held: held as u64,
             };
             let mut part = share::part(name, place, mine, &book.holders, reclaim);
-            if is_leaving {
+            if is_leaving || is_gone {
                 (part.target, part.share) = (0, 0);
             }
             limits.lower(number, size(part.share));
@@ -237,17 +242,19 @@ impl Shares {
             let forgotten = forgotten.map(|token| (name.to_owned(), token));
             entry.forgotten.extend(forgotten);
             entry.shares.insert(name.to_owned(), mine);
-            parts.push(part);
+            parts.push((number, name, part));
         }
         let of_tenants = self.parts_of_tenants(book, for_tenants, reclaim);
         let lowered = of_tenants.iter();
         let lowered = lowered.map(|(tenant, (_, part))| (Arc::clone(tenant), size(part.share)));
         self.tenants.lower(&lowered.collect());
         self.apply_limits();
-        let in_flight = self.demand.in_flight();
+        let in_flight = self.demand.in_flight(limits);
+        let shares = parts.iter();
+        let shares = shares.map(|(number, _, part)| (*number, size(part.share)));
         let mut outcome = Outcome {
             of_tenants: BTreeMap::new(),
-            shares: parts.iter().map(|part| size(part.share)).collect(),
+            shares: shares.collect(),
             is_renewed: !entry.lease_lasts,
             is_overcommitted: false,
             concerns_others: false,
@@ -257,14 +264,14 @@ impl Shares {
             windows: window_changes,
         };
         entry.windows = window_rows;
-        for (number, (name, _)) in limits.all().enumerate() {
-            let (part, in_flight) = (&parts[number], in_flight[number] as u64);
-            let Some(mine) = entry.shares.get_mut(name) else {
+        for (number, name, part) in &parts {
+            let in_flight = in_flight[*number] as u64;
+            let Some(mine) = entry.shares.get_mut(*name) else {
                 continue;
             };
             mine.held = part.share.max(in_flight);
             outcome.is_overcommitted |= part.is_overcommitted(in_flight);
-            let before = me.and_then(|me| me.shares.get(name));
+            let before = me.and_then(|me| me.shares.get(*name));
             let before = before.copied().unwrap_or_default();
             outcome.concerns_others |= part.is_awaited && mine.held < before.held;
             outcome.concerns_others |= part.share < part.target && mine.wants > before.wants;
@@ -333,10 +340,9 @@ impl Shares {
 
     /// What this process holds before an exchange: its shares, unless it has been silent for too
     /// long, and its calls in flight in any case.
-    fn held(&self) -> Vec<usize> {
-        let limits = self.pool.limits();
+    fn held(&self, limits: &Limits) -> Vec<usize> {
         let holds = self.authority.holds_shares();
-        let in_flight = self.demand.in_flight().into_iter();
+        let in_flight = self.demand.in_flight(limits).into_iter();
         let held = in_flight.enumerate().map(|(number, in_flight)| {
             let share = if holds { limits.share(number) } else { 0 };
             share.max(in_flight)

@@ -29,23 +29,19 @@ pub(crate) struct Windows {
 }
 
 impl Windows {
-    /// `None`: no window is found out.
     pub(crate) fn new(
         store: &Store,
         pool: &Arc<Pool>,
         ledger: &Arc<SharedLedger>,
         lease: &Lease,
-    ) -> Option<Self> {
-        if pool.targets().window_names().is_empty() {
-            return None;
-        }
-        Some(Self {
+    ) -> Self {
+        Self {
             store: store.clone(),
             pool: pool.clone(),
             ledger: ledger.clone(),
             token: lease.token(),
             attempt_timeout: lease.attempt_timeout(),
-        })
+        }
     }
 
     /// Takes a turn once a second while there is something to tell, and sooner where a measurement
@@ -73,10 +69,9 @@ impl Windows {
     async fn turn(&self) -> store::Result<()> {
         let targets = self.pool.targets();
         let patience = millis(self.attempt_timeout / 2);
-        let decide = |book: &WindowBook| take_turn(&self.pool, &self.token, book);
-        let exchange = self
-            .store
-            .exchange_windows(patience, targets.window_names(), decide);
+        let names = targets.window_names();
+        let decide = |book: &WindowBook| take_turn(&self.pool, &self.token, &names, book);
+        let exchange = self.store.exchange_windows(patience, &names, decide);
         let exchanged = tokio::time::timeout(self.attempt_timeout, exchange).await;
         let changes = match exchanged {
             Ok(exchanged) => exchanged?,
@@ -93,10 +88,12 @@ impl Windows {
     }
 }
 
-/// Takes this process's turn at all windows: what is to be stored, and what has changed.
+/// Takes this process's turn at the windows of these names: what is to be stored, and what has
+/// changed.
 pub(super) fn take_turn(
     pool: &Pool,
     token: &str,
+    names: &[String],
     book: &WindowBook,
 ) -> (Vec<WindowRow>, Vec<WindowChange>) {
     let stored = book.rows.iter().map(|row| StoredWindow {
@@ -104,7 +101,8 @@ pub(super) fn take_turn(
         state: row.state.clone(),
     });
     let stored: Vec<StoredWindow> = stored.collect();
-    let turn = pool.targets().take_window_turn(token, book.now_ms, &stored);
+    let targets = pool.targets();
+    let turn = targets.take_window_turn(token, book.now_ms, names, &stored);
     let (entries, changes) = turn;
     let rows = entries.into_iter().map(|entry| WindowRow {
         name: entry.name,

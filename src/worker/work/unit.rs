@@ -14,7 +14,7 @@ use crate::domain::line::{self, Check};
 use crate::domain::unit::{Bitmap, UnitLease};
 use crate::metrics::ModelMetrics;
 use crate::store::{Backlog, LeasedUnit};
-use crate::upstream::{Reservation, Routes};
+use crate::upstream::Reservation;
 
 /// What all units of a batch have in common.
 #[derive(Debug)]
@@ -64,8 +64,6 @@ pub(crate) struct LoadedUnit {
     pub id: u64,
     pub lease: UnitLease,
     pub batch: Arc<BatchContext>,
-    /// `None`: no upstream serves the model, or the lines are not to be sent any more.
-    pub routes: Option<Arc<Routes>>,
     /// The name of the model. Empty where the lines name none.
     pub model: Box<str>,
     /// The model's metrics.
@@ -99,7 +97,6 @@ impl LoadedUnit {
         leased: LeasedUnit,
         (model, metrics): (&str, Arc<ModelMetrics>),
         batch: Arc<BatchContext>,
-        routes: Option<Arc<Routes>>,
         text: Vec<u8>,
         reservation: Option<Reservation>,
     ) -> (LoadedUnit, Vec<OpenLine>) {
@@ -118,7 +115,6 @@ impl LoadedUnit {
             is_whole_batch: leased.requests == batch.total,
             lease: leased.lease,
             batch,
-            routes,
             model: model.into(),
             metrics,
             text,

@@ -54,16 +54,29 @@ async fn an_interrupt_ends_it_well_too() {
     assert_eq!(ended.code, Some(0), "{}", ended.errors);
 }
 
-/// Nothing is reloaded yet. A server that ended instead would surprise whoever asked it to reload.
+/// A server that ended instead would surprise whoever asked it to read its configuration again.
 #[tokio::test]
-async fn a_server_that_is_asked_to_reload_says_that_it_does_not_and_goes_on() {
+async fn what_a_hangup_finds_is_in_the_log_and_the_server_goes_on() {
     let directory = tempfile::tempdir().expect("makes a directory");
     let url = format!("sqlite://{}", directory.path().join("a.db").display());
-    let mut server = Binary::serve(&["--database", &url], &[]).await;
+    let file = directory.path().join("a.toml");
+    let write = |text: &str| std::fs::write(&file, text).expect("writes");
+    write("[worker]\nlease = \"10s\"\n");
+    let config = file.to_str().expect("is text");
+    let mut server = Binary::serve(&["--database", &url, "--config", config], &[]).await;
+    write("[worker]\nlease = \"11s\"\n");
     server.signal("HUP");
-    server.says("SIGHUP reloads nothing yet").await;
+    server.says("read again, and holds from now on").await;
+    server.says("keys=\"worker.lease\"").await;
+    write("[worker]\nlease = 11\nleese = \"11s\"\n");
+    server.signal("HUP");
+    server.says("nothing was changed").await;
     is_ready(&server.base).await;
-    server.terminate().await;
+    let log = server.terminate().await;
+    for told in ["worker.lease", "worker.leese"] {
+        let told = format!("place=\"{told} ({config}:");
+        assert!(log.contains(&told), "{told}: {log}");
+    }
 }
 
 #[tokio::test]

@@ -1,6 +1,8 @@
 //! A server in this process, with a thread of its own: it goes on while a test waits, and can be
 //! gone from one moment to the next.
 
+use std::sync::Arc;
+
 use nightshift::internals::app::App;
 use nightshift::internals::config::Config;
 use nightshift::internals::domain::clock::Clock;
@@ -82,5 +84,5 @@ async fn serve(
     })
     .await?;
     let _ = tell.send(format!("http://{}", app.address()));
-    app.serve_until(stop).await
+    app.serve_until(stop, Arc::default()).await
 }

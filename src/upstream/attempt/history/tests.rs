@@ -10,6 +10,12 @@ const CONFIG: RetrySettings = RetrySettings {
     longest_wait: Duration::from_mins(10),
 };
 
+fn one_upstream() -> Backends {
+    let backends = Backends::default();
+    backends.configure([(0, &upstream("gpu", "http://gpu/v1"))].into_iter());
+    backends
+}
+
 /// A line at a backend, and how the others fare there.
 struct Case {
     backend: Arc<Backend>,
@@ -21,7 +27,7 @@ struct Case {
 impl Case {
     fn new() -> Self {
         Self {
-            backend: Backends::new(&[upstream("gpu", "http://gpu/v1")]).get(0, 0, &"m".into()),
+            backend: one_upstream().get(0, 0, &"m".into()),
             evidence: Evidence::default(),
             history: History::default(),
             now: Instant::now(),
@@ -169,7 +175,7 @@ fn a_line_that_costs_nothing_waits_for_longer_each_time() {
 
 #[test]
 fn a_model_is_missing_when_nobody_has_it() {
-    let backends = Backends::new(&[upstream("gpu", "http://gpu/v1")]);
+    let backends = one_upstream();
     let [a, b] = ["a", "b"].map(|model| backends.get(0, 0, &model.into()));
     let mut history = History::default();
     let now = Instant::now();

@@ -6,7 +6,6 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use bytes::Bytes;
-use futures::future::join_all;
 use reqwest::header::{ACCEPT, HOST, HeaderMap, HeaderValue, USER_AGENT};
 use reqwest::{Method, Url};
 use tokio::time::{Instant, MissedTickBehavior};
@@ -25,15 +24,10 @@ const BODY_MAX: usize = 4 << 20;
 /// The engine of an upstream that nobody else uses is asked for so long after its last call.
 const ASKED_AFTER: Duration = Duration::from_secs(5);
 
-/// What asks engines for their metrics.
+/// Asks the engine of an upstream for its metrics.
 #[derive(Debug)]
-pub(in crate::upstream) struct Readers(Vec<Reader>);
-
-/// Asks one engine.
-#[derive(Debug)]
-struct Reader {
-    /// The upstream's number and name.
-    upstream: usize,
+pub(in crate::upstream) struct Reader {
+    /// The upstream's name.
     name: Arc<str>,
     /// Whether others use the engine, so that it is asked in any case.
     is_shared: bool,
@@ -44,37 +38,22 @@ struct Reader {
     was_said: AtomicBool,
 }
 
-impl Readers {
-    /// `headers`: those of the upstreams' calls, in the order of the upstreams.
-    pub(in crate::upstream) fn new(
-        upstreams: &[UpstreamSettings],
-        headers: &[&HeaderMap],
-    ) -> Result<Self, BuildError> {
-        let all = upstreams.iter().zip(headers).enumerate();
-        let readers = all.filter_map(|(number, (settings, headers))| {
-            let url = settings.metrics_url.as_deref()?;
-            let reader = Reader::new(number, settings, url, headers);
-            Some(reader.map_err(|problem| BuildError {
-                upstream: settings.name.clone(),
-                problem,
-            }))
-        });
-        Ok(Self(readers.collect::<Result<_, _>>()?))
-    }
-
-    /// Asks all engines, for ever.
-    pub(in crate::upstream) async fn run(&self, targets: &Targets) {
-        join_all(self.0.iter().map(|reader| reader.run(targets))).await;
-    }
-}
-
 impl Reader {
-    fn new(
-        upstream: usize,
+    /// `None`: the upstream's engine is not to be asked. `of_calls`: the headers of the upstream's
+    /// calls.
+    pub(in crate::upstream) fn of(
         settings: &UpstreamSettings,
-        url: &str,
         of_calls: &HeaderMap,
-    ) -> Result<Self, String> {
+    ) -> Result<Option<Self>, BuildError> {
+        let url = settings.metrics_url.as_deref();
+        let reader = url.map(|url| Self::new(settings, url, of_calls));
+        reader.transpose().map_err(|problem| BuildError {
+            upstream: settings.name.clone(),
+            problem,
+        })
+    }
+
+    fn new(settings: &UpstreamSettings, url: &str, of_calls: &HeaderMap) -> Result<Self, String> {
         let url = Url::parse(url).map_err(|error| format!("its metrics_url is no URL: {error}"))?;
         let base = Url::parse(&settings.base_url).map_err(|error| error.to_string())?;
         // A key goes to the server that it is for, and to no other.
@@ -96,7 +75,6 @@ impl Reader {
             ..settings.clone()
         };
         Ok(Self {
-            upstream,
             name: settings.name.as_str().into(),
             is_shared: settings.yields,
             transport: Transport::new(&of_metrics, &url)?,
@@ -106,13 +84,14 @@ impl Reader {
         })
     }
 
-    async fn run(&self, targets: &Targets) {
+    /// Asks the engine, for ever. `upstream`: the upstream's number.
+    pub(in crate::upstream) async fn run(&self, upstream: usize, targets: &Targets) {
         let mut tick = tokio::time::interval(PERIOD);
         tick.set_missed_tick_behavior(MissedTickBehavior::Delay);
         let mut asked_until = Instant::now();
         loop {
             tick.tick().await;
-            let before = targets.in_flight_at(self.upstream);
+            let before = targets.in_flight_at(upstream);
             let now = Instant::now();
             if before > 0 {
                 asked_until = now + ASKED_AFTER;
@@ -122,7 +101,7 @@ impl Reader {
             }
             let asked = tokio::time::timeout(TIMEOUT, self.ask()).await;
             match asked.unwrap_or_else(|_| Err(format!("no answer within {TIMEOUT:?}"))) {
-                Ok(load) => targets.hear_engine(self.upstream, load, before),
+                Ok(load) => targets.hear_engine(upstream, load, before),
                 Err(cause) => self.say(&cause),
             }
         }

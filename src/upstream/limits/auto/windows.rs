@@ -1,6 +1,7 @@
 //! All windows of this process: which there are, how they stood after its last turn, and what
 //! engines have said since.
 
+use std::collections::HashMap;
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
 use tokio::sync::Notify;
@@ -11,6 +12,7 @@ use super::search::Reason;
 use super::spec::WindowSpec;
 use super::window::{START, Turn, Window};
 use crate::upstream::limits::concurrency::Limits;
+use crate::upstream::numbers::Number;
 
 /// A process takes a turn once a second, or sooner where a measurement may be complete.
 const TURN_MS: i64 = 900;
@@ -69,49 +71,79 @@ struct Heard {
     ours: u32,
 }
 
-/// All windows of this process.
+/// A window, and how it stood after this process's last turn.
 #[derive(Debug)]
+struct One {
+    spec: WindowSpec,
+    known: Known,
+    /// It is not found out any more.
+    is_gone: bool,
+}
+
+impl One {
+    fn new(spec: WindowSpec) -> Self {
+        Self {
+            known: Known {
+                allowed: START.min(spec.most()),
+                generation: 0,
+                reason: Reason::Start,
+                turn_ms: None,
+            },
+            spec,
+            is_gone: false,
+        }
+    }
+}
+
+/// All windows of this process.
+#[derive(Debug, Default)]
 pub(in crate::upstream) struct Windows {
-    specs: Box<[WindowSpec]>,
-    names: Box<[String]>,
-    known: Mutex<Vec<Known>>,
-    /// By upstream.
-    heard: Mutex<Vec<Option<Heard>>>,
+    /// By their numbers.
+    all: Mutex<Vec<One>>,
+    /// By the number of the upstream.
+    heard: Mutex<HashMap<usize, Heard>>,
     /// A measurement may be complete.
     due: Notify,
 }
 
 impl Windows {
-    pub(in crate::upstream) fn new(specs: Vec<WindowSpec>, upstreams: usize) -> Self {
-        let known = specs.iter().map(|spec| Known {
-            allowed: START.min(spec.most()),
-            generation: 0,
-            reason: Reason::Start,
-            turn_ms: None,
-        });
-        Self {
-            known: Mutex::new(known.collect()),
-            names: specs.iter().map(|spec| spec.name.clone()).collect(),
-            heard: Mutex::new(vec![None; upstreams]),
-            due: Notify::new(),
-            specs: specs.into(),
+    /// These are the windows from now on, with their numbers. What keeps its number keeps what is
+    /// known of it. `meters`: what the process counts, by the same numbers.
+    pub(in crate::upstream) fn configure(
+        &self,
+        specs: Vec<(Number, WindowSpec)>,
+        meters: &mut Vec<Meter>,
+    ) {
+        let mut all = lock(&self.all);
+        all.iter_mut().for_each(|one| one.is_gone = true);
+        for (number, spec) in specs {
+            match all.get_mut(number.at) {
+                Some(one) if !number.is_new => (one.spec, one.is_gone) = (spec, false),
+                Some(one) => {
+                    *one = One::new(spec);
+                    meters[number.at] = Meter::default();
+                }
+                // Numbers are given from the lowest on.
+                None => {
+                    all.push(One::new(spec));
+                    meters.push(Meter::default());
+                }
+            }
         }
+        lock(&self.heard).clear();
     }
 
     /// The names under which they are stored; empty where there are none.
-    pub(in crate::upstream) fn names(&self) -> &[String] {
-        &self.names
-    }
-
-    /// What a process counts, for each window.
-    pub(in crate::upstream) fn meters(&self) -> Vec<Meter> {
-        self.specs.iter().map(|_| Meter::default()).collect()
+    pub(in crate::upstream) fn names(&self) -> Vec<String> {
+        let all = lock(&self.all);
+        let all = all.iter().filter(|one| !one.is_gone);
+        all.map(|one| one.spec.name.clone()).collect()
     }
 
     /// An engine has said something. `ours`: the most of our calls that were there meanwhile.
     pub(in crate::upstream) fn hear(&self, upstream: usize, load: EngineLoad, ours: usize) {
         let ours = u32::try_from(ours).unwrap_or(u32::MAX);
-        lock(&self.heard)[upstream] = Some(Heard { load, ours });
+        lock(&self.heard).insert(upstream, Heard { load, ours });
     }
 
     pub(in crate::upstream) fn due(&self) -> &Notify {
@@ -120,36 +152,35 @@ impl Windows {
 
     /// Whether a turn would tell anything, or learn what the process does not know yet.
     pub(in crate::upstream) fn has_news(&self, meters: &[Meter]) -> bool {
-        let known = lock(&self.known);
-        let all = self.specs.iter().zip(&*known).zip(meters);
-        let mut all = all
-            .map(|((spec, known), meter)| known.turn_ms.is_none() || has_news(spec, *known, meter));
-        all.any(|has_news| has_news)
+        let all = lock(&self.all);
+        let mut all = all.iter().zip(meters).filter(|(one, _)| !one.is_gone);
+        all.any(|(one, meter)| one.known.turn_ms.is_none() || has_news(&one.spec, one.known, meter))
     }
 
-    /// A process's turn at all windows: reads how they stand, takes its turn at those of which it
+    /// A process's turn at the windows of these names: reads how they stand, takes its turn at those of which it
     /// has something to tell, and lets them bound its calls from now on. What is to be stored, and
     /// what has changed.
     pub(in crate::upstream) fn take_turn(
         &self,
         (token, now_ms): (&str, i64),
-        stored: &[StoredWindow],
+        (names, stored): (&[String], &[StoredWindow]),
         (meters, at_upstream): (&mut [Meter], &[u32]),
         limits: &Limits,
     ) -> (Vec<StoredWindow>, Vec<WindowChange>) {
         let (mut entries, mut changes) = (Vec::new(), Vec::new());
-        let heard = {
-            let mut heard = lock(&self.heard);
-            heard.iter_mut().map(Option::take).collect::<Vec<_>>()
-        };
-        let mut known = lock(&self.known);
-        let all = self.specs.iter().zip(known.iter_mut()).zip(meters);
-        for (number, ((spec, known), meter)) in all.enumerate() {
+        let heard = std::mem::take(&mut *lock(&self.heard));
+        let mut all = lock(&self.all);
+        for (number, (one, meter)) in all.iter_mut().zip(meters).enumerate() {
+            // Of a window that has come since, nothing was read.
+            if one.is_gone || !names.contains(&one.spec.name) {
+                continue;
+            }
+            let One { spec, known, .. } = one;
             let found = stored.iter().find(|stored| stored.name == spec.name);
             let window = found.and_then(|stored| Window::read(&stored.state));
             let mut window = window.unwrap_or_else(|| Window::new(now_ms, spec.most()));
             let before = window.allowed(now_ms);
-            let heard = heard[spec.upstream];
+            let heard = heard.get(&spec.upstream);
             let is_due = known.turn_ms.is_none_or(|last| now_ms - last >= TURN_MS);
             let speaks = heard.is_some() || is_due || meter.has_enough();
             if speaks && (has_news(spec, *known, meter) || before > spec.most()) {
@@ -197,9 +228,10 @@ impl Windows {
         meters: &[Meter],
         limits: &Limits,
     ) -> Vec<WindowStatus> {
-        let known = lock(&self.known);
-        let all = self.specs.iter().zip(&*known).zip(meters).enumerate();
-        let status = all.map(|(number, ((spec, known), meter))| WindowStatus {
+        let all = lock(&self.all);
+        let all = all.iter().zip(meters).enumerate();
+        let all = all.filter(|(_, (one, _))| !one.is_gone);
+        let status = all.map(|(number, (One { spec, known, .. }, meter))| WindowStatus {
             upstream: spec.upstream_name.clone(),
             model: spec.model.clone(),
             window: known.allowed,

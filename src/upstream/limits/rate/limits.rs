@@ -1,6 +1,6 @@
 //! All rate limits of a process: which of them a call counts against, and what it was charged.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
@@ -15,6 +15,7 @@ use super::exchange::{Exchanged, Grant, Turn, exchange};
 use super::meter::{Charge, Meter, Used, Verdict};
 use super::terms::Terms;
 use crate::domain::tenant::ANY_OTHER;
+use crate::upstream::numbers::Number;
 use crate::upstream::settings::{RateKind, RateLimit, Settings, TenantRates};
 
 /// What was spent is told at least so often.
@@ -45,23 +46,26 @@ pub(in crate::upstream) struct Spec {
 }
 
 /// All rate limits of a process.
-#[derive(Debug)]
+#[derive(Debug, Default)]
 pub struct RateLimits {
-    /// What is said of tenants, by their names.
-    tenants: HashMap<String, Vec<RateLimit>>,
     state: Mutex<State>,
     /// An exchange may bring what a line waits for.
     is_asked: AtomicBool,
     asked: Notify,
 }
 
-#[derive(Debug)]
+#[derive(Debug, Default)]
 struct State {
-    /// Those of upstreams, models and routes first, in the order of their specs. Those of tenants
-    /// come and go.
+    /// Those of tenants come and go, and so do the others with the configuration.
     limits: Slab<Limit>,
+    /// The places of those of upstreams, models and routes, by their numbers.
+    by_number: Vec<usize>,
+    /// What is said of tenants, by their names.
+    tenant_rates: HashMap<String, Vec<RateLimit>>,
     /// The tenants whose limits are among them.
     tenants: HashMap<String, Arc<TenantMeters>>,
+    /// Those of tenants of which something else is said by now.
+    replaced: Vec<Arc<TenantMeters>>,
     /// The time by which parts are numbered, as it was at a moment of this process. `None` before
     /// the first exchange.
     clock: Option<(Instant, i64)>,
@@ -72,12 +76,15 @@ struct State {
     due: Option<Instant>,
 }
 
+/// A limit, and what this process has of it.
 #[derive(Debug)]
 struct Limit {
     spec: Spec,
     meter: Meter,
     /// Whether the store has a grant of this process.
     had_grant: bool,
+    /// It is not configured any more: what is left of its grant is given back.
+    is_gone: bool,
 }
 
 /// The places of a tenant's rate limits among all. While somebody has this, the limits stay.
@@ -243,9 +250,15 @@ impl Spec {
     }
 
     /// Under which it is stored. Without the limit's size: a change of that keeps what was used.
-    fn resource(&self) -> String {
+    pub(in crate::upstream) fn resource(&self) -> String {
         let (scope, name, kind) = (self.scope(), &self.name, self.limit.kind.as_str());
         format!("{scope}:{name}:{kind}:{}", self.limit.period.as_millis())
+    }
+
+    /// Whether it is stored under the same name.
+    fn has_book_of(&self, other: &Self) -> bool {
+        let of = |spec: &Self| (spec.scope(), spec.limit.kind, spec.limit.period);
+        of(self) == of(other) && self.name == other.name
     }
 
     /// What a call needs of the limit.
@@ -272,57 +285,54 @@ impl Spec {
 }
 
 impl RateLimits {
-    /// `None`: there are none.
-    pub(in crate::upstream) fn new(specs: Vec<Spec>, tenants: &[TenantRates]) -> Option<Self> {
-        let limited = tenants.iter().any(|tenant| !tenant.rate_limits.is_empty());
+    /// These are the limits from now on, each with its number; and those of tenants. What was used of
+    /// those that are kept stays used. Returns their places, in the same order.
+    pub(in crate::upstream) fn configure(
+        &self,
+        specs: Vec<(Number, Spec)>,
+        tenants: &[TenantRates],
+    ) -> Vec<usize> {
+        let mut guard = self.lock();
+        let state = &mut *guard;
+        let own = state.by_number.iter();
+        own.for_each(|place| state.limits[*place].is_gone = true);
+        let places = specs.into_iter().map(|(number, spec)| {
+            if let Some(place) = state.by_number.get(number.at) {
+                let limit = &mut state.limits[*place];
+                if number.is_new {
+                    *limit = Limit::new(spec);
+                } else {
+                    limit.take(spec);
+                }
+                return *place;
+            }
+            // Numbers are given from the lowest on.
+            let place = state.limits.insert(Limit::new(spec));
+            state.by_number.push(place);
+            place
+        });
+        let places = places.collect();
         let tenants = tenants.iter();
         let tenants = tenants.map(|tenant| (tenant.name.clone(), tenant.rate_limits.clone()));
-        (limited || !specs.is_empty()).then(|| Self {
-            tenants: tenants.collect(),
-            state: Mutex::new(State {
-                limits: specs.into_iter().map(Limit::new).enumerate().collect(),
-                tenants: HashMap::new(),
-                clock: None,
-                seq: 1,
-                exchanged: None,
-                due: None,
-            }),
-            is_asked: AtomicBool::new(false),
-            asked: Notify::new(),
-        })
+        state.tenant_rates = tenants.collect();
+        state.configure_tenants();
+        drop(guard);
+        // Whoever takes turns finds out what there is to tell, and to ask.
+        self.is_asked.store(true, Ordering::Relaxed);
+        self.asked.notify_one();
+        places
     }
 
     /// Whether a tenant has limits.
     #[must_use]
     pub fn bound_tenant(&self, tenant: &str) -> bool {
-        self.said_of(tenant).is_some()
-    }
-
-    fn said_of(&self, tenant: &str) -> Option<&[RateLimit]> {
-        let limits = self.tenants.get(tenant);
-        let limits = limits.or_else(|| self.tenants.get(ANY_OTHER))?;
-        (!limits.is_empty()).then_some(limits)
+        !self.lock().rates_of_tenant(tenant).is_empty()
     }
 
     /// The limits of a tenant. `None`: it has none.
     #[must_use]
     pub fn of_tenant(&self, tenant: &str) -> Option<Arc<TenantMeters>> {
-        let limits = self.said_of(tenant)?;
-        let mut state = self.lock();
-        if let Some(meters) = state.tenants.get(tenant) {
-            return Some(Arc::clone(meters));
-        }
-        let places = limits.iter().map(|limit| {
-            let spec = Spec {
-                owner: Owner::Tenant,
-                name: tenant.to_owned(),
-                limit: *limit,
-            };
-            state.limits.insert(Limit::new(spec))
-        });
-        let meters = Arc::new(TenantMeters(places.collect()));
-        state.tenants.insert(tenant.to_owned(), Arc::clone(&meters));
-        Some(meters)
+        self.lock().of_tenant(tenant, None)
     }
 
     /// For how long no line of a tenant can be sent under its limits. `None`: one can be sent, or
@@ -411,14 +421,15 @@ impl RateLimits {
     pub fn status(&self) -> Vec<RateStatus> {
         let (state, now) = (self.lock(), Instant::now());
         let now_ms = state.ms(now).unwrap_or(0);
-        let status = state.limits.iter().map(|(index, limit)| RateStatus {
-            scope: limit.spec.scope(),
-            name: limit.spec.name.clone(),
-            kind: limit.spec.limit.kind,
-            limit: limit.spec.limit.limit,
-            period: limit.spec.limit.period,
-            saturation: limit.meter.saturation(now_ms),
-            reserved: limit.meter.reserved(),
+        let limits = state.limits.iter().filter(|(_, limit)| !limit.is_gone);
+        let status = limits.map(|(index, Limit { spec, meter, .. })| RateStatus {
+            scope: spec.scope(),
+            name: spec.name.clone(),
+            kind: spec.limit.kind,
+            limit: spec.limit.limit,
+            period: spec.limit.period,
+            saturation: meter.saturation(now_ms),
+            reserved: meter.reserved(),
             opens: state.opens(index, now),
         });
         status.collect()
@@ -429,11 +440,16 @@ impl RateLimits {
     #[must_use]
     pub fn exchange_in(&self) -> Option<Duration> {
         let (state, now) = (self.lock(), Instant::now());
+        if !state.limits.iter().any(|(_, limit)| limit.is_told()) {
+            self.is_asked.store(false, Ordering::Relaxed);
+            return None;
+        }
         let Some(last) = state.exchanged else {
             return Some(Duration::ZERO);
         };
         let now_ms = state.ms(now).unwrap_or(0);
-        let due = |meter: &Meter| {
+        let due = |limit: &Limit| {
+            let meter = &limit.meter;
             let tells = meter.needs_exchange().then_some(TELL_EVERY);
             let asks = meter.runs_short(now_ms).then(|| {
                 let opens = meter.ungranted_opens_ms(now_ms);
@@ -446,8 +462,8 @@ impl RateLimits {
                 (asks, tells) => asks.or(tells),
             }
         };
-        let meters = state.limits.iter().map(|(_, limit)| &limit.meter);
-        let after = meters.filter_map(due).min();
+        let limits = state.limits.iter().map(|(_, limit)| limit);
+        let after = limits.filter_map(due).min();
         if after.is_none() {
             // Under the lock, so that whoever is refused from now on asks aloud.
             self.is_asked.store(false, Ordering::Relaxed);
@@ -461,21 +477,22 @@ impl RateLimits {
         self.asked.notified().await;
     }
 
-    /// The names of the limits that a turn is about, as they are stored: those of tenants of whom
-    /// nothing is in hand, and whose last calls are told, are not among them any more.
+    /// The names of the limits that a turn is about, as they are stored: those that are not
+    /// configured any more, and those of tenants of whom nothing is in hand, only until their last
+    /// calls are told.
     #[must_use]
     pub fn resources(&self) -> Vec<String> {
         let mut state = self.lock();
         state.forget_tenants();
-        let limits = state.limits.iter();
-        limits.map(|(_, limit)| limit.spec.resource()).collect()
+        let limits = state.limits.iter().map(|(_, limit)| limit);
+        let told = limits.filter(|limit| limit.is_told());
+        told.map(|limit| limit.spec.resource()).collect()
     }
 
     /// This process's turn at all books: tells what was spent, and asks for more. Nothing holds
     /// until [`end_turn`](Self::end_turn). `books`: of all [`resources`](Self::resources), as they
     /// are stored. A limit whose book is not among them has no part in the turn. `now_ms`: their
-    /// time.
-    /// `valid`: how long a grant may be used. `is_last`: all is given back.
+    /// time. `valid`: how long a grant may be used. `is_last`: all is given back.
     pub fn take_turn(
         &self,
         token: &str,
@@ -499,7 +516,9 @@ impl RateLimits {
                 spec,
                 meter,
                 had_grant,
+                is_gone,
             } = limit;
+            let is_last = is_last || *is_gone;
             let resource = spec.resource();
             let stored = books.get(resource.as_str())?;
             let told = meter.tell(now_ms, is_last).clone();
@@ -554,7 +573,10 @@ impl RateLimits {
                 ..
             } = turn.exchanged;
             is_worth_a_look |= mine.amount > 0 || mine.wants > 0;
-            let Some(limit) = state.limits.get_mut(turn.limit) else {
+            let limit = state.limits.get_mut(turn.limit);
+            // Another limit may have the place by now. What this one was granted lapses.
+            let limit = limit.filter(|limit| limit.spec.resource() == turn.resource);
+            let Some(limit) = limit else {
                 continue;
             };
             limit.had_grant |= turn.grant.is_some();
@@ -595,29 +617,103 @@ impl Limit {
             meter: Meter::new(spec.terms()),
             spec,
             had_grant: false,
+            is_gone: false,
         }
+    }
+
+    /// The same limit is of another size.
+    fn take(&mut self, spec: Spec) {
+        self.meter.set_terms(spec.terms());
+        (self.spec, self.is_gone) = (spec, false);
+    }
+
+    /// Whether nobody has anything of it that is to be told.
+    fn is_idle(&self) -> bool {
+        self.meter.reserved() == 0 && !self.meter.needs_exchange()
+    }
+
+    /// Whether the limit takes part in exchanges.
+    fn is_told(&self) -> bool {
+        !self.is_gone || !self.is_idle()
     }
 }
 
 impl State {
+    /// What the configuration says of a tenant.
+    fn rates_of_tenant(&self, tenant: &str) -> &[RateLimit] {
+        let rates = self.tenant_rates.get(tenant);
+        let rates = rates.or_else(|| self.tenant_rates.get(ANY_OTHER));
+        rates.map_or(&[], Vec::as_slice)
+    }
+
+    /// The limits of a tenant. `None`: it has none. `before`: those that it had.
+    fn of_tenant(
+        &mut self,
+        tenant: &str,
+        before: Option<&TenantMeters>,
+    ) -> Option<Arc<TenantMeters>> {
+        if let Some(meters) = self.tenants.get(tenant) {
+            return Some(Arc::clone(meters));
+        }
+        let rates = self.rates_of_tenant(tenant).to_vec();
+        if rates.is_empty() {
+            return None;
+        }
+        let places = rates.into_iter().map(|limit| {
+            let spec = Spec {
+                owner: Owner::Tenant,
+                name: tenant.to_owned(),
+                limit,
+            };
+            // There is never more than one with one book.
+            let same = |place: &usize| self.limits[*place].spec.has_book_of(&spec);
+            let known = match before {
+                Some(before) => before.0.iter().copied().find(same),
+                None => self
+                    .replaced
+                    .iter()
+                    .flat_map(|one| one.0.iter().copied())
+                    .find(same),
+            };
+            let Some(place) = known else {
+                return self.limits.insert(Limit::new(spec));
+            };
+            self.limits[place].take(spec);
+            place
+        });
+        let meters = Arc::new(TenantMeters(places.collect()));
+        self.tenants.insert(tenant.to_owned(), Arc::clone(&meters));
+        Some(meters)
+    }
+
+    /// Something else may be said of tenants. What is the same keeps what was used of it.
+    fn configure_tenants(&mut self) {
+        for (tenant, meters) in std::mem::take(&mut self.tenants) {
+            for place in &meters.0 {
+                self.limits[*place].is_gone = true;
+            }
+            self.of_tenant(&tenant, Some(&meters));
+            self.replaced.push(meters);
+        }
+    }
+
     /// Forgets the limits of tenants that nobody asks for, and of which nothing is to be told.
     fn forget_tenants(&mut self) {
         let State {
-            limits, tenants, ..
+            limits,
+            tenants,
+            replaced,
+            ..
         } = self;
-        tenants.retain(|_, meters| {
-            let is_idle = |place: &usize| {
-                let meter = &limits[*place].meter;
-                meter.reserved() == 0 && !meter.needs_exchange()
-            };
-            let stays = Arc::strong_count(meters) > 1 || !meters.0.iter().all(is_idle);
-            if !stays {
-                for place in &meters.0 {
-                    limits.remove(*place);
-                }
-            }
-            stays
-        });
+        let is_kept = |limits: &Slab<Limit>, meters: &Arc<TenantMeters>| {
+            let mut places = meters.0.iter();
+            Arc::strong_count(meters) > 1 || places.any(|place| !limits[*place].is_idle())
+        };
+        tenants.retain(|_, meters| is_kept(limits, meters));
+        replaced.retain(|meters| is_kept(limits, meters));
+        let kept = tenants.values().chain(&*replaced);
+        let kept: HashSet<usize> = kept.flat_map(|meters| meters.0.iter().copied()).collect();
+        limits.retain(|place, limit| limit.spec.owner != Owner::Tenant || kept.contains(&place));
     }
 
     fn ms(&self, now: Instant) -> Option<i64> {

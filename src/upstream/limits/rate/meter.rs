@@ -111,6 +111,11 @@ impl Meter {
         }
     }
 
+    /// The limit is another one from now on, of a period as long as before.
+    pub fn set_terms(&mut self, terms: Terms) {
+        self.terms = terms;
+    }
+
     /// Reservations of calls that have not ended.
     #[must_use]
     pub fn reserved(&self) -> u64 {

@@ -162,6 +162,24 @@ impl LaneLimit {
     }
 }
 
+/// What a line that was sent counts against until it comes back, whatever is configured meanwhile.
+#[derive(Clone, Copy, Debug, Default)]
+pub(crate) struct Counted {
+    pub(super) lane: Option<LaneId>,
+    domain: usize,
+    /// It went beyond what the lowest tier takes.
+    pub(super) is_spilled: bool,
+    /// It was sent by routes that spill late.
+    pub(super) spills_late: bool,
+}
+
+impl Counted {
+    /// Whether the line went to a higher tier because it would be late otherwise.
+    pub(crate) fn is_spilled(self) -> bool {
+        self.is_spilled
+    }
+}
+
 /// Lines that are neither in flight nor ended, by their state.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub(crate) struct Resting {
@@ -435,12 +453,17 @@ impl Lane {
 /// What only the ledger does with the counts.
 impl RunQueues {
     /// Gives a unit its place. The unit has no lines yet.
-    pub(super) fn enter(&mut self, unit: &LoadedUnit, limit: LaneLimit) -> Position {
+    pub(super) fn enter(
+        &mut self,
+        unit: &LoadedUnit,
+        routes: Option<&Arc<Routes>>,
+        limit: LaneLimit,
+    ) -> Position {
         let tenant = self.tenant_of(&unit.batch.tenant);
         let batch = self.batch_of(&unit.batch);
         self.tenants[tenant].units += 1;
         self.batches[batch].units += 1;
-        let queued = unit.routes.as_ref().map(|routes| {
+        let queued = routes.map(|routes| {
             let lane = self.lanes.entry(routes.lane).or_default();
             (lane.limit, lane.domain) = (limit.calls, limit.domain);
             lane.unspilled_limit = limit.unspilled;
@@ -498,12 +521,23 @@ impl RunQueues {
         }
     }
 
-    /// A line of a unit is sent. `is_spilled`: beyond what the lowest tier takes.
-    pub(super) fn on_start(&mut self, position: Position, lane: Option<LaneId>, is_spilled: bool) {
+    /// A line of a unit is sent. `is_spilled`: beyond what the lowest tier takes; `spills_late`: by
+    /// routes that let it. Returns what it counts against until it comes back.
+    pub(super) fn on_start(
+        &mut self,
+        position: Position,
+        lane: Option<LaneId>,
+        (is_spilled, spills_late): (bool, bool),
+    ) -> Counted {
         self.turns += u64::from(!is_spilled);
-        let lane = lane.and_then(|lane| self.lanes.get_mut(&lane));
-        let domain = lane.as_ref().map_or(0, |lane| lane.domain);
-        if let Some(lane) = lane {
+        let counted = Counted {
+            lane,
+            domain: self.domain_of(lane),
+            is_spilled,
+            spills_late,
+        };
+        let domain = counted.domain;
+        if let Some(lane) = lane.and_then(|lane| self.lanes.get_mut(&lane)) {
             lane.in_flight += 1;
         }
         let tenant = &mut self.tenants[position.tenant];
@@ -511,7 +545,7 @@ impl RunQueues {
         let batch = &mut self.batches[position.batch];
         if is_spilled {
             batch.spilled += 1;
-            return;
+            return counted;
         }
         if let Some(turns) = tenant.turns.get_mut(domain) {
             turns.in_flight += 1;
@@ -522,22 +556,25 @@ impl RunQueues {
         }
         batch.turn.in_flight += 1;
         batch.turn.last = self.turns;
+        counted
     }
 
     /// A line of a unit has come back. `position`: the unit's, if it is in hand; else its tenant
-    /// and its batch are looked up. `took`: how long, if the line has its outcome. `is_spilled`: as
-    /// when the line was sent.
+    /// and its batch are looked up. `counted`: against what since it was sent. `took`: how long, if
+    /// the line has its outcome.
     pub(super) fn on_finish(
         &mut self,
         unit: &LoadedUnit,
         position: Option<Position>,
-        took: Option<Duration>,
-        is_spilled: bool,
+        (counted, took): (Counted, Option<Duration>),
     ) {
-        let lane = unit.routes.as_ref().map(|routes| routes.lane);
-        let lane = lane.and_then(|lane| self.lanes.get_mut(&lane));
-        let domain = lane.as_ref().map_or(0, |lane| lane.domain);
-        if let Some(lane) = lane {
+        let Counted {
+            lane,
+            domain,
+            is_spilled,
+            ..
+        } = counted;
+        if let Some(lane) = lane.and_then(|lane| self.lanes.get_mut(&lane)) {
             lane.in_flight -= 1;
             if let Some(took) = took {
                 lane.answered += 1;
@@ -604,6 +641,12 @@ impl RunQueues {
         }
     }
 
+    /// Forgets the lanes that have nothing in hand: their numbers may be those of others from now
+    /// on.
+    pub(super) fn forget_idle_lanes(&mut self) {
+        self.lanes.retain(|_, lane| lane.in_hand() > 0);
+    }
+
     /// Sets how many ready lines the tenants should have, by lane and tenant, where the supply has
     /// more units to lease. Half of it is the low-water mark.
     pub(super) fn set_low_water(&mut self, wanted: &HashMap<(LaneId, Arc<str>), usize>) {
@@ -622,6 +665,11 @@ impl RunQueues {
     pub(super) fn set_needs(&mut self, batch: usize, needs: impl Fn(&BatchContext) -> f64) {
         let batch = &mut self.batches[batch];
         batch.needs = needs(&batch.context);
+    }
+
+    fn domain_of(&self, lane: Option<LaneId>) -> usize {
+        let lane = lane.and_then(|lane| self.lanes.get(&lane));
+        lane.map_or(0, |lane| lane.domain)
     }
 
     fn enqueue(

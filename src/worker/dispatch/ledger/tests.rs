@@ -24,7 +24,6 @@ fn unit(
     batch: u8,
     chunk_no: i64,
     lines: u32,
-    routes: &Arc<Routes>,
 ) -> (Arc<LoadedUnit>, Vec<OpenLine>) {
     let context = BatchContext {
         id: format!("batch-{tenant}-{batch}").into(),
@@ -41,7 +40,7 @@ fn unit(
     leased.lease.key.batch_id = context.id.to_string();
     leased.lease.key.chunk_no = chunk_no;
     leased.lease.epoch = i64::try_from(id).expect("is small");
-    units::unit_on(id, Arc::new(context), leased, Some(Arc::clone(routes)))
+    units::unit_on(id, Arc::new(context), leased)
 }
 
 fn due(at: Instant) -> Due {
@@ -61,10 +60,12 @@ enum At {
 /// What the model knows of a unit: every line by its own, and nothing counted.
 struct Unit {
     unit: Arc<LoadedUnit>,
+    /// `None`: its lines are not sent.
+    lane: Option<LaneId>,
     lines: Vec<At>,
-    /// Lines in flight count for tenant, batch and lane even when the unit is not in hand any
-    /// more. Whether a line has spilled stands beside it.
-    in_flight: Vec<(Pending, bool)>,
+    /// Lines in flight count for tenant and batch even when the unit is not in hand any more, and
+    /// for the lane by which they were sent. Whether a line has spilled stands beside it.
+    in_flight: Vec<(Pending, Counted, Option<LaneId>, bool)>,
     is_in_hand: bool,
     end_reason: Option<EndReason>,
 }
@@ -80,11 +81,6 @@ impl Unit {
             retries: self.count(|line| line == At::Retry),
             waiting: self.count(|line| matches!(line, At::Waiting(_))),
         }
-    }
-
-    /// Its lane, and the routes of its run queue.
-    fn lane(&self) -> LaneId {
-        self.unit.routes.as_ref().expect("is routed").lane
     }
 
     fn tenant(&self) -> &str {
@@ -135,7 +131,7 @@ impl Model {
     fn unspilled(&self, which: impl Fn(&Unit) -> bool) -> usize {
         let units = self.units.values().filter(|unit| which(unit));
         let lines = units.flat_map(|unit| &unit.in_flight);
-        lines.filter(|(_, is_spilled)| !is_spilled).count()
+        lines.filter(|(.., is_spilled)| !is_spilled).count()
     }
 
     /// A unit all of whose lines have ended is not in hand any more.
@@ -179,18 +175,23 @@ impl Model {
 
         let run_queues = ledger.run_queues();
         for (id, lane) in run_queues.lanes() {
-            let in_flight = self.in_flight(|unit| unit.lane() == id);
+            let in_flight = self.units.values().flat_map(|unit| &unit.in_flight);
+            let in_flight = in_flight
+                .filter(|(_, _, lane, _)| *lane == Some(id))
+                .count();
             assert_eq!(lane.in_flight(), in_flight, "in flight in a lane");
+            let resting = self.resting(|unit| unit.lane == Some(id)).all();
+            assert_eq!(lane.in_hand(), in_flight + resting, "in hand in a lane");
         }
         let mut flows = BTreeSet::new();
         for (_, queue) in run_queues.queues() {
             let lane = queue.routes().lane;
-            let ready = self.resting(|unit| unit.lane() == lane).ready();
+            let ready = self.resting(|unit| unit.lane == Some(lane)).ready();
             assert_eq!(queue.ready(), ready, "ready in a queue");
             for (_, flow) in queue.flows() {
                 let tenant = run_queues.tenant(flow.tenant());
                 let name = &**tenant.name();
-                let is_of_flow = |unit: &Unit| unit.lane() == lane && unit.tenant() == name;
+                let is_of_flow = |unit: &Unit| unit.lane == Some(lane) && unit.tenant() == name;
                 assert_eq!(flow.resting(), self.resting(is_of_flow), "a flow");
                 for of_batch in flow.batches() {
                     let batch = &*run_queues.batch(of_batch.batch()).context().id;
@@ -208,9 +209,9 @@ impl Model {
                 }
             }
         }
-        let of_units = self.in_hand().map(|unit| {
+        let of_units = self.in_hand().filter_map(|unit| {
             let (tenant, batch) = (unit.tenant().to_owned(), unit.batch().to_owned());
-            (unit.lane(), tenant, batch)
+            Some((unit.lane?, tenant, batch))
         });
         assert_eq!(flows, of_units.collect(), "who is in the queues");
         for unit in self.units.values() {
@@ -254,6 +255,7 @@ enum Step {
     Revoke,
     RevokeUnit,
     RemoveLease,
+    Reroute([Option<usize>; 2]),
 }
 
 fn step() -> impl Strategy<Value = Step> {
@@ -271,6 +273,9 @@ fn step() -> impl Strategy<Value = Step> {
         1 => Just(Step::Revoke),
         1 => Just(Step::RevokeUnit),
         1 => Just(Step::RemoveLease),
+        1 => any::<[Option<bool>; 2]>().prop_map(|to| {
+            Step::Reroute(to.map(|lane| lane.map(usize::from)))
+        }),
     ]
 }
 
@@ -299,16 +304,9 @@ impl Both {
     }
 
     fn next_unit(&mut self, of: Admitted) -> (Arc<LoadedUnit>, Vec<OpenLine>) {
-        let (tenant, batch, chunk_no, lines, lane) = of;
+        let (tenant, batch, chunk_no, lines, _) = of;
         self.next_id += 1;
-        unit(
-            self.next_id,
-            tenant,
-            batch,
-            chunk_no,
-            lines,
-            &self.routes[lane],
-        )
+        unit(self.next_id, tenant, batch, chunk_no, lines)
     }
 
     /// The store leases a unit. What this process had of it under another lease is lost.
@@ -325,15 +323,17 @@ impl Both {
     fn admit(&mut self, of: Admitted) {
         let (unit, lines) = self.next_unit(of);
         self.add_lease(&unit);
+        let routes = Arc::clone(&self.routes[of.4]);
         let in_model = Unit {
             unit: Arc::clone(&unit),
+            lane: Some(routes.lane),
             lines: vec![At::Fresh; lines.len()],
             in_flight: Vec::new(),
             is_in_hand: true,
             end_reason: None,
         };
         self.model.units.insert(unit.id, in_model);
-        self.ledger.admit(unit, lines, LIMIT);
+        self.ledger.admit(unit, Some(routes), lines, LIMIT);
     }
 
     fn start(&mut self, id: u64, ready: Ready, is_spilled: bool) {
@@ -351,11 +351,12 @@ impl Both {
         let started = self.ledger.start(id, ready, start);
         let may_start = unit.is_in_hand && unit.lines.contains(&state);
         assert_eq!(started.is_some(), may_start, "whether a line is sent");
-        if let Some((_, pending)) = started {
+        if let Some((_, pending, counted)) = started {
             let line = &mut unit.lines[pending.line.index as usize];
             assert_eq!(*line, state, "which line is sent");
             *line = At::Gone;
-            unit.in_flight.push((pending, is_spilled));
+            unit.in_flight
+                .push((pending, counted, unit.lane, is_spilled));
         }
     }
 
@@ -370,10 +371,10 @@ impl Both {
         }
         let pick_unit = pick % in_flight.len();
         let unit = &mut *in_flight[pick_unit];
-        let flight = pick % unit.in_flight.len();
-        let (pending, is_spilled) = unit.in_flight.swap_remove(flight);
+        let picked = unit.in_flight.swap_remove(pick % unit.in_flight.len());
+        let (pending, counted, ..) = picked;
         let took = retry_after.is_none().then_some(Duration::from_secs(1));
-        self.ledger.finish(&unit.unit, took, is_spilled);
+        self.ledger.finish(&unit.unit, counted, took);
         if let Some(after) = retry_after {
             if unit.is_in_hand {
                 let line = pending.line.index as usize;
@@ -452,9 +453,26 @@ impl Both {
                 self.ledger.remove_lease(&unit.lease);
                 self.model.leases.remove(&unit.lease);
             }
+            (Step::Reroute(to), _) => self.reroute(to),
             (_, None) => {}
         }
         self.model.remove_spent();
+    }
+
+    /// The lines of each lane go to another lane from now on, or are not sent any more.
+    fn reroute(&mut self, to: [Option<usize>; 2]) {
+        let lanes = self.routes.each_ref().map(|routes| routes.lane);
+        let led = |lane: LaneId| {
+            let from = lanes.iter().position(|one| *one == lane)?;
+            Some(&self.routes[to[from]?])
+        };
+        self.ledger
+            .reroute(|routes, _| led(routes.lane).cloned(), |_| LIMIT);
+        for unit in self.model.units.values_mut() {
+            if unit.is_in_hand {
+                unit.lane = unit.lane.and_then(led).map(|routes| routes.lane);
+            }
+        }
     }
 
     /// Compares what a transition took out with what the model has, and takes it out there.
@@ -514,13 +532,12 @@ fn lines_of_any_unit_wake_when_they_are_due_and_not_before() {
     let after = |seconds| begun + Duration::from_secs(seconds);
     // Two lines of each unit; the unit that comes last has the line that is due first.
     for (id, seconds) in [(1, [40, 20]), (2, [30, 10])] {
-        let (unit, lines) = unit(id, 0, 0, 0, 2, &routes);
-        ledger.admit(unit, lines, LIMIT);
+        let (unit, lines) = unit(id, 0, 0, 0, 2);
+        ledger.admit(unit, Some(Arc::clone(&routes)), lines, LIMIT);
         for seconds in seconds {
-            let (unit, pending) = ledger
-                .start(id, Ready::Fresh, Start::default())
-                .expect("is sent");
-            ledger.finish(&unit, None, false);
+            let sent = ledger.start(id, Ready::Fresh, Start::default());
+            let (unit, pending, counted) = sent.expect("is sent");
+            ledger.finish(&unit, counted, None);
             ledger.retry_at(id, due(after(seconds)), pending);
         }
     }
@@ -545,12 +562,11 @@ fn who_had_a_turn_is_remembered_without_anything_in_hand() {
     let pool = testing::pool(64, &[("a", None)]);
     let routes = pool.resolve("a").expect("is served");
     let mut ledger = Ledger::default();
-    let (unit, lines) = unit(1, 0, 0, 0, 1, &routes);
-    ledger.admit(unit, lines, LIMIT);
-    let (unit, _) = ledger
-        .start(1, Ready::Fresh, Start::default())
-        .expect("is sent");
-    ledger.finish(&unit, Some(Duration::ZERO), false);
+    let (unit, lines) = unit(1, 0, 0, 0, 1);
+    ledger.admit(unit, Some(routes), lines, LIMIT);
+    let sent = ledger.start(1, Ready::Fresh, Start::default());
+    let (unit, _, counted) = sent.expect("is sent");
+    ledger.finish(&unit, counted, Some(Duration::ZERO));
     assert!(!ledger.remove_if_spent(1));
     let run_queues = ledger.run_queues();
     assert_eq!(run_queues.turn_of_tenant("tenant-0", 0).last, 1);
@@ -562,7 +578,7 @@ fn who_had_a_turn_is_remembered_without_anything_in_hand() {
 fn sendable(owners: i64, act: impl FnOnce(&mut Ledger)) -> usize {
     let (unit, lines) = units::unit(10, owners, Some(3));
     let mut ledger = Ledger::default();
-    ledger.admit(unit, lines, LIMIT);
+    ledger.admit(unit, None, lines, LIMIT);
     act(&mut ledger);
     ledger.unit(1).expect("is in hand").sendable()
 }
@@ -576,9 +592,8 @@ fn only_lines_that_may_be_on_their_way_count_as_work_in_hand() {
 #[test]
 fn while_a_suspect_waits_its_unit_is_no_work_in_hand() {
     let waits = sendable(3, |ledger| {
-        let (_, pending) = ledger
-            .start(1, Ready::Fresh, Start::default())
-            .expect("is sent");
+        let sent = ledger.start(1, Ready::Fresh, Start::default());
+        let (_, pending, _) = sent.expect("is sent");
         ledger.retry_at(1, due(Instant::now()), pending);
     });
     assert_eq!(waits, 0);
@@ -616,20 +631,20 @@ impl Door for Trial {
 fn however_many_lines_wait_a_fresh_one_is_tried() {
     let door = Trial(testing::pool(1, &[("m", None)]));
     let routes = door.0.resolve("m").expect("is served");
-    let (unit, lines) = unit(1, 0, 0, 0, 10, &routes);
+    let (unit, lines) = unit(1, 0, 0, 0, 10);
     let mut ledger = Ledger::default();
     let limit = LaneLimit {
         calls: 1,
         unspilled: 1,
         ..LIMIT
     };
-    ledger.admit(Arc::clone(&unit), lines, limit);
+    ledger.admit(Arc::clone(&unit), Some(routes), lines, limit);
     let later = Instant::now() + Duration::from_mins(1);
     for line in 0..10 {
         let chosen = order::next(&mut ledger, 0, &door).expect("a fresh line is sent");
         assert_eq!(chosen.pending.line.index, line);
         drop(chosen.permit);
-        ledger.finish(&unit, None, false);
+        ledger.finish(&unit, chosen.counted, None);
         ledger.retry_at(1, due(later), chosen.pending);
     }
 }
@@ -644,9 +659,9 @@ fn in_window(seconds: i64) -> (Ledger, Arc<LoadedUnit>) {
         ..units::batch()
     };
     let leased = units::leased(10, 0, None);
-    let (unit, lines) = units::unit_on(1, Arc::new(context), leased, Some(routes));
+    let (unit, lines) = units::unit_on(1, Arc::new(context), leased);
     let mut ledger = Ledger::default();
-    ledger.admit(Arc::clone(&unit), lines, LIMIT);
+    ledger.admit(Arc::clone(&unit), Some(routes), lines, LIMIT);
     (ledger, unit)
 }
 
@@ -670,8 +685,8 @@ fn a_batch_whose_lines_all_wait_for_their_next_attempt_is_late() {
     let begun = Instant::now();
     for _ in 0..10 {
         let sent = ledger.start(1, Ready::Fresh, Start::default());
-        let (_, pending) = sent.expect("is sent");
-        ledger.finish(&unit, None, false);
+        let (_, pending, counted) = sent.expect("is sent");
+        ledger.finish(&unit, counted, None);
         ledger.retry_at(1, due(begun + Duration::from_mins(5)), pending);
     }
     let second = |second| (begun + Duration::from_secs(second), second as i64 * 1_000);

@@ -7,7 +7,7 @@ use std::time::Instant;
 
 use super::run_queues::{Position, Resting};
 use crate::domain::batch::EndReason;
-use crate::upstream::{LaneId, LineSize};
+use crate::upstream::{LaneId, LineSize, Routes};
 use crate::worker::work::line::{OpenLine, Pending, Request};
 use crate::worker::work::unit::LoadedUnit;
 
@@ -31,6 +31,8 @@ pub(crate) struct Due {
 /// A unit with lines that are not ended.
 pub(crate) struct ActiveUnit {
     unit: Arc<LoadedUnit>,
+    /// `None`: no upstream serves the model, or the lines are not to be sent any more.
+    routes: Option<Arc<Routes>>,
     position: Position,
     fresh: VecDeque<Pending>,
     retries: VecDeque<Pending>,
@@ -84,8 +86,13 @@ impl ActiveUnit {
         self.unit.id
     }
 
+    /// By which routes the unit's lines go. `None`: they are not sent.
+    pub(crate) fn routes(&self) -> Option<&Arc<Routes>> {
+        self.routes.as_ref()
+    }
+
     pub(crate) fn lane(&self) -> Option<LaneId> {
-        self.unit.routes.as_ref().map(|routes| routes.lane)
+        self.routes.as_ref().map(|routes| routes.lane)
     }
 
     pub(crate) fn end_reason(&self) -> Option<EndReason> {
@@ -171,9 +178,14 @@ impl ActiveUnit {
 
 /// What only the ledger does with a unit.
 impl ActiveUnit {
-    pub(super) fn new(unit: Arc<LoadedUnit>, position: Position) -> Self {
+    pub(super) fn new(
+        unit: Arc<LoadedUnit>,
+        routes: Option<Arc<Routes>>,
+        position: Position,
+    ) -> Self {
         Self {
             unit,
+            routes,
             position,
             fresh: VecDeque::new(),
             retries: VecDeque::new(),
@@ -183,6 +195,11 @@ impl ActiveUnit {
             settle_by: None,
             sized: RefCell::new(None),
         }
+    }
+
+    /// The unit's lines go by other routes from now on.
+    pub(super) fn reroute(&mut self, routes: Option<Arc<Routes>>, position: Position) {
+        (self.routes, self.position) = (routes, position);
     }
 
     pub(super) fn position(&self) -> Position {

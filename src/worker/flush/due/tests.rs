@@ -4,7 +4,7 @@ use super::*;
 use crate::domain::batch::EndReason;
 use crate::upstream::testing;
 use crate::worker::dispatch::ledger::Start;
-use crate::worker::dispatch::ledger::run_queues::LaneLimit;
+use crate::worker::dispatch::ledger::run_queues::{Counted, LaneLimit};
 use crate::worker::dispatch::ledger::unit::Ready;
 use crate::worker::dispatch::result;
 use crate::worker::testing as units;
@@ -18,6 +18,7 @@ struct Flusher {
     completions: CompletionQueue,
     ledger: SharedLedger,
     pool: Arc<Pool>,
+    counted: Counted,
 }
 
 impl Flusher {
@@ -26,22 +27,25 @@ impl Flusher {
         let routes = pool.resolve("model").expect("is served");
         let batch = Arc::new(units::batch());
         let leased = units::leased(200, 0, None);
-        let (unit, lines) = units::unit_on(1, batch, leased, Some(routes));
+        let (unit, lines) = units::unit_on(1, batch, leased);
         let ledger = SharedLedger::default();
         let limit = LaneLimit {
             calls: 64,
             unspilled: 64,
             domain: 0,
         };
-        ledger.lock().admit(unit.clone(), lines.clone(), limit);
+        ledger
+            .lock()
+            .admit(unit.clone(), Some(routes), lines.clone(), limit);
         let sent = ledger.lock().start(1, Ready::Fresh, Start::default());
-        assert!(sent.is_some(), "a line is in flight");
+        let (_, _, counted) = sent.expect("a line is in flight");
         Flusher {
             unit,
             lines,
             completions: CompletionQueue::default(),
             ledger,
             pool,
+            counted,
         }
     }
 
@@ -95,7 +99,8 @@ async fn many_lines_do_not_wait() {
 async fn with_nothing_in_flight_there_is_nothing_to_wait_for() {
     let flusher = Flusher::new();
     flusher.finish(1);
-    flusher.ledger.lock().finish(&flusher.unit, None, false);
+    let counted = flusher.counted;
+    flusher.ledger.lock().finish(&flusher.unit, counted, None);
     assert_eq!(flusher.due_after(Instant::now()).await, 0);
 }
 
