@@ -238,6 +238,21 @@ pub(super) fn json_object(text: &str) -> Option<&str> {
     (text.starts_with('{') && json::is_valid(text)).then_some(text)
 }
 
+/// The words by which errors say that a request is longer than the model takes: OpenAI's, vLLM's
+/// and Mistral's, Anthropic's, llama.cpp's, Gemini's, and Cohere's.
+const TOO_LONG: [&str; 5] = [
+    "maximum context length",
+    "prompt is too long",
+    "exceeds the available context size",
+    "exceeds the maximum number of tokens allowed",
+    "too many tokens",
+];
+
+/// Whether an error's message says that the request is longer than the model takes.
+pub(super) fn is_of_the_context(message: &str) -> bool {
+    TOO_LONG.iter().any(|words| message.contains(words))
+}
+
 /// How a call went that was answered with a success.
 pub(super) fn classify(head: &Head, answer: &Decoded) -> CallResult {
     let is_json = http::is_json(&head.headers) && !answer.body.trim_ascii().is_empty();

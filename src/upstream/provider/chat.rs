@@ -340,6 +340,21 @@ pub(super) struct Aliases {
     used: HashSet<String>,
 }
 
+/// The items of a list; none where there is no list.
+pub(super) fn items<'t, 'a>(value: Option<&'t Tree<'a>>) -> &'t [Tree<'a>] {
+    value.and_then(Tree::list).unwrap_or_default()
+}
+
+/// The names of all tools that are declared or were called.
+pub(super) fn tool_names<'t>(body: &'t Tree<'_>) -> impl Iterator<Item = Cow<'t, str>> {
+    let tools = items(body.get("tools")).iter();
+    let messages = items(body.get("messages")).iter();
+    let calls = messages.flat_map(|message| items(message.get("tool_calls")));
+    tools
+        .chain(calls)
+        .filter_map(|tool| tool.get("function")?.get("name")?.text())
+}
+
 /// What names a provider allows.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Form {
@@ -417,6 +432,15 @@ impl Aliases {
         all.filter(|(own, sent)| own != sent)
             .map(|(own, sent)| (sent, own))
             .collect()
+    }
+}
+
+/// Names the description of a schema for answers, where the provider has no place for it.
+pub(super) fn undescribed(format: &Tree<'_>, api: &str, notes: &mut Notes) {
+    let schema = format.get("json_schema");
+    if schema.is_some_and(|schema| schema.get("description").is_some()) {
+        let param = "response_format.json_schema.description";
+        notes.dropped(param, format!("{api} has nothing like it"));
     }
 }
 

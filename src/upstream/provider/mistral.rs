@@ -67,11 +67,13 @@ impl Provider for Mistral {
         let said = said.and_then(Tree::read);
         let of = |key: &str| said.as_ref().and_then(|said| said.get(key));
         let kind = of("type").and_then(Tree::text).unwrap_or_default();
+        let message = of("message").and_then(Tree::text).unwrap_or_default();
         match head.status {
             401 => CallResult::KeyRefused,
             402 => CallResult::Unpaid,
             403 => CallResult::Refused,
             400 | 404 if kind == "invalid_model" => CallResult::ModelMissing,
+            400 if answer::is_of_the_context(&message) => CallResult::ContextTooLong,
             404 if of("message").is_some() => CallResult::Rejected,
             300..=399 | 404 => CallResult::Misdirected,
             429 => CallResult::Limited,
@@ -148,7 +150,7 @@ fn success(said: Bytes, request: Request) -> Decoded {
         if item.get("index").is_none() {
             item.set("index", Tree::number(index));
         }
-        if list == "choices" && !choice(item) {
+        if list == "choices" && !choice(item, &request.names) {
             return answer::unusable(said, "the model broke off");
         }
     }
@@ -160,7 +162,7 @@ fn success(said: Bytes, request: Request) -> Decoded {
 }
 
 /// Brings a choice into OpenAI's form. False: it is no answer.
-fn choice(choice: &mut Tree<'_>) -> bool {
+fn choice(choice: &mut Tree<'_>, names: &[(String, String)]) -> bool {
     let stopped_by = |reason: &str| {
         let own = choice.get("finish_reason");
         own.is_some_and(|own| own.is_text(reason))
@@ -209,14 +211,17 @@ fn choice(choice: &mut Tree<'_>) -> bool {
         members.retain(|(key, value)| key != "tool_calls" || has_calls && !value.is_null());
         let calls = members.iter_mut().find(|(key, _)| key == "tool_calls");
         if let Some((_, Tree::List(calls))) = calls {
-            calls.iter_mut().for_each(call);
+            for one in calls {
+                call(one, names);
+            }
         }
     }
     true
 }
 
-/// The arguments of a call are a text, and its kind is said.
-fn call(call: &mut Tree<'_>) {
+/// The arguments of a call are a text, its kind is said, and its function has the name that the
+/// request gave it.
+fn call(call: &mut Tree<'_>, names: &[(String, String)]) {
     if call.get("type").is_none() {
         call.set("type", Tree::string("function"));
     }
@@ -226,6 +231,13 @@ fn call(call: &mut Tree<'_>) {
     let Some((_, function)) = members.iter_mut().find(|(key, _)| key == "function") else {
         return;
     };
+    let name = function.get("name").and_then(Tree::text);
+    let own = names
+        .iter()
+        .find(|(sent, _)| name.as_deref() == Some(sent.as_str()));
+    if let Some((_, own)) = own {
+        function.set("name", Tree::string(own));
+    }
     let written = match function.get("arguments") {
         Some(arguments) if arguments.is_string() => return,
         Some(arguments) => arguments.written(),

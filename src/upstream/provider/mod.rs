@@ -16,6 +16,8 @@ pub(super) mod kind;
 mod mistral;
 mod openai;
 mod remaining;
+#[cfg(test)]
+mod tests;
 mod translation;
 mod tree;
 

@@ -61,6 +61,7 @@ pub(super) fn classify(head: &Head, decoded: &Decoded) -> CallResult {
             return CallResult::ContextTooLong;
         }
         400 | 429 if is_unpaid() => return CallResult::Unpaid,
+        400 if answer::is_of_the_context(&message) => return CallResult::ContextTooLong,
         404 if kind.as_deref() == Some("not_found_error") => {
             // Of a path it says "Not Found" alone.
             return if message.contains("model") {

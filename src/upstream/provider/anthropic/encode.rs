@@ -5,7 +5,8 @@ use std::borrow::Cow;
 use super::models::{Abilities, Thinking};
 use super::schema;
 use crate::upstream::provider::chat::{
-    self, Aliases, DataUrl, Form, Notes, Part, Placed, Rule, has_scheme, is_blank, refused,
+    self, Aliases, DataUrl, Form, Notes, Part, Placed, Rule, has_scheme, is_blank, items, refused,
+    tool_names,
 };
 use crate::upstream::provider::interface::{Request, Unsupported};
 use crate::upstream::provider::tree::Tree;
@@ -124,7 +125,7 @@ pub(super) fn encode(
         body,
         abilities: Abilities::of(model),
         notes: Notes::new(policy),
-        names: Aliases::new(TOOL_NAME, names(body)),
+        names: Aliases::new(TOOL_NAME, tool_names(body)),
         ids: Aliases::new(TOOL_ID, ids(body)),
         out: Tree::object([]),
         request: Request::default(),
@@ -142,20 +143,6 @@ pub(super) fn encode(
     request.names = names.renamed();
     request.warnings = notes.warnings;
     Ok((out.written(), request))
-}
-
-fn items<'t, 'a>(value: Option<&'t Tree<'a>>) -> &'t [Tree<'a>] {
-    value.and_then(Tree::list).unwrap_or_default()
-}
-
-/// The names of all tools that are declared or were called.
-fn names<'t>(body: &'t Tree<'_>) -> impl Iterator<Item = Cow<'t, str>> {
-    let tools = items(body.get("tools")).iter();
-    let messages = items(body.get("messages")).iter();
-    let calls = messages.flat_map(|message| items(message.get("tool_calls")));
-    tools
-        .chain(calls)
-        .filter_map(|tool| tool.get("function")?.get("name")?.text())
 }
 
 /// The ids of all calls.
@@ -513,7 +500,7 @@ impl<'t> Translation<'t, '_> {
     /// The tools that were called in the messages: the API wants them declared, even if none may be
     /// called any more.
     fn tools_of_old(&mut self) -> Vec<Tree<'t>> {
-        let mut names: Vec<Cow<'_, str>> = names(self.body).collect();
+        let mut names: Vec<Cow<'_, str>> = tool_names(self.body).collect();
         names.sort_unstable();
         names.dedup();
         let tool = |name: Cow<'_, str>| {
@@ -595,6 +582,7 @@ impl<'t> Translation<'t, '_> {
         };
         let param = "response_format.json_schema.schema";
         if self.abilities.structured {
+            chat::undescribed(format, API, &mut self.notes);
             let (schema, is_moved) = schema::fitted(schema);
             if is_moved {
                 let message = format!(

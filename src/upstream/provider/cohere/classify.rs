@@ -26,6 +26,7 @@ pub(super) fn classify(head: &Head, decoded: &Decoded) -> CallResult {
         401 => CallResult::KeyRefused,
         402 => CallResult::Unpaid,
         403 => CallResult::Refused,
+        400 if answer::is_of_the_context(&message) => CallResult::ContextTooLong,
         404 if message.contains("model") => CallResult::ModelMissing,
         300..=399 | 404 => CallResult::Misdirected,
         // What a trial key may be used for in a month is spent.

@@ -4,7 +4,8 @@
 use std::borrow::Cow;
 
 use crate::upstream::provider::chat::{
-    self, Aliases, DataUrl, Form, Notes, Part, Placed, Rule, has_scheme, is_blank, refused,
+    self, Aliases, DataUrl, Form, Notes, Part, Placed, Rule, has_scheme, is_blank, items, refused,
+    tool_names,
 };
 use crate::upstream::provider::interface::{CHAT, EMBEDDINGS, Request, Unsupported};
 use crate::upstream::provider::tree::Tree;
@@ -148,7 +149,7 @@ pub(super) fn encode(
             body,
             out,
             notes: &mut notes,
-            names: Aliases::new(NAME, names(body)),
+            names: Aliases::new(NAME, tool_names(body)),
         };
         translation.chat_completion()?;
         out = translation.out;
@@ -191,20 +192,6 @@ fn embeddings<'a>(
         out.set("output_dimension", dimensions.clone());
     }
     Ok(())
-}
-
-fn items<'t, 'a>(value: Option<&'t Tree<'a>>) -> &'t [Tree<'a>] {
-    value.and_then(Tree::list).unwrap_or_default()
-}
-
-/// The names of all tools that are declared or were called.
-fn names<'t>(body: &'t Tree<'_>) -> impl Iterator<Item = Cow<'t, str>> {
-    let tools = items(body.get("tools")).iter();
-    let messages = items(body.get("messages")).iter();
-    let calls = messages.flat_map(|message| items(message.get("tool_calls")));
-    tools
-        .chain(calls)
-        .filter_map(|tool| tool.get("function")?.get("name")?.text())
 }
 
 struct Translation<'t, 'a, 'n> {
@@ -406,6 +393,7 @@ impl<'a> Translation<'_, 'a, '_> {
                 let schema = format.get("json_schema").and_then(|it| it.get("schema"));
                 let param = "response_format.json_schema.schema";
                 let schema = schema.ok_or_else(|| refused(param, "it is missing"))?;
+                chat::undescribed(format, API, self.notes);
                 made.set("json_schema", schema.clone());
             }
             _ => return Err(refused(format!("{PARAM}.type"), "it is none that is known")),

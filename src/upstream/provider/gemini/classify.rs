@@ -21,6 +21,18 @@ fn details<'t, 'a>(error: &'t Tree<'a>) -> &'t [Tree<'a>] {
         .unwrap_or_default()
 }
 
+/// Whether an error says that a quota for a day is spent. No wait of seconds helps then, though the
+/// error may name one.
+fn is_of_the_day(error: &Tree<'_>) -> bool {
+    let violations = details(error)
+        .iter()
+        .filter_map(|detail| detail.get("violations")?.list());
+    let quotas = violations
+        .flatten()
+        .filter_map(|one| one.get("quotaId")?.text());
+    quotas.into_iter().any(|quota| quota.contains("PerDay"))
+}
+
 /// How a call went that was answered so.
 pub(super) fn classify(head: &Head, decoded: &Decoded) -> CallResult {
     if head.is_success() {
@@ -48,14 +60,17 @@ pub(super) fn classify(head: &Head, decoded: &Decoded) -> CallResult {
         400 if has_reason("API_KEY_INVALID") => CallResult::KeyRefused,
         // The country, or billing that is not set up: nothing of the line.
         400 if has("status", "FAILED_PRECONDITION") => CallResult::Unpaid,
+        400 if answer::is_of_the_context(&message) => CallResult::ContextTooLong,
         401 => CallResult::KeyRefused,
         402 => CallResult::Unpaid,
         403 => CallResult::Refused,
         404 if message.contains("models/") => CallResult::ModelMissing,
         404 if has("status", "NOT_FOUND") && !message.is_empty() => CallResult::Rejected,
         300..=399 | 404 => CallResult::Misdirected,
-        // The model is in no tier of the account.
-        429 if message.contains("limit: 0") => CallResult::Unpaid,
+        // The model is in no tier of the account, or what a day has is spent.
+        429 if message.contains("limit: 0") || error.is_some_and(is_of_the_day) => {
+            CallResult::Unpaid
+        }
         429 => CallResult::Limited,
         status if http::is_of_a_gateway(status) => CallResult::Unavailable,
         408 | 409 | 500..=599 => CallResult::ServerError,

@@ -4,7 +4,7 @@ use std::borrow::Cow;
 
 use super::models::{self, Generation};
 use crate::upstream::provider::chat::{
-    self, Aliases, DataUrl, Form, Notes, Part, Placed, Rule, is_blank, refused,
+    self, Aliases, DataUrl, Form, Notes, Part, Placed, Rule, is_blank, items, refused, tool_names,
 };
 use crate::upstream::provider::interface::{CHAT, EMBEDDINGS, Request, Unsupported};
 use crate::upstream::provider::tree::Tree;
@@ -122,7 +122,7 @@ pub(super) fn encode(
                 body,
                 generation: Generation::of(model),
                 notes: &mut notes,
-                names: Aliases::new(NAME, names(body)),
+                names: Aliases::new(NAME, tool_names(body)),
             };
             let out = translation.chat_completion()?;
             let request = Request {
@@ -166,20 +166,6 @@ fn embeddings<'a>(body: &Tree<'a>, model: &str) -> Result<Tree<'a>, Unsupported>
         request
     });
     Ok(Tree::object([("requests", Tree::List(requests.collect()))]))
-}
-
-fn items<'t, 'a>(value: Option<&'t Tree<'a>>) -> &'t [Tree<'a>] {
-    value.and_then(Tree::list).unwrap_or_default()
-}
-
-/// The names of all tools that are declared or were called.
-fn names<'t>(body: &'t Tree<'_>) -> impl Iterator<Item = Cow<'t, str>> {
-    let tools = items(body.get("tools")).iter();
-    let messages = items(body.get("messages")).iter();
-    let calls = messages.flat_map(|message| items(message.get("tool_calls")));
-    tools
-        .chain(calls)
-        .filter_map(|tool| tool.get("function")?.get("name")?.text())
 }
 
 struct Translation<'t, 'a, 'n> {
@@ -285,6 +271,13 @@ impl<'t> Translation<'t, '_, '_> {
             Part::Text(written) => !is_blank(written),
             _ => true,
         };
+        for placed in &parts {
+            if let Part::File { name: Some(_), .. } = &placed.part {
+                let param = format!("{}.file.filename", placed.param);
+                self.notes
+                    .dropped(param, format!("{API} has nothing like it"));
+            }
+        }
         parts.into_iter().filter(is_said).map(part).collect()
     }
 
@@ -514,6 +507,7 @@ impl<'t> Translation<'t, '_, '_> {
                     let param = "response_format.json_schema.schema";
                     return Err(refused(param, "it is missing"));
                 };
+                chat::undescribed(format, API, self.notes);
                 config.set("responseMimeType", Tree::string("application/json"));
                 let schema = Tree::Plain(Cow::Owned(schema.written()));
                 config.set("responseJsonSchema", schema);

@@ -6,7 +6,8 @@ use std::borrow::Cow;
 use sha2::{Digest as _, Sha256};
 
 use crate::upstream::provider::chat::{
-    self, Aliases, DataUrl, Form, Notes, Part, Placed, Rule, has_scheme, is_blank, refused,
+    self, Aliases, DataUrl, Form, Notes, Part, Placed, Rule, has_scheme, is_blank, items, refused,
+    tool_names,
 };
 use crate::upstream::provider::interface::{CHAT, EMBEDDINGS, Request, Unsupported};
 use crate::upstream::provider::tree::Tree;
@@ -101,6 +102,17 @@ const EMBEDDING_RULES: [(&str, Rule); 8] = [
     ("user", Rule::Harmless),
 ];
 
+/// Names of functions have letters, digits, underscores and dashes.
+const NAME: Form = Form {
+    fits: |name| (1..=NAME_MAX).contains(&name.len()) && name.chars().all(is_allowed),
+    fitted: |own, nth| chat::spelled(own, nth, is_allowed, NAME_MAX),
+};
+const NAME_MAX: usize = 64;
+
+fn is_allowed(c: char) -> bool {
+    c.is_ascii_alphanumeric() || c == '_' || c == '-'
+}
+
 /// Ids of calls have exactly nine letters and digits.
 const ID_LENGTH: usize = 9;
 const CALL_ID: Form = Form {
@@ -134,12 +146,14 @@ pub(super) fn encode(
     let passed = notes.judge(members, rules, "", API)?;
     let mut out = Tree::Object(passed);
     out.set("model", Tree::string(model));
+    let mut names = Aliases::new(NAME, tool_names(body));
     if path == CHAT {
-        chat_completion(body, &mut out, &mut notes)?;
+        chat_completion(body, &mut out, &mut names, &mut notes)?;
     } else {
         embeddings(body, &mut out)?;
     }
     let request = Request {
+        names: names.renamed(),
         warnings: notes.warnings,
         ..Request::default()
     };
@@ -165,6 +179,7 @@ fn embeddings<'a>(body: &Tree<'a>, out: &mut Tree<'a>) -> Result<(), Unsupported
 fn chat_completion<'a>(
     body: &Tree<'a>,
     out: &mut Tree<'a>,
+    names: &mut Aliases,
     notes: &mut Notes,
 ) -> Result<(), Unsupported> {
     if let Some(most) = chat::max_output(body)? {
@@ -179,10 +194,11 @@ fn chat_completion<'a>(
         Some(_) => notes.unsupported("service_tier", format!("{API} has no such tier"))?,
     }
     prediction(body, out, notes);
-    tools(body, out, notes)?;
+    tools(body, out, names, notes)?;
     let messages = body.get("messages").and_then(Tree::list);
     let messages = messages.ok_or_else(|| refused("messages", "it is no list"))?;
-    out.set("messages", Tree::List(self::messages(messages, notes)?));
+    let messages = self::messages(messages, names, notes)?;
+    out.set("messages", Tree::List(messages));
     Ok(())
 }
 
@@ -205,7 +221,12 @@ fn prediction<'a>(body: &Tree<'a>, out: &mut Tree<'a>, notes: &mut Notes) {
     }
 }
 
-fn tools<'a>(body: &Tree<'a>, out: &mut Tree<'a>, notes: &mut Notes) -> Result<(), Unsupported> {
+fn tools<'a>(
+    body: &Tree<'a>,
+    out: &mut Tree<'a>,
+    names: &mut Aliases,
+    notes: &mut Notes,
+) -> Result<(), Unsupported> {
     let all = body.get("tools").and_then(Tree::list).unwrap_or_default();
     if all.is_empty() {
         // What else a request says of tools is an error where there are none.
@@ -234,6 +255,10 @@ fn tools<'a>(body: &Tree<'a>, out: &mut Tree<'a>, notes: &mut Notes) -> Result<(
             Some(_) => return Err(refused(format!("{param}parameters"), "it is no object")),
         };
         function.set("parameters", schema);
+        let name = function.get("name").and_then(Tree::text);
+        let name = name.ok_or_else(|| refused(format!("{param}name"), "it is missing"))?;
+        let name = Tree::string(&names.of(&name));
+        function.set("name", name);
         tools.push(Tree::object([
             ("type", Tree::string("function")),
             ("function", function),
@@ -243,17 +268,22 @@ fn tools<'a>(body: &Tree<'a>, out: &mut Tree<'a>, notes: &mut Notes) -> Result<(
     let Some(choice) = body.get("tool_choice") else {
         return Ok(());
     };
-    let is_known = match choice.text().as_deref() {
-        Some(word) => ["auto", "none", "required", "any"].contains(&word),
-        None => choice.get("function").is_some(),
+    let chosen = choice.get("function").and_then(|it| it.get("name")?.text());
+    let choice = match (choice.text().as_deref(), chosen) {
+        (Some("auto" | "none" | "required" | "any"), _) => choice.clone(),
+        (None, Some(name)) => Tree::object([
+            ("type", Tree::string("function")),
+            (
+                "function",
+                Tree::object([("name", Tree::string(&names.of(&name)))]),
+            ),
+        ]),
+        _ => {
+            let reason = "only functions can be chosen, each by itself";
+            return Err(refused("tool_choice", reason));
+        }
     };
-    if !is_known {
-        return Err(refused(
-            "tool_choice",
-            "only functions can be chosen, each by itself",
-        ));
-    }
-    out.set("tool_choice", choice.clone());
+    out.set("tool_choice", choice);
     Ok(())
 }
 
@@ -277,11 +307,15 @@ fn without_ids<'a>(schema: &Tree<'a>) -> Tree<'a> {
     }
 }
 
-fn messages<'a>(messages: &[Tree<'a>], notes: &mut Notes) -> Result<Vec<Tree<'a>>, Unsupported> {
+fn messages<'a>(
+    messages: &[Tree<'a>],
+    names: &mut Aliases,
+    notes: &mut Notes,
+) -> Result<Vec<Tree<'a>>, Unsupported> {
     let calls = messages
         .iter()
-        .filter_map(|message| message.get("tool_calls")?.list());
-    let ids = calls.flatten().filter_map(|call| call.get("id")?.text());
+        .flat_map(|message| items(message.get("tool_calls")));
+    let ids = calls.filter_map(|call| call.get("id")?.text());
     let mut ids = Aliases::new(CALL_ID, ids);
     let (mut out, mut before) = (Vec::new(), String::new());
     for (place, message) in messages.iter().enumerate() {
@@ -313,7 +347,7 @@ fn messages<'a>(messages: &[Tree<'a>], notes: &mut Notes) -> Result<Vec<Tree<'a>
                 format!("{API} has nothing like it"),
             );
         }
-        if let Some(message) = one(message, role, &param, &mut ids, notes)? {
+        if let Some(message) = one(message, role, &param, (names, &mut ids), notes)? {
             out.push(message);
             role.clone_into(&mut before);
         }
@@ -344,7 +378,7 @@ fn one<'a>(
     message: &Tree<'a>,
     role: &str,
     param: &str,
-    ids: &mut Aliases,
+    (names, ids): (&mut Aliases, &mut Aliases),
     notes: &mut Notes,
 ) -> Result<Option<Tree<'a>>, Unsupported> {
     let mut out = Tree::object([("role", Tree::string(role))]);
@@ -381,7 +415,11 @@ fn one<'a>(
         let calls = calls.iter().map(|call| {
             let id = call.get("id").and_then(Tree::text).unwrap_or_default();
             let function = call.get("function");
-            let function = function.cloned().unwrap_or_else(|| Tree::object([]));
+            let mut function = function.cloned().unwrap_or_else(|| Tree::object([]));
+            if let Some(name) = function.get("name").and_then(Tree::text) {
+                let name = Tree::string(&names.of(&name));
+                function.set("name", name);
+            }
             Tree::object([
                 ("id", Tree::string(&ids.anew(&id))),
                 ("type", Tree::string("function")),
@@ -394,8 +432,8 @@ fn one<'a>(
         let id = message.get("tool_call_id").and_then(Tree::text);
         let id = id.ok_or_else(|| refused(format!("{param}.tool_call_id"), "it is missing"))?;
         out.set("tool_call_id", Tree::string(&ids.of(&id)));
-        if let Some(name) = message.get("name") {
-            out.set("name", name.clone());
+        if let Some(name) = message.get("name").and_then(Tree::text) {
+            out.set("name", Tree::string(&names.of(&name)));
         }
     }
     Ok(Some(out))

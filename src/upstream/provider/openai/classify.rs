@@ -7,6 +7,7 @@ use serde_json::Value;
 
 use crate::domain::outcome::Form;
 use crate::upstream::attempt::result::CallResult;
+use crate::upstream::provider::answer;
 use crate::upstream::provider::http::{self, Head};
 use crate::upstream::provider::interface::Decoded;
 
@@ -108,14 +109,8 @@ const UNPAID: [&str; 6] = [
 ];
 /// Codes by which a 429 says that this very request can never pass.
 const TOO_LARGE: [&str; 2] = ["request_too_large", "string_above_max_length"];
-/// The code and the words by which an error says that the line is longer than the model takes:
-/// those of OpenAI and vLLM, of Anthropic, and of llama.cpp.
+/// The code by which an error says that the line is longer than the model takes.
 const CONTEXT_TOO_LONG: &str = "context_length_exceeded";
-const TOO_LONG_WORDS: [&str; 3] = [
-    "maximum context length",
-    "prompt is too long",
-    "exceeds the available context size",
-];
 /// Codes by which a 404 says that the model is not there.
 const MISSING: [&str; 3] = ["model_not_found", "not_found_error", "NotFoundError"];
 
@@ -175,8 +170,7 @@ impl ErrorBody {
 
     /// Whether the line is longer than the model takes here.
     fn is_of_the_context(&self) -> bool {
-        let says = |words: &str| self.message.contains(words);
-        self.has(&[CONTEXT_TOO_LONG]) || TOO_LONG_WORDS.iter().any(|words| says(words))
+        self.has(&[CONTEXT_TOO_LONG]) || answer::is_of_the_context(&self.message)
     }
 
     fn as_limited(&self) -> CallResult {
