@@ -4,10 +4,13 @@
 
 use std::fs;
 use std::path::{Path, PathBuf};
+use std::process::Stdio;
 
-use tokio::process::Command;
+use tokio::io::{AsyncBufReadExt as _, BufReader};
+use tokio::process::{Child, Command};
 
 use crate::support::Server;
+use crate::support::metrics::operator;
 
 /// The limit that the SDKs' tests run into, models with and without a slash, and an upstream
 /// that takes fewer lines at once than the batch that they cancel has.
@@ -35,22 +38,48 @@ routes = [{ upstream = "simulated" }]
 
 #[tokio::test]
 async fn the_python_sdk_finds_all_it_knows() {
-    let tests = sources("python");
-    let venv = installed("python", &tests.join("requirements.txt"), async |home| {
-        run(Command::new("python3").args(["-m", "venv"]).arg(home)).await;
-        run(Command::new(home.join("bin/pip"))
-            .args(["install", "--quiet", "--disable-pip-version-check", "-r"])
-            .arg(tests.join("requirements.txt")))
-        .await;
-    })
-    .await;
+    let python = Python::installed("python").await;
     let server = Server::with(CONFIG).binary().await;
-    run(
-        pointed_at(&server, &mut Command::new(venv.join("bin/python")))
-            .args(["-m", "pytest", "-q"])
-            .env("PYTHONDONTWRITEBYTECODE", "1")
-            .current_dir(&tests),
-    )
+    run(pointed_at(&server, &mut python.command()).args(PYTEST)).await;
+}
+
+/// Each provider has a stand-in, which checks what it is sent by the types of the provider's own
+/// SDK. OpenAI's SDK sends the batches, and reads what comes back.
+#[tokio::test]
+async fn the_providers_sdks_know_what_is_sent_and_openais_knows_what_comes_back() {
+    let python = Python::installed("providers").await;
+    let all = ["openai", "anthropic", "gemini", "mistral", "cohere"];
+    let (_stand_in, origin) = python.stand_in(&all).await;
+    // Anthropic's SDK has a line of versions for each version of the API.
+    let newer = Python::installed("providers/anthropic-2026").await;
+    let newer = newer.with_tests_of(&python);
+    let (_newer_stand_in, origin_2026) = newer.stand_in(&["anthropic"]).await;
+    let keys = tempfile::tempdir().expect("makes a directory");
+    let key = |name: &str, key: &str| {
+        let file = keys.path().join(name);
+        fs::write(&file, key).expect("writes a key");
+        file.to_str().expect("is text").to_owned()
+    };
+    let config = fs::read_to_string(python.tests.join("nightshift.toml")).expect("reads");
+    let config = config
+        .replace("{origin}", &origin)
+        .replace("{origin_2026}", &origin_2026)
+        .replace("{key}", &key("key", "key-of-the-provider-0123456789"))
+        .replace(
+            "{wrong_key}",
+            &key("wrong", "a-key-that-nobody-knows-0123456789"),
+        );
+    let server = Server::with(&config).binary().await;
+    run(pointed_at(&server, &mut python.command())
+        .args(PYTEST)
+        .env("NIGHTSHIFT_TEST_STAND_IN", &origin)
+        .env("NIGHTSHIFT_TEST_STAND_IN_2026", &origin_2026)
+        .env(
+            "NIGHTSHIFT_TEST_OPERATOR_KEY",
+            operator(&server.database).await,
+        )
+        .env("NIGHTSHIFT_TEST_BINARY", env!("CARGO_BIN_EXE_nightshift"))
+        .env("NIGHTSHIFT_TEST_CONFIG", server.config_file()))
     .await;
 }
 
@@ -82,6 +111,60 @@ async fn the_node_sdk_finds_all_it_knows() {
     .await;
 }
 
+const PYTEST: [&str; 5] = ["-m", "pytest", "-q", "-p", "no:cacheprovider"];
+
+/// Tests in Python, and what they need.
+struct Python {
+    venv: PathBuf,
+    tests: PathBuf,
+}
+
+impl Python {
+    async fn installed(sdk: &str) -> Self {
+        let tests = sources(sdk);
+        let pins = tests.join("requirements.txt");
+        let venv = installed(sdk, &pins, async |home| {
+            run(Command::new("python3").args(["-m", "venv"]).arg(home)).await;
+            run(Command::new(home.join("bin/pip"))
+                .args(["install", "--quiet", "--disable-pip-version-check", "-r"])
+                .arg(&pins))
+            .await;
+        })
+        .await;
+        Self { venv, tests }
+    }
+
+    fn command(&self) -> Command {
+        let mut command = Command::new(self.venv.join("bin/python"));
+        command
+            .env("PYTHONDONTWRITEBYTECODE", "1")
+            .current_dir(&self.tests);
+        command
+    }
+
+    /// The same packages, for other tests.
+    fn with_tests_of(self, other: &Self) -> Self {
+        Self {
+            tests: other.tests.clone(),
+            ..self
+        }
+    }
+
+    /// Starts the stand-ins for these providers; returns where they listen, too.
+    async fn stand_in(&self, names: &[&str]) -> (Child, String) {
+        let mut command = self.command();
+        command.arg("stand_in.py").args(names).kill_on_drop(true);
+        command.stdin(Stdio::piped()).stdout(Stdio::piped());
+        let mut child = command.spawn().expect("starts");
+        let stdout = child.stdout.take().expect("is piped");
+        let origin = BufReader::new(stdout).lines().next_line().await;
+        let origin = origin
+            .expect("reads")
+            .expect("the stand-ins tell where they listen");
+        (child, origin)
+    }
+}
+
 fn sources(sdk: &str) -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR"))
         .join("tests/sdk")
@@ -90,7 +173,10 @@ fn sources(sdk: &str) -> PathBuf {
 
 /// A directory in which `install` has run for these very pins.
 async fn installed(sdk: &str, pins: &Path, install: impl AsyncFnOnce(&Path)) -> PathBuf {
-    let home = Path::new(env!("CARGO_TARGET_TMPDIR")).join("sdk").join(sdk);
+    let name = sdk.replace('/', "-");
+    let home = Path::new(env!("CARGO_TARGET_TMPDIR"))
+        .join("sdk")
+        .join(name);
     let stamp = home.join("installed-pins");
     let pins = fs::read(pins).expect("reads the pins");
     if fs::read(&stamp).is_ok_and(|installed| installed == pins) {
