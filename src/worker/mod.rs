@@ -49,6 +49,7 @@ use lease::heartbeat::Heartbeat;
 use lease::takeover;
 use supply::Supply;
 use supply::direct::DirectLeases;
+use supply::load::Loader;
 use tasks::clean_up::CleanUp;
 use tasks::expire::ExpireBatches;
 use tasks::finalize::{self, Finalize};
@@ -214,6 +215,13 @@ impl Worker {
             dispatch.tenants.clone(),
             lease.clone(),
         ));
+        let loader = Arc::new(Loader::new(
+            store.clone(),
+            pool.clone(),
+            &dispatch,
+            lease.clone(),
+            flusher.failed_lines(),
+        ));
         let supply = Supply::new(&supply::Parts {
             store: &store,
             pool: &pool,
@@ -222,7 +230,7 @@ impl Worker {
             direct: &direct,
             completions: &completions,
             lease: &lease,
-            failed_lines: &flusher.failed_lines(),
+            loader: &loader,
             authority: &authority,
             clock: &clock,
         });
@@ -262,6 +270,7 @@ impl Worker {
         tasks.spawn(flusher.clone().run(stop.clone()));
         tasks.spawn(dispatch.scheduler.clone().run(stop.clone()));
         tasks.spawn(supply.run(quiet.clone()));
+        tasks.spawn(direct.clone().run(loader, quiet.clone()));
         let housekeeping = Arc::new(Housekeeping::new(settings.exclusive));
         if !settings.exclusive {
             tasks.spawn(housekeeping::run(

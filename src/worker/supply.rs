@@ -9,6 +9,7 @@ mod candidates;
 pub(crate) mod direct;
 mod division;
 mod fetch;
+pub(crate) mod load;
 mod not_in_hand;
 mod prefetch;
 mod ranking;
@@ -30,15 +31,15 @@ use crate::worker::dispatch::Dispatch;
 use crate::worker::dispatch::demand::Demand;
 use crate::worker::dispatch::late::Verdict;
 use crate::worker::dispatch::scheduler::Scheduler;
-use crate::worker::dispatch::shared::SharedLedger;
+use crate::worker::dispatch::shared::{Left, SharedLedger};
 use crate::worker::dispatch::tenants::Tenants;
-use crate::worker::flush::accept::FailureCounts;
 use crate::worker::lease::Lease;
 use crate::worker::lease::authority::Authority;
 use crate::worker::work::finished::CompletionQueue;
 use candidates::{Selector, lines_waiting};
 use direct::DirectLeases;
 use fetch::Fetch;
+use load::Loader;
 use rates::Rates;
 use reconcile::Reconciler;
 use stock::Stock;
@@ -85,8 +86,7 @@ pub(crate) struct Parts<'a> {
     pub direct: &'a Arc<DirectLeases>,
     pub completions: &'a Arc<CompletionQueue>,
     pub lease: &'a Arc<Lease>,
-    /// Lines that were written as failed.
-    pub failed_lines: &'a Arc<FailureCounts>,
+    pub loader: &'a Arc<Loader>,
     pub authority: &'a Arc<Authority>,
     pub clock: &'a Clock,
 }
@@ -123,7 +123,7 @@ impl Supply {
                 dispatch,
                 parts.completions.clone(),
                 lease.clone(),
-                Arc::clone(parts.failed_lines),
+                Arc::clone(parts.loader),
                 parts.clock.clone(),
             ),
             direct: parts.direct.clone(),
@@ -159,7 +159,6 @@ impl Supply {
                     () = stop.cancelled() => return "supply",
                     Ok(()) = wakeups.changed() => break,
                     () = self.ledger.supply_notified() => break,
-                    () = self.direct.changed() => self.fetch.take_direct(self.direct.take()),
                     () = tokio::time::sleep_until(look.min(next_round)) => {}
                 }
                 let is_due = tokio::time::Instant::now() >= next_round;
@@ -174,7 +173,7 @@ impl Supply {
     async fn round(&mut self) -> store::Result<()> {
         let stock = Stock::of(&self.ledger, &self.pool);
         self.rates.measure(&stock);
-        self.fetch.take_direct(self.direct.take());
+        self.fetch.take_direct(self.direct.take_unread());
         self.end_batches(&stock).await?;
         if !self.lease.is_held() {
             return Ok(());
@@ -194,11 +193,7 @@ impl Supply {
         self.fetch.begin_round(&stock.batches);
         let waiting = lines_waiting(&live);
         let candidates = self.selector.select(live);
-        let on_offer = candidates
-            .by_lane
-            .values()
-            .flat_map(|tenants| tenants.values().flatten());
-        let on_offer: i64 = on_offer.map(|candidate| candidate.backlog.waiting).sum();
+        let on_offer = candidates.units();
         self.demand.set_on_offer(candidates.on_offer);
         let mut by_lane: Vec<_> = candidates.by_lane.into_iter().collect();
         self.round = self.round.wrapping_add(1) % ROUNDS_MAX;
@@ -214,9 +209,14 @@ impl Supply {
             let shares = filled.await?.into_iter();
             wanted.extend(shares.map(|(name, share)| ((lane, name), share)));
         }
-        let are_left = self.fetch.leased_units() < on_offer;
-        self.ledger
-            .set_has_more(are_left || !ended.is_empty() || !self.fetch.prefetch.is_empty());
+        let are_left = on_offer
+            .into_iter()
+            .filter(|(tenant, units)| self.fetch.leased_units(tenant) < *units);
+        self.ledger.set_left(Left {
+            tenants: are_left.map(|(tenant, _)| tenant).collect(),
+            ended: !ended.is_empty(),
+            unread: !self.fetch.prefetch.is_empty(),
+        });
         let mut ledger = self.ledger.lock();
         ledger.set_low_water(&wanted);
         ledger.set_needs(&waiting, self.clock.now_ms());

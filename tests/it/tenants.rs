@@ -504,7 +504,45 @@ async fn operators_see_what_each_tenant_has_and_what_it_waits_for() {
     server.simulator.grant(100);
 }
 
+/// Its batch is leased by the transaction that lets it run: nobody looks through what others have
+/// waiting before.
+async fn who_has_less_than_its_part_waits_for_no_look_at_what_others_have() {
+    let server = Server::with(&with_tenants(8, ""))
+        .upstream(granting(0))
+        .await;
+    let one = server.upload_batch(lines(1)).await;
+    let body = json!({"input_file_id": one, "endpoint": CHAT, "completion_window": "24h"});
+    let mut last = server.create(&body).await;
+    for _ in 0..30 {
+        last = server.create(&body).await;
+    }
+    until_in_flight(&server, 8).await;
+    let in_backlog = |batch: &Batch| format!("backlog WHERE batch_id = '{}'", batch.id);
+    server
+        .until_rows(&in_backlog(&last), |count| count == 1)
+        .await;
+    // The part of one of two tenants is four calls.
+    for _ in 0..2 {
+        let other = server.other().create_batch(lines(1), CHAT).await;
+        let leased = format!("units WHERE state = 'leased' AND batch_id = '{}'", other.id);
+        server.until_rows(&leased, |count| count == 1).await;
+        server
+            .until_rows(&in_backlog(&other), |count| count == 0)
+            .await;
+    }
+    // What is more than the part waits.
+    let large = server.other().create_batch(lines(5), CHAT).await;
+    server
+        .until_rows(&in_backlog(&large), |count| count == 1)
+        .await;
+    server.simulator.grant(100);
+    let large = server.other().ended(&large).await;
+    assert_eq!(large.counts.completed, 5, "{large}");
+    server.ended(&last).await;
+}
+
 on_every_engine![
+    who_has_less_than_its_part_waits_for_no_look_at_what_others_have,
     operators_see_what_each_tenant_has_and_what_it_waits_for,
     a_file_that_there_is_no_room_for_is_refused_and_leaves_nothing,
     uploads_that_come_together_keep_no_more_than_there_is_room_for,

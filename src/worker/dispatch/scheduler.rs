@@ -125,7 +125,7 @@ impl Scheduler {
 
     /// A unit's last line is on disk: where units wait to be leased, it may be the turn of others.
     pub(crate) fn on_unit_finished(&self) {
-        if self.ledger.has_more() {
+        if self.ledger.left().is_any() {
             self.ledger.notify_supply();
         }
     }

@@ -1,7 +1,7 @@
 //! The ledger behind its lock, and who is notified of what.
 
-use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::collections::HashSet;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use tokio::sync::Notify;
 
@@ -12,7 +12,18 @@ pub(crate) struct SharedLedger {
     scheduler: Notify,
     supply: Notify,
     idle: Notify,
-    has_more: AtomicBool,
+    left: Mutex<Left>,
+}
+
+/// What the supply has left, as it last saw it.
+#[derive(Debug)]
+pub(crate) struct Left {
+    /// Tenants with units that could be leased and were not.
+    pub tenants: HashSet<Arc<str>>,
+    /// Whether there are units of batches that are being ended.
+    pub ended: bool,
+    /// Whether there are leased units for whose text there is no room.
+    pub unread: bool,
 }
 
 impl Default for SharedLedger {
@@ -22,9 +33,20 @@ impl Default for SharedLedger {
             scheduler: Notify::new(),
             supply: Notify::new(),
             idle: Notify::new(),
-            // Until the supply has looked for the first time, there may be units.
-            has_more: AtomicBool::new(true),
+            // Until the supply has looked for the first time, there may be units of all kinds.
+            left: Mutex::new(Left {
+                tenants: HashSet::new(),
+                ended: true,
+                unread: true,
+            }),
         }
+    }
+}
+
+impl Left {
+    /// Whether the supply has left anything.
+    pub(crate) fn is_any(&self) -> bool {
+        self.ended || self.unread || !self.tenants.is_empty()
     }
 }
 
@@ -54,14 +76,14 @@ impl SharedLedger {
         self.supply.notified().await;
     }
 
-    /// Takes in whether units wait that could be leased and were not, as the supply has seen it.
-    pub(crate) fn set_has_more(&self, has_more: bool) {
-        self.has_more.store(has_more, Ordering::Relaxed);
+    /// Takes in what the supply has left.
+    pub(crate) fn set_left(&self, left: Left) {
+        *self.left() = left;
     }
 
-    /// Whether the supply has left units that could be leased.
-    pub(crate) fn has_more(&self) -> bool {
-        self.has_more.load(Ordering::Relaxed)
+    /// What the supply has left. For a short look.
+    pub(crate) fn left(&self) -> MutexGuard<'_, Left> {
+        self.left.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// Nothing is in flight, or nothing new is sent any more.
@@ -88,13 +110,17 @@ impl SharedLedger {
 
 #[cfg(test)]
 mod tests {
-    use super::SharedLedger;
+    use super::{Left, SharedLedger};
 
     #[test]
     fn units_may_wait_until_the_supply_has_looked() {
         let ledger = SharedLedger::default();
-        assert!(ledger.has_more());
-        ledger.set_has_more(false);
-        assert!(!ledger.has_more());
+        assert!(ledger.left().is_any());
+        ledger.set_left(Left {
+            tenants: [].into(),
+            ended: false,
+            unread: false,
+        });
+        assert!(!ledger.left().is_any());
     }
 }

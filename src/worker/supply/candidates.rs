@@ -34,6 +34,18 @@ pub(super) struct Candidates {
     pub on_offer: OnOffer,
 }
 
+impl Candidates {
+    /// How many units of each tenant could be leased.
+    pub(super) fn units(&self) -> HashMap<Arc<str>, i64> {
+        let mut units: HashMap<Arc<str>, i64> = HashMap::new();
+        for (tenant, candidates) in self.by_lane.values().flatten() {
+            let waiting: i64 = candidates.iter().map(|one| one.backlog.waiting).sum();
+            *units.entry(Arc::clone(tenant)).or_default() += waiting;
+        }
+        units
+    }
+}
+
 /// Whether a tenant's lines may be sent.
 #[derive(Clone, Copy, PartialEq, Eq)]
 enum TenantState {

@@ -2,22 +2,25 @@
 //! text is read next. So a small batch that this process validates need not be looked for in the
 //! backlog.
 //!
-//! Nobody's turn is taken. A unit is leased directly only where the supply has left no unit that
-//! could be leased, and where there is room for its lines in hand.
+//! Nobody's turn is taken. A unit is leased directly where the supply has left no unit that could be
+//! leased, and where there is room for its lines in hand. A unit is also leased directly where its
+//! tenant has no units left, and has no more in hand than its equal part of the permits. Such a
+//! tenant comes next anyway, and need not wait for a look at the thousands of units of another one.
 
-use std::collections::{HashMap, HashSet};
+use std::collections::{HashMap, HashSet, VecDeque};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use tokio::sync::Notify;
+use tokio_util::sync::CancellationToken;
 
 use super::fetch::context;
-use super::prefetch::UnreadUnit;
+use super::load::{Loader, UnreadUnit};
 use super::rates::ready_for;
 use crate::store::{LeasedUnit, Unvalidated};
 use crate::upstream::{LaneId, Pool, Routes};
 use crate::worker::dispatch::ledger::run_queues::{Lane, Tenant};
 use crate::worker::dispatch::ownership::Ownership;
-use crate::worker::dispatch::shared::SharedLedger;
+use crate::worker::dispatch::shared::{Left, SharedLedger};
 use crate::worker::dispatch::tenants::Tenants;
 use crate::worker::lease::Lease;
 
@@ -30,7 +33,9 @@ pub(crate) struct DirectLeases {
     /// Held while units are leased directly, and while the store is compared with what is in hand:
     /// meanwhile the store has units that this process does not know of yet.
     turn: tokio::sync::Mutex<()>,
-    leased: Mutex<Vec<(LaneId, UnreadUnit)>>,
+    leased: Mutex<VecDeque<(LaneId, UnreadUnit)>>,
+    /// Units for whose text there was no room. The supply reads it.
+    without_room: Mutex<Vec<(LaneId, UnreadUnit)>>,
     changed: Notify,
 }
 
@@ -57,6 +62,7 @@ impl DirectLeases {
             lease,
             turn: tokio::sync::Mutex::default(),
             leased: Mutex::default(),
+            without_room: Mutex::default(),
             changed: Notify::new(),
         }
     }
@@ -74,9 +80,16 @@ impl DirectLeases {
     /// Which of these batches are to be leased directly, in their order.
     pub(crate) fn choose<'a>(&self, batches: impl Iterator<Item = &'a Unvalidated>) -> Chosen {
         let mut chosen = Chosen::default();
-        if self.ledger.has_more() || self.pool.budget().is_full() || !self.lease.is_held() {
+        if self.pool.budget().is_full() || !self.lease.is_held() || self.ledger.lock().is_closed() {
             return chosen;
         }
+        let (nobody_waits, mut others) = {
+            let left = self.ledger.left();
+            if left.unread {
+                return chosen;
+            }
+            (!left.is_any(), Others::new(&left, &self.ledger))
+        };
         let (mut rooms, mut of_tenants) = (HashMap::new(), HashMap::new());
         for batch in batches {
             let task = batch.task.as_deref();
@@ -88,17 +101,21 @@ impl DirectLeases {
             else {
                 continue;
             };
-            let room = rooms
-                .entry(routes.lane)
-                .or_insert_with(|| self.room(routes.lane));
             let of_tenant = of_tenants
                 .entry(batch.tenant.as_str())
                 .or_insert_with(|| self.room_of(&batch.tenant));
             let lines = usize::try_from(batch.total()).unwrap_or(usize::MAX);
-            if let (Some(left), Some(of_tenant_left)) =
-                (room.checked_sub(lines), of_tenant.checked_sub(lines))
-            {
-                (*room, *of_tenant) = (left, of_tenant_left);
+            let Some(of_tenant_left) = of_tenant.checked_sub(lines) else {
+                continue;
+            };
+            let room = rooms
+                .entry(routes.lane)
+                .or_insert_with(|| self.room(routes.lane));
+            let permits = self.pool.limits().lane(routes.lane);
+            let has_room = nobody_waits && lines <= *room;
+            if has_room || others.let_pass(&batch.tenant, lines, permits) {
+                *room = room.saturating_sub(lines);
+                *of_tenant = of_tenant_left;
                 chosen.ids.insert(batch.batch_id.clone());
                 chosen.routes.insert(batch.batch_id.clone(), routes);
             }
@@ -117,9 +134,6 @@ impl DirectLeases {
             ready_for(permits)
         };
         let ledger = self.ledger.lock();
-        if ledger.is_closed() {
-            return 0;
-        }
         let in_hand = ledger.run_queues().lane(lane).map_or(0, Lane::in_hand);
         drop(ledger);
         let leased = self.leased();
@@ -131,6 +145,9 @@ impl DirectLeases {
     /// How many more lines of a tenant are to be in hand: where its calls are limited, as many as can
     /// be sent now.
     fn room_of(&self, tenant: &str) -> usize {
+        if self.tenants.is_spent(tenant) {
+            return 0;
+        }
         let Some(calls) = self.tenants.calls(tenant) else {
             return usize::MAX;
         };
@@ -175,17 +192,140 @@ impl DirectLeases {
         self.changed.notify_one();
     }
 
-    /// Takes the units that were leased directly.
-    pub(super) fn take(&self) -> Vec<(LaneId, UnreadUnit)> {
-        std::mem::take(&mut *self.leased())
+    /// Reads the text of units that were leased directly, as they come, until stopped. A round of
+    /// the supply may take long where there is much to lease, and these units need not wait for it.
+    pub(crate) async fn run(
+        self: Arc<Self>,
+        loader: Arc<Loader>,
+        stop: CancellationToken,
+    ) -> &'static str {
+        let read = async {
+            loop {
+                self.changed.notified().await;
+                self.read(&loader).await;
+            }
+        };
+        stop.run_until_cancelled(read).await;
+        "direct leases"
     }
 
-    /// Waits until there are such units.
-    pub(super) async fn changed(&self) {
-        self.changed.notified().await;
+    async fn read(&self, loader: &Loader) {
+        loop {
+            let Some((lane, unread)) = self.leased().pop_front() else {
+                return;
+            };
+            let bytes = usize::try_from(unread.leased.chunk_bytes).unwrap_or(0);
+            let Some(reservation) = self.pool.budget().try_reserve(bytes) else {
+                self.without_room().push((lane, unread));
+                self.ledger.notify_supply();
+                continue;
+            };
+            if let Err(error) = loader.load(unread, Some(reservation)).await {
+                tracing::warn!(%error, "a unit's text could not be read; the unit is given back");
+            }
+        }
     }
 
-    fn leased(&self) -> MutexGuard<'_, Vec<(LaneId, UnreadUnit)>> {
+    /// Takes the units for whose text there was no room.
+    pub(super) fn take_unread(&self) -> Vec<(LaneId, UnreadUnit)> {
+        std::mem::take(&mut *self.without_room())
+    }
+
+    fn leased(&self) -> MutexGuard<'_, VecDeque<(LaneId, UnreadUnit)>> {
         self.leased.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn without_room(&self) -> MutexGuard<'_, Vec<(LaneId, UnreadUnit)>> {
+        let without_room = self.without_room.lock();
+        without_room.unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// Who has units left, or in hand.
+struct Others {
+    /// Lines in hand and in flight, in any lane.
+    lines: HashMap<Arc<str>, usize>,
+    /// Tenants with units that wait.
+    left: HashSet<Arc<str>>,
+}
+
+impl Others {
+    fn new(left: &Left, ledger: &SharedLedger) -> Self {
+        let ledger = ledger.lock();
+        let run_queues = ledger.run_queues();
+        let tenants = run_queues.tenants().filter(|tenant| !tenant.is_idle());
+        let mut lines: HashMap<Arc<str>, usize> = tenants
+            .map(|tenant| (Arc::clone(tenant.name()), tenant.in_flight()))
+            .collect();
+        for (_, queue) in run_queues.queues() {
+            for (_, flow) in queue.flows() {
+                let name = run_queues.tenant(flow.tenant()).name();
+                *lines.entry(Arc::clone(name)).or_default() += flow.resting().all();
+            }
+        }
+        for tenant in &left.tenants {
+            lines.entry(Arc::clone(tenant)).or_default();
+        }
+        Self {
+            lines,
+            left: left.tenants.clone(),
+        }
+    }
+
+    /// Whether so many lines of a tenant come next, in a lane of so many permits, however many units
+    /// of others wait: the tenant has no units left, and no more in hand with these lines than its
+    /// equal part. Then they count as in hand.
+    fn let_pass(&mut self, tenant: &str, lines: usize, permits: usize) -> bool {
+        if self.left.contains(tenant) {
+            return false;
+        }
+        let in_hand = self.lines.get(tenant).copied();
+        let tenants = self.lines.len() + usize::from(in_hand.is_none());
+        let with_these = in_hand.unwrap_or(0).saturating_add(lines);
+        let comes_next = with_these <= permits / tenants;
+        if comes_next {
+            self.lines.insert(tenant.into(), with_these);
+        }
+        comes_next
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn others(lines: &[(&str, usize)], left: &[&str]) -> Others {
+        Others {
+            lines: lines
+                .iter()
+                .map(|&(name, lines)| (name.into(), lines))
+                .collect(),
+            left: left.iter().map(|&name| name.into()).collect(),
+        }
+    }
+
+    #[test]
+    fn a_tenant_passes_up_to_its_equal_part() {
+        let mut others = others(&[("hostile", 128)], &["hostile"]);
+        assert!(!others.let_pass("quiet", 33, 64));
+        assert!(others.let_pass("quiet", 30, 64));
+        assert!(others.let_pass("quiet", 2, 64));
+        assert!(!others.let_pass("quiet", 1, 64));
+        // There are three now.
+        assert!(!others.let_pass("third", 22, 64));
+        assert!(others.let_pass("third", 21, 64));
+    }
+
+    #[test]
+    fn a_tenant_passes_none_of_its_own_units() {
+        let mut others = others(&[("hostile", 0)], &["hostile"]);
+        assert!(!others.let_pass("hostile", 1, 64));
+    }
+
+    #[test]
+    fn more_tenants_than_permits_take_turns() {
+        let names: Vec<String> = (0..64).map(|number| format!("tenant-{number}")).collect();
+        let lines: Vec<(&str, usize)> = names.iter().map(|name| (&**name, 1)).collect();
+        assert!(!others(&lines, &[]).let_pass("one more", 1, 64));
     }
 }

@@ -6,8 +6,9 @@ use std::time::{Duration, Instant};
 
 use super::candidates::{ByTenant, Candidate, LINES_PER_UNIT, batches_of, leave_for_others};
 use super::division::{Claim, divide};
+use super::load::{Loader, UnreadUnit};
 use super::not_in_hand::UnitSizes;
-use super::prefetch::{Prefetch, UnreadUnit};
+use super::prefetch::Prefetch;
 use super::ranking::Ranking;
 use super::rates::ready_for;
 use super::stock::{Stock, TenantStock};
@@ -22,7 +23,6 @@ use crate::worker::dispatch::ownership::Ownership;
 use crate::worker::dispatch::scheduler::Scheduler;
 use crate::worker::dispatch::shared::SharedLedger;
 use crate::worker::dispatch::tenants::Tenants;
-use crate::worker::flush::accept::FailureCounts;
 use crate::worker::lease::Lease;
 use crate::worker::work::finished::CompletionQueue;
 use crate::worker::work::unit::BatchContext;
@@ -66,7 +66,8 @@ pub(super) struct Fetch {
     /// Until when the present round may lease, and whether it would have leased more.
     lease_until: Instant,
     is_cut_short: bool,
-    leased_units: i64,
+    /// How many units the present round has leased, by tenant.
+    leased_units: HashMap<Arc<str>, i64>,
     /// When a round took more than this process's part of the batches, and whether the present
     /// round may.
     extra_batch_at: Instant,
@@ -92,17 +93,11 @@ impl Fetch {
         dispatch: &Dispatch,
         completions: Arc<CompletionQueue>,
         lease: Arc<Lease>,
-        failed_lines: Arc<FailureCounts>,
+        loader: Arc<Loader>,
         clock: Clock,
     ) -> Self {
         let now = Instant::now();
-        let prefetch = Prefetch::new(
-            store.clone(),
-            pool.clone(),
-            dispatch,
-            lease.clone(),
-            failed_lines,
-        );
+        let prefetch = Prefetch::new(pool.clone(), dispatch, loader);
         Self {
             store,
             pool,
@@ -118,7 +113,7 @@ impl Fetch {
             held_since: HashMap::new(),
             lease_until: now,
             is_cut_short: false,
-            leased_units: 0,
+            leased_units: HashMap::new(),
             extra_batch_at: now,
             may_take_extra: false,
         }
@@ -127,26 +122,30 @@ impl Fetch {
     /// A round begins to lease. `in_hand`: the batches of which units are in hand.
     pub(super) fn begin_round(&mut self, in_hand: &BTreeSet<String>) {
         self.held_since.retain(|id, _| in_hand.contains(&**id));
+        for id in in_hand {
+            // Others were leased directly.
+            if !self.held_since.contains_key(&**id) {
+                self.held_since.insert(id.as_str().into(), Instant::now());
+            }
+        }
         (self.lease_until, self.is_cut_short) = (Instant::now() + LEASING_MAX, false);
-        self.leased_units = 0;
+        self.leased_units.clear();
         self.may_take_extra = self.extra_batch_at.elapsed() >= EXTRA_BATCH_EVERY;
         if self.may_take_extra {
             self.extra_batch_at = Instant::now();
         }
     }
 
-    /// Takes in hand units that were leased directly.
+    /// Takes in hand units that were leased directly, for whose text there was no room.
     pub(super) fn take_direct(&mut self, units: Vec<(LaneId, UnreadUnit)>) {
         for (lane, unread) in units {
-            let id = Arc::clone(&unread.batch.id);
-            self.held_since.entry(id).or_insert_with(Instant::now);
             self.prefetch.push(lane, unread);
         }
     }
 
-    /// How many units the present round has leased.
-    pub(super) fn leased_units(&self) -> i64 {
-        self.leased_units
+    /// How many units the present round has leased of a tenant.
+    pub(super) fn leased_units(&self, tenant: &str) -> i64 {
+        self.leased_units.get(tenant).copied().unwrap_or(0)
     }
 
     /// Whether the last round would have leased more, had it had more time.
@@ -361,12 +360,11 @@ impl Fetch {
                     }
                     (room.exceptions, units) = (0, 1);
                 }
-                let leased_before = self.leased_units;
-                let added = self.lease(candidate, units as i64).await?;
+                let (leased_units, added) = self.lease(candidate, units as i64).await?;
                 if added == 0 {
                     break;
                 }
-                waiting -= self.leased_units - leased_before;
+                waiting -= leased_units;
                 lines += added;
                 *leased.entry(id.clone()).or_default() += added;
                 self.held_since
@@ -377,22 +375,23 @@ impl Fetch {
         Ok(())
     }
 
-    /// Leases units and reads their text. Returns how many lines are coming.
-    async fn lease(&mut self, candidate: &Candidate, units: i64) -> store::Result<usize> {
+    /// Leases units and reads their text. Returns how many units and lines are coming.
+    async fn lease(&mut self, candidate: &Candidate, units: i64) -> store::Result<(i64, usize)> {
         let row = &candidate.backlog;
         let Some(batch) = context(row) else {
-            return Ok(0);
+            return Ok((0, 0));
         };
         let routes = Some(&candidate.routes);
         let leased = self.lease_units(row, &batch, routes, units).await?;
-        let mut lines = 0;
-        self.leased_units += leased.len() as i64;
+        let (units, mut lines) = (leased.len() as i64, 0);
+        let of_tenant = Arc::clone(&batch.tenant);
+        *self.leased_units.entry(of_tenant).or_default() += units;
         for unread in leased {
             lines += usize::try_from(unread.leased.requests).unwrap_or(0);
             self.prefetch.push(candidate.routes.lane, unread);
         }
         self.prefetch.read().await?;
-        Ok(lines)
+        Ok((units, lines))
     }
 
     /// Leases units of a batch that is being ended. Their lines get their outcome unsent.

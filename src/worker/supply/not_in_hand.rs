@@ -9,7 +9,7 @@ use std::collections::{HashMap, HashSet};
 use std::sync::Arc;
 
 use super::candidates::lines_of;
-use super::prefetch::UnreadUnit;
+use super::load::UnreadUnit;
 use crate::domain::batch::Status;
 use crate::store::{Backlog, LeasedUnit};
 use crate::upstream::{LaneId, Pool, Routes};

@@ -386,7 +386,8 @@ impl Tenant {
         self.in_flight >= self.limit.calls
     }
 
-    fn is_idle(&self) -> bool {
+    /// Whether nothing of it is in hand, nor in flight.
+    pub(crate) fn is_idle(&self) -> bool {
         self.units == 0 && self.in_flight == 0
     }
 
