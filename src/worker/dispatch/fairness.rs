@@ -32,6 +32,8 @@ const HEALTHY: u16 = 200;
 #[derive(Clone, Debug)]
 struct Arrival {
     tenant: u8,
+    /// What the lines name.
+    model: &'static str,
     at_ms: u64,
     lines: Vec<u16>,
     window_ms: Option<u64>,
@@ -96,7 +98,7 @@ impl<'a> Simulation<'a> {
     fn new(world: &'a World) -> Self {
         Self {
             world,
-            pool: pool(world.permits, &[("m", None)]),
+            pool: pool(world.permits, &[("m", None), ("other", None)]),
             ledger: Ledger::default(),
             begun: Instant::now(),
             now_ms: 0,
@@ -204,7 +206,7 @@ impl<'a> Simulation<'a> {
             let count = u32::try_from(arrival.lines.len()).expect("are few");
             let mut leased = units::leased(count, 0, None);
             leased.lease.key.batch_id.clone_from(&id);
-            let routes = self.pool.resolve("m").expect("is served");
+            let routes = self.pool.resolve(arrival.model).expect("is served");
             let limit = LaneLimit::of(&self.pool, routes.lane);
             let unit_id = number as u64;
             let (unit, lines) = units::unit_on(unit_id, Arc::new(context), leased);
@@ -304,6 +306,7 @@ fn simulate(world: &World) -> Run {
 fn batch(tenant: u8, at_ms: u64, lines: usize) -> Arrival {
     Arrival {
         tenant,
+        model: "m",
         at_ms,
         lines: vec![HEALTHY; lines],
         window_ms: None,
@@ -382,6 +385,7 @@ fn worlds() -> impl Strategy<Value = World> {
     )
         .prop_map(|(tenant, at_ms, lines)| Arrival {
             tenant,
+            model: "m",
             at_ms,
             lines,
             window_ms: None,
@@ -529,6 +533,28 @@ fn a_small_batch_goes_beside_a_large_one_of_its_tenant() {
     let ended = simulate(&world).ended;
     let last = (0..10).map(|place| ended[&(1, place)].at_ms).max();
     assert!(last <= Some(10_000 + 7 * CALL_MS), "{last:?}");
+}
+
+/// The two models have an upstream in common.
+#[test]
+fn a_small_batch_goes_beside_a_large_one_of_another_model() {
+    let models = [("m", "other"), ("other", "m")];
+    for (large, small) in models {
+        let of = |model: &'static str, one: Arrival| Arrival { model, ..one };
+        let world = World {
+            permits: 4,
+            arrivals: vec![
+                of(large, batch(0, 0, 2_000)),
+                of(small, batch(0, 10_000, 10)),
+                of(large, batch(0, 10_000, 10)),
+            ],
+            ..World::default()
+        };
+        let ended = simulate(&world).ended;
+        let last = |number| (0..10).map(|place| ended[&(number, place)].at_ms).max();
+        assert!(last(1) <= Some(10_000 + 9 * CALL_MS), "{:?}", last(1));
+        assert!(last(2) <= Some(10_000 + 9 * CALL_MS), "{:?}", last(2));
+    }
 }
 
 /// With a weight and a limit of its own, beside another tenant that has as much.

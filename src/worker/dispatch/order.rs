@@ -3,7 +3,8 @@
 //! Among tenants the tenant with the least in flight for its weight goes first, and among equals the
 //! tenant whose last turn is longest ago. A tenant with as many calls in flight as it may have is
 //! passed over. Within a tenant a batch that would miss its deadline goes first; then
-//! priority counts, then which batch has the least in flight, and so on. Within a batch lines go by
+//! priority counts, then which batch has the least in flight, and so on, whichever models the
+//! batches' lines name: those models may have upstreams in common. Within a batch lines go by
 //! their place in the file. Lines that have failed before go last while it is not known that any
 //! upstream works.
 //!
@@ -126,13 +127,18 @@ pub(crate) fn next(ledger: &mut Ledger, now_ms: i64, door: &impl Door) -> Option
         return None;
     }
     let mut passed = PassedOver::default();
+    let mut lines = Vec::new();
     loop {
-        let place = best_flow(ledger, door, &passed)?;
-        let routes = Arc::clone(ledger.run_queues().queue(place.queue).routes());
-        let Some((id, ready)) = best_line(ledger, place, now_ms, &routes) else {
-            passed.flows.push((place.queue, place.flow));
+        if lines.is_empty() {
+            lines = next_lines(ledger, door, &mut passed, now_ms)?;
+        }
+        let Some(Line {
+            place, id, ready, ..
+        }) = lines.pop()
+        else {
             continue;
         };
+        let routes = Arc::clone(ledger.run_queues().queue(place.queue).routes());
         let active = ledger.unit(id)?;
         let (unit, first) = (active.unit(), active.first(ready)?);
         let exclusively = unit.isolation().is_some_and(Isolation::needs_the_process);
@@ -202,10 +208,44 @@ impl PassedOver {
     }
 }
 
-/// The tenant whose turn it is, in the queue where it has its turn.
-fn best_flow(ledger: &Ledger, door: &impl Door, passed: &PassedOver) -> Option<Place> {
+/// A line that may be sent, as its queue's next.
+struct Line {
+    place: Place,
+    key: BatchKey,
+    /// The unit, and which of its lines.
+    id: u64,
+    ready: Ready,
+}
+
+/// The lines of the tenant whose turn it is, one of each of its queues, the next line last. None
+/// where none of them has a line that may be sent: these are passed over. `None`: no tenant has.
+fn next_lines(
+    ledger: &Ledger,
+    door: &impl Door,
+    passed: &mut PassedOver,
+    now_ms: i64,
+) -> Option<Vec<Line>> {
+    let (first, others) = best_flows(ledger, door, passed)?;
+    let mut lines = Vec::with_capacity(1 + others.len());
+    for place in [first].into_iter().chain(others) {
+        match best_line(ledger, place, now_ms) {
+            Some(line) => lines.push(line),
+            None => passed.flows.push((place.queue, place.flow)),
+        }
+    }
+    lines.sort_by_key(|line| Reverse(line.key));
+    Some(lines)
+}
+
+/// The tenant whose turn it is: the queue where it has its turn, and the others where it has.
+fn best_flows(
+    ledger: &Ledger,
+    door: &impl Door,
+    passed: &PassedOver,
+) -> Option<(Place, Vec<Place>)> {
     let run_queues = ledger.run_queues();
     let mut best = None;
+    let mut others = Vec::new();
     for (queue_key, queue) in run_queues.queues() {
         let routes = queue.routes();
         let Some(lane) = run_queues.lane(routes.lane) else {
@@ -237,25 +277,33 @@ fn best_flow(ledger: &Ledger, door: &impl Door, passed: &PassedOver) -> Option<P
             // In a trial, whoever has had the last one goes last.
             let last = if is_trial { turn.last } else { 0 };
             let key = (is_trial && !has_fresh, last, turn);
-            if best.as_ref().is_none_or(|(least, _)| key < *least) {
-                let place = Place {
-                    queue: queue_key,
-                    flow: flow_key,
-                    is_trial,
-                    takes_fresh,
-                    spills,
-                };
-                best = Some((key, place));
+            let place = Place {
+                queue: queue_key,
+                flow: flow_key,
+                is_trial,
+                takes_fresh,
+                spills,
+            };
+            match &best {
+                Some((least, tenant, _)) if key == *least && flow.tenant() == *tenant => {
+                    others.push(place);
+                }
+                Some((least, ..)) if key >= *least => {}
+                _ => {
+                    others.clear();
+                    best = Some((key, flow.tenant(), place));
+                }
             }
         }
     }
-    best.map(|(_, place)| place)
+    best.map(|(_, _, place)| (place, others))
 }
 
-/// The next line of a tenant: its unit, and which of the unit's lines.
-fn best_line(ledger: &Ledger, place: Place, now_ms: i64, routes: &Routes) -> Option<(u64, Ready)> {
+/// The next line of a tenant in one of its queues.
+fn best_line(ledger: &Ledger, place: Place, now_ms: i64) -> Option<Line> {
     let run_queues = ledger.run_queues();
-    let flow = run_queues.queue(place.queue).flow(place.flow);
+    let queue = run_queues.queue(place.queue);
+    let (routes, flow) = (queue.routes(), queue.flow(place.flow));
     let limit = run_queues.lane(routes.lane)?.unspilled_limit() as f64;
     let lateness = ledger.lateness();
     let mut best = None;
@@ -278,7 +326,12 @@ fn best_line(ledger: &Ledger, place: Place, now_ms: i64, routes: &Routes) -> Opt
             best = Some((key, line));
         }
     }
-    best.map(|(_, line)| line)
+    best.map(|(key, (id, ready))| Line {
+        place,
+        key,
+        id,
+        ready,
+    })
 }
 
 fn first_line(ledger: &Ledger, of_batch: &BatchFlow, place: Place) -> Option<(u64, Ready)> {
