@@ -9,7 +9,7 @@ use super::configuration::{ConfigArgs, load_quietly};
 use super::machine;
 use super::trials;
 use crate::app;
-use crate::config::{Config, Overrides, nearest, shown_url};
+use crate::config::{Config, Overrides, Preset, nearest, shown_url};
 use crate::domain::clock::Clock;
 use crate::domain::tenant::{Allowance, ModelPattern, grouped};
 use crate::upstream::{ModelInfo, ModelSettings, Options, Pool, RouteSettings, is_listed};
@@ -91,6 +91,7 @@ pub(super) async fn run(args: CheckArgs) -> anyhow::Result<ExitCode> {
     for warning in machine::warnings(&config, true) {
         writeln!(out, "warn  machine        {warning}")?;
     }
+    tell_presets(&config)?;
     tell_routes(&config)?;
     tell_tenants(&config)?;
     let pool = Pool::new(&config.upstream_settings(), Options::default())?;
@@ -143,6 +144,29 @@ async fn try_database(config: &Config, looks_it_over: bool) -> anyhow::Result<bo
     let good = !looks_it_over || store::check(&store, config).await?;
     store.close().await;
     Ok(good)
+}
+
+/// Shows what presets filled in, and which URL came of it.
+fn tell_presets(config: &Config) -> std::io::Result<()> {
+    let mut out = std::io::stdout();
+    for Preset {
+        upstream,
+        name,
+        filled,
+    } in &config.presets
+    {
+        let mut upstreams = config.upstreams.iter();
+        let found = upstreams.find(|one| one.name == *upstream);
+        let url = found.map_or_else(String::new, |one| shown_url(&one.base_url));
+        writeln!(out, "ok    preset         {upstream}: {name}, {url}")?;
+        for key in filled {
+            writeln!(out, "      filled in      {key}")?;
+        }
+        if let Some(url) = found.and_then(|one| one.metrics_url.as_deref()) {
+            writeln!(out, "      metrics        {}", shown_url(url))?;
+        }
+    }
+    Ok(())
 }
 
 /// Shows each model with its routes, in the order in which they are considered.

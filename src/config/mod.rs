@@ -20,6 +20,7 @@ mod log;
 mod model;
 mod near_misses;
 mod overrides;
+mod preset;
 mod rate;
 mod reader;
 mod reload;
@@ -49,6 +50,7 @@ pub use error::{ConfigError, ConfigErrors};
 pub use limits::Limits;
 pub use log::{Log, LogFormat};
 pub use overrides::Overrides;
+pub use preset::Preset;
 pub use retention::Retention;
 pub use server::{Role, Server};
 pub use shown::shown_url;
@@ -84,6 +86,8 @@ pub struct Config {
     pub auth: Auth,
     pub limits: Limits,
     pub upstreams: Vec<UpstreamSettings>,
+    /// What was known of some of them by a name.
+    pub presets: Vec<Preset>,
     pub models: Vec<ModelSettings>,
     pub tasks: Vec<TaskSettings>,
     pub tenants: Vec<Tenant>,
@@ -163,8 +167,8 @@ impl Config {
         let fixed = Fixed::of(&root);
         let overrides = &source.overrides;
         let mut root = Reader::root(context, root);
-        let (mut upstreams, of_auto) = upstream::read_all(root.tables("upstreams"));
-        for upstream in &mut upstreams {
+        let mut upstreams = upstream::read_all(root.tables("upstreams"));
+        for upstream in &mut upstreams.all {
             if let Some(concurrency) = overrides.concurrency {
                 upstream.concurrency = concurrency;
             }
@@ -181,8 +185,8 @@ impl Config {
         if let Some(file) = &overrides.database_file {
             database.move_to(file);
         }
-        let models = model::read_all(root.tables("models"), &upstreams);
-        upstream::check_auto(&of_auto, &upstreams, &models);
+        let models = model::read_all(root.tables("models"), &upstreams.all);
+        upstream::check_auto(&mut upstreams, &models);
         let config = Self {
             server: Server::read(root.section("server")),
             database,
@@ -191,7 +195,8 @@ impl Config {
             tasks: task::read_all(root.tables("tasks"), &models),
             tenants: tenant::read_all(root.tables("tenants"), &models),
             models,
-            upstreams,
+            upstreams: upstreams.all,
+            presets: upstreams.presets,
             retry,
             worker: Worker::read(root.section("worker")),
             retention: Retention::read(root.section("retention")),

@@ -1,6 +1,7 @@
 //! Reading tables by type: take each key as what it must be, note what is wrong with it, and
 //! what is left at the end is unknown.
 
+use std::collections::btree_map::Entry;
 use std::time::Duration;
 
 use super::duration;
@@ -56,6 +57,24 @@ impl<'a> Reader<'a> {
     pub fn take(&mut self, key: &'static str) -> Option<Item<'a>> {
         self.known.push(key);
         self.take_unknown(key)
+    }
+
+    /// Whether `key` has a value that nobody has taken.
+    pub fn has(&self, key: &str) -> bool {
+        self.table.contains_key(key)
+    }
+
+    /// Puts these values where there are none, and says which: each as it is written.
+    pub fn fill(&mut self, values: Table) -> Vec<String> {
+        let mut filled = Vec::new();
+        for (key, node) in values {
+            if let Entry::Vacant(gap) = self.table.entry(key) {
+                let value = node.as_str().unwrap_or_default();
+                filled.push(format!("{} = {value:?}", gap.key()));
+                gap.insert(node);
+            }
+        }
+        filled
     }
 
     fn take_unknown(&mut self, key: &str) -> Option<Item<'a>> {
@@ -155,10 +174,12 @@ impl<'a> Item<'a> {
 
     /// The text of a string, if it is one. Notes nothing.
     pub fn as_str(&self) -> Option<&str> {
-        match &self.node.value {
-            Value::String(text) | Value::Text(text) => Some(text),
-            _ => None,
-        }
+        self.node.as_str()
+    }
+
+    /// Whether a preset says so, and nobody else.
+    pub fn is_filled_in(&self) -> bool {
+        matches!(self.node.origin, Origin::Preset(_))
     }
 
     /// Whether it is `true`. Notes nothing.

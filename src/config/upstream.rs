@@ -10,6 +10,7 @@ use reqwest::header::{HeaderName, HeaderValue};
 use secrecy::SecretString;
 
 use super::error::{Faults, nearest};
+use super::preset::{self, Known, Preset};
 use super::rate;
 use super::reader::{Item, Reader};
 use super::secret;
@@ -52,13 +53,21 @@ const OWN_HEADERS: [&str; 10] = [
     "upgrade",
 ];
 
-/// Reads `[[upstreams]]`. Also what `concurrency = "auto"` alone heeds, with the upstream's number.
-pub(super) fn read_all(
-    readers: Vec<Reader<'_>>,
-) -> (Vec<UpstreamSettings>, Vec<(usize, Item<'_>)>) {
+/// All `[[upstreams]]`.
+#[derive(Default)]
+pub(super) struct Upstreams<'a> {
+    pub(super) all: Vec<UpstreamSettings>,
+    /// Those that have a preset.
+    pub(super) presets: Vec<Preset>,
+    /// What `concurrency = "auto"` alone heeds, with the upstream's number.
+    of_auto: Vec<(usize, Item<'a>)>,
+}
+
+/// Reads `[[upstreams]]`.
+pub(super) fn read_all(readers: Vec<Reader<'_>>) -> Upstreams<'_> {
     let alone = readers.len() == 1;
     let mut names = BTreeSet::new();
-    let (mut upstreams, mut of_auto) = (Vec::new(), Vec::new());
+    let mut upstreams = Upstreams::default();
     for (number, mut reader) in readers.into_iter().enumerate() {
         let name = if alone {
             reader.take("name")
@@ -74,27 +83,31 @@ pub(super) fn read_all(
         });
         let default = if alone { DEFAULT_NAME } else { "" };
         let name = name.unwrap_or_else(|| default.to_owned());
-        let (upstream, items) = read(reader, name);
-        upstreams.push(upstream);
-        of_auto.extend(items.into_iter().map(|item| (number, item)));
+        let known = preset::fill(&mut reader, &name);
+        let (upstream, items) = read(reader, name, &known);
+        upstreams.all.push(upstream);
+        upstreams.presets.extend(known.preset);
+        let items = items.into_iter().map(|item| (number, item));
+        upstreams.of_auto.extend(items);
     }
-    (upstreams, of_auto)
+    upstreams
 }
 
 /// Notes what only `concurrency = "auto"` heeds, where neither the upstream nor anything that leads
-/// to it says that.
-pub(super) fn check_auto(
-    of_auto: &[(usize, Item<'_>)],
-    upstreams: &[UpstreamSettings],
-    models: &[ModelSettings],
-) {
-    for (number, item) in of_auto {
-        let upstream = &upstreams[*number];
+/// to it says that. What a preset says of it is left out there.
+pub(super) fn check_auto(upstreams: &mut Upstreams<'_>, models: &[ModelSettings]) {
+    for (number, item) in &upstreams.of_auto {
+        let upstream = &mut upstreams.all[*number];
         let is_led_here = |model: &ModelSettings| {
             let mut routes = model.routes.iter();
             routes.any(|route| route.upstream == upstream.name && (model.is_auto || route.is_auto))
         };
-        if !upstream.is_auto && !models.iter().any(is_led_here) {
+        if upstream.is_auto || models.iter().any(is_led_here) {
+            continue;
+        }
+        if item.is_filled_in() {
+            upstream.metrics_url = None;
+        } else {
             item.fault(
                 "needs `concurrency = \"auto\"`, here or at a model or route that leads here: a \
                  fixed number heeds no engine",
@@ -103,7 +116,11 @@ pub(super) fn check_auto(
     }
 }
 
-fn read(mut reader: Reader<'_>, name: String) -> (UpstreamSettings, Vec<Item<'_>>) {
+fn read<'a>(
+    mut reader: Reader<'a>,
+    name: String,
+    known: &Known,
+) -> (UpstreamSettings, Vec<Item<'a>>) {
     for key in ["balance", "spill"] {
         reader.refuse(key, "is written in [[models]]: it is said for each model");
     }
@@ -117,13 +134,22 @@ fn read(mut reader: Reader<'_>, name: String) -> (UpstreamSettings, Vec<Item<'_>
     );
     let provider = reader.take("provider").and_then(|item| provider(&item));
     let provider = provider.unwrap_or_default();
-    let base_url = reader.need("base_url");
-    let base_url = base_url.and_then(|item| base_url_of(&item, provider));
+    let base_url = reader.take("base_url");
+    if base_url.is_none() {
+        reader.fault(match &known.example {
+            Some(example) => format!("`base_url` is missing: it looks like {example}"),
+            None => "`base_url` is missing".to_owned(),
+        });
+    }
+    let path = known.path.as_deref();
+    let base_url = base_url.and_then(|item| base_url_of(&item, provider, path));
     let api_version = reader.take("api_version");
     let api_version = api_version.and_then(|item| api_version_of(&item, provider));
     let unsupported_params = reader.take("unsupported_params");
     let unsupported_params =
         unsupported_params.and_then(|item| unsupported_params_of(&item, provider));
+    let max_tokens_key = reader.take("max_tokens_key");
+    let only_max_tokens = max_tokens_key.is_some_and(|item| read_max_tokens_key(&item, provider));
     let query = reader.take("query").and_then(Item::entries);
     let base_url = base_url.map(|url| with_query(&url, query.unwrap_or_default()));
     let keys = secret::named_keys(&mut reader);
@@ -134,7 +160,9 @@ fn read(mut reader: Reader<'_>, name: String) -> (UpstreamSettings, Vec<Item<'_>
     let enabled = reader.take("enabled").and_then(|mut item| item.boolean());
     let Concurrency { most, is_auto } = concurrency(&mut reader);
     let metrics_item = reader.take("metrics_url");
-    let metrics_url = metrics_item.as_ref().and_then(read_metrics_url);
+    let own = base_url.as_deref();
+    let metrics_url = metrics_item.as_ref();
+    let metrics_url = metrics_url.and_then(|item| read_metrics_url(item, own));
     let yield_item = reader.take("yield_to");
     let yields = yield_item.is_some();
     if let Some(item) = &yield_item {
@@ -157,6 +185,7 @@ fn read(mut reader: Reader<'_>, name: String) -> (UpstreamSettings, Vec<Item<'_>
         enabled: enabled.unwrap_or(true),
         api_version,
         unsupported_params: unsupported_params.unwrap_or_default(),
+        only_max_tokens,
         concurrency: most.unwrap_or(if is_auto {
             AUTO_MAX
         } else {
@@ -242,10 +271,18 @@ pub(super) fn concurrency(reader: &mut Reader<'_>) -> Concurrency {
     }
 }
 
-/// Where an engine tells its metrics. Faults do not quote it, as with a base URL.
-fn read_metrics_url(item: &Item<'_>) -> Option<String> {
-    let Some(url) = http_url(&item.string()?, &["http", "https"]) else {
-        item.fault("expected a URL that begins with http:// or https://");
+/// Where an engine tells its metrics: a URL, or a path behind the origin of `base_url`. Faults do
+/// not quote it, as with a base URL.
+fn read_metrics_url(item: &Item<'_>, base_url: Option<&str>) -> Option<String> {
+    let text = item.string()?;
+    let url = if text.starts_with('/') && !text.starts_with("//") {
+        // Without a base URL there is a fault already.
+        Url::parse(base_url?).ok()?.join(&text).ok()
+    } else {
+        http_url(&text, &["http", "https"])
+    };
+    let Some(url) = url else {
+        item.fault("expected a URL that begins with http:// or https://, or a path");
         return None;
     };
     match check_url(&url) {
@@ -320,6 +357,23 @@ fn unsupported_params_of(item: &Item<'_>, provider: ProviderKind) -> Option<Unsu
     found
 }
 
+/// Whether the server knows `max_tokens` and not `max_completion_tokens`.
+fn read_max_tokens_key(item: &Item<'_>, provider: ProviderKind) -> bool {
+    if provider.translates() {
+        if !item.is_filled_in() {
+            item.fault("is for the provider openai: any other is sent its own key");
+        }
+        return false;
+    }
+    let Some(key) = item.string() else {
+        return false;
+    };
+    if key != "max_tokens" {
+        item.fault("expected \"max_tokens\"; left out, each line is sent as it is");
+    }
+    true
+}
+
 /// The header that a key is sent in.
 fn auth_header_of(item: &Item<'_>, has_key: bool) -> Option<String> {
     let Ok(name) = HeaderName::try_from(item.string()?) else {
@@ -328,6 +382,10 @@ fn auth_header_of(item: &Item<'_>, has_key: bool) -> Option<String> {
     };
     if OWN_HEADERS.contains(&name.as_str()) {
         item.fault("this header is made for each call");
+        return None;
+    }
+    if !has_key && item.is_filled_in() {
+        // Which key there is to be is a fault already.
         return None;
     }
     if !has_key {
@@ -358,13 +416,16 @@ fn with_query(url: &str, pairs: Vec<(String, Item<'_>)>) -> String {
 }
 
 /// Faults of a URL do not quote it: it may hold a secret in the wrong place.
-fn base_url_of(item: &Item<'_>, provider: ProviderKind) -> Option<String> {
-    normal_base_url(&item.string()?, provider)
+fn base_url_of(item: &Item<'_>, provider: ProviderKind, path: Option<&str>) -> Option<String> {
+    // The other providers put their own version behind the server's origin.
+    let of_provider = if provider.translates() { "" } else { "/v1" };
+    normal_base_url(&item.string()?, path.unwrap_or(of_provider))
         .map_err(|message| item.fault(message))
         .ok()
 }
 
-fn normal_base_url(text: &str, provider: ProviderKind) -> Result<String, &'static str> {
+/// `default_path` stands where the URL has none.
+fn normal_base_url(text: &str, default_path: &str) -> Result<String, &'static str> {
     let mut url = http_url(text, &["http", "https"])
         .ok_or("expected a URL that begins with http:// or https://")?;
     check_url(&url)?;
@@ -372,8 +433,7 @@ fn normal_base_url(text: &str, provider: ProviderKind) -> Result<String, &'stati
         url.set_query(None);
     }
     let path = match url.path().trim_end_matches('/') {
-        // The other providers put their own version behind the server's origin.
-        "" if !provider.translates() => "/v1".to_owned(),
+        "" => default_path.to_owned(),
         path => path.to_owned(),
     };
     url.set_path(&path);
@@ -573,7 +633,7 @@ mod tests {
             ),
         ] {
             assert_eq!(
-                normal_base_url(written, ProviderKind::OpenAi),
+                normal_base_url(written, "/v1"),
                 Ok(normal.to_owned()),
                 "{written}"
             );
@@ -622,10 +682,7 @@ mod tests {
             "http://gpu/v1?sig=secret",
             "http://gpu/v1#part",
         ] {
-            assert!(
-                normal_base_url(written, ProviderKind::OpenAi).is_err(),
-                "{written:?}"
-            );
+            assert!(normal_base_url(written, "/v1").is_err(), "{written:?}");
         }
     }
 }

@@ -23,6 +23,8 @@ pub(super) enum Origin {
     Variable(Rc<str>),
     /// A flag, with its dashes.
     Flag(&'static str),
+    /// What is known of a server by this name.
+    Preset(Rc<str>),
 }
 
 impl fmt::Display for Origin {
@@ -32,6 +34,7 @@ impl fmt::Display for Origin {
             Self::File { file, line } => write!(f, "{file}:{line}"),
             Self::Variable(name) => f.write_str(name),
             Self::Flag(flag) => f.write_str(flag),
+            Self::Preset(name) => write!(f, "preset {name}"),
         }
     }
 }
@@ -99,6 +102,14 @@ impl Node {
         }
     }
 
+    /// The text of a string.
+    pub fn as_str(&self) -> Option<&str> {
+        match &self.value {
+            Value::String(text) | Value::Text(text) => Some(text),
+            _ => None,
+        }
+    }
+
     /// Makes text the TOML value that it spells; text that spells none, and other values, stay.
     pub fn spell_out(&mut self) {
         let Value::Text(text) = &self.value else {
@@ -152,6 +163,21 @@ pub(super) fn read_toml(text: &str, file: &Path, faults: &Faults) -> Option<Tabl
 pub(super) fn read_defaults(text: &str) -> Table {
     let (document, _) = DeTable::parse_recoverable(text);
     table(document.into_inner(), &|_| Origin::Default)
+}
+
+/// A document of tables that is part of the binary: each is a preset of its name.
+pub(super) fn read_presets(text: &str) -> BTreeMap<String, Table> {
+    let (document, _) = DeTable::parse_recoverable(text);
+    let entries = document.into_inner().into_iter();
+    let preset = |(name, value): (Spanned<std::borrow::Cow<'_, str>>, Spanned<DeValue<'_>>)| {
+        let name = name.into_inner().into_owned();
+        let origin = Origin::Preset(Rc::from(&*name));
+        match value.into_inner() {
+            DeValue::Table(entries) => Some((name, table(entries, &|_| origin.clone()))),
+            _ => None,
+        }
+    };
+    entries.filter_map(preset).collect()
 }
 
 fn table(entries: DeTable<'_>, origin: &dyn Fn(usize) -> Origin) -> Table {

@@ -41,6 +41,9 @@ pub struct UpstreamSettings {
     pub api_version: Option<String>,
     /// What becomes of what the provider cannot do.
     pub unsupported_params: UnsupportedParams,
+    /// The server knows `max_tokens` and not `max_completion_tokens`: it is sent the first for both.
+    /// Only of OpenAI's API.
+    pub only_max_tokens: bool,
     /// What calls are made with: each key has rate limits and health of its own. No two have one
     /// name. Without any, calls go without a key.
     pub keys: Vec<UpstreamKey>,

@@ -5,11 +5,12 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use bytes::Bytes;
+use reqwest::Url;
 use reqwest::header::HeaderMap;
 use tokio::time::Instant;
 
 use super::provider::http::Head;
-use super::settings::Spill;
+use super::settings::{Spill, UpstreamSettings};
 use super::target::Ended;
 pub(crate) use super::tests::upstream;
 use super::tests::{model, route, settings};
@@ -41,6 +42,13 @@ pub fn spilling_late() -> Arc<Pool> {
     model.spill = Spill::Late;
     let settings = settings(upstreams.to_vec(), vec![model]);
     Pool::new(&settings, Options::default()).expect("good settings")
+}
+
+/// Where a chat is sent.
+pub fn chat_url(upstream: &UpstreamSettings, model: &str) -> String {
+    let base = Url::parse(&upstream.base_url).expect("a URL");
+    let url = provider::of(upstream).url(&base, "/v1/chat/completions", model);
+    url.into()
 }
 
 /// What becomes of a line whose call was answered so: `None`: it has ended; else after how long it

@@ -3,6 +3,7 @@
 mod example;
 mod faults;
 mod layers;
+mod presets;
 mod secrets;
 
 use std::fs;

@@ -5,6 +5,7 @@
 //! the user wrote them: the order of keys, numbers and white space. Most requests need no change,
 //! and are sent without a copy.
 
+use std::borrow::Cow;
 use std::collections::BTreeMap;
 use std::ops::Range;
 
@@ -15,6 +16,10 @@ use crate::domain::json;
 use crate::upstream::limits::rate::MAX_OUTPUT;
 
 const MODEL: &str = "model";
+/// The two keys for one thing: servers that know one only know the older.
+const MAX_TOKENS: &str = "max_tokens";
+const MAX_COMPLETION_TOKENS: &str = "max_completion_tokens";
+const QUOTED_MAX_TOKENS: &str = "\"max_tokens\"";
 
 /// What a route changes in the body of a request.
 #[derive(Debug)]
@@ -25,6 +30,12 @@ pub(in crate::upstream) struct Edit {
     /// name of the model is one.
     overrides: Vec<Member>,
 }
+
+/// Changes nothing by itself.
+pub(in crate::upstream) static NOTHING: Edit = Edit {
+    defaults: Vec::new(),
+    overrides: Vec::new(),
+};
 
 /// A top-level member of a body.
 #[derive(Debug)]
@@ -98,29 +109,74 @@ impl Edit {
     /// How the body is to be changed. `None` if no change is needed, or if the body is no JSON
     /// object, which the check at the upload excludes.
     pub(in crate::upstream) fn splice<'a>(&'a self, body: &'a [u8]) -> Option<Splice<'a>> {
+        self.splice_for(body, false)
+    }
+
+    /// The same; with `only_max_tokens`, for a server that knows no `max_completion_tokens`: what the
+    /// body or the edit says under that key is sent as `max_tokens`. A body that has both stays as
+    /// it is.
+    pub(in crate::upstream) fn splice_for<'a>(
+        &'a self,
+        body: &'a [u8],
+        only_max_tokens: bool,
+    ) -> Option<Splice<'a>> {
         let text = std::str::from_utf8(body).ok()?;
         let (mut replaced, mut is_first) = (Vec::new(), true);
+        let (mut renamed, mut has_both) = (Vec::new(), false);
         let mut added: Vec<&Member> = self.overrides.iter().chain(&self.defaults).collect();
         json::members(text, |key, value| {
             is_first = false;
-            added.retain(|member| member.key != key);
-            if let Some(member) = self.overrides.iter().find(|member| member.key == key) {
-                // A value is a piece of the body, so its address shows where it stands there.
-                let start = value.as_ptr().addr() - text.as_ptr().addr();
+            // A value is a piece of the body, so its address shows where it stands there.
+            let start = value.as_ptr().addr() - text.as_ptr().addr();
+            let sent = sent_as(key, only_max_tokens);
+            if sent != key {
+                renamed.extend(key_before(text, start));
+            }
+            has_both |= key == MAX_TOKENS;
+            added.retain(|member| sent_as(&member.key, only_max_tokens) != sent);
+            let mut overrides = self.overrides.iter();
+            if let Some(member) =
+                overrides.find(|member| sent_as(&member.key, only_max_tokens) == sent)
+            {
                 replaced.push((start..start + value.len(), member.value()));
             }
         })?;
+        if !has_both && !renamed.is_empty() {
+            let renamed = renamed.into_iter();
+            replaced.extend(renamed.map(|place| (place, QUOTED_MAX_TOKENS)));
+            replaced.sort_by_key(|(place, _)| place.start);
+        }
         if added.is_empty() && replaced.is_empty() {
             return None;
         }
+        let added = added
+            .into_iter()
+            .map(|member| match sent_as(&member.key, only_max_tokens) {
+                key if key == member.key => Cow::Borrowed(member.text.as_str()),
+                _ => Cow::Owned(format!("{QUOTED_MAX_TOKENS}:{}", member.value())),
+            });
         Some(Splice {
             body,
             replaced,
-            added,
+            added: added.collect(),
             end: text.rfind('}')?,
             is_first,
         })
     }
+}
+
+fn sent_as(key: &str, only_max_tokens: bool) -> &str {
+    match key {
+        MAX_COMPLETION_TOKENS if only_max_tokens => MAX_TOKENS,
+        _ => key,
+    }
+}
+
+/// Where the key of a value stands, with its quotes. The key has no quote in it.
+fn key_before(text: &str, value: usize) -> Option<Range<usize>> {
+    let end = text[..value].trim_end().strip_suffix(':')?.trim_end().len();
+    let start = text[..end.checked_sub(1)?].rfind('"')?;
+    Some(start..end)
 }
 
 /// All members, the later ones in place of the earlier.
@@ -135,10 +191,10 @@ fn merged<'m>(maps: &[&'m Map<String, Value>]) -> BTreeMap<&'m str, Value> {
 #[derive(Debug)]
 pub(in crate::upstream) struct Splice<'a> {
     body: &'a [u8],
-    /// Where values are replaced, in order, and by what. A key may stand twice.
+    /// Where values and keys are replaced, in order, and by what. A key may stand twice.
     replaced: Vec<(Range<usize>, &'a str)>,
     /// The members to add.
-    added: Vec<&'a Member>,
+    added: Vec<Cow<'a, str>>,
     /// Where they are added: the place of the closing brace.
     end: usize,
     /// Whether the object has no members yet.
@@ -150,7 +206,7 @@ impl Splice<'_> {
     pub(in crate::upstream) fn len(&self) -> usize {
         let removed: usize = self.replaced.iter().map(|(place, _)| place.len()).sum();
         let written: usize = self.replaced.iter().map(|(_, value)| value.len()).sum();
-        let added: usize = self.added.iter().map(|member| member.text.len() + 1).sum();
+        let added: usize = self.added.iter().map(|text| text.len() + 1).sum();
         let commas = usize::from(self.is_first && !self.added.is_empty());
         self.body.len() - removed + written + added - commas
     }
@@ -165,11 +221,11 @@ impl Splice<'_> {
             copied = place.end;
         }
         out.extend_from_slice(&self.body[copied..self.end]);
-        for (index, member) in self.added.iter().enumerate() {
+        for (index, text) in self.added.iter().enumerate() {
             if index > 0 || !self.is_first {
                 out.push(b',');
             }
-            out.extend_from_slice(member.text.as_bytes());
+            out.extend_from_slice(text.as_bytes());
         }
         out.extend_from_slice(&self.body[self.end..]);
         out.into()
@@ -295,6 +351,57 @@ mod tests {
         let out = apply(&edit.expect("an edit"), br#"{"a":0,"c":0}"#).expect("a copy");
         let out: Value = serde_json::from_slice(&out).expect("JSON");
         assert_eq!(out, json!({"a": 0, "b": 2, "c": 3, "model": "m"}));
+    }
+
+    #[test]
+    fn a_server_that_knows_only_max_tokens_is_sent_that() {
+        let defaults = object(json!({"max_completion_tokens": 500, "seed": 7}));
+        let filled = Edit::new(None, &[&defaults], &[]).expect("an edit");
+        let overrides = object(json!({"max_tokens": 9}));
+        let written = Edit::new(None, &[], &[&overrides]).expect("an edit");
+        for (edit, body, expected) in [
+            (
+                &NOTHING,
+                r#"{"a":"max_completion_tokens", "max_completion_tokens" : 5,"b":1}"#,
+                r#"{"a":"max_completion_tokens", "max_tokens" : 5,"b":1}"#,
+            ),
+            (
+                &NOTHING,
+                r#"{"max_completion_t\u006fkens":5}"#,
+                r#"{"max_tokens":5}"#,
+            ),
+            (
+                &filled,
+                r#"{"max_completion_tokens":5}"#,
+                r#"{"max_tokens":5,"seed":7}"#,
+            ),
+            (
+                &filled,
+                r#"{"max_tokens":5}"#,
+                r#"{"max_tokens":5,"seed":7}"#,
+            ),
+            (&filled, "{}", r#"{"max_tokens":500,"seed":7}"#),
+            (
+                &written,
+                r#"{"max_completion_tokens":5}"#,
+                r#"{"max_tokens":9}"#,
+            ),
+        ] {
+            let splice = edit.splice_for(body.as_bytes(), true).expect("a change");
+            let copy = splice.copy();
+            assert_eq!(copy.len(), splice.len(), "known before it is made");
+            assert_eq!(std::str::from_utf8(&copy).expect("UTF-8"), expected);
+        }
+        for body in [
+            r#"{"max_tokens":5}"#,
+            r#"{"max_tokens":5,"max_completion_tokens":6}"#,
+            "{}",
+        ] {
+            assert!(
+                NOTHING.splice_for(body.as_bytes(), true).is_none(),
+                "{body}"
+            );
+        }
     }
 
     #[test]

@@ -96,7 +96,7 @@ impl Provider for Mistral {
     }
 
     fn models(&self, body: &[u8]) -> Option<ModelPage> {
-        openai::OpenAi.models(body)
+        openai::read_models(body)
     }
 }
 

@@ -29,7 +29,7 @@ use crate::upstream::settings::UpstreamSettings;
 /// The provider of an upstream.
 pub(super) fn of(upstream: &UpstreamSettings) -> Box<dyn Provider> {
     match upstream.provider {
-        ProviderKind::OpenAi => Box::new(openai::OpenAi),
+        ProviderKind::OpenAi => Box::new(openai::OpenAi::new(upstream)),
         ProviderKind::Anthropic => Box::new(anthropic::Anthropic::new(upstream)),
         ProviderKind::Gemini => Box::new(gemini::Gemini::new(upstream)),
         ProviderKind::Mistral => Box::new(mistral::Mistral::new(upstream)),

@@ -12,6 +12,7 @@ use secrecy::SecretString;
 use serde::Deserialize;
 
 use self::streamed::Folded;
+use super::edit::NOTHING;
 use super::http::{self, Head};
 use super::interface::{Asked, Decoded, Encoded, Line, ModelPage, Provider, Unsupported};
 use crate::domain::json;
@@ -19,6 +20,7 @@ use crate::domain::outcome::Form;
 use crate::domain::usage;
 use crate::upstream::attempt::result::CallResult;
 use crate::upstream::models::ModelInfo;
+use crate::upstream::settings::UpstreamSettings;
 
 /// Some servers begin JSON with it, and JSON readers refuse it.
 const BYTE_ORDER_MARK: &[u8] = b"\xEF\xBB\xBF";
@@ -28,11 +30,25 @@ const BYTE_ORDER_MARK: &[u8] = b"\xEF\xBB\xBF";
 const ANSWERS: [&str; 4] = ["choices", "data", "output", "results"];
 
 #[derive(Debug)]
-pub(super) struct OpenAi;
+pub(super) struct OpenAi {
+    /// The server knows no `max_completion_tokens`.
+    only_max_tokens: bool,
+}
 
+impl OpenAi {
+    pub(super) fn new(upstream: &UpstreamSettings) -> Self {
+        Self {
+            only_max_tokens: upstream.only_max_tokens,
+        }
+    }
+}
+
+/// A list of models, as OpenAI has it or bare.
 #[derive(Deserialize)]
-struct List {
-    data: Vec<Model>,
+#[serde(untagged)]
+enum List {
+    Object { data: Vec<Model> },
+    Bare(Vec<Model>),
 }
 
 /// Servers leave out all but the id, or write it as they like.
@@ -61,7 +77,12 @@ impl Provider for OpenAi {
     }
 
     fn encode<'a>(&self, line: &Line<'a>) -> Result<Encoded<'a>, Unsupported> {
-        Ok(match line.edit.and_then(|edit| edit.splice(line.body)) {
+        let edit = line.edit.unwrap_or(&NOTHING);
+        let splice = match (line.edit, self.only_max_tokens) {
+            (None, false) => None,
+            (_, only_max_tokens) => edit.splice_for(line.body, only_max_tokens),
+        };
+        Ok(match splice {
             Some(splice) => Encoded::Spliced(splice),
             None => Encoded::Unchanged,
         })
@@ -105,19 +126,24 @@ impl Provider for OpenAi {
     }
 
     fn models(&self, body: &[u8]) -> Option<ModelPage> {
-        let body = body.strip_prefix(BYTE_ORDER_MARK).unwrap_or(body);
-        let list: List = serde_json::from_slice(body).ok()?;
-        let models = list.data.into_iter().map(|model| ModelInfo {
-            id: model.id,
-            created: model.created.as_i64().unwrap_or(0),
-            owned_by: model.owned_by.as_str().unwrap_or_default().to_owned(),
-            shutdown_date: model.shutdown_date.as_str().map(str::to_owned),
-        });
-        Some(ModelPage {
-            models: models.collect(),
-            next: None,
-        })
+        read_models(body)
     }
+}
+
+/// Reads a list of models, as this API has it.
+pub(super) fn read_models(body: &[u8]) -> Option<ModelPage> {
+    let body = body.strip_prefix(BYTE_ORDER_MARK).unwrap_or(body);
+    let (List::Object { data } | List::Bare(data)) = serde_json::from_slice(body).ok()?;
+    let models = data.into_iter().map(|model| ModelInfo {
+        id: model.id,
+        created: model.created.as_i64().unwrap_or(0),
+        owned_by: model.owned_by.as_str().unwrap_or_default().to_owned(),
+        shutdown_date: model.shutdown_date.as_str().map(str::to_owned),
+    });
+    Some(ModelPage {
+        models: models.collect(),
+        next: None,
+    })
 }
 
 fn without_byte_order_mark(body: Bytes) -> Bytes {
@@ -171,6 +197,10 @@ mod tests {
 
     use super::*;
 
+    const PLAIN: OpenAi = OpenAi {
+        only_max_tokens: false,
+    };
+
     #[test]
     fn a_lines_path_without_its_v1_goes_behind_the_base() {
         let cases = [
@@ -186,9 +216,17 @@ mod tests {
         ];
         for (base, expected) in cases {
             let base = Url::parse(base).expect("a URL");
-            let url = OpenAi.url(&base, "/v1/chat/completions", "");
+            let url = PLAIN.url(&base, "/v1/chat/completions", "");
             assert_eq!(url.as_str(), expected);
         }
+    }
+
+    #[test]
+    fn a_list_of_models_may_be_bare() {
+        let body = br#"[{"id":"a","type":"chat"},{"id":"b"}]"#;
+        let models = PLAIN.models(body).expect("a list").models;
+        let ids: Vec<_> = models.iter().map(|model| model.id.as_str()).collect();
+        assert_eq!(ids, ["a", "b"]);
     }
 
     #[test]
@@ -196,14 +234,14 @@ mod tests {
         let body = br#"{"object":"list","data":[{"id":"a","created":17,"owned_by":"me","x":{},
             "shutdown_date":"2027-01-31"},
             {"id":"b","created":null},{"id":"c","created":"2024-01-01"}]}"#;
-        let models = OpenAi.models(body).expect("a list").models;
+        let models = PLAIN.models(body).expect("a list").models;
         let ids: Vec<_> = models.iter().map(|m| (m.id.as_str(), m.created)).collect();
         assert_eq!(ids, [("a", 17), ("b", 0), ("c", 0)]);
         assert_eq!(models[0].owned_by, "me");
         assert_eq!(models[0].shutdown_date.as_deref(), Some("2027-01-31"));
         assert_eq!(models[1].shutdown_date, None);
         for junk in ["", "<html>", "[]", "{}", r#"{"data":[{"name":"a"}]}"#] {
-            assert!(OpenAi.models(junk.as_bytes()).is_none(), "{junk}");
+            assert!(PLAIN.models(junk.as_bytes()).is_none(), "{junk}");
         }
     }
 
@@ -211,11 +249,11 @@ mod tests {
     fn the_key_is_sent_as_a_bearer_token_and_never_shown() {
         let mut headers = HeaderMap::new();
         let key = SecretString::from("sk-1");
-        OpenAi.authorize(&key, &mut headers).expect("a header");
+        PLAIN.authorize(&key, &mut headers).expect("a header");
         assert_eq!(headers[AUTHORIZATION], "Bearer sk-1");
         assert!(!format!("{headers:?}").contains("sk-1"));
         let bad = SecretString::from("sk\n1");
-        assert!(OpenAi.authorize(&bad, &mut headers).is_err());
+        assert!(PLAIN.authorize(&bad, &mut headers).is_err());
     }
 
     #[test]

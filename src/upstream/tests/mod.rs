@@ -191,6 +191,7 @@ pub(crate) fn upstream(name: &str, base_url: &str) -> UpstreamSettings {
         base_url: base_url.to_owned(),
         api_version: None,
         unsupported_params: UnsupportedParams::Reject,
+        only_max_tokens: false,
         keys: Vec::new(),
         auth_header: None,
         enabled: true,

@@ -27,6 +27,7 @@ fn settings(base_url: &str) -> UpstreamSettings {
         base_url: base_url.to_owned(),
         api_version: None,
         unsupported_params: UnsupportedParams::Reject,
+        only_max_tokens: false,
         keys: Vec::new(),
         auth_header: None,
         concurrency: 4,
