@@ -36,6 +36,7 @@ mod tenant;
 #[cfg(test)]
 mod tests;
 mod upstream;
+mod upstream_url;
 mod value;
 mod worker;
 
@@ -221,7 +222,7 @@ impl Config {
     #[must_use]
     pub fn warnings(&self) -> Vec<String> {
         let upstreams = self.upstreams.iter();
-        upstreams.filter_map(upstream::warning).collect()
+        upstreams.filter_map(upstream_url::warning).collect()
     }
 
     /// The settings of the room that calls model servers.

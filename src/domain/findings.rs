@@ -6,10 +6,11 @@
 //! lines, and shows whether there are more: each of the first [`KEPT_MAX`] faulty lines of the file
 //! is among the first [`KEPT_MAX`] of its own list.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BinaryHeap};
 
 use serde::{Deserialize, Serialize};
 
+use super::asked::{self, Asked};
 use super::endpoint::{ANY, Endpoint};
 use super::line::{self, Fault};
 
@@ -17,6 +18,8 @@ use super::line::{self, Fault};
 pub const LISTED_MAX: usize = 100;
 /// How many entries each list here keeps at most.
 pub const KEPT_MAX: usize = LISTED_MAX + 1;
+
+const _: () = assert!(asked::LINES_MAX == KEPT_MAX);
 
 /// The code of the finding that stands for all lines beyond those listed.
 pub const TOO_MANY_ERRORS: &str = "too_many_errors";
@@ -131,6 +134,10 @@ pub struct Findings {
     endpoints: BTreeMap<String, Requests>,
     /// Lines whose `custom_id` stands on an earlier line.
     duplicates: Vec<Finding>,
+    /// What may be wrong, depending on the routes. Nothing in a file that was uploaded by an earlier
+    /// version.
+    #[serde(default, skip_serializing_if = "Asked::is_empty")]
+    pub asked: Asked,
 }
 
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
@@ -291,6 +298,24 @@ pub fn report(lists: impl IntoIterator<Item = Vec<Finding>>) -> Vec<Finding> {
     findings
 }
 
+/// The first lines of any of these kinds, as many as a list of findings keeps: there may be so many
+/// kinds that a finding for each of their lines would be too much to hold.
+#[must_use]
+pub fn first_lines<'a, K: Copy + Ord>(
+    kinds: impl Iterator<Item = (K, &'a [u64])>,
+) -> Vec<(u64, K)> {
+    let mut first = BinaryHeap::new();
+    for (kind, lines) in kinds {
+        for &line in lines {
+            first.push((line, kind));
+            if first.len() > KEPT_MAX {
+                first.pop();
+            }
+        }
+    }
+    first.into_sorted_vec()
+}
+
 /// First the findings about the file, then one finding a line, by line.
 fn merge(lists: impl IntoIterator<Item = Vec<Finding>>) -> Vec<Finding> {
     let mut findings: Vec<Finding> = lists.into_iter().flatten().collect();
@@ -320,6 +345,16 @@ mod tests {
     fn codes(findings: &[Finding]) -> Vec<(Option<u64>, &str)> {
         let codes = findings.iter().map(|f| (f.line, f.code.as_str()));
         codes.collect()
+    }
+
+    #[test]
+    fn a_file_of_the_version_before_has_nothing_that_depends_on_routes() {
+        let stored = r#"{"envelopes":[],"endpoints":{},"duplicates":[]}"#;
+        let findings: Findings = serde_json::from_str(stored).expect("findings");
+        assert!(findings.asked.is_empty());
+        // And the version before reads what this one stores where nothing is asked for.
+        let stored = serde_json::to_string(&findings).expect("JSON");
+        assert!(!stored.contains("asked"), "{stored}");
     }
 
     #[test]

@@ -3,6 +3,7 @@
 use std::borrow::Cow;
 use std::str::Utf8Error;
 
+use super::asked::Shape;
 use super::endpoint::{self, ENDPOINTS, Endpoint};
 use super::json;
 use super::jsonl::BYTE_ORDER_MARK;
@@ -69,6 +70,9 @@ pub struct Request<'a> {
     /// Where the fault is that the body names no model: what else is wrong with the body. In a
     /// batch that has a task a line need not name a model.
     pub fault_beside_model: Option<Fault>,
+    /// The body, as raw JSON, and which keys of it ask for something.
+    pub body: &'a str,
+    pub shape: Shape,
 }
 
 /// What is wrong with a line, in OpenAI's words where they are known.
@@ -122,6 +126,8 @@ fn request(line: &[u8]) -> Result<Request<'_>, Fault> {
         model,
         fault,
         fault_beside_model,
+        body: body.text,
+        shape: body.shape,
     })
 }
 
@@ -151,6 +157,8 @@ impl<'a> Keys<'a> {
 
 /// The values of those keys of a body that are checked, as raw JSON.
 struct Body<'a> {
+    text: &'a str,
+    shape: Shape,
     endpoint: Option<&'static Endpoint>,
     model: Option<&'a str>,
     stream: Option<&'a str>,
@@ -164,6 +172,7 @@ impl<'a> Body<'a> {
         let body = required(body, "body")?;
         let required = endpoint.map_or(&[][..], |endpoint| endpoint.required);
         let (mut model, mut stream, mut background, mut present) = (None, None, None, 0);
+        let mut shape = Shape::default();
         json::members(body, |key, value| match key {
             "model" => model = Some(value),
             "stream" => stream = Some(value),
@@ -172,11 +181,15 @@ impl<'a> Body<'a> {
                 if let Some(bit) = required.iter().position(|&required| required == key) {
                     present &= !(1 << bit);
                     present |= u32::from(value != "null") << bit;
+                } else {
+                    shape.add(key, value);
                 }
             }
         })
         .ok_or_else(|| Fault::invalid_type("body", "an object", body))?;
         Ok(Self {
+            text: body,
+            shape,
             endpoint,
             model,
             stream,
@@ -277,6 +290,24 @@ impl Fault {
                 known.join(", ")
             ),
             param: Some("url".into()),
+        }
+    }
+
+    /// No route of the line's model takes a key of its body, or its endpoint (`None`). `why`: in
+    /// words, of one of the routes.
+    #[must_use]
+    pub fn unsupported(key: Option<&str>, model: &str, why: &str) -> Self {
+        let key_or_url = quoted(key.unwrap_or("url"));
+        Self {
+            code: "unsupported_parameter",
+            message: format!(
+                "Unsupported parameter: '{key_or_url}' is not supported with the model '{}': {why}.",
+                quoted(model)
+            ),
+            param: Some(match key {
+                Some(_) => format!("body.{key_or_url}").into(),
+                None => "url".into(),
+            }),
         }
     }
 

@@ -3,6 +3,7 @@
 //! This room knows nothing of HTTP, SQL or model servers. Time comes in as an argument; the one
 //! place that reads the system's clock is [`clock`].
 
+pub mod asked;
 pub mod batch;
 pub mod clock;
 pub mod endpoint;

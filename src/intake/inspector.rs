@@ -6,6 +6,7 @@ use std::io;
 
 use super::duplicates::Duplicates;
 use super::nouns::{MayHold, ModelReport, Report};
+use crate::domain::asked::Gatherer;
 use crate::domain::findings::KEPT_MAX;
 use crate::domain::jsonl::NotJsonl;
 use crate::domain::line::{self, Check, Fault};
@@ -30,6 +31,7 @@ pub(super) struct Inspector {
     model_nos: HashMap<String, u16>,
     /// The last line's model, which is likely to be the next one's.
     last_model_no: u16,
+    asked: Gatherer,
 }
 
 impl Inspector {
@@ -40,6 +42,7 @@ impl Inspector {
             duplicates: Duplicates::new(RandomState::new(), may_hold),
             model_nos: HashMap::new(),
             last_model_no: 0,
+            asked: Gatherer::default(),
         }
     }
 
@@ -66,6 +69,11 @@ impl Inspector {
         findings.request(number, request.endpoint, &request.url, fault, beside);
         let model = request.model.as_deref().unwrap_or_default();
         let model_no = self.count_model(model, number);
+        if let (Some(model_no), Some(endpoint)) = (model_no, request.endpoint) {
+            let model = (model_no, model);
+            self.asked
+                .line(number, model, endpoint, request.shape, request.body);
+        }
         Ok(model_no.map_or(Line::Faulty, |model_no| Line::Request { model_no }))
     }
 
@@ -80,6 +88,7 @@ impl Inspector {
 
     pub fn finish(mut self) -> io::Result<Report> {
         self.report.suspects = self.duplicates.finish()?;
+        self.report.findings.asked = self.asked.finish();
         Ok(self.report)
     }
 

@@ -35,6 +35,7 @@ pub(crate) mod testing;
 #[cfg(test)]
 mod tests;
 mod transport;
+mod unsupported;
 
 pub use attempt::ages::OldCalls;
 pub use attempt::call::{Answer, Call};

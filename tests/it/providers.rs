@@ -154,6 +154,69 @@ async fn what_a_provider_cannot_do_is_told_by_line_and_never_sent() {
     );
 }
 
+async fn what_no_route_takes_is_found_when_the_batch_is_made() {
+    let other = Claude::start(0).await;
+    let key = tempfile::NamedTempFile::new().expect("makes a file");
+    let toml = format!(
+        "{}{}[[models]]\nname = \"strict\"\nroutes = [{{ upstream = \"rejects\", model = \"claude-haiku-4-5\" }}]\n\
+         [[models]]\nname = \"both\"\n\
+         routes = [{{ upstream = \"rejects\", model = \"claude-haiku-4-5\" }}, {{ upstream = \"drops\", tier = 1, model = \"claude-haiku-4-5\" }}]\n\
+         [[models]]\nname = \"fixed\"\noverrides = {{ seed = \"\" }}\n\
+         routes = [{{ upstream = \"rejects\", model = \"claude-haiku-4-5\" }}]\n",
+        claude("rejects", &other, &key, ""),
+        claude("drops", &other, &key, "unsupported_params = \"drop\""),
+    );
+    let server = Server::with(&toml).await;
+    let line = |id: &str, model: &str, seed: Value| {
+        let messages = json!([{"role": "user", "content": "Hi"}]);
+        request(
+            id,
+            json!({"model": model, "messages": messages, "seed": seed}),
+        )
+    };
+    // A value that asks for nothing, one that some route takes, and one that is written over.
+    let good = line("a", "strict", Value::Null)
+        + &line("b", "both", json!(7))
+        + &line("c", "fixed", json!(7));
+    let bad = good.clone() + &line("d", "strict", json!(7)) + &line("e", "strict", json!(8));
+    let batch = server.run(bad, CHAT).await;
+    assert_eq!(batch.status, "failed", "{batch}");
+    let finding = |line| {
+        json!({
+            "code": "unsupported_parameter",
+            "line": line,
+            "message": "Unsupported parameter: 'seed' is not supported with the model 'strict': \
+                        Anthropic's API has nothing like it.",
+            "param": "body.seed",
+        })
+    };
+    assert_eq!(
+        batch.json["errors"]["data"],
+        json!([finding(4), finding(5)])
+    );
+    assert_eq!(
+        other.calls(),
+        0,
+        "nothing is sent of a batch that is refused"
+    );
+
+    let batch = server.run(good, CHAT).await;
+    assert_eq!(
+        (batch.counts.completed, batch.counts.failed),
+        (3, 0),
+        "{batch}"
+    );
+
+    let body = json!({"model": "strict", "input": "Hi"});
+    let line = json!({"custom_id": "a", "method": "POST", "url": "/v1/embeddings", "body": body});
+    let batch = server.run(format!("{line}\n"), "/v1/embeddings").await;
+    let found = &batch.json["errors"]["data"][0];
+    assert_eq!(
+        (&found["line"], &found["param"]),
+        (&json!(1), &json!("url"))
+    );
+}
+
 async fn what_a_server_has_said_of_a_line_comes_before_what_a_provider_cannot_take() {
     let too_long = json!({"error": {"message": "x", "code": "context_length_exceeded"}});
     let body = too_long.to_string();
@@ -184,5 +247,6 @@ async fn what_a_server_has_said_of_a_line_comes_before_what_a_provider_cannot_ta
 on_every_engine!(
     a_batch_fails_over_to_anthropic_and_back_with_every_line_once_and_in_order,
     what_a_provider_cannot_do_is_told_by_line_and_never_sent,
+    what_no_route_takes_is_found_when_the_batch_is_made,
     what_a_server_has_said_of_a_line_comes_before_what_a_provider_cannot_take,
 );

@@ -2,6 +2,7 @@ use proptest::prelude::*;
 use serde_json::{Value, json};
 
 use super::*;
+use crate::domain::asked::Shape;
 
 /// A good line, changed as `change` says.
 fn line(change: impl FnOnce(&mut Value)) -> String {
@@ -43,6 +44,8 @@ fn a_good_line_is_a_request() {
         model: Some("m".into()),
         fault: None,
         fault_beside_model: None,
+        body: r#"{"messages":[],"model":"m"}"#,
+        shape: Shape::default(),
     };
     assert_eq!(check(good.as_bytes()), Check::Request(expected.clone()));
     let loose = format!(" \t{good}\r\n");

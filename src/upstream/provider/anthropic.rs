@@ -86,6 +86,10 @@ impl Provider for Anthropic {
         }
     }
 
+    fn refuses(&self, path: &str, key: Option<&str>) -> Option<String> {
+        encode::refuses(path, key, self.policy)
+    }
+
     fn encode<'a>(&self, line: &Line<'a>) -> Result<Encoded<'a>, Unsupported> {
         if line.path != CHAT {
             let reason = format!("Anthropic's API has nothing like {}", line.path);

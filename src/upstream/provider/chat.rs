@@ -7,6 +7,7 @@ use std::collections::{HashMap, HashSet};
 
 use super::interface::Unsupported;
 use super::tree::{Member, Tree};
+use crate::domain::asked;
 use crate::domain::outcome::{Warning, WarningCode};
 use crate::upstream::settings::UnsupportedParams;
 
@@ -74,23 +75,12 @@ pub(super) const KEYS: [&str; 37] = [
 
 /// Whether a member of a request asks for nothing: then it is passed over without a word.
 pub(super) fn asks_for_nothing(key: &str, value: &Tree<'_>) -> bool {
-    let is_empty = match value {
-        Tree::Plain(written) => written == "null" || written == "\"\"",
-        Tree::List(items) => items.is_empty(),
-        Tree::Object(members) => members.is_empty(),
-    };
     let is_text_alone = |items: &[Tree<'_>]| items.iter().all(|item| item.is_text("text"));
-    is_empty
-        || match key {
-            "n" => value.whole() == Some(1),
-            "frequency_penalty" | "presence_penalty" | "top_logprobs" => value.float() == Some(0.0),
-            "logprobs" | "store" | "stream" | "strict" => value.is_plain("false"),
-            "parallel_tool_calls" => value.is_plain("true"),
-            "modalities" => value.list().is_some_and(is_text_alone),
-            "service_tier" | "detail" => value.is_text("auto"),
-            "verbosity" => value.is_text("medium"),
-            _ => false,
-        }
+    match value {
+        Tree::Plain(written) => asked::asks_for_nothing(key, written),
+        Tree::List(items) => items.is_empty() || (key == "modalities" && is_text_alone(items)),
+        Tree::Object(members) => members.is_empty(),
+    }
 }
 
 /// A value that the request must not have, in words.
@@ -160,15 +150,11 @@ impl Notes {
     ) -> Result<Vec<Member<'a>>, Unsupported> {
         let mut passed = Vec::new();
         for (key, value) in members {
-            let rule = rules.iter().find(|(known, _)| known == key);
-            let rule = rule.map_or(Rule::Unsupported, |(_, rule)| *rule);
+            let rule = rule_of(rules, key);
             if rule == Rule::Mapped || asks_for_nothing(key, value) {
                 continue;
             }
-            let (param, reason) = (
-                format!("{place}{key}"),
-                format!("{api} has nothing like it"),
-            );
+            let (param, reason) = (format!("{place}{key}"), nothing_like_it(api));
             match rule {
                 Rule::Mapped => {}
                 Rule::Passed => passed.push((key.clone(), value.clone())),
@@ -179,6 +165,34 @@ impl Notes {
         }
         Ok(passed)
     }
+}
+
+fn rule_of(rules: &Rules, key: &str) -> Rule {
+    let rule = rules.iter().find(|(known, _)| *known == key);
+    rule.map_or(Rule::Unsupported, |(_, rule)| *rule)
+}
+
+fn nothing_like_it(api: &str) -> String {
+    format!("{api} has nothing like it")
+}
+
+/// Why a translation by these rules takes no line of this `url` (`None`: there are no rules for it),
+/// or none whose body has this key.
+pub(super) fn refuses(
+    rules: Option<&Rules>,
+    key: Option<&str>,
+    policy: UnsupportedParams,
+    api: &str,
+) -> Option<String> {
+    let Some(rules) = rules else {
+        return Some(nothing_like_it(api));
+    };
+    let is_refused = match rule_of(rules, key?) {
+        Rule::Refused => true,
+        Rule::Unsupported => policy == UnsupportedParams::Reject,
+        Rule::Mapped | Rule::Passed | Rule::Harmless => false,
+    };
+    is_refused.then(|| nothing_like_it(api))
 }
 
 /// A part of a message's content.
@@ -468,10 +482,54 @@ pub(super) fn stops<'t, 'a>(body: &'t Tree<'a>) -> Vec<&'t Tree<'a>> {
 
 #[cfg(test)]
 mod tests {
+    use serde_json::{Value, json};
+
     use super::*;
+    use crate::domain::clock::Clock;
+    use crate::upstream::ProviderKind;
+    use crate::upstream::provider::interface::CHAT;
+    use crate::upstream::provider::{self, Line};
+    use crate::upstream::settings::UpstreamSettings;
+    use crate::upstream::testing::upstream;
 
     fn is_allowed(c: char) -> bool {
         c == '_' || c.is_ascii_alphanumeric()
+    }
+
+    #[test]
+    fn a_key_that_is_refused_whatever_its_value_is_sent_nowhere() {
+        let clock = Clock::default();
+        let kinds = ProviderKind::ALL.into_iter();
+        for kind in kinds.filter(|kind| kind.translates()) {
+            let provider = provider::of(&UpstreamSettings {
+                provider: kind,
+                ..upstream("one", "http://127.0.0.1:1")
+            });
+            for key in KEYS.into_iter().chain(["nobody_knows"]) {
+                let body = json!({
+                    "messages": [{"role": "user", "content": "Hi"}],
+                    "model": "m",
+                });
+                let Value::Object(mut body) = body else {
+                    panic!("an object");
+                };
+                body.entry(key).or_insert(json!(2));
+                let body = Value::Object(body).to_string();
+                let sent = provider.encode(&Line {
+                    path: CHAT,
+                    model: "m",
+                    body: body.as_bytes(),
+                    edit: None,
+                    clock: &clock,
+                });
+                let has_none = matches!(&sent, Err(refusal) if refusal.param == key
+                    && refusal.reason.ends_with(" has nothing like it"));
+                let is_refused = provider.refuses(CHAT, Some(key)).is_some();
+                assert_eq!(is_refused, has_none, "{key} at {kind:?}: {sent:?}");
+            }
+            assert!(provider.refuses(CHAT, None).is_none(), "{kind:?}");
+            assert!(provider.refuses("/v1/videos", None).is_some(), "{kind:?}");
+        }
     }
 
     #[test]

@@ -77,6 +77,10 @@ impl Provider for Cohere {
         http::bear(key, headers)
     }
 
+    fn refuses(&self, path: &str, key: Option<&str>) -> Option<String> {
+        encode::refuses(path, key, self.policy)
+    }
+
     fn encode<'a>(&self, line: &Line<'a>) -> Result<Encoded<'a>, Unsupported> {
         translation::encode(line, |body| {
             encode::encode(line.path, body, line.model, self.policy)

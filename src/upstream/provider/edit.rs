@@ -92,6 +92,11 @@ impl Edit {
         })
     }
 
+    /// Whether what the request says under this key is written over.
+    pub(in crate::upstream) fn writes_over(&self, key: &str) -> bool {
+        self.overrides.iter().any(|member| member.key == key)
+    }
+
     /// How long an answer may be that is asked for, where the request itself states so much.
     pub(in crate::upstream) fn max_output(&self, stated: Option<u64>) -> Option<u64> {
         let most = |members: &[Member]| {

@@ -85,6 +85,10 @@ impl Provider for Gemini {
         http::secret(API_KEY, key.expose_secret(), headers)
     }
 
+    fn refuses(&self, path: &str, key: Option<&str>) -> Option<String> {
+        encode::refuses(path, key, self.policy)
+    }
+
     fn encode<'a>(&self, line: &Line<'a>) -> Result<Encoded<'a>, Unsupported> {
         translation::encode(line, |body| {
             encode::encode(line.path, body, line.model, self.policy)

@@ -1,6 +1,6 @@
 //! Validation of batches, from what the upload already knows, in milliseconds.
 
-use std::collections::{BinaryHeap, HashSet, VecDeque};
+use std::collections::{HashSet, VecDeque};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -9,7 +9,7 @@ use tracing::Span;
 
 use super::attempts::Attempts;
 use super::task::{Look, Next, Task};
-use crate::domain::findings::{self, Finding, KEPT_MAX};
+use crate::domain::findings::{self, Finding, first_lines};
 use crate::domain::line::Fault;
 use crate::domain::tenant::{Allowance, CurrentTenants, Tenants};
 use crate::metrics::trace;
@@ -294,7 +294,10 @@ impl Validate {
         let task = batch.task.as_deref();
         let of_lines = input.findings.for_batch(&batch.endpoint, task.is_some());
         let unknown = self.unknown_models(input, task, allowance);
-        findings::report([of_file, of_lines, unknown])
+        let unsupported = self
+            .pool
+            .unsupported(&input.findings, &batch.endpoint, task);
+        findings::report([of_file, of_lines, unknown, unsupported])
     }
 
     /// A finding for each of the first lines whose model no route serves, or the tenant may not use,
@@ -325,21 +328,6 @@ impl Validate {
             .map(|(line, model)| Finding::of_line(line, fault(model)))
             .collect()
     }
-}
-
-/// The first lines that name any of these models, as many as a list of findings keeps: a file may
-/// name so many models that a finding for each of their lines would be too much to hold.
-fn first_lines<'a>(models: impl Iterator<Item = (&'a str, &'a [u64])>) -> Vec<(u64, &'a str)> {
-    let mut first = BinaryHeap::new();
-    for (model, lines) in models {
-        for &line in lines {
-            first.push((line, model));
-            if first.len() > KEPT_MAX {
-                first.pop();
-            }
-        }
-    }
-    first.into_sorted_vec()
 }
 
 /// The model that all lines name, if there is one.
@@ -385,6 +373,7 @@ fn into_groups(batches: Vec<Validated>) -> Vec<Vec<Validated>> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::domain::findings::KEPT_MAX;
 
     #[test]
     fn of_many_unknown_models_the_first_lines_are_kept() {
@@ -405,6 +394,6 @@ mod tests {
                 (line, format!("m-{}", 1000 - line))
             );
         }
-        assert_eq!(first_lines([].into_iter()), []);
+        assert_eq!(first_lines::<usize>(std::iter::empty()), []);
     }
 }

@@ -103,7 +103,8 @@ impl Sent {
         let unknown = models.filter(|model| pool.resolve(&model.name).is_none());
         let unknown = unknown.flat_map(model_not_found).collect();
         let of_lines = found.for_endpoint(endpoint::ANY.path);
-        let listed = findings::report([of_file, of_lines, unknown]);
+        let unsupported = pool.unsupported(&found, endpoint::ANY.path, None);
+        let listed = findings::report([of_file, of_lines, unknown, unsupported]);
         Ok(Faults::new(listed, &self.counter))
     }
 }

@@ -8,7 +8,7 @@ use crate::upstream::provider::chat::{
     self, Aliases, DataUrl, Form, Notes, Part, Placed, Rule, has_scheme, is_blank, items, refused,
     tool_names,
 };
-use crate::upstream::provider::interface::{Request, Unsupported};
+use crate::upstream::provider::interface::{CHAT, Request, Unsupported};
 use crate::upstream::provider::tree::Tree;
 use crate::upstream::settings::UnsupportedParams;
 
@@ -109,6 +109,12 @@ fn is_allowed(c: char) -> bool {
 
 fn fits(name: &str, longest: usize) -> bool {
     (1..=longest).contains(&name.len()) && name.chars().all(is_allowed)
+}
+
+/// Why no line of this `url`, or with this key, is taken.
+pub(super) fn refuses(path: &str, key: Option<&str>, policy: UnsupportedParams) -> Option<String> {
+    let rules: Option<&chat::Rules> = (path == CHAT).then_some(&RULES);
+    chat::refuses(rules, key, policy, API)
 }
 
 /// The request, and what its answer's translation needs to know.

@@ -104,6 +104,20 @@ fn is_allowed(c: char) -> bool {
     c.is_ascii_alphanumeric() || "_.:-".contains(c)
 }
 
+/// What becomes of the keys of a request, by its `url`.
+fn rules(path: &str) -> Option<&'static chat::Rules> {
+    match path {
+        CHAT => Some(&RULES),
+        EMBEDDINGS => Some(&EMBEDDING_RULES),
+        _ => None,
+    }
+}
+
+/// Why no line of this `url`, or with this key, is taken.
+pub(super) fn refuses(path: &str, key: Option<&str>, policy: UnsupportedParams) -> Option<String> {
+    chat::refuses(rules(path), key, policy, API)
+}
+
 /// A request, and what its answer's translation needs to know.
 pub(super) fn encode(
     path: &'static str,

@@ -127,6 +127,20 @@ const CALL_ID: Form = Form {
     },
 };
 
+/// What becomes of the keys of a request, by its `url`.
+fn rules(path: &str) -> Option<&'static chat::Rules> {
+    match path {
+        CHAT => Some(&RULES),
+        EMBEDDINGS => Some(&EMBEDDING_RULES),
+        _ => None,
+    }
+}
+
+/// Why no line of this `url`, or with this key, is taken.
+pub(super) fn refuses(path: &str, key: Option<&str>, policy: UnsupportedParams) -> Option<String> {
+    chat::refuses(rules(path), key, policy, API)
+}
+
 /// A request, and what its answer's translation needs to know.
 pub(super) fn encode(
     path: &'static str,
@@ -138,11 +152,8 @@ pub(super) fn encode(
         return Err(refused("body", "it is no object"));
     };
     let mut notes = Notes::new(policy);
-    let rules: &chat::Rules = match path {
-        CHAT => &RULES,
-        EMBEDDINGS => &EMBEDDING_RULES,
-        path => return Err(refused("url", format!("{API} has nothing like {path}"))),
-    };
+    let no_rules = || refused("url", format!("{API} has nothing like {path}"));
+    let rules = rules(path).ok_or_else(no_rules)?;
     let passed = notes.judge(members, rules, "", API)?;
     let mut out = Tree::Object(passed);
     out.set("model", Tree::string(model));
