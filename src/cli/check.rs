@@ -7,6 +7,7 @@ use std::process::ExitCode;
 
 use super::configuration::{ConfigArgs, load_quietly};
 use super::machine;
+use super::prices;
 use super::trials;
 use crate::app;
 use crate::config::{Config, Overrides, Preset, nearest, shown_url};
@@ -39,7 +40,7 @@ pub(super) struct CheckArgs {
     #[arg(long, value_name = "NAME")]
     api_key_env: Option<String>,
 
-    /// Send one tiny request by each route, too, and show status, latency and usage
+    /// Send one tiny request by each route, too, and show status, latency, usage and price
     #[arg(long, conflicts_with = "store")]
     call: bool,
 
@@ -110,7 +111,7 @@ pub(super) async fn run(args: CheckArgs) -> anyhow::Result<ExitCode> {
         }
     }
     if args.call {
-        good &= trials::tell(&pool, None).await?;
+        good &= trials::tell(&pool, &config, None).await?;
     }
     Ok(exit_code(good))
 }
@@ -190,6 +191,13 @@ fn tell_routes(config: &Config) -> std::io::Result<()> {
                 "      route          {}",
                 shown_route(config, model, route)
             )?;
+            let own = model.prefix().is_none().then_some(model.name.as_str());
+            if let Some(sent_as) = route.model.as_deref().or(own) {
+                let known = prices::of_route(config, &route.upstream, sent_as, Some(route));
+                for said in prices::shown(config, &known) {
+                    writeln!(out, "                     {said}")?;
+                }
+            }
         }
     }
     Ok(())

@@ -21,6 +21,7 @@ mod figures;
 mod keys;
 mod machine;
 mod openapi;
+mod prices;
 mod printable;
 mod progress;
 mod remote;

@@ -17,7 +17,7 @@ use super::table::width_of_output;
 use super::trials;
 use crate::api::admin::Status;
 use crate::api::upstreams::SwitchedUpstream;
-use crate::config::{Environment, Overrides};
+use crate::config::{Config, Environment, Overrides};
 use crate::upstream::{Options, Pool};
 use direct::Direct;
 
@@ -165,14 +165,14 @@ pub(super) async fn run(args: UpstreamsArgs) -> anyhow::Result<ExitCode> {
             println!("{} is disabled, and nothing is in flight there", set.name);
         }
         Command::Test { name, config } => {
-            let pool = pool_with(&name, config)?;
+            let (pool, config) = pool_with(&name, config)?;
             pool.try_upstreams().await;
-            if !trials::tell(&pool, Some(&name)).await? {
+            if !trials::tell(&pool, &config, Some(&name)).await? {
                 return Ok(ExitCode::FAILURE);
             }
         }
         Command::Models { name, config } => {
-            let pool = pool_with(&name, config)?;
+            let (pool, _) = pool_with(&name, config)?;
             let tried = pool.try_upstreams().await;
             let mut of_it = tried.into_iter().filter(|tried| tried.name == name);
             let best = of_it
@@ -193,10 +193,11 @@ pub(super) async fn run(args: UpstreamsArgs) -> anyhow::Result<ExitCode> {
 }
 
 /// The upstreams of the configuration, which has one of this name.
-fn pool_with(name: &str, config: ConfigArgs) -> anyhow::Result<Arc<Pool>> {
+fn pool_with(name: &str, config: ConfigArgs) -> anyhow::Result<(Arc<Pool>, Config)> {
     let config = load(&config.overrides())?;
     direct::find(&config, name)?;
-    Ok(Pool::new(&config.upstream_settings(), Options::default())?)
+    let pool = Pool::new(&config.upstream_settings(), Options::default())?;
+    Ok((pool, config))
 }
 
 async fn list(json: bool, place: Place) -> anyhow::Result<()> {

@@ -11,6 +11,7 @@
 //! `config.example.toml`, which is the layer of defaults.
 
 mod auth;
+mod capability;
 mod database;
 mod duration;
 mod environment;
@@ -21,6 +22,7 @@ mod model;
 mod near_misses;
 mod overrides;
 mod preset;
+mod price;
 mod rate;
 mod reader;
 mod reload;
@@ -52,6 +54,7 @@ pub use limits::Limits;
 pub use log::{Log, LogFormat};
 pub use overrides::Overrides;
 pub use preset::Preset;
+pub use price::Pricing;
 pub use retention::Retention;
 pub use server::{Role, Server};
 pub use shown::shown_url;
@@ -89,6 +92,7 @@ pub struct Config {
     pub upstreams: Vec<UpstreamSettings>,
     /// What was known of some of them by a name.
     pub presets: Vec<Preset>,
+    pub pricing: Pricing,
     pub models: Vec<ModelSettings>,
     pub tasks: Vec<TaskSettings>,
     pub tenants: Vec<Tenant>,
@@ -168,7 +172,10 @@ impl Config {
         let fixed = Fixed::of(&root);
         let overrides = &source.overrides;
         let mut root = Reader::root(context, root);
-        let mut upstreams = upstream::read_all(root.tables("upstreams"));
+        let pricing = Pricing::read(root.section("pricing"));
+        let mut upstreams = upstream::read_all(root.tables("upstreams"), &pricing);
+        let capabilities = root.tables("capabilities");
+        capability::read_all(capabilities, &pricing, &mut upstreams.all);
         for upstream in &mut upstreams.all {
             if let Some(concurrency) = overrides.concurrency {
                 upstream.concurrency = concurrency;
@@ -186,7 +193,7 @@ impl Config {
         if let Some(file) = &overrides.database_file {
             database.move_to(file);
         }
-        let models = model::read_all(root.tables("models"), &upstreams.all);
+        let models = model::read_all(root.tables("models"), &upstreams.all, &pricing);
         upstream::check_auto(&mut upstreams, &models);
         let config = Self {
             server: Server::read(root.section("server")),
@@ -198,6 +205,7 @@ impl Config {
             models,
             upstreams: upstreams.all,
             presets: upstreams.presets,
+            pricing,
             retry,
             worker: Worker::read(root.section("worker")),
             retention: Retention::read(root.section("retention")),

@@ -5,6 +5,7 @@ use std::collections::BTreeSet;
 use serde_json::{Map, Value};
 
 use super::error::nearest;
+use super::price::Pricing;
 use super::rate;
 use super::reader::{Item, Reader};
 use super::upstream::{Concurrency, concurrency};
@@ -20,6 +21,7 @@ const TIER_MAX: u64 = 1_000;
 pub(super) fn read_all(
     readers: Vec<Reader<'_>>,
     upstreams: &[UpstreamSettings],
+    pricing: &Pricing,
 ) -> Vec<ModelSettings> {
     let mut names = BTreeSet::new();
     let mut models = Vec::new();
@@ -37,7 +39,7 @@ pub(super) fn read_all(
         let Concurrency { most, is_auto } = concurrency(&mut reader);
         let balance = reader.take("balance").and_then(|item| balance(&item));
         let spill = reader.take("spill").and_then(|item| spill(&item));
-        let routes = read_routes(&mut reader, upstreams);
+        let routes = read_routes(&mut reader, upstreams, pricing);
         let defaults = reader.take("defaults").and_then(read_body);
         let overrides = reader.take("overrides").and_then(read_body);
         let rate_limits = rate::read(&mut reader);
@@ -82,7 +84,11 @@ fn spill(item: &Item<'_>) -> Option<Spill> {
     found
 }
 
-fn read_routes(reader: &mut Reader<'_>, upstreams: &[UpstreamSettings]) -> Vec<RouteSettings> {
+fn read_routes(
+    reader: &mut Reader<'_>,
+    upstreams: &[UpstreamSettings],
+    pricing: &Pricing,
+) -> Vec<RouteSettings> {
     let Some(items) = reader.need("routes").and_then(Item::array) else {
         return Vec::new();
     };
@@ -106,7 +112,7 @@ fn read_routes(reader: &mut Reader<'_>, upstreams: &[UpstreamSettings]) -> Vec<R
         if upstream.is_some() && !seen.insert((upstream.clone(), model.clone())) {
             reader.fault("another route leads to the same upstream and model");
         }
-        reader.later(&["price"]);
+        let price = pricing.price(&mut reader);
         reader.refuse(
             "priority",
             "which routes come first is their `tier`: the lowest does",
@@ -123,12 +129,13 @@ fn read_routes(reader: &mut Reader<'_>, upstreams: &[UpstreamSettings]) -> Vec<R
             defaults: defaults.unwrap_or_default(),
             overrides: overrides.unwrap_or_default(),
             rate_limits,
+            price,
         });
     }
     routes
 }
 
-fn check_upstream(item: &Item<'_>, name: &str, upstreams: &[UpstreamSettings]) {
+pub(super) fn check_upstream(item: &Item<'_>, name: &str, upstreams: &[UpstreamSettings]) {
     if upstreams.iter().any(|upstream| upstream.name == name) {
         return;
     }

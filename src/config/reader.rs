@@ -224,6 +224,16 @@ impl<'a> Item<'a> {
         within
     }
 
+    /// A number of any kind, or a string, as it is written.
+    pub fn number(&self) -> Option<String> {
+        match &self.node.value {
+            Value::Integer(number) => Some(number.to_string()),
+            Value::Float(number) => Some(number.to_string()),
+            Value::String(text) | Value::Text(text) => Some(text.trim().to_owned()),
+            _ => self.expected("a number"),
+        }
+    }
+
     /// A number from 0 to 1.
     pub fn fraction(mut self) -> Option<f64> {
         self.node.spell_out();

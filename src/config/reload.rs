@@ -56,6 +56,7 @@ impl Config {
         let Self {
             limits,
             upstreams,
+            pricing,
             models,
             tasks,
             tenants,
@@ -65,7 +66,7 @@ impl Config {
         } = self;
         // Their `Debug` shows all that they say, but for secrets.
         let shown = format!(
-            "{limits:?} {upstreams:?} {models:?} {tasks:?} {tenants:?} {retry:?} {retention:?}"
+            "{limits:?} {upstreams:?} {pricing:?} {models:?} {tasks:?} {tenants:?} {retry:?} {retention:?}"
         );
         let mut hash = hex::encode(Sha256::digest(shown));
         hash.truncate(HASH_CHARS);

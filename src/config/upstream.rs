@@ -9,6 +9,7 @@ use secrecy::SecretString;
 
 use super::error::{Faults, nearest};
 use super::preset::{self, Known, Preset};
+use super::price::Pricing;
 use super::rate;
 use super::reader::{Item, Reader};
 use super::secret;
@@ -63,7 +64,7 @@ pub(super) struct Upstreams<'a> {
 }
 
 /// Reads `[[upstreams]]`.
-pub(super) fn read_all(readers: Vec<Reader<'_>>) -> Upstreams<'_> {
+pub(super) fn read_all<'a>(readers: Vec<Reader<'a>>, pricing: &Pricing) -> Upstreams<'a> {
     let alone = readers.len() == 1;
     let mut names = BTreeSet::new();
     let mut upstreams = Upstreams::default();
@@ -83,7 +84,7 @@ pub(super) fn read_all(readers: Vec<Reader<'_>>) -> Upstreams<'_> {
         let default = if alone { DEFAULT_NAME } else { "" };
         let name = name.unwrap_or_else(|| default.to_owned());
         let known = preset::fill(&mut reader, &name);
-        let (upstream, items) = read(reader, name, &known);
+        let (upstream, items) = read(reader, name, &known, pricing);
         upstreams.all.push(upstream);
         upstreams.presets.extend(known.preset);
         let items = items.into_iter().map(|item| (number, item));
@@ -119,6 +120,7 @@ fn read<'a>(
     mut reader: Reader<'a>,
     name: String,
     known: &Known,
+    pricing: &Pricing,
 ) -> (UpstreamSettings, Vec<Item<'a>>) {
     for key in ["balance", "spill"] {
         reader.refuse(key, "is written in [[models]]: it is said for each model");
@@ -176,6 +178,7 @@ fn read<'a>(
     let http2 = reader.take("http2");
     let http2 = http2.map_or(Http2::Auto, |item| read_http2(item, proxy.is_some()));
     let rate_limits = rate::read(&mut reader);
+    let price = pricing.price(&mut reader);
     reader.finish();
     let settings = UpstreamSettings {
         name,
@@ -203,6 +206,8 @@ fn read<'a>(
         ca_file,
         http2,
         rate_limits,
+        price,
+        capabilities: Vec::new(),
     };
     let of_auto = metrics_item.into_iter().chain(yield_item).collect();
     (settings, of_auto)

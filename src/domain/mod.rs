@@ -14,6 +14,7 @@ pub mod json;
 pub mod jsonl;
 pub mod line;
 pub mod outcome;
+pub mod price;
 pub mod scope;
 pub mod share;
 pub mod tenant;

@@ -19,6 +19,7 @@
 mod attempt;
 mod backoff;
 mod balance;
+mod capabilities;
 mod health;
 mod limits;
 mod models;
@@ -44,6 +45,7 @@ pub use attempt::result::CallResult;
 pub use attempt::timer::Timer;
 pub use attempt::trial::Trial;
 pub use balance::Strategy;
+pub use capabilities::KNOWN_CURRENCY;
 pub use health::cooldown::Cooldown;
 pub use health::reason::Reason;
 pub use limits::auto::{StoredWindow, WindowChange, WindowStatus};
@@ -57,9 +59,9 @@ pub use pool::Pool;
 pub use provider::kind::ProviderKind;
 pub use route::{LaneId, Routes};
 pub use settings::{
-    CallRate, FailFast, Http2, ModelSettings, Options, RateKind, RateLimit, RetrySettings,
-    RouteSettings, Settings, Spill, TaskSettings, TenantRates, UnsupportedParams, UpstreamKey,
-    UpstreamSettings,
+    CallRate, Capabilities, CapabilitySettings, FailFast, Http2, ModelSettings, Options, RateKind,
+    RateLimit, RetrySettings, RouteSettings, Settings, Spill, TaskSettings, TenantRates,
+    UnsupportedParams, UpstreamKey, UpstreamSettings,
 };
 #[cfg(test)]
 pub use snapshot::ClosedModel;

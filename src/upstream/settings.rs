@@ -9,6 +9,8 @@ use serde_json::{Map, Value};
 use tokio_util::sync::CancellationToken;
 
 use crate::domain::clock::Clock;
+use crate::domain::price::Price;
+use crate::domain::tenant::ModelPattern;
 use crate::upstream::balance::Strategy;
 use crate::upstream::provider::kind::ProviderKind;
 
@@ -76,6 +78,37 @@ pub struct UpstreamSettings {
     pub http2: Http2,
     /// Of all calls to it together, or, where it has several keys, of all calls by one of them.
     pub rate_limits: Vec<RateLimit>,
+    /// Of each of its models. Wins over what is known of them.
+    pub price: Option<Price>,
+    /// What the configuration says of models here.
+    pub capabilities: Vec<CapabilitySettings>,
+}
+
+/// What a model can do and costs, as far as that is known.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Capabilities {
+    /// The most input, in tokens.
+    pub context: Option<u64>,
+    /// The most that it writes, in tokens.
+    pub output: Option<u64>,
+    pub images: Option<bool>,
+    pub tools: Option<bool>,
+    pub reasoning: Option<bool>,
+    /// Keys that a request must not have.
+    pub refuses: Vec<String>,
+    pub price: Option<Price>,
+    /// Where the price stands, and as of when, where no configuration says it.
+    pub source: Option<String>,
+}
+
+/// What the configuration says of models.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct CapabilitySettings {
+    /// What the upstream calls the models.
+    pub model: ModelPattern,
+    /// `None`: at any upstream.
+    pub upstream: Option<String>,
+    pub says: Capabilities,
 }
 
 /// A key of an upstream.
@@ -186,6 +219,7 @@ impl UpstreamSettings {
             base_url,
             api_version,
             unsupported_params,
+            only_max_tokens,
             keys,
             auth_header,
             enabled: _,
@@ -201,6 +235,8 @@ impl UpstreamSettings {
             ca_file,
             http2,
             rate_limits: _,
+            price: _,
+            capabilities,
         } = self;
         let shown = |secret: &Option<SecretString>| {
             let secret = secret.as_ref();
@@ -217,6 +253,8 @@ impl UpstreamSettings {
             && *base_url == other.base_url
             && *api_version == other.api_version
             && *unsupported_params == other.unsupported_params
+            && *only_max_tokens == other.only_max_tokens
+            && *capabilities == other.capabilities
             && *metrics_url == other.metrics_url
             && *yields == other.yields
             && keys.len() == other.keys.len()
@@ -347,6 +385,8 @@ pub struct RouteSettings {
     /// Written over what the line and the model say.
     pub overrides: Map<String, Value>,
     pub rate_limits: Vec<RateLimit>,
+    /// Wins over the upstream's.
+    pub price: Option<Price>,
 }
 
 /// How often and how soon a line is sent again.

@@ -52,7 +52,8 @@ fn refusal(routes: &Routes, path: &str, key: Option<&str>) -> Option<String> {
     for target in &routes.targets {
         let mut edit = target.edit.iter();
         let is_written_over = key.is_some_and(|key| edit.any(|edit| edit.writes_over(key)));
-        let reason = target.client.provider.refuses(path, key);
+        let model = target.backends().next()?.model();
+        let reason = target.client.refuses(model, path, key);
         let reason = reason.filter(|_| !is_written_over)?;
         first.get_or_insert(reason);
     }

@@ -10,6 +10,10 @@ use super::*;
 use crate::domain::scope::Scopes;
 use crate::upstream::{ProviderKind, RateKind, RateLimit, Spill, Strategy, UnsupportedParams};
 
+fn decimal(text: &str) -> rust_decimal::Decimal {
+    text.parse().unwrap()
+}
+
 #[test]
 fn the_defaults_are_the_documented_ones() {
     let config = load("", &[]).unwrap();
@@ -121,6 +125,18 @@ fn the_examples_in_the_documented_file_hold_and_show_the_defaults() {
     assert_eq!(model.rate_limits, [of_an_hour]);
     assert_eq!(model.concurrency, Some(128));
     assert_eq!(model.routes[0].weight, 3);
+    assert_eq!(config.pricing.currency.as_deref(), Some("usd"));
+    let price = model.routes[0].price.expect("has one");
+    assert_eq!([price.input, price.output], ["0.02", "0.03"].map(decimal));
+    let price = one.price.expect("has one");
+    assert_eq!(price.cached_input, Some(decimal("0.05")));
+    let [of_one] = &one.capabilities[..] else {
+        panic!("one entry is shown");
+    };
+    assert!(two.capabilities.is_empty(), "it is for the first alone");
+    assert!(of_one.model.fits("meta-llama/Llama-3.1-8B-Instruct"));
+    assert_eq!(of_one.says.context, Some(131_072));
+    assert_eq!(of_one.says.refuses, ["logit_bias"]);
     assert_eq!(model.routes[1].upstream, "gpu-2");
     assert_eq!(model.routes[1].weight, 1);
     assert_eq!(model.routes[1].concurrency, Some(16));

@@ -222,7 +222,6 @@ fn each_fault_of_a_model_is_found() {
         routes = [{ upstream = 'a', tir = 1 }]            => .routes[0].tir: unknown key; the nearest known one is `tier`
         routes = [{ upstream = 'a', concurrency = 0 }]    => .routes[0].concurrency: must be from 1
         routes = [{ upstream = 'a', priority = 1 }]       => .routes[0].priority: which routes come first
-        routes = [{ upstream = 'a', price = {} }]         => .routes[0].price: is not built yet
         routes = [{ upstream = 'a', rate_limits = 1 }]    => .routes[0].rate_limits: expected an array, found
         routes = [{ upstream = 'a', overrides = { n = 2 } }]   => .routes[0].overrides.n: how many
         routes = [{ upstream = 'a', defaults = { model = 'x' } }] => .routes[0].defaults.model: a line

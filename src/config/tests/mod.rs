@@ -4,6 +4,7 @@ mod example;
 mod faults;
 mod layers;
 mod presets;
+mod prices;
 mod secrets;
 
 use std::fs;

@@ -22,7 +22,9 @@ use crate::upstream::limits::memory::{Budget, Reservation};
 use crate::upstream::models::ModelInfo;
 use crate::upstream::provider::http::{self, Head};
 use crate::upstream::provider::{self, Provider};
-use crate::upstream::settings::{BuildError, UpstreamSettings};
+use crate::upstream::settings::{
+    BuildError, Capabilities, CapabilitySettings, UnsupportedParams, UpstreamSettings,
+};
 use crate::upstream::transport::coding::{self, Body};
 use crate::upstream::transport::{self, Address, Response, Transport, Unread};
 
@@ -42,6 +44,8 @@ pub(in crate::upstream) struct Client {
     pub(in crate::upstream) provider: Box<dyn Provider>,
     /// Whether lines are sent in a form of the provider's own.
     pub(in crate::upstream) translates: bool,
+    /// What the configuration says of its models, unless what they refuse is to be left out.
+    says: Vec<CapabilitySettings>,
     pub(in crate::upstream) metrics: UpstreamMetrics,
     base: Url,
     /// Of each path that was called so far.
@@ -77,6 +81,20 @@ pub(in crate::upstream) struct Listing {
 }
 
 impl Client {
+    /// Why no line of this `url` is taken for a model (`None`), or none whose body has this key at its
+    /// top, whatever its value asks for: in words.
+    pub(in crate::upstream) fn refuses(
+        &self,
+        model: &str,
+        path: &str,
+        key: Option<&str>,
+    ) -> Option<String> {
+        self.provider.refuses(path, key).or_else(|| {
+            let is_refused = Capabilities::said(&self.says, model).refuses(key?);
+            is_refused.then(|| "the model does not take it".to_owned())
+        })
+    }
+
     pub(in crate::upstream) fn new(settings: &UpstreamSettings) -> Result<Self, BuildError> {
         let fault = |problem: String| BuildError {
             upstream: settings.name.clone(),
@@ -104,6 +122,10 @@ impl Client {
             headers: headers(settings, &*provider, &base).map_err(fault)?,
             provider,
             translates: settings.provider.translates(),
+            says: match settings.unsupported_params {
+                UnsupportedParams::Reject => settings.capabilities.clone(),
+                UnsupportedParams::Drop => Vec::new(),
+            },
             transport: Transport::new(settings, &base).map_err(fault)?,
             timeout: settings.timeout,
             connect_timeout: settings.time_to_connect(),

@@ -24,7 +24,7 @@ use super::interface::{Asked, CHAT, Decoded, Encoded, Line, ModelPage, Provider,
 use super::translation;
 use crate::upstream::attempt::result::CallResult;
 use crate::upstream::models::ModelInfo;
-use crate::upstream::settings::{UnsupportedParams, UpstreamSettings};
+use crate::upstream::settings::{CapabilitySettings, UnsupportedParams, UpstreamSettings};
 
 const API_KEY: HeaderName = HeaderName::from_static("x-api-key");
 const VERSION: HeaderName = HeaderName::from_static("anthropic-version");
@@ -39,6 +39,8 @@ const PAGE: &str = "1000";
 pub(super) struct Anthropic {
     version: String,
     policy: UnsupportedParams,
+    /// What the configuration says of its models.
+    says: Vec<CapabilitySettings>,
 }
 
 impl Anthropic {
@@ -47,6 +49,7 @@ impl Anthropic {
         Self {
             version: version.to_owned(),
             policy: settings.unsupported_params,
+            says: settings.capabilities.clone(),
         }
     }
 }
@@ -96,7 +99,7 @@ impl Provider for Anthropic {
             return Err(refused("url", reason));
         }
         translation::encode(line, |body| {
-            encode::encode(body, line.model, &self.version, self.policy)
+            encode::encode(body, line.model, &self.version, self.policy, &self.says)
         })
     }
 

@@ -24,7 +24,7 @@ use super::interface::{
 use super::translation;
 use crate::upstream::attempt::result::CallResult;
 use crate::upstream::models::ModelInfo;
-use crate::upstream::settings::{UnsupportedParams, UpstreamSettings};
+use crate::upstream::settings::{CapabilitySettings, UnsupportedParams, UpstreamSettings};
 
 const API_KEY: HeaderName = HeaderName::from_static("x-goog-api-key");
 const VERSION: &str = "/v1beta";
@@ -35,12 +35,15 @@ const PAGE: &str = "1000";
 #[derive(Debug)]
 pub(super) struct Gemini {
     policy: UnsupportedParams,
+    /// What the configuration says of its models.
+    says: Vec<CapabilitySettings>,
 }
 
 impl Gemini {
     pub(super) fn new(settings: &UpstreamSettings) -> Self {
         Self {
             policy: settings.unsupported_params,
+            says: settings.capabilities.clone(),
         }
     }
 }
@@ -91,7 +94,7 @@ impl Provider for Gemini {
 
     fn encode<'a>(&self, line: &Line<'a>) -> Result<Encoded<'a>, Unsupported> {
         translation::encode(line, |body| {
-            encode::encode(line.path, body, line.model, self.policy)
+            encode::encode(line.path, body, line.model, self.policy, &self.says)
         })
     }
 

@@ -192,6 +192,8 @@ pub(crate) fn upstream(name: &str, base_url: &str) -> UpstreamSettings {
         api_version: None,
         unsupported_params: UnsupportedParams::Reject,
         only_max_tokens: false,
+        price: None,
+        capabilities: Vec::new(),
         keys: Vec::new(),
         auth_header: None,
         enabled: true,
@@ -227,6 +229,7 @@ pub(super) fn route(upstream: &str, model: Option<&str>) -> RouteSettings {
         is_auto: false,
         defaults: serde_json::Map::new(),
         overrides: serde_json::Map::new(),
+        price: None,
     }
 }
 

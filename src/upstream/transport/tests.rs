@@ -28,6 +28,8 @@ fn settings(base_url: &str) -> UpstreamSettings {
         api_version: None,
         unsupported_params: UnsupportedParams::Reject,
         only_max_tokens: false,
+        price: None,
+        capabilities: Vec::new(),
         keys: Vec::new(),
         auth_header: None,
         concurrency: 4,

@@ -8,7 +8,9 @@ const CONFIG: &str = "[database]\nurl = \"sqlite://DIRECTORY/a.db\"\n\
     [[upstreams]]\nname = \"good\"\nbase_url = \"GOOD\"\n\
     api_key_envs = [\"KEY_A\", \"KEY_B\"]\n\
     [[upstreams]]\nname = \"gone\"\nbase_url = \"http://127.0.0.1:1/v1\"\n\
-    [[models]]\nname = \"m\"\nroutes = [{ upstream = \"good\", model = \"sim\" }, \
+    [pricing]\ncurrency = \"usd\"\n\
+    [[models]]\nname = \"m\"\nroutes = [{ upstream = \"good\", model = \"sim\", \
+    price = { input = 0.1, output = 0.2, request = 0.5 } }, \
     { upstream = \"gone\", tier = 1 }]\n";
 
 #[tokio::test]
@@ -43,7 +45,19 @@ async fn each_route_is_tried_by_each_key_and_told() {
     assert_eq!(calls.len(), 3, "{check:?}");
     assert!(calls[0].starts_with("FAIL  call           m at good by KEY_A as sim: 401 in "));
     assert!(calls[1].starts_with("ok    call           m at good by KEY_B as sim: 200 in "));
-    assert!(calls[1].contains(" tokens in, "), "{check:?}");
+    let (_, used) = calls[1].split_once(" ms, ").expect("tells what it used");
+    let words: Vec<&str> = used.split(' ').collect();
+    let [input, "tokens", "in,", output, "out,", cost, "usd"] = words[..] else {
+        panic!("{used}");
+    };
+    let number = |text: &str| text.parse::<u64>().expect("a number");
+    // A tenth and two tenths for a million, and half for the call.
+    let millionths = number(input) + 2 * number(output);
+    let expected = format!("{:07}", 5_000_000 + millionths);
+    let expected = format!("0.{}", expected.trim_end_matches('0'));
+    assert_eq!(cost, expected, "{check:?}");
+    let shown = "0.1 usd for a million tokens in, 0.2 out, 0.5 a call";
+    assert!(check.out.contains(shown), "{check:?}");
     assert!(
         calls[2].starts_with("FAIL  call           m at gone: "),
         "{check:?}"

@@ -10,7 +10,7 @@ use crate::upstream::provider::chat::{
 };
 use crate::upstream::provider::interface::{CHAT, Request, Unsupported};
 use crate::upstream::provider::tree::Tree;
-use crate::upstream::settings::UnsupportedParams;
+use crate::upstream::settings::{CapabilitySettings, UnsupportedParams};
 
 /// As messages to users name the API.
 const API: &str = "Anthropic's API";
@@ -123,13 +123,14 @@ pub(super) fn encode(
     model: &str,
     version: &str,
     policy: UnsupportedParams,
+    says: &[CapabilitySettings],
 ) -> Result<(String, Request), Unsupported> {
     if body.members().is_none() {
         return Err(refused("body", "it is no object"));
     }
     let mut translation = Translation {
         body,
-        abilities: Abilities::of(model),
+        abilities: Abilities::of(model, says),
         notes: Notes::new(policy),
         names: Aliases::new(TOOL_NAME, tool_names(body)),
         ids: Aliases::new(TOOL_ID, ids(body)),

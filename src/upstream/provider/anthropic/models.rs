@@ -4,6 +4,8 @@ use std::sync::LazyLock;
 
 use serde::Deserialize;
 
+use crate::upstream::settings::{Capabilities, CapabilitySettings};
+
 /// What the models can do that this version of the program knows.
 static KNOWN: LazyLock<Vec<Entry>> = LazyLock::new(|| {
     #[derive(Deserialize)]
@@ -99,8 +101,8 @@ impl Entry {
 }
 
 impl Abilities {
-    /// What the model of this name can do.
-    pub(super) fn of(model: &str) -> Self {
+    /// What the model of this name can do; what the configuration says of it wins.
+    pub(super) fn of(model: &str, says: &[CapabilitySettings]) -> Self {
         let name = Name::read(model);
         let mut all = Self {
             is_known: name.is_some(),
@@ -109,6 +111,18 @@ impl Abilities {
         let entries = KNOWN.iter();
         for entry in entries.filter(|entry| entry.is_for(name.as_ref())) {
             entry.write_over(&mut all);
+        }
+        let said = Capabilities::said(says, model);
+        if let Some(output) = said.output {
+            all.max_output = output;
+            all.is_known = true;
+        }
+        if said.refuses("temperature") || said.refuses("top_p") {
+            all.sampling = false;
+        }
+        if said.reasoning == Some(false) {
+            all.thinking = Thinking::None;
+            all.thinks_unasked = false;
         }
         all
     }
@@ -154,6 +168,7 @@ fn version(text: &str) -> (u32, u32) {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::domain::tenant::ModelPattern;
 
     #[test]
     fn names_are_read_in_each_form_that_is_in_use() {
@@ -182,21 +197,32 @@ mod tests {
     #[test]
     fn the_file_says_what_each_generation_can_do() {
         assert!(!KNOWN.is_empty());
-        let old = Abilities::of("claude-3-haiku-20240307");
+        let old = Abilities::of("claude-3-haiku-20240307", &[]);
         assert!(old.sampling && old.prefill && !old.structured);
         assert_eq!((old.thinking, old.max_output), (Thinking::None, 4_096));
-        let middle = Abilities::of("claude-sonnet-4-5-20250929");
+        let middle = Abilities::of("claude-sonnet-4-5-20250929", &[]);
         assert!(middle.sampling && !middle.sampling_both && middle.structured);
         assert_eq!(
             (middle.thinking, middle.max_output),
             (Thinking::Budget, 64_000)
         );
-        let new = Abilities::of("claude-opus-5-5");
+        let new = Abilities::of("claude-opus-5-5", &[]);
         assert!(!new.sampling && !new.prefill && !new.forced_tools && new.thinks_always);
         assert_eq!((new.thinking, new.max_output), (Thinking::Effort, 128_000));
-        assert!(Abilities::of("claude-opus-4-6").sampling);
-        assert!(Abilities::of("claude-haiku-4-7").sampling);
-        let other = Abilities::of("qwen-3");
+        assert!(Abilities::of("claude-opus-4-6", &[]).sampling);
+        assert!(Abilities::of("claude-haiku-4-7", &[]).sampling);
+        let says = CapabilitySettings {
+            model: ModelPattern::new("claude-*"),
+            upstream: None,
+            says: Capabilities {
+                output: Some(7),
+                refuses: vec!["temperature".to_owned()],
+                ..Capabilities::default()
+            },
+        };
+        let said = Abilities::of("claude-next", &[says]);
+        assert!(!said.sampling && said.is_known && said.max_output == 7);
+        let other = Abilities::of("qwen-3", &[]);
         assert!(other.sampling && other.structured && !other.is_known);
     }
 }

@@ -2,13 +2,13 @@
 
 use std::borrow::Cow;
 
-use super::models::{self, Generation};
+use super::models::{self, Abilities, Thinking};
 use crate::upstream::provider::chat::{
     self, Aliases, DataUrl, Form, Notes, Part, Placed, Rule, is_blank, items, refused, tool_names,
 };
 use crate::upstream::provider::interface::{CHAT, EMBEDDINGS, Request, Unsupported};
 use crate::upstream::provider::tree::Tree;
-use crate::upstream::settings::UnsupportedParams;
+use crate::upstream::settings::{CapabilitySettings, UnsupportedParams};
 
 /// As messages to users name the API.
 const API: &str = "Gemini's API";
@@ -124,6 +124,7 @@ pub(super) fn encode(
     body: &Tree<'_>,
     model: &str,
     policy: UnsupportedParams,
+    says: &[CapabilitySettings],
 ) -> Result<(String, Request), Unsupported> {
     let Some(members) = body.members() else {
         return Err(refused("body", "it is no object"));
@@ -134,7 +135,7 @@ pub(super) fn encode(
             notes.judge(members, &RULES, "", API)?;
             let mut translation = Translation {
                 body,
-                generation: Generation::of(model),
+                abilities: Abilities::of(model, says),
                 notes: &mut notes,
                 names: Aliases::new(NAME, tool_names(body)),
             };
@@ -184,7 +185,7 @@ fn embeddings<'a>(body: &Tree<'a>, model: &str) -> Result<Tree<'a>, Unsupported>
 
 struct Translation<'t, 'a, 'n> {
     body: &'t Tree<'a>,
-    generation: Generation,
+    abilities: Abilities,
     notes: &'n mut Notes,
     names: Aliases,
 }
@@ -325,7 +326,7 @@ impl<'t> Translation<'t, '_, '_> {
             let args = Tree::Plain(Cow::Owned(args.written()));
             let mut made = Tree::object([("name", Tree::string(&name)), ("args", args)]);
             let id = call.get("id").and_then(Tree::text).unwrap_or_default();
-            if self.generation.has_call_ids() && !id.is_empty() {
+            if self.abilities.call_ids && !id.is_empty() {
                 made.set("id", Tree::string(&id));
             }
             called.push((id, name));
@@ -341,7 +342,7 @@ impl<'t> Translation<'t, '_, '_> {
                         Tree::Plain(Cow::Owned(signature.written())),
                     );
                 }
-                None if place == 0 && self.generation.has_call_ids() => {
+                None if place == 0 && self.abilities.call_ids => {
                     part.set("thoughtSignature", Tree::string(NO_SIGNATURE));
                 }
                 None => {}
@@ -378,7 +379,7 @@ impl<'t> Translation<'t, '_, '_> {
         }
         let response = Tree::object([("output", Tree::string(&output))]);
         let mut made = Tree::object([("name", Tree::string(name)), ("response", response)]);
-        if self.generation.has_call_ids() && !id.is_empty() {
+        if self.abilities.call_ids && !id.is_empty() {
             made.set("id", Tree::string(&id));
         }
         Ok(Tree::object([("functionResponse", made)]))
@@ -483,7 +484,7 @@ impl<'t> Translation<'t, '_, '_> {
             let Some(value) = value.filter(|value| !chat::asks_for_nothing(key, value)) else {
                 continue;
             };
-            if self.generation.has_penalties() {
+            if self.abilities.penalties {
                 config.set(name, owned(value));
             } else {
                 self.notes.unsupported(key, "the model has no penalties")?;
@@ -545,13 +546,13 @@ impl<'t> Translation<'t, '_, '_> {
             "xhigh" | "max" => ("XHIGH", 24_576),
             _ => return self.notes.unsupported(PARAM, "it is none that is known"),
         };
-        let thinking = match self.generation.major() {
-            Some(..2) => return self.notes.unsupported(PARAM, "the model does not think"),
-            Some(2) => Tree::object([("thinkingBudget", Tree::number(budget))]),
-            _ if level.is_empty() => {
+        let thinking = match self.abilities.thinking {
+            Thinking::None => return self.notes.unsupported(PARAM, "the model does not think"),
+            Thinking::Budget => Tree::object([("thinkingBudget", Tree::number(budget))]),
+            Thinking::Level if level.is_empty() => {
                 return self.notes.unsupported(PARAM, "the model always thinks");
             }
-            _ => Tree::object([("thinkingLevel", Tree::string(level))]),
+            Thinking::Level => Tree::object([("thinkingLevel", Tree::string(level))]),
         };
         config.set("thinkingConfig", thinking);
         Ok(())
