@@ -77,5 +77,6 @@ fn unknown<'p>(item: &Item<'_>, name: &str, known: impl Iterator<Item = &'p str>
 
 fn path_of(url: &str) -> Option<String> {
     let url = Url::parse(url).ok()?;
-    Some(url.path().trim_end_matches('/').to_owned())
+    let path = url.path().trim_end_matches('/');
+    (!path.is_empty()).then(|| path.to_owned())
 }

@@ -259,6 +259,7 @@ fn whatever_else_is_written_wins_over_the_preset() {
     let toml = "[[upstreams]]\npreset = 'mistral'\nprovider = 'openai'\n";
     let config = loaded(toml).unwrap();
     assert_eq!(config.upstreams[0].provider, ProviderKind::OpenAi);
+    assert_eq!(config.upstreams[0].base_url, "https://api.mistral.ai/v1");
     let filled = [
         "api_key_env = \"MISTRAL_API_KEY\"",
         "base_url = \"https://api.mistral.ai\"",
