@@ -421,7 +421,7 @@ mod tests {
             error.message,
             "Invalid value: '/v1/invalid/endpoint'. Supported values are: '/v1/responses', \
              '/v1/chat/completions', '/v1/embeddings', '/v1/completions', '/v1/moderations', \
-             '/v1/images/generations', '/v1/images/edits', and '/v1/videos'."
+             '/v1/images/generations', '/v1/images/edits', '/v1/videos', and '/v1/messages'."
         );
     }
 

@@ -172,5 +172,5 @@ pub(super) fn read_body(item: Item<'_>) -> Option<Map<String, Value>> {
 /// Whether an endpoint's input is under this key.
 fn is_input(key: &str) -> bool {
     let mut endpoints = ENDPOINTS.iter();
-    endpoints.any(|endpoint| endpoint.required.contains(&key))
+    endpoints.any(|endpoint| endpoint.input.contains(&key))
 }

@@ -147,10 +147,11 @@ fn read<'a>(
     let api_version = reader.take("api_version");
     let api_version = api_version.and_then(|item| api_version_of(&item, provider));
     let unsupported_params = reader.take("unsupported_params");
-    let unsupported_params =
-        unsupported_params.and_then(|item| unsupported_params_of(&item, provider));
+    let unsupported_params = unsupported_params.and_then(|item| unsupported_params_of(&item));
     let max_tokens_key = reader.take("max_tokens_key");
     let only_max_tokens = max_tokens_key.is_some_and(|item| read_max_tokens_key(&item, provider));
+    let responses = reader.take("responses");
+    let translates_responses = responses.is_some_and(|item| responses_of(&item, provider));
     let query = reader.take("query").and_then(Item::entries);
     let base_url = base_url.map(|url| with_query(&url, query.unwrap_or_default()));
     let keys = secret::named_keys(&mut reader);
@@ -188,6 +189,7 @@ fn read<'a>(
         api_version,
         unsupported_params: unsupported_params.unwrap_or_default(),
         only_max_tokens,
+        translates_responses,
         concurrency: most.unwrap_or(if is_auto {
             AUTO_MAX
         } else {
@@ -321,14 +323,7 @@ fn api_version_of(item: &Item<'_>, provider: ProviderKind) -> Option<String> {
     }
 }
 
-fn unsupported_params_of(item: &Item<'_>, provider: ProviderKind) -> Option<UnsupportedParams> {
-    if !provider.translates() {
-        item.fault(
-            "the provider openai gets each request as it is: what a server cannot do is for the \
-             server to say",
-        );
-        return None;
-    }
+fn unsupported_params_of(item: &Item<'_>) -> Option<UnsupportedParams> {
     let name = item.string()?;
     let mut all = UnsupportedParams::ALL.into_iter();
     let found = all.find(|one| one.as_str() == name);
@@ -353,6 +348,20 @@ fn read_max_tokens_key(item: &Item<'_>, provider: ProviderKind) -> bool {
         item.fault("expected \"max_tokens\"; left out, each line is sent as it is");
     }
     true
+}
+
+/// Whether lines of the Responses API are translated although the provider has that API.
+fn responses_of(item: &Item<'_>, provider: ProviderKind) -> bool {
+    let name = item.string().unwrap_or_default();
+    if name != "translate" {
+        item.fault("expected \"translate\"");
+    } else if provider.translates() {
+        item.fault(format!(
+            "the API of the provider {} has no responses: they are always translated",
+            provider.as_str()
+        ));
+    }
+    name == "translate"
 }
 
 /// The header that a key is sent in.

@@ -124,7 +124,17 @@ pub fn asks_for_nothing(key: &str, value: &str) -> bool {
     let is_text = |text: &str| json::text(value).is_some_and(|own| own == text);
     match value.as_bytes().first() {
         Some(b'n') => true,
-        Some(b'f') => matches!(key, "logprobs" | "store" | "stream" | "strict"),
+        Some(b'f') => matches!(
+            key,
+            "async"
+                | "background"
+                | "defer_loading"
+                | "eager_input_streaming"
+                | "logprobs"
+                | "store"
+                | "stream"
+                | "strict"
+        ),
         Some(b't') => key == "parallel_tool_calls",
         Some(b'"') => match key {
             _ if value.len() == 2 => true,

@@ -9,6 +9,8 @@ pub struct Endpoint {
     pub name: &'static str,
     /// The keys that a body must have, beside `model`; null does not count.
     pub required: &'static [&'static str],
+    /// The keys under which a body says what it asks, as opposed to how.
+    pub input: &'static [&'static str],
     /// Whether a body must name its model.
     pub model_required: bool,
     /// Whether OpenAI has announced the endpoint's end. Its lines run like all others.
@@ -18,11 +20,12 @@ pub struct Endpoint {
     pub has_background: bool,
 }
 
-/// All of them, in the order in which OpenAI's errors list them.
-pub static ENDPOINTS: [Endpoint; 8] = [
+/// All of them: OpenAI's in the order in which its errors list them, then Anthropic's.
+pub static ENDPOINTS: [Endpoint; 9] = [
     // A response can be asked for without an input: from a stored prompt or a conversation.
     Endpoint {
         has_background: true,
+        input: &["input"],
         ..endpoint("/v1/responses", "Responses", &[], true)
     },
     endpoint(
@@ -44,6 +47,10 @@ pub static ENDPOINTS: [Endpoint; 8] = [
     Endpoint {
         deprecated: true,
         ..endpoint("/v1/videos", "Videos", &["prompt"], false)
+    },
+    Endpoint {
+        required: &["max_tokens", "messages"],
+        ..endpoint("/v1/messages", "Messages", &["messages"], true)
     },
 ];
 
@@ -74,13 +81,14 @@ pub fn find(path: &str) -> Option<&'static Endpoint> {
 const fn endpoint(
     path: &'static str,
     name: &'static str,
-    required: &'static [&'static str],
+    input: &'static [&'static str],
     model_required: bool,
 ) -> Endpoint {
     Endpoint {
         path,
         name,
-        required,
+        required: input,
+        input,
         model_required,
         deprecated: false,
         has_background: false,

@@ -48,22 +48,37 @@ pub fn read(body: &[u8]) -> Option<Usage> {
 }
 
 /// Reads the value of `usage`, as OpenAI's API has it, in the names of the Responses API or of
-/// those before it. Nothing in it is relied on: what is absent or no number counts as 0.
+/// those before it, or as the Messages API has it: that counts what was read from a cache, and
+/// written to one, beside the input, and has no total. Nothing in it is relied on: what is absent or
+/// no number counts as 0.
 pub(crate) fn parse(usage: &str) -> Option<Usage> {
     let mut tokens = Usage::default();
-    let mut total = None;
+    let (mut total, mut is_chat) = (None, false);
+    let (mut read, mut written) = (0, 0);
     json::members(usage, |key, value| match key {
-        "input_tokens" | "prompt_tokens" => tokens.input_tokens = count(value),
+        "input_tokens" => tokens.input_tokens = count(value),
+        "prompt_tokens" => {
+            tokens.input_tokens = count(value);
+            is_chat = true;
+        }
         "output_tokens" | "completion_tokens" => tokens.output_tokens = count(value),
         "total_tokens" => total = (value != "null").then(|| count(value)),
         "input_tokens_details" | "prompt_tokens_details" => {
             tokens.cached_tokens = detail(value, "cached_tokens");
         }
         "output_tokens_details" | "completion_tokens_details" => {
-            tokens.reasoning_tokens = detail(value, "reasoning_tokens");
+            let of = |name| detail(value, name);
+            tokens.reasoning_tokens = of("reasoning_tokens").max(of("thinking_tokens"));
         }
+        "cache_read_input_tokens" => read = count(value),
+        "cache_creation_input_tokens" => written = count(value),
         _ => {}
     })?;
+    // Some gateways put these names beside OpenAI's, whose sums hold them already.
+    if total.is_none() && !is_chat {
+        tokens.cached_tokens += read;
+        tokens.input_tokens += read + written;
+    }
     tokens.total_tokens = total.unwrap_or(tokens.input_tokens + tokens.output_tokens);
     Some(tokens)
 }
@@ -141,6 +156,17 @@ mod tests {
             (
                 r#"{"usage":{"prompt_tokens":-9,"prompt_tokens_details":[1]}}"#,
                 [0; 5],
+            ),
+            (
+                r#"{"usage":{"input_tokens":5,"cache_read_input_tokens":7,
+                "cache_creation_input_tokens":2,"output_tokens":3,
+                "output_tokens_details":{"thinking_tokens":1}}}"#,
+                [14, 7, 3, 1, 17],
+            ),
+            (
+                r#"{"usage":{"prompt_tokens":14,"cache_read_input_tokens":7,"completion_tokens":3,
+                "prompt_tokens_details":{"cached_tokens":7},"total_tokens":17}}"#,
+                [14, 7, 3, 0, 17],
             ),
             (r#"{"usage":{"prompt_tokens":NaN}}"#, [-1; 5]),
             (

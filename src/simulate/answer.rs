@@ -11,8 +11,8 @@ use super::options::Options;
 use super::rate::Need;
 use super::shape::{
     CachedTokens, ChatChoice, ChatCompletion, Completion, Embedding, Embeddings, EmbeddingsUsage,
-    IncompleteDetails, Message, OutputMessage, OutputText, ReasoningTokens, Response,
-    ResponseUsage, TextChoice, Usage, Vector,
+    IncompleteDetails, Message, MessagesMessage, MessagesUsage, OutputMessage, OutputText,
+    ReasoningTokens, Response, ResponseUsage, TextBlock, TextChoice, Usage, Vector,
 };
 use super::text::{Length, Random, compose};
 
@@ -27,6 +27,7 @@ pub(super) enum Endpoint {
     ChatCompletions,
     Completions,
     Responses,
+    Messages,
     Embeddings,
     Moderations,
     ImageGenerations,
@@ -41,6 +42,7 @@ impl Endpoint {
             "/v1/chat/completions" => Self::ChatCompletions,
             "/v1/completions" => Self::Completions,
             "/v1/responses" => Self::Responses,
+            "/v1/messages" => Self::Messages,
             "/v1/embeddings" => Self::Embeddings,
             "/v1/moderations" => Self::Moderations,
             "/v1/images/generations" => Self::ImageGenerations,
@@ -63,7 +65,7 @@ impl Endpoint {
     fn writes_text(self) -> bool {
         matches!(
             self,
-            Self::ChatCompletions | Self::Completions | Self::Responses
+            Self::ChatCompletions | Self::Completions | Self::Responses | Self::Messages
         )
     }
 }
@@ -138,6 +140,7 @@ impl<'a> Draft<'a> {
             Endpoint::ChatCompletions => serde_json::to_vec(&self.chat_completion(&id, created)),
             Endpoint::Completions => serde_json::to_vec(&self.completion(&id, created)),
             Endpoint::Responses => serde_json::to_vec(&self.response(&id, created)),
+            Endpoint::Messages => serde_json::to_vec(&self.message(&id)),
             Endpoint::Embeddings => serde_json::to_vec(&self.embeddings()),
             Endpoint::Moderations => serde_json::to_vec(&self.moderation(&id)),
             Endpoint::ImageGenerations | Endpoint::ImageEdits => {
@@ -219,6 +222,29 @@ impl<'a> Draft<'a> {
                     reasoning_tokens: 0,
                 },
                 total_tokens: self.prompt_tokens.saturating_add(tokens),
+            },
+        }
+    }
+
+    fn message(&mut self, id: &str) -> MessagesMessage<'a> {
+        let (text, tokens) = compose(&mut self.random, self.length);
+        let is_whole = self.finish_reason == "stop";
+        MessagesMessage {
+            id: format!("msg_{id}"),
+            r#type: "message",
+            role: "assistant",
+            model: self.model,
+            content: [TextBlock {
+                r#type: "text",
+                text,
+            }],
+            stop_reason: if is_whole { "end_turn" } else { "max_tokens" },
+            stop_sequence: None,
+            usage: MessagesUsage {
+                input_tokens: self.prompt_tokens,
+                cache_creation_input_tokens: 0,
+                cache_read_input_tokens: 0,
+                output_tokens: tokens,
             },
         }
     }

@@ -2,7 +2,7 @@
 
 use std::sync::atomic::{AtomicU16, AtomicU64, Ordering};
 
-use hyper::header::{AUTHORIZATION, HeaderMap};
+use hyper::header::{AUTHORIZATION, HeaderMap, HeaderValue};
 use secrecy::{ExposeSecret as _, SecretString};
 use serde::Serialize;
 
@@ -74,9 +74,12 @@ impl Keys {
 
     /// The key that a request came with; `None`: it came without one that is known.
     pub(super) fn of(&self, headers: &HeaderMap) -> Option<&Key> {
-        let sent = headers
+        let bearer = headers
             .get(AUTHORIZATION)
             .and_then(|value| value.as_bytes().strip_prefix(b"Bearer "));
+        // As Anthropic's clients send it.
+        let plain = headers.get("x-api-key").map(HeaderValue::as_bytes);
+        let sent = bearer.or(plain);
         self.0.iter().find(|key| match &key.given {
             Some(given) => sent == Some(given.key.expose_secret().as_bytes()),
             None => true,

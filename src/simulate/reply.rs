@@ -9,7 +9,7 @@ use http_body_util::{Either, Full, StreamBody};
 use hyper::body::Frame;
 use hyper::header::{CONTENT_LENGTH, CONTENT_TYPE, HeaderName, HeaderValue, RETRY_AFTER};
 use hyper::{Response, StatusCode};
-use serde_json::json;
+use serde_json::{Value, json};
 
 use super::stats::End;
 
@@ -143,6 +143,30 @@ impl Reply {
                 Self::error(status, "invalid_request_error", None, &message)
             }
         }
+    }
+
+    /// An error as Anthropic's Messages API has it.
+    pub(super) fn for_messages(mut self, request_id: &str) -> Self {
+        let kind = match self.status.as_u16() {
+            200..=399 => return self,
+            401 => "authentication_error",
+            402 => "billing_error",
+            403 => "permission_error",
+            404 => "not_found_error",
+            413 => "request_too_large",
+            429 => "rate_limit_error",
+            504 => "timeout_error",
+            503 | 529 => "overloaded_error",
+            500.. => "api_error",
+            _ => "invalid_request_error",
+        };
+        let body: Option<Value> = serde_json::from_slice(&self.body).ok();
+        if let Some(message) = body.as_ref().and_then(|it| it.pointer("/error/message")) {
+            let error = json!({"type": kind, "message": message});
+            let body = json!({"type": "error", "error": error, "request_id": request_id});
+            self.body = body.to_string().into();
+        }
+        self
     }
 
     pub(super) fn with_header(mut self, name: HeaderName, value: HeaderValue) -> Self {

@@ -88,7 +88,10 @@ impl Service {
                     None => self.call(endpoint, &parts, body, &mut open).await,
                 };
                 open.close(reply.end());
-                reply
+                match endpoint {
+                    Endpoint::Messages => reply.for_messages(&request_id),
+                    _ => reply,
+                }
             }
             None if path.starts_with("/v1/") => match self.away().await {
                 Some(away) => away,

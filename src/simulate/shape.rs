@@ -105,6 +105,33 @@ pub(super) struct ReasoningTokens {
     pub reasoning_tokens: usize,
 }
 
+/// The answer of Anthropic's Messages API.
+#[derive(Serialize)]
+pub(super) struct MessagesMessage<'a> {
+    pub id: String,
+    pub r#type: &'static str,
+    pub role: &'static str,
+    pub model: &'a str,
+    pub content: [TextBlock; 1],
+    pub stop_reason: &'static str,
+    pub stop_sequence: Option<()>,
+    pub usage: MessagesUsage,
+}
+
+#[derive(Serialize)]
+pub(super) struct TextBlock {
+    pub r#type: &'static str,
+    pub text: String,
+}
+
+#[derive(Serialize)]
+pub(super) struct MessagesUsage {
+    pub input_tokens: usize,
+    pub cache_creation_input_tokens: usize,
+    pub cache_read_input_tokens: usize,
+    pub output_tokens: usize,
+}
+
 #[derive(Serialize)]
 pub(super) struct Embeddings<'a> {
     pub object: &'static str,

@@ -68,6 +68,7 @@ async fn every_endpoint_answers_in_its_shape() {
         ("/v1/images/generations", "", "/data/0/b64_json"),
         ("/v1/images/edits", "", "/data/0/b64_json"),
         ("/v1/videos", "video", "/status"),
+        ("/v1/messages", "", "/content/0/text"),
     ] {
         let answer = client.json(path, &body).await;
         assert!(answer.pointer(part).is_some(), "{path}: {answer}");
@@ -76,7 +77,19 @@ async fn every_endpoint_answers_in_its_shape() {
             assert_eq!(model, "m");
         }
     }
-    assert_eq!(client.simulator.stats().models["m"].answered, 8);
+    assert_eq!(client.simulator.stats().models["m"].answered, 9);
+}
+
+#[tokio::test]
+async fn the_messages_endpoint_has_its_own_errors() {
+    let client = Client::new(Options::default()).await;
+    let body = steered(json!({"status": 529})).to_string();
+    let answer = client.send("/v1/messages", &body).await.unwrap();
+    assert_eq!(answer.status(), 529);
+    let error: Value = serde_json::from_slice(&answer.bytes().await.unwrap()).unwrap();
+    assert_eq!(error["type"], "error");
+    assert_eq!(error["error"]["type"], "overloaded_error");
+    assert!(error["request_id"].as_str().unwrap().starts_with("req_"));
 }
 
 #[tokio::test]

@@ -46,6 +46,8 @@ pub struct UpstreamSettings {
     /// The server knows `max_tokens` and not `max_completion_tokens`: it is sent the first for both.
     /// Only of OpenAI's API.
     pub only_max_tokens: bool,
+    /// Lines of the Responses API are asked as chat completions although the provider has that API.
+    pub translates_responses: bool,
     /// What calls are made with: each key has rate limits and health of its own. No two have one
     /// name. Without any, calls go without a key.
     pub keys: Vec<UpstreamKey>,
@@ -220,6 +222,7 @@ impl UpstreamSettings {
             api_version,
             unsupported_params,
             only_max_tokens,
+            translates_responses,
             keys,
             auth_header,
             enabled: _,
@@ -255,6 +258,7 @@ impl UpstreamSettings {
             && *unsupported_params == other.unsupported_params
             && *only_max_tokens == other.only_max_tokens
             && *capabilities == other.capabilities
+            && *translates_responses == other.translates_responses
             && *metrics_url == other.metrics_url
             && *yields == other.yields
             && keys.len() == other.keys.len()

@@ -337,6 +337,10 @@ async fn every_endpoint_can_be_batched() {
             json!({"model": model, "prompt": "x", "images": []}),
         ),
         ("/v1/videos", json!({"model": model, "prompt": "x"})),
+        (
+            "/v1/messages",
+            json!({"model": model, "max_tokens": 9, "messages": [{"role": "user", "content": "x"}]}),
+        ),
     ] {
         let line = json!({"custom_id": "a", "method": "POST", "url": endpoint, "body": body});
         let batch = server.run(line.to_string(), endpoint).await;

@@ -120,7 +120,7 @@ fn each_fault_of_an_upstream_is_found() {
         max_response_bytes = 0               => max_response_bytes: must be from 1 to
         provider = 'gemni'                   => provider: unknown provider; the nearest is gemini
         api_version = '2023-06-01'           => api_version: the API of the provider openai has no
-        unsupported_params = 'drop'          => unsupported_params: the provider openai gets each
+        responses = 'native'                 => responses: expected "translate"
         provider = 'opnai'                   => provider: unknown provider; the nearest is openai
         rate_limits = 5                      => rate_limits: expected an array, found
         rate_limits = [ { type = 'request', limit = 1, period = '1m' } ] => rate_limits[0].type: unknown type; the nearest is requests

@@ -90,10 +90,10 @@ pub(in crate::upstream) async fn make(
     } = call;
     let client = Arc::clone(&permit.target().client);
     let client = &*client;
-    if client.translates {
-        reservation
-            .grow(TRANSLATION.saturating_mul(body.len()))
-            .await;
+    let translations = client.provider.translations(path);
+    if translations > 0 {
+        let bytes = translations * TRANSLATION;
+        reservation.grow(bytes.saturating_mul(body.len())).await;
     }
     let backend = permit.backend();
     if history.cannot_be_taken_at(backend) {
@@ -132,10 +132,11 @@ pub(in crate::upstream) async fn make(
         }
     };
     let copied = copy.as_ref().map_or(0, Bytes::len);
-    if asked.is_some() {
-        reservation.shrink_to(copied);
+    if let Some(asked) = &asked {
+        let kept = copied + asked.bytes();
+        reservation.shrink_to(kept);
         reservation
-            .grow(copied.saturating_sub(reservation.bytes()))
+            .grow(kept.saturating_sub(reservation.bytes()))
             .await;
     }
     let body = copy.unwrap_or(body);

@@ -42,8 +42,6 @@ static NO_DESCRIPTOR: Notice = Notice::new();
 pub(in crate::upstream) struct Client {
     pub(in crate::upstream) name: Arc<str>,
     pub(in crate::upstream) provider: Box<dyn Provider>,
-    /// Whether lines are sent in a form of the provider's own.
-    pub(in crate::upstream) translates: bool,
     /// What the configuration says of its models, unless what they refuse is to be left out.
     says: Vec<CapabilitySettings>,
     pub(in crate::upstream) metrics: UpstreamMetrics,
@@ -121,7 +119,6 @@ impl Client {
             addresses: RwLock::default(),
             headers: headers(settings, &*provider, &base).map_err(fault)?,
             provider,
-            translates: settings.provider.translates(),
             says: match settings.unsupported_params {
                 UnsupportedParams::Reject => settings.capabilities.clone(),
                 UnsupportedParams::Drop => Vec::new(),

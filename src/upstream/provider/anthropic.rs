@@ -20,7 +20,9 @@ use serde::Deserialize;
 use super::answer;
 use super::chat::refused;
 use super::http::{self, Head};
-use super::interface::{Asked, CHAT, Decoded, Encoded, Line, ModelPage, Provider, Unsupported};
+use super::interface::{
+    Asked, CHAT, Decoded, Encoded, Line, MESSAGES, ModelPage, Provider, Unsupported,
+};
 use super::translation;
 use crate::upstream::attempt::result::CallResult;
 use crate::upstream::models::ModelInfo;
@@ -71,6 +73,10 @@ struct Model {
 }
 
 impl Provider for Anthropic {
+    fn speaks(&self, path: &str) -> bool {
+        path == MESSAGES
+    }
+
     fn url(&self, base: &Url, _path: &str, _model: &str) -> Url {
         http::behind_version(base, "/v1", "/messages")
     }
@@ -94,6 +100,9 @@ impl Provider for Anthropic {
     }
 
     fn encode<'a>(&self, line: &Line<'a>) -> Result<Encoded<'a>, Unsupported> {
+        if line.path == MESSAGES {
+            return Ok(line.as_it_is());
+        }
         if line.path != CHAT {
             let reason = format!("Anthropic's API has nothing like {}", line.path);
             return Err(refused("url", reason));

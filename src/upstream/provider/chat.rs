@@ -167,7 +167,7 @@ impl Notes {
     }
 }
 
-fn rule_of(rules: &Rules, key: &str) -> Rule {
+pub(super) fn rule_of(rules: &Rules, key: &str) -> Rule {
     let rule = rules.iter().find(|(known, _)| *known == key);
     rule.map_or(Rule::Unsupported, |(_, rule)| *rule)
 }

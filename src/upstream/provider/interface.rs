@@ -22,9 +22,21 @@ use crate::upstream::models::ModelInfo;
 /// The endpoints of which requests are translated, as a line's `url` gives them.
 pub(super) const CHAT: &str = "/v1/chat/completions";
 pub(super) const EMBEDDINGS: &str = "/v1/embeddings";
+pub(super) const RESPONSES: &str = "/v1/responses";
+pub(super) const MESSAGES: &str = "/v1/messages";
 
 /// A kind of model server, and its API.
 pub(in crate::upstream) trait Provider: fmt::Debug + Send + Sync {
+    /// Whether the provider has this endpoint as lines have it, so that they are sent as they are.
+    fn speaks(&self, _path: &str) -> bool {
+        false
+    }
+
+    /// How often a line is translated before it is sent. Memory for each form is reserved before.
+    fn translations(&self, path: &str) -> usize {
+        usize::from(!self.speaks(path))
+    }
+
     /// Whether the URL of a call depends on its model.
     fn names_models_in_urls(&self) -> bool {
         false
@@ -111,6 +123,14 @@ impl<'a> Line<'a> {
             None => Cow::Borrowed(self.body),
         }
     }
+
+    /// The line as the route changes it, in its own form.
+    pub(super) fn as_it_is(&self) -> Encoded<'a> {
+        match self.edit.and_then(|edit| edit.splice(self.body)) {
+            Some(splice) => Encoded::Spliced(splice),
+            None => Encoded::Unchanged,
+        }
+    }
 }
 
 /// What is sent for a line.
@@ -127,6 +147,14 @@ pub(in crate::upstream) enum Encoded<'a> {
 /// What the translation of an answer needs to know of its request. In a box: few calls have one.
 #[derive(Debug)]
 pub(in crate::upstream) struct Asked(pub(super) Box<Request>);
+
+impl Asked {
+    /// The bytes that come back in the answer.
+    pub(in crate::upstream) fn bytes(&self) -> usize {
+        let through = self.0.through.as_ref();
+        through.map_or(0, |through| through.echo.len())
+    }
+}
 
 /// What a request asked for, as far as its answer depends on it.
 #[derive(Debug, Default)]
@@ -147,6 +175,22 @@ pub(super) struct Request {
     pub(super) wants_base64: bool,
     /// What was left out of the request.
     pub(super) warnings: Vec<Warning>,
+    /// The line has another endpoint, and was asked as a chat completion.
+    pub(super) through: Option<Through>,
+}
+
+/// What the answer to a line depends on that was asked as a chat completion.
+#[derive(Debug, Default)]
+pub(super) struct Through {
+    /// The line's own `url`.
+    pub(super) path: &'static str,
+    /// Members that the answer has from the request, as JSON writes them, each with a comma
+    /// behind it.
+    pub(super) echo: String,
+    /// What was left out of the request before the provider saw it.
+    pub(super) warnings: Vec<Warning>,
+    /// The provider remembers something of the request, too.
+    pub(super) is_translated_again: bool,
 }
 
 /// Why a line cannot be sent to an upstream of this provider.

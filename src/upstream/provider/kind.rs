@@ -49,8 +49,7 @@ impl ProviderKind {
         self == ProviderKind::Anthropic
     }
 
-    /// Whether lines are sent in a form of the provider's own. Then memory for that form is reserved
-    /// before a line is encoded.
+    /// Whether lines for chat completions are sent in a form of the provider's own.
     #[must_use]
     pub fn translates(self) -> bool {
         self != ProviderKind::OpenAi

@@ -20,19 +20,22 @@ mod remaining;
 mod tests;
 mod translation;
 mod tree;
+mod via_chat;
 
 pub(super) use self::interface::{Asked, Encoded, Line, Provider, Unsupported};
 
 use self::kind::ProviderKind;
+use self::via_chat::ViaChat;
 use crate::upstream::settings::UpstreamSettings;
 
 /// The provider of an upstream.
 pub(super) fn of(upstream: &UpstreamSettings) -> Box<dyn Provider> {
-    match upstream.provider {
+    let provider: Box<dyn Provider> = match upstream.provider {
         ProviderKind::OpenAi => Box::new(openai::OpenAi::new(upstream)),
         ProviderKind::Anthropic => Box::new(anthropic::Anthropic::new(upstream)),
         ProviderKind::Gemini => Box::new(gemini::Gemini::new(upstream)),
         ProviderKind::Mistral => Box::new(mistral::Mistral::new(upstream)),
         ProviderKind::Cohere => Box::new(cohere::Cohere::new(upstream)),
-    }
+    };
+    Box::new(ViaChat::new(provider, upstream))
 }

@@ -14,7 +14,7 @@ use serde::Deserialize;
 use self::streamed::Folded;
 use super::edit::NOTHING;
 use super::http::{self, Head};
-use super::interface::{Asked, Decoded, Encoded, Line, ModelPage, Provider, Unsupported};
+use super::interface::{Asked, Decoded, Encoded, Line, MESSAGES, ModelPage, Provider, Unsupported};
 use crate::domain::json;
 use crate::domain::outcome::Form;
 use crate::domain::usage;
@@ -64,6 +64,10 @@ struct Model {
 }
 
 impl Provider for OpenAi {
+    fn speaks(&self, path: &str) -> bool {
+        path != MESSAGES
+    }
+
     fn url(&self, base: &Url, path: &str, _model: &str) -> Url {
         http::behind(base, path.strip_prefix("/v1").unwrap_or(path))
     }
@@ -155,7 +159,7 @@ fn without_byte_order_mark(body: Bytes) -> Bytes {
 }
 
 /// What a body is found to be. It is parsed only once where it is an object, as it should be.
-fn read(body: Bytes, request_id: Option<String>) -> Decoded {
+pub(super) fn read(body: Bytes, request_id: Option<String>) -> Decoded {
     let (mut form, mut usage, mut is_bare_error) = (Form::NotJson, None, false);
     if let Ok(text) = std::str::from_utf8(&body) {
         let (mut has_error, mut has_answer) = (false, false);

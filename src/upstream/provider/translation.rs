@@ -10,7 +10,7 @@ use super::tree::Tree;
 use crate::domain::clock;
 
 /// Why a body that was a request when it was uploaded cannot be translated.
-const UNREADABLE: &str = "it cannot be read: it is nested deeper than 128 levels, or a key has half \
+pub(super) const UNREADABLE: &str = "it cannot be read: it is nested deeper than 128 levels, or a key has half \
                           a surrogate pair";
 
 /// What is sent for a line. `translate` makes the request of the line's body, and says what the

@@ -194,6 +194,7 @@ pub(crate) fn upstream(name: &str, base_url: &str) -> UpstreamSettings {
         only_max_tokens: false,
         price: None,
         capabilities: Vec::new(),
+        translates_responses: false,
         keys: Vec::new(),
         auth_header: None,
         enabled: true,

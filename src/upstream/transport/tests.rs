@@ -30,6 +30,7 @@ fn settings(base_url: &str) -> UpstreamSettings {
         only_max_tokens: false,
         price: None,
         capabilities: Vec::new(),
+        translates_responses: false,
         keys: Vec::new(),
         auth_header: None,
         concurrency: 4,

@@ -15,7 +15,7 @@ const SHOULD_RETRY: HeaderName = HeaderName::from_static("x-should-retry");
 
 /// How a call went that was answered so.
 pub(super) fn classify(head: &Head, answer: &Decoded) -> CallResult {
-    match failure(head.status, &head.headers, &answer.body) {
+    match failure(head.status, &head.headers, answer.said()) {
         Some(failure) => failure,
         None => success(&head.headers, answer),
     }

@@ -1,0 +1,363 @@
+//! Requests of OpenAI's Responses API, asked as chat completions. What needs a state that the server
+//! keeps, or a tool that the server runs, cannot be asked so.
+
+pub(super) mod answer;
+mod items;
+
+use super::request::{
+    API, ChatRequest, Messages, Places, judge, judge_all, list, members, message, typed, word,
+};
+use crate::upstream::provider::chat::{Notes, Rule, refused};
+use crate::upstream::provider::interface::Unsupported;
+use crate::upstream::provider::tree::Tree;
+use crate::upstream::settings::UnsupportedParams;
+
+/// What becomes of the keys of a request. Keys that nobody knows are passed on.
+pub(super) const RULES: [(&str, Rule); 34] = [
+    ("model", Rule::Mapped),
+    ("input", Rule::Mapped),
+    ("instructions", Rule::Mapped),
+    ("include", Rule::Mapped),
+    ("max_output_tokens", Rule::Mapped),
+    ("reasoning", Rule::Mapped),
+    ("text", Rule::Mapped),
+    ("tools", Rule::Mapped),
+    ("tool_choice", Rule::Mapped),
+    ("top_logprobs", Rule::Mapped),
+    ("truncation", Rule::Mapped),
+    // It comes back in the answer, as in OpenAI's.
+    ("metadata", Rule::Mapped),
+    ("moderation", Rule::Passed),
+    ("parallel_tool_calls", Rule::Passed),
+    ("prompt_cache_key", Rule::Passed),
+    ("prompt_cache_options", Rule::Passed),
+    ("prompt_cache_retention", Rule::Passed),
+    ("safety_identifier", Rule::Passed),
+    ("service_tier", Rule::Passed),
+    ("temperature", Rule::Passed),
+    ("top_p", Rule::Passed),
+    ("user", Rule::Passed),
+    // Of tools that the server runs, of which there are none.
+    ("max_tool_calls", Rule::Harmless),
+    ("store", Rule::Harmless),
+    ("stream_options", Rule::Harmless),
+    ("access_programs", Rule::Unsupported),
+    ("context_management", Rule::Unsupported),
+    ("image", Rule::Unsupported),
+    ("background", Rule::Refused),
+    ("background_options", Rule::Refused),
+    ("conversation", Rule::Refused),
+    ("previous_response_id", Rule::Refused),
+    ("prompt", Rule::Refused),
+    ("stream", Rule::Refused),
+];
+
+const REASONING_RULES: [(&str, Rule); 5] = [
+    ("effort", Rule::Mapped),
+    ("context", Rule::Mapped),
+    ("mode", Rule::Mapped),
+    // What was thought comes back as it is, where the server tells it.
+    ("summary", Rule::Harmless),
+    ("generate_summary", Rule::Harmless),
+];
+
+const TEXT_RULES: [(&str, Rule); 2] = [("format", Rule::Mapped), ("verbosity", Rule::Mapped)];
+
+const FUNCTION_RULES: [(&str, Rule); 9] = [
+    ("type", Rule::Mapped),
+    ("name", Rule::Mapped),
+    ("description", Rule::Mapped),
+    ("parameters", Rule::Mapped),
+    ("strict", Rule::Mapped),
+    ("allowed_callers", Rule::Mapped),
+    ("output_schema", Rule::Harmless),
+    ("async", Rule::Unsupported),
+    ("defer_loading", Rule::Unsupported),
+];
+
+const CUSTOM_RULES: [(&str, Rule); 7] = [
+    ("type", Rule::Mapped),
+    ("name", Rule::Mapped),
+    ("description", Rule::Mapped),
+    ("format", Rule::Mapped),
+    ("allowed_callers", Rule::Mapped),
+    ("async", Rule::Unsupported),
+    ("defer_loading", Rule::Unsupported),
+];
+
+/// Where chat completions have another name.
+const NAMES: [(&str, &str); 7] = [
+    ("messages", "input"),
+    ("max_completion_tokens", "max_output_tokens"),
+    ("max_tokens", "max_output_tokens"),
+    ("response_format", "text.format"),
+    ("verbosity", "text.verbosity"),
+    ("reasoning_effort", "reasoning.effort"),
+    ("logprobs", "top_logprobs"),
+];
+
+/// What the answer has from the request, where the request has it.
+const ECHOED: [&str; 11] = [
+    "instructions",
+    "max_output_tokens",
+    "metadata",
+    "prompt_cache_key",
+    "reasoning",
+    "safety_identifier",
+    "temperature",
+    "text",
+    "top_logprobs",
+    "top_p",
+    "user",
+];
+
+/// The request as one for a chat completion.
+pub(super) fn request(
+    body: &Tree<'_>,
+    model: &str,
+    policy: UnsupportedParams,
+) -> Result<ChatRequest, Unsupported> {
+    let mut notes = Notes::new(policy);
+    let passed = judge_all(&mut notes, members(body, "body")?, &RULES)?;
+    let mut out = Tree::object([("model", Tree::string(model))]);
+    let mut messages = Messages::default();
+    if let Some(instructions) = body.get("instructions") {
+        if !instructions.is_string() {
+            return Err(refused("instructions", "it is no text"));
+        }
+        messages.push(message("system", instructions.clone()), "instructions");
+    }
+    items::input(body.get("input"), &mut messages, &mut notes)?;
+    if messages.all.is_empty() {
+        return Err(refused("input", "it is missing, or empty"));
+    }
+    let Messages { all, places } = messages;
+    out.set("messages", Tree::List(all));
+    if let Some(most) = body.get("max_output_tokens") {
+        out.set("max_completion_tokens", most.clone());
+    }
+    reasoning(body, &mut out, &mut notes)?;
+    text(body, &mut out, &mut notes)?;
+    logprobs(body, &mut out, &mut notes)?;
+    tools(body, &mut out, &mut notes)?;
+    if body
+        .get("truncation")
+        .is_some_and(|it| !it.is_text("disabled"))
+    {
+        notes.unsupported("truncation", format!("{API} has nothing like it"))?;
+    }
+    if let Tree::Object(members) = &mut out {
+        members.extend(passed);
+    }
+    Ok(ChatRequest {
+        body: out.written(),
+        echo: echo(body),
+        warnings: notes.warnings,
+        places: Places {
+            messages: places,
+            names: &NAMES,
+        },
+    })
+}
+
+fn reasoning<'a>(
+    body: &Tree<'a>,
+    out: &mut Tree<'a>,
+    notes: &mut Notes,
+) -> Result<(), Unsupported> {
+    let Some(reasoning) = body.get("reasoning") else {
+        return Ok(());
+    };
+    judge(notes, reasoning, &REASONING_RULES, "reasoning")?;
+    for (key, usual) in [("context", "auto"), ("mode", "standard")] {
+        if reasoning.get(key).is_some_and(|it| !it.is_text(usual)) {
+            let reason = format!("{API} has nothing like it");
+            notes.unsupported(format!("reasoning.{key}"), reason)?;
+        }
+    }
+    if let Some(effort) = reasoning.get("effort") {
+        out.set("reasoning_effort", effort.clone());
+    }
+    Ok(())
+}
+
+fn text<'a>(body: &Tree<'a>, out: &mut Tree<'a>, notes: &mut Notes) -> Result<(), Unsupported> {
+    let Some(text) = body.get("text") else {
+        return Ok(());
+    };
+    judge(notes, text, &TEXT_RULES, "text")?;
+    if let Some(verbosity) = text.get("verbosity") {
+        out.set("verbosity", verbosity.clone());
+    }
+    let Some(format) = text.get("format") else {
+        return Ok(());
+    };
+    match &*word(format, "type") {
+        "text" => {}
+        "json_object" => out.set("response_format", format.clone()),
+        "json_schema" => {
+            let described = members(format, "text.format")?.iter();
+            let described = described.filter(|(key, _)| key != "type");
+            let mut out_format = Tree::object([("type", Tree::string("json_schema"))]);
+            out_format.set("json_schema", Tree::Object(described.cloned().collect()));
+            out.set("response_format", out_format);
+        }
+        _ => return Err(refused("text.format.type", "it is none that is known")),
+    }
+    Ok(())
+}
+
+/// Asked for by either of two keys.
+fn logprobs<'a>(body: &Tree<'a>, out: &mut Tree<'a>, notes: &mut Notes) -> Result<(), Unsupported> {
+    let mut is_asked_for = false;
+    if let Some(include) = body.get("include") {
+        for (place, one) in list(include, "include")?.iter().enumerate() {
+            if one.is_text("message.output_text.logprobs") {
+                is_asked_for = true;
+            } else {
+                let reason = format!("the answer of {API} does not have it");
+                notes.dropped(format!("include[{place}]"), reason);
+            }
+        }
+    }
+    let most = body.get("top_logprobs");
+    if let Some(most) = most.filter(|most| most.float() != Some(0.0)) {
+        out.set("top_logprobs", most.clone());
+        is_asked_for = true;
+    }
+    if is_asked_for {
+        out.set("logprobs", Tree::boolean(true));
+    }
+    Ok(())
+}
+
+fn tools<'a>(body: &Tree<'a>, out: &mut Tree<'a>, notes: &mut Notes) -> Result<(), Unsupported> {
+    if let Some(tools) = body.get("tools") {
+        let tools = list(tools, "tools")?.iter().enumerate();
+        let tools = tools.map(|(place, it)| tool(it, &format!("tools[{place}]"), notes));
+        let tools = tools.collect::<Result<Vec<_>, _>>()?;
+        if !tools.is_empty() {
+            out.set("tools", Tree::List(tools));
+        }
+    }
+    if let Some(choice) = body.get("tool_choice") {
+        out.set("tool_choice", tool_choice(choice)?);
+    }
+    Ok(())
+}
+
+fn tool<'a>(tool: &Tree<'a>, place: &str, notes: &mut Notes) -> Result<Tree<'a>, Unsupported> {
+    let kind = word(tool, "type");
+    let (rules, kept): (&[(&str, Rule)], &[&'static str]) = match &*kind {
+        "function" => (
+            &FUNCTION_RULES,
+            &["name", "description", "parameters", "strict"],
+        ),
+        "custom" => (&CUSTOM_RULES, &["name", "description"]),
+        kind => {
+            let reason = format!("\"{kind}\" is a tool that OpenAI's own servers run");
+            return Err(refused(format!("{place}.type"), reason));
+        }
+    };
+    judge(notes, tool, rules, place)?;
+    check_callers(tool, "allowed_callers", place)?;
+    let mut described = Tree::object([]);
+    for key in kept {
+        if let Some(value) = tool.get(key) {
+            described.set(key, value.clone());
+        }
+    }
+    if kind == "custom" {
+        if let Some(format) = tool.get("format") {
+            described.set("format", format_of(format));
+        }
+        return Ok(typed("custom", "custom", described));
+    }
+    Ok(typed("function", "function", described))
+}
+
+/// A grammar stands in an object of its own in chat completions.
+fn format_of<'a>(format: &Tree<'a>) -> Tree<'a> {
+    match format.members() {
+        Some(members) if word(format, "type") == "grammar" => {
+            let grammar = members.iter().filter(|(key, _)| key != "type");
+            let grammar = Tree::Object(grammar.cloned().collect());
+            typed("grammar", "grammar", grammar)
+        }
+        _ => format.clone(),
+    }
+}
+
+/// Tools are called by the model itself, and not by programs that it writes.
+fn check_callers(object: &Tree<'_>, key: &str, place: &str) -> Result<(), Unsupported> {
+    let is_direct = match object.get(key) {
+        None => true,
+        Some(Tree::List(callers)) => callers.iter().any(|one| one.is_text("direct")),
+        Some(caller) => word(caller, "type") == "direct",
+    };
+    let reason = "a program that the model writes cannot call a tool here";
+    is_direct
+        .then_some(())
+        .ok_or_else(|| refused(format!("{place}.{key}"), reason))
+}
+
+fn tool_choice<'a>(choice: &Tree<'a>) -> Result<Tree<'a>, Unsupported> {
+    if choice.is_string() {
+        return Ok(choice.clone());
+    }
+    let kind = word(choice, "type").into_owned();
+    let chosen = match &*kind {
+        "function" => named("function", choice),
+        "custom" => named("custom", choice),
+        "allowed_tools" => {
+            let tools = choice.get("tools").and_then(Tree::list).unwrap_or_default();
+            let tools = tools.iter().map(|tool| match &*word(tool, "type") {
+                "function" => named("function", tool),
+                "custom" => named("custom", tool),
+                _ => None,
+            });
+            let tools = tools.collect::<Option<Vec<_>>>();
+            tools.map(|tools| {
+                let mode = choice.get("mode").cloned().unwrap_or_else(Tree::null);
+                let allowed = Tree::object([("mode", mode), ("tools", Tree::List(tools))]);
+                typed("allowed_tools", "allowed_tools", allowed)
+            })
+        }
+        _ => None,
+    };
+    let reason = "only functions and custom tools can be chosen";
+    chosen.ok_or_else(|| refused("tool_choice", reason))
+}
+
+fn named<'a>(kind: &'static str, tool: &Tree<'a>) -> Option<Tree<'a>> {
+    let name = tool.get("name").filter(|name| name.is_string())?;
+    let named = Tree::object([("name", name.clone())]);
+    Some(typed(kind, kind, named))
+}
+
+/// What the answer has from the request, as JSON writes members.
+fn echo(body: &Tree<'_>) -> String {
+    let mut echo = String::new();
+    let mut member = |key: &str, value: &Tree<'_>| {
+        Tree::string(key).write(&mut echo);
+        echo.push(':');
+        value.write(&mut echo);
+        echo.push(',');
+    };
+    for key in ECHOED {
+        if let Some(value) = body.get(key) {
+            member(key, value);
+        }
+    }
+    let or = |key: &str, usual: Tree<'static>| match body.get(key) {
+        Some(value) => value.clone(),
+        None => usual,
+    };
+    member(
+        "parallel_tool_calls",
+        &or("parallel_tool_calls", Tree::boolean(true)),
+    );
+    member("tool_choice", &or("tool_choice", Tree::string("auto")));
+    member("tools", &or("tools", Tree::List(Vec::new())));
+    echo
+}
