@@ -17,6 +17,7 @@ mod rates;
 mod reconcile;
 mod stock;
 mod surplus;
+mod unit_sizes;
 
 use std::collections::{BTreeSet, HashMap};
 use std::sync::Arc;
@@ -40,6 +41,7 @@ use candidates::{Selector, lines_waiting};
 use direct::DirectLeases;
 use fetch::Fetch;
 use load::Loader;
+use not_in_hand::not_in_hand;
 use rates::Rates;
 use reconcile::Reconciler;
 use stock::Stock;
@@ -182,15 +184,18 @@ impl Supply {
         self.fetch.prefetch.read().await?;
         self.release_surplus().await?;
         let turn = i64::try_from(self.round).unwrap_or(0);
+        let began = Instant::now();
         let backlog = self.store.backlog(turn).await?;
+        let looked = began.elapsed();
         let (ended, live): (Vec<_>, Vec<_>) = backlog
             .into_iter()
             .partition(|row| row.end_reason().is_some());
         for row in &ended {
             self.fetch.lease_ended(row).await?;
         }
+        self.fetch.sizes.forget(&live);
         self.judge_lateness(&live);
-        self.fetch.begin_round(&stock.batches);
+        self.fetch.begin_round(&stock.batches, looked);
         let waiting = lines_waiting(&live);
         let candidates = self.selector.select(live);
         let on_offer = candidates.units();
@@ -229,8 +234,8 @@ impl Supply {
         if !self.pool.spills_late() {
             return;
         }
-        let (sizes, unread) = (&mut self.fetch.sizes, self.fetch.prefetch.unread());
-        let not_in_hand = sizes.not_in_hand(&self.pool, backlog, unread);
+        let (sizes, unread) = (&self.fetch.sizes, self.fetch.prefetch.unread());
+        let not_in_hand = not_in_hand(&self.pool, sizes, backlog, unread);
         let mut ledger = self.ledger.lock();
         let (now, now_ms) = (Instant::now(), self.clock.now_ms());
         let changed = ledger.judge_lateness(not_in_hand, now, now_ms);

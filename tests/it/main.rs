@@ -12,6 +12,7 @@ mod database_faults;
 mod fairness;
 mod late;
 mod malformed_requests;
+mod many_models;
 mod observability;
 mod openapi;
 mod packaging;

@@ -7,12 +7,12 @@ use std::time::{Duration, Instant};
 use super::candidates::{ByTenant, Candidate, LINES_PER_UNIT, batches_of, leave_for_others};
 use super::division::{Claim, divide};
 use super::load::{Loader, UnreadUnit};
-use super::not_in_hand::UnitSizes;
 use super::prefetch::Prefetch;
 use super::ranking::Ranking;
 use super::rates::ready_for;
 use super::stock::{Stock, TenantStock};
 use super::surplus;
+use super::unit_sizes::UnitSizes;
 use crate::domain::clock::Clock;
 use crate::domain::endpoint;
 use crate::store::{self, Backlog, Store};
@@ -28,10 +28,13 @@ use crate::worker::work::finished::CompletionQueue;
 use crate::worker::work::unit::BatchContext;
 
 /// After so long a round leases nothing more, and the next round follows at once: others may have
-/// come in the meantime whose turn it is.
+/// come in the meantime whose turn it is. Where the look at the backlog took longer, the round leases
+/// for as long as the look: where very many batches wait, at least half of the time is for leasing.
 const LEASING_MAX: Duration = Duration::from_millis(200);
-/// Units leased by one statement.
-const UNITS_PER_LEASE: usize = 8;
+/// Lines whose units are leased by one statement…
+const LINES_PER_LEASE: usize = 8 * LINES_PER_UNIT;
+/// …and so many units at most: the text of each is up to a chunk.
+const UNITS_PER_LEASE: usize = 64;
 /// Units of ended batches that are leased by one statement. Their lines are only written.
 const ENDED_UNITS_PER_LEASE: i64 = 8;
 /// No more of those units are read while so many lines wait to be written.
@@ -119,8 +122,9 @@ impl Fetch {
         }
     }
 
-    /// A round begins to lease. `in_hand`: the batches of which units are in hand.
-    pub(super) fn begin_round(&mut self, in_hand: &BTreeSet<String>) {
+    /// A round begins to lease. `in_hand`: the batches of which units are in hand. `looked`: how long
+    /// the look at the backlog took.
+    pub(super) fn begin_round(&mut self, in_hand: &BTreeSet<String>, looked: Duration) {
         self.held_since.retain(|id, _| in_hand.contains(&**id));
         for id in in_hand {
             // Others were leased directly.
@@ -128,7 +132,7 @@ impl Fetch {
                 self.held_since.insert(id.as_str().into(), Instant::now());
             }
         }
-        (self.lease_until, self.is_cut_short) = (Instant::now() + LEASING_MAX, false);
+        (self.lease_until, self.is_cut_short) = (Instant::now() + LEASING_MAX.max(looked), false);
         self.leased_units.clear();
         self.may_take_extra = self.extra_batch_at.elapsed() >= EXTRA_BATCH_EVERY;
         if self.may_take_extra {
@@ -352,8 +356,9 @@ impl Fetch {
                     self.is_cut_short = true;
                     break;
                 }
-                let units = (lines_each - lines).div_ceil(LINES_PER_UNIT);
-                let mut units = units.min(UNITS_PER_LEASE);
+                let missing = (lines_each - lines).min(LINES_PER_LEASE);
+                let each = self.sizes.lines_per_unit(&candidate.backlog);
+                let mut units = missing.div_ceil(each).min(UNITS_PER_LEASE);
                 if room.is_full {
                     if room.exceptions == 0 || lines > 0 || before.is_some() {
                         break;
@@ -429,9 +434,7 @@ impl Fetch {
             .store
             .lease_units(&token, &row.batch_id, row.model_no, units)
             .await?;
-        if routes.is_some_and(|routes| routes.spill_late()) {
-            self.sizes.on_leased(&leased);
-        }
+        self.sizes.on_leased(&leased);
         let unread = leased.into_iter().map(|leased| {
             self.ownership.on_leased(&leased.lease);
             UnreadUnit {
