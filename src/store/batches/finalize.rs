@@ -28,6 +28,12 @@ const REMOVED_UNITS_MAX: i64 = 500;
 /// table of an output file's chunks grows with them.
 const LINES_PER_GROUP: i64 = 50_000;
 
+/// Whether no unit of a batch `b` is open. Units that wait are in the backlog, which is short and is
+/// asked first. On Postgres the units' index has the entries of all units that were open until a
+/// vacuum has passed, and each look would pass them all.
+const NONE_OPEN: &str = "CASE
+    WHEN EXISTS (SELECT 1 FROM backlog w WHERE w.batch_id = b.id AND w.waiting > 0) THEN FALSE
+    ELSE NOT EXISTS (SELECT 1 FROM units u WHERE u.batch_id = b.id AND u.state <> 'done') END";
 /// Batches named in one statement.
 const NAMED_BATCHES_MAX: usize = 500;
 
@@ -115,18 +121,16 @@ impl Store {
     /// # Errors
     /// When the database fails.
     pub async fn drained(&self) -> Result<Vec<Drained>> {
+        let sql = sql!(
+            "-- drained
+             SELECT id, total FROM batches b
+             WHERE status IN ('validating', 'in_progress', 'finalizing', 'cancelling')
+               AND status <> 'validating' AND {none_open}
+             LIMIT $1",
+            none_open = NONE_OPEN
+        );
         Ok(on_pool!(self.reader(), |c| {
-            sqlx::query_as(
-                "-- drained
-                 SELECT id, total FROM batches b
-                 WHERE status IN ('validating', 'in_progress', 'finalizing', 'cancelling')
-                   AND status <> 'validating' AND NOT EXISTS
-                    (SELECT 1 FROM units u WHERE u.batch_id = b.id AND u.state <> 'done')
-                 LIMIT $1",
-            )
-            .bind(ROUND)
-            .fetch_all(c)
-            .await?
+            sqlx::query_as(sql).bind(ROUND).fetch_all(c).await?
         }))
     }
 
@@ -142,9 +146,9 @@ impl Store {
                 "-- drained_of
                  SELECT id, total FROM batches b
                  WHERE id IN {ids} AND status IN ('in_progress', 'finalizing', 'cancelling')
-                   AND NOT EXISTS
-                    (SELECT 1 FROM units u WHERE u.batch_id = b.id AND u.state <> 'done')",
-                ids = list(1, batches.len())
+                   AND {none_open}",
+                ids = list(1, batches.len()),
+                none_open = NONE_OPEN
             );
             let rows: Vec<Drained> = on_pool!(self.reader(), |c| {
                 let look = sqlx::query_as(sql).persistent(false);
@@ -387,28 +391,38 @@ impl Store {
         let sql = sql!(
             "-- remove_units
              WITH chosen AS MATERIALIZED
-                (SELECT chunk_no, model_no FROM units WHERE batch_id = $1 AND EXISTS
+                (SELECT chunk_no, model_no FROM units
+                 WHERE batch_id = $1 AND chunk_no >= $3 AND EXISTS
                     (SELECT 1 FROM batches WHERE id = $1
                         AND status IN ('completed', 'expired', 'cancelled', 'failed'))
                  ORDER BY chunk_no, model_no LIMIT $2 {lock})
              DELETE FROM units
-             WHERE batch_id = $1 AND (chunk_no, model_no) IN (SELECT * FROM chosen)",
+             WHERE batch_id = $1 AND (chunk_no, model_no) IN (SELECT * FROM chosen)
+             RETURNING chunk_no",
             lock = self.engine().for_update()
         );
+        // From where the last statement came to: on Postgres the index has the entries of removed
+        // rows until a vacuum has passed.
+        let mut from = 0;
         loop {
-            let removed = on_pool!(self.writer(), |c| {
-                sqlx::query(sql.clone())
+            let removed: Vec<(i64,)> = on_pool!(self.writer(), |c| {
+                sqlx::query_as(sql.clone())
                     .bind(batch_id)
                     .bind(REMOVED_UNITS_MAX)
-                    .execute(c)
+                    .bind(from)
+                    .fetch_all(c)
                     .await?
-                    .rows_affected()
             });
             // Fewer were removed also where another process removes the same units. The sweep
             // removes what both leave.
-            if removed < REMOVED_UNITS_MAX as u64 {
+            if removed.len() < REMOVED_UNITS_MAX as usize {
                 return Ok(());
             }
+            from = removed
+                .into_iter()
+                .map(|(chunk,)| chunk)
+                .max()
+                .unwrap_or(from);
         }
     }
 }

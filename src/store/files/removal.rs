@@ -12,7 +12,7 @@ pub(super) struct Owned {
     pub(super) table: &'static str,
     /// The column that names the file or the batch.
     pub(super) owner: &'static str,
-    /// The other columns of the key.
+    /// The other columns of the key, of which the first is `chunk_no`.
     pub(super) key: &'static str,
     /// Rows removed in one transaction: few enough to hold nobody up.
     pub(super) at_once: i64,
@@ -26,8 +26,10 @@ pub(super) async fn remove_rows(store: &Store, rows: &Owned, id: &str) -> Result
     let remove = sql!(
         "-- remove_rows
          WITH chosen AS MATERIALIZED
-            (SELECT {key} FROM {table} WHERE {owner} = $1 ORDER BY {key} LIMIT $2 {lock})
-         DELETE FROM {table} WHERE {owner} = $1 AND ({key}) IN (SELECT * FROM chosen)",
+            (SELECT {key} FROM {table} WHERE {owner} = $1 AND chunk_no >= $3
+             ORDER BY {key} LIMIT $2 {lock})
+         DELETE FROM {table} WHERE {owner} = $1 AND ({key}) IN (SELECT * FROM chosen)
+         RETURNING chunk_no",
         key,
         table,
         owner,
@@ -39,12 +41,16 @@ pub(super) async fn remove_rows(store: &Store, rows: &Owned, id: &str) -> Result
         table,
         owner
     );
+    // From where the last statement came to: on Postgres the index has the entries of removed rows
+    // until a vacuum has passed, and each statement would pass them all.
+    let mut from = 0;
     loop {
-        let removed = on_pool!(store.writer(), |c| {
-            let remove = sqlx::query(remove.clone()).bind(id).bind(rows.at_once);
-            remove.execute(c).await?.rows_affected()
+        let removed: Vec<(i64,)> = on_pool!(store.writer(), |c| {
+            let remove = sqlx::query_as(remove.clone()).bind(id).bind(rows.at_once);
+            remove.bind(from).fetch_all(c).await?
         });
-        if removed > 0 {
+        if let Some(last) = removed.into_iter().map(|(chunk,)| chunk).max() {
+            from = last;
             continue;
         }
         // None were removed also where another process removed the same rows first.
@@ -57,5 +63,6 @@ pub(super) async fn remove_rows(store: &Store, rows: &Owned, id: &str) -> Result
         if left.is_none() {
             return Ok(());
         }
+        from = 0;
     }
 }
