@@ -11,7 +11,7 @@ use sqlx::FromRow;
 
 use super::removal::{Owned, remove_rows};
 use crate::intake::Piece;
-use crate::store::engine::{Rows, Tx, Value, bind_rows, in_tx, on_pool, sql};
+use crate::store::engine::{Rows, Tx, Value, bind_each, bind_rows, in_tx, list, on_pool, sql};
 use crate::store::{Error, Result, Store};
 
 /// Each piece has up to 1 MiB.
@@ -317,6 +317,25 @@ pub(in crate::store) async fn read_data_in(
 /// Removes all chunks of a file.
 pub(super) async fn remove_chunks(store: &Store, file_id: &str) -> Result<()> {
     remove_rows(store, &CHUNKS, file_id).await
+}
+
+/// Removes all chunks of some files, which have few. Locks their rows in the order of the keys.
+pub(super) async fn remove_chunks_of(tx: &mut Tx, files: &[&str]) -> Result<()> {
+    let sql = sql!(
+        "-- remove_chunks_of
+         WITH chosen AS MATERIALIZED
+            (SELECT file_id, {key} FROM chunks WHERE file_id IN {ids}
+             ORDER BY file_id, {key} {lock})
+         DELETE FROM chunks WHERE (file_id, {key}) IN (SELECT * FROM chosen)",
+        key = CHUNKS.key,
+        ids = list(1, files.len()),
+        lock = tx.engine().for_update()
+    );
+    in_tx!(tx, |c| {
+        let remove = sqlx::query(sql).persistent(false);
+        bind_each!(remove, files.iter().copied()).execute(c).await?;
+    });
+    Ok(())
 }
 
 /// Removes all segments of a batch.

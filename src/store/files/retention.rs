@@ -6,14 +6,16 @@ use super::removal::{Owned, remove_rows};
 use crate::codec::segment::Table;
 use crate::domain::file::Kind;
 use crate::store::each::each;
-use crate::store::engine::{Connection, counted, on_pool, sql};
+use crate::store::engine::{Connection, Sql, bind_each, counted, in_tx, list, on_pool, sql};
 use crate::store::{Error, Result, Store};
 use sqlx::FromRow;
 
 /// Files hidden by one statement.
 const HIDDEN_MAX: i64 = 500;
 /// Files handled in one round.
-const ROUND: i64 = 20;
+const ROUND: i64 = 200;
+/// Bytes of files that are removed in one transaction, where each is one chunk.
+const GROUP_BYTES: i64 = 16 << 20;
 /// Segments that are looked into at once, where only some are to be removed.
 const SEGMENTS_AT_ONCE: i64 = 64;
 /// Pages given back to the file system in one go, on SQLite: 4 MiB.
@@ -35,7 +37,14 @@ const CHUNK_MODELS: Owned = Owned {
     at_once: 2_000,
 };
 /// A file that is to be removed.
-type Hidden = (String, Option<String>, Option<String>);
+#[derive(FromRow)]
+struct Hidden {
+    id: String,
+    batch_id: Option<String>,
+    kind: Option<String>,
+    bytes: i64,
+    is_one_chunk: i64,
+}
 
 impl Store {
     /// Hides files that have expired, and removes the content of those that were hidden before
@@ -49,7 +58,7 @@ impl Store {
         let hidden: Vec<Hidden> = on_pool!(self.reader(), |c| {
             sqlx::query_as(
                 "-- purge
-                 SELECT id, batch_id, kind FROM files f
+                 SELECT id, batch_id, kind, bytes, is_one_chunk FROM files f
                  WHERE state IN ('uploading', 'deleted') AND state = 'deleted'
                    AND touched_at < $1 AND NOT EXISTS
                     (SELECT 1 FROM batches b WHERE b.input_file_id = f.id
@@ -61,10 +70,24 @@ impl Store {
             .fetch_all(c)
             .await?
         });
-        let removed = each(
+        let (small, mut single): (Vec<_>, Vec<_>) = hidden
+            .into_iter()
+            .partition(|file| file.is_one_chunk == 1 && file.bytes <= GROUP_BYTES);
+        let mut removed = 0;
+        for group in into_groups(small) {
+            match self.purge_group(&group).await {
+                Ok(()) => removed += group.len(),
+                Err(error) if error.is_outage() && !error.is_timeout() => return Err(error),
+                Err(error) => {
+                    tracing::warn!(%error, "files could not be removed together; one at a time");
+                    single.extend(group);
+                }
+            }
+        }
+        removed += each(
             "purge",
-            &hidden,
-            |file| &file.0,
+            &single,
+            |file| &file.id,
             |file| self.purge_file(file, hidden_before),
         )
         .await?;
@@ -72,6 +95,34 @@ impl Store {
             expired,
             removed: removed as u64,
         })
+    }
+
+    /// Removes the content of hidden files that are one chunk each, by one transaction.
+    async fn purge_group(&self, files: &[Hidden]) -> Result<()> {
+        // Several processes may do this at once: whoever locks the rows first does it.
+        let lock = sql!(
+            "-- lock_hidden
+             SELECT id FROM files WHERE id IN {ids} AND state = 'deleted' ORDER BY id {lock}",
+            ids = list(1, files.len()),
+            lock = self.engine().for_update()
+        );
+        let mut tx = self.begin().await?;
+        let ids: Vec<(String,)> = in_tx!(&mut tx, |c| {
+            let lock = sqlx::query_as(lock).persistent(false);
+            let ids = files.iter().map(|file| &file.id);
+            bind_each!(lock, ids).fetch_all(c).await?
+        });
+        if ids.is_empty() {
+            return Ok(());
+        }
+        let ids: Vec<&str> = ids.iter().map(|(id,)| id.as_str()).collect();
+        bytes::remove_chunks_of(&mut tx, &ids).await?;
+        let sql = mark_purged(ids.len());
+        in_tx!(&mut tx, |c| {
+            let mark = sqlx::query(sql).persistent(false);
+            bind_each!(mark, ids.iter().copied()).execute(c).await?;
+        });
+        tx.commit().await
     }
 
     /// Hides files past their expiry. Requests do not see them even before.
@@ -106,24 +157,16 @@ impl Store {
 
     /// Removes the content of a hidden file. Its row stays, in the state `purged`.
     async fn purge_file(&self, file: &Hidden, hidden_before: i64) -> Result<()> {
-        let (id, batch_id, kind) = file;
-        match batch_id {
-            None => remove_content(self, id).await?,
+        match &file.batch_id {
+            None => remove_content(self, &file.id).await?,
             Some(batch_id) => {
-                let kind = kind.as_deref().unwrap_or_default();
+                let kind = file.kind.as_deref().unwrap_or_default();
                 self.remove_made(batch_id, kind, hidden_before).await?;
             }
         }
+        let sql = mark_purged(1);
         on_pool!(self.writer(), |c| {
-            sqlx::query(
-                "-- purge_file
-                 UPDATE files SET state = 'purged', findings = NULL, models = NULL,
-                    chunk_sizes = NULL
-                 WHERE id = $1 AND state = 'deleted'",
-            )
-            .bind(id)
-            .execute(c)
-            .await?;
+            sqlx::query(sql).bind(&file.id).execute(c).await?;
         });
         Ok(())
     }
@@ -206,6 +249,33 @@ impl Store {
             counted(step.await.map_err(Error::from))?;
         }
     }
+}
+
+/// Divides files into groups that one transaction removes.
+fn into_groups(files: Vec<Hidden>) -> Vec<Vec<Hidden>> {
+    let mut groups: Vec<Vec<Hidden>> = Vec::new();
+    let mut bytes = 0;
+    for file in files {
+        bytes += file.bytes;
+        match groups.last_mut() {
+            Some(group) if bytes <= GROUP_BYTES => group.push(file),
+            _ => {
+                bytes = file.bytes;
+                groups.push(vec![file]);
+            }
+        }
+    }
+    groups
+}
+
+/// Writes that so many hidden files have no content any more.
+fn mark_purged(files: usize) -> Sql {
+    sql!(
+        "-- mark_purged
+         UPDATE files SET state = 'purged', findings = NULL, models = NULL, chunk_sizes = NULL
+         WHERE id IN {ids} AND state = 'deleted'",
+        ids = list(1, files)
+    )
 }
 
 /// A segment's table.

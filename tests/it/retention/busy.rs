@@ -37,7 +37,8 @@ async fn removal_holds_up_neither_batches_nor_requests() {
             touched_at)
          SELECT 'file-expired-' || n, tenant, purpose, filename, 0, 0, 1, 'ready', 0
          FROM files, n WHERE id = '{input}';
-         UPDATE files SET state = 'deleted', touched_at = 0 WHERE id = '{input}'"
+         UPDATE files SET state = 'deleted', touched_at = 0, is_one_chunk = 0
+         WHERE id = '{input}'"
     );
     engines::execute(&server.database, &fill).await;
     let mut session = Session::open(&server.database).await;

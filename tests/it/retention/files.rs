@@ -129,6 +129,29 @@ async fn an_input_that_is_deleted_while_its_batch_runs_is_read_to_the_end() {
     assert_well(&store).await;
 }
 
+async fn many_small_files_are_removed_at_once_but_for_one_that_a_batch_reads() {
+    let server = Server::with("").upstream(granting(0)).await;
+    let store = store_of(&server).await;
+    let batch = server.create_batch(lines(3), CHAT).await;
+    server
+        .until(&batch, |batch| batch.status == "in_progress")
+        .await;
+    delete(&server, &batch.input_file_id).await;
+    for _ in 0..50 {
+        let id = server.upload_batch(lines(2)).await;
+        delete(&server, &id).await;
+    }
+    assert_eq!(purge(&store).await, 50);
+    assert_eq!(engines::rows(&server.database, "chunks").await, 1);
+    assert_eq!(purge(&store).await, 0, "a batch reads it");
+    server.simulator.grant(3);
+    let batch = server.ended(&batch).await;
+    server.exactly_once(&batch, &ids(3)).await;
+    assert_eq!(purge(&store).await, 1);
+    assert_eq!(engines::rows(&server.database, "chunks").await, 0);
+    assert_well(&store).await;
+}
+
 async fn one_of_a_batchs_two_files_goes_without_the_other() {
     let server = Server::start().await;
     let store = store_of(&server).await;
@@ -357,6 +380,7 @@ async fn space_comes_back() {
 on_every_engine![
     an_input_that_is_deleted_while_its_batch_is_validating_is_run_all_the_same,
     an_input_that_is_deleted_while_its_batch_runs_is_read_to_the_end,
+    many_small_files_are_removed_at_once_but_for_one_that_a_batch_reads,
     one_of_a_batchs_two_files_goes_without_the_other,
     each_file_expires_by_itself,
     never_is_never_but_for_who_asks,
