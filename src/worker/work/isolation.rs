@@ -14,8 +14,8 @@ use crate::store::Deaths;
 
 /// A request is not sent again once so many processes have died while it was alone in flight.
 const DEATHS_ALONE_MAX: i64 = 2;
-/// Where any number of lines may be in flight, so many more lines are recorded at once. A record
-/// then costs little, and still says enough.
+/// Where any number of lines may be in flight, so many more lines are recorded at once at most. A
+/// record then costs little, and still says enough.
 const RECORDED_AHEAD: u32 = 15;
 
 /// How the lines of a unit are sent whose owners have died.
@@ -26,9 +26,19 @@ pub(crate) struct Isolation {
     /// Lines that may have killed the last owner. The unit is not cleared while one of them is not
     /// done.
     suspects: Vec<u32>,
-    /// The line up to which this owner has recorded that it sends.
-    recorded: Mutex<Option<u32>>,
+    recorded: Mutex<Record>,
     is_cleared: AtomicBool,
+}
+
+/// What this owner has recorded.
+#[derive(Debug, Default)]
+struct Record {
+    /// The line up to which it sends.
+    upto: Option<u32>,
+    /// How many lines are recorded ahead next. The first record is for the line alone, and each is
+    /// for twice as many as the one before. So about as many lines are suspected as were sent: where
+    /// calls are slow, or a unit has few permits, that is a line or two.
+    ahead: u32,
 }
 
 /// How much care the lines need. A unit that nobody has died with has no level.
@@ -145,22 +155,25 @@ impl Isolation {
         line: u32,
         record: impl AsyncFnOnce(u32) -> Result<bool, E>,
     ) -> Result<bool, E> {
-        let ahead = match self.level {
-            Level::Recorded => RECORDED_AHEAD,
-            Level::Throttled(_) | Level::Isolated => 0,
-        };
         let mut recorded = self.recorded.lock().await;
-        let is_covered = recorded.is_some_and(|recorded| match self.level {
-            Level::Isolated => recorded == line,
-            Level::Recorded | Level::Throttled(_) => recorded >= line,
+        let is_covered = recorded.upto.is_some_and(|upto| match self.level {
+            Level::Isolated => upto == line,
+            Level::Recorded | Level::Throttled(_) => upto >= line,
         });
         if is_covered {
             return Ok(true);
         }
+        let ahead = match self.level {
+            Level::Recorded => recorded.ahead,
+            Level::Throttled(_) | Level::Isolated => 0,
+        };
         let upto = line.saturating_add(ahead);
         let is_ours = record(upto).await?;
         if is_ours {
-            *recorded = Some(upto);
+            *recorded = Record {
+                upto: Some(upto),
+                ahead: (2 * ahead + 1).min(RECORDED_AHEAD),
+            };
         }
         Ok(is_ours)
     }
@@ -219,5 +232,28 @@ mod tests {
         assert_eq!(suspects_of(3, Some(1), 0), [3]);
         assert_eq!(suspects_of(4, Some(5), 1), [3]);
         assert_eq!(suspects_of(3, None, 0), [3, 4, 6, 9]);
+    }
+
+    #[tokio::test]
+    async fn about_as_many_lines_are_recorded_as_are_sent() {
+        let records = async |owners| {
+            let deaths = Deaths {
+                owners,
+                ..Deaths::default()
+            };
+            let open: Vec<OpenLine> = (0..64).map(|index| OpenLine::new(index, 0..0)).collect();
+            let isolation = Isolation::new(deaths, &open).expect("an owner has died");
+            let mut records = Vec::new();
+            for line in 0..40 {
+                let is_ours = isolation.record(line, async |upto| {
+                    records.push(upto);
+                    Ok::<bool, ()>(true)
+                });
+                assert_eq!(is_ours.await, Ok(true));
+            }
+            records
+        };
+        assert_eq!(records(1).await, [0, 2, 6, 14, 30, 46]);
+        assert_eq!(records(2).await, (0..40).collect::<Vec<u32>>());
     }
 }
