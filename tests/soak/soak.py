@@ -5,6 +5,7 @@
     tests/soak/soak.py
     tests/soak/soak.py --minutes 20 --database postgres://user@localhost/empty_database
     tests/soak/soak.py --seed 4711
+    tests/soak/soak.py --latency 5s --latency-jitter 4s --lines 100 --kill-every 40
 
 Several tenants create batches, cancel them, let them expire, and delete files, at random, while
 replicas are killed with SIGKILL and started again (two on Postgres, of which the second is never
@@ -65,6 +66,8 @@ def arguments():
     parser.add_argument("--lines", type=int, default=3000, help="of a batch, at most")
     parser.add_argument("--kill-every", type=float, default=20, help="seconds between two kills, on average")
     parser.add_argument("--concurrency", type=int, default=128, help="calls at once of each replica")
+    parser.add_argument("--latency", default="30ms", help="of the simulated upstream")
+    parser.add_argument("--latency-jitter", default="25ms", help="a call takes so much less or more")
     parser.add_argument("--seed", type=int)
     parser.add_argument("--binary", default=BINARY)
     parser.add_argument("--keep", action="store_true", help="keep the directory with logs and database")
@@ -417,8 +420,8 @@ def judge_memory(replica, options, tally):
     return f"replica {replica.number}, {len(samples)} s: {', '.join(thirds)} MiB by thirds, {max(samples):.0f} MiB at most"
 
 
-def create_key(options, command_line, number):
-    command = [options.binary, "keys", "create", "--name", "soak", "--tenant", f"tenant-{number}", *command_line]
+def create_key(options, command_line, number, scope="api"):
+    command = [options.binary, "keys", "create", "--name", "soak", "--tenant", f"tenant-{number}", "--scope", scope, *command_line]
     return subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip().splitlines()[-1].split()[-1]
 
 
@@ -428,7 +431,8 @@ def main():
     home = tempfile.mkdtemp(prefix="nightshift-soak-")
     tally = Tally()
     upstream = subprocess.Popen(
-        [options.binary, "simulate", "--listen", "127.0.0.1:0", "--latency", "30ms", "--latency-jitter", "25ms"]
+        [options.binary, "simulate", "--listen", "127.0.0.1:0", "--latency", options.latency]
+        + ["--latency-jitter", options.latency_jitter]
         + ["--error-rate", "0.01", "--rate-limit-rate", "0.01", "--seed", str(options.seed)],
         stdout=subprocess.PIPE, text=True)
     url = upstream.stdout.readline().strip()
