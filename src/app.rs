@@ -128,6 +128,7 @@ impl App {
             engine,
             reload: Arc::new(Arc::clone(&reloader)),
             uploads: UploadBudget::new(config.limits.max_line_bytes),
+            stopping: stop.clone(),
             allowed_origins: config.server.allowed_origins.clone().into(),
         };
         let router = if role.serves() {

@@ -1,6 +1,6 @@
 //! `/admin/status`: an operator's picture of the whole.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, HashMap};
 use std::time::Duration;
 
 use axum::Json;
@@ -11,6 +11,7 @@ use utoipa::ToSchema;
 use super::auth::Admin;
 use super::configuration::Loaded;
 use super::snapshots::{self, Overview};
+use super::upstreams::UndrainedReplica;
 use super::{Api, error};
 use crate::domain::clock::seconds;
 use crate::domain::tenant::ANY_OTHER;
@@ -110,6 +111,9 @@ pub struct UpstreamStatus {
     /// When that was.
     #[serde(default)]
     pub changed_at: Option<i64>,
+    /// Where an operator has disabled it: the processes that may have calls in flight there.
+    #[serde(default)]
+    pub waits_for: Vec<UndrainedReplica>,
     /// Its models that take no lines now, or that are being tried with one.
     #[serde(default)]
     pub closed: Vec<ClosedModelStatus>,
@@ -123,7 +127,8 @@ pub struct UpstreamStatus {
 pub struct KeyStatus {
     /// The variable or the file that holds it.
     pub name: String,
-    /// `up`, `down`, or `ejected`: it is refused, and calls are made with the others.
+    /// `up`, `down`, or `ejected`: it is refused or its account is to be paid, and calls are made
+    /// with the others.
     pub state: String,
     /// Why it is not up, in words.
     pub cause: Option<String>,
@@ -427,14 +432,37 @@ pub async fn status(State(api): State<Api>, _: Admin) -> Json<Status> {
     status.windows = windows(&process);
     status.late = late(&process);
     status.tenants = tenants(&api, &process, status.now).await;
-    status.upstreams = upstreams(process, status.now);
+    let waits_for = waits_for(&api, &process).await;
+    status.upstreams = upstreams(process, waits_for, status.now);
     Json(status)
 }
 
-fn upstreams(process: ProcessSnapshot, now: i64) -> Vec<UpstreamStatus> {
+/// Who may have calls in flight at each upstream that an operator has disabled.
+async fn waits_for(api: &Api, process: &ProcessSnapshot) -> HashMap<String, Vec<UndrainedReplica>> {
+    let mut all = HashMap::new();
+    for upstream in &process.upstreams {
+        let is_disabled = upstream.state == "disabled";
+        if let Some(set) = upstream.set.as_ref().filter(|_| is_disabled) {
+            let undrained = api
+                .snapshots
+                .undrained(&api.store, &upstream.name, set.at_ms)
+                .await;
+            let undrained = undrained.into_iter().flatten().map(Into::into);
+            all.insert(upstream.name.clone(), undrained.collect());
+        }
+    }
+    all
+}
+
+fn upstreams(
+    process: ProcessSnapshot,
+    mut waits_for: HashMap<String, Vec<UndrainedReplica>>,
+    now: i64,
+) -> Vec<UpstreamStatus> {
     let upstreams = process.upstreams.into_iter();
     upstreams
         .map(|upstream| UpstreamStatus {
+            waits_for: waits_for.remove(&upstream.name).unwrap_or_default(),
             name: upstream.name,
             state: upstream.state.to_owned(),
             cause: upstream.cause,

@@ -418,12 +418,12 @@ pub fn unavailable() -> ApiError {
     error
 }
 
-/// The server stops before what was waited for has come.
-pub fn stopping() -> ApiError {
+/// The server stops before what was waited for has come. `left`: what has not come, as a sentence.
+pub fn stopping(left: &str) -> ApiError {
     ApiError::new(
         StatusCode::SERVICE_UNAVAILABLE,
         SERVER_ERROR,
-        "The server stops, and does not wait for this any longer.",
+        format!("The server stops, and does not wait any longer. {left}"),
     )
 }
 

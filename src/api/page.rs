@@ -2,6 +2,7 @@
 
 use std::collections::HashMap;
 use std::ops::RangeInclusive;
+use std::time::Duration;
 
 use axum::extract::{FromRequestParts, Query as RawQuery};
 use axum::http::request::Parts;
@@ -37,6 +38,17 @@ impl Query {
             Some(given) => integer("limit", given, &bounds),
             None => Ok(default),
         }
+    }
+
+    /// How long something may take, in whole seconds. `None`: nothing is said.
+    ///
+    /// # Errors
+    /// When it is no whole number, or out of bounds.
+    pub fn timeout(&self, bounds: RangeInclusive<i64>) -> Result<Option<Duration>> {
+        let seconds = self.text("timeout");
+        let seconds = seconds.map(|given| integer("timeout", given, &bounds));
+        let seconds = seconds.transpose()?;
+        Ok(seconds.map(|seconds| Duration::from_secs(seconds.unsigned_abs())))
     }
 
     /// The direction by creation time: the newest first, unless the client asks otherwise.

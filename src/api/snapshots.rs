@@ -10,7 +10,7 @@ use tokio::sync::Mutex as AsyncMutex;
 use super::engine::Engine;
 use crate::domain::batch::Status;
 use crate::metrics::{self, ProcessSnapshot, QueueOfModel, Snapshot};
-use crate::store::{self, ListedBatch, Queue, ReplicaLease, Store, TenantHolds};
+use crate::store::{self, ListedBatch, Queue, ReplicaLease, Store, TenantHolds, Undrained};
 
 /// For how long an overview is given again before it is read anew.
 const OVERVIEW_TTL: Duration = Duration::from_secs(2);
@@ -107,6 +107,17 @@ impl Snapshots {
             database,
             process: self.process(),
         }
+    }
+
+    /// The processes that may have calls in flight at an upstream that was disabled at this time.
+    /// `None` where the database does not answer.
+    pub(super) async fn undrained(
+        &self,
+        store: &Store,
+        upstream: &str,
+        at_ms: i64,
+    ) -> Option<Vec<Undrained>> {
+        in_time("who is drained", store.undrained(upstream, at_ms)).await
     }
 
     /// Lines a second of each batch: over the last minute, as far back as this was asked, and else

@@ -2,6 +2,8 @@
 
 use std::sync::Arc;
 
+use tokio_util::sync::CancellationToken;
+
 use super::auth::Auth;
 use super::configuration::Reload;
 use super::engine::Engine;
@@ -32,6 +34,8 @@ pub struct Api {
     pub snapshots: Arc<Snapshots>,
     /// What uploads may hold in memory together.
     pub uploads: Arc<UploadBudget>,
+    /// The process stops: nothing more is waited for.
+    pub stopping: CancellationToken,
     /// Web pages from these origins may use the API.
     pub allowed_origins: Arc<[String]>,
 }

@@ -10,6 +10,7 @@ use axum::response::Response;
 use futures::future::BoxFuture;
 use secrecy::ExposeSecret;
 use serde_json::{Value, json};
+use tokio_util::sync::CancellationToken;
 use tower::ServiceExt;
 
 use super::auth::{Auth, new_key};
@@ -143,6 +144,7 @@ impl TestApi {
             snapshots: Arc::new(Snapshots::new(engine.clone())),
             engine: engine.clone(),
             reload: engine.clone(),
+            stopping: CancellationToken::new(),
             allowed_origins: Arc::new([]),
         };
         Self {

@@ -4,17 +4,22 @@ use std::time::Duration;
 
 use axum::Json;
 use axum::extract::State;
+use axum::http::StatusCode;
 use serde::{Deserialize, Serialize};
+use tokio::time::Instant;
 use utoipa::ToSchema;
 
 use super::auth::Admin;
+use super::page::Query;
 use super::path::Id;
 use super::{Api, error};
 use crate::domain::clock::seconds;
-use crate::store::{Engine, SwitchRow};
+use crate::store::{Engine, SwitchRow, Undrained};
 
 /// How often the store is asked whether an upstream is drained.
 const LOOK_EVERY: Duration = Duration::from_millis(200);
+/// The longest `timeout` of a drain, in seconds.
+const TIMEOUT_MAX: i64 = 86_400;
 /// Who has asked, where no key is needed.
 const WITHOUT_A_KEY: &str = "a request without a key";
 
@@ -46,6 +51,39 @@ impl From<SwitchRow> for SwitchedUpstream {
             changed_at: seconds(row.changed_at),
         }
     }
+}
+
+/// A process that may have calls in flight at an upstream that is disabled.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+pub struct UndrainedReplica {
+    /// Its name, as among the `replicas` of `/admin/status`.
+    pub replica: String,
+    /// Calls that it has in flight there. `null`: it has not followed, because it is about to, or
+    /// because its configuration says something else of `enabled`.
+    pub in_flight: Option<u64>,
+}
+
+impl From<Undrained> for UndrainedReplica {
+    fn from(row: Undrained) -> Self {
+        Self {
+            replica: row.name,
+            in_flight: row.in_flight.map(i64::unsigned_abs),
+        }
+    }
+}
+
+/// How far an upstream is drained.
+#[derive(Debug, Serialize, Deserialize, ToSchema)]
+pub struct DrainedUpstream {
+    pub name: String,
+    /// Always false: no line is sent there.
+    pub enabled: bool,
+    /// Who has disabled it: the id of a key, or words.
+    pub changed_by: String,
+    /// When, in Unix seconds.
+    pub changed_at: i64,
+    /// The processes that may have calls in flight there. Empty: it is drained.
+    pub waits_for: Vec<UndrainedReplica>,
 }
 
 /// Opens all that is closed at an upstream, because it is mended.
@@ -134,22 +172,30 @@ pub async fn enable(
 
 /// Disables an upstream, and answers when no process has a call in flight there.
 ///
-/// That may take as long as the longest call. A client that goes away ends the wait, not the
-/// drain.
+/// That may take as long as the longest call. With a `timeout` the answer comes no later, and says
+/// which processes have calls in flight, and how many; `/admin/status` says so meanwhile. A client
+/// that goes away ends the wait, not the drain.
 #[utoipa::path(
     post,
     path = "/admin/upstreams/{name}/drain",
     operation_id = "drainUpstream",
     tag = "Operators",
-    params(("name" = String, Path, description = "The upstream's name.")),
+    params(
+        ("name" = String, Path, description = "The upstream's name."),
+        ("timeout" = Option<i64>, Query, minimum = 0, maximum = 86_400,
+            description = "How long to wait at most, in seconds. Without it: as long as it takes."),
+    ),
     responses(
         (status = 200, description = "It is disabled, and nothing is in flight there.",
-            body = SwitchedUpstream),
+            body = DrainedUpstream),
+        (status = 202, description = "It is disabled, the timeout is over, and calls are in flight \
+            there.", body = DrainedUpstream),
         (status = 403, description = "The key has not the scope `admin`.", body = error::Envelope),
         (status = 404, description = "There is no such upstream.", body = error::Envelope),
         (status = 409, description = "Somebody has enabled it meanwhile, or disabled it \
             anew.", body = error::Envelope),
-        (status = 503, description = "The process that answers stops. The upstream stays disabled.",
+        (status = 503, description = "The process that answers stops. The upstream stays disabled. \
+            The message says which processes have calls in flight there.",
             body = error::Envelope),
     ),
 )]
@@ -157,21 +203,65 @@ pub async fn drain(
     State(api): State<Api>,
     admin: Admin,
     Id(name): Id,
-) -> error::Result<Json<SwitchedUpstream>> {
+    query: Query,
+) -> error::Result<(StatusCode, Json<DrainedUpstream>)> {
+    let timeout = query.timeout(0..=TIMEOUT_MAX)?;
+    let end = timeout.map(|timeout| Instant::now() + timeout);
     let set = switch(&api, &admin, &name, false).await?;
     loop {
         let now = api.store.upstream_switches().await?;
         if let Some(message) = overruled(&set, &now) {
             return Err(error::conflict(message));
         }
-        if api.store.undrained(&name, set.changed_at).await?.is_empty() {
-            return Ok(Json(set.into()));
+        let undrained = api.store.undrained(&name, set.changed_at).await?;
+        let is_over = end.is_some_and(|end| end <= Instant::now());
+        if undrained.is_empty() || is_over {
+            let status = if undrained.is_empty() {
+                StatusCode::OK
+            } else {
+                StatusCode::ACCEPTED
+            };
+            return Ok((status, Json(drained(set, undrained))));
         }
-        if !api.engine.is_running() {
-            return Err(error::stopping());
+        if api.stopping.is_cancelled() {
+            let left = drained(set, undrained).waits_for;
+            return Err(error::stopping(&format!(
+                "The upstream {name} stays disabled, and is not drained by {}.",
+                in_words(&left)
+            )));
         }
-        tokio::time::sleep(LOOK_EVERY).await;
+        let next = Instant::now() + LOOK_EVERY;
+        let next = end.map_or(next, |end| end.min(next));
+        tokio::select! {
+            () = api.stopping.cancelled() => {}
+            () = tokio::time::sleep_until(next) => {}
+        }
     }
+}
+
+fn drained(set: SwitchRow, undrained: Vec<Undrained>) -> DrainedUpstream {
+    DrainedUpstream {
+        name: set.upstream,
+        enabled: set.enabled,
+        changed_by: set.changed_by,
+        changed_at: seconds(set.changed_at),
+        waits_for: undrained.into_iter().map(Into::into).collect(),
+    }
+}
+
+/// Such as `a (3 calls in flight), b (1 call in flight)`.
+pub(crate) fn in_words(undrained: &[UndrainedReplica]) -> String {
+    let one = |one: &UndrainedReplica| {
+        let calls = match one.in_flight {
+            Some(1) => "1 call in flight".to_owned(),
+            Some(calls) => format!("{calls} calls in flight"),
+            None => "it has not followed: `enabled` may be something else in its configuration"
+                .to_owned(),
+        };
+        format!("{} ({calls})", one.replica)
+    };
+    let words: Vec<String> = undrained.iter().map(one).collect();
+    words.join(", ")
 }
 
 /// What has become of an upstream that was disabled so, in words, if that holds no more.

@@ -13,7 +13,9 @@ use crate::app;
 use crate::config::{Config, Overrides, Preset, nearest, shown_url};
 use crate::domain::clock::Clock;
 use crate::domain::tenant::{Allowance, ModelPattern, grouped};
-use crate::upstream::{ModelInfo, ModelSettings, Options, Pool, RouteSettings, is_listed};
+use crate::upstream::{
+    ModelInfo, ModelSettings, Options, Pool, RouteSettings, TaskSettings, is_listed,
+};
 
 /// Names of an upstream's models that are printed; of more it is said how many there are.
 const SHOWN_MAX: usize = 20;
@@ -94,6 +96,7 @@ pub(super) async fn run(args: CheckArgs) -> anyhow::Result<ExitCode> {
     }
     tell_presets(&config)?;
     tell_routes(&config)?;
+    tell_tasks(&config)?;
     tell_tenants(&config)?;
     let pool = Pool::new(&config.upstream_settings(), Options::default())?;
     for tried in pool.try_upstreams().await {
@@ -197,6 +200,30 @@ fn tell_routes(config: &Config) -> std::io::Result<()> {
                 for said in prices::shown(config, &known) {
                     writeln!(out, "                     {said}")?;
                 }
+            }
+        }
+    }
+    Ok(())
+}
+
+/// Shows each `[[tasks]]` section: the models that do it, and what is set in its requests.
+fn tell_tasks(config: &Config) -> std::io::Result<()> {
+    let mut out = std::io::stdout();
+    for task in &config.tasks {
+        let TaskSettings {
+            name,
+            models,
+            balance,
+            defaults,
+            overrides,
+        } = task;
+        let (balance, models) = (balance.as_str(), models.join(", "));
+        writeln!(out, "ok    task           {name}: {balance}, by {models}")?;
+        for (what, set) in [("defaults", defaults), ("overrides", overrides)] {
+            let pairs = set.iter().map(|(key, value)| format!("{key} = {value}"));
+            let pairs: Vec<String> = pairs.collect();
+            if !pairs.is_empty() {
+                writeln!(out, "      {what:<13}  {}", pairs.join(", "))?;
             }
         }
     }

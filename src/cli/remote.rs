@@ -33,6 +33,7 @@ impl RemoteArgs {
 }
 
 /// A server to ask.
+#[derive(Clone)]
 pub(super) struct Remote {
     base: Url,
     key: Option<String>,
@@ -42,10 +43,13 @@ pub(super) struct Remote {
 }
 
 impl Remote {
-    /// The server may take as long as it needs to answer.
-    pub(super) fn patient(self) -> Self {
+    /// The same server, which may take as long as it needs to answer.
+    pub(super) fn patient(&self) -> Self {
         let timeout = None;
-        Self { timeout, ..self }
+        Self {
+            timeout,
+            ..self.clone()
+        }
     }
 
     pub(super) fn new(args: &RemoteArgs, environment: &Environment) -> anyhow::Result<Self> {

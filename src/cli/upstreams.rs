@@ -7,6 +7,7 @@ use std::io::Write as _;
 use std::path::PathBuf;
 use std::process::ExitCode;
 use std::sync::Arc;
+use std::time::Duration;
 
 use anyhow::Context as _;
 
@@ -16,10 +17,13 @@ use super::remote::{Remote, RemoteArgs};
 use super::table::width_of_output;
 use super::trials;
 use crate::api::admin::Status;
-use crate::api::upstreams::SwitchedUpstream;
+use crate::api::upstreams::{SwitchedUpstream, in_words};
 use crate::config::{Config, Environment, Overrides};
 use crate::upstream::{Options, Pool};
 use direct::Direct;
+
+/// How often the server is asked for whom a drain waits.
+const TELL_EVERY: Duration = Duration::from_secs(1);
 
 const EXAMPLE: &str = "\
 Examples:
@@ -221,15 +225,43 @@ async fn switch(which: Which, what: &str) -> anyhow::Result<SwitchedUpstream> {
     let name = which.name;
     match which.place.open().await? {
         Place::Server(server) => {
-            let server = if what == "drain" {
-                server.patient()
+            let path = ["admin", "upstreams", &name, what];
+            let answer = if what == "drain" {
+                let patient = server.patient();
+                telling_whom(&server, &name, patient.post(&path)).await?
             } else {
-                server
+                server.post(&path).await?
             };
-            let answer = server.post(&["admin", "upstreams", &name, what]).await?;
             understood(&answer)
         }
         Place::Store(direct) => direct.switch(&name, what).await,
+    }
+}
+
+/// The answer to a drain. Says meanwhile for whom it waits.
+async fn telling_whom(
+    server: &Remote,
+    name: &str,
+    drained: impl Future<Output = anyhow::Result<String>>,
+) -> anyhow::Result<String> {
+    let mut drained = std::pin::pin!(drained);
+    let mut told = Vec::new();
+    loop {
+        tokio::select! {
+            answer = &mut drained => return answer,
+            () = tokio::time::sleep(TELL_EVERY) => {}
+        }
+        // A status that is not to be had is no reason to wait no longer.
+        let Ok(status) = server.get("/admin/status").await else {
+            continue;
+        };
+        let status: Status = understood(&status)?;
+        let upstream = status.upstreams.into_iter().find(|one| one.name == name);
+        let waits_for = upstream.map_or_else(Vec::new, |upstream| upstream.waits_for);
+        if !waits_for.is_empty() && waits_for != told {
+            tell!("Waiting for {}", in_words(&waits_for));
+            told = waits_for;
+        }
     }
 }
 

@@ -484,8 +484,8 @@ fn list_keys(list: &mut Listing, upstreams: &[UpstreamSnapshot]) {
     }
     list.add(
         "nightshift_upstream_key_state",
-        "1 for the state that a key is in (up; down; or ejected: it is refused), else 0. Of upstreams \
-         with several keys, by the variable or file that holds the key.",
+        "1 for the state that a key is in (up; down; or ejected: it is refused or its account is to be \
+         paid), else 0. Of upstreams with several keys, by the variable or file that holds the key.",
         states,
     );
     list.add(

@@ -12,5 +12,5 @@ mod windows;
 pub use rates::{RateEntry, RateGrant, RateRow};
 pub use replicas::{Incumbent, Replica};
 pub use shares::{CooldownRow, ShareBook, ShareEntry};
-pub use switches::SwitchRow;
+pub use switches::{SwitchRow, Undrained};
 pub use windows::{WindowBook, WindowRow};

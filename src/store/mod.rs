@@ -25,7 +25,7 @@ pub use files::{
 };
 pub use fleet::{
     CooldownRow, Incumbent, RateEntry, RateGrant, RateRow, Replica, ShareBook, ShareEntry,
-    SwitchRow, WindowBook, WindowRow,
+    SwitchRow, Undrained, WindowBook, WindowRow,
 };
 pub use tenants::{ApiKey, Claim, Claimed, KnownKey, Remembered, TenantHolds};
 pub use text::storable;

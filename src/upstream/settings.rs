@@ -443,7 +443,8 @@ pub struct Pace {
     /// Between two probes. Short, because a probe costs nothing: an outage is over for the lines
     /// when a probe notices.
     pub probe_longest: Duration,
-    /// Between two trials of what fails. A trial is a line. The first comes after `probe_first`.
+    /// Between two trials of what fails. A trial is a line. The first comes after `probe_first`, and
+    /// each later one after a part of the time that it has failed.
     pub failing_longest: Duration,
     /// Until the first trial of what refuses us; doubled likewise.
     pub trial_first: Duration,

@@ -377,6 +377,38 @@ async fn check_shows_the_routes_of_each_model_in_the_order_in_which_they_are_con
 }
 
 #[tokio::test]
+async fn check_shows_what_tasks_set_and_what_tenants_may() {
+    let directory = tempfile::tempdir().expect("makes a directory");
+    let simulator = Simulator::start("127.0.0.1:0", Options::default())
+        .await
+        .expect("starts");
+    let toml = format!(
+        "[[upstreams]]\nname = \"own\"\nbase_url = \"{}\"\n\
+         [[models]]\nname = \"small\"\nroutes = [{{ upstream = \"own\" }}]\n\
+         [[models]]\nname = \"large\"\nroutes = [{{ upstream = \"own\" }}]\n\
+         [[tasks]]\nname = \"summary\"\nmodels = [\"small\", \"large\"]\nbalance = \"fastest\"\n\
+         defaults = {{ temperature = 0.3, max_tokens = 500 }}\noverrides = {{ store = false }}\n\
+         [[tasks]]\nname = \"plain\"\nmodels = [\"small\"]\n\
+         [[tenants]]\nname = \"acme\"\nweight = 2\nconcurrency = 32\nmodels = [\"sm*\"]\n\
+         rate_limits = [{{ type = \"tokens\", limit = 2_000_000, period = \"1h\" }}]\n\
+         max_enqueued_requests = 1_000_000\n\
+         [[tenants]]\nname = \"*\"\nmax_storage_bytes = 1_000\n",
+        simulator.base_url()
+    );
+    std::fs::write(directory.path().join("check.toml"), toml).expect("writes");
+    let checked = ended_in(directory.path(), &["check", "--config", "check.toml"]).await;
+    assert_eq!(checked.code, Some(0), "{}", checked.out);
+    let shown = "ok    task           summary: fastest, by small, large\n      \
+         defaults       max_tokens = 500, temperature = 0.3\n      \
+         overrides      store = false\n\
+         ok    task           plain: least_busy, by small\n\
+         ok    tenant         acme: weight 2, 32 calls at once, 2,000,000 tokens in 3600s, \
+         models sm*, 1,000,000 requests enqueued\n\
+         ok    tenant         *: weight 1, 1,000 bytes stored\n";
+    assert!(checked.out.contains(shown), "{}", checked.out);
+}
+
+#[tokio::test]
 async fn the_openapi_document_is_printed() {
     let printed = ended(command(&["openapi"])).await;
     assert_eq!((printed.code, printed.errors.as_str()), (Some(0), ""));

@@ -5,7 +5,7 @@ use std::time::Duration;
 use anyhow::{Context as _, bail};
 
 use super::list::Listed;
-use crate::api::upstreams::{SwitchedUpstream, overruled};
+use crate::api::upstreams::{SwitchedUpstream, UndrainedReplica, in_words, overruled};
 use crate::app;
 use crate::cli::configuration::load;
 use crate::config::{Config, Environment, Overrides, nearest};
@@ -54,9 +54,7 @@ impl Direct {
             let set = switches.iter().find(|set| set.upstream == upstream.name);
             let set = set.filter(|set| set.configured == upstream.enabled);
             let undrained = match set {
-                Some(set) if !set.enabled => {
-                    self.store.undrained(&set.upstream, set.changed_at).await?
-                }
+                Some(set) if !set.enabled => self.undrained(set).await?,
                 _ => Vec::new(),
             };
             listed.push(of(upstream, set, &undrained));
@@ -80,23 +78,23 @@ impl Direct {
         Ok(set.into())
     }
 
+    async fn undrained(&self, set: &SwitchRow) -> anyhow::Result<Vec<UndrainedReplica>> {
+        let undrained = self.store.undrained(&set.upstream, set.changed_at).await?;
+        Ok(undrained.into_iter().map(Into::into).collect())
+    }
+
     async fn wait_until_drained(&self, set: &SwitchRow) -> anyhow::Result<()> {
         let mut told = Vec::new();
         loop {
             if let Some(message) = overruled(set, &self.store.upstream_switches().await?) {
                 bail!(message);
             }
-            let undrained = self.store.undrained(&set.upstream, set.changed_at).await?;
+            let undrained = self.undrained(set).await?;
             if undrained.is_empty() {
                 return Ok(());
             }
             if undrained != told {
-                tell!(
-                    "Waiting for {}: calls are in flight there, or `enabled` is not {} in the \
-                     configuration there, and what was set does not count",
-                    undrained.join(", "),
-                    set.configured
-                );
+                tell!("Waiting for {}", in_words(&undrained));
                 told = undrained;
             }
             tokio::time::sleep(LOOK_EVERY).await;
@@ -118,7 +116,11 @@ pub(super) fn find<'c>(config: &'c Config, name: &str) -> anyhow::Result<&'c Ups
     })
 }
 
-fn of(upstream: &UpstreamSettings, set: Option<&SwitchRow>, undrained: &[String]) -> Listed {
+fn of(
+    upstream: &UpstreamSettings,
+    set: Option<&SwitchRow>,
+    undrained: &[UndrainedReplica],
+) -> Listed {
     let enabled = set.map_or(upstream.enabled, |set| set.enabled);
     let cause = match set {
         None if !enabled => Some("disabled in the configuration".to_owned()),
@@ -127,9 +129,9 @@ fn of(upstream: &UpstreamSettings, set: Option<&SwitchRow>, undrained: &[String]
             set.changed_by
         )),
         Some(set) if !enabled => Some(format!(
-            "disabled by {}; calls may be in flight from {}",
+            "disabled by {}; not drained by {}",
             set.changed_by,
-            undrained.join(", ")
+            in_words(undrained)
         )),
         _ => None,
     };

@@ -2,7 +2,8 @@
 
 use serde::Serialize;
 
-use crate::api::admin::{Status, WindowStatus};
+use crate::api::admin::{Status, UpstreamStatus, WindowStatus};
+use crate::api::upstreams::in_words;
 use crate::cli::figures::moment;
 use crate::cli::status::picture;
 use crate::cli::table::{Column, Table};
@@ -28,6 +29,16 @@ pub(super) struct Listed {
     pub(super) windows: Vec<WindowStatus>,
 }
 
+/// Why an upstream is not up, and who may have calls in flight there where that is waited for.
+fn cause(upstream: &UpstreamStatus) -> Option<String> {
+    let cause = upstream.cause.clone()?;
+    Some(if upstream.waits_for.is_empty() {
+        cause
+    } else {
+        format!("{cause}; not drained by {}", in_words(&upstream.waits_for))
+    })
+}
+
 /// As a server answers.
 pub(super) fn of_server(status: Status) -> Vec<Listed> {
     let upstreams = status.upstreams.into_iter();
@@ -37,9 +48,9 @@ pub(super) fn of_server(status: Status) -> Vec<Listed> {
             let of_it = windows.iter().filter(|one| one.upstream == upstream.name);
             of_it.cloned().collect()
         },
+        cause: cause(&upstream),
         name: upstream.name,
         state: upstream.state,
-        cause: upstream.cause,
         in_flight: Some(upstream.in_flight),
         share: Some(upstream.share),
         limit: upstream.limit,

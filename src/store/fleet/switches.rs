@@ -1,5 +1,5 @@
-//! Which upstreams operators have enabled and disabled at run time, and which processes have
-//! nothing in flight at those that are disabled.
+//! Which upstreams operators have enabled and disabled at run time, and how many calls processes
+//! have in flight at those that are disabled.
 
 use sqlx::FromRow;
 
@@ -18,6 +18,15 @@ pub struct SwitchRow {
     pub changed_by: String,
     /// By the database's clock, in milliseconds. Each change of an upstream has a later one.
     pub changed_at: i64,
+}
+
+/// A live process that may have calls in flight at an upstream that is disabled.
+#[derive(Clone, Debug, PartialEq, Eq, FromRow)]
+pub struct Undrained {
+    /// The process's name.
+    pub name: String,
+    /// As it has told. `None`: it has told nothing since the upstream was disabled.
+    pub in_flight: Option<i64>,
 }
 
 impl Store {
@@ -86,22 +95,31 @@ impl Store {
         }))
     }
 
-    /// Notes that a process has nothing in flight at an upstream that was disabled at this time,
-    /// and will send nothing there. What is noted of processes that are gone is removed.
+    /// Notes how many calls a process has in flight at an upstream that was disabled at this time,
+    /// and to which it sends nothing more. What is noted of processes that are gone is removed.
     ///
     /// # Errors
     /// When the database fails.
-    pub async fn note_drained(&self, token: &str, upstream: &str, changed_at: i64) -> Result<()> {
+    pub async fn note_in_flight(
+        &self,
+        token: &str,
+        upstream: &str,
+        changed_at: i64,
+        in_flight: usize,
+    ) -> Result<()> {
         let mut tx = self.begin().await?;
         in_tx!(&mut tx, |c| {
             sqlx::query(
-                "-- note_drained
-                 INSERT INTO upstream_drains (upstream, token, changed_at) VALUES ($1, $2, $3)
-                 ON CONFLICT (upstream, token) DO UPDATE SET changed_at = excluded.changed_at",
+                "-- note_in_flight
+                 INSERT INTO upstream_drains (upstream, token, changed_at, in_flight)
+                 VALUES ($1, $2, $3, $4)
+                 ON CONFLICT (upstream, token) DO UPDATE
+                 SET changed_at = excluded.changed_at, in_flight = excluded.in_flight",
             )
             .bind(upstream)
             .bind(token)
             .bind(changed_at)
+            .bind(i64::try_from(in_flight).unwrap_or(i64::MAX))
             .execute(&mut *c)
             .await?;
             sqlx::query(
@@ -117,27 +135,28 @@ impl Store {
         tx.commit().await
     }
 
-    /// The names of the live processes that may have calls in flight at an upstream which was
-    /// disabled at this time.
+    /// The live processes that may have calls in flight at an upstream which was disabled at this
+    /// time, in the order of their names.
     ///
     /// # Errors
     /// When the database fails.
-    pub async fn undrained(&self, upstream: &str, changed_at: i64) -> Result<Vec<String>> {
+    pub async fn undrained(&self, upstream: &str, changed_at: i64) -> Result<Vec<Undrained>> {
         let sql = sql!(
             "-- undrained
-             SELECT name FROM replicas
-             WHERE lease_until >= {now} AND token NOT IN
-                (SELECT token FROM upstream_drains WHERE upstream = $1 AND changed_at = $2)
-             ORDER BY name",
+             SELECT replicas.name, told.in_flight FROM replicas
+             LEFT JOIN upstream_drains AS told ON told.token = replicas.token
+                AND told.upstream = $1 AND told.changed_at = $2
+             WHERE replicas.lease_until >= {now}
+                AND (told.in_flight IS NULL OR told.in_flight > 0)
+             ORDER BY replicas.name",
             now = self.engine().now_ms()
         );
-        let names: Vec<(String,)> = on_pool!(self.reader(), |c| {
+        Ok(on_pool!(self.reader(), |c| {
             sqlx::query_as(sql)
                 .bind(upstream)
                 .bind(changed_at)
                 .fetch_all(c)
                 .await?
-        });
-        Ok(names.into_iter().map(|(name,)| name).collect())
+        }))
     }
 }

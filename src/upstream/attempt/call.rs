@@ -7,7 +7,7 @@ use bytes::Bytes;
 
 use super::client::Client;
 use super::history::{History, Next};
-use super::result::{CallResult, Cost};
+use super::result::CallResult;
 use super::timer::Timer;
 use crate::domain::clock::Clock;
 use crate::domain::outcome::{Form, Warning};
@@ -203,6 +203,12 @@ pub(super) fn read(
     if result != CallResult::Succeeded {
         ended.retry_after = provider.retry_after(head, &decoded, now(clock));
         ended.cause = provider.explain(result, head, &decoded);
+        if result == CallResult::Unpaid {
+            // Some say so by a 400 or a 429.
+            ended
+                .cause
+                .push_str(": it asks to be paid, or the quota is spent");
+        }
     }
     let answer = Answer {
         status: head.status,
@@ -246,7 +252,7 @@ fn conclude(
         Next::End => !matches!(result, CallResult::Garbled | CallResult::Unusable),
         Next::Again { .. } => {
             client.metrics.retried(result as usize);
-            result.cost() == Some(Cost::Refusal) || result == CallResult::ContextTooLong
+            result.says_what_to_mend()
         }
     };
     answer = answer.filter(|_| is_kept);

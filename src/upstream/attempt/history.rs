@@ -43,6 +43,8 @@ pub struct History {
     attempts: u32,
     /// Calls that did not.
     free: u32,
+    /// How often no route that could take the line had a place for it.
+    waits: u32,
     timeouts: u32,
     /// Where the line cannot be taken, whatever the state of the server: the provider has no such
     /// parameter, or the model no room for so long a line.
@@ -265,12 +267,16 @@ impl History {
         if self.has_no_way(all) {
             return Next::End;
         }
-        match self.held_up(settings, random) {
-            Next::Again { is_hastened, .. } if self.cannot_take.len() > known => Next::Again {
-                after: Duration::ZERO,
-                is_hastened,
-            },
-            next => next,
+        let after = if self.cannot_take.len() > known {
+            Duration::ZERO
+        } else {
+            self.waits = self.waits.saturating_add(1);
+            let pause = doubled(settings.initial_backoff, self.waits - 1).min(settings.max_backoff);
+            pause.mul_f64(0.5 + random / 2.0)
+        };
+        Next::Again {
+            after,
+            is_hastened: false,
         }
     }
 

@@ -105,7 +105,8 @@ impl CallResult {
             | CallResult::ModelMissing
             | CallResult::ContextTooLong => "answered",
             CallResult::Malformed | CallResult::Undecodable | CallResult::Unusable => "malformed",
-            CallResult::KeyRefused | CallResult::Refused | CallResult::Unpaid => "refused",
+            CallResult::KeyRefused | CallResult::Refused => "refused",
+            CallResult::Unpaid => "unpaid",
             CallResult::Misdirected => "misdirected",
             CallResult::Limited => "rate_limited",
             CallResult::Unavailable => "unavailable",
@@ -170,11 +171,6 @@ impl CallResult {
         )
     }
 
-    /// For health: whether a failure concerns all models of the upstream.
-    pub(in crate::upstream) fn is_of_upstream(self) -> bool {
-        matches!(self, CallResult::KeyRefused | CallResult::Unreachable)
-    }
-
     /// For health: whether only a caller whose key is accepted is answered so.
     pub(in crate::upstream) fn shows_that_the_key_works(self) -> bool {
         matches!(
@@ -196,6 +192,13 @@ impl CallResult {
         matches!(self, CallResult::Unsupported | CallResult::ContextTooLong)
     }
 
+    /// For retries: whether the answer is kept until the line has a better one. Where the line has
+    /// none when its window ends, the answer says what to mend.
+    pub(in crate::upstream) fn says_what_to_mend(self) -> bool {
+        matches!(self, CallResult::Unpaid | CallResult::ContextTooLong)
+            || self.cost() == Some(Cost::Refusal)
+    }
+
     /// For retries: what the call costs its line. `None`: the line ends with it.
     pub(in crate::upstream) fn cost(self) -> Option<Cost> {
         Some(match self {
@@ -205,11 +208,9 @@ impl CallResult {
             | CallResult::Undecodable
             | CallResult::TooLarge
             | CallResult::ModelMissing => return None,
-            CallResult::KeyRefused
-            | CallResult::Refused
-            | CallResult::Unpaid
-            | CallResult::Misdirected => Cost::Refusal,
-            CallResult::Limited
+            CallResult::KeyRefused | CallResult::Refused | CallResult::Misdirected => Cost::Refusal,
+            CallResult::Unpaid
+            | CallResult::Limited
             | CallResult::Unavailable
             | CallResult::NoDescriptor
             | CallResult::NoPort

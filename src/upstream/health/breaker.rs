@@ -50,6 +50,9 @@ const BATCHES_COUNTED_MAX: usize = 256;
 const ONE_MORE_AFTER: Duration = Duration::from_secs(5);
 /// What was down and works again takes half of its calls for so long, however fast it answers.
 const RAMP: Duration = Duration::from_secs(1);
+/// What fails is tried again after this part of the time that it has failed. So an outage costs the
+/// lines little more than it takes, and a long one few trials.
+const TRIED_AFTER_A_PART: u32 = 8;
 /// After one failure, what has worked before stays open: the next line shows whose fault it was.
 const FAILURES_IN_A_ROW: u32 = 2;
 
@@ -163,6 +166,8 @@ pub(in crate::upstream) struct Breaker {
     in_flight: usize,
     /// Closings since the last success: each doubles the wait.
     consecutive_closings: u32,
+    /// When the first of them was.
+    first_closed: Option<Instant>,
     /// Failures since the last success of a call that began after the first of them.
     consecutive_failures: u32,
     /// When the first of them came.
@@ -227,6 +232,11 @@ impl Breaker {
     }
 
     pub(in crate::upstream) fn room(&self, now: Instant) -> Room {
+        self.room_beside(0, now)
+    }
+
+    /// The same, where so many places are kept for other lines.
+    pub(in crate::upstream) fn room_beside(&self, kept: usize, now: Instant) -> Room {
         if let Some(closure) = &self.closure
             && (closure.until > now || closure.reason == Reason::Unreachable)
         {
@@ -234,7 +244,7 @@ impl Breaker {
             return Room::Closed { until };
         }
         match self.window {
-            Some(window) if self.in_flight >= self.size(window, now) => Room::Full,
+            Some(window) if self.in_flight + kept >= self.size(window, now) => Room::Full,
             _ => Room::Open {
                 is_trial: self.closure.is_some(),
             },
@@ -460,6 +470,13 @@ impl Breaker {
         self.abandon(generation);
     }
 
+    /// A call has failed in a way that concerns this breaker, and others with it that hear of it as
+    /// a failure: only the time is noted.
+    pub(in crate::upstream) fn suspect(&mut self, generation: u32, now: Instant) {
+        self.failing_since.get_or_insert(now);
+        self.pass_over(generation);
+    }
+
     /// A probe of an unreachable upstream has ended. An answer opens the breaker, and only a call
     /// that succeeds ends the doubling of its waits.
     pub(in crate::upstream) fn probed(
@@ -529,6 +546,11 @@ impl Breaker {
         self.last_refusal.as_ref()
     }
 
+    /// Since when calls have failed here, as far as the failures are not over.
+    pub(in crate::upstream) fn failing_since(&self) -> Option<Instant> {
+        self.failing_since
+    }
+
     fn end_failures(&mut self) {
         self.consecutive_failures = 0;
         (self.failing_since, self.last_refusal) = (None, None);
@@ -553,6 +575,9 @@ impl Breaker {
             self.consecutive_closings = 0;
         }
         self.consecutive_closings = self.consecutive_closings.saturating_add(1);
+        if self.consecutive_closings == 1 {
+            self.first_closed = Some(now);
+        }
         self.failed_trial = before.is_some().then_some(self.generation);
         let own = match failure.reason {
             Reason::Limited => doubled(retry.initial_backoff, self.consecutive_closings - 1)
@@ -560,9 +585,10 @@ impl Breaker {
                 .mul_f64(0.5 + random / 2.0),
             Reason::Unreachable => probe_wait(self.consecutive_closings, pace, random),
             Reason::Unavailable | Reason::Failing => {
-                doubled(pace.probe_first, self.consecutive_closings - 1)
-                    .min(pace.failing_longest)
-                    .mul_f64(1.0 + random / 4.0)
+                let first = self.first_closed.unwrap_or(now);
+                let part = now.saturating_duration_since(first) / TRIED_AFTER_A_PART;
+                let wait = part.max(pace.probe_first).min(pace.failing_longest);
+                wait.mul_f64(1.0 + random / 4.0)
             }
             _ => doubled(pace.trial_first, self.consecutive_closings - 1).min(pace.trial_longest),
         };

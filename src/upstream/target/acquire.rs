@@ -1,21 +1,25 @@
 //! Before a call: which target takes the line, or why none does.
 
 use std::sync::Arc;
+use std::time::Duration;
 
 use tokio::time::Instant;
 
+use super::kept::Kept;
 use super::permit::Permit;
-use super::targets::{State, Targets};
+use super::targets::{Counts, State, Targets};
 use super::upstream::Upstream;
 use crate::upstream::attempt::history::History;
 use crate::upstream::balance::speed::Speed;
 use crate::upstream::balance::{Avoid, Candidates, Load};
 use crate::upstream::health::breaker::Room;
-use crate::upstream::limits::auto::Meter;
 use crate::upstream::limits::concurrency::Limits;
 use crate::upstream::limits::rate::{Gate, RateRequest, Standing};
 use crate::upstream::route::{Routes, Target};
 use crate::upstream::settings::Spill;
+
+/// A place is kept for twice the line's pause and so much more: others may be sent before the line.
+const MARGIN: Duration = Duration::from_secs(1);
 
 /// Whether a line can be sent now.
 #[derive(Debug)]
@@ -52,12 +56,7 @@ pub(in crate::upstream) enum Reach {
 /// The targets of a tier, for one line.
 struct ForLine<'a> {
     targets: &'a [Target],
-    upstreams: &'a [Upstream],
-    /// Calls in flight by the routes that have a limit.
-    by_route: &'a [usize],
-    meters: &'a [Meter],
-    /// Calls in flight by the lane of the model.
-    by_lane: &'a [usize],
+    counts: Counts<'a>,
     limits: &'a Limits,
     line: &'a Line<'a>,
     /// What the line avoids more than this does not take it.
@@ -71,9 +70,19 @@ struct Line<'a> {
     gate: Option<&'a Gate<'a>>,
     now: Instant,
     reach: Reach,
+    /// Some of the routes cannot take the line, so places are kept for it at the others.
+    is_restricted: bool,
 }
 
 impl Line<'_> {
+    /// What is kept from the line at a target, for lines that can go nowhere else.
+    fn kept(&self, target: &Target, upstreams: &[Upstream]) -> Kept {
+        if self.is_restricted {
+            return Kept::default();
+        }
+        upstreams[target.upstream].kept.beside(target, self.now)
+    }
+
     /// How much the line avoids a target by its best key.
     fn avoids(&self, target: &Target) -> Avoid {
         let avoids = target.backends().map(|one| self.history.avoids(one));
@@ -98,11 +107,12 @@ impl ForLine<'_> {
     /// The key by which the line goes to a target, and how much it avoids that. `None`: it cannot
     /// go there now.
     fn key(&self, target: &Target) -> Option<(usize, Avoid)> {
-        let one = &self.upstreams[target.upstream];
+        let one = &self.counts.upstreams[target.upstream];
+        let kept = self.line.kept(target, self.counts.upstreams);
         let avoid = |key: usize| {
             let backend = &target.by_key[key].backend;
             let avoid = self.line.history.avoids(backend);
-            let room = one.room(key, &backend.breaker(), self.line.now);
+            let room = one.room_beside(kept, key, &backend.breaker(), self.line.now);
             let takes = matches!(room, Room::Open { .. }) && avoid <= self.most;
             (takes && self.line.fits(target, key)).then_some(avoid)
         };
@@ -122,14 +132,14 @@ impl Candidates for ForLine<'_> {
 
     fn load(&self, index: usize) -> Option<Load> {
         let target = &self.targets[index];
-        let counts = (self.upstreams, self.by_route, self.by_lane, self.meters);
-        if !has_place(target, counts, self.limits) {
+        let kept = self.line.kept(target, self.counts.upstreams);
+        if !has_place(target, self.counts, self.limits, kept) {
             return None;
         }
         let (_, avoid) = self.key(target)?;
         Some(Load {
             avoid,
-            in_flight: self.upstreams[target.upstream].in_flight(),
+            in_flight: self.counts.upstreams[target.upstream].in_flight(),
             weight: target.weight,
         })
     }
@@ -163,6 +173,7 @@ impl Targets {
             gate: gate.as_ref(),
             now,
             reach,
+            is_restricted: history.misses_its_model(),
         };
         let (index, key) = match state.choose(routes, &line) {
             Ok(chosen) => chosen,
@@ -175,6 +186,7 @@ impl Targets {
             }
         };
         state.begun = state.begun.wrapping_add(1);
+        let is_restricted = line.is_restricted;
         let target = &routes.targets[index];
         if let Some(limit) = target.limit {
             state.by_route[limit] += 1;
@@ -190,6 +202,9 @@ impl Targets {
         });
         let backend = &target.by_key[key].backend;
         let upstream = &mut state.upstreams[target.upstream];
+        if is_restricted && history.avoids(backend) <= Avoid::SameTarget {
+            upstream.kept.take(target);
+        }
         let flight = upstream.on_start(key, &mut backend.breaker(), now, batch);
         drop(guard);
         let (targets, routes) = (Arc::clone(self), Arc::clone(routes));
@@ -202,17 +217,17 @@ impl Targets {
     }
 }
 
-/// Whether fewer calls are in flight at a target than may be.
-pub(super) fn has_place(
-    target: &Target,
-    (upstreams, by_route, by_lane, meters): (&[Upstream], &[usize], &[usize], &[Meter]),
-    limits: &Limits,
-) -> bool {
+/// Whether fewer calls are in flight at a target than may be, beside the places that are kept.
+pub(super) fn has_place(target: &Target, counts: Counts<'_>, limits: &Limits, kept: Kept) -> bool {
     let upstream = target.upstream;
-    let by_route = |limit: usize| by_route[limit] < limits.of_route(limit);
-    let in_window = |window: usize| meters[window].in_flight() < limits.of_window(window);
-    let of_lane = |calls: usize| by_lane[target.lane.index()] < calls;
-    upstreams[upstream].in_flight() < limits.share(upstream)
+    let by_route = |limit: usize| counts.by_route[limit] + kept.of_route < limits.of_route(limit);
+    let in_window = |window: usize| {
+        let in_flight = counts.meters[window].in_flight();
+        in_flight + kept.of_window < limits.of_window(window)
+    };
+    let by_lane = counts.by_lane[target.lane.index()];
+    let of_lane = |calls: usize| by_lane + kept.of_lane < calls;
+    counts.upstreams[upstream].in_flight() + kept.of_upstream < limits.share(upstream)
         && target.limit.is_none_or(by_route)
         && target.window.is_none_or(in_window)
         && limits.of_model(target.lane).is_none_or(of_lane)
@@ -226,7 +241,7 @@ impl State {
             return Err(0);
         }
         let found = self.choose_up_to(Avoid::SameTarget, routes, line);
-        if found.is_err() && line.history.misses_its_model() {
+        if found.is_err() && line.is_restricted {
             // Rather than to hold up the lines behind it, the line is told so once more, and waits.
             return self.choose_up_to(Avoid::ModelMissing, routes, line);
         }
@@ -246,10 +261,12 @@ impl State {
             let targets = &routes.targets[tier.targets.clone()];
             let for_line = ForLine {
                 targets,
-                upstreams: &self.upstreams,
-                by_route: &self.by_route,
-                meters: &self.meters,
-                by_lane: &self.by_lane,
+                counts: Counts {
+                    upstreams: &self.upstreams,
+                    by_route: &self.by_route,
+                    by_lane: &self.by_lane,
+                    meters: &self.meters,
+                },
                 limits: &self.limits,
                 line,
                 most,
@@ -279,6 +296,46 @@ impl State {
             }
         }
         Err(routes.targets.len())
+    }
+
+    /// A line that some of its routes cannot take pauses for so long. Where those that can are
+    /// full, the next place at one of them is kept.
+    pub(super) fn keep_a_place(
+        &mut self,
+        routes: &Routes,
+        history: &History,
+        (now, pause): (Instant, Duration),
+    ) {
+        let limits = Arc::clone(&self.limits);
+        let could_take = |target: &&Target| {
+            let mut backends = target.backends();
+            backends.any(|one| history.avoids(one) <= Avoid::SameTarget)
+                && limits.share(target.upstream) > 0
+        };
+        for tier in &routes.tiers {
+            let able = || {
+                let targets = routes.targets[tier.targets.clone()].iter();
+                targets.filter(could_take)
+            };
+            let mut open = able().filter(|target| self.is_open(target, now));
+            let Some(first) = open.next() else {
+                // No line spills late while a lower tier could ever take it.
+                if routes.spill == Spill::Late && able().next().is_some() {
+                    return;
+                }
+                continue;
+            };
+            let counts = self.counts();
+            let has_room = |target: &Target| {
+                has_place(target, counts, &limits, Kept::default())
+                    && matches!(self.room(target, now), Room::Open { .. })
+            };
+            if !std::iter::once(first).chain(open).any(has_room) {
+                let until = now + 2 * pause + MARGIN;
+                self.upstreams[first.upstream].kept.keep(first, until, now);
+            }
+            return;
+        }
     }
 
     /// Why no target takes a line. Where places are full, the next one that is freed is announced.

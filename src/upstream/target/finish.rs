@@ -142,6 +142,12 @@ impl Targets {
             breaker.await_success(now);
         }
         drop(breaker);
+        if let Next::Again { after: pause, .. } = next
+            && !pause.is_zero()
+            && history.misses_its_model()
+        {
+            state.keep_a_place(&permit.routes, history, (now, pause));
+        }
         let all = [&changes.of_upstream, &changes.of_key, &changes.of_backend];
         for change in all.into_iter().flatten() {
             // Where another key works, or will by itself, nothing is lost yet.

@@ -6,6 +6,7 @@
 //! | `backend` | a model at an upstream, with a breaker of its own |
 //! | `targets` | all of them, under one lock |
 //! | `acquire`, `permit`, `finish` | before, during and after a call |
+//! | `kept` | places that are kept for lines that can go nowhere else |
 //! | `switch` | whether lines may be sent to an upstream, by its operators |
 //! | `rates` | what rate limits have to do with calls |
 //! | `windows` | what windows that are found out have to do with calls |
@@ -15,6 +16,7 @@
 mod acquire;
 pub(super) mod backend;
 mod finish;
+mod kept;
 mod permit;
 mod questions;
 mod rates;

@@ -7,6 +7,7 @@ use tokio::time::Instant;
 
 use super::acquire::{Acquired, has_place};
 use super::finish::Ended;
+use super::kept::Kept;
 use super::permit::Permit;
 use super::targets::{State, Targets};
 use crate::upstream::attempt::result::CallResult;
@@ -35,14 +36,8 @@ impl Targets {
         for (place, target) in routes.targets.iter().enumerate() {
             let tokens = target.tokens(gate.size);
             let upstream = &state.upstreams[target.upstream];
-            let counts = (
-                &*state.upstreams,
-                &*state.by_route,
-                &*state.by_lane,
-                &*state.meters,
-            );
-            let may_go =
-                place < reach && has_place(target, counts, &state.limits) && !state.is_hopeless();
+            let has_place = || has_place(target, state.counts(), &state.limits, Kept::default());
+            let may_go = place < reach && has_place() && !state.is_hopeless();
             for (key, by_key) in target.by_key.iter().enumerate() {
                 let standing = gate.standing(&by_key.rate_limits, tokens);
                 if let Standing::Never(limit) = standing {

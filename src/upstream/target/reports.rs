@@ -109,24 +109,26 @@ impl Targets {
         self.changed.notify_one();
     }
 
-    /// Of what operators have disabled: the names of the upstreams at which this process has
-    /// nothing in flight, and sends nothing, each with when it was disabled. An upstream that this
-    /// process does not have is one of them.
+    /// Of what operators have disabled: the names of the upstreams to which this process sends
+    /// nothing more, each with when it was disabled, and how many calls are in flight there. An
+    /// upstream that this process does not have is one of them. One that is enabled here all the
+    /// same, as the configuration says something else, is not.
     #[must_use]
-    pub fn drained(&self, switches: &[Switch]) -> Vec<(String, i64)> {
+    pub fn in_flight_at_disabled(&self, switches: &[Switch]) -> Vec<(String, i64, usize)> {
         let state = self.lock();
-        let is_idle = |name: &str| {
+        let calls = |name: &str| {
             let mut named = state.upstreams.iter().filter(|one| *one.name == *name);
-            named.all(|one| {
+            named.try_fold(0, |calls, one| {
                 let is_closed = one.is_gone || one.switched().is_disabled();
-                is_closed && one.in_flight() == 0
+                is_closed.then(|| calls + one.in_flight())
             })
         };
         let disabled = switches.iter().filter(|switch| !switch.enabled);
-        let drained = disabled.filter(|switch| is_idle(&switch.upstream));
-        drained
-            .map(|switch| (switch.upstream.clone(), switch.at_ms))
-            .collect()
+        let told = disabled.filter_map(|switch| {
+            let calls = calls(&switch.upstream)?;
+            Some((switch.upstream.clone(), switch.at_ms, calls))
+        });
+        told.collect()
     }
 
     /// Waits until the last call has ended at an upstream that is disabled. For one listener.

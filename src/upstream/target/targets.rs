@@ -44,6 +44,18 @@ pub struct Targets {
     state: Mutex<State>,
 }
 
+/// The calls in flight, as limits count them.
+#[derive(Clone, Copy)]
+pub(super) struct Counts<'a> {
+    pub(super) upstreams: &'a [Upstream],
+    /// By the routes that have a limit.
+    pub(super) by_route: &'a [usize],
+    /// By the lane of the model.
+    pub(super) by_lane: &'a [usize],
+    /// By window.
+    pub(super) meters: &'a [Meter],
+}
+
 /// What the lock guards.
 #[derive(Debug)]
 pub(super) struct State {
@@ -271,6 +283,15 @@ fn at<T>(items: &mut Vec<T>, number: usize, new: impl Fn() -> T) -> &mut T {
 }
 
 impl State {
+    pub(super) fn counts(&self) -> Counts<'_> {
+        Counts {
+            upstreams: &self.upstreams,
+            by_route: &self.by_route,
+            by_lane: &self.by_lane,
+            meters: &self.meters,
+        }
+    }
+
     /// What counts when a call to an upstream ends.
     pub(super) fn moment<'p>(
         &self,

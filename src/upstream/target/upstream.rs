@@ -7,6 +7,7 @@ use std::time::Duration;
 use tokio::sync::Notify;
 use tokio::time::Instant;
 
+use super::kept::{Kept, KeptPlaces};
 use super::switch::{Switch, Switched};
 use crate::upstream::attempt::ages::{Ages, OldCalls, Second};
 use crate::upstream::attempt::result::CallResult;
@@ -35,6 +36,8 @@ pub(in crate::upstream) struct Upstream {
     has_answered: bool,
     /// A call for a line has ended, however it went.
     was_tried: bool,
+    /// For lines that can go nowhere else.
+    pub(super) kept: KeptPlaces,
     /// Of the upstream itself, and, where it has no more than one key, of that.
     breaker: Breaker,
     /// The keys, in their order, where there are several.
@@ -212,15 +215,26 @@ impl Upstream {
 
     /// Whether the breakers let a line be sent by a key to a model here, and the operators.
     pub(super) fn room(&self, key: usize, backend: &Breaker, now: Instant) -> Room {
+        self.room_beside(Kept::default(), key, backend, now)
+    }
+
+    /// The same, for a line from which places are kept.
+    pub(super) fn room_beside(
+        &self,
+        kept: Kept,
+        key: usize,
+        backend: &Breaker,
+        now: Instant,
+    ) -> Room {
         if self.switched.is_disabled() {
             return Room::Closed { until: None };
         }
-        let room = self.breaker.room(now);
+        let room = self.breaker.room_beside(kept.of_upstream, now);
         let room = match self.keys.get(key) {
             Some(key) => room.and(|| key.breaker.room(now)),
             None => room,
         };
-        room.and(|| backend.room(now))
+        room.and(|| backend.room_beside(kept.of_backend, now))
     }
 
     /// A line was turned away because the upstream is full: the next place that is freed is news.
@@ -367,14 +381,26 @@ impl Upstream {
         let mut changes = Changes::default();
         let key = self.keys.get_mut(key).map(|key| &mut key.breaker);
         let breaker = &mut self.breaker;
+        let is_of_key = match end.result {
+            CallResult::KeyRefused => true,
+            CallResult::Unpaid => {
+                let of_key = key.as_deref().unwrap_or(breaker);
+                is_of_account(of_key, backend)
+            }
+            _ => false,
+        };
         match (end.result, key) {
             // The upstream has answered, whatever it thinks of the key.
-            (CallResult::KeyRefused, Some(key)) => {
-                backend.pass_over(flight.backend);
+            (_, Some(key)) if is_of_key => {
+                backend.suspect(flight.backend, now);
                 changes.of_upstream = breaker.answer(flight.upstream);
                 changes.of_key = fail(key, flight.key);
             }
-            (result, key) if result.is_of_upstream() => {
+            (_, None) if is_of_key => {
+                backend.suspect(flight.backend, now);
+                changes.of_upstream = fail(breaker, flight.upstream);
+            }
+            (CallResult::Unreachable, key) => {
                 backend.pass_over(flight.backend);
                 if let Some(key) = key {
                     key.pass_over(flight.key);
@@ -444,4 +470,18 @@ impl Upstream {
         });
         own.into_iter().chain(of_keys).collect()
     }
+}
+
+/// Whether a call that is to be paid concerns all models that are called by its key. Some accounts
+/// may use one model for nothing and not the next: there calls of other models by the key succeed
+/// that began after this one was refused first.
+fn is_of_account(of_key: &Breaker, backend: &Breaker) -> bool {
+    let is_closed_so = of_key
+        .closure()
+        .is_some_and(|closure| closure.reason == Reason::Unpaid);
+    let succeeded = of_key.evidence().success_begun;
+    let is_good_for_others = backend
+        .failing_since()
+        .is_some_and(|since| succeeded > Some(since));
+    is_closed_so || !is_good_for_others
 }

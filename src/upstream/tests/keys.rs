@@ -105,6 +105,28 @@ async fn a_refused_key_is_set_aside_and_fails_no_line() {
 }
 
 #[tokio::test]
+async fn a_key_whose_account_is_to_be_paid_is_set_aside_for_all_models() {
+    let server = Server::start(|seen| match bearer(seen).as_str() {
+        "unpaid" => reply(402, "pay"),
+        _ => reply(200, "{}"),
+    })
+    .await;
+    let mut settings = with_keys(&server.base_url, &["unpaid", "good"]);
+    settings.models.push(model("n", vec![route("one", None)]));
+    let mut options = hasty();
+    options.pace.trial_first = Duration::from_hours(1);
+    options.pace.trial_longest = Duration::from_hours(1);
+    let pool = Pool::new(&settings, options).expect("a good configuration");
+    lines_until(&pool, || keys_of(&pool)[0].1 == UpstreamState::Ejected).await;
+    let tried = server.seen("POST").len();
+    for model in ["m", "n", "n", "m"] {
+        answer(send(&pool, permit(&pool, model), "{}").await);
+    }
+    let since = server.seen("POST").split_off(tried);
+    assert!(since.iter().all(|seen| bearer(seen) == "good"), "{since:?}");
+}
+
+#[tokio::test]
 async fn a_refused_key_comes_back_by_itself_when_it_is_mended() {
     let mended = Arc::new(AtomicBool::new(false));
     let is_mended = Arc::clone(&mended);

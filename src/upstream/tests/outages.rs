@@ -258,30 +258,127 @@ async fn an_answer_that_was_on_its_way_does_not_hide_that_the_key_is_refused() {
 
 #[tokio::test]
 async fn a_model_that_the_key_may_not_use_does_not_keep_others_from_it() {
-    for status in [402, 403] {
-        let server = Server::start(move |seen| match &seen.body[..] {
-            b"other" => reply(200, "{}"),
-            _ => reply(status, "no"),
-        })
-        .await;
-        let pool = pool(&settings(vec![upstream("gpu", &server.base_url)], vec![]));
-        retried(send(&pool, permit(&pool, "m"), "{}").await);
-        assert!(closed(&pool).is_some());
-        answer(send(&pool, permit(&pool, "other"), "other").await);
-        let status = pool.snapshot().remove(0);
-        assert_eq!(
-            status.state,
-            UpstreamState::Up,
-            "of all models one is closed"
-        );
-        assert_eq!(status.models.len(), 1);
-        assert_eq!(status.models[0].model, "m");
+    let server = Server::start(|seen| match &seen.body[..] {
+        b"other" => reply(200, "{}"),
+        _ => reply(403, "no"),
+    })
+    .await;
+    let pool = pool(&settings(vec![upstream("gpu", &server.base_url)], vec![]));
+    retried(send(&pool, permit(&pool, "m"), "{}").await);
+    assert!(closed(&pool).is_some());
+    answer(send(&pool, permit(&pool, "other"), "other").await);
+    let status = pool.snapshot().remove(0);
+    assert_eq!(
+        status.state,
+        UpstreamState::Up,
+        "of all models one is closed"
+    );
+    assert_eq!(status.models.len(), 1);
+    assert_eq!(status.models[0].model, "m");
+}
+
+/// What providers say of an account that has nothing left to spend.
+const UNPAID: [(ProviderKind, u16, &str); 6] = [
+    (ProviderKind::OpenAi, 402, "pay"),
+    (
+        ProviderKind::OpenAi,
+        429,
+        r#"{"error":{"message":"x","type":"insufficient_quota"}}"#,
+    ),
+    (
+        ProviderKind::Anthropic,
+        400,
+        r#"{"type":"error","error":{"type":"invalid_request_error",
+            "message":"Your credit balance is too low to access the Anthropic API."}}"#,
+    ),
+    (
+        ProviderKind::Gemini,
+        400,
+        r#"{"error":{"status":"FAILED_PRECONDITION","message":"Enable billing."}}"#,
+    ),
+    (ProviderKind::Mistral, 402, r#"{"message":"pay"}"#),
+    (
+        ProviderKind::Cohere,
+        429,
+        r#"{"message":"limited to 1000 API calls / month"}"#,
+    ),
+];
+
+#[tokio::test]
+async fn an_account_that_is_to_be_paid_keeps_all_models_from_the_upstream() {
+    for (provider, status, body) in UNPAID {
+        let server = Server::start(move |_| reply(status, body)).await;
+        let mut vendor = upstream("vendor", &server.base_url);
+        vendor.provider = provider;
+        let pool = pool(&settings(vec![vendor], vec![]));
+        let hello = r#"{"model":"m","messages":[{"role":"user","content":"x"}]}"#;
+        let attempt = retried(send(&pool, permit(&pool, "m"), hello).await);
+        assert_eq!(attempt.result, CallResult::Unpaid, "{provider:?} {status}");
+        let kept = attempt
+            .answer
+            .expect("given along for the end of the window");
+        assert_eq!(kept.status, status);
+        let other = pool.resolve("other").expect("is served");
+        assert!(!pool.targets().is_open(&other), "{provider:?} {status}");
+        let upstream = pool.snapshot().remove(0);
+        assert_eq!(upstream.state, UpstreamState::Ejected);
+        let cause = upstream.cause.expect("is said");
+        assert!(cause.contains("to be paid"), "{cause}");
     }
 }
 
 #[tokio::test]
+async fn a_model_that_may_be_used_for_nothing_goes_on_where_another_is_to_be_paid() {
+    let server = Server::start(|seen| match &seen.body[..] {
+        b"free" => reply(200, "{}"),
+        _ => reply(402, "pay"),
+    })
+    .await;
+    let pool = pool(&settings(
+        vec![upstream("vendor", &server.base_url)],
+        vec![],
+    ));
+    retried(send(&pool, permit(&pool, "m"), "{}").await);
+    assert_eq!(
+        state(&pool),
+        UpstreamState::Ejected,
+        "nothing else is known"
+    );
+    until("a line may be tried", || closed(&pool).is_none()).await;
+    answer(send(&pool, permit(&pool, "free"), "free").await);
+    assert_eq!(state(&pool), UpstreamState::Up);
+    // From now on it is known that the account is good for something.
+    for _ in 0..5 {
+        until("a line may be tried", || closed(&pool).is_none()).await;
+        retried(send(&pool, permit(&pool, "m"), "{}").await);
+        assert_eq!(state(&pool), UpstreamState::Up);
+        answer(send(&pool, permit(&pool, "free"), "free").await);
+    }
+}
+
+#[tokio::test]
+async fn an_account_that_is_filled_up_now_and_then_fails_no_line() {
+    let server = Server::start(|seen| match seen.nth {
+        1 | 3 | 5 | 7 => reply(402, "pay"),
+        _ => reply(200, "{}"),
+    })
+    .await;
+    let pool = pool(&settings(
+        vec![upstream("vendor", &server.base_url)],
+        vec![],
+    ));
+    let mut unlucky = History::default();
+    for _ in 0..4 {
+        answer(line(&pool).await);
+        retried(send_again(&pool, &mut unlucky, "{}").await);
+    }
+    answer(line(&pool).await);
+    answer(send_again(&pool, &mut unlucky, "{}").await);
+}
+
+#[tokio::test]
 async fn a_refusal_is_a_lines_own_answer_once_another_has_succeeded_since() {
-    for status in [401, 402, 403] {
+    for status in [401, 403] {
         let server = Server::start(move |seen| match &seen.body[..] {
             b"bad" => reply(status, "no"),
             _ => reply(200, "{}"),

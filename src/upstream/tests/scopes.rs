@@ -98,6 +98,91 @@ async fn a_line_that_is_too_long_waits_for_a_route_that_is_full() {
     assert_eq!(answer(last).status, 200);
 }
 
+/// A model whose lines go to `long` first, which takes two at once and any line, and to `short`
+/// while `long` is full.
+fn long_before_short(long: &Server, short: &Server) -> Arc<Pool> {
+    let upstreams = vec![
+        UpstreamSettings {
+            concurrency: 2,
+            ..upstream("long", &long.base_url)
+        },
+        upstream("short", &short.base_url),
+    ];
+    let mut routes = ["long", "short"].map(|name| route(name, None)).to_vec();
+    routes[1].tier = 1;
+    let mut model = model("m", routes);
+    model.spill = Spill::Full;
+    let mut settings = settings(upstreams, vec![model]);
+    // No place is kept so short that a busy machine could miss it.
+    settings.retry.initial_backoff = Duration::from_mins(1);
+    settings.retry.max_backoff = Duration::from_mins(1);
+    pool(&settings)
+}
+
+async fn takes_no_long_ones() -> Server {
+    Server::start(|seen| match &seen.body[..] {
+        b"long" => reply(400, TOO_LONG),
+        _ => reply(200, "{}"),
+    })
+    .await
+}
+
+#[tokio::test]
+async fn a_line_that_one_route_alone_takes_gets_the_next_place_there_however_full_it_is_kept() {
+    let (long, short) = (
+        Server::start(|_| reply(200, "{}")).await,
+        takes_no_long_ones().await,
+    );
+    let pool = long_before_short(&long, &short);
+    let mut at_long = [permit(&pool, "m"), permit(&pool, "m")];
+    assert!(at_long.iter().all(|permit| permit.upstream() == 0));
+    let mut history = History::default();
+    let mut others = 0;
+    loop {
+        let attempt = send_again(&pool, &mut history, "long").await;
+        if attempt.target.upstream_name() == "long" {
+            assert_eq!(answer(attempt).status, 200);
+            break;
+        }
+        retried(attempt);
+        assert!(others < 20, "others have had every place that became free");
+        // A call ends, and the next line of others is there at once.
+        let [first, second] = at_long;
+        drop(first);
+        let next = permit(&pool, "m");
+        others += usize::from(next.upstream() == 0);
+        at_long = [second, next];
+    }
+    assert!(
+        others <= 1,
+        "{others}: the place is kept from the first pause on"
+    );
+    drop(at_long);
+    let after = [permit(&pool, "m"), permit(&pool, "m")];
+    assert!(
+        after.iter().all(|permit| permit.upstream() == 0),
+        "{after:?}"
+    );
+}
+
+#[tokio::test]
+async fn a_place_that_nobody_comes_for_is_not_kept_for_ever() {
+    let (long, short) = (
+        Server::start(|_| reply(200, "{}")).await,
+        takes_no_long_ones().await,
+    );
+    let pool = long_before_short(&long, &short);
+    let [first, _second] = [permit(&pool, "m"), permit(&pool, "m")];
+    let mut history = History::default();
+    retried(send_again(&pool, &mut history, "long").await);
+    retried(send_again(&pool, &mut history, "long").await);
+    drop(first);
+    assert_eq!(permit(&pool, "m").upstream(), 1, "the place is kept");
+    tokio::time::pause();
+    tokio::time::advance(Duration::from_mins(3)).await;
+    assert_eq!(permit(&pool, "m").upstream(), 0);
+}
+
 #[tokio::test]
 async fn a_line_that_is_too_long_by_one_key_is_so_by_the_others() {
     for spill in [Spill::Full, Spill::Closed, Spill::Late] {

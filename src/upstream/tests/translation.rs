@@ -123,7 +123,7 @@ async fn row_8_the_only_upstream_may_fail_twice() {
 }
 
 #[tokio::test]
-async fn row_20_a_spend_limit_pauses_the_model_and_the_line_waits() {
+async fn row_20_a_spend_limit_pauses_the_upstream_and_the_line_waits() {
     let server = Server::start(|_| error(402, "billing_error")).await;
     let pool = pool(&settings(vec![anthropic("claude", &server)], vec![]));
     let attempt = retried(send(&pool, permit(&pool, "m"), &hello("")).await);

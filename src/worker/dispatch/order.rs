@@ -233,7 +233,9 @@ fn next_lines(
             None => passed.flows.push((place.queue, place.flow)),
         }
     }
-    lines.sort_by_key(|line| Reverse(line.key));
+    // Models of one batch take turns.
+    let last = |line: &Line| ledger.run_queues().queue(line.place.queue).last();
+    lines.sort_by_key(|line| Reverse((line.key, last(line))));
     Some(lines)
 }
 

@@ -1,7 +1,7 @@
-//! Follows what operators have set for upstreams, and tells when nothing is in flight at those
+//! Follows what operators have set for upstreams, and tells how many calls are in flight at those
 //! that are disabled.
 
-use std::collections::BTreeSet;
+use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -20,8 +20,8 @@ pub struct Switches {
     pool: Arc<Pool>,
     /// Of the process's lease. `None`: the process makes no calls.
     token: Option<Arc<str>>,
-    /// What was told of upstreams where nothing is in flight.
-    told: BTreeSet<(String, i64)>,
+    /// What was told of upstreams that are disabled: since when, and how many calls are in flight.
+    told: BTreeMap<String, (i64, usize)>,
 }
 
 impl Switches {
@@ -38,7 +38,7 @@ impl Switches {
             store,
             pool,
             token,
-            told: BTreeSet::new(),
+            told: BTreeMap::new(),
         };
         switches.follow().await?;
         Ok(switches)
@@ -75,12 +75,14 @@ impl Switches {
         let Some(token) = &self.token else {
             return Ok(());
         };
-        let drained: BTreeSet<(String, i64)> = targets.drained(&switches).into_iter().collect();
-        self.told.retain(|told| drained.contains(told));
-        for (upstream, at_ms) in drained {
-            if !self.told.contains(&(upstream.clone(), at_ms)) {
-                self.store.note_drained(token, &upstream, at_ms).await?;
-                self.told.insert((upstream, at_ms));
+        let disabled = targets.in_flight_at_disabled(&switches);
+        self.told
+            .retain(|name, _| disabled.iter().any(|(upstream, _, _)| upstream == name));
+        for (upstream, at_ms, calls) in disabled {
+            if self.told.get(&upstream) != Some(&(at_ms, calls)) {
+                let noted = self.store.note_in_flight(token, &upstream, at_ms, calls);
+                noted.await?;
+                self.told.insert(upstream, (at_ms, calls));
             }
         }
         Ok(())

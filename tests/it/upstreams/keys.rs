@@ -105,23 +105,21 @@ async fn a_refused_key_fails_no_line_is_named_by_its_variable_and_comes_back() {
     }
 }
 
-async fn lines_wait_while_all_keys_are_refused() {
+async fn lines_wait_while_one_key_is_refused_and_the_account_of_the_other_is_to_be_paid() {
     let toml = of_two_keys("");
     let server = Server::with(&toml).variables(VARIABLES);
     let server = server.upstream(accepts_both()).await;
-    for name in ["VENDOR_KEY_A", "VENDOR_KEY_B"] {
-        server.simulator.turn_key(name, 401);
-    }
+    server.simulator.turn_key("VENDOR_KEY_A", 401);
+    server.simulator.turn_key("VENDOR_KEY_B", 402);
     let key = operator(&server.database).await;
     let ids = ids(40);
     let batch = server.create_batch(lines(&ids), CHAT).await;
     are_in_states(&server, &key, "ejected", "ejected").await;
-    let refused = || server.simulator.stats().total.errors[&401];
-    let before = refused();
-    eventually("the keys are tried now and then", async || {
-        refused() > before
-    })
-    .await;
+    for status in [401, 402] {
+        let refused = || server.simulator.stats().total.errors[&status];
+        let before = refused();
+        eventually("the key is tried now and then", async || refused() > before).await;
+    }
     let waiting = server.batch(&batch).await;
     assert_eq!((waiting.done(), waiting.counts.failed), (0, 0), "{waiting}");
 
@@ -160,6 +158,6 @@ async fn each_key_has_the_rate_limit_for_itself() {
 
 on_every_engine![
     a_refused_key_fails_no_line_is_named_by_its_variable_and_comes_back,
-    lines_wait_while_all_keys_are_refused,
+    lines_wait_while_one_key_is_refused_and_the_account_of_the_other_is_to_be_paid,
     each_key_has_the_rate_limit_for_itself,
 ];

@@ -2,9 +2,9 @@
 
 use nightshift::internals::simulate::{Options, Simulator};
 use nightshift::internals::store::Engine;
-use serde_json::Value;
+use serde_json::{Value, json};
 
-use crate::support::binary::{Ended, Launch, command, ended};
+use crate::support::binary::{Ended, Launch, Process, command, ended};
 use crate::support::metrics::{Metrics, operator};
 use crate::support::{
     Api, CHAT, Server, chat, client_with, eventually, granting, ids, on, on_every_engine,
@@ -222,6 +222,119 @@ async fn a_drain_waits_for_what_is_in_flight_and_aborts_nothing() {
     assert_eq!(total(&server).calls, 20, "each line was sent once");
 }
 
+/// What a drain answers at once: its status, and whom it waits for.
+async fn drain_at_once(server: &Api, key: &str) -> (u16, Value) {
+    let (status, answer) = post(server, key, "/admin/upstreams/only/drain?timeout=0").await;
+    (status, answer["waits_for"].clone())
+}
+
+/// What it is to say while a process has so many calls in flight.
+fn waiting_for(replica: &Value, calls: usize) -> Value {
+    json!([{"replica": replica, "in_flight": calls}])
+}
+
+async fn a_drain_says_whom_it_waits_for() {
+    let server = Server::with(ONE).upstream(granting(0)).binary().await;
+    let key = operator(&server.database).await;
+    let batch = server.create_batch(lines(20), CHAT).await;
+    eventually("four calls are in flight", async || {
+        server.simulator.stats().total.in_flight == 4
+    })
+    .await;
+    let status = server.by(&key).get("/admin/status").await;
+    let replica = &status["replicas"][0]["name"];
+    let four = waiting_for(replica, 4);
+    eventually("the process has told how many calls it has", async || {
+        let answer = drain_at_once(&server, &key).await;
+        if answer == (202, four.clone()) {
+            Ok(())
+        } else {
+            Err(format!("{answer:?}"))
+        }
+    })
+    .await;
+    assert_eq!(upstream(&server, &key, "only").await["waits_for"], four);
+
+    let mut command = command(&["upstreams", "drain", "only"]);
+    command.args(["--url", &server.url(""), "--api-key-env", "OPS_KEY"]);
+    command.env("OPS_KEY", &key);
+    let mut draining = Process::start(command, b"");
+    let name = replica.as_str().expect("a name");
+    draining
+        .says(&format!("Waiting for {name} (4 calls in flight)"))
+        .await;
+    server.simulator.grant(1);
+    draining
+        .says(&format!("Waiting for {name} (3 calls in flight)"))
+        .await;
+    server.simulator.grant(3);
+    let drained = draining.ended().await;
+    assert_eq!(drained.code, Some(0), "{drained:?}");
+    assert_eq!(drain_at_once(&server, &key).await, (200, json!([])));
+    assert_eq!(
+        upstream(&server, &key, "only").await["waits_for"],
+        json!([])
+    );
+
+    for wrong in ["-1", "soon", "86401"] {
+        let path = format!("/admin/upstreams/only/drain?timeout={wrong}");
+        let (status, error) = post(&server, &key, &path).await;
+        assert_eq!((status, &error["error"]["param"]), (400, &"timeout".into()));
+    }
+    post(&server, &key, "/admin/upstreams/only/enable").await;
+    server.simulator.grant(20);
+    server.ended(&batch).await;
+}
+
+#[tokio::test]
+async fn a_drain_at_a_process_that_makes_no_calls_ends_with_the_process_and_names_the_others() {
+    on(Engine::Postgres, async {
+        let server = Server::with(ONE).upstream(granting(0)).binary().await;
+        let flags = ["--role", "api"];
+        let halves = server.replica(Launch::new().flags(&flags)).await;
+        let api = server.at(&halves.base);
+        let key = operator(&server.database).await;
+        let batch = server.create_batch(lines(20), CHAT).await;
+        eventually("four calls are in flight", async || {
+            server.simulator.stats().total.in_flight == 4
+        })
+        .await;
+        let status = api.by(&key).get("/admin/status").await;
+        let replica = status["replicas"][0]["name"].clone();
+        let four = waiting_for(&replica, 4);
+        let (asked, ops) = (server.at(&halves.base), key.clone());
+        let draining =
+            tokio::spawn(async move { post(&asked, &ops, "/admin/upstreams/only/drain").await });
+        eventually("the worker has told how many calls it has", async || {
+            let shown = upstream(&api, &key, "only").await;
+            if shown["waits_for"] == four {
+                Ok(())
+            } else {
+                Err(shown)
+            }
+        })
+        .await;
+        assert!(!draining.is_finished(), "calls are in flight");
+        halves.terminate().await;
+        let (status, error) = draining.await.expect("ends");
+        assert_eq!(status, 503, "{error}");
+        let message = error["error"]["message"].as_str().expect("a message");
+        let name = replica.as_str().expect("a name");
+        assert!(
+            message.contains(&format!("{name} (4 calls in flight)")),
+            "{message}"
+        );
+
+        server.simulator.grant(4);
+        let (status, set) = post(&server, &key, "/admin/upstreams/only/drain").await;
+        assert_eq!((status, &set["waits_for"]), (200, &json!([])), "{set}");
+        post(&server, &key, "/admin/upstreams/only/enable").await;
+        server.simulator.grant(20);
+        server.ended(&batch).await;
+    })
+    .await;
+}
+
 async fn a_drain_ends_when_somebody_enables_the_upstream() {
     let server = Server::with(ONE).upstream(granting(0)).await;
     let key = operator(&server.database).await;
@@ -325,6 +438,7 @@ on_every_engine![
     lines_of_a_disabled_upstream_go_elsewhere_also_after_a_restart,
     a_model_without_an_enabled_upstream_waits_and_fails_no_line,
     a_drain_waits_for_what_is_in_flight_and_aborts_nothing,
+    a_drain_says_whom_it_waits_for,
     a_drain_ends_when_somebody_enables_the_upstream,
     the_configuration_disables_and_an_operator_enables,
     only_operators_switch_and_only_what_there_is,

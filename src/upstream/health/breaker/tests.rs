@@ -376,21 +376,26 @@ fn what_cannot_be_reached_is_probed_ever_more_patiently() {
 }
 
 #[test]
-fn what_fails_is_tried_ever_more_patiently() {
-    let mut case = Case::new();
-    let mut waits = Vec::new();
-    for _ in 0..9 {
+fn what_fails_is_tried_again_after_a_part_of_the_time_that_it_has_failed() {
+    for reason in [Reason::Unavailable, Reason::Failing] {
+        let mut case = Case::new();
         let call = case.start();
         case.fail(call, Reason::Unavailable);
-        if case.is_closed() {
-            let wait = case.wait();
-            waits.push(wait);
-            case.pass(wait);
+        let (mut failed_for, mut trials, mut last) = (0, 0, 0);
+        while failed_for < 600_000 {
+            last = case.wait();
+            let part = (failed_for / 8).clamp(500, 30_000);
+            assert!(last.abs_diff(part) <= 1, "{last} ms after {failed_for} ms");
+            // It is given in whole milliseconds.
+            case.pass(last + 1);
+            failed_for += last + 1;
+            trials += 1;
+            let trial = case.start();
+            case.fail(trial, reason);
         }
+        assert_eq!(last, 30_000);
+        assert!(trials < 70, "{reason:?}: {trials} lines were trials");
     }
-    waits.truncate(8);
-    let expected = [500, 1000, 2000, 4000, 8000, 16_000, 30_000, 30_000];
-    assert_eq!(waits, expected);
 }
 
 #[test]

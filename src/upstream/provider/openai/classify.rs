@@ -82,7 +82,6 @@ pub(super) fn explain(result: CallResult, head: &Head, answer: &Decoded) -> Stri
                 text.push_str(&location);
             }
         }
-        CallResult::Unpaid if status == 429 => text.push_str(": its quota is spent"),
         _ => {}
     }
     text

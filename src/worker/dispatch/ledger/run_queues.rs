@@ -36,6 +36,8 @@ pub(crate) struct RunQueue {
     routes: Arc<Routes>,
     flows: Slab<Flow>,
     ready: usize,
+    /// The number of its last turn. Zero: there was none.
+    last: u64,
 }
 
 /// A tenant's lines in a run queue.
@@ -300,6 +302,11 @@ impl RunQueue {
         self.ready
     }
 
+    /// The number of its last turn. Zero: there was none.
+    pub(crate) fn last(&self) -> u64 {
+        self.last
+    }
+
     pub(crate) fn flows(&self) -> impl Iterator<Item = (usize, &Flow)> {
         self.flows.iter()
     }
@@ -548,6 +555,9 @@ impl RunQueues {
             batch.spilled += 1;
             return counted;
         }
+        if let Some(queued) = position.queued {
+            self.queues[queued.queue].last = self.turns;
+        }
         if let Some(turns) = tenant.turns.get_mut(domain) {
             turns.in_flight += 1;
             turns.calls += 1;
@@ -688,6 +698,7 @@ impl RunQueues {
                 routes: Arc::clone(routes),
                 flows: Slab::new(),
                 ready: 0,
+                last: 0,
             }),
         };
         let flows = &mut self.queues[queue_key].flows;

@@ -649,6 +649,25 @@ fn however_many_lines_wait_a_fresh_one_is_tried() {
     }
 }
 
+#[test]
+fn the_models_of_a_batch_take_turns_at_an_upstream_that_they_share() {
+    let door = Trial(testing::pool(1, &[("m", None), ("n", None)]));
+    let mut ledger = Ledger::default();
+    for (id, model) in [(1, "m"), (2, "n")] {
+        let routes = door.0.resolve(model).expect("is served");
+        let (unit, lines) = unit(id, 0, 0, 0, 10);
+        ledger.admit(unit, Some(routes), lines, LIMIT);
+    }
+    let models = (0..20).map(|_| {
+        let chosen = order::next(&mut ledger, 0, &door).expect("a line is sent");
+        drop(chosen.permit);
+        ledger.finish(&chosen.unit, chosen.counted, None);
+        chosen.unit.id
+    });
+    let models: Vec<u64> = models.collect();
+    assert_eq!(models, [1, 2].repeat(10));
+}
+
 /// A ledger that has ten lines of a batch in hand, whose routes spill late and whose window ends
 /// after so many seconds.
 fn in_window(seconds: i64) -> (Ledger, Arc<LoadedUnit>) {
