@@ -5,13 +5,14 @@ use std::sync::Mutex;
 use std::time::Duration;
 
 use sqlx::Connection as _;
+use tokio::sync::Semaphore;
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
 use super::clock::StoreClock;
 use super::notify::Wake;
 use super::postgres::{self, Database};
-use super::store::{Pools, Shared};
+use super::store::{CREATES, Pools, Shared};
 use super::{Engine, Settings, Store, counted, limited, migrate, sqlite};
 use crate::domain::clock::Clock;
 use crate::store::{Error, Result};
@@ -116,6 +117,7 @@ impl Store {
             pools,
             control,
             http,
+            creates: Semaphore::new(CREATES),
             clock: StoreClock::new(clock),
             wake,
             lock: Mutex::new(lock),

@@ -3,6 +3,7 @@
 use std::sync::{Arc, Mutex, PoisonError};
 
 use sqlx::sqlite::SqlitePool;
+use tokio::sync::{Semaphore, SemaphorePermit};
 use tokio_util::sync::CancellationToken;
 
 use super::clock::StoreClock;
@@ -11,6 +12,9 @@ use super::postgres::Database;
 use super::sqlite::{Lock, Writing};
 use super::{Connection, Engine, Sql, Tx, on_pool, sql};
 use crate::store::Result;
+
+/// On SQLite so many batches are created at once.
+pub(super) const CREATES: usize = 2;
 
 pub(super) enum Pools {
     Sqlite { write: SqlitePool, read: SqlitePool },
@@ -23,6 +27,8 @@ pub(super) struct Shared {
     pub(super) control: Option<Database>,
     /// On Postgres, connections for [`Store::http_pool`] alone.
     pub(super) http: Option<Database>,
+    /// Places for those who create batches.
+    pub(super) creates: Semaphore,
     pub(super) clock: StoreClock,
     pub(super) wake: Wake,
     /// Held for the life of a server on SQLite: see
@@ -151,6 +157,16 @@ impl Store {
             Pools::Sqlite { write, .. } => Tx::Sqlite(Writing::begin(write).await?),
             Pools::Postgres(database) => Tx::Postgres(self.own(database).begin().await?),
         })
+    }
+
+    /// A place to create a batch. On SQLite there is one connection that writes. However many clients
+    /// create batches, what is written for the batches of others waits there behind a few of them
+    /// only. Postgres has connections for HTTP alone.
+    pub(in crate::store) async fn place_to_create(&self) -> Option<SemaphorePermit<'_>> {
+        match self.shared.pools {
+            Pools::Sqlite { .. } => self.shared.creates.acquire().await.ok(),
+            Pools::Postgres(_) => None,
+        }
     }
 
     /// A transaction that only reads, and sees all tables as they are at its first statement. Its
