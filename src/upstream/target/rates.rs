@@ -104,7 +104,7 @@ impl Targets {
         if let Some(used) = used {
             by_key.backend.learn(charges.size, used);
         }
-        self.rates.settle(now, charges, |spec| {
+        let frees = self.rates.settle(now, charges, |spec| {
             if is_sent {
                 spec.used(used)
             } else {
@@ -114,8 +114,10 @@ impl Targets {
         if let Some(ended) = ended.filter(|ended| !ended.remaining.is_empty()) {
             self.rates.hear(now, &by_key.rate_limits, &ended.remaining);
         }
-        // What was reserved and not used may let another line be sent.
-        self.changed.notify_one();
+        // Where no line waits for the limits, nobody need look again for each call that has ended.
+        if frees {
+            self.changed.notify_one();
+        }
     }
 
     /// Whether a rate limit keeps lines from every target that they may go to, and for longer than

@@ -74,6 +74,8 @@ struct State {
     exchanged: Option<Instant>,
     /// When a line that was refused may be sent.
     due: Option<Instant>,
+    /// A line was refused since a call was last settled: what calls give back may let it be sent.
+    is_refused: bool,
 }
 
 /// A limit, and what this process has of it.
@@ -363,13 +365,14 @@ impl RateLimits {
         }
     }
 
-    /// A call has ended that was charged.
+    /// A call has ended that was charged. True if lines that were refused should be looked at: what
+    /// was reserved and not used may let one be sent.
     pub(in crate::upstream) fn settle(
         &self,
         now: Instant,
         charges: &Charges,
         used: impl Fn(&Spec) -> Used,
-    ) {
+    ) -> bool {
         let mut state = self.lock();
         let now_ms = state.ms(now).unwrap_or(0);
         for (index, charge) in &charges.charges {
@@ -377,6 +380,7 @@ impl RateLimits {
             let used = used(&limit.spec);
             limit.meter.settle(now_ms, *charge, used);
         }
+        std::mem::take(&mut state.is_refused)
     }
 
     /// A provider says what is left of its own limits.
@@ -802,6 +806,7 @@ impl Gate<'_> {
 
     /// The line could be sent nowhere, for one because of these limits.
     pub(in crate::upstream) fn refuse(&mut self, limits: &[usize], tokens: Tokens) {
+        self.state.is_refused = true;
         for index in limits {
             let Limit { spec, meter, .. } = &mut self.state.limits[*index];
             let amount = spec.amount(tokens);
