@@ -14,6 +14,8 @@ use crate::server::{Serving, Store};
 use crate::world::World;
 
 const IN_FLIGHT: u64 = 256;
+/// The files of the keys that [`Configured::Full`] names, each with its name as its key.
+const KEYS: [&str; 3] = ["key-a", "key-b", "key-c"];
 /// Looks at the batch are to be few, because the server is slow.
 const LOOK_EVERY: Duration = Duration::from_secs(1);
 
@@ -35,8 +37,9 @@ pub struct CostArgs {
 enum Configured {
     /// One upstream.
     Plain,
-    /// Routes by weight and in tiers, with models of other names, `defaults` and `overrides`; and
-    /// rate limits and concurrency of each thing that can have them. No limit is reached.
+    /// A task of two models; routes by weight and in tiers that spill late, with models of other
+    /// names, `defaults` and `overrides`; an upstream with several keys; and rate limits and
+    /// concurrency of each thing that can have them. No limit is reached.
     Full,
 }
 
@@ -48,13 +51,16 @@ impl Configured {
         }
     }
 
-    fn config(self, upstream: &str) -> String {
+    /// `keys`: where the files of the upstream's keys are.
+    fn config(self, upstream: &str, keys: &Path) -> String {
         match self {
             Self::Plain => format!(
                 "auth.required = false\n[[upstreams]]\nname = \"sim\"\nbase_url = \"{upstream}\"\n\
                  concurrency = {IN_FLIGHT}\n"
             ),
-            Self::Full => include_str!("cost.toml").replace("@UPSTREAM@", upstream),
+            Self::Full => include_str!("cost.toml")
+                .replace("@UPSTREAM@", upstream)
+                .replace("@KEYS@", &keys.display().to_string()),
         }
     }
 }
@@ -94,10 +100,13 @@ pub async fn run(args: CostArgs, root: &Path) -> Result<()> {
 async fn count(world: &mut World, configured: Configured, lines: u64, out: &Path) -> Result<f64> {
     let input = world.input(lines)?;
     let (upstream, _) = world.upstream(0).await?;
+    for key in KEYS {
+        std::fs::write(world.data.join(key), key)?;
+    }
     let store = Store::create(world, System::Sqlite)?;
     let server = store
         .serve(&Serving {
-            config: Some(configured.config(&upstream)),
+            config: Some(configured.config(&upstream, &world.data)),
             counted: Some(out),
             ..Serving::new(&upstream, IN_FLIGHT)
         })

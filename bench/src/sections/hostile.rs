@@ -20,6 +20,8 @@ use crate::server::{Serving, Store};
 /// Batches of the tenant that is measured, created one after the other.
 const BATCHES: usize = 200;
 const QUICK_BATCHES: usize = 50;
+/// Before the next one is created: without a pause they would be more than the calls in flight allow.
+const PAUSE: Duration = Duration::from_millis(20);
 /// What the hostile tenant has.
 const HOSTILE: u64 = 10_000;
 const QUICK_HOSTILE: u64 = 2_000;
@@ -29,6 +31,8 @@ const CLIENTS: usize = 16;
 /// So slow that the hostile tenant's lines last.
 const LATENCY_MS: u64 = 250;
 const IN_FLIGHT: u64 = 64;
+/// The 99th percentile may be twice what it is alone, and so much in any case.
+const LEAST_MS: f64 = 250.0;
 /// A call that has not come by then never will.
 const PATIENCE: Duration = Duration::from_secs(60);
 
@@ -52,30 +56,35 @@ max_storage_bytes = 1_000_000_000_000
 
 pub async fn run(bench: &mut Bench) -> Result<()> {
     let hostile = if bench.quick { QUICK_HOSTILE } else { HOSTILE };
-    let mut runs = Vec::new();
-    for &engine in &bench.world.engines {
-        runs.extend([1, 2].map(|tenants| {
-            let point = Point {
-                tenants,
-                lines: if tenants == 2 { hostile } else { 0 },
-                latency_ms: LATENCY_MS,
-                in_flight: IN_FLIGHT,
-                ..Point::BASE
-            };
-            (engine, point)
-        }));
-    }
+    let batches = if bench.quick { QUICK_BATCHES } else { BATCHES };
     for round in 0..bench.rounds {
-        for (engine, point) in in_turn(&runs, round) {
-            let store = Store::create(&bench.world, engine)?;
-            let batches = if bench.quick { QUICK_BATCHES } else { BATCHES };
-            let waits = waits(&store, point, batches).await?;
-            store.remove()?;
-            let mut figures = Figures::default();
-            for (name, share) in [("first_call_p50_ms", 0.5), ("first_call_p99_ms", 0.99)] {
-                figures.set(name, quantile(waits.clone(), share).context("no batch")?);
+        for engine in in_turn(&bench.world.engines, round) {
+            // Alone and beside the other one, one right after the other.
+            let mut alone_p99 = None;
+            for tenants in [1, 2] {
+                let point = Point {
+                    tenants,
+                    lines: if tenants == 2 { hostile } else { 0 },
+                    latency_ms: LATENCY_MS,
+                    in_flight: IN_FLIGHT,
+                    ..Point::BASE
+                };
+                let store = Store::create(&bench.world, engine)?;
+                let waits = waits(&store, point, batches).await?;
+                store.remove()?;
+                let p99 = quantile(waits.clone(), 0.99).context("no batch")?;
+                let mut figures = Figures::default();
+                figures.set("first_call_p50_ms", quantile(waits, 0.5).context("none")?);
+                figures.set("first_call_p99_ms", p99);
+                if let Some(alone) = alone_p99 {
+                    figures.set(
+                        "first_call_over_allowed",
+                        p99 / f64::max(LEAST_MS, 2.0 * alone),
+                    );
+                }
+                alone_p99 = Some(p99);
+                bench.add(Section::Hostile, engine, point, round, figures)?;
             }
-            bench.add(Section::Hostile, engine, point, round, figures)?;
         }
     }
     Ok(())
@@ -115,6 +124,7 @@ async fn waits(store: &Store, point: Point, batches: usize) -> Result<Vec<f64>> 
         let mut waits = Vec::new();
         let own: HashSet<u64> = own.into_iter().collect();
         for file in &files {
+            tokio::time::sleep(PAUSE).await;
             while recorder.events.try_recv().is_ok() {}
             measured.create(file).await?;
             let begun = Instant::now();
