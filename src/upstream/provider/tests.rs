@@ -55,9 +55,19 @@ struct Sent {
 }
 
 fn sent(provider: &dyn Provider, model: &str, body: &Value) -> Result<Sent, Unsupported> {
+    sent_to(provider, CHAT, model, body)
+}
+
+/// The same, for a line with this `url`.
+fn sent_to(
+    provider: &dyn Provider,
+    path: &'static str,
+    model: &str,
+    body: &Value,
+) -> Result<Sent, Unsupported> {
     let body = body.to_string();
     let line = Line {
-        path: CHAT,
+        path,
         model,
         body: body.as_bytes(),
         edit: None,

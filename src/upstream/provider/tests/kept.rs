@@ -217,6 +217,36 @@ proptest! {
     }
 }
 
+#[test]
+fn each_member_of_a_request_for_embeddings_is_sent_named_in_a_warning_or_changes_the_answer() {
+    let body = json!({
+        "model": "m", "input": ["a", "b"], "dimensions": 2, "encoding_format": "base64",
+        "user": "u", "a_later_key": 1,
+    });
+    for kind in [
+        ProviderKind::Gemini,
+        ProviderKind::Mistral,
+        ProviderKind::Cohere,
+    ] {
+        let drops = provider(kind, UnsupportedParams::Drop);
+        let whole = sent_to(&*drops, EMBEDDINGS, "m", &body).expect("encoded");
+        let mut all = Vec::new();
+        paths(&body, &[], &mut all);
+        for path in all.into_iter().filter(|path| path != &["model"]) {
+            let Ok(less) = sent_to(&*drops, EMBEDDINGS, "m", &without(&body, &path)) else {
+                continue;
+            };
+            let is_seen = less.body != whole.body
+                || less.asked.0.wants_base64 != whole.asked.0.wants_base64
+                || is_named(&whole.warnings, &path);
+            assert!(is_seen, "{kind:?} says nothing of {path:?}");
+        }
+        let rejects = provider(kind, UnsupportedParams::Reject);
+        let rejected = sent_to(&*rejects, EMBEDDINGS, "m", &body).expect_err("rejected");
+        assert_eq!(rejected.param, "a_later_key");
+    }
+}
+
 /// Where a provider's form has what a test looks for.
 struct Form {
     /// The names of the tools that are declared.
