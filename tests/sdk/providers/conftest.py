@@ -43,7 +43,7 @@ class StandIn:
         return self.tell(f"/problems/{provider}")
 
     def counts(self, provider):
-        """How many calls had a wrong key, and how many the second model turned away."""
+        """How many calls had a wrong key, and how many the other models turned away."""
         return self.tell(f"/counts/{provider}")
 
     def tell(self, path):

@@ -30,10 +30,10 @@ class Seen:
         self.problems = collections.defaultdict(list)
         # How often a provider was asked for each of its errors.
         self.asked = collections.Counter()
-        # Calls that had no key that is known, and calls to second models that had an error.
+        # Calls that had no key that is known, and calls to other models that had an error.
         self.strangers = collections.Counter()
         self.turned_away = collections.Counter()
-        # Of each provider whose second model has an error now: which of its errors.
+        # Of each provider whose other models have an error now: which of its errors.
         self.error = {}
 
 
@@ -98,13 +98,14 @@ class Handler(BaseHTTPRequestHandler):
         body = json.loads(body)
         if name == "anthropic" and headers.get("anthropic-version") != api.VERSION:
             self.remember(name, [f"anthropic-version: {api.VERSION} is expected"])
-        # A second model of each provider is the first one, but for errors of all its calls.
-        is_second = "-second" in f"{path} {body.get('model')}"
-        if is_second and (kind := SEEN.error.get(name)):
+        # A second and a third model of a provider are the first one, but for errors of all calls.
+        named = f"{path} {body.get('model')}"
+        is_other = "-second" in named or "-third" in named
+        if is_other and (kind := SEEN.error.get(name)):
             with SEEN.lock:
                 SEEN.turned_away[name] += 1
             return (api.ERRORS | api.ACCOUNT)[kind]
-        path = path.replace("-second", "")
+        path = path.replace("-second", "").replace("-third", "")
         if path not in api.ANSWERS:
             self.remember(name, [f"no such path: {path}"])
             return 404, {}, {}
