@@ -785,12 +785,14 @@ impl Gate<'_> {
     /// The line is sent: charges it.
     pub(in crate::upstream) fn take(mut self, limits: &[usize], tokens: Tokens) -> Charges {
         let mut charges = Vec::with_capacity(self.tenant.len() + limits.len());
+        // Whether a limit runs short takes a sum over all parts of its window: nobody asks twice.
+        let is_asked = self.limits.is_asked.load(Ordering::Relaxed);
         let mut runs_short = false;
         for index in self.tenant.iter().chain(limits) {
             let Limit { spec, meter, .. } = &mut self.state.limits[*index];
             let amount = spec.amount(tokens);
             charges.push((*index, meter.take(self.now_ms, self.queue, amount)));
-            runs_short |= meter.runs_short(self.now_ms);
+            runs_short |= !is_asked && meter.runs_short(self.now_ms);
         }
         if runs_short {
             self.limits.ask();
