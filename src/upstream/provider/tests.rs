@@ -85,7 +85,9 @@ fn sent_to(
 
 /// An answer, as its line gets it.
 fn decoded(provider: &dyn Provider, head: &Head, body: &str, asked: Option<Asked>) -> Decoded {
-    provider.decode(head, Bytes::copy_from_slice(body.as_bytes()), asked)
+    // A line that was sent as it is has nothing that is remembered.
+    let asked = asked.unwrap_or_else(|| Asked(Box::default()));
+    provider.decode(head, Bytes::copy_from_slice(body.as_bytes()), Some(asked))
 }
 
 fn head(status: u16, headers: &[(&'static str, &'static str)]) -> Head {
