@@ -126,8 +126,7 @@ pub fn asks_for_nothing(key: &str, value: &str) -> bool {
         Some(b'n') => true,
         Some(b'f') => matches!(
             key,
-            "async"
-                | "background"
+            "background"
                 | "defer_loading"
                 | "eager_input_streaming"
                 | "logprobs"

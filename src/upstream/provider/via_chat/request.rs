@@ -169,6 +169,19 @@ pub(super) fn list<'t, 'a>(
     value.list().ok_or_else(|| refused(place, "it is no list"))
 }
 
+/// Tools are called by the model itself, and not by programs that it writes.
+pub(super) fn check_callers(object: &Tree<'_>, key: &str, place: &str) -> Result<(), Unsupported> {
+    let is_direct = match object.get(key) {
+        None => true,
+        Some(Tree::List(callers)) => callers.iter().any(|one| one.is_text("direct")),
+        Some(caller) => word(caller, "type") == "direct",
+    };
+    let reason = "a program that the model writes cannot call a tool here";
+    is_direct
+        .then_some(())
+        .ok_or_else(|| refused(format!("{place}.{key}"), reason))
+}
+
 /// Judges the members of a part of a request; none is passed on.
 pub(super) fn judge(
     notes: &mut Notes,
@@ -176,8 +189,10 @@ pub(super) fn judge(
     rules: &Rules,
     place: &str,
 ) -> Result<(), Unsupported> {
-    let members = members(object, place)?;
-    let passed = notes.judge(members, rules, &format!("{place}."), API)?;
+    let is_asked_for = |(key, value): &&Member<'_>| key != "async" || !value.is_plain("false");
+    let members = members(object, place)?.iter().filter(is_asked_for);
+    let members: Vec<_> = members.cloned().collect();
+    let passed = notes.judge(&members, rules, &format!("{place}."), API)?;
     debug_assert!(passed.is_empty(), "no key of a part is passed on");
     Ok(())
 }

@@ -5,7 +5,8 @@ pub(super) mod answer;
 mod items;
 
 use super::request::{
-    API, ChatRequest, Messages, Places, judge, judge_all, list, members, message, typed, word,
+    API, ChatRequest, Messages, Places, check_callers, judge, judge_all, list, members, message,
+    typed, word,
 };
 use crate::upstream::provider::chat::{Notes, Rule, refused};
 use crate::upstream::provider::interface::Unsupported;
@@ -286,19 +287,6 @@ fn format_of<'a>(format: &Tree<'a>) -> Tree<'a> {
         }
         _ => format.clone(),
     }
-}
-
-/// Tools are called by the model itself, and not by programs that it writes.
-fn check_callers(object: &Tree<'_>, key: &str, place: &str) -> Result<(), Unsupported> {
-    let is_direct = match object.get(key) {
-        None => true,
-        Some(Tree::List(callers)) => callers.iter().any(|one| one.is_text("direct")),
-        Some(caller) => word(caller, "type") == "direct",
-    };
-    let reason = "a program that the model writes cannot call a tool here";
-    is_direct
-        .then_some(())
-        .ok_or_else(|| refused(format!("{place}.{key}"), reason))
 }
 
 fn tool_choice<'a>(choice: &Tree<'a>) -> Result<Tree<'a>, Unsupported> {

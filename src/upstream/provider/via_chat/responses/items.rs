@@ -1,11 +1,10 @@
 //! The items of a request's input as messages of a chat completion.
 
-use super::check_callers;
 use crate::upstream::provider::chat::{Notes, Rule, refused};
 use crate::upstream::provider::interface::Unsupported;
 use crate::upstream::provider::tree::Tree;
 use crate::upstream::provider::via_chat::request::{
-    Messages, content, function_call, judge, list, message, text, typed, word,
+    Messages, check_callers, content, function_call, judge, list, message, text, typed, word,
 };
 
 /// What becomes of the keys of items. `id` and `status` say what an earlier answer said of an item.

@@ -72,7 +72,7 @@ fn whole() -> Value {
             {"type": "function_call_output", "call_id": "call_2",
              "output": [{"type": "input_text", "text": "a dog"}]},
         ],
-        "tools": [{"type": "function", "name": "look", "description": "Looks.",
+        "tools": [{"type": "function", "name": "look", "description": "Looks.", "async": false,
                    "parameters": {"type": "object", "properties": {"at": {"type": "integer"}}},
                    "strict": false}],
         "tool_choice": {"type": "function", "name": "look"},
