@@ -665,7 +665,10 @@ fn the_models_of_a_batch_take_turns_at_an_upstream_that_they_share() {
         chosen.unit.id
     });
     let models: Vec<u64> = models.collect();
-    assert_eq!(models, [1, 2].repeat(10));
+    assert!(
+        models.windows(2).all(|pair| pair[0] != pair[1]),
+        "{models:?}"
+    );
 }
 
 /// A ledger that has ten lines of a batch in hand, whose routes spill late and whose window ends
