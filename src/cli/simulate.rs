@@ -27,8 +27,8 @@ Examples:
 ///
 /// It answers OpenAI's endpoints with made-up text: the same request gets the same answer in every
 /// run. `GET /stats` says what it saw. A request steers its own answer with a key "simulate" in
-/// its body: status, times, `latency_ms`, `retry_after_ms`, body, headers, reset, truncate, hang,
-/// bytes, echo.
+/// its body: status, times, `latency_ms`, `retry_after_ms`, body, headers, reset, truncate, stall,
+/// hang, bytes, echo.
 #[derive(Clone, Debug, clap::Args)]
 #[command(after_help = EXAMPLE)]
 pub(super) struct SimulateArgs {
@@ -75,6 +75,15 @@ pub(super) struct SimulateArgs {
     /// The share of calls, from 0 to 1, that get 429 with a short retry-after-ms
     #[arg(long, value_name = "SHARE", default_value_t = 0.0, value_parser = share)]
     rate_limit_rate: f64,
+
+    /// The share of streamed answers, from 0 to 1, that stand still in their middle. A call asks for
+    /// a stream with "stream": true
+    #[arg(long, value_name = "SHARE", default_value_t = 0.0, value_parser = share)]
+    stall_rate: f64,
+
+    /// The share of streamed answers, from 0 to 1, whose connection is cut in their middle
+    #[arg(long, value_name = "SHARE", default_value_t = 0.0, value_parser = share)]
+    break_rate: f64,
 
     /// More calls at once get 429
     #[arg(long, value_name = "N")]
@@ -133,8 +142,8 @@ pub(super) async fn run(args: SimulateArgs) -> anyhow::Result<ExitCode> {
 impl SimulateArgs {
     /// What cannot be meant together.
     fn contradiction(&self) -> Option<&'static str> {
-        if self.error_rate + self.rate_limit_rate > 1.0 {
-            return Some("--error-rate and --rate-limit-rate are more than 1 together");
+        if self.error_rate + self.rate_limit_rate + self.stall_rate + self.break_rate > 1.0 {
+            return Some("--error-rate and the other rates are more than 1 together");
         }
         if self.latency_jitter > self.latency {
             return Some("--latency-jitter is more than --latency");
@@ -160,6 +169,8 @@ impl SimulateArgs {
             dialect: self.rate_limit_headers,
             error_rate: self.error_rate,
             rate_limit_rate: self.rate_limit_rate,
+            stall_rate: self.stall_rate,
+            break_rate: self.break_rate,
             max_concurrency: self.max_concurrency.map(NonZeroUsize::get),
             seed: self.seed,
             models: self.models,

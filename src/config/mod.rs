@@ -182,6 +182,7 @@ impl Config {
             }
             if let Some(timeout) = overrides.timeout {
                 upstream.timeout = timeout;
+                upstream.stream_timeout = timeout;
             }
             upstream::add_headers(upstream, &overrides.headers, &faults);
         }

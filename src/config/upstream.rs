@@ -31,6 +31,9 @@ const AUTO_MAX: usize = 1024;
 /// Whom an upstream yields to.
 const INTERACTIVE: &str = "interactive";
 const DEFAULT_TIMEOUT: Duration = Duration::from_mins(10);
+/// Of a call whose answer streams: silence is noticed by `idle_timeout`.
+const DEFAULT_STREAM_TIMEOUT: Duration = Duration::from_hours(1);
+const DEFAULT_IDLE_TIMEOUT: Duration = Duration::from_mins(2);
 const DEFAULT_CONNECT_TIMEOUT: Duration = Duration::from_secs(5);
 /// Holds the largest answer that OpenAI's API can ask for: 2,048 embeddings of 3,072 numbers each,
 /// which are about 132 MiB as text. Some servers write more digits, or more white space.
@@ -172,6 +175,9 @@ fn read<'a>(
     }
     let timeout = reader.duration("timeout", TIMEOUT_MIN);
     let connect_timeout = reader.duration("connect_timeout", TIMEOUT_MIN);
+    let stream = reader.take("stream").and_then(|mut item| item.boolean());
+    let stream = stream.unwrap_or(false);
+    let idle_timeout = idle_timeout(&mut reader, stream || provider.streams_by_itself());
     let max_response_bytes = reader.whole("max_response_bytes", 1, RESPONSE_BYTES_MAX);
     let headers = read_headers(&mut reader, key_header);
     let proxy = reader.take("proxy").and_then(|item| proxy(&item));
@@ -200,6 +206,9 @@ fn read<'a>(
         yields,
         timeout: timeout.unwrap_or(DEFAULT_TIMEOUT),
         connect_timeout: connect_timeout.unwrap_or(DEFAULT_CONNECT_TIMEOUT),
+        stream,
+        idle_timeout: idle_timeout.unwrap_or(DEFAULT_IDLE_TIMEOUT),
+        stream_timeout: timeout.unwrap_or(DEFAULT_STREAM_TIMEOUT),
         max_response_bytes: max_response_bytes.unwrap_or(DEFAULT_RESPONSE_BYTES),
         headers,
         keys: keys.into_iter().map(key).collect(),
@@ -213,6 +222,19 @@ fn read<'a>(
     };
     let of_auto = metrics_item.into_iter().chain(yield_item).collect();
     (settings, of_auto)
+}
+
+/// Reads `idle_timeout`, which only streamed answers have.
+fn idle_timeout(reader: &mut Reader<'_>, streams: bool) -> Option<Duration> {
+    let key = "idle_timeout";
+    if streams {
+        return reader.duration(key, TIMEOUT_MIN);
+    }
+    reader.refuse(
+        key,
+        "is the longest silence within an answer that streams: it needs `stream = true`",
+    );
+    None
 }
 
 /// Adds what `--header` gave, in place of headers of the same name.

@@ -5,6 +5,7 @@
 //! it happens. Counting is an addition to an atomic: labels are resolved before, once for each
 //! upstream, model or unit, never for a line.
 
+mod first_token;
 mod handles;
 mod labels;
 mod process;
@@ -13,6 +14,7 @@ mod registry;
 mod snapshot;
 pub mod trace;
 
+pub use first_token::FirstTokenSeconds;
 pub use handles::{CallSeconds, LineCounts, ModelMetrics, UpstreamMetrics};
 pub use labels::OTHER;
 pub use registry::metrics;

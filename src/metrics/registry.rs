@@ -105,6 +105,7 @@ pub struct Metrics {
     tokens: Family<ModelKind, Counter>,
     calls: Family<UpstreamOutcome, Counter>,
     call_seconds: Histograms<UpstreamModel>,
+    first_token_seconds: Histograms<UpstreamModel>,
     retries: Family<UpstreamCause, Counter>,
     window_changes: Family<ChangeReason, Counter>,
     flush_lines: Histogram,
@@ -180,6 +181,7 @@ impl Metrics {
             tokens: Family::default(),
             calls: Family::default(),
             call_seconds: Family::new_with_constructor(long as fn() -> Histogram),
+            first_token_seconds: Family::new_with_constructor(long as fn() -> Histogram),
             retries: Family::default(),
             window_changes: Family::default(),
             flush_lines: Histogram::new(exponential_buckets(1.0, 4.0, 8)),
@@ -255,6 +257,12 @@ impl Metrics {
             "nightshift_upstream_call_duration_seconds",
             "Time from sending a call to the last byte of its answer, by upstream and model.",
             self.call_seconds.clone(),
+        );
+        list.add(
+            "nightshift_upstream_first_token_seconds",
+            "Time from sending a call to the first token of its streamed answer, by upstream and \
+             model.",
+            self.first_token_seconds.clone(),
         );
         list.add(
             "nightshift_retries_total",
@@ -436,6 +444,15 @@ impl Metrics {
             model: label.to_owned(),
         };
         CallSeconds(self.call_seconds.get_or_create_owned(&labels))
+    }
+
+    /// How long streamed answers of a model at an upstream take to begin.
+    pub(super) fn first_token_seconds(&self, upstream: &str, label: &str) -> CallSeconds {
+        let labels = UpstreamModel {
+            upstream: upstream.to_owned(),
+            model: label.to_owned(),
+        };
+        CallSeconds(self.first_token_seconds.get_or_create_owned(&labels))
     }
 
     fn new_model(&self, label: &str) -> ModelMetrics {

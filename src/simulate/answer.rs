@@ -62,7 +62,7 @@ impl Endpoint {
         }
     }
 
-    fn writes_text(self) -> bool {
+    pub(super) fn writes_text(self) -> bool {
         matches!(
             self,
             Self::ChatCompletions | Self::Completions | Self::Responses | Self::Messages

@@ -6,12 +6,15 @@ use std::fmt;
 use serde::Deserialize;
 use serde::de::{Deserializer, IgnoredAny, MapAccess, SeqAccess, Visitor};
 
+use super::ending::Ending;
+
 /// The keys of a body that its answer depends on.
 #[derive(Debug, Default, Deserialize)]
 #[serde(default)]
 pub(super) struct Call {
     pub model: Option<String>,
     pub stream: Option<bool>,
+    stream_options: Option<StreamOptions>,
     pub input: Option<Input>,
     pub dimensions: Option<usize>,
     pub encoding_format: Option<String>,
@@ -22,13 +25,19 @@ pub(super) struct Call {
     pub simulate: Steering,
 }
 
+#[derive(Debug, Default, Deserialize)]
+#[serde(default)]
+struct StreamOptions {
+    include_usage: bool,
+}
+
 /// How a request steers its own answer: the key `simulate` of its body.
 #[derive(Debug, Default, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 pub(super) struct Steering {
     pub status: Option<u16>,
-    /// `status`, `body`, `headers`, `retry_after_ms`, `reset`, `truncate` and `hang` hold for the
-    /// first so many calls with this body only.
+    /// `status`, `body`, `headers`, `retry_after_ms`, `reset`, `truncate`, `stall` and `hang` hold for
+    /// the first so many calls with this body only.
     pub times: Option<u32>,
     pub latency_ms: Option<u64>,
     pub retry_after_ms: Option<u64>,
@@ -36,6 +45,8 @@ pub(super) struct Steering {
     pub headers: BTreeMap<String, String>,
     pub reset: bool,
     pub truncate: bool,
+    /// A streamed answer stands still in its middle.
+    pub stall: bool,
     pub hang: bool,
     pub bytes: Option<usize>,
     pub echo: bool,
@@ -59,6 +70,13 @@ impl Call {
             .or(self.max_tokens)
     }
 
+    /// Whether a stream is to tell its tokens.
+    pub(super) fn wants_usage(&self) -> bool {
+        self.stream_options
+            .as_ref()
+            .is_some_and(|options| options.include_usage)
+    }
+
     /// How many inputs there are to embed or to judge.
     pub(super) fn inputs(&self) -> usize {
         self.input.as_ref().map_or(1, |input| input.0)
@@ -66,6 +84,15 @@ impl Call {
 }
 
 impl Steering {
+    /// How a stream ends.
+    pub(super) fn ending(&self) -> Ending {
+        match (self.stall, self.truncate) {
+            (true, _) => Ending::Stalls,
+            (_, true) => Ending::Breaks,
+            _ => Ending::Whole,
+        }
+    }
+
     /// Whether the request wants another answer than the usual one.
     pub(super) fn has_fault(&self) -> bool {
         self.status.is_some()
@@ -74,6 +101,7 @@ impl Steering {
             || !self.headers.is_empty()
             || self.reset
             || self.truncate
+            || self.stall
             || self.hang
     }
 }

@@ -17,6 +17,8 @@
 //! - **Its keys are counted each for itself**, have each its own `rate_limits`, and are refused and
 //!   accepted by `POST /keys/NAME/STATUS`: 401, 402, 403 or 429 (the quota is spent) refuse, and 200
 //!   accepts.
+//! - **It streams where it is asked to** (`stream` in the body): a word at a time, at
+//!   `tokens_per_second`. A share of the streams stalls (`stall_rate`) or breaks off (`break_rate`).
 //! - **Its text compresses like text**: no better than three to one with zstd at level 3.
 //!
 //! # Steering
@@ -31,6 +33,7 @@
 //! | `"retry_after_ms": 20` | has `retry-after-ms`, and `retry-after` from a second on |
 //! | `"reset": true` | never comes: the connection is cut |
 //! | `"truncate": true` | breaks off in the middle: the connection is cut |
+//! | `"stall": true` | stands still in the middle, where it is a stream |
 //! | `"hang": true` | never comes, until the client leaves |
 //! | `"times": 2` | is as said above for the first two calls with this body, and then the usual one |
 //! | `"latency_ms": 50` | takes this long, whatever the options say |
@@ -42,7 +45,9 @@
 
 mod answer;
 mod call;
+mod ending;
 mod engine;
+mod events;
 mod keys;
 mod limit;
 mod options;

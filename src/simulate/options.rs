@@ -2,6 +2,7 @@
 
 use std::time::Duration;
 
+use super::ending::Ending;
 use super::keys::ApiKey;
 use super::outage::Outage;
 use super::rate::{Dialect, RateLimit};
@@ -34,6 +35,10 @@ pub struct Options {
     pub error_rate: f64,
     /// The share of calls, from 0 to 1, that get 429 at once, with a short `retry-after-ms`.
     pub rate_limit_rate: f64,
+    /// The share of streamed answers, from 0 to 1, that stand still in their middle, and that break
+    /// off there.
+    pub stall_rate: f64,
+    pub break_rate: f64,
     /// More calls at once get 429, with no word on when to come again.
     pub max_concurrency: Option<usize>,
     /// So many calls are answered; more wait until [`Simulator::grant`] lets them. `None`: none
@@ -66,6 +71,8 @@ impl Default for Options {
             dialect: Dialect::default(),
             error_rate: 0.0,
             rate_limit_rate: 0.0,
+            stall_rate: 0.0,
+            break_rate: 0.0,
             max_concurrency: None,
             granted: None,
             outages: Vec::new(),
@@ -92,7 +99,36 @@ impl Options {
 
     /// Whether a call's luck can change its answer or its time.
     pub(super) fn is_moody(&self) -> bool {
-        self.error_rate > 0.0 || self.rate_limit_rate > 0.0 || !self.jitter.is_zero()
+        let rates = [
+            self.error_rate,
+            self.rate_limit_rate,
+            self.stall_rate,
+            self.break_rate,
+        ];
+        rates.into_iter().any(|rate| rate > 0.0) || !self.jitter.is_zero()
+    }
+
+    /// How a streamed answer ends whose call's luck is `mood`, from 0 to 1.
+    pub(super) fn ending(&self, mood: f64) -> Ending {
+        let others = self.error_rate + self.rate_limit_rate;
+        if mood < others {
+            Ending::Whole
+        } else if mood < others + self.stall_rate {
+            Ending::Stalls
+        } else if mood < others + self.stall_rate + self.break_rate {
+            Ending::Breaks
+        } else {
+            Ending::Whole
+        }
+    }
+
+    /// How long a word of a streamed answer takes.
+    pub(super) fn pace(&self) -> Duration {
+        let rate = self
+            .tokens_per_second
+            .filter(|_| self.slow_beyond.is_none());
+        let pace = rate.map(|rate| Duration::try_from_secs_f64(1.0 / rate));
+        pace.and_then(Result::ok).unwrap_or_default()
     }
 
     /// How long a call takes beside what an engine takes; `luck` is from 0 to 1.

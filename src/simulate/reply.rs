@@ -11,15 +11,11 @@ use hyper::header::{CONTENT_LENGTH, CONTENT_TYPE, HeaderName, HeaderValue, RETRY
 use hyper::{Response, StatusCode};
 use serde_json::{Value, json};
 
-use super::stats::End;
+use super::ending::{Cut, FrameOrCut};
+use super::events::Events;
+use super::stats::{End, OpenCall};
 
 pub(super) type ReplyBody = Either<Full<Bytes>, StreamBody<BoxStream<'static, FrameOrCut>>>;
-type FrameOrCut = Result<Frame<Bytes>, Cut>;
-
-/// The connection is cut: what a request asked for, not a fault.
-#[derive(Debug, thiserror::Error)]
-#[error("the request asked for its connection to be cut")]
-pub(super) struct Cut;
 
 /// One answer, before it is known how it will be sent.
 pub(super) struct Reply {
@@ -27,6 +23,8 @@ pub(super) struct Reply {
     pub headers: Vec<(HeaderName, HeaderValue)>,
     pub body: Bytes,
     pub sending: Sending,
+    /// The answer as a stream, in place of the body.
+    pub events: Option<Events>,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -46,6 +44,7 @@ impl Reply {
             headers: Vec::new(),
             body: body.into(),
             sending: Sending::Whole,
+            events: None,
         }
     }
 
@@ -187,17 +186,23 @@ impl Reply {
     }
 
     /// How the call's entry in the ledger ends.
-    pub(super) fn end(&self) -> End {
+    fn end(&self) -> End {
         match self.sending {
             Sending::Whole => End::Status(self.status.as_u16()),
             Sending::Half | Sending::Nothing => End::Cut,
         }
     }
 
-    /// The answer as hyper sends it. An error makes hyper close the connection.
-    pub(super) fn into_response(self, request_id: &str) -> Result<Response<ReplyBody>, Cut> {
+    /// The answer as hyper sends it, and the call's entry in the ledger closed with its last byte.
+    /// An error makes hyper close the connection.
+    pub(super) fn into_response(
+        self,
+        request_id: &str,
+        open: Option<OpenCall>,
+    ) -> Result<Response<ReplyBody>, Cut> {
         let mut response = Response::new(Either::Left(Full::default()));
         *response.status_mut() = self.status;
+        let end = self.end();
         let headers = response.headers_mut();
         headers.insert(CONTENT_TYPE, content_type(&self.body));
         if let Ok(id) = HeaderValue::from_str(request_id) {
@@ -205,6 +210,18 @@ impl Reply {
         }
         for (name, value) in self.headers {
             headers.insert(name, value);
+        }
+        let open = match (self.events, open) {
+            (Some(events), Some(open)) => {
+                headers.insert(CONTENT_TYPE, HeaderValue::from_static("text/event-stream"));
+                let frames = StreamBody::new(events.into_frames(open));
+                *response.body_mut() = Either::Right(frames);
+                return Ok(response);
+            }
+            (_, open) => open,
+        };
+        if let Some(open) = open {
+            open.close(end);
         }
         match self.sending {
             Sending::Nothing => return Err(Cut),

@@ -15,12 +15,14 @@ use tokio::sync::Semaphore;
 
 use super::answer::{Draft, Endpoint};
 use super::call::{Call, Steering};
+use super::ending::{Cut, Ending};
 use super::engine::Engine;
+use super::events::Events;
 use super::keys::Keys;
 use super::limit::RateLimit;
 use super::options::Options;
 use super::outage::{self, OutageKind};
-use super::reply::{Cut, Reply, ReplyBody, Sending};
+use super::reply::{Reply, ReplyBody, Sending};
 use super::stats::{Ledger, OpenCall, Stats};
 use super::text::{Random, fingerprint};
 
@@ -38,7 +40,7 @@ pub(super) struct Service {
     pub(super) ledger: Arc<Ledger>,
     rate_limit: Option<RateLimit>,
     pub(super) keys: Keys,
-    slots: Option<Semaphore>,
+    slots: Option<Arc<Semaphore>>,
     /// What writes the tokens, where their pace depends on how many calls there are.
     pub(super) engine: Option<Engine>,
     /// A permit for each answer that is granted.
@@ -55,7 +57,9 @@ impl Service {
             ledger: Arc::new(Ledger::new(options.track)),
             rate_limit: options.requests_per_minute.map(RateLimit::per_minute),
             keys: Keys::new(&options.api_keys, &options.rate_limits, options.dialect),
-            slots: options.max_concurrency.map(Semaphore::new),
+            slots: options
+                .max_concurrency
+                .map(|most| Arc::new(Semaphore::new(most))),
             engine: options.slow_beyond.map(|knee| {
                 let rate = options.tokens_per_second;
                 Engine::start(knee, rate.unwrap_or(DEFAULT_RATE))
@@ -80,17 +84,13 @@ impl Service {
         let (parts, body) = request.into_parts();
         let path = parts.uri.path();
         let endpoint = Endpoint::of(path).filter(|_| parts.method == Method::POST);
+        let mut open = None;
         let reply = match endpoint {
             Some(endpoint) => {
-                let mut open = self.ledger.open();
-                let reply = match self.away().await {
+                let open = open.insert(self.ledger.open());
+                match self.away().await {
                     Some(away) => away,
-                    None => self.call(endpoint, &parts, body, &mut open).await,
-                };
-                open.close(reply.end());
-                match endpoint {
-                    Endpoint::Messages => reply.for_messages(&request_id),
-                    _ => reply,
+                    None => self.call(endpoint, &parts, body, open).await,
                 }
             }
             None if path.starts_with("/v1/") => match self.away().await {
@@ -99,7 +99,11 @@ impl Service {
             },
             None => self.look(&parts.method, path, &parts.headers),
         };
-        reply.into_response(&request_id)
+        let reply = match endpoint {
+            Some(Endpoint::Messages) => reply.for_messages(&request_id),
+            _ => reply,
+        };
+        reply.into_response(&request_id, open)
     }
 
     /// What a request gets while the simulator is away.
@@ -251,11 +255,11 @@ impl Service {
         {
             return Reply::rate_limited().with_retry_after(wait);
         }
-        let _slot = match self.slots.as_ref().map(Semaphore::try_acquire) {
+        match self.slots.clone().map(Semaphore::try_acquire_owned) {
             Some(Err(_)) => return Reply::rate_limited(),
-            Some(Ok(slot)) => Some(slot),
-            None => None,
-        };
+            Some(Ok(slot)) => open.hold(slot),
+            None => {}
+        }
         let call = match Call::read(&body) {
             Ok(call) => call,
             Err(error) => return Reply::invalid(&format!("The body is not valid: {error}.")),
@@ -266,9 +270,6 @@ impl Service {
         open.of_model(model);
         if !self.options.serves(model) {
             return Reply::unknown_model(model);
-        }
-        if call.stream == Some(true) {
-            return Reply::invalid("The simulator does not stream.");
         }
         let caller = Caller {
             endpoint,
@@ -330,9 +331,12 @@ impl Service {
             fingerprint,
             caller.body.len(),
         );
+        // The words of a stream take their time each.
+        let streams = caller.streams();
+        let written = if streams { 0 } else { draft.tokens() };
         let wait = match steering.latency_ms {
             Some(ms) => Duration::from_millis(ms),
-            None => self.options.wait(luck.share(), draft.tokens()),
+            None => self.options.wait(luck.share(), written),
         };
         let mut presence = self.engine.as_ref().map(Engine::enter);
         if !wait.is_zero() {
@@ -349,13 +353,24 @@ impl Service {
         {
             grant.forget();
         }
-        if steers {
-            return steered(steering, || caller.answer(draft));
-        }
-        if mood < self.options.error_rate {
+        if !steers && mood < self.options.error_rate {
             return Reply::server_error();
         }
-        caller.answer(draft)
+        let mut reply = if steers {
+            steered(steering, || caller.answer(draft))
+        } else {
+            caller.answer(draft)
+        };
+        if streams && reply.status.is_success() && reply.sending != Sending::Nothing {
+            let ending = if steers {
+                steering.ending()
+            } else {
+                self.options.ending(mood)
+            };
+            let course = (self.options.pace(), ending);
+            reply.events = caller.events(&reply.body, course);
+        }
+        reply
     }
 }
 
@@ -369,6 +384,16 @@ struct Caller<'a> {
 }
 
 impl Caller<'_> {
+    /// Whether the answer is to be a stream.
+    fn streams(&self) -> bool {
+        self.call.stream == Some(true) && self.endpoint.writes_text()
+    }
+
+    /// An answer as a stream: how far its words are apart, and how it ends.
+    fn events(&self, answer: &[u8], course: (Duration, Ending)) -> Option<Events> {
+        Events::of(self.endpoint, answer, self.call.wants_usage(), course)
+    }
+
     fn answer(&self, draft: Draft<'_>) -> Reply {
         match draft.write() {
             Ok(answer) if self.call.simulate.echo => self.echo(&answer),

@@ -4,6 +4,7 @@ use std::collections::{BTreeMap, HashMap};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use serde::Serialize;
+use tokio::sync::OwnedSemaphorePermit;
 
 use super::keys::KeyStats;
 use super::rate::LimitStats;
@@ -100,6 +101,7 @@ impl Ledger {
             model: None,
             body: None,
             is_open: true,
+            slot: None,
         }
     }
 
@@ -173,6 +175,8 @@ pub(super) struct OpenCall {
     model: Option<String>,
     body: Option<u64>,
     is_open: bool,
+    /// The place that it takes until it is closed.
+    slot: Option<OwnedSemaphorePermit>,
 }
 
 impl OpenCall {
@@ -199,6 +203,11 @@ impl OpenCall {
         seen.calls - 1
     }
 
+    /// Takes a place until the call is closed.
+    pub(super) fn hold(&mut self, slot: OwnedSemaphorePermit) {
+        self.slot = Some(slot);
+    }
+
     pub(super) fn close(mut self, end: End) {
         self.end(end);
     }
@@ -206,6 +215,7 @@ impl OpenCall {
     /// Counts how the call ended.
     fn end(&mut self, end: End) {
         self.is_open = false;
+        drop(self.slot.take());
         let mut pages = self.ledger.pages();
         pages.total.close(end);
         if let Some(counts) = self.model.as_ref().and_then(|m| pages.models.get_mut(m)) {

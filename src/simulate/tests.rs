@@ -451,3 +451,85 @@ async fn each_key_has_its_own_rate_limit() {
         .collect();
     assert_eq!(seen, [(Some("A"), 2, 1), (Some("B"), 1, 0)]);
 }
+
+/// The data of a stream's events.
+fn data(text: &str) -> Vec<Value> {
+    let lines = text.lines().filter_map(|line| line.strip_prefix("data: "));
+    let lines = lines.filter(|data| *data != "[DONE]");
+    lines
+        .map(|data| serde_json::from_str(data).unwrap())
+        .collect()
+}
+
+#[tokio::test]
+async fn a_stream_says_what_a_plain_answer_would_have_said() {
+    let client = Client::new(Options::default()).await;
+    let mut body = chat("Good night?");
+    body["stream"] = true.into();
+    let plain: Value = {
+        let answer = Options::default().answer(CHAT, body.to_string().as_bytes());
+        serde_json::from_slice(&answer.unwrap()).unwrap()
+    };
+    let response = client.send(CHAT, &body).await.unwrap();
+    assert_eq!(response.headers()["content-type"], "text/event-stream");
+    let text = response.text().await.unwrap();
+    assert!(text.ends_with("data: [DONE]\n\n"));
+    let events = data(&text);
+    assert!(events.len() > 10, "a word at a time");
+    let said: String = events
+        .iter()
+        .filter_map(|event| event["choices"][0]["delta"]["content"].as_str())
+        .collect();
+    assert_eq!(said, plain["choices"][0]["message"]["content"]);
+    assert!(events.iter().all(|event| event.get("usage").is_none()));
+
+    body["stream_options"] = json!({"include_usage": true});
+    let text = client
+        .send(CHAT, &body)
+        .await
+        .unwrap()
+        .text()
+        .await
+        .unwrap();
+    let last = data(&text).pop().unwrap();
+    assert_eq!(last["choices"], json!([]));
+    assert!(last["usage"]["completion_tokens"].as_u64() > Some(0));
+
+    let response = json!({"model": "m", "input": "a", "stream": true});
+    let text = client.send("/v1/responses", &response).await.unwrap();
+    let last = data(&text.text().await.unwrap()).pop().unwrap();
+    assert_eq!(last["type"], "response.completed");
+    let total = client.simulator.stats().total;
+    assert_eq!((total.answered, total.in_flight), (3, 0));
+}
+
+#[tokio::test]
+async fn streams_break_off_or_stall_in_their_middle() {
+    let client = Client::new(Options::default()).await;
+    let streamed = |steering: Value| {
+        let mut body = steered(steering);
+        body["stream"] = true.into();
+        body
+    };
+    let broken = client.send(CHAT, streamed(json!({"truncate": true}))).await;
+    let broken = broken.unwrap();
+    assert_eq!(broken.status(), 200);
+    assert!(broken.text().await.is_err(), "cut");
+    let mut stalled = client
+        .send(CHAT, streamed(json!({"stall": true})))
+        .await
+        .unwrap();
+    assert!(stalled.chunk().await.unwrap().is_some());
+    assert_eq!(client.simulator.stats().total.in_flight, 1);
+    assert_eq!(client.simulator.stats().total.cut, 1);
+
+    let unlucky = Client::new(Options {
+        break_rate: 1.0,
+        ..Options::default()
+    })
+    .await;
+    let broken = unlucky.send(CHAT, streamed(json!({}))).await.unwrap();
+    assert!(broken.text().await.is_err());
+    let plain = unlucky.send(CHAT, chat("Plain?")).await.unwrap();
+    assert!(plain.text().await.is_ok(), "what is whole breaks nowhere");
+}

@@ -68,6 +68,13 @@ pub struct UpstreamSettings {
     pub timeout: Duration,
     /// Of connecting alone.
     pub connect_timeout: Duration,
+    /// Whether an answer is asked for as a stream where there are streams, and put together here.
+    pub stream: bool,
+    /// The longest silence of a call whose answer was asked for as a stream: before the answer, and
+    /// within.
+    pub idle_timeout: Duration,
+    /// In place of `timeout`, of a call whose answer was asked for as a stream.
+    pub stream_timeout: Duration,
     /// Of one answer.
     pub max_response_bytes: usize,
     /// Sent with each call. Valid in HTTP; names in lower case.
@@ -232,6 +239,9 @@ impl UpstreamSettings {
             yields,
             timeout,
             connect_timeout,
+            stream,
+            idle_timeout,
+            stream_timeout,
             max_response_bytes,
             headers,
             proxy,
@@ -266,6 +276,9 @@ impl UpstreamSettings {
             && *auth_header == other.auth_header
             && *timeout == other.timeout
             && *connect_timeout == other.connect_timeout
+            && *stream == other.stream
+            && *idle_timeout == other.idle_timeout
+            && *stream_timeout == other.stream_timeout
             && *max_response_bytes == other.max_response_bytes
             && headers.len() == other.headers.len()
             && headers.iter().zip(&other.headers).all(are_alike)
@@ -279,8 +292,20 @@ impl UpstreamSettings {
     /// runs out while it connects, nothing was sent.
     #[must_use]
     pub fn time_to_connect(&self) -> Duration {
-        self.connect_timeout
-            .min(self.timeout.saturating_sub(self.timeout / 10))
+        self.connect_timeout.min(self.patience())
+    }
+
+    /// How long a call may wait for a connection, others' turns included: nine tenths of the time
+    /// after which a call without an answer is given up.
+    #[must_use]
+    pub fn patience(&self) -> Duration {
+        let streams = self.stream || self.provider.streams_by_itself();
+        let silence = if streams {
+            self.timeout.min(self.idle_timeout)
+        } else {
+            self.timeout
+        };
+        silence.saturating_sub(silence / 10)
     }
 }
 

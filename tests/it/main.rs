@@ -29,6 +29,7 @@ mod safety;
 mod sdk;
 mod small_batches;
 mod store;
+mod streams;
 mod support;
 mod tails;
 mod tasks;

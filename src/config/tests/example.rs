@@ -104,6 +104,9 @@ fn the_examples_in_the_documented_file_hold_and_show_the_defaults() {
     assert_eq!(metrics_url, Some("https://gpu-2.internal/metrics"));
     assert_eq!(one.timeout, two.timeout);
     assert_eq!(one.connect_timeout, two.connect_timeout);
+    assert_eq!((one.stream, two.stream), (false, false));
+    assert_eq!(one.idle_timeout, three.idle_timeout);
+    assert_eq!(two.stream_timeout, Duration::from_hours(1));
     assert_eq!(one.max_response_bytes, two.max_response_bytes);
     let otlp = config.telemetry.otlp_endpoint.as_deref();
     assert_eq!(otlp, Some("http://127.0.0.1:4318"));

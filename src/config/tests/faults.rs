@@ -117,6 +117,8 @@ fn each_fault_of_an_upstream_is_found() {
         timeout = '10 minutes'               => timeout: expected a duration
         timeout = '0s'                       => timeout: must be at least
         connect_timeout = '4000d'            => connect_timeout: a duration is at most
+        stream = 'yes'                       => stream: expected true or false, found
+        idle_timeout = '1m'                  => idle_timeout: is the longest silence within
         max_response_bytes = 0               => max_response_bytes: must be from 1 to
         provider = 'gemni'                   => provider: unknown provider; the nearest is gemini
         api_version = '2023-06-01'           => api_version: the API of the provider openai has no

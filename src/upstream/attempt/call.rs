@@ -5,7 +5,7 @@ use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use bytes::Bytes;
 
-use super::client::Client;
+use super::client::{Client, Post, Reply};
 use super::history::{History, Next};
 use super::result::CallResult;
 use super::timer::Timer;
@@ -141,19 +141,24 @@ pub(in crate::upstream) async fn make(
     }
     let body = copy.unwrap_or(body);
     permit.send();
-    let model = permit.backend().model();
-    let reply = client
-        .post(
-            permit.key(),
-            (path, model),
-            body,
-            traceparent.as_deref(),
-            timer,
-            &mut reservation,
-        )
-        .await;
+    let post = Post {
+        key: permit.key(),
+        path,
+        model: permit.backend().model(),
+        body,
+        traceparent: traceparent.as_deref(),
+        assembly: client.provider.assembly(path, asked.as_ref()),
+    };
+    let reply = client.post(post, timer, &mut reservation).await;
     match reply {
-        Ok((head, body)) => {
+        Ok(Reply {
+            head,
+            body,
+            first_token,
+        }) => {
+            if let Some(first_token) = first_token {
+                permit.target().first_token.observe(first_token);
+            }
             reservation.shrink_to(reservation.bytes() - copied);
             let (mut ended, answer) = read(client, clock, &head, (body, asked), reservation);
             if permit.is_rate_limited() {

@@ -1,6 +1,8 @@
 //! The HTTP client of one upstream: everything that does not change from call to call is made
 //! once, so that a call costs little more than its bytes.
 
+mod streamed;
+
 use std::pin::{Pin, pin};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, PoisonError, RwLock};
@@ -21,6 +23,7 @@ use crate::metrics::{UpstreamMetrics, metrics};
 use crate::upstream::limits::memory::{Budget, Reservation};
 use crate::upstream::models::ModelInfo;
 use crate::upstream::provider::http::{self, Head};
+use crate::upstream::provider::stream::Assembly;
 use crate::upstream::provider::{self, Provider};
 use crate::upstream::settings::{
     BuildError, Capabilities, CapabilitySettings, UnsupportedParams, UpstreamSettings,
@@ -52,12 +55,40 @@ pub(in crate::upstream) struct Client {
     headers: Box<[HeaderMap]>,
     transport: Transport,
     timeout: Duration,
+    idle_timeout: Duration,
+    stream_timeout: Duration,
     connect_timeout: Duration,
     max_response_bytes: usize,
     /// The server has answered something: there is a way to it.
     has_answered: AtomicBool,
     timeouts: Notice,
+    stalls: Notice,
     no_port: Notice,
+}
+
+/// What is posted, and how.
+#[derive(Debug)]
+pub(in crate::upstream) struct Post<'p> {
+    /// The number of the key that it is sent with.
+    pub(in crate::upstream) key: usize,
+    /// The line's `url`.
+    pub(in crate::upstream) path: &'static str,
+    /// What the upstream calls the line's model.
+    pub(in crate::upstream) model: &'p str,
+    pub(in crate::upstream) body: Bytes,
+    /// The header by which the call is a part of a trace, if it is.
+    pub(in crate::upstream) traceparent: Option<&'p str>,
+    /// Puts the answer together, where it was asked for as a stream.
+    pub(in crate::upstream) assembly: Option<Assembly>,
+}
+
+/// A whole answer.
+#[derive(Debug)]
+pub(in crate::upstream) struct Reply {
+    pub(in crate::upstream) head: Head,
+    pub(in crate::upstream) body: Bytes,
+    /// From sending to the first that the model wrote, where the answer was streamed.
+    pub(in crate::upstream) first_token: Option<Duration>,
 }
 
 /// Why there is no answer.
@@ -125,10 +156,13 @@ impl Client {
             },
             transport: Transport::new(settings, &base).map_err(fault)?,
             timeout: settings.timeout,
+            idle_timeout: settings.idle_timeout,
+            stream_timeout: settings.stream_timeout,
             connect_timeout: settings.time_to_connect(),
             max_response_bytes: settings.max_response_bytes,
             has_answered: AtomicBool::new(false),
             timeouts: Notice::new(),
+            stalls: Notice::new(),
             no_port: Notice::new(),
             base,
         })
@@ -179,23 +213,42 @@ impl Client {
                  with request_timeout; raise timeout if answers take so long"
             );
         }
+        if result == CallResult::Stalled
+            && let Some(calls) = self.stalls.occurred()
+        {
+            tracing::warn!(
+                upstream.name = &*self.name,
+                idle_timeout = ?self.idle_timeout,
+                calls.stalled = calls,
+                "streamed answers stood still for longer than the upstream's idle_timeout: raise it \
+                 if the server has so long a queue, or thinks for so long"
+            );
+        }
     }
 
     /// Posts a line's body and reads the whole answer; its bytes are reserved as they come.
-    /// `key`: the number of the key that it is sent with. `model`: what the upstream calls the
-    /// line's model.
     pub(in crate::upstream) async fn post(
         &self,
-        key: usize,
-        (path, model): (&'static str, &str),
-        body: Bytes,
-        traceparent: Option<&str>,
+        post: Post<'_>,
         timer: &mut Timer,
         reservation: &mut Reservation,
-    ) -> Result<(Head, Bytes), Failure> {
+    ) -> Result<Reply, Failure> {
+        let Post {
+            key,
+            path,
+            model,
+            body,
+            traceparent,
+            assembly,
+        } = post;
         let (address, mut headers) = (self.address(path, model)?, self.headers[key].clone());
         if let Some(Ok(traceparent)) = traceparent.map(HeaderValue::from_str) {
             headers.insert("traceparent", traceparent);
+        }
+        if let Some(assembly) = assembly {
+            // In a box: more than what a plain answer needs.
+            let sent = (address, headers, body);
+            return Box::pin(self.post_for_stream(sent, assembly, timer, reservation)).await;
         }
         let mut deadline = timer.set(Instant::now() + self.timeout);
         let response = {
@@ -206,8 +259,13 @@ impl Client {
             );
             self.head(sending, self.timeout, deadline.as_mut()).await?
         };
-        self.whole(response, self.timeout, deadline, reservation)
-            .await
+        let whole = self.whole(response, self.timeout, deadline, reservation);
+        let (head, body) = whole.await?;
+        Ok(Reply {
+            head,
+            body,
+            first_token: None,
+        })
     }
 
     /// Asks the server which models it has, with one of the keys.

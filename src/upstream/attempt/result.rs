@@ -48,6 +48,8 @@ pub enum CallResult {
     Broken,
     /// No whole answer came within the upstream's `timeout`.
     TimedOut,
+    /// Nothing came of a streamed answer for the upstream's `idle_timeout`.
+    Stalled,
     /// The answer is larger than the upstream's `max_response_bytes`. The next one would be, too.
     TooLarge,
     /// The provider cannot take what the line asks for: the request was not sent. Another provider
@@ -71,7 +73,7 @@ pub(in crate::upstream) enum Cost {
 
 impl CallResult {
     /// All of them, in order: by `result as usize`.
-    pub(in crate::upstream) const ALL: [CallResult; 22] = [
+    pub(in crate::upstream) const ALL: [CallResult; 23] = [
         CallResult::Succeeded,
         CallResult::Rejected,
         CallResult::ModelMissing,
@@ -91,6 +93,7 @@ impl CallResult {
         CallResult::Undecodable,
         CallResult::Broken,
         CallResult::TimedOut,
+        CallResult::Stalled,
         CallResult::TooLarge,
         CallResult::Unsupported,
         CallResult::ContextTooLong,
@@ -115,6 +118,7 @@ impl CallResult {
             CallResult::ServerError | CallResult::Garbled => "server_error",
             CallResult::Broken => "broken",
             CallResult::TimedOut => "timed_out",
+            CallResult::Stalled => "stalled",
             CallResult::TooLarge => "too_large",
             CallResult::Unsupported => "unsupported",
         }
@@ -124,7 +128,7 @@ impl CallResult {
     #[must_use]
     pub fn error_code(self) -> ErrorCode {
         match self {
-            CallResult::TimedOut => ErrorCode::RequestTimeout,
+            CallResult::TimedOut | CallResult::Stalled => ErrorCode::RequestTimeout,
             CallResult::Undecodable | CallResult::Unusable => ErrorCode::InvalidResponse,
             CallResult::Unsupported => ErrorCode::UnsupportedParameter,
             CallResult::TooLarge => ErrorCode::ResponseTooLarge,
@@ -156,7 +160,8 @@ impl CallResult {
             | CallResult::Garbled
             | CallResult::Unusable
             | CallResult::Broken
-            | CallResult::TimedOut => Reason::Failing,
+            | CallResult::TimedOut
+            | CallResult::Stalled => Reason::Failing,
         })
     }
 
@@ -221,7 +226,8 @@ impl CallResult {
             | CallResult::Garbled
             | CallResult::Unusable
             | CallResult::Broken
-            | CallResult::TimedOut => Cost::Attempt,
+            | CallResult::TimedOut
+            | CallResult::Stalled => Cost::Attempt,
         })
     }
 }

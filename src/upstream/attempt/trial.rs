@@ -7,7 +7,7 @@ use serde_json::{Value, json};
 use tokio::time::{Instant, timeout_at};
 
 use super::call::{explain, read};
-use super::client::Client;
+use super::client::{Client, Post, Reply};
 use super::result::CallResult;
 use super::timer::Timer;
 use crate::domain::clock::Clock;
@@ -137,17 +137,17 @@ async fn call(
     let mut reservation = Budget::new(ANSWER_MAX).reserve();
     let mut timer = Timer::default();
     let begun = Instant::now();
-    let posted = way.client.post(
-        way.key,
-        (path, way.sent_as),
-        sent,
-        None,
-        &mut timer,
-        &mut reservation,
-    );
-    match posted.await {
+    let post = Post {
+        key: way.key,
+        path,
+        model: way.sent_as,
+        body: sent,
+        traceparent: None,
+        assembly: way.client.provider.assembly(path, asked.as_ref()),
+    };
+    match way.client.post(post, &mut timer, &mut reservation).await {
         Err(failure) => (failure.result, Err(failure.cause)),
-        Ok((head, body)) => {
+        Ok(Reply { head, body, .. }) => {
             let took = begun.elapsed();
             let (ended, answer) = read(way.client, clock, &head, (body, asked), reservation);
             let is_good = ended.result == CallResult::Succeeded;

@@ -6,6 +6,7 @@ mod decode;
 mod encode;
 mod models;
 mod schema;
+mod streamed;
 #[cfg(test)]
 mod tests;
 
@@ -23,6 +24,7 @@ use super::http::{self, Head};
 use super::interface::{
     Asked, CHAT, Decoded, Encoded, Line, MESSAGES, ModelPage, Provider, Unsupported,
 };
+use super::stream::Assembly;
 use super::translation;
 use crate::upstream::attempt::result::CallResult;
 use crate::upstream::models::ModelInfo;
@@ -43,6 +45,8 @@ pub(super) struct Anthropic {
     policy: UnsupportedParams,
     /// What the configuration says of its models.
     says: Vec<CapabilitySettings>,
+    /// Answers are streamed however long they may be.
+    streams: bool,
 }
 
 impl Anthropic {
@@ -52,6 +56,7 @@ impl Anthropic {
             version: version.to_owned(),
             policy: settings.unsupported_params,
             says: settings.capabilities.clone(),
+            streams: settings.stream,
         }
     }
 }
@@ -108,8 +113,13 @@ impl Provider for Anthropic {
             return Err(refused("url", reason));
         }
         translation::encode(line, |body| {
-            encode::encode(body, line.model, &self.version, self.policy, &self.says)
+            let encoded = encode::encode(body, line.model, &self.version, self.policy, &self.says)?;
+            Ok(translation::streamed(encoded, self.streams))
         })
+    }
+
+    fn assembly(&self, _path: &str, asked: Option<&Asked>) -> Option<Assembly> {
+        translation::assembly::<streamed::Message>(asked)
     }
 
     fn decode(&self, head: &Head, body: Bytes, asked: Option<Asked>) -> Decoded {

@@ -3,6 +3,7 @@
 mod classify;
 mod decode;
 mod encode;
+mod streamed;
 #[cfg(test)]
 mod tests;
 
@@ -19,6 +20,7 @@ use super::http::{self, Head};
 use super::interface::{
     Asked, Decoded, EMBEDDINGS, Encoded, Line, ModelPage, Provider, Unsupported,
 };
+use super::stream::Assembly;
 use super::translation;
 use crate::upstream::attempt::result::CallResult;
 use crate::upstream::models::ModelInfo;
@@ -37,12 +39,14 @@ const TRACE_ID: HeaderName = HeaderName::from_static("x-debug-trace-id");
 #[derive(Debug)]
 pub(super) struct Cohere {
     policy: UnsupportedParams,
+    streams: bool,
 }
 
 impl Cohere {
     pub(super) fn new(settings: &UpstreamSettings) -> Self {
         Self {
             policy: settings.unsupported_params,
+            streams: settings.stream,
         }
     }
 }
@@ -83,8 +87,14 @@ impl Provider for Cohere {
 
     fn encode<'a>(&self, line: &Line<'a>) -> Result<Encoded<'a>, Unsupported> {
         translation::encode(line, |body| {
-            encode::encode(line.path, body, line.model, self.policy)
+            let encoded = encode::encode(line.path, body, line.model, self.policy)?;
+            let is_wanted = self.streams && line.path != EMBEDDINGS;
+            Ok(translation::streamed(encoded, is_wanted))
         })
+    }
+
+    fn assembly(&self, _path: &str, asked: Option<&Asked>) -> Option<Assembly> {
+        translation::assembly::<streamed::Response>(asked)
     }
 
     fn decode(&self, head: &Head, body: Bytes, asked: Option<Asked>) -> Decoded {

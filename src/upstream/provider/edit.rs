@@ -111,6 +111,12 @@ impl Edit {
             .or_else(|| most(&self.defaults))
     }
 
+    /// The member of this key, if there is one.
+    fn member(&self, key: &str) -> Option<&Member> {
+        let mut members = self.overrides.iter().chain(&self.defaults);
+        members.find(|member| member.key == key)
+    }
+
     /// How the body is to be changed. `None` if no change is needed, or if the body is no JSON
     /// object, which the check at the upload excludes.
     pub(in crate::upstream) fn splice<'a>(&'a self, body: &'a [u8]) -> Option<Splice<'a>> {
@@ -125,49 +131,65 @@ impl Edit {
         body: &'a [u8],
         only_max_tokens: bool,
     ) -> Option<Splice<'a>> {
-        let text = std::str::from_utf8(body).ok()?;
-        let (mut replaced, mut is_first) = (Vec::new(), true);
-        let (mut renamed, mut has_both) = (Vec::new(), false);
-        let mut added: Vec<&Member> = self.overrides.iter().chain(&self.defaults).collect();
-        json::members(text, |key, value| {
-            is_first = false;
-            // A value is a piece of the body, so its address shows where it stands there.
-            let start = value.as_ptr().addr() - text.as_ptr().addr();
-            let sent = sent_as(key, only_max_tokens);
-            if sent != key {
-                renamed.extend(key_before(text, start));
-            }
-            has_both |= key == MAX_TOKENS;
-            added.retain(|member| sent_as(&member.key, only_max_tokens) != sent);
-            let mut overrides = self.overrides.iter();
-            if let Some(member) =
-                overrides.find(|member| sent_as(&member.key, only_max_tokens) == sent)
-            {
-                replaced.push((start..start + value.len(), member.value()));
-            }
-        })?;
-        if !has_both && !renamed.is_empty() {
-            let renamed = renamed.into_iter();
-            replaced.extend(renamed.map(|place| (place, QUOTED_MAX_TOKENS)));
-            replaced.sort_by_key(|(place, _)| place.start);
-        }
-        if added.is_empty() && replaced.is_empty() {
-            return None;
-        }
-        let added = added
-            .into_iter()
-            .map(|member| match sent_as(&member.key, only_max_tokens) {
-                key if key == member.key => Cow::Borrowed(member.text.as_str()),
-                _ => Cow::Owned(format!("{QUOTED_MAX_TOKENS}:{}", member.value())),
-            });
-        Some(Splice {
-            body,
-            replaced,
-            added: added.collect(),
-            end: text.rfind('}')?,
-            is_first,
-        })
+        splice(&NOTHING, self, body, only_max_tokens)
     }
+}
+
+/// How the body is to be changed by two edits, of which the first wins. `only_max_tokens`: as with
+/// one.
+pub(super) fn splice<'a>(
+    above: &'a Edit,
+    below: &'a Edit,
+    body: &'a [u8],
+    only_max_tokens: bool,
+) -> Option<Splice<'a>> {
+    let text = std::str::from_utf8(body).ok()?;
+    let (mut replaced, mut is_first) = (Vec::new(), true);
+    let (mut renamed, mut has_both) = (Vec::new(), false);
+    let is_not_above = |member: &&Member| above.member(&member.key).is_none();
+    let overrides = || {
+        let of_below = below.overrides.iter().filter(is_not_above);
+        above.overrides.iter().chain(of_below)
+    };
+    let of_below = below.defaults.iter().filter(is_not_above);
+    let mut added: Vec<&Member> = overrides().chain(&above.defaults).chain(of_below).collect();
+    json::members(text, |key, value| {
+        is_first = false;
+        // A value is a piece of the body, so its address shows where it stands there.
+        let start = value.as_ptr().addr() - text.as_ptr().addr();
+        let sent = sent_as(key, only_max_tokens);
+        if sent != key {
+            renamed.extend(key_before(text, start));
+        }
+        has_both |= key == MAX_TOKENS;
+        added.retain(|member| sent_as(&member.key, only_max_tokens) != sent);
+        let mut overrides = overrides();
+        if let Some(member) = overrides.find(|member| sent_as(&member.key, only_max_tokens) == sent)
+        {
+            replaced.push((start..start + value.len(), member.value()));
+        }
+    })?;
+    if !has_both && !renamed.is_empty() {
+        let renamed = renamed.into_iter();
+        replaced.extend(renamed.map(|place| (place, QUOTED_MAX_TOKENS)));
+        replaced.sort_by_key(|(place, _)| place.start);
+    }
+    if added.is_empty() && replaced.is_empty() {
+        return None;
+    }
+    let added = added
+        .into_iter()
+        .map(|member| match sent_as(&member.key, only_max_tokens) {
+            key if key == member.key => Cow::Borrowed(member.text.as_str()),
+            _ => Cow::Owned(format!("{QUOTED_MAX_TOKENS}:{}", member.value())),
+        });
+    Some(Splice {
+        body,
+        replaced,
+        added: added.collect(),
+        end: text.rfind('}')?,
+        is_first,
+    })
 }
 
 fn sent_as(key: &str, only_max_tokens: bool) -> &str {

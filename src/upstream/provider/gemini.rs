@@ -5,6 +5,7 @@ mod classify;
 mod decode;
 mod encode;
 mod models;
+mod streamed;
 #[cfg(test)]
 mod tests;
 
@@ -21,6 +22,7 @@ use super::http::{self, Head};
 use super::interface::{
     Asked, Decoded, EMBEDDINGS, Encoded, Line, ModelPage, Provider, Unsupported,
 };
+use super::stream::Assembly;
 use super::translation;
 use crate::upstream::attempt::result::CallResult;
 use crate::upstream::models::ModelInfo;
@@ -37,6 +39,7 @@ pub(super) struct Gemini {
     policy: UnsupportedParams,
     /// What the configuration says of its models.
     says: Vec<CapabilitySettings>,
+    streams: bool,
 }
 
 impl Gemini {
@@ -44,7 +47,13 @@ impl Gemini {
         Self {
             policy: settings.unsupported_params,
             says: settings.capabilities.clone(),
+            streams: settings.stream,
         }
+    }
+
+    /// Whether answers of an endpoint are streamed.
+    fn streams(&self, path: &str) -> bool {
+        self.streams && path != EMBEDDINGS
     }
 }
 
@@ -68,16 +77,17 @@ impl Provider for Gemini {
     }
 
     fn url(&self, base: &Url, path: &str, model: &str) -> Url {
-        let method = if path == EMBEDDINGS {
-            "batchEmbedContents"
-        } else {
-            "generateContent"
+        let method = match path {
+            EMBEDDINGS => "batchEmbedContents",
+            path if self.streams(path) => "streamGenerateContent",
+            _ => "generateContent",
         };
-        http::behind_version(
-            base,
-            VERSION,
-            &format!("/{}:{method}", models::resource(model)),
-        )
+        let path_of_model = format!("/{}:{method}", models::resource(model));
+        let mut url = http::behind_version(base, VERSION, &path_of_model);
+        if self.streams(path) {
+            url.query_pairs_mut().append_pair("alt", "sse");
+        }
+        url
     }
 
     fn authorize(
@@ -94,8 +104,16 @@ impl Provider for Gemini {
 
     fn encode<'a>(&self, line: &Line<'a>) -> Result<Encoded<'a>, Unsupported> {
         translation::encode(line, |body| {
-            encode::encode(line.path, body, line.model, self.policy, &self.says)
+            let encoded = encode::encode(line.path, body, line.model, self.policy, &self.says)?;
+            let (out, mut request) = encoded;
+            // Its URL asks for the stream.
+            request.streams = self.streams(line.path);
+            Ok((out, request))
         })
+    }
+
+    fn assembly(&self, _path: &str, asked: Option<&Asked>) -> Option<Assembly> {
+        translation::assembly::<streamed::Response>(asked)
     }
 
     fn decode(&self, head: &Head, body: Bytes, asked: Option<Asked>) -> Decoded {

@@ -87,7 +87,7 @@ pub(super) fn is_json(headers: &HeaderMap) -> bool {
 }
 
 /// Whether an answer calls itself server-sent events.
-pub(super) fn is_event_stream(headers: &HeaderMap) -> bool {
+pub(in crate::upstream) fn is_event_stream(headers: &HeaderMap) -> bool {
     content_type(headers).eq_ignore_ascii_case("text/event-stream")
 }
 

@@ -12,6 +12,7 @@ use secrecy::SecretString;
 use super::edit::{Edit, Splice};
 use super::http::{self, Head};
 use super::remaining;
+use super::stream::Assembly;
 use crate::domain::clock::Clock;
 use crate::domain::outcome::{Form, Warning};
 use crate::domain::usage::Usage;
@@ -67,6 +68,9 @@ pub(in crate::upstream) trait Provider: fmt::Debug + Send + Sync {
     fn refuses(&self, _path: &str, _key: Option<&str>) -> Option<String> {
         None
     }
+
+    /// Puts the answer together, where it was asked for as a stream. `asked`: as below.
+    fn assembly(&self, path: &str, asked: Option<&Asked>) -> Option<Assembly>;
 
     /// Reads an answer, and brings it into the form that its line gets. `asked`: what the encoding
     /// of the line remembers, where it was [translated](Encoded::Translated).
@@ -173,6 +177,8 @@ pub(super) struct Request {
     pub(super) answers_by: Option<&'static str>,
     /// Vectors are to be written in base64.
     pub(super) wants_base64: bool,
+    /// The answer was asked for as a stream.
+    pub(super) streams: bool,
     /// What was left out of the request.
     pub(super) warnings: Vec<Warning>,
     /// The line has another endpoint, and was asked as a chat completion.

@@ -49,6 +49,12 @@ impl ProviderKind {
         self == ProviderKind::Anthropic
     }
 
+    /// Whether long answers are asked for as streams unless the configuration says otherwise.
+    #[must_use]
+    pub fn streams_by_itself(self) -> bool {
+        self == ProviderKind::Anthropic
+    }
+
     /// Whether lines for chat completions are sent in a form of the provider's own.
     #[must_use]
     pub fn translates(self) -> bool {

@@ -1,6 +1,7 @@
 //! Mistral's API: OpenAI's form, read strictly, with some names of its own.
 
 mod encode;
+mod streamed;
 #[cfg(test)]
 mod tests;
 
@@ -17,6 +18,7 @@ use super::interface::{
     Asked, Decoded, EMBEDDINGS, Encoded, Line, ModelPage, Provider, Request, Unsupported,
 };
 use super::openai;
+use super::stream::Assembly;
 use super::translation;
 use super::tree::Tree;
 use crate::domain::usage;
@@ -26,12 +28,14 @@ use crate::upstream::settings::{UnsupportedParams, UpstreamSettings};
 #[derive(Debug)]
 pub(super) struct Mistral {
     policy: UnsupportedParams,
+    streams: bool,
 }
 
 impl Mistral {
     pub(super) fn new(settings: &UpstreamSettings) -> Self {
         Self {
             policy: settings.unsupported_params,
+            streams: settings.stream,
         }
     }
 }
@@ -55,8 +59,14 @@ impl Provider for Mistral {
 
     fn encode<'a>(&self, line: &Line<'a>) -> Result<Encoded<'a>, Unsupported> {
         translation::encode(line, |body| {
-            encode::encode(line.path, body, line.model, self.policy)
+            let encoded = encode::encode(line.path, body, line.model, self.policy)?;
+            let is_wanted = self.streams && line.path != EMBEDDINGS;
+            Ok(translation::streamed(encoded, is_wanted))
         })
+    }
+
+    fn assembly(&self, _path: &str, asked: Option<&Asked>) -> Option<Assembly> {
+        translation::assembly::<streamed::Message>(asked)
     }
 
     fn decode(&self, head: &Head, body: Bytes, asked: Option<Asked>) -> Decoded {

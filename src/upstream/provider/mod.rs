@@ -16,6 +16,7 @@ pub(super) mod kind;
 mod mistral;
 mod openai;
 mod remaining;
+pub(super) mod stream;
 #[cfg(test)]
 mod tests;
 mod translation;

@@ -1,8 +1,9 @@
 //! OpenAI's API, and the many servers that speak it.
 
 mod classify;
-mod streamed;
+pub(super) mod streamed;
 
+use std::sync::LazyLock;
 use std::time::{Duration, SystemTime};
 
 use bytes::Bytes;
@@ -10,11 +11,15 @@ use reqwest::Url;
 use reqwest::header::{HeaderMap, InvalidHeaderValue};
 use secrecy::SecretString;
 use serde::Deserialize;
+use serde_json::{Value, json};
 
-use self::streamed::Folded;
-use super::edit::NOTHING;
+use self::streamed::Chunks;
+use super::edit::{self, Edit, NOTHING};
 use super::http::{self, Head};
-use super::interface::{Asked, Decoded, Encoded, Line, MESSAGES, ModelPage, Provider, Unsupported};
+use super::interface::{
+    Asked, CHAT, Decoded, Encoded, Line, MESSAGES, ModelPage, Provider, RESPONSES, Unsupported,
+};
+use super::stream::{Assembly, Gathered};
 use crate::domain::json;
 use crate::domain::outcome::Form;
 use crate::domain::usage;
@@ -29,16 +34,47 @@ const BYTE_ORDER_MARK: &[u8] = b"\xEF\xBB\xBF";
 /// have an `error`.
 const ANSWERS: [&str; 4] = ["choices", "data", "output", "results"];
 
+/// An endpoint whose answers can be streamed.
+const COMPLETIONS: &str = "/v1/completions";
+
+/// What a request says for its answer to be streamed: of chats and completions, and of the Responses
+/// API, whose last event has the usage in any case.
+static OF_CHUNKS: LazyLock<Option<Edit>> =
+    LazyLock::new(|| asking(json!({"stream": true, "stream_options": {"include_usage": true}})));
+static OF_EVENTS: LazyLock<Option<Edit>> = LazyLock::new(|| asking(json!({"stream": true})));
+
+fn asking(members: Value) -> Option<Edit> {
+    match members {
+        Value::Object(members) => Edit::new(None, &[], &[&members]),
+        _ => None,
+    }
+}
+
 #[derive(Debug)]
 pub(super) struct OpenAi {
     /// The server knows no `max_completion_tokens`.
     only_max_tokens: bool,
+    /// Answers are streamed, where there are streams.
+    streams: bool,
 }
 
 impl OpenAi {
-    pub(super) fn new(upstream: &UpstreamSettings) -> Self {
+    pub(super) fn new(settings: &UpstreamSettings) -> Self {
         Self {
-            only_max_tokens: upstream.only_max_tokens,
+            only_max_tokens: settings.only_max_tokens,
+            streams: settings.stream,
+        }
+    }
+
+    /// What asks for a stream at an endpoint that has streams.
+    fn streaming(&self, path: &str) -> Option<&'static Edit> {
+        if !self.streams {
+            return None;
+        }
+        match path {
+            CHAT | COMPLETIONS => OF_CHUNKS.as_ref(),
+            RESPONSES => OF_EVENTS.as_ref(),
+            _ => None,
         }
     }
 }
@@ -82,9 +118,12 @@ impl Provider for OpenAi {
 
     fn encode<'a>(&self, line: &Line<'a>) -> Result<Encoded<'a>, Unsupported> {
         let edit = line.edit.unwrap_or(&NOTHING);
-        let splice = match (line.edit, self.only_max_tokens) {
-            (None, false) => None,
-            (_, only_max_tokens) => edit.splice_for(line.body, only_max_tokens),
+        let splice = match (self.streaming(line.path), line.edit, self.only_max_tokens) {
+            (None, None, false) => None,
+            (streaming, _, only_max_tokens) => {
+                let above = streaming.unwrap_or(&NOTHING);
+                edit::splice(above, edit, line.body, only_max_tokens)
+            }
         };
         Ok(match splice {
             Some(splice) => Encoded::Spliced(splice),
@@ -92,13 +131,19 @@ impl Provider for OpenAi {
         })
     }
 
+    fn assembly(&self, path: &str, _asked: Option<&Asked>) -> Option<Assembly> {
+        self.streaming(path)
+            .map(|_| Assembly::new(Box::new(Chunks::new(true))))
+    }
+
     fn decode(&self, head: &Head, body: Bytes, _asked: Option<Asked>) -> Decoded {
         let body = without_byte_order_mark(body);
+        // One that was asked for is put together by now, and calls itself a stream all the same.
         let is_streamed = head.is_success() && http::is_event_stream(&head.headers);
-        let folded = is_streamed.then(|| streamed::fold(&body));
-        let is_incomplete = folded == Some(Folded::Incomplete);
-        let body = match folded {
-            Some(Folded::Answer(whole) | Folded::Error(whole)) => whole,
+        let gathered = (is_streamed && !is_object(&body)).then(|| unasked(&body));
+        let is_incomplete = gathered == Some(Gathered::Incomplete);
+        let body = match gathered {
+            Some(Gathered::Answer(whole) | Gathered::Error { body: whole, .. }) => whole,
             _ => body,
         };
         let request_id = http::request_id(&head.headers).map(str::to_owned);
@@ -132,6 +177,18 @@ impl Provider for OpenAi {
     fn models(&self, body: &[u8]) -> Option<ModelPage> {
         read_models(body)
     }
+}
+
+/// What comes of a stream that nobody asked for.
+fn unasked(body: &Bytes) -> Gathered {
+    let mut assembly = Assembly::new(Box::new(Chunks::new(false)));
+    assembly.feed(body.clone());
+    assembly.finish()
+}
+
+/// Whether a body begins as a JSON object, which no stream of events does.
+fn is_object(body: &[u8]) -> bool {
+    body.trim_ascii_start().starts_with(b"{")
 }
 
 /// Reads a list of models, as this API has it.
@@ -203,6 +260,7 @@ mod tests {
 
     const PLAIN: OpenAi = OpenAi {
         only_max_tokens: false,
+        streams: false,
     };
 
     #[test]

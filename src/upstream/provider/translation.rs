@@ -6,6 +6,7 @@ use bytes::Bytes;
 use super::chat::refused;
 use super::http::{self, Head};
 use super::interface::{Asked, Decoded, Encoded, Line, Request, Unsupported};
+use super::stream::{Assembly, Fold};
 use super::tree::Tree;
 use crate::domain::clock;
 
@@ -31,6 +32,25 @@ pub(super) fn encode<'a>(
         body: Bytes::from(out),
         asked: Asked(Box::new(request)),
     })
+}
+
+/// A request, with the wish for a stream where there is one.
+pub(super) fn streamed(
+    (request, mut asked): (String, Request),
+    is_wanted: bool,
+) -> (String, Request) {
+    asked.streams |= is_wanted;
+    if !asked.streams {
+        return (request, asked);
+    }
+    let members = request.strip_prefix('{').unwrap_or_default();
+    (format!("{{\"stream\":true,{members}"), asked)
+}
+
+/// Puts an answer together, if it was asked for as a stream.
+pub(super) fn assembly<F: Fold + Default + 'static>(asked: Option<&Asked>) -> Option<Assembly> {
+    let streams = asked.is_some_and(|asked| asked.0.streams);
+    streams.then(|| Assembly::new(Box::<F>::default()))
 }
 
 /// Reads an answer: by `success` or by `failure`, as its status says.

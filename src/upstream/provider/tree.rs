@@ -33,6 +33,35 @@ impl<'a> Tree<'a> {
         Reader { text, at: 0 }.value(0)
     }
 
+    /// The same, without the text that it was read from.
+    pub(super) fn into_owned(self) -> Tree<'static> {
+        match self {
+            Self::Plain(text) => Tree::Plain(Cow::Owned(text.into_owned())),
+            Self::List(items) => Tree::List(items.into_iter().map(Tree::into_owned).collect()),
+            Self::Object(members) => {
+                let members = members.into_iter();
+                let members =
+                    members.map(|(key, value)| (Cow::Owned(key.into_owned()), value.into_owned()));
+                Tree::Object(members.collect())
+            }
+        }
+    }
+
+    /// About how many bytes it takes where it owns what it says.
+    pub(super) fn weight(&self) -> usize {
+        let within = match self {
+            Self::Plain(text) => text.len(),
+            Self::List(items) => items.iter().map(Tree::weight).sum(),
+            Self::Object(members) => {
+                let members = members.iter();
+                members
+                    .map(|(key, value)| size_of_val(key) + key.len() + value.weight())
+                    .sum()
+            }
+        };
+        size_of::<Self>() + within
+    }
+
     pub(super) fn null() -> Self {
         Self::Plain(Cow::Borrowed("null"))
     }

@@ -26,6 +26,7 @@ use super::interface::{
     Through, Unsupported,
 };
 use super::openai;
+use super::stream::Assembly;
 use super::translation;
 use super::tree::Tree;
 use crate::domain::outcome::Warning;
@@ -210,6 +211,11 @@ impl Provider for ViaChat {
             return self.encode_via_chat(line);
         }
         self.provider.encode(line)
+    }
+
+    fn assembly(&self, path: &str, asked: Option<&Asked>) -> Option<Assembly> {
+        let path = if self.is_via_chat(path) { CHAT } else { path };
+        self.provider.assembly(path, asked)
     }
 
     fn refuses(&self, path: &str, key: Option<&str>) -> Option<String> {

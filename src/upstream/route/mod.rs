@@ -16,7 +16,7 @@ use super::numbers::InUse;
 use super::provider::edit::Edit;
 use super::settings::Spill;
 use super::target::backend::{Backend, Backends};
-use crate::metrics::{CallSeconds, OTHER, metrics};
+use crate::metrics::{CallSeconds, FirstTokenSeconds, OTHER, metrics};
 
 pub(super) use self::lane::Lane;
 pub use self::lane::LaneId;
@@ -69,6 +69,7 @@ pub(super) struct Target {
     /// The number of the window of the model at the upstream, where there is one.
     pub(super) window: Option<usize>,
     pub(super) seconds: CallSeconds,
+    pub(super) first_token: FirstTokenSeconds,
 }
 
 /// A target, as one key of its upstream leads there.
@@ -441,6 +442,7 @@ impl Routing {
                     limit: route.limit.map(|limit| limit.number),
                     window: route.window,
                     seconds: metrics().call_seconds(&client.name, label),
+                    first_token: FirstTokenSeconds::new(&client.name, label),
                 })
             }));
             tiers.push(Tier {

@@ -9,6 +9,7 @@ mod rates;
 mod reload;
 mod routing;
 mod scopes;
+mod streams;
 mod translation;
 
 use std::collections::BTreeMap;
@@ -204,6 +205,9 @@ pub(crate) fn upstream(name: &str, base_url: &str) -> UpstreamSettings {
         yields: false,
         timeout: Duration::from_secs(5),
         connect_timeout: Duration::from_secs(2),
+        stream: false,
+        idle_timeout: Duration::from_secs(60),
+        stream_timeout: Duration::from_secs(60),
         max_response_bytes: 1 << 20,
         headers: BTreeMap::new(),
         proxy: None,

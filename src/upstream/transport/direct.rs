@@ -115,7 +115,7 @@ impl Direct {
             links: dialer.may_be_http2().then(|| Links::new(is_known)),
             dialer,
             connect_timeout: config.time_to_connect(),
-            patience: config.timeout.saturating_sub(config.timeout / 10),
+            patience: config.patience(),
             idle: Arc::new(Idle {
                 pool: Mutex::default(),
                 max: config.concurrency,

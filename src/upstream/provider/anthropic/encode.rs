@@ -18,6 +18,10 @@ const API: &str = "Anthropic's API";
 /// The first version without `temperature`, `top_p` and `top_k`.
 const WITHOUT_SAMPLING: &str = "2026-10-21";
 
+/// An answer of more tokens may take longer than ten minutes. Anthropic's own clients ask for a
+/// stream from there on: what answers for longer without a byte is cut on its way.
+const PLAIN_OUTPUT_MAX: u64 = 21_333;
+
 /// What becomes of the keys of a request.
 pub(super) const RULES: [(&str, Rule); 40] = [
     ("model", Rule::Mapped),
@@ -188,6 +192,7 @@ impl<'t> Translation<'t, '_> {
         self.out.set("model", Tree::string(model));
         let max_tokens = self.max_tokens()?;
         self.out.set("max_tokens", Tree::number(max_tokens));
+        self.request.streams = max_tokens > PLAIN_OUTPUT_MAX;
         let mut system = Vec::new();
         let turns = self.messages(&mut system)?;
         self.response_format(&mut system)?;
