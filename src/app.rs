@@ -129,6 +129,7 @@ impl App {
             reload: Arc::new(Arc::clone(&reloader)),
             uploads: UploadBudget::new(config.limits.max_line_bytes),
             stopping: stop.clone(),
+            endpoints: config.endpoints,
             allowed_origins: config.server.allowed_origins.clone().into(),
         };
         let router = if role.serves() {

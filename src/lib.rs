@@ -108,7 +108,9 @@ pub mod internals {
         pub use crate::config::{Config, Environment, Overrides};
     }
     pub mod domain {
-        pub use crate::domain::{batch, clock, file, id, line, scope, share, unit, usage};
+        pub use crate::domain::{
+            batch, clock, endpoint, file, id, line, scope, share, unit, usage,
+        };
     }
     pub mod intake {
         pub use crate::intake::{Contents, Intake, Limits, Piece};

@@ -7,14 +7,15 @@ use axum::extract::{FromRequest, Request};
 use serde::Serialize;
 use utoipa::ToSchema;
 use utoipa::openapi::Deprecated;
-use utoipa::openapi::schema::{ObjectBuilder, OneOfBuilder, Schema, Type};
+use utoipa::openapi::schema::{AnyOfBuilder, ObjectBuilder, Schema, Type};
 
 use super::auth::Caller;
 use super::error::{self, ApiError, Result};
 use super::expiry::{self, ANCHOR, expires_after};
 use super::json::Object;
+use super::state::Api;
 use crate::domain::batch::window_ms;
-use crate::domain::endpoint::{self, ENDPOINTS};
+use crate::domain::endpoint::{ENDPOINTS, Endpoints};
 use crate::domain::id;
 use crate::store::NewBatch;
 
@@ -71,7 +72,7 @@ pub struct OutputExpiresAfter {
 
 /// Every endpoint as a value of its own, so that the document can mark one as deprecated.
 fn endpoint_schema() -> Schema {
-    let one = OneOfBuilder::new()
+    let any = AnyOfBuilder::new()
         .description(Some("Where every line of the file is to be sent."))
         .examples(["/v1/chat/completions"]);
     let endpoints = ENDPOINTS.iter().map(|endpoint| {
@@ -80,14 +81,19 @@ fn endpoint_schema() -> Schema {
             .enum_values(Some([endpoint.path]))
             .deprecated(endpoint.deprecated.then_some(Deprecated::True))
     });
-    Schema::OneOf(endpoints.fold(one, OneOfBuilder::item).build())
+    let added = ObjectBuilder::new()
+        .schema_type(Type::String)
+        .description(Some("An endpoint that the server's operator has added."))
+        .pattern(Some("^/v1/"));
+    let all = endpoints.chain([added]);
+    Schema::AnyOf(all.fold(any, AnyOfBuilder::item).build())
 }
 
 impl BatchRequest {
-    fn read(mut body: Object) -> Result<Self> {
+    fn read(mut body: Object, endpoints: Endpoints) -> Result<Self> {
         let request = Self {
             input_file_id: file_id(body.string("input_file_id")?)?,
-            endpoint: endpoint(body.string("endpoint")?)?,
+            endpoint: endpoint(body.string("endpoint")?, endpoints)?,
             completion_window: window(body.string("completion_window")?)?,
             metadata: body
                 .optional_object("metadata")?
@@ -150,11 +156,11 @@ impl Extension {
     }
 }
 
-impl<S: Send + Sync> FromRequest<S> for BatchRequest {
+impl FromRequest<Api> for BatchRequest {
     type Rejection = ApiError;
 
-    async fn from_request(request: Request, state: &S) -> Result<Self> {
-        BatchRequest::read(Object::from_request(request, state).await?)
+    async fn from_request(request: Request, api: &Api) -> Result<Self> {
+        BatchRequest::read(Object::from_request(request, api).await?, api.endpoints)
     }
 }
 
@@ -178,11 +184,11 @@ fn file_id(given: String) -> Result<String> {
     Ok(given)
 }
 
-fn endpoint(given: String) -> Result<String> {
-    if let Some(endpoint) = endpoint::find(&given) {
+fn endpoint(given: String, endpoints: Endpoints) -> Result<String> {
+    if let Some(endpoint) = endpoints.find(&given) {
         return Ok(endpoint.path.to_owned());
     }
-    let supported: Vec<&str> = ENDPOINTS.iter().map(|endpoint| endpoint.path).collect();
+    let supported: Vec<&str> = endpoints.all().map(|endpoint| endpoint.path).collect();
     Err(error::invalid_value("endpoint", &given, &supported))
 }
 
@@ -257,7 +263,8 @@ mod tests {
             Some(value) => fields.insert(field.to_owned(), value),
             None => fields.remove(field),
         };
-        BatchRequest::read(Object::from(body.as_object().unwrap().clone()))
+        let body = Object::from(body.as_object().unwrap().clone());
+        BatchRequest::read(body, Endpoints::USUAL)
     }
 
     #[test]

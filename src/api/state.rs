@@ -11,6 +11,7 @@ use super::looks::Looks;
 use super::snapshots::Snapshots;
 use crate::config;
 use crate::domain::clock::Clock;
+use crate::domain::endpoint::Endpoints;
 use crate::domain::tenant::CurrentTenants;
 use crate::store::Store;
 use crate::transfer::UploadBudget;
@@ -23,6 +24,8 @@ pub struct Api {
     pub looks: Arc<Looks>,
     pub clock: Clock,
     pub limits: Arc<config::Limits>,
+    /// What can be batched.
+    pub endpoints: Endpoints,
     pub retention: Arc<config::Retention>,
     /// What tenants are allowed.
     pub tenants: CurrentTenants,

@@ -22,6 +22,7 @@ use super::snapshots::Snapshots;
 use super::{Api, router};
 use crate::config::{Config, Environment, Overrides};
 use crate::domain::clock::Clock;
+use crate::domain::endpoint::Endpoints;
 use crate::domain::id;
 use crate::domain::scope::Scopes;
 use crate::domain::tenant::CurrentTenants;
@@ -145,6 +146,7 @@ impl TestApi {
             engine: engine.clone(),
             reload: engine.clone(),
             stopping: CancellationToken::new(),
+            endpoints: Endpoints::USUAL,
             allowed_origins: Arc::new([]),
         };
         Self {

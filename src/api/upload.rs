@@ -145,6 +145,7 @@ fn limits(api: &Api) -> Limits {
     Limits {
         max_line_bytes: api.limits.max_line_bytes,
         max_models: api.limits.max_models_per_file,
+        endpoints: api.endpoints,
     }
 }
 

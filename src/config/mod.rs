@@ -14,6 +14,7 @@ mod auth;
 mod capability;
 mod database;
 mod duration;
+mod endpoint;
 mod environment;
 mod error;
 mod limits;
@@ -64,6 +65,7 @@ pub use worker::Worker;
 
 pub(crate) use error::nearest;
 
+use crate::domain::endpoint::Endpoints;
 use crate::domain::tenant::Tenants;
 use crate::upstream::{
     self as upstreams, ModelSettings, RetrySettings, TaskSettings, UpstreamSettings,
@@ -89,6 +91,8 @@ pub struct Config {
     pub database: Database,
     pub auth: Auth,
     pub limits: Limits,
+    /// What can be batched.
+    pub endpoints: Endpoints,
     pub upstreams: Vec<UpstreamSettings>,
     /// What was known of some of them by a name.
     pub presets: Vec<Preset>,
@@ -194,14 +198,17 @@ impl Config {
         if let Some(file) = &overrides.database_file {
             database.move_to(file);
         }
-        let models = model::read_all(root.tables("models"), &upstreams.all, &pricing);
+        let endpoints = endpoint::read_all(root.tables("endpoints"));
+        let models = root.tables("models");
+        let models = model::read_all(models, &upstreams.all, &pricing, endpoints);
         upstream::check_auto(&mut upstreams, &models);
         let config = Self {
             server: Server::read(root.section("server")),
             database,
             auth: Auth::read(root.section("auth")),
             limits: Limits::read(root.section("limits")),
-            tasks: task::read_all(root.tables("tasks"), &models),
+            tasks: task::read_all(root.tables("tasks"), &models, endpoints),
+            endpoints,
             tenants: tenant::read_all(root.tables("tenants"), &models),
             models,
             upstreams: upstreams.all,

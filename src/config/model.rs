@@ -9,7 +9,7 @@ use super::price::Pricing;
 use super::rate;
 use super::reader::{Item, Reader};
 use super::upstream::{Concurrency, concurrency};
-use crate::domain::endpoint::ENDPOINTS;
+use crate::domain::endpoint::Endpoints;
 use crate::upstream::{ModelSettings, RouteSettings, Spill, Strategy, UpstreamSettings};
 
 /// The largest weight. Weights are shares, so larger ones would say nothing more.
@@ -17,12 +17,14 @@ const WEIGHT_MAX: u64 = 1_000_000;
 /// More tiers than anybody has.
 const TIER_MAX: u64 = 1_000;
 
-/// Reads `[[models]]`, whose routes lead to `upstreams`.
+/// Reads `[[models]]`, whose routes lead to `upstreams`. `endpoints`: what their lines may be for.
 pub(super) fn read_all(
     readers: Vec<Reader<'_>>,
     upstreams: &[UpstreamSettings],
     pricing: &Pricing,
+    endpoints: Endpoints,
 ) -> Vec<ModelSettings> {
+    let body = |item| read_body(item, endpoints);
     let mut names = BTreeSet::new();
     let mut models = Vec::new();
     for mut reader in readers {
@@ -39,9 +41,9 @@ pub(super) fn read_all(
         let Concurrency { most, is_auto } = concurrency(&mut reader);
         let balance = reader.take("balance").and_then(|item| balance(&item));
         let spill = reader.take("spill").and_then(|item| spill(&item));
-        let routes = read_routes(&mut reader, upstreams, pricing);
-        let defaults = reader.take("defaults").and_then(read_body);
-        let overrides = reader.take("overrides").and_then(read_body);
+        let routes = read_routes(&mut reader, upstreams, pricing, endpoints);
+        let defaults = reader.take("defaults").and_then(body);
+        let overrides = reader.take("overrides").and_then(body);
         let rate_limits = rate::read(&mut reader);
         reader.finish();
         models.push(ModelSettings {
@@ -88,7 +90,9 @@ fn read_routes(
     reader: &mut Reader<'_>,
     upstreams: &[UpstreamSettings],
     pricing: &Pricing,
+    endpoints: Endpoints,
 ) -> Vec<RouteSettings> {
+    let body = |item| read_body(item, endpoints);
     let Some(items) = reader.need("routes").and_then(Item::array) else {
         return Vec::new();
     };
@@ -107,8 +111,8 @@ fn read_routes(
         let weight = reader.whole("weight", 1, WEIGHT_MAX).unwrap_or(1);
         let tier = reader.whole("tier", 0, TIER_MAX).unwrap_or(0);
         let Concurrency { most, is_auto } = concurrency(&mut reader);
-        let defaults = reader.take("defaults").and_then(read_body);
-        let overrides = reader.take("overrides").and_then(read_body);
+        let defaults = reader.take("defaults").and_then(body);
+        let overrides = reader.take("overrides").and_then(body);
         if upstream.is_some() && !seen.insert((upstream.clone(), model.clone())) {
             reader.fault("another route leads to the same upstream and model");
         }
@@ -147,14 +151,16 @@ pub(super) fn check_upstream(item: &Item<'_>, name: &str, upstreams: &[UpstreamS
 }
 
 /// Reads what is filled in or written over in the bodies of lines.
-pub(super) fn read_body(item: Item<'_>) -> Option<Map<String, Value>> {
+pub(super) fn read_body(item: Item<'_>, endpoints: Endpoints) -> Option<Map<String, Value>> {
     let mut body = Map::new();
     for (key, mut item) in item.entries()? {
         match key.as_str() {
             "model" => item.fault("a line names its own model; a route's `model` renames it"),
             "stream" => item.fault("answers in a batch are never streamed"),
             "n" => item.fault("how many answers a line asks for is written in the line alone"),
-            key if is_input(key) => item.fault("what a line asks is written in the line alone"),
+            key if is_input(key, endpoints) => {
+                item.fault("what a line asks is written in the line alone");
+            }
             // The background of a picture may be set: it is a text.
             "background" if item.is_true() => {
                 item.fault("a batch runs in the background anyway, and its answers must be whole");
@@ -170,7 +176,7 @@ pub(super) fn read_body(item: Item<'_>) -> Option<Map<String, Value>> {
 }
 
 /// Whether an endpoint's input is under this key.
-fn is_input(key: &str) -> bool {
-    let mut endpoints = ENDPOINTS.iter();
-    endpoints.any(|endpoint| endpoint.input.contains(&key))
+fn is_input(key: &str, endpoints: Endpoints) -> bool {
+    let mut all = endpoints.all();
+    all.any(|endpoint| endpoint.input.contains(&key))
 }

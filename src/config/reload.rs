@@ -39,6 +39,7 @@ impl Config {
             database: self.database.clone(),
             auth: self.auth.clone(),
             limits: self.limits.clone(),
+            endpoints: self.endpoints,
             worker: self.worker.clone(),
             retention: self.retention.clone(),
             log: self.log.clone(),
@@ -55,6 +56,7 @@ impl Config {
     pub fn hash(&self) -> String {
         let Self {
             limits,
+            endpoints,
             upstreams,
             pricing,
             models,
@@ -66,7 +68,8 @@ impl Config {
         } = self;
         // Their `Debug` shows all that they say, but for secrets.
         let shown = format!(
-            "{limits:?} {upstreams:?} {pricing:?} {models:?} {tasks:?} {tenants:?} {retry:?} {retention:?}"
+            "{limits:?} {endpoints:?} {upstreams:?} {pricing:?} {models:?} {tasks:?} {tenants:?} \
+             {retry:?} {retention:?}"
         );
         let mut hash = hex::encode(Sha256::digest(shown));
         hash.truncate(HASH_CHARS);

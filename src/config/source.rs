@@ -8,9 +8,10 @@ use super::value::{Node, Table, Value};
 
 /// Sections of which nothing changes while a server runs. A section that is not here is given to
 /// the server anew by `app::reload`.
-const FIXED: [&str; 8] = [
+const FIXED: [&str; 9] = [
     "auth",
     "database",
+    "endpoints",
     "limits",
     "log",
     "retention",
@@ -39,12 +40,13 @@ impl Fixed {
             .iter()
             .filter(|(name, _)| FIXED.contains(&name.as_str()));
         let keys = sections.flat_map(|(section, node)| {
-            let keys = match &node.value {
-                Value::Table(keys) => Some(keys),
-                _ => None,
+            let (keys, list) = match &node.value {
+                Value::Table(keys) => (Some(keys), None),
+                _ => (None, Some((section.clone(), number(node)))),
             };
             let keys = keys.into_iter().flatten();
-            keys.map(move |(key, node)| (format!("{section}.{key}"), number(node)))
+            let keys = keys.map(move |(key, node)| (format!("{section}.{key}"), number(node)));
+            keys.chain(list)
         });
         Self(keys.collect())
     }

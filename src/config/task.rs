@@ -5,11 +5,17 @@ use std::collections::BTreeSet;
 use super::error::nearest;
 use super::model::{balance, read_body};
 use super::reader::{Item, Reader};
+use crate::domain::endpoint::Endpoints;
 use crate::upstream::{ModelSettings, TaskSettings};
 
 /// Reads `[[tasks]]`, which `models` do. Where no `[[models]]` are configured, a task may name any
 /// model.
-pub(super) fn read_all(readers: Vec<Reader<'_>>, models: &[ModelSettings]) -> Vec<TaskSettings> {
+pub(super) fn read_all(
+    readers: Vec<Reader<'_>>,
+    models: &[ModelSettings],
+    endpoints: Endpoints,
+) -> Vec<TaskSettings> {
+    let body = |item| read_body(item, endpoints);
     let mut names = BTreeSet::new();
     let mut tasks = Vec::new();
     for mut reader in readers {
@@ -31,8 +37,8 @@ pub(super) fn read_all(readers: Vec<Reader<'_>>, models: &[ModelSettings]) -> Ve
             reader.fault("`models` is empty: a task needs a model that does it");
         }
         let balance = reader.take("balance").and_then(|item| balance(&item));
-        let defaults = reader.take("defaults").and_then(read_body);
-        let overrides = reader.take("overrides").and_then(read_body);
+        let defaults = reader.take("defaults").and_then(body);
+        let overrides = reader.take("overrides").and_then(body);
         reader.finish();
         tasks.push(TaskSettings {
             name: name.unwrap_or_default(),

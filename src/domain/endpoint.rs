@@ -1,4 +1,7 @@
-//! The endpoints whose requests can be batched: one row each in one table.
+//! The endpoints whose requests can be batched: one row each in one table, and those that an
+//! operator has added.
+
+use std::sync::{Mutex, PoisonError};
 
 /// What is known about an endpoint before its request is sent.
 #[derive(Debug, PartialEq, Eq)]
@@ -55,27 +58,113 @@ pub static ENDPOINTS: [Endpoint; 9] = [
 ];
 
 /// The prefix of every path, which Azure's clients leave out.
-const VERSION: &str = "/v1";
+pub const VERSION: &str = "/v1";
 
 /// Stands for all of them, in a batch whose lines each go to the endpoint that their `url` names.
 /// The API makes no such batch.
 pub static ANY: Endpoint = endpoint("*", "Any", &[], false);
 
-/// The endpoint of a batch, by its path.
+/// The endpoint of a batch, by its path. A batch that was made for an endpoint goes on when its
+/// operator has taken the endpoint away: all that is needed to run its lines is the path.
 #[must_use]
-pub fn of_batch(path: &str) -> Option<&'static Endpoint> {
+pub fn of_batch(path: &str) -> &'static Endpoint {
     if path == ANY.path {
-        return Some(&ANY);
+        return &ANY;
     }
-    find(path)
+    find(path).unwrap_or_else(|| {
+        let added = AddedEndpoint {
+            path: path.to_owned(),
+            required: Vec::new(),
+            model_required: false,
+        };
+        leaked(&[added]).first().unwrap_or(&ANY)
+    })
 }
 
-/// The endpoint with that path, be it with or without its `/v1`.
+/// An endpoint that an operator has added to those in the table.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct AddedEndpoint {
+    pub path: String,
+    /// As many as 32.
+    pub required: Vec<String>,
+    pub model_required: bool,
+}
+
+/// The endpoints that can be batched here: those in the table, and those that were added.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Endpoints(&'static [Endpoint]);
+
+impl Endpoints {
+    /// Those in the table alone.
+    pub const USUAL: Endpoints = Endpoints(&[]);
+
+    /// None of those added has the path of another one.
+    #[must_use]
+    pub fn with(added: &[AddedEndpoint]) -> Self {
+        Self(leaked(added))
+    }
+
+    /// The endpoint with that path, be it with or without its `/v1`.
+    #[must_use]
+    pub fn find(self, path: &str) -> Option<&'static Endpoint> {
+        let added = || self.0.iter().find(|endpoint| endpoint.has_path(path));
+        find(path).or_else(added)
+    }
+
+    /// All of them, in the order in which errors list them.
+    pub fn all(self) -> impl Iterator<Item = &'static Endpoint> {
+        ENDPOINTS.iter().chain(self.0)
+    }
+
+    /// Those that were added.
+    #[must_use]
+    pub fn added(self) -> &'static [Endpoint] {
+        self.0
+    }
+}
+
+/// These endpoints, for as long as the process lives: so they are handed on like those in the
+/// table. The same ones take memory once, however often a configuration is read.
+fn leaked(added: &[AddedEndpoint]) -> &'static [Endpoint] {
+    static LEAKED: Mutex<Vec<&'static [Endpoint]>> = Mutex::new(Vec::new());
+    if added.is_empty() {
+        return &[];
+    }
+    let mut all = LEAKED.lock().unwrap_or_else(PoisonError::into_inner);
+    let are_these = |known: &&'static [Endpoint]| {
+        known.len() == added.len() && known.iter().zip(added).all(|(known, one)| known.is(one))
+    };
+    if let Some(known) = all.iter().copied().find(are_these) {
+        return known;
+    }
+    let leaked = added.iter().map(|one| {
+        let path: &str = one.path.clone().leak();
+        let required = one.required.iter().map(|key| &*key.clone().leak());
+        let required: Vec<&'static str> = required.collect();
+        endpoint(path, path, required.leak(), one.model_required)
+    });
+    let leaked: &[Endpoint] = leaked.collect::<Vec<_>>().leak();
+    all.push(leaked);
+    leaked
+}
+
+impl Endpoint {
+    /// Whether that is its path, be it with or without its `/v1`.
+    fn has_path(&self, path: &str) -> bool {
+        self.path == path || self.path.strip_prefix(VERSION) == Some(path)
+    }
+
+    fn is(&self, added: &AddedEndpoint) -> bool {
+        self.path == added.path
+            && self.required == added.required
+            && self.model_required == added.model_required
+    }
+}
+
+/// The endpoint of the table with that path, be it with or without its `/v1`.
 #[must_use]
 pub fn find(path: &str) -> Option<&'static Endpoint> {
-    ENDPOINTS
-        .iter()
-        .find(|endpoint| endpoint.path == path || endpoint.path.strip_prefix(VERSION) == Some(path))
+    ENDPOINTS.iter().find(|endpoint| endpoint.has_path(path))
 }
 
 const fn endpoint(
@@ -109,5 +198,34 @@ mod tests {
         }
         assert_eq!(find("/v1/audio/speech"), None);
         assert_eq!(find(""), None);
+    }
+
+    #[test]
+    fn endpoints_that_are_added_are_found_beside_the_others() {
+        let rerank = AddedEndpoint {
+            path: "/v1/rerank".to_owned(),
+            required: vec!["query".to_owned(), "documents".to_owned()],
+            model_required: true,
+        };
+        let endpoints = Endpoints::with(std::slice::from_ref(&rerank));
+        let found = endpoints.find("/rerank").expect("is there");
+        assert_eq!((found.path, found.model_required), ("/v1/rerank", true));
+        assert_eq!(found.required, ["query", "documents"]);
+        assert_eq!(endpoints.find("/v1/embeddings"), find("/v1/embeddings"));
+        assert_eq!(endpoints.all().count(), ENDPOINTS.len() + 1);
+        assert_eq!(Endpoints::USUAL.find("/v1/rerank"), None);
+        let again = Endpoints::with(&[rerank])
+            .find("/v1/rerank")
+            .expect("is there");
+        assert!(std::ptr::eq(found, again), "the same one takes memory once");
+    }
+
+    #[test]
+    fn a_batch_keeps_its_endpoint_though_nobody_knows_it_any_more() {
+        let endpoint = of_batch("/v1/of-last-year");
+        assert_eq!(endpoint.path, "/v1/of-last-year");
+        assert!(std::ptr::eq(endpoint, of_batch("/v1/of-last-year")));
+        assert_eq!(of_batch("*"), &ANY);
+        assert_eq!(Some(of_batch("/v1/embeddings")), find("/v1/embeddings"));
     }
 }

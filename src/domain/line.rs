@@ -4,7 +4,7 @@ use std::borrow::Cow;
 use std::str::Utf8Error;
 
 use super::asked::Shape;
-use super::endpoint::{self, ENDPOINTS, Endpoint};
+use super::endpoint::{self, ENDPOINTS, Endpoint, Endpoints};
 use super::json;
 use super::jsonl::BYTE_ORDER_MARK;
 
@@ -25,7 +25,7 @@ pub struct Envelope<'a> {
     pub custom_id: Cow<'a, str>,
     /// The endpoint's path. A line may write it without its `/v1`.
     pub url: Cow<'a, str>,
-    /// The endpoint itself. `None` for a path that cannot be batched.
+    /// The endpoint itself. `None` for a path that is not in the table of endpoints.
     pub endpoint: Option<&'static Endpoint>,
     /// The body as the line writes it: raw JSON.
     pub body: &'a str,
@@ -84,23 +84,23 @@ pub struct Fault {
     pub param: Option<Cow<'static, str>>,
 }
 
-/// Checks a line of an uploaded file, with or without its line end. At most one fault is reported:
+/// Checks a line of an uploaded file for the endpoints that can be batched, with or without its line end. At most one fault is reported:
 /// the first, in the order JSON, `custom_id`, `method`, `url`, `body`, and in the body the model,
 /// the keys that the endpoint requires, streaming, background mode. A key that is null counts as
 /// missing. So does an empty `custom_id` or `url`, and an empty model where a model is required.
 #[must_use]
-pub fn check(line: &[u8]) -> Check<'_> {
+pub fn check(line: &[u8], endpoints: Endpoints) -> Check<'_> {
     if line.iter().all(|&byte| json::is_space(byte)) {
         return Check::Blank;
     }
-    match request(line) {
+    match request(line, endpoints) {
         Ok(request) => Check::Request(request),
         Err(fault) => Check::Fault(fault),
     }
 }
 
 /// Reads a line that is not blank. The error is the first fault in it.
-fn request(line: &[u8]) -> Result<Request<'_>, Fault> {
+fn request(line: &[u8], endpoints: Endpoints) -> Result<Request<'_>, Fault> {
     let line = std::str::from_utf8(line).map_err(|error| Fault::not_utf8(line, error))?;
     let (keys, shape) = Keys::read(line).ok_or_else(|| Fault::not_an_object(line))?;
     if shape.depth > MAX_NESTING {
@@ -112,7 +112,7 @@ fn request(line: &[u8]) -> Result<Request<'_>, Fault> {
         return Err(Fault::invalid_method(&method));
     }
     let url = required_text(keys.url, "url")?;
-    let endpoint = endpoint::find(&url);
+    let endpoint = endpoints.find(&url);
     let body = Body::read(keys.body, endpoint)?;
     let (model, fault, fault_beside_model) = match body.model() {
         Ok(model) => (model, body.fault(), None),
@@ -286,7 +286,8 @@ impl Fault {
         Self {
             code: "invalid_url",
             message: format!(
-                "The URL provided for this request cannot be batched. Supported values are: {}.",
+                "The URL provided for this request cannot be batched. Supported values are: {}, and \
+                 those under [[endpoints]] in the configuration.",
                 known.join(", ")
             ),
             param: Some("url".into()),

@@ -7,6 +7,7 @@ use std::io;
 use super::duplicates::Duplicates;
 use super::nouns::{MayHold, ModelReport, Report};
 use crate::domain::asked::Gatherer;
+use crate::domain::endpoint::Endpoints;
 use crate::domain::findings::KEPT_MAX;
 use crate::domain::jsonl::NotJsonl;
 use crate::domain::line::{self, Check, Fault};
@@ -26,6 +27,7 @@ pub(super) enum Line {
 pub(super) struct Inspector {
     report: Report,
     max_models: usize,
+    endpoints: Endpoints,
     duplicates: Duplicates,
     /// Where in the report a model is, by its name.
     model_nos: HashMap<String, u16>,
@@ -35,10 +37,11 @@ pub(super) struct Inspector {
 }
 
 impl Inspector {
-    pub fn new(max_models: usize, may_hold: MayHold) -> Self {
+    pub fn new(max_models: usize, endpoints: Endpoints, may_hold: MayHold) -> Self {
         Self {
             report: Report::default(),
             max_models,
+            endpoints,
             duplicates: Duplicates::new(RandomState::new(), may_hold),
             model_nos: HashMap::new(),
             last_model_no: 0,
@@ -50,7 +53,7 @@ impl Inspector {
     pub fn line(&mut self, bytes: &[u8]) -> io::Result<Line> {
         self.report.lines += 1;
         let number = self.report.lines;
-        let request = match line::check(bytes) {
+        let request = match line::check(bytes, self.endpoints) {
             Check::Blank => return Ok(Line::Blank),
             Check::Fault(fault) => {
                 self.report.requests += 1;

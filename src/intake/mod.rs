@@ -54,7 +54,7 @@ impl Intake {
                 Contents::Opaque => Mode::Unchecked,
             },
             chunker: Chunker::new(),
-            inspector: Inspector::new(limits.max_models, may_hold),
+            inspector: Inspector::new(limits.max_models, limits.endpoints, may_hold),
         }
     }
 

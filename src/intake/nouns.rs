@@ -1,5 +1,6 @@
 //! What goes in and what comes out.
 
+use crate::domain::endpoint::Endpoints;
 use crate::domain::findings::Findings;
 use crate::domain::jsonl::NotJsonl;
 
@@ -14,6 +15,8 @@ pub struct Limits {
     pub max_line_bytes: usize,
     /// How many models its lines may name.
     pub max_models: usize,
+    /// What its lines may be for.
+    pub endpoints: Endpoints,
 }
 
 /// Asked whether so many bytes of hashes may be held in memory. Those that may not go to disk.

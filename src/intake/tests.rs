@@ -2,10 +2,12 @@ use proptest::prelude::*;
 
 use super::nouns::PIECE_BYTES;
 use super::*;
+use crate::domain::endpoint::Endpoints;
 
 const LIMITS: Limits = Limits {
     max_line_bytes: 16 * PIECE_BYTES,
     max_models: 100,
+    endpoints: Endpoints::USUAL,
 };
 
 /// Takes in a file that is pushed in pieces of the given lengths, over and over.

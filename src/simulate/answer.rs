@@ -33,6 +33,8 @@ pub(super) enum Endpoint {
     ImageGenerations,
     ImageEdits,
     Videos,
+    /// Not OpenAI's: what many model servers have beside.
+    Rerank,
 }
 
 impl Endpoint {
@@ -48,6 +50,7 @@ impl Endpoint {
             "/v1/images/generations" => Self::ImageGenerations,
             "/v1/images/edits" => Self::ImageEdits,
             "/v1/videos" => Self::Videos,
+            "/v1/rerank" => Self::Rerank,
             _ => return None,
         })
     }
@@ -147,6 +150,7 @@ impl<'a> Draft<'a> {
                 serde_json::to_vec(&self.images(created))
             }
             Endpoint::Videos => serde_json::to_vec(&self.video(&id, created)),
+            Endpoint::Rerank => serde_json::to_vec(&self.ranking(&id)),
         };
         answer.map(Bytes::from)
     }
@@ -363,6 +367,26 @@ impl<'a> Draft<'a> {
             "seconds": "4",
             "remixed_from_video_id": null,
             "error": null,
+        })
+    }
+
+    /// The documents by how near they are to the query.
+    fn ranking(&mut self, id: &str) -> Value {
+        let documents = self.call.documents().min(MOST_ITEMS);
+        let mut results: Vec<(usize, f64)> = (0..documents)
+            .map(|index| (index, self.random.share()))
+            .collect();
+        results.sort_by(|(_, one), (_, other)| other.total_cmp(one));
+        results.truncate(self.call.top_n.unwrap_or(usize::MAX));
+        let results: Vec<Value> = results
+            .iter()
+            .map(|(index, score)| json!({"index": index, "relevance_score": score}))
+            .collect();
+        json!({
+            "id": format!("rerank-{id}"),
+            "model": self.model,
+            "results": results,
+            "usage": {"total_tokens": self.prompt_tokens},
         })
     }
 

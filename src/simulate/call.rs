@@ -19,6 +19,8 @@ pub(super) struct Call {
     pub dimensions: Option<usize>,
     pub encoding_format: Option<String>,
     pub n: Option<usize>,
+    documents: Option<Input>,
+    pub top_n: Option<usize>,
     max_tokens: Option<usize>,
     max_completion_tokens: Option<usize>,
     max_output_tokens: Option<usize>,
@@ -68,6 +70,11 @@ impl Call {
         self.max_completion_tokens
             .or(self.max_output_tokens)
             .or(self.max_tokens)
+    }
+
+    /// How many documents there are to rank.
+    pub(super) fn documents(&self) -> usize {
+        self.documents.as_ref().map_or(0, |documents| documents.0)
     }
 
     /// Whether a stream is to tell its tokens.

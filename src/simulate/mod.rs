@@ -1,5 +1,5 @@
-//! The stand-in upstream: a server with OpenAI's endpoints and no model behind them, for trying
-//! things out, for tests and for measuring.
+//! The stand-in upstream: a server with OpenAI's endpoints, and `/v1/rerank`, and no model behind
+//! them, for trying things out, for tests and for measuring.
 //!
 //! # What it promises
 //!

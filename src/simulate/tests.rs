@@ -69,6 +69,7 @@ async fn every_endpoint_answers_in_its_shape() {
         ("/v1/images/edits", "", "/data/0/b64_json"),
         ("/v1/videos", "video", "/status"),
         ("/v1/messages", "", "/content/0/text"),
+        ("/v1/rerank", "", "/results"),
     ] {
         let answer = client.json(path, &body).await;
         assert!(answer.pointer(part).is_some(), "{path}: {answer}");
@@ -77,7 +78,7 @@ async fn every_endpoint_answers_in_its_shape() {
             assert_eq!(model, "m");
         }
     }
-    assert_eq!(client.simulator.stats().models["m"].answered, 9);
+    assert_eq!(client.simulator.stats().models["m"].answered, 10);
 }
 
 #[tokio::test]

@@ -11,6 +11,7 @@ use futures::TryStreamExt;
 use super::{Error, Finish, Ingest, UploadBudget, content};
 use crate::codec::segment::{self, Line};
 use crate::domain::clock::Clock;
+use crate::domain::endpoint::Endpoints;
 use crate::domain::file::{Kind, Purpose};
 use crate::domain::id;
 use crate::domain::unit::Bitmap;
@@ -21,6 +22,7 @@ pub const TENANT: &str = "tenant";
 pub const LIMITS: Limits = Limits {
     max_line_bytes: 3 << 20,
     max_models: 100,
+    endpoints: Endpoints::USUAL,
 };
 
 pub struct TestStore {

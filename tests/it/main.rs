@@ -9,6 +9,7 @@ mod batches;
 mod commands;
 mod crashes;
 mod database_faults;
+mod endpoints;
 mod fairness;
 mod late;
 mod malformed_requests;

@@ -12,8 +12,8 @@ use tokio::process::{Child, Command};
 use crate::support::Server;
 use crate::support::metrics::operator;
 
-/// The limit that the SDKs' tests run into, models with and without a slash, and an upstream
-/// that takes fewer lines at once than the batch that they cancel has.
+/// The limit that the SDKs' tests run into, models with and without a slash, an endpoint beside
+/// OpenAI's, and an upstream that takes fewer lines at once than the batch that they cancel has.
 const CONFIG: &str = r#"
 [limits]
 max_file_bytes = 20_000_000
@@ -34,6 +34,11 @@ routes = [{ upstream = "simulated" }]
 [[models]]
 name = "org/model:tag"
 routes = [{ upstream = "simulated" }]
+
+[[endpoints]]
+path = "/v1/rerank"
+required = ["query", "documents"]
+model_required = true
 "#;
 
 #[tokio::test]

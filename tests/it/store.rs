@@ -13,6 +13,7 @@ use bytes::Bytes;
 use nightshift::internals::codec::segment::{self, Line};
 use nightshift::internals::domain::batch::{EndReason, Status};
 use nightshift::internals::domain::clock::Clock;
+use nightshift::internals::domain::endpoint::Endpoints;
 use nightshift::internals::domain::file::{Kind, MODELS_MAX, Purpose};
 use nightshift::internals::domain::id;
 use nightshift::internals::domain::unit::Bitmap;
@@ -60,6 +61,7 @@ impl Fixture {
         let limits = Limits {
             max_line_bytes: 1 << 20,
             max_models: MODELS_MAX,
+            endpoints: Endpoints::USUAL,
         };
         let budget = UploadBudget::new(limits.max_line_bytes);
         let mut ingest = Ingest::begin(&self.store, TENANT, limits, Contents::Requests, &budget);

@@ -8,6 +8,7 @@ use std::sync::Arc;
 use nightshift::internals::codec;
 use nightshift::internals::codec::segment::{self, Encoded, Line, Table};
 use nightshift::internals::config::{Config, Environment, Overrides};
+use nightshift::internals::domain::endpoint::Endpoints;
 use nightshift::internals::domain::file::Kind;
 use nightshift::internals::domain::line::{self, Check};
 use nightshift::internals::intake::{Contents, Intake, Limits, Piece};
@@ -62,6 +63,7 @@ pub fn intake(file: &str, contents: Contents) -> Vec<Piece> {
     let limits = Limits {
         max_line_bytes: 16 << 20,
         max_models: 100,
+        endpoints: Endpoints::USUAL,
     };
     let mut chunks = Vec::new();
     let mut intake = Intake::new(limits, contents);
@@ -74,7 +76,10 @@ pub fn intake(file: &str, contents: Contents) -> Vec<Piece> {
 
 /// What an upload asks of each line.
 pub fn check(line: &str) -> bool {
-    matches!(line::check(line.as_bytes()), Check::Request(_))
+    matches!(
+        line::check(line.as_bytes(), Endpoints::USUAL),
+        Check::Request(_)
+    )
 }
 
 /// What the dispatch asks of each line.

@@ -1,5 +1,6 @@
 //! The room as a whole: layers, faults, and what is never shown.
 
+mod endpoints;
 mod example;
 mod faults;
 mod layers;

@@ -17,7 +17,7 @@ fn line(change: impl FnOnce(&mut Value)) -> String {
 }
 
 fn fault_of(line: &[u8]) -> Option<Fault> {
-    match check(line) {
+    match check(line, Endpoints::USUAL) {
         Check::Blank => None,
         Check::Request(request) => request.fault,
         Check::Fault(fault) => Some(fault),
@@ -47,9 +47,15 @@ fn a_good_line_is_a_request() {
         body: r#"{"messages":[],"model":"m"}"#,
         shape: Shape::default(),
     };
-    assert_eq!(check(good.as_bytes()), Check::Request(expected.clone()));
+    assert_eq!(
+        check(good.as_bytes(), Endpoints::USUAL),
+        Check::Request(expected.clone())
+    );
     let loose = format!(" \t{good}\r\n");
-    assert_eq!(check(loose.as_bytes()), Check::Request(expected));
+    assert_eq!(
+        check(loose.as_bytes(), Endpoints::USUAL),
+        Check::Request(expected)
+    );
     let envelope = read(&loose).expect("a request");
     assert_eq!(
         (&*envelope.custom_id, &*envelope.url),
@@ -61,12 +67,16 @@ fn a_good_line_is_a_request() {
 #[test]
 fn a_line_of_white_space_is_blank() {
     for blank in ["", " ", "\r\n", "\t \r"] {
-        assert_eq!(check(blank.as_bytes()), Check::Blank, "{blank:?}");
+        assert_eq!(
+            check(blank.as_bytes(), Endpoints::USUAL),
+            Check::Blank,
+            "{blank:?}"
+        );
     }
     // Not white space to JSON.
     for other in ["\u{a0}", "\u{feff}", "\u{b}", "\0"] {
         assert!(
-            matches!(check(other.as_bytes()), Check::Fault(_)),
+            matches!(check(other.as_bytes(), Endpoints::USUAL), Check::Fault(_)),
             "{other:?}"
         );
     }
@@ -102,7 +112,7 @@ fn a_line_that_is_no_json_object_is_refused() {
         (nested(127).as_bytes(), "deeper than 128"),
         (nested(10_000).as_bytes(), "deeper than 128"),
     ] {
-        let Check::Fault(fault) = check(bad) else {
+        let Check::Fault(fault) = check(bad, Endpoints::USUAL) else {
             panic!("{why}: it is taken");
         };
         let sentence = "This line is not parseable as valid JSON. ";
@@ -273,7 +283,7 @@ fn the_body_of_an_unknown_endpoint_is_not_judged() {
         line["url"] = "/v1/other".into();
         line["body"] = json!({"stream": true});
     });
-    let Check::Request(request) = check(other.as_bytes()) else {
+    let Check::Request(request) = check(other.as_bytes(), Endpoints::USUAL) else {
         panic!("{other} is a request");
     };
     assert_eq!(
@@ -295,7 +305,7 @@ fn of_a_key_that_stands_twice_the_last_counts() {
     let twice = r#"{"custom_id":1,"custom_id":"\u0061","method":"POST","url":"/v1/embeddings",
         "body":[],"body":{"model":1,"mod\u0065l":"m","input":null,"input":"x","stream":true,
         "stream":null}}"#;
-    let Check::Request(request) = check(twice.as_bytes()) else {
+    let Check::Request(request) = check(twice.as_bytes(), Endpoints::USUAL) else {
         panic!("{twice} is a request");
     };
     assert_eq!(
@@ -334,7 +344,7 @@ fn judge(line: &Value) -> Judged {
 
 fn agrees_with_value(line: &[u8]) -> Result<(), TestCaseError> {
     let value = serde_json::from_slice::<Value>(line);
-    let checked = check(line);
+    let checked = check(line, Endpoints::USUAL);
     if line.iter().all(|&byte| json::is_space(byte)) {
         prop_assert_eq!(checked, Check::Blank);
         return Ok(());

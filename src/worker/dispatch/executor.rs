@@ -132,9 +132,9 @@ impl Executor {
         let is_any = *unit.batch.endpoint == endpoint::ANY;
         let of_batch = (!is_any).then_some(unit.batch.endpoint.path);
         let request = request.or_else(|| line.read(&unit.text));
-        let call = request.and_then(|request| {
-            let path = of_batch.or(request.path)?;
-            Some(Plan::Call { path, request })
+        let call = request.map(|request| Plan::Call {
+            path: of_batch.unwrap_or(request.path),
+            request,
         });
         call.unwrap_or_else(|| Plan::Finished(result::unreadable(unit, line)))
     }

@@ -175,9 +175,7 @@ impl DirectLeases {
                 continue;
             };
             let row = batch.as_backlog();
-            let Some(context) = context(&row) else {
-                continue;
-            };
+            let context = context(&row);
             self.ownership.on_leased(&unit.lease);
             let unread = UnreadUnit {
                 leased: unit,

@@ -383,9 +383,7 @@ impl Fetch {
     /// Leases units and reads their text. Returns how many units and lines are coming.
     async fn lease(&mut self, candidate: &Candidate, units: i64) -> store::Result<(i64, usize)> {
         let row = &candidate.backlog;
-        let Some(batch) = context(row) else {
-            return Ok((0, 0));
-        };
+        let batch = context(row);
         let routes = Some(&candidate.routes);
         let leased = self.lease_units(row, &batch, routes, units).await?;
         let (units, mut lines) = (leased.len() as i64, 0);
@@ -401,9 +399,10 @@ impl Fetch {
 
     /// Leases units of a batch that is being ended. Their lines get their outcome unsent.
     pub(super) async fn lease_ended(&mut self, row: &Backlog) -> store::Result<()> {
-        let (Some(end_reason), Some(batch)) = (row.end_reason(), context(row)) else {
+        let Some(end_reason) = row.end_reason() else {
             return Ok(());
         };
+        let batch = context(row);
         loop {
             if self.completions.size().0 > QUEUED_LINES_MAX {
                 // The flush wakes the supply, which goes on then.
@@ -449,13 +448,6 @@ impl Fetch {
     }
 }
 
-pub(super) fn context(row: &Backlog) -> Option<Arc<BatchContext>> {
-    let endpoint = endpoint::of_batch(&row.endpoint);
-    if endpoint.is_none() {
-        tracing::error!(
-            batch.id = row.batch_id,
-            "a batch has an endpoint that is not known"
-        );
-    }
-    Some(Arc::new(BatchContext::new(row, endpoint?)))
+pub(super) fn context(row: &Backlog) -> Arc<BatchContext> {
+    Arc::new(BatchContext::new(row, endpoint::of_batch(&row.endpoint)))
 }

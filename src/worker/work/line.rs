@@ -4,7 +4,7 @@ use std::ops::Range;
 
 use bytes::Bytes;
 
-use crate::domain::line;
+use crate::domain::{endpoint, line};
 use crate::upstream::{Answer, History, LineSize};
 
 /// A line that is not done: its number in the chunk, and where its text stands in the unit's text.
@@ -20,7 +20,7 @@ pub(crate) struct OpenLine {
 pub(crate) struct Request {
     pub custom_id: Box<str>,
     /// The path of the endpoint that the line's `url` names.
-    pub path: Option<&'static str>,
+    pub path: &'static str,
     pub body: Bytes,
 }
 
@@ -45,16 +45,16 @@ impl OpenLine {
         let envelope = line::read(line)?;
         Some(Request {
             custom_id: envelope.custom_id.into(),
-            path: envelope.endpoint.map(|endpoint| endpoint.path),
+            path: endpoint::of_batch(&envelope.url).path,
             body: text.slice_ref(envelope.body.as_bytes()),
         })
     }
 }
 
 impl Request {
-    /// The line's size, by which tokens are reserved. `of_batch`: the path of its batch's endpoint.
-    pub(crate) fn size(&self, of_batch: &str) -> LineSize {
-        LineSize::of(self.path.unwrap_or(of_batch), &self.body)
+    /// The line's size, by which tokens are reserved.
+    pub(crate) fn size(&self) -> LineSize {
+        LineSize::of(self.path, &self.body)
     }
 }
 

@@ -8,7 +8,7 @@ use tokio_util::sync::CancellationToken;
 use super::isolation::Isolation;
 use super::line::OpenLine;
 use crate::codec::segment::Encoded;
-use crate::domain::endpoint::Endpoint;
+use crate::domain::endpoint::{Endpoint, Endpoints};
 use crate::domain::json;
 use crate::domain::line::{self, Check};
 use crate::domain::unit::{Bitmap, UnitLease};
@@ -157,7 +157,8 @@ fn lines(text: &[u8]) -> impl Iterator<Item = OpenLine> {
 }
 
 /// The lines of a chunk that hold a request of one model. Where the unit has as many requests as
-/// the chunk has lines that are not blank, all lines are the unit's, and no line is read.
+/// the chunk has lines that are not blank, all lines are the unit's, and no line is read. Which model a
+/// line names does not depend on the endpoints that there are.
 fn lines_of_model(text: &[u8], model: &str, requests: i64) -> Vec<OpenLine> {
     let is_blank = |line: &OpenLine| {
         let mut line = text[line.range.clone()].iter();
@@ -165,10 +166,12 @@ fn lines_of_model(text: &[u8], model: &str, requests: i64) -> Vec<OpenLine> {
     };
     let mut lines: Vec<OpenLine> = lines(text).filter(|line| !is_blank(line)).collect();
     if lines.len() as i64 != requests {
-        lines.retain(|line| match line::check(&text[line.range.clone()]) {
-            Check::Request(request) => request.model.as_deref().unwrap_or("") == model,
-            _ => false,
-        });
+        lines.retain(
+            |line| match line::check(&text[line.range.clone()], Endpoints::USUAL) {
+                Check::Request(request) => request.model.as_deref().unwrap_or("") == model,
+                _ => false,
+            },
+        );
     }
     lines
 }

@@ -33,7 +33,7 @@ pub(in crate::cli::run) async fn check(
 ) -> anyhow::Result<Sent> {
     let limits = limits(config);
     let mut intake = Intake::new(limits, Contents::Requests);
-    let mut counter = Counter::default();
+    let mut counter = Counter::new(config.endpoints);
     let mut sources = surveyed
         .map(|found| Reader::open(&found.lines()))
         .transpose()?;

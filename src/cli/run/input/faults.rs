@@ -3,6 +3,7 @@
 use std::collections::{HashMap, HashSet};
 
 use super::lines::Key;
+use crate::domain::endpoint::Endpoints;
 use crate::domain::findings::{Finding, TOO_MANY_ERRORS};
 use crate::domain::line::{self, Check, Fault};
 use crate::store::{Batch, Store};
@@ -20,13 +21,21 @@ type Kind = (String, Option<String>);
 /// Counts the faults of lines, where only the first faults are listed.
 #[derive(Default)]
 pub(in crate::cli::run) struct Counter {
+    endpoints: Endpoints,
     seen: HashSet<super::lines::Hash>,
     counts: HashMap<Kind, usize>,
 }
 
 impl Counter {
+    pub(in crate::cli::run) fn new(endpoints: Endpoints) -> Self {
+        Self {
+            endpoints,
+            ..Self::default()
+        }
+    }
+
     pub(in crate::cli::run) fn line(&mut self, line: &[u8]) {
-        let fault = match line::check(line) {
+        let fault = match line::check(line, self.endpoints) {
             Check::Blank => return,
             Check::Fault(fault) => Some(fault),
             Check::Request(request) => {

@@ -17,6 +17,7 @@ pub(in crate::cli::run) fn limits(config: &Config) -> Limits {
     Limits {
         max_line_bytes: config.limits.max_line_bytes,
         max_models: config.limits.max_models_per_file,
+        endpoints: config.endpoints,
     }
 }
 

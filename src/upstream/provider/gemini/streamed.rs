@@ -66,18 +66,14 @@ fn update(own: &mut Vec<Member<'static>>, key: &str, value: Tree<'_>) -> usize {
         value.into_owned(),
         own.iter_mut().find(|(known, _)| known == key),
     );
-    match known {
-        Some((_, own)) => {
-            let held = value.weight().saturating_sub(own.weight());
-            *own = value;
-            held
-        }
-        None => {
-            let held = key.len() + value.weight();
-            own.push((Cow::Owned(key.to_owned()), value));
-            held
-        }
+    if let Some((_, own)) = known {
+        let held = value.weight().saturating_sub(own.weight());
+        *own = value;
+        return held;
     }
+    let held = key.len() + value.weight();
+    own.push((Cow::Owned(key.to_owned()), value));
+    held
 }
 
 impl Candidate {

@@ -129,9 +129,7 @@ impl ActiveUnit {
             return known.size;
         }
         let request = line.read(&self.unit.text);
-        let of_batch = self.unit.batch.endpoint.path;
-        let size = request.as_ref().map(|request| request.size(of_batch));
-        let size = size.unwrap_or_default();
+        let size = request.as_ref().map(Request::size).unwrap_or_default();
         *sized = Some(SizedLine {
             index: line.index,
             size,

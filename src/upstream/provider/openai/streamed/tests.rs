@@ -270,7 +270,7 @@ fn plain(choices: Value) -> Value {
 #[test]
 fn a_chat_is_what_a_plain_answer_would_have_been_wherever_its_bytes_are_cut() {
     let logprob = |token: &str| {
-        json!({"content": [{"token": token, "logprob": -0.000001,
+        json!({"content": [{"token": token, "logprob": -0.000_001,
         "bytes": null, "top_logprobs": []}], "refusal": null})
     };
     let said = |text: &str| {
