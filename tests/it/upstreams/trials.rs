@@ -7,7 +7,7 @@ use crate::support::binary::{command, ended};
 const CONFIG: &str = "[database]\nurl = \"sqlite://DIRECTORY/a.db\"\n\
     [[upstreams]]\nname = \"good\"\nbase_url = \"GOOD\"\n\
     api_key_envs = [\"KEY_A\", \"KEY_B\"]\n\
-    [[upstreams]]\nname = \"gone\"\nbase_url = \"http://127.0.0.1:1/v1\"\n\
+    [[upstreams]]\nname = \"gone\"\npreset = \"ollama\"\nbase_url = \"http://127.0.0.1:1\"\n\
     [pricing]\ncurrency = \"usd\"\n\
     [[models]]\nname = \"m\"\nroutes = [{ upstream = \"good\", model = \"sim\", \
     price = { input = 0.1, output = 0.2, request = 0.5 } }, \
@@ -56,6 +56,9 @@ async fn each_route_is_tried_by_each_key_and_told() {
     let expected = format!("{:07}", 5_000_000 + millionths);
     let expected = format!("0.{}", expected.trim_end_matches('0'));
     assert_eq!(cost, expected, "{check:?}");
+    let preset = "ok    preset         gone: ollama, http://127.0.0.1:1/v1\n      \
+                  filled in      max_tokens_key = \"max_tokens\"\n";
+    assert!(check.out.contains(preset), "{check:?}");
     let shown = "0.1 usd for a million tokens in, 0.2 out, 0.5 a call";
     assert!(check.out.contains(shown), "{check:?}");
     assert!(
