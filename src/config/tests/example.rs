@@ -196,10 +196,12 @@ fn the_configurations_on_the_page_about_providers_hold_and_each_provider_has_one
     for block in page.split("```toml\n").skip(1) {
         let (toml, _) = block.split_once("```").unwrap();
         let keys = ProviderKind::ALL.map(|kind| kind.as_str().to_uppercase() + "_API_KEY");
-        let keys = keys.each_ref().map(|key| (&**key, "sk-of-a-provider"));
+        let keys = keys.iter().map(String::as_str).chain(["GROQ_API_KEY"]);
+        let keys: Vec<_> = keys.map(|key| (key, "sk-of-a-provider")).collect();
         let config = load(toml, &keys);
         let config = config.unwrap_or_else(|errors| panic!("{errors}\n{toml}"));
-        seen.push(config.upstreams[0].provider);
+        let provider = config.upstreams[0].provider;
+        seen.extend(Some(provider).filter(|provider| provider.translates()));
     }
     let translated = ProviderKind::ALL.into_iter();
     let translated = translated.filter(|kind| kind.translates());

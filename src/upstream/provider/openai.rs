@@ -194,7 +194,11 @@ fn is_object(body: &[u8]) -> bool {
 /// Reads a list of models, as this API has it.
 pub(super) fn read_models(body: &[u8]) -> Option<ModelPage> {
     let body = body.strip_prefix(BYTE_ORDER_MARK).unwrap_or(body);
-    let (List::Object { data } | List::Bare(data)) = serde_json::from_slice(body).ok()?;
+    let data = match serde_json::from_slice(body).ok()? {
+        // An empty array is anything.
+        List::Bare(data) if data.is_empty() => return None,
+        List::Object { data } | List::Bare(data) => data,
+    };
     let models = data.into_iter().map(|model| ModelInfo {
         id: model.id,
         created: model.created.as_i64().unwrap_or(0),
