@@ -2,6 +2,7 @@
 //! documentation says.
 
 mod anthropic;
+mod endpoints;
 
 use axum::http::StatusCode;
 use nightshift::internals::simulate::Simulator;
