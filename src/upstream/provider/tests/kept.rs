@@ -80,6 +80,7 @@ fn says_nothing(kind: ProviderKind, body: &Value, path: &[String]) -> bool {
             "max_tokens" => !body["max_completion_tokens"].is_null(),
             "temperature" | "top_p" => value == 1,
             "tool_choice" => !has_tools || value == "auto",
+            "tool_choice.function" => !has_tools,
             "parallel_tool_calls" => !has_tools || choice == "none",
             "reasoning_effort" => value == "none",
             "response_format" => value == &json!({"type": "text"}),
