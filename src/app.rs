@@ -2,6 +2,7 @@
 
 mod engine;
 mod reload;
+mod settings;
 
 use std::net::SocketAddr;
 use std::path::PathBuf;
@@ -22,13 +23,15 @@ use crate::api::snapshots::Snapshots;
 use crate::api::{self, Api};
 use crate::config::{Config, Role};
 use crate::domain::clock::Clock;
+use crate::domain::current::Current;
 use crate::domain::tenant::CurrentTenants;
 use crate::store::{self, Store};
 use crate::transfer::UploadBudget;
 use crate::upstream::{Options, Pool};
-use crate::worker::{Settings, Switches, Worker};
+use crate::worker::{Switches, Worker};
 use engine::Engine;
-use reload::Reloader;
+use reload::{Given, Reloader};
+pub use settings::{configuration_of, settings};
 
 const HOW_TO_CREATE_A_KEY: &str = "create one with `nightshift keys create --name NAME` (with the \
      same --config or --database), or name a first key's \
@@ -86,12 +89,21 @@ impl App {
             );
         }
         let pool = Pool::new(&config.upstream_settings(), Options::default())?;
+        let configuration = configuration_of(config, &clock);
         let tenants = CurrentTenants::new(config.allowances());
         // Before the worker: once it runs, it is stopped and not just dropped.
         let threads = Threads::start()?;
         let stop = CancellationToken::new();
+        let settings = settings(config, &store, tenants.clone(), configuration.clone());
+        let given = Given {
+            tenants: tenants.clone(),
+            rules: settings.rules.clone(),
+            limits: Current::new(config.limits.clone()),
+            retention: Current::new(config.retention.clone()),
+            auth: Arc::clone(&auth),
+        };
+        let (limits, retention) = (given.limits.clone(), given.retention.clone());
         let (worker, discovery) = if role.works() {
-            let settings = settings(config, &store, tenants.clone());
             let (pool, clock) = (pool.clone(), clock.clone());
             let worker = Worker::start(store.clone(), pool, clock, settings).await?;
             (Some(worker), None)
@@ -106,9 +118,8 @@ impl App {
         let rerouter = worker.as_ref().map(Worker::rerouter);
         let reloader = Reloader::new(
             config,
-            pool.clone(),
-            rerouter,
-            tenants.clone(),
+            configuration,
+            (pool.clone(), rerouter, given),
             clock.clone(),
         );
         let reloader = Arc::new(reloader);
@@ -120,8 +131,8 @@ impl App {
             looks: Arc::new(Looks::new(&http_store)),
             store: http_store,
             clock,
-            limits: Arc::new(config.limits.clone()),
-            retention: Arc::new(config.retention.clone()),
+            limits,
+            retention,
             tenants,
             auth,
             snapshots: Arc::new(Snapshots::new(engine.clone())),
@@ -314,25 +325,6 @@ fn connections_of_http(role: Role, connections: u32) -> u32 {
         Role::Api => connections - 1,
         // It answers few requests.
         Role::Worker => 0,
-    }
-}
-
-/// What the configuration says to a worker.
-#[must_use]
-pub fn settings(config: &Config, store: &Store, tenants: CurrentTenants) -> Settings {
-    let worker = &config.worker;
-    Settings {
-        name: worker.name.clone(),
-        lease: worker.lease,
-        reclaim_after: worker.reclaim_after,
-        settle_timeout: worker.settle_timeout,
-        shutdown_grace: worker.shutdown_grace,
-        initial_backoff: config.retry.initial_backoff,
-        removal_grace: config.retention.grace,
-        max_requests: config.limits.max_requests_per_batch,
-        tenants,
-        // The lock on the file is held: no other process can have a lease in it.
-        exclusive: store.engine() == store::Engine::Sqlite,
     }
 }
 

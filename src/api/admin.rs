@@ -88,6 +88,13 @@ pub struct ReplicaStatus {
     pub lease_seconds_left: f64,
     /// Whether it is the process that answers.
     pub answers: bool,
+    /// The hash of the configuration that it runs by, as in `configuration`; `null`: it has not said
+    /// so yet. Processes with different ones run by different configurations.
+    #[serde(default)]
+    pub configuration: Option<String>,
+    /// When it read that.
+    #[serde(default)]
+    pub loaded_at: Option<i64>,
 }
 
 #[derive(Debug, Serialize, Deserialize, ToSchema)]
@@ -406,7 +413,11 @@ pub async fn status(State(api): State<Api>, _: Admin) -> Json<Status> {
     if let Some(overview) = overview {
         let replicas = overview.replicas.iter();
         status.replicas = replicas
-            .map(|replica| replica_status(replica, process.token.as_deref()))
+            .map(|replica| {
+                let answers = process.token.as_deref() == Some(replica.token.as_str());
+                let own = answers.then_some(&status.configuration);
+                replica_status(replica, own)
+            })
             .collect();
         let statuses = overview.statuses.iter();
         status.batches = statuses
@@ -596,12 +607,19 @@ fn late(process: &ProcessSnapshot) -> Vec<LateStatus> {
     .collect()
 }
 
-fn replica_status(replica: &ReplicaLease, own_token: Option<&str>) -> ReplicaStatus {
+/// `own`: what the process that answers runs by, if the replica is that.
+fn replica_status(replica: &ReplicaLease, own: Option<&Loaded>) -> ReplicaStatus {
     ReplicaStatus {
         name: replica.name.clone(),
         started_at: seconds(replica.started_at),
         lease_seconds_left: replica.lease_left_ms as f64 / 1000.0,
-        answers: own_token == Some(replica.token.as_str()),
+        answers: own.is_some(),
+        configuration: own
+            .map(|own| own.hash.clone())
+            .or_else(|| replica.config_hash.clone()),
+        loaded_at: own
+            .map(|own| own.loaded_at)
+            .or_else(|| replica.config_read_at.map(seconds)),
     }
 }
 

@@ -11,6 +11,7 @@ use super::looks::Looks;
 use super::snapshots::Snapshots;
 use crate::config;
 use crate::domain::clock::Clock;
+use crate::domain::current::Current;
 use crate::domain::endpoint::Endpoints;
 use crate::domain::tenant::CurrentTenants;
 use crate::store::Store;
@@ -23,10 +24,10 @@ pub struct Api {
     /// What clients look at again and again, in the store.
     pub looks: Arc<Looks>,
     pub clock: Clock,
-    pub limits: Arc<config::Limits>,
+    pub limits: Current<config::Limits>,
     /// What can be batched.
     pub endpoints: Endpoints,
-    pub retention: Arc<config::Retention>,
+    pub retention: Current<config::Retention>,
     /// What tenants are allowed.
     pub tenants: CurrentTenants,
     pub auth: Arc<Auth>,

@@ -22,6 +22,7 @@ use super::snapshots::Snapshots;
 use super::{Api, router};
 use crate::config::{Config, Environment, Overrides};
 use crate::domain::clock::Clock;
+use crate::domain::current::Current;
 use crate::domain::endpoint::Endpoints;
 use crate::domain::id;
 use crate::domain::scope::Scopes;
@@ -138,8 +139,8 @@ impl TestApi {
             store,
             clock,
             uploads: UploadBudget::new(config.limits.max_line_bytes),
-            limits: Arc::new(config.limits),
-            retention: Arc::new(config.retention),
+            limits: Current::new(config.limits),
+            retention: Current::new(config.retention),
             tenants: CurrentTenants::default(),
             auth: Arc::new(auth),
             snapshots: Arc::new(Snapshots::new(engine.clone())),

@@ -109,7 +109,7 @@ async fn upload(
     incoming: &mut Incoming,
 ) -> Result<Response> {
     let boundary = multipart::boundary(headers)?;
-    let max_bytes = api.limits.max_file_bytes;
+    let max_bytes = api.limits.get().max_file_bytes;
     if content_length(headers)
         .is_some_and(|length| length > max_bytes.saturating_add(FORM_BYTES_MAX))
     {
@@ -143,8 +143,8 @@ async fn upload(
 
 fn limits(api: &Api) -> Limits {
     Limits {
-        max_line_bytes: api.limits.max_line_bytes,
-        max_models: api.limits.max_models_per_file,
+        max_line_bytes: api.limits.get().max_line_bytes,
+        max_models: api.limits.get().max_models_per_file,
         endpoints: api.endpoints,
     }
 }
@@ -337,7 +337,7 @@ impl Upload<'_> {
             }
         };
         let created_at = self.api.store.now().await?;
-        let retention = &self.api.retention;
+        let retention = self.api.retention.get();
         let default = match request.purpose {
             Purpose::Batch => retention.input_files,
             _ => retention.other_files,

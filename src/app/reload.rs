@@ -5,19 +5,46 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use futures::FutureExt as _;
 use futures::future::BoxFuture;
 
+use super::settings::{configuration_of, rules};
+use crate::api::auth::Auth;
 use crate::api::configuration::{Loaded, Reload};
-use crate::config::{Config, ConfigError, ConfigErrors};
+use crate::config::{Config, ConfigError, ConfigErrors, Limits, Retention};
 use crate::domain::clock::{Clock, seconds};
+use crate::domain::current::Current;
 use crate::domain::tenant::CurrentTenants;
+use crate::store::Configuration;
+use crate::telemetry;
 use crate::upstream::Pool;
-use crate::worker::Rerouter;
+use crate::worker::{Rerouter, Rules};
+
+/// What a configuration gives to a server, and may give anew while the server runs.
+pub(super) struct Given {
+    pub(super) tenants: CurrentTenants,
+    pub(super) rules: Current<Rules>,
+    pub(super) limits: Current<Limits>,
+    pub(super) retention: Current<Retention>,
+    pub(super) auth: Arc<Auth>,
+}
+
+impl Given {
+    fn give_anew(&self, config: &Config) {
+        self.tenants.replace(config.allowances());
+        self.rules.replace(rules(config));
+        self.limits.replace(config.limits.clone());
+        self.retention.replace(config.retention.clone());
+        let auth = &config.auth;
+        self.auth
+            .set_bootstrap(auth.bootstrap_key.as_ref(), auth.bootstrap_scope);
+        telemetry::filter(&config.log);
+    }
+}
 
 /// What a server runs by, and those to whom a change is told.
 pub struct Reloader {
     pool: Arc<Pool>,
     /// `None` in a process without a worker.
     rerouter: Option<Rerouter>,
-    tenants: CurrentTenants,
+    given: Given,
     clock: Clock,
     /// What the server runs by. Locked while it is read again: one reload goes after the other.
     running: tokio::sync::Mutex<Config>,
@@ -28,20 +55,20 @@ impl Reloader {
     /// For a server that was started with this configuration.
     pub(super) fn new(
         config: &Config,
-        pool: Arc<Pool>,
-        rerouter: Option<Rerouter>,
-        tenants: CurrentTenants,
+        configuration: Configuration,
+        (pool, rerouter, given): (Arc<Pool>, Option<Rerouter>, Given),
         clock: Clock,
     ) -> Self {
+        let Configuration { hash, read_at } = configuration;
         let loaded = Loaded {
-            hash: config.hash(),
-            loaded_at: seconds(clock.now_ms()),
+            hash,
+            loaded_at: seconds(read_at),
             ..Loaded::default()
         };
         Self {
             pool,
             rerouter,
-            tenants,
+            given,
             clock,
             running: tokio::sync::Mutex::new(config.clone()),
             loaded: Mutex::new(loaded),
@@ -62,7 +89,6 @@ impl Reloader {
             let message = format!("the configuration could not be read: {error}");
             Err(fault("configuration", message))
         });
-        let now = seconds(self.clock.now_ms());
         let replaced = read.and_then(|next| {
             let (next, needs_restart) = running.reloaded(next);
             self.pool
@@ -75,17 +101,18 @@ impl Reloader {
         });
         match replaced {
             Ok((next, needs_restart)) => {
-                self.tenants.replace(next.allowances());
-                if let Some(rerouter) = &self.rerouter {
-                    rerouter.reroute();
-                }
+                self.given.give_anew(&next);
+                let configuration = configuration_of(&next, &self.clock);
                 let loaded = Loaded {
-                    hash: next.hash(),
-                    loaded_at: now,
+                    hash: configuration.hash.clone(),
+                    loaded_at: seconds(configuration.read_at),
                     needs_restart,
                     faults: Vec::new(),
                     failed_at: None,
                 };
+                if let Some(rerouter) = &self.rerouter {
+                    rerouter.reroute(configuration);
+                }
                 *running = next;
                 self.lock().clone_from(&loaded);
                 tell(&loaded);
@@ -101,7 +128,7 @@ impl Reloader {
                 );
                 let mut loaded = self.lock();
                 loaded.faults = errors.0.iter().map(ConfigError::to_string).collect();
-                loaded.failed_at = Some(now);
+                loaded.failed_at = Some(seconds(self.clock.now_ms()));
                 drop(loaded);
                 Err(errors)
             }

@@ -4,7 +4,7 @@
 use sha2::{Digest as _, Sha256};
 
 use super::source::Source;
-use super::{Config, ConfigErrors, Environment};
+use super::{Auth, Config, ConfigErrors, Environment, Limits, Log};
 
 /// How many characters a hash has: enough to tell the configurations of a fleet apart.
 const HASH_CHARS: usize = 12;
@@ -37,12 +37,20 @@ impl Config {
         let running = Self {
             server: self.server.clone(),
             database: self.database.clone(),
-            auth: self.auth.clone(),
-            limits: self.limits.clone(),
+            auth: Auth {
+                required: self.auth.required,
+                ..next.auth
+            },
+            limits: Limits {
+                max_line_bytes: self.limits.max_line_bytes,
+                ..next.limits
+            },
             endpoints: self.endpoints,
+            log: Log {
+                format: self.log.format,
+                ..next.log
+            },
             worker: self.worker.clone(),
-            retention: self.retention.clone(),
-            log: self.log.clone(),
             telemetry: self.telemetry.clone(),
             fixed: self.fixed.clone(),
             ..next

@@ -6,15 +6,14 @@ use std::hash::{DefaultHasher, Hash, Hasher};
 use super::Overrides;
 use super::value::{Node, Table, Value};
 
-/// Sections of which nothing changes while a server runs. A section that is not here is given to
-/// the server anew by `app::reload`.
-const FIXED: [&str; 9] = [
-    "auth",
+/// What does not change while a server runs: sections, and keys of others. What is not here is
+/// given to the server anew by `app::reload`.
+const FIXED: [&str; 8] = [
+    "auth.required",
     "database",
     "endpoints",
-    "limits",
-    "log",
-    "retention",
+    "limits.max_line_bytes",
+    "log.format",
     "server",
     "telemetry",
     "worker",
@@ -36,19 +35,25 @@ pub(super) struct Fixed(BTreeMap<String, u64>);
 impl Fixed {
     /// Those of the merged layers.
     pub(super) fn of(root: &Table) -> Self {
-        let sections = root
-            .iter()
-            .filter(|(name, _)| FIXED.contains(&name.as_str()));
-        let keys = sections.flat_map(|(section, node)| {
-            let (keys, list) = match &node.value {
-                Value::Table(keys) => (Some(keys), None),
-                _ => (None, Some((section.clone(), number(node)))),
-            };
-            let keys = keys.into_iter().flatten();
-            let keys = keys.map(move |(key, node)| (format!("{section}.{key}"), number(node)));
-            keys.chain(list)
-        });
-        Self(keys.collect())
+        let is_fixed = |name: &str| FIXED.contains(&name);
+        let mut fixed = BTreeMap::new();
+        for (section, node) in root {
+            match &node.value {
+                Value::Table(keys) => {
+                    for (key, node) in keys {
+                        let name = format!("{section}.{key}");
+                        if is_fixed(section) || is_fixed(&name) {
+                            fixed.insert(name, number(node));
+                        }
+                    }
+                }
+                _ if is_fixed(section) => {
+                    fixed.insert(section.clone(), number(node));
+                }
+                _ => {}
+            }
+        }
+        Self(fixed)
     }
 
     /// The keys whose values differ.

@@ -6,6 +6,7 @@
 pub mod asked;
 pub mod batch;
 pub mod clock;
+pub mod current;
 pub mod endpoint;
 pub mod file;
 pub mod findings;

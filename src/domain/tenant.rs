@@ -1,7 +1,9 @@
 //! What an operator allows tenants: their part of the whole, and their limits.
 
 use std::collections::BTreeMap;
-use std::sync::{Arc, PoisonError, RwLock};
+use std::sync::Arc;
+
+use super::current::Current;
 
 /// Stands for every tenant that is not named.
 pub const ANY_OTHER: &str = "*";
@@ -178,27 +180,10 @@ impl Tenants {
     }
 }
 
-/// What all tenants are allowed at present, for everybody who asks. Cheap to clone.
-#[derive(Clone, Debug, Default)]
-pub struct CurrentTenants(Arc<RwLock<Arc<Tenants>>>);
+/// What all tenants are allowed at present.
+pub type CurrentTenants = Current<Tenants>;
 
-impl CurrentTenants {
-    #[must_use]
-    pub fn new(tenants: Tenants) -> Self {
-        Self(Arc::new(RwLock::new(Arc::new(tenants))))
-    }
-
-    /// Another configuration takes the place of the one before.
-    pub fn replace(&self, tenants: Tenants) {
-        *self.0.write().unwrap_or_else(PoisonError::into_inner) = Arc::new(tenants);
-    }
-
-    /// All of them, as they are now.
-    #[must_use]
-    pub fn get(&self) -> Arc<Tenants> {
-        Arc::clone(&self.0.read().unwrap_or_else(PoisonError::into_inner))
-    }
-
+impl Current<Tenants> {
     /// What a tenant is allowed now.
     #[must_use]
     pub fn of(&self, tenant: &str) -> Arc<Allowance> {

@@ -10,7 +10,7 @@ mod wakeups;
 mod windows;
 
 pub use rates::{RateEntry, RateGrant, RateRow};
-pub use replicas::{Incumbent, Replica};
+pub use replicas::{Configuration, Incumbent, Replica};
 pub use shares::{CooldownRow, ShareBook, ShareEntry};
 pub use switches::{SwitchRow, Undrained};
 pub use windows::{WindowBook, WindowRow};

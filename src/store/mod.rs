@@ -24,8 +24,8 @@ pub use files::{
     NewUpload, Order, Page, PublishedUpload, Purged, Rest, Segment, StoredChunk, StoredFile,
 };
 pub use fleet::{
-    CooldownRow, Incumbent, RateEntry, RateGrant, RateRow, Replica, ShareBook, ShareEntry,
-    SwitchRow, Undrained, WindowBook, WindowRow,
+    Configuration, CooldownRow, Incumbent, RateEntry, RateGrant, RateRow, Replica, ShareBook,
+    ShareEntry, SwitchRow, Undrained, WindowBook, WindowRow,
 };
 pub use tenants::{ApiKey, Claim, Claimed, KnownKey, Remembered, TenantHolds};
 pub use text::storable;

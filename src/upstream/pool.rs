@@ -86,6 +86,7 @@ impl Pool {
                 self.targets.reset(name);
             }
         }
+        self.budget.resize(settings.max_in_flight_bytes);
         self.probes.reload();
         self.targets.on_reload();
         Ok(())

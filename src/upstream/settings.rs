@@ -219,8 +219,7 @@ impl UpstreamSettings {
         if self.keys.len() > 1 { &self.keys } else { &[] }
     }
 
-    /// Whether calls are made in just the same way. A file of certificates may have changed, so
-    /// with one they are not.
+    /// Whether calls are made in just the same way, where the file of certificates is as it was.
     pub(super) fn is_called_as(&self, other: &Self) -> bool {
         let Self {
             name,
@@ -283,8 +282,7 @@ impl UpstreamSettings {
             && headers.len() == other.headers.len()
             && headers.iter().zip(&other.headers).all(are_alike)
             && shown(proxy) == shown(&other.proxy)
-            && ca_file.is_none()
-            && other.ca_file.is_none()
+            && *ca_file == other.ca_file
             && *http2 == other.http2
     }
 

@@ -37,10 +37,12 @@ pub(super) struct Server {
     /// Asks the upstream's engine for its metrics.
     pub(super) reader: Option<Arc<Reader>>,
     settings: UpstreamSettings,
+    /// As they stood in their file when the client was made.
+    certificates: Option<Arc<[u8]>>,
 }
 
-/// By what an upstream is called, and its engine asked.
-type Called = (Arc<Client>, Option<Arc<Reader>>);
+/// By what an upstream is called, and its engine asked; and the certificates that are trusted there.
+type Called = (Arc<Client>, Option<Arc<Reader>>, Option<Arc<[u8]>>);
 
 impl Current {
     /// Without any upstream.
@@ -93,12 +95,16 @@ impl Setup {
         let (mut lanes, windows, numbered) = Lane::all(settings, &specs, numbers)?;
         let upstreams = numbered.upstreams.iter().zip(&settings.upstreams);
         let upstreams = upstreams.zip(called);
-        let upstreams = upstreams.map(|((number, settings), (client, reader))| Server {
-            number: number.at,
-            client: Arc::clone(client),
-            reader: reader.clone(),
-            settings: settings.clone(),
-        });
+        let upstreams =
+            upstreams.map(
+                |((number, settings), (client, reader, certificates))| Server {
+                    number: number.at,
+                    client: Arc::clone(client),
+                    reader: reader.clone(),
+                    settings: settings.clone(),
+                    certificates: certificates.clone(),
+                },
+            );
         let upstreams: Vec<Server> = upstreams.collect();
         let by_number = upstreams
             .iter()
@@ -119,7 +125,7 @@ impl Setup {
         let limits = Limits::new(&limited, &lanes, &windows, Some(&targets.limits()));
         let called = numbered.upstreams.iter().zip(called);
         let called = called.zip(&settings.upstreams);
-        let called = called.map(|((number, (client, _)), one)| (*number, client, one));
+        let called = called.map(|((number, (client, ..)), one)| (*number, client, one));
         let bounds = (Arc::new(limits), windows);
         targets.configure(called, &lanes, bounds, settings.retry);
         let routing = Routing::new(
@@ -146,11 +152,20 @@ impl Setup {
     /// By what an upstream is called: what there is, if it calls as the settings say.
     fn called(&self, settings: &UpstreamSettings) -> Result<Called, BuildError> {
         let mut upstreams = self.upstreams.iter();
-        if let Some(known) = upstreams.find(|one| one.settings.is_called_as(settings)) {
-            return Ok((Arc::clone(&known.client), known.reader.clone()));
+        let certificates = settings.ca_file.as_ref();
+        let certificates = certificates.and_then(|file| std::fs::read(file).ok());
+        let certificates = certificates.map(Arc::from);
+        let is_known =
+            |one: &&Server| one.settings.is_called_as(settings) && one.certificates == certificates;
+        if let Some(known) = upstreams.find(is_known) {
+            return Ok((
+                Arc::clone(&known.client),
+                known.reader.clone(),
+                certificates,
+            ));
         }
         let client = Arc::new(Client::new(settings)?);
         let reader = Reader::of(settings, client.headers())?;
-        Ok((client, reader.map(Arc::new)))
+        Ok((client, reader.map(Arc::new), certificates))
     }
 }

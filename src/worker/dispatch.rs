@@ -76,7 +76,7 @@ impl Dispatch {
             authority: Arc::clone(authority),
             ownership: Arc::clone(&ownership),
             missing_models: Arc::clone(&missing_models),
-            initial_backoff: settings.initial_backoff,
+            rules: settings.rules.clone(),
         };
         let tenants = Arc::new(Tenants::new(settings.tenants.clone(), Arc::clone(pool)));
         let scheduler = Arc::new(Scheduler {

@@ -11,7 +11,7 @@ use std::time::Duration;
 
 use crate::domain::id;
 use crate::domain::unit::UnitLease;
-use crate::store::{self, Error, Replica, Store};
+use crate::store::{self, Configuration, Error, Replica, Store};
 use crate::worker::work::settings::Settings;
 use clock::{Uptime, millis};
 
@@ -52,6 +52,14 @@ pub(crate) struct Lease {
     /// No other process can hold a lease.
     exclusive: bool,
     renewals: Mutex<Renewals>,
+    configuration: Mutex<Told>,
+}
+
+/// Which configuration the process runs by, as operators are told.
+struct Told {
+    configuration: Configuration,
+    /// Whether it stands with the lease.
+    is_written: bool,
 }
 
 /// Moments by this process's clock, which is read before a renewal is sent. So the lease never
@@ -108,6 +116,10 @@ impl Lease {
                 unbroken: joined,
                 is_sure: true,
             }),
+            configuration: Mutex::new(Told {
+                configuration: settings.configuration.clone(),
+                is_written: false,
+            }),
         })
     }
 
@@ -143,7 +155,35 @@ impl Lease {
         if was_sure && store.renew(&self.token, self.replica.lease_ms).await? {
             return Ok(Vec::new());
         }
-        store.rejoin(&self.replica, &leased()).await
+        let lost = store.rejoin(&self.replica, &leased()).await?;
+        // The row may be a new one.
+        self.told().is_written = false;
+        Ok(lost)
+    }
+
+    /// The process runs by another configuration from now on. The next renewal tells that.
+    pub(crate) fn runs_by(&self, configuration: Configuration) {
+        *self.told() = Told {
+            configuration,
+            is_written: false,
+        };
+    }
+
+    /// Tells operators which configuration the process runs by, where that is news.
+    pub(crate) async fn tell_configuration(&self, store: &Store) -> store::Result<()> {
+        let news = {
+            let told = self.told();
+            (!told.is_written).then(|| told.configuration.clone())
+        };
+        let Some(configuration) = news else {
+            return Ok(());
+        };
+        store
+            .note_configuration(&self.token, &configuration)
+            .await?;
+        let mut told = self.told();
+        told.is_written = told.configuration == configuration;
+        Ok(())
     }
 
     /// A renewal that was sent at this moment has succeeded.
@@ -187,6 +227,12 @@ impl Lease {
     /// failed.
     pub(crate) fn look_interval(&self) -> Duration {
         self.look_interval
+    }
+
+    fn told(&self) -> MutexGuard<'_, Told> {
+        self.configuration
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
     }
 
     fn renewals(&self) -> MutexGuard<'_, Renewals> {

@@ -64,7 +64,7 @@ use work::finished::CompletionQueue;
 
 pub use dispatch::late::Verdict as Late;
 pub use dispatch::standing::{TenantStanding, WaitsFor};
-pub use work::settings::Settings;
+pub use work::settings::{Rules, Settings};
 
 /// How long each of the last steps at a stop may take when the database does not answer.
 const LAST_WRITES: Duration = Duration::from_secs(5);
@@ -101,14 +101,19 @@ pub struct Observer {
     lease: Arc<Lease>,
 }
 
-/// Leads the lines in hand of a worker by another configuration.
+/// Has a worker run by another configuration.
 #[derive(Clone)]
-pub struct Rerouter(Arc<Scheduler>);
+pub struct Rerouter {
+    scheduler: Arc<Scheduler>,
+    lease: Arc<Lease>,
+}
 
 impl Rerouter {
-    /// To be called after [`Pool::reload`]. When this returns, no line begins by the routes before.
-    pub fn reroute(&self) {
-        self.0.reroute();
+    /// Leads the lines in hand by the configuration of now: to be called after [`Pool::reload`].
+    /// When this returns, no line begins by the routes before.
+    pub fn reroute(&self, configuration: store::Configuration) {
+        self.scheduler.reroute();
+        self.lease.runs_by(configuration);
     }
 }
 
@@ -290,7 +295,7 @@ impl Worker {
             store.clone(),
             pool.clone(),
             direct,
-            settings.max_requests,
+            settings.rules.clone(),
             settings.tenants.clone(),
         ));
         starter.start(Finalize::new(store.clone()));
@@ -299,7 +304,7 @@ impl Worker {
         });
         starter.start(CleanUp {
             store: store.clone(),
-            grace: settings.removal_grace,
+            rules: settings.rules.clone(),
         });
         {
             let (pool, stop) = (pool, stop.clone());
@@ -328,10 +333,13 @@ impl Worker {
         })
     }
 
-    /// By which lines in hand are led by another configuration: see [`Rerouter::reroute`].
+    /// By which the worker is told of another configuration.
     #[must_use]
     pub fn rerouter(&self) -> Rerouter {
-        Rerouter(self.scheduler.clone())
+        Rerouter {
+            scheduler: self.scheduler.clone(),
+            lease: self.lease.clone(),
+        }
     }
 
     /// Whether everything runs: for `/readyz`.

@@ -189,6 +189,60 @@ async fn keys_that_need_a_restart_are_told_and_the_rest_holds() {
     assert_eq!(again["needs_restart"], loaded["needs_restart"], "still");
 }
 
+/// The process with this hash, as the store has it.
+async fn one_runs_by(server: &Server, hash: &str) {
+    let table = format!("replicas WHERE config_hash = '{hash}'");
+    server.until_rows(&table, |count| count == 1).await;
+}
+
+/// Others see what a process runs by, and that two of them differ.
+async fn each_process_says_what_it_runs_by() {
+    let server = Server::start().await;
+    let key = operator(&server.database).await;
+    let before = configuration(&server, &key).await;
+    let hash = before["hash"].as_str().expect("is text");
+    assert!(hash.len() == 12 && hash.bytes().all(|b| b.is_ascii_hexdigit()));
+    one_runs_by(&server, hash).await;
+    let toml = std::fs::read_to_string(server.config_file()).expect("reads");
+    let loaded = reload_with(&server, &key, &toml.replace("= 64", "= 63")).await;
+    let status = server.by(&key).get("/admin/status").await;
+    let replica = &status["replicas"][0];
+    assert_eq!(replica["configuration"], loaded["hash"], "{status}");
+    assert_eq!(replica["loaded_at"], loaded["loaded_at"], "{status}");
+    one_runs_by(&server, loaded["hash"].as_str().expect("is text")).await;
+}
+
+/// Other sections hold for what comes from then on.
+async fn what_holds_for_uploads_keys_and_batches_changes_too() {
+    let server = Server::with("[limits]\nmax_requests_per_batch = 9\n").await;
+    let key = operator(&server.database).await;
+    let refused = server.run(lines(10), CHAT).await;
+    assert_eq!(refused.status, "failed", "{refused}");
+    let toml = std::fs::read_to_string(server.config_file()).expect("reads");
+    let limits = "max_requests_per_batch = 10\nmax_file_bytes = 4_000\nmax_line_bytes = 9_000";
+    let first_key = "sk-bootstrap-0123456789";
+    let file = server.config_file() + ".key";
+    std::fs::write(&file, first_key).expect("writes the key");
+    let auth = format!("[auth]\nbootstrap_key_file = \"{file}\"");
+    let toml = toml.replace("max_requests_per_batch = 9", limits);
+    let toml = toml.replace("[auth]", &auth) + "\n[retention]\ninput_files = \"2d\"\n";
+    let loaded = reload_with(&server, &key, &toml).await;
+    let fixed = serde_json::json!(["limits.max_line_bytes"]);
+    assert_eq!(loaded["needs_restart"], fixed, "{loaded}");
+    let taken = server.run(lines(10), CHAT).await;
+    assert_eq!(taken.counts.completed, 10, "{taken}");
+    let by_first = server.by(first_key);
+    let file = by_first.upload_batch(lines(1)).await;
+    let file = by_first.get(&format!("/v1/files/{file}")).await;
+    let days = |file: &Value| {
+        let at = |name: &str| file[name].as_i64().expect("is a time");
+        (at("expires_at") - at("created_at")) / (24 * 60 * 60)
+    };
+    assert_eq!(days(&file), 2, "{file}");
+    let too_large = server.upload(lines(40).into_bytes(), "in.jsonl", "batch");
+    assert_eq!(too_large.await.status(), 413);
+}
+
 async fn only_operators_reload() {
     let server = Server::start().await;
     let (status, answer) = reload(&server, server.key()).await;
@@ -279,13 +333,65 @@ async fn a_hangup_has_the_configuration_read_again() {
     server.exactly_once(&ended, &ids(20)).await;
 }
 
+/// The file vanishes, comes back without the upstream that has 64 calls in flight, and two signals
+/// come at once.
+async fn an_upstream_that_is_gone_ends_its_64_calls_and_gets_no_more() {
+    let server = Server::with(&config(&[("a", "{simulated}", 64)]))
+        .upstream(granting(0))
+        .binary()
+        .await;
+    let key = operator(&server.database).await;
+    let (a, b) = (&server.simulator, simulator(granting(0)).await);
+    let batch = server.create_batch(lines(100), CHAT).await;
+    in_flight(a, 64).await;
+    std::fs::remove_file(server.config_file()).expect("removes");
+    server.signal("HUP");
+    eventually("the file is missed", async || {
+        let now = configuration(&server, &key).await;
+        if now["failed_at"].is_i64() {
+            Ok(())
+        } else {
+            Err(now)
+        }
+    })
+    .await;
+    write(&server, &config(&[("b", &b.base_url(), 8)]));
+    server.signal("HUP");
+    server.signal("HUP");
+    in_flight(&b, 8).await;
+    in_flight(a, 64).await;
+    a.grant(1_000);
+    in_flight(a, 0).await;
+    b.grant(1_000);
+    let ended = server.ended(&batch).await;
+    assert_eq!(ended.counts.completed, 100, "{ended}");
+    server.exactly_once(&ended, &ids(100)).await;
+    let calls = (a.stats().total.calls, b.stats().total.calls);
+    assert_eq!(calls, (64, 36), "each line was sent once");
+}
+
+/// What is logged changes, too.
+async fn the_log_follows_another_filter() {
+    let mut server = Server::with("[log]\nfilter = \"off\"\n").binary().await;
+    let toml = std::fs::read_to_string(server.config_file()).expect("reads");
+    write(&server, &toml.replace("\"off\"", "\"info\""));
+    server.signal("HUP");
+    let mut process = server.binary_process();
+    process.says("the configuration was read again").await;
+    process.terminate().await;
+}
+
 on_every_engine![
+    the_log_follows_another_filter,
+    an_upstream_that_is_gone_ends_its_64_calls_and_gets_no_more,
     a_batch_goes_on_while_upstreams_come_and_go,
     lines_of_a_model_that_is_gone_wait_until_it_is_back,
     a_configuration_with_mistakes_changes_nothing,
     keys_that_need_a_restart_are_told_and_the_rest_holds,
+    each_process_says_what_it_runs_by,
     only_operators_reload,
     a_key_that_was_rotated_in_its_file_holds,
+    what_holds_for_uploads_keys_and_batches_changes_too,
     reloads_at_once_go_one_after_the_other,
     a_hangup_has_the_configuration_read_again,
 ];

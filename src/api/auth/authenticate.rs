@@ -83,7 +83,7 @@ async fn caller(api: &Api, parts: &Parts) -> Result<Option<Caller>> {
             operators,
             lately,
             last_use,
-        } => (bootstrap.as_ref(), operators, lately, last_use),
+        } => (bootstrap.get(), operators, lately, last_use),
     };
     let path = parts.uri.path();
     if is_open(path) {
@@ -91,6 +91,7 @@ async fn caller(api: &Api, parts: &Parts) -> Result<Option<Caller>> {
     }
     let key = key(parts)?;
     let given = hash(key);
+    let bootstrap = (*bootstrap).as_ref();
     if let Some(bootstrap) = bootstrap.filter(|key| same(&key.hash, &given)) {
         return Ok(Some(Caller {
             tenant: DEFAULT_TENANT.to_owned(),

@@ -9,6 +9,7 @@ use super::keys::hash;
 use super::last_use::LastUse;
 use super::lately::Lately;
 use super::operators::Operators;
+use crate::domain::current::Current;
 use crate::domain::scope::Scopes;
 use crate::store::Store;
 
@@ -21,7 +22,7 @@ pub enum Auth {
     /// One is needed.
     Keys {
         /// A key that is configured and not stored, to make the first stored keys with.
-        bootstrap: Option<BootstrapKey>,
+        bootstrap: Current<Option<BootstrapKey>>,
         operators: Operators,
         lately: Box<Lately>,
         last_use: LastUse,
@@ -35,19 +36,31 @@ pub struct BootstrapKey {
     pub(super) scopes: Scopes,
 }
 
+impl BootstrapKey {
+    fn new(key: Option<&SecretString>, scopes: Scopes) -> Option<Self> {
+        let hash = hash(key?.expose_secret());
+        Some(Self { hash, scopes })
+    }
+}
+
 impl Auth {
     /// Keys are needed: the stored ones, and the bootstrap key of the configuration, which has
     /// these scopes.
     #[must_use]
     pub fn keys(bootstrap: Option<&SecretString>, scopes: Scopes) -> Self {
         Auth::Keys {
-            bootstrap: bootstrap.map(|key| BootstrapKey {
-                hash: hash(key.expose_secret()),
-                scopes,
-            }),
+            bootstrap: Current::new(BootstrapKey::new(bootstrap, scopes)),
             operators: Operators::default(),
             lately: Box::default(),
             last_use: LastUse::default(),
+        }
+    }
+
+    /// The configuration has another bootstrap key, or none any more. Where no key is needed, this
+    /// changes nothing.
+    pub fn set_bootstrap(&self, key: Option<&SecretString>, scopes: Scopes) {
+        if let Auth::Keys { bootstrap, .. } = self {
+            bootstrap.replace(BootstrapKey::new(key, scopes));
         }
     }
 

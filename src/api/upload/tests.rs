@@ -369,10 +369,10 @@ async fn what_is_no_part_is_not_gathered_for_ever() {
 
 #[tokio::test]
 async fn a_file_that_is_too_large_is_refused_and_read_to_its_end() {
-    let mut test = TestApi::new(Auth::Off).await;
-    let mut limits = (*test.api.limits).clone();
+    let test = TestApi::new(Auth::Off).await;
+    let mut limits = (*test.api.limits.get()).clone();
     limits.max_file_bytes = 1_000_000;
-    test.api.limits = limits.into();
+    test.api.limits.replace(limits);
     let exact = vec![b'x'; 1_000_000];
     let answer = upload(&test, &[Text("purpose", "evals"), File("a", &exact)]).await;
     assert_eq!(answer.status, 200);

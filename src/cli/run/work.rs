@@ -83,7 +83,12 @@ pub(super) async fn work(
     warn_of(&machine::warnings(config, false));
     let pool = Pool::new(&config.upstream_settings(), options);
     let pool = pool.map_err(anyhow::Error::from).or_exit(NOT_VALID)?;
-    let settings = app::settings(config, store, CurrentTenants::default());
+    let settings = app::settings(
+        config,
+        store,
+        CurrentTenants::default(),
+        app::configuration_of(config, &Clock::default()),
+    );
     let mut worker = Worker::start(store.clone(), pool.clone(), Clock::default(), settings).await?;
     let observer = worker.observer();
     let watch = Watch {

@@ -1,5 +1,6 @@
 //! How things stand in a server, in words and tables.
 
+use std::collections::BTreeSet;
 use std::fmt::Write as _;
 
 use crate::api::admin::{BatchStatus, Status, WindowStatus};
@@ -52,6 +53,9 @@ pub(super) fn picture(status: &Status, width: Option<usize>) -> String {
         batches.join(", ")
     };
     let _ = writeln!(text, "batches: {batches}");
+    for line in configuration(status) {
+        let _ = writeln!(text, "{}", printable(&line));
+    }
     for alarm in &status.alarms {
         let _ = writeln!(text, "ALARM: {}", printable(alarm));
     }
@@ -80,6 +84,31 @@ pub(super) fn picture(status: &Status, width: Option<usize>) -> String {
         }
     }
     text
+}
+
+/// What is to be said of configurations, where anything is.
+fn configuration(status: &Status) -> Vec<String> {
+    let loaded = &status.configuration;
+    let mut lines = Vec::new();
+    // A process whose lease has run out may be gone.
+    let alive = status.replicas.iter();
+    let alive = alive.filter(|one| one.lease_seconds_left > 0.0);
+    let hashes = alive.filter_map(|one| one.configuration.as_ref());
+    if hashes.collect::<BTreeSet<_>>().len() > 1 {
+        lines.push("the processes run by different configurations: see CONFIGURATION".to_owned());
+    }
+    if let Some(at) = loaded.failed_at {
+        let ago = ago(status.now - at);
+        lines.push(format!(
+            "the configuration was read again {ago} and has mistakes:"
+        ));
+        lines.extend(loaded.faults.iter().map(|fault| format!("  {fault}")));
+    }
+    if !loaded.needs_restart.is_empty() {
+        let keys = loaded.needs_restart.join(", ");
+        lines.push(format!("changed, and need a restart: {keys}"));
+    }
+    lines
 }
 
 fn upstreams(status: &Status) -> Table {
@@ -420,6 +449,8 @@ fn replicas(status: &Status) -> Table {
         Column::cut("REPLICA"),
         Column::whole("UP FOR"),
         Column::whole("LEASE"),
+        Column::whole("CONFIGURATION"),
+        Column::whole("READ"),
         Column::whole(""),
     ]);
     for replica in &status.replicas {
@@ -427,6 +458,10 @@ fn replicas(status: &Status) -> Table {
             replica.name.clone(),
             seconds((status.now - replica.started_at) as f64),
             format!("{:.0}s left", replica.lease_seconds_left),
+            replica.configuration.clone().unwrap_or_default(),
+            replica
+                .loaded_at
+                .map_or(String::new(), |at| ago(status.now - at)),
             if replica.answers { "answers here" } else { "" }.to_owned(),
         ]);
     }
@@ -448,7 +483,8 @@ mod tests {
             "version": "1", "now": 1000,
             "database": {"engine": "sqlite", "answers": true},
             "replicas": [{
-                "name": "r", "started_at": 400, "lease_seconds_left": 9.7, "answers": true
+                "name": "r", "started_at": 400, "lease_seconds_left": 9.7, "answers": true,
+                "configuration": "0123456789ab", "loaded_at": 940
             }],
             "upstreams": [
                 {"name": "gpu", "state": "up", "cause": null, "in_flight": 3, "share": 32, "limit": 64},
@@ -497,9 +533,50 @@ mod tests {
              ENDED BATCH  TENANT  STATUS     MODEL  LINES  DONE  FAILED  LINES/S  TOOK    ENDED\n\
              batch_0      t       cancelled  -      9/9    100%  0       3.0      6m 40s  10m ago\n\
              \n\
-             REPLICA  UP FOR   LEASE\n\
-             r        10m 00s  10s left  answers here\n"
+             REPLICA  UP FOR   LEASE     CONFIGURATION  READ\n\
+             r        10m 00s  10s left  0123456789ab   1m ago  answers here\n"
         );
+    }
+
+    #[test]
+    fn what_is_to_be_done_about_configurations_is_said() {
+        let replica = |hash: &str| {
+            serde_json::json!({
+                "name": hash, "started_at": 0, "lease_seconds_left": 9.0, "answers": false,
+                "configuration": hash, "loaded_at": 0
+            })
+        };
+        let status = |hashes: [&str; 2], configuration: serde_json::Value| {
+            let status = serde_json::json!({
+                "version": "1", "now": 1000,
+                "database": {"engine": "postgres", "answers": true},
+                "replicas": hashes.map(replica), "upstreams": [], "models": [], "batches": {},
+                "live_batches": [], "lines_per_second": 0.0,
+                "budget": {"used_bytes": 0, "limit_bytes": 0}, "configuration": configuration,
+            });
+            configuration_of(&status)
+        };
+        let same = serde_json::json!({"hash": "a", "loaded_at": 0});
+        assert_eq!(status(["a", "a"], same.clone()), [""; 0]);
+        let differ = "the processes run by different configurations: see CONFIGURATION";
+        assert_eq!(status(["a", "b"], same), [differ]);
+        let bad = serde_json::json!({
+            "hash": "a", "loaded_at": 0, "needs_restart": ["server.listen", "worker.name"],
+            "faults": ["retry.x: is wrong", "y: is wrong"], "failed_at": 400,
+        });
+        assert_eq!(
+            status(["a", "a"], bad),
+            [
+                "the configuration was read again 10m ago and has mistakes:",
+                "  retry.x: is wrong",
+                "  y: is wrong",
+                "changed, and need a restart: server.listen, worker.name",
+            ]
+        );
+    }
+
+    fn configuration_of(status: &serde_json::Value) -> Vec<String> {
+        configuration(&serde_json::from_value(status.clone()).expect("is a status"))
     }
 
     #[test]

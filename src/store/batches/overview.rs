@@ -36,6 +36,10 @@ pub struct ReplicaLease {
     pub started_at: i64,
     /// How long its lease lasts if it is not renewed, in milliseconds; less than 0 once it ran out.
     pub lease_left_ms: i64,
+    /// Tells its configuration from others; `None`: it has not said so yet.
+    pub config_hash: Option<String>,
+    /// When it read that, in milliseconds by its clock.
+    pub config_read_at: Option<i64>,
 }
 
 /// A batch as operators list it.
@@ -142,7 +146,8 @@ impl Store {
     pub async fn replicas(&self) -> Result<Vec<ReplicaLease>> {
         let sql = sql!(
             "-- replicas
-             SELECT token, name, started_at, lease_until - {now} AS lease_left_ms
+             SELECT token, name, started_at, lease_until - {now} AS lease_left_ms, config_hash,
+                config_read_at
              FROM replicas ORDER BY started_at, token",
             now = self.engine().now_ms()
         );

@@ -22,6 +22,15 @@ pub struct Replica {
     pub beat_ms: i64,
 }
 
+/// Which configuration a replica runs by, for its operators.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Configuration {
+    /// Tells it from others, and holds no secret.
+    pub hash: String,
+    /// When the replica read it, by the replica's clock, in milliseconds.
+    pub read_at: i64,
+}
+
 /// A replica that has a name which another replica asks for.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Incumbent {
@@ -164,6 +173,28 @@ impl Store {
                 .rows_affected()
         });
         Ok(renewed == 1)
+    }
+
+    /// Says which configuration an incarnation runs by. An incarnation that is unknown is left alone.
+    ///
+    /// # Errors
+    /// When the database fails.
+    pub async fn note_configuration(
+        &self,
+        token: &str,
+        configuration: &Configuration,
+    ) -> Result<()> {
+        let sql = "-- note_configuration
+             UPDATE replicas SET config_hash = $2, config_read_at = $3 WHERE token = $1";
+        on_pool!(self.control_pool(), |c| {
+            sqlx::query(sql)
+                .bind(token)
+                .bind(&configuration.hash)
+                .bind(configuration.read_at)
+                .execute(c)
+                .await?;
+        });
+        Ok(())
     }
 
     /// Registers the same incarnation again, after a silence or after a renewal whose outcome is

@@ -7,6 +7,7 @@
 //! and the copy of its request that a route may have made.
 
 use std::collections::VecDeque;
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use tokio::sync::oneshot;
@@ -14,7 +15,7 @@ use tokio::sync::oneshot;
 /// How many bytes a process may hold, and who waits for some.
 #[derive(Debug)]
 pub struct Budget {
-    limit: usize,
+    limit: AtomicUsize,
     state: Mutex<State>,
 }
 
@@ -39,7 +40,7 @@ impl Budget {
     #[must_use]
     pub fn new(limit: usize) -> Arc<Self> {
         Arc::new(Self {
-            limit,
+            limit: AtomicUsize::new(limit),
             state: Mutex::default(),
         })
     }
@@ -48,7 +49,7 @@ impl Budget {
     /// what is larger than the whole budget passes, alone.
     pub fn try_reserve(self: &Arc<Self>, bytes: usize) -> Option<Reservation> {
         let mut state = self.lock();
-        let fits = state.used.saturating_add(bytes) <= self.limit;
+        let fits = state.used.saturating_add(bytes) <= self.limit();
         if !state.growing.is_empty() || !(fits || state.used == 0) {
             return None;
         }
@@ -65,7 +66,13 @@ impl Budget {
     /// How many bytes there are.
     #[must_use]
     pub fn limit(&self) -> usize {
-        self.limit
+        self.limit.load(Ordering::Relaxed)
+    }
+
+    /// There are so many bytes from now on. What is reserved stays so.
+    pub(in crate::upstream) fn resize(self: &Arc<Self>, limit: usize) {
+        self.limit.store(limit, Ordering::Relaxed);
+        self.serve(&mut self.lock());
     }
 
     /// Bytes reserved now.
@@ -78,13 +85,13 @@ impl Budget {
     #[must_use]
     pub fn is_full(&self) -> bool {
         let state = self.lock();
-        state.used >= self.limit || !state.growing.is_empty()
+        state.used >= self.limit() || !state.growing.is_empty()
     }
 
     /// Reserves the growth of an answer if it need not wait. The value says whether the answer may
     /// overdraw from now on.
     fn growth(&self, state: &mut State, may_overdraw: bool, bytes: usize) -> Option<bool> {
-        let fits = state.used.saturating_add(bytes) <= self.limit;
+        let fits = state.used.saturating_add(bytes) <= self.limit();
         let passes = fits && state.growing.is_empty();
         if !passes && !may_overdraw && state.overdrawn {
             return None;
@@ -117,7 +124,7 @@ impl Budget {
     fn serve(self: &Arc<Self>, state: &mut State) {
         while let Some(first) = state.growing.front() {
             let gave_up = first.grant.is_closed();
-            let fits = state.used.saturating_add(first.bytes) <= self.limit;
+            let fits = state.used.saturating_add(first.bytes) <= self.limit();
             if !gave_up && !fits && state.overdrawn {
                 return;
             }

@@ -246,6 +246,32 @@ async fn a_limit_has_one_share_when_its_upstream_gets_other_keys() {
 }
 
 #[tokio::test]
+async fn certificates_that_are_others_in_their_file_hold() {
+    let file = tempfile::NamedTempFile::new().expect("a file");
+    let write = || {
+        let certified = rcgen::generate_simple_self_signed(["localhost".to_owned()]);
+        let pem = certified.expect("a certificate").cert.pem();
+        std::fs::write(file.path(), pem).expect("is written");
+    };
+    write();
+    let trusting = by_turns(vec![UpstreamSettings {
+        ca_file: Some(file.path().to_owned()),
+        ..one("a", 1)
+    }]);
+    let pool = pool(&trusting);
+    let first = client(&pool, 0);
+    pool.reload(&trusting).expect("good settings");
+    assert!(Weak::ptr_eq(&first, &client(&pool, 0)), "they are the same");
+    write();
+    pool.reload(&trusting).expect("good settings");
+    let second = client(&pool, 0);
+    assert!(!Weak::ptr_eq(&first, &second), "they are others");
+    std::fs::remove_file(file.path()).expect("is removed");
+    assert_eq!(pool.reload(&trusting).expect_err("is bad").upstream, "a");
+    assert!(Weak::ptr_eq(&second, &client(&pool, 0)), "nothing changes");
+}
+
+#[tokio::test]
 async fn bad_settings_change_nothing() {
     let pool = pool(&by_turns(vec![one("a", 1)]));
     let before = routes(&pool);

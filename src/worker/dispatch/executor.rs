@@ -17,6 +17,7 @@ use super::ledger::unit::Due;
 use super::missing_models::MissingModels;
 use super::ownership::Ownership;
 use super::result;
+use crate::domain::current::Current;
 use crate::domain::endpoint;
 use crate::domain::outcome::ErrorCode;
 use crate::metrics::trace;
@@ -27,6 +28,7 @@ use crate::worker::lease::authority::Authority;
 use crate::worker::work::finished::FinishedLine;
 use crate::worker::work::isolation::Isolation;
 use crate::worker::work::line::{OpenLine, Pending, Request};
+use crate::worker::work::settings::Rules;
 use crate::worker::work::unit::LoadedUnit;
 
 /// The longest wait of a line whose call this process itself has cut off.
@@ -39,7 +41,7 @@ pub(super) struct Executor {
     pub(super) authority: Arc<Authority>,
     pub(super) ownership: Arc<Ownership>,
     pub(super) missing_models: Arc<MissingModels>,
-    pub(super) initial_backoff: Duration,
+    pub(super) rules: Current<Rules>,
 }
 
 /// A line that was chosen, with its permit.
@@ -224,7 +226,7 @@ impl Executor {
         }
         Outcome::Again(Due {
             at: now + after,
-            soonest: is_hastened.then(|| now + self.initial_backoff),
+            soonest: is_hastened.then(|| now + self.rules.get().initial_backoff),
         })
     }
 

@@ -175,7 +175,7 @@ impl Ledger {
             active.reroute(now, position);
             queues.change(position, active.lane(), none, resting);
         }
-        self.run_queues.forget_idle_lanes();
+        self.run_queues.on_reload();
     }
 
     /// A unit's next line is sent.

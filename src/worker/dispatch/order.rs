@@ -253,7 +253,7 @@ fn best_flows(
         let Some(lane) = run_queues.lane(routes.lane) else {
             continue;
         };
-        if queue.ready() == 0 || lane.in_flight() >= lane.limit() {
+        if queue.ready() == 0 || lane.is_full() {
             continue;
         }
         let Some(spills) = passed.spills(queue_key, routes) else {

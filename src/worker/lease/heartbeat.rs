@@ -62,6 +62,10 @@ impl Heartbeat {
             tracing::info!("holds its lease again");
             self.ownership.on_lease_regained();
         }
+        // The lease holds either way, and the next renewal tells it.
+        if let Err(error) = self.lease.tell_configuration(&self.store).await {
+            tracing::debug!(%error, "operators are not told yet what this process runs by");
+        }
         Ok(())
     }
 }

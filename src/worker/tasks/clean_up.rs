@@ -4,16 +4,17 @@
 use std::time::Duration;
 
 use super::task::{Look, Next, Task};
+use crate::domain::current::Current;
 use crate::store::{self, Purged, Store, Who};
 use crate::worker::lease::clock::millis;
+use crate::worker::work::settings::Rules;
 
 /// An upload that goes on shows a sign of life every 20 s.
 const UPLOAD_SILENT_MS: i64 = 5 * 60 * 1000;
 
 pub(crate) struct CleanUp {
     pub store: Store,
-    /// How long a hidden file's bytes stay, so that whoever is reading them may finish.
-    pub grace: Duration,
+    pub rules: Current<Rules>,
 }
 
 impl Task for CleanUp {
@@ -25,7 +26,10 @@ impl Task for CleanUp {
         let now = self.store.now().await?;
         // A part that fails does not keep the others from being done.
         let swept = self.store.sweep_uploads(now - UPLOAD_SILENT_MS).await;
-        let purged = self.store.purge(now - millis(self.grace)).await;
+        let purged = self
+            .store
+            .purge(now - millis(self.rules.get().removal_grace))
+            .await;
         let forgotten = self.store.forget_claims().await;
         let replicas = self.store.forget_replicas().await;
         let units = self.store.sweep_units().await;

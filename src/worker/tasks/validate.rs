@@ -9,6 +9,7 @@ use tracing::Span;
 
 use super::attempts::Attempts;
 use super::task::{Look, Next, Task};
+use crate::domain::current::Current;
 use crate::domain::findings::{self, Finding, first_lines};
 use crate::domain::line::Fault;
 use crate::domain::tenant::{Allowance, CurrentTenants, Tenants};
@@ -16,6 +17,7 @@ use crate::metrics::trace;
 use crate::store::{self, Begun, DirectLease, Input, Store, Unvalidated, Verdict, Who};
 use crate::upstream::Pool;
 use crate::worker::supply::direct::DirectLeases;
+use crate::worker::work::settings::Rules;
 
 /// Units that the small batches of one transaction have together.
 const UNITS_PER_GROUP: i64 = 5_000;
@@ -30,7 +32,7 @@ pub(crate) struct Validate {
     store: Store,
     pool: Arc<Pool>,
     direct: Arc<DirectLeases>,
-    max_requests: u64,
+    rules: Current<Rules>,
     tenants: CurrentTenants,
     /// Batches that run since these moments, and of which others are not notified yet.
     unannounced: VecDeque<(Instant, String)>,
@@ -92,14 +94,14 @@ impl Validate {
         store: Store,
         pool: Arc<Pool>,
         direct: Arc<DirectLeases>,
-        max_requests: u64,
+        rules: Current<Rules>,
         tenants: CurrentTenants,
     ) -> Validate {
         Validate {
             store,
             pool,
             direct,
-            max_requests,
+            rules,
             tenants,
             unannounced: VecDeque::new(),
             failing: HashSet::new(),
@@ -281,12 +283,13 @@ impl Validate {
             )];
         }
         let mut of_file = Vec::new();
-        if input.requests as u64 > self.max_requests {
+        let max_requests = self.rules.get().max_requests;
+        if input.requests as u64 > max_requests {
             of_file.push(Finding::of_file(
                 "too_many_requests",
                 &format!(
                     "The input file has {} requests; a batch may have at most {}.",
-                    input.requests, self.max_requests
+                    input.requests, max_requests
                 ),
                 None,
             ));

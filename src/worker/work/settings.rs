@@ -3,7 +3,20 @@
 
 use std::time::Duration;
 
+use crate::domain::current::Current;
 use crate::domain::tenant::CurrentTenants;
+use crate::store::Configuration;
+
+/// What may be another while a worker works.
+#[derive(Clone, Debug)]
+pub struct Rules {
+    /// How long a line waits for its next attempt, at least.
+    pub initial_backoff: Duration,
+    /// How long the bytes of a hidden file stay, for those who are reading it.
+    pub removal_grace: Duration,
+    /// Requests that a batch may have.
+    pub max_requests: u64,
+}
 
 /// How a worker works.
 #[derive(Clone, Debug)]
@@ -19,12 +32,9 @@ pub struct Settings {
     pub settle_timeout: Duration,
     /// How long calls in flight may go on once the process stops.
     pub shutdown_grace: Duration,
-    /// How long a line waits for its next attempt, at least.
-    pub initial_backoff: Duration,
-    /// How long the bytes of a hidden file stay, for those who are reading it.
-    pub removal_grace: Duration,
-    /// Requests that a batch may have.
-    pub max_requests: u64,
+    /// By which the process runs at its start.
+    pub configuration: Configuration,
+    pub rules: Current<Rules>,
     /// What tenants are allowed.
     pub tenants: CurrentTenants,
     /// No other process can hold a lease on this store. What is leased at the start was left by a

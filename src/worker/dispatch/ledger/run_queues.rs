@@ -29,6 +29,8 @@ pub(crate) struct RunQueues {
     lanes: BTreeMap<LaneId, Lane>,
     /// Counts turns, so that the latest turn has the highest number.
     turns: u64,
+    /// Counts the configurations that lines have gone by.
+    configuration: u64,
 }
 
 /// The lines that go the same way: units of a model, or of several models with the same routes.
@@ -133,6 +135,8 @@ pub(crate) struct Lane {
     unspilled_limit: usize,
     domain: usize,
     in_flight: usize,
+    /// Those of them that went by an earlier configuration.
+    earlier: usize,
     waiting: usize,
     ready: usize,
     /// Lines that were ever answered. The supply tells the rate from it.
@@ -169,6 +173,8 @@ impl LaneLimit {
 pub(crate) struct Counted {
     pub(super) lane: Option<LaneId>,
     domain: usize,
+    /// The number of the configuration that the line went by.
+    configuration: u64,
     /// It went beyond what the lowest tier takes.
     pub(super) is_spilled: bool,
     /// It was sent by routes that spill late.
@@ -442,6 +448,13 @@ impl Lane {
         self.in_flight
     }
 
+    /// Whether no other line of the lane could be sent, whichever it is. Lines that went by an
+    /// earlier configuration may be at upstreams that are gone, and take no place of those that are
+    /// there: only the pool knows.
+    pub(crate) fn is_full(&self) -> bool {
+        self.in_flight - self.earlier >= self.limit
+    }
+
     /// Lines that have not ended.
     pub(crate) fn in_hand(&self) -> usize {
         self.in_flight + self.waiting + self.ready
@@ -541,6 +554,7 @@ impl RunQueues {
         let counted = Counted {
             lane,
             domain: self.domain_of(lane),
+            configuration: self.configuration,
             is_spilled,
             spills_late,
         };
@@ -582,11 +596,13 @@ impl RunQueues {
         let Counted {
             lane,
             domain,
+            configuration,
             is_spilled,
             ..
         } = counted;
         if let Some(lane) = lane.and_then(|lane| self.lanes.get_mut(&lane)) {
             lane.in_flight -= 1;
+            lane.earlier -= usize::from(configuration != self.configuration);
             if let Some(took) = took {
                 lane.answered += 1;
                 if !is_spilled {
@@ -652,10 +668,14 @@ impl RunQueues {
         }
     }
 
-    /// Forgets the lanes that have nothing in hand: their numbers may be those of others from now
-    /// on.
-    pub(super) fn forget_idle_lanes(&mut self) {
+    /// Lines go by another configuration from now on. Lanes that have nothing in hand are
+    /// forgotten: their numbers may be those of others.
+    pub(super) fn on_reload(&mut self) {
         self.lanes.retain(|_, lane| lane.in_hand() > 0);
+        self.configuration += 1;
+        for lane in self.lanes.values_mut() {
+            lane.earlier = lane.in_flight;
+        }
     }
 
     /// Sets how many ready lines the tenants should have, by lane and tenant, where the supply has
