@@ -17,7 +17,7 @@ use tokio_util::task::AbortOnDropHandle;
 pub const KEY: &str = "sk-ant-0123456789";
 
 /// The members that a request may have.
-const MEMBERS: [&str; 13] = [
+const MEMBERS: [&str; 14] = [
     "max_tokens",
     "messages",
     "metadata",
@@ -25,6 +25,7 @@ const MEMBERS: [&str; 13] = [
     "output_config",
     "service_tier",
     "stop_sequences",
+    "stream",
     "system",
     "temperature",
     "thinking",
@@ -118,8 +119,12 @@ async fn messages(State(seen): State<Arc<Seen>>, headers: HeaderMap, body: Bytes
             _ => error(&id, 500, "api_error", "Internal server error"),
         };
     }
-    match said(&body) {
-        Ok((model, said)) => {
+    match asked(&body) {
+        Ok(Asked {
+            model,
+            said,
+            is_streamed,
+        }) => {
             seen.answered.fetch_add(1, Ordering::SeqCst);
             let answer = json!({
                 "id": format!("msg_0{call}"), "type": "message", "role": "assistant",
@@ -128,6 +133,9 @@ async fn messages(State(seen): State<Arc<Seen>>, headers: HeaderMap, body: Bytes
                 "stop_reason": "end_turn", "stop_sequence": null,
                 "usage": {"input_tokens": 10, "output_tokens": 4},
             });
+            if is_streamed {
+                return stream(&id, &answer);
+            }
             reply(&id, 200, &answer)
         }
         Err(message) => {
@@ -137,8 +145,15 @@ async fn messages(State(seen): State<Arc<Seen>>, headers: HeaderMap, body: Bytes
     }
 }
 
-/// The model, and the last text of the last message.
-fn said(body: &[u8]) -> Result<(String, String), String> {
+/// What a request asks for.
+struct Asked {
+    model: String,
+    /// The last text of the last message.
+    said: String,
+    is_streamed: bool,
+}
+
+fn asked(body: &[u8]) -> Result<Asked, String> {
     let body: Value = serde_json::from_slice(body).map_err(|error| error.to_string())?;
     let members = body.as_object().ok_or("an object is expected")?;
     if let Some(extra) = members.keys().find(|key| !MEMBERS.contains(&key.as_str())) {
@@ -176,7 +191,42 @@ fn said(body: &[u8]) -> Result<(String, String), String> {
     let text = last["content"]
         .as_array()
         .and_then(|blocks| blocks.last()?["text"].as_str());
-    Ok((model.to_owned(), text.unwrap_or_default().to_owned()))
+    Ok(Asked {
+        model: model.to_owned(),
+        said: text.unwrap_or_default().to_owned(),
+        is_streamed: body["stream"] == true,
+    })
+}
+
+/// A message as a stream of events.
+fn stream(id: &str, answer: &Value) -> Response {
+    let mut begun = answer.clone();
+    begun["content"] = json!([]);
+    begun["stop_reason"] = Value::Null;
+    let mut events = vec![json!({"type": "message_start", "message": begun})];
+    let blocks = answer["content"].as_array().into_iter().flatten();
+    for (index, block) in blocks.enumerate() {
+        let empty = json!({"type": "text", "text": ""});
+        let delta = json!({"type": "text_delta", "text": block["text"]});
+        events.extend([
+            json!({"type": "content_block_start", "index": index, "content_block": empty}),
+            json!({"type": "ping"}),
+            json!({"type": "content_block_delta", "index": index, "delta": delta}),
+            json!({"type": "content_block_stop", "index": index}),
+        ]);
+    }
+    let delta = json!({"stop_reason": answer["stop_reason"], "stop_sequence": null});
+    let usage = json!({"output_tokens": answer["usage"]["output_tokens"]});
+    events.extend([
+        json!({"type": "message_delta", "delta": delta, "usage": usage}),
+        json!({"type": "message_stop"}),
+    ]);
+    let events = events.iter().map(|data| {
+        let kind = data["type"].as_str().expect("a type");
+        format!("event: {kind}\ndata: {data}\n\n")
+    });
+    let headers = [("content-type", "text/event-stream"), ("request-id", id)];
+    (headers, events.collect::<String>()).into_response()
 }
 
 fn error(id: &str, status: u16, kind: &str, message: &str) -> Response {
