@@ -143,14 +143,15 @@ class Upstream:
 
     def lost(self, kills):
         """Calls for lines that had been answered: the line, and how old its answer was at the kill in
-        between; None without such a kill."""
+        between; None without such a kill. A kill is from when to when the server died: what is sent
+        meanwhile reaches nobody, and is no seconds old."""
         with self.lock:
             seen = {line: [tuple(call) for call in calls] for line, calls in self.calls.items()}
         for line, calls in seen.items():
             for (_, answered), (again, _) in zip(calls, calls[1:]):
                 if answered is not None:
-                    after = [kill for kill in kills if answered <= kill <= again]
-                    yield line, after[0] - answered if after else None
+                    after = [begun for begun, dead in kills if answered <= dead and begun <= again]
+                    yield line, max(0, after[0] - answered) if after else None
 
 
 class Port:
@@ -234,10 +235,11 @@ def main():
             top_up()
             time.sleep(dice.uniform(*LIVES) * options.latency)
             took += flushes(port, operator)
-            kills.append(time.monotonic())
             tally.count("in flight at kills", upstream.in_flight)
+            begun = time.monotonic()
             server.kill()
             server.wait()
+            kills.append((begun, time.monotonic()))
             check_store(options, command_line, tally, "after kills")
             server = serve(options, command_line, home, port)
         deadline = time.monotonic() + PATIENCE * options.latency
