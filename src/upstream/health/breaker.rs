@@ -32,8 +32,8 @@ const FIRST_WINDOW_MIN: usize = 2;
 const SUCCESSES_A_STEP: u32 = 12;
 /// After so many steps without a failure the window grows with each success.
 const STEPS_UNTIL_DOUBLING: u32 = 2;
-/// So many refusals in a row close at once, even while calls are in flight: a lack of capacity can
-/// pass, and what only a person can mend cannot.
+/// When so many lines in a row are refused, each for the first time, that closes at once, even while
+/// calls are in flight: a lack of capacity can pass, and what only a person can mend cannot.
 const REFUSALS_IN_A_ROW: u32 = 8;
 /// When so many lines in a row fail, each for the first time, the server is at fault and not the
 /// lines. Where a tenth of the calls fail, that happens by chance once in ten billion calls.
@@ -172,6 +172,8 @@ pub(in crate::upstream) struct Breaker {
     consecutive_failures: u32,
     /// When the first of them came.
     failing_since: Option<Instant>,
+    /// Those of them that only a person can mend, each of a line that had not failed before.
+    fresh_refusals: u32,
     /// How the last of them was refused, where only a person can mend it.
     last_refusal: Option<(Reason, String)>,
     /// Server errors since the last success, each of a line that had not failed before.
@@ -189,35 +191,46 @@ pub(in crate::upstream) struct Breaker {
 /// How the lines of each batch fare, so that a batch whose lines are at fault is known.
 #[derive(Debug, Default)]
 struct Batches {
-    /// Failures in a row, by batch.
-    failures: HashMap<u64, u32>,
+    /// Failures in a row, by batch, and when the first of them came.
+    failures: HashMap<u64, (u32, Instant)>,
     /// The last success, and the last success of another batch than that one's.
-    successes: [Option<(u64, Instant)>; 2],
+    successes: [Option<BatchSuccess>; 2],
+}
+
+#[derive(Clone, Copy, Debug)]
+struct BatchSuccess {
+    batch: u64,
+    /// When its call began, and ended.
+    begun: Instant,
+    at: Instant,
 }
 
 impl Batches {
-    fn succeeded(&mut self, batch: u64, now: Instant) {
+    fn succeeded(&mut self, batch: u64, begun: Instant, at: Instant) {
         if !self.failures.is_empty() {
             self.failures.remove(&batch);
         }
-        if self.successes[0].is_some_and(|(last, _)| last != batch) {
+        if self.successes[0].is_some_and(|last| last.batch != batch) {
             self.successes[1] = self.successes[0];
         }
-        self.successes[0] = Some((batch, now));
+        self.successes[0] = Some(BatchSuccess { batch, begun, at });
     }
 
     /// Counts a failure. True if the batch is at fault: its lines fail again and again while those
-    /// of other batches succeed.
-    fn failed(&mut self, batch: u64, now: Instant) -> bool {
+    /// of other batches succeed. Where an account is spent, only those successes count whose calls
+    /// began after the first of the failures: what came before may have spent it.
+    fn failed(&mut self, batch: u64, reason: Reason, now: Instant) -> bool {
         if self.failures.len() >= BATCHES_COUNTED_MAX && !self.failures.contains_key(&batch) {
             self.failures.clear();
         }
-        let failures = self.failures.entry(batch).or_default();
+        let (failures, since) = self.failures.entry(batch).or_insert((0, now));
         *failures = failures.saturating_add(1);
         let is_often = *failures >= FAILURES_OF_A_BATCH;
         is_often
-            && self.successes.iter().flatten().any(|(other, at)| {
-                *other != batch && now.saturating_duration_since(*at) < BATCH_SUCCESS_COUNTS_FOR
+            && self.successes.iter().flatten().any(|other| {
+                let age = now.saturating_duration_since(other.at);
+                let is_since = reason != Reason::Unpaid || other.begun >= *since;
+                other.batch != batch && is_since && age < BATCH_SUCCESS_COUNTS_FOR
             })
     }
 }
@@ -317,7 +330,7 @@ impl Breaker {
         limit: usize,
     ) -> Option<Change> {
         self.evidence.succeeded(begun, now);
-        self.batches.succeeded(batch, now);
+        self.batches.succeeded(batch, begun, now);
         if generation != self.generation {
             if self.failed_trial == Some(generation)
                 && let Some(closure) = &mut self.closure
@@ -379,7 +392,7 @@ impl Breaker {
             closure.failures += 1;
         }
         // No batch is at fault for a server that cannot be reached.
-        let is_of_batch = self.batches.failed(failure.batch, now);
+        let is_of_batch = self.batches.failed(failure.batch, failure.reason, now);
         if is_of_batch && failure.reason != Reason::Unreachable && self.closure.is_none() {
             self.abandon(generation);
             return None;
@@ -391,7 +404,9 @@ impl Breaker {
         self.in_flight = self.in_flight.saturating_sub(1);
         self.consecutive_failures = self.consecutive_failures.saturating_add(1);
         self.failing_since.get_or_insert(now);
-        if failure.reason.needs_a_person() && self.consecutive_failures >= FAILURES_IN_A_ROW {
+        let is_refusal = failure.reason.needs_a_person();
+        self.fresh_refusals += u32::from(is_refusal && failure.is_fresh);
+        if is_refusal && self.consecutive_failures >= FAILURES_IN_A_ROW {
             self.last_refusal = Some((failure.reason, cause.to_owned()));
         }
         let is_trial = self.closure.is_some();
@@ -414,8 +429,7 @@ impl Breaker {
                 }
                 let may_be_closed = self.consecutive_failures >= FAILURES_IN_A_ROW
                     || !self.evidence.has_succeeded();
-                let is_refused = failure.reason.needs_a_person()
-                    && self.consecutive_failures >= REFUSALS_IN_A_ROW;
+                let is_refused = is_refusal && self.fresh_refusals >= REFUSALS_IN_A_ROW;
                 is_refused || (self.in_flight == 0 && may_be_closed)
             }
         };
@@ -552,7 +566,7 @@ impl Breaker {
     }
 
     fn end_failures(&mut self) {
-        self.consecutive_failures = 0;
+        (self.consecutive_failures, self.fresh_refusals) = (0, 0);
         (self.failing_since, self.last_refusal) = (None, None);
     }
 

@@ -72,12 +72,15 @@ struct Line<'a> {
     reach: Reach,
     /// Some of the routes cannot take the line, so places are kept for it at the others.
     is_restricted: bool,
+    /// The routes lead to one target only.
+    has_one_target: bool,
 }
 
 impl Line<'_> {
-    /// What is kept from the line at a target, for lines that can go nowhere else.
+    /// What is kept from the line at a target, for lines that can go nowhere else. Nothing is kept
+    /// from such a line itself.
     fn kept(&self, target: &Target, upstreams: &[Upstream]) -> Kept {
-        if self.is_restricted {
+        if self.is_restricted || self.has_one_target {
             return Kept::default();
         }
         upstreams[target.upstream].kept.beside(target, self.now)
@@ -174,6 +177,7 @@ impl Targets {
             now,
             reach,
             is_restricted: history.misses_its_model(),
+            has_one_target: routes.targets.len() == 1,
         };
         let (index, key) = match state.choose(routes, &line) {
             Ok(chosen) => chosen,

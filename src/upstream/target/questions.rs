@@ -92,10 +92,12 @@ impl Targets {
         })
     }
 
-    /// Whether this process has a share of the limits of any open target. The share may be used up.
+    /// Whether this process has a share of the limits of any open target, or, while all are closed,
+    /// of any other: a target may open and close by turns. The share may be used up.
     #[must_use]
     pub fn has_share(&self, routes: &Routes) -> bool {
-        self.any_share(routes) == Some(true)
+        let of_closed = || self.share_where(routes, |_, _| true);
+        self.any_share(routes).or_else(of_closed) == Some(true)
     }
 
     /// Whether other processes have the whole limit of the model, or of every open upstream.
@@ -107,10 +109,21 @@ impl Targets {
     /// Whether this process has a share of the limits of any target that lines could go to now.
     /// `None`: there is no such target, in whatever process.
     fn any_share(&self, routes: &Routes) -> Option<bool> {
+        let now = Instant::now();
+        self.share_where(routes, |state, target| state.is_open(target, now))
+    }
+
+    /// Whether this process has a share of the limits of any of these targets. `None`: there are
+    /// none.
+    fn share_where(
+        &self,
+        routes: &Routes,
+        counts: impl Fn(&State, &Target) -> bool,
+    ) -> Option<bool> {
         let in_reach = self.in_reach(routes);
-        let (state, now) = (self.lock(), Instant::now());
+        let state = self.lock();
         // A window may have no place at all.
-        let takes = |target: &&Target| state.allowed(target) > 0 && state.is_open(target, now);
+        let takes = |target: &&Target| state.allowed(target) > 0 && counts(&state, target);
         // A process that could only send lines to the next tier would pay for all of them.
         let lowest = routes.tiers.first().filter(|_| routes.spill_late());
         let lowest = lowest.map(|tier| &routes.targets[tier.targets.clone()]);

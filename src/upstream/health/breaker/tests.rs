@@ -15,6 +15,8 @@ struct Case {
     pace: Pace,
     /// Of the lines that fail.
     batch: u64,
+    /// Whether these had not failed before.
+    is_fresh: bool,
 }
 
 impl Case {
@@ -24,6 +26,7 @@ impl Case {
             now: Instant::now(),
             pace: Pace::default(),
             batch: 0,
+            is_fresh: true,
         }
     }
 
@@ -63,7 +66,7 @@ impl Case {
             reason,
             wait: wait.map(Duration::from_millis),
             is_capped: false,
-            is_fresh: true,
+            is_fresh: self.is_fresh,
             batch: self.batch,
         };
         let paces = (&self.pace, &RETRY);
@@ -521,4 +524,35 @@ fn a_trial_that_takes_long_lets_more_be_sent() {
     assert_eq!(case.fill(64).len(), 1);
     case.pass(60_000);
     assert_eq!(case.fill(64).len(), 12);
+}
+
+/// The quota was spent right after the other batch had its answers.
+#[test]
+fn a_batch_is_not_at_fault_where_none_of_another_has_succeeded_since_it_fails() {
+    let mut case = Case::that_worked();
+    case.batch = 1;
+    let calls = case.fill(64);
+    let closed = calls.iter().filter_map(|&call| {
+        case.pass(10);
+        case.fail(call, Reason::Unpaid)
+    });
+    assert_eq!(closed.count(), 1);
+    assert!(case.is_closed());
+}
+
+#[test]
+fn one_line_that_is_refused_again_and_again_closes_nothing_while_others_are_in_flight() {
+    let mut case = Case::that_worked();
+    let others = case.fill(8);
+    (case.batch, case.is_fresh) = (1, false);
+    for _ in 0..20 {
+        let call = case.start();
+        assert!(case.fail(call, Reason::Unpaid).is_none());
+        case.pass(5_000);
+    }
+    assert!(!case.is_closed());
+    for call in others {
+        case.succeed(call);
+    }
+    assert!(!case.is_closed());
 }
