@@ -95,14 +95,21 @@ pub(super) fn refused(param: impl Into<String>, reason: impl Into<String>) -> Un
 #[derive(Debug)]
 pub(super) struct Notes {
     policy: UnsupportedParams,
+    /// Up to [`WARNINGS_MAX`], and one that says how many more there would be.
     pub(super) warnings: Vec<Warning>,
+    /// How many more there would be.
+    more: u64,
 }
+
+/// How many warnings of one translation are told one by one. A line can give cause for millions.
+const WARNINGS_MAX: usize = 100;
 
 impl Notes {
     pub(super) fn new(policy: UnsupportedParams) -> Self {
         Self {
             policy,
             warnings: Vec::new(),
+            more: 0,
         }
     }
 
@@ -132,10 +139,20 @@ impl Notes {
     }
 
     fn warn(&mut self, code: WarningCode, param: impl Into<String>, message: impl Into<String>) {
-        self.warnings.push(Warning {
+        let warning = Warning {
             code,
             param: param.into(),
             message: message.into(),
+        };
+        if self.warnings.len() < WARNINGS_MAX {
+            self.warnings.push(warning);
+            return;
+        }
+        self.more += 1;
+        self.warnings.truncate(WARNINGS_MAX);
+        self.warnings.push(Warning {
+            message: format!("{}, and {} warnings more", warning.message, self.more - 1),
+            ..warning
         });
     }
 
@@ -149,21 +166,35 @@ impl Notes {
         api: &str,
     ) -> Result<Vec<Member<'a>>, Unsupported> {
         let mut passed = Vec::new();
-        for (key, value) in members {
-            let rule = rule_of(rules, key);
-            if rule == Rule::Mapped || asks_for_nothing(key, value) {
-                continue;
-            }
-            let (param, reason) = (format!("{place}{key}"), nothing_like_it(api));
-            match rule {
-                Rule::Mapped => {}
-                Rule::Passed => passed.push((key.clone(), value.clone())),
-                Rule::Harmless => self.dropped(param, reason),
-                Rule::Unsupported => self.unsupported(param, reason)?,
-                Rule::Refused => return Err(refused(param, reason)),
+        for member in members {
+            if self.passes(member, rules, place, api)? {
+                passed.push(member.clone());
             }
         }
         Ok(passed)
+    }
+
+    /// Judges one member of an object; whether it is sent as it is.
+    pub(super) fn passes(
+        &mut self,
+        (key, value): &Member<'_>,
+        rules: &Rules,
+        place: &str,
+        api: &str,
+    ) -> Result<bool, Unsupported> {
+        let rule = rule_of(rules, key);
+        if rule == Rule::Mapped || asks_for_nothing(key, value) {
+            return Ok(false);
+        }
+        let (param, reason) = (format!("{place}{key}"), nothing_like_it(api));
+        match rule {
+            Rule::Mapped => {}
+            Rule::Passed => return Ok(true),
+            Rule::Harmless => self.dropped(param, reason),
+            Rule::Unsupported => self.unsupported(param, reason)?,
+            Rule::Refused => return Err(refused(param, reason)),
+        }
+        Ok(false)
     }
 }
 
@@ -352,6 +383,9 @@ pub(super) struct Aliases {
     /// By the request's own.
     sent: HashMap<String, String>,
     used: HashSet<String>,
+    /// The last number by which a name was told from others. It only grows, whatever name it was
+    /// for: so a search for an unused name never goes over the same ones again.
+    nth: u64,
 }
 
 /// The items of a list; none where there is no list.
@@ -400,6 +434,7 @@ impl Aliases {
             form,
             used: fitting.map(Cow::into_owned).collect(),
             sent: HashMap::new(),
+            nth: 0,
         }
     }
 
@@ -430,14 +465,12 @@ impl Aliases {
     }
 
     fn unused(&mut self, own: &str) -> String {
-        let mut nth = 0;
-        loop {
-            let name = (self.form.fitted)(own, nth);
-            if self.used.insert(name.clone()) {
-                return name;
-            }
-            nth += 1;
+        let mut name = (self.form.fitted)(own, 0);
+        while !self.used.insert(name.clone()) {
+            self.nth += 1;
+            name = (self.form.fitted)(own, self.nth);
         }
+        name
     }
 
     /// Those that were sent under another name: that name, and the request's own.
@@ -544,7 +577,7 @@ mod tests {
         let own = ["a_b", "a.b", "a-b", "ü", "", "a.bcdefg", "1"];
         let mut aliases = Aliases::new(FORM, own.into_iter().map(Cow::Borrowed));
         let sent = own.map(|name| aliases.of(name));
-        assert_eq!(sent, ["a_b", "a_b_2", "a_b_3", "_", "__2", "a_bcd", "_1"]);
+        assert_eq!(sent, ["a_b", "a_b_2", "a_b_3", "_", "__4", "a_bcd", "_1"]);
         assert_eq!(
             own.map(|name| aliases.of(name)),
             sent,
@@ -571,6 +604,43 @@ mod tests {
             again,
             "what answers it is for the latest"
         );
+    }
+
+    #[test]
+    fn names_that_are_spelled_alike_are_told_apart_in_one_step_each() {
+        const FORM: Form = Form {
+            fits: |_| false,
+            fitted: |own, nth| {
+                STEPS.with(|steps| steps.set(steps.get() + 1));
+                spelled(own, nth, is_allowed, 12)
+            },
+        };
+        thread_local! {
+            static STEPS: std::cell::Cell<usize> = const { std::cell::Cell::new(0) };
+        }
+        let mut aliases = Aliases::new(FORM, std::iter::empty());
+        let mut sent = HashSet::new();
+        for _ in 0..1_000 {
+            assert!(sent.insert(aliases.anew("the same")));
+        }
+        // Of these no two are alike, but for where a number stands.
+        for number in 0..1_000 {
+            assert!(sent.insert(aliases.of(&format!("another_{number:04}"))));
+        }
+        let steps = STEPS.with(std::cell::Cell::get);
+        assert!(steps <= 4 * sent.len(), "{steps}");
+    }
+
+    #[test]
+    fn what_gives_cause_for_more_warnings_than_anyone_reads_is_summed_up() {
+        let mut notes = Notes::new(UnsupportedParams::Reject);
+        for number in 0..WARNINGS_MAX + 3 {
+            notes.dropped(format!("key_{number}"), "nothing like it");
+        }
+        assert_eq!(notes.warnings.len(), WARNINGS_MAX + 1);
+        let last = notes.warnings.last().expect("a warning");
+        assert_eq!(last.param, "key_102");
+        assert_eq!(last.message, "nothing like it, and 2 warnings more");
     }
 
     #[test]

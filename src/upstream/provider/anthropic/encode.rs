@@ -180,6 +180,8 @@ struct Translation<'t, 'a> {
 /// A message of the request that is made: messages in a row of one role are one.
 struct Turn<'t> {
     role: &'static str,
+    /// Results of tools, which stand before all else in a user's turn.
+    results: Vec<Tree<'t>>,
     blocks: Vec<Tree<'t>>,
     /// Where the first message of it stands.
     param: String,
@@ -852,37 +854,31 @@ fn push<'t>(turns: &mut Vec<Turn<'t>>, role: &'static str, blocks: Vec<Tree<'t>>
         Some(last) if last.role == role => last.blocks.extend(blocks),
         _ => turns.push(Turn {
             role,
+            results: Vec::new(),
             blocks,
             param,
         }),
     }
 }
 
-/// Results of tools stand before all else in a user's turn.
 fn push_result<'t>(turns: &mut Vec<Turn<'t>>, block: Tree<'t>, param: String) {
     match turns.last_mut() {
-        Some(last) if last.role == "user" => {
-            let is_result = |block: &Tree<'_>| {
-                block
-                    .get("type")
-                    .is_some_and(|kind| kind.is_text("tool_result"))
-            };
-            let results = last
-                .blocks
-                .iter()
-                .take_while(|block| is_result(block))
-                .count();
-            last.blocks.insert(results, block);
-        }
-        _ => push(turns, "user", vec![block], param),
+        Some(last) if last.role == "user" => last.results.push(block),
+        _ => turns.push(Turn {
+            role: "user",
+            results: vec![block],
+            blocks: Vec::new(),
+            param,
+        }),
     }
 }
 
 fn written(turns: Vec<Turn<'_>>) -> Tree<'_> {
-    let messages = turns.into_iter().map(|turn| {
+    let messages = turns.into_iter().map(|mut turn| {
+        turn.results.append(&mut turn.blocks);
         Tree::object([
             ("role", Tree::string(turn.role)),
-            ("content", Tree::List(turn.blocks)),
+            ("content", Tree::List(turn.results)),
         ])
     });
     Tree::List(messages.collect())

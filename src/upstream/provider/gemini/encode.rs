@@ -1,6 +1,7 @@
 //! Requests as Gemini's `generateContent` and `batchEmbedContents` take them.
 
 use std::borrow::Cow;
+use std::collections::HashMap;
 
 use super::models::{self, Abilities, Thinking};
 use crate::upstream::provider::chat::{
@@ -224,7 +225,7 @@ impl<'t> Translation<'t, '_, '_> {
         let messages = messages.ok_or_else(|| refused("messages", "it is no list"))?;
         let mut turns: Vec<Turn<'t>> = Vec::new();
         // By id: the name of the function that was called.
-        let mut called: Vec<(Cow<'t, str>, String)> = Vec::new();
+        let mut called: HashMap<Cow<'t, str>, String> = HashMap::new();
         for (place, message) in messages.iter().enumerate() {
             let param = format!("messages[{place}]");
             let members = message.members();
@@ -301,7 +302,7 @@ impl<'t> Translation<'t, '_, '_> {
         message: &'t Tree<'_>,
         param: &str,
         parts: &mut Vec<Tree<'t>>,
-        called: &mut Vec<(Cow<'t, str>, String)>,
+        called: &mut HashMap<Cow<'t, str>, String>,
     ) -> Result<(), Unsupported> {
         for (place, call) in items(message.get("tool_calls")).iter().enumerate() {
             let param = format!("{param}.tool_calls[{place}]");
@@ -329,7 +330,7 @@ impl<'t> Translation<'t, '_, '_> {
             if self.abilities.call_ids && !id.is_empty() {
                 made.set("id", Tree::string(&id));
             }
-            called.push((id, name));
+            called.insert(id, name);
             let mut part = Tree::object([("functionCall", made)]);
             let extra = call
                 .get("extra_content")
@@ -356,14 +357,13 @@ impl<'t> Translation<'t, '_, '_> {
         &mut self,
         message: &'t Tree<'_>,
         param: &str,
-        called: &[(Cow<'_, str>, String)],
+        called: &HashMap<Cow<'_, str>, String>,
     ) -> Result<Tree<'t>, Unsupported> {
         let id = message
             .get("tool_call_id")
             .and_then(Tree::text)
             .unwrap_or_default();
-        let call = called.iter().rev().find(|(own, _)| *own == id);
-        let Some((_, name)) = call else {
+        let Some(name) = called.get(&id) else {
             let reason = "no call before it has this id, so nobody knows whose result it is";
             return Err(refused(format!("{param}.tool_call_id"), reason));
         };

@@ -113,7 +113,7 @@ pub(super) fn request(
             &mut notes,
         )?;
     }
-    let Messages { all, places } = messages;
+    let (all, places) = messages.done();
     out.set("messages", Tree::List(all));
     let most = body.get("max_tokens").and_then(Tree::whole);
     let most = most.filter(|most| *most > 0);

@@ -1,6 +1,7 @@
 //! A request for a chat completion that is made of one for another endpoint.
 
 use std::borrow::Cow;
+use std::collections::HashMap;
 
 use crate::domain::outcome::Warning;
 use crate::upstream::provider::chat::{Notes, Rules, asks_for_nothing, refused};
@@ -54,18 +55,69 @@ impl Places {
 /// The messages of a request that is being made.
 #[derive(Debug, Default)]
 pub(super) struct Messages<'a> {
-    pub(super) all: Vec<Tree<'a>>,
-    pub(super) places: Vec<String>,
+    all: Vec<Tree<'a>>,
+    places: Vec<String>,
+    /// What was thought for the last message: it is put there once, when no more is thought.
+    thought: String,
 }
 
 impl<'a> Messages<'a> {
     pub(super) fn push(&mut self, message: Tree<'a>, place: impl Into<String>) {
+        self.place_thought();
         self.all.push(message);
         self.places.push(place.into());
     }
 
+    /// All messages, and the place of each.
+    pub(super) fn done(mut self) -> (Vec<Tree<'a>>, Vec<String>) {
+        self.place_thought();
+        (self.all, self.places)
+    }
+
+    /// Adds to what was thought for the last message, if that is the assistant's; whether it is.
+    pub(super) fn think(&mut self, said: &str) -> bool {
+        let is_of_assistant = self.of_assistant().is_some();
+        if is_of_assistant {
+            self.thought.push_str(said);
+        }
+        is_of_assistant
+    }
+
+    fn place_thought(&mut self) {
+        if self.thought.is_empty() {
+            return;
+        }
+        let thought = Tree::string(&std::mem::take(&mut self.thought));
+        if let Some(last) = self.all.last_mut() {
+            last.set("reasoning_content", thought);
+        }
+    }
+
+    /// Adds to what the last message says, if that is one of the assistant's with calls. Else
+    /// returns what it would say.
+    pub(super) fn say_beside_calls(&mut self, said: Tree<'a>) -> Option<Tree<'a>> {
+        let last = self.of_assistant();
+        let Some(Tree::Object(members)) = last.filter(|last| last.get("tool_calls").is_some())
+        else {
+            return Some(said);
+        };
+        let content = members.iter_mut().find(|(key, _)| key == "content");
+        let Some((_, content)) = content else {
+            return Some(said);
+        };
+        *content = match std::mem::replace(content, Tree::null()) {
+            before if before.is_null() => said,
+            before => {
+                let mut before = parts(before);
+                before.extend(parts(said));
+                Tree::List(before)
+            }
+        };
+        None
+    }
+
     /// The last message, if it is the assistant's.
-    pub(super) fn of_assistant(&mut self) -> Option<&mut Tree<'a>> {
+    fn of_assistant(&mut self) -> Option<&mut Tree<'a>> {
         let last = self.all.last_mut()?;
         is_of(last, "assistant").then_some(last)
     }
@@ -78,6 +130,14 @@ impl<'a> Messages<'a> {
         if let Some(last) = self.of_assistant() {
             append(last, "tool_calls", call);
         }
+    }
+}
+
+/// What was said, as a list.
+fn parts(said: Tree<'_>) -> Vec<Tree<'_>> {
+    match said {
+        Tree::List(parts) => parts,
+        text => vec![typed("text", "text", text)],
     }
 }
 
@@ -190,10 +250,11 @@ pub(super) fn judge(
     place: &str,
 ) -> Result<(), Unsupported> {
     let is_asked_for = |(key, value): &&Member<'_>| key != "async" || !value.is_plain("false");
-    let members = members(object, place)?.iter().filter(is_asked_for);
-    let members: Vec<_> = members.cloned().collect();
-    let passed = notes.judge(&members, rules, &format!("{place}."), API)?;
-    debug_assert!(passed.is_empty(), "no key of a part is passed on");
+    let place_of = format!("{place}.");
+    for member in members(object, place)?.iter().filter(is_asked_for) {
+        let is_passed = notes.passes(member, rules, &place_of, API)?;
+        debug_assert!(!is_passed, "no key of a part is passed on");
+    }
     Ok(())
 }
 
@@ -205,23 +266,26 @@ pub(super) fn judge_all<'a>(
     rules: &Rules,
 ) -> Result<Vec<Member<'a>>, Unsupported> {
     let mut passed: Vec<Member<'a>> = Vec::new();
-    for (key, value) in members {
+    let mut place_of = HashMap::new();
+    for member @ (key, value) in members {
         let is_known = is_known(rules, key);
         if !is_known && OWN.contains(&&**key) && !asks_for_nothing(key, value) {
             return Err(refused(&**key, NOT_OF_THE_ENDPOINT));
         }
-        let member = (key.clone(), value.clone());
-        let member = if is_known {
-            notes.judge(&[member], rules, "", API)?.pop()
-        } else if OWN.contains(&&**key) {
-            None
+        let is_passed = if is_known {
+            notes.passes(member, rules, "", API)?
         } else {
-            Some(member)
+            !OWN.contains(&&**key)
         };
+        if !is_passed {
+            continue;
+        }
         // Of a key that stands twice the last counts, as with most readers.
-        if let Some((key, value)) = member {
-            passed.retain(|(known, _)| *known != key);
-            passed.push((key, value));
+        if let Some(place) = place_of.get(&**key) {
+            passed[*place] = member.clone();
+        } else {
+            place_of.insert(&**key, passed.len());
+            passed.push(member.clone());
         }
     }
     Ok(passed)

@@ -86,6 +86,17 @@ const CUSTOM_RULES: [(&str, Rule); 7] = [
     ("defer_loading", Rule::Unsupported),
 ];
 
+/// What an answer of a chat completion cannot include.
+const NOT_INCLUDED: [&str; 7] = [
+    "code_interpreter_call.outputs",
+    "computer_call_output.output.image_url",
+    "file_search_call.results",
+    "message.input_image.image_url",
+    "reasoning.encrypted_content",
+    "web_search_call.action.sources",
+    "web_search_call.results",
+];
+
 /// Where chat completions have another name.
 const NAMES: [(&str, &str); 7] = [
     ("messages", "input"),
@@ -129,10 +140,10 @@ pub(super) fn request(
         messages.push(message("system", instructions.clone()), "instructions");
     }
     items::input(body.get("input"), &mut messages, &mut notes)?;
-    if messages.all.is_empty() {
+    let (all, places) = messages.done();
+    if all.is_empty() {
         return Err(refused("input", "it is missing, or empty"));
     }
-    let Messages { all, places } = messages;
     out.set("messages", Tree::List(all));
     if let Some(most) = body.get("max_output_tokens") {
         out.set("max_completion_tokens", most.clone());
@@ -212,12 +223,17 @@ fn text<'a>(body: &Tree<'a>, out: &mut Tree<'a>, notes: &mut Notes) -> Result<()
 fn logprobs<'a>(body: &Tree<'a>, out: &mut Tree<'a>, notes: &mut Notes) -> Result<(), Unsupported> {
     let mut is_asked_for = false;
     if let Some(include) = body.get("include") {
+        let mut is_told = [false; NOT_INCLUDED.len()];
         for (place, one) in list(include, "include")?.iter().enumerate() {
             if one.is_text("message.output_text.logprobs") {
                 is_asked_for = true;
-            } else {
-                let reason = format!("the answer of {API} does not have it");
-                notes.dropped(format!("include[{place}]"), reason);
+                continue;
+            }
+            let param = format!("include[{place}]");
+            let known = NOT_INCLUDED.iter().position(|word| one.is_text(word));
+            let known = known.ok_or_else(|| refused(&*param, "it is none that is known"))?;
+            if !std::mem::replace(&mut is_told[known], true) {
+                notes.dropped(param, format!("the answer of {API} does not have it"));
             }
         }
     }

@@ -2,6 +2,7 @@
 //! numbers in the names are those of rows that each provider must pass.
 
 mod both;
+mod many;
 mod messages;
 mod responses;
 

@@ -80,13 +80,18 @@ pub(super) fn input<'a>(
         messages.push(message("user", input.clone()), "input");
         return Ok(());
     }
-    let mut thought = None;
+    let mut thought: Option<(String, String)> = None;
     for (place, item) in list(input, "input")?.iter().enumerate() {
         let place = format!("input[{place}]");
         let kind = word(item, "type");
         if kind == "reasoning" {
-            thought = match (thought, reasoning(item, &place, notes)?) {
-                (Some((before, place)), Some(said)) => Some((format!("{before}\n\n{said}"), place)),
+            let said = reasoning(item, &place, notes)?;
+            thought = match (thought, said) {
+                (Some((mut before, place)), Some(said)) => {
+                    before.push_str("\n\n");
+                    before.push_str(&said);
+                    Some((before, place))
+                }
                 (None, Some(said)) => Some((said, place)),
                 (before, None) => before,
             };
@@ -125,12 +130,8 @@ fn place_thought(
     let Some((said, place)) = thought.take() else {
         return;
     };
-    match messages.of_assistant() {
-        Some(last) => {
-            let before = word(last, "reasoning_content").into_owned();
-            last.set("reasoning_content", Tree::string(&(before + &said)));
-        }
-        None => notes.dropped(place, "nothing of the assistant's stands behind it"),
+    if !messages.think(&said) {
+        notes.dropped(place, "nothing of the assistant's stands behind it");
     }
 }
 
@@ -155,26 +156,14 @@ fn of_a_role<'a>(
     let said = said(item.get("content"), &param, notes)?;
     // Behind a call comes its output: what the assistant said beside the call stands in one message
     // with the call.
-    if role == "assistant"
-        && let Some(last) = messages.of_assistant()
-        && last.get("tool_calls").is_some()
-    {
-        let said = match last.get("content").cloned() {
-            Some(before) => Tree::List([parts(before), parts(said)].concat()),
-            None => said,
-        };
-        last.set("content", said);
-        return Ok(());
+    let alone = match role {
+        "assistant" => messages.say_beside_calls(said),
+        _ => Some(said),
+    };
+    if let Some(said) = alone {
+        messages.push(message(role, said), place);
     }
-    messages.push(message(role, said), place);
     Ok(())
-}
-
-fn parts(said: Tree<'_>) -> Vec<Tree<'_>> {
-    match said {
-        Tree::List(parts) => parts,
-        text => vec![typed("text", "text", text)],
-    }
 }
 
 fn said<'a>(
