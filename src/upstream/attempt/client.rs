@@ -259,7 +259,7 @@ impl Client {
             );
             self.head(sending, self.timeout, deadline.as_mut()).await?
         };
-        let whole = self.whole(response, self.timeout, deadline, reservation);
+        let whole = self.whole(response, self.timeout, None, deadline, reservation);
         let (head, body) = whole.await?;
         Ok(Reply {
             head,
@@ -285,7 +285,7 @@ impl Client {
                 .transport
                 .send(Method::GET, &address, headers, body, true);
             let response = self.head(pin!(sending), timeout, deadline.as_mut()).await?;
-            let whole = self.whole(response, timeout, deadline.as_mut(), &mut reservation);
+            let whole = self.whole(response, timeout, None, deadline.as_mut(), &mut reservation);
             let (head, body) = whole.await?;
             let page = head.is_success().then(|| self.provider.models(&body));
             drop(body);
@@ -325,11 +325,13 @@ impl Client {
         Ok(response)
     }
 
-    /// Reads the rest of an answer.
+    /// Reads the rest of an answer, until the deadline. `idle_timeout`: how long the server may be
+    /// silent meanwhile.
     async fn whole(
         &self,
         response: Response,
         timeout: Duration,
+        idle_timeout: Option<Duration>,
         deadline: Pin<&mut Sleep>,
         reservation: &mut Reservation,
     ) -> Result<(Head, Bytes), Failure> {
@@ -337,7 +339,14 @@ impl Client {
             status: response.status,
             headers: response.headers,
         };
-        let read = self.read(response.body, &head.headers, timeout, deadline, reservation);
+        let timeouts = (timeout, idle_timeout);
+        let read = self.read(
+            response.body,
+            &head.headers,
+            timeouts,
+            deadline,
+            reservation,
+        );
         let body = match read.await {
             Ok(body) => body,
             // The status says enough of an error whose text cannot be had.
@@ -359,7 +368,7 @@ impl Client {
         &self,
         unread: Unread,
         headers: &HeaderMap,
-        timeout: Duration,
+        (timeout, idle_timeout): (Duration, Option<Duration>),
         mut deadline: Pin<&mut Sleep>,
         reservation: &mut Reservation,
     ) -> Result<Bytes, Failure> {
@@ -371,11 +380,20 @@ impl Client {
         let mut frames = Body::of(unread, headers).map_err(|error| self.failure(error))?;
         // Copied together, for a frame keeps alive the whole buffer that it was read into.
         let mut body = Vec::with_capacity(announced.min(TRUSTED_LENGTH_MAX));
+        let mut end = deadline.deadline();
         loop {
+            if let Some(idle_timeout) = idle_timeout {
+                deadline
+                    .as_mut()
+                    .reset(end.min(Instant::now() + idle_timeout));
+            }
             let frame = tokio::select! {
                 biased;
                 frame = frames.chunk() => frame.map_err(|error| self.failure(error))?,
-                () = &mut deadline => return Err(timed_out(timeout)),
+                () = &mut deadline => return Err(match idle_timeout {
+                    Some(idle_timeout) if Instant::now() < end => stalled(idle_timeout),
+                    _ => timed_out(timeout),
+                }),
             };
             let Some(frame) = frame else { break };
             if body.len() + frame.len() > self.max_response_bytes {
@@ -385,8 +403,8 @@ impl Client {
                 // Waiting for memory is not the server's fault.
                 let began = Instant::now();
                 reservation.grow(frame.len()).await;
-                let later = deadline.deadline() + began.elapsed();
-                deadline.as_mut().reset(later);
+                end += began.elapsed();
+                deadline.as_mut().reset(end);
             }
             body.extend_from_slice(&frame);
         }
@@ -463,6 +481,13 @@ fn timed_out(timeout: Duration) -> Failure {
     Failure {
         result: CallResult::TimedOut,
         cause: format!("no whole answer within {timeout:?}"),
+    }
+}
+
+fn stalled(idle_timeout: Duration) -> Failure {
+    Failure {
+        result: CallResult::Stalled,
+        cause: format!("nothing came of the answer for {idle_timeout:?} (idle_timeout)"),
     }
 }
 

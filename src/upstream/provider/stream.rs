@@ -129,6 +129,10 @@ impl Assembly {
 
     fn take(&mut self, data: Option<&str>) {
         let Some(data) = data else { return };
+        let data = data.trim();
+        if data.is_empty() {
+            return;
+        }
         if data == DONE {
             self.end = Some(End::Done);
             return;
@@ -239,6 +243,9 @@ mod tests {
                 "event: x\nid: 1\n: hm\ndata: {\ndata: \"text\":\"a\"\ndata: }\n\n",
                 "a",
             ),
+            // Events without data, and a mark with white space behind it.
+            ("data:\n\ndata: {\"text\":\"a\"}\n\ndata: \n\n", "a"),
+            ("data: {\"text\":\"a\"}\n\ndata: [DONE] \n\n", "a"),
             (
                 ": wait\n\n: wait\n\n\n\nretry: 5\n\ndata: {\"text\":\"a\"}\n\n",
                 "a",

@@ -176,13 +176,10 @@ async fn a_stream_that_breaks_off_is_a_retry_and_never_half_an_answer() {
     assert_eq!(attempt.result, CallResult::Broken);
 }
 
-#[tokio::test]
-async fn silence_is_noticed_after_the_idle_timeout_and_counts_as_such() {
-    // The first says nothing at all, and the second stops in the middle.
+/// A server that falls silent behind the beginning of its answer.
+async fn stalling(begun: &'static [u8]) -> String {
     let listener = TcpListener::bind("127.0.0.1:0").await.expect("a port");
-    let stalling = format!("http://{}/v1", listener.local_addr().expect("an address"));
-    let text = events(&chat(&["Good ", "night"]));
-    let begun = raw_stream(&text[..text.len() / 2]);
+    let base_url = format!("http://{}/v1", listener.local_addr().expect("an address"));
     tokio::spawn(async move {
         let (mut stream, _) = listener.accept().await.expect("a connection");
         let mut request = [0; 4096];
@@ -190,7 +187,22 @@ async fn silence_is_noticed_after_the_idle_timeout_and_counts_as_such() {
         stream.write_all(begun).await.expect("is read");
         std::future::pending::<()>().await;
     });
-    for base_url in [raw(None).await, stalling] {
+    base_url
+}
+
+#[tokio::test]
+async fn silence_is_noticed_after_the_idle_timeout_and_counts_as_such() {
+    // The first says nothing at all, the second stops in the middle, and so does the third, which
+    // does not stream.
+    let text = events(&chat(&["Good ", "night"]));
+    let begun = raw_stream(&text[..text.len() / 2]);
+    let plain = b"HTTP/1.1 200 OK\r\ncontent-type: application/json\r\n\r\n{\"id\":";
+    let silent = [
+        raw(None).await,
+        stalling(begun).await,
+        stalling(plain).await,
+    ];
+    for base_url in silent {
         let mut upstream = streamed(&base_url);
         upstream.idle_timeout = Duration::from_millis(200);
         let pool = pool_of(upstream);

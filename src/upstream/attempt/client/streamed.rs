@@ -9,7 +9,7 @@ use reqwest::Method;
 use reqwest::header::HeaderMap;
 use tokio::time::{Instant, Sleep};
 
-use super::{Client, Failure, Reply, timed_out};
+use super::{Client, Failure, Reply, stalled, timed_out};
 use crate::upstream::attempt::result::CallResult;
 use crate::upstream::attempt::timer::Timer;
 use crate::upstream::limits::memory::Reservation;
@@ -31,7 +31,7 @@ struct Streamed {
 
 impl Client {
     /// The same, where the answer was asked for as a stream. An answer that comes whole all the same
-    /// is taken as it is.
+    /// is taken as it is, if it begins within `idle_timeout` and is never silent for longer.
     pub(super) async fn post_for_stream(
         &self,
         (address, headers, body): (Arc<Address>, HeaderMap, Bytes),
@@ -62,7 +62,14 @@ impl Client {
                 headers: head.headers,
                 body: response.body,
             };
-            let whole = self.whole(response, self.stream_timeout, deadline, reservation);
+            let idle_timeout = Some(self.idle_timeout);
+            let whole = self.whole(
+                response,
+                self.stream_timeout,
+                idle_timeout,
+                deadline,
+                reservation,
+            );
             let (head, body) = whole.await?;
             return Ok(Reply {
                 head,
@@ -156,13 +163,6 @@ impl Client {
     fn silent(&self, failure: Failure, waited: Duration) -> Failure {
         let is_stalled = failure.result == CallResult::TimedOut && waited < self.stream_timeout;
         if is_stalled { stalled(waited) } else { failure }
-    }
-}
-
-fn stalled(idle_timeout: Duration) -> Failure {
-    Failure {
-        result: CallResult::Stalled,
-        cause: format!("nothing came of the answer for {idle_timeout:?} (idle_timeout)"),
     }
 }
 

@@ -63,6 +63,8 @@ impl Message {
                 let own = message.iter_mut().find(|(key, _)| key == "usage");
                 let told = event.get("usage").and_then(Tree::members);
                 if let (Some((_, Tree::Object(own))), Some(told)) = (own, told) {
+                    // Some servers write null for what they have said at the beginning.
+                    let told = told.iter().filter(|(_, count)| !count.is_null());
                     update(own, told);
                 }
                 Some(part(event.weight(), false))
@@ -79,7 +81,10 @@ fn part(held: usize, is_content: bool) -> Added {
 }
 
 /// Sets members, null among them.
-fn update(own: &mut Vec<Member<'static>>, told: &[Member<'_>]) {
+fn update<'m, 'a: 'm>(
+    own: &mut Vec<Member<'static>>,
+    told: impl IntoIterator<Item = &'m Member<'a>>,
+) {
     for (key, value) in told {
         let value = value.clone().into_owned();
         match own.iter_mut().find(|(known, _)| known == key) {
@@ -229,7 +234,7 @@ mod tests {
         [
             json!({"type": "message_delta",
                 "delta": {"stop_reason": reason, "stop_sequence": null},
-                "usage": {"output_tokens": 15, "output_tokens_details": {"thinking_tokens": 4}}}),
+                "usage": {"input_tokens": null, "output_tokens": 15, "output_tokens_details": {"thinking_tokens": 4}}}),
             json!({"type": "message_stop"}),
         ]
     }

@@ -17,6 +17,10 @@ const WHOLE_KEYS: [&str; 8] = [
 /// How many items a list may have at most whose items come in pieces, such as tool calls. For each
 /// piece the list is searched.
 const ITEMS_MAX: usize = 1_000;
+/// No request asks for more choices than this: what is beyond is a mistake.
+const CHOICES_MAX: u64 = 1_000;
+/// The list whose items are told apart by their index, or by their id where they have none.
+const TOOL_CALLS: &str = "tool_calls";
 /// The events that end a stream of the Responses API with an answer.
 const LAST_EVENTS: [&str; 2] = ["response.completed", "response.incomplete"];
 /// The events that end a stream without an answer.
@@ -96,13 +100,29 @@ impl Chunks {
         let Tree::Object(members) = piece else {
             return None;
         };
-        let choice = self.choices.entry(index).or_default();
+        if index >= CHOICES_MAX {
+            return None;
+        }
         let (mut held, mut is_content) = (0, false);
+        let choice = self.choices.entry(index).or_insert_with(|| {
+            held += size_of::<Choice>();
+            Choice::default()
+        });
+        let has_delta = members.iter().any(|(key, value)| {
+            key == "delta" && value.members().is_some_and(|piece| !piece.is_empty())
+        });
         for (key, value) in members {
             match (&*key, value) {
-                ("delta" | "message", Tree::Object(piece)) => {
+                // Some servers repeat the whole message so far beside each piece.
+                ("message", Tree::Object(_)) if has_delta => {}
+                (key @ ("delta" | "message"), Tree::Object(piece)) => {
                     let says = |(key, value): &Member<'_>| key != "role" && !is_unsaid(value);
-                    is_content |= piece.iter().any(says);
+                    let says = piece.iter().any(says);
+                    is_content |= says;
+                    if key == "message" && says {
+                        // The message so far, and no piece of it.
+                        choice.message = None;
+                    }
                     let message = choice.message.get_or_insert_default();
                     held += merge(message, piece, |key| !WHOLE_KEYS.contains(&key))?;
                 }
@@ -182,7 +202,7 @@ impl Choice {
             if find(&mut message, "role").is_none() {
                 put(&mut message, "role", Tree::string("assistant"));
             }
-            let calls = find(&mut message, "tool_calls");
+            let calls = find(&mut message, TOOL_CALLS);
             if let Some(Tree::List(calls)) = calls {
                 for call in calls {
                     let Tree::Object(call) = call else {
@@ -194,7 +214,7 @@ impl Choice {
             }
             let mut others = message.iter();
             let has_other = others.any(|(key, value)| {
-                matches!(&**key, "tool_calls" | "function_call" | "refusal" | "audio")
+                matches!(&**key, TOOL_CALLS | "function_call" | "refusal" | "audio")
                     && !is_unsaid(value)
             });
             let is_unwritten = match find(&mut message, "content") {
@@ -314,8 +334,15 @@ fn merge(
     is_pieced: fn(&str) -> bool,
 ) -> Option<usize> {
     let mut held = 0;
-    for (key, piece) in piece {
-        let Some(own) = find(whole, &key) else {
+    for (key, mut piece) in piece {
+        let own = find(whole, &key);
+        if let (TOOL_CALLS, Tree::List(calls)) = (&*key, &mut piece) {
+            place(
+                own.as_deref().and_then(Tree::list).unwrap_or_default(),
+                calls,
+            );
+        }
+        let Some(own) = own else {
             held += add(whole, key, joinable(piece));
             continue;
         };
@@ -375,6 +402,42 @@ fn joinable(mut value: Tree<'_>) -> Tree<'_> {
         }
     }
     value
+}
+
+/// Gives tool calls that have no index the index of their place. A call with the id of a known one is
+/// a piece of that one. A call with neither an id nor a name is a piece of the last.
+fn place(known: &[Tree<'_>], calls: &mut [Tree<'_>]) {
+    let said = |call: &Tree<'_>, key: &str| call.get(key).is_some_and(|one| !is_unsaid(one));
+    let index = |call: &Tree<'_>| call.get("index").and_then(Tree::whole);
+    let mut next = known
+        .iter()
+        .filter_map(index)
+        .max()
+        .map_or(0, |last| last + 1);
+    let mut last = known.last().map(|call| (index(call), said(call, "id")));
+    for call in calls {
+        if call.get("index").is_some() {
+            continue;
+        }
+        let has_id = said(call, "id");
+        let of_id = known
+            .iter()
+            .find(|one| has_id && one.get("id") == call.get("id"));
+        let is_named = call
+            .get("function")
+            .is_some_and(|function| said(function, "name"));
+        // Servers that give no ids send each call whole.
+        let of_last = last.filter(|(_, last_has_id)| !has_id && (*last_has_id || !is_named));
+        let own = of_id
+            .and_then(index)
+            .or(of_last.and_then(|(index, _)| index));
+        let own = own.unwrap_or_else(|| {
+            next += 1;
+            next - 1
+        });
+        call.set("index", Tree::number(own));
+        last = Some((Some(own), has_id));
+    }
 }
 
 /// Adds an item to a list. An item with the index of another one is a piece of that one, unless the

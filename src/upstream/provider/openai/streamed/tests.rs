@@ -187,6 +187,83 @@ fn tool_calls_with_the_same_index_are_told_apart_by_their_ids() {
 }
 
 #[test]
+fn tool_calls_without_an_index_are_told_apart_by_their_ids() {
+    let call = |id: Value, name: &str, arguments: &str| json!({"id": id, "type": "function", "function": {"name": name, "arguments": arguments}});
+    let calls = |calls: &[Value]| json!({"tool_calls": calls});
+    let pieces = [
+        calls(&[call("a".into(), "f", "{")]),
+        calls(&[call(Value::Null, "", "}")]),
+        calls(&[call("b".into(), "g", ""), call("c".into(), "h", "[]")]),
+        calls(&[call("b".into(), "", "[")]),
+        calls(&[json!({"index": 1, "function": {"arguments": "]"}})]),
+    ];
+    let message = message_of(&pieces).expect("is whole");
+    let expected = [
+        call("a".into(), "f", "{}"),
+        call("b".into(), "g", "[]"),
+        call("c".into(), "h", "[]"),
+    ];
+    assert_eq!(message["tool_calls"], json!(expected));
+    // Servers that give no ids send each call whole.
+    let whole = [
+        call("".into(), "f", "{}"),
+        call("".into(), "g", "[]"),
+        call("".into(), "g", "[]"),
+    ];
+    let pieces = [calls(&whole[..2]), calls(&whole[2..])];
+    let message = message_of(&pieces).expect("is whole");
+    assert_eq!(message["tool_calls"], json!(whole));
+}
+
+#[test]
+fn a_message_beside_a_delta_is_no_piece_and_a_message_alone_is_the_whole_so_far() {
+    let event = |choice: Value| json!({"choices": [choice]}).to_string();
+    let said = |text: &str| json!({"role": "assistant", "content": text});
+    let repeated =
+        |piece: &str, all: &str| event(json!({"delta": said(piece), "message": said(all)}));
+    let end = |choice: Value| {
+        let mut choice = choice;
+        choice["finish_reason"] = "stop".into();
+        event(choice)
+    };
+    for events in [
+        [
+            repeated("Good ", "Good "),
+            repeated("night", "Good night"),
+            end(json!({"delta": said(""), "message": said("Good night")})),
+        ],
+        [
+            repeated("Good ", "Good "),
+            repeated("night", "Good night"),
+            end(json!({"delta": {}, "message": said("Good night")})),
+        ],
+        [
+            event(json!({"message": said("Good ")})),
+            event(json!({"message": said("Good night")})),
+            end(json!({"message": said("")})),
+        ],
+    ] {
+        let events = events.each_ref().map(String::as_str);
+        let answer = folded(&events).expect("is whole");
+        assert_eq!(answer["choices"][0]["message"], said("Good night"));
+    }
+}
+
+#[test]
+fn there_are_no_more_choices_than_a_request_asks_for_and_each_is_held() {
+    let choice = |index: u64| {
+        Tree::read(&format!(r#"{{"choices":[{{"index":{index}}}]}}"#)).map(Tree::into_owned)
+    };
+    let mut chunks = Chunks::new(true);
+    let mut add = |index| chunks.add(choice(index).expect("is JSON"));
+    let Added::Part { held, .. } = add(999) else {
+        panic!("is a piece");
+    };
+    assert!(held >= size_of::<Choice>());
+    assert_eq!(add(1_000), Added::Unfit);
+}
+
+#[test]
 fn sound_and_thoughts_come_in_pieces_and_kinds_do_not_mix() {
     let deltas = [
         json!({"audio": {"id": "a", "data": "QU", "transcript": "Good "}, "thinking": "Hm"}),
