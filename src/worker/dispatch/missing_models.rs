@@ -147,6 +147,13 @@ impl MissingModels {
         result::answered(unit, line, &result::custom_id(unit, line), answer)
     }
 
+    /// Forgets all: another configuration may have the models.
+    pub(super) fn forget(&self) {
+        let mut seen = self.lock();
+        seen.clear();
+        self.count(&seen);
+    }
+
     fn is_empty(&self) -> bool {
         self.entries.load(Ordering::Relaxed) == 0
     }

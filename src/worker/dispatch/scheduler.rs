@@ -111,6 +111,7 @@ impl Scheduler {
     /// Another configuration has taken the place of the one before: lines that are not in flight go
     /// by its routes from now on, those that wait for another attempt included.
     pub(crate) fn reroute(&self) {
+        self.missing_models.forget();
         let mut ledger = self.ledger.lock();
         ledger.reroute(
             |routes, unit| self.renewed(routes, unit),

@@ -225,6 +225,8 @@ impl Shares {
         for (number, name, allowed) in limits.all() {
             let (is_gone, held) = (limits.is_gone(number), held[number]);
             if is_gone && held == 0 {
+                // If the limit comes back, so does the share, which is others' by then.
+                limits.lower(number, 0);
                 continue;
             }
             let mine = Share {

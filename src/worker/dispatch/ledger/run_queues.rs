@@ -488,10 +488,6 @@ impl RunQueues {
             let lane = self.lanes.entry(routes.lane).or_default();
             (lane.limit, lane.domain) = (limit.calls, limit.domain);
             lane.unspilled_limit = limit.unspilled;
-            let turns = &mut self.tenants[tenant].turns;
-            if turns.len() <= limit.domain {
-                turns.resize(limit.domain + 1, Turns::default());
-            }
             self.enqueue(routes, tenant, batch, (unit.lease.key.chunk_no, unit.id))
         });
         Position {
@@ -572,12 +568,15 @@ impl RunQueues {
         if let Some(queued) = position.queued {
             self.queues[queued.queue].last = self.turns;
         }
-        if let Some(turns) = tenant.turns.get_mut(domain) {
-            turns.in_flight += 1;
-            turns.calls += 1;
-            if turns.calls >= tenant.limit.weight {
-                (turns.last, turns.calls) = (self.turns, 0);
-            }
+        // A lane may have come into another domain since the unit came in hand.
+        if tenant.turns.len() <= domain {
+            tenant.turns.resize(domain + 1, Turns::default());
+        }
+        let turns = &mut tenant.turns[domain];
+        turns.in_flight += 1;
+        turns.calls += 1;
+        if turns.calls >= tenant.limit.weight {
+            (turns.last, turns.calls) = (self.turns, 0);
         }
         batch.turn.in_flight += 1;
         batch.turn.last = self.turns;
@@ -668,10 +667,14 @@ impl RunQueues {
         }
     }
 
-    /// Lines go by another configuration from now on. Lanes that have nothing in hand are
-    /// forgotten: their numbers may be those of others.
+    /// Lines go by another configuration from now on. Lanes that have nothing in hand and that no
+    /// unit goes by are forgotten: their numbers may be those of others. A unit whose lines are all
+    /// in flight goes by its lane, too.
     pub(super) fn on_reload(&mut self) {
-        self.lanes.retain(|_, lane| lane.in_hand() > 0);
+        let led_to = self.queues.iter().map(|(_, queue)| queue.routes.lane);
+        let led_to: BTreeSet<LaneId> = led_to.collect();
+        self.lanes
+            .retain(|id, lane| lane.in_hand() > 0 || led_to.contains(id));
         self.configuration += 1;
         for lane in self.lanes.values_mut() {
             lane.earlier = lane.in_flight;

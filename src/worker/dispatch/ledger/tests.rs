@@ -186,6 +186,7 @@ impl Model {
         let mut flows = BTreeSet::new();
         for (_, queue) in run_queues.queues() {
             let lane = queue.routes().lane;
+            assert!(run_queues.lane(lane).is_some(), "a queue without a lane");
             let ready = self.resting(|unit| unit.lane == Some(lane)).ready();
             assert_eq!(queue.ready(), ready, "ready in a queue");
             for (_, flow) in queue.flows() {
@@ -555,6 +556,44 @@ fn lines_of_any_unit_wake_when_they_are_due_and_not_before() {
         assert_eq!((ready(1), ready(2)), (of_one, of_two), "after {now} s");
         assert_eq!(ledger.next_due(), next.map(after), "after {now} s");
     }
+}
+
+#[test]
+fn a_line_in_flight_while_its_unit_is_rerouted_is_sent_again() {
+    let pool = testing::pool(64, &[("a", None), ("b", None)]);
+    let [a, b] = ["a", "b"].map(|model| pool.resolve(model).expect("is served"));
+    let mut ledger = Ledger::default();
+    let (unit, lines) = unit(1, 0, 0, 0, 1);
+    ledger.admit(unit, Some(a), lines, LIMIT);
+    let sent = ledger.start(1, Ready::Fresh, Start::default());
+    let (unit, pending, counted) = sent.expect("is sent");
+    ledger.reroute(|_, _| Some(Arc::clone(&b)), |_| LIMIT);
+    let now = Instant::now();
+    ledger.finish(&unit, counted, None);
+    ledger.retry_at(1, due(now), pending);
+    ledger.wake(now);
+    let chosen = order::next(&mut ledger, 0, &Trial(pool)).expect("is sent again");
+    assert_eq!(chosen.counted.lane, Some(b.lane));
+}
+
+#[test]
+fn a_line_may_be_sent_in_a_domain_into_which_its_lane_has_come_since() {
+    let pool = testing::pool(64, &[("a", None)]);
+    let routes = pool.resolve("a").expect("is served");
+    let other = LaneLimit { domain: 3, ..LIMIT };
+    let mut ledger = Ledger::default();
+    for (id, limit) in [(1, LIMIT), (2, other)] {
+        let (unit, lines) = unit(id, id as u8, 0, 0, 1);
+        ledger.admit(unit, Some(Arc::clone(&routes)), lines, limit);
+    }
+    let sent = ledger.start(1, Ready::Fresh, Start::default());
+    let (sent, _, counted) = sent.expect("is sent");
+    let turn = |ledger: &Ledger| ledger.run_queues().turn_of_tenant("tenant-1", 3).in_flight;
+    assert_eq!(turn(&ledger), run_queues::PARTS_OF_A_CALL);
+    let (later, lines) = unit(3, 1, 0, 1, 1);
+    ledger.admit(later, Some(routes), lines, other);
+    ledger.finish(&sent, counted, None);
+    assert_eq!(turn(&ledger), 0);
 }
 
 #[test]
