@@ -13,7 +13,7 @@ impl Store {
     /// When the database fails.
     pub async fn create_batch(&self, new: &NewBatch, answer: Option<(&Claim, &str)>) -> Result<()> {
         let (sql, row) = state::creation(new, self.engine());
-        let _place = self.place_to_create().await;
+        let _place = self.place_to_create().await?;
         match answer {
             None => on_pool!(self.writer(), |c| {
                 bind_rows!(sqlx::query(sql), row).execute(c).await?;

@@ -23,7 +23,7 @@ use crate::store::{Error, Result};
 /// How long a statement waits for another process's write (`keys` beside a server).
 const BUSY_TIMEOUT: Duration = Duration::from_secs(20);
 /// How long a caller waits for a free connection.
-const ACQUIRE_TIMEOUT: Duration = Duration::from_secs(30);
+pub(super) const ACQUIRE_TIMEOUT: Duration = Duration::from_secs(30);
 /// How large the file of the write-ahead log stays: one that grew beyond it, because somebody read
 /// for long or much was written at once, is cut when it is begun anew.
 const LOG_KEPT_BYTES: u64 = 64 << 20;

@@ -9,9 +9,9 @@ use tokio_util::sync::CancellationToken;
 use super::clock::StoreClock;
 use super::notify::Wake;
 use super::postgres::Database;
-use super::sqlite::{Lock, Writing};
+use super::sqlite::{ACQUIRE_TIMEOUT, Lock, Writing};
 use super::{Connection, Engine, Sql, Tx, on_pool, sql};
-use crate::store::Result;
+use crate::store::{Error, Result};
 
 /// On SQLite so many batches are created at once.
 pub(super) const CREATES: usize = 2;
@@ -162,11 +162,16 @@ impl Store {
     /// A place to create a batch. On SQLite there is one connection that writes. However many clients
     /// create batches, what is written for the batches of others waits there behind a few of them
     /// only. Postgres has connections for HTTP alone.
-    pub(in crate::store) async fn place_to_create(&self) -> Option<SemaphorePermit<'_>> {
-        match self.shared.pools {
-            Pools::Sqlite { .. } => self.shared.creates.acquire().await.ok(),
-            Pools::Postgres(_) => None,
+    ///
+    /// # Errors
+    /// When there is none in the time in which there would have to be a connection.
+    pub(in crate::store) async fn place_to_create(&self) -> Result<Option<SemaphorePermit<'_>>> {
+        if let Pools::Postgres(_) = self.shared.pools {
+            return Ok(None);
         }
+        let place = tokio::time::timeout(ACQUIRE_TIMEOUT, self.shared.creates.acquire()).await;
+        let place = place.map_err(|_| Error::TimedOut("a place to create a batch"))?;
+        Ok(place.ok())
     }
 
     /// A transaction that only reads, and sees all tables as they are at its first statement. Its
@@ -213,5 +218,31 @@ impl Store {
                 futures::future::join_all(all.map(Database::close)).await;
             }
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::time::Duration;
+
+    use super::*;
+    use crate::domain::clock::Clock;
+
+    #[tokio::test]
+    async fn nobody_waits_for_a_place_to_create_a_batch_without_an_end() {
+        let directory = tempfile::tempdir().unwrap();
+        let url = format!("sqlite://{}", directory.path().join("test.db").display());
+        let store = Store::open(&url, 1, Clock::default()).await.unwrap();
+        let mut places = Vec::new();
+        for _ in 0..CREATES {
+            places.push(store.place_to_create().await.unwrap());
+        }
+        tokio::time::pause();
+        let one_more = store.place_to_create();
+        let refused = tokio::time::timeout(Duration::from_hours(1), one_more).await;
+        let refused = refused.expect("waits without an end");
+        assert!(refused.is_err_and(|error| error.is_outage()));
+        drop(places);
+        assert!(store.place_to_create().await.is_ok());
     }
 }

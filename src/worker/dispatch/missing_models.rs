@@ -170,3 +170,35 @@ impl MissingModels {
 fn key(unit: &LoadedUnit) -> (Arc<str>, i64) {
     (unit.batch.id.clone(), unit.lease.key.model_no)
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::upstream::testing;
+    use crate::worker::testing as units;
+
+    #[test]
+    fn a_model_that_nobody_had_may_be_there_after_another_configuration() {
+        let pool = testing::pool(1, &[("model", None)]);
+        let (ledger, completions) = (Arc::default(), Arc::default());
+        let models = MissingModels::new(ledger, completions, Arc::clone(&pool));
+        let (unit, _) = units::unit(1, 0, None);
+        let missing = Answer {
+            status: 404,
+            request_id: None,
+            body: Bytes::new(),
+            form: Form::Json,
+            usage: None,
+            warnings: Vec::new(),
+            is_model_missing: true,
+            reservation: pool.budget().reserve(),
+        };
+        for _ in 0..ANSWERS_MIN {
+            assert!(models.known(&unit).is_none());
+            models.on_answer(&unit, &missing);
+        }
+        assert!(models.known(&unit).is_some());
+        models.forget();
+        assert!(models.known(&unit).is_none());
+    }
+}

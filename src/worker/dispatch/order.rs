@@ -11,6 +11,7 @@
 //! This module reads the ledger. It changes nothing but what [`Ledger::start`] does.
 
 use std::cmp::Reverse;
+use std::collections::{BTreeSet, BinaryHeap};
 use std::sync::Arc;
 
 use super::ledger::run_queues::{Batch, BatchFlow, Counted, Turn};
@@ -97,7 +98,7 @@ pub(crate) struct Chosen {
 }
 
 /// Where a line is looked for.
-#[derive(Clone, Copy)]
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 struct Place {
     queue: usize,
     flow: usize,
@@ -127,14 +128,14 @@ pub(crate) fn next(ledger: &mut Ledger, now_ms: i64, door: &impl Door) -> Option
         return None;
     }
     let mut passed = PassedOver::default();
-    let mut lines = Vec::new();
+    let mut lines = BinaryHeap::new();
     loop {
         if lines.is_empty() {
             lines = next_lines(ledger, door, &mut passed, now_ms)?;
         }
-        let Some(Line {
+        let Some(Reverse(Line {
             place, id, ready, ..
-        }) = lines.pop()
+        })) = lines.pop()
         else {
             continue;
         };
@@ -162,11 +163,11 @@ pub(crate) fn next(ledger: &mut Ledger, now_ms: i64, door: &impl Door) -> Option
                 } else {
                     &mut passed.lowest_full
                 };
-                full.push(place.queue);
+                full.insert(place.queue);
                 continue;
             }
             Acquired::TenantLimited { .. } => {
-                passed.flows.push((place.queue, place.flow));
+                passed.flows.insert((place.queue, place.flow));
                 continue;
             }
         };
@@ -192,11 +193,11 @@ pub(crate) fn next(ledger: &mut Ledger, now_ms: i64, door: &impl Door) -> Option
 #[derive(Default)]
 struct PassedOver {
     /// Queues of which no line gets a permit, unless it may spill,
-    lowest_full: Vec<usize>,
+    lowest_full: BTreeSet<usize>,
     /// and none at all.
-    full: Vec<usize>,
+    full: BTreeSet<usize>,
     /// Flows of which no line may be sent.
-    flows: Vec<(usize, usize)>,
+    flows: BTreeSet<(usize, usize)>,
 }
 
 impl PassedOver {
@@ -208,35 +209,38 @@ impl PassedOver {
     }
 }
 
-/// A line that may be sent, as its queue's next.
+/// A line that may be sent, as its queue's next. The least of several goes first.
+#[derive(PartialEq, Eq, PartialOrd, Ord)]
 struct Line {
-    place: Place,
     key: BatchKey,
+    /// The last turn of the batch in the queue: models of one batch take turns.
+    last: u64,
+    place: Place,
     /// The unit, and which of its lines.
     id: u64,
     ready: Ready,
 }
 
-/// The lines of the tenant whose turn it is, one of each of its queues, the next line last. None
-/// where none of them has a line that may be sent: these are passed over. `None`: no tenant has.
+/// The lines of the tenant whose turn it is, one of each of its queues. None where none of them has a
+/// line that may be sent: these are passed over. `None`: no tenant has.
 fn next_lines(
     ledger: &Ledger,
     door: &impl Door,
     passed: &mut PassedOver,
     now_ms: i64,
-) -> Option<Vec<Line>> {
+) -> Option<BinaryHeap<Reverse<Line>>> {
     let (first, others) = best_flows(ledger, door, passed)?;
     let mut lines = Vec::with_capacity(1 + others.len());
     for place in [first].into_iter().chain(others) {
         match best_line(ledger, place, now_ms) {
-            Some(line) => lines.push(line),
-            None => passed.flows.push((place.queue, place.flow)),
+            Some(line) => lines.push(Reverse(line)),
+            None => {
+                passed.flows.insert((place.queue, place.flow));
+            }
         }
     }
-    // Models of one batch take turns.
-    let last = |line: &Line| ledger.run_queues().queue(line.place.queue).last();
-    lines.sort_by_key(|line| Reverse((line.key, last(line))));
-    Some(lines)
+    // All are put in order only where one after the other is refused.
+    Some(lines.into())
 }
 
 /// The tenant whose turn it is: the queue where it has its turn, and the others where it has.
@@ -321,19 +325,21 @@ fn best_line(ledger: &Ledger, place: Place, now_ms: i64) -> Option<Line> {
             continue;
         }
         let key = key_of(batch, place.is_trial && !has_fresh, limit);
-        if best.as_ref().is_some_and(|(least, _)| *least <= key) {
+        if best.as_ref().is_some_and(|least: &Line| least.key <= key) {
             continue;
         }
-        if let Some(line) = first_line(ledger, of_batch, place) {
-            best = Some((key, line));
+        if let Some((id, ready)) = first_line(ledger, of_batch, place) {
+            let last = of_batch.last();
+            best = Some(Line {
+                key,
+                last,
+                place,
+                id,
+                ready,
+            });
         }
     }
-    best.map(|(key, (id, ready))| Line {
-        place,
-        key,
-        id,
-        ready,
-    })
+    best
 }
 
 fn first_line(ledger: &Ledger, of_batch: &BatchFlow, place: Place) -> Option<(u64, Ready)> {

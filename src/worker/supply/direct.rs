@@ -83,6 +83,7 @@ impl DirectLeases {
         if self.pool.budget().is_full() || !self.lease.is_held() || self.ledger.lock().is_closed() {
             return chosen;
         }
+        let unread = self.unread();
         let (nobody_waits, mut others) = {
             let left = self.ledger.left();
             if left.unread {
@@ -90,6 +91,9 @@ impl DirectLeases {
             }
             (!left.is_any(), Others::new(&left, &self.ledger))
         };
+        for (tenant, lines) in unread {
+            others.add(tenant, lines);
+        }
         let (mut rooms, mut of_tenants) = (HashMap::new(), HashMap::new());
         for batch in batches {
             let task = batch.task.as_deref();
@@ -229,6 +233,16 @@ impl DirectLeases {
         std::mem::take(&mut *self.without_room())
     }
 
+    /// The tenants of the units that are leased and not read yet, with how many lines.
+    fn unread(&self) -> Vec<(Arc<str>, usize)> {
+        let leased = self.leased();
+        let units = leased.iter().map(|(_, unit)| {
+            let lines = usize::try_from(unit.leased.requests).unwrap_or(0);
+            (Arc::clone(&unit.batch.tenant), lines)
+        });
+        units.collect()
+    }
+
     fn leased(&self) -> MutexGuard<'_, VecDeque<(LaneId, UnreadUnit)>> {
         self.leased.lock().unwrap_or_else(PoisonError::into_inner)
     }
@@ -268,6 +282,11 @@ impl Others {
             lines,
             left: left.tenants.clone(),
         }
+    }
+
+    /// Counts so many more lines of a tenant as in hand.
+    fn add(&mut self, tenant: Arc<str>, lines: usize) {
+        *self.lines.entry(tenant).or_default() += lines;
     }
 
     /// Whether so many lines of a tenant come next, in a lane of so many permits, however many units
@@ -312,6 +331,15 @@ mod tests {
         // There are three now.
         assert!(!others.let_pass("third", 22, 64));
         assert!(others.let_pass("third", 21, 64));
+    }
+
+    #[test]
+    fn units_that_are_leased_and_not_read_yet_count_as_in_hand() {
+        let mut others = others(&[("hostile", 128)], &["hostile"]);
+        others.add("quiet".into(), 20);
+        others.add("quiet".into(), 10);
+        assert!(!others.let_pass("quiet", 3, 64));
+        assert!(others.let_pass("quiet", 2, 64));
     }
 
     #[test]

@@ -38,8 +38,6 @@ pub(crate) struct RunQueue {
     routes: Arc<Routes>,
     flows: Slab<Flow>,
     ready: usize,
-    /// The number of its last turn. Zero: there was none.
-    last: u64,
 }
 
 /// A tenant's lines in a run queue.
@@ -61,6 +59,8 @@ pub(crate) struct BatchFlow {
     /// Units with lines that are ready, in the order of the file.
     ready_units: BTreeSet<(i64, u64)>,
     units: usize,
+    /// The number of its last turn. Zero: there was none.
+    last: u64,
 }
 
 /// What is known of a tenant that has, or had, something in hand.
@@ -308,11 +308,6 @@ impl RunQueue {
         self.ready
     }
 
-    /// The number of its last turn. Zero: there was none.
-    pub(crate) fn last(&self) -> u64 {
-        self.last
-    }
-
     pub(crate) fn flows(&self) -> impl Iterator<Item = (usize, &Flow)> {
         self.flows.iter()
     }
@@ -347,6 +342,11 @@ impl BatchFlow {
 
     pub(crate) fn resting(&self) -> Resting {
         self.resting
+    }
+
+    /// The number of its last turn. Zero: there was none.
+    pub(crate) fn last(&self) -> u64 {
+        self.last
     }
 
     /// Units with lines that are ready, in the order of the file.
@@ -566,7 +566,8 @@ impl RunQueues {
             return counted;
         }
         if let Some(queued) = position.queued {
-            self.queues[queued.queue].last = self.turns;
+            let flow = &mut self.queues[queued.queue].flows[queued.flow];
+            flow.batches[queued.batch].last = self.turns;
         }
         // A lane may have come into another domain since the unit came in hand.
         if tenant.turns.len() <= domain {
@@ -721,7 +722,6 @@ impl RunQueues {
                 routes: Arc::clone(routes),
                 flows: Slab::new(),
                 ready: 0,
-                last: 0,
             }),
         };
         let flows = &mut self.queues[queue_key].flows;
@@ -748,6 +748,7 @@ impl RunQueues {
                 resting: Resting::default(),
                 ready_units: BTreeSet::new(),
                 units: 0,
+                last: 0,
             }),
         };
         flow.batches[batch_key].units += 1;

@@ -710,6 +710,29 @@ fn the_models_of_a_batch_take_turns_at_an_upstream_that_they_share() {
     );
 }
 
+#[test]
+fn the_models_of_a_batch_take_turns_beside_another_tenant_with_the_same_models() {
+    let door = Trial(testing::pool(1, &[("m", None), ("n", None)]));
+    let mut ledger = Ledger::default();
+    for (id, (tenant, model)) in (1..).zip([(0, "m"), (0, "n"), (1, "m"), (1, "n")]) {
+        let routes = door.0.resolve(model).expect("is served");
+        let (unit, lines) = unit(id, tenant, 0, 0, 10);
+        ledger.admit(unit, Some(routes), lines, LIMIT);
+    }
+    let sent = (0..24).map(|_| {
+        let chosen = order::next(&mut ledger, 0, &door).expect("a line is sent");
+        drop(chosen.permit);
+        ledger.finish(&chosen.unit, chosen.counted, None);
+        chosen.unit.id
+    });
+    let sent: Vec<u64> = sent.collect();
+    let (of_one, of_other): (Vec<u64>, Vec<u64>) = sent.into_iter().partition(|id| *id <= 2);
+    for units in [of_one, of_other] {
+        assert_eq!(units.len(), 12);
+        assert!(units.windows(2).all(|pair| pair[0] != pair[1]), "{units:?}");
+    }
+}
+
 /// A ledger that has ten lines of a batch in hand, whose routes spill late and whose window ends
 /// after so many seconds.
 fn in_window(seconds: i64) -> (Ledger, Arc<LoadedUnit>) {

@@ -12,7 +12,7 @@ use crate::worker::work::line::{OpenLine, Pending, Request};
 use crate::worker::work::unit::LoadedUnit;
 
 /// Which of a unit's ready lines: the two have queues of their own.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub(crate) enum Ready {
     /// Lines that have not been sent yet.
     Fresh,
