@@ -48,33 +48,56 @@ impl<'t, 'a> Completion<'t, 'a> {
         })
     }
 
-    /// What the model said. Some servers send a list of parts.
-    pub(super) fn content(&self) -> Option<String> {
+    /// What the model said, as it is written: half a surrogate pair in it is no reason to lose it.
+    /// Some servers send a list of parts.
+    pub(super) fn content(&self) -> Option<Tree<'a>> {
         let content = self.message.get("content")?;
-        let said = match content.list() {
-            Some(parts) => {
-                let texts = parts.iter().filter_map(|part| part.get("text")?.text());
-                texts.collect()
-            }
-            None => content.text()?.into_owned(),
+        let Some(parts) = content.list() else {
+            return content.is_string().then(|| content.clone());
         };
-        Some(said)
+        let texts = parts.iter().filter_map(|part| inner(part.get("text")?));
+        let texts: String = texts.collect();
+        Some(Tree::Plain(Cow::Owned(format!("\"{texts}\""))))
     }
 
     /// What the model thought, under either of the names that servers have for it.
-    pub(super) fn reasoning(&self) -> Option<Cow<'t, str>> {
+    pub(super) fn reasoning(&self) -> Option<Tree<'a>> {
         let names = ["reasoning_content", "reasoning"].into_iter();
-        let mut texts = names.filter_map(|name| self.message.get(name)?.text());
-        texts.find(|text| !text.is_empty())
+        let mut texts = names.filter_map(|name| self.message.get(name));
+        texts.find(|text| says_something(text)).cloned()
     }
 
-    pub(super) fn refusal(&self) -> Option<Cow<'t, str>> {
-        let refusal = self.message.get("refusal").and_then(Tree::text);
-        refusal.filter(|text| !text.is_empty())
+    pub(super) fn refusal(&self) -> Option<Tree<'a>> {
+        let refusal = self.message.get("refusal");
+        refusal.filter(|text| says_something(text)).cloned()
     }
 
     pub(super) fn calls(&self) -> &'t [Tree<'a>] {
         let calls = self.message.get("tool_calls").and_then(Tree::list);
         calls.unwrap_or_default()
+    }
+}
+
+/// The arguments of a call, as the text that they should be. Some servers send the object itself,
+/// and some nothing where a function takes nothing.
+pub(super) fn arguments<'a>(call: &Tree<'a>) -> Tree<'a> {
+    let function = call.get("function");
+    match function.and_then(|function| function.get("arguments")) {
+        Some(text) if text.is_string() => text.clone(),
+        Some(object) => Tree::string(&object.written()),
+        None => Tree::string("{}"),
+    }
+}
+
+/// Whether it is a text, and not the empty one.
+pub(super) fn says_something(text: &Tree<'_>) -> bool {
+    inner(text).is_some_and(|inner| !inner.is_empty())
+}
+
+/// What stands between the quotes of a text, as JSON writes it.
+fn inner<'t>(text: &'t Tree<'_>) -> Option<&'t str> {
+    match text {
+        Tree::Plain(written) => written.strip_prefix('"')?.strip_suffix('"'),
+        Tree::List(_) | Tree::Object(_) => None,
     }
 }

@@ -108,6 +108,10 @@ fn a_429_says_whether_money_size_or_pace_is_the_trouble() {
             r#"{"error":{"message":"Rate limit reached: Limit 30000, Used 29000, Requested 5000.","code":"rate_limit_exceeded"}}"#,
             CallResult::Limited,
         ),
+        (
+            r#"{"error":{"message":"Requests have too many tokens per minute: too many tokens processed.","code":"token_quota_exceeded"}}"#,
+            CallResult::Limited,
+        ),
         ("slow down", CallResult::Limited),
         ("", CallResult::Limited),
     ];

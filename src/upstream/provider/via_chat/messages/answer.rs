@@ -3,7 +3,7 @@
 use crate::domain::id;
 use crate::domain::outcome::{Warning, WarningCode};
 use crate::upstream::provider::tree::Tree;
-use crate::upstream::provider::via_chat::completion::Completion;
+use crate::upstream::provider::via_chat::completion::{Completion, arguments, says_something};
 use crate::upstream::provider::via_chat::request::typed;
 
 /// The Message. An error says why there is none, in words.
@@ -50,7 +50,7 @@ pub(in crate::upstream::provider::via_chat) fn written(
     ]);
     if reason == "refusal" {
         let why = completion.refusal();
-        let why = why.as_deref().map_or_else(Tree::null, Tree::string);
+        let why = why.unwrap_or_else(Tree::null);
         let details = Tree::object([
             ("type", Tree::string("refusal")),
             ("category", Tree::null()),
@@ -68,27 +68,25 @@ fn content<'a>(
 ) -> Result<Vec<Tree<'a>>, &'static str> {
     let mut content = Vec::new();
     if let Some(thought) = completion.reasoning() {
-        let mut block = typed("thinking", "thinking", Tree::string(&thought));
+        let mut block = typed("thinking", "thinking", thought);
         // Nobody has signed it.
         block.set("signature", Tree::string(""));
         content.push(block);
     }
-    let mut say = |said: &str| {
-        if !said.is_empty() {
-            content.push(typed("text", "text", Tree::string(said)));
-        }
-    };
-    say(&completion.content().unwrap_or_default());
-    say(&completion.refusal().unwrap_or_default());
+    let said = [completion.content(), completion.refusal()];
+    let said = said.into_iter().flatten().filter(says_something);
+    content.extend(said.map(|said| typed("text", "text", said)));
     for (place, call) in completion.calls().iter().enumerate() {
         let function = call.get("function");
         let of = |key: &str| function.and_then(|function| function.get(key)?.text());
-        let arguments = of("arguments").unwrap_or_default();
-        let arguments = match arguments.trim() {
-            "" => "{}",
-            arguments => arguments,
+        let arguments = arguments(call);
+        let arguments = arguments.text();
+        let input = match arguments.as_deref().map(str::trim) {
+            Some("") => Some(Tree::object([])),
+            Some(arguments) => Tree::read(arguments).filter(|input| input.members().is_some()),
+            // It has half a surrogate pair.
+            None => None,
         };
-        let input = Tree::read(arguments).filter(|input| input.members().is_some());
         let Some(input) = input else {
             if !is_cut {
                 return Err("the arguments of a call are no JSON object");

@@ -2,7 +2,7 @@
 
 use crate::domain::id;
 use crate::upstream::provider::tree::Tree;
-use crate::upstream::provider::via_chat::completion::Completion;
+use crate::upstream::provider::via_chat::completion::{Completion, arguments, says_something};
 use crate::upstream::provider::via_chat::request::typed;
 
 /// The Response. `echo`: the members that it has from the request.
@@ -52,7 +52,7 @@ pub(in crate::upstream::provider::via_chat) fn written(
 fn output<'a>(completion: &Completion<'_, 'a>, id: &str, status: &str) -> Vec<Tree<'a>> {
     let mut output = Vec::new();
     if let Some(thought) = completion.reasoning() {
-        let part = typed("reasoning_text", "text", Tree::string(&thought));
+        let part = typed("reasoning_text", "text", thought);
         output.push(Tree::object([
             ("id", Tree::string(&format!("rs_{id}"))),
             ("type", Tree::string("reasoning")),
@@ -63,15 +63,15 @@ fn output<'a>(completion: &Completion<'_, 'a>, id: &str, status: &str) -> Vec<Tr
     let mut parts = Vec::new();
     let calls = completion.calls();
     if let Some(said) = completion.content()
-        && !(said.is_empty() && (!calls.is_empty() || completion.refusal().is_some()))
+        && (says_something(&said) || (calls.is_empty() && completion.refusal().is_none()))
     {
-        let mut part = typed("output_text", "text", Tree::string(&said));
+        let mut part = typed("output_text", "text", said);
         part.set("annotations", Tree::List(annotations(completion)));
         part.set("logprobs", Tree::List(logprobs(completion)));
         parts.push(part);
     }
     if let Some(refusal) = completion.refusal() {
-        parts.push(typed("refusal", "refusal", Tree::string(&refusal)));
+        parts.push(typed("refusal", "refusal", refusal));
     }
     if !parts.is_empty() {
         let mut message = Tree::object([
@@ -104,12 +104,21 @@ fn tool_call<'a>(call: &Tree<'a>, id: &str, status: &str) -> Tree<'a> {
         Some(_) => ("custom_tool_call", "ctc", "input", custom),
         None => ("function_call", "fc", "arguments", function),
     };
+    // The call's output names it.
+    let call_id = match call.get("id") {
+        Some(own) if says_something(own) => own.clone(),
+        _ => Tree::string(&format!("call_{id}")),
+    };
+    let said = match custom {
+        Some(_) => of(made, key),
+        None => arguments(call),
+    };
     let mut out = Tree::object([
         ("id", Tree::string(&format!("{prefix}_{id}"))),
         ("type", Tree::string(kind)),
-        ("call_id", of(Some(call), "id")),
+        ("call_id", call_id),
         ("name", of(made, "name")),
-        (key, of(made, key)),
+        (key, said),
     ]);
     if custom.is_none() {
         out.set("status", Tree::string(status));

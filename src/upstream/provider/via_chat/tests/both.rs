@@ -197,6 +197,45 @@ fn an_answer_that_is_no_chat_completion_is_a_failed_attempt() {
 }
 
 #[test]
+fn arguments_that_are_an_object_or_missing_are_read_and_a_call_has_an_id() {
+    for (function, text, input) in [
+        (
+            json!({"name": "f", "arguments": {"a": 1}}),
+            "{\"a\":1}",
+            json!({"a": 1}),
+        ),
+        (json!({"name": "f"}), "{}", json!({})),
+    ] {
+        let message = json!({"role": "assistant", "content": null,
+                             "tool_calls": [{"type": "function", "function": function}]});
+        let said = completion(message, "tool_calls");
+        let kind = ProviderKind::OpenAi;
+        let (_, answer, _) = answered(kind, (RESPONSES, &request(RESPONSES)), 200, &said);
+        assert_eq!(answer["output"][0]["arguments"], text);
+        assert_eq!(answer["output"][0]["call_id"], "call_1_0");
+        let (_, answer, _) = answered(kind, (MESSAGES, &request(MESSAGES)), 200, &said);
+        assert_eq!(answer["content"][0]["input"], input);
+        let id = answer["content"][0]["id"].as_str().unwrap_or_default();
+        assert!(id.starts_with("toolu_"), "{id}");
+    }
+}
+
+#[test]
+fn a_text_with_half_a_surrogate_pair_is_told_as_it_is_written() {
+    let kind = ProviderKind::OpenAi;
+    let provider = provider(kind, UnsupportedParams::Drop);
+    let said = r#"{"choices":[{"message":{"content":"so \ud83d"},"finish_reason":"length"}]}"#;
+    for path in [RESPONSES, MESSAGES] {
+        let body = request(path).to_string();
+        let (_, asked) = encoded(&*provider, kind, path, &body).expect("encoded");
+        let decoded = provider.decode(&head(200), Bytes::from(said), Some(asked));
+        let answer = String::from_utf8(decoded.body.to_vec()).expect("a text");
+        assert!(answer.contains(r#""text":"so \ud83d""#), "{answer}");
+        assert_eq!(decoded.usage, None, "the server has not told it");
+    }
+}
+
+#[test]
 fn urls_and_memory_are_those_of_the_chat_completion() {
     for (kind, responses, messages) in [
         (ProviderKind::OpenAi, "chat/completions", "chat/completions"),
