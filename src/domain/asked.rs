@@ -5,7 +5,7 @@
 //! A key is remembered with the first lines that have it, where its value asks for something. What is
 //! remembered is bounded. Lines beyond the bounds are judged when they are sent.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, HashMap};
 
 use serde::{Deserialize, Serialize};
 
@@ -97,7 +97,7 @@ impl Default for Shape {
 impl Shape {
     /// Adds a member of the body, with its value as raw JSON.
     pub fn add(&mut self, key: &str, value: &str) {
-        if COMMON.contains(&key) || asks_for_nothing(key, value) {
+        if COMMON.contains(&key) || asks_for_no_ability(key, value) {
             return;
         }
         let mut add = |word: u64| {
@@ -157,6 +157,14 @@ pub fn asks_for_nothing(key: &str, value: &str) -> bool {
     }
 }
 
+/// Whether a member of a request asks for no ability of a model: it asks for nothing, or says that an
+/// ability is not to be used. `value` is raw JSON.
+#[must_use]
+pub fn asks_for_no_ability(key: &str, value: &str) -> bool {
+    let may_be_off = matches!(key, "reasoning_effort" | "tool_choice");
+    (may_be_off && value == "\"none\"") || asks_for_nothing(key, value)
+}
+
 /// Gathers what the bodies ask for, line by line.
 #[derive(Debug, Default)]
 pub struct Gatherer {
@@ -170,6 +178,8 @@ pub struct Gatherer {
 #[derive(Debug)]
 struct Gathered {
     group: Group,
+    /// The places of the keys in the group, by their names.
+    places: HashMap<String, usize>,
     /// Most files have few.
     shapes: BTreeMap<Shape, Known>,
     /// Sets of keys that were looked at, be they told apart or not.
@@ -206,7 +216,7 @@ impl Gatherer {
                 return;
             }
             gathered.looks += 1;
-            let keys = gathered.group.places_of(endpoint, body, all_keys);
+            let keys = gathered.places_of(endpoint, body, all_keys);
             if gathered.shapes.len() >= SHAPES_MAX {
                 for key in keys {
                     note(&mut gathered.group.keys[key].lines, line, numbers);
@@ -262,6 +272,7 @@ impl Gatherer {
                 lines: Vec::new(),
                 keys: Vec::new(),
             },
+            places: HashMap::new(),
             shapes: BTreeMap::new(),
             looks: 0,
         });
@@ -283,32 +294,35 @@ impl Gatherer {
     }
 }
 
-impl Group {
+impl Gathered {
     /// The places of the keys of a body that ask for something; keys that are new are added, as far
     /// as there is room.
     fn places_of(&mut self, endpoint: &Endpoint, body: &str, all_keys: &mut usize) -> Vec<usize> {
         let mut places = Vec::new();
         json::members(body, |key, value| {
             let is_common = COMMON.contains(&key) || endpoint.required.contains(&key);
-            if is_common || key.len() > KEY_BYTES_MAX || asks_for_nothing(key, value) {
+            if is_common || key.len() > KEY_BYTES_MAX || asks_for_no_ability(key, value) {
                 return;
             }
-            let known = self.keys.iter().position(|known| known.name == key);
-            let place = known.unwrap_or(self.keys.len());
-            if known.is_none() {
-                if self.keys.len() >= KEYS_MAX || *all_keys >= ALL_KEYS_MAX {
-                    return;
-                }
-                *all_keys += 1;
-                self.keys.push(Key {
-                    name: key.to_owned(),
-                    lines: Vec::new(),
-                });
-            }
-            if !places.contains(&place) {
+            if let Some(&place) = self.places.get(key) {
                 places.push(place);
+                return;
             }
+            let keys = &mut self.group.keys;
+            if keys.len() >= KEYS_MAX || *all_keys >= ALL_KEYS_MAX {
+                return;
+            }
+            *all_keys += 1;
+            places.push(keys.len());
+            self.places.insert(key.to_owned(), keys.len());
+            keys.push(Key {
+                name: key.to_owned(),
+                lines: Vec::new(),
+            });
         });
+        // A key may stand twice.
+        places.sort_unstable();
+        places.dedup();
         places
     }
 }
@@ -381,6 +395,8 @@ mod tests {
             "\"stream\":true",
             "\"parallel_tool_calls\":true",
             "\"service_tier\":\"auto\"",
+            "\"reasoning_effort\":\"none\"",
+            "\"tool_choice\":\"none\"",
             "\"modalities\":[ \"text\" ]",
         ] {
             let asked = gather([(0, body(&format!(",{member}")))]);

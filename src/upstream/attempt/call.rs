@@ -110,7 +110,11 @@ pub(in crate::upstream) async fn make(
         edit: permit.target().edit.as_deref(),
         clock,
     };
-    let encoded = match client.provider.encode(&line) {
+    let encoded = match client.unsupported(&line) {
+        Some(unsupported) => Err(unsupported),
+        None => client.provider.encode(&line),
+    };
+    let encoded = match encoded {
         Ok(Encoded::Unchanged) => Ok((None, None)),
         Ok(Encoded::Spliced(splice)) => {
             // Of the answer's reservation, not of one beside it: the two must not wait for each

@@ -19,12 +19,13 @@ use tokio::time::{Instant, Sleep};
 use super::notice::Notice;
 use super::result::CallResult;
 use super::timer::Timer;
+use crate::domain::{asked, json};
 use crate::metrics::{UpstreamMetrics, metrics};
 use crate::upstream::limits::memory::{Budget, Reservation};
 use crate::upstream::models::ModelInfo;
 use crate::upstream::provider::http::{self, Head};
 use crate::upstream::provider::stream::Assembly;
-use crate::upstream::provider::{self, Provider};
+use crate::upstream::provider::{self, Line, Provider, Unsupported};
 use crate::upstream::settings::{
     BuildError, Capabilities, CapabilitySettings, UnsupportedParams, UpstreamSettings,
 };
@@ -36,6 +37,9 @@ const TRUSTED_LENGTH_MAX: usize = 8 << 20;
 
 /// How long a question for `/models` may take, with all pages of the list.
 const MODELS_TIMEOUT: Duration = Duration::from_secs(10);
+
+/// Why a line is not sent that has a key which the configuration says its model does not take.
+const NOT_TAKEN: &str = "the model does not take it";
 
 /// Of the whole process, whichever upstream it wants to reach.
 static NO_DESCRIPTOR: Notice = Notice::new();
@@ -120,8 +124,32 @@ impl Client {
     ) -> Option<String> {
         self.provider.refuses(path, key).or_else(|| {
             let is_refused = Capabilities::said(&self.says, model).refuses(key?);
-            is_refused.then(|| "the model does not take it".to_owned())
+            is_refused.then(|| NOT_TAKEN.to_owned())
         })
+    }
+
+    /// What a line asks for that its model does not take, as far as the configuration says so. What a
+    /// route writes over does not count.
+    pub(in crate::upstream) fn unsupported(&self, line: &Line<'_>) -> Option<Unsupported> {
+        if self.says.is_empty() {
+            return None;
+        }
+        let says = Capabilities::said(&self.says, line.model);
+        let body = std::str::from_utf8(line.body).ok()?;
+        let mut refused = None;
+        json::members(body, |key, value| {
+            let is_refused = refused.is_none()
+                && says.refuses(key)
+                && !asked::asks_for_no_ability(key, value)
+                && !line.edit.is_some_and(|edit| edit.writes_over(key));
+            if is_refused {
+                refused = Some(Unsupported {
+                    param: key.to_owned(),
+                    reason: NOT_TAKEN.to_owned(),
+                });
+            }
+        });
+        refused
     }
 
     pub(in crate::upstream) fn new(settings: &UpstreamSettings) -> Result<Self, BuildError> {

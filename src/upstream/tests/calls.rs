@@ -3,6 +3,7 @@
 use std::io::Write;
 
 use super::*;
+use crate::domain::tenant::ModelPattern;
 
 #[tokio::test]
 async fn a_call_is_sent_as_it_is_and_its_answer_comes_back_charged() {
@@ -500,4 +501,31 @@ async fn a_key_goes_where_the_provider_has_it() {
             "{provider:?}"
         );
     }
+}
+
+#[tokio::test]
+async fn a_line_is_not_sent_to_an_upstream_whose_model_does_not_take_a_key() {
+    let server = Server::start(|_| reply(200, "{}")).await;
+    let mut small = upstream("small", &server.base_url);
+    small.capabilities = vec![CapabilitySettings {
+        model: ModelPattern::new("*"),
+        upstream: None,
+        says: Capabilities {
+            tools: Some(false),
+            refuses: vec!["seed".to_owned()],
+            ..Capabilities::default()
+        },
+    }];
+    let pool = pool(&settings(vec![small], vec![]));
+    for (key, value) in [("seed", "1"), ("tools", "[{}]")] {
+        let body = format!(r#"{{"model":"m","{key}":{value}}}"#);
+        let attempt = send(&pool, permit(&pool, "m"), &body).await;
+        assert_eq!(attempt.result, CallResult::Unsupported);
+        let cause = format!("The upstream small cannot take `{key}`: the model does not take it.");
+        assert_eq!(attempt.cause, cause);
+    }
+    assert_eq!(server.seen("POST").len(), 0);
+    let off = r#"{"model":"m","seed":null,"tools":[],"tool_choice":"none"}"#;
+    let attempt = send(&pool, permit(&pool, "m"), off).await;
+    assert_eq!(attempt.result, CallResult::Succeeded);
 }
