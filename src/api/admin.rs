@@ -88,8 +88,8 @@ pub struct ReplicaStatus {
     pub lease_seconds_left: f64,
     /// Whether it is the process that answers.
     pub answers: bool,
-    /// The hash of the configuration that it runs by, as in `configuration`; `null`: it has not said
-    /// so yet. Processes with different ones run by different configurations.
+    /// The hash of the configuration that it runs by, as in `configuration`; `null`: it has not
+    /// said so yet. Processes with different ones run by different configurations.
     #[serde(default)]
     pub configuration: Option<String>,
     /// When it read that.
@@ -100,8 +100,8 @@ pub struct ReplicaStatus {
 #[derive(Debug, Serialize, Deserialize, ToSchema)]
 pub struct UpstreamStatus {
     pub name: String,
-    /// `up`, `down`, `ejected` (it refuses our key or account), `disabled`, or `unknown`: no call to
-    /// it has ended yet in the process that answers.
+    /// `up`, `down`, `ejected` (it refuses our key or account), `disabled`, or `unknown`: no call
+    /// to it has ended yet in the process that answers.
     pub state: String,
     /// Why it is not up, in words.
     pub cause: Option<String>,

@@ -76,8 +76,8 @@ pub(super) struct SimulateArgs {
     #[arg(long, value_name = "SHARE", default_value_t = 0.0, value_parser = share)]
     rate_limit_rate: f64,
 
-    /// The share of streamed answers, from 0 to 1, that stand still in their middle. A call asks for
-    /// a stream with "stream": true
+    /// The share of streamed answers, from 0 to 1, that stand still in their middle. A call asks
+    /// for a stream with "stream": true
     #[arg(long, value_name = "SHARE", default_value_t = 0.0, value_parser = share)]
     stall_rate: f64,
 

@@ -24,7 +24,8 @@ pub(super) async fn tell(
     Ok(good)
 }
 
-/// Whether a request went well, and such as `llama at gpu-1: 200 in 12 ms, 9 tokens in, 2 out, 0.00004 usd`.
+/// Whether a request went well, and such as `llama at gpu-1: 200 in 12 ms, 9 tokens in, 2 out,
+/// 0.00004 usd`.
 fn in_words(config: &Config, trial: &Trial) -> (bool, String) {
     let Trial {
         model,

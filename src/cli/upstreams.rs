@@ -36,8 +36,8 @@ Examples:
 /// Steer upstreams: enable, disable, drain and reset them.
 ///
 /// The server at --url is asked. Where it asks for keys, it needs one made with `nightshift keys
-/// create --scope admin`. With --config or --database, the database is asked instead: then no server
-/// need run, and all servers that use that database follow within a second or so.
+/// create --scope admin`. With --config or --database, the database is asked instead: then no
+/// server need run, and all servers that use that database follow within a second or so.
 #[derive(Clone, Debug, clap::Args)]
 #[command(after_help = EXAMPLE)]
 pub(super) struct UpstreamsArgs {

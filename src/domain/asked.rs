@@ -1,9 +1,9 @@
 //! What the bodies of a file's lines ask for: their keys, by model and endpoint. It is gathered at
-//! the upload, and stored with the file. Whether a key is wrong depends on the routes, so it is judged
-//! when a batch is made.
+//! the upload, and stored with the file. Whether a key is wrong depends on the routes, so it is
+//! judged when a batch is made.
 //!
-//! A key is remembered with the first lines that have it, where its value asks for something. What is
-//! remembered is bounded. Lines beyond the bounds are judged when they are sent.
+//! A key is remembered with the first lines that have it, where its value asks for something. What
+//! is remembered is bounded. Lines beyond the bounds are judged when they are sent.
 
 use std::collections::{BTreeMap, HashMap};
 
@@ -83,8 +83,8 @@ impl Group {
     }
 }
 
-/// The set of keys of a body that ask for something, as a number. Two sets may have one number; then
-/// what only the second has is not remembered.
+/// The set of keys of a body that ask for something, as a number. Two sets may have one number;
+/// then what only the second has is not remembered.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub struct Shape(u64);
 
@@ -116,8 +116,8 @@ impl Shape {
     }
 }
 
-/// Whether a member of a request asks for nothing: it says what holds without it, too. `value` is raw
-/// JSON.
+/// Whether a member of a request asks for nothing: it says what holds without it, too. `value` is
+/// raw JSON.
 #[must_use]
 pub fn asks_for_nothing(key: &str, value: &str) -> bool {
     let is_number = |number: f64| value.parse() == Ok(number);
@@ -157,8 +157,8 @@ pub fn asks_for_nothing(key: &str, value: &str) -> bool {
     }
 }
 
-/// Whether a member of a request asks for no ability of a model: it asks for nothing, or says that an
-/// ability is not to be used. `value` is raw JSON.
+/// Whether a member of a request asks for no ability of a model: it asks for nothing, or says that
+/// an ability is not to be used. `value` is raw JSON.
 #[must_use]
 pub fn asks_for_no_ability(key: &str, value: &str) -> bool {
     let may_be_off = matches!(key, "reasoning_effort" | "tool_choice");
@@ -195,8 +195,8 @@ struct Known {
 }
 
 impl Gatherer {
-    /// Notes a line of an endpoint. `model_no` is the model's number in the file; `body` is read only
-    /// where a line of its shape was not seen before. Lines are noted in ascending order.
+    /// Notes a line of an endpoint. `model_no` is the model's number in the file; `body` is read
+    /// only where a line of its shape was not seen before. Lines are noted in ascending order.
     pub fn line(
         &mut self,
         line: u64,

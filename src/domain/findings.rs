@@ -134,8 +134,8 @@ pub struct Findings {
     endpoints: BTreeMap<String, Requests>,
     /// Lines whose `custom_id` stands on an earlier line.
     duplicates: Vec<Finding>,
-    /// What may be wrong, depending on the routes. Nothing in a file that was uploaded by an earlier
-    /// version.
+    /// What may be wrong, depending on the routes. Nothing in a file that was uploaded by an
+    /// earlier version.
     #[serde(default, skip_serializing_if = "Asked::is_empty")]
     pub asked: Asked,
 }

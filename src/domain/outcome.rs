@@ -31,8 +31,8 @@ pub enum Outcome<'a> {
     Error { code: ErrorCode, message: &'a str },
 }
 
-/// What a line's user is to know beside the line's answer: what its request asked for and the answer
-/// does not have.
+/// What a line's user is to know beside the line's answer: what its request asked for and the
+/// answer does not have.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Warning {
     pub code: WarningCode,

@@ -23,8 +23,8 @@ pub struct Price {
 }
 
 impl Price {
-    /// What a call costs that used so much. `cache_written`: tokens of its input that were written to
-    /// a cache; [`Usage`] counts them as input, and not by themselves. Never rounded.
+    /// What a call costs that used so much. `cache_written`: tokens of its input that were written
+    /// to a cache; [`Usage`] counts them as input, and not by themselves. Never rounded.
     #[must_use]
     pub fn cost(&self, usage: &Usage, cache_written: i64) -> Decimal {
         let input = usage.input_tokens.max(0);

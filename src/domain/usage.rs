@@ -49,8 +49,8 @@ pub fn read(body: &[u8]) -> Option<Usage> {
 
 /// Reads the value of `usage`, as OpenAI's API has it, in the names of the Responses API or of
 /// those before it, or as the Messages API has it: that counts what was read from a cache, and
-/// written to one, beside the input, and has no total. Nothing in it is relied on: what is absent or
-/// no number counts as 0.
+/// written to one, beside the input, and has no total. Nothing in it is relied on: what is absent
+/// or no number counts as 0.
 pub(crate) fn parse(usage: &str) -> Option<Usage> {
     let mut tokens = Usage::default();
     let (mut total, mut is_chat) = (None, false);

@@ -38,8 +38,8 @@ struct StreamOptions {
 #[serde(default, deny_unknown_fields)]
 pub(super) struct Steering {
     pub status: Option<u16>,
-    /// `status`, `body`, `headers`, `retry_after_ms`, `reset`, `truncate`, `stall` and `hang` hold for
-    /// the first so many calls with this body only.
+    /// `status`, `body`, `headers`, `retry_after_ms`, `reset`, `truncate`, `stall` and `hang` hold
+    /// for the first so many calls with this body only.
     pub times: Option<u32>,
     pub latency_ms: Option<u64>,
     pub retry_after_ms: Option<u64>,

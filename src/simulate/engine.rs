@@ -1,5 +1,5 @@
-//! An engine that writes the tokens of all its calls at one pace: at full pace up to so many calls at
-//! once, and beyond that in proportion slower. It says of itself what vLLM does.
+//! An engine that writes the tokens of all its calls at one pace: at full pace up to so many calls
+//! at once, and beyond that in proportion slower. It says of itself what vLLM does.
 
 use std::cmp::Reverse;
 use std::collections::{BinaryHeap, HashMap};

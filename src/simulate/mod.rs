@@ -15,10 +15,11 @@
 //!   `tokens_per_second`, more of them in proportion slower. `POST /slow-beyond/N` changes the
 //!   number, and `GET /metrics` tells what vLLM would.
 //! - **Its keys are counted each for itself**, have each its own `rate_limits`, and are refused and
-//!   accepted by `POST /keys/NAME/STATUS`: 401, 402, 403 or 429 (the quota is spent) refuse, and 200
-//!   accepts.
+//!   accepted by `POST /keys/NAME/STATUS`: 401, 402, 403 or 429 (the quota is spent) refuse, and
+//!   200 accepts.
 //! - **It streams where it is asked to** (`stream` in the body): a word at a time, at
-//!   `tokens_per_second`. A share of the streams stalls (`stall_rate`) or breaks off (`break_rate`).
+//!   `tokens_per_second`. A share of the streams stalls (`stall_rate`) or breaks off
+//!   (`break_rate`).
 //! - **Its text compresses like text**: no better than three to one with zstd at level 3.
 //!
 //! # Steering

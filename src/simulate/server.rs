@@ -90,8 +90,8 @@ impl Simulator {
         }
     }
 
-    /// Answers calls with the key of this name ([`Options::api_keys`]) with this status from now on;
-    /// 200: as usual again.
+    /// Answers calls with the key of this name ([`Options::api_keys`]) with this status from now
+    /// on; 200: as usual again.
     pub fn turn_key(&self, name: &str, status: u16) {
         self.service.keys.set(name, status);
     }

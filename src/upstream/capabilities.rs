@@ -73,7 +73,8 @@ impl KnownPrice {
 }
 
 impl Capabilities {
-    /// What is known of a model, by the name that the upstream has for it. `currency`: of all prices;
+    /// What is known of a model, by the name that the upstream has for it. `currency`: of all
+    /// prices;
     /// `None`: that of what is known.
     #[must_use]
     pub fn of(upstream: &UpstreamSettings, model: &str, currency: Option<&str>) -> Self {
@@ -95,7 +96,8 @@ impl Capabilities {
         said
     }
 
-    /// Takes over what entries for the model say: the most exact wins, and of two as exact the later.
+    /// Takes over what entries for the model say: the most exact wins, and of two as exact the
+    /// later.
     fn write_over(&mut self, entries: &[CapabilitySettings], model: &str) {
         let fitting = entries.iter().filter(|entry| entry.model.fits(model));
         let mut fitting: Vec<_> = fitting.collect();

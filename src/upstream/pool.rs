@@ -70,8 +70,8 @@ impl Pool {
     }
 
     /// Puts other settings in the place of those before, all at once. What keeps its name keeps its
-    /// state: calls in flight, health, what was used of limits. Calls in flight go on, and end where
-    /// they began. Routes that were resolved before lead no line to an upstream that is gone;
+    /// state: calls in flight, health, what was used of limits. Calls in flight go on, and end
+    /// where they began. Routes that were resolved before lead no line to an upstream that is gone;
     /// [`renewed`](Self::renewed) says where their lines go now.
     ///
     /// # Errors
@@ -100,8 +100,8 @@ impl Pool {
         self.current.get().routing.resolve(model)
     }
 
-    /// Where the lines of a model go now, by the configuration of now, that went by these routes; in
-    /// a batch that may have a task.
+    /// Where the lines of a model go now, by the configuration of now, that went by these routes;
+    /// in a batch that may have a task.
     #[must_use]
     pub fn renewed(
         &self,
@@ -197,8 +197,9 @@ impl Pool {
         &self.targets.rates
     }
 
-    /// A free place at the best open target, or why there is none. Never blocks. `history`: what the
-    /// line has been through, which says what it avoids. `batch`: the number of the line's batch.
+    /// A free place at the best open target, or why there is none. Never blocks. `history`: what
+    /// the line has been through, which says what it avoids. `batch`: the number of the line's
+    /// batch.
     /// `rates`: what rate limits are asked of the line, where its routes
     /// [are rate-limited](Routes::are_rate_limited) or its tenant is.
     pub fn try_acquire(

@@ -37,14 +37,15 @@ pub struct UpstreamSettings {
     /// What it speaks.
     pub provider: ProviderKind,
     /// http or https; no slash behind its path but that of a bare origin. The path is `/v1` where
-    /// none was given and the provider is OpenAI's. May have a query, which each call has, too; no secret is in it.
+    /// none was given and the provider is OpenAI's. May have a query, which each call has, too; no
+    /// secret is in it.
     pub base_url: String,
     /// The version of the provider's API, where the provider has versions and one was named.
     pub api_version: Option<String>,
     /// What becomes of what the provider cannot do.
     pub unsupported_params: UnsupportedParams,
-    /// The server knows `max_tokens` and not `max_completion_tokens`: it is sent the first for both.
-    /// Only of OpenAI's API.
+    /// The server knows `max_tokens` and not `max_completion_tokens`: it is sent the first for
+    /// both. Only of OpenAI's API.
     pub only_max_tokens: bool,
     /// Lines of the Responses API are asked as chat completions although the provider has that API.
     pub translates_responses: bool,
@@ -466,8 +467,8 @@ pub struct Pace {
     /// Between two probes. Short, because a probe costs nothing: an outage is over for the lines
     /// when a probe notices.
     pub probe_longest: Duration,
-    /// Between two trials of what fails. A trial is a line. The first comes after `probe_first`, and
-    /// each later one after a part of the time that it has failed.
+    /// Between two trials of what fails. A trial is a line. The first comes after `probe_first`,
+    /// and each later one after a part of the time that it has failed.
     pub failing_longest: Duration,
     /// Until the first trial of what refuses us; doubled likewise.
     pub trial_first: Duration,

@@ -41,7 +41,8 @@ pub(super) struct Server {
     certificates: Option<Arc<[u8]>>,
 }
 
-/// By what an upstream is called, and its engine asked; and the certificates that are trusted there.
+/// By what an upstream is called, and its engine asked; and the certificates that are trusted
+/// there.
 type Called = (Arc<Client>, Option<Arc<Reader>>, Option<Arc<[u8]>>);
 
 impl Current {

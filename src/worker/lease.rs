@@ -17,8 +17,8 @@ use clock::{Uptime, millis};
 
 /// How often a lease is renewed within its lifetime. A replica that dies right after a renewal is
 /// missed one lifetime later, however often it renews; but the more renewals there are, the more
-/// of them may fail. Each renewal is a version of a row. With four, two tries may hang one after the
-/// other.
+/// of them may fail. Each renewal is a version of a row. With four, two tries may hang one after
+/// the other.
 const RENEWALS_PER_TTL: u32 = 4;
 /// The same of a replica with a name. Its successor waits for as long as the replica trusts its
 /// lease, which is longer the longer the time between two renewals is.

@@ -228,8 +228,8 @@ impl Supply {
         Ok(())
     }
 
-    /// Judges which batches would be late, where models spill late. Before units are leased: what is
-    /// in the backlog is not in hand.
+    /// Judges which batches would be late, where models spill late. Before units are leased: what
+    /// is in the backlog is not in hand.
     fn judge_lateness(&mut self, backlog: &[Backlog]) {
         if !self.pool.spills_late() {
             return;

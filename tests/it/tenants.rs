@@ -1,5 +1,5 @@
-//! What an operator allows each tenant: its part of the fair share, its models, and its limits. What
-//! one may not have costs the others nothing.
+//! What an operator allows each tenant: its part of the fair share, its models, and its limits.
+//! What one may not have costs the others nothing.
 
 use std::time::Duration;
 

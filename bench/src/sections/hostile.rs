@@ -20,7 +20,8 @@ use crate::server::{Serving, Store};
 /// Batches of the tenant that is measured, created one after the other.
 const BATCHES: usize = 200;
 const QUICK_BATCHES: usize = 50;
-/// Before the next one is created: without a pause they would be more than the calls in flight allow.
+/// Before the next one is created: without a pause they would be more than the calls in flight
+/// allow.
 const PAUSE: Duration = Duration::from_millis(20);
 /// What the hostile tenant has.
 const HOSTILE: u64 = 10_000;

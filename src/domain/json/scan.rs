@@ -136,8 +136,8 @@ impl<'a> Scanner<'a> {
         Some(())
     }
 
-    /// Reads a key, and passes its colon. A key with half of a surrogate pair has no text, and is shown as
-    /// an empty one: nobody looks for it.
+    /// Reads a key, and passes its colon. A key with half of a surrogate pair has no text, and is
+    /// shown as an empty one: nobody looks for it.
     fn key(&mut self) -> Option<Cow<'a, str>> {
         self.expect(b'"')?;
         let from = self.at();

@@ -1,5 +1,5 @@
-//! Rows that belong to nothing, and bytes that do. Each statement sees one moment, and no transaction
-//! ever leaves such a row.
+//! Rows that belong to nothing, and bytes that do. Each statement sees one moment, and no
+//! transaction ever leaves such a row.
 
 use super::report::{Audit, count};
 use crate::store::Result;

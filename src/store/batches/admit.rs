@@ -1,5 +1,5 @@
-//! Whether batches that could run may: how much the batches of a tenant that have not ended may have
-//! together.
+//! Whether batches that could run may: how much the batches of a tenant that have not ended may
+//! have together.
 //!
 //! The transaction that lets a batch run holds the lock of the batch's tenant. So batches that are
 //! let run at the same moment, by several processes, never have more together than they may.

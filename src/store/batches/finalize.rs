@@ -28,8 +28,8 @@ const REMOVED_UNITS_MAX: i64 = 500;
 /// table of an output file's chunks grows with them.
 const LINES_PER_GROUP: i64 = 50_000;
 
-/// Whether no unit of a batch `b` is open. Units that wait are in the backlog, which is short and is
-/// asked first. On Postgres the units' index has the entries of all units that were open until a
+/// Whether no unit of a batch `b` is open. Units that wait are in the backlog, which is short and
+/// is asked first. On Postgres the units' index has the entries of all units that were open until a
 /// vacuum has passed, and each look would pass them all.
 const NONE_OPEN: &str = "CASE
     WHEN EXISTS (SELECT 1 FROM backlog w WHERE w.batch_id = b.id AND w.waiting > 0) THEN FALSE

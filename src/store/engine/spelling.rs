@@ -64,9 +64,9 @@ impl Engine {
         }
     }
 
-    /// Acquires the lock of a tenant, `$1`, until the transaction ends. The first number tells these
-    /// locks from others: it is `tena` in ASCII. Tenants whose names have one hash share a lock.
-    /// SQLite has one writer anyway.
+    /// Acquires the lock of a tenant, `$1`, until the transaction ends. The first number tells
+    /// these locks from others: it is `tena` in ASCII. Tenants whose names have one hash share a
+    /// lock. SQLite has one writer anyway.
     pub(in crate::store) fn acquire_tenant_lock(self) -> Option<&'static str> {
         match self {
             Engine::Sqlite => None,

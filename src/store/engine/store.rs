@@ -159,9 +159,9 @@ impl Store {
         })
     }
 
-    /// A place to create a batch. On SQLite there is one connection that writes. However many clients
-    /// create batches, what is written for the batches of others waits there behind a few of them
-    /// only. Postgres has connections for HTTP alone.
+    /// A place to create a batch. On SQLite there is one connection that writes. However many
+    /// clients create batches, what is written for the batches of others waits there behind a few
+    /// of them only. Postgres has connections for HTTP alone.
     ///
     /// # Errors
     /// When there is none in the time in which there would have to be a connection.

@@ -19,7 +19,8 @@ pub struct StoredFile {
     /// The batch whose segments are the content; `None` for an uploaded file.
     pub batch_id: Option<String>,
     pub kind: Option<String>,
-    /// Of an output or error file: how many bytes each chunk gave, as it is stored. `None`: not read.
+    /// Of an output or error file: how many bytes each chunk gave, as it is stored. `None`: not
+    /// read.
     #[sqlx(default)]
     pub(in crate::store) chunk_sizes: Option<Vec<u8>>,
 }

@@ -175,7 +175,8 @@ impl Store {
         Ok(renewed == 1)
     }
 
-    /// Says which configuration an incarnation runs by. An incarnation that is unknown is left alone.
+    /// Says which configuration an incarnation runs by. An incarnation that is unknown is left
+    /// alone.
     ///
     /// # Errors
     /// When the database fails.

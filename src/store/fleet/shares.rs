@@ -73,8 +73,8 @@ impl Store {
     /// counted from before the call. `windows`: the names of those that are found out.
     ///
     /// # Errors
-    /// When the database fails, or the lock of the exchange is not acquired within half of `ttl_ms`.
-    /// Then it is unknown whether what was decided was written.
+    /// When the database fails, or the lock of the exchange is not acquired within half of
+    /// `ttl_ms`. Then it is unknown whether what was decided was written.
     pub async fn exchange_shares<T>(
         &self,
         token: &str,

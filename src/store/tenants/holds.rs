@@ -24,7 +24,8 @@ pub struct TenantHolds {
 }
 
 impl Store {
-    /// What each of these tenants has, by name. It costs as many steps as they have batches that run.
+    /// What each of these tenants has, by name. It costs as many steps as they have batches that
+    /// run.
     ///
     /// # Errors
     /// When the database fails.

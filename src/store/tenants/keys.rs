@@ -127,8 +127,8 @@ impl Store {
         rows.into_iter().map(ApiKey::try_from).collect()
     }
 
-    /// The keys of these hashes, by hash, but for those that were revoked. The database's clock says
-    /// whether they have expired.
+    /// The keys of these hashes, by hash, but for those that were revoked. The database's clock
+    /// says whether they have expired.
     ///
     /// # Errors
     /// When the database fails.

@@ -114,8 +114,8 @@ pub(in crate::upstream) struct Listing {
 }
 
 impl Client {
-    /// Why no line of this `url` is taken for a model (`None`), or none whose body has this key at its
-    /// top, whatever its value asks for: in words.
+    /// Why no line of this `url` is taken for a model (`None`), or none whose body has this key at
+    /// its top, whatever its value asks for: in words.
     pub(in crate::upstream) fn refuses(
         &self,
         model: &str,
@@ -128,8 +128,8 @@ impl Client {
         })
     }
 
-    /// What a line asks for that its model does not take, as far as the configuration says so. What a
-    /// route writes over does not count.
+    /// What a line asks for that its model does not take, as far as the configuration says so. What
+    /// a route writes over does not count.
     pub(in crate::upstream) fn unsupported(&self, line: &Line<'_>) -> Option<Unsupported> {
         if self.says.is_empty() {
             return None;

@@ -32,8 +32,8 @@ const FIRST_WINDOW_MIN: usize = 2;
 const SUCCESSES_A_STEP: u32 = 12;
 /// After so many steps without a failure the window grows with each success.
 const STEPS_UNTIL_DOUBLING: u32 = 2;
-/// When so many lines in a row are refused, each for the first time, that closes at once, even while
-/// calls are in flight: a lack of capacity can pass, and what only a person can mend cannot.
+/// When so many lines in a row are refused, each for the first time, that closes at once, even
+/// while calls are in flight: a lack of capacity can pass, and what only a person can mend cannot.
 const REFUSALS_IN_A_ROW: u32 = 8;
 /// When so many lines in a row fail, each for the first time, the server is at fault and not the
 /// lines. Where a tenth of the calls fail, that happens by chance once in ten billion calls.

@@ -239,8 +239,8 @@ pub(super) fn json_object(text: &str) -> Option<&str> {
 }
 
 /// The words by which errors say that a request is longer than the model takes: OpenAI's, vLLM's
-/// and Mistral's, Anthropic's, llama.cpp's, Gemini's, and Cohere's. "Too many tokens" alone is said of
-/// the pace, too.
+/// and Mistral's, Anthropic's, llama.cpp's, Gemini's, and Cohere's. "Too many tokens" alone is said
+/// of the pace, too.
 const TOO_LONG: [&str; 5] = [
     "maximum context length",
     "prompt is too long",

@@ -1,5 +1,5 @@
-//! Anthropic's Messages API. Requests for chat completions are translated; there is nothing like the
-//! other endpoints.
+//! Anthropic's Messages API. Requests for chat completions are translated; there is nothing like
+//! the other endpoints.
 
 mod classify;
 mod decode;

@@ -207,8 +207,8 @@ fn nothing_like_it(api: &str) -> String {
     format!("{api} has nothing like it")
 }
 
-/// Why a translation by these rules takes no line of this `url` (`None`: there are no rules for it),
-/// or none whose body has this key.
+/// Why a translation by these rules takes no line of this `url` (`None`: there are no rules for
+/// it), or none whose body has this key.
 pub(super) fn refuses(
     rules: Option<&Rules>,
     key: Option<&str>,

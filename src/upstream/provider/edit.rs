@@ -66,8 +66,8 @@ impl Member {
 }
 
 impl Edit {
-    /// `model`: what the upstream calls the model. Defaults and overrides in their order: what comes
-    /// later wins. `None` if there is nothing to change.
+    /// `model`: what the upstream calls the model. Defaults and overrides in their order: what
+    /// comes later wins. `None` if there is nothing to change.
     pub(in crate::upstream) fn new(
         model: Option<&str>,
         defaults: &[&Map<String, Value>],
@@ -123,9 +123,9 @@ impl Edit {
         self.splice_for(body, false)
     }
 
-    /// The same; with `only_max_tokens`, for a server that knows no `max_completion_tokens`: what the
-    /// body or the edit says under that key is sent as `max_tokens`. A body that has both stays as
-    /// it is.
+    /// The same; with `only_max_tokens`, for a server that knows no `max_completion_tokens`: what
+    /// the body or the edit says under that key is sent as `max_tokens`. A body that has both stays
+    /// as it is.
     pub(in crate::upstream) fn splice_for<'a>(
         &'a self,
         body: &'a [u8],

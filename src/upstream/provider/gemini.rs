@@ -1,5 +1,5 @@
-//! Gemini's own API, `generateContent` and `batchEmbedContents`, in the version `v1beta`: the stable
-//! one lacks much of what requests ask for.
+//! Gemini's own API, `generateContent` and `batchEmbedContents`, in the version `v1beta`: the
+//! stable one lacks much of what requests ask for.
 
 mod classify;
 mod decode;

@@ -63,8 +63,8 @@ pub(in crate::upstream) trait Provider: fmt::Debug + Send + Sync {
     /// When the provider cannot take what the line asks for.
     fn encode<'a>(&self, line: &Line<'a>) -> Result<Encoded<'a>, Unsupported>;
 
-    /// Why the provider takes no line of this `url` (`None`), or none whose body has this key at its
-    /// top, whatever its value asks for. In words for the line's user.
+    /// Why the provider takes no line of this `url` (`None`), or none whose body has this key at
+    /// its top, whatever its value asks for. In words for the line's user.
     fn refuses(&self, _path: &str, _key: Option<&str>) -> Option<String> {
         None
     }

@@ -1,6 +1,6 @@
 //! How model servers are spoken to. A provider has a file here that implements [`Provider`], a name
-//! in [`kind`], and a line in [`of`]. Nothing outside this folder knows what a provider's URLs, headers, errors,
-//! streams or usage look like.
+//! in [`kind`], and a line in [`of`]. Nothing outside this folder knows what a provider's URLs,
+//! headers, errors, streams or usage look like.
 //!
 //! Lines and their answers are in the form of OpenAI's API, whichever provider answers.
 

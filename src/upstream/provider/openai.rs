@@ -37,8 +37,8 @@ const ANSWERS: [&str; 4] = ["choices", "data", "output", "results"];
 /// An endpoint whose answers can be streamed.
 const COMPLETIONS: &str = "/v1/completions";
 
-/// What a request says for its answer to be streamed: of chats and completions, and of the Responses
-/// API, whose last event has the usage in any case.
+/// What a request says for its answer to be streamed: of chats and completions, and of the
+/// Responses API, whose last event has the usage in any case.
 static OF_CHUNKS: LazyLock<Option<Edit>> =
     LazyLock::new(|| asking(json!({"stream": true, "stream_options": {"include_usage": true}})));
 static OF_EVENTS: LazyLock<Option<Edit>> = LazyLock::new(|| asking(json!({"stream": true})));

@@ -92,8 +92,8 @@ pub(in crate::upstream) struct RouteLimit {
 pub(in crate::upstream) type NumberedWindows = Vec<(Number, WindowSpec)>;
 
 impl Lane {
-    /// All lanes in the order of the settings, their windows, and the numbers that all of it goes by.
-    /// Rate limits are told by their places among the specs.
+    /// All lanes in the order of the settings, their windows, and the numbers that all of it goes
+    /// by. Rate limits are told by their places among the specs.
     pub(in crate::upstream) fn all(
         settings: &Settings,
         specs: &[Spec],

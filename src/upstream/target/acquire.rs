@@ -31,8 +31,8 @@ pub enum Acquired {
     Limited {
         until: Option<Instant>,
     },
-    /// Only rate limits of the line's tenant keep the line: lines of others may be sent. `until`: as
-    /// above.
+    /// Only rate limits of the line's tenant keep the line: lines of others may be sent. `until`:
+    /// as above.
     TenantLimited {
         until: Option<Instant>,
     },
@@ -153,8 +153,9 @@ impl Candidates for ForLine<'_> {
 }
 
 impl Targets {
-    /// A free place at the best open target, or why there is none. Never blocks. `history`: what the
-    /// line has been through, which says what it avoids. `batch`: the number of the line's batch.
+    /// A free place at the best open target, or why there is none. Never blocks. `history`: what
+    /// the line has been through, which says what it avoids. `batch`: the number of the line's
+    /// batch.
     /// `rates`: what rate limits are asked, where the line's routes or its tenant have any.
     pub(in crate::upstream) fn try_acquire(
         self: &Arc<Self>,

@@ -173,8 +173,8 @@ impl Targets {
         })
     }
 
-    /// The places of these limits, in [`Limits::all`], of the targets that lines may go to. Those of
-    /// a tier that is not used now are none of them.
+    /// The places of these limits, in [`Limits::all`], of the targets that lines may go to. Those
+    /// of a tier that is not used now are none of them.
     pub fn limits_in_reach(&self, limits: &Limits, routes: &Routes) -> impl Iterator<Item = usize> {
         let own = limits.of_lane(routes.lane);
         let targets = self.in_reach(routes).iter();

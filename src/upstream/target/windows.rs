@@ -57,8 +57,9 @@ impl Targets {
         self.windows.due().notified().await;
     }
 
-    /// This process's turn at the windows of these names: they bound its calls from now on. `now_ms`:
-    /// by the clock that all processes have in common. What is to be stored, and what has changed.
+    /// This process's turn at the windows of these names: they bound its calls from now on.
+    /// `now_ms`: by the clock that all processes have in common. What is to be stored, and what has
+    /// changed.
     pub fn take_window_turn(
         &self,
         token: &str,

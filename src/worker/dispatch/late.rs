@@ -70,7 +70,8 @@ pub(crate) struct OpenBatch {
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Moment {
     pub now: Instant,
-    /// Lines wait for a place; or all of them wait for their next attempt, so that none is answered.
+    /// Lines wait for a place; or all of them wait for their next attempt, so that none is
+    /// answered.
     pub is_waiting: bool,
     /// Lines in flight at the lowest tier.
     pub in_flight: usize,

@@ -1,8 +1,8 @@
 //! Whose turn it is.
 //!
-//! Among tenants the tenant with the least in flight for its weight goes first, and among equals the
-//! tenant whose last turn is longest ago. A tenant with as many calls in flight as it may have is
-//! passed over. Within a tenant a batch that would miss its deadline goes first; then
+//! Among tenants the tenant with the least in flight for its weight goes first, and among equals
+//! the tenant whose last turn is longest ago. A tenant with as many calls in flight as it may have
+//! is passed over. Within a tenant a batch that would miss its deadline goes first; then
 //! priority counts, then which batch has the least in flight, and so on, whichever models the
 //! batches' lines name: those models may have upstreams in common. Within a batch lines go by
 //! their place in the file. Lines that have failed before go last while it is not known that any
@@ -221,8 +221,8 @@ struct Line {
     ready: Ready,
 }
 
-/// The lines of the tenant whose turn it is, one of each of its queues. None where none of them has a
-/// line that may be sent: these are passed over. `None`: no tenant has.
+/// The lines of the tenant whose turn it is, one of each of its queues. None where none of them has
+/// a line that may be sent: these are passed over. `None`: no tenant has.
 fn next_lines(
     ledger: &Ledger,
     door: &impl Door,

@@ -46,8 +46,8 @@ pub(crate) struct Scheduler {
 }
 
 impl Scheduler {
-    /// Takes a unit's lines in hand. They are sent when it is their turn. `routes`: where they go, if
-    /// they are to be sent.
+    /// Takes a unit's lines in hand. They are sent when it is their turn. `routes`: where they go,
+    /// if they are to be sent.
     pub(crate) fn admit(
         &self,
         unit: LoadedUnit,

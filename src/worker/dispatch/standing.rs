@@ -51,8 +51,8 @@ impl WaitsFor {
 pub struct TenantStanding {
     pub name: Arc<str>,
     pub in_flight: usize,
-    /// Calls at once that this process may make for it, and all processes together. `None`: there is
-    /// no limit.
+    /// Calls at once that this process may make for it, and all processes together. `None`: there
+    /// is no limit.
     pub calls: Option<(usize, usize)>,
     /// Lines in hand that could be sent, and that wait for another attempt.
     pub ready: usize,
@@ -61,8 +61,8 @@ pub struct TenantStanding {
     pub waits_for: Option<WaitsFor>,
 }
 
-/// How the tenants stand that have anything to send here. Those that wait for nothing but their turn
-/// come first, in the order of their turns.
+/// How the tenants stand that have anything to send here. Those that wait for nothing but their
+/// turn come first, in the order of their turns.
 pub(crate) fn of_tenants(
     ledger: &Ledger,
     tenants: &Tenants,

@@ -100,8 +100,8 @@ pub(super) struct Selector {
     pool: Arc<Pool>,
     tenants: Arc<Tenants>,
     write_failures: Arc<WriteFailures>,
-    /// Models that no upstream serves, and that were warned about: by task and model, because a task
-    /// may lack a model that others have.
+    /// Models that no upstream serves, and that were warned about: by task and model, because a
+    /// task may lack a model that others have.
     unserved: HashSet<(Option<String>, String)>,
 }
 

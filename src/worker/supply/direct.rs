@@ -2,9 +2,9 @@
 //! text is read next. So a small batch that this process validates need not be looked for in the
 //! backlog.
 //!
-//! Nobody's turn is taken. A unit is leased directly where the supply has left no unit that could be
-//! leased, and where there is room for its lines in hand. A unit is also leased directly where its
-//! tenant has no units left, and has no more in hand than its equal part of the permits. Such a
+//! Nobody's turn is taken. A unit is leased directly where the supply has left no unit that could
+//! be leased, and where there is room for its lines in hand. A unit is also leased directly where
+//! its tenant has no units left, and has no more in hand than its equal part of the permits. Such a
 //! tenant comes next anyway, and need not wait for a look at the thousands of units of another one.
 
 use std::collections::{HashMap, HashSet, VecDeque};
@@ -146,8 +146,8 @@ impl DirectLeases {
         wanted.saturating_sub(in_hand + usize::try_from(unread).unwrap_or(usize::MAX))
     }
 
-    /// How many more lines of a tenant are to be in hand: where its calls are limited, as many as can
-    /// be sent now.
+    /// How many more lines of a tenant are to be in hand: where its calls are limited, as many as
+    /// can be sent now.
     fn room_of(&self, tenant: &str) -> usize {
         if self.tenants.is_spent(tenant) {
             return 0;
@@ -289,9 +289,9 @@ impl Others {
         *self.lines.entry(tenant).or_default() += lines;
     }
 
-    /// Whether so many lines of a tenant come next, in a lane of so many permits, however many units
-    /// of others wait: the tenant has no units left, and no more in hand with these lines than its
-    /// equal part. Then they count as in hand.
+    /// Whether so many lines of a tenant come next, in a lane of so many permits, however many
+    /// units of others wait: the tenant has no units left, and no more in hand with these lines
+    /// than its equal part. Then they count as in hand.
     fn let_pass(&mut self, tenant: &str, lines: usize, permits: usize) -> bool {
         if self.left.contains(tenant) {
             return false;

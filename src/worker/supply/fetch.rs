@@ -28,8 +28,9 @@ use crate::worker::work::finished::CompletionQueue;
 use crate::worker::work::unit::BatchContext;
 
 /// After so long a round leases nothing more, and the next round follows at once: others may have
-/// come in the meantime whose turn it is. Where the look at the backlog took longer, the round leases
-/// for as long as the look: where very many batches wait, at least half of the time is for leasing.
+/// come in the meantime whose turn it is. Where the look at the backlog took longer, the round
+/// leases for as long as the look: where very many batches wait, at least half of the time is for
+/// leasing.
 const LEASING_MAX: Duration = Duration::from_millis(200);
 /// Lines whose units are leased by one statement…
 const LINES_PER_LEASE: usize = 8 * LINES_PER_UNIT;
@@ -122,8 +123,8 @@ impl Fetch {
         }
     }
 
-    /// A round begins to lease. `in_hand`: the batches of which units are in hand. `looked`: how long
-    /// the look at the backlog took.
+    /// A round begins to lease. `in_hand`: the batches of which units are in hand. `looked`: how
+    /// long the look at the backlog took.
     pub(super) fn begin_round(&mut self, in_hand: &BTreeSet<String>, looked: Duration) {
         self.held_since.retain(|id, _| in_hand.contains(&**id));
         for id in in_hand {

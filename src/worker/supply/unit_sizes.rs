@@ -1,5 +1,5 @@
-//! How large units are. That is known once some of a batch and model were leased: a chunk whose lines
-//! name many models is as many small units.
+//! How large units are. That is known once some of a batch and model were leased: a chunk whose
+//! lines name many models is as many small units.
 
 use std::collections::{HashMap, HashSet};
 

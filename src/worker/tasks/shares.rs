@@ -46,8 +46,8 @@ pub(crate) struct Shares {
     stable_after: Duration,
     /// How long the share of a vanished process is held back, while others can work.
     reclaim_after: Duration,
-    /// What the last exchange asked for, and of which limits. A want that is gone for a moment is no
-    /// reason to move shares.
+    /// What the last exchange asked for, and of which limits. A want that is gone for a moment is
+    /// no reason to move shares.
     wanted: (Arc<Limits>, Vec<usize>),
     wanted_for_tenants: BTreeMap<Arc<str>, usize>,
     /// Since when no exchange was missing.

@@ -303,8 +303,8 @@ impl Validate {
         findings::report([of_file, of_lines, unknown, unsupported])
     }
 
-    /// A finding for each of the first lines whose model no route serves, or the tenant may not use,
-    /// or the batch's task does not have.
+    /// A finding for each of the first lines whose model no route serves, or the tenant may not
+    /// use, or the batch's task does not have.
     fn unknown_models(
         &self,
         input: &Input,

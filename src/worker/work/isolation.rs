@@ -36,8 +36,8 @@ struct Record {
     /// The line up to which it sends.
     upto: Option<u32>,
     /// How many lines are recorded ahead next. The first record is for the line alone, and each is
-    /// for twice as many as the one before. So about as many lines are suspected as were sent: where
-    /// calls are slow, or a unit has few permits, that is a line or two.
+    /// for twice as many as the one before. So about as many lines are suspected as were sent:
+    /// where calls are slow, or a unit has few permits, that is a line or two.
     ahead: u32,
 }
 

@@ -28,8 +28,8 @@ pub(crate) struct Request {
 pub(crate) struct Pending {
     pub line: OpenLine,
     pub history: History,
-    /// The last answer, if it was a refusal or said that the line is too long. The line ends with it
-    /// if no better answer comes.
+    /// The last answer, if it was a refusal or said that the line is too long. The line ends with
+    /// it if no better answer comes.
     /// Boxed: few lines have one, and a pending line is moved about.
     pub refusal: Option<Box<Answer>>,
 }

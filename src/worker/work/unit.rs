@@ -157,8 +157,8 @@ fn lines(text: &[u8]) -> impl Iterator<Item = OpenLine> {
 }
 
 /// The lines of a chunk that hold a request of one model. Where the unit has as many requests as
-/// the chunk has lines that are not blank, all lines are the unit's, and no line is read. Which model a
-/// line names does not depend on the endpoints that there are.
+/// the chunk has lines that are not blank, all lines are the unit's, and no line is read. Which
+/// model a line names does not depend on the endpoints that there are.
 fn lines_of_model(text: &[u8], model: &str, requests: i64) -> Vec<OpenLine> {
     let is_blank = |line: &OpenLine| {
         let mut line = text[line.range.clone()].iter();

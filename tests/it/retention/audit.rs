@@ -146,8 +146,8 @@ async fn a_store_that_is_well_has_no_faults() {
 }
 
 /// How each fault is made, and what is said of it. `{done}`, `{live}` and `{short}` are batches,
-/// `{input}`, `{output}` and `{error}` the files of the one that is done, `{no}` is the number of one
-/// of its segments, and `{one}` is the input of `{small}`.
+/// `{input}`, `{output}` and `{error}` the files of the one that is done, `{no}` is the number of
+/// one of its segments, and `{one}` is the input of `{small}`.
 const FAULTS: &[(&str, &str)] = &[
     (
         "UPDATE units SET batch_id = 'batch_none' WHERE batch_id = '{live}'",

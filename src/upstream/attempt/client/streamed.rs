@@ -30,8 +30,8 @@ struct Streamed {
 }
 
 impl Client {
-    /// The same, where the answer was asked for as a stream. An answer that comes whole all the same
-    /// is taken as it is, if it begins within `idle_timeout` and is never silent for longer.
+    /// The same, where the answer was asked for as a stream. An answer that comes whole all the
+    /// same is taken as it is, if it begins within `idle_timeout` and is never silent for longer.
     pub(super) async fn post_for_stream(
         &self,
         (address, headers, body): (Arc<Address>, HeaderMap, Bytes),

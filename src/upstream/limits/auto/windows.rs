@@ -157,9 +157,9 @@ impl Windows {
         all.any(|(one, meter)| one.known.turn_ms.is_none() || has_news(&one.spec, one.known, meter))
     }
 
-    /// A process's turn at the windows of these names: reads how they stand, takes its turn at those of which it
-    /// has something to tell, and lets them bound its calls from now on. What is to be stored, and
-    /// what has changed.
+    /// A process's turn at the windows of these names: reads how they stand, takes its turn at
+    /// those of which it has something to tell, and lets them bound its calls from now on. What is
+    /// to be stored, and what has changed.
     pub(in crate::upstream) fn take_turn(
         &self,
         (token, now_ms): (&str, i64),

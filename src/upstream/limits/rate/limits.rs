@@ -40,7 +40,8 @@ enum Owner {
 #[derive(Clone, Debug)]
 pub(in crate::upstream) struct Spec {
     owner: Owner,
-    /// Of the upstream, the model, the tenant, `UPSTREAM by KEY`, or `MODEL at UPSTREAM` of a route.
+    /// Of the upstream, the model, the tenant, `UPSTREAM by KEY`, or `MODEL at UPSTREAM` of a
+    /// route.
     name: String,
     limit: RateLimit,
 }
@@ -168,7 +169,8 @@ pub struct RateTurn {
 pub struct RateStatus {
     /// `upstream`, `key`, `model`, `route` or `tenant`.
     pub scope: &'static str,
-    /// Of the upstream, the model, the tenant, `UPSTREAM by KEY`, or `MODEL at UPSTREAM` of a route.
+    /// Of the upstream, the model, the tenant, `UPSTREAM by KEY`, or `MODEL at UPSTREAM` of a
+    /// route.
     pub name: String,
     pub kind: RateKind,
     pub limit: u64,
@@ -287,8 +289,8 @@ impl Spec {
 }
 
 impl RateLimits {
-    /// These are the limits from now on, each with its number; and those of tenants. What was used of
-    /// those that are kept stays used. Returns their places, in the same order.
+    /// These are the limits from now on, each with its number; and those of tenants. What was used
+    /// of those that are kept stays used. Returns their places, in the same order.
     pub(in crate::upstream) fn configure(
         &self,
         specs: Vec<(Number, Spec)>,

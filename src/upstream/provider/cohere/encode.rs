@@ -1,5 +1,5 @@
-//! Requests in the form that Cohere's API takes. It is read strictly: a member that the API does not
-//! know is an error.
+//! Requests in the form that Cohere's API takes. It is read strictly: a member that the API does
+//! not know is an error.
 
 use std::borrow::Cow;
 

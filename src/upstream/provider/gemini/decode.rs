@@ -127,7 +127,8 @@ fn choice(candidate: &Tree<'_>, names: &[(String, String)]) -> Result<Choice, St
         | "MISSING_THOUGHT_SIGNATURE" => {
             return Err(format!("the model broke off: {reason}"));
         }
-        // SAFETY, RECITATION, LANGUAGE, BLOCKLIST, PROHIBITED_CONTENT, SPII, those of images, OTHER.
+        // SAFETY, RECITATION, LANGUAGE, BLOCKLIST, PROHIBITED_CONTENT, SPII, those of images,
+        // OTHER.
         _ => "content_filter",
     };
     Ok(choice)

@@ -404,8 +404,8 @@ fn joinable(mut value: Tree<'_>) -> Tree<'_> {
     value
 }
 
-/// Gives tool calls that have no index the index of their place. A call with the id of a known one is
-/// a piece of that one. A call with neither an id nor a name is a piece of the last.
+/// Gives tool calls that have no index the index of their place. A call with the id of a known one
+/// is a piece of that one. A call with neither an id nor a name is a piece of the last.
 fn place(known: &[Tree<'_>], calls: &mut [Tree<'_>]) {
     let said = |call: &Tree<'_>, key: &str| call.get(key).is_some_and(|one| !is_unsaid(one));
     let index = |call: &Tree<'_>| call.get("index").and_then(Tree::whole);

@@ -84,8 +84,8 @@ fn says_nothing(kind: ProviderKind, body: &Value, path: &[String]) -> bool {
             "parallel_tool_calls" => !has_tools || choice == "none",
             "reasoning_effort" => value == "none",
             "response_format" => value == &json!({"type": "text"}),
-            // The model is the route's. The others are a label, and that the schema is kept to, which
-            // goes without saying.
+            // The model is the route's. The others are a label, and that the schema is kept to,
+            // which goes without saying.
             "model" | "response_format.json_schema.name" | "response_format.json_schema.strict" => {
                 true
             }

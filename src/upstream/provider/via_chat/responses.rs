@@ -1,5 +1,5 @@
-//! Requests of OpenAI's Responses API, asked as chat completions. What needs a state that the server
-//! keeps, or a tool that the server runs, cannot be asked so.
+//! Requests of OpenAI's Responses API, asked as chat completions. What needs a state that the
+//! server keeps, or a tool that the server runs, cannot be asked so.
 
 pub(super) mod answer;
 mod items;

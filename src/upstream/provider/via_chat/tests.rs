@@ -162,7 +162,8 @@ fn check_rules(path: &'static str, rules: &[(&str, Rule)], hello: impl Fn(Value)
             }
         }
     }
-    // What nobody knows is for the server to judge, and what only chat completions have is an error.
+    // What nobody knows is for the server to judge, and what only chat completions have is an
+    // error.
     let body = hello(json!({"a_later_key": [1.50]})).to_string();
     let (sent, asked) = encoded(&*provider, ProviderKind::OpenAi, path, &body).expect("encoded");
     assert_eq!(sent["a_later_key"], json!([1.5]));

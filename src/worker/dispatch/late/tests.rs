@@ -365,7 +365,8 @@ fn a_verdict_has_hysteresis() {
     let (lane, tenant): (_, Arc<str>) = (lane(), "tenant".into());
     let (begun, mut lateness) = (Instant::now(), Lateness::default());
     let mut verdicts = Vec::new();
-    // Ten lines a second for 100 s: 990 can be answered in time, and between 960 and 1,020 are open.
+    // Ten lines a second for 100 s: 990 can be answered in time, and between 960 and 1,020 are
+    // open.
     for second in 0..60_u64 {
         for _ in 0..10 {
             lateness.on_finish(lane, &tenant, Duration::from_millis(1), false);
