@@ -21,6 +21,44 @@ const MAX_TOKENS: &str = "max_tokens";
 const MAX_COMPLETION_TOKENS: &str = "max_completion_tokens";
 const QUOTED_MAX_TOKENS: &str = "\"max_tokens\"";
 
+/// Under which key the limit of an answer's length is sent.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Spelling {
+    /// Under the one that was written.
+    Written,
+    /// Under `max_tokens`, for a server that knows no `max_completion_tokens`. A body that has both
+    /// stays as it is.
+    MaxTokens,
+    /// What the edit says goes under the endpoint's own key: lines of several endpoints may go by
+    /// one route. What the body says stays as it is.
+    OfEndpoint(&'static str),
+}
+
+impl Spelling {
+    pub(super) fn of(path: &str, only_max_tokens: bool) -> Self {
+        match path {
+            "/v1/responses" => Spelling::OfEndpoint("max_output_tokens"),
+            "/v1/messages" => Spelling::OfEndpoint(MAX_TOKENS),
+            _ if only_max_tokens => Spelling::MaxTokens,
+            _ => Spelling::Written,
+        }
+    }
+
+    fn of_body(self, key: &str) -> &str {
+        match key {
+            MAX_COMPLETION_TOKENS if self == Spelling::MaxTokens => MAX_TOKENS,
+            _ => key,
+        }
+    }
+
+    fn of_edit(self, member: &Member) -> &str {
+        match self {
+            Spelling::OfEndpoint(key) if MAX_OUTPUT.contains(&member.key.as_str()) => key,
+            _ => self.of_body(&member.key),
+        }
+    }
+}
+
 /// What a route changes in the body of a request.
 #[derive(Debug)]
 pub(in crate::upstream) struct Edit {
@@ -119,29 +157,17 @@ impl Edit {
 
     /// How the body is to be changed. `None` if no change is needed, or if the body is no JSON
     /// object, which the check at the upload excludes.
-    pub(in crate::upstream) fn splice<'a>(&'a self, body: &'a [u8]) -> Option<Splice<'a>> {
-        self.splice_for(body, false)
-    }
-
-    /// The same; with `only_max_tokens`, for a server that knows no `max_completion_tokens`: what
-    /// the body or the edit says under that key is sent as `max_tokens`. A body that has both stays
-    /// as it is.
-    pub(in crate::upstream) fn splice_for<'a>(
-        &'a self,
-        body: &'a [u8],
-        only_max_tokens: bool,
-    ) -> Option<Splice<'a>> {
-        splice(&NOTHING, self, body, only_max_tokens)
+    pub(super) fn splice<'a>(&'a self, body: &'a [u8], spelling: Spelling) -> Option<Splice<'a>> {
+        splice(&NOTHING, self, body, spelling)
     }
 }
 
-/// How the body is to be changed by two edits, of which the first wins. `only_max_tokens`: as with
-/// one.
+/// How the body is to be changed by two edits, of which the first wins.
 pub(super) fn splice<'a>(
     above: &'a Edit,
     below: &'a Edit,
     body: &'a [u8],
-    only_max_tokens: bool,
+    spelling: Spelling,
 ) -> Option<Splice<'a>> {
     let text = std::str::from_utf8(body).ok()?;
     let (mut replaced, mut is_first) = (Vec::new(), true);
@@ -157,15 +183,14 @@ pub(super) fn splice<'a>(
         is_first = false;
         // A value is a piece of the body, so its address shows where it stands there.
         let start = value.as_ptr().addr() - text.as_ptr().addr();
-        let sent = sent_as(key, only_max_tokens);
+        let sent = spelling.of_body(key);
         if sent != key {
             renamed.extend(key_before(text, start));
         }
         has_both |= key == MAX_TOKENS;
-        added.retain(|member| sent_as(&member.key, only_max_tokens) != sent);
+        added.retain(|member| spelling.of_edit(member) != sent);
         let mut overrides = overrides();
-        if let Some(member) = overrides.find(|member| sent_as(&member.key, only_max_tokens) == sent)
-        {
+        if let Some(member) = overrides.find(|member| spelling.of_edit(member) == sent) {
             replaced.push((start..start + value.len(), member.value()));
         }
     })?;
@@ -174,14 +199,24 @@ pub(super) fn splice<'a>(
         replaced.extend(renamed.map(|place| (place, QUOTED_MAX_TOKENS)));
         replaced.sort_by_key(|(place, _)| place.start);
     }
+    if spelling != Spelling::Written {
+        // Two keys for one thing: what wins stands first.
+        let mut keys = Vec::with_capacity(added.len());
+        added.retain(|member| {
+            let key = spelling.of_edit(member);
+            let is_new = !keys.contains(&key);
+            keys.push(key);
+            is_new
+        });
+    }
     if added.is_empty() && replaced.is_empty() {
         return None;
     }
     let added = added
         .into_iter()
-        .map(|member| match sent_as(&member.key, only_max_tokens) {
+        .map(|member| match spelling.of_edit(member) {
             key if key == member.key => Cow::Borrowed(member.text.as_str()),
-            _ => Cow::Owned(format!("{QUOTED_MAX_TOKENS}:{}", member.value())),
+            key => Cow::Owned(format!("{}:{}", quoted(key), member.value())),
         });
     Some(Splice {
         body,
@@ -190,13 +225,6 @@ pub(super) fn splice<'a>(
         end: text.rfind('}')?,
         is_first,
     })
-}
-
-fn sent_as(key: &str, only_max_tokens: bool) -> &str {
-    match key {
-        MAX_COMPLETION_TOKENS if only_max_tokens => MAX_TOKENS,
-        _ => key,
-    }
 }
 
 /// Where the key of a value stands, with its quotes. The key has no quote in it.
@@ -288,7 +316,7 @@ mod tests {
 
     /// The changed copy, if one is needed.
     fn apply(edit: &Edit, body: &[u8]) -> Option<Bytes> {
-        let splice = edit.splice(body)?;
+        let splice = edit.splice(body, Spelling::Written)?;
         let copy = splice.copy();
         assert_eq!(copy.len(), splice.len(), "known before it is made");
         Some(copy)
@@ -381,6 +409,49 @@ mod tests {
     }
 
     #[test]
+    fn a_limit_of_the_answer_goes_under_the_key_that_the_endpoint_has() {
+        let filled = object(json!({"max_tokens": 500}));
+        let filled = Edit::new(None, &[&filled], &[]).expect("an edit");
+        let both = object(json!({"max_tokens": 9, "max_completion_tokens": 9}));
+        let both = Edit::new(None, &[], &[&both]).expect("an edit");
+        let responses = "/v1/responses";
+        for (path, edit, body, expected) in [
+            (responses, &filled, "{}", r#"{"max_output_tokens":500}"#),
+            (
+                responses,
+                &filled,
+                r#"{"max_output_tokens":5}"#,
+                r#"{"max_output_tokens":5}"#,
+            ),
+            // The line's own mistake stays, and is its error.
+            (
+                responses,
+                &filled,
+                r#"{"max_tokens":5}"#,
+                r#"{"max_tokens":5,"max_output_tokens":500}"#,
+            ),
+            (responses, &both, "{}", r#"{"max_output_tokens":9}"#),
+            (
+                responses,
+                &both,
+                r#"{"max_output_tokens":5}"#,
+                r#"{"max_output_tokens":9}"#,
+            ),
+            ("/v1/messages", &both, "{}", r#"{"max_tokens":9}"#),
+            (
+                "/v1/chat/completions",
+                &filled,
+                "{}",
+                r#"{"max_tokens":500}"#,
+            ),
+        ] {
+            let splice = edit.splice(body.as_bytes(), Spelling::of(path, false));
+            let copy = splice.map_or(Bytes::from(body), |splice| splice.copy());
+            assert_eq!(std::str::from_utf8(&copy).expect("UTF-8"), expected);
+        }
+    }
+
+    #[test]
     fn a_server_that_knows_only_max_tokens_is_sent_that() {
         let defaults = object(json!({"max_completion_tokens": 500, "seed": 7}));
         let filled = Edit::new(None, &[&defaults], &[]).expect("an edit");
@@ -414,7 +485,9 @@ mod tests {
                 r#"{"max_tokens":9}"#,
             ),
         ] {
-            let splice = edit.splice_for(body.as_bytes(), true).expect("a change");
+            let splice = edit
+                .splice(body.as_bytes(), Spelling::MaxTokens)
+                .expect("a change");
             let copy = splice.copy();
             assert_eq!(copy.len(), splice.len(), "known before it is made");
             assert_eq!(std::str::from_utf8(&copy).expect("UTF-8"), expected);
@@ -425,7 +498,9 @@ mod tests {
             "{}",
         ] {
             assert!(
-                NOTHING.splice_for(body.as_bytes(), true).is_none(),
+                NOTHING
+                    .splice(body.as_bytes(), Spelling::MaxTokens)
+                    .is_none(),
                 "{body}"
             );
         }

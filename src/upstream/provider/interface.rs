@@ -9,7 +9,7 @@ use reqwest::Url;
 use reqwest::header::{HeaderMap, InvalidHeaderValue};
 use secrecy::SecretString;
 
-use super::edit::{Edit, Splice};
+use super::edit::{Edit, Spelling, Splice};
 use super::http::{self, Head};
 use super::remaining;
 use super::stream::Assembly;
@@ -122,7 +122,7 @@ pub(in crate::upstream) struct Line<'a> {
 impl<'a> Line<'a> {
     /// The body as the route changes it.
     pub(super) fn edited(&self) -> Cow<'a, [u8]> {
-        match self.edit.and_then(|edit| edit.splice(self.body)) {
+        match self.splice() {
             Some(splice) => Cow::Owned(splice.copy().into()),
             None => Cow::Borrowed(self.body),
         }
@@ -130,10 +130,14 @@ impl<'a> Line<'a> {
 
     /// The line as the route changes it, in its own form.
     pub(super) fn as_it_is(&self) -> Encoded<'a> {
-        match self.edit.and_then(|edit| edit.splice(self.body)) {
+        match self.splice() {
             Some(splice) => Encoded::Spliced(splice),
             None => Encoded::Unchanged,
         }
+    }
+
+    fn splice(&self) -> Option<Splice<'a>> {
+        self.edit?.splice(self.body, Spelling::of(self.path, false))
     }
 }
 

@@ -14,7 +14,7 @@ use serde::Deserialize;
 use serde_json::{Value, json};
 
 use self::streamed::Chunks;
-use super::edit::{self, Edit, NOTHING};
+use super::edit::{self, Edit, NOTHING, Spelling};
 use super::http::{self, Head};
 use super::interface::{
     Asked, CHAT, Decoded, Encoded, Line, MESSAGES, ModelPage, Provider, RESPONSES, Unsupported,
@@ -122,7 +122,8 @@ impl Provider for OpenAi {
             (None, None, false) => None,
             (streaming, _, only_max_tokens) => {
                 let above = streaming.unwrap_or(&NOTHING);
-                edit::splice(above, edit, line.body, only_max_tokens)
+                let spelling = Spelling::of(line.path, only_max_tokens);
+                edit::splice(above, edit, line.body, spelling)
             }
         };
         Ok(match splice {
