@@ -37,6 +37,7 @@ async fn a_batch_fails_over_to_anthropic_and_back_with_every_line_once_and_in_or
     let (address, base_url) = (own.address(), own.base_url());
     // Every tenth call is turned away in one of the ways in which the API does that.
     let other = Claude::start(10).await;
+    other.answer_at_most(150);
     let key = tempfile::NamedTempFile::new().expect("makes a file");
     let toml = format!(
         "[retry]\ninitial_backoff = \"5ms\"\nmax_backoff = \"50ms\"\n\
@@ -67,6 +68,8 @@ async fn a_batch_fails_over_to_anthropic_and_back_with_every_line_once_and_in_or
     let own = Simulator::start(address, granting(600))
         .await
         .expect("starts again");
+    eventually("it has come back", async || own.stats().total.answered > 0).await;
+    other.answer_at_most(usize::MAX);
     let ended = server.ended(&batch).await;
     assert_eq!(ended.counts.completed, 600, "{ended}");
     let output = server.output(&ended).await;

@@ -11,6 +11,7 @@ use axum::response::{IntoResponse as _, Response};
 use axum::routing::post;
 use serde_json::{Value, json};
 use tokio::net::TcpListener;
+use tokio::sync::watch;
 use tokio_util::task::AbortOnDropHandle;
 
 /// The key that it takes.
@@ -41,10 +42,11 @@ pub struct Claude {
     _serves: AbortOnDropHandle<()>,
 }
 
-#[derive(Default)]
 struct Seen {
     /// One call in so many is turned away; 0: none.
     trouble: usize,
+    /// After so many answers the others wait.
+    most: watch::Sender<usize>,
     calls: AtomicUsize,
     answered: AtomicUsize,
     turned_away: AtomicUsize,
@@ -55,7 +57,11 @@ impl Claude {
     pub async fn start(trouble: usize) -> Self {
         let seen = Arc::new(Seen {
             trouble,
-            ..Seen::default()
+            most: watch::Sender::new(usize::MAX),
+            calls: AtomicUsize::default(),
+            answered: AtomicUsize::default(),
+            turned_away: AtomicUsize::default(),
+            refused: Mutex::default(),
         });
         let router = axum::Router::new()
             .route("/v1/messages", post(messages))
@@ -74,6 +80,11 @@ impl Claude {
 
     pub fn origin(&self) -> &str {
         &self.origin
+    }
+
+    /// Answers about so many calls. Others wait until it may answer more.
+    pub fn answer_at_most(&self, most: usize) {
+        self.seen.most.send_replace(most);
     }
 
     pub fn calls(&self) -> usize {
@@ -125,6 +136,9 @@ async fn messages(State(seen): State<Arc<Seen>>, headers: HeaderMap, body: Bytes
             said,
             is_streamed,
         }) => {
+            let may_answer = |most: &usize| seen.answered.load(Ordering::SeqCst) < *most;
+            let mut most = seen.most.subscribe();
+            most.wait_for(may_answer).await.expect("is kept");
             seen.answered.fetch_add(1, Ordering::SeqCst);
             let answer = json!({
                 "id": format!("msg_0{call}"), "type": "message", "role": "assistant",

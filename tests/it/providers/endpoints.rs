@@ -21,6 +21,7 @@ async fn responses_fail_over_to_anthropic_and_back_with_every_line_once_and_in_o
     let (address, base_url) = (own.address(), own.base_url());
     // Every tenth call is turned away in one of the ways in which the API does that.
     let other = Claude::start(10).await;
+    other.answer_at_most(50);
     let key = tempfile::NamedTempFile::new().expect("makes a file");
     let toml = format!(
         "[retry]\ninitial_backoff = \"5ms\"\nmax_backoff = \"50ms\"\n\
@@ -56,6 +57,8 @@ async fn responses_fail_over_to_anthropic_and_back_with_every_line_once_and_in_o
     let own = Simulator::start(address, granting(300))
         .await
         .expect("starts again");
+    eventually("it has come back", async || own.stats().total.answered > 0).await;
+    other.answer_at_most(usize::MAX);
     let ended = server.ended(&batch).await;
     assert_eq!(ended.counts.completed, 300, "{ended}");
     let output = server.output(&ended).await;
@@ -78,7 +81,6 @@ async fn responses_fail_over_to_anthropic_and_back_with_every_line_once_and_in_o
         }
     }
     assert_eq!(by_claude, other.answered(), "none was paid for twice");
-    assert!(own.stats().total.answered > 0, "it has come back");
     assert_eq!(other.refused(), Vec::<String>::new());
     let usage = &ended["usage"];
     assert!(usage["input_tokens"].as_u64() > Some(300), "{usage}");
