@@ -65,23 +65,31 @@ pub(super) fn shown(config: &Config, known: &Capabilities) -> Vec<String> {
     said.extend(known.price.map(|price| {
         let currency = currency(config);
         let mut text = format!("{} {currency} for a million tokens in", price.input);
-        let parts = [
-            (price.cached_input, "from a cache"),
-            (price.cache_write, "into a cache"),
-            (Some(price.output), "out"),
-        ];
-        for (amount, what) in parts {
-            if let Some(amount) = amount {
-                text += &format!(", {amount} {what}");
-            }
-        }
+        text += &beside_input(&price);
         if !price.request.is_zero() {
             text += &format!(", {} a call", price.request);
+        }
+        if let Some(above) = price.above {
+            let long = price.for_input(above.tokens + 1);
+            text += &format!("; above {} tokens in, {} in", above.tokens, long.input);
+            text += &beside_input(&long);
         }
         text
     }));
     said.extend(known.source.iter().map(|source| format!("({source})")));
     said
+}
+
+/// What tokens cost beside those of plain input.
+fn beside_input(price: &Price) -> String {
+    let parts = [
+        (price.cached_input, "from a cache"),
+        (price.cache_write, "into a cache"),
+        (Some(price.output), "out"),
+    ];
+    let parts = parts.into_iter();
+    let parts = parts.filter_map(|(amount, what)| Some(format!(", {} {what}", amount?)));
+    parts.collect()
 }
 
 /// What a call cost, such as `0.000034 usd`.

@@ -5,7 +5,10 @@ use std::str::FromStr;
 use rust_decimal::Decimal;
 
 use super::reader::{Item, Reader};
-use crate::domain::price::{PRICE_MAX, PRICE_SCALE_MAX, Price};
+use crate::domain::price::{Above, PRICE_MAX, PRICE_SCALE_MAX, Price};
+
+/// More tokens of input than any model takes.
+const INPUT_MAX: u64 = 1_000_000_000;
 
 /// What all prices are in.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -40,6 +43,7 @@ impl Pricing {
         let cache_write = reader.take("cache_write").and_then(amount);
         let output = reader.take("output").and_then(amount);
         let request = reader.take("request").and_then(amount);
+        let above = reader.take("above").and_then(above);
         reader.finish();
         Some(Price {
             input: input?,
@@ -47,8 +51,29 @@ impl Pricing {
             cache_write,
             output: output.unwrap_or_default(),
             request: request.unwrap_or_default(),
+            above,
         })
     }
+}
+
+/// What tokens cost in calls of long input.
+fn above(item: Item<'_>) -> Option<Above> {
+    let mut reader = item.table()?;
+    let tokens = reader
+        .need("tokens")
+        .and_then(|item| item.whole(1, INPUT_MAX));
+    let input = reader.need("input").and_then(amount);
+    let cached_input = reader.take("cached_input").and_then(amount);
+    let cache_write = reader.take("cache_write").and_then(amount);
+    let output = reader.take("output").and_then(amount);
+    reader.finish();
+    Some(Above {
+        tokens: tokens?,
+        input: input?,
+        cached_input,
+        cache_write,
+        output: output.unwrap_or_default(),
+    })
 }
 
 /// An amount of money. A number of TOML is taken as it is written, as far as its digits go.

@@ -20,6 +20,20 @@ pub struct Price {
     pub output: Decimal,
     /// Of each call, whatever its tokens.
     pub request: Decimal,
+    /// What tokens cost in calls of long input. `None`: as in other calls.
+    pub above: Option<Above>,
+}
+
+/// What all tokens of a call cost whose input has more tokens than so many: by the million.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Above {
+    /// The most input, in tokens, that costs as other input.
+    pub tokens: u64,
+    pub input: Decimal,
+    /// As those of a [`Price`].
+    pub cached_input: Option<Decimal>,
+    pub cache_write: Option<Decimal>,
+    pub output: Decimal,
 }
 
 impl Price {
@@ -30,15 +44,31 @@ impl Price {
         let input = usage.input_tokens.max(0);
         let cached = usage.cached_tokens.clamp(0, input);
         let written = cache_written.clamp(0, input - cached);
+        let price = self.for_input(input.unsigned_abs());
         let parts = [
-            (input - cached - written, self.input),
-            (cached, self.cached_input.unwrap_or(self.input)),
-            (written, self.cache_write.unwrap_or(self.input)),
-            (usage.output_tokens.max(0), self.output),
+            (input - cached - written, price.input),
+            (cached, price.cached_input.unwrap_or(price.input)),
+            (written, price.cache_write.unwrap_or(price.input)),
+            (usage.output_tokens.max(0), price.output),
         ];
         let parts = parts.map(|(tokens, price)| Decimal::from(tokens) * price);
         let tokens: Decimal = parts.into_iter().sum();
         (tokens * Decimal::new(1, 6) + self.request).normalize()
+    }
+
+    /// What holds for calls with so many tokens of input.
+    #[must_use]
+    pub fn for_input(&self, tokens: u64) -> Price {
+        match self.above {
+            Some(above) if tokens > above.tokens => Price {
+                input: above.input,
+                cached_input: above.cached_input,
+                cache_write: above.cache_write,
+                output: above.output,
+                ..*self
+            },
+            _ => *self,
+        }
     }
 }
 
@@ -57,6 +87,7 @@ mod tests {
             cache_write: Some(decimal("1.25")),
             output: decimal("5"),
             request: Decimal::ZERO,
+            above: None,
         }
     }
 
@@ -96,6 +127,27 @@ mod tests {
     }
 
     #[test]
+    fn all_tokens_of_a_call_of_long_input_have_the_price_of_long_input() {
+        let tiered = Price {
+            request: decimal("0.01"),
+            above: Some(Above {
+                tokens: 100_000,
+                input: decimal("2"),
+                cached_input: Some(decimal("0.2")),
+                cache_write: None,
+                output: decimal("10"),
+            }),
+            ..price()
+        };
+        let cost = |usage, written| tiered.cost(&usage, written);
+        // What came from a cache counts as input.
+        let short = usage(100_000, 50_000, 1_000);
+        assert_eq!(cost(short, 10_000), decimal("0.0725"));
+        let long = usage(100_001, 50_000, 1_000);
+        assert_eq!(cost(long, 10_000), decimal("0.130002"));
+    }
+
+    #[test]
     fn sums_are_exact_where_fractions_of_two_are_not() {
         let small = Price {
             input: decimal("0.1"),
@@ -114,6 +166,7 @@ mod tests {
             request: Decimal::from(PRICE_MAX),
             cached_input: None,
             cache_write: None,
+            above: None,
         };
         let most = usage(1_000_000_000, 7, 1_000_000_000);
         let expected = decimal("2000999999.999999");

@@ -8,7 +8,7 @@ use rust_decimal::Decimal;
 use serde::Deserialize;
 
 use super::settings::{Capabilities, CapabilitySettings, UpstreamSettings};
-use crate::domain::price::Price;
+use crate::domain::price::{Above, Price};
 
 /// The currency of all prices that this version of the program knows.
 pub const KNOWN_CURRENCY: &str = "usd";
@@ -57,17 +57,44 @@ struct KnownPrice {
     cached_input: Option<String>,
     cache_write: Option<String>,
     output: String,
+    above: Option<KnownAbove>,
+}
+
+#[derive(Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+struct KnownAbove {
+    tokens: u64,
+    input: String,
+    cached_input: Option<String>,
+    cache_write: Option<String>,
+    output: String,
+}
+
+fn optional(text: Option<&String>) -> Option<Decimal> {
+    text.and_then(|text| text.parse().ok())
+}
+
+impl KnownAbove {
+    fn read(&self) -> Option<Above> {
+        Some(Above {
+            tokens: self.tokens,
+            input: self.input.parse().ok()?,
+            cached_input: optional(self.cached_input.as_ref()),
+            cache_write: optional(self.cache_write.as_ref()),
+            output: self.output.parse().ok()?,
+        })
+    }
 }
 
 impl KnownPrice {
     fn read(&self) -> Option<Price> {
-        let optional = |text: &Option<String>| text.as_ref().and_then(|text| text.parse().ok());
         Some(Price {
             input: self.input.parse().ok()?,
-            cached_input: optional(&self.cached_input),
-            cache_write: optional(&self.cache_write),
+            cached_input: optional(self.cached_input.as_ref()),
+            cache_write: optional(self.cache_write.as_ref()),
             output: self.output.parse().ok()?,
             request: Decimal::ZERO,
+            above: self.above.as_ref().and_then(KnownAbove::read),
         })
     }
 }
@@ -188,6 +215,12 @@ mod tests {
                 let found = Capabilities::of(&at(&base_url), &model.model, None);
                 let price = found.price.unwrap_or_else(|| panic!("{model:?}"));
                 assert!(price.input > Decimal::ZERO, "{model:?}");
+                let above = model.price.as_ref().and_then(|price| price.above.as_ref());
+                assert_eq!(price.above.is_some(), above.is_some(), "{model:?}");
+                if let Some(above) = price.above {
+                    assert!(above.input > price.input && above.output > price.output);
+                    assert!(Some(above.tokens) < model.context, "{model:?}");
+                }
                 let source = model.source.as_ref().unwrap_or(&vendor.source);
                 assert!(source.starts_with("https://"), "{model:?}");
             }
@@ -210,6 +243,17 @@ mod tests {
         assert_eq!(price(vendor, "claude-haiku-4-5-latest", None), None);
         assert_eq!(price(vendor, "claude-haiku-4-5", Some("eur")), None);
         assert_eq!(price("http://gpu:8000/v1", "claude-haiku-4-5", None), None);
+    }
+
+    #[test]
+    fn a_price_of_long_input_is_known_where_the_vendor_has_one() {
+        let vendor = at("https://api.anthropic.com");
+        let price = Capabilities::of(&vendor, "claude-haiku-5-5", None).price;
+        let price = price.expect("known");
+        let (short, long) = (price.for_input(100_000), price.for_input(100_001));
+        assert_eq!([short.input, short.output], ["0.1", "0.5"].map(decimal));
+        assert_eq!([long.input, long.output], ["0.5", "2.5"].map(decimal));
+        assert_eq!(long.cache_write, Some(decimal("0.625")));
     }
 
     #[test]

@@ -133,6 +133,8 @@ fn the_examples_in_the_documented_file_hold_and_show_the_defaults() {
     assert_eq!([price.input, price.output], ["0.02", "0.03"].map(decimal));
     let price = one.price.expect("has one");
     assert_eq!(price.cached_input, Some(decimal("0.05")));
+    let above = price.above.expect("has one");
+    assert_eq!((above.tokens, above.output), (200_000, decimal("2")));
     let [of_one] = &one.capabilities[..] else {
         panic!("one entry is shown");
     };

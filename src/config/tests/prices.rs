@@ -64,6 +64,16 @@ fn each_fault_of_a_price_is_found() {
             "unknown key; the nearest known one is `output`",
         ),
         ("{ output = 2 }", "", "`input` is missing"),
+        (
+            "{ input = 1, above = { tokens = 9 } }",
+            ".above",
+            "`input` is missing",
+        ),
+        (
+            "{ input = 1, above = { tokens = 0, input = 1 } }",
+            ".above.tokens",
+            "must be from 1 to",
+        ),
         ("2", "", "expected a table"),
     ] {
         let expected = format!("upstreams[0].price{place} (nightshift.toml:6): {message}");
