@@ -7,6 +7,7 @@ mod races;
 mod small;
 mod tails;
 mod validating;
+mod waiting;
 mod wakeups;
 
 use bytes::Bytes;

@@ -1,20 +1,22 @@
 //! What there is to lease: one row for each live batch and model of which units wait or have
 //! waited.
 
+use std::collections::{HashMap, HashSet};
+
 use sqlx::FromRow;
 
 use crate::domain::batch::{BatchState, EndReason};
 use crate::domain::file::MODELS_MAX;
 use crate::store::batches::from_columns;
 use crate::store::each::each;
-use crate::store::engine::{Tx, bind_each, in_tx, list, on_pool, sql};
+use crate::store::engine::{Engine, Sql, Tx, bind_each, in_tx, list, on_pool, sql};
 use crate::store::files::models_from;
 use crate::store::{Error, Result, Store, Who};
 
 /// Models of one batch that are looked at in one round.
 const MODELS_A_LOOK: i64 = 16;
-/// Rows of one tenant that are looked at in one round.
-const ROWS_A_TENANT: i64 = 512;
+/// Batches of one tenant that are looked at in one round, from each end of its list.
+const BATCHES_A_TENANT: i64 = 512;
 /// The number of places on a circle on which the models of a batch stand. Each model has a place of
 /// its own, because the number is a prime above the largest number of models.
 const PLACES: i64 = 10_007;
@@ -26,6 +28,8 @@ const MODEL_STEP: i64 = 6185;
 /// stand at nearly equal distances, too. So each model is listed after about as many turns as the
 /// number of models divided by [`MODELS_A_LOOK`].
 const TURN_STEP: i64 = 4145;
+/// Batches of which lines may wait, as the index `batches_waiting` has them.
+const LIVE: &str = "b.status IN ('validating', 'in_progress', 'finalizing', 'cancelling')";
 /// Batches named in one statement.
 const NAMED_BATCHES_MAX: usize = 500;
 
@@ -76,40 +80,28 @@ struct Row {
     ending: Option<String>,
 }
 
+impl Row {
+    fn key(&self) -> (String, i64) {
+        (self.batch_id.clone(), self.model_no)
+    }
+}
+
 impl Store {
     /// The backlog, to be ranked in memory: a row for each live batch and model, never a row for
     /// each unit. No tenant makes the others wait by a long list. Of a batch with very many models
-    /// each `turn` lists only some. Of a tenant with very many batches each turn lists only some,
-    /// from the oldest batch or from the newest one by turns.
+    /// each `turn` lists only some. Of a tenant with very many batches each turn lists those that
+    /// come first by priority and age, and by every other turn those that come last, too: the first
+    /// may all wait for something that the last do not need.
     ///
     /// # Errors
     /// When the database fails.
     pub async fn backlog(&self, turn: i64) -> Result<Vec<Backlog>> {
-        let rows: Vec<Row> = on_pool!(self.reader(), |c| {
-            sqlx::query_as(
-                "-- backlog
-                 SELECT batch_id, model_no, model, waiting, tenant, endpoint, input_file_id, task,
-                    priority, created_at, expires_at, total, status, ending
-                 FROM (SELECT w.batch_id, w.model_no, w.model, w.waiting, b.tenant, b.endpoint,
-                        b.input_file_id, b.task, b.priority, b.created_at, b.expires_at, b.total,
-                        b.status, b.ending, ROW_NUMBER() OVER (PARTITION BY b.tenant
-                            ORDER BY w.place, b.created_at * $4, w.batch_id) AS of_tenant
-                    FROM (SELECT batch_id, model_no, model, waiting, ROW_NUMBER() OVER
-                            (PARTITION BY batch_id ORDER BY (model_no * $1 + $2) % $6) AS place
-                        FROM backlog WHERE waiting > 0) w
-                    JOIN batches b ON b.id = w.batch_id
-                    WHERE w.place <= $3) listed
-                 WHERE of_tenant <= $5",
-            )
-            .bind(MODEL_STEP)
-            .bind(turn % PLACES * TURN_STEP % PLACES)
-            .bind(MODELS_A_LOOK)
-            .bind(if turn % 2 == 0 { -1_i64 } else { 1 })
-            .bind(ROWS_A_TENANT)
-            .bind(PLACES)
-            .fetch_all(c)
-            .await?
-        });
+        let mut rows = self.backlog_from(End::First, turn).await?;
+        if turn % 2 == 1 && has_more(&rows) {
+            let listed: HashSet<(String, i64)> = rows.iter().map(Row::key).collect();
+            let last = self.backlog_from(End::Last, turn).await?.into_iter();
+            rows.extend(last.filter(|row| !listed.contains(&row.key())));
+        }
         rows.into_iter()
             .map(|row| {
                 Ok(Backlog {
@@ -130,6 +122,83 @@ impl Store {
             })
             .collect()
     }
+
+    async fn backlog_from(&self, end: End, turn: i64) -> Result<Vec<Row>> {
+        let sql = backlog_from(self.engine(), end);
+        Ok(on_pool!(self.reader(), |c| {
+            sqlx::query_as(sql)
+                .bind(BATCHES_A_TENANT)
+                .bind(MODEL_STEP)
+                .bind(turn % PLACES * TURN_STEP % PLACES)
+                .bind(PLACES)
+                .bind(MODELS_A_LOOK)
+                .fetch_all(c)
+                .await?
+        }))
+    }
+}
+
+/// Where a list of batches begins.
+#[derive(Clone, Copy)]
+enum End {
+    /// The highest priority, and of that the oldest batch.
+    First,
+    Last,
+}
+
+impl End {
+    fn order(self) -> &'static str {
+        match self {
+            End::First => "b.priority DESC, b.created_at, b.id",
+            End::Last => "b.priority, b.created_at DESC, b.id DESC",
+        }
+    }
+}
+
+/// Steps from tenant to tenant, from batch to batch and from model to model, each along an index, so
+/// that what is not listed is not read.
+fn backlog_from(engine: Engine, end: End) -> Sql {
+    let batches = sql!(
+        "WHERE b.tenant = tenants.tenant AND {LIVE} AND EXISTS
+            (SELECT 1 FROM backlog w WHERE w.batch_id = b.id AND w.waiting > 0)
+         ORDER BY {order} LIMIT $1",
+        LIVE,
+        order = end.order()
+    );
+    let models = sql!(
+        "WHERE w.batch_id = b.id AND w.waiting > 0
+         ORDER BY (w.model_no * $2 + $3) % $4 LIMIT $5"
+    );
+    sql!(
+        "-- backlog
+         WITH RECURSIVE tenants(tenant) AS (
+            SELECT MIN(b.tenant) FROM batches b WHERE {LIVE}
+            UNION ALL
+            SELECT (SELECT MIN(b.tenant) FROM batches b
+                WHERE {LIVE} AND b.tenant > tenants.tenant)
+            FROM tenants WHERE tenants.tenant IS NOT NULL)
+         SELECT w.batch_id, w.model_no, w.model, w.waiting, b.tenant, b.endpoint,
+            b.input_file_id, b.task, b.priority, b.created_at, b.expires_at, b.total, b.status,
+            b.ending
+         FROM tenants {batches} {models}",
+        LIVE,
+        batches = engine.first_of_each("batches", "b", &batches),
+        models = engine.first_of_each("backlog", "w", &models),
+    )
+}
+
+/// Whether a tenant may have more batches than are in the list.
+fn has_more(rows: &[Row]) -> bool {
+    let mut batches: HashMap<&str, HashSet<&str>> = HashMap::new();
+    for row in rows {
+        batches
+            .entry(&row.tenant)
+            .or_default()
+            .insert(&row.batch_id);
+    }
+    batches
+        .values()
+        .any(|batches| batches.len() as i64 >= BATCHES_A_TENANT)
 }
 
 impl Store {
@@ -277,4 +346,33 @@ pub(in crate::store) async fn add_waiting(
         .await?;
     });
     Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::domain::clock::Clock;
+
+    #[tokio::test]
+    async fn batches_that_are_not_listed_are_not_read() {
+        let directory = tempfile::tempdir().expect("makes a directory");
+        let url = format!("sqlite://{}", directory.path().join("a.db").display());
+        let store = Store::open(&url, 1, Clock::default()).await.expect("opens");
+        for end in [End::First, End::Last] {
+            let sql = backlog_from(Engine::Sqlite, end);
+            let sql = sql!("EXPLAIN QUERY PLAN {sql}", sql);
+            let plan = async || {
+                let rows: Vec<(i64, i64, i64, String)> =
+                    on_pool!(store.reader(), |c| sqlx::query_as(sql).fetch_all(c).await?);
+                Result::Ok(rows)
+            };
+            let plan = plan().await.expect("is explained");
+            let steps: Vec<&str> = plan.iter().map(|(.., step)| step.as_str()).collect();
+            let by_index = "SEARCH b USING INDEX batches_waiting (tenant=?)";
+            assert!(steps.contains(&by_index), "{steps:#?}");
+            for table in ["SCAN b", "SCAN w"] {
+                assert!(!steps.contains(&table), "{steps:#?}");
+            }
+        }
+    }
 }

@@ -96,6 +96,12 @@ async fn a_server_that_is_older_than_the_schema_says_so_and_stops() {
     }
 }
 
+/// What a database had before version 29.
+const BEFORE_29: &str = "
+    DROP INDEX batches_waiting;
+    DELETE FROM _sqlx_migrations WHERE version = 29;
+";
+
 /// What a database had before version 28.
 const BEFORE_28: &str = "
     ALTER TABLE replicas DROP COLUMN config_hash;
@@ -278,7 +284,8 @@ async fn a_batch_that_goes_on_from(earlier: &[&str]) -> (Server, Batch) {
 }
 
 async fn a_database_of_the_version_before_opens_and_its_live_batches_go_on() {
-    let (server, _) = a_batch_that_goes_on_from(&[BEFORE_28, BEFORE_27, before_25()]).await;
+    let (server, _) =
+        a_batch_that_goes_on_from(&[BEFORE_29, BEFORE_28, BEFORE_27, before_25()]).await;
     // What was there before is counted, and what came afterwards.
     let stored = "SELECT CAST(SUM(bytes) AS BIGINT) FROM";
     let mut session = Session::open(&server.database).await;
@@ -288,6 +295,7 @@ async fn a_database_of_the_version_before_opens_and_its_live_batches_go_on() {
         .await;
     assert_eq!(counted, files);
     let earlier = [
+        BEFORE_29,
         BEFORE_28,
         BEFORE_27,
         before_25(),
