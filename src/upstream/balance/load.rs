@@ -14,15 +14,6 @@ pub(in crate::upstream) enum Avoid {
     ModelMissing,
 }
 
-impl Avoid {
-    pub(super) const ALL: [Avoid; 4] = [
-        Avoid::No,
-        Avoid::SameUpstream,
-        Avoid::SameTarget,
-        Avoid::ModelMissing,
-    ];
-}
-
 /// What a strategy knows of a target that can take a line now.
 #[derive(Clone, Copy, Debug)]
 pub(in crate::upstream) struct Load {
@@ -42,4 +33,30 @@ pub(in crate::upstream) trait Candidates {
 
     /// How fast the target has answered.
     fn speed(&self, index: usize) -> Speed;
+}
+
+/// What each target was found to be for one line. Kept, so that a choice allocates nothing.
+#[derive(Debug)]
+pub(super) struct Loads(Box<[Option<Load>]>);
+
+impl Loads {
+    /// For so many targets.
+    pub(super) fn new(count: usize) -> Self {
+        Self(vec![None; count].into())
+    }
+
+    /// The targets that the line avoids least of those that can take it, by their place. Each
+    /// target is looked at once.
+    pub(super) fn least_avoided(
+        &mut self,
+        targets: &impl Candidates,
+    ) -> impl Iterator<Item = (usize, Load)> + Clone {
+        for (index, load) in self.0.iter_mut().enumerate() {
+            *load = targets.load(index);
+        }
+        let loads = self.0.iter().enumerate();
+        let loads = loads.filter_map(|(index, load)| Some((index, (*load)?)));
+        let least = loads.clone().map(|(_, load)| load.avoid).min();
+        loads.filter(move |(_, load)| Some(load.avoid) == least)
+    }
 }

@@ -1,18 +1,16 @@
 //! Random: by weight.
 
-use super::load::{Avoid, Candidates};
+use super::load::{Candidates, Load, Loads};
 
 #[derive(Debug)]
 pub(in crate::upstream) struct Random {
-    /// By target: its weight in the present choice, and zero where it cannot take the line. Kept,
-    /// so that a choice allocates nothing.
-    weights: Box<[u64]>,
+    loads: Loads,
 }
 
 impl Random {
     pub(super) fn new(count: usize) -> Self {
         Self {
-            weights: vec![0; count].into(),
+            loads: Loads::new(count),
         }
     }
 
@@ -22,25 +20,16 @@ impl Random {
         targets: &impl Candidates,
         below: impl FnOnce(u64) -> u64,
     ) -> Option<usize> {
-        let mut all = Avoid::ALL.into_iter();
-        let total = all.find_map(|avoid| self.weigh(targets, avoid))?;
-        let mut left = below(total);
-        self.weights.iter().position(|&weight| {
-            let is_chosen = left < weight;
-            left = left.saturating_sub(weight);
+        let mut loads = self.loads.least_avoided(targets);
+        let weight = |(_, load): (usize, Load)| u64::from(load.weight);
+        let total: u64 = loads.clone().map(weight).sum();
+        let mut left = if total > 0 { below(total) } else { 0 };
+        let chosen = loads.find(|&load| {
+            let is_chosen = left < weight(load);
+            left = left.saturating_sub(weight(load));
             is_chosen
-        })
-    }
-
-    /// Notes the weights of the targets that the line avoids so much. Their sum, if there are any.
-    fn weigh(&mut self, targets: &impl Candidates, avoid: Avoid) -> Option<u64> {
-        let mut total = 0;
-        for (index, weight) in self.weights.iter_mut().enumerate() {
-            let load = targets.load(index).filter(|load| load.avoid == avoid);
-            *weight = load.map_or(0, |load| u64::from(load.weight));
-            total += *weight;
-        }
-        (total > 0).then_some(total)
+        });
+        chosen.map(|(index, _)| index)
     }
 }
 

@@ -4,35 +4,27 @@
 //! Only targets that can take the line are given credit and pay. So what was full or closed for a
 //! while has nothing to catch up on, and the proportion holds among the others meanwhile.
 
-use super::load::{Avoid, Candidates};
+use super::load::{Candidates, Loads};
 
 #[derive(Debug)]
 pub(in crate::upstream) struct Weighted {
     /// By target. What a choice gives to all and takes from one is the same.
     credits: Box<[i64]>,
+    loads: Loads,
 }
 
 impl Weighted {
     pub(super) fn new(count: usize) -> Self {
         Self {
             credits: vec![0; count].into(),
+            loads: Loads::new(count),
         }
     }
 
     pub(super) fn choose(&mut self, targets: &impl Candidates) -> Option<usize> {
-        // What the line avoids takes part only if there is nothing else.
-        let mut all = Avoid::ALL.into_iter();
-        all.find_map(|avoid| self.choose_of(targets, avoid))
-    }
-
-    fn choose_of(&mut self, targets: &impl Candidates, avoid: Avoid) -> Option<usize> {
         let mut given = 0;
         let mut best: Option<usize> = None;
-        for index in 0..targets.count() {
-            let load = targets.load(index).filter(|load| load.avoid == avoid);
-            let Some(load) = load else {
-                continue;
-            };
+        for (index, load) in self.loads.least_avoided(targets) {
             let weight = i64::from(load.weight);
             self.credits[index] += weight;
             given += weight;

@@ -23,8 +23,8 @@ pub struct Limits {
     all: Vec<Option<Limit>>,
     /// The places of the first lane's limit, of the first route's, and of the first window.
     first: [usize; 3],
-    /// By their numbers.
-    lanes: HashMap<LaneId, LaneLimits>,
+    /// By their numbers. `None`: no lane that is configured has the number.
+    lanes: Vec<Option<LaneLimits>>,
     sharing: Arc<Sharing>,
 }
 
@@ -143,12 +143,24 @@ impl Limits {
             });
         }
         find_domains(&mut of_lanes);
+        let count = of_lanes.iter().map(|lane| lane.id.index() + 1).max();
+        let mut lanes = Vec::new();
+        lanes.resize_with(count.unwrap_or(0), || None);
+        for lane in of_lanes {
+            let number = lane.id.index();
+            lanes[number] = Some(lane);
+        }
         Self {
             all,
             first,
-            lanes: of_lanes.into_iter().map(|lane| (lane.id, lane)).collect(),
+            lanes,
             sharing,
         }
+    }
+
+    /// What bounds a lane that is configured.
+    fn lane_limits(&self, lane: LaneId) -> Option<&LaneLimits> {
+        self.lanes.get(lane.index())?.as_ref()
     }
 
     /// How this process stands with the others, whatever the configuration says.
@@ -238,7 +250,7 @@ impl Limits {
     /// The same without the upstreams to which lines go only where they would be late otherwise.
     #[must_use]
     pub fn lane_unspilled(&self, lane: LaneId) -> usize {
-        let takes_any = self.lanes.get(&lane).map(|lane| &lane.takes_any);
+        let takes_any = self.lane_limits(lane).map(|lane| &lane.takes_any);
         let counts = |place: usize| takes_any.is_some_and(|takes_any| takes_any[place]);
         self.bound(lane, |place| self.share(place), counts)
     }
@@ -260,7 +272,7 @@ impl Limits {
 
     /// The same of a limit that is configured: it bounds the lane.
     pub(in crate::upstream) fn configured_of_lane(&self, lane: LaneId) -> Option<usize> {
-        self.lanes.get(&lane)?.own
+        self.lane_limits(lane)?.own
     }
 
     /// Where the limits of the upstreams are in [`all`](Self::all).
@@ -272,7 +284,7 @@ impl Limits {
     /// Calls at once that this process may make by the limit of a model's own lane. `None`: it has
     /// none.
     pub(in crate::upstream) fn of_model(&self, lane: LaneId) -> Option<usize> {
-        let Some(lane) = self.lanes.get(&lane) else {
+        let Some(lane) = self.lane_limits(lane) else {
             // It is not configured any more.
             return Some(0);
         };
@@ -324,7 +336,7 @@ impl Limits {
     /// Which limits a lane competes for: lanes of one domain have upstreams in common.
     #[must_use]
     pub fn domain(&self, lane: LaneId) -> usize {
-        self.lanes.get(&lane).map_or(0, |lane| lane.domain)
+        self.lane_limits(lane).map_or(0, |lane| lane.domain)
     }
 
     /// What the limits of a lane let through, at those of its upstreams that `counts` names by
@@ -335,7 +347,7 @@ impl Limits {
         size: impl Fn(usize) -> usize,
         counts: impl Fn(usize) -> bool,
     ) -> usize {
-        let Some(lane) = self.lanes.get(&lane) else {
+        let Some(lane) = self.lane_limits(lane) else {
             return 0;
         };
         let upstreams = lane.upstreams.iter().zip(&lane.routes).enumerate();

@@ -10,7 +10,7 @@ use std::sync::{Arc, PoisonError, RwLock};
 
 use super::attempt::client::Client;
 use super::balance::Strategy;
-use super::limits::rate::{Gate, LineSize, Standing, Tokens};
+use super::limits::rate::{LineSize, Tokens};
 use super::models::{ModelInfo, listed_as};
 use super::numbers::InUse;
 use super::provider::edit::Edit;
@@ -81,11 +81,6 @@ pub(super) struct ByKey {
 }
 
 impl Target {
-    /// How a line stands with the rate limits here, by one of the keys.
-    pub(super) fn standing(&self, key: usize, gate: &Gate<'_>) -> Standing {
-        gate.standing(&self.by_key[key].rate_limits, self.tokens(gate.size))
-    }
-
     /// The backends, one for each key.
     pub(super) fn backends(&self) -> impl Iterator<Item = &Arc<Backend>> {
         self.by_key.iter().map(|by_key| &by_key.backend)

@@ -15,7 +15,7 @@ use crate::upstream::balance::{Avoid, Candidates, Load};
 use crate::upstream::health::breaker::Room;
 use crate::upstream::limits::concurrency::Limits;
 use crate::upstream::limits::rate::{Gate, RateRequest, Standing};
-use crate::upstream::route::{Routes, Target};
+use crate::upstream::route::{ByKey, Routes, Target};
 use crate::upstream::settings::Spill;
 
 /// A place is kept for twice the line's pause and so much more: others may be sent before the line.
@@ -74,6 +74,8 @@ struct Line<'a> {
     is_restricted: bool,
     /// The routes lead to one target only.
     has_one_target: bool,
+    /// Some breaker may be closed or have a window, or an upstream is disabled.
+    is_troubled: bool,
 }
 
 impl Line<'_> {
@@ -92,39 +94,57 @@ impl Line<'_> {
         avoids.min().unwrap_or(Avoid::No)
     }
 
-    /// Whether rate limits let the line go to a target now, by one of the keys.
-    fn fits(&self, target: &Target, key: usize) -> bool {
-        let fits = |gate: &Gate<'_>| target.standing(key, gate) == Standing::Fits;
-        self.gate.is_none_or(fits)
-    }
-
     /// Whether the line needs more than a whole rate limit of a target. Those of all keys are
     /// alike.
     fn is_too_large(&self, target: &Target) -> bool {
-        let is_so = |gate: &Gate<'_>| matches!(target.standing(0, gate), Standing::Never(_));
+        let is_so = |gate: &Gate<'_>| {
+            let limits = &target.by_key[0].rate_limits;
+            matches!(
+                gate.standing(limits, target.tokens(gate.size)),
+                Standing::Never(_)
+            )
+        };
         self.gate.is_some_and(is_so)
     }
 }
 
 impl ForLine<'_> {
+    /// What is kept from the line at a target.
+    fn kept(&self, target: &Target) -> Kept {
+        self.line.kept(target, self.counts.upstreams)
+    }
+
     /// The key by which the line goes to a target, and how much it avoids that. `None`: it cannot
     /// go there now.
-    fn key(&self, target: &Target) -> Option<(usize, Avoid)> {
-        let one = &self.counts.upstreams[target.upstream];
-        let kept = self.line.kept(target, self.counts.upstreams);
-        let avoid = |key: usize| {
-            let backend = &target.by_key[key].backend;
-            let avoid = self.line.history.avoids(backend);
-            let room = one.room_beside(kept, key, &backend.breaker(), self.line.now);
-            let takes = matches!(room, Room::Open { .. }) && avoid <= self.most;
-            (takes && self.line.fits(target, key)).then_some(avoid)
+    fn key(&self, target: &Target, kept: Kept) -> Option<(usize, Avoid)> {
+        let (line, one) = (self.line, &self.counts.upstreams[target.upstream]);
+        let gate = line.gate.map(|gate| (gate, target.tokens(gate.size)));
+        let takes = |key: usize| {
+            let ByKey {
+                backend,
+                rate_limits,
+            } = &target.by_key[key];
+            let is_open = !line.is_troubled || {
+                let room = one.room_beside(kept, key, &backend.breaker(), line.now);
+                matches!(room, Room::Open { .. })
+            };
+            is_open && gate.is_none_or(|(gate, tokens)| gate.fits(rate_limits, tokens))
         };
-        if target.by_key.len() == 1 {
-            return Some((0, avoid(0)?));
+        let rank = |key: usize| {
+            let avoid = line.history.avoids(&target.by_key[key].backend);
+            (avoid, one.load_of_key(key), key)
+        };
+        // One key after the other, the best first: nearly always that one takes the line.
+        let mut passed = None;
+        loop {
+            let ranks = (0..target.by_key.len()).map(rank);
+            let left = ranks.filter(|rank| rank.0 <= self.most && Some(*rank) > passed);
+            let best @ (avoid, _, key) = left.min()?;
+            if takes(key) {
+                return Some((key, avoid));
+            }
+            passed = Some(best);
         }
-        let keys = 0..target.by_key.len();
-        let keys = keys.filter_map(|key| Some((key, avoid(key)?)));
-        keys.min_by_key(|&(key, avoid)| (avoid, one.load_of_key(key)))
     }
 }
 
@@ -135,11 +155,11 @@ impl Candidates for ForLine<'_> {
 
     fn load(&self, index: usize) -> Option<Load> {
         let target = &self.targets[index];
-        let kept = self.line.kept(target, self.counts.upstreams);
+        let kept = self.kept(target);
         if !has_place(target, self.counts, self.limits, kept) {
             return None;
         }
-        let (_, avoid) = self.key(target)?;
+        let (_, avoid) = self.key(target, kept)?;
         Some(Load {
             avoid,
             in_flight: self.counts.upstreams[target.upstream].in_flight(),
@@ -179,6 +199,7 @@ impl Targets {
             reach,
             is_restricted: history.misses_its_model(),
             has_one_target: routes.targets.len() == 1,
+            is_troubled: self.is_troubled(),
         };
         let (index, key) = match state.choose(routes, &line) {
             Ok(chosen) => chosen,
@@ -279,9 +300,11 @@ impl State {
             let chosen = self.balancers[tier.number].choose(&for_line, line.now);
             // What other processes say may close a key between the two looks.
             let chosen = chosen.and_then(|chosen| {
-                let key = match &targets[chosen].by_key[..] {
-                    [_] => 0,
-                    _ => for_line.key(&targets[chosen])?.0,
+                let target = &targets[chosen];
+                let key = if target.by_key.len() == 1 {
+                    0
+                } else {
+                    for_line.key(target, for_line.kept(target))?.0
                 };
                 Some((tier.targets.start + chosen, key))
             });

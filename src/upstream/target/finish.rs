@@ -157,10 +157,11 @@ impl Targets {
         }
         state.give_up_if_hopeless(now);
         let checks = state.begun.is_multiple_of(TROUBLE_CHECK_INTERVAL);
-        drop(guard);
         if reason.is_some() {
             self.note_trouble();
-        } else if checks && self.is_troubled() {
+        }
+        drop(guard);
+        if reason.is_none() && checks && self.is_troubled() {
             self.look_for_trouble();
         }
         self.sharing.on_finish();

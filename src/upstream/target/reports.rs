@@ -40,8 +40,8 @@ impl Targets {
             return;
         }
         let change = target.on_unreachable(cause, moment);
-        drop(state);
         self.note_trouble();
+        drop(state);
         if let Some(change) = change {
             self.announce(upstream, (None, None), &change, None);
         }
@@ -139,8 +139,13 @@ impl Targets {
     /// Another process has closed a model: it is closed here for the same time. An upstream that
     /// this process does not have is passed over.
     pub fn follow_cooldown(&self, cooldown: &Cooldown) {
-        if cooldown::follow(&self.backends, cooldown) {
+        let state = self.lock();
+        let is_closed = cooldown::follow(&self.backends, cooldown);
+        if is_closed {
             self.note_trouble();
+        }
+        drop(state);
+        if is_closed {
             self.closed.notify_one();
         }
     }

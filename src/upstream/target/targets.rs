@@ -33,7 +33,7 @@ pub struct Targets {
     pub(in crate::upstream) rates: RateLimits,
     pub(super) pace: Pace,
     /// Some breaker may be closed or have a narrow window, or an upstream is disabled. While this
-    /// is false, nobody need look.
+    /// is false, nobody need look. Changed under the lock.
     is_troubled: AtomicBool,
     /// A breaker has closed.
     pub(in crate::upstream) closed: Notify,
@@ -160,6 +160,8 @@ impl Targets {
             .resize(state.by_route.len().max(limits.routes().len()), 0);
         self.windows.configure(windows, &mut state.meters);
         (state.limits, state.retry) = (limits, retry);
+        // What is configured again may be closed still.
+        self.note_trouble();
     }
 
     /// Another configuration has taken the place of the one before: all that waits looks again.
@@ -252,22 +254,22 @@ impl Targets {
         self.is_troubled.load(Ordering::Relaxed)
     }
 
-    /// Something at an upstream or at a model has failed.
+    /// Something at an upstream or at a model has failed. Noted under the lock.
     pub(super) fn note_trouble(&self) {
         self.is_troubled.store(true, Ordering::Relaxed);
     }
 
     /// Looks at every breaker, and clears [`is_troubled`](Self::is_troubled) where all are well.
     pub(super) fn look_for_trouble(&self) {
+        // Under the lock: what fails from now on is noted after this.
+        let state = self.lock();
         let backends = self.backends.all(None);
-        let are_well = backends.iter().all(|backend| backend.breaker().is_well())
-            && self.read(|upstreams| {
-                let is_well = |one: &Upstream| {
-                    one.is_gone
-                        || (one.breakers().all(Breaker::is_well) && !one.switched().is_disabled())
-                };
-                upstreams.iter().all(is_well)
-            });
+        let is_well = |one: &Upstream| {
+            let are_well = || one.breakers().all(Breaker::is_well);
+            one.is_gone || (are_well() && !one.switched().is_disabled())
+        };
+        let are_well = state.upstreams.iter().all(is_well)
+            && backends.iter().all(|backend| backend.breaker().is_well());
         if are_well {
             self.is_troubled.store(false, Ordering::Relaxed);
         }

@@ -1,5 +1,7 @@
 //! Rate limits on calls, with the books of the store in memory.
 
+use futures::FutureExt as _;
+
 use super::*;
 
 /// Between two turns, by the clock of the books.
@@ -106,6 +108,41 @@ fn used(pool: &Pool, books: &mut Books) -> Vec<u64> {
     let status = limits(pool).status();
     let used = |limit: &RateStatus| (limit.saturation * limit.limit as f64).round() as u64;
     status.iter().map(used).collect()
+}
+
+#[tokio::test]
+async fn a_limit_that_is_spent_keeps_no_other_from_asking_for_a_turn() {
+    let limited = |name: &str, limit: u64| {
+        let mut one = upstream(name, "http://127.0.0.1:1/v1");
+        one.rate_limits = vec![RateLimit {
+            kind: RateKind::Requests,
+            limit,
+            period: Duration::from_mins(1),
+        }];
+        one
+    };
+    let pool = pool(&settings(
+        vec![limited("small", 1), limited("large", 1_000)],
+        vec![
+            model("m", vec![route("small", None)]),
+            model("n", vec![route("large", None)]),
+        ],
+    ));
+    let (mut books, limits) = (books(), limits(&pool));
+    exchange(&pool, &mut books);
+    let _all = granted(&pool, &mut books, size(1));
+    let refused = |model: &str| {
+        let routes = pool.resolve(model).expect("is served");
+        let request = Some(size(1).into());
+        let acquired = pool.try_acquire(&routes, &History::default(), 0, request);
+        matches!(acquired, Acquired::Limited { .. })
+    };
+    assert!(refused("m"), "it is spent");
+    let after = limits.exchange_in().expect("there is something to tell");
+    while limits.asked().now_or_never().is_some() {}
+    assert!(refused("n"), "nothing is granted yet");
+    assert!(limits.asked().now_or_never().is_some(), "it asks aloud");
+    assert!(limits.exchange_in() < Some(after), "its turn is sooner");
 }
 
 const BOTH: [(RateKind, u64); 2] = [(RateKind::Requests, 60), (RateKind::Tokens, 60_000)];

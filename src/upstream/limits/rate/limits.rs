@@ -1,7 +1,6 @@
 //! All rate limits of a process: which of them a call counts against, and what it was charged.
 
 use std::collections::{HashMap, HashSet};
-use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
@@ -51,7 +50,6 @@ pub(in crate::upstream) struct Spec {
 pub struct RateLimits {
     state: Mutex<State>,
     /// An exchange may bring what a line waits for.
-    is_asked: AtomicBool,
     asked: Notify,
 }
 
@@ -86,6 +84,8 @@ struct Limit {
     meter: Meter,
     /// Whether the store has a grant of this process.
     had_grant: bool,
+    /// More is asked for, and whoever takes turns knows so or was woken.
+    is_asked: bool,
     /// It is not configured any more: what is left of its grant is given back.
     is_gone: bool,
 }
@@ -322,7 +322,6 @@ impl RateLimits {
         state.configure_tenants();
         drop(guard);
         // Whoever takes turns finds out what there is to tell, and to ask.
-        self.is_asked.store(true, Ordering::Relaxed);
         self.asked.notify_one();
         places
     }
@@ -445,36 +444,32 @@ impl RateLimits {
     /// to exchange.
     #[must_use]
     pub fn exchange_in(&self) -> Option<Duration> {
-        let (state, now) = (self.lock(), Instant::now());
+        let (mut state, now) = (self.lock(), Instant::now());
         if !state.limits.iter().any(|(_, limit)| limit.is_told()) {
-            self.is_asked.store(false, Ordering::Relaxed);
             return None;
         }
         let Some(last) = state.exchanged else {
             return Some(Duration::ZERO);
         };
         let now_ms = state.ms(now).unwrap_or(0);
-        let due = |limit: &Limit| {
+        let due = |limit: &mut Limit| {
             let meter = &limit.meter;
             let tells = meter.needs_exchange().then_some(TELL_EVERY);
-            let asks = meter.runs_short(now_ms).then(|| {
+            let asks = meter.runs_short().then(|| {
                 let opens = meter.ungranted_opens_ms(now_ms);
                 let opens = opens.map_or(ASK_AGAIN, |at| millis(at - now_ms));
                 (now.duration_since(last) + opens).clamp(millis(meter.pause_ms()), ASK_AGAIN)
             });
+            // What runs short is reckoned with until its turn.
+            limit.is_asked = asks.is_some();
             let has_more = meter.has_untold();
             match (asks, tells) {
                 (Some(asks), Some(tells)) if has_more => Some(asks.min(tells)),
                 (asks, tells) => asks.or(tells),
             }
         };
-        let limits = state.limits.iter().map(|(_, limit)| limit);
-        let after = limits.filter_map(due).min();
-        if after.is_none() {
-            // Under the lock, so that whoever is refused from now on asks aloud.
-            self.is_asked.store(false, Ordering::Relaxed);
-        }
-        let after = after?;
+        let limits = state.limits.iter_mut().map(|(_, limit)| limit);
+        let after = limits.filter_map(due).min()?;
         Some((last + after).saturating_duration_since(now))
     }
 
@@ -507,7 +502,6 @@ impl RateLimits {
         books: &[RateBook],
         is_last: bool,
     ) -> Vec<RateTurn> {
-        self.is_asked.store(false, Ordering::Relaxed);
         let mut state = self.lock();
         let now = Instant::now();
         state.clock = Some((now, now_ms));
@@ -522,11 +516,13 @@ impl RateLimits {
                 spec,
                 meter,
                 had_grant,
+                is_asked,
                 is_gone,
             } = limit;
             let is_last = is_last || *is_gone;
             let resource = spec.resource();
             let stored = books.get(resource.as_str())?;
+            *is_asked = false;
             let told = meter.tell(now_ms, is_last).clone();
             let ask = if is_last {
                 Ask::default()
@@ -600,12 +596,6 @@ impl RateLimits {
     fn lock(&self) -> MutexGuard<'_, State> {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
-
-    fn ask(&self) {
-        if !self.is_asked.swap(true, Ordering::Relaxed) {
-            self.asked.notify_one();
-        }
-    }
 }
 
 /// What a provider says is left of one of its limits.
@@ -623,6 +613,7 @@ impl Limit {
             meter: Meter::new(spec.terms()),
             spec,
             had_grant: false,
+            is_asked: false,
             is_gone: false,
         }
     }
@@ -631,6 +622,13 @@ impl Limit {
     fn take(&mut self, spec: Spec) {
         self.meter.set_terms(spec.terms());
         (self.spec, self.is_gone) = (spec, false);
+    }
+
+    /// Whether more is to be asked for aloud. Once, until that is reckoned with.
+    fn asks(&mut self) -> bool {
+        let asks = !self.is_asked && self.meter.runs_short();
+        self.is_asked |= asks;
+        asks
     }
 
     /// Whether nobody has anything of it that is to be told.
@@ -735,7 +733,7 @@ impl State {
         let opens_ms = match meter.verdict_of_any(now_ms) {
             Verdict::Fits | Verdict::Never => return None,
             Verdict::Later(at) => at,
-            Verdict::Ungranted(at) => at?,
+            Verdict::Ungranted => meter.ungranted_opens_ms(now_ms)?,
         };
         (opens_ms > now_ms).then(|| millis(opens_ms - now_ms))
     }
@@ -745,6 +743,17 @@ impl Gate<'_> {
     /// The moment that the gate speaks of.
     pub(in crate::upstream) fn now(&self) -> Instant {
         self.now
+    }
+
+    /// Whether these limits and those of its tenant let the line be sent now, if it needs so many
+    /// tokens.
+    pub(in crate::upstream) fn fits(&self, limits: &[usize], tokens: Tokens) -> bool {
+        let fits = |index: &usize| {
+            let Limit { spec, meter, .. } = &self.state.limits[*index];
+            let amount = spec.amount(tokens);
+            meter.verdict(self.now_ms, self.queue, amount) == Verdict::Fits
+        };
+        self.tenant.iter().all(fits) && limits.iter().all(fits)
     }
 
     /// How the line stands with these limits and those of its tenant, if it needs so many tokens.
@@ -778,7 +787,7 @@ impl Gate<'_> {
                     };
                 }
                 // The exchange says when.
-                Verdict::Ungranted(_) => standing = Standing::Limited(None),
+                Verdict::Ungranted => standing = Standing::Limited(None),
             }
         }
         standing
@@ -787,17 +796,16 @@ impl Gate<'_> {
     /// The line is sent: charges it.
     pub(in crate::upstream) fn take(mut self, limits: &[usize], tokens: Tokens) -> Charges {
         let mut charges = Vec::with_capacity(self.tenant.len() + limits.len());
-        // Whether a limit runs short takes a sum over all parts of its window: nobody asks twice.
-        let is_asked = self.limits.is_asked.load(Ordering::Relaxed);
-        let mut runs_short = false;
+        let mut asks = false;
         for index in self.tenant.iter().chain(limits) {
-            let Limit { spec, meter, .. } = &mut self.state.limits[*index];
-            let amount = spec.amount(tokens);
-            charges.push((*index, meter.take(self.now_ms, self.queue, amount)));
-            runs_short |= !is_asked && meter.runs_short(self.now_ms);
+            let limit = &mut self.state.limits[*index];
+            let amount = limit.spec.amount(tokens);
+            let charge = limit.meter.take(self.now_ms, self.queue, amount);
+            charges.push((*index, charge));
+            asks |= limit.asks();
         }
-        if runs_short {
-            self.limits.ask();
+        if asks {
+            self.limits.asked.notify_one();
         }
         let size = self.size;
         Charges { charges, size }
@@ -812,11 +820,14 @@ impl Gate<'_> {
     pub(in crate::upstream) fn refuse(&mut self, limits: &[usize], tokens: Tokens) {
         self.state.is_refused = true;
         for index in limits {
-            let Limit { spec, meter, .. } = &mut self.state.limits[*index];
-            let amount = spec.amount(tokens);
-            let fits = meter.verdict(self.now_ms, self.queue, amount) == Verdict::Fits;
-            if !fits && meter.refuse(self.now_ms, self.queue, amount) {
-                self.limits.ask();
+            let limit = &mut self.state.limits[*index];
+            let amount = limit.spec.amount(tokens);
+            let fits = limit.meter.verdict(self.now_ms, self.queue, amount) == Verdict::Fits;
+            if !fits {
+                limit.meter.refuse(self.now_ms, self.queue, amount);
+            }
+            if limit.asks() {
+                self.limits.asked.notify_one();
             }
         }
     }

@@ -74,9 +74,8 @@ pub enum Verdict {
     Never,
     /// The pace, or what the provider says, lets it be sent at this time.
     Later(i64),
-    /// Too little is granted, or the oldest line that does not fit goes first. When more may be
-    /// granted, if that is known.
-    Ungranted(Option<i64>),
+    /// Too little is granted, or the oldest line that does not fit goes first.
+    Ungranted,
 }
 
 /// What a call turned out to need.
@@ -134,6 +133,9 @@ impl Meter {
     /// Whether a line of this queue can be sent now. Changes nothing.
     #[must_use]
     pub fn verdict(&self, now_ms: i64, queue: usize, amount: u64) -> Verdict {
+        if amount == 0 {
+            return Verdict::Fits;
+        }
         if amount > self.terms.limit {
             return Verdict::Never;
         }
@@ -142,40 +144,36 @@ impl Meter {
             .claim_at(now_ms)
             .is_some_and(|claim| claim.queue != queue)
         {
-            return Verdict::Ungranted(None);
+            return Verdict::Ungranted;
         }
         if amount > self.left || now_ms >= self.valid_until_ms {
-            return Verdict::Ungranted(self.grant_opens_ms(now_ms, amount));
+            return Verdict::Ungranted;
+        }
+        let heard = self.heard;
+        let heard = heard.map(|heard| heard.opens_ms(self.terms, now_ms, amount));
+        if heard.is_none_or(|opens| opens <= now_ms)
+            && self.pace.is_open(self.terms, now_ms, amount)
+        {
+            return Verdict::Fits;
         }
         let opens = self.pace.opens_ms(self.terms, amount);
-        let opens = opens.max(
-            self.heard
-                .map_or(i64::MIN, |heard| heard.opens_ms(self.terms, now_ms, amount)),
-        );
-        if opens > now_ms {
-            Verdict::Later(opens)
-        } else {
-            Verdict::Fits
-        }
+        Verdict::Later(heard.map_or(opens, |heard| heard.max(opens)))
     }
 
-    /// A line of this queue could be sent nowhere, for one because of this limit. True where an
-    /// exchange may help.
-    pub fn refuse(&mut self, now_ms: i64, queue: usize, amount: u64) -> bool {
+    /// A line of this queue could be sent nowhere, for one because of this limit.
+    pub fn refuse(&mut self, now_ms: i64, queue: usize, amount: u64) {
         if amount > self.terms.limit || self.claim_at(now_ms).is_some_and(|one| one.queue != queue)
         {
-            return false;
+            return;
         }
         self.claim = Some(Claim {
             queue,
             amount,
             asked_ms: now_ms,
         });
-        let lacks = amount > self.left || now_ms >= self.valid_until_ms;
-        if lacks {
+        if amount > self.left || now_ms >= self.valid_until_ms {
             self.refused = self.refused.saturating_add(amount);
         }
-        lacks
     }
 
     /// Charges a call that is sent now.
@@ -240,11 +238,10 @@ impl Meter {
         self.terms.pause_ms()
     }
 
-    /// Whether more should be asked for soon.
+    /// Whether more should be asked for, as soon as more may be granted.
     #[must_use]
-    pub fn runs_short(&self, now_ms: i64) -> bool {
-        let spent: u64 = self.untold.spent.values().sum();
-        self.refused > 0 || (spent > self.left && self.grant_opens_ms(now_ms, 1) <= Some(now_ms))
+    pub fn runs_short(&self) -> bool {
+        self.refused > 0 || self.untold.spent.values().sum::<u64>() > self.left
     }
 
     /// Whether calls were sent, or have ended, that were not told of.
@@ -261,7 +258,7 @@ impl Meter {
         self.verdict(now_ms, queue, amount)
     }
 
-    /// When an exchange may bring what was refused, or anything.
+    /// When an exchange may bring what was refused, or anything. `None`: nobody knows.
     #[must_use]
     pub fn ungranted_opens_ms(&self, now_ms: i64) -> Option<i64> {
         let claim = self.claim_at(now_ms).map_or(1, |claim| claim.amount);

@@ -84,8 +84,17 @@ impl Pace {
     /// When so much may be spent at once. A large amount may be spent when all before it is
     /// brought.
     pub(super) fn opens_ms(self, terms: Terms, amount: u64) -> i64 {
+        self.opens(terms, amount).ceil() as i64
+    }
+
+    /// Whether so much may be spent at once now.
+    pub(super) fn is_open(self, terms: Terms, now_ms: i64, amount: u64) -> bool {
+        self.opens(terms, amount) <= now_ms as f64
+    }
+
+    fn opens(self, terms: Terms, amount: u64) -> f64 {
         let takes = amount as f64 / terms.per_ms();
-        (self.until_ms + (takes - terms.burst_ms()).min(0.0)).ceil() as i64
+        self.until_ms + (takes - terms.burst_ms()).min(0.0)
     }
 
     /// What may be granted now for use within `ahead_ms`.

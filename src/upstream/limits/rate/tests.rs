@@ -104,7 +104,6 @@ impl Fleet {
         for (_, charge, used) in ended {
             process.meter.settle(now, charge, Used::Amount(used));
         }
-        let mut asks = false;
         while let Some(&(amount, used, takes)) = process.lines.front() {
             match process.meter.verdict(now, 0, amount) {
                 Verdict::Fits => {
@@ -117,8 +116,8 @@ impl Fleet {
                         used,
                     });
                 }
-                Verdict::Later(_) | Verdict::Ungranted(_) => {
-                    asks = process.meter.refuse(now, 0, amount);
+                Verdict::Later(_) | Verdict::Ungranted => {
+                    process.meter.refuse(now, 0, amount);
                     break;
                 }
                 Verdict::Never => {
@@ -130,8 +129,7 @@ impl Fleet {
         let is_due = process.meter.needs_exchange() && since >= 1_000;
         let opens = process.meter.grant_opens_ms(now, 1);
         let may_bring = opens.is_some_and(|at| at <= now);
-        let is_asked =
-            (asks || process.meter.runs_short(now)) && may_bring && since >= self.terms.pause_ms();
+        let is_asked = process.meter.runs_short() && may_bring && since >= self.terms.pause_ms();
         if is_due || is_asked {
             self.exchange(index, false);
         }
@@ -423,7 +421,7 @@ fn what_is_refused_during_a_turn_is_asked_for_in_the_next() {
     assert!(meter.ask(START_MS).wants >= 5);
     meter.refuse(START_MS, 0, 7);
     meter.told(Book::default(), 0, 0, START_MS + VALID_MS, false);
-    assert!(meter.needs_exchange() && meter.runs_short(START_MS));
+    assert!(meter.needs_exchange() && meter.runs_short());
     meter.tell(START_MS, false);
     assert!(meter.ask(START_MS).wants >= 7);
 }
@@ -433,6 +431,14 @@ fn what_is_larger_than_the_limit_never_fits() {
     let meter = Meter::new(minute(100));
     assert_eq!(meter.verdict(START_MS, 0, 101), Verdict::Never);
     assert_ne!(meter.verdict(START_MS, 0, 100), Verdict::Never);
+}
+
+#[test]
+fn what_needs_nothing_of_a_limit_fits_though_nothing_is_granted() {
+    let mut meter = Meter::new(minute(100));
+    assert_eq!(meter.verdict(START_MS, 0, 0), Verdict::Fits);
+    meter.refuse(START_MS, 1, 5);
+    assert_eq!(meter.verdict(START_MS, 0, 0), Verdict::Fits);
 }
 
 #[test]
@@ -483,7 +489,8 @@ fn what_was_sent_after_a_turn_that_came_to_nothing_is_not_given_back() {
     // Nothing of this turn is stored, and so the process tells the same again in the next.
     meter.tell(START_MS, false);
     meter.take(START_MS, 0, 10);
-    assert!(meter.refuse(START_MS, 0, 300), "more than it has");
+    meter.refuse(START_MS, 0, 300);
+    assert!(meter.runs_short(), "it needs more than it has");
     let told = meter.tell(START_MS, false).clone();
     let turn = Turn {
         token: "a",
