@@ -94,5 +94,5 @@ fn beside_input(price: &Price) -> String {
 
 /// What a call cost, such as `0.000034 usd`.
 pub(super) fn cost(config: &Config, price: &Price, usage: &Usage) -> String {
-    format!("{} {}", price.cost(usage, 0), currency(config))
+    format!("{} {}", price.cost(usage), currency(config))
 }

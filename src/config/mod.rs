@@ -250,6 +250,7 @@ impl Config {
             tasks: self.tasks.clone(),
             tenants: self.tenants.iter().map(|one| one.rates.clone()).collect(),
             retry: self.retry,
+            currency: self.pricing.currency.clone(),
             max_in_flight_bytes: self.limits.max_in_flight_bytes,
         }
     }

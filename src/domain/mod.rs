@@ -19,5 +19,6 @@ pub mod price;
 pub mod scope;
 pub mod share;
 pub mod tenant;
+pub mod totals;
 pub mod unit;
 pub mod usage;

@@ -14,6 +14,8 @@ pub struct Usage {
     pub input_tokens: i64,
     /// Those of the input that came from a cache.
     pub cached_tokens: i64,
+    /// Those of the input that were written to a cache.
+    pub cache_written_tokens: i64,
     pub output_tokens: i64,
     /// Those of the output that were spent on reasoning.
     pub reasoning_tokens: i64,
@@ -25,6 +27,7 @@ impl AddAssign for Usage {
         for (sum, part) in [
             (&mut self.input_tokens, other.input_tokens),
             (&mut self.cached_tokens, other.cached_tokens),
+            (&mut self.cache_written_tokens, other.cache_written_tokens),
             (&mut self.output_tokens, other.output_tokens),
             (&mut self.reasoning_tokens, other.reasoning_tokens),
             (&mut self.total_tokens, other.total_tokens),
@@ -64,11 +67,12 @@ pub(crate) fn parse(usage: &str) -> Option<Usage> {
         "output_tokens" | "completion_tokens" => tokens.output_tokens = count(value),
         "total_tokens" => total = (value != "null").then(|| count(value)),
         "input_tokens_details" | "prompt_tokens_details" => {
-            tokens.cached_tokens = detail(value, "cached_tokens");
+            let names = ["cached_tokens", "cache_write_tokens"];
+            [tokens.cached_tokens, tokens.cache_written_tokens] = details(value, names);
         }
         "output_tokens_details" | "completion_tokens_details" => {
-            let of = |name| detail(value, name);
-            tokens.reasoning_tokens = of("reasoning_tokens").max(of("thinking_tokens"));
+            let [reasoning, thinking] = details(value, ["reasoning_tokens", "thinking_tokens"]);
+            tokens.reasoning_tokens = reasoning.max(thinking);
         }
         "cache_read_input_tokens" => read = count(value),
         "cache_creation_input_tokens" => written = count(value),
@@ -79,17 +83,18 @@ pub(crate) fn parse(usage: &str) -> Option<Usage> {
         tokens.cached_tokens += read;
         tokens.input_tokens += read + written;
     }
+    tokens.cache_written_tokens = tokens.cache_written_tokens.max(written);
     tokens.total_tokens = total.unwrap_or(tokens.input_tokens + tokens.output_tokens);
     Some(tokens)
 }
 
-/// A number within the object of details, such as `cached_tokens`; 0 if it is not there.
-fn detail(details: &str, name: &str) -> i64 {
-    let mut found = 0;
+/// Numbers within the object of details, such as `cached_tokens`; 0 for one that is not there.
+fn details<const N: usize>(details: &str, names: [&str; N]) -> [i64; N] {
+    let mut found = [0; N];
     // Details that are no object hold nothing.
     let _ = json::members(details, |key, value| {
-        if key == name {
-            found = count(value);
+        if let Some(at) = names.iter().position(|name| *name == key) {
+            found[at] = count(value);
         }
     });
     found
@@ -124,6 +129,7 @@ mod tests {
             output_tokens,
             reasoning_tokens,
             total_tokens,
+            cache_written_tokens: 0,
         }
     }
 
@@ -184,7 +190,24 @@ mod tests {
             ),
         ] {
             let expected = (expected[0] >= 0).then(|| usage(expected));
-            assert_eq!(read(body.as_bytes()), expected, "{body}");
+            let found = read(body.as_bytes()).map(|found| Usage {
+                cache_written_tokens: 0,
+                ..found
+            });
+            assert_eq!(found, expected, "{body}");
+        }
+    }
+
+    #[test]
+    fn what_was_written_to_a_cache_is_read_in_any_names() {
+        for body in [
+            r#"{"usage":{"input_tokens":5,"cache_creation_input_tokens":2}}"#,
+            r#"{"usage":{"prompt_tokens":7,"prompt_tokens_details":{"cache_write_tokens":2}}}"#,
+            r#"{"usage":{"prompt_tokens":7,"cache_creation_input_tokens":2,"total_tokens":7}}"#,
+        ] {
+            let usage = read(body.as_bytes()).expect("usage");
+            let found = (usage.input_tokens, usage.cache_written_tokens);
+            assert_eq!(found, (7, 2), "{body}");
         }
     }
 

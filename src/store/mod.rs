@@ -11,6 +11,7 @@ mod files;
 mod fleet;
 mod tenants;
 mod text;
+mod usage;
 mod work;
 
 pub use audit::{AuditFinding, AuditSettings, Audited};
@@ -29,4 +30,5 @@ pub use fleet::{
 };
 pub use tenants::{ApiKey, Claim, Claimed, KnownKey, Remembered, TenantHolds};
 pub use text::storable;
+pub use usage::{UsageKey, Used};
 pub use work::{Backlog, CountsDelta, Deaths, FlushReply, LeasedUnit, UnitFlush};

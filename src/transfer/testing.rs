@@ -210,6 +210,7 @@ impl TestStore {
                 output_bytes: bytes_of(&lines, Kind::Output),
                 error_bytes: bytes_of(&lines, Kind::Error),
                 counts: CountsDelta::default(),
+                usage: Vec::new(),
             };
             let reply = self.store.flush("me", 0, &[&flush]).await.unwrap();
             assert_eq!(reply.accepted.len(), 1);

@@ -39,6 +39,7 @@ mod transport;
 mod unsupported;
 
 pub use attempt::ages::OldCalls;
+pub use attempt::bill::{Bill, BillItem};
 pub use attempt::call::{Answer, Call};
 pub use attempt::history::{History, Next};
 pub use attempt::result::CallResult;

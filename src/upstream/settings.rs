@@ -25,6 +25,8 @@ pub struct Settings {
     /// What tenants may send in a time.
     pub tenants: Vec<TenantRates>,
     pub retry: RetrySettings,
+    /// What all prices are in. `None`: what those are in that this version knows.
+    pub currency: Option<String>,
     /// Bytes of requests and answers that the process may hold.
     pub max_in_flight_bytes: usize,
 }

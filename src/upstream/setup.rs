@@ -9,7 +9,7 @@ use super::limits::auto::reader::Reader;
 use super::limits::concurrency::Limits;
 use super::limits::rate::Spec;
 use super::numbers::{Names, Numbers};
-use super::route::{Lane, Routing};
+use super::route::{Lane, Prices, Routing};
 use super::settings::{BuildError, Settings, UpstreamSettings};
 use super::target::Targets;
 use super::target::backend::Backends;
@@ -36,7 +36,7 @@ pub(super) struct Server {
     pub(super) client: Arc<Client>,
     /// Asks the upstream's engine for its metrics.
     pub(super) reader: Option<Arc<Reader>>,
-    settings: UpstreamSettings,
+    settings: Arc<UpstreamSettings>,
     /// As they stood in their file when the client was made.
     certificates: Option<Arc<[u8]>>,
 }
@@ -53,7 +53,13 @@ impl Current {
         let nobody = (BTreeMap::new(), BTreeMap::new());
         let setup = Setup {
             upstreams: Vec::new(),
-            routing: Routing::new((Vec::new(), true), nobody, in_use, backends),
+            routing: Routing::new(
+                (Vec::new(), true),
+                nobody,
+                in_use,
+                backends,
+                Prices::default(),
+            ),
         };
         Self {
             setup: RwLock::new(Arc::new(setup)),
@@ -102,7 +108,7 @@ impl Setup {
                     number: number.at,
                     client: Arc::clone(client),
                     reader: reader.clone(),
-                    settings: settings.clone(),
+                    settings: Arc::new(settings.clone()),
                     certificates: certificates.clone(),
                 },
             );
@@ -114,14 +120,14 @@ impl Setup {
         let mut reported = self.routing.reported();
         reported.retain(|number, _| by_number.get(number).is_some_and(|one| self.has(one)));
 
-        let named = upstreams.iter().map(|one| (one.number, &one.settings));
+        let named = upstreams.iter().map(|one| (one.number, &*one.settings));
         targets.backends.configure(named);
         let rates = numbered.rates.iter().copied().zip(specs).collect();
         let places = targets.rates.configure(rates, &settings.tenants);
         for lane in &mut lanes {
             lane.place_rate_limits(&places);
         }
-        let limited = upstreams.iter().map(|one| (one.number, &one.settings));
+        let limited = upstreams.iter().map(|one| (one.number, &*one.settings));
         let limited: Vec<(usize, &UpstreamSettings)> = limited.collect();
         let limits = Limits::new(&limited, &lanes, &windows, Some(&targets.limits()));
         let called = numbered.upstreams.iter().zip(called);
@@ -129,11 +135,19 @@ impl Setup {
         let called = called.map(|((number, (client, ..)), one)| (*number, client, one));
         let bounds = (Arc::new(limits), windows);
         targets.configure(called, &lanes, bounds, settings.retry);
+        let priced = upstreams
+            .iter()
+            .map(|one| (one.number, Arc::clone(&one.settings)));
+        let prices = Prices {
+            currency: settings.currency.clone(),
+            upstreams: priced.collect(),
+        };
         let routing = Routing::new(
             (lanes, !settings.models.is_empty()),
             (by_number, reported),
             numbered.in_use,
             Arc::clone(&targets.backends),
+            prices,
         );
         Ok(Self { upstreams, routing })
     }

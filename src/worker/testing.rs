@@ -23,6 +23,7 @@ pub fn batch() -> BatchContext {
     BatchContext {
         id: "batch".into(),
         tenant: "tenant".into(),
+        key_id: Arc::default(),
         endpoint: &ENDPOINTS[0],
         task: None,
         priority: 0,

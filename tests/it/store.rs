@@ -204,6 +204,7 @@ fn flush(unit: &LeasedUnit, lines: &[u32], finished: bool) -> UnitFlush {
             },
             ..CountsDelta::default()
         },
+        usage: Vec::new(),
     }
 }
 

@@ -138,6 +138,8 @@ impl CountsSum {
             output_tokens: self.output_tokens,
             reasoning_tokens: self.reasoning_tokens,
             total_tokens: self.total_tokens,
+            // A batch's object does not say it.
+            cache_written_tokens: 0,
         }
     }
 }

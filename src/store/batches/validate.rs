@@ -32,6 +32,8 @@ const UNITS_AT_ONCE: i64 = 5_000;
 pub struct Unvalidated {
     pub batch_id: String,
     pub tenant: String,
+    /// The key that it was created with; `None` where none was needed.
+    pub key_id: Option<String>,
     pub endpoint: String,
     pub input_file_id: String,
     /// What is to be done with all its lines.
@@ -106,6 +108,7 @@ impl Unvalidated {
             model: self.model_name(0).to_owned(),
             waiting: 0,
             tenant: self.tenant.clone(),
+            key_id: self.key_id.clone(),
             endpoint: self.endpoint.clone(),
             input_file_id: self.input_file_id.clone(),
             task: self.task.clone(),
@@ -168,6 +171,7 @@ impl Unvalidated {
 struct WaitingRow {
     id: String,
     tenant: String,
+    key_id: Option<String>,
     endpoint: String,
     input_file_id: String,
     task: Option<String>,
@@ -202,13 +206,13 @@ impl Store {
                 "-- unvalidated
                  SELECT l.*, CASE WHEN l.of_file = 1 THEN
                     (SELECT m.models FROM files m WHERE m.id = l.file_id) END AS models
-                 FROM (SELECT w.id, w.tenant, w.endpoint, w.input_file_id, w.task, w.priority,
-                    w.created_at, w.expires_at, w.turn, f.id AS file_id, f.purpose, f.requests,
+                 FROM (SELECT w.id, w.tenant, w.key_id, w.endpoint, w.input_file_id, w.task,
+                    w.priority, w.created_at, w.expires_at, w.turn, f.id AS file_id, f.purpose, f.requests,
                     f.bytes, f.findings, f.is_one_chunk, ROW_NUMBER() OVER
                         (PARTITION BY f.id ORDER BY w.turn, w.created_at, w.id) AS of_file
                  FROM (SELECT * FROM
-                    (SELECT id, tenant, endpoint, input_file_id, task, priority, created_at,
-                        expires_at,
+                    (SELECT id, tenant, key_id, endpoint, input_file_id, task, priority,
+                        created_at, expires_at,
                         ROW_NUMBER() OVER (PARTITION BY tenant ORDER BY created_at, id) AS turn
                      FROM batches
                      WHERE status IN ('validating', 'in_progress', 'finalizing', 'cancelling')
@@ -285,6 +289,7 @@ impl WaitingRow {
         Ok(Unvalidated {
             batch_id: self.id,
             tenant: self.tenant,
+            key_id: self.key_id,
             endpoint: self.endpoint,
             input_file_id: self.input_file_id,
             task: self.task,

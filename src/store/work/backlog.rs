@@ -42,6 +42,8 @@ pub struct Backlog {
     pub model: String,
     pub waiting: i64,
     pub tenant: String,
+    /// The key that the batch was created with; `None` where none was needed.
+    pub key_id: Option<String>,
     pub endpoint: String,
     pub input_file_id: String,
     /// What is to be done with all lines of the batch.
@@ -69,6 +71,7 @@ struct Row {
     model: String,
     waiting: i64,
     tenant: String,
+    key_id: Option<String>,
     endpoint: String,
     input_file_id: String,
     task: Option<String>,
@@ -111,6 +114,7 @@ impl Store {
                     model: row.model,
                     waiting: row.waiting,
                     tenant: row.tenant,
+                    key_id: row.key_id,
                     endpoint: row.endpoint,
                     input_file_id: row.input_file_id,
                     task: row.task,
@@ -177,7 +181,7 @@ fn backlog_from(engine: Engine, end: End) -> Sql {
             SELECT (SELECT MIN(b.tenant) FROM batches b
                 WHERE {LIVE} AND b.tenant > tenants.tenant)
             FROM tenants WHERE tenants.tenant IS NOT NULL)
-         SELECT w.batch_id, w.model_no, w.model, w.waiting, b.tenant, b.endpoint,
+         SELECT w.batch_id, w.model_no, w.model, w.waiting, b.tenant, b.key_id, b.endpoint,
             b.input_file_id, b.task, b.priority, b.created_at, b.expires_at, b.total, b.status,
             b.ending
          FROM tenants {batches} {models}",

@@ -11,6 +11,7 @@ use crate::domain::usage::Usage;
 use crate::store::batches::{Changed, CountsSum, WholeBatch, remove_backlog, states_in};
 use crate::store::engine::{Rows, Tx, Value, bind_rows, in_tx, sql};
 use crate::store::files::{NewSegment, SegmentKey, has_segment, write_segments};
+use crate::store::usage::{Used, add_usage};
 use crate::store::{Result, Store};
 
 /// What a group of finished lines adds to its batch's counts.
@@ -61,6 +62,8 @@ pub struct UnitFlush {
     pub output_bytes: i64,
     pub error_bytes: i64,
     pub counts: CountsDelta,
+    /// What the calls of the finished lines add up to.
+    pub usage: Vec<Used>,
 }
 
 impl UnitFlush {
@@ -121,6 +124,9 @@ impl Store {
             units.iter().partition(|unit| fresh.contains(&unit.lease));
         insert_segments(&mut tx, &[&whole[..], &written[..]].concat()).await?;
         add_counts(&mut tx, slot, &written).await?;
+        let used = whole.iter().chain(&written);
+        let used = used.map(|unit| (&*unit.lease.key.batch_id, &*unit.usage));
+        add_usage(&mut tx, (self.now_ms(), slot), used).await?;
         let batches = units
             .iter()
             .map(|unit| unit.lease.key.batch_id.as_str())

@@ -5,6 +5,7 @@ use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use bytes::Bytes;
 
+use super::bill::Billed;
 use super::client::{Client, Post, Reply};
 use super::history::{History, Next};
 use super::result::CallResult;
@@ -145,6 +146,7 @@ pub(in crate::upstream) async fn make(
     }
     let body = copy.unwrap_or(body);
     permit.send();
+    history.bill().sent(&permit.target().tariff, path);
     let post = Post {
         key: permit.key(),
         path,
@@ -236,7 +238,17 @@ fn now(clock: &Clock) -> SystemTime {
     UNIX_EPOCH + Duration::from_millis(clock.now_ms().try_into().unwrap_or(0))
 }
 
-/// Books the end of a call: in metrics, in the call's span, and with its target.
+/// Whether a call that was sent is paid for: an answer is, and whatever reports its usage.
+fn billed(ended: &Ended, usage: Option<Usage>) -> Billed {
+    match ended.status {
+        Some(200..300) if ended.result != CallResult::Garbled => Billed::Used(usage),
+        Some(_) if usage.is_some() => Billed::Used(usage),
+        None if ended.result.may_be_billed() => Billed::Lost,
+        _ => Billed::Nothing,
+    }
+}
+
+/// Books the end of a call: on the line's bill, in metrics, in the call's span, and with its target.
 fn conclude(
     client: &Client,
     permit: Permit,
@@ -253,6 +265,10 @@ fn conclude(
         span.record("upstream.name", &*client.name);
         span.record("outcome", result.label());
         span.record("http.response.status_code", ended.status);
+    }
+    if permit.is_sent() {
+        let usage = answer.as_ref().and_then(|answer| answer.usage);
+        history.bill().ended(took, billed(&ended, usage));
     }
     let calls = history.calls() + 1;
     let target = Arc::clone(permit.backend());

@@ -9,6 +9,7 @@ use std::time::Duration;
 
 use tokio::time::Instant;
 
+use super::bill::Bill;
 use super::result::{CallResult, Cost};
 use crate::upstream::backoff::{backoff, doubled};
 use crate::upstream::balance::Avoid;
@@ -49,6 +50,8 @@ pub struct History {
     /// Where the line cannot be taken, whatever the state of the server: the provider has no such
     /// parameter, or the model no room for so long a line.
     cannot_take: Vec<Arc<Backend>>,
+    /// What its calls were billed.
+    bill: Bill,
 }
 
 /// A line's failures at one backend.
@@ -140,6 +143,17 @@ impl History {
     #[must_use]
     pub fn calls(&self) -> u32 {
         self.attempts + self.free
+    }
+
+    /// What the line's calls so far were billed.
+    pub(in crate::upstream) fn bill(&mut self) -> &mut Bill {
+        &mut self.bill
+    }
+
+    /// Takes the bill of a line that has ended.
+    #[must_use]
+    pub fn take_bill(&mut self) -> Bill {
+        std::mem::take(&mut self.bill)
     }
 
     /// Whether a call has succeeded that began since at one of the places where the line failed.

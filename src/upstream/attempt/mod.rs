@@ -1,6 +1,7 @@
 //! One attempt to have a line answered: the call, how it went, and what its line is to do next.
 
 pub(super) mod ages;
+pub(super) mod bill;
 pub(super) mod call;
 pub(super) mod client;
 pub(super) mod history;

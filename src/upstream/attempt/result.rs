@@ -192,6 +192,19 @@ impl CallResult {
         )
     }
 
+    /// For the bill: whether a call that was not answered so far as its end may have been computed
+    /// all the same, and be paid for.
+    pub(in crate::upstream) fn may_be_billed(self) -> bool {
+        matches!(
+            self,
+            CallResult::Broken
+                | CallResult::TimedOut
+                | CallResult::Stalled
+                | CallResult::TooLarge
+                | CallResult::Undecodable
+        )
+    }
+
     /// For retries: whether the line is the cause, and another target may take it all the same.
     pub(in crate::upstream) fn may_pass_elsewhere(self) -> bool {
         matches!(self, CallResult::Unsupported | CallResult::ContextTooLong)

@@ -6,6 +6,7 @@ use std::sync::Arc;
 
 use serde_json::Map;
 
+use crate::domain::price::Price;
 use crate::upstream::balance::Strategy;
 use crate::upstream::limits::auto::WindowSpec;
 use crate::upstream::limits::rate::Spec;
@@ -78,6 +79,8 @@ pub(in crate::upstream) struct Route {
     pub(in crate::upstream) window: Option<usize>,
     /// By each key of the upstream: the places of the rate limits that bound the calls.
     pub(in crate::upstream) rate_limits: Arc<[Arc<[usize]>]>,
+    /// Wins over the upstream's.
+    pub(in crate::upstream) price: Option<Price>,
 }
 
 /// How many calls at once a route takes.
@@ -334,6 +337,7 @@ impl Lane {
             is_auto: false,
             window: None,
             rate_limits: bounds(specs, None, upstreams, upstream),
+            price: None,
         };
         Self {
             id: LaneId(0),
@@ -406,6 +410,7 @@ impl Route {
             is_auto: route.is_auto,
             window: None,
             rate_limits,
+            price: route.price,
         }
     }
 }

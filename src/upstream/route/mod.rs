@@ -8,19 +8,21 @@ use std::collections::{BTreeMap, HashMap};
 use std::ops::Range;
 use std::sync::{Arc, PoisonError, RwLock};
 
+use super::attempt::bill::Tariff;
 use super::attempt::client::Client;
 use super::balance::Strategy;
 use super::limits::rate::{LineSize, Tokens};
 use super::models::{ModelInfo, listed_as};
 use super::numbers::InUse;
 use super::provider::edit::Edit;
-use super::settings::Spill;
+use super::settings::{Capabilities, Spill, UpstreamSettings};
 use super::target::backend::{Backend, Backends};
 use crate::metrics::{CallSeconds, FirstTokenSeconds, OTHER, metrics};
 
 pub(super) use self::lane::Lane;
 pub use self::lane::LaneId;
-use self::lane::Task;
+use self::lane::{Route, Task};
+use crate::domain::price::Price;
 
 /// Names resolved by a pattern that are remembered: what users write must not fill the memory.
 const CACHED_MAX: usize = 10_000;
@@ -64,6 +66,8 @@ pub(super) struct Target {
     pub(super) by_key: Box<[ByKey]>,
     pub(super) weight: u32,
     pub(super) edit: Option<Arc<Edit>>,
+    /// What its calls are billed by.
+    pub(super) tariff: Arc<Tariff>,
     /// The number of the route's own limit, where it has one.
     pub(super) limit: Option<usize>,
     /// The number of the window of the model at the upstream, where there is one.
@@ -117,6 +121,28 @@ pub(super) struct Routing {
     configured: Option<Vec<String>>,
     known: RwLock<Known>,
     backends: Arc<Backends>,
+    prices: Prices,
+}
+
+/// What is known of prices.
+#[derive(Debug, Default)]
+pub(super) struct Prices {
+    /// Of all prices that are configured. `None`: that of those that are known by themselves.
+    pub(super) currency: Option<String>,
+    /// By their numbers.
+    pub(super) upstreams: BTreeMap<usize, Arc<UpstreamSettings>>,
+}
+
+impl Prices {
+    /// What a model costs by a route. `model`: its name, where the route has no other for it.
+    fn of(&self, route: &Route, model: &str) -> Option<Price> {
+        let of_upstream = || {
+            let upstream = self.upstreams.get(&route.upstream)?;
+            let sent_as = route.rename.as_deref().unwrap_or(model);
+            Capabilities::of(upstream, sent_as, self.currency.as_deref()).price
+        };
+        route.price.or_else(of_upstream)
+    }
 }
 
 /// What is learned while running. One lock: a route made from an old list must not outlive it.
@@ -160,6 +186,7 @@ impl Routing {
         (clients, reported): (BTreeMap<usize, Arc<Client>>, Reported),
         in_use: Arc<InUse>,
         backends: Arc<Backends>,
+        prices: Prices,
     ) -> Self {
         let of_models = lanes.iter().filter(|lane| lane.task.is_none());
         let names = of_models.map(|lane| lane.name.clone());
@@ -183,6 +210,7 @@ impl Routing {
                 of_tasks: HashMap::new(),
             }),
             backends,
+            prices,
         };
         let lanes = &routing.lanes;
         let routed = || {
@@ -420,6 +448,11 @@ impl Routing {
             });
             targets.extend(routes.filter_map(|route| {
                 let client = self.clients.get(&route.upstream)?;
+                let tariff = Tariff {
+                    upstream: Arc::clone(&client.name),
+                    model: route.label.as_deref().unwrap_or(model).into(),
+                    price: self.prices.of(route, model),
+                };
                 let model = route.rename.clone().unwrap_or_else(|| model.into());
                 let label = route.label.as_deref().unwrap_or(label);
                 let by_key = route.rate_limits.iter().enumerate();
@@ -434,6 +467,7 @@ impl Routing {
                     by_key: by_key.collect(),
                     weight: route.weight,
                     edit: route.edit.clone(),
+                    tariff: Arc::new(tariff),
                     limit: route.limit.map(|limit| limit.number),
                     window: route.window,
                     seconds: metrics().call_seconds(&client.name, label),

@@ -106,6 +106,11 @@ impl Permit {
         self.charges.is_some()
     }
 
+    /// Whether the request may have left this process.
+    pub(in crate::upstream) fn is_sent(&self) -> bool {
+        self.is_sent
+    }
+
     /// The request is sent from now on.
     pub(in crate::upstream) fn send(&mut self) {
         self.is_sent = true;

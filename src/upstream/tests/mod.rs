@@ -264,6 +264,7 @@ pub(super) fn settings(upstreams: Vec<UpstreamSettings>, models: Vec<ModelSettin
             longest_wait: Duration::from_mins(10),
         },
         tasks: Vec::new(),
+        currency: None,
         max_in_flight_bytes: 1 << 26,
     }
 }

@@ -83,8 +83,9 @@ impl Executor {
     /// Takes a line to its outcome, or to its next attempt.
     pub(super) async fn execute(&self, job: &mut Job, timer: &mut Timer) -> Outcome {
         if let Some(cause) = job.too_large.take() {
+            let bill = job.pending.history.take_bill();
             let (line, code) = (&job.pending.line, ErrorCode::RequestTooLarge);
-            return Outcome::Finished(result::given_up(&job.unit, line, code, &cause));
+            return Outcome::Finished(result::given_up(&job.unit, line, code, &cause, bill));
         }
         let is_recorded = match job.unit.isolation() {
             None => true,
@@ -109,11 +110,12 @@ impl Executor {
     /// A line that makes the code panic ends alone, and takes no permit and no executor with it.
     /// If even that outcome cannot be written, the line's unit is revoked, and its lines run
     /// again.
-    pub(super) fn panicked(&self, job: &Job) -> Outcome {
+    pub(super) fn panicked(&self, job: &mut Job) -> Outcome {
+        let bill = job.pending.history.take_bill();
         let (unit, line) = (&job.unit, &job.pending.line);
         let key = &unit.lease.key;
         tracing::error!(unit.key = %key, unit.line = line.index, "the code panicked at a line");
-        let write = AssertUnwindSafe(|| result::mishandled(unit, line));
+        let write = AssertUnwindSafe(|| result::mishandled(unit, line, bill));
         if let Ok(finished) = std::panic::catch_unwind(write) {
             Outcome::Finished(finished)
         } else {
@@ -195,16 +197,19 @@ impl Executor {
             }
             (Next::End, Some(answer)) => {
                 self.missing_models.on_answer(unit, &answer);
-                Outcome::Finished(result::answered(unit, &pending.line, &custom_id, answer))
+                let bill = pending.history.take_bill();
+                let line = &pending.line;
+                Outcome::Finished(result::answered(unit, line, &custom_id, answer, bill))
             }
             (Next::End, None) => {
                 // What a server has said tells the line's user more than that nobody was asked.
                 let is_unsent = attempt.result == CallResult::Unsupported;
+                let bill = pending.history.take_bill();
                 let finished = if let Some(answer) = pending.refusal.take().filter(|_| is_unsent) {
-                    result::answered(unit, &pending.line, &custom_id, *answer)
+                    result::answered(unit, &pending.line, &custom_id, *answer, bill)
                 } else {
                     let code = attempt.result.error_code();
-                    result::given_up(unit, &pending.line, code, &attempt.cause)
+                    result::given_up(unit, &pending.line, code, &attempt.cause, bill)
                 };
                 Outcome::Finished(finished)
             }

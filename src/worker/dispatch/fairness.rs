@@ -195,6 +195,7 @@ impl<'a> Simulation<'a> {
             let context = BatchContext {
                 id: id.as_str().into(),
                 tenant: format!("tenant-{}", arrival.tenant).into(),
+                key_id: Arc::default(),
                 endpoint: &ENDPOINTS[0],
                 task: None,
                 priority: 0,

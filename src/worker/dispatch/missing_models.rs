@@ -11,7 +11,7 @@ use super::result;
 use super::shared::SharedLedger;
 use crate::domain::outcome::Form;
 use crate::domain::usage::Usage;
-use crate::upstream::{Answer, Pool};
+use crate::upstream::{Answer, Bill, Pool};
 use crate::worker::work::finished::{CompletionQueue, FinishedLine};
 use crate::worker::work::line::OpenLine;
 use crate::worker::work::unit::LoadedUnit;
@@ -144,7 +144,13 @@ impl MissingModels {
             is_model_missing: true,
             reservation: self.pool.budget().reserve(),
         };
-        result::answered(unit, line, &result::custom_id(unit, line), answer)
+        result::answered(
+            unit,
+            line,
+            &result::custom_id(unit, line),
+            answer,
+            Bill::default(),
+        )
     }
 
     /// Forgets all: another configuration may have the models.

@@ -9,7 +9,7 @@ use crate::domain::file::Kind;
 use crate::domain::id;
 use crate::domain::outcome::{self, ErrorCode, Failure, Outcome};
 use crate::store::CountsDelta;
-use crate::upstream::Answer;
+use crate::upstream::{Answer, Bill};
 use crate::worker::work::finished::FinishedLine;
 use crate::worker::work::line::{OpenLine, Pending};
 use crate::worker::work::unit::LoadedUnit;
@@ -20,6 +20,7 @@ pub(crate) fn answered(
     line: &OpenLine,
     custom_id: &str,
     answer: Answer,
+    bill: Bill,
 ) -> FinishedLine {
     let own_id;
     let request_id = if let Some(id) = &answer.request_id {
@@ -58,6 +59,7 @@ pub(crate) fn answered(
         unit: unit.clone(),
         line,
         counts,
+        bill,
         failure,
         reservation: Some(reservation),
     }
@@ -69,8 +71,12 @@ pub(crate) fn given_up(
     line: &OpenLine,
     code: ErrorCode,
     cause: &str,
+    bill: Bill,
 ) -> FinishedLine {
-    failed(unit, line, code, cause)
+    FinishedLine {
+        bill,
+        ..failed(unit, line, code, cause)
+    }
 }
 
 /// A line whose stored text is no request. It was a request when it was uploaded.
@@ -86,13 +92,10 @@ pub(crate) fn unreadable(unit: &Arc<LoadedUnit>, line: &OpenLine) -> FinishedLin
 
 /// A line at which the code failed, or at whose answer it failed. Another attempt would be paid for
 /// again, and fail again.
-pub(crate) fn mishandled(unit: &Arc<LoadedUnit>, line: &OpenLine) -> FinishedLine {
-    failed(
-        unit,
-        line,
-        ErrorCode::UpstreamUnavailable,
-        "The server failed at this request or at its answer. This is a fault of the server.",
-    )
+pub(crate) fn mishandled(unit: &Arc<LoadedUnit>, line: &OpenLine, bill: Bill) -> FinishedLine {
+    let cause =
+        "The server failed at this request or at its answer. This is a fault of the server.";
+    given_up(unit, line, ErrorCode::UpstreamUnavailable, cause, bill)
 }
 
 /// A line that is not sent again, because processes have died of it.
@@ -105,17 +108,22 @@ pub(crate) fn crashed(unit: &Arc<LoadedUnit>, line: &OpenLine) -> FinishedLine {
 /// line: then its unit is to be revoked, and the line ends when the unit is leased again.
 pub(crate) fn concluded(
     unit: &Arc<LoadedUnit>,
-    pending: Pending,
+    mut pending: Pending,
     end_reason: EndReason,
 ) -> Option<FinishedLine> {
+    let bill = pending.history.take_bill();
     let write = || match pending.refusal {
         Some(answer) if end_reason == EndReason::Expired => answered(
             unit,
             &pending.line,
             &custom_id(unit, &pending.line),
             *answer,
+            bill,
         ),
-        _ => ended(unit, &pending.line, end_reason),
+        _ => FinishedLine {
+            bill,
+            ..ended(unit, &pending.line, end_reason)
+        },
     };
     std::panic::catch_unwind(AssertUnwindSafe(write))
         .inspect_err(|_| {
@@ -164,6 +172,7 @@ fn failed(unit: &Arc<LoadedUnit>, line: &OpenLine, code: ErrorCode, message: &st
         unit: unit.clone(),
         line,
         counts,
+        bill: Bill::default(),
         failure: Some(Failure::Code(code)),
         reservation: None,
     }

@@ -185,7 +185,7 @@ impl Scheduler {
                 let outcome = pin!(self.executor.execute(&mut job, &mut timer));
                 AssertUnwindSafe(outcome).catch_unwind().await
             };
-            let outcome = outcome.unwrap_or_else(|_| self.executor.panicked(&job));
+            let outcome = outcome.unwrap_or_else(|_| self.executor.panicked(&mut job));
             match self.book(job, outcome) {
                 Some(next) => job = next,
                 None => return,

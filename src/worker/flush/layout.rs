@@ -9,9 +9,10 @@ use super::tail::settle;
 use crate::codec::segment::{Encoded, Line};
 use crate::domain::file::Kind;
 use crate::domain::outcome::Failure;
+use crate::domain::totals::Totals;
 use crate::domain::unit::Bitmap;
-use crate::store::{CountsDelta, UnitFlush};
-use crate::upstream::Reservation;
+use crate::store::{CountsDelta, UnitFlush, UsageKey, Used};
+use crate::upstream::{Bill, BillItem, Reservation};
 use crate::worker::dispatch::result;
 use crate::worker::work::finished::FinishedLine;
 use crate::worker::work::unit::LoadedUnit;
@@ -88,22 +89,55 @@ fn lay_out(
 ) -> Option<Group> {
     let unit = finished[0].unit.clone();
     let numbers: Vec<u32> = finished.iter().map(|line| line.line.line).collect();
+    // Before anything can panic: what was billed stays billed.
+    let usage = used(&finished);
     let group = guarded(&unit, || into_group(finished)).or_else(|_| {
         guarded(&unit, || {
             let lines = numbers.into_iter().map(|number| {
                 let line = unit.line(number).ok_or(io::ErrorKind::NotFound)?;
-                Ok(result::mishandled(&unit, &line))
+                Ok(result::mishandled(&unit, &line, Bill::default()))
             });
             into_group(lines.collect::<io::Result<_>>()?)
         })
     });
     let group = group.ok()?;
-    group
-        .inspect_err(|error| {
-            let key = &unit.lease.key;
-            tracing::error!(unit.key = %key, %error, "what finished in a unit cannot be laid out");
-        })
-        .ok()
+    let group = group.inspect_err(|error| {
+        let key = &unit.lease.key;
+        tracing::error!(unit.key = %key, %error, "what finished in a unit cannot be laid out");
+    });
+    let mut group = group.ok()?;
+    group.flush.usage = usage;
+    Some(group)
+}
+
+/// What the calls of finished lines of a unit add up to, by where they were made.
+fn used(finished: &[FinishedLine]) -> Vec<Used> {
+    let mut sums: Vec<(&BillItem, Totals)> = Vec::new();
+    for line in finished {
+        for (item, totals) in line.bill.totals(line.counts.completed == 0) {
+            let is_same = |(sum, _): &&mut (&BillItem, Totals)| {
+                Arc::ptr_eq(&sum.tariff, &item.tariff) && sum.path == item.path
+            };
+            match sums.iter_mut().find(is_same) {
+                Some((_, sum)) => *sum += totals,
+                None => sums.push((item, totals)),
+            }
+        }
+    }
+    let unit = finished.first().map(|line| &line.unit.batch);
+    let used = sums.into_iter().zip(unit.into_iter().cycle());
+    let used = used.map(|((item, totals), batch)| Used {
+        by: UsageKey {
+            tenant: Arc::clone(&batch.tenant),
+            key_id: Arc::clone(&batch.key_id),
+            model: Arc::clone(&item.tariff.model),
+            upstream: Arc::clone(&item.tariff.upstream),
+            task: batch.task.clone().unwrap_or_default(),
+            endpoint: item.path,
+        },
+        totals,
+    });
+    used.collect()
 }
 
 /// Runs what may panic, so that a panic costs no other unit anything.
@@ -154,6 +188,7 @@ fn into_group(finished: Vec<FinishedLine>) -> io::Result<Group> {
         output_bytes: bytes(Kind::Output),
         error_bytes: bytes(Kind::Error),
         counts,
+        usage: Vec::new(),
     };
     Ok(Group {
         unit,

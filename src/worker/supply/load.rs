@@ -135,6 +135,7 @@ impl Loader {
                 failed: lost,
                 ..CountsDelta::default()
             },
+            usage: Vec::new(),
         };
         let written = self.store.flush(&self.lease.token(), 0, &[&flush]).await;
         // If the flush was not written, the unit is given back at the next comparison.

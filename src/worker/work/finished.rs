@@ -10,13 +10,15 @@ use super::unit::LoadedUnit;
 use crate::codec::segment::Line;
 use crate::domain::outcome::Failure;
 use crate::store::CountsDelta;
-use crate::upstream::Reservation;
+use crate::upstream::{Bill, Reservation};
 
 /// A line with its outcome.
 pub(crate) struct FinishedLine {
     pub unit: Arc<LoadedUnit>,
     pub line: Line,
     pub counts: CountsDelta,
+    /// What its calls were billed.
+    pub bill: Bill,
     /// Why the line failed, if it did.
     pub failure: Option<Failure>,
     /// The answer's part of the memory budget, held until the answer is on disk.

@@ -21,6 +21,8 @@ use crate::upstream::Reservation;
 pub(crate) struct BatchContext {
     pub id: Arc<str>,
     pub tenant: Arc<str>,
+    /// The key that it was created with. Empty where none was needed.
+    pub key_id: Arc<str>,
     pub endpoint: &'static Endpoint,
     /// What is to be done with all its lines.
     pub task: Option<Arc<str>>,
@@ -39,6 +41,7 @@ impl BatchContext {
         BatchContext {
             id: backlog.batch_id.as_str().into(),
             tenant: backlog.tenant.as_str().into(),
+            key_id: backlog.key_id.as_deref().unwrap_or_default().into(),
             endpoint,
             task: backlog.task.as_deref().map(Into::into),
             priority: backlog.priority,

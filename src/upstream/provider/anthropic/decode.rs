@@ -45,7 +45,7 @@ pub(super) fn success(said: Bytes, request: Request) -> Decoded {
     let Some(blocks) = message.get("content").and_then(Tree::list) else {
         return answer::unusable(said, "the answer has no content");
     };
-    let (usage, cache_write_tokens) = usage(message.get("usage"));
+    let usage = usage(message.get("usage"));
     let mut warnings = request.warnings;
     let mut choice = choice(blocks, &request.names, request.answers_by);
     let stop = message.get("stop_reason").and_then(Tree::text);
@@ -89,7 +89,7 @@ pub(super) fn success(said: Bytes, request: Request) -> Decoded {
         model: text("model").map_or(request.model, Cow::into_owned),
         choices: vec![choice],
         usage,
-        cache_write_tokens: Some(cache_write_tokens),
+        cache_write_tokens: Some(usage.cache_written_tokens),
     };
     answer::made(completion.written(), usage, warnings)
 }
@@ -132,23 +132,22 @@ fn choice(blocks: &[Tree<'_>], names: &[(String, String)], answers_by: Option<&s
     choice
 }
 
-/// The tokens used, and how many of the input were written to a cache.
-fn usage(usage: Option<&Tree<'_>>) -> (Usage, i64) {
+fn usage(usage: Option<&Tree<'_>>) -> Usage {
     let count = |usage: Option<&Tree<'_>>, key: &str| {
         let tokens = usage.and_then(|usage| usage.get(key)?.whole());
         tokens.unwrap_or(0).min(TOKENS_MAX) as i64
     };
     let cached_tokens = count(usage, "cache_read_input_tokens");
-    let written = count(usage, "cache_creation_input_tokens");
-    let input_tokens = count(usage, "input_tokens") + cached_tokens + written;
+    let cache_written_tokens = count(usage, "cache_creation_input_tokens");
+    let input_tokens = count(usage, "input_tokens") + cached_tokens + cache_written_tokens;
     let output_tokens = count(usage, "output_tokens");
     let details = usage.and_then(|usage| usage.get("output_tokens_details"));
-    let all = Usage {
+    Usage {
         input_tokens,
         cached_tokens,
+        cache_written_tokens,
         output_tokens,
         reasoning_tokens: count(details, "thinking_tokens"),
         total_tokens: input_tokens + output_tokens,
-    };
-    (all, written)
+    }
 }

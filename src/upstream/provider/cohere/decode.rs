@@ -131,6 +131,7 @@ fn usage(usage: Option<&Tree<'_>>, first: &str) -> Usage {
     Usage {
         input_tokens,
         cached_tokens: count(cached).unwrap_or(0),
+        cache_written_tokens: 0,
         output_tokens,
         reasoning_tokens: 0,
         total_tokens: input_tokens + output_tokens,

@@ -162,6 +162,7 @@ fn usage(usage: Option<&Tree<'_>>) -> Usage {
     Usage {
         input_tokens,
         cached_tokens: count("cachedContentTokenCount"),
+        cache_written_tokens: 0,
         output_tokens,
         reasoning_tokens,
         total_tokens: if total > 0 {

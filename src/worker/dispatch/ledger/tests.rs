@@ -28,6 +28,7 @@ fn unit(
     let context = BatchContext {
         id: format!("batch-{tenant}-{batch}").into(),
         tenant: format!("tenant-{tenant}").into(),
+        key_id: Arc::default(),
         endpoint: &ENDPOINTS[0],
         task: None,
         priority: 0,

@@ -15,6 +15,7 @@ fn candidates(count: usize) -> Vec<Candidate> {
                 model: "a".to_owned(),
                 waiting: 1,
                 tenant: "tenant".to_owned(),
+                key_id: None,
                 endpoint: endpoint::ENDPOINTS[0].path.to_owned(),
                 input_file_id: "file".to_owned(),
                 task: None,

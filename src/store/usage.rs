@@ -1,0 +1,7 @@
+//! What was used, and what it cost: for good, by tenant, key, model, upstream, task and endpoint,
+//! and by batch.
+
+mod add;
+
+pub(in crate::store) use add::add_usage;
+pub use add::{UsageKey, Used};
