@@ -58,7 +58,7 @@ async fn skipped(server: &Server, key: &str) -> Vec<Option<String>> {
         .collect()
 }
 
-async fn thirty_lines_at_once_over_three_upstreams_are_ten_each() {
+async fn row_09_thirty_lines_at_once_over_three_upstreams_are_ten_each() {
     for balance in [
         "least_busy",
         "weighted",
@@ -271,7 +271,7 @@ async fn what_a_model_sets_is_in_the_request_and_a_pattern_keeps_the_lines_own_m
 }
 
 on_every_engine!(
-    thirty_lines_at_once_over_three_upstreams_are_ten_each,
+    row_09_thirty_lines_at_once_over_three_upstreams_are_ten_each,
     every_strategy_answers_all_lines,
     lines_go_to_the_next_tier_while_the_first_is_down_and_come_back,
     lines_overflow_into_the_next_tier_where_that_is_configured,

@@ -11,6 +11,7 @@ mod crashes;
 mod database_faults;
 mod endpoints;
 mod fairness;
+mod golden;
 mod late;
 mod malformed_requests;
 mod many_models;

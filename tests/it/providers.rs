@@ -3,6 +3,7 @@
 
 mod anthropic;
 mod endpoints;
+mod gemini;
 
 use axum::http::StatusCode;
 use nightshift::internals::simulate::Simulator;

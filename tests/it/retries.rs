@@ -5,8 +5,9 @@ use std::time::Duration;
 use nightshift::internals::simulate::{ApiKey, Options, Simulator};
 use serde_json::{Value, json};
 
+use crate::support::metrics::{Metrics, operator};
 use crate::support::{
-    Batch, CHAT, Counts, Server, chat, eventually, ids, on_every_engine, request,
+    Batch, CHAT, Counts, Server, chat, eventually, granting, ids, on_every_engine, request,
 };
 
 /// Retries without long pauses.
@@ -149,24 +150,100 @@ async fn a_model_server_that_is_restarted_fails_no_line() {
     assert!(again.stats().total.answered > 0);
 }
 
-async fn lines_of_an_upstream_that_is_down_go_to_another() {
+async fn row_10_lines_of_an_upstream_that_is_down_go_to_another_and_few_are_tried_there() {
     let gone = Simulator::start("127.0.0.1:0", tracked())
         .await
         .expect("starts");
     let base = gone.base_url();
     gone.stop().await;
     let config = format!(
-        "[[upstreams]]\nname = \"gone\"\nbase_url = \"{base}\"\n\n\
+        "[[upstreams]]\nname = \"gone\"\nbase_url = \"{base}\"\nconcurrency = 8\n\n\
          [[upstreams]]\nname = \"there\"\nbase_url = \"{{simulated}}\"\n\n\
          [[models]]\nname = \"sim-small\"\n\
          routes = [{{ upstream = \"gone\", weight = 9 }}, {{ upstream = \"there\" }}]"
     );
-    let server = Server::with(&config).await;
+    let server = Server::with(&config).binary().await;
     let ids = ids(300);
     let jsonl: String = ids.iter().map(|id| chat(id, Value::Null)).collect();
     let batch = server.run(&jsonl, CHAT).await;
     assert_eq!(batch.counts.completed, 300, "{batch}");
     server.exactly_once(&batch, &ids).await;
+    let key = operator(&server.database).await;
+    let metrics = Metrics::of(&server.url(""), Some(&key)).await;
+    let calls = "nightshift_upstream_calls_total";
+    let tried = metrics.sum(calls, &["upstream=\"gone\""]);
+    assert!(
+        (1.0..=8.0).contains(&tried),
+        "no more than at once: {tried}"
+    );
+}
+
+/// Two hundred calls at once, of which many are turned away or fail: what was no fault of a line
+/// leaves no trace in the batch's files, and the counts are those of the lines.
+async fn row_15_row_16_of_two_hundred_calls_at_once_no_429_is_an_answer_and_the_counts_are_the_lines()
+ {
+    let options = Options {
+        rate_limit_rate: 0.05,
+        error_rate: 0.05,
+        ..granting(0)
+    };
+    let simulator = Simulator::start("127.0.0.1:0", options)
+        .await
+        .expect("starts");
+    let config = format!(
+        "[retry]\nmax_attempts = 50\ninitial_backoff = \"5ms\"\nmax_backoff = \"50ms\"\n\
+         [[upstreams]]\nname = \"one\"\nbase_url = \"{}\"\nconcurrency = 200\n",
+        simulator.base_url()
+    );
+    let server = Server::with(&config).binary().await;
+    let ids = ids(2_000);
+    let is_wrong = |place: usize| place % 50 == 7;
+    let lines = ids.iter().enumerate().map(|(place, id)| {
+        chat(
+            id,
+            match place {
+                _ if is_wrong(place) => json!({"status": 400}),
+                _ if place % 50 == 9 => json!({"status": 429, "times": 3, "retry_after_ms": 5}),
+                _ if place % 50 == 11 => json!({"truncate": true, "times": 2}),
+                _ => Value::Null,
+            },
+        )
+    });
+    let batch = server.create_batch(lines.collect::<String>(), CHAT).await;
+    eventually(
+        "two hundred calls are under way",
+        async || match simulator.stats().total.in_flight {
+            200 => Ok(()),
+            other => Err(other),
+        },
+    )
+    .await;
+    simulator.grant(1_000_000);
+    let batch = server.ended(&batch).await;
+    let wrong = (0..ids.len()).filter(|&place| is_wrong(place)).count();
+    let counts = Counts::of(ids.len(), ids.len() - wrong, wrong);
+    assert_eq!(batch.counts, counts, "{batch}");
+    server.exactly_once(&batch, &ids).await;
+    let (output, errors) = (server.output(&batch).await, server.errors(&batch).await);
+    assert_eq!(
+        (output.len(), errors.len()),
+        (counts.completed, counts.failed)
+    );
+    for line in &output {
+        assert_eq!(line["response"]["status_code"], 200, "{line}");
+        assert_eq!(
+            line["response"]["body"]["object"], "chat.completion",
+            "{line}"
+        );
+    }
+    for line in &errors {
+        assert_eq!(line["response"]["status_code"], 400, "{line}");
+    }
+    let key = operator(&server.database).await;
+    let metrics = Metrics::of(&server.url(""), Some(&key)).await;
+    let calls = |outcome: &str| metrics.sum("nightshift_upstream_calls_total", &[outcome]);
+    let turned_away = calls("outcome=\"rate_limited\"");
+    assert!(turned_away >= 100.0, "many were turned away: {turned_away}");
 }
 
 async fn a_rate_limit_closes_its_model_only() {
@@ -252,7 +329,8 @@ on_every_engine![
     a_call_that_takes_too_long_is_given_up,
     a_refusal_that_is_no_json_becomes_a_string,
     a_model_server_that_is_restarted_fails_no_line,
-    lines_of_an_upstream_that_is_down_go_to_another,
+    row_10_lines_of_an_upstream_that_is_down_go_to_another_and_few_are_tried_there,
+    row_15_row_16_of_two_hundred_calls_at_once_no_429_is_an_answer_and_the_counts_are_the_lines,
     a_rate_limit_closes_its_model_only,
     a_refused_key_fails_no_line_before_the_window_ends,
 ];

@@ -60,7 +60,7 @@ fn skipped(pool: &Arc<Pool>) -> Vec<Option<&'static str>> {
 }
 
 #[test]
-fn thirty_lines_at_once_over_three_upstreams_are_ten_each() {
+fn row_09_thirty_lines_at_once_over_three_upstreams_are_ten_each() {
     for balance in [
         Strategy::LeastBusy,
         Strategy::Weighted,

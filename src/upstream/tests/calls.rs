@@ -6,13 +6,15 @@ use super::*;
 use crate::domain::tenant::ModelPattern;
 
 #[tokio::test]
-async fn a_call_is_sent_as_it_is_and_its_answer_comes_back_charged() {
+async fn row_13_a_call_is_sent_as_it_is_and_its_answer_comes_back_charged() {
     let server = Server::start(|_| reply(200, r#"{"ok":1}"#).header("x-request-id", "req_7")).await;
     let mut upstream = upstream("gpu", &server.base_url);
     upstream.keys = vec![key("KEY", "sk-secret")];
     upstream.headers.insert("x-team".to_owned(), "batch".into());
     let pool = pool(&settings(vec![upstream], vec![]));
-    let body = "{ \"model\" : \"m\",\t\"x\": 1.0e2 }";
+    // With a key that nobody knows, an old and a new name of one thing, and no temperature.
+    let body = "{ \"model\" : \"m\",\t\"x\": {\"y\" :[1.0e2]}, \"max_tokens\":7,\
+                \"max_completion_tokens\": 9 }";
     let attempt = send(&pool, permit(&pool, "m"), body).await;
     let target = &attempt.target;
     assert_eq!((target.upstream_name(), target.model()), ("gpu", "m"));

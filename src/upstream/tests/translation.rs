@@ -90,7 +90,7 @@ async fn a_line_is_translated_with_what_its_route_changes_and_its_answer_back() 
 }
 
 #[tokio::test]
-async fn row_6_a_rate_limit_delays_the_line_and_fails_it_not() {
+async fn row_06_a_rate_limit_delays_the_line_and_fails_it_not() {
     let server = Server::start(|seen| match (seen.is_get(), seen.nth) {
         (false, 0..3) => error(429, "rate_limit_error").header("retry-after", "0.02"),
         _ => message(),
@@ -102,7 +102,7 @@ async fn row_6_a_rate_limit_delays_the_line_and_fails_it_not() {
 }
 
 #[tokio::test]
-async fn row_7_a_request_that_is_refused_is_sent_once() {
+async fn row_07_a_request_that_is_refused_is_sent_once() {
     let server = Server::start(|_| error(400, "invalid_request_error")).await;
     let pool = pool(&settings(vec![anthropic("claude", &server)], vec![]));
     let (attempt, calls) = to_its_end(&pool, &hello("")).await;
@@ -111,7 +111,7 @@ async fn row_7_a_request_that_is_refused_is_sent_once() {
 }
 
 #[tokio::test]
-async fn row_8_the_only_upstream_may_fail_twice() {
+async fn row_08_the_only_upstream_may_fail_twice() {
     let server = Server::start(|seen| match (seen.is_get(), seen.nth) {
         (false, 0..2) => error(500, "api_error"),
         _ => message(),

@@ -252,7 +252,7 @@ def test_what_a_provider_does_not_know_is_left_out_and_named(client, stand_in, p
 
 
 @pytest.mark.parametrize("provider", ["openai", "gemini", "mistral", "cohere"])
-def test_embeddings_say_the_same_everywhere(client, stand_in, provider):
+def test_row_12_embeddings_say_the_same_everywhere(client, stand_in, provider):
     requests = {
         "one": {"input": "Hello"},
         "many": {"input": ["a", "", "b", "a"], "encoding_format": "float"},
@@ -282,7 +282,7 @@ def test_embeddings_say_the_same_everywhere(client, stand_in, provider):
 
 
 @pytest.mark.parametrize("provider", ["openai", "anthropic", "gemini"])
-def test_an_answer_that_is_withheld_is_an_answer(client, provider):
+def test_row_04_an_answer_that_is_withheld_is_an_answer(client, provider):
     body = {"model": provider, "messages": [user("/refuse")]}
     output, errors = run(client, {"a": body})
     assert errors == {}

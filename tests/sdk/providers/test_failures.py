@@ -40,14 +40,14 @@ def failures(request, client, stand_in):
     return provider, output, failed, calls
 
 
-def test_row_6_a_rate_limit_delays_a_line_and_does_not_fail_it(failures):
+def test_row_06_a_rate_limit_delays_a_line_and_does_not_fail_it(failures):
     provider, output, _, calls = failures
     assert APIS[provider].ERRORS["limited"][0] == 429
     assert calls["limited"] == 3
     assert output["limited"]["response"]["status_code"] == 200
 
 
-def test_row_7_an_error_of_the_line_is_asked_for_once(failures):
+def test_row_07_an_error_of_the_line_is_asked_for_once(failures):
     provider, _, failed, calls = failures
     for kind, (status, _, said) in APIS[provider].ERRORS.items():
         if not is_of_the_line(status):
@@ -63,7 +63,7 @@ def test_row_7_an_error_of_the_line_is_asked_for_once(failures):
             assert response["body"]["provider"] == said, "what the provider said stands beside"
 
 
-def test_row_8_what_fails_twice_and_then_answers_is_answered(failures):
+def test_row_08_what_fails_twice_and_then_answers_is_answered(failures):
     provider, output, _, calls = failures
     passing = {
         kind
@@ -76,7 +76,7 @@ def test_row_8_what_fails_twice_and_then_answers_is_answered(failures):
         assert output[kind]["response"]["status_code"] == 200
 
 
-def test_rows_14_to_16_failing_lines_leave_others_and_every_line_ends_once(failures):
+def test_row_14_row_15_row_16_failing_lines_leave_others_and_every_line_ends_once(failures):
     provider, output, failed, _ = failures
     for number in range(200):
         line = output[f"good-{number}"]

@@ -240,7 +240,7 @@ mod tests {
     }
 
     #[test]
-    fn a_message_is_what_a_plain_answer_would_have_been_wherever_its_bytes_are_cut() {
+    fn row_22_a_message_is_what_a_plain_answer_would_have_been_wherever_its_bytes_are_cut() {
         let mut events = vec![
             start(),
             json!({"type": "ping"}),

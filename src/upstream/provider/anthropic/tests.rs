@@ -202,7 +202,7 @@ fn a_conversation_with_tools_is_sent_as_anthropic_has_it() {
 }
 
 #[test]
-fn row_1_an_answer_of_tool_calls_alone_has_null_as_its_content() {
+fn row_01_an_answer_of_tool_calls_alone_has_null_as_its_content() {
     let content = json!([{
         "type": "tool_use", "id": "toolu_1", "name": "weather", "input": {"city": "Rome", "n": 1e2},
     }]);
@@ -223,7 +223,7 @@ fn row_1_an_answer_of_tool_calls_alone_has_null_as_its_content() {
 }
 
 #[test]
-fn row_2_thinking_before_the_text_is_no_part_of_the_text() {
+fn row_02_thinking_before_the_text_is_no_part_of_the_text() {
     let content = json!([
         {"type": "thinking", "thinking": "Hm.", "signature": "s"},
         {"type": "redacted_thinking", "data": "x"},
@@ -239,7 +239,7 @@ fn row_2_thinking_before_the_text_is_no_part_of_the_text() {
 }
 
 #[test]
-fn row_3_all_system_messages_survive() {
+fn row_03_all_system_messages_survive() {
     let body = json!({"model": "m", "messages": [
         {"role": "system", "content": "One."},
         {"role": "developer", "content": [{"type": "text", "text": "Two."},

@@ -243,7 +243,7 @@ mod tests {
     }
 
     #[test]
-    fn an_answer_is_what_a_plain_one_would_have_been_wherever_its_bytes_are_cut() {
+    fn row_22_an_answer_is_what_a_plain_one_would_have_been_wherever_its_bytes_are_cut() {
         let stream = stream_of(&[
             start(),
             text(

@@ -161,7 +161,7 @@ fn a_request_has_the_names_that_cohere_knows_and_no_others() {
 }
 
 #[test]
-fn row_1_an_answer_of_tool_calls_alone_has_null_as_its_content() {
+fn row_01_an_answer_of_tool_calls_alone_has_null_as_its_content() {
     let call = json!({"id": "f_x1", "type": "function",
         "function": {"name": "f", "arguments": "{\"city\":\"Rome\"}"}});
     let message = json!({"role": "assistant", "tool_plan": "I ask f.", "tool_calls": [call]});
@@ -176,7 +176,7 @@ fn row_1_an_answer_of_tool_calls_alone_has_null_as_its_content() {
 }
 
 #[test]
-fn row_2_thinking_is_no_part_of_the_text() {
+fn row_02_thinking_is_no_part_of_the_text() {
     let content = json!([
         {"type": "thinking", "thinking": "Hm."},
         {"type": "text", "text": "Y"},
@@ -192,7 +192,7 @@ fn row_2_thinking_is_no_part_of_the_text() {
 }
 
 #[test]
-fn row_3_two_system_messages_stay_and_so_does_their_place() {
+fn row_03_two_system_messages_stay_and_so_does_their_place() {
     let body = json!({"messages": [
         {"role": "system", "content": "Be brief."},
         {"role": "developer", "content": [{"type": "text", "text": "Be kind."}]},
@@ -220,7 +220,7 @@ fn row_3_two_system_messages_stay_and_so_does_their_place() {
 }
 
 #[test]
-fn row_6_a_rate_limit_says_when_it_ends() {
+fn row_06_a_rate_limit_says_when_it_ends() {
     let now = SystemTime::UNIX_EPOCH + Duration::from_secs(1_000);
     let provider = provider(Reject);
     let body = json!({"message": "You are using a Trial key, limited to 40 API calls / minute."});

@@ -171,7 +171,7 @@ mod tests {
     }
 
     #[test]
-    fn an_answer_is_what_a_plain_one_would_have_been_wherever_its_bytes_are_cut() {
+    fn row_22_an_answer_is_what_a_plain_one_would_have_been_wherever_its_bytes_are_cut() {
         let thought = json!({"text": "Hm", "thought": true});
         let call = json!({"functionCall": {"name": "f", "args": {"x": 1.5}},
             "thoughtSignature": "c2ln"});

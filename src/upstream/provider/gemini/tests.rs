@@ -183,7 +183,7 @@ fn the_third_generation_has_ids_signatures_and_levels() {
 }
 
 #[test]
-fn row_4_a_blocked_prompt_is_an_answer() {
+fn row_04_a_blocked_prompt_is_an_answer() {
     let said = json!({"promptFeedback": {"blockReason": "SAFETY"},
         "usageMetadata": {"promptTokenCount": 3, "totalTokenCount": 3}});
     assert_eq!(result_of(200, &said), CallResult::Succeeded);
@@ -193,7 +193,7 @@ fn row_4_a_blocked_prompt_is_an_answer() {
 }
 
 #[test]
-fn row_5_what_was_thought_counts_as_output() {
+fn row_05_what_was_thought_counts_as_output() {
     let usage = |usage: Value| {
         let mut said = candidate(json!([{"text": "Yes"}]), "STOP");
         said["usageMetadata"] = usage;
@@ -216,7 +216,7 @@ fn row_5_what_was_thought_counts_as_output() {
 }
 
 #[test]
-fn rows_1_and_2_calls_and_thoughts_are_told_apart_from_the_text() {
+fn row_01_row_02_calls_and_thoughts_are_told_apart_from_the_text() {
     let parts = json!([
         {"text": "Hm.", "thought": true},
         {"functionCall": {"name": "weather_now", "args": {"n": 1}}, "thoughtSignature": "s1"},

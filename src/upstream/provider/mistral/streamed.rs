@@ -75,7 +75,7 @@ mod tests {
     use crate::upstream::provider::stream::testing;
 
     #[test]
-    fn an_answer_with_thoughts_and_calls_is_put_together_wherever_its_bytes_are_cut() {
+    fn row_22_an_answer_with_thoughts_and_calls_is_put_together_wherever_its_bytes_are_cut() {
         let chunk = |delta: Value, reason: Option<&str>| {
             json!({"id": "c", "object": "chat.completion.chunk", "created": 7, "model": "m",
                 "choices": [{"index": 0, "delta": delta, "finish_reason": reason}], "p": "abc"})

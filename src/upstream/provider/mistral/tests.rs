@@ -198,7 +198,7 @@ fn parts_are_sent_as_mistral_has_them() {
 }
 
 #[test]
-fn row_1_an_answer_of_tool_calls_alone_has_null_as_its_content() {
+fn row_01_an_answer_of_tool_calls_alone_has_null_as_its_content() {
     let message = json!({"role": "assistant", "content": "", "tool_calls": [
         {"id": "abcDEF123", "function": {"name": "f", "arguments": {"city": "Rome"}}},
     ]});
@@ -211,7 +211,7 @@ fn row_1_an_answer_of_tool_calls_alone_has_null_as_its_content() {
 }
 
 #[test]
-fn row_2_thinking_is_no_part_of_the_text() {
+fn row_02_thinking_is_no_part_of_the_text() {
     let content = json!([
         {"type": "thinking", "thinking": [{"type": "text", "text": "Hm."}]},
         {"type": "text", "text": "Yes"},
@@ -237,13 +237,13 @@ fn an_answer_that_broke_off_is_none() {
 }
 
 #[test]
-fn embeddings_are_asked_for_in_mistrals_names_and_each_has_its_place() {
+fn row_12_embeddings_are_asked_for_in_mistrals_names_and_each_has_its_place() {
     let body = json!({"model": "m", "input": ["a", "", "b"], "dimensions": 3, "user": "u",
         "encoding_format": "float"});
     let (sent, warnings) = sent(UnsupportedParams::Reject, EMBEDDINGS, &body).expect("encoded");
     let expected = json!({"model": "mistral-small-latest", "input": ["a", "", "b"],
         "output_dimension": 3, "encoding_format": "float"});
-    assert_eq!(sent, expected, "row 12: an empty text counts");
+    assert_eq!(sent, expected, "an empty text counts");
     assert_eq!(warnings, ["user"]);
     let tokens = json!({"input": [1, 2]});
     let rejected = super::tests::sent(UnsupportedParams::Drop, EMBEDDINGS, &tokens);

@@ -63,7 +63,7 @@ fn two_systems() -> Value {
 }
 
 #[test]
-fn anthropic_row_1_a_message_of_calls_alone_is_sent_without_a_text() {
+fn row_01_anthropic_a_message_of_calls_alone_is_sent_without_a_text() {
     let sent = asked(ProviderKind::Anthropic, ANTHROPIC, &called()).body;
     let call = json!({"type": "tool_use", "id": "abcdefgh1", "name": "f",
         "input": {"a": [1.5, 9_007_199_254_740_993_i64]}});
@@ -71,7 +71,7 @@ fn anthropic_row_1_a_message_of_calls_alone_is_sent_without_a_text() {
 }
 
 #[test]
-fn gemini_row_1_a_message_of_calls_alone_is_sent_without_a_text() {
+fn row_01_gemini_a_message_of_calls_alone_is_sent_without_a_text() {
     let sent = asked(ProviderKind::Gemini, GEMINI, &called()).body;
     let args = json!({"a": [1.5, 9_007_199_254_740_993_i64]});
     let call = json!({"functionCall": {"name": "f", "args": args}});
@@ -82,7 +82,7 @@ fn gemini_row_1_a_message_of_calls_alone_is_sent_without_a_text() {
 }
 
 #[test]
-fn mistral_row_1_a_message_of_calls_alone_is_sent_with_an_empty_text() {
+fn row_01_mistral_a_message_of_calls_alone_is_sent_with_an_empty_text() {
     let sent = asked(ProviderKind::Mistral, MISTRAL, &called()).body;
     let mut message = called()[1].clone();
     message["content"] = json!("");
@@ -90,15 +90,42 @@ fn mistral_row_1_a_message_of_calls_alone_is_sent_with_an_empty_text() {
 }
 
 #[test]
-fn cohere_row_1_a_message_of_calls_alone_is_sent_without_a_text() {
+fn row_01_cohere_a_message_of_calls_alone_is_sent_without_a_text() {
     let sent = asked(ProviderKind::Cohere, COHERE, &called()).body;
     let message = &sent["messages"][1];
     assert_eq!(message["tool_calls"], called()[1]["tool_calls"]);
     assert!(message["content"].is_null(), "{message}");
 }
 
+/// What the line gets of an answer of a server that speaks OpenAI's API.
+fn answered_by_openai(answer: &str) -> Decoded {
+    let provider = provider(ProviderKind::OpenAi, UnsupportedParams::Reject);
+    let decoded = decoded(&*provider, &head(200, &[]), answer, None);
+    let result = provider.classify(&head(200, &[]), &decoded);
+    assert_eq!(result, CallResult::Succeeded, "{answer}");
+    assert_eq!(decoded.body, answer, "byte for byte");
+    decoded
+}
+
 #[test]
-fn anthropic_row_2_what_was_thought_is_left_out_and_named() {
+fn row_01_openai_an_answer_of_calls_alone_stays_as_it_is() {
+    answered_by_openai(
+        r#"{"choices": [{"index": 0, "finish_reason": "tool_calls", "message": {"role": "assistant",
+        "content": null, "tool_calls": [{"id": "a", "type": "function", "function":
+        {"name": "f", "arguments": "{}"}}]}}]}"#,
+    );
+}
+
+#[test]
+fn row_02_openai_what_was_thought_stays_beside_the_text() {
+    answered_by_openai(
+        r#"{"choices": [{"index": 0, "finish_reason": "stop", "message": {"role": "assistant",
+        "reasoning_content": "Hm.", "content": "Yes"}}]}"#,
+    );
+}
+
+#[test]
+fn row_02_anthropic_what_was_thought_is_left_out_and_named() {
     let sent = asked(ProviderKind::Anthropic, ANTHROPIC, &thought());
     let text = json!([{"type": "text", "text": "Hello"}]);
     assert_eq!(sent.body["messages"][1]["content"], text);
@@ -106,7 +133,7 @@ fn anthropic_row_2_what_was_thought_is_left_out_and_named() {
 }
 
 #[test]
-fn gemini_row_2_what_was_thought_is_left_out_and_named() {
+fn row_02_gemini_what_was_thought_is_left_out_and_named() {
     let sent = asked(ProviderKind::Gemini, GEMINI, &thought());
     assert_eq!(
         sent.body["contents"][1]["parts"],
@@ -116,7 +143,7 @@ fn gemini_row_2_what_was_thought_is_left_out_and_named() {
 }
 
 #[test]
-fn mistral_row_2_what_was_thought_is_left_out_and_named() {
+fn row_02_mistral_what_was_thought_is_left_out_and_named() {
     let sent = asked(ProviderKind::Mistral, MISTRAL, &thought());
     let message = json!({"role": "assistant", "content": "Hello"});
     assert_eq!(sent.body["messages"][1], message);
@@ -124,7 +151,7 @@ fn mistral_row_2_what_was_thought_is_left_out_and_named() {
 }
 
 #[test]
-fn cohere_row_2_what_was_thought_is_sent_as_that() {
+fn row_02_cohere_what_was_thought_is_sent_as_that() {
     let sent = asked(ProviderKind::Cohere, COHERE, &thought());
     let parts = json!([{"type": "thinking", "thinking": "A greeting."},
         {"type": "text", "text": "Hello"}]);
@@ -133,7 +160,7 @@ fn cohere_row_2_what_was_thought_is_sent_as_that() {
 }
 
 #[test]
-fn gemini_row_3_two_system_messages_survive() {
+fn row_03_gemini_two_system_messages_survive() {
     let sent = asked(ProviderKind::Gemini, GEMINI, &two_systems()).body;
     let parts = json!({"parts": [{"text": "One."}, {"text": "Two."}]});
     assert_eq!(sent["systemInstruction"], parts);
@@ -141,7 +168,7 @@ fn gemini_row_3_two_system_messages_survive() {
 }
 
 #[test]
-fn mistral_row_3_two_system_messages_survive() {
+fn row_03_mistral_two_system_messages_survive() {
     let sent = asked(ProviderKind::Mistral, MISTRAL, &two_systems()).body;
     let expected = json!([
         {"role": "system", "content": "One."},
@@ -152,7 +179,7 @@ fn mistral_row_3_two_system_messages_survive() {
 }
 
 #[test]
-fn anthropic_row_4_a_refusal_is_an_answer() {
+fn row_04_anthropic_a_refusal_is_an_answer() {
     let answer = json!({"type": "message", "id": "msg_1", "content": [], "stop_reason": "refusal",
         "stop_details": {"type": "refusal", "explanation": "It would harm."},
         "usage": {"input_tokens": 3, "output_tokens": 0}});
@@ -163,7 +190,7 @@ fn anthropic_row_4_a_refusal_is_an_answer() {
 }
 
 #[test]
-fn anthropic_row_5_what_was_thought_counts_as_output_and_what_was_cached_as_input() {
+fn row_05_anthropic_what_was_thought_counts_as_output_and_what_was_cached_as_input() {
     let answer = json!({"type": "message", "content": [{"type": "text", "text": "a"}],
         "stop_reason": "end_turn", "usage": {"input_tokens": 10, "cache_read_input_tokens": 100,
         "cache_creation_input_tokens": 1000, "output_tokens": 50,
@@ -176,7 +203,19 @@ fn anthropic_row_5_what_was_thought_counts_as_output_and_what_was_cached_as_inpu
 }
 
 #[test]
-fn mistral_row_5_what_is_used_is_told_as_it_is() {
+fn row_05_openai_what_was_thought_and_what_was_cached_are_counted() {
+    let decoded = answered_by_openai(
+        r#"{"choices": [{}], "usage": {"prompt_tokens": 10, "completion_tokens": 50,
+        "total_tokens": 60, "prompt_tokens_details": {"cached_tokens": 4},
+        "completion_tokens_details": {"reasoning_tokens": 30}}}"#,
+    );
+    let usage = decoded.usage.expect("is told");
+    assert_eq!((usage.input_tokens, usage.cached_tokens), (10, 4));
+    assert_eq!((usage.output_tokens, usage.reasoning_tokens), (50, 30));
+}
+
+#[test]
+fn row_05_mistral_what_is_used_is_told_as_it_is() {
     let usage = json!({"prompt_tokens": 10, "completion_tokens": 50, "total_tokens": 60});
     let answer = json!({"id": "a", "object": "chat.completion", "created": 1, "model": MISTRAL,
         "choices": [{"index": 0, "message": {"role": "assistant", "content": "a"},
@@ -186,7 +225,7 @@ fn mistral_row_5_what_is_used_is_told_as_it_is() {
 }
 
 #[test]
-fn cohere_row_5_tokens_are_told_not_what_is_billed() {
+fn row_05_cohere_tokens_are_told_not_what_is_billed() {
     let answer = json!({"id": "a", "finish_reason": "COMPLETE",
         "message": {"role": "assistant", "content": [{"type": "text", "text": "a"}]},
         "usage": {"billed_units": {"input_tokens": 1.0, "output_tokens": 2.0},
@@ -213,13 +252,13 @@ fn embeddings_rejected(kind: ProviderKind, input: &Value) -> String {
 }
 
 #[test]
-fn anthropic_row_12_there_are_no_embeddings() {
+fn row_12_anthropic_there_are_no_embeddings() {
     let param = embeddings_rejected(ProviderKind::Anthropic, &json!(["a", "", "b"]));
     assert_eq!(param, "url");
 }
 
 #[test]
-fn rows_12_tokens_are_no_texts_for_any_provider() {
+fn row_12_tokens_are_no_texts_for_any_provider() {
     for kind in [
         ProviderKind::Gemini,
         ProviderKind::Mistral,
@@ -248,7 +287,7 @@ fn with(key: &str, value: Value) -> Value {
 }
 
 #[test]
-fn gemini_row_17_a_penalty_that_the_model_does_not_have_is_for_the_policy() {
+fn row_17_gemini_a_penalty_that_the_model_does_not_have_is_for_the_policy() {
     let body = with("presence_penalty", json!(0.5));
     let rejects = provider(ProviderKind::Gemini, UnsupportedParams::Reject);
     let rejected = sent(&*rejects, "gemini-3-pro", &body).expect_err("rejected");
@@ -264,7 +303,7 @@ fn gemini_row_17_a_penalty_that_the_model_does_not_have_is_for_the_policy() {
 }
 
 #[test]
-fn rows_17_what_mistral_and_cohere_do_not_have_is_for_the_policy() {
+fn row_17_what_mistral_and_cohere_do_not_have_is_for_the_policy() {
     for kind in [ProviderKind::Mistral, ProviderKind::Cohere] {
         let body = with("logit_bias", json!({"50256": -100}));
         let rejects = provider(kind, UnsupportedParams::Reject);
@@ -278,7 +317,7 @@ fn rows_17_what_mistral_and_cohere_do_not_have_is_for_the_policy() {
 }
 
 #[test]
-fn gemini_row_19_ids_go_and_come_where_the_model_has_them() {
+fn row_19_gemini_ids_go_and_come_where_the_model_has_them() {
     let of = |model: &str| asked(ProviderKind::Gemini, model, &called()).body;
     let (old, new) = (of(GEMINI), of("gemini-3-pro"));
     let id = |body: &Value, turn: usize, key: &str| {

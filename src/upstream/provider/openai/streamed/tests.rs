@@ -345,7 +345,7 @@ fn plain(choices: Value) -> Value {
 }
 
 #[test]
-fn a_chat_is_what_a_plain_answer_would_have_been_wherever_its_bytes_are_cut() {
+fn row_22_a_chat_is_what_a_plain_answer_would_have_been_wherever_its_bytes_are_cut() {
     let logprob = |token: &str| {
         json!({"content": [{"token": token, "logprob": -0.000_001,
         "bytes": null, "top_logprobs": []}], "refusal": null})
@@ -433,7 +433,7 @@ fn a_surrogate_pair_in_two_pieces_is_one_character_and_numbers_stay_as_they_are_
 }
 
 #[test]
-fn a_completion_and_a_response_are_plain_wherever_their_bytes_are_cut() {
+fn row_22_a_completion_and_a_response_are_plain_wherever_their_bytes_are_cut() {
     let completion = |text: &str, at: u64, reason: Option<&str>| {
         json!({"id": "c", "object": "text_completion", "choices": [{"index": 0, "text": text,
             "logprobs": {"tokens": [text], "text_offset": [at]}, "finish_reason": reason}]})
