@@ -374,6 +374,23 @@ pub fn conflict(message: impl Into<String>) -> ApiError {
     ApiError::new(StatusCode::CONFLICT, INVALID_REQUEST, message).retry(false)
 }
 
+/// The file of an ended batch is deleted or has expired.
+pub fn output_gone(file_id: &str) -> ApiError {
+    let message = format!("The file '{file_id}' of this batch is deleted or has expired.");
+    ApiError::new(StatusCode::GONE, INVALID_REQUEST, message)
+        .code("output_gone")
+        .retry(false)
+}
+
+/// The input of a batch is deleted or has expired, and with it the numbers of its lines.
+pub fn input_gone(file_id: &str) -> ApiError {
+    conflict(format!(
+        "The input file '{file_id}' of this batch is deleted or has expired, and with it the \
+         numbers of its lines. The batch's output file has its lines as long as that file is there."
+    ))
+    .code("input_gone")
+}
+
 /// The `Idempotency-Key` was used for another request.
 pub fn idempotency_key_reused() -> ApiError {
     bad_request(

@@ -8,6 +8,7 @@ pub mod admin;
 pub mod auth;
 mod azure;
 pub mod batch_object;
+pub mod batch_output;
 pub mod batch_request;
 pub mod batches;
 pub mod configuration;

@@ -10,8 +10,8 @@ use utoipa_axum::router::OpenApiRouter;
 use utoipa_axum::routes;
 
 use super::{
-    Api, admin, auth, azure, batches, content, cors, drain, error, files, health, metrics, models,
-    openapi, reload, request_log, upload, upstreams, welcome,
+    Api, admin, auth, azure, batch_output, batches, content, cors, drain, error, files, health,
+    metrics, models, openapi, reload, request_log, upload, upstreams, welcome,
 };
 
 /// The routes of the whole API.
@@ -69,6 +69,8 @@ fn routes() -> OpenApiRouter<Api> {
         .routes(routes!(batches::create, batches::list))
         .routes(routes!(batches::retrieve))
         .routes(routes!(batches::cancel))
+        .routes(routes!(batch_output::output))
+        .routes(routes!(batch_output::errors))
         .routes(routes!(upload::create, files::list))
         .routes(routes!(files::retrieve, files::delete))
         .routes(routes!(content::download))

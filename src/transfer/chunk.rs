@@ -59,14 +59,16 @@ struct Part {
 }
 
 impl Chunk {
-    /// Reads the segments of a row of chunks, by chunk.
+    /// Reads the segments of a row of chunks, by chunk; with their data if it has at most
+    /// `data_max` compressed bytes in all.
     pub(super) async fn segments(
         store: &Store,
         batch_id: &str,
         numbers: RangeInclusive<i64>,
+        data_max: usize,
     ) -> Result<BTreeMap<i64, Vec<Segment>>> {
         let mut chunks: BTreeMap<i64, Vec<Segment>> = BTreeMap::new();
-        for segment in store.segments(batch_id, numbers, FETCHED_BYTES_MAX).await? {
+        for segment in store.segments(batch_id, numbers, data_max).await? {
             chunks.entry(segment.chunk_no).or_default().push(segment);
         }
         Ok(chunks)
@@ -119,6 +121,16 @@ impl Chunk {
     pub(super) fn pass(&mut self) {
         self.lines.pop_front();
         self.skip = 0;
+    }
+
+    /// The places in the chunk of the lines that are still to be read.
+    pub(super) fn places(&self) -> impl DoubleEndedIterator<Item = u32> + '_ {
+        self.lines.iter().map(|(_, entry)| entry.line)
+    }
+
+    /// Leaves out the lines that are not wanted, by their places.
+    pub(super) fn retain(&mut self, mut is_wanted: impl FnMut(u32) -> bool) {
+        self.lines.retain(|(_, entry)| is_wanted(entry.line));
     }
 
     /// How many bytes are still to be read.

@@ -312,7 +312,7 @@ async fn open(
         return Ok(Chunks::new());
     };
     // Chunks between them that are not asked for have lines of the other file only.
-    let mut found = Chunk::segments(&store, &batch_id, *first..=*last).await?;
+    let mut found = Chunk::segments(&store, &batch_id, *first..=*last, FETCHED_BYTES_MAX).await?;
     let open = chunks.into_iter().map(|(number, size)| {
         let segments = found.remove(&number).unwrap_or_default();
         let chunk = Chunk::open(&batch_id, number, Some(kind), segments)?;

@@ -2,7 +2,7 @@
 
 use bytes::Bytes;
 
-use super::chunk::Chunk;
+use super::chunk::{Chunk, FETCHED_BYTES_MAX};
 use crate::domain::file::Kind;
 use crate::store::{Result, Store};
 
@@ -15,7 +15,8 @@ impl FinishedChunk {
     /// # Errors
     /// When the database fails, or what is stored is damaged.
     pub async fn open(store: &Store, batch_id: &str, number: i64) -> Result<FinishedChunk> {
-        let mut segments = Chunk::segments(store, batch_id, number..=number).await?;
+        let mut segments =
+            Chunk::segments(store, batch_id, number..=number, FETCHED_BYTES_MAX).await?;
         let segments = segments.remove(&number).unwrap_or_default();
         Ok(FinishedChunk(Chunk::open(
             batch_id, number, None, segments,

@@ -12,6 +12,7 @@ mod finished;
 mod ingest;
 mod pace;
 mod packed;
+mod so_far;
 #[cfg(test)]
 mod testing;
 
@@ -20,3 +21,4 @@ pub use content::content;
 pub use finished::FinishedChunk;
 pub use ingest::{Answer, Error, Finish, Ingest};
 pub use packed::{NoContent, Packing, Unpacked, Unreadable};
+pub use so_far::{SoFar, Wanted};

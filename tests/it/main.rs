@@ -30,6 +30,7 @@ mod round_trips;
 mod safety;
 mod sdk;
 mod small_batches;
+mod so_far;
 mod store;
 mod streams;
 mod support;
