@@ -1,7 +1,5 @@
 //! What the engines spell differently.
 
-use super::sql::{Sql, sql};
-
 /// Which database stands behind a store.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Engine {
@@ -86,31 +84,6 @@ impl Engine {
             Engine::Postgres => {
                 Some("-- set_lock_timeout\nSELECT set_config('lock_timeout', '1000', true)")
             }
-        }
-    }
-
-    /// Joins each row before this text with rows of `table`, by the name `alias`: with the first
-    /// that `chosen` has, from its `WHERE` to its `LIMIT`. SQLite has no lateral joins.
-    pub(in crate::store) fn first_of_each(
-        self,
-        table: &'static str,
-        alias: &'static str,
-        chosen: &Sql,
-    ) -> Sql {
-        match self {
-            Engine::Sqlite => sql!(
-                "JOIN {table} {alias} ON {alias}.rowid IN
-                    (SELECT {alias}.rowid FROM {table} {alias} {chosen})",
-                table,
-                alias,
-                chosen
-            ),
-            Engine::Postgres => sql!(
-                "CROSS JOIN LATERAL (SELECT * FROM {table} {alias} {chosen}) {alias}",
-                table,
-                alias,
-                chosen
-            ),
         }
     }
 

@@ -85,6 +85,31 @@ impl Sql {
         Sql(text.to_string())
     }
 
+    /// Joins each row before this text with rows of `table`, by the name `alias`: with the first
+    /// that `chosen` has, from its `WHERE` to its `LIMIT`. SQLite has no lateral joins.
+    pub(in crate::store) fn first_of_each(
+        engine: Engine,
+        table: &'static str,
+        alias: &'static str,
+        chosen: &Sql,
+    ) -> Self {
+        match engine {
+            Engine::Sqlite => sql!(
+                "JOIN {table} {alias} ON {alias}.rowid IN
+                    (SELECT {alias}.rowid FROM {table} {alias} {chosen})",
+                table,
+                alias,
+                chosen
+            ),
+            Engine::Postgres => sql!(
+                "CROSS JOIN LATERAL (SELECT * FROM {table} {alias} {chosen}) {alias}",
+                table,
+                alias,
+                chosen
+            ),
+        }
+    }
+
     /// The texts with commas between them.
     pub(in crate::store) fn joined(parts: impl IntoIterator<Item = Sql>) -> Self {
         let parts: Vec<String> = parts.into_iter().map(|part| part.0).collect();

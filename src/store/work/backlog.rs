@@ -186,8 +186,8 @@ fn backlog_from(engine: Engine, end: End) -> Sql {
             b.ending
          FROM tenants {batches} {models}",
         LIVE,
-        batches = engine.first_of_each("batches", "b", &batches),
-        models = engine.first_of_each("backlog", "w", &models),
+        batches = Sql::first_of_each(engine, "batches", "b", &batches),
+        models = Sql::first_of_each(engine, "backlog", "w", &models),
     )
 }
 
