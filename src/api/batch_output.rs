@@ -117,7 +117,7 @@ async fn finished(
     let after = integer("after", after, &(0..=i64::MAX))?.unsigned_abs();
     let limit = query.text("limit");
     let limit = limit.map(|given| integer("limit", given, &LIMITS));
-    let limit = limit.transpose()?.map(|limit| limit.unsigned_abs());
+    let limit = limit.transpose()?.map(i64::unsigned_abs);
     for (name, instead) in [
         (
             "follow",
