@@ -16,7 +16,8 @@ use super::secret;
 use super::upstream_url::{base_url_of, http_url, read_metrics_url, with_query};
 use super::value::Origin;
 use crate::upstream::{
-    Http2, ModelSettings, ProviderKind, UnsupportedParams, UpstreamKey, UpstreamSettings,
+    Http2, ModelSettings, ProviderKind, ReasoningKey, UnsupportedParams, UpstreamKey,
+    UpstreamSettings,
 };
 
 /// The name of an upstream that stands alone and has none.
@@ -153,6 +154,8 @@ fn read<'a>(
     let unsupported_params = unsupported_params.and_then(|item| unsupported_params_of(&item));
     let max_tokens_key = reader.take("max_tokens_key");
     let only_max_tokens = max_tokens_key.is_some_and(|item| read_max_tokens_key(&item, provider));
+    let reasoning_key = reader.take("reasoning_key");
+    let reasoning_key = reasoning_key.and_then(|item| reasoning_key_of(&item, provider));
     let responses = reader.take("responses");
     let translates_responses = responses.is_some_and(|item| responses_of(&item, provider));
     let query = reader.take("query").and_then(Item::entries);
@@ -195,6 +198,7 @@ fn read<'a>(
         api_version,
         unsupported_params: unsupported_params.unwrap_or_default(),
         only_max_tokens,
+        reasoning_key,
         translates_responses,
         concurrency: most.unwrap_or(if is_auto {
             AUTO_MAX
@@ -370,6 +374,27 @@ fn read_max_tokens_key(item: &Item<'_>, provider: ProviderKind) -> bool {
         item.fault("expected \"max_tokens\"; left out, each line is sent as it is");
     }
     true
+}
+
+/// Where the server takes what was thought before.
+fn reasoning_key_of(item: &Item<'_>, provider: ProviderKind) -> Option<ReasoningKey> {
+    if provider.translates() {
+        if !item.is_filled_in() {
+            item.fault("is for the provider openai: any other is sent thoughts in its own form");
+        }
+        return None;
+    }
+    let name = item.string()?;
+    let key = ReasoningKey::ALL
+        .into_iter()
+        .find(|key| key.as_str() == name);
+    if key.is_none() {
+        item.fault(
+            "expected \"reasoning_content\" or \"reasoning\"; left out, the server is sent no \
+             thoughts",
+        );
+    }
+    key
 }
 
 /// Whether lines of the Responses API are translated although the provider has that API.

@@ -161,8 +161,23 @@ pub fn asks_for_nothing(key: &str, value: &str) -> bool {
 /// an ability is not to be used. `value` is raw JSON.
 #[must_use]
 pub fn asks_for_no_ability(key: &str, value: &str) -> bool {
-    let may_be_off = matches!(key, "reasoning_effort" | "tool_choice");
-    (may_be_off && value == "\"none\"") || asks_for_nothing(key, value)
+    match key {
+        "reasoning_effort" | "tool_choice" if value == "\"none\"" => true,
+        "reasoning" if says(value, "effort", "\"none\"") => true,
+        "thinking" if says(value, "type", "\"disabled\"") => true,
+        _ => asks_for_nothing(key, value),
+    }
+}
+
+/// Whether a member of an object, which is raw JSON, has this value.
+fn says(object: &str, key: &str, value: &str) -> bool {
+    let mut says = false;
+    json::members(object, |own, written| {
+        if own == key {
+            says = written == value;
+        }
+    });
+    says
 }
 
 /// Gathers what the bodies ask for, line by line.
@@ -300,7 +315,9 @@ impl Gathered {
     fn places_of(&mut self, endpoint: &Endpoint, body: &str, all_keys: &mut usize) -> Vec<usize> {
         let mut places = Vec::new();
         json::members(body, |key, value| {
-            let is_common = COMMON.contains(&key) || endpoint.required.contains(&key);
+            let is_common = COMMON.contains(&key)
+                || endpoint.required.contains(&key)
+                || endpoint.limit == Some(key);
             if is_common || key.len() > KEY_BYTES_MAX || asks_for_no_ability(key, value) {
                 return;
             }

@@ -12,6 +12,9 @@ pub struct Endpoint {
     pub name: &'static str,
     /// The keys that a body must have, beside `model`; null does not count.
     pub required: &'static [&'static str],
+    /// The key that says how much the model may write, where a body must have it unless the routes
+    /// of its model fill it in.
+    pub limit: Option<&'static str>,
     /// The keys under which a body says what it asks, as opposed to how.
     pub input: &'static [&'static str],
     /// Whether a body must name its model.
@@ -52,7 +55,7 @@ pub static ENDPOINTS: [Endpoint; 9] = [
         ..endpoint("/v1/videos", "Videos", &["prompt"], false)
     },
     Endpoint {
-        required: &["max_tokens", "messages"],
+        limit: Some("max_tokens"),
         ..endpoint("/v1/messages", "Messages", &["messages"], true)
     },
 ];
@@ -177,6 +180,7 @@ const fn endpoint(
         path,
         name,
         required: input,
+        limit: None,
         input,
         model_required,
         deprecated: false,

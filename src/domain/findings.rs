@@ -11,7 +11,7 @@ use std::collections::{BTreeMap, BinaryHeap};
 use serde::{Deserialize, Serialize};
 
 use super::asked::{self, Asked};
-use super::endpoint::{ANY, Endpoint};
+use super::endpoint::{self, ANY, Endpoint};
 use super::line::{self, Fault};
 
 /// How many lines a batch's `errors` name at most.
@@ -155,6 +155,19 @@ struct Requests {
     /// that has a task.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     unnamed: Vec<Finding>,
+    /// The first lines that are right but that they do not say how much the model may write, where
+    /// the endpoint wants to know. They are right where their routes fill it in.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    unlimited: Vec<Finding>,
+}
+
+/// What lines need not say, because something else says it for them.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Supplied {
+    /// The model: the batch has a task.
+    pub model: bool,
+    /// How much the model may write: each route fills it in.
+    pub limit: bool,
 }
 
 impl Findings {
@@ -198,19 +211,16 @@ impl Findings {
             }
             requests.lines.push(line);
         }
-        let lacks_model = fault.as_ref().is_some_and(Fault::is_missing_model);
-        let (unnamed, fault) = if lacks_model {
-            (fault, beside)
-        } else {
-            (None, fault)
-        };
-        for (list, fault) in [
-            (&mut requests.unnamed, unnamed),
-            (&mut requests.faults, fault),
-        ] {
-            if let Some(fault) = fault
-                && list.len() < KEPT_MAX
-            {
+        let limit = endpoint.and_then(|endpoint| endpoint.limit);
+        for fault in [fault, beside].into_iter().flatten() {
+            let list = if fault.is_missing_model() {
+                &mut requests.unnamed
+            } else if limit.is_some_and(|limit| fault.is_missing(limit)) {
+                &mut requests.unlimited
+            } else {
+                &mut requests.faults
+            };
+            if list.len() < KEPT_MAX {
                 list.push(Finding::of_line(line, fault));
             }
         }
@@ -239,18 +249,21 @@ impl Findings {
     /// each line is checked for its own endpoint.
     #[must_use]
     pub fn for_endpoint(&self, endpoint: &str) -> Vec<Finding> {
-        self.for_batch(endpoint, false)
+        self.for_batch(endpoint, Supplied::default())
     }
 
-    /// The same for a batch that may have a task: then its lines need not name a model.
+    /// The same for a batch whose lines need not say everything.
     #[must_use]
-    pub fn for_batch(&self, endpoint: &str, has_task: bool) -> Vec<Finding> {
+    pub fn for_batch(&self, endpoint: &str, supplied: Supplied) -> Vec<Finding> {
         let mut lists = vec![self.of_file.clone(), self.envelopes.clone()];
         for (name, requests) in &self.endpoints {
             let is_any = endpoint == ANY.path;
             let is_own = is_any || name == endpoint;
-            if is_own && !has_task && !(is_any && name.is_empty()) {
+            if is_own && !supplied.model && !(is_any && name.is_empty()) {
                 lists.push(requests.unnamed.clone());
+            }
+            if is_own && !supplied.limit {
+                lists.push(requests.unlimited.clone());
             }
             lists.push(if is_any && name.is_empty() {
                 let lines = requests.lines.iter();
@@ -258,12 +271,20 @@ impl Findings {
                     .map(|&line| Finding::of_line(line, Fault::unknown_url()))
                     .collect()
             } else if is_own {
-                let needs_model = |finding: &Finding| {
-                    finding.code == Fault::MISSING && finding.param.as_deref() == Some(line::MODEL)
+                // In a file that was uploaded by an earlier version, these are among the others.
+                let limit = endpoint::find(name).and_then(|endpoint| endpoint.limit);
+                let lacks = |finding: &Finding, key: &str| {
+                    line::lacks(&finding.code, finding.param.as_deref(), key)
+                };
+                let is_supplied = |finding: &Finding| {
+                    (supplied.model && lacks(finding, "model"))
+                        || (supplied.limit && limit.is_some_and(|limit| lacks(finding, limit)))
                 };
                 let faults = requests.faults.iter();
-                let faults = faults.filter(|fault| !has_task || !needs_model(fault));
-                faults.cloned().collect()
+                faults
+                    .filter(|fault| !is_supplied(fault))
+                    .cloned()
+                    .collect()
             } else {
                 let path = Some(name.as_str()).filter(|path| !path.is_empty());
                 let url = |place: usize| requests.urls.get(place).map(String::as_str).or(path);
@@ -332,7 +353,7 @@ mod tests {
     use proptest::prelude::*;
 
     use super::*;
-    use crate::domain::endpoint::{ENDPOINTS, find};
+    use crate::domain::endpoint::{ENDPOINTS, Endpoints, find};
 
     fn fault(code: &'static str) -> Fault {
         Fault {
@@ -399,6 +420,10 @@ mod tests {
             message: String::new(),
             param: Some(line::MODEL.into()),
         };
+        let of_task = Supplied {
+            model: true,
+            limit: false,
+        };
         let mut findings = Findings::default();
         let endpoint = &ENDPOINTS[1];
         let mut request = |line, fault, beside| {
@@ -413,7 +438,7 @@ mod tests {
         let stored = serde_json::to_string(&findings).expect("JSON");
         let findings: Findings = serde_json::from_str(&stored).expect("findings");
         assert_eq!(
-            codes(&findings.for_batch(endpoint.path, true)),
+            codes(&findings.for_batch(endpoint.path, of_task)),
             [(Some(201), "beside"), (Some(202), "body")]
         );
         let found = findings.for_endpoint(endpoint.path);
@@ -427,8 +452,62 @@ mod tests {
         let of_endpoint = of_endpoint.as_object_mut().expect("an object");
         of_endpoint.remove("unnamed");
         let older: Findings = serde_json::from_value(older).expect("findings");
-        assert_eq!(older.for_batch(endpoint.path, true), []);
+        assert_eq!(older.for_batch(endpoint.path, of_task), []);
         assert_eq!(older.for_endpoint(endpoint.path).len(), KEPT_MAX);
+    }
+
+    #[test]
+    fn lines_need_not_say_how_much_is_written_where_their_routes_do() {
+        let supplied = Supplied {
+            model: false,
+            limit: true,
+        };
+        let endpoint = find("/v1/messages").expect("an endpoint");
+        let mut findings = Findings::default();
+        let check = |body: &str| {
+            let line = format!(
+                r#"{{"custom_id":"a","method":"POST","url":"/v1/messages","body":{body}}}"#
+            );
+            match line::check(line.as_bytes(), Endpoints::USUAL) {
+                line::Check::Request(request) => (request.fault, request.fault_beside_model),
+                _ => panic!("a request"),
+            }
+        };
+        // More than a list keeps, and what else is wrong behind them.
+        for number in 1..=200 {
+            let (fault, beside) = check(r#"{"model":"m","messages":[]}"#);
+            findings.request(number, Some(endpoint), endpoint.path, fault, beside);
+        }
+        let (fault, beside) = check(r#"{"model":"m","messages":[],"stream":true}"#);
+        findings.request(201, Some(endpoint), endpoint.path, fault, beside);
+        let (fault, beside) = check(r#"{"messages":[],"max_tokens":null}"#);
+        findings.request(202, Some(endpoint), endpoint.path, fault, beside);
+        let stored = serde_json::to_string(&findings).expect("JSON");
+        let findings: Findings = serde_json::from_str(&stored).expect("findings");
+        let left = findings.for_batch(endpoint.path, supplied);
+        let left: Vec<_> = left
+            .iter()
+            .map(|one| (one.line, one.param.as_deref()))
+            .collect();
+        assert_eq!(
+            left,
+            [
+                (Some(201), Some("body.stream")),
+                (Some(202), Some("body.model"))
+            ]
+        );
+        let found = findings.for_endpoint(endpoint.path);
+        assert_eq!(found[0].param.as_deref(), Some("body.max_tokens"));
+        assert_eq!(found.len(), KEPT_MAX);
+        // A file that an earlier version has taken has these lines among the others.
+        let mut older = serde_json::to_value(&findings).expect("JSON");
+        let of_endpoint = &mut older["endpoints"][endpoint.path];
+        of_endpoint["faults"] = of_endpoint["unlimited"].take();
+        let of_endpoint = of_endpoint.as_object_mut().expect("an object");
+        of_endpoint.remove("unlimited");
+        of_endpoint.remove("unnamed");
+        let older: Findings = serde_json::from_value(older).expect("findings");
+        assert_eq!(older.for_batch(endpoint.path, supplied), []);
     }
 
     #[test]

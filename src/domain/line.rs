@@ -87,7 +87,7 @@ pub struct Fault {
 /// Checks a line of an uploaded file for the endpoints that can be batched, with or without its
 /// line end. At most one fault is reported: the first, in the order JSON, `custom_id`, `method`,
 /// `url`, `body`, and in the body the model, the keys that the endpoint requires, streaming,
-/// background mode. A key that is null counts as missing. So does an empty `custom_id` or `url`,
+/// background mode, the limit of the answer. A key that is null counts as missing. So does an empty `custom_id` or `url`,
 /// and an empty model where a model is required.
 #[must_use]
 pub fn check(line: &[u8], endpoints: Endpoints) -> Check<'_> {
@@ -166,18 +166,23 @@ struct Body<'a> {
     background: Option<&'a str>,
     /// Which of the endpoint's required keys are there: a bit for each, in their order.
     present: u32,
+    /// Whether the endpoint's key for a limit of the answer is there.
+    has_limit: bool,
 }
 
 impl<'a> Body<'a> {
     fn read(body: Option<&'a str>, endpoint: Option<&'static Endpoint>) -> Result<Self, Fault> {
         let body = required(body, "body")?;
         let required = endpoint.map_or(&[][..], |endpoint| endpoint.required);
-        let (mut model, mut stream, mut background, mut present) = (None, None, None, 0);
+        let limit = endpoint.and_then(|endpoint| endpoint.limit);
+        let (mut model, mut stream, mut background) = (None, None, None);
+        let (mut present, mut has_limit) = (0, false);
         let mut shape = Shape::default();
         json::members(body, |key, value| match key {
             "model" => model = Some(value),
             "stream" => stream = Some(value),
             "background" => background = Some(value),
+            _ if limit == Some(key) => has_limit = value != "null",
             _ => {
                 if let Some(bit) = required.iter().position(|&required| required == key) {
                     present &= !(1 << bit);
@@ -196,6 +201,7 @@ impl<'a> Body<'a> {
             stream,
             background,
             present,
+            has_limit,
         })
     }
 
@@ -225,9 +231,18 @@ impl<'a> Body<'a> {
         if self.stream == Some("true") {
             return Some(Fault::streaming(endpoint));
         }
-        let is_background = endpoint.has_background && self.background == Some("true");
-        is_background.then(|| Fault::background(endpoint))
+        if endpoint.has_background && self.background == Some("true") {
+            return Some(Fault::background(endpoint));
+        }
+        let limit = endpoint.limit.filter(|_| !self.has_limit)?;
+        Some(Fault::missing(format!("body.{limit}").into()))
     }
+}
+
+/// Whether a fault with this code and this parameter is that a key of the body is missing.
+pub(super) fn lacks(code: &str, param: Option<&str>, key: &str) -> bool {
+    let param = param.and_then(|param| param.strip_prefix("body."));
+    code == Fault::MISSING && param == Some(key)
 }
 
 /// The value of a key that must be there and not null.
@@ -364,6 +379,12 @@ impl Fault {
     #[must_use]
     pub fn is_missing_model(&self) -> bool {
         self.code == Self::MISSING && self.param.as_deref() == Some(MODEL)
+    }
+
+    /// Whether the fault is that the line lacks this key of its body.
+    #[must_use]
+    pub fn is_missing(&self, key: &str) -> bool {
+        lacks(self.code, self.param.as_deref(), key)
     }
 
     /// The line is no JSON object: OpenAI's sentence, and one of ours that says `why`.

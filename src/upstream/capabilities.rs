@@ -13,6 +13,9 @@ use crate::domain::price::{Above, Price};
 /// The currency of all prices that this version of the program knows.
 pub const KNOWN_CURRENCY: &str = "usd";
 
+/// Why a line is not sent that asks for what its model does not take, in words.
+pub(super) const NOT_TAKEN: &str = "the model does not take it";
+
 /// What this version of the program knows.
 static KNOWN: LazyLock<Known> = LazyLock::new(|| {
     // A test reads the file.
@@ -99,6 +102,10 @@ impl KnownPrice {
     }
 }
 
+/// The keys by which requests ask a model to think: of chat completions, of the Responses API and
+/// of the Messages API.
+const REASONING: [&str; 3] = ["reasoning_effort", "reasoning", "thinking"];
+
 impl Capabilities {
     /// What is known of a model, by the name that the upstream has for it. `currency`: of all
     /// prices;
@@ -114,6 +121,16 @@ impl Capabilities {
         all.price = upstream.price.or(all.price);
         all.source = all.source.filter(|_| all.price == known && known.is_some());
         all
+    }
+
+    /// Whether a model thinks, as far as that is known.
+    pub(super) fn thinks(
+        base_url: &str,
+        entries: &[CapabilitySettings],
+        model: &str,
+    ) -> Option<bool> {
+        let said = Self::said(entries, model).reasoning;
+        said.or_else(|| known(base_url, model)?.reasoning)
     }
 
     /// What entries of the configuration alone say of a model.
@@ -151,7 +168,7 @@ impl Capabilities {
         let is_of_tools = ["tools", "tool_choice", "parallel_tool_calls"].contains(&key);
         self.refuses.iter().any(|refused| refused == key)
             || (is_of_tools && self.tools == Some(false))
-            || (key == "reasoning_effort" && self.reasoning == Some(false))
+            || (REASONING.contains(&key) && self.reasoning == Some(false))
     }
 }
 

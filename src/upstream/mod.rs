@@ -61,8 +61,8 @@ pub use provider::kind::ProviderKind;
 pub use route::{LaneId, Routes};
 pub use settings::{
     CallRate, Capabilities, CapabilitySettings, FailFast, Http2, ModelSettings, Options, RateKind,
-    RateLimit, RetrySettings, RouteSettings, Settings, Spill, TaskSettings, TenantRates,
-    UnsupportedParams, UpstreamKey, UpstreamSettings,
+    RateLimit, ReasoningKey, RetrySettings, RouteSettings, Settings, Spill, TaskSettings,
+    TenantRates, UnsupportedParams, UpstreamKey, UpstreamSettings,
 };
 #[cfg(test)]
 pub use snapshot::ClosedModel;

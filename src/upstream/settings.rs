@@ -49,6 +49,9 @@ pub struct UpstreamSettings {
     /// The server knows `max_tokens` and not `max_completion_tokens`: it is sent the first for
     /// both. Only of OpenAI's API.
     pub only_max_tokens: bool,
+    /// Where the server takes what the assistant thought before. Only of OpenAI's API; `None`: it
+    /// takes no thoughts.
+    pub reasoning_key: Option<ReasoningKey>,
     /// Lines of the Responses API are asked as chat completions although the provider has that API.
     pub translates_responses: bool,
     /// What calls are made with: each key has rate limits and health of its own. No two have one
@@ -156,6 +159,26 @@ impl UnsupportedParams {
     }
 }
 
+/// Under which key a server takes what the assistant thought before, in its earlier messages.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum ReasoningKey {
+    ReasoningContent,
+    Reasoning,
+}
+
+impl ReasoningKey {
+    pub const ALL: [ReasoningKey; 2] = [ReasoningKey::ReasoningContent, ReasoningKey::Reasoning];
+
+    /// As the configuration and messages write it.
+    #[must_use]
+    pub fn as_str(self) -> &'static str {
+        match self {
+            ReasoningKey::ReasoningContent => "reasoning_content",
+            ReasoningKey::Reasoning => "reasoning",
+        }
+    }
+}
+
 /// Whether HTTP/2 is spoken to an upstream.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum Http2 {
@@ -231,6 +254,7 @@ impl UpstreamSettings {
             api_version,
             unsupported_params,
             only_max_tokens,
+            reasoning_key,
             translates_responses,
             keys,
             auth_header,
@@ -269,6 +293,7 @@ impl UpstreamSettings {
             && *api_version == other.api_version
             && *unsupported_params == other.unsupported_params
             && *only_max_tokens == other.only_max_tokens
+            && *reasoning_key == other.reasoning_key
             && *capabilities == other.capabilities
             && *translates_responses == other.translates_responses
             && *metrics_url == other.metrics_url

@@ -3,7 +3,7 @@
 
 use super::pool::Pool;
 use super::route::Routes;
-use crate::domain::endpoint::ANY;
+use crate::domain::endpoint::{self, ANY};
 use crate::domain::findings::{Finding, Findings, first_lines};
 use crate::domain::line::Fault;
 
@@ -43,6 +43,29 @@ impl Pool {
             .map(|(line, kind)| Finding::of_line(line, faults[kind].0.clone()))
             .collect()
     }
+
+    /// Whether all routes of a file's models say how much the model may write, where the lines'
+    /// endpoint wants to know and lines need not say it. `endpoint` and `task`: the batch's.
+    #[must_use]
+    pub fn fills_in_limits(&self, found: &Findings, endpoint: &str, task: Option<&str>) -> bool {
+        let mut groups = found.asked.groups().filter(|group| {
+            [group.endpoint.as_str(), ANY.path].contains(&endpoint)
+                && endpoint::find(&group.endpoint).is_some_and(|own| own.limit.is_some())
+        });
+        groups.all(|group| {
+            let routes = self.resolve_for(task, &group.model);
+            routes.is_some_and(|routes| fill_in_limit(&routes))
+        })
+    }
+}
+
+/// Whether the routes say how much the model may write.
+fn fill_in_limit(routes: &Routes) -> bool {
+    let mut targets = routes.targets.iter();
+    targets.all(|target| {
+        let edit = target.edit.as_ref();
+        edit.is_some_and(|edit| edit.max_output(None).is_some())
+    })
 }
 
 /// Why none of the routes takes a line of this `url` (`None`), or none whose body has this key at

@@ -1,8 +1,8 @@
 //! Presets, each against what documents its server.
 
 use super::*;
-use crate::upstream::ProviderKind;
 use crate::upstream::testing::chat_url;
+use crate::upstream::{ProviderKind, ReasoningKey};
 
 /// Each preset: what it speaks, where a chat goes that it is sent, the variable of its key, and the
 /// header that carries the key.
@@ -238,6 +238,29 @@ fn servers_that_ignore_max_completion_tokens_are_sent_max_tokens() {
             "{name}"
         );
     }
+}
+
+#[test]
+fn thoughts_are_sent_to_servers_that_are_known_to_take_them() {
+    for (name, key) in [
+        ("vllm", Some(ReasoningKey::Reasoning)),
+        ("deepseek", Some(ReasoningKey::ReasoningContent)),
+        ("groq", None),
+        ("cerebras", None),
+        ("openai", None),
+    ] {
+        let config = loaded(&format!("[[upstreams]]\npreset = '{name}'")).unwrap();
+        assert_eq!(config.upstreams[0].reasoning_key, key, "{name}");
+    }
+    let none = "left out, the server is sent no thoughts";
+    check_faults(
+        "[[upstreams]]\npreset = 'vllm'\nreasoning_key = 'thought'",
+        &[],
+        &[&format!(
+            "upstreams[0].reasoning_key (nightshift.toml:3): expected \"reasoning_content\" or \
+             \"reasoning\"; {none}"
+        )],
+    );
 }
 
 #[test]

@@ -196,7 +196,7 @@ fn only_post_is_a_method() {
 fn a_body_must_have_what_its_endpoint_requires() {
     for endpoint in &endpoint::ENDPOINTS {
         let mut body = json!({"model": "m", "stream": false});
-        for key in endpoint.required {
+        for key in endpoint.required.iter().copied().chain(endpoint.limit) {
             let bad = line(|line| {
                 line["url"] = endpoint.path.into();
                 line["body"] = body.clone();
@@ -331,7 +331,7 @@ fn judge(line: &Value) -> Judged {
     let is_good = endpoint.is_none_or(|endpoint| {
         let has = |key: &&str| body.get(*key).is_some_and(|value| !value.is_null());
         model.map_or(!endpoint.model_required, Value::is_string)
-            && endpoint.required.iter().all(has)
+            && endpoint.required.iter().chain(&endpoint.limit).all(has)
             && body.get("stream") != Some(&Value::Bool(true))
             && !(endpoint.has_background && body.get("background") == Some(&Value::Bool(true)))
     });

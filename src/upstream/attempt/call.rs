@@ -117,11 +117,11 @@ pub(in crate::upstream) async fn make(
     };
     let encoded = match encoded {
         Ok(Encoded::Unchanged) => Ok((None, None)),
-        Ok(Encoded::Spliced(splice)) => {
+        Ok(Encoded::Spliced(splice, asked)) => {
             // Of the answer's reservation, not of one beside it: the two must not wait for each
             // other.
             reservation.grow(splice.len()).await;
-            Ok((Some(splice.copy()), None))
+            Ok((Some(splice.copy()), asked))
         }
         Ok(Encoded::Translated { body, asked }) => Ok((Some(body), Some(asked))),
         Err(unsupported) => Err(unsupported),

@@ -21,6 +21,7 @@ use super::result::CallResult;
 use super::timer::Timer;
 use crate::domain::{asked, json};
 use crate::metrics::{UpstreamMetrics, metrics};
+use crate::upstream::capabilities::NOT_TAKEN;
 use crate::upstream::limits::memory::{Budget, Reservation};
 use crate::upstream::models::ModelInfo;
 use crate::upstream::provider::http::{self, Head};
@@ -37,9 +38,6 @@ const TRUSTED_LENGTH_MAX: usize = 8 << 20;
 
 /// How long a question for `/models` may take, with all pages of the list.
 const MODELS_TIMEOUT: Duration = Duration::from_secs(10);
-
-/// Why a line is not sent that has a key which the configuration says its model does not take.
-const NOT_TAKEN: &str = "the model does not take it";
 
 /// Of the whole process, whichever upstream it wants to reach.
 static NO_DESCRIPTOR: Notice = Notice::new();

@@ -127,7 +127,7 @@ async fn call(
     };
     let (sent, asked) = match way.client.provider.encode(&line) {
         Ok(Encoded::Unchanged) => (body.clone(), None),
-        Ok(Encoded::Spliced(splice)) => (splice.copy(), None),
+        Ok(Encoded::Spliced(splice, asked)) => (splice.copy(), asked),
         Ok(Encoded::Translated { body, asked }) => (body, Some(asked)),
         Err(unsupported) => {
             let cause = explain(way.client, unsupported);

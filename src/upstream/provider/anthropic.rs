@@ -20,12 +20,16 @@ use serde::Deserialize;
 
 use super::answer;
 use super::chat::refused;
+use super::edit::{self, Spelling};
 use super::http::{self, Head};
 use super::interface::{
-    Asked, CHAT, Decoded, Encoded, Line, MESSAGES, ModelPage, Provider, Unsupported,
+    Asked, CHAT, Decoded, Encoded, Line, MESSAGES, ModelPage, Provider, Request, Unsupported,
 };
+use super::openai;
 use super::stream::Assembly;
 use super::translation;
+use super::tree::Tree;
+use crate::domain::json;
 use crate::upstream::attempt::result::CallResult;
 use crate::upstream::models::ModelInfo;
 use crate::upstream::settings::{CapabilitySettings, UnsupportedParams, UpstreamSettings};
@@ -59,6 +63,43 @@ impl Anthropic {
             streams: settings.stream,
         }
     }
+
+    /// A line of this API: as it is, but that its answer may be asked for as a stream.
+    fn passed_on<'a>(&self, line: &Line<'a>) -> Encoded<'a> {
+        let streams = self.streams || max_tokens(line) > encode::PLAIN_OUTPUT_MAX;
+        let Some(asking) = openai::OF_EVENTS.as_ref().filter(|_| streams) else {
+            return line.as_it_is();
+        };
+        let edit = line.edit.unwrap_or(&edit::NOTHING);
+        match edit::splice(asking, edit, line.body, Spelling::of(MESSAGES, false)) {
+            Some(splice) => {
+                let request = Request {
+                    path: MESSAGES,
+                    streams,
+                    ..Request::default()
+                };
+                Encoded::Spliced(splice, Some(Asked(Box::new(request))))
+            }
+            None => Encoded::Unchanged,
+        }
+    }
+}
+
+/// How much the model may write, as the line and what its route changes say.
+fn max_tokens(line: &Line<'_>) -> u64 {
+    let mut stated = None;
+    if let Ok(body) = std::str::from_utf8(line.body) {
+        json::members(body, |key, value| {
+            if key == "max_tokens" {
+                stated = Tree::Plain(value.into()).whole();
+            }
+        });
+    }
+    let stated = match line.edit {
+        Some(edit) => edit.max_output(stated),
+        None => stated,
+    };
+    stated.unwrap_or(0)
 }
 
 #[derive(Deserialize)]
@@ -106,7 +147,7 @@ impl Provider for Anthropic {
 
     fn encode<'a>(&self, line: &Line<'a>) -> Result<Encoded<'a>, Unsupported> {
         if line.path == MESSAGES {
-            return Ok(line.as_it_is());
+            return Ok(self.passed_on(line));
         }
         if line.path != CHAT {
             let reason = format!("Anthropic's API has nothing like {}", line.path);
@@ -123,6 +164,9 @@ impl Provider for Anthropic {
     }
 
     fn decode(&self, head: &Head, body: Bytes, asked: Option<Asked>) -> Decoded {
+        if asked.as_ref().is_some_and(|asked| asked.0.path == MESSAGES) {
+            return openai::read(body, http::request_id(&head.headers).map(str::to_owned));
+        }
         translation::decode(head, body, asked, decode::success, decode::failure)
     }
 

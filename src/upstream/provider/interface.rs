@@ -131,7 +131,7 @@ impl<'a> Line<'a> {
     /// The line as the route changes it, in its own form.
     pub(super) fn as_it_is(&self) -> Encoded<'a> {
         match self.splice() {
-            Some(splice) => Encoded::Spliced(splice),
+            Some(splice) => Encoded::Spliced(splice, None),
             None => Encoded::Unchanged,
         }
     }
@@ -146,8 +146,9 @@ impl<'a> Line<'a> {
 pub(in crate::upstream) enum Encoded<'a> {
     /// The line's own bytes.
     Unchanged,
-    /// A changed copy, whose length is known before the copy is made.
-    Spliced(Splice<'a>),
+    /// A changed copy, whose length is known before the copy is made; and what the reading of its
+    /// answer needs to know, if anything.
+    Spliced(Splice<'a>, Option<Asked>),
     /// A body in the provider's own form.
     Translated { body: Bytes, asked: Asked },
 }
@@ -160,7 +161,7 @@ impl Asked {
     /// The bytes that come back in the answer.
     pub(in crate::upstream) fn bytes(&self) -> usize {
         let through = self.0.through.as_ref();
-        through.map_or(0, |through| through.echo.len())
+        through.map_or(0, |through| through.echo.len() + through.stops.len())
     }
 }
 
@@ -197,6 +198,8 @@ pub(super) struct Through {
     /// Members that the answer has from the request, as JSON writes them, each with a comma
     /// behind it.
     pub(super) echo: String,
+    /// Where the model was told to stop: a list as JSON writes it, or nothing.
+    pub(super) stops: String,
     /// What was left out of the request before the provider saw it.
     pub(super) warnings: Vec<Warning>,
     /// The provider remembers something of the request, too.

@@ -38,10 +38,11 @@ const ANSWERS: [&str; 4] = ["choices", "data", "output", "results"];
 const COMPLETIONS: &str = "/v1/completions";
 
 /// What a request says for its answer to be streamed: of chats and completions, and of the
-/// Responses API, whose last event has the usage in any case.
+/// Responses and the Messages API, whose last events have the usage in any case.
 static OF_CHUNKS: LazyLock<Option<Edit>> =
     LazyLock::new(|| asking(json!({"stream": true, "stream_options": {"include_usage": true}})));
-static OF_EVENTS: LazyLock<Option<Edit>> = LazyLock::new(|| asking(json!({"stream": true})));
+pub(super) static OF_EVENTS: LazyLock<Option<Edit>> =
+    LazyLock::new(|| asking(json!({"stream": true})));
 
 fn asking(members: Value) -> Option<Edit> {
     match members {
@@ -127,7 +128,7 @@ impl Provider for OpenAi {
             }
         };
         Ok(match splice {
-            Some(splice) => Encoded::Spliced(splice),
+            Some(splice) => Encoded::Spliced(splice, None),
             None => Encoded::Unchanged,
         })
     }

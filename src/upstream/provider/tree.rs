@@ -106,6 +106,12 @@ impl<'a> Tree<'a> {
         }
     }
 
+    pub(super) fn remove(&mut self, key: &str) {
+        if let Self::Object(members) = self {
+            members.retain(|(known, _)| known != key);
+        }
+    }
+
     pub(super) fn members(&self) -> Option<&[Member<'a>]> {
         match self {
             Self::Object(members) => Some(members),

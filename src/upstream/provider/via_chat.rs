@@ -8,6 +8,7 @@ mod request;
 mod responses;
 #[cfg(test)]
 mod tests;
+mod turns;
 
 use std::time::{Duration, SystemTime};
 
@@ -17,7 +18,7 @@ use reqwest::header::{HeaderMap, InvalidHeaderValue};
 use secrecy::SecretString;
 
 use self::completion::Completion;
-use self::request::{API, ChatRequest, NOT_OF_THE_ENDPOINT, OWN, is_known};
+use self::request::{API, ChatRequest, NOT_OF_THE_ENDPOINT, OWN, Server, is_known};
 use super::answer;
 use super::chat::{Rule, Rules, refused, refuses, rule_of};
 use super::http::{self, Head};
@@ -29,24 +30,24 @@ use super::openai;
 use super::stream::Assembly;
 use super::translation;
 use super::tree::Tree;
-use crate::domain::outcome::Warning;
+use crate::domain::outcome::{Warning, WarningCode};
 use crate::upstream::attempt::result::CallResult;
 use crate::upstream::limits::rate::Remaining;
-use crate::upstream::settings::{UnsupportedParams, UpstreamSettings};
+use crate::upstream::settings::UpstreamSettings;
 
 /// A provider, and in front of it the translation of what it does not have.
 #[derive(Debug)]
 pub(super) struct ViaChat {
+    server: Server,
     provider: Box<dyn Provider>,
-    policy: UnsupportedParams,
     translates_responses: bool,
 }
 
 impl ViaChat {
     pub(super) fn new(provider: Box<dyn Provider>, settings: &UpstreamSettings) -> Self {
         Self {
+            server: Server::new(settings, provider.speaks(CHAT)),
             provider,
-            policy: settings.unsupported_params,
             translates_responses: settings.translates_responses,
         }
     }
@@ -71,10 +72,11 @@ impl ViaChat {
         };
         let ChatRequest {
             body,
-            echo,
+            mut echo,
+            stops,
             warnings,
             places,
-        } = translate(&tree, line.model, self.policy)?;
+        } = translate(&tree, line.model, &self.server)?;
         drop(tree);
         let chat = Line {
             path: CHAT,
@@ -89,7 +91,7 @@ impl ViaChat {
         });
         let (changed, asked) = match encoded? {
             Encoded::Translated { body, asked } => (Some(body), Some(asked.0)),
-            Encoded::Spliced(splice) => (Some(splice.copy()), None),
+            Encoded::Spliced(splice, asked) => (Some(splice.copy()), asked.map(|asked| asked.0)),
             Encoded::Unchanged => (None, None),
         };
         let out = changed.unwrap_or_else(|| Bytes::from(body));
@@ -98,9 +100,16 @@ impl ViaChat {
         for warning in &mut request.warnings {
             warning.param = places.own(&warning.param);
         }
+        let left_out = warnings.iter().chain(&request.warnings);
+        let left_out = left_out.filter(|warning| warning.code == WarningCode::ParameterDropped);
+        let mut left_out = left_out.map(|warning| &*warning.param).peekable();
+        if !echo.is_empty() && left_out.peek().is_some() {
+            echo = without(echo, left_out);
+        }
         request.through = Some(Through {
             path: line.path,
             echo,
+            stops,
             warnings,
             is_translated_again,
         });
@@ -130,17 +139,44 @@ impl ViaChat {
     }
 }
 
+/// What the answer has from the request, without what was left out of that: keys, and keys within
+/// others.
+fn without<'w>(echo: String, left_out: impl Iterator<Item = &'w str>) -> String {
+    let object = format!("{{{}}}", echo.strip_suffix(',').unwrap_or(&echo));
+    let Some(Tree::Object(mut members)) = Tree::read(&object) else {
+        return echo;
+    };
+    for param in left_out {
+        let (key, within) = param.split_once('.').unwrap_or((param, ""));
+        match members.iter_mut().find(|(known, _)| known == key) {
+            Some(_) if within.is_empty() => members.retain(|(known, _)| known != key),
+            Some((_, value)) => value.remove(within),
+            None => {}
+        }
+    }
+    let written = Tree::Object(members).written();
+    let members = written
+        .strip_prefix('{')
+        .and_then(|it| it.strip_suffix('}'));
+    match members.unwrap_or_default() {
+        "" => String::new(),
+        members => format!("{members},"),
+    }
+}
+
 /// An answer in the form of the line's own endpoint.
 fn success(decoded: Decoded, through: Through) -> Decoded {
-    let Through {
-        path,
-        echo,
-        mut warnings,
-        ..
-    } = through;
-    match written(&decoded.body, path, &echo, &mut warnings) {
+    let mut warnings = Vec::new();
+    match written(&decoded.body, &through, &mut warnings) {
         Ok(body) => {
-            warnings.extend(decoded.warnings);
+            let of_decoding = decoded.warnings.into_iter().map(|mut warning| {
+                if warning.param == FINISH_REASON {
+                    warning.param = why_it_ended(through.path).to_owned();
+                }
+                warning
+            });
+            let before = through.warnings.into_iter().chain(of_decoding);
+            warnings = before.chain(warnings).collect();
             let usage = decoded.usage;
             Decoded {
                 usage,
@@ -159,17 +195,28 @@ fn success(decoded: Decoded, through: Through) -> Decoded {
 /// words.
 fn written(
     body: &[u8],
-    path: &str,
-    echo: &str,
+    through: &Through,
     warnings: &mut Vec<Warning>,
 ) -> Result<String, &'static str> {
     let tree = std::str::from_utf8(body).ok().and_then(Tree::read);
     let completion = tree.as_ref().and_then(Completion::read);
     let completion = completion.ok_or("the answer has no choices")?;
-    if path == RESPONSES {
-        return Ok(responses::answer::written(&completion, echo));
+    if through.path == RESPONSES {
+        return Ok(responses::answer::written(&completion, &through.echo));
     }
-    messages::answer::written(&completion, warnings)
+    messages::answer::written(&completion, &through.stops, warnings)
+}
+
+/// Where a chat completion says why it ended.
+const FINISH_REASON: &str = "choices[0].finish_reason";
+
+/// Where the answer of an endpoint says the same.
+fn why_it_ended(path: &str) -> &'static str {
+    if path == RESPONSES {
+        "incomplete_details"
+    } else {
+        "stop_reason"
+    }
 }
 
 impl Provider for ViaChat {
@@ -232,7 +279,7 @@ impl Provider for ViaChat {
                 Some(NOT_OF_THE_ENDPOINT.to_owned())
             }
             Some(key) if is_known(rules, key) && rule_of(rules, key) != Rule::Passed => {
-                refuses(Some(rules), Some(key), self.policy, API)
+                refuses(Some(rules), Some(key), self.server.policy, API)
             }
             key => self.provider.refuses(CHAT, key),
         }

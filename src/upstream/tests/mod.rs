@@ -193,6 +193,7 @@ pub(crate) fn upstream(name: &str, base_url: &str) -> UpstreamSettings {
         api_version: None,
         unsupported_params: UnsupportedParams::Reject,
         only_max_tokens: false,
+        reasoning_key: None,
         price: None,
         capabilities: Vec::new(),
         translates_responses: false,

@@ -311,3 +311,73 @@ async fn the_limit_on_answers_holds_for_what_a_stream_says_and_for_one_event() {
     assert_eq!(line(&pool).await.result, CallResult::TooLarge);
     assert_eq!(pool.budget().used(), 0);
 }
+
+/// A message of Anthropic's as a stream, and whole.
+fn message() -> (String, Value) {
+    let whole = json!({"id": "msg_1", "type": "message", "role": "assistant", "model": "claude",
+        "content": [{"type": "text", "text": "Good night"}], "stop_reason": "end_turn",
+        "stop_sequence": null, "usage": {"input_tokens": 3, "output_tokens": 2}});
+    let mut begun = whole.clone();
+    begun["content"] = json!([]);
+    let events = [
+        json!({"type": "message_start", "message": begun}),
+        json!({"type": "content_block_start", "index": 0,
+               "content_block": {"type": "text", "text": ""}}),
+        json!({"type": "content_block_delta", "index": 0,
+               "delta": {"type": "text_delta", "text": "Good "}}),
+        json!({"type": "content_block_delta", "index": 0,
+               "delta": {"type": "text_delta", "text": "night"}}),
+        json!({"type": "message_stop"}),
+    ];
+    let events = events.iter().map(|data| format!("data: {data}\n\n"));
+    (events.collect(), whole)
+}
+
+#[tokio::test]
+async fn messages_are_streamed_where_the_upstream_says_so_or_the_answer_may_be_long() {
+    let server = Server::start(|seen| {
+        let (stream, whole) = message();
+        // The last answer is that of a server that has no streams.
+        if parsed(&seen.body)["stream"] == true && seen.nth != 3 {
+            stream_of(&stream)
+        } else {
+            reply(200, &whole.to_string()).header("content-type", "application/json")
+        }
+    })
+    .await;
+    let line = |max_tokens: u64| format!(r#"{{"model":"m","max_tokens":{max_tokens}}}"#);
+    let mut told = Vec::new();
+    for (streams, max_tokens) in [(false, 21_333), (false, 21_334), (true, 9), (true, 9)] {
+        let mut upstream = streamed(&server.base_url);
+        upstream.provider = ProviderKind::Anthropic;
+        upstream.stream = streams;
+        let pool = pool_of(upstream);
+        let answer = answer(send_to(&pool, "/v1/messages", &line(max_tokens)).await);
+        assert_eq!(parsed(&answer.body), message().1, "as one that came whole");
+        assert_eq!(answer.usage.expect("is told").total_tokens, 5);
+        assert_eq!(answer.reservation.bytes(), answer.body.len());
+        drop(answer);
+        assert_eq!(pool.budget().used(), 0);
+        told.push(parsed(&server.seen("POST").pop().expect("sent").body)["stream"].clone());
+    }
+    assert_eq!(told, [json!(null), json!(true), json!(true), json!(true)]);
+}
+
+#[tokio::test]
+async fn a_message_that_a_route_makes_long_is_streamed() {
+    let server = Server::start(|_| stream_of(&message().0)).await;
+    let mut upstream = upstream("claude", &server.base_url);
+    upstream.provider = ProviderKind::Anthropic;
+    let mut model = model("m", vec![route("claude", None)]);
+    model
+        .defaults
+        .insert("max_tokens".to_owned(), 64_000.into());
+    let pool = pool(&settings(vec![upstream], vec![model]));
+    let answer = answer(send_to(&pool, "/v1/messages", r#"{"model":"m"}"#).await);
+    assert_eq!(parsed(&answer.body), message().1);
+    let sent = server.seen("POST").remove(0).body;
+    assert_eq!(
+        std::str::from_utf8(&sent).expect("text"),
+        r#"{"model":"m","stream":true,"max_tokens":64000}"#
+    );
+}

@@ -4,6 +4,9 @@
 use serde_json::{Value, json};
 
 use super::*;
+use crate::domain::asked::{Gatherer, Shape};
+use crate::domain::endpoint;
+use crate::domain::findings::Findings;
 use crate::upstream::settings::UnsupportedParams;
 
 fn anthropic(name: &str, server: &Server) -> UpstreamSettings {
@@ -210,4 +213,42 @@ async fn all_pages_of_a_list_of_models_are_read() {
     let listed = tried[0].models.as_ref().expect("a list");
     let ids: Vec<_> = listed.iter().map(|model| &*model.id).collect();
     assert_eq!(ids, ["a", "b", "c"]);
+}
+
+#[test]
+fn lines_need_not_say_how_much_is_written_where_every_route_does() {
+    let upstreams = ["one", "two"]
+        .map(|name| upstream(name, "http://h"))
+        .to_vec();
+    let filled = |upstream: &str| {
+        let mut route = route(upstream, None);
+        route.defaults.insert("max_tokens".to_owned(), 9.into());
+        route
+    };
+    let models = vec![
+        model("all", vec![filled("one"), filled("two")]),
+        model("some", vec![filled("one"), route("two", None)]),
+    ];
+    let pool = pool(&settings(upstreams, models));
+    let fills_in = |models: &[&str], path: &str| {
+        let mut asked = Gatherer::default();
+        let endpoint = endpoint::find(path).expect("an endpoint");
+        for (number, model) in (0..).zip(models) {
+            let model = (number, *model);
+            asked.line(
+                u64::from(number) + 1,
+                model,
+                endpoint,
+                Shape::default(),
+                "{}",
+            );
+        }
+        let mut found = Findings::default();
+        found.asked = asked.finish();
+        pool.fills_in_limits(&found, "/v1/messages", None)
+    };
+    assert!(fills_in(&["all"], "/v1/messages"));
+    assert!(!fills_in(&["all", "some"], "/v1/messages"));
+    assert!(!fills_in(&["nobody-has-it"], "/v1/messages"));
+    assert!(fills_in(&["some"], CHAT), "which says nothing of its lines");
 }

@@ -10,7 +10,7 @@ use tracing::Span;
 use super::attempts::Attempts;
 use super::task::{Look, Next, Task};
 use crate::domain::current::Current;
-use crate::domain::findings::{self, Finding, first_lines};
+use crate::domain::findings::{self, Finding, Supplied, first_lines};
 use crate::domain::line::Fault;
 use crate::domain::tenant::{Allowance, CurrentTenants, Tenants};
 use crate::metrics::trace;
@@ -295,11 +295,14 @@ impl Validate {
             ));
         }
         let task = batch.task.as_deref();
-        let of_lines = input.findings.for_batch(&batch.endpoint, task.is_some());
+        let found = &input.findings;
+        let supplied = Supplied {
+            model: task.is_some(),
+            limit: self.pool.fills_in_limits(found, &batch.endpoint, task),
+        };
+        let of_lines = found.for_batch(&batch.endpoint, supplied);
         let unknown = self.unknown_models(input, task, allowance);
-        let unsupported = self
-            .pool
-            .unsupported(&input.findings, &batch.endpoint, task);
+        let unsupported = self.pool.unsupported(found, &batch.endpoint, task);
         findings::report([of_file, of_lines, unknown, unsupported])
     }
 

@@ -12,7 +12,7 @@ use crate::cli::run::begin::not_jsonl;
 use crate::cli::run::generation::Generation;
 use crate::config::Config;
 use crate::domain::endpoint;
-use crate::domain::findings::{self, Finding};
+use crate::domain::findings::{self, Finding, Supplied};
 use crate::domain::jsonl::NotJsonl;
 use crate::domain::line::{self, Fault};
 use crate::intake::{self, Contents, Intake, ModelReport, Suspect};
@@ -102,7 +102,11 @@ impl Sent {
         let models = report.models.iter();
         let unknown = models.filter(|model| pool.resolve(&model.name).is_none());
         let unknown = unknown.flat_map(model_not_found).collect();
-        let of_lines = found.for_endpoint(endpoint::ANY.path);
+        let supplied = Supplied {
+            model: false,
+            limit: pool.fills_in_limits(&found, endpoint::ANY.path, None),
+        };
+        let of_lines = found.for_batch(endpoint::ANY.path, supplied);
         let unsupported = pool.unsupported(&found, endpoint::ANY.path, None);
         let listed = findings::report([of_file, of_lines, unknown, unsupported]);
         Ok(Faults::new(listed, &self.counter))

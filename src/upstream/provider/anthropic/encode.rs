@@ -20,7 +20,7 @@ const WITHOUT_SAMPLING: &str = "2026-10-21";
 
 /// An answer of more tokens may take longer than ten minutes. Anthropic's own clients ask for a
 /// stream from there on: what answers for longer without a byte is cut on its way.
-const PLAIN_OUTPUT_MAX: u64 = 21_333;
+pub(super) const PLAIN_OUTPUT_MAX: u64 = 21_333;
 
 /// What becomes of the keys of a request.
 pub(super) const RULES: [(&str, Rule); 40] = [

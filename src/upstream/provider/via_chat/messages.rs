@@ -4,15 +4,15 @@ pub(super) mod answer;
 mod blocks;
 
 use super::request::{
-    API, ChatRequest, Messages, OWN, Places, judge, judge_all, list, members, message, text, typed,
-    word,
+    API, ChatRequest, OWN, Places, Server, judge, judge_all, list, members, message, text,
+    tool_options, typed, word,
 };
+use super::turns::Messages;
 use crate::upstream::provider::answer as made;
 use crate::upstream::provider::chat::{Notes, Rule, refused};
-use crate::upstream::provider::http::Head;
+use crate::upstream::provider::http::{self, Head};
 use crate::upstream::provider::interface::{Decoded, Unsupported};
 use crate::upstream::provider::tree::Tree;
-use crate::upstream::settings::UnsupportedParams;
 
 /// What becomes of the keys of a request. Keys that nobody knows are passed on.
 pub(super) const RULES: [(&str, Rule); 21] = [
@@ -72,7 +72,8 @@ const CHOICE_RULES: [(&str, Rule); 3] = [
 ];
 
 /// Where chat completions have another name.
-const NAMES: [(&str, &str); 6] = [
+const NAMES: [(&str, &str); 7] = [
+    (".parameters", ".input_schema"),
     ("max_completion_tokens", "max_tokens"),
     ("response_format", "output_config.format"),
     ("reasoning_effort", "thinking"),
@@ -91,16 +92,18 @@ const EFFORTS: [(u64, &str); 3] = [(16_384, "high"), (4_096, "medium"), (0, "low
 pub(super) fn request(
     body: &Tree<'_>,
     model: &str,
-    policy: UnsupportedParams,
+    server: &Server,
 ) -> Result<ChatRequest, Unsupported> {
-    let mut notes = Notes::new(policy);
+    let mut notes = Notes::new(server.policy);
     let passed = judge_all(&mut notes, members(body, "body")?, &RULES)?;
     debug_assert!(passed.iter().all(|(key, _)| !OWN.contains(&&**key)));
     let mut out = Tree::object([("model", Tree::string(model))]);
-    let mut messages = Messages::default();
+    let mut messages = Messages::new(server);
     if let Some(system) = body.get("system") {
         let said = blocks::texts(system, "system", &mut notes)?;
-        messages.push(message("system", said), "system");
+        if !blocks::is_empty(&said) {
+            messages.push(message("system", said), "system");
+        }
     }
     let own = body.get("messages").and_then(Tree::list);
     let own = own.filter(|own| !own.is_empty());
@@ -114,18 +117,25 @@ pub(super) fn request(
         )?;
     }
     let (all, places) = messages.done();
+    if server.is_direct {
+        check_end(body, &all, &places)?;
+    }
     out.set("messages", Tree::List(all));
     let most = body.get("max_tokens").and_then(Tree::whole);
     let most = most.filter(|most| *most > 0);
-    let most = most.ok_or_else(|| refused("max_tokens", "it is no whole number above 0"))?;
+    let reason = "it is missing, or no whole number above 0";
+    let most = most.ok_or_else(|| refused("max_tokens", reason))?;
     out.set("max_completion_tokens", Tree::number(most));
-    if let Some(stops) = body.get("stop_sequences")
-        && !list(stops, "stop_sequences")?.is_empty()
+    let mut stops = None;
+    if let Some(own) = body.get("stop_sequences")
+        && !list(own, "stop_sequences")?.is_empty()
     {
-        out.set("stop", stops.clone());
+        out.set("stop", own.clone());
+        stops = Some(own.written());
     }
     output_config(body, &mut out, &mut notes)?;
-    thinking(body, &mut out, &mut notes)?;
+    let thinks = || server.thinks(model);
+    thinking(body, &mut out, thinks, &mut notes)?;
     tools(body, &mut out, &mut notes)?;
     if let Some(metadata) = body.get("metadata") {
         judge(&mut notes, metadata, &METADATA_RULES, "metadata")?;
@@ -141,15 +151,34 @@ pub(super) fn request(
     if let Tree::Object(members) = &mut out {
         members.extend(passed);
     }
+    let places = Places {
+        messages: places,
+        names: &NAMES,
+    };
+    server.check(&mut out, model, &places, &mut notes)?;
     Ok(ChatRequest {
         body: out.written(),
         echo: String::new(),
+        stops: stops.unwrap_or_default(),
         warnings: notes.warnings,
-        places: Places {
-            messages: places,
-            names: &NAMES,
-        },
+        places,
     })
+}
+
+/// A last message of the assistant is one that the model goes on with. A chat completion answers
+/// it, but where the request asks in the way of vLLM.
+fn check_end(body: &Tree<'_>, all: &[Tree<'_>], places: &[String]) -> Result<(), Unsupported> {
+    let goes_on = body.get("continue_final_message");
+    let goes_on = goes_on.is_some_and(|it| it.is_plain("true"));
+    let role = all.last().and_then(|last| last.get("role"));
+    if goes_on || !role.is_some_and(|role| role.is_text("assistant")) {
+        return Ok(());
+    }
+    let reason = format!("{API} does not go on with a last message of the assistant");
+    Err(refused(
+        places.last().map_or("messages", String::as_str),
+        reason,
+    ))
 }
 
 fn output_config<'a>(
@@ -185,7 +214,13 @@ fn output_config<'a>(
     Ok(())
 }
 
-fn thinking<'a>(body: &Tree<'a>, out: &mut Tree<'a>, notes: &mut Notes) -> Result<(), Unsupported> {
+/// `thinks`: whether the model does so, as far as that is known.
+fn thinking<'a>(
+    body: &Tree<'a>,
+    out: &mut Tree<'a>,
+    thinks: impl Fn() -> Option<bool>,
+    notes: &mut Notes,
+) -> Result<(), Unsupported> {
     let Some(thinking) = body.get("thinking") else {
         return Ok(());
     };
@@ -193,7 +228,18 @@ fn thinking<'a>(body: &Tree<'a>, out: &mut Tree<'a>, notes: &mut Notes) -> Resul
     match &*word(thinking, "type") {
         // How much is up to the model, or said as an effort.
         "adaptive" => {}
-        "disabled" => out.set("reasoning_effort", Tree::string("none")),
+        "disabled" => {
+            if out.get("reasoning_effort").is_some() {
+                notes.dropped("output_config.effort", "`thinking` is disabled");
+                out.remove("reasoning_effort");
+            }
+            match thinks() {
+                Some(true) => out.set("reasoning_effort", Tree::string("none")),
+                Some(false) => {}
+                // One that does not think refuses to be told not to.
+                None => notes.dropped("thinking", "nobody knows whether the model thinks"),
+            }
+        }
         "enabled" => {
             let budget = thinking.get("budget_tokens").and_then(Tree::whole);
             let budget = budget.ok_or_else(|| {
@@ -202,7 +248,10 @@ fn thinking<'a>(body: &Tree<'a>, out: &mut Tree<'a>, notes: &mut Notes) -> Resul
                     "it is missing, or no whole number",
                 )
             })?;
-            if out.get("reasoning_effort").is_none() {
+            if out.get("reasoning_effort").is_some() {
+                let message = "`output_config.effort` says how much to think";
+                notes.dropped("thinking.budget_tokens", message);
+            } else {
                 let word = EFFORTS.iter().find(|(least, _)| budget >= *least);
                 let word = word.map_or("low", |(_, word)| word);
                 out.set("reasoning_effort", Tree::string(word));
@@ -241,11 +290,9 @@ fn tools<'a>(body: &Tree<'a>, out: &mut Tree<'a>, notes: &mut Notes) -> Result<(
         _ => return Err(refused("tool_choice.type", "it is none that is known")),
     };
     let is_alone = choice.get("disable_parallel_tool_use");
-    if is_alone.is_some_and(|it| it.is_plain("true")) && has_tools {
-        out.set("parallel_tool_calls", Tree::boolean(false));
-    }
-    out.set("tool_choice", chosen);
-    Ok(())
+    let is_alone = is_alone.is_some_and(|it| it.is_plain("true"));
+    let parallel = is_alone.then(|| Tree::boolean(false));
+    tool_options(out, has_tools, Some(chosen), parallel)
 }
 
 fn tool<'a>(tool: &Tree<'a>, place: &str, notes: &mut Notes) -> Result<Tree<'a>, Unsupported> {
@@ -278,14 +325,13 @@ fn tool<'a>(tool: &Tree<'a>, place: &str, notes: &mut Notes) -> Result<Tree<'a>,
 
 /// A failure, with its error as the Messages API has it. What the server said stands beside it.
 pub(super) fn failure(head: &Head, decoded: Decoded) -> Decoded {
-    let read = |body: &[u8]| {
-        let body = Tree::read(std::str::from_utf8(body).ok()?)?;
-        let error = body.get("error")?;
-        let message = error.get("message").unwrap_or(error).text()?.into_owned();
-        Some((message, body.get("provider").unwrap_or(&body).written()))
-    };
-    let Some((message, provider)) = read(&decoded.body) else {
-        return decoded;
+    let text = String::from_utf8_lossy(&decoded.body);
+    let read = Tree::read(&text);
+    let message = read.as_ref().and_then(message_of);
+    let message = message.unwrap_or_else(|| said_without_a_message(head, &text));
+    let provider = match &read {
+        Some(body) => body.get("provider").unwrap_or(body).written(),
+        None => Tree::string(&text).written(),
     };
     let kind = match head.status {
         401 => "authentication_error",
@@ -315,4 +361,33 @@ pub(super) fn failure(head: &Head, decoded: Decoded) -> Decoded {
         request_id: decoded.request_id,
         ..made::failure(said, Some(body.written()))
     }
+}
+
+/// What an error says, in whichever of the usual forms.
+fn message_of(body: &Tree<'_>) -> Option<String> {
+    let body = match body.list() {
+        Some(items) => items.first()?,
+        None => body,
+    };
+    let error = body.get("error");
+    let within = error.and_then(|error| error.get("message").or_else(|| error.get("detail")));
+    let beside = || ["message", "detail"].iter().find_map(|key| body.get(key));
+    let said = within
+        .or_else(|| error.filter(|error| error.is_string()))
+        .or_else(beside)?;
+    let message = match said.text() {
+        Some(text) => text.into_owned(),
+        None => said.written(),
+    };
+    Some(message).filter(|message| !message.is_empty())
+}
+
+/// A message in place of one that nobody can read.
+fn said_without_a_message(head: &Head, said: &str) -> String {
+    let mut message = format!("The model server answered {}.", head.status);
+    if !said.trim().is_empty() {
+        message.push(' ');
+        message.push_str(&http::excerpt(said.as_bytes()));
+    }
+    message
 }

@@ -3,13 +3,83 @@
 use std::borrow::Cow;
 use std::collections::HashMap;
 
+use crate::domain::asked;
 use crate::domain::outcome::Warning;
+use crate::upstream::capabilities::NOT_TAKEN;
 use crate::upstream::provider::chat::{Notes, Rules, asks_for_nothing, refused};
 use crate::upstream::provider::interface::Unsupported;
 use crate::upstream::provider::tree::{Member, Tree};
+use crate::upstream::settings::{
+    Capabilities, CapabilitySettings, ReasoningKey, UnsupportedParams, UpstreamSettings,
+};
 
 /// As messages to users name what requests are asked as.
 pub(super) const API: &str = "a chat completion";
+
+/// What a translation knows of the server that is asked.
+#[derive(Debug)]
+pub(super) struct Server {
+    pub(super) policy: UnsupportedParams,
+    /// The server is asked for the chat completion as it is: no provider translates it again.
+    pub(super) is_direct: bool,
+    reasoning_key: Option<ReasoningKey>,
+    base_url: String,
+    says: Vec<CapabilitySettings>,
+}
+
+impl Server {
+    pub(super) fn new(settings: &UpstreamSettings, is_direct: bool) -> Self {
+        Self {
+            policy: settings.unsupported_params,
+            is_direct,
+            reasoning_key: settings.reasoning_key,
+            base_url: settings.base_url.clone(),
+            says: settings.capabilities.clone(),
+        }
+    }
+
+    /// Under which key it takes what the assistant thought before; `None`: it does not.
+    pub(super) fn thought_key(&self) -> Option<&'static str> {
+        match self.reasoning_key {
+            _ if !self.is_direct => Some(ReasoningKey::ReasoningContent.as_str()),
+            key => key.map(ReasoningKey::as_str),
+        }
+    }
+
+    /// Whether a model thinks, as far as that is known.
+    pub(super) fn thinks(&self, model: &str) -> Option<bool> {
+        Capabilities::thinks(&self.base_url, &self.says, model)
+    }
+
+    /// Leaves out of a request for a chat completion what its model does not take, as far as the
+    /// configuration says so, or rejects it.
+    pub(super) fn check(
+        &self,
+        request: &mut Tree<'_>,
+        model: &str,
+        places: &Places,
+        notes: &mut Notes,
+    ) -> Result<(), Unsupported> {
+        let Tree::Object(members) = request else {
+            return Ok(());
+        };
+        if self.says.is_empty() {
+            return Ok(());
+        }
+        let says = Capabilities::said(&self.says, model);
+        let mut refused = Ok(());
+        members.retain(|(key, value)| {
+            let is_taken = refused.is_err()
+                || !says.refuses(key)
+                || asked::asks_for_no_ability(key, &value.written());
+            if !is_taken {
+                refused = notes.unsupported(places.own(key), NOT_TAKEN);
+            }
+            is_taken
+        });
+        refused
+    }
+}
 
 /// A request for a chat completion.
 #[derive(Debug)]
@@ -18,6 +88,8 @@ pub(super) struct ChatRequest {
     /// Members that the answer has from the request, as JSON writes them, each with a comma
     /// behind it.
     pub(super) echo: String,
+    /// Where the model is to stop, as the line says it: JSON, or nothing.
+    pub(super) stops: String,
     pub(super) warnings: Vec<Warning>,
     pub(super) places: Places,
 }
@@ -27,7 +99,8 @@ pub(super) struct ChatRequest {
 pub(super) struct Places {
     /// Of each message.
     pub(super) messages: Vec<String>,
-    /// Of what has another name: the name in a chat completion, and the line's own.
+    /// Of what has another name: the name in a chat completion, and the line's own. One that begins
+    /// with a dot stands within others.
     pub(super) names: &'static [(&'static str, &'static str)],
 }
 
@@ -45,115 +118,13 @@ impl Places {
         {
             return place.clone();
         }
-        match self.names.iter().find(|(name, _)| *name == key) {
-            Some((_, own)) => (*own).to_owned(),
-            None => param.replace(".function", ""),
+        if let Some((_, own)) = self.names.iter().find(|(name, _)| *name == key) {
+            return (*own).to_owned();
         }
+        let within = self.names.iter().filter(|(name, _)| name.starts_with('.'));
+        let param = param.replace(".function", "");
+        within.fold(param, |param, (name, own)| param.replace(name, own))
     }
-}
-
-/// The messages of a request that is being made.
-#[derive(Debug, Default)]
-pub(super) struct Messages<'a> {
-    all: Vec<Tree<'a>>,
-    places: Vec<String>,
-    /// What was thought for the last message: it is put there once, when no more is thought.
-    thought: String,
-}
-
-impl<'a> Messages<'a> {
-    pub(super) fn push(&mut self, message: Tree<'a>, place: impl Into<String>) {
-        self.place_thought();
-        self.all.push(message);
-        self.places.push(place.into());
-    }
-
-    /// All messages, and the place of each.
-    pub(super) fn done(mut self) -> (Vec<Tree<'a>>, Vec<String>) {
-        self.place_thought();
-        (self.all, self.places)
-    }
-
-    /// Adds to what was thought for the last message, if that is the assistant's; whether it is.
-    pub(super) fn think(&mut self, said: &str) -> bool {
-        let is_of_assistant = self.of_assistant().is_some();
-        if is_of_assistant {
-            self.thought.push_str(said);
-        }
-        is_of_assistant
-    }
-
-    fn place_thought(&mut self) {
-        if self.thought.is_empty() {
-            return;
-        }
-        let thought = Tree::string(&std::mem::take(&mut self.thought));
-        if let Some(last) = self.all.last_mut() {
-            last.set("reasoning_content", thought);
-        }
-    }
-
-    /// Adds to what the last message says, if that is one of the assistant's with calls. Else
-    /// returns what it would say.
-    pub(super) fn say_beside_calls(&mut self, said: Tree<'a>) -> Option<Tree<'a>> {
-        let last = self.of_assistant();
-        let Some(Tree::Object(members)) = last.filter(|last| last.get("tool_calls").is_some())
-        else {
-            return Some(said);
-        };
-        let content = members.iter_mut().find(|(key, _)| key == "content");
-        let Some((_, content)) = content else {
-            return Some(said);
-        };
-        *content = match std::mem::replace(content, Tree::null()) {
-            before if before.is_null() => said,
-            before => {
-                let mut before = parts(before);
-                before.extend(parts(said));
-                Tree::List(before)
-            }
-        };
-        None
-    }
-
-    /// The last message, if it is the assistant's.
-    fn of_assistant(&mut self) -> Option<&mut Tree<'a>> {
-        let last = self.all.last_mut()?;
-        is_of(last, "assistant").then_some(last)
-    }
-
-    /// Adds a call to the assistant's message.
-    pub(super) fn call(&mut self, call: Tree<'a>, place: &str) {
-        if self.of_assistant().is_none() {
-            self.push(message("assistant", Tree::null()), place);
-        }
-        if let Some(last) = self.of_assistant() {
-            append(last, "tool_calls", call);
-        }
-    }
-}
-
-/// What was said, as a list.
-fn parts(said: Tree<'_>) -> Vec<Tree<'_>> {
-    match said {
-        Tree::List(parts) => parts,
-        text => vec![typed("text", "text", text)],
-    }
-}
-
-fn is_of(message: &Tree<'_>, role: &str) -> bool {
-    message.get("role").is_some_and(|own| own.is_text(role))
-}
-
-/// Adds an item to the list that a member is.
-fn append<'a>(object: &mut Tree<'a>, key: &'a str, item: Tree<'a>) {
-    if let Tree::Object(members) = object
-        && let Some((_, Tree::List(items))) = members.iter_mut().find(|(own, _)| own == key)
-    {
-        items.push(item);
-        return;
-    }
-    object.set(key, Tree::List(vec![item]));
 }
 
 pub(super) fn message<'a>(role: &str, content: Tree<'a>) -> Tree<'a> {
@@ -227,6 +198,31 @@ pub(super) fn list<'t, 'a>(
     place: &str,
 ) -> Result<&'t [Tree<'a>], Unsupported> {
     value.list().ok_or_else(|| refused(place, "it is no list"))
+}
+
+/// Says how tools are to be called. Where there are none, it is an error to say it: what asks for
+/// nothing is left out, and a call that must be made is rejected.
+pub(super) fn tool_options<'a>(
+    out: &mut Tree<'a>,
+    has_tools: bool,
+    choice: Option<Tree<'a>>,
+    parallel: Option<Tree<'a>>,
+) -> Result<(), Unsupported> {
+    if has_tools {
+        if let Some(choice) = choice {
+            out.set("tool_choice", choice);
+        }
+        if let Some(parallel) = parallel {
+            out.set("parallel_tool_calls", parallel);
+        }
+        return Ok(());
+    }
+    match choice {
+        Some(choice) if !choice.is_text("auto") && !choice.is_text("none") => {
+            Err(refused("tool_choice", "there are no tools"))
+        }
+        _ => Ok(()),
+    }
 }
 
 /// Tools are called by the model itself, and not by programs that it writes.

@@ -5,13 +5,13 @@ pub(super) mod answer;
 mod items;
 
 use super::request::{
-    API, ChatRequest, Messages, Places, check_callers, judge, judge_all, list, members, message,
-    typed, word,
+    API, ChatRequest, Places, Server, check_callers, judge, judge_all, list, members, message,
+    text as text_of, tool_options, typed, word,
 };
-use crate::upstream::provider::chat::{Notes, Rule, refused};
+use super::turns::Messages;
+use crate::upstream::provider::chat::{Notes, Rule, asks_for_nothing, refused};
 use crate::upstream::provider::interface::Unsupported;
 use crate::upstream::provider::tree::Tree;
-use crate::upstream::settings::UnsupportedParams;
 
 /// What becomes of the keys of a request. Keys that nobody knows are passed on.
 pub(super) const RULES: [(&str, Rule); 34] = [
@@ -29,7 +29,7 @@ pub(super) const RULES: [(&str, Rule); 34] = [
     // It comes back in the answer, as in OpenAI's.
     ("metadata", Rule::Mapped),
     ("moderation", Rule::Passed),
-    ("parallel_tool_calls", Rule::Passed),
+    ("parallel_tool_calls", Rule::Mapped),
     ("prompt_cache_key", Rule::Passed),
     ("prompt_cache_options", Rule::Passed),
     ("prompt_cache_retention", Rule::Passed),
@@ -86,6 +86,14 @@ const CUSTOM_RULES: [(&str, Rule); 7] = [
     ("defer_loading", Rule::Unsupported),
 ];
 
+/// What becomes of the keys of a chosen tool, and of a list of allowed tools.
+const CHOICE_RULES: [(&str, Rule); 2] = [("type", Rule::Mapped), ("name", Rule::Mapped)];
+const ALLOWED_RULES: [(&str, Rule); 3] = [
+    ("type", Rule::Mapped),
+    ("mode", Rule::Mapped),
+    ("tools", Rule::Mapped),
+];
+
 /// What an answer of a chat completion cannot include.
 const NOT_INCLUDED: [&str; 7] = [
     "code_interpreter_call.outputs",
@@ -127,13 +135,15 @@ const ECHOED: [&str; 11] = [
 pub(super) fn request(
     body: &Tree<'_>,
     model: &str,
-    policy: UnsupportedParams,
+    server: &Server,
 ) -> Result<ChatRequest, Unsupported> {
-    let mut notes = Notes::new(policy);
+    let mut notes = Notes::new(server.policy);
     let passed = judge_all(&mut notes, members(body, "body")?, &RULES)?;
     let mut out = Tree::object([("model", Tree::string(model))]);
-    let mut messages = Messages::default();
-    if let Some(instructions) = body.get("instructions") {
+    let mut messages = Messages::new(server);
+    if let Some(instructions) = body.get("instructions")
+        && !instructions.is_text("")
+    {
         if !instructions.is_string() {
             return Err(refused("instructions", "it is no text"));
         }
@@ -161,14 +171,17 @@ pub(super) fn request(
     if let Tree::Object(members) = &mut out {
         members.extend(passed);
     }
+    let places = Places {
+        messages: places,
+        names: &NAMES,
+    };
+    server.check(&mut out, model, &places, &mut notes)?;
     Ok(ChatRequest {
         body: out.written(),
         echo: echo(body),
+        stops: String::new(),
         warnings: notes.warnings,
-        places: Places {
-            messages: places,
-            names: &NAMES,
-        },
+        places,
     })
 }
 
@@ -198,7 +211,9 @@ fn text<'a>(body: &Tree<'a>, out: &mut Tree<'a>, notes: &mut Notes) -> Result<()
         return Ok(());
     };
     judge(notes, text, &TEXT_RULES, "text")?;
-    if let Some(verbosity) = text.get("verbosity") {
+    if let Some(verbosity) = text.get("verbosity")
+        && !asks_for_nothing("verbosity", verbosity)
+    {
         out.set("verbosity", verbosity.clone());
     }
     let Some(format) = text.get("format") else {
@@ -249,18 +264,30 @@ fn logprobs<'a>(body: &Tree<'a>, out: &mut Tree<'a>, notes: &mut Notes) -> Resul
 }
 
 fn tools<'a>(body: &Tree<'a>, out: &mut Tree<'a>, notes: &mut Notes) -> Result<(), Unsupported> {
+    let mut has_tools = false;
     if let Some(tools) = body.get("tools") {
-        let tools = list(tools, "tools")?.iter().enumerate();
+        let own = list(tools, "tools")?;
+        let tools = own.iter().enumerate();
         let tools = tools.map(|(place, it)| tool(it, &format!("tools[{place}]"), notes));
         let tools = tools.collect::<Result<Vec<_>, _>>()?;
-        if !tools.is_empty() {
+        has_tools = !tools.is_empty();
+        if has_tools {
             out.set("tools", Tree::List(tools));
         }
+        let says_nothing =
+            |tool: &Tree<'_>| word(tool, "type") == "function" && tool.get("strict").is_none();
+        if let Some(place) = own.iter().position(says_nothing) {
+            let message = format!("{API} is strict only where `strict` is true");
+            notes.changed(format!("tools[{place}].strict"), message);
+        }
     }
-    if let Some(choice) = body.get("tool_choice") {
-        out.set("tool_choice", tool_choice(choice)?);
-    }
-    Ok(())
+    let choice = body.get("tool_choice");
+    let choice = choice
+        .map(|choice| tool_choice(choice, notes))
+        .transpose()?;
+    let parallel = body.get("parallel_tool_calls");
+    let parallel = parallel.filter(|it| !asks_for_nothing("parallel_tool_calls", it));
+    tool_options(out, has_tools, choice, parallel.cloned())
 }
 
 fn tool<'a>(tool: &Tree<'a>, place: &str, notes: &mut Notes) -> Result<Tree<'a>, Unsupported> {
@@ -305,38 +332,37 @@ fn format_of<'a>(format: &Tree<'a>) -> Tree<'a> {
     }
 }
 
-fn tool_choice<'a>(choice: &Tree<'a>) -> Result<Tree<'a>, Unsupported> {
+fn tool_choice<'a>(choice: &Tree<'a>, notes: &mut Notes) -> Result<Tree<'a>, Unsupported> {
+    const PLACE: &str = "tool_choice";
     if choice.is_string() {
         return Ok(choice.clone());
     }
-    let kind = word(choice, "type").into_owned();
-    let chosen = match &*kind {
-        "function" => named("function", choice),
-        "custom" => named("custom", choice),
-        "allowed_tools" => {
-            let tools = choice.get("tools").and_then(Tree::list).unwrap_or_default();
-            let tools = tools.iter().map(|tool| match &*word(tool, "type") {
-                "function" => named("function", tool),
-                "custom" => named("custom", tool),
-                _ => None,
-            });
-            let tools = tools.collect::<Option<Vec<_>>>();
-            tools.map(|tools| {
-                let mode = choice.get("mode").cloned().unwrap_or_else(Tree::null);
-                let allowed = Tree::object([("mode", mode), ("tools", Tree::List(tools))]);
-                typed("allowed_tools", "allowed_tools", allowed)
-            })
-        }
-        _ => None,
-    };
-    let reason = "only functions and custom tools can be chosen";
-    chosen.ok_or_else(|| refused("tool_choice", reason))
+    let kind = word(choice, "type");
+    if kind != "allowed_tools" {
+        return named(choice, PLACE, notes);
+    }
+    judge(notes, choice, &ALLOWED_RULES, PLACE)?;
+    let tools = choice.get("tools").and_then(Tree::list).unwrap_or_default();
+    let tools = tools.iter().enumerate();
+    let tools = tools.map(|(at, tool)| named(tool, &format!("{PLACE}.tools[{at}]"), notes));
+    let tools = tools.collect::<Result<Vec<_>, _>>()?;
+    let mode = choice.get("mode").cloned().unwrap_or_else(Tree::null);
+    let allowed = Tree::object([("mode", mode), ("tools", Tree::List(tools))]);
+    Ok(typed("allowed_tools", "allowed_tools", allowed))
 }
 
-fn named<'a>(kind: &'static str, tool: &Tree<'a>) -> Option<Tree<'a>> {
-    let name = tool.get("name").filter(|name| name.is_string())?;
-    let named = Tree::object([("name", name.clone())]);
-    Some(typed(kind, kind, named))
+fn named<'a>(tool: &Tree<'a>, place: &str, notes: &mut Notes) -> Result<Tree<'a>, Unsupported> {
+    let kind = match &*word(tool, "type") {
+        "function" => "function",
+        "custom" => "custom",
+        _ => {
+            let reason = "only functions and custom tools can be chosen";
+            return Err(refused(place, reason));
+        }
+    };
+    judge(notes, tool, &CHOICE_RULES, place)?;
+    let named = Tree::object([("name", text_of(tool, "name", place)?)]);
+    Ok(typed(kind, kind, named))
 }
 
 /// What the answer has from the request, as JSON writes members.

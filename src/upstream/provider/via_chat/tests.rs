@@ -4,7 +4,9 @@
 mod both;
 mod many;
 mod messages;
+mod options;
 mod responses;
+mod turns;
 
 use std::collections::BTreeSet;
 
@@ -18,6 +20,9 @@ use crate::domain::outcome::WarningCode;
 use crate::upstream::provider::chat::Rule;
 use crate::upstream::provider::kind::ProviderKind;
 use crate::upstream::provider::of;
+use crate::upstream::settings::{
+    Capabilities, CapabilitySettings, ReasoningKey, UnsupportedParams,
+};
 use crate::upstream::tests::upstream;
 
 /// The providers, the first with `responses = "translate"`.
@@ -34,11 +39,29 @@ fn model(kind: ProviderKind) -> &'static str {
 }
 
 fn provider(kind: ProviderKind, policy: UnsupportedParams) -> Box<dyn Provider> {
+    of(&settings(kind, policy))
+}
+
+fn settings(kind: ProviderKind, policy: UnsupportedParams) -> UpstreamSettings {
     let mut settings = upstream("up", "https://h");
     settings.provider = kind;
     settings.unsupported_params = policy;
     settings.translates_responses = kind == ProviderKind::OpenAi;
-    of(&settings)
+    settings.reasoning_key = Some(ReasoningKey::ReasoningContent);
+    settings
+}
+
+/// What is sent of a line to an upstream of OpenAI's API, and the parameters that warnings name.
+fn sent_to(
+    settings: &UpstreamSettings,
+    path: &'static str,
+    body: &Value,
+) -> Result<(Value, Vec<String>), Unsupported> {
+    let provider = of(settings);
+    let encoded = encoded(&*provider, settings.provider, path, &body.to_string());
+    let (sent, asked) = encoded?;
+    let warnings = warnings(&asked).into_iter().map(str::to_owned);
+    Ok((sent, warnings.collect()))
 }
 
 /// What is sent of a line that is translated, and what is remembered.

@@ -2,13 +2,16 @@
 
 use crate::domain::id;
 use crate::domain::outcome::{Warning, WarningCode};
+use crate::upstream::provider::chat::asks_for_nothing;
 use crate::upstream::provider::tree::Tree;
 use crate::upstream::provider::via_chat::completion::{Completion, arguments, says_something};
 use crate::upstream::provider::via_chat::request::typed;
 
-/// The Message. An error says why there is none, in words.
+/// The Message. `stops`: where the request told the model to stop, as JSON. An error says why there
+/// is none, in words.
 pub(in crate::upstream::provider::via_chat) fn written(
     completion: &Completion<'_, '_>,
+    stops: &str,
     warnings: &mut Vec<Warning>,
 ) -> Result<String, &'static str> {
     let id = match &*completion.id {
@@ -22,11 +25,22 @@ pub(in crate::upstream::provider::via_chat) fn written(
     let is_cut = completion.finish_reason == "length";
     let content = content(completion, is_cut, warnings)?;
     let has_calls = !completion.calls().is_empty();
-    // Some servers say where they stopped.
-    let stopped_by = completion
-        .choice
-        .get("stop_reason")
-        .filter(|it| it.is_string());
+    // Some servers say where they stopped, and some say something else there.
+    let stops = Tree::read(stops);
+    let stops = stops.as_ref().and_then(Tree::list).unwrap_or_default();
+    let stopped_by = completion.choice.get("stop_reason");
+    let stopped_by = stopped_by.and_then(|by| stops.iter().find(|stop| stop.text() == by.text()));
+    let stopped_by = stopped_by.filter(|by| by.is_string());
+    for key in ["annotations", "citations"] {
+        let said = completion.message.get(key);
+        if said.is_some_and(|said| !asks_for_nothing(key, said)) {
+            warnings.push(Warning {
+                code: WarningCode::AnswerChanged,
+                param: "content".to_owned(),
+                message: format!("what the server told of its sources in `{key}` is left out"),
+            });
+        }
+    }
     let (reason, stopped_by) = match &*completion.finish_reason {
         "length" => ("max_tokens", None),
         "content_filter" => ("refusal", None),

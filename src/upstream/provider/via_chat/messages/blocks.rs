@@ -4,8 +4,9 @@ use crate::upstream::provider::chat::{Notes, Rule, refused};
 use crate::upstream::provider::interface::Unsupported;
 use crate::upstream::provider::tree::Tree;
 use crate::upstream::provider::via_chat::request::{
-    Messages, content, function_call, judge, list, message, text, typed, word,
+    content, function_call, judge, list, message, text, typed, word,
 };
+use crate::upstream::provider::via_chat::turns::Messages;
 
 const MESSAGE_RULES: [(&str, Rule); 2] = [("role", Rule::Mapped), ("content", Rule::Mapped)];
 
@@ -58,6 +59,24 @@ const THINKING_RULES: [(&str, Rule); 3] = [
 /// What stands before the result of a tool that has failed.
 const FAILED: &str = "Error: ";
 
+/// What a source may have, by its type.
+const SOURCE_RULES: [(&str, Rule); 6] = [
+    ("type", Rule::Mapped),
+    ("media_type", Rule::Mapped),
+    ("data", Rule::Mapped),
+    ("url", Rule::Mapped),
+    ("content", Rule::Mapped),
+    ("file_id", Rule::Mapped),
+];
+
+/// The media type of documents that are sent as files.
+const PDF: &str = "application/pdf";
+
+/// Whether nothing is said.
+pub(super) fn is_empty(said: &Tree<'_>) -> bool {
+    said.list().is_some_and(<[_]>::is_empty) || said.is_plain("\"\"")
+}
+
 /// The texts of the system.
 pub(super) fn texts<'a>(
     said: &Tree<'a>,
@@ -94,7 +113,10 @@ pub(super) fn message_of<'a>(
         "user" => "user",
         "assistant" => "assistant",
         "system" => {
-            messages.push(message("system", texts(said, &param, notes)?), place);
+            let said = texts(said, &param, notes)?;
+            if !is_empty(&said) {
+                messages.push(message("system", said), place);
+            }
             return Ok(());
         }
         role => {
@@ -114,7 +136,7 @@ pub(super) fn message_of<'a>(
     let mut parts = Vec::new();
     for (at, block) in blocks {
         if word(block, "type") == "tool_result" {
-            messages.push(tool_result(block, &at, notes)?, &*at);
+            tool_result(block, &at, messages, notes)?;
         } else {
             parts.extend(part(block, &at, notes)?);
         }
@@ -131,13 +153,15 @@ fn of_assistant<'t, 'a: 't>(
     messages: &mut Messages<'a>,
     notes: &mut Notes,
 ) -> Result<(), Unsupported> {
-    let (mut parts, mut calls, mut thought) = (Vec::new(), Vec::new(), String::new());
+    let (mut parts, mut calls) = (Vec::new(), Vec::new());
+    let mut thought: Option<(String, String)> = None;
     for (at, block) in blocks {
         match &*word(block, "type") {
             "text" => parts.push(text_part(block, &at, notes)?),
             "tool_use" => calls.push(tool_use(block, &at, notes)?),
             "thinking" => {
                 judge(notes, block, &THINKING_RULES, &at)?;
+                let (thought, _) = thought.get_or_insert_with(|| (String::new(), at));
                 thought.push_str(&word(block, "thinking"));
             }
             "redacted_thinking" => {
@@ -146,19 +170,22 @@ fn of_assistant<'t, 'a: 't>(
             _ => return Err(unknown(block, &at)),
         }
     }
+    if parts.is_empty() && calls.is_empty() && thought.is_none() {
+        return Ok(());
+    }
     let said = if parts.is_empty() {
         Tree::null()
     } else {
         content(parts)
     };
     let mut own = message("assistant", said);
-    if !thought.is_empty() {
-        own.set("reasoning_content", Tree::string(&thought));
-    }
     if !calls.is_empty() {
         own.set("tool_calls", Tree::List(calls));
     }
     messages.push(own, place);
+    if let Some((thought, at)) = thought {
+        messages.think(&thought, at, notes);
+    }
     Ok(())
 }
 
@@ -187,18 +214,21 @@ fn part<'a>(
         "text" => Ok(vec![text_part(block, place, notes)?]),
         "image" => {
             judge(notes, block, &IMAGE_RULES, place)?;
-            Ok(vec![image(
-                block.get("source"),
-                &format!("{place}.source"),
-            )?])
+            let at = format!("{place}.source");
+            Ok(vec![image(block.get("source"), &at, notes)?])
         }
         "document" => document(block, place, notes),
         _ => Err(unknown(block, place)),
     }
 }
 
-fn image<'a>(source: Option<&Tree<'a>>, place: &str) -> Result<Tree<'a>, Unsupported> {
+fn image<'a>(
+    source: Option<&Tree<'a>>,
+    place: &str,
+    notes: &mut Notes,
+) -> Result<Tree<'a>, Unsupported> {
     let source = source.ok_or_else(|| refused(place, "it is missing"))?;
+    judge(notes, source, &SOURCE_RULES, place)?;
     let url = match &*word(source, "type") {
         "base64" => data_url(source, &word(source, "media_type"), place)?,
         "url" => text(source, "url", place)?,
@@ -235,6 +265,7 @@ fn document<'a>(
     let at = format!("{place}.source");
     let source = block.get("source");
     let source = source.ok_or_else(|| refused(&*at, "it is missing"))?;
+    judge(notes, source, &SOURCE_RULES, &at)?;
     let title = word(block, "title");
     let mut parts = Vec::new();
     let mut say = |words: &str| parts.push(typed("text", "text", Tree::string(words)));
@@ -247,7 +278,12 @@ fn document<'a>(
     }
     match &*kind {
         "base64" => {
-            let url = data_url(source, "application/pdf", &at)?;
+            let media_type = source.get("media_type");
+            if media_type.is_some_and(|it| !it.is_text(PDF)) {
+                let reason = format!("a document in base64 can only be {PDF}");
+                return Err(refused(format!("{at}.media_type"), reason));
+            }
+            let url = data_url(source, PDF, &at)?;
             let name = if title.is_empty() {
                 "document.pdf"
             } else {
@@ -295,8 +331,9 @@ fn tool_use<'a>(block: &Tree<'a>, place: &str, notes: &mut Notes) -> Result<Tree
 fn tool_result<'a>(
     block: &Tree<'a>,
     place: &str,
+    messages: &mut Messages<'a>,
     notes: &mut Notes,
-) -> Result<Tree<'a>, Unsupported> {
+) -> Result<(), Unsupported> {
     judge(notes, block, &RESULT_RULES, place)?;
     let param = format!("{place}.content");
     let mut parts = Vec::new();
@@ -314,12 +351,6 @@ fn tool_result<'a>(
         notes.changed(format!("{place}.is_error"), message);
         parts.insert(0, typed("text", "text", Tree::string(FAILED)));
     }
-    let said = if parts.is_empty() {
-        Tree::string("")
-    } else {
-        content(parts)
-    };
-    let mut out = message("tool", said);
-    out.set("tool_call_id", text(block, "tool_use_id", place)?);
-    Ok(out)
+    messages.output(text(block, "tool_use_id", place)?, parts, place, notes);
+    Ok(())
 }

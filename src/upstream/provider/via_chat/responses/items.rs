@@ -1,11 +1,15 @@
 //! The items of a request's input as messages of a chat completion.
 
+use std::borrow::Cow;
+use std::collections::HashMap;
+
 use crate::upstream::provider::chat::{Notes, Rule, refused};
 use crate::upstream::provider::interface::Unsupported;
 use crate::upstream::provider::tree::Tree;
 use crate::upstream::provider::via_chat::request::{
-    Messages, check_callers, content, function_call, judge, list, message, text, typed, word,
+    check_callers, content, function_call, judge, list, message, text, typed, word,
 };
+use crate::upstream::provider::via_chat::turns::Messages;
 
 /// What becomes of the keys of items. `id` and `status` say what an earlier answer said of an item.
 const MESSAGE_RULES: [(&str, Rule); 6] = [
@@ -80,9 +84,11 @@ pub(super) fn input<'a>(
         messages.push(message("user", input.clone()), "input");
         return Ok(());
     }
+    let items = list(input, "input")?;
+    let last_outputs = last_outputs(items);
     let mut thought: Option<(String, String)> = None;
-    for (place, item) in list(input, "input")?.iter().enumerate() {
-        let place = format!("input[{place}]");
+    for (at, item) in items.iter().enumerate() {
+        let place = format!("input[{at}]");
         let kind = word(item, "type");
         if kind == "reasoning" {
             let said = reasoning(item, &place, notes)?;
@@ -100,10 +106,13 @@ pub(super) fn input<'a>(
         match &*kind {
             "" | "message" => of_a_role(item, &place, messages, notes)?,
             "function_call" | "custom_tool_call" => {
-                messages.call(call(item, &kind, &place, notes)?, &place);
+                let call = call(item, &kind, &place, notes)?;
+                let id = word(item, "call_id");
+                let is_awaited = last_outputs.get(&*id).is_some_and(|output| *output > at);
+                messages.call(call, is_awaited.then(|| id.into_owned()), &place);
             }
             "function_call_output" | "custom_tool_call_output" => {
-                messages.push(output(item, &place, notes)?, &place);
+                output(item, &place, messages, notes)?;
             }
             kind => {
                 let reason = format!(
@@ -113,7 +122,10 @@ pub(super) fn input<'a>(
                 return Err(refused(format!("{place}.type"), reason));
             }
         }
-        place_thought(&mut thought, messages, notes);
+        // What was thought stands in the message of the assistant that it led to.
+        if let Some((said, place)) = thought.take() {
+            messages.think(&said, place, notes);
+        }
     }
     if let Some((_, place)) = thought {
         notes.dropped(place, "nothing of the assistant's stands behind it");
@@ -121,18 +133,14 @@ pub(super) fn input<'a>(
     Ok(())
 }
 
-/// What was thought stands in the message of the assistant that it led to.
-fn place_thought(
-    thought: &mut Option<(String, String)>,
-    messages: &mut Messages<'_>,
-    notes: &mut Notes,
-) {
-    let Some((said, place)) = thought.take() else {
-        return;
-    };
-    if !messages.think(&said) {
-        notes.dropped(place, "nothing of the assistant's stands behind it");
-    }
+/// Where the last output of each call stands.
+fn last_outputs<'t>(items: &'t [Tree<'_>]) -> HashMap<Cow<'t, str>, usize> {
+    let is_output = |item: &&Tree<'_>| word(item, "type").ends_with("_call_output");
+    let places = items.iter().enumerate();
+    let outputs = places.filter(|(_, item)| is_output(item));
+    outputs
+        .map(|(at, item)| (word(item, "call_id"), at))
+        .collect()
 }
 
 fn of_a_role<'a>(
@@ -153,7 +161,7 @@ fn of_a_role<'a>(
         }
     };
     let param = format!("{place}.content");
-    let said = said(item.get("content"), &param, notes)?;
+    let said = content(parts(item.get("content"), &param, notes)?);
     // Behind a call comes its output: what the assistant said beside the call stands in one message
     // with the call.
     let alone = match role {
@@ -166,18 +174,18 @@ fn of_a_role<'a>(
     Ok(())
 }
 
-fn said<'a>(
+fn parts<'a>(
     said: Option<&Tree<'a>>,
     param: &str,
     notes: &mut Notes,
-) -> Result<Tree<'a>, Unsupported> {
+) -> Result<Vec<Tree<'a>>, Unsupported> {
     match said {
         None => Err(refused(param, "it is missing")),
-        Some(said) if said.is_string() => Ok(said.clone()),
+        Some(said) if said.is_string() => Ok(vec![typed("text", "text", said.clone())]),
         Some(said) => {
             let items = list(said, param)?.iter().enumerate();
             let parts = items.map(|(place, it)| part(it, &format!("{param}[{place}]"), notes));
-            Ok(content(parts.collect::<Result<_, _>>()?))
+            parts.collect()
         }
     }
 }
@@ -245,16 +253,23 @@ fn call<'a>(
     let custom = Tree::object([("name", name), ("input", text(item, "input", place)?)]);
     let mut call = typed("custom", "custom", custom);
     call.set("id", id);
+    if let Some(extra) = item.get("extra_content") {
+        call.set("extra_content", extra.clone());
+    }
     Ok(call)
 }
 
-fn output<'a>(item: &Tree<'a>, place: &str, notes: &mut Notes) -> Result<Tree<'a>, Unsupported> {
+fn output<'a>(
+    item: &Tree<'a>,
+    place: &str,
+    messages: &mut Messages<'a>,
+    notes: &mut Notes,
+) -> Result<(), Unsupported> {
     judge(notes, item, &OUTPUT_RULES, place)?;
     check_callers(item, "caller", place)?;
-    let param = format!("{place}.output");
-    let mut out = message("tool", said(item.get("output"), &param, notes)?);
-    out.set("tool_call_id", text(item, "call_id", place)?);
-    Ok(out)
+    let parts = parts(item.get("output"), &format!("{place}.output"), notes)?;
+    messages.output(text(item, "call_id", place)?, parts, place, notes);
+    Ok(())
 }
 
 /// What was thought, where it can be read.
@@ -270,6 +285,9 @@ fn reasoning(
         texts.collect::<Vec<_>>().join("\n\n")
     };
     let (content, summary) = (texts("content"), texts("summary"));
+    if !content.is_empty() && !summary.is_empty() {
+        notes.dropped(format!("{place}.summary"), "the whole thought is sent");
+    }
     let said = if content.is_empty() { summary } else { content };
     Ok(Some(said).filter(|said| !said.is_empty()))
 }

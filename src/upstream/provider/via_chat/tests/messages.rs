@@ -194,6 +194,31 @@ fn an_answer_says_why_the_model_stopped() {
     let (_, answer, _) = answered(ProviderKind::OpenAi, (MESSAGES, &body), 200, &said);
     assert_eq!(answer["stop_reason"], "stop_sequence");
     assert_eq!(answer["stop_sequence"], "END");
+    // Others say something else there.
+    said["choices"][0]["stop_reason"] = json!("eos");
+    let (_, answer, _) = answered(ProviderKind::OpenAi, (MESSAGES, &body), 200, &said);
+    assert_eq!(answer["stop_reason"], "end_turn");
+    assert_eq!(answer["stop_sequence"], Value::Null);
+}
+
+#[test]
+fn what_becomes_of_an_answers_sources_and_of_its_reason_to_end_is_told() {
+    let body = hello(json!({}));
+    let cited = json!({"role": "assistant", "content": "Yes", "annotations": [{"type": "x"}],
+                       "citations": ["https://h"]});
+    let said = completion(cited, "stop");
+    let (_, _, decoded) = answered(ProviderKind::OpenAi, (MESSAGES, &body), 200, &said);
+    let told = decoded.warnings.iter();
+    let told: Vec<_> = told.map(|one| (one.code, &*one.param)).collect();
+    assert_eq!(told, [(WarningCode::AnswerChanged, "content"); 2]);
+
+    let mut said = json!({"id": "c", "finish_reason": "LATER", "message": {
+        "role": "assistant", "content": [{"type": "text", "text": "Yes"}]}});
+    let (_, _, decoded) = answered(ProviderKind::Cohere, (MESSAGES, &body), 200, &said);
+    assert_eq!(decoded.warnings[0].param, "stop_reason");
+    said["finish_reason"] = json!("COMPLETE");
+    let (_, _, decoded) = answered(ProviderKind::Cohere, (MESSAGES, &body), 200, &said);
+    assert_eq!(decoded.warnings, []);
 }
 
 #[test]
@@ -288,6 +313,32 @@ fn errors_are_as_the_messages_api_has_them_whichever_server_answers() {
         });
         assert_eq!(answer, expected);
         assert!(decoded.form.is_json());
+    }
+}
+
+#[test]
+fn an_error_in_whatever_form_is_one_of_the_messages_api() {
+    let body = hello(json!({})).to_string();
+    let provider = provider(ProviderKind::OpenAi, UnsupportedParams::Drop);
+    for (status, said, message) in [
+        (400, r#"{"message":"no","code":"x"}"#, "no"),
+        (400, r#"{"object":"error","message":"no"}"#, "no"),
+        (422, r#"{"detail":"no"}"#, "no"),
+        (422, r#"{"detail":[{"msg":"no"}]}"#, r#"[{"msg":"no"}]"#),
+        (400, r#"{"error":"no"}"#, "no"),
+        (400, r#"[{"error":{"message":"no"}}]"#, "no"),
+        (413, "too large", "The model server answered 413. too large"),
+        (400, "", "The model server answered 400."),
+    ] {
+        let kind = ProviderKind::OpenAi;
+        let (_, asked) = encoded(&*provider, kind, MESSAGES, &body).expect("encoded");
+        let decoded = provider.decode(&head(status), Bytes::from(said), Some(asked));
+        let answer: Value = serde_json::from_slice(&decoded.body).expect("JSON");
+        assert_eq!(answer["type"], "error", "{said}");
+        let found = answer["error"]["message"].as_str().unwrap_or_default();
+        assert!(found.starts_with(message), "{found}");
+        let provider = serde_json::from_str(said).unwrap_or_else(|_| json!(said));
+        assert_eq!(answer["provider"], provider);
     }
 }
 
