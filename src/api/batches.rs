@@ -8,6 +8,7 @@ use super::Api;
 use super::auth::{BatchCaller, Caller};
 use super::batch_object::BatchObject;
 use super::batch_request::BatchRequest;
+use super::batch_wait::Wait;
 use super::error::{self, Envelope, Result};
 use super::idempotency::{self, Begun, Key};
 use super::page::{List, Query};
@@ -142,9 +143,18 @@ async fn owner(api: &Api, caller: Caller, id: &str, act: &str) -> Result<String>
     path = "/v1/batches/{batch_id}",
     operation_id = "retrieveBatch",
     tag = "Batches",
-    params(("batch_id" = String, Path, description = "The batch's id.")),
+    params(
+        ("batch_id" = String, Path, description = "The batch's id."),
+        ("wait" = Option<i64>, Query, minimum = 0, maximum = 300,
+            description = "The answer comes when the batch's status changes, or after so many \
+                seconds."),
+        ("status" = Option<String>, Query,
+            description = "With `wait`: the status that the caller knows of. Where the batch has \
+                another one, the answer comes at once."),
+    ),
     responses(
         (status = 200, description = "The batch.", body = BatchObject),
+        (status = 400, description = "A parameter is wrong.", body = Envelope),
         (status = 404, description = "The caller has no such batch.", body = Envelope),
     ),
 )]
@@ -152,9 +162,15 @@ pub async fn retrieve(
     State(api): State<Api>,
     BatchCaller(caller): BatchCaller,
     Id(id): Id,
+    query: Query,
 ) -> Result<Json<BatchObject>> {
+    let wait = Wait::of(&query)?;
     let tenant = owner(&api, caller, &id, "retrieve").await?;
-    match api.looks.batch(&tenant, &id).await? {
+    let batch = match (api.looks.batch(&tenant, &id).await?, wait) {
+        (Some(batch), Some(wait)) => wait.change(&api, batch).await?,
+        (batch, _) => batch,
+    };
+    match batch {
         Some(batch) => Ok(Json(batch.try_into()?)),
         None => Err(error::batch_not_found(&id)),
     }

@@ -9,7 +9,7 @@ use std::time::Duration;
 use futures::future::BoxFuture;
 use tokio::runtime::Handle;
 use tokio::sync::oneshot;
-use tokio::time::timeout;
+use tokio::time::{Instant, timeout};
 
 use crate::store::{Batch, KnownKey, Result, Store};
 
@@ -24,6 +24,8 @@ pub struct Looks {
     batches: Arc<Gather<(String, String), Batch>>,
     /// By the key's hash.
     keys: Arc<Gather<String, KnownKey>>,
+    /// Rounds are counted from here.
+    began: Instant,
 }
 
 impl Looks {
@@ -39,6 +41,7 @@ impl Looks {
                 let store = of_keys.clone();
                 Box::pin(async move { store.keys_of_hashes(&hashes).await })
             }),
+            began: Instant::now(),
         }
     }
 
@@ -48,6 +51,13 @@ impl Looks {
     /// When the database fails.
     pub(super) async fn batch(&self, tenant: &str, id: &str) -> Result<Option<Batch>> {
         self.batches.look((tenant.to_owned(), id.to_owned())).await
+    }
+
+    /// When those who wait for a change look the next time: all at the same moment, once a second,
+    /// so that few statements serve all of them.
+    pub(super) fn next_round(&self, now: Instant) -> Instant {
+        let rounds = now.saturating_duration_since(self.began).as_secs() + 1;
+        self.began + Duration::from_secs(rounds)
     }
 
     /// The key of that hash, unless it was revoked.

@@ -10,6 +10,7 @@ mod azure;
 pub mod batch_object;
 pub mod batch_output;
 pub mod batch_request;
+mod batch_wait;
 pub mod batches;
 pub mod configuration;
 pub mod content;

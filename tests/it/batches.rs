@@ -1,6 +1,7 @@
 //! A batch's life, from upload to output.
 
 mod tenants;
+mod waits;
 
 use nightshift::internals::simulate::Options;
 use nightshift::internals::store::Engine;
