@@ -284,7 +284,7 @@ async fn a_rate_limit_closes_its_model_only() {
 
 async fn a_refused_key_fails_no_line_before_the_window_ends() {
     let options = Options {
-        api_keys: vec![ApiKey::new("key", "right-key")],
+        api_keys: vec![ApiKey::new("key", "sk-right-key")],
         ..tracked()
     };
     let server = Server::with("").upstream(options).await;

@@ -236,7 +236,7 @@ async fn off_loopback_a_stored_or_a_bootstrap_key_lets_it_start() {
     let directory = tempfile::tempdir().expect("makes a directory");
     let url = format!("sqlite://{}", directory.path().join("data/a.db").display());
     let all = ["--listen", "0.0.0.0:0", "--database", &url];
-    let bootstrap = "bootstrap-key-0123456789";
+    let bootstrap = "sk-bootstrap-0123456789";
     let status = async |server: &Binary, key: &str| {
         let base = server.base.replace("0.0.0.0", "127.0.0.1");
         let request = client_with(Some(key)).get(format!("{base}/v1/batches"));

@@ -12,6 +12,7 @@ pub mod pooler;
 pub mod postgres;
 pub mod proxy;
 pub mod receiver;
+pub mod secrets;
 mod server;
 pub mod session;
 pub mod terminal;

@@ -193,7 +193,7 @@ async fn a_program_gets_a_summary_and_nothing_else() {
 #[tokio::test]
 async fn a_program_gets_a_summary_of_what_did_not_begin_too() {
     let options = Options {
-        api_keys: vec![ApiKey::new("key", "sk-right")],
+        api_keys: vec![ApiKey::new("key", "sk-right-key")],
         ..Options::default()
     };
     let workshop = Workshop::new(&requests(&ids(30)), options).await;
@@ -282,7 +282,7 @@ async fn a_flag_that_changes_the_requests_is_told_as_such() {
 #[tokio::test]
 async fn what_is_wrong_with_an_upstream_is_told_in_the_users_words() {
     let options = Options {
-        api_keys: vec![ApiKey::new("key", "sk-right")],
+        api_keys: vec![ApiKey::new("key", "sk-right-key")],
         ..Options::default()
     };
     let workshop = Workshop::new(&requests(&ids(3)), options).await;

@@ -13,7 +13,7 @@ use crate::support::{chat, eventually, ids};
 /// A model server that refuses every call for its key.
 async fn refusing() -> Simulator {
     let options = Options {
-        api_keys: vec![ApiKey::new("key", "sk-right")],
+        api_keys: vec![ApiKey::new("key", "sk-right-key")],
         ..Options::default()
     };
     Simulator::start("127.0.0.1:0", options)

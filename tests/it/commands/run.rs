@@ -455,7 +455,7 @@ async fn a_certificate_that_cannot_be_read_is_a_mistake_of_the_configuration() {
 #[tokio::test]
 async fn an_upstream_that_refuses_the_key_ends_a_run_at_once_and_loses_nothing() {
     let options = Options {
-        api_keys: vec![ApiKey::new("key", "sk-right")],
+        api_keys: vec![ApiKey::new("key", "sk-right-key")],
         ..Options::default()
     };
     let workshop = Workshop::new(&requests(&ids(500)), options).await;
@@ -473,7 +473,7 @@ async fn an_upstream_that_refuses_the_key_ends_a_run_at_once_and_loses_nothing()
 
     // The same command, with the key.
     let mut command = workshop.command(&["--api-key-env", "RIGHT_KEY"]);
-    command.env("RIGHT_KEY", "sk-right");
+    command.env("RIGHT_KEY", "sk-right-key");
     let ran = ended(command).await;
     assert_eq!(ran.code, Some(0), "{}", ran.errors);
     assert_eq!(workshop.custom_ids("out.jsonl"), ids(500));

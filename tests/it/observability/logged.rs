@@ -49,7 +49,7 @@ async fn the_start_names_the_database_and_the_upstreams() {
 /// Whoever looks for why a server does not start has to know what it was told to use.
 #[tokio::test]
 async fn a_start_that_fails_names_the_database_and_the_upstreams() {
-    let url = "postgres://nobody:hunter2@127.0.0.1:1/no-database";
+    let url = "postgres://nobody:sk-hunter2-41f0@127.0.0.1:1/no-database";
     let upstream = "http://127.0.0.1:2/v1";
     let mut command = command(&["serve", "--listen", "127.0.0.1:0", "--upstream", upstream]);
     command.env("DATABASE_URL", url);
@@ -63,7 +63,11 @@ async fn a_start_that_fails_names_the_database_and_the_upstreams() {
     }
     let error = format!("error: cannot use the database {shown}: ");
     assert!(rest.contains(&error), "{rest}");
-    assert!(!ended.errors.contains("hunter2"), "{}", ended.errors);
+    assert!(
+        !ended.errors.contains("sk-hunter2-41f0"),
+        "{}",
+        ended.errors
+    );
 }
 
 async fn a_failed_batch_says_why() {
@@ -74,7 +78,7 @@ async fn a_failed_batch_says_why() {
     let twice = chat("private-id", Value::Null) + &chat("private-id", Value::Null);
     let twice = server.failed_batch(twice, CHAT).await;
     let body = json!({
-        "input_file_id": "sk-private-id", "endpoint": CHAT, "completion_window": "24h",
+        "input_file_id": "private-file-id", "endpoint": CHAT, "completion_window": "24h",
     });
     let missing = server.create(&body).await;
     let missing = server.ended(&missing).await;
@@ -135,7 +139,7 @@ async fn a_variable_that_is_nearly_one_that_is_read_is_warned_of() {
     let url = format!("sqlite://{}", directory.path().join("a.db").display());
     let meant = [
         ("NIGHTSHIFT_LISTEN", "127.0.0.1:1"),
-        ("NIGHTSHIFT_BOOTSTRAP_KEY", "hunter2"),
+        ("NIGHTSHIFT_BOOTSTRAP_KEY", "sk-hunter2-41f0"),
         ("NIGHTSHIFT_PORT", "tcp://10.0.0.1:8080"),
     ];
     let server = Binary::serve(&["--database", &url], &meant).await;
@@ -154,7 +158,7 @@ async fn a_variable_that_is_nearly_one_that_is_read_is_warned_of() {
         ] {
             assert!(said.contains(name), "{name}: {said}");
         }
-        for not_told in ["hunter2", "NIGHTSHIFT_PORT"] {
+        for not_told in ["sk-hunter2-41f0", "NIGHTSHIFT_PORT"] {
             assert!(!said.contains(not_told), "{not_told}: {said}");
         }
     }
@@ -174,9 +178,9 @@ async fn a_variable_that_the_configuration_names_is_not_warned_of() {
     );
     std::fs::write(&config, upstream).expect("writes");
     let variables = [
-        (named, "key"),
-        ("NIGHTSHIFT_UPSTREAMS_KEY", "another"),
-        ("NIGHTSHIFT_DATABASE_PASSWORD", "a third"),
+        (named, "sk-named-key"),
+        ("NIGHTSHIFT_UPSTREAMS_KEY", "sk-another-key"),
+        ("NIGHTSHIFT_DATABASE_PASSWORD", "sk-a-third-key"),
     ];
     let file = config.to_str().expect("is text");
     let flags = ["--upstream", "http://127.0.0.1:1/v1", "--api-key-env"];

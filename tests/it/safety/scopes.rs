@@ -143,7 +143,7 @@ async fn an_operator_sees_and_cancels_anybodys_batch_and_it_is_logged() {
 async fn the_bootstrap_key_may_be_an_operators() {
     let directory = tempfile::tempdir().expect("makes a directory");
     let url = format!("sqlite://{}", directory.path().join("a.db").display());
-    let key = "bootstrap-key-0123456789";
+    let key = "sk-bootstrap-0123456789";
     for (scope, metrics, files) in [("", 403, 200), ("admin", 200, 403), ("api,admin", 200, 200)] {
         let variables = [
             ("NIGHTSHIFT_AUTH__REQUIRED", "true"),

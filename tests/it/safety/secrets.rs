@@ -1,13 +1,18 @@
 //! Secrets go where they are meant to go and nowhere else: no log, no answer, no row.
 
+use std::panic::AssertUnwindSafe;
 use std::path::Path;
+use std::sync::Mutex;
 
+use futures::FutureExt as _;
 use nightshift::internals::simulate::{ApiKey, Options, Simulator};
 use serde_json::json;
 
-use crate::support::binary::{Binary, command, ended};
+use crate::support::binary::{Binary, Process, command, ended};
+use crate::support::engines::execute;
 use crate::support::receiver::Receiver;
-use crate::support::{Api, CHAT, chat, client_with};
+use crate::support::secrets::Log;
+use crate::support::{Api, CHAT, Server, chat, client_with, on_every_engine};
 
 const UPSTREAM_KEY: &str = "sk-upstream-7c1d5e0b9a";
 const WRONG_UPSTREAM_KEY: &str = "sk-upstream-wrong-52ab";
@@ -23,7 +28,9 @@ async fn session(base: &str, key: &str) -> String {
     let batch = client.run(chat("a", json!({"echo": true})), CHAT).await;
     assert_eq!(batch.counts.completed, 1, "{batch}");
     let output = batch.output_file_id.as_ref().expect("is there");
-    let output = client.content(output).await;
+    let output = client.url(&format!("/v1/files/{output}/content"));
+    let output = client.client().get(output).send().await.expect("answers");
+    let output = output.text().await.expect("is text");
     // The upstream echoes what it was sent: this is where its key is meant to arrive.
     assert!(output.contains(UPSTREAM_KEY), "{output}");
 
@@ -201,3 +208,46 @@ async fn a_database_url_with_a_misspelled_password_is_not_logged() {
     assert_eq!(refused.code, Some(1), "{refused:?}");
     assert!(!format!("{refused:?}").contains(GUESSED_KEY), "{refused:?}");
 }
+
+const PLANTED: &str = "sk-planted-0123456789";
+
+/// Whether it fails.
+fn fails(what: impl FnOnce()) -> bool {
+    std::panic::catch_unwind(AssertUnwindSafe(what)).is_err()
+}
+
+/// The search that ends each test finds what is there.
+async fn a_key_is_found_wherever_it_stands() {
+    let server = Server::start().await;
+    let name = format!("UPDATE api_keys SET name = '{PLANTED}'");
+    execute(&server.database, &name).await;
+    assert!(fails(|| drop(server)), "it stands in a row");
+
+    let server = Server::start().await;
+    let body = json!({
+        "input_file_id": server.upload_batch(chat("a", json!({}))).await, "endpoint": CHAT,
+        "completion_window": "24h", "metadata": {"key": PLANTED},
+    });
+    let created = AssertUnwindSafe(server.create(&body)).catch_unwind().await;
+    assert!(created.is_err(), "it stands in an answer");
+    assert!(fails(|| drop(server)), "it stands in a row");
+
+    let mut writes = tokio::process::Command::new("sh");
+    writes.args(["-c", &format!("echo {PLANTED} >&2")]);
+    let mut writes = Process::start(writes, b"");
+    writes.says(PLANTED).await;
+    assert!(fails(|| drop(writes)), "it stands in a log");
+}
+
+#[test]
+fn a_key_is_found_in_the_log_of_a_server_in_this_process() {
+    static FOUND: Mutex<Vec<String>> = Mutex::new(Vec::new());
+    let subscriber = tracing_subscriber::fmt()
+        .with_writer(|| Log(&FOUND))
+        .finish();
+    tracing::subscriber::with_default(subscriber, || tracing::info!(key = PLANTED, "said"));
+    let found = FOUND.lock().expect("no panic");
+    assert!(found.len() == 1 && found[0].contains(PLANTED), "{found:?}");
+}
+
+on_every_engine![a_key_is_found_wherever_it_stands];

@@ -6,6 +6,7 @@ use reqwest::multipart::{Form, Part};
 use reqwest::{Client, Response};
 use serde_json::{Value, json};
 
+use super::secrets::search;
 use super::{Batch, client_with, eventually};
 
 /// A client of one server, with one key.
@@ -143,7 +144,9 @@ impl Api {
         let url = self.url(&format!("/v1/files/{file}/content"));
         let response = self.client.get(url).send().await.expect("answers");
         assert_eq!(response.status(), 200);
-        response.text().await.expect("is text")
+        let text = response.text().await.expect("is text");
+        search("an answer", &text);
+        text
     }
 
     /// The lines of a batch's output file; none where there is no file.
@@ -199,6 +202,7 @@ impl Api {
 async fn json_of(path: &str, response: Response) -> Value {
     let status = response.status();
     let text = response.text().await.expect("is text");
+    search(path, &text);
     assert!(status.is_success(), "{path}: {status} {text}");
     serde_json::from_str(&text).expect("is JSON")
 }

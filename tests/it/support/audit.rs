@@ -5,6 +5,7 @@ use std::time::Duration;
 use nightshift::internals::domain::clock::Clock;
 use nightshift::internals::store::{AuditFinding, AuditSettings, Store};
 
+use super::secrets::search_rows;
 use super::{PATIENCE, engines};
 
 /// Nothing waits here for what others take over: nobody is left.
@@ -41,5 +42,6 @@ async fn faults(url: &str, clock: &Clock) -> Vec<String> {
     let audited = store.audit(SETTINGS, &mut tell).await;
     audited.expect("can be read");
     store.close().await;
+    search_rows(url).await;
     faults
 }

@@ -10,6 +10,7 @@ use tokio::sync::watch;
 use tokio::task::JoinHandle;
 
 use super::PATIENCE;
+use super::secrets::search;
 
 /// How a server is to be started as a process.
 #[derive(Default)]
@@ -140,7 +141,7 @@ pub struct Process {
     /// What it has written to standard error so far.
     said: watch::Receiver<Vec<u8>>,
     /// Ends where standard error does.
-    errors: JoinHandle<()>,
+    errors: Option<JoinHandle<()>>,
 }
 
 /// How a command ended.
@@ -179,7 +180,7 @@ impl Process {
             child,
             out,
             said,
-            errors,
+            errors: Some(errors),
         }
     }
 
@@ -221,13 +222,22 @@ impl Process {
         }
         let status = tokio::time::timeout(PATIENCE, self.child.wait()).await;
         let status: ExitStatus = status.expect("ends in time").expect("can be waited for");
-        self.errors.await.expect("can be read");
+        if let Some(errors) = self.errors.take() {
+            errors.await.expect("can be read");
+        }
         let errors = String::from_utf8_lossy(&self.said.borrow()).into_owned();
         Ended {
             code: status.code(),
             out,
             errors,
         }
+    }
+}
+
+/// No key stands in what it has written to standard error.
+impl Drop for Process {
+    fn drop(&mut self) {
+        search("a log", &*self.said.borrow());
     }
 }
 

@@ -123,6 +123,16 @@ fn named(server: &str, name: &str) -> String {
 
 /// Stores a new key for a tenant.
 pub async fn add_key(store: &Store, tenant: &str) -> String {
+    add(store, tenant, Scopes::API).await
+}
+
+/// Stores a new key for an operator.
+pub async fn add_operator(store: &Store) -> String {
+    let scopes = Scopes::parse("api,metrics,admin").expect("are scopes");
+    add(store, "operators", scopes).await
+}
+
+async fn add(store: &Store, tenant: &str, scopes: Scopes) -> String {
     let new = api::new_key();
     let key = ApiKey {
         id: id::key(),
@@ -130,7 +140,7 @@ pub async fn add_key(store: &Store, tenant: &str) -> String {
         name: "test".to_owned(),
         hash: new.hash,
         hint: new.hint,
-        scopes: Scopes::API,
+        scopes,
         created_at: 0,
         expires_at: None,
         last_used_at: None,

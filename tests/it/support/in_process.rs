@@ -9,7 +9,7 @@ use nightshift::internals::domain::clock::Clock;
 use tokio::sync::oneshot;
 use tokio_util::sync::CancellationToken;
 
-use super::eventually;
+use super::{eventually, secrets};
 
 /// A server that runs. Dropped, it is gone as after a power cut.
 pub struct InProcess {
@@ -21,6 +21,7 @@ pub struct InProcess {
 
 impl InProcess {
     pub async fn start(config: &Config, clock: Clock) -> InProcess {
+        secrets::listen();
         let (stop, power_cut) = (CancellationToken::new(), CancellationToken::new());
         let (tell, told) = oneshot::channel();
         let (config, stopped, cut) = (config.clone(), stop.clone(), power_cut.clone());

@@ -3,6 +3,7 @@
 use reqwest::Client;
 
 use super::binary::{command, ended};
+use super::secrets::search;
 use super::{client_with, eventually};
 
 /// Makes an operator's key.
@@ -29,6 +30,7 @@ impl Metrics {
         assert!(of_type.starts_with("application/openmetrics-text"));
         let text = response.text().await.expect("is text");
         assert!(text.ends_with("# EOF\n"), "it is whole");
+        search("/metrics", &text);
         Metrics(text)
     }
 

@@ -11,6 +11,7 @@ use tempfile::TempDir;
 use super::audit::audit;
 use super::binary::{Binary, Launch};
 use super::in_process::InProcess;
+use super::secrets::{search_log, search_pages};
 use super::session::Session;
 use super::{Api, engines, eventually};
 
@@ -37,6 +38,8 @@ pub struct Server {
     pub database: String,
     config: Config,
     running: Running,
+    /// The key by which its pages are searched at the end.
+    operator: String,
     /// By which URL the store is audited at the end.
     audited: Option<String>,
     directory: TempDir,
@@ -198,11 +201,15 @@ impl Deref for Server {
 
 impl Drop for Server {
     fn drop(&mut self) {
+        if !matches!(self.running, Running::Stopped) && !std::thread::panicking() {
+            search_pages(&self.api.url(""), &self.operator);
+        }
         match std::mem::replace(&mut self.running, Running::Stopped) {
             Running::InProcess(server) => drop(server),
             Running::Binary(binary) => binary.cut_off(),
             Running::Stopped => {}
         }
+        search_log();
         if let Some(database) = self.audited.take().filter(|_| !std::thread::panicking()) {
             audit(&database, &self.clock);
         }
@@ -271,6 +278,7 @@ impl Builder {
             .expect("opens");
         let key = engines::add_key(&store, "tenant-a").await;
         let other_key = engines::add_key(&store, "tenant-b").await;
+        let operator = engines::add_operator(&store).await;
         store.close().await;
         drop(store);
         let mut server = Server {
@@ -281,6 +289,7 @@ impl Builder {
             database: url,
             config,
             running: Running::Stopped,
+            operator,
             audited: Some(around),
             directory,
             variables: self.variables,

@@ -1,7 +1,9 @@
 //! A test's own connection to a server's database.
 
 use nightshift::internals::store::Engine;
-use sqlx::{AssertSqlSafe, Connection as _, PgConnection, SqliteConnection};
+use sqlx::postgres::PgRow;
+use sqlx::sqlite::SqliteRow;
+use sqlx::{AssertSqlSafe, Connection as _, FromRow, PgConnection, SqliteConnection};
 
 use super::engines;
 
@@ -51,6 +53,19 @@ impl Session {
             Session::Postgres(c) => sqlx::query_scalar(sql).fetch_one(c).await,
         }
         .expect("gives a number")
+    }
+
+    /// All rows that a query gives.
+    pub async fn rows<T>(&mut self, sql: &str) -> Vec<T>
+    where
+        T: for<'r> FromRow<'r, PgRow> + for<'r> FromRow<'r, SqliteRow> + Send + Unpin,
+    {
+        let sql = AssertSqlSafe(sql.to_owned());
+        match self {
+            Session::Sqlite(c) => sqlx::query_as(sql).fetch_all(c).await,
+            Session::Postgres(c) => sqlx::query_as(sql).fetch_all(c).await,
+        }
+        .expect("gives rows")
     }
 
     /// The database's time, in milliseconds.

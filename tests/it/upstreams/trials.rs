@@ -16,7 +16,7 @@ const CONFIG: &str = "[database]\nurl = \"sqlite://DIRECTORY/a.db\"\n\
 #[tokio::test]
 async fn each_route_is_tried_by_each_key_and_told() {
     let options = Options {
-        api_keys: vec![ApiKey::new("key", "sk-right")],
+        api_keys: vec![ApiKey::new("key", "sk-right-key")],
         models: vec!["sim".to_owned()],
         ..Options::default()
     };
@@ -32,7 +32,7 @@ async fn each_route_is_tried_by_each_key_and_told() {
     let run = async |words: &[&str]| {
         let mut command = command(words);
         command.args(["--config", file]);
-        command.envs([("KEY_A", "sk-wrong"), ("KEY_B", "sk-right")]);
+        command.envs([("KEY_A", "sk-wrong-key"), ("KEY_B", "sk-right-key")]);
         ended(command).await
     };
     let check = run(&["check", "--call"]).await;
