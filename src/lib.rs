@@ -109,7 +109,7 @@ pub mod internals {
     }
     pub mod domain {
         pub use crate::domain::{
-            batch, clock, endpoint, file, id, line, scope, share, unit, usage,
+            batch, clock, endpoint, file, id, line, price, scope, share, totals, unit, usage,
         };
     }
     pub mod intake {
@@ -126,7 +126,8 @@ pub mod internals {
             ApiKey, AuditFinding, AuditSettings, Audited, Batch, Begun, Cancel, Claim, Claimed,
             CooldownRow, CountsDelta, Deaths, DirectLease, Engine, Error, Incumbent, LeasedUnit,
             NewBatch, NewUpload, PublishedUpload, Purged, Replica, Rest, Settings, ShareBook,
-            ShareEntry, Store, StoredFile, UnitFlush, Unvalidated, Verdict, Who,
+            ShareEntry, Store, StoredFile, UnitFlush, Unvalidated, UsageBy, UsageKey, UsageQuery,
+            UsageRow, Used, Verdict, Who,
         };
     }
     pub mod transfer {

@@ -10,7 +10,7 @@ mod state;
 
 pub use authenticate::DEFAULT_TENANT;
 pub(super) use authenticate::{API_KEY, authenticate};
-pub use caller::{Admin, BatchCaller, Caller, Scraper};
+pub use caller::{Admin, BatchCaller, Caller, Scraper, UsageCaller};
 pub(super) use keys::KEY_BEGINNING;
 pub use keys::new_key;
 pub use state::Auth;

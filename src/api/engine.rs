@@ -15,6 +15,9 @@ pub trait Engine: Send + Sync {
     /// What metrics call the lines of a batch, which may have a task, that name this model.
     fn label(&self, task: Option<&str>, model: &str) -> String;
 
+    /// What all prices and costs are in, in lower case.
+    fn currency(&self) -> String;
+
     /// Whether the workers of this process run. Always true in a process that has none.
     fn is_running(&self) -> bool;
 

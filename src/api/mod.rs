@@ -45,6 +45,7 @@ mod state;
 mod tests;
 pub mod upload;
 pub mod upstreams;
+pub mod usage;
 mod welcome;
 
 pub use routes::{document, router, worker_router};

@@ -1,6 +1,5 @@
 //! Lists: what a client asks for (`limit`, `order`, `after`), and the envelope it gets.
 
-use std::collections::HashMap;
 use std::ops::RangeInclusive;
 use std::time::Duration;
 
@@ -17,16 +16,29 @@ use crate::store::storable;
 /// A URL's query, as text. Values are read one by one, so that errors can name them. Unknown names
 /// are ignored.
 #[derive(Clone, Debug, Default)]
-pub struct Query(HashMap<String, String>);
+pub struct Query(Vec<(String, String)>);
 
 impl Query {
     /// A value, unless it is missing or empty.
     #[must_use]
     pub fn text(&self, name: &str) -> Option<&str> {
-        self.0
-            .get(name)
-            .map(String::as_str)
-            .filter(|value| !value.is_empty())
+        self.last(name).filter(|value| !value.is_empty())
+    }
+
+    /// All values of a list, written as `name=a&name=b` or as `name[]=a&name[]=b`. `None`: there is
+    /// no list.
+    #[must_use]
+    pub fn list(&self, name: &str) -> Option<Vec<String>> {
+        let is_of_list = |given: &str| given.strip_suffix("[]").unwrap_or(given) == name;
+        let values = self.0.iter().filter(|(given, _)| is_of_list(given));
+        let values: Vec<String> = values.map(|(_, value)| value.clone()).collect();
+        (!values.is_empty()).then_some(values)
+    }
+
+    fn last(&self, name: &str) -> Option<&str> {
+        let mut values = self.0.iter().rev();
+        let found = values.find(|(given, _)| given == name);
+        found.map(|(_, value)| value.as_str())
     }
 
     /// How many items a page may have.
@@ -34,7 +46,7 @@ impl Query {
     /// # Errors
     /// When it is no whole number, or out of bounds.
     pub fn limit(&self, bounds: RangeInclusive<i64>, default: i64) -> Result<i64> {
-        match self.0.get("limit") {
+        match self.last("limit") {
             Some(given) => integer("limit", given, &bounds),
             None => Ok(default),
         }
@@ -133,6 +145,14 @@ mod tests {
         assert_eq!(query(&[]).limit(1..=100, 20), Ok(20));
         assert_eq!(query(&[("limit", "7")]).limit(1..=100, 20), Ok(7));
         assert!(query(&[("limit", "")]).limit(1..=100, 20).is_err());
+    }
+
+    #[test]
+    fn lists_come_in_either_spelling_and_of_other_values_the_last_counts() {
+        let pairs = [("a", "1"), ("a[]", "2"), ("ab", "3"), ("a", "4")];
+        assert_eq!(query(&pairs).list("a").unwrap(), ["1", "2", "4"]);
+        assert_eq!(query(&pairs).list("b"), None);
+        assert_eq!(query(&pairs).text("a"), Some("4"));
     }
 
     #[test]

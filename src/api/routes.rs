@@ -11,7 +11,7 @@ use utoipa_axum::routes;
 
 use super::{
     Api, admin, auth, azure, batch_output, batches, content, cors, drain, error, files, health,
-    metrics, models, openapi, reload, request_log, upload, upstreams, welcome,
+    metrics, models, openapi, reload, request_log, upload, upstreams, usage, welcome,
 };
 
 /// The routes of the whole API.
@@ -76,6 +76,11 @@ fn routes() -> OpenApiRouter<Api> {
         .routes(routes!(content::download))
         .routes(routes!(models::list))
         .routes(routes!(models::retrieve))
+        .routes(routes!(usage::completions))
+        .routes(routes!(usage::embeddings))
+        .routes(routes!(usage::moderations))
+        .routes(routes!(usage::images))
+        .routes(routes!(usage::costs))
         .routes(routes!(welcome::show))
         .merge(operators_routes())
 }
@@ -88,6 +93,7 @@ fn operators_routes() -> OpenApiRouter<Api> {
         .routes(routes!(health::version))
         .routes(routes!(metrics::expose))
         .routes(routes!(admin::status))
+        .routes(routes!(usage::of_all))
         .routes(routes!(reload::reload))
         .routes(routes!(upstreams::reset))
         .routes(routes!(upstreams::disable))

@@ -106,6 +106,10 @@ impl Engine for TestEngine {
         if is_known { label } else { "other" }.to_owned()
     }
 
+    fn currency(&self) -> String {
+        "usd".to_owned()
+    }
+
     fn is_running(&self) -> bool {
         self.is_running.load(Ordering::Relaxed)
     }

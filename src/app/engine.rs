@@ -59,6 +59,10 @@ impl api::engine::Engine for Engine {
         self.pool.label_for(task, model)
     }
 
+    fn currency(&self) -> String {
+        self.pool.currency()
+    }
+
     fn is_running(&self) -> bool {
         let running = self.worker.as_ref();
         running.is_none_or(|(_, running)| running.load(Ordering::Relaxed))

@@ -21,6 +21,7 @@ pub(super) fn rules(config: &Config) -> Rules {
     Rules {
         initial_backoff: config.retry.initial_backoff,
         removal_grace: config.retention.grace,
+        usage_kept: config.retention.usage,
         max_requests: config.limits.max_requests_per_batch,
     }
 }

@@ -32,6 +32,7 @@ mod status;
 mod table;
 mod trials;
 mod upstreams;
+mod usage;
 
 use std::io::ErrorKind;
 use std::process::ExitCode;
@@ -67,6 +68,7 @@ enum Command {
     Check(check::CheckArgs),
     Status(status::StatusArgs),
     Upstreams(upstreams::UpstreamsArgs),
+    Usage(usage::UsageArgs),
     Completions(completions::CompletionsArgs),
     Man(completions::ManArgs),
 }
@@ -106,6 +108,7 @@ pub async fn main() -> ExitCode {
         Command::Check(args) => check::run(args).await,
         Command::Status(args) => status::run(args).await,
         Command::Upstreams(args) => upstreams::run(args).await,
+        Command::Usage(args) => usage::run(args).await,
         Command::Completions(args) => completions::completions(&args, Cli::command()),
         Command::Man(args) => completions::man(&args, Cli::command()),
     };

@@ -78,16 +78,34 @@ impl Remote {
 
     /// What the server answers to a GET.
     pub(super) async fn get(&self, path: &str) -> anyhow::Result<String> {
-        self.ask(Method::GET, &[path.trim_start_matches('/')]).await
+        self.get_with(path, &[]).await
+    }
+
+    /// The same with a query.
+    pub(super) async fn get_with(
+        &self,
+        path: &str,
+        query: &[(&str, &str)],
+    ) -> anyhow::Result<String> {
+        let path = path.trim_start_matches('/');
+        self.ask(Method::GET, &[path], query).await
     }
 
     /// What the server answers to a POST without a body, to a path of these parts.
     pub(super) async fn post(&self, parts: &[&str]) -> anyhow::Result<String> {
-        self.ask(Method::POST, parts).await
+        self.ask(Method::POST, parts, &[]).await
     }
 
-    async fn ask(&self, method: Method, parts: &[&str]) -> anyhow::Result<String> {
+    async fn ask(
+        &self,
+        method: Method,
+        parts: &[&str],
+        query: &[(&str, &str)],
+    ) -> anyhow::Result<String> {
         let mut url = self.base.clone();
+        if !query.is_empty() {
+            url.query_pairs_mut().extend_pairs(query);
+        }
         if let Ok(mut path) = url.path_segments_mut() {
             path.pop_if_empty();
             // A part may be a path; a name in it may hold anything.

@@ -51,16 +51,20 @@ pub(super) struct Table {
 }
 
 impl Table {
-    pub fn new<const N: usize>(columns: [Column; N]) -> Self {
+    pub fn new(columns: impl Into<Vec<Column>>) -> Self {
+        let columns = columns.into();
+        let titles = columns.iter().map(|column| column.title.to_owned());
         Self {
-            rows: vec![columns.map(|column| column.title.to_owned()).to_vec()],
-            columns: columns.to_vec(),
+            rows: vec![titles.collect()],
+            columns,
         }
     }
 
-    pub fn row<const N: usize>(&mut self, cells: [String; N]) {
-        self.rows
-            .push(cells.map(|cell| printable(&cell).into_owned()).to_vec());
+    /// As many cells as there are columns.
+    pub fn row(&mut self, cells: impl IntoIterator<Item = String>) {
+        let cells = cells.into_iter();
+        let cells = cells.map(|cell| printable(&cell).into_owned());
+        self.rows.push(cells.collect());
     }
 
     /// Writes the table behind an empty line, without spaces at the ends of lines. Where the table

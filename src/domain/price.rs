@@ -111,6 +111,16 @@ impl Cost {
         [whole, rest]
     }
 
+    /// As near as a floating-point number comes, for what takes only such.
+    #[must_use]
+    pub fn to_f64(self) -> f64 {
+        // Where there are no prices, nothing need be written to be read again.
+        if self.0 == 0 {
+            return 0.0;
+        }
+        self.to_string().parse().unwrap_or_default()
+    }
+
     /// Of such numbers, or of sums of such.
     #[must_use]
     pub fn of_parts([whole, rest]: [i64; 2]) -> Self {

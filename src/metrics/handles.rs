@@ -1,5 +1,6 @@
 //! What is counted for one upstream, one model, or both: resolved once, and then only added to.
 
+use std::sync::atomic::AtomicU64;
 use std::time::Duration;
 
 use prometheus_client::metrics::counter::Counter;
@@ -49,6 +50,9 @@ pub struct ModelMetrics {
     pub(super) cached_tokens: Counter,
     pub(super) output_tokens: Counter,
     pub(super) reasoning_tokens: Counter,
+    pub(super) cost: Counter<f64, AtomicU64>,
+    pub(super) unpriced: Counter,
+    pub(super) lost: Counter,
     pub(super) lately: RateMeter,
 }
 
@@ -84,6 +88,15 @@ impl ModelMetrics {
         add(&self.cached_tokens, cached);
         add(&self.output_tokens, output);
         add(&self.reasoning_tokens, reasoning);
+    }
+
+    /// What calls cost, and how many of them there were whose cost is not known.
+    pub fn cost(&self, cost: f64, unpriced: i64, lost: i64) {
+        if cost > 0.0 {
+            self.cost.inc_by(cost);
+        }
+        add(&self.unpriced, unpriced);
+        add(&self.lost, lost);
     }
 }
 

@@ -83,6 +83,12 @@ struct Ended {
 }
 
 #[derive(Clone, Debug, Hash, PartialEq, Eq, EncodeLabelSet)]
+struct ModelCause {
+    model: String,
+    cause: &'static str,
+}
+
+#[derive(Clone, Debug, Hash, PartialEq, Eq, EncodeLabelSet)]
 struct ErrorKind {
     kind: &'static str,
 }
@@ -103,6 +109,8 @@ pub struct Metrics {
     lines: Family<ModelOutcome, Counter>,
     spilled: Family<OfModel, Counter>,
     tokens: Family<ModelKind, Counter>,
+    cost: Family<OfModel, Counter<f64, AtomicU64>>,
+    unknown_costs: Family<ModelCause, Counter>,
     calls: Family<UpstreamOutcome, Counter>,
     call_seconds: Histograms<UpstreamModel>,
     first_token_seconds: Histograms<UpstreamModel>,
@@ -179,6 +187,8 @@ impl Metrics {
             lines: Family::default(),
             spilled: Family::default(),
             tokens: Family::default(),
+            cost: Family::default(),
+            unknown_costs: Family::default(),
             calls: Family::default(),
             call_seconds: Family::new_with_constructor(long as fn() -> Histogram),
             first_token_seconds: Family::new_with_constructor(long as fn() -> Histogram),
@@ -247,6 +257,18 @@ impl Metrics {
             "Tokens that answers reported, by model and kind; cached is a part of input, \
              reasoning of output.",
             self.tokens.clone(),
+        );
+        list.add(
+            "nightshift_cost_total",
+            "What calls cost whose lines this process wrote, in the currency of the prices, by \
+             model: of all calls whose cost is known.",
+            self.cost.clone(),
+        );
+        list.add(
+            "nightshift_unknown_costs_total",
+            "Calls whose cost is not known, by model and cause: unpriced where the price or the \
+             usage is not known, lost where nobody has the answer.",
+            self.unknown_costs.clone(),
         );
         list.add(
             "nightshift_upstream_calls_total",
@@ -468,6 +490,12 @@ impl Metrics {
                 kind,
             })
         };
+        let unknown_cost = |cause| {
+            self.unknown_costs.get_or_create_owned(&ModelCause {
+                model: label.to_owned(),
+                cause,
+            })
+        };
         ModelMetrics {
             completed: line("completed"),
             failed: line("failed"),
@@ -480,6 +508,11 @@ impl Metrics {
             cached_tokens: tokens("cached"),
             output_tokens: tokens("output"),
             reasoning_tokens: tokens("reasoning"),
+            cost: self.cost.get_or_create_owned(&OfModel {
+                model: label.to_owned(),
+            }),
+            unpriced: unknown_cost("unpriced"),
+            lost: unknown_cost("lost"),
             lately: RateMeter::new(),
         }
     }

@@ -82,6 +82,8 @@ pub(super) struct Draft<'a> {
     length: Length,
     prompt_tokens: usize,
     finish_reason: &'static str,
+    /// The tokens of the text that was written.
+    written: usize,
 }
 
 impl<'a> Draft<'a> {
@@ -113,6 +115,7 @@ impl<'a> Draft<'a> {
             // English has about four bytes a token.
             prompt_tokens: body_bytes.div_ceil(4),
             finish_reason: if drawn > limit { "length" } else { "stop" },
+            written: 0,
         }
     }
 
@@ -134,8 +137,8 @@ impl<'a> Draft<'a> {
         }
     }
 
-    /// The answer's bytes.
-    pub(super) fn write(mut self) -> serde_json::Result<Bytes> {
+    /// The answer's bytes, and what it says that it used.
+    pub(super) fn write(mut self) -> serde_json::Result<(Bytes, Need)> {
         let number = self.random.next();
         let created = 1_750_000_000 + number % 10_000_000;
         let id = self.random.id();
@@ -152,11 +155,25 @@ impl<'a> Draft<'a> {
             Endpoint::Videos => serde_json::to_vec(&self.video(&id, created)),
             Endpoint::Rerank => serde_json::to_vec(&self.ranking(&id)),
         };
-        answer.map(Bytes::from)
+        let count = |tokens: usize| u64::try_from(tokens).unwrap_or(u64::MAX);
+        let says_it = self.endpoint.writes_text()
+            || matches!(self.endpoint, Endpoint::Embeddings | Endpoint::Rerank);
+        let used = Need {
+            input: count(self.prompt_tokens),
+            output: count(self.written),
+        };
+        Ok((answer?.into(), if says_it { used } else { Need::default() }))
+    }
+
+    /// A text, and its tokens.
+    fn compose(&mut self) -> (String, usize) {
+        let (text, tokens) = compose(&mut self.random, self.length);
+        self.written = tokens;
+        (text, tokens)
     }
 
     fn chat_completion(&mut self, id: &str, created: u64) -> ChatCompletion<'a> {
-        let (content, tokens) = compose(&mut self.random, self.length);
+        let (content, tokens) = self.compose();
         ChatCompletion {
             id: format!("chatcmpl-{id}"),
             object: "chat.completion",
@@ -177,7 +194,7 @@ impl<'a> Draft<'a> {
     }
 
     fn completion(&mut self, id: &str, created: u64) -> Completion<'a> {
-        let (text, tokens) = compose(&mut self.random, self.length);
+        let (text, tokens) = self.compose();
         Completion {
             id: format!("cmpl-{id}"),
             object: "text_completion",
@@ -194,7 +211,7 @@ impl<'a> Draft<'a> {
     }
 
     fn response(&mut self, id: &str, created: u64) -> Response<'a> {
-        let (text, tokens) = compose(&mut self.random, self.length);
+        let (text, tokens) = self.compose();
         let is_whole = self.finish_reason == "stop";
         let status = if is_whole { "completed" } else { "incomplete" };
         Response {
@@ -231,7 +248,7 @@ impl<'a> Draft<'a> {
     }
 
     fn message(&mut self, id: &str) -> MessagesMessage<'a> {
-        let (text, tokens) = compose(&mut self.random, self.length);
+        let (text, tokens) = self.compose();
         let is_whole = self.finish_reason == "stop";
         MessagesMessage {
             id: format!("msg_{id}"),

@@ -80,8 +80,8 @@ impl Options {
         let call = call::Call::read(body).ok()?;
         let model = call.model.as_deref().or(endpoint.default_model())?;
         let fingerprint = text::fingerprint(self.seed, body);
-        answer::Draft::new(self, endpoint, &call, model, fingerprint, body.len())
-            .write()
-            .ok()
+        let draft = answer::Draft::new(self, endpoint, &call, model, fingerprint, body.len());
+        let (answer, _) = draft.write().ok()?;
+        Some(answer)
     }
 }

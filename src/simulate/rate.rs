@@ -51,8 +51,8 @@ pub struct LimitStats {
     pub violations: u64,
 }
 
-/// What a call needs.
-#[derive(Clone, Copy, Debug)]
+/// What a call needs, in tokens.
+#[derive(Clone, Copy, Debug, Default)]
 pub(super) struct Need {
     pub input: u64,
     pub output: u64,

@@ -13,6 +13,7 @@ use serde_json::{Value, json};
 
 use super::ending::{Cut, FrameOrCut};
 use super::events::Events;
+use super::rate::Need;
 use super::stats::{End, OpenCall};
 
 pub(super) type ReplyBody = Either<Full<Bytes>, StreamBody<BoxStream<'static, FrameOrCut>>>;
@@ -25,6 +26,8 @@ pub(super) struct Reply {
     pub sending: Sending,
     /// The answer as a stream, in place of the body.
     pub events: Option<Events>,
+    /// What the answer says that it used.
+    pub used: Need,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -45,6 +48,7 @@ impl Reply {
             body: body.into(),
             sending: Sending::Whole,
             events: None,
+            used: Need::default(),
         }
     }
 
@@ -211,6 +215,7 @@ impl Reply {
         for (name, value) in self.headers {
             headers.insert(name, value);
         }
+        let open = open.map(|open| open.billing(self.used));
         let open = match (self.events, open) {
             (Some(events), Some(open)) => {
                 headers.insert(CONTENT_TYPE, HeaderValue::from_static("text/event-stream"));

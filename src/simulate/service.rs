@@ -396,8 +396,14 @@ impl Caller<'_> {
 
     fn answer(&self, draft: Draft<'_>) -> Reply {
         match draft.write() {
-            Ok(answer) if self.call.simulate.echo => self.echo(&answer),
-            Ok(answer) => Reply::json(answer),
+            Ok((answer, used)) if self.call.simulate.echo => Reply {
+                used,
+                ..self.echo(&answer)
+            },
+            Ok((answer, used)) => Reply {
+                used,
+                ..Reply::json(answer)
+            },
             Err(_) => Reply::server_error(),
         }
     }

@@ -7,7 +7,7 @@ use serde::Serialize;
 use tokio::sync::OwnedSemaphorePermit;
 
 use super::keys::KeyStats;
-use super::rate::LimitStats;
+use super::rate::{LimitStats, Need};
 
 /// Models beyond this many are counted in the total only: a client may invent names for ever.
 const MAX_MODELS: usize = 1000;
@@ -45,6 +45,9 @@ pub struct Counts {
     pub abandoned: u64,
     pub in_flight: u64,
     pub most_in_flight: u64,
+    /// What the answers say that they used, whoever has them.
+    pub input_tokens: u64,
+    pub output_tokens: u64,
 }
 
 /// Whether anything came twice. Bodies are told apart by a 64-bit hash.
@@ -56,6 +59,10 @@ pub struct Bodies {
     pub most_calls: u64,
     /// How often the one that was answered most often was.
     pub most_answered: u64,
+    /// What one answer to each of them says that it used: what a client used that has kept one
+    /// answer to each.
+    pub input_tokens: u64,
+    pub output_tokens: u64,
 }
 
 /// How a call ended.
@@ -83,6 +90,8 @@ struct Pages {
 struct Seen {
     calls: u32,
     answered: u32,
+    /// By the last answer.
+    used: Need,
 }
 
 impl Ledger {
@@ -100,6 +109,7 @@ impl Ledger {
             ledger: Arc::clone(self),
             model: None,
             body: None,
+            used: Need::default(),
             is_open: true,
             slot: None,
         }
@@ -113,6 +123,8 @@ impl Ledger {
                 distinct: u64::try_from(pages.bodies.len()).unwrap_or(u64::MAX),
                 most_calls: seen().map(|s| s.calls).max().unwrap_or(0).into(),
                 most_answered: seen().map(|s| s.answered).max().unwrap_or(0).into(),
+                input_tokens: seen().map(|s| s.used.input).sum(),
+                output_tokens: seen().map(|s| s.used.output).sum(),
             }
         });
         Stats {
@@ -149,10 +161,14 @@ impl Counts {
         self.most_in_flight = self.most_in_flight.max(self.in_flight);
     }
 
-    fn close(&mut self, end: End) {
+    fn close(&mut self, end: End, used: Need) {
         self.in_flight = self.in_flight.saturating_sub(1);
         match end {
-            End::Status(200..=299) => self.answered += 1,
+            End::Status(200..=299) => {
+                self.answered += 1;
+                self.input_tokens += used.input;
+                self.output_tokens += used.output;
+            }
             End::Status(status) => *self.errors.entry(status).or_default() += 1,
             End::Cut => self.cut += 1,
             End::Abandoned => self.abandoned += 1,
@@ -174,6 +190,8 @@ pub(super) struct OpenCall {
     ledger: Arc<Ledger>,
     model: Option<String>,
     body: Option<u64>,
+    /// What its answer says that it used.
+    used: Need,
     is_open: bool,
     /// The place that it takes until it is closed.
     slot: Option<OwnedSemaphorePermit>,
@@ -208,6 +226,12 @@ impl OpenCall {
         self.slot = Some(slot);
     }
 
+    /// What the answer says that it used. Counts if the answer is sent in full.
+    pub(super) fn billing(mut self, used: Need) -> Self {
+        self.used = used;
+        self
+    }
+
     pub(super) fn close(mut self, end: End) {
         self.end(end);
     }
@@ -217,14 +241,16 @@ impl OpenCall {
         self.is_open = false;
         drop(self.slot.take());
         let mut pages = self.ledger.pages();
-        pages.total.close(end);
+        let used = self.used;
+        pages.total.close(end, used);
         if let Some(counts) = self.model.as_ref().and_then(|m| pages.models.get_mut(m)) {
-            counts.close(end);
+            counts.close(end, used);
         }
         if let End::Status(200..=299) = end
             && let Some(seen) = self.body.and_then(|body| pages.bodies.get_mut(&body))
         {
             seen.answered = seen.answered.saturating_add(1);
+            seen.used = used;
         }
     }
 }
@@ -267,16 +293,25 @@ mod tests {
     #[test]
     fn a_body_that_comes_twice_is_noticed() {
         let ledger = Arc::new(Ledger::new(true));
-        for (fingerprint, status, before) in [(1, 500, 0), (1, 200, 1), (2, 200, 0)] {
+        let used = Need {
+            input: 3,
+            output: 5,
+        };
+        let ends = [(1, 500, 0), (1, 200, 1), (2, 200, 0), (2, 200, 1)];
+        for (fingerprint, status, before) in ends {
             let mut call = ledger.open();
             assert_eq!(call.of_body(fingerprint), before);
-            call.close(End::Status(status));
+            call.billing(used).close(End::Status(status));
         }
         let bodies = ledger.stats().bodies.unwrap();
         assert_eq!(
             (bodies.distinct, bodies.most_calls, bodies.most_answered),
-            (2, 2, 1)
+            (2, 2, 2)
         );
+        // Two bodies, one of which was answered twice.
+        assert_eq!((bodies.input_tokens, bodies.output_tokens), (6, 10));
+        let total = ledger.stats().total;
+        assert_eq!((total.input_tokens, total.output_tokens), (9, 15));
     }
 
     #[test]

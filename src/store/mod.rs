@@ -30,5 +30,5 @@ pub use fleet::{
 };
 pub use tenants::{ApiKey, Claim, Claimed, KnownKey, Remembered, TenantHolds};
 pub use text::storable;
-pub use usage::{UsageKey, Used};
+pub use usage::{UsageBy, UsageKey, UsageQuery, UsageRow, Used};
 pub use work::{Backlog, CountsDelta, Deaths, FlushReply, LeasedUnit, UnitFlush};

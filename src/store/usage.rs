@@ -2,6 +2,9 @@
 //! and by batch.
 
 mod add;
+mod age;
+mod read;
 
 pub(in crate::store) use add::add_usage;
 pub use add::{UsageKey, Used};
+pub use read::{UsageBy, UsageQuery, UsageRow};

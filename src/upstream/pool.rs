@@ -150,6 +150,12 @@ impl Pool {
         now.is_some_and(|now| Arc::ptr_eq(&now, routes))
     }
 
+    /// What all prices are in, in lower case.
+    #[must_use]
+    pub fn currency(&self) -> String {
+        self.current.get().routing.currency().to_owned()
+    }
+
     /// The models to list: those configured (but for `*`), or, without `[[models]]`, those that
     /// the upstreams report.
     #[must_use]

@@ -40,3 +40,4 @@ mod tenants;
 mod uploads;
 mod upstream_faults;
 mod upstreams;
+mod usage;

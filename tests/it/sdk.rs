@@ -11,6 +11,7 @@ use tokio::process::{Child, Command};
 
 use crate::support::Server;
 use crate::support::metrics::operator;
+use crate::support::session::Session;
 
 /// The limit that the SDKs' tests run into, models with and without a slash, an endpoint beside
 /// OpenAI's, and an upstream that takes fewer lines at once than the batch that they cancel has.
@@ -45,7 +46,32 @@ model_required = true
 async fn the_python_sdk_finds_all_it_knows() {
     let python = Python::installed("python").await;
     let server = Server::with(CONFIG).binary().await;
-    run(pointed_at(&server, &mut python.command()).args(PYTEST)).await;
+    used_for_a_month(&server).await;
+    run(pointed_at(&server, &mut python.command()).args(PYTEST).env(
+        "NIGHTSHIFT_TEST_OPERATOR_KEY",
+        operator(&server.database).await,
+    ))
+    .await;
+}
+
+const DAY_MS: i64 = 86_400_000;
+
+/// On each of the 31 days before today two tenants have each used a model of their own.
+async fn used_for_a_month(server: &Server) {
+    let today = server.clock.now_ms() / DAY_MS * DAY_MS;
+    let mut session = Session::open(&server.database).await;
+    for day in 1..=31 {
+        for (tenant, tokens) in [("month-a", 100), ("month-b", 7)] {
+            let start = today - day * DAY_MS + 3_600_000;
+            session
+                .execute(&format!(
+                    "INSERT INTO usage_hours VALUES ({start}, '{tenant}', 'key_{tenant}',
+                        'model-of-{tenant}', 'one', '', '/v1/chat/completions',
+                        2, 1, 0, 0, 0, 0, {tokens}, 5, 1, 3, 2, 250000, 500000000, 10)"
+                ))
+                .await;
+        }
+    }
 }
 
 /// Each provider has a stand-in, which checks what it is sent by the types of the provider's own

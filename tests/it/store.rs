@@ -6,6 +6,7 @@ mod leases;
 mod races;
 mod small;
 mod tails;
+mod usage;
 mod validating;
 mod waiting;
 mod wakeups;

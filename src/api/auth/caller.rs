@@ -56,6 +56,27 @@ impl<S: Send + Sync> FromRequestParts<S> for BatchCaller {
     }
 }
 
+/// A caller who may see what was used: of every tenant with an operator's key, and else of the
+/// caller's own.
+pub struct UsageCaller {
+    /// `None`: every tenant.
+    pub tenant: Option<String>,
+}
+
+impl<S: Send + Sync> FromRequestParts<S> for UsageCaller {
+    type Rejection = ApiError;
+
+    async fn from_request_parts(parts: &mut Parts, state: &S) -> Result<Self> {
+        if Caller::found(parts)?.scopes.open_admin() {
+            return Ok(UsageCaller { tenant: None });
+        }
+        let caller = Caller::from_request_parts(parts, state).await?;
+        Ok(UsageCaller {
+            tenant: Some(caller.tenant),
+        })
+    }
+}
+
 /// A caller who may read the metrics.
 pub struct Scraper;
 

@@ -104,7 +104,7 @@ fn columns(totals: &Totals) -> [(&'static str, i64); COLUMNS.len()] {
 }
 
 /// The columns of totals in each table of usage.
-const COLUMNS: [&str; 14] = [
+pub(super) const COLUMNS: [&str; 14] = [
     "requests",
     "failed",
     "retries",
@@ -122,7 +122,7 @@ const COLUMNS: [&str; 14] = [
 ];
 
 /// Adds totals to the rows of a table, by its key.
-async fn add<'u, const N: usize>(
+pub(super) async fn add<'u, const N: usize>(
     tx: &mut Tx,
     (table, key): (&'static str, &'static str),
     rows: impl Iterator<Item = ([(&'static str, Value<'u>); N], &'u Totals)>,

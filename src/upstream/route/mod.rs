@@ -11,6 +11,7 @@ use std::sync::{Arc, PoisonError, RwLock};
 use super::attempt::bill::Tariff;
 use super::attempt::client::Client;
 use super::balance::Strategy;
+use super::capabilities::KNOWN_CURRENCY;
 use super::limits::rate::{LineSize, Tokens};
 use super::models::{ModelInfo, listed_as};
 use super::numbers::InUse;
@@ -228,6 +229,11 @@ impl Routing {
         patterns.sort_by_key(|&place| Reverse(lanes[place].name.len()));
         (routing.exact, routing.patterns) = (exact, patterns);
         routing
+    }
+
+    /// What all prices are in.
+    pub(super) fn currency(&self) -> &str {
+        self.prices.currency.as_deref().unwrap_or(KNOWN_CURRENCY)
     }
 
     /// What upstreams have reported.

@@ -5,7 +5,7 @@ use std::sync::{Mutex, PoisonError};
 
 use crate::domain::outcome::Failure;
 use crate::metrics::{LineCounts, ModelMetrics};
-use crate::store::{CountsDelta, FlushReply};
+use crate::store::{CountsDelta, FlushReply, Used};
 use crate::worker::dispatch::ownership::Ownership;
 use crate::worker::dispatch::scheduler::Scheduler;
 
@@ -63,6 +63,10 @@ pub(super) fn accept(
             continue;
         }
         count_written(&unit.metrics, &group.flush.counts);
+        for Used { totals, .. } in &group.flush.usage {
+            let cost = totals.cost.to_f64();
+            unit.metrics.cost(cost, totals.unpriced, totals.lost);
+        }
         failures.add(&group.failures);
         {
             let mut durable = unit.durable();

@@ -1,5 +1,5 @@
 //! Cleaning up: uploads that broke off, files that were deleted or have expired, old answers to
-//! `Idempotency-Key`s, and what a process of an earlier version left of batches.
+//! `Idempotency-Key`s, usage that is old, and what a process of an earlier version left of batches.
 
 use std::time::Duration;
 
@@ -15,6 +15,19 @@ const UPLOAD_SILENT_MS: i64 = 5 * 60 * 1000;
 pub(crate) struct CleanUp {
     pub store: Store,
     pub rules: Current<Rules>,
+}
+
+impl CleanUp {
+    /// Moves usage of minutes into hours, and removes what is too old. Returns whether there may
+    /// be more to do.
+    async fn age_usage(&self, now: i64) -> store::Result<bool> {
+        let has_more_minutes = self.store.roll_up_usage().await?;
+        let has_more_hours = match self.rules.get().usage_kept {
+            Some(kept) => self.store.forget_usage(now - millis(kept)).await?,
+            None => false,
+        };
+        Ok(has_more_minutes || has_more_hours)
+    }
 }
 
 impl Task for CleanUp {
@@ -35,6 +48,7 @@ impl Task for CleanUp {
         let units = self.store.sweep_units().await;
         let counts = self.store.settle_counts().await;
         let backlog = self.store.repair_backlog().await;
+        let usage = self.age_usage(now).await;
         let space = self.store.give_back_space().await;
 
         let (swept, purged, forgotten) = (swept?, purged?, forgotten?);
@@ -47,14 +61,14 @@ impl Task for CleanUp {
             );
         }
         replicas.and(units).and(space)?;
-        let (settled, repaired) = (counts?, backlog?);
+        let (settled, repaired, has_more_usage) = (counts?, backlog?, usage?);
         if repaired > 0 {
             tracing::warn!(
                 batches = repaired,
                 "batches whose units wait were in no backlog"
             );
         }
-        Ok(if purged.removed > 0 || settled > 0 {
+        Ok(if purged.removed > 0 || settled > 0 || has_more_usage {
             Next::AtOnce
         } else {
             Next::Later

@@ -14,6 +14,8 @@ pub struct Rules {
     pub initial_backoff: Duration,
     /// How long the bytes of a hidden file stay, for those who are reading it.
     pub removal_grace: Duration,
+    /// For how long it is known what was used; `None`: for good.
+    pub usage_kept: Option<Duration>,
     /// Requests that a batch may have.
     pub max_requests: u64,
 }
