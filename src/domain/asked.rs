@@ -20,8 +20,9 @@ pub(super) const LINES_MAX: usize = 101;
 const GROUPS_MAX: usize = 1_000;
 /// A longer key is none that any API has.
 const KEY_BYTES_MAX: usize = 128;
-/// Keys of a file that are remembered.
+/// Keys of a file that are remembered, and their bytes as they are stored.
 const ALL_KEYS_MAX: usize = 4_096;
+const ALL_KEY_BYTES_MAX: usize = 256 << 10;
 /// Numbers of lines that are remembered beside the first line of each key.
 const NUMBERS_MAX: usize = 20_000;
 /// Sets of keys that are told apart in a group. A line with another one is looked at twice.
@@ -186,8 +187,29 @@ pub struct Gatherer {
     groups: Vec<Gathered>,
     /// By the number of the model.
     places: Vec<Vec<(&'static Endpoint, usize)>>,
-    keys: usize,
+    keys: Keys,
     numbers: usize,
+}
+
+/// How many keys of a file are remembered.
+#[derive(Debug, Default)]
+struct Keys {
+    count: usize,
+    bytes: usize,
+}
+
+impl Keys {
+    /// Counts one more; whether there is room for the key.
+    fn admit(&mut self, key: &str) -> bool {
+        let written = serde_json::Value::from(key).to_string().len();
+        let has_room =
+            self.count < ALL_KEYS_MAX && self.bytes.saturating_add(written) <= ALL_KEY_BYTES_MAX;
+        if has_room {
+            self.count += 1;
+            self.bytes += written;
+        }
+        has_room
+    }
 }
 
 #[derive(Debug)]
@@ -312,7 +334,7 @@ impl Gatherer {
 impl Gathered {
     /// The places of the keys of a body that ask for something; keys that are new are added, as far
     /// as there is room.
-    fn places_of(&mut self, endpoint: &Endpoint, body: &str, all_keys: &mut usize) -> Vec<usize> {
+    fn places_of(&mut self, endpoint: &Endpoint, body: &str, all_keys: &mut Keys) -> Vec<usize> {
         let mut places = Vec::new();
         json::members(body, |key, value| {
             let is_common = COMMON.contains(&key)
@@ -326,10 +348,9 @@ impl Gathered {
                 return;
             }
             let keys = &mut self.group.keys;
-            if keys.len() >= KEYS_MAX || *all_keys >= ALL_KEYS_MAX {
+            if keys.len() >= KEYS_MAX || !all_keys.admit(key) {
                 return;
             }
-            *all_keys += 1;
             places.push(keys.len());
             self.places.insert(key.to_owned(), keys.len());
             keys.push(Key {
@@ -450,6 +471,18 @@ mod tests {
         );
         // The first line of a key is known in any case.
         assert_eq!(of_group(&asked, 0)[7].1[0], 8);
+    }
+
+    #[test]
+    fn long_keys_that_are_longer_still_when_they_are_stored_are_bounded_together() {
+        let key = |no: usize| format!("{}{no:03}", "\\u0001".repeat(120));
+        let line = |group: usize| {
+            let keys = (0..KEYS_MAX).map(|no| format!(",\"{}\":1", key(group * KEYS_MAX + no)));
+            (group as u16, body(&keys.collect::<String>()))
+        };
+        let stored = serde_json::to_string(&gather((0..16).map(line))).expect("JSON");
+        assert!(stored.len() < ALL_KEY_BYTES_MAX * 5 / 4, "{}", stored.len());
+        assert!(stored.len() > ALL_KEY_BYTES_MAX / 2, "{}", stored.len());
     }
 
     #[test]

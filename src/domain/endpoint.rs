@@ -107,11 +107,12 @@ impl Endpoints {
         Self(leaked(added))
     }
 
-    /// The endpoint with that path, be it with or without its `/v1`.
+    /// The endpoint with that path; if there is none, the one with that path behind `/v1`.
     #[must_use]
     pub fn find(self, path: &str) -> Option<&'static Endpoint> {
+        let of = |path: &str| self.0.iter().find(|endpoint| endpoint.path == path);
         let added = || self.0.iter().find(|endpoint| endpoint.has_path(path));
-        find(path).or_else(added)
+        find(path).or_else(|| of(path)).or_else(added)
     }
 
     /// All of them, in the order in which errors list them.
@@ -222,6 +223,20 @@ mod tests {
             .find("/v1/rerank")
             .expect("is there");
         assert!(std::ptr::eq(found, again), "the same one takes memory once");
+    }
+
+    #[test]
+    fn an_endpoint_is_found_by_its_own_path_before_another_behind_v1() {
+        let added = ["/v1/v1/x", "/v1/x"].map(|path| AddedEndpoint {
+            path: path.to_owned(),
+            required: Vec::new(),
+            model_required: false,
+        });
+        let endpoints = Endpoints::with(&added);
+        for path in ["/v1/x", "/v1/v1/x"] {
+            assert_eq!(endpoints.find(path).map(|found| found.path), Some(path));
+        }
+        assert_eq!(endpoints.find("/x").map(|found| found.path), Some("/v1/x"));
     }
 
     #[test]

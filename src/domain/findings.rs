@@ -11,7 +11,7 @@ use std::collections::{BTreeMap, BinaryHeap};
 use serde::{Deserialize, Serialize};
 
 use super::asked::{self, Asked};
-use super::endpoint::{self, ANY, Endpoint};
+use super::endpoint::{self, ANY, Endpoint, VERSION};
 use super::line::{self, Fault};
 
 /// How many lines a batch's `errors` name at most.
@@ -288,11 +288,16 @@ impl Findings {
             } else {
                 let path = Some(name.as_str()).filter(|path| !path.is_empty());
                 let url = |place: usize| requests.urls.get(place).map(String::as_str).or(path);
+                let fault = |url: Option<&str>| match url {
+                    // Where the url is the endpoint's, the upload knew of no such endpoint.
+                    Some(url) if path.is_none() && is_path(url, endpoint) => {
+                        Fault::older_than_endpoint(endpoint)
+                    }
+                    url => Fault::invalid_url(url, endpoint),
+                };
                 let lines = requests.lines.iter().enumerate();
                 lines
-                    .map(|(place, &line)| {
-                        Finding::of_line(line, Fault::invalid_url(url(place), endpoint))
-                    })
+                    .map(|(place, &line)| Finding::of_line(line, fault(url(place))))
                     .collect()
             });
         }
@@ -301,6 +306,11 @@ impl Findings {
         findings.truncate(self.of_file.len() + KEPT_MAX);
         findings
     }
+}
+
+/// Whether a `url` is an endpoint's path, be it with or without its `/v1`.
+fn is_path(url: &str, endpoint: &str) -> bool {
+    url == endpoint || endpoint.strip_prefix(VERSION) == Some(url)
 }
 
 /// What a batch's `errors` say, merged from lists that each have at least their first [`KEPT_MAX`]
@@ -411,6 +421,18 @@ mod tests {
                 )
             })
         );
+    }
+
+    #[test]
+    fn a_file_that_is_older_than_its_endpoint_is_to_be_uploaded_again() {
+        let mut findings = Findings::default();
+        for (line, url) in [(1, "/v1/rerank"), (2, "/rerank"), (3, "/v1/other")] {
+            findings.request(line, None, url, None, None);
+        }
+        let found = findings.for_endpoint("/v1/rerank");
+        let is_told = |finding: &Finding| finding.message.contains("upload the file again");
+        let told: Vec<bool> = found.iter().map(is_told).collect();
+        assert_eq!(told, [true, true, false], "{found:?}");
     }
 
     #[test]

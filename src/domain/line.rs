@@ -295,6 +295,20 @@ impl Fault {
         }
     }
 
+    /// The line's `url` is its batch's endpoint, which could not be batched when the file was
+    /// uploaded.
+    #[must_use]
+    pub fn older_than_endpoint(endpoint: &str) -> Self {
+        Self {
+            code: "invalid_url",
+            message: format!(
+                "The file was uploaded before '{endpoint}' could be batched here, and this request \
+                 was not checked for it: upload the file again."
+            ),
+            param: Some("url".into()),
+        }
+    }
+
     /// The line's `url` names no endpoint, in a batch of lines for any endpoint.
     #[must_use]
     pub fn unknown_url() -> Self {

@@ -131,5 +131,10 @@ fn usage_of(line: &str) -> Option<Usage> {
             body = value;
         }
     });
-    Some(usage::read(body.as_bytes()).unwrap_or_default())
+    let usage = usage::read(body.as_bytes()).unwrap_or_default();
+    // A batch does not count what was written to a cache by itself.
+    Some(Usage {
+        cache_written_tokens: 0,
+        ..usage
+    })
 }

@@ -54,8 +54,9 @@ pub struct Unvalidated {
 pub struct Input {
     pub requests: i64,
     pub bytes: i64,
-    pub findings: Findings,
-    /// Shared by the file's batches: there may be many batches and many models.
+    /// Shared by the file's batches, as the next: there may be many batches, and much to say of a
+    /// file.
+    pub findings: Arc<Findings>,
     pub models: Arc<[ModelReport]>,
     /// Whether the file is one chunk. Then the batch has a unit for each model.
     pub is_one_chunk: bool,
@@ -181,14 +182,22 @@ struct WaitingRow {
     purpose: Option<String>,
     requests: Option<i64>,
     bytes: Option<i64>,
-    findings: Option<String>,
     is_one_chunk: Option<i64>,
-    /// Only with the first batch of each file: there may be many batches and many models.
+    /// Only with the first batch of each file, as the next: there may be many batches, and much
+    /// to say of a file.
+    findings: Option<String>,
     models: Option<String>,
 }
 
-/// The models of files by the files' ids. An error for a file whose models cannot be read.
-type Models = HashMap<String, Result<Arc<[ModelReport]>>>;
+/// What an upload found out, for all batches of its file.
+#[derive(Clone, Debug, Default)]
+struct Report {
+    findings: Arc<Findings>,
+    models: Arc<[ModelReport]>,
+}
+
+/// The reports on files by the files' ids. An error for a file whose report cannot be read.
+type Reports = HashMap<String, serde_json::Result<Report>>;
 
 impl Store {
     /// Batches that wait to be validated, by tenants in turn: the oldest of each, then the second
@@ -199,16 +208,19 @@ impl Store {
     pub async fn unvalidated(&self) -> Result<Vec<Unvalidated>> {
         // A file that was there when the batch was created counts, even if it was deleted or has
         // expired since.
-        let rows: Vec<WaitingRow> = on_pool!(self.reader(), |c| {
+        let mut rows: Vec<WaitingRow> = on_pool!(self.reader(), |c| {
             sqlx::query_as(
-                // Models are looked up once for each file, behind the sorting: SQLite would keep
-                // a copy of them for each batch.
+                // Findings and models are looked up once for each file, behind the sorting: SQLite
+                // would keep a copy of them for each batch.
                 "-- unvalidated
-                 SELECT l.*, CASE WHEN l.of_file = 1 THEN
-                    (SELECT m.models FROM files m WHERE m.id = l.file_id) END AS models
+                 SELECT l.*,
+                    CASE WHEN l.of_file = 1 THEN
+                        (SELECT m.findings FROM files m WHERE m.id = l.file_id) END AS findings,
+                    CASE WHEN l.of_file = 1 THEN
+                        (SELECT m.models FROM files m WHERE m.id = l.file_id) END AS models
                  FROM (SELECT w.id, w.tenant, w.key_id, w.endpoint, w.input_file_id, w.task,
-                    w.priority, w.created_at, w.expires_at, w.turn, f.id AS file_id, f.purpose, f.requests,
-                    f.bytes, f.findings, f.is_one_chunk, ROW_NUMBER() OVER
+                    w.priority, w.created_at, w.expires_at, w.turn, f.id AS file_id, f.purpose,
+                    f.requests, f.bytes, f.is_one_chunk, ROW_NUMBER() OVER
                         (PARTITION BY f.id ORDER BY w.turn, w.created_at, w.id) AS of_file
                  FROM (SELECT * FROM
                     (SELECT id, tenant, key_id, endpoint, input_file_id, task, priority,
@@ -227,11 +239,11 @@ impl Store {
             .fetch_all(c)
             .await?
         });
-        let models = models_of(&rows);
+        let reports = reports_of(&mut rows);
         let mut found = Vec::with_capacity(rows.len());
         for row in rows {
             let id = row.id.clone();
-            match row.read(&models) {
+            match row.read(&reports) {
                 Ok(batch) => found.push(batch),
                 // A batch whose input is damaged does not delay the others.
                 Err(error) => tracing::error!(batch.id = id, %error, "cannot be validated"),
@@ -241,15 +253,28 @@ impl Store {
     }
 }
 
-/// The models of the files of waiting batches.
-fn models_of(rows: &[WaitingRow]) -> Models {
-    let listed = rows.iter().filter_map(|row| {
-        let file = &row.input_file_id;
-        let models = models_from(row.models.as_deref()?);
-        let models = models.map(Arc::from).map_err(|error| damaged(file, error));
-        Some((file.clone(), models))
+/// The reports on the files of waiting batches.
+fn reports_of(rows: &mut [WaitingRow]) -> Reports {
+    let reports = rows.iter_mut().filter_map(|row| {
+        let (findings, models) = (row.findings.take(), row.models.take());
+        if findings.is_none() && models.is_none() {
+            return None;
+        }
+        let report = Report::read(findings.as_deref(), models.as_deref());
+        Some((row.input_file_id.clone(), report))
     });
-    listed.collect()
+    reports.collect()
+}
+
+impl Report {
+    fn read(findings: Option<&str>, models: Option<&str>) -> serde_json::Result<Self> {
+        let findings: Option<Findings> = findings.map(serde_json::from_str).transpose()?;
+        let models = models.map(models_from).transpose()?;
+        Ok(Self {
+            findings: Arc::new(findings.unwrap_or_default()),
+            models: models.unwrap_or_default().into(),
+        })
+    }
 }
 
 impl WaitingRow {
@@ -258,23 +283,18 @@ impl WaitingRow {
         self.purpose.as_deref() == Some(Purpose::Batch.as_str())
     }
 
-    fn read(self, models: &Models) -> Result<Unvalidated> {
+    fn read(self, reports: &Reports) -> Result<Unvalidated> {
         let is_for_batches = self.is_for_batches();
         let input = match (self.requests, self.bytes) {
             (Some(requests), Some(bytes)) if is_for_batches => {
-                let findings = match &self.findings {
-                    Some(findings) => serde_json::from_str(findings)
-                        .map_err(|error| damaged(&self.input_file_id, error))?,
-                    None => Findings::default(),
-                };
-                let models = match models.get(&self.input_file_id) {
-                    Some(Ok(models)) => Arc::clone(models),
-                    // The whole error is logged once. The file's other batches fail as well.
-                    Some(Err(_)) => {
+                let Report { findings, models } = match reports.get(&self.input_file_id) {
+                    Some(Ok(report)) => report.clone(),
+                    // All of the file's batches fail.
+                    Some(Err(error)) => {
                         let file = format!("report on {}", self.input_file_id);
-                        return Err(Error::corrupt(file, "its models cannot be read"));
+                        return Err(Error::corrupt(file, error.to_string()));
                     }
-                    None => Arc::default(),
+                    None => Report::default(),
                 };
                 Some(Input {
                     requests,
@@ -301,8 +321,4 @@ impl WaitingRow {
             allowance: None,
         })
     }
-}
-
-fn damaged(file_id: &str, error: serde_json::Error) -> Error {
-    Error::corrupt(format!("report on {file_id}"), error)
 }

@@ -111,11 +111,25 @@ pub(in crate::upstream) async fn make(
         edit: permit.target().edit.as_deref(),
         clock,
     };
-    let encoded = match client.unsupported(&line) {
-        Some(unsupported) => Err(unsupported),
-        None => client.provider.encode(&line),
+    let less = match client.abilities.less(&line) {
+        Ok(less) => less,
+        Err(unsupported) => {
+            return conclude(
+                client,
+                permit,
+                history,
+                not_taken(client, unsupported),
+                None,
+            );
+        }
     };
-    let encoded = match encoded {
+    let less_bytes = less.as_ref().map_or(0, |less| less.body.len());
+    reservation.grow(less_bytes).await;
+    let line = Line {
+        body: less.as_ref().map_or(&body, |less| &less.body),
+        ..line
+    };
+    let encoded = match client.provider.encode(&line) {
         Ok(Encoded::Unchanged) => Ok((None, None)),
         Ok(Encoded::Spliced(splice, asked)) => {
             // Of the answer's reservation, not of one beside it: the two must not wait for each
@@ -129,12 +143,22 @@ pub(in crate::upstream) async fn make(
     let (copy, asked) = match encoded {
         Ok(encoded) => encoded,
         Err(unsupported) => {
-            let ended = Ended {
-                cause: explain(client, unsupported),
-                ..Ended::without_an_answer(CallResult::Unsupported)
-            };
-            return conclude(client, permit, history, ended, None);
+            return conclude(
+                client,
+                permit,
+                history,
+                not_taken(client, unsupported),
+                None,
+            );
         }
+    };
+    let (less, left_out) = less.map(|less| (less.body, less.warnings)).unzip();
+    let copy = match (copy, less) {
+        (Some(copy), Some(_)) => {
+            reservation.shrink_to(reservation.bytes() - less_bytes);
+            Some(copy)
+        }
+        (copy, less) => copy.or(less),
     };
     let copied = copy.as_ref().map_or(0, Bytes::len);
     if let Some(asked) = &asked {
@@ -166,7 +190,8 @@ pub(in crate::upstream) async fn make(
                 permit.target().first_token.observe(first_token);
             }
             reservation.shrink_to(reservation.bytes() - copied);
-            let (mut ended, answer) = read(client, clock, &head, (body, asked), reservation);
+            let (mut ended, mut answer) = read(client, clock, &head, (body, asked), reservation);
+            answer.warnings.splice(0..0, left_out.into_iter().flatten());
             if permit.is_rate_limited() {
                 ended.remaining = client.provider.remaining(&head.headers, now(clock));
             }
@@ -180,6 +205,14 @@ pub(in crate::upstream) async fn make(
             };
             conclude(client, permit, history, ended, None)
         }
+    }
+}
+
+/// The end of a call that is not sent.
+fn not_taken(client: &Client, unsupported: Unsupported) -> Ended {
+    Ended {
+        cause: explain(client, unsupported),
+        ..Ended::without_an_answer(CallResult::Unsupported)
     }
 }
 

@@ -16,20 +16,17 @@ use reqwest::{Method, Url};
 use secrecy::{ExposeSecret, SecretString};
 use tokio::time::{Instant, Sleep};
 
+use super::abilities::Abilities;
 use super::notice::Notice;
 use super::result::CallResult;
 use super::timer::Timer;
-use crate::domain::{asked, json};
 use crate::metrics::{UpstreamMetrics, metrics};
-use crate::upstream::capabilities::NOT_TAKEN;
 use crate::upstream::limits::memory::{Budget, Reservation};
 use crate::upstream::models::ModelInfo;
 use crate::upstream::provider::http::{self, Head};
 use crate::upstream::provider::stream::Assembly;
-use crate::upstream::provider::{self, Line, Provider, Unsupported};
-use crate::upstream::settings::{
-    BuildError, Capabilities, CapabilitySettings, UnsupportedParams, UpstreamSettings,
-};
+use crate::upstream::provider::{self, Provider};
+use crate::upstream::settings::{BuildError, UpstreamSettings};
 use crate::upstream::transport::coding::{self, Body};
 use crate::upstream::transport::{self, Address, Response, Transport, Unread};
 
@@ -47,8 +44,7 @@ static NO_DESCRIPTOR: Notice = Notice::new();
 pub(in crate::upstream) struct Client {
     pub(in crate::upstream) name: Arc<str>,
     pub(in crate::upstream) provider: Box<dyn Provider>,
-    /// What the configuration says of its models, unless what they refuse is to be left out.
-    says: Vec<CapabilitySettings>,
+    pub(super) abilities: Abilities,
     pub(in crate::upstream) metrics: UpstreamMetrics,
     base: Url,
     /// Of each path that was called so far.
@@ -120,34 +116,8 @@ impl Client {
         path: &str,
         key: Option<&str>,
     ) -> Option<String> {
-        self.provider.refuses(path, key).or_else(|| {
-            let is_refused = Capabilities::said(&self.says, model).refuses(key?);
-            is_refused.then(|| NOT_TAKEN.to_owned())
-        })
-    }
-
-    /// What a line asks for that its model does not take, as far as the configuration says so. What
-    /// a route writes over does not count.
-    pub(in crate::upstream) fn unsupported(&self, line: &Line<'_>) -> Option<Unsupported> {
-        if self.says.is_empty() {
-            return None;
-        }
-        let says = Capabilities::said(&self.says, line.model);
-        let body = std::str::from_utf8(line.body).ok()?;
-        let mut refused = None;
-        json::members(body, |key, value| {
-            let is_refused = refused.is_none()
-                && says.refuses(key)
-                && !asked::asks_for_no_ability(key, value)
-                && !line.edit.is_some_and(|edit| edit.writes_over(key));
-            if is_refused {
-                refused = Some(Unsupported {
-                    param: key.to_owned(),
-                    reason: NOT_TAKEN.to_owned(),
-                });
-            }
-        });
-        refused
+        let of_provider = self.provider.refuses(path, key);
+        of_provider.or_else(|| self.abilities.refuses(model, key?))
     }
 
     pub(in crate::upstream) fn new(settings: &UpstreamSettings) -> Result<Self, BuildError> {
@@ -176,10 +146,7 @@ impl Client {
             addresses: RwLock::default(),
             headers: headers(settings, &*provider, &base).map_err(fault)?,
             provider,
-            says: match settings.unsupported_params {
-                UnsupportedParams::Reject => settings.capabilities.clone(),
-                UnsupportedParams::Drop => Vec::new(),
-            },
+            abilities: Abilities::new(settings),
             transport: Transport::new(settings, &base).map_err(fault)?,
             timeout: settings.timeout,
             idle_timeout: settings.idle_timeout,

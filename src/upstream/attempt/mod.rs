@@ -1,5 +1,6 @@
 //! One attempt to have a line answered: the call, how it went, and what its line is to do next.
 
+mod abilities;
 pub(super) mod ages;
 pub(super) mod bill;
 pub(super) mod call;

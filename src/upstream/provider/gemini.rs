@@ -113,7 +113,9 @@ impl Provider for Gemini {
     }
 
     fn assembly(&self, _path: &str, asked: Option<&Asked>) -> Option<Assembly> {
-        translation::assembly::<streamed::Response>(asked)
+        let asked = &asked?.0;
+        let response = || Box::new(streamed::Response::of(asked.choices));
+        asked.streams.then(|| Assembly::new(response()))
     }
 
     fn decode(&self, head: &Head, body: Bytes, asked: Option<Asked>) -> Decoded {

@@ -184,6 +184,8 @@ pub(super) struct Request {
     pub(super) wants_base64: bool,
     /// The answer was asked for as a stream.
     pub(super) streams: bool,
+    /// How many answers were asked for, where the provider gives several and that was said.
+    pub(super) choices: Option<u64>,
     /// What was left out of the request.
     pub(super) warnings: Vec<Warning>,
     /// The line has another endpoint, and was asked as a chat completion.

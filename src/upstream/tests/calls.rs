@@ -531,3 +531,43 @@ async fn a_line_is_not_sent_to_an_upstream_whose_model_does_not_take_a_key() {
     let attempt = send(&pool, permit(&pool, "m"), off).await;
     assert_eq!(attempt.result, CallResult::Succeeded);
 }
+
+#[tokio::test]
+async fn what_a_model_does_not_take_is_left_out_and_named_where_the_upstream_drops_it() {
+    let server = Server::start(|_| reply(200, "{\"choices\":[1]}")).await;
+    let mut small = upstream("small", &server.base_url);
+    small.unsupported_params = UnsupportedParams::Drop;
+    small.capabilities = vec![CapabilitySettings {
+        model: ModelPattern::new("*"),
+        upstream: None,
+        says: Capabilities {
+            tools: Some(false),
+            refuses: ["seed", "n", "response_format"].map(str::to_owned).to_vec(),
+            ..Capabilities::default()
+        },
+    }];
+    let pool = pool(&settings(vec![small], vec![]));
+    let body = "{\"model\":\"m\", \"seed\" : 7,\"x\\\"\": [1.0e2 ],\"tools\":[{}],\"seed\":8,\
+                \"tool_choice\":\"auto\",\"n\":1,\"response_format\":{\"type\":\"text\"}}";
+    let answered = answer(send(&pool, permit(&pool, "m"), body).await);
+    let seen = server.seen("POST").remove(0);
+    assert_eq!(seen.body, "{\"model\":\"m\",\"x\\\"\":[1.0e2 ],\"n\":1}");
+    let left_out = answered.warnings.iter().map(|warning| &*warning.param);
+    let left_out: Vec<&str> = left_out.collect();
+    assert_eq!(
+        left_out,
+        ["seed", "tools", "tool_choice", "response_format"]
+    );
+    assert_eq!(answered.reservation.bytes(), answered.body.len());
+    // Without these the answer would be one to another request.
+    for (key, value) in [
+        ("n", "2"),
+        ("tool_choice", "\"required\""),
+        ("response_format", "{\"type\":\"json_object\"}"),
+    ] {
+        let body = format!(r#"{{"model":"m","{key}":{value}}}"#);
+        let attempt = send(&pool, permit(&pool, "m"), &body).await;
+        assert_eq!(attempt.result, CallResult::Unsupported, "{key}");
+    }
+    assert_eq!(server.seen("POST").len(), 1);
+}

@@ -143,6 +143,7 @@ pub(super) fn encode(
             let out = translation.chat_completion()?;
             let request = Request {
                 names: translation.names.renamed(),
+                choices: body.get("n").and_then(Tree::whole),
                 ..Request::default()
             };
             (out, request)

@@ -16,6 +16,8 @@ pub(super) struct Response {
     /// All but the candidates: what came last holds.
     top: Vec<Member<'static>>,
     candidates: BTreeMap<u64, Candidate>,
+    /// How many candidates a whole answer has.
+    wanted: u64,
 }
 
 #[derive(Debug, Default)]
@@ -27,6 +29,14 @@ struct Candidate {
 }
 
 impl Response {
+    /// `wanted`: how many candidates were asked for, if that was said.
+    pub(super) fn of(wanted: Option<u64>) -> Self {
+        Self {
+            wanted: wanted.unwrap_or(1),
+            ..Self::default()
+        }
+    }
+
     fn part(&mut self, members: Vec<Member<'_>>) -> Option<Added> {
         let (mut held, mut is_content) = (0, false);
         for (key, value) in members {
@@ -126,9 +136,10 @@ impl Fold for Response {
         }
     }
 
-    /// There is no mark of the end: each candidate says that it has ended.
+    /// There is no mark of the end: each candidate says that it has ended. One that has not begun
+    /// yet is missed by their number.
     fn whole(&mut self, _is_done: bool) -> Option<String> {
-        if self.candidates.is_empty() && !self.is_blocked() {
+        if (self.candidates.len() as u64) < self.wanted && !self.is_blocked() {
             return None;
         }
         let mut top = std::mem::take(&mut self.top);
@@ -151,7 +162,7 @@ mod tests {
     use crate::upstream::provider::stream::{Gathered, testing};
 
     fn response() -> Box<dyn Fold> {
-        Box::new(Response::default())
+        Box::new(Response::of(None))
     }
 
     fn stream_of(events: &[Value]) -> String {
@@ -198,6 +209,23 @@ mod tests {
             5,
         );
         assert_eq!(answer, expected);
+    }
+
+    #[test]
+    fn an_answer_is_whole_when_each_candidate_that_was_asked_for_has_ended() {
+        let of = |index: u64| {
+            let content = json!({"parts": [{"text": "x"}]});
+            event(
+                json!([{"content": content, "index": index, "finishReason": "STOP"}]),
+                1,
+            )
+        };
+        let two = || -> Box<dyn Fold> { Box::new(Response::of(Some(2))) };
+        let gathered = |events: &[Value]| testing::gathered(two, &stream_of(events));
+        assert_eq!(gathered(&[of(0)]), Gathered::Incomplete);
+        assert!(matches!(gathered(&[of(0), of(1)]), Gathered::Answer(_)));
+        let blocked = json!({"promptFeedback": {"blockReason": "SAFETY"}});
+        assert!(matches!(gathered(&[blocked]), Gathered::Answer(_)));
     }
 
     #[test]
