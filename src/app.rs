@@ -129,6 +129,7 @@ impl App {
         let http_store = store.http_pool();
         let api = Api {
             looks: Arc::new(Looks::new(&http_store)),
+            waits: Arc::default(),
             store: http_store,
             clock,
             limits,

@@ -133,6 +133,7 @@ async fn finished(
     let batch = api.looks.batch(&caller.tenant, id).await?;
     let batch = batch.ok_or_else(|| error::batch_not_found(id))?;
     // Known before the lines are looked at: all of them are there by then.
+    let mut size = None;
     let has_ended = batch.state.status.is_terminal();
     if has_ended {
         let file_id = match kind {
@@ -143,9 +144,19 @@ async fn finished(
             return Ok(answer(after, true, Body::empty()));
         };
         let file = api.store.file(&caller.tenant, file_id).await?;
-        if file.is_none() {
-            return Err(error::output_gone(file_id));
+        let file = file.ok_or_else(|| error::output_gone(file_id))?;
+        if after == 0 && limit.is_none() {
+            // A client sees by it whether an answer broke off.
+            size = Some(file.bytes.unsigned_abs());
         }
+    }
+    let counts = &batch.counts;
+    let lines = match kind {
+        Kind::Output => counts.completed,
+        Kind::Error => counts.failed + counts.cancelled,
+    };
+    if lines == 0 && !has_ended {
+        return Ok(answer(after, false, Body::empty()));
     }
     let wanted = Wanted {
         batch_id: batch.row.id,
@@ -172,7 +183,12 @@ async fn finished(
                 tracing::error!(%error, batch.id = id, "the output so far was broken off");
             }
         });
-    Ok(answer(next, is_complete, Body::from_stream(blocks)))
+    let mut answer = answer(next, is_complete, Body::from_stream(blocks));
+    if let Some(size) = size {
+        let size = HeaderValue::from(size);
+        answer.headers_mut().insert(header::CONTENT_LENGTH, size);
+    }
+    Ok(answer)
 }
 
 fn answer(next: u64, is_complete: bool, body: Body) -> Response {

@@ -17,6 +17,8 @@ const SECONDS: RangeInclusive<i64> = 0..=300;
 /// may end soon.
 const PAUSE_MIN: Duration = Duration::from_millis(50);
 
+/// Looks of those who have waited for longer come so far apart.
+const ROUND: Duration = Duration::from_secs(1);
 /// What a client waits for.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Wait {
@@ -52,6 +54,10 @@ impl Wait {
     /// # Errors
     /// When the database fails.
     pub(super) async fn change(self, api: &Api, batch: Batch) -> Result<Option<Batch>> {
+        // Whoever finds no place is answered at once, and asks again.
+        let Some(_place) = api.waits.place(&batch.row.tenant) else {
+            return Ok(Some(batch));
+        };
         let (tenant, id) = (batch.row.tenant.clone(), batch.row.id.clone());
         let known = self.status.unwrap_or(batch.state.status);
         let mut batch = Some(batch);
@@ -63,12 +69,12 @@ impl Wait {
                 break;
             }
             // Those who have waited for a second look together.
-            let next = if pause < Duration::from_secs(1) {
+            let next = if pause < ROUND {
                 now + pause
             } else {
                 api.looks.next_round(now)
             };
-            pause *= 2;
+            pause = ROUND.min(pause * 2);
             tokio::select! {
                 () = sleep_until(next.min(self.until)) => {}
                 () = api.stopping.cancelled() => break,

@@ -29,6 +29,8 @@ pub fn layer(origins: &[String]) -> CorsLayer {
             HeaderName::from_static("idempotent-replayed"),
             HeaderName::from_static("openai-processing-ms"),
             HeaderName::from_static("openai-version"),
+            HeaderName::from_static("x-nightshift-complete"),
+            HeaderName::from_static("x-nightshift-next"),
             HeaderName::from_static("x-request-id"),
             HeaderName::from_static("x-should-retry"),
         ])

@@ -46,6 +46,7 @@ mod tests;
 pub mod upload;
 pub mod upstreams;
 pub mod usage;
+pub mod waits;
 mod welcome;
 
 pub use routes::{document, router, worker_router};

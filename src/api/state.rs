@@ -9,6 +9,7 @@ use super::configuration::Reload;
 use super::engine::Engine;
 use super::looks::Looks;
 use super::snapshots::Snapshots;
+use super::waits::Waits;
 use crate::config;
 use crate::domain::clock::Clock;
 use crate::domain::current::Current;
@@ -23,6 +24,8 @@ pub struct Api {
     pub store: Store,
     /// What clients look at again and again, in the store.
     pub looks: Arc<Looks>,
+    /// Requests that wait for a batch.
+    pub waits: Arc<Waits>,
     pub clock: Clock,
     pub limits: Current<config::Limits>,
     /// What can be batched.

@@ -140,6 +140,7 @@ impl TestApi {
         let store = Store::open(&url, 1, clock.clone()).await.unwrap();
         let api = Api {
             looks: Arc::new(Looks::new(&store)),
+            waits: Arc::default(),
             store,
             clock,
             uploads: UploadBudget::new(config.limits.max_line_bytes),

@@ -15,8 +15,8 @@ use crate::store::{Error, Result, Store, Who};
 
 /// Models of one batch that are looked at in one round.
 const MODELS_A_LOOK: i64 = 16;
-/// Batches of one tenant that are looked at in one round, from each end of its list.
-const BATCHES_A_TENANT: i64 = 512;
+/// Batches of one tenant that one list has, and the rows that it has of them.
+const LISTED_A_TENANT: i64 = 512;
 /// The number of places on a circle on which the models of a batch stand. Each model has a place of
 /// its own, because the number is a prime above the largest number of models.
 const PLACES: i64 = 10_007;
@@ -28,8 +28,9 @@ const MODEL_STEP: i64 = 6185;
 /// stand at nearly equal distances, too. So each model is listed after about as many turns as the
 /// number of models divided by [`MODELS_A_LOOK`].
 const TURN_STEP: i64 = 4145;
-/// Batches of which lines may wait, as the index `batches_waiting` has them.
-const LIVE: &str = "b.status IN ('validating', 'in_progress', 'finalizing', 'cancelling')";
+/// Batches of which lines may wait, as the indexes `batches_by_priority` and `batches_in_progress`
+/// have them.
+const LIVE: &str = "b.status IN ('in_progress', 'finalizing', 'cancelling')";
 /// Batches named in one statement.
 const NAMED_BATCHES_MAX: usize = 500;
 
@@ -92,18 +93,23 @@ impl Row {
 impl Store {
     /// The backlog, to be ranked in memory: a row for each live batch and model, never a row for
     /// each unit. No tenant makes the others wait by a long list. Of a batch with very many models
-    /// each `turn` lists only some. Of a tenant with very many batches each turn lists those that
-    /// come first by priority and age, and by every other turn those that come last, too: the first
-    /// may all wait for something that the last do not need.
+    /// each `turn` lists only some. Of a tenant with very many batches each turn lists those of the
+    /// highest priority. Every other turn lists the oldest ones or the newest ones, too: the first
+    /// may all wait for something that others do not need, and a batch may wait for its end only.
     ///
     /// # Errors
     /// When the database fails.
     pub async fn backlog(&self, turn: i64) -> Result<Vec<Backlog>> {
-        let mut rows = self.backlog_from(End::First, turn).await?;
-        if turn % 2 == 1 && has_more(&rows) {
+        let mut rows = self.listed(Order::Priority, turn).await?;
+        if turn % 2 == 1 && may_have_more(&rows) {
+            let order = if turn % 4 == 1 {
+                Order::Oldest
+            } else {
+                Order::Newest
+            };
+            let others = self.listed(order, turn).await?.into_iter();
             let listed: HashSet<(String, i64)> = rows.iter().map(Row::key).collect();
-            let last = self.backlog_from(End::Last, turn).await?.into_iter();
-            rows.extend(last.filter(|row| !listed.contains(&row.key())));
+            rows.extend(others.filter(|row| !listed.contains(&row.key())));
         }
         rows.into_iter()
             .map(|row| {
@@ -127,51 +133,54 @@ impl Store {
             .collect()
     }
 
-    async fn backlog_from(&self, end: End, turn: i64) -> Result<Vec<Row>> {
-        let sql = backlog_from(self.engine(), end);
+    async fn listed(&self, order: Order, turn: i64) -> Result<Vec<Row>> {
+        let sql = list_sql(self.engine(), order);
         Ok(on_pool!(self.reader(), |c| {
             sqlx::query_as(sql)
-                .bind(BATCHES_A_TENANT)
                 .bind(MODEL_STEP)
                 .bind(turn % PLACES * TURN_STEP % PLACES)
                 .bind(PLACES)
-                .bind(MODELS_A_LOOK)
                 .fetch_all(c)
                 .await?
         }))
     }
 }
 
-/// Where a list of batches begins.
+/// Which batches of a tenant a list has.
 #[derive(Clone, Copy)]
-enum End {
-    /// The highest priority, and of that the oldest batch.
-    First,
-    Last,
+enum Order {
+    /// The highest priority first, and of that the oldest.
+    Priority,
+    Oldest,
+    Newest,
 }
 
-impl End {
-    fn order(self) -> &'static str {
+impl Order {
+    fn by(self) -> &'static str {
         match self {
-            End::First => "b.priority DESC, b.created_at, b.id",
-            End::Last => "b.priority, b.created_at DESC, b.id DESC",
+            Order::Priority => "priority DESC, created_at, id",
+            Order::Oldest => "created_at, id",
+            Order::Newest => "created_at DESC, id DESC",
         }
     }
 }
 
-/// Steps from tenant to tenant, from batch to batch and from model to model, each along an index, so
-/// that what is not listed is not read.
-fn backlog_from(engine: Engine, end: End) -> Sql {
+/// Steps from tenant to tenant, and from batch to batch along an index, so that a batch that is not
+/// listed is not read. Numbers stand in the text, so that a planner knows how few rows are wanted.
+fn list_sql(engine: Engine, order: Order) -> Sql {
+    let by = order.by();
     let batches = sql!(
         "WHERE b.tenant = tenants.tenant AND {LIVE} AND EXISTS
             (SELECT 1 FROM backlog w WHERE w.batch_id = b.id AND w.waiting > 0)
-         ORDER BY {order} LIMIT $1",
+         ORDER BY {by} LIMIT {LISTED_A_TENANT}",
         LIVE,
-        order = end.order()
+        by,
+        LISTED_A_TENANT
     );
     let models = sql!(
         "WHERE w.batch_id = b.id AND w.waiting > 0
-         ORDER BY (w.model_no * $2 + $3) % $4 LIMIT $5"
+         ORDER BY (w.model_no * $1 + $2) % $3 LIMIT {MODELS_A_LOOK}",
+        MODELS_A_LOOK
     );
     sql!(
         "-- backlog
@@ -180,29 +189,34 @@ fn backlog_from(engine: Engine, end: End) -> Sql {
             UNION ALL
             SELECT (SELECT MIN(b.tenant) FROM batches b
                 WHERE {LIVE} AND b.tenant > tenants.tenant)
-            FROM tenants WHERE tenants.tenant IS NOT NULL)
-         SELECT w.batch_id, w.model_no, w.model, w.waiting, b.tenant, b.key_id, b.endpoint,
-            b.input_file_id, b.task, b.priority, b.created_at, b.expires_at, b.total, b.status,
-            b.ending
-         FROM tenants {batches} {models}",
+            FROM tenants WHERE tenants.tenant IS NOT NULL),
+         found AS (
+            SELECT w.batch_id, w.model_no, w.model, w.waiting, b.id, b.tenant, b.key_id,
+                b.endpoint, b.input_file_id, b.task, b.priority, b.created_at, b.expires_at,
+                b.total, b.status, b.ending, ROW_NUMBER() OVER (PARTITION BY w.batch_id
+                    ORDER BY (w.model_no * $1 + $2) % $3) AS place
+            FROM tenants {batches} {models}),
+         listed AS (
+            SELECT found.*, ROW_NUMBER() OVER (PARTITION BY tenant ORDER BY place, {by}) AS of_tenant
+            FROM found)
+         SELECT batch_id, model_no, model, waiting, tenant, key_id, endpoint, input_file_id, task,
+            priority, created_at, expires_at, total, status, ending
+         FROM listed WHERE of_tenant <= {LISTED_A_TENANT}",
         LIVE,
+        by,
+        LISTED_A_TENANT,
         batches = Sql::first_of_each(engine, "batches", "b", &batches),
         models = Sql::first_of_each(engine, "backlog", "w", &models),
     )
 }
 
-/// Whether a tenant may have more batches than are in the list.
-fn has_more(rows: &[Row]) -> bool {
-    let mut batches: HashMap<&str, HashSet<&str>> = HashMap::new();
+/// Whether a tenant may have more rows than the list has.
+fn may_have_more(rows: &[Row]) -> bool {
+    let mut of_tenants: HashMap<&str, i64> = HashMap::new();
     for row in rows {
-        batches
-            .entry(&row.tenant)
-            .or_default()
-            .insert(&row.batch_id);
+        *of_tenants.entry(&row.tenant).or_default() += 1;
     }
-    batches
-        .values()
-        .any(|batches| batches.len() as i64 >= BATCHES_A_TENANT)
+    of_tenants.values().any(|rows| *rows >= LISTED_A_TENANT)
 }
 
 impl Store {
@@ -362,8 +376,12 @@ mod tests {
         let directory = tempfile::tempdir().expect("makes a directory");
         let url = format!("sqlite://{}", directory.path().join("a.db").display());
         let store = Store::open(&url, 1, Clock::default()).await.expect("opens");
-        for end in [End::First, End::Last] {
-            let sql = backlog_from(Engine::Sqlite, end);
+        for (order, index) in [
+            (Order::Priority, "batches_by_priority"),
+            (Order::Oldest, "batches_in_progress"),
+            (Order::Newest, "batches_in_progress"),
+        ] {
+            let sql = list_sql(Engine::Sqlite, order);
             let sql = sql!("EXPLAIN QUERY PLAN {sql}", sql);
             let plan = async || {
                 let rows: Vec<(i64, i64, i64, String)> =
@@ -372,8 +390,11 @@ mod tests {
             };
             let plan = plan().await.expect("is explained");
             let steps: Vec<&str> = plan.iter().map(|(.., step)| step.as_str()).collect();
-            let by_index = "SEARCH b USING INDEX batches_waiting (tenant=?)";
-            assert!(steps.contains(&by_index), "{steps:#?}");
+            let by_index = format!("SEARCH b USING INDEX {index} (tenant=?)");
+            let at = steps.iter().position(|step| *step == by_index);
+            let at = at.unwrap_or_else(|| panic!("{steps:#?}"));
+            // What follows a table's step and says so sorts that table's rows.
+            assert!(!steps[at + 1].contains("TEMP B-TREE"), "{steps:#?}");
             for table in ["SCAN b", "SCAN w"] {
                 assert!(!steps.contains(&table), "{steps:#?}");
             }

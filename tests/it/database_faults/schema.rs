@@ -98,7 +98,8 @@ async fn a_server_that_is_older_than_the_schema_says_so_and_stops() {
 
 /// What a database had before version 29.
 const BEFORE_29: &str = "
-    DROP INDEX batches_waiting;
+    DROP INDEX batches_by_priority;
+    DROP INDEX batches_in_progress;
     DELETE FROM _sqlx_migrations WHERE version = 29;
 ";
 

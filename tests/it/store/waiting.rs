@@ -32,7 +32,7 @@ async fn waiting(url: &str, tenant: &str, numbers: std::ops::Range<usize>) {
     engines::execute(url, &backlog).await;
 }
 
-async fn a_tenant_with_very_many_batches_is_listed_from_both_ends() {
+async fn of_a_tenant_with_very_many_batches_the_first_and_the_last_are_listed() {
     let fixture = Fixture::new().await;
     waiting(&fixture.url, TENANT, 0..3_000).await;
     waiting(&fixture.url, "another", 0..3).await;
@@ -46,14 +46,23 @@ async fn a_tenant_with_very_many_batches_is_listed_from_both_ends() {
     ] {
         engines::execute(&fixture.url, &change).await;
     }
-    let others: Vec<String> = (0..3)
-        .map(|number| format!("another-{number:05}"))
-        .collect();
-    let first = (2..513).map(|number| format!("{TENANT}-{number:05}"));
-    let first: BTreeSet<String> = first.chain(others).chain([urgent]).collect();
-    let last = (2_488..3_000).map(|number| format!("{TENANT}-{number:05}"));
-    let both: BTreeSet<String> = first.iter().cloned().chain(last).collect();
-    for (turn, expected) in [(0, &first), (1, &both), (2, &first), (3, &both)] {
+    // A batch that nobody has validated yet has no unit.
+    let validating =
+        format!("UPDATE batches SET status = 'validating' WHERE id = '{TENANT}-00002'");
+    engines::execute(&fixture.url, &validating).await;
+    let batch = |number: usize| format!("{TENANT}-{number:05}");
+    let others = (0..3).map(|number| format!("another-{number:05}"));
+    let first: BTreeSet<String> = (3..514).map(batch).chain([urgent]).chain(others).collect();
+    let with = |more: std::ops::Range<usize>| {
+        let more = more.map(batch);
+        first
+            .iter()
+            .cloned()
+            .chain(more)
+            .collect::<BTreeSet<String>>()
+    };
+    let (oldest, newest) = (with(3..515), with(2_488..3_000));
+    for (turn, expected) in [(0, &first), (1, &oldest), (2, &first), (3, &newest)] {
         let listed = fixture.store.backlog(turn).await.expect("lists");
         let ids: BTreeSet<String> = listed.iter().map(|row| row.batch_id.clone()).collect();
         assert_eq!(ids.len(), listed.len(), "turn {turn}: one is listed twice");
@@ -61,15 +70,39 @@ async fn a_tenant_with_very_many_batches_is_listed_from_both_ends() {
     }
 }
 
+/// However many models the batches have.
+async fn no_tenant_has_more_rows_in_a_list_than_another() {
+    let fixture = Fixture::new().await;
+    waiting(&fixture.url, TENANT, 0..600).await;
+    let models: Vec<String> = (0..600)
+        .flat_map(|batch| (1..20).map(move |model| (batch, model)))
+        .map(|(batch, model)| format!("('{TENANT}-{batch:05}', {model}, 'a model', 1)"))
+        .collect();
+    for models in models.chunks(1_000) {
+        let models = models.join(", ");
+        let insert =
+            format!("INSERT INTO backlog (batch_id, model_no, model, waiting) VALUES {models}");
+        engines::execute(&fixture.url, &insert).await;
+    }
+    waiting(&fixture.url, "another", 0..3).await;
+    let listed = fixture.store.backlog(0).await.expect("lists");
+    let of = |tenant: &str| listed.iter().filter(|row| row.tenant == tenant).count();
+    assert_eq!((of(TENANT), of("another")), (512, 3));
+    // Each batch is there by one of its models.
+    let batches: BTreeSet<&str> = listed.iter().map(|row| row.batch_id.as_str()).collect();
+    assert_eq!(batches.len(), 512 + 3);
+}
+
 async fn batches_that_are_fewer_than_two_lists_are_listed_once() {
     let fixture = Fixture::new().await;
     waiting(&fixture.url, TENANT, 0..700).await;
-    let listed = fixture.store.backlog(1).await.expect("lists");
+    let listed = fixture.store.backlog(3).await.expect("lists");
     let ids: BTreeSet<&str> = listed.iter().map(|row| row.batch_id.as_str()).collect();
     assert_eq!((ids.len(), listed.len()), (700, 700));
 }
 
 on_every_engine![
-    a_tenant_with_very_many_batches_is_listed_from_both_ends,
+    of_a_tenant_with_very_many_batches_the_first_and_the_last_are_listed,
     batches_that_are_fewer_than_two_lists_are_listed_once,
+    no_tenant_has_more_rows_in_a_list_than_another,
 ];
