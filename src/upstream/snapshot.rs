@@ -219,7 +219,7 @@ pub(super) fn take(servers: &[Server], targets: &Targets) -> Vec<UpstreamStatus>
                 configured: switched.configured(),
                 set: switched.set().cloned(),
                 answered: upstream.has_answered(),
-                in_flight: upstream.in_flight(),
+                in_flight: Upstream::calls_at(states, *number),
                 share: limits.share(*number),
                 limit: limits.allowed(*number),
                 models,
@@ -386,7 +386,8 @@ impl Look<'_> {
             share: self.limits.of_route(limit.number),
             limit: limit.concurrency,
         });
-        let is_full = upstream.in_flight() >= self.limits.share(route.upstream)
+        let in_flight = Upstream::calls_at(upstreams, route.upstream);
+        let is_full = in_flight >= self.limits.share(route.upstream)
             || calls.is_some_and(|calls| calls.in_flight >= calls.share);
         let mut ways = route.rate_limits.iter().enumerate().map(|(key, limits)| {
             let backend = model.and_then(|model| targets.backends.find(route.upstream, key, model));

@@ -1,7 +1,6 @@
 //! Before a call: which target takes the line, or why none does.
 
 use std::sync::Arc;
-use std::time::Duration;
 
 use tokio::time::Instant;
 
@@ -17,9 +16,6 @@ use crate::upstream::limits::concurrency::Limits;
 use crate::upstream::limits::rate::{Gate, RateRequest, Standing};
 use crate::upstream::route::{ByKey, Routes, Target};
 use crate::upstream::settings::Spill;
-
-/// A place is kept for twice the line's pause and so much more: others may be sent before the line.
-const MARGIN: Duration = Duration::from_secs(1);
 
 /// Whether a line can be sent now.
 #[derive(Debug)]
@@ -253,7 +249,7 @@ pub(super) fn has_place(target: &Target, counts: Counts<'_>, limits: &Limits, ke
     };
     let by_lane = counts.by_lane[target.lane.index()];
     let of_lane = |calls: usize| by_lane + kept.of_lane < calls;
-    counts.upstreams[upstream].in_flight() + kept.of_upstream < limits.share(upstream)
+    Upstream::calls_at(counts.upstreams, upstream) + kept.of_upstream < limits.share(upstream)
         && target.limit.is_none_or(by_route)
         && target.window.is_none_or(in_window)
         && limits.of_model(target.lane).is_none_or(of_lane)
@@ -326,14 +322,14 @@ impl State {
         Err(routes.targets.len())
     }
 
-    /// A line that some of its routes cannot take pauses for so long. Where those that can are
-    /// full, the next place at one of them is kept.
+    /// A line that some of its routes cannot take pauses. Where those that can are full, the next
+    /// place at one of them is kept. True if it is kept for this line.
     pub(super) fn keep_a_place(
         &mut self,
         routes: &Routes,
         history: &History,
-        (now, pause): (Instant, Duration),
-    ) {
+        now: Instant,
+    ) -> bool {
         let limits = Arc::clone(&self.limits);
         let could_take = |target: &&Target| {
             let mut backends = target.backends();
@@ -349,7 +345,7 @@ impl State {
             let Some(first) = open.next() else {
                 // No line spills late while a lower tier could ever take it.
                 if routes.spill == Spill::Late && able().next().is_some() {
-                    return;
+                    return false;
                 }
                 continue;
             };
@@ -358,12 +354,10 @@ impl State {
                 has_place(target, counts, &limits, Kept::default())
                     && matches!(self.room(target, now), Room::Open { .. })
             };
-            if !std::iter::once(first).chain(open).any(has_room) {
-                let until = now + 2 * pause + MARGIN;
-                self.upstreams[first.upstream].kept.keep(first, until, now);
-            }
-            return;
+            let is_full = !std::iter::once(first).chain(open).any(has_room);
+            return is_full && self.upstreams[first.upstream].kept.keep(first, now);
         }
+        false
     }
 
     /// Why no target takes a line. Where places are full, the next one that is freed is announced.

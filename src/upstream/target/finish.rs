@@ -7,6 +7,7 @@ use std::time::Duration;
 use tokio::time::Instant;
 
 use super::backend::Backend;
+use super::kept::PAUSE_MAX;
 use super::permit::Permit;
 use super::targets::{State, Targets};
 use super::upstream::{Changes, End};
@@ -128,7 +129,7 @@ impl Targets {
         let hastens =
             ended.result == CallResult::Succeeded && breaker.take_awaited(permit.flight.begun);
         state.is_hastened |= hastens;
-        let next = match &judgement {
+        let mut next = match &judgement {
             None if ended.result.cost().is_none() => Next::End,
             None if ended.result.may_pass_elsewhere() => {
                 let all = permit.routes.targets.iter().flat_map(Target::backends);
@@ -142,11 +143,12 @@ impl Targets {
             breaker.await_success(now);
         }
         drop(breaker);
-        if let Next::Again { after: pause, .. } = next
+        if let Next::Again { after: pause, .. } = &mut next
             && !pause.is_zero()
             && history.misses_its_model()
+            && state.keep_a_place(&permit.routes, history, now)
         {
-            state.keep_a_place(&permit.routes, history, (now, pause));
+            *pause = (*pause).min(PAUSE_MAX);
         }
         let all = [&changes.of_upstream, &changes.of_key, &changes.of_backend];
         for change in all.into_iter().flatten() {

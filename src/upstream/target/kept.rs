@@ -5,11 +5,18 @@
 //! that becomes free there is kept for lines like it, until the line is back from its pause.
 
 use std::sync::Arc;
+use std::time::Duration;
 
 use tokio::time::Instant;
 
 use super::backend::Backend;
 use crate::upstream::route::{LaneId, Target};
+
+/// The longest pause of a line for which a place is kept. A place that becomes free idles for no
+/// longer than until the line is back; and where its batch has ended meanwhile, for as long again.
+pub(super) const PAUSE_MAX: Duration = Duration::from_secs(4);
+/// A place is kept for twice that and so much more: others may be sent before the line.
+const MARGIN: Duration = Duration::from_secs(1);
 
 /// The places that are kept at one upstream: one for each target at most.
 #[derive(Debug, Default)]
@@ -51,20 +58,22 @@ impl KeptPlaces {
         kept
     }
 
-    /// The next place at a target is kept until then.
-    pub(super) fn keep(&mut self, target: &Target, until: Instant, now: Instant) {
-        self.0.retain(|place| place.until > now);
-        if let Some(place) = self.0.iter_mut().find(|place| place.is_at(target)) {
-            place.until = place.until.max(until);
-            return;
+    /// The next place at a target is kept for a line that pauses, and comes back within
+    /// [`PAUSE_MAX`]. False if one is kept for another line, which comes back in time.
+    pub(super) fn keep(&mut self, target: &Target, now: Instant) -> bool {
+        self.0
+            .retain(|place| !place.is_at(target) || place.is_waited_for(now));
+        if self.0.iter().any(|place| place.is_at(target)) {
+            return false;
         }
         self.0.push(KeptPlace {
             backend: Arc::clone(first(target)),
             lane: target.lane,
             limit: target.limit,
             window: target.window,
-            until,
+            until: now + 2 * PAUSE_MAX + MARGIN,
         });
+        true
     }
 
     /// A line that can go nowhere else has a place at a target.
@@ -74,6 +83,11 @@ impl KeptPlaces {
 }
 
 impl KeptPlace {
+    /// Whether the pause of the line may last yet for which the place is kept.
+    fn is_waited_for(&self, now: Instant) -> bool {
+        self.until > now + PAUSE_MAX + MARGIN
+    }
+
     fn is_at(&self, target: &Target) -> bool {
         let is_same = (self.lane, self.limit, self.window);
         is_same == (target.lane, target.limit, target.window)

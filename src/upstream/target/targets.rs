@@ -138,9 +138,17 @@ impl Targets {
             if number.is_new {
                 *upstream = Upstream::new(settings.told_keys().len());
             }
+            let earlier = state.upstreams.iter().enumerate();
+            let earlier = earlier.filter(|(other, one)| {
+                let is_other = *other != number.at && one.in_flight() > 0;
+                is_other && one.is_gone && one.name == client.name
+            });
+            let earlier = earlier.map(|(other, _)| other).collect();
             let mut switches = state.switches.iter();
             let set = switches.find(|set| *set.upstream == *client.name);
             let shown = (&client.name, &*client.shown_url());
+            let upstream = &mut state.upstreams[number.at];
+            upstream.earlier = earlier;
             if upstream.configure(shown, (settings.enabled, set), now) {
                 self.on_switch(upstream);
             }
@@ -199,7 +207,12 @@ impl Targets {
     /// Calls in flight, by the number of the upstream.
     #[must_use]
     pub fn in_flight(&self) -> Vec<usize> {
-        self.read(|upstreams| upstreams.iter().map(Upstream::in_flight).collect())
+        self.read(|upstreams| {
+            let numbers = 0..upstreams.len();
+            numbers
+                .map(|number| Upstream::calls_at(upstreams, number))
+                .collect()
+        })
     }
 
     /// Calls in flight by the numbers of the lanes of models, whether they are of the model's lines

@@ -28,6 +28,9 @@ pub(in crate::upstream) struct Upstream {
     /// It is not configured any more. Calls in flight end here.
     pub(super) is_gone: bool,
     in_flight: usize,
+    /// The numbers that the upstream had while its keys were others, and where calls may be in
+    /// flight yet.
+    pub(super) earlier: Box<[usize]>,
     /// How old the calls in flight are.
     ages: Ages,
     /// A line was turned away because the upstream is full.
@@ -147,6 +150,15 @@ impl Upstream {
 
     pub(in crate::upstream) fn has_answered(&self) -> bool {
         self.has_answered
+    }
+
+    /// Calls in flight at the upstream of this number among all, with those that began while its
+    /// keys were others: its limit counts for all of them.
+    pub(in crate::upstream) fn calls_at(all: &[Self], number: usize) -> usize {
+        let one = &all[number];
+        let earlier = one.earlier.iter().map(|other| &all[*other]);
+        let earlier = earlier.filter(|other| other.is_gone && other.name == one.name);
+        earlier.fold(one.in_flight, |calls, other| calls + other.in_flight)
     }
 
     /// Whether nothing has come from the upstream yet, and no call has failed.

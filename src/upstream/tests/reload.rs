@@ -236,13 +236,19 @@ async fn a_limit_has_one_share_when_its_upstream_gets_other_keys() {
     };
     let pool = pool(&by_turns(vec![with_keys(["K1", "K2"])]));
     let in_flight = take(&pool).expect("a place");
-    pool.reload(&by_turns(vec![with_keys(["K1", "K3"])]))
-        .expect("good settings");
+    let other_keys = by_turns(vec![with_keys(["K1", "K3"])]);
+    pool.reload(&other_keys).expect("good settings");
     let limits = pool.limits();
     let named = limits.all().map(|(_, name, _)| name);
     assert_eq!(named.collect::<Vec<_>>(), ["upstream:a"]);
-    assert!(take(&pool).is_some(), "it takes lines by its new keys");
+    let mut held = Vec::new();
+    let taken_now = taken(&pool, &mut held).len();
+    assert_eq!(taken_now, 3, "the call by the earlier keys has a place");
+    assert_eq!(pool.targets().in_flight().iter().max(), Some(&4));
+    pool.reload(&other_keys).expect("good settings");
+    assert!(take(&pool).is_none(), "and keeps it");
     drop(in_flight);
+    assert!(take(&pool).is_some(), "until it has ended");
 }
 
 #[tokio::test]

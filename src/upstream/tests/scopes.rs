@@ -179,8 +179,30 @@ async fn a_place_that_nobody_comes_for_is_not_kept_for_ever() {
     drop(first);
     assert_eq!(permit(&pool, "m").upstream(), 1, "the place is kept");
     tokio::time::pause();
-    tokio::time::advance(Duration::from_mins(3)).await;
+    tokio::time::advance(Duration::from_secs(10)).await;
     assert_eq!(permit(&pool, "m").upstream(), 0);
+}
+
+#[tokio::test]
+async fn a_line_comes_back_soon_for_the_place_that_is_kept_for_it_however_long_others_pause() {
+    let (long, short) = (
+        Server::start(|_| reply(200, "{}")).await,
+        takes_no_long_ones().await,
+    );
+    let pool = long_before_short(&long, &short);
+    let _held = [permit(&pool, "m"), permit(&pool, "m")];
+    let mut pauses = Vec::new();
+    for _ in 0..2 {
+        let mut history = History::default();
+        retried(send_again(&pool, &mut history, "long").await);
+        let paused = send_again(&pool, &mut history, "long").await;
+        let Next::Again { after, .. } = paused.next else {
+            panic!("it has ended: {paused:?}");
+        };
+        pauses.push(after);
+    }
+    assert!(pauses[0] < Duration::from_secs(5), "{pauses:?}");
+    assert!(pauses[1] > Duration::from_secs(5), "{pauses:?}");
 }
 
 #[tokio::test]

@@ -7,7 +7,8 @@
 //! its tenant has no units left, and has no more in hand than its equal part of the permits. Such a
 //! tenant comes next anyway, and need not wait for a look at the thousands of units of another one.
 
-use std::collections::{HashMap, HashSet, VecDeque};
+use std::collections::{BTreeMap, HashMap, HashSet, VecDeque};
+use std::ops::Bound;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use tokio::sync::Notify;
@@ -33,7 +34,7 @@ pub(crate) struct DirectLeases {
     /// Held while units are leased directly, and while the store is compared with what is in hand:
     /// meanwhile the store has units that this process does not know of yet.
     turn: tokio::sync::Mutex<()>,
-    leased: Mutex<VecDeque<(LaneId, UnreadUnit)>>,
+    leased: Mutex<ByTurns<(LaneId, UnreadUnit)>>,
     /// Units for whose text there was no room. The supply reads it.
     without_room: Mutex<Vec<(LaneId, UnreadUnit)>>,
     changed: Notify,
@@ -190,7 +191,12 @@ impl DirectLeases {
             };
             units.push((routes.lane, unread));
         }
-        self.leased().extend(units);
+        let mut leased = self.leased();
+        for (lane, unread) in units {
+            let tenant = Arc::clone(&unread.batch.tenant);
+            leased.push(tenant, (lane, unread));
+        }
+        drop(leased);
         self.changed.notify_one();
     }
 
@@ -213,7 +219,7 @@ impl DirectLeases {
 
     async fn read(&self, loader: &Loader) {
         loop {
-            let Some((lane, unread)) = self.leased().pop_front() else {
+            let Some((lane, unread)) = self.leased().pop() else {
                 return;
             };
             let bytes = usize::try_from(unread.leased.chunk_bytes).unwrap_or(0);
@@ -243,13 +249,57 @@ impl DirectLeases {
         units.collect()
     }
 
-    fn leased(&self) -> MutexGuard<'_, VecDeque<(LaneId, UnreadUnit)>> {
+    fn leased(&self) -> MutexGuard<'_, ByTurns<(LaneId, UnreadUnit)>> {
         self.leased.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     fn without_room(&self) -> MutexGuard<'_, Vec<(LaneId, UnreadUnit)>> {
         let without_room = self.without_room.lock();
         without_room.unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// What waits to be read, by tenant. The tenants take turns.
+struct ByTurns<T> {
+    by_tenant: BTreeMap<Arc<str>, VecDeque<T>>,
+    /// Who had the last turn.
+    last: Option<Arc<str>>,
+}
+
+impl<T> Default for ByTurns<T> {
+    fn default() -> Self {
+        Self {
+            by_tenant: BTreeMap::new(),
+            last: None,
+        }
+    }
+}
+
+impl<T> ByTurns<T> {
+    fn push(&mut self, tenant: Arc<str>, item: T) {
+        self.by_tenant.entry(tenant).or_default().push_back(item);
+    }
+
+    /// The first of the tenant whose name comes after that of the last turn.
+    fn pop(&mut self) -> Option<T> {
+        let behind = |last: &Arc<str>| {
+            let after = (Bound::Excluded(Arc::clone(last)), Bound::Unbounded);
+            let mut after = self.by_tenant.range(after);
+            after.next().map(|(tenant, _)| Arc::clone(tenant))
+        };
+        let next = self.last.as_ref().and_then(behind);
+        let next = next.or_else(|| self.by_tenant.keys().next().cloned())?;
+        let items = self.by_tenant.get_mut(&next)?;
+        let item = items.pop_front();
+        if items.is_empty() {
+            self.by_tenant.remove(&next);
+        }
+        self.last = Some(next);
+        item
+    }
+
+    fn iter(&self) -> impl Iterator<Item = &T> {
+        self.by_tenant.values().flatten()
     }
 }
 
@@ -319,6 +369,22 @@ mod tests {
                 .collect(),
             left: left.iter().map(|&name| name.into()).collect(),
         }
+    }
+
+    #[test]
+    fn what_is_leased_directly_is_read_by_turns_of_the_tenants() {
+        let mut waiting = ByTurns::default();
+        for item in ["a1", "a2", "a3", "b1", "c1", "c2"] {
+            waiting.push(item[..1].into(), item);
+        }
+        assert_eq!(waiting.iter().count(), 6);
+        let read = |waiting: &mut ByTurns<&'static str>, count: usize| {
+            let read = (0..count).filter_map(|_| waiting.pop());
+            read.collect::<Vec<_>>()
+        };
+        assert_eq!(read(&mut waiting, 2), ["a1", "b1"]);
+        waiting.push("b".into(), "b2");
+        assert_eq!(read(&mut waiting, 9), ["c1", "a2", "b2", "c2", "a3"]);
     }
 
     #[test]
