@@ -67,6 +67,18 @@ pub fn members<'a>(text: &'a str, each: impl FnMut(&str, &'a str)) -> Option<Sha
     Scanner::new(text).object(each)
 }
 
+/// Shows the same, and each member of the object that is the member `within`, in one reading.
+/// Whether the text as a whole is one JSON object; some members may have been shown if it is none.
+#[must_use]
+pub fn members_and_within<'a>(
+    text: &'a str,
+    within: &str,
+    each: impl FnMut(&str, &'a str),
+    inner: impl FnMut(&str, &'a str),
+) -> bool {
+    Scanner::new(text).object_and_within(within, each, inner)
+}
+
 /// The text of a value that is a JSON string. `None` if it is another value, or has no text
 /// because of half a surrogate pair.
 #[must_use]

@@ -35,14 +35,15 @@ pub struct Envelope<'a> {
 #[must_use]
 pub fn read(line: &str) -> Option<Envelope<'_>> {
     let (keys, _) = Keys::read(line)?;
-    let url = json::text(keys.url?)?;
-    let endpoint = endpoint::find(&url);
-    Some(Envelope {
-        custom_id: json::text(keys.custom_id?)?,
-        url: endpoint.map_or(url, |endpoint| endpoint.path.into()),
-        endpoint,
-        body: keys.body?,
-    })
+    keys.envelope()
+}
+
+/// The same, and shows each member of the body: its key and its value, as raw JSON.
+pub fn read_with_body<'a>(line: &'a str, each: impl FnMut(&str, &'a str)) -> Option<Envelope<'a>> {
+    let mut keys = Keys::default();
+    let is_object =
+        json::members_and_within(line, "body", |key, value| keys.note(key, value), each);
+    keys.envelope().filter(|_| is_object)
 }
 
 /// What a line of an uploaded file is.
@@ -145,14 +146,29 @@ impl<'a> Keys<'a> {
     /// With how the line is written.
     fn read(line: &'a str) -> Option<(Self, json::Shape)> {
         let mut keys = Self::default();
-        let shape = json::members(line, |key, value| match key {
-            "custom_id" => keys.custom_id = Some(value),
-            "method" => keys.method = Some(value),
-            "url" => keys.url = Some(value),
-            "body" => keys.body = Some(value),
-            _ => {}
-        })?;
+        let shape = json::members(line, |key, value| keys.note(key, value))?;
         Some((keys, shape))
+    }
+
+    fn note(&mut self, key: &str, value: &'a str) {
+        match key {
+            "custom_id" => self.custom_id = Some(value),
+            "method" => self.method = Some(value),
+            "url" => self.url = Some(value),
+            "body" => self.body = Some(value),
+            _ => {}
+        }
+    }
+
+    fn envelope(&self) -> Option<Envelope<'a>> {
+        let url = json::text(self.url?)?;
+        let endpoint = endpoint::find(&url);
+        Some(Envelope {
+            custom_id: json::text(self.custom_id?)?,
+            url: endpoint.map_or(url, |endpoint| endpoint.path.into()),
+            endpoint,
+            body: self.body?,
+        })
     }
 }
 

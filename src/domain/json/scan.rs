@@ -55,26 +55,61 @@ impl<'a> Scanner<'a> {
     /// Reads an object, and shows each of its members: its key, decoded, and its value. `None`
     /// if the text as a whole is no object.
     pub(super) fn object(mut self, mut each: impl FnMut(&str, &'a str)) -> Option<Shape> {
-        self.expect(b'{')?;
-        if !self.passes(b'}') {
-            loop {
-                let key = self.key()?;
-                self.pass_space();
-                let from = self.at();
-                self.value()?;
-                each(&key, &self.text[from..self.at()]);
-                match self.token()? {
-                    b',' => {}
-                    b'}' => break,
-                    _ => return None,
-                }
-            }
-        }
+        self.members(|scanner, key| {
+            let from = scanner.at();
+            scanner.value()?;
+            each(key, &scanner.text[from..scanner.at()]);
+            Some(())
+        })?;
         self.end()?;
         Some(Shape {
             depth: self.shape.depth + 1,
             ..self.shape
         })
+    }
+
+    /// The same, and shows each member of the object that is the member `within`. Returns whether
+    /// the text is an object.
+    pub(super) fn object_and_within(
+        mut self,
+        within: &str,
+        mut each: impl FnMut(&str, &'a str),
+        mut inner: impl FnMut(&str, &'a str),
+    ) -> bool {
+        let read = self.members(|scanner, key| {
+            let from = scanner.at();
+            if key == within && scanner.rest.first() == Some(&b'{') {
+                scanner.members(|scanner, key| {
+                    let from = scanner.at();
+                    scanner.value()?;
+                    inner(key, &scanner.text[from..scanner.at()]);
+                    Some(())
+                })?;
+            } else {
+                scanner.value()?;
+            }
+            each(key, &scanner.text[from..scanner.at()]);
+            Some(())
+        });
+        read.and_then(|()| self.end()).is_some()
+    }
+
+    /// Passes an object. `value` passes each value that begins here, of this key.
+    fn members(&mut self, mut value: impl FnMut(&mut Self, &str) -> Option<()>) -> Option<()> {
+        self.expect(b'{')?;
+        if self.passes(b'}') {
+            return Some(());
+        }
+        loop {
+            let key = self.key()?;
+            self.pass_space();
+            value(self, &key)?;
+            match self.token()? {
+                b',' => {}
+                b'}' => return Some(()),
+                _ => return None,
+            }
+        }
     }
 
     /// Reads one value. `None` if the text as a whole is none.

@@ -342,6 +342,35 @@ proptest! {
     }
 
     #[test]
+    fn members_of_a_member_are_shown_in_the_same_reading(
+        value in values(),
+        body in values(),
+        loose in any::<bool>(),
+    ) {
+        let whole = serde_json::json!({"before": value, "body": body, "z": [{"body": {"x": 1}}]});
+        let text = if loose { format!("{whole:#}") } else { whole.to_string() };
+        let shown = |text: &str| {
+            let mut shown = Vec::new();
+            let _ = members(text, |key, value| shown.push((key.to_owned(), value.to_owned())));
+            shown
+        };
+        let (mut seen, mut within) = (Vec::new(), Vec::new());
+        let is_object = members_and_within(
+            &text,
+            "body",
+            |key, value| seen.push((key.to_owned(), value.to_owned())),
+            |key, value| within.push((key.to_owned(), value.to_owned())),
+        );
+        prop_assert!(is_object);
+        prop_assert_eq!(&seen, &shown(&text));
+        let (_, body) = &seen[1];
+        prop_assert_eq!(within, shown(body));
+        let cut = &text[..text.len() - 1];
+        let is_object = members_and_within(cut, "body", |_, _| {}, |_, _| {});
+        prop_assert!(!is_object);
+    }
+
+    #[test]
     fn a_string_reads_back_as_it_was(text in any::<String>()) {
         let mut out = Vec::new();
         string(&text, &mut out);

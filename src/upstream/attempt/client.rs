@@ -484,6 +484,9 @@ fn stalled(idle_timeout: Duration) -> Failure {
     }
 }
 
+/// The headers of a call beside those that are configured, or more.
+const HEADERS: usize = 12;
+
 /// The headers of each call, by each key.
 fn headers(
     settings: &UpstreamSettings,
@@ -503,7 +506,8 @@ fn headers_by(
     provider: &dyn Provider,
     base: &Url,
 ) -> Result<HeaderMap, String> {
-    let mut headers = HeaderMap::new();
+    // A copy for each call, to which that adds a few of its own, is never to be laid out anew.
+    let mut headers = HeaderMap::with_capacity(HEADERS + settings.headers.len());
     let host = HeaderValue::from_str(base.authority());
     headers.insert(HOST, host.map_err(|_| "its base_url names no host")?);
     let agent = concat!("nightshift/", env!("CARGO_PKG_VERSION"));

@@ -67,12 +67,17 @@ pub(in crate::upstream) struct Edit {
     /// Members that replace what the request says, and are added where the key is missing. The new
     /// name of the model is one.
     overrides: Vec<Member>,
+    /// How long an answer may be that either asks for: a line's own limit stands between the two.
+    filled_in: Option<u64>,
+    written_over: Option<u64>,
 }
 
 /// Changes nothing by itself.
 pub(in crate::upstream) static NOTHING: Edit = Edit {
     defaults: Vec::new(),
     overrides: Vec::new(),
+    filled_in: None,
+    written_over: None,
 };
 
 /// A top-level member of a body.
@@ -120,13 +125,16 @@ impl Edit {
         if defaults.is_empty() && overrides.is_empty() {
             return None;
         }
-        let members = |all: BTreeMap<&str, Value>| {
+        let members = |all: BTreeMap<&str, Value>| -> Vec<Member> {
             let all = all.iter();
             all.map(|(key, value)| Member::new(key, value)).collect()
         };
+        let (defaults, overrides) = (members(defaults), members(overrides));
         Some(Self {
-            defaults: members(defaults),
-            overrides: members(overrides),
+            filled_in: most_output(&defaults),
+            written_over: most_output(&overrides),
+            defaults,
+            overrides,
         })
     }
 
@@ -137,16 +145,7 @@ impl Edit {
 
     /// How long an answer may be that is asked for, where the request itself states so much.
     pub(in crate::upstream) fn max_output(&self, stated: Option<u64>) -> Option<u64> {
-        let most = |members: &[Member]| {
-            let members = members.iter();
-            let members = members.filter(|member| MAX_OUTPUT.contains(&member.key.as_str()));
-            members
-                .filter_map(|member| member.value().parse().ok())
-                .max()
-        };
-        most(&self.overrides)
-            .or(stated)
-            .or_else(|| most(&self.defaults))
+        self.written_over.or(stated).or(self.filled_in)
     }
 
     /// The member of this key, if there is one.
@@ -162,6 +161,14 @@ impl Edit {
     }
 }
 
+/// The most of what members say of how long an answer may be.
+fn most_output(members: &[Member]) -> Option<u64> {
+    let members = members.iter();
+    let members = members.filter(|member| MAX_OUTPUT.contains(&member.key.as_str()));
+    let limits = members.filter_map(|member| member.value().parse().ok());
+    limits.max()
+}
+
 /// How the body is to be changed by two edits, of which the first wins.
 pub(super) fn splice<'a>(
     above: &'a Edit,
@@ -170,7 +177,9 @@ pub(super) fn splice<'a>(
     spelling: Spelling,
 ) -> Option<Splice<'a>> {
     let text = std::str::from_utf8(body).ok()?;
-    let (mut replaced, mut is_first) = (Vec::new(), true);
+    let count = |edit: &Edit| edit.overrides.len() + edit.defaults.len();
+    let count = count(above) + count(below);
+    let (mut replaced, mut is_first) = (Vec::with_capacity(count), true);
     let (mut renamed, mut has_both) = (Vec::new(), false);
     let is_not_above = |member: &&Member| above.member(&member.key).is_none();
     let overrides = || {
@@ -178,7 +187,8 @@ pub(super) fn splice<'a>(
         above.overrides.iter().chain(of_below)
     };
     let of_below = below.defaults.iter().filter(is_not_above);
-    let mut added: Vec<&Member> = overrides().chain(&above.defaults).chain(of_below).collect();
+    let mut added = Vec::with_capacity(count);
+    added.extend(overrides().chain(&above.defaults).chain(of_below));
     json::members(text, |key, value| {
         is_first = false;
         // A value is a piece of the body, so its address shows where it stands there.
@@ -212,16 +222,11 @@ pub(super) fn splice<'a>(
     if added.is_empty() && replaced.is_empty() {
         return None;
     }
-    let added = added
-        .into_iter()
-        .map(|member| match spelling.of_edit(member) {
-            key if key == member.key => Cow::Borrowed(member.text.as_str()),
-            key => Cow::Owned(format!("{}:{}", quoted(key), member.value())),
-        });
     Some(Splice {
         body,
         replaced,
-        added: added.collect(),
+        added,
+        spelling,
         end: text.rfind('}')?,
         is_first,
     })
@@ -248,8 +253,9 @@ pub(in crate::upstream) struct Splice<'a> {
     body: &'a [u8],
     /// Where values and keys are replaced, in order, and by what. A key may stand twice.
     replaced: Vec<(Range<usize>, &'a str)>,
-    /// The members to add.
-    added: Vec<Cow<'a, str>>,
+    /// The members to add, and how their keys are spelt.
+    added: Vec<&'a Member>,
+    spelling: Spelling,
     /// Where they are added: the place of the closing brace.
     end: usize,
     /// Whether the object has no members yet.
@@ -261,9 +267,18 @@ impl Splice<'_> {
     pub(in crate::upstream) fn len(&self) -> usize {
         let removed: usize = self.replaced.iter().map(|(place, _)| place.len()).sum();
         let written: usize = self.replaced.iter().map(|(_, value)| value.len()).sum();
-        let added: usize = self.added.iter().map(|text| text.len() + 1).sum();
+        let added: usize = self.added().map(|text| text.len() + 1).sum();
         let commas = usize::from(self.is_first && !self.added.is_empty());
         self.body.len() - removed + written + added - commas
+    }
+
+    /// The members to add, as they are written.
+    fn added(&self) -> impl Iterator<Item = Cow<'_, str>> {
+        let added = self.added.iter();
+        added.map(|member| match self.spelling.of_edit(member) {
+            key if key == member.key => Cow::Borrowed(member.text.as_str()),
+            key => Cow::Owned(format!("{}:{}", quoted(key), member.value())),
+        })
     }
 
     /// Makes the copy.
@@ -276,7 +291,7 @@ impl Splice<'_> {
             copied = place.end;
         }
         out.extend_from_slice(&self.body[copied..self.end]);
-        for (index, text) in self.added.iter().enumerate() {
+        for (index, text) in self.added().enumerate() {
             if index > 0 || !self.is_first {
                 out.push(b',');
             }

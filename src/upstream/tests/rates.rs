@@ -3,6 +3,7 @@
 use futures::FutureExt as _;
 
 use super::*;
+use crate::domain::json;
 
 /// Between two turns, by the clock of the books.
 const PAUSE_MS: i64 = 5_000;
@@ -75,7 +76,14 @@ fn exchange(pool: &Pool, books: &mut Books) {
 
 fn size(max_output: u64) -> LineSize {
     let body = format!(r#"{{"model":"m","max_tokens":{max_output}}}"#);
-    LineSize::of(CHAT, body.as_bytes())
+    size_of(&body)
+}
+
+fn size_of(body: &str) -> LineSize {
+    let mut size = LineSize::new();
+    let read = json::members(body, |key, value| size.note(key, value));
+    assert!(read.is_some(), "{body}");
+    size.of(CHAT, body.as_bytes())
 }
 
 fn acquire(pool: &Arc<Pool>, size: LineSize) -> Acquired {
@@ -329,7 +337,7 @@ async fn how_long_an_answer_may_be_is_what_the_line_is_sent_with() {
         model.overrides = map(overrides);
         let (pool, mut books) = (pool(&settings(vec![one], vec![model])), books());
         exchange(&pool, &mut books);
-        let _permit = granted(&pool, &mut books, LineSize::of(CHAT, body.as_bytes()));
+        let _permit = granted(&pool, &mut books, size_of(body));
         reserved(&pool)[0]
     };
     let (default, over) = ([("max_tokens", 40)], [("max_tokens", 30)]);

@@ -4,6 +4,7 @@ use std::ops::Range;
 
 use bytes::Bytes;
 
+use crate::domain::line::Envelope;
 use crate::domain::{endpoint, line};
 use crate::upstream::{Answer, History, LineSize};
 
@@ -41,20 +42,30 @@ impl OpenLine {
 
     /// Reads the line's request from its unit's text. `None` if the text holds no request.
     pub(crate) fn read(&self, text: &Bytes) -> Option<Request> {
-        let line = std::str::from_utf8(text.get(self.range.clone())?).ok()?;
-        let envelope = line::read(line)?;
-        Some(Request {
-            custom_id: envelope.custom_id.into(),
-            path: endpoint::of_batch(&envelope.url).path,
-            body: text.slice_ref(envelope.body.as_bytes()),
-        })
+        Some(Request::new(line::read(self.text(text)?)?, text))
+    }
+
+    /// The same with the line's size, by which tokens are reserved.
+    pub(crate) fn read_sized(&self, text: &Bytes) -> Option<(Request, LineSize)> {
+        let mut size = LineSize::new();
+        let envelope = line::read_with_body(self.text(text)?, |key, value| size.note(key, value))?;
+        let request = Request::new(envelope, text);
+        let size = size.of(request.path, &request.body);
+        Some((request, size))
+    }
+
+    fn text<'t>(&self, text: &'t Bytes) -> Option<&'t str> {
+        std::str::from_utf8(text.get(self.range.clone())?).ok()
     }
 }
 
 impl Request {
-    /// The line's size, by which tokens are reserved.
-    pub(crate) fn size(&self) -> LineSize {
-        LineSize::of(self.path, &self.body)
+    fn new(envelope: Envelope<'_>, text: &Bytes) -> Self {
+        Self {
+            path: endpoint::of_batch(&envelope.url).path,
+            body: text.slice_ref(envelope.body.as_bytes()),
+            custom_id: envelope.custom_id.into(),
+        }
     }
 }
 

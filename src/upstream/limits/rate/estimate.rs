@@ -1,6 +1,5 @@
 //! How many tokens a call will need: reserved before it is sent. Pure.
 
-use crate::domain::json;
 use crate::domain::usage::Usage;
 
 /// The keys of a body that say how long an answer may be.
@@ -73,23 +72,32 @@ pub struct Learned {
 }
 
 impl LineSize {
-    /// The size of a line whose `url` is `path`. Reads the whole body.
+    /// Of a line that states nothing so far: see [`note`](Self::note).
     #[must_use]
-    pub fn of(path: &str, body: &[u8]) -> Self {
-        let (mut most, mut answers) = (None::<u64>, 1_u64);
-        let count = |value: &str| value.parse::<u64>().ok();
-        let text = std::str::from_utf8(body).unwrap_or_default();
-        // What is no object states nothing.
-        let _ = json::members(text, |key, value| match key {
-            key if MAX_OUTPUT.contains(&key) => most = most.max(count(value)),
-            "n" | "best_of" => answers = answers.max(count(value).unwrap_or(1)),
+    pub fn new() -> Self {
+        Self {
+            answers: 1,
+            ..Self::default()
+        }
+    }
+
+    /// The body has this member.
+    pub fn note(&mut self, key: &str, value: &str) {
+        let count = || value.parse::<u64>().ok();
+        match key {
+            key if MAX_OUTPUT.contains(&key) => self.max_output = self.max_output.max(count()),
+            "n" | "best_of" => self.answers = self.answers.max(count().unwrap_or(1)),
             _ => {}
-        });
+        }
+    }
+
+    /// The size of a line with this body, whose `url` is `path`, once each member is noted.
+    #[must_use]
+    pub fn of(self, path: &str, body: &[u8]) -> Self {
         Self {
             bytes: body.len() as u64,
-            max_output: most,
-            answers,
             is_input_only: matches!(path, "/v1/embeddings" | "/v1/moderations"),
+            ..self
         }
     }
 }

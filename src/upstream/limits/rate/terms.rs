@@ -89,7 +89,7 @@ impl Pace {
 
     /// Whether so much may be spent at once now.
     pub(super) fn is_open(self, terms: Terms, now_ms: i64, amount: u64) -> bool {
-        self.opens(terms, amount) <= now_ms as f64
+        self.is_idle(now_ms) || self.opens(terms, amount) <= now_ms as f64
     }
 
     fn opens(self, terms: Terms, amount: u64) -> f64 {

@@ -128,8 +128,8 @@ impl ActiveUnit {
         {
             return known.size;
         }
-        let request = line.read(&self.unit.text);
-        let size = request.as_ref().map(Request::size).unwrap_or_default();
+        let (request, size) = line.read_sized(&self.unit.text).unzip();
+        let size = size.unwrap_or_default();
         *sized = Some(SizedLine {
             index: line.index,
             size,
