@@ -100,9 +100,12 @@ impl App {
             rules: settings.rules.clone(),
             limits: Current::new(config.limits.clone()),
             retention: Current::new(config.retention.clone()),
+            output: Current::new(config.output),
+            reuse: Current::new(config.reuse),
             auth: Arc::clone(&auth),
         };
         let (limits, retention) = (given.limits.clone(), given.retention.clone());
+        let (output, reuse) = (given.output.clone(), given.reuse.clone());
         let (worker, discovery) = if role.works() {
             let (pool, clock) = (pool.clone(), clock.clone());
             let worker = Worker::start(store.clone(), pool, clock, settings).await?;
@@ -134,6 +137,8 @@ impl App {
             clock,
             limits,
             retention,
+            output,
+            reuse,
             tenants,
             auth,
             snapshots: Arc::new(Snapshots::new(engine.clone())),

@@ -9,6 +9,7 @@ use serde::{Deserialize, Serialize};
 use utoipa::ToSchema;
 
 use super::auth::Admin;
+use super::cache::{self, CacheStatus};
 use super::configuration::Loaded;
 use super::snapshots::{self, Overview};
 use super::upstreams::UndrainedReplica;
@@ -66,6 +67,10 @@ pub struct Status {
     /// Lines a second that the process that answers wrote over the last half minute.
     pub lines_per_second: f64,
     pub budget: BudgetStatus,
+    /// Which answers are kept to be given to equal requests. `null` where nothing is reused, or the
+    /// database does not answer.
+    #[serde(default)]
+    pub reuse: Option<CacheStatus>,
     /// What somebody must mend, in words.
     #[serde(default)]
     pub alarms: Vec<String>,
@@ -419,6 +424,7 @@ pub async fn status(State(api): State<Api>, _: Admin) -> Json<Status> {
                 replica_status(replica, own)
             })
             .collect();
+        status.reuse = cache::of_status(&api, &overview.kept);
         let statuses = overview.statuses.iter();
         status.batches = statuses
             .map(|(status, count)| (status.as_str().to_owned(), *count))

@@ -17,6 +17,7 @@ use super::state::Api;
 use crate::domain::batch::window_ms;
 use crate::domain::endpoint::{ENDPOINTS, Endpoints};
 use crate::domain::id;
+use crate::domain::reuse::{Choice, Mode};
 use crate::store::NewBatch;
 
 /// The key of the metadata that names the task. No other key of the metadata says anything to the
@@ -51,12 +52,20 @@ pub struct BatchRequest {
 }
 
 /// What a batch asks for that OpenAI does not have.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, ToSchema)]
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, ToSchema)]
 pub struct Extension {
     /// The task of all lines: a line may leave `model` out then, and one that names a model must
     /// name one of the task's. The pair `nightshift.task` of the metadata says the same.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub task: Option<String>,
+    /// Which lines may be answered by the answer to an equal line, without a call: `off`,
+    /// `embeddings`, `deterministic` or `all`, as far as the server allows it, or `refresh`: as the
+    /// server has it, with answers that are asked for anew.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub reuse: Option<String>,
+    /// Whether each output line says how it was answered, under a key `nightshift`.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub details: Option<bool>,
 }
 
 /// How long a batch's files are kept.
@@ -90,7 +99,8 @@ fn endpoint_schema() -> Schema {
 }
 
 impl BatchRequest {
-    fn read(mut body: Object, endpoints: Endpoints) -> Result<Self> {
+    /// `reuse`: which lines may be answered by answers to others here.
+    fn read(mut body: Object, endpoints: Endpoints, reuse: Mode) -> Result<Self> {
         let request = Self {
             input_file_id: file_id(body.string("input_file_id")?)?,
             endpoint: endpoint(body.string("endpoint")?, endpoints)?,
@@ -101,7 +111,7 @@ impl BatchRequest {
                 .transpose()?,
             nightshift: body
                 .optional_object("nightshift")?
-                .map(Extension::read)
+                .map(|given| Extension::read(given, reuse))
                 .transpose()?,
             output_expires_after: expires_after(&mut body, "output_expires_after")?.map(
                 |seconds| OutputExpiresAfter {
@@ -114,8 +124,9 @@ impl BatchRequest {
         Ok(request)
     }
 
-    /// The batch that a caller creates now. `kept`: how long its output is kept where the request
-    /// does not say. `None`: for good.
+    /// The batch that a caller creates now. Where the request does not say: `kept` is how long its
+    /// output is kept, `None` for good, and `details` whether its output lines say how they were
+    /// answered.
     ///
     /// # Errors
     /// When the metadata cannot be written, which is a fault of ours.
@@ -124,10 +135,11 @@ impl BatchRequest {
         caller: Caller,
         now_ms: i64,
         kept: Option<Duration>,
+        details: bool,
     ) -> Result<NewBatch> {
         let metadata = self.metadata.as_ref().map(super::json::to_json);
         let of_metadata = self.metadata.as_ref().and_then(|pairs| pairs.get(TASK));
-        let named = self.nightshift.and_then(|extension| extension.task);
+        let extension = self.nightshift.unwrap_or_default();
         Ok(NewBatch {
             id: id::batch(),
             tenant: caller.tenant,
@@ -140,7 +152,9 @@ impl BatchRequest {
                 .unwrap_or(NewBatch::KEPT_FOR_GOOD),
             endpoint: self.endpoint,
             input_file_id: self.input_file_id,
-            task: named.or_else(|| of_metadata.cloned()),
+            task: extension.task.or_else(|| of_metadata.cloned()),
+            reuse: extension.reuse.as_deref().and_then(Choice::parse),
+            details: extension.details.unwrap_or(details),
             completion_window: self.completion_window,
             metadata: metadata.transpose()?,
             created_at: now_ms,
@@ -149,10 +163,22 @@ impl BatchRequest {
 }
 
 impl Extension {
-    fn read(mut given: Object) -> Result<Self> {
+    fn read(mut given: Object, allowed: Mode) -> Result<Self> {
         let task = given.optional_string("task")?;
+        let reuse = given.optional_string("reuse")?;
+        if let Some(reuse) = &reuse {
+            let choices = Choice::allowed(allowed);
+            if !choices.contains(&reuse.as_str()) {
+                return Err(error::invalid_value(&given.name("reuse"), reuse, &choices));
+            }
+        }
+        let details = given.optional_boolean("details")?;
         given.finish()?;
-        Ok(Self { task })
+        Ok(Self {
+            task,
+            reuse,
+            details,
+        })
     }
 }
 
@@ -160,7 +186,8 @@ impl FromRequest<Api> for BatchRequest {
     type Rejection = ApiError;
 
     async fn from_request(request: Request, api: &Api) -> Result<Self> {
-        BatchRequest::read(Object::from_request(request, api).await?, api.endpoints)
+        let body = Object::from_request(request, api).await?;
+        BatchRequest::read(body, api.endpoints, api.reuse.get().mode)
     }
 }
 
@@ -264,7 +291,7 @@ mod tests {
             None => fields.remove(field),
         };
         let body = Object::from(body.as_object().unwrap().clone());
-        BatchRequest::read(body, Endpoints::USUAL)
+        BatchRequest::read(body, Endpoints::USUAL, Mode::Embeddings)
     }
 
     #[test]
@@ -273,7 +300,7 @@ mod tests {
             let request = read(field, Some(Value::Null)).unwrap();
             assert_eq!(request.metadata, None);
             let kept = Some(Duration::from_hours(2));
-            let batch = request.into_batch(caller(), 1_000, kept).unwrap();
+            let batch = request.into_batch(caller(), 1_000, kept, false).unwrap();
             assert_eq!(batch.expires_at, Some(1_000 + 86_400_000));
             assert_eq!(batch.output_expires_seconds, 7_200);
             assert_eq!(batch.metadata, None);
@@ -400,7 +427,10 @@ mod tests {
     fn a_batch_names_its_task_in_either_of_two_places() {
         let task = |field: &str, value: Value| {
             let request = read(field, Some(value)).unwrap();
-            request.into_batch(caller(), 1_000, None).unwrap().task
+            request
+                .into_batch(caller(), 1_000, None, false)
+                .unwrap()
+                .task
         };
         let named = Some("summary".to_owned());
         assert_eq!(task("nightshift", json!({"task": "summary"})), named);
@@ -417,6 +447,42 @@ mod tests {
         ] {
             let error = read("nightshift", Some(value)).unwrap_err();
             assert_eq!(error.code, Some(code));
+            assert_eq!(error.param.as_deref(), Some(param));
+        }
+    }
+
+    #[test]
+    fn a_batch_chooses_of_reuse_what_the_operator_allows() {
+        let chosen = |value: Value| {
+            let request = read("nightshift", Some(value))?;
+            let batch = request.into_batch(caller(), 1_000, None, false)?;
+            Ok::<_, ApiError>((batch.reuse, batch.details))
+        };
+        let none = (None, false);
+        assert_eq!(
+            chosen(json!({"reuse": null, "details": null})).unwrap(),
+            none
+        );
+        for (reuse, expected) in [
+            ("off", Choice::Mode(Mode::Off)),
+            ("embeddings", Choice::Mode(Mode::Embeddings)),
+            ("refresh", Choice::Refresh),
+        ] {
+            let given = json!({"reuse": reuse, "details": true});
+            assert_eq!(chosen(given).unwrap(), (Some(expected), true));
+        }
+        let error = chosen(json!({"reuse": "all"})).unwrap_err();
+        assert_eq!(error.param.as_deref(), Some("nightshift.reuse"));
+        assert_eq!(
+            error.message,
+            "Invalid value: 'all'. Supported values are: 'off', 'embeddings', and 'refresh'."
+        );
+        for (value, param) in [
+            (json!({"reuse": 1}), "nightshift.reuse"),
+            (json!({"details": "yes"}), "nightshift.details"),
+        ] {
+            let error = chosen(value).unwrap_err();
+            assert_eq!(error.code, Some("invalid_type"));
             assert_eq!(error.param.as_deref(), Some(param));
         }
     }

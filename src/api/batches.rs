@@ -57,7 +57,12 @@ pub async fn create(
         Begun::Again(remembered) => idempotency::replay(remembered, &fingerprint),
         Begun::First(mut attempt) => {
             attempt.identify(fingerprint);
-            let batch = request.into_batch(caller, now_ms, api.retention.get().output_files)?;
+            let batch = request.into_batch(
+                caller,
+                now_ms,
+                api.retention.get().output_files,
+                api.output.get().details,
+            )?;
             let created = store(&api, &batch, attempt.claim()).await;
             attempt.settle(&created).await;
             Ok(idempotency::json_response(created?))

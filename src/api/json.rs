@@ -68,6 +68,19 @@ impl Object {
     }
 
     /// # Errors
+    /// When the field is neither missing nor null nor a boolean.
+    pub fn optional_boolean(&mut self, field: &str) -> Result<Option<bool>> {
+        match self.optional(field) {
+            None => Ok(None),
+            Some(Value::Bool(boolean)) => Ok(Some(boolean)),
+            Some(other) => {
+                let name = self.name(field);
+                Err(error::invalid_type(&name, "a boolean", type_of(&other)))
+            }
+        }
+    }
+
+    /// # Errors
     /// When the field is missing, no whole number, or out of bounds.
     pub fn integer(&mut self, field: &str, bounds: std::ops::RangeInclusive<i64>) -> Result<i64> {
         let value = self.required(field)?;

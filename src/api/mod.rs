@@ -12,6 +12,7 @@ pub mod batch_output;
 pub mod batch_request;
 mod batch_wait;
 pub mod batches;
+pub mod cache;
 pub mod configuration;
 pub mod content;
 mod cors;

@@ -10,8 +10,8 @@ use utoipa_axum::router::OpenApiRouter;
 use utoipa_axum::routes;
 
 use super::{
-    Api, admin, auth, azure, batch_output, batches, content, cors, drain, error, files, health,
-    metrics, models, openapi, reload, request_log, upload, upstreams, usage, welcome,
+    Api, admin, auth, azure, batch_output, batches, cache, content, cors, drain, error, files,
+    health, metrics, models, openapi, reload, request_log, upload, upstreams, usage, welcome,
 };
 
 /// The routes of the whole API.
@@ -95,6 +95,7 @@ fn operators_routes() -> OpenApiRouter<Api> {
         .routes(routes!(admin::status))
         .routes(routes!(usage::of_all))
         .routes(routes!(reload::reload))
+        .routes(routes!(cache::show, cache::clear))
         .routes(routes!(upstreams::reset))
         .routes(routes!(upstreams::disable))
         .routes(routes!(upstreams::enable))

@@ -10,7 +10,9 @@ use tokio::sync::Mutex as AsyncMutex;
 use super::engine::Engine;
 use crate::domain::batch::Status;
 use crate::metrics::{self, ProcessSnapshot, QueueOfModel, Snapshot};
-use crate::store::{self, ListedBatch, Queue, ReplicaLease, Store, TenantHolds, Undrained};
+use crate::store::{
+    self, KeptOfTenant, ListedBatch, Queue, ReplicaLease, Store, TenantHolds, Undrained,
+};
 
 /// For how long an overview is given again before it is read anew.
 const OVERVIEW_TTL: Duration = Duration::from_secs(2);
@@ -35,6 +37,8 @@ pub(super) struct Overview {
     pub statuses: Vec<(Status, i64)>,
     pub queues: Vec<QueueOfModel>,
     pub replicas: Vec<ReplicaLease>,
+    /// Answers that are kept to be given to equal requests.
+    pub kept: Vec<KeptOfTenant>,
 }
 
 impl Snapshots {
@@ -102,6 +106,8 @@ impl Snapshots {
                 .collect(),
             queue: overview.queues.clone(),
             replicas: overview.replicas.len(),
+            kept_answers: overview.kept.iter().map(|one| one.answers).sum(),
+            kept_bytes: overview.kept.iter().map(|one| one.bytes).sum(),
         });
         Snapshot {
             database,
@@ -140,6 +146,7 @@ impl Snapshots {
             statuses: store.live_statuses().await?,
             queues: self.labelled(store.queues(now_ms).await?, now_ms),
             replicas: store.replicas().await?,
+            kept: store.kept_of_tenants().await?,
         })
     }
 

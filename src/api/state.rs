@@ -14,6 +14,7 @@ use crate::config;
 use crate::domain::clock::Clock;
 use crate::domain::current::Current;
 use crate::domain::endpoint::Endpoints;
+use crate::domain::reuse::Terms;
 use crate::domain::tenant::CurrentTenants;
 use crate::store::Store;
 use crate::transfer::UploadBudget;
@@ -31,6 +32,9 @@ pub struct Api {
     /// What can be batched.
     pub endpoints: Endpoints,
     pub retention: Current<config::Retention>,
+    pub output: Current<config::Output>,
+    /// Which lines may be answered by answers to others.
+    pub reuse: Current<Terms>,
     /// What tenants are allowed.
     pub tenants: CurrentTenants,
     pub auth: Arc<Auth>,

@@ -146,6 +146,8 @@ impl TestApi {
             uploads: UploadBudget::new(config.limits.max_line_bytes),
             limits: Current::new(config.limits),
             retention: Current::new(config.retention),
+            output: Current::new(config.output),
+            reuse: Current::new(config.reuse),
             tenants: CurrentTenants::default(),
             auth: Arc::new(auth),
             snapshots: Arc::new(Snapshots::new(engine.clone())),

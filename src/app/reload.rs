@@ -8,9 +8,10 @@ use futures::future::BoxFuture;
 use super::settings::{configuration_of, rules};
 use crate::api::auth::Auth;
 use crate::api::configuration::{Loaded, Reload};
-use crate::config::{Config, ConfigError, ConfigErrors, Limits, Retention};
+use crate::config::{Config, ConfigError, ConfigErrors, Limits, Output, Retention};
 use crate::domain::clock::{Clock, seconds};
 use crate::domain::current::Current;
+use crate::domain::reuse::Terms;
 use crate::domain::tenant::CurrentTenants;
 use crate::store::Configuration;
 use crate::telemetry;
@@ -23,6 +24,8 @@ pub(super) struct Given {
     pub(super) rules: Current<Rules>,
     pub(super) limits: Current<Limits>,
     pub(super) retention: Current<Retention>,
+    pub(super) output: Current<Output>,
+    pub(super) reuse: Current<Terms>,
     pub(super) auth: Arc<Auth>,
 }
 
@@ -32,6 +35,8 @@ impl Given {
         self.rules.replace(rules(config));
         self.limits.replace(config.limits.clone());
         self.retention.replace(config.retention.clone());
+        self.output.replace(config.output);
+        self.reuse.replace(config.reuse);
         let auth = &config.auth;
         self.auth
             .set_bootstrap(auth.bootstrap_key.as_ref(), auth.bootstrap_scope);

@@ -23,6 +23,7 @@ pub(super) fn rules(config: &Config) -> Rules {
         removal_grace: config.retention.grace,
         usage_kept: config.retention.usage,
         max_requests: config.limits.max_requests_per_batch,
+        reuse: config.reuse,
     }
 }
 

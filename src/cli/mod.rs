@@ -11,6 +11,7 @@ macro_rules! tell {
     }};
 }
 
+mod cache;
 mod check;
 mod completions;
 mod configuration;
@@ -68,6 +69,7 @@ enum Command {
     Check(check::CheckArgs),
     Status(status::StatusArgs),
     Upstreams(upstreams::UpstreamsArgs),
+    Cache(cache::CacheArgs),
     Usage(usage::UsageArgs),
     Completions(completions::CompletionsArgs),
     Man(completions::ManArgs),
@@ -108,6 +110,7 @@ pub async fn main() -> ExitCode {
         Command::Check(args) => check::run(args).await,
         Command::Status(args) => status::run(args).await,
         Command::Upstreams(args) => upstreams::run(args).await,
+        Command::Cache(args) => cache::run(args).await,
         Command::Usage(args) => usage::run(args).await,
         Command::Completions(args) => completions::completions(&args, Cli::command()),
         Command::Man(args) => completions::man(&args, Cli::command()),

@@ -91,6 +91,16 @@ impl Remote {
         self.ask(Method::GET, &[path], query).await
     }
 
+    /// What the server answers to a DELETE with this query.
+    pub(super) async fn delete(
+        &self,
+        path: &str,
+        query: &[(&str, &str)],
+    ) -> anyhow::Result<String> {
+        let path = path.trim_start_matches('/');
+        self.ask(Method::DELETE, &[path], query).await
+    }
+
     /// What the server answers to a POST without a body, to a path of these parts.
     pub(super) async fn post(&self, parts: &[&str]) -> anyhow::Result<String> {
         self.ask(Method::POST, parts, &[]).await

@@ -21,6 +21,7 @@ mod limits;
 mod log;
 mod model;
 mod near_misses;
+mod output;
 mod overrides;
 mod preset;
 mod price;
@@ -29,6 +30,7 @@ mod reader;
 mod reload;
 mod retention;
 mod retry;
+mod reuse;
 mod secret;
 mod server;
 mod shown;
@@ -53,6 +55,7 @@ pub use environment::Environment;
 pub use error::{ConfigError, ConfigErrors};
 pub use limits::Limits;
 pub use log::{Log, LogFormat};
+pub use output::Output;
 pub use overrides::Overrides;
 pub use preset::Preset;
 pub use price::Pricing;
@@ -66,6 +69,7 @@ pub use worker::Worker;
 pub(crate) use error::nearest;
 
 use crate::domain::endpoint::Endpoints;
+use crate::domain::reuse::Terms;
 use crate::domain::tenant::Tenants;
 use crate::upstream::{
     self as upstreams, ModelSettings, RetrySettings, TaskSettings, UpstreamSettings,
@@ -103,6 +107,8 @@ pub struct Config {
     pub retry: RetrySettings,
     pub worker: Worker,
     pub retention: Retention,
+    pub reuse: Terms,
+    pub output: Output,
     pub log: Log,
     pub telemetry: Telemetry,
     source: Source,
@@ -217,6 +223,8 @@ impl Config {
             retry,
             worker: Worker::read(root.section("worker")),
             retention: Retention::read(root.section("retention")),
+            reuse: reuse::read(root.section("reuse")),
+            output: Output::read(root.section("output")),
             log: Log::read(root.section("log")),
             telemetry: Telemetry::read(root.section("telemetry")),
             source,

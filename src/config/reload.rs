@@ -72,12 +72,14 @@ impl Config {
             tenants,
             retry,
             retention,
+            reuse,
+            output,
             ..
         } = self;
         // Their `Debug` shows all that they say, but for secrets.
         let shown = format!(
             "{limits:?} {endpoints:?} {upstreams:?} {pricing:?} {models:?} {tasks:?} {tenants:?} \
-             {retry:?} {retention:?}"
+             {retry:?} {retention:?} {reuse:?} {output:?}"
         );
         let mut hash = hex::encode(Sha256::digest(shown));
         hash.truncate(HASH_CHARS);

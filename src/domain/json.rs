@@ -4,6 +4,7 @@
 //! `serde_json::Value` can hold: a number may be of any size, and an escape may be half of a
 //! surrogate pair. Such text is passed on as it came.
 
+mod canonical;
 mod scan;
 
 use std::borrow::Cow;
@@ -11,6 +12,7 @@ use std::borrow::Cow;
 use memchr::memchr2_iter;
 use serde::de::IgnoredAny;
 
+pub use self::canonical::{canonical, is_zero};
 use self::scan::{Scanner, plain};
 pub use self::scan::{Shape, is_space};
 

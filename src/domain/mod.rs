@@ -16,6 +16,7 @@ pub mod jsonl;
 pub mod line;
 pub mod outcome;
 pub mod price;
+pub mod reuse;
 pub mod scope;
 pub mod share;
 pub mod tenant;

@@ -1,5 +1,7 @@
 //! How a line ended, and the line of the output or error file that says so.
 
+use serde::{Deserialize, Serialize};
+
 use super::file::Kind;
 use super::json;
 
@@ -23,17 +25,40 @@ pub enum Outcome<'a> {
         body: &'a [u8],
         /// Of that body.
         form: Form,
-        /// Where there are any, they stand in the line under `nightshift`, which OpenAI's lines do
-        /// not have.
-        warnings: &'a [Warning],
     },
     /// Without one.
     Error { code: ErrorCode, message: &'a str },
 }
 
+/// What a line says under `nightshift`, a key that OpenAI's lines do not have. Left out where there
+/// is nothing to say.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Extension<'a> {
+    pub warnings: &'a [Warning],
+    /// The line got the answer to an equal one.
+    pub is_cached: bool,
+    /// What a line says only where its batch asks for it. Then the line says all.
+    pub details: Option<Details<'a>>,
+}
+
+/// How a line was answered.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Details<'a> {
+    /// The upstream's name. `None`: the line was never sent.
+    pub upstream: Option<&'a str>,
+    /// The model's public name, likewise.
+    pub model: Option<&'a str>,
+    /// Calls that were sent.
+    pub attempts: u32,
+    /// Of the last of them.
+    pub latency_ms: Option<u64>,
+    /// Of all of them, as a decimal number. `None`: not known.
+    pub cost: Option<&'a str>,
+}
+
 /// What a line's user is to know beside the line's answer: what its request asked for and the
 /// answer does not have.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Warning {
     pub code: WarningCode,
     /// What of the request's body, such as `messages[0].name`.
@@ -43,7 +68,8 @@ pub struct Warning {
 }
 
 /// What a warning is about.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
 pub enum WarningCode {
     /// Left out of what the model server was asked.
     ParameterDropped,
@@ -181,18 +207,22 @@ impl ErrorCode {
 
 /// Writes the line that says how a request ended, its line end included. Returns which file the
 /// line belongs to.
-pub fn write(out: &mut Vec<u8>, id: &str, custom_id: &str, outcome: Outcome<'_>) -> Kind {
+pub fn write(
+    out: &mut Vec<u8>,
+    (id, custom_id): (&str, &str),
+    outcome: Outcome<'_>,
+    extension: &Extension<'_>,
+) -> Kind {
     out.extend(b"{\"id\":");
     json::string(id, out);
     out.extend(b",\"custom_id\":");
     json::string(custom_id, out);
-    match outcome {
+    let kind = match outcome {
         Outcome::Answer {
             status,
             request_id,
             body,
             form,
-            warnings,
         } => {
             out.extend(b",\"response\":{\"status_code\":");
             digits(status, out);
@@ -206,7 +236,7 @@ pub fn write(out: &mut Vec<u8>, id: &str, custom_id: &str, outcome: Outcome<'_>)
             }
             out.extend(b"},\"error\":");
             let is_success = (200..300).contains(&status);
-            let kind = if let Some(fault) = form.fault(body).filter(|_| is_success) {
+            if let Some(fault) = form.fault(body).filter(|_| is_success) {
                 error(ErrorCode::InvalidResponse, &fault, out);
                 Kind::Error
             } else {
@@ -216,25 +246,62 @@ pub fn write(out: &mut Vec<u8>, id: &str, custom_id: &str, outcome: Outcome<'_>)
                 } else {
                     Kind::Error
                 }
-            };
-            if !warnings.is_empty() {
-                extension(warnings, out);
             }
-            out.extend(b"}\n");
-            kind
         }
         Outcome::Error { code, message } => {
             out.extend(b",\"response\":null,\"error\":");
             error(code, message, out);
-            out.extend(b"}\n");
             Kind::Error
         }
+    };
+    if *extension != Extension::default() {
+        write_extension(extension, out);
     }
+    out.extend(b"}\n");
+    kind
 }
 
 /// Writes what a line says that OpenAI's lines do not say.
-fn extension(warnings: &[Warning], out: &mut Vec<u8>) {
-    out.extend(b",\"nightshift\":{\"warnings\":[");
+fn write_extension(extension: &Extension<'_>, out: &mut Vec<u8>) {
+    out.extend(b",\"nightshift\":");
+    let from = out.len();
+    let key = |name: &str, out: &mut Vec<u8>| {
+        out.push(if out.len() == from { b'{' } else { b',' });
+        json::string(name, out);
+        out.push(b':');
+    };
+    let says_all = extension.details.is_some();
+    if let Some(details) = &extension.details {
+        for (name, value) in [("upstream", details.upstream), ("model", details.model)] {
+            key(name, out);
+            match value {
+                Some(value) => json::string(value, out),
+                None => out.extend(b"null"),
+            }
+        }
+        key("attempts", out);
+        out.extend(details.attempts.to_string().as_bytes());
+        key("latency_ms", out);
+        let latency = details.latency_ms.map(|latency| latency.to_string());
+        out.extend(latency.as_deref().unwrap_or("null").as_bytes());
+    }
+    if says_all || extension.is_cached {
+        key("cached", out);
+        out.extend(extension.is_cached.to_string().as_bytes());
+    }
+    if let Some(details) = &extension.details {
+        key("cost", out);
+        out.extend(details.cost.unwrap_or("null").as_bytes());
+    }
+    if says_all || !extension.warnings.is_empty() {
+        key("warnings", out);
+        write_warnings(extension.warnings, out);
+    }
+    out.push(b'}');
+}
+
+fn write_warnings(warnings: &[Warning], out: &mut Vec<u8>) {
+    out.push(b'[');
     for (place, warning) in warnings.iter().enumerate() {
         out.extend(if place > 0 {
             &b",{\"code\":"[..]
@@ -248,7 +315,7 @@ fn extension(warnings: &[Warning], out: &mut Vec<u8>) {
         json::string(&warning.message, out);
         out.push(b'}');
     }
-    out.extend(b"]}");
+    out.push(b']');
 }
 
 /// Writes the value of a line's `error`.
@@ -274,7 +341,8 @@ mod tests {
 
     fn written(custom_id: &str, outcome: Outcome<'_>) -> (String, Kind) {
         let mut out = b"before\n".to_vec();
-        let kind = write(&mut out, "batch_req_1", custom_id, outcome);
+        let extension = Extension::default();
+        let kind = write(&mut out, ("batch_req_1", custom_id), outcome, &extension);
         let line = String::from_utf8(out.split_off(7)).expect("UTF-8");
         (line, kind)
     }
@@ -285,7 +353,6 @@ mod tests {
             request_id: "req_1",
             body,
             form: std::str::from_utf8(body).map_or(Form::NotJson, |text| Form::of(text, None)),
-            warnings: &[],
         }
     }
 
@@ -317,11 +384,18 @@ mod tests {
             request_id: "req_1",
             body: b"{}",
             form: Form::Json,
-            warnings: &[warning("seed"), warning("messages[0].name")],
         };
-        let (line, kind) = written("a", outcome);
-        assert_eq!(kind, Kind::Output);
-        let line: Value = serde_json::from_str(&line).expect("JSON");
+        let warnings = [warning("seed"), warning("messages[0].name")];
+        let extended = |extension: Extension<'_>| {
+            let mut out = Vec::new();
+            let kind = write(&mut out, ("batch_req_1", "a"), outcome, &extension);
+            assert_eq!(kind, Kind::Output);
+            serde_json::from_slice::<Value>(&out).expect("JSON")
+        };
+        let line = extended(Extension {
+            warnings: &warnings,
+            ..Extension::default()
+        });
         let warning = |param: &str| {
             json!({
                 "code": "parameter_dropped",
@@ -332,6 +406,12 @@ mod tests {
         let warnings = [warning("seed"), warning("messages[0].name")];
         assert_eq!(line["nightshift"], json!({"warnings": warnings}));
         assert_eq!(line["error"], Value::Null);
+        let cached = Extension {
+            is_cached: true,
+            ..Extension::default()
+        };
+        assert_eq!(extended(cached)["nightshift"], json!({"cached": true}));
+        assert_eq!(extended(Extension::default()).get("nightshift"), None);
     }
 
     #[test]

@@ -28,6 +28,37 @@ impl UpstreamMetrics {
     }
 }
 
+/// What is counted of lines that may be answered by the answers to equal ones.
+#[derive(Clone, Debug)]
+pub struct ReuseMetrics {
+    pub(super) stored: Counter,
+    pub(super) shared: Counter,
+    pub(super) sent: Counter,
+    pub(super) unkept: Counter,
+}
+
+impl ReuseMetrics {
+    /// A line got an answer that the store had kept.
+    pub fn stored(&self) {
+        self.stored.inc();
+    }
+
+    /// A line got the answer of another one that was sent by this process.
+    pub fn shared(&self) {
+        self.shared.inc();
+    }
+
+    /// No answer was found for a line.
+    pub fn sent(&self) {
+        self.sent.inc();
+    }
+
+    /// Answers were not kept, because they could not be written in time.
+    pub fn unkept(&self, answers: usize) {
+        self.unkept.inc_by(answers as u64);
+    }
+}
+
 /// How long the calls for a model at an upstream take.
 #[derive(Clone, Debug)]
 pub struct CallSeconds(pub(super) Histogram);

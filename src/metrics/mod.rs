@@ -15,7 +15,7 @@ mod snapshot;
 pub mod trace;
 
 pub use first_token::FirstTokenSeconds;
-pub use handles::{CallSeconds, LineCounts, ModelMetrics, UpstreamMetrics};
+pub use handles::{CallSeconds, LineCounts, ModelMetrics, ReuseMetrics, UpstreamMetrics};
 pub use labels::OTHER;
 pub use registry::metrics;
 pub use snapshot::{

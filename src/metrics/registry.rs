@@ -13,7 +13,7 @@ use prometheus_client::metrics::histogram::{Histogram, exponential_buckets};
 use prometheus_client::metrics::info::Info;
 use prometheus_client::registry::{Metric, Registry};
 
-use super::handles::{CallSeconds, ModelMetrics, UpstreamMetrics};
+use super::handles::{CallSeconds, ModelMetrics, ReuseMetrics, UpstreamMetrics};
 use super::rate_meter::RateMeter;
 
 /// The kinds of database errors.
@@ -98,6 +98,11 @@ struct ChangeReason {
     reason: &'static str,
 }
 
+#[derive(Clone, Debug, Hash, PartialEq, Eq, EncodeLabelSet)]
+struct From {
+    from: &'static str,
+}
+
 type Histograms<L> = Family<L, Histogram, fn() -> Histogram>;
 
 /// What is counted while it happens: see [`metrics`].
@@ -116,6 +121,8 @@ pub struct Metrics {
     first_token_seconds: Histograms<UpstreamModel>,
     retries: Family<UpstreamCause, Counter>,
     window_changes: Family<ChangeReason, Counter>,
+    reuse_lines: Family<From, Counter>,
+    reuse_unkept: Counter,
     flush_lines: Histogram,
     flush_bytes: Histogram,
     flush_seconds: Histogram,
@@ -194,6 +201,8 @@ impl Metrics {
             first_token_seconds: Family::new_with_constructor(long as fn() -> Histogram),
             retries: Family::default(),
             window_changes: Family::default(),
+            reuse_lines: Family::default(),
+            reuse_unkept: Counter::default(),
             flush_lines: Histogram::new(exponential_buckets(1.0, 4.0, 8)),
             flush_bytes: Histogram::new(exponential_buckets(1024.0, 4.0, 9)),
             flush_seconds: short(),
@@ -295,6 +304,17 @@ impl Metrics {
             "nightshift_auto_changes_total",
             "Changes of windows of calls at once that are found out, by reason.",
             self.window_changes.clone(),
+        );
+        list.add(
+            "nightshift_reuse_lines_total",
+            "Lines that may be answered by the answers to equal ones, by where their answers came \
+             from: the store, a line of this process, or a call of their own.",
+            self.reuse_lines.clone(),
+        );
+        list.add(
+            "nightshift_reuse_unkept_total",
+            "Answers that could not be written in time to be used again.",
+            self.reuse_unkept.clone(),
         );
         self.list_engine(&mut list);
         list
@@ -455,6 +475,18 @@ impl Metrics {
         UpstreamMetrics {
             calls: Box::new(calls),
             retries: Box::new(retries),
+        }
+    }
+
+    /// What is counted of reuse.
+    #[must_use]
+    pub fn reuse(&self) -> ReuseMetrics {
+        let from = |from| self.reuse_lines.get_or_create_owned(&From { from });
+        ReuseMetrics {
+            stored: from("store"),
+            shared: from("line"),
+            sent: from("call"),
+            unkept: self.reuse_unkept.clone(),
         }
     }
 

@@ -51,6 +51,9 @@ pub struct Database {
     pub queue: Vec<QueueOfModel>,
     /// Processes with a lease.
     pub replicas: usize,
+    /// Answers that are kept to be given to equal requests, and their bytes.
+    pub kept_answers: i64,
+    pub kept_bytes: i64,
 }
 
 /// The units of one model that are not done.
@@ -362,6 +365,17 @@ fn list_database(list: &mut Listing, database: &Database) {
         "nightshift_batches",
         "Batches that have not ended, by status, over all processes.",
         batches,
+    );
+    list.add(
+        "nightshift_reuse_answers",
+        "Answers that are kept to be given to equal requests, over all processes.",
+        gauge(database.kept_answers as f64),
+    );
+    list.add(
+        "nightshift_reuse_bytes",
+        "Bytes of the answers that are kept to be given to equal requests, as they are stored, over \
+         all processes.",
+        gauge(database.kept_bytes as f64),
     );
     let units = Family::<ModelState, Gauge>::default();
     let oldest = Family::<Model, Float>::default();

@@ -2,6 +2,7 @@
 //!
 //! Its methods are spread over one file a noun. It knows nothing of HTTP or of model servers.
 
+mod answers;
 mod audit;
 mod batches;
 mod each;
@@ -14,6 +15,7 @@ mod text;
 mod usage;
 mod work;
 
+pub use answers::{AnswerCount, KeptAnswer, KeptOfTenant, NewAnswer};
 pub use audit::{AuditFinding, AuditSettings, Audited};
 pub use batches::{
     Batch, Begun, Cancel, DirectLease, Drained, Finalized, Input, ListedBatch, NewBatch, Queue,

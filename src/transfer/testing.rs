@@ -118,6 +118,8 @@ impl TestStore {
             endpoint: "/v1/embeddings".to_owned(),
             input_file_id: input.id.clone(),
             task: None,
+            reuse: None,
+            details: false,
             completion_window: "24h".to_owned(),
             output_expires_seconds: 3600,
             metadata: None,

@@ -10,6 +10,7 @@ use tokio_util::sync::CancellationToken;
 use super::attempt::ages::OldCalls;
 use super::attempt::call::{self, Attempt, Call};
 use super::attempt::history::History;
+use super::attempt::question;
 use super::attempt::timer::Timer;
 use super::attempt::trial::{self, Trial, Way};
 use super::health::probe::{self, Probes, Tried};
@@ -25,6 +26,7 @@ use super::snapshot::{self, LaneStatus, UpstreamStatus};
 use super::target::backend::Backends;
 use super::target::{Acquired, Permit, Reach, Targets};
 use crate::domain::clock::{self, Clock};
+use crate::domain::reuse::{Key, Mode};
 
 /// All upstreams of a process.
 #[derive(Debug)]
@@ -272,6 +274,20 @@ impl Pool {
         let may_begin = self.interval.turn().await;
         permit.resume();
         may_begin
+    }
+
+    /// By which the answer to a line is found that asks the same, in this mode of reuse: for a
+    /// tenant's line whose `url` is `path`, at the place that was chosen for it. `None`: the line
+    /// is not to be answered so.
+    #[must_use]
+    pub fn reuse_key(
+        &self,
+        permit: &Permit,
+        tenant: &str,
+        (path, body): (&'static str, &[u8]),
+        mode: Mode,
+    ) -> Option<Key> {
+        question::key(&self.clock, permit, tenant, (path, body), mode)
     }
 
     /// Makes one call: see [`call::make`].

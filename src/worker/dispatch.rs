@@ -15,6 +15,7 @@ mod missing_models;
 pub(crate) mod order;
 pub(crate) mod ownership;
 pub(crate) mod result;
+pub(crate) mod reuse;
 pub(crate) mod scheduler;
 pub(crate) mod shared;
 pub(crate) mod standing;
@@ -33,6 +34,7 @@ use crate::worker::work::settings::Settings;
 use executor::Executor;
 use missing_models::MissingModels;
 use ownership::Ownership;
+use reuse::Reuse;
 use scheduler::Scheduler;
 use shared::SharedLedger;
 use tenants::Tenants;
@@ -45,6 +47,7 @@ pub(crate) struct Dispatch {
     pub scheduler: Arc<Scheduler>,
     pub write_failures: Arc<WriteFailures>,
     pub tenants: Arc<Tenants>,
+    pub reuse: Arc<Reuse>,
 }
 
 impl Dispatch {
@@ -69,6 +72,7 @@ impl Dispatch {
             Arc::clone(completions),
             Arc::clone(pool),
         ));
+        let reuse = Reuse::new(store.clone(), settings.rules.clone());
         let executor = Executor {
             pool: Arc::clone(pool),
             store: store.clone(),
@@ -76,6 +80,7 @@ impl Dispatch {
             authority: Arc::clone(authority),
             ownership: Arc::clone(&ownership),
             missing_models: Arc::clone(&missing_models),
+            reuse: Arc::clone(&reuse),
             rules: settings.rules.clone(),
         };
         let tenants = Arc::new(Tenants::new(settings.tenants.clone(), Arc::clone(pool)));
@@ -97,6 +102,7 @@ impl Dispatch {
             scheduler,
             write_failures,
             tenants,
+            reuse,
         }
     }
 }

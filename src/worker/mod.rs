@@ -274,6 +274,8 @@ impl Worker {
         tasks.spawn(rates.run(stop.clone()));
         tasks.spawn(flusher.clone().run(stop.clone()));
         tasks.spawn(dispatch.scheduler.clone().run(stop.clone()));
+        tasks.spawn(dispatch.reuse.clone().read(stop.clone()));
+        tasks.spawn(dispatch.reuse.clone().write(stop.clone()));
         tasks.spawn(supply.run(quiet.clone()));
         tasks.spawn(direct.clone().run(loader, quiet.clone()));
         let housekeeping = Arc::new(Housekeeping::new(settings.exclusive));

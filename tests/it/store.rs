@@ -94,6 +94,8 @@ impl Fixture {
             endpoint: CHAT.to_owned(),
             input_file_id: file.id,
             task: None,
+            reuse: None,
+            details: false,
             completion_window: "1h".to_owned(),
             output_expires_seconds: 3600,
             metadata: None,

@@ -118,6 +118,8 @@ async fn ingest(
         endpoint: endpoint::ANY.path.to_owned(),
         input_file_id: file.id,
         task: None,
+        reuse: None,
+        details: config.output.details,
         completion_window: "none".to_owned(),
         // They are copied out as soon as they are there; the state is kept as long as the user
         // keeps it.

@@ -4,6 +4,7 @@ use std::collections::BTreeSet;
 use std::fmt::Write as _;
 
 use crate::api::admin::{BatchStatus, Status, WindowStatus};
+use crate::cli::cache;
 use crate::cli::figures::{ago, rate, seconds, size};
 use crate::cli::printable::{cut, printable};
 use crate::cli::table::{Column, Table};
@@ -53,6 +54,9 @@ pub(super) fn picture(status: &Status, width: Option<usize>) -> String {
         batches.join(", ")
     };
     let _ = writeln!(text, "batches: {batches}");
+    if let Some(reuse) = &status.reuse {
+        let _ = writeln!(text, "{}", printable(&cache::summary(reuse)));
+    }
     for line in configuration(status) {
         let _ = writeln!(text, "{}", printable(&line));
     }

@@ -189,7 +189,7 @@ impl<'a> Scanner<'a> {
 
     /// Passes the rest of a string, behind its opening quote. Whether each of its characters stands
     /// for itself.
-    fn string(&mut self) -> Option<bool> {
+    pub(super) fn string(&mut self) -> Option<bool> {
         let mut is_plain = true;
         loop {
             let (_, from) = self.rest.split_at(plain(self.rest));
@@ -217,7 +217,7 @@ impl<'a> Scanner<'a> {
     }
 
     /// Passes the rest of a number.
-    fn number(&mut self, first: u8) -> Option<()> {
+    pub(super) fn number(&mut self, first: u8) -> Option<()> {
         let first = match first {
             b'-' => self.take()?,
             first => first,
@@ -255,24 +255,24 @@ impl<'a> Scanner<'a> {
     }
 
     /// Passes the rest of `true`, `false` or `null`.
-    fn word(&mut self, rest: &[u8]) -> Option<()> {
+    pub(super) fn word(&mut self, rest: &[u8]) -> Option<()> {
         self.rest = self.rest.strip_prefix(rest)?;
         Some(())
     }
 
     /// Nothing but white space is left.
-    fn end(&mut self) -> Option<()> {
+    pub(super) fn end(&mut self) -> Option<()> {
         self.pass_space();
         self.rest.is_empty().then_some(())
     }
 
     /// The next byte that is no white space has to be this one.
-    fn expect(&mut self, byte: u8) -> Option<()> {
+    pub(super) fn expect(&mut self, byte: u8) -> Option<()> {
         (self.token()? == byte).then_some(())
     }
 
     /// Passes a byte, where the next one that is no white space is this one.
-    fn passes(&mut self, byte: u8) -> bool {
+    pub(super) fn passes(&mut self, byte: u8) -> bool {
         self.pass_space();
         match self.rest {
             [first, behind @ ..] if *first == byte => {
@@ -284,7 +284,7 @@ impl<'a> Scanner<'a> {
     }
 
     /// The next byte that is no white space.
-    fn token(&mut self) -> Option<u8> {
+    pub(super) fn token(&mut self) -> Option<u8> {
         let byte = self.take()?;
         if byte > b' ' {
             return Some(byte);
@@ -300,7 +300,7 @@ impl<'a> Scanner<'a> {
         Some(byte)
     }
 
-    fn pass_space(&mut self) {
+    pub(super) fn pass_space(&mut self) {
         while let [first, behind @ ..] = self.rest
             && is_space(*first)
         {
@@ -309,14 +309,14 @@ impl<'a> Scanner<'a> {
         }
     }
 
-    fn take(&mut self) -> Option<u8> {
+    pub(super) fn take(&mut self) -> Option<u8> {
         let (first, behind) = self.rest.split_first()?;
         self.rest = behind;
         Some(*first)
     }
 
     /// Where the next byte stands.
-    fn at(&self) -> usize {
+    pub(super) fn at(&self) -> usize {
         self.text.len() - self.rest.len()
     }
 }

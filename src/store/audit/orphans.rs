@@ -7,7 +7,7 @@ use crate::store::engine::{in_tx, on_pool, sql};
 
 /// What a row of which kind is a fault, by the id of what it should belong to. Each query gives
 /// that id and a number of rows.
-const ORPHANS: [(&str, &str, &str); 10] = [
+const ORPHANS: [(&str, &str, &str); 12] = [
     (
         "file",
         "chunk of a file that is not there, or whose content was removed",
@@ -89,6 +89,22 @@ const ORPHANS: [(&str, &str, &str); 10] = [
              UNION ALL
              SELECT tenant, -bytes FROM files WHERE state = 'ready') c
          GROUP BY c.tenant HAVING SUM(c.bytes) <> 0",
+    ),
+    (
+        "file",
+        "answer of a file that is not there, or whose content was removed",
+        "SELECT a.file_id, a.total FROM
+            (SELECT file_id, COUNT(*) AS total FROM answers GROUP BY file_id) a WHERE NOT EXISTS
+            (SELECT 1 FROM files f WHERE f.id = a.file_id AND f.state <> 'purged')",
+    ),
+    (
+        "tenant",
+        "byte of its kept answers that are not counted, or are counted and not there",
+        "SELECT c.tenant, CAST(ABS(SUM(c.bytes)) + ABS(SUM(c.answers)) AS BIGINT) FROM
+            (SELECT tenant, bytes, answers FROM answer_totals
+             UNION ALL
+             SELECT tenant, -stored_bytes, -1 FROM answers) c
+         GROUP BY c.tenant HAVING SUM(c.bytes) <> 0 OR SUM(c.answers) <> 0",
     ),
 ];
 

@@ -3,6 +3,7 @@
 use sqlx::FromRow;
 
 use crate::domain::batch::{BatchState, Counts};
+use crate::domain::reuse::Choice;
 use crate::domain::usage::Usage;
 use crate::store::engine::{Sql, Value, sql};
 
@@ -17,6 +18,10 @@ pub struct NewBatch {
     pub input_file_id: String,
     /// What is to be done with all its lines. `None`: the lines say.
     pub task: Option<String>,
+    /// What it asks for of reuse. `None`: as the server is configured, while it runs.
+    pub reuse: Option<Choice>,
+    /// Whether its output lines say how they were answered.
+    pub details: bool,
     pub completion_window: String,
     /// How long its output and error file are kept, or [`NewBatch::KEPT_FOR_GOOD`].
     pub output_expires_seconds: i64,

@@ -9,6 +9,7 @@ use std::collections::BTreeMap;
 
 use super::batch::{CountsSum, NewBatch};
 use crate::domain::batch::{BatchState, Counts, EndReason, Event, Status};
+use crate::domain::reuse::Choice;
 use crate::metrics::metrics;
 use crate::store::engine::{Engine, Rows, Sql, Tx, Value, bind_each, bind_rows, in_tx, list, sql};
 use crate::store::{Error, Result};
@@ -105,6 +106,8 @@ pub(super) fn creation(new: &NewBatch, engine: Engine) -> (Sql, Rows<'_>) {
         ("output_expires_seconds", new.output_expires_seconds.into()),
         ("metadata", Value::from(&new.metadata)),
         ("task", Value::from(&new.task)),
+        ("reuse", new.reuse.map(Choice::as_str).into()),
+        ("details", i64::from(new.details).into()),
         ("status", BatchState::CREATED.status.as_str().into()),
         ("created_at", new.created_at.into()),
         ("expires_at", new.expires_at.into()),

@@ -38,6 +38,9 @@ pub struct Unvalidated {
     pub input_file_id: String,
     /// What is to be done with all its lines.
     pub task: Option<String>,
+    /// As the batch says it, as the next.
+    pub reuse: Option<String>,
+    pub details: Option<i64>,
     pub priority: i64,
     /// In milliseconds, as the next.
     pub created_at: i64,
@@ -113,6 +116,8 @@ impl Unvalidated {
             endpoint: self.endpoint.clone(),
             input_file_id: self.input_file_id.clone(),
             task: self.task.clone(),
+            reuse: self.reuse.clone(),
+            details: self.details,
             priority: self.priority,
             created_at: self.created_at,
             expires_at: self.expires_at,
@@ -176,6 +181,8 @@ struct WaitingRow {
     endpoint: String,
     input_file_id: String,
     task: Option<String>,
+    reuse: Option<String>,
+    details: Option<i64>,
     priority: i64,
     created_at: i64,
     expires_at: Option<i64>,
@@ -219,11 +226,13 @@ impl Store {
                     CASE WHEN l.of_file = 1 THEN
                         (SELECT m.models FROM files m WHERE m.id = l.file_id) END AS models
                  FROM (SELECT w.id, w.tenant, w.key_id, w.endpoint, w.input_file_id, w.task,
+                    w.reuse, w.details,
                     w.priority, w.created_at, w.expires_at, w.turn, f.id AS file_id, f.purpose,
                     f.requests, f.bytes, f.is_one_chunk, ROW_NUMBER() OVER
                         (PARTITION BY f.id ORDER BY w.turn, w.created_at, w.id) AS of_file
                  FROM (SELECT * FROM
-                    (SELECT id, tenant, key_id, endpoint, input_file_id, task, priority,
+                    (SELECT id, tenant, key_id, endpoint, input_file_id, task, reuse, details,
+                        priority,
                         created_at, expires_at,
                         ROW_NUMBER() OVER (PARTITION BY tenant ORDER BY created_at, id) AS turn
                      FROM batches
@@ -313,6 +322,8 @@ impl WaitingRow {
             endpoint: self.endpoint,
             input_file_id: self.input_file_id,
             task: self.task,
+            reuse: self.reuse,
+            details: self.details,
             priority: self.priority,
             created_at: self.created_at,
             expires_at: self.expires_at,

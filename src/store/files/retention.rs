@@ -70,6 +70,9 @@ impl Store {
             .fetch_all(c)
             .await?
         });
+        let uploads = hidden.iter().filter(|file| file.batch_id.is_none());
+        let uploads: Vec<&str> = uploads.map(|file| file.id.as_str()).collect();
+        self.remove_answers_of(&uploads).await?;
         let (small, mut single): (Vec<_>, Vec<_>) = hidden
             .into_iter()
             .partition(|file| file.is_one_chunk == 1 && file.bytes <= GROUP_BYTES);

@@ -49,6 +49,9 @@ pub struct Backlog {
     pub input_file_id: String,
     /// What is to be done with all lines of the batch.
     pub task: Option<String>,
+    /// As the batch says it, as the next.
+    pub reuse: Option<String>,
+    pub details: Option<i64>,
     pub priority: i64,
     pub created_at: i64,
     pub expires_at: Option<i64>,
@@ -76,6 +79,8 @@ struct Row {
     endpoint: String,
     input_file_id: String,
     task: Option<String>,
+    reuse: Option<String>,
+    details: Option<i64>,
     priority: i64,
     created_at: i64,
     expires_at: Option<i64>,
@@ -124,6 +129,8 @@ impl Store {
                     endpoint: row.endpoint,
                     input_file_id: row.input_file_id,
                     task: row.task,
+                    reuse: row.reuse,
+                    details: row.details,
                     priority: row.priority,
                     created_at: row.created_at,
                     expires_at: row.expires_at,
@@ -192,7 +199,7 @@ fn list_sql(engine: Engine, order: Order) -> Sql {
             FROM tenants WHERE tenants.tenant IS NOT NULL),
          found AS (
             SELECT w.batch_id, w.model_no, w.model, w.waiting, b.id, b.tenant, b.key_id,
-                b.endpoint, b.input_file_id, b.task, b.priority, b.created_at, b.expires_at,
+                b.endpoint, b.input_file_id, b.task, b.reuse, b.details, b.priority, b.created_at, b.expires_at,
                 b.total, b.status, b.ending, ROW_NUMBER() OVER (PARTITION BY w.batch_id
                     ORDER BY (w.model_no * $1 + $2) % $3) AS place
             FROM tenants {batches} {models}),
@@ -200,7 +207,7 @@ fn list_sql(engine: Engine, order: Order) -> Sql {
             SELECT found.*, ROW_NUMBER() OVER (PARTITION BY tenant ORDER BY place, {by}) AS of_tenant
             FROM found)
          SELECT batch_id, model_no, model, waiting, tenant, key_id, endpoint, input_file_id, task,
-            priority, created_at, expires_at, total, status, ending
+            reuse, details, priority, created_at, expires_at, total, status, ending
          FROM listed WHERE of_tenant <= {LISTED_A_TENANT}",
         LIVE,
         by,

@@ -37,6 +37,8 @@ async fn findings(test: &TestStore, file: &StoredFile) -> Vec<(Option<u64>, Stri
         endpoint: "/v1/embeddings".to_owned(),
         input_file_id: file.id.clone(),
         task: None,
+        reuse: None,
+        details: false,
         completion_window: "24h".to_owned(),
         output_expires_seconds: 3600,
         metadata: None,

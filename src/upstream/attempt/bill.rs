@@ -105,6 +105,12 @@ impl Bill {
         }
     }
 
+    /// The line got the answer of another one, which was asked at this tariff.
+    pub fn reused(&mut self, tariff: &Arc<Tariff>, path: &'static str) {
+        // An item of its own: calls of the line before count there.
+        self.0.push(BillItem::new(tariff, path));
+    }
+
     /// The call that was sent last has ended.
     pub(in crate::upstream) fn ended(&mut self, took: Duration, billed: Billed) {
         let Some(item) = self.0.last_mut() else {

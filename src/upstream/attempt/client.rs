@@ -46,6 +46,8 @@ pub(in crate::upstream) struct Client {
     pub(in crate::upstream) provider: Box<dyn Provider>,
     pub(super) abilities: Abilities,
     pub(in crate::upstream) metrics: UpstreamMetrics,
+    /// As the configuration says it. Empty where it says nothing.
+    pub(in crate::upstream) api_version: Box<str>,
     base: Url,
     /// Of each path that was called so far.
     addresses: RwLock<Vec<(&'static str, Arc<Address>)>>,
@@ -146,6 +148,7 @@ impl Client {
             addresses: RwLock::default(),
             headers: headers(settings, &*provider, &base).map_err(fault)?,
             provider,
+            api_version: settings.api_version.as_deref().unwrap_or_default().into(),
             abilities: Abilities::new(settings),
             transport: Transport::new(settings, &base).map_err(fault)?,
             timeout: settings.timeout,
@@ -404,12 +407,13 @@ impl Client {
         Ok(Bytes::from(body))
     }
 
+    /// Where a line goes whose `url` is `path`.
+    pub(in crate::upstream) fn url(&self, path: &str, model: &str) -> Url {
+        self.provider.url(&self.base, path, model)
+    }
+
     fn address(&self, path: &'static str, model: &str) -> Result<Arc<Address>, Failure> {
-        let made = || {
-            Ok(Arc::new(written(
-                self.provider.url(&self.base, path, model),
-            )?))
-        };
+        let made = || Ok(Arc::new(written(self.url(path, model))?));
         if self.provider.names_models_in_urls() {
             // Not kept: there may be any number of models.
             return made();

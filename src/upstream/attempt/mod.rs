@@ -7,6 +7,7 @@ pub(super) mod call;
 pub(super) mod client;
 pub(super) mod history;
 mod notice;
+pub(super) mod question;
 pub(super) mod result;
 pub(super) mod timer;
 pub(super) mod trial;

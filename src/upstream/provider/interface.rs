@@ -121,7 +121,7 @@ pub(in crate::upstream) struct Line<'a> {
 
 impl<'a> Line<'a> {
     /// The body as the route changes it.
-    pub(super) fn edited(&self) -> Cow<'a, [u8]> {
+    pub(in crate::upstream) fn edited(&self) -> Cow<'a, [u8]> {
         match self.splice() {
             Some(splice) => Cow::Owned(splice.copy().into()),
             None => Cow::Borrowed(self.body),

@@ -7,6 +7,7 @@ use tokio::time::Instant;
 use super::backend::Backend;
 use super::targets::Targets;
 use super::upstream::Flight;
+use crate::upstream::attempt::bill::Tariff;
 use crate::upstream::limits::auto::{Ending, Stamp};
 use crate::upstream::limits::rate::Charges;
 use crate::upstream::route::{ByKey, Routes, Target};
@@ -67,6 +68,12 @@ impl Permit {
     pub fn is_above_lowest_tier(&self) -> bool {
         let lowest = self.routes.tiers.first();
         lowest.is_some_and(|tier| self.target >= tier.targets.end)
+    }
+
+    /// At which its call is billed.
+    #[must_use]
+    pub fn tariff(&self) -> &Arc<Tariff> {
+        &self.target().tariff
     }
 
     pub(in crate::upstream) fn target(&self) -> &Target {

@@ -17,9 +17,11 @@ use super::ledger::unit::Due;
 use super::missing_models::MissingModels;
 use super::ownership::Ownership;
 use super::result;
+use super::reuse::{Asking, Begun, LINES_AHEAD, Reuse};
 use crate::domain::current::Current;
 use crate::domain::endpoint;
 use crate::domain::outcome::ErrorCode;
+use crate::domain::reuse::Key;
 use crate::metrics::trace;
 use crate::store::Store;
 use crate::upstream::{Answer, Call, CallResult, Next, Permit, Pool, Timer};
@@ -27,7 +29,7 @@ use crate::worker::lease::Lease;
 use crate::worker::lease::authority::Authority;
 use crate::worker::work::finished::FinishedLine;
 use crate::worker::work::isolation::Isolation;
-use crate::worker::work::line::{OpenLine, Pending, Request};
+use crate::worker::work::line::{Pending, Request};
 use crate::worker::work::settings::Rules;
 use crate::worker::work::unit::LoadedUnit;
 
@@ -41,6 +43,7 @@ pub(super) struct Executor {
     pub(super) authority: Arc<Authority>,
     pub(super) ownership: Arc<Ownership>,
     pub(super) missing_models: Arc<MissingModels>,
+    pub(super) reuse: Arc<Reuse>,
     pub(super) rules: Current<Rules>,
 }
 
@@ -77,6 +80,12 @@ enum Plan {
         path: &'static str,
         request: Request,
     },
+    /// The answer to an equal line may be known, or on its way.
+    Reuse {
+        key: Key,
+        path: &'static str,
+        request: Request,
+    },
 }
 
 impl Executor {
@@ -98,12 +107,16 @@ impl Executor {
             return cut();
         }
         let request = job.request.take();
-        match self.plan(&job.unit, &job.pending.line, request) {
+        match self.plan(job, request) {
             Plan::Finished(finished) => {
                 drop(job.permit.take());
                 Outcome::Finished(finished)
             }
-            Plan::Call { path, request } => self.call(job, path, request, timer).await,
+            Plan::Call { path, request } => self.call(job, path, request, None, timer).await,
+            // In a box: few calls are so, and each is as large as the largest.
+            Plan::Reuse { key, path, request } => {
+                Box::pin(self.reuse(job, key, (path, request), timer)).await
+            }
         }
     }
 
@@ -129,26 +142,110 @@ impl Executor {
 
     /// Decides how a line gets its outcome. This is the place where a line can get it without a
     /// call, and where lines can share a call. `request`: the line's, if it was read already.
-    fn plan(&self, unit: &Arc<LoadedUnit>, line: &OpenLine, request: Option<Request>) -> Plan {
+    fn plan(&self, job: &Job, request: Option<Request>) -> Plan {
+        let (unit, line) = (&job.unit, &job.pending.line);
         if let Some(known) = self.missing_models.known(unit) {
             return Plan::Finished(self.missing_models.finished(unit, line, &known));
         }
         let is_any = *unit.batch.endpoint == endpoint::ANY;
         let of_batch = (!is_any).then_some(unit.batch.endpoint.path);
-        let request = request.or_else(|| line.read(&unit.text));
-        let call = request.map(|request| Plan::Call {
-            path: of_batch.unwrap_or(request.path),
-            request,
+        let Some(request) = request.or_else(|| line.read(&unit.text)) else {
+            return Plan::Finished(result::unreadable(unit, line));
+        };
+        let path = of_batch.unwrap_or(request.path);
+        let key = self.reuse.mode_of(&unit.batch).and_then(|mode| {
+            let (permit, tenant) = (job.permit.as_ref()?, &unit.batch.tenant);
+            let asked = (path, &*request.body);
+            self.pool.reuse_key(permit, tenant, asked, mode)
         });
-        call.unwrap_or_else(|| Plan::Finished(result::unreadable(unit, line)))
+        match key {
+            None => Plan::Call { path, request },
+            Some(key) => Plan::Reuse { key, path, request },
+        }
     }
 
-    /// Sends a line once.
+    /// Gives a line the answer to an equal one, or sends it. While the line waits for an answer
+    /// that is on its way, it holds no permit.
+    async fn reuse(
+        &self,
+        job: &mut Job,
+        key: Key,
+        (path, request): (&'static str, Request),
+        timer: &mut Timer,
+    ) -> Outcome {
+        let unit = Arc::clone(&job.unit);
+        let Some(tariff) = job
+            .permit
+            .as_ref()
+            .map(|permit| Arc::clone(permit.tariff()))
+        else {
+            return cut();
+        };
+        let behind = || self.keys_behind(job, path);
+        let begun = self
+            .reuse
+            .begin(key, &unit.batch, job.pending.asks_alone, behind);
+        let Some(begun) = unit.cut.run_until_cancelled(begun).await else {
+            return cut();
+        };
+        let answer = match begun {
+            Begun::Alone => return self.call(job, path, request, None, timer).await,
+            Begun::Asks(asking) => {
+                let outcome = self.call(job, path, request, Some(asking), timer).await;
+                job.pending.asks_alone |= matches!(outcome, Outcome::Again(_));
+                return outcome;
+            }
+            Begun::Answered(answer) => {
+                drop(job.permit.take());
+                answer
+            }
+            Begun::Waits(waiting) => {
+                drop(job.permit.take());
+                let answer = unit.cut.run_until_cancelled(waiting.answer()).await;
+                let Some(answer) = answer.flatten() else {
+                    job.pending.asks_alone = true;
+                    return Outcome::Again(Due {
+                        at: Instant::now(),
+                        soonest: None,
+                    });
+                };
+                answer
+            }
+        };
+        let mut reservation = self.pool.budget().reserve();
+        let room = reservation.grow(answer.body.len());
+        if unit.cut.run_until_cancelled(room).await.is_none() {
+            return cut();
+        }
+        let mut bill = job.pending.history.take_bill();
+        bill.reused(&tariff, path);
+        let (line, custom_id) = (&job.pending.line, &request.custom_id);
+        let held = (reservation, bill);
+        Outcome::Finished(result::reused(&unit, line, custom_id, &answer, held))
+    }
+
+    /// The keys of the lines behind a line, as if they went where that line goes.
+    fn keys_behind(&self, job: &Job, path: &'static str) -> Vec<Key> {
+        let (unit, line) = (&job.unit, &job.pending.line);
+        let (Some(permit), Some(mode)) = (&job.permit, self.reuse.mode_of(&unit.batch)) else {
+            return Vec::new();
+        };
+        let lines = unit.lines_behind(line).take(LINES_AHEAD);
+        let requests = lines.filter_map(|line| line.read(&unit.text));
+        let key = |request: Request| {
+            let asked = (path, &*request.body);
+            self.pool.reuse_key(permit, &unit.batch.tenant, asked, mode)
+        };
+        requests.filter_map(key).collect()
+    }
+
+    /// Sends a line once. `asking`: others wait for its answer.
     async fn call(
         &self,
         job: &mut Job,
         path: &'static str,
         request: Request,
+        asking: Option<Asking>,
         timer: &mut Timer,
     ) -> Outcome {
         let (unit, pending) = (&job.unit, &mut job.pending);
@@ -197,6 +294,9 @@ impl Executor {
             }
             (Next::End, Some(answer)) => {
                 self.missing_models.on_answer(unit, &answer);
+                if let Some(asking) = asking {
+                    asking.answered(&answer, &unit.batch, path);
+                }
                 let bill = pending.history.take_bill();
                 let line = &pending.line;
                 Outcome::Finished(result::answered(unit, line, &custom_id, answer, bill))

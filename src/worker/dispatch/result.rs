@@ -7,12 +7,14 @@ use crate::codec::segment::Line;
 use crate::domain::batch::EndReason;
 use crate::domain::file::Kind;
 use crate::domain::id;
-use crate::domain::outcome::{self, ErrorCode, Failure, Outcome};
+use crate::domain::outcome::{self, Details, ErrorCode, Extension, Failure, Outcome, Warning};
 use crate::store::CountsDelta;
-use crate::upstream::{Answer, Bill};
+use crate::upstream::{Answer, Bill, Reservation};
 use crate::worker::work::finished::FinishedLine;
 use crate::worker::work::line::{OpenLine, Pending};
 use crate::worker::work::unit::LoadedUnit;
+
+use super::reuse::SharedAnswer;
 
 /// A line that an upstream answered.
 pub(crate) fn answered(
@@ -35,9 +37,9 @@ pub(crate) fn answered(
         request_id,
         body,
         form: answer.form,
-        warnings: &answer.warnings,
     };
-    let line = write(line, custom_id, body.len(), outcome);
+    let told = (&answer.warnings[..], &bill);
+    let line = write((unit, line), custom_id, body.len(), outcome, told);
     let failure = match (line.kind, answer.status) {
         (Kind::Output, _) => None,
         // Only an answer that cannot be read is a failure in spite of its status.
@@ -65,6 +67,43 @@ pub(crate) fn answered(
     }
 }
 
+/// A line that gets the answer to an equal one. Nothing is billed for it.
+pub(crate) fn reused(
+    unit: &Arc<LoadedUnit>,
+    line: &OpenLine,
+    custom_id: &str,
+    answer: &SharedAnswer,
+    (mut reservation, bill): (Reservation, Bill),
+) -> FinishedLine {
+    let own_id;
+    let request_id = if let Some(id) = &answer.request_id {
+        id.as_str()
+    } else {
+        own_id = id::request();
+        &own_id
+    };
+    let outcome = Outcome::Answer {
+        status: answer.status,
+        request_id,
+        body: &answer.body,
+        form: answer.form,
+    };
+    let told = (&answer.warnings[..], &bill);
+    let line = write((unit, line), custom_id, answer.body.len(), outcome, told);
+    reservation.shrink_to(line.bytes.len());
+    FinishedLine {
+        unit: unit.clone(),
+        line,
+        counts: CountsDelta {
+            completed: 1,
+            ..CountsDelta::default()
+        },
+        bill,
+        failure: None,
+        reservation: Some(reservation),
+    }
+}
+
 /// A line that has no answer, and no attempt left.
 pub(crate) fn given_up(
     unit: &Arc<LoadedUnit>,
@@ -73,10 +112,7 @@ pub(crate) fn given_up(
     cause: &str,
     bill: Bill,
 ) -> FinishedLine {
-    FinishedLine {
-        bill,
-        ..failed(unit, line, code, cause)
-    }
+    failed(unit, line, code, cause, bill)
 }
 
 /// A line whose stored text is no request. It was a request when it was uploaded.
@@ -87,6 +123,7 @@ pub(crate) fn unreadable(unit: &Arc<LoadedUnit>, line: &OpenLine) -> FinishedLin
         line,
         ErrorCode::UpstreamUnavailable,
         "The stored request is damaged.",
+        Bill::default(),
     )
 }
 
@@ -100,7 +137,14 @@ pub(crate) fn mishandled(unit: &Arc<LoadedUnit>, line: &OpenLine, bill: Bill) ->
 
 /// A line that is not sent again, because processes have died of it.
 pub(crate) fn crashed(unit: &Arc<LoadedUnit>, line: &OpenLine) -> FinishedLine {
-    failed(unit, line, ErrorCode::RequestCrashed, outcome::CRASHED)
+    let bill = Bill::default();
+    failed(
+        unit,
+        line,
+        ErrorCode::RequestCrashed,
+        outcome::CRASHED,
+        bill,
+    )
 }
 
 /// A line that is not sent any more, because its batch ends. If all attempts so far were refused,
@@ -120,10 +164,7 @@ pub(crate) fn concluded(
             *answer,
             bill,
         ),
-        _ => FinishedLine {
-            bill,
-            ..ended(unit, &pending.line, end_reason)
-        },
+        _ => ended(unit, &pending.line, end_reason, bill),
     };
     std::panic::catch_unwind(AssertUnwindSafe(write))
         .inspect_err(|_| {
@@ -141,12 +182,13 @@ pub(crate) fn ended(
     unit: &Arc<LoadedUnit>,
     line: &OpenLine,
     end_reason: EndReason,
+    bill: Bill,
 ) -> FinishedLine {
     let (code, message) = match end_reason {
         EndReason::Expired => (ErrorCode::BatchExpired, outcome::EXPIRED),
         EndReason::Cancelled => (ErrorCode::BatchCancelled, outcome::CANCELLED),
     };
-    let mut finished = failed(unit, line, code, message);
+    let mut finished = failed(unit, line, code, message, bill);
     match end_reason {
         EndReason::Cancelled => {
             finished.failure = None;
@@ -160,10 +202,17 @@ pub(crate) fn ended(
     finished
 }
 
-fn failed(unit: &Arc<LoadedUnit>, line: &OpenLine, code: ErrorCode, message: &str) -> FinishedLine {
+fn failed(
+    unit: &Arc<LoadedUnit>,
+    line: &OpenLine,
+    code: ErrorCode,
+    message: &str,
+    bill: Bill,
+) -> FinishedLine {
     let custom_id = custom_id(unit, line);
     let outcome = Outcome::Error { code, message };
-    let line = write(line, &custom_id, message.len(), outcome);
+    let told = (&[][..], &bill);
+    let line = write((unit, line), &custom_id, message.len(), outcome, told);
     let counts = CountsDelta {
         failed: 1,
         ..CountsDelta::default()
@@ -172,7 +221,7 @@ fn failed(unit: &Arc<LoadedUnit>, line: &OpenLine, code: ErrorCode, message: &st
         unit: unit.clone(),
         line,
         counts,
-        bill: Bill::default(),
+        bill,
         failure: Some(Failure::Code(code)),
         reservation: None,
     }
@@ -184,9 +233,33 @@ pub(super) fn custom_id(unit: &LoadedUnit, line: &OpenLine) -> Box<str> {
     request.map(|request| request.custom_id).unwrap_or_default()
 }
 
-fn write(line: &OpenLine, custom_id: &str, size: usize, outcome: Outcome<'_>) -> Line {
+/// Writes a line. `told`: its warnings, and what its calls were billed.
+fn write(
+    (unit, line): (&LoadedUnit, &OpenLine),
+    custom_id: &str,
+    size: usize,
+    outcome: Outcome<'_>,
+    (warnings, bill): (&[Warning], &Bill),
+) -> Line {
+    let last = bill.items().last();
+    let says_all = unit.batch.details;
+    let cost = says_all.then(|| bill.cost()).flatten();
+    let cost = cost.map(|cost| cost.to_string());
+    let details = says_all.then(|| Details {
+        upstream: last.map(|item| &*item.tariff.upstream),
+        model: last.map(|item| &*item.tariff.model),
+        attempts: bill.calls(),
+        latency_ms: last.map(|item| item.took.as_millis().try_into().unwrap_or(u64::MAX)),
+        cost: cost.as_deref(),
+    });
+    let extension = Extension {
+        warnings,
+        is_cached: last.is_some_and(|item| item.calls == 0),
+        details,
+    };
     let mut bytes = Vec::with_capacity(size + custom_id.len() + 192);
-    let kind = outcome::write(&mut bytes, &id::batch_request(), custom_id, outcome);
+    let ids = (&*id::batch_request(), custom_id);
+    let kind = outcome::write(&mut bytes, ids, outcome, &extension);
     Line {
         line: line.index,
         kind,

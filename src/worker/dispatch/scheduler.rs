@@ -112,6 +112,7 @@ impl Scheduler {
     /// by its routes from now on, those that wait for another attempt included.
     pub(crate) fn reroute(&self) {
         self.missing_models.forget();
+        self.executor.reuse.renew();
         let mut ledger = self.ledger.lock();
         ledger.reroute(
             |routes, unit| self.renewed(routes, unit),

@@ -33,6 +33,8 @@ pub(crate) struct Pending {
     /// it if no better answer comes.
     /// Boxed: few lines have one, and a pending line is moved about.
     pub refusal: Option<Box<Answer>>,
+    /// It has waited in vain for the answer to an equal line, and waits for none again.
+    pub asks_alone: bool,
 }
 
 impl OpenLine {
@@ -76,6 +78,7 @@ impl Pending {
             line,
             history: History::default(),
             refusal: None,
+            asks_alone: false,
         }
     }
 }

@@ -4,6 +4,7 @@
 use std::time::Duration;
 
 use crate::domain::current::Current;
+use crate::domain::reuse::Terms;
 use crate::domain::tenant::CurrentTenants;
 use crate::store::Configuration;
 
@@ -18,6 +19,7 @@ pub struct Rules {
     pub usage_kept: Option<Duration>,
     /// Requests that a batch may have.
     pub max_requests: u64,
+    pub reuse: Terms,
 }
 
 /// How a worker works.

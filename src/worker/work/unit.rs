@@ -11,6 +11,7 @@ use crate::codec::segment::Encoded;
 use crate::domain::endpoint::{Endpoint, Endpoints};
 use crate::domain::json;
 use crate::domain::line::{self, Check};
+use crate::domain::reuse::Choice;
 use crate::domain::unit::{Bitmap, UnitLease};
 use crate::metrics::ModelMetrics;
 use crate::store::{Backlog, LeasedUnit};
@@ -24,8 +25,14 @@ pub(crate) struct BatchContext {
     /// The key that it was created with. Empty where none was needed.
     pub key_id: Arc<str>,
     pub endpoint: &'static Endpoint,
+    /// Its input file.
+    pub file_id: Arc<str>,
     /// What is to be done with all its lines.
     pub task: Option<Arc<str>>,
+    /// What it asks for of reuse.
+    pub reuse: Option<Choice>,
+    /// Whether its output lines say how they were answered.
+    pub details: bool,
     pub priority: i64,
     /// Milliseconds since the epoch. `i64::MAX` for a batch without a window.
     pub deadline: i64,
@@ -43,7 +50,10 @@ impl BatchContext {
             tenant: backlog.tenant.as_str().into(),
             key_id: backlog.key_id.as_deref().unwrap_or_default().into(),
             endpoint,
+            file_id: backlog.input_file_id.as_str().into(),
             task: backlog.task.as_deref().map(Into::into),
+            reuse: backlog.reuse.as_deref().and_then(Choice::parse),
+            details: backlog.details == Some(1),
             priority: backlog.priority,
             deadline: backlog.expires_at.unwrap_or(i64::MAX),
             created_at: backlog.created_at,
@@ -139,6 +149,17 @@ impl LoadedUnit {
     /// What the store knows of the unit. Only a flush changes it.
     pub(crate) fn durable(&self) -> MutexGuard<'_, Durable> {
         self.durable.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// The lines of the chunk behind a line, those of other models and blank ones among them.
+    pub(crate) fn lines_behind(&self, line: &OpenLine) -> impl Iterator<Item = OpenLine> {
+        let from = self.text.len().min(line.range.end + 1);
+        let behind = lines(&self.text[from..]);
+        let next = line.index + 1;
+        behind.map(move |line| {
+            let range = line.range.start + from..line.range.end + from;
+            OpenLine::new(line.index + next, range)
+        })
     }
 
     /// A line by its number in the chunk.

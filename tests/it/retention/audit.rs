@@ -29,7 +29,7 @@ routes = [{ upstream = "simulated" }]
 "#;
 
 /// Every table that a fault is made in.
-const TABLES: [&str; 11] = [
+const TABLES: [&str; 13] = [
     "files",
     "tenant_storage",
     "chunks",
@@ -41,6 +41,8 @@ const TABLES: [&str; 11] = [
     "segments",
     "replicas",
     "idempotency",
+    "answers",
+    "answer_totals",
 ];
 
 /// A server that has run, and what is in its store.
@@ -190,6 +192,17 @@ const FAULTS: &[(&str, &str)] = &[
         "UPDATE tenant_storage SET bytes = bytes + 7
          WHERE slot = (SELECT MIN(slot) FROM tenant_storage)",
         "tenant tenant-a: 7 bytes of its files that are not counted, or are counted and not there",
+    ),
+    (
+        "INSERT INTO answer_totals (tenant, answers, bytes) VALUES ('tenant-a', 0, 5)",
+        "tenant tenant-a: 5 bytes of its kept answers that are not counted, or are counted and not \
+         there",
+    ),
+    (
+        "INSERT INTO answers
+            (key, tenant, file_id, kept_at, status, bytes, stored_bytes, answer)
+         VALUES ('k', 'tenant-a', 'file-gone', 0, 200, 0, 0, 'a')",
+        "file file-gone: 1 answer of a file that is not there, or whose content was removed",
     ),
     (
         "UPDATE batches SET completed = completed + 1 WHERE id = '{done}'",

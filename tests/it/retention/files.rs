@@ -78,6 +78,8 @@ async fn an_input_that_is_deleted_while_its_batch_is_validating_is_run_all_the_s
         endpoint: CHAT.to_owned(),
         input_file_id: input.clone(),
         task: None,
+        reuse: None,
+        details: false,
         completion_window: "1h".to_owned(),
         output_expires_seconds: 3600,
         metadata: None,

@@ -20,6 +20,8 @@ async fn a_batch_that_is_created_during_a_deletion_keeps_its_input() {
             endpoint: CHAT.to_owned(),
             input_file_id: file.clone(),
             task: None,
+            reuse: None,
+            details: false,
             completion_window: "1h".to_owned(),
             output_expires_seconds: 3600,
             metadata: None,

@@ -2,7 +2,7 @@ use std::sync::Arc;
 
 use super::*;
 use crate::domain::batch::EndReason;
-use crate::upstream::testing;
+use crate::upstream::{Bill, testing};
 use crate::worker::dispatch::ledger::Start;
 use crate::worker::dispatch::ledger::run_queues::{Counted, LaneLimit};
 use crate::worker::dispatch::ledger::unit::Ready;
@@ -51,7 +51,8 @@ impl Flusher {
 
     fn finish(&self, lines: usize) {
         let lines = self.lines.iter().take(lines);
-        let ended = lines.map(|line| result::ended(&self.unit, line, EndReason::Expired));
+        let ended =
+            lines.map(|line| result::ended(&self.unit, line, EndReason::Expired, Bill::default()));
         self.completions.push(ended);
     }
 

@@ -6,7 +6,7 @@ use crate::worker::testing;
 /// All lines of a unit with their outcomes.
 fn finished() -> Vec<FinishedLine> {
     let (unit, lines) = testing::unit(3, 0, None);
-    let end = |line| result::ended(&unit, line, EndReason::Expired);
+    let end = |line| result::ended(&unit, line, EndReason::Expired, Bill::default());
     lines.iter().map(end).collect()
 }
 

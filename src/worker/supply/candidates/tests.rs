@@ -19,6 +19,8 @@ fn candidates(count: usize) -> Vec<Candidate> {
                 endpoint: endpoint::ENDPOINTS[0].path.to_owned(),
                 input_file_id: "file".to_owned(),
                 task: None,
+                reuse: None,
+                details: None,
                 priority: 0,
                 created_at: 0,
                 expires_at: None,
