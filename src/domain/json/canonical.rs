@@ -4,7 +4,6 @@ use std::borrow::Cow;
 use std::ops::Range;
 
 use super::scan::Scanner;
-use super::string;
 
 /// So deep values may stand in each other. What is nested deeper has no canonical form.
 const DEPTH_MAX: usize = 128;
@@ -87,8 +86,8 @@ impl Writer<'_> {
         } else {
             Cow::Owned(serde_json::from_str(&self.text[from - 1..end]).ok()?)
         };
-        string(&text, &mut self.out);
-        Some(())
+        // With as few escapes as there can be.
+        serde_json::to_writer(&mut self.out, &text).ok()
     }
 
     /// Writes a list, of which the opening bracket is passed.
