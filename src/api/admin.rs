@@ -341,7 +341,7 @@ pub struct BatchStatus {
     /// The model that all its lines name.
     pub model: Option<String>,
     pub total: i64,
-    /// Lines with an outcome, whatever it is.
+    /// Lines with an outcome, without those that a cancellation left out.
     pub done: i64,
     pub failed: i64,
     /// Over the last minute as far as there were looks before, else since it began; of an ended
@@ -692,7 +692,7 @@ fn batch_status(batch: ListedBatch, rate: f64) -> BatchStatus {
         status: batch.status.as_str().to_owned(),
         model: batch.model,
         total: batch.counts.total,
-        done: batch.counts.total - open,
+        done: batch.counts.completed + batch.counts.failed,
         failed: batch.counts.failed,
         lines_per_second: rate,
         eta_seconds: moves.then(|| open as f64 / rate),

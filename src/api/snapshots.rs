@@ -133,7 +133,7 @@ impl Snapshots {
         let mut progress = self.progress.lock().unwrap_or_else(PoisonError::into_inner);
         progress.retain(|id, _| batches.iter().any(|batch| batch.id == *id));
         let rate = |batch: &ListedBatch| {
-            let done = batch.counts.total - batch.counts.open();
+            let done = batch.counts.completed + batch.counts.failed;
             let looks = progress.entry(batch.id.clone()).or_default();
             let lately = rate_between(looks, now, done);
             lately.unwrap_or_else(|| rate_since(batch, done, now_ms))
@@ -203,7 +203,7 @@ fn rate_between(looks: &mut VecDeque<(Instant, i64)>, now: Instant, done: i64) -
 
 /// Lines a second from a batch's beginning to its end.
 pub(super) fn rate_of_ended(batch: &ListedBatch) -> f64 {
-    let done = batch.counts.total - batch.counts.open();
+    let done = batch.counts.completed + batch.counts.failed;
     batch
         .ended_at
         .map_or(0.0, |ended_at| rate_since(batch, done, ended_at))

@@ -14,7 +14,7 @@ pub(super) struct ConfigArgs {
     #[arg(long, value_name = "FILE")]
     config: Option<PathBuf>,
 
-    /// <sqlite://PATH> or <postgres://user:password@host/name>
+    /// `sqlite://PATH` or `postgres://user:password@host/name`
     #[arg(long, value_name = "URL")]
     database: Option<String>,
 }

@@ -72,6 +72,11 @@ impl Progress {
         }
     }
 
+    /// Begins at `now` with what was done before, which is in no rate.
+    pub(super) fn begin(&mut self, before: Snapshot, now: Instant) {
+        self.meter.note(before, now);
+    }
+
     /// Shows a snapshot taken at `now`, and the details. What the first snapshot says was done
     /// before is in no rate.
     pub(super) fn update(&mut self, snapshot: Snapshot, details: &Details, now: Instant) {

@@ -2,7 +2,7 @@
 
 pub(super) mod picture;
 
-use std::io::Write as _;
+use std::io::{IsTerminal as _, Write as _};
 use std::process::ExitCode;
 use std::time::Duration;
 
@@ -65,7 +65,12 @@ pub(super) async fn run(args: StatusArgs) -> anyhow::Result<ExitCode> {
             out.write_all(picture.as_bytes())?;
             return Ok(ExitCode::SUCCESS);
         }
-        let clear = if args.json { "" } else { CLEAR };
+        // Whoever reads a pipe or a file gets one picture behind the other.
+        let clear = match (args.json, out.is_terminal()) {
+            (true, _) => "",
+            (false, true) => CLEAR,
+            (false, false) => "\n",
+        };
         write!(out, "{clear}{picture}")?;
         out.flush()?;
         tokio::time::sleep(EVERY).await;

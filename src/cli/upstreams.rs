@@ -113,7 +113,7 @@ struct Which {
 /// A server that runs, or a configuration and its database.
 #[derive(Clone, Debug, clap::Args)]
 struct PlaceArgs {
-    /// Where the server is, `<http://127.0.0.1:8080>` if nothing is said
+    /// Where the server is, `http://127.0.0.1:8080` if nothing is said
     #[arg(long, value_name = "URL", conflicts_with_all = ["config", "database"])]
     url: Option<String>,
 
@@ -125,7 +125,7 @@ struct PlaceArgs {
     #[arg(long, value_name = "FILE")]
     config: Option<PathBuf>,
 
-    /// Ask this database: <sqlite://PATH> or <postgres://user:password@host/name>
+    /// Ask this database: `sqlite://PATH` or `postgres://user:password@host/name`
     #[arg(long, value_name = "URL")]
     database: Option<String>,
 }

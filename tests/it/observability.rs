@@ -11,7 +11,9 @@ use serde_json::{Value, json};
 
 use crate::support::binary::{Ended, Launch, command, ended};
 use crate::support::metrics::{Metrics, operator};
-use crate::support::{CHAT, Server, chat, client_with, eventually, ids, on, on_every_engine};
+use crate::support::{
+    CHAT, Server, chat, client_with, eventually, granting, ids, on, on_every_engine,
+};
 
 /// Retries without long pauses, and a cancel without any.
 const QUICK: &str = r#"
@@ -416,6 +418,26 @@ async fn each_half_tells_what_it_knows() {
     .await;
 }
 
+async fn lines_that_a_cancellation_left_out_are_not_shown_as_done() {
+    let server = Server::with(QUICK).upstream(granting(3)).await;
+    let key = operator(&server.database).await;
+    let jsonl: String = ids(10).iter().map(|id| chat(id, Value::Null)).collect();
+    let batch = server.create_batch(jsonl, CHAT).await;
+    server.until(&batch, |batch| batch.done() == 3).await;
+    server.cancel(&batch).await;
+    let batch = server.ended(&batch).await;
+    assert_eq!(
+        (batch.status.as_str(), batch.counts.completed),
+        ("cancelled", 3)
+    );
+
+    let status = told(&server, &key).await;
+    let ended = &status["ended_batches"][0];
+    for (field, expected) in [("total", 10), ("done", 3), ("failed", 0)] {
+        assert_eq!(ended[field], expected, "{field}: {ended}");
+    }
+}
+
 on_every_engine![
     metrics_agree_with_what_the_batch_says,
     lines_that_never_ran_are_told_as_such,
@@ -424,4 +446,5 @@ on_every_engine![
     an_operator_sees_what_goes_on,
     operators_see_what_has_ended_within_the_hour,
     an_upstream_that_was_not_called_yet_is_not_called_up,
+    lines_that_a_cancellation_left_out_are_not_shown_as_done,
 ];

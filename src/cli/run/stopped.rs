@@ -91,9 +91,10 @@ impl Left<'_> {
                 let reason = format!("the reader of {target} has gone");
                 (reason, Ok(ExitCode::from(READER_GONE)))
             }
-            Stopped::TooManyFailed(most) => failed(
+            Stopped::TooManyFailed(count) => failed(
                 format!(
-                    "stopped, because {most} requests have failed (--max-failures){}. {lost}{next}",
+                    "stopped, because {count} requests have failed since this start \
+                     (--max-failures){}. {lost}{next}",
                     match standing {
                         Standing::ThisRun => "; --retry-failed sends them again",
                         Standing::EarlierRun => "",

@@ -55,8 +55,8 @@ pub(super) struct Watch<'a> {
     pub(super) store: &'a Store,
     pub(super) pool: &'a Arc<Pool>,
     pub(super) observer: &'a Observer,
-    /// How many requests had failed before this process worked on the batch.
-    pub(super) failed_before: u64,
+    /// How far the batch was before this process worked on it.
+    pub(super) before: Snapshot,
     pub(super) journal: &'a Journal,
     pub(super) places: &'a Places,
     pub(super) stop: &'a CancellationToken,
@@ -79,12 +79,14 @@ impl Watch<'_> {
             if is_known && progress.is_none() {
                 let open = usize::try_from(batch.counts.open()).unwrap_or(usize::MAX);
                 self.pool.targets().has_lines(open);
-                progress = Some(self.progress());
+                let mut shown = self.progress();
+                shown.begin(self.before, started);
+                progress = Some(shown);
             }
             let ended = if batch.state.status.is_terminal() {
                 Some(Ended::Batch)
             } else {
-                let failed = snapshot.failed.saturating_sub(self.failed_before);
+                let failed = snapshot.failed.saturating_sub(self.before.failed);
                 let stopped = self.reason_to_stop(failed, started.elapsed());
                 let grown = growing.grow(snapshot.done - snapshot.kept).await;
                 stopped.or(grown.err().map(stopped_by)).map(Ended::Stopped)
@@ -115,7 +117,7 @@ impl Watch<'_> {
         let age = progress.notable_age(in_flight);
         Details {
             failures: self.observer.failures(),
-            failed_before: self.failed_before,
+            failed_before: self.before.failed,
             old_calls: self.pool.calls_older_than(age),
             upstreams,
             now_ms,
@@ -137,7 +139,7 @@ impl Watch<'_> {
         if let Some(most) = self.args.max_failures
             && failed >= most
         {
-            return Some(Stopped::TooManyFailed(most));
+            return Some(Stopped::TooManyFailed(failed));
         }
         if let Some(cause) = self.pool.targets().hopeless() {
             return Some(Stopped::Hopeless(cause));
@@ -176,7 +178,7 @@ pub(super) async fn find(store: &Store, batch_id: &str) -> anyhow::Result<Batch>
         .context("the state directory does not hold the batch")
 }
 
-fn snapshot(batch: &Batch, kept: u64) -> Snapshot {
+pub(super) fn snapshot(batch: &Batch, kept: u64) -> Snapshot {
     let count = |number: i64| u64::try_from(number).unwrap_or(0);
     Snapshot {
         done: count(batch.counts.completed + batch.counts.failed) + kept,

@@ -9,7 +9,7 @@ use super::journal::Journal;
 use super::places::Places;
 use super::result::answers::Sources;
 use super::result::growing::{Growing, Streams};
-use super::watch::{Ended, Stopped, Watch, find};
+use super::watch::{Ended, Stopped, Watch, find, snapshot};
 use crate::app;
 use crate::cli::configuration::warn_of;
 use crate::cli::exit::{NOT_VALID, OrExit as _};
@@ -96,7 +96,7 @@ pub(super) async fn work(
         store,
         pool: &pool,
         observer: &observer,
-        failed_before: u64::try_from(batch.counts.failed).unwrap_or(0),
+        before: snapshot(&batch, journal.kept()),
         journal,
         places,
         stop: &stop,
