@@ -126,8 +126,8 @@ pub mod internals {
             ApiKey, AuditFinding, AuditSettings, Audited, Batch, Begun, Cancel, Claim, Claimed,
             CooldownRow, CountsDelta, Deaths, DirectLease, Engine, Error, Incumbent, LeasedUnit,
             NewBatch, NewUpload, PublishedUpload, Purged, Replica, Rest, Settings, ShareBook,
-            ShareEntry, Store, StoredFile, UnitFlush, Unvalidated, UsageBy, UsageKey, UsageQuery,
-            UsageRow, Used, Verdict, Who,
+            ShareEntry, Steering, Store, StoredFile, UnitFlush, Unvalidated, UsageBy, UsageKey,
+            UsageQuery, UsageRow, Used, Verdict, Who,
         };
     }
     pub mod transfer {

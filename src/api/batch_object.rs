@@ -1,4 +1,4 @@
-//! The Batch object: what OpenAI's clients know of a batch. Every key is always there.
+//! The Batch object: what OpenAI's clients know of a batch, and one key beside it.
 
 use std::collections::BTreeMap;
 
@@ -13,7 +13,7 @@ use crate::domain::findings::Finding;
 use crate::domain::usage::Usage;
 use crate::store::{Batch, NewBatch};
 
-/// A batch. Times are in Unix seconds, and null until they come.
+/// A batch. Times are in Unix seconds, and null until they come. OpenAI's keys are always there.
 #[derive(Debug, Default, Serialize, ToSchema)]
 #[schema(as = Batch)]
 pub struct BatchObject {
@@ -53,6 +53,37 @@ pub struct BatchObject {
     /// What the answered lines used; null until the batch has begun.
     pub usage: Option<BatchUsage>,
     pub metadata: Option<BTreeMap<String, String>>,
+    /// What OpenAI's batches do not have. Left out where there is nothing to say.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub nightshift: Option<BatchExtension>,
+}
+
+/// What OpenAI's batches do not have. Each key stands there only where it says something.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, ToSchema)]
+#[schema(as = BatchNightshift)]
+pub struct BatchExtension {
+    /// Nothing new of the batch is sent until it is resumed. The status stays as it is.
+    #[serde(skip_serializing_if = "std::ops::Not::not")]
+    pub paused: bool,
+    /// Since when, in Unix seconds.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub paused_at: Option<i64>,
+    /// The id of the key that has paused it.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub paused_by: Option<String>,
+    /// Where it is not 0.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub priority: Option<i64>,
+    /// No line is sent before that time, in Unix seconds.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub not_before: Option<i64>,
+}
+
+impl BatchExtension {
+    /// Nothing where there is nothing to say.
+    fn said(self) -> Option<Self> {
+        (self != Self::default()).then_some(self)
+    }
 }
 
 /// What is wrong with a batch's input.
@@ -120,6 +151,14 @@ impl BatchObject {
             created_at: seconds(new.created_at),
             expires_at: new.expires_at.map(seconds),
             metadata: stored("metadata", new.metadata.as_deref())?,
+            nightshift: BatchExtension {
+                paused: new.steering.is_paused,
+                paused_at: new.steering.is_paused.then(|| seconds(new.created_at)),
+                paused_by: new.key_id.clone().filter(|_| new.steering.is_paused),
+                priority: Some(new.steering.priority).filter(|priority| *priority != 0),
+                not_before: new.steering.not_before.map(seconds),
+            }
+            .said(),
             ..Self::default()
         })
     }
@@ -147,6 +186,14 @@ impl TryFrom<Batch> for BatchObject {
             request_counts: batch.counts.into(),
             usage: has_begun.then(|| batch.usage.into()),
             metadata: stored("metadata", row.metadata.as_deref())?,
+            nightshift: BatchExtension {
+                paused: row.paused_at.is_some(),
+                paused_at: row.paused_at.map(seconds),
+                paused_by: row.paused_by,
+                priority: Some(row.priority).filter(|priority| *priority != 0),
+                not_before: row.not_before.map(seconds),
+            }
+            .said(),
             id: row.id,
             endpoint: row.endpoint,
             model: row.model,

@@ -14,11 +14,11 @@ use super::error::{self, ApiError, Result};
 use super::expiry::{self, ANCHOR, expires_after};
 use super::json::Object;
 use super::state::Api;
-use crate::domain::batch::window_ms;
+use crate::domain::batch::{PRIORITIES, window_ms};
 use crate::domain::endpoint::{ENDPOINTS, Endpoints};
 use crate::domain::id;
 use crate::domain::reuse::{Choice, Mode};
-use crate::store::NewBatch;
+use crate::store::{NewBatch, Steering};
 
 /// The key of the metadata that names the task. No other key of the metadata says anything to the
 /// server.
@@ -26,6 +26,8 @@ const TASK: &str = "nightshift.task";
 const METADATA_PAIRS_MAX: usize = 16;
 const METADATA_KEY_CHARS_MAX: usize = 64;
 const METADATA_VALUE_CHARS_MAX: usize = 512;
+/// The last second of the year 9999.
+const TIME_MAX: i64 = 253_402_300_799;
 /// How long a file's id may be. Ids made here are shorter.
 const FILE_ID_CHARS_MAX: usize = 512;
 
@@ -66,6 +68,18 @@ pub struct Extension {
     /// Whether each output line says how it was answered, under a key `nightshift`.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub details: Option<bool>,
+    /// From -100 to 100, and no higher than the tenant may: within a tenant, batches of a higher
+    /// priority go first. 0, unless said otherwise.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    #[schema(minimum = -100, maximum = 100)]
+    pub priority: Option<i64>,
+    /// No line is sent before that time, in Unix seconds. The window goes on meanwhile, so the time
+    /// must be before its end.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub not_before: Option<i64>,
+    /// No line is sent until the batch is resumed.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub paused: Option<bool>,
 }
 
 /// How long a batch's files are kept.
@@ -126,25 +140,29 @@ impl BatchRequest {
 
     /// The batch that a caller creates now. Where the request does not say: `kept` is how long its
     /// output is kept, `None` for good, and `details` whether its output lines say how they were
-    /// answered.
+    /// answered. `max_priority`: of the caller's tenant.
     ///
     /// # Errors
-    /// When the metadata cannot be written, which is a fault of ours.
+    /// When it asks for a priority that the tenant may not have, or for a begin behind the window's
+    /// end. When the metadata cannot be written, which is a fault of ours.
     pub fn into_batch(
         self,
         caller: Caller,
         now_ms: i64,
         kept: Option<Duration>,
         details: bool,
+        max_priority: i64,
     ) -> Result<NewBatch> {
+        let expires_at = window_ms(&self.completion_window).map(|window| now_ms + window);
+        let extension = self.nightshift.unwrap_or_default();
+        let steering = extension.steering(expires_at, max_priority)?;
         let metadata = self.metadata.as_ref().map(super::json::to_json);
         let of_metadata = self.metadata.as_ref().and_then(|pairs| pairs.get(TASK));
-        let extension = self.nightshift.unwrap_or_default();
         Ok(NewBatch {
             id: id::batch(),
             tenant: caller.tenant,
             key_id: caller.key_id,
-            expires_at: window_ms(&self.completion_window).map(|window| now_ms + window),
+            expires_at,
             output_expires_seconds: self
                 .output_expires_after
                 .map(|expiry| expiry.seconds)
@@ -158,6 +176,7 @@ impl BatchRequest {
             completion_window: self.completion_window,
             metadata: metadata.transpose()?,
             created_at: now_ms,
+            steering,
         })
     }
 }
@@ -173,11 +192,42 @@ impl Extension {
             }
         }
         let details = given.optional_boolean("details")?;
-        given.finish()?;
-        Ok(Self {
+        let extension = Self {
             task,
             reuse,
             details,
+            priority: given.optional_integer("priority", PRIORITIES)?,
+            not_before: given.optional_integer("not_before", 0..=TIME_MAX)?,
+            paused: given.optional_boolean("paused")?,
+        };
+        given.finish()?;
+        Ok(extension)
+    }
+
+    fn steering(&self, expires_at: Option<i64>, max_priority: i64) -> Result<Steering> {
+        let priority = self.priority.unwrap_or(0);
+        if priority > max_priority {
+            return Err(error::invalid_value_because(
+                "nightshift.priority",
+                format!(
+                    "Invalid 'nightshift.priority': {priority} is above {max_priority}, the highest \
+                     that your organization may use."
+                ),
+            ));
+        }
+        let not_before = self.not_before.map(|seconds| seconds * 1_000);
+        if let (Some(begin), Some(end)) = (not_before, expires_at)
+            && begin >= end
+        {
+            return Err(error::invalid_value_because(
+                "nightshift.not_before",
+                "Invalid 'nightshift.not_before': the completion window ends before that time.",
+            ));
+        }
+        Ok(Steering {
+            priority,
+            not_before,
+            is_paused: self.paused.unwrap_or(false),
         })
     }
 }
@@ -300,7 +350,9 @@ mod tests {
             let request = read(field, Some(Value::Null)).unwrap();
             assert_eq!(request.metadata, None);
             let kept = Some(Duration::from_hours(2));
-            let batch = request.into_batch(caller(), 1_000, kept, false).unwrap();
+            let batch = request
+                .into_batch(caller(), 1_000, kept, false, 100)
+                .unwrap();
             assert_eq!(batch.expires_at, Some(1_000 + 86_400_000));
             assert_eq!(batch.output_expires_seconds, 7_200);
             assert_eq!(batch.metadata, None);
@@ -428,7 +480,7 @@ mod tests {
         let task = |field: &str, value: Value| {
             let request = read(field, Some(value)).unwrap();
             request
-                .into_batch(caller(), 1_000, None, false)
+                .into_batch(caller(), 1_000, None, false, 100)
                 .unwrap()
                 .task
         };
@@ -455,7 +507,7 @@ mod tests {
     fn a_batch_chooses_of_reuse_what_the_operator_allows() {
         let chosen = |value: Value| {
             let request = read("nightshift", Some(value))?;
-            let batch = request.into_batch(caller(), 1_000, None, false)?;
+            let batch = request.into_batch(caller(), 1_000, None, false, 100)?;
             Ok::<_, ApiError>((batch.reuse, batch.details))
         };
         let none = (None, false);

@@ -13,7 +13,7 @@ use super::error::{self, Envelope, Result};
 use super::idempotency::{self, Begun, Key};
 use super::page::{List, Query};
 use super::path::Id;
-use crate::store::{Cancel, Claim, NewBatch};
+use crate::store::{Cancel, Claim, NewBatch, Steered};
 
 /// The route under which the `Idempotency-Key` of a new batch is stored.
 const CREATE: &str = "POST /v1/batches";
@@ -57,11 +57,13 @@ pub async fn create(
         Begun::Again(remembered) => idempotency::replay(remembered, &fingerprint),
         Begun::First(mut attempt) => {
             attempt.identify(fingerprint);
+            let max_priority = api.tenants.of(&caller.tenant).max_priority;
             let batch = request.into_batch(
                 caller,
                 now_ms,
                 api.retention.get().output_files,
                 api.output.get().details,
+                max_priority,
             )?;
             let created = store(&api, &batch, attempt.claim()).await;
             attempt.settle(&created).await;
@@ -210,5 +212,80 @@ pub async fn cancel(
             "Cannot cancel a batch with status '{status}'."
         ))),
         Cancel::NotFound => Err(error::batch_not_found(&id)),
+    }
+}
+
+/// Pauses a batch: nothing new of it is sent. Calls in flight finish, and the window goes on.
+///
+/// The status stays as it is; `nightshift.paused` says it. A call that began within a second of the
+/// answer may still be one of the batch's. A key of the scope `admin` pauses any tenant's batch; the
+/// log says so.
+#[utoipa::path(
+    post,
+    path = "/v1/batches/{batch_id}/pause",
+    operation_id = "pauseBatch",
+    tag = "Batches",
+    params(("batch_id" = String, Path, description = "The batch's id.")),
+    responses(
+        (status = 200, description = "The batch, paused.", body = BatchObject),
+        (status = 404, description = "The caller has no such batch.", body = Envelope),
+        (status = 409, description = "No line of the batch is sent any more in any case.",
+            body = Envelope),
+    ),
+)]
+pub async fn pause(
+    State(api): State<Api>,
+    BatchCaller(caller): BatchCaller,
+    Id(id): Id,
+) -> Result<Json<BatchObject>> {
+    let key_id = caller.key_id.clone();
+    let tenant = owner(&api, caller, &id, "pause").await?;
+    let paused = api.store.pause_batch(&tenant, &id, key_id.as_deref());
+    steered(paused.await?, &id, "pause", key_id.as_deref())
+}
+
+/// Resumes a batch that was paused.
+///
+/// A key of the scope `admin` resumes any tenant's; the log says so.
+#[utoipa::path(
+    post,
+    path = "/v1/batches/{batch_id}/resume",
+    operation_id = "resumeBatch",
+    tag = "Batches",
+    params(("batch_id" = String, Path, description = "The batch's id.")),
+    responses(
+        (status = 200, description = "The batch, which is not paused.", body = BatchObject),
+        (status = 404, description = "The caller has no such batch.", body = Envelope),
+        (status = 409, description = "No line of the batch is sent any more in any case.",
+            body = Envelope),
+    ),
+)]
+pub async fn resume(
+    State(api): State<Api>,
+    BatchCaller(caller): BatchCaller,
+    Id(id): Id,
+) -> Result<Json<BatchObject>> {
+    let key_id = caller.key_id.clone();
+    let tenant = owner(&api, caller, &id, "resume").await?;
+    let resumed = api.store.resume_batch(&tenant, &id);
+    steered(resumed.await?, &id, "resume", key_id.as_deref())
+}
+
+/// The answer to who has asked to steer a batch.
+fn steered(
+    steered: Steered,
+    id: &str,
+    act: &str,
+    key_id: Option<&str>,
+) -> Result<Json<BatchObject>> {
+    match steered {
+        Steered::Done(batch) => {
+            tracing::info!(act, batch.id = id, key.id = key_id, "a batch is steered");
+            Ok(Json((*batch).try_into()?))
+        }
+        Steered::Refused(status) => Err(error::conflict(format!(
+            "Cannot {act} a batch with status '{status}'."
+        ))),
+        Steered::NotFound => Err(error::batch_not_found(id)),
     }
 }

@@ -88,6 +88,19 @@ impl Object {
     }
 
     /// # Errors
+    /// When the field is neither missing nor null nor a whole number within the bounds.
+    pub fn optional_integer(
+        &mut self,
+        field: &str,
+        bounds: std::ops::RangeInclusive<i64>,
+    ) -> Result<Option<i64>> {
+        let value = self.optional(field);
+        value
+            .map(|value| integer(&self.name(field), &value, bounds))
+            .transpose()
+    }
+
+    /// # Errors
     /// When the field is neither missing nor null nor an object.
     pub fn optional_object(&mut self, field: &str) -> Result<Option<Object>> {
         let name = self.name(field);

@@ -71,6 +71,8 @@ fn routes() -> OpenApiRouter<Api> {
         .routes(routes!(batches::cancel))
         .routes(routes!(batch_output::output))
         .routes(routes!(batch_output::errors))
+        .routes(routes!(batches::pause))
+        .routes(routes!(batches::resume))
         .routes(routes!(upload::create, files::list))
         .routes(routes!(files::retrieve, files::delete))
         .routes(routes!(content::download))

@@ -11,6 +11,7 @@ use super::prices;
 use super::trials;
 use crate::app;
 use crate::config::{Config, Overrides, Preset, nearest, shown_url};
+use crate::domain::batch::PRIORITIES;
 use crate::domain::clock::Clock;
 use crate::domain::tenant::{Allowance, ModelPattern, grouped};
 use crate::upstream::{
@@ -241,6 +242,7 @@ fn tell_tenants(config: &Config) -> std::io::Result<()> {
             max_enqueued_requests,
             max_enqueued_tokens,
             max_storage_bytes,
+            max_priority,
         } = &tenant.allowance;
         let mut said = vec![format!("weight {weight}")];
         said.extend(concurrency.map(|calls| format!("{calls} calls at once")));
@@ -257,6 +259,8 @@ fn tell_tenants(config: &Config) -> std::io::Result<()> {
         );
         said.extend(max_enqueued_tokens.map(|most| format!("{} tokens enqueued", grouped(most))));
         said.extend(max_storage_bytes.map(|most| format!("{} bytes stored", grouped(most))));
+        let is_bound = max_priority < PRIORITIES.end();
+        said.extend(is_bound.then(|| format!("priority up to {max_priority}")));
         writeln!(
             out,
             "ok    tenant         {}: {}",

@@ -30,6 +30,7 @@ mod run;
 mod serve;
 mod simulate;
 mod status;
+mod steer;
 mod table;
 mod trials;
 mod upstreams;
@@ -71,6 +72,12 @@ enum Command {
     Upstreams(upstreams::UpstreamsArgs),
     Cache(cache::CacheArgs),
     Usage(usage::UsageArgs),
+    /// Pause a batch: nothing new of it is sent, and calls in flight finish
+    Pause(steer::SteerArgs),
+    /// Resume a batch that was paused
+    Resume(steer::SteerArgs),
+    /// Cancel a batch: lines that have not been sent never will be
+    Cancel(steer::SteerArgs),
     Completions(completions::CompletionsArgs),
     Man(completions::ManArgs),
 }
@@ -112,6 +119,9 @@ pub async fn main() -> ExitCode {
         Command::Upstreams(args) => upstreams::run(args).await,
         Command::Cache(args) => cache::run(args).await,
         Command::Usage(args) => usage::run(args).await,
+        Command::Pause(args) => steer::pause(args).await,
+        Command::Resume(args) => steer::resume(args).await,
+        Command::Cancel(args) => steer::cancel(args).await,
         Command::Completions(args) => completions::completions(&args, Cli::command()),
         Command::Man(args) => completions::man(&args, Cli::command()),
     };

@@ -10,24 +10,27 @@ use crate::config::Environment;
 /// How long the server may take to answer.
 const TIMEOUT: Duration = Duration::from_secs(15);
 
+/// The variable that names the server.
+const URL: &str = "NIGHTSHIFT_URL";
+
 /// Where a server is that nobody has named.
 pub(super) const HERE: &str = "http://127.0.0.1:8080";
 
 /// Where the server is, and who asks.
 #[derive(Clone, Debug, clap::Args)]
 pub(super) struct RemoteArgs {
-    /// Where the server is
-    #[arg(long, value_name = "URL", default_value = HERE)]
-    url: String,
+    /// Where the server is; left out, the variable `NIGHTSHIFT_URL` says it, else it is
+    /// `<http://127.0.0.1:8080>`
+    #[arg(long, value_name = "URL")]
+    url: Option<String>,
 
-    /// The environment variable that holds an operator's key
+    /// The environment variable that holds a key
     #[arg(long, value_name = "NAME")]
     api_key_env: Option<String>,
 }
 
 impl RemoteArgs {
     pub(super) fn new(url: Option<String>, api_key_env: Option<String>) -> Self {
-        let url = url.unwrap_or_else(|| HERE.to_owned());
         Self { url, api_key_env }
     }
 }
@@ -53,7 +56,8 @@ impl Remote {
     }
 
     pub(super) fn new(args: &RemoteArgs, environment: &Environment) -> anyhow::Result<Self> {
-        let text = args.url.trim_end_matches('/');
+        let named = args.url.as_deref().or_else(|| environment.get(URL));
+        let text = named.unwrap_or(HERE).trim_end_matches('/');
         let base = Url::parse(text).ok();
         let base = base.filter(|url| matches!(url.scheme(), "http" | "https"));
         let base = base.with_context(|| format!("--url {text}: expected an http:// URL"))?;
@@ -144,7 +148,12 @@ impl Remote {
             StatusCode::OK => Ok(text),
             StatusCode::UNAUTHORIZED | StatusCode::FORBIDDEN => bail!(
                 "the server refuses ({status}): name the variable that holds a key made with \
-                 `nightshift keys create --scope admin` in --api-key-env"
+                 `nightshift keys create{}` in --api-key-env",
+                if parts.first() == Some(&"v1") {
+                    ""
+                } else {
+                    " --scope admin"
+                }
             ),
             _ => match message(&text) {
                 Some(message) => bail!("the server answered {status}: {message}"),

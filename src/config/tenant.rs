@@ -5,6 +5,7 @@ use std::collections::BTreeSet;
 use super::rate;
 use super::reader::{Item, Reader};
 use super::upstream::CONCURRENCY_MAX;
+use crate::domain::batch::PRIORITIES;
 use crate::domain::tenant::{ANY_OTHER, Allowance, ModelPattern};
 use crate::upstream::{ModelSettings, TenantRates};
 
@@ -46,7 +47,9 @@ pub(super) fn read_all(readers: Vec<Reader<'_>>, models: &[ModelSettings]) -> Ve
         let requests = reader.whole("max_enqueued_requests", 1, ENQUEUED_MAX);
         let tokens = reader.whole("max_enqueued_tokens", 1, ENQUEUED_MAX);
         let storage = reader.whole("max_storage_bytes", 1, STORAGE_MAX);
-        reader.later(&["max_priority", "max_cost"]);
+        let most = PRIORITIES.end().unsigned_abs();
+        let max_priority = reader.whole("max_priority", 0, most);
+        reader.later(&["max_cost"]);
         reader.finish();
         let name = name.unwrap_or_default();
         tenants.push(Tenant {
@@ -62,6 +65,7 @@ pub(super) fn read_all(readers: Vec<Reader<'_>>, models: &[ModelSettings]) -> Ve
                 max_enqueued_requests: requests,
                 max_enqueued_tokens: tokens,
                 max_storage_bytes: storage,
+                max_priority: max_priority.unwrap_or(*PRIORITIES.end()),
             },
         });
     }

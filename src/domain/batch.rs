@@ -148,6 +148,12 @@ impl BatchState {
         }
     }
 
+    /// Whether the batch can be paused and resumed: lines of it may still be sent.
+    #[must_use]
+    pub fn can_be_paused(self) -> bool {
+        matches!(self.status, Status::Validating | Status::InProgress) && self.end_reason.is_none()
+    }
+
     /// Whether a request to cancel is refused (409), rather than granted or without effect.
     #[must_use]
     pub fn refuses_cancel(self) -> bool {
@@ -177,6 +183,9 @@ impl Counts {
         self.total - self.completed - self.failed - self.cancelled
     }
 }
+
+/// Priorities that a batch may have: within a tenant, those of higher priority go first.
+pub const PRIORITIES: std::ops::RangeInclusive<i64> = -100..=100;
 
 /// The bounds of a completion window, in milliseconds: a minute and 30 days.
 const WINDOW_MS: std::ops::RangeInclusive<i64> = 60_000..=30 * 86_400_000;

@@ -3,6 +3,7 @@
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
+use super::batch::PRIORITIES;
 use super::current::Current;
 
 /// Stands for every tenant that is not named.
@@ -23,6 +24,8 @@ pub struct Allowance {
     pub max_enqueued_tokens: Option<u64>,
     /// Bytes of its files, those of batches' answers included.
     pub max_storage_bytes: Option<u64>,
+    /// The highest priority that its batches may have.
+    pub max_priority: i64,
 }
 
 impl Default for Allowance {
@@ -34,6 +37,7 @@ impl Default for Allowance {
             max_enqueued_requests: None,
             max_enqueued_tokens: None,
             max_storage_bytes: None,
+            max_priority: *PRIORITIES.end(),
         }
     }
 }

@@ -10,10 +10,11 @@ mod finalize;
 mod overview;
 mod read;
 mod state;
+mod steer;
 mod validate;
 
 pub use accept::{Begun, DirectLease, Verdict};
-pub use batch::{Batch, NewBatch};
+pub use batch::{Batch, NewBatch, Steering};
 pub(in crate::store) use batch::{CountsSum, summed};
 pub use end::Cancel;
 pub use finalize::{Drained, Finalized};
@@ -21,4 +22,5 @@ pub(in crate::store) use finalize::{WholeBatch, remove_backlog};
 pub use overview::{ListedBatch, Queue, ReplicaLease};
 pub(in crate::store) use read::states_in;
 pub(in crate::store) use state::{Changed, from_columns};
+pub use steer::Steered;
 pub use validate::{Input, Unvalidated};

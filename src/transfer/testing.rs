@@ -125,6 +125,7 @@ impl TestStore {
             metadata: None,
             created_at: now,
             expires_at: None,
+            steering: crate::store::Steering::default(),
         };
         let store = &self.store;
         store.create_batch(&batch, None).await.unwrap();

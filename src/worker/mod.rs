@@ -54,6 +54,7 @@ use tasks::clean_up::CleanUp;
 use tasks::expire::ExpireBatches;
 use tasks::finalize::{self, Finalize};
 use tasks::housekeeping::{self, Housekeeping};
+use tasks::pauses::Pauses;
 use tasks::rates::Rates;
 use tasks::shares::Shares;
 pub use tasks::switches::Switches;
@@ -276,6 +277,11 @@ impl Worker {
         tasks.spawn(dispatch.scheduler.clone().run(stop.clone()));
         tasks.spawn(dispatch.reuse.clone().read(stop.clone()));
         tasks.spawn(dispatch.reuse.clone().write(stop.clone()));
+        let pauses = Pauses {
+            store: store.clone(),
+            ledger: dispatch.ledger.clone(),
+        };
+        tasks.spawn(pauses.run(stop.clone()));
         tasks.spawn(supply.run(quiet.clone()));
         tasks.spawn(direct.clone().run(loader, quiet.clone()));
         let housekeeping = Arc::new(Housekeeping::new(settings.exclusive));

@@ -274,6 +274,8 @@ impl Supply {
             released.extend(surplus::release_without_share(ledger, pool, &self.tenants));
             released.extend(self.fetch.prefetch.take_without_share(&self.tenants));
         }
+        released.extend(surplus::release_held(ledger));
+        released.extend(self.fetch.prefetch.take_held());
         released.extend(surplus::release_stuck(ledger, pool));
         released.extend(surplus::release_unserved(ledger));
         if !self.fetch.prefetch.is_empty() {

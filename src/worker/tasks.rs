@@ -7,6 +7,7 @@ pub(crate) mod expire;
 pub(crate) mod finalize;
 pub(crate) mod housekeeping;
 mod jitter;
+pub(crate) mod pauses;
 pub(crate) mod rates;
 pub(crate) mod shares;
 pub(crate) mod switches;

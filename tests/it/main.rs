@@ -33,6 +33,7 @@ mod safety;
 mod sdk;
 mod small_batches;
 mod so_far;
+mod steering;
 mod store;
 mod streams;
 mod support;

@@ -101,6 +101,7 @@ impl Fixture {
             metadata: None,
             created_at,
             expires_at: Some(created_at + 3_600_000),
+            steering: nightshift::internals::store::Steering::default(),
         };
         self.store
             .create_batch(&batch, None)

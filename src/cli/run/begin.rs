@@ -127,6 +127,7 @@ async fn ingest(
         metadata: None,
         created_at,
         expires_at: None,
+        steering: crate::store::Steering::default(),
     };
     store.create_batch(&batch, None).await?;
     Ok((sha256, batch.id))

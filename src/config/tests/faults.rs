@@ -396,7 +396,7 @@ fn each_fault_of_a_tenant_is_found() {
         max_enqueued_requests = 0     => .max_enqueued_requests: must be from 1 to
         max_enqueued_tokens = '1m'    => .max_enqueued_tokens: expected a whole number
         max_enqued_tokens = 1         => .max_enqued_tokens: unknown key; the nearest known one is `max_enqueued_tokens`
-        max_priority = 10             => .max_priority: is not built yet
+        max_priority = 101            => .max_priority: must be from 0 to 100
         max_cost = { limit = 100.0 }  => .max_cost: is not built yet
     ";
     let model = "[[models]]\nname = 'llama-3'\nroutes = [{ upstream = 'a' }]\n";

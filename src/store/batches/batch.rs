@@ -29,6 +29,18 @@ pub struct NewBatch {
     pub metadata: Option<String>,
     pub created_at: i64,
     pub expires_at: Option<i64>,
+    pub steering: Steering,
+}
+
+/// When the lines of a batch are sent.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Steering {
+    /// Within its tenant, batches of a higher priority go first.
+    pub priority: i64,
+    /// No line is sent before that time, in milliseconds.
+    pub not_before: Option<i64>,
+    /// No line is sent until the batch is resumed.
+    pub is_paused: bool,
 }
 
 impl NewBatch {
@@ -51,7 +63,8 @@ pub(super) const COLUMNS: &str = "batches.id, batches.tenant, batches.endpoint,
     batches.metadata, batches.status, batches.ending, batches.model, batches.errors, batches.total,
     batches.output_file_id, batches.error_file_id, batches.created_at, batches.expires_at,
     batches.in_progress_at, batches.finalizing_at, batches.completed_at, batches.failed_at,
-    batches.expired_at, batches.cancelling_at, batches.cancelled_at";
+    batches.expired_at, batches.cancelling_at, batches.cancelled_at, batches.priority,
+    batches.not_before, batches.paused_at, batches.paused_by";
 
 #[derive(Clone, Debug, FromRow)]
 pub struct BatchRow {
@@ -79,6 +92,11 @@ pub struct BatchRow {
     pub expired_at: Option<i64>,
     pub cancelling_at: Option<i64>,
     pub cancelled_at: Option<i64>,
+    pub priority: i64,
+    pub not_before: Option<i64>,
+    pub paused_at: Option<i64>,
+    /// The key that has paused it.
+    pub paused_by: Option<String>,
 }
 
 /// A batch's counts and its usage: see [`summed`].

@@ -97,6 +97,9 @@ pub(super) async fn lock_all(tx: &mut Tx, ids: &[&str]) -> Result<Vec<FoundBatch
 /// Creates a batch, by a statement and the row that the statement binds. While the reference to the
 /// input file is written, the file's row is locked, so that nobody purges the file in between.
 pub(super) fn creation(new: &NewBatch, engine: Engine) -> (Sql, Rows<'_>) {
+    let is_paused = new.steering.is_paused;
+    let paused_at = is_paused.then_some(new.created_at);
+    let paused_by = new.key_id.as_deref().filter(|_| is_paused);
     let row = Rows::of([[
         ("id", Value::from(&new.id)),
         ("tenant", Value::from(&new.tenant)),
@@ -112,6 +115,10 @@ pub(super) fn creation(new: &NewBatch, engine: Engine) -> (Sql, Rows<'_>) {
         ("created_at", new.created_at.into()),
         ("expires_at", new.expires_at.into()),
         ("key_id", Value::from(&new.key_id)),
+        ("priority", new.steering.priority.into()),
+        ("not_before", new.steering.not_before.into()),
+        ("paused_at", paused_at.into()),
+        ("paused_by", Value::from(paused_by)),
     ]]);
     let sql = sql!(
         "-- create_batch
@@ -125,6 +132,37 @@ pub(super) fn creation(new: &NewBatch, engine: Engine) -> (Sql, Rows<'_>) {
         columns = row.columns()
     );
     (sql, row)
+}
+
+/// Pauses a batch, unless it is paused already. The transaction has locked its row. `by`: the key.
+pub(super) async fn pause(tx: &mut Tx, id: &str, now_ms: i64, by: Option<&str>) -> Result<()> {
+    in_tx!(tx, |c| {
+        sqlx::query(
+            "-- pause_batch
+             UPDATE batches SET paused_at = $2, paused_by = $3
+             WHERE id = $1 AND paused_at IS NULL",
+        )
+        .bind(id)
+        .bind(now_ms)
+        .bind(by)
+        .execute(c)
+        .await?;
+    });
+    Ok(())
+}
+
+/// Resumes a batch. The transaction has locked its row.
+pub(super) async fn resume(tx: &mut Tx, id: &str) -> Result<()> {
+    in_tx!(tx, |c| {
+        sqlx::query(
+            "-- resume_batch
+             UPDATE batches SET paused_at = NULL, paused_by = NULL WHERE id = $1",
+        )
+        .bind(id)
+        .execute(c)
+        .await?;
+    });
+    Ok(())
 }
 
 /// Moves a batch as an event says. `None` where the event changes nothing.
@@ -297,6 +335,10 @@ fn state_set(from: BatchState, path: &[BatchState]) -> Vec<Sql> {
         Some(reason) => sql!("ending = '{reason}'", reason = reason.as_str()),
         None => sql!("ending = NULL"),
     });
+    if to.end_reason.is_some() {
+        // Its lines get their outcome, which they would wait for.
+        set.extend(["paused_at", "paused_by"].map(|column| sql!("{column} = NULL", column)));
+    }
     let mut entered = Vec::new();
     let mut last = from.status;
     for next in path.iter().map(|state| state.status) {

@@ -11,7 +11,7 @@ use crate::domain::file::{CHUNK_LINES_MAX, CHUNK_REQUESTS_MAX, Purpose};
 use crate::domain::findings::Findings;
 use crate::domain::tenant::{Allowance, Enqueued};
 use crate::intake::ModelReport;
-use crate::store::engine::on_pool;
+use crate::store::engine::{on_pool, sql};
 use crate::store::files::models_from;
 use crate::store::{Backlog, Error, Result, Store};
 
@@ -45,6 +45,8 @@ pub struct Unvalidated {
     /// In milliseconds, as the next.
     pub created_at: i64,
     pub expires_at: Option<i64>,
+    /// No line of it is to be sent at present: it is paused, or its time has not come.
+    pub is_held: bool,
     pub input: Option<Input>,
     /// Where there is no input: the purpose of the tenant's file of that id, if there is one.
     pub other_purpose: Option<String>,
@@ -186,6 +188,7 @@ struct WaitingRow {
     priority: i64,
     created_at: i64,
     expires_at: Option<i64>,
+    is_held: i64,
     purpose: Option<String>,
     requests: Option<i64>,
     bytes: Option<i64>,
@@ -215,11 +218,10 @@ impl Store {
     pub async fn unvalidated(&self) -> Result<Vec<Unvalidated>> {
         // A file that was there when the batch was created counts, even if it was deleted or has
         // expired since.
-        let mut rows: Vec<WaitingRow> = on_pool!(self.reader(), |c| {
-            sqlx::query_as(
-                // Findings and models are looked up once for each file, behind the sorting: SQLite
-                // would keep a copy of them for each batch.
-                "-- unvalidated
+        // Findings and models are looked up once for each file, behind the sorting: SQLite would keep
+        // a copy of them for each batch.
+        let sql = sql!(
+            "-- unvalidated
                  SELECT l.*,
                     CASE WHEN l.of_file = 1 THEN
                         (SELECT m.findings FROM files m WHERE m.id = l.file_id) END AS findings,
@@ -227,13 +229,15 @@ impl Store {
                         (SELECT m.models FROM files m WHERE m.id = l.file_id) END AS models
                  FROM (SELECT w.id, w.tenant, w.key_id, w.endpoint, w.input_file_id, w.task,
                     w.reuse, w.details,
-                    w.priority, w.created_at, w.expires_at, w.turn, f.id AS file_id, f.purpose,
-                    f.requests, f.bytes, f.is_one_chunk, ROW_NUMBER() OVER
+                    w.priority, w.created_at, w.expires_at, w.is_held, w.turn, f.id AS file_id,
+                    f.purpose, f.requests, f.bytes, f.is_one_chunk, ROW_NUMBER() OVER
                         (PARTITION BY f.id ORDER BY w.turn, w.created_at, w.id) AS of_file
                  FROM (SELECT * FROM
                     (SELECT id, tenant, key_id, endpoint, input_file_id, task, reuse, details,
                         priority,
                         created_at, expires_at,
+                        CAST(CASE WHEN paused_at IS NOT NULL OR not_before > {now}
+                            THEN 1 ELSE 0 END AS BIGINT) AS is_held,
                         ROW_NUMBER() OVER (PARTITION BY tenant ORDER BY created_at, id) AS turn
                      FROM batches
                      WHERE status IN ('validating', 'in_progress', 'finalizing', 'cancelling')
@@ -243,10 +247,14 @@ impl Store {
                    AND (f.state = 'ready' OR (f.state = 'deleted' AND f.touched_at >= w.created_at))
                    AND (f.expires_at IS NULL OR f.expires_at > w.created_at)) l
                  ORDER BY l.turn, l.created_at, l.id",
-            )
-            .bind(ROUND)
-            .fetch_all(c)
-            .await?
+            now = self.now_sql(2)
+        );
+        let mut rows: Vec<WaitingRow> = on_pool!(self.reader(), |c| {
+            sqlx::query_as(sql)
+                .bind(ROUND)
+                .bind(self.offset_ms())
+                .fetch_all(c)
+                .await?
         });
         let reports = reports_of(&mut rows);
         let mut found = Vec::with_capacity(rows.len());
@@ -327,6 +335,7 @@ impl WaitingRow {
             priority: self.priority,
             created_at: self.created_at,
             expires_at: self.expires_at,
+            is_held: self.is_held == 1,
             input,
             other_purpose: self.purpose.filter(|_| !is_for_batches),
             allowance: None,

@@ -43,19 +43,28 @@ pub enum Who {
     Sharers,
     /// Tasks that follow what operators set for upstreams.
     Switches,
+    /// Tasks that follow which batches are paused.
+    Pauses,
 }
 
 impl Who {
-    const ALL: [Who; 5] = [
+    const ALL: [Who; 6] = [
         Who::Validators,
         Who::Supplies,
         Who::Finishers,
         Who::Sharers,
         Who::Switches,
+        Who::Pauses,
     ];
 
     /// The tasks that other processes can wake.
-    const ABROAD: [Who; 4] = [Who::Validators, Who::Supplies, Who::Sharers, Who::Switches];
+    const ABROAD: [Who; 5] = [
+        Who::Validators,
+        Who::Supplies,
+        Who::Sharers,
+        Who::Switches,
+        Who::Pauses,
+    ];
 
     /// The name of the channel between processes.
     fn channel(self) -> &'static str {
@@ -65,6 +74,7 @@ impl Who {
             Who::Finishers => "nightshift_finishers",
             Who::Sharers => "nightshift_shares",
             Who::Switches => "nightshift_switches",
+            Who::Pauses => "nightshift_pauses",
         }
     }
 }

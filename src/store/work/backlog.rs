@@ -97,8 +97,9 @@ impl Row {
 
 impl Store {
     /// The backlog, to be ranked in memory: a row for each live batch and model, never a row for
-    /// each unit. No tenant makes the others wait by a long list. Of a batch with very many models
-    /// each `turn` lists only some. Of a tenant with very many batches each turn lists those of the
+    /// each unit. A batch that is paused, or whose time has not come, is not in it. No tenant makes
+    /// the others wait by a long list. Of a batch with very many models each `turn` lists only
+    /// some. Of a tenant with very many batches each turn lists those of the
     /// highest priority. Every other turn lists the oldest ones or the newest ones, too: the first
     /// may all wait for something that others do not need, and a batch may wait for its end only.
     ///
@@ -141,12 +142,13 @@ impl Store {
     }
 
     async fn listed(&self, order: Order, turn: i64) -> Result<Vec<Row>> {
-        let sql = list_sql(self.engine(), order);
+        let sql = list_sql(self.engine(), order, &self.now_sql(4));
         Ok(on_pool!(self.reader(), |c| {
             sqlx::query_as(sql)
                 .bind(MODEL_STEP)
                 .bind(turn % PLACES * TURN_STEP % PLACES)
                 .bind(PLACES)
+                .bind(self.offset_ms())
                 .fetch_all(c)
                 .await?
         }))
@@ -174,13 +176,15 @@ impl Order {
 
 /// Steps from tenant to tenant, and from batch to batch along an index, so that a batch that is not
 /// listed is not read. Numbers stand in the text, so that a planner knows how few rows are wanted.
-fn list_sql(engine: Engine, order: Order) -> Sql {
+fn list_sql(engine: Engine, order: Order, now: &Sql) -> Sql {
     let by = order.by();
     let batches = sql!(
-        "WHERE b.tenant = tenants.tenant AND {LIVE} AND EXISTS
+        "WHERE b.tenant = tenants.tenant AND {LIVE} AND b.paused_at IS NULL
+            AND (b.not_before IS NULL OR b.not_before <= {now} OR b.ending IS NOT NULL) AND EXISTS
             (SELECT 1 FROM backlog w WHERE w.batch_id = b.id AND w.waiting > 0)
          ORDER BY {by} LIMIT {LISTED_A_TENANT}",
         LIVE,
+        now,
         by,
         LISTED_A_TENANT
     );
@@ -388,7 +392,7 @@ mod tests {
             (Order::Oldest, "batches_in_progress"),
             (Order::Newest, "batches_in_progress"),
         ] {
-            let sql = list_sql(Engine::Sqlite, order);
+            let sql = list_sql(Engine::Sqlite, order, &store.now_sql(4));
             let sql = sql!("EXPLAIN QUERY PLAN {sql}", sql);
             let plan = async || {
                 let rows: Vec<(i64, i64, i64, String)> =

@@ -44,6 +44,7 @@ async fn findings(test: &TestStore, file: &StoredFile) -> Vec<(Option<u64>, Stri
         metadata: None,
         created_at: test.clock.now_ms(),
         expires_at: None,
+        steering: crate::store::Steering::default(),
     };
     test.store.create_batch(&batch, None).await.unwrap();
     let input = test

@@ -8,7 +8,7 @@
 pub(crate) mod run_queues;
 pub(crate) mod unit;
 
-use std::collections::{BTreeMap, HashMap};
+use std::collections::{BTreeMap, HashMap, HashSet};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -101,6 +101,11 @@ impl Ledger {
     pub(crate) fn next_due(&self) -> Option<Instant> {
         let settle = self.units.values().filter_map(ActiveUnit::settle_by);
         settle.chain(self.wake_at).min()
+    }
+
+    /// Whether a unit's batch is paused.
+    pub(crate) fn is_held(&self, active: &ActiveUnit) -> bool {
+        self.run_queues.batch(active.position().batch()).is_held()
     }
 
     /// Whether a unit is this process's under that lease, as far as is known.
@@ -381,6 +386,11 @@ impl Ledger {
     /// Sets what each tenant may send of which anything is in hand or was.
     pub(crate) fn set_tenant_limits(&mut self, limit: impl Fn(&str) -> TenantLimit) {
         self.run_queues.set_tenant_limits(limit);
+    }
+
+    /// Sets which batches are paused: no line of theirs begins. True if others were before.
+    pub(crate) fn set_held(&mut self, held: HashSet<String>) -> bool {
+        self.run_queues.set_held(held)
     }
 
     /// Sets how many ready lines the tenants should have, by lane and tenant, where the supply has

@@ -318,7 +318,7 @@ fn best_line(ledger: &Ledger, place: Place, now_ms: i64) -> Option<Line> {
         let has_fresh = place.takes_fresh && of_batch.resting().fresh > 0;
         let has_any = has_fresh || of_batch.resting().retries > 0;
         let context = batch.context();
-        if !has_any || now_ms >= context.deadline {
+        if !has_any || batch.is_held() || now_ms >= context.deadline {
             continue;
         }
         if place.spills && !lateness.allows(routes.lane, &context.tenant, &context.id) {

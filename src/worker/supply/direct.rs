@@ -97,6 +97,9 @@ impl DirectLeases {
         }
         let (mut rooms, mut of_tenants) = (HashMap::new(), HashMap::new());
         for batch in batches {
+            if batch.is_held {
+                continue;
+            }
             let task = batch.task.as_deref();
             let model = batch.only_model();
             let routes = model.and_then(|model| self.pool.resolve_for(task, model));

@@ -104,18 +104,34 @@ impl Prefetch {
 
     /// Takes out the units for which other replicas have the whole limit, to be given back.
     pub(super) fn take_without_share(&mut self, tenants: &Tenants) -> Vec<UnitLease> {
+        let pool = Arc::clone(&self.pool);
+        self.take_out(|unread| {
+            let routes = unread.routes.as_ref();
+            routes.is_some_and(|routes| {
+                let has_share = tenants.has_share(&unread.batch.tenant);
+                !has_share || pool.targets().lacks_share(routes)
+            })
+        })
+    }
+
+    /// Takes out the units of batches that are paused, to be given back.
+    pub(super) fn take_held(&mut self) -> Vec<UnitLease> {
+        let held = self.ledger.lock().run_queues().held().clone();
+        if held.is_empty() {
+            return Vec::new();
+        }
+        self.take_out(|unread| held.contains(&*unread.batch.id))
+    }
+
+    fn take_out(&mut self, is_taken: impl Fn(&UnreadUnit) -> bool) -> Vec<UnitLease> {
         let mut taken = Vec::new();
         for units in self.unread.values_mut() {
             units.retain(|unread| {
-                let routes = unread.routes.as_ref();
-                let stays = routes.is_none_or(|routes| {
-                    let has_share = tenants.has_share(&unread.batch.tenant);
-                    has_share && !self.pool.targets().lacks_share(routes)
-                });
-                if !stays {
+                let is_taken = is_taken(unread);
+                if is_taken {
                     taken.push(unread.leased.lease.clone());
                 }
-                stays
+                !is_taken
             });
         }
         for lease in &taken {

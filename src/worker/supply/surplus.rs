@@ -62,6 +62,15 @@ pub(super) fn release_without_share(
     })
 }
 
+/// Releases the units of batches that are paused: they wait with those that were never leased.
+pub(super) fn release_held(ledger: &SharedLedger) -> Vec<UnitLease> {
+    let mut ledger = ledger.lock();
+    let units = ledger.units();
+    let held = units.filter(|active| active.is_idle() && ledger.is_held(active));
+    let ids: Vec<u64> = held.map(ActiveUnit::id).collect();
+    ledger.release(&ids)
+}
+
 /// Releases the units of these batches.
 pub(super) fn release_batches(ledger: &SharedLedger, ids: &[Arc<str>]) -> Vec<UnitLease> {
     let ids: HashSet<&Arc<str>> = ids.iter().collect();

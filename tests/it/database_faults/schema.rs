@@ -96,6 +96,31 @@ async fn a_server_that_is_older_than_the_schema_says_so_and_stops() {
     }
 }
 
+/// What a database had before version 33.
+const BEFORE_33: &str = "
+    ALTER TABLE batches DROP COLUMN paused_at;
+    ALTER TABLE batches DROP COLUMN paused_by;
+    ALTER TABLE batches DROP COLUMN not_before;
+    DELETE FROM _sqlx_migrations WHERE version = 33;
+";
+
+/// What a database had before version 32.
+const BEFORE_32: &str = "
+    DROP TABLE answers;
+    DROP TABLE answer_totals;
+    ALTER TABLE batches DROP COLUMN reuse;
+    ALTER TABLE batches DROP COLUMN details;
+    DELETE FROM _sqlx_migrations WHERE version = 32;
+";
+
+/// What a database had before version 30, or 31 on SQLite.
+const BEFORE_30: &str = "
+    DROP TABLE usage_minutes;
+    DROP TABLE usage_hours;
+    DROP TABLE usage_batches;
+    DELETE FROM _sqlx_migrations WHERE version IN (30, 31);
+";
+
 /// What a database had before version 29.
 const BEFORE_29: &str = "
     DROP INDEX batches_by_priority;
@@ -285,8 +310,16 @@ async fn a_batch_that_goes_on_from(earlier: &[&str]) -> (Server, Batch) {
 }
 
 async fn a_database_of_the_version_before_opens_and_its_live_batches_go_on() {
-    let (server, _) =
-        a_batch_that_goes_on_from(&[BEFORE_29, BEFORE_28, BEFORE_27, before_25()]).await;
+    let (server, _) = a_batch_that_goes_on_from(&[
+        BEFORE_33,
+        BEFORE_32,
+        BEFORE_30,
+        BEFORE_29,
+        BEFORE_28,
+        BEFORE_27,
+        before_25(),
+    ])
+    .await;
     // What was there before is counted, and what came afterwards.
     let stored = "SELECT CAST(SUM(bytes) AS BIGINT) FROM";
     let mut session = Session::open(&server.database).await;
@@ -296,6 +329,9 @@ async fn a_database_of_the_version_before_opens_and_its_live_batches_go_on() {
         .await;
     assert_eq!(counted, files);
     let earlier = [
+        BEFORE_33,
+        BEFORE_32,
+        BEFORE_30,
         BEFORE_29,
         BEFORE_28,
         BEFORE_27,

@@ -85,6 +85,7 @@ async fn an_input_that_is_deleted_while_its_batch_is_validating_is_run_all_the_s
         metadata: None,
         created_at,
         expires_at: Some(created_at + HOUR_MS),
+        steering: nightshift::internals::store::Steering::default(),
     };
     store.create_batch(&batch, None).await.expect("creates");
     assert!(

@@ -27,6 +27,7 @@ async fn a_batch_that_is_created_during_a_deletion_keeps_its_input() {
             metadata: None,
             created_at,
             expires_at: None,
+            steering: nightshift::internals::store::Steering::default(),
         };
         let (created, deleted) = tokio::join!(
             fixture.store.create_batch(&batch, None),

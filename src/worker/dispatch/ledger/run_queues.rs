@@ -1,7 +1,7 @@
 //! What is counted of the lines in hand: by run queue, tenant, batch and lane. Only the ledger
 //! changes the counts; [`order`](crate::worker::dispatch::order) reads them to choose a line.
 
-use std::collections::{BTreeMap, BTreeSet, HashMap};
+use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -27,6 +27,8 @@ pub(crate) struct RunQueues {
     batches: Slab<Batch>,
     batches_by_id: HashMap<Arc<str>, usize>,
     lanes: BTreeMap<LaneId, Lane>,
+    /// The batches that are paused.
+    held: HashSet<String>,
     /// Counts turns, so that the latest turn has the highest number.
     turns: u64,
     /// Counts the configurations that lines have gone by.
@@ -83,6 +85,8 @@ pub(crate) struct Batch {
     /// Calls at once without which the batch misses its deadline, as the supply estimates it.
     needs: f64,
     units: usize,
+    /// It is paused: its lines are not sent.
+    is_held: bool,
 }
 
 /// Who comes first: whoever has less in flight, and then whoever had its last turn earlier. Lines
@@ -277,6 +281,11 @@ impl RunQueues {
         &self.batches[key]
     }
 
+    /// The batches that are paused, of those of which units are leased.
+    pub(crate) fn held(&self) -> &HashSet<String> {
+        &self.held
+    }
+
     pub(crate) fn lanes(&self) -> impl Iterator<Item = (LaneId, &Lane)> {
         self.lanes.iter().map(|(&id, lane)| (id, lane))
     }
@@ -422,6 +431,11 @@ impl Batch {
     /// Calls at once without which the batch misses its deadline.
     pub(crate) fn needs(&self) -> f64 {
         self.needs
+    }
+
+    /// Whether the batch is paused: its lines are not sent.
+    pub(crate) fn is_held(&self) -> bool {
+        self.is_held
     }
 
     fn is_idle(&self) -> bool {
@@ -696,6 +710,18 @@ impl RunQueues {
         }
     }
 
+    /// Sets which batches are paused. True if others were before.
+    pub(super) fn set_held(&mut self, held: HashSet<String>) -> bool {
+        if held == self.held {
+            return false;
+        }
+        for (_, batch) in &mut self.batches {
+            batch.is_held = held.contains(&*batch.context.id);
+        }
+        self.held = held;
+        true
+    }
+
     /// Sets how many calls at once a batch needs, given its context.
     pub(super) fn set_needs(&mut self, batch: usize, needs: impl Fn(&BatchContext) -> f64) {
         let batch = &mut self.batches[batch];
@@ -805,6 +831,7 @@ impl RunQueues {
             spilled: 0,
             needs: 0.0,
             units: 0,
+            is_held: self.held.contains(&*context.id),
         });
         self.batches_by_id.insert(Arc::clone(&context.id), key);
         key
