@@ -10,6 +10,3 @@ pub(super) use organization::{
     __path_completions, __path_costs, __path_embeddings, __path_images, __path_moderations,
     completions, costs, embeddings, images, moderations,
 };
-
-/// More rows than this are not read at once.
-const ROWS_MAX: usize = 100_000;

@@ -12,7 +12,7 @@ use jiff::tz::TimeZone;
 use serde::{Deserialize, Serialize};
 use utoipa::ToSchema;
 
-use super::{ROWS_MAX, csv};
+use super::csv;
 use crate::api::Api;
 use crate::api::auth::Admin;
 use crate::api::error::{self, Envelope, Result};
@@ -192,13 +192,13 @@ pub async fn of_all(
         keys: None,
         models: None,
         endpoints: None,
-        rows_max: ROWS_MAX + 1,
+        rows_max: UsageQuery::ROWS_MAX + 1,
     };
     let rows = api.store.usage(&ask).await?;
-    if rows.len() > ROWS_MAX {
-        let message = format!(
-            "That is more than {ROWS_MAX} rows: ask for a shorter time, or tell less apart."
-        );
+    if rows.len() > UsageQuery::ROWS_MAX {
+        let most = UsageQuery::ROWS_MAX;
+        let message =
+            format!("That is more than {most} rows: ask for a shorter time, or tell less apart.");
         return Err(error::invalid_value_because("group_by", message));
     }
     let mut total = Totals::default();

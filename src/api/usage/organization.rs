@@ -8,7 +8,6 @@ use axum::extract::State;
 use serde::Serialize;
 use utoipa::ToSchema;
 
-use super::ROWS_MAX;
 use crate::api::Api;
 use crate::api::auth::UsageCaller;
 use crate::api::error::{self, Envelope, Result};
@@ -320,7 +319,7 @@ impl Asked {
                 keys: query.list("api_key_ids"),
                 models,
                 endpoints: None,
-                rows_max: ROWS_MAX + 1,
+                rows_max: UsageQuery::ROWS_MAX + 1,
             },
             group_by,
             buckets,
@@ -364,7 +363,7 @@ impl Asked {
             ..self.query.clone()
         };
         let rows = api.store.usage(&query).await?;
-        if rows.len() > ROWS_MAX {
+        if rows.len() > UsageQuery::ROWS_MAX {
             let message = "That is too much at once: ask for fewer buckets, or group by less.";
             return Err(error::invalid_value_because("limit", message));
         }

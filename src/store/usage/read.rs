@@ -122,6 +122,9 @@ const KEYS: [(UsageBy, &str); 7] = [
 ];
 
 impl UsageQuery {
+    /// Who asks over HTTP is given no more rows than this at once.
+    pub const ROWS_MAX: usize = 100_000;
+
     /// The columns by which rows are told apart.
     fn columns(&self) -> impl Iterator<Item = &'static str> {
         let keys = KEYS.iter().filter(|(by, _)| self.by.contains(by));
