@@ -118,14 +118,22 @@ fn text<'a>(raw: &'a [u8], line: &Entry) -> Option<&'a str> {
     std::str::from_utf8(bytes.strip_suffix(b"\n")?).ok()
 }
 
-/// What a line of an output or error file reports as its usage.
+/// What a line of an output or error file adds to its batch's usage: what it reports, or nothing
+/// where it got the answer of another line.
 fn usage_of(line: &str) -> Option<Usage> {
-    let (mut response, mut body) = ("null", "null");
-    json::members(line, |key, value| {
-        if key == "response" {
-            response = value;
-        }
+    let (mut response, mut body, mut extension) = ("null", "null", "null");
+    json::members(line, |key, value| match key {
+        "response" => response = value,
+        "nightshift" => extension = value,
+        _ => {}
     })?;
+    let mut is_cached = false;
+    json::members(extension, |key, value| {
+        is_cached |= key == "cached" && value == "true";
+    });
+    if is_cached {
+        return Some(Usage::default());
+    }
     json::members(response, |key, value| {
         if key == "body" {
             body = value;

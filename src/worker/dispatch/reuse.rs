@@ -324,16 +324,18 @@ impl Reuse {
 
     /// Writes answers that are to be kept, until stopped; then those that are left.
     pub(crate) async fn write(self: Arc<Self>, stop: CancellationToken) -> &'static str {
-        let write = async {
-            loop {
+        loop {
+            let due = async {
                 self.kept.notified().await;
                 tokio::time::sleep(WRITTEN_AFTER).await;
-                self.write_all().await;
+            };
+            let goes_on = stop.run_until_cancelled(due).await.is_some();
+            // Not cut off: what is being written is in no list any more.
+            self.write_all().await;
+            if !goes_on {
+                return "kept answers";
             }
-        };
-        stop.run_until_cancelled(write).await;
-        self.write_all().await;
-        "kept answers"
+        }
     }
 
     async fn write_all(&self) {
