@@ -3,12 +3,14 @@
 use std::collections::BTreeSet;
 
 use proptest::prelude::*;
+use proptest::strategy::ValueTree as _;
+use proptest::test_runner::TestRunner;
 use serde_json::{Value, json};
 
-use super::requests::request;
+use super::requests::{members, request};
 use super::*;
 use crate::upstream::attempt::result::CallResult;
-use crate::upstream::provider::chat::asks_for_nothing;
+use crate::upstream::provider::chat::{KEYS, asks_for_nothing};
 use crate::upstream::provider::tree::Tree;
 
 /// A member of an object within a value, by the keys and places that lead to it.
@@ -107,6 +109,70 @@ fn says_nothing(kind: ProviderKind, body: &Value, path: &[String]) -> bool {
         }
 }
 
+/// A member of a request of which nothing is seen at a provider: the request without it is the
+/// same to the model server, and gives the same warnings. `None` where there is no such member, or
+/// the request is rejected with a reason.
+fn unseen(
+    kind: ProviderKind,
+    model: &str,
+    policy: UnsupportedParams,
+    body: &Value,
+) -> Option<Path> {
+    let provider = provider(kind, policy);
+    let whole = match sent(&*provider, model, body) {
+        Ok(whole) => whole,
+        Err(unsupported) => {
+            assert!(!unsupported.param.is_empty() && !unsupported.reason.is_empty());
+            return None;
+        }
+    };
+    let mut all = Vec::new();
+    paths(body, &[], &mut all);
+    all.into_iter().find(|path| {
+        let Ok(less) = sent(&*provider, model, &without(body, path)) else {
+            return false;
+        };
+        let is_seen = less.body != whole.body
+            || less.warnings != whole.warnings
+            || is_named(&whole.warnings, path);
+        !is_seen && !says_nothing(kind, body, path)
+    })
+}
+
+/// The table of keys, walked: each with values that OpenAI's schema allows, at each provider.
+#[test]
+fn each_key_of_the_table_is_seen_at_each_provider() {
+    let tool = json!({"type": "function", "function": {"name": "tool.0"}});
+    let hello = json!({"model": "m", "messages": [{"role": "user", "content": "Hi"}],
+        "tools": [tool, {"type": "function", "function": {"name": "tool.1"}}]});
+    let mut keys: Vec<&str> = hello
+        .as_object()
+        .expect("an object")
+        .keys()
+        .map(|key| &**key)
+        .collect();
+    let mut runner = TestRunner::deterministic();
+    for (key, values) in members() {
+        keys.push(key);
+        for _ in 0..12 {
+            let value = values.new_tree(&mut runner).expect("a value").current();
+            let mut body = hello.clone();
+            body[key] = value;
+            for (kind, models) in TRANSLATED {
+                for (model, policy) in models
+                    .iter()
+                    .flat_map(|model| UnsupportedParams::ALL.map(|policy| (model, policy)))
+                {
+                    let unseen = unseen(kind, model, policy, &body);
+                    assert_eq!(unseen, None, "{kind:?} {model} {policy:?}: {body}");
+                }
+            }
+        }
+    }
+    keys.sort_unstable();
+    assert_eq!(keys, KEYS, "each key has values");
+}
+
 proptest! {
     #![proptest_config(ProptestConfig::with_cases(192))]
 
@@ -121,28 +187,9 @@ proptest! {
     ) {
         let (kind, models) = kind;
         let model = models[generation.index(models.len())];
-        let provider = provider(kind, UnsupportedParams::ALL[usize::from(drops)]);
-        let whole = match sent(&*provider, model, &body) {
-            Ok(whole) => whole,
-            Err(unsupported) => {
-                prop_assert!(!unsupported.param.is_empty() && !unsupported.reason.is_empty());
-                return Ok(());
-            }
-        };
-        let mut all = Vec::new();
-        paths(&body, &[], &mut all);
-        for path in all {
-            let Ok(less) = sent(&*provider, model, &without(&body, &path)) else {
-                continue;
-            };
-            let is_seen = less.body != whole.body
-                || less.warnings != whole.warnings
-                || is_named(&whole.warnings, &path);
-            prop_assert!(
-                is_seen || says_nothing(kind, &body, &path),
-                "{kind:?} {model} says nothing of {path:?} in {body}"
-            );
-        }
+        let policy = UnsupportedParams::ALL[usize::from(drops)];
+        let unseen = unseen(kind, model, policy, &body);
+        prop_assert_eq!(unseen, None, "{:?} {}: {}", kind, model, body);
     }
 
     /// Names of tools, and which result is of which call, survive the way there and back.

@@ -85,7 +85,7 @@ fn exchange() -> BoxedStrategy<Vec<Value>> {
 }
 
 /// The values that members of a request may have, but for the model, messages and tools.
-fn members() -> Vec<(&'static str, BoxedStrategy<Value>)> {
+pub(super) fn members() -> Vec<(&'static str, BoxedStrategy<Value>)> {
     let flag = || one_of(&[json!(true), json!(false)]);
     let penalty = || one_of(&[json!(0), json!(0.5), json!(-1.5), json!(2)]);
     let function = json!({"type": "function", "function": {"name": "tool.0"}});
