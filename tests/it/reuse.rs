@@ -77,7 +77,8 @@ async fn until_kept(server: &Server, answers: i64) {
     server.until_rows("answers", |rows| rows == answers).await;
 }
 
-async fn equal_lines_are_sent_once_and_the_same_file_again_not_at_all_until_the_ttl_is_over() {
+async fn row_11_equal_lines_are_sent_once_and_the_same_file_again_not_at_all_until_the_ttl_is_over()
+{
     let server = Server::with(&reusing("embeddings")).await;
     let lines = equal(10_000, EMBEDDINGS, &embedding(json!("the same")));
     let (batch, calls) = calls_of(&server, server.run(&lines, EMBEDDINGS)).await;
@@ -396,7 +397,7 @@ async fn reuse_begins_and_ends_with_a_reload() {
 }
 
 on_every_engine!(
-    equal_lines_are_sent_once_and_the_same_file_again_not_at_all_until_the_ttl_is_over,
+    row_11_equal_lines_are_sent_once_and_the_same_file_again_not_at_all_until_the_ttl_is_over,
     an_answer_is_found_again_after_a_restart,
     what_asks_for_the_same_answer_each_time_is_reused_and_nothing_else,
     what_cannot_change_an_answer_makes_no_difference_and_all_else_does,
