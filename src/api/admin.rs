@@ -327,6 +327,23 @@ pub struct RouteStatus {
     pub skipped: Option<String>,
     /// When a line is tried there, where that is known.
     pub until: Option<i64>,
+    /// How lines of `/v1/embeddings` share calls by this route; `null`: they do not.
+    #[serde(default)]
+    pub pack: Option<PackStatus>,
+}
+
+/// How lines share calls by a route.
+#[derive(Debug, Serialize, Deserialize, ToSchema)]
+pub struct PackStatus {
+    /// Inputs that a call may have.
+    pub inputs_max: usize,
+    /// Calls of lines that may share one, since the process that answers has read its
+    /// configuration; those of a single line included.
+    pub calls: u64,
+    /// The lines of these calls.
+    pub lines: u64,
+    /// How many lines a call had, on average. `null`: there was no call.
+    pub lines_per_call: Option<f64>,
 }
 
 #[derive(Debug, Serialize, Deserialize, ToSchema)]
@@ -642,6 +659,12 @@ fn route_status(route: &RouteSnapshot, now: i64) -> RouteStatus {
         limit: count(2),
         skipped: route.skipped.map(str::to_owned),
         until: route.left.map(|left| now + seconds(left)),
+        pack: route.packed.map(|(inputs_max, calls, lines)| PackStatus {
+            inputs_max,
+            calls,
+            lines,
+            lines_per_call: (calls > 0).then(|| lines as f64 / calls as f64),
+        }),
     }
 }
 

@@ -11,7 +11,9 @@ use crate::metrics::{
     ClosedSnapshot, KeySnapshot, Lane, LateSnapshot, ProcessSnapshot, RateSnapshot, RouteSnapshot,
     SwitchSnapshot, TenantSnapshot, UpstreamSnapshot, WindowSnapshot,
 };
-use crate::upstream::{KeyStatus, LaneId, ModelInfo, Pool, RateStatus, RouteStatus, Skipped};
+use crate::upstream::{
+    KeyStatus, LaneId, ModelInfo, Packed, Pool, RateStatus, RouteStatus, Skipped,
+};
 use crate::worker::{Late, Observer, Snapshot, WaitsFor, Worker};
 
 pub(super) struct Engine {
@@ -154,6 +156,14 @@ fn route(route: RouteStatus) -> RouteSnapshot {
         calls: calls.map(|calls| [calls.in_flight, calls.share, calls.limit]),
         skipped: route.skipped.map(Skipped::as_str),
         left: route.skipped.and_then(Skipped::left),
+        packed: route.packed.map(|packed| {
+            let Packed {
+                inputs_max,
+                calls,
+                lines,
+            } = packed;
+            (inputs_max, calls, lines)
+        }),
     }
 }
 

@@ -48,6 +48,10 @@ pub(super) struct SimulateArgs {
     #[arg(long, value_name = "N", value_parser = positive)]
     tokens_per_second: Option<f64>,
 
+    /// Adds the time a model would need to embed the inputs of a call: 10000 is 0.1 ms for each
+    #[arg(long, value_name = "N", value_parser = positive)]
+    inputs_per_second: Option<f64>,
+
     /// An engine: with more calls at once than this, tokens come in proportion slower than
     /// --tokens-per-second (50 if left out) says. POST /slow-beyond/N changes it, and GET /metrics
     /// tells what vLLM would
@@ -71,6 +75,15 @@ pub(super) struct SimulateArgs {
     /// The share of calls, from 0 to 1, that get 500
     #[arg(long, value_name = "SHARE", default_value_t = 0.0, value_parser = share)]
     error_rate: f64,
+
+    /// A prefix cache that keeps so many first messages: GET /stats counts the calls that have one of
+    /// them, and their answers tell cached tokens
+    #[arg(long, value_name = "N")]
+    prefix_cache: Option<NonZeroUsize>,
+
+    /// A call whose body has this text gets 400
+    #[arg(long, value_name = "TEXT")]
+    refuse_text: Option<String>,
 
     /// The share of calls, from 0 to 1, that get 429 with a short retry-after-ms
     #[arg(long, value_name = "SHARE", default_value_t = 0.0, value_parser = share)]
@@ -163,11 +176,14 @@ impl SimulateArgs {
             latency: self.latency,
             jitter: self.latency_jitter,
             tokens_per_second: self.tokens_per_second,
+            inputs_per_second: self.inputs_per_second,
             slow_beyond: self.slow_beyond.map(NonZeroUsize::get),
             requests_per_minute: self.requests_per_minute.map(NonZeroU64::get),
             rate_limits: self.rate_limits,
             dialect: self.rate_limit_headers,
             error_rate: self.error_rate,
+            prefix_cache: self.prefix_cache.map(NonZeroUsize::get),
+            refused_text: self.refuse_text,
             rate_limit_rate: self.rate_limit_rate,
             stall_rate: self.stall_rate,
             break_rate: self.break_rate,
@@ -290,7 +306,7 @@ mod tests {
         ]);
         let args = args(
             "--latency 200ms --latency-jitter 50ms --tokens-per-second 40 --error-rate 0.1 \
-             --slow-beyond 64 \
+             --slow-beyond 64 --inputs-per-second 10000 --refuse-text poison --prefix-cache 5 \
              --rate-limit-rate 0.2 --requests-per-minute 600 --max-concurrency 8 --seed 7 \
              --model a --model b --answer-tokens 10 --track --rate-limit tokens=500/2m \
              --rate-limit-headers anthropic --outage refuse=10s-20s,40s-45s --outage 503=1m-2m \
@@ -304,6 +320,9 @@ mod tests {
         assert_eq!(options.tokens_per_second, Some(40.0));
         assert_eq!((options.error_rate, options.rate_limit_rate), (0.1, 0.2));
         assert_eq!(options.slow_beyond, Some(64));
+        assert_eq!(options.prefix_cache, Some(5));
+        assert_eq!(options.inputs_per_second, Some(10_000.0));
+        assert_eq!(options.refused_text.as_deref(), Some("poison"));
         assert_eq!(options.requests_per_minute, Some(600));
         assert_eq!(options.max_concurrency, Some(8));
         assert_eq!((options.seed, options.answer_tokens), (7, 10));

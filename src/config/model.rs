@@ -10,12 +10,19 @@ use super::rate;
 use super::reader::{Item, Reader};
 use super::upstream::{Concurrency, concurrency};
 use crate::domain::endpoint::Endpoints;
-use crate::upstream::{ModelSettings, RouteSettings, Spill, Strategy, UpstreamSettings};
+use crate::upstream::{
+    ModelSettings, Order, PackLimits, RouteSettings, Spill, Strategy, UpstreamSettings,
+};
 
 /// The largest weight. Weights are shares, so larger ones would say nothing more.
 const WEIGHT_MAX: u64 = 1_000_000;
 /// More tiers than anybody has.
 const TIER_MAX: u64 = 1_000;
+
+/// More inputs than any provider takes in one call.
+const PACK_MAX: u64 = 2_048;
+/// Bytes of the lines of one call, where the configuration does not say.
+const PACK_BYTES: usize = 256 << 10;
 
 /// Reads `[[models]]`, whose routes lead to `upstreams`. `endpoints`: what their lines may be for.
 pub(super) fn read_all(
@@ -41,6 +48,7 @@ pub(super) fn read_all(
         let Concurrency { most, is_auto } = concurrency(&mut reader);
         let balance = reader.take("balance").and_then(|item| balance(&item));
         let spill = reader.take("spill").and_then(|item| spill(&item));
+        let order = reader.take("order").and_then(|item| order(&item));
         let routes = read_routes(&mut reader, upstreams, pricing, endpoints);
         let defaults = reader.take("defaults").and_then(body);
         let overrides = reader.take("overrides").and_then(body);
@@ -52,6 +60,7 @@ pub(super) fn read_all(
             is_auto,
             balance: balance.unwrap_or_default(),
             spill: spill.unwrap_or_default(),
+            order: order.unwrap_or_default(),
             routes,
             defaults: defaults.unwrap_or_default(),
             overrides: overrides.unwrap_or_default(),
@@ -82,6 +91,17 @@ fn spill(item: &Item<'_>) -> Option<Spill> {
         item.fault(format!(
             "expected closed, full or late; the nearest is {meant}"
         ));
+    }
+    found
+}
+
+fn order(item: &Item<'_>) -> Option<Order> {
+    let name = item.string()?;
+    let found = Order::ALL.into_iter().find(|one| one.as_str() == name);
+    if found.is_none() {
+        let names = Order::ALL.map(Order::as_str);
+        let meant = nearest(&name, names).unwrap_or_default();
+        item.fault(format!("expected file or prefix; the nearest is {meant}"));
     }
     found
 }
@@ -122,6 +142,7 @@ fn read_routes(
             "which routes come first is their `tier`: the lowest does",
         );
         let rate_limits = rate::read(&mut reader);
+        let pack = pack(&mut reader);
         reader.finish();
         routes.push(RouteSettings {
             upstream: upstream.unwrap_or_default(),
@@ -134,9 +155,24 @@ fn read_routes(
             overrides: overrides.unwrap_or_default(),
             rate_limits,
             price,
+            pack,
         });
     }
     routes
+}
+
+/// How lines share calls by a route. A pack of one line is a line of its own.
+fn pack(reader: &mut Reader<'_>) -> Option<PackLimits> {
+    let inputs = reader.whole("pack", 1, PACK_MAX);
+    let bytes = reader.whole("pack_bytes", 1, u64::from(u32::MAX));
+    if bytes.is_some() && inputs.is_none() {
+        reader.fault("`pack_bytes` is of calls that lines share: `pack` says how many inputs");
+    }
+    let limits = PackLimits {
+        inputs: inputs.unwrap_or(1),
+        bytes: bytes.unwrap_or(PACK_BYTES),
+    };
+    (limits.inputs > 1).then_some(limits)
 }
 
 pub(super) fn check_upstream(item: &Item<'_>, name: &str, upstreams: &[UpstreamSettings]) {

@@ -26,6 +26,9 @@ pub struct Endpoint {
     pub has_background: bool,
 }
 
+/// The endpoint whose lines may share calls.
+pub const EMBEDDINGS: &str = "/v1/embeddings";
+
 /// All of them: OpenAI's in the order in which its errors list them, then Anthropic's.
 pub static ENDPOINTS: [Endpoint; 9] = [
     // A response can be asked for without an input: from a stored prompt or a conversation.
@@ -40,7 +43,7 @@ pub static ENDPOINTS: [Endpoint; 9] = [
         &["messages"],
         true,
     ),
-    endpoint("/v1/embeddings", "Embeddings", &["input"], true),
+    endpoint(EMBEDDINGS, "Embeddings", &["input"], true),
     endpoint("/v1/completions", "Completions", &["prompt"], true),
     endpoint("/v1/moderations", "Moderations", &["input"], false),
     endpoint(

@@ -81,6 +81,13 @@ pub fn members_and_within<'a>(
     Scanner::new(text).object_and_within(within, each, inner)
 }
 
+/// Shows each item of a JSON array as it is written, with no white space around it. Returns how the
+/// text is written. `None` if the text as a whole is not one JSON array; some items may have been
+/// shown by then.
+pub fn items<'a>(text: &'a str, each: impl FnMut(&'a str)) -> Option<Shape> {
+    Scanner::new(text).array(each)
+}
+
 /// The text of a value that is a JSON string. `None` if it is another value, or has no text
 /// because of half a surrogate pair.
 #[must_use]

@@ -5,8 +5,10 @@
 
 pub mod asked;
 pub mod batch;
+pub mod beginning;
 pub mod clock;
 pub mod current;
+pub mod divide;
 pub mod endpoint;
 pub mod file;
 pub mod findings;
@@ -15,6 +17,7 @@ pub mod json;
 pub mod jsonl;
 pub mod line;
 pub mod outcome;
+pub mod pack;
 pub mod price;
 pub mod reuse;
 pub mod scope;

@@ -5,6 +5,7 @@ use std::ops::AddAssign;
 
 use rust_decimal::Decimal;
 
+use super::divide::divide;
 use super::usage::Usage;
 
 /// The largest price there can be: with so much, no call's cost has too many digits.
@@ -102,6 +103,14 @@ fn units(amount: Decimal, scale: u32) -> i128 {
 pub struct Cost(i128);
 
 impl Cost {
+    /// The parts of several, by their weights: they add up to it.
+    #[must_use]
+    pub fn divided(self, weights: &[u64]) -> Vec<Self> {
+        let parts = divide(self.0.unsigned_abs(), weights).into_iter();
+        let parts = parts.map(|part| i128::try_from(part).unwrap_or(i128::MAX));
+        parts.map(|part| Self(part * self.0.signum())).collect()
+    }
+
     /// In whole millionths of the currency, and what is left in parts of 10⁹ of a millionth: two
     /// numbers of which a database makes exact sums, each by itself.
     #[must_use]

@@ -2,6 +2,7 @@
 
 use std::ops::AddAssign;
 
+use super::divide::divide;
 use super::json;
 
 /// No answer uses more tokens than this: what is beyond is a mistake, and must not spoil the sum
@@ -34,6 +35,36 @@ impl AddAssign for Usage {
         ] {
             *sum = sum.saturating_add(part);
         }
+    }
+}
+
+impl Usage {
+    /// The parts of several, by their weights: they add up to it.
+    #[must_use]
+    pub fn divided(&self, weights: &[u64]) -> Vec<Usage> {
+        type Field = fn(&mut Usage) -> &mut i64;
+        let divided = |tokens: i64| {
+            let total = u128::try_from(tokens).unwrap_or(0);
+            let parts = divide(total, weights).into_iter();
+            parts.map(|part| i64::try_from(part).unwrap_or(i64::MAX))
+        };
+        let mut parts = vec![Usage::default(); weights.len()];
+        let fields: [(i64, Field); 6] = [
+            (self.input_tokens, |part| &mut part.input_tokens),
+            (self.cached_tokens, |part| &mut part.cached_tokens),
+            (self.cache_written_tokens, |part| {
+                &mut part.cache_written_tokens
+            }),
+            (self.output_tokens, |part| &mut part.output_tokens),
+            (self.reasoning_tokens, |part| &mut part.reasoning_tokens),
+            (self.total_tokens, |part| &mut part.total_tokens),
+        ];
+        for (tokens, field) in fields {
+            for (part, tokens) in parts.iter_mut().zip(divided(tokens)) {
+                *field(part) = tokens;
+            }
+        }
+        parts
     }
 }
 

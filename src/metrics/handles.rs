@@ -69,6 +69,21 @@ impl CallSeconds {
     }
 }
 
+/// Calls for a model at an upstream that lines may share.
+#[derive(Clone, Debug)]
+pub struct PackMetrics {
+    pub(super) calls: Counter,
+    pub(super) lines: Counter,
+}
+
+impl PackMetrics {
+    /// A call of so many lines is sent.
+    pub fn sent(&self, lines: usize) {
+        self.calls.inc();
+        self.lines.inc_by(lines as u64);
+    }
+}
+
 /// What is counted for a model.
 #[derive(Debug)]
 pub struct ModelMetrics {

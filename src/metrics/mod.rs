@@ -15,7 +15,9 @@ mod snapshot;
 pub mod trace;
 
 pub use first_token::FirstTokenSeconds;
-pub use handles::{CallSeconds, LineCounts, ModelMetrics, ReuseMetrics, UpstreamMetrics};
+pub use handles::{
+    CallSeconds, LineCounts, ModelMetrics, PackMetrics, ReuseMetrics, UpstreamMetrics,
+};
 pub use labels::OTHER;
 pub use registry::metrics;
 pub use snapshot::{

@@ -13,7 +13,7 @@ use prometheus_client::metrics::histogram::{Histogram, exponential_buckets};
 use prometheus_client::metrics::info::Info;
 use prometheus_client::registry::{Metric, Registry};
 
-use super::handles::{CallSeconds, ModelMetrics, ReuseMetrics, UpstreamMetrics};
+use super::handles::{CallSeconds, ModelMetrics, PackMetrics, ReuseMetrics, UpstreamMetrics};
 use super::rate_meter::RateMeter;
 
 /// The kinds of database errors.
@@ -119,6 +119,8 @@ pub struct Metrics {
     calls: Family<UpstreamOutcome, Counter>,
     call_seconds: Histograms<UpstreamModel>,
     first_token_seconds: Histograms<UpstreamModel>,
+    packed_calls: Family<UpstreamModel, Counter>,
+    packed_lines: Family<UpstreamModel, Counter>,
     retries: Family<UpstreamCause, Counter>,
     window_changes: Family<ChangeReason, Counter>,
     reuse_lines: Family<From, Counter>,
@@ -199,6 +201,8 @@ impl Metrics {
             calls: Family::default(),
             call_seconds: Family::new_with_constructor(long as fn() -> Histogram),
             first_token_seconds: Family::new_with_constructor(long as fn() -> Histogram),
+            packed_calls: Family::default(),
+            packed_lines: Family::default(),
             retries: Family::default(),
             window_changes: Family::default(),
             reuse_lines: Family::default(),
@@ -294,6 +298,16 @@ impl Metrics {
             "Time from sending a call to the first token of its streamed answer, by upstream and \
              model.",
             self.first_token_seconds.clone(),
+        );
+        list.add(
+            "nightshift_packed_calls_total",
+            "Calls of lines that may share one (pack), by upstream and model.",
+            self.packed_calls.clone(),
+        );
+        list.add(
+            "nightshift_packed_lines_total",
+            "Lines of these calls, by upstream and model.",
+            self.packed_lines.clone(),
         );
         list.add(
             "nightshift_retries_total",
@@ -439,6 +453,19 @@ impl Metrics {
         let of_model = Arc::new(self.new_model(label));
         models.insert(label.to_owned(), of_model.clone());
         of_model
+    }
+
+    /// What is counted of calls that lines may share. `label` is one of a bounded number.
+    #[must_use]
+    pub fn packed(&self, upstream: &str, label: &str) -> PackMetrics {
+        let labels = UpstreamModel {
+            upstream: upstream.to_owned(),
+            model: label.to_owned(),
+        };
+        PackMetrics {
+            calls: self.packed_calls.get_or_create(&labels).clone(),
+            lines: self.packed_lines.get_or_create(&labels).clone(),
+        }
     }
 
     /// Lines a second that this process wrote lately, by model.

@@ -230,6 +230,9 @@ pub struct RouteSnapshot {
     pub skipped: Option<&'static str>,
     /// How long until a line is tried there, where that is known.
     pub left: Option<Duration>,
+    /// How many inputs a call may have, how many calls there were, and of how many lines, where
+    /// lines share calls.
+    pub packed: Option<(usize, u64, u64)>,
 }
 
 #[derive(Clone, Debug, Hash, PartialEq, Eq, EncodeLabelSet)]

@@ -78,9 +78,12 @@ pub(super) struct Draft<'a> {
     endpoint: Endpoint,
     call: &'a Call,
     model: &'a str,
+    seed: u64,
     random: Random,
     length: Length,
     prompt_tokens: usize,
+    /// `None`: nothing is said of it.
+    cached_tokens: Option<usize>,
     finish_reason: &'static str,
     /// The tokens of the text that was written.
     written: usize,
@@ -110,12 +113,26 @@ impl<'a> Draft<'a> {
             endpoint,
             call,
             model,
+            seed: options.seed,
             random,
             length,
-            // English has about four bytes a token.
-            prompt_tokens: body_bytes.div_ceil(4),
+            prompt_tokens: match endpoint {
+                // As many whether inputs come alone or together.
+                Endpoint::Embeddings => call.inputs().iter().map(|input| input.tokens).sum(),
+                // English has about four bytes a token.
+                _ => body_bytes.div_ceil(4),
+            },
+            cached_tokens: None,
             finish_reason: if drawn > limit { "length" } else { "stop" },
             written: 0,
+        }
+    }
+
+    /// So many tokens of the input were computed before.
+    pub(super) fn cached(self, cached_tokens: Option<usize>) -> Self {
+        Self {
+            cached_tokens,
+            ..self
         }
     }
 
@@ -237,7 +254,9 @@ impl<'a> Draft<'a> {
             }],
             usage: ResponseUsage {
                 input_tokens: self.prompt_tokens,
-                input_tokens_details: CachedTokens { cached_tokens: 0 },
+                input_tokens_details: CachedTokens {
+                    cached_tokens: self.cached_tokens.unwrap_or(0),
+                },
                 output_tokens: tokens,
                 output_tokens_details: ReasoningTokens {
                     reasoning_tokens: 0,
@@ -270,12 +289,14 @@ impl<'a> Draft<'a> {
         }
     }
 
-    fn embeddings(&mut self) -> Embeddings<'a> {
+    fn embeddings(&self) -> Embeddings<'a> {
         let dimensions = self.call.dimensions.unwrap_or(DEFAULT_DIMENSIONS);
         let is_base64 = self.call.encoding_format.as_deref() == Some("base64");
-        let data = (0..self.call.inputs().min(MOST_ITEMS))
-            .map(|index| {
-                let vector = self.unit_vector(dimensions.min(MOST_ITEMS));
+        let inputs = self.call.inputs().iter().take(MOST_ITEMS).enumerate();
+        let data = inputs
+            .map(|(index, input)| {
+                let mut random = Random::new(self.seed ^ input.fingerprint);
+                let vector = unit_vector(&mut random, dimensions.min(MOST_ITEMS));
                 let embedding = if is_base64 {
                     let bytes: Vec<u8> = vector.iter().flat_map(|x| x.to_le_bytes()).collect();
                     Vector::Base64(BASE64.encode(bytes))
@@ -300,17 +321,6 @@ impl<'a> Draft<'a> {
         }
     }
 
-    /// A direction: its length is 1, as OpenAI's embeddings have it.
-    fn unit_vector(&mut self, dimensions: usize) -> Vec<f32> {
-        let mut draw = || f32::from(i16::from_le_bytes(self.random.bytes())) / f32::from(i16::MAX);
-        let vector: Vec<f32> = (0..dimensions).map(|_| draw()).collect();
-        let length = vector.iter().map(|x| x * x).sum::<f32>().sqrt();
-        vector
-            .iter()
-            .map(|x| x / length.max(f32::EPSILON))
-            .collect()
-    }
-
     fn moderation(&mut self, id: &str) -> Value {
         const CATEGORIES: [&str; 13] = [
             "harassment",
@@ -327,7 +337,7 @@ impl<'a> Draft<'a> {
             "violence",
             "violence/graphic",
         ];
-        let results: Vec<Value> = (0..self.call.inputs().min(MOST_ITEMS))
+        let results: Vec<Value> = (0..self.call.inputs().len().min(MOST_ITEMS))
             .map(|_| {
                 let scores = CATEGORIES.map(|name| (name, self.random.share().powi(30)));
                 let flagged = scores.iter().any(|(_, score)| *score > 0.9);
@@ -412,8 +422,22 @@ impl<'a> Draft<'a> {
             prompt_tokens: self.prompt_tokens,
             completion_tokens,
             total_tokens: self.prompt_tokens.saturating_add(completion_tokens),
+            prompt_tokens_details: self
+                .cached_tokens
+                .map(|cached_tokens| CachedTokens { cached_tokens }),
         }
     }
+}
+
+/// A direction: its length is 1, as OpenAI's embeddings have it.
+fn unit_vector(random: &mut Random, dimensions: usize) -> Vec<f32> {
+    let mut draw = || f32::from(i16::from_le_bytes(random.bytes())) / f32::from(i16::MAX);
+    let vector: Vec<f32> = (0..dimensions).map(|_| draw()).collect();
+    let length = vector.iter().map(|x| x * x).sum::<f32>().sqrt();
+    vector
+        .iter()
+        .map(|x| x / length.max(f32::EPSILON))
+        .collect()
 }
 
 fn object<const N: usize>(entries: [(&str, Value); N]) -> Value {

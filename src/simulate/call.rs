@@ -7,6 +7,7 @@ use serde::Deserialize;
 use serde::de::{Deserializer, IgnoredAny, MapAccess, SeqAccess, Visitor};
 
 use super::ending::Ending;
+use super::text::fingerprint;
 
 /// The keys of a body that its answer depends on.
 #[derive(Debug, Default, Deserialize)]
@@ -74,7 +75,8 @@ impl Call {
 
     /// How many documents there are to rank.
     pub(super) fn documents(&self) -> usize {
-        self.documents.as_ref().map_or(0, |documents| documents.0)
+        let documents = self.documents.as_ref();
+        documents.map_or(0, |documents| documents.0.len())
     }
 
     /// Whether a stream is to tell its tokens.
@@ -84,9 +86,13 @@ impl Call {
             .is_some_and(|options| options.include_usage)
     }
 
-    /// How many inputs there are to embed or to judge.
-    pub(super) fn inputs(&self) -> usize {
-        self.input.as_ref().map_or(1, |input| input.0)
+    /// What there is to embed or to judge.
+    pub(super) fn inputs(&self) -> &[Item] {
+        const NOTHING: [Item; 1] = [Item {
+            fingerprint: 0,
+            tokens: 1,
+        }];
+        self.input.as_ref().map_or(&NOTHING, |input| &input.0)
     }
 }
 
@@ -115,7 +121,44 @@ impl Steering {
 
 /// `input`: a text or its tokens is one, an array of texts or of tokens is many.
 #[derive(Debug)]
-pub(super) struct Input(usize);
+pub(super) struct Input(Vec<Item>);
+
+/// One thing to embed, to judge or to rank.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct Item {
+    /// Of what it says, however it is written.
+    pub fingerprint: u64,
+    /// About how many tokens it has.
+    pub tokens: usize,
+}
+
+impl Input {
+    pub(super) fn first(&self) -> Option<Item> {
+        self.0.first().copied()
+    }
+}
+
+impl Item {
+    fn text(text: &str) -> Self {
+        Self::of(text.as_bytes(), text.len().div_ceil(4))
+    }
+
+    /// Any JSON value.
+    fn value(json: &str) -> Self {
+        if let Ok(text) = serde_json::from_str::<String>(json) {
+            return Self::text(&text);
+        }
+        let tight: String = json.split_ascii_whitespace().collect();
+        Self::of(tight.as_bytes(), tight.split(',').count())
+    }
+
+    fn of(bytes: &[u8], tokens: usize) -> Self {
+        Self {
+            fingerprint: fingerprint(0, bytes),
+            tokens: tokens.max(1),
+        }
+    }
+}
 
 impl<'de> Deserialize<'de> for Input {
     fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
@@ -128,22 +171,27 @@ impl<'de> Deserialize<'de> for Input {
                 formatter.write_str("a text, an object or an array")
             }
 
-            fn visit_str<E>(self, _: &str) -> Result<Input, E> {
-                Ok(Input(1))
+            fn visit_str<E>(self, text: &str) -> Result<Input, E> {
+                Ok(Input(vec![Item::text(text)]))
             }
 
             fn visit_map<A: MapAccess<'de>>(self, mut map: A) -> Result<Input, A::Error> {
                 while map.next_entry::<IgnoredAny, IgnoredAny>()?.is_some() {}
-                Ok(Input(1))
+                Ok(Input(vec![Item::text("")]))
             }
 
             fn visit_seq<A: SeqAccess<'de>>(self, mut seq: A) -> Result<Input, A::Error> {
-                let (mut items, mut tokens) = (0, 0);
+                let (mut items, mut tokens) = (Vec::new(), Vec::new());
                 while let Some(item) = seq.next_element::<&serde_json::value::RawValue>()? {
-                    items += 1;
-                    tokens += usize::from(item.get().starts_with(|c: char| c.is_ascii_digit()));
+                    items.push(Item::value(item.get()));
+                    if item.get().starts_with(|c: char| c.is_ascii_digit()) {
+                        tokens.push(item.get());
+                    }
                 }
-                Ok(Input(if tokens > 0 { 1 } else { items }))
+                if !tokens.is_empty() {
+                    items = vec![Item::value(&format!("[{}]", tokens.join(",")))];
+                }
+                Ok(Input(items))
             }
         }
 
@@ -170,7 +218,19 @@ mod tests {
             (r#"{"input":[[1,2],[3]]}"#, 2),
             (r#"{"input":[{"type":"text","text":"a"}]}"#, 1),
         ] {
-            assert_eq!(read(body).inputs(), inputs, "{body}");
+            assert_eq!(read(body).inputs().len(), inputs, "{body}");
+        }
+    }
+
+    #[test]
+    fn an_input_is_the_same_alone_and_in_a_list() {
+        for (alone, listed) in [
+            (r#"{"input":"a\u00e9"}"#, r#"{"input":["b","aé"]}"#),
+            (r#"{"input":[1, 2]}"#, r#"{"input":[[3],[1,2]]}"#),
+        ] {
+            let (alone, listed) = (read(alone), read(listed));
+            assert_eq!(alone.inputs()[0], listed.inputs()[1]);
+            assert_ne!(listed.inputs()[0], listed.inputs()[1]);
         }
     }
 

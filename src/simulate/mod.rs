@@ -14,6 +14,8 @@
 //! - **It has an engine** with `slow_beyond`: up to so many calls at once are written at
 //!   `tokens_per_second`, more of them in proportion slower. `POST /slow-beyond/N` changes the
 //!   number, and `GET /metrics` tells what vLLM would.
+//! - **It has a prefix cache** with `prefix_cache`: it keeps so many first messages, those that came
+//!   last, counts how often a call has one of them, and tells it as cached tokens.
 //! - **Its keys are counted each for itself**, have each its own `rate_limits`, and are refused and
 //!   accepted by `POST /keys/NAME/STATUS`: 401, 402, 403 or 429 (the quota is spent) refuse, and
 //!   200 accepts.
@@ -53,6 +55,7 @@ mod keys;
 mod limit;
 mod options;
 mod outage;
+mod prefix;
 mod rate;
 mod reply;
 mod server;

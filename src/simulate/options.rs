@@ -19,6 +19,8 @@ pub struct Options {
     pub jitter: Duration,
     /// Adds to a call's time what a model would need to write its answer.
     pub tokens_per_second: Option<f64>,
+    /// Adds to a call's time what a model would need to embed its inputs, or to judge them.
+    pub inputs_per_second: Option<f64>,
     /// With more calls at once than this, tokens come in proportion slower than
     /// `tokens_per_second` says.
     pub slow_beyond: Option<usize>,
@@ -33,6 +35,11 @@ pub struct Options {
     pub dialect: Dialect,
     /// The share of calls, from 0 to 1, that get 500 after the usual time.
     pub error_rate: f64,
+    /// The first messages of so many calls are kept, and are cached input of the calls that have
+    /// the same. `None`: nothing is kept, and nothing is said of it.
+    pub prefix_cache: Option<usize>,
+    /// A call whose body has this text gets 400.
+    pub refused_text: Option<String>,
     /// The share of calls, from 0 to 1, that get 429 at once, with a short `retry-after-ms`.
     pub rate_limit_rate: f64,
     /// The share of streamed answers, from 0 to 1, that stand still in their middle, and that break
@@ -65,11 +72,14 @@ impl Default for Options {
             latency: Duration::ZERO,
             jitter: Duration::ZERO,
             tokens_per_second: None,
+            inputs_per_second: None,
             slow_beyond: None,
             requests_per_minute: None,
             rate_limits: Vec::new(),
             dialect: Dialect::default(),
             error_rate: 0.0,
+            prefix_cache: None,
+            refused_text: None,
             rate_limit_rate: 0.0,
             stall_rate: 0.0,
             break_rate: 0.0,
@@ -132,14 +142,18 @@ impl Options {
     }
 
     /// How long a call takes beside what an engine takes; `luck` is from 0 to 1.
-    pub(super) fn wait(&self, luck: f64, tokens: usize) -> Duration {
-        let tokens = f64::from(u32::try_from(tokens).unwrap_or(u32::MAX));
+    pub(super) fn wait(&self, luck: f64, tokens: usize, inputs: usize) -> Duration {
+        let number = |count: usize| f64::from(u32::try_from(count).unwrap_or(u32::MAX));
+        let tokens = number(tokens);
+        let reading = self
+            .inputs_per_second
+            .map_or(0.0, |rate| number(inputs) / rate);
         let rate = self
             .tokens_per_second
             .filter(|_| self.slow_beyond.is_none());
         let writing = rate.map_or(0.0, |rate| tokens / rate);
         let jitter = self.jitter.as_secs_f64() * (2.0 * luck - 1.0);
-        let seconds = self.latency.as_secs_f64() + jitter + writing;
+        let seconds = self.latency.as_secs_f64() + jitter + writing + reading;
         Duration::try_from_secs_f64(seconds.max(0.0)).unwrap_or(Duration::MAX)
     }
 }

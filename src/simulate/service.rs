@@ -22,6 +22,7 @@ use super::keys::Keys;
 use super::limit::RateLimit;
 use super::options::Options;
 use super::outage::{self, OutageKind};
+use super::prefix::PrefixCache;
 use super::reply::{Reply, ReplyBody, Sending};
 use super::stats::{Ledger, OpenCall, Stats};
 use super::text::{Random, fingerprint};
@@ -43,6 +44,7 @@ pub(super) struct Service {
     slots: Option<Arc<Semaphore>>,
     /// What writes the tokens, where their pace depends on how many calls there are.
     pub(super) engine: Option<Engine>,
+    prefixes: Option<PrefixCache>,
     /// A permit for each answer that is granted.
     pub(super) grants: Option<Semaphore>,
     requests: AtomicU64,
@@ -64,6 +66,7 @@ impl Service {
                 let rate = options.tokens_per_second;
                 Engine::start(knee, rate.unwrap_or(DEFAULT_RATE))
             }),
+            prefixes: options.prefix_cache.map(PrefixCache::of),
             grants: options.granted.map(Semaphore::new),
             requests: AtomicU64::new(0),
             outage: AtomicU16::new(0),
@@ -137,6 +140,7 @@ impl Service {
         Stats {
             keys: self.keys.stats(),
             limits: self.keys.limits(),
+            prefixes: self.prefixes.as_ref().map(PrefixCache::stats),
             ..self.ledger.stats()
         }
     }
@@ -145,6 +149,9 @@ impl Service {
     pub(super) fn reset(&self) {
         self.ledger.reset();
         self.keys.reset();
+        if let Some(prefixes) = &self.prefixes {
+            prefixes.reset();
+        }
     }
 
     /// Everything that is not a call to a model.
@@ -331,12 +338,15 @@ impl Service {
             fingerprint,
             caller.body.len(),
         );
+        let prefixes = self.prefixes.as_ref();
+        let draft = draft.cached(prefixes.map(|prefixes| prefixes.enter(caller.body)));
         // The words of a stream take their time each.
         let streams = caller.streams();
         let written = if streams { 0 } else { draft.tokens() };
+        let inputs = caller.call.inputs().len();
         let wait = match steering.latency_ms {
             Some(ms) => Duration::from_millis(ms),
-            None => self.options.wait(luck.share(), written),
+            None => self.options.wait(luck.share(), written, inputs),
         };
         let mut presence = self.engine.as_ref().map(Engine::enter);
         if !wait.is_zero() {
@@ -355,6 +365,11 @@ impl Service {
         }
         if !steers && mood < self.options.error_rate {
             return Reply::server_error();
+        }
+        if let Some(text) = &self.options.refused_text
+            && memchr::memmem::find(caller.body, text.as_bytes()).is_some()
+        {
+            return Reply::invalid("The body has a text that is refused.");
         }
         let mut reply = if steers {
             steered(steering, || caller.answer(draft))

@@ -7,6 +7,7 @@ use serde::Serialize;
 use tokio::sync::OwnedSemaphorePermit;
 
 use super::keys::KeyStats;
+use super::prefix::PrefixStats;
 use super::rate::{LimitStats, Need};
 
 /// Models beyond this many are counted in the total only: a client may invent names for ever.
@@ -28,6 +29,9 @@ pub struct Stats {
     /// With `Options::rate_limits` only, in their order, those of each key after each other.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub limits: Option<Vec<LimitStats>>,
+    /// With `Options::prefix_cache` only.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub prefixes: Option<PrefixStats>,
 }
 
 /// How calls went. `calls` is always the sum of `answered`, `errors`, `cut`, `abandoned` and
@@ -137,6 +141,7 @@ impl Ledger {
             bodies,
             keys: None,
             limits: None,
+            prefixes: None,
         }
     }
 

@@ -39,10 +39,10 @@ mod transport;
 mod unsupported;
 
 pub use attempt::ages::OldCalls;
-pub use attempt::bill::{Bill, BillItem};
-pub use attempt::call::{Answer, Call};
+pub use attempt::bill::{Bill, BillItem, Tariff};
+pub use attempt::call::{Answer, Attempt, Call};
 pub use attempt::history::{History, Next};
-pub use attempt::result::CallResult;
+pub use attempt::result::{CallResult, Regroup};
 pub use attempt::timer::Timer;
 pub use attempt::trial::Trial;
 pub use balance::Strategy;
@@ -58,11 +58,12 @@ pub use limits::rate::{
 pub use models::{ModelInfo, is_listed};
 pub use pool::Pool;
 pub use provider::kind::ProviderKind;
+pub use route::pack::Packed;
 pub use route::{LaneId, Routes};
 pub use settings::{
-    CallRate, Capabilities, CapabilitySettings, FailFast, Http2, ModelSettings, Options, RateKind,
-    RateLimit, ReasoningKey, RetrySettings, RouteSettings, Settings, Spill, TaskSettings,
-    TenantRates, UnsupportedParams, UpstreamKey, UpstreamSettings,
+    CallRate, Capabilities, CapabilitySettings, FailFast, Http2, ModelSettings, Options, Order,
+    PackLimits, RateKind, RateLimit, ReasoningKey, RetrySettings, RouteSettings, Settings, Spill,
+    TaskSettings, TenantRates, UnsupportedParams, UpstreamKey, UpstreamSettings,
 };
 #[cfg(test)]
 pub use snapshot::ClosedModel;

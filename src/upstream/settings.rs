@@ -348,6 +348,7 @@ pub struct ModelSettings {
     /// Which of its routes takes the next line.
     pub balance: Strategy,
     pub spill: Spill,
+    pub order: Order,
     /// At least one.
     pub routes: Vec<RouteSettings>,
     /// Filled in where the line leaves them out.
@@ -420,6 +421,30 @@ impl Spill {
     }
 }
 
+/// In which order the lines of a batch are sent.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Order {
+    /// As they stand in the file.
+    #[default]
+    File,
+    /// Of those in hand, lines that begin alike one after the other: an engine keeps what it has
+    /// computed of a beginning.
+    Prefix,
+}
+
+impl Order {
+    pub const ALL: [Order; 2] = [Order::File, Order::Prefix];
+
+    /// As the configuration writes it.
+    #[must_use]
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Order::File => "file",
+            Order::Prefix => "prefix",
+        }
+    }
+}
+
 /// One way of a model's lines to an upstream.
 #[derive(Clone, Debug)]
 pub struct RouteSettings {
@@ -442,6 +467,17 @@ pub struct RouteSettings {
     pub rate_limits: Vec<RateLimit>,
     /// Wins over the upstream's.
     pub price: Option<Price>,
+    /// Lines of `/v1/embeddings` share calls. `None`: each has a call of its own.
+    pub pack: Option<PackLimits>,
+}
+
+/// How much lines that share a call have together at most.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct PackLimits {
+    /// Inputs to be embedded: more than one.
+    pub inputs: usize,
+    /// Bytes of the lines.
+    pub bytes: usize,
 }
 
 /// How often and how soon a line is sent again.

@@ -11,6 +11,7 @@ use super::health::breaker::{Breaker, Room};
 use super::health::reason::Reason;
 use super::limits::concurrency::Limits;
 use super::route::lane::Route;
+use super::route::pack::Packed;
 use super::route::{Lane, LaneId};
 use super::settings::Spill;
 use super::setup::{Server, Setup};
@@ -261,6 +262,8 @@ pub struct RouteStatus {
     pub skipped: Option<Skipped>,
     /// It was closed, and takes a line or a few to be tried. Other lines do not wait for it.
     pub is_trial: bool,
+    /// How lines share calls, where they do.
+    pub packed: Option<Packed>,
 }
 
 /// The calls of a route that has a limit.
@@ -425,6 +428,7 @@ impl Look<'_> {
             calls,
             skipped: skipped.or(is_full.then_some(Skipped::Full)),
             is_trial,
+            packed: route.pack.as_ref().map(|pack| pack.packed()),
         }
     }
 }

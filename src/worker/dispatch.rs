@@ -14,12 +14,15 @@ pub(crate) mod ledger;
 mod missing_models;
 pub(crate) mod order;
 pub(crate) mod ownership;
+#[cfg(test)]
+mod prefix;
 pub(crate) mod result;
 pub(crate) mod reuse;
 pub(crate) mod scheduler;
 pub(crate) mod shared;
 pub(crate) mod standing;
 pub(crate) mod tenants;
+mod together;
 pub(crate) mod write_failures;
 
 use std::sync::Arc;

@@ -209,7 +209,12 @@ impl Supply {
         let mut wanted = HashMap::new();
         for (lane, candidates) in by_lane {
             let permits = self.pool.limits().lane(lane);
-            let lines = self.rates.lines_wanted(lane, permits);
+            // The routes of a lane are alike in that.
+            let routes = candidates.values().flatten().next().map(|one| &one.routes);
+            let per_call = routes.map_or(1, |routes| routes.lines_per_call());
+            let lines = self
+                .rates
+                .lines_wanted(lane, permits.saturating_mul(per_call));
             let filled = self.fetch.fill(lane, lanes, lines, candidates, &stock);
             let shares = filled.await?.into_iter();
             wanted.extend(shares.map(|(name, share)| ((lane, name), share)));

@@ -19,6 +19,8 @@ mod many_models;
 mod observability;
 mod openapi;
 mod packaging;
+mod packing;
+mod prefixes;
 mod providers;
 mod rate_limits;
 mod readme;

@@ -214,7 +214,7 @@ fn the_configurations_on_the_page_about_providers_hold_and_each_provider_has_one
 fn the_configurations_on_the_page_about_upstreams_hold() {
     let page = include_str!("../../../docs/upstreams.md");
     let blocks: Vec<&str> = page.split("```toml\n").skip(1).collect();
-    assert_eq!(blocks.len(), 11);
+    assert_eq!(blocks.len(), 13);
     for block in blocks {
         let (toml, _) = block.split_once("```").unwrap();
         let variables = [

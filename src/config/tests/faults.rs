@@ -224,6 +224,8 @@ fn each_fault_of_a_model_is_found() {
         routes = [{ upstream = 'a', tir = 1 }]            => .routes[0].tir: unknown key; the nearest known one is `tier`
         routes = [{ upstream = 'a', concurrency = 0 }]    => .routes[0].concurrency: must be from 1
         routes = [{ upstream = 'a', priority = 1 }]       => .routes[0].priority: which routes come first
+        routes = [{ upstream = 'a', pack = 0 }]           => .routes[0].pack: must be from 1 to 2048
+        routes = [{ upstream = 'a', pack_bytes = 9 }]     => .routes[0]: `pack_bytes` is of calls
         routes = [{ upstream = 'a', rate_limits = 1 }]    => .routes[0].rate_limits: expected an array, found
         routes = [{ upstream = 'a', overrides = { n = 2 } }]   => .routes[0].overrides.n: how many
         routes = [{ upstream = 'a', defaults = { model = 'x' } }] => .routes[0].defaults.model: a line
@@ -233,6 +235,7 @@ fn each_fault_of_a_model_is_found() {
         balance = 'least_recent'             => .balance: expected one of least_busy, weighted, round_robin, least_recently_used, fastest, random; the nearest is least_recently_used
         balance = 1                          => .balance: expected a string
         spill = 'close'                      => .spill: expected closed, full or late; the nearest is closed
+        order = 'prefixes'                   => .order: expected file or prefix; the nearest is prefix
         spill = 'latest'                     => .spill: expected closed, full or late; the nearest is late
         overrides = 1                        => .overrides: expected a table, found a whole number
         overrides = { model = 'x' }          => .overrides.model: a line names its own model

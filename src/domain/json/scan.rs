@@ -112,6 +112,29 @@ impl<'a> Scanner<'a> {
         }
     }
 
+    /// Reads an array, and shows each of its items. `None` if the text as a whole is no array.
+    pub(super) fn array(mut self, mut each: impl FnMut(&'a str)) -> Option<Shape> {
+        self.expect(b'[')?;
+        if !self.passes(b']') {
+            loop {
+                self.pass_space();
+                let from = self.at();
+                self.value()?;
+                each(&self.text[from..self.at()]);
+                match self.token()? {
+                    b',' => {}
+                    b']' => break,
+                    _ => return None,
+                }
+            }
+        }
+        self.end()?;
+        Some(Shape {
+            depth: self.shape.depth + 1,
+            ..self.shape
+        })
+    }
+
     /// Reads one value. `None` if the text as a whole is none.
     pub(super) fn single(mut self) -> Option<Shape> {
         self.pass_space();

@@ -377,3 +377,20 @@ proptest! {
         prop_assert_eq!(serde_json::from_slice::<String>(&out).expect("a string"), text);
     }
 }
+
+#[test]
+fn the_items_of_an_array_are_shown_as_they_are_written() {
+    let mut items = Vec::new();
+    let shape = super::items(" [ 1 ,\"a,b\", [2, 3],{\"a\":[]}] ", |item| {
+        items.push(item);
+    });
+    assert_eq!(items, ["1", "\"a,b\"", "[2, 3]", "{\"a\":[]}"]);
+    let expected = Shape {
+        depth: 3,
+        is_tight: false,
+    };
+    assert_eq!(shape, Some(expected));
+    for none in ["", "{}", "[1", "[1,]", "[,1]", "[1]2", "7"] {
+        assert_eq!(super::items(none, |_| {}), None, "{none}");
+    }
+}

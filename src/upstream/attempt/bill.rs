@@ -21,7 +21,7 @@ pub struct Tariff {
 
 /// The calls of one line so far, by where they were made; the last call is in the last item. Takes
 /// no memory before the first call.
-#[derive(Debug, Default)]
+#[derive(Clone, Debug, Default)]
 pub struct Bill(Vec<BillItem>);
 
 /// Calls of one line that were made at one tariff.
@@ -123,6 +123,45 @@ impl Bill {
             Billed::Used(usage) => item.charge(usage),
         }
         item.lost -= 1;
+    }
+
+    /// Adds later calls of the same line.
+    pub(in crate::upstream) fn add(&mut self, later: Bill) {
+        for item in later.0 {
+            let same = |one: &BillItem| Arc::ptr_eq(&one.tariff, &item.tariff);
+            let Some(at) = self.0.iter().position(same) else {
+                self.0.push(item);
+                continue;
+            };
+            let mut sum = self.0.remove(at);
+            sum.calls += item.calls;
+            sum.lost += item.lost;
+            sum.unpriced += item.unpriced;
+            sum.usage += item.usage;
+            sum.cost += item.cost;
+            sum.took = item.took;
+            self.0.push(sum);
+        }
+    }
+
+    /// What each of the lines has that have shared the calls of this bill: each has had the calls,
+    /// and its part of what they used and cost, by its weight.
+    #[must_use]
+    pub fn divided(&self, weights: &[u64]) -> Vec<Bill> {
+        let mut bills = vec![Bill::default(); weights.len()];
+        for item in &self.0 {
+            let parts = item.usage.divided(weights).into_iter();
+            let parts = parts.zip(item.cost.divided(weights));
+            for (bill, (usage, cost)) in bills.iter_mut().zip(parts) {
+                let item = item.clone();
+                bill.0.push(BillItem {
+                    usage,
+                    cost,
+                    ..item
+                });
+            }
+        }
+        bills
     }
 
     /// The items, the one with the last call at the end.
@@ -259,6 +298,25 @@ mod tests {
             assert_eq!(bill.items()[0].unpriced, unpriced, "{input:?} {billed:?}");
             assert_eq!(bill.cost().is_none(), unpriced > 0);
         }
+    }
+
+    #[test]
+    fn lines_that_share_a_call_share_what_it_used_and_cost() {
+        let tariff = tariff("one", Some(3));
+        let mut shared = Bill::default();
+        call(&mut shared, &tariff, used(10));
+        let mut own = Bill::default();
+        call(&mut own, &tariff, Billed::Lost);
+        let parts = shared.divided(&[5, 2]);
+        let tokens = parts.iter().map(|bill| bill.items()[0].usage.input_tokens);
+        assert_eq!(tokens.collect::<Vec<_>>(), [7, 3]);
+        let mut cost = parts[0].cost().expect("known");
+        cost += parts[1].cost().expect("known");
+        assert_eq!(Some(cost), shared.cost());
+        own.add(parts.into_iter().next().expect("a part"));
+        let (_, totals) = own.totals(false).next().expect("an item");
+        assert_eq!((totals.requests, totals.retries, totals.lost), (1, 1, 1));
+        assert_eq!(totals.usage.input_tokens, 7);
     }
 
     #[test]

@@ -37,7 +37,7 @@ const UNTIL_IT_WORKS: (u32, u32) = (10, 2);
 const WHILE_IN_DOUBT: (u32, u32) = (6, 1);
 
 /// A line's failures so far, by where it failed. Empty for nearly every line.
-#[derive(Debug, Default)]
+#[derive(Clone, Debug, Default)]
 pub struct History {
     troubles: Vec<Trouble>,
     /// Calls that cost an attempt.
@@ -55,7 +55,7 @@ pub struct History {
 }
 
 /// A line's failures at one backend.
-#[derive(Debug)]
+#[derive(Clone, Debug)]
 struct Trouble {
     backend: Arc<Backend>,
     failures: u32,
@@ -154,6 +154,11 @@ impl History {
     #[must_use]
     pub fn take_bill(&mut self) -> Bill {
         std::mem::take(&mut self.bill)
+    }
+
+    /// The line has had calls that it shared with others, and this is its part of their bill.
+    pub fn add_bill(&mut self, part: Bill) {
+        self.bill.add(part);
     }
 
     /// Whether a call has succeeded that began since at one of the places where the line failed.

@@ -71,6 +71,20 @@ pub(in crate::upstream) enum Cost {
     Attempt,
 }
 
+/// How lines that have shared a call which failed are sent again.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Regroup {
+    /// Together: it was no fault of theirs.
+    Stay,
+    /// In two calls: one of them may be the cause.
+    Halves {
+        /// The server may be the cause as well, and is given time.
+        waits: bool,
+    },
+    /// Each has a call of its own: each is told what is wrong.
+    Alone,
+}
+
 impl CallResult {
     /// All of them, in order: by `result as usize`.
     pub(in crate::upstream) const ALL: [CallResult; 23] = [
@@ -215,6 +229,36 @@ impl CallResult {
     pub(in crate::upstream) fn says_what_to_mend(self) -> bool {
         matches!(self, CallResult::Unpaid | CallResult::ContextTooLong)
             || self.cost() == Some(Cost::Refusal)
+    }
+
+    /// For lines that have shared the call. Of a success: the answer was not one for all of them.
+    #[must_use]
+    pub fn regroups(self) -> Regroup {
+        match self {
+            CallResult::Limited
+            | CallResult::Unavailable
+            | CallResult::NoDescriptor
+            | CallResult::NoPort
+            | CallResult::Unreachable => Regroup::Stay,
+            CallResult::ModelMissing
+            | CallResult::KeyRefused
+            | CallResult::Refused
+            | CallResult::Unpaid
+            | CallResult::Misdirected
+            | CallResult::Unsupported => Regroup::Alone,
+            CallResult::Succeeded
+            | CallResult::Rejected
+            | CallResult::ContextTooLong
+            | CallResult::Malformed
+            | CallResult::Undecodable
+            | CallResult::TooLarge => Regroup::Halves { waits: false },
+            CallResult::ServerError
+            | CallResult::Garbled
+            | CallResult::Unusable
+            | CallResult::Broken
+            | CallResult::TimedOut
+            | CallResult::Stalled => Regroup::Halves { waits: true },
+        }
     }
 
     /// For retries: what the call costs its line. `None`: the line ends with it.

@@ -213,6 +213,14 @@ impl Reservation {
         }
     }
 
+    /// Takes so many of its bytes into a reservation of their own, as far as it has them.
+    #[must_use]
+    pub fn split(&mut self, bytes: usize) -> Reservation {
+        let bytes = bytes.min(self.bytes);
+        self.bytes -= bytes;
+        self.budget.reservation_of(bytes)
+    }
+
     /// Lets another answer overdraw, although this one is kept: for an answer that is kept while
     /// its line waits to be sent again.
     pub(in crate::upstream) fn yield_overdraft(&mut self) {

@@ -64,6 +64,10 @@ struct Model {
 }
 
 impl Provider for Cohere {
+    fn inputs_max(&self) -> usize {
+        encode::TEXTS_MAX
+    }
+
     fn url(&self, base: &Url, path: &str, _model: &str) -> Url {
         let method = if path == EMBEDDINGS {
             "/embed"

@@ -31,6 +31,9 @@ use crate::upstream::settings::{CapabilitySettings, UnsupportedParams, UpstreamS
 const API_KEY: HeaderName = HeaderName::from_static("x-goog-api-key");
 const VERSION: &str = "/v1beta";
 
+/// As many inputs as `batchEmbedContents` takes.
+const INPUTS_MAX: usize = 100;
+
 /// As many models as a page has at most.
 const PAGE: &str = "1000";
 
@@ -72,6 +75,10 @@ struct Model {
 }
 
 impl Provider for Gemini {
+    fn inputs_max(&self) -> usize {
+        INPUTS_MAX
+    }
+
     fn names_models_in_urls(&self) -> bool {
         true
     }

@@ -14,6 +14,7 @@ use super::http::{self, Head};
 use super::remaining;
 use super::stream::Assembly;
 use crate::domain::clock::Clock;
+use crate::domain::endpoint;
 use crate::domain::outcome::{Form, Warning};
 use crate::domain::usage::Usage;
 use crate::upstream::attempt::result::CallResult;
@@ -22,7 +23,7 @@ use crate::upstream::models::ModelInfo;
 
 /// The endpoints of which requests are translated, as a line's `url` gives them.
 pub(super) const CHAT: &str = "/v1/chat/completions";
-pub(super) const EMBEDDINGS: &str = "/v1/embeddings";
+pub(super) const EMBEDDINGS: &str = endpoint::EMBEDDINGS;
 pub(super) const RESPONSES: &str = "/v1/responses";
 pub(super) const MESSAGES: &str = "/v1/messages";
 
@@ -36,6 +37,11 @@ pub(in crate::upstream) trait Provider: fmt::Debug + Send + Sync {
     /// How often a line is translated before it is sent. Memory for each form is reserved before.
     fn translations(&self, path: &str) -> usize {
         usize::from(!self.speaks(path))
+    }
+
+    /// How many inputs a call for embeddings may have.
+    fn inputs_max(&self) -> usize {
+        usize::MAX
     }
 
     /// Whether the URL of a call depends on its model.

@@ -220,6 +220,10 @@ fn why_it_ended(path: &str) -> &'static str {
 }
 
 impl Provider for ViaChat {
+    fn inputs_max(&self) -> usize {
+        self.provider.inputs_max()
+    }
+
     fn speaks(&self, path: &str) -> bool {
         !self.is_via_chat(path) && self.provider.speaks(path)
     }

@@ -12,8 +12,10 @@ use crate::upstream::limits::auto::WindowSpec;
 use crate::upstream::limits::rate::Spec;
 use crate::upstream::numbers::{Names, Number, Numbered, Numbers};
 use crate::upstream::provider::edit::Edit;
+use crate::upstream::route::pack::Pack;
 use crate::upstream::settings::{
-    BuildError, ModelSettings, RouteSettings, Settings, Spill, TaskSettings, UpstreamSettings,
+    BuildError, ModelSettings, Order, RouteSettings, Settings, Spill, TaskSettings,
+    UpstreamSettings,
 };
 
 /// What a model's concurrency limit counts: one `[[models]]` entry, or all models where there is
@@ -43,6 +45,7 @@ pub(in crate::upstream) struct Lane {
     is_auto: bool,
     pub(in crate::upstream) strategy: Strategy,
     pub(in crate::upstream) spill: Spill,
+    pub(in crate::upstream) order: Order,
     /// The lower tier first; within a tier as the entry has them.
     pub(in crate::upstream) routes: Vec<Route>,
     /// The numbers of its tiers, the lowest first.
@@ -81,6 +84,8 @@ pub(in crate::upstream) struct Route {
     pub(in crate::upstream) rate_limits: Arc<[Arc<[usize]>]>,
     /// Wins over the upstream's.
     pub(in crate::upstream) price: Option<Price>,
+    /// How lines share calls, where they do.
+    pub(in crate::upstream) pack: Option<Arc<Pack>>,
 }
 
 /// How many calls at once a route takes.
@@ -146,15 +151,18 @@ impl Lane {
             let of_models = task.models.iter();
             let of_models =
                 of_models.map(|model| Self::routes_of_task(task, model, settings, lanes));
-            let of_models: Vec<(Spill, Vec<Route>)> = of_models.collect();
+            let of_models: Vec<((Spill, Order), Vec<Route>)> = of_models.collect();
             let all = of_models.iter().flat_map(|(_, routes)| routes.clone());
-            let spill = agreed(of_models.iter().map(|(spill, _)| *spill));
-            lanes.push(Self::of_task(task, None, spill, all.collect()));
+            let spill = agreed(of_models.iter().map(|((spill, _), _)| *spill));
+            let order = agreed(of_models.iter().map(|((_, order), _)| *order));
+            lanes.push(Self::of_task(task, None, (spill, order), all.collect()));
             if of_models.len() > 1 {
                 let each = task.models.iter().zip(of_models);
-                lanes.extend(each.map(|(model, (spill, routes))| {
-                    Self::of_task(task, Some(model), spill, routes)
-                }));
+                lanes.extend(
+                    each.map(|(model, (ways, routes))| {
+                        Self::of_task(task, Some(model), ways, routes)
+                    }),
+                );
             }
         }
     }
@@ -207,13 +215,14 @@ impl Lane {
         windows
     }
 
-    /// The routes of a model by which the lines of a task go, and when they go to the next tier.
+    /// The routes of a model by which the lines of a task go, when they go to the next tier, and in
+    /// which order.
     fn routes_of_task(
         task: &TaskSettings,
         model: &str,
         settings: &Settings,
         lanes: &[Self],
-    ) -> (Spill, Vec<Route>) {
+    ) -> ((Spill, Order), Vec<Route>) {
         let models = &settings.models;
         let entry = ModelSettings::of(models, model);
         let place = entry.and_then(|entry| models.iter().position(|one| one.name == entry.name));
@@ -245,14 +254,14 @@ impl Lane {
                 ..route.clone()
             }
         });
-        (lane.spill, routes.collect())
+        ((lane.spill, lane.order), routes.collect())
     }
 
     /// A task, done by all of its models or by one of them.
     fn of_task(
         task: &TaskSettings,
         model: Option<&String>,
-        spill: Spill,
+        (spill, order): (Spill, Order),
         mut routes: Vec<Route>,
     ) -> Self {
         routes.sort_by_key(|route| route.tier);
@@ -270,6 +279,7 @@ impl Lane {
             is_auto: false,
             strategy: task.balance,
             spill,
+            order,
             routes,
             tiers: Vec::new(),
         }
@@ -317,6 +327,7 @@ impl Lane {
             is_auto: model.is_auto,
             strategy: model.balance,
             spill: model.spill,
+            order: model.order,
             routes,
             tiers: Vec::new(),
         })
@@ -338,6 +349,7 @@ impl Lane {
             window: None,
             rate_limits: bounds(specs, None, upstreams, upstream),
             price: None,
+            pack: None,
         };
         Self {
             id: LaneId(0),
@@ -347,6 +359,7 @@ impl Lane {
             is_auto: false,
             strategy: Strategy::default(),
             spill: Spill::default(),
+            order: Order::default(),
             routes: (0..upstreams.len()).map(route).collect(),
             tiers: Vec::new(),
         }
@@ -411,6 +424,7 @@ impl Route {
             window: None,
             rate_limits,
             price: route.price,
+            pack: route.pack.map(|limits| Arc::new(Pack::new(limits))),
         }
     }
 }
@@ -467,15 +481,14 @@ fn names(lanes: &[Lane], upstreams: &[UpstreamSettings], specs: &[Spec]) -> Name
     names
 }
 
-/// When the lines of a task go to the next tier: as all of its models say; where they differ, as
-/// if they said nothing.
-fn agreed(spills: impl Iterator<Item = Spill>) -> Spill {
-    let mut spills = spills;
-    let first = spills.next().unwrap_or_default();
-    if spills.all(|one| one == first) {
+/// What holds for the lines of a task: what all of its models say; where they differ, as if they
+/// said nothing.
+fn agreed<T: Copy + Default + PartialEq>(mut said: impl Iterator<Item = T>) -> T {
+    let first = said.next().unwrap_or_default();
+    if said.all(|one| one == first) {
         first
     } else {
-        Spill::default()
+        T::default()
     }
 }
 

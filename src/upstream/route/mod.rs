@@ -2,6 +2,7 @@
 //! the upstreams report.
 
 pub(super) mod lane;
+pub(super) mod pack;
 
 use std::cmp::Reverse;
 use std::collections::{BTreeMap, HashMap};
@@ -16,13 +17,14 @@ use super::limits::rate::{LineSize, Tokens};
 use super::models::{ModelInfo, listed_as};
 use super::numbers::InUse;
 use super::provider::edit::Edit;
-use super::settings::{Capabilities, Spill, UpstreamSettings};
+use super::settings::{Capabilities, Order, PackLimits, Spill, UpstreamSettings};
 use super::target::backend::{Backend, Backends};
-use crate::metrics::{CallSeconds, FirstTokenSeconds, OTHER, metrics};
+use crate::metrics::{CallSeconds, FirstTokenSeconds, OTHER, PackMetrics, metrics};
 
 pub(super) use self::lane::Lane;
 pub use self::lane::LaneId;
 use self::lane::{Route, Task};
+use self::pack::Pack;
 use crate::domain::price::Price;
 
 /// Names resolved by a pattern that are remembered: what users write must not fill the memory.
@@ -36,6 +38,8 @@ pub struct Routes {
     /// Whether the strategy wants to know how fast calls are answered.
     pub(super) is_timed: bool,
     are_rate_limited: bool,
+    inputs_max: usize,
+    order: Order,
     /// The lowest first.
     pub(super) tiers: Box<[Tier]>,
     /// Tier by tier.
@@ -75,6 +79,8 @@ pub(super) struct Target {
     pub(super) window: Option<usize>,
     pub(super) seconds: CallSeconds,
     pub(super) first_token: FirstTokenSeconds,
+    /// How lines share calls, where they do.
+    pub(super) pack: Option<(Arc<Pack>, PackMetrics)>,
 }
 
 /// A target, as one key of its upstream leads there.
@@ -89,6 +95,13 @@ impl Target {
     /// The backends, one for each key.
     pub(super) fn backends(&self) -> impl Iterator<Item = &Arc<Backend>> {
         self.by_key.iter().map(|by_key| &by_key.backend)
+    }
+
+    /// How much the lines of a call have together at most, where lines share calls.
+    pub(super) fn pack_limits(&self) -> Option<PackLimits> {
+        let PackLimits { inputs, bytes } = self.pack.as_ref()?.0.limits;
+        let inputs = inputs.min(self.client.provider.inputs_max());
+        (inputs > 1).then_some(PackLimits { inputs, bytes })
     }
 
     /// The tokens that are reserved for a line here. The route may say how long an answer may be.
@@ -170,6 +183,24 @@ impl Routes {
     #[must_use]
     pub fn spill_late(&self) -> bool {
         self.spill == Spill::Late && self.tiers.len() > 1
+    }
+
+    /// Whether lines of `/v1/embeddings` share calls by any of the routes.
+    #[must_use]
+    pub fn pack(&self) -> bool {
+        self.inputs_max > 1
+    }
+
+    /// How many lines a call may have at most.
+    #[must_use]
+    pub fn lines_per_call(&self) -> usize {
+        self.inputs_max
+    }
+
+    /// In which order the lines of a batch are sent.
+    #[must_use]
+    pub fn order(&self) -> Order {
+        self.order
     }
 
     /// Whether calls by any of the routes count against a rate limit.
@@ -478,6 +509,10 @@ impl Routing {
                     window: route.window,
                     seconds: metrics().call_seconds(&client.name, label),
                     first_token: FirstTokenSeconds::new(&client.name, label),
+                    pack: route.pack.as_ref().map(|pack| {
+                        let counted = metrics().packed(&client.name, label);
+                        (Arc::clone(pack), counted)
+                    }),
                 })
             }));
             tiers.push(Tier {
@@ -492,6 +527,12 @@ impl Routing {
             are_rate_limited: targets
                 .iter()
                 .any(|target| !target.by_key[0].rate_limits.is_empty()),
+            order: lane.order,
+            inputs_max: targets
+                .iter()
+                .filter_map(|target| Some(target.pack_limits()?.inputs))
+                .max()
+                .unwrap_or(1),
             tiers: tiers.into(),
             targets: targets.into(),
             in_use: Arc::clone(&self.in_use),

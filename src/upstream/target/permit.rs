@@ -9,8 +9,9 @@ use super::targets::Targets;
 use super::upstream::Flight;
 use crate::upstream::attempt::bill::Tariff;
 use crate::upstream::limits::auto::{Ending, Stamp};
-use crate::upstream::limits::rate::Charges;
+use crate::upstream::limits::rate::{Charges, LineSize};
 use crate::upstream::route::{ByKey, Routes, Target};
+use crate::upstream::settings::PackLimits;
 
 /// A place at an upstream. A permit that is dropped gives the place back.
 #[derive(Debug)]
@@ -116,6 +117,37 @@ impl Permit {
     /// Whether the request may have left this process.
     pub(in crate::upstream) fn is_sent(&self) -> bool {
         self.is_sent
+    }
+
+    /// How much lines that share the call have together at most. `None`: none shares it.
+    #[must_use]
+    pub fn pack_limits(&self) -> Option<PackLimits> {
+        self.target().pack_limits()
+    }
+
+    /// Another line of `/v1/embeddings` is to share the call, whose input has so many bytes. False
+    /// if a rate limit does not let it: then nothing is charged.
+    pub fn extend(&mut self, bytes: u64) -> bool {
+        let size = LineSize {
+            bytes,
+            is_input_only: true,
+            ..LineSize::default()
+        };
+        let tokens = self.by_key().backend.estimate(size);
+        let queue = Arc::as_ptr(&self.routes).addr();
+        let Some(charges) = &mut self.charges else {
+            return true;
+        };
+        let rates = &self.targets.rates;
+        rates.extend(Instant::now(), queue, charges, (bytes, tokens))
+    }
+
+    /// So many lines share the call.
+    pub fn count_lines(&self, lines: usize) {
+        if let Some((pack, counted)) = &self.target().pack {
+            pack.count(lines);
+            counted.sent(lines);
+        }
     }
 
     /// The request is sent from now on.

@@ -226,6 +226,7 @@ fn key(name: &str, secret: &str) -> UpstreamKey {
 
 pub(super) fn route(upstream: &str, model: Option<&str>) -> RouteSettings {
     RouteSettings {
+        pack: None,
         rate_limits: Vec::new(),
         upstream: upstream.to_owned(),
         model: model.map(str::to_owned),
@@ -241,6 +242,7 @@ pub(super) fn route(upstream: &str, model: Option<&str>) -> RouteSettings {
 
 pub(super) fn model(name: &str, routes: Vec<RouteSettings>) -> ModelSettings {
     ModelSettings {
+        order: Order::default(),
         rate_limits: Vec::new(),
         name: name.to_owned(),
         concurrency: None,

@@ -346,3 +346,32 @@ async fn how_long_an_answer_may_be_is_what_the_line_is_sent_with() {
     assert_eq!(reserved_for(&default, &[], stated).await, 50);
     assert_eq!(reserved_for(&default, &over, stated).await, 30);
 }
+
+#[tokio::test]
+async fn lines_that_share_a_call_count_as_one_request_and_with_the_tokens_of_all() {
+    let limits = [
+        (RateKind::Requests, 600),
+        (RateKind::InputTokens, 60_000),
+        (RateKind::OutputTokens, 60_000),
+    ];
+    let (pool, mut books) = (limited("http://127.0.0.1:1/v1", &limits), books());
+    let line = LineSize {
+        bytes: 400,
+        is_input_only: true,
+        ..LineSize::default()
+    };
+    let mut permit = granted(&pool, &mut books, line);
+    assert!(!permit.extend(40), "no more is granted than was asked for");
+    drop(permit);
+    exchange(&pool, &mut books);
+    let mut permit = granted(&pool, &mut books, line);
+    assert_eq!(reserved(&pool), [1, 100, 0]);
+    assert!(permit.extend(40), "that was asked for");
+    assert_eq!(reserved(&pool), [1, 110, 0]);
+    assert!(!permit.extend(4 * 60_000), "more than there is");
+    assert_eq!(reserved(&pool), [1, 110, 0]);
+    // A call that is never sent gives back all of it.
+    drop(permit);
+    assert_eq!(reserved(&pool), [0, 0, 0]);
+    assert_eq!(used(&pool, &mut books), [0, 0, 0]);
+}

@@ -9,6 +9,7 @@ use std::pin::pin;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
+use bytes::Bytes;
 use tracing::Instrument as _;
 use tracing::field::Empty;
 
@@ -17,19 +18,21 @@ use super::ledger::unit::Due;
 use super::missing_models::MissingModels;
 use super::ownership::Ownership;
 use super::result;
-use super::reuse::{Asking, Begun, LINES_AHEAD, Reuse};
+use super::reuse::{Asking, Begun, LINES_AHEAD, Reuse, SharedAnswer};
 use crate::domain::current::Current;
 use crate::domain::endpoint;
 use crate::domain::outcome::ErrorCode;
 use crate::domain::reuse::Key;
 use crate::metrics::trace;
 use crate::store::Store;
-use crate::upstream::{Answer, Call, CallResult, Next, Permit, Pool, Timer};
+use crate::upstream::{
+    Answer, Attempt, Call, CallResult, Next, Permit, Pool, Reservation, Tariff, Timer,
+};
 use crate::worker::lease::Lease;
 use crate::worker::lease::authority::Authority;
 use crate::worker::work::finished::FinishedLine;
 use crate::worker::work::isolation::Isolation;
-use crate::worker::work::line::{Pending, Request};
+use crate::worker::work::line::{OpenLine, Pending, Request};
 use crate::worker::work::settings::Rules;
 use crate::worker::work::unit::LoadedUnit;
 
@@ -60,6 +63,22 @@ pub(super) struct Job {
     /// Why the line can never be sent, in words for its user.
     pub(super) too_large: Option<String>,
     pub(super) begun: Instant,
+    /// The lines that share its call. Nearly always empty.
+    pub(super) companions: Vec<Companion>,
+}
+
+/// A line that shares the call of another.
+pub(super) struct Companion {
+    pub(super) pending: Pending,
+    /// `None` until the call is over, and where it was cut off.
+    pub(super) outcome: Option<Outcome>,
+}
+
+/// What is sent.
+pub(super) struct Sent {
+    pub(super) path: &'static str,
+    pub(super) body: Bytes,
+    pub(super) reservation: Reservation,
 }
 
 /// What became of a line that was chosen.
@@ -70,9 +89,9 @@ pub(super) enum Outcome {
     Again(Due),
 }
 
-/// How a line gets its outcome. An answer that is known without a call, and a call that several
-/// lines share, are arms of this.
-enum Plan {
+/// How a line gets its outcome. An answer that is known without a call is an arm of this. Lines that
+/// need one may share it: see [`together`](super::together).
+pub(super) enum Plan {
     /// The line needs no call.
     Finished(FinishedLine),
     /// The line has a call of its own.
@@ -106,13 +125,23 @@ impl Executor {
             drop(job.permit.take());
             return cut();
         }
+        if !job.companions.is_empty() {
+            // In a box: few executors have such a call, and all would be as large.
+            return Box::pin(self.execute_together(job, timer)).await;
+        }
         let request = job.request.take();
-        match self.plan(job, request) {
+        let line = &job.pending.line;
+        match self.plan(&job.unit, line, job.permit.as_ref(), request) {
             Plan::Finished(finished) => {
                 drop(job.permit.take());
                 Outcome::Finished(finished)
             }
-            Plan::Call { path, request } => self.call(job, path, request, None, timer).await,
+            Plan::Call { path, request } => {
+                let (unit, permit) = (&job.unit, job.permit.take());
+                let call = (path, request);
+                self.call(unit, &mut job.pending, permit, call, None, timer)
+                    .await
+            }
             // In a box: few calls are so, and each is as large as the largest.
             Plan::Reuse { key, path, request } => {
                 Box::pin(self.reuse(job, key, (path, request), timer)).await
@@ -124,10 +153,20 @@ impl Executor {
     /// If even that outcome cannot be written, the line's unit is revoked, and its lines run
     /// again.
     pub(super) fn panicked(&self, job: &mut Job) -> Outcome {
-        let bill = job.pending.history.take_bill();
-        let (unit, line) = (&job.unit, &job.pending.line);
+        let unit = &job.unit;
         let key = &unit.lease.key;
+        let line = &mut job.pending.line;
         tracing::error!(unit.key = %key, unit.line = line.index, "the code panicked at a line");
+        if !job.companions.is_empty() {
+            // Whichever line it was, it comes to be alone.
+            let lines = job.companions.iter_mut().map(|one| &mut one.pending.line);
+            for line in lines.chain([line]) {
+                line.together_max = 1;
+            }
+            return cut();
+        }
+        let bill = job.pending.history.take_bill();
+        let line = &job.pending.line;
         let write = AssertUnwindSafe(|| result::mishandled(unit, line, bill));
         if let Ok(finished) = std::panic::catch_unwind(write) {
             Outcome::Finished(finished)
@@ -141,9 +180,14 @@ impl Executor {
     }
 
     /// Decides how a line gets its outcome. This is the place where a line can get it without a
-    /// call, and where lines can share a call. `request`: the line's, if it was read already.
-    fn plan(&self, job: &Job, request: Option<Request>) -> Plan {
-        let (unit, line) = (&job.unit, &job.pending.line);
+    /// call. `permit`: for which target. `request`: the line's, if it was read already.
+    pub(super) fn plan(
+        &self,
+        unit: &Arc<LoadedUnit>,
+        line: &OpenLine,
+        permit: Option<&Permit>,
+        request: Option<Request>,
+    ) -> Plan {
         if let Some(known) = self.missing_models.known(unit) {
             return Plan::Finished(self.missing_models.finished(unit, line, &known));
         }
@@ -154,7 +198,7 @@ impl Executor {
         };
         let path = of_batch.unwrap_or(request.path);
         let key = self.reuse.mode_of(&unit.batch).and_then(|mode| {
-            let (permit, tenant) = (job.permit.as_ref()?, &unit.batch.tenant);
+            let (permit, tenant) = (permit?, &unit.batch.tenant);
             let asked = (path, &*request.body);
             self.pool.reuse_key(permit, tenant, asked, mode)
         });
@@ -189,9 +233,17 @@ impl Executor {
             return cut();
         };
         let answer = match begun {
-            Begun::Alone => return self.call(job, path, request, None, timer).await,
+            Begun::Alone => {
+                let (permit, call) = (job.permit.take(), (path, request));
+                return self
+                    .call(&unit, &mut job.pending, permit, call, None, timer)
+                    .await;
+            }
             Begun::Asks(asking) => {
-                let outcome = self.call(job, path, request, Some(asking), timer).await;
+                let (permit, call) = (job.permit.take(), (path, request));
+                let outcome = self
+                    .call(&unit, &mut job.pending, permit, call, Some(asking), timer)
+                    .await;
                 job.pending.asks_alone |= matches!(outcome, Outcome::Again(_));
                 return outcome;
             }
@@ -212,16 +264,29 @@ impl Executor {
                 answer
             }
         };
+        let known = (&*answer, &tariff);
+        self.reused(&unit, &mut job.pending, (path, request), known)
+            .await
+    }
+
+    /// Gives a line the answer to an equal one, which would have been asked at this tariff.
+    pub(super) async fn reused(
+        &self,
+        unit: &Arc<LoadedUnit>,
+        pending: &mut Pending,
+        (path, request): (&'static str, Request),
+        (answer, tariff): (&SharedAnswer, &Arc<Tariff>),
+    ) -> Outcome {
         let mut reservation = self.pool.budget().reserve();
         let room = reservation.grow(answer.body.len());
         if unit.cut.run_until_cancelled(room).await.is_none() {
             return cut();
         }
-        let mut bill = job.pending.history.take_bill();
-        bill.reused(&tariff, path);
-        let (line, custom_id) = (&job.pending.line, &request.custom_id);
+        let mut bill = pending.history.take_bill();
+        bill.reused(tariff, path);
         let held = (reservation, bill);
-        Outcome::Finished(result::reused(&unit, line, custom_id, &answer, held))
+        let (line, custom_id) = (&pending.line, &request.custom_id);
+        Outcome::Finished(result::reused(unit, line, custom_id, answer, held))
     }
 
     /// The keys of the lines behind a line, as if they went where that line goes.
@@ -239,51 +304,33 @@ impl Executor {
         requests.filter_map(key).collect()
     }
 
-    /// Sends a line once. `asking`: others wait for its answer.
-    async fn call(
+    /// Sends a line once, in a call of its own. `asking`: others wait for its answer.
+    pub(super) async fn call(
         &self,
-        job: &mut Job,
-        path: &'static str,
-        request: Request,
+        unit: &Arc<LoadedUnit>,
+        pending: &mut Pending,
+        permit: Option<Permit>,
+        (path, request): (&'static str, Request),
         asking: Option<Asking>,
         timer: &mut Timer,
     ) -> Outcome {
-        let (unit, pending) = (&job.unit, &mut job.pending);
         let Request {
             custom_id, body, ..
         } = request;
-        let Some(mut permit) = job.permit.take() else {
+        let Some(permit) = permit else {
             return cut();
         };
-        if self.pool.has_rate() {
-            // A turn may be far away, and a process that stops does not wait for it.
-            let turn = self.pool.turn(&mut permit);
-            if unit.cut.run_until_cancelled(turn).await != Some(true) {
-                return cut();
-            }
+        if unit.packing().is_some() {
+            permit.count_lines(1);
         }
-        let span = tracing::trace_span!(
-            target: trace::TARGET,
-            parent: None,
-            "upstream call",
-            otel.kind = "client",
-            batch.id = &*unit.batch.id,
-            url.path = path,
-            attempt = pending.history.attempts() + 1,
-            upstream.name = Empty,
-            outcome = Empty,
-            http.response.status_code = Empty,
-        );
-        let call = Call {
+        let sent = Sent {
             path,
             body,
             reservation: self.pool.budget().reserve(),
-            traceparent: trace::traceparent(&span),
         };
         let attempt = {
-            // Pinned: the future is large, and each layer around it would move it.
-            let call = pin!(self.pool.call(permit, call, &mut pending.history, timer));
-            unit.cut.run_until_cancelled(call.instrument(span)).await
+            let call = pin!(self.send(unit, pending, permit, sent, timer));
+            call.await
         };
         let Some(attempt) = attempt else {
             return cut();
@@ -316,6 +363,50 @@ impl Executor {
         }
     }
 
+    /// Makes a call. `None`: it was cut off, or not made.
+    pub(super) async fn send(
+        &self,
+        unit: &LoadedUnit,
+        pending: &mut Pending,
+        mut permit: Permit,
+        sent: Sent,
+        timer: &mut Timer,
+    ) -> Option<Attempt> {
+        let Sent {
+            path,
+            body,
+            reservation,
+        } = sent;
+        if self.pool.has_rate() {
+            // A turn may be far away, and a process that stops does not wait for it.
+            let turn = self.pool.turn(&mut permit);
+            if unit.cut.run_until_cancelled(turn).await != Some(true) {
+                return None;
+            }
+        }
+        let span = tracing::trace_span!(
+            target: trace::TARGET,
+            parent: None,
+            "upstream call",
+            otel.kind = "client",
+            batch.id = &*unit.batch.id,
+            url.path = path,
+            attempt = pending.history.attempts() + 1,
+            upstream.name = Empty,
+            outcome = Empty,
+            http.response.status_code = Empty,
+        );
+        let call = Call {
+            path,
+            body,
+            reservation,
+            traceparent: trace::traceparent(&span),
+        };
+        // Pinned: the future is large, and each layer around it would move it.
+        let call = pin!(self.pool.call(permit, call, &mut pending.history, timer));
+        unit.cut.run_until_cancelled(call.instrument(span)).await
+    }
+
     /// When a line that failed is sent again.
     fn again(
         &self,
@@ -340,7 +431,10 @@ impl Executor {
     /// line must not be sent.
     async fn is_recorded(&self, job: &Job, isolation: &Isolation) -> bool {
         // A process that stops does not wait for a record either.
-        let record = Box::pin(self.record(&job.unit, isolation, job.pending.line.index));
+        let companions = job.companions.iter().map(|one| &one.pending);
+        let lines = companions.chain([&job.pending]);
+        let last = lines.map(|pending| pending.line.index).max();
+        let record = Box::pin(self.record(&job.unit, isolation, last.unwrap_or_default()));
         job.unit.cut.run_until_cancelled(record).await == Some(true)
     }
 
@@ -362,7 +456,7 @@ impl Executor {
 }
 
 /// The call was cut off, or not made: the line is sent again soon.
-fn cut() -> Outcome {
+pub(super) fn cut() -> Outcome {
     let pause = AFTER_CUT_MAX.mul_f64(rand::random());
     Outcome::Again(Due {
         at: Instant::now() + pause,

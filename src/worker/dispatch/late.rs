@@ -169,6 +169,13 @@ impl Lateness {
         judged.is_some_and(Judged::allows)
     }
 
+    /// How many lines of a batch may go to a higher tier.
+    pub(crate) fn allowed(&self, lane: LaneId, tenant: &Arc<str>, batch: &str) -> usize {
+        let flow = self.flows.get(&(lane, Arc::clone(tenant)));
+        let judged = flow.and_then(|flow| flow.batches.get(batch));
+        judged.map_or(0, |judged| judged.allowance as usize)
+    }
+
     /// Judges a tenant's batches in a lane. Returns the verdicts that have changed: batches that
     /// became late, and those that are not late any more.
     pub(crate) fn judge(

@@ -183,6 +183,14 @@ impl Ledger {
         self.run_queues.on_reload();
     }
 
+    /// The first of a unit's fresh lines that begins so is its next one.
+    pub(crate) fn seek(&mut self, id: u64, beginning: u64) {
+        // No line changes its state.
+        if let Some(active) = self.units.get_mut(&id) {
+            active.seek(beginning);
+        }
+    }
+
     /// A unit's next line is sent.
     pub(crate) fn start(
         &mut self,
@@ -199,6 +207,10 @@ impl Ledger {
             let unit = Arc::clone(active.unit());
             Some((unit, pending, active.position(), active.lane()))
         })??;
+        if let Some(beginnings) = unit.beginnings().filter(|_| ready == Ready::Fresh) {
+            let beginning = beginnings.get(&pending.line);
+            self.run_queues.begins(position, beginning);
+        }
         self.in_flight += 1;
         let routes = self.units.get(&id).and_then(ActiveUnit::routes);
         let spills_late = routes.is_some_and(|routes| routes.spill_late());
@@ -215,20 +227,50 @@ impl Ledger {
         Some((unit, pending, counted))
     }
 
-    /// A line has come back. `counted`: what its start has returned. `took`: how long, if the line
-    /// has its outcome. The line's unit may not be in hand any more.
+    /// Lines of a unit go with a line of it that was started, in one call: the next ones of those
+    /// that are ready, as long as `takes` takes them. `counted`: what the start has returned.
+    pub(crate) fn join(
+        &mut self,
+        id: u64,
+        ready: Ready,
+        counted: &mut Counted,
+        mut takes: impl FnMut(&OpenLine) -> bool,
+    ) -> Vec<Pending> {
+        let spilled = counted.lane.filter(|_| counted.is_spilled);
+        let mut most = usize::MAX;
+        if let (Some(lane), Some(active)) = (spilled, self.units.get(&id)) {
+            let batch = &active.unit().batch;
+            most = self.lateness.allowed(lane, &batch.tenant, &batch.id);
+        }
+        let joined = self.change(id, |active| active.join(ready, most, &mut takes));
+        let joined = joined.unwrap_or_default();
+        self.in_flight += joined.len();
+        counted.lines += joined.len();
+        if let (Some(lane), Some(active)) = (spilled, self.units.get(&id)) {
+            let batch = &active.unit().batch;
+            for _ in &joined {
+                self.lateness.on_spill(lane, &batch.tenant, &batch.id);
+            }
+        }
+        joined
+    }
+
+    /// A line has come back, with those that shared its call. `counted`: what its start has returned.
+    /// `took`: how long, if the line has its outcome. The line's unit may not be in hand any more.
     pub(crate) fn finish(&mut self, unit: &LoadedUnit, counted: Counted, took: Option<Duration>) {
-        self.in_flight -= 1;
+        self.in_flight -= counted.lines;
         if let (Some(took), Some(lane)) = (took, counted.lane)
             && counted.spills_late
         {
             let tenant = &unit.batch.tenant;
-            self.lateness
-                .on_finish(lane, tenant, took, counted.is_spilled);
+            for _ in 0..counted.lines {
+                self.lateness
+                    .on_finish(lane, tenant, took, counted.is_spilled);
+            }
         }
         let active = self.units.get_mut(&unit.id);
         let position = active.map(|active| {
-            active.finish();
+            active.finish(counted.lines);
             active.position()
         });
         self.run_queues.on_finish(unit, position, (counted, took));

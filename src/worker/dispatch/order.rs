@@ -5,8 +5,8 @@
 //! is passed over. Within a tenant a batch that would miss its deadline goes first; then
 //! priority counts, then which batch has the least in flight, and so on, whichever models the
 //! batches' lines name: those models may have upstreams in common. Within a batch lines go by
-//! their place in the file. Lines that have failed before go last while it is not known that any
-//! upstream works.
+//! their place in the file, or, where the model says so, those that begin alike go one after the
+//! other. Lines that have failed before go last while it is not known that any upstream works.
 //!
 //! This module reads the ledger. It changes nothing but what [`Ledger::start`] does.
 
@@ -17,6 +17,7 @@ use std::sync::Arc;
 use super::ledger::run_queues::{Batch, BatchFlow, Counted, Turn};
 use super::ledger::unit::{ActiveUnit, Ready};
 use super::ledger::{Ledger, Start};
+use crate::domain::beginning;
 use crate::upstream::{Acquired, History, Permit, Pool, RateRequest, Routes};
 use crate::worker::work::isolation::Isolation;
 use crate::worker::work::line::{Pending, Request};
@@ -29,6 +30,8 @@ use crate::worker::work::unit::LoadedUnit;
 const WAITING_PER_PERMIT: usize = 2;
 /// The same where calls succeed: there lines wait for reasons of their own.
 const WAITING_PER_PERMIT_AT_BEST: usize = 16;
+/// So many units of a batch are looked at for a line that begins like the last ones.
+const UNITS_SEARCHED: usize = 32;
 /// A batch that would miss its deadline may take this part of a lane at most, because the other
 /// batches of its tenant must go on.
 const RESCUE_MAX: f64 = 7.0 / 8.0;
@@ -87,6 +90,7 @@ impl Door for Arc<Pool> {
 pub(crate) struct Chosen {
     pub(crate) unit: Arc<LoadedUnit>,
     pub(crate) pending: Pending,
+    pub(crate) ready: Ready,
     /// What the line asks for, if it was read already.
     pub(crate) request: Option<Request>,
     /// The permit to send it; or why it can never be sent, in words for its user.
@@ -134,11 +138,18 @@ pub(crate) fn next(ledger: &mut Ledger, now_ms: i64, door: &impl Door) -> Option
             lines = next_lines(ledger, door, &mut passed, now_ms)?;
         }
         let Some(Reverse(Line {
-            place, id, ready, ..
+            place,
+            id,
+            ready,
+            beginning,
+            ..
         })) = lines.pop()
         else {
             continue;
         };
+        if let Some(beginning) = beginning {
+            ledger.seek(id, beginning);
+        }
         let routes = Arc::clone(ledger.run_queues().queue(place.queue).routes());
         let active = ledger.unit(id)?;
         let (unit, first) = (active.unit(), active.first(ready)?);
@@ -181,6 +192,7 @@ pub(crate) fn next(ledger: &mut Ledger, now_ms: i64, door: &impl Door) -> Option
         return Some(Chosen {
             unit,
             pending,
+            ready,
             request,
             permit,
             counted,
@@ -219,6 +231,8 @@ struct Line {
     /// The unit, and which of its lines.
     id: u64,
     ready: Ready,
+    /// How the line begins, where lines go by that.
+    beginning: Option<u64>,
 }
 
 /// The lines of the tenant whose turn it is, one of each of its queues. None where none of them has
@@ -330,12 +344,20 @@ fn best_line(ledger: &Ledger, place: Place, now_ms: i64) -> Option<Line> {
         }
         if let Some((id, ready)) = first_line(ledger, of_batch, place) {
             let last = of_batch.last();
+            let is_fresh = ready == Ready::Fresh;
+            let of_unit = || ledger.unit(id).filter(|_| is_fresh)?.unit().beginnings();
+            let begins = of_unit().and_then(|_| first_beginning(ledger, of_batch));
+            let (id, beginning) = match begins {
+                Some((id, beginning)) => (id, Some(beginning)),
+                None => (id, None),
+            };
             best = Some(Line {
                 key,
                 last,
                 place,
                 id,
                 ready,
+                beginning,
             });
         }
     }
@@ -354,6 +376,31 @@ fn first_line(ledger: &Ledger, of_batch: &BatchFlow, place: Place) -> Option<(u6
         let may_send = |ready| active.allows(ready).then(|| (active.id(), ready));
         let fresh = || may_send(Ready::Fresh).filter(|_| place.takes_fresh);
         may_send(Ready::Retry).or_else(fresh)
+    })
+}
+
+/// Of a batch whose lines go by how they begin, the unit and the beginning that go next, of the fresh
+/// lines in hand: one with the first message of one of the last lines, the latest of them; else one
+/// that shares most with the last. `None`: its lines go by their place in the file.
+fn first_beginning(ledger: &Ledger, of_batch: &BatchFlow) -> Option<(u64, u64)> {
+    let units = of_batch.ready_units().take(UNITS_SEARCHED);
+    let units = units.filter_map(|id| ledger.unit(id));
+    let units: Vec<&ActiveUnit> = units.filter(|active| active.allows(Ready::Fresh)).collect();
+    let begins = |from: u64| {
+        let units = units.iter();
+        units.filter_map(move |active| Some((active.id(), active.beginning_from(from)?)))
+    };
+    let sharing = |one: u64, steps: u32| {
+        let from = beginning::least(one, steps);
+        begins(from).find(|(_, other)| beginning::least(*other, steps) == from)
+    };
+    let mut last = of_batch.beginnings();
+    let known = last.find_map(|one| sharing(one, beginning::FIRST_MESSAGE));
+    known.or_else(|| {
+        let at = of_batch.beginnings().next().unwrap_or(0);
+        let mut steps = (1..beginning::FIRST_MESSAGE).rev();
+        let near = steps.find_map(|steps| sharing(at, steps));
+        near.or_else(|| begins(at).min_by_key(|(_, other)| other.wrapping_sub(at)))
     })
 }
 

@@ -12,21 +12,23 @@ use std::time::{Duration, Instant};
 use futures::FutureExt as _;
 use tokio_util::sync::CancellationToken;
 
-use super::executor::{Executor, Job, Outcome};
+use super::executor::{Companion, Executor, Job, Outcome, cut};
 use super::ledger::Ledger;
 use super::ledger::run_queues::LaneLimit;
+use super::ledger::unit::ActiveUnit;
 use super::missing_models::MissingModels;
 use super::order::{self, Chosen};
 use super::result;
 use super::shared::SharedLedger;
 use super::tenants::Tenants;
+use super::together;
 use super::write_failures::WriteFailures;
 use crate::domain::batch::EndReason;
 use crate::domain::clock::Clock;
 use crate::upstream::{Pool, Routes, Timer};
 use crate::worker::lease::authority::Authority;
 use crate::worker::work::finished::{CompletionQueue, FinishedLine};
-use crate::worker::work::line::OpenLine;
+use crate::worker::work::line::{OpenLine, Pending};
 use crate::worker::work::unit::LoadedUnit;
 
 /// How long the scheduler may sleep when it knows of nothing to wait for.
@@ -194,7 +196,8 @@ impl Scheduler {
         }
     }
 
-    /// Books what came of a line, and chooses the next line to send.
+    /// Books what came of a line, and of those that shared its call, and chooses the next line to
+    /// send.
     fn book(&self, job: Job, outcome: Outcome) -> Option<Job> {
         let Job {
             unit,
@@ -202,6 +205,7 @@ impl Scheduler {
             permit,
             counted,
             begun,
+            companions,
             ..
         } = job;
         drop(permit);
@@ -210,35 +214,13 @@ impl Scheduler {
         let mut ledger = self.ledger.lock();
         ledger.finish(&unit, counted, took);
         self.pool.sharing().on_finish();
-        let finished = match (
-            outcome,
-            ledger
-                .unit(unit.id)
-                .map(super::ledger::unit::ActiveUnit::end_reason),
-        ) {
-            // The unit was revoked, or is being given back: the line is another process's.
-            (_, None) => None,
-            (Outcome::Finished(finished), Some(_)) => Some(finished),
-            (Outcome::Again(_), Some(Some(end_reason))) => {
-                let finished = result::concluded(&unit, pending, end_reason);
-                if finished.is_none() {
-                    ledger.revoke_unit(&unit);
-                }
-                finished
-            }
-            (Outcome::Again(mut due), Some(None)) => {
-                // A call may have succeeded in the meantime.
-                if let Some(soonest) = due.soonest
-                    && pending.history.is_hastened()
-                {
-                    due.at = due.at.min(soonest);
-                    due.soonest = None;
-                }
-                ledger.retry_at(unit.id, due, pending);
-                self.ledger.notify_scheduler();
-                None
-            }
-        };
+        let mut finished = self.settle(&mut ledger, &unit, pending, outcome);
+        for Companion { pending, outcome } in companions {
+            let outcome = outcome.unwrap_or_else(cut);
+            let of_companion = self.settle(&mut ledger, &unit, pending, outcome);
+            self.completions
+                .push(std::mem::replace(&mut finished, of_companion));
+        }
         if ledger.remove_if_spent(unit.id) {
             self.ledger.notify_supply();
         }
@@ -263,6 +245,42 @@ impl Scheduler {
         next
     }
 
+    /// Books what came of one line. Returns its outcome, if it has one that is this process's to
+    /// write.
+    fn settle(
+        &self,
+        ledger: &mut Ledger,
+        unit: &Arc<LoadedUnit>,
+        pending: Pending,
+        outcome: Outcome,
+    ) -> Option<FinishedLine> {
+        let end_reason = ledger.unit(unit.id).map(ActiveUnit::end_reason);
+        match (outcome, end_reason) {
+            // The unit was revoked, or is being given back: the line is another process's.
+            (_, None) => None,
+            (Outcome::Finished(finished), Some(_)) => Some(finished),
+            (Outcome::Again(_), Some(Some(end_reason))) => {
+                let finished = result::concluded(unit, pending, end_reason);
+                if finished.is_none() {
+                    ledger.revoke_unit(unit);
+                }
+                finished
+            }
+            (Outcome::Again(mut due), Some(None)) => {
+                // A call may have succeeded in the meantime.
+                if let Some(soonest) = due.soonest
+                    && pending.history.is_hastened()
+                {
+                    due.at = due.at.min(soonest);
+                    due.soonest = None;
+                }
+                ledger.retry_at(unit.id, due, pending);
+                self.ledger.notify_scheduler();
+                None
+            }
+        }
+    }
+
     /// Takes the next line to send, with its permit. The ledger counts the line as in flight.
     fn choose(&self, ledger: &mut Ledger, now: Instant) -> Option<Job> {
         ledger.wake(now);
@@ -276,12 +294,20 @@ impl Scheduler {
         let Chosen {
             unit,
             pending,
+            ready,
             request,
-            permit,
-            counted,
+            mut permit,
+            mut counted,
             runs_short,
         } = chosen;
-        if runs_short {
+        let companions = match &mut permit {
+            Ok(permit) => {
+                let line = (&*unit, &pending, ready);
+                together::join(ledger, line, permit, &mut counted)
+            }
+            Err(_) => Vec::new(),
+        };
+        if runs_short || (!companions.is_empty() && ledger.runs_short(unit.id)) {
             self.ledger.notify_supply();
         }
         if counted.is_spilled() {
@@ -299,6 +325,7 @@ impl Scheduler {
             counted,
             too_large,
             begun: now,
+            companions,
         })
     }
 

@@ -3,9 +3,10 @@
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
+use crate::domain::endpoint;
 use crate::metrics::ModelMetrics;
 use crate::store::{self, CountsDelta, Error, LeasedUnit, Store, UnitFlush};
-use crate::upstream::{Pool, Reservation, Routes};
+use crate::upstream::{Order, Pool, Reservation, Routes};
 use crate::worker::dispatch::Dispatch;
 use crate::worker::dispatch::ownership::Ownership;
 use crate::worker::dispatch::scheduler::Scheduler;
@@ -87,7 +88,7 @@ impl Loader {
             }
         };
         let id = self.next_id.fetch_add(1, Ordering::Relaxed);
-        let (unit, lines) = LoadedUnit::load(
+        let (mut unit, mut lines) = LoadedUnit::load(
             id,
             leased.clone(),
             (&model, metrics.clone()),
@@ -98,6 +99,16 @@ impl Loader {
         if lines.is_empty() {
             let cause = "its text has none of its lines";
             return self.give_up(&leased, &metrics, cause).await;
+        }
+        if let Some(routes) = &routes {
+            // Embeddings save nothing by how they begin.
+            let path = unit.batch.endpoint.path;
+            if routes.order() == Order::Prefix && path != endpoint::EMBEDDINGS {
+                unit.order(&mut lines);
+            }
+            if routes.pack() {
+                unit.pack(&mut lines);
+            }
         }
         tracing::debug!(unit.key = %key, unit.lines = lines.len(), "holds a unit");
         self.scheduler.admit(unit, routes, lines);

@@ -48,10 +48,10 @@ impl Rates {
         (self.measured_at, self.answered) = (Instant::now(), answered);
     }
 
-    /// How many lines to have ready in a lane of so many permits.
-    pub(super) fn lines_wanted(&self, lane: LaneId, permits: usize) -> usize {
+    /// How many lines to have ready in a lane of which so many can be sent at once.
+    pub(super) fn lines_wanted(&self, lane: LaneId, at_once: usize) -> usize {
         let rate = self.rates.get(&lane).copied().unwrap_or(0.0);
-        ready_for(permits).max((rate * READY_SECONDS) as usize)
+        ready_for(at_once).max((rate * READY_SECONDS) as usize)
     }
 }
 

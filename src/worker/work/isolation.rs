@@ -99,6 +99,11 @@ impl Isolation {
         self.suspects.iter().all(|&line| done.contains(line))
     }
 
+    /// Whether any number of lines may be in flight, and so several may share a call.
+    pub(crate) fn allows_packs(&self) -> bool {
+        self.level == Level::Recorded
+    }
+
     /// Whether nothing else of this process may be in flight. The last owner died while one line
     /// of the unit was alone in flight, but lines of other units may have been in flight as well.
     pub(crate) fn needs_the_process(&self) -> bool {

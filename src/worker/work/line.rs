@@ -13,6 +13,9 @@ use crate::upstream::{Answer, History, LineSize};
 #[derive(Clone, Debug)]
 pub(crate) struct OpenLine {
     pub index: u32,
+    /// How many lines may share its call, itself included: fewer each time that a call of several
+    /// has failed, so that the line which is the cause comes to fail alone.
+    pub together_max: u16,
     pub range: Range<usize>,
 }
 
@@ -39,7 +42,11 @@ pub(crate) struct Pending {
 
 impl OpenLine {
     pub(crate) fn new(index: u32, range: Range<usize>) -> Self {
-        Self { index, range }
+        Self {
+            index,
+            together_max: u16::MAX,
+            range,
+        }
     }
 
     /// Reads the line's request from its unit's text. `None` if the text holds no request.

@@ -5,8 +5,10 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use bytes::Bytes;
 use tokio_util::sync::CancellationToken;
 
+use super::beginnings::Beginnings;
 use super::isolation::Isolation;
 use super::line::OpenLine;
+use super::packing::Packing;
 use crate::codec::segment::Encoded;
 use crate::domain::endpoint::{Endpoint, Endpoints};
 use crate::domain::json;
@@ -89,6 +91,8 @@ pub(crate) struct LoadedUnit {
     pub is_whole_batch: bool,
     durable: Mutex<Durable>,
     isolation: Option<Isolation>,
+    packing: Option<Packing>,
+    beginnings: Option<Beginnings>,
     /// The text's part of the memory budget.
     _reservation: Option<Reservation>,
 }
@@ -134,9 +138,39 @@ impl LoadedUnit {
             cut: CancellationToken::new(),
             durable,
             isolation,
+            packing: None,
+            beginnings: None,
             _reservation: reservation,
         };
         (unit, lines)
+    }
+
+    /// Finds out which of the unit's lines may share calls, and puts these next to each other.
+    /// Where few lines of an isolated unit may be in flight they share none.
+    pub(crate) fn pack(&mut self, lines: &mut [OpenLine]) {
+        let isolation = self.isolation.as_ref();
+        if isolation.is_none_or(Isolation::allows_packs) {
+            self.packing = Packing::of(&self.text, lines);
+        }
+    }
+
+    /// Finds out how the unit's lines begin, and puts them in the order of that. Lines of an isolated
+    /// unit stay as they stand: as if all began alike.
+    pub(crate) fn order(&mut self, lines: &mut [OpenLine]) {
+        self.beginnings = Some(match self.isolation {
+            None => Beginnings::of(&self.text, lines),
+            Some(_) => Beginnings::default(),
+        });
+    }
+
+    /// How the unit's lines begin, where they are sent in the order of that.
+    pub(crate) fn beginnings(&self) -> Option<&Beginnings> {
+        self.beginnings.as_ref()
+    }
+
+    /// Which of the unit's lines may share calls. `None`: none.
+    pub(crate) fn packing(&self) -> Option<&Packing> {
+        self.packing.as_ref()
     }
 
     /// How the unit is isolated, because owners of it have died. `None` for a normal unit, and

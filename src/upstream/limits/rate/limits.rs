@@ -366,6 +366,49 @@ impl RateLimits {
         }
     }
 
+    /// Charges a call for so many more tokens of its input, if all its limits have them now. False:
+    /// nothing is charged. `queue`: whose lines ask.
+    pub(in crate::upstream) fn extend(
+        &self,
+        now: Instant,
+        queue: usize,
+        charges: &mut Charges,
+        (bytes, tokens): (u64, Tokens),
+    ) -> bool {
+        let mut guard = self.lock();
+        let state = &mut *guard;
+        let now_ms = state.ms(now).unwrap_or(0);
+        let amount = |spec: &Spec| match spec.limit.kind {
+            // It is the same request.
+            RateKind::Requests => 0,
+            _ => spec.amount(tokens),
+        };
+        let (mut fits, mut asks, mut added) = (true, false, 0);
+        for (index, charge) in &mut charges.charges {
+            let limit = &mut state.limits[*index];
+            let more = amount(&limit.spec);
+            fits = limit.meter.add(now_ms, queue, charge, more);
+            asks |= limit.asks();
+            if !fits {
+                break;
+            }
+            added += 1;
+        }
+        if fits {
+            charges.size.bytes += bytes;
+        } else {
+            for (index, charge) in &mut charges.charges[..added] {
+                let Limit { spec, meter, .. } = &mut state.limits[*index];
+                meter.subtract(now_ms, charge, amount(spec));
+            }
+        }
+        drop(guard);
+        if asks {
+            self.asked.notify_one();
+        }
+        fits
+    }
+
     /// A call has ended that was charged. True if lines that were refused should be looked at: what
     /// was reserved and not used may let one be sent.
     pub(in crate::upstream) fn settle(

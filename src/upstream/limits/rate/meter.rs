@@ -194,6 +194,36 @@ impl Meter {
         }
     }
 
+    /// Charges a call for more, right after it was charged, if that fits. False: nothing is charged,
+    /// and more is asked for where too little is granted.
+    pub fn add(&mut self, now_ms: i64, queue: usize, charge: &mut Charge, amount: u64) -> bool {
+        if amount == 0 {
+            return true;
+        }
+        let now = (self.terms.part(now_ms), self.generation);
+        if now != (charge.part, charge.generation) {
+            return false;
+        }
+        match self.verdict(now_ms, queue, amount) {
+            Verdict::Fits => {
+                charge.amount += self.take(now_ms, queue, amount).amount;
+                true
+            }
+            Verdict::Ungranted => {
+                self.refused = self.refused.saturating_add(amount);
+                false
+            }
+            Verdict::Never | Verdict::Later(_) => false,
+        }
+    }
+
+    /// Takes back what [`add`](Self::add) has just charged.
+    pub fn subtract(&mut self, now_ms: i64, charge: &mut Charge, amount: u64) {
+        let added = Charge { amount, ..*charge };
+        charge.amount -= amount;
+        self.settle(now_ms, added, Used::Nothing);
+    }
+
     /// A call has ended. Charged by its [`take`](Self::take), once.
     pub fn settle(&mut self, now_ms: i64, charge: Charge, used: Used) {
         self.reserved -= charge.amount;

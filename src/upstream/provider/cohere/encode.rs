@@ -103,7 +103,7 @@ const EMBEDDING_RULES: [(&str, Rule); 9] = [
 ];
 
 /// As many texts as a call takes.
-const TEXTS_MAX: usize = 96;
+pub(super) const TEXTS_MAX: usize = 96;
 /// As many stop sequences as a call takes.
 const STOPS_MAX: usize = 5;
 

@@ -1,18 +1,21 @@
 //! What is counted of the lines in hand: by run queue, tenant, batch and lane. Only the ledger
 //! changes the counts; [`order`](crate::worker::dispatch::order) reads them to choose a line.
 
-use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
+use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet, VecDeque};
 use std::sync::Arc;
 use std::time::Duration;
 
 use slab::Slab;
 
+use crate::domain::beginning;
 use crate::upstream::{LaneId, Pool, Routes, TenantMeters};
 use crate::worker::work::unit::{BatchContext, LoadedUnit};
 
 /// Tenants, and batches, whose last turn is remembered though nothing of theirs is in hand. If
 /// they were forgotten, they would come first.
 const REMEMBERED_MAX: usize = 4_096;
+/// So many beginnings of lines are remembered of a batch: engines keep some of those that came last.
+const BEGINNINGS_MAX: usize = 16;
 /// How much the latest call counts for in a lane's average duration.
 const LATEST_CALL_WEIGHT: f64 = 0.1;
 /// A tenant's calls in flight are counted in such parts of a call, so that they can be divided by
@@ -63,6 +66,8 @@ pub(crate) struct BatchFlow {
     units: usize,
     /// The number of its last turn. Zero: there was none.
     last: u64,
+    /// How the last lines began, the latest last, each first message once, where lines go by that.
+    beginnings: VecDeque<u64>,
 }
 
 /// What is known of a tenant that has, or had, something in hand.
@@ -145,7 +150,7 @@ pub(crate) struct Lane {
     ready: usize,
     /// Lines that were ever answered. The supply tells the rate from it.
     answered: u64,
-    /// How long a call takes.
+    /// How long a call takes, for each of its lines.
     seconds: Option<f64>,
 }
 
@@ -173,7 +178,7 @@ impl LaneLimit {
 }
 
 /// What a line that was sent counts against until it comes back, whatever is configured meanwhile.
-#[derive(Clone, Copy, Debug, Default)]
+#[derive(Clone, Copy, Debug)]
 pub(crate) struct Counted {
     pub(super) lane: Option<LaneId>,
     domain: usize,
@@ -183,6 +188,8 @@ pub(crate) struct Counted {
     pub(super) is_spilled: bool,
     /// It was sent by routes that spill late.
     pub(super) spills_late: bool,
+    /// The lines that share the call. Only the line itself counts for turns and for limits on calls.
+    pub(super) lines: usize,
 }
 
 impl Counted {
@@ -358,6 +365,11 @@ impl BatchFlow {
         self.last
     }
 
+    /// How the last lines began, the latest first, where lines go by that.
+    pub(crate) fn beginnings(&self) -> impl Iterator<Item = u64> {
+        self.beginnings.iter().rev().copied()
+    }
+
     /// Units with lines that are ready, in the order of the file.
     pub(crate) fn ready_units(&self) -> impl Iterator<Item = u64> {
         self.ready_units.iter().map(|&(_, unit)| unit)
@@ -479,7 +491,7 @@ impl Lane {
         self.answered
     }
 
-    /// How long a call takes, as far as is known.
+    /// How long a call takes, for each of its lines, as far as is known.
     pub(crate) fn seconds(&self) -> Option<f64> {
         self.seconds
     }
@@ -552,6 +564,20 @@ impl RunQueues {
         }
     }
 
+    /// A line of a unit is sent that begins so, where lines go by that.
+    pub(super) fn begins(&mut self, position: Position, begins: u64) {
+        if let Some(queued) = position.queued {
+            let flow = &mut self.queues[queued.queue].flows[queued.flow];
+            let last = &mut flow.batches[queued.batch].beginnings;
+            let first_message = |one: u64| beginning::least(one, beginning::FIRST_MESSAGE);
+            last.retain(|one| first_message(*one) != first_message(begins));
+            last.push_back(begins);
+            if last.len() > BEGINNINGS_MAX {
+                last.pop_front();
+            }
+        }
+    }
+
     /// A line of a unit is sent. `is_spilled`: beyond what the lowest tier takes; `spills_late`: by
     /// routes that let it. Returns what it counts against until it comes back.
     pub(super) fn on_start(
@@ -567,6 +593,7 @@ impl RunQueues {
             configuration: self.configuration,
             is_spilled,
             spills_late,
+            lines: 1,
         };
         let domain = counted.domain;
         if let Some(lane) = lane.and_then(|lane| self.lanes.get_mut(&lane)) {
@@ -612,15 +639,16 @@ impl RunQueues {
             domain,
             configuration,
             is_spilled,
+            lines,
             ..
         } = counted;
         if let Some(lane) = lane.and_then(|lane| self.lanes.get_mut(&lane)) {
             lane.in_flight -= 1;
             lane.earlier -= usize::from(configuration != self.configuration);
             if let Some(took) = took {
-                lane.answered += 1;
+                lane.answered += lines as u64;
                 if !is_spilled {
-                    let took = took.as_secs_f64();
+                    let took = took.as_secs_f64() / lines as f64;
                     let before = lane.seconds.unwrap_or(took);
                     lane.seconds = Some(before + (took - before) * LATEST_CALL_WEIGHT);
                 }
@@ -775,6 +803,7 @@ impl RunQueues {
                 ready_units: BTreeSet::new(),
                 units: 0,
                 last: 0,
+                beginnings: VecDeque::new(),
             }),
         };
         flow.batches[batch_key].units += 1;

@@ -34,7 +34,10 @@ pub(crate) struct ActiveUnit {
     /// `None`: no upstream serves the model, or the lines are not to be sent any more.
     routes: Option<Arc<Routes>>,
     position: Position,
+    /// In the order of the file, or of how they begin.
     fresh: VecDeque<Pending>,
+    /// The place of the next fresh line: the first but where lines go by how they begin.
+    cursor: usize,
     retries: VecDeque<Pending>,
     waiting: BinaryHeap<Waiting>,
     in_flight: usize,
@@ -115,9 +118,26 @@ impl ActiveUnit {
     /// The line that is sent next of those that are ready.
     pub(crate) fn first(&self, ready: Ready) -> Option<&Pending> {
         match ready {
-            Ready::Fresh => self.fresh.front(),
+            Ready::Fresh => self.fresh.get(self.cursor),
             Ready::Retry => self.retries.front(),
         }
+    }
+
+    /// Of its fresh lines the first beginning that is not before this one, or the first of all;
+    /// `None`: it has no fresh line, or its lines do not go by how they begin.
+    pub(crate) fn beginning_from(&self, beginning: u64) -> Option<u64> {
+        let beginnings = self.unit.beginnings()?;
+        let next = self.fresh.get(self.place_of(beginning));
+        let next = next.or_else(|| self.fresh.front())?;
+        Some(beginnings.get(&next.line))
+    }
+
+    /// The place of the first fresh line that does not begin before this.
+    fn place_of(&self, beginning: u64) -> usize {
+        self.unit.beginnings().map_or(0, |beginnings| {
+            let is_before = |pending: &Pending| beginnings.get(&pending.line) < beginning;
+            self.fresh.partition_point(is_before)
+        })
     }
 
     /// The size of one of the unit's lines, by which rate limits reserve tokens.
@@ -186,6 +206,7 @@ impl ActiveUnit {
             routes,
             position,
             fresh: VecDeque::new(),
+            cursor: 0,
             retries: VecDeque::new(),
             waiting: BinaryHeap::new(),
             in_flight: 0,
@@ -222,18 +243,43 @@ impl ActiveUnit {
         self.fresh.extend(lines.into_iter().map(Pending::new));
     }
 
+    pub(super) fn seek(&mut self, beginning: u64) {
+        self.cursor = self.place_of(beginning);
+    }
+
     pub(super) fn start(&mut self, ready: Ready) -> Option<Pending> {
-        let lines = match ready {
-            Ready::Fresh => &mut self.fresh,
-            Ready::Retry => &mut self.retries,
+        let pending = match ready {
+            Ready::Fresh => self.fresh.remove(self.cursor)?,
+            Ready::Retry => self.retries.pop_front()?,
         };
-        let pending = lines.pop_front()?;
+        if self.cursor >= self.fresh.len() {
+            self.cursor = 0;
+        }
         self.in_flight += 1;
         Some(pending)
     }
 
-    pub(super) fn finish(&mut self) {
-        self.in_flight -= 1;
+    /// The next lines go with the one that was started, as long as `takes` takes them, `most` at
+    /// most.
+    pub(super) fn join(
+        &mut self,
+        ready: Ready,
+        most: usize,
+        takes: &mut impl FnMut(&OpenLine) -> bool,
+    ) -> Vec<Pending> {
+        let lines = match ready {
+            Ready::Fresh => &mut self.fresh,
+            Ready::Retry => &mut self.retries,
+        };
+        let taken = lines.iter().take(most);
+        let count = taken.take_while(|pending| takes(&pending.line)).count();
+        self.in_flight += count;
+        lines.drain(..count).collect()
+    }
+
+    /// So many lines have come back.
+    pub(super) fn finish(&mut self, lines: usize) {
+        self.in_flight -= lines;
     }
 
     pub(super) fn wait(&mut self, due: Due, pending: Pending) {
@@ -301,6 +347,7 @@ impl ActiveUnit {
     pub(super) fn take_resting(&mut self) -> Vec<Pending> {
         let mut taken: Vec<Pending> = self.retries.drain(..).collect();
         taken.extend(self.fresh.drain(..));
+        self.cursor = 0;
         taken.extend(self.waiting.drain().map(|waiting| waiting.pending));
         taken
     }
