@@ -43,7 +43,7 @@ impl Pricing {
         let cache_write = reader.take("cache_write").and_then(amount);
         let output = reader.take("output").and_then(amount);
         let request = reader.take("request").and_then(amount);
-        let above = reader.take("above").and_then(above);
+        let above = reader.take("above").and_then(|item| above(item, output));
         reader.finish();
         Some(Price {
             input: input?,
@@ -56,8 +56,8 @@ impl Pricing {
     }
 }
 
-/// What tokens cost in calls of long input.
-fn above(item: Item<'_>) -> Option<Above> {
+/// What tokens cost in calls of long input. `usual`: what output costs in other calls.
+fn above(item: Item<'_>, usual: Option<Decimal>) -> Option<Above> {
     let mut reader = item.table()?;
     let tokens = reader
         .need("tokens")
@@ -72,7 +72,7 @@ fn above(item: Item<'_>) -> Option<Above> {
         input: input?,
         cached_input,
         cache_write,
-        output: output.unwrap_or_default(),
+        output: output.or(usual).unwrap_or_default(),
     })
 }
 

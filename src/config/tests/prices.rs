@@ -29,6 +29,18 @@ fn prices_are_exact_however_they_are_written() {
 }
 
 #[test]
+fn output_of_long_calls_costs_as_ever_where_nothing_else_is_said() {
+    for (above, output) in [("input = 2", "10"), ("input = 2, output = 15", "15")] {
+        let price =
+            format!("{{ input = 1, output = 10, above = {{ tokens = 200_000, {above} }} }}");
+        let config = load(&format!("{UPSTREAM}price = {price}\n{PRICING}"), &[]).unwrap();
+        let price = config.upstreams[0].price.expect("has one");
+        let above = price.above.expect("has one");
+        assert_eq!(above.output.to_string(), output, "{above:?}");
+    }
+}
+
+#[test]
 fn each_fault_of_a_price_is_found() {
     let upstream = format!("{PRICING}{UPSTREAM}");
     for (price, place, message) in [

@@ -148,7 +148,10 @@ impl Targets {
             && history.misses_its_model()
             && state.keep_a_place(&permit.routes, history, now)
         {
-            *pause = (*pause).min(PAUSE_MAX);
+            // What the upstream is at fault for waits as long as ever.
+            if ended.result.may_pass_elsewhere() {
+                *pause = (*pause).min(PAUSE_MAX);
+            }
         }
         let all = [&changes.of_upstream, &changes.of_key, &changes.of_backend];
         for change in all.into_iter().flatten() {

@@ -61,8 +61,9 @@ impl KeptPlaces {
     /// The next place at a target is kept for a line that pauses, and comes back within
     /// [`PAUSE_MAX`]. False if one is kept for another line, which comes back in time.
     pub(super) fn keep(&mut self, target: &Target, now: Instant) -> bool {
-        self.0
-            .retain(|place| !place.is_at(target) || place.is_waited_for(now));
+        self.0.retain(|place| {
+            place.until > now && (!place.is_at(target) || place.is_waited_for(now))
+        });
         if self.0.iter().any(|place| place.is_at(target)) {
             return false;
         }

@@ -201,7 +201,7 @@ impl Targets {
     /// Calls in flight at an upstream.
     #[must_use]
     pub fn in_flight_at(&self, upstream: usize) -> usize {
-        self.read(|upstreams| upstreams[upstream].in_flight())
+        self.read(|upstreams| Upstream::calls_at(upstreams, upstream))
     }
 
     /// Calls in flight, by the number of the upstream.

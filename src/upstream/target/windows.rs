@@ -6,6 +6,7 @@ use tokio::time::Instant;
 use super::finish::Ended;
 use super::permit::Permit;
 use super::targets::{State, Targets};
+use super::upstream::Upstream;
 use crate::upstream::attempt::result::CallResult;
 use crate::upstream::limits::auto::{Ending, EngineLoad, Meter};
 use crate::upstream::{StoredWindow, WindowChange, WindowStatus};
@@ -70,8 +71,9 @@ impl Targets {
         let mut guard = self.lock();
         let state = &mut *guard;
         let count = |calls: usize| u32::try_from(calls).unwrap_or(u32::MAX);
-        let upstreams = state.upstreams.iter();
-        let at_upstream: Vec<u32> = upstreams.map(|one| count(one.in_flight())).collect();
+        let numbers = 0..state.upstreams.len();
+        let calls = numbers.map(|number| count(Upstream::calls_at(&state.upstreams, number)));
+        let at_upstream: Vec<u32> = calls.collect();
         let counts = (&mut *state.meters, &*at_upstream);
         let of = (names, stored);
         let turn = self
