@@ -165,10 +165,10 @@ pub struct Place<'a> {
 
 impl Place<'_> {
     /// The key of a request. `body`: in the endpoint's own form, as its route changes it.
-    /// `translated`: what is sent instead, where the upstream speaks another API. `None` where a
-    /// body has [no canonical form](json::canonical).
+    /// `sent`: what is sent instead, where the upstream speaks another API or its model does not
+    /// take all of the body. `None` where a body has [no canonical form](json::canonical).
     #[must_use]
-    pub fn key(&self, body: &str, translated: Option<&str>) -> Option<Key> {
+    pub fn key(&self, body: &str, sent: Option<&str>) -> Option<Key> {
         let mut hasher = Sha256::new();
         hasher.update(VERSION);
         let mut part = |bytes: &[u8]| {
@@ -186,8 +186,8 @@ impl Place<'_> {
             part(text.as_bytes());
         }
         part(&json::canonical(body, left_out(self.path))?);
-        if let Some(translated) = translated {
-            part(&json::canonical(translated, &[])?);
+        if let Some(sent) = sent {
+            part(&json::canonical(sent, &[])?);
         }
         Some(Key(hasher.finalize().into()))
     }

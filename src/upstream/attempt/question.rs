@@ -28,11 +28,13 @@ pub(in crate::upstream) fn key(
     };
     let edited = line.edited();
     let edited = std::str::from_utf8(&edited).ok()?;
-    if !mode.takes(path, edited) {
+    let less = client.abilities.less(&line).ok()?;
+    let body = less.as_ref().map_or(body, |less| &less.body);
+    let taken = less.is_some().then(|| Line { body, ..line }.edited());
+    let taken = taken.as_deref().map(std::str::from_utf8).transpose().ok()?;
+    if !mode.takes(path, taken.unwrap_or(edited)) {
         return None;
     }
-    // What is left out for its model still counts: the line's warnings depend on it.
-    let less = client.abilities.less(&line).ok()?;
     let url = client.url(path, line.model);
     let place = Place {
         tenant,
@@ -41,10 +43,11 @@ pub(in crate::upstream) fn key(
         url: url.as_str(),
         api_version: &client.api_version,
     };
+    // What is left out for its model counts, because the line's warnings depend on it. So does
+    // what is sent: what a model is said not to take may change.
     if client.provider.translations(path) == 0 {
-        return place.key(edited, None);
+        return place.key(edited, taken);
     }
-    let body = less.as_ref().map_or(body, |less| &less.body);
     // What is sent depends on the provider's settings as well, and must be possible.
     let encode = |body| match client.provider.encode(&Line { body, ..line }) {
         Ok(Encoded::Translated { body, .. }) => Some(Some(body)),
