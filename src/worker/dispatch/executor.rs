@@ -18,7 +18,7 @@ use super::ledger::unit::Due;
 use super::missing_models::MissingModels;
 use super::ownership::Ownership;
 use super::result;
-use super::reuse::{Asking, Begun, LINES_AHEAD, Reuse, SharedAnswer};
+use super::reuse::{Asking, Begun, LINES_AHEAD, Reuse, SharedAnswer, is_fresh_enough};
 use crate::domain::current::Current;
 use crate::domain::endpoint;
 use crate::domain::outcome::ErrorCode;
@@ -254,14 +254,17 @@ impl Executor {
             Begun::Waits(waiting) => {
                 drop(job.permit.take());
                 let answer = unit.cut.run_until_cancelled(waiting.answer()).await;
-                let Some(answer) = answer.flatten() else {
-                    job.pending.asks_alone = true;
-                    return Outcome::Again(Due {
-                        at: Instant::now(),
-                        soonest: None,
-                    });
-                };
-                answer
+                match answer.flatten() {
+                    Some(answer) if is_fresh_enough(&unit.batch, &answer) => answer,
+                    // Where it got one from before its batch, others may go on to wait for it.
+                    none => {
+                        job.pending.asks_alone |= none.is_none();
+                        return Outcome::Again(Due {
+                            at: Instant::now(),
+                            soonest: None,
+                        });
+                    }
+                }
             }
         };
         let known = (&*answer, &tariff);

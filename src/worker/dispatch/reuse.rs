@@ -422,12 +422,12 @@ impl Reuse {
 }
 
 /// Whether a batch may have this answer: one that is to be refreshed has none from before.
-fn is_fresh_enough(batch: &BatchContext, answer: &SharedAnswer) -> bool {
+pub(crate) fn is_fresh_enough(batch: &BatchContext, answer: &SharedAnswer) -> bool {
     batch.reuse != Some(Choice::Refresh) || answer.since >= batch.created_at
 }
 
 impl Waiting {
-    /// The answer. `None`: there is none, and the line is to be sent.
+    /// The answer, however old. `None`: there is none, and the line is to be sent.
     pub(crate) async fn answer(mut self) -> Option<Arc<SharedAnswer>> {
         let answer = self.0.wait_for(Option::is_some).await;
         answer.ok()?.clone()
