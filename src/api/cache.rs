@@ -82,6 +82,7 @@ pub async fn show(State(api): State<Api>, _: Admin) -> error::Result<Json<CacheS
     ),
     responses(
         (status = 200, description = "They are removed.", body = ClearedCache),
+        (status = 400, description = "`tenant` is empty.", body = error::Envelope),
         (status = 403, description = "The key has not the scope `admin`.", body = error::Envelope),
     ),
 )]
@@ -90,6 +91,11 @@ pub async fn clear(
     admin: Admin,
     query: Query,
 ) -> error::Result<Json<ClearedCache>> {
+    if query.is_empty("tenant") {
+        // Most likely a variable that is not set: it must not come to mean all tenants.
+        let message = "Empty value for 'tenant'. Leave it out for all tenants.";
+        return Err(error::invalid_value_because("tenant", message));
+    }
     let tenant = query.text("tenant");
     let AnswerCount { answers, bytes } = api.store.clear_answers(tenant).await?;
     tracing::info!(

@@ -35,6 +35,12 @@ impl Query {
         (!values.is_empty()).then_some(values)
     }
 
+    /// Whether a value is given and empty.
+    #[must_use]
+    pub fn is_empty(&self, name: &str) -> bool {
+        self.last(name) == Some("")
+    }
+
     fn last(&self, name: &str) -> Option<&str> {
         let mut values = self.0.iter().rev();
         let found = values.find(|(given, _)| given == name);

@@ -86,7 +86,7 @@ const DEFAULTS: &str = include_str!("../../config.example.toml");
 const DEFAULT_FILE: &str = "nightshift.toml";
 
 /// Sections of features that are not built yet.
-const LATER: [&str; 4] = ["cache", "rate_limits", "roles", "webhooks"];
+const LATER: [&str; 3] = ["rate_limits", "roles", "webhooks"];
 
 /// Everything that can be configured, checked. Its `Debug` shows no secret.
 #[derive(Clone, Debug)]
@@ -237,6 +237,7 @@ impl Config {
                  owner. Set auth.required = true",
             );
         }
+        root.refuse("cache", "is named [reuse]");
         root.later(&LATER);
         root.finish();
         faults.or(config)

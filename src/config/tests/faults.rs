@@ -434,7 +434,7 @@ fn keys_of_later_features_say_that_they_come_later() {
         &[
             "webhooks (nightshift.toml:1): is not built yet",
             "limits.priority (nightshift.toml:3): is not built yet",
-            "cache (NIGHTSHIFT_CACHE__SIZE): is not built yet",
+            "cache (NIGHTSHIFT_CACHE__SIZE): is named [reuse]",
         ],
     );
 }
@@ -483,7 +483,7 @@ routes = [{ upstream = 'aa', weight = 0 }, { upstrm = 'a' }]
             "models[0].routes[0].weight (nightshift.toml:18): must be from 1",
             "models[0].routes[1] (nightshift.toml:18): `upstream` is missing",
             "models[0].routes[1].upstrm (nightshift.toml:18): unknown key",
-            "cache (nightshift.toml:19): is not built yet",
+            "cache (nightshift.toml:19): is named [reuse]",
             "worker.lease (NIGHTSHIFT_WORKER__LEASE): expected a duration",
             "auth.required (NIGHTSHIFT_AUTH__REQUIRED): expected true or false",
             "log.level (NIGHTSHIFT_LOG__LEVEL): unknown key",
