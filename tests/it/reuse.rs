@@ -246,6 +246,62 @@ async fn a_batch_may_choose_less_and_may_ask_anew() {
     assert_eq!(run(json!({"reuse": "refresh"})).await, 1);
 }
 
+async fn a_batch_that_asks_anew_takes_no_answer_that_an_older_batch_waits_for() {
+    let server = Server::with(&reusing("all")).upstream(granting(0)).await;
+    let lines = equal(1, CHAT, &chat(json!({})));
+    let operator = server.by(&operator(&server.database).await);
+    let in_flight = async |lines: u64| {
+        eventually("they ask or wait", async || {
+            let status = operator.get("/admin/status").await;
+            let models = status["models"].as_array().expect("a list");
+            let is_so = models.iter().any(|model| model["in_flight"] == lines);
+            if is_so { Ok(()) } else { Err(status) }
+        })
+        .await;
+    };
+    let older = server.create_batch(&lines, CHAT).await;
+    in_flight(1).await;
+    let newer = create(&server, &lines, CHAT, json!({"reuse": "refresh"})).await;
+    in_flight(2).await;
+    server.simulator.grant(100);
+    server.ended(&older).await;
+    let newer = server.ended(&newer).await;
+    assert_eq!(cached(&server, &newer).await, 0);
+    assert_eq!(server.simulator.stats().total.calls, 2);
+}
+
+async fn what_a_model_is_said_not_to_take_is_part_of_what_is_asked() {
+    let refusing =
+        |what: &str| format!("[[capabilities]]\nmodel = \"sim-small\"\nrefuses = [{what}]\n");
+    let usual = "[[upstreams]]\nname = \"simulated\"\nbase_url = \"{simulated}\"\n\
+        unsupported_params = \"drop\"\n[[models]]\nname = \"sim-small\"\n\
+        routes = [{ upstream = \"simulated\" }]\n";
+    let config = usual.to_owned() + &reusing("deterministic");
+    let server = Server::with(&(config + &refusing("\"stop\""))).await;
+    let key = operator(&server.database).await;
+    let file = std::fs::read_to_string(server.config_file()).expect("reads");
+    let reload = async |what: &str| {
+        let toml = file.replace(&refusing("\"stop\""), &refusing(what));
+        std::fs::write(server.config_file(), toml).expect("writes");
+        server.by(&key).post("/admin/reload", &json!({})).await
+    };
+    let with_stop = chat(json!({"temperature": 0, "stop": ["x"]}));
+    let lines = equal(3, CHAT, &with_stop);
+    let (_, calls) = calls_of(&server, server.run(&lines, CHAT)).await;
+    assert_eq!(calls, 1);
+    until_kept(&server, 1).await;
+    let (_, calls) = calls_of(&server, server.run(&lines, CHAT)).await;
+    assert_eq!(calls, 0);
+    // Now it is sent whole.
+    reload("").await;
+    let (_, calls) = calls_of(&server, server.run(&lines, CHAT)).await;
+    assert_eq!(calls, 1);
+    // A temperature that is left out asks for a random answer.
+    reload("\"temperature\"").await;
+    let (_, calls) = calls_of(&server, server.run(&lines, CHAT)).await;
+    assert_eq!(calls, 3);
+}
+
 async fn answers_go_with_the_file_that_they_came_from() {
     let server = Server::with(&(reusing("all") + "[retention]\ngrace = \"1m\"\n")).await;
     let lines = equal(2, EMBEDDINGS, &embedding(json!("a")));
@@ -366,6 +422,11 @@ async fn operators_see_what_is_kept_and_remove_it() {
     let (_, calls) = calls_of(&server, server.run(&lines, EMBEDDINGS)).await;
     assert_eq!(calls, 1);
     until_kept(&server, 2).await;
+    // The name of nobody, as of a variable that is not set, is not all.
+    let url = server.url("/admin/cache?tenant=");
+    let refused = operator.client().delete(url).send().await.expect("answers");
+    assert_eq!(refused.status(), 400);
+    until_kept(&server, 2).await;
     let cleared = cache("clear").await;
     assert!(
         cleared.out.starts_with("removed 2 kept answers "),
@@ -407,6 +468,8 @@ on_every_engine!(
     a_batch_that_is_cancelled_leaves_no_line_of_another_waiting,
     tenants_never_share,
     a_batch_may_choose_less_and_may_ask_anew,
+    a_batch_that_asks_anew_takes_no_answer_that_an_older_batch_waits_for,
+    what_a_model_is_said_not_to_take_is_part_of_what_is_asked,
     answers_go_with_the_file_that_they_came_from,
     with_nothing_configured_every_line_is_sent,
     the_oldest_answers_of_the_tenant_with_the_most_make_room,
