@@ -124,7 +124,7 @@ pub async fn list(
 
 /// The tenant whose batch is meant: the caller's own, or with the scope `admin` the batch's. What
 /// an operator does to a batch of another tenant is logged.
-async fn owner(api: &Api, caller: Caller, id: &str, act: &str) -> Result<String> {
+pub(super) async fn owner(api: &Api, caller: Caller, id: &str, act: &str) -> Result<String> {
     if !caller.scopes.open_every_batch() {
         return Ok(caller.tenant);
     }

@@ -35,6 +35,7 @@ pub mod openapi;
 mod origin;
 pub mod page;
 pub mod path;
+pub mod progress;
 mod range;
 mod reload;
 mod request_log;

@@ -11,7 +11,8 @@ use utoipa_axum::routes;
 
 use super::{
     Api, admin, auth, azure, batch_output, batches, cache, content, cors, drain, error, files,
-    health, metrics, models, openapi, reload, request_log, upload, upstreams, usage, welcome,
+    health, metrics, models, openapi, progress, reload, request_log, upload, upstreams, usage,
+    welcome,
 };
 
 /// The routes of the whole API.
@@ -73,6 +74,7 @@ fn routes() -> OpenApiRouter<Api> {
         .routes(routes!(batch_output::errors))
         .routes(routes!(batches::pause))
         .routes(routes!(batches::resume))
+        .routes(routes!(progress::retrieve))
         .routes(routes!(upload::create, files::list))
         .routes(routes!(files::retrieve, files::delete))
         .routes(routes!(content::download))

@@ -99,7 +99,8 @@ pub struct ModelMetrics {
     pub(super) cost: Counter<f64, AtomicU64>,
     pub(super) unpriced: Counter,
     pub(super) lost: Counter,
-    pub(super) lately: RateMeter,
+    /// Over the last half minute.
+    pub(super) lately: RateMeter<30>,
 }
 
 /// Lines whose outcome is on disk.

@@ -19,6 +19,7 @@ pub use handles::{
     CallSeconds, LineCounts, ModelMetrics, PackMetrics, ReuseMetrics, UpstreamMetrics,
 };
 pub use labels::OTHER;
+pub use rate_meter::RateMeter;
 pub use registry::metrics;
 pub use snapshot::{
     ClosedSnapshot, Database, KeySnapshot, Lane, LateSnapshot, ProcessSnapshot, QueueOfModel,

@@ -3,45 +3,48 @@
 use std::sync::{Mutex, PoisonError};
 use std::time::Instant;
 
-/// Seconds that are looked back on.
-const SECONDS: usize = 30;
-
-/// Events by second, over the last half minute.
+/// Events by second, over the last so many seconds.
 #[derive(Debug)]
-pub(super) struct RateMeter {
+pub struct RateMeter<const SECONDS: usize> {
     began: Instant,
-    state: Mutex<State>,
+    state: Mutex<State<SECONDS>>,
 }
 
-#[derive(Debug, Default)]
-struct State {
+#[derive(Debug)]
+struct State<const SECONDS: usize> {
     /// The second that was counted in last.
     now: u64,
     counts: [u64; SECONDS],
 }
 
-impl RateMeter {
-    pub(super) fn new() -> Self {
+impl<const SECONDS: usize> Default for RateMeter<SECONDS> {
+    fn default() -> Self {
         Self {
             began: Instant::now(),
-            state: Mutex::default(),
+            state: Mutex::new(State {
+                now: 0,
+                counts: [0; SECONDS],
+            }),
         }
     }
+}
 
-    pub(super) fn add(&self, count: u64) {
+impl<const SECONDS: usize> RateMeter<SECONDS> {
+    pub fn add(&self, count: u64) {
         self.add_at(self.began.elapsed().as_secs(), count);
     }
 
-    /// Events a second over the last half minute, or over the time since the beginning where
-    /// that is shorter.
-    pub(super) fn per_second(&self) -> f64 {
+    /// Events a second over all its seconds, or over the time since the beginning where that is
+    /// shorter.
+    #[must_use]
+    pub fn per_second(&self) -> f64 {
         self.per_second_at(self.began.elapsed().as_secs())
     }
 
     fn add_at(&self, second: u64, count: u64) {
         let mut state = self.state.lock().unwrap_or_else(PoisonError::into_inner);
         state.advance(second);
-        state.counts[slot(second)] += count;
+        state.counts[slot::<SECONDS>(second)] += count;
     }
 
     fn per_second_at(&self, second: u64) -> f64 {
@@ -54,12 +57,12 @@ impl RateMeter {
     }
 }
 
-impl State {
+impl<const SECONDS: usize> State<SECONDS> {
     /// Forgets what is too long ago.
     fn advance(&mut self, second: u64) {
         let passed = second.saturating_sub(self.now).min(SECONDS as u64);
         for ahead in 1..=passed {
-            self.counts[slot(self.now + ahead)] = 0;
+            self.counts[slot::<SECONDS>(self.now + ahead)] = 0;
         }
         if passed == SECONDS as u64 {
             self.counts = [0; SECONDS];
@@ -68,7 +71,7 @@ impl State {
     }
 }
 
-fn slot(second: u64) -> usize {
+fn slot<const SECONDS: usize>(second: u64) -> usize {
     (second % SECONDS as u64) as usize
 }
 
@@ -78,7 +81,7 @@ mod tests {
 
     #[test]
     fn a_rate_is_of_the_last_half_minute() {
-        let lately = RateMeter::new();
+        let lately = RateMeter::<30>::default();
         assert_eq!(lately.per_second_at(0), 0.0);
         for second in 0..10 {
             lately.add_at(second, 100);

@@ -572,7 +572,7 @@ impl Metrics {
             }),
             unpriced: unknown_cost("unpriced"),
             lost: unknown_cost("lost"),
-            lately: RateMeter::new(),
+            lately: RateMeter::default(),
         }
     }
 }

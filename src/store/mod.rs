@@ -19,7 +19,7 @@ pub use answers::{AnswerCount, KeptAnswer, KeptOfTenant, NewAnswer};
 pub use audit::{AuditFinding, AuditSettings, Audited};
 pub use batches::{
     Batch, Begun, Cancel, DirectLease, Drained, Finalized, Input, ListedBatch, NewBatch, Queue,
-    ReplicaLease, Steered, Steering, Unvalidated, Verdict,
+    ReplicaLease, Steered, Steering, Told, Unvalidated, UsedPart, Verdict,
 };
 pub use engine::{Engine, Settings, Store, Who};
 pub use error::{Error, Result};

@@ -67,5 +67,5 @@ pub use settings::{
 };
 #[cfg(test)]
 pub use snapshot::ClosedModel;
-pub use snapshot::{KeyStatus, RouteStatus, Skipped, UpstreamState, UpstreamStatus};
+pub use snapshot::{KeyStatus, LaneStatus, RouteStatus, Skipped, UpstreamState, UpstreamStatus};
 pub use target::{Acquired, Permit, Switch};

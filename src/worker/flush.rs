@@ -3,6 +3,7 @@
 pub(crate) mod accept;
 mod due;
 mod layout;
+pub(crate) mod paces;
 mod tail;
 mod write;
 
@@ -21,6 +22,7 @@ use crate::worker::work::finished::{CompletionQueue, FinishedLine};
 use accept::FailureCounts;
 use due::Due;
 use layout::Group;
+use paces::Paces;
 use write::Writer;
 
 /// To lay out so few bytes takes less time than a change of threads.
@@ -84,6 +86,11 @@ impl Flusher {
         }
         // Another flush may be under way with lines that finished before.
         drop(self.turn.lock().await);
+    }
+
+    /// How fast batches were lately.
+    pub(crate) fn paces(&self) -> Arc<Paces> {
+        self.writer.paces()
     }
 
     /// The lines that this process has written as failed.

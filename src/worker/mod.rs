@@ -55,6 +55,7 @@ use tasks::expire::ExpireBatches;
 use tasks::finalize::{self, Finalize};
 use tasks::housekeeping::{self, Housekeeping};
 use tasks::pauses::Pauses;
+use tasks::progress::Progress;
 use tasks::rates::Rates;
 use tasks::shares::Shares;
 pub use tasks::switches::Switches;
@@ -282,6 +283,15 @@ impl Worker {
             ledger: dispatch.ledger.clone(),
         };
         tasks.spawn(pauses.run(stop.clone()));
+        let progress = Progress {
+            store: store.clone(),
+            pool: pool.clone(),
+            ledger: dispatch.ledger.clone(),
+            tenants: dispatch.tenants.clone(),
+            paces: flusher.paces(),
+            lease: lease.clone(),
+        };
+        tasks.spawn(progress.run(stop.clone()));
         tasks.spawn(supply.run(quiet.clone()));
         tasks.spawn(direct.clone().run(loader, quiet.clone()));
         let housekeeping = Arc::new(Housekeeping::new(settings.exclusive));

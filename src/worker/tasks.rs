@@ -8,6 +8,7 @@ pub(crate) mod finalize;
 pub(crate) mod housekeeping;
 mod jitter;
 pub(crate) mod pauses;
+pub(crate) mod progress;
 pub(crate) mod rates;
 pub(crate) mod shares;
 pub(crate) mod switches;

@@ -21,6 +21,7 @@ mod openapi;
 mod packaging;
 mod packing;
 mod prefixes;
+mod progress;
 mod providers;
 mod rate_limits;
 mod readme;

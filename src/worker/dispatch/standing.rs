@@ -6,8 +6,9 @@ use std::time::Duration;
 
 use super::demand::Demand;
 use super::ledger::Ledger;
-use super::ledger::run_queues::{Resting, Turn};
+use super::ledger::run_queues::{Lane, Resting, Turn};
 use super::tenants::Tenants;
+use crate::upstream::{LaneId, LaneStatus, RouteStatus, Skipped};
 
 /// How many tenants are told of.
 const TOLD_MAX: usize = 100;
@@ -123,4 +124,110 @@ pub(crate) fn of_tenants(
     found.sort_by_key(|one| one.0);
     found.truncate(TOLD_MAX);
     found.into_iter().map(|(_, standing)| standing).collect()
+}
+
+/// How a batch stands in this process.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub(crate) struct BatchStanding {
+    pub in_flight: usize,
+    /// What lines that could be sent wait for, in words. `None`: nothing holds them up.
+    pub waits_for: Option<String>,
+}
+
+/// How the batches stand of which units are in hand. `lanes`: where lines go at this moment.
+pub(crate) fn of_batches(
+    ledger: &Ledger,
+    tenants: &Tenants,
+    lanes: &[LaneStatus],
+) -> BTreeMap<Arc<str>, BatchStanding> {
+    let lanes: BTreeMap<LaneId, &LaneStatus> = lanes.iter().map(|lane| (lane.id, lane)).collect();
+    let mut found: BTreeMap<Arc<str>, BatchStanding> = BTreeMap::new();
+    for active in ledger.units() {
+        let batch = &active.unit().batch;
+        let standing = found.entry(Arc::clone(&batch.id)).or_default();
+        standing.in_flight += active.in_flight();
+        let resting = active.resting();
+        if standing.waits_for.is_some() || resting.all() == 0 {
+            continue;
+        }
+        let lane = active.lane().and_then(|id| {
+            let status = lanes.get(&id)?;
+            Some((*status, ledger.run_queues().lane(id)?))
+        });
+        standing.waits_for = if resting.ready() == 0 {
+            Some("the next attempt of lines that have failed".to_owned())
+        } else if let Some((status, lane)) = lane {
+            of_tenant(ledger, tenants, &batch.tenant).or_else(|| of_lane(status, lane))
+        } else {
+            Some("an upstream that serves the model".to_owned())
+        };
+    }
+    found
+}
+
+/// What holds up a tenant's lines, whichever they are.
+fn of_tenant(ledger: &Ledger, tenants: &Tenants, name: &str) -> Option<String> {
+    if let Some(left) = tenants.spent_for(name) {
+        return Some(format!("a rate limit of the tenant{}", for_so_long(left)));
+    }
+    let tenant = ledger.run_queues().tenant_named(name)?;
+    if tenant.limit().calls == 0 {
+        Some("calls of the tenant that other servers have".to_owned())
+    } else if tenant.is_full() {
+        Some("the limit of the tenant's calls at once".to_owned())
+    } else {
+        None
+    }
+}
+
+/// What holds up the lines of a model.
+fn of_lane(status: &LaneStatus, lane: &Lane) -> Option<String> {
+    let name = &status.name;
+    if status.routes.iter().all(|route| route.skipped.is_some()) {
+        // The first route is the one that lines would go by.
+        return status
+            .routes
+            .first()
+            .and_then(|route| of_route(route, name));
+    }
+    lane.is_full()
+        .then(|| format!("the limit of the model {name}"))
+}
+
+fn of_route(route: &RouteStatus, model: &str) -> Option<String> {
+    let upstream = &route.upstream;
+    let words = match route.skipped? {
+        Skipped::Ejected { left } => {
+            format!(
+                "the upstream {upstream}, which refuses calls{}",
+                for_so_long(left)
+            )
+        }
+        Skipped::Down { left } => {
+            format!(
+                "the upstream {upstream}, which is down{}",
+                for_so_long(left)
+            )
+        }
+        Skipped::Cooldown { left } => {
+            format!("a cooldown at the upstream {upstream}{}", for_so_long(left))
+        }
+        Skipped::Limit { left } => {
+            format!(
+                "a rate limit of the model {model} at {upstream}{}",
+                for_so_long(left)
+            )
+        }
+        Skipped::Full => format!("the limit of the model {model} at {upstream}"),
+        Skipped::Tier => return None,
+        Skipped::Disabled => format!("the upstream {upstream}, which is disabled"),
+    };
+    Some(words)
+}
+
+fn for_so_long(left: Duration) -> String {
+    match left.as_secs() {
+        0 => String::new(),
+        seconds => format!(", for {seconds} s more"),
+    }
 }

@@ -10,6 +10,7 @@ use crate::worker::dispatch::ownership::Ownership;
 use crate::worker::dispatch::scheduler::Scheduler;
 
 use super::layout::Group;
+use super::paces::Paces;
 
 /// How many lines a process has written as failed, by cause.
 #[derive(Default)]
@@ -49,7 +50,7 @@ pub(super) fn accept(
     reply: &FlushReply,
     ownership: &Ownership,
     scheduler: &Scheduler,
-    failures: &FailureCounts,
+    (failures, paces): (&FailureCounts, &Paces),
 ) {
     if groups.iter().any(|group| group.flush.finished) {
         scheduler.on_unit_finished();
@@ -67,6 +68,9 @@ pub(super) fn accept(
             let cost = totals.cost.to_f64();
             unit.metrics.cost(cost, totals.unpriced, totals.lost);
         }
+        let counts = &group.flush.counts;
+        let tokens = counts.usage.input_tokens + counts.usage.output_tokens;
+        paces.add(&unit.batch.id, counts.completed + counts.failed, tokens);
         failures.add(&group.failures);
         {
             let mut durable = unit.durable();

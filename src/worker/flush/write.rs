@@ -9,6 +9,7 @@ use tracing::{Instrument as _, Span};
 
 use super::accept::{FailureCounts, accept};
 use super::layout::Group;
+use super::paces::Paces;
 use crate::metrics::{metrics, trace};
 use crate::store::{self, FlushReply, Store, UnitFlush};
 use crate::worker::dispatch::ownership::Ownership;
@@ -29,6 +30,7 @@ pub(super) struct Writer {
     scheduler: Arc<Scheduler>,
     failures: Arc<WriteFailures>,
     failed_lines: Arc<FailureCounts>,
+    paces: Arc<Paces>,
     /// The row of counts that this process adds to.
     slot: i64,
 }
@@ -49,6 +51,7 @@ impl Writer {
             scheduler,
             failures,
             failed_lines: Arc::default(),
+            paces: Arc::default(),
             slot,
         }
     }
@@ -56,6 +59,11 @@ impl Writer {
     /// The lines that were written as failed.
     pub(super) fn failed_lines(&self) -> Arc<FailureCounts> {
         Arc::clone(&self.failed_lines)
+    }
+
+    /// How fast batches were lately.
+    pub(super) fn paces(&self) -> Arc<Paces> {
+        Arc::clone(&self.paces)
     }
 
     /// Writes groups until they are written. A group that keeps failing is halved, until what
@@ -74,7 +82,8 @@ impl Writer {
                     failures = 0;
                     self.failures.on_written();
                     let (ownership, scheduler) = (&self.ownership, &self.scheduler);
-                    accept(groups, &reply, ownership, scheduler, &self.failed_lines);
+                    let counts = (&*self.failed_lines, &*self.paces);
+                    accept(groups, &reply, ownership, scheduler, counts);
                     continue;
                 }
                 Err(error) => error,

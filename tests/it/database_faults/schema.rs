@@ -96,6 +96,12 @@ async fn a_server_that_is_older_than_the_schema_says_so_and_stops() {
     }
 }
 
+/// What a database had before version 34.
+const BEFORE_34: &str = "
+    DROP TABLE batch_progress;
+    DELETE FROM _sqlx_migrations WHERE version = 34;
+";
+
 /// What a database had before version 33.
 const BEFORE_33: &str = "
     ALTER TABLE batches DROP COLUMN paused_at;
@@ -311,6 +317,7 @@ async fn a_batch_that_goes_on_from(earlier: &[&str]) -> (Server, Batch) {
 
 async fn a_database_of_the_version_before_opens_and_its_live_batches_go_on() {
     let (server, _) = a_batch_that_goes_on_from(&[
+        BEFORE_34,
         BEFORE_33,
         BEFORE_32,
         BEFORE_30,
@@ -329,6 +336,7 @@ async fn a_database_of_the_version_before_opens_and_its_live_batches_go_on() {
         .await;
     assert_eq!(counted, files);
     let earlier = [
+        BEFORE_34,
         BEFORE_33,
         BEFORE_32,
         BEFORE_30,
