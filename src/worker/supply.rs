@@ -26,6 +26,7 @@ use std::time::{Duration, Instant};
 use tokio_util::sync::CancellationToken;
 
 use crate::domain::clock::Clock;
+use crate::domain::endpoint;
 use crate::store::{self, Backlog, Store};
 use crate::upstream::Pool;
 use crate::worker::dispatch::Dispatch;
@@ -50,6 +51,8 @@ use stock::Stock;
 const TICK: Duration = Duration::from_secs(1);
 /// The supply looks this often for room in the budget, while units wait for room.
 const BUDGET_TICK: Duration = Duration::from_millis(20);
+/// No more lines a call are kept ready, however many may share one: their texts fill the memory.
+const LINES_PER_CALL_MAX: usize = 64;
 /// After so many rounds they are counted anew.
 const ROUNDS_MAX: usize = 1 << 30;
 /// Where there is no room for units of others, units are given back at most this often, and at
@@ -210,8 +213,13 @@ impl Supply {
         for (lane, candidates) in by_lane {
             let permits = self.pool.limits().lane(lane);
             // The routes of a lane are alike in that.
-            let routes = candidates.values().flatten().next().map(|one| &one.routes);
-            let per_call = routes.map_or(1, |routes| routes.lines_per_call());
+            let mut embeddings = candidates.values().flatten().filter(|one| {
+                [endpoint::EMBEDDINGS, endpoint::ANY.path].contains(&&*one.backlog.endpoint)
+            });
+            let per_call = embeddings
+                .next()
+                .map_or(1, |one| one.routes.lines_per_call());
+            let per_call = per_call.min(LINES_PER_CALL_MAX);
             let lines = self
                 .rates
                 .lines_wanted(lane, permits.saturating_mul(per_call));

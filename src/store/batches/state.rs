@@ -335,8 +335,8 @@ fn state_set(from: BatchState, path: &[BatchState]) -> Vec<Sql> {
         Some(reason) => sql!("ending = '{reason}'", reason = reason.as_str()),
         None => sql!("ending = NULL"),
     });
-    if to.end_reason.is_some() {
-        // Its lines get their outcome, which they would wait for.
+    if !to.can_be_paused() {
+        // Its lines have their outcome, or get it, which they would wait for.
         set.extend(["paused_at", "paused_by"].map(|column| sql!("{column} = NULL", column)));
     }
     let mut entered = Vec::new();

@@ -139,7 +139,8 @@ impl Executor {
             Plan::Call { path, request } => {
                 let (unit, permit) = (&job.unit, job.permit.take());
                 let call = (path, request);
-                self.call(unit, &mut job.pending, permit, call, None, timer)
+                let held = (None, self.pool.budget().reserve());
+                self.call(unit, &mut job.pending, permit, call, held, timer)
                     .await
             }
             // In a box: few calls are so, and each is as large as the largest.
@@ -235,15 +236,15 @@ impl Executor {
         let answer = match begun {
             Begun::Alone => {
                 let (permit, call) = (job.permit.take(), (path, request));
-                return self
-                    .call(&unit, &mut job.pending, permit, call, None, timer)
-                    .await;
+                let held = (None, self.pool.budget().reserve());
+                let call = self.call(&unit, &mut job.pending, permit, call, held, timer);
+                return call.await;
             }
             Begun::Asks(asking) => {
                 let (permit, call) = (job.permit.take(), (path, request));
-                let outcome = self
-                    .call(&unit, &mut job.pending, permit, call, Some(asking), timer)
-                    .await;
+                let held = (Some(asking), self.pool.budget().reserve());
+                let call = self.call(&unit, &mut job.pending, permit, call, held, timer);
+                let outcome = call.await;
                 job.pending.asks_alone |= matches!(outcome, Outcome::Again(_));
                 return outcome;
             }
@@ -267,29 +268,13 @@ impl Executor {
                 }
             }
         };
-        let known = (&*answer, &tariff);
-        self.reused(&unit, &mut job.pending, (path, request), known)
-            .await
-    }
-
-    /// Gives a line the answer to an equal one, which would have been asked at this tariff.
-    pub(super) async fn reused(
-        &self,
-        unit: &Arc<LoadedUnit>,
-        pending: &mut Pending,
-        (path, request): (&'static str, Request),
-        (answer, tariff): (&SharedAnswer, &Arc<Tariff>),
-    ) -> Outcome {
         let mut reservation = self.pool.budget().reserve();
         let room = reservation.grow(answer.body.len());
         if unit.cut.run_until_cancelled(room).await.is_none() {
             return cut();
         }
-        let mut bill = pending.history.take_bill();
-        bill.reused(tariff, path);
-        let held = (reservation, bill);
-        let (line, custom_id) = (&pending.line, &request.custom_id);
-        Outcome::Finished(result::reused(unit, line, custom_id, answer, held))
+        let known = (&*answer, &tariff);
+        reused(&unit, &mut job.pending, (path, request), known, reservation)
     }
 
     /// The keys of the lines behind a line, as if they went where that line goes.
@@ -307,14 +292,15 @@ impl Executor {
         requests.filter_map(key).collect()
     }
 
-    /// Sends a line once, in a call of its own. `asking`: others wait for its answer.
+    /// Sends a line once, in a call of its own. `asking`: others wait for its answer. The answer's
+    /// bytes are reserved in `reservation`.
     pub(super) async fn call(
         &self,
         unit: &Arc<LoadedUnit>,
         pending: &mut Pending,
         permit: Option<Permit>,
         (path, request): (&'static str, Request),
-        asking: Option<Asking>,
+        (asking, reservation): (Option<Asking>, Reservation),
         timer: &mut Timer,
     ) -> Outcome {
         let Request {
@@ -329,7 +315,7 @@ impl Executor {
         let sent = Sent {
             path,
             body,
-            reservation: self.pool.budget().reserve(),
+            reservation,
         };
         let attempt = {
             let call = pin!(self.send(unit, pending, permit, sent, timer));
@@ -456,6 +442,22 @@ impl Executor {
             }
         }
     }
+}
+
+/// Gives a line the answer to an equal one, which would have been asked at this tariff. The
+/// answer's bytes are in `reservation`.
+pub(super) fn reused(
+    unit: &Arc<LoadedUnit>,
+    pending: &mut Pending,
+    (path, request): (&'static str, Request),
+    (answer, tariff): (&SharedAnswer, &Arc<Tariff>),
+    reservation: Reservation,
+) -> Outcome {
+    let mut bill = pending.history.take_bill();
+    bill.reused(tariff, path);
+    let held = (reservation, bill);
+    let (line, custom_id) = (&pending.line, &request.custom_id);
+    Outcome::Finished(result::reused(unit, line, custom_id, answer, held))
 }
 
 /// The call was cut off, or not made: the line is sent again soon.

@@ -10,7 +10,7 @@ use std::time::{Duration, Instant};
 use bytes::Bytes;
 use futures::future::join_all;
 
-use super::executor::{Companion, Executor, Job, Outcome, Plan, Sent, cut};
+use super::executor::{Companion, Executor, Job, Outcome, Plan, Sent, cut, reused};
 use super::ledger::Ledger;
 use super::ledger::run_queues::Counted;
 use super::ledger::unit::{Due, Ready};
@@ -20,7 +20,7 @@ use crate::domain::endpoint;
 use crate::domain::pack::{self, Embedding, Part};
 use crate::domain::reuse::Key;
 use crate::domain::usage;
-use crate::upstream::{Answer, CallResult, Next, Permit, Regroup, Tariff, Timer};
+use crate::upstream::{Answer, CallResult, Next, Permit, Regroup, Reservation, Tariff, Timer};
 use crate::worker::work::line::{OpenLine, Pending, Request};
 use crate::worker::work::unit::LoadedUnit;
 
@@ -103,9 +103,13 @@ impl Executor {
         let Some(permit) = permit else {
             return cut();
         };
+        // One for all lines: each holds its answer until the last one is done, so that two would wait
+        // for each other where there is no more room.
+        let mut reservation = self.pool.budget().reserve();
         if !may_be_known.is_empty() {
             let tariff = Arc::clone(permit.tariff());
-            let reused = self.reuse_together(job, &tariff, may_be_known, &mut callers);
+            let held = (&mut callers, &mut reservation);
+            let reused = self.reuse_together(job, &tariff, may_be_known, held);
             let Some(reused) = unit.cut.run_until_cancelled(reused).await else {
                 return cut();
             };
@@ -120,10 +124,12 @@ impl Executor {
                 asking,
             } = caller;
             let (pending, call) = (job.line(place), (endpoint::EMBEDDINGS, request));
-            let call = self.call(&unit, pending, Some(permit), call, asking, timer);
+            let held = (asking, reservation);
+            let call = self.call(&unit, pending, Some(permit), call, held, timer);
             outcomes.push((place, call.await));
         } else if !callers.is_empty() {
-            outcomes.extend(self.call_together(job, permit, callers, timer).await);
+            let call = self.call_together(job, permit, (callers, reservation), timer);
+            outcomes.extend(call.await);
         }
         let mut first = None;
         for (place, outcome) in outcomes {
@@ -133,13 +139,14 @@ impl Executor {
     }
 
     /// Gives lines the answers to equal ones. Those for which none is known join the `callers`;
-    /// those whose answer is on its way elsewhere come back for it.
+    /// those whose answer is on its way elsewhere come back for it. The answers' bytes are taken out
+    /// of `reservation`, which grows by them.
     async fn reuse_together(
         &self,
         job: &mut Job,
         tariff: &Arc<Tariff>,
         lines: Vec<(usize, Key, Request)>,
-        callers: &mut Vec<Caller>,
+        (callers, reservation): (&mut Vec<Caller>, &mut Reservation),
     ) -> Vec<(usize, Outcome)> {
         let unit = Arc::clone(&job.unit);
         let begun = lines.iter().map(|(place, key, _)| {
@@ -149,6 +156,11 @@ impl Executor {
         // All at once, so that a few looks into the store are enough.
         let begun: Vec<_> = begun.collect();
         let begun = join_all(begun).await;
+        let answered = begun.iter().map(|begun| match begun {
+            Begun::Answered(answer) => answer.body.len(),
+            _ => 0,
+        });
+        reservation.grow(answered.sum()).await;
         let mut outcomes = Vec::new();
         for ((place, _, request), begun) in lines.into_iter().zip(begun) {
             let asking = match begun {
@@ -157,8 +169,9 @@ impl Executor {
                 Begun::Answered(answer) => {
                     let asked = (endpoint::EMBEDDINGS, request);
                     let known = (&*answer, tariff);
-                    let reused = self.reused(&unit, job.line(place), asked, known);
-                    outcomes.push((place, reused.await));
+                    let room = reservation.split(answer.body.len());
+                    let reused = reused(&unit, job.line(place), asked, known, room);
+                    outcomes.push((place, reused));
                     continue;
                 }
                 Begun::Waits(_) => {
@@ -184,7 +197,7 @@ impl Executor {
         &self,
         job: &mut Job,
         permit: Permit,
-        callers: Vec<Caller>,
+        (callers, mut reservation): (Vec<Caller>, Reservation),
         timer: &mut Timer,
     ) -> Vec<(usize, Outcome)> {
         let unit = Arc::clone(&job.unit);
@@ -198,7 +211,6 @@ impl Executor {
         };
         let parts: Vec<Part> = requests.iter().map(Embedding::part).collect();
         let size: usize = callers.iter().map(|one| one.request.body.len()).sum();
-        let mut reservation = self.pool.budget().reserve();
         if unit
             .cut
             .run_until_cancelled(reservation.grow(size))

@@ -101,13 +101,14 @@ impl Loader {
             return self.give_up(&leased, &metrics, cause).await;
         }
         if let Some(routes) = &routes {
-            // Embeddings save nothing by how they begin.
-            let path = unit.batch.endpoint.path;
-            if routes.order() == Order::Prefix && path != endpoint::EMBEDDINGS {
-                unit.order(&mut lines);
-            }
             if routes.pack() {
                 unit.pack(&mut lines);
+            }
+            // Lines stand in one order. Embeddings save nothing by how they begin.
+            let path = unit.batch.endpoint.path;
+            let is_free = unit.packing().is_none() && path != endpoint::EMBEDDINGS;
+            if routes.order() == Order::Prefix && is_free {
+                unit.order(&mut lines);
             }
         }
         tracing::debug!(unit.key = %key, unit.lines = lines.len(), "holds a unit");

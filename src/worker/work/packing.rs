@@ -39,6 +39,7 @@ impl Packing {
         if groups.len() == packables.len() {
             return None;
         }
+        packables.sort_unstable_by_key(|(index, _)| *index);
         let packing = Self(packables);
         lines.sort_by_cached_key(|line| packing.get(line).map_or(u32::MAX, |one| one.group));
         Some(packing)
@@ -105,6 +106,15 @@ mod tests {
         assert_eq!(inputs, [Some(1), Some(2), Some(1), Some(1), None, None]);
         let [first, second, third] = [0, 1, 2].map(|place| packing.get(&lines[place]).unwrap());
         assert!(first.goes_with(second) && !first.goes_with(third));
+        // Whatever order they come in.
+        lines.sort_by_key(|line| (line.index * 5) % 6);
+        let packing = Packing::of(&text, &mut lines).expect("lines that may share calls");
+        let groups = lines
+            .iter()
+            .map(|line| packing.get(line).map(|one| one.group));
+        let groups: Vec<Option<u32>> = groups.collect();
+        assert_eq!(groups.iter().flatten().count(), 4, "{groups:?}");
+        lines.sort_by_key(|line| [4, 0, 2, 5, 1, 3][line.index as usize]);
         assert!(
             Packing::of(&text, &mut lines[1..3]).is_none(),
             "no two are alike"
