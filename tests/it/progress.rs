@@ -160,10 +160,15 @@ async fn a_picture_names_what_a_batch_waits_for() {
     server.ended(&batch).await;
 }
 
-async fn what_a_process_told_goes_with_its_lease_and_with_the_batch() {
+async fn what_a_process_told_goes_with_the_batch_and_with_its_lease() {
     let mut server = Server::with(CONFIG).upstream(granting(0)).binary().await;
     let batch = server.create_batch(lines(20), CHAT).await;
-    until(&server, &batch, |picture| picture["running"] == 4).await;
+    server.until_rows("batch_progress", |rows| rows == 1).await;
+    server.simulator.grant(20);
+    server.ended(&batch).await;
+    server.until_rows("batch_progress", |rows| rows == 0).await;
+
+    let batch = server.create_batch(lines(20), CHAT).await;
     server.until_rows("batch_progress", |rows| rows == 1).await;
     server.kill().await;
     server.start_process(Launch::new()).await;
@@ -175,5 +180,5 @@ async fn what_a_process_told_goes_with_its_lease_and_with_the_batch() {
 on_every_engine![
     a_batch_is_told_of_while_it_runs_while_it_is_paused_and_at_its_end,
     a_picture_names_what_a_batch_waits_for,
-    what_a_process_told_goes_with_its_lease_and_with_the_batch,
+    what_a_process_told_goes_with_the_batch_and_with_its_lease,
 ];
