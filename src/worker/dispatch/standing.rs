@@ -184,11 +184,13 @@ fn of_tenant(ledger: &Ledger, tenants: &Tenants, name: &str) -> Option<String> {
 fn of_lane(status: &LaneStatus, lane: &Lane) -> Option<String> {
     let name = &status.name;
     if status.routes.iter().all(|route| route.skipped.is_some()) {
-        // The first route is the one that lines would go by.
-        return status
-            .routes
-            .first()
-            .and_then(|route| of_route(route, name));
+        // A route that is full takes the next line; else the first is the one that lines go by.
+        let is_full = |route: &&RouteStatus| {
+            matches!(route.skipped, Some(Skipped::Full | Skipped::Limit { .. }))
+        };
+        let mut routes = status.routes.iter();
+        let route = routes.find(is_full).or(status.routes.first());
+        return route.and_then(|route| of_route(route, name));
     }
     lane.is_full()
         .then(|| format!("the limit of the model {name}"))

@@ -160,7 +160,10 @@ impl Executor {
             Begun::Answered(answer) => answer.body.len(),
             _ => 0,
         });
-        reservation.grow(answered.sum()).await;
+        let answered: usize = answered.sum();
+        if answered > 0 {
+            reservation.grow(answered).await;
+        }
         let mut outcomes = Vec::new();
         for ((place, _, request), begun) in lines.into_iter().zip(begun) {
             let asking = match begun {

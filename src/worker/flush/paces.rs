@@ -28,10 +28,14 @@ impl Paces {
         pace.tokens.add(count(tokens));
     }
 
-    /// Lines and tokens a second over the last minute, by batch. Forgets the other batches.
+    /// Lines and tokens a second over the last minute, by batch. Forgets the other batches. The pace
+    /// of a batch counts from the first look at it: the time of its first calls is a part of it.
     pub(crate) fn of(&self, batches: &HashSet<Arc<str>>) -> HashMap<Arc<str>, (f64, f64)> {
         let mut paces = self.0.lock().unwrap_or_else(PoisonError::into_inner);
         paces.retain(|batch, _| batches.contains(batch));
+        for batch in batches {
+            paces.entry(Arc::clone(batch)).or_default();
+        }
         let paces = paces.iter();
         paces
             .map(|(batch, pace)| {
