@@ -1,7 +1,8 @@
 //! Answers that are kept to be given to equal requests.
 //!
 //! Whoever writes answers or removes them also writes the totals, in the same transaction: first
-//! the rows of answers in the order of their keys, then those of totals in the order of tenants.
+//! the rows of answers in the order of their keys, then those of totals in the order of tenants, in
+//! one statement. So what makes room for new answers is no part of the transaction that keeps them.
 
 use std::collections::{BTreeMap, HashMap};
 use std::time::Duration;
@@ -64,6 +65,15 @@ pub struct KeptOfTenant {
 pub struct AnswerCount {
     pub answers: i64,
     pub bytes: i64,
+}
+
+/// The tenant with the most bytes, and the bytes of all tenants.
+#[derive(FromRow)]
+struct Most {
+    tenant: String,
+    answers: i64,
+    bytes: i64,
+    all_bytes: i64,
 }
 
 #[derive(FromRow)]
@@ -133,13 +143,12 @@ impl Store {
         Ok(read.collect())
     }
 
-    /// Keeps answers, each in the place of one that was kept under its key, and removes the oldest
-    /// ones of whichever tenant has most while all together have more than `max_bytes`. An answer
-    /// whose file is gone by now is not kept.
+    /// Keeps answers, each in the place of one that was kept under its key. An answer whose file is
+    /// gone by now is not kept.
     ///
     /// # Errors
     /// When the database fails: then none is kept.
-    pub async fn keep_answers(&self, new: &[NewAnswer], max_bytes: u64) -> Result<()> {
+    pub async fn keep_answers(&self, new: &[NewAnswer]) -> Result<()> {
         let mut new: Vec<&NewAnswer> = new.iter().collect();
         new.sort_unstable_by_key(|answer| answer.key);
         if new.is_empty() {
@@ -153,8 +162,50 @@ impl Store {
             changes.add(&tenant, 1, bytes);
         }
         count(&mut tx, changes).await?;
-        make_room(&mut tx, max_bytes, new.len()).await?;
         tx.commit().await
+    }
+
+    /// Removes the oldest answers of whichever tenant has most, in small transactions of one tenant
+    /// each, while all together have more than `max_bytes`: so that a tenant with many answers
+    /// leaves the others theirs.
+    ///
+    /// # Errors
+    /// When the database fails; some may be removed.
+    pub async fn make_room(&self, max_bytes: u64) -> Result<()> {
+        let max_bytes = i64::try_from(max_bytes).unwrap_or(i64::MAX);
+        let of_tenant = sql!("tenant = $1");
+        while let Some(most) = self.most_kept().await? {
+            let over = most.all_bytes - max_bytes;
+            if over <= 0 {
+                break;
+            }
+            // So many as have these bytes, if all have as many.
+            let share = over as f64 / most.bytes as f64;
+            let some = (most.answers as f64 * share).ceil() as i64;
+            let some = some.clamp(EVICTED_MIN, REMOVED_AT_ONCE);
+            let tenant = [&*most.tenant];
+            let removed = self.remove_some(&of_tenant, &[], &tenant, some).await?;
+            if removed.is_empty() {
+                // Others are removing them.
+                break;
+            }
+        }
+        Ok(())
+    }
+
+    /// The tenant with the most bytes. `None`: nothing is kept.
+    async fn most_kept(&self) -> Result<Option<Most>> {
+        Ok(on_pool!(self.writer(), |c| {
+            sqlx::query_as(
+                "-- most_kept
+                 SELECT tenant, answers, bytes,
+                    CAST(SUM(bytes) OVER () AS BIGINT) AS all_bytes
+                 FROM answer_totals WHERE bytes > 0
+                 ORDER BY bytes DESC, tenant LIMIT 1",
+            )
+            .fetch_optional(c)
+            .await?
+        }))
     }
 
     /// Removes answers that are no longer used: kept more than `ttl_ms` milliseconds ago.
@@ -220,17 +271,10 @@ impl Store {
     ) -> Result<AnswerCount> {
         let mut removed = AnswerCount::default();
         loop {
-            let mut tx = self.begin().await?;
-            let remove = removal(&tx, condition, REMOVED_AT_ONCE);
-            let rows: Vec<(String, i64)> = in_tx!(&mut tx, |c| {
-                let remove = sqlx::query_as(remove).persistent(false);
-                let remove = bind_each!(remove, numbers.iter().copied());
-                bind_each!(remove, texts.iter().copied())
-                    .fetch_all(c)
-                    .await?
-            });
+            let rows = self
+                .remove_some(condition, numbers, texts, REMOVED_AT_ONCE)
+                .await?;
             if rows.is_empty() {
-                drop(tx);
                 if !self.has_answers(condition, numbers, texts).await? {
                     return Ok(removed);
                 }
@@ -240,11 +284,32 @@ impl Store {
             }
             removed.answers += rows.len() as i64;
             removed.bytes += rows.iter().map(|(_, bytes)| bytes).sum::<i64>();
-            let mut changes = Changes::default();
-            changes.removed(&rows);
-            count(&mut tx, changes).await?;
-            tx.commit().await?;
         }
+    }
+
+    /// Removes the oldest answers for which a condition holds, in one transaction: `at_once` at
+    /// most. Returns the tenant and the stored bytes of each.
+    async fn remove_some(
+        &self,
+        condition: &Sql,
+        numbers: &[i64],
+        texts: &[&str],
+        at_once: i64,
+    ) -> Result<Vec<(String, i64)>> {
+        let mut tx = self.begin().await?;
+        let remove = removal(&tx, condition, at_once);
+        let rows: Vec<(String, i64)> = in_tx!(&mut tx, |c| {
+            let remove = sqlx::query_as(remove).persistent(false);
+            let remove = bind_each!(remove, numbers.iter().copied());
+            bind_each!(remove, texts.iter().copied())
+                .fetch_all(c)
+                .await?
+        });
+        let mut changes = Changes::default();
+        changes.removed(&rows);
+        count(&mut tx, changes).await?;
+        tx.commit().await?;
+        Ok(rows)
     }
 }
 
@@ -383,37 +448,4 @@ async fn count(tx: &mut Tx, changes: Changes) -> Result<()> {
         bind_rows!(count, rows).execute(c).await?;
     });
     Ok(())
-}
-
-/// Removes the oldest answers of whichever tenant has most, while all together have more than
-/// `max_bytes`: so that a tenant with many answers leaves the others theirs.
-async fn make_room(tx: &mut Tx, max_bytes: u64, written: usize) -> Result<()> {
-    let max_bytes = i64::try_from(max_bytes).unwrap_or(i64::MAX);
-    let at_once = (written as i64).clamp(EVICTED_MIN, REMOVED_AT_ONCE);
-    loop {
-        let totals: Vec<(String, i64)> = in_tx!(&mut *tx, |c| {
-            sqlx::query_as(
-                "-- answer_bytes
-                 SELECT tenant, bytes FROM answer_totals WHERE bytes > 0
-                 ORDER BY bytes DESC, tenant",
-            )
-            .fetch_all(c)
-            .await?
-        });
-        let all: i64 = totals.iter().map(|(_, bytes)| bytes).sum();
-        let Some((tenant, _)) = totals.first().filter(|_| all > max_bytes) else {
-            return Ok(());
-        };
-        let sql = removal(tx, &sql!("tenant = $1"), at_once);
-        let removed: Vec<(String, i64)> = in_tx!(&mut *tx, |c| {
-            sqlx::query_as(sql).bind(tenant).fetch_all(c).await?
-        });
-        if removed.is_empty() {
-            // Others are removing them.
-            return Ok(());
-        }
-        let mut changes = Changes::default();
-        changes.removed(&removed);
-        count(tx, changes).await?;
-    }
 }

@@ -2,9 +2,10 @@
 //! one.
 
 use nightshift::internals::simulate::Options;
+use nightshift::internals::store::Engine;
 use serde_json::{Value, json};
 
-use crate::support::binary::{command, ended};
+use crate::support::binary::{Launch, command, ended};
 use crate::support::metrics::operator;
 use crate::support::session::Session;
 use crate::support::{Api, Batch, CHAT, Server, eventually, granting, ids, on_every_engine};
@@ -379,6 +380,49 @@ async fn the_oldest_answers_of_the_tenant_with_the_most_make_room() {
     assert_eq!(calls, 0);
 }
 
+async fn new_answers_are_kept_before_others_make_room_for_them() {
+    let config = reusing("all").replace("ttl", "max_bytes = 10_000\nttl");
+    let server = Server::with(&config).await;
+    server.other().run(different(60, "b"), EMBEDDINGS).await;
+    eventually("the answers of b take the room", async || {
+        let [bytes, total] = stored(&server, "tenant = 'tenant-b'").await;
+        let is_so = bytes == total && (5_500..=10_000).contains(&bytes);
+        if is_so { Ok(()) } else { Err(bytes) }
+    })
+    .await;
+    // Somebody else is writing the total of b.
+    let mut session = Session::open(&server.database).await;
+    if session.engine() == Engine::Postgres {
+        let lock = "BEGIN; UPDATE answer_totals SET bytes = bytes WHERE tenant = 'tenant-b'";
+        session.execute(lock).await;
+    }
+    server.run(different(20, "a"), EMBEDDINGS).await;
+    server
+        .until_rows("answers WHERE tenant = 'tenant-a'", |rows| rows >= 20)
+        .await;
+    if session.engine() == Engine::Postgres {
+        session.execute("ROLLBACK").await;
+    }
+}
+
+async fn less_room_holds_for_what_is_kept_already_even_if_nothing_is_kept_any_more() {
+    let mut server = Server::with(&reusing("all")).await;
+    server.run(different(60, "a"), EMBEDDINGS).await;
+    until_kept(&server, 60).await;
+    server.stop().await;
+    let file = std::fs::read_to_string(server.config_file()).expect("reads");
+    let less = file.replace("mode = \"all\"", "mode = \"off\"\nmax_bytes = 5_000");
+    std::fs::write(server.config_file(), less).expect("writes");
+    server.start_process(Launch::new()).await;
+    server.until_rows("answers", |rows| rows < 60).await;
+    eventually("they have room", async || {
+        let [bytes, total] = stored(&server, "TRUE").await;
+        let is_so = bytes == total && (1..=5_000).contains(&bytes);
+        if is_so { Ok(()) } else { Err(bytes) }
+    })
+    .await;
+}
+
 async fn operators_see_what_is_kept_and_remove_it() {
     let server = Server::with(&reusing("all")).await;
     let key = operator(&server.database).await;
@@ -473,6 +517,8 @@ on_every_engine!(
     answers_go_with_the_file_that_they_came_from,
     with_nothing_configured_every_line_is_sent,
     the_oldest_answers_of_the_tenant_with_the_most_make_room,
+    new_answers_are_kept_before_others_make_room_for_them,
+    less_room_holds_for_what_is_kept_already_even_if_nothing_is_kept_any_more,
     operators_see_what_is_kept_and_remove_it,
     reuse_begins_and_ends_with_a_reload,
 );

@@ -396,8 +396,13 @@ impl Reuse {
         let Ok(new) = tokio::task::spawn_blocking(compress).await else {
             return Ok(());
         };
+        self.store.keep_answers(&new).await?;
         let max_bytes = self.rules.get().reuse.max_bytes;
-        self.store.keep_answers(&new, max_bytes).await
+        let room = self.store.make_room(max_bytes).await;
+        // They are kept all the same, and the next ones or the clean-up make room.
+        room.inspect_err(|error| tracing::debug!(%error, "no room was made for kept answers"))
+            .ok();
+        Ok(())
     }
 
     /// What was written is found in the store from now on.

@@ -44,8 +44,10 @@ impl Task for CleanUp {
             .purge(now - millis(self.rules.get().removal_grace))
             .await;
         let forgotten = self.store.forget_claims().await;
-        let ttl = self.rules.get().reuse.ttl;
-        let answers = self.store.remove_old_answers(millis(ttl)).await;
+        let reuse = self.rules.get().reuse;
+        let answers = self.store.remove_old_answers(millis(reuse.ttl)).await;
+        // Less may be allowed now than when they were kept.
+        let room = self.store.make_room(reuse.max_bytes).await;
         let replicas = self.store.forget_replicas().await;
         let units = self.store.sweep_units().await;
         let counts = self.store.settle_counts().await;
@@ -64,6 +66,7 @@ impl Task for CleanUp {
         }
         replicas.and(units).and(space)?;
         answers?;
+        room?;
         let (settled, repaired, has_more_usage) = (counts?, backlog?, usage?);
         if repaired > 0 {
             tracing::warn!(
