@@ -88,8 +88,8 @@ pub struct Fault {
 /// Checks a line of an uploaded file for the endpoints that can be batched, with or without its
 /// line end. At most one fault is reported: the first, in the order JSON, `custom_id`, `method`,
 /// `url`, `body`, and in the body the model, the keys that the endpoint requires, streaming,
-/// background mode, the limit of the answer. A key that is null counts as missing. So does an empty `custom_id` or `url`,
-/// and an empty model where a model is required.
+/// background mode, the limit of the answer. A key that is null counts as missing. So does an empty
+/// `custom_id` or `url`, and an empty model where a model is required.
 #[must_use]
 pub fn check(line: &[u8], endpoints: Endpoints) -> Check<'_> {
     if line.iter().all(|&byte| json::is_space(byte)) {

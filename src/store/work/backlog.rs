@@ -203,7 +203,8 @@ fn list_sql(engine: Engine, order: Order, now: &Sql) -> Sql {
             FROM tenants WHERE tenants.tenant IS NOT NULL),
          found AS (
             SELECT w.batch_id, w.model_no, w.model, w.waiting, b.id, b.tenant, b.key_id,
-                b.endpoint, b.input_file_id, b.task, b.reuse, b.details, b.priority, b.created_at, b.expires_at,
+                b.endpoint, b.input_file_id, b.task, b.reuse, b.details, b.priority,
+                b.created_at, b.expires_at,
                 b.total, b.status, b.ending, ROW_NUMBER() OVER (PARTITION BY w.batch_id
                     ORDER BY (w.model_no * $1 + $2) % $3) AS place
             FROM tenants {batches} {models}),
